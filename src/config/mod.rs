@@ -1,0 +1,267 @@
+//! The configuration: raw TOML → validated [`Config`], in which every reference is resolved.
+//!
+//! A `Config` that exists is valid: no later stage checks it again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::flow::{Addr, GroupId, PortId, Protocol};
+
+/// The whole configuration of one unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[node]`
+    pub node: Node,
+    /// `[[port]]`, indexed by [`PortId`]; 1 to 64 of them.
+    pub ports: Vec<Port>,
+    /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`.
+    pub groups: Vec<Group>,
+    /// `[[policy]]`, indexed by `PolicyId`; the first match wins.
+    pub policies: Vec<Policy>,
+    /// `[[nat-pool]]`
+    pub nat_pools: Vec<NatPool>,
+    /// `[[forward]]`
+    pub forwards: Vec<Forward>,
+    /// `[timeouts]`
+    pub timeouts: Timeouts,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[ha]`; without it the gateway is standalone.
+    pub ha: Option<Ha>,
+}
+
+/// `[node]`: this unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// `name`
+    pub name: String,
+    /// `key`, absolute or relative to the working directory.
+    pub key: Option<PathBuf>,
+    /// `control-socket`, default `/run/tandemgw/<name>.sock`.
+    pub control_socket: PathBuf,
+    /// `max-sessions`, default 1 048 576; 1024 to 16 777 216.
+    pub max_sessions: u32,
+    /// `routing-table`: number of the first of the routing tables and rule priorities that steer
+    /// packets, one a port; default 7700.
+    pub routing_table: u32,
+}
+
+/// `[[port]]`: an interface whose packets the gateway handles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// `name`, at most 11 bytes so that `tgw-<name>` is an interface name.
+    pub name: String,
+    /// `interface`
+    pub interface: String,
+    /// `virtual-addresses` with their prefix lengths.
+    pub virtual_addresses: Vec<VirtualAddress>,
+    /// `source-check`, default true: drop a packet whose source the routing expects on another port.
+    pub source_check: bool,
+}
+
+/// An address that the gateway answers for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VirtualAddress {
+    /// The address.
+    pub addr: Addr,
+    /// The network on the link.
+    pub network: IpNet,
+    /// The group that it moves with.
+    pub group: GroupId,
+}
+
+/// `[[group]]`: virtual addresses that move as one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// `name`
+    pub name: String,
+    /// `priority`, overriding that of `[ha]`.
+    pub priority: Option<u8>,
+}
+
+/// `[[policy]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// `name`, unique.
+    pub name: String,
+    /// `from`: ports that a session may come in by; empty means any.
+    pub from: Vec<PortId>,
+    /// `to`: ports that it may leave by; empty means any.
+    pub to: Vec<PortId>,
+    /// `source`; empty means any.
+    pub source: Vec<IpNet>,
+    /// `destination`; empty means any.
+    pub destination: Vec<IpNet>,
+    /// `service`; empty means any.
+    pub service: Vec<Service>,
+    /// `action`
+    pub action: Action,
+    /// `nat` and `nat-pool`
+    pub nat: Nat,
+    /// `log`: log the start and the end of each session; default false.
+    pub log: bool,
+    /// `pickup-guarantee`, overriding that of `[ha]`.
+    pub pickup_guarantee: Option<PickupGuarantee>,
+}
+
+/// What a service of a policy matches: `tcp/443`, `tcp/8000-8099`, `udp/53`, `icmp`, `gre`, `proto/47`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// First and last destination port, for TCP and UDP; `None` means any.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// `action`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Forward, and keep a session.
+    Accept,
+    /// Discard silently.
+    Drop,
+    /// Discard and tell the sender: TCP reset, or ICMP administratively prohibited.
+    Reject,
+}
+
+/// Source translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nat {
+    /// None.
+    Off,
+    /// To the first virtual address of the packet's family on the port that it leaves by.
+    Egress,
+    /// To a pool: an index into [`Config::nat_pools`].
+    Pool(usize),
+}
+
+/// `[[nat-pool]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct NatPool {
+    /// `name`
+    pub name: String,
+    /// `addresses`, ranges expanded; at most 4096.
+    pub addresses: Vec<Addr>,
+    /// `ports`, first and last; default 1024-65535.
+    pub ports: (u16, u16),
+}
+
+/// `[[forward]]`: destination translation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    /// `name`
+    pub name: String,
+    /// `port` that the connections come in by.
+    pub port: PortId,
+    /// `protocol`: TCP or UDP.
+    pub protocol: Protocol,
+    /// `external`: a virtual address, or one of a pool, and a port.
+    pub external: (Addr, u16),
+    /// `internal`: the server.
+    pub internal: (Addr, u16),
+}
+
+/// `[timeouts]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `tcp-established`, default 7440 s (RFC 5382, REQ-5).
+    pub tcp_established: Duration,
+    /// `tcp-transitory`: handshake and closing, default 240 s (RFC 5382, REQ-5).
+    pub tcp_transitory: Duration,
+    /// `tcp-syn`: a SYN without an answer, default 30 s.
+    pub tcp_syn: Duration,
+    /// `tcp-time-wait`: after both FINs, default 120 s.
+    pub tcp_time_wait: Duration,
+    /// `tcp-reset`: after a reset, default 10 s.
+    pub tcp_reset: Duration,
+    /// `udp`: both directions seen, default 300 s (RFC 4787, REQ-5).
+    pub udp: Duration,
+    /// `udp-unreplied`, default 120 s (RFC 4787, REQ-5: not less).
+    pub udp_unreplied: Duration,
+    /// `icmp`, default 60 s (RFC 5508, REQ-2).
+    pub icmp: Duration,
+    /// `other`: other protocols, default 600 s.
+    pub other: Duration,
+}
+
+/// `[limits]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `half-open-per-source`: sessions of one source (IPv6: of one /64) without an answer yet;
+    /// default 4096, 0 means no limit.
+    pub half_open_per_source: u32,
+    /// `icmp-errors-per-second`: errors that the gateway itself makes; default 1000.
+    pub icmp_errors_per_second: u32,
+    /// `tcp-pickup`: take up TCP sessions in their middle; default off without `[ha]`.
+    pub tcp_pickup: bool,
+}
+
+/// `[ha]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ha {
+    /// `group-id`, 1 to 255: units with the same one belong together.
+    pub group_id: u8,
+    /// `priority`, 0 to 255, default 128; the highest wins.
+    pub priority: u8,
+    /// `override`, default false: a unit of higher priority takes over from one that runs well.
+    pub override_: bool,
+    /// `heartbeat-interval`, default 20 ms; 1 ms to 10 s.
+    pub heartbeat_interval: Duration,
+    /// `heartbeat-lost-threshold`, default 5; 2 to 60.
+    pub heartbeat_lost_threshold: u32,
+    /// `monitor`: ports that must be up.
+    pub monitor: Vec<PortId>,
+    /// `session-pickup`, default true: replicate TCP sessions (and those of other protocols that
+    /// have a connection).
+    pub session_pickup: bool,
+    /// `session-pickup-connectionless`, default true: replicate UDP and ICMP sessions as well.
+    pub session_pickup_connectionless: bool,
+    /// `session-pickup-delay`, default 0: replicate only sessions that live longer.
+    pub session_pickup_delay: Duration,
+    /// `pickup-guarantee`, default off.
+    pub pickup_guarantee: PickupGuarantee,
+    /// `pickup-guarantee-wait`, default 10 ms.
+    pub pickup_guarantee_wait: Duration,
+    /// `gratuitous-arps`: repeats of the announcement, default 5; 1 to 60.
+    pub gratuitous_arps: u32,
+    /// `gratuitous-arp-interval`, default 1 s.
+    pub gratuitous_arp_interval: Duration,
+    /// `[[ha.link]]`, at least one.
+    pub links: Vec<HaLink>,
+    /// `[[ha.peer]]`, at least one.
+    pub peers: Vec<HaPeer>,
+}
+
+/// `[[ha.link]]`: an interface for heartbeats and replication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HaLink {
+    /// `interface`
+    pub interface: String,
+    /// `listen`
+    pub listen: SocketAddr,
+}
+
+/// `[[ha.peer]]`: another unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HaPeer {
+    /// `name` of its node.
+    pub name: String,
+    /// `addresses`, one a link, in the order of the links.
+    pub addresses: Vec<SocketAddr>,
+    /// `public-key`, 32 bytes, as `tandemgw pubkey` prints it (base64).
+    pub public_key: [u8; 32],
+}
+
+/// How long the first packet of a session waits for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PickupGuarantee {
+    /// Not at all.
+    Off,
+    /// Until the peer has it or the wait is over; then it goes, and is counted.
+    Bounded,
+    /// Until the peer has it; dropped when the wait is over.
+    Strict,
+}

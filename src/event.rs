@@ -1,0 +1,177 @@
+//! The whole boundary between core and shell on one page: what goes in, what comes out.
+
+use crate::flow::{Addr, PortId};
+
+/// What the kernel says about a packet beside its bytes (`struct virtio_net_hdr`, VIRTIO 1.2,
+/// section 5.1.6), as far as the core must know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The transport checksum field holds the uncomplemented sum of the pseudo-header only; whoever
+    /// sends the packet on the wire completes it (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    pub partial_checksum: bool,
+    /// The kernel has verified the transport checksum (`VIRTIO_NET_HDR_F_DATA_VALID`).
+    pub checksum_verified: bool,
+    /// Transport payload bytes of each segment of a super-packet; 0 for an ordinary packet.
+    pub segment_size: u16,
+}
+
+/// What is to happen to the packet that was just handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Write the same, edited buffer back to the TUN that it came from: the kernel routes it on.
+    Forward,
+    /// Discard it; the reason is already counted.
+    Drop(DropReason),
+    /// The gateway took it: it was answered, or it waits. Nothing is to be written.
+    Consumed,
+}
+
+/// An effect that the shell carries out; drained by `Gateway::poll_output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// An IP packet without offloads, to be written to the TUN of `port`.
+    Packet {
+        /// The port whose TUN takes it.
+        port: PortId,
+        /// The packet from its IP header on.
+        bytes: Vec<u8>,
+    },
+    /// An Ethernet frame to be sent out of the interface of `port`.
+    Frame {
+        /// The port whose interface sends it.
+        port: PortId,
+        /// The frame from its destination address on, without FCS.
+        bytes: Vec<u8>,
+    },
+}
+
+/// The state of the interface of a port, as the kernel reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// Administratively up and with carrier.
+    pub up: bool,
+    /// The MTU in bytes of IP.
+    pub mtu: u32,
+    /// The hardware address.
+    pub mac: [u8; 6],
+}
+
+/// A change of the kernel's routing that the core mirrors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteChange {
+    /// Forget all routes: a fresh dump follows.
+    Reset,
+    /// A route was added, or replaced one of the same destination and metric.
+    Add(Route),
+    /// A route is gone.
+    Remove(Route),
+}
+
+/// A route of the kernel's main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination network.
+    pub destination: ipnet::IpNet,
+    /// Metric (IPv4) or priority (IPv6); the lowest wins.
+    pub metric: u32,
+    /// Where it leads.
+    pub target: RouteTarget,
+    /// The route's own MTU, if it sets one.
+    pub mtu: Option<u32>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteTarget {
+    /// Out of the interface of a port.
+    Port {
+        /// The port.
+        port: PortId,
+        /// The next hop; none if the destination is on the link.
+        gateway: Option<Addr>,
+    },
+    /// Out of an interface that is no port of the gateway: nothing is forwarded there.
+    Elsewhere,
+    /// Nowhere: blackhole, unreachable, prohibit.
+    Unreachable,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a packet was dropped. Each has a counter, shown by `tandemgw status`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $variant,)* }
+
+        impl DropReason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+
+            /// The name that the operator sees.
+            pub fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than its headers say, or too short to have any.
+    Truncated = "truncated",
+    /// A header field has a value that no sender may use.
+    Malformed = "malformed",
+    /// A transport checksum that is wrong, in a packet that would change a session's state.
+    BadChecksum = "bad-checksum",
+    /// An address that can't be a source or destination here (RFC 6890), or a source route.
+    Martian = "martian",
+    /// The source belongs to another port than the one it came from (RFC 3704).
+    SpoofedSource = "spoofed-source",
+    /// Multicast, broadcast or link-local: not forwarded.
+    NotForwardable = "not-forwardable",
+    /// No policy accepts it.
+    NoPolicy = "no-policy",
+    /// A policy with action `drop`.
+    PolicyDrop = "policy-drop",
+    /// A policy with action `reject`.
+    PolicyReject = "policy-reject",
+    /// The kernel has no route to the destination.
+    NoRoute = "no-route",
+    /// The route leads out of an interface that is no port.
+    NotAPort = "not-a-port",
+    /// The interface that it would leave by is down.
+    PortDown = "port-down",
+    /// For a virtual address of ours, on which nothing listens.
+    NoListener = "no-listener",
+    /// TCP that belongs to no session and opens none.
+    TcpNoSession = "tcp-no-session",
+    /// A combination of TCP flags that nothing sends.
+    TcpFlags = "tcp-flags",
+    /// TCP outside of the window (RFC 9293, section 3.10.7.4; RFC 5961).
+    TcpWindow = "tcp-window",
+    /// A SYN, or an answer to it, in a session that is past it (RFC 5961, section 4).
+    TcpUnexpectedSyn = "tcp-unexpected-syn",
+    /// An ICMP error about a packet of no session, or one that no session sent.
+    IcmpUnrelated = "icmp-unrelated",
+    /// An ICMP message other than echo and errors.
+    IcmpUnsupported = "icmp-unsupported",
+    /// The session table is full, and no unreplied session could be dropped early.
+    TableFull = "table-full",
+    /// The source has too many half-open sessions.
+    HalfOpenLimit = "half-open-limit",
+    /// No free port or identifier to translate to.
+    NatExhausted = "nat-exhausted",
+    /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.
+    TooBig = "too-big",
+    /// The hop limit ran out.
+    HopLimit = "hop-limit",
+    /// A fragment that overlaps another (RFC 5722; RFC 1858).
+    FragmentOverlap = "fragment-overlap",
+    /// A fragment whose first fragment did not come in time, or for which there was no room.
+    FragmentOrphan = "fragment-orphan",
+    /// This unit is not primary for the address.
+    NotPrimary = "not-primary",
+    /// The kernel did not take the packet.
+    WriteFailed = "write-failed",
+    /// The session was ended by the operator or by a changed policy.
+    SessionCleared = "session-cleared",
+}

@@ -1,0 +1,218 @@
+//! The vocabulary that all modules share: addresses, flow keys, directions, and the small ids.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address of either family, in 16 bytes.
+///
+/// IPv4 is held IPv4-mapped (RFC 4291, section 2.5.5.2), so that one code path serves both families.
+/// A packet of IPv6 that carries a mapped address is dropped as martian, so the two can't be confused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Addr([u8; 16]);
+
+impl Addr {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+    /// The address of four bytes in network order.
+    pub const fn v4(b: [u8; 4]) -> Addr {
+        Addr([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
+        ])
+    }
+
+    /// The address of sixteen bytes in network order.
+    pub const fn v6(octets: [u8; 16]) -> Addr {
+        Addr(octets)
+    }
+
+    /// Whether this is an IPv4 address.
+    pub fn is_v4(&self) -> bool {
+        self.0[..12] == Self::MAPPED
+    }
+
+    /// The family of this address.
+    pub fn family(&self) -> Family {
+        if self.is_v4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// All sixteen bytes, mapped if IPv4.
+    pub const fn octets(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The bytes as they stand in a packet: four or sixteen.
+    pub fn wire(&self) -> &[u8] {
+        if self.is_v4() { &self.0[12..] } else { &self.0 }
+    }
+
+    /// The last four bytes: the whole address if IPv4.
+    pub fn last4(&self) -> [u8; 4] {
+        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    }
+
+    /// The unspecified address of `family` (0.0.0.0 or ::).
+    pub const fn unspecified(family: Family) -> Addr {
+        match family {
+            Family::V4 => Addr::v4([0; 4]),
+            Family::V6 => Addr([0; 16]),
+        }
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Addr {
+        match ip {
+            IpAddr::V4(ip) => Addr::v4(ip.octets()),
+            IpAddr::V6(ip) => Addr(ip.octets()),
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(addr: Addr) -> IpAddr {
+        if addr.is_v4() {
+            IpAddr::V4(Ipv4Addr::from(addr.last4()))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(addr.0))
+        }
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        IpAddr::from(*self).fmt(f)
+    }
+}
+
+impl fmt::Debug for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4 (RFC 791).
+    V4,
+    /// IPv6 (RFC 8200).
+    V6,
+}
+
+/// An IP protocol number (IANA "Assigned Internet Protocol Numbers").
+///
+/// ICMP for IPv6 is held as [`Protocol::ICMP`] in a [`FlowKey`]: the family tells them apart, and
+/// policies, timeouts and rendering need only one case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// ICMP of either family.
+    pub const ICMP: Protocol = Protocol(1);
+    /// TCP.
+    pub const TCP: Protocol = Protocol(6);
+    /// UDP.
+    pub const UDP: Protocol = Protocol(17);
+    /// ICMPv6, as it stands on the wire only.
+    pub const ICMPV6: Protocol = Protocol(58);
+
+    /// Whether flows of this protocol have ports, or an ICMP identifier in their place.
+    pub fn has_ports(self) -> bool {
+        matches!(self, Protocol::ICMP | Protocol::TCP | Protocol::UDP)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Protocol::ICMP => f.write_str("icmp"),
+            Protocol::TCP => f.write_str("tcp"),
+            Protocol::UDP => f.write_str("udp"),
+            Protocol(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// What makes packets one flow: addresses, ports and protocol, as seen in one direction.
+///
+/// An ICMP echo request has its identifier as source port and destination port 0; the reply has it as
+/// destination port and source port 0, so that [`FlowKey::reply`] holds for ICMP too. Protocols
+/// without ports have both ports 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port, or see above.
+    pub src_port: u16,
+    /// Destination port, or see above.
+    pub dst_port: u16,
+    /// IP protocol.
+    pub protocol: Protocol,
+}
+
+impl FlowKey {
+    /// The key that packets in the other direction have.
+    pub fn reply(&self) -> FlowKey {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+impl fmt::Display for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoint = |f: &mut fmt::Formatter<'_>, addr: Addr, port| match addr.family() {
+            _ if !self.protocol.has_ports() => write!(f, "{addr}"),
+            Family::V4 => write!(f, "{addr}:{port}"),
+            Family::V6 => write!(f, "[{addr}]:{port}"),
+        };
+        write!(f, "{} ", self.protocol)?;
+        endpoint(f, self.src, self.src_port)?;
+        f.write_str(" -> ")?;
+        endpoint(f, self.dst, self.dst_port)
+    }
+}
+
+/// The direction of a packet within its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The direction of the packet that opened the session.
+    Original = 0,
+    /// The other one.
+    Reply = 1,
+}
+
+impl Direction {
+    /// The other direction.
+    pub fn flip(self) -> Direction {
+        match self {
+            Direction::Original => Direction::Reply,
+            Direction::Reply => Direction::Original,
+        }
+    }
+}
+
+/// A port of the gateway: the index of its `[[port]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u8);
+
+impl PortId {
+    /// As an index into a list that is parallel to the configured ports.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A policy: the index of its `[[policy]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyId(pub u16);
+
+/// A group of virtual addresses that moves as one: an index into the configured groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u8);

@@ -1,0 +1,79 @@
+//! The core's clock: it is told the time, it never asks for it.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+/// A point of monotonic time, in nanoseconds since an arbitrary start.
+///
+/// Only differences have a meaning. The shell reads the clock once a wake and hands the value down;
+/// the simulator hands down virtual time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(u64);
+
+impl Time {
+    /// The start of time.
+    pub const ZERO: Time = Time(0);
+
+    /// A point `nanos` nanoseconds after [`Time::ZERO`].
+    pub const fn from_nanos(nanos: u64) -> Time {
+        Time(nanos)
+    }
+
+    /// Nanoseconds since [`Time::ZERO`].
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time that has passed since `earlier`; zero if `earlier` is later.
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The coarse stamp that sessions carry.
+    pub fn tick(self) -> Tick {
+        Tick((self.0 / Tick::NANOS) as u32)
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Time;
+
+    fn add(self, duration: Duration) -> Time {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Time(self.0.saturating_add(nanos))
+    }
+}
+
+impl Sub<Time> for Time {
+    type Output = Duration;
+
+    fn sub(self, earlier: Time) -> Duration {
+        self.since(earlier)
+    }
+}
+
+/// A point of time in units of 100 ms: four bytes a stamp, and 13 years until it wraps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    const NANOS: u64 = 100_000_000;
+
+    /// Later than every point of time that occurs.
+    pub const NEVER: Tick = Tick(u32::MAX);
+
+    /// The number of ticks in `duration`, rounded up.
+    pub fn count(duration: Duration) -> u32 {
+        u32::try_from(duration.as_nanos().div_ceil(u128::from(Self::NANOS))).unwrap_or(u32::MAX)
+    }
+
+    /// The tick `count` ticks later, short of [`Tick::NEVER`].
+    pub fn after(self, count: u32) -> Tick {
+        Tick(self.0.saturating_add(count).min(u32::MAX - 1))
+    }
+
+    /// The time from `earlier` until this tick; zero if `earlier` is later.
+    pub fn since(self, earlier: Tick) -> Duration {
+        Duration::from_nanos(u64::from(self.0.saturating_sub(earlier.0)) * Self::NANOS)
+    }
+}
