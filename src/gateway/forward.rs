@@ -1,0 +1,142 @@
+//! Packets of known sessions: the hot path.
+
+use crate::event::{DropReason, Verdict};
+use crate::flow::{Direction, Family, PortId, Protocol};
+use crate::packet::build::{self, ErrorKind};
+use crate::packet::{self, Kind};
+use crate::session::{SessionId, Tracker, tcp};
+
+use super::{Gateway, Packet, Role};
+
+impl Gateway {
+    /// Tracks, translates and forwards a packet of a session.
+    pub(super) fn forward_in_session(
+        &mut self,
+        mut packet: Packet<'_>,
+        id: SessionId,
+        direction: Direction,
+    ) -> Verdict {
+        let Some(session) = self.table.get(id) else {
+            return Verdict::Drop(DropReason::TcpNoSession);
+        };
+        let (ingress, egress) = session.ports(direction);
+        if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
+            return Verdict::Drop(DropReason::SpoofedSource);
+        }
+        if self.roles[usize::from(session.group.0)] != Role::Primary {
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
+        if let Err(reason) = self.track(&packet, id, direction) {
+            return Verdict::Drop(reason);
+        }
+        self.send_in_session(&mut packet, id, direction, egress)
+    }
+
+    /// Lets the session's tracker judge the packet, and accounts for it.
+    fn track(
+        &mut self,
+        packet: &Packet<'_>,
+        id: SessionId,
+        direction: Direction,
+    ) -> Result<(), DropReason> {
+        let Some(session) = self.table.get_mut(id) else {
+            return Err(DropReason::TcpNoSession);
+        };
+        if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) =
+            (packet.parsed.kind, &mut session.tracker)
+        {
+            if segment.changes_state()
+                && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
+            {
+                return Err(DropReason::BadChecksum);
+            }
+            match tracker.handle(direction, &segment)? {
+                tcp::Change::None => {}
+                tcp::Change::State | tcp::Change::Reopened => {
+                    self.table.state_changed(id, packet.now.tick(), &self.timeouts);
+                }
+            }
+        }
+        self.touch(packet, id, direction);
+        Ok(())
+    }
+
+    fn touch(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
+        let Some(session) = self.table.get_mut(id) else { return };
+        let side = direction as usize;
+        session.last_seen = packet.now.tick();
+        session.packets[side] += 1;
+        session.bytes[side] += u64::from(packet.parsed.total_len);
+        if direction == Direction::Reply && !session.is_replied() {
+            session.set_replied();
+            if session.is_half_open() {
+                session.set_half_open(false);
+                let source = session.src;
+                self.half_open.remove(&source);
+            }
+            self.table.state_changed(id, packet.now.tick(), &self.timeouts);
+        }
+    }
+
+    /// The last part of each forwarded packet's way: translation, size, hop count.
+    pub(super) fn send_in_session(
+        &mut self,
+        packet: &mut Packet<'_>,
+        id: SessionId,
+        direction: Direction,
+        egress: PortId,
+    ) -> Verdict {
+        let link = self.links[egress.index()];
+        if !link.up {
+            return Verdict::Drop(DropReason::PortDown);
+        }
+        if packet.parsed.largest_segment(packet.offload) > link.mtu && packet.parsed.dont_fragment {
+            self.answer_error(packet, ErrorKind::TooBig { mtu: link.mtu });
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        let Some(session) = self.table.get(id) else {
+            return Verdict::Drop(DropReason::TcpNoSession);
+        };
+        let to = session.translated(direction, &self.book);
+        packet::translate(packet.bytes, &packet.parsed, packet.offload, &to);
+        packet::add_hop_limit(packet.bytes, packet.parsed.family);
+        Verdict::Forward
+    }
+
+    /// Tells the sender of `packet` why it was not forwarded, within the limits for such answers.
+    pub(super) fn answer_error(&mut self, packet: &Packet<'_>, kind: ErrorKind) {
+        if !build::may_answer(packet.bytes, &packet.parsed) || !self.icmp_limiter.allow(packet.now)
+        {
+            return;
+        }
+        let family = packet.parsed.family;
+        let Some(from) = self.own_address(packet.port, family) else { return };
+        let bytes = build::icmp_error(kind, from, packet.bytes, &packet.parsed);
+        self.send_packet(packet.port, bytes);
+    }
+
+    /// Refuses a packet the way its protocol expects: a TCP reset, or an ICMP error.
+    pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, kind: ErrorKind) {
+        if packet.parsed.key.protocol != Protocol::TCP {
+            return self.answer_error(packet, kind);
+        }
+        if build::may_answer(packet.bytes, &packet.parsed) && self.icmp_limiter.allow(packet.now) {
+            if let Some(reset) = build::tcp_reset(packet.bytes, &packet.parsed) {
+                self.send_packet(packet.port, reset);
+            }
+        }
+    }
+
+    pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
+        self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+
+    /// The error that says "administratively prohibited" or "no route" in `family`'s terms is chosen
+    /// by the builder; this only names the smallest MTU that the family guarantees.
+    pub(super) fn minimum_mtu(family: Family) -> u32 {
+        match family {
+            Family::V4 => 68,
+            Family::V6 => 1280,
+        }
+    }
+}
