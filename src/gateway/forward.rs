@@ -1,7 +1,7 @@
 //! Packets of known sessions: the hot path.
 
 use crate::event::{DropReason, Verdict};
-use crate::flow::{Direction, Family, PortId, Protocol};
+use crate::flow::{Direction, FlowKey, PortId, Protocol};
 use crate::packet::build::{self, ErrorKind};
 use crate::packet::{self, Kind};
 use crate::session::{SessionId, Tracker, tcp};
@@ -19,7 +19,7 @@ impl Gateway {
         let Some(session) = self.table.get(id) else {
             return Verdict::Drop(DropReason::TcpNoSession);
         };
-        let (ingress, egress) = session.ports(direction);
+        let (ingress, _) = session.ports(direction);
         if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
@@ -29,7 +29,7 @@ impl Gateway {
         if let Err(reason) = self.track(&packet, id, direction) {
             return Verdict::Drop(reason);
         }
-        self.send_in_session(&mut packet, id, direction, egress)
+        self.send_in_session(&mut packet, id, direction)
     }
 
     /// Lets the session's tracker judge the packet, and accounts for it.
@@ -78,27 +78,36 @@ impl Gateway {
         }
     }
 
-    /// The last part of each forwarded packet's way: translation, size, hop count.
     pub(super) fn send_in_session(
         &mut self,
         packet: &mut Packet<'_>,
         id: SessionId,
         direction: Direction,
+    ) -> Verdict {
+        let Some(session) = self.table.get(id) else {
+            return Verdict::Drop(DropReason::TcpNoSession);
+        };
+        let to = session.translated(direction, &self.book);
+        let (_, egress) = session.ports(direction);
+        self.send(packet, &to, egress)
+    }
+
+    /// The last part of each forwarded packet's way: size, translation, hop count.
+    pub(super) fn send(
+        &mut self,
+        packet: &mut Packet<'_>,
+        to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
         let link = self.links[egress.index()];
         if !link.up {
             return Verdict::Drop(DropReason::PortDown);
         }
-        if packet.parsed.largest_segment(packet.offload) > link.mtu && packet.parsed.dont_fragment {
+        if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
             self.answer_error(packet, ErrorKind::TooBig { mtu: link.mtu });
             return Verdict::Drop(DropReason::TooBig);
         }
-        let Some(session) = self.table.get(id) else {
-            return Verdict::Drop(DropReason::TcpNoSession);
-        };
-        let to = session.translated(direction, &self.book);
-        packet::translate(packet.bytes, &packet.parsed, packet.offload, &to);
+        packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
         Verdict::Forward
     }
@@ -129,14 +138,5 @@ impl Gateway {
 
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
-    }
-
-    /// The error that says "administratively prohibited" or "no route" in `family`'s terms is chosen
-    /// by the builder; this only names the smallest MTU that the family guarantees.
-    pub(super) fn minimum_mtu(family: Family) -> u32 {
-        match family {
-            Family::V4 => 68,
-            Family::V6 => 1280,
-        }
     }
 }

@@ -13,7 +13,7 @@ impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
     pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
         let key = packet.parsed.key;
-        if packet::martian(&key) || !packet::forwardable(&key.src) {
+        if packet::martian(&key) || !packet::forwardable(key.src) {
             return Verdict::Drop(DropReason::Martian);
         }
         if !self.nat.group_of_address(&key.dst).is_some_and(|group| self.is_primary(group)) {

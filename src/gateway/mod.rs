@@ -63,6 +63,22 @@ struct Packet<'a> {
     parsed: Parsed,
 }
 
+impl Packet<'_> {
+    /// The length of the packet on the wire; of its largest segment if it is a super-packet.
+    fn wire_len(&self) -> u32 {
+        match (self.offload.segment_size, self.parsed.kind) {
+            (0, _) => self.parsed.total_len,
+            (size, Kind::Tcp(segment)) => {
+                self.parsed.total_len - segment.payload_len + u32::from(size)
+            }
+            (size, _) => u32::from(self.parsed.header_len) + UDP_HEADER + u32::from(size),
+        }
+    }
+}
+
+/// Bytes of a UDP header (RFC 768).
+const UDP_HEADER: u32 = 8;
+
 /// The state machine of one unit.
 pub struct Gateway {
     config: Config,
@@ -75,7 +91,7 @@ pub struct Gateway {
     table: Table,
     half_open: HalfOpen,
     timeouts: TimeoutTicks,
-    fragments: Fragments<(SessionId, Direction)>,
+    fragments: Fragments<fragment::Onward>,
     announcer: Announcer,
     icmp_limiter: Limiter,
     random: Random,
@@ -137,10 +153,10 @@ impl Gateway {
     }
 
     fn handle_parsed(&mut self, packet: Packet<'_>) -> Verdict {
-        if packet.parsed.fragment.is_some() {
-            return self.handle_fragment(packet);
+        match packet.parsed.fragment {
+            None => self.handle_whole(packet),
+            Some(fragment) => self.handle_fragment(packet, fragment),
         }
-        self.handle_whole(packet)
     }
 
     /// A packet whose transport header is known.

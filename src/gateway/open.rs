@@ -40,7 +40,7 @@ impl Gateway {
             return self.handle_local(packet);
         }
         match self.try_open(&packet) {
-            Ok((id, egress)) => self.send_in_session(&mut packet, id, Direction::Original, egress),
+            Ok(id) => self.send_in_session(&mut packet, id, Direction::Original),
             Err(Refused { reason, answer }) => {
                 if let Some(kind) = answer {
                     self.answer_refusal(&packet, kind);
@@ -50,15 +50,14 @@ impl Gateway {
         }
     }
 
-    fn try_open(&mut self, packet: &Packet<'_>) -> Result<(SessionId, PortId), Refused> {
+    fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         self.check_addresses(packet)?;
         let plan = self.plan(packet)?;
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
         }
-        let id = self.insert(packet, &plan, tracker)?;
-        Ok((id, plan.egress))
+        Ok(self.insert(packet, &plan, tracker)?)
     }
 
     /// Martian, unforwardable and spoofed addresses (RFC 6890, RFC 3704).
@@ -67,7 +66,7 @@ impl Gateway {
         if packet::martian(key) {
             return Err(DropReason::Martian);
         }
-        if !packet::forwardable(&key.src) || !packet::forwardable(&key.dst) {
+        if !packet::forwardable(key.src) || !packet::forwardable(key.dst) {
             return Err(DropReason::NotForwardable);
         }
         let port = &self.config.ports[packet.port.index()];
@@ -116,8 +115,8 @@ impl Gateway {
         }
     }
 
-    fn judge(&self, decision: Decision) -> Result<(PolicyId, NatMode), Refused> {
-        let Decision::Match { policy, action, nat } = decision else {
+    fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, NatMode), Refused> {
+        let Some(Decision { policy, action, nat }) = decision else {
             return Err(DropReason::NoPolicy.into());
         };
         match action {

@@ -3,8 +3,9 @@
 //! Sessions do not look at routes a packet; instead the whole table is passed once after a change, a
 //! bounded piece at a time.
 
+use crate::config::{Action, Nat};
 use crate::event::RouteTarget;
-use crate::flow::PortId;
+use crate::flow::{Direction, PortId};
 use crate::policy::Decision;
 use crate::session::SessionId;
 use crate::time::Time;
@@ -72,12 +73,9 @@ impl Gateway {
 
     fn inspect(&self, id: SessionId) -> Finding {
         let Some(session) = self.table.get(id) else { return Finding::Fine };
-        let key = {
-            let mut key = session.key(crate::flow::Direction::Original, &self.book);
-            let leaving = session.translated(crate::flow::Direction::Original, &self.book);
-            (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
-            key
-        };
+        let leaving = session.translated(Direction::Original, &self.book);
+        let mut key = session.key(Direction::Original, &self.book);
+        (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
         let egress = match self.fib.lookup(&key.dst).map(|hop| hop.target) {
             Some(RouteTarget::Port { port, .. }) => port,
             // The route may come back: the link went down for a moment. Nothing can leak meanwhile,
@@ -92,11 +90,7 @@ impl Gateway {
             return Finding::Gone("route-changed");
         }
         match self.ruleset.decide(session.in_port, egress, &key) {
-            Decision::Match { action: crate::config::Action::Accept, nat, .. }
-                if nat == crate::config::Nat::Off =>
-            {
-                Finding::Moved(egress)
-            }
+            Some(Decision { action: Action::Accept, nat: Nat::Off, .. }) => Finding::Moved(egress),
             _ => Finding::Gone("route-changed"),
         }
     }
