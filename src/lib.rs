@@ -4,4 +4,5 @@ pub mod config;
 pub mod event;
 pub mod flow;
 pub mod os;
+pub mod packet;
 pub mod time;
