@@ -3,4 +3,7 @@
 pub mod config;
 pub mod event;
 pub mod flow;
+pub mod fragment;
+pub mod policy;
+pub mod route;
 pub mod time;
