@@ -50,7 +50,7 @@ pub enum Answer {
 }
 
 /// Slots of the table looked at in one piece: some 100 µs.
-const PIECE: usize = 256;
+const PIECE: u32 = 256;
 
 impl Answer {
     /// Begins to answer a request line; writes the first piece to `out`.
@@ -82,17 +82,17 @@ impl Answer {
     /// Writes the next piece to `out`; does nothing once all is said.
     pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) {
         let Answer::Sessions { cursor, left, filter } = self else { return };
-        let mut seen = 0;
-        for session in gateway.sessions_from(*cursor, now).take(PIECE) {
-            seen += 1;
-            *cursor = session.id + 1;
-            if filter.matches(&session, gateway) && *left > 0 {
-                *left -= 1;
-                let _ = writeln!(out, "{}", status::session(&session, gateway));
+        let (sessions, next) = gateway.page(*cursor, PIECE, now);
+        for session in sessions.filter(|session| filter.matches(session, gateway)) {
+            if *left == 0 {
+                break;
             }
+            *left -= 1;
+            let _ = writeln!(out, "{}", status::session(&session, gateway));
         }
-        if seen < PIECE || *left == 0 {
-            *self = done(out);
+        match next {
+            Some(next) if *left > 0 => *cursor = next,
+            _ => *self = done(out),
         }
     }
 

@@ -3,8 +3,8 @@
 use crate::event::{DropReason, Verdict};
 use crate::flow::{Direction, FlowKey, PortId, Protocol};
 use crate::packet::build::{self, ErrorKind};
-use crate::packet::{self, Kind};
-use crate::session::{SessionId, Tracker, tcp};
+use crate::packet::{self, Kind, TcpFlags};
+use crate::session::{SessionFlags, SessionId, Tracker, tcp};
 
 use super::{Gateway, Packet, Role};
 
@@ -45,36 +45,34 @@ impl Gateway {
         if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) =
             (packet.parsed.kind, &mut session.tracker)
         {
-            if segment.changes_state()
+            if changes_state(segment.flags)
                 && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
             {
                 return Err(DropReason::BadChecksum);
             }
             match tracker.handle(direction, &segment)? {
-                tcp::Change::None => {}
-                tcp::Change::State | tcp::Change::Reopened => {
-                    self.table.state_changed(id, packet.now.tick(), &self.timeouts);
-                }
+                tcp::Change::Ignored => return Ok(()),
+                tcp::Change::Same => {}
+                tcp::Change::State | tcp::Change::Reopened => self.table.reschedule(id),
             }
         }
-        self.touch(packet, id, direction);
+        self.record(packet, id, direction);
         Ok(())
     }
 
-    fn touch(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
+    fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
         let Some(session) = self.table.get_mut(id) else { return };
-        let side = direction as usize;
-        session.last_seen = packet.now.tick();
-        session.packets[side] += 1;
-        session.bytes[side] += u64::from(packet.parsed.total_len);
-        if direction == Direction::Reply && !session.is_replied() {
-            session.set_replied();
-            if session.is_half_open() {
-                session.set_half_open(false);
-                let source = session.src;
-                self.half_open.remove(&source);
-            }
-            self.table.state_changed(id, packet.now.tick(), &self.timeouts);
+        session.record(direction, packet.parsed.total_len, packet.now.tick());
+        let is_news =
+            direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
+        if is_news {
+            session.flags.set(SessionFlags::REPLIED);
+        }
+        if session.flags.contains(SessionFlags::HALF_OPEN) && !session.is_embryonic() {
+            self.table.settle(id);
+        }
+        if is_news {
+            self.table.reschedule(id);
         }
     }
 
@@ -139,4 +137,9 @@ impl Gateway {
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
     }
+}
+
+/// Whether a segment can move a connection to another state, so that its checksum is worth a look.
+fn changes_state(flags: TcpFlags) -> bool {
+    flags.syn() || flags.fin() || flags.rst()
 }

@@ -1,7 +1,13 @@
 //! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::{self, Config};
 use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
+use crate::nat::Nat;
 use crate::packet::build::{self, ErrorKind};
 use crate::packet::neighbor::{self, Neighbor};
 use crate::packet::{self, Kind};
@@ -16,7 +22,7 @@ impl Gateway {
         if packet::martian(&key) || !packet::forwardable(key.src) {
             return Verdict::Drop(DropReason::Martian);
         }
-        if !self.nat.group_of_address(&key.dst).is_some_and(|group| self.is_primary(group)) {
+        if !self.nat.group(&key.dst).is_some_and(|group| self.is_primary(group)) {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
@@ -81,6 +87,22 @@ impl Gateway {
 
     /// The addresses that hosts on `port` find at this gateway, with their groups.
     pub(super) fn addresses_on(&self, port: PortId) -> impl Iterator<Item = (Addr, GroupId)> {
-        self.nat.addresses_on(port)
+        self.addresses[port.index()].iter().copied()
     }
+}
+
+/// The addresses to be answered for on each port: the virtual ones, and those of pools in their
+/// networks. A pool address outside of all networks is routed to us by others and needs no ARP.
+pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
+    let pools = || config.nat_pools.iter().flat_map(|pool| &pool.addresses).copied();
+    let of_port = |port: &config::Port| {
+        let networks: Vec<IpNet> = port.virtual_addresses.iter().map(|v| v.network).collect();
+        let within = |addr: &Addr| networks.iter().any(|net| net.contains(&IpAddr::from(*addr)));
+        let own = port.virtual_addresses.iter().map(|v| v.addr);
+        let mut addrs: Vec<Addr> = own.chain(pools().filter(within)).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        addrs.into_iter().filter_map(|addr| Some((addr, nat.group(&addr)?))).collect()
+    };
+    config.ports.iter().map(of_port).collect()
 }

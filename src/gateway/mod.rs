@@ -32,8 +32,8 @@ use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
 use crate::route::Fib;
-use crate::session::{AddressBook, HalfOpen, KeyedHash, SessionId, Table, TimeoutTicks};
-use crate::time::Time;
+use crate::session::{AddressBook, SessionFlags, SessionId, Table, Timeouts};
+use crate::time::{Tick, Time};
 
 use announce::Announcer;
 use limiter::Limiter;
@@ -89,9 +89,8 @@ pub struct Gateway {
     nat: Nat,
     book: AddressBook,
     table: Table,
-    half_open: HalfOpen,
-    timeouts: TimeoutTicks,
     fragments: Fragments<fragment::Onward>,
+    addresses: Vec<Vec<(Addr, GroupId)>>,
     announcer: Announcer,
     icmp_limiter: Limiter,
     random: Random,
@@ -105,20 +104,24 @@ impl Gateway {
     /// A gateway without routes, all of its links down, and standby for every group.
     pub fn new(config: Config, seed: Seed) -> Gateway {
         let mut random = Random::new(seed);
-        let hash = KeyedHash::new(random.key());
         let mut book = AddressBook::new();
         let down = LinkState { up: false, mtu: 1500, mac: [0; 6] };
+        let nat = Nat::new(&config, &mut book, &random.key());
         Gateway {
+            addresses: local::addresses(&config, &nat),
             links: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
             ruleset: Ruleset::new(&config),
-            nat: Nat::new(&config, &mut book, random.key()),
+            nat,
             book,
-            table: Table::new(config.node.max_sessions, hash),
-            half_open: HalfOpen::new(config.limits.half_open_per_source, random.key()),
-            timeouts: TimeoutTicks::new(&config.timeouts),
-            fragments: Fragments::new(random.key()),
+            table: Table::new(
+                config.node.max_sessions,
+                &random.key(),
+                Timeouts::new(&config.timeouts),
+                config.limits.half_open_per_source,
+            ),
+            fragments: Fragments::new((random.next(), random.next())),
             announcer: Announcer::new(&config),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
@@ -206,7 +209,7 @@ impl Gateway {
     /// Does what is due at `now`: expires sessions and fragments, repeats announcements.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_sessions(now);
-        let orphans = self.fragments.expire(now);
+        let orphans = u64::from(self.fragments.expire(now));
         self.counters.dropped[DropReason::FragmentOrphan as usize] += orphans;
         self.send_due_announcements(now);
         self.revalidate_some(now);
@@ -217,7 +220,9 @@ impl Gateway {
         if self.revalidation.is_running() {
             return Some(now);
         }
-        let sweep = self.table.next_sweep(now);
+        let sweep = Some(self.table.next_sweep(now.tick()))
+            .filter(|tick| *tick != Tick::NEVER)
+            .map(|tick| tick.time().max(now));
         [sweep, self.fragments.poll_timeout(), self.announcer.poll_timeout()]
             .into_iter()
             .flatten()
@@ -231,23 +236,20 @@ impl Gateway {
 
     fn expire_sessions(&mut self, now: Time) {
         let mut expired = std::mem::take(&mut self.expired);
-        self.table.sweep(now.tick(), &self.timeouts, &mut expired);
+        self.table.sweep(now.tick(), &mut expired);
         for id in expired.drain(..) {
             self.end_session(now, id, "expired");
         }
         self.expired = expired;
     }
 
-    /// Removes a session with all that it holds: its NAT mapping and its half-open slot.
+    /// Removes a session with all that it holds.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
         let Some(session) = self.table.get(id) else { return };
-        if session.is_half_open() {
-            self.half_open.remove(&session.src);
-        }
-        if session.is_logged() {
+        if session.flags.contains(SessionFlags::LOG) {
             log::info!("session end {} why={why}", self.describe(id, session, now));
         }
-        self.nat.release(&mut self.table, &self.book, id);
+        self.nat.release(&mut self.table, id);
         self.table.remove(id, &self.book);
     }
 
@@ -271,7 +273,7 @@ impl Gateway {
     /// If it does not hold.
     pub fn check_invariants(&self) {
         self.table.check_invariants(&self.book);
-        self.nat.check_invariants(&self.table, &self.book);
+        self.nat.check_invariants(&self.table);
         assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
     }
 }
@@ -288,5 +290,3 @@ impl Gateway {
     }
 }
 
-#[cfg(test)]
-mod tests;

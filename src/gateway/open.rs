@@ -1,13 +1,13 @@
 //! Packets of no session: may they open one, and how is it translated?
 
-use crate::config::{Action, Nat as NatMode};
+use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
-use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
-use crate::nat::Pool;
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::nat::{Destination, Nat, PoolId};
 use crate::packet::build::ErrorKind;
 use crate::packet::{self, Kind};
 use crate::policy::Decision;
-use crate::session::{InsertError, NewSession, SessionId, Tracker, TranslatedAddr, tcp};
+use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, tcp};
 
 use super::{Gateway, Packet, Role};
 
@@ -27,10 +27,10 @@ impl From<DropReason> for Refused {
 struct Plan {
     /// The flow after destination translation.
     key: FlowKey,
-    destination: Option<crate::nat::Destination>,
+    destination: Option<Destination>,
     egress: PortId,
     policy: PolicyId,
-    source: Option<Pool>,
+    source: Option<PoolId>,
     log: bool,
 }
 
@@ -78,7 +78,7 @@ impl Gateway {
 
     /// Whether the best route back to the source leads out of the port that the packet came in by.
     fn is_expected_source(&self, port: PortId, key: &FlowKey) -> bool {
-        if self.nat.is_own_address(&key.src) {
+        if self.is_own_address(&key.src) {
             return false;
         }
         let target = self.fib.lookup(&key.src).map(|hop| hop.target);
@@ -87,7 +87,7 @@ impl Gateway {
 
     fn plan(&self, packet: &Packet<'_>) -> Result<Plan, Refused> {
         let original = packet.parsed.key;
-        let destination = self.nat.destination(packet.port, &original);
+        let destination = self.nat.destination(Some(packet.port), &original);
         let mut key = original;
         if let Some(destination) = &destination {
             (key.dst, key.dst_port) = (destination.addr, destination.port);
@@ -95,13 +95,9 @@ impl Gateway {
         let egress = self.egress(&key)?;
         let decision = self.ruleset.decide(packet.port, egress, &key);
         let (policy, nat) = self.judge(decision)?;
-        let hairpin = destination.is_some() && egress == packet.port;
-        let source = match nat {
-            _ if hairpin => Some(Pool::Egress(egress)),
-            NatMode::Off => None,
-            NatMode::Egress => Some(Pool::Egress(egress)),
-            NatMode::Pool(index) => Some(Pool::Configured(index)),
-        };
+        let hairpin = destination.is_some() && Nat::needs_hairpin_source(packet.port, egress);
+        let nat = if hairpin { config::Nat::Egress } else { nat };
+        let source = self.nat.pool(nat, egress);
         let log = self.config.policies[usize::from(policy.0)].log;
         Ok(Plan { key, destination, egress, policy, source, log })
     }
@@ -115,7 +111,7 @@ impl Gateway {
         }
     }
 
-    fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, NatMode), Refused> {
+    fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, config::Nat), Refused> {
         let Some(Decision { policy, action, nat }) = decision else {
             return Err(DropReason::NoPolicy.into());
         };
@@ -132,13 +128,10 @@ impl Gateway {
     /// Whether the packet is one that may open a session, and how that session is tracked.
     fn start_tracking(&self, packet: &Packet<'_>) -> Result<Tracker, DropReason> {
         match packet.parsed.kind {
-            Kind::Tcp(segment) if segment.flags.is_initial_syn() => {
-                Ok(Tracker::Tcp(tcp::Tracker::open(&segment)))
+            Kind::Tcp(segment) if segment.flags.syn() || !self.config.limits.tcp_pickup => {
+                tcp::Tracker::open(&segment).map(Tracker::Tcp)
             }
-            Kind::Tcp(segment) if self.config.limits.tcp_pickup && !segment.flags.rst() => {
-                Ok(Tracker::Tcp(tcp::Tracker::pick_up(Direction::Original, &segment)))
-            }
-            Kind::Tcp(_) => Err(DropReason::TcpNoSession),
+            Kind::Tcp(segment) => tcp::Tracker::pick_up(&segment).map(Tracker::Tcp),
             Kind::Udp | Kind::IcmpRequest | Kind::Other => Ok(Tracker::None),
             Kind::IcmpReply | Kind::IcmpError => Err(DropReason::IcmpUnrelated),
             Kind::IcmpOther => Err(DropReason::IcmpUnsupported),
@@ -152,69 +145,40 @@ impl Gateway {
         plan: &Plan,
         tracker: Tracker,
     ) -> Result<SessionId, DropReason> {
-        let original = packet.parsed.key;
-        if !self.half_open.try_add(&original.src) {
-            return Err(DropReason::HalfOpenLimit);
-        }
-        let inserted = self.insert_translated(packet, plan, tracker);
-        match inserted {
-            Ok(id) if plan.log => {
-                if let Some(session) = self.table.get(id) {
-                    log::info!("session start {}", self.describe(id, session, packet.now));
-                }
-            }
-            Ok(_) => {}
-            Err(_) => self.half_open.remove(&original.src),
-        }
-        inserted
-    }
-
-    fn insert_translated(
-        &mut self,
-        packet: &Packet<'_>,
-        plan: &Plan,
-        tracker: Tracker,
-    ) -> Result<SessionId, DropReason> {
         if self.table.len() >= self.table.capacity() && !self.drop_early(packet) {
             return Err(DropReason::TableFull);
         }
-        let original = packet.parsed.key;
-        let (nat_dst, nat_dst_port) = match &plan.destination {
-            Some(destination) => (destination.translated, destination.port),
-            None => (TranslatedAddr::SAME, original.dst_port),
-        };
-        let (nat_src, nat_src_port, mapped) = match plan.source {
-            Some(pool) => {
-                let random = self.random.next();
-                self.nat.allocate_source(&self.table, &self.book, pool, &plan.key, random)?
-            }
-            None => (TranslatedAddr::SAME, original.src_port, false),
-        };
-        let session = NewSession {
-            key: original,
-            nat_src,
-            nat_src_port,
-            nat_dst,
-            nat_dst_port,
-            tracker: if mapped { Tracker::mapped() } else { tracker },
-            in_port: packet.port,
-            out_port: plan.egress,
-            policy: plan.policy,
-            group: self.group_of(plan),
-            log: plan.log,
-        };
-        let now = packet.now.tick();
-        let id = match self.table.insert(session, now, &self.timeouts, &self.book) {
-            Ok(id) => id,
-            Err(InsertError::Conflict) => return Err(DropReason::NatExhausted),
-            Err(InsertError::Full) => return Err(DropReason::TableFull),
-        };
-        if mapped {
-            self.nat.attach(&mut self.table, &self.book, id);
+        let mut session = Session::new(&packet.parsed.key, packet.now.tick());
+        session.tracker = tracker;
+        session.in_port = packet.port;
+        session.out_port = plan.egress;
+        session.policy = plan.policy;
+        session.group = self.group_of(packet, plan);
+        session.flags.set(SessionFlags::HALF_OPEN);
+        if plan.log {
+            session.flags.set(SessionFlags::LOG);
         }
-        if let Some(session) = self.table.get_mut(id) {
-            session.packets[0] = 1;
-            session.bytes[0] = u64::from(packet.parsed.total_len);
+        session.record(Direction::Original, packet.parsed.total_len, packet.now.tick());
+        if let Some(destination) = &plan.destination {
+            session.nat_dst = destination.translated;
+            session.nat_dst_port = destination.port;
+        }
+        if let Some(pool) = plan.source {
+            let random = self.random.next();
+            let source = self
+                .nat
+                .allocate_source(&self.table, &self.book, pool, &plan.key, random)
+                .map_err(|_| DropReason::NatExhausted)?;
+            (session.nat_src, session.nat_src_port) = (source.addr, source.port);
+        }
+        let id = self.table.insert(session, &self.book).map_err(|error| match error {
+            InsertError::Conflict(_) => DropReason::NatExhausted,
+            InsertError::Full => DropReason::TableFull,
+            InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
+        })?;
+        self.nat.attach(&mut self.table, id);
+        if let Some(session) = self.table.get(id).filter(|_| plan.log) {
+            log::info!("session start {}", self.describe(id, session, packet.now));
         }
         Ok(id)
     }
@@ -228,12 +192,21 @@ impl Gateway {
         candidate.is_some()
     }
 
-    /// The group that a session moves with: that of the virtual address that it depends on.
-    fn group_of(&self, plan: &Plan) -> GroupId {
-        match plan.source {
-            Some(_) => self.nat.group_of_port(plan.egress, plan.key.dst.family()),
-            None => GroupId(0),
-        }
+    /// The group that a session moves with: that of the address it is translated to, or of the port
+    /// whose virtual address its sender uses as next hop.
+    fn group_of(&self, packet: &Packet<'_>, plan: &Plan) -> GroupId {
+        let family = packet.parsed.family;
+        let port = if plan.source.is_some() { plan.egress } else { packet.port };
+        let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
+        external
+            .or_else(|| self.own_address(port, family))
+            .and_then(|addr| self.nat.group(&addr))
+            .unwrap_or(GroupId(0))
+    }
+
+    /// Whether the gateway answers for `addr`, on whatever port.
+    fn is_own_address(&self, addr: &Addr) -> bool {
+        self.nat.group(addr).is_some()
     }
 
     pub(super) fn is_primary(&self, group: GroupId) -> bool {
@@ -243,8 +216,7 @@ impl Gateway {
     /// Whether a packet is for an address of the gateway, and no forward leads it elsewhere.
     fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
-        self.nat.is_own_address(&key.dst)
-            && self.nat.destination(packet.port, key).is_none()
+        self.is_own_address(&key.dst) && self.nat.destination(Some(packet.port), key).is_none()
             && key.protocol != Protocol(0)
     }
 }

@@ -12,8 +12,8 @@ use crate::time::Time;
 
 use super::Gateway;
 
-/// Sessions looked at in one go: some 50 µs.
-const PIECE: usize = 256;
+/// Slots looked at in one go: some 50 µs.
+const PIECE: u32 = 256;
 
 /// Where the pass over the table stands.
 #[derive(Default)]
@@ -45,14 +45,14 @@ enum Finding {
 impl Gateway {
     pub(super) fn revalidate_some(&mut self, now: Time) {
         let Some(cursor) = self.revalidation.cursor else { return };
-        let piece: Vec<SessionId> = self.table.ids_from(cursor).take(PIECE).collect();
-        for id in &piece {
-            self.revalidate(now, *id);
+        let (sessions, next) = self.table.page(cursor, PIECE);
+        let piece: Vec<SessionId> = sessions.map(|(id, _)| id).collect();
+        for id in piece {
+            self.revalidate(now, id);
         }
-        self.revalidation.cursor = match piece.last() {
-            Some(last) if piece.len() == PIECE => Some(last.index() + 1),
-            _ if std::mem::take(&mut self.revalidation.again) => Some(0),
-            _ => None,
+        self.revalidation.cursor = match next {
+            None if std::mem::take(&mut self.revalidation.again) => Some(0),
+            next => next,
         };
     }
 

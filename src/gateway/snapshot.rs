@@ -3,7 +3,7 @@
 use crate::event::{DropReason, LinkState};
 use crate::config::Config;
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
-use crate::session::{Counts, Session, SessionId, Tracker};
+use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
 
 use super::{Gateway, Role};
@@ -110,22 +110,28 @@ impl Gateway {
     }
 
     /// The number of sessions, by protocol.
-    pub fn session_counts(&self) -> Counts {
+    pub fn session_counts(&self) -> SessionCounts {
         self.table.counts()
     }
 
-    /// The sessions from slot `cursor` of the table on.
-    pub fn sessions_from(&self, cursor: u32, now: Time) -> impl Iterator<Item = SessionView> {
-        let ids = self.table.ids_from(cursor);
-        ids.filter_map(move |id| Some(self.view(id, self.table.get(id)?, now)))
+    /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there
+    /// are more slots.
+    pub fn page(
+        &self,
+        cursor: u32,
+        slots: u32,
+        now: Time,
+    ) -> (impl Iterator<Item = SessionView>, Option<u32>) {
+        let (sessions, next) = self.table.page(cursor, slots);
+        (sessions.map(move |(id, session)| self.view(id, session, now)), next)
     }
 
     /// A session as shown to people and programs.
     fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
-        let deadline = session.last_seen.after(self.timeouts.of(session));
+        let deadline = self.table.timeouts().deadline(session);
         SessionView {
-            id: id.index(),
+            id: id.0,
             policy: session.policy,
             group: session.group,
             synced: false,
@@ -135,7 +141,7 @@ impl Gateway {
             out_port: session.out_port,
             state: match &session.tracker {
                 Tracker::Tcp(tracker) => tracker.state().name(),
-                _ if session.is_replied() => "replied",
+                _ if session.flags.contains(SessionFlags::REPLIED) => "replied",
                 _ => "unreplied",
             },
             packets: session.packets,
