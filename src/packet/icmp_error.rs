@@ -94,7 +94,7 @@ pub fn translate_error(
     );
 }
 
-const ICMP_HEADER_LEN: usize = 8;
+pub(super) const ICMP_HEADER_LEN: usize = 8;
 
 /// The quoted packet: whose it is, and where in the buffer.
 struct Located {

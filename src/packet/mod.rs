@@ -6,11 +6,16 @@
 //! - [`build`]: packets that the gateway makes itself;
 //! - [`neighbor`]: ARP and Neighbor Discovery frames.
 
+pub mod build;
 pub mod checksum;
 pub mod icmp_error;
 mod ip;
+pub mod neighbor;
 mod translate;
 mod transport;
+
+#[cfg(test)]
+mod tests;
 
 pub use ip::Fragment;
 pub use translate::{add_hop_limit, take_hop_limit, translate};
