@@ -3,4 +3,5 @@
 pub mod config;
 pub mod event;
 pub mod flow;
+pub mod os;
 pub mod time;
