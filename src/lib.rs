@@ -11,4 +11,5 @@ pub mod packet;
 pub mod policy;
 pub mod route;
 pub mod session;
+pub mod os;
 pub mod time;

@@ -15,3 +15,8 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
+pub mod monitor;
+pub mod netlink;
+pub mod preflight;
+pub mod steering;
+pub mod sysctl;
