@@ -1,0 +1,108 @@
+//! Mistakes in the config and in the machine's setup are told in one sentence, before anything is
+//! changed.
+
+use std::fs;
+
+use crate::lab::Lab;
+use crate::unit::Unit;
+
+/// Writes the config as edited, checks it, and returns what was said.
+#[track_caller]
+fn check_fails(unit: &Unit) -> String {
+    fs::write(unit.config_path(), &unit.config).expect("writing the config");
+    unit.tandemgw(&format!("check --config {}", unit.config_path().display())).code(2).stderr
+}
+
+#[test]
+fn check_accepts_the_default() {
+    let lab = Lab::new();
+    fs::write(lab.unit.config_path(), &lab.unit.config).expect("writing the config");
+    lab.unit.tandemgw(&format!("check --config {}", lab.unit.config_path().display())).ok();
+}
+
+#[test]
+fn check_points_at_each_mistake() {
+    let cases = [
+        ("interface = \"eth1\"", "interfaec = \"eth1\"", "12:1"),
+        ("action = \"accept\"", "action = \"acept\"", "19:10"),
+        ("\"10.77.2.1/24\"", "\"10.77.2.300/24\"", "13:22"),
+        ("to = [\"wan\"]", "to = [\"wam\"]", "18:7"),
+        ("name = \"wan\"", "name = \"lan\"", "11:8"),
+        ("nat = true", "nat = yes", "20:7"),
+        ("10.77.2.1/24", "10.77.1.1/24", "13:"),
+    ];
+    for (from, to, place) in cases {
+        let mut lab = Lab::new();
+        lab.unit.edit(from, to);
+        let said = check_fails(&lab.unit);
+        let expected = format!("{}:{place}", lab.unit.config_path().display());
+        assert!(said.contains(&expected), "`{to}`: no {expected} in\n{said}");
+        // run says the same, and does nothing.
+        let before = lab.unit.kernel_state();
+        lab.unit.start_in_vain().code(2);
+        assert_eq!(lab.unit.kernel_state(), before);
+    }
+}
+
+#[test]
+fn check_tells_all_mistakes_at_once() {
+    let mut lab = Lab::new();
+    lab.unit.edit("to = [\"wan\"]", "to = [\"wam\"]");
+    lab.unit.edit("\"10.77.1.1/24\"", "\"10.77.1.1/33\"");
+    let said = check_fails(&lab.unit);
+    for line in [":8:", ":18:"] {
+        assert!(said.contains(line), "no {line} in\n{said}");
+    }
+}
+
+#[test]
+fn missing_config_file_is_named() {
+    let lab = Lab::new();
+    let said = lab.unit.tandemgw("check --config /nonexistent.toml").code(2).stderr;
+    assert!(said.contains("/nonexistent.toml"), "{said}");
+}
+
+/// Starts on a machine that is not fit: refused, `words` are said, and nothing has changed.
+#[track_caller]
+fn refuses(prepare: &str, words: &[&str]) {
+    let mut lab = Lab::new();
+    lab.unit.ns.sh(prepare);
+    let before = lab.unit.kernel_state();
+    let said = lab.unit.start_in_vain().code(2).stderr;
+    for word in words {
+        assert!(said.contains(word), "after `{prepare}`: no `{word}` in\n{said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(lab.unit.kernel_state(), before, "something is left behind");
+}
+
+#[test]
+fn absent_interface_is_refused() {
+    refuses("ip link del eth1", &["eth1"]);
+}
+
+#[test]
+fn strict_reverse_path_filter_is_refused() {
+    refuses("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter", &["rp_filter"]);
+}
+
+#[test]
+fn routing_table_in_use_is_refused() {
+    refuses("ip route add 192.0.2.0/24 dev eth0 table 7700", &["7700", "routing-table"]);
+}
+
+#[test]
+fn virtual_address_of_the_kernel_is_refused() {
+    refuses("ip addr add 10.77.2.1/24 dev eth1", &["10.77.2.1", "eth1"]);
+    refuses("ip addr add fd77:1::1/64 dev eth0 nodad", &["fd77:1::1", "eth0"]);
+}
+
+#[test]
+fn foreign_device_of_our_name_is_refused() {
+    refuses("ip link add tgw-lan type dummy", &["tgw-lan"]);
+}
+
+#[test]
+fn missing_tun_device_is_refused() {
+    refuses("mount -t tmpfs tmpfs /dev/net", &["/dev/net/tun"]);
+}

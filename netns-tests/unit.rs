@@ -1,0 +1,185 @@
+//! One gateway: its namespace, its config, its process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::namespace::Namespace;
+use crate::process::{Finished, PATIENCE, Process};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
+
+/// The config that a unit has if a test does not change it: LAN hosts may reach everything behind the
+/// WAN, translated.
+const CONFIG: &str = r#"[node]
+name = "NAME"
+
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.77.1.1/24", "fd77:1::1/64"]
+
+[[port]]
+name = "wan"
+interface = "eth1"
+virtual-addresses = ["10.77.2.1/24", "fd77:2::1/64"]
+
+[[policy]]
+name = "lan-out"
+from = ["lan"]
+to = ["wan"]
+action = "accept"
+nat = true
+"#;
+
+/// A gateway and the machine that it runs on.
+pub struct Unit {
+    pub ns: Namespace,
+    /// Written to the config file at each start.
+    pub config: String,
+    path: PathBuf,
+    process: Option<Process>,
+}
+
+impl Unit {
+    /// A unit that does not run yet; its config file goes into `dir`.
+    pub fn new(ns: Namespace, dir: &Path) -> Unit {
+        let config = CONFIG.replace("NAME", ns.name());
+        let path = dir.join(format!("{}.toml", ns.name()));
+        Unit { ns, config, path, process: None }
+    }
+
+    /// Replaces a part of the config.
+    #[track_caller]
+    pub fn edit(&mut self, from: &str, to: &str) {
+        assert!(self.config.contains(from), "the config has no `{from}`");
+        self.config = self.config.replacen(from, to, 1);
+    }
+
+    /// Puts a policy before all others.
+    pub fn prepend_policy(&mut self, body: &str) {
+        self.edit("[[policy]]", &format!("[[policy]]\n{body}\n\n[[policy]]"));
+    }
+
+    /// The config file's path.
+    pub fn config_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts the gateway and waits until it forwards.
+    #[track_caller]
+    pub fn start(&mut self) {
+        if std::env::var_os("LAB_KERNEL").is_some() {
+            self.ns.sh("ip addr add 10.77.1.1/24 dev eth0; ip addr add 10.77.2.1/24 dev eth1
+            ip addr add fd77:1::1/64 dev eth0 nodad; ip addr add fd77:2::1/64 dev eth1 nodad
+            echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+            nft -f - <<X
+            table inet n { chain c { type nat hook postrouting priority 100; oif eth1 meta nfproto ipv4 snat ip to 10.77.2.1; oif eth1 snat ip6 to fd77:2::1; } }
+X
+            ");
+            let p = self.ns.spawn("sleep 1000");
+            self.process = Some(p);
+            return;
+        }
+        let process = self.launch();
+        process.expect_stderr("line that says `ready`", |line| {
+            line.contains("INFO") && line.split(|c: char| !c.is_alphanumeric()).any(|w| w == "ready")
+        });
+        self.process = Some(process);
+    }
+
+    /// Starts the gateway, expects it to give up at once, and returns what it said.
+    #[track_caller]
+    pub fn start_in_vain(&mut self) -> Finished {
+        self.launch().finish(PATIENCE)
+    }
+
+    /// Asks the gateway to end, which it must do in order.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let process = self.process.take().expect("the gateway runs");
+        process.stop().ok();
+    }
+
+    /// Sends what Ctrl-C sends, after which the gateway must end in order.
+    #[track_caller]
+    pub fn interrupt(&mut self) {
+        let process = self.process.take().expect("the gateway runs");
+        process.signal(libc::SIGINT);
+        process.finish(PATIENCE).ok();
+    }
+
+    /// Kills the gateway: no chance to clean up.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        let process = self.process.take().expect("the gateway runs");
+        process.signal(libc::SIGKILL);
+        assert_eq!(process.finish(PATIENCE).status.code(), None, "it ended before it was killed");
+    }
+
+    /// What the gateway has logged since its start.
+    pub fn log(&self) -> String {
+        self.process.as_ref().expect("the gateway runs").stderr()
+    }
+
+    /// Fails unless the gateway runs.
+    #[track_caller]
+    pub fn assert_running(&mut self) {
+        let process = self.process.as_mut().expect("the gateway was started");
+        assert!(process.is_running(), "the gateway has ended:\n{}", process.stderr());
+    }
+
+    /// Runs `tandemgw` with these arguments.
+    #[track_caller]
+    pub fn tandemgw(&self, arguments: &str) -> Finished {
+        self.ns.try_run(&format!("{BINARY} {arguments}"))
+    }
+
+    /// `tandemgw status --json`
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let output = self.tandemgw("status --json").ok().stdout;
+        serde_json::from_str(&output).unwrap_or_else(|e| panic!("not JSON: {e}\n{output}"))
+    }
+
+    /// How many packets were dropped for `reason`.
+    #[track_caller]
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.status()["counters"]["dropped"][reason].as_u64().unwrap_or(0)
+    }
+
+    /// All that the gateway may change in the kernel: rules, routes, links, addresses, settings.
+    #[track_caller]
+    pub fn kernel_state(&self) -> String {
+        self.ns.sh(
+            "ip rule; ip -6 rule
+            ip route show table all; ip -6 route show table all | sort
+            ip -o addr; nft list ruleset
+            cd /proc/sys/net
+            for file in $(find ipv4/conf ipv6/conf -type f ! -name stable_secret | sort) ipv4/ip_forward
+            do echo $file $(cat $file); done",
+        )
+    }
+
+    fn launch(&self) -> Process {
+        fs::write(&self.path, &self.config).expect("writing the config");
+        let mut command = self.ns.command(BINARY);
+        command.arg("run").arg("--config").arg(&self.path);
+        command.env("RUST_BACKTRACE", "1");
+        Process::spawn(command, &format!("{}# tandemgw run", self.ns.name()))
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        let Some(process) = &self.process else { return };
+        if thread::panicking() {
+            // The last words may still be on their way.
+            thread::sleep(Duration::from_millis(50));
+            eprintln!("--- log of {}\n{}", self.ns.name(), process.stderr());
+        }
+    }
+}
