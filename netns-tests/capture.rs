@@ -22,7 +22,8 @@ impl Capture {
     #[track_caller]
     pub fn expect(&self, parts: &[&str]) -> String {
         let what = format!("line with {parts:?}");
-        self.0.expect_stdout(&what, |line| parts.iter().all(|part| line.contains(part)))
+        self.0
+            .expect_stdout(&what, |line| parts.iter().all(|part| line.contains(part)))
     }
 
     /// Ends it, after the packets still on their way, and returns what it saw.

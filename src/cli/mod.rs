@@ -74,7 +74,11 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run::run(&config),
         Command::Check { config, system } => check::check(&config, system),
         Command::Status { json } => query::status(socket, json),
-        Command::Sessions { json, limit, filter } => query::sessions(socket, json, limit, filter),
+        Command::Sessions {
+            json,
+            limit,
+            filter,
+        } => query::sessions(socket, json, limit, filter),
     }
 }
 

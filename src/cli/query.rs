@@ -14,7 +14,11 @@ const SOCKET_FOLDER: &str = "/run/tandemgw";
 
 pub fn status(socket: Option<&Path>, json: bool) -> ExitCode {
     ask(socket, &json!({ "command": "status" }), |line| {
-        if json { print_line(line) } else { print_status(line) }
+        if json {
+            print_line(line)
+        } else {
+            print_status(line)
+        }
     })
 }
 
@@ -26,9 +30,25 @@ pub fn sessions(
 ) -> ExitCode {
     let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
     if !json {
-        println!("{}", session_row(&["PROTO", "SOURCE", "DESTINATION", "TRANSLATED", "STATE", "POLICY"]));
+        println!(
+            "{}",
+            session_row(&[
+                "PROTO",
+                "SOURCE",
+                "DESTINATION",
+                "TRANSLATED",
+                "STATE",
+                "POLICY"
+            ])
+        );
     }
-    ask(socket, &request, |line| if json { print_line(line) } else { print_session(line) })
+    ask(socket, &request, |line| {
+        if json {
+            print_line(line)
+        } else {
+            print_session(line)
+        }
+    })
 }
 
 /// Sends a request and hands each line of the answer to `each`.
@@ -56,7 +76,10 @@ fn ask(
             }
             each(&line)?;
         }
-        Err(io::Error::new(ErrorKind::UnexpectedEof, "the gateway closed the connection"))
+        Err(io::Error::new(
+            ErrorKind::UnexpectedEof,
+            "the gateway closed the connection",
+        ))
     });
     match answer {
         Ok(None) => ExitCode::SUCCESS,
@@ -76,19 +99,32 @@ fn refusal(line: &str) -> Option<String> {
 
 /// The socket of the only gateway that there is.
 fn only_socket() -> Result<PathBuf, String> {
-    let none = format!("no running gateway: there is no socket in {SOCKET_FOLDER}; name one with --socket");
-    let Ok(entries) = std::fs::read_dir(SOCKET_FOLDER) else { return Err(none) };
+    let none = format!(
+        "no running gateway: there is no socket in {SOCKET_FOLDER}; name one with --socket"
+    );
+    let Ok(entries) = std::fs::read_dir(SOCKET_FOLDER) else {
+        return Err(none);
+    };
     let mut sockets: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
         .collect();
     match sockets.len() {
         0 => Err(none),
         1 => Ok(sockets.remove(0)),
         _ => {
-            let names: Vec<String> = sockets.iter().map(|path| path.display().to_string()).collect();
-            Err(format!("several gateways run here; choose with --socket: {}", names.join(", ")))
+            let names: Vec<String> = sockets
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            Err(format!(
+                "several gateways run here; choose with --socket: {}",
+                names.join(", ")
+            ))
         }
     }
 }
@@ -111,28 +147,56 @@ fn print_line(line: &str) -> io::Result<()> {
 
 fn print_status(line: &str) -> io::Result<()> {
     let value: Value = serde_json::from_str(line)?;
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
     let mut out = io::stdout().lock();
-    writeln!(out, "node {}  version {}  up {} s", text(&value["node"]), text(&value["version"]), value["uptime_s"])?;
+    writeln!(
+        out,
+        "node {}  version {}  up {} s",
+        text(&value["node"]),
+        text(&value["version"]),
+        value["uptime_s"]
+    )?;
     for group in value["groups"].as_array().into_iter().flatten() {
-        writeln!(out, "group {:<12} {:<8} term {}", text(&group["name"]), text(&group["role"]), group["term"])?;
+        writeln!(
+            out,
+            "group {:<12} {:<8} term {}",
+            text(&group["name"]),
+            text(&group["role"]),
+            group["term"]
+        )?;
     }
     for port in value["ports"].as_array().into_iter().flatten() {
         let up = if port["up"] == true { "up" } else { "down" };
         writeln!(
             out,
             "port {:<13} {:<15} {up:<5} mtu {:<6} offload {}",
-            text(&port["name"]), text(&port["interface"]), port["mtu"], text(&port["offload"])
+            text(&port["name"]),
+            text(&port["interface"]),
+            port["mtu"],
+            text(&port["offload"])
         )?;
     }
     let sessions = &value["sessions"];
     writeln!(
         out,
         "sessions {} of {}  tcp {}  udp {}  icmp {}  other {}",
-        sessions["total"], sessions["max"], sessions["tcp"], sessions["udp"], sessions["icmp"], sessions["other"]
+        sessions["total"],
+        sessions["max"],
+        sessions["tcp"],
+        sessions["udp"],
+        sessions["icmp"],
+        sessions["other"]
     )?;
     writeln!(out, "forwarded {}", value["counters"]["forwarded"])?;
-    for (reason, count) in value["counters"]["dropped"].as_object().into_iter().flatten() {
+    for (reason, count) in value["counters"]["dropped"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
         writeln!(out, "dropped {reason:<20} {count}")?;
     }
     Ok(())
@@ -141,13 +205,23 @@ fn print_status(line: &str) -> io::Result<()> {
 fn print_session(line: &str) -> io::Result<()> {
     let value: Value = serde_json::from_str(line)?;
     let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
-    let translated = match (value["nat_src"] == value["src"], value["nat_dst"] == value["dst"]) {
+    let translated = match (
+        value["nat_src"] == value["src"],
+        value["nat_dst"] == value["dst"],
+    ) {
         (true, true) => "-".to_owned(),
         (false, true) => format!("from {}", text("nat_src")),
         (true, false) => format!("to {}", text("nat_dst")),
         (false, false) => format!("from {} to {}", text("nat_src"), text("nat_dst")),
     };
-    let row = [&text("proto"), &text("src"), &text("dst"), &translated, &text("state"), &text("policy")];
+    let row = [
+        &text("proto"),
+        &text("src"),
+        &text("dst"),
+        &translated,
+        &text("state"),
+        &text("policy"),
+    ];
     writeln!(io::stdout(), "{}", session_row(&row.map(String::as_str)))
 }
 

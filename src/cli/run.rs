@@ -9,7 +9,9 @@ use super::{EXIT_CONFIG, check, fail};
 
 pub fn run(path: &Path) -> ExitCode {
     let environment = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(environment).format_timestamp_micros().init();
+    env_logger::Builder::from_env(environment)
+        .format_timestamp_micros()
+        .init();
     let config = match check::load(path) {
         Ok(config) => config,
         Err(code) => return code,

@@ -54,7 +54,7 @@ pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
         "peers": [],
         "ports": ports,
         "sessions": {
-            "total": count.total,
+            "total": count.tcp + count.udp + count.icmp + count.other,
             "tcp": count.tcp,
             "udp": count.udp,
             "icmp": count.icmp,

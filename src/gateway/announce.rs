@@ -8,7 +8,7 @@ use crate::flow::{Addr, GroupId, PortId};
 use crate::packet::neighbor;
 use crate::time::Time;
 
-use super::Gateway;
+use super::{Gateway, Role};
 
 /// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
@@ -72,6 +72,13 @@ impl Announcer {
 }
 
 impl Gateway {
+    /// Makes this unit primary for every group, as a standalone gateway is.
+    pub fn become_primary_of_all(&mut self, now: Time) {
+        for group in self.groups() {
+            self.set_role(now, group, Role::Primary);
+        }
+    }
+
     /// Announces all addresses of a group that this unit has just become primary for.
     pub(super) fn announce_group(&mut self, now: Time, group: GroupId) {
         self.send_announcements(group);

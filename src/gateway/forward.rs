@@ -2,7 +2,7 @@
 
 use crate::event::{DropReason, Verdict};
 use crate::flow::{Direction, FlowKey, PortId, Protocol};
-use crate::packet::build::{self, ErrorKind};
+use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{SessionFlags, SessionId, Tracker, tcp};
 
@@ -102,7 +102,7 @@ impl Gateway {
             return Verdict::Drop(DropReason::PortDown);
         }
         if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
-            self.answer_error(packet, ErrorKind::TooBig { mtu: link.mtu });
+            self.answer_error(packet, Problem::TooBig { mtu: link.mtu });
             return Verdict::Drop(DropReason::TooBig);
         }
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
@@ -111,26 +111,26 @@ impl Gateway {
     }
 
     /// Tells the sender of `packet` why it was not forwarded, within the limits for such answers.
-    pub(super) fn answer_error(&mut self, packet: &Packet<'_>, kind: ErrorKind) {
-        if !build::may_answer(packet.bytes, &packet.parsed) || !self.icmp_limiter.allow(packet.now)
-        {
-            return;
+    pub(super) fn answer_error(&mut self, packet: &Packet<'_>, problem: Problem) {
+        let Some(from) = self.own_address(packet.port, packet.parsed.family) else { return };
+        if let Some(error) = build::icmp_error(problem, from, packet.bytes, &packet.parsed) {
+            self.send_answer(packet, error);
         }
-        let family = packet.parsed.family;
-        let Some(from) = self.own_address(packet.port, family) else { return };
-        let bytes = build::icmp_error(kind, from, packet.bytes, &packet.parsed);
-        self.send_packet(packet.port, bytes);
     }
 
     /// Refuses a packet the way its protocol expects: a TCP reset, or an ICMP error.
-    pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, kind: ErrorKind) {
+    pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, problem: Problem) {
         if packet.parsed.key.protocol != Protocol::TCP {
-            return self.answer_error(packet, kind);
+            return self.answer_error(packet, problem);
         }
-        if build::may_answer(packet.bytes, &packet.parsed) && self.icmp_limiter.allow(packet.now) {
-            if let Some(reset) = build::tcp_reset(packet.bytes, &packet.parsed) {
-                self.send_packet(packet.port, reset);
-            }
+        if let Some(reset) = build::tcp_reset(&packet.parsed) {
+            self.send_answer(packet, reset);
+        }
+    }
+
+    fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
+        if self.icmp_limiter.allow(packet.now) {
+            self.send_packet(packet.port, answer);
         }
     }
 

@@ -46,7 +46,7 @@ impl Gateway {
         } else {
             parsed.key.src
         };
-        icmp_error::translate_error(bytes, &parsed, outer_src, as_sent.src, &as_sent);
+        icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         packet::add_hop_limit(bytes, parsed.family);
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::config::{self, Config};
 use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::nat::Nat;
-use crate::packet::build::{self, ErrorKind};
+use crate::packet::build::{self, Problem};
 use crate::packet::neighbor::{self, Neighbor};
 use crate::packet::{self, Kind};
 use crate::time::Time;
@@ -30,14 +30,16 @@ impl Gateway {
         }
         match packet.parsed.kind {
             Kind::IcmpRequest => {
-                let reply = build::echo_reply(packet.bytes, &packet.parsed);
-                self.send_packet(packet.port, reply);
+                match build::echo_reply(packet.bytes, &packet.parsed) {
+                    Some(reply) => self.send_packet(packet.port, reply),
+                    None => return Verdict::Drop(DropReason::Malformed),
+                }
                 Verdict::Consumed
             }
             Kind::IcmpReply => Verdict::Drop(DropReason::IcmpUnrelated),
             Kind::IcmpOther => Verdict::Drop(DropReason::IcmpUnsupported),
             _ => {
-                self.answer_refusal(&packet, ErrorKind::PortUnreachable);
+                self.answer_refusal(&packet, Problem::PortUnreachable);
                 Verdict::Drop(DropReason::NoListener)
             }
         }
@@ -52,11 +54,9 @@ impl Gateway {
                     let bytes = neighbor::reply(&solicit, mac);
                     self.push_output(Output::Frame { port, bytes });
                 }
-                if solicit.sender == solicit.target {
-                    self.notice_claim(now, port, solicit.target, solicit.sender_mac);
-                }
+                self.notice_claim(now, port, solicit.sender, solicit.sender_mac);
             }
-            Ok(Neighbor::Advertise { addr, mac }) => self.notice_claim(now, port, addr, mac),
+            Ok(Neighbor::Advertise(claim)) => self.notice_claim(now, port, claim.addr, claim.mac),
             Ok(Neighbor::Other) => {}
             Err(reason) => self.count_drop(reason),
         }

@@ -22,11 +22,10 @@ mod revalidate;
 mod snapshot;
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
-use crate::flow::{Addr, Direction, Family, FlowKey, GroupId, PortId};
+use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
 use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
@@ -118,7 +117,7 @@ impl Gateway {
             table: Table::new(
                 config.node.max_sessions,
                 &random.key(),
-                Timeouts::new(&config.timeouts),
+                Timeouts::from(&config.timeouts),
                 config.limits.half_open_per_source,
             ),
             fragments: Fragments::new((random.next(), random.next())),

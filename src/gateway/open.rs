@@ -4,7 +4,7 @@ use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::nat::{Destination, Nat, PoolId};
-use crate::packet::build::ErrorKind;
+use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
 use crate::policy::Decision;
 use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, tcp};
@@ -14,7 +14,7 @@ use super::{Gateway, Packet, Role};
 /// A refusal, and what the sender is told about it.
 struct Refused {
     reason: DropReason,
-    answer: Option<ErrorKind>,
+    answer: Option<Problem>,
 }
 
 impl From<DropReason> for Refused {
@@ -103,7 +103,7 @@ impl Gateway {
     }
 
     pub(super) fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
-        let no_route = |reason| Refused { reason, answer: Some(ErrorKind::NoRoute) };
+        let no_route = |reason| Refused { reason, answer: Some(Problem::NoRoute) };
         match self.fib.lookup(&key.dst).map(|hop| hop.target) {
             Some(RouteTarget::Port { port, .. }) => Ok(port),
             Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),
@@ -120,7 +120,7 @@ impl Gateway {
             Action::Drop => Err(DropReason::PolicyDrop.into()),
             Action::Reject => Err(Refused {
                 reason: DropReason::PolicyReject,
-                answer: Some(ErrorKind::AdminProhibited),
+                answer: Some(Problem::AdminProhibited),
             }),
         }
     }
@@ -217,6 +217,5 @@ impl Gateway {
     fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
         self.is_own_address(&key.dst) && self.nat.destination(Some(packet.port), key).is_none()
-            && key.protocol != Protocol(0)
     }
 }

@@ -5,8 +5,10 @@
 //! that was left before it was empty stays marked ready, and the next wait has no length.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::config::Config;
@@ -40,7 +42,6 @@ pub struct Shell {
     gateway: Gateway,
     ports: Vec<Port>,
     port_io: Vec<PortIo>,
-    steering: Steering,
     monitor: Monitor,
     control: ControlSocket,
     signals: Signals,
@@ -82,14 +83,13 @@ impl Shell {
         config: &Config,
         gateway: Gateway,
         mut ports: Vec<Port>,
-        steering: Steering,
-        mut monitor: Monitor,
+        monitor: Monitor,
         mut signals: Signals,
     ) -> io::Result<Shell> {
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
-        registry.register(&mut monitor, MONITOR, Interest::READABLE)?;
+        registry.register(&mut SourceFd(&monitor.as_raw_fd()), MONITOR, Interest::READABLE)?;
         for (index, port) in ports.iter_mut().enumerate() {
             registry.register(&mut port.tun, tun_token(index), Interest::READABLE)?;
             registry.register(&mut port.socket, socket_token(index), Interest::READABLE)?;
@@ -101,7 +101,6 @@ impl Shell {
             gateway,
             ports,
             port_io,
-            steering,
             monitor,
             control,
             signals,
@@ -112,11 +111,14 @@ impl Shell {
         })
     }
 
-    /// Runs until a signal ends it, then removes all that was added to the kernel.
+    /// Takes up the role, and runs until a signal ends it.
     ///
     /// # Errors
-    /// If the kernel refuses a wait or a removal; the process can't go on then.
-    pub fn run(mut self) -> io::Result<()> {
+    /// If the kernel refuses a wait; the process can't go on then.
+    pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
+        self.gateway.become_primary_of_all(clock::now());
+        self.drain_outputs();
+        log::info!("ready role=primary");
         let mut events = Events::with_capacity(256);
         while !self.stopping {
             let timeout = self.timeout();
@@ -128,10 +130,9 @@ impl Shell {
             for event in &events {
                 self.mark(event.token());
             }
-            self.turn(now);
+            self.turn(now, steering);
         }
-        drop(self.control);
-        self.steering.remove().map_err(io::Error::other)
+        Ok(())
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -156,9 +157,9 @@ impl Shell {
     }
 
     /// One turn: each ready source up to its budget.
-    fn turn(&mut self, now: Time) {
+    fn turn(&mut self, now: Time, steering: &mut Steering) {
         if std::mem::take(&mut self.ready.monitor) {
-            self.read_monitor(now);
+            self.read_monitor(now, steering);
         }
         for index in bits(self.ready.sockets) {
             self.read_frames(now, index);
@@ -235,34 +236,49 @@ impl Shell {
         }
     }
 
-    fn read_monitor(&mut self, now: Time) {
+    fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
         match self.monitor.read(&mut self.notices) {
             Ok(more) => self.ready.monitor |= more,
             Err(error) => log::error!("netlink read error=\"{error}\""),
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
-            self.heed(now, notice);
+            self.heed(now, notice, steering);
         }
     }
 
-    fn heed(&mut self, now: Time, notice: Notice) {
+    fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
         match notice {
             Notice::Route(change) => self.gateway.handle_route(change),
-            Notice::Link { port, link } => self.heed_link(now, port, link),
-            Notice::LinkGone { port } => {
-                log::warn!("interface removed port={}", self.gateway.port_name(port));
+            Notice::Link { port: Some(port), state, .. } => {
+                self.heed_link(now, port, state, steering);
+            }
+            Notice::LinkGone { port: Some(port), name, .. } => {
+                log::warn!("interface removed port={} interface={name}", self.gateway.port_name(port));
                 let gone = LinkState { up: false, ..self.gateway.link(port) };
                 self.gateway.handle_link(now, port, gone);
             }
-            Notice::Overrun => match self.monitor.resync(&mut self.notices) {
-                Ok(()) => self.ready.monitor = true,
-                Err(error) => log::error!("netlink dump error=\"{error}\""),
-            },
+            Notice::RuleGone { priority } => {
+                for index in 0..self.ports.len() {
+                    repair(steering, PortId(index as u8), &format!("rule {priority} removed"));
+                }
+            }
+            Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
+            Notice::Link { .. }
+            | Notice::LinkGone { .. }
+            | Notice::AddressesReset
+            | Notice::Address { .. }
+            | Notice::AddressGone { .. } => {}
         }
     }
 
-    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState) {
+    fn heed_link(
+        &mut self,
+        now: Time,
+        port: PortId,
+        link: LinkState,
+        steering: &mut Steering,
+    ) {
         let before = self.gateway.link(port);
         if before == link {
             return;
@@ -270,9 +286,7 @@ impl Shell {
         let name = self.gateway.port_name(port);
         log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
         if link.up && !before.up {
-            if let Err(error) = self.steering.repair(port) {
-                log::error!("steering port={name} error=\"{error}\"");
-            }
+            repair(steering, port, "link up");
             if let Err(error) = self.ports[port.index()].socket.reopen() {
                 log::error!("packet socket port={name} error=\"{error}\"");
             }
@@ -294,6 +308,12 @@ impl Shell {
                 self.gateway.handle_write_failure();
             }
         }
+    }
+}
+
+fn repair(steering: &mut Steering, port: PortId, why: &str) {
+    if let Err(error) = steering.repair(port) {
+        log::error!("steering port={} why=\"{why}\" error=\"{error}\"", port.index());
     }
 }
 

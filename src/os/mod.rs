@@ -1,8 +1,16 @@
 //! The shell: all that makes system calls or knows a file descriptor.
 
 pub mod clock;
+pub mod control_socket;
+pub mod event_loop;
+pub mod monitor;
+pub mod netlink;
 pub mod packet_socket;
+pub mod preflight;
 pub mod signal;
+pub mod startup;
+pub mod steering;
+pub mod sysctl;
 pub mod tun;
 
 #[cfg(test)]
@@ -15,8 +23,3 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
-pub mod monitor;
-pub mod netlink;
-pub mod preflight;
-pub mod steering;
-pub mod sysctl;

@@ -1,14 +1,12 @@
 //! From a valid config to a running loop: opens everything in an order that fails closed.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::config::{Config, Port as PortConfig};
-use crate::event::{LinkState, RouteChange};
-use crate::flow::{Addr, GroupId, PortId};
-use crate::gateway::{Gateway, Role, Seed};
+use crate::flow::Addr;
+use crate::gateway::{Gateway, Seed};
 use crate::packet::neighbor::{self, Neighbor};
 
 use super::clock;
@@ -62,16 +60,17 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;
     probe_addresses(&config, &ports)?;
-    let steering = steer(&config, &ports)?;
-    match start(&config, ports, steering, signals) {
-        Ok(shell) => shell.run().map_err(doing("running")),
-        Err((error, steering)) => {
-            if let Err(error) = steering.remove() {
-                log::error!("cleaning up after a failed start error=\"{error}\"");
-            }
-            Err(error)
-        }
-    }
+    let (gateway, monitor) = prepare(&config)?;
+    let tuns = tun_indices(&ports)?;
+    let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
+        .map_err(doing("registering sources"))?;
+    let netlink = Netlink::open().map_err(doing("opening netlink"))?;
+    let mut steering =
+        Steering::set_up(netlink, &config, &tuns).map_err(doing("steering packets")).map_err(unfit)?;
+    let result = shell.run(&mut steering).map_err(doing("running"));
+    // Steering goes before the TUN devices would, so that nothing slips past on the way out.
+    let removed = steering.remove().map_err(doing("removing rules and routes"));
+    result.and(removed)
 }
 
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
@@ -135,7 +134,7 @@ fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
     let mut frame = [0; 2048];
     while let Ok(Some(length)) = port.socket.recv(&mut frame) {
         let claimed = match neighbor::parse_frame(&frame[..length]) {
-            Ok(Neighbor::Advertise { addr, mac }) => (addr, mac),
+            Ok(Neighbor::Advertise(claim)) => (claim.addr, claim.mac),
             Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
             _ => continue,
         };
@@ -146,31 +145,15 @@ fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
     None
 }
 
-fn steer(config: &Config, ports: &[Port]) -> Result<Steering, StartError> {
+/// The interface numbers of the TUN devices, in the order of the ports.
+fn tun_indices(ports: &[Port]) -> Result<Vec<u32>, StartError> {
     let mut netlink = Netlink::open().map_err(doing("opening netlink"))?;
-    let mut tuns = Vec::new();
-    for port in ports {
-        let name = port.tun.name();
-        let link = netlink.link(name).map_err(doing(format!("finding {name}")))?;
-        let link = link.ok_or("it is gone").map_err(doing(format!("finding {name}")))?;
-        tuns.push(link.index);
-    }
-    Steering::set_up(netlink, config, &tuns).map_err(doing("steering packets")).map_err(unfit)
-}
-
-fn start(
-    config: &Config,
-    ports: Vec<Port>,
-    steering: Steering,
-    signals: Signals,
-) -> Result<Shell, (StartError, Steering)> {
-    let prepared = prepare(config);
-    let (gateway, monitor) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => return Err((error, steering)),
+    let mut index = |port: &Port| {
+        let what = format!("finding {}", port.tun.name());
+        let link = netlink.link(port.tun.name()).map_err(doing(what.clone()))?;
+        Ok(link.ok_or("it is gone").map_err(doing(what))?.index)
     };
-    let shell = Shell::new(config, gateway, ports, steering, monitor, signals);
-    shell.map_err(|(error, steering)| (doing("registering sources")(error), steering))
+    ports.iter().map(&mut index).collect()
 }
 
 fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
@@ -181,13 +164,9 @@ fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
     for notice in notices {
         match notice {
             Notice::Route(change) => gateway.handle_route(change),
-            Notice::Link { port, link } => gateway.handle_link(now, port, link),
-            Notice::LinkGone { .. } | Notice::Overrun => {}
+            Notice::Link { port: Some(port), state, .. } => gateway.handle_link(now, port, state),
+            _ => {}
         }
     }
-    for group in 0..config.groups.len() {
-        gateway.set_role(now, GroupId(group as u8), Role::Primary);
-    }
-    log::info!("ready node={} ports={} role=primary", config.node.name, config.ports.len());
     Ok((gateway, monitor))
 }

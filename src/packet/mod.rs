@@ -80,7 +80,7 @@ pub enum Kind {
 }
 
 /// A TCP segment, as far as a tracker must know it (RFC 9293, section 3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpSegment {
     /// Sequence number of the first byte, or of the SYN.
     pub seq: u32,

@@ -118,6 +118,20 @@ impl Session {
         }
     }
 
+    /// The ports that packets of `direction` come in and go out by.
+    #[inline]
+    pub fn ports(&self, direction: Direction) -> (PortId, PortId) {
+        match direction {
+            Direction::Original => (self.in_port, self.out_port),
+            Direction::Reply => (self.out_port, self.in_port),
+        }
+    }
+
+    /// Whether its source is translated.
+    pub fn has_source_nat(&self) -> bool {
+        self.nat_src != TranslatedAddr::SAME || self.nat_src_port != self.src_port
+    }
+
     /// Counts a packet of `bytes` bytes of IP that was accepted at `now`.
     #[inline]
     pub fn record(&mut self, direction: Direction, bytes: u32, now: Tick) {

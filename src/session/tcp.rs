@@ -18,43 +18,7 @@
 use crate::event::DropReason;
 use crate::flow::Direction;
 
-/// The TCP flags that matter, as they stand in the header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TcpFlags(pub u8);
-
-impl TcpFlags {
-    /// No more data.
-    pub const FIN: TcpFlags = TcpFlags(0x01);
-    /// Start of a connection.
-    pub const SYN: TcpFlags = TcpFlags(0x02);
-    /// Abort.
-    pub const RST: TcpFlags = TcpFlags(0x04);
-    /// The acknowledgment number is valid.
-    pub const ACK: TcpFlags = TcpFlags(0x10);
-
-    /// Whether all flags of `other` are set.
-    #[inline]
-    pub const fn contains(self, other: TcpFlags) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-/// What the tracker reads of a TCP segment, or of a super-packet of several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Sequence number.
-    pub seq: u32,
-    /// Acknowledgment number.
-    pub ack: u32,
-    /// Bytes of payload.
-    pub payload_len: u32,
-    /// Window as it stands in the header.
-    pub window: u16,
-    /// Flags.
-    pub flags: TcpFlags,
-    /// Shift count of the window scale option (RFC 7323, section 2.2), if there is one.
-    pub window_scale: Option<u8>,
-}
+pub use crate::packet::{TcpFlags, TcpSegment as Segment};
 
 impl Segment {
     #[inline]
