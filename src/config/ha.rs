@@ -156,7 +156,7 @@ fn check_addresses(
     let (given, wanted) = (addresses.len(), links.len());
     if given != wanted && wanted > 0 {
         let span = addresses.last().map_or(header, |last| &last.span);
-        let message = format!("the peer has {given} addresses, but there are {wanted} links");
+        let message = format!("the peer's addresses: {given}, this unit's links: {wanted}");
         report.error(
             span,
             message,

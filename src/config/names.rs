@@ -40,8 +40,8 @@ impl Names {
         if found.is_none() {
             let hint = match did_you_mean(&name.value, self.known.keys().map(String::as_str)) {
                 Some(hint) => hint,
-                None if self.known.is_empty() => format!("there is no {} with a name", self.kind),
-                None => format!("there is {}", list(self.known.keys())),
+                None if self.known.is_empty() => format!("there is no {} at all", self.kind),
+                None => format!("known: {}", list(self.known.keys())),
             };
             let message = format!("unknown {} `{}`", self.kind, name.value);
             report.error(&name.span, message, hint);

@@ -27,6 +27,8 @@ struct Place {
     /// Its index in the port's list.
     index: usize,
     span: Span,
+    /// Whether a unit can have this address.
+    usable: bool,
     group: Option<usize>,
 }
 
@@ -46,7 +48,7 @@ impl Network {
             places: Vec::new(),
             group_headers: Vec::new(),
         };
-        let mut interfaces = Names::new("port with the interface");
+        let mut interfaces = BTreeMap::new();
         for table in root.tables("port", Self::MOST_PORTS) {
             network.read_port(table, &mut interfaces);
         }
@@ -133,7 +135,7 @@ impl Network {
         indices.into_iter().map(port_id).collect()
     }
 
-    fn read_port(&mut self, mut table: Table<'_>, interfaces: &mut Names) {
+    fn read_port(&mut self, mut table: Table<'_>, interfaces: &mut BTreeMap<String, usize>) {
         let report = table.report;
         let index = self.ports.len();
         let name = table.require::<String>("name");
@@ -141,7 +143,12 @@ impl Network {
         self.port_names.declare(report, name.as_ref(), index);
         let interface = table.require::<String>("interface");
         check_interface(report, interface.as_ref());
-        interfaces.declare(report, interface.as_ref(), index);
+        if let Some(At { value, span }) = &interface
+            && let Some(other) = interfaces.insert(value.clone(), index)
+        {
+            let message = format!("port `{}` has the same interface", self.ports[other].name);
+            report.error(span, message, "each port needs an interface of its own");
+        }
         let listed = table.list::<LinkAddress>("virtual-addresses");
         if let Some(surplus) = listed.get(Self::MOST_ADDRESSES) {
             let message = format!("more than {} virtual addresses", Self::MOST_ADDRESSES);
@@ -149,11 +156,13 @@ impl Network {
         }
         let mut virtual_addresses = Vec::new();
         for At { value, span } in listed.into_iter().take(Self::MOST_ADDRESSES) {
+            let before = report.errors();
             check_virtual_address(report, value.0, &span);
             self.places.push(Place {
                 port: index,
                 index: virtual_addresses.len(),
                 span,
+                usable: report.errors() == before,
                 group: None,
             });
             virtual_addresses.push(VirtualAddress {
@@ -175,7 +184,7 @@ impl Network {
     fn check_networks(&self, report: &Report) {
         let mut known: BTreeMap<Addr, usize> = BTreeMap::new();
         let mut networks: BTreeMap<(usize, IpNet), ()> = BTreeMap::new();
-        for place in &self.places {
+        for place in self.places.iter().filter(|place| place.usable) {
             let VirtualAddress { addr, network, .. } =
                 self.ports[place.port].virtual_addresses[place.index];
             if let Some(port) = known.insert(addr, place.port) {
@@ -229,7 +238,7 @@ impl Network {
             match self.places.iter().position(is_it) {
                 Some(place) => self.join(report, place, group, span),
                 None if self.complete => {
-                    let message = format!("`{addr}` is no virtual address of a port");
+                    let message = format!("`{addr}` is not a virtual address of a port");
                     report.error(span, message, "add it to a `[[port]]`");
                 }
                 None => {}

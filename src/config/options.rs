@@ -349,3 +349,185 @@ const fn choice(
 ) -> OptionDoc {
     option(table, key, Kind::Choice(words), default, meaning)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use toml::de::{DeTable, DeValue};
+
+    use super::*;
+
+    /// Every option once.
+    const EVERYTHING: &str = r#"
+        [node]
+        name = "a"
+        key = "a.key"
+        control-socket = "/tmp/a.sock"
+        max-sessions = 5000
+        routing-table = 8000
+        [[port]]
+        name = "lan"
+        interface = "eth0"
+        virtual-addresses = ["10.0.1.1/24"]
+        source-check = false
+        [[group]]
+        name = "g"
+        ports = ["lan"]
+        priority = 3
+        [[group]]
+        name = "h"
+        virtual-addresses = []
+        [[policy]]
+        name = "p"
+        from = ["lan"]
+        to = ["lan"]
+        source = ["10.0.0.0/8"]
+        destination = ["10.0.0.0/8"]
+        service = ["tcp/80"]
+        action = "accept"
+        nat = true
+        nat-pool = "n"
+        log = true
+        pickup-guarantee = "off"
+        [[nat-pool]]
+        name = "n"
+        addresses = ["10.0.1.9"]
+        ports = "2000-3000"
+        [[forward]]
+        name = "f"
+        port = "lan"
+        protocol = "udp"
+        external = "10.0.1.1:53"
+        internal = "10.0.1.5:53"
+        [timeouts]
+        tcp-established = "1h"
+        tcp-transitory = "60s"
+        tcp-syn = "5s"
+        tcp-time-wait = "5s"
+        tcp-reset = "5s"
+        udp = "5s"
+        udp-unreplied = "5s"
+        icmp = "5s"
+        other = "5s"
+        [limits]
+        half-open-per-source = 0
+        icmp-errors-per-second = 0
+        tcp-pickup = false
+        [ha]
+        group-id = 1
+        priority = 0
+        override = true
+        heartbeat-interval = "1ms"
+        heartbeat-lost-threshold = 2
+        monitor = ["lan"]
+        session-pickup = true
+        session-pickup-connectionless = false
+        session-pickup-delay = "1s"
+        pickup-guarantee = "off"
+        pickup-guarantee-wait = "1ms"
+        gratuitous-arps = 1
+        gratuitous-arp-interval = "1s"
+        [[ha.link]]
+        interface = "eth1"
+        listen = "10.0.9.1:7030"
+        [[ha.peer]]
+        name = "b"
+        addresses = ["10.0.9.2:7030"]
+        public-key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+    "#;
+
+    /// The decoder refuses a key that it does not take, and asks the list for each that it takes.
+    #[test]
+    fn the_decoder_accepts_exactly_the_listed_options() {
+        let mut keys = BTreeSet::new();
+        collect("", DeTable::parse(EVERYTHING).unwrap().get_ref(), &mut keys);
+        let listed = OPTIONS
+            .iter()
+            .map(|option| (option.table.to_owned(), option.key.to_owned()));
+        assert_eq!(keys, listed.collect());
+        let found = crate::config::parse(Path::new("a.toml"), EVERYTHING);
+        assert!(found.is_ok(), "{found:?}");
+    }
+
+    #[test]
+    fn every_option_is_listed_once_and_in_a_table_with_a_meaning() {
+        for (index, option) in OPTIONS.iter().enumerate() {
+            assert!(
+                TABLES.iter().any(|table| table.name == option.table),
+                "{option:?}"
+            );
+            let same = |other: &OptionDoc| (other.table, other.key) == (option.table, option.key);
+            assert!(!OPTIONS[..index].iter().any(same), "{option:?}");
+            assert!(
+                !option.meaning.is_empty() && !option.meaning.ends_with('.'),
+                "{option:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_default_is_in_its_range() {
+        for option in OPTIONS {
+            let fits = match (option.kind, option.default) {
+                (_, DefaultValue::Required | DefaultValue::Absent(_)) => true,
+                (Kind::Bool, DefaultValue::Bool(_)) => true,
+                (Kind::Integer { min, max }, DefaultValue::Integer(n)) => (min..=max).contains(&n),
+                (Kind::Duration { min, max }, DefaultValue::Duration(d)) => {
+                    (min..=max).contains(&d)
+                }
+                (Kind::Choice(words), DefaultValue::Text(word)) => words.contains(&word),
+                (Kind::Text(_), DefaultValue::Text(_)) => true,
+                _ => false,
+            };
+            assert!(fits, "{option:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_and_a_default_are_shown_as_they_are_written() {
+        let shown = |table, key| {
+            let option = find(table, key).unwrap();
+            (option.kind_text(), option.default_text())
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            shown("ha", "heartbeat-interval"),
+            pair("duration, 1ms to 10s", "\"20ms\"")
+        );
+        assert_eq!(
+            shown("ha", "group-id"),
+            pair("integer, 1 to 255", "required")
+        );
+        assert_eq!(
+            shown("policy", "action"),
+            pair("accept | drop | reject", "required")
+        );
+        assert_eq!(
+            shown("nat-pool", "ports"),
+            pair("first-last", "\"1024-65535\"")
+        );
+    }
+
+    /// The tables and keys of all values below `table` that are no tables themselves.
+    fn collect(path: &str, table: &DeTable<'_>, keys: &mut BTreeSet<(String, String)>) {
+        for (key, value) in table {
+            let below = match path {
+                "" => key.get_ref().to_string(),
+                _ => format!("{path}.{}", key.get_ref()),
+            };
+            match value.get_ref() {
+                DeValue::Table(table) => collect(&below, table, keys),
+                DeValue::Array(array) if array.iter().any(|v| v.get_ref().is_table()) => {
+                    for table in array.iter().filter_map(|value| value.get_ref().as_table()) {
+                        collect(&below, table, keys);
+                    }
+                }
+                _ => {
+                    keys.insert((path.to_owned(), key.get_ref().to_string()));
+                }
+            }
+        }
+    }
+}

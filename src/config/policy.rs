@@ -223,7 +223,7 @@ fn check_families(
         report.error(
             span,
             message,
-            "add a virtual address of the family that the policy matches",
+            "add an address of the family that the policy matches",
         );
         return;
     }

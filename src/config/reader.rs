@@ -95,18 +95,24 @@ impl<'a> Table<'a> {
         tables
     }
 
-    /// The value of a key that may be left out.
+    /// The value of a key that may be left out, or its default if that is a text.
     pub fn take<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
-        self.option(key);
-        let value = self.value(key)?;
+        let option = self.option(key);
+        let Some(value) = self.value(key) else {
+            let DefaultValue::Text(text) = option.default else {
+                return None;
+            };
+            let default = DeValue::String(text.into());
+            return self.decode(&Spanned::new(self.header.clone(), default));
+        };
         self.decode(value)
     }
 
     /// The value of a key that must be there. `None` is an error, and recorded.
     pub fn require<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
-        self.option(key);
+        let option = self.option(key);
         let Some(value) = self.value(key) else {
-            self.missing(key);
+            self.missing(option);
             return None;
         };
         self.decode(value)
@@ -117,7 +123,7 @@ impl<'a> Table<'a> {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
             if option.default == DefaultValue::Required {
-                self.missing(key);
+                self.missing(option);
             }
             return Vec::new();
         };
@@ -224,7 +230,7 @@ impl<'a> Table<'a> {
         }
         let hint = did_you_mean(&given.value, words.iter().copied())
             .unwrap_or_else(|| format!("one of {}", words.join(", ")));
-        let message = format!("`{}` is no {key}", given.value);
+        let message = format!("unknown {key} `{}`", given.value);
         self.report.error(&given.span, message, hint);
         None
     }
@@ -283,9 +289,11 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn missing(&self, key: &str) {
+    fn missing(&self, option: &OptionDoc) {
+        let OptionDoc { key, meaning, .. } = option;
         let message = format!("`{key}` is missing in `{}`", self.name);
-        self.report.error(&self.header, message, "");
+        let hint = format!("add `{key}`: {meaning} ({})", option.kind_text());
+        self.report.error(&self.header, message, hint);
     }
 }
 

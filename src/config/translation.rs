@@ -37,10 +37,8 @@ impl Pools {
         let name = table.require::<String>("name");
         check_name(report, name.as_ref());
         self.names.declare(report, name.as_ref(), index);
-        let ports = match table.take::<PortRange>("ports") {
-            Some(At { value, .. }) => (value.0, value.1),
-            None => (1024, 65535),
-        };
+        let ports = table.take::<PortRange>("ports");
+        let ports = ports.map_or((1, 1), |at| (at.value.0, at.value.1));
         let before = report.errors();
         let ranges = table.list::<AddressRange>("addresses");
         if ranges.is_empty() && report.errors() == before {
@@ -191,7 +189,7 @@ fn check_external(
         Some(other) => format!("it is one of port `{}`", network.ports[other.index()].name),
         None => "add it to the port, or to a `[[nat-pool]]`".to_owned(),
     };
-    let message = format!("`{addr}` is no virtual address of port `{name}`");
+    let message = format!("`{addr}` is not a virtual address of port `{name}`");
     report.error(&external.span, message, hint);
 }
 

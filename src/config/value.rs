@@ -101,12 +101,11 @@ pub(super) fn family(addr: IpAddr) -> Family {
 /// A duration as one writes it, in the largest unit in which people think of it.
 pub(super) fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
-    match ms {
-        0 => "0s".into(),
-        _ if ms % 86_400_000 == 0 => format!("{}d", ms / 86_400_000),
-        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        _ if ms % 1000 == 0 => format!("{}s", ms / 1000),
-        _ => format!("{ms}ms"),
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("s", 1000)];
+    match units.iter().find(|(_, unit)| ms.is_multiple_of(*unit)) {
+        _ if ms == 0 => "0s".to_owned(),
+        Some((name, unit)) => format!("{}{name}", ms / unit),
+        None => format!("{ms}ms"),
     }
 }
 
@@ -191,10 +190,10 @@ impl FromToml for Duration {
             "m" => 60_000,
             "h" => 3_600_000,
             "d" => 86_400_000,
-            _ => return Err(Problem::new(format!("`{text}` is no duration"), HINT)),
+            _ => return Err(Problem::new(format!("`{text}` is not a duration"), HINT)),
         };
         let wrong = |_| match number {
-            "" => Problem::new(format!("`{text}` is no duration"), HINT),
+            "" => Problem::new(format!("`{text}` is not a duration"), HINT),
             _ => Problem::new("the duration is too long", ""),
         };
         let number: u64 = number.parse().map_err(wrong)?;
@@ -225,7 +224,7 @@ impl FromToml for Prefix {
         let text = text(value, "a prefix")?;
         if text == "any" || text == "all" {
             let hint = "leave the key out to match any address";
-            return Err(Problem::new(format!("`{text}` is no prefix"), hint));
+            return Err(Problem::new(format!("`{text}` is not a prefix"), hint));
         }
         let net = text.parse().or_else(|_| text.parse().map(host));
         let net: IpNet = net.map_err(|_| no_address(text, "10.0.0.0/8"))?;
@@ -286,7 +285,7 @@ impl FromToml for SocketAddr {
                 Ok(IpAddr::V6(v6)) => format!("add brackets and a port, such as \"[{v6}]:8080\""),
                 Err(_) => "write \"10.0.0.1:80\" or \"[fd00::1]:80\"".into(),
             };
-            let message = format!("`{text}` is no address with a port");
+            let message = format!("`{text}` is not an address with a port");
             return Err(Problem::new(message, hint));
         };
         match socket.port() {
@@ -338,14 +337,14 @@ fn service(text: &str) -> Result<Service, Problem> {
             Ok(number) if Protocol(number) == Protocol::ICMPV6 => Protocol::ICMP,
             Ok(number) => Protocol(number),
             Err(_) => {
-                let message = format!("`{number}` is no protocol number");
+                let message = format!("`{number}` is not a protocol number");
                 return Err(Problem::new(message, "protocol numbers are 0 to 255"));
             }
         },
         _ => {
             let names = ["tcp", "udp", "icmp", "gre", "esp", "proto", "any"];
             let hint = did_you_mean(name, names.into_iter()).unwrap_or_else(|| HINT.into());
-            return Err(Problem::new(format!("`{text}` is no service"), hint));
+            return Err(Problem::new(format!("unknown service `{text}`"), hint));
         }
     };
     let ports = match detail {
@@ -367,7 +366,7 @@ fn port_range(text: &str) -> Result<PortRange, Problem> {
     let port = |part: &str| match part.trim().parse::<u16>() {
         Ok(port) if port != 0 => Ok(port),
         _ => Err(Problem::new(
-            format!("`{part}` is no port"),
+            format!("`{part}` is not a port"),
             "ports are 1 to 65535",
         )),
     };
