@@ -217,3 +217,145 @@ impl Header {
         header.to_bytes().to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::FlowKey;
+    use crate::packet::icmp_error::{ErrorKind, quoted};
+    use crate::packet::{TcpFlags, TcpSegment, parse};
+    use etherparse::PacketBuilder;
+
+    const A: [u8; 4] = [10, 0, 0, 1];
+    const B: [u8; 4] = [192, 0, 2, 9];
+    const A6: [u8; 16] = [0xfd; 16];
+    const B6: [u8; 16] = [0x20; 16];
+
+    fn parsed(bytes: &[u8]) -> Parsed {
+        parse(bytes, Offload::default()).unwrap()
+    }
+
+    fn reset_of(bytes: &[u8]) -> Option<(FlowKey, TcpSegment)> {
+        let reset = parsed(&tcp_reset(&parsed(bytes))?);
+        match reset.kind {
+            Kind::Tcp(segment) => Some((reset.key, segment)),
+            kind => panic!("{kind:?}"),
+        }
+    }
+
+    #[test]
+    fn reset_of_a_segment_without_ack() {
+        let mut syn = Vec::new();
+        let step = PacketBuilder::ipv4(A, B, 60)
+            .tcp(4000, 80, u32::MAX, 1000)
+            .syn();
+        step.write(&mut syn, b"fast open").unwrap();
+        let (key, reset) = reset_of(&syn).unwrap();
+        assert_eq!(key, parsed(&syn).key.reply());
+        assert_eq!((reset.seq, reset.ack), (0, 9));
+        assert_eq!(reset.flags, TcpFlags::RST | TcpFlags::ACK);
+    }
+
+    #[test]
+    fn reset_of_a_segment_with_ack() {
+        let mut data = Vec::new();
+        let step = PacketBuilder::ipv6(A6, B6, 60)
+            .tcp(4000, 80, 5, 1000)
+            .ack(77);
+        step.write(&mut data, b"data").unwrap();
+        let (key, reset) = reset_of(&data).unwrap();
+        assert_eq!(key, parsed(&data).key.reply());
+        assert_eq!((reset.seq, reset.flags), (77, TcpFlags::RST));
+    }
+
+    #[test]
+    fn no_reset_of_a_reset() {
+        let mut rst = Vec::new();
+        let step = PacketBuilder::ipv4(A, B, 60).tcp(4000, 80, 5, 1000).rst();
+        step.write(&mut rst, b"").unwrap();
+        assert_eq!(reset_of(&rst), None);
+    }
+
+    #[test]
+    fn echo_reply_has_the_data_of_the_request() {
+        let mut request = Vec::new();
+        let step = PacketBuilder::ipv6(A6, B6, 60).icmpv6_echo_request(7, 9);
+        step.write(&mut request, b"ping").unwrap();
+        let reply = echo_reply(&request, &parsed(&request)).unwrap();
+        let mut expected = Vec::new();
+        let step = PacketBuilder::ipv6(B6, A6, 64).icmpv6_echo_reply(7, 9);
+        step.write(&mut expected, b"ping").unwrap();
+        assert_eq!(reply, expected);
+
+        request[50] ^= 1;
+        assert_eq!(
+            echo_reply(&request, &parsed(&request)),
+            None,
+            "wrong checksum"
+        );
+    }
+
+    #[test]
+    fn errors_quote_as_much_as_allowed() {
+        let mut big = Vec::new();
+        PacketBuilder::ipv4(A, B, 60)
+            .udp(1, 2)
+            .write(&mut big, &[0; 2000])
+            .unwrap();
+        let error = icmp_error(
+            Problem::TooBig { mtu: 1400 },
+            Addr::v4([10, 0, 0, 254]),
+            &big,
+            &parsed(&big),
+        );
+        let error = error.unwrap();
+        assert_eq!(
+            (error.len(), &error[28..], error[1]),
+            (576, &big[..548], 0xc0)
+        );
+        let about = quoted(&error, &parsed(&error)).unwrap();
+        assert_eq!(about.key, parsed(&big).key);
+        assert_eq!(about.error, ErrorKind::TooBig { mtu: 1400 });
+
+        let mut big = Vec::new();
+        PacketBuilder::ipv6(A6, B6, 60)
+            .udp(1, 2)
+            .write(&mut big, &[0; 2000])
+            .unwrap();
+        let from = Addr::v6([0x33; 16]);
+        let error = icmp_error(Problem::AdminProhibited, from, &big, &parsed(&big)).unwrap();
+        assert_eq!((error.len(), &error[40..42]), (1280, &[1u8, 1][..]));
+        assert_eq!(
+            quoted(&error, &parsed(&error)).unwrap().error,
+            ErrorKind::Unreachable
+        );
+        let other_family = icmp_error(Problem::NoRoute, Addr::v4(A), &big, &parsed(&big));
+        assert_eq!(other_family, None);
+    }
+
+    #[test]
+    fn what_is_not_answered() {
+        let answers = |src, dst| {
+            let mut bytes = Vec::new();
+            PacketBuilder::ipv4(src, dst, 60)
+                .udp(1, 2)
+                .write(&mut bytes, b"")
+                .unwrap();
+            may_answer(&parsed(&bytes))
+        };
+        assert!(answers(A, B));
+        assert!(!answers([127, 0, 0, 1], B));
+        assert!(!answers([224, 0, 0, 1], B));
+        assert!(!answers(A, [224, 0, 0, 1]));
+        assert!(!answers(A, [255; 4]));
+        let icmp = |icmp_type| {
+            let mut bytes = Vec::new();
+            let step = PacketBuilder::ipv4(A, B, 60).icmpv4_raw(icmp_type, 0, [0; 4]);
+            step.write(&mut bytes, &[0x45; 28]).unwrap();
+            may_answer(&parsed(&bytes))
+        };
+        assert!(icmp(8));
+        assert!(!icmp(3));
+        assert!(!icmp(5), "a redirect");
+    }
+}

@@ -156,3 +156,73 @@ fn error_kind(family: Family, message: &[u8]) -> ErrorKind {
         _ => ErrorKind::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::parse;
+    use etherparse::PacketBuilder;
+
+    const A: [u8; 4] = [10, 0, 0, 1];
+    const B: [u8; 4] = [192, 0, 2, 9];
+
+    fn quote() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(A, B, 60)
+            .udp(4000, 53)
+            .write(&mut bytes, b"query")
+            .unwrap();
+        bytes
+    }
+
+    fn read(icmp_type: u8, code: u8, rest: [u8; 4], quote: &[u8]) -> Result<Quoted, DropReason> {
+        let mut bytes = Vec::new();
+        let step = PacketBuilder::ipv4(B, A, 60).icmpv4_raw(icmp_type, code, rest);
+        step.write(&mut bytes, quote).unwrap();
+        quoted(&bytes, &parse(&bytes, Offload::default()).unwrap())
+    }
+
+    #[test]
+    fn kinds_of_errors() {
+        let kind = |icmp_type, code| read(icmp_type, code, [0, 0, 2, 0], &quote()).unwrap().error;
+        assert_eq!(kind(3, 4), ErrorKind::TooBig { mtu: 512 });
+        assert_eq!(kind(3, 1), ErrorKind::Unreachable);
+        assert_eq!(kind(11, 0), ErrorKind::TimeExceeded);
+        assert_eq!(kind(12, 0), ErrorKind::Other);
+    }
+
+    #[test]
+    fn the_length_of_a_quoted_packet_may_exceed_the_quotation() {
+        let mut quote = quote();
+        quote.truncate(28);
+        let key = read(3, 3, [0; 4], &quote).unwrap().key;
+        assert_eq!((key.src, key.dst), (Addr::v4(A), Addr::v4(B)));
+        assert_eq!((key.src_port, key.dst_port), (4000, 53));
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let refuse = |quote: &[u8]| read(3, 3, [0; 4], quote).unwrap_err();
+        assert_eq!(refuse(b""), DropReason::Truncated);
+        assert_eq!(refuse(&quote()[..19]), DropReason::Truncated);
+        assert_eq!(refuse(&quote()[..27]), DropReason::Truncated);
+
+        let mut later_fragment = quote();
+        later_fragment[7] = 2;
+        assert_eq!(refuse(&later_fragment), DropReason::IcmpUnrelated);
+
+        let mut error_about_error = Vec::new();
+        let step = PacketBuilder::ipv4(A, B, 60).icmpv4_raw(3, 3, [0; 4]);
+        step.write(&mut error_about_error, &quote()).unwrap();
+        assert_eq!(refuse(&error_about_error), DropReason::IcmpUnrelated);
+
+        let mut v6 = Vec::new();
+        PacketBuilder::ipv6([1; 16], [2; 16], 60)
+            .udp(1, 2)
+            .write(&mut v6, b"")
+            .unwrap();
+        assert_eq!(refuse(&v6), DropReason::Malformed);
+
+        assert_eq!(read(8, 0, [0; 4], &quote()), Err(DropReason::IcmpUnrelated));
+    }
+}

@@ -223,16 +223,16 @@ fn walk_extensions(ip: &mut Ip, packet: &[u8], length: Length) -> Result<(), Dro
             enter_fragment(ip, rest, length)?;
             continue;
         }
+        // RFC 8200, section 4.1: it comes first.
+        let hop_by_hop = ip.protocol.0 == IpNumber::IPV6_HEADER_HOP_BY_HOP.0;
+        if hop_by_hop && index > 0 {
+            return Err(DropReason::Malformed);
+        }
         let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| DropReason::Truncated)?;
-        match IpNumber(ip.protocol.0) {
-            IpNumber::IPV6_HEADER_HOP_BY_HOP => {
-                if index > 0 {
-                    return Err(DropReason::Malformed);
-                }
-                check_hop_by_hop(header.payload())?;
-            }
-            IpNumber::IPV6_ROUTE_HEADER => check_routing(header.payload())?,
-            _ => {}
+        if hop_by_hop {
+            check_hop_by_hop(header.payload())?;
+        } else if ip.protocol.0 == IpNumber::IPV6_ROUTE_HEADER.0 {
+            check_routing(header.payload())?;
         }
         ip.header_len += header.slice().len();
         ip.protocol = Protocol(header.next_header().0);

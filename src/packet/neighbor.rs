@@ -369,3 +369,242 @@ fn frame(to: Mac, from: Mac, ether_type: EtherType, payload: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(payload);
     frame
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Mac = [2, 0, 0, 0, 0, 1];
+    const THEIRS: Mac = [2, 0, 0, 0, 0, 9];
+    const V4: Addr = Addr::v4([10, 77, 1, 1]);
+    const HOST4: Addr = Addr::v4([10, 77, 1, 9]);
+    const V6: Addr = Addr::v6([
+        0xfd, 0x77, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x56,
+    ]);
+    const HOST6: Addr = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    const PAIRS: [(Addr, Addr); 2] = [(V4, HOST4), (V6, HOST6)];
+
+    fn destination(frame: &[u8]) -> Mac {
+        array_at(frame, 0).unwrap()
+    }
+
+    /// The flag byte of the advertisement in `frame`.
+    fn flags(frame: &[u8]) -> u8 {
+        frame[14 + 40 + 4]
+    }
+
+    /// After an edit: a right checksum, so that the check under test is what refuses.
+    fn with_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+        frame[56..58].fill(0);
+        let mut sum = crate::packet::checksum::Sum::default();
+        let (src, dst) = (array_at(&frame, 22).unwrap(), array_at(&frame, 38).unwrap());
+        let message = &frame[54..];
+        sum.add_pseudo_header(
+            Addr::v6(src),
+            Addr::v6(dst),
+            Protocol::ICMPV6,
+            message.len(),
+        );
+        sum.add(message);
+        frame[56..58].copy_from_slice(&sum.checksum().to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn question_and_answer() {
+        for (target, sender) in PAIRS {
+            let question = solicit(target, sender, THEIRS);
+            let asked = Solicit {
+                target,
+                sender,
+                sender_mac: THEIRS,
+            };
+            assert_eq!(parse_frame(&question), Ok(Neighbor::Solicit(asked)));
+            assert!(!asked.is_probe());
+            let answer = reply(&asked, OURS);
+            assert_eq!(destination(&answer), THEIRS);
+            let said = Advertise {
+                addr: target,
+                mac: OURS,
+            };
+            assert_eq!(parse_frame(&answer), Ok(Neighbor::Advertise(said)));
+        }
+        let asked = Solicit {
+            target: V6,
+            sender: HOST6,
+            sender_mac: THEIRS,
+        };
+        assert_eq!(flags(&reply(&asked, OURS)), 0xe0);
+    }
+
+    #[test]
+    fn probes_are_answered_without_a_sender() {
+        for (target, _) in PAIRS {
+            let asked = match parse_frame(&probe(target, THEIRS)) {
+                Ok(Neighbor::Solicit(asked)) => asked,
+                other => panic!("{other:?}"),
+            };
+            assert!(asked.is_probe());
+            assert_eq!((asked.target, asked.sender_mac), (target, THEIRS));
+            let said = Advertise {
+                addr: target,
+                mac: OURS,
+            };
+            assert_eq!(
+                parse_frame(&reply(&asked, OURS)),
+                Ok(Neighbor::Advertise(said))
+            );
+        }
+        let asked = Solicit {
+            target: V6,
+            sender: Addr::unspecified(Family::V6),
+            sender_mac: THEIRS,
+        };
+        let answer = reply(&asked, OURS);
+        assert_eq!(destination(&answer), [0x33, 0x33, 0, 0, 0, 1]);
+        assert_eq!(flags(&answer), 0xa0);
+    }
+
+    #[test]
+    fn announcements() {
+        for (addr, host) in PAIRS {
+            let said = Ok(Neighbor::Advertise(Advertise { addr, mac: OURS }));
+            for frame in announce(addr, OURS) {
+                assert_eq!(parse_frame(&frame), said);
+                assert_eq!(destination(&frame)[0] & 1, 1, "to a group");
+                assert_eq!(array_at(&frame, 6), Some(OURS));
+            }
+            let frame = announce_to(addr, OURS, host, THEIRS);
+            assert_eq!(parse_frame(&frame), said);
+            assert_eq!(destination(&frame), THEIRS);
+        }
+        let operations: Vec<u8> = announce(V4, OURS).iter().map(|frame| frame[21]).collect();
+        assert_eq!(operations, [1, 2]);
+        assert_eq!(flags(&announce(V6, OURS)[0]), 0xa0);
+    }
+
+    #[test]
+    fn bytes_of_an_arp_reply() {
+        let asked = Solicit {
+            target: V4,
+            sender: HOST4,
+            sender_mac: THEIRS,
+        };
+        let expected = [
+            &THEIRS[..],
+            &OURS,
+            &[8, 6],
+            &[0, 1, 8, 0, 6, 4, 0, 2],
+            &OURS,
+            &[10, 77, 1, 1],
+            &THEIRS,
+            &[10, 77, 1, 9],
+        ];
+        assert_eq!(reply(&asked, OURS), expected.concat());
+    }
+
+    #[test]
+    fn group_addresses() {
+        assert_eq!(solicited_node(V6).to_string(), "ff02::1:ff12:3456");
+        let group = Addr::v6(solicited_node(V6).octets());
+        assert_eq!(multicast_mac(group), [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        assert_eq!(destination(&solicit(V6, HOST6, OURS)), multicast_mac(group));
+    }
+
+    #[test]
+    fn an_advertisement_without_option_counts_with_the_source_of_the_frame() {
+        let mut frame = announce(V6, OURS).remove(0);
+        frame.truncate(14 + 40 + 24);
+        frame[19] = 24;
+        let said = Advertise {
+            addr: V6,
+            mac: OURS,
+        };
+        assert_eq!(
+            parse_frame(&with_checksum(frame)),
+            Ok(Neighbor::Advertise(said))
+        );
+    }
+
+    #[test]
+    fn arp_that_is_refused() {
+        let edit = |at: usize, byte: u8| {
+            let mut frame = solicit(V4, HOST4, THEIRS);
+            frame[at] = byte;
+            parse_frame(&frame)
+        };
+        assert_eq!(parse_frame(&[0; 13]), Err(DropReason::Truncated));
+        let request = solicit(V4, HOST4, THEIRS);
+        assert_eq!(parse_frame(&request[..41]), Err(DropReason::Truncated));
+        assert_eq!(edit(15, 6), Err(DropReason::Malformed), "hardware type");
+        assert_eq!(edit(16, 0x86), Err(DropReason::Malformed), "protocol type");
+        assert_eq!(edit(18, 5), Err(DropReason::Malformed), "hardware length");
+        assert_eq!(edit(22, 3), Err(DropReason::Malformed), "group as sender");
+        assert_eq!(edit(28, 224), Err(DropReason::Martian), "multicast sender");
+        assert_eq!(edit(21, 9), Ok(Neighbor::Other), "operation");
+        assert_eq!(edit(12, 0x81), Ok(Neighbor::Other), "EtherType");
+    }
+
+    #[test]
+    fn nd_that_is_refused() {
+        let edit = |frame: Vec<u8>, at: usize, byte: u8| {
+            let mut frame = frame;
+            frame[at] = byte;
+            parse_frame(&with_checksum(frame))
+        };
+        let question = || solicit(V6, HOST6, THEIRS);
+        assert_eq!(
+            edit(question(), 21, 254),
+            Err(DropReason::Malformed),
+            "hop limit"
+        );
+        assert_eq!(edit(question(), 55, 1), Err(DropReason::Malformed), "code");
+        assert_eq!(
+            edit(question(), 62, 0xff),
+            Err(DropReason::Martian),
+            "multicast target"
+        );
+        assert_eq!(
+            edit(question(), 79, 0),
+            Err(DropReason::Malformed),
+            "option of length 0"
+        );
+        assert_eq!(
+            edit(question(), 79, 2),
+            Err(DropReason::Malformed),
+            "option beyond the end"
+        );
+        assert_eq!(
+            edit(question(), 54, 133),
+            Ok(Neighbor::Other),
+            "router solicitation"
+        );
+
+        let mut wrong_sum = question();
+        wrong_sum[56] ^= 1;
+        assert_eq!(parse_frame(&wrong_sum), Err(DropReason::BadChecksum));
+
+        let announcement = announce(V6, OURS).remove(0);
+        assert_eq!(
+            edit(announcement, 58, 0xe0),
+            Err(DropReason::Malformed),
+            "solicited to all"
+        );
+
+        let mut short = question();
+        short.truncate(14 + 40 + 20);
+        short[19] = 20;
+        assert_eq!(parse_frame(&short), Err(DropReason::Truncated));
+
+        let mut probe_with_option = question();
+        probe_with_option[22..38].fill(0);
+        let refused = parse_frame(&with_checksum(probe_with_option));
+        assert_eq!(refused, Err(DropReason::Malformed));
+        assert_eq!(edit(probe(V6, OURS), 53, 9), edit(probe(V6, OURS), 53, 8));
+        assert_eq!(
+            edit(probe(V6, OURS), 40, 9),
+            Err(DropReason::Malformed),
+            "not to the group"
+        );
+    }
+}
