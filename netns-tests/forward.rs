@@ -61,7 +61,7 @@ fn iperf_udp_without_loss_to_speak_of() {
     for server in SERVER {
         let report = services::iperf(&lab.lan1, &format!("-c {server} -u -b 20M -l 1200"));
         let lost = report["end"]["sum"]["lost_percent"].as_f64();
-        assert!(lost < Some(5.0) && lost.is_some(), "{server}: {lost:?} % lost");
+        assert!(lost < Some(5.0) && lost.is_some(), "{server}: {lost:?} % lost\n{report:#}");
     }
 }
 

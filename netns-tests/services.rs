@@ -9,7 +9,7 @@ use crate::namespace::Namespace;
 use crate::process::{Process, wait_until};
 
 /// nginx on ports 80 of both families: `/whoami` answers with the client's address as the server sees
-/// it, `/big` is a file.
+/// it, `/big` is a file, `/slow` the same file at 2 MB/s.
 pub struct Http {
     big: Vec<u8>,
     dir: PathBuf,
@@ -35,14 +35,23 @@ impl Http {
     /// Downloads the file from `address` (`HOST[:PORT]`) and compares it with the original.
     #[track_caller]
     pub fn assert_download(&self, client: &Namespace, address: &str) {
-        self.start_download(client, address, "").finish();
+        self.get(client, address, "big").finish();
     }
 
-    /// Starts a download; `options` are curl's.
-    pub fn start_download(&self, client: &Namespace, address: &str, options: &str) -> Download<'_> {
+    /// Starts a download that takes half a second a megabyte, the server holding the rest back.
+    #[track_caller]
+    pub fn start_slow_download(&self, client: &Namespace, address: &str) -> Download<'_> {
+        let download = self.get(client, address, "slow");
+        wait_until("the download has begun", || download.size() > 0);
+        download
+    }
+
+    #[track_caller]
+    fn get(&self, client: &Namespace, address: &str, path: &str) -> Download<'_> {
         let file = self.dir.join(format!("from-{}", client.name()));
-        let line =
-            format!("curl -sSf -m 50 {options} -o {} http://{address}/big", file.display());
+        // A file of an earlier download is no progress of this one.
+        let _ = fs::remove_file(&file);
+        let line = format!("curl -sSf -m 50 -o {} http://{address}/{path}", file.display());
         Download { http: self, file, process: client.spawn(&line) }
     }
 }
@@ -55,13 +64,6 @@ pub struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Waits until some of it has arrived.
-    #[track_caller]
-    pub fn expect_progress(&self) {
-        let before = self.size();
-        wait_until("the download goes on", || self.size() > before);
-    }
-
     /// Waits for its end and compares.
     #[track_caller]
     pub fn finish(self) {
@@ -174,6 +176,7 @@ fn nginx_config(dir: &Path) -> String {
             server {{
                 listen 80; listen [::]:80; root {dir};
                 location = /whoami {{ return 200 $remote_addr; }}
+                location = /slow {{ alias {dir}/big; limit_rate 2m; }}
             }}
         }}"
     )
