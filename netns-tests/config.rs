@@ -10,14 +10,21 @@ use crate::unit::Unit;
 #[track_caller]
 fn check_fails(unit: &Unit) -> String {
     fs::write(unit.config_path(), &unit.config).expect("writing the config");
-    unit.tandemgw(&format!("check --config {}", unit.config_path().display())).code(2).stderr
+    unit.tandemgw(&format!("check --config {}", unit.config_path().display()))
+        .code(2)
+        .stderr
 }
 
 #[test]
 fn check_accepts_the_default() {
     let lab = Lab::new();
     fs::write(lab.unit.config_path(), &lab.unit.config).expect("writing the config");
-    lab.unit.tandemgw(&format!("check --config {}", lab.unit.config_path().display())).ok();
+    lab.unit
+        .tandemgw(&format!(
+            "check --config {}",
+            lab.unit.config_path().display()
+        ))
+        .ok();
 }
 
 #[test]
@@ -58,7 +65,11 @@ fn check_tells_all_mistakes_at_once() {
 #[test]
 fn missing_config_file_is_named() {
     let lab = Lab::new();
-    let said = lab.unit.tandemgw("check --config /nonexistent.toml").code(2).stderr;
+    let said = lab
+        .unit
+        .tandemgw("check --config /nonexistent.toml")
+        .code(2)
+        .stderr;
     assert!(said.contains("/nonexistent.toml"), "{said}");
 }
 
@@ -70,7 +81,10 @@ fn refuses(prepare: &str, words: &[&str]) {
     let before = lab.unit.kernel_state();
     let said = lab.unit.start_in_vain().code(2).stderr;
     for word in words {
-        assert!(said.contains(word), "after `{prepare}`: no `{word}` in\n{said}");
+        assert!(
+            said.contains(word),
+            "after `{prepare}`: no `{word}` in\n{said}"
+        );
     }
     assert!(!said.contains("panicked"), "{said}");
     assert_eq!(lab.unit.kernel_state(), before, "something is left behind");
@@ -83,18 +97,27 @@ fn absent_interface_is_refused() {
 
 #[test]
 fn strict_reverse_path_filter_is_refused() {
-    refuses("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter", &["rp_filter"]);
+    refuses(
+        "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        &["rp_filter"],
+    );
 }
 
 #[test]
 fn routing_table_in_use_is_refused() {
-    refuses("ip route add 192.0.2.0/24 dev eth0 table 7700", &["7700", "routing-table"]);
+    refuses(
+        "ip route add 192.0.2.0/24 dev eth0 table 7700",
+        &["7700", "routing-table"],
+    );
 }
 
 #[test]
 fn virtual_address_of_the_kernel_is_refused() {
     refuses("ip addr add 10.77.2.1/24 dev eth1", &["10.77.2.1", "eth1"]);
-    refuses("ip addr add fd77:1::1/64 dev eth0 nodad", &["fd77:1::1", "eth0"]);
+    refuses(
+        "ip addr add fd77:1::1/64 dev eth0 nodad",
+        &["fd77:1::1", "eth0"],
+    );
 }
 
 #[test]

@@ -61,7 +61,10 @@ fn iperf_udp_without_loss_to_speak_of() {
     for server in SERVER {
         let report = services::iperf(&lab.lan1, &format!("-c {server} -u -b 20M -l 1200"));
         let lost = report["end"]["sum"]["lost_percent"].as_f64();
-        assert!(lost < Some(5.0) && lost.is_some(), "{server}: {lost:?} % lost\n{report:#}");
+        assert!(
+            lost < Some(5.0) && lost.is_some(),
+            "{server}: {lost:?} % lost\n{report:#}"
+        );
     }
 }
 
@@ -70,10 +73,15 @@ fn traceroute_shows_one_hop() {
     let lab = Lab::started();
     for (server, options) in [(SERVER[0], "-4"), (SERVER[0], "-4 -I"), (SERVER[1], "-6")] {
         // -N 1: one probe at a time, or rate limits of the hosts' kernels eat answers.
-        let text = lab.lan1.run(&format!("traceroute -n -q 1 -N 1 -w 2 -m 5 {options} {server}"));
+        let text = lab.lan1.run(&format!(
+            "traceroute -n -q 1 -N 1 -w 2 -m 5 {options} {server}"
+        ));
         let hops: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(hops.len(), 2, "{options}: the gateway is one hop:\n{text}");
-        assert!(hops[0].contains("77:1::") || hops[0].contains("10.77.1."), "{options}:\n{text}");
+        assert!(
+            hops[0].contains("77:1::") || hops[0].contains("10.77.1."),
+            "{options}:\n{text}"
+        );
         assert!(hops[1].contains(server), "{options}:\n{text}");
     }
 }
@@ -84,9 +92,9 @@ fn dns_over_udp_and_tcp() {
     let _dns = services::dns_server(&lab.server);
     for server in SERVER {
         for transport in ["+notcp", "+tcp"] {
-            let answer = lab
-                .lan1
-                .run(&format!("dig +short +time=3 +tries=1 {transport} @{server} test.example A"));
+            let answer = lab.lan1.run(&format!(
+                "dig +short +time=3 +tries=1 {transport} @{server} test.example A"
+            ));
             assert_eq!(answer.trim(), "192.0.2.53", "{server} {transport}");
         }
     }
@@ -97,8 +105,12 @@ fn without_nat_addresses_stay() {
     let mut lab = Lab::new();
     lab.unit.edit("nat = true", "nat = false");
     lab.unit.start();
-    for (network, gateway) in [("10.77.1.0/24", WAN_GATEWAY[0]), ("fd77:1::/64", WAN_GATEWAY[1])] {
-        lab.server.run(&format!("ip route add {network} via {gateway}"));
+    for (network, gateway) in [
+        ("10.77.1.0/24", WAN_GATEWAY[0]),
+        ("fd77:1::/64", WAN_GATEWAY[1]),
+    ] {
+        lab.server
+            .run(&format!("ip route add {network} via {gateway}"));
     }
     let _http = Http::start(&lab, &lab.server, 1);
     for (server, client) in SERVER.iter().zip(LAN1) {

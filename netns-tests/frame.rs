@@ -24,7 +24,15 @@ impl FrameSocket {
     pub fn open(ns: &Namespace, interface: &str) -> FrameSocket {
         let (socket, theirs) = UnixDatagram::pair().expect("a socket pair");
         let mut command = ns.command("socat");
-        command.args(["-d", "-d", "-u", "-b", "65536", "STDIN", &format!("INTERFACE:{interface}")]);
+        command.args([
+            "-d",
+            "-d",
+            "-u",
+            "-b",
+            "65536",
+            "STDIN",
+            &format!("INTERFACE:{interface}"),
+        ]);
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         let process = Process::spawn(command, &format!("{}# socat", ns.name()));
         process.expect_stderr("transfer", |line| line.contains("starting data transfer"));
@@ -40,7 +48,11 @@ impl FrameSocket {
     /// Fails if a frame could not be sent.
     #[track_caller]
     pub fn assert_alive(&mut self) {
-        assert!(self.process.is_running(), "socat ended: {}", self.process.stderr());
+        assert!(
+            self.process.is_running(),
+            "socat ended: {}",
+            self.process.stderr()
+        );
     }
 }
 
@@ -70,7 +82,9 @@ impl Ends {
             .ipv4(self.ip.0, self.ip.1, 64)
             .udp(self.port.0, self.port.1);
         let mut frame = Vec::new();
-        builder.write(&mut frame, payload).expect("writing to memory");
+        builder
+            .write(&mut frame, payload)
+            .expect("writing to memory");
         frame
     }
 
@@ -80,7 +94,9 @@ impl Ends {
             .ipv6(src, dst, 64)
             .udp(self.port.0, self.port.1);
         let mut frame = Vec::new();
-        builder.write(&mut frame, payload).expect("writing to memory");
+        builder
+            .write(&mut frame, payload)
+            .expect("writing to memory");
         frame
     }
 }
@@ -90,8 +106,10 @@ pub fn fix_ipv4_checksum(frame: &mut [u8]) {
     let length = usize::from(frame[IP] & 0xf) * 4;
     let header = &mut frame[IP..][..length];
     header[10..12].fill(0);
-    let mut sum: u32 =
-        header.chunks(2).map(|b| u32::from(u16::from_be_bytes([b[0], b[1]]))).sum();
+    let mut sum: u32 = header
+        .chunks(2)
+        .map(|b| u32::from(u16::from_be_bytes([b[0], b[1]])))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

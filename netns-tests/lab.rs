@@ -71,9 +71,20 @@ impl Lab {
         assign(&server, "eth0", SERVER);
         assign(&server, "eth0", SERVER2);
         // Deprecated: servers that answer without a thought do not answer from it.
-        server.run(&format!("ip addr change {}/64 dev eth0 preferred_lft 0", SERVER2[1]));
+        server.run(&format!(
+            "ip addr change {}/64 dev eth0 preferred_lft 0",
+            SERVER2[1]
+        ));
         let unit = Unit::new(unit, &dir);
-        let lab = Lab { unit, lan1, lan2, server, sw_lan, sw_wan, dir };
+        let lab = Lab {
+            unit,
+            lan1,
+            lan2,
+            server,
+            sw_lan,
+            sw_wan,
+            dir,
+        };
         lab.attach_lan();
         lab.attach_wan();
         lab
@@ -124,9 +135,14 @@ impl Lab {
         default_route(&r1, ["10.77.4.2", "fd77:4::2"]);
         default_route(&r2, ["10.77.4.1", "fd77:4::1"]);
         default_route(&far, ["10.77.3.1", "fd77:3::1"]);
-        self.unit.ns.run("ip route add 10.77.3.0/24 via 10.77.2.254");
+        self.unit
+            .ns
+            .run("ip route add 10.77.3.0/24 via 10.77.2.254");
         self.unit.ns.run("ip route add fd77:3::/64 via fd77:2::254");
-        FarNetwork { far, _routers: [r1, r2] }
+        FarNetwork {
+            far,
+            _routers: [r1, r2],
+        }
     }
 }
 
@@ -139,7 +155,11 @@ impl Drop for Lab {
 
 /// An address as it stands in a URL or before a port.
 pub fn bracketed(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
+    if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    }
 }
 
 /// Connects an interface of `host` to a port of the switch, both made anew.
@@ -159,7 +179,12 @@ pub fn switch_port(host: &Namespace, interface: &str) -> String {
 }
 
 fn connect(a: (&Namespace, &str), b: (&Namespace, &str)) {
-    a.0.run(&format!("ip link add {} type veth peer name {} netns {}", a.1, b.1, b.0.id()));
+    a.0.run(&format!(
+        "ip link add {} type veth peer name {} netns {}",
+        a.1,
+        b.1,
+        b.0.id()
+    ));
     a.0.run(&format!("ip link set {} up", a.1));
     b.0.run(&format!("ip link set {} up", b.1));
 }
@@ -178,7 +203,8 @@ fn default_route(host: &Namespace, gateways: [&str; 2]) {
 fn make_dir() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lab-{}-{number}", process::id()));
+    let dir =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lab-{}-{number}", process::id()));
     fs::create_dir_all(&dir).expect("making a directory for the lab");
     dir
 }

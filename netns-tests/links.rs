@@ -11,7 +11,9 @@ use crate::services::{Http, whoami};
 const OUTAGE: Duration = Duration::from_millis(700);
 
 fn reaches(host: &Namespace, address: &str) -> bool {
-    host.try_run(&format!("ping -c 1 -W 1 {address}")).status.success()
+    host.try_run(&format!("ping -c 1 -W 1 {address}"))
+        .status
+        .success()
 }
 
 /// Downloads slowly, breaks something for a moment, and expects the session to live on.
@@ -26,7 +28,10 @@ fn survives(lab: &mut Lab, server: &str, fail: impl Fn(&Lab), repair: impl Fn(&L
 }
 
 fn set_port(switch: &Namespace, host: &Namespace, interface: &str, state: &str) {
-    switch.run(&format!("ip link set {} {state}", switch_port(host, interface)));
+    switch.run(&format!(
+        "ip link set {} {state}",
+        switch_port(host, interface)
+    ));
 }
 
 #[test]
@@ -66,9 +71,13 @@ fn session_survives_interfaces_set_down_and_up() {
 fn port_that_is_down_is_shown() {
     let lab = Lab::started();
     set_port(&lab.sw_wan, &lab.unit.ns, "eth1", "down");
-    wait_until("the port is shown as down", || lab.unit.status()["ports"][1]["up"] == false);
+    wait_until("the port is shown as down", || {
+        lab.unit.status()["ports"][1]["up"] == false
+    });
     set_port(&lab.sw_wan, &lab.unit.ns, "eth1", "up");
-    wait_until("the port is shown as up", || lab.unit.status()["ports"][1]["up"] == true);
+    wait_until("the port is shown as up", || {
+        lab.unit.status()["ports"][1]["up"] == true
+    });
 }
 
 #[test]
@@ -82,7 +91,11 @@ fn interface_may_vanish_and_come_back() {
                 .is_some_and(|ports| ports.iter().any(|p| p["up"] == false))
         });
         assert!(!reaches(&lab.lan1, SERVER[0]));
-        if interface == "eth1" { lab.attach_wan() } else { lab.attach_lan() }
+        if interface == "eth1" {
+            lab.attach_wan()
+        } else {
+            lab.attach_lan()
+        }
         // The interface has a new hardware address: hosts learn it from the announcement.
         for server in SERVER {
             wait_until("traffic passes again", || reaches(&lab.lan1, server));
@@ -100,7 +113,9 @@ fn new_hardware_address_is_announced() {
     lab.unit.ns.sh("ip link set eth0 address 02:00:00:00:aa:01");
     for address in LAN_GATEWAY {
         wait_until("the neighbour entry follows", || {
-            lab.lan1.run(&format!("ip neigh show {address}")).contains("02:00:00:00:aa:01")
+            lab.lan1
+                .run(&format!("ip neigh show {address}"))
+                .contains("02:00:00:00:aa:01")
         });
         wait_until("traffic passes", || reaches(&lab.lan1, address));
     }
@@ -128,15 +143,22 @@ fn routes_back_to_the_port_of_entry_need_a_policy() {
     lab.lan2.run("ip addr add 10.77.5.1/32 dev lo");
     lab.unit.ns.run("ip route add 10.77.5.1 via 10.77.1.101");
     lab.unit.start();
-    assert!(!reaches(&lab.lan1, "10.77.5.1"), "lan to lan is not allowed");
+    assert!(
+        !reaches(&lab.lan1, "10.77.5.1"),
+        "lan to lan is not allowed"
+    );
     assert!(lab.unit.dropped("no-policy") > 0);
 }
 
 #[test]
 fn packets_do_not_leave_by_an_interface_that_is_no_port() {
     let lab = Lab::started();
-    lab.unit.ns.run("ip link add mgmt0 type veth peer name mgmt1");
-    lab.unit.ns.sh("ip link set mgmt0 up; ip link set mgmt1 up; ip addr add 10.77.6.1/24 dev mgmt0");
+    lab.unit
+        .ns
+        .run("ip link add mgmt0 type veth peer name mgmt1");
+    lab.unit
+        .ns
+        .sh("ip link set mgmt0 up; ip link set mgmt1 up; ip addr add 10.77.6.1/24 dev mgmt0");
     let leaks = crate::capture::Capture::start(&lab.unit.ns, "mgmt1", "ip host 10.77.6.9");
     lab.lan1.try_run("ping -c 3 -i 0.1 -W 1 10.77.6.9").code(1);
     leaks.assert_empty();
@@ -145,7 +167,9 @@ fn packets_do_not_leave_by_an_interface_that_is_no_port() {
 #[test]
 fn address_of_the_unit_may_change() {
     let lab = Lab::started();
-    lab.unit.ns.sh("ip addr add 10.77.2.3/24 dev eth1; ip addr del 10.77.2.2/24 dev eth1 || true");
+    lab.unit
+        .ns
+        .sh("ip addr add 10.77.2.3/24 dev eth1; ip addr del 10.77.2.2/24 dev eth1 || true");
     lab.unit.ns.sh("ip addr replace 10.77.2.3/24 dev eth1");
     let _http = Http::start(&lab, &lab.server, 1);
     wait_until("traffic passes", || reaches(&lab.lan1, SERVER[0]));

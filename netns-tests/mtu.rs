@@ -35,9 +35,15 @@ fn change_of_the_egress_mtu_is_noticed() {
     let lab = Lab::started();
     lab.lan1.run("ping -c 1 -W 2 -M do -s 1472 10.77.2.100");
     lab.unit.ns.run("ip link set eth1 mtu 1400");
-    let refused = lab.lan1.try_run("ping -c 2 -i 0.2 -W 1 -M do -s 1472 10.77.2.100").code(1);
+    let refused = lab
+        .lan1
+        .try_run("ping -c 2 -i 0.2 -W 1 -M do -s 1472 10.77.2.100")
+        .code(1);
     let said = refused.stdout + &refused.stderr;
-    assert!(said.contains("mtu = 1400") || said.contains("mtu=1400"), "{said}");
+    assert!(
+        said.contains("mtu = 1400") || said.contains("mtu=1400"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -58,7 +64,8 @@ fn big_datagrams_pass_in_fragments() {
 fn big_pings_pass_in_fragments() {
     let lab = Lab::started();
     for address in SERVER {
-        lab.lan1.run(&format!("ping -c 3 -i 0.05 -W 2 -M dont -s 5000 {address}"));
+        lab.lan1
+            .run(&format!("ping -c 3 -i 0.05 -W 2 -M dont -s 5000 {address}"));
     }
 }
 
@@ -71,7 +78,10 @@ fn fragments_pass_a_smaller_egress() {
     let _echo = services::udp_echo(&lab.server, SERVER[0]);
     assert!(services::udp_echoes(&lab, &lab.lan1, SERVER[0], 8192));
     // Without DF, the router splits what is too long (RFC 791, section 2.3).
-    lab.lan1.run("ping -c 2 -i 0.05 -W 2 -M dont -s 1472 10.77.2.100");
-    let route = lab.lan1.run(&format!("ip route get {} from {}", SERVER[0], LAN1[0]));
+    lab.lan1
+        .run("ping -c 2 -i 0.05 -W 2 -M dont -s 1472 10.77.2.100");
+    let route = lab
+        .lan1
+        .run(&format!("ip route get {} from {}", SERVER[0], LAN1[0]));
     assert!(!route.contains("mtu"), "nothing was to be learned: {route}");
 }

@@ -102,7 +102,10 @@ impl Namespace {
     pub fn sh(&self, script: &str) -> String {
         let mut command = self.command("sh");
         command.args(["-ec", script]);
-        Process::spawn(command, &self.label(script)).finish(Duration::from_secs(60)).ok().stdout
+        Process::spawn(command, &self.label(script))
+            .finish(Duration::from_secs(60))
+            .ok()
+            .stdout
     }
 
     /// Sets a value under /proc/sys/net, as in `ipv4/ip_forward`.
@@ -115,8 +118,13 @@ impl Namespace {
     #[track_caller]
     pub fn mac(&self, interface: &str) -> [u8; 6] {
         let link = self.run(&format!("ip -o link show dev {interface}"));
-        let text = link.split("link/ether ").nth(1).expect("an Ethernet interface");
-        let bytes = text[..17].split(':').map(|b| u8::from_str_radix(b, 16).expect("hexadecimal"));
+        let text = link
+            .split("link/ether ")
+            .nth(1)
+            .expect("an Ethernet interface");
+        let bytes = text[..17]
+            .split(':')
+            .map(|b| u8::from_str_radix(b, 16).expect("hexadecimal"));
         bytes.collect::<Vec<_>>().try_into().expect("six bytes")
     }
 
@@ -124,13 +132,21 @@ impl Namespace {
         command.args(["--net", "--mount", "sh", "-c", HOLDER]);
         command.env("PATH", search_path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut holder = command.spawn().expect("unshare (of util-linux) is installed");
+        let mut holder = command
+            .spawn()
+            .expect("unshare (of util-linux) is installed");
         let mut line = String::new();
         let stdout = holder.stdout.take().expect("stdout is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("reading from the holder");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("reading from the holder");
         assert_eq!(line, "made\n", "{REMEDY}");
         let pidfd = open_pidfd(holder.id());
-        Namespace { name: name.to_owned(), holder, pidfd }
+        Namespace {
+            name: name.to_owned(),
+            holder,
+            pidfd,
+        }
     }
 
     fn label(&self, line: &str) -> String {
@@ -179,5 +195,8 @@ fn is_root() -> bool {
 
 /// An ordinary user's path often lacks the directories where ip and tcpdump are.
 fn search_path() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+    format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    )
 }

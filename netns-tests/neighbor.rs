@@ -11,8 +11,10 @@ fn text(mac: [u8; 6]) -> String {
 #[test]
 fn virtual_addresses_resolve_to_the_interface() {
     let lab = Lab::started();
-    let sides =
-        [(&lab.lan1, LAN_GATEWAY, "eth0"), (&lab.server, WAN_GATEWAY, "eth1")];
+    let sides = [
+        (&lab.lan1, LAN_GATEWAY, "eth0"),
+        (&lab.server, WAN_GATEWAY, "eth1"),
+    ];
     for (host, addresses, interface) in sides {
         let mac = text(lab.unit.ns.mac(interface));
         for address in addresses {
@@ -30,11 +32,17 @@ fn virtual_addresses_are_announced_at_the_start() {
     let wan = Capture::start(&lab.server, "eth0", "arp or icmp6");
     let macs = [text(lab.unit.ns.mac("eth0")), text(lab.unit.ns.mac("eth1"))];
     lab.unit.start();
-    for ((capture, mac), addresses) in [&lan, &wan].iter().zip(&macs).zip([LAN_GATEWAY, WAN_GATEWAY])
+    for ((capture, mac), addresses) in [&lan, &wan]
+        .iter()
+        .zip(&macs)
+        .zip([LAN_GATEWAY, WAN_GATEWAY])
     {
         let arp = capture.expect(&["ARP", &format!("{mac} > ff:ff:ff:ff:ff:ff"), addresses[0]]);
         let gratuitous = format!("tell {}", addresses[0]);
-        assert!(arp.contains(&gratuitous) || arp.contains("is-at"), "not gratuitous: {arp}");
+        assert!(
+            arp.contains(&gratuitous) || arp.contains("is-at"),
+            "not gratuitous: {arp}"
+        );
         capture.expect(&["neighbor advertisement", mac, addresses[1]]);
     }
 }
@@ -52,14 +60,18 @@ fn virtual_addresses_are_not_the_kernels() {
 fn stale_neighbours_are_put_right() {
     let lab = Lab::new();
     for (address, host) in [(LAN_GATEWAY[0], &lab.lan1), (LAN_GATEWAY[1], &lab.lan1)] {
-        host.run(&format!("ip neigh replace {address} lladdr 02:00:00:00:00:99 nud stale dev eth0"));
+        host.run(&format!(
+            "ip neigh replace {address} lladdr 02:00:00:00:00:99 nud stale dev eth0"
+        ));
     }
     let mut lab = lab;
     lab.unit.start();
     let mac = text(lab.unit.ns.mac("eth0"));
     for address in LAN_GATEWAY {
         wait_until("the announcement replaces the old entry", || {
-            lab.lan1.run(&format!("ip neigh show {address}")).contains(&mac)
+            lab.lan1
+                .run(&format!("ip neigh show {address}"))
+                .contains(&mac)
         });
     }
 }
@@ -68,7 +80,9 @@ fn stale_neighbours_are_put_right() {
 fn requests_for_other_addresses_get_no_answer() {
     let lab = Lab::started();
     for address in ["10.77.1.77", "fd77:1::77"] {
-        lab.lan1.try_run(&format!("ping -c 1 -W 1 {address}")).code(1);
+        lab.lan1
+            .try_run(&format!("ping -c 1 -W 1 {address}"))
+            .code(1);
         let neighbor = lab.lan1.run(&format!("ip neigh show {address}"));
         assert!(!neighbor.contains("lladdr"), "{neighbor}");
     }

@@ -4,8 +4,14 @@ use crate::lab::{Lab, SERVER, bracketed};
 use crate::services::{self, Http};
 
 /// ethtool -K options, from all on to all off.
-const COMBINATIONS: [&str; 6] =
-    ["tx on", "tso off", "gso off tso off", "gro off", "tx off", "tx off rx off gro off gso off"];
+const COMBINATIONS: [&str; 6] = [
+    "tx on",
+    "tso off",
+    "gso off tso off",
+    "gro off",
+    "tx off",
+    "tx off rx off gro off gso off",
+];
 
 fn assert_traffic(lab: &Lab, http: &Http) {
     for server in SERVER {
@@ -15,8 +21,12 @@ fn assert_traffic(lab: &Lab, http: &Http) {
 }
 
 fn set_offloads(lab: &Lab, options: &str) {
-    let interfaces =
-        [(&lab.lan1, "eth0"), (&lab.unit.ns, "eth0"), (&lab.unit.ns, "eth1"), (&lab.server, "eth0")];
+    let interfaces = [
+        (&lab.lan1, "eth0"),
+        (&lab.unit.ns, "eth0"),
+        (&lab.unit.ns, "eth1"),
+        (&lab.server, "eth0"),
+    ];
     for (host, interface) in interfaces {
         host.run(&format!("ethtool -K {interface} {options}"));
     }
@@ -50,5 +60,8 @@ fn offload_is_on_and_shown() {
     let status = lab.unit.status();
     let ports = status["ports"].as_array().expect("ports");
     assert_eq!(ports.len(), 2, "{status}");
-    assert!(ports.iter().all(|port| port["offload"] != "none"), "{status}");
+    assert!(
+        ports.iter().all(|port| port["offload"] != "none"),
+        "{status}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,15 +29,43 @@ pub struct Finished {
 
 impl Process {
     /// Starts `command`, named `name` in messages. Its stdin is left as the caller set it.
-    pub fn spawn(mut command: Command, name: &str) -> Process {
+    #[track_caller]
+    pub fn spawn(command: Command, name: &str) -> Process {
+        Process::spawn_with_stdout(command, Stdio::piped(), name)
+    }
+
+    /// The same, with its stdout going elsewhere.
+    #[track_caller]
+    pub fn spawn_with_stdout(mut command: Command, stdout: Stdio, name: &str) -> Process {
         let mut child = command
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|e| panic!("can't run `{name}`: {e}; scripts/test installs what is needed"));
-        let stdout = Stream::read(child.stdout.take().expect("stdout is piped"));
+            .unwrap_or_else(|e| {
+                panic!("can't run `{name}`: {e}; scripts/test installs what is needed")
+            });
+        // The command holds our copies of descriptors that are the child's now.
+        drop(command);
+        let stdout = child
+            .stdout
+            .take()
+            .map_or_else(Stream::default, Stream::read);
         let stderr = Stream::read(child.stderr.take().expect("stderr is piped"));
-        Process { command: name.to_owned(), child, stdout, stderr }
+        Process {
+            command: name.to_owned(),
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Its stdin, if it is a pipe; the caller closes it.
+    #[track_caller]
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child
+            .stdin
+            .take()
+            .expect("stdin is a pipe, and not taken yet")
     }
 
     /// What it has written to stdout until now.
@@ -53,18 +81,25 @@ impl Process {
     /// Waits for a line on stdout that `wanted` accepts, and returns it.
     #[track_caller]
     pub fn expect_stdout(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        self.stdout.find(PATIENCE, wanted).unwrap_or_else(|| self.missing(what))
+        self.stdout
+            .find(PATIENCE, wanted)
+            .unwrap_or_else(|| self.missing(what))
     }
 
     /// Waits for a line on stderr that `wanted` accepts, and returns it.
     #[track_caller]
     pub fn expect_stderr(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        self.stderr.find(PATIENCE, wanted).unwrap_or_else(|| self.missing(what))
+        self.stderr
+            .find(PATIENCE, wanted)
+            .unwrap_or_else(|| self.missing(what))
     }
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("waiting for a child").is_none()
+        self.child
+            .try_wait()
+            .expect("waiting for a child")
+            .is_none()
     }
 
     /// Sends a signal.
@@ -83,7 +118,11 @@ impl Process {
             }
             if Instant::now() > deadline {
                 self.signal(libc::SIGKILL);
-                panic!("`{}` did not end within {timeout:?}\n{}", self.command, self.output());
+                panic!(
+                    "`{}` did not end within {timeout:?}\n{}",
+                    self.command,
+                    self.output()
+                );
             }
             thread::sleep(Duration::from_millis(2));
         };
@@ -110,7 +149,11 @@ impl Process {
 
     #[track_caller]
     fn missing(&self, what: &str) -> ! {
-        panic!("`{}`: no {what} within {PATIENCE:?}\n{}", self.command, self.output())
+        panic!(
+            "`{}`: no {what} within {PATIENCE:?}\n{}",
+            self.command,
+            self.output()
+        )
     }
 }
 
@@ -154,12 +197,16 @@ impl Finished {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain: {what}"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// The output of a child, collected by a thread.
+#[derive(Default)]
 struct Stream(Arc<Shared>);
 
 #[derive(Default)]
@@ -211,7 +258,12 @@ impl Stream {
             if state.closed || left.is_zero() {
                 return None;
             }
-            state = self.0.changed.wait_timeout(state, left).expect("no panic under this lock").0;
+            state = self
+                .0
+                .changed
+                .wait_timeout(state, left)
+                .expect("no panic under this lock")
+                .0;
         }
     }
 
@@ -219,6 +271,10 @@ impl Stream {
     fn wait_closed(&self) {
         let state = self.0.state.lock().expect("no panic under this lock");
         let second = Duration::from_secs(1);
-        drop(self.0.changed.wait_timeout_while(state, second, |state| !state.closed));
+        drop(
+            self.0
+                .changed
+                .wait_timeout_while(state, second, |state| !state.closed),
+        );
     }
 }

@@ -50,7 +50,10 @@ fn survives_flood(mut lab: Lab, source: impl Fn(u32) -> ([u8; 4], u16)) {
         whoami(&lab.lan1, &bracketed(server));
     }
     let sessions = lab.unit.status()["sessions"].clone();
-    assert!(sessions["total"].as_u64() <= sessions["max"].as_u64(), "{sessions}");
+    assert!(
+        sessions["total"].as_u64() <= sessions["max"].as_u64(),
+        "{sessions}"
+    );
     download.finish();
     lab.unit.assert_running();
 }
@@ -67,7 +70,10 @@ fn syn_flood_from_spoofed_sources() {
     survives_flood(small_table(), |n| {
         let [_, _, high, low] = n.to_be_bytes();
         // Sources of the LAN, or the source check would stop them.
-        ([10, 77, 1, 110 + low % 100], u16::from_be_bytes([high, low]) | 0x400)
+        (
+            [10, 77, 1, 110 + low % 100],
+            u16::from_be_bytes([high, low]) | 0x400,
+        )
     });
 }
 
@@ -93,7 +99,9 @@ fn half_open_sessions_of_one_source_are_limited() {
             thread::sleep(Duration::from_millis(1));
         }
     }
-    crate::process::wait_until("the limit is reached", || lab.unit.dropped("half-open-limit") > 0);
+    crate::process::wait_until("the limit is reached", || {
+        lab.unit.dropped("half-open-limit") > 0
+    });
     assert!(lab.unit.status()["sessions"]["tcp"].as_u64() <= Some(4096));
 }
 
@@ -113,28 +121,81 @@ fn malformed(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
         ("one byte of IP", edit(false, &|f| f.truncate(IP + 1))),
         ("half an IP header", edit(false, &|f| f.truncate(IP + 10))),
         ("no transport header", edit(false, &|f| f.truncate(IP + 20))),
-        ("half a transport header", edit(false, &|f| f.truncate(IP + 24))),
+        (
+            "half a transport header",
+            edit(false, &|f| f.truncate(IP + 24)),
+        ),
         ("version 0", edit(true, &|f| f[IP] = 0x05)),
         ("version 6 in an IPv4 frame", edit(false, &|f| f[IP] = 0x65)),
         ("header length 0", edit(false, &|f| f[IP] = 0x40)),
         ("header length 16", edit(false, &|f| f[IP] = 0x44)),
-        ("header longer than the packet", edit(false, &|f| f[IP] = 0x4f)),
+        (
+            "header longer than the packet",
+            edit(false, &|f| f[IP] = 0x4f),
+        ),
         ("total length 0", edit(true, &|f| f[IP + 2..IP + 4].fill(0))),
-        ("total length 19", edit(true, &|f| f[IP + 2..IP + 4].copy_from_slice(&[0, 19]))),
-        ("total length 65535", edit(true, &|f| f[IP + 2..IP + 4].fill(0xff))),
+        (
+            "total length 19",
+            edit(true, &|f| f[IP + 2..IP + 4].copy_from_slice(&[0, 19])),
+        ),
+        (
+            "total length 65535",
+            edit(true, &|f| f[IP + 2..IP + 4].fill(0xff)),
+        ),
         ("bad header checksum", edit(false, &|f| f[IP + 10] ^= 0xff)),
         ("hop limit 0", edit(true, &|f| f[IP + 8] = 0)),
-        ("UDP length 0", edit(false, &|f| f[IP + 24..IP + 26].fill(0))),
-        ("UDP length 7", edit(false, &|f| f[IP + 24..IP + 26].copy_from_slice(&[0, 7]))),
-        ("UDP length 65535", edit(false, &|f| f[IP + 24..IP + 26].fill(0xff))),
-        ("source is 127.0.0.1", edit(true, &|f| f[IP + 12..IP + 16].copy_from_slice(&[127, 0, 0, 1]))),
-        ("source is multicast", edit(true, &|f| f[IP + 12..IP + 16].copy_from_slice(&[224, 0, 0, 1]))),
-        ("source is broadcast", edit(true, &|f| f[IP + 12..IP + 16].fill(255))),
-        ("source is 0.0.0.0", edit(true, &|f| f[IP + 12..IP + 16].fill(0))),
-        ("source is a virtual address", edit(true, &|f| f[IP + 12..IP + 16].copy_from_slice(&[10, 77, 2, 1]))),
-        ("land: source is destination", edit(true, &|f| f.copy_within(IP + 16..IP + 20, IP + 12))),
-        ("destination is 0.0.0.0", edit(true, &|f| f[IP + 16..IP + 20].fill(0))),
-        ("destination is class E", edit(true, &|f| f[IP + 16..IP + 20].copy_from_slice(&[240, 0, 0, 1]))),
+        (
+            "UDP length 0",
+            edit(false, &|f| f[IP + 24..IP + 26].fill(0)),
+        ),
+        (
+            "UDP length 7",
+            edit(false, &|f| f[IP + 24..IP + 26].copy_from_slice(&[0, 7])),
+        ),
+        (
+            "UDP length 65535",
+            edit(false, &|f| f[IP + 24..IP + 26].fill(0xff)),
+        ),
+        (
+            "source is 127.0.0.1",
+            edit(true, &|f| {
+                f[IP + 12..IP + 16].copy_from_slice(&[127, 0, 0, 1])
+            }),
+        ),
+        (
+            "source is multicast",
+            edit(true, &|f| {
+                f[IP + 12..IP + 16].copy_from_slice(&[224, 0, 0, 1])
+            }),
+        ),
+        (
+            "source is broadcast",
+            edit(true, &|f| f[IP + 12..IP + 16].fill(255)),
+        ),
+        (
+            "source is 0.0.0.0",
+            edit(true, &|f| f[IP + 12..IP + 16].fill(0)),
+        ),
+        (
+            "source is a virtual address",
+            edit(true, &|f| {
+                f[IP + 12..IP + 16].copy_from_slice(&[10, 77, 2, 1])
+            }),
+        ),
+        (
+            "land: source is destination",
+            edit(true, &|f| f.copy_within(IP + 16..IP + 20, IP + 12)),
+        ),
+        (
+            "destination is 0.0.0.0",
+            edit(true, &|f| f[IP + 16..IP + 20].fill(0)),
+        ),
+        (
+            "destination is class E",
+            edit(true, &|f| {
+                f[IP + 16..IP + 20].copy_from_slice(&[240, 0, 0, 1])
+            }),
+        ),
     ];
     frames.extend(options(&good));
     frames.extend(tcp_oddities(ends));
@@ -158,7 +219,10 @@ fn options(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("loose source route", with([131, 7, 4, 10, 77, 2, 100, 0])),
         ("strict source route", with([137, 7, 4, 10, 77, 2, 100, 0])),
         ("option of length 0", with([131, 0, 4, 10, 77, 2, 100, 0])),
-        ("option beyond the header", with([131, 200, 4, 10, 77, 2, 100, 0])),
+        (
+            "option beyond the header",
+            with([131, 200, 4, 10, 77, 2, 100, 0]),
+        ),
     ]
 }
 
@@ -185,11 +249,17 @@ fn fragments(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
     let mut first = ends.udp(&[7; 24])[IP + 20..].to_vec();
     first[4..6].copy_from_slice(&48_u16.to_be_bytes());
     vec![
-        ("tiny first fragment", fragment(ends, 1, 0, true, &first[..4])),
+        (
+            "tiny first fragment",
+            fragment(ends, 1, 0, true, &first[..4]),
+        ),
         ("overlap: first", fragment(ends, 2, 0, true, &first)),
         ("overlap: second", fragment(ends, 2, 24, false, &[9; 24])),
         ("beyond the end", fragment(ends, 3, 65528, false, &[9; 24])),
-        ("length no multiple of 8", fragment(ends, 4, 0, true, &first[..31])),
+        (
+            "length no multiple of 8",
+            fragment(ends, 4, 0, true, &first[..31]),
+        ),
         ("empty fragment", fragment(ends, 5, 8, true, &[])),
         ("teardrop: first", fragment(ends, 6, 0, true, &first)),
         ("teardrop: inside", fragment(ends, 6, 8, false, &[9; 8])),
@@ -204,7 +274,14 @@ fn ipv6(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
         (a[0], a[1], a[3], a[15]) = (0xfd, 0x77, net, host);
         a
     };
-    let (src, dst) = (address(net, 101), if outside { address(2, 1) } else { address(2, 0) });
+    let (src, dst) = (
+        address(net, 101),
+        if outside {
+            address(2, 1)
+        } else {
+            address(2, 0)
+        },
+    );
     let good = ends.udp6(src, dst, &[5; 32]);
     let edit = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut frame = good.clone();
@@ -217,27 +294,42 @@ fn ipv6(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
         ("IPv6: half a header", edit(&|f| f.truncate(IP + 20))),
         ("IPv6: no payload", edit(&|f| f.truncate(IP + 40))),
         ("IPv6: version 4", edit(&|f| f[IP] = 0x40)),
-        ("IPv6: length 65535", edit(&|f| f[IP + 4..IP + 6].fill(0xff))),
+        (
+            "IPv6: length 65535",
+            edit(&|f| f[IP + 4..IP + 6].fill(0xff)),
+        ),
         ("IPv6: length 0", edit(&|f| f[IP + 4..IP + 6].fill(0))),
         ("IPv6: source is multicast", edit(&|f| f[IP + 8] = 0xff)),
-        ("IPv6: source is ::1", ends.udp6(address(0, 1).map(|b| b & 1), dst, &[5; 32])),
+        (
+            "IPv6: source is ::1",
+            ends.udp6(address(0, 1).map(|b| b & 1), dst, &[5; 32]),
+        ),
         ("IPv6: mapped source", ends.udp6(mapped, dst, &[5; 32])),
         ("IPv6: extension header cut off", edit(&|f| f[IP + 6] = 0)),
-        ("IPv6: endless extension headers", edit(&|f| {
-            f[IP + 6] = 60;
-            let length = f.len();
-            f[IP + 40..length].fill(0);
-            (IP + 40..length).step_by(8).for_each(|at| f[at] = 60);
-        })),
-        ("IPv6: routing header type 0", edit(&|f| {
-            f[IP + 6] = 43;
-            f[IP + 40..IP + 48].copy_from_slice(&[17, 2, 0, 1, 0, 0, 0, 0]);
-        })),
-        ("IPv6: fragment header cut off", edit(&|f| {
-            f[IP + 6] = 44;
-            f[IP + 4..IP + 6].copy_from_slice(&[0, 4]);
-            f.truncate(IP + 44);
-        })),
+        (
+            "IPv6: endless extension headers",
+            edit(&|f| {
+                f[IP + 6] = 60;
+                let length = f.len();
+                f[IP + 40..length].fill(0);
+                (IP + 40..length).step_by(8).for_each(|at| f[at] = 60);
+            }),
+        ),
+        (
+            "IPv6: routing header type 0",
+            edit(&|f| {
+                f[IP + 6] = 43;
+                f[IP + 40..IP + 48].copy_from_slice(&[17, 2, 0, 1, 0, 0, 0, 0]);
+            }),
+        ),
+        (
+            "IPv6: fragment header cut off",
+            edit(&|f| {
+                f[IP + 6] = 44;
+                f[IP + 4..IP + 6].copy_from_slice(&[0, 4]);
+                f.truncate(IP + 44);
+            }),
+        ),
     ]
 }
 
@@ -246,8 +338,16 @@ fn malformed_packets_go_nowhere_on_any_port() {
     let mut lab = Lab::started();
     let ports = format!("(dst port {TARGET} or ip[6:2] & 0x1fff != 0) and not ether src");
     let outside = [
-        Capture::start(&lab.server, "eth0", &format!("{ports} {}", text(lab.server.mac("eth0")))),
-        Capture::start(&lab.lan1, "eth0", &format!("{ports} {}", text(lab.lan2.mac("eth0")))),
+        Capture::start(
+            &lab.server,
+            "eth0",
+            &format!("{ports} {}", text(lab.server.mac("eth0"))),
+        ),
+        Capture::start(
+            &lab.lan1,
+            "eth0",
+            &format!("{ports} {}", text(lab.lan2.mac("eth0"))),
+        ),
     ];
     for (host, ends) in [(&lab.lan2, from_lan(&lab)), (&lab.server, from_wan(&lab))] {
         let mut socket = FrameSocket::open(host, "eth0");
@@ -267,7 +367,10 @@ fn malformed_packets_go_nowhere_on_any_port() {
     outside.into_iter().for_each(Capture::assert_empty);
     let status = lab.unit.status();
     for reason in ["martian", "truncated", "malformed", "tcp-flags"] {
-        assert!(status["counters"]["dropped"][reason].as_u64() > Some(0), "{reason}: {status}");
+        assert!(
+            status["counters"]["dropped"][reason].as_u64() > Some(0),
+            "{reason}: {status}"
+        );
     }
 }
 

@@ -25,11 +25,21 @@ impl Http {
         fs::write(dir.join("big"), &big).expect("writing the file to serve");
         let config = dir.join("nginx.conf");
         fs::write(&config, nginx_config(&dir)).expect("writing nginx.conf");
-        let process = ns.spawn(&format!("nginx -p {} -c {}", dir.display(), config.display()));
+        let process = ns.spawn(&format!(
+            "nginx -p {} -c {}",
+            dir.display(),
+            config.display()
+        ));
         wait_until("nginx answers", || {
-            ns.try_run("curl -sf -m 2 http://127.0.0.1/whoami").status.success()
+            ns.try_run("curl -sf -m 2 http://127.0.0.1/whoami")
+                .status
+                .success()
         });
-        Http { big, dir, _process: process }
+        Http {
+            big,
+            dir,
+            _process: process,
+        }
     }
 
     /// Downloads the file from `address` (`HOST[:PORT]`) and compares it with the original.
@@ -51,8 +61,15 @@ impl Http {
         let file = self.dir.join(format!("from-{}", client.name()));
         // A file of an earlier download is no progress of this one.
         let _ = fs::remove_file(&file);
-        let line = format!("curl -sSf -m 50 -o {} http://{address}/{path}", file.display());
-        Download { http: self, file, process: client.spawn(&line) }
+        let line = format!(
+            "curl -sSf -m 50 -o {} http://{address}/{path}",
+            file.display()
+        );
+        Download {
+            http: self,
+            file,
+            process: client.spawn(&line),
+        }
     }
 }
 
@@ -69,7 +86,10 @@ impl Download<'_> {
     pub fn finish(self) {
         self.process.finish(Duration::from_secs(60)).ok();
         let got = fs::read(&self.file).expect("reading the download");
-        assert!(got == self.http.big, "the download differs from the original");
+        assert!(
+            got == self.http.big,
+            "the download differs from the original"
+        );
     }
 
     fn size(&self) -> u64 {
@@ -80,7 +100,10 @@ impl Download<'_> {
 /// The address from which `address` (`HOST[:PORT]`) sees `client`.
 #[track_caller]
 pub fn whoami(client: &Namespace, address: &str) -> String {
-    client.run(&format!("curl -sSf -m 5 http://{address}/whoami")).trim().to_owned()
+    client
+        .run(&format!("curl -sSf -m 5 http://{address}/whoami"))
+        .trim()
+        .to_owned()
 }
 
 /// Sends `bytes` to a TCP port of `server` and checks that they arrived whole.
@@ -96,16 +119,26 @@ pub fn assert_upload(lab: &Lab, client: &Namespace, server: &Namespace, address:
     ));
     sink.expect_stderr("listening socket", |line| line.contains("listening on"));
     let address = bracketed(address);
-    client.run(&format!("socat -u OPEN:{} TCP{family}:{address}:9000", source.display()));
+    client.run(&format!(
+        "socat -u OPEN:{} TCP{family}:{address}:9000",
+        source.display()
+    ));
     sink.finish(Duration::from_secs(30)).ok();
-    assert!(fs::read(&target).expect("reading the upload") == bytes, "the upload differs");
+    assert!(
+        fs::read(&target).expect("reading the upload") == bytes,
+        "the upload differs"
+    );
 }
 
 /// A UDP echo server on port 7000.
 pub fn udp_echo(server: &Namespace, address: &str) -> Process {
     let family = family_number(address);
-    let process = server.spawn(&format!("socat -b 65536 UDP{family}-RECVFROM:7000,fork PIPE"));
-    wait_until("the echo server is bound", || server.run("ss -Hlun sport = :7000").contains(":7000"));
+    let process = server.spawn(&format!(
+        "socat -b 65536 UDP{family}-RECVFROM:7000,fork PIPE"
+    ));
+    wait_until("the echo server is bound", || {
+        server.run("ss -Hlun sport = :7000").contains(":7000")
+    });
     process
 }
 
@@ -167,7 +200,7 @@ fn pseudo_random(length: usize) -> Vec<u8> {
 fn nginx_config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "daemon off; master_process off; pid {dir}/pid; error_log stderr;
+        "daemon off; master_process off; user root root; pid {dir}/pid; error_log stderr;
         events {{ }}
         http {{
             access_log off; sendfile on;

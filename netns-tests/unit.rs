@@ -49,7 +49,12 @@ impl Unit {
     pub fn new(ns: Namespace, dir: &Path) -> Unit {
         let config = CONFIG.replace("NAME", ns.name());
         let path = dir.join(format!("{}.toml", ns.name()));
-        Unit { ns, config, path, process: None }
+        Unit {
+            ns,
+            config,
+            path,
+            process: None,
+        }
     }
 
     /// Replaces a part of the config.
@@ -73,7 +78,8 @@ impl Unit {
     #[track_caller]
     pub fn start(&mut self) {
         if std::env::var_os("LAB_KERNEL").is_some() {
-            self.ns.sh("ip addr add 10.77.1.1/24 dev eth0; ip addr add 10.77.2.1/24 dev eth1
+            self.ns.sh(
+                "ip addr add 10.77.1.1/24 dev eth0; ip addr add 10.77.2.1/24 dev eth1
             ip addr add fd77:1::1/64 dev eth0 nodad; ip addr add fd77:2::1/64 dev eth1 nodad
             echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
             nft -f - <<X
@@ -84,14 +90,18 @@ impl Unit {
 }
 }
 X
-            ");
+            ",
+            );
             let p = self.ns.spawn("sleep 1000");
             self.process = Some(p);
             return;
         }
         let process = self.launch();
         process.expect_stderr("line that says `ready`", |line| {
-            line.contains("INFO") && line.split(|c: char| !c.is_alphanumeric()).any(|w| w == "ready")
+            line.contains("INFO")
+                && line
+                    .split(|c: char| !c.is_alphanumeric())
+                    .any(|w| w == "ready")
         });
         self.process = Some(process);
     }
@@ -122,7 +132,11 @@ X
     pub fn kill(&mut self) {
         let process = self.process.take().expect("the gateway runs");
         process.signal(libc::SIGKILL);
-        assert_eq!(process.finish(PATIENCE).status.code(), None, "it ended before it was killed");
+        assert_eq!(
+            process.finish(PATIENCE).status.code(),
+            None,
+            "it ended before it was killed"
+        );
     }
 
     /// What the gateway has logged since its start.
@@ -134,7 +148,11 @@ X
     #[track_caller]
     pub fn assert_running(&mut self) {
         let process = self.process.as_mut().expect("the gateway was started");
-        assert!(process.is_running(), "the gateway has ended:\n{}", process.stderr());
+        assert!(
+            process.is_running(),
+            "the gateway has ended:\n{}",
+            process.stderr()
+        );
     }
 
     /// Runs `tandemgw` with these arguments.
@@ -153,7 +171,9 @@ X
     /// How many packets were dropped for `reason`.
     #[track_caller]
     pub fn dropped(&self, reason: &str) -> u64 {
-        self.status()["counters"]["dropped"][reason].as_u64().unwrap_or(0)
+        self.status()["counters"]["dropped"][reason]
+            .as_u64()
+            .unwrap_or(0)
     }
 
     /// All that the gateway may change in the kernel: rules, routes, links, addresses, settings.
