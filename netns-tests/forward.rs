@@ -63,7 +63,7 @@ fn iperf_udp_without_loss_to_speak_of() {
         let lost = report["end"]["sum"]["lost_percent"].as_f64();
         assert!(
             lost < Some(5.0) && lost.is_some(),
-            "{server}: {lost:?} % lost"
+            "{server}: {lost:?} % lost\n{report:#}"
         );
     }
 }

@@ -70,6 +70,11 @@ impl Lab {
         }
         assign(&server, "eth0", SERVER);
         assign(&server, "eth0", SERVER2);
+        // Deprecated: servers that answer without a thought do not answer from it.
+        server.run(&format!(
+            "ip addr change {}/64 dev eth0 preferred_lft 0",
+            SERVER2[1]
+        ));
         let unit = Unit::new(unit, &dir);
         let lab = Lab {
             unit,

@@ -18,13 +18,11 @@ fn reaches(host: &Namespace, address: &str) -> bool {
 
 /// Downloads slowly, breaks something for a moment, and expects the session to live on.
 fn survives(lab: &mut Lab, server: &str, fail: impl Fn(&Lab), repair: impl Fn(&Lab)) {
-    let http = Http::start(lab, &lab.server, 4);
-    let download = http.start_download(&lab.lan1, &bracketed(server), "--limit-rate 2M");
-    download.expect_progress();
+    let http = Http::start(lab, &lab.server, 6);
+    let download = http.start_slow_download(&lab.lan1, &bracketed(server));
     fail(lab);
     thread::sleep(OUTAGE);
     repair(lab);
-    download.expect_progress();
     download.finish();
     lab.unit.assert_running();
 }

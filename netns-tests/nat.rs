@@ -16,16 +16,16 @@ fn udp_mapping_is_independent_of_the_endpoint() {
     let lab = Lab::started();
     for family in 0..2 {
         let (first, second) = (SERVER[family], SERVER2[family]);
-        let capture = Capture::start(&lab.server, "eth0", "udp and dst port 7000");
+        let capture = Capture::start(&lab.server, "eth0", "udp and dst port 9000");
         for server in [first, second] {
             lab.lan1.sh(&format!(
-                "echo x | socat -t 0 - UDP{}:{}:7000,sourceport=5555",
+                "echo x | socat -u - UDP{}:{}:9000,sourceport=5555",
                 family_number(server),
                 bracketed(server)
             ));
         }
-        let a = capture.expect(&[&format!("> {first}.7000")]);
-        let b = capture.expect(&[&format!("> {second}.7000")]);
+        let a = capture.expect(&[&format!("> {first}.9000")]);
+        let b = capture.expect(&[&format!("> {second}.9000")]);
         assert_eq!(source(&a), source(&b), "RFC 4787, REQ-1:\n{a}\n{b}");
         assert!(
             source(&a).starts_with(WAN_GATEWAY[family]),
@@ -37,10 +37,10 @@ fn udp_mapping_is_independent_of_the_endpoint() {
 #[test]
 fn hosts_with_the_same_source_port_do_not_collide() {
     let lab = Lab::started();
-    let capture = Capture::start(&lab.server, "eth0", "udp and dst port 7000");
+    let capture = Capture::start(&lab.server, "eth0", "udp and dst port 9000");
     for (host, text) in [(&lab.lan1, "from1"), (&lab.lan2, "from-2")] {
         host.sh(&format!(
-            "printf {text} | socat -t 0 - UDP4:{}:7000,sourceport=5555",
+            "printf {text} | socat -u - UDP4:{}:9000,sourceport=5555",
             SERVER[0]
         ));
     }
@@ -170,8 +170,7 @@ fn pool_gives_the_source() {
 fn sessions_are_listed() {
     let lab = Lab::started();
     let http = Http::start(&lab, &lab.server, 8);
-    let download = http.start_download(&lab.lan1, SERVER[0], "--limit-rate 2M");
-    download.expect_progress();
+    let download = http.start_slow_download(&lab.lan1, SERVER[0]);
     let output = lab.unit.tandemgw("sessions --json proto=tcp").ok().stdout;
     let session: serde_json::Value =
         serde_json::from_str(output.lines().next().unwrap_or_default()).expect("one JSON a line");

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,15 +29,27 @@ pub struct Finished {
 
 impl Process {
     /// Starts `command`, named `name` in messages. Its stdin is left as the caller set it.
-    pub fn spawn(mut command: Command, name: &str) -> Process {
+    #[track_caller]
+    pub fn spawn(command: Command, name: &str) -> Process {
+        Process::spawn_with_stdout(command, Stdio::piped(), name)
+    }
+
+    /// The same, with its stdout going elsewhere.
+    #[track_caller]
+    pub fn spawn_with_stdout(mut command: Command, stdout: Stdio, name: &str) -> Process {
         let mut child = command
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| {
                 panic!("can't run `{name}`: {e}; scripts/test installs what is needed")
             });
-        let stdout = Stream::read(child.stdout.take().expect("stdout is piped"));
+        // The command holds our copies of descriptors that are the child's now.
+        drop(command);
+        let stdout = child
+            .stdout
+            .take()
+            .map_or_else(Stream::default, Stream::read);
         let stderr = Stream::read(child.stderr.take().expect("stderr is piped"));
         Process {
             command: name.to_owned(),
@@ -45,6 +57,15 @@ impl Process {
             stdout,
             stderr,
         }
+    }
+
+    /// Its stdin, if it is a pipe; the caller closes it.
+    #[track_caller]
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child
+            .stdin
+            .take()
+            .expect("stdin is a pipe, and not taken yet")
     }
 
     /// What it has written to stdout until now.
@@ -185,6 +206,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The output of a child, collected by a thread.
+#[derive(Default)]
 struct Stream(Arc<Shared>);
 
 #[derive(Default)]

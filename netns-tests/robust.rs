@@ -29,9 +29,8 @@ fn from_wan(lab: &Lab) -> Ends {
 
 /// Floods with SYNs for a moment, `source` giving the source of each, while a download goes on.
 fn survives_flood(mut lab: Lab, source: impl Fn(u32) -> ([u8; 4], u16)) {
-    let http = Http::start(&lab, &lab.server, 4);
-    let download = http.start_download(&lab.lan1, SERVER[0], "--limit-rate 1M");
-    download.expect_progress();
+    let http = Http::start(&lab, &lab.server, 6);
+    let download = http.start_slow_download(&lab.lan1, SERVER[0]);
     let mut socket = FrameSocket::open(&lab.lan2, "eth0");
     let mut ends = from_lan(&lab);
     let end = Instant::now() + Duration::from_secs(2);

@@ -9,7 +9,7 @@ use crate::namespace::Namespace;
 use crate::process::{Process, wait_until};
 
 /// nginx on ports 80 of both families: `/whoami` answers with the client's address as the server sees
-/// it, `/big` is a file.
+/// it, `/big` is a file, `/slow` the same file at 2 MB/s.
 pub struct Http {
     big: Vec<u8>,
     dir: PathBuf,
@@ -45,14 +45,24 @@ impl Http {
     /// Downloads the file from `address` (`HOST[:PORT]`) and compares it with the original.
     #[track_caller]
     pub fn assert_download(&self, client: &Namespace, address: &str) {
-        self.start_download(client, address, "").finish();
+        self.get(client, address, "big").finish();
     }
 
-    /// Starts a download; `options` are curl's.
-    pub fn start_download(&self, client: &Namespace, address: &str, options: &str) -> Download<'_> {
+    /// Starts a download that takes half a second a megabyte, the server holding the rest back.
+    #[track_caller]
+    pub fn start_slow_download(&self, client: &Namespace, address: &str) -> Download<'_> {
+        let download = self.get(client, address, "slow");
+        wait_until("the download has begun", || download.size() > 0);
+        download
+    }
+
+    #[track_caller]
+    fn get(&self, client: &Namespace, address: &str, path: &str) -> Download<'_> {
         let file = self.dir.join(format!("from-{}", client.name()));
+        // A file of an earlier download is no progress of this one.
+        let _ = fs::remove_file(&file);
         let line = format!(
-            "curl -sSf -m 50 {options} -o {} http://{address}/big",
+            "curl -sSf -m 50 -o {} http://{address}/{path}",
             file.display()
         );
         Download {
@@ -71,13 +81,6 @@ pub struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Waits until some of it has arrived.
-    #[track_caller]
-    pub fn expect_progress(&self) {
-        let before = self.size();
-        wait_until("the download goes on", || self.size() > before);
-    }
-
     /// Waits for its end and compares.
     #[track_caller]
     pub fn finish(self) {
@@ -197,7 +200,7 @@ fn pseudo_random(length: usize) -> Vec<u8> {
 fn nginx_config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "daemon off; master_process off; pid {dir}/pid; error_log stderr;
+        "daemon off; master_process off; user root root; pid {dir}/pid; error_log stderr;
         events {{ }}
         http {{
             access_log off; sendfile on;
@@ -206,6 +209,7 @@ fn nginx_config(dir: &Path) -> String {
             server {{
                 listen 80; listen [::]:80; root {dir};
                 location = /whoami {{ return 200 $remote_addr; }}
+                location = /slow {{ alias {dir}/big; limit_rate 2m; }}
             }}
         }}"
     )
