@@ -63,6 +63,8 @@ struct Sample {
     packets: f64,
     /// CPU time of the gateway's process a packet, in µs.
     cpu: Option<f64>,
+    /// CPU time of the gateway's process by the time that passed: 1 if it was what set the pace.
+    load: Option<f64>,
 }
 
 /// The binary under test.
@@ -224,6 +226,7 @@ impl Meter {
             rate: arrived / seconds,
             packets: packets / seconds,
             cpu: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / packets),
+            load: cpu.map(|cpu| cpu.as_secs_f64() / seconds),
         })
     }
 }
@@ -235,19 +238,21 @@ fn report(what: What, kinds: &[Kind], best: &[Option<Sample>]) {
         What::NewSessions | What::All => ("New UDP sessions", "sessions/s"),
     };
     println!("\n### {title}\n");
-    println!("| gateway | {unit} | packets/s | CPU µs a packet |");
-    println!("|---|---:|---:|---:|");
+    println!("| gateway | {unit} | packets/s | CPU µs a packet | CPU % |");
+    println!("|---|---:|---:|---:|---:|");
     for (kind, sample) in kinds.iter().zip(best) {
-        let Some(Sample { rate, packets, cpu }) = *sample else {
-            continue;
-        };
+        let Some(sample) = sample else { continue };
+        let (rate, packets) = (sample.rate, sample.packets);
         let rate = if what == What::Tcp {
             format!("{rate:.2}")
         } else {
             format!("{rate:.0}")
         };
-        let cpu = cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
-        println!("| {kind:?} | {rate} | {packets:.0} | {cpu} |");
+        let cpu = sample.cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
+        let load = sample
+            .load
+            .map_or("-".into(), |load| format!("{:.0}", load * 100.0));
+        println!("| {kind:?} | {rate} | {packets:.0} | {cpu} | {load} |");
     }
     println!();
     let of = |kind| {

@@ -20,6 +20,9 @@ pub const FIRST_PORT: u16 = 6000;
 /// Number of destination ports of UDP flows.
 pub const PORTS: u16 = 64;
 
+/// First byte of the payload of a packet that asks for an answer.
+pub const HELLO: u8 = b'H';
+
 /// A worker; prints one line of JSON at its end.
 #[derive(Parser)]
 #[command(no_binary_name = true)]
@@ -33,8 +36,7 @@ pub enum Worker {
     TcpBlast { to: SocketAddr, seconds: f64 },
     /// Receives one TCP stream.
     TcpSink { at: SocketAddr },
-    /// Answers UDP packets that begin with `H` until one comes that doesn't; is deaf from then on,
-    /// so that the packets measured cost the server as little as can be.
+    /// Answers UDP packets. The lab lets only those through to it that ask for that.
     UdpEcho { at: Ipv4Addr },
     /// Sends small UDP packets as raw frames, so that sending is cheaper than forwarding.
     UdpBlast(UdpBlast),
@@ -164,11 +166,6 @@ fn udp_echo(at: Ipv4Addr) -> Result<(), Box<dyn Error>> {
         for event in &events {
             let socket = &sockets[event.token().0];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                if buffer[0] != b'H' {
-                    loop {
-                        std::thread::park();
-                    }
-                }
                 let _ = socket.send_to(&buffer[..length], from);
             }
         }
@@ -178,7 +175,7 @@ fn udp_echo(at: Ipv4Addr) -> Result<(), Box<dyn Error>> {
 fn udp_blast(options: &UdpBlast) -> Result<(), Box<dyn Error>> {
     const BATCH: u64 = 64;
     let socket = PacketSocket::open(&options.interface, &[])?;
-    let kind = if options.hello { b'H' } else { b'D' };
+    let kind = if options.hello { HELLO } else { 0 };
     let template = frame(&options.gateway, options.to, kind)?;
     let mut frames = vec![template; BATCH as usize];
     let start = Instant::now();
