@@ -4,6 +4,7 @@
 //! namespaces and cannot touch the machine's own routing.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
@@ -50,7 +51,7 @@ fn adds_what_it_says_and_removes_it_even_after_a_crash() {
             assert_in_place();
             second.remove().unwrap();
             drop(tuns);
-            assert_eq!(state(), before);
+            assert_same(&state(), &before, "as before");
         },
     );
 }
@@ -65,7 +66,7 @@ fn forwarding_that_was_on_stays_on() {
         let tuns = tuns();
         set_up(&config(), &tuns).unwrap().remove().unwrap();
         drop(tuns);
-        assert_eq!(state(), before);
+        assert_same(&state(), &before, "as before");
     });
 }
 
@@ -73,7 +74,7 @@ fn forwarding_that_was_on_stays_on() {
 fn leftovers_of_other_ports_go() {
     in_namespace("leftovers_of_other_ports_go", || {
         let _hosts = lab();
-        let before = state();
+        let before = rules();
         let mut config = config();
         let tuns = tuns();
         drop(set_up(&config, &tuns).unwrap());
@@ -82,17 +83,17 @@ fn leftovers_of_other_ports_go() {
         config.node.routing_table = 7710;
         let tuns = [tuns.into_iter().next().unwrap()];
         let steering = set_up(&config, &tuns).unwrap();
-        let rules = ip("rule") + &ip("-6 rule");
+        let listed = ip("rule") + &ip("-6 rule");
         assert!(
-            rules.contains("7710:\tfrom all iif lan lookup 7710"),
-            "{rules}"
+            listed.contains("7710:\tfrom all iif lan lookup 7710"),
+            "{listed}"
         );
-        assert!(!rules.contains("7700"), "{rules}");
+        assert!(!listed.contains("7700"), "{listed}");
         // The port that is no longer in the config was at another number range: its rule stays
         // closed, and is removed by a start with that range.
         assert!(
-            rules.contains("7701:\tfrom all iif wan lookup 7701"),
-            "{rules}"
+            listed.contains("7701:\tfrom all iif wan lookup 7701"),
+            "{listed}"
         );
         drop((steering, tuns));
         let mut config = self::config();
@@ -101,7 +102,7 @@ fn leftovers_of_other_ports_go() {
         let tuns = [tun("tgw-lan")];
         set_up(&config, &tuns).unwrap().remove().unwrap();
         drop(tuns);
-        assert_eq!(ip("rule"), before.split("--\n").next().unwrap());
+        assert_same(&rules(), &before, "the rules");
         for what in ["ipv4/conf/wan/forwarding", "ipv6/conf/wan/force_forwarding"] {
             assert_eq!(sysctl(what), "0", "{what}");
         }
@@ -128,7 +129,7 @@ fn foreign_rules_and_routes_are_not_touched() {
                 Err(error) => panic!("{foreign}: {error}"),
                 Ok(_) => panic!("{foreign}: no error"),
             }
-            assert_eq!(state(), before);
+            assert_same(&state(), &before, "as before");
             ip(&foreign.replace(" add ", " del "));
         }
         set_up(&config(), &tuns).unwrap();
@@ -195,14 +196,11 @@ fn repairs_what_the_kernel_drops() {
         let _hosts = lab();
         ip("-4 addr flush dev lan");
         ip("-6 addr flush dev lan scope global");
-        let before = state();
+        let before = rules();
         let tuns = tuns();
         let mut steering = set_up(&config(), &tuns).unwrap();
         let good = state();
-        assert!(
-            good.contains("10.77.1.0/24 dev lan proto 77 scope link"),
-            "{good}"
-        );
+        assert!(ip("route").contains("10.77.1.0/24 dev lan proto 77 scope link"));
         for breakage in [
             &["link set tgw-lan down", "link set tgw-lan up"][..],
             &["link set lan down", "link set lan up"],
@@ -214,9 +212,9 @@ fn repairs_what_the_kernel_drops() {
             }
             wait_for_carrier();
             steering.repair(PortId(0)).unwrap();
-            assert_eq!(state(), good, "{breakage:?}");
+            assert_same(&state(), &good, &format!("{breakage:?}"));
             steering.repair(PortId(0)).unwrap();
-            assert_eq!(state(), good, "{breakage:?}, again");
+            assert_same(&state(), &good, &format!("{breakage:?}, again"));
         }
 
         ip("link del lan");
@@ -233,8 +231,8 @@ fn repairs_what_the_kernel_drops() {
         steering.remove().unwrap();
         drop(tuns);
         assert_eq!(sysctl("ipv4/conf/lan/forwarding"), "0");
-        assert_eq!(ip("rule"), before.split("--\n").next().unwrap());
-        assert!(!state().contains("proto 77"));
+        assert_same(&rules(), &before, "the rules");
+        assert!(!state().iter().any(|line| line.contains("proto 77")));
     });
 }
 
@@ -333,30 +331,45 @@ fn set_up<T: Borrow<Iface>>(config: &Config, tuns: &[T]) -> Result<Steering, Set
     Steering::set_up(netlink, config, &indices)
 }
 
-/// All that steering may change, as text.
-fn state() -> String {
-    let mut state = String::new();
-    for command in [
-        "rule",
-        "-6 rule",
-        "route show table all",
-        "-6 route show table all",
-    ] {
-        state += &ip(command);
-        state += "--\n";
+/// All that steering may change, as lines of text.
+type State = BTreeSet<String>;
+
+fn state() -> State {
+    let mut state = rules();
+    for command in ["route show table all", "-6 route show table all"] {
+        // The kernel is late with these, and they are none of ours.
+        let listed = ip(command);
+        let lines = listed.lines().filter(|line| !line.contains("fe80:"));
+        state.extend(lines.map(|line| format!("{command}: {line}")));
     }
     for family in ["ipv4", "ipv6"] {
         for interface in ["all", "default", "lo", "lan", "wan"] {
             let folder = PathBuf::from(format!("/proc/sys/net/{family}/conf/{interface}"));
-            let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().collect();
-            files.sort_by_key(std::fs::DirEntry::path);
-            for file in files {
+            for file in std::fs::read_dir(folder).unwrap().flatten() {
                 let value = std::fs::read_to_string(file.path()).unwrap_or_default();
-                state += &format!("{} = {value}", file.path().display());
+                state.insert(format!("{} = {value}", file.path().display()));
             }
         }
     }
     state
+}
+
+fn rules() -> State {
+    let of = |command: &str| -> State {
+        let lines = ip(command);
+        lines
+            .lines()
+            .map(|line| format!("{command}: {line}"))
+            .collect()
+    };
+    of("rule").union(&of("-6 rule")).cloned().collect()
+}
+
+/// Says what differs, rather than all there is.
+#[track_caller]
+fn assert_same(now: &State, before: &State, context: &str) {
+    let difference: Vec<_> = now.symmetric_difference(before).collect();
+    assert!(difference.is_empty(), "{context}: {difference:#?}");
 }
 
 /// Whether a datagram of `from` reaches `target`, an address of `to`.
