@@ -1,6 +1,6 @@
 //! The example configs are right, and wrong ones are told all that is wrong, in the right place.
 
-// Only functions that are tests themselves may do so by themselves.
+// Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
