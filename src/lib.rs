@@ -6,4 +6,5 @@ pub mod flow;
 pub mod fragment;
 pub mod policy;
 pub mod route;
+pub mod session;
 pub mod time;
