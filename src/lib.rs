@@ -4,6 +4,7 @@ pub mod config;
 pub mod event;
 pub mod flow;
 pub mod fragment;
+pub mod nat;
 pub mod policy;
 pub mod route;
 pub mod session;
