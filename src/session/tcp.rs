@@ -419,9 +419,12 @@ impl Tracker {
         let expected = self.acked[sender as usize];
         // At least one byte, for the zero-window probe (RFC 9293, section 3.8.6.1).
         let window = self.max_window[sender.flip() as usize].max(1) + self.slack();
-        // A FIN takes a number but no room.
+        // A FIN takes a number but no room; what comes after it may be one number ahead.
+        let ahead = window + u32::from(segment.payload_len == 0);
         let last = segment.seq.wrapping_add(segment.payload_len);
-        is_within(last, expected, window, window)
+        // A keep-alive is one number before what the sender knows to be acknowledged, and the other
+        // side may have acknowledged a window and a FIN since.
+        is_within(last, expected, window + 2, ahead)
     }
 
     /// Whether an acknowledgment by `sender` is of data that was sent, and no older than a window
@@ -603,4 +606,604 @@ fn later(a: u32, b: u32) -> u32 {
 fn is_within(number: u32, base: u32, behind: u32, ahead: u32) -> bool {
     let offset = i64::from(number.wrapping_sub(base) as i32);
     -i64::from(behind) <= offset && offset <= i64::from(ahead)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use Change::{Ignored, Reopened, Same, State};
+    use Direction::{Original, Reply};
+    use DropReason::{TcpFlags as BadFlags, TcpNoSession, TcpUnexpectedSyn, TcpWindow};
+
+    const FIN: TcpFlags = TcpFlags(0x11);
+    const SYN: TcpFlags = TcpFlags::SYN;
+    const SYN_ACK: TcpFlags = TcpFlags(0x12);
+    const RST: TcpFlags = TcpFlags::RST;
+    const RST_ACK: TcpFlags = TcpFlags(0x14);
+    const ACK: TcpFlags = TcpFlags::ACK;
+
+    /// The numbers of the SYNs: the first wraps early.
+    const C: u32 = u32::MAX - 50;
+    const S: u32 = 7_000_000;
+
+    fn seg(flags: TcpFlags, seq: u32, ack: u32, payload_len: u32) -> Segment {
+        Segment {
+            seq,
+            ack,
+            payload_len,
+            window: 1000,
+            flags,
+            window_scale: None,
+        }
+    }
+
+    /// A segment `seq` bytes after the client's SYN, acknowledging `ack` bytes after the server's.
+    fn c(flags: TcpFlags, seq: u32, ack: u32, payload_len: u32) -> Segment {
+        seg(flags, C.wrapping_add(seq), S.wrapping_add(ack), payload_len)
+    }
+
+    /// The same from the server.
+    fn s(flags: TcpFlags, seq: u32, ack: u32, payload_len: u32) -> Segment {
+        seg(flags, S.wrapping_add(seq), C.wrapping_add(ack), payload_len)
+    }
+
+    fn scaled(segment: Segment, window: u16, shift: u8) -> Segment {
+        Segment {
+            window,
+            window_scale: Some(shift),
+            ..segment
+        }
+    }
+
+    fn opened() -> Tracker {
+        Tracker::open(&c(SYN, 0, 0, 0)).unwrap()
+    }
+
+    fn established() -> Tracker {
+        let mut t = opened();
+        assert_eq!(t.handle(Reply, &s(SYN_ACK, 0, 1, 0)), Ok(State));
+        assert_eq!(t.state(), TcpState::SynReceived);
+        assert_eq!(t.handle(Original, &c(ACK, 1, 1, 0)), Ok(State));
+        assert_eq!(t.state(), TcpState::Established);
+        t
+    }
+
+    /// Feeds a script, and checks each verdict and the state at the end.
+    fn run(t: &mut Tracker, script: &[(Direction, Segment, Result<Change, DropReason>)]) {
+        for (step, (from, segment, verdict)) in script.iter().enumerate() {
+            let before = t.clone();
+            assert_eq!(t.handle(*from, segment), *verdict, "step {step}");
+            if verdict.is_err() {
+                assert_eq!(
+                    *t, before,
+                    "step {step}: a dropped segment changed the tracker"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn states_are_in_the_order_of_their_progress() {
+        for (number, state) in TcpState::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(state.progress()), number);
+        }
+        assert_eq!(size_of::<Tracker>(), 32);
+    }
+
+    #[test]
+    fn opens_with_a_syn_only() {
+        for flags in [ACK, SYN_ACK, RST, FIN] {
+            assert_eq!(Tracker::open(&c(flags, 0, 0, 0)), Err(TcpNoSession));
+        }
+        assert_eq!(Tracker::open(&c(TcpFlags(0), 0, 0, 0)), Err(BadFlags));
+        assert_eq!(Tracker::open(&c(TcpFlags(0x03), 0, 0, 0)), Err(BadFlags));
+        assert_eq!(Tracker::open(&c(TcpFlags(0x06), 0, 0, 0)), Err(BadFlags));
+    }
+
+    #[test]
+    fn data_both_ways_then_client_closes_first() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                (Reply, s(ACK, 1, 501, 300), Ok(Same)),
+                (Original, c(ACK, 1, 1, 500), Ok(Same)), // sent again
+                (Original, c(FIN, 501, 301, 10), Ok(State)), // data with FIN
+                (Reply, s(ACK, 301, 512, 100), Ok(Same)), // half closed
+                (Original, c(ACK, 512, 401, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::FinWait);
+        run(
+            &mut t,
+            &[
+                (Reply, s(FIN, 401, 512, 0), Ok(State)),
+                (Reply, s(FIN, 401, 512, 0), Ok(Same)), // sent again
+            ],
+        );
+        assert_eq!(t.state(), TcpState::LastAck);
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 512, 402, 0), Ok(State)),
+                (Original, c(ACK, 512, 402, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::TimeWait);
+    }
+
+    #[test]
+    fn server_closes_first_and_both_at_once() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Reply, s(FIN, 1, 1, 0), Ok(State)),
+                (Original, c(FIN, 1, 2, 0), Ok(State)),
+                (Reply, s(ACK, 2, 2, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::TimeWait);
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Reply, s(FIN, 1, 1, 0), Ok(State)),
+                (Original, c(FIN, 1, 1, 0), Ok(State)),
+                (Reply, s(ACK, 2, 2, 0), Ok(Same)),
+                (Original, c(ACK, 2, 2, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::TimeWait);
+    }
+
+    #[test]
+    fn handshake_sent_again_refused_and_fast_open() {
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Original, c(SYN, 0, 0, 0), Ok(Same)),
+                (Reply, s(SYN_ACK, 0, 2, 0), Err(TcpWindow)),
+                (Reply, s(ACK, 99, 99, 0), Ok(Ignored)), // challenge of an old connection
+                (Original, c(RST, 99, 0, 0), Ok(Ignored)), // and its answer
+                (Reply, s(RST_ACK, 0, 77, 0), Err(TcpWindow)),
+                (Reply, s(RST, 0, 1, 0), Err(TcpWindow)),
+                (Reply, s(ACK, 0, 1, 5), Err(TcpWindow)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(State)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Same)),
+                (Original, c(SYN, 0, 0, 0), Ok(Ignored)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Same)),
+                (Original, c(ACK, 1, 1, 0), Ok(State)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Ignored)), // a late copy
+                (Original, c(ACK, 1, 1, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+
+        let mut t = opened();
+        run(&mut t, &[(Reply, s(RST_ACK, 0, 1, 0), Ok(State))]);
+        assert_eq!(t.state(), TcpState::Closed);
+
+        for acked in [1, 101] {
+            let mut t = Tracker::open(&c(SYN, 0, 0, 100)).unwrap();
+            run(
+                &mut t,
+                &[
+                    (Reply, s(SYN_ACK, 0, 102, 0), Err(TcpWindow)),
+                    (Reply, s(SYN_ACK, 0, acked, 0), Ok(State)),
+                    (Reply, s(ACK, 1, acked, 50), Ok(Same)),
+                    (Original, c(ACK, acked, 51, 0), Ok(State)),
+                ],
+            );
+            assert_eq!(t.state(), TcpState::Established);
+        }
+    }
+
+    #[test]
+    fn simultaneous_open() {
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Reply, s(SYN, 0, 0, 0), Ok(State)),
+                (Original, c(SYN_ACK, 0, 1, 0), Ok(Same)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(State)),
+                (Original, c(ACK, 1, 1, 10), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn a_forged_syn_of_the_server_does_not_spoil_the_handshake() {
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Reply, s(SYN, 12345, 0, 0), Ok(State)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Same)),
+                (Original, c(ACK, 1, 1, 10), Ok(State)),
+                (Reply, s(ACK, 1, 11, 10), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn resets_close_only_if_exact() {
+        for (from, reset) in [(Original, c(RST, 501, 0, 0)), (Reply, s(RST, 1, 0, 0))] {
+            let mut t = established();
+            run(
+                &mut t,
+                &[
+                    (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                    (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+                    (
+                        from,
+                        Segment {
+                            seq: reset.seq.wrapping_add(1),
+                            ..reset
+                        },
+                        Ok(Ignored),
+                    ),
+                    (
+                        from,
+                        Segment {
+                            seq: reset.seq.wrapping_add(999),
+                            ..reset
+                        },
+                        Ok(Ignored),
+                    ),
+                    (
+                        from,
+                        Segment {
+                            seq: reset.seq.wrapping_add(1002),
+                            ..reset
+                        },
+                        Err(TcpWindow),
+                    ),
+                    (
+                        from,
+                        Segment {
+                            seq: reset.seq.wrapping_sub(1003),
+                            ..reset
+                        },
+                        Err(TcpWindow),
+                    ),
+                ],
+            );
+            assert_eq!(t.state(), TcpState::Established);
+            run(&mut t, &[(from, reset, Ok(State))]);
+            assert_eq!(t.state(), TcpState::Closed);
+        }
+        // With data under way: both what was sent and what was acknowledged count.
+        for seq in [1, 501] {
+            let mut t = established();
+            run(
+                &mut t,
+                &[
+                    (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                    (Original, c(RST, seq, 0, 0), Ok(State)),
+                    (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+                ],
+            );
+            assert_eq!(t.state(), TcpState::Closed);
+        }
+    }
+
+    #[test]
+    fn windows_bound_both_numbers() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 1000), Ok(Same)),
+                (Original, c(ACK, 1001, 1, 1), Err(TcpWindow)),
+                (Original, c(FIN, 1001, 1, 0), Ok(State)), // a FIN needs no room
+                (Reply, s(ACK, 1, 1003, 0), Err(TcpWindow)), // never sent
+                (Reply, s(ACK, 1, 1002, 0), Ok(Same)),
+                (Reply, s(ACK, 1, 1001, 0), Ok(Same)), // overtaken
+                (
+                    Reply,
+                    s(ACK, 1, 1002u32.wrapping_sub(MIN_ACK_RANGE + 1), 0),
+                    Err(TcpWindow),
+                ),
+                (Reply, s(ACK, 0, 1002, 1), Ok(Same)), // keep-alive
+                (Reply, s(ACK, 0, 1002, 0), Ok(Same)),
+                (Reply, s(TcpFlags(0x08), 1, 0, 5), Err(BadFlags)), // no ACK
+            ],
+        );
+    }
+
+    #[test]
+    fn zero_window_is_probed() {
+        let mut t = opened();
+        let zero = |segment| Segment {
+            window: 0,
+            ..segment
+        };
+        run(
+            &mut t,
+            &[
+                (Reply, zero(s(SYN_ACK, 0, 1, 0)), Ok(State)),
+                (Original, c(ACK, 1, 1, 0), Ok(State)),
+                (Original, c(ACK, 1, 1, 2), Err(TcpWindow)),
+                (Original, c(ACK, 1, 1, 1), Ok(Same)),
+                (Reply, zero(s(ACK, 1, 1, 0)), Ok(Same)),
+                (Original, c(ACK, 0, 1, 0), Ok(Same)),
+                (Reply, s(ACK, 1, 1, 0), Ok(Same)), // opens
+                (Original, c(ACK, 1, 1, 1000), Ok(Same)),
+            ],
+        );
+    }
+
+    #[test]
+    fn windows_scale_if_both_offered() {
+        let mut t = Tracker::open(&scaled(c(SYN, 0, 0, 0), 65_000, 7)).unwrap();
+        run(
+            &mut t,
+            &[
+                (Reply, scaled(s(SYN_ACK, 0, 1, 0), 1000, 200), Ok(State)), // means 14
+                (Original, c(ACK, 1, 1, 0), Ok(State)),                     // 1000 << 7
+                (Original, c(ACK, 1, 1, 1001), Err(TcpWindow)), // a SYN's window is not scaled
+                (Reply, s(ACK, 1, 1, 65_536), Ok(Same)),        // a super-packet
+                (Reply, s(ACK, 65_537, 1, 62_464), Ok(Same)),
+                (Reply, s(ACK, 128_001, 1, 1), Err(TcpWindow)),
+                (Original, c(ACK, 1, 1, 65_536), Ok(Same)), // 1000 << 14
+            ],
+        );
+        let mut t = Tracker::open(&scaled(c(SYN, 0, 0, 0), 65_000, 7)).unwrap();
+        run(
+            &mut t,
+            &[
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(State)), // does not scale
+                (Original, c(ACK, 1, 1, 0), Ok(State)),
+                (Reply, s(ACK, 1, 1, 65_000), Ok(Same)),
+                (Reply, s(ACK, 65_001, 1, 1), Err(TcpWindow)),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_finished_connection_gives_way_to_a_new_one() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(RST, 1, 0, 0), Ok(State)),
+                (Reply, s(SYN, 5000, 0, 0), Err(TcpUnexpectedSyn)),
+                (Original, c(SYN, 9_000_000, 0, 0), Ok(Reopened)),
+                (Reply, s(SYN_ACK, 9_000_000, 9_000_001, 0), Ok(State)),
+                (Original, c(ACK, 9_000_001, 9_000_001, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn a_client_that_rebooted_gets_through() {
+        // The server still has the old connection: challenge, reset, and the SYN again.
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Reply, s(ACK, 1, 1, 100), Ok(Same)),
+                (Original, c(SYN, 9_000_000, 0, 0), Ok(Ignored)),
+                (Reply, s(ACK, 101, 1, 0), Ok(Same)),
+                (Original, c(RST, 1, 0, 0), Ok(State)),
+                (Original, c(SYN, 9_000_000, 0, 0), Ok(Reopened)),
+            ],
+        );
+        // The server has lost it.
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (
+                    Original,
+                    scaled(c(SYN, 9_000_000, 0, 0), 500, 3),
+                    Ok(Ignored),
+                ),
+                (
+                    Reply,
+                    s(SYN_ACK, 77_000_000, 9_000_002, 0),
+                    Err(TcpUnexpectedSyn),
+                ),
+                (
+                    Reply,
+                    scaled(s(SYN_ACK, 77_000_000, 9_000_001, 0), 500, 3),
+                    Ok(Reopened),
+                ),
+                (Original, c(ACK, 9_000_001, 77_000_001, 0), Ok(State)),
+                (Reply, s(ACK, 77_000_001, 9_000_001, 8000), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn late_copies_of_the_handshake_restart_nothing() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                (Reply, s(ACK, 1, 501, 500), Ok(Same)),
+                (Original, c(ACK, 501, 501, 0), Ok(Same)),
+                (Original, c(SYN, 0, 0, 0), Ok(Ignored)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Ignored)),
+                (Reply, s(ACK, 501, 501, 500), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn picked_up_in_the_middle() {
+        assert_eq!(Tracker::pick_up(&c(RST_ACK, 5, 5, 0)), Err(TcpNoSession));
+        let mut t = Tracker::pick_up(&c(ACK, 5_000, 900, 100)).unwrap();
+        assert!(t.is_one_sided());
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 90_000, 900, 100), Ok(Same)), // until the other is seen
+                (Reply, s(ACK, 50_000, 5_100, 100), Ok(Same)),
+                (Original, c(ACK, 90_100, 50_100, 100), Ok(Same)),
+                (Reply, s(ACK, 50_100, 90_200, 100), Ok(Same)),
+            ],
+        );
+        assert!(!t.is_one_sided());
+        let far = 1 << 30;
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 90_200 + far, 50_200, 100), Err(TcpWindow)),
+                (Reply, s(RST, 50_300, 0, 0), Ok(Ignored)),
+                (Reply, s(RST, 50_200, 0, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Closed);
+    }
+
+    #[test]
+    fn goes_on_after_a_takeover() {
+        let mut t = established();
+        t.resume();
+        // A megabyte each way went through another unit.
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1_000_000, 1_000_000, 0), Ok(Same)),
+                (Reply, s(ACK, 1_000_000, 1_000_500, 100), Ok(Same)), // 500 that we have not seen
+                (Original, c(ACK, 1_000_500, 1_000_100, 100), Ok(Same)),
+                (Reply, s(ACK, 1_000_100, 1_000_600, 100), Ok(Same)),
+                (Original, c(ACK, 1_005_000, 1_000_200, 100), Err(TcpWindow)), // strict again
+            ],
+        );
+        // In the middle of the handshake.
+        let mut t = opened();
+        t.resume();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 200_000, 1, 0), Err(TcpWindow)),
+                (Original, c(ACK, 1, 1, 10), Ok(State)),
+                (Reply, s(ACK, 1, 11, 10), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Established);
+    }
+
+    /// One end of an honest connection, with a window of 4000 << 2 bytes and 2^30-ish numbers.
+    #[derive(Clone, Copy)]
+    struct End {
+        una: u32,
+        next: u32,
+        received: u32,
+        fin: bool,
+    }
+
+    const WINDOW: u32 = 4000 << 2;
+
+    impl End {
+        fn segment(&self, flags: TcpFlags, seq: u32, payload_len: u32) -> Segment {
+            Segment {
+                seq,
+                ack: self.received,
+                payload_len,
+                window: 4000,
+                flags,
+                window_scale: None,
+            }
+        }
+
+        fn receive(&mut self, segment: &Segment) {
+            if segment.seq == self.received {
+                self.received = segment.end();
+            }
+            self.una = later(self.una, segment.ack);
+        }
+    }
+
+    /// What happens next: who acts, what it does, how much it sends.
+    fn step() -> impl Strategy<Value = (bool, u8, u32, [u32; 3])> {
+        (any::<bool>(), 0..12u8, 1..70_000u32, any::<[u32; 3]>())
+    }
+
+    proptest! {
+        /// Segments are lost and sent again, a blind attacker joins in; whatever the ends send passes,
+        /// and the attacker can neither kill nor shift the connection.
+        #[test]
+        fn honest_ends_are_never_hindered(
+            isns in any::<[u32; 2]>(),
+            steps in proptest::collection::vec(step(), 1..200),
+        ) {
+            let syn = |flags, seq: u32, ack: u32| scaled(seg(flags, seq, ack, 0), 16_000, 2);
+            let [a, b] = isns.map(|isn| isn.wrapping_add(1));
+            let mut t = Tracker::open(&syn(SYN, isns[0], 0)).unwrap();
+            t.handle(Reply, &syn(SYN_ACK, isns[1], a)).unwrap();
+            let mut ends = [
+                End { una: a, next: a, received: b, fin: false },
+                End { una: b, next: b, received: a, fin: false },
+            ];
+            t.handle(Original, &ends[0].segment(ACK, a, 0)).unwrap();
+            for (reply, what, len, random) in steps {
+                let (from, me) = if reply { (Reply, 1) } else { (Original, 0) };
+                let end = ends[me];
+                let room = WINDOW - end.next.wrapping_sub(end.una).min(WINDOW);
+                let unacked = end.next.wrapping_sub(end.una) - u32::from(end.fin && end.next != end.una);
+                let segment = match what {
+                    0..=4 if !end.fin => end.segment(ACK, end.next, len.min(room)),
+                    5 | 6 => end.segment(ACK, end.una, len.min(unacked)),
+                    7 => end.segment(ACK, end.next, 0),
+                    8 => end.segment(ACK, end.una.wrapping_sub(1), 0),
+                    9 if !end.fin && len < 3000 => end.segment(FIN, end.next, 0),
+                    _ => {
+                        let flags = [ACK, RST, SYN, SYN_ACK, FIN, RST_ACK][what as usize % 6];
+                        let forged = seg(flags, random[0], random[1], random[2] % 1460);
+                        // Blind: a hit by chance is what RFC 5961 leaves. When both have closed,
+                        // there is nothing left to protect, and a SYN may begin anew.
+                        let near = |x: u32, y: u32| is_within(x, y, 200_000, 200_000);
+                        if t.state() < TcpState::TimeWait && !near(forged.seq, end.next) && !near(forged.ack, ends[1 - me].next) {
+                            let _ = t.handle(from, &forged);
+                        }
+                        continue;
+                    }
+                };
+                let state = t.state();
+                let verdict = t.handle(from, &segment);
+                prop_assert!(verdict.is_ok(), "{:?} {:?}", verdict, segment);
+                prop_assert!(state <= t.state() && t.state() != TcpState::Closed);
+                ends[me].next = later(end.next, segment.end());
+                ends[me].fin |= segment.has(TcpFlags::FIN);
+                if random[0] % 3 > 0 {
+                    ends[1 - me].receive(&segment);
+                }
+            }
+        }
+
+        #[test]
+        fn nothing_panics_and_only_a_new_connection_goes_back(
+            pick_up in any::<bool>(),
+            steps in proptest::collection::vec((any::<bool>(), 0..64u8, any::<[u16; 3]>()), 1..100),
+        ) {
+            let mut t = if pick_up { Tracker::pick_up(&c(ACK, 1, 1, 1)).unwrap() } else { opened() };
+            for (reply, flags, [seq, ack, len]) in steps {
+                let (seq, ack) = (u32::from(seq % 8), u32::from(ack % 8));
+                let segment = seg(TcpFlags(flags), seq, ack, u32::from(len));
+                let before = t.clone();
+                let verdict = t.handle(if reply { Reply } else { Original }, &segment);
+                match verdict {
+                    Err(_) => prop_assert_eq!(&t, &before),
+                    Ok(Reopened) => prop_assert!(t.state() <= TcpState::SynReceived),
+                    Ok(State) => prop_assert!(t.state() > before.state()),
+                    Ok(Same | Ignored) => prop_assert_eq!(t.state(), before.state()),
+                }
+            }
+        }
+    }
 }
