@@ -303,7 +303,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn from_message(message: &RuleMessage) -> Option<Rule> {
+    pub(super) fn from_message(message: &RuleMessage) -> Option<Rule> {
         let header = &message.header;
         let mut rule = Rule {
             family: family_of(header.family)?,
@@ -709,6 +709,10 @@ impl RawMessage<'_> {
 
     pub(super) fn sequence(self) -> u32 {
         u32::from_ne_bytes([self.0[8], self.0[9], self.0[10], self.0[11]])
+    }
+
+    pub(super) fn port(self) -> u32 {
+        u32::from_ne_bytes([self.0[12], self.0[13], self.0[14], self.0[15]])
     }
 
     pub(super) fn decode(self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
