@@ -1,5 +1,7 @@
 //! The monitor against a real kernel, in network namespaces of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod netns;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,8 @@
 //! Each test runs this binary again under `unshare`, so that it needs no privileges beyond user
 //! namespaces and cannot touch the machine's own routing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod netns;
 
 use std::borrow::Borrow;

@@ -111,22 +111,26 @@ pub fn config() -> Config {
             external: (address("192.0.2.8"), 80),
             internal: (address("10.77.2.9"), 80),
         }],
-        timeouts: Timeouts {
-            tcp_established: Duration::from_secs(7440),
-            tcp_transitory: Duration::from_secs(240),
-            tcp_syn: Duration::from_secs(30),
-            tcp_time_wait: Duration::from_secs(120),
-            tcp_reset: Duration::from_secs(10),
-            udp: Duration::from_secs(300),
-            udp_unreplied: Duration::from_secs(120),
-            icmp: Duration::from_secs(60),
-            other: Duration::from_secs(600),
-        },
+        timeouts: timeouts(),
         limits: Limits {
             half_open_per_source: 4096,
             icmp_errors_per_second: 1000,
             tcp_pickup: false,
         },
         ha: None,
+    }
+}
+
+fn timeouts() -> Timeouts {
+    Timeouts {
+        tcp_established: Duration::from_secs(7440),
+        tcp_transitory: Duration::from_secs(240),
+        tcp_syn: Duration::from_secs(30),
+        tcp_time_wait: Duration::from_secs(120),
+        tcp_reset: Duration::from_secs(10),
+        udp: Duration::from_secs(300),
+        udp_unreplied: Duration::from_secs(120),
+        icmp: Duration::from_secs(60),
+        other: Duration::from_secs(600),
     }
 }
