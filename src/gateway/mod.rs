@@ -120,7 +120,7 @@ impl Gateway {
                 Timeouts::from(&config.timeouts),
                 config.limits.half_open_per_source,
             ),
-            fragments: Fragments::new((random.next(), random.next())),
+            fragments: Fragments::new(&random.key()),
             announcer: Announcer::new(&config),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,

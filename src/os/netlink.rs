@@ -4,38 +4,37 @@
 //! kernel gives at once. It serves the start, the end and the repair of the steering; nothing in the
 //! path of a packet or of a takeover uses it. [`super::monitor`] listens to changes.
 
+mod objects;
+mod wire;
+
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 
-use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL,
-    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
-    RouteType, RouteVia,
-};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader};
+use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::event::LinkState;
 use crate::flow::Family;
+
+use objects::address_family;
+pub use objects::{Address, KernelRoute, Link, NextHop, Rule};
+pub(super) use objects::{default_network, net_family, route_dump};
+pub(super) use wire::{Messages, RawMessage, encode, receive};
+use wire::{error_detail, extended_ack};
 
 /// The number of the main routing table (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// Bytes of one read. The kernel fills dumps up to 32 KiB (`NLMSG_GOODSIZE` aside), and one
-/// notification is smaller than that.
-const RECEIVE_BUFFER: usize = 64 * 1024;
-
 /// How often a dump is begun again because the kernel's state changed meanwhile.
 const DUMP_ATTEMPTS: u32 = 5;
 
+<<<<<<< .merge_file_FSVi6F
 /// A network interface, as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -351,6 +350,8 @@ impl fmt::Display for Rule {
     }
 }
 
+=======
+>>>>>>> .merge_file_eziImw
 /// A request that the kernel refused, or that could not be made.
 #[derive(Debug)]
 pub struct NetlinkError {
@@ -416,7 +417,7 @@ impl Netlink {
         Ok(Netlink {
             socket,
             sequence: 0,
-            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            buffer: Vec::new(),
         })
     }
 
@@ -636,6 +637,7 @@ impl Netlink {
         }
     }
 }
+<<<<<<< .merge_file_FSVi6F
 
 /// The request for a dump of all routes of a family.
 pub(super) fn route_dump(family: Family) -> RouteMessage {
@@ -784,3 +786,5 @@ pub(super) fn net_family(network: &IpNet) -> Family {
         IpNet::V6(_) => Family::V6,
     }
 }
+=======
+>>>>>>> .merge_file_eziImw

@@ -469,7 +469,8 @@ impl Survey {
     }
 }
 
-fn is_ours(rule: &Rule) -> bool {
+/// Whether a gateway has made the rule.
+pub(super) fn is_ours(rule: &Rule) -> bool {
     matches!(rule.protocol, PROTOCOL | PROTOCOL_FORWARDING_WAS_OFF)
 }
 
