@@ -102,7 +102,7 @@ impl Gateway {
         Ok(Plan { key, destination, egress, policy, source, log })
     }
 
-    pub(super) fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
+    fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
         let no_route = |reason| Refused { reason, answer: Some(Problem::NoRoute) };
         match self.fib.lookup(&key.dst).map(|hop| hop.target) {
             Some(RouteTarget::Port { port, .. }) => Ok(port),
