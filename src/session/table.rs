@@ -199,7 +199,7 @@ impl Table {
     pub fn early_drop_candidate(&mut self) -> Option<SessionId> {
         for _ in 0..Recent::POPS {
             let id = self.recent.pop()?;
-            if self.get(id).is_some_and(Session::is_embryonic) {
+            if self.get(id).is_some_and(Session::is_dispensable) {
                 return Some(id);
             }
         }
