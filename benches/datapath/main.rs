@@ -76,6 +76,7 @@ pub fn tandemgw() -> PathBuf {
 }
 
 fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
         Some("worker") => traffic::Worker::parse_from(arguments).run(),
