@@ -67,6 +67,11 @@ impl Tick {
         u32::try_from(duration.as_nanos().div_ceil(u128::from(Self::NANOS))).unwrap_or(u32::MAX)
     }
 
+    /// The time at which this tick begins.
+    pub fn time(self) -> Time {
+        Time(u64::from(self.0) * Self::NANOS)
+    }
+
     /// The tick `count` ticks later, short of [`Tick::NEVER`].
     pub fn after(self, count: u32) -> Tick {
         Tick(self.0.saturating_add(count).min(u32::MAX - 1))

@@ -1,6 +1,21 @@
 //! The configuration: raw TOML → validated [`Config`], in which every reference is resolved.
 //!
 //! A `Config` that exists is valid: no later stage checks it again.
+//!
+//! [`parse`] reports all problems of a file at once, each with its place; [`render`] shows them to a
+//! person. [`options`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
+//! from there, so that generated documentation can't drift from what it does.
+
+mod diagnostic;
+mod ha;
+mod names;
+mod network;
+mod options;
+mod parse;
+mod policy;
+mod reader;
+mod translation;
+mod value;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +24,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::flow::{Addr, GroupId, PortId, Protocol};
+
+pub use diagnostic::{Diagnostic, Severity, render};
+pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
+pub use parse::parse;
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]

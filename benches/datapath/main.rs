@@ -1,0 +1,300 @@
+//! Throughput of the whole process beside what is physically possible and what the kernel does:
+//! `cargo bench --bench datapath -- [tcp|udp|new-sessions|all]`. Needs root, or `unshare -rn`.
+//!
+//! Each run builds its network anew, in namespaces that vanish with this process; the gateways take
+//! turns, so that a change of the machine's pace hits all of them, and the best run counts.
+
+mod lab;
+mod traffic;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+
+use lab::{Kind, Lab, Result, SENDER_CPU, SERVER};
+
+#[derive(Parser)]
+struct Options {
+    /// What to measure.
+    #[arg(value_enum, default_value_t = What::All)]
+    what: What,
+    /// Which gateways take part.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "bare,kernel,masquerade,tandemgw"
+    )]
+    kinds: Vec<Kind>,
+    /// Runs of each, of which the best counts.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Length of a run.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Established UDP sessions.
+    #[arg(long, default_value_t = 10_000)]
+    flows: u64,
+    /// `cargo bench` says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// One TCP stream.
+    Tcp,
+    /// Small UDP packets of established sessions.
+    Udp,
+    /// UDP packets each of which opens a session.
+    NewSessions,
+    /// All of them.
+    All,
+}
+
+/// One run.
+#[derive(Clone, Copy)]
+struct Sample {
+    /// Gbit/s, or packets a second.
+    rate: f64,
+    /// Packets a second of both directions, super-packets counted once.
+    packets: f64,
+    /// CPU time of the gateway's process a packet, in µs.
+    cpu: Option<f64>,
+    /// CPU time of the gateway's process by the time that passed: 1 if it was what set the pace.
+    load: Option<f64>,
+}
+
+/// The binary under test.
+pub fn tandemgw() -> PathBuf {
+    match std::env::var_os("TANDEMGW") {
+        Some(path) => path.into(),
+        None => env!("CARGO_BIN_EXE_tandemgw").into(),
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let result = match arguments.next().as_deref() {
+        Some("worker") => traffic::Worker::parse_from(arguments).run(),
+        _ => drive(&Options::parse()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("datapath: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn drive(options: &Options) -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("datapath-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    let to_remove = folder.clone();
+    let mut signals = signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM])?;
+    std::thread::spawn(move || {
+        signals.forever().next();
+        // Processes and namespaces go with this one.
+        let _ = std::fs::remove_dir_all(to_remove);
+        std::process::exit(130);
+    });
+    let result = measure_all(options, &folder);
+    std::fs::remove_dir_all(&folder)?;
+    result
+}
+
+fn measure_all(options: &Options, folder: &Path) -> Result<()> {
+    for what in [What::Tcp, What::Udp, What::NewSessions] {
+        if options.what != what && options.what != What::All {
+            continue;
+        }
+        let mut best: Vec<Option<Sample>> = vec![None; options.kinds.len()];
+        for run in 0..options.runs {
+            for (kind, best) in options.kinds.iter().zip(&mut best) {
+                let sample = measure(what, *kind, options, folder)
+                    .map_err(|error| format!("{kind:?}: {error}"))?;
+                eprintln!("run {run} {kind:?}: {:.2}", sample.rate);
+                if best.is_none_or(|best| sample.rate > best.rate) {
+                    *best = Some(sample);
+                }
+            }
+        }
+        report(what, &options.kinds, &best);
+    }
+    Ok(())
+}
+
+fn measure(what: What, kind: Kind, options: &Options, folder: &Path) -> Result<Sample> {
+    let lab = Lab::new(kind, what != What::Tcp, folder)?;
+    match what {
+        What::Tcp => tcp(&lab, options.seconds),
+        What::Udp => udp(&lab, options),
+        What::NewSessions | What::All => new_sessions(&lab, options),
+    }
+}
+
+fn tcp(lab: &Lab, seconds: f64) -> Result<Sample> {
+    let to = format!("{SERVER}:5001");
+    let mut sink = lab.server.worker(&["tcp-sink", &to], None)?;
+    sink.line()?;
+    let meter = Meter::start(lab)?;
+    let seconds = seconds.to_string();
+    let mut blast = lab.client.worker(&["tcp-blast", &to, &seconds], None)?;
+    blast.line()?;
+    let rate = sink.result("gbit_s")?;
+    let sample = meter.stop(lab)?;
+    Ok(Sample { rate, ..sample })
+}
+
+fn udp(lab: &Lab, options: &Options) -> Result<Sample> {
+    let to = SERVER.to_string();
+    let mut echo = lab.server.worker(&["udp-echo", &to], None)?;
+    echo.line()?;
+    let mac = lab.gateway.mac("lan")?;
+    let flows = options.flows.to_string();
+    let blast = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
+
+    let before = lab.client.received("eth0")?;
+    let hello = ["--hello", "--packets", &flows, "--rate", "20000"];
+    let mut greeting = lab.client.worker(&[&blast[..], &hello].concat(), None)?;
+    greeting.line()?;
+    std::thread::sleep(Duration::from_millis(200));
+    let answers = lab.client.received("eth0")? - before;
+    if answers * 100 < options.flows * 99 {
+        return Err(format!("{answers} of {flows} sessions were answered").into());
+    }
+
+    let seconds = options.seconds.to_string();
+    let arguments = [&blast[..], &["--seconds", &seconds]].concat();
+    let mut sender = lab.client.worker(&arguments, Some(SENDER_CPU))?;
+    // Past the start of the processes.
+    std::thread::sleep(Duration::from_millis(100));
+    let meter = Meter::start(lab)?;
+    sender.line()?;
+    meter.stop(lab)
+}
+
+/// Ends after as many sessions as the kernel's table holds in its usual size.
+fn new_sessions(lab: &Lab, options: &Options) -> Result<Sample> {
+    const SESSIONS: u64 = 200_000;
+    let to = SERVER.to_string();
+    let mut echo = lab.server.worker(&["udp-echo", &to], None)?;
+    echo.line()?;
+    let mac = lab.gateway.mac("lan")?;
+    let seconds = options.seconds.to_string();
+    let flows = u64::MAX.to_string();
+    let blast = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
+    let arguments = [&blast[..], &["--seconds", &seconds]].concat();
+    let before = lab.server.received("eth0")?;
+    let mut sender = lab.client.worker(&arguments, Some(SENDER_CPU))?;
+    while lab.server.received("eth0")? - before < 1000 && sender.runs()? {}
+    let meter = Meter::start(lab)?;
+    while lab.server.received("eth0")? - before < SESSIONS && sender.runs()? {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    meter.stop(lab)
+}
+
+/// What has arrived and what it has cost, since a point of time.
+struct Meter {
+    start: Instant,
+    cpu: Option<Duration>,
+    server: u64,
+    client: u64,
+}
+
+impl Meter {
+    fn start(lab: &Lab) -> Result<Meter> {
+        Ok(Meter {
+            cpu: lab.cpu_time()?,
+            server: lab.server.received("eth0")?,
+            client: lab.client.received("eth0")?,
+            start: Instant::now(),
+        })
+    }
+
+    fn stop(&self, lab: &Lab) -> Result<Sample> {
+        let now = Meter::start(lab)?;
+        let seconds = (now.start - self.start).as_secs_f64();
+        let arrived = (now.server - self.server) as f64;
+        let packets = arrived + (now.client - self.client) as f64;
+        let cpu = now.cpu.zip(self.cpu).map(|(now, then)| now - then);
+        Ok(Sample {
+            rate: arrived / seconds,
+            packets: packets / seconds,
+            cpu: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / packets),
+            load: cpu.map(|cpu| cpu.as_secs_f64() / seconds),
+        })
+    }
+}
+
+fn report(what: What, kinds: &[Kind], best: &[Option<Sample>]) {
+    let (title, unit) = match what {
+        What::Tcp => ("One TCP stream", "Gbit/s"),
+        What::Udp => ("Small UDP packets of established sessions", "packets/s"),
+        What::NewSessions | What::All => ("New UDP sessions", "sessions/s"),
+    };
+    println!("\n### {title}\n");
+    println!("| gateway | {unit} | packets/s | CPU µs a packet | CPU % |");
+    println!("|---|---:|---:|---:|---:|");
+    for (kind, sample) in kinds.iter().zip(best) {
+        let Some(sample) = sample else { continue };
+        let (rate, packets) = (sample.rate, sample.packets);
+        let rate = if what == What::Tcp {
+            format!("{rate:.2}")
+        } else {
+            format!("{rate:.0}")
+        };
+        let cpu = sample.cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
+        let load = sample
+            .load
+            .map_or("-".into(), |load| format!("{:.0}", load * 100.0));
+        println!("| {kind:?} | {rate} | {packets:.0} | {cpu} | {load} |");
+    }
+    println!();
+    let of = |kind| {
+        kinds
+            .iter()
+            .position(|k| *k == kind)
+            .and_then(|index| best[index])
+    };
+    let (tandemgw, bare, masquerade) = (of(Kind::Tandemgw), of(Kind::Bare), of(Kind::Masquerade));
+    let cpu = |sample: Option<Sample>| sample.and_then(|sample| sample.cpu);
+    let rate = |sample: Option<Sample>| sample.map(|sample| sample.rate);
+    match what {
+        What::Tcp => ratio("rate / bare loop", rate(tandemgw), rate(bare), 0.95..),
+        What::Udp => {
+            ratio("rate / bare loop", rate(tandemgw), rate(bare), 0.9..);
+            ratio(
+                "CPU a packet / bare loop",
+                cpu(tandemgw),
+                cpu(bare),
+                ..=1.15,
+            );
+        }
+        What::NewSessions | What::All => {
+            ratio("rate / masquerade", rate(tandemgw), rate(masquerade), 1.5..);
+        }
+    }
+}
+
+fn ratio(
+    name: &str,
+    ours: Option<f64>,
+    reference: Option<f64>,
+    target: impl std::ops::RangeBounds<f64> + std::fmt::Debug,
+) {
+    let (Some(ours), Some(reference)) = (ours, reference) else {
+        return;
+    };
+    let ratio = ours / reference;
+    let verdict = if target.contains(&ratio) {
+        "met"
+    } else {
+        "MISSED"
+    };
+    println!("- {name}: **{ratio:.2}** (target {target:?}: {verdict})");
+}

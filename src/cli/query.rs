@@ -1,0 +1,232 @@
+//! Commands that ask a running gateway through its control socket.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::{EXIT_NOT_RUNNING, fail};
+
+/// Where gateways put their sockets unless told otherwise.
+const SOCKET_FOLDER: &str = "/run/tandemgw";
+
+pub fn status(socket: Option<&Path>, json: bool) -> ExitCode {
+    ask(socket, &json!({ "command": "status" }), |line| {
+        if json {
+            print_line(line)
+        } else {
+            print_status(line)
+        }
+    })
+}
+
+pub fn sessions(
+    socket: Option<&Path>,
+    json: bool,
+    limit: Option<u64>,
+    filter: Vec<String>,
+) -> ExitCode {
+    let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
+    if !json {
+        println!(
+            "{}",
+            session_row(&[
+                "PROTO",
+                "SOURCE",
+                "DESTINATION",
+                "TRANSLATED",
+                "STATE",
+                "POLICY"
+            ])
+        );
+    }
+    ask(socket, &request, |line| {
+        if json {
+            print_line(line)
+        } else {
+            print_session(line)
+        }
+    })
+}
+
+/// Sends a request and hands each line of the answer to `each`.
+fn ask(
+    socket: Option<&Path>,
+    request: &Value,
+    mut each: impl FnMut(&str) -> io::Result<()>,
+) -> ExitCode {
+    let path = match socket.map_or_else(only_socket, |path| Ok(path.to_owned())) {
+        Ok(path) => path,
+        Err(sentence) => return fail(EXIT_NOT_RUNNING, sentence),
+    };
+    let mut stream = match UnixStream::connect(&path) {
+        Ok(stream) => stream,
+        Err(error) => return fail(EXIT_NOT_RUNNING, connect_error(&path, &error)),
+    };
+    let answer = writeln!(stream, "{request}").and_then(|()| {
+        for line in BufReader::new(stream).lines() {
+            let line = line?;
+            if line == r#"{"done":true}"# {
+                return Ok(None);
+            }
+            if let Some(error) = refusal(&line) {
+                return Ok(Some(error));
+            }
+            each(&line)?;
+        }
+        Err(io::Error::new(
+            ErrorKind::UnexpectedEof,
+            "the gateway closed the connection",
+        ))
+    });
+    match answer {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(error)) => fail(1, error),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(1, format!("{}: {error}", path.display())),
+    }
+}
+
+fn refusal(line: &str) -> Option<String> {
+    if !line.starts_with(r#"{"error":"#) {
+        return None;
+    }
+    let value: Value = serde_json::from_str(line).ok()?;
+    Some(value["error"].as_str()?.to_owned())
+}
+
+/// The socket of the only gateway that there is.
+fn only_socket() -> Result<PathBuf, String> {
+    let none = format!(
+        "no running gateway: there is no socket in {SOCKET_FOLDER}; name one with --socket"
+    );
+    let Ok(entries) = std::fs::read_dir(SOCKET_FOLDER) else {
+        return Err(none);
+    };
+    let mut sockets: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
+        .collect();
+    match sockets.len() {
+        0 => Err(none),
+        1 => Ok(sockets.remove(0)),
+        _ => {
+            let names: Vec<String> = sockets
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            Err(format!(
+                "several gateways run here; choose with --socket: {}",
+                names.join(", ")
+            ))
+        }
+    }
+}
+
+fn connect_error(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        ErrorKind::NotFound => format!("no running gateway: {path} does not exist"),
+        ErrorKind::ConnectionRefused => format!("no running gateway: nobody listens at {path}"),
+        ErrorKind::PermissionDenied => {
+            format!("no permission to use {path}: run this as the user of the gateway (root)")
+        }
+        _ => format!("{path}: {error}"),
+    }
+}
+
+fn print_line(line: &str) -> io::Result<()> {
+    writeln!(io::stdout(), "{line}")
+}
+
+fn print_status(line: &str) -> io::Result<()> {
+    let value: Value = serde_json::from_str(line)?;
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "node {}  version {}  up {} s",
+        text(&value["node"]),
+        text(&value["version"]),
+        value["uptime_s"]
+    )?;
+    for group in value["groups"].as_array().into_iter().flatten() {
+        writeln!(
+            out,
+            "group {:<12} {:<8} term {}",
+            text(&group["name"]),
+            text(&group["role"]),
+            group["term"]
+        )?;
+    }
+    for port in value["ports"].as_array().into_iter().flatten() {
+        let up = if port["up"] == true { "up" } else { "down" };
+        writeln!(
+            out,
+            "port {:<13} {:<15} {up:<5} mtu {:<6} offload {}",
+            text(&port["name"]),
+            text(&port["interface"]),
+            port["mtu"],
+            text(&port["offload"])
+        )?;
+    }
+    let sessions = &value["sessions"];
+    writeln!(
+        out,
+        "sessions {} of {}  tcp {}  udp {}  icmp {}  other {}",
+        sessions["total"],
+        sessions["max"],
+        sessions["tcp"],
+        sessions["udp"],
+        sessions["icmp"],
+        sessions["other"]
+    )?;
+    writeln!(out, "forwarded {}", value["counters"]["forwarded"])?;
+    for (reason, count) in value["counters"]["dropped"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        writeln!(out, "dropped {reason:<20} {count}")?;
+    }
+    Ok(())
+}
+
+fn print_session(line: &str) -> io::Result<()> {
+    let value: Value = serde_json::from_str(line)?;
+    let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
+    let translated = match (
+        value["nat_src"] == value["src"],
+        value["nat_dst"] == value["dst"],
+    ) {
+        (true, true) => "-".to_owned(),
+        (false, true) => format!("from {}", text("nat_src")),
+        (true, false) => format!("to {}", text("nat_dst")),
+        (false, false) => format!("from {} to {}", text("nat_src"), text("nat_dst")),
+    };
+    let row = [
+        &text("proto"),
+        &text("src"),
+        &text("dst"),
+        &translated,
+        &text("state"),
+        &text("policy"),
+    ];
+    writeln!(io::stdout(), "{}", session_row(&row.map(String::as_str)))
+}
+
+fn session_row(cells: &[&str; 6]) -> String {
+    let [proto, src, dst, translated, state, policy] = cells;
+    let wide = if io::stdout().is_terminal() { 22 } else { 0 };
+    format!("{proto:<5} {src:<wide$} {dst:<wide$} {translated:<wide$} {state:<12} {policy}")
+}

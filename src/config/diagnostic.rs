@@ -1,0 +1,188 @@
+//! Problems of a config file, and how they are shown.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::path::Path;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+/// How bad a [`Diagnostic`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The config is refused.
+    Error,
+    /// The config is accepted, but hardly does what its author meant.
+    Warning,
+}
+
+/// One problem of a config file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Where: a byte range of the file's text.
+    pub span: Range<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Shows `diagnostics` about `text`, the content of `file`, to a person.
+///
+/// Each begins with `FILE:LINE:COL: ` (lines and columns from 1, columns in characters) and shows the
+/// line with a caret and the hint. `color` adds ANSI escapes.
+pub fn render(diagnostics: &[Diagnostic], file: &Path, text: &str, color: bool) -> String {
+    let renderer = match color {
+        true => Renderer::styled(),
+        false => Renderer::plain(),
+    };
+    let mut out = String::new();
+    for diagnostic in diagnostics {
+        render_one(&mut out, &renderer, diagnostic, file, text, color);
+    }
+    out
+}
+
+/// The problems found so far. Shared by all readers of one document, hence the cell.
+#[derive(Default)]
+pub(super) struct Report {
+    found: RefCell<Vec<Diagnostic>>,
+}
+
+impl Report {
+    /// Records an error. An empty `hint` means none.
+    pub fn error(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.push(Severity::Error, span, message.into(), hint.into());
+    }
+
+    /// Records a warning. An empty `hint` means none.
+    pub fn warn(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.push(Severity::Warning, span, message.into(), hint.into());
+    }
+
+    /// How many errors there are: checks that build on a part of the file are skipped if it has some.
+    pub fn errors(&self) -> usize {
+        let found = self.found.borrow();
+        found
+            .iter()
+            .filter(|d| d.severity == Severity::Error)
+            .count()
+    }
+
+    /// All of them, in the order of the file.
+    pub fn into_sorted(self) -> Vec<Diagnostic> {
+        let mut found = self.found.into_inner();
+        found.sort_by_key(|d| (d.span.start, d.span.end));
+        found
+    }
+
+    fn push(&self, severity: Severity, span: &Range<usize>, message: String, hint: String) {
+        self.found.borrow_mut().push(Diagnostic {
+            severity,
+            span: span.clone(),
+            message,
+            hint: Some(hint).filter(|hint| !hint.is_empty()),
+        });
+    }
+}
+
+fn render_one(
+    out: &mut String,
+    renderer: &Renderer,
+    diagnostic: &Diagnostic,
+    file: &Path,
+    text: &str,
+    color: bool,
+) {
+    let place = Place::of(&diagnostic.span, text);
+    let (level, word, style) = match diagnostic.severity {
+        Severity::Error => (Level::ERROR, "error", "\x1b[1;31m"),
+        Severity::Warning => (Level::WARNING, "warning", "\x1b[1;33m"),
+    };
+    let (style, reset) = if color { (style, "\x1b[0m") } else { ("", "") };
+    let snippet = Snippet::source(place.text)
+        .line_start(place.line)
+        .annotation(AnnotationKind::Primary.span(place.span));
+    let mut group = Group::with_level(level).element(snippet);
+    if let Some(hint) = &diagnostic.hint {
+        group = group.element(Level::HELP.message(hint.as_str()));
+    }
+    let (file, line, column) = (file.display(), place.line, place.column);
+    let message = &diagnostic.message;
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        out,
+        "{file}:{line}:{column}: {style}{word}{reset}: {message}"
+    );
+    let _ = writeln!(out, "{}", renderer.render(&[group]));
+}
+
+/// The line in which a span begins.
+struct Place<'a> {
+    line: usize,
+    column: usize,
+    text: &'a str,
+    /// The part of the span that lies in `text`.
+    span: Range<usize>,
+}
+
+impl<'a> Place<'a> {
+    fn of(span: &Range<usize>, text: &'a str) -> Place<'a> {
+        let start = char_boundary(text, span.start);
+        let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+        let shown = text[line_start..line_end].trim_end_matches('\r');
+        let end = char_boundary(text, span.end.clamp(start, line_end));
+        Place {
+            line: text[..line_start].matches('\n').count() + 1,
+            column: text[line_start..start].chars().count() + 1,
+            text: shown,
+            span: (start - line_start).min(shown.len())..(end - line_start).min(shown.len()),
+        }
+    }
+}
+
+/// The last boundary of characters up to `at`.
+fn char_boundary(text: &str, at: usize) -> usize {
+    let at = at.min(text.len());
+    (0..=at)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_problem_begins_with_its_place_and_shows_the_line() {
+        let text = "[node]\nname = \"ä\" # x\n";
+        let problem = Diagnostic {
+            severity: Severity::Error,
+            span: 14..18,
+            message: "no".into(),
+            hint: Some("try `a`".into()),
+        };
+        let shown = render(&[problem], Path::new("a/b.toml"), text, false);
+        let expected = "a/b.toml:2:8: error: no\n  |\n2 | name = \"ä\" # x\n  |        ^^^\n  |\n  = help: try `a`\n";
+        assert_eq!(shown, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_span_of_any_text_can_be_shown(text in "(?s).{0,60}", a in 0usize..80, b in 0usize..80) {
+            let problem = Diagnostic {
+                severity: Severity::Warning,
+                span: a..b,
+                message: "m".into(),
+                hint: None,
+            };
+            let shown = render(&[problem], Path::new("f"), &text, true);
+            prop_assert!(shown.starts_with("f:"));
+        }
+    }
+}

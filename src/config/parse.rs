@@ -1,0 +1,160 @@
+//! The whole file, and the tables that need no others.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, Error as TomlError};
+
+use super::diagnostic::{Diagnostic, Report};
+use super::names::check_name;
+use super::network::Network;
+use super::reader::{At, Table};
+use super::{Config, Limits, Node, Timeouts, ha, policy, translation};
+
+/// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
+/// is not opened.
+///
+/// # Errors
+///
+/// All problems of the text, in its order, warnings among them. If it is no TOML, only those of syntax.
+/// A config that is accepted can have warnings too: they come along with it.
+pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let report = Report::default();
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        report_syntax(&report, text, &errors);
+        return Err(report.into_sorted());
+    }
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let config = read(Table::root(document.get_ref(), &report), folder);
+    let accepted = report.errors() == 0;
+    let found = report.into_sorted();
+    if accepted {
+        Ok((config, found))
+    } else {
+        Err(found)
+    }
+}
+
+fn read(mut root: Table<'_>, folder: &Path) -> Config {
+    let (node, node_name) = read_node(root.table("node"), folder);
+    let mut network = Network::read(&mut root);
+    let groups = network.read_groups(&mut root);
+    let pools = translation::read_pools(&mut root, &network);
+    let policies = policy::read(&mut root, &network, &pools);
+    let forwards = translation::read_forwards(&mut root, &network, &pools);
+    let timeouts = read_timeouts(root.table("timeouts"));
+    let limits = root.table("limits");
+    let ha = root.optional_table("ha").map(|table| {
+        let header = table.header.clone();
+        if node_name.is_some() && node.key.is_none() {
+            let hint = "make one with `tandemgw keygen` and name it with `key` in `[node]`";
+            root.report.error(&header, "`[ha]` needs a node key", hint);
+        }
+        ha::read(table, node_name.as_ref(), &network)
+    });
+    let limits = read_limits(limits, ha.is_some());
+    if ha.is_none() {
+        policy::warn_of_guarantees(root.report, &policies);
+        network.warn_of_groups(root.report);
+    }
+    root.finish();
+    Config {
+        node,
+        ports: network.ports,
+        groups,
+        policies: policies.into_iter().map(|at| at.value).collect(),
+        nat_pools: pools.pools,
+        forwards,
+        timeouts,
+        limits,
+        ha,
+    }
+}
+
+fn read_node(mut table: Table<'_>, folder: &Path) -> (Node, Option<At<String>>) {
+    /// `sizeof(sockaddr_un.sun_path)` without the NUL at the end (unix(7)).
+    const LONGEST_SOCKET_PATH: usize = 107;
+    let report = table.report;
+    let name = table.require::<String>("name");
+    check_name(report, name.as_ref());
+    let key = table.take::<String>("key");
+    let socket = table.take::<String>("control-socket");
+    for path in [&key, &socket].into_iter().flatten() {
+        if path.value.is_empty() {
+            report.error(&path.span, "the path is empty", "");
+        }
+    }
+    let name_text = name.as_ref().map_or("", |name| name.value.as_str());
+    let control_socket = match &socket {
+        Some(path) => folder.join(&path.value),
+        None => PathBuf::from(format!("/run/tandemgw/{name_text}.sock")),
+    };
+    let length = control_socket.as_os_str().len();
+    if let Some(path) = &socket
+        && length > LONGEST_SOCKET_PATH
+    {
+        let message = format!("the path has {length} bytes, more than {LONGEST_SOCKET_PATH}");
+        report.error(
+            &path.span,
+            message,
+            "the kernel takes no longer path for a socket",
+        );
+    }
+    let node = Node {
+        name: name_text.to_owned(),
+        key: key.map(|path| folder.join(path.value)),
+        control_socket,
+        max_sessions: small(table.integer("max-sessions")),
+        routing_table: small(table.integer("routing-table")),
+    };
+    table.finish();
+    (node, name)
+}
+
+fn read_timeouts(mut table: Table<'_>) -> Timeouts {
+    let timeouts = Timeouts {
+        tcp_established: table.duration("tcp-established"),
+        tcp_transitory: table.duration("tcp-transitory"),
+        tcp_syn: table.duration("tcp-syn"),
+        tcp_time_wait: table.duration("tcp-time-wait"),
+        tcp_reset: table.duration("tcp-reset"),
+        udp: table.duration("udp"),
+        udp_unreplied: table.duration("udp-unreplied"),
+        icmp: table.duration("icmp"),
+        other: table.duration("other"),
+    };
+    table.finish();
+    timeouts
+}
+
+fn read_limits(mut table: Table<'_>, ha: bool) -> Limits {
+    let limits = Limits {
+        half_open_per_source: small(table.integer("half-open-per-source")),
+        icmp_errors_per_second: small(table.integer("icmp-errors-per-second")),
+        tcp_pickup: table.take("tcp-pickup").map_or(ha, |at| at.value),
+    };
+    table.finish();
+    limits
+}
+
+/// An integer of which the range in the list of options fits.
+pub(super) fn small(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
+    let mut last_line = None;
+    for error in errors {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        // What follows on the same line is mostly a consequence of the first.
+        let line = text
+            .as_bytes()
+            .iter()
+            .take(span.start)
+            .filter(|b| **b == b'\n')
+            .count();
+        if last_line.replace(line) != Some(line) {
+            report.error(&span, error.message(), "");
+        }
+    }
+}

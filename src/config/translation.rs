@@ -1,0 +1,220 @@
+//! `[[nat-pool]]` and `[[forward]]`: source and destination translation.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::diagnostic::Report;
+use super::names::{Names, check_name};
+use super::network::{Network, port_id};
+use super::reader::{At, Span, Table};
+use super::value::{AddressRange, PortRange, unusable, unusable_in};
+use super::{Forward, NatPool};
+use crate::flow::{Addr, Family, PortId, Protocol};
+
+/// The pools, and what other tables are checked against.
+pub(super) struct Pools {
+    pub pools: Vec<NatPool>,
+    pub names: Names,
+    /// Whether all pools could be read.
+    pub complete: bool,
+    /// The last pool with each address, and its ports.
+    users: BTreeMap<Addr, (usize, (u16, u16))>,
+}
+
+impl Pools {
+    const MOST_POOLS: usize = 64;
+    const MOST_ADDRESSES: u128 = 4096;
+
+    /// Whether a pool has an address of `family`.
+    pub fn has_family(&self, pool: usize, family: Family) -> bool {
+        let pool = self.pools.get(pool);
+        pool.is_some_and(|pool| pool.addresses.iter().any(|addr| addr.family() == family))
+    }
+
+    fn read_pool(&mut self, mut table: Table<'_>, network: &Network, left: &mut u128) {
+        let report = table.report;
+        let index = self.pools.len();
+        let name = table.require::<String>("name");
+        check_name(report, name.as_ref());
+        self.names.declare(report, name.as_ref(), index);
+        let ports = table.take::<PortRange>("ports");
+        let ports = ports.map_or((1, 1), |at| (at.value.0, at.value.1));
+        let before = report.errors();
+        let ranges = table.list::<AddressRange>("addresses");
+        if ranges.is_empty() && report.errors() == before {
+            report.error(&table.header, "the pool has no addresses", "");
+        }
+        let mut addresses = Vec::new();
+        for At { value, span } in ranges {
+            let Some(rest) = left.checked_sub(value.len()) else {
+                let message = format!(
+                    "the pools have more than {} addresses",
+                    Self::MOST_ADDRESSES
+                );
+                report.error(&span, message, "");
+                continue;
+            };
+            *left = rest;
+            check_range(report, value, &span, network);
+            for addr in value.iter().map(Addr::from) {
+                self.claim(report, addr, index, ports, &span);
+                addresses.push(addr);
+            }
+        }
+        self.pools.push(NatPool {
+            name: name.map_or_else(String::new, |name| name.value),
+            addresses,
+            ports,
+        });
+        table.finish();
+    }
+
+    /// An address can be in two pools if they share no port of it.
+    fn claim(&mut self, report: &Report, addr: Addr, pool: usize, ports: (u16, u16), span: &Span) {
+        let Some((other, taken)) = self.users.insert(addr, (pool, ports)) else {
+            return;
+        };
+        if other == pool {
+            report.error(span, format!("`{addr}` is in the pool already"), "");
+        } else if ports.0 <= taken.1 && taken.0 <= ports.1 {
+            let message = format!("`{addr}` is in pool `{}` already", self.pools[other].name);
+            let hint = "give the pools addresses of their own, or `ports` that do not overlap";
+            report.error(span, message, hint);
+        }
+    }
+}
+
+/// Reads the pools.
+pub(super) fn read_pools(root: &mut Table<'_>, network: &Network) -> Pools {
+    let before = root.report.errors();
+    let mut pools = Pools {
+        pools: Vec::new(),
+        names: Names::new("NAT pool"),
+        complete: true,
+        users: BTreeMap::new(),
+    };
+    let mut left = Pools::MOST_ADDRESSES;
+    for table in root.tables("nat-pool", Pools::MOST_POOLS) {
+        pools.read_pool(table, network, &mut left);
+    }
+    pools.complete = root.report.errors() == before;
+    pools
+}
+
+/// Reads the forwards.
+pub(super) fn read_forwards(
+    root: &mut Table<'_>,
+    network: &Network,
+    pools: &Pools,
+) -> Vec<Forward> {
+    const MOST_FORWARDS: usize = 4096;
+    let mut names = Names::new("forward");
+    let mut taken = BTreeMap::new();
+    let mut forwards: Vec<Forward> = Vec::new();
+    for mut table in root.tables("forward", MOST_FORWARDS) {
+        let report = table.report;
+        let name = table.require::<String>("name");
+        check_name(report, name.as_ref());
+        names.declare(report, name.as_ref(), forwards.len());
+        let port = table.require::<String>("port");
+        let port = port.and_then(|port| network.port_names.resolve(report, &port));
+        let protocol = table.choice("protocol").map(|word| match word.value {
+            "udp" => Protocol::UDP,
+            _ => Protocol::TCP,
+        });
+        let external = table.require::<SocketAddr>("external");
+        let internal = table.require::<SocketAddr>("internal");
+        table.finish();
+        if let (Some(external), Some(port)) = (&external, port) {
+            check_external(report, external, port_id(port), network, pools);
+        }
+        if let Some(internal) = &internal {
+            check_internal(report, internal, external.as_ref(), network);
+        }
+        if let (Some(external), Some(protocol)) = (&external, protocol) {
+            let key = (endpoint(external.value), protocol);
+            if let Some(other) = taken.insert(key, forwards.len()) {
+                let other = &forwards[other].name;
+                let message = format!("forward `{other}` has the same external address and port");
+                report.error(&external.span, message, "");
+            }
+        }
+        let none = (Addr::unspecified(Family::V4), 0);
+        forwards.push(Forward {
+            name: name.map_or_else(String::new, |name| name.value),
+            port: port.map_or(PortId(0), port_id),
+            protocol: protocol.unwrap_or(Protocol::TCP),
+            external: external.map_or(none, |at| endpoint(at.value)),
+            internal: internal.map_or(none, |at| endpoint(at.value)),
+        });
+    }
+    forwards
+}
+
+fn check_range(report: &Report, range: AddressRange, span: &Span, network: &Network) {
+    let AddressRange { first, last } = range;
+    for addr in [first, last] {
+        let on_link = network.networks().find(|net| net.contains(&addr));
+        let why = unusable(addr).or_else(|| on_link.and_then(|net| unusable_in(net, addr)));
+        if let Some(why) = why {
+            report.error(span, format!("`{addr}` is {why}"), "");
+            return;
+        }
+    }
+    let on_link = network
+        .networks()
+        .any(|net| net.contains(&first) && net.contains(&last));
+    if !on_link && network.complete {
+        let hint = "hosts on the link ask only for addresses of their network: \
+                    the others need a route to the gateway";
+        let message = "the addresses are outside the networks of all ports";
+        report.warn(span, message, hint);
+    }
+}
+
+fn check_external(
+    report: &Report,
+    external: &At<SocketAddr>,
+    port: PortId,
+    network: &Network,
+    pools: &Pools,
+) {
+    let addr = Addr::from(external.value.ip());
+    let own = network.port_of(addr) == Some(port);
+    if own || pools.users.contains_key(&addr) || !(network.complete && pools.complete) {
+        return;
+    }
+    let name = &network.ports[port.index()].name;
+    let hint = match network.port_of(addr) {
+        Some(other) => format!("it is one of port `{}`", network.ports[other.index()].name),
+        None => "add it to the port, or to a `[[nat-pool]]`".to_owned(),
+    };
+    let message = format!("`{addr}` is not a virtual address of port `{name}`");
+    report.error(&external.span, message, hint);
+}
+
+fn check_internal(
+    report: &Report,
+    internal: &At<SocketAddr>,
+    external: Option<&At<SocketAddr>>,
+    network: &Network,
+) {
+    let At { value, span } = internal;
+    if let Some(why) = unusable(value.ip()) {
+        report.error(
+            span,
+            format!("`{}` is {why}", value.ip()),
+            "give the server's address",
+        );
+    } else if external.is_some_and(|external| external.value.is_ipv4() != value.is_ipv4()) {
+        let hint = "give both in the same address family";
+        report.error(span, "a forward can't change between IPv4 and IPv6", hint);
+    } else if network.port_of(Addr::from(value.ip())).is_some() {
+        let message = format!("`{}` is a virtual address of the gateway", value.ip());
+        report.error(span, message, "give the server's address");
+    }
+}
+
+fn endpoint(socket: SocketAddr) -> (Addr, u16) {
+    (Addr::from(socket.ip()), socket.port())
+}

@@ -1,0 +1,130 @@
+//! Gratuitous ARP and unsolicited neighbor advertisements: when, and how often.
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::event::Output;
+use crate::flow::{Addr, GroupId, PortId};
+use crate::packet::neighbor;
+use crate::time::Time;
+
+use super::{Gateway, Role};
+
+/// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The repeats that are still to be sent, a schedule for each group.
+pub struct Announcer {
+    repeats: u32,
+    interval: Duration,
+    pending: Vec<Option<Pending>>,
+    last_defence: Option<Time>,
+}
+
+#[derive(Clone, Copy)]
+struct Pending {
+    left: u32,
+    at: Time,
+}
+
+impl Announcer {
+    pub fn new(config: &Config) -> Announcer {
+        let (repeats, interval) = match &config.ha {
+            Some(ha) => (ha.gratuitous_arps, ha.gratuitous_arp_interval),
+            None => (5, Duration::from_secs(1)),
+        };
+        Announcer { repeats, interval, pending: vec![None; config.groups.len()], last_defence: None }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.pending.iter().flatten().map(|pending| pending.at).min()
+    }
+
+    /// Plans the repeats of an announcement that is made now.
+    fn start(&mut self, now: Time, group: GroupId) {
+        let left = self.repeats.saturating_sub(1);
+        self.pending[usize::from(group.0)] =
+            (left > 0).then_some(Pending { left, at: now + self.interval });
+    }
+
+    /// Whether a repeat for `group` is due.
+    fn take_due(&mut self, now: Time, group: GroupId) -> bool {
+        let slot = &mut self.pending[usize::from(group.0)];
+        let Some(pending) = slot.filter(|pending| pending.at <= now) else { return false };
+        let left = pending.left - 1;
+        *slot = (left > 0).then_some(Pending { left, at: now + self.interval });
+        true
+    }
+
+    /// Forgets the repeats of a group that this unit no longer answers for.
+    pub fn cancel(&mut self, group: GroupId) {
+        self.pending[usize::from(group.0)] = None;
+    }
+
+    /// Whether an address may be defended now; at most once in [`DEFEND_INTERVAL`].
+    pub fn may_defend(&mut self, now: Time) -> bool {
+        let allowed = self.last_defence.is_none_or(|last| now.since(last) >= DEFEND_INTERVAL);
+        if allowed {
+            self.last_defence = Some(now);
+        }
+        allowed
+    }
+}
+
+impl Gateway {
+    /// Makes this unit primary for every group, as a standalone gateway is.
+    pub fn become_primary_of_all(&mut self, now: Time) {
+        for group in self.groups() {
+            self.set_role(now, group, Role::Primary);
+        }
+    }
+
+    /// Announces all addresses of a group that this unit has just become primary for.
+    pub(super) fn announce_group(&mut self, now: Time, group: GroupId) {
+        self.send_announcements(group);
+        self.announcer.start(now, group);
+    }
+
+    /// Announces what is on a port whose link came up or whose hardware address changed.
+    pub(super) fn announce_port(&mut self, now: Time, port: PortId) {
+        let groups: Vec<GroupId> = self.addresses_on(port).map(|(_, group)| group).collect();
+        for group in self.groups().filter(|group| groups.contains(group)) {
+            if self.is_primary(group) {
+                self.announce_group(now, group);
+            }
+        }
+    }
+
+    pub(super) fn send_due_announcements(&mut self, now: Time) {
+        for group in self.groups() {
+            if self.announcer.take_due(now, group) {
+                self.send_announcements(group);
+            }
+        }
+    }
+
+    fn send_announcements(&mut self, group: GroupId) {
+        for index in 0..self.config.ports.len() {
+            let port = PortId(index as u8);
+            let addresses: Vec<Addr> =
+                self.addresses_on(port).filter(|(_, g)| *g == group).map(|(addr, _)| addr).collect();
+            for addr in addresses {
+                self.announce_address(port, addr);
+            }
+        }
+    }
+
+    pub(super) fn announce_address(&mut self, port: PortId, addr: Addr) {
+        let link = self.links[port.index()];
+        if !link.up {
+            return;
+        }
+        for bytes in neighbor::announce(addr, link.mac) {
+            self.push_output(Output::Frame { port, bytes });
+        }
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.config.groups.len()).map(|index| GroupId(index as u8))
+    }
+}

@@ -1,0 +1,53 @@
+//! ICMP errors that others send about packets of our sessions (RFC 5508, section 4).
+
+use crate::event::{DropReason, Verdict};
+use crate::flow::Direction;
+use crate::packet::{self, icmp_error};
+
+use super::{Gateway, Packet};
+
+impl Gateway {
+    /// Finds the session of the packet that the error quotes, and passes the error to whoever sent
+    /// that packet, with all addresses as the sender knows them.
+    pub(super) fn handle_icmp_error(&mut self, packet: Packet<'_>) -> Verdict {
+        match self.translate_icmp_error(packet) {
+            Ok(()) => Verdict::Forward,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    fn translate_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
+        let Packet { bytes, parsed, offload, .. } = packet;
+        if !packet::checksum_ok(bytes, &parsed, offload) {
+            return Err(DropReason::BadChecksum);
+        }
+        let quoted = icmp_error::quoted(bytes, &parsed)?;
+        // The quoted packet is one that we sent; the answer to it has the key that we look up.
+        let (id, direction) = self
+            .table
+            .lookup(&quoted.key.reply(), &self.book)
+            .ok_or(DropReason::IcmpUnrelated)?;
+        let session = self.table.get(id).ok_or(DropReason::IcmpUnrelated)?;
+        if !self.is_primary(session.group) {
+            return Err(DropReason::NotPrimary);
+        }
+        let (_, egress) = session.ports(direction);
+        if !self.links[egress.index()].up {
+            return Err(DropReason::PortDown);
+        }
+        let as_sent = session.key(direction.flip(), &self.book);
+        let translated = session.translated(direction, &self.book);
+        let from_inside = direction == Direction::Original;
+        let outer_src = if parsed.key.src == quoted.key.dst {
+            as_sent.dst
+        } else if from_inside && session.has_source_nat() {
+            // A router on the inside must not show its address (RFC 5508, section 4.2).
+            translated.src
+        } else {
+            parsed.key.src
+        };
+        icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
+        packet::add_hop_limit(bytes, parsed.family);
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! A token bucket for the errors that the gateway itself makes (RFC 1812, section 4.3.2.8;
+//! RFC 4443, section 2.4(f)).
+
+use crate::time::Time;
+
+const NANOS: u64 = 1_000_000_000;
+
+/// Lets through a number of events a second, in bursts of up to a tenth of a second's worth.
+pub struct Limiter {
+    per_second: u64,
+    /// Tokens, each worth `NANOS`, so that refilling needs no division.
+    credit: u64,
+    refilled: Time,
+}
+
+impl Limiter {
+    pub fn new(per_second: u32) -> Limiter {
+        let per_second = u64::from(per_second);
+        Limiter { per_second, credit: Self::burst(per_second), refilled: Time::ZERO }
+    }
+
+    fn burst(per_second: u64) -> u64 {
+        (per_second * NANOS / 10).max(NANOS.min(per_second * NANOS))
+    }
+
+    /// Whether one more event may happen at `now`.
+    pub fn allow(&mut self, now: Time) -> bool {
+        let passed = now.since(self.refilled).as_nanos().min(u128::from(NANOS)) as u64;
+        self.refilled = now;
+        self.credit = (self.credit + passed * self.per_second).min(Self::burst(self.per_second));
+        let allowed = self.credit >= NANOS;
+        if allowed {
+            self.credit -= NANOS;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn lets_through_the_rate_and_a_short_burst() {
+        let mut limiter = Limiter::new(100);
+        let mut allowed = 0;
+        for ms in 0..1000 {
+            let now = Time::from_nanos(1) + Duration::from_millis(ms);
+            allowed += (0..10).filter(|_| limiter.allow(now)).count();
+        }
+        assert!((100..=110).contains(&allowed), "{allowed}");
+    }
+
+    #[test]
+    fn a_limit_of_zero_lets_nothing_through() {
+        let mut limiter = Limiter::new(0);
+        assert!(!limiter.allow(Time::from_nanos(u64::MAX)));
+    }
+}

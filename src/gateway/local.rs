@@ -1,0 +1,108 @@
+//! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::{self, Config};
+use crate::event::{DropReason, Output, Verdict};
+use crate::flow::{Addr, GroupId, PortId};
+use crate::nat::Nat;
+use crate::packet::build::{self, Problem};
+use crate::packet::neighbor::{self, Neighbor};
+use crate::packet::{self, Kind};
+use crate::time::Time;
+
+use super::{Gateway, Packet};
+
+impl Gateway {
+    /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
+    pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
+        let key = packet.parsed.key;
+        if packet::martian(&key) || !packet::forwardable(key.src) {
+            return Verdict::Drop(DropReason::Martian);
+        }
+        if !self.nat.group(&key.dst).is_some_and(|group| self.is_primary(group)) {
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
+        if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        match packet.parsed.kind {
+            Kind::IcmpRequest => {
+                match build::echo_reply(packet.bytes, &packet.parsed) {
+                    Some(reply) => self.send_packet(packet.port, reply),
+                    None => return Verdict::Drop(DropReason::Malformed),
+                }
+                Verdict::Consumed
+            }
+            Kind::IcmpReply => Verdict::Drop(DropReason::IcmpUnrelated),
+            Kind::IcmpOther => Verdict::Drop(DropReason::IcmpUnsupported),
+            _ => {
+                self.answer_refusal(&packet, Problem::PortUnreachable);
+                Verdict::Drop(DropReason::NoListener)
+            }
+        }
+    }
+
+    /// Handles a frame of ARP or ND that the interface of `port` received.
+    pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
+        match neighbor::parse_frame(frame) {
+            Ok(Neighbor::Solicit(solicit)) => {
+                let mac = self.links[port.index()].mac;
+                if self.defends(port, &solicit.target) && solicit.sender_mac != mac {
+                    let bytes = neighbor::reply(&solicit, mac);
+                    self.push_output(Output::Frame { port, bytes });
+                }
+                self.notice_claim(now, port, solicit.sender, solicit.sender_mac);
+            }
+            Ok(Neighbor::Advertise(claim)) => self.notice_claim(now, port, claim.addr, claim.mac),
+            Ok(Neighbor::Other) => {}
+            Err(reason) => self.count_drop(reason),
+        }
+    }
+
+    /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.
+    fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
+        let own = self.links[port.index()].mac;
+        if mac == own || !self.defends(port, &addr) {
+            return;
+        }
+        self.counters.address_conflicts += 1;
+        if self.announcer.may_defend(now) {
+            let [a, b, c, d, e, f] = mac;
+            log::warn!(
+                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
+                 another machine uses this virtual address: remove it there",
+                self.config.ports[port.index()].name
+            );
+            self.announce_address(port, addr);
+        }
+    }
+
+    /// Whether this unit answers for `addr` on `port`.
+    fn defends(&self, port: PortId, addr: &Addr) -> bool {
+        self.addresses_on(port).any(|(own, group)| own == *addr && self.is_primary(group))
+    }
+
+    /// The addresses that hosts on `port` find at this gateway, with their groups.
+    pub(super) fn addresses_on(&self, port: PortId) -> impl Iterator<Item = (Addr, GroupId)> {
+        self.addresses[port.index()].iter().copied()
+    }
+}
+
+/// The addresses to be answered for on each port: the virtual ones, and those of pools in their
+/// networks. A pool address outside of all networks is routed to us by others and needs no ARP.
+pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
+    let pools = || config.nat_pools.iter().flat_map(|pool| &pool.addresses).copied();
+    let of_port = |port: &config::Port| {
+        let networks: Vec<IpNet> = port.virtual_addresses.iter().map(|v| v.network).collect();
+        let within = |addr: &Addr| networks.iter().any(|net| net.contains(&IpAddr::from(*addr)));
+        let own = port.virtual_addresses.iter().map(|v| v.addr);
+        let mut addrs: Vec<Addr> = own.chain(pools().filter(within)).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        addrs.into_iter().filter_map(|addr| Some((addr, nat.group(&addr)?))).collect()
+    };
+    config.ports.iter().map(of_port).collect()
+}

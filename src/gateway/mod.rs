@@ -1,0 +1,291 @@
+//! The gateway itself: composes packet, session, policy, NAT and routing into one state machine.
+//!
+//! It makes no system call. The shell calls, in any order and as often as it likes:
+//!
+//! - `handle_*` with what happened: a packet, a frame, a link or route change. Each may queue outputs.
+//! - [`Gateway::poll_output`] until it returns `None`, after each batch of the above.
+//! - [`Gateway::poll_timeout`] for the time at which [`Gateway::handle_timeout`] is to be called.
+//!
+//! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
+//! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
+//! `icmp.rs`; a fragment → `fragment.rs`.
+
+mod announce;
+mod forward;
+mod fragment;
+mod icmp;
+mod limiter;
+mod local;
+mod open;
+mod random;
+mod revalidate;
+mod snapshot;
+
+use std::collections::VecDeque;
+
+use crate::config::Config;
+use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
+use crate::flow::{Addr, Family, GroupId, PortId};
+use crate::fragment::Fragments;
+use crate::nat::Nat;
+use crate::packet::{self, Kind, Parsed};
+use crate::policy::Ruleset;
+use crate::route::Fib;
+use crate::session::{AddressBook, SessionFlags, SessionId, Table, Timeouts};
+use crate::time::{Tick, Time};
+
+use announce::Announcer;
+use limiter::Limiter;
+use random::Random;
+
+pub use snapshot::{Counters, SessionView};
+
+/// Randomness that the gateway is given once, at creation.
+#[derive(Clone, Copy)]
+pub struct Seed(pub [u8; 32]);
+
+/// What a group is to this unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Answers for the group's addresses and forwards its packets.
+    Primary,
+    /// Holds the group's sessions, and is silent.
+    Standby,
+}
+
+/// The packet at hand: its bytes, and what is known about it.
+struct Packet<'a> {
+    now: Time,
+    port: PortId,
+    bytes: &'a mut [u8],
+    offload: Offload,
+    parsed: Parsed,
+}
+
+impl Packet<'_> {
+    /// The length of the packet on the wire; of its largest segment if it is a super-packet.
+    fn wire_len(&self) -> u32 {
+        match (self.offload.segment_size, self.parsed.kind) {
+            (0, _) => self.parsed.total_len,
+            (size, Kind::Tcp(segment)) => {
+                self.parsed.total_len - segment.payload_len + u32::from(size)
+            }
+            (size, _) => u32::from(self.parsed.header_len) + UDP_HEADER + u32::from(size),
+        }
+    }
+}
+
+/// Bytes of a UDP header (RFC 768).
+const UDP_HEADER: u32 = 8;
+
+/// The state machine of one unit.
+pub struct Gateway {
+    config: Config,
+    links: Vec<LinkState>,
+    roles: Vec<Role>,
+    fib: Fib,
+    ruleset: Ruleset,
+    nat: Nat,
+    book: AddressBook,
+    table: Table,
+    fragments: Fragments<fragment::Onward>,
+    addresses: Vec<Vec<(Addr, GroupId)>>,
+    announcer: Announcer,
+    icmp_limiter: Limiter,
+    random: Random,
+    counters: Counters,
+    revalidation: revalidate::Revalidation,
+    outputs: VecDeque<Output>,
+    expired: Vec<SessionId>,
+}
+
+impl Gateway {
+    /// A gateway without routes, all of its links down, and standby for every group.
+    pub fn new(config: Config, seed: Seed) -> Gateway {
+        let mut random = Random::new(seed);
+        let mut book = AddressBook::new();
+        let down = LinkState { up: false, mtu: 1500, mac: [0; 6] };
+        let nat = Nat::new(&config, &mut book, &random.key());
+        Gateway {
+            addresses: local::addresses(&config, &nat),
+            links: vec![down; config.ports.len()],
+            roles: vec![Role::Standby; config.groups.len()],
+            fib: Fib::new(),
+            ruleset: Ruleset::new(&config),
+            nat,
+            book,
+            table: Table::new(
+                config.node.max_sessions,
+                &random.key(),
+                Timeouts::from(&config.timeouts),
+                config.limits.half_open_per_source,
+            ),
+            fragments: Fragments::new((random.next(), random.next())),
+            announcer: Announcer::new(&config),
+            icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
+            random,
+            counters: Counters::default(),
+            revalidation: revalidate::Revalidation::default(),
+            outputs: VecDeque::new(),
+            expired: Vec::new(),
+            config,
+        }
+    }
+
+    /// Handles an IP packet that the TUN of `port` delivered; edits it in place if it goes on.
+    ///
+    /// Costs no allocation when the packet belongs to a session.
+    pub fn handle_packet(
+        &mut self,
+        now: Time,
+        port: PortId,
+        bytes: &mut [u8],
+        offload: Offload,
+    ) -> Verdict {
+        let verdict = match packet::parse(bytes, offload) {
+            Ok(parsed) => self.handle_parsed(Packet { now, port, bytes, offload, parsed }),
+            Err(reason) => Verdict::Drop(reason),
+        };
+        match verdict {
+            Verdict::Forward => self.counters.forwarded += 1,
+            Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,
+            Verdict::Consumed => {}
+        }
+        verdict
+    }
+
+    fn handle_parsed(&mut self, packet: Packet<'_>) -> Verdict {
+        match packet.parsed.fragment {
+            None => self.handle_whole(packet),
+            Some(fragment) => self.handle_fragment(packet, fragment),
+        }
+    }
+
+    /// A packet whose transport header is known.
+    fn handle_whole(&mut self, packet: Packet<'_>) -> Verdict {
+        if let Some((id, direction)) = self.table.lookup(&packet.parsed.key, &self.book) {
+            return self.forward_in_session(packet, id, direction);
+        }
+        match packet.parsed.kind {
+            Kind::IcmpError => self.handle_icmp_error(packet),
+            _ => self.open_session(packet),
+        }
+    }
+
+    /// Counts a packet that the shell could not write.
+    pub fn handle_write_failure(&mut self) {
+        self.counters.forwarded = self.counters.forwarded.saturating_sub(1);
+        self.count_drop(DropReason::WriteFailed);
+    }
+
+    /// Takes note of the state of a port's interface.
+    pub fn handle_link(&mut self, now: Time, port: PortId, link: LinkState) {
+        let before = std::mem::replace(&mut self.links[port.index()], link);
+        if link.up && (!before.up || before.mac != link.mac) {
+            self.announce_port(now, port);
+        }
+    }
+
+    /// Takes note of a change of the kernel's routes.
+    pub fn handle_route(&mut self, change: RouteChange) {
+        let before = self.fib.generation();
+        self.fib.apply(change);
+        if self.fib.generation() != before {
+            self.revalidation.restart();
+        }
+    }
+
+    /// Makes this unit primary or standby for `group`.
+    pub fn set_role(&mut self, now: Time, group: GroupId, role: Role) {
+        let before = std::mem::replace(&mut self.roles[usize::from(group.0)], role);
+        match (before, role) {
+            (Role::Standby, Role::Primary) => self.announce_group(now, group),
+            (Role::Primary, Role::Standby) => self.announcer.cancel(group),
+            _ => {}
+        }
+    }
+
+    /// Does what is due at `now`: expires sessions and fragments, repeats announcements.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.expire_sessions(now);
+        let orphans = u64::from(self.fragments.expire(now));
+        self.counters.dropped[DropReason::FragmentOrphan as usize] += orphans;
+        self.send_due_announcements(now);
+        self.revalidate_some(now);
+    }
+
+    /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
+    pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        if self.revalidation.is_running() {
+            return Some(now);
+        }
+        let sweep = Some(self.table.next_sweep(now.tick()))
+            .filter(|tick| *tick != Tick::NEVER)
+            .map(|tick| tick.time().max(now));
+        [sweep, self.fragments.poll_timeout(), self.announcer.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next effect to carry out.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn expire_sessions(&mut self, now: Time) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.table.sweep(now.tick(), &mut expired);
+        for id in expired.drain(..) {
+            self.end_session(now, id, "expired");
+        }
+        self.expired = expired;
+    }
+
+    /// Removes a session with all that it holds.
+    fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
+        let Some(session) = self.table.get(id) else { return };
+        if session.flags.contains(SessionFlags::LOG) {
+            log::info!("session end {} why={why}", self.describe(id, session, now));
+        }
+        self.nat.release(&mut self.table, id);
+        self.table.remove(id, &self.book);
+    }
+
+    fn count_drop(&mut self, reason: DropReason) {
+        self.counters.dropped[reason as usize] += 1;
+    }
+
+    fn role(&self, group: GroupId) -> Role {
+        self.roles[usize::from(group.0)]
+    }
+
+    /// The first virtual address of `family` on `port`, which errors about its packets come from.
+    fn own_address(&self, port: PortId, family: Family) -> Option<Addr> {
+        let addresses = &self.config.ports[port.index()].virtual_addresses;
+        addresses.iter().map(|v| v.addr).find(|addr| addr.family() == family)
+    }
+
+    /// Checks what must hold between any two calls; for tests and the simulator.
+    ///
+    /// # Panics
+    /// If it does not hold.
+    pub fn check_invariants(&self) {
+        self.table.check_invariants(&self.book);
+        self.nat.check_invariants(&self.table);
+        assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
+    }
+}
+
+/// Outputs that may wait for the shell; beyond it, replies to the network are dropped.
+const MAX_OUTPUTS: usize = 4096;
+
+impl Gateway {
+    /// Queues a packet or frame made by the gateway; drops it if the shell has fallen far behind.
+    fn push_output(&mut self, output: Output) {
+        if self.outputs.len() < MAX_OUTPUTS {
+            self.outputs.push_back(output);
+        }
+    }
+}
+

@@ -1,0 +1,172 @@
+//! What the gateway shows of itself: counters and sessions, for status and logs.
+
+use crate::event::{DropReason, LinkState};
+use crate::config::Config;
+use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
+use crate::time::Time;
+
+use super::{Gateway, Role};
+
+/// Counters since the start of the process.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    /// Packets forwarded; a super-packet counts as one.
+    pub forwarded: u64,
+    /// Packets dropped, by [`DropReason`].
+    pub dropped: [u64; DropReason::ALL.len()],
+    /// Unreplied sessions that made room for new ones in a full table.
+    pub dropped_early: u64,
+    /// Sessions ended because a change of routes or policies forbids them.
+    pub cleared: u64,
+    /// Frames in which another machine claimed a virtual address of ours.
+    pub address_conflicts: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            forwarded: 0,
+            dropped: [0; DropReason::ALL.len()],
+            dropped_early: 0,
+            cleared: 0,
+            address_conflicts: 0,
+        }
+    }
+}
+
+impl Counters {
+    /// Packets dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
+    }
+}
+
+/// A session as shown to people and programs.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// Its slot in the table.
+    pub id: u32,
+    /// As the first packet came in.
+    pub original: FlowKey,
+    /// As it left.
+    pub translated: FlowKey,
+    /// Port of the first packet.
+    pub in_port: PortId,
+    /// Port that it left by.
+    pub out_port: PortId,
+    /// The policy that accepted it.
+    pub policy: PolicyId,
+    /// The group that it moves with.
+    pub group: GroupId,
+    /// Whether a peer has acknowledged its current state.
+    pub synced: bool,
+    /// State in the words of the protocol.
+    pub state: &'static str,
+    /// Packets and bytes, original direction first.
+    pub packets: [u64; 2],
+    /// Bytes of IP, original direction first.
+    pub bytes: [u64; 2],
+    /// Seconds since it was opened.
+    pub age_s: u64,
+    /// Seconds until it expires if nothing more comes.
+    pub expires_s: u64,
+}
+
+impl Gateway {
+    /// The counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What this unit is for `group`.
+    pub fn role_of(&self, group: GroupId) -> Role {
+        self.role(group)
+    }
+
+    /// The state of the interface of `port`.
+    pub fn link(&self, port: PortId) -> LinkState {
+        self.links[port.index()]
+    }
+
+    /// The configured name of `port`.
+    pub fn port_name(&self, port: PortId) -> &str {
+        &self.config.ports[port.index()].name
+    }
+
+    /// The configured name of `policy`.
+    pub fn policy_name(&self, policy: PolicyId) -> &str {
+        &self.config.policies[usize::from(policy.0)].name
+    }
+
+    /// The configured name of `group`.
+    pub fn group_name(&self, group: GroupId) -> &str {
+        &self.config.groups[usize::from(group.0)].name
+    }
+
+    /// The number of sessions, by protocol.
+    pub fn session_counts(&self) -> SessionCounts {
+        self.table.counts()
+    }
+
+    /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there
+    /// are more slots.
+    pub fn page(
+        &self,
+        cursor: u32,
+        slots: u32,
+        now: Time,
+    ) -> (impl Iterator<Item = SessionView>, Option<u32>) {
+        let (sessions, next) = self.table.page(cursor, slots);
+        (sessions.map(move |(id, session)| self.view(id, session, now)), next)
+    }
+
+    /// A session as shown to people and programs.
+    fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
+        let tick = now.tick();
+        let deadline = self.table.timeouts().deadline(session);
+        SessionView {
+            id: id.0,
+            policy: session.policy,
+            group: session.group,
+            synced: false,
+            original: session.key(Direction::Original, &self.book),
+            translated: session.translated(Direction::Original, &self.book),
+            in_port: session.in_port,
+            out_port: session.out_port,
+            state: match &session.tracker {
+                Tracker::Tcp(tracker) => tracker.state().name(),
+                _ if session.flags.contains(SessionFlags::REPLIED) => "replied",
+                _ => "unreplied",
+            },
+            packets: session.packets,
+            bytes: session.bytes,
+            age_s: tick.since(session.created).as_secs(),
+            expires_s: deadline.since(tick).as_secs(),
+        }
+    }
+
+    /// A session in one line of `key=value`, for the log.
+    pub(super) fn describe(&self, id: SessionId, session: &Session, now: Time) -> String {
+        let view = self.view(id, session, now);
+                format!(
+            "policy={} in={} out={} flow=\"{}\" translated=\"{}\" state={} age_s={} packets={}/{} bytes={}/{}",
+            self.policy_name(session.policy),
+            self.port_name(view.in_port),
+            self.port_name(view.out_port),
+            view.original,
+            view.translated,
+            view.state,
+            view.age_s,
+            view.packets[0],
+            view.packets[1],
+            view.bytes[0],
+            view.bytes[1],
+        )
+    }
+}

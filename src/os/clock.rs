@@ -1,0 +1,68 @@
+//! What the core may not ask for itself: the time, and randomness.
+
+use std::io;
+
+use crate::time::Time;
+
+/// The time since boot, suspension included.
+///
+/// `CLOCK_BOOTTIME` and not `CLOCK_MONOTONIC`, at the same price (both are answered by the vDSO): a
+/// machine that was suspended must find its sessions aged and its role expired when it wakes, since
+/// its peer did not sleep.
+pub fn now() -> Time {
+    let mut spec = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `spec` is a valid timespec for the kernel to write to, borrowed only for the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut spec) };
+    debug_assert_eq!(result, 0, "every kernel since 2.6.39 has this clock");
+    // Neither is negative, by definition of the clock.
+    Time::from_nanos((spec.tv_sec as u64) * 1_000_000_000 + spec.tv_nsec as u64)
+}
+
+/// `N` bytes from the kernel's generator, fit for keys.
+///
+/// # Errors
+///
+/// None in practice; a sandbox may forbid `getrandom(2)`.
+pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: `rest` is writable for `rest.len()` bytes, and borrowed only for the call.
+        let read = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(read) {
+            Ok(read) => filled += read,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_passes_at_the_usual_rate() {
+        let start = now();
+        std::thread::sleep(Duration::from_millis(20));
+        let passed = now().since(start);
+        assert!(passed >= Duration::from_millis(20), "{passed:?}");
+        assert!(passed < Duration::from_secs(20), "{passed:?}");
+    }
+
+    #[test]
+    fn random_bytes_differ() {
+        let (a, b) = (random_bytes::<32>().unwrap(), random_bytes::<32>().unwrap());
+        assert_ne!(a, b);
+        assert_ne!(a, [0; 32]);
+        assert_eq!(random_bytes::<0>().unwrap(), []);
+    }
+}

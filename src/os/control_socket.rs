@@ -1,0 +1,192 @@
+//! The control socket: a Unix stream socket with mode 0600, JSON lines both ways.
+//!
+//! A client can't slow the gateway: input and output of each are bounded, an answer is produced only
+//! as fast as the client reads it, and there are at most [`MAX_CLIENTS`].
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+
+use crate::control::{Answer, PortIo};
+use crate::gateway::Gateway;
+use crate::time::Time;
+
+/// Clients at a time; further ones wait in the socket's backlog.
+pub const MAX_CLIENTS: usize = 16;
+
+/// The longest request line.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Output of a client that waits, in bytes, before the answer is continued.
+const MAX_PENDING: usize = 256 * 1024;
+
+/// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    first: usize,
+    clients: Vec<Option<Client>>,
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: String,
+    written: usize,
+    answer: Answer,
+    closing: bool,
+}
+
+impl ControlSocket {
+    /// Listens at `path`, after removing what a dead gateway left there.
+    ///
+    /// # Errors
+    /// `AddrInUse` if a running gateway answers there; what the kernel says otherwise.
+    pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(ErrorKind::AddrInUse, "a running gateway answers there"));
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // The mode is set by the mask, so that there is no moment at which others could connect.
+        // SAFETY: umask only swaps a number of this process, and no other thread creates files here.
+        let mask = unsafe { libc::umask(0o177) };
+        let listener = UnixListener::bind(path);
+        // SAFETY: as above.
+        unsafe { libc::umask(mask) };
+        let mut listener = listener?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        registry.register(&mut listener, first, Interest::READABLE)?;
+        let clients = (0..MAX_CLIENTS).map(|_| None).collect();
+        Ok(ControlSocket { listener, path: path.to_owned(), first: first.0, clients })
+    }
+
+    /// Whether an event with `token` is for this socket.
+    pub fn owns(&self, token: Token) -> bool {
+        (self.first..=self.first + MAX_CLIENTS).contains(&token.0)
+    }
+
+    /// Handles an event; gives whether there is more to do without waiting for another.
+    pub fn handle(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+        gateway: &Gateway,
+        io: &[PortIo],
+        now: Time,
+    ) -> bool {
+        if token.0 == self.first {
+            self.accept(registry);
+            return false;
+        }
+        let slot = token.0 - self.first - 1;
+        let Some(client) = &mut self.clients[slot] else { return false };
+        match client.advance(gateway, io, now) {
+            Ok(more) => more,
+            Err(_) => {
+                let _ = registry.deregister(&mut client.stream);
+                self.clients[slot] = None;
+                // A place is free: the backlog may hold a client whose event has passed.
+                self.accept(registry);
+                false
+            }
+        }
+    }
+
+    fn accept(&mut self, registry: &Registry) {
+        for slot in 0..MAX_CLIENTS {
+            if self.clients[slot].is_some() {
+                continue;
+            }
+            let Ok((mut stream, _)) = self.listener.accept() else { return };
+            let token = Token(self.first + 1 + slot);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if registry.register(&mut stream, token, interest).is_ok() {
+                self.clients[slot] = Some(Client::new(stream));
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Client {
+    fn new(stream: UnixStream) -> Client {
+        Client {
+            stream,
+            input: Vec::new(),
+            output: String::new(),
+            written: 0,
+            answer: Answer::Done,
+            closing: false,
+        }
+    }
+
+    /// Does one bounded piece of work; an error means that the client is to be forgotten.
+    fn advance(&mut self, gateway: &Gateway, io: &[PortIo], now: Time) -> io::Result<bool> {
+        self.read()?;
+        if self.answer.is_done() && self.output.is_empty() {
+            match self.next_line() {
+                Some(line) => {
+                    self.answer = Answer::begin(&line, gateway, io, now, &mut self.output);
+                }
+                None if self.closing => return Err(ErrorKind::UnexpectedEof.into()),
+                None => return Ok(false),
+            }
+        }
+        if self.output.len() - self.written < MAX_PENDING {
+            self.answer.go_on(gateway, now, &mut self.output);
+        }
+        self.write()
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let mut piece = [0; 4096];
+        while !self.closing && self.input.len() < MAX_REQUEST {
+            match self.stream.read(&mut piece) {
+                Ok(0) => self.closing = true,
+                Ok(length) => self.input.extend_from_slice(&piece[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.input.len() >= MAX_REQUEST && !self.input.contains(&b'\n') {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok(())
+    }
+
+    fn next_line(&mut self) -> Option<String> {
+        let end = self.input.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.input.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line[..end]).into_owned())
+    }
+
+    /// Writes what the client takes; gives whether there is more to do at once.
+    fn write(&mut self) -> io::Result<bool> {
+        while self.written < self.output.len() {
+            match self.stream.write(&self.output.as_bytes()[self.written..]) {
+                Ok(length) => self.written += length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.clear();
+        self.written = 0;
+        Ok(!self.answer.is_done() || self.input.contains(&b'\n') || self.closing)
+    }
+}

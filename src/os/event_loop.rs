@@ -1,0 +1,336 @@
+//! The one loop: waits for readable sources, feeds the core, carries out what it says.
+//!
+//! Each wake: read the clock once; read each ready source up to a budget; drain the outputs; wait
+//! until the core's next timeout. mio reports a source once when it becomes readable, so a source
+//! that was left before it was empty stays marked ready, and the next wait has no length.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::config::Config;
+use crate::control::PortIo;
+use crate::event::{LinkState, Output, Verdict};
+use crate::flow::PortId;
+use crate::gateway::Gateway;
+use crate::time::Time;
+
+use super::clock;
+use super::control_socket::{ControlSocket, MAX_CLIENTS};
+use super::monitor::{Monitor, Notice};
+use super::packet_socket::PacketSocket;
+use super::signal::{Signal, Signals};
+use super::steering::Steering;
+use super::tun::{Buffer, Tun};
+
+/// Packets read from one TUN before the other sources get their turn: some 100 µs.
+const PACKET_BUDGET: usize = 64;
+/// Frames read from one packet socket in a turn.
+const FRAME_BUDGET: usize = 32;
+
+const SIGNALS: Token = Token(0);
+const MONITOR: Token = Token(1);
+const CONTROL: Token = Token(2);
+const PORTS: usize = 3 + MAX_CLIENTS;
+
+/// Everything the loop reads and writes.
+pub struct Shell {
+    poll: Poll,
+    gateway: Gateway,
+    ports: Vec<Port>,
+    port_io: Vec<PortIo>,
+    monitor: Monitor,
+    control: ControlSocket,
+    signals: Signals,
+    buffer: Buffer,
+    notices: Vec<Notice>,
+    ready: Ready,
+    stopping: bool,
+}
+
+/// The devices of one port.
+pub struct Port {
+    /// The TUN that packets come from and go to.
+    pub tun: Tun,
+    /// ARP and ND on the interface.
+    pub socket: PacketSocket,
+}
+
+/// Sources that may hold more than was read.
+#[derive(Default)]
+struct Ready {
+    tuns: u64,
+    sockets: u64,
+    clients: u32,
+    monitor: bool,
+}
+
+impl Ready {
+    fn any(&self) -> bool {
+        self.tuns != 0 || self.sockets != 0 || self.clients != 0 || self.monitor
+    }
+}
+
+impl Shell {
+    /// Registers all sources.
+    ///
+    /// # Errors
+    /// If the kernel refuses a registration, or the control socket can't be opened.
+    pub fn new(
+        config: &Config,
+        gateway: Gateway,
+        mut ports: Vec<Port>,
+        monitor: Monitor,
+        mut signals: Signals,
+    ) -> io::Result<Shell> {
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
+        registry.register(&mut SourceFd(&monitor.as_raw_fd()), MONITOR, Interest::READABLE)?;
+        for (index, port) in ports.iter_mut().enumerate() {
+            registry.register(&mut port.tun, tun_token(index), Interest::READABLE)?;
+            registry.register(&mut port.socket, socket_token(index), Interest::READABLE)?;
+        }
+        let control = ControlSocket::open(&config.node.control_socket, registry, CONTROL)?;
+        let port_io = ports.iter().map(|port| PortIo { offload: port.tun.offload() }).collect();
+        Ok(Shell {
+            poll,
+            gateway,
+            ports,
+            port_io,
+            monitor,
+            control,
+            signals,
+            buffer: Buffer::new(),
+            notices: Vec::new(),
+            ready: Ready { monitor: true, ..Ready::default() },
+            stopping: false,
+        })
+    }
+
+    /// Takes up the role, and runs until a signal ends it.
+    ///
+    /// # Errors
+    /// If the kernel refuses a wait; the process can't go on then.
+    pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
+        self.gateway.become_primary_of_all(clock::now());
+        self.drain_outputs();
+        log::info!("ready role=primary");
+        let mut events = Events::with_capacity(256);
+        while !self.stopping {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            let now = clock::now();
+            for event in &events {
+                self.mark(event.token());
+            }
+            self.turn(now, steering);
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if self.ready.any() {
+            return Some(Duration::ZERO);
+        }
+        let now = clock::now();
+        self.gateway.poll_timeout(now).map(|at| at.since(now))
+    }
+
+    fn mark(&mut self, token: Token) {
+        match token {
+            SIGNALS => self.read_signals(),
+            MONITOR => self.ready.monitor = true,
+            token if self.control.owns(token) => self.ready.clients |= 1 << (token.0 - CONTROL.0),
+            Token(number) => {
+                let (index, is_socket) = ((number - PORTS) / 2, (number - PORTS) % 2 == 1);
+                let set = if is_socket { &mut self.ready.sockets } else { &mut self.ready.tuns };
+                *set |= 1 << index;
+            }
+        }
+    }
+
+    /// One turn: each ready source up to its budget.
+    fn turn(&mut self, now: Time, steering: &mut Steering) {
+        if std::mem::take(&mut self.ready.monitor) {
+            self.read_monitor(now, steering);
+        }
+        for index in bits(self.ready.sockets) {
+            self.read_frames(now, index);
+        }
+        for index in bits(self.ready.tuns) {
+            self.read_packets(now, index);
+        }
+        for index in bits(u64::from(self.ready.clients)) {
+            self.serve_client(now, index);
+        }
+        if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
+            self.gateway.handle_timeout(now);
+        }
+        self.drain_outputs();
+    }
+
+    fn read_packets(&mut self, now: Time, index: usize) {
+        let port = PortId(index as u8);
+        let tun = &mut self.ports[index].tun;
+        for _ in 0..PACKET_BUDGET {
+            match tun.read(&mut self.buffer) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    self.ready.tuns &= !(1 << index);
+                    return;
+                }
+                Err(error) => {
+                    log::error!("tun read port={index} error=\"{error}\"");
+                    self.ready.tuns &= !(1 << index);
+                    return;
+                }
+            }
+            let offload = self.buffer.offload();
+            let verdict = self.gateway.handle_packet(now, port, self.buffer.packet_mut(), offload);
+            if verdict == Verdict::Forward && tun.write(&self.buffer).is_err() {
+                self.gateway.handle_write_failure();
+            }
+        }
+    }
+
+    fn read_frames(&mut self, now: Time, index: usize) {
+        let mut frame = [0; 2048];
+        for _ in 0..FRAME_BUDGET {
+            match self.ports[index].socket.recv(&mut frame) {
+                Ok(Some(length)) => {
+                    self.gateway.handle_frame(now, PortId(index as u8), &frame[..length]);
+                }
+                // An error is that of the interface (down, removed); the monitor tells about it.
+                Ok(None) | Err(_) => {
+                    self.ready.sockets &= !(1 << index);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve_client(&mut self, now: Time, index: usize) {
+        let token = Token(CONTROL.0 + index);
+        let registry = self.poll.registry();
+        if !self.control.handle(token, registry, &self.gateway, &self.port_io, now) {
+            self.ready.clients &= !(1 << index);
+        }
+    }
+
+    fn read_signals(&mut self) {
+        for signal in self.signals.pending() {
+            match signal {
+                Signal::Stop => {
+                    log::info!("stopping why=signal");
+                    self.stopping = true;
+                }
+                Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
+            }
+        }
+    }
+
+    fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
+        match self.monitor.read(&mut self.notices) {
+            Ok(more) => self.ready.monitor |= more,
+            Err(error) => log::error!("netlink read error=\"{error}\""),
+        }
+        let notices = std::mem::take(&mut self.notices);
+        for notice in notices {
+            self.heed(now, notice, steering);
+        }
+    }
+
+    fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
+        match notice {
+            Notice::Route(change) => self.gateway.handle_route(change),
+            Notice::Link { port: Some(port), state, .. } => {
+                self.heed_link(now, port, state, steering);
+            }
+            Notice::LinkGone { port: Some(port), name, .. } => {
+                log::warn!("interface removed port={} interface={name}", self.gateway.port_name(port));
+                let gone = LinkState { up: false, ..self.gateway.link(port) };
+                self.gateway.handle_link(now, port, gone);
+            }
+            Notice::RuleGone { priority } => {
+                for index in 0..self.ports.len() {
+                    repair(steering, PortId(index as u8), &format!("rule {priority} removed"));
+                }
+            }
+            Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
+            Notice::Link { .. }
+            | Notice::LinkGone { .. }
+            | Notice::AddressesReset
+            | Notice::Address { .. }
+            | Notice::AddressGone { .. } => {}
+        }
+    }
+
+    fn heed_link(
+        &mut self,
+        now: Time,
+        port: PortId,
+        link: LinkState,
+        steering: &mut Steering,
+    ) {
+        let before = self.gateway.link(port);
+        if before == link {
+            return;
+        }
+        let name = self.gateway.port_name(port);
+        log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
+        if link.up && !before.up {
+            repair(steering, port, "link up");
+            if let Err(error) = self.ports[port.index()].socket.reopen() {
+                log::error!("packet socket port={name} error=\"{error}\"");
+            }
+            let socket = &mut self.ports[port.index()].socket;
+            let token = socket_token(port.index());
+            let _ = self.poll.registry().register(socket, token, Interest::READABLE);
+        }
+        self.gateway.handle_link(now, port, link);
+    }
+
+    fn drain_outputs(&mut self) {
+        while let Some(output) = self.gateway.poll_output() {
+            let sent = match &output {
+                Output::Packet { port, bytes } => self.ports[port.index()].tun.write_packet(bytes),
+                Output::Frame { port, bytes } => self.ports[port.index()].socket.send(bytes),
+            };
+            if let Err(error) = sent {
+                log::debug!("not sent output={output:?} error=\"{error}\"");
+                self.gateway.handle_write_failure();
+            }
+        }
+    }
+}
+
+fn repair(steering: &mut Steering, port: PortId, why: &str) {
+    if let Err(error) = steering.repair(port) {
+        log::error!("steering port={} why=\"{why}\" error=\"{error}\"", port.index());
+    }
+}
+
+fn tun_token(index: usize) -> Token {
+    Token(PORTS + 2 * index)
+}
+
+fn socket_token(index: usize) -> Token {
+    Token(PORTS + 2 * index + 1)
+}
+
+/// The indices of the bits that are set.
+fn bits(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let index = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (index < 64).then_some(index)
+    })
+}
+

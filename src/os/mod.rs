@@ -1,0 +1,25 @@
+//! The shell: all that makes system calls or knows a file descriptor.
+
+pub mod clock;
+pub mod control_socket;
+pub mod event_loop;
+pub mod monitor;
+pub mod netlink;
+pub mod packet_socket;
+pub mod preflight;
+pub mod signal;
+pub mod startup;
+pub mod steering;
+pub mod sysctl;
+pub mod tun;
+
+#[cfg(test)]
+pub(crate) mod test_namespace;
+
+/// Makes of the result of a system call, -1 for an error, a `Result`.
+fn check(result: libc::c_int) -> std::io::Result<()> {
+    match result {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}

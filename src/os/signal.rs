@@ -1,0 +1,76 @@
+//! The signals that the gateway obeys, as a source of the event loop.
+
+use std::io;
+
+use mio::{Interest, Registry, Token, event};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// What the operator, or the service manager, asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM or SIGINT: hand over, clean up, end.
+    Stop,
+    /// SIGHUP: read the config anew.
+    Reload,
+}
+
+/// Catches SIGTERM, SIGINT and SIGHUP from its creation on, for the whole process.
+pub struct Signals(signal_hook_mio::v1_0::Signals);
+
+impl Signals {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no descriptor left for the pipe.
+    pub fn new() -> io::Result<Signals> {
+        signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP]).map(Signals)
+    }
+
+    /// The signals since the last call; the same one sent twice in between may show once.
+    pub fn pending(&mut self) -> impl Iterator<Item = Signal> + '_ {
+        self.0.pending().map(|number| match number {
+            SIGHUP => Signal::Reload,
+            _ => Signal::Stop,
+        })
+    }
+}
+
+impl event::Source for Signals {
+    fn register(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        self.0.register(poll, token, interest)
+    }
+
+    fn reregister(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        self.0.reregister(poll, token, interest)
+    }
+
+    fn deregister(&mut self, poll: &Registry) -> io::Result<()> {
+        self.0.deregister(poll)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn wakes_the_loop_and_says_which() {
+        let mut signals = Signals::new().unwrap();
+        let mut poll = mio::Poll::new().unwrap();
+        let registry = poll.registry();
+        registry
+            .register(&mut signals, Token(3), Interest::READABLE)
+            .unwrap();
+        for (number, signal) in [(SIGHUP, Signal::Reload), (SIGTERM, Signal::Stop)] {
+            signal_hook::low_level::raise(number).unwrap();
+            let mut events = mio::Events::with_capacity(4);
+            poll.poll(&mut events, Some(Duration::from_secs(5)))
+                .unwrap();
+            assert_eq!(events.iter().next().unwrap().token(), Token(3));
+            assert_eq!(signals.pending().collect::<Vec<_>>(), [signal]);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! From a valid config to a running loop: opens everything in an order that fails closed.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use crate::config::{Config, Port as PortConfig};
+use crate::flow::Addr;
+use crate::gateway::{Gateway, Seed};
+use crate::packet::neighbor::{self, Neighbor};
+
+use super::clock;
+use super::event_loop::{Port, Shell};
+use super::monitor::{Monitor, Notice};
+use super::netlink::Netlink;
+use super::packet_socket::{PacketSocket, solicited_node};
+use super::signal::Signals;
+use super::steering::Steering;
+use super::tun::{Offloads, Tun};
+
+/// How long a machine that has one of our addresses may take to say so. RFC 5227 waits for seconds,
+/// since hosts come up together after a power cut; a gateway must forward again sooner than that, and
+/// goes on watching for conflicts.
+const PROBE_TIME: Duration = Duration::from_millis(200);
+
+/// Why a gateway could not start or go on, and what was being done.
+#[derive(Debug)]
+pub struct StartError {
+    what: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+    /// Whether the config or the machine is to blame (exit code 2), not the moment (1).
+    pub unfit: bool,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Names what was being done when an error came.
+fn doing<E>(what: impl Into<String>) -> impl FnOnce(E) -> StartError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |error| StartError { what: what.into(), source: error.into(), unfit: false }
+}
+
+fn unfit(error: StartError) -> StartError {
+    StartError { unfit: true, ..error }
+}
+
+/// Runs a gateway until a signal ends it.
+///
+/// # Errors
+/// What could not be done; whatever had been added to the kernel by then is removed again.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let signals = Signals::new().map_err(doing("catching signals"))?;
+    let ports = open_ports(&config)?;
+    probe_addresses(&config, &ports)?;
+    let (gateway, monitor) = prepare(&config)?;
+    let tuns = tun_indices(&ports)?;
+    let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
+        .map_err(doing("registering sources"))?;
+    let netlink = Netlink::open().map_err(doing("opening netlink"))?;
+    let mut steering =
+        Steering::set_up(netlink, &config, &tuns).map_err(doing("steering packets")).map_err(unfit)?;
+    let result = shell.run(&mut steering).map_err(doing("running"));
+    // Steering goes before the TUN devices would, so that nothing slips past on the way out.
+    let removed = steering.remove().map_err(doing("removing rules and routes"));
+    result.and(removed)
+}
+
+fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
+    config.ports.iter().map(open_port).collect()
+}
+
+fn open_port(port: &PortConfig) -> Result<Port, StartError> {
+    let name = format!("tgw-{}", port.name);
+    let tun = Tun::open(&name, Offloads::Auto)
+        .map_err(doing(format!("opening the TUN device {name}")))
+        .map_err(unfit)?;
+    let groups: Vec<Ipv6Addr> = port
+        .virtual_addresses
+        .iter()
+        .filter_map(|address| match IpAddr::from(address.addr) {
+            IpAddr::V6(ip) => Some(solicited_node(ip)),
+            IpAddr::V4(_) => None,
+        })
+        .collect();
+    let socket = PacketSocket::open(&port.interface, &groups)
+        .map_err(doing(format!("listening for ARP and ND on {}", port.interface)))
+        .map_err(unfit)?;
+    Ok(Port { tun, socket })
+}
+
+/// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1).
+///
+/// With `[ha]` that machine is our peer, so nothing is asked.
+fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
+    if config.ha.is_some() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::open().map_err(doing("opening netlink"))?;
+    for (settings, port) in config.ports.iter().zip(ports) {
+        let link = netlink.link(&settings.interface).map_err(doing("reading interfaces"))?;
+        let Some(mac) = link.filter(|link| link.state().up).map(|link| link.state().mac) else {
+            continue;
+        };
+        for address in &settings.virtual_addresses {
+            let _ = port.socket.send(&neighbor::probe(address.addr, mac));
+        }
+    }
+    std::thread::sleep(PROBE_TIME);
+    for (settings, port) in config.ports.iter().zip(ports) {
+        if let Some((addr, mac)) = claim(settings, port) {
+            let [a, b, c, d, e, f] = mac;
+            let what = format!(
+                "the virtual address {addr} of port `{}` is in use on {} by \
+                 {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}",
+                settings.name, settings.interface
+            );
+            let remedy = "remove it from that machine, or choose another address";
+            return Err(unfit(doing(what)(remedy)));
+        }
+    }
+    Ok(())
+}
+
+/// A claim of one of our addresses among the frames that have come in.
+fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
+    let mut frame = [0; 2048];
+    while let Ok(Some(length)) = port.socket.recv(&mut frame) {
+        let claimed = match neighbor::parse_frame(&frame[..length]) {
+            Ok(Neighbor::Advertise(claim)) => (claim.addr, claim.mac),
+            Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
+            _ => continue,
+        };
+        if settings.virtual_addresses.iter().any(|address| address.addr == claimed.0) {
+            return Some(claimed);
+        }
+    }
+    None
+}
+
+/// The interface numbers of the TUN devices, in the order of the ports.
+fn tun_indices(ports: &[Port]) -> Result<Vec<u32>, StartError> {
+    let mut netlink = Netlink::open().map_err(doing("opening netlink"))?;
+    let mut index = |port: &Port| {
+        let what = format!("finding {}", port.tun.name());
+        let link = netlink.link(port.tun.name()).map_err(doing(what.clone()))?;
+        Ok(link.ok_or("it is gone").map_err(doing(what))?.index)
+    };
+    ports.iter().map(&mut index).collect()
+}
+
+fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
+    let seed = clock::random_bytes().map(Seed).map_err(doing("reading random bytes"))?;
+    let mut gateway = Gateway::new(config.clone(), seed);
+    let (monitor, notices) = Monitor::start(config).map_err(doing("reading routes and links"))?;
+    let now = clock::now();
+    for notice in notices {
+        match notice {
+            Notice::Route(change) => gateway.handle_route(change),
+            Notice::Link { port: Some(port), state, .. } => gateway.handle_link(now, port, state),
+            _ => {}
+        }
+    }
+    Ok((gateway, monitor))
+}

@@ -1,0 +1,99 @@
+//! Kernel parameters of interfaces, under `/proc/sys/net`.
+//!
+//! Paths, not dotted names: an interface may be called `eth0.100`. The kernel shows each process the
+//! parameters of the network namespace that it is in.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::flow::Family;
+
+/// A parameter that could not be read or written.
+#[derive(Debug)]
+pub struct SysctlError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was to be written; none if it was read.
+    pub value: Option<u32>,
+    /// Why not.
+    pub source: io::Error,
+}
+
+impl fmt::Display for SysctlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.value {
+            Some(value) => write!(f, "can't write {value} to {path}: {}", self.source),
+            None => write!(f, "can't read {path}: {}", self.source),
+        }
+    }
+}
+
+impl std::error::Error for SysctlError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Whether this kernel has the protocol at all.
+pub fn has_family(family: Family) -> bool {
+    path(family, "all", "forwarding").exists()
+}
+
+/// The value of parameter `key` of `interface` (or `all`); none if there is no such parameter or no
+/// such interface.
+pub fn get(family: Family, interface: &str, key: &str) -> Result<Option<u32>, SysctlError> {
+    let path = path(family, interface, key);
+    let source = match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) => io::Error::other(error),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => error,
+    };
+    Err(SysctlError {
+        path,
+        value: None,
+        source,
+    })
+}
+
+/// Sets parameter `key` of `interface` (or `all`), unless it has the value already: so a read-only
+/// `/proc/sys`, as in a container, is no obstacle where somebody else has set it.
+pub fn set(family: Family, interface: &str, key: &str, value: u32) -> Result<(), SysctlError> {
+    if get(family, interface, key)? == Some(value) {
+        return Ok(());
+    }
+    let path = path(family, interface, key);
+    fs::write(&path, value.to_string()).map_err(|source| SysctlError {
+        path,
+        value: Some(value),
+        source,
+    })
+}
+
+fn path(family: Family, interface: &str, key: &str) -> PathBuf {
+    let family = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    ["/proc/sys/net", family, "conf", interface, key]
+        .iter()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_has_no_value() {
+        assert_eq!(get(Family::V4, "no.such", "forwarding").unwrap(), None);
+        assert!(get(Family::V4, "all", "forwarding").unwrap().is_some());
+        let error = set(Family::V4, "no.such", "forwarding", 1).unwrap_err();
+        assert!(error.to_string().contains("conf/no.such/forwarding"));
+    }
+}

@@ -1,0 +1,292 @@
+//! Packets: what is asked about them, validated once ([`parse`]), and what is done to them.
+//!
+//! - [`parse`] and [`checksum_ok`]: a packet that was received;
+//! - [`translate`], [`add_hop_limit`]: edits in place, with incremental checksums;
+//! - [`icmp_error`]: ICMP errors and the packet that they quote;
+//! - [`build`]: packets that the gateway makes itself;
+//! - [`neighbor`]: ARP and Neighbor Discovery frames.
+
+pub mod build;
+pub mod checksum;
+pub mod icmp_error;
+mod ip;
+pub mod neighbor;
+mod translate;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+pub use ip::Fragment;
+pub use translate::{add_hop_limit, take_hop_limit, translate};
+
+use checksum::Sum;
+
+use crate::event::{DropReason, Offload};
+use crate::flow::{Addr, Family, FlowKey, Protocol};
+
+/// All that the core asks about a packet, validated against its bytes.
+///
+/// It describes the bytes that it was parsed from and no others: edit them with the functions of this
+/// module only. After a translation the key is the old one; everything else still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// The flow, as this packet shows it. Both ports are 0 in later fragments, ICMP errors and
+    /// protocols without ports.
+    pub key: FlowKey,
+    /// The IP version.
+    pub family: Family,
+    /// What the packet is above IP.
+    pub kind: Kind,
+    /// Offset of the transport header (of the fragment's data, if a later fragment), in bytes.
+    pub header_len: u16,
+    /// Length of the packet by its IP header, in bytes; never more than the buffer.
+    pub total_len: u32,
+    /// TTL or hop limit as received.
+    pub hop_limit: u8,
+    /// IPv4 DF; always true for IPv6, which only its source may fragment.
+    pub dont_fragment: bool,
+    /// Set if the packet is a part of a bigger one; not for an atomic fragment (RFC 6946).
+    pub fragment: Option<Fragment>,
+}
+
+impl Parsed {
+    /// The transport header and what follows it, to the end of the packet.
+    pub fn transport<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let end = bytes.len().min(self.total_len as usize);
+        bytes.get(usize::from(self.header_len)..end).unwrap_or(&[])
+    }
+}
+
+/// What a packet is above IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP, with what a tracker must know.
+    Tcp(TcpSegment),
+    /// UDP.
+    Udp,
+    /// ICMP echo request.
+    IcmpRequest,
+    /// ICMP echo reply.
+    IcmpReply,
+    /// An ICMP error about another packet; see [`icmp_error`].
+    IcmpError,
+    /// Any other ICMP message.
+    IcmpOther,
+    /// A protocol without ports.
+    Other,
+    /// A fragment other than the first: without transport header.
+    LaterFragment,
+}
+
+/// A TCP segment, as far as a tracker must know it (RFC 9293, section 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpSegment {
+    /// Sequence number of the first byte, or of the SYN.
+    pub seq: u32,
+    /// Acknowledgment number; without meaning unless the ACK flag is set.
+    pub ack: u32,
+    /// Payload bytes in this packet.
+    pub payload_len: u32,
+    /// Window as it stands in the header, unscaled.
+    pub window: u16,
+    /// The flags: one of the combinations that a sender may use.
+    pub flags: TcpFlags,
+    /// Shift of the window scale option, at most 14, on a SYN that has it (RFC 7323, section 2).
+    pub window_scale: Option<u8>,
+}
+
+impl TcpSegment {
+    /// The sequence space that the segment takes: payload, SYN and FIN (RFC 9293, section 3.4).
+    pub fn sequence_len(&self) -> u32 {
+        self.payload_len + u32::from(self.flags.syn()) + u32::from(self.flags.fin())
+    }
+}
+
+/// The flag byte of a TCP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: TcpFlags = TcpFlags(0x01);
+    /// Synchronise sequence numbers.
+    pub const SYN: TcpFlags = TcpFlags(0x02);
+    /// Reset.
+    pub const RST: TcpFlags = TcpFlags(0x04);
+    /// Push.
+    pub const PSH: TcpFlags = TcpFlags(0x08);
+    /// The acknowledgment field counts.
+    pub const ACK: TcpFlags = TcpFlags(0x10);
+
+    /// Whether all flags of `other` are set.
+    pub const fn contains(self, other: TcpFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether FIN is set.
+    pub const fn fin(self) -> bool {
+        self.contains(Self::FIN)
+    }
+
+    /// Whether SYN is set.
+    pub const fn syn(self) -> bool {
+        self.contains(Self::SYN)
+    }
+
+    /// Whether RST is set.
+    pub const fn rst(self) -> bool {
+        self.contains(Self::RST)
+    }
+
+    /// Whether ACK is set.
+    pub const fn ack(self) -> bool {
+        self.contains(Self::ACK)
+    }
+}
+
+impl std::ops::BitOr for TcpFlags {
+    type Output = TcpFlags;
+
+    fn bitor(self, other: TcpFlags) -> TcpFlags {
+        TcpFlags(self.0 | other.0)
+    }
+}
+
+/// Validates the IP packet at the start of `bytes`; bytes beyond its length are allowed.
+///
+/// The IPv4 header checksum is not verified (the kernel has done it), nor is the transport checksum:
+/// see [`checksum_ok`]. Whether the addresses make sense is for [`martian`] to say.
+///
+/// # Errors
+/// - [`DropReason::Truncated`]: shorter than its headers say; a first fragment without its whole
+///   transport header (RFC 1858, RFC 7112);
+/// - [`DropReason::Malformed`]: a field that no sender may use; a routing header with segments left or
+///   of type 0 (RFC 5095); a jumbogram; an extension header chain of more than 8;
+/// - [`DropReason::Martian`]: IPv4 source route; an IPv4-mapped address in IPv6;
+/// - [`DropReason::TcpFlags`]: a combination of TCP flags that nothing sends;
+/// - [`DropReason::FragmentOverlap`]: a fragment that could overwrite a TCP header (RFC 1858,
+///   section 3.2.2).
+#[inline]
+pub fn parse(bytes: &[u8], offload: Offload) -> Result<Parsed, DropReason> {
+    let length = if offload.segment_size == 0 {
+        ip::Length::Exact
+    } else {
+        ip::Length::Super
+    };
+    let ip = ip::parse(bytes, length)?;
+    let transport = transport::parse(&ip, &bytes[ip.header_len..ip.total_len], offload)?;
+    Ok(Parsed {
+        key: transport.key(&ip),
+        family: ip.family,
+        kind: transport.kind,
+        // A chain of 8 extension headers has at most 40 + 8 * 2048 bytes.
+        header_len: ip.header_len as u16,
+        total_len: ip.total_len as u32,
+        hop_limit: ip.hop_limit,
+        dont_fragment: ip.dont_fragment,
+        fragment: ip.fragment,
+    })
+}
+
+/// Whether the transport checksum is right, as far as this packet alone can tell.
+///
+/// True for fragments and for protocols whose checksum the gateway doesn't know; for a packet whose
+/// checksum the kernel has verified or is still to complete; and for UDP without checksum, which
+/// RFC 6936, section 5 has middleboxes forward over IPv6 too.
+pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
+    if offload.partial_checksum || offload.checksum_verified || parsed.fragment.is_some() {
+        return true;
+    }
+    let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else {
+        return true;
+    };
+    let mut transport = parsed.transport(bytes);
+    if parsed.kind == Kind::Udp {
+        if u16_at(transport, field.checksum) == Some(0) {
+            return true;
+        }
+        // Bytes beyond the UDP length are no part of the datagram (RFC 768).
+        if let Some(length @ 8..) = u16_at(transport, 4) {
+            transport = transport.get(..usize::from(length)).unwrap_or(transport);
+        }
+    }
+    let mut sum = Sum::default();
+    if field.pseudo_header {
+        let protocol = wire_protocol(parsed.key.protocol, parsed.family);
+        sum.add_pseudo_header(parsed.key.src, parsed.key.dst, protocol, transport.len());
+    }
+    sum.add(transport);
+    sum.fold() == 0xffff
+}
+
+/// Whether no packet may come from, or go to, the addresses of `key` (RFC 6890; RFC 1122, section
+/// 3.2.1.3; RFC 4291, section 2.5), or it claims to come from its own destination.
+///
+/// Multicast and broadcast *destinations* are not martian; see [`forwardable`].
+#[inline]
+pub fn martian(key: &FlowKey) -> bool {
+    never_on_the_wire(key.src)
+        || never_on_the_wire(key.dst)
+        || multicast(key.src)
+        || broadcast(key.src)
+        || key.src == key.dst
+}
+
+/// Whether a router may forward to and from this address: it is not multicast, not the limited
+/// broadcast address, and not link-local (RFC 3927, section 7; RFC 4291, section 2.5.6).
+#[inline]
+pub fn forwardable(addr: Addr) -> bool {
+    let link_local = match addr.family() {
+        Family::V4 => addr.last4()[..2] == [169, 254],
+        Family::V6 => addr.octets()[0] == 0xfe && addr.octets()[1] & 0xc0 == 0x80,
+    };
+    !(link_local || multicast(addr) || broadcast(addr))
+}
+
+fn never_on_the_wire(addr: Addr) -> bool {
+    match addr.family() {
+        Family::V4 => {
+            let first = addr.last4()[0];
+            first == 0 || first == 127 || (first >= 240 && !broadcast(addr))
+        }
+        Family::V6 => {
+            let octets = addr.octets();
+            octets[..15] == [0; 15] && octets[15] <= 1
+        }
+    }
+}
+
+fn multicast(addr: Addr) -> bool {
+    match addr.family() {
+        Family::V4 => addr.last4()[0] & 0xf0 == 0xe0,
+        Family::V6 => addr.octets()[0] == 0xff,
+    }
+}
+
+fn broadcast(addr: Addr) -> bool {
+    addr == Addr::v4([255; 4])
+}
+
+/// The number that stands in an IP header of `family` for `protocol`.
+fn wire_protocol(protocol: Protocol, family: Family) -> Protocol {
+    match (protocol, family) {
+        (Protocol::ICMP, Family::V6) => Protocol::ICMPV6,
+        _ => protocol,
+    }
+}
+
+#[inline]
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+#[inline]
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    array_at(bytes, at).map(u16::from_be_bytes)
+}
+
+#[inline]
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    array_at(bytes, at).map(u32::from_be_bytes)
+}

@@ -1,0 +1,170 @@
+//! Translation in place: addresses, ports and identifiers, with incremental checksums.
+
+use super::checksum::Change;
+use super::transport::Fields;
+use super::{Parsed, array_at, u16_at};
+use crate::event::Offload;
+use crate::flow::{Family, FlowKey};
+
+/// Gives the packet the addresses and ports (or ICMP identifier) of `to`, of the same family.
+///
+/// Checksums are updated incrementally (RFC 1624), so one that was wrong stays wrong and the receiver
+/// still notices. Later fragments and protocols without ports get the addresses only. `parsed` must
+/// come from the same bytes. For ICMP errors see [`super::icmp_error::translate_error`].
+#[inline]
+pub fn translate(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
+    let place = Place {
+        ip: 0,
+        transport: usize::from(parsed.header_len),
+        family: parsed.family,
+        fields: Fields::of(parsed.kind, parsed.family),
+    };
+    place.translate(bytes, offload, to, Change::default());
+}
+
+/// Gives the packet one hop more, at most 255.
+///
+/// The kernel takes a hop on the way into the gateway and one on the way out; a router takes one.
+#[inline]
+pub fn add_hop_limit(bytes: &mut [u8], family: Family) {
+    edit_hop_limit(bytes, family, |hops| hops.saturating_add(1));
+}
+
+/// Takes a hop from the packet; the hop limit must be checked before (it stays at 0).
+#[inline]
+pub fn take_hop_limit(bytes: &mut [u8], family: Family) {
+    edit_hop_limit(bytes, family, |hops| hops.saturating_sub(1));
+}
+
+#[inline]
+fn edit_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) {
+    // The 16-bit word that holds the hop limit, and where in it.
+    let (word, index) = match family {
+        Family::V4 => (8, 0),
+        Family::V6 => (6, 1),
+    };
+    let Some(old) = array_at::<2>(bytes, word) else {
+        return;
+    };
+    let mut new = old;
+    new[index] = edit(old[index]);
+    let mut change = Change::default();
+    put(bytes, word, new, &mut change);
+    if family == Family::V4 {
+        update_checksum(bytes, V4_CHECKSUM, |checksum| change.apply(checksum));
+    }
+}
+
+const V4_CHECKSUM: usize = 10;
+
+/// Where the headers of a packet are in a buffer: it may be quoted in another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Offset of the IP header.
+    pub ip: usize,
+    /// Offset of the transport header.
+    pub transport: usize,
+    pub family: Family,
+    /// What is to be edited above IP, if anything.
+    pub fields: Option<Fields>,
+}
+
+impl Place {
+    /// Rewrites the packet, whose transport payload was already changed by `payload`. Returns the
+    /// change of all bytes from the IP header on, that payload left out.
+    ///
+    /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
+    #[inline]
+    pub fn translate(
+        self,
+        bytes: &mut [u8],
+        offload: Offload,
+        to: &FlowKey,
+        payload: Change,
+    ) -> Change {
+        let mut header = Change::default();
+        let addresses = self.put_addresses(bytes, to);
+        if self.family == Family::V4 {
+            let at = self.ip + V4_CHECKSUM;
+            header = update_checksum(bytes, at, |checksum| addresses.apply(checksum));
+        }
+        let mut transport = Change::default();
+        if let Some(fields) = self.fields {
+            if let Some(at) = fields.src_port {
+                put(
+                    bytes,
+                    self.transport + at,
+                    to.src_port.to_be_bytes(),
+                    &mut transport,
+                );
+            }
+            if let Some(at) = fields.dst_port {
+                put(
+                    bytes,
+                    self.transport + at,
+                    to.dst_port.to_be_bytes(),
+                    &mut transport,
+                );
+            }
+            let pseudo = if fields.pseudo_header {
+                addresses
+            } else {
+                Change::default()
+            };
+            let at = self.transport + fields.checksum;
+            let covered = transport.and(payload);
+            let checksum = update_checksum(bytes, at, |checksum| match checksum {
+                _ if offload.partial_checksum => pseudo.apply_to_sum(checksum),
+                0 if fields.zero_is_none => 0,
+                checksum => match pseudo.and(covered).apply(checksum) {
+                    0 if fields.zero_is_none => 0xffff,
+                    checksum => checksum,
+                },
+            });
+            transport = transport.and(checksum);
+        }
+        header.and(addresses).and(transport)
+    }
+
+    fn put_addresses(self, bytes: &mut [u8], to: &FlowKey) -> Change {
+        let mut change = Change::default();
+        if to.src.family() != self.family || to.dst.family() != self.family {
+            debug_assert!(false, "translation to another family: {to}");
+            return change;
+        }
+        match self.family {
+            Family::V4 => {
+                put(bytes, self.ip + 12, to.src.last4(), &mut change);
+                put(bytes, self.ip + 16, to.dst.last4(), &mut change);
+            }
+            Family::V6 => {
+                put(bytes, self.ip + 8, *to.src.octets(), &mut change);
+                put(bytes, self.ip + 24, *to.dst.octets(), &mut change);
+            }
+        }
+        change
+    }
+}
+
+/// Overwrites the bytes at `at` and notes the change; nothing if they are beyond the end.
+#[inline]
+fn put<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], change: &mut Change) {
+    if let Some(field) = bytes
+        .get_mut(at..)
+        .and_then(|rest| rest.first_chunk_mut::<N>())
+        && *field != new
+    {
+        change.replace(*field, new);
+        *field = new;
+    }
+}
+
+/// Replaces the checksum at `at`; returns what that changed.
+#[inline]
+fn update_checksum(bytes: &mut [u8], at: usize, update: impl Fn(u16) -> u16) -> Change {
+    let mut change = Change::default();
+    if let Some(checksum) = u16_at(bytes, at) {
+        put(bytes, at, update(checksum).to_be_bytes(), &mut change);
+    }
+    change
+}

@@ -1,0 +1,524 @@
+//! The ordered policies: which new session may pass, and how it is translated.
+//!
+//! Policies are asked once, for the packet that opens a session. They see the original source and, if
+//! a forward applies, the internal destination.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+use siphasher::sip128::SipHasher24;
+
+use crate::config::{Action, Config, Nat, Policy, Service};
+use crate::flow::{Addr, FlowKey, PolicyId, PortId};
+
+/// What the first policy that matches says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The policy.
+    pub policy: PolicyId,
+    /// Its action.
+    pub action: Action,
+    /// Its source translation.
+    pub nat: Nat,
+}
+
+/// The first condition of a policy that a packet does not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// `from`: it came in by another port.
+    From,
+    /// `to`: it leaves by another port.
+    To,
+    /// `source`
+    Source,
+    /// `destination`
+    Destination,
+    /// `service`
+    Service,
+}
+
+/// The policies in order, compiled for matching.
+pub struct Ruleset {
+    rules: Vec<Rule>,
+    digest: [u8; 16],
+}
+
+impl Ruleset {
+    /// Compiles the policies of `config`.
+    pub fn new(config: &Config) -> Ruleset {
+        let hash = SipHasher24::new().hash(canonical(config).as_bytes());
+        Ruleset {
+            rules: config.policies.iter().map(Rule::new).collect(),
+            digest: hash.as_u128().to_le_bytes(),
+        }
+    }
+
+    /// The decision of the first policy that matches a session that comes in by `from` and leaves by
+    /// `to`; none if no policy does.
+    ///
+    /// `key` is that of the opening packet after destination translation, before source translation.
+    pub fn decide(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Decision> {
+        let matches = |rule: &Rule| rule.mismatch(from, to, key).is_none();
+        let at = self.rules.iter().position(matches)?;
+        let rule = self.rules.get(at)?;
+        let policy = PolicyId(u16::try_from(at).ok()?);
+        Some(Decision {
+            policy,
+            action: rule.action,
+            nat: rule.nat,
+        })
+    }
+
+    /// Why the policies before the one that decides did not match, in their order. The policy that
+    /// decides is the next one; there is none if the result has an entry for each policy.
+    pub fn trace(&self, from: PortId, to: PortId, key: &FlowKey) -> Vec<Mismatch> {
+        self.rules
+            .iter()
+            .map_while(|rule| rule.mismatch(from, to, key))
+            .collect()
+    }
+
+    /// A digest of all that decides the fate of a new session: policies, pools and forwards.
+    ///
+    /// It is equal on units that would decide alike: it holds the names of ports and pools, not
+    /// their numbers or interfaces. It detects differences, it does not authenticate.
+    pub fn digest(&self) -> [u8; 16] {
+        self.digest
+    }
+}
+
+struct Rule {
+    from: PortSet,
+    to: PortSet,
+    source: Vec<Network>,
+    destination: Vec<Network>,
+    service: Vec<Service>,
+    action: Action,
+    nat: Nat,
+}
+
+impl Rule {
+    fn new(policy: &Policy) -> Rule {
+        Rule {
+            from: PortSet::new(&policy.from),
+            to: PortSet::new(&policy.to),
+            source: policy.source.iter().map(Network::new).collect(),
+            destination: policy.destination.iter().map(Network::new).collect(),
+            service: policy.service.clone(),
+            action: policy.action,
+            nat: policy.nat,
+        }
+    }
+
+    fn mismatch(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Mismatch> {
+        if !self.from.contains(from) {
+            Some(Mismatch::From)
+        } else if !self.to.contains(to) {
+            Some(Mismatch::To)
+        } else if !any_or_empty(&self.source, |network| network.contains(&key.src)) {
+            Some(Mismatch::Source)
+        } else if !any_or_empty(&self.destination, |network| network.contains(&key.dst)) {
+            Some(Mismatch::Destination)
+        } else if !any_or_empty(&self.service, |service| service_matches(service, key)) {
+            Some(Mismatch::Service)
+        } else {
+            None
+        }
+    }
+}
+
+/// A set of ports, one bit each; a config has at most 64.
+struct PortSet(u64);
+
+impl PortSet {
+    /// The set of `ports`; all of them if the list is empty.
+    fn new(ports: &[PortId]) -> PortSet {
+        match ports {
+            [] => PortSet(u64::MAX),
+            _ => PortSet(ports.iter().fold(0, |bits, port| bits | Self::bit(*port))),
+        }
+    }
+
+    fn contains(&self, port: PortId) -> bool {
+        self.0 & Self::bit(port) != 0
+    }
+
+    fn bit(port: PortId) -> u64 {
+        1u64.checked_shl(u32::from(port.0)).unwrap_or(0)
+    }
+}
+
+/// A network as a mask over the sixteen bytes of [`Addr`].
+struct Network {
+    base: u128,
+    mask: u128,
+    v4: bool,
+}
+
+impl Network {
+    fn new(net: &IpNet) -> Network {
+        let v4 = matches!(net, IpNet::V4(_));
+        let length = u32::from(net.prefix_len()) + if v4 { 96 } else { 0 };
+        let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        Network {
+            base: bits(&Addr::from(net.network())) & mask,
+            mask,
+            v4,
+        }
+    }
+
+    /// IPv4 addresses are held mapped into IPv6, which must not make `::/0` match them.
+    fn contains(&self, addr: &Addr) -> bool {
+        bits(addr) & self.mask == self.base && addr.is_v4() == self.v4
+    }
+}
+
+fn bits(addr: &Addr) -> u128 {
+    u128::from_be_bytes(*addr.octets())
+}
+
+/// An empty list in a policy means any.
+fn any_or_empty<T>(list: &[T], matches: impl FnMut(&T) -> bool) -> bool {
+    list.is_empty() || list.iter().any(matches)
+}
+
+fn service_matches(service: &Service, key: &FlowKey) -> bool {
+    service.protocol == key.protocol
+        && service
+            .ports
+            .is_none_or(|(first, last)| (first..=last).contains(&key.dst_port))
+}
+
+/// The rules as a text in which everything has one spelling: no ids, no interfaces, and lists whose
+/// order has no meaning are sorted. Names are quoted, so no name can imitate another field.
+fn canonical(config: &Config) -> String {
+    let mut text = String::new();
+    for policy in &config.policies {
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            text,
+            "policy {:?} from {:?} to {:?} source {:?} destination {:?} service {:?} {:?} nat {}",
+            policy.name,
+            port_names(config, &policy.from),
+            port_names(config, &policy.to),
+            sorted(policy.source.iter().map(|net| net.trunc().to_string())),
+            sorted(policy.destination.iter().map(|net| net.trunc().to_string())),
+            sorted(
+                policy
+                    .service
+                    .iter()
+                    .map(|s| format!("{} {:?}", s.protocol.0, s.ports))
+            ),
+            policy.action,
+            nat_name(config, policy.nat),
+        );
+    }
+    let pools = config
+        .nat_pools
+        .iter()
+        .map(|pool| format!("pool {:?} {:?} {:?}", pool.name, pool.addresses, pool.ports));
+    let forwards = config.forwards.iter().map(|forward| {
+        let port = port_names(config, &[forward.port]);
+        let protocol = forward.protocol.0;
+        format!(
+            "forward {port:?} {protocol} {:?} {:?}",
+            forward.external, forward.internal
+        )
+    });
+    text + &sorted(pools).join("\n") + "\n" + &sorted(forwards).join("\n")
+}
+
+fn port_names(config: &Config, ports: &[PortId]) -> Vec<String> {
+    let name = |port: &PortId| config.ports.get(port.index()).map(|port| port.name.clone());
+    sorted(ports.iter().filter_map(name))
+}
+
+fn nat_name(config: &Config, nat: Nat) -> String {
+    match nat {
+        Nat::Off => "off".to_owned(),
+        Nat::Egress => "egress".to_owned(),
+        Nat::Pool(index) => format!("pool {:?}", config.nat_pools.get(index).map(|p| &p.name)),
+    }
+}
+
+fn sorted(items: impl Iterator<Item = String>) -> Vec<String> {
+    let mut items: Vec<String> = items.collect();
+    items.sort_unstable();
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Forward, Limits, NatPool, Node, Port, Timeouts};
+    use crate::flow::Protocol;
+    use proptest::prelude::*;
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    fn port(name: &str, interface: &str) -> Port {
+        Port {
+            name: name.into(),
+            interface: interface.into(),
+            virtual_addresses: Vec::new(),
+            source_check: true,
+        }
+    }
+
+    fn policy(name: &str) -> Policy {
+        Policy {
+            name: name.into(),
+            from: Vec::new(),
+            to: Vec::new(),
+            source: Vec::new(),
+            destination: Vec::new(),
+            service: Vec::new(),
+            action: Action::Accept,
+            nat: Nat::Off,
+            log: false,
+            pickup_guarantee: None,
+        }
+    }
+
+    fn config(policies: Vec<Policy>) -> Config {
+        let second = Duration::from_secs(1);
+        Config {
+            node: Node {
+                name: "gw".into(),
+                key: None,
+                control_socket: "/run/gw.sock".into(),
+                max_sessions: 1024,
+                routing_table: 7700,
+            },
+            ports: vec![
+                port("lan", "eth0"),
+                port("wan", "eth1"),
+                port("dmz", "eth2"),
+            ],
+            groups: Vec::new(),
+            policies,
+            nat_pools: Vec::new(),
+            forwards: Vec::new(),
+            timeouts: Timeouts {
+                tcp_established: second,
+                tcp_transitory: second,
+                tcp_syn: second,
+                tcp_time_wait: second,
+                tcp_reset: second,
+                udp: second,
+                udp_unreplied: second,
+                icmp: second,
+                other: second,
+            },
+            limits: Limits {
+                half_open_per_source: 0,
+                icmp_errors_per_second: 0,
+                tcp_pickup: false,
+            },
+            ha: None,
+        }
+    }
+
+    fn key(protocol: Protocol, src: &str, dst: &str, dst_port: u16) -> FlowKey {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        FlowKey {
+            src: addr(src),
+            dst: addr(dst),
+            src_port: 5000,
+            dst_port,
+            protocol,
+        }
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    const LAN: PortId = PortId(0);
+    const WAN: PortId = PortId(1);
+    const DMZ: PortId = PortId(2);
+
+    #[test]
+    fn the_first_match_decides_and_the_trace_says_why_not_the_others() {
+        let https = Service {
+            protocol: Protocol::TCP,
+            ports: Some((443, 443)),
+        };
+        let ruleset = Ruleset::new(&config(vec![
+            Policy {
+                from: vec![WAN],
+                ..policy("in")
+            },
+            Policy {
+                to: vec![DMZ],
+                ..policy("dmz")
+            },
+            Policy {
+                source: nets(&["10.9.0.0/16"]),
+                ..policy("source")
+            },
+            Policy {
+                destination: nets(&["10.8.0.0/16"]),
+                ..policy("destination")
+            },
+            Policy {
+                service: vec![https],
+                ..policy("service")
+            },
+            Policy {
+                action: Action::Reject,
+                nat: Nat::Egress,
+                ..policy("rest")
+            },
+            policy("never"),
+        ]));
+        let key = key(Protocol::TCP, "10.0.0.1", "192.0.2.1", 80);
+        let expected = Decision {
+            policy: PolicyId(5),
+            action: Action::Reject,
+            nat: Nat::Egress,
+        };
+        assert_eq!(ruleset.decide(LAN, WAN, &key), Some(expected));
+        assert_eq!(
+            ruleset.trace(LAN, WAN, &key),
+            [
+                Mismatch::From,
+                Mismatch::To,
+                Mismatch::Source,
+                Mismatch::Destination,
+                Mismatch::Service
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_match_there_is_no_decision() {
+        let ruleset = Ruleset::new(&config(vec![Policy {
+            from: vec![WAN],
+            ..policy("in")
+        }]));
+        let key = key(Protocol::UDP, "10.0.0.1", "192.0.2.1", 53);
+        assert_eq!(ruleset.decide(LAN, WAN, &key), None);
+        assert_eq!(ruleset.trace(LAN, WAN, &key), [Mismatch::From]);
+        assert!(ruleset.decide(WAN, LAN, &key).is_some());
+    }
+
+    #[test]
+    fn services_match_protocol_and_destination_port() {
+        let range = Service {
+            protocol: Protocol::TCP,
+            ports: Some((8000, 8099)),
+        };
+        let icmp = Service {
+            protocol: Protocol::ICMP,
+            ports: None,
+        };
+        let rule = Policy {
+            service: vec![range, icmp],
+            ..policy("p")
+        };
+        let ruleset = Ruleset::new(&config(vec![rule]));
+        let allowed = |protocol, port| {
+            ruleset
+                .decide(LAN, WAN, &key(protocol, "10.0.0.1", "10.0.0.2", port))
+                .is_some()
+        };
+        assert!(allowed(Protocol::TCP, 8000) && allowed(Protocol::TCP, 8099));
+        assert!(!allowed(Protocol::TCP, 7999) && !allowed(Protocol::TCP, 8100));
+        assert!(!allowed(Protocol::UDP, 8000));
+        assert!(allowed(Protocol::ICMP, 0));
+    }
+
+    #[test]
+    fn any_of_one_family_does_not_match_the_other() {
+        let only = |net: &str| {
+            Ruleset::new(&config(vec![Policy {
+                source: nets(&[net]),
+                ..policy("p")
+            }]))
+        };
+        let v4 = key(Protocol::TCP, "10.0.0.1", "10.0.0.2", 80);
+        let v6 = key(Protocol::TCP, "fd00::1", "fd00::2", 80);
+        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v4).is_some());
+        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v6).is_none());
+        assert!(only("::/0").decide(LAN, WAN, &v4).is_none());
+        assert!(only("::/0").decide(LAN, WAN, &v6).is_some());
+    }
+
+    #[test]
+    fn the_digest_ignores_numbers_and_interfaces_only() {
+        let rules = |from| {
+            config(vec![
+                Policy {
+                    from,
+                    ..policy("a")
+                },
+                policy("b"),
+            ])
+        };
+        let digest = |config: &Config| Ruleset::new(config).digest();
+        let one = rules(vec![LAN, WAN]);
+
+        let mut renumbered = rules(vec![PortId(0), PortId(1)]);
+        renumbered.ports = vec![port("wan", "ens3"), port("lan", "ens4"), port("x", "ens5")];
+        assert_eq!(digest(&one), digest(&renumbered));
+
+        let mut swapped = one.clone();
+        swapped.policies.swap(0, 1);
+        assert_ne!(digest(&one), digest(&swapped));
+        assert_ne!(digest(&one), digest(&rules(vec![LAN])));
+        let mut pool = one.clone();
+        pool.nat_pools = vec![NatPool {
+            name: "p".into(),
+            addresses: vec![Addr::v4([192, 0, 2, 1])],
+            ports: (1024, 65535),
+        }];
+        assert_ne!(digest(&one), digest(&pool));
+    }
+
+    #[test]
+    fn the_digest_is_the_same_in_every_build() {
+        // Units of neighbouring versions compare it: a change of this value is a change of protocol.
+        let mut config = config(vec![Policy {
+            from: vec![WAN, LAN],
+            source: nets(&["fd00::/8", "10.0.0.0/8"]),
+            service: vec![Service {
+                protocol: Protocol::TCP,
+                ports: Some((80, 81)),
+            }],
+            nat: Nat::Pool(0),
+            ..policy("a")
+        }]);
+        config.nat_pools = vec![NatPool {
+            name: "p".into(),
+            addresses: vec![Addr::v4([192, 0, 2, 1])],
+            ports: (1024, 65535),
+        }];
+        config.forwards = vec![Forward {
+            name: "f".into(),
+            port: WAN,
+            protocol: Protocol::TCP,
+            external: (Addr::v4([192, 0, 2, 1]), 80),
+            internal: (Addr::v4([10, 0, 0, 1]), 8080),
+        }];
+        let ruleset = Ruleset::new(&config);
+        let hex: String = ruleset
+            .digest()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(hex, "43b365b7f38d94304ed587ef1eab6593");
+    }
+
+    proptest! {
+        #[test]
+        fn networks_agree_with_ipnet(ip in any::<IpAddr>(), net in any::<IpAddr>(), length in 0u8..=128, near in any::<bool>()) {
+            let base = if near { ip } else { net };
+            let length = if base.is_ipv4() { length % 33 } else { length };
+            let net = IpNet::new(base, length).unwrap();
+            let addr = Addr::from(ip);
+            prop_assume!(ip.is_ipv4() || !addr.is_v4());
+            prop_assert_eq!(Network::new(&net).contains(&addr), net.contains(&ip));
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! A mirror of the kernel's main routing table: destination → port, next hop, MTU.
+//!
+//! The kernel routes the packets; the mirror only tells the core beforehand where they will leave, so
+//! that policies, translation and MTU checks can be decided. It is asked once a session and not once a
+//! packet: a session keeps its [`Hop`] together with the [`Fib::generation`] it was looked up in.
+
+use ipnet::IpNet;
+use prefix_trie::PrefixMap;
+
+use crate::event::{Route, RouteChange, RouteTarget};
+use crate::flow::{Addr, Family};
+
+/// Routes of one prefix that are kept. More than a handful of metrics for one prefix is a
+/// misconfiguration; the worst are forgotten then.
+const MAX_ROUTES_PER_PREFIX: usize = 8;
+
+/// The result of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Where the packet goes.
+    pub target: RouteTarget,
+    /// The MTU that the route itself sets; without one, that of the link counts.
+    pub mtu: Option<u32>,
+    /// Length of the prefix that matched: 0 to 32 for IPv4, 0 to 128 for IPv6.
+    pub prefix_len: u8,
+}
+
+/// The mirror of the kernel's main table, both families. A table with 10⁶ routes fits.
+#[derive(Default)]
+pub struct Fib {
+    v4: PrefixMap<Prefix, Vec<Candidate>>,
+    v6: PrefixMap<Prefix, Vec<Candidate>>,
+    generation: u32,
+}
+
+impl Fib {
+    /// An empty mirror, in which nothing has a route.
+    pub fn new() -> Fib {
+        Fib::default()
+    }
+
+    /// Follows a change of the kernel's table.
+    ///
+    /// An added route replaces one of the same destination and metric. A route is removed only if
+    /// destination, metric and target all agree, so that a late notice about a replaced route does no
+    /// harm.
+    pub fn apply(&mut self, change: RouteChange) {
+        let changed = match change {
+            RouteChange::Reset => self.clear(),
+            RouteChange::Add(route) => self.add(&route),
+            RouteChange::Remove(route) => self.remove(&route),
+        };
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    /// The route to `destination`: of the longest prefix, and of these the lowest metric.
+    pub fn lookup(&self, destination: &Addr) -> Option<Hop> {
+        let (prefix, candidates) = self
+            .map(destination.family())
+            .get_lpm(&host_prefix(destination))?;
+        let best = candidates.first()?;
+        Some(Hop {
+            target: best.target,
+            mtu: best.mtu,
+            prefix_len: prefix.1,
+        })
+    }
+
+    /// Differs from an earlier value if any route has changed in between. It wraps around.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The number of prefixes that have a route.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether there is no route at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn clear(&mut self) -> bool {
+        let changed = !self.is_empty();
+        self.v4 = PrefixMap::new();
+        self.v6 = PrefixMap::new();
+        changed
+    }
+
+    fn add(&mut self, route: &Route) -> bool {
+        let (family, prefix) = net_prefix(&route.destination);
+        let new = Candidate {
+            metric: route.metric,
+            mtu: route.mtu,
+            target: route.target,
+        };
+        let map = self.map_mut(family);
+        let Some(candidates) = map.get_mut(&prefix) else {
+            // `vec!` allocates for exactly one, which is what nearly every prefix has.
+            map.insert(prefix, vec![new]);
+            return true;
+        };
+        match candidates.binary_search_by_key(&new.metric, |candidate| candidate.metric) {
+            Ok(at) => {
+                let changed = candidates.get(at) != Some(&new);
+                candidates.splice(at..=at, [new]);
+                changed
+            }
+            Err(MAX_ROUTES_PER_PREFIX..) => false,
+            Err(at) => {
+                candidates.truncate(MAX_ROUTES_PER_PREFIX - 1);
+                candidates.insert(at, new);
+                true
+            }
+        }
+    }
+
+    fn remove(&mut self, route: &Route) -> bool {
+        let (family, prefix) = net_prefix(&route.destination);
+        let map = self.map_mut(family);
+        let Some(candidates) = map.get_mut(&prefix) else {
+            return false;
+        };
+        let before = candidates.len();
+        candidates.retain(|c| c.metric != route.metric || c.target != route.target);
+        let after = candidates.len();
+        if after == 0 {
+            map.remove(&prefix);
+        }
+        after != before
+    }
+
+    fn map(&self, family: Family) -> &PrefixMap<Prefix, Vec<Candidate>> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    fn map_mut(&mut self, family: Family) -> &mut PrefixMap<Prefix, Vec<Candidate>> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// The bits of a prefix, from the top of the integer on, and their number.
+type Prefix = (u128, u8);
+
+/// A route of some prefix; these are kept sorted by metric.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Candidate {
+    metric: u32,
+    mtu: Option<u32>,
+    target: RouteTarget,
+}
+
+fn host_prefix(addr: &Addr) -> Prefix {
+    match addr.family() {
+        Family::V4 => (u128::from(u32::from_be_bytes(addr.last4())) << 96, 32),
+        Family::V6 => (u128::from_be_bytes(*addr.octets()), 128),
+    }
+}
+
+fn net_prefix(net: &IpNet) -> (Family, Prefix) {
+    let network = Addr::from(net.network());
+    // The family comes from the network itself: an IPv6 network may lie in the mapped range.
+    match net {
+        IpNet::V4(_) => (Family::V4, (host_prefix(&network).0, net.prefix_len())),
+        IpNet::V6(_) => (
+            Family::V6,
+            (u128::from_be_bytes(*network.octets()), net.prefix_len()),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::PortId;
+    use proptest::prelude::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    fn route(net: &str, metric: u32, port: u8) -> Route {
+        Route {
+            destination: net.parse().unwrap(),
+            metric,
+            target: RouteTarget::Port {
+                port: PortId(port),
+                gateway: None,
+            },
+            mtu: None,
+        }
+    }
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn port_of(fib: &Fib, text: &str) -> Option<u8> {
+        match fib.lookup(&addr(text))?.target {
+            RouteTarget::Port { port, .. } => Some(port.0),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_in_both_families() {
+        let mut fib = Fib::new();
+        for (net, port) in [
+            ("0.0.0.0/0", 0),
+            ("10.0.0.0/8", 1),
+            ("10.1.0.0/16", 2),
+            ("::/0", 3),
+            ("fd00::/8", 4),
+        ] {
+            fib.apply(RouteChange::Add(route(net, 0, port)));
+        }
+        assert_eq!(port_of(&fib, "192.0.2.1"), Some(0));
+        assert_eq!(port_of(&fib, "10.2.0.1"), Some(1));
+        assert_eq!(port_of(&fib, "10.1.0.1"), Some(2));
+        assert_eq!(port_of(&fib, "2001:db8::1"), Some(3));
+        assert_eq!(port_of(&fib, "fd00::1"), Some(4));
+        assert_eq!(fib.lookup(&addr("10.1.0.1")).unwrap().prefix_len, 16);
+        assert_eq!(fib.lookup(&addr("fd00::1")).unwrap().prefix_len, 8);
+    }
+
+    #[test]
+    fn a_default_of_one_family_is_none_for_the_other() {
+        let mut fib = Fib::new();
+        fib.apply(RouteChange::Add(route("::/0", 0, 1)));
+        assert_eq!(fib.lookup(&addr("10.0.0.1")), None);
+        fib.apply(RouteChange::Reset);
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 0, 1)));
+        assert_eq!(fib.lookup(&addr("2001:db8::1")), None);
+    }
+
+    #[test]
+    fn the_lowest_metric_wins_and_the_next_one_takes_over() {
+        let mut fib = Fib::new();
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 100, 1)));
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 50, 2)));
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 200, 3)));
+        assert_eq!(port_of(&fib, "192.0.2.1"), Some(2));
+        fib.apply(RouteChange::Remove(route("0.0.0.0/0", 50, 2)));
+        assert_eq!(port_of(&fib, "192.0.2.1"), Some(1));
+        fib.apply(RouteChange::Remove(route("0.0.0.0/0", 100, 1)));
+        fib.apply(RouteChange::Remove(route("0.0.0.0/0", 200, 3)));
+        assert_eq!(port_of(&fib, "192.0.2.1"), None);
+        assert!(fib.is_empty());
+    }
+
+    #[test]
+    fn only_effective_changes_raise_the_generation() {
+        let mut fib = Fib::new();
+        let mut step = |change, expected| {
+            let before = fib.generation();
+            fib.apply(change);
+            assert_eq!(fib.generation() != before, expected);
+        };
+        step(RouteChange::Reset, false);
+        step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), true);
+        step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), false);
+        step(RouteChange::Add(route("10.0.0.0/8", 1, 2)), true);
+        step(RouteChange::Remove(route("10.0.0.0/8", 1, 1)), false);
+        step(RouteChange::Remove(route("10.0.0.0/8", 2, 2)), false);
+        step(RouteChange::Remove(route("10.0.0.0/8", 1, 2)), true);
+        step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), true);
+        step(RouteChange::Reset, true);
+    }
+
+    #[test]
+    fn the_routes_of_a_prefix_are_bounded_and_the_best_stay() {
+        let mut fib = Fib::new();
+        for metric in (0..100).rev() {
+            fib.apply(RouteChange::Add(route("0.0.0.0/0", metric, metric as u8)));
+        }
+        assert_eq!(fib.v4.get(&(0, 0)).unwrap().len(), MAX_ROUTES_PER_PREFIX);
+        assert_eq!(port_of(&fib, "192.0.2.1"), Some(0));
+        let before = fib.generation();
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 99, 1)));
+        assert_eq!(fib.generation(), before);
+    }
+
+    proptest! {
+        #[test]
+        fn a_lookup_agrees_with_a_scan_of_all_routes(
+            changes in prop::collection::vec((0u32..16, 0u8..=6, 0u32..3, 0u8..3, any::<bool>()), 1..80),
+            targets in prop::collection::vec(0u32..64, 16),
+        ) {
+            // Six bits of prefix, so that prefixes nest and collide.
+            let mut fib = Fib::new();
+            let mut model: Vec<Route> = Vec::new();
+            for (bits, length, metric, port, add) in changes {
+                let ip = Ipv4Addr::from(bits << 28);
+                let net = ipnet::Ipv4Net::new(ip, length).unwrap().trunc();
+                let route = route(&net.to_string(), metric, port);
+                if add {
+                    model.retain(|r| (r.destination, r.metric) != (route.destination, metric));
+                    model.push(route.clone());
+                    fib.apply(RouteChange::Add(route));
+                } else {
+                    model.retain(|r| *r != route);
+                    fib.apply(RouteChange::Remove(route));
+                }
+            }
+            for bits in targets {
+                let ip = IpAddr::from(Ipv4Addr::from(bits << 26));
+                let expected = model
+                    .iter()
+                    .filter(|r| r.destination.contains(&ip))
+                    .min_by_key(|r| (255 - r.destination.prefix_len(), r.metric))
+                    .map(|r| (r.target, r.destination.prefix_len()));
+                let found = fib.lookup(&ip.into()).map(|hop| (hop.target, hop.prefix_len));
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}

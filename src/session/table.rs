@@ -1,0 +1,396 @@
+//! Where sessions are kept: a slab, an index of both directions, and a deadline for each.
+
+use super::sweep::Sweep;
+use super::{AddressBook, HalfOpen, Index, KeyedHash, Session, SessionFlags, Timeouts};
+use crate::flow::{Direction, FlowKey, Protocol};
+use crate::time::Tick;
+
+/// The number of a slot of the [`Table`].
+///
+/// A slot is used again, so an id that was kept may lead to nothing or to another session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u32);
+
+/// Why a session could not be inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// Packets of one of its directions already belong to this session.
+    Conflict(SessionId),
+    /// The table is full: see [`Table::early_drop_candidate`].
+    Full,
+    /// It is marked [`SessionFlags::HALF_OPEN`], and its source has too many of these.
+    HalfOpenLimit,
+}
+
+/// The number of sessions, by protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionCounts {
+    /// TCP.
+    pub tcp: u32,
+    /// UDP.
+    pub udp: u32,
+    /// ICMP of both families.
+    pub icmp: u32,
+    /// All others.
+    pub other: u32,
+}
+
+/// All sessions of a gateway, at most as many as it was made for.
+///
+/// No operation allocates, rehashes or copies what it did not come for; memory is reserved at the
+/// start and touched as the table grows.
+#[derive(Debug)]
+pub struct Table {
+    pub(super) slots: Vec<Slot>,
+    /// Parallel to `slots`: when the sweep must look at a session, at the latest at its deadline;
+    /// [`Tick::NEVER`] for a free slot. Apart, because the sweep reads nothing else.
+    pub(super) check_at: Vec<Tick>,
+    pub(super) timeouts: Timeouts,
+    pub(super) sweep: Sweep,
+    index: Index,
+    hash: KeyedHash,
+    first_free: u32,
+    capacity: u32,
+    counts: SessionCounts,
+    recent: Recent,
+    half_open: HalfOpen,
+}
+
+#[derive(Debug)]
+pub(super) enum Slot {
+    Used(Session),
+    /// The next free slot, or [`NO_SLOT`].
+    Free(u32),
+}
+
+const NO_SLOT: u32 = u32::MAX;
+const _: () = assert!(size_of::<Slot>() == size_of::<Session>());
+
+impl Table {
+    /// An empty table for up to `max_sessions` sessions (at most 2^31 - 1), with a random key.
+    pub fn new(
+        max_sessions: u32,
+        hash_key: &[u8; 16],
+        timeouts: Timeouts,
+        half_open_per_source: u32,
+    ) -> Table {
+        let capacity = max_sessions.min(i32::MAX as u32);
+        let hash = KeyedHash::new(hash_key);
+        Table {
+            slots: Vec::with_capacity(capacity as usize),
+            check_at: Vec::with_capacity(capacity as usize),
+            timeouts,
+            sweep: Sweep::default(),
+            index: Index::new(2 * capacity as usize),
+            hash,
+            first_free: NO_SLOT,
+            capacity,
+            counts: SessionCounts::default(),
+            recent: Recent::default(),
+            half_open: HalfOpen::new(half_open_per_source, hash),
+        }
+    }
+
+    /// The session that a packet with `key` belongs to, and the packet's direction in it.
+    #[inline]
+    pub fn lookup(&self, key: &FlowKey, book: &AddressBook) -> Option<(SessionId, Direction)> {
+        self.find(self.hash.flow(key), key, book)
+    }
+
+    /// Whether packets with `key` belong to a session.
+    pub fn contains_key(&self, key: &FlowKey, book: &AddressBook) -> bool {
+        self.lookup(key, book).is_some()
+    }
+
+    /// Adds a session, if neither of its keys is taken.
+    ///
+    /// One marked [`SessionFlags::HALF_OPEN`] counts against the limit of its source until it is
+    /// [settled](Table::settle) or removed.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError`], with the table unchanged.
+    pub fn insert(
+        &mut self,
+        session: Session,
+        book: &AddressBook,
+    ) -> Result<SessionId, InsertError> {
+        let keys = self.entries(&session, book);
+        for (hash, key, _) in keys.iter().flatten() {
+            if let Some((other, _)) = self.find(*hash, key, book) {
+                return Err(InsertError::Conflict(other));
+            }
+        }
+        if self.len() == self.capacity {
+            return Err(InsertError::Full);
+        }
+        if session.flags.contains(SessionFlags::HALF_OPEN) && !self.half_open.try_add(&session.src)
+        {
+            return Err(InsertError::HalfOpenLimit);
+        }
+        *self.count(session.protocol) += 1;
+        let id = self.occupy(session);
+        for (hash, _, direction) in keys.iter().flatten() {
+            let inserted = self.index.insert(*hash, payload(id, *direction));
+            debug_assert!(inserted, "the index has room for two entries a slot");
+        }
+        self.recent.push(id);
+        Ok(id)
+    }
+
+    /// Ends a session.
+    pub fn remove(&mut self, id: SessionId, book: &AddressBook) -> Option<Session> {
+        let keys = self.entries(self.get(id)?, book);
+        for (hash, _, direction) in keys.iter().flatten() {
+            let removed = self.index.remove(*hash, payload(id, *direction));
+            debug_assert!(removed, "the keys of a session must not change");
+        }
+        let slot = self.slots.get_mut(id.0 as usize)?;
+        let Slot::Used(session) = std::mem::replace(slot, Slot::Free(self.first_free)) else {
+            return None;
+        };
+        self.first_free = id.0;
+        self.check_at[id.0 as usize] = Tick::NEVER;
+        *self.count(session.protocol) -= 1;
+        if session.flags.contains(SessionFlags::HALF_OPEN) {
+            self.half_open.remove(&session.src);
+        }
+        Some(session)
+    }
+
+    /// The session with this id.
+    #[inline]
+    pub fn get(&self, id: SessionId) -> Option<&Session> {
+        match self.slots.get(id.0 as usize) {
+            Some(Slot::Used(session)) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The session with this id, to be changed.
+    ///
+    /// After a change that can make its deadline earlier, call [`Table::reschedule`].
+    #[inline]
+    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        match self.slots.get_mut(id.0 as usize) {
+            Some(Slot::Used(session)) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// Takes a session out of the count of the half-open ones of its source, if it is in it: to be
+    /// called when it is replied to (TCP: established).
+    pub fn settle(&mut self, id: SessionId) {
+        if let Some(Slot::Used(session)) = self.slots.get_mut(id.0 as usize)
+            && session.flags.contains(SessionFlags::HALF_OPEN)
+        {
+            session.flags.clear(SessionFlags::HALF_OPEN);
+            self.half_open.remove(&session.src);
+        }
+    }
+
+    /// Changes the limit of half-open sessions a source; zero means none.
+    pub fn set_half_open_limit(&mut self, limit: u32) {
+        self.half_open.set_limit(limit);
+    }
+
+    /// Of the sessions opened lately, the oldest that nobody would miss: to be removed when the
+    /// table is full. Looks at 64 at most, each of them once.
+    pub fn early_drop_candidate(&mut self) -> Option<SessionId> {
+        for _ in 0..Recent::POPS {
+            let id = self.recent.pop()?;
+            if self.get(id).is_some_and(Session::is_embryonic) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// The number of sessions.
+    pub fn len(&self) -> u32 {
+        let SessionCounts {
+            tcp,
+            udp,
+            icmp,
+            other,
+        } = self.counts;
+        tcp + udp + icmp + other
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many sessions the table can hold.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// The number of sessions, by protocol.
+    pub fn counts(&self) -> SessionCounts {
+        self.counts
+    }
+
+    /// The sessions in the `slots` slots from `cursor` on, and the cursor for the next call; none
+    /// after the last. A session is seen once if it stays from the first call to the last.
+    pub fn page(
+        &self,
+        cursor: u32,
+        slots: u32,
+    ) -> (impl Iterator<Item = (SessionId, &Session)>, Option<u32>) {
+        let size = self.slots.len() as u32;
+        let start = cursor.min(size);
+        let end = start.saturating_add(slots.max(1)).min(size);
+        // The deadlines tell the free slots without a cache miss each.
+        let used = (start..end).filter(|&i| self.check_at[i as usize] != Tick::NEVER);
+        let sessions = used.filter_map(|i| Some((SessionId(i), self.get(SessionId(i))?)));
+        (sessions, (end < size).then_some(end))
+    }
+
+    /// All sessions, in the order of their ids. Not for the forwarding path: see [`Table::page`].
+    pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.page(0, u32::MAX).0
+    }
+
+    /// Panics if the parts of the table contradict each other. Reads all of it.
+    pub fn check_invariants(&self, book: &AddressBook) {
+        self.index.check_invariants();
+        assert_eq!(self.slots.len(), self.check_at.len());
+        assert!(self.slots.len() <= self.capacity as usize);
+        let mut counts = SessionCounts::default();
+        let (mut entries, mut half_open) = (0, 0);
+        for (id, session) in self.iter() {
+            for (_, key, direction) in self.entries(session, book).iter().flatten() {
+                assert_eq!(self.lookup(key, book), Some((id, *direction)), "{key}");
+                entries += 1;
+            }
+            *count_of(&mut counts, session.protocol) += 1;
+            half_open += u64::from(session.flags.contains(SessionFlags::HALF_OPEN));
+            let deadline = self.timeouts.deadline(session);
+            let due = self.check_at[id.0 as usize] <= deadline || self.sweep.is_rechecking();
+            assert!(due, "{id:?} would outlive its deadline");
+        }
+        assert_eq!(entries, self.index.len());
+        assert_eq!(counts, self.counts);
+        assert_eq!(half_open, self.half_open.total());
+        let mut free = 0;
+        let mut next = self.first_free;
+        while next != NO_SLOT {
+            let Slot::Free(after) = self.slots[next as usize] else {
+                panic!("slot {next} is used and on the free list");
+            };
+            assert_eq!(self.check_at[next as usize], Tick::NEVER);
+            free += 1;
+            next = after;
+        }
+        assert_eq!(free + self.len() as usize, self.slots.len());
+    }
+
+    /// The hash and key of each direction; only one if both have the same key, as a flow between two
+    /// equal endpoints has.
+    fn entries(
+        &self,
+        session: &Session,
+        book: &AddressBook,
+    ) -> [Option<(u32, FlowKey, Direction)>; 2] {
+        let original = session.key(Direction::Original, book);
+        let reply = session.key(Direction::Reply, book);
+        let entry = |key: FlowKey, direction| (self.hash.flow(&key), key, direction);
+        [
+            Some(entry(original, Direction::Original)),
+            (reply != original).then(|| entry(reply, Direction::Reply)),
+        ]
+    }
+
+    #[inline]
+    fn find(&self, hash: u32, key: &FlowKey, book: &AddressBook) -> Option<(SessionId, Direction)> {
+        let found = self.index.find(hash, |payload| {
+            let (id, direction) = parts(payload);
+            self.get(id)
+                .is_some_and(|session| session.key(direction, book) == *key)
+        })?;
+        Some(parts(found))
+    }
+
+    /// Puts a session into a free slot; the caller has checked that there is one.
+    fn occupy(&mut self, session: Session) -> SessionId {
+        let check_at = self.timeouts.deadline(&session);
+        let reused = match self.slots.get(self.first_free as usize) {
+            Some(Slot::Free(next)) => Some((self.first_free, *next)),
+            _ => None,
+        };
+        if let Some((id, next)) = reused {
+            self.first_free = next;
+            self.slots[id as usize] = Slot::Used(session);
+            self.check_at[id as usize] = check_at;
+            return SessionId(id);
+        }
+        let id = self.slots.len() as u32;
+        self.slots.push(Slot::Used(session));
+        self.check_at.push(check_at);
+        self.sweep.grown();
+        SessionId(id)
+    }
+
+    fn count(&mut self, protocol: Protocol) -> &mut u32 {
+        count_of(&mut self.counts, protocol)
+    }
+}
+
+fn count_of(counts: &mut SessionCounts, protocol: Protocol) -> &mut u32 {
+    match protocol {
+        Protocol::TCP => &mut counts.tcp,
+        Protocol::UDP => &mut counts.udp,
+        Protocol::ICMP => &mut counts.icmp,
+        _ => &mut counts.other,
+    }
+}
+
+/// What the index holds: 31 bits of id, one of direction.
+#[inline]
+fn payload(id: SessionId, direction: Direction) -> u32 {
+    id.0 << 1 | direction as u32
+}
+
+#[inline]
+fn parts(payload: u32) -> (SessionId, Direction) {
+    let direction = match payload & 1 {
+        0 => Direction::Original,
+        _ => Direction::Reply,
+    };
+    (SessionId(payload >> 1), direction)
+}
+
+/// The sessions opened last, oldest first: where a flood of unanswered ones is found.
+#[derive(Debug, Default)]
+struct Recent {
+    /// A ring, grown to its full size by the first sessions.
+    ids: Vec<u32>,
+    oldest: usize,
+    len: usize,
+}
+
+impl Recent {
+    const SIZE: usize = 65_536;
+    const POPS: usize = 64;
+
+    fn push(&mut self, id: SessionId) {
+        if self.ids.is_empty() {
+            self.ids = vec![0; Self::SIZE];
+        }
+        self.ids[(self.oldest + self.len) % Self::SIZE] = id.0;
+        if self.len < Self::SIZE {
+            self.len += 1;
+        } else {
+            self.oldest = (self.oldest + 1) % Self::SIZE;
+        }
+    }
+
+    fn pop(&mut self) -> Option<SessionId> {
+        self.len = self.len.checked_sub(1)?;
+        let id = self.ids[self.oldest];
+        self.oldest = (self.oldest + 1) % Self::SIZE;
+        Some(SessionId(id))
+    }
+}

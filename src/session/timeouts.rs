@@ -1,0 +1,66 @@
+//! How long a session lives without a packet.
+
+use super::tcp::{self, TcpState};
+use super::{Session, SessionFlags, Tracker};
+use crate::config;
+use crate::flow::Protocol;
+use crate::time::Tick;
+
+/// `[timeouts]` of the config, in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// By [`TcpState`].
+    tcp: [u32; TcpState::COUNT],
+    udp: u32,
+    udp_unreplied: u32,
+    icmp: u32,
+    other: u32,
+}
+
+impl From<&config::Timeouts> for Timeouts {
+    fn from(config: &config::Timeouts) -> Timeouts {
+        let mut tcp = [Tick::count(config.tcp_transitory); TcpState::COUNT];
+        tcp[TcpState::SynSent as usize] = Tick::count(config.tcp_syn);
+        tcp[TcpState::Established as usize] = Tick::count(config.tcp_established);
+        tcp[TcpState::TimeWait as usize] = Tick::count(config.tcp_time_wait);
+        tcp[TcpState::Closed as usize] = Tick::count(config.tcp_reset);
+        Timeouts {
+            tcp,
+            udp: Tick::count(config.udp),
+            udp_unreplied: Tick::count(config.udp_unreplied),
+            icmp: Tick::count(config.icmp),
+            other: Tick::count(config.other),
+        }
+    }
+}
+
+impl Timeouts {
+    /// How long `session` lives after its last packet as things are, in ticks.
+    #[inline]
+    pub fn timeout(&self, session: &Session) -> u32 {
+        match (&session.tracker, session.protocol) {
+            (Tracker::Tcp(tcp), _) => self.tcp(tcp),
+            (_, Protocol::UDP) if session.flags.contains(SessionFlags::REPLIED) => self.udp,
+            (_, Protocol::UDP) => self.udp_unreplied,
+            (_, Protocol::ICMP) => self.icmp,
+            // TCP that nobody tracks has no state to earn more.
+            (_, Protocol::TCP) => self.tcp[TcpState::SynReceived as usize],
+            _ => self.other,
+        }
+    }
+
+    /// When `session` expires if nothing more comes.
+    #[inline]
+    pub fn deadline(&self, session: &Session) -> Tick {
+        session.last_seen.after(self.timeout(session))
+    }
+
+    fn tcp(&self, tcp: &tcp::Tracker) -> u32 {
+        // A single stray segment must not buy two hours in the table.
+        let state = match tcp.state() {
+            TcpState::Established if tcp.is_one_sided() => TcpState::SynReceived,
+            state => state,
+        };
+        self.tcp[state as usize]
+    }
+}

@@ -1,0 +1,285 @@
+//! The example configs are right, and wrong ones are told all that is wrong, in the right place.
+
+// Only functions that are tests themselves may do so by themselves.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tandemgw::config::{Config, Nat, Severity, parse, render};
+
+#[path = "configs/wrong.rs"]
+mod wrong;
+use wrong::{BASE, BASE_HA, HA, WRONG};
+
+#[test]
+fn every_example_loads_without_a_warning() {
+    let examples = examples();
+    assert!(examples.len() >= 5);
+    for (file, text) in examples {
+        let (Ok((_, found)) | Err(found)) = parse(&file, &text);
+        assert!(found.is_empty(), "{}", render(&found, &file, &text, false));
+    }
+}
+
+#[test]
+fn the_units_of_the_pair_belong_together() {
+    let [a, b] = ["lab-pair-a.toml", "lab-pair-b.toml"].map(example);
+    assert_eq!(
+        (&a.ports, &a.policies, &a.forwards),
+        (&b.ports, &b.policies, &b.forwards)
+    );
+    let (a_ha, b_ha) = (a.ha.unwrap(), b.ha.unwrap());
+    assert_eq!(a_ha.group_id, b_ha.group_id);
+    assert_eq!(
+        (&a_ha.peers[0].name, &b_ha.peers[0].name),
+        (&b.node.name, &a.node.name)
+    );
+    assert_eq!(a_ha.peers[0].addresses, [b_ha.links[0].listen]);
+    assert_eq!(b_ha.peers[0].addresses, [a_ha.links[0].listen]);
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = accepted(BASE);
+    assert_eq!(
+        config.node.control_socket,
+        Path::new("/run/tandemgw/gw.sock")
+    );
+    assert_eq!(config.node.max_sessions, 1_048_576);
+    assert_eq!(config.node.routing_table, 7700);
+    assert_eq!(config.timeouts.tcp_established, Duration::from_secs(7440));
+    assert_eq!(config.timeouts.udp_unreplied, Duration::from_secs(120));
+    assert_eq!(config.limits.half_open_per_source, 4096);
+    assert!(config.ports.iter().all(|port| port.source_check));
+    assert_eq!(config.groups.len(), 1);
+    assert_eq!(config.groups[0].name, "default");
+    assert!(config.policies.is_empty() && config.ha.is_none());
+    assert!(!config.limits.tcp_pickup);
+    assert!(accepted(&format!("{BASE_HA}\n{HA}")).limits.tcp_pickup);
+}
+
+#[test]
+fn the_key_is_looked_for_beside_the_file() {
+    let config = example("lab-pair-a.toml");
+    assert_eq!(config.node.key.unwrap(), folder().join("gw-a.key"));
+}
+
+#[test]
+fn groups_take_ports_and_single_addresses() {
+    let config = accepted(&format!(
+        "{BASE_HA}\n{HA}\n[[group]]\nname = 'one'\nports = ['lan']\npriority = 9\n\
+         [[group]]\nname = 'two'\nvirtual-addresses = ['10.0.2.1', 'fd00:2::1/64']\n"
+    ));
+    let group_of = |port: usize| {
+        config.ports[port]
+            .virtual_addresses
+            .iter()
+            .map(|v| v.group.0)
+    };
+    assert_eq!(group_of(0).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(group_of(1).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(
+        (config.groups[0].priority, config.groups[1].priority),
+        (Some(9), None)
+    );
+}
+
+#[test]
+fn a_policy_resolves_its_references() {
+    let config = accepted(&format!(
+        "{BASE}[[nat-pool]]\nname = 'p'\naddresses = ['10.0.2.8-10.0.2.9', 'fd00:2::8']\n\
+         [[policy]]\nname = 'a'\nto = ['wan', 'lan']\nservice = ['udp', 'any']\n\
+         action = 'accept'\nnat-pool = 'p'\n"
+    ));
+    let policy = &config.policies[0];
+    assert_eq!(
+        policy.to.iter().map(|port| port.0).collect::<Vec<_>>(),
+        [1, 0]
+    );
+    assert_eq!(policy.nat, Nat::Pool(0));
+    assert!(policy.service.is_empty());
+    assert_eq!(config.nat_pools[0].addresses.len(), 3);
+    assert_eq!(config.nat_pools[0].ports, (1024, 65535));
+}
+
+#[test]
+fn one_file_tells_all_its_errors_at_once() {
+    let text = r#"
+[node]
+name = "gw a"
+max-sesions = 5000
+
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.0.1.0/24"]
+
+[[policy]]
+name = "out"
+from = ["lam"]
+
+[timeouts]
+udp = "5 minutes"
+"#;
+    let found = parse(Path::new("etc/gw.toml"), text).unwrap_err();
+    let shown = render(&found, Path::new("etc/gw.toml"), text, false);
+    let expected = r#"etc/gw.toml:3:8: error: the name contains ' '
+  |
+3 | name = "gw a"
+  |        ^^^^^^
+  |
+  = help: use letters, digits, `-`, `_` and `.`
+etc/gw.toml:4:1: error: unknown key `max-sesions` in `node`
+  |
+4 | max-sesions = 5000
+  | ^^^^^^^^^^^
+  |
+  = help: did you mean `max-sessions`?
+etc/gw.toml:9:22: error: `10.0.1.0` is the network address of 10.0.1.0/24
+  |
+9 | virtual-addresses = ["10.0.1.0/24"]
+  |                      ^^^^^^^^^^^^^
+  |
+  = help: give an address of the link that no machine has as its own
+etc/gw.toml:11:1: error: `action` is missing in `policy`
+   |
+11 | [[policy]]
+   | ^^^^^^^^^^
+   |
+   = help: add `action`: what happens to a session that matches (accept | drop | reject)
+etc/gw.toml:13:9: error: unknown port `lam`
+   |
+13 | from = ["lam"]
+   |         ^^^^^
+   |
+   = help: did you mean `lan`?
+etc/gw.toml:16:7: error: `5 minutes` is not a duration
+   |
+16 | udp = "5 minutes"
+   |       ^^^^^^^^^^^
+   |
+   = help: write a number and a unit, such as "50ms", "2s", "5m", "2h" or "1d"
+"#;
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn each_problem_is_told_in_its_place() {
+    for (base, wrong, expected) in WRONG {
+        let base = base.concat();
+        let lines = base.lines().count();
+        let text = base + wrong;
+        assert_eq!(problems(&text, lines), *expected, "of\n{wrong}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_accepted_or_its_problems_can_be_shown(text in "(?s).{0,200}") {
+        check(&text);
+    }
+
+    #[test]
+    fn so_is_anything_like_toml(
+        text in "(\\[{1,2}(node|port|policy|ha|ha\\.link|group|forward)\\]{1,2}\n|\
+                 (name|from|nat|addresses|interface|listen)|= ?|\"[a-z0-9:./-]{0,12}\"|[\\[\\]{},.\n]|[0-9]{1,4}){0,60}",
+    ) {
+        check(&text);
+    }
+
+    #[test]
+    fn so_is_a_mutated_example(
+        example in 0usize..5,
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..12, "[\\[\\]\"=.,/:a-z0-9\n-]{0,4}"), 1..6),
+    ) {
+        let (_, mut text) = examples().swap_remove(example);
+        for (at, removed, inserted) in edits {
+            let boundary = |from: usize| (from..=text.len()).find(|at| text.is_char_boundary(*at));
+            let start = boundary(at.index(text.len() + 1)).unwrap();
+            let end = boundary((start + removed).min(text.len())).unwrap();
+            text.replace_range(start..end, &inserted);
+        }
+        check(&text);
+    }
+
+    #[test]
+    fn so_is_an_example_with_its_lines_shuffled(
+        example in 0usize..5,
+        swaps in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index)>(), 1..8),
+    ) {
+        let (_, text) = examples().swap_remove(example);
+        let mut lines: Vec<&str> = text.lines().collect();
+        for (a, b) in swaps {
+            let (a, b) = (a.index(lines.len()), b.index(lines.len()));
+            lines.swap(a, b);
+        }
+        check(&lines.join("\n"));
+    }
+}
+
+/// Parses, renders, and holds the promises of both.
+fn check(text: &str) {
+    let file = Path::new("f.toml");
+    let found = match parse(file, text) {
+        Ok((_, found)) => {
+            assert!(found.iter().all(|d| d.severity == Severity::Warning));
+            found
+        }
+        Err(found) => {
+            assert!(found.iter().any(|d| d.severity == Severity::Error));
+            found
+        }
+    };
+    assert!(found.is_sorted_by_key(|d| d.span.start));
+    let shown = render(&found, file, text, false);
+    assert!(shown.matches("f.toml:").count() >= found.len());
+}
+
+/// Each problem as `LINE:COL severity: message | hint`, lines counted from after `skip` lines.
+fn problems(text: &str, skip: usize) -> Vec<String> {
+    let (Ok((_, found)) | Err(found)) = parse(Path::new("f.toml"), text);
+    let show = |d: &tandemgw::config::Diagnostic| {
+        let before = &text[..d.span.start];
+        let line = before.matches('\n').count() + 1;
+        let column = before.len() - before.rfind('\n').map_or(0, |at| at + 1) + 1;
+        let severity = match d.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let hint = d
+            .hint
+            .as_ref()
+            .map_or(String::new(), |hint| format!(" | {hint}"));
+        let line = line as isize - skip as isize;
+        format!("{line}:{column} {severity}: {}{hint}", d.message)
+    };
+    found.iter().map(show).collect()
+}
+
+fn accepted(text: &str) -> Config {
+    match parse(Path::new("f.toml"), text) {
+        Ok((config, _)) => config,
+        Err(found) => panic!("{}", render(&found, Path::new("f.toml"), text, false)),
+    }
+}
+
+fn example(name: &str) -> Config {
+    let file = folder().join(name);
+    let text = fs::read_to_string(&file).unwrap();
+    parse(&file, &text).unwrap().0
+}
+
+fn examples() -> Vec<(PathBuf, String)> {
+    let entries = fs::read_dir(folder()).unwrap();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let read = |file: PathBuf| (file.clone(), fs::read_to_string(file).unwrap());
+    files.into_iter().map(read).collect()
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
+}

@@ -1,0 +1,595 @@
+//! The steering against a real kernel, in network namespaces of its own.
+//!
+//! Each test runs this binary again under `unshare`, so that it needs no privileges beyond user
+//! namespaces and cannot touch the machine's own routing.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tandemgw::config::{
+    Action, Config, Forward, Group, Limits, Nat, NatPool, Node, Policy, Port, Timeouts,
+    VirtualAddress,
+};
+use tandemgw::flow::{GroupId, PortId, Protocol};
+use tandemgw::os::netlink::Netlink;
+use tandemgw::os::steering::{SetupError, Steering};
+use tun_tap::{Iface, Mode};
+
+#[test]
+fn adds_what_it_says_and_removes_it_even_after_a_crash() {
+    in_namespace(
+        "adds_what_it_says_and_removes_it_even_after_a_crash",
+        || {
+            let _hosts = lab();
+            let before = state();
+            let tuns = tuns();
+            let config = config();
+            let first = set_up(&config, &tuns).unwrap();
+            assert_in_place();
+            drop(first);
+            drop(tuns);
+
+            let left = ip("rule");
+            assert!(
+                left.contains("7700:\tfrom all iif lan lookup 7700"),
+                "{left}"
+            );
+            assert_eq!(
+                ip("route show table 7700").trim(),
+                "blackhole default proto 77 metric 4294967295"
+            );
+
+            let tuns = self::tuns();
+            let second = set_up(&config, &tuns).unwrap();
+            assert_in_place();
+            second.remove().unwrap();
+            drop(tuns);
+            assert_same(&state(), &before, "as before");
+        },
+    );
+}
+
+#[test]
+fn forwarding_that_was_on_stays_on() {
+    in_namespace("forwarding_that_was_on_stays_on", || {
+        let _hosts = lab();
+        write_sysctl("ipv4/conf/lan/forwarding", "1");
+        write_sysctl("ipv6/conf/wan/force_forwarding", "1");
+        let before = state();
+        let tuns = tuns();
+        set_up(&config(), &tuns).unwrap().remove().unwrap();
+        drop(tuns);
+        assert_same(&state(), &before, "as before");
+    });
+}
+
+#[test]
+fn leftovers_of_other_ports_go() {
+    in_namespace("leftovers_of_other_ports_go", || {
+        let _hosts = lab();
+        let before = rules();
+        let mut config = config();
+        let tuns = tuns();
+        drop(set_up(&config, &tuns).unwrap());
+        config.ports.truncate(1);
+        config.forwards.clear();
+        config.node.routing_table = 7710;
+        let tuns = [tuns.into_iter().next().unwrap()];
+        let steering = set_up(&config, &tuns).unwrap();
+        let listed = ip("rule") + &ip("-6 rule");
+        assert!(
+            listed.contains("7710:\tfrom all iif lan lookup 7710"),
+            "{listed}"
+        );
+        assert!(!listed.contains("7700"), "{listed}");
+        // The port that is no longer in the config was at another number range: its rule stays
+        // closed, and is removed by a start with that range.
+        assert!(
+            listed.contains("7701:\tfrom all iif wan lookup 7701"),
+            "{listed}"
+        );
+        drop((steering, tuns));
+        let mut config = self::config();
+        config.ports.truncate(1);
+        config.forwards.clear();
+        let tuns = [tun("tgw-lan")];
+        set_up(&config, &tuns).unwrap().remove().unwrap();
+        drop(tuns);
+        assert_same(&rules(), &before, "the rules");
+        for what in ["ipv4/conf/wan/forwarding", "ipv6/conf/wan/force_forwarding"] {
+            assert_eq!(sysctl(what), "0", "{what}");
+        }
+    });
+}
+
+#[test]
+fn foreign_rules_and_routes_are_not_touched() {
+    in_namespace("foreign_rules_and_routes_are_not_touched", || {
+        let _hosts = lab();
+        let tuns = tuns();
+        for foreign in [
+            "rule add from 192.0.2.1 lookup main priority 7701",
+            "rule add from 192.0.2.1 lookup 7700 priority 99",
+            "-6 rule add iif lan lookup main priority 7700",
+            "route add 192.0.2.0/24 dev lan table 7701",
+        ] {
+            ip(foreign);
+            let before = state();
+            match set_up(&config(), &tuns) {
+                Err(error @ SetupError::Taken(_)) => {
+                    assert!(error.to_string().contains("routing-table"), "{error}");
+                }
+                Err(error) => panic!("{foreign}: {error}"),
+                Ok(_) => panic!("{foreign}: no error"),
+            }
+            assert_same(&state(), &before, "as before");
+            ip(&foreign.replace(" add ", " del "));
+        }
+        set_up(&config(), &tuns).unwrap();
+    });
+}
+
+#[test]
+fn packets_go_through_the_tuns_or_not_at_all() {
+    in_namespace("packets_go_through_the_tuns_or_not_at_all", || {
+        let [lan, wan] = lab();
+        let reached = || {
+            (
+                passes(&lan, &wan, "10.77.2.9"),
+                passes(&lan, &wan, "fd77:2::9"),
+            )
+        };
+
+        // What is tested below would be forwarded if nothing stopped it.
+        write_sysctl("ipv4/conf/lan/forwarding", "1");
+        write_sysctl("ipv6/conf/lan/force_forwarding", "1");
+        assert_eq!(reached(), (true, true), "the lab itself");
+        write_sysctl("ipv4/conf/lan/forwarding", "0");
+        write_sysctl("ipv6/conf/lan/force_forwarding", "0");
+        assert_eq!(reached(), (false, false), "without forwarding");
+
+        let tuns = tuns().map(Arc::new);
+        let steering = set_up(&config(), &tuns).unwrap();
+        assert_eq!(reached(), (false, false), "while the process does nothing");
+        let copier = Copier::start(&tuns);
+        assert_eq!(reached(), (true, true), "while the process copies");
+        assert_eq!(sysctl("ipv6/conf/all/forwarding"), "0");
+
+        // Errors that this kernel makes reach the host, for both of the hops that it is.
+        for target in ["10.77.2.9", "fd77:2::9"] {
+            for hops in ["1", "2"] {
+                let out = lan.run(&format!("ping -n -c 1 -W 2 -t {hops} {target}"));
+                assert!(out.contains("xceeded"), "{target} {hops}: {out}");
+            }
+            let out = lan.run(&format!("ping -n -c 1 -W 2 -t 3 {target}"));
+            assert!(out.contains("1 received"), "{target}: {out}");
+        }
+        ip("link set wan mtu 1400");
+        let out = lan.run("ping -n -c 1 -W 2 -M do -s 1390 fd77:2::9");
+        assert!(out.contains("too big"), "{out}");
+        let out = lan.run("ping -n -c 1 -W 2 -M do -s 1390 10.77.2.9");
+        assert!(out.contains("needed"), "{out}");
+        ip("link set wan mtu 1500");
+
+        copier.stop();
+        drop((steering, tuns));
+        assert_eq!(reached(), (false, false), "after a crash");
+
+        let tuns = self::tuns();
+        let steering = set_up(&config(), &tuns).unwrap();
+        assert_eq!(reached(), (false, false), "after the next start");
+        steering.remove().unwrap();
+        assert_eq!(reached(), (false, false), "after the end");
+    });
+}
+
+#[test]
+fn repairs_what_the_kernel_drops() {
+    in_namespace("repairs_what_the_kernel_drops", || {
+        let _hosts = lab();
+        ip("-4 addr flush dev lan");
+        ip("-6 addr flush dev lan scope global");
+        let before = rules();
+        let tuns = tuns();
+        let mut steering = set_up(&config(), &tuns).unwrap();
+        let good = state();
+        assert!(ip("route").contains("10.77.1.0/24 dev lan proto 77 scope link"));
+        for breakage in [
+            &["link set tgw-lan down", "link set tgw-lan up"][..],
+            &["link set lan down", "link set lan up"],
+            &["rule del priority 7700", "-6 rule del priority 7700"],
+            &["route flush table 7700", "-6 route flush table 7700"],
+        ] {
+            for command in breakage {
+                ip(command);
+            }
+            wait_for_carrier();
+            steering.repair(PortId(0)).unwrap();
+            assert_same(&state(), &good, &format!("{breakage:?}"));
+            steering.repair(PortId(0)).unwrap();
+            assert_same(&state(), &good, &format!("{breakage:?}, again"));
+        }
+
+        ip("link del lan");
+        assert!(matches!(
+            steering.repair(PortId(0)),
+            Err(SetupError::NoInterface(_))
+        ));
+        ip("link add lan type dummy");
+        ip("link set lan up");
+        steering.repair(PortId(0)).unwrap();
+        assert_eq!(sysctl("ipv4/conf/lan/forwarding"), "1");
+        assert!(ip("route").contains("10.77.1.0/24 dev lan proto 77"));
+
+        steering.remove().unwrap();
+        drop(tuns);
+        assert_eq!(sysctl("ipv4/conf/lan/forwarding"), "0");
+        assert_same(&rules(), &before, "the rules");
+        assert!(!state().iter().any(|line| line.contains("proto 77")));
+    });
+}
+
+fn assert_in_place() {
+    for family in ["-4", "-6"] {
+        let rules = ip(&format!("{family} rule"));
+        for (port, table) in [("lan", 7700), ("wan", 7701)] {
+            let rule = format!("{table}:\tfrom all iif {port} lookup {table} proto 78");
+            assert!(rules.contains(&rule), "{rules}");
+            let routes = ip(&format!("{family} route show table {table}"));
+            assert!(
+                routes.contains(&format!("default dev tgw-{port} proto 77")),
+                "{routes}"
+            );
+            assert!(routes.contains("blackhole default"), "{routes}");
+        }
+    }
+    let main = ip("route") + &ip("-6 route");
+    for route in [
+        "10.77.1.1 dev tgw-lan",
+        "10.77.2.1 dev tgw-wan",
+        "10.77.2.10 dev tgw-wan",
+        "192.0.2.7 dev tgw-wan",
+        "192.0.2.8 dev tgw-lan",
+        "fd77:1::1 dev tgw-lan",
+        "fd77:2::1 dev tgw-wan",
+    ] {
+        assert!(main.contains(route), "{route}: {main}");
+    }
+    // The kernel has addresses of its own there, and so routes.
+    assert!(!main.contains("dev lan proto 77"), "{main}");
+    for (parameter, value) in [
+        ("ipv4/conf/lan/forwarding", "1"),
+        ("ipv6/conf/lan/force_forwarding", "1"),
+        ("ipv4/conf/tgw-lan/forwarding", "1"),
+        ("ipv4/conf/tgw-lan/rp_filter", "0"),
+        ("ipv6/conf/tgw-lan/force_forwarding", "1"),
+        ("ipv6/conf/tgw-lan/accept_ra", "0"),
+    ] {
+        assert_eq!(sysctl(parameter), value, "{parameter}");
+    }
+    assert!(
+        !ip("addr show dev tgw-lan").contains("inet"),
+        "the TUN has no address"
+    );
+}
+
+/// The gateway's namespace is this one; it is linked to two hosts, each in its own.
+fn lab() -> [Host; 2] {
+    ip("link set lo up");
+    let hosts = [("lan", 1), ("wan", 2)].map(|(name, n)| {
+        let host = Host::new();
+        let pid = host.0.id();
+        ip(&format!(
+            "link add {name} type veth peer name eth0 netns {pid}"
+        ));
+        ip(&format!("addr add 10.77.{n}.2/24 dev {name}"));
+        ip(&format!("addr add fd77:{n}::2/64 dev {name} nodad"));
+        ip(&format!("link set {name} up"));
+        host.run(&format!("ip addr add 10.77.{n}.9/24 dev eth0"));
+        host.run(&format!("ip addr add fd77:{n}::9/64 dev eth0 nodad"));
+        host.run("ip link set eth0 up");
+        host.run(&format!("ip route add default via 10.77.{n}.2"));
+        host.run(&format!("ip -6 route add default via fd77:{n}::2"));
+        host
+    });
+    wait_for_carrier();
+    hosts
+}
+
+/// Link-local addresses and their routes come late, and would look like a difference.
+fn wait_for_carrier() {
+    for _ in 0..100 {
+        let addresses = ip("-6 addr show tentative");
+        let ready = |name| ip(&format!("-6 addr show dev {name} scope link")).contains("fe80");
+        if addresses.trim().is_empty() && ready("lan") && ready("wan") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no carrier: {}", ip("addr"));
+}
+
+fn tuns() -> [Iface; 2] {
+    ["tgw-lan", "tgw-wan"].map(tun)
+}
+
+fn tun(name: &str) -> Iface {
+    Iface::without_packet_info(name, Mode::Tun).unwrap()
+}
+
+fn set_up<T: Borrow<Iface>>(config: &Config, tuns: &[T]) -> Result<Steering, SetupError> {
+    let mut netlink = Netlink::open().unwrap();
+    let index = |tun: &T| netlink.link(tun.borrow().name()).unwrap().unwrap().index;
+    let indices: Vec<u32> = tuns.iter().map(index).collect();
+    Steering::set_up(netlink, config, &indices)
+}
+
+/// All that steering may change, as lines of text.
+type State = BTreeSet<String>;
+
+fn state() -> State {
+    let mut state = rules();
+    for command in ["route show table all", "-6 route show table all"] {
+        // The kernel is late with these, and they are none of ours.
+        let listed = ip(command);
+        let lines = listed.lines().filter(|line| !line.contains("fe80:"));
+        state.extend(lines.map(|line| format!("{command}: {line}")));
+    }
+    for family in ["ipv4", "ipv6"] {
+        for interface in ["all", "default", "lo", "lan", "wan"] {
+            let folder = PathBuf::from(format!("/proc/sys/net/{family}/conf/{interface}"));
+            for file in std::fs::read_dir(folder).unwrap().flatten() {
+                let value = std::fs::read_to_string(file.path()).unwrap_or_default();
+                state.insert(format!("{} = {value}", file.path().display()));
+            }
+        }
+    }
+    state
+}
+
+fn rules() -> State {
+    let of = |command: &str| -> State {
+        let lines = ip(command);
+        lines
+            .lines()
+            .map(|line| format!("{command}: {line}"))
+            .collect()
+    };
+    of("rule").union(&of("-6 rule")).cloned().collect()
+}
+
+/// Says what differs, rather than all there is.
+#[track_caller]
+fn assert_same(now: &State, before: &State, context: &str) {
+    let difference: Vec<_> = now.symmetric_difference(before).collect();
+    assert!(difference.is_empty(), "{context}: {difference:#?}");
+}
+
+/// Whether a datagram of `from` reaches `target`, an address of `to`.
+fn passes(from: &Host, to: &Host, target: &str) -> bool {
+    let target: IpAddr = target.parse().unwrap();
+    let receiver = to.socket(target);
+    let any = if target.is_ipv4() { "0.0.0.0" } else { "::" };
+    let sender = from.socket(any.parse().unwrap());
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(150)))
+        .unwrap();
+    let port = receiver.local_addr().unwrap().port();
+    (0..4).any(|_| {
+        let sent = sender.send_to(b"x", (target, port));
+        sent.is_ok() && receiver.recv(&mut [0; 8]).is_ok()
+    })
+}
+
+/// Stands for the gateway: writes back what it reads.
+struct Copier(Vec<std::thread::JoinHandle<()>>, Vec<Arc<Iface>>);
+
+impl Copier {
+    fn start(tuns: &[Arc<Iface>]) -> Copier {
+        let thread = |tun: &Arc<Iface>| {
+            let tun = Arc::clone(tun);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 2048];
+                while let Ok(length) = tun.recv(&mut buffer) {
+                    if buffer[..length].ends_with(b"stop copying") {
+                        return;
+                    }
+                    let _ = tun.send(&buffer[..length]);
+                }
+            })
+        };
+        Copier(tuns.iter().map(thread).collect(), tuns.to_vec())
+    }
+
+    /// The virtual addresses lead to the TUN devices: a datagram to each ends its thread.
+    fn stop(self) {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for addr in ["10.77.1.1:9", "10.77.2.1:9"] {
+            socket.send_to(b"stop copying", addr).unwrap();
+        }
+        for thread in self.0 {
+            thread.join().unwrap();
+        }
+        drop(self.1);
+    }
+}
+
+/// A host: a network namespace, held by a process that waits for its input to end.
+struct Host(Child);
+
+impl Host {
+    fn new() -> Host {
+        let mut child = Command::new("unshare")
+            .args(["-n", "sh", "-c", "ip link set lo up; echo; read x"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        Host(child)
+    }
+
+    fn run(&self, command: &str) -> String {
+        let pid = self.0.id().to_string();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["-t", &pid, "-n"]).args(command.split(' '));
+        let output = nsenter.output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    /// A socket of this host, made by a thread that goes there.
+    fn socket(&self, addr: IpAddr) -> UdpSocket {
+        let file = std::fs::File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        std::thread::spawn(move || {
+            use std::os::fd::AsRawFd;
+            // SAFETY: setns(2) takes a descriptor, which `file` keeps open, and no memory.
+            let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            UdpSocket::bind((addr, 0)).unwrap()
+        })
+        .join()
+        .unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut stdin) = self.0.stdin.take() {
+            let _ = stdin.write_all(b"\n");
+        }
+        let _ = self.0.wait();
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    // A table that nobody has used yet is an error to `ip`, and empty to us.
+    assert!(
+        output.status.success() || error.contains("does not exist"),
+        "{arguments}: {error}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn sysctl(path: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/{path}")).unwrap();
+    text.trim().to_owned()
+}
+
+fn write_sysctl(path: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
+}
+
+/// Runs `test`, which is the test called `name`, in a network namespace of its own.
+fn in_namespace(name: &str, test: impl FnOnce()) {
+    const INSIDE: &str = "TANDEMGW_TEST_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return test();
+    }
+    // SAFETY: geteuid(2) takes no arguments and always succeeds.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let namespaces = if is_root { "-n" } else { "-rn" };
+    let status = Command::new("unshare")
+        .arg(namespaces)
+        .arg(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "in the namespace: {status}");
+}
+
+fn config() -> Config {
+    let port = |name: &str, addresses: [&str; 2]| Port {
+        name: name.into(),
+        interface: name.into(),
+        virtual_addresses: addresses
+            .iter()
+            .map(|address| {
+                let network: IpNet = address.parse().unwrap();
+                VirtualAddress {
+                    addr: network.addr().into(),
+                    network: network.trunc(),
+                    group: GroupId(0),
+                }
+            })
+            .collect(),
+        source_check: true,
+    };
+    let pool = |name: &str, addresses: &[&str]| NatPool {
+        name: name.into(),
+        addresses: addresses
+            .iter()
+            .map(|address| address.parse::<IpAddr>().unwrap().into())
+            .collect(),
+        ports: (1024, 65535),
+    };
+    let address = |text: &str| text.parse::<IpAddr>().unwrap().into();
+    Config {
+        node: Node {
+            name: "test".into(),
+            key: None,
+            control_socket: "/nowhere".into(),
+            max_sessions: 1024,
+            routing_table: 7700,
+        },
+        ports: vec![
+            port("lan", ["10.77.1.1/24", "fd77:1::1/64"]),
+            port("wan", ["10.77.2.1/24", "fd77:2::1/64"]),
+        ],
+        groups: vec![Group {
+            name: "default".into(),
+            priority: None,
+        }],
+        policies: vec![Policy {
+            name: "out".into(),
+            from: vec![PortId(0)],
+            to: vec![PortId(1)],
+            source: vec![],
+            destination: vec![],
+            service: vec![],
+            action: Action::Accept,
+            nat: Nat::Pool(1),
+            log: false,
+            pickup_guarantee: None,
+        }],
+        nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],
+        forwards: vec![Forward {
+            name: "web".into(),
+            port: PortId(0),
+            protocol: Protocol::TCP,
+            external: (address("192.0.2.8"), 80),
+            internal: (address("10.77.2.9"), 80),
+        }],
+        timeouts: Timeouts {
+            tcp_established: Duration::from_secs(7440),
+            tcp_transitory: Duration::from_secs(240),
+            tcp_syn: Duration::from_secs(30),
+            tcp_time_wait: Duration::from_secs(120),
+            tcp_reset: Duration::from_secs(10),
+            udp: Duration::from_secs(300),
+            udp_unreplied: Duration::from_secs(120),
+            icmp: Duration::from_secs(60),
+            other: Duration::from_secs(600),
+        },
+        limits: Limits {
+            half_open_per_source: 4096,
+            icmp_errors_per_second: 1000,
+            tcp_pickup: false,
+        },
+        ha: None,
+    }
+}
