@@ -140,6 +140,20 @@ impl Netlink {
         self.change("set up the interface", &format!("#{link}"), request, 0)
     }
 
+    /// Sets the MTU of an interface, in bytes of IP.
+    pub fn set_mtu(&mut self, link: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.change(
+            "set the MTU of the interface",
+            &format!("#{link}"),
+            request,
+            0,
+        )
+    }
+
     /// Sets the length of an interface's transmit queue, in packets.
     pub fn set_queue_length(&mut self, link: u32, packets: u32) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
