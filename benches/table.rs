@@ -14,6 +14,9 @@ use tandemgw::session::{
 };
 use tandemgw::time::Tick;
 
+#[global_allocator]
+static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
+
 const MILLION: u32 = 1_000_000;
 
 fn main() {

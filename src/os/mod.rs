@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod control_socket;
 pub mod event_loop;
+pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod packet_socket;
