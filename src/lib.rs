@@ -3,4 +3,6 @@
 pub mod config;
 pub mod event;
 pub mod flow;
+pub mod identity;
+pub mod os;
 pub mod time;
