@@ -1,4 +1,5 @@
 //! The connections between units, over the loopback interface.
+#![allow(clippy::unwrap_used)]
 
 mod net;
 
@@ -163,7 +164,8 @@ fn in_a_cluster_each_peer_is_known_by_its_key() {
         let others =
             others.map(|other| net::peer(names[other], addresses[other], keys[other].public()));
         let ha = net::ha(addresses[index], others.collect());
-        net.add(&ha, names[index], &keys[index]);
+        net.units.push(None);
+        net.start(index, &ha, names[index], &keys[index]);
     }
     let peers = [PeerId(0), PeerId(1)];
     let up = |net: &mut Net| {

@@ -72,12 +72,6 @@ impl Net {
         Pair::new(first, second).start()
     }
 
-    pub fn add(&mut self, ha: &Ha, name: &str, key: &NodeKey) -> usize {
-        self.units.push(None);
-        self.start(self.units.len() - 1, ha, name, key);
-        self.units.len() - 1
-    }
-
     pub fn start(&mut self, index: usize, ha: &Ha, name: &str, key: &NodeKey) {
         let poll = self.poll.get_or_insert_with(|| Poll::new().unwrap());
         let mut transport = Transport::new(ha, name, key, index as u64).unwrap();

@@ -1,8 +1,7 @@
 //! One link: a socket, an endpoint, and for each peer a connection of each role.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,9 +13,10 @@ use quinn_proto::{
 use quinn_udp::RecvMeta;
 
 use super::connection::{Conn, Phase, Streams};
+use super::outbox::Outbox;
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
-use super::{Counters, DownReason, Event, SendError, tls};
+use super::{DownReason, Event, SendError, tls};
 use crate::config::HaLink;
 use crate::flow::{LinkId, PeerId};
 use crate::identity::PublicKey;
@@ -41,12 +41,6 @@ const EVENT_ROUNDS: usize = 64;
 /// that it receives at its address, above the second it is ignored.
 const HANDSHAKES_BEFORE_RETRY: usize = 4;
 const MAX_HANDSHAKES: usize = 32;
-/// Events that wait for the caller; above it, received data stays where its own limits hold.
-const MAX_EVENTS: usize = 4096;
-/// Stream bytes in events that wait for the caller.
-const MAX_EVENT_BYTES: usize = 1 << 20;
-/// Refusals are logged once in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Application error codes (RFC 9000, section 20.2).
 pub(super) mod code {
@@ -72,65 +66,6 @@ pub(super) struct Shared {
     pub(super) peers: Vec<Peer>,
     /// By role.
     pub(super) servers: [Arc<ServerConfig>; 2],
-}
-
-/// What goes out to the caller.
-#[derive(Default)]
-pub(super) struct Outbox {
-    events: VecDeque<Event>,
-    bytes: usize,
-    pub(super) counters: Counters,
-    random: u64,
-    last_log: Option<Instant>,
-    /// After the goodbye nobody is dialled or accepted.
-    pub(super) leaving: bool,
-}
-
-impl Outbox {
-    pub(super) fn new(seed: u64) -> Outbox {
-        Outbox {
-            random: seed,
-            ..Outbox::default()
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        if let Event::SyncData { bytes, .. } = &event {
-            self.bytes -= bytes.len();
-        }
-        Some(event)
-    }
-
-    /// Whether received data may be added.
-    fn has_room(&self) -> bool {
-        self.events.len() < MAX_EVENTS && self.bytes < MAX_EVENT_BYTES
-    }
-
-    fn push(&mut self, event: Event) {
-        if let Event::SyncData { bytes, .. } = &event {
-            self.bytes += bytes.len();
-        }
-        self.events.push_back(event);
-    }
-
-    /// Between half of `full` and all of it (SplitMix64), so that units do not act in step.
-    fn jitter(&mut self, full: Duration) -> Duration {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.random;
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let share = ((bits ^ bits >> 31) % 1024) as u32;
-        full / 2 + full / 2 * share / 1024
-    }
-
-    fn refused(&mut self, now: Instant, text: std::fmt::Arguments<'_>) {
-        self.counters.handshakes_refused += 1;
-        if self.last_log.is_none_or(|last| now >= last + LOG_INTERVAL) {
-            self.last_log = Some(now);
-            log::warn!("{text} (such messages are shown once a minute)");
-        }
-    }
 }
 
 /// The surroundings of a call.
@@ -159,7 +94,7 @@ pub(super) struct Link {
     /// By peer and role.
     slots: Vec<[Slot; 2]>,
     /// By peer.
-    pub(super) remotes: Vec<Option<std::net::SocketAddr>>,
+    pub(super) remotes: Vec<Option<SocketAddr>>,
     /// Whether a budget ended the last poll.
     unfinished: bool,
     response: Vec<u8>,
@@ -171,7 +106,7 @@ impl Link {
         config: &HaLink,
         endpoint: EndpointConfig,
         shared: &Shared,
-        remotes: Vec<Option<std::net::SocketAddr>>,
+        remotes: Vec<Option<SocketAddr>>,
     ) -> io::Result<Link> {
         let socket = Socket::bind(config)?;
         let [server, _] = &shared.servers;
@@ -214,8 +149,13 @@ impl Link {
             };
             for (meta, chunk) in metas.iter().take(count).zip(buffer.chunks(RECEIVE_BUFFER)) {
                 let bytes = chunk.get(..meta.len).unwrap_or_default();
-                for datagram in bytes.chunks(meta.stride.max(1)) {
-                    handled += 1;
+                let datagrams = bytes.chunks(meta.stride.max(1));
+                handled += datagrams.len();
+                if self.peer_at(meta.addr.ip()).is_none() {
+                    cx.out.counters.foreign_datagrams += datagrams.len() as u64;
+                    continue;
+                }
+                for datagram in datagrams {
                     self.handle_datagram(meta, datagram, cx);
                 }
             }
@@ -234,25 +174,24 @@ impl Link {
     }
 
     /// When [`Link::poll`] is to be called again at the latest.
-    pub(super) fn next_timeout(
-        &mut self,
-        out: &Outbox,
-        shared: &Shared,
-        now: Instant,
-    ) -> Option<Instant> {
-        let unread = |conn: &Conn| conn.readable && conn.phase == Phase::Up;
-        if self.unfinished || out.has_room() && self.conns.iter().flatten().any(unread) {
-            return Some(now);
+    pub(super) fn next_timeout(&mut self, cx: &Context<'_>) -> Option<Instant> {
+        let conns = self.conns.iter().flatten();
+        let mut up = conns.filter(|conn| conn.phase == Phase::Up);
+        if self.unfinished || up.any(|conn| conn.readable && cx.out.has_room(conn.role)) {
+            return Some(cx.now);
         }
-        let retries = self.slots.iter().zip(&shared.peers);
+        let retries = self.slots.iter().enumerate();
         let retries = retries
-            .filter(|(_, peer)| peer.dialled && !out.leaving)
-            .flat_map(|(slots, _)| slots)
+            .filter(|&(index, _)| self.dialled(index, cx).is_some())
+            .flat_map(|(_, slots)| slots)
             .filter(|slot| slot.current.is_none())
-            .map(|slot| slot.retry.unwrap_or(now));
+            .map(|slot| slot.retry.unwrap_or(cx.now));
+        let first = retries.min();
         let timers = self.conns.iter_mut().flatten();
-        let timers = timers.filter_map(|conn| conn.quic.poll_timeout());
-        timers.chain(retries).min()
+        timers
+            .filter_map(|conn| conn.quic.poll_timeout())
+            .chain(first)
+            .min()
     }
 
     /// The connection of `peer` in `role`, if it is up.
@@ -312,7 +251,7 @@ impl Link {
             };
             if let Some(ip) = error
                 && let Some(peer) = self.peer_at(ip)
-                && cx.out.has_room()
+                && cx.out.has_room(Role::Heartbeat)
             {
                 let link = self.id;
                 cx.out.push(Event::Refused { peer, link });
@@ -321,16 +260,12 @@ impl Link {
     }
 
     fn peer_at(&self, ip: IpAddr) -> Option<PeerId> {
-        let at = |remote: &Option<std::net::SocketAddr>| remote.is_some_and(|addr| addr.ip() == ip);
+        let at = |remote: &Option<SocketAddr>| remote.is_some_and(|addr| addr.ip() == ip);
         let index = self.remotes.iter().position(at)?;
         u8::try_from(index).ok().map(PeerId)
     }
 
     fn handle_datagram(&mut self, meta: &RecvMeta, datagram: &[u8], cx: &mut Context<'_>) {
-        if self.peer_at(meta.addr.ip()).is_none() {
-            cx.out.counters.foreign_datagrams += 1;
-            return;
-        }
         let ecn = meta
             .ecn
             .and_then(|ecn| quinn_proto::EcnCodepoint::from_bits(ecn as u8));
@@ -396,32 +331,34 @@ impl Link {
         }
     }
 
+    /// The address to dial, if it is we who dial that peer.
+    fn dialled(&self, index: usize, cx: &Context<'_>) -> Option<SocketAddr> {
+        let peer = cx.shared.peers.get(index)?;
+        let remote = self.remotes.get(index).copied().flatten()?;
+        (peer.dialled && !cx.out.leaving).then_some(remote)
+    }
+
     fn dial(&mut self, cx: &mut Context<'_>) {
-        for (index, peer) in cx.shared.peers.iter().enumerate() {
-            if !peer.dialled || cx.out.leaving {
-                continue;
-            }
-            let (Some(Some(remote)), Ok(id)) = (self.remotes.get(index), u8::try_from(index))
-            else {
+        for (index, id) in (0..cx.shared.peers.len()).zip(0..) {
+            let Some(remote) = self.dialled(index, cx) else {
                 continue;
             };
-            let remote = *remote;
             for role in Role::ALL {
-                let slot = self.slots[index][role as usize];
+                let slot = &mut self.slots[index][role as usize];
                 if slot.current.is_some() || slot.retry.is_some_and(|at| at > cx.now) {
                     continue;
                 }
-                let config = peer.clients[role as usize].clone();
+                let config = cx.shared.peers[index].clients[role as usize].clone();
                 // The name is not sent; the key says who the other side is.
                 match self.endpoint.connect(cx.now, config, remote, "tandemgw") {
                     Ok((handle, quic)) => {
+                        slot.current = Some(handle);
                         self.insert(handle, Conn::new(quic, role, Some(PeerId(id))));
-                        self.slots[index][role as usize].current = Some(handle);
                     }
                     Err(error) => {
+                        slot.retry = Some(cx.now + MAX_BACKOFF);
                         cx.out
                             .refused(cx.now, format_args!("can't dial {remote}: {error}"));
-                        self.slots[index][role as usize].retry = Some(cx.now + MAX_BACKOFF);
                     }
                 }
             }
@@ -500,9 +437,8 @@ impl Link {
                 }
                 Streams::Writable | Streams::Fine => {}
             },
-            QuicEvent::HandshakeDataReady
-            | QuicEvent::DatagramReceived
-            | QuicEvent::DatagramsUnblocked => {}
+            QuicEvent::DatagramReceived => conn.readable = true,
+            QuicEvent::HandshakeDataReady | QuicEvent::DatagramsUnblocked => {}
         }
     }
 
@@ -557,22 +493,25 @@ impl Link {
         let (Some(peer), link) = (conn.peer, self.id) else {
             return;
         };
+        if !conn.readable || !cx.out.has_room(conn.role) {
+            return;
+        }
         if conn.role == Role::Heartbeat {
-            while cx.out.has_room()
-                && let Some(bytes) = conn.quic.datagrams().recv()
-            {
+            while cx.out.has_room(conn.role) {
+                let Some(bytes) = conn.quic.datagrams().recv() else {
+                    conn.readable = false;
+                    return;
+                };
                 cx.out.push(Event::Datagram { peer, link, bytes });
             }
-        } else if conn.readable && cx.out.has_room() {
-            let room = MAX_EVENT_BYTES
-                .saturating_sub(cx.out.bytes)
-                .min(READ_BUDGET);
-            let streams = conn.read(room, |bytes| {
-                cx.out.push(Event::SyncData { peer, link, bytes });
-            });
-            if streams == Streams::Violation {
-                self.violation(handle, conn, cx);
-            }
+            return;
+        }
+        let budget = cx.out.room().min(READ_BUDGET);
+        let streams = conn.read(budget, |bytes| {
+            cx.out.push(Event::SyncData { peer, link, bytes });
+        });
+        if streams == Streams::Violation {
+            self.violation(handle, conn, cx);
         }
     }
 

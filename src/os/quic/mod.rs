@@ -8,6 +8,7 @@
 
 mod connection;
 mod link;
+mod outbox;
 mod socket;
 mod tls;
 mod tuning;
@@ -21,7 +22,8 @@ use bytes::Bytes;
 use mio::{Registry, Token};
 use quinn_proto::ConnectionError;
 
-use self::link::{Context, Link, Outbox, Peer, Shared, code};
+use self::link::{Context, Link, Peer, Shared, code};
+use self::outbox::Outbox;
 use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};
@@ -261,14 +263,17 @@ impl Transport {
     /// When [`poll`](Self::poll) is to be called at the latest; the time of the last poll if it left
     /// something undone.
     pub fn next_timeout(&mut self) -> Option<Instant> {
-        let now = self.polled?;
+        let cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now: self.polled?,
+        };
         let links = self.links.iter_mut();
-        links
-            .filter_map(|link| link.next_timeout(&self.out, &self.shared, now))
-            .min()
+        links.filter_map(|link| link.next_timeout(&cx)).min()
     }
 
-    /// The next event.
+    /// The next event. Those of heartbeats overtake those of replication; within each the order is
+    /// that in which they happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.out.pop()
     }
@@ -311,8 +316,8 @@ impl Transport {
         self.up(peer, link, Role::Sync).is_some()
     }
 
-    /// The smoothed round-trip time of heartbeats; includes up to 25 ms that the peer may wait with
-    /// an acknowledgement only in so far as it does not report them. `None` without a connection.
+    /// The smoothed round-trip time of heartbeats (RFC 9002, section 5.3), with the time that the
+    /// peer's loop takes to come round. `None` without a connection.
     pub fn rtt(&mut self, peer: PeerId, link: LinkId) -> Option<Duration> {
         self.up(peer, link, Role::Heartbeat)
             .map(|conn| conn.quic.rtt())
