@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use net::{LINK, Net, PEER, Pair};
 use tandemgw::flow::PeerId;
 use tandemgw::identity::NodeKey;
-use tandemgw::os::quic::{DownReason, Event, SendError};
+use tandemgw::os::quic::{DownReason, Event, SendError, Transport};
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -230,6 +230,65 @@ fn a_wrong_key_is_refused_on_either_side() {
             net.unit(0).counters()
         );
     }
+}
+
+#[test]
+fn a_crowd_of_strangers_does_not_keep_a_peer_out() {
+    const STRANGERS: usize = 60;
+    let pair = Pair::new("gw-a", "gw-b");
+    let mut net = Net::default();
+    net.units.extend([None, None]);
+    pair.start_one(&mut net, 1);
+    // They have the peer's address, but not its key.
+    for index in 2..2 + STRANGERS {
+        let target = net::peer("gw-b", pair.listen[1], pair.keys[1].public());
+        let ha = net::ha(net::free_address(), vec![target]);
+        net.units.push(None);
+        net.start(
+            index,
+            &ha,
+            "gw-a",
+            &NodeKey::from_seed([index as u8 + 1; 32]),
+        );
+    }
+    net.pass(Duration::from_millis(20));
+    pair.start_one(&mut net, 0);
+    let up = net.run(SOON, |net| {
+        (0..2).all(|index| {
+            let unit = net.unit(index);
+            unit.is_heartbeat_up(PEER, LINK) && unit.is_sync_up(PEER, LINK)
+        })
+    });
+    assert!(up, "{:?}", net.unit(1).counters());
+    assert!(net.unit(1).counters().handshakes_refused > 0);
+    for index in 2..2 + STRANGERS {
+        assert_eq!(net.take(index, |_| true), []);
+    }
+}
+
+#[test]
+fn units_must_differ() {
+    let pair = Pair::new("gw-a", "gw-b");
+    let error = |name: &str, key: &NodeKey| {
+        let other = net::peer(name, pair.remote[0], key.public());
+        let ha = net::ha(pair.listen[0], vec![other]);
+        let error = Transport::new(&ha, "gw-a", &pair.keys[0], 0).err().unwrap();
+        error.to_string()
+    };
+    let text = error("gw-a", &pair.keys[1]);
+    assert_eq!(text, "peer gw-a has the name of another unit");
+    let text = error("gw-b", &pair.keys[0]);
+    assert_eq!(text, "peer gw-b has the public key of another unit");
+}
+
+#[test]
+fn a_link_that_can_not_be_is_named() {
+    let mut ha = net::ha(net::free_address(), Vec::new());
+    ha.links[0].interface = "no-such-link".into();
+    let key = NodeKey::from_seed([1; 32]);
+    let error = Transport::new(&ha, "gw-a", &key, 0).err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains("no-such-link"), "{text}");
 }
 
 #[test]

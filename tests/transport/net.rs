@@ -63,7 +63,8 @@ pub struct Net {
     /// `None` while a unit is dead.
     pub units: Vec<Option<Unit>>,
     ready: BTreeSet<usize>,
-    pub longest_call: Duration,
+    /// How long each turn of a unit took.
+    pub calls: Vec<Duration>,
 }
 
 impl Net {
@@ -116,7 +117,7 @@ impl Net {
                 self.ready.remove(&index);
             }
             unit.transport.poll(start);
-            self.longest_call = self.longest_call.max(start.elapsed());
+            self.calls.push(start.elapsed());
             while let Some(event) = unit.transport.poll_event() {
                 unit.events.push(event);
             }

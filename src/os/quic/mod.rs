@@ -201,10 +201,7 @@ impl Transport {
     ///
     /// `seed` varies the pauses between attempts; it need not be secret.
     pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
-        if ha.peers.iter().any(|peer| peer.name == node_name) {
-            let text = format!("a peer has the name of this node, {node_name}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
+        check_peers(ha, node_name, key)?;
         let shared = shared(ha, node_name, key).map_err(io::Error::other)?;
         let links = ha.links.iter().zip(0..).map(|(config, id)| {
             let remotes = ha.peers.iter();
@@ -375,6 +372,29 @@ impl Transport {
     fn up(&mut self, peer: PeerId, link: LinkId, role: Role) -> Option<&mut connection::Conn> {
         self.links.get_mut(link.index())?.up(peer, role)
     }
+}
+
+/// Names decide who dials, and keys who is who: no two units may have the same.
+fn check_peers(ha: &Ha, node_name: &str, key: &NodeKey) -> io::Result<()> {
+    let mut names = vec![node_name];
+    let mut keys = vec![key.public().0];
+    for peer in &ha.peers {
+        let what = match (
+            names.contains(&&*peer.name),
+            keys.contains(&peer.public_key),
+        ) {
+            (true, _) => "name",
+            (_, true) => "public key",
+            _ => {
+                names.push(&peer.name);
+                keys.push(peer.public_key);
+                continue;
+            }
+        };
+        let text = format!("peer {} has the {what} of another unit", peer.name);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(())
 }
 
 fn shared(ha: &Ha, node_name: &str, key: &NodeKey) -> Result<Shared, rustls::Error> {

@@ -2,12 +2,13 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use mio::{Interest, Registry, Token};
 use quinn_proto::{Connection, Transmit};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use std::time::Instant;
 
 use crate::config::HaLink;
 
@@ -17,8 +18,9 @@ pub(super) const RECEIVE_BATCH: usize = 4;
 pub(super) const RECEIVE_BUFFER: usize = 64 << 10;
 /// Datagrams in one send call: 32 of 1452 bytes stay below the 64 KiB that the kernel takes.
 const MAX_SEGMENTS: usize = 32;
-/// Bytes that the kernel may keep in each direction, if its limits allow.
-const KERNEL_BUFFER: usize = 4 << 20;
+/// Received bytes that the kernel may keep: a burst of stream data must not push out heartbeats while
+/// the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind it.
+const KERNEL_RECEIVE_BUFFER: libc::c_int = 4 << 20;
 
 /// A non-blocking UDP socket.
 pub(super) struct Socket {
@@ -65,14 +67,7 @@ impl Socket {
         state
             .enable_transport_errors(reference)
             .map_err(|error| context("IP_RECVERR", error))?;
-        for resize in [
-            UdpSocketState::set_recv_buffer_size,
-            UdpSocketState::set_send_buffer_size,
-        ] {
-            if let Err(error) = resize(&state, UdpSockRef::from(&io), KERNEL_BUFFER) {
-                log::debug!("socket buffers stay as they are: {error}");
-            }
-        }
+        grow_receive_buffer(&io);
         Ok(Socket {
             io,
             state,
@@ -210,4 +205,26 @@ impl Socket {
             log::warn!("a link's socket can't be watched: {error}");
         }
     }
+}
+
+/// Beyond `net.core.rmem_max` if we have CAP_NET_ADMIN (socket(7), `SO_RCVBUFFORCE`), else up to it.
+fn grow_receive_buffer(socket: &mio::net::UdpSocket) {
+    let size = KERNEL_RECEIVE_BUFFER;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: the descriptor is open as long as `socket` is borrowed, and the kernel reads
+        // `size_of::<c_int>()` bytes from a pointer to a `c_int` that outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const size).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            return;
+        }
+    }
+    log::debug!("the receive buffer of a link's socket stays as it is");
 }
