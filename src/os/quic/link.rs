@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig,
-    Event as QuicEvent, Incoming, ServerConfig,
+    ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Event as QuicEvent,
+    Incoming,
 };
 use quinn_udp::RecvMeta;
 
 use super::connection::{Conn, Phase, Streams};
-use super::outbox::Outbox;
+use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
 use super::{DownReason, Event, SendError, tls};
 use crate::config::HaLink;
 use crate::flow::{LinkId, PeerId};
-use crate::identity::PublicKey;
 
 /// Pause before the first new attempt, and after a silence.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -37,43 +36,11 @@ const READ_BUDGET: usize = 256 << 10;
 const ERROR_BUDGET: usize = 32;
 /// Rounds of events between endpoint and connection; two or three are usual.
 const EVENT_ROUNDS: usize = 64;
-/// Accepted connections that have not proved a key yet: above the first number a sender must show
-/// that it receives at its address, above the second it is ignored.
+/// Accepted connections that have not proved a key, those refused a moment ago included: above the
+/// first number a sender must show that it receives at its address, above the second it is ignored.
+/// That bounds the time spent on handshakes too.
 const HANDSHAKES_BEFORE_RETRY: usize = 4;
 const MAX_HANDSHAKES: usize = 32;
-
-/// Application error codes (RFC 9000, section 20.2).
-pub(super) mod code {
-    pub(in super::super) const CLOSED: u32 = 0;
-    pub(in super::super) const GOODBYE: u32 = 1;
-    pub(super) const REPLACED: u32 = 2;
-    pub(super) const VIOLATION: u32 = 3;
-    pub(super) const UNEXPECTED: u32 = 4;
-}
-
-/// A peer, as all links see it.
-pub(super) struct Peer {
-    pub(super) name: String,
-    pub(super) key: PublicKey,
-    /// Whether we dial, or it does.
-    pub(super) dialled: bool,
-    /// By role.
-    pub(super) clients: [ClientConfig; 2],
-}
-
-/// What all links share and nobody changes.
-pub(super) struct Shared {
-    pub(super) peers: Vec<Peer>,
-    /// By role.
-    pub(super) servers: [Arc<ServerConfig>; 2],
-}
-
-/// The surroundings of a call.
-pub(super) struct Context<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) out: &'a mut Outbox,
-    pub(super) now: Instant,
-}
 
 /// The connection of one peer and role.
 #[derive(Clone, Copy, Default)]
@@ -298,7 +265,13 @@ impl Link {
             .filter(|conn| conn.peer.is_none());
         let strangers = strangers.count();
         let validated = incoming.remote_address_validated();
-        if cx.out.leaving || strangers >= MAX_HANDSHAKES {
+        let remote = incoming.remote_address();
+        // A peer dials from the address that it listens on: others can't take its place.
+        let limit = match self.remotes.contains(&Some(remote)) {
+            true => 2 * MAX_HANDSHAKES,
+            false => MAX_HANDSHAKES,
+        };
+        if cx.out.leaving || strangers >= limit {
             cx.out.counters.handshakes_ignored += 1;
             return self.endpoint.ignore(incoming);
         }
@@ -311,7 +284,6 @@ impl Link {
             return;
         }
         let role = Role::of_initial_id(incoming.orig_dst_cid());
-        let remote = incoming.remote_address();
         let server = cx.shared.servers[role as usize].clone();
         match self
             .endpoint
@@ -390,7 +362,9 @@ impl Link {
             .socket
             .transmit(&mut conn.quic, cx.now, TRANSMIT_BUDGET);
         // Transmitting and reading may have made events of their own.
+        let phase = conn.phase;
         self.exchange_events(handle, &mut conn, cx);
+        self.unfinished |= conn.phase != phase;
         if !conn.quic.is_drained() {
             self.conns[handle.0] = Some(conn);
         }

@@ -9,6 +9,7 @@
 mod connection;
 mod link;
 mod outbox;
+mod shared;
 mod socket;
 mod tls;
 mod tuning;
@@ -22,8 +23,9 @@ use bytes::Bytes;
 use mio::{Registry, Token};
 use quinn_proto::ConnectionError;
 
-use self::link::{Context, Link, Peer, Shared, code};
+use self::link::Link;
 use self::outbox::Outbox;
+use self::shared::{Context, Peer, Shared, code};
 use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};

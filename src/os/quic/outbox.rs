@@ -1,4 +1,4 @@
-//! What goes out to the caller, and what all links share besides.
+//! What goes out to the caller.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -207,6 +207,9 @@ impl ControllerFactory for FixedWindow {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use quinn_proto::{Connection, DatagramEvent, Dir, Endpoint};
+
     use super::*;
 
     #[test]
@@ -220,5 +223,65 @@ mod tests {
             Role::of_initial_id(&ConnectionId::new(&[])),
             Role::Heartbeat
         );
+    }
+
+    /// The dialled end of a connection in memory, after the handshake.
+    fn connect(role: Role) -> Connection {
+        let keys = [1, 2].map(|seed| NodeKey::from_seed([seed; 32]));
+        let [ours, theirs] = keys.each_ref().map(|key| Credentials::new(key).unwrap());
+        let timeouts = Timeouts([Duration::from_secs(1); 2]);
+        let server = server(&theirs, vec![keys[0].public()], &keys[1], role, timeouts).unwrap();
+        let client = client(&ours, keys[1].public(), role, timeouts).unwrap();
+        let mut near = Endpoint::new(Arc::new(endpoint(&keys[0])), None, false, None);
+        let server = Some(Arc::new(server));
+        let mut far = Endpoint::new(Arc::new(endpoint(&keys[1])), server, false, None);
+        let now = Instant::now();
+        let address = "192.0.2.1:7030".parse().unwrap();
+        let (_, mut dialled) = near.connect(now, client, address, "tandemgw").unwrap();
+        let mut accepted: Option<Connection> = None;
+        for _ in 0..10 {
+            let (mut bytes, mut response) = (Vec::new(), Vec::new());
+            while dialled.poll_transmit(now, 1, &mut bytes).is_some() {
+                let data = BytesMut::from(&bytes[..]);
+                match far.handle(now, address, None, None, data, &mut response) {
+                    Some(DatagramEvent::NewConnection(incoming)) => {
+                        let accept = far.accept(incoming, now, &mut response, None);
+                        accepted = Some(accept.map_err(|error| error.cause).unwrap().1);
+                    }
+                    Some(DatagramEvent::ConnectionEvent(_, event)) => {
+                        accepted.as_mut().unwrap().handle_event(event);
+                    }
+                    _ => {}
+                }
+                bytes.clear();
+            }
+            let far = accepted.as_mut().unwrap();
+            while far.poll_transmit(now, 1, &mut bytes).is_some() {
+                let data = BytesMut::from(&bytes[..]);
+                let event = near.handle(now, address, None, None, data, &mut response);
+                if let Some(DatagramEvent::ConnectionEvent(_, event)) = event {
+                    dialled.handle_event(event);
+                }
+                bytes.clear();
+            }
+        }
+        assert!(!dialled.is_handshaking() && !dialled.is_closed());
+        dialled
+    }
+
+    #[test]
+    fn a_role_allows_what_it_needs_and_no_more() {
+        let mut heartbeat = connect(Role::Heartbeat);
+        assert_eq!(heartbeat.streams().open(Dir::Uni), None);
+        assert_eq!(heartbeat.streams().open(Dir::Bi), None);
+        assert!(heartbeat.datagrams().max_size() >= Some(1100));
+
+        let mut sync = connect(Role::Sync);
+        let stream = sync.streams().open(Dir::Uni).unwrap();
+        assert_eq!(sync.streams().open(Dir::Uni), None);
+        assert_eq!(sync.streams().open(Dir::Bi), None);
+        assert_eq!(sync.datagrams().max_size(), None);
+        let written = sync.send_stream(stream).write(&vec![0; 64 << 20]).unwrap();
+        assert_eq!(written as u64, SYNC_SEND_WINDOW);
     }
 }
