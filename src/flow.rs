@@ -216,3 +216,25 @@ pub struct PolicyId(pub u16);
 /// A group of virtual addresses that moves as one: an index into the configured groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u8);
+
+/// A peer: the index of its `[[ha.peer]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u8);
+
+impl PeerId {
+    /// As an index into a list that is parallel to the configured peers.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A link for heartbeats and replication: the index of its `[[ha.link]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u8);
+
+impl LinkId {
+    /// As an index into a list that is parallel to the configured links.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}

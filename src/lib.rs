@@ -12,4 +12,6 @@ pub mod packet;
 pub mod policy;
 pub mod route;
 pub mod session;
+pub mod identity;
+pub mod os;
 pub mod time;

@@ -24,3 +24,7 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
+//! All that makes system calls or knows a file descriptor.
+
+pub mod key_file;
+pub mod quic;

@@ -1,0 +1,573 @@
+//! One link: a socket, an endpoint, and for each peer a connection of each role.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Event as QuicEvent,
+    Incoming,
+};
+use quinn_udp::RecvMeta;
+
+use super::connection::{Conn, Phase, Streams};
+use super::shared::{Context, Shared, code};
+use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
+use super::tuning::Role;
+use super::{DownReason, Event, SendError, tls};
+use crate::config::HaLink;
+use crate::flow::{LinkId, PeerId};
+
+/// Pause before the first new attempt, and after a silence.
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// Longest pause, reached by peers that refuse.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// A connection that lived this long was a good one.
+const GOOD_LIFE: Duration = Duration::from_secs(1);
+/// Datagrams handled in one call of [`Link::receive`], before the rest of the loop has its turn.
+const RECEIVE_BUDGET: usize = 128;
+/// Send calls of one connection in one poll.
+const TRANSMIT_BUDGET: usize = 4;
+/// Stream bytes read of one connection in one poll.
+const READ_BUDGET: usize = 256 << 10;
+/// Reports taken from the error queue in one call.
+const ERROR_BUDGET: usize = 32;
+/// Rounds of events between endpoint and connection; two or three are usual.
+const EVENT_ROUNDS: usize = 64;
+/// Accepted connections that have not proved a key, those refused a moment ago included: above the
+/// first number a sender must show that it receives at its address, above the second it is ignored.
+/// That bounds the time spent on handshakes too.
+const HANDSHAKES_BEFORE_RETRY: usize = 4;
+const MAX_HANDSHAKES: usize = 32;
+
+/// The connection of one peer and role.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    current: Option<ConnectionHandle>,
+    /// When to dial again; `None` means at once.
+    retry: Option<Instant>,
+    backoff: Duration,
+}
+
+/// See the module.
+pub(super) struct Link {
+    id: LinkId,
+    pub(super) socket: Socket,
+    endpoint: Endpoint,
+    /// By handle.
+    conns: Vec<Option<Conn>>,
+    /// By peer and role.
+    slots: Vec<[Slot; 2]>,
+    /// By peer.
+    pub(super) remotes: Vec<Option<SocketAddr>>,
+    /// Whether a budget ended the last poll.
+    unfinished: bool,
+    response: Vec<u8>,
+}
+
+impl Link {
+    pub(super) fn new(
+        id: LinkId,
+        config: &HaLink,
+        endpoint: EndpointConfig,
+        shared: &Shared,
+        remotes: Vec<Option<SocketAddr>>,
+    ) -> io::Result<Link> {
+        let socket = Socket::bind(config)?;
+        let [server, _] = &shared.servers;
+        let endpoint = Endpoint::new(
+            Arc::new(endpoint),
+            Some(server.clone()),
+            !socket.may_fragment(),
+            None,
+        );
+        Ok(Link {
+            id,
+            socket,
+            endpoint,
+            conns: Vec::new(),
+            slots: vec![Default::default(); shared.peers.len()],
+            remotes,
+            unfinished: false,
+            response: Vec::new(),
+        })
+    }
+
+    /// Reads datagrams up to the budget; returns whether there may be more.
+    pub(super) fn receive(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> bool {
+        self.take_errors(cx);
+        let mut handled = 0;
+        while handled < RECEIVE_BUDGET {
+            let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
+            let mut chunks = buffer.chunks_exact_mut(RECEIVE_BUFFER);
+            let mut slices: [IoSliceMut<'_>; RECEIVE_BATCH] =
+                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+            let count = match self.socket.receive(&mut slices, &mut metas) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(_) => {
+                    // An error that an earlier datagram met: it is in the error queue too.
+                    self.take_errors(cx);
+                    handled += RECEIVE_BATCH;
+                    continue;
+                }
+            };
+            for (meta, chunk) in metas.iter().take(count).zip(buffer.chunks(RECEIVE_BUFFER)) {
+                let bytes = chunk.get(..meta.len).unwrap_or_default();
+                let datagrams = bytes.chunks(meta.stride.max(1));
+                handled += datagrams.len();
+                if self.peer_at(meta.addr.ip()).is_none() {
+                    cx.out.counters.foreign_datagrams += datagrams.len() as u64;
+                    continue;
+                }
+                for datagram in datagrams {
+                    self.handle_datagram(meta, datagram, cx);
+                }
+            }
+        }
+        true
+    }
+
+    /// Timers, events and transmissions, until nothing is left to do or a budget is used up.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
+        self.unfinished = false;
+        self.socket.flush();
+        self.dial(cx);
+        for index in 0..self.conns.len() {
+            self.drive(ConnectionHandle(index), cx);
+        }
+    }
+
+    /// When [`Link::poll`] is to be called again at the latest.
+    pub(super) fn next_timeout(&mut self, cx: &Context<'_>) -> Option<Instant> {
+        let conns = self.conns.iter().flatten();
+        let mut up = conns.filter(|conn| conn.phase == Phase::Up);
+        if self.unfinished || up.any(|conn| conn.readable && cx.out.has_room(conn.role)) {
+            return Some(cx.now);
+        }
+        let retries = self.slots.iter().enumerate();
+        let retries = retries
+            .filter(|&(index, _)| self.dialled(index, cx).is_some())
+            .flat_map(|(_, slots)| slots)
+            .filter(|slot| slot.current.is_none())
+            .map(|slot| slot.retry.unwrap_or(cx.now));
+        let first = retries.min();
+        let timers = self.conns.iter_mut().flatten();
+        timers
+            .filter_map(|conn| conn.quic.poll_timeout())
+            .chain(first)
+            .min()
+    }
+
+    /// The connection of `peer` in `role`, if it is up.
+    pub(super) fn up(&mut self, peer: PeerId, role: Role) -> Option<&mut Conn> {
+        let handle = self.slots.get(peer.index())?[role as usize].current?;
+        let conn = self.conns.get_mut(handle.0)?.as_mut()?;
+        (conn.phase == Phase::Up).then_some(conn)
+    }
+
+    /// Sends one heartbeat, at once.
+    pub(super) fn send_datagram(
+        &mut self,
+        peer: PeerId,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), SendError> {
+        self.socket.flush();
+        let conn = self
+            .up(peer, Role::Heartbeat)
+            .ok_or(SendError::NotConnected)?;
+        let bytes = Bytes::copy_from_slice(bytes);
+        conn.quic
+            .datagrams()
+            .send(bytes, true)
+            .map_err(|_| SendError::TooLarge)?;
+        // Not `up()` again: the borrows of connection and socket have to be apart.
+        if let Some(handle) = self.slots[peer.index()][Role::Heartbeat as usize].current
+            && let Some(Some(conn)) = self.conns.get_mut(handle.0)
+        {
+            self.unfinished |= self.socket.transmit(&mut conn.quic, now, TRANSMIT_BUDGET);
+        }
+        Ok(())
+    }
+
+    /// Closes both connections of `peer`, and tells it.
+    pub(super) fn close(&mut self, peer: PeerId, code: u32, cx: &mut Context<'_>) {
+        for role in Role::ALL {
+            let slot = self
+                .slots
+                .get(peer.index())
+                .map(|slots| slots[role as usize]);
+            if let Some(handle) = slot.and_then(|slot| slot.current)
+                && let Some(mut conn) = self.conns.get_mut(handle.0).and_then(Option::take)
+            {
+                self.shut(handle, &mut conn, code, DownReason::Closed, cx);
+                self.socket
+                    .transmit(&mut conn.quic, cx.now, TRANSMIT_BUDGET);
+                self.conns[handle.0] = Some(conn);
+            }
+        }
+    }
+
+    fn take_errors(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..ERROR_BUDGET {
+            let Some(error) = self.socket.take_error() else {
+                return;
+            };
+            if let Some(ip) = error
+                && let Some(peer) = self.peer_at(ip)
+                && cx.out.has_room(Role::Heartbeat)
+            {
+                let link = self.id;
+                cx.out.push(Event::Refused { peer, link });
+            }
+        }
+    }
+
+    fn peer_at(&self, ip: IpAddr) -> Option<PeerId> {
+        let at = |remote: &Option<SocketAddr>| remote.is_some_and(|addr| addr.ip() == ip);
+        let index = self.remotes.iter().position(at)?;
+        u8::try_from(index).ok().map(PeerId)
+    }
+
+    fn handle_datagram(&mut self, meta: &RecvMeta, datagram: &[u8], cx: &mut Context<'_>) {
+        let ecn = meta
+            .ecn
+            .and_then(|ecn| quinn_proto::EcnCodepoint::from_bits(ecn as u8));
+        self.response.clear();
+        let event = self.endpoint.handle(
+            cx.now,
+            meta.addr,
+            meta.dst_ip,
+            ecn,
+            BytesMut::from(datagram),
+            &mut self.response,
+        );
+        match event {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                if let Some(Some(conn)) = self.conns.get_mut(handle.0) {
+                    conn.quic.handle_event(event);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.accept(incoming, cx),
+            Some(DatagramEvent::Response(transmit)) => self.socket.send(transmit, &self.response),
+            None => {}
+        }
+    }
+
+    fn accept(&mut self, incoming: Incoming, cx: &mut Context<'_>) {
+        let strangers = self
+            .conns
+            .iter()
+            .flatten()
+            .filter(|conn| conn.peer.is_none());
+        let strangers = strangers.count();
+        let validated = incoming.remote_address_validated();
+        let remote = incoming.remote_address();
+        // A peer dials from the address that it listens on: others can't take its place.
+        let limit = match self.remotes.contains(&Some(remote)) {
+            true => 2 * MAX_HANDSHAKES,
+            false => MAX_HANDSHAKES,
+        };
+        if cx.out.leaving || strangers >= limit {
+            cx.out.counters.handshakes_ignored += 1;
+            return self.endpoint.ignore(incoming);
+        }
+        self.response.clear();
+        if strangers >= HANDSHAKES_BEFORE_RETRY && !validated {
+            match self.endpoint.retry(incoming, &mut self.response) {
+                Ok(transmit) => self.socket.send(transmit, &self.response),
+                Err(error) => self.endpoint.ignore(error.into_incoming()),
+            }
+            return;
+        }
+        let role = Role::of_initial_id(incoming.orig_dst_cid());
+        let server = cx.shared.servers[role as usize].clone();
+        match self
+            .endpoint
+            .accept(incoming, cx.now, &mut self.response, Some(server))
+        {
+            Ok((handle, quic)) => self.insert(handle, Conn::new(quic, role, None)),
+            Err(error) => {
+                let cause = error.cause;
+                cx.out.refused(
+                    cx.now,
+                    format_args!("handshake of {remote} refused: {cause}"),
+                );
+                if let Some(transmit) = error.response {
+                    self.socket.send(transmit, &self.response);
+                }
+            }
+        }
+    }
+
+    /// The address to dial, if it is we who dial that peer.
+    fn dialled(&self, index: usize, cx: &Context<'_>) -> Option<SocketAddr> {
+        let peer = cx.shared.peers.get(index)?;
+        let remote = self.remotes.get(index).copied().flatten()?;
+        (peer.dialled && !cx.out.leaving).then_some(remote)
+    }
+
+    fn dial(&mut self, cx: &mut Context<'_>) {
+        for (index, id) in (0..cx.shared.peers.len()).zip(0..) {
+            let Some(remote) = self.dialled(index, cx) else {
+                continue;
+            };
+            for role in Role::ALL {
+                let slot = &mut self.slots[index][role as usize];
+                if slot.current.is_some() || slot.retry.is_some_and(|at| at > cx.now) {
+                    continue;
+                }
+                let config = cx.shared.peers[index].clients[role as usize].clone();
+                // The name is not sent; the key says who the other side is.
+                match self.endpoint.connect(cx.now, config, remote, "tandemgw") {
+                    Ok((handle, quic)) => {
+                        slot.current = Some(handle);
+                        self.insert(handle, Conn::new(quic, role, Some(PeerId(id))));
+                    }
+                    Err(error) => {
+                        slot.retry = Some(cx.now + MAX_BACKOFF);
+                        cx.out
+                            .refused(cx.now, format_args!("can't dial {remote}: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, handle: ConnectionHandle, conn: Conn) {
+        if self.conns.len() <= handle.0 {
+            self.conns.resize_with(handle.0 + 1, || None);
+        }
+        self.conns[handle.0] = Some(conn);
+    }
+
+    fn drive(&mut self, handle: ConnectionHandle, cx: &mut Context<'_>) {
+        let Some(mut conn) = self.conns[handle.0].take() else {
+            return;
+        };
+        if conn.quic.poll_timeout().is_some_and(|at| at <= cx.now) {
+            conn.quic.handle_timeout(cx.now);
+        }
+        self.exchange_events(handle, &mut conn, cx);
+        if conn.phase == Phase::Unconfirmed && conn.is_confirmed() {
+            self.bring_up(&mut conn, cx);
+        }
+        if conn.phase == Phase::Up {
+            self.read(handle, &mut conn, cx);
+        }
+        self.unfinished |= self
+            .socket
+            .transmit(&mut conn.quic, cx.now, TRANSMIT_BUDGET);
+        // Transmitting and reading may have made events of their own.
+        let phase = conn.phase;
+        self.exchange_events(handle, &mut conn, cx);
+        self.unfinished |= conn.phase != phase;
+        if !conn.quic.is_drained() {
+            self.conns[handle.0] = Some(conn);
+        }
+    }
+
+    /// Passes events between endpoint and connection until neither has one.
+    fn exchange_events(&mut self, handle: ConnectionHandle, conn: &mut Conn, cx: &mut Context<'_>) {
+        for _ in 0..EVENT_ROUNDS {
+            let mut quiet = true;
+            while let Some(event) = conn.quic.poll_endpoint_events() {
+                quiet = false;
+                if let Some(answer) = self.endpoint.handle_event(handle, event) {
+                    conn.quic.handle_event(answer);
+                }
+            }
+            while let Some(event) = conn.quic.poll() {
+                quiet = false;
+                self.handle_quic_event(handle, conn, event, cx);
+            }
+            if quiet {
+                return;
+            }
+        }
+        self.unfinished = true;
+    }
+
+    fn handle_quic_event(
+        &mut self,
+        handle: ConnectionHandle,
+        conn: &mut Conn,
+        event: QuicEvent,
+        cx: &mut Context<'_>,
+    ) {
+        match event {
+            QuicEvent::Connected if conn.peer.is_some() => conn.phase = Phase::Unconfirmed,
+            QuicEvent::Connected => self.admit(handle, conn, cx),
+            QuicEvent::ConnectionLost { reason } => self.lost(handle, conn, &reason, cx),
+            QuicEvent::Stream(event) => match conn.handle_stream(event) {
+                Streams::Violation => self.violation(handle, conn, cx),
+                Streams::Writable if conn.phase == Phase::Up => {
+                    if let (Some(peer), link) = (conn.peer, self.id) {
+                        cx.out.push(Event::SyncWritable { peer, link });
+                    }
+                }
+                Streams::Writable | Streams::Fine => {}
+            },
+            QuicEvent::DatagramReceived => conn.readable = true,
+            QuicEvent::HandshakeDataReady | QuicEvent::DatagramsUnblocked => {}
+        }
+    }
+
+    /// An accepted connection whose other side has proved its key. Since it was our part to verify
+    /// last, it is confirmed.
+    fn admit(&mut self, handle: ConnectionHandle, conn: &mut Conn, cx: &mut Context<'_>) {
+        let remote = conn.quic.remote_address();
+        let key = tls::peer_key(&conn.quic);
+        let index = cx
+            .shared
+            .peers
+            .iter()
+            .position(|peer| Some(peer.key) == key);
+        let expected = index.filter(|&index| {
+            let address = self.remotes.get(index).copied().flatten();
+            !cx.shared.peers[index].dialled && address.is_some_and(|a| a.ip() == remote.ip())
+        });
+        let Some(peer) = expected
+            .and_then(|index| u8::try_from(index).ok())
+            .map(PeerId)
+        else {
+            cx.out.refused(
+                cx.now,
+                format_args!(
+                    "{remote} has the key of a peer that is not expected to dial from there"
+                ),
+            );
+            return self.shut(handle, conn, code::UNEXPECTED, DownReason::Closed, cx);
+        };
+        let slot = &mut self.slots[peer.index()][conn.role as usize];
+        if let Some(old) = slot.current.replace(handle)
+            && let Some(mut former) = self.conns.get_mut(old.0).and_then(Option::take)
+        {
+            self.shut(old, &mut former, code::REPLACED, DownReason::Replaced, cx);
+            self.conns[old.0] = Some(former);
+        }
+        conn.peer = Some(peer);
+        self.bring_up(conn, cx);
+    }
+
+    fn bring_up(&mut self, conn: &mut Conn, cx: &mut Context<'_>) {
+        conn.start(cx.now);
+        if let (Some(peer), link) = (conn.peer, self.id) {
+            cx.out.push(match conn.role {
+                Role::Heartbeat => Event::HeartbeatUp { peer, link },
+                Role::Sync => Event::SyncUp { peer, link },
+            });
+        }
+    }
+
+    fn read(&mut self, handle: ConnectionHandle, conn: &mut Conn, cx: &mut Context<'_>) {
+        let (Some(peer), link) = (conn.peer, self.id) else {
+            return;
+        };
+        if !conn.readable || !cx.out.has_room(conn.role) {
+            return;
+        }
+        if conn.role == Role::Heartbeat {
+            while cx.out.has_room(conn.role) {
+                let Some(bytes) = conn.quic.datagrams().recv() else {
+                    conn.readable = false;
+                    return;
+                };
+                cx.out.push(Event::Datagram { peer, link, bytes });
+            }
+            return;
+        }
+        let budget = cx.out.room().min(READ_BUDGET);
+        let streams = conn.read(budget, |bytes| {
+            cx.out.push(Event::SyncData { peer, link, bytes });
+        });
+        if streams == Streams::Violation {
+            self.violation(handle, conn, cx);
+        }
+    }
+
+    fn violation(&mut self, handle: ConnectionHandle, conn: &mut Conn, cx: &mut Context<'_>) {
+        let reason = DownReason::Error("the peer's streams are not as agreed".into());
+        self.shut(handle, conn, code::VIOLATION, reason, cx);
+    }
+
+    /// Closes a connection from our side.
+    fn shut(
+        &mut self,
+        handle: ConnectionHandle,
+        conn: &mut Conn,
+        code: u32,
+        reason: DownReason,
+        cx: &mut Context<'_>,
+    ) {
+        self.retire(handle, conn, reason, cx);
+        conn.close(cx.now, code);
+    }
+
+    /// A connection that ended by itself, or that the other side closed.
+    fn lost(
+        &mut self,
+        handle: ConnectionHandle,
+        conn: &mut Conn,
+        error: &ConnectionError,
+        cx: &mut Context<'_>,
+    ) {
+        let remote = conn.quic.remote_address();
+        let refused = matches!(
+            error,
+            ConnectionError::TransportError(_)
+                | ConnectionError::ConnectionClosed(_)
+                | ConnectionError::VersionMismatch
+        );
+        if refused && matches!(conn.phase, Phase::Handshaking | Phase::Unconfirmed) {
+            let role = conn.role;
+            match conn.peer.and_then(|peer| cx.shared.peers.get(peer.index())) {
+                Some(peer) => cx.out.refused(
+                    cx.now,
+                    format_args!("no {role:?} connection to {} at {remote}: {error}; do the public keys in both configs match?", peer.name),
+                ),
+                None => cx.out.refused(
+                    cx.now,
+                    format_args!("no {role:?} connection from {remote}: {error}; is its public key that of a peer?"),
+                ),
+            }
+        }
+        self.retire(handle, conn, DownReason::from(error), cx);
+        conn.phase = Phase::Closed;
+    }
+
+    /// Frees the slot of a connection that has ended, and plans the next attempt.
+    fn retire(
+        &mut self,
+        handle: ConnectionHandle,
+        conn: &mut Conn,
+        reason: DownReason,
+        cx: &mut Context<'_>,
+    ) {
+        let (Some(peer), link) = (conn.peer, self.id) else {
+            return;
+        };
+        let slot = &mut self.slots[peer.index()][conn.role as usize];
+        if slot.current == Some(handle) {
+            let good = conn
+                .up_since
+                .is_some_and(|since| cx.now >= since + GOOD_LIFE);
+            slot.backoff = match reason {
+                _ if good => MIN_BACKOFF,
+                DownReason::TimedOut | DownReason::Reset | DownReason::Goodbye => MIN_BACKOFF,
+                _ => (slot.backoff * 2).clamp(MIN_BACKOFF, MAX_BACKOFF),
+            };
+            slot.current = None;
+            slot.retry = Some(cx.now + cx.out.jitter(slot.backoff));
+        }
+        if conn.phase == Phase::Up {
+            cx.out.push(match conn.role {
+                Role::Heartbeat => Event::HeartbeatDown { peer, link, reason },
+                Role::Sync => Event::SyncDown { peer, link, reason },
+            });
+        }
+    }
+}

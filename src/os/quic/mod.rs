@@ -1,0 +1,427 @@
+//! The connections to the peers: QUIC (RFC 9000), driven by the one event loop.
+//!
+//! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
+//! application protocol `tandemgw-hb/1`) and one for replication (an ordered stream in each
+//! direction; `tandemgw/1`), so that bulk never delays a heartbeat. The unit whose name sorts first
+//! dials. Each side proves its key ([`crate::identity`]), and one whose key is not in the config
+//! does not get past the handshake.
+
+mod connection;
+mod link;
+mod outbox;
+mod shared;
+mod socket;
+mod tls;
+mod tuning;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mio::{Registry, Token};
+use quinn_proto::ConnectionError;
+
+use self::link::Link;
+use self::outbox::Outbox;
+use self::shared::{Context, Peer, Shared, code};
+use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
+use self::tls::Credentials;
+use self::tuning::{Role, Timeouts};
+use crate::config::Ha;
+use crate::flow::{LinkId, PeerId};
+use crate::identity::{NodeKey, PublicKey};
+
+/// What happened on a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Heartbeats can be sent; the peer has proved its key, and has accepted ours.
+    HeartbeatUp {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+    },
+    /// Heartbeats can't be sent any more. A new connection is tried without being asked for.
+    HeartbeatDown {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// A heartbeat came.
+    Datagram {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// What [`Transport::send_datagram`] was given.
+        bytes: Bytes,
+    },
+    /// The streams for replication are open, and empty.
+    SyncUp {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+    },
+    /// The streams are gone, and with them what was written and not yet received. A new connection
+    /// is tried without being asked for.
+    SyncDown {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The next bytes of the peer's stream, cut anywhere.
+    SyncData {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// The bytes; never empty.
+        bytes: Bytes,
+    },
+    /// There is room again after [`Transport::write_sync`] took less than it was given.
+    SyncWritable {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+    },
+    /// A kernel at the peer's address says that no process listens there. Anyone on the link can
+    /// forge that: it is a hint to look, never a verdict.
+    Refused {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DownReason {
+    /// Nothing came for the idle timeout.
+    TimedOut,
+    /// The peer has restarted and does not know the connection (RFC 9000, section 10.3).
+    Reset,
+    /// The peer shuts down, and said so.
+    Goodbye,
+    /// The peer closed it.
+    ClosedByPeer,
+    /// We closed it.
+    Closed,
+    /// The peer dialled anew.
+    Replaced,
+    /// Something that no unit does.
+    Error(String),
+}
+
+impl fmt::Display for DownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DownReason::TimedOut => "nothing received",
+            DownReason::Reset => "the peer has restarted",
+            DownReason::Goodbye => "the peer shuts down",
+            DownReason::ClosedByPeer => "closed by the peer",
+            DownReason::Closed => "closed",
+            DownReason::Replaced => "the peer connected anew",
+            DownReason::Error(text) => text,
+        })
+    }
+}
+
+impl From<&ConnectionError> for DownReason {
+    fn from(error: &ConnectionError) -> DownReason {
+        match error {
+            ConnectionError::TimedOut => DownReason::TimedOut,
+            ConnectionError::Reset => DownReason::Reset,
+            ConnectionError::LocallyClosed => DownReason::Closed,
+            ConnectionError::ApplicationClosed(close) => {
+                match u64::from(close.error_code) == u64::from(code::GOODBYE) {
+                    true => DownReason::Goodbye,
+                    false => DownReason::ClosedByPeer,
+                }
+            }
+            error => DownReason::Error(error.to_string()),
+        }
+    }
+}
+
+/// Why a heartbeat was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// There is no connection.
+    NotConnected,
+    /// More than fits a datagram; 1100 bytes always do.
+    TooLarge,
+}
+
+/// What the operator should be able to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams from addresses that no peer has.
+    pub foreign_datagrams: u64,
+    /// Handshakes that failed, mostly because of a key that is not in the config.
+    pub handshakes_refused: u64,
+    /// Handshakes not begun because too many were open.
+    pub handshakes_ignored: u64,
+    /// Datagrams that the kernel did not take.
+    pub send_errors: u64,
+}
+
+/// The connections of this unit to its peers, over all links.
+///
+/// It does nothing by itself. In each turn of the loop:
+///
+/// 1. [`readable`](Self::readable) for each link whose token was reported, whatever the kind of the
+///    event (an error in the queue is neither readable nor writable to mio), and again in the next
+///    turn if it returned true;
+/// 2. [`poll`](Self::poll), also if no link was reported;
+/// 3. [`poll_event`](Self::poll_event) until there is none; the commands may be called meanwhile;
+/// 4. after the last `write_sync` or `close` of the turn [`poll`](Self::poll) again, then sleep
+///    until [`next_timeout`](Self::next_timeout) at the latest.
+///
+/// Events that are not taken hold back the peer's stream: at most 1 MiB of it waits here, 8 MiB in
+/// QUIC, and the rest at the peer.
+pub struct Transport {
+    links: Vec<Link>,
+    shared: Shared,
+    out: Outbox,
+    buffer: Vec<u8>,
+    polled: Option<Instant>,
+}
+
+impl Transport {
+    /// Binds the sockets of all links. Dialling begins with the first [`poll`](Self::poll).
+    ///
+    /// `seed` varies the pauses between attempts; it need not be secret.
+    pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
+        check_peers(ha, node_name, key)?;
+        let shared = shared(ha, node_name, key).map_err(io::Error::other)?;
+        let links = ha.links.iter().zip(0..).map(|(config, id)| {
+            let remotes = ha.peers.iter();
+            let remotes = remotes.map(|peer| peer.addresses.get(usize::from(id)).copied());
+            let endpoint = tuning::endpoint(key);
+            Link::new(LinkId(id), config, endpoint, &shared, remotes.collect())
+        });
+        Ok(Transport {
+            links: links.collect::<io::Result<_>>()?,
+            shared,
+            out: Outbox::new(seed),
+            buffer: vec![0; RECEIVE_BATCH * RECEIVE_BUFFER],
+            polled: None,
+        })
+    }
+
+    /// Has the poll of `registry` report the socket of each link under the token that `token` gives.
+    pub fn register(
+        &mut self,
+        registry: &Registry,
+        token: impl Fn(LinkId) -> Token,
+    ) -> io::Result<()> {
+        for (link, id) in self.links.iter_mut().zip(0..) {
+            link.socket.register(registry, token(LinkId(id)))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what came over `link`, up to a budget. Returns true if there may be more: mio reports
+    /// a socket only once, so that the caller has to come back by itself.
+    pub fn readable(&mut self, link: LinkId, now: Instant) -> bool {
+        let mut cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now,
+        };
+        match self.links.get_mut(link.index()) {
+            Some(link) => link.receive(&mut self.buffer, &mut cx),
+            None => false,
+        }
+    }
+
+    /// Runs timers, connects, reads and sends, on all links.
+    pub fn poll(&mut self, now: Instant) {
+        self.polled = Some(now);
+        let mut cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now,
+        };
+        for link in &mut self.links {
+            link.poll(&mut cx);
+        }
+    }
+
+    /// When [`poll`](Self::poll) is to be called at the latest; the time of the last poll if it left
+    /// something undone.
+    pub fn next_timeout(&mut self) -> Option<Instant> {
+        let cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now: self.polled?,
+        };
+        let links = self.links.iter_mut();
+        links.filter_map(|link| link.next_timeout(&cx)).min()
+    }
+
+    /// The next event. Those of heartbeats overtake those of replication; within each the order is
+    /// that in which they happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.out.pop()
+    }
+
+    /// Sends a heartbeat before it returns, if QUIC and the kernel let it; else with a later poll.
+    ///
+    /// It may be lost, or come out of order.
+    pub fn send_datagram(
+        &mut self,
+        peer: PeerId,
+        link: LinkId,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), SendError> {
+        let link = self.links.get_mut(link.index());
+        link.ok_or(SendError::NotConnected)?
+            .send_datagram(peer, bytes, now)
+    }
+
+    /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes were
+    /// taken; if not all, [`Event::SyncWritable`] follows when there is room (or [`Event::SyncDown`]).
+    pub fn write_sync(&mut self, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
+        self.up(peer, link, Role::Sync)
+            .map_or(0, |conn| conn.write(bytes))
+    }
+
+    /// Whether the stream to the peer is open, and took all that it was last given.
+    pub fn is_sync_writable(&mut self, peer: PeerId, link: LinkId) -> bool {
+        self.up(peer, link, Role::Sync)
+            .is_some_and(|conn| !conn.write_blocked)
+    }
+
+    /// Whether heartbeats can be sent.
+    pub fn is_heartbeat_up(&mut self, peer: PeerId, link: LinkId) -> bool {
+        self.up(peer, link, Role::Heartbeat).is_some()
+    }
+
+    /// Whether the streams are open.
+    pub fn is_sync_up(&mut self, peer: PeerId, link: LinkId) -> bool {
+        self.up(peer, link, Role::Sync).is_some()
+    }
+
+    /// The smoothed round-trip time of heartbeats (RFC 9002, section 5.3), with the time that the
+    /// peer's loop takes to come round. `None` without a connection.
+    pub fn rtt(&mut self, peer: PeerId, link: LinkId) -> Option<Duration> {
+        self.up(peer, link, Role::Heartbeat)
+            .map(|conn| conn.quic.rtt())
+    }
+
+    /// The address that the socket of `link` is bound to.
+    pub fn local_addr(&self, link: LinkId) -> Option<SocketAddr> {
+        self.links.get(link.index())?.socket.local_addr().ok()
+    }
+
+    /// The configured address of `peer` on `link`.
+    pub fn remote_addr(&self, peer: PeerId, link: LinkId) -> Option<SocketAddr> {
+        let link = self.links.get(link.index())?;
+        link.remotes.get(peer.index()).copied().flatten()
+    }
+
+    /// The counters, over all links.
+    pub fn counters(&self) -> Counters {
+        let send_errors = self.links.iter().map(|link| link.socket.send_errors).sum();
+        Counters {
+            send_errors,
+            ..self.out.counters
+        }
+    }
+
+    /// Closes both connections to `peer` over `link`. The unit that dials then tries again.
+    pub fn close(&mut self, peer: PeerId, link: LinkId, now: Instant) {
+        let mut cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now,
+        };
+        if let Some(link) = self.links.get_mut(link.index()) {
+            link.close(peer, code::CLOSED, &mut cx);
+        }
+    }
+
+    /// Says goodbye to all peers, before it returns, and closes everything for good.
+    pub fn close_all(&mut self, now: Instant) {
+        self.out.leaving = true;
+        let mut cx = Context {
+            shared: &self.shared,
+            out: &mut self.out,
+            now,
+        };
+        for link in &mut self.links {
+            link.socket.flush();
+            for peer in 0..cx.shared.peers.len() {
+                let peer = PeerId(u8::try_from(peer).unwrap_or(u8::MAX));
+                link.close(peer, code::GOODBYE, &mut cx);
+            }
+        }
+    }
+
+    fn up(&mut self, peer: PeerId, link: LinkId, role: Role) -> Option<&mut connection::Conn> {
+        self.links.get_mut(link.index())?.up(peer, role)
+    }
+}
+
+/// Names decide who dials, and keys who is who: no two units may have the same.
+fn check_peers(ha: &Ha, node_name: &str, key: &NodeKey) -> io::Result<()> {
+    let mut names = vec![node_name];
+    let mut keys = vec![key.public().0];
+    for peer in &ha.peers {
+        let what = match (
+            names.contains(&&*peer.name),
+            keys.contains(&peer.public_key),
+        ) {
+            (true, _) => "name",
+            (_, true) => "public key",
+            _ => {
+                names.push(&peer.name);
+                keys.push(peer.public_key);
+                continue;
+            }
+        };
+        let text = format!("peer {} has the {what} of another unit", peer.name);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(())
+}
+
+fn shared(ha: &Ha, node_name: &str, key: &NodeKey) -> Result<Shared, rustls::Error> {
+    let credentials = Credentials::new(key)?;
+    let timeouts = Timeouts::new(ha);
+    let keys: Vec<_> = ha
+        .peers
+        .iter()
+        .map(|peer| PublicKey(peer.public_key))
+        .collect();
+    let server = |role| tuning::server(&credentials, keys.clone(), key, role, timeouts);
+    let [heartbeat, sync] = Role::ALL;
+    let mut peers = Vec::new();
+    for peer in &ha.peers {
+        let client =
+            |role| tuning::client(&credentials, PublicKey(peer.public_key), role, timeouts);
+        peers.push(Peer {
+            name: peer.name.clone(),
+            key: PublicKey(peer.public_key),
+            dialled: node_name < peer.name.as_str(),
+            clients: [client(heartbeat)?, client(sync)?],
+        });
+    }
+    Ok(Shared {
+        peers,
+        servers: [server(heartbeat)?.into(), server(sync)?.into()],
+    })
+}

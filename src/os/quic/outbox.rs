@@ -1,0 +1,126 @@
+//! What goes out to the caller.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::tuning::Role;
+use super::{Counters, Event};
+
+/// Events of one role that wait for the caller; above it, received data stays in QUIC, where other
+/// limits hold.
+const MAX_EVENTS: usize = 4096;
+/// Stream bytes in events that wait for the caller.
+const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Refusals are logged once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// These go first: a heartbeat must not wait until stream data was dealt with.
+    heartbeat: VecDeque<Event>,
+    sync: VecDeque<Event>,
+    /// Stream bytes in `sync`.
+    bytes: usize,
+    pub(super) counters: Counters,
+    random: u64,
+    last_log: Option<Instant>,
+    /// After the goodbye nobody is dialled or accepted.
+    pub(super) leaving: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(seed: u64) -> Outbox {
+        Outbox {
+            random: seed,
+            ..Outbox::default()
+        }
+    }
+
+    pub(super) fn push(&mut self, event: Event) {
+        match &event {
+            Event::HeartbeatUp { .. }
+            | Event::HeartbeatDown { .. }
+            | Event::Datagram { .. }
+            | Event::Refused { .. } => return self.heartbeat.push_back(event),
+            Event::SyncData { bytes, .. } => self.bytes += bytes.len(),
+            Event::SyncUp { .. } | Event::SyncDown { .. } | Event::SyncWritable { .. } => {}
+        }
+        self.sync.push_back(event);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let event = self
+            .heartbeat
+            .pop_front()
+            .or_else(|| self.sync.pop_front())?;
+        if let Event::SyncData { bytes, .. } = &event {
+            self.bytes -= bytes.len();
+        }
+        Some(event)
+    }
+
+    /// Whether received data may be added.
+    pub(super) fn has_room(&self, role: Role) -> bool {
+        match role {
+            Role::Heartbeat => self.heartbeat.len() < MAX_EVENTS,
+            Role::Sync => self.sync.len() < MAX_EVENTS && self.room() > 0,
+        }
+    }
+
+    /// How many stream bytes may be added.
+    pub(super) fn room(&self) -> usize {
+        MAX_EVENT_BYTES.saturating_sub(self.bytes)
+    }
+
+    /// Between half of `full` and all of it (SplitMix64), so that units do not act in step.
+    pub(super) fn jitter(&mut self, full: Duration) -> Duration {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.random;
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let share = ((bits ^ bits >> 31) % 1024) as u32;
+        full / 2 + full / 2 * share / 1024
+    }
+
+    /// Counts a handshake that failed, and logs it unless one was logged lately.
+    pub(super) fn refused(&mut self, now: Instant, text: fmt::Arguments<'_>) {
+        self.counters.handshakes_refused += 1;
+        if self.last_log.is_none_or(|last| now >= last + LOG_INTERVAL) {
+            self.last_log = Some(now);
+            log::warn!("{text} (such messages are shown once a minute)");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{LinkId, PeerId};
+
+    #[test]
+    fn jitter_stays_in_its_half() {
+        let mut out = Outbox::new(1);
+        let full = Duration::from_millis(100);
+        let pauses: Vec<_> = (0..1000).map(|_| out.jitter(full)).collect();
+        assert!(pauses.iter().all(|pause| (full / 2..=full).contains(pause)));
+        let early = pauses.iter().filter(|pause| **pause < full * 3 / 4).count();
+        assert!((400..600).contains(&early), "{early}");
+    }
+
+    #[test]
+    fn heartbeats_overtake_and_stream_bytes_are_counted() {
+        let (peer, link) = (PeerId(0), LinkId(0));
+        let mut out = Outbox::new(1);
+        let bytes = bytes::Bytes::from(vec![0; MAX_EVENT_BYTES]);
+        let data = Event::SyncData { peer, link, bytes };
+        out.push(data.clone());
+        assert!(!out.has_room(Role::Sync) && out.has_room(Role::Heartbeat));
+        out.push(Event::Refused { peer, link });
+        assert_eq!(out.pop(), Some(Event::Refused { peer, link }));
+        assert_eq!(out.pop(), Some(data));
+        assert_eq!(out.pop(), None);
+        assert_eq!(out.room(), MAX_EVENT_BYTES);
+    }
+}

@@ -1,0 +1,230 @@
+//! The UDP socket of a link: batches in and out (GRO, GSO), and the errors that the kernel reports.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use mio::{Interest, Registry, Token};
+use quinn_proto::{Connection, Transmit};
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+
+use crate::config::HaLink;
+
+/// Buffers a receive call fills at most; with GRO each holds up to 64 KiB.
+pub(super) const RECEIVE_BATCH: usize = 4;
+/// Bytes of one of them.
+pub(super) const RECEIVE_BUFFER: usize = 64 << 10;
+/// Datagrams in one send call: 32 of 1452 bytes stay below the 64 KiB that the kernel takes.
+const MAX_SEGMENTS: usize = 32;
+/// Received bytes that the kernel may keep: a burst of stream data must not push out heartbeats while
+/// the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind it.
+const KERNEL_RECEIVE_BUFFER: libc::c_int = 4 << 20;
+
+/// A non-blocking UDP socket.
+pub(super) struct Socket {
+    io: mio::net::UdpSocket,
+    state: UdpSocketState,
+    /// What is being sent, so that its memory is reused.
+    buffer: Vec<u8>,
+    /// Set while `buffer` holds what the kernel did not take yet.
+    blocked: Option<Transmit>,
+    registration: Option<(Registry, Token)>,
+    /// Sends that failed for another reason than a full buffer.
+    pub(super) send_errors: u64,
+}
+
+impl Socket {
+    /// A socket bound to the address of `link`, and to its interface if the kernel lets us.
+    pub(super) fn bind(link: &HaLink) -> io::Result<Socket> {
+        let context = |what: &str, error: io::Error| {
+            let text = format!(
+                "link {} on {}: {what}: {error}",
+                link.listen, link.interface
+            );
+            io::Error::new(error.kind(), text)
+        };
+        let domain = Domain::for_address(link.listen);
+        let raw = RawSocket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+            .map_err(|error| context("no socket", error))?;
+        match raw.bind_device(Some(link.interface.as_bytes())) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                log::debug!("not bound to interface {}: {error}", link.interface);
+            }
+            result => result.map_err(|error| context("no such interface", error))?,
+        }
+        if link.listen.is_ipv6() {
+            raw.set_only_v6(true)
+                .map_err(|error| context("IPv6 only", error))?;
+        }
+        raw.bind(&link.listen.into())
+            .map_err(|error| context("can't listen", error))?;
+        let io = mio::net::UdpSocket::from_std(raw.into());
+        let state = UdpSocketState::new(UdpSockRef::from(&io))
+            .map_err(|error| context("socket options", error))?;
+        let reference = UdpSockRef::from(&io);
+        state
+            .enable_transport_errors(reference)
+            .map_err(|error| context("IP_RECVERR", error))?;
+        grow_receive_buffer(&io);
+        Ok(Socket {
+            io,
+            state,
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            blocked: None,
+            registration: None,
+            send_errors: 0,
+        })
+    }
+
+    /// The address that the socket is bound to.
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// Whether a datagram may be fragmented on its way, so that MTU discovery makes no sense.
+    pub(super) fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    /// Has the poll of `registry` report this socket under `token`.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.io, token, Interest::READABLE)?;
+        self.registration = Some((registry.try_clone()?, token));
+        Ok(())
+    }
+
+    /// Receives into the buffers; `WouldBlock` if there is nothing.
+    pub(super) fn receive(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.io
+            .try_io(|| self.state.recv(UdpSockRef::from(&self.io), buffers, metas))
+    }
+
+    /// Takes one report from the error queue: the address whose kernel said that no process has the
+    /// port, or `Some(None)` for another error. `None` if the queue is empty.
+    pub(super) fn take_error(&self) -> Option<Option<IpAddr>> {
+        let error = self
+            .state
+            .recv_transport_error(UdpSockRef::from(&self.io))
+            .ok()??;
+        let refused = error.raw_errno == libc::ECONNREFUSED;
+        Some(error.addr.filter(|_| refused).map(|addr| addr.ip()))
+    }
+
+    /// Whether something waits for room in the kernel.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+
+    /// Sends what waited for room.
+    pub(super) fn flush(&mut self) {
+        if let Some(transmit) = self.blocked.take() {
+            self.send_buffer(transmit);
+            if self.blocked.is_none() {
+                self.watch(Interest::READABLE);
+            }
+        }
+    }
+
+    /// Sends what `connection` has, in at most `budget` calls. Returns whether there may be more.
+    pub(super) fn transmit(
+        &mut self,
+        connection: &mut Connection,
+        now: Instant,
+        budget: usize,
+    ) -> bool {
+        for _ in 0..budget {
+            if self.is_blocked() {
+                return false;
+            }
+            self.buffer.clear();
+            let segments = self.state.max_gso_segments().clamp(1, MAX_SEGMENTS);
+            match connection.poll_transmit(now, segments, &mut self.buffer) {
+                Some(transmit) => self.send_buffer(transmit),
+                None => return false,
+            }
+        }
+        !self.is_blocked()
+    }
+
+    /// Sends a datagram that belongs to no connection; it is lost if the kernel has no room.
+    pub(super) fn send(&mut self, transmit: Transmit, contents: &[u8]) {
+        if self.is_blocked() {
+            return;
+        }
+        self.buffer.clear();
+        self.buffer.extend_from_slice(contents);
+        self.send_buffer(transmit);
+    }
+
+    fn send_buffer(&mut self, transmit: Transmit) {
+        // An error that came for an earlier datagram is reported here, and this one not sent: once
+        // reported it is gone, so a second attempt is made.
+        for last in [false, true] {
+            match self.try_send(&transmit) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = Some(transmit);
+                    self.watch(Interest::READABLE | Interest::WRITABLE);
+                    return;
+                }
+                // A probe for a bigger MTU than the link has.
+                Err(error) if quinn_udp::is_msg_size_err(&error) => return,
+                Err(error) if last => {
+                    self.send_errors += 1;
+                    log::trace!("datagram to {} not sent: {error}", transmit.destination);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        let transmit = quinn_udp::Transmit {
+            destination: transmit.destination,
+            ecn: transmit
+                .ecn
+                .and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
+            contents: self.buffer.get(..transmit.size).unwrap_or(&self.buffer),
+            segment_size: transmit.segment_size,
+            src_ip: transmit.src_ip,
+        };
+        self.io
+            .try_io(|| self.state.try_send(UdpSockRef::from(&self.io), &transmit))
+    }
+
+    fn watch(&mut self, interest: Interest) {
+        if let Some((registry, token)) = &self.registration
+            && let Err(error) = registry.reregister(&mut self.io, *token, interest)
+        {
+            log::warn!("a link's socket can't be watched: {error}");
+        }
+    }
+}
+
+/// Beyond `net.core.rmem_max` if we have CAP_NET_ADMIN (socket(7), `SO_RCVBUFFORCE`), else up to it.
+fn grow_receive_buffer(socket: &mio::net::UdpSocket) {
+    let size = KERNEL_RECEIVE_BUFFER;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: the descriptor is open as long as `socket` is borrowed, and the kernel reads
+        // `size_of::<c_int>()` bytes from a pointer to a `c_int` that outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const size).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            return;
+        }
+    }
+    log::debug!("the receive buffer of a link's socket stays as it is");
+}
