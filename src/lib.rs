@@ -1,4 +1,22 @@
 //! A stateful gateway for Linux whose sessions survive the death of the machine that carries them.
+//!
+//! The core is pure: it makes no system call, reads no clock and rolls no dice. Time, randomness and
+//! whatever the kernel says come in as arguments; packets, frames and other effects go out as data.
+//! Only [`os`] touches the machine. The same core runs in the simulator, the benches and the fuzzers.
+//!
+//! In reading order:
+//!
+//! - [`flow`]: addresses, flow keys, directions, small ids: the vocabulary.
+//! - [`time`]: the clock that the core is told.
+//! - [`event`]: what goes in and what comes out, on one page; each reason to drop a packet.
+//! - [`config`]: TOML → a validated configuration, all mistakes at once.
+//! - [`packet`]: parse once, translate in place; the packets and frames that the gateway makes.
+//! - [`session`]: the table, the TCP tracker, expiry.
+//! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet of no session needs.
+//! - [`gateway`]: composes them into one state machine.
+//! - [`control`]: what an administrator asks, and the answers.
+//! - [`identity`]: the key pair of a node.
+//! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
 pub mod config;
 pub mod control;
@@ -6,12 +24,11 @@ pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod gateway;
+pub mod identity;
 pub mod nat;
 pub mod os;
 pub mod packet;
 pub mod policy;
 pub mod route;
 pub mod session;
-pub mod identity;
-pub mod os;
 pub mod time;

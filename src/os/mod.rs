@@ -3,11 +3,13 @@
 pub mod clock;
 pub mod control_socket;
 pub mod event_loop;
+pub mod key_file;
 pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod packet_socket;
 pub mod preflight;
+pub mod quic;
 pub mod signal;
 pub mod startup;
 pub mod steering;
@@ -24,7 +26,3 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
-//! All that makes system calls or knows a file descriptor.
-
-pub mod key_file;
-pub mod quic;
