@@ -15,6 +15,7 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::namespace::Namespace;
+use crate::process::wait_until;
 use crate::unit::Unit;
 
 /// Addresses of the first LAN host, of either family.
@@ -87,6 +88,17 @@ impl Lab {
         };
         lab.attach_lan();
         lab.attach_wan();
+        wait_until(
+            "the kernel has made the local routes of all IPv6 addresses",
+            || {
+                let routes = lab.unit.ns.run("ip -6 route show table local");
+                routes
+                    .lines()
+                    .filter(|line| line.starts_with("local f"))
+                    .count()
+                    == 4
+            },
+        );
         lab
     }
 

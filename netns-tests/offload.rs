@@ -43,6 +43,7 @@ fn every_combination_on_the_interfaces() {
 }
 
 #[test]
+#[ignore = "the config has no switch for it yet: `offload` of a port"]
 fn plain_mode_on_every_combination() {
     let mut lab = Lab::new();
     for port in ["lan", "wan"] {

@@ -106,17 +106,20 @@ fn half_open_sessions_of_one_source_are_limited() {
     assert!(lab.unit.status()["sessions"]["tcp"].as_u64() <= Some(4096));
 }
 
+/// Edits a copy of a good frame; `fix` makes the header's checksum right again.
+fn edit(good: &[u8], fix: bool, change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    let mut frame = good.to_vec();
+    change(&mut frame);
+    if fix {
+        fix_ipv4_checksum_if_possible(&mut frame);
+    }
+    frame
+}
+
 /// Frames that are wrong in one way each, from either side.
 fn malformed(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
     let good = ends.udp(b"payload of a packet");
-    let edit = |fix: bool, change: &dyn Fn(&mut Vec<u8>)| {
-        let mut frame = good.clone();
-        change(&mut frame);
-        if fix && frame.len() >= IP + 20 && usize::from(frame[IP] & 0xf) * 4 <= frame.len() - IP {
-            fix_ipv4_checksum(&mut frame);
-        }
-        frame
-    };
+    let edit = |fix, change: &dyn Fn(&mut Vec<u8>)| edit(&good, fix, change);
     let mut frames = vec![
         ("no IP header", edit(false, &|f| f.truncate(IP))),
         ("one byte of IP", edit(false, &|f| f.truncate(IP + 1))),
@@ -157,6 +160,19 @@ fn malformed(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
             "UDP length 65535",
             edit(false, &|f| f[IP + 24..IP + 26].fill(0xff)),
         ),
+    ];
+    frames.extend(addresses(&good));
+    frames.extend(options(&good));
+    frames.extend(tcp_oddities(ends));
+    frames.extend(fragments(ends));
+    frames.extend(ipv6(ends));
+    frames
+}
+
+/// Sources and destinations that no packet may have here.
+fn addresses(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let edit = |fix, change: &dyn Fn(&mut Vec<u8>)| edit(good, fix, change);
+    vec![
         (
             "source is 127.0.0.1",
             edit(true, &|f| {
@@ -197,12 +213,7 @@ fn malformed(ends: &Ends) -> Vec<(&'static str, Vec<u8>)> {
                 f[IP + 16..IP + 20].copy_from_slice(&[240, 0, 0, 1])
             }),
         ),
-    ];
-    frames.extend(options(&good));
-    frames.extend(tcp_oddities(ends));
-    frames.extend(fragments(ends));
-    frames.extend(ipv6(ends));
-    frames
+    ]
 }
 
 /// Source routes and options whose length is a lie.
