@@ -14,6 +14,7 @@ pub mod signal;
 pub mod startup;
 pub mod steering;
 pub mod sysctl;
+pub mod timer;
 pub mod tun;
 
 #[cfg(test)]
