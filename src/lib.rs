@@ -24,6 +24,7 @@ pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod gateway;
+pub mod ha;
 pub mod identity;
 pub mod nat;
 pub mod os;

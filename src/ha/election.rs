@@ -1,0 +1,533 @@
+//! How a group gets its primary: wait at the start, follow, check, take over, step down.
+//!
+//! ```text
+//! Init ──► Standby ──► Checking ──► Primary
+//!   ▲         ▲  ▲────────┘            │
+//!   │         └──── better primary ────┤
+//!   └────────────── paused ────────────┘
+//! ```
+
+use std::time::Duration;
+
+use super::handover::Handover;
+use super::heartbeat::{self, GroupState, MAX_TERM};
+use super::order::{self, Candidate};
+use super::{Ha, Output};
+use crate::flow::{GroupId, PeerId};
+use crate::gateway::Role;
+use crate::time::Time;
+
+/// One group, as this unit takes part in it.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub name: String,
+    pub hash: u32,
+    pub state: State,
+    /// As primary its own term, else the highest that is known.
+    pub term: u64,
+    pub since: Time,
+    pub ready: bool,
+    pub priority: u8,
+    pub degraded: bool,
+    pub handover: Option<Handover>,
+    /// No planned handover starts by itself before.
+    pub handover_after: Time,
+    pub draining_until: Option<Time>,
+    /// The operator moved the group away: do not ask for it back.
+    pub given_away: bool,
+    /// The unit that handed the group to this one may say that it is primary until it has heard.
+    pub expected: Option<(PeerId, Time)>,
+    /// The primary that was seen last.
+    pub primary: Option<PeerId>,
+    vacancy: Option<Vacancy>,
+    /// Another primary is heard, since then.
+    rivalry: Option<Time>,
+}
+
+/// Where this unit is in the election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Listens for a primary, until it has heard all peers.
+    Init {
+        from: Time,
+        until: Time,
+        /// It was primary before it was paused.
+        resumes: bool,
+    },
+    /// Follows a primary, or waits for one.
+    Standby,
+    /// Asks the data ports whether there is a primary.
+    Checking { probes: u32, next: Time },
+    /// Is the primary.
+    Primary,
+}
+
+/// There is no primary that is alive.
+#[derive(Clone, Copy, Debug)]
+struct Vacancy {
+    since: Time,
+    /// No check before; later than `since` if one was answered.
+    check_after: Time,
+    /// The primary said goodbye: no check is needed.
+    certain: bool,
+}
+
+/// Probes in one check.
+const PROBES: u32 = 3;
+const LEAST_PROBE_WAIT: Duration = Duration::from_millis(1);
+const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
+
+impl Group {
+    pub fn new(name: &str, priority: u8, now: Time, until: Time) -> Group {
+        Group {
+            name: name.to_owned(),
+            hash: heartbeat::hash(name),
+            state: State::Init {
+                from: now,
+                until,
+                resumes: false,
+            },
+            term: 0,
+            since: now,
+            ready: false,
+            priority,
+            degraded: false,
+            handover: None,
+            handover_after: now,
+            draining_until: None,
+            given_away: false,
+            expected: None,
+            primary: None,
+            vacancy: None,
+            rivalry: None,
+        }
+    }
+
+    pub fn role(&self) -> Role {
+        match self.state {
+            State::Primary => Role::Primary,
+            _ => Role::Standby,
+        }
+    }
+}
+
+impl Ha {
+    /// Applies the rules to all groups. Does nothing where nothing has changed.
+    pub(super) fn evaluate_all(&mut self, now: Time) {
+        for group in 0..self.groups.len() {
+            self.learn_term(group);
+            if self.groups[group].state == State::Primary {
+                self.defend(now, group);
+            } else {
+                self.seek(now, group);
+            }
+        }
+    }
+
+    /// When [`Ha::evaluate_all`] has something to do for `group` if nothing happens before.
+    pub(super) fn group_timeout(&self, now: Time, group: usize) -> Option<Time> {
+        let state = &self.groups[group];
+        match state.state {
+            State::Init { until, .. } => Some(until),
+            State::Standby => self.check_due(now, group),
+            State::Checking { next, .. } => Some(next),
+            State::Primary => state.handover.as_ref().map(|handover| handover.deadline),
+        }
+    }
+
+    /// What this unit says of `group` in its heartbeats.
+    pub(super) fn group_state(&self, group: usize) -> GroupState {
+        let state = &self.groups[group];
+        let primary = state.state == State::Primary;
+        let sees = match (primary, self.alive_primary(group)) {
+            (true, _) => heartbeat::hash(&self.name),
+            (false, Some(peer)) => self.peers[peer.index()].hash,
+            (false, None) => 0,
+        };
+        GroupState {
+            known: true,
+            primary,
+            ready: state.ready,
+            override_: self.override_,
+            asks: self.override_ && !primary && !state.given_away && self.may_promote(),
+            priority: state.priority,
+            term: state.term,
+            sees,
+        }
+    }
+
+    /// The peer that is primary of `group` and alive; that of the highest term if there are several.
+    pub(super) fn alive_primary(&self, group: usize) -> Option<PeerId> {
+        let peers = self.peers.iter().enumerate();
+        let primaries = peers.filter(|(_, peer)| peer.alive && peer.groups[group].primary);
+        let (index, _) = primaries.max_by_key(|(_, peer)| peer.groups[group].term)?;
+        Some(PeerId(index as u8))
+    }
+
+    /// A peer says goodbye: the groups whose primary it was need no check.
+    pub(super) fn trust_goodbye(&mut self, now: Time, peer: PeerId) {
+        for group in &mut self.groups {
+            if group.primary == Some(peer) && group.state != State::Primary {
+                let vacancy = Vacancy {
+                    since: now,
+                    check_after: now,
+                    certain: true,
+                };
+                group.vacancy.get_or_insert(vacancy).certain = true;
+            }
+        }
+    }
+
+    /// Takes over what replication says about this unit being ready for the groups of `peer`.
+    pub(super) fn learn_ready(&mut self, now: Time, peer: PeerId) {
+        let known = &self.peers[peer.index()];
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            let ready = known.sync.ready.contains(GroupId(index as u8));
+            if group.state == State::Primary || group.primary != Some(peer) || group.ready == ready
+            {
+                continue;
+            }
+            group.ready = ready;
+            self.urgent = true;
+            let what = if ready { "ready" } else { "not ready" };
+            self.events
+                .info(now, format!("{what} to take over {}", group.name), "");
+        }
+    }
+
+    /// An answer to a probe: the primary lives, and only the links to it are dead.
+    pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {
+        let hold = self.hold();
+        let state = &mut self.groups[group];
+        if !matches!(state.state, State::Checking { .. }) {
+            return;
+        }
+        state.state = State::Standby;
+        if let Some(vacancy) = &mut state.vacancy {
+            vacancy.check_after = now + hold;
+        }
+        if !std::mem::replace(&mut state.degraded, true) {
+            let what = format!("{}: the primary answers on the data ports only", state.name);
+            self.events.warn(now, what, "the links to it are dead");
+        }
+    }
+
+    /// This unit was stopped: another one may have taken over, and all that is known is old.
+    pub(super) fn resume_after_pause(&mut self, now: Time, pause: Duration) {
+        let why = format!("paused for {} ms", pause.as_millis());
+        self.events.warn(now, why.clone(), "this unit did not run");
+        let (hold, interval, threshold) = (self.hold(), self.interval, self.threshold);
+        for peer in &mut self.peers {
+            // What it sent meanwhile is still in the socket.
+            peer.alive_until = now + interval.max(peer.interval) * threshold;
+        }
+        for group in 0..self.groups.len() {
+            if self.groups[group].state == State::Primary {
+                self.step_down(now, group, why.clone());
+                self.groups[group].state = State::Init {
+                    from: now,
+                    until: now + hold,
+                    resumes: true,
+                };
+                continue;
+            }
+            let state = &mut self.groups[group];
+            match &mut state.state {
+                State::Init { until, .. } => *until = (*until).max(now + hold),
+                other => *other = State::Standby,
+            }
+            if let Some(vacancy) = &mut state.vacancy {
+                *vacancy = Vacancy {
+                    since: now,
+                    check_after: now + hold,
+                    certain: false,
+                };
+            }
+        }
+    }
+
+    /// Makes this unit primary.
+    pub(super) fn promote(&mut self, now: Time, group: usize, term: u64, why: String) {
+        let state = &mut self.groups[group];
+        let term = term.min(MAX_TERM);
+        state.state = State::Primary;
+        state.term = term;
+        state.since = now;
+        state.ready = true;
+        state.degraded = false;
+        state.vacancy = None;
+        state.rivalry = None;
+        state.given_away = false;
+        state.draining_until = None;
+        state.handover_after = now + super::handover::SETTLE;
+        self.urgent = true;
+        self.events.info(
+            now,
+            format!("primary of {}, term {term}", state.name),
+            why.clone(),
+        );
+        let group = GroupId(group as u8);
+        self.push_output(Output::SetRole {
+            group,
+            role: Role::Primary,
+            term,
+            why,
+        });
+    }
+
+    /// Makes this unit, which is primary, standby; what it holds counts as complete for now.
+    pub(super) fn step_down(&mut self, now: Time, group: usize, why: String) {
+        self.fail_handover(now, group, &why);
+        let state = &mut self.groups[group];
+        state.state = State::Standby;
+        state.since = now;
+        state.rivalry = None;
+        state.vacancy = None;
+        state.primary = None;
+        state.expected = None;
+        self.urgent = true;
+        self.events
+            .info(now, format!("standby of {}", state.name), why.clone());
+        let term = state.term;
+        let group = GroupId(group as u8);
+        self.push_output(Output::SetRole {
+            group,
+            role: Role::Standby,
+            term,
+            why,
+        });
+    }
+
+    /// Whether this unit can be of use as primary at all.
+    pub(super) fn may_promote(&self) -> bool {
+        self.leaving.is_none() && (self.monitor.is_empty() || self.ports_up > 0)
+    }
+
+    /// The length of a check.
+    fn probe_wait(&self) -> Duration {
+        self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
+    }
+
+    fn learn_term(&mut self, group: usize) {
+        let alive = self.peers.iter().filter(|peer| peer.alive);
+        let highest = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
+        let state = &mut self.groups[group];
+        // A primary keeps its own until another primary comes with a higher one.
+        if state.state != State::Primary {
+            state.term = state.term.max(highest);
+        }
+    }
+
+    /// Standby: follow the primary, or take over if there is none.
+    fn seek(&mut self, now: Time, group: usize) {
+        if let Some(peer) = self.alive_primary(group) {
+            return self.follow(now, group, peer);
+        }
+        let all_heard = |from| {
+            self.peers
+                .iter()
+                .all(|p| p.heard.is_some_and(|at| at > from))
+        };
+        let state = &self.groups[group];
+        if let State::Init { from, until, .. } = state.state {
+            if now < until && !all_heard(from) {
+                return;
+            }
+            self.groups[group].state = State::Standby;
+        }
+        let state = &mut self.groups[group];
+        let vacant = Vacancy {
+            since: now,
+            check_after: now,
+            certain: false,
+        };
+        let vacancy = *state.vacancy.get_or_insert(vacant);
+        if let State::Checking { probes, next } = state.state {
+            if now >= next {
+                self.continue_check(now, group, probes);
+            }
+            return;
+        }
+        if vacancy.certain && self.may_promote() && self.is_best(now, group) {
+            let term = self.next_term(group);
+            return self.promote(now, group, term, "the primary said goodbye".to_owned());
+        }
+        if self.check_due(now, group).is_some_and(|due| now >= due) {
+            self.continue_check(now, group, 0);
+        }
+    }
+
+    fn follow(&mut self, now: Time, group: usize, peer: PeerId) {
+        let primary = &self.peers[peer.index()];
+        let state = &mut self.groups[group];
+        let resumes = matches!(state.state, State::Init { resumes: true, .. });
+        state.state = State::Standby;
+        let vacant = state.vacancy.take().is_some();
+        let news = state.primary.replace(peer) != Some(peer);
+        if std::mem::take(&mut state.degraded) || news || resumes {
+            let what = format!("{} is primary of {}", primary.name, state.name);
+            let why = format!("term {}", primary.groups[group].term);
+            self.events.info(now, what, why);
+        }
+        if resumes {
+            state.ready = false;
+            self.urgent = true;
+            self.push_output(Output::Resync {
+                group: GroupId(group as u8),
+                from: peer,
+            });
+        } else if news || vacant {
+            let ready = primary.sync.ready.contains(GroupId(group as u8));
+            self.urgent |= std::mem::replace(&mut state.ready, ready) != ready;
+        }
+    }
+
+    /// When this unit may check whether it is to take over; `None` while it may not.
+    fn check_due(&self, now: Time, group: usize) -> Option<Time> {
+        let vacancy = self.groups[group].vacancy?;
+        if !self.may_promote() {
+            return None;
+        }
+        // Others wait for the best one, and not all equally long in case that it does not come.
+        let wait = match self.is_best(now, group) {
+            true => Duration::ZERO,
+            false => self.hold() * (1 + self.rank_by_name()),
+        };
+        Some((vacancy.since + wait).max(vacancy.check_after))
+    }
+
+    /// Sends the next probe, or takes over if the last one has got no answer.
+    fn continue_check(&mut self, now: Time, group: usize, probes: u32) {
+        if !self.check_due(now, group).is_some_and(|due| now >= due) {
+            self.groups[group].state = State::Standby;
+        } else if probes == PROBES {
+            let term = self.next_term(group);
+            self.promote(now, group, term, "there is no primary".to_owned());
+        } else {
+            let next = now + self.probe_wait() / PROBES;
+            self.groups[group].state = State::Checking {
+                probes: probes + 1,
+                next,
+            };
+            self.push_output(Output::Probe {
+                group: GroupId(group as u8),
+            });
+        }
+    }
+
+    fn next_term(&self, group: usize) -> u64 {
+        self.groups[group].term.saturating_add(1).min(MAX_TERM)
+    }
+
+    /// Primary: contest with other primaries, and hand over to where the group belongs.
+    fn defend(&mut self, now: Time, group: usize) {
+        let rival = self.alive_primary(group).filter(|peer| {
+            let expected = self.groups[group].expected;
+            !expected.is_some_and(|(from, until)| from == *peer && now < until)
+        });
+        match rival {
+            Some(peer) if self.completes_handover(group, peer) => {
+                self.complete_handover(now, group, peer);
+            }
+            Some(peer) => self.contest(now, group, peer),
+            None if self.groups[group].rivalry.take().is_some() => {
+                self.push_output(Output::Announce {
+                    group: GroupId(group as u8),
+                });
+            }
+            None => {}
+        }
+        if self.groups[group].state == State::Primary {
+            self.plan_handover(now, group);
+        }
+    }
+
+    /// Two primaries that hear each other: one steps down.
+    fn contest(&mut self, now: Time, group: usize, peer: PeerId) {
+        let hold = self.hold();
+        let rival = &self.peers[peer.index()];
+        let state = &mut self.groups[group];
+        let since = *state.rivalry.get_or_insert(now);
+        let (mine, theirs) = (state.term, rival.groups[group].term);
+        if since == now {
+            let what = format!("{} is primary of {} too", rival.name, state.name);
+            let why = format!("its term is {theirs}, ours is {mine}");
+            self.events.warn(now, what, why);
+        }
+        let yields = match theirs.cmp(&mine) {
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Less => false,
+            // If both think that they are the better one, the names decide.
+            std::cmp::Ordering::Equal if now >= since + hold * 2 => rival.name < self.name,
+            std::cmp::Ordering::Equal => {
+                let pair = [
+                    self.own_candidate(now, group),
+                    self.candidate(now, group, peer),
+                ];
+                order::best(&pair) == Some(1)
+            }
+        };
+        if yields {
+            let why = format!("{} is primary, term {theirs}", rival.name);
+            self.step_down(now, group, why);
+            let state = &mut self.groups[group];
+            state.term = theirs;
+            state.ready = false;
+            state.primary = Some(peer);
+            self.push_output(Output::Resync {
+                group: GroupId(group as u8),
+                from: peer,
+            });
+        } else if since == now {
+            self.urgent = true;
+            self.push_output(Output::Announce {
+                group: GroupId(group as u8),
+            });
+        }
+    }
+
+    fn own_candidate(&self, now: Time, group: usize) -> Candidate<'_> {
+        let state = &self.groups[group];
+        Candidate {
+            ready: state.ready,
+            ports_up: self.ports_up,
+            override_: self.override_,
+            uptime: now.since(self.started),
+            priority: state.priority,
+            name: &self.name,
+        }
+    }
+
+    pub(super) fn candidate(&self, now: Time, group: usize, peer: PeerId) -> Candidate<'_> {
+        let peer = &self.peers[peer.index()];
+        let state = &peer.groups[group];
+        Candidate {
+            ready: state.ready,
+            ports_up: peer.ports_up,
+            override_: state.override_,
+            uptime: peer.uptime(now),
+            priority: state.priority,
+            name: &peer.name,
+        }
+    }
+
+    /// Whether this unit is the best of those that are alive and have `group`.
+    fn is_best(&self, now: Time, group: usize) -> bool {
+        let mut candidates = vec![self.own_candidate(now, group)];
+        for (index, peer) in self.peers.iter().enumerate() {
+            if peer.alive && peer.groups[group].known {
+                candidates.push(self.candidate(now, group, PeerId(index as u8)));
+            }
+        }
+        order::best(&candidates) == Some(0)
+    }
+
+    /// How many units that are alive come before this one by name.
+    fn rank_by_name(&self) -> u32 {
+        let before = self
+            .peers
+            .iter()
+            .filter(|peer| peer.alive && peer.name < self.name);
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,82 @@
+//! What happened lately, for the operator.
+
+use std::collections::VecDeque;
+
+use crate::time::Time;
+
+/// Something that an operator may want to know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: Time,
+    /// Whether somebody should look at it.
+    pub warn: bool,
+    /// What, in a few words.
+    pub what: String,
+    /// Why; may be empty.
+    pub why: String,
+}
+
+/// The last events, oldest first. Each is also logged, at INFO or WARN.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    ring: VecDeque<Event>,
+}
+
+/// Events that are kept.
+pub(super) const MOST_EVENTS: usize = 64;
+
+impl Events {
+    /// Notes something that is as it should be.
+    pub fn info(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+        self.push(Event {
+            at,
+            warn: false,
+            what: what.into(),
+            why: why.into(),
+        });
+    }
+
+    /// Notes something that somebody should look at.
+    pub fn warn(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+        self.push(Event {
+            at,
+            warn: true,
+            what: what.into(),
+            why: why.into(),
+        });
+    }
+
+    fn push(&mut self, event: Event) {
+        let level = if event.warn {
+            log::Level::Warn
+        } else {
+            log::Level::Info
+        };
+        let separator = if event.why.is_empty() { "" } else { ": " };
+        log::log!(level, "{}{separator}{}", event.what, event.why);
+        if self.ring.len() == MOST_EVENTS {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(event);
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
+        self.ring.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_events_are_kept() {
+        let mut events = Events::default();
+        for i in 0..100_u64 {
+            events.info(Time::from_nanos(i), format!("event {i}"), "");
+        }
+        let kept: Vec<u64> = events.iter().map(|event| event.at.as_nanos()).collect();
+        assert_eq!(kept, (36..100).collect::<Vec<u64>>());
+    }
+}

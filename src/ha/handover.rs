@@ -1,0 +1,292 @@
+//! Planned handover: a group moves to a peer that holds all of its sessions, and none is lost.
+//!
+//! The peer becomes primary when it has applied all that was sent before the message. Until this
+//! unit hears so it stays primary; after that it forwards stragglers for a while.
+
+use std::time::Duration;
+
+use super::election::State;
+use super::order;
+use super::{Ha, Leaving, Output};
+use crate::flow::{GroupId, PeerId};
+use crate::time::Time;
+
+/// A handover that waits for the peer.
+#[derive(Clone, Debug)]
+pub(super) struct Handover {
+    pub deadline: Time,
+    to: PeerId,
+    term: u64,
+    started: Time,
+    by_operator: bool,
+}
+
+/// The time that the peer has.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// How long stragglers are forwarded after it.
+const DRAIN: Duration = Duration::from_secs(2);
+/// The same for a unit that is shutting down.
+const DRAIN_AT_EXIT: Duration = Duration::from_millis(500);
+/// Between a takeover and the next handover that nobody asked for.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+/// Between a handover that failed and the next that nobody asked for.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// The old primary must have heard of the new one by then.
+const EXPECTED: Duration = Duration::from_secs(1);
+
+impl Ha {
+    /// Starts a planned handover of `group`, to the best peer if `to` does not name one. Its end is
+    /// told by [`Output::HandoverDone`].
+    ///
+    /// # Errors
+    /// Why it can't be, as a sentence for the operator.
+    pub fn request_failover(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        to: Option<PeerId>,
+    ) -> Result<(), String> {
+        let index = usize::from(group.0);
+        let state = self.groups.get(index).ok_or("there is no such group")?;
+        if state.state != State::Primary {
+            return Err(format!("{} is not primary of {}", self.name, state.name));
+        }
+        if state.handover.is_some() {
+            return Err(format!("a handover of {} is under way", state.name));
+        }
+        let to = match to {
+            Some(peer) => self.can_take_over(index, peer).map(|()| peer)?,
+            None => self.best_successor(now, index, |_| true).ok_or_else(|| {
+                let reasons = (0..self.peers.len())
+                    .filter_map(|peer| self.can_take_over(index, PeerId(peer as u8)).err());
+                format!(
+                    "no peer can take over: {}",
+                    reasons.collect::<Vec<_>>().join("; ")
+                )
+            })?,
+        };
+        self.start_handover(now, index, to, "requested", true);
+        self.flush(now);
+        Ok(())
+    }
+
+    /// A peer hands `group` over to this unit, which has applied all that the peer sent before.
+    ///
+    /// Ignored, with an event, if it is out of date or this unit can't be primary.
+    pub fn handle_handover(&mut self, now: Time, group: GroupId, from: PeerId, term: u64) {
+        let index = usize::from(group.0);
+        let (Some(state), Some(peer)) = (self.groups.get(index), self.peers.get(from.index()))
+        else {
+            return;
+        };
+        let newer = term > state.term || state.term == super::MAX_TERM;
+        if state.state == State::Primary || !newer || !self.may_promote() {
+            let what = format!("handover of {} refused", state.name);
+            self.events
+                .warn(now, what, format!("by {} with term {term}", peer.name));
+            return;
+        }
+        let why = format!("handed over by {}", peer.name);
+        self.promote(now, index, term, why);
+        self.groups[index].expected = Some((from, now + EXPECTED));
+        self.flush(now);
+    }
+
+    /// Hands over all groups, then says goodbye, then gives [`Output::Gone`].
+    ///
+    /// That takes a second at most for the handover, and half a second for stragglers.
+    pub fn shut_down(&mut self, now: Time) {
+        if self.leaving.is_some() {
+            return;
+        }
+        self.leaving = Some(Leaving::HandingOver);
+        self.events.info(now, "shutting down", "");
+        for group in 0..self.groups.len() {
+            let state = &self.groups[group];
+            if state.state == State::Primary
+                && state.handover.is_none()
+                && let Some(to) = self.best_successor(now, group, |_| true)
+            {
+                self.start_handover(now, group, to, "shutting down", false);
+            }
+        }
+        self.continue_leaving(now);
+        self.flush(now);
+    }
+
+    pub(super) fn continue_leaving(&mut self, now: Time) {
+        match self.leaving {
+            Some(Leaving::HandingOver) if self.groups.iter().all(|g| g.handover.is_none()) => {
+                let drains =
+                    (0..self.groups.len()).any(|g| self.is_draining(now, GroupId(g as u8)));
+                for group in 0..self.groups.len() {
+                    if self.groups[group].state == State::Primary {
+                        self.step_down(now, group, "shutting down".to_owned());
+                    }
+                }
+                // Long enough for a second goodbye, should the first be lost.
+                let linger = match drains {
+                    true => DRAIN_AT_EXIT,
+                    false => (self.interval * 2).min(DRAIN_AT_EXIT / 10),
+                };
+                self.leaving = Some(Leaving::Goodbye(now + linger));
+                self.urgent = true;
+            }
+            Some(Leaving::Goodbye(until)) if now >= until => {
+                self.leaving = Some(Leaving::Gone);
+                self.push_output(Output::Gone);
+            }
+            _ => {}
+        }
+    }
+
+    /// Starts a handover that nobody asked for, if another unit should have the group; fails one
+    /// that takes too long.
+    pub(super) fn plan_handover(&mut self, now: Time, group: usize) {
+        if let Some(handover) = &self.groups[group].handover {
+            let peer = &self.peers[handover.to.index()];
+            if !peer.alive {
+                let why = format!("{} is lost", peer.name);
+                self.fail_handover(now, group, &why);
+            } else if now >= handover.deadline {
+                let why = format!("{} did not take over in time", peer.name);
+                self.fail_handover(now, group, &why);
+            }
+            return;
+        }
+        let state = &self.groups[group];
+        if self.leaving.is_some() || now < state.handover_after {
+            return;
+        }
+        let (ports_up, priority) = (self.ports_up, state.priority);
+        let better_connected = |peer: PeerId| self.peers[peer.index()].ports_up > ports_up;
+        let overrides = |peer: PeerId| {
+            let peer = &self.peers[peer.index()];
+            let theirs = &peer.groups[group];
+            theirs.asks && theirs.priority > priority && peer.ports_up >= ports_up
+        };
+        if let Some(to) = self.best_successor(now, group, better_connected) {
+            self.start_handover(now, group, to, "it has more ports up", false);
+        } else if let Some(to) = self.best_successor(now, group, overrides) {
+            self.start_handover(now, group, to, "its priority is higher", false);
+        }
+    }
+
+    /// Whether `peer` being primary is what a handover under way waits for.
+    pub(super) fn completes_handover(&self, group: usize, peer: PeerId) -> bool {
+        let theirs = self.peers[peer.index()].groups[group].term;
+        let handover = self.groups[group].handover.as_ref();
+        handover.is_some_and(|handover| handover.to == peer && theirs >= handover.term)
+    }
+
+    /// The peer has taken over.
+    pub(super) fn complete_handover(&mut self, now: Time, group: usize, peer: PeerId) {
+        let Some(handover) = self.groups[group].handover.take() else {
+            return;
+        };
+        let name = &self.peers[peer.index()].name;
+        let why = format!("handed over to {name}");
+        let took = now.since(handover.started);
+        self.groups[group].term = self.peers[peer.index()].groups[group].term;
+        self.step_down(now, group, why);
+        let state = &mut self.groups[group];
+        state.given_away = handover.by_operator;
+        state.draining_until = Some(now + DRAIN);
+        state.ready = true;
+        state.primary = Some(peer);
+        let group = GroupId(group as u8);
+        self.push_output(Output::HandoverDone {
+            group,
+            to: peer,
+            took,
+            result: Ok(()),
+        });
+    }
+
+    /// Ends a handover under way, if there is one, without success.
+    pub(super) fn fail_handover(&mut self, now: Time, group: usize, why: &str) {
+        let state = &mut self.groups[group];
+        let Some(handover) = state.handover.take() else {
+            return;
+        };
+        state.handover_after = now + PAUSE_AFTER_FAILURE;
+        self.events
+            .warn(now, format!("handover of {} failed", state.name), why);
+        let took = now.since(handover.started);
+        let (group, to) = (GroupId(group as u8), handover.to);
+        self.push_output(Output::HandoverDone {
+            group,
+            to,
+            took,
+            result: Err(why.to_owned()),
+        });
+    }
+
+    fn start_handover(
+        &mut self,
+        now: Time,
+        group: usize,
+        to: PeerId,
+        why: &str,
+        by_operator: bool,
+    ) {
+        let state = &mut self.groups[group];
+        let term = state.term.saturating_add(1).min(super::MAX_TERM);
+        let deadline = now + TIMEOUT;
+        state.handover = Some(Handover {
+            deadline,
+            to,
+            term,
+            started: now,
+            by_operator,
+        });
+        let what = format!(
+            "handing {} over to {}",
+            state.name,
+            self.peers[to.index()].name
+        );
+        self.events.info(now, what, why);
+        self.push_output(Output::Handover {
+            group: GroupId(group as u8),
+            to,
+            term,
+        });
+    }
+
+    /// The best of the peers that can take over and fulfil `wanted`.
+    fn best_successor(
+        &self,
+        now: Time,
+        group: usize,
+        wanted: impl Fn(PeerId) -> bool,
+    ) -> Option<PeerId> {
+        let peers: Vec<PeerId> = (0..self.peers.len())
+            .map(|peer| PeerId(peer as u8))
+            .filter(|peer| self.can_take_over(group, *peer).is_ok() && wanted(*peer))
+            .collect();
+        let candidates: Vec<_> = peers
+            .iter()
+            .map(|peer| self.candidate(now, group, *peer))
+            .collect();
+        peers.get(order::best(&candidates)?).copied()
+    }
+
+    fn can_take_over(&self, group: usize, peer: PeerId) -> Result<(), String> {
+        let peer = self
+            .peers
+            .get(peer.index())
+            .ok_or("there is no such peer")?;
+        let name = &peer.name;
+        if !peer.alive {
+            Err(format!("{name} is not alive"))
+        } else if !peer.groups[group].ready {
+            Err(format!("{name} is not ready"))
+        } else if !peer.sync.digest_equal {
+            Err(format!(
+                "{name} has not confirmed that it holds the same sessions"
+            ))
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The heartbeat datagram: what a unit tells its peers about itself.
+//!
+//! All numbers are big-endian:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 1 | version, 1 |
+//! | 1 | group-id of the cluster |
+//! | 1 | flags: 1 = goodbye |
+//! | 1 | monitored ports that are up |
+//! | 8 | boot id |
+//! | 8 | sequence |
+//! | 8 | uptime in ms |
+//! | 4 | heartbeat interval in µs |
+//! | 8 | the sender's clock in µs |
+//! | 8 | the receiver's clock as last heard on this link, in µs; 0 = never |
+//! | 4 | how long ago that was heard, in µs |
+//! | 8 | replication: the last sequence of the receiver that the sender applied |
+//! | 1 + n | length and bytes of the node name |
+//! | 1 | number of groups |
+//! | 1 | bytes of each group's record, at least 14 |
+//! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4) |
+//!
+//! Names of groups are hashed to 32 bits so that 64 groups fit into a datagram that any path carries.
+//! Bytes that a newer version adds to a record, or after the last one, are ignored.
+
+use std::time::Duration;
+
+const VERSION: u8 = 1;
+const GOODBYE: u8 = 1;
+const RECORD: usize = 14;
+
+const PRIMARY: u8 = 1;
+const READY: u8 = 1 << 1;
+const OVERRIDE: u8 = 1 << 2;
+const ASKS: u8 = 1 << 3;
+
+/// The highest term that the wire carries. A unit whose term has reached it stays there: then the
+/// order of the units decides alone.
+pub const MAX_TERM: u64 = u32::MAX as u64;
+
+/// Why a heartbeat was ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeartbeatError {
+    /// Shorter than its fields say.
+    Truncated,
+    /// Of a version that this unit does not speak.
+    Version,
+    /// A field has a value that no sender may use.
+    Malformed,
+    /// Of a cluster with another `group-id`.
+    ForeignCluster,
+    /// The node name is not that of the peer whose connection it came by.
+    WrongName,
+    /// There is no such peer or link in the config.
+    UnknownPeer,
+}
+
+impl HeartbeatError {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [HeartbeatError; 6] = [
+        HeartbeatError::Truncated,
+        HeartbeatError::Version,
+        HeartbeatError::Malformed,
+        HeartbeatError::ForeignCluster,
+        HeartbeatError::WrongName,
+        HeartbeatError::UnknownPeer,
+    ];
+
+    /// The name that the operator sees.
+    pub fn name(self) -> &'static str {
+        match self {
+            HeartbeatError::Truncated => "truncated",
+            HeartbeatError::Version => "version",
+            HeartbeatError::Malformed => "malformed",
+            HeartbeatError::ForeignCluster => "foreign-cluster",
+            HeartbeatError::WrongName => "wrong-name",
+            HeartbeatError::UnknownPeer => "unknown-peer",
+        }
+    }
+}
+
+/// All of a heartbeat but its groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header<'a> {
+    pub group_id: u8,
+    pub goodbye: bool,
+    pub ports_up: u8,
+    pub boot_id: u64,
+    pub sequence: u64,
+    pub uptime: Duration,
+    pub interval: Duration,
+    /// The sender's clock in µs.
+    pub clock: u64,
+    /// The receiver's clock in µs as last heard, or 0.
+    pub echo: u64,
+    pub echo_age: Duration,
+    pub applied: u64,
+    pub name: &'a str,
+}
+
+/// What a unit says about one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct GroupState {
+    /// The unit has the group; false in [`Default`] only.
+    pub known: bool,
+    pub primary: bool,
+    pub ready: bool,
+    pub override_: bool,
+    /// The unit would take the group over from one of lower priority.
+    pub asks: bool,
+    pub priority: u8,
+    /// Its own term as primary, else the highest that it knows of.
+    pub term: u64,
+    /// Hash of the name of the primary that it sees, or 0.
+    pub sees: u32,
+}
+
+/// A name on the wire: FNV-1a, never 0.
+pub(super) fn hash(name: &str) -> u32 {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    hash.max(1)
+}
+
+/// The datagram; `groups` has for each the hash of its name.
+pub(super) fn encode<'a>(
+    header: &Header<'_>,
+    groups: impl ExactSizeIterator<Item = (u32, &'a GroupState)>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + header.name.len() + groups.len() * RECORD);
+    out.extend([
+        VERSION,
+        header.group_id,
+        u8::from(header.goodbye) * GOODBYE,
+        header.ports_up,
+    ]);
+    out.extend(header.boot_id.to_be_bytes());
+    out.extend(header.sequence.to_be_bytes());
+    out.extend(
+        u64::try_from(header.uptime.as_millis())
+            .unwrap_or(u64::MAX)
+            .to_be_bytes(),
+    );
+    out.extend(micros(header.interval).to_be_bytes());
+    out.extend(header.clock.to_be_bytes());
+    out.extend(header.echo.to_be_bytes());
+    out.extend(micros(header.echo_age).to_be_bytes());
+    out.extend(header.applied.to_be_bytes());
+    let name = header.name.as_bytes();
+    let name = &name[..name.len().min(usize::from(u8::MAX))];
+    out.push(name.len() as u8);
+    out.extend(name);
+    out.extend([u8::try_from(groups.len()).unwrap_or(u8::MAX), RECORD as u8]);
+    for (name, group) in groups.take(usize::from(u8::MAX)) {
+        out.extend(name.to_be_bytes());
+        let flags = [
+            (group.primary, PRIMARY),
+            (group.ready, READY),
+            (group.override_, OVERRIDE),
+            (group.asks, ASKS),
+        ];
+        out.push(
+            flags
+                .iter()
+                .filter(|(set, _)| *set)
+                .map(|(_, bit)| bit)
+                .sum(),
+        );
+        out.push(group.priority);
+        out.extend((group.term.min(MAX_TERM) as u32).to_be_bytes());
+        out.extend(group.sees.to_be_bytes());
+    }
+    out
+}
+
+/// Reads a datagram: the header, and each group with the hash of its name.
+pub(super) fn decode(
+    bytes: &[u8],
+) -> Result<(Header<'_>, impl Iterator<Item = (u32, GroupState)>), HeartbeatError> {
+    let mut reader = Reader(bytes);
+    let [version, group_id, flags, ports_up] = reader.array()?;
+    if version != VERSION {
+        return Err(HeartbeatError::Version);
+    }
+    let boot_id = reader.u64()?;
+    let sequence = reader.u64()?;
+    let uptime = Duration::from_millis(reader.u64()?);
+    let interval = Duration::from_micros(u64::from(reader.u32()?));
+    let clock = reader.u64()?;
+    let echo = reader.u64()?;
+    let echo_age = Duration::from_micros(u64::from(reader.u32()?));
+    let applied = reader.u64()?;
+    let [length] = reader.array()?;
+    let name = reader.take(usize::from(length))?;
+    let name = std::str::from_utf8(name).map_err(|_| HeartbeatError::Malformed)?;
+    let [count, record] = reader.array()?;
+    if usize::from(record) < RECORD {
+        return Err(HeartbeatError::Malformed);
+    }
+    let records = reader.take(usize::from(count) * usize::from(record))?;
+    let goodbye = flags & GOODBYE != 0;
+    let header = Header {
+        group_id,
+        goodbye,
+        ports_up,
+        boot_id,
+        sequence,
+        uptime,
+        interval,
+        clock,
+        echo,
+        echo_age,
+        applied,
+        name,
+    };
+    Ok((
+        header,
+        records
+            .chunks_exact(usize::from(record))
+            .filter_map(read_group),
+    ))
+}
+
+fn read_group(record: &[u8]) -> Option<(u32, GroupState)> {
+    let mut reader = Reader(record);
+    let name = reader.u32().ok()?;
+    let [flags, priority] = reader.array().ok()?;
+    let group = GroupState {
+        known: true,
+        primary: flags & PRIMARY != 0,
+        ready: flags & READY != 0,
+        override_: flags & OVERRIDE != 0,
+        asks: flags & ASKS != 0,
+        priority,
+        term: u64::from(reader.u32().ok()?),
+        sees: reader.u32().ok()?,
+    };
+    Some((name, group))
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// The part of a datagram that is not read yet.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], HeartbeatError> {
+        let (taken, rest) = self
+            .0
+            .split_at_checked(count)
+            .ok_or(HeartbeatError::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], HeartbeatError> {
+        let (taken, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or(HeartbeatError::Truncated)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u32(&mut self) -> Result<u32, HeartbeatError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, HeartbeatError> {
+        self.array().map(u64::from_be_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn groups() -> impl Strategy<Value = Vec<(u32, GroupState)>> {
+        let state = (any::<[bool; 4]>(), any::<u8>(), any::<u32>(), any::<u32>()).prop_map(
+            |([primary, ready, override_, asks], priority, term, sees)| GroupState {
+                known: true,
+                primary,
+                ready,
+                override_,
+                asks,
+                priority,
+                term: u64::from(term),
+                sees,
+            },
+        );
+        proptest::collection::vec((any::<u32>(), state), 0..=64)
+    }
+
+    fn header(numbers: [u32; 9], name: &str) -> Header<'_> {
+        let [
+            flags,
+            boot,
+            sequence,
+            uptime,
+            interval,
+            clock,
+            echo,
+            age,
+            applied,
+        ] = numbers;
+        Header {
+            group_id: flags as u8,
+            goodbye: flags & 0x100 != 0,
+            ports_up: (flags >> 16) as u8,
+            boot_id: u64::from(boot) << 32,
+            sequence: u64::from(sequence) << 16,
+            uptime: Duration::from_millis(u64::from(uptime) << 20),
+            interval: Duration::from_micros(u64::from(interval)),
+            clock: u64::from(clock) << 30,
+            echo: u64::from(echo) << 30,
+            echo_age: Duration::from_micros(u64::from(age)),
+            applied: u64::from(applied) << 31,
+            name,
+        }
+    }
+
+    fn bytes(header: &Header<'_>, groups: &[(u32, GroupState)]) -> Vec<u8> {
+        encode(header, groups.iter().map(|(name, group)| (*name, group)))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            numbers: [u32; 9],
+            name in "[a-z0-9-]{1,63}",
+            groups in groups(),
+            more in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let header = header(numbers, &name);
+            let mut bytes = bytes(&header, &groups);
+            prop_assert!(bytes.len() <= 1100, "fits into any datagram");
+            bytes.extend(more);
+            let (decoded, records) = decode(&bytes).unwrap();
+            prop_assert_eq!(decoded, header);
+            prop_assert_eq!(records.collect::<Vec<_>>(), groups);
+        }
+
+        #[test]
+        fn any_prefix_is_truncated(
+            numbers: [u32; 9],
+            groups in groups(),
+            cut: prop::sample::Index,
+        ) {
+            let bytes = bytes(&header(numbers, "gw-a"), &groups);
+            let prefix = &bytes[..cut.index(bytes.len())];
+            prop_assert_eq!(decode(prefix).err(), Some(HeartbeatError::Truncated));
+        }
+
+        #[test]
+        fn no_bytes_panic_or_bloat(mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for version in [0, VERSION] {
+                if let Some(first) = bytes.first_mut() {
+                    *first = version;
+                }
+                if let Ok((_, records)) = decode(&bytes) {
+                    prop_assert!(records.count() <= bytes.len() / RECORD);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn longer_records_of_a_newer_version_are_understood() {
+        let group = GroupState {
+            known: true,
+            ready: true,
+            term: 7,
+            ..GroupState::default()
+        };
+        let mut bytes = bytes(&header([1; 9], "gw-a"), &[(5, group), (6, group)]);
+        let at = bytes.len() - 2 * RECORD;
+        bytes[at - 1] += 1;
+        bytes.insert(at + RECORD, 0xee);
+        bytes.push(0xee);
+        let (_, records) = decode(&bytes).unwrap();
+        assert_eq!(records.collect::<Vec<_>>(), [(5, group), (6, group)]);
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let good = bytes(&header([1; 9], "gw-a"), &[(5, GroupState::default())]);
+        let with = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            decode(&bytes).err()
+        };
+        assert_eq!(with(0, 2), Some(HeartbeatError::Version));
+        assert_eq!(
+            with(good.len() - RECORD - 1, 13),
+            Some(HeartbeatError::Malformed)
+        );
+        assert_eq!(
+            with(61, 0xff),
+            Some(HeartbeatError::Malformed),
+            "a name that is no UTF-8"
+        );
+    }
+
+    #[test]
+    fn a_term_beyond_the_highest_stays_there() {
+        let group = GroupState {
+            known: true,
+            term: u64::MAX,
+            ..GroupState::default()
+        };
+        let bytes = bytes(&header([1; 9], "gw-a"), &[(5, group)]);
+        let (_, mut records) = decode(&bytes).unwrap();
+        assert_eq!(records.next().map(|(_, group)| group.term), Some(MAX_TERM));
+    }
+}

@@ -1,0 +1,558 @@
+//! Which unit is primary of which group: heartbeats, election, takeover and planned handover.
+//!
+//! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
+//! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
+//! primary, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram.
+
+mod election;
+mod events;
+mod handover;
+mod heartbeat;
+mod order;
+mod peer;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::{self, Config};
+use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::gateway::Role;
+use crate::time::Time;
+
+use election::Group;
+use events::Events;
+use peer::Peer;
+
+pub use events::Event;
+pub use heartbeat::{HeartbeatError, MAX_TERM};
+pub use view::{GroupView, Link, PeerView};
+
+/// An effect that the caller carries out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// This unit is now primary or standby of `group`: `Gateway::set_role`, at once.
+    SetRole {
+        /// The group.
+        group: GroupId,
+        /// The new role; never the one before.
+        role: Role,
+        /// The term of the primary that is known now: this unit's own, if it is the primary.
+        term: u64,
+        /// For the log; it is among the events as well.
+        why: String,
+    },
+    /// Send a datagram to `peer` over the heartbeat connection of `link`; drop it if there is none.
+    SendHeartbeat {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// The datagram, at most 1100 bytes.
+        bytes: Vec<u8>,
+    },
+    /// Ask by ARP and Neighbor Discovery on all ports that are up who has the addresses of `group`.
+    ///
+    /// An answer from any hardware address but our own goes to [`Ha::handle_probe_answer`].
+    Probe {
+        /// The group.
+        group: GroupId,
+    },
+    /// Announce the addresses of `group` again: another unit did so meanwhile.
+    Announce {
+        /// The group.
+        group: GroupId,
+    },
+    /// Send all that is pending for `to`, then the message that it becomes primary of `group`.
+    ///
+    /// The peer applies all of it, and then calls [`Ha::handle_handover`] with `term`.
+    Handover {
+        /// The group.
+        group: GroupId,
+        /// The next primary.
+        to: PeerId,
+        /// Its term.
+        term: u64,
+    },
+    /// A planned handover has ended: the answer to whoever asked for it.
+    HandoverDone {
+        /// The group.
+        group: GroupId,
+        /// The peer that was to take over.
+        to: PeerId,
+        /// The time from the request to the end.
+        took: Duration,
+        /// Why it failed, if so; this unit has then stayed primary unless a `SetRole` came before.
+        result: Result<(), String>,
+    },
+    /// What this unit holds of `group` may be stale: compare it with what `from` has, and say
+    /// `ready` only after that.
+    Resync {
+        /// The group.
+        group: GroupId,
+        /// Its primary.
+        from: PeerId,
+    },
+    /// [`Ha::shut_down`] is complete: the process may end.
+    Gone,
+}
+
+/// Something that makes it likely, but does not prove, that a peer has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// The kernel of the peer's machine says that nobody listens there any more.
+    Refused {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// No interface of an `[[ha.link]]` has carrier.
+    CarrierLost,
+}
+
+/// A set of groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupSet(u64);
+
+impl GroupSet {
+    /// The set of all groups.
+    pub const ALL: GroupSet = GroupSet(u64::MAX);
+
+    /// Adds `group`.
+    pub fn insert(&mut self, group: GroupId) {
+        self.0 |= 1 << (group.0 & 63);
+    }
+
+    /// Whether `group` is in it.
+    pub fn contains(self, group: GroupId) -> bool {
+        self.0 & (1 << (group.0 & 63)) != 0
+    }
+}
+
+/// What replication says of one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncState {
+    /// The groups of which this unit has received from the peer all that the peer has.
+    ///
+    /// A stream that breaks does not take that back, for what was received may soon be all that is
+    /// left; a new stream of another process of the peer does, and so does [`Output::Resync`].
+    pub ready: GroupSet,
+    /// The stream to the peer is up, and at the last comparison the peer held what this unit holds,
+    /// in all groups of which this unit is primary.
+    pub digest_equal: bool,
+    /// The last sequence of the peer that this unit has applied.
+    pub applied: u64,
+}
+
+/// The high-availability state machine of one unit.
+///
+/// Each turn of the caller's loop, with one reading of the clock:
+///
+/// 1. [`Ha::handle_wake`], before any packet is read: a unit that was stopped for too long must not
+///    forward. Drain the outputs if it says so.
+/// 2. `handle_*` with what happened, [`Ha::request_failover`], `set_*`, in any order; hints before
+///    heartbeats, since what the dead peer sent before may still wait in the socket.
+/// 3. [`Ha::handle_timeout`]; harmless if nothing is due.
+/// 4. [`Ha::poll_output`] until it returns `None`.
+/// 5. Sleep until [`Ha::poll_timeout`] at the latest.
+///
+/// The unit starts as standby of all groups. Before the first turn tell it the states of the ports
+/// ([`Ha::handle_ports`]); until then all of them count as down.
+///
+/// To end: [`Ha::shut_down`], then go on as before until [`Output::Gone`].
+#[derive(Debug)]
+pub struct Ha {
+    name: String,
+    group_id: u8,
+    boot_id: u64,
+    started: Time,
+    interval: Duration,
+    threshold: u32,
+    monitor: Vec<PortId>,
+    ports_up: u8,
+    override_: bool,
+    groups: Vec<Group>,
+    peers: Vec<Peer>,
+    links: u8,
+    sequence: u64,
+    next_heartbeat: Time,
+    /// The own state has changed: the peers are to hear of it at once.
+    urgent: bool,
+    last_wake: Time,
+    leaving: Option<Leaving>,
+    rejected: [u64; HeartbeatError::ALL.len()],
+    outputs: VecDeque<Output>,
+    events: Events,
+}
+
+/// How far a shutdown is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// Groups are being handed over.
+    HandingOver,
+    /// All peers are told; stragglers are forwarded until then.
+    Goodbye(Time),
+    /// [`Output::Gone`] was given.
+    Gone,
+}
+
+/// Outputs that may wait; beyond it heartbeats, probes and announcements are dropped.
+const MAX_OUTPUTS: usize = 1024;
+/// How long a unit that starts waits for its peers, at least.
+const LEAST_INIT_WAIT: Duration = Duration::from_millis(500);
+
+impl Ha {
+    /// A unit that has just started; `None` if the config has no `[ha]`.
+    ///
+    /// `boot_id` is random, and another one each time that the process starts.
+    pub fn new(config: &Config, boot_id: u64, now: Time) -> Option<Ha> {
+        let ha = config.ha.as_ref()?;
+        let links = u8::try_from(ha.links.len()).unwrap_or(u8::MAX);
+        let peers = ha
+            .peers
+            .iter()
+            .map(|peer| Peer::new(peer, usize::from(links), config.groups.len()))
+            .collect();
+        let mut unit = Ha {
+            name: config.node.name.clone(),
+            group_id: ha.group_id,
+            boot_id,
+            started: now,
+            interval: ha.heartbeat_interval,
+            threshold: ha.heartbeat_lost_threshold,
+            monitor: ha.monitor.clone(),
+            ports_up: 0,
+            override_: ha.override_,
+            groups: Vec::new(),
+            peers,
+            links,
+            sequence: 0,
+            next_heartbeat: now,
+            urgent: false,
+            last_wake: now,
+            leaving: None,
+            rejected: [0; HeartbeatError::ALL.len()],
+            outputs: VecDeque::new(),
+            events: Events::default(),
+        };
+        let until = now + (unit.hold() * 3).max(LEAST_INIT_WAIT);
+        unit.groups = config
+            .groups
+            .iter()
+            .map(|group| new_group(ha, group, now, until))
+            .collect();
+        Some(unit)
+    }
+
+    /// Notices whether this unit was stopped for longer than the hold time. If so it gives up its
+    /// roles: the outputs are to be carried out before any packet is handled.
+    ///
+    /// Returns whether it was.
+    pub fn handle_wake(&mut self, now: Time) -> bool {
+        let pause = now.since(self.last_wake);
+        self.last_wake = now;
+        let paused = pause > self.hold();
+        if paused {
+            self.resume_after_pause(now, pause);
+            self.flush(now);
+        }
+        paused
+    }
+
+    /// Handles a datagram that came over the authenticated heartbeat connection of `peer`.
+    ///
+    /// # Errors
+    /// If it was ignored; that is counted as well.
+    pub fn handle_heartbeat(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        link: LinkId,
+        bytes: &[u8],
+    ) -> Result<(), HeartbeatError> {
+        let result = self.accept_heartbeat(now, peer, link, bytes);
+        match result {
+            Ok(()) => self.flush(now),
+            Err(error) => self.rejected[error as usize] += 1,
+        }
+        result
+    }
+
+    /// The heartbeat connection to `peer` over `link` came up or went down.
+    pub fn handle_link(&mut self, now: Time, peer: PeerId, link: LinkId, up: bool) {
+        let Some(peer) = self.peers.get_mut(peer.index()) else {
+            return;
+        };
+        let Some(known) = peer.links.get_mut(link.index()) else {
+            return;
+        };
+        if known.up == up {
+            return;
+        }
+        known.up = up;
+        let what = format!(
+            "link {} to {} is {}",
+            link.0,
+            peer.name,
+            if up { "up" } else { "down" }
+        );
+        match up {
+            true => self.events.info(now, what, ""),
+            false => self.events.warn(now, what, ""),
+        }
+        self.urgent |= up;
+        self.flush(now);
+    }
+
+    /// Starts a check at once if the peer in question was primary.
+    pub fn handle_hint(&mut self, now: Time, hint: Hint) {
+        let why = match hint {
+            Hint::Refused { .. } => "its process is gone",
+            Hint::CarrierLost => "no link has carrier",
+        };
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            let meant = match hint {
+                Hint::Refused { peer } => peer.index() == index,
+                Hint::CarrierLost => true,
+            };
+            if meant && peer.alive {
+                peer.alive = false;
+                peer.suspected = Some(now);
+                self.events
+                    .warn(now, format!("{} may be dead", peer.name), why);
+            }
+        }
+        self.evaluate_all(now);
+        self.flush(now);
+    }
+
+    /// The states of the ports, parallel to `config.ports`.
+    pub fn handle_ports(&mut self, now: Time, up: &[bool]) {
+        let is_up = |port: &&PortId| up.get(port.index()).copied().unwrap_or(false);
+        let count = self.monitor.iter().filter(is_up).count();
+        let count = u8::try_from(count).unwrap_or(u8::MAX);
+        if std::mem::replace(&mut self.ports_up, count) != count {
+            self.events
+                .info(now, format!("{count} monitored ports are up"), "");
+            self.urgent = true;
+            self.evaluate_all(now);
+            self.flush(now);
+        }
+    }
+
+    /// Another unit, or another host, answered for an address of `group`.
+    pub fn handle_probe_answer(&mut self, now: Time, group: GroupId) {
+        if usize::from(group.0) < self.groups.len() {
+            self.note_probe_answer(now, usize::from(group.0));
+        }
+    }
+
+    /// What replication has to say of `peer`; as often as it likes.
+    pub fn handle_sync(&mut self, now: Time, peer: PeerId, state: SyncState) {
+        let Some(known) = self.peers.get_mut(peer.index()) else {
+            return;
+        };
+        let before = std::mem::replace(&mut known.sync, state);
+        if (before.ready, before.digest_equal) != (state.ready, state.digest_equal) {
+            self.learn_ready(now, peer);
+            self.evaluate_all(now);
+            self.flush(now);
+        }
+    }
+
+    /// Lets another unit take over from this one if its priority is higher; for all groups.
+    pub fn set_override(&mut self, now: Time, override_: bool) {
+        self.override_ = override_;
+        self.settings_changed(now);
+    }
+
+    /// Sets this unit's priority for `group`, or for all.
+    pub fn set_priority(&mut self, now: Time, group: Option<GroupId>, priority: u8) {
+        for (index, state) in self.groups.iter_mut().enumerate() {
+            if group.is_none_or(|group| usize::from(group.0) == index) {
+                state.priority = priority;
+            }
+        }
+        self.settings_changed(now);
+    }
+
+    fn settings_changed(&mut self, now: Time) {
+        for group in &mut self.groups {
+            group.given_away = false;
+        }
+        self.urgent = true;
+        self.evaluate_all(now);
+        self.flush(now);
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.expire_peers(now);
+        self.evaluate_all(now);
+        self.continue_leaving(now);
+        if now >= self.next_heartbeat {
+            self.urgent = true;
+        }
+        self.flush(now);
+    }
+
+    /// The time of the next [`Ha::handle_timeout`].
+    pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        let peers = self
+            .peers
+            .iter()
+            .filter(|peer| peer.alive)
+            .map(|peer| peer.alive_until);
+        let groups = (0..self.groups.len()).filter_map(|group| self.group_timeout(now, group));
+        let leaving = match self.leaving {
+            Some(Leaving::Goodbye(until)) => Some(until),
+            _ => None,
+        };
+        let next = peers
+            .chain(groups)
+            .chain(leaving)
+            .fold(self.next_heartbeat, Time::min);
+        Some(next.max(now))
+    }
+
+    /// The next effect to carry out.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The time after which a peer that sends as often as this unit counts as dead.
+    pub fn hold(&self) -> Duration {
+        self.interval * self.threshold
+    }
+
+    /// The time after which `peer`, which may send more rarely, counts as dead.
+    fn hold_of(&self, peer: &Peer) -> Duration {
+        self.interval.max(peer.interval) * self.threshold
+    }
+
+    fn accept_heartbeat(
+        &mut self,
+        now: Time,
+        id: PeerId,
+        link: LinkId,
+        bytes: &[u8],
+    ) -> Result<(), HeartbeatError> {
+        let (header, records) = heartbeat::decode(bytes)?;
+        let peer = self
+            .peers
+            .get_mut(id.index())
+            .ok_or(HeartbeatError::UnknownPeer)?;
+        if link.0 >= self.links {
+            return Err(HeartbeatError::UnknownPeer);
+        }
+        if header.group_id != self.group_id {
+            return Err(HeartbeatError::ForeignCluster);
+        }
+        if header.name != peer.name {
+            return Err(HeartbeatError::WrongName);
+        }
+        peer.measure(now, link, &header);
+        // A hint is newer than what was in the socket when it came.
+        if !peer.is_news(&header) || peer.suspected.is_some_and(|at| now <= at) {
+            return Ok(());
+        }
+        let groups = &self.groups;
+        let own = records.enumerate().filter_map(|(index, (name, state))| {
+            let hint = groups
+                .get(index)
+                .filter(|group| group.hash == name)
+                .map(|_| index);
+            let found = hint.or_else(|| groups.iter().position(|group| group.hash == name))?;
+            Some((GroupId(found as u8), state))
+        });
+        let news = peer.update(now, &header, own);
+        let was_alive = std::mem::replace(&mut peer.alive, !header.goodbye);
+        let hold = self.interval.max(peer.interval) * self.threshold;
+        peer.alive_until = now + hold;
+        if news.restarted {
+            peer.sync = SyncState::default();
+            self.events
+                .info(now, format!("{} has restarted", peer.name), "");
+        } else if !header.goodbye && !was_alive {
+            self.events.info(now, format!("{} is alive", peer.name), "");
+        } else if header.goodbye && was_alive {
+            self.events
+                .info(now, format!("{} says goodbye", peer.name), "");
+        }
+        if header.goodbye {
+            self.trust_goodbye(now, id);
+        }
+        if news.changed || !was_alive {
+            self.evaluate_all(now);
+        }
+        Ok(())
+    }
+
+    /// Finds the peers of which nothing was heard for too long.
+    fn expire_peers(&mut self, now: Time) {
+        for peer in &mut self.peers {
+            if peer.alive && now >= peer.alive_until {
+                peer.alive = false;
+                self.events
+                    .warn(now, format!("{} is lost", peer.name), "no heartbeat");
+            }
+        }
+    }
+
+    /// Queues an effect; those that are repeated anyway are dropped if the caller has fallen behind.
+    fn push_output(&mut self, output: Output) {
+        let repeated = matches!(
+            output,
+            Output::SendHeartbeat { .. } | Output::Probe { .. } | Output::Announce { .. }
+        );
+        if !repeated || self.outputs.len() < MAX_OUTPUTS {
+            self.outputs.push_back(output);
+        }
+    }
+
+    /// Sends heartbeats to all peers over all links that are up, if they are due.
+    fn flush(&mut self, now: Time) {
+        if !std::mem::take(&mut self.urgent) || self.leaving == Some(Leaving::Gone) {
+            return;
+        }
+        self.sequence += 1;
+        self.next_heartbeat = now + self.interval;
+        let states: Vec<_> = (0..self.groups.len())
+            .map(|group| (self.groups[group].hash, self.group_state(group)))
+            .collect();
+        for peer in 0..self.peers.len() {
+            for link in (0..self.links).map(LinkId) {
+                if !self.peers[peer].links[link.index()].up {
+                    continue;
+                }
+                let (echo, echo_age) = self.peers[peer].echo(now, link);
+                let header = heartbeat::Header {
+                    group_id: self.group_id,
+                    goodbye: matches!(self.leaving, Some(Leaving::Goodbye(_))),
+                    ports_up: self.ports_up,
+                    boot_id: self.boot_id,
+                    sequence: self.sequence,
+                    uptime: now.since(self.started),
+                    interval: self.interval,
+                    clock: peer::clock(now),
+                    echo,
+                    echo_age,
+                    applied: self.peers[peer].sync.applied,
+                    name: &self.name,
+                };
+                let bytes =
+                    heartbeat::encode(&header, states.iter().map(|(name, group)| (*name, group)));
+                let peer = PeerId(peer as u8);
+                self.push_output(Output::SendHeartbeat { peer, link, bytes });
+            }
+        }
+    }
+}
+
+fn new_group(ha: &config::Ha, group: &config::Group, now: Time, until: Time) -> Group {
+    let priority = group.priority.unwrap_or(ha.priority);
+    Group::new(&group.name, priority, now, until)
+}

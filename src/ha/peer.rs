@@ -1,0 +1,176 @@
+//! What this unit knows of another one.
+
+use std::time::Duration;
+
+use super::heartbeat::{self, GroupState, Header};
+use super::{Link, SyncState};
+use crate::config::HaPeer;
+use crate::flow::{GroupId, LinkId};
+use crate::time::Time;
+
+/// A round trip longer than this is no measurement but nonsense.
+const LONGEST_RTT: Duration = Duration::from_secs(60);
+/// The longest interval that the config allows, and so that a peer is believed.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub name: String,
+    pub hash: u32,
+    pub links: Vec<PeerLink>,
+    /// Heard within the hold time, no goodbye, and no hint that it died.
+    pub alive: bool,
+    /// When it counts as dead if nothing more is heard.
+    pub alive_until: Time,
+    /// The last heartbeat that brought news.
+    pub heard: Option<Time>,
+    /// A hint that it died came then.
+    pub suspected: Option<Time>,
+    pub goodbye: bool,
+    pub groups: Vec<GroupState>,
+    pub ports_up: u8,
+    pub interval: Duration,
+    pub sync: SyncState,
+    boot_id: Option<u64>,
+    previous_boot_id: Option<u64>,
+    sequence: u64,
+    uptime: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PeerLink {
+    pub up: bool,
+    pub rtt: Option<Duration>,
+    /// When a heartbeat came by this link, and the peer's clock in it.
+    last: Option<(Time, u64)>,
+}
+
+/// What a heartbeat changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// What the peer says of itself or a group differs from before.
+    pub changed: bool,
+    /// The process is another one than before.
+    pub restarted: bool,
+}
+
+impl Peer {
+    pub fn new(config: &HaPeer, links: usize, groups: usize) -> Peer {
+        Peer {
+            name: config.name.clone(),
+            hash: heartbeat::hash(&config.name),
+            links: vec![PeerLink::default(); links],
+            alive: false,
+            alive_until: Time::ZERO,
+            heard: None,
+            suspected: None,
+            goodbye: false,
+            groups: vec![GroupState::default(); groups],
+            ports_up: 0,
+            interval: Duration::ZERO,
+            sync: SyncState::default(),
+            boot_id: None,
+            previous_boot_id: None,
+            sequence: 0,
+            uptime: Duration::ZERO,
+        }
+    }
+
+    /// Takes note of a heartbeat's clock, whether or not it brings news; `link` exists.
+    pub fn measure(&mut self, now: Time, link: LinkId, header: &Header<'_>) {
+        let Some(link) = self.links.get_mut(link.index()) else {
+            return;
+        };
+        link.last = Some((now, header.clock));
+        let trip = clock(now)
+            .checked_sub(header.echo)
+            .map(Duration::from_micros);
+        if header.echo != 0
+            && let Some(rtt) = trip.and_then(|trip| trip.checked_sub(header.echo_age))
+            && rtt < LONGEST_RTT
+        {
+            link.rtt = Some(rtt);
+        }
+    }
+
+    /// The echo to send on `link`: the peer's clock, and how long ago it came.
+    pub fn echo(&self, now: Time, link: LinkId) -> (u64, Duration) {
+        match self.links.get(link.index()).and_then(|link| link.last) {
+            Some((at, clock)) => (clock, now.since(at)),
+            None => (0, Duration::ZERO),
+        }
+    }
+
+    /// Whether the heartbeat is newer than all before; copies by other links are not.
+    pub fn is_news(&self, header: &Header<'_>) -> bool {
+        let boot_id = Some(header.boot_id);
+        match boot_id == self.boot_id {
+            true => header.sequence > self.sequence,
+            false => boot_id != self.previous_boot_id,
+        }
+    }
+
+    /// Takes over what a heartbeat says; `groups` are those of this unit that it names.
+    pub fn update(
+        &mut self,
+        now: Time,
+        header: &Header<'_>,
+        groups: impl Iterator<Item = (GroupId, GroupState)>,
+    ) -> News {
+        let restarted = self
+            .boot_id
+            .is_some_and(|boot_id| boot_id != header.boot_id);
+        if self.boot_id != Some(header.boot_id) {
+            self.previous_boot_id = self.boot_id.replace(header.boot_id);
+        }
+        let mut changed = restarted
+            || self.heard.is_none()
+            || self.ports_up != header.ports_up
+            || self.goodbye != header.goodbye;
+        self.sequence = header.sequence;
+        self.heard = Some(now);
+        self.suspected = None;
+        self.goodbye = header.goodbye;
+        self.ports_up = header.ports_up;
+        self.uptime = header.uptime;
+        self.interval = header.interval.min(LONGEST_INTERVAL);
+        let mut named = 0_u64;
+        for (group, state) in groups {
+            let index = usize::from(group.0);
+            named |= 1 << index;
+            changed |= std::mem::replace(&mut self.groups[index], state) != state;
+        }
+        for (index, state) in self.groups.iter_mut().enumerate() {
+            if named & (1 << index) == 0 && state.known {
+                *state = GroupState::default();
+                changed = true;
+            }
+        }
+        News { changed, restarted }
+    }
+
+    /// How long it has been running, by its own account.
+    pub fn uptime(&self, now: Time) -> Duration {
+        let since = self.heard.map_or(Duration::ZERO, |heard| now.since(heard));
+        self.uptime.saturating_add(since)
+    }
+
+    pub fn boot_id(&self) -> Option<u64> {
+        self.boot_id
+    }
+
+    /// The state of `link` for the operator.
+    pub fn link(&self, now: Time, link: usize, hold: Duration) -> Link {
+        let link = self.links.get(link).copied().unwrap_or_default();
+        Link {
+            connected: link.up,
+            alive: link.last.is_some_and(|(at, _)| now.since(at) < hold),
+            rtt: link.rtt,
+        }
+    }
+}
+
+/// This unit's clock on the wire, in µs; never 0.
+pub(super) fn clock(now: Time) -> u64 {
+    (now.as_nanos() / 1000).max(1)
+}

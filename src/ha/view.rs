@@ -1,0 +1,145 @@
+//! What the operator sees of the cluster.
+
+use std::time::Duration;
+
+use super::election::State;
+use super::{Event, Ha, HeartbeatError, Leaving, SyncState};
+use crate::flow::{GroupId, PeerId};
+use crate::gateway::Role;
+use crate::time::Time;
+
+/// A group as this unit sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupView<'a> {
+    /// This unit's role.
+    pub role: Role,
+    /// It holds all sessions of the group, or is its primary.
+    pub ready: bool,
+    /// The highest term that is known; its own, if it is the primary.
+    pub term: u64,
+    /// Since when it has the role.
+    pub since: Time,
+    /// The name of the primary's node, if one is known to be alive.
+    pub primary: Option<&'a str>,
+    /// The primary is not heard over the links, but answers on the data ports.
+    pub degraded: bool,
+    /// This unit still forwards stragglers of the group that it handed over.
+    pub draining: bool,
+    /// This unit's priority.
+    pub priority: u8,
+}
+
+/// A peer as this unit sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView<'a> {
+    /// The name of its node.
+    pub name: &'a str,
+    /// It was heard within the hold time.
+    pub alive: bool,
+    /// How many of its monitored ports are up.
+    pub ports_up: u8,
+    /// How long it has been running, if it was ever heard.
+    pub uptime: Option<Duration>,
+    /// What replication said last.
+    pub sync: SyncState,
+    /// Each link to it, in the order of the config.
+    pub links: Vec<Link>,
+}
+
+/// One link to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The heartbeat connection is up.
+    pub connected: bool,
+    /// A heartbeat came by it within the hold time.
+    pub alive: bool,
+    /// Round trip of the last heartbeat, of both units' loops as well.
+    pub rtt: Option<Duration>,
+}
+
+impl Ha {
+    /// The group as this unit sees it; `None` if there is no such group.
+    pub fn group(&self, now: Time, id: GroupId) -> Option<GroupView<'_>> {
+        let group = self.groups.get(usize::from(id.0))?;
+        Some(GroupView {
+            role: group.role(),
+            ready: group.ready,
+            term: group.term,
+            since: group.since,
+            primary: self.primary_name(usize::from(id.0)),
+            degraded: group.degraded,
+            draining: self.is_draining(now, id),
+            priority: group.priority,
+        })
+    }
+
+    /// The peer as this unit sees it; `None` if there is no such peer.
+    pub fn peer(&self, now: Time, id: PeerId) -> Option<PeerView<'_>> {
+        let peer = self.peers.get(id.index())?;
+        let hold = self.hold_of(peer);
+        Some(PeerView {
+            name: &peer.name,
+            alive: peer.alive,
+            ports_up: peer.ports_up,
+            uptime: peer.boot_id().map(|_| peer.uptime(now)),
+            sync: peer.sync,
+            links: (0..peer.links.len())
+                .map(|link| peer.link(now, link, hold))
+                .collect(),
+        })
+    }
+
+    /// This unit's role in `group`; standby of one that does not exist.
+    pub fn role(&self, group: GroupId) -> Role {
+        self.groups
+            .get(usize::from(group.0))
+            .map_or(Role::Standby, super::Group::role)
+    }
+
+    /// Whether this unit, now standby, is to go on forwarding packets of the group's sessions that
+    /// hosts still send to it.
+    pub fn is_draining(&self, now: Time, group: GroupId) -> bool {
+        let group = self.groups.get(usize::from(group.0));
+        group.is_some_and(|group| {
+            group.role() == Role::Standby && group.draining_until.is_some_and(|until| now < until)
+        })
+    }
+
+    /// Whether [`Ha::shut_down`] was called.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Whether [`super::Output::Gone`] was given.
+    pub fn is_gone(&self) -> bool {
+        self.leaving == Some(Leaving::Gone)
+    }
+
+    /// The last events, oldest first; at most 64.
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = &Event> {
+        self.events.iter()
+    }
+
+    /// How many heartbeats were ignored because of `error`.
+    pub fn rejected(&self, error: HeartbeatError) -> u64 {
+        self.rejected[error as usize]
+    }
+
+    fn primary_name(&self, group: usize) -> Option<&str> {
+        let state = &self.groups[group];
+        if state.state == State::Primary {
+            return Some(&self.name);
+        }
+        if let Some(peer) = self.alive_primary(group) {
+            return Some(&self.peers[peer.index()].name);
+        }
+        // Not heard by this unit, but perhaps by another one.
+        let alive = self.peers.iter().filter(|peer| peer.alive);
+        let seen: Vec<u32> = alive
+            .map(|peer| peer.groups[group].sees)
+            .filter(|sees| *sees != 0)
+            .collect();
+        let named = self.peers.iter().find(|peer| seen.contains(&peer.hash));
+        named.map(|peer| peer.name.as_str())
+    }
+}
