@@ -82,7 +82,9 @@ pub enum Lookup<D> {
     Drop(DropReason),
 }
 
-/// The fragmented datagrams that pass the gateway. `D` is the decision about a datagram.
+/// The fragmented datagrams that pass the gateway. `D` is the decision about a datagram; if it names
+/// a session, the caller checks that this still has the addresses of the fragment, for ids are used
+/// again.
 ///
 /// For a fragment of offset zero, the caller decides and then calls [`Fragments::first`]; for the
 /// others it calls [`Fragments::later`]. It calls [`Fragments::expire`] at the time that
@@ -99,9 +101,9 @@ pub struct Fragments<D> {
 
 impl<D: Copy> Fragments<D> {
     /// No datagrams. `key` is random, so that no sender can make keys collide.
-    pub fn new(key: (u64, u64)) -> Fragments<D> {
+    pub fn new(key: &[u8; 16]) -> Fragments<D> {
         Fragments {
-            datagrams: HashMap::with_hasher(SipKey(key.0, key.1)),
+            datagrams: HashMap::with_hasher(SipKey(SipHasher13::new_with_key(key))),
             waiting: BTreeMap::new(),
             known: BTreeMap::new(),
             next_serial: 0,
@@ -463,15 +465,14 @@ fn conflict(a: &Piece, b: &Piece) -> bool {
     overlap || beyond(a, b) || beyond(b, a)
 }
 
-/// SipHash with a random key.
-#[derive(Clone, Copy)]
-struct SipKey(u64, u64);
+/// SipHash-1-3 under a random key.
+struct SipKey(SipHasher13);
 
 impl BuildHasher for SipKey {
     type Hasher = SipHasher13;
 
     fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_keys(self.0, self.1)
+        self.0
     }
 }
 
@@ -512,7 +513,7 @@ mod tests {
     }
 
     fn fragments() -> Fragments<u32> {
-        Fragments::new((1, 2))
+        Fragments::new(&[1; 16])
     }
 
     #[test]

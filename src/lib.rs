@@ -9,6 +9,7 @@ pub mod gateway;
 pub mod nat;
 pub mod os;
 pub mod packet;
+pub mod nat;
 pub mod policy;
 pub mod route;
 pub mod session;

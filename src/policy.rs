@@ -248,7 +248,7 @@ fn sorted(items: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{Forward, Limits, NatPool, Node, Port, Timeouts};
     use crate::flow::Protocol;
@@ -280,7 +280,8 @@ mod tests {
         }
     }
 
-    fn config(policies: Vec<Policy>) -> Config {
+    /// A config with these policies and the ports `lan`, `wan` and `dmz`.
+    pub(crate) fn config(policies: Vec<Policy>) -> Config {
         let second = Duration::from_secs(1);
         Config {
             node: Node {

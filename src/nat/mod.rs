@@ -1,0 +1,1001 @@
+//! Source and destination translation of new sessions.
+//!
+//! What is done once a session: a forward names the internal destination, and an external address
+//! and port are allocated for the source. The packets of a session are then rewritten from what the
+//! session says. IPv4 and IPv6 take the same path; addresses are never translated between families,
+//! and prefixes never one to one.
+//!
+//! UDP and ICMP queries have endpoint-independent *mappings* (RFC 4787, REQ-1; RFC 5508, REQ-1): as
+//! long as any session of an internal endpoint lives, its other sessions get the same external port,
+//! which belongs to that endpoint alone. TCP may use an external port for as many endpoints as
+//! destinations tell apart: one address serves more than 64 512 connections.
+//!
+//! *Filtering* is address-and-port-dependent for all: only packets of a session come in. A mapping
+//! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in a
+//! firewall, and each packet let in then has a session that a policy accepted and peers know.
+
+mod forwards;
+mod mappings;
+mod pool;
+mod port_set;
+
+use std::collections::BTreeMap;
+
+pub use forwards::Destination;
+pub use pool::PoolId;
+
+use crate::config::{self, Config};
+use crate::flow::{Addr, FlowKey, GroupId, PortId, Protocol};
+use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
+use forwards::Forwards;
+use mappings::{Endpoint, Mapping, Mappings};
+use pool::{External, Pool, Pools};
+
+/// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all
+/// but one session in 1000 where 95 % of the ports towards a destination are in use.
+const RANDOM_ATTEMPTS: u32 = 128;
+
+/// Ports tried for one session, over all addresses: each is a lookup, together some 100 µs.
+const MAX_ATTEMPTS: u32 = 2048;
+
+/// Addresses of a pool tried for one session.
+const MAX_ADDRESSES: usize = 64;
+
+/// What a source is translated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The external address.
+    pub addr: TranslatedAddr,
+    /// The external port or identifier; 0 for a protocol without.
+    pub port: u16,
+}
+
+/// There is no external port left that would tell the session from others, or none was found in
+/// bounded time, or the pool has no address of the family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatExhausted;
+
+/// The translator.
+///
+/// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`], insert
+/// it into the table, [`Nat::attach`]. Nothing is taken before `attach`. Before a session is removed
+/// from the table: [`Nat::release`]. A session that a peer sent is only attached: its port is
+/// reserved thereby.
+///
+/// On a new configuration, make a new `Nat` and attach all sessions of the table.
+pub struct Nat {
+    forwards: Forwards,
+    pools: Pools,
+    groups: BTreeMap<Addr, GroupId>,
+    mappings: Mappings,
+    /// How many owners too many a port has; it is free after the last one. Two units that were primary
+    /// at once may have given a port to different endpoints, and a peer may use that of a forward.
+    shared: BTreeMap<Place, u32>,
+}
+
+impl Nat {
+    /// The translator of `config`, with no mappings. `key` is random and secret.
+    pub fn new(config: &Config, book: &mut AddressBook, key: &[u8; 16]) -> Nat {
+        let forwards = Forwards::new(config, book);
+        Nat {
+            pools: Pools::new(config, &forwards, book),
+            forwards,
+            groups: pool::groups(config),
+            mappings: Mappings::new(config.node.max_sessions, KeyedHash::new(key)),
+            shared: BTreeMap::new(),
+        }
+    }
+
+    /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is for
+    /// it. A forward is meant for packets of its own port, but applies to others too, so that hosts
+    /// inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
+    pub fn destination(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
+        self.forwards.find(in_port, key).copied()
+    }
+
+    /// Whether a forwarded session must have its source translated to the address of its egress
+    /// port, whatever its policy says: client and server are behind the same port, and the server
+    /// would answer directly, past the gateway.
+    pub fn needs_hairpin_source(in_port: PortId, out_port: PortId) -> bool {
+        in_port == out_port
+    }
+
+    /// The pool that `nat` means for a session that leaves by `out_port`; none for [`config::Nat::Off`].
+    pub fn pool(&self, nat: config::Nat, out_port: PortId) -> Option<PoolId> {
+        self.pools.id(nat, out_port)
+    }
+
+    /// The group that an external address (virtual, or of a pool) moves with.
+    pub fn group(&self, addr: &Addr) -> Option<GroupId> {
+        self.groups.get(addr).copied()
+    }
+
+    /// Chooses what the source of a new session is translated to.
+    ///
+    /// `key` is that of its first packet after destination translation. All sessions of a host get
+    /// the same address of the pool as long as it has free ports (RFC 4787, REQ-2). The port is kept
+    /// if it is free and of the pool; else it is as random as `random` is (RFC 6056).
+    ///
+    /// # Errors
+    ///
+    /// [`NatExhausted`]
+    pub fn allocate_source(
+        &self,
+        table: &Table,
+        book: &AddressBook,
+        pool: PoolId,
+        key: &FlowKey,
+        random: u64,
+    ) -> Result<Source, NatExhausted> {
+        let pool = self.pools.get(pool).ok_or(NatExhausted)?;
+        if is_mapped(key.protocol)
+            && let Some((external, port)) = self.mapped_source(table, pool, key)
+        {
+            // The mapping binds: if answers can't be told apart, another port would break it.
+            let request = Request {
+                table,
+                book,
+                key,
+                external,
+            };
+            let source = Source {
+                addr: external.translated,
+                port,
+            };
+            return request
+                .tells_apart(port)
+                .then_some(source)
+                .ok_or(NatExhausted);
+        }
+        let mut search = Search {
+            random: Random(random),
+            attempts: MAX_ATTEMPTS,
+        };
+        for external in self.pools.addresses_for(pool, &key.src).take(MAX_ADDRESSES) {
+            let request = Request {
+                table,
+                book,
+                key,
+                external,
+            };
+            if let Some(port) = search.port(&request, pool) {
+                return Ok(Source {
+                    addr: external.translated,
+                    port,
+                });
+            }
+        }
+        Err(NatExhausted)
+    }
+
+    /// Makes a session that was inserted part of its mapping, which comes into being with its first
+    /// session. No effect on sessions without a mapping.
+    pub fn attach(&mut self, table: &mut Table, id: SessionId) {
+        let Some(session) = table.get(id) else {
+            return;
+        };
+        if !is_mapped(session.protocol) || session.nat_src == TranslatedAddr::SAME {
+            return;
+        }
+        let mapping = mappings::mapping_of(session);
+        if self.mappings.add(table, id, &mapping) {
+            self.take_port(&mapping);
+        }
+    }
+
+    /// Takes a session that will be removed out of its mapping, which ends with its last session.
+    /// No effect on sessions without a mapping.
+    pub fn release(&mut self, table: &mut Table, id: SessionId) {
+        let Some(session) = table.get(id) else {
+            return;
+        };
+        let Tracker::Mapped(links) = session.tracker else {
+            return;
+        };
+        let mapping = mappings::mapping_of(session);
+        if self.mappings.remove(table, id, &mapping.endpoint, links) {
+            self.free_port(&mapping);
+        }
+    }
+
+    /// The number of mappings.
+    pub fn mappings(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Panics if sessions, mappings and ports disagree: for tests and simulations.
+    pub fn check_invariants(&self, table: &Table) {
+        let owners = self.port_owners(table);
+        for (index, external) in self.pools.externals.iter().enumerate() {
+            let taken = external.taken.iter().flatten().map(port_set::PortSet::len);
+            let owned = owners.keys().filter(|(owner, ..)| *owner == index).count();
+            assert_eq!(
+                taken.sum::<usize>(),
+                owned,
+                "ports of {} that leak",
+                external.addr
+            );
+        }
+        for (place @ (index, protocol, port), owners) in &owners {
+            let external = &self.pools.externals[*index];
+            assert!(
+                external.is_taken(Protocol(*protocol), *port),
+                "a port that is not taken"
+            );
+            assert_eq!(self.shared.get(place).copied().unwrap_or(0) + 1, *owners);
+        }
+        assert!(self.shared.keys().all(|place| owners.contains_key(place)));
+    }
+
+    /// How many mappings and forwards each external port has that has any; several forwards of one
+    /// external end count as one.
+    fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
+        let mut owners = BTreeMap::new();
+        for (addr, protocol, port) in self.forwards.externals() {
+            let at = self
+                .pools
+                .externals
+                .iter()
+                .position(|external| external.addr == addr);
+            owners.extend(at.map(|index| ((index, protocol.0, port), 1)));
+        }
+        for mapping in self.mappings.check_invariants(table) {
+            owners.extend(self.place(&mapping).map(|place| {
+                let others = owners.get(&place).copied().unwrap_or(0);
+                (place, others + 1)
+            }));
+        }
+        owners
+    }
+
+    /// The external end of the mapping that the source of `key` has in `pool`.
+    fn mapped_source<'a>(
+        &'a self,
+        table: &Table,
+        pool: &'a Pool,
+        key: &FlowKey,
+    ) -> Option<(&'a External, u16)> {
+        self.pools
+            .mapped_addresses_for(pool, &key.src)
+            .find_map(|external| {
+                let endpoint = Endpoint {
+                    src: key.src,
+                    src_port: key.src_port,
+                    protocol: key.protocol,
+                    external: external.translated,
+                };
+                Some((external, self.mappings.port_of(table, &endpoint)?))
+            })
+    }
+
+    fn take_port(&mut self, mapping: &Mapping) {
+        let Some(place @ (index, ..)) = self.place(mapping) else {
+            return;
+        };
+        self.pools.note_mapping(index, &mapping.endpoint.src);
+        if !self.pools.externals[index].take(mapping.endpoint.protocol, mapping.port) {
+            *self.shared.entry(place).or_default() += 1;
+        }
+    }
+
+    fn free_port(&mut self, mapping: &Mapping) {
+        let Some(place @ (index, ..)) = self.place(mapping) else {
+            return;
+        };
+        match self.shared.get_mut(&place) {
+            None => self.pools.externals[index].free(mapping.endpoint.protocol, mapping.port),
+            Some(1) => {
+                self.shared.remove(&place);
+            }
+            Some(more) => *more -= 1,
+        }
+    }
+
+    /// The external port of a mapping; none if the address is not of this configuration, as may be
+    /// with a session of a peer.
+    fn place(&self, mapping: &Mapping) -> Option<Place> {
+        let index = self.pools.index_of(mapping.endpoint.external)?;
+        Some((index, mapping.endpoint.protocol.0, mapping.port))
+    }
+}
+
+/// An external port: index of the external, protocol, port.
+type Place = (usize, u8, u16);
+
+/// Whether sessions of `protocol` share endpoint-independent mappings.
+fn is_mapped(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::UDP | Protocol::ICMP)
+}
+
+/// A session that wants a port of an external address.
+struct Request<'a> {
+    table: &'a Table,
+    book: &'a AddressBook,
+    key: &'a FlowKey,
+    external: &'a External,
+}
+
+impl Request<'_> {
+    /// Whether answers to `port` would be told from packets of all other sessions.
+    fn tells_apart(&self, port: u16) -> bool {
+        let outgoing = FlowKey {
+            src: self.external.addr,
+            src_port: port,
+            ..*self.key
+        };
+        !self.table.contains_key(&outgoing.reply(), self.book)
+    }
+
+    fn is_taken(&self, port: u16) -> bool {
+        self.external.is_taken(self.key.protocol, port)
+    }
+}
+
+/// The search for a port, over the addresses of a pool.
+struct Search {
+    random: Random,
+    /// Lookups that are left.
+    attempts: u32,
+}
+
+impl Search {
+    fn port(&mut self, request: &Request<'_>, pool: &Pool) -> Option<u16> {
+        let wanted = request.key.src_port;
+        if !request.key.protocol.has_ports() {
+            return self.try_port(request, wanted);
+        }
+        if pool.allows(wanted)
+            && let Some(port) = self.try_port(request, wanted)
+        {
+            return Some(port);
+        }
+        if is_mapped(request.key.protocol) {
+            self.unowned_port(request, pool.range)
+        } else {
+            self.distinct_port(request, pool.range)
+        }
+    }
+
+    /// A port that belongs to no mapping: the first one from a random place on.
+    fn unowned_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
+        let start = self.random.port(first, last);
+        for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
+            while let Some(port) = request.external.next_free(request.key.protocol, from, to) {
+                if self.try_port(request, port).is_some() {
+                    return Some(port);
+                }
+                // Rare: a session without a mapping has the same destination.
+                let Some(next) = port.checked_add(1).filter(|_| self.attempts > 0) else {
+                    break;
+                };
+                from = next;
+            }
+        }
+        None
+    }
+
+    /// A port that tells the session from others with the same destination: some at random, then
+    /// one after the other.
+    fn distinct_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
+        for _ in 0..RANDOM_ATTEMPTS {
+            let port = self.random.port(first, last);
+            if let Some(port) = self.try_port(request, port) {
+                return Some(port);
+            }
+        }
+        let start = self.random.port(first, last);
+        for port in (start..=last).chain(first..start) {
+            if self.attempts == 0 {
+                return None;
+            }
+            if let Some(port) = self.try_port(request, port) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    fn try_port(&mut self, request: &Request<'_>, port: u16) -> Option<u16> {
+        self.attempts = self.attempts.checked_sub(1)?;
+        (!request.is_taken(port) && request.tells_apart(port)).then_some(port)
+    }
+}
+
+/// A stream of numbers out of one random number (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn port(&mut self, first: u16, last: u16) -> u16 {
+        let span = u64::from(last.saturating_sub(first)) + 1;
+        // Multiply and shift: the result is below `span`, hence at most `last - first`.
+        first + (((self.next() >> 32) * span) >> 32) as u16
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Forward, NatPool, VirtualAddress};
+    use crate::flow::Direction;
+    use crate::session::{Session, Timeouts};
+    use crate::time::Tick;
+
+    const LAN: PortId = PortId(0);
+    const WAN: PortId = PortId(1);
+    const DMZ: PortId = PortId(2);
+    const GRE: Protocol = Protocol(47);
+    const LAN_VIP: Addr = Addr::v4([10, 0, 0, 254]);
+    const WAN_VIP: Addr = Addr::v4([192, 0, 2, 1]);
+    const WAN_VIP6: Addr = Addr::v6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    const SERVER: Addr = Addr::v4([10, 0, 0, 80]);
+    const REMOTE: Addr = Addr::v4([198, 51, 100, 1]);
+    /// Owned by a forward, TCP and UDP.
+    const FORWARDED: u16 = 8080;
+
+    fn virtual_address(addr: Addr, network: &str, group: u8) -> VirtualAddress {
+        VirtualAddress {
+            addr,
+            network: network.parse().unwrap(),
+            group: GroupId(group),
+        }
+    }
+
+    /// Three ports, a forward, and a pool of `addresses` addresses with the ports `range`.
+    fn config(addresses: u8, range: (u16, u16)) -> Config {
+        let mut config = crate::policy::tests::config(Vec::new());
+        config.ports[0].virtual_addresses = vec![virtual_address(LAN_VIP, "10.0.0.0/24", 1)];
+        config.ports[1].virtual_addresses = vec![
+            virtual_address(WAN_VIP, "192.0.2.0/24", 2),
+            virtual_address(WAN_VIP6, "2001:db8::/64", 3),
+        ];
+        let addresses = (0..addresses)
+            .map(|host| Addr::v4([192, 0, 2, 100 + host]))
+            .collect();
+        config.nat_pools = vec![NatPool {
+            name: "pool".into(),
+            addresses,
+            ports: range,
+        }];
+        config.forwards = [Protocol::TCP, Protocol::UDP]
+            .into_iter()
+            .map(|protocol| Forward {
+                name: format!("web-{protocol}"),
+                port: WAN,
+                protocol,
+                external: (WAN_VIP, FORWARDED),
+                internal: (SERVER, 80),
+            })
+            .collect();
+        config
+    }
+
+    fn host(n: u8) -> Addr {
+        Addr::v4([10, 0, 0, n])
+    }
+
+    fn key(protocol: Protocol, src: Addr, src_port: u16, dst_port: u16) -> FlowKey {
+        FlowKey {
+            src,
+            dst: REMOTE,
+            src_port,
+            dst_port,
+            protocol,
+        }
+    }
+
+    struct Gateway {
+        config: Config,
+        nat: Nat,
+        table: Table,
+        book: AddressBook,
+        random: Random,
+    }
+
+    impl Gateway {
+        fn new(config: Config) -> Gateway {
+            let mut book = AddressBook::new();
+            let timeouts = Timeouts::from(&config.timeouts);
+            Gateway {
+                nat: Nat::new(&config, &mut book, &[1; 16]),
+                table: Table::new(1024, &[2; 16], timeouts, 0),
+                book,
+                config,
+                random: Random(3),
+            }
+        }
+
+        /// Opens a session to the wide area, translated as a policy would with `nat`.
+        fn open(&mut self, nat: config::Nat, key: &FlowKey) -> Result<SessionId, NatExhausted> {
+            let pool = self.nat.pool(nat, WAN).unwrap();
+            let random = self.random.next();
+            let (table, book) = (&self.table, &self.book);
+            let source = self.nat.allocate_source(table, book, pool, key, random)?;
+            Ok(self.install(key, source))
+        }
+
+        fn install(&mut self, key: &FlowKey, source: Source) -> SessionId {
+            let mut session = Session::new(key, Tick(0));
+            (session.nat_src, session.nat_src_port) = (source.addr, source.port);
+            let id = self.table.insert(session, &self.book).unwrap();
+            self.nat.attach(&mut self.table, id);
+            id
+        }
+
+        fn close(&mut self, id: SessionId) {
+            self.nat.release(&mut self.table, id);
+            assert!(self.table.remove(id, &self.book).is_some());
+        }
+
+        /// The source that the session has outside.
+        fn external(&self, id: SessionId) -> (Addr, u16) {
+            let session = self.table.get(id).unwrap();
+            let key = session.translated(Direction::Original, &self.book);
+            (key.src, key.src_port)
+        }
+
+        fn check(&self) {
+            self.nat.check_invariants(&self.table);
+            self.table.check_invariants(&self.book);
+        }
+    }
+
+    const EGRESS: config::Nat = config::Nat::Egress;
+    const POOL: config::Nat = config::Nat::Pool(0);
+
+    #[test]
+    fn keeps_the_port_where_it_is_free_and_allowed() {
+        let mut gateway = Gateway::new(config(1, (2000, 2999)));
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP] {
+            let kept = gateway
+                .open(EGRESS, &key(protocol, host(1), 40_000, 53))
+                .unwrap();
+            assert_eq!(gateway.external(kept), (WAN_VIP, 40_000));
+            let in_use = gateway
+                .open(EGRESS, &key(protocol, host(2), 40_000, 53))
+                .unwrap();
+            assert_ne!(gateway.external(in_use).1, 40_000);
+            let low = gateway
+                .open(EGRESS, &key(protocol, host(1), 123, 53))
+                .unwrap();
+            assert!(gateway.external(low).1 >= 1024);
+            let outside = gateway
+                .open(POOL, &key(protocol, host(3), 40_000, 53))
+                .unwrap();
+            assert!((2000..=2999).contains(&gateway.external(outside).1));
+        }
+        gateway.check();
+    }
+
+    #[test]
+    fn both_families_are_translated_alike() {
+        let mut gateway = Gateway::new(config(1, (2000, 2999)));
+        let inside = Addr::v6([0xfd; 16]);
+        let key = FlowKey {
+            dst: Addr::v6([0x20; 16]),
+            ..key(Protocol::UDP, inside, 5000, 53)
+        };
+        let id = gateway.open(EGRESS, &key).unwrap();
+        assert_eq!(gateway.external(id), (WAN_VIP6, 5000));
+        assert_eq!(
+            gateway.open(POOL, &key),
+            Err(NatExhausted),
+            "the pool has no such address"
+        );
+    }
+
+    #[test]
+    fn ports_of_forwards_are_never_allocated() {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let mut gateway = Gateway::new(config(1, (2000, 2999)));
+            let id = gateway
+                .open(EGRESS, &key(protocol, host(1), FORWARDED, 53))
+                .unwrap();
+            assert_ne!(gateway.external(id).1, FORWARDED);
+            gateway.close(id);
+            gateway.check();
+        }
+    }
+
+    #[test]
+    fn a_mapping_serves_all_destinations_while_one_session_lives() {
+        for protocol in [Protocol::UDP, Protocol::ICMP] {
+            let mut gateway = Gateway::new(config(1, (2000, 2999)));
+            let ids: Vec<_> = (1..=5)
+                .map(|port| {
+                    gateway
+                        .open(POOL, &key(protocol, host(1), 77, port))
+                        .unwrap()
+                })
+                .collect();
+            let external = gateway.external(ids[0]);
+            assert!(ids.iter().all(|id| gateway.external(*id) == external));
+            assert_eq!(gateway.nat.mappings(), 1);
+            // The first, the last and the middle of the list go; the mapping stays.
+            for at in [0, 4, 2, 1] {
+                gateway.close(ids[at]);
+                gateway.check();
+                let id = gateway.open(POOL, &key(protocol, host(1), 77, 99)).unwrap();
+                assert_eq!(gateway.external(id), external);
+                gateway.close(id);
+                gateway.check();
+            }
+            gateway.close(ids[3]);
+            assert_eq!(gateway.nat.mappings(), 0);
+            gateway.check();
+        }
+    }
+
+    #[test]
+    fn every_port_is_used_before_a_pool_is_exhausted_and_what_is_freed_is_used_again() {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP] {
+            let mut gateway = Gateway::new(config(3, (1024, 1223)));
+            let mut used = BTreeSet::new();
+            let mut ids = Vec::new();
+            for n in 0..600 {
+                let id = gateway
+                    .open(POOL, &key(protocol, host(n as u8), 3000 + n, 53))
+                    .unwrap();
+                assert!(used.insert(gateway.external(id)));
+                ids.push(id);
+            }
+            let one_more = key(protocol, host(1), 9999, 53);
+            assert_eq!(gateway.open(POOL, &one_more), Err(NatExhausted));
+            gateway.check();
+            let freed = gateway.external(ids[300]);
+            gateway.close(ids[300]);
+            let id = gateway.open(POOL, &one_more).unwrap();
+            assert_eq!(gateway.external(id), freed);
+            gateway.check();
+        }
+    }
+
+    #[test]
+    fn tcp_shares_a_port_between_destinations() {
+        let mut gateway = Gateway::new(config(1, (1024, 1024)));
+        for port in 1..=50 {
+            let id = gateway
+                .open(POOL, &key(Protocol::TCP, host(1), 5000, port))
+                .unwrap();
+            assert_eq!(gateway.external(id).1, 1024);
+        }
+        assert!(
+            gateway
+                .open(POOL, &key(Protocol::TCP, host(2), 5000, 50))
+                .is_err()
+        );
+        gateway.check();
+    }
+
+    #[test]
+    fn without_ports_only_the_address_tells_sessions_apart() {
+        let mut gateway = Gateway::new(config(2, (1024, 65_535)));
+        let a = gateway.open(POOL, &key(GRE, host(1), 0, 0)).unwrap();
+        let b = gateway.open(POOL, &key(GRE, host(2), 0, 0)).unwrap();
+        assert_ne!(gateway.external(a), gateway.external(b));
+        assert_eq!(
+            gateway.open(POOL, &key(GRE, host(3), 0, 0)),
+            Err(NatExhausted)
+        );
+        gateway.close(a);
+        assert!(gateway.open(POOL, &key(GRE, host(3), 0, 0)).is_ok());
+    }
+
+    #[test]
+    fn a_host_keeps_its_address_and_hosts_are_spread() {
+        let mut gateway = Gateway::new(config(8, (1024, 65_535)));
+        let mut addrs = BTreeSet::new();
+        for n in 0..100 {
+            let mut addr = |protocol, port| {
+                let id = gateway
+                    .open(POOL, &key(protocol, host(n), port, 53))
+                    .unwrap();
+                gateway.external(id).0
+            };
+            let own = addr(Protocol::TCP, 5000);
+            assert_eq!(own, addr(Protocol::TCP, 5001));
+            assert_eq!(own, addr(Protocol::UDP, 5000));
+            addrs.insert(own);
+        }
+        assert_eq!(addrs.len(), 8);
+        // Another unit, with other secrets, chooses the same.
+        let mut book = AddressBook::new();
+        let other = Nat::new(&gateway.config, &mut book, &[9; 16]);
+        let pool = other.pool(POOL, WAN).unwrap();
+        let table = Table::new(1024, &[8; 16], *gateway.table.timeouts(), 0);
+        let new = key(Protocol::TCP, host(7), 6000, 53);
+        let source = other.allocate_source(&table, &book, pool, &new, 0).unwrap();
+        let id = gateway.open(POOL, &new).unwrap();
+        assert_eq!(book.get(source.addr), Some(gateway.external(id).0));
+    }
+
+    #[test]
+    fn a_mapping_on_another_address_holds_after_the_preferred_one_is_free_again() {
+        let mut gateway = Gateway::new(config(4, (1024, 1024)));
+        let mut ids = Vec::new();
+        // One port an address: hosts whose preferred address is in use go elsewhere.
+        for n in 0..4 {
+            ids.push(
+                gateway
+                    .open(POOL, &key(Protocol::UDP, host(1), 5000 + n, 53))
+                    .unwrap(),
+            );
+        }
+        let displaced = gateway.external(ids[3]);
+        for id in &ids[..3] {
+            gateway.close(*id);
+        }
+        let again = gateway
+            .open(POOL, &key(Protocol::UDP, host(1), 5003, 54))
+            .unwrap();
+        assert_eq!(gateway.external(again), displaced);
+        gateway.check();
+    }
+
+    #[test]
+    fn ports_are_random() {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let mut gateway = Gateway::new(config(1, (1024, 65_535)));
+            let mut port = |n: u8| {
+                // A well-known source port can't be kept.
+                let id = gateway
+                    .open(POOL, &key(protocol, host(n), 500, 500))
+                    .unwrap();
+                i32::from(gateway.external(id).1)
+            };
+            let ports: Vec<i32> = (0..200).map(&mut port).collect();
+            let near = ports
+                .windows(2)
+                .filter(|pair| (pair[0] - pair[1]).abs() < 16)
+                .count();
+            assert!(near < 10, "{near} of 199 are near the one before");
+            let quarters: BTreeSet<i32> = ports.iter().map(|port| port / 16_384).collect();
+            assert_eq!(quarters.len(), 4);
+        }
+    }
+
+    #[test]
+    fn forwards_apply_from_every_port() {
+        let mut config = config(1, (1024, 65_535));
+        let other = Addr::v4([10, 0, 0, 81]);
+        config.forwards.push(Forward {
+            port: DMZ,
+            internal: (other, 81),
+            ..config.forwards[0].clone()
+        });
+        let gateway = Gateway::new(config);
+        gateway.check();
+        let to = |protocol, dst, dst_port| FlowKey {
+            dst,
+            ..key(protocol, REMOTE, 5000, dst_port)
+        };
+        let find = |port, key: &FlowKey| {
+            let found = gateway.nat.destination(port, key)?;
+            assert_eq!(gateway.book.get(found.translated), Some(found.addr));
+            Some((found.addr, found.port, found.forward))
+        };
+        let tcp = to(Protocol::TCP, WAN_VIP, FORWARDED);
+        assert_eq!(find(Some(WAN), &tcp), Some((SERVER, 80, 0)));
+        assert_eq!(find(Some(DMZ), &tcp), Some((other, 81, 2)));
+        assert_eq!(find(Some(LAN), &tcp), Some((SERVER, 80, 0)));
+        assert_eq!(find(None, &tcp), Some((SERVER, 80, 0)));
+        assert_eq!(
+            find(Some(WAN), &to(Protocol::UDP, WAN_VIP, FORWARDED)),
+            Some((SERVER, 80, 1))
+        );
+        assert_eq!(
+            find(Some(WAN), &to(Protocol::ICMP, WAN_VIP, FORWARDED)),
+            None
+        );
+        assert_eq!(find(Some(WAN), &to(Protocol::TCP, WAN_VIP, 8081)), None);
+        assert_eq!(
+            find(Some(WAN), &to(Protocol::TCP, LAN_VIP, FORWARDED)),
+            None
+        );
+    }
+
+    #[test]
+    fn a_hairpin_gets_the_address_of_the_port_that_faces_the_server() {
+        let gateway = Gateway::new(config(1, (1024, 65_535)));
+        assert!(Nat::needs_hairpin_source(LAN, LAN));
+        assert!(!Nat::needs_hairpin_source(WAN, LAN));
+        let pool = gateway.nat.pool(EGRESS, LAN).unwrap();
+        let key = FlowKey {
+            dst: SERVER,
+            ..key(Protocol::TCP, host(1), 5000, 80)
+        };
+        let (table, book) = (&gateway.table, &gateway.book);
+        let source = gateway
+            .nat
+            .allocate_source(table, book, pool, &key, 0)
+            .unwrap();
+        assert_eq!((book.get(source.addr), source.port), (Some(LAN_VIP), 5000));
+    }
+
+    #[test]
+    fn addresses_move_with_their_group() {
+        let gateway = Gateway::new(config(1, (1024, 65_535)));
+        assert_eq!(gateway.nat.group(&LAN_VIP), Some(GroupId(1)));
+        assert_eq!(gateway.nat.group(&WAN_VIP6), Some(GroupId(3)));
+        assert_eq!(
+            gateway.nat.group(&Addr::v4([192, 0, 2, 100])),
+            Some(GroupId(2))
+        );
+        assert_eq!(gateway.nat.group(&REMOTE), None);
+    }
+
+    #[test]
+    fn a_session_of_a_peer_reserves_its_port() {
+        let mut gateway = Gateway::new(config(1, (1024, 65_535)));
+        let addr = gateway.book.intern(WAN_VIP).unwrap();
+        let installed = Source { addr, port: 40_000 };
+        let theirs = gateway.install(&key(Protocol::UDP, host(1), 5000, 53), installed);
+        let ours = gateway
+            .open(EGRESS, &key(Protocol::UDP, host(2), 40_000, 54))
+            .unwrap();
+        assert_ne!(gateway.external(ours).1, 40_000);
+        // Their mapping is ours now.
+        let next = gateway
+            .open(EGRESS, &key(Protocol::UDP, host(1), 5000, 54))
+            .unwrap();
+        assert_eq!(gateway.external(next), (WAN_VIP, 40_000));
+
+        // Both were primary and gave the port to different hosts: it is free after the last one.
+        let double = gateway.install(&key(Protocol::UDP, host(3), 5000, 55), installed);
+        gateway.check();
+        gateway.close(theirs);
+        gateway.close(next);
+        gateway.check();
+        let avoided = gateway
+            .open(EGRESS, &key(Protocol::UDP, host(4), 40_000, 53))
+            .unwrap();
+        assert_ne!(gateway.external(avoided).1, 40_000);
+        gateway.close(double);
+        gateway.check();
+        let free = gateway
+            .open(EGRESS, &key(Protocol::UDP, host(5), 40_000, 53))
+            .unwrap();
+        assert_eq!(gateway.external(free).1, 40_000);
+
+        // An address that only the peer has, and a port that is a forward's here.
+        let unknown = gateway.book.intern(Addr::v4([203, 0, 113, 9])).unwrap();
+        let source = Source {
+            addr: unknown,
+            port: 7,
+        };
+        let foreign = gateway.install(&key(Protocol::UDP, host(6), 1, 53), source);
+        let source = Source {
+            addr,
+            port: FORWARDED,
+        };
+        let forwarded = gateway.install(&key(Protocol::UDP, host(6), 2, 53), source);
+        gateway.check();
+        gateway.close(foreign);
+        gateway.close(forwarded);
+        gateway.check();
+        let id = gateway
+            .open(EGRESS, &key(Protocol::UDP, host(7), FORWARDED, 53))
+            .unwrap();
+        assert_ne!(gateway.external(id).1, FORWARDED);
+    }
+
+    #[test]
+    fn a_new_configuration_takes_over_the_mappings() {
+        let mut gateway = Gateway::new(config(2, (1024, 1033)));
+        for n in 0..30 {
+            let _ = gateway.open(
+                POOL,
+                &key(
+                    Protocol::UDP,
+                    host(n % 5),
+                    u16::from(n % 7),
+                    53 + u16::from(n),
+                ),
+            );
+        }
+        let before = gateway.nat.mappings();
+        gateway.nat = Nat::new(&gateway.config, &mut gateway.book, &[7; 16]);
+        let ids: Vec<_> = gateway.table.iter().map(|(id, _)| id).collect();
+        for id in &ids {
+            gateway.nat.attach(&mut gateway.table, *id);
+        }
+        gateway.check();
+        assert_eq!(gateway.nat.mappings(), before);
+        for id in ids {
+            gateway.close(id);
+        }
+        gateway.check();
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Open {
+            protocol: Protocol,
+            host: u8,
+            src_port: u16,
+            dst_port: u16,
+            pool: bool,
+        },
+        Close(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let protocol = prop_oneof![
+            Just(Protocol::TCP),
+            Just(Protocol::UDP),
+            Just(Protocol::ICMP),
+            Just(GRE),
+        ];
+        let open = (protocol, 0u8..6, 1030u16..1036, 1u16..4, any::<bool>());
+        prop_oneof![
+            3 => open.prop_map(|(protocol, host, src_port, dst_port, pool)| Op::Open {
+                protocol, host, src_port, dst_port, pool
+            }),
+            2 => any::<usize>().prop_map(Op::Close),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn no_two_sessions_share_a_tuple_and_mappings_hold(ops in prop::collection::vec(op(), 1..200)) {
+            let mut config = config(2, (1030, 1034));
+            config.forwards[1].external = (Addr::v4([192, 0, 2, 100]), 1031);
+            let mut gateway = Gateway::new(config);
+            let mut live: Vec<SessionId> = Vec::new();
+            for op in ops {
+                match op {
+                    Op::Open { protocol, host: n, src_port, dst_port, pool } => {
+                        let (src_port, dst_port) =
+                            if protocol.has_ports() { (src_port, dst_port) } else { (0, 0) };
+                        let key = key(protocol, host(n), src_port, dst_port);
+                        if gateway.table.contains_key(&key, &gateway.book) {
+                            continue;
+                        }
+                        // `install` panics if the table sees a conflict.
+                        let nat = if pool { POOL } else { EGRESS };
+                        live.extend(gateway.open(nat, &key));
+                    }
+                    Op::Close(_) if live.is_empty() => {}
+                    Op::Close(at) => gateway.close(live.swap_remove(at % live.len())),
+                }
+                gateway.nat.check_invariants(&gateway.table);
+            }
+            gateway.check();
+            // One external port for each internal endpoint and pool, and the other way round.
+            let mut inside = BTreeMap::new();
+            let mut outside = BTreeMap::new();
+            for id in &live {
+                let session = gateway.table.get(*id).unwrap();
+                if !is_mapped(session.protocol) {
+                    continue;
+                }
+                let protocol = session.protocol;
+                let internal = (session.src, session.src_port);
+                let external = gateway.external(*id);
+                let pool = external.0 == WAN_VIP;
+                let known = *inside.entry((protocol, internal, pool)).or_insert(external);
+                prop_assert_eq!(known, external);
+                let known = *outside.entry((protocol, external)).or_insert(internal);
+                prop_assert_eq!(known, internal);
+                prop_assert!((protocol, external) != (Protocol::UDP, (Addr::v4([192, 0, 2, 100]), 1031)));
+            }
+            for id in live {
+                gateway.close(id);
+            }
+            gateway.check();
+            prop_assert_eq!(gateway.nat.mappings(), 0);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A set of ports, one bit each.
+
+const WORDS: usize = 65_536 / 64;
+
+/// A set of ports or ICMP identifiers, in 8 KB.
+pub(super) struct PortSet {
+    words: Box<[u64; WORDS]>,
+}
+
+impl PortSet {
+    pub(super) fn new() -> PortSet {
+        PortSet {
+            words: Box::new([0; WORDS]),
+        }
+    }
+
+    pub(super) fn contains(&self, port: u16) -> bool {
+        let (word, bit) = place(port);
+        self.words[word] & bit != 0
+    }
+
+    /// Adds `port`; returns whether it was missing.
+    pub(super) fn insert(&mut self, port: u16) -> bool {
+        let (word, bit) = place(port);
+        let missing = self.words[word] & bit == 0;
+        self.words[word] |= bit;
+        missing
+    }
+
+    pub(super) fn remove(&mut self, port: u16) {
+        let (word, bit) = place(port);
+        self.words[word] &= !bit;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
+    }
+
+    /// The first port of `first..=last` that is not in the set. Reads a word at a time: 1024 at most.
+    pub(super) fn next_missing(&self, first: u16, last: u16) -> Option<u16> {
+        if first > last {
+            return None;
+        }
+        let (first_word, last_word) = (usize::from(first) / 64, usize::from(last) / 64);
+        for (word, bits) in self
+            .words
+            .iter()
+            .enumerate()
+            .take(last_word + 1)
+            .skip(first_word)
+        {
+            let before = if word == first_word {
+                (1 << (first % 64)) - 1
+            } else {
+                0
+            };
+            let missing = !(bits | before);
+            if missing != 0 {
+                let port = word * 64 + missing.trailing_zeros() as usize;
+                // Less than 65 536, for the word and the bit are in range.
+                return Some(port as u16).filter(|port| *port <= last);
+            }
+        }
+        None
+    }
+}
+
+fn place(port: u16) -> (usize, u64) {
+    (usize::from(port) / 64, 1 << (port % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_next_missing_port_agrees_with_a_scan(
+            runs in prop::collection::vec((any::<u16>(), 0u16..300), 0..20),
+            first in any::<u16>(),
+            last in any::<u16>(),
+        ) {
+            let mut set = PortSet::new();
+            for (start, len) in runs {
+                for port in start..=start.saturating_add(len) {
+                    set.insert(port);
+                }
+            }
+            for (first, last) in [(first, last), (last, first), (first, first), (0, 65_535)] {
+                let expected = (first..=last).find(|port| !set.contains(*port));
+                prop_assert_eq!(set.next_missing(first, last), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn ports_come_and_go() {
+        let mut set = PortSet::new();
+        for port in [0, 63, 64, 65_535] {
+            assert!(set.insert(port));
+            assert!(!set.insert(port));
+            assert!(set.contains(port));
+        }
+        assert_eq!(set.len(), 4);
+        set.remove(64);
+        assert!(!set.contains(64) && set.contains(63));
+        for port in 0..=65_535 {
+            set.insert(port);
+        }
+        assert_eq!(set.next_missing(0, 65_535), None);
+    }
+}
