@@ -7,7 +7,7 @@ use std::process::Stdio;
 use etherparse::PacketBuilder;
 
 use crate::namespace::Namespace;
-use crate::process::Process;
+use crate::process::{PATIENCE, Process};
 
 /// Where the IP header starts in a frame.
 pub const IP: usize = 14;
@@ -41,18 +41,16 @@ impl FrameSocket {
 
     /// Sends a frame, from its destination address on.
     #[track_caller]
-    pub fn send(&mut self, frame: &[u8]) {
+    pub fn send(&self, frame: &[u8]) {
         self.socket.send(frame).expect("socat takes the frame");
     }
 
-    /// Fails if a frame could not be sent.
+    /// Waits until all frames are on the wire; fails if one could not be sent.
     #[track_caller]
-    pub fn assert_alive(&mut self) {
-        assert!(
-            self.process.is_running(),
-            "socat ended: {}",
-            self.process.stderr()
-        );
+    pub fn finish(self) {
+        // socat takes an empty datagram for the end of its input.
+        self.socket.send(&[]).expect("socat runs");
+        self.process.finish(PATIENCE).ok();
     }
 }
 

@@ -45,7 +45,10 @@ fn every_combination_on_the_interfaces() {
 #[test]
 fn plain_mode_on_every_combination() {
     let mut lab = Lab::new();
-    lab.unit.edit("[node]", "[node]\noffload = false");
+    for port in ["lan", "wan"] {
+        let name = format!("name = \"{port}\"");
+        lab.unit.edit(&name, &format!("{name}\noffload = false"));
+    }
     lab.unit.start();
     let http = Http::start(&lab, &lab.server, 8);
     for options in COMBINATIONS {

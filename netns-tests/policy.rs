@@ -111,7 +111,8 @@ fn packets_of_no_session_open_none() {
     };
     let mut frame = ends.syn();
     frame[crate::frame::IP + 20 + 13] = 0x10;
-    let mut socket = crate::frame::FrameSocket::open(&lab.lan1, "eth0");
+    let socket = crate::frame::FrameSocket::open(&lab.lan1, "eth0");
     socket.send(&frame);
+    socket.finish();
     leaks.assert_empty();
 }

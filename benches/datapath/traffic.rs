@@ -86,7 +86,9 @@ fn bare_loop(devices: &[String]) -> Result<(), Box<dyn Error>> {
     let mut tuns = vec![];
     for (index, name) in devices.iter().enumerate() {
         let mut tun = Tun::open(name, Offloads::Auto)?;
-        tun.set_queue_length(1000)?;
+        if let Err(error) = tun.set_queue_length(1000) {
+            log::warn!("queue length of {name}: {error}");
+        }
         poll.registry()
             .register(&mut tun, Token(index), Interest::READABLE)?;
         tuns.push((tun, false));

@@ -34,13 +34,18 @@ impl Filter {
     /// # Errors
     /// A sentence that names the word and what would be valid.
     pub fn parse(words: &[String]) -> Result<Filter, String> {
-        let conditions = words.iter().map(|word| condition(word)).collect::<Result<_, _>>()?;
+        let conditions = words
+            .iter()
+            .map(|word| condition(word))
+            .collect::<Result<_, _>>()?;
         Ok(Filter { conditions })
     }
 
     /// Whether a session fulfils all conditions.
     pub fn matches(&self, session: &SessionView, gateway: &Gateway) -> bool {
-        self.conditions.iter().all(|condition| condition.matches(session, gateway))
+        self.conditions
+            .iter()
+            .all(|condition| condition.matches(session, gateway))
     }
 }
 
@@ -75,7 +80,10 @@ fn condition(word: &str) -> Result<Condition, String> {
     let bad = |what: &str| format!("filter `{word}`: `{value}` is no {what}");
     Ok(match key {
         "proto" => Condition::Protocol(protocol(value).ok_or_else(|| {
-            format!("{} (tcp, udp, icmp or a number from 0 to 255)", bad("protocol"))
+            format!(
+                "{} (tcp, udp, icmp or a number from 0 to 255)",
+                bad("protocol")
+            )
         })?),
         "src" => Condition::Source(network(value).ok_or_else(|| bad("address or network"))?),
         "dst" => Condition::Destination(network(value).ok_or_else(|| bad("address or network"))?),
@@ -103,7 +111,10 @@ fn protocol(value: &str) -> Option<Protocol> {
 }
 
 fn network(value: &str) -> Option<IpNet> {
-    value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
+    value
+        .parse()
+        .ok()
+        .or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 #[cfg(test)]
@@ -122,7 +133,12 @@ mod tests {
 
     #[test]
     fn hosts_and_networks_are_both_taken() {
-        for word in ["src=10.0.0.0/8", "dst=10.1.2.3", "src=fd00::/8", "dst=fd00::1"] {
+        for word in [
+            "src=10.0.0.0/8",
+            "dst=10.1.2.3",
+            "src=fd00::/8",
+            "dst=fd00::1",
+        ] {
             assert!(Filter::parse(&[word.to_owned()]).is_ok(), "{word}");
         }
     }

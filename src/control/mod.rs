@@ -71,9 +71,11 @@ impl Answer {
                 done(out)
             }
             Request::Sessions { limit, filter } => match Filter::parse(&filter) {
-                Ok(filter) => {
-                    Answer::Sessions { cursor: 0, left: limit.unwrap_or(u64::MAX), filter }
-                }
+                Ok(filter) => Answer::Sessions {
+                    cursor: 0,
+                    left: limit.unwrap_or(u64::MAX),
+                    filter,
+                },
                 Err(error) => fail(out, &error),
             },
         }
@@ -81,7 +83,14 @@ impl Answer {
 
     /// Writes the next piece to `out`; does nothing once all is said.
     pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) {
-        let Answer::Sessions { cursor, left, filter } = self else { return };
+        let Answer::Sessions {
+            cursor,
+            left,
+            filter,
+        } = self
+        else {
+            return;
+        };
         let (sessions, next) = gateway.page(*cursor, PIECE, now);
         for session in sessions.filter(|session| filter.matches(session, gateway)) {
             if *left == 0 {

@@ -49,7 +49,7 @@ pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
     json!({
         "node": config.node.name,
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": now.since(Time::ZERO).as_secs(),
+        "uptime_s": gateway.uptime(now).as_secs(),
         "groups": groups,
         "peers": [],
         "ports": ports,
@@ -83,12 +83,13 @@ fn counters(gateway: &Gateway) -> Value {
 }
 
 pub fn session(view: &SessionView, gateway: &Gateway) -> Value {
-    let endpoint = |addr: crate::flow::Addr, port: u16, key: &FlowKey| {
-        match (key.protocol.has_ports(), addr.is_v4()) {
-            (false, _) => addr.to_string(),
-            (true, true) => format!("{addr}:{port}"),
-            (true, false) => format!("[{addr}]:{port}"),
-        }
+    let endpoint = |addr: crate::flow::Addr, port: u16, key: &FlowKey| match (
+        key.protocol.has_ports(),
+        addr.is_v4(),
+    ) {
+        (false, _) => addr.to_string(),
+        (true, true) => format!("{addr}:{port}"),
+        (true, false) => format!("[{addr}]:{port}"),
     };
     let (original, translated) = (&view.original, &view.translated);
     json!({

@@ -33,26 +33,42 @@ impl Announcer {
             Some(ha) => (ha.gratuitous_arps, ha.gratuitous_arp_interval),
             None => (5, Duration::from_secs(1)),
         };
-        Announcer { repeats, interval, pending: vec![None; config.groups.len()], last_defence: None }
+        Announcer {
+            repeats,
+            interval,
+            pending: vec![None; config.groups.len()],
+            last_defence: None,
+        }
     }
 
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.pending.iter().flatten().map(|pending| pending.at).min()
+        self.pending
+            .iter()
+            .flatten()
+            .map(|pending| pending.at)
+            .min()
     }
 
     /// Plans the repeats of an announcement that is made now.
     fn start(&mut self, now: Time, group: GroupId) {
         let left = self.repeats.saturating_sub(1);
-        self.pending[usize::from(group.0)] =
-            (left > 0).then_some(Pending { left, at: now + self.interval });
+        self.pending[usize::from(group.0)] = (left > 0).then_some(Pending {
+            left,
+            at: now + self.interval,
+        });
     }
 
     /// Whether a repeat for `group` is due.
     fn take_due(&mut self, now: Time, group: GroupId) -> bool {
         let slot = &mut self.pending[usize::from(group.0)];
-        let Some(pending) = slot.filter(|pending| pending.at <= now) else { return false };
+        let Some(pending) = slot.filter(|pending| pending.at <= now) else {
+            return false;
+        };
         let left = pending.left - 1;
-        *slot = (left > 0).then_some(Pending { left, at: now + self.interval });
+        *slot = (left > 0).then_some(Pending {
+            left,
+            at: now + self.interval,
+        });
         true
     }
 
@@ -63,7 +79,9 @@ impl Announcer {
 
     /// Whether an address may be defended now; at most once in [`DEFEND_INTERVAL`].
     pub fn may_defend(&mut self, now: Time) -> bool {
-        let allowed = self.last_defence.is_none_or(|last| now.since(last) >= DEFEND_INTERVAL);
+        let allowed = self
+            .last_defence
+            .is_none_or(|last| now.since(last) >= DEFEND_INTERVAL);
         if allowed {
             self.last_defence = Some(now);
         }
@@ -106,8 +124,11 @@ impl Gateway {
     fn send_announcements(&mut self, group: GroupId) {
         for index in 0..self.config.ports.len() {
             let port = PortId(index as u8);
-            let addresses: Vec<Addr> =
-                self.addresses_on(port).filter(|(_, g)| *g == group).map(|(addr, _)| addr).collect();
+            let addresses: Vec<Addr> = self
+                .addresses_on(port)
+                .filter(|(_, g)| *g == group)
+                .map(|(addr, _)| addr)
+                .collect();
             for addr in addresses {
                 self.announce_address(port, addr);
             }

@@ -61,14 +61,16 @@ impl Gateway {
     }
 
     fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
-        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
         session.record(direction, packet.parsed.total_len, packet.now.tick());
         let is_news =
             direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
         if is_news {
             session.flags.set(SessionFlags::REPLIED);
         }
-        if session.flags.contains(SessionFlags::HALF_OPEN) && !session.is_embryonic() {
+        if session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled() {
             self.table.settle(id);
         }
         if is_news {
@@ -112,7 +114,9 @@ impl Gateway {
 
     /// Tells the sender of `packet` why it was not forwarded, within the limits for such answers.
     pub(super) fn answer_error(&mut self, packet: &Packet<'_>, problem: Problem) {
-        let Some(from) = self.own_address(packet.port, packet.parsed.family) else { return };
+        let Some(from) = self.own_address(packet.port, packet.parsed.family) else {
+            return;
+        };
         if let Some(error) = build::icmp_error(problem, from, packet.bytes, &packet.parsed) {
             self.send_answer(packet, error);
         }

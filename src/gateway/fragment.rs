@@ -1,7 +1,7 @@
 //! Fragments: the first one is handled like a whole packet, and the others follow it.
 
 use crate::event::{DropReason, Offload, Output, Verdict};
-use crate::flow::{Addr, FlowKey, PortId};
+use crate::flow::{Addr, Family, FlowKey, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
 use crate::packet::{self, Fragment, Kind};
 use crate::time::Time;
@@ -23,10 +23,18 @@ impl Gateway {
             src: flow.src,
             dst: flow.dst,
             id: fragment.id,
-            protocol: flow.protocol,
+            // In IPv6 a later fragment may show an extension header instead (RFC 8200, section 4.5).
+            protocol: match packet.parsed.family {
+                Family::V4 => flow.protocol,
+                Family::V6 => Protocol(0),
+            },
             in_port: packet.port,
         };
-        let piece = Piece { offset: fragment.offset, len: fragment.len, more: fragment.more };
+        let piece = Piece {
+            offset: fragment.offset,
+            len: fragment.len,
+            more: fragment.more,
+        };
         if packet.parsed.kind != Kind::LaterFragment {
             return self.handle_first_fragment(packet, key, piece);
         }
@@ -67,16 +75,27 @@ impl Gateway {
         let session = self.table.get(id)?;
         let to = session.translated(direction, &self.book);
         let (_, egress) = session.ports(direction);
-        Some(Onward { src: to.src, dst: to.dst, egress })
+        Some(Onward {
+            src: to.src,
+            dst: to.dst,
+            egress,
+        })
     }
 
     /// Sends a fragment that had waited for the first one.
     fn release_fragment(&mut self, now: Time, port: PortId, mut bytes: Vec<u8>, onward: Onward) {
         let offload = Offload::default();
         let verdict = match packet::parse(&bytes, offload) {
-            Ok(parsed) => {
-                self.send_onward(Packet { now, port, bytes: &mut bytes, offload, parsed }, onward)
-            }
+            Ok(parsed) => self.send_onward(
+                Packet {
+                    now,
+                    port,
+                    bytes: &mut bytes,
+                    offload,
+                    parsed,
+                },
+                onward,
+            ),
             Err(reason) => Verdict::Drop(reason),
         };
         match verdict {
@@ -90,7 +109,11 @@ impl Gateway {
     }
 
     fn send_onward(&mut self, mut packet: Packet<'_>, onward: Onward) -> Verdict {
-        let to = FlowKey { src: onward.src, dst: onward.dst, ..packet.parsed.key };
+        let to = FlowKey {
+            src: onward.src,
+            dst: onward.dst,
+            ..packet.parsed.key
+        };
         self.send(&mut packet, &to, onward.egress)
     }
 }

@@ -17,7 +17,12 @@ impl Gateway {
     }
 
     fn translate_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
-        let Packet { bytes, parsed, offload, .. } = packet;
+        let Packet {
+            bytes,
+            parsed,
+            offload,
+            ..
+        } = packet;
         if !packet::checksum_ok(bytes, &parsed, offload) {
             return Err(DropReason::BadChecksum);
         }

@@ -16,7 +16,11 @@ pub struct Limiter {
 impl Limiter {
     pub fn new(per_second: u32) -> Limiter {
         let per_second = u64::from(per_second);
-        Limiter { per_second, credit: Self::burst(per_second), refilled: Time::ZERO }
+        Limiter {
+            per_second,
+            credit: Self::burst(per_second),
+            refilled: Time::ZERO,
+        }
     }
 
     fn burst(per_second: u64) -> u64 {

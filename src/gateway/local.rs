@@ -22,7 +22,11 @@ impl Gateway {
         if packet::martian(&key) || !packet::forwardable(key.src) {
             return Verdict::Drop(DropReason::Martian);
         }
-        if !self.nat.group(&key.dst).is_some_and(|group| self.is_primary(group)) {
+        if !self
+            .nat
+            .group(&key.dst)
+            .is_some_and(|group| self.is_primary(group))
+        {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
@@ -82,7 +86,8 @@ impl Gateway {
 
     /// Whether this unit answers for `addr` on `port`.
     fn defends(&self, port: PortId, addr: &Addr) -> bool {
-        self.addresses_on(port).any(|(own, group)| own == *addr && self.is_primary(group))
+        self.addresses_on(port)
+            .any(|(own, group)| own == *addr && self.is_primary(group))
     }
 
     /// The addresses that hosts on `port` find at this gateway, with their groups.
@@ -94,15 +99,28 @@ impl Gateway {
 /// The addresses to be answered for on each port: the virtual ones, and those of pools in their
 /// networks. A pool address outside of all networks is routed to us by others and needs no ARP.
 pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
-    let pools = || config.nat_pools.iter().flat_map(|pool| &pool.addresses).copied();
+    let pools = || {
+        config
+            .nat_pools
+            .iter()
+            .flat_map(|pool| &pool.addresses)
+            .copied()
+    };
     let of_port = |port: &config::Port| {
         let networks: Vec<IpNet> = port.virtual_addresses.iter().map(|v| v.network).collect();
-        let within = |addr: &Addr| networks.iter().any(|net| net.contains(&IpAddr::from(*addr)));
+        let within = |addr: &Addr| {
+            networks
+                .iter()
+                .any(|net| net.contains(&IpAddr::from(*addr)))
+        };
         let own = port.virtual_addresses.iter().map(|v| v.addr);
         let mut addrs: Vec<Addr> = own.chain(pools().filter(within)).collect();
         addrs.sort_unstable();
         addrs.dedup();
-        addrs.into_iter().filter_map(|addr| Some((addr, nat.group(&addr)?))).collect()
+        addrs
+            .into_iter()
+            .filter_map(|addr| Some((addr, nat.group(&addr)?)))
+            .collect()
     };
     config.ports.iter().map(of_port).collect()
 }

@@ -96,15 +96,21 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     outputs: VecDeque<Output>,
+    started: Time,
     expired: Vec<SessionId>,
 }
 
 impl Gateway {
-    /// A gateway without routes, all of its links down, and standby for every group.
-    pub fn new(config: Config, seed: Seed) -> Gateway {
+    /// A gateway that starts at `now`: without routes, all of its links down, and standby for every
+    /// group.
+    pub fn new(config: Config, seed: Seed, now: Time) -> Gateway {
         let mut random = Random::new(seed);
         let mut book = AddressBook::new();
-        let down = LinkState { up: false, mtu: 1500, mac: [0; 6] };
+        let down = LinkState {
+            up: false,
+            mtu: 1500,
+            mac: [0; 6],
+        };
         let nat = Nat::new(&config, &mut book, &random.key());
         Gateway {
             addresses: local::addresses(&config, &nat),
@@ -120,13 +126,14 @@ impl Gateway {
                 Timeouts::from(&config.timeouts),
                 config.limits.half_open_per_source,
             ),
-            fragments: Fragments::new((random.next(), random.next())),
+            fragments: Fragments::new(&random.key()),
             announcer: Announcer::new(&config),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
             outputs: VecDeque::new(),
+            started: now,
             expired: Vec::new(),
             config,
         }
@@ -143,7 +150,13 @@ impl Gateway {
         offload: Offload,
     ) -> Verdict {
         let verdict = match packet::parse(bytes, offload) {
-            Ok(parsed) => self.handle_parsed(Packet { now, port, bytes, offload, parsed }),
+            Ok(parsed) => self.handle_parsed(Packet {
+                now,
+                port,
+                bytes,
+                offload,
+                parsed,
+            }),
             Err(reason) => Verdict::Drop(reason),
         };
         match verdict {
@@ -222,10 +235,14 @@ impl Gateway {
         let sweep = Some(self.table.next_sweep(now.tick()))
             .filter(|tick| *tick != Tick::NEVER)
             .map(|tick| tick.time().max(now));
-        [sweep, self.fragments.poll_timeout(), self.announcer.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            sweep,
+            self.fragments.poll_timeout(),
+            self.announcer.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next effect to carry out.
@@ -244,7 +261,9 @@ impl Gateway {
 
     /// Removes a session with all that it holds.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
-        let Some(session) = self.table.get(id) else { return };
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
         if session.flags.contains(SessionFlags::LOG) {
             log::info!("session end {} why={why}", self.describe(id, session, now));
         }
@@ -263,7 +282,10 @@ impl Gateway {
     /// The first virtual address of `family` on `port`, which errors about its packets come from.
     fn own_address(&self, port: PortId, family: Family) -> Option<Addr> {
         let addresses = &self.config.ports[port.index()].virtual_addresses;
-        addresses.iter().map(|v| v.addr).find(|addr| addr.family() == family)
+        addresses
+            .iter()
+            .map(|v| v.addr)
+            .find(|addr| addr.family() == family)
     }
 
     /// Checks what must hold between any two calls; for tests and the simulator.
@@ -288,4 +310,3 @@ impl Gateway {
         }
     }
 }
-

@@ -1,5 +1,7 @@
 //! Packets of no session: may they open one, and how is it translated?
 
+use std::net::IpAddr;
+
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
@@ -19,7 +21,10 @@ struct Refused {
 
 impl From<DropReason> for Refused {
     fn from(reason: DropReason) -> Refused {
-        Refused { reason, answer: None }
+        Refused {
+            reason,
+            answer: None,
+        }
     }
 }
 
@@ -66,7 +71,10 @@ impl Gateway {
         if packet::martian(key) {
             return Err(DropReason::Martian);
         }
-        if !packet::forwardable(key.src) || !packet::forwardable(key.dst) {
+        if !packet::forwardable(key.src)
+            || !packet::forwardable(key.dst)
+            || self.is_directed_broadcast(&key.dst)
+        {
             return Err(DropReason::NotForwardable);
         }
         let port = &self.config.ports[packet.port.index()];
@@ -74,6 +82,18 @@ impl Gateway {
             return Err(DropReason::SpoofedSource);
         }
         Ok(())
+    }
+
+    /// Whether `addr` is the broadcast address of the network of a port (RFC 2644: not forwarded).
+    fn is_directed_broadcast(&self, addr: &Addr) -> bool {
+        let ip = IpAddr::from(*addr);
+        let mut networks = self
+            .config
+            .ports
+            .iter()
+            .flat_map(|port| &port.virtual_addresses)
+            .map(|v| v.network);
+        ip.is_ipv4() && networks.any(|net| net.prefix_len() < 31 && net.broadcast() == ip)
     }
 
     /// Whether the best route back to the source leads out of the port that the packet came in by.
@@ -99,11 +119,21 @@ impl Gateway {
         let nat = if hairpin { config::Nat::Egress } else { nat };
         let source = self.nat.pool(nat, egress);
         let log = self.config.policies[usize::from(policy.0)].log;
-        Ok(Plan { key, destination, egress, policy, source, log })
+        Ok(Plan {
+            key,
+            destination,
+            egress,
+            policy,
+            source,
+            log,
+        })
     }
 
-    pub(super) fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
-        let no_route = |reason| Refused { reason, answer: Some(Problem::NoRoute) };
+    fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
+        let no_route = |reason| Refused {
+            reason,
+            answer: Some(Problem::NoRoute),
+        };
         match self.fib.lookup(&key.dst).map(|hop| hop.target) {
             Some(RouteTarget::Port { port, .. }) => Ok(port),
             Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),
@@ -112,7 +142,12 @@ impl Gateway {
     }
 
     fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, config::Nat), Refused> {
-        let Some(Decision { policy, action, nat }) = decision else {
+        let Some(Decision {
+            policy,
+            action,
+            nat,
+        }) = decision
+        else {
             return Err(DropReason::NoPolicy.into());
         };
         match action {
@@ -158,7 +193,11 @@ impl Gateway {
         if plan.log {
             session.flags.set(SessionFlags::LOG);
         }
-        session.record(Direction::Original, packet.parsed.total_len, packet.now.tick());
+        session.record(
+            Direction::Original,
+            packet.parsed.total_len,
+            packet.now.tick(),
+        );
         if let Some(destination) = &plan.destination {
             session.nat_dst = destination.translated;
             session.nat_dst_port = destination.port;
@@ -171,11 +210,14 @@ impl Gateway {
                 .map_err(|_| DropReason::NatExhausted)?;
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
         }
-        let id = self.table.insert(session, &self.book).map_err(|error| match error {
-            InsertError::Conflict(_) => DropReason::NatExhausted,
-            InsertError::Full => DropReason::TableFull,
-            InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
-        })?;
+        let id = self
+            .table
+            .insert(session, &self.book)
+            .map_err(|error| match error {
+                InsertError::Conflict(_) => DropReason::NatExhausted,
+                InsertError::Full => DropReason::TableFull,
+                InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
+            })?;
         self.nat.attach(&mut self.table, id);
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
             log::info!("session start {}", self.describe(id, session, packet.now));
@@ -196,7 +238,11 @@ impl Gateway {
     /// whose virtual address its sender uses as next hop.
     fn group_of(&self, packet: &Packet<'_>, plan: &Plan) -> GroupId {
         let family = packet.parsed.family;
-        let port = if plan.source.is_some() { plan.egress } else { packet.port };
+        let port = if plan.source.is_some() {
+            plan.egress
+        } else {
+            packet.port
+        };
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
             .or_else(|| self.own_address(port, family))

@@ -20,7 +20,11 @@ impl Random {
     pub fn new(seed: Seed) -> Random {
         let (key, salt) = seed.0.split_at(16);
         let half = |bytes: &[u8]| std::array::from_fn(|i| bytes[i]);
-        Random { key: half(key), salt: half(salt), counter: 0 }
+        Random {
+            key: half(key),
+            salt: half(salt),
+            counter: 0,
+        }
     }
 
     pub fn next(&mut self) -> u64 {

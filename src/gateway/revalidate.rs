@@ -44,7 +44,9 @@ enum Finding {
 
 impl Gateway {
     pub(super) fn revalidate_some(&mut self, now: Time) {
-        let Some(cursor) = self.revalidation.cursor else { return };
+        let Some(cursor) = self.revalidation.cursor else {
+            return;
+        };
         let (sessions, next) = self.table.page(cursor, PIECE);
         let piece: Vec<SessionId> = sessions.map(|(id, _)| id).collect();
         for id in piece {
@@ -72,7 +74,9 @@ impl Gateway {
     }
 
     fn inspect(&self, id: SessionId) -> Finding {
-        let Some(session) = self.table.get(id) else { return Finding::Fine };
+        let Some(session) = self.table.get(id) else {
+            return Finding::Fine;
+        };
         let leaving = session.translated(Direction::Original, &self.book);
         let mut key = session.key(Direction::Original, &self.book);
         (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
@@ -90,7 +94,11 @@ impl Gateway {
             return Finding::Gone("route-changed");
         }
         match self.ruleset.decide(session.in_port, egress, &key) {
-            Some(Decision { action: Action::Accept, nat: Nat::Off, .. }) => Finding::Moved(egress),
+            Some(Decision {
+                action: Action::Accept,
+                nat: Nat::Off,
+                ..
+            }) => Finding::Moved(egress),
             _ => Finding::Gone("route-changed"),
         }
     }

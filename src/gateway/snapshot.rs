@@ -1,6 +1,8 @@
 //! What the gateway shows of itself: counters and sessions, for status and logs.
 
 use crate::event::{DropReason, LinkState};
+use std::time::Duration;
+
 use crate::config::Config;
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
@@ -84,6 +86,11 @@ impl Gateway {
         &self.config
     }
 
+    /// The time since the gateway was started.
+    pub fn uptime(&self, now: Time) -> Duration {
+        now.since(self.started)
+    }
+
     /// What this unit is for `group`.
     pub fn role_of(&self, group: GroupId) -> Role {
         self.role(group)
@@ -123,7 +130,10 @@ impl Gateway {
         now: Time,
     ) -> (impl Iterator<Item = SessionView>, Option<u32>) {
         let (sessions, next) = self.table.page(cursor, slots);
-        (sessions.map(move |(id, session)| self.view(id, session, now)), next)
+        (
+            sessions.map(move |(id, session)| self.view(id, session, now)),
+            next,
+        )
     }
 
     /// A session as shown to people and programs.
@@ -154,7 +164,7 @@ impl Gateway {
     /// A session in one line of `key=value`, for the log.
     pub(super) fn describe(&self, id: SessionId, session: &Session, now: Time) -> String {
         let view = self.view(id, session, now);
-                format!(
+        format!(
             "policy={} in={} out={} flow=\"{}\" translated=\"{}\" state={} age_s={} packets={}/{} bytes={}/{}",
             self.policy_name(session.policy),
             self.port_name(view.in_port),

@@ -47,7 +47,10 @@ impl ControlSocket {
     /// `AddrInUse` if a running gateway answers there; what the kernel says otherwise.
     pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(ErrorKind::AddrInUse, "a running gateway answers there"));
+            return Err(io::Error::new(
+                ErrorKind::AddrInUse,
+                "a running gateway answers there",
+            ));
         }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
@@ -66,7 +69,12 @@ impl ControlSocket {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         registry.register(&mut listener, first, Interest::READABLE)?;
         let clients = (0..MAX_CLIENTS).map(|_| None).collect();
-        Ok(ControlSocket { listener, path: path.to_owned(), first: first.0, clients })
+        Ok(ControlSocket {
+            listener,
+            path: path.to_owned(),
+            first: first.0,
+            clients,
+        })
     }
 
     /// Whether an event with `token` is for this socket.
@@ -88,7 +96,9 @@ impl ControlSocket {
             return false;
         }
         let slot = token.0 - self.first - 1;
-        let Some(client) = &mut self.clients[slot] else { return false };
+        let Some(client) = &mut self.clients[slot] else {
+            return false;
+        };
         match client.advance(gateway, io, now) {
             Ok(more) => more,
             Err(_) => {
@@ -106,7 +116,9 @@ impl ControlSocket {
             if self.clients[slot].is_some() {
                 continue;
             }
-            let Ok((mut stream, _)) = self.listener.accept() else { return };
+            let Ok((mut stream, _)) = self.listener.accept() else {
+                return;
+            };
             let token = Token(self.first + 1 + slot);
             let interest = Interest::READABLE | Interest::WRITABLE;
             if registry.register(&mut stream, token, interest).is_ok() {

@@ -89,13 +89,22 @@ impl Shell {
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
-        registry.register(&mut SourceFd(&monitor.as_raw_fd()), MONITOR, Interest::READABLE)?;
+        registry.register(
+            &mut SourceFd(&monitor.as_raw_fd()),
+            MONITOR,
+            Interest::READABLE,
+        )?;
         for (index, port) in ports.iter_mut().enumerate() {
             registry.register(&mut port.tun, tun_token(index), Interest::READABLE)?;
             registry.register(&mut port.socket, socket_token(index), Interest::READABLE)?;
         }
         let control = ControlSocket::open(&config.node.control_socket, registry, CONTROL)?;
-        let port_io = ports.iter().map(|port| PortIo { offload: port.tun.offload() }).collect();
+        let port_io = ports
+            .iter()
+            .map(|port| PortIo {
+                offload: port.tun.offload(),
+            })
+            .collect();
         Ok(Shell {
             poll,
             gateway,
@@ -106,7 +115,10 @@ impl Shell {
             signals,
             buffer: Buffer::new(),
             notices: Vec::new(),
-            ready: Ready { monitor: true, ..Ready::default() },
+            ready: Ready {
+                monitor: true,
+                ..Ready::default()
+            },
             stopping: false,
         })
     }
@@ -150,7 +162,11 @@ impl Shell {
             token if self.control.owns(token) => self.ready.clients |= 1 << (token.0 - CONTROL.0),
             Token(number) => {
                 let (index, is_socket) = ((number - PORTS) / 2, (number - PORTS) % 2 == 1);
-                let set = if is_socket { &mut self.ready.sockets } else { &mut self.ready.tuns };
+                let set = if is_socket {
+                    &mut self.ready.sockets
+                } else {
+                    &mut self.ready.tuns
+                };
                 *set |= 1 << index;
             }
         }
@@ -193,7 +209,9 @@ impl Shell {
                 }
             }
             let offload = self.buffer.offload();
-            let verdict = self.gateway.handle_packet(now, port, self.buffer.packet_mut(), offload);
+            let verdict = self
+                .gateway
+                .handle_packet(now, port, self.buffer.packet_mut(), offload);
             if verdict == Verdict::Forward && tun.write(&self.buffer).is_err() {
                 self.gateway.handle_write_failure();
             }
@@ -205,7 +223,8 @@ impl Shell {
         for _ in 0..FRAME_BUDGET {
             match self.ports[index].socket.recv(&mut frame) {
                 Ok(Some(length)) => {
-                    self.gateway.handle_frame(now, PortId(index as u8), &frame[..length]);
+                    self.gateway
+                        .handle_frame(now, PortId(index as u8), &frame[..length]);
                 }
                 // An error is that of the interface (down, removed); the monitor tells about it.
                 Ok(None) | Err(_) => {
@@ -219,7 +238,10 @@ impl Shell {
     fn serve_client(&mut self, now: Time, index: usize) {
         let token = Token(CONTROL.0 + index);
         let registry = self.poll.registry();
-        if !self.control.handle(token, registry, &self.gateway, &self.port_io, now) {
+        if !self
+            .control
+            .handle(token, registry, &self.gateway, &self.port_io, now)
+        {
             self.ready.clients &= !(1 << index);
         }
     }
@@ -250,17 +272,33 @@ impl Shell {
     fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
         match notice {
             Notice::Route(change) => self.gateway.handle_route(change),
-            Notice::Link { port: Some(port), state, .. } => {
+            Notice::Link {
+                port: Some(port),
+                state,
+                ..
+            } => {
                 self.heed_link(now, port, state, steering);
             }
-            Notice::LinkGone { port: Some(port), name, .. } => {
-                log::warn!("interface removed port={} interface={name}", self.gateway.port_name(port));
-                let gone = LinkState { up: false, ..self.gateway.link(port) };
+            Notice::LinkGone {
+                port: Some(port),
+                name,
+                ..
+            } => {
+                log::warn!(
+                    "interface removed port={} interface={name}",
+                    self.gateway.port_name(port)
+                );
+                let gone = LinkState {
+                    up: false,
+                    ..self.gateway.link(port)
+                };
                 self.gateway.handle_link(now, port, gone);
             }
             Notice::RuleGone { priority } => {
-                for index in 0..self.ports.len() {
-                    repair(steering, PortId(index as u8), &format!("rule {priority} removed"));
+                let first = self.gateway.config().node.routing_table;
+                let ports = first..first + self.ports.len() as u32;
+                if ports.contains(&priority) {
+                    repair(steering, PortId((priority - first) as u8), "rule removed");
                 }
             }
             Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
@@ -272,13 +310,7 @@ impl Shell {
         }
     }
 
-    fn heed_link(
-        &mut self,
-        now: Time,
-        port: PortId,
-        link: LinkState,
-        steering: &mut Steering,
-    ) {
+    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, steering: &mut Steering) {
         let before = self.gateway.link(port);
         if before == link {
             return;
@@ -292,7 +324,10 @@ impl Shell {
             }
             let socket = &mut self.ports[port.index()].socket;
             let token = socket_token(port.index());
-            let _ = self.poll.registry().register(socket, token, Interest::READABLE);
+            let _ = self
+                .poll
+                .registry()
+                .register(socket, token, Interest::READABLE);
         }
         self.gateway.handle_link(now, port, link);
     }
@@ -313,7 +348,10 @@ impl Shell {
 
 fn repair(steering: &mut Steering, port: PortId, why: &str) {
     if let Err(error) = steering.repair(port) {
-        log::error!("steering port={} why=\"{why}\" error=\"{error}\"", port.index());
+        log::error!(
+            "steering port={} why=\"{why}\" error=\"{error}\"",
+            port.index()
+        );
     }
 }
 
@@ -333,4 +371,3 @@ fn bits(mut set: u64) -> impl Iterator<Item = usize> {
         (index < 64).then_some(index)
     })
 }
-

@@ -349,14 +349,11 @@ mod tests {
     #[test]
     fn receives_address_resolution_and_nothing_else() {
         in_namespace(|| {
-            wire();
             // The kernel's own Neighbor Discovery would mix with ours.
-            ip("link set here addrgenmode none");
-            ip("link set there addrgenmode none");
-            std::fs::write("/proc/sys/net/ipv6/conf/there/disable_ipv6", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+            wire();
             let here = PacketSocket::open("here", &[]).unwrap();
             let there = PacketSocket::open("there", &[]).unwrap();
-            received(&here);
 
             let all = [0xff; 6];
             let group = [0x33, 0x33, 0xff, 0, 0, 1];

@@ -45,11 +45,18 @@ fn doing<E>(what: impl Into<String>) -> impl FnOnce(E) -> StartError
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    move |error| StartError { what: what.into(), source: error.into(), unfit: false }
+    move |error| StartError {
+        what: what.into(),
+        source: error.into(),
+        unfit: false,
+    }
 }
 
 fn unfit(error: StartError) -> StartError {
-    StartError { unfit: true, ..error }
+    StartError {
+        unfit: true,
+        ..error
+    }
 }
 
 /// Runs a gateway until a signal ends it.
@@ -65,11 +72,14 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
         .map_err(doing("registering sources"))?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
-    let mut steering =
-        Steering::set_up(netlink, &config, &tuns).map_err(doing("steering packets")).map_err(unfit)?;
+    let mut steering = Steering::set_up(netlink, &config, &tuns)
+        .map_err(doing("steering packets"))
+        .map_err(unfit)?;
     let result = shell.run(&mut steering).map_err(doing("running"));
     // Steering goes before the TUN devices would, so that nothing slips past on the way out.
-    let removed = steering.remove().map_err(doing("removing rules and routes"));
+    let removed = steering
+        .remove()
+        .map_err(doing("removing rules and routes"));
     result.and(removed)
 }
 
@@ -91,7 +101,10 @@ fn open_port(port: &PortConfig) -> Result<Port, StartError> {
         })
         .collect();
     let socket = PacketSocket::open(&port.interface, &groups)
-        .map_err(doing(format!("listening for ARP and ND on {}", port.interface)))
+        .map_err(doing(format!(
+            "listening for ARP and ND on {}",
+            port.interface
+        )))
         .map_err(unfit)?;
     Ok(Port { tun, socket })
 }
@@ -105,8 +118,13 @@ fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
     }
     let mut netlink = Netlink::open().map_err(doing("opening netlink"))?;
     for (settings, port) in config.ports.iter().zip(ports) {
-        let link = netlink.link(&settings.interface).map_err(doing("reading interfaces"))?;
-        let Some(mac) = link.filter(|link| link.state().up).map(|link| link.state().mac) else {
+        let link = netlink
+            .link(&settings.interface)
+            .map_err(doing("reading interfaces"))?;
+        let Some(mac) = link
+            .filter(|link| link.state().up)
+            .map(|link| link.state().mac)
+        else {
             continue;
         };
         for address in &settings.virtual_addresses {
@@ -138,7 +156,11 @@ fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
             Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
             _ => continue,
         };
-        if settings.virtual_addresses.iter().any(|address| address.addr == claimed.0) {
+        if settings
+            .virtual_addresses
+            .iter()
+            .any(|address| address.addr == claimed.0)
+        {
             return Some(claimed);
         }
     }
@@ -157,14 +179,20 @@ fn tun_indices(ports: &[Port]) -> Result<Vec<u32>, StartError> {
 }
 
 fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
-    let seed = clock::random_bytes().map(Seed).map_err(doing("reading random bytes"))?;
-    let mut gateway = Gateway::new(config.clone(), seed);
+    let seed = clock::random_bytes()
+        .map(Seed)
+        .map_err(doing("reading random bytes"))?;
+    let mut gateway = Gateway::new(config.clone(), seed, clock::now());
     let (monitor, notices) = Monitor::start(config).map_err(doing("reading routes and links"))?;
     let now = clock::now();
     for notice in notices {
         match notice {
             Notice::Route(change) => gateway.handle_route(change),
-            Notice::Link { port: Some(port), state, .. } => gateway.handle_link(now, port, state),
+            Notice::Link {
+                port: Some(port),
+                state,
+                ..
+            } => gateway.handle_link(now, port, state),
             _ => {}
         }
     }

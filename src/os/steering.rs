@@ -57,6 +57,10 @@ const METRIC_BLACKHOLE: u32 = u32::MAX;
 /// burst; an Ethernet device has 1000.
 const TUN_QUEUE: u32 = 1000;
 
+/// What a TUN takes: the MTU of the way is that of the real interfaces, so a TUN must not be the
+/// narrowest part, whatever they have.
+const TUN_MTU: u32 = 65_535;
+
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What is in place while the gateway runs.
@@ -469,7 +473,8 @@ impl Survey {
     }
 }
 
-fn is_ours(rule: &Rule) -> bool {
+/// Whether a gateway has made the rule.
+pub(super) fn is_ours(rule: &Rule) -> bool {
     matches!(rule.protocol, PROTOCOL | PROTOCOL_FORWARDING_WAS_OFF)
 }
 
@@ -529,6 +534,7 @@ fn prepare_tun(
     }
     if !tun.admin_up {
         netlink.set_queue_length(tun.index, TUN_QUEUE)?;
+        netlink.set_mtu(tun.index, TUN_MTU)?;
         netlink.set_link_up(tun.index)?;
     }
     Ok(())

@@ -1,11 +1,17 @@
 //! For tests only: a network namespace that lives as long as one thread.
 
 use std::process::Command;
+use std::sync::Mutex;
+
+/// A test that starts a process lends it all descriptors for a moment, also those of other tests,
+/// which would then find what they closed still open.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `test` in a thread with an empty network namespace of its own, which vanishes with it.
 ///
 /// Without the right to make one (`CAP_SYS_ADMIN`) the test is skipped, and says so on stderr.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let thread = std::thread::spawn(move || {
         // SAFETY: plain system call without pointers; it affects this thread only.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {

@@ -89,12 +89,15 @@ fn parse_v4(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
         check_v4_options(header.options())?;
     }
     let offset = header.fragments_offset().value() * 8;
-    let fragment = (offset > 0 || header.more_fragments()).then(|| Fragment {
-        id: u32::from(header.identification()),
-        offset,
-        more: header.more_fragments(),
-        len: (total_len - header_len) as u16,
-    });
+    let mut fragment = None;
+    if offset > 0 || header.more_fragments() {
+        fragment = Some(Fragment {
+            id: u32::from(header.identification()),
+            offset,
+            more: header.more_fragments(),
+            len: fragment_len(total_len - header_len)?,
+        });
+    }
     if let Some(fragment) = fragment
         && length != Length::Quoted
     {
@@ -185,6 +188,10 @@ fn check_v4_options(mut options: &[u8]) -> Result<(), DropReason> {
     }
 }
 
+fn fragment_len(len: usize) -> Result<u16, DropReason> {
+    u16::try_from(len).map_err(|_| DropReason::Malformed)
+}
+
 fn check_fragment(fragment: Fragment, overhead: usize) -> Result<(), DropReason> {
     let end = overhead + usize::from(fragment.offset) + usize::from(fragment.len);
     let whole_blocks = fragment.len.is_multiple_of(8);
@@ -252,7 +259,7 @@ fn enter_fragment(ip: &mut Ip, rest: &[u8], length: Length) -> Result<(), DropRe
         id: header.identification(),
         offset: header.fragment_offset().value() * 8,
         more: header.more_fragments(),
-        len: u16::try_from(ip.total_len - ip.header_len).map_err(|_| DropReason::Malformed)?,
+        len: fragment_len(ip.total_len - ip.header_len)?,
     };
     ip.fragment = Some(fragment);
     if length == Length::Quoted {

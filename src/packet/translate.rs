@@ -82,56 +82,54 @@ impl Place {
         to: &FlowKey,
         payload: Change,
     ) -> Change {
-        let mut header = Change::default();
+        if to.src.family() != self.family || to.dst.family() != self.family {
+            debug_assert!(false, "translation to another family: {to}");
+            return Change::default();
+        }
+        let mut change = Change::default();
         let addresses = self.put_addresses(bytes, to);
         if self.family == Family::V4 {
             let at = self.ip + V4_CHECKSUM;
-            header = update_checksum(bytes, at, |checksum| addresses.apply(checksum));
+            change = update_checksum(bytes, at, |checksum| addresses.apply(checksum));
         }
-        let mut transport = Change::default();
         if let Some(fields) = self.fields {
-            if let Some(at) = fields.src_port {
-                put(
-                    bytes,
-                    self.transport + at,
-                    to.src_port.to_be_bytes(),
-                    &mut transport,
-                );
-            }
-            if let Some(at) = fields.dst_port {
-                put(
-                    bytes,
-                    self.transport + at,
-                    to.dst_port.to_be_bytes(),
-                    &mut transport,
-                );
-            }
+            let ports = self.put_ports(bytes, fields, to);
             let pseudo = if fields.pseudo_header {
                 addresses
             } else {
                 Change::default()
             };
+            let covered = pseudo.and(ports).and(payload);
             let at = self.transport + fields.checksum;
-            let covered = transport.and(payload);
             let checksum = update_checksum(bytes, at, |checksum| match checksum {
                 _ if offload.partial_checksum => pseudo.apply_to_sum(checksum),
                 0 if fields.zero_is_none => 0,
-                checksum => match pseudo.and(covered).apply(checksum) {
+                checksum => match covered.apply(checksum) {
                     0 if fields.zero_is_none => 0xffff,
                     checksum => checksum,
                 },
             });
-            transport = transport.and(checksum);
+            change = change.and(ports).and(checksum);
         }
-        header.and(addresses).and(transport)
+        change.and(addresses)
+    }
+
+    #[inline]
+    fn put_ports(self, bytes: &mut [u8], fields: Fields, to: &FlowKey) -> Change {
+        let mut change = Change::default();
+        for (field, port) in [
+            (fields.src_port, to.src_port),
+            (fields.dst_port, to.dst_port),
+        ] {
+            if let Some(at) = field {
+                put(bytes, self.transport + at, port.to_be_bytes(), &mut change);
+            }
+        }
+        change
     }
 
     fn put_addresses(self, bytes: &mut [u8], to: &FlowKey) -> Change {
         let mut change = Change::default();
-        if to.src.family() != self.family || to.dst.family() != self.family {
-            debug_assert!(false, "translation to another family: {to}");
-            return change;
-        }
         match self.family {
             Family::V4 => {
                 put(bytes, self.ip + 12, to.src.last4(), &mut change);

@@ -45,6 +45,11 @@ impl AddressBook {
         Some(TranslatedAddr(new))
     }
 
+    /// The index of `addr`, if it is in the book.
+    pub fn find(&self, addr: Addr) -> Option<TranslatedAddr> {
+        self.index.get(&addr).copied().map(TranslatedAddr)
+    }
+
     /// The address at `index`; none for [`TranslatedAddr::SAME`] and what was never interned.
     #[inline]
     pub fn get(&self, index: TranslatedAddr) -> Option<Addr> {

@@ -140,11 +140,20 @@ impl Session {
         self.bytes[direction as usize] += u64::from(bytes);
     }
 
-    /// Whether nobody would miss it: no answer yet, or a TCP handshake that is not complete.
-    pub fn is_embryonic(&self) -> bool {
+    /// Whether nobody would miss it: no answer yet, a TCP handshake that is not complete, or a
+    /// connection that is over.
+    pub fn is_dispensable(&self) -> bool {
         match &self.tracker {
-            Tracker::Tcp(tcp) => tcp.state() < tcp::TcpState::Established || tcp.is_one_sided(),
+            Tracker::Tcp(tcp) => !tcp.is_alive() || tcp.is_one_sided(),
             _ => !self.flags.contains(SessionFlags::REPLIED),
+        }
+    }
+
+    /// Whether it is past its opening, and no longer counts as half open.
+    pub fn is_settled(&self) -> bool {
+        match &self.tracker {
+            Tracker::Tcp(tcp) => tcp.state() >= tcp::TcpState::Established,
+            _ => self.flags.contains(SessionFlags::REPLIED),
         }
     }
 

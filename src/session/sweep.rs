@@ -126,3 +126,173 @@ impl Table {
         self.sweep.at = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config;
+    use crate::flow::{Addr, FlowKey, Protocol};
+    use crate::session::{AddressBook, Session, SessionFlags};
+
+    /// Seconds for replied and unreplied UDP.
+    fn timeouts(udp: u64, unreplied: u64) -> Timeouts {
+        let [udp, udp_unreplied, other] = [udp, unreplied, 999].map(Duration::from_secs);
+        Timeouts::from(&config::Timeouts {
+            tcp_established: other,
+            tcp_transitory: other,
+            tcp_syn: other,
+            tcp_time_wait: other,
+            tcp_reset: other,
+            udp,
+            udp_unreplied,
+            icmp: other,
+            other,
+        })
+    }
+
+    fn table(capacity: u32, udp: u64, unreplied: u64) -> Table {
+        Table::new(capacity, &[5; 16], timeouts(udp, unreplied), 0)
+    }
+
+    fn add(table: &mut Table, number: u32, now: Tick) -> SessionId {
+        let key = FlowKey {
+            src: Addr::v4(number.to_be_bytes()),
+            dst: Addr::v4([9, 9, 9, 9]),
+            src_port: 5,
+            dst_port: 53,
+            protocol: Protocol::UDP,
+        };
+        table
+            .insert(Session::new(&key, now), &AddressBook::new())
+            .unwrap()
+    }
+
+    /// Sweeps as the event loop does, and removes what has expired.
+    fn sweep_all(table: &mut Table, now: Tick) -> Vec<SessionId> {
+        let mut all = Vec::new();
+        loop {
+            let mut expired = Vec::new();
+            let more = table.sweep(now, &mut expired);
+            assert!(expired.len() <= EXPIRED_PER_SWEEP);
+            for id in &expired {
+                table.remove(*id, &AddressBook::new());
+            }
+            all.extend(expired);
+            if !more {
+                return all;
+            }
+        }
+    }
+
+    proptest! {
+        /// Packets, answers and new sessions at random times: none goes early, each within a second and
+        /// what a pass is prolonged by while the table grows.
+        #[test]
+        fn sessions_expire_on_time(
+            events in proptest::collection::vec((0..15u32, 0..4u8, 0..40u32), 1..200),
+        ) {
+            let mut table = table(300, 5, 3);
+            for number in 0..40 {
+                add(&mut table, number, Tick(0));
+            }
+            let mut next_number = 1000;
+            // When a deadline was last made earlier: it may have been over by then.
+            let mut shortened = BTreeMap::new();
+            let mut now = Tick(0);
+            for (pause, what, id) in events {
+                for _ in 0..pause {
+                    now = now.after(1);
+                    let deadlines: Vec<_> = table.iter().map(|(id, _)| (id, table.deadline(id).unwrap())).collect();
+                    let expired = sweep_all(&mut table, now);
+                    for (id, deadline) in deadlines {
+                        let since = shortened.get(&id).copied().unwrap_or_default();
+                        prop_assert!(!expired.contains(&id) || deadline <= now, "early");
+                        prop_assert!(expired.contains(&id) || now < deadline.max(since).after(13), "late");
+                    }
+                }
+                let id = SessionId(id);
+                match what {
+                    0 => {
+                        next_number += 1;
+                        add(&mut table, next_number, now);
+                    }
+                    1 => if let Some(session) = table.get_mut(id) {
+                        session.record(crate::flow::Direction::Original, 100, now);
+                    }
+                    2 => if let Some(session) = table.get_mut(id) {
+                        session.flags.set(SessionFlags::REPLIED);
+                    }
+                    // To a shorter timeout.
+                    _ => if let Some(session) = table.get_mut(id) {
+                        session.flags.clear(SessionFlags::REPLIED);
+                        table.reschedule(id);
+                        shortened.insert(id, now);
+                    }
+                }
+            }
+            table.check_invariants(&AddressBook::new());
+        }
+    }
+
+    #[test]
+    fn a_mass_expiry_is_done_in_bounded_pieces() {
+        let mut table = table(100_000, 5, 3);
+        for number in 0..100_000 {
+            add(&mut table, number, Tick(0));
+        }
+        let mut calls = 0;
+        let mut gone = 0;
+        let mut now = Tick(29);
+        assert!(sweep_all(&mut table, now).is_empty());
+        while !table.is_empty() {
+            now = now.after(1);
+            assert_eq!(table.next_sweep(now), now);
+            let mut more = true;
+            while more {
+                let mut expired = Vec::new();
+                more = table.sweep(now, &mut expired);
+                assert!(expired.len() <= EXPIRED_PER_SWEEP);
+                for id in &expired {
+                    assert!(table.remove(*id, &AddressBook::new()).is_some());
+                }
+                gone += expired.len();
+                calls += 1;
+            }
+        }
+        assert_eq!(gone, 100_000);
+        assert!(now <= Tick(40), "{now:?}");
+        assert!(calls >= 100_000 / EXPIRED_PER_SWEEP);
+        assert_eq!(table.next_sweep(now), Tick::NEVER);
+    }
+
+    #[test]
+    fn new_timeouts_hold_for_old_sessions() {
+        let mut table = table(5000, 500, 300);
+        for number in 0..5000 {
+            add(&mut table, number, Tick(0));
+        }
+        let mut now = Tick(30);
+        assert!(sweep_all(&mut table, now).is_empty());
+        table.set_timeouts(timeouts(5, 3));
+        table.check_invariants(&AddressBook::new());
+        for _ in 0..11 {
+            now = now.after(1);
+            sweep_all(&mut table, now);
+        }
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_late_call_catches_up_with_one_pass() {
+        let mut table = table(100_000, 5, 3);
+        for number in 0..50 {
+            add(&mut table, number, Tick(0));
+        }
+        assert_eq!(sweep_all(&mut table, Tick(100_000)).len(), 50);
+    }
+}

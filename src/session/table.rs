@@ -199,7 +199,7 @@ impl Table {
     pub fn early_drop_candidate(&mut self) -> Option<SessionId> {
         for _ in 0..Recent::POPS {
             let id = self.recent.pop()?;
-            if self.get(id).is_some_and(Session::is_embryonic) {
+            if self.get(id).is_some_and(Session::is_dispensable) {
                 return Some(id);
             }
         }
@@ -392,5 +392,253 @@ impl Recent {
         let id = self.ids[self.oldest];
         self.oldest = (self.oldest + 1) % Self::SIZE;
         Some(SessionId(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config;
+    use crate::flow::Addr;
+    use crate::session::TranslatedAddr;
+
+    fn timeouts() -> Timeouts {
+        Timeouts::from(&config::Timeouts {
+            tcp_established: Duration::from_secs(7440),
+            tcp_transitory: Duration::from_secs(240),
+            tcp_syn: Duration::from_secs(30),
+            tcp_time_wait: Duration::from_secs(120),
+            tcp_reset: Duration::from_secs(10),
+            udp: Duration::from_secs(300),
+            udp_unreplied: Duration::from_secs(120),
+            icmp: Duration::from_secs(60),
+            other: Duration::from_secs(600),
+        })
+    }
+
+    fn table(capacity: u32, half_open: u32) -> Table {
+        Table::new(capacity, &[3; 16], timeouts(), half_open)
+    }
+
+    fn key(src: u8, dst: u8, src_port: u16, dst_port: u16) -> FlowKey {
+        FlowKey {
+            src: Addr::v4([10, 0, 0, src]),
+            dst: Addr::v4([10, 0, 0, dst]),
+            src_port,
+            dst_port,
+            protocol: Protocol::UDP,
+        }
+    }
+
+    fn session(key: FlowKey) -> Session {
+        Session::new(&key, Tick(0))
+    }
+
+    #[test]
+    fn both_directions_of_a_translated_session_are_found() {
+        let mut book = AddressBook::new();
+        let vip = Addr::v4([192, 0, 2, 1]);
+        let mut table = table(8, 0);
+        let mut nat = session(key(1, 2, 1000, 53));
+        nat.nat_src = book.intern(vip).unwrap();
+        nat.nat_src_port = 40_000;
+        let id = table.insert(nat.clone(), &book).unwrap();
+        let reply = FlowKey {
+            src: nat.dst,
+            dst: vip,
+            src_port: 53,
+            dst_port: 40_000,
+            ..key(0, 0, 0, 0)
+        };
+        assert_eq!(
+            table.lookup(&key(1, 2, 1000, 53), &book),
+            Some((id, Direction::Original))
+        );
+        assert_eq!(table.lookup(&reply, &book), Some((id, Direction::Reply)));
+        assert_eq!(nat.translated(Direction::Original, &book), reply.reply());
+        assert_eq!(nat.translated(Direction::Reply, &book), key(2, 1, 53, 1000));
+        assert!(!table.contains_key(&key(2, 1, 53, 1000), &book));
+        // Another host, the same translated tuple.
+        let mut other = Session {
+            src: Addr::v4([10, 0, 0, 9]),
+            ..nat.clone()
+        };
+        assert_eq!(
+            table.insert(other.clone(), &book),
+            Err(InsertError::Conflict(id))
+        );
+        other.nat_src_port = 40_001;
+        assert!(table.insert(other, &book).is_ok());
+        table.check_invariants(&book);
+        assert_eq!(table.remove(id, &book), Some(nat));
+        assert_eq!(table.remove(id, &book), None);
+        assert_eq!(
+            (table.get(id), table.get(SessionId(u32::MAX))),
+            (None, None)
+        );
+        assert_eq!(
+            table.counts(),
+            SessionCounts {
+                udp: 1,
+                ..SessionCounts::default()
+            }
+        );
+        table.check_invariants(&book);
+    }
+
+    #[test]
+    fn half_open_sessions_are_counted_once() {
+        let book = AddressBook::new();
+        let mut table = table(8, 2);
+        let open = |port| {
+            let mut session = session(key(1, 2, port, 53));
+            session.flags.set(SessionFlags::HALF_OPEN);
+            session
+        };
+        let first = table.insert(open(1), &book).unwrap();
+        let second = table.insert(open(2), &book).unwrap();
+        assert_eq!(
+            table.insert(open(3), &book),
+            Err(InsertError::HalfOpenLimit)
+        );
+        assert!(table.insert(session(key(1, 2, 4, 53)), &book).is_ok());
+        table.settle(first);
+        table.settle(first);
+        table.check_invariants(&book);
+        assert!(table.insert(open(3), &book).is_ok());
+        assert_eq!(
+            table.insert(open(5), &book),
+            Err(InsertError::HalfOpenLimit)
+        );
+        table.remove(first, &book);
+        assert_eq!(
+            table.insert(open(5), &book),
+            Err(InsertError::HalfOpenLimit)
+        );
+        table.remove(second, &book);
+        assert!(table.insert(open(5), &book).is_ok());
+        table.check_invariants(&book);
+    }
+
+    #[test]
+    fn early_drop_takes_the_oldest_without_an_answer() {
+        let book = AddressBook::new();
+        let mut table = table(100, 0);
+        let ids: Vec<_> = (0..100)
+            .map(|port| table.insert(session(key(1, 2, port, 53)), &book).unwrap())
+            .collect();
+        assert_eq!(
+            table.insert(session(key(1, 2, 999, 53)), &book),
+            Err(InsertError::Full)
+        );
+        for id in &ids[..70] {
+            table.get_mut(*id).unwrap().flags.set(SessionFlags::REPLIED);
+        }
+        // 64 with an answer are passed, then six more.
+        assert_eq!(table.early_drop_candidate(), None);
+        assert_eq!(table.early_drop_candidate(), Some(ids[70]));
+        table.remove(ids[70], &book);
+        table.remove(ids[71], &book);
+        assert_eq!(table.early_drop_candidate(), Some(ids[72]));
+        assert!(table.insert(session(key(1, 2, 999, 53)), &book).is_ok());
+    }
+
+    #[test]
+    fn pages_show_each_session_once() {
+        let book = AddressBook::new();
+        let mut table = table(100, 0);
+        for port in 0..100 {
+            table.insert(session(key(1, 2, port, 53)), &book).unwrap();
+        }
+        for id in (0..100).filter(|id| id % 3 > 0) {
+            table.remove(SessionId(id), &book);
+        }
+        let (mut seen, mut next) = (Vec::new(), Some(0));
+        while let Some(cursor) = next {
+            let (page, after) = table.page(cursor, 7);
+            let page: Vec<_> = page.map(|(id, _)| id.0).collect();
+            assert!(page.len() <= 7);
+            seen.extend(page);
+            next = after;
+        }
+        assert_eq!(seen, (0..100).step_by(3).collect::<Vec<_>>());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u8, u8, u16, u16, Option<u16>),
+        Remove(u8),
+        Lookup(u8, u8, u16, u16),
+    }
+
+    /// From so few endpoints that keys collide, also those of a session with itself.
+    fn op() -> impl Strategy<Value = Op> {
+        let end = || (0..3u8, 0..3u8, 0..3u16, 0..3u16);
+        prop_oneof![
+            3 => (end(), proptest::option::of(0..3u16))
+                .prop_map(|((a, b, p, q), nat)| Op::Insert(a, b, p, q, nat)),
+            1 => any::<u8>().prop_map(Op::Remove),
+            2 => end().prop_map(|(a, b, p, q)| Op::Lookup(a, b, p, q)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map_of_keys(ops in proptest::collection::vec(op(), 1..150)) {
+            let mut book = AddressBook::new();
+            let vip = book.intern(Addr::v4([10, 0, 0, 1])).unwrap();
+            let mut table = table(12, 0);
+            let mut model: HashMap<FlowKey, SessionId> = HashMap::new();
+            let mut live: Vec<SessionId> = Vec::new();
+            for op in ops {
+                match op {
+                    Op::Insert(a, b, p, q, nat) => {
+                        let mut session = session(key(a, b, p, q));
+                        if let Some(port) = nat {
+                            (session.nat_src, session.nat_src_port) = (vip, port);
+                        }
+                        let keys = [Direction::Original, Direction::Reply].map(|d| session.key(d, &book));
+                        let taken = keys.iter().find_map(|key| model.get(key));
+                        let result = table.insert(session, &book);
+                        match taken {
+                            Some(&other) => prop_assert_eq!(result, Err(InsertError::Conflict(other))),
+                            None if live.len() == 12 => prop_assert_eq!(result, Err(InsertError::Full)),
+                            None => {
+                                let id = result.unwrap();
+                                prop_assert!(!live.contains(&id));
+                                live.push(id);
+                                model.extend(keys.map(|key| (key, id)));
+                            }
+                        }
+                    }
+                    Op::Remove(n) if !live.is_empty() => {
+                        let id = live.swap_remove(usize::from(n) % live.len());
+                        prop_assert!(table.remove(id, &book).is_some());
+                        model.retain(|_, other| *other != id);
+                    }
+                    Op::Remove(_) => {}
+                    Op::Lookup(a, b, p, q) => {
+                        let key = key(a, b, p, q);
+                        let found = table.lookup(&key, &book);
+                        prop_assert_eq!(found.map(|f| f.0), model.get(&key).copied());
+                        if let Some((id, direction)) = found {
+                            prop_assert_eq!(table.get(id).unwrap().key(direction, &book), key);
+                        }
+                    }
+                }
+                prop_assert_eq!(table.len() as usize, live.len());
+                table.check_invariants(&book);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unused_translated_address_means_the_original() {
+        assert_eq!(session(key(1, 2, 3, 4)).nat_src, TranslatedAddr::SAME);
     }
 }

@@ -200,6 +200,11 @@ impl Tracker {
         self.state
     }
 
+    /// Whether both ends are connected: after the handshake, before the last FIN or a reset.
+    pub fn is_alive(&self) -> bool {
+        (TcpState::Established..TcpState::TimeWait).contains(&self.state)
+    }
+
     /// Whether a direction was not seen since the session was picked up or taken over.
     pub fn is_one_sided(&self) -> bool {
         self.has(Direction::Original, UNSEEN) || self.has(Direction::Reply, UNSEEN)

@@ -538,3 +538,20 @@ fn what_is_forwarded() {
         assert!(forwardable(addr), "{addr}");
     }
 }
+
+#[test]
+fn translation_past_extension_headers() {
+    let key_of = |port| key(Sort::Udp, A6, B6, port, 80);
+    let behind_options = |port| {
+        let datagram = &sample(Sort::Udp, &key_of(port), b"data")[40..];
+        v6_packet(
+            DESTINATION_OPTIONS,
+            &[&[UDP, 0, 1, 4, 0, 0, 0, 0], datagram].concat(),
+        )
+    };
+    let mut bytes = behind_options(4000);
+    let parsed = parse(&bytes, PLAIN).unwrap();
+    assert!(checksum_ok(&bytes, &parsed, PLAIN));
+    translate(&mut bytes, &parsed, PLAIN, &key_of(5000));
+    assert_eq!(bytes, behind_options(5000));
+}

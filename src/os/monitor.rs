@@ -1,0 +1,571 @@
+//! Changes of the kernel's links, addresses, routes and rules, as they happen.
+//!
+//! One non-blocking socket gives both the notifications and the dumps that start and restart the
+//! mirror, so that they come in the order in which they happened (rtnetlink(7)).
+//!
+//! Of the routes, the main table is mirrored: unicast and those that lead nowhere. Not mirrored are
+//! cached, local, multicast and link-local ones, those for a type of service, and the gateway's own to
+//! its TUN devices. Of a multipath route, the first hop counts.
+//!
+//! The kernel does not say all: IPv4 routes vanish silently with a link that is set down or an address
+//! that is their preferred source, and a notification does not tell which of several routes of one
+//! destination and metric comes first. In these cases the routes are dumped anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_APPEND, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::RouteType;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::netlink::{
+    Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
+    route_dump,
+};
+use crate::config::Config;
+use crate::event::{LinkState, Route, RouteChange, RouteTarget};
+use crate::flow::{Family, PortId};
+
+/// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
+const READ_BUDGET: usize = 32;
+
+/// What the kernel may queue while the process is busy: some 10 000 notifications.
+const RECEIVE_QUEUE: libc::c_int = 8 * 1024 * 1024;
+
+/// How often in a row a dump is begun again because the routes changed meanwhile. After that its gaps
+/// are accepted: the notifications fill them.
+const DUMP_ATTEMPTS: u32 = 3;
+
+const GROUPS: [libc::c_uint; 7] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_RULE,
+];
+
+/// A change, or a fact of a dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A link is there, or has changed.
+    Link {
+        /// Its number.
+        index: u32,
+        /// Its name.
+        name: String,
+        /// The port whose interface it is.
+        port: Option<PortId>,
+        /// Its state.
+        state: LinkState,
+    },
+    /// A link is gone.
+    LinkGone {
+        /// Its number.
+        index: u32,
+        /// Its name.
+        name: String,
+        /// The port whose interface it was.
+        port: Option<PortId>,
+    },
+    /// Forget all addresses: a fresh dump follows.
+    AddressesReset,
+    /// The kernel has an address of its own.
+    Address {
+        /// The number of the link.
+        index: u32,
+        /// The address.
+        addr: IpAddr,
+    },
+    /// The kernel has an address no longer.
+    AddressGone {
+        /// The number of the link.
+        index: u32,
+        /// The address.
+        addr: IpAddr,
+    },
+    /// A change of the mirror of the main table. A route may be removed that is not there.
+    Route(RouteChange),
+    /// A rule was removed. If it was one of the steering's, `Steering::repair` brings it back.
+    RuleGone {
+        /// Its priority.
+        priority: u32,
+    },
+    /// The kernel had more to say than the queue holds. A fresh dump follows by itself.
+    Overrun,
+}
+
+/// The listening socket.
+///
+/// Legal calls: [`start`](Self::start) once, then [`read`](Self::read) whenever the descriptor is
+/// readable.
+pub struct Monitor {
+    socket: Socket,
+    /// The address that the kernel gave the socket.
+    port: u32,
+    buffer: Vec<u8>,
+    ports: BTreeMap<String, PortId>,
+    tuns: BTreeSet<String>,
+    links: BTreeMap<u32, Link>,
+    /// Hops of the routes for which one message may not tell the whole: those on a link, of which
+    /// there may be several of one destination and metric, and multipath routes.
+    siblings: BTreeMap<(IpNet, u32), Vec<u32>>,
+    dump: Dump,
+}
+
+impl Monitor {
+    /// Opens the socket in the network namespace of the calling thread, and waits for the state as it
+    /// is now: all links, addresses and routes.
+    pub fn start(config: &Config) -> io::Result<(Monitor, Vec<Notice>)> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        enlarge_queue(&socket);
+        let port = socket.bind_auto()?.port_number();
+        socket.connect(&SocketAddr::new(0, 0))?;
+        for group in GROUPS {
+            socket.add_membership(group)?;
+        }
+        let ports = config
+            .ports
+            .iter()
+            .zip(0..)
+            .map(|(port, id)| (port.interface.clone(), PortId(id)));
+        let mut monitor = Monitor {
+            socket,
+            port,
+            buffer: Vec::new(),
+            ports: ports.collect(),
+            tuns: config
+                .ports
+                .iter()
+                .map(|port| format!("tgw-{}", port.name))
+                .collect(),
+            links: BTreeMap::new(),
+            siblings: BTreeMap::new(),
+            dump: Dump::default(),
+        };
+        let mut notices = Vec::new();
+        monitor.dump_from(Stage::Links)?;
+        while monitor.dump.stage.is_some() {
+            monitor.read_one(&mut notices)?;
+        }
+        monitor.socket.set_non_blocking(true)?;
+        Ok((monitor, notices))
+    }
+
+    /// Appends what has happened to `out`. The result is true if the budget stopped it and there may
+    /// be more.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails; it can't be used any longer then.
+    pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
+        for _ in 0..READ_BUDGET {
+            match self.read_one(out) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The number of the link called `name`.
+    pub fn index_of(&self, name: &str) -> Option<u32> {
+        let mut links = self.links.values();
+        Some(links.find(|link| link.name == name)?.index)
+    }
+
+    fn read_one(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = match receive(&self.socket, &mut buffer) {
+            Ok(()) => Messages::new(&buffer).try_for_each(|raw| self.handle(raw, out)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                out.push(Notice::Overrun);
+                self.dump_from(Stage::Links)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    fn handle(&mut self, raw: RawMessage<'_>, out: &mut Vec<Notice>) -> io::Result<()> {
+        // A notification has the number of the request that caused it, and that sender's port.
+        let is_answer = raw.port() == self.port && raw.sequence() == self.dump.sequence;
+        let in_dump = is_answer && self.dump.stage.is_some();
+        if in_dump && !self.dump.begun {
+            self.begin_stage(out);
+        }
+        if in_dump && raw.flags() & NLM_F_DUMP_INTR != 0 {
+            self.dump.interrupted = true;
+        }
+        let message = match raw.decode() {
+            Ok(message) => message,
+            Err(error) => {
+                log::warn!("skipped a netlink message that can't be decoded: {error}");
+                return Ok(());
+            }
+        };
+        let stale = match message.payload {
+            NetlinkPayload::InnerMessage(inner) if in_dump => {
+                self.take_dumped(&inner, out);
+                None
+            }
+            NetlinkPayload::InnerMessage(inner) => self.take_change(&inner, raw.flags(), out),
+            NetlinkPayload::Done(_) if in_dump => return self.next_stage(out),
+            NetlinkPayload::Error(error) if in_dump => {
+                // A kernel without IPv6 has no routes of it either.
+                log::debug!("dump of {:?}: {}", self.dump.stage, error.to_io());
+                return self.next_stage(out);
+            }
+            _ => None,
+        };
+        match stale {
+            Some(stage) => self.dump_from(stage),
+            None => Ok(()),
+        }
+    }
+
+    fn take_dumped(&mut self, message: &RouteNetlinkMessage, out: &mut Vec<Notice>) {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => {
+                if let Some(link) = Link::from_message(link) {
+                    self.take_link(link, out);
+                }
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                out.extend(Address::from_message(message).map(address));
+            }
+            RouteNetlinkMessage::NewRoute(message) => {
+                let Some(route) = KernelRoute::from_message(message) else {
+                    return;
+                };
+                if let Some(mirrored) = self.mirrored(&route) {
+                    // The kernel lists routes in the order in which it prefers them.
+                    if self.remember_hops(&route) {
+                        out.push(Notice::Route(RouteChange::Add(mirrored)));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The result says from where on the state must be dumped anew.
+    fn take_change(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        flags: u16,
+        out: &mut Vec<Notice>,
+    ) -> Option<Stage> {
+        match message {
+            RouteNetlinkMessage::NewLink(message) => {
+                let link = Link::from_message(message)?;
+                let routes_vanish = self.take_link(link, out);
+                routes_vanish.then_some(Stage::RoutesV4)
+            }
+            RouteNetlinkMessage::DelLink(message) => {
+                // A bridge reports a port that leaves it in the same way, but of another family.
+                let is_port_of_bridge = u8::from(message.header.interface_family) != 0;
+                if is_port_of_bridge {
+                    return None;
+                }
+                let link = self.links.remove(&message.header.index)?;
+                out.push(self.gone(link));
+                Some(Stage::RoutesV4)
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                out.push(address(Address::from_message(message)?));
+                None
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                let Address { link, addr, .. } = Address::from_message(message)?;
+                out.push(Notice::AddressGone { index: link, addr });
+                addr.is_ipv4().then_some(Stage::RoutesV4)
+            }
+            RouteNetlinkMessage::NewRoute(message) => {
+                self.route_added(&KernelRoute::from_message(message)?, flags, out)
+            }
+            RouteNetlinkMessage::DelRoute(message) => {
+                self.route_removed(&KernelRoute::from_message(message)?, out)
+            }
+            RouteNetlinkMessage::DelRule(message) => {
+                out.push(Notice::RuleGone {
+                    priority: Rule::from_message(message)?.priority,
+                });
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// The result is true if IPv4 routes have vanished silently, or lead elsewhere now.
+    fn take_link(&mut self, link: Link, out: &mut Vec<Notice>) -> bool {
+        if self.dump.stage == Some(Stage::Links) {
+            self.dump.seen.insert(link.index);
+        }
+        out.push(Notice::Link {
+            index: link.index,
+            name: link.name.clone(),
+            port: self.ports.get(&link.name).copied(),
+            state: link.state(),
+        });
+        let Some(before) = self.links.insert(link.index, link.clone()) else {
+            return false;
+        };
+        (before.admin_up && !link.admin_up) || before.name != link.name
+    }
+
+    fn gone(&self, link: Link) -> Notice {
+        Notice::LinkGone {
+            index: link.index,
+            port: self.ports.get(&link.name).copied(),
+            name: link.name,
+        }
+    }
+
+    fn route_added(
+        &mut self,
+        route: &KernelRoute,
+        flags: u16,
+        out: &mut Vec<Notice>,
+    ) -> Option<Stage> {
+        let mirrored = self.mirrored(route)?;
+        let key = (route.destination, route.metric);
+        if flags & NLM_F_REPLACE != 0 {
+            self.siblings.remove(&key);
+        } else if flags & NLM_F_APPEND != 0 && !is_on_link(route) {
+            return Some(Stage::RoutesV4);
+        }
+        if self.remember_hops(route) {
+            out.push(Notice::Route(RouteChange::Add(mirrored)));
+            return None;
+        }
+        // One more of the same destination and metric: which one comes first?
+        Some(Stage::RoutesV4)
+    }
+
+    fn route_removed(&mut self, route: &KernelRoute, out: &mut Vec<Notice>) -> Option<Stage> {
+        let mirrored = self.mirrored(route)?;
+        let key = (route.destination, route.metric);
+        if let Some(hops) = self.siblings.remove(&key) {
+            let is_whole = hops.len() <= route.hops.len().max(1);
+            if !is_whole {
+                return Some(Stage::RoutesV4);
+            }
+        }
+        out.push(Notice::Route(RouteChange::Remove(mirrored)));
+        None
+    }
+
+    /// What the core is told of a route; none if it is not mirrored.
+    fn mirrored(&self, route: &KernelRoute) -> Option<Route> {
+        let destination = route.destination.addr();
+        let is_link_local = match destination {
+            IpAddr::V4(ip) => ip.is_multicast() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_multicast() || ip.is_unicast_link_local(),
+        };
+        let is_other = route.table != TABLE_MAIN || route.cloned || route.tos != 0;
+        if is_other || is_link_local {
+            return None;
+        }
+        let target = match route.kind {
+            RouteType::Unicast => {
+                let hop = route.hops.first()?;
+                let link = self.links.get(&hop.link);
+                if link.is_some_and(|link| self.tuns.contains(&link.name)) {
+                    return None;
+                }
+                match link.and_then(|link| self.ports.get(&link.name)) {
+                    Some(port) => RouteTarget::Port {
+                        port: *port,
+                        gateway: hop.gateway.map(Into::into),
+                    },
+                    None => RouteTarget::Elsewhere,
+                }
+            }
+            // `throw` goes on with the next rule, where there is no table that anybody uses.
+            RouteType::BlackHole
+            | RouteType::Unreachable
+            | RouteType::Prohibit
+            | RouteType::Throw => RouteTarget::Unreachable,
+            _ => return None,
+        };
+        Some(Route {
+            destination: route.destination,
+            metric: route.metric,
+            target,
+            mtu: route.mtu,
+        })
+    }
+
+    /// The result is false if there is another route of this destination and metric already.
+    fn remember_hops(&mut self, route: &KernelRoute) -> bool {
+        let key = (route.destination, route.metric);
+        let links: Vec<u32> = route.hops.iter().map(|hop| hop.link).collect();
+        match self.siblings.get_mut(&key) {
+            Some(known) if *known == links => true,
+            Some(known) => {
+                known.extend(links);
+                false
+            }
+            None => {
+                if is_on_link(route) || links.len() > 1 {
+                    self.siblings.insert(key, links);
+                }
+                true
+            }
+        }
+    }
+
+    /// Dumps the state anew from `stage` on: at once, or when the dump that is under way has ended.
+    fn dump_from(&mut self, stage: Stage) -> io::Result<()> {
+        if self.dump.stage.is_some() {
+            self.dump.again = Some(self.dump.again.map_or(stage, |again| again.min(stage)));
+            return Ok(());
+        }
+        self.request(stage)
+    }
+
+    fn request(&mut self, stage: Stage) -> io::Result<()> {
+        let request = match stage {
+            Stage::Links => RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            Stage::Addresses => RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+            Stage::RoutesV4 => RouteNetlinkMessage::GetRoute(route_dump(Family::V4)),
+            Stage::RoutesV6 => RouteNetlinkMessage::GetRoute(route_dump(Family::V6)),
+        };
+        self.dump.stage = Some(stage);
+        self.dump.begun = false;
+        self.dump.sequence = self.dump.sequence.wrapping_add(1);
+        let bytes = encode(request, NLM_F_DUMP, self.dump.sequence);
+        self.socket.send(&bytes, 0)?;
+        Ok(())
+    }
+
+    /// Forgets what the dump will tell anew. Not before its first message: what comes until then is
+    /// older than the dump.
+    fn begin_stage(&mut self, out: &mut Vec<Notice>) {
+        self.dump.begun = true;
+        match self.dump.stage {
+            Some(Stage::Links) => self.dump.seen.clear(),
+            Some(Stage::Addresses) => out.push(Notice::AddressesReset),
+            Some(Stage::RoutesV4) => {
+                self.siblings.clear();
+                out.push(Notice::Route(RouteChange::Reset));
+            }
+            Some(Stage::RoutesV6) => {
+                self.siblings
+                    .retain(|(network, _), _| matches!(network, IpNet::V4(_)));
+            }
+            None => {}
+        }
+    }
+
+    /// Goes on when the dump of one stage has ended.
+    fn next_stage(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
+        let next = match self.dump.stage.take() {
+            Some(Stage::Links) => {
+                let seen = std::mem::take(&mut self.dump.seen);
+                let unseen = self.links.keys().filter(|index| !seen.contains(index));
+                for index in unseen.copied().collect::<Vec<u32>>() {
+                    out.extend(self.links.remove(&index).map(|link| self.gone(link)));
+                }
+                Some(Stage::Addresses)
+            }
+            Some(Stage::Addresses) => Some(Stage::RoutesV4),
+            Some(Stage::RoutesV4) => Some(Stage::RoutesV6),
+            Some(Stage::RoutesV6) | None => None,
+        };
+        if let Some(next) = next {
+            return self.request(next);
+        }
+        let interrupted = std::mem::take(&mut self.dump.interrupted);
+        self.dump.attempts = if interrupted {
+            self.dump.attempts + 1
+        } else {
+            0
+        };
+        let mut again = self.dump.again.take();
+        if interrupted && self.dump.attempts < DUMP_ATTEMPTS {
+            again = Some(Stage::Links);
+        }
+        match again {
+            Some(stage) => self.request(stage),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is dumped, in this order: routes can be told apart only when the links are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Links,
+    Addresses,
+    RoutesV4,
+    RoutesV6,
+}
+
+/// The dump that is under way.
+#[derive(Default)]
+struct Dump {
+    stage: Option<Stage>,
+    /// Its first message has come.
+    begun: bool,
+    sequence: u32,
+    interrupted: bool,
+    attempts: u32,
+    /// From where to begin again afterwards.
+    again: Option<Stage>,
+    /// Links that are there.
+    seen: BTreeSet<u32>,
+}
+
+fn is_on_link(route: &KernelRoute) -> bool {
+    let is_direct = |hops: &[NextHop]| matches!(hops, [hop] if hop.gateway.is_none());
+    route.kind == RouteType::Unicast && is_direct(&route.hops)
+}
+
+fn address(address: Address) -> Notice {
+    Notice::Address {
+        index: address.link,
+        addr: address.addr,
+    }
+}
+
+/// Beyond the limit for unprivileged processes if possible; the rest is a matter of luck and of
+/// [`Notice::Overrun`].
+fn enlarge_queue(socket: &Socket) {
+    let size = RECEIVE_QUEUE;
+    // SAFETY: the descriptor is open, and the option's value is a `c_int` of the length given, which
+    // the kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const size).cast(),
+            size_of_val(&size) as libc::socklen_t,
+        )
+    };
+    if result != 0
+        && let Err(error) = socket.set_rx_buf_sz(size)
+    {
+        log::debug!("netlink receive queue: {error}");
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}

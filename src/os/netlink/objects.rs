@@ -1,0 +1,387 @@
+//! Links, addresses, routes and rules: what the kernel's messages say, and what is asked of it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
+    RouteVia,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use crate::event::LinkState;
+use crate::flow::Family;
+
+/// A network interface, as the kernel reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The number that the kernel knows it by.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Administratively up (`IFF_UP`).
+    pub admin_up: bool,
+    /// With carrier (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// A loopback device.
+    pub loopback: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Hardware address; zero if it has none, or one of another length.
+    pub mac: [u8; 6],
+    /// Index of the bridge, bond or VRF that it belongs to.
+    pub master: Option<u32>,
+}
+
+impl Link {
+    /// What the core wants to know of it.
+    pub fn state(&self) -> LinkState {
+        LinkState {
+            up: self.admin_up && self.carrier,
+            mtu: self.mtu,
+            mac: self.mac,
+        }
+    }
+
+    pub(in crate::os) fn from_message(message: &LinkMessage) -> Option<Link> {
+        let flags = message.header.flags;
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            admin_up: flags.contains(LinkFlags::Up),
+            carrier: flags.contains(LinkFlags::LowerUp),
+            loopback: flags.contains(LinkFlags::Loopback),
+            mtu: 0,
+            mac: [0; 6],
+            master: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(master) => link.master = Some(*master),
+                LinkAttribute::Address(mac) => {
+                    link.mac = mac.as_slice().try_into().unwrap_or([0; 6]);
+                }
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+}
+
+/// An address that the kernel has on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The interface.
+    pub link: u32,
+    /// The address.
+    pub addr: IpAddr,
+    /// The length of its network's prefix.
+    pub prefix_len: u8,
+}
+
+impl Address {
+    pub(in crate::os) fn from_message(message: &AddressMessage) -> Option<Address> {
+        let mut local = None;
+        let mut address = None;
+        for attribute in &message.attributes {
+            match attribute {
+                // On a point-to-point link, IFA_ADDRESS is the address of the other end.
+                AddressAttribute::Local(ip) => local = Some(*ip),
+                AddressAttribute::Address(ip) => address = Some(*ip),
+                _ => {}
+            }
+        }
+        Some(Address {
+            link: message.header.index,
+            addr: local.or(address)?,
+            prefix_len: message.header.prefix_len,
+        })
+    }
+}
+
+/// One of the ways that a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The interface.
+    pub link: u32,
+    /// The router; none if the destination is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelRoute {
+    /// Destination network.
+    pub destination: IpNet,
+    /// Routing table.
+    pub table: u32,
+    /// Metric (IPv4) or priority (IPv6): the lowest wins.
+    pub metric: u32,
+    /// Who made it (`rtm_protocol`).
+    pub protocol: u8,
+    /// Unicast, blackhole and so on.
+    pub kind: RouteType,
+    /// Type of service that it is for; 0 means any.
+    pub tos: u8,
+    /// A cached copy of another route (`RTM_F_CLONED`).
+    pub cloned: bool,
+    /// The MTU that the route sets.
+    pub mtu: Option<u32>,
+    /// Where it leads; several if it is a multipath route, none if it leads nowhere.
+    pub hops: Vec<NextHop>,
+}
+
+impl KernelRoute {
+    /// A route to all that is on the link of an interface.
+    pub fn on_link(destination: IpNet, table: u32, metric: u32, protocol: u8, link: u32) -> Self {
+        let hop = NextHop {
+            link,
+            gateway: None,
+        };
+        KernelRoute {
+            destination,
+            table,
+            metric,
+            protocol,
+            kind: RouteType::Unicast,
+            tos: 0,
+            cloned: false,
+            mtu: None,
+            hops: vec![hop],
+        }
+    }
+
+    /// A route that discards.
+    pub fn blackhole(destination: IpNet, table: u32, metric: u32, protocol: u8) -> Self {
+        KernelRoute {
+            kind: RouteType::BlackHole,
+            hops: Vec::new(),
+            ..Self::on_link(destination, table, metric, protocol, 0)
+        }
+    }
+
+    /// Whether it leads out of `link` and to nothing else.
+    pub fn leads_only_to(&self, link: u32) -> bool {
+        matches!(self.hops.as_slice(), [hop] if hop.link == link)
+    }
+
+    pub(in crate::os) fn from_message(message: &RouteMessage) -> Option<KernelRoute> {
+        let header = &message.header;
+        let mut destination = default_network(family_of(header.address_family)?).addr();
+        let mut single = NextHop {
+            link: 0,
+            gateway: None,
+        };
+        let mut hops = Vec::new();
+        let mut table = u32::from(header.table);
+        let mut metric = 0;
+        let mut mtu = None;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => destination = ip_of(address)?,
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Oif(link) => single.link = *link,
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => {
+                    single.gateway = gateway_of(attribute);
+                }
+                RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(|path| NextHop {
+                    link: path.interface_index,
+                    gateway: path.attributes.iter().find_map(gateway_of),
+                })),
+                RouteAttribute::Metrics(metrics) => {
+                    mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        if hops.is_empty() && single.link != 0 {
+            hops.push(single);
+        }
+        Some(KernelRoute {
+            destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
+            table,
+            metric,
+            protocol: header.protocol.into(),
+            kind: header.kind,
+            tos: header.tos,
+            cloned: header.flags.contains(RouteFlags::Cloned),
+            mtu,
+            hops,
+        })
+    }
+
+    /// The request for a route with at most one hop, which is all that this program makes.
+    pub(super) fn to_message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(net_family(&self.destination));
+        message.header.destination_prefix_length = self.destination.prefix_len();
+        message.header.protocol = self.protocol.into();
+        message.header.kind = self.kind;
+        // `RT_TABLE_UNSPEC` in the header: the attribute holds numbers above 255 as well.
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Table(self.table));
+        attributes.push(RouteAttribute::Priority(self.metric));
+        if self.destination.prefix_len() > 0 {
+            attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
+        }
+        // A blackhole of IPv6 is reported with the loopback device, which must not be sent back.
+        if self.kind == RouteType::Unicast
+            && let Some(hop) = self.hops.first()
+        {
+            message.header.scope = RouteScope::Link;
+            attributes.push(RouteAttribute::Oif(hop.link));
+            if let Some(gateway) = hop.gateway {
+                message.header.scope = RouteScope::Universe;
+                attributes.push(RouteAttribute::Gateway(gateway.into()));
+            }
+        }
+        message
+    }
+}
+
+impl fmt::Display for KernelRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind == RouteType::BlackHole {
+            f.write_str("blackhole ")?;
+        }
+        write!(f, "{}", self.destination)?;
+        for hop in &self.hops {
+            match hop.gateway {
+                Some(gateway) => write!(f, " via {gateway} dev #{}", hop.link)?,
+                None => write!(f, " dev #{}", hop.link)?,
+            }
+        }
+        write!(f, " table {} metric {}", self.table, self.metric)
+    }
+}
+
+/// A policy routing rule: what comes in by an interface is looked up in a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The family whose packets it is for.
+    pub family: Family,
+    /// Rules are asked in the order of this number.
+    pub priority: u32,
+    /// The interface that the packet came in by.
+    pub interface: Option<String>,
+    /// The table that is asked; 0 if the rule does something else.
+    pub table: u32,
+    /// Who made it (`FRA_PROTOCOL`).
+    pub protocol: u8,
+    /// It has conditions beside the interface, or an action other than a table.
+    pub special: bool,
+}
+
+impl Rule {
+    pub(in crate::os) fn from_message(message: &RuleMessage) -> Option<Rule> {
+        let header = &message.header;
+        let mut rule = Rule {
+            family: family_of(header.family)?,
+            priority: 0,
+            interface: None,
+            table: u32::from(header.table),
+            protocol: 0,
+            special: header.action != RuleAction::ToTable || header.tos != 0,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Iifname(name) => rule.interface = Some(name.clone()),
+                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
+                // "-1": reported on each rule, and without effect.
+                RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                _ => rule.special = true,
+            }
+        }
+        Some(rule)
+    }
+
+    pub(super) fn to_message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = address_family(self.family);
+        message.header.action = RuleAction::ToTable;
+        let attributes = &mut message.attributes;
+        attributes.push(RuleAttribute::Table(self.table));
+        attributes.push(RuleAttribute::Priority(self.priority));
+        attributes.push(RuleAttribute::Protocol(self.protocol.into()));
+        if let Some(name) = &self.interface {
+            attributes.push(RuleAttribute::Iifname(name.clone()));
+        }
+        message
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.family == Family::V4 { 4 } else { 6 };
+        write!(f, "{}: iif ", self.priority)?;
+        f.write_str(self.interface.as_deref().unwrap_or("any"))?;
+        write!(f, " lookup {} (IPv{family})", self.table)
+    }
+}
+
+/// The request for a dump of all routes of a family.
+pub(in crate::os) fn route_dump(family: Family) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message
+}
+
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip_of(address),
+        RouteAttribute::Via(RouteVia::Inet(ip)) => Some((*ip).into()),
+        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+/// The network that holds all addresses of a family.
+pub(in crate::os) fn default_network(family: Family) -> IpNet {
+    match family {
+        Family::V4 => ipnet::Ipv4Net::default().into(),
+        Family::V6 => ipnet::Ipv6Net::default().into(),
+    }
+}
+
+pub(super) fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn family_of(family: AddressFamily) -> Option<Family> {
+    match family {
+        AddressFamily::Inet => Some(Family::V4),
+        AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// The family of a network.
+pub(in crate::os) fn net_family(network: &IpNet) -> Family {
+    match network {
+        IpNet::V4(_) => Family::V4,
+        IpNet::V6(_) => Family::V6,
+    }
+}

@@ -1,0 +1,278 @@
+//! The monitor against a real kernel, in network namespaces of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod netns;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tandemgw::event::{Route, RouteChange, RouteTarget};
+use tandemgw::flow::PortId;
+use tandemgw::os::monitor::{Monitor, Notice};
+
+use netns::{config, in_namespace, ip};
+
+#[test]
+fn mirrors_the_main_table() {
+    in_namespace("mirrors_the_main_table", || {
+        lab();
+        ip("route add 198.51.100.0/24 via 10.77.2.9 metric 5 mtu 1400");
+        ip("route add blackhole 192.0.2.0/24");
+        ip("route add 203.0.113.0/24 dev lan table 7700");
+        ip("-6 route add 2001:db8::/32 via fd77:2::9");
+        let mut mirror = Mirror::start();
+        let lan = |gateway: Option<&str>| port(0, gateway);
+        let wan = |gateway: Option<&str>| port(1, gateway);
+        mirror.expect(&[
+            ("10.77.1.0/24", 0, lan(None)),
+            ("10.77.2.0/24", 0, wan(None)),
+            ("10.77.3.0/24", 0, RouteTarget::Elsewhere),
+            ("192.0.2.0/24", 0, RouteTarget::Unreachable),
+            ("198.51.100.0/24", 5, wan(Some("10.77.2.9"))),
+            ("2001:db8::/32", 1024, wan(Some("fd77:2::9"))),
+            ("fd77:1::/64", 256, lan(None)),
+            ("fd77:2::/64", 256, wan(None)),
+        ]);
+        let mtu = |route: &&Route| route.mtu == Some(1400);
+        assert_eq!(mirror.routes.values().filter(mtu).count(), 1);
+
+        // What comes, is replaced, and goes.
+        ip("route add default via 10.77.2.9");
+        ip("-6 route add default via fd77:2::9 metric 7");
+        ip("route replace 198.51.100.0/24 via 10.77.1.9 metric 5");
+        ip("route del blackhole 192.0.2.0/24");
+        mirror.expect(&[
+            ("0.0.0.0/0", 0, wan(Some("10.77.2.9"))),
+            ("10.77.1.0/24", 0, lan(None)),
+            ("10.77.2.0/24", 0, wan(None)),
+            ("10.77.3.0/24", 0, RouteTarget::Elsewhere),
+            ("198.51.100.0/24", 5, lan(Some("10.77.1.9"))),
+            ("2001:db8::/32", 1024, wan(Some("fd77:2::9"))),
+            ("::/0", 7, wan(Some("fd77:2::9"))),
+            ("fd77:1::/64", 256, lan(None)),
+            ("fd77:2::/64", 256, wan(None)),
+        ]);
+
+        // The kernel does not say that the IPv4 routes of a link go when it is set down.
+        ip("link set wan down");
+        ip("link del other");
+        mirror.expect(&[
+            ("10.77.1.0/24", 0, lan(None)),
+            ("198.51.100.0/24", 5, lan(Some("10.77.1.9"))),
+            ("fd77:1::/64", 256, lan(None)),
+        ]);
+    });
+}
+
+#[test]
+fn several_routes_of_one_destination() {
+    in_namespace("several_routes_of_one_destination", || {
+        lab();
+        let mut mirror = Mirror::start();
+        let of = |mirror: &Mirror, net: &str, metric| {
+            let key = (net.parse::<IpNet>().unwrap(), metric);
+            mirror.routes.get(&key).map(|route| route.target)
+        };
+        ip("addr add 10.77.1.3/24 dev wan noprefixroute");
+        ip("route append 10.77.1.0/24 dev wan");
+        mirror.settle();
+        assert_eq!(
+            of(&mirror, "10.77.1.0/24", 0),
+            Some(port(0, None)),
+            "the first one counts"
+        );
+        ip("route del 10.77.1.0/24 dev lan");
+        mirror.settle();
+        assert_eq!(
+            of(&mirror, "10.77.1.0/24", 0),
+            Some(port(1, None)),
+            "the other one is left"
+        );
+
+        ip("-6 route add 2001:db8::/32 nexthop via fd77:1::9 nexthop via fd77:2::9");
+        mirror.settle();
+        assert_eq!(
+            of(&mirror, "2001:db8::/32", 1024),
+            Some(port(0, Some("fd77:1::9")))
+        );
+        ip("-6 route del 2001:db8::/32 via fd77:1::9");
+        mirror.settle();
+        assert_eq!(
+            of(&mirror, "2001:db8::/32", 1024),
+            Some(port(1, Some("fd77:2::9")))
+        );
+        ip("-6 route del 2001:db8::/32");
+        mirror.settle();
+        assert_eq!(of(&mirror, "2001:db8::/32", 1024), None);
+
+        ip("nexthop add id 5 via 10.77.2.9 dev wan");
+        ip("route add 198.51.100.0/24 nhid 5");
+        mirror.settle();
+        assert_eq!(
+            of(&mirror, "198.51.100.0/24", 0),
+            Some(port(1, Some("10.77.2.9")))
+        );
+    });
+}
+
+#[test]
+fn tells_of_links_addresses_and_rules() {
+    in_namespace("tells_of_links_addresses_and_rules", || {
+        lab();
+        let mut mirror = Mirror::start();
+        assert_eq!(mirror.links["lan"], (Some(PortId(0)), true));
+        assert_eq!(mirror.links["other"], (None, true));
+        let address: IpAddr = "10.77.1.2".parse().unwrap();
+        assert!(mirror.addresses.contains(&address));
+
+        ip("addr del 10.77.1.2/24 dev lan");
+        ip("link set lan-peer down");
+        ip("rule add priority 77 iif lan lookup main");
+        ip("rule del priority 77");
+        mirror.settle();
+        assert_eq!(mirror.links["lan"], (Some(PortId(0)), false), "no carrier");
+        assert!(!mirror.addresses.contains(&address));
+        assert_eq!(mirror.rules_gone, [77]);
+
+        ip("link del lan");
+        mirror.settle();
+        assert!(!mirror.links.contains_key("lan"));
+        ip("link set other down");
+        ip("link set other name lan");
+        ip("link set lan up");
+        mirror.settle();
+        assert_eq!(mirror.links["lan"], (Some(PortId(0)), true));
+    });
+}
+
+#[test]
+fn recovers_from_an_overrun() {
+    in_namespace("recovers_from_an_overrun", || {
+        lab();
+        let mut mirror = Mirror::start();
+        let batch: String = (0..60_000)
+            .map(|n| format!("route add 11.{}.{}.0/32 via 10.77.2.9\n", n / 256, n % 256))
+            .collect();
+        let file = std::env::temp_dir().join(format!("tandemgw-test-{}", std::process::id()));
+        std::fs::write(&file, batch).unwrap();
+        ip(&format!("-batch {}", file.display()));
+        std::fs::remove_file(&file).unwrap();
+        ip("link set lan down");
+        mirror.settle();
+        assert!(mirror.overruns > 0, "the test must provoke one");
+        assert!(!mirror.links["lan"].1);
+        let many = mirror
+            .routes
+            .keys()
+            .filter(|(net, _)| net.to_string().starts_with("11."));
+        assert_eq!(many.count(), 60_000);
+    });
+}
+
+fn lab() {
+    ip("link set lo up");
+    for (n, name) in ["lan", "wan", "other"].iter().enumerate() {
+        let n = n + 1;
+        ip(&format!("link add {name} type veth peer name {name}-peer"));
+        ip(&format!("link set {name}-peer up"));
+        ip(&format!("link set {name} up"));
+        ip(&format!("addr add 10.77.{n}.2/24 dev {name}"));
+        if n < 3 {
+            ip(&format!("addr add fd77:{n}::2/64 dev {name} nodad"));
+        }
+    }
+    // Late link-local addresses are none of the tests' business.
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+fn port(id: u8, gateway: Option<&str>) -> RouteTarget {
+    let gateway = gateway.map(|text| text.parse::<IpAddr>().unwrap().into());
+    RouteTarget::Port {
+        port: PortId(id),
+        gateway,
+    }
+}
+
+/// Follows the notices as the gateway does.
+struct Mirror {
+    monitor: Monitor,
+    routes: BTreeMap<(IpNet, u32), Route>,
+    links: BTreeMap<String, (Option<PortId>, bool)>,
+    addresses: Vec<IpAddr>,
+    rules_gone: Vec<u32>,
+    overruns: u32,
+}
+
+impl Mirror {
+    fn start() -> Mirror {
+        let (monitor, notices) = Monitor::start(&config()).unwrap();
+        let mut mirror = Mirror {
+            monitor,
+            routes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            addresses: Vec::new(),
+            rules_gone: Vec::new(),
+            overruns: 0,
+        };
+        mirror.take(notices);
+        mirror
+    }
+
+    /// Reads until nothing has come for a while.
+    fn settle(&mut self) {
+        let mut quiet_since = Instant::now();
+        while quiet_since.elapsed() < Duration::from_millis(100) {
+            let mut notices = Vec::new();
+            self.monitor.read(&mut notices).unwrap();
+            if !notices.is_empty() {
+                quiet_since = Instant::now();
+            }
+            self.take(notices);
+        }
+    }
+
+    fn take(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            match notice {
+                Notice::Link {
+                    name, port, state, ..
+                } => {
+                    self.links.insert(name, (port, state.up));
+                }
+                Notice::LinkGone { name, .. } => {
+                    self.links.remove(&name);
+                }
+                Notice::AddressesReset => self.addresses.clear(),
+                Notice::Address { addr, .. } => self.addresses.push(addr),
+                Notice::AddressGone { addr, .. } => self.addresses.retain(|other| *other != addr),
+                Notice::RuleGone { priority } => self.rules_gone.push(priority),
+                Notice::Overrun => self.overruns += 1,
+                Notice::Route(RouteChange::Reset) => self.routes.clear(),
+                Notice::Route(RouteChange::Add(route)) => {
+                    self.routes.insert((route.destination, route.metric), route);
+                }
+                Notice::Route(RouteChange::Remove(route)) => {
+                    self.routes.remove(&(route.destination, route.metric));
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn expect(&mut self, expected: &[(&str, u32, RouteTarget)]) {
+        self.settle();
+        let routes = self.routes.values();
+        let is: Vec<_> = routes
+            .map(|r| (r.destination, r.metric, r.target))
+            .collect();
+        let parse = |(net, metric, target): &(&str, u32, RouteTarget)| {
+            (net.parse::<IpNet>().unwrap(), *metric, *target)
+        };
+        let mut expected: Vec<_> = expected.iter().map(parse).collect();
+        expected.sort_by_key(|(net, metric, _)| (*net, *metric));
+        assert_eq!(is, expected);
+    }
+}
