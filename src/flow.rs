@@ -213,6 +213,33 @@ impl PortId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId(pub u16);
 
+impl PolicyId {
+    /// No policy of this unit: the session came from a peer, under a policy that is unknown here.
+    pub const NONE: PolicyId = PolicyId(u16::MAX);
+}
+
 /// A group of virtual addresses that moves as one: an index into the configured groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u8);
+
+/// A peer: the index of its `[[ha.peer]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u8);
+
+impl PeerId {
+    /// As an index into a list that is parallel to the configured peers.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A link for heartbeats and replication: the index of its `[[ha.link]]` table in the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u8);
+
+impl LinkId {
+    /// As an index into a list that is parallel to the configured links.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
