@@ -231,8 +231,9 @@ impl Gateway {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.ha.handle_timeout(now);
         cluster.sync.handle_timeout(now, &self.table, &self.book);
-        for peer in 0..cluster.peers.len() {
-            self.choose_sync_link(now, PeerId(peer as u8));
+        self.renew_leases(now);
+        for peer in self.peers() {
+            self.choose_sync_link(now, peer);
         }
         self.release_overdue(now);
         self.settle_cluster(now);
@@ -367,9 +368,7 @@ impl Gateway {
 
     fn obey_ha(&mut self, now: Time, output: ha::Output) {
         match output {
-            ha::Output::SetRole { group, role, term, why } => {
-                self.change_role(now, group, role, term, &why);
-            }
+            ha::Output::SetRole { group, role, term, .. } => self.change_role(now, group, role, term),
             ha::Output::SendHeartbeat { peer, link, bytes } => {
                 self.push_output(Output::Heartbeat { peer, link, bytes });
             }
@@ -403,19 +402,27 @@ impl Gateway {
         }
     }
 
-    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64, why: &str) {
-        let (name, word) = (self.group_name(group), match role {
-            Role::Primary => "primary",
-            Role::Standby => "standby",
-        });
-        log::warn!("role group={name} role={word} term={term} why=\"{why}\"");
+    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
         if let Some(cluster) = &mut self.cluster {
             cluster.sync.set_sending(group, (role == Role::Primary).then_some(term));
         }
         if role == Role::Primary {
-            self.table.renew(now.tick());
+            self.table.renew(group, now.tick());
         }
         self.set_role(now, group, role);
+    }
+
+    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
+    fn renew_leases(&mut self, now: Time) {
+        for group in self.groups().filter(|group| !self.is_primary(*group)) {
+            self.table.renew(group, now.tick());
+        }
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
+        let count = self.cluster.as_ref().map_or(0, |cluster| cluster.peers.len());
+        (0..count).map(|peer| PeerId(peer as u8))
     }
 
     /// Asks on all ports who has the addresses of `group`.
