@@ -52,6 +52,14 @@ pub enum Output {
         /// The datagram.
         bytes: Vec<u8>,
     },
+    /// The replication stream to a peer is no longer used over this link: what is still in it must
+    /// not be taken for a part of a later one.
+    CloseStream {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+    },
 }
 
 /// The state of the interface of a port, as the kernel reports it.

@@ -62,7 +62,12 @@ const MAX_HANDOVERS: usize = 64;
 
 impl Cluster {
     /// The cluster of a config with `[ha]`; `None` without.
-    pub fn new(config: &Config, random: &mut super::random::Random, now: Time, ruleset: [u8; 16]) -> Option<Cluster> {
+    pub fn new(
+        config: &Config,
+        random: &mut super::random::Random,
+        now: Time,
+        ruleset: [u8; 16],
+    ) -> Option<Cluster> {
         let settings = config.ha.as_ref()?;
         let path = |peer: &crate::config::HaPeer| PeerPath {
             decides: config.node.name < peer.name,
@@ -99,7 +104,9 @@ impl Gateway {
     /// To be called first in each turn, before any packet: a unit that was stopped for longer than the
     /// hold time gives up its roles.
     pub fn handle_wake(&mut self, now: Time) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         if cluster.ha.handle_wake(now) {
             self.settle_cluster(now);
         }
@@ -107,7 +114,9 @@ impl Gateway {
 
     /// Handles a datagram of the heartbeat connection to `peer` over `link`.
     pub fn handle_heartbeat(&mut self, now: Time, peer: PeerId, link: LinkId, bytes: &[u8]) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         if let Err(error) = cluster.ha.handle_heartbeat(now, peer, link, bytes) {
             log::debug!("heartbeat ignored peer={} why={}", peer.0, error.name());
         }
@@ -116,23 +125,33 @@ impl Gateway {
 
     /// The heartbeat connection to `peer` over `link` came up or went down.
     pub fn handle_heartbeat_link(&mut self, now: Time, peer: PeerId, link: LinkId, up: bool) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         cluster.ha.handle_link(now, peer, link, up);
         self.settle_cluster(now);
     }
 
     /// Something hints that a peer has died.
     pub fn handle_hint(&mut self, now: Time, hint: Hint) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         cluster.ha.handle_hint(now, hint);
         self.settle_cluster(now);
     }
 
     /// The stream to `peer` over `link` came up or went down.
     pub fn handle_sync_link(&mut self, now: Time, peer: PeerId, link: LinkId, up: bool) {
-        let Some(cluster) = &mut self.cluster else { return };
-        let Some(path) = cluster.peers.get_mut(peer.index()) else { return };
-        let Some(known) = path.up.get_mut(link.index()) else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        let Some(path) = cluster.peers.get_mut(peer.index()) else {
+            return;
+        };
+        let Some(known) = path.up.get_mut(link.index()) else {
+            return;
+        };
         *known = up;
         if path.link == Some(link) {
             // A stream that came up anew is another one.
@@ -152,17 +171,30 @@ impl Gateway {
         link: LinkId,
         bytes: &[u8],
     ) -> Result<sync::Received, sync::ProtocolError> {
-        let ignored = sync::Received { taken: bytes.len(), more: false };
-        let Some(cluster) = &mut self.cluster else { return Ok(ignored) };
-        let Some(path) = cluster.peers.get_mut(peer.index()) else { return Ok(ignored) };
+        let ignored = sync::Received {
+            taken: bytes.len(),
+            more: false,
+        };
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(ignored);
+        };
+        let Some(path) = cluster.peers.get_mut(peer.index()) else {
+            return Ok(ignored);
+        };
         if path.link != Some(link) {
             if path.decides || bytes.is_empty() {
                 return Ok(ignored);
             }
             cluster.sync.peer_disconnected(peer, now);
-            path.link = Some(link);
+            let left = path.link.replace(link);
             cluster.sync.peer_connected(peer);
+            if let Some(link) = left {
+                self.push_output(Output::CloseStream { peer, link });
+            }
         }
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(ignored);
+        };
         let mut context = Context {
             table: &mut self.table,
             book: &mut self.book,
@@ -171,23 +203,38 @@ impl Gateway {
         };
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
-            log::warn!("replication stream of peer={} closed why=\"{error}\"", peer.0);
-            path.link = None;
-            path.up[link.index()] = false;
+            log::warn!(
+                "replication stream of peer={} closed why=\"{error}\"",
+                peer.0
+            );
+            cluster.peers[peer.index()].link = None;
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
         received
     }
 
-    /// Writes what `peer` should get now to `out`. Gives the link to send it over, and whether to call
-    /// again as soon as the stream takes more.
-    pub fn poll_sync(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> Option<(LinkId, bool)> {
-        let cluster = self.cluster.as_mut()?;
-        let link = cluster.peers.get(peer.index())?.link?;
-        let more =
-            cluster.sync.poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now);
-        Some((link, more))
+    /// The link that the stream to `peer` goes over; `None` if there is none.
+    pub fn sync_link(&self, peer: PeerId) -> Option<LinkId> {
+        self.cluster.as_ref()?.peers.get(peer.index())?.link
+    }
+
+    /// Appends what `peer` should get now to `out`, to be sent over [`Gateway::sync_link`]. Gives
+    /// whether to call again as soon as the stream takes more.
+    pub fn poll_sync(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> bool {
+        let Some(cluster) = &mut self.cluster else {
+            return false;
+        };
+        if cluster
+            .peers
+            .get(peer.index())
+            .is_none_or(|path| path.link.is_none())
+        {
+            return false;
+        }
+        cluster
+            .sync
+            .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
     }
 
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
@@ -200,7 +247,10 @@ impl Gateway {
         group: GroupId,
         to: Option<PeerId>,
     ) -> Result<(), String> {
-        let cluster = self.cluster.as_mut().ok_or("this gateway is standalone: it has no [ha]")?;
+        let cluster = self
+            .cluster
+            .as_mut()
+            .ok_or("this gateway is standalone: it has no [ha]")?;
         cluster.ha.request_failover(now, group, to)?;
         self.settle_cluster(now);
         Ok(())
@@ -228,7 +278,9 @@ impl Gateway {
     }
 
     pub(super) fn cluster_timeout(&mut self, now: Time) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         cluster.ha.handle_timeout(now);
         cluster.sync.handle_timeout(now, &self.table, &self.book);
         self.renew_leases(now);
@@ -241,13 +293,18 @@ impl Gateway {
 
     pub(super) fn poll_cluster_timeout(&self, now: Time) -> Option<Time> {
         let cluster = self.cluster.as_ref()?;
-        let all =
-            [cluster.ha.poll_timeout(now), cluster.sync.poll_timeout(), cluster.waiting.deadline()];
+        let all = [
+            cluster.ha.poll_timeout(now),
+            cluster.sync.poll_timeout(),
+            cluster.waiting.deadline(),
+        ];
         all.into_iter().flatten().min()
     }
 
     pub(super) fn tell_ports(&mut self, now: Time) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         let up: Vec<bool> = self.links.iter().map(|link| link.up).collect();
         cluster.ha.handle_ports(now, &up);
         self.settle_cluster(now);
@@ -279,13 +336,18 @@ impl Gateway {
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.
     pub(super) fn carries(&self, now: Time, group: GroupId) -> bool {
         self.is_primary(group)
-            || self.cluster.as_ref().is_some_and(|cluster| cluster.ha.is_draining(now, group))
+            || self
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| cluster.ha.is_draining(now, group))
     }
 
     /// Makes a session that another unit has followed so far fit to be followed here: what was not
     /// seen of it must not be held against it.
     pub(super) fn take_up(&mut self, id: SessionId) {
-        let Some(session) = self.table.get_mut(id) else { return };
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
         session.flags.clear(SessionFlags::REMOTE);
         if let Tracker::Tcp(tracker) = &mut session.tracker {
             tracker.resume();
@@ -294,14 +356,18 @@ impl Gateway {
 
     /// Takes the best link for the stream to `peer`, if that is this unit's to decide.
     fn choose_sync_link(&mut self, now: Time, peer: PeerId) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         let view = cluster.ha.peer(now, peer);
         let path = &mut cluster.peers[peer.index()];
         if !path.decides {
             return;
         }
         let alive = |link: LinkId| {
-            view.as_ref().and_then(|v| v.links.get(link.index())).is_some_and(|link| link.alive)
+            view.as_ref()
+                .and_then(|v| v.links.get(link.index()))
+                .is_some_and(|link| link.alive)
         };
         let usable = |link: LinkId| path.up.get(link.index()).is_some_and(|up| *up);
         let links = || (0..path.up.len()).map(|link| LinkId(link as u8));
@@ -313,13 +379,16 @@ impl Gateway {
         if stays {
             return;
         }
-        if path.link.take().is_some() {
+        let left = std::mem::replace(&mut path.link, best);
+        if left.is_some() {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
             log::info!("replication peer={} link={}", peer.0, link.0);
-            path.link = Some(link);
             cluster.sync.peer_connected(peer);
+        }
+        if let Some(link) = left {
+            self.push_output(Output::CloseStream { peer, link });
         }
     }
 
@@ -348,12 +417,24 @@ impl Gateway {
                 name(peer)
             ),
             sync::Event::PeerReady(peer, group) => {
-                log::info!("peer={} is ready group={}", name(peer), self.group_name(group));
+                log::info!(
+                    "peer={} is ready group={}",
+                    name(peer),
+                    self.group_name(group)
+                );
             }
             sync::Event::Ready(peer, group) => {
-                log::info!("ready group={} primary={}", self.group_name(group), name(peer));
+                log::info!(
+                    "ready group={} primary={}",
+                    self.group_name(group),
+                    name(peer)
+                );
             }
-            sync::Event::DigestDiffers { peer, group, buckets } => log::warn!(
+            sync::Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            } => log::warn!(
                 "digest differs peer={} group={} buckets={buckets}; sending them again",
                 name(peer),
                 self.group_name(group)
@@ -368,7 +449,9 @@ impl Gateway {
 
     fn obey_ha(&mut self, now: Time, output: ha::Output) {
         match output {
-            ha::Output::SetRole { group, role, term, .. } => self.change_role(now, group, role, term),
+            ha::Output::SetRole {
+                group, role, term, ..
+            } => self.change_role(now, group, role, term),
             ha::Output::SendHeartbeat { peer, link, bytes } => {
                 self.push_output(Output::Heartbeat { peer, link, bytes });
             }
@@ -379,7 +462,12 @@ impl Gateway {
                     cluster.sync.send_handover(to, group, term);
                 }
             }
-            ha::Output::HandoverDone { group, to, took, result } => {
+            ha::Output::HandoverDone {
+                group,
+                to,
+                took,
+                result,
+            } => {
                 log::info!(
                     "handover group={} to={} took_ms={:.3} result={result:?}",
                     self.group_name(group),
@@ -390,7 +478,12 @@ impl Gateway {
                     if cluster.handovers.len() == MAX_HANDOVERS {
                         cluster.handovers.pop_front();
                     }
-                    cluster.handovers.push_back(HandoverEnd { group, to, took, result });
+                    cluster.handovers.push_back(HandoverEnd {
+                        group,
+                        to,
+                        took,
+                        result,
+                    });
                 }
             }
             ha::Output::Resync { .. } => {}
@@ -404,7 +497,9 @@ impl Gateway {
 
     fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
         if let Some(cluster) = &mut self.cluster {
-            cluster.sync.set_sending(group, (role == Role::Primary).then_some(term));
+            cluster
+                .sync
+                .set_sending(group, (role == Role::Primary).then_some(term));
         }
         if role == Role::Primary {
             self.table.renew(group, now.tick());
@@ -414,14 +509,19 @@ impl Gateway {
 
     /// Sessions of other units' groups do not expire here, since their packets are not seen here.
     fn renew_leases(&mut self, now: Time) {
-        for group in self.groups().filter(|group| !self.is_primary(*group)) {
-            self.table.renew(group, now.tick());
+        for group in self.groups() {
+            if !self.is_primary(group) {
+                self.table.renew(group, now.tick());
+            }
         }
     }
 
     /// The peers.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
-        let count = self.cluster.as_ref().map_or(0, |cluster| cluster.peers.len());
+        let count = self
+            .cluster
+            .as_ref()
+            .map_or(0, |cluster| cluster.peers.len());
         (0..count).map(|peer| PeerId(peer as u8))
     }
 
@@ -430,26 +530,44 @@ impl Gateway {
         for index in 0..self.config.ports.len() {
             let port = PortId(index as u8);
             let link = self.links[index];
-            let addresses: Vec<_> =
-                self.addresses_on(port).filter(|(_, g)| *g == group).map(|(a, _)| a).collect();
+            let addresses: Vec<_> = self
+                .addresses_on(port)
+                .filter(|(_, g)| *g == group)
+                .map(|(a, _)| a)
+                .collect();
             for addr in addresses.into_iter().filter(|_| link.up) {
-                self.push_output(Output::Frame { port, bytes: neighbor::probe(addr, link.mac) });
+                self.push_output(Output::Frame {
+                    port,
+                    bytes: neighbor::probe(addr, link.mac),
+                });
             }
         }
     }
 
     /// Tells the election what replication has reached; gives whether anything came of it.
     fn tell_ha_of_sync(&mut self, now: Time) -> bool {
-        let Some(cluster) = &mut self.cluster else { return false };
+        let Some(cluster) = &mut self.cluster else {
+            return false;
+        };
         let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
         for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
             let mut ready = GroupSet::default();
-            groups().filter(|g| cluster.sync.is_ready(*g)).for_each(|g| ready.insert(g));
+            groups()
+                .filter(|g| cluster.sync.is_ready(*g))
+                .for_each(|g| ready.insert(g));
             let digest_equal = groups()
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
                 .all(|group| cluster.sync.digest_equal(peer, group));
             let applied = cluster.sync.applied(peer);
-            cluster.ha.handle_sync(now, peer, SyncState { ready, digest_equal, applied });
+            cluster.ha.handle_sync(
+                now,
+                peer,
+                SyncState {
+                    ready,
+                    digest_equal,
+                    applied,
+                },
+            );
         }
         match cluster.ha.poll_output() {
             Some(output) => {
@@ -460,14 +578,18 @@ impl Gateway {
         }
     }
 
-    pub(super) fn peer_name(&self, peer: PeerId) -> &str {
+    /// The name of a peer's node.
+    pub fn peer_name(&self, peer: PeerId) -> &str {
         let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
         peers.get(peer.index()).map_or("?", |peer| &peer.name)
     }
 
     /// An address of a group was claimed by another machine: the election may be asking for that.
     pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: crate::flow::Addr) {
-        let group = self.addresses_on(port).find(|(own, _)| *own == addr).map(|(_, group)| group);
+        let group = self
+            .addresses_on(port)
+            .find(|(own, _)| *own == addr)
+            .map(|(_, group)| group);
         if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
             cluster.ha.handle_probe_answer(now, group);
             self.settle_cluster(now);
@@ -476,6 +598,10 @@ impl Gateway {
 
     /// Why packets of `group` are not handled here.
     pub(super) fn check_carries(&self, now: Time, group: GroupId) -> Result<(), DropReason> {
-        if self.carries(now, group) { Ok(()) } else { Err(DropReason::NotPrimary) }
+        if self.carries(now, group) {
+            Ok(())
+        } else {
+            Err(DropReason::NotPrimary)
+        }
     }
 }

@@ -23,14 +23,14 @@ impl Gateway {
         if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
-        let (group, flags) = (session.group, session.flags);
+        let (group, flags, stale) = (session.group, session.flags, self.table.is_stale(session));
         if !self.carries(packet.now, group) {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         if flags.contains(SessionFlags::WAITING) {
             return Verdict::Drop(DropReason::WaitsForPeer);
         }
-        if flags.contains(SessionFlags::REMOTE) {
+        if flags.contains(SessionFlags::REMOTE) || stale {
             self.take_up(id);
         }
         if let Err(reason) = self.track(&packet, id, direction) {

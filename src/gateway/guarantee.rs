@@ -70,7 +70,10 @@ impl Gateway {
             return self.send_in_session(&mut packet, id, Direction::Original);
         };
         let strict = mode == PickupGuarantee::Strict;
-        let room = self.cluster.as_ref().is_some_and(|c| c.waiting.has_room(packet.bytes.len()));
+        let room = self
+            .cluster
+            .as_ref()
+            .is_some_and(|c| c.waiting.has_room(packet.bytes.len()));
         if !room {
             return self.give_up(packet, id, strict);
         }
@@ -82,10 +85,21 @@ impl Gateway {
         if let Some(session) = self.table.get_mut(id) {
             session.flags.set(SessionFlags::WAITING);
         }
-        let wait = self.config.ha.as_ref().map_or_else(Default::default, |ha| ha.pickup_guarantee_wait);
+        let wait = self
+            .config
+            .ha
+            .as_ref()
+            .map_or_else(Default::default, |ha| ha.pickup_guarantee_wait);
         let (deadline, port, bytes) = (packet.now + wait, packet.port, packet.bytes.to_vec());
         if let Some(cluster) = &mut self.cluster {
-            cluster.waiting.push(Held { id, seq, deadline, strict, port, bytes });
+            cluster.waiting.push(Held {
+                id,
+                seq,
+                deadline,
+                strict,
+                port,
+                bytes,
+            });
         }
         self.counters.guarantee_held += 1;
         Verdict::Consumed
@@ -93,7 +107,9 @@ impl Gateway {
 
     /// Sends what the peers have acknowledged.
     pub(super) fn release_acknowledged(&mut self) {
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
         if cluster.waiting.queue.is_empty() {
             return;
         }
@@ -123,10 +139,15 @@ impl Gateway {
 
     fn release(&mut self, held: Held) {
         // The session may have been ended meanwhile; its packet must not go without it.
-        let Some(session) = self.table.get_mut(held.id) else { return };
+        let Some(session) = self.table.get_mut(held.id) else {
+            return;
+        };
         session.flags.clear(SessionFlags::WAITING);
         self.counters.forwarded += 1;
-        self.push_output(Output::Packet { port: held.port, bytes: held.bytes });
+        self.push_output(Output::Packet {
+            port: held.port,
+            bytes: held.bytes,
+        });
     }
 
     fn give_up(&mut self, mut packet: Packet<'_>, id: SessionId, strict: bool) -> Verdict {
@@ -151,9 +172,16 @@ impl Gateway {
     }
 
     fn guarantee_of(&self, id: SessionId) -> PickupGuarantee {
-        let Some(ha) = self.config.ha.as_ref() else { return PickupGuarantee::Off };
-        let policy = self.table.get(id).map(|session| usize::from(session.policy.0));
+        let Some(ha) = self.config.ha.as_ref() else {
+            return PickupGuarantee::Off;
+        };
+        let policy = self
+            .table
+            .get(id)
+            .map(|session| usize::from(session.policy.0));
         let policy = policy.and_then(|policy| self.config.policies.get(policy));
-        policy.and_then(|policy| policy.pickup_guarantee).unwrap_or(ha.pickup_guarantee)
+        policy
+            .and_then(|policy| policy.pickup_guarantee)
+            .unwrap_or(ha.pickup_guarantee)
     }
 }

@@ -264,7 +264,11 @@ impl Gateway {
         self.table.sweep(now.tick(), &mut expired);
         for id in expired.drain(..) {
             // What another unit is primary for expires there.
-            if self.table.get(id).is_some_and(|session| self.is_primary(session.group)) {
+            if self
+                .table
+                .get(id)
+                .is_some_and(|session| self.is_primary(session.group))
+            {
                 self.end_session(now, id, "expired");
             }
         }

@@ -117,7 +117,10 @@ impl Gateway {
 
     /// The configured name of `policy`.
     pub fn policy_name(&self, policy: PolicyId) -> &str {
-        self.config.policies.get(usize::from(policy.0)).map_or("-", |policy| &policy.name)
+        self.config
+            .policies
+            .get(usize::from(policy.0))
+            .map_or("-", |policy| &policy.name)
     }
 
     /// The configured name of `group`.
@@ -153,7 +156,10 @@ impl Gateway {
             id: id.0,
             policy: session.policy,
             group: session.group,
-            synced: self.cluster.as_ref().is_some_and(|cluster| cluster.sync.is_synced(id)),
+            synced: self
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| cluster.sync.is_synced(id)),
             original: session.key(Direction::Original, &self.book),
             translated: session.translated(Direction::Original, &self.book),
             in_port: session.in_port,

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod packet_socket;
+pub mod peers;
 pub mod preflight;
 pub mod quic;
 pub mod signal;

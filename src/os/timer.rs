@@ -28,7 +28,10 @@ impl Timer {
         };
         check(fd.min(0))?;
         // SAFETY: the descriptor was made above and belongs to nobody else.
-        Ok(Timer { fd: unsafe { OwnedFd::from_raw_fd(fd) }, armed: None })
+        Ok(Timer {
+            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            armed: None,
+        })
     }
 
     /// Fires at `at`, or never; at once if that has passed. Costs nothing if it is set so already.
@@ -46,8 +49,14 @@ impl Timer {
             tv_sec: (nanos / 1_000_000_000) as libc::time_t,
             tv_nsec: (nanos % 1_000_000_000) as libc::c_long,
         };
-        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let setting = libc::itimerspec { it_interval: none, it_value: value };
+        let none = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let setting = libc::itimerspec {
+            it_interval: none,
+            it_value: value,
+        };
         let (fd, flags) = (self.fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME);
         // SAFETY: `setting` is a valid itimerspec that outlives the call; no old value is asked for.
         check(unsafe { libc::timerfd_settime(fd, flags, &setting, std::ptr::null_mut()) })
@@ -90,12 +99,15 @@ mod tests {
     fn fires_at_its_time_and_again_when_set_again() {
         let mut timer = Timer::new().unwrap();
         let mut poll = mio::Poll::new().unwrap();
-        poll.registry().register(&mut timer, Token(1), Interest::READABLE).unwrap();
+        poll.registry()
+            .register(&mut timer, Token(1), Interest::READABLE)
+            .unwrap();
         for _ in 0..3 {
             let at = clock::now() + Duration::from_micros(300);
             timer.set(Some(at)).unwrap();
             let mut events = mio::Events::with_capacity(4);
-            poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+            poll.poll(&mut events, Some(Duration::from_secs(5)))
+                .unwrap();
             assert_eq!(events.iter().count(), 1);
             assert!(clock::now() >= at);
             timer.fired();

@@ -223,7 +223,9 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
 /// Completes the transport checksum of a packet that had a partial one, so that it can be sent without
 /// offload. Nothing to do for other packets.
 pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
-    let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else { return };
+    let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else {
+        return;
+    };
     if !offload.partial_checksum {
         return;
     }

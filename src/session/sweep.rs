@@ -109,6 +109,12 @@ impl Table {
         self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
     }
 
+    /// Whether a session was not seen here since its group's sessions were renewed.
+    #[inline]
+    pub fn is_stale(&self, session: &Session) -> bool {
+        session.last_seen < self.renewed[usize::from(session.group.0) % MAX_GROUPS]
+    }
+
     pub(super) fn deadline_of(&self, session: &Session) -> Tick {
         let renewed = self.renewed[usize::from(session.group.0) % MAX_GROUPS];
         self.timeouts.deadline(session, renewed)

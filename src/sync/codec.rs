@@ -2,10 +2,10 @@
 
 use super::digest::{Buckets, SUMS};
 use super::message::{Hello, MAX_FRAME, Message, Operation, Record};
+use crate::flow::Direction;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::session::tcp::{self, TcpState};
 use crate::session::{AddressBook, Session, SessionFlags, Tracker, TranslatedAddr};
-use crate::flow::Direction;
 use crate::time::Tick;
 
 /// Bytes that are no frame of the protocol.
@@ -62,12 +62,17 @@ impl FrameBuffer {
     /// The type and body of the frame that is next; none until it is complete.
     pub fn frame(&self) -> Result<Option<(u8, &[u8])>> {
         let bytes = &self.bytes[self.start..];
-        let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+        let Some((length, rest)) = bytes.split_first_chunk() else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes(*length) as usize;
         if length == 0 || length > MAX_FRAME {
             return Err(Malformed);
         }
-        Ok(rest.get(..length).and_then(<[u8]>::split_first).map(|(kind, body)| (*kind, body)))
+        Ok(rest
+            .get(..length)
+            .and_then(<[u8]>::split_first)
+            .map(|(kind, body)| (*kind, body)))
     }
 
     /// Goes on to the frame after the one that [`FrameBuffer::frame`] gives.
@@ -83,19 +88,39 @@ pub fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
     let mut from = Reader(body);
     Ok(match kind {
         1 => Message::Hello(Box::new(from.hello()?)),
-        2 => Message::Batch { seq: from.u64()?, operations: from.0 },
-        3 => Message::Ack { epoch: from.u64()?, seq: from.u64()? },
+        2 => Message::Batch {
+            seq: from.u64()?,
+            operations: from.0,
+        },
+        3 => Message::Ack {
+            epoch: from.u64()?,
+            seq: from.u64()?,
+        },
         4 => Message::Begin,
         5 => {
             let count = from.u8()?;
             let parts = (0..count).map(|_| Ok((from.u8()?, from.buckets()?)));
             Message::End(parts.collect::<Result<_>>()?)
         }
-        6 => Message::Mark { seq: from.u64()?, group: from.u8()?, sums: from.take(SUMS * 8)? },
-        7 => Message::Verdict { seq: from.u64()?, group: from.u8()?, differing: from.buckets()? },
-        8 => Message::Claim { group: from.u8()?, term: from.u64()? },
+        6 => Message::Mark {
+            seq: from.u64()?,
+            group: from.u8()?,
+            sums: from.take(SUMS * 8)?,
+        },
+        7 => Message::Verdict {
+            seq: from.u64()?,
+            group: from.u8()?,
+            differing: from.buckets()?,
+        },
+        8 => Message::Claim {
+            group: from.u8()?,
+            term: from.u64()?,
+        },
         9 => Message::Release { group: from.u8()? },
-        10 => Message::Handover { group: from.u8()?, term: from.u64()? },
+        10 => Message::Handover {
+            group: from.u8()?,
+            term: from.u64()?,
+        },
         _ => Message::Unknown,
     })
 }
@@ -133,7 +158,11 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
             out.push(*group);
             out.extend_from_slice(sums);
         }
-        Message::Verdict { seq, group, differing } => {
+        Message::Verdict {
+            seq,
+            group,
+            differing,
+        } => {
             begin_frame(out, 7);
             out.extend_from_slice(&seq.to_be_bytes());
             out.push(*group);
@@ -181,7 +210,12 @@ pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, n
             marks |= mark;
         }
     }
-    out.extend_from_slice(&[marks, session.group.0, session.in_port.0, session.out_port.0]);
+    out.extend_from_slice(&[
+        marks,
+        session.group.0,
+        session.in_port.0,
+        session.out_port.0,
+    ]);
     write_varint(out, u64::from(session.policy.0));
     write_key(out, &session.key(Direction::Original, book), v6);
     if nat_src {
@@ -194,7 +228,11 @@ pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, n
     }
     write_varint(out, u64::from(now.0.saturating_sub(session.last_seen.0)));
     write_varint(out, u64::from(now.0.saturating_sub(session.created.0)));
-    session.packets.iter().chain(&session.bytes).for_each(|&n| write_varint(out, n));
+    session
+        .packets
+        .iter()
+        .chain(&session.bytes)
+        .for_each(|&n| write_varint(out, n));
     if let Tracker::Tcp(tcp) = &session.tracker {
         write_tcp(out, tcp);
     }
@@ -388,7 +426,9 @@ impl<'a> Reader<'a> {
             return self.array().map(Addr::v4);
         }
         // One that is IPv4 in disguise would mix the families within a session.
-        self.array().map(Addr::v6).and_then(|a| if a.is_v4() { Err(Malformed) } else { Ok(a) })
+        self.array()
+            .map(Addr::v6)
+            .and_then(|a| if a.is_v4() { Err(Malformed) } else { Ok(a) })
     }
 
     fn key(&mut self, v6: bool) -> Result<FlowKey> {
@@ -449,13 +489,17 @@ impl<'a> Reader<'a> {
             end[side] = u32::wrapping_add(acked[side], self.varint32()?);
             max_window[side] = self.varint32()?.min(MAX_WINDOW);
         }
-        Ok(tcp::Tracker::restore(state, scales, marks, acked, end, max_window))
+        Ok(tcp::Tracker::restore(
+            state, scales, marks, acked, end, max_window,
+        ))
     }
 
     fn name(&mut self) -> Result<String> {
         let length = self.u8()?;
         let bytes = self.take(usize::from(length))?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed)
+        std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|_| Malformed)
     }
 
     fn names(&mut self) -> Result<Vec<String>> {

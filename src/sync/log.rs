@@ -74,7 +74,11 @@ pub enum Entry {
 /// The node that is both ends of the ring.
 const END: u32 = 0;
 const FIRST_SESSION: u32 = 1 + MAX_READERS as u32;
-const NOWHERE: Node = Node { prev: END, next: END, stamp: 0 };
+const NOWHERE: Node = Node {
+    prev: END,
+    next: END,
+    stamp: 0,
+};
 
 impl ChangeLog {
     /// An empty log for a table of `max_sessions`, with `readers` (at most [`MAX_READERS`]) readers
@@ -121,7 +125,9 @@ impl ChangeLog {
     #[inline]
     pub fn remove(&mut self, id: SessionId, bury: Option<(FlowKey, GroupId)>) {
         let node = FIRST_SESSION.saturating_add(id.0);
-        let Some(&Node { stamp, .. }) = self.nodes.get(node as usize) else { return };
+        let Some(&Node { stamp, .. }) = self.nodes.get(node as usize) else {
+            return;
+        };
         if stamp == 0 {
             return;
         }
@@ -146,7 +152,11 @@ impl ChangeLog {
         if self.tombstones.len() == self.max_tombstones {
             self.drop_oldest_tombstone();
         }
-        self.tombstones.push_back(Tombstone { seq: self.last, key, group });
+        self.tombstones.push_back(Tombstone {
+            seq: self.last,
+            key,
+            group,
+        });
     }
 
     /// The next entry after those that the reader has read, if there is one up to its end.
@@ -159,7 +169,10 @@ impl ChangeLog {
         match tombstone {
             Some(tombstone) if next == END || tombstone.seq < stamp >> 1 => {
                 let index = self.readers[reader].tombstone.max(self.dropped) + 1;
-                self.readers[reader] = Reader { read: tombstone.seq, tombstone: index };
+                self.readers[reader] = Reader {
+                    read: tombstone.seq,
+                    tombstone: index,
+                };
                 Some(Entry::Removed(tombstone))
             }
             _ if next == END => {
@@ -189,7 +202,10 @@ impl ChangeLog {
         self.unlink(place);
         self.link_last(place);
         let tombstone = self.dropped + self.tombstones.len() as u64;
-        self.readers[reader] = Reader { read: self.last, tombstone };
+        self.readers[reader] = Reader {
+            read: self.last,
+            tombstone,
+        };
     }
 
     /// Puts a reader back to where it had read up to `seq` and no further. Returns false, with the
@@ -205,7 +221,10 @@ impl ChangeLog {
                 self.unlink(place);
                 self.link_after(place, before);
                 let older = self.tombstones.partition_point(|t| t.seq <= seq) as u64;
-                self.readers[reader] = Reader { read: seq, tombstone: self.dropped + older };
+                self.readers[reader] = Reader {
+                    read: seq,
+                    tombstone: self.dropped + older,
+                };
                 return true;
             }
             before = self.nodes[before as usize].prev;
@@ -246,7 +265,9 @@ impl ChangeLog {
     /// The last change of a session; none if it is not in the log.
     #[inline]
     pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
-        self.node(id).map(|node| node.stamp >> 1).filter(|&seq| seq != 0)
+        self.node(id)
+            .map(|node| node.stamp >> 1)
+            .filter(|&seq| seq != 0)
     }
 
     /// Whether a peer may know of a session.
@@ -292,7 +313,10 @@ impl ChangeLog {
         let (mut at, mut seq, mut sessions, mut readers) = (END, 0, 0, 0);
         loop {
             let next = self.nodes[at as usize].next;
-            assert_eq!(self.nodes[next as usize].prev, at, "links contradict each other");
+            assert_eq!(
+                self.nodes[next as usize].prev, at,
+                "links contradict each other"
+            );
             at = next;
             if at == END {
                 break;
@@ -301,7 +325,10 @@ impl ChangeLog {
             if at < FIRST_SESSION {
                 readers += 1;
                 assert_eq!(stamp, 0);
-                assert!(self.readers[at as usize - 1].read >= seq, "a reader is behind its place");
+                assert!(
+                    self.readers[at as usize - 1].read >= seq,
+                    "a reader is behind its place"
+                );
                 continue;
             }
             sessions += 1;
@@ -311,7 +338,9 @@ impl ChangeLog {
         assert!(seq <= self.last);
         assert_eq!(sessions, self.live);
         assert_eq!(readers, self.readers.len());
-        let listed = self.nodes[FIRST_SESSION as usize..].iter().filter(|n| n.stamp != 0);
+        let listed = self.nodes[FIRST_SESSION as usize..]
+            .iter()
+            .filter(|n| n.stamp != 0);
         assert_eq!(listed.count(), sessions as usize);
         assert!(self.tombstones.iter().is_sorted_by(|a, b| a.seq < b.seq));
         assert!(self.tombstones.front().is_none_or(|t| t.seq > self.purged));
