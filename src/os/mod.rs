@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod packet_socket;
 pub mod peers;
 pub mod preflight;
+pub mod priority;
 pub mod quic;
 pub mod signal;
 pub mod startup;
