@@ -26,7 +26,9 @@ impl Gateway {
         if self.roles[usize::from(session.group.0)] != Role::Primary {
             return Verdict::Drop(DropReason::NotPrimary);
         }
-        if let Err(reason) = self.track(&packet, id, direction) {
+        let judged =
+            fits(packet.parsed.kind, direction).and_then(|()| self.track(&packet, id, direction));
+        if let Err(reason) = judged {
             return Verdict::Drop(reason);
         }
         self.send_in_session(&mut packet, id, direction)
@@ -140,6 +142,19 @@ impl Gateway {
 
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+}
+
+/// Whether a session has packets of this kind in this direction. Its key does not tell alone: a
+/// request with identifier 0 looks like a reply to one, and like a message without identifier.
+#[inline]
+fn fits(kind: Kind, direction: Direction) -> Result<(), DropReason> {
+    match (kind, direction) {
+        (Kind::IcmpRequest, Direction::Reply) | (Kind::IcmpReply, Direction::Original) => {
+            Err(DropReason::IcmpUnrelated)
+        }
+        (Kind::IcmpOther, _) => Err(DropReason::IcmpUnsupported),
+        _ => Ok(()),
     }
 }
 
