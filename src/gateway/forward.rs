@@ -1,7 +1,7 @@
 //! Packets of known sessions: the hot path.
 
 use crate::event::{DropReason, Verdict};
-use crate::flow::{Direction, FlowKey, PortId, Protocol};
+use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{SessionFlags, SessionId, Tracker, tcp};
@@ -62,7 +62,7 @@ impl Gateway {
         Ok(())
     }
 
-    fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
+    pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
         let Some(session) = self.table.get_mut(id) else {
             return;
         };
@@ -135,9 +135,18 @@ impl Gateway {
     }
 
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
-        if self.icmp_limiter.allow(packet.now) {
+        if self.speaks_on(packet.port, packet.parsed.family) && self.icmp_limiter.allow(packet.now)
+        {
             self.send_packet(packet.port, answer);
         }
+    }
+
+    /// Whether this unit is the router that hosts on `port` see: a standby tells them nothing.
+    fn speaks_on(&self, port: PortId, family: Family) -> bool {
+        let group = self
+            .own_address(port, family)
+            .and_then(|addr| self.nat.group(&addr));
+        self.is_primary(group.unwrap_or(GroupId(0)))
     }
 
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {

@@ -58,6 +58,9 @@ impl Gateway {
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         self.check_addresses(packet)?;
         let plan = self.plan(packet)?;
+        if !self.is_primary(self.group_of(packet, &plan)) {
+            return Err(DropReason::NotPrimary.into());
+        }
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
@@ -77,8 +80,13 @@ impl Gateway {
         {
             return Err(DropReason::NotForwardable);
         }
+        self.check_source(packet)
+    }
+
+    /// The source must be one that the routing expects on this port, if the port is to check that.
+    pub(super) fn check_source(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let port = &self.config.ports[packet.port.index()];
-        if port.source_check && !self.is_expected_source(packet.port, key) {
+        if port.source_check && !self.is_expected_source(packet.port, &packet.parsed.key) {
             return Err(DropReason::SpoofedSource);
         }
         Ok(())

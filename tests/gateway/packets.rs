@@ -186,6 +186,10 @@ impl Pkt {
         }
     }
 
+    pub fn hops(self, hop_limit: u8) -> Pkt {
+        Pkt { hop_limit, ..self }
+    }
+
     /// With one hop more: what the gateway gives back.
     pub fn forwarded(self) -> Pkt {
         Pkt {
@@ -267,13 +271,6 @@ impl Pkt {
             dst_port,
             protocol,
         }
-    }
-
-    /// The packet with the addresses and ports of `key`.
-    pub fn with_key(self, key: &FlowKey) -> Pkt {
-        self.src(key.src)
-            .dst(key.dst)
-            .ports((key.src_port, key.dst_port))
     }
 
     pub fn bytes(&self) -> Vec<u8> {
