@@ -36,6 +36,7 @@ impl Gateway {
             .lookup(&quoted.key.reply(), &self.book)
             .ok_or(DropReason::IcmpUnrelated)?;
         let session = self.table.get(id).ok_or(DropReason::IcmpUnrelated)?;
+        // Only the port tells: this kernel reports with any of its own addresses as source.
         let (ingress, egress) = session.ports(direction);
         if port != ingress && self.config.ports[port.index()].source_check {
             return Err(DropReason::SpoofedSource);

@@ -5,6 +5,7 @@ mod icmp_errors;
 mod lab;
 mod neighbors;
 mod packets;
+mod random;
 mod refusals;
 mod routes;
 mod sessions;
