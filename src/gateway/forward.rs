@@ -1,7 +1,7 @@
 //! Packets of known sessions: the hot path.
 
 use crate::event::{DropReason, Verdict};
-use crate::flow::{Direction, FlowKey, PortId, Protocol};
+use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{SessionFlags, SessionId, Tracker, tcp};
@@ -33,7 +33,9 @@ impl Gateway {
         if flags.contains(SessionFlags::REMOTE) || stale {
             self.take_up(id);
         }
-        if let Err(reason) = self.track(&packet, id, direction) {
+        let judged =
+            fits(packet.parsed.kind, direction).and_then(|()| self.track(&packet, id, direction));
+        if let Err(reason) = judged {
             return Verdict::Drop(reason);
         }
         self.send_in_session(&mut packet, id, direction)
@@ -76,7 +78,7 @@ impl Gateway {
     }
 
     /// Counts the packet; gives whether it is the first of its direction.
-    fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) -> bool {
+    pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) -> bool {
         let Some(session) = self.table.get_mut(id) else {
             return false;
         };
@@ -150,13 +152,35 @@ impl Gateway {
     }
 
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
-        if self.icmp_limiter.allow(packet.now) {
+        if self.speaks_on(packet.port, packet.parsed.family) && self.icmp_limiter.allow(packet.now)
+        {
             self.send_packet(packet.port, answer);
         }
     }
 
+    /// Whether this unit is the router that hosts on `port` see: a standby tells them nothing.
+    fn speaks_on(&self, port: PortId, family: Family) -> bool {
+        let group = self
+            .own_address(port, family)
+            .and_then(|addr| self.nat.group(&addr));
+        self.is_primary(group.unwrap_or(GroupId(0)))
+    }
+
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+}
+
+/// Whether a session has packets of this kind in this direction. Its key does not tell alone: a
+/// request with identifier 0 looks like a reply to one, and like a message without identifier.
+#[inline]
+fn fits(kind: Kind, direction: Direction) -> Result<(), DropReason> {
+    match (kind, direction) {
+        (Kind::IcmpRequest, Direction::Reply) | (Kind::IcmpReply, Direction::Original) => {
+            Err(DropReason::IcmpUnrelated)
+        }
+        (Kind::IcmpOther, _) => Err(DropReason::IcmpUnsupported),
+        _ => Ok(()),
     }
 }
 

@@ -1,20 +1,17 @@
 //! Fragments: the first one is handled like a whole packet, and the others follow it.
 
 use crate::event::{DropReason, Offload, Output, Verdict};
-use crate::flow::{Addr, Family, FlowKey, PortId, Protocol};
+use crate::flow::{Family, FlowKey, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
 use crate::packet::{self, Fragment, Kind};
 use crate::time::Time;
 
 use super::{Gateway, Packet};
 
-/// What later fragments need to follow the first: they have no ports to look a session up by.
+/// What later fragments need to follow the first: the flow that it showed, for they have no ports to
+/// look their session up by. It is looked up anew each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Onward {
-    src: Addr,
-    dst: Addr,
-    egress: PortId,
-}
+pub struct Onward(FlowKey);
 
 impl Gateway {
     pub(super) fn handle_fragment(&mut self, packet: Packet<'_>, fragment: Fragment) -> Verdict {
@@ -56,9 +53,7 @@ impl Gateway {
         if verdict != Verdict::Forward {
             return verdict;
         }
-        let Some(onward) = self.onward(&flow) else {
-            return Verdict::Drop(DropReason::FragmentOrphan);
-        };
+        let onward = Onward(flow);
         match self.fragments.first(key, piece, now, onward) {
             Ok(held) => {
                 for bytes in held {
@@ -68,18 +63,6 @@ impl Gateway {
             }
             Err(reason) => Verdict::Drop(reason),
         }
-    }
-
-    fn onward(&self, flow: &FlowKey) -> Option<Onward> {
-        let (id, direction) = self.table.lookup(flow, &self.book)?;
-        let session = self.table.get(id)?;
-        let to = session.translated(direction, &self.book);
-        let (_, egress) = session.ports(direction);
-        Some(Onward {
-            src: to.src,
-            dst: to.dst,
-            egress,
-        })
     }
 
     /// Sends a fragment that had waited for the first one.
@@ -108,12 +91,17 @@ impl Gateway {
         }
     }
 
-    fn send_onward(&mut self, mut packet: Packet<'_>, onward: Onward) -> Verdict {
-        let to = FlowKey {
-            src: onward.src,
-            dst: onward.dst,
-            ..packet.parsed.key
+    fn send_onward(&mut self, mut packet: Packet<'_>, Onward(flow): Onward) -> Verdict {
+        let Some((id, direction)) = self.table.lookup(&flow, &self.book) else {
+            return Verdict::Drop(DropReason::FragmentOrphan);
         };
-        self.send(&mut packet, &to, onward.egress)
+        let Some(session) = self.table.get(id) else {
+            return Verdict::Drop(DropReason::FragmentOrphan);
+        };
+        if !self.is_primary(session.group) {
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
+        self.record(&packet, id, direction);
+        self.send_in_session(&mut packet, id, direction)
     }
 }

@@ -1,7 +1,6 @@
 //! ICMP errors that others send about packets of our sessions (RFC 5508, section 4).
 
 use crate::event::{DropReason, Verdict};
-use crate::flow::Direction;
 use crate::packet::{self, icmp_error};
 
 use super::{Gateway, Packet};
@@ -18,12 +17,16 @@ impl Gateway {
 
     fn translate_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
         let Packet {
-            now: packet_now,
+            now,
+            port,
             bytes,
             parsed,
             offload,
             ..
         } = packet;
+        if packet::martian(&parsed.key) || !packet::forwardable(parsed.key.src) {
+            return Err(DropReason::Martian);
+        }
         if !packet::checksum_ok(bytes, &parsed, offload) {
             return Err(DropReason::BadChecksum);
         }
@@ -34,24 +37,22 @@ impl Gateway {
             .lookup(&quoted.key.reply(), &self.book)
             .ok_or(DropReason::IcmpUnrelated)?;
         let session = self.table.get(id).ok_or(DropReason::IcmpUnrelated)?;
-        if !self.carries(packet_now, session.group) {
+        // Only the port tells: this kernel reports with any of its own addresses as source.
+        let (ingress, egress) = session.ports(direction);
+        if port != ingress && self.config.ports[port.index()].source_check {
+            return Err(DropReason::SpoofedSource);
+        }
+        if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
-        let (_, egress) = session.ports(direction);
         if !self.links[egress.index()].up {
             return Err(DropReason::PortDown);
         }
+        let as_received = session.key(direction, &self.book);
         let as_sent = session.key(direction.flip(), &self.book);
-        let translated = session.translated(direction, &self.book);
-        let from_inside = direction == Direction::Original;
-        let outer_src = if parsed.key.src == quoted.key.dst {
-            as_sent.dst
-        } else if from_inside && session.has_source_nat() {
-            // A router on the inside must not show its address (RFC 5508, section 4.2).
-            translated.src
-        } else {
-            parsed.key.src
-        };
+        // A router on the inside must not show its address (RFC 5508, section 4.2).
+        let hidden = as_received.src != as_sent.dst;
+        let outer_src = if hidden { as_sent.dst } else { parsed.key.src };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         packet::add_hop_limit(bytes, parsed.family);
         Ok(())

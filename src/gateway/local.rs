@@ -29,6 +29,10 @@ impl Gateway {
         {
             return Verdict::Drop(DropReason::NotPrimary);
         }
+        // The answer would hit whoever has that address, past all policies.
+        if let Err(reason) = self.check_source(&packet) {
+            return Verdict::Drop(reason);
+        }
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Verdict::Drop(DropReason::BadChecksum);
         }

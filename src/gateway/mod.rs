@@ -182,12 +182,12 @@ impl Gateway {
 
     /// A packet whose transport header is known.
     fn handle_whole(&mut self, packet: Packet<'_>) -> Verdict {
-        if let Some((id, direction)) = self.table.lookup(&packet.parsed.key, &self.book) {
-            return self.forward_in_session(packet, id, direction);
+        if packet.parsed.kind == Kind::IcmpError {
+            return self.handle_icmp_error(packet);
         }
-        match packet.parsed.kind {
-            Kind::IcmpError => self.handle_icmp_error(packet),
-            _ => self.open_session(packet),
+        match self.table.lookup(&packet.parsed.key, &self.book) {
+            Some((id, direction)) => self.forward_in_session(packet, id, direction),
+            None => self.open_session(packet),
         }
     }
 

@@ -78,8 +78,13 @@ impl Gateway {
         {
             return Err(DropReason::NotForwardable);
         }
+        self.check_source(packet)
+    }
+
+    /// The source must be one that the routing expects on this port, if the port is to check that.
+    pub(super) fn check_source(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let port = &self.config.ports[packet.port.index()];
-        if port.source_check && !self.is_expected_source(packet.port, key) {
+        if port.source_check && !self.is_expected_source(packet.port, &packet.parsed.key) {
             return Err(DropReason::SpoofedSource);
         }
         Ok(())

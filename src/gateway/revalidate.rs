@@ -5,7 +5,7 @@
 
 use crate::config::{Action, Nat};
 use crate::event::RouteTarget;
-use crate::flow::{Direction, PortId};
+use crate::flow::{Addr, Direction, PolicyId, PortId};
 use crate::policy::Decision;
 use crate::session::SessionId;
 use crate::time::Time;
@@ -38,7 +38,11 @@ impl Revalidation {
 
 enum Finding {
     Fine,
-    Moved(PortId),
+    Moved {
+        in_port: PortId,
+        out_port: PortId,
+        policy: PolicyId,
+    },
     Gone(&'static str),
 }
 
@@ -61,9 +65,14 @@ impl Gateway {
     fn revalidate(&mut self, now: Time, id: SessionId) {
         match self.inspect(id) {
             Finding::Fine => {}
-            Finding::Moved(port) => {
+            Finding::Moved {
+                in_port,
+                out_port,
+                policy,
+            } => {
                 if let Some(session) = self.table.get_mut(id) {
-                    session.out_port = port;
+                    (session.in_port, session.out_port) = (in_port, out_port);
+                    session.policy = policy;
                 }
             }
             Finding::Gone(why) => {
@@ -80,26 +89,44 @@ impl Gateway {
         let leaving = session.translated(Direction::Original, &self.book);
         let mut key = session.key(Direction::Original, &self.book);
         (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
-        let egress = match self.fib.lookup(&key.dst).map(|hop| hop.target) {
-            Some(RouteTarget::Port { port, .. }) => port,
-            // The route may come back: the link went down for a moment. Nothing can leak meanwhile,
-            // since the kernel has no route either.
-            Some(RouteTarget::Unreachable) | None => return Finding::Fine,
-            Some(RouteTarget::Elsewhere) => return Finding::Gone("route-changed"),
+        let in_port = if self.config.ports[session.in_port.index()].source_check {
+            self.port_towards(&key.src, session.in_port)
+        } else {
+            Some(session.in_port)
         };
-        if egress == session.out_port {
+        let out_port = self.port_towards(&key.dst, session.out_port);
+        let (Some(in_port), Some(out_port)) = (in_port, out_port) else {
+            return Finding::Gone("route-changed");
+        };
+        if (in_port, out_port) == (session.in_port, session.out_port) {
             return Finding::Fine;
         }
-        if session.has_source_nat() {
+        let translated = session.has_source_nat();
+        if translated && out_port != session.out_port {
             return Finding::Gone("route-changed");
         }
-        match self.ruleset.decide(session.in_port, egress, &key) {
+        match self.ruleset.decide(in_port, out_port, &key) {
             Some(Decision {
+                policy,
                 action: Action::Accept,
-                nat: Nat::Off,
-                ..
-            }) => Finding::Moved(egress),
+                nat,
+            }) if translated == (nat != Nat::Off) => Finding::Moved {
+                in_port,
+                out_port,
+                policy,
+            },
             _ => Finding::Gone("route-changed"),
+        }
+    }
+
+    /// The port that leads to `addr` now, which was `before`; none if it is beyond all ports.
+    fn port_towards(&self, addr: &Addr, before: PortId) -> Option<PortId> {
+        match self.fib.lookup(addr).map(|hop| hop.target) {
+            Some(RouteTarget::Port { port, .. }) => Some(port),
+            // The route may come back: the link went down for a moment. Nothing can leak meanwhile,
+            // since the kernel has no route either.
+            Some(RouteTarget::Unreachable) | None => Some(before),
+            Some(RouteTarget::Elsewhere) => None,
         }
     }
 }

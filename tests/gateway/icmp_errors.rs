@@ -1,0 +1,149 @@
+//! ICMP errors of others, through the translation and in both directions.
+
+use tandemgw::event::{DropReason, Offload, Verdict};
+
+use crate::lab::{DMZ, LAN, Lab, Net, WAN};
+use crate::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
+use crate::packets::{ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp};
+
+const KINDS: [ErrorCode; 3] = [PortUnreachable, TimeExceeded, TooBig(1400)];
+
+/// First packets from `host` to `server`, as they come in and as they leave.
+fn sent(net: &Net) -> [(Pkt, Pkt); 4] {
+    let (host, server) = (net.host, net.server);
+    [
+        tcp((host, 40000), (server, 443), SYN, 100, 0),
+        udp((host, 40000), (server, 53)),
+        echo_request((host, 4000), server),
+        other(47, host, server),
+    ]
+    .map(|first| {
+        let outside = first.clone().src(net.wan_vip).forwarded();
+        (first.forwarded(), outside)
+    })
+}
+
+#[test]
+fn from_a_router_or_the_destination_outside_to_the_host_inside() {
+    for net in Net::both() {
+        for kind in KINDS {
+            let mut lab = Lab::new();
+            for (inside, outside) in sent(&net) {
+                let mut first = inside.clone();
+                first.hop_limit -= 1;
+                lab.send(LAN, &first);
+                for from in [net.router, net.server] {
+                    let error = icmp_error(kind, from, net.wan_vip, &outside.bytes());
+                    let seen_inside = icmp_error(kind, from, net.host, &inside.bytes());
+                    lab.forwards(WAN, &error, &seen_inside, "");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn from_inside_about_an_answer() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = udp((net.host, 40000), (net.server, 53));
+        lab.send(LAN, &query);
+        let answer = query.src(net.wan_vip).answer();
+        let inside = answer.clone().dst(net.host).forwarded();
+        lab.send(WAN, &answer);
+        // From the host itself, and from a router on the way to it: neither shows its address.
+        for from in [net.host, net.neighbor] {
+            let error = icmp_error(PortUnreachable, from, net.server, &inside.bytes());
+            let outside = answer.clone().forwarded().bytes();
+            let expected = icmp_error(PortUnreachable, net.wan_vip, net.server, &outside);
+            lab.forwards(LAN, &error, &expected, "");
+        }
+    }
+}
+
+#[test]
+fn from_the_server_of_a_forward_or_a_router_before_it() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let outside = tcp((net.server, 50000), (net.wan_vip, 8080), SYN, 100, 0);
+        let inside = outside.clone().dst(net.web).ports((50000, 80));
+        lab.send(WAN, &outside);
+        for from in [net.web, net.neighbor] {
+            let quoted = inside.clone().forwarded().bytes();
+            let error = icmp_error(TooBig(1300), from, net.server, &quoted);
+            let quoted = outside.clone().forwarded().bytes();
+            let expected = icmp_error(TooBig(1300), net.wan_vip, net.server, &quoted);
+            lab.forwards(LAN, &error, &expected, "");
+        }
+        // And one from the other side, about an answer.
+        let answer = inside.answer().segment(SYN_ACK, 7, 101);
+        lab.send(LAN, &answer);
+        let as_sent = outside.answer().segment(SYN_ACK, 7, 101).forwarded();
+        let error = icmp_error(TimeExceeded, net.router, net.wan_vip, &as_sent.bytes());
+        let expected = icmp_error(
+            TimeExceeded,
+            net.router,
+            net.web,
+            &answer.forwarded().bytes(),
+        );
+        lab.forwards(WAN, &error, &expected, "");
+    }
+}
+
+#[test]
+fn a_quotation_of_the_least_length_is_enough() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.server, 53)).payload(&[1; 600]);
+        lab.send(LAN, &first);
+        let header = if net.host.is_v4() { 20 } else { 40 };
+        let outside = first.clone().src(net.wan_vip).forwarded().bytes();
+        let error = icmp_error(
+            TimeExceeded,
+            net.router,
+            net.wan_vip,
+            &outside[..header + 8],
+        );
+        let inside = first.forwarded().bytes();
+        let expected = icmp_error(TimeExceeded, net.router, net.host, &inside[..header + 8]);
+        lab.forwards(WAN, &error, &expected, "");
+    }
+}
+
+#[test]
+fn what_is_not_passed_on() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let (first, outside) = (udp((net.host, 40000), (net.server, 53)), net.wan_vip);
+        lab.send(LAN, &first);
+        let quoted = first.clone().src(outside).forwarded();
+        let about = |quoted: &Pkt| icmp_error(TimeExceeded, net.router, outside, &quoted.bytes());
+
+        lab.drops(
+            WAN,
+            &about(&quoted.clone().ports((40001, 53))),
+            DropReason::IcmpUnrelated,
+        );
+        lab.drops(
+            WAN,
+            &about(&quoted.clone().src(net.host)),
+            DropReason::IcmpUnrelated,
+        );
+        let error = about(&quoted);
+        // Only from where the packet went, and not in the name of an address that nobody has.
+        lab.drops(DMZ, &error, DropReason::SpoofedSource);
+        lab.drops(LAN, &error, DropReason::SpoofedSource);
+        let loopback = if net.host.is_v4() { "127.0.0.1" } else { "::1" };
+        lab.drops(
+            WAN,
+            &error.clone().src(crate::lab::ip(loopback)),
+            DropReason::Martian,
+        );
+
+        let mut bytes = error.bytes();
+        *bytes.last_mut().unwrap() ^= 1;
+        let seen = lab.send_bytes(WAN, bytes, Offload::default());
+        assert_eq!(seen.verdict, Verdict::Drop(DropReason::BadChecksum));
+        assert_eq!(seen.moved, "drop.bad-checksum+1");
+    }
+}

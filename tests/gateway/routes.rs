@@ -1,0 +1,118 @@
+//! Changes of routes while sessions live.
+
+use tandemgw::event::{DropReason, RouteChange, RouteTarget};
+
+use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, route, to_port};
+use crate::packets::udp;
+
+/// The network of the servers.
+fn servers(net: &Net) -> &'static str {
+    if net.host.is_v4() {
+        "198.51.100.0/24"
+    } else {
+        "2001:db8:7::/48"
+    }
+}
+
+/// Untranslated everywhere.
+const PLAIN: &str = r#"
+[node]
+name = "gw"
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.77.1.1/24", "fd77:1::1/64"]
+[[port]]
+name = "wan"
+interface = "eth1"
+virtual-addresses = ["10.77.2.1/24", "fd77:2::1/64"]
+[[port]]
+name = "dmz"
+interface = "eth2"
+virtual-addresses = ["10.77.3.1/24", "fd77:3::1/64"]
+[[policy]]
+name = "lan-to-wan"
+from = ["lan"]
+to = ["wan"]
+action = "accept"
+[[policy]]
+name = "lan-to-dmz"
+from = ["lan"]
+to = ["dmz"]
+action = "accept"
+[[policy]]
+name = "in"
+from = ["wan", "dmz"]
+to = ["lan"]
+service = ["udp/7"]
+action = "accept"
+"#;
+
+#[test]
+fn an_untranslated_session_moves_to_the_port_of_its_new_route() {
+    for net in Net::both() {
+        let mut lab = Lab::of(PLAIN);
+        let query = udp((net.host, 40000), (net.server, 53));
+        lab.forwards(LAN, &query, &query, "udp+1");
+        lab.route(servers(&net), to_port(DMZ));
+        assert_eq!(lab.moved().1, "");
+        lab.drops(WAN, &query.answer(), DropReason::SpoofedSource);
+        lab.forwards(DMZ, &query.answer(), &query.answer(), "");
+        let (mut views, _) = lab.gateway.page(0, 1, lab.now);
+        let view = views.next().unwrap();
+        assert_eq!(
+            (view.out_port, lab.gateway.policy_name(view.policy)),
+            (DMZ, "lan-to-dmz")
+        );
+    }
+}
+
+#[test]
+fn a_session_from_outside_moves_with_the_route_to_its_client() {
+    for net in Net::both() {
+        let mut lab = Lab::of(PLAIN);
+        let query = udp((net.server, 40000), (net.host, 7));
+        lab.forwards(WAN, &query, &query, "udp+1");
+        lab.route(servers(&net), to_port(DMZ));
+        assert_eq!(lab.moved().1, "");
+        lab.forwards(DMZ, &query, &query, "");
+        lab.forwards(LAN, &query.answer(), &query.answer(), "");
+    }
+}
+
+#[test]
+fn a_session_that_a_new_one_could_not_replace_ends() {
+    for net in Net::both() {
+        // Translated to the address of the old port.
+        let mut lab = Lab::of(CONFIG);
+        let query = udp((net.host, 40000), (net.server, 53));
+        lab.forwards(LAN, &query, &query.clone().src(net.wan_vip), "udp+1");
+        lab.route(servers(&net), to_port(DMZ));
+        assert_eq!(lab.moved().1, "cleared+1 udp-1");
+
+        // To a port for which there is no policy, and away from all ports.
+        for target in [to_port(LAN), RouteTarget::Elsewhere] {
+            let mut lab = Lab::of(PLAIN);
+            lab.forwards(LAN, &query, &query, "udp+1");
+            lab.route(servers(&net), target);
+            assert_eq!(lab.moved().1, "cleared+1 udp-1");
+        }
+    }
+}
+
+#[test]
+fn a_route_that_is_gone_for_a_moment_ends_nothing() {
+    for net in Net::both() {
+        let mut lab = Lab::of(CONFIG);
+        let query = udp((net.host, 40000), (net.server, 53));
+        lab.forwards(LAN, &query, &query.clone().src(net.wan_vip), "udp+1");
+        let lost = RouteChange::Remove(route(servers(&net), to_port(WAN)));
+        lab.gateway.handle_route(lost);
+        lab.settle();
+        assert_eq!(lab.moved().1, "");
+        lab.gateway.handle_route(RouteChange::Reset);
+        lab.settle();
+        assert_eq!(lab.moved().1, "");
+        lab.forwards(LAN, &query, &query.clone().src(net.wan_vip), "");
+    }
+}

@@ -1,0 +1,424 @@
+//! Sessions of all protocols: opened, translated, answered, closed, expired.
+
+use std::time::Duration;
+
+use tandemgw::event::{DropReason, Offload, Verdict};
+
+use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
+use crate::packets::ErrorCode::PortUnreachable;
+use crate::packets::{
+    ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_reply, echo_request, icmp_error, other, tcp, udp,
+};
+
+/// The first packets of sessions from `host` to `server` of each protocol, and what they count as.
+fn openers(net: &Net) -> [(Pkt, &'static str); 4] {
+    let (host, server) = (net.host, net.server);
+    [
+        (tcp((host, 40000), (server, 443), SYN, 100, 0), "tcp+1"),
+        (udp((host, 40000), (server, 53)), "udp+1"),
+        (echo_request((host, 4000), server), "icmp+1"),
+        (other(47, host, server), "other+1"),
+    ]
+}
+
+#[test]
+fn opened_translated_and_answered() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        for (first, counted) in openers(&net) {
+            let outside = first.clone().src(net.wan_vip);
+            lab.forwards(LAN, &first, &outside, counted);
+            let answer = match first.key().protocol.0 {
+                6 => outside.answer().segment(SYN_ACK, 500, 101),
+                _ => outside.answer(),
+            };
+            lab.forwards(WAN, &answer, &answer.clone().dst(net.host), "");
+        }
+    }
+}
+
+#[test]
+fn without_nat_nothing_but_the_hop_limit_changes() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        for (first, counted) in openers(&net) {
+            let first = first.dst(net.dmz_host);
+            lab.forwards(LAN, &first, &first, counted);
+            let answer = match first.key().protocol.0 {
+                6 => first.answer().segment(SYN_ACK, 500, 101),
+                _ => first.answer(),
+            };
+            lab.forwards(DMZ, &answer, &answer, "");
+        }
+    }
+}
+
+#[test]
+fn a_tcp_connection_from_syn_to_time_wait() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        let steps = [
+            (LAN, out.clone(), "tcp+1", "syn-sent"),
+            (
+                WAN,
+                back.clone().segment(SYN_ACK, 500, 101),
+                "",
+                "syn-received",
+            ),
+            (LAN, out.clone().segment(ACK, 101, 501), "", "established"),
+            (
+                LAN,
+                out.clone().segment(ACK, 101, 501).payload(b"GET"),
+                "",
+                "established",
+            ),
+            (
+                WAN,
+                back.clone().segment(ACK, 501, 104).payload(b"OK"),
+                "",
+                "established",
+            ),
+            (LAN, out.clone().segment(FIN_ACK, 104, 503), "", "fin-wait"),
+            (WAN, back.clone().segment(FIN_ACK, 503, 105), "", "last-ack"),
+            (LAN, out.clone().segment(ACK, 105, 504), "", "time-wait"),
+        ];
+        for (port, packet, moved, state) in steps {
+            let translated = match port {
+                LAN => packet.clone().src(net.wan_vip),
+                _ => packet.clone().dst(net.host),
+            };
+            lab.forwards(port, &packet, &translated, moved);
+            assert_eq!(lab.state(), state);
+        }
+        // A new connection from the same port.
+        lab.forwards(
+            LAN,
+            &out.clone().segment(SYN, 9000, 0),
+            &out.segment(SYN, 9000, 0).src(net.wan_vip),
+            "",
+        );
+        assert_eq!(lab.state(), "syn-sent");
+    }
+}
+
+#[test]
+fn a_reset_closes_and_a_forged_one_does_not() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        lab.send(LAN, &out);
+        lab.send(WAN, &back.clone().segment(SYN_ACK, 500, 101));
+        lab.send(LAN, &out.clone().segment(ACK, 101, 501));
+        lab.drops(
+            WAN,
+            &back.clone().segment(RST, 900_000_000, 0),
+            DropReason::TcpWindow,
+        );
+        assert_eq!(lab.state(), "established");
+        let reset = back.segment(RST, 501, 0);
+        lab.forwards(WAN, &reset, &reset.clone().dst(net.host), "");
+        assert_eq!(lab.state(), "closed");
+    }
+}
+
+#[test]
+fn what_opens_no_session() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let syn = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        for flags in [ACK, SYN_ACK, FIN_ACK, RST] {
+            lab.drops(
+                LAN,
+                &syn.clone().segment(flags, 100, 1),
+                DropReason::TcpNoSession,
+            );
+        }
+        let reply = echo_reply(net.host, (net.server, 4000));
+        lab.drops(LAN, &reply, DropReason::IcmpUnrelated);
+        for (first, _) in openers(&net) {
+            lab.drops(WAN, &first.answer(), DropReason::NoPolicy);
+        }
+    }
+}
+
+/// A request with identifier 0 has the same key as an error or a message without identifier.
+#[test]
+fn an_echo_with_identifier_0_lets_nothing_else_in() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let request = echo_request((net.host, 0), net.dmz_host);
+        lab.forwards(LAN, &request, &request, "icmp+1");
+        lab.forwards(DMZ, &request.answer(), &request.answer(), "");
+        let back = echo_request((net.dmz_host, 0), net.host);
+        lab.drops(DMZ, &back, DropReason::IcmpUnrelated);
+        let message = if net.host.is_v4() { (13, 0) } else { (139, 0) };
+        let body = crate::packets::Body::Icmp {
+            code: message,
+            word: 0,
+            payload: vec![0; 12],
+        };
+        let message = Pkt::new(net.dmz_host, net.host, body);
+        lab.drops(DMZ, &message, DropReason::IcmpUnsupported);
+        lab.drops(
+            DMZ,
+            &request.answer().src(net.host).dst(net.dmz_host),
+            DropReason::SpoofedSource,
+        );
+        lab.drops(
+            LAN,
+            &echo_reply(net.host, (net.dmz_host, 0)),
+            DropReason::IcmpUnrelated,
+        );
+    }
+}
+
+#[test]
+fn a_packet_of_a_session_must_come_in_by_its_port() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.dmz_host, 53));
+        lab.forwards(LAN, &first, &first, "udp+1");
+        lab.drops(WAN, &first, DropReason::SpoofedSource);
+        lab.drops(WAN, &first.answer(), DropReason::SpoofedSource);
+        lab.drops(LAN, &first.answer(), DropReason::SpoofedSource);
+    }
+}
+
+#[test]
+fn a_forward_leads_to_the_internal_server() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let outside = tcp((net.server, 50000), (net.wan_vip, 8080), SYN, 100, 0);
+        let inside = outside.clone().dst(net.web).ports((50000, 80));
+        lab.forwards(WAN, &outside, &inside, "tcp+1");
+        let answer = inside.answer().segment(SYN_ACK, 7, 101);
+        let translated = outside.answer().segment(SYN_ACK, 7, 101);
+        lab.forwards(LAN, &answer, &translated, "");
+        let data = outside.segment(ACK, 101, 8);
+        lab.forwards(
+            WAN,
+            &data,
+            &data.clone().dst(net.web).ports((50000, 80)),
+            "",
+        );
+    }
+}
+
+#[test]
+fn hairpin_a_host_inside_uses_the_external_address() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let request = tcp((net.host, 50000), (net.wan_vip, 8080), SYN, 100, 0);
+        let at_server = tcp((net.lan_vip, 50000), (net.web, 80), SYN, 100, 0);
+        lab.forwards(LAN, &request, &at_server, "tcp+1");
+        let answer = at_server.answer().segment(SYN_ACK, 7, 101);
+        lab.forwards(LAN, &answer, &request.answer().segment(SYN_ACK, 7, 101), "");
+        let data = request.segment(ACK, 101, 8);
+        lab.forwards(LAN, &data, &at_server.segment(ACK, 101, 8), "");
+    }
+}
+
+#[test]
+fn a_wrong_checksum_changes_no_state() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        for (first, counted) in openers(&net).into_iter().take(3) {
+            let mut bytes = first.bytes();
+            *bytes.last_mut().unwrap() ^= 1;
+            let seen = lab.send_bytes(LAN, bytes.clone(), Offload::default());
+            assert_eq!(
+                seen.verdict,
+                Verdict::Drop(DropReason::BadChecksum),
+                "{counted}"
+            );
+            assert_eq!(seen.moved, "drop.bad-checksum+1");
+            assert_eq!(seen.bytes, bytes);
+        }
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        lab.send(LAN, &out);
+        lab.send(WAN, &back.clone().segment(SYN_ACK, 500, 101));
+        lab.send(LAN, &out.clone().segment(ACK, 101, 501));
+        for flags in [RST, FIN_ACK] {
+            let mut bytes = back.clone().segment(flags, 501, 101).bytes();
+            *bytes.last_mut().unwrap() ^= 1;
+            let seen = lab.send_bytes(WAN, bytes, Offload::default());
+            assert_eq!(seen.verdict, Verdict::Drop(DropReason::BadChecksum));
+            assert_eq!(lab.state(), "established");
+        }
+        // Data is for the receiver to check: it stays wrong.
+        let mut bytes = back.segment(ACK, 501, 101).payload(b"data").bytes();
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(
+            lab.send_bytes(WAN, bytes, Offload::default()).verdict,
+            Verdict::Forward
+        );
+    }
+}
+
+#[test]
+fn a_partial_checksum_stays_one() {
+    let offload = Offload {
+        partial_checksum: true,
+        ..Offload::default()
+    };
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        for (first, counted) in openers(&net).into_iter().take(2) {
+            let seen = lab.send_bytes(LAN, partial(&first), offload);
+            assert_eq!(seen.verdict, Verdict::Forward, "{counted}");
+            let expected = partial(&first.src(net.wan_vip).forwarded());
+            assert_eq!(hex(&seen.bytes), hex(&expected));
+        }
+    }
+}
+
+/// The packet with the uncomplemented sum of its pseudo-header in its checksum field.
+fn partial(packet: &Pkt) -> Vec<u8> {
+    use tandemgw::packet::checksum::Sum;
+    let mut bytes = packet.bytes();
+    let header = if packet.src.is_v4() { 20 } else { 40 };
+    let protocol = packet.key().protocol;
+    let field = header + if protocol.0 == 6 { 16 } else { 6 };
+    let mut sum = Sum::default();
+    sum.add_pseudo_header(packet.src, packet.dst, protocol, bytes.len() - header);
+    bytes[field..field + 2].copy_from_slice(&(!sum.checksum()).to_be_bytes());
+    bytes
+}
+
+#[test]
+fn each_protocol_expires_in_its_time() {
+    let timeouts = r#"
+[timeouts]
+tcp-syn = "30s"
+udp-unreplied = "120s"
+icmp = "60s"
+other = "600s"
+"#;
+    for net in Net::both() {
+        for ((first, counted), seconds) in openers(&net).into_iter().zip([30, 120, 60, 600]) {
+            let mut lab = Lab::with(timeouts);
+            lab.send(LAN, &first);
+            lab.pass(Duration::from_secs(seconds - 1));
+            assert_eq!(lab.sessions(), 1, "{counted}");
+            lab.send(LAN, &first);
+            lab.pass(Duration::from_secs(seconds - 1));
+            assert_eq!(lab.sessions(), 1, "{counted} used in between");
+            lab.pass(Duration::from_secs(3));
+            assert_eq!(lab.sessions(), 0, "{counted}");
+            assert_eq!(lab.gateway.poll_timeout(lab.now), None);
+        }
+    }
+}
+
+#[test]
+fn an_answer_lengthens_the_life_of_udp_and_a_handshake_that_of_tcp() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = udp((net.host, 40000), (net.server, 53));
+        lab.send(LAN, &query);
+        lab.send(WAN, &query.clone().src(net.wan_vip).answer());
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        lab.send(LAN, &out);
+        lab.send(WAN, &back.segment(SYN_ACK, 500, 101));
+        lab.send(LAN, &out.segment(ACK, 101, 501));
+        lab.pass(Duration::from_secs(299));
+        assert_eq!(lab.sessions(), 2);
+        lab.pass(Duration::from_secs(3));
+        assert_eq!(lab.gateway.session_counts().udp, 0);
+        lab.pass(Duration::from_secs(7440 - 303));
+        assert_eq!(lab.sessions(), 1);
+        lab.pass(Duration::from_secs(5));
+        assert_eq!(lab.sessions(), 0);
+    }
+}
+
+#[test]
+fn a_full_table_makes_room_by_dropping_what_has_no_answer() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = |port| udp((net.host, port), (net.server, 53));
+        lab.flood((20000..21024).map(|port| (LAN, query(port))));
+        assert_eq!(lab.sessions(), 1024);
+        let next = query(30000);
+        lab.forwards(LAN, &next, &next.clone().src(net.wan_vip), "early+1");
+        // The oldest went.
+        let late = query(20000).src(net.wan_vip).answer();
+        let refusal = icmp_error(PortUnreachable, net.wan_vip, net.server, &late.bytes());
+        lab.refuses(WAN, &late, DropReason::NoListener, &refusal.own_error());
+    }
+}
+
+#[test]
+fn a_table_full_of_live_sessions_takes_no_more() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        lab.flood((20000..21024).flat_map(|port| {
+            let query = udp((net.host, port), (net.server, 53));
+            let answer = query.clone().src(net.wan_vip).answer();
+            [(LAN, query), (WAN, answer)]
+        }));
+        // A call looks at 64 candidates, and each is looked at once.
+        for port in 30000..30017 {
+            lab.drops(
+                LAN,
+                &udp((net.host, port), (net.server, 53)),
+                DropReason::TableFull,
+            );
+        }
+        assert_eq!(lab.sessions(), 1024);
+    }
+}
+
+#[test]
+fn half_open_sessions_are_limited_by_source() {
+    for net in Net::both() {
+        let mut lab = Lab::with("\n[limits]\nhalf-open-per-source = 2\n");
+        let query = |port| udp((net.host, port), (net.server, 53));
+        for port in [20000, 20001] {
+            lab.forwards(LAN, &query(port), &query(port).src(net.wan_vip), "udp+1");
+        }
+        lab.drops(LAN, &query(20002), DropReason::HalfOpenLimit);
+        let answer = query(20000).src(net.wan_vip).answer();
+        lab.forwards(WAN, &answer, &answer.clone().dst(net.host), "");
+        lab.forwards(LAN, &query(20002), &query(20002).src(net.wan_vip), "udp+1");
+    }
+}
+
+#[test]
+fn two_hosts_with_one_port_get_two() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let one = udp((net.host, 40000), (net.server, 53));
+        lab.forwards(LAN, &one, &one.clone().src(net.wan_vip), "udp+1");
+        let two = one.clone().src(net.neighbor);
+        let seen = lab.send(LAN, &two);
+        assert_eq!(
+            (seen.verdict, seen.moved.as_str()),
+            (Verdict::Forward, "forwarded+1 udp+1")
+        );
+        let header = if net.host.is_v4() { 20 } else { 40 };
+        let port = u16::from_be_bytes([seen.bytes[header], seen.bytes[header + 1]]);
+        assert!(port != 40000 && port >= 1024);
+        let answer = one.src(net.wan_vip).ports((port, 53)).answer();
+        lab.forwards(WAN, &answer, &two.answer(), "");
+    }
+}
+
+#[test]
+fn a_connection_can_be_picked_up_in_its_middle_if_that_is_on() {
+    for net in Net::both() {
+        let mut lab = Lab::of(&format!("{CONFIG}\n[limits]\ntcp-pickup = true\n"));
+        let data = tcp((net.host, 40000), (net.server, 443), ACK, 100, 900);
+        lab.forwards(LAN, &data, &data.clone().src(net.wan_vip), "tcp+1");
+        lab.drops(
+            LAN,
+            &data.ports((40001, 443)).segment(RST, 1, 1),
+            DropReason::TcpNoSession,
+        );
+    }
+}

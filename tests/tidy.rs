@@ -1,0 +1,187 @@
+//! The rules of the architecture that a compiler does not know, checked over the text of the source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tandemgw::event::DropReason;
+
+/// Lines of a source file that are not tests.
+const MAX_LINES: usize = 600;
+
+/// What only the shell may use: the core is told the time, the randomness and what the system did.
+const SYSTEM: &[&str] = &[
+    "libc",
+    "std::fs",
+    "std::thread",
+    "std::process",
+    "std::os::",
+    "std::env",
+    "std::io::stdin",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "UnixStream",
+    "UnixListener",
+    "Instant::now",
+    "SystemTime::now",
+    "RandomState",
+    "mio::",
+    "unsafe ",
+];
+
+/// What the commands may use beside: they read files, and talk to the control socket.
+const CLI: &[&str] = &["std::fs", "std::os::", "UnixStream"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files below `folder`, but for what is built or generated.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let skipped = [
+        "target",
+        ".git",
+        "corpus",
+        "artifacts",
+        "proptest-regressions",
+    ];
+    let mut all = Vec::new();
+    let mut entries: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if skipped.contains(&name.as_str()) {
+            continue;
+        }
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.push(path);
+        }
+    }
+    all
+}
+
+/// The source files as paths below `src/`, with their text outside of tests.
+fn sources() -> Vec<(String, String)> {
+    let src = root().join("src");
+    let mut all = Vec::new();
+    for path in files(&src) {
+        let name = path
+            .strip_prefix(&src)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        if name.ends_with(".rs") && !name.contains("tests/") {
+            let text = fs::read_to_string(&path).unwrap();
+            all.push((name, without_tests(&text)));
+        }
+    }
+    assert!(all.len() > 30, "the sources were found");
+    all
+}
+
+/// The text up to the module of tests, which comes last.
+fn without_tests(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_tests = |at: usize| {
+        let next = lines.get(at + 1).copied().unwrap_or("");
+        lines[at] == "#[cfg(test)]" && next.contains("mod ") && next.ends_with('{')
+    };
+    let end = (0..lines.len())
+        .find(|at| is_tests(*at))
+        .unwrap_or(lines.len());
+    lines[..end].join("\n")
+}
+
+/// Lines that are not comments, with their numbers.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let numbered = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line));
+    numbered.filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn assert_none(problems: &[String], rule: &str) {
+    assert!(problems.is_empty(), "{rule}:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn only_the_shell_uses_the_system() {
+    let mut problems = Vec::new();
+    for (name, text) in sources() {
+        if name.starts_with("os/") {
+            continue;
+        }
+        let allowed = if name.starts_with("cli/") { CLI } else { &[] };
+        for (number, line) in code(&text) {
+            // The exit code is a value.
+            let line = line.replace("std::process::ExitCode", "");
+            let found = SYSTEM.iter().filter(|word| !allowed.contains(word));
+            for word in found.filter(|word| line.contains(**word)) {
+                problems.push(format!("src/{name}:{number}: {word}"));
+            }
+        }
+    }
+    assert_none(&problems, "belongs into src/os");
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let lengths = sources()
+        .into_iter()
+        .map(|(name, text)| (name, text.lines().count()));
+    let problems: Vec<String> = lengths
+        .filter(|(_, length)| *length > MAX_LINES)
+        .map(|(name, length)| format!("src/{name}: {length} lines"))
+        .collect();
+    assert_none(&problems, "split by subject");
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let problems: Vec<String> = sources()
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("//! "))
+        .map(|(name, _)| format!("src/{name}"))
+        .collect();
+    assert_none(&problems, "begins without a line of `//!`");
+}
+
+#[test]
+fn nothing_refers_to_places_outside_of_the_repository() {
+    // In two parts, or this file would find itself.
+    let places = [concat!("../", "shared"), concat!("/wor", "k/")];
+    let mut problems = Vec::new();
+    for path in files(&root()) {
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        for (index, line) in text.lines().enumerate() {
+            if places.iter().any(|place| line.contains(place)) {
+                problems.push(format!("{}:{}", path.display(), index + 1));
+            }
+        }
+    }
+    assert_none(&problems, "a path that others don't have");
+}
+
+#[test]
+fn every_drop_reason_is_documented() {
+    let docs = root().join("docs");
+    if !docs.exists() {
+        return;
+    }
+    let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let text: String = files(&docs).iter().map(read).collect();
+    let problems: Vec<String> = DropReason::ALL
+        .iter()
+        .map(|reason| reason.name().to_owned())
+        .filter(|name| !text.contains(&format!("`{name}`")))
+        .collect();
+    assert_none(&problems, "drop reasons that docs/ do not explain");
+}
