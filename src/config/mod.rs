@@ -79,6 +79,9 @@ pub struct Port {
     pub virtual_addresses: Vec<VirtualAddress>,
     /// `source-check`, default true: drop a packet whose source the routing expects on another port.
     pub source_check: bool,
+    /// `offload`, default true: take super-packets and unfinished checksums from the kernel where it
+    /// offers them.
+    pub offload: bool,
 }
 
 /// An address that the gateway answers for.
