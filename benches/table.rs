@@ -115,7 +115,7 @@ fn lookup(table: &Table, sessions: u32, book: &AddressBook) -> f64 {
     let keys: Vec<FlowKey> = (0..MILLION)
         .map(|i| {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let id = SessionId((u64::from(random) * u64::from(sessions) >> 32) as u32);
+            let id = SessionId(((u64::from(random) * u64::from(sessions)) >> 32) as u32);
             let direction = if i % 2 == 0 {
                 Direction::Original
             } else {
@@ -172,7 +172,7 @@ fn churn(table: &mut Table, book: &AddressBook) {
     let mut random = 1u32;
     for _ in 0..MILLION {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let id = SessionId((u64::from(random) * u64::from(MILLION) >> 32) as u32);
+        let id = SessionId(((u64::from(random) * u64::from(MILLION)) >> 32) as u32);
         let one = Instant::now();
         let session = table
             .remove(id, book)

@@ -4,6 +4,7 @@
 use std::fs;
 
 use crate::lab::Lab;
+use crate::process::Finished;
 use crate::unit::Unit;
 
 /// Writes the config as edited, checks it, and returns what was said.
@@ -131,4 +132,45 @@ fn foreign_device_of_our_name_is_refused() {
 #[test]
 fn missing_tun_device_is_refused() {
     refuses("mount -t tmpfs tmpfs /dev/net", &["/dev/net/tun"]);
+}
+
+fn check_system(unit: &Unit) -> Finished {
+    let config = unit.config_path().display();
+    unit.tandemgw(&format!("check --config {config} --system"))
+}
+
+#[test]
+fn check_of_the_machine_beside_the_running_gateway_finds_nothing() {
+    let lab = Lab::started();
+    let said = check_system(&lab.unit).ok().stderr;
+    assert!(said.trim_end().ends_with("no errors"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    // A second one is refused as ever.
+    let config = lab.unit.config_path().display();
+    let said = lab.unit.tandemgw(&format!("run --config {config}")).code(2);
+    assert!(said.stderr.contains("in use by process"), "{}", said.stderr);
+    lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+}
+
+#[test]
+fn forward_chain_that_drops_is_told_with_a_remedy_that_works() {
+    let lab = Lab::started();
+    lab.unit.ns.sh("nft add table inet filter
+        nft 'add chain inet filter forward { type filter hook forward priority 0; policy drop; }'");
+    let ping = "ping -c 1 -W 1 10.77.2.100";
+    lab.lan1.try_run(ping).code(1);
+    let said = check_system(&lab.unit).ok().stderr;
+    let (warning, remedies) = said.split_once("accepts it; ").expect("a warning");
+    assert!(warning.starts_with("warning: "), "{said}");
+    assert!(
+        warning.contains("chain forward of table inet filter"),
+        "{said}"
+    );
+    for remedy in remedies.split_inclusive("accept'").take(2) {
+        lab.unit.ns.sh(remedy.trim_start_matches(" and "));
+    }
+    let ping = "ping -c 1 -W 2 10.77.2.100";
+    lab.lan1.run(ping);
+    let said = check_system(&lab.unit).ok().stderr;
+    assert!(!said.contains("warning"), "{said}");
 }

@@ -43,7 +43,6 @@ fn every_combination_on_the_interfaces() {
 }
 
 #[test]
-#[ignore = "the config has no switch for it yet: `offload` of a port"]
 fn plain_mode_on_every_combination() {
     let mut lab = Lab::new();
     for port in ["lan", "wan"] {
@@ -51,6 +50,12 @@ fn plain_mode_on_every_combination() {
         lab.unit.edit(&name, &format!("{name}\noffload = false"));
     }
     lab.unit.start();
+    let status = lab.unit.status();
+    let ports = status["ports"].as_array().expect("ports");
+    assert!(
+        ports.len() == 2 && ports.iter().all(|port| port["offload"] == "none"),
+        "{status}"
+    );
     let http = Http::start(&lab, &lab.server, 8);
     for options in COMBINATIONS {
         set_offloads(&lab, options);

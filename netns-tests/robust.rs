@@ -389,6 +389,53 @@ fn malformed_packets_go_nowhere_on_any_port() {
     assert!(total > 10 && lab.unit.dropped("tcp-flags") > 0, "{status}");
 }
 
+/// Those of the malformed packets from the LAN that the kernel lets through to the gateway.
+const COUNTED: [(&str, &str); 23] = [
+    ("UDP length 0", "malformed"),
+    ("UDP length 7", "malformed"),
+    ("UDP length 65535", "truncated"),
+    ("source is a virtual address", "spoofed-source"),
+    ("land: source is destination", "martian"),
+    ("destination is class E", "martian"),
+    ("no flags", "tcp-flags"),
+    ("SYN and FIN", "tcp-flags"),
+    ("SYN and RST", "tcp-flags"),
+    ("all flags", "tcp-flags"),
+    ("TCP header of 0 bytes", "malformed"),
+    ("TCP header longer than the packet", "truncated"),
+    ("bad TCP checksum", "bad-checksum"),
+    ("tiny first fragment", "malformed"),
+    ("overlap: second", "fragment-overlap"),
+    ("beyond the end", "malformed"),
+    ("length no multiple of 8", "malformed"),
+    ("empty fragment", "malformed"),
+    ("teardrop: inside", "fragment-overlap"),
+    ("IPv6: length 0", "truncated"),
+    ("IPv6: mapped source", "martian"),
+    ("IPv6: endless extension headers", "truncated"),
+    ("IPv6: routing header type 0", "malformed"),
+];
+
+#[test]
+fn malformed_packets_are_counted_by_reason() {
+    let lab = Lab::started();
+    let socket = FrameSocket::open(&lab.lan2, "eth0");
+    let mut counted = 0;
+    for (what, frame) in malformed(&from_lan(&lab)) {
+        let expected = COUNTED.iter().find(|(name, _)| *name == what);
+        let before = expected.map(|(_, reason)| (reason, lab.unit.dropped(reason)));
+        socket.send(&frame);
+        if let Some((reason, before)) = before {
+            crate::process::wait_until(&format!("{what}: {reason}"), || {
+                lab.unit.dropped(reason) > before
+            });
+            counted += 1;
+        }
+    }
+    assert_eq!(counted, COUNTED.len(), "one of the names is no packet");
+    socket.finish();
+}
+
 #[test]
 fn every_prefix_of_a_packet_is_survived() {
     let mut lab = Lab::started();

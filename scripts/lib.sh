@@ -35,11 +35,11 @@ need() {
     # Debian's package starts a web server on port 80; the tests run their own instead.
     local no_services='printf "#!/bin/sh\nexit 101\n" > /usr/sbin/policy-rc.d &&
         chmod +x /usr/sbin/policy-rc.d'
-    local install="DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends"
+    local install="DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
     if [ -e /usr/sbin/policy-rc.d ]; then
-        as_root "apt-get update -q && $install ${packages[*]}"
+        as_root "{ apt-get update -qq && $install ${packages[*]}; } >/dev/null"
     else
-        as_root "apt-get update -q && $no_services && { $install ${packages[*]}; s=\$?; } ;
+        as_root "apt-get update -qq && $no_services && { $install ${packages[*]} >/dev/null; s=\$?; } ;
             rm -f /usr/sbin/policy-rc.d; exit \${s:-1}"
     fi
 }
@@ -64,8 +64,10 @@ need_lab() {
     need "the network tests use" "${LAB_PROGRAMS[@]}"
     [ -e /dev/net/tun ] || as_root "modprobe tun" || true
     [ -e /dev/net/tun ] || die "there is no /dev/net/tun: load the module tun, or in a container pass --device /dev/net/tun"
-    [ -r /dev/net/tun ] && [ -w /dev/net/tun ] ||
-        die "you may not open /dev/net/tun: run this as root, or: chmod 0666 /dev/net/tun"
+    if ! { [ -r /dev/net/tun ] && [ -w /dev/net/tun ]; }; then
+        die "you may not open /dev/net/tun: run this as root, or let everybody (which is the usual" \
+            "setting, and gives no rights over the network): sudo chmod 0666 /dev/net/tun"
+    fi
     namespaces true 2>/dev/null ||
         die "you may not make network namespaces: run this as root, or allow unprivileged user" \
             "namespaces (sysctl user.max_user_namespaces; on Ubuntu" \

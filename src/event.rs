@@ -76,8 +76,10 @@ pub struct LinkState {
 /// A change of the kernel's routing that the core mirrors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteChange {
-    /// Forget all routes: a fresh dump follows.
-    Reset,
+    /// A dump begins. The routes stay, but those that it does not add again by its end are gone.
+    BeginDump,
+    /// The dump is complete.
+    EndDump,
     /// A route was added, or replaced one of the same destination and metric.
     Add(Route),
     /// A route is gone.

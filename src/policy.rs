@@ -262,6 +262,7 @@ pub(crate) mod tests {
             interface: interface.into(),
             virtual_addresses: Vec::new(),
             source_check: true,
+            offload: true,
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Fib {
     v4: PrefixMap<Prefix, Vec<Candidate>>,
     v6: PrefixMap<Prefix, Vec<Candidate>>,
     generation: u32,
+    /// Counts the dumps that have begun. Unless one is under way, all routes are of the last one.
+    dump: u16,
 }
 
 impl Fib {
@@ -43,10 +45,14 @@ impl Fib {
     ///
     /// An added route replaces one of the same destination and metric. A route is removed only if
     /// destination, metric and target all agree, so that a late notice about a replaced route does no
-    /// harm.
+    /// harm. During a dump the old routes go on to count, so that there is always a way.
     pub fn apply(&mut self, change: RouteChange) {
         let changed = match change {
-            RouteChange::Reset => self.clear(),
+            RouteChange::BeginDump => {
+                self.dump = self.dump.wrapping_add(1);
+                false
+            }
+            RouteChange::EndDump => self.remove_unconfirmed(),
             RouteChange::Add(route) => self.add(&route),
             RouteChange::Remove(route) => self.remove(&route),
         };
@@ -83,10 +89,16 @@ impl Fib {
         self.len() == 0
     }
 
-    fn clear(&mut self) -> bool {
-        let changed = !self.is_empty();
-        self.v4 = PrefixMap::new();
-        self.v6 = PrefixMap::new();
+    fn remove_unconfirmed(&mut self) -> bool {
+        let mut changed = false;
+        for map in [&mut self.v4, &mut self.v6] {
+            for candidates in map.values_mut() {
+                let before = candidates.len();
+                candidates.retain(|candidate| candidate.dump == self.dump);
+                changed |= candidates.len() != before;
+            }
+            map.retain(|_, candidates| !candidates.is_empty());
+        }
         changed
     }
 
@@ -96,6 +108,7 @@ impl Fib {
             metric: route.metric,
             mtu: route.mtu,
             target: route.target,
+            dump: self.dump,
         };
         let map = self.map_mut(family);
         let Some(candidates) = map.get_mut(&prefix) else {
@@ -103,19 +116,21 @@ impl Fib {
             map.insert(prefix, vec![new]);
             return true;
         };
-        match candidates.binary_search_by_key(&new.metric, |candidate| candidate.metric) {
-            Ok(at) => {
-                let changed = candidates.get(at) != Some(&new);
-                candidates.splice(at..=at, [new]);
-                changed
-            }
-            Err(MAX_ROUTES_PER_PREFIX..) => false,
-            Err(at) => {
-                candidates.truncate(MAX_ROUTES_PER_PREFIX - 1);
-                candidates.insert(at, new);
-                true
-            }
+        if let Some(old) = candidates.iter_mut().find(|c| c.metric == new.metric) {
+            let changed = (old.target, old.mtu) != (new.target, new.mtu);
+            *old = new;
+            return changed;
         }
+        if candidates.len() >= MAX_ROUTES_PER_PREFIX {
+            candidates.retain(|candidate| candidate.dump == new.dump);
+        }
+        let at = candidates.partition_point(|candidate| candidate.metric < new.metric);
+        if at >= MAX_ROUTES_PER_PREFIX {
+            return false;
+        }
+        candidates.truncate(MAX_ROUTES_PER_PREFIX - 1);
+        candidates.insert(at, new);
+        true
     }
 
     fn remove(&mut self, route: &Route) -> bool {
@@ -152,11 +167,13 @@ impl Fib {
 type Prefix = (u128, u8);
 
 /// A route of some prefix; these are kept sorted by metric.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Candidate {
     metric: u32,
     mtu: Option<u32>,
     target: RouteTarget,
+    /// The last dump in or since which it was added.
+    dump: u16,
 }
 
 fn host_prefix(addr: &Addr) -> Prefix {
@@ -234,7 +251,7 @@ mod tests {
         let mut fib = Fib::new();
         fib.apply(RouteChange::Add(route("::/0", 0, 1)));
         assert_eq!(fib.lookup(&addr("10.0.0.1")), None);
-        fib.apply(RouteChange::Reset);
+        fib.apply(RouteChange::Remove(route("::/0", 0, 1)));
         fib.apply(RouteChange::Add(route("0.0.0.0/0", 0, 1)));
         assert_eq!(fib.lookup(&addr("2001:db8::1")), None);
     }
@@ -262,7 +279,8 @@ mod tests {
             fib.apply(change);
             assert_eq!(fib.generation() != before, expected);
         };
-        step(RouteChange::Reset, false);
+        step(RouteChange::BeginDump, false);
+        step(RouteChange::EndDump, false);
         step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), true);
         step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), false);
         step(RouteChange::Add(route("10.0.0.0/8", 1, 2)), true);
@@ -270,7 +288,56 @@ mod tests {
         step(RouteChange::Remove(route("10.0.0.0/8", 2, 2)), false);
         step(RouteChange::Remove(route("10.0.0.0/8", 1, 2)), true);
         step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), true);
-        step(RouteChange::Reset, true);
+        step(RouteChange::BeginDump, false);
+        step(RouteChange::Add(route("10.0.0.0/8", 1, 1)), false);
+        step(RouteChange::EndDump, false);
+        step(RouteChange::BeginDump, false);
+        step(RouteChange::EndDump, true);
+    }
+
+    #[test]
+    fn a_dump_leaves_no_gap() {
+        let mut fib = Fib::new();
+        fib.apply(RouteChange::Add(route("10.1.0.0/16", 1, 1)));
+        fib.apply(RouteChange::Add(route("10.2.0.0/16", 1, 2)));
+        fib.apply(RouteChange::Add(route("10.2.0.0/16", 9, 9)));
+        fib.apply(RouteChange::Add(route("fd00::/8", 1, 3)));
+        // One that is broken off, and another one.
+        for change in [
+            RouteChange::BeginDump,
+            RouteChange::Add(route("10.1.0.0/16", 1, 1)),
+            RouteChange::BeginDump,
+        ] {
+            fib.apply(change);
+            assert_eq!(port_of(&fib, "10.1.0.1"), Some(1));
+            assert_eq!(port_of(&fib, "10.2.0.1"), Some(2));
+            assert_eq!(port_of(&fib, "fd00::1"), Some(3));
+        }
+        // What happens meanwhile counts at once, and stays.
+        fib.apply(RouteChange::Add(route("10.3.0.0/16", 1, 4)));
+        fib.apply(RouteChange::Remove(route("fd00::/8", 1, 3)));
+        assert_eq!(port_of(&fib, "10.3.0.1"), Some(4));
+        assert_eq!(port_of(&fib, "fd00::1"), None);
+        fib.apply(RouteChange::Add(route("10.2.0.0/16", 9, 9)));
+        let before = fib.generation();
+        fib.apply(RouteChange::EndDump);
+        assert_eq!(fib.generation(), before.wrapping_add(1));
+        assert_eq!(port_of(&fib, "10.1.0.1"), None, "it was not dumped again");
+        assert_eq!(port_of(&fib, "10.2.0.1"), Some(9), "nor was the better one");
+        assert_eq!(port_of(&fib, "10.3.0.1"), Some(4));
+        assert_eq!(fib.len(), 2);
+    }
+
+    #[test]
+    fn routes_of_old_leave_room_for_those_of_the_dump() {
+        let mut fib = Fib::new();
+        for metric in 0..8 {
+            fib.apply(RouteChange::Add(route("0.0.0.0/0", metric, 1)));
+        }
+        fib.apply(RouteChange::BeginDump);
+        fib.apply(RouteChange::Add(route("0.0.0.0/0", 50, 2)));
+        fib.apply(RouteChange::EndDump);
+        assert_eq!(port_of(&fib, "192.0.2.1"), Some(2));
     }
 
     #[test]

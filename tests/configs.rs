@@ -54,6 +54,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.timeouts.udp_unreplied, Duration::from_secs(120));
     assert_eq!(config.limits.half_open_per_source, 4096);
     assert!(config.ports.iter().all(|port| port.source_check));
+    assert!(config.ports.iter().all(|port| port.offload));
     assert_eq!(config.groups.len(), 1);
     assert_eq!(config.groups[0].name, "default");
     assert!(config.policies.is_empty() && config.ha.is_none());

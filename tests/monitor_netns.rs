@@ -108,6 +108,22 @@ fn several_routes_of_one_destination() {
         mirror.settle();
         assert_eq!(of(&mirror, "2001:db8::/32", 1024), None);
 
+        let gateways = ["10.77.2.8", "10.77.2.9"];
+        for gone in 0..2 {
+            ip("route add 203.0.113.0/24 via 10.77.2.8");
+            ip("route append 203.0.113.0/24 via 10.77.2.9");
+            mirror.settle();
+            let first = Some(port(1, Some(gateways[0])));
+            assert_eq!(of(&mirror, "203.0.113.0/24", 0), first);
+            ip(&format!("route del 203.0.113.0/24 via {}", gateways[gone]));
+            mirror.settle();
+            let left = Some(port(1, Some(gateways[1 - gone])));
+            assert_eq!(of(&mirror, "203.0.113.0/24", 0), left);
+            ip("route del 203.0.113.0/24");
+            mirror.settle();
+            assert_eq!(of(&mirror, "203.0.113.0/24", 0), None);
+        }
+
         ip("nexthop add id 5 via 10.77.2.9 dev wan");
         ip("route add 198.51.100.0/24 nhid 5");
         mirror.settle();
@@ -115,6 +131,75 @@ fn several_routes_of_one_destination() {
             of(&mirror, "198.51.100.0/24", 0),
             Some(port(1, Some("10.77.2.9")))
         );
+    });
+}
+
+#[test]
+fn ipv6_siblings_come_and_go_one_by_one() {
+    in_namespace("ipv6_siblings_come_and_go_one_by_one", || {
+        lab();
+        let mut mirror = Mirror::start();
+        let mut follow = |arguments: &str| {
+            ip(arguments);
+            mirror.settle();
+            let key = ("2001:db8::/32".parse::<IpNet>().unwrap(), 1024);
+            mirror.routes.get(&key).map(|route| route.target)
+        };
+        let lan = Some(port(0, Some("fd77:1::9")));
+        let wan = Some(port(1, Some("fd77:2::9")));
+        let mut step = |arguments: &str, expected: &[Option<RouteTarget>]| {
+            let is = follow(arguments);
+            assert!(expected.contains(&is), "after {arguments}: {is:?}");
+        };
+        for add in ["append", "prepend"] {
+            step("-6 route add 2001:db8::/32 via fd77:1::9", &[lan]);
+            step(
+                &format!("-6 route {add} 2001:db8::/32 via fd77:2::9"),
+                &[lan, wan],
+            );
+            step("-6 route del 2001:db8::/32 via fd77:1::9", &[wan]);
+            step("-6 route del 2001:db8::/32 via fd77:2::9", &[None]);
+
+            step("-6 route add 2001:db8::/32 via fd77:1::9", &[lan]);
+            step(
+                &format!("-6 route {add} 2001:db8::/32 via fd77:2::9"),
+                &[lan, wan],
+            );
+            step("-6 route del 2001:db8::/32 via fd77:2::9", &[lan]);
+            step("-6 route del 2001:db8::/32 via fd77:1::9", &[None]);
+
+            // On the link of two ports: two routes, of which no multipath route is made.
+            step("-6 route add 2001:db8::/32 dev lan", &[Some(port(0, None))]);
+            step(
+                &format!("-6 route {add} 2001:db8::/32 dev wan"),
+                &[Some(port(0, None)), Some(port(1, None))],
+            );
+            step("-6 route del 2001:db8::/32 dev lan", &[Some(port(1, None))]);
+            step("-6 route del 2001:db8::/32 dev wan", &[None]);
+        }
+    });
+}
+
+#[test]
+fn a_new_dump_leaves_no_gap() {
+    in_namespace("a_new_dump_leaves_no_gap", || {
+        lab();
+        let mut mirror = Mirror::start();
+        let key = ("10.77.1.0/24".parse::<IpNet>().unwrap(), 0);
+        assert_eq!(mirror.dumps, 1);
+        ip("link set other down");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while mirror.dumps < 2 {
+            assert!(Instant::now() < deadline, "no new dump");
+            let mut notices = Vec::new();
+            mirror.monitor.read(&mut notices).unwrap();
+            for notice in notices {
+                mirror.take(vec![notice]);
+                assert!(mirror.routes.contains_key(&key), "the route is missing");
+            }
+        }
+        let other = ("10.77.3.0/24".parse::<IpNet>().unwrap(), 0);
+        assert!(!mirror.routes.contains_key(&other), "it went silently");
     });
 }
 
@@ -200,6 +285,9 @@ fn port(id: u8, gateway: Option<&str>) -> RouteTarget {
 struct Mirror {
     monitor: Monitor,
     routes: BTreeMap<(IpNet, u32), Route>,
+    /// Routes that the dump under way has not told again yet.
+    unconfirmed: BTreeMap<(IpNet, u32), Route>,
+    dumps: u32,
     links: BTreeMap<String, (Option<PortId>, bool)>,
     addresses: Vec<IpAddr>,
     rules_gone: Vec<u32>,
@@ -212,6 +300,8 @@ impl Mirror {
         let mut mirror = Mirror {
             monitor,
             routes: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            dumps: 0,
             links: BTreeMap::new(),
             addresses: Vec::new(),
             rules_gone: Vec::new(),
@@ -250,12 +340,27 @@ impl Mirror {
                 Notice::AddressGone { addr, .. } => self.addresses.retain(|other| *other != addr),
                 Notice::RuleGone { priority } => self.rules_gone.push(priority),
                 Notice::Overrun => self.overruns += 1,
-                Notice::Route(RouteChange::Reset) => self.routes.clear(),
+                Notice::Route(RouteChange::BeginDump) => self.unconfirmed = self.routes.clone(),
+                Notice::Route(RouteChange::EndDump) => {
+                    for key in std::mem::take(&mut self.unconfirmed).into_keys() {
+                        self.routes.remove(&key);
+                    }
+                    self.dumps += 1;
+                }
                 Notice::Route(RouteChange::Add(route)) => {
-                    self.routes.insert((route.destination, route.metric), route);
+                    let key = (route.destination, route.metric);
+                    self.unconfirmed.remove(&key);
+                    self.routes.insert(key, route);
                 }
                 Notice::Route(RouteChange::Remove(route)) => {
-                    self.routes.remove(&(route.destination, route.metric));
+                    let key = (route.destination, route.metric);
+                    if self
+                        .routes
+                        .get(&key)
+                        .is_some_and(|r| r.target == route.target)
+                    {
+                        self.routes.remove(&key);
+                    }
                 }
             }
         }

@@ -15,14 +15,14 @@ use netns::{config, in_namespace, ip, write_sysctl};
 fn finds_nothing_wrong_with_a_good_machine() {
     in_namespace("finds_nothing_wrong_with_a_good_machine", || {
         lab();
-        assert_eq!(check(&config()), []);
+        assert_eq!(check(&config(), false), []);
         let tuns =
             ["tgw-lan", "tgw-wan"].map(|name| Iface::without_packet_info(name, Mode::Tun).unwrap());
         let mut netlink = Netlink::open().unwrap();
         let indices = ["tgw-lan", "tgw-wan"].map(|name| netlink.link(name).unwrap().unwrap().index);
         let steering = Steering::set_up(netlink, &config(), &indices).unwrap();
         drop((steering, tuns));
-        assert_eq!(check(&config()), [], "after a crash");
+        assert_eq!(check(&config(), false), [], "after a crash");
     });
 }
 
@@ -96,7 +96,7 @@ fn names_each_problem() {
         write_sysctl("ipv6/conf/lan/disable_ipv6", "1");
         expect("no IPv6", true, "IPv6 is disabled there");
         write_sysctl("ipv6/conf/lan/disable_ipv6", "0");
-        assert_eq!(check(&config()), [], "after all that");
+        assert_eq!(check(&config(), false), [], "after all that");
     });
 }
 
@@ -106,7 +106,7 @@ fn sees_who_has_the_tun_and_which_interface_was_meant() {
         lab();
         let mut misspelt = config();
         misspelt.ports[0].interface = "lam".into();
-        let problems = check(&misspelt);
+        let problems = check(&misspelt, false);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!(problems[0].remedy, "did you mean lan?");
 
@@ -114,14 +114,14 @@ fn sees_who_has_the_tun_and_which_interface_was_meant() {
         ip("link set tgw-lan up");
         expect("in use", true, "tgw-lan of port \"lan\" is in use by");
         drop(tun);
-        assert_eq!(check(&config()), []);
+        assert_eq!(check(&config(), false), []);
     });
 }
 
 /// Exactly this problem; none if `what` is empty.
 #[track_caller]
 fn expect(breakage: &str, fatal: bool, what: &str) {
-    let problems = check(&config());
+    let problems = check(&config(), false);
     let is_it = |problem: &Problem| problem.what.contains(what) && problem.fatal == fatal;
     match problems.as_slice() {
         [] if what.is_empty() => {}

@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use tandemgw::config::{self, Config, Diagnostic};
 use tandemgw::os::preflight;
 
-use super::{EXIT_CONFIG, fail};
+use super::{EXIT_CONFIG, fail, query};
 
 pub fn check(path: &Path, system: bool) -> ExitCode {
     let config = match load(path) {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if system && !is_fit(&config) {
+    if system && !is_fit(&config, query::is_running(&config)) {
         return ExitCode::from(EXIT_CONFIG);
     }
     eprintln!("{}: no errors", path.display());
@@ -41,9 +41,9 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
     }
 }
 
-/// Prints what is wrong with the machine; gives whether the gateway can run nevertheless.
-pub fn is_fit(config: &Config) -> bool {
-    let problems = preflight::check(config);
+/// Prints what is wrong with the machine; gives whether the gateway can run nevertheless, or can go on.
+pub fn is_fit(config: &Config, is_running: bool) -> bool {
+    let problems = preflight::check(config, is_running);
     for problem in &problems {
         let kind = if problem.fatal { "error" } else { "warning" };
         eprintln!("{kind}: {}; {}", problem.what, problem.remedy);

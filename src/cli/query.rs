@@ -4,13 +4,18 @@ use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tandemgw::config::Config;
 
 use super::{EXIT_NOT_RUNNING, fail};
 
 /// Where gateways put their sockets unless told otherwise.
 const SOCKET_FOLDER: &str = "/run/tandemgw";
+
+/// How long a gateway may take to answer whether it runs.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn status(socket: Option<&Path>, json: bool) -> ExitCode {
     ask(socket, &json!({ "command": "status" }), |line| {
@@ -77,6 +82,20 @@ pub fn failover(socket: Option<&Path>, group: Option<String>, to: Option<String>
         Some(sentence) => fail(1, sentence),
         None => code,
     }
+}
+
+/// Whether the gateway of this config runs: its control socket answers with its name.
+pub fn is_running(config: &Config) -> bool {
+    let name = || -> Option<String> {
+        let mut stream = UnixStream::connect(&config.node.control_socket).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        writeln!(stream, "{}", json!({ "command": "status" })).ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        let status: Value = serde_json::from_str(&line).ok()?;
+        Some(status["node"].as_str()?.to_owned())
+    };
+    name().is_some_and(|name| name == config.node.name)
 }
 
 /// Sends a request and hands each line of the answer to `each`.

@@ -2,8 +2,8 @@
 //!
 //! A `Config` that exists is valid: no later stage checks it again.
 //!
-//! [`parse`] reports all problems of a file at once, each with its place; [`render`] shows them to a
-//! person. [`options`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
+//! [`parse()`] reports all problems of a file at once, each with its place; [`render`] shows them to a
+//! person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
 //! from there, so that generated documentation can't drift from what it does.
 
 mod diagnostic;
@@ -79,6 +79,9 @@ pub struct Port {
     pub virtual_addresses: Vec<VirtualAddress>,
     /// `source-check`, default true: drop a packet whose source the routing expects on another port.
     pub source_check: bool,
+    /// `offload`, default true: take super-packets and unfinished checksums from the kernel where it
+    /// offers them.
+    pub offload: bool,
 }
 
 /// An address that the gateway answers for.

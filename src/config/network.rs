@@ -176,6 +176,7 @@ impl Network {
             interface: interface.map_or_else(String::new, |name| name.value),
             virtual_addresses,
             source_check: table.flag("source-check"),
+            offload: table.flag("offload"),
         });
         table.finish();
     }

@@ -178,6 +178,7 @@ const OPTIONS: &[OptionDoc] = &[
     text("port", "interface", "interface", DefaultValue::Required, "the kernel's interface that the hosts are on"),
     list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for; never those of the kernel"),
     flag("port", "source-check", true, "drop a packet whose source the routing expects on another port (RFC 3704)"),
+    flag("port", "offload", true, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
     text("group", "name", "name", DefaultValue::Required, "the name of the group; the same on all units"),
     list("group", "ports", "port name", DefaultValue::Absent("none"), "ports of which all virtual addresses belong to the group"),
@@ -372,6 +373,7 @@ mod tests {
         interface = "eth0"
         virtual-addresses = ["10.0.1.1/24"]
         source-check = false
+        offload = false
         [[group]]
         name = "g"
         ports = ["lan"]

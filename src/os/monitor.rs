@@ -9,7 +9,10 @@
 //!
 //! The kernel does not say all: IPv4 routes vanish silently with a link that is set down or an address
 //! that is their preferred source, and a notification does not tell which of several routes of one
-//! destination and metric comes first. In these cases the routes are dumped anew.
+//! destination and metric comes first. In these cases the routes are dumped anew, during which the
+//! mirror goes on with what it has. One case stays unseen: an IPv4 route put before another of the same
+//! destination and metric (`ip route prepend`) looks like a replacement, so that the other one is
+//! missing from the mirror when the first one goes, until the next dump.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -252,7 +255,8 @@ impl Monitor {
                 };
                 if let Some(mirrored) = self.mirrored(&route) {
                     // The kernel lists routes in the order in which it prefers them.
-                    if self.remember_hops(&route) {
+                    let is_first = !self.is_sibling_of_last(&route) && self.remember_hops(&route);
+                    if is_first {
                         out.push(Notice::Route(RouteChange::Add(mirrored)));
                     }
                 }
@@ -343,7 +347,10 @@ impl Monitor {
         let mirrored = self.mirrored(route)?;
         let key = (route.destination, route.metric);
         if flags & NLM_F_REPLACE != 0 {
-            self.siblings.remove(&key);
+            let replaced = self.siblings.remove(&key);
+            if replaced.is_some_and(|hops| hops.len() > route.hops.len().max(1)) {
+                return Some(Stage::RoutesV4);
+            }
         } else if flags & NLM_F_APPEND != 0 && !is_on_link(route) {
             return Some(Stage::RoutesV4);
         }
@@ -428,6 +435,18 @@ impl Monitor {
         }
     }
 
+    /// Whether the route that was dumped before has the same destination and metric.
+    fn is_sibling_of_last(&mut self, route: &KernelRoute) -> bool {
+        let key = (route.destination, route.metric);
+        if self.dump.last.replace(key) != Some(key) {
+            return false;
+        }
+        // Link 0, which does not exist, stands for a first one that seemed to be alone.
+        let known = self.siblings.entry(key).or_insert_with(|| vec![0]);
+        known.extend(route.hops.iter().map(|hop| hop.link));
+        true
+    }
+
     /// Dumps the state anew from `stage` on: at once, or when the dump that is under way has ended.
     fn dump_from(&mut self, stage: Stage) -> io::Result<()> {
         if self.dump.stage.is_some() {
@@ -456,12 +475,13 @@ impl Monitor {
     /// older than the dump.
     fn begin_stage(&mut self, out: &mut Vec<Notice>) {
         self.dump.begun = true;
+        self.dump.last = None;
         match self.dump.stage {
             Some(Stage::Links) => self.dump.seen.clear(),
             Some(Stage::Addresses) => out.push(Notice::AddressesReset),
             Some(Stage::RoutesV4) => {
                 self.siblings.clear();
-                out.push(Notice::Route(RouteChange::Reset));
+                out.push(Notice::Route(RouteChange::BeginDump));
             }
             Some(Stage::RoutesV6) => {
                 self.siblings
@@ -473,6 +493,7 @@ impl Monitor {
 
     /// Goes on when the dump of one stage has ended.
     fn next_stage(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
+        let routes_told = self.dump.stage == Some(Stage::RoutesV6);
         let next = match self.dump.stage.take() {
             Some(Stage::Links) => {
                 let seen = std::mem::take(&mut self.dump.seen);
@@ -498,6 +519,8 @@ impl Monitor {
         let mut again = self.dump.again.take();
         if interrupted && self.dump.attempts < DUMP_ATTEMPTS {
             again = Some(Stage::Links);
+        } else if routes_told {
+            out.push(Notice::Route(RouteChange::EndDump));
         }
         match again {
             Some(stage) => self.request(stage),
@@ -528,6 +551,8 @@ struct Dump {
     again: Option<Stage>,
     /// Links that are there.
     seen: BTreeSet<u32>,
+    /// The route before.
+    last: Option<(IpNet, u32)>,
 }
 
 fn is_on_link(route: &KernelRoute) -> bool {

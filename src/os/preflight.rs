@@ -1,6 +1,8 @@
 //! What of the machine would keep the gateway from working, each with its remedy: for the start, and
 //! for `tandemgw doctor`.
 
+mod firewall;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -43,12 +45,14 @@ impl Problem {
 
 /// All problems that can be seen before the start, the machine's before those of the ports.
 ///
-/// It changes nothing and needs no privileges, though it sees less without them.
-pub fn check(config: &Config) -> Vec<Problem> {
+/// It changes nothing and needs no privileges, though it sees less without them. That the TUN devices
+/// are in use is a problem unless this gateway `is_running`.
+pub fn check(config: &Config, is_running: bool) -> Vec<Problem> {
     let mut problems = privileges();
     problems.extend(tun_driver());
     problems.extend(rp_filter());
-    match check_network(config) {
+    problems.extend(firewall::check());
+    match check_network(config, is_running) {
         Ok(found) => problems.extend(found),
         Err(error) => problems.push(Problem::fatal(
             format!("the kernel's network configuration can't be read: {error}"),
@@ -114,7 +118,10 @@ fn rp_filter() -> Option<Problem> {
     })
 }
 
-fn check_network(config: &Config) -> Result<Vec<Problem>, Box<dyn std::error::Error>> {
+fn check_network(
+    config: &Config,
+    is_running: bool,
+) -> Result<Vec<Problem>, Box<dyn std::error::Error>> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let addresses = netlink.addresses()?;
@@ -130,7 +137,9 @@ fn check_network(config: &Config) -> Result<Vec<Problem>, Box<dyn std::error::Er
     problems.extend(earlier_rules(config, &rules));
     problems.extend(taken_addresses(config, &links, &addresses));
     for port in &config.ports {
-        problems.extend(tun_in_use(port, &links));
+        if !is_running {
+            problems.extend(tun_in_use(port, &links));
+        }
         match links.iter().find(|link| link.name == port.interface) {
             Some(link) => problems.extend(check_interface(config, port, link, &links, &addresses)),
             None => problems.push(no_interface(port, &links)),

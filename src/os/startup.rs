@@ -93,7 +93,12 @@ fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
 
 fn open_port(port: &PortConfig) -> Result<Port, StartError> {
     let name = format!("tgw-{}", port.name);
-    let tun = Tun::open(&name, Offloads::Auto)
+    let offloads = if port.offload {
+        Offloads::Auto
+    } else {
+        Offloads::Off
+    };
+    let tun = Tun::open(&name, offloads)
         .map_err(doing(format!("opening the TUN device {name}")))
         .map_err(unfit)?;
     let groups: Vec<Ipv6Addr> = port

@@ -65,6 +65,7 @@ pub fn config() -> Config {
             })
             .collect(),
         source_check: true,
+        offload: true,
     };
     let pool = |name: &str, addresses: &[&str]| NatPool {
         name: name.into(),

@@ -1,0 +1,152 @@
+//! Firewalls of this machine that would drop what the gateway forwards.
+//!
+//! The kernel carries each packet twice through its forward hook: to the TUN device and from it. What
+//! Docker, ufw and others set up there drops everything that they don't know. The rules are read by
+//! the tools that made them; where these are missing, nothing is said.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::Problem;
+
+/// A rule that names the gateway's devices was made for it, whatever it says.
+const DEVICES: &str = "tgw-";
+
+pub(super) fn check() -> Vec<Problem> {
+    // Terse: without the elements of sets, of which there can be very many.
+    let ruleset = output("nft", &["--json", "--terse", "list", "ruleset"]);
+    let mut problems = ruleset.map_or_else(Vec::new, |json| nftables(&json));
+    for (tool, tables) in [
+        ("iptables-legacy", "/proc/net/ip_tables_names"),
+        ("ip6tables-legacy", "/proc/net/ip6_tables_names"),
+    ] {
+        // Unless there is such a table already, the tool would make one.
+        let names = fs::read_to_string(tables).unwrap_or_default();
+        if names.lines().any(|name| name == "filter") {
+            let rules = output(tool, &["--list-rules"]);
+            problems.extend(rules.and_then(|rules| legacy(tool, &rules)));
+        }
+    }
+    problems
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    String::from_utf8(output.stdout).ok()
+}
+
+fn nftables(json: &str) -> Vec<Problem> {
+    let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
+    let Some(objects) = ruleset["nftables"].as_array() else {
+        return Vec::new();
+    };
+    let rules = || objects.iter().map(|object| &object["rule"]);
+    let drops = |chain: &&Value| {
+        let is_of = |rule: &&Value, keys: [&str; 3], names: [&str; 3]| {
+            (0..3).all(|i| rule[keys[i]] == chain[names[i]])
+        };
+        let keys = ["family", "table", "chain"];
+        let mut own = rules().filter(|rule| is_of(rule, keys, ["family", "table", "name"]));
+        let last = own.next_back();
+        let mut of_table = rules()
+            .filter(|rule| rule["family"] == chain["family"] && rule["table"] == chain["table"]);
+        let knows_us = of_table.any(|rule| rule["expr"].to_string().contains(DEVICES));
+        let is_hook = chain["type"] == "filter" && chain["hook"] == "forward";
+        let of_ip = ["ip", "ip6", "inet"].iter().any(|f| chain["family"] == *f);
+        of_ip && is_hook && !knows_us && (chain["policy"] == "drop" || last.is_some_and(is_drop))
+    };
+    let chains = objects.iter().map(|object| &object["chain"]);
+    let problem = |chain: &Value| {
+        let text = |key: &str| chain[key].as_str().unwrap_or("?").to_owned();
+        let [family, table, name] = ["family", "table", "name"].map(text);
+        let rule =
+            |key| format!("nft 'insert rule {family} {table} {name} {key} \"{DEVICES}*\" accept'");
+        Problem::warning(
+            format!(
+                "the nftables chain {name} of table {family} {table} drops what the gateway forwards, unless a rule accepts it"
+            ),
+            format!(
+                "{} and {}, or do the same in the firewall that made the chain",
+                rule("iifname"),
+                rule("oifname")
+            ),
+        )
+    };
+    chains.filter(drops).map(problem).collect()
+}
+
+/// Whether a rule drops or rejects everything that comes to it.
+fn is_drop(rule: &Value) -> bool {
+    let steps = rule["expr"].as_array().into_iter().flatten();
+    let names = steps.filter_map(|step| step.as_object()?.keys().next());
+    let verdict: Vec<&String> = names.filter(|name| *name != "counter").collect();
+    matches!(verdict[..], [name] if name == "drop" || name == "reject")
+}
+
+fn legacy(tool: &str, rules: &str) -> Option<Problem> {
+    let drops = rules.lines().any(|line| line == "-P FORWARD DROP");
+    (drops && !rules.contains(DEVICES)).then(|| {
+        Problem::warning(
+            format!("the chain FORWARD of {tool} drops what the gateway forwards, unless a rule accepts it"),
+            format!("{tool} -I FORWARD -i {DEVICES}+ -j ACCEPT and {tool} -I FORWARD -o {DEVICES}+ -j ACCEPT"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset(policy: &str, rules: &[&str]) -> String {
+        let rules: String = rules
+            .iter()
+            .map(|expr| {
+                format!(
+                    r#",{{"rule":{{"family":"ip","table":"filter","chain":"FORWARD","expr":{expr}}}}}"#
+                )
+            })
+            .collect();
+        format!(
+            r#"{{"nftables":[{{"metainfo":{{}}}},{{"chain":{{"family":"ip","table":"filter",
+            "name":"FORWARD","type":"filter","hook":"forward","policy":"{policy}"}}}}{rules}]}}"#
+        )
+    }
+
+    #[test]
+    fn a_chain_that_drops_by_policy_or_at_its_end_is_told() {
+        const DROP: &str = r#"[{"counter":{"packets":0,"bytes":0}},{"drop":null}]"#;
+        const REJECT: &str = r#"[{"reject":{"type":"icmpx"}}]"#;
+        const SOME: &str = r#"[{"match":{"op":"in","right":"invalid"}},{"drop":null}]"#;
+        const OURS: &str = r#"[{"match":{"op":"==","right":"tgw-*"}},{"accept":null}]"#;
+        for (policy, rules, is_told) in [
+            ("accept", &[][..], false),
+            ("drop", &[], true),
+            ("drop", &[SOME], true),
+            ("drop", &[OURS], false),
+            ("accept", &[SOME], false),
+            ("accept", &[SOME, DROP], true),
+            ("accept", &[REJECT], true),
+            ("accept", &[OURS, REJECT], false),
+        ] {
+            let problems = nftables(&ruleset(policy, rules));
+            assert_eq!(problems.len(), usize::from(is_told), "{policy} {rules:?}");
+            assert!(
+                problems
+                    .iter()
+                    .all(|p| !p.fatal && p.what.contains("ip filter"))
+            );
+        }
+        assert_eq!(nftables("no JSON"), []);
+    }
+
+    #[test]
+    fn a_legacy_chain_that_drops_is_told() {
+        let rules = "-P INPUT ACCEPT\n-P FORWARD DROP\n";
+        assert!(legacy("iptables-legacy", rules).is_some());
+        let ours = format!("{rules}-A FORWARD -i tgw-+ -j ACCEPT\n");
+        assert_eq!(legacy("iptables-legacy", &ours), None);
+        assert_eq!(legacy("iptables-legacy", "-P FORWARD ACCEPT\n"), None);
+    }
+}
