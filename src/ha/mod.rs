@@ -399,8 +399,11 @@ impl Ha {
         self.flush(now);
     }
 
-    /// The time of the next [`Ha::handle_timeout`].
+    /// The time of the next [`Ha::handle_timeout`]; `None` after [`Output::Gone`].
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        if self.is_gone() {
+            return None;
+        }
         let peers = self
             .peers
             .iter()
@@ -515,7 +518,7 @@ impl Ha {
 
     /// Sends heartbeats to all peers over all links that are up, if they are due.
     fn flush(&mut self, now: Time) {
-        if !std::mem::take(&mut self.urgent) || self.leaving == Some(Leaving::Gone) {
+        if !std::mem::take(&mut self.urgent) || self.is_gone() {
             return;
         }
         self.sequence += 1;
