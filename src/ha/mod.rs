@@ -313,6 +313,7 @@ impl Ha {
             Hint::Refused { .. } => "its process is gone",
             Hint::CarrierLost => "no link has carrier",
         };
+        let deaf_until = now + self.probe_wait() / 4;
         for (index, peer) in self.peers.iter_mut().enumerate() {
             let meant = match hint {
                 Hint::Refused { peer } => peer.index() == index,
@@ -320,7 +321,7 @@ impl Ha {
             };
             if meant && peer.alive {
                 peer.alive = false;
-                peer.suspected = Some(now);
+                peer.deaf_until = Some(deaf_until);
                 self.events
                     .warn(now, format!("{} may be dead", peer.name), why);
             }
@@ -458,8 +459,7 @@ impl Ha {
             return Err(HeartbeatError::WrongName);
         }
         peer.measure(now, link, &header);
-        // A hint is newer than what was in the socket when it came.
-        if !peer.is_news(&header) || peer.suspected.is_some_and(|at| now <= at) {
+        if !peer.is_news(&header) || peer.deaf_until.is_some_and(|until| now <= until) {
             return Ok(());
         }
         let groups = &self.groups;
