@@ -421,9 +421,13 @@ impl Ha {
 
     /// Primary: contest with other primaries, and hand over to where the group belongs.
     fn defend(&mut self, now: Time, group: usize) {
+        let state = &self.groups[group];
         let rival = self.alive_primary(group).filter(|peer| {
-            let expected = self.groups[group].expected;
-            !expected.is_some_and(|(from, until)| from == *peer && now < until)
+            let older = self.peers[peer.index()].groups[group].term <= state.term;
+            !(older
+                && state
+                    .expected
+                    .is_some_and(|(from, until)| from == *peer && now < until))
         });
         match rival {
             Some(peer) if self.completes_handover(group, peer) => {

@@ -636,6 +636,20 @@ fn who_is_handed_a_group_takes_it_at_once() {
 }
 
 #[test]
+fn a_group_can_be_handed_back_at_once() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.ha.handle_handover(bench.now, G, B, 6);
+    voices[0].group.primary = false;
+    bench.hear(&mut voices[0]);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    bench.run(ms(20), &mut voices);
+    voices[0].primary(7);
+    bench.hear(&mut voices[0]);
+    assert_eq!((bench.role(), bench.view().term), (Role::Standby, 7));
+}
+
+#[test]
 fn a_port_that_goes_down_moves_the_group_to_who_has_more() {
     let mut voices = [b().ready()];
     let mut bench = Bench::primary(&mut voices);
