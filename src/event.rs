@@ -1,6 +1,6 @@
 //! The whole boundary between core and shell on one page: what goes in, what comes out.
 
-use crate::flow::{Addr, PortId};
+use crate::flow::{Addr, LinkId, PeerId, PortId};
 
 /// What the kernel says about a packet beside its bytes (`struct virtio_net_hdr`, VIRTIO 1.2,
 /// section 5.1.6), as far as the core must know it.
@@ -42,6 +42,23 @@ pub enum Output {
         port: PortId,
         /// The frame from its destination address on, without FCS.
         bytes: Vec<u8>,
+    },
+    /// A datagram for the heartbeat connection to a peer.
+    Heartbeat {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
+        /// The datagram.
+        bytes: Vec<u8>,
+    },
+    /// The replication stream to a peer is no longer used over this link: what is still in it must
+    /// not be taken for a part of a later one.
+    CloseStream {
+        /// The peer.
+        peer: PeerId,
+        /// The link.
+        link: LinkId,
     },
 }
 
@@ -170,6 +187,10 @@ drop_reasons! {
     FragmentOrphan = "fragment-orphan",
     /// This unit is not primary for the address.
     NotPrimary = "not-primary",
+    /// With `pickup-guarantee = "strict"`: the peers did not get the session in time.
+    NotReplicated = "not-replicated",
+    /// The first packet of the session waits for the peers; this is a repetition of it.
+    WaitsForPeer = "waits-for-peer",
     /// The kernel did not take the packet.
     WriteFailed = "write-failed",
     /// The session was ended by the operator or by a changed policy.

@@ -213,6 +213,11 @@ impl PortId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId(pub u16);
 
+impl PolicyId {
+    /// No policy of this unit: the session came from a peer, under a policy that is unknown here.
+    pub const NONE: PolicyId = PolicyId(u16::MAX);
+}
+
 /// A group of virtual addresses that moves as one: an index into the configured groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u8);

@@ -32,4 +32,5 @@ pub mod packet;
 pub mod policy;
 pub mod route;
 pub mod session;
+pub mod sync;
 pub mod time;

@@ -1,6 +1,7 @@
 //! The commands. Machine output goes to stdout, everything for people to stderr or a terminal.
 
 mod check;
+mod key;
 mod query;
 mod run;
 
@@ -48,6 +49,27 @@ enum Command {
         #[arg(long)]
         system: bool,
     },
+    /// Make a node key and print its public key
+    Keygen {
+        /// Where to put it; must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Print the public key of a node key
+    Pubkey {
+        /// The key file
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Hand over to another unit; returns when done
+    Failover {
+        /// Only this group
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
+        /// The node that is to take over [default: the best one]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
     /// Show roles, peers, ports, sessions and counters
     Status {
         /// As one JSON object
@@ -73,6 +95,9 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => run::run(&config),
         Command::Check { config, system } => check::check(&config, system),
+        Command::Keygen { out } => key::generate(&out),
+        Command::Pubkey { key } => key::show(&key),
+        Command::Failover { group, to } => query::failover(socket, group, to),
         Command::Status { json } => query::status(socket, json),
         Command::Sessions {
             json,

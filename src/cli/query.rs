@@ -51,6 +51,34 @@ pub fn sessions(
     })
 }
 
+pub fn failover(socket: Option<&Path>, group: Option<String>, to: Option<String>) -> ExitCode {
+    let request = json!({ "command": "failover", "group": group, "to": to });
+    let mut refused = None;
+    let code = ask(socket, &request, |line| {
+        let value: Value = serde_json::from_str(line)?;
+        let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
+        match value["refused"].as_str() {
+            None => println!(
+                "{} is now primary of group {}, after {:.1} ms",
+                text("to"),
+                text("group"),
+                value["took_ms"].as_f64().unwrap_or_default()
+            ),
+            Some(reason) => {
+                refused = Some(format!(
+                    "group {} was not handed over: {reason}",
+                    text("group")
+                ));
+            }
+        }
+        Ok(())
+    });
+    match refused {
+        Some(sentence) => fail(1, sentence),
+        None => code,
+    }
+}
+
 /// Sends a request and hands each line of the answer to `each`.
 fn ask(
     socket: Option<&Path>,
@@ -161,13 +189,55 @@ fn print_status(line: &str) -> io::Result<()> {
         value["uptime_s"]
     )?;
     for group in value["groups"].as_array().into_iter().flatten() {
+        let ready = if group["ready"] == true {
+            "ready"
+        } else {
+            "not ready"
+        };
         writeln!(
             out,
-            "group {:<12} {:<8} term {}",
+            "group {:<12} {:<8} {ready}  term {}  for {} s{}",
             text(&group["name"]),
             text(&group["role"]),
-            group["term"]
+            group["term"],
+            group["since"],
+            if group["degraded"] == true {
+                "  DEGRADED: links to the primary are down"
+            } else {
+                ""
+            },
         )?;
+    }
+    for peer in value["peers"].as_array().into_iter().flatten() {
+        let word = |key: &str, yes: &'static str, no: &'static str| {
+            if peer[key] == true { yes } else { no }
+        };
+        writeln!(
+            out,
+            "peer {:<13} {}, {}, {}  lag {} changes, {} ms, {} sessions would be lost",
+            text(&peer["name"]),
+            word("connected", "connected", "NOT CONNECTED"),
+            word("in_sync", "in sync", "NOT IN SYNC"),
+            word("digest_equal", "digest equal", "digest differs"),
+            peer["lag"]["sequence_gap"],
+            peer["lag"]["oldest_unacked_ms"],
+            peer["lag"]["would_be_lost"],
+        )?;
+        for link in peer["links"].as_array().into_iter().flatten() {
+            writeln!(
+                out,
+                "  link {} - {}  {}  rtt {} us{}",
+                text(&link["local"]),
+                text(&link["remote"]),
+                if link["up"] == true { "up" } else { "DOWN" },
+                link["rtt_us"],
+                if link["carries_sync"] == true {
+                    "  sync"
+                } else {
+                    ""
+                },
+            )?;
+        }
     }
     for port in value["ports"].as_array().into_iter().flatten() {
         let up = if port["up"] == true { "up" } else { "down" };
@@ -198,6 +268,15 @@ fn print_status(line: &str) -> io::Result<()> {
         .flatten()
     {
         writeln!(out, "dropped {reason:<20} {count}")?;
+    }
+    for event in value["events"].as_array().into_iter().flatten().take(10) {
+        writeln!(
+            out,
+            "{:>10} s ago  {}  {}",
+            event["ago_s"],
+            text(&event["what"]),
+            text(&event["why"])
+        )?;
     }
     Ok(())
 }

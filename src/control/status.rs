@@ -1,10 +1,12 @@
 //! Status and sessions as JSON.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::event::DropReason;
-use crate::flow::{FlowKey, GroupId, PortId};
-use crate::gateway::{Gateway, Role, SessionView};
+use crate::flow::{FlowKey, GroupId, LinkId, PeerId, PortId};
+use crate::gateway::{Gateway, HandoverEnd, Role, SessionView};
 use crate::time::Time;
 
 /// What the shell knows of a port and the core does not.
@@ -16,19 +18,10 @@ pub struct PortIo {
 
 pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
     let config = gateway.config();
-    let groups: Vec<Value> = config
-        .groups
-        .iter()
-        .enumerate()
-        .map(|(index, group)| {
-            let id = GroupId(index as u8);
-            let role = match gateway.role_of(id) {
-                Role::Primary => "primary",
-                Role::Standby => "standby",
-            };
-            json!({ "name": group.name, "role": role, "ready": true, "term": 0 })
-        })
+    let groups: Vec<Value> = (0..config.groups.len())
+        .map(|id| group(gateway, GroupId(id as u8), now))
         .collect();
+    let peers: Vec<Value> = gateway.peers().map(|id| peer(gateway, id, now)).collect();
     let ports: Vec<Value> = config
         .ports
         .iter()
@@ -51,7 +44,7 @@ pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": gateway.uptime(now).as_secs(),
         "groups": groups,
-        "peers": [],
+        "peers": peers,
         "ports": ports,
         "sessions": {
             "total": count.tcp + count.udp + count.icmp + count.other,
@@ -62,8 +55,97 @@ pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
             "max": config.node.max_sessions,
         },
         "counters": counters(gateway),
-        "events": [],
+        "events": events(gateway, now),
     })
+}
+
+fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
+    let role = match gateway.role_of(id) {
+        Role::Primary => "primary",
+        Role::Standby => "standby",
+    };
+    let name = gateway.group_name(id);
+    match gateway
+        .cluster()
+        .and_then(|cluster| cluster.ha().group(now, id))
+    {
+        None => json!({ "name": name, "role": role, "ready": true, "term": 0,
+                        "since": seconds(gateway.uptime(now)) }),
+        Some(view) => json!({
+            "name": name,
+            "role": role,
+            "ready": view.ready,
+            "term": view.term,
+            "since": seconds(now.since(view.since)),
+            "primary": view.primary,
+            "priority": view.priority,
+            "degraded": view.degraded,
+            "draining": view.draining,
+        }),
+    }
+}
+
+fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
+    let (Some(cluster), Some(ha)) = (gateway.cluster(), &gateway.config().ha) else {
+        return Value::Null;
+    };
+    let (sync, view) = (cluster.sync(), cluster.ha().peer(now, id));
+    let lag = sync.lag(id, now);
+    let digest_equal = (0..gateway.config().groups.len())
+        .map(|group| GroupId(group as u8))
+        .all(|group| match gateway.role_of(group) {
+            Role::Primary => sync.digest_equal(id, group),
+            Role::Standby => sync.is_ready(group),
+        });
+    let addresses = ha.peers.get(id.index()).map(|peer| &peer.addresses);
+    let links: Vec<Value> = view
+        .iter()
+        .flat_map(|view| &view.links)
+        .enumerate()
+        .map(|(index, link)| {
+            json!({
+                "local": ha.links.get(index).map(|link| link.listen.to_string()),
+                "remote": addresses.and_then(|all| all.get(index)).map(ToString::to_string),
+                "up": link.connected && link.alive,
+                "rtt_us": link.rtt.map(|rtt| rtt.as_micros() as u64),
+                "carries_sync": gateway.sync_link(id).map(LinkId::index) == Some(index),
+            })
+        })
+        .collect();
+    json!({
+        "name": gateway.peer_name(id),
+        "connected": view.as_ref().is_some_and(|view| view.alive),
+        "in_sync": sync.in_sync(id) || digest_equal,
+        "digest_equal": digest_equal,
+        "lag": {
+            "sequence_gap": lag.sequence_gap,
+            "oldest_unacked_ms": lag.oldest_unacked.as_millis() as u64,
+            "would_be_lost": lag.would_be_lost,
+        },
+        "links": links,
+    })
+}
+
+/// What happened lately; the newest first, with the age in seconds.
+fn events(gateway: &Gateway, now: Time) -> Vec<Value> {
+    let events = gateway
+        .cluster()
+        .into_iter()
+        .flat_map(|cluster| cluster.ha().events().rev());
+    events
+        .map(|event| {
+            json!({
+                "at": seconds(event.at.since(Time::ZERO)),
+                "ago_s": seconds(now.since(event.at)),
+                "what": event.what,
+                "why": event.why,
+            })
+        })
+        .collect()
+}
+
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
 fn counters(gateway: &Gateway) -> Value {
@@ -79,6 +161,21 @@ fn counters(gateway: &Gateway) -> Value {
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,
         "address_conflicts": counters.address_conflicts,
+        "pickup_guarantee": {
+            "held": counters.guarantee_held,
+            "expired": counters.guarantee_expired,
+            "degraded": counters.guarantee_degraded,
+        },
+    })
+}
+
+/// The end of a planned handover.
+pub fn handover(end: &HandoverEnd, gateway: &Gateway) -> Value {
+    json!({
+        "group": gateway.group_name(end.group),
+        "to": gateway.peer_name(end.to),
+        "took_ms": end.took.as_secs_f64() * 1e3,
+        "refused": end.result.as_ref().err(),
     })
 }
 

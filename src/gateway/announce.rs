@@ -90,8 +90,13 @@ impl Announcer {
 }
 
 impl Gateway {
-    /// Makes this unit primary for every group, as a standalone gateway is.
-    pub fn become_primary_of_all(&mut self, now: Time) {
+    /// Begins to work: a standalone gateway is primary of every group at once.
+    pub fn start(&mut self, now: Time) {
+        if self.cluster.is_some() {
+            self.handle_wake(now);
+            self.tell_ports(now);
+            return;
+        }
         for group in self.groups() {
             self.set_role(now, group, Role::Primary);
         }

@@ -6,7 +6,7 @@ use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{SessionFlags, SessionId, Tracker, tcp};
 
-use super::{Gateway, Packet, Role};
+use super::{Gateway, Packet};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -23,8 +23,15 @@ impl Gateway {
         if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
-        if self.roles[usize::from(session.group.0)] != Role::Primary {
+        let (group, flags, stale) = (session.group, session.flags, self.table.is_stale(session));
+        if !self.carries(packet.now, group) {
             return Verdict::Drop(DropReason::NotPrimary);
+        }
+        if flags.contains(SessionFlags::WAITING) {
+            return Verdict::Drop(DropReason::WaitsForPeer);
+        }
+        if flags.contains(SessionFlags::REMOTE) || stale {
+            self.take_up(id);
         }
         if let Err(reason) = self.track(&packet, id, direction) {
             return Verdict::Drop(reason);
@@ -39,9 +46,11 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Result<(), DropReason> {
+        let before = self.phase(id);
         let Some(session) = self.table.get_mut(id) else {
             return Err(DropReason::TcpNoSession);
         };
+        let mut changed = false;
         if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) =
             (packet.parsed.kind, &mut session.tracker)
         {
@@ -53,16 +62,23 @@ impl Gateway {
             match tracker.handle(direction, &segment)? {
                 tcp::Change::Ignored => return Ok(()),
                 tcp::Change::Same => {}
-                tcp::Change::State | tcp::Change::Reopened => self.table.reschedule(id),
+                tcp::Change::State | tcp::Change::Reopened => {
+                    self.table.reschedule(id);
+                    changed = true;
+                }
             }
         }
-        self.record(packet, id, direction);
+        changed |= self.record(packet, id, direction);
+        if changed {
+            self.note_changed(id, before);
+        }
         Ok(())
     }
 
-    fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
+    /// Counts the packet; gives whether it is the first of its direction.
+    fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) -> bool {
         let Some(session) = self.table.get_mut(id) else {
-            return;
+            return false;
         };
         session.record(direction, packet.parsed.total_len, packet.now.tick());
         let is_news =
@@ -76,6 +92,7 @@ impl Gateway {
         if is_news {
             self.table.reschedule(id);
         }
+        is_news
     }
 
     pub(super) fn send_in_session(

@@ -18,6 +18,7 @@ impl Gateway {
 
     fn translate_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
         let Packet {
+            now: packet_now,
             bytes,
             parsed,
             offload,
@@ -33,7 +34,7 @@ impl Gateway {
             .lookup(&quoted.key.reply(), &self.book)
             .ok_or(DropReason::IcmpUnrelated)?;
         let session = self.table.get(id).ok_or(DropReason::IcmpUnrelated)?;
-        if !self.is_primary(session.group) {
+        if !self.carries(packet_now, session.group) {
             return Err(DropReason::NotPrimary);
         }
         let (_, egress) = session.ports(direction);

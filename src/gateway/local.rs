@@ -68,8 +68,11 @@ impl Gateway {
 
     /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.
     fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
-        let own = self.links[port.index()].mac;
-        if mac == own || !self.defends(port, &addr) {
+        if mac == self.links[port.index()].mac {
+            return;
+        }
+        self.note_answer(now, port, addr);
+        if !self.defends(port, &addr) {
             return;
         }
         self.counters.address_conflicts += 1;

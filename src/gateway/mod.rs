@@ -11,8 +11,10 @@
 //! `icmp.rs`; a fragment → `fragment.rs`.
 
 mod announce;
+mod cluster;
 mod forward;
 mod fragment;
+mod guarantee;
 mod icmp;
 mod limiter;
 mod local;
@@ -38,6 +40,7 @@ use announce::Announcer;
 use limiter::Limiter;
 use random::Random;
 
+pub use cluster::{Cluster, HandoverEnd};
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -95,6 +98,7 @@ pub struct Gateway {
     random: Random,
     counters: Counters,
     revalidation: revalidate::Revalidation,
+    cluster: Option<Box<Cluster>>,
     outputs: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
@@ -111,13 +115,15 @@ impl Gateway {
             mtu: 1500,
             mac: [0; 6],
         };
+        let ruleset = Ruleset::new(&config);
         let nat = Nat::new(&config, &mut book, &random.key());
         Gateway {
             addresses: local::addresses(&config, &nat),
             links: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
-            ruleset: Ruleset::new(&config),
+            cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
+            ruleset,
             nat,
             book,
             table: Table::new(
@@ -197,6 +203,7 @@ impl Gateway {
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
         }
+        self.tell_ports(now);
     }
 
     /// Takes note of a change of the kernel's routes.
@@ -225,6 +232,7 @@ impl Gateway {
         self.counters.dropped[DropReason::FragmentOrphan as usize] += orphans;
         self.send_due_announcements(now);
         self.revalidate_some(now);
+        self.cluster_timeout(now);
     }
 
     /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
@@ -239,6 +247,7 @@ impl Gateway {
             sweep,
             self.fragments.poll_timeout(),
             self.announcer.poll_timeout(),
+            self.poll_cluster_timeout(now),
         ]
         .into_iter()
         .flatten()
@@ -254,7 +263,14 @@ impl Gateway {
         let mut expired = std::mem::take(&mut self.expired);
         self.table.sweep(now.tick(), &mut expired);
         for id in expired.drain(..) {
-            self.end_session(now, id, "expired");
+            // What another unit is primary for expires there.
+            if self
+                .table
+                .get(id)
+                .is_some_and(|session| self.is_primary(session.group))
+            {
+                self.end_session(now, id, "expired");
+            }
         }
         self.expired = expired;
     }
@@ -266,6 +282,9 @@ impl Gateway {
         };
         if session.flags.contains(SessionFlags::LOG) {
             log::info!("session end {} why={why}", self.describe(id, session, now));
+        }
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.removed(id, session, &self.book);
         }
         self.nat.release(&mut self.table, id);
         self.table.remove(id, &self.book);

@@ -40,12 +40,12 @@ struct Plan {
 }
 
 impl Gateway {
-    pub(super) fn open_session(&mut self, mut packet: Packet<'_>) -> Verdict {
+    pub(super) fn open_session(&mut self, packet: Packet<'_>) -> Verdict {
         if self.is_for_gateway(&packet) {
             return self.handle_local(packet);
         }
         match self.try_open(&packet) {
-            Ok(id) => self.send_in_session(&mut packet, id, Direction::Original),
+            Ok(id) => self.send_first(packet, id),
             Err(Refused { reason, answer }) => {
                 if let Some(kind) = answer {
                     self.answer_refusal(&packet, kind);
@@ -58,6 +58,7 @@ impl Gateway {
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         self.check_addresses(packet)?;
         let plan = self.plan(packet)?;
+        self.check_carries(packet.now, self.group_of(packet, &plan))?;
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
@@ -219,6 +220,7 @@ impl Gateway {
                 InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
             })?;
         self.nat.attach(&mut self.table, id);
+        self.note_opened(packet.now, id);
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
             log::info!("session start {}", self.describe(id, session, packet.now));
         }

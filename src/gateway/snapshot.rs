@@ -21,6 +21,12 @@ pub struct Counters {
     pub dropped_early: u64,
     /// Sessions ended because a change of routes or policies forbids them.
     pub cleared: u64,
+    /// First packets of sessions that waited for the peers.
+    pub guarantee_held: u64,
+    /// Those whose wait was over before the peers had the session, or for which there was no room.
+    pub guarantee_expired: u64,
+    /// Sessions opened without the guarantee asked for, since no peer was in sync.
+    pub guarantee_degraded: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
 }
@@ -32,6 +38,9 @@ impl Default for Counters {
             dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
             cleared: 0,
+            guarantee_held: 0,
+            guarantee_expired: 0,
+            guarantee_degraded: 0,
             address_conflicts: 0,
         }
     }
@@ -108,7 +117,10 @@ impl Gateway {
 
     /// The configured name of `policy`.
     pub fn policy_name(&self, policy: PolicyId) -> &str {
-        &self.config.policies[usize::from(policy.0)].name
+        self.config
+            .policies
+            .get(usize::from(policy.0))
+            .map_or("-", |policy| &policy.name)
     }
 
     /// The configured name of `group`.
@@ -139,12 +151,15 @@ impl Gateway {
     /// A session as shown to people and programs.
     fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
-        let deadline = self.table.timeouts().deadline(session);
+        let deadline = self.table.deadline(id).unwrap_or(tick);
         SessionView {
             id: id.0,
             policy: session.policy,
             group: session.group,
-            synced: false,
+            synced: self
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| cluster.sync.is_synced(id)),
             original: session.key(Direction::Original, &self.book),
             translated: session.translated(Direction::Original, &self.book),
             in_port: session.in_port,

@@ -87,7 +87,7 @@ impl ControlSocket {
         &mut self,
         token: Token,
         registry: &Registry,
-        gateway: &Gateway,
+        gateway: &mut Gateway,
         io: &[PortIo],
         now: Time,
     ) -> bool {
@@ -109,6 +109,17 @@ impl ControlSocket {
                 false
             }
         }
+    }
+
+    /// The tokens of clients whose answer waits for something to happen.
+    pub fn waiting(&self) -> impl Iterator<Item = Token> {
+        let slots = self.clients.iter().enumerate();
+        slots.filter_map(|(slot, client)| {
+            let waits = client
+                .as_ref()
+                .is_some_and(|client| client.answer.is_waiting());
+            waits.then_some(Token(self.first + 1 + slot))
+        })
     }
 
     fn accept(&mut self, registry: &Registry) {
@@ -147,7 +158,7 @@ impl Client {
     }
 
     /// Does one bounded piece of work; an error means that the client is to be forgotten.
-    fn advance(&mut self, gateway: &Gateway, io: &[PortIo], now: Time) -> io::Result<bool> {
+    fn advance(&mut self, gateway: &mut Gateway, io: &[PortIo], now: Time) -> io::Result<bool> {
         self.read()?;
         if self.answer.is_done() && self.output.is_empty() {
             match self.next_line() {
@@ -199,6 +210,7 @@ impl Client {
         }
         self.output.clear();
         self.written = 0;
-        Ok(!self.answer.is_done() || self.input.contains(&b'\n') || self.closing)
+        let more = !self.answer.is_done() && !self.answer.is_waiting();
+        Ok(more || self.answer.is_done() && (self.input.contains(&b'\n') || self.closing))
     }
 }

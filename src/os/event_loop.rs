@@ -14,7 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use crate::config::Config;
 use crate::control::PortIo;
 use crate::event::{LinkState, Output, Verdict};
-use crate::flow::PortId;
+use crate::flow::{LinkId, PortId};
 use crate::gateway::Gateway;
 use crate::time::Time;
 
@@ -22,8 +22,10 @@ use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
 use super::monitor::{Monitor, Notice};
 use super::packet_socket::PacketSocket;
+use super::peers::Peers;
 use super::signal::{Signal, Signals};
 use super::steering::Steering;
+use super::timer::Timer;
 use super::tun::{Buffer, Tun};
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
@@ -33,8 +35,13 @@ const FRAME_BUDGET: usize = 32;
 
 const SIGNALS: Token = Token(0);
 const MONITOR: Token = Token(1);
-const CONTROL: Token = Token(2);
-const PORTS: usize = 3 + MAX_CLIENTS;
+const TIMER: Token = Token(2);
+const LINKS: usize = 3;
+const CONTROL: Token = Token(LINKS + MAX_LINKS);
+const PORTS: usize = CONTROL.0 + 1 + MAX_CLIENTS;
+
+/// `[[ha.link]]`s that a config can have.
+const MAX_LINKS: usize = 8;
 
 /// Everything the loop reads and writes.
 pub struct Shell {
@@ -45,6 +52,8 @@ pub struct Shell {
     monitor: Monitor,
     control: ControlSocket,
     signals: Signals,
+    timer: Timer,
+    peers: Option<Peers>,
     buffer: Buffer,
     notices: Vec<Notice>,
     ready: Ready,
@@ -88,6 +97,9 @@ impl Shell {
     ) -> io::Result<Shell> {
         let poll = Poll::new()?;
         let registry = poll.registry();
+        let mut timer = Timer::new()?;
+        registry.register(&mut timer, TIMER, Interest::READABLE)?;
+        let peers = Peers::open(config, registry, |link| Token(LINKS + link.index()))?;
         registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
         registry.register(
             &mut SourceFd(&monitor.as_raw_fd()),
@@ -113,6 +125,8 @@ impl Shell {
             monitor,
             control,
             signals,
+            timer,
+            peers,
             buffer: Buffer::new(),
             notices: Vec::new(),
             ready: Ready {
@@ -123,42 +137,59 @@ impl Shell {
         })
     }
 
-    /// Takes up the role, and runs until a signal ends it.
+    /// Runs until a signal ends it. Without `[ha]` it is primary from the start.
     ///
     /// # Errors
     /// If the kernel refuses a wait; the process can't go on then.
     pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
-        self.gateway.become_primary_of_all(clock::now());
+        self.gateway.start(clock::now());
         self.drain_outputs();
-        log::info!("ready role=primary");
+        log::info!("ready");
         let mut events = Events::with_capacity(256);
-        while !self.stopping {
-            let timeout = self.timeout();
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
+        while !(self.stopping && self.gateway.is_gone()) {
+            self.wait(&mut events)?;
             let now = clock::now();
+            self.gateway.handle_wake(now);
             for event in &events {
-                self.mark(event.token());
+                self.mark(now, event.token());
             }
             self.turn(now, steering);
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.close();
         }
         Ok(())
     }
 
-    fn timeout(&self) -> Option<Duration> {
-        if self.ready.any() {
-            return Some(Duration::ZERO);
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = if self.is_busy() {
+            Some(Duration::ZERO)
+        } else {
+            let core = self.gateway.poll_timeout(clock::now());
+            let peers = self.peers.as_mut().and_then(Peers::timeout);
+            self.timer.set([core, peers].into_iter().flatten().min())?;
+            None
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
         }
-        let now = clock::now();
-        self.gateway.poll_timeout(now).map(|at| at.since(now))
     }
 
-    fn mark(&mut self, token: Token) {
+    fn is_busy(&self) -> bool {
+        self.ready.any() || self.peers.as_ref().is_some_and(Peers::is_busy)
+    }
+
+    fn mark(&mut self, now: Time, token: Token) {
         match token {
-            SIGNALS => self.read_signals(),
+            SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
+            TIMER => self.timer.fired(),
+            Token(number) if number < CONTROL.0 => {
+                if let Some(peers) = &mut self.peers {
+                    peers.mark(LinkId((number - LINKS) as u8));
+                }
+            }
             token if self.control.owns(token) => self.ready.clients |= 1 << (token.0 - CONTROL.0),
             Token(number) => {
                 let (index, is_socket) = ((number - PORTS) / 2, (number - PORTS) % 2 == 1);
@@ -177,11 +208,19 @@ impl Shell {
         if std::mem::take(&mut self.ready.monitor) {
             self.read_monitor(now, steering);
         }
+        if let Some(peers) = &mut self.peers {
+            peers.receive(now, &mut self.gateway);
+        }
         for index in bits(self.ready.sockets) {
             self.read_frames(now, index);
         }
+        // A takeover or a step-down comes before the packets that it concerns.
+        self.drain_outputs();
         for index in bits(self.ready.tuns) {
             self.read_packets(now, index);
+        }
+        for token in self.control.waiting() {
+            self.ready.clients |= 1 << (token.0 - CONTROL.0);
         }
         for index in bits(u64::from(self.ready.clients)) {
             self.serve_client(now, index);
@@ -190,6 +229,10 @@ impl Shell {
             self.gateway.handle_timeout(now);
         }
         self.drain_outputs();
+        if let Some(peers) = &mut self.peers {
+            peers.send(now, &mut self.gateway);
+            self.drain_outputs();
+        }
     }
 
     fn read_packets(&mut self, now: Time, index: usize) {
@@ -240,18 +283,20 @@ impl Shell {
         let registry = self.poll.registry();
         if !self
             .control
-            .handle(token, registry, &self.gateway, &self.port_io, now)
+            .handle(token, registry, &mut self.gateway, &self.port_io, now)
         {
             self.ready.clients &= !(1 << index);
         }
     }
 
-    fn read_signals(&mut self) {
-        for signal in self.signals.pending() {
+    fn read_signals(&mut self, now: Time) {
+        let signals: Vec<Signal> = self.signals.pending().collect();
+        for signal in signals {
             match signal {
                 Signal::Stop => {
                     log::info!("stopping why=signal");
                     self.stopping = true;
+                    self.gateway.shut_down(now);
                 }
                 Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
             }
@@ -279,6 +324,10 @@ impl Shell {
             } => {
                 self.heed_link(now, port, state, steering);
             }
+            Notice::Link { name, state, .. } => self.note_carrier(now, &name, state.up),
+            Notice::LinkGone {
+                port: None, name, ..
+            } => self.note_carrier(now, &name, false),
             Notice::LinkGone {
                 port: Some(port),
                 name,
@@ -302,11 +351,7 @@ impl Shell {
                 }
             }
             Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
-            Notice::Link { .. }
-            | Notice::LinkGone { .. }
-            | Notice::AddressesReset
-            | Notice::Address { .. }
-            | Notice::AddressGone { .. } => {}
+            Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
         }
     }
 
@@ -332,11 +377,29 @@ impl Shell {
         self.gateway.handle_link(now, port, link);
     }
 
+    fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
+        if let Some(peers) = &mut self.peers {
+            peers.note_carrier(interface, up, &mut self.gateway, now);
+        }
+    }
+
     fn drain_outputs(&mut self) {
         while let Some(output) = self.gateway.poll_output() {
             let sent = match &output {
                 Output::Packet { port, bytes } => self.ports[port.index()].tun.write_packet(bytes),
                 Output::Frame { port, bytes } => self.ports[port.index()].socket.send(bytes),
+                Output::Heartbeat { peer, link, bytes } => {
+                    if let Some(peers) = &mut self.peers {
+                        peers.send_heartbeat(*peer, *link, bytes);
+                    }
+                    Ok(())
+                }
+                Output::CloseStream { peer, link } => {
+                    if let Some(peers) = &mut self.peers {
+                        peers.close_stream(*peer, *link);
+                    }
+                    Ok(())
+                }
             };
             if let Err(error) = sent {
                 log::debug!("not sent output={output:?} error=\"{error}\"");

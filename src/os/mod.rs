@@ -8,12 +8,15 @@ pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod packet_socket;
+pub mod peers;
 pub mod preflight;
+pub mod priority;
 pub mod quic;
 pub mod signal;
 pub mod startup;
 pub mod steering;
 pub mod sysctl;
+pub mod timer;
 pub mod tun;
 
 #[cfg(test)]

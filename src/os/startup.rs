@@ -14,6 +14,7 @@ use super::event_loop::{Port, Shell};
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::{PacketSocket, solicited_node};
+use super::priority;
 use super::signal::Signals;
 use super::steering::Steering;
 use super::tun::{Offloads, Tun};
@@ -64,6 +65,9 @@ fn unfit(error: StartError) -> StartError {
 /// # Errors
 /// What could not be done; whatever had been added to the kernel by then is removed again.
 pub fn run(config: Config) -> Result<(), StartError> {
+    if let Err(error) = priority::raise() {
+        log::warn!("running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine");
+    }
     let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;
     probe_addresses(&config, &ports)?;

@@ -220,6 +220,28 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
     sum.fold() == 0xffff
 }
 
+/// Completes the transport checksum of a packet that had a partial one, so that it can be sent without
+/// offload. Nothing to do for other packets.
+pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
+    let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else {
+        return;
+    };
+    if !offload.partial_checksum {
+        return;
+    }
+    let at = usize::from(parsed.header_len) + field.checksum;
+    // The field holds the sum of the pseudo-header, so it is part of what is summed up.
+    let mut sum = Sum::default();
+    sum.add(parsed.transport(bytes));
+    let checksum = match sum.checksum() {
+        0 if parsed.kind == Kind::Udp => 0xffff,
+        checksum => checksum,
+    };
+    if let Some(place) = bytes.get_mut(at..at + 2) {
+        place.copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
 /// Whether no packet may come from, or go to, the addresses of `key` (RFC 6890; RFC 1122, section
 /// 3.2.1.3; RFC 4291, section 2.5), or it claims to come from its own destination.
 ///

@@ -221,6 +221,10 @@ impl SessionFlags {
     pub const PICKED_UP: SessionFlags = SessionFlags(1 << 2);
     /// Its policy wants its end logged.
     pub const LOG: SessionFlags = SessionFlags(1 << 3);
+    /// Another unit has followed it since this one last did.
+    pub const REMOTE: SessionFlags = SessionFlags(1 << 4);
+    /// Its first packet waits for the peers to have it.
+    pub const WAITING: SessionFlags = SessionFlags(1 << 5);
 
     /// Whether all marks of `other` are set.
     #[inline]

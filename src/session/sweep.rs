@@ -1,7 +1,8 @@
 //! Expiry: one pass a second over the deadlines, a slice at a time.
 
-use super::table::Slot;
-use super::{SessionId, Table, Timeouts};
+use super::table::{MAX_GROUPS, Slot};
+use super::{Session, SessionId, Table, Timeouts};
+use crate::flow::GroupId;
 use crate::time::Tick;
 
 /// The most sessions that one call of [`Table::sweep`] reports.
@@ -67,7 +68,7 @@ impl Table {
                 continue;
             };
             looks += 1;
-            let deadline = self.timeouts.deadline(session);
+            let deadline = self.deadline_of(session);
             self.check_at[at] = deadline;
             if deadline <= now {
                 found += 1;
@@ -88,7 +89,7 @@ impl Table {
 
     /// When the session expires if nothing more comes.
     pub fn deadline(&self, id: SessionId) -> Option<Tick> {
-        self.get(id).map(|session| self.timeouts.deadline(session))
+        self.get(id).map(|session| self.deadline_of(session))
     }
 
     /// To be called when a session has changed to a state whose timeout may be shorter.
@@ -100,6 +101,23 @@ impl Table {
         if let Some(check_at) = self.check_at.get_mut(id.0 as usize) {
             *check_at = deadline.min(*check_at);
         }
+    }
+
+    /// Gives every session of `group` a fresh lease, as if a packet of each had come at `now`: what
+    /// another unit has seen of them is not known here.
+    pub fn renew(&mut self, group: GroupId, now: Tick) {
+        self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
+    }
+
+    /// Whether a session was not seen here since its group's sessions were renewed.
+    #[inline]
+    pub fn is_stale(&self, session: &Session) -> bool {
+        session.last_seen < self.renewed[usize::from(session.group.0) % MAX_GROUPS]
+    }
+
+    pub(super) fn deadline_of(&self, session: &Session) -> Tick {
+        let renewed = self.renewed[usize::from(session.group.0) % MAX_GROUPS];
+        self.timeouts.deadline(session, renewed)
     }
 
     /// The timeouts that apply.

@@ -47,6 +47,8 @@ pub struct Table {
     pub(super) check_at: Vec<Tick>,
     pub(super) timeouts: Timeouts,
     pub(super) sweep: Sweep,
+    /// No session of a group counts as last seen before this.
+    pub(super) renewed: [Tick; MAX_GROUPS],
     index: Index,
     hash: KeyedHash,
     first_free: u32,
@@ -62,6 +64,9 @@ pub(super) enum Slot {
     /// The next free slot, or [`NO_SLOT`].
     Free(u32),
 }
+
+/// Groups that a config can have.
+pub(super) const MAX_GROUPS: usize = 64;
 
 const NO_SLOT: u32 = u32::MAX;
 const _: () = assert!(size_of::<Slot>() == size_of::<Session>());
@@ -81,6 +86,7 @@ impl Table {
             check_at: Vec::with_capacity(capacity as usize),
             timeouts,
             sweep: Sweep::default(),
+            renewed: [Tick(0); MAX_GROUPS],
             index: Index::new(2 * capacity as usize),
             hash,
             first_free: NO_SLOT,
@@ -267,7 +273,7 @@ impl Table {
             }
             *count_of(&mut counts, session.protocol) += 1;
             half_open += u64::from(session.flags.contains(SessionFlags::HALF_OPEN));
-            let deadline = self.timeouts.deadline(session);
+            let deadline = self.deadline_of(session);
             let due = self.check_at[id.0 as usize] <= deadline || self.sweep.is_rechecking();
             assert!(due, "{id:?} would outlive its deadline");
         }
@@ -315,7 +321,7 @@ impl Table {
 
     /// Puts a session into a free slot; the caller has checked that there is one.
     fn occupy(&mut self, session: Session) -> SessionId {
-        let check_at = self.timeouts.deadline(&session);
+        let check_at = self.deadline_of(&session);
         let reused = match self.slots.get(self.first_free as usize) {
             Some(Slot::Free(next)) => Some((self.first_free, *next)),
             _ => None,

@@ -187,6 +187,27 @@ impl Tracker {
         Ok(Tracker::assume(Direction::Original, segment))
     }
 
+    /// The tracker of a connection that another unit has told of, with no fresh SYN.
+    pub(crate) fn restore(
+        state: TcpState,
+        scales: u8,
+        marks: u8,
+        acked: [u32; 2],
+        end: [u32; 2],
+        max_window: [u32; 2],
+    ) -> Tracker {
+        Tracker {
+            end,
+            acked,
+            max_window,
+            fresh_end: 0,
+            fresh_scale: NO_SYN,
+            scales,
+            marks,
+            state,
+        }
+    }
+
     /// To be called when another unit has seen packets that this one has not, as after a takeover:
     /// liberal until each direction was seen again.
     pub fn resume(&mut self) {

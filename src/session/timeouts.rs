@@ -49,10 +49,10 @@ impl Timeouts {
         }
     }
 
-    /// When `session` expires if nothing more comes.
+    /// When `session` expires if nothing more comes; it counts as seen at `renewed` at least.
     #[inline]
-    pub fn deadline(&self, session: &Session) -> Tick {
-        session.last_seen.after(self.timeout(session))
+    pub fn deadline(&self, session: &Session, renewed: Tick) -> Tick {
+        session.last_seen.max(renewed).after(self.timeout(session))
     }
 
     fn tcp(&self, tcp: &tcp::Tracker) -> u32 {

@@ -194,8 +194,8 @@ impl Link {
     }
 
     /// Closes both connections of `peer`, and tells it.
-    pub(super) fn close(&mut self, peer: PeerId, code: u32, cx: &mut Context<'_>) {
-        for role in Role::ALL {
+    pub(super) fn close(&mut self, peer: PeerId, roles: &[Role], code: u32, cx: &mut Context<'_>) {
+        for &role in roles {
             let slot = self
                 .slots
                 .get(peer.index())

@@ -344,13 +344,22 @@ impl Transport {
 
     /// Closes both connections to `peer` over `link`. The unit that dials then tries again.
     pub fn close(&mut self, peer: PeerId, link: LinkId, now: Instant) {
+        self.close_roles(peer, link, &Role::ALL, now);
+    }
+
+    /// Closes the streams to the peer over `link`, but not the heartbeats; they are dialled anew.
+    pub fn close_sync(&mut self, peer: PeerId, link: LinkId, now: Instant) {
+        self.close_roles(peer, link, &[Role::Sync], now);
+    }
+
+    fn close_roles(&mut self, peer: PeerId, link: LinkId, roles: &[Role], now: Instant) {
         let mut cx = Context {
             shared: &self.shared,
             out: &mut self.out,
             now,
         };
         if let Some(link) = self.links.get_mut(link.index()) {
-            link.close(peer, code::CLOSED, &mut cx);
+            link.close(peer, roles, code::CLOSED, &mut cx);
         }
     }
 
@@ -366,7 +375,7 @@ impl Transport {
             link.socket.flush();
             for peer in 0..cx.shared.peers.len() {
                 let peer = PeerId(u8::try_from(peer).unwrap_or(u8::MAX));
-                link.close(peer, code::GOODBYE, &mut cx);
+                link.close(peer, &Role::ALL, code::GOODBYE, &mut cx);
             }
         }
     }

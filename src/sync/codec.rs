@@ -1,0 +1,525 @@
+//! The bytes of [`super::message`].
+
+use super::digest::{Buckets, SUMS};
+use super::message::{Hello, MAX_FRAME, Message, Operation, Record};
+use crate::flow::Direction;
+use crate::flow::{Addr, FlowKey, Protocol};
+use crate::session::tcp::{self, TcpState};
+use crate::session::{AddressBook, Session, SessionFlags, Tracker, TranslatedAddr};
+use crate::time::Tick;
+
+/// Bytes that are no frame of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+/// Bytes of a frame before its body.
+pub const HEADER: usize = 5;
+
+const V6: u8 = 1;
+const NAT_SRC: u8 = 2;
+const NAT_DST: u8 = 4;
+const TCP: u8 = 8;
+const FLAGS: [(u8, SessionFlags); 3] = [
+    (16, SessionFlags::REPLIED),
+    (32, SessionFlags::PICKED_UP),
+    (64, SessionFlags::LOG),
+];
+
+/// The largest window that there is (RFC 7323, section 2.3).
+const MAX_WINDOW: u32 = 65_535 << 14;
+
+/// Received bytes until they make a frame: at most one frame and as much again.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl FrameBuffer {
+    const CAPACITY: usize = 2 * (MAX_FRAME + HEADER);
+
+    /// How many bytes there is room for.
+    pub fn room(&self) -> usize {
+        Self::CAPACITY - (self.bytes.len() - self.start)
+    }
+
+    /// Takes as many of `bytes` as there is room for; returns how many.
+    pub fn push(&mut self, bytes: &[u8]) -> usize {
+        let taken = &bytes[..bytes.len().min(self.room())];
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+        } else if self.bytes.len() + taken.len() > Self::CAPACITY {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+        self.bytes.extend_from_slice(taken);
+        taken.len()
+    }
+
+    /// The type and body of the frame that is next; none until it is complete.
+    pub fn frame(&self) -> Result<Option<(u8, &[u8])>> {
+        let bytes = &self.bytes[self.start..];
+        let Some((length, rest)) = bytes.split_first_chunk() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*length) as usize;
+        if length == 0 || length > MAX_FRAME {
+            return Err(Malformed);
+        }
+        Ok(rest
+            .get(..length)
+            .and_then(<[u8]>::split_first)
+            .map(|(kind, body)| (*kind, body)))
+    }
+
+    /// Goes on to the frame after the one that [`FrameBuffer::frame`] gives.
+    pub fn next(&mut self) {
+        if let Ok(Some((_, body))) = self.frame() {
+            self.start += HEADER + body.len();
+        }
+    }
+}
+
+/// Reads the body of a frame.
+pub fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
+    let mut from = Reader(body);
+    Ok(match kind {
+        1 => Message::Hello(Box::new(from.hello()?)),
+        2 => Message::Batch {
+            seq: from.u64()?,
+            operations: from.0,
+        },
+        3 => Message::Ack {
+            epoch: from.u64()?,
+            seq: from.u64()?,
+        },
+        4 => Message::Begin,
+        5 => {
+            let count = from.u8()?;
+            let parts = (0..count).map(|_| Ok((from.u8()?, from.buckets()?)));
+            Message::End(parts.collect::<Result<_>>()?)
+        }
+        6 => Message::Mark {
+            seq: from.u64()?,
+            group: from.u8()?,
+            sums: from.take(SUMS * 8)?,
+        },
+        7 => Message::Verdict {
+            seq: from.u64()?,
+            group: from.u8()?,
+            differing: from.buckets()?,
+        },
+        8 => Message::Claim {
+            group: from.u8()?,
+            term: from.u64()?,
+        },
+        9 => Message::Release { group: from.u8()? },
+        10 => Message::Handover {
+            group: from.u8()?,
+            term: from.u64()?,
+        },
+        _ => Message::Unknown,
+    })
+}
+
+/// Writes a frame behind `out`. Operations and sums are written as they are.
+pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
+    let start = out.len();
+    match message {
+        Message::Hello(hello) => {
+            begin_frame(out, 1);
+            write_hello(out, hello, start);
+        }
+        Message::Batch { seq, operations } => {
+            begin_batch(out, *seq);
+            out.extend_from_slice(operations);
+        }
+        Message::Ack { epoch, seq } => {
+            begin_frame(out, 3);
+            out.extend_from_slice(&epoch.to_be_bytes());
+            out.extend_from_slice(&seq.to_be_bytes());
+        }
+        Message::Begin => begin_frame(out, 4),
+        Message::End(parts) => {
+            begin_frame(out, 5);
+            let parts = &parts[..parts.len().min(255)];
+            out.push(parts.len() as u8);
+            for (group, buckets) in parts {
+                out.push(*group);
+                out.extend_from_slice(&buckets.to_bytes());
+            }
+        }
+        Message::Mark { seq, group, sums } => {
+            begin_frame(out, 6);
+            out.extend_from_slice(&seq.to_be_bytes());
+            out.push(*group);
+            out.extend_from_slice(sums);
+        }
+        Message::Verdict {
+            seq,
+            group,
+            differing,
+        } => {
+            begin_frame(out, 7);
+            out.extend_from_slice(&seq.to_be_bytes());
+            out.push(*group);
+            out.extend_from_slice(&differing.to_bytes());
+        }
+        Message::Claim { group, term } => write_term(out, 8, *group, *term),
+        Message::Release { group } => {
+            begin_frame(out, 9);
+            out.push(*group);
+        }
+        Message::Handover { group, term } => write_term(out, 10, *group, *term),
+        Message::Unknown => begin_frame(out, u8::MAX),
+    }
+    end_frame(out, start);
+}
+
+/// Begins a batch at the end of `out`: operations and [`end_batch`] are to follow.
+pub fn begin_batch(out: &mut Vec<u8>, seq: u64) {
+    begin_frame(out, 2);
+    out.extend_from_slice(&seq.to_be_bytes());
+}
+
+/// Ends the batch that begins at `start`, and says how far it brings the receiver.
+pub fn end_batch(out: &mut [u8], start: usize, seq: u64) {
+    if let Some(place) = out.get_mut(start + HEADER..start + HEADER + 8) {
+        place.copy_from_slice(&seq.to_be_bytes());
+    }
+    end_frame(out, start);
+}
+
+/// Writes [`Operation::Put`] for a session.
+pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, now: Tick) {
+    let start = begin_operation(out, 1);
+    let outgoing = session.translated(Direction::Original, book);
+    let translated = |index, before: u16, after| index != TranslatedAddr::SAME || before != after;
+    let nat_src = translated(session.nat_src, session.src_port, session.nat_src_port);
+    let nat_dst = translated(session.nat_dst, session.dst_port, session.nat_dst_port);
+    let v6 = !session.src.is_v4();
+    let mut marks = u8::from(v6) * V6 | u8::from(nat_src) * NAT_SRC | u8::from(nat_dst) * NAT_DST;
+    if matches!(session.tracker, Tracker::Tcp(_)) {
+        marks |= TCP;
+    }
+    for (mark, flag) in FLAGS {
+        if session.flags.contains(flag) {
+            marks |= mark;
+        }
+    }
+    out.extend_from_slice(&[
+        marks,
+        session.group.0,
+        session.in_port.0,
+        session.out_port.0,
+    ]);
+    write_varint(out, u64::from(session.policy.0));
+    write_key(out, &session.key(Direction::Original, book), v6);
+    if nat_src {
+        write_addr(out, &outgoing.src, v6);
+        out.extend_from_slice(&outgoing.src_port.to_be_bytes());
+    }
+    if nat_dst {
+        write_addr(out, &outgoing.dst, v6);
+        out.extend_from_slice(&outgoing.dst_port.to_be_bytes());
+    }
+    write_varint(out, u64::from(now.0.saturating_sub(session.last_seen.0)));
+    write_varint(out, u64::from(now.0.saturating_sub(session.created.0)));
+    session
+        .packets
+        .iter()
+        .chain(&session.bytes)
+        .for_each(|&n| write_varint(out, n));
+    if let Tracker::Tcp(tcp) = &session.tracker {
+        write_tcp(out, tcp);
+    }
+    end_operation(out, start);
+}
+
+/// Writes [`Operation::Remove`].
+pub fn write_removal(out: &mut Vec<u8>, key: &FlowKey, group: u8) {
+    let start = begin_operation(out, 2);
+    let v6 = !key.src.is_v4();
+    out.extend_from_slice(&[u8::from(v6), group]);
+    write_key(out, key, v6);
+    end_operation(out, start);
+}
+
+/// Reads the first operation of a batch: what it is, or none if it is of a newer version, and the
+/// bytes it takes. To be called with what is left, until that is empty.
+pub fn next_operation(operations: &[u8]) -> Result<(Option<Operation>, usize)> {
+    let mut from = Reader(operations);
+    let (kind, length) = (from.u8()?, usize::from(from.u8()?));
+    let mut body = Reader(from.take(length)?);
+    let operation = match kind {
+        1 => Some(Operation::Put(body.record()?)),
+        2 => {
+            let (marks, group) = (body.u8()?, body.u8()?);
+            let key = body.key(marks & V6 != 0)?;
+            Some(Operation::Remove { key, group })
+        }
+        _ => None,
+    };
+    Ok((operation, 2 + length))
+}
+
+fn begin_frame(out: &mut Vec<u8>, kind: u8) {
+    out.extend_from_slice(&[0, 0, 0, 0, kind]);
+}
+
+fn end_frame(out: &mut [u8], start: usize) {
+    let length = out.len().saturating_sub(start + 4) as u32;
+    if let Some(place) = out.get_mut(start..start + 4) {
+        place.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+fn begin_operation(out: &mut Vec<u8>, kind: u8) -> usize {
+    out.extend_from_slice(&[kind, 0]);
+    out.len()
+}
+
+fn end_operation(out: &mut [u8], start: usize) {
+    let length = out.len() - start;
+    debug_assert!(length <= 255, "the longest record has 204 bytes");
+    out[start - 1] = length as u8;
+}
+
+fn write_term(out: &mut Vec<u8>, kind: u8, group: u8, term: u64) {
+    begin_frame(out, kind);
+    out.push(group);
+    out.extend_from_slice(&term.to_be_bytes());
+}
+
+fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
+    let (epoch, seq) = hello.resume.unwrap_or_default();
+    out.extend_from_slice(&hello.version.to_be_bytes());
+    out.extend_from_slice(&hello.epoch.to_be_bytes());
+    out.push(hello.group_id);
+    out.push(u8::from(hello.resume.is_some()));
+    out.extend_from_slice(&epoch.to_be_bytes());
+    out.extend_from_slice(&seq.to_be_bytes());
+    out.extend_from_slice(&hello.ruleset);
+    out.extend_from_slice(&hello.max_sessions.to_be_bytes());
+    write_name(out, &hello.node);
+    for list in [&hello.ports, &hello.groups, &hello.policies] {
+        let place = out.len();
+        out.extend_from_slice(&[0, 0]);
+        let mut count: u16 = 0;
+        for name in list.iter().take(usize::from(u16::MAX)) {
+            // Room for this name and for the counts that follow.
+            if out.len() - start + name.len() + 8 > MAX_FRAME {
+                break;
+            }
+            write_name(out, name);
+            count += 1;
+        }
+        out[place..place + 2].copy_from_slice(&count.to_be_bytes());
+    }
+}
+
+/// A name, cut to 255 bytes: the config allows no longer ones.
+fn write_name(out: &mut Vec<u8>, name: &str) {
+    let name = &name.as_bytes()[..name.len().min(255)];
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+}
+
+fn write_key(out: &mut Vec<u8>, key: &FlowKey, v6: bool) {
+    out.push(key.protocol.0);
+    write_addr(out, &key.src, v6);
+    write_addr(out, &key.dst, v6);
+    out.extend_from_slice(&key.src_port.to_be_bytes());
+    out.extend_from_slice(&key.dst_port.to_be_bytes());
+}
+
+fn write_addr(out: &mut Vec<u8>, addr: &Addr, v6: bool) {
+    if v6 {
+        out.extend_from_slice(addr.octets());
+    } else {
+        out.extend_from_slice(&addr.last4());
+    }
+}
+
+fn write_tcp(out: &mut Vec<u8>, tcp: &tcp::Tracker) {
+    out.extend_from_slice(&[tcp.state as u8, tcp.scales, tcp.marks]);
+    for side in 0..2 {
+        out.extend_from_slice(&tcp.acked[side].to_be_bytes());
+        write_varint(out, u64::from(tcp.end[side].wrapping_sub(tcp.acked[side])));
+        write_varint(out, u64::from(tcp.max_window[side]));
+    }
+}
+
+fn write_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// What is left to be read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    #[inline]
+    fn take(&mut self, count: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    #[inline]
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    #[inline]
+    fn u8(&mut self) -> Result<u8> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    #[inline]
+    fn varint(&mut self) -> Result<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(Malformed);
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed)
+    }
+
+    fn varint32(&mut self) -> Result<u32> {
+        u32::try_from(self.varint()?).map_err(|_| Malformed)
+    }
+
+    fn buckets(&mut self) -> Result<Buckets> {
+        self.array().map(Buckets::from_bytes)
+    }
+
+    fn addr(&mut self, v6: bool) -> Result<Addr> {
+        if !v6 {
+            return self.array().map(Addr::v4);
+        }
+        // One that is IPv4 in disguise would mix the families within a session.
+        self.array()
+            .map(Addr::v6)
+            .and_then(|a| if a.is_v4() { Err(Malformed) } else { Ok(a) })
+    }
+
+    fn key(&mut self, v6: bool) -> Result<FlowKey> {
+        Ok(FlowKey {
+            protocol: Protocol(self.u8()?),
+            src: self.addr(v6)?,
+            dst: self.addr(v6)?,
+            src_port: self.u16()?,
+            dst_port: self.u16()?,
+        })
+    }
+
+    fn record(&mut self) -> Result<Record> {
+        let marks = self.u8()?;
+        let v6 = marks & V6 != 0;
+        let [group, in_port, out_port] = self.array()?;
+        let policy = u16::try_from(self.varint()?).map_err(|_| Malformed)?;
+        let key = self.key(v6)?;
+        let mut outgoing = key;
+        if marks & NAT_SRC != 0 {
+            (outgoing.src, outgoing.src_port) = (self.addr(v6)?, self.u16()?);
+        }
+        if marks & NAT_DST != 0 {
+            (outgoing.dst, outgoing.dst_port) = (self.addr(v6)?, self.u16()?);
+        }
+        let mut flags = SessionFlags::default();
+        for (mark, flag) in FLAGS {
+            if marks & mark != 0 {
+                flags.set(flag);
+            }
+        }
+        Ok(Record {
+            group,
+            in_port,
+            out_port,
+            policy,
+            key,
+            outgoing,
+            flags,
+            idle: self.varint32()?,
+            age: self.varint32()?,
+            packets: [self.varint()?, self.varint()?],
+            bytes: [self.varint()?, self.varint()?],
+            tcp: match (marks & TCP != 0, key.protocol) {
+                (false, _) => None,
+                (true, Protocol::TCP) => Some(self.tcp()?),
+                (true, _) => return Err(Malformed),
+            },
+        })
+    }
+
+    fn tcp(&mut self) -> Result<tcp::Tracker> {
+        let [state, scales, marks] = self.array()?;
+        let state = *TcpState::ALL.get(usize::from(state)).ok_or(Malformed)?;
+        let (mut acked, mut end, mut max_window) = ([0; 2], [0; 2], [0; 2]);
+        for side in 0..2 {
+            acked[side] = self.u32()?;
+            end[side] = u32::wrapping_add(acked[side], self.varint32()?);
+            max_window[side] = self.varint32()?.min(MAX_WINDOW);
+        }
+        Ok(tcp::Tracker::restore(
+            state, scales, marks, acked, end, max_window,
+        ))
+    }
+
+    fn name(&mut self) -> Result<String> {
+        let length = self.u8()?;
+        let bytes = self.take(usize::from(length))?;
+        std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|_| Malformed)
+    }
+
+    fn names(&mut self) -> Result<Vec<String>> {
+        (0..self.u16()?).map(|_| self.name()).collect()
+    }
+
+    fn hello(&mut self) -> Result<Hello> {
+        let (version, epoch, group_id) = (self.u16()?, self.u64()?, self.u8()?);
+        let (has_resume, resume) = (self.u8()?, (self.u64()?, self.u64()?));
+        Ok(Hello {
+            version,
+            epoch,
+            group_id,
+            resume: (has_resume != 0).then_some(resume),
+            ruleset: self.array()?,
+            max_sessions: self.u32()?,
+            node: self.name()?,
+            ports: self.names()?,
+            groups: self.names()?,
+            policies: self.names()?,
+        })
+    }
+}

@@ -1,0 +1,266 @@
+//! What a record of a peer does to the table.
+
+use super::message::Record;
+use super::peer::Authority;
+use super::{Context, Phase, Replicator};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
+use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr};
+use crate::time::Tick;
+
+/// Sessions that one record can conflict with: one for each of its keys.
+const MOST_CONFLICTS: usize = 2;
+
+/// The marks of a session that come from the peer.
+const REPLICATED: [SessionFlags; 3] = [
+    SessionFlags::REPLIED,
+    SessionFlags::PICKED_UP,
+    SessionFlags::LOG,
+];
+
+impl Replicator {
+    /// Brings a session to what a record says, or refuses it, and counts that.
+    pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
+        let Some((group, in_port, out_port, policy)) = self.names_of(at, record) else {
+            self.counters.refused_unknown += 1;
+            return;
+        };
+        let authority = self.authority(at, group);
+        if authority == Authority::None {
+            self.counters.refused_not_primary += 1;
+            return;
+        }
+        let Some(session) = build(record, context) else {
+            self.counters.refused_full += 1;
+            return;
+        };
+        let session = Session {
+            group,
+            in_port,
+            out_port,
+            policy,
+            ..session
+        };
+        match context.table.lookup(&record.key, context.book) {
+            Some((id, Direction::Original)) if self.is_same_flow(id, record, group, context) => {
+                self.update(id, session, authority, context);
+            }
+            _ => self.insert(at, session, authority, context),
+        }
+    }
+
+    /// Removes a session that a peer says is no more.
+    pub(super) fn uninstall(
+        &mut self,
+        at: usize,
+        key: &FlowKey,
+        group: u8,
+        context: &mut Context<'_>,
+    ) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        match self.authority(at, group) {
+            Authority::Owner | Authority::Shared { theirs_win: true } => {}
+            Authority::None | Authority::Shared { .. } => {
+                self.counters.refused_not_primary += 1;
+                return;
+            }
+        }
+        if let Some((id, Direction::Original)) = context.table.lookup(key, context.book)
+            && context
+                .table
+                .get(id)
+                .is_some_and(|session| session.group == group)
+        {
+            self.counters.removed += 1;
+            self.take_out(id, context);
+        }
+    }
+
+    /// Removes a session with all that it holds.
+    pub(super) fn take_out(&mut self, id: SessionId, context: &mut Context<'_>) {
+        context.nat.release(context.table, id);
+        if let Some(session) = context.table.remove(id, context.book) {
+            self.removed(id, &session, context.book);
+        }
+    }
+
+    /// Group, ports and policy of a record in this unit's terms; none if the first three are not known.
+    fn names_of(&self, at: usize, record: &Record) -> Option<(GroupId, PortId, PortId, PolicyId)> {
+        let remote = self.peers[at].remote.as_ref()?;
+        let port = |index: u8| remote.ports.get(usize::from(index)).copied().flatten();
+        let policy = remote.policies.get(usize::from(record.policy)).copied();
+        Some((
+            self.group_of(at, record.group)?,
+            port(record.in_port)?,
+            port(record.out_port)?,
+            policy.unwrap_or(PolicyId::NONE),
+        ))
+    }
+
+    fn authority(&self, at: usize, group: GroupId) -> Authority {
+        let authority = &self.peers[at].receiver.authority;
+        authority
+            .get(usize::from(group.0))
+            .copied()
+            .unwrap_or(Authority::None)
+    }
+
+    /// Whether a session is the one of a record in all that can't change.
+    fn is_same_flow(
+        &self,
+        id: SessionId,
+        record: &Record,
+        group: GroupId,
+        context: &Context<'_>,
+    ) -> bool {
+        context.table.get(id).is_some_and(|session| {
+            let outgoing = session.translated(Direction::Original, context.book);
+            let tracks_tcp = matches!(session.tracker, Tracker::Tcp(_));
+            outgoing == record.outgoing
+                && session.group == group
+                && tracks_tcp == record.tcp.is_some()
+        })
+    }
+
+    /// Brings a session that is known here to the peer's state.
+    fn update(
+        &mut self,
+        id: SessionId,
+        theirs: Session,
+        authority: Authority,
+        context: &mut Context<'_>,
+    ) {
+        let Some(ours) = context.table.get(id) else {
+            return;
+        };
+        let (before, after) = (Phase::of(ours), Phase::of(&theirs));
+        if authority != Authority::Owner && !after.is_beyond(before) {
+            self.counters.stale += 1;
+            if before.is_beyond(after) && self.log.seq_of(id).is_some() {
+                self.log.touch(id, true);
+            }
+            return;
+        }
+        context.table.settle(id);
+        let Some(session) = context.table.get_mut(id) else {
+            return;
+        };
+        copy_state(session, theirs);
+        context.table.reschedule(id);
+        self.counters.updated += 1;
+        let Some(session) = context.table.get(id) else {
+            return;
+        };
+        if self.log.seq_of(id).is_some() {
+            self.digest.change(session, context.book, before);
+        } else {
+            self.digest.add(session, context.book);
+        }
+        self.log.touch(id, true);
+    }
+
+    /// Adds a session, in place of those that its packets belong to so far if the peer's word counts
+    /// more than theirs.
+    fn insert(
+        &mut self,
+        at: usize,
+        session: Session,
+        authority: Authority,
+        context: &mut Context<'_>,
+    ) {
+        for _ in 0..=MOST_CONFLICTS {
+            match context.table.insert(session.clone(), context.book) {
+                Ok(id) => {
+                    context.nat.attach(context.table, id);
+                    self.digest.add(&session, context.book);
+                    self.log.touch(id, true);
+                    self.counters.installed += 1;
+                    return;
+                }
+                Err(InsertError::Conflict(other)) => {
+                    if !self.may_displace(at, other, authority, context) {
+                        self.counters.conflicts_won += 1;
+                        return;
+                    }
+                    self.counters.conflicts_lost += 1;
+                    self.take_out(other, context);
+                }
+                Err(InsertError::Full | InsertError::HalfOpenLimit) => {
+                    self.counters.refused_full += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether a peer's session may take the place of `other`: if the peer has the last word in the
+    /// groups of both, or in that of the new one while nobody else has it in that of the old.
+    fn may_displace(
+        &self,
+        at: usize,
+        other: SessionId,
+        authority: Authority,
+        context: &Context<'_>,
+    ) -> bool {
+        let wins = |authority| {
+            matches!(
+                authority,
+                Authority::Owner | Authority::Shared { theirs_win: true }
+            )
+        };
+        let Some(other) = context.table.get(other) else {
+            return true;
+        };
+        let index = usize::from(other.group.0);
+        let owned = self.sending.get(index).is_some_and(Option::is_some)
+            || self
+                .peers
+                .iter()
+                .any(|peer| peer.receiver.claims[index].is_some());
+        wins(authority) && (wins(self.authority(at, other.group)) || !owned)
+    }
+}
+
+/// The session of a record, without what depends on names; none if the address book is full.
+fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
+    let now = context.now.tick();
+    let ago = |ticks: u32| Tick(now.0.saturating_sub(ticks));
+    let mut translate = |before: Addr, after: Addr| match before == after {
+        true => Some(TranslatedAddr::SAME),
+        false => context.book.intern(after),
+    };
+    let mut session = Session::new(&record.key, ago(record.age));
+    session.nat_src = translate(record.key.src, record.outgoing.src)?;
+    session.nat_dst = translate(record.key.dst, record.outgoing.dst)?;
+    session.nat_src_port = record.outgoing.src_port;
+    session.nat_dst_port = record.outgoing.dst_port;
+    session.last_seen = ago(record.idle);
+    // With room to count on.
+    session.packets = record.packets.map(|n| n.min(u64::MAX / 2));
+    session.bytes = record.bytes.map(|n| n.min(u64::MAX / 2));
+    session.flags = record.flags;
+    session.flags.set(SessionFlags::REMOTE);
+    if let (Some(tcp), Protocol::TCP) = (&record.tcp, record.key.protocol) {
+        session.tracker = Tracker::Tcp(tcp.clone());
+    }
+    Some(session)
+}
+
+/// Takes over what may change in a session's life.
+fn copy_state(session: &mut Session, theirs: Session) {
+    if let Tracker::Tcp(tcp) = theirs.tracker {
+        session.tracker = Tracker::Tcp(tcp);
+    }
+    session.flags.set(SessionFlags::REMOTE);
+    for flag in REPLICATED {
+        session.flags.clear(flag);
+        if theirs.flags.contains(flag) {
+            session.flags.set(flag);
+        }
+    }
+    (session.packets, session.bytes) = (theirs.packets, theirs.bytes);
+    (session.last_seen, session.created) = (theirs.last_seen, theirs.created);
+    (session.in_port, session.out_port) = (theirs.in_port, theirs.out_port);
+    session.policy = theirs.policy;
+}

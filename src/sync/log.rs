@@ -1,0 +1,408 @@
+//! Which sessions changed in which order: one list for all peers.
+
+use std::collections::VecDeque;
+
+use crate::flow::{FlowKey, GroupId};
+use crate::session::SessionId;
+
+/// The most peers that a log can have readers for.
+pub const MAX_READERS: usize = 15;
+
+/// The number of a change; every change has a higher one than those before. 0 is before the first.
+pub type Seq = u64;
+
+/// Every replicated session once, in the order of its last change, and what was removed.
+///
+/// A reader's place is an element of the list like the sessions, so that nothing has to be fixed up
+/// when a session moves or goes: each operation is O(1) whatever the number of readers. The log holds
+/// no state of sessions; a reader takes the state that a session has when its turn comes. So the
+/// backlog of the slowest reader is the number of sessions at most.
+#[derive(Debug)]
+pub struct ChangeLog {
+    /// The end of the ring, the readers, then by [`SessionId`].
+    nodes: Vec<Node>,
+    readers: Vec<Reader>,
+    last: Seq,
+    live: u32,
+    tombstones: VecDeque<Tombstone>,
+    /// The number of tombstones that were ever dropped from the front.
+    dropped: u64,
+    /// The newest change whose tombstone is no more.
+    purged: Seq,
+    max_tombstones: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    prev: u32,
+    next: u32,
+    /// The number of the change, twice, plus one if a peer may know of the session; zero if the node
+    /// is in no list. Readers have none.
+    stamp: u64,
+}
+
+const _: () = assert!(size_of::<Node>() == 16);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Reader {
+    /// The change read last.
+    read: Seq,
+    /// The next tombstone, counted from the first one ever.
+    tombstone: u64,
+}
+
+/// A session that was removed after a peer may have got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// Of the removal.
+    pub seq: Seq,
+    /// The key of its original direction.
+    pub key: FlowKey,
+    /// Its group.
+    pub group: GroupId,
+}
+
+/// What a reader comes upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A session that was added or changed.
+    Session(SessionId),
+    /// One that was removed.
+    Removed(Tombstone),
+}
+
+/// The node that is both ends of the ring.
+const END: u32 = 0;
+const FIRST_SESSION: u32 = 1 + MAX_READERS as u32;
+const NOWHERE: Node = Node {
+    prev: END,
+    next: END,
+    stamp: 0,
+};
+
+impl ChangeLog {
+    /// An empty log for a table of `max_sessions`, with `readers` (at most [`MAX_READERS`]) readers
+    /// at its end.
+    pub fn new(max_sessions: u32, readers: usize) -> ChangeLog {
+        let readers = readers.min(MAX_READERS);
+        let mut nodes = Vec::with_capacity(FIRST_SESSION as usize + max_sessions as usize);
+        nodes.resize(FIRST_SESSION as usize, NOWHERE);
+        let mut log = ChangeLog {
+            nodes,
+            readers: vec![Reader::default(); readers],
+            last: 0,
+            live: 0,
+            tombstones: VecDeque::new(),
+            dropped: 0,
+            purged: 0,
+            max_tombstones: (max_sessions as usize / 4).max(1024),
+        };
+        (0..readers).for_each(|reader| log.link_last(node_of_reader(reader)));
+        log
+    }
+
+    /// Notes that a session was added or has changed. `shared`: a peer may know of it.
+    #[inline]
+    pub fn touch(&mut self, id: SessionId, shared: bool) -> Seq {
+        let node = FIRST_SESSION as usize + id.0 as usize;
+        if node >= self.nodes.len() {
+            self.nodes.resize(node + 1, NOWHERE);
+        }
+        let before = self.nodes[node].stamp;
+        if before == 0 {
+            self.live += 1;
+        } else {
+            self.unlink(node as u32);
+        }
+        self.link_last(node as u32);
+        self.last += 1;
+        self.nodes[node].stamp = self.last << 1 | before & 1 | u64::from(shared);
+        self.last
+    }
+
+    /// Notes that a session has gone. With `bury`, and if a peer may know of it, readers will hear of
+    /// it. No effect on one that is not in the log.
+    #[inline]
+    pub fn remove(&mut self, id: SessionId, bury: Option<(FlowKey, GroupId)>) {
+        let node = FIRST_SESSION.saturating_add(id.0);
+        let Some(&Node { stamp, .. }) = self.nodes.get(node as usize) else {
+            return;
+        };
+        if stamp == 0 {
+            return;
+        }
+        self.unlink(node);
+        self.nodes[node as usize] = NOWHERE;
+        self.live -= 1;
+        if let (Some((key, group)), 1) = (bury, stamp & 1) {
+            self.bury(key, group);
+        }
+    }
+
+    /// Notes that what peers know of a session that stays is void, so that they forget it before they
+    /// get its next state.
+    pub fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
+        if self.is_shared(id) {
+            self.bury(key, group);
+        }
+    }
+
+    fn bury(&mut self, key: FlowKey, group: GroupId) {
+        self.last += 1;
+        if self.tombstones.len() == self.max_tombstones {
+            self.drop_oldest_tombstone();
+        }
+        self.tombstones.push_back(Tombstone {
+            seq: self.last,
+            key,
+            group,
+        });
+    }
+
+    /// The next entry after those that the reader has read, if there is one up to its end.
+    #[inline]
+    pub fn read(&mut self, reader: usize) -> Option<Entry> {
+        let place = node_of_reader(reader);
+        let next = self.next_session(place);
+        let tombstone = self.next_tombstone(reader);
+        let stamp = self.nodes[next as usize].stamp;
+        match tombstone {
+            Some(tombstone) if next == END || tombstone.seq < stamp >> 1 => {
+                let index = self.readers[reader].tombstone.max(self.dropped) + 1;
+                self.readers[reader] = Reader {
+                    read: tombstone.seq,
+                    tombstone: index,
+                };
+                Some(Entry::Removed(tombstone))
+            }
+            _ if next == END => {
+                self.readers[reader].read = self.last;
+                None
+            }
+            _ => {
+                self.unlink(place);
+                self.link_after(place, next);
+                self.readers[reader].read = stamp >> 1;
+                Some(Entry::Session(SessionId(next - FIRST_SESSION)))
+            }
+        }
+    }
+
+    /// Notes that a peer may know of a session from now on.
+    #[inline]
+    pub fn mark_shared(&mut self, id: SessionId) {
+        if let Some(node) = self.node_mut(id) {
+            node.stamp |= u64::from(node.stamp != 0);
+        }
+    }
+
+    /// Puts a reader behind all that is.
+    pub fn skip_to_end(&mut self, reader: usize) {
+        let place = node_of_reader(reader);
+        self.unlink(place);
+        self.link_last(place);
+        let tombstone = self.dropped + self.tombstones.len() as u64;
+        self.readers[reader] = Reader {
+            read: self.last,
+            tombstone,
+        };
+    }
+
+    /// Puts a reader back to where it had read up to `seq` and no further. Returns false, with the
+    /// reader where it was, if that is too long ago, or was never.
+    pub fn rewind(&mut self, reader: usize, seq: Seq) -> bool {
+        if seq < self.purged || seq > self.readers[reader].read {
+            return false;
+        }
+        let place = node_of_reader(reader);
+        let mut before = self.nodes[place as usize].prev;
+        for _ in 0..Self::MOST_REWOUND {
+            if before == END || self.is_session_up_to(before, seq) {
+                self.unlink(place);
+                self.link_after(place, before);
+                let older = self.tombstones.partition_point(|t| t.seq <= seq) as u64;
+                self.readers[reader] = Reader {
+                    read: seq,
+                    tombstone: self.dropped + older,
+                };
+                return true;
+            }
+            before = self.nodes[before as usize].prev;
+        }
+        false
+    }
+
+    /// Sessions passed by [`ChangeLog::rewind`] at most: what can be under way, with some reserve.
+    const MOST_REWOUND: usize = 100_000;
+
+    fn is_session_up_to(&self, node: u32, seq: Seq) -> bool {
+        node >= FIRST_SESSION && self.nodes[node as usize].stamp >> 1 <= seq
+    }
+
+    /// Forgets the removals up to `seq`.
+    pub fn purge(&mut self, seq: Seq) {
+        while self.tombstones.front().is_some_and(|t| t.seq <= seq) {
+            self.drop_oldest_tombstone();
+        }
+        if self.tombstones.is_empty() {
+            // So that the ring begins at the start of its memory again, and touches no more of it.
+            self.tombstones.clear();
+        }
+    }
+
+    /// The last change that there was.
+    #[inline]
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// The last change that a reader has read.
+    #[inline]
+    pub fn read_up_to(&self, reader: usize) -> Seq {
+        self.readers[reader].read
+    }
+
+    /// The last change of a session; none if it is not in the log.
+    #[inline]
+    pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
+        self.node(id)
+            .map(|node| node.stamp >> 1)
+            .filter(|&seq| seq != 0)
+    }
+
+    /// Whether a peer may know of a session.
+    #[inline]
+    pub fn is_shared(&self, id: SessionId) -> bool {
+        self.node(id).is_some_and(|node| node.stamp & 1 != 0)
+    }
+
+    /// The number of sessions in the log.
+    pub fn len(&self) -> u32 {
+        self.live
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The number of removals that are remembered.
+    pub fn tombstones(&self) -> usize {
+        self.tombstones.len()
+    }
+
+    /// The sessions from the one changed last backwards, with their changes.
+    pub fn newest_first(&self) -> impl Iterator<Item = (SessionId, Seq)> {
+        let mut at = END;
+        std::iter::from_fn(move || {
+            loop {
+                at = self.nodes[at as usize].prev;
+                if at == END {
+                    return None;
+                }
+                if at >= FIRST_SESSION {
+                    let seq = self.nodes[at as usize].stamp >> 1;
+                    return Some((SessionId(at - FIRST_SESSION), seq));
+                }
+            }
+        })
+    }
+
+    /// Panics if the list contradicts itself. Reads all of it.
+    pub fn check_invariants(&self) {
+        let (mut at, mut seq, mut sessions, mut readers) = (END, 0, 0, 0);
+        loop {
+            let next = self.nodes[at as usize].next;
+            assert_eq!(
+                self.nodes[next as usize].prev, at,
+                "links contradict each other"
+            );
+            at = next;
+            if at == END {
+                break;
+            }
+            let stamp = self.nodes[at as usize].stamp;
+            if at < FIRST_SESSION {
+                readers += 1;
+                assert_eq!(stamp, 0);
+                assert!(
+                    self.readers[at as usize - 1].read >= seq,
+                    "a reader is behind its place"
+                );
+                continue;
+            }
+            sessions += 1;
+            assert!(stamp >> 1 > seq, "out of order");
+            seq = stamp >> 1;
+        }
+        assert!(seq <= self.last);
+        assert_eq!(sessions, self.live);
+        assert_eq!(readers, self.readers.len());
+        let listed = self.nodes[FIRST_SESSION as usize..]
+            .iter()
+            .filter(|n| n.stamp != 0);
+        assert_eq!(listed.count(), sessions as usize);
+        assert!(self.tombstones.iter().is_sorted_by(|a, b| a.seq < b.seq));
+        assert!(self.tombstones.front().is_none_or(|t| t.seq > self.purged));
+        assert!(self.tombstones.len() <= self.max_tombstones);
+    }
+
+    /// The first session after `place`, past other readers; [`END`] if there is none.
+    #[inline]
+    fn next_session(&self, place: u32) -> u32 {
+        let mut next = self.nodes[place as usize].next;
+        while next != END && next < FIRST_SESSION {
+            next = self.nodes[next as usize].next;
+        }
+        next
+    }
+
+    #[inline]
+    fn next_tombstone(&self, reader: usize) -> Option<Tombstone> {
+        let index = self.readers[reader].tombstone.saturating_sub(self.dropped);
+        self.tombstones.get(usize::try_from(index).ok()?).copied()
+    }
+
+    fn drop_oldest_tombstone(&mut self) {
+        if let Some(oldest) = self.tombstones.pop_front() {
+            self.dropped += 1;
+            self.purged = oldest.seq;
+        }
+    }
+
+    #[inline]
+    fn node(&self, id: SessionId) -> Option<&Node> {
+        self.nodes.get(FIRST_SESSION as usize + id.0 as usize)
+    }
+
+    #[inline]
+    fn node_mut(&mut self, id: SessionId) -> Option<&mut Node> {
+        self.nodes.get_mut(FIRST_SESSION as usize + id.0 as usize)
+    }
+
+    #[inline]
+    fn unlink(&mut self, node: u32) {
+        let Node { prev, next, .. } = self.nodes[node as usize];
+        self.nodes[prev as usize].next = next;
+        self.nodes[next as usize].prev = prev;
+    }
+
+    #[inline]
+    fn link_last(&mut self, node: u32) {
+        self.link_after(node, self.nodes[END as usize].prev);
+    }
+
+    #[inline]
+    fn link_after(&mut self, node: u32, prev: u32) {
+        let next = self.nodes[prev as usize].next;
+        self.nodes[node as usize].prev = prev;
+        self.nodes[node as usize].next = next;
+        self.nodes[prev as usize].next = node;
+        self.nodes[next as usize].prev = node;
+    }
+}
+
+#[inline]
+fn node_of_reader(reader: usize) -> u32 {
+    1 + reader as u32
+}

@@ -1,0 +1,161 @@
+//! What units tell each other, version 1.
+//!
+//! A stream of frames `length: u32 | type: u8 | body`, numbers in network order, the length that of
+//! type and body. Types that a unit does not know, and what follows the known part of a body, are
+//! passed over: they are of a newer version. [`Message::Hello`] is the first frame each way; ports,
+//! groups and policies are named by their place in the sender's lists from then on.
+//!
+//! `~` below is a number in LEB128. Times are durations, in units of 100 ms: clocks differ.
+
+use super::digest::Buckets;
+use super::log::Seq;
+use crate::flow::FlowKey;
+use crate::session::{SessionFlags, tcp};
+
+/// The version of the protocol; a unit talks to those of its own version.
+pub const VERSION: u16 = 1;
+
+/// The longest frame without its length field.
+pub const MAX_FRAME: usize = 64 * 1024;
+
+/// A frame.
+#[derive(Debug, PartialEq)]
+pub enum Message<'a> {
+    /// 1: who the sender is.
+    Hello(Box<Hello>),
+    /// 2, `seq: u64 | operations`: brings the receiver to `seq`. Operations are read with
+    /// [`super::codec::next_operation`].
+    Batch {
+        /// The change that the receiver has arrived at after the operations.
+        seq: Seq,
+        /// [`Operation`]s.
+        operations: &'a [u8],
+    },
+    /// 3, `epoch: u64 | seq: u64`: all up to `seq` is applied.
+    Ack {
+        /// Of the receiver of this frame.
+        epoch: u64,
+        /// Of the last batch.
+        seq: Seq,
+    },
+    /// 4: some buckets are sent anew from here on, among other changes.
+    Begin,
+    /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; what was not named since
+    /// [`Message::Begin`] does not exist.
+    End(Vec<(u8, Buckets)>),
+    /// 6, `seq: u64 | group: u8 | 256 × u64`: the sums of the group's buckets here.
+    Mark {
+        /// Tells marks apart.
+        seq: Seq,
+        /// The group.
+        group: u8,
+        /// 256 numbers.
+        sums: &'a [u8],
+    },
+    /// 7, `seq: u64 | group: u8 | 256 bits`: how the receiver's sums compared.
+    Verdict {
+        /// Of the mark.
+        seq: Seq,
+        /// The group, in the list of the sender of this frame.
+        group: u8,
+        /// The buckets that differ.
+        differing: Buckets,
+    },
+    /// 8, `group: u8 | term: u64`: the sender is primary of the group, and sends its sessions.
+    Claim {
+        /// The group.
+        group: u8,
+        /// Its term.
+        term: u64,
+    },
+    /// 9, `group: u8`: the sender sends no more sessions of the group.
+    Release {
+        /// The group.
+        group: u8,
+    },
+    /// 10, `group: u8 | term: u64`: the receiver is to be primary with this term.
+    Handover {
+        /// The group.
+        group: u8,
+        /// The new term.
+        term: u64,
+    },
+    /// Of a newer version.
+    Unknown,
+}
+
+/// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |
+/// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies`; a name is `length: u8 |
+/// UTF-8`, a list `count: u16 | names`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// [`VERSION`]
+    pub version: u16,
+    /// A random number of the process: changes are counted from 0 in each.
+    pub epoch: u64,
+    /// `group-id` of `[ha]`.
+    pub group_id: u8,
+    /// The receiver's epoch and the last change that was applied of it.
+    pub resume: Option<(u64, Seq)>,
+    /// The digest of policies, pools and forwards.
+    pub ruleset: [u8; 16],
+    /// `max-sessions`
+    pub max_sessions: u32,
+    /// The name of the node.
+    pub node: String,
+    /// The names of its ports.
+    pub ports: Vec<String>,
+    /// The names of its groups.
+    pub groups: Vec<String>,
+    /// The names of its policies; the last ones are left out if the frame would get too long.
+    pub policies: Vec<String>,
+}
+
+/// `type: u8 | length: u8 | body`; other types are passed over.
+#[derive(Debug, PartialEq)]
+pub enum Operation {
+    /// 1: a session as it is now.
+    Put(Record),
+    /// 2, `family and group: u8 × 2 | key`: a session that is no more.
+    Remove {
+        /// The key of its original direction.
+        key: FlowKey,
+        /// The group.
+        group: u8,
+    },
+}
+
+/// `marks: u8 | group: u8 | in: u8 | out: u8 | policy~ | key | [outgoing source | its port] | [outgoing
+/// destination | its port] | idle~ | age~ | packets~ × 2 | bytes~ × 2 | [tcp]`
+///
+/// Marks: 1 IPv6, 2 source translated, 4 destination translated, 8 tracked TCP, 16 replied, 32 picked
+/// up, 64 to be logged. Key: `protocol: u8 | source | destination | source port: u16 | destination
+/// port: u16`. TCP: `state: u8 | scales: u8 | marks: u8 | 2 × (acked: u32 | (end - acked)~ | window~)`;
+/// a SYN that is not answered yet is left out, its sender repeats it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The group, in the sender's list.
+    pub group: u8,
+    /// The port it came in by, in the sender's list.
+    pub in_port: u8,
+    /// The port it goes out by, in the sender's list.
+    pub out_port: u8,
+    /// The policy, in the sender's list; [`u16::MAX`] if it does not know.
+    pub policy: u16,
+    /// As the packets of the original direction come in.
+    pub key: FlowKey,
+    /// As they go out; of the same family.
+    pub outgoing: FlowKey,
+    /// Those that are replicated.
+    pub flags: SessionFlags,
+    /// Since the last packet, in ticks.
+    pub idle: u32,
+    /// Since it was opened, in ticks.
+    pub age: u32,
+    /// By direction.
+    pub packets: [u64; 2],
+    /// By direction.
+    pub bytes: [u64; 2],
+    /// For TCP.
+    pub tcp: Option<tcp::Tracker>,
+}

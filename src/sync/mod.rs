@@ -1,0 +1,597 @@
+//! Replication: every unit has the sessions of all groups, and those of a group come from its primary.
+//!
+//! State, not events: the [change log](log) holds each session once, in the order of the last changes,
+//! and each peer reads it at its own pace, taking the state that a session has by then. Whether two
+//! units agree is known from [digests](digest) of each group that are compared once a second; where
+//! they differ, the bucket concerned is sent anew. That is also how a unit that joins gets everything,
+//! and how anything heals that went wrong: resuming a stream after a lost link is an optimization.
+//!
+//! Modules in reading order: [`message`], [`codec`], [`log`], [`digest`], then the two directions
+//! (`transmit`, `receive`) and what a record does to the table (`install`).
+
+pub mod codec;
+pub mod digest;
+pub mod log;
+pub mod message;
+
+mod install;
+mod peer;
+mod receive;
+mod transmit;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+pub use digest::Phase;
+pub use log::Seq;
+
+use crate::config::{Config, Ha};
+use crate::flow::{Direction, GroupId, PeerId, Protocol};
+use crate::nat::Nat;
+use crate::session::{AddressBook, Session, SessionId, Table};
+use crate::time::{Tick, Time};
+use digest::Digest;
+use log::ChangeLog;
+use peer::{Authority, Peer};
+
+/// How long a peer whose connection was lost can take it up where it was.
+const RESUME_WAIT: Duration = Duration::from_secs(60);
+
+/// Delayed sessions that enter the log in one go.
+const ENTRIES_PER_TIMEOUT: usize = 1024;
+
+/// Changes that [`Replicator::lag`] looks at, at most.
+const LOST_LOOKED_AT: usize = 10_000;
+
+/// What the replicator may change besides itself.
+pub struct Context<'a> {
+    /// The sessions.
+    pub table: &'a mut Table,
+    /// The addresses they are translated to.
+    pub book: &'a mut AddressBook,
+    /// Where the external ports of received sessions are reserved.
+    pub nat: &'a mut Nat,
+    /// The time.
+    pub now: Time,
+}
+
+/// What the owner should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The Hello of a peer has come.
+    PeerKnown {
+        /// The peer.
+        peer: PeerId,
+        /// It goes on where the last connection was lost.
+        resumed: bool,
+    },
+    /// A peer has other policies, pools or forwards: after a takeover, new sessions fare differently.
+    PeerConfigDiffers(PeerId),
+    /// A peer has all sessions of a group that this unit sends.
+    PeerReady(PeerId, GroupId),
+    /// This unit has all sessions of a group that the peer sends.
+    Ready(PeerId, GroupId),
+    /// A peer that had all sessions of a group has not, or sending them anew has not helped; they are
+    /// being sent anew.
+    DigestDiffers {
+        /// The peer.
+        peer: PeerId,
+        /// The group.
+        group: GroupId,
+        /// How many of its 256 buckets differ.
+        buckets: u32,
+    },
+    /// A peer hands a group over; all that it sent before is applied.
+    HandoverReceived {
+        /// The peer.
+        peer: PeerId,
+        /// The group.
+        group: GroupId,
+        /// The term to take over with.
+        term: u64,
+    },
+}
+
+/// Why a connection to a peer is of no use; it should be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// Bytes that make no sense.
+    Malformed,
+    /// A frame that is not allowed there, as one before Hello.
+    Unexpected,
+    /// Another version of the protocol.
+    Version(u16),
+    /// Another `group-id`.
+    GroupId(u8),
+    /// The peer says that it is another node.
+    WrongNode(String),
+    /// An acknowledgment of what was not sent.
+    FutureAck,
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::Malformed => f.write_str("malformed message"),
+            ProtocolError::Unexpected => f.write_str("message out of turn"),
+            ProtocolError::Version(version) => write!(f, "protocol version {version}"),
+            ProtocolError::GroupId(id) => write!(f, "group-id {id}"),
+            ProtocolError::WrongNode(name) => write!(f, "it is node `{}`", name.escape_debug()),
+            ProtocolError::FutureAck => f.write_str("acknowledgment of what was not sent"),
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}
+
+/// What became of received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// How many were taken; the others must come again.
+    pub taken: usize,
+    /// More is to be done: call [`Replicator::receive`] again soon, with or without bytes.
+    pub more: bool,
+}
+
+/// How far a peer is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Changes that are not acknowledged.
+    pub sequence_gap: u64,
+    /// The age of the oldest of them; a lower bound, which is off by one round trip at most.
+    pub oldest_unacked: Duration,
+    /// Sessions that the peer would not have, or not as they are, if this unit died now.
+    pub would_be_lost: u32,
+}
+
+/// What has happened, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sessions of peers that were new here.
+    pub installed: u64,
+    /// Sessions of peers that were known here.
+    pub updated: u64,
+    /// Sessions that a peer has ended.
+    pub removed: u64,
+    /// Sessions removed since the primary does not have them.
+    pub swept: u64,
+    /// Sessions sent to peers, each time.
+    pub sent: u64,
+    /// Records older than what is known here.
+    pub stale: u64,
+    /// Sessions removed since a peer's session has the same packets.
+    pub conflicts_lost: u64,
+    /// Records refused since a session here has the same packets.
+    pub conflicts_won: u64,
+    /// Records refused since their port or group is not known here.
+    pub refused_unknown: u64,
+    /// Records refused since the table or the address book is full.
+    pub refused_full: u64,
+    /// Frames and operations refused since the peer is not, or no longer, primary of the group.
+    pub refused_not_primary: u64,
+}
+
+/// Replicates sessions to all peers, and keeps those that they replicate here.
+///
+/// The owner calls [`Replicator::opened`], [`Replicator::changed`] and [`Replicator::removed`] for what
+/// its own packets and timers do to sessions, and leaves it to the replicator to do the same for what
+/// peers do. For each peer: [`Replicator::peer_connected`] when its stream is open, then
+/// [`Replicator::receive`] with what it brings and [`Replicator::poll_transmit`] whenever it takes
+/// something, until [`Replicator::peer_disconnected`]. After each round of calls
+/// [`Replicator::poll_event`] until there is none.
+pub struct Replicator {
+    identity: message::Hello,
+    pickup: Pickup,
+    epoch: u64,
+    log: ChangeLog,
+    digest: Digest,
+    peers: Vec<Peer>,
+    /// The terms of the groups that this unit sends.
+    sending: Vec<Option<u64>>,
+    /// Groups of which this unit has all sessions.
+    ready: Vec<bool>,
+    /// Whether removals must be remembered for anybody.
+    has_readers: bool,
+    delayed: VecDeque<(Tick, SessionId)>,
+    max_sessions: usize,
+    events: VecDeque<Event>,
+    counters: Counters,
+}
+
+/// Which sessions are replicated.
+#[derive(Clone, Copy, Debug)]
+struct Pickup {
+    connections: bool,
+    connectionless: bool,
+    /// In ticks.
+    delay: u32,
+}
+
+impl Pickup {
+    fn new(ha: &Ha) -> Pickup {
+        Pickup {
+            connections: ha.session_pickup,
+            connectionless: ha.session_pickup && ha.session_pickup_connectionless,
+            delay: Tick::count(ha.session_pickup_delay),
+        }
+    }
+
+    #[inline]
+    fn covers(&self, session: &Session) -> bool {
+        match session.protocol {
+            Protocol::TCP => self.connections,
+            _ => self.connectionless,
+        }
+    }
+}
+
+impl Replicator {
+    /// The replicator of a unit with `[ha]`; none without. It sends no group yet.
+    ///
+    /// `epoch` is random, and another one in each process; `ruleset` is
+    /// [`Ruleset::digest`](crate::policy::Ruleset::digest).
+    pub fn new(config: &Config, epoch: u64, ruleset: [u8; 16]) -> Option<Replicator> {
+        let ha = config.ha.as_ref()?;
+        let groups = config.groups.len();
+        let max_sessions = config.node.max_sessions;
+        Some(Replicator {
+            identity: identity(config, ha, epoch, ruleset),
+            pickup: Pickup::new(ha),
+            epoch,
+            log: ChangeLog::new(max_sessions, ha.peers.len()),
+            digest: Digest::new(groups),
+            peers: ha
+                .peers
+                .iter()
+                .map(|peer| Peer::new(&peer.name, groups))
+                .collect(),
+            sending: vec![None; groups],
+            ready: vec![false; groups],
+            has_readers: false,
+            delayed: VecDeque::new(),
+            max_sessions: max_sessions as usize,
+            events: VecDeque::new(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Takes over names and switches of a changed configuration with the same peers and groups.
+    /// Connections that are open must be closed: their Hello has the old names.
+    pub fn reconfigure(&mut self, config: &Config, ruleset: [u8; 16]) {
+        if let Some(ha) = &config.ha {
+            self.identity = identity(config, ha, self.epoch, ruleset);
+            self.pickup = Pickup::new(ha);
+        }
+    }
+
+    /// Changes the switches of session pickup; sessions that are replicated already stay so. For those
+    /// that are not, call [`Replicator::opened`] again.
+    pub fn set_pickup(&mut self, ha: &Ha) {
+        self.pickup = Pickup::new(ha);
+    }
+
+    /// A session was opened here. No effect if it is replicated already.
+    #[inline]
+    pub fn opened(&mut self, table: &Table, book: &AddressBook, id: SessionId, now: Time) {
+        let Some(session) = table.get(id) else { return };
+        if !self.pickup.covers(session) {
+            return;
+        }
+        // Too many that wait: replicating one early does no harm.
+        if self.pickup.delay == 0 || self.delayed.len() >= self.max_sessions {
+            self.enter(session, book, id);
+        } else {
+            let due = now.tick().after(self.pickup.delay).max(self.last_due());
+            self.delayed.push_back((due, id));
+        }
+    }
+
+    /// A session has changed: its [`Phase`] was `before`, or it goes out by another port, or has other
+    /// flags. Times and counters alone are no change.
+    #[inline]
+    pub fn changed(&mut self, table: &Table, book: &AddressBook, id: SessionId, before: Phase) {
+        let Some(session) = table.get(id) else { return };
+        if self.log.seq_of(id).is_none() {
+            return;
+        }
+        if Phase::of(session).is_restart_of(before) && self.has_readers {
+            self.log
+                .restart(id, session.key(Direction::Original, book), session.group);
+        }
+        self.digest.change(session, book, before);
+        self.log.touch(id, false);
+    }
+
+    /// A session is being removed, or was; `session` is what it was last.
+    #[inline]
+    pub fn removed(&mut self, id: SessionId, session: &Session, book: &AddressBook) {
+        if self.log.seq_of(id).is_none() {
+            return;
+        }
+        self.digest.subtract(session, book);
+        let bury = self.has_readers && self.term(session.group).is_some();
+        let key = || (session.key(Direction::Original, book), session.group);
+        self.log.remove(id, bury.then(key));
+    }
+
+    /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
+    /// changed until then is still sent when it stops.
+    pub fn set_sending(&mut self, group: GroupId, term: Option<u64>) {
+        if let Some(sending) = self.sending.get_mut(usize::from(group.0)) {
+            *sending = term;
+            self.weigh_claims();
+        }
+    }
+
+    /// A stream to a peer is open, in both directions.
+    pub fn peer_connected(&mut self, peer: PeerId) {
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.reset();
+            peer.connected = true;
+            self.has_readers = true;
+            self.weigh_claims();
+        }
+    }
+
+    /// The stream to a peer has ended.
+    pub fn peer_disconnected(&mut self, peer: PeerId, now: Time) {
+        if let Some(peer) = self
+            .peers
+            .get_mut(peer.index())
+            .filter(|peer| peer.connected)
+        {
+            peer.resumable_until = peer.remote.is_some().then(|| now + RESUME_WAIT);
+            peer.reset();
+            self.weigh_claims();
+            self.purge();
+        }
+    }
+
+    /// Asks a peer to take over a group with `term`, after all that has changed until now.
+    pub fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.sender.handover = Some((group, term));
+        }
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.
+    pub fn handle_timeout(&mut self, now: Time, table: &Table, book: &AddressBook) {
+        for _ in 0..ENTRIES_PER_TIMEOUT {
+            let Some(&(due, id)) = self.delayed.front() else {
+                break;
+            };
+            if due > now.tick() {
+                break;
+            }
+            self.delayed.pop_front();
+            // The slot may have another session by now, which waits in its own right.
+            if let Some(session) = table.get(id)
+                && session.created.after(self.pickup.delay) <= now.tick()
+            {
+                self.enter(session, book, id);
+            }
+        }
+        let mut expired = false;
+        for peer in &mut self.peers {
+            if peer.resumable_until.is_some_and(|until| until <= now) && !peer.connected {
+                peer.resumable_until = None;
+                expired = true;
+            }
+        }
+        if expired {
+            self.purge();
+        }
+    }
+
+    /// When [`Replicator::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let delayed = self.delayed.front().map(|(due, _)| due.time());
+        let peers = self.peers.iter().filter_map(|peer| {
+            let sends = peer.connected && peer.sender.told.iter().any(Option::is_some);
+            // With more to send, it is the stream that says when.
+            let marks = (sends && !peer.sender.blocked).then_some(peer.sender.next_mark);
+            let resume = peer.resumable_until.filter(|_| !peer.connected);
+            marks.into_iter().chain(resume).min()
+        });
+        peers.chain(delayed).min()
+    }
+
+    /// How far a peer is behind.
+    pub fn lag(&self, peer: PeerId, now: Time) -> Lag {
+        let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
+            return Lag::default();
+        };
+        let sequence_gap = self.log.last().saturating_sub(sender.acked);
+        if sequence_gap == 0 {
+            return Lag::default();
+        }
+        // An estimate beyond what is worth counting.
+        let unknown = self
+            .log
+            .newest_first()
+            .take_while(|(_, seq)| *seq > sender.acked);
+        let counted = unknown.take(LOST_LOOKED_AT).count();
+        let would_be_lost = if counted < LOST_LOOKED_AT {
+            counted as u32
+        } else {
+            u32::try_from(sequence_gap)
+                .unwrap_or(u32::MAX)
+                .min(self.log.len())
+        };
+        Lag {
+            sequence_gap,
+            oldest_unacked: now.since(sender.watch.1),
+            would_be_lost,
+        }
+    }
+
+    /// Whether all peers that are in sync have the session as it is; not if none is.
+    pub fn is_synced(&self, id: SessionId) -> bool {
+        match (self.log.seq_of(id), self.acked_by_all_in_sync()) {
+            (Some(seq), Some(acked)) => seq <= acked,
+            _ => false,
+        }
+    }
+
+    /// Up to which change all peers that are in sync have everything; none if no peer is.
+    #[inline]
+    pub fn acked_by_all_in_sync(&self) -> Option<Seq> {
+        let in_sync = self.peers.iter().filter(|peer| peer.is_in_sync());
+        in_sync.map(|peer| peer.sender.acked).min()
+    }
+
+    /// The last change of a session; none if it is not replicated (yet).
+    #[inline]
+    pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
+        self.log.seq_of(id)
+    }
+
+    /// The last change of all.
+    pub fn last_seq(&self) -> Seq {
+        self.log.last()
+    }
+
+    /// Whether a peer has got all sessions that this unit sends once, and their changes since.
+    pub fn in_sync(&self, peer: PeerId) -> bool {
+        self.peers.get(peer.index()).is_some_and(Peer::is_in_sync)
+    }
+
+    /// Whether a peer had exactly the sessions of a group that this unit sends, when last compared.
+    pub fn digest_equal(&self, peer: PeerId, group: GroupId) -> bool {
+        let group = usize::from(group.0);
+        let peer = self.peers.get(peer.index()).filter(|peer| peer.connected);
+        peer.and_then(|peer| peer.sender.marks.get(group))
+            .is_some_and(|mark| mark.equal)
+    }
+
+    /// Whether this unit had exactly the sessions of a group that its primary sends, when last
+    /// compared. Stays so when the connection is lost: the primary may have died.
+    pub fn is_ready(&self, group: GroupId) -> bool {
+        self.ready
+            .get(usize::from(group.0))
+            .is_some_and(|ready| *ready)
+    }
+
+    /// Changes of a peer that are applied here: for heartbeats.
+    pub fn applied(&self, peer: PeerId) -> Seq {
+        self.peers
+            .get(peer.index())
+            .map_or(0, |peer| peer.receiver.applied)
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Panics if log, digest and table disagree: for tests and simulations. Reads all of them.
+    pub fn check_invariants(&self, table: &Table, book: &AddressBook) {
+        self.log.check_invariants();
+        let mut digest = Digest::new(self.sending.len());
+        let mut replicated = 0;
+        for (id, session) in table.iter() {
+            if self.log.seq_of(id).is_some() {
+                replicated += 1;
+                digest.add(session, book);
+            }
+        }
+        assert_eq!(
+            replicated,
+            self.log.len(),
+            "sessions in the log that are not in the table"
+        );
+        for group in (0..self.sending.len()).map(|group| GroupId(group as u8)) {
+            assert_eq!(
+                digest.sums(group),
+                self.digest.sums(group),
+                "a digest that drifted"
+            );
+        }
+        for peer in &self.peers {
+            assert!(peer.sender.acked <= self.log.last());
+            assert!(peer.sender.confirmed <= peer.sender.sent);
+        }
+    }
+
+    /// Makes a session one of those that are replicated.
+    fn enter(&mut self, session: &Session, book: &AddressBook, id: SessionId) {
+        if self.log.seq_of(id).is_none() {
+            self.digest.add(session, book);
+            self.log.touch(id, false);
+        }
+    }
+
+    /// The queue stays ordered, even if the delay was made shorter.
+    fn last_due(&self) -> Tick {
+        self.delayed.back().map_or(Tick(0), |(due, _)| *due)
+    }
+
+    fn term(&self, group: GroupId) -> Option<u64> {
+        self.sending.get(usize::from(group.0)).copied().flatten()
+    }
+
+    /// Forgets removals that all know of whom they concern.
+    fn purge(&mut self) {
+        let counting = || self.peers.iter().filter(|peer| peer.counts());
+        self.has_readers = counting().next().is_some();
+        let known = counting().map(|peer| peer.sender.acked).min();
+        self.log.purge(known.unwrap_or(self.log.last()));
+    }
+
+    /// Decides anew who has a say in which group.
+    fn weigh_claims(&mut self) {
+        for group in 0..self.sending.len() {
+            let claims = self
+                .peers
+                .iter()
+                .filter_map(|peer| peer.receiver.claims[group]);
+            let highest = claims.max();
+            for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
+                let (theirs, mine) = (receiver.claims[group], self.sending[group]);
+                receiver.authority[group] = match (theirs, mine) {
+                    (None, _) => Authority::None,
+                    (Some(theirs), Some(mine)) if mine > theirs && !receiver.handed[group] => {
+                        Authority::None
+                    }
+                    (Some(theirs), Some(mine)) => Authority::Shared {
+                        theirs_win: theirs > mine,
+                    },
+                    (_, None) if theirs < highest => Authority::None,
+                    (_, None) => Authority::Owner,
+                };
+            }
+        }
+    }
+}
+
+fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message::Hello {
+    message::Hello {
+        version: message::VERSION,
+        epoch,
+        group_id: ha.group_id,
+        resume: None,
+        ruleset,
+        max_sessions: config.node.max_sessions,
+        node: config.node.name.clone(),
+        ports: config.ports.iter().map(|port| port.name.clone()).collect(),
+        groups: config
+            .groups
+            .iter()
+            .map(|group| group.name.clone())
+            .collect(),
+        policies: config
+            .policies
+            .iter()
+            .map(|policy| policy.name.clone())
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

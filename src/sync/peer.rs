@@ -1,0 +1,245 @@
+//! What is remembered of each peer.
+
+use std::time::Duration;
+
+use super::codec::FrameBuffer;
+use super::digest::Buckets;
+use super::log::Seq;
+use crate::flow::{GroupId, PolicyId, PortId};
+use crate::session::SessionId;
+use crate::time::Time;
+
+/// One peer: its connection, what goes there, and what comes from there.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) connected: bool,
+    /// Until when a peer that was lost may take up its stream where it was.
+    pub(super) resumable_until: Option<Time>,
+    pub(super) hello_sent: bool,
+    /// What its Hello said; none before that.
+    pub(super) remote: Option<Remote>,
+    pub(super) incoming: FrameBuffer,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+}
+
+/// The peer's lists, in the terms of this unit.
+#[derive(Debug, Default)]
+pub(super) struct Remote {
+    pub(super) ports: Vec<Option<PortId>>,
+    pub(super) groups: Vec<Option<GroupId>>,
+    pub(super) policies: Vec<PolicyId>,
+}
+
+/// What goes to a peer. Lists are by own [`GroupId`].
+#[derive(Debug)]
+pub(super) struct Sender {
+    /// The terms with which the peer was told that this unit sends a group.
+    pub(super) told: Vec<Option<u64>>,
+    /// The change that the last batch brought the peer to.
+    pub(super) sent: Seq,
+    /// What the peer has acknowledged of that.
+    pub(super) confirmed: Seq,
+    /// All up to here is at the peer, or none of its business.
+    pub(super) acked: Seq,
+    /// All up to here was done at this time.
+    pub(super) watch: (Seq, Time),
+    /// Buckets that differ, and are not being sent yet.
+    pub(super) pending: Vec<Buckets>,
+    pub(super) scan: Option<Scan>,
+    pub(super) marks: Vec<Mark>,
+    pub(super) next_mark: Time,
+    pub(super) handover: Option<(GroupId, u64)>,
+    /// There was more to send than the stream took.
+    pub(super) blocked: bool,
+}
+
+/// A pass over the table that sends some buckets anew.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) slot: u32,
+    pub(super) buckets: Vec<Buckets>,
+    /// The last change when the pass was through: what has moved out of its way comes before it.
+    pub(super) through_at: Option<Seq>,
+}
+
+/// The comparison of a group's sums with those of a peer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    /// The newest mark.
+    pub(super) seq: Seq,
+    /// Marks that may still be answered: each allows one verdict.
+    pub(super) unanswered: u8,
+    /// The last verdict was that nothing differs.
+    pub(super) equal: bool,
+    /// One verdict was, since the peer was told of the group.
+    pub(super) joined: bool,
+    /// Verdicts in a row that something differs.
+    pub(super) strikes: u32,
+}
+
+/// What comes from a peer. Lists are by own [`GroupId`].
+#[derive(Debug)]
+pub(super) struct Receiver {
+    /// Of the peer's process.
+    pub(super) epoch: u64,
+    /// Its last change that was applied.
+    pub(super) applied: Seq,
+    pub(super) acknowledged: Seq,
+    /// Operations of the current batch that are done, in bytes.
+    pub(super) offset: usize,
+    /// The terms with which it sends groups.
+    pub(super) claims: Vec<Option<u64>>,
+    pub(super) authority: Vec<Authority>,
+    /// Groups that it handed over to this unit, and whose last changes may still come.
+    pub(super) handed: Vec<bool>,
+    /// The last own change before it began to send buckets anew.
+    pub(super) begun_at: Option<Seq>,
+    pub(super) sweep: Option<Sweep>,
+    /// To be sent; one a group at most.
+    pub(super) verdicts: Vec<(Seq, GroupId, Buckets)>,
+}
+
+/// A pass over the table that removes what a peer has not named.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) slot: u32,
+    pub(super) until: Seq,
+    pub(super) buckets: Vec<Buckets>,
+    /// Those of one step.
+    pub(super) found: Vec<SessionId>,
+}
+
+/// What a peer may do to the sessions of a group here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Authority {
+    /// Nothing: it does not send the group, or another unit has a higher term.
+    None,
+    /// Both units are primary for the moment: add sessions, and move them forward; where two can't
+    /// be told apart, the one of the higher term stays.
+    Shared {
+        /// The peer has the higher term.
+        theirs_win: bool,
+    },
+    /// Everything.
+    Owner,
+}
+
+impl Peer {
+    pub(super) fn new(name: &str, groups: usize) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            connected: false,
+            resumable_until: None,
+            hello_sent: false,
+            remote: None,
+            incoming: FrameBuffer::default(),
+            sender: Sender {
+                told: vec![None; groups],
+                sent: 0,
+                confirmed: 0,
+                acked: 0,
+                watch: (0, Time::ZERO),
+                pending: vec![Buckets::default(); groups],
+                scan: None,
+                marks: vec![Mark::default(); groups],
+                next_mark: Time::ZERO,
+                handover: None,
+                blocked: false,
+            },
+            receiver: Receiver {
+                epoch: 0,
+                applied: 0,
+                acknowledged: 0,
+                offset: 0,
+                claims: vec![None; groups],
+                authority: vec![Authority::None; groups],
+                handed: vec![false; groups],
+                begun_at: None,
+                sweep: None,
+                verdicts: Vec::new(),
+            },
+        }
+    }
+
+    /// Forgets what holds for one connection only; keeps what a next one can resume from.
+    pub(super) fn reset(&mut self) {
+        let groups = self.sender.told.len();
+        let fresh = Peer::new(&self.name, groups);
+        let (sender, receiver) = (&self.sender, &self.receiver);
+        *self = Peer {
+            resumable_until: self.resumable_until,
+            sender: Sender {
+                sent: sender.sent,
+                confirmed: sender.confirmed,
+                acked: sender.acked,
+                watch: sender.watch,
+                ..fresh.sender
+            },
+            receiver: Receiver {
+                epoch: receiver.epoch,
+                applied: receiver.applied,
+                ..fresh.receiver
+            },
+            ..fresh
+        };
+    }
+
+    /// Whether removals must be remembered for it.
+    pub(super) fn counts(&self) -> bool {
+        self.connected || self.resumable_until.is_some()
+    }
+
+    /// Whether it has all groups that it was told of, and no more than the newest changes is under way.
+    pub(super) fn is_in_sync(&self) -> bool {
+        let told = || {
+            self.sender
+                .told
+                .iter()
+                .zip(&self.sender.marks)
+                .filter(|(t, _)| t.is_some())
+        };
+        self.connected && told().count() > 0 && told().all(|(_, mark)| mark.joined)
+    }
+}
+
+impl Sender {
+    /// Starts anew: the peer has what there was up to `seq`, or will be told by other means.
+    pub(super) fn start_at(&mut self, seq: Seq, now: Time) {
+        (self.sent, self.confirmed, self.acked) = (seq, seq, seq);
+        self.watch = (seq, now);
+    }
+
+    /// What was read up to `read` and not sent was none of the peer's business.
+    pub(super) fn settle(&mut self, read: Seq, last: Seq, now: Time) {
+        self.acked = if self.confirmed == self.sent {
+            read
+        } else {
+            self.confirmed
+        };
+        if self.acked >= self.watch.0 {
+            self.watch = (last, now);
+        }
+    }
+
+    /// Whether buckets are to be sent anew.
+    pub(super) fn is_repairing(&self) -> bool {
+        self.scan.is_some() || self.pending.iter().any(|buckets| !buckets.is_empty())
+    }
+
+    /// How long to wait with the next mark after buckets were sent: not at all at first, then longer
+    /// and longer, since what the peer can't take it won't take the next time either.
+    pub(super) fn patience(&self) -> Duration {
+        let strikes = self
+            .marks
+            .iter()
+            .map(|mark| mark.strikes)
+            .max()
+            .unwrap_or(0);
+        match strikes {
+            0 | 1 => Duration::ZERO,
+            more => Duration::from_secs(1 << (more - 2).min(6)),
+        }
+    }
+}

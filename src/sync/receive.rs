@@ -1,0 +1,394 @@
+//! What comes from a peer. The peer is authenticated, and yet nothing that it sends may crash this
+//! unit, fill its memory, keep it busy, or change a group that is not the peer's.
+
+use std::collections::BTreeMap;
+
+use super::codec::{self, FrameBuffer};
+use super::digest::Buckets;
+use super::log::Seq;
+use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
+use super::peer::{Authority, Remote, Sweep};
+use super::{Context, Event, ProtocolError, Received, Replicator};
+use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
+
+/// Operations and frames handled in one call: some 200 µs.
+const WORK_PER_CALL: u32 = 256;
+
+/// Slots that a sweep passes for one unit of work.
+const SLOTS_PER_WORK: u32 = 8;
+
+/// Slots that a sweep passes in one step.
+const SLOTS_PER_STEP: u32 = 128;
+
+/// Events that may wait; the stream waits for them to be fetched.
+const MOST_EVENTS: usize = 64;
+
+impl From<codec::Malformed> for ProtocolError {
+    fn from(_: codec::Malformed) -> ProtocolError {
+        ProtocolError::Malformed
+    }
+}
+
+impl Replicator {
+    /// Handles bytes of a peer's stream: a bounded piece of work, so that forwarding is not held up.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError`]: the connection is to be closed.
+    pub fn receive(
+        &mut self,
+        peer: PeerId,
+        bytes: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<Received, ProtocolError> {
+        let at = peer.index();
+        let Some(state) = self.peers.get_mut(at).filter(|peer| peer.connected) else {
+            return Err(ProtocolError::Unexpected);
+        };
+        let taken = state.incoming.push(bytes);
+        let mut buffer = std::mem::take(&mut state.incoming);
+        let result = self.work(at, &mut buffer, context);
+        self.peers[at].incoming = buffer;
+        result.map(|more| Received { taken, more })
+    }
+
+    /// Handles frames until there is none, or enough is done; returns whether there is more.
+    fn work(
+        &mut self,
+        at: usize,
+        buffer: &mut FrameBuffer,
+        context: &mut Context<'_>,
+    ) -> Result<bool, ProtocolError> {
+        let mut budget = WORK_PER_CALL;
+        loop {
+            if self.peers[at].receiver.sweep.is_some() {
+                if budget == 0 {
+                    return Ok(true);
+                }
+                budget = budget.saturating_sub(SLOTS_PER_STEP / SLOTS_PER_WORK);
+                self.sweep(at, context);
+                continue;
+            }
+            let Some((kind, body)) = buffer.frame()? else {
+                return Ok(false);
+            };
+            if budget == 0 || self.events.len() >= MOST_EVENTS {
+                return Ok(true);
+            }
+            budget -= 1;
+            let message = codec::decode(kind, body)?;
+            if self.handle(at, message, &mut budget, context)? {
+                buffer.next();
+            }
+        }
+    }
+
+    /// Handles a frame; returns whether it is done with.
+    fn handle(
+        &mut self,
+        at: usize,
+        message: Message<'_>,
+        budget: &mut u32,
+        context: &mut Context<'_>,
+    ) -> Result<bool, ProtocolError> {
+        let greeted = self.peers[at].remote.is_some();
+        match message {
+            Message::Hello(hello) if !greeted => self.handle_hello(at, &hello, context)?,
+            Message::Unknown if greeted => {}
+            Message::Hello(_) => return Err(ProtocolError::Unexpected),
+            _ if !greeted => return Err(ProtocolError::Unexpected),
+            Message::Batch { seq, operations } => {
+                return self.handle_batch(at, seq, operations, budget, context);
+            }
+            Message::Ack { epoch, seq } => self.handle_ack(at, epoch, seq, context)?,
+            Message::Begin => self.peers[at].receiver.begun_at = Some(self.log.last()),
+            Message::End(parts) => self.handle_end(at, &parts)?,
+            Message::Mark { seq, group, sums } => self.handle_mark(at, seq, group, sums),
+            Message::Verdict {
+                seq,
+                group,
+                differing,
+            } => {
+                self.handle_verdict(at, seq, group, &differing);
+            }
+            Message::Claim { group, term } => self.handle_claim(at, group, Some(term)),
+            Message::Release { group } => self.handle_claim(at, group, None),
+            Message::Handover { group, term } => self.handle_handover(at, group, term),
+            Message::Unknown => {}
+        }
+        Ok(true)
+    }
+
+    fn handle_hello(
+        &mut self,
+        at: usize,
+        hello: &Hello,
+        context: &Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        let peer = &mut self.peers[at];
+        if hello.version != VERSION {
+            return Err(ProtocolError::Version(hello.version));
+        }
+        if hello.group_id != self.identity.group_id {
+            return Err(ProtocolError::GroupId(hello.group_id));
+        }
+        if hello.node != peer.name {
+            return Err(ProtocolError::WrongNode(hello.node.clone()));
+        }
+        peer.remote = Some(Remote {
+            ports: translate(&hello.ports, &self.identity.ports, |i| {
+                Some(PortId(i as u8))
+            }),
+            groups: translate(&hello.groups, &self.identity.groups, |i| {
+                Some(GroupId(i as u8))
+            }),
+            policies: translate(&hello.policies, &self.identity.policies, |i| {
+                Some(PolicyId(i as u16))
+            })
+            .into_iter()
+            .map(|policy| policy.unwrap_or(PolicyId::NONE))
+            .collect(),
+        });
+        let receiver = &mut peer.receiver;
+        if receiver.epoch != hello.epoch {
+            (receiver.epoch, receiver.applied) = (hello.epoch, 0);
+        }
+        receiver.acknowledged = receiver.applied;
+        let resumable = peer.resumable_until.take().is_some();
+        let resume = hello
+            .resume
+            .filter(|(epoch, _)| *epoch == self.epoch && resumable);
+        let resumed = resume.filter(|(_, seq)| self.log.rewind(at, *seq));
+        match resumed {
+            Some((_, seq)) => peer.sender.start_at(seq, context.now),
+            None => {
+                self.log.skip_to_end(at);
+                peer.sender.start_at(self.log.last(), context.now);
+            }
+        }
+        let id = PeerId(at as u8);
+        self.events.push_back(Event::PeerKnown {
+            peer: id,
+            resumed: resumed.is_some(),
+        });
+        if hello.ruleset != self.identity.ruleset {
+            self.events.push_back(Event::PeerConfigDiffers(id));
+        }
+        Ok(())
+    }
+
+    fn handle_batch(
+        &mut self,
+        at: usize,
+        seq: Seq,
+        operations: &[u8],
+        budget: &mut u32,
+        context: &mut Context<'_>,
+    ) -> Result<bool, ProtocolError> {
+        let mut offset = self.peers[at].receiver.offset;
+        while let Some(rest) = operations.get(offset..).filter(|rest| !rest.is_empty()) {
+            if *budget == 0 {
+                self.peers[at].receiver.offset = offset;
+                return Ok(false);
+            }
+            *budget -= 1;
+            let (operation, length) = codec::next_operation(rest)?;
+            match operation {
+                Some(Operation::Put(record)) => self.install(at, &record, context),
+                Some(Operation::Remove { key, group }) => self.uninstall(at, &key, group, context),
+                None => {}
+            }
+            offset += length;
+        }
+        let receiver = &mut self.peers[at].receiver;
+        receiver.offset = 0;
+        receiver.applied = receiver.applied.max(seq);
+        Ok(true)
+    }
+
+    fn handle_ack(
+        &mut self,
+        at: usize,
+        epoch: u64,
+        seq: Seq,
+        context: &Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        let sender = &mut self.peers[at].sender;
+        if epoch != self.epoch || seq > sender.sent {
+            return Err(ProtocolError::FutureAck);
+        }
+        sender.confirmed = sender.confirmed.max(seq);
+        sender.settle(self.log.read_up_to(at), self.log.last(), context.now);
+        self.purge();
+        Ok(())
+    }
+
+    fn handle_end(&mut self, at: usize, parts: &[(u8, Buckets)]) -> Result<(), ProtocolError> {
+        let until = self.peers[at]
+            .receiver
+            .begun_at
+            .take()
+            .ok_or(ProtocolError::Unexpected)?;
+        let mut buckets = vec![Buckets::default(); self.sending.len()];
+        for (group, part) in parts {
+            if let Some(group) = self.group_of(at, *group) {
+                buckets[usize::from(group.0)].extend(part);
+            }
+        }
+        self.peers[at].receiver.sweep = Some(Sweep {
+            slot: 0,
+            until,
+            buckets,
+            found: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// Removes sessions that a peer did not name while it sent their buckets anew: one step.
+    fn sweep(&mut self, at: usize, context: &mut Context<'_>) {
+        let receiver = &mut self.peers[at].receiver;
+        let Some(mut sweep) = receiver.sweep.take() else {
+            return;
+        };
+        let (sessions, next) = context.table.page(sweep.slot, SLOTS_PER_STEP);
+        for (id, session) in sessions {
+            let group = usize::from(session.group.0);
+            let is_owner = receiver.authority.get(group) == Some(&Authority::Owner);
+            let Some(buckets) = sweep
+                .buckets
+                .get(group)
+                .filter(|b| is_owner && !b.is_empty())
+            else {
+                continue;
+            };
+            // Named sessions were changed here since.
+            if self.log.seq_of(id).unwrap_or(0) <= sweep.until
+                && buckets.contains(
+                    self.digest
+                        .bucket(&session.key(Direction::Original, context.book)),
+                )
+            {
+                sweep.found.push(id);
+            }
+        }
+        for id in sweep.found.drain(..) {
+            self.counters.swept += 1;
+            self.take_out(id, context);
+        }
+        if let Some(next) = next {
+            sweep.slot = next;
+            self.peers[at].receiver.sweep = Some(sweep);
+        }
+    }
+
+    fn handle_mark(&mut self, at: usize, seq: Seq, group: u8, sums: &[u8]) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        let index = usize::from(group.0);
+        let receiver = &mut self.peers[at].receiver;
+        if receiver.authority[index] != Authority::Owner {
+            self.counters.refused_not_primary += 1;
+            return;
+        }
+        let differing = self.digest.compare(group, sums);
+        receiver.verdicts.retain(|(_, other, _)| *other != group);
+        receiver.verdicts.push((seq, group, differing));
+        if differing.is_empty() && !self.ready[index] {
+            self.events.push_back(Event::Ready(PeerId(at as u8), group));
+        }
+        self.ready[index] = differing.is_empty();
+    }
+
+    fn handle_verdict(&mut self, at: usize, seq: Seq, group: u8, differing: &Buckets) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        let (index, peer) = (usize::from(group.0), PeerId(at as u8));
+        let sender = &mut self.peers[at].sender;
+        let mark = &mut sender.marks[index];
+        if sender.told[index].is_none() || mark.unanswered == 0 || seq > mark.seq {
+            return;
+        }
+        mark.unanswered = if seq == mark.seq {
+            0
+        } else {
+            mark.unanswered - 1
+        };
+        let was_equal = std::mem::replace(&mut mark.equal, differing.is_empty());
+        if differing.is_empty() {
+            mark.strikes = 0;
+            if !std::mem::replace(&mut mark.joined, true) {
+                self.events.push_back(Event::PeerReady(peer, group));
+            }
+            return;
+        }
+        mark.strikes = mark.strikes.saturating_add(1);
+        sender.pending[index].extend(differing);
+        if was_equal || mark.strikes == 2 {
+            let buckets = differing.len();
+            self.events.push_back(Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            });
+        }
+    }
+
+    fn handle_claim(&mut self, at: usize, group: u8, term: Option<u64>) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        let index = usize::from(group.0);
+        let receiver = &mut self.peers[at].receiver;
+        receiver.claims[index] = term;
+        receiver.handed[index] &= term.is_some();
+        self.weigh_claims();
+        if term.is_some() && self.peers[at].receiver.authority[index] == Authority::Owner {
+            self.ready[index] = false;
+        }
+    }
+
+    fn handle_handover(&mut self, at: usize, group: u8, term: u64) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        let receiver = &mut self.peers[at].receiver;
+        let index = usize::from(group.0);
+        if receiver.authority[index] != Authority::Owner || receiver.claims[index] >= Some(term) {
+            self.counters.refused_not_primary += 1;
+            return;
+        }
+        receiver.handed[index] = true;
+        self.events.push_back(Event::HandoverReceived {
+            peer: PeerId(at as u8),
+            group,
+            term,
+        });
+    }
+
+    /// The group that a peer means by a number.
+    pub(super) fn group_of(&self, at: usize, group: u8) -> Option<GroupId> {
+        let remote = self.peers[at].remote.as_ref()?;
+        remote.groups.get(usize::from(group)).copied().flatten()
+    }
+}
+
+/// For each name of a peer, what it is here.
+fn translate<Id>(
+    theirs: &[String],
+    ours: &[String],
+    id: impl Fn(usize) -> Option<Id>,
+) -> Vec<Option<Id>> {
+    let known: BTreeMap<&str, usize> = ours
+        .iter()
+        .enumerate()
+        .map(|(index, name)| (name.as_str(), index))
+        .collect();
+    theirs
+        .iter()
+        .map(|name| known.get(name.as_str()).and_then(|&index| id(index)))
+        .collect()
+}
+
+const _: () = assert!(MAX_FRAME >= 16 * 1024, "a batch fits into a frame");

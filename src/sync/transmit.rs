@@ -1,0 +1,330 @@
+//! What goes to a peer: first what keeps it alive to the state of things, then changes, then buckets
+//! that are sent anew, then marks.
+
+use std::time::Duration;
+
+use super::digest::{Buckets, SUMS};
+use super::log::Entry;
+use super::message::{Hello, Message};
+use super::peer::{Peer, Scan};
+use super::{Replicator, codec};
+use crate::flow::{Direction, GroupId, PeerId};
+use crate::session::{AddressBook, Table};
+use crate::time::Time;
+
+/// A batch is ended when it is longer.
+const LONGEST_BATCH: usize = 16 * 1024;
+
+/// Changes that are looked at in one call, whether they are the peer's business or not: 200 µs.
+const CHANGES_PER_CALL: usize = 1024;
+
+/// Slots of the table passed in one call: 200 µs.
+const SLOTS_PER_CALL: u32 = 2048;
+
+/// Slots passed between looks at the budget.
+const SLOTS_PER_STEP: u32 = 64;
+
+/// How often sums are compared.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the state is read from.
+struct View<'a> {
+    table: &'a Table,
+    book: &'a AddressBook,
+    now: Time,
+    /// The length of the output at which to stop.
+    limit: usize,
+}
+
+impl Replicator {
+    /// Writes to `out` what a peer should get now: about `budget` bytes, by a Hello or a mark's
+    /// 2 KiB more. Returns whether to call again as soon as the stream takes more.
+    pub fn poll_transmit(
+        &mut self,
+        peer: PeerId,
+        out: &mut Vec<u8>,
+        budget: usize,
+        table: &Table,
+        book: &AddressBook,
+        now: Time,
+    ) -> bool {
+        let at = peer.index();
+        let limit = out.len().saturating_add(budget);
+        if !self.greet(at, out) {
+            return false;
+        }
+        let view = View {
+            table,
+            book,
+            now,
+            limit,
+        };
+        self.write_claims(at, out, now);
+        self.write_answers(at, out);
+        let at_end = self.write_changes(at, out, &view);
+        if at_end {
+            self.write_releases(at, out);
+        }
+        let repairing = self.write_repairs(at, out, &view, at_end);
+        if at_end && !repairing {
+            self.write_marks(at, out, now);
+        }
+        let more = !at_end || repairing;
+        self.peers[at].sender.blocked = more;
+        more
+    }
+
+    /// Sends Hello, once. Returns whether that of the peer has come too.
+    fn greet(&mut self, at: usize, out: &mut Vec<u8>) -> bool {
+        let Some(peer) = self.peers.get_mut(at).filter(|peer| peer.connected) else {
+            return false;
+        };
+        if !peer.hello_sent {
+            peer.hello_sent = true;
+            let (epoch, seq) = (peer.receiver.epoch, peer.receiver.applied);
+            let resume = (seq > 0).then_some((epoch, seq));
+            let hello = Hello {
+                resume,
+                ..self.identity.clone()
+            };
+            codec::encode(out, &Message::Hello(Box::new(hello)));
+        }
+        peer.remote.is_some()
+    }
+
+    /// Tells which groups this unit sends that the peer does not know of.
+    fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, now: Time) {
+        let sender = &mut self.peers[at].sender;
+        for (group, sending) in self.sending.iter().enumerate() {
+            if let Some(term) = *sending
+                && sender.told[group] != Some(term)
+            {
+                codec::encode(
+                    out,
+                    &Message::Claim {
+                        group: group as u8,
+                        term,
+                    },
+                );
+                sender.told[group] = Some(term);
+                sender.marks[group] = Default::default();
+                sender.next_mark = now;
+            }
+        }
+    }
+
+    fn write_answers(&mut self, at: usize, out: &mut Vec<u8>) {
+        let receiver = &mut self.peers[at].receiver;
+        if receiver.acknowledged != receiver.applied {
+            receiver.acknowledged = receiver.applied;
+            codec::encode(
+                out,
+                &Message::Ack {
+                    epoch: receiver.epoch,
+                    seq: receiver.applied,
+                },
+            );
+        }
+        for (seq, group, differing) in receiver.verdicts.drain(..) {
+            codec::encode(
+                out,
+                &Message::Verdict {
+                    seq,
+                    group: group.0,
+                    differing,
+                },
+            );
+        }
+    }
+
+    /// Writes changes up to the limit; returns whether there are no more.
+    fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) -> bool {
+        let Peer { sender, .. } = &mut self.peers[at];
+        if sender.told.iter().all(Option::is_none) {
+            self.log.skip_to_end(at);
+        }
+        let mut batch = None;
+        let mut at_end = false;
+        for _ in 0..CHANGES_PER_CALL {
+            if out.len() >= view.limit {
+                break;
+            }
+            let Some(entry) = self.log.read(at) else {
+                at_end = true;
+                break;
+            };
+            let told = |group: GroupId| sender.told[usize::from(group.0)].is_some();
+            match entry {
+                Entry::Session(id) => {
+                    let Some(session) = view.table.get(id).filter(|s| told(s.group)) else {
+                        continue;
+                    };
+                    open_batch(out, &mut batch);
+                    codec::write_session(out, session, view.book, view.now.tick());
+                    self.log.mark_shared(id);
+                    self.counters.sent += 1;
+                }
+                Entry::Removed(tombstone) if told(tombstone.group) => {
+                    open_batch(out, &mut batch);
+                    codec::write_removal(out, &tombstone.key, tombstone.group.0);
+                }
+                Entry::Removed(_) => continue,
+            }
+            if let Some(start) = batch.take_if(|start| out.len() - *start > LONGEST_BATCH) {
+                sender.sent = self.log.read_up_to(at);
+                codec::end_batch(out, start, sender.sent);
+            }
+        }
+        if let Some(start) = batch {
+            sender.sent = self.log.read_up_to(at);
+            codec::end_batch(out, start, sender.sent);
+        }
+        sender.settle(self.log.read_up_to(at), self.log.last(), view.now);
+        at_end
+    }
+
+    /// After all changes: what ends a time as primary.
+    fn write_releases(&mut self, at: usize, out: &mut Vec<u8>) {
+        let sender = &mut self.peers[at].sender;
+        if let Some((group, term)) = sender.handover.take() {
+            codec::encode(
+                out,
+                &Message::Handover {
+                    group: group.0,
+                    term,
+                },
+            );
+        }
+        for (group, sending) in self.sending.iter().enumerate() {
+            if sending.is_none() && sender.told[group].is_some() {
+                codec::encode(out, &Message::Release { group: group as u8 });
+                sender.told[group] = None;
+                sender.pending[group] = Buckets::default();
+                sender.marks[group] = Default::default();
+            }
+        }
+    }
+
+    /// Goes on sending buckets anew; returns whether that is still to be continued.
+    fn write_repairs(
+        &mut self,
+        at: usize,
+        out: &mut Vec<u8>,
+        view: &View<'_>,
+        at_end: bool,
+    ) -> bool {
+        let sender = &mut self.peers[at].sender;
+        if !sender.is_repairing() {
+            return false;
+        }
+        if out.len() >= view.limit {
+            return true;
+        }
+        if sender.scan.is_none() {
+            codec::encode(out, &Message::Begin);
+            let none = vec![Buckets::default(); sender.pending.len()];
+            let buckets = std::mem::replace(&mut sender.pending, none);
+            sender.scan = Some(Scan {
+                slot: 0,
+                buckets,
+                through_at: None,
+            });
+        }
+        self.scan(at, out, view);
+        let sender = &mut self.peers[at].sender;
+        let read = self.log.read_up_to(at);
+        let complete = |scan: &mut Scan| scan.through_at.is_some_and(|seq| at_end || read >= seq);
+        if let Some(scan) = sender.scan.take_if(complete) {
+            let parts = (0..)
+                .zip(scan.buckets)
+                .filter(|(_, buckets)| !buckets.is_empty());
+            codec::encode(out, &Message::End(parts.collect()));
+            sender.next_mark = view.now + sender.patience();
+        }
+        sender.is_repairing()
+    }
+
+    fn scan(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) {
+        let sender = &mut self.peers[at].sender;
+        let Some(scan) = sender
+            .scan
+            .as_mut()
+            .filter(|scan| scan.through_at.is_none())
+        else {
+            return;
+        };
+        let mut batch = None;
+        for _ in 0..SLOTS_PER_CALL / SLOTS_PER_STEP {
+            if out.len() >= view.limit {
+                break;
+            }
+            let (sessions, next) = view.table.page(scan.slot, SLOTS_PER_STEP);
+            for (id, session) in sessions {
+                let group = usize::from(session.group.0);
+                let wanted = &scan.buckets[group];
+                if wanted.is_empty()
+                    || sender.told[group].is_none()
+                    || self.log.seq_of(id).is_none()
+                {
+                    continue;
+                }
+                let key = session.key(Direction::Original, view.book);
+                if wanted.len() < SUMS as u32 && !wanted.contains(self.digest.bucket(&key)) {
+                    continue;
+                }
+                open_batch(out, &mut batch);
+                codec::write_session(out, session, view.book, view.now.tick());
+                self.log.mark_shared(id);
+                self.counters.sent += 1;
+            }
+            if let Some(start) = batch.take_if(|start| out.len() - *start > LONGEST_BATCH) {
+                codec::end_batch(out, start, sender.sent);
+            }
+            match next {
+                Some(next) => scan.slot = next,
+                None => {
+                    scan.through_at = Some(self.log.last());
+                    break;
+                }
+            }
+        }
+        if let Some(start) = batch {
+            codec::end_batch(out, start, sender.sent);
+        }
+    }
+
+    /// Everything was sent: the peer's sums should be these.
+    fn write_marks(&mut self, at: usize, out: &mut Vec<u8>, now: Time) {
+        let sender = &mut self.peers[at].sender;
+        if now < sender.next_mark {
+            return;
+        }
+        sender.next_mark = now + MARK_INTERVAL;
+        for group in 0..sender.told.len() {
+            let mark = &mut sender.marks[group];
+            if sender.told[group].is_none() {
+                continue;
+            }
+            if let Some(sums) = self.digest.bytes(GroupId(group as u8)) {
+                let seq = self.log.last();
+                mark.seq = seq;
+                mark.unanswered = mark.unanswered.saturating_add(1);
+                codec::encode(
+                    out,
+                    &Message::Mark {
+                        seq,
+                        group: group as u8,
+                        sums: &sums,
+                    },
+                );
+            }
+        }
+    }
+}
+
+fn open_batch(out: &mut Vec<u8>, batch: &mut Option<usize>) {
+    if batch.is_none() {
+        *batch = Some(out.len());
+        codec::begin_batch(out, 0);
+    }
+}
