@@ -304,7 +304,7 @@ impl Ha {
     }
 
     /// The length of a check.
-    fn probe_wait(&self) -> Duration {
+    pub(super) fn probe_wait(&self) -> Duration {
         self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
     }
 
@@ -398,7 +398,7 @@ impl Ha {
 
     /// Sends the next probe, or takes over if the last one has got no answer.
     fn continue_check(&mut self, now: Time, group: usize, probes: u32) {
-        if !self.check_due(now, group).is_some_and(|due| now >= due) {
+        if self.check_due(now, group).is_none_or(|due| now < due) {
             self.groups[group].state = State::Standby;
         } else if probes == PROBES {
             let term = self.next_term(group);
@@ -421,9 +421,13 @@ impl Ha {
 
     /// Primary: contest with other primaries, and hand over to where the group belongs.
     fn defend(&mut self, now: Time, group: usize) {
+        let state = &self.groups[group];
         let rival = self.alive_primary(group).filter(|peer| {
-            let expected = self.groups[group].expected;
-            !expected.is_some_and(|(from, until)| from == *peer && now < until)
+            let older = self.peers[peer.index()].groups[group].term <= state.term;
+            !(older
+                && state
+                    .expected
+                    .is_some_and(|(from, until)| from == *peer && now < until))
         });
         match rival {
             Some(peer) if self.completes_handover(group, peer) => {

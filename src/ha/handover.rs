@@ -233,6 +233,7 @@ impl Ha {
         let state = &mut self.groups[group];
         let term = state.term.saturating_add(1).min(super::MAX_TERM);
         let deadline = now + TIMEOUT;
+        state.expected = None;
         state.handover = Some(Handover {
             deadline,
             to,

@@ -313,6 +313,7 @@ impl Ha {
             Hint::Refused { .. } => "its process is gone",
             Hint::CarrierLost => "no link has carrier",
         };
+        let deaf_until = now + self.probe_wait() / 4;
         for (index, peer) in self.peers.iter_mut().enumerate() {
             let meant = match hint {
                 Hint::Refused { peer } => peer.index() == index,
@@ -320,7 +321,7 @@ impl Ha {
             };
             if meant && peer.alive {
                 peer.alive = false;
-                peer.suspected = Some(now);
+                peer.deaf_until = Some(deaf_until);
                 self.events
                     .warn(now, format!("{} may be dead", peer.name), why);
             }
@@ -399,8 +400,11 @@ impl Ha {
         self.flush(now);
     }
 
-    /// The time of the next [`Ha::handle_timeout`].
+    /// The time of the next [`Ha::handle_timeout`]; `None` after [`Output::Gone`].
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        if self.is_gone() {
+            return None;
+        }
         let peers = self
             .peers
             .iter()
@@ -455,8 +459,7 @@ impl Ha {
             return Err(HeartbeatError::WrongName);
         }
         peer.measure(now, link, &header);
-        // A hint is newer than what was in the socket when it came.
-        if !peer.is_news(&header) || peer.suspected.is_some_and(|at| now <= at) {
+        if !peer.is_news(&header) || peer.deaf_until.is_some_and(|until| now <= until) {
             return Ok(());
         }
         let groups = &self.groups;
@@ -515,7 +518,7 @@ impl Ha {
 
     /// Sends heartbeats to all peers over all links that are up, if they are due.
     fn flush(&mut self, now: Time) {
-        if !std::mem::take(&mut self.urgent) || self.leaving == Some(Leaving::Gone) {
+        if !std::mem::take(&mut self.urgent) || self.is_gone() {
             return;
         }
         self.sequence += 1;

@@ -24,8 +24,8 @@ pub(super) struct Peer {
     pub alive_until: Time,
     /// The last heartbeat that brought news.
     pub heard: Option<Time>,
-    /// A hint that it died came then.
-    pub suspected: Option<Time>,
+    /// There was a hint that it died. What is heard until then may have been on its way before.
+    pub deaf_until: Option<Time>,
     pub goodbye: bool,
     pub groups: Vec<GroupState>,
     pub ports_up: u8,
@@ -63,7 +63,7 @@ impl Peer {
             alive: false,
             alive_until: Time::ZERO,
             heard: None,
-            suspected: None,
+            deaf_until: None,
             goodbye: false,
             groups: vec![GroupState::default(); groups],
             ports_up: 0,
@@ -129,7 +129,7 @@ impl Peer {
             || self.goodbye != header.goodbye;
         self.sequence = header.sequence;
         self.heard = Some(now);
-        self.suspected = None;
+        self.deaf_until = None;
         self.goodbye = header.goodbye;
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;

@@ -1,1 +1,899 @@
+//! Each rule alone, in virtual time: one unit under test, its peers played by hand.
 
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::heartbeat::{self, GroupState, Header};
+use super::*;
+use crate::config::{Ha as HaConfig, HaLink, HaPeer, PickupGuarantee};
+
+pub(super) const INTERVAL: Duration = ms(20);
+pub(super) const HOLD: Duration = ms(100);
+pub(super) const PROBE_WAIT: Duration = ms(20);
+const G: GroupId = GroupId(0);
+const B: PeerId = PeerId(0);
+const C: PeerId = PeerId(1);
+const L: LinkId = LinkId(0);
+const READY: SyncState = SyncState {
+    ready: GroupSet::ALL,
+    digest_equal: true,
+    applied: 0,
+};
+
+pub(super) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A unit `name` whose peers are `peers`, with one link, one group, and two monitored ports.
+pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
+    let mut config = crate::config::parse(
+        std::path::Path::new("test.toml"),
+        "[node]\nname = \"x\"\n\
+         [[port]]\nname = \"lan\"\ninterface = \"eth0\"\nvirtual-addresses = [\"10.77.1.1/24\"]\n\
+         [[port]]\nname = \"wan\"\ninterface = \"eth1\"\nvirtual-addresses = [\"10.77.2.1/24\"]\n",
+    )
+    .unwrap()
+    .0;
+    config.node.name = name.to_owned();
+    config.groups = (0..groups)
+        .map(|i| config::Group {
+            name: format!("g{i}"),
+            priority: None,
+        })
+        .collect();
+    let address = |i: usize| ([10, 77, 9, i as u8], 7030).into();
+    config.ha = Some(HaConfig {
+        group_id: 7,
+        priority: 128,
+        override_: false,
+        heartbeat_interval: INTERVAL,
+        heartbeat_lost_threshold: 5,
+        monitor: vec![PortId(0), PortId(1)],
+        session_pickup: true,
+        session_pickup_connectionless: true,
+        session_pickup_delay: Duration::ZERO,
+        pickup_guarantee: PickupGuarantee::Off,
+        pickup_guarantee_wait: ms(10),
+        gratuitous_arps: 5,
+        gratuitous_arp_interval: ms(1000),
+        links: vec![HaLink {
+            interface: "sync0".to_owned(),
+            listen: address(1),
+        }],
+        peers: peers
+            .iter()
+            .enumerate()
+            .map(|(i, name)| HaPeer {
+                name: (*name).to_owned(),
+                addresses: vec![address(i + 2)],
+                public_key: [i as u8; 32],
+            })
+            .collect(),
+    });
+    config
+}
+
+/// What a peer says in its next heartbeat.
+#[derive(Clone)]
+struct Voice {
+    id: PeerId,
+    name: &'static str,
+    boot_id: u64,
+    sequence: u64,
+    goodbye: bool,
+    ports_up: u8,
+    uptime: Duration,
+    group: GroupState,
+}
+
+/// The unit `a` under test, with the time.
+struct Bench {
+    ha: Ha,
+    now: Time,
+    outputs: Vec<Output>,
+}
+
+impl Bench {
+    fn new(peers: &[&str]) -> Bench {
+        Self::with(&config("a", peers, 1))
+    }
+
+    fn with(config: &Config) -> Bench {
+        let now = Time::from_nanos(1_000_000_000);
+        let mut ha = Ha::new(config, 1, now).unwrap();
+        ha.handle_ports(now, &[true, true]);
+        for peer in 0..ha.peers.len() {
+            ha.handle_link(now, PeerId(peer as u8), L, true);
+        }
+        let mut bench = Bench {
+            ha,
+            now,
+            outputs: Vec::new(),
+        };
+        bench.drain();
+        bench
+    }
+
+    /// Primary since 2 s, with its peers `voices` following.
+    fn primary(voices: &mut [Voice]) -> Bench {
+        let names: Vec<&str> = voices.iter().map(|voice| voice.name).collect();
+        let mut bench = Bench::new(&names);
+        bench.run(ms(2000), voices);
+        assert_eq!(bench.role(), Role::Primary);
+        bench.outputs.clear();
+        bench
+    }
+
+    /// Standby and ready since 2 s, with `voices` of which the first is primary.
+    fn standby(voices: &mut [Voice]) -> Bench {
+        voices[0].group.primary = true;
+        voices[0].group.term = 5;
+        let names: Vec<&str> = voices.iter().map(|voice| voice.name).collect();
+        let mut bench = Bench::new(&names);
+        bench.run(ms(40), voices);
+        bench.ha.handle_sync(bench.now, B, READY);
+        bench.run(ms(2000), voices);
+        assert_eq!(bench.role(), Role::Standby);
+        assert!(bench.view().ready);
+        bench.outputs.clear();
+        bench
+    }
+
+    /// Lets time pass by turns of 1 ms; each of `voices` is heard each interval.
+    fn run(&mut self, duration: Duration, voices: &mut [Voice]) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.now = self.now + ms(1);
+            self.ha.handle_wake(self.now);
+            if self
+                .now
+                .as_nanos()
+                .is_multiple_of(INTERVAL.as_nanos() as u64)
+            {
+                voices.iter_mut().for_each(|voice| self.hear(voice));
+            }
+            self.tick();
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ha.handle_timeout(self.now);
+        assert!(
+            self.ha
+                .poll_timeout(self.now)
+                .is_none_or(|at| at > self.now),
+            "no busy loop"
+        );
+        self.drain();
+    }
+
+    fn hear(&mut self, voice: &mut Voice) {
+        voice.sequence += 1;
+        let bytes = voice.bytes();
+        self.ha
+            .handle_heartbeat(self.now, voice.id, L, &bytes)
+            .unwrap();
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.ha.poll_output() {
+            self.outputs.push(output);
+        }
+    }
+
+    /// Lets time pass without any voice until the unit is primary; how long it took.
+    fn time_to_primary(&mut self, most: Duration, voices: &mut [Voice]) -> Duration {
+        let start = self.now;
+        while self.role() != Role::Primary {
+            self.run(ms(1), voices);
+            assert!(self.now.since(start) <= most, "not primary after {most:?}");
+        }
+        self.now.since(start)
+    }
+
+    fn role(&self) -> Role {
+        self.ha.role(G)
+    }
+
+    fn view(&self) -> GroupView<'_> {
+        self.ha.group(self.now, G).unwrap()
+    }
+
+    fn count(&self, wanted: impl Fn(&Output) -> bool) -> usize {
+        self.outputs.iter().filter(|output| wanted(output)).count()
+    }
+
+    fn has_event(&self, text: &str) -> bool {
+        self.ha
+            .events()
+            .any(|event| format!("{}: {}", event.what, event.why).contains(text))
+    }
+
+    /// The last heartbeat sent.
+    fn last_heartbeat(&self) -> &[u8] {
+        let last = self.outputs.iter().rev().find_map(|output| match output {
+            Output::SendHeartbeat { bytes, .. } => Some(bytes),
+            _ => None,
+        });
+        last.unwrap()
+    }
+}
+
+impl Voice {
+    /// A peer as old as the unit under test, standby, of the same priority.
+    fn new(id: PeerId, name: &'static str) -> Voice {
+        let group = GroupState {
+            known: true,
+            priority: 128,
+            ..GroupState::default()
+        };
+        Voice {
+            id,
+            name,
+            boot_id: 2,
+            sequence: 0,
+            goodbye: false,
+            ports_up: 2,
+            uptime: Duration::ZERO,
+            group,
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let header = Header {
+            group_id: 7,
+            goodbye: self.goodbye,
+            ports_up: self.ports_up,
+            boot_id: self.boot_id,
+            sequence: self.sequence,
+            uptime: self.uptime,
+            interval: INTERVAL,
+            clock: 1,
+            echo: 0,
+            echo_age: Duration::ZERO,
+            applied: 0,
+            name: self.name,
+        };
+        heartbeat::encode(&header, [(heartbeat::hash("g0"), &self.group)].into_iter())
+    }
+
+    /// Becomes what a unit is that is ready and holds the same sessions.
+    fn ready(mut self) -> Voice {
+        self.group.ready = true;
+        self
+    }
+
+    fn primary(&mut self, term: u64) {
+        self.group = GroupState {
+            primary: true,
+            ready: true,
+            term,
+            ..self.group
+        };
+    }
+}
+
+fn b() -> Voice {
+    Voice::new(B, "b")
+}
+
+fn c() -> Voice {
+    Voice::new(C, "c")
+}
+
+fn is_probe(output: &Output) -> bool {
+    matches!(output, Output::Probe { .. })
+}
+
+fn is_set_role(output: &Output) -> bool {
+    matches!(output, Output::SetRole { .. })
+}
+
+#[test]
+fn alone_it_waits_for_its_peers_checks_and_takes_over() {
+    let mut bench = Bench::new(&["b"]);
+    let took = bench.time_to_primary(ms(600), &mut []);
+    assert!(took >= ms(500), "waited for the peer only {took:?}");
+    assert_eq!(bench.count(is_probe), 3);
+    assert_eq!(bench.view().term, 1);
+    assert_eq!(bench.view().primary, Some("a"));
+}
+
+#[test]
+fn with_all_peers_heard_the_best_takes_over_without_the_wait() {
+    let mut bench = Bench::new(&["b"]);
+    let took = bench.time_to_primary(ms(100), &mut [b()]);
+    assert!(took <= INTERVAL + PROBE_WAIT + ms(5), "{took:?}");
+}
+
+#[test]
+fn who_is_not_the_best_waits_longer() {
+    let mut better = b();
+    better.group.priority = 200;
+    let mut bench = Bench::new(&["b"]);
+    let took = bench.time_to_primary(ms(300), &mut [better]);
+    assert!(took >= HOLD, "{took:?}");
+}
+
+#[test]
+fn it_follows_a_primary_and_is_ready_when_replication_says_so() {
+    let mut voice = b();
+    voice.primary(5);
+    let mut bench = Bench::new(&["b"]);
+    bench.run(ms(1000), &mut [voice.clone()]);
+    assert_eq!(bench.role(), Role::Standby);
+    assert_eq!(
+        (bench.view().ready, bench.view().term, bench.view().primary),
+        (false, 5, Some("b"))
+    );
+    bench.ha.handle_sync(bench.now, B, READY);
+    assert!(bench.view().ready);
+    bench.drain();
+    let (_, mut groups) = heartbeat::decode(bench.last_heartbeat()).unwrap();
+    assert!(
+        groups.next().unwrap().1.ready,
+        "the peers hear of it at once"
+    );
+}
+
+#[test]
+fn silence_of_the_primary_costs_hold_and_check() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    let took = bench.time_to_primary(ms(1000), &mut []);
+    assert!(
+        took >= HOLD - INTERVAL && took <= HOLD + PROBE_WAIT + INTERVAL,
+        "{took:?}"
+    );
+    assert_eq!(bench.view().term, 6);
+    assert_eq!(bench.count(is_probe), 3);
+}
+
+#[test]
+fn a_hint_costs_the_check_alone() {
+    for hint in [Hint::Refused { peer: B }, Hint::CarrierLost] {
+        let mut voices = [b()];
+        let mut bench = Bench::standby(&mut voices);
+        bench.ha.handle_hint(bench.now, hint);
+        // What the dead process sent before is still in the socket.
+        bench.hear(&mut voices[0]);
+        let took = bench.time_to_primary(ms(100), &mut []);
+        assert!(took <= PROBE_WAIT + ms(1), "{took:?}");
+    }
+}
+
+#[test]
+fn a_false_hint_is_forgotten_at_the_next_heartbeat() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.ha.handle_hint(bench.now, Hint::Refused { peer: B });
+    bench.run(ms(6), &mut []);
+    bench.hear(&mut voices[0]);
+    bench.run(ms(1000), &mut voices);
+    assert_eq!(bench.count(is_set_role), 0);
+    assert!(bench.ha.peer(bench.now, B).unwrap().alive);
+}
+
+#[test]
+fn a_goodbye_needs_no_check() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    voices[0].group.primary = false;
+    voices[0].goodbye = true;
+    bench.hear(&mut voices[0]);
+    assert_eq!(bench.role(), Role::Primary, "at once");
+    assert_eq!(bench.count(is_probe), 0);
+}
+
+#[test]
+fn an_answer_on_the_data_ports_keeps_it_standby_and_degraded() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    for _ in 0..2000 {
+        bench.outputs.clear();
+        bench.run(ms(1), &mut []);
+        if bench.count(is_probe) > 0 {
+            bench.ha.handle_probe_answer(bench.now, G);
+        }
+    }
+    assert_eq!(bench.role(), Role::Standby);
+    assert!(bench.view().degraded);
+    assert!(
+        bench
+            .ha
+            .events()
+            .filter(|event| event.what.contains("data ports only"))
+            .count()
+            == 1
+    );
+    let mut again = bench.time_to_primary(ms(1000), &mut []);
+    assert!(
+        again <= HOLD + PROBE_WAIT + ms(1),
+        "when the answers stop: {again:?}"
+    );
+
+    let mut bench = Bench::standby(&mut voices);
+    again = ms(0);
+    while bench.count(is_probe) == 0 {
+        bench.run(ms(1), &mut []);
+        again += ms(1);
+    }
+    assert!(again <= HOLD);
+    bench.ha.handle_probe_answer(bench.now, G);
+    bench.run(ms(300), &mut voices);
+    assert!(!bench.view().degraded, "heartbeats are back");
+    assert_eq!(bench.count(is_set_role), 0);
+}
+
+#[test]
+fn without_a_monitored_port_it_does_not_take_over() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.ha.handle_ports(bench.now, &[false, false]);
+    bench.run(ms(3000), &mut []);
+    assert_eq!((bench.role(), bench.count(is_probe)), (Role::Standby, 0));
+    bench.ha.handle_ports(bench.now, &[false, true]);
+    assert!(bench.time_to_primary(ms(100), &mut []) <= PROBE_WAIT + ms(1));
+}
+
+#[test]
+fn of_two_primaries_the_higher_term_wins() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    voices[0].primary(2);
+    bench.hear(&mut voices[0]);
+    assert_eq!(bench.role(), Role::Standby);
+    assert!(!bench.view().ready, "its sessions are stale");
+    assert_eq!(
+        bench.count(|o| *o == Output::Resync { group: G, from: B }),
+        1
+    );
+    assert_eq!(bench.view().term, 2);
+
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.groups[0].term = 3;
+    voices[0].primary(2);
+    bench.hear(&mut voices[0]);
+    bench.run(ms(60), &mut voices);
+    assert_eq!(bench.role(), Role::Primary);
+    assert_eq!(bench.count(|o| matches!(o, Output::Announce { .. })), 1);
+    voices[0].group.primary = false;
+    bench.run(ms(60), &mut voices);
+    assert_eq!(
+        bench.count(|o| matches!(o, Output::Announce { .. })),
+        2,
+        "again when it yields"
+    );
+}
+
+#[test]
+fn of_two_primaries_of_one_term_the_better_wins() {
+    for (uptime, role) in [(ms(400_000), Role::Standby), (ms(100_000), Role::Primary)] {
+        let mut voices = [b()];
+        let mut bench = Bench::primary(&mut voices);
+        voices[0].primary(1);
+        voices[0].uptime = uptime;
+        bench.run(ms(1000), &mut voices);
+        assert_eq!(bench.role(), role, "peer up for {uptime:?}");
+    }
+}
+
+#[test]
+fn two_primaries_that_both_think_they_are_better_go_by_name() {
+    let mut bench = Bench::with(&config("b", &["a"], 1));
+    let mut voices = [Voice { name: "a", ..b() }];
+    bench.run(ms(1000), &mut voices);
+    voices[0].primary(1);
+    voices[0].ports_up = 1;
+    bench.run(HOLD, &mut voices);
+    assert_eq!(bench.role(), Role::Primary, "it has more ports up");
+    bench.run(HOLD * 2, &mut voices);
+    assert_eq!(
+        bench.role(),
+        Role::Standby,
+        "but the other one does not see it"
+    );
+}
+
+#[test]
+fn a_pause_costs_the_role_before_the_next_packet() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.now = bench.now + HOLD + ms(1);
+    assert!(bench.ha.handle_wake(bench.now));
+    assert_eq!(bench.role(), Role::Standby);
+    assert!(bench.has_event("paused for 101 ms"));
+    let took = bench.time_to_primary(HOLD + PROBE_WAIT + INTERVAL, &mut voices);
+    assert!(took >= PROBE_WAIT, "only after a check");
+    assert_eq!(bench.view().term, 2);
+}
+
+#[test]
+fn after_a_pause_it_follows_who_took_over() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.now = bench.now + ms(5000);
+    bench.ha.handle_wake(bench.now);
+    bench.tick();
+    voices[0].primary(2);
+    bench.run(ms(1000), &mut voices);
+    assert_eq!((bench.role(), bench.view().ready), (Role::Standby, false));
+    assert_eq!(
+        bench.count(|o| *o == Output::Resync { group: G, from: B }),
+        1
+    );
+}
+
+#[test]
+fn a_paused_standby_gives_the_primary_time_to_be_heard() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.now = bench.now + ms(5000);
+    bench.ha.handle_wake(bench.now);
+    bench.tick();
+    bench.run(ms(1000), &mut voices);
+    assert_eq!((bench.count(is_set_role), bench.count(is_probe)), (0, 0));
+}
+
+#[test]
+fn a_short_delay_is_no_pause() {
+    let mut bench = Bench::primary(&mut [b()]);
+    bench.now = bench.now + HOLD;
+    assert!(!bench.ha.handle_wake(bench.now));
+    assert_eq!(bench.role(), Role::Primary);
+}
+
+#[test]
+fn a_planned_handover_goes_to_a_peer_that_holds_all() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    let refused = |bench: &mut Bench| bench.ha.request_failover(bench.now, G, None).unwrap_err();
+    assert!(refused(&mut bench).contains("b is not ready"));
+    voices[0].group.ready = true;
+    bench.hear(&mut voices[0]);
+    assert!(refused(&mut bench).contains("same sessions"));
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    assert!(refused(&mut bench).contains("under way"));
+    bench.drain();
+    assert_eq!(
+        bench.count(|o| *o
+            == Output::Handover {
+                group: G,
+                to: B,
+                term: 2
+            }),
+        1
+    );
+    bench.run(ms(37), &mut voices);
+    assert_eq!(bench.role(), Role::Primary, "until the peer is");
+    voices[0].primary(2);
+    bench.hear(&mut voices[0]);
+    let view = bench.view();
+    assert_eq!(
+        (view.role, view.ready, view.draining, view.term),
+        (Role::Standby, true, true, 2)
+    );
+    let done = Output::HandoverDone {
+        group: G,
+        to: B,
+        took: ms(37),
+        result: Ok(()),
+    };
+    assert_eq!(bench.count(|o| *o == done), 1);
+    bench.run(ms(1990), &mut voices);
+    assert!(bench.view().draining);
+    bench.run(ms(20), &mut voices);
+    assert!(!bench.view().draining);
+    assert!(
+        bench
+            .ha
+            .request_failover(bench.now, G, None)
+            .unwrap_err()
+            .contains("not primary")
+    );
+}
+
+#[test]
+fn a_handover_that_gets_no_answer_fails() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.request_failover(bench.now, G, Some(B)).unwrap();
+    bench.run(ms(1001), &mut voices);
+    assert_eq!(bench.role(), Role::Primary);
+    let failed = |o: &Output| matches!(o, Output::HandoverDone { result: Err(why), .. } if why.contains("in time"));
+    assert_eq!(bench.count(failed), 1);
+    bench.ha.request_failover(bench.now, G, Some(B)).unwrap();
+    bench.run(HOLD + INTERVAL, &mut []);
+    let lost = |o: &Output| matches!(o, Output::HandoverDone { result: Err(why), .. } if why.contains("lost"));
+    assert_eq!(bench.count(lost), 1);
+}
+
+#[test]
+fn who_is_handed_a_group_takes_it_at_once() {
+    let mut voices = [b()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.ha.handle_handover(bench.now, G, B, 5);
+    assert_eq!(
+        bench.role(),
+        Role::Standby,
+        "5 is the term of the primary: out of date"
+    );
+    bench.ha.handle_handover(bench.now, G, B, 6);
+    assert_eq!((bench.role(), bench.view().term), (Role::Primary, 6));
+    bench.drain();
+    bench.outputs.clear();
+    // The old primary has not heard of it yet.
+    bench.hear(&mut voices[0]);
+    assert!(!bench.has_event("is primary of g0 too"));
+    voices[0].group.primary = false;
+    bench.run(ms(1500), &mut voices);
+    assert_eq!(bench.count(is_set_role), 0);
+}
+
+#[test]
+fn a_group_can_be_handed_back_at_once() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::standby(&mut voices);
+    bench.ha.handle_handover(bench.now, G, B, 6);
+    voices[0].group.primary = false;
+    bench.hear(&mut voices[0]);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    bench.run(ms(20), &mut voices);
+    voices[0].primary(7);
+    bench.hear(&mut voices[0]);
+    assert_eq!((bench.role(), bench.view().term), (Role::Standby, 7));
+}
+
+#[test]
+fn a_port_that_goes_down_moves_the_group_to_who_has_more() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.drain();
+    let handovers = |bench: &Bench| bench.count(|o| matches!(o, Output::Handover { .. }));
+    assert_eq!(handovers(&bench), 0);
+    bench.ha.handle_ports(bench.now, &[true, false]);
+    bench.drain();
+    assert_eq!(handovers(&bench), 1);
+}
+
+#[test]
+fn a_higher_priority_gets_the_group_if_it_asks() {
+    let mut voices = [b().ready()];
+    voices[0].group.priority = 200;
+    let mut bench = Bench::new(&["b"]);
+    bench.run(ms(3000), &mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.run(ms(1000), &mut voices);
+    let handovers = |bench: &Bench| bench.count(|o| matches!(o, Output::Handover { .. }));
+    assert_eq!((bench.role(), handovers(&bench)), (Role::Primary, 0));
+    voices[0].group.asks = true;
+    bench.run(ms(100), &mut voices);
+    assert_eq!(handovers(&bench), 1);
+}
+
+#[test]
+fn a_group_that_the_operator_moved_is_not_asked_back() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.set_override(bench.now, true);
+    bench.ha.set_priority(bench.now, None, 200);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    voices[0].primary(2);
+    bench.hear(&mut voices[0]);
+    assert_eq!(bench.role(), Role::Standby);
+    let asks = |bench: &Bench| bench.ha.group_state(0).asks;
+    assert!(!asks(&bench));
+    bench.ha.set_priority(bench.now, Some(G), 201);
+    assert!(asks(&bench), "a new setting counts");
+}
+
+#[test]
+fn it_says_goodbye_after_handing_over() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.shut_down(bench.now);
+    let said = |bench: &Bench| heartbeat::decode(bench.last_heartbeat()).unwrap().0.goodbye;
+    bench.run(ms(50), &mut voices);
+    assert_eq!((bench.role(), said(&bench)), (Role::Primary, false));
+    voices[0].primary(2);
+    bench.run(ms(100), &mut voices);
+    assert_eq!((bench.role(), said(&bench)), (Role::Standby, true));
+    assert!(bench.view().draining);
+    bench.run(ms(600), &mut voices);
+    assert_eq!(bench.count(|o| *o == Output::Gone), 1);
+    bench.outputs.clear();
+    bench.run(ms(600), &mut []);
+    assert_eq!(bench.outputs, [], "silent, and no takeover");
+}
+
+#[test]
+fn without_a_successor_it_goes_at_once() {
+    let mut bench = Bench::primary(&mut [b()]);
+    bench.ha.shut_down(bench.now);
+    assert_eq!(bench.role(), Role::Standby);
+    bench.run(ms(60), &mut []);
+    assert_eq!(bench.count(|o| *o == Output::Gone), 1);
+}
+
+#[test]
+fn bad_heartbeats_are_counted_and_change_nothing() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    voices[0].primary(9);
+    voices[0].sequence += 1;
+    let good = voices[0].bytes();
+    let mut foreign = good.clone();
+    foreign[1] = 8;
+    let stranger = Voice {
+        name: "x",
+        ..voices[0].clone()
+    }
+    .bytes();
+    let cases = [
+        (B, L, &good[..good.len() - 1], HeartbeatError::Truncated),
+        (B, L, &foreign, HeartbeatError::ForeignCluster),
+        (B, L, &stranger, HeartbeatError::WrongName),
+        (C, L, &good, HeartbeatError::UnknownPeer),
+        (B, LinkId(1), &good, HeartbeatError::UnknownPeer),
+    ];
+    for (peer, link, bytes, error) in cases {
+        let before = bench.ha.rejected(error);
+        assert_eq!(
+            bench.ha.handle_heartbeat(bench.now, peer, link, bytes),
+            Err(error)
+        );
+        assert_eq!(bench.ha.rejected(error), before + 1, "{}", error.name());
+    }
+    assert_eq!(bench.role(), Role::Primary);
+}
+
+#[test]
+fn copies_and_late_heartbeats_of_a_former_process_are_no_news() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    let mut old = voices[0].clone();
+    old.sequence += 1;
+    old.primary(9);
+    voices[0].boot_id = 3;
+    voices[0].sequence = 0;
+    bench.hear(&mut voices[0]);
+    assert!(bench.has_event("b has restarted"));
+    bench
+        .ha
+        .handle_heartbeat(bench.now, B, L, &old.bytes())
+        .unwrap();
+    assert_eq!(bench.role(), Role::Primary);
+}
+
+#[test]
+fn terms_at_their_end_do_not_wedge_the_cluster() {
+    let mut voices = [b()];
+    voices[0].primary(MAX_TERM);
+    let mut bench = Bench::new(&["b"]);
+    bench.run(ms(100), &mut voices);
+    bench.ha.handle_handover(bench.now, G, B, MAX_TERM);
+    assert_eq!((bench.role(), bench.view().term), (Role::Primary, MAX_TERM));
+    voices[0].group.primary = false;
+    voices[0].group.ready = true;
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.run(ms(1500), &mut voices);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    assert_eq!(bench.role(), Role::Primary);
+    voices[0].primary(MAX_TERM);
+    bench.hear(&mut voices[0]);
+    assert_eq!((bench.role(), bench.view().draining), (Role::Standby, true));
+    assert!(bench.time_to_primary(ms(200), &mut []) > ms(0));
+    assert_eq!(bench.view().term, MAX_TERM);
+}
+
+#[test]
+fn round_trips_are_measured_without_the_time_spent_at_the_peer() {
+    let mut bench = Bench::new(&["b"]);
+    let sent = peer::clock(bench.now);
+    bench.now = bench.now + ms(15);
+    let header = Header {
+        group_id: 7,
+        goodbye: false,
+        ports_up: 2,
+        boot_id: 2,
+        sequence: 1,
+        uptime: ms(0),
+        interval: INTERVAL,
+        clock: 77,
+        echo: sent,
+        echo_age: ms(12),
+        applied: 0,
+        name: "b",
+    };
+    let bytes = heartbeat::encode(&header, [].into_iter());
+    bench.ha.handle_heartbeat(bench.now, B, L, &bytes).unwrap();
+    let link = bench.ha.peer(bench.now, B).unwrap().links[0];
+    assert_eq!(
+        link,
+        Link {
+            connected: true,
+            alive: true,
+            rtt: Some(ms(3))
+        }
+    );
+    let lie = Header {
+        echo: u64::MAX,
+        sequence: 2,
+        ..header
+    };
+    let bytes = heartbeat::encode(&lie, [].into_iter());
+    bench.ha.handle_heartbeat(bench.now, B, L, &bytes).unwrap();
+    assert_eq!(bench.ha.peer(bench.now, B).unwrap().links[0], link);
+}
+
+#[test]
+fn a_third_unit_leaves_the_takeover_to_the_better_one() {
+    let mut voices = [b(), c().ready()];
+    voices[1].group.priority = 200;
+    let mut bench = Bench::standby(&mut voices);
+    let [_, third] = &mut voices;
+    bench.run(HOLD + PROBE_WAIT * 2, std::slice::from_mut(third));
+    assert_eq!(bench.role(), Role::Standby);
+    third.primary(6);
+    bench.run(ms(1000), std::slice::from_mut(third));
+    assert_eq!(
+        (bench.count(is_set_role), bench.view().primary),
+        (0, Some("c"))
+    );
+}
+
+#[test]
+fn outputs_are_bounded_though_nobody_drains_them() {
+    let mut bench = Bench::new(&["b"]);
+    for _ in 0..10_000 {
+        bench.now = bench.now + INTERVAL;
+        bench.ha.handle_wake(bench.now);
+        bench.ha.handle_timeout(bench.now);
+    }
+    assert!(bench.ha.outputs.len() <= MAX_OUTPUTS + 1);
+    let roles = bench
+        .ha
+        .outputs
+        .iter()
+        .filter(|output| is_set_role(output))
+        .count();
+    assert_eq!(roles, 1, "a role is never dropped");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a peer says: no panic, no busy loop, and in the end a primary that can be heard.
+    #[test]
+    fn a_hostile_peer_neither_wedges_nor_bloats(
+        says in proptest::collection::vec(
+            (any::<[bool; 6]>(), any::<[u8; 2]>(), any::<u32>(), any::<u64>(), 0..3_u64), 1..60)
+    ) {
+        let mut bench = Bench::new(&["b"]);
+        for (flags, [priority, ports_up], term, uptime, boot_id) in says {
+            let [primary, ready, override_, asks, goodbye, sync] = flags;
+            let group = GroupState {
+                known: true, primary, ready, override_, asks, priority,
+                term: u64::from(term), sees: term,
+            };
+            let uptime = Duration::from_millis(uptime);
+            let sequence = bench.now.as_nanos();
+            let mut voice = Voice { goodbye, ports_up, uptime, boot_id, group, sequence, ..b() };
+            bench.hear(&mut voice);
+            bench.ha.handle_sync(bench.now, B, if sync { READY } else { SyncState::default() });
+            bench.ha.handle_handover(bench.now, G, B, uptime.as_nanos() as u64);
+            bench.run(ms(7), &mut []);
+            bench.outputs.clear();
+        }
+        bench.run(ms(2000), &mut []);
+        prop_assert_eq!(bench.role(), Role::Primary, "alone in the end");
+    }
+}
