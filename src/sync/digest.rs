@@ -73,21 +73,34 @@ impl Digest {
     #[inline]
     pub fn add(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
-        self.update(session.group, bucket, 0, element(identity, Phase::of(session)));
+        self.update(
+            session.group,
+            bucket,
+            0,
+            element(identity, Phase::of(session)),
+        );
     }
 
     /// Takes a session out.
     #[inline]
     pub fn subtract(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
-        self.update(session.group, bucket, element(identity, Phase::of(session)), 0);
+        self.update(
+            session.group,
+            bucket,
+            element(identity, Phase::of(session)),
+            0,
+        );
     }
 
     /// Takes note that a session which was in phase `before` has changed.
     #[inline]
     pub fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
         let (bucket, identity) = self.identify(session, book);
-        let (old, new) = (element(identity, before), element(identity, Phase::of(session)));
+        let (old, new) = (
+            element(identity, before),
+            element(identity, Phase::of(session)),
+        );
         self.update(session.group, bucket, old, new);
     }
 
@@ -114,7 +127,9 @@ impl Digest {
     /// The buckets of a group whose sums are not those of a message.
     pub fn compare(&self, group: GroupId, sums: &[u8]) -> Buckets {
         let mut differing = Buckets::default();
-        let Some(own) = self.sums(group) else { return differing };
+        let Some(own) = self.sums(group) else {
+            return differing;
+        };
         for (bucket, (own, other)) in (0..=u8::MAX).zip(own.iter().zip(sums.chunks_exact(8))) {
             if own.to_be_bytes() != *other {
                 differing.insert(bucket);
@@ -135,7 +150,10 @@ impl Digest {
     fn identify(&self, session: &Session, book: &AddressBook) -> (u8, u64) {
         let original = self.key(&session.key(Direction::Original, book));
         let outgoing = self.key(&session.translated(Direction::Original, book));
-        ((original >> 56) as u8, original.rotate_left(32).wrapping_add(outgoing))
+        (
+            (original >> 56) as u8,
+            original.rotate_left(32).wrapping_add(outgoing),
+        )
     }
 
     #[inline]
@@ -187,7 +205,10 @@ impl Buckets {
 
     /// Adds all of `other`.
     pub fn extend(&mut self, other: &Buckets) {
-        self.0.iter_mut().zip(&other.0).for_each(|(mine, others)| *mine |= others);
+        self.0
+            .iter_mut()
+            .zip(&other.0)
+            .for_each(|(mine, others)| *mine |= others);
     }
 
     /// Whether it has none.

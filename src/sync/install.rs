@@ -4,17 +4,18 @@ use super::message::Record;
 use super::peer::Authority;
 use super::{Context, Phase, Replicator};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
-use crate::session::{
-    InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr,
-};
+use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr};
 use crate::time::Tick;
 
 /// Sessions that one record can conflict with: one for each of its keys.
 const MOST_CONFLICTS: usize = 2;
 
 /// The marks of a session that come from the peer.
-const REPLICATED: [SessionFlags; 3] =
-    [SessionFlags::REPLIED, SessionFlags::PICKED_UP, SessionFlags::LOG];
+const REPLICATED: [SessionFlags; 3] = [
+    SessionFlags::REPLIED,
+    SessionFlags::PICKED_UP,
+    SessionFlags::LOG,
+];
 
 impl Replicator {
     /// Brings a session to what a record says, or refuses it, and counts that.
@@ -32,7 +33,13 @@ impl Replicator {
             self.counters.refused_full += 1;
             return;
         };
-        let session = Session { group, in_port, out_port, policy, ..session };
+        let session = Session {
+            group,
+            in_port,
+            out_port,
+            policy,
+            ..session
+        };
         match context.table.lookup(&record.key, context.book) {
             Some((id, Direction::Original)) if self.is_same_flow(id, record, group, context) => {
                 self.update(id, session, authority, context);
@@ -49,7 +56,9 @@ impl Replicator {
         group: u8,
         context: &mut Context<'_>,
     ) {
-        let Some(group) = self.group_of(at, group) else { return };
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
         match self.authority(at, group) {
             Authority::Owner | Authority::Shared { theirs_win: true } => {}
             Authority::None | Authority::Shared { .. } => {
@@ -58,7 +67,10 @@ impl Replicator {
             }
         }
         if let Some((id, Direction::Original)) = context.table.lookup(key, context.book)
-            && context.table.get(id).is_some_and(|session| session.group == group)
+            && context
+                .table
+                .get(id)
+                .is_some_and(|session| session.group == group)
         {
             self.counters.removed += 1;
             self.take_out(id, context);
@@ -88,7 +100,10 @@ impl Replicator {
 
     fn authority(&self, at: usize, group: GroupId) -> Authority {
         let authority = &self.peers[at].receiver.authority;
-        authority.get(usize::from(group.0)).copied().unwrap_or(Authority::None)
+        authority
+            .get(usize::from(group.0))
+            .copied()
+            .unwrap_or(Authority::None)
     }
 
     /// Whether a session is the one of a record in all that can't change.
@@ -116,7 +131,9 @@ impl Replicator {
         authority: Authority,
         context: &mut Context<'_>,
     ) {
-        let Some(ours) = context.table.get(id) else { return };
+        let Some(ours) = context.table.get(id) else {
+            return;
+        };
         let (before, after) = (Phase::of(ours), Phase::of(&theirs));
         if authority != Authority::Owner && !after.is_beyond(before) {
             self.counters.stale += 1;
@@ -126,11 +143,15 @@ impl Replicator {
             return;
         }
         context.table.settle(id);
-        let Some(session) = context.table.get_mut(id) else { return };
+        let Some(session) = context.table.get_mut(id) else {
+            return;
+        };
         copy_state(session, theirs);
         context.table.reschedule(id);
         self.counters.updated += 1;
-        let Some(session) = context.table.get(id) else { return };
+        let Some(session) = context.table.get(id) else {
+            return;
+        };
         if self.log.seq_of(id).is_some() {
             self.digest.change(session, context.book, before);
         } else {
@@ -183,12 +204,20 @@ impl Replicator {
         context: &Context<'_>,
     ) -> bool {
         let wins = |authority| {
-            matches!(authority, Authority::Owner | Authority::Shared { theirs_win: true })
+            matches!(
+                authority,
+                Authority::Owner | Authority::Shared { theirs_win: true }
+            )
         };
-        let Some(other) = context.table.get(other) else { return true };
+        let Some(other) = context.table.get(other) else {
+            return true;
+        };
         let index = usize::from(other.group.0);
         let owned = self.sending.get(index).is_some_and(Option::is_some)
-            || self.peers.iter().any(|peer| peer.receiver.claims[index].is_some());
+            || self
+                .peers
+                .iter()
+                .any(|peer| peer.receiver.claims[index].is_some());
         wins(authority) && (wins(self.authority(at, other.group)) || !owned)
     }
 }

@@ -241,7 +241,11 @@ impl Replicator {
             epoch,
             log: ChangeLog::new(max_sessions, ha.peers.len()),
             digest: Digest::new(groups),
-            peers: ha.peers.iter().map(|peer| Peer::new(&peer.name, groups)).collect(),
+            peers: ha
+                .peers
+                .iter()
+                .map(|peer| Peer::new(&peer.name, groups))
+                .collect(),
             sending: vec![None; groups],
             ready: vec![false; groups],
             has_readers: false,
@@ -292,7 +296,8 @@ impl Replicator {
             return;
         }
         if Phase::of(session).is_restart_of(before) && self.has_readers {
-            self.log.restart(id, session.key(Direction::Original, book), session.group);
+            self.log
+                .restart(id, session.key(Direction::Original, book), session.group);
         }
         self.digest.change(session, book, before);
         self.log.touch(id, false);
@@ -331,7 +336,11 @@ impl Replicator {
 
     /// The stream to a peer has ended.
     pub fn peer_disconnected(&mut self, peer: PeerId, now: Time) {
-        if let Some(peer) = self.peers.get_mut(peer.index()).filter(|peer| peer.connected) {
+        if let Some(peer) = self
+            .peers
+            .get_mut(peer.index())
+            .filter(|peer| peer.connected)
+        {
             peer.resumable_until = peer.remote.is_some().then(|| now + RESUME_WAIT);
             peer.reset();
             self.weigh_claims();
@@ -354,7 +363,9 @@ impl Replicator {
     /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.
     pub fn handle_timeout(&mut self, now: Time, table: &Table, book: &AddressBook) {
         for _ in 0..ENTRIES_PER_TIMEOUT {
-            let Some(&(due, id)) = self.delayed.front() else { break };
+            let Some(&(due, id)) = self.delayed.front() else {
+                break;
+            };
             if due > now.tick() {
                 break;
             }
@@ -401,14 +412,23 @@ impl Replicator {
             return Lag::default();
         }
         // An estimate beyond what is worth counting.
-        let unknown = self.log.newest_first().take_while(|(_, seq)| *seq > sender.acked);
+        let unknown = self
+            .log
+            .newest_first()
+            .take_while(|(_, seq)| *seq > sender.acked);
         let counted = unknown.take(LOST_LOOKED_AT).count();
         let would_be_lost = if counted < LOST_LOOKED_AT {
             counted as u32
         } else {
-            u32::try_from(sequence_gap).unwrap_or(u32::MAX).min(self.log.len())
+            u32::try_from(sequence_gap)
+                .unwrap_or(u32::MAX)
+                .min(self.log.len())
         };
-        Lag { sequence_gap, oldest_unacked: now.since(sender.watch.1), would_be_lost }
+        Lag {
+            sequence_gap,
+            oldest_unacked: now.since(sender.watch.1),
+            would_be_lost,
+        }
     }
 
     /// Whether all peers that are in sync have the session as it is; not if none is.
@@ -446,18 +466,23 @@ impl Replicator {
     pub fn digest_equal(&self, peer: PeerId, group: GroupId) -> bool {
         let group = usize::from(group.0);
         let peer = self.peers.get(peer.index()).filter(|peer| peer.connected);
-        peer.and_then(|peer| peer.sender.marks.get(group)).is_some_and(|mark| mark.equal)
+        peer.and_then(|peer| peer.sender.marks.get(group))
+            .is_some_and(|mark| mark.equal)
     }
 
     /// Whether this unit had exactly the sessions of a group that its primary sends, when last
     /// compared. Stays so when the connection is lost: the primary may have died.
     pub fn is_ready(&self, group: GroupId) -> bool {
-        self.ready.get(usize::from(group.0)).is_some_and(|ready| *ready)
+        self.ready
+            .get(usize::from(group.0))
+            .is_some_and(|ready| *ready)
     }
 
     /// Changes of a peer that are applied here: for heartbeats.
     pub fn applied(&self, peer: PeerId) -> Seq {
-        self.peers.get(peer.index()).map_or(0, |peer| peer.receiver.applied)
+        self.peers
+            .get(peer.index())
+            .map_or(0, |peer| peer.receiver.applied)
     }
 
     /// What has happened so far.
@@ -476,9 +501,17 @@ impl Replicator {
                 digest.add(session, book);
             }
         }
-        assert_eq!(replicated, self.log.len(), "sessions in the log that are not in the table");
+        assert_eq!(
+            replicated,
+            self.log.len(),
+            "sessions in the log that are not in the table"
+        );
         for group in (0..self.sending.len()).map(|group| GroupId(group as u8)) {
-            assert_eq!(digest.sums(group), self.digest.sums(group), "a digest that drifted");
+            assert_eq!(
+                digest.sums(group),
+                self.digest.sums(group),
+                "a digest that drifted"
+            );
         }
         for peer in &self.peers {
             assert!(peer.sender.acked <= self.log.last());
@@ -514,7 +547,10 @@ impl Replicator {
     /// Decides anew who has a say in which group.
     fn weigh_claims(&mut self) {
         for group in 0..self.sending.len() {
-            let claims = self.peers.iter().filter_map(|peer| peer.receiver.claims[group]);
+            let claims = self
+                .peers
+                .iter()
+                .filter_map(|peer| peer.receiver.claims[group]);
             let highest = claims.max();
             for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
                 let (theirs, mine) = (receiver.claims[group], self.sending[group]);
@@ -523,7 +559,9 @@ impl Replicator {
                     (Some(theirs), Some(mine)) if mine > theirs && !receiver.handed[group] => {
                         Authority::None
                     }
-                    (Some(theirs), Some(mine)) => Authority::Shared { theirs_win: theirs > mine },
+                    (Some(theirs), Some(mine)) => Authority::Shared {
+                        theirs_win: theirs > mine,
+                    },
                     (_, None) if theirs < highest => Authority::None,
                     (_, None) => Authority::Owner,
                 };
@@ -542,8 +580,16 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message:
         max_sessions: config.node.max_sessions,
         node: config.node.name.clone(),
         ports: config.ports.iter().map(|port| port.name.clone()).collect(),
-        groups: config.groups.iter().map(|group| group.name.clone()).collect(),
-        policies: config.policies.iter().map(|policy| policy.name.clone()).collect(),
+        groups: config
+            .groups
+            .iter()
+            .map(|group| group.name.clone())
+            .collect(),
+        policies: config
+            .policies
+            .iter()
+            .map(|policy| policy.name.clone())
+            .collect(),
     }
 }
 

@@ -193,7 +193,13 @@ impl Peer {
 
     /// Whether it has all groups that it was told of, and no more than the newest changes is under way.
     pub(super) fn is_in_sync(&self) -> bool {
-        let told = || self.sender.told.iter().zip(&self.sender.marks).filter(|(t, _)| t.is_some());
+        let told = || {
+            self.sender
+                .told
+                .iter()
+                .zip(&self.sender.marks)
+                .filter(|(t, _)| t.is_some())
+        };
         self.connected && told().count() > 0 && told().all(|(_, mark)| mark.joined)
     }
 }
@@ -207,7 +213,11 @@ impl Sender {
 
     /// What was read up to `read` and not sent was none of the peer's business.
     pub(super) fn settle(&mut self, read: Seq, last: Seq, now: Time) {
-        self.acked = if self.confirmed == self.sent { read } else { self.confirmed };
+        self.acked = if self.confirmed == self.sent {
+            read
+        } else {
+            self.confirmed
+        };
         if self.acked >= self.watch.0 {
             self.watch = (last, now);
         }
@@ -221,7 +231,12 @@ impl Sender {
     /// How long to wait with the next mark after buckets were sent: not at all at first, then longer
     /// and longer, since what the peer can't take it won't take the next time either.
     pub(super) fn patience(&self) -> Duration {
-        let strikes = self.marks.iter().map(|mark| mark.strikes).max().unwrap_or(0);
+        let strikes = self
+            .marks
+            .iter()
+            .map(|mark| mark.strikes)
+            .max()
+            .unwrap_or(0);
         match strikes {
             0 | 1 => Duration::ZERO,
             more => Duration::from_secs(1 << (more - 2).min(6)),

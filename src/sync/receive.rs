@@ -69,7 +69,9 @@ impl Replicator {
                 self.sweep(at, context);
                 continue;
             }
-            let Some((kind, body)) = buffer.frame()? else { return Ok(false) };
+            let Some((kind, body)) = buffer.frame()? else {
+                return Ok(false);
+            };
             if budget == 0 || self.events.len() >= MOST_EVENTS {
                 return Ok(true);
             }
@@ -102,7 +104,11 @@ impl Replicator {
             Message::Begin => self.peers[at].receiver.begun_at = Some(self.log.last()),
             Message::End(parts) => self.handle_end(at, &parts)?,
             Message::Mark { seq, group, sums } => self.handle_mark(at, seq, group, sums),
-            Message::Verdict { seq, group, differing } => {
+            Message::Verdict {
+                seq,
+                group,
+                differing,
+            } => {
                 self.handle_verdict(at, seq, group, &differing);
             }
             Message::Claim { group, term } => self.handle_claim(at, group, Some(term)),
@@ -130,12 +136,18 @@ impl Replicator {
             return Err(ProtocolError::WrongNode(hello.node.clone()));
         }
         peer.remote = Some(Remote {
-            ports: translate(&hello.ports, &self.identity.ports, |i| Some(PortId(i as u8))),
-            groups: translate(&hello.groups, &self.identity.groups, |i| Some(GroupId(i as u8))),
-            policies: translate(&hello.policies, &self.identity.policies, |i| Some(PolicyId(i as u16)))
-                .into_iter()
-                .map(|policy| policy.unwrap_or(PolicyId::NONE))
-                .collect(),
+            ports: translate(&hello.ports, &self.identity.ports, |i| {
+                Some(PortId(i as u8))
+            }),
+            groups: translate(&hello.groups, &self.identity.groups, |i| {
+                Some(GroupId(i as u8))
+            }),
+            policies: translate(&hello.policies, &self.identity.policies, |i| {
+                Some(PolicyId(i as u16))
+            })
+            .into_iter()
+            .map(|policy| policy.unwrap_or(PolicyId::NONE))
+            .collect(),
         });
         let receiver = &mut peer.receiver;
         if receiver.epoch != hello.epoch {
@@ -143,7 +155,9 @@ impl Replicator {
         }
         receiver.acknowledged = receiver.applied;
         let resumable = peer.resumable_until.take().is_some();
-        let resume = hello.resume.filter(|(epoch, _)| *epoch == self.epoch && resumable);
+        let resume = hello
+            .resume
+            .filter(|(epoch, _)| *epoch == self.epoch && resumable);
         let resumed = resume.filter(|(_, seq)| self.log.rewind(at, *seq));
         match resumed {
             Some((_, seq)) => peer.sender.start_at(seq, context.now),
@@ -153,7 +167,10 @@ impl Replicator {
             }
         }
         let id = PeerId(at as u8);
-        self.events.push_back(Event::PeerKnown { peer: id, resumed: resumed.is_some() });
+        self.events.push_back(Event::PeerKnown {
+            peer: id,
+            resumed: resumed.is_some(),
+        });
         if hello.ruleset != self.identity.ruleset {
             self.events.push_back(Event::PeerConfigDiffers(id));
         }
@@ -207,32 +224,49 @@ impl Replicator {
     }
 
     fn handle_end(&mut self, at: usize, parts: &[(u8, Buckets)]) -> Result<(), ProtocolError> {
-        let until = self.peers[at].receiver.begun_at.take().ok_or(ProtocolError::Unexpected)?;
+        let until = self.peers[at]
+            .receiver
+            .begun_at
+            .take()
+            .ok_or(ProtocolError::Unexpected)?;
         let mut buckets = vec![Buckets::default(); self.sending.len()];
         for (group, part) in parts {
             if let Some(group) = self.group_of(at, *group) {
                 buckets[usize::from(group.0)].extend(part);
             }
         }
-        self.peers[at].receiver.sweep = Some(Sweep { slot: 0, until, buckets, found: Vec::new() });
+        self.peers[at].receiver.sweep = Some(Sweep {
+            slot: 0,
+            until,
+            buckets,
+            found: Vec::new(),
+        });
         Ok(())
     }
 
     /// Removes sessions that a peer did not name while it sent their buckets anew: one step.
     fn sweep(&mut self, at: usize, context: &mut Context<'_>) {
         let receiver = &mut self.peers[at].receiver;
-        let Some(mut sweep) = receiver.sweep.take() else { return };
+        let Some(mut sweep) = receiver.sweep.take() else {
+            return;
+        };
         let (sessions, next) = context.table.page(sweep.slot, SLOTS_PER_STEP);
         for (id, session) in sessions {
             let group = usize::from(session.group.0);
             let is_owner = receiver.authority.get(group) == Some(&Authority::Owner);
-            let Some(buckets) = sweep.buckets.get(group).filter(|b| is_owner && !b.is_empty())
+            let Some(buckets) = sweep
+                .buckets
+                .get(group)
+                .filter(|b| is_owner && !b.is_empty())
             else {
                 continue;
             };
             // Named sessions were changed here since.
             if self.log.seq_of(id).unwrap_or(0) <= sweep.until
-                && buckets.contains(self.digest.bucket(&session.key(Direction::Original, context.book)))
+                && buckets.contains(
+                    self.digest
+                        .bucket(&session.key(Direction::Original, context.book)),
+                )
             {
                 sweep.found.push(id);
             }
@@ -248,7 +282,9 @@ impl Replicator {
     }
 
     fn handle_mark(&mut self, at: usize, seq: Seq, group: u8, sums: &[u8]) {
-        let Some(group) = self.group_of(at, group) else { return };
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
         let index = usize::from(group.0);
         let receiver = &mut self.peers[at].receiver;
         if receiver.authority[index] != Authority::Owner {
@@ -265,14 +301,20 @@ impl Replicator {
     }
 
     fn handle_verdict(&mut self, at: usize, seq: Seq, group: u8, differing: &Buckets) {
-        let Some(group) = self.group_of(at, group) else { return };
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
         let (index, peer) = (usize::from(group.0), PeerId(at as u8));
         let sender = &mut self.peers[at].sender;
         let mark = &mut sender.marks[index];
         if sender.told[index].is_none() || mark.unanswered == 0 || seq > mark.seq {
             return;
         }
-        mark.unanswered = if seq == mark.seq { 0 } else { mark.unanswered - 1 };
+        mark.unanswered = if seq == mark.seq {
+            0
+        } else {
+            mark.unanswered - 1
+        };
         let was_equal = std::mem::replace(&mut mark.equal, differing.is_empty());
         if differing.is_empty() {
             mark.strikes = 0;
@@ -285,12 +327,18 @@ impl Replicator {
         sender.pending[index].extend(differing);
         if was_equal || mark.strikes == 2 {
             let buckets = differing.len();
-            self.events.push_back(Event::DigestDiffers { peer, group, buckets });
+            self.events.push_back(Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            });
         }
     }
 
     fn handle_claim(&mut self, at: usize, group: u8, term: Option<u64>) {
-        let Some(group) = self.group_of(at, group) else { return };
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
         let index = usize::from(group.0);
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
@@ -302,7 +350,9 @@ impl Replicator {
     }
 
     fn handle_handover(&mut self, at: usize, group: u8, term: u64) {
-        let Some(group) = self.group_of(at, group) else { return };
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
         let receiver = &mut self.peers[at].receiver;
         let index = usize::from(group.0);
         if receiver.authority[index] != Authority::Owner || receiver.claims[index] >= Some(term) {
@@ -310,7 +360,11 @@ impl Replicator {
             return;
         }
         receiver.handed[index] = true;
-        self.events.push_back(Event::HandoverReceived { peer: PeerId(at as u8), group, term });
+        self.events.push_back(Event::HandoverReceived {
+            peer: PeerId(at as u8),
+            group,
+            term,
+        });
     }
 
     /// The group that a peer means by a number.
@@ -321,10 +375,20 @@ impl Replicator {
 }
 
 /// For each name of a peer, what it is here.
-fn translate<Id>(theirs: &[String], ours: &[String], id: impl Fn(usize) -> Option<Id>) -> Vec<Option<Id>> {
-    let known: BTreeMap<&str, usize> =
-        ours.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
-    theirs.iter().map(|name| known.get(name.as_str()).and_then(|&index| id(index))).collect()
+fn translate<Id>(
+    theirs: &[String],
+    ours: &[String],
+    id: impl Fn(usize) -> Option<Id>,
+) -> Vec<Option<Id>> {
+    let known: BTreeMap<&str, usize> = ours
+        .iter()
+        .enumerate()
+        .map(|(index, name)| (name.as_str(), index))
+        .collect();
+    theirs
+        .iter()
+        .map(|name| known.get(name.as_str()).and_then(|&index| id(index)))
+        .collect()
 }
 
 const _: () = assert!(MAX_FRAME >= 16 * 1024, "a batch fits into a frame");

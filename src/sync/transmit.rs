@@ -53,7 +53,12 @@ impl Replicator {
         if !self.greet(at, out) {
             return false;
         }
-        let view = View { table, book, now, limit };
+        let view = View {
+            table,
+            book,
+            now,
+            limit,
+        };
         self.write_claims(at, out, now);
         self.write_answers(at, out);
         let at_end = self.write_changes(at, out, &view);
@@ -78,7 +83,10 @@ impl Replicator {
             peer.hello_sent = true;
             let (epoch, seq) = (peer.receiver.epoch, peer.receiver.applied);
             let resume = (seq > 0).then_some((epoch, seq));
-            let hello = Hello { resume, ..self.identity.clone() };
+            let hello = Hello {
+                resume,
+                ..self.identity.clone()
+            };
             codec::encode(out, &Message::Hello(Box::new(hello)));
         }
         peer.remote.is_some()
@@ -91,7 +99,13 @@ impl Replicator {
             if let Some(term) = *sending
                 && sender.told[group] != Some(term)
             {
-                codec::encode(out, &Message::Claim { group: group as u8, term });
+                codec::encode(
+                    out,
+                    &Message::Claim {
+                        group: group as u8,
+                        term,
+                    },
+                );
                 sender.told[group] = Some(term);
                 sender.marks[group] = Default::default();
                 sender.next_mark = now;
@@ -103,10 +117,23 @@ impl Replicator {
         let receiver = &mut self.peers[at].receiver;
         if receiver.acknowledged != receiver.applied {
             receiver.acknowledged = receiver.applied;
-            codec::encode(out, &Message::Ack { epoch: receiver.epoch, seq: receiver.applied });
+            codec::encode(
+                out,
+                &Message::Ack {
+                    epoch: receiver.epoch,
+                    seq: receiver.applied,
+                },
+            );
         }
         for (seq, group, differing) in receiver.verdicts.drain(..) {
-            codec::encode(out, &Message::Verdict { seq, group: group.0, differing });
+            codec::encode(
+                out,
+                &Message::Verdict {
+                    seq,
+                    group: group.0,
+                    differing,
+                },
+            );
         }
     }
 
@@ -160,7 +187,13 @@ impl Replicator {
     fn write_releases(&mut self, at: usize, out: &mut Vec<u8>) {
         let sender = &mut self.peers[at].sender;
         if let Some((group, term)) = sender.handover.take() {
-            codec::encode(out, &Message::Handover { group: group.0, term });
+            codec::encode(
+                out,
+                &Message::Handover {
+                    group: group.0,
+                    term,
+                },
+            );
         }
         for (group, sending) in self.sending.iter().enumerate() {
             if sending.is_none() && sender.told[group].is_some() {
@@ -191,14 +224,20 @@ impl Replicator {
             codec::encode(out, &Message::Begin);
             let none = vec![Buckets::default(); sender.pending.len()];
             let buckets = std::mem::replace(&mut sender.pending, none);
-            sender.scan = Some(Scan { slot: 0, buckets, through_at: None });
+            sender.scan = Some(Scan {
+                slot: 0,
+                buckets,
+                through_at: None,
+            });
         }
         self.scan(at, out, view);
         let sender = &mut self.peers[at].sender;
         let read = self.log.read_up_to(at);
         let complete = |scan: &mut Scan| scan.through_at.is_some_and(|seq| at_end || read >= seq);
         if let Some(scan) = sender.scan.take_if(complete) {
-            let parts = (0..).zip(scan.buckets).filter(|(_, buckets)| !buckets.is_empty());
+            let parts = (0..)
+                .zip(scan.buckets)
+                .filter(|(_, buckets)| !buckets.is_empty());
             codec::encode(out, &Message::End(parts.collect()));
             sender.next_mark = view.now + sender.patience();
         }
@@ -207,7 +246,11 @@ impl Replicator {
 
     fn scan(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) {
         let sender = &mut self.peers[at].sender;
-        let Some(scan) = sender.scan.as_mut().filter(|scan| scan.through_at.is_none()) else {
+        let Some(scan) = sender
+            .scan
+            .as_mut()
+            .filter(|scan| scan.through_at.is_none())
+        else {
             return;
         };
         let mut batch = None;
@@ -219,7 +262,9 @@ impl Replicator {
             for (id, session) in sessions {
                 let group = usize::from(session.group.0);
                 let wanted = &scan.buckets[group];
-                if wanted.is_empty() || sender.told[group].is_none() || self.log.seq_of(id).is_none()
+                if wanted.is_empty()
+                    || sender.told[group].is_none()
+                    || self.log.seq_of(id).is_none()
                 {
                     continue;
                 }
@@ -264,7 +309,14 @@ impl Replicator {
                 let seq = self.log.last();
                 mark.seq = seq;
                 mark.unanswered = mark.unanswered.saturating_add(1);
-                codec::encode(out, &Message::Mark { seq, group: group as u8, sums: &sums });
+                codec::encode(
+                    out,
+                    &Message::Mark {
+                        seq,
+                        group: group as u8,
+                        sums: &sums,
+                    },
+                );
             }
         }
     }
