@@ -284,7 +284,7 @@ fn begin_operation(out: &mut Vec<u8>, kind: u8) -> usize {
 
 fn end_operation(out: &mut [u8], start: usize) {
     let length = out.len() - start;
-    debug_assert!(length <= 255, "the longest record has 204 bytes");
+    debug_assert!(length <= 255, "the longest record has 163 bytes");
     out[start - 1] = length as u8;
 }
 
@@ -521,5 +521,270 @@ impl<'a> Reader<'a> {
             groups: self.names()?,
             policies: self.names()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::flow::{GroupId, PolicyId, PortId};
+
+    fn addr(v6: bool) -> BoxedStrategy<Addr> {
+        if v6 {
+            any::<[u8; 16]>()
+                .prop_map(Addr::v6)
+                .prop_filter("no IPv4 in disguise", |addr| !addr.is_v4())
+                .boxed()
+        } else {
+            any::<[u8; 4]>().prop_map(Addr::v4).boxed()
+        }
+    }
+
+    fn tracker() -> impl Strategy<Value = tcp::Tracker> {
+        let window = prop_oneof![0..=65_535_u32, Just(MAX_WINDOW)];
+        let state = prop::sample::select(TcpState::ALL.to_vec());
+        (
+            state,
+            any::<(u8, u8, [u32; 2], [u32; 2])>(),
+            [window.clone(), window],
+        )
+            .prop_map(|(state, (scales, marks, acked, end), windows)| {
+                tcp::Tracker::restore(state, scales, marks, acked, end, windows)
+            })
+    }
+
+    prop_compose! {
+        fn session()(v6 in any::<bool>())(
+            [src, dst, nat_src, nat_dst] in [addr(v6), addr(v6), addr(v6), addr(v6)],
+            (tracker, translated) in (proptest::option::of(tracker()), any::<(bool, bool)>()),
+            (src_port, dst_port, nat_src_port, nat_dst_port) in any::<(u16, u16, u16, u16)>(),
+            (group, in_port, out_port, policy) in any::<(u8, u8, u8, u16)>(),
+            (packets, bytes, flags) in any::<([u64; 2], [u64; 2], u16)>(),
+            (last_seen, created) in (0..=1000_u32, 0..=1000_u32),
+        ) -> (Session, FlowKey, AddressBook) {
+            let mut book = AddressBook::new();
+            let protocol = if tracker.is_some() { Protocol::TCP } else { Protocol::UDP };
+            let key = FlowKey { src, dst, src_port, dst_port, protocol };
+            let mut session = Session::new(&key, Tick(created));
+            session.last_seen = Tick(last_seen);
+            session.tracker = tracker.map_or(Tracker::None, Tracker::Tcp);
+            (session.group, session.policy) = (GroupId(group), PolicyId(policy));
+            (session.in_port, session.out_port) = (PortId(in_port), PortId(out_port));
+            (session.packets, session.bytes) = (packets, bytes);
+            session.flags = SessionFlags(flags & 0b1101);
+            if translated.0 {
+                session.nat_src = book.intern(nat_src).unwrap();
+                session.nat_src_port = nat_src_port;
+            }
+            if translated.1 {
+                session.nat_dst = book.intern(nat_dst).unwrap();
+                session.nat_dst_port = nat_dst_port;
+            }
+            (session, key, book)
+        }
+    }
+
+    fn buckets() -> impl Strategy<Value = Buckets> {
+        any::<[u8; 32]>().prop_map(Buckets::from_bytes)
+    }
+
+    proptest! {
+        #[test]
+        fn a_session_comes_through((session, key, book) in session(), tail in vec(any::<u8>(), 0..9)) {
+            let mut bytes = Vec::new();
+            write_session(&mut bytes, &session, &book, Tick(1000));
+            let length = bytes.len();
+            bytes.extend(tail);
+            let (operation, taken) = next_operation(&bytes).unwrap();
+            prop_assert_eq!(taken, length);
+            let Some(Operation::Put(record)) = operation else { panic!("{operation:?}") };
+            prop_assert_eq!(record.key, key);
+            prop_assert_eq!(record.outgoing, session.translated(Direction::Original, &book));
+            let expected = match session.tracker {
+                Tracker::Tcp(tcp) => Some(tcp),
+                _ => None,
+            };
+            prop_assert_eq!(record.tcp, expected);
+            prop_assert_eq!(record.flags, session.flags);
+            prop_assert_eq!(record.idle, 1000 - session.last_seen.0);
+            prop_assert_eq!(record.age, 1000 - session.created.0);
+            prop_assert_eq!((record.packets, record.bytes), (session.packets, session.bytes));
+            let names = (record.group, record.in_port, record.out_port, record.policy);
+            let PolicyId(policy) = session.policy;
+            prop_assert_eq!(names, (session.group.0, session.in_port.0, session.out_port.0, policy));
+        }
+
+        /// A newer version may say more in a known operation, and have operations of its own.
+        #[test]
+        fn newer_operations_are_passed_over(
+            (session, _, book) in session(),
+            more in vec(any::<u8>(), 1..20),
+            kind in 3..=255_u8,
+        ) {
+            let mut bytes = Vec::new();
+            write_session(&mut bytes, &session, &book, Tick(1000));
+            let plain = next_operation(&bytes).unwrap().0;
+            bytes.extend(&more);
+            bytes[1] += more.len() as u8;
+            prop_assert_eq!(next_operation(&bytes), Ok((plain, bytes.len())));
+            bytes[0] = kind;
+            prop_assert_eq!(next_operation(&bytes), Ok((None, bytes.len())));
+        }
+
+        #[test]
+        fn frames_come_through_in_any_pieces(
+            (a, b, c) in any::<(u64, u64, u8)>(),
+            set in buckets(),
+            (operations, cut) in (vec(any::<u8>(), 0..500), 1..700_usize),
+            names in vec("[a-z0-9-]{1,20}", 0..5),
+        ) {
+            let sums = [c; SUMS * 8];
+            let hello = Hello {
+                version: 1,
+                epoch: a,
+                group_id: c,
+                resume: set.contains(0).then_some((a, b)),
+                ruleset: [c; 16],
+                max_sessions: 7,
+                node: "gw-a".into(),
+                ports: names.clone(),
+                groups: names.clone(),
+                policies: names,
+            };
+            let messages = [
+                Message::Hello(Box::new(hello)),
+                Message::Batch { seq: a, operations: &operations },
+                Message::Ack { epoch: a, seq: b },
+                Message::Begin,
+                Message::Unknown,
+                Message::End(vec![(c, set), (1, set)]),
+                Message::Mark { seq: a, group: c, sums: &sums },
+                Message::Verdict { seq: a, group: c, differing: set },
+                Message::Claim { group: c, term: a },
+                Message::Release { group: c },
+                Message::Handover { group: c, term: a },
+            ];
+            let mut bytes = Vec::new();
+            messages.iter().for_each(|message| encode(&mut bytes, message));
+            let mut buffer = FrameBuffer::default();
+            let mut expected = messages.iter();
+            for piece in bytes.chunks(cut) {
+                prop_assert_eq!(buffer.push(piece), piece.len());
+                while let Some((kind, body)) = buffer.frame().unwrap() {
+                    prop_assert_eq!(&decode(kind, body).unwrap(), expected.next().unwrap());
+                    buffer.next();
+                }
+            }
+            prop_assert!(expected.next().is_none());
+        }
+
+        #[test]
+        fn nothing_panics(kind in 0..12_u8, body in vec(any::<u8>(), 0..300)) {
+            if let Ok(Message::Batch { operations, .. }) = decode(kind, &body) {
+                let mut rest = operations;
+                while let Ok((_, length)) = next_operation(rest) {
+                    prop_assert!(length >= 2);
+                    rest = &rest[length..];
+                }
+            }
+        }
+
+        /// A cut or changed operation is refused or read as something else, within its bounds.
+        #[test]
+        fn damaged_operations_stay_in_bounds(
+            (session, _, book) in session(),
+            (at, to, cut) in any::<(prop::sample::Index, u8, prop::sample::Index)>(),
+        ) {
+            let mut bytes = Vec::new();
+            write_session(&mut bytes, &session, &book, Tick(1000));
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            bytes.truncate(cut.index(bytes.len() + 1));
+            if let Ok((_, length)) = next_operation(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused() {
+        for length in [0, MAX_FRAME as u32 + 1, u32::MAX] {
+            let mut buffer = FrameBuffer::default();
+            buffer.push(&length.to_be_bytes());
+            assert_eq!(buffer.frame(), Err(Malformed));
+        }
+        // The longest allowed one fits, and no more than it and another is held.
+        let mut buffer = FrameBuffer::default();
+        buffer.push(&(MAX_FRAME as u32).to_be_bytes());
+        let taken = buffer.push(&vec![9; 10 * MAX_FRAME]);
+        assert_eq!((taken + 4, buffer.room()), (2 * (MAX_FRAME + HEADER), 0));
+        assert_eq!(buffer.frame().unwrap().unwrap().1.len(), MAX_FRAME - 1);
+        buffer.next();
+        assert!(buffer.room() > MAX_FRAME);
+    }
+
+    #[test]
+    fn a_hello_with_too_many_policies_is_cut() {
+        let policies = (0..4096).map(|i| format!("{i:063}")).collect();
+        let hello = Hello {
+            policies,
+            node: "a".into(),
+            ..Hello::default()
+        };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &Message::Hello(Box::new(hello)));
+        assert!(bytes.len() <= MAX_FRAME + 4);
+        let Ok(Message::Hello(hello)) = decode(1, &bytes[HEADER..]) else {
+            panic!()
+        };
+        assert!(hello.policies.len() > 1000 && hello.policies.len() < 4096);
+    }
+
+    #[test]
+    fn the_largest_and_the_usual_record_have_these_sizes() {
+        let key = FlowKey {
+            src: Addr::v4([10, 0, 0, 1]),
+            dst: Addr::v4([198, 51, 100, 1]),
+            src_port: 40_000,
+            dst_port: 443,
+            protocol: Protocol::TCP,
+        };
+        let mut book = AddressBook::new();
+        let mut session = Session::new(&key, Tick(900));
+        session.nat_src = book.intern(Addr::v4([192, 0, 2, 1])).unwrap();
+        (session.packets, session.bytes) = ([12, 14], [1800, 90_000]);
+        let (windows, end) = ([64_240, 131_072], [1001, 3000]);
+        session.tracker = Tracker::Tcp(tcp::Tracker::restore(
+            TcpState::Established,
+            0x77,
+            0x22,
+            [1000, 2000],
+            end,
+            windows,
+        ));
+        let mut bytes = Vec::new();
+        write_session(&mut bytes, &session, &book, Tick(1000));
+        assert_eq!(bytes.len(), 55);
+        let wide = |n| Addr::v6([n; 16]);
+        (session.src, session.dst) = (wide(1), wide(2));
+        session.nat_src = book.intern(wide(3)).unwrap();
+        session.nat_dst = book.intern(wide(4)).unwrap();
+        session.policy = PolicyId(u16::MAX);
+        (session.packets, session.bytes) = ([u64::MAX; 2], [u64::MAX; 2]);
+        session.tracker = Tracker::Tcp(tcp::Tracker::restore(
+            TcpState::Established,
+            0,
+            0,
+            [1; 2],
+            [0; 2],
+            [u32::MAX; 2],
+        ));
+        (session.last_seen, session.created) = (Tick(0), Tick(0));
+        bytes.clear();
+        write_session(&mut bytes, &session, &book, Tick(u32::MAX));
+        assert_eq!(bytes.len(), 163);
     }
 }

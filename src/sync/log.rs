@@ -406,3 +406,167 @@ impl ChangeLog {
 fn node_of_reader(reader: usize) -> u32 {
     1 + reader as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::flow::{Addr, Protocol};
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Touch(u32),
+        Remove(u32),
+        Restart(u32),
+        Read(usize, u8),
+        Skip(usize),
+        Rewind(usize, u64),
+        Purge(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let id = 0..12_u32;
+        let reader = 0..3_usize;
+        prop_oneof![
+            4 => id.clone().prop_map(Op::Touch),
+            2 => id.clone().prop_map(Op::Remove),
+            1 => id.prop_map(Op::Restart),
+            4 => (reader.clone(), any::<u8>()).prop_map(|(r, n)| Op::Read(r, n % 8)),
+            1 => reader.clone().prop_map(Op::Skip),
+            1 => (reader, 0..30_u64).prop_map(|(r, back)| Op::Rewind(r, back)),
+            1 => (0..30_u64).prop_map(Op::Purge),
+        ]
+    }
+
+    fn key(id: u32) -> FlowKey {
+        let addr = Addr::v4(id.to_be_bytes());
+        FlowKey {
+            src: addr,
+            dst: addr,
+            src_port: 0,
+            dst_port: 0,
+            protocol: Protocol::TCP,
+        }
+    }
+
+    /// What a reader believes: session → version of its state. A model of a peer.
+    type Belief = BTreeMap<u32, u64>;
+
+    fn read(log: &mut ChangeLog, reader: usize, live: &Belief, belief: &mut Belief) -> bool {
+        match log.read(reader) {
+            None => return false,
+            Some(Entry::Session(id)) => {
+                log.mark_shared(id);
+                belief.insert(id.0, live[&id.0]);
+            }
+            Some(Entry::Removed(tombstone)) => {
+                belief.remove(&u32::from_be_bytes(tombstone.key.src.last4()));
+            }
+        }
+        true
+    }
+
+    proptest! {
+        /// Whoever has read to the end and missed nothing knows exactly what is.
+        #[test]
+        fn readers_know_what_is(ops in prop::collection::vec(op(), 1..200)) {
+            let mut log = ChangeLog::new(12, 3);
+            let (mut live, mut version) = (Belief::new(), 0);
+            // By reader: its belief, and whether it may have missed something.
+            let mut readers = vec![(Belief::new(), false); 3];
+            // What a reader believed after each change that it read.
+            let mut history = vec![BTreeMap::from([(0, Belief::new())]); 3];
+            for op in ops {
+                version += 1;
+                match op {
+                    Op::Touch(id) => {
+                        live.insert(id, version);
+                        let before = log.last();
+                        prop_assert_eq!(log.touch(SessionId(id), false), before + 1);
+                        prop_assert_eq!(log.seq_of(SessionId(id)), Some(before + 1));
+                    }
+                    Op::Remove(id) => {
+                        live.remove(&id);
+                        log.remove(SessionId(id), Some((key(id), GroupId(0))));
+                        prop_assert_eq!(log.seq_of(SessionId(id)), None);
+                    }
+                    Op::Restart(id) if live.contains_key(&id) => {
+                        log.restart(SessionId(id), key(id), GroupId(0));
+                        live.insert(id, version);
+                        log.touch(SessionId(id), false);
+                    }
+                    Op::Read(reader, count) => {
+                        for _ in 0..count {
+                            let (belief, _) = &mut readers[reader];
+                            read(&mut log, reader, &live, belief);
+                            history[reader].insert(log.read_up_to(reader), belief.clone());
+                        }
+                    }
+                    Op::Skip(reader) => {
+                        log.skip_to_end(reader);
+                        // As the digest would have it.
+                        live.keys().for_each(|id| log.mark_shared(SessionId(*id)));
+                        readers[reader] = (live.clone(), false);
+                        history[reader] = BTreeMap::from([(log.last(), live.clone())]);
+                    }
+                    Op::Rewind(reader, back) => {
+                        let seq = log.read_up_to(reader).saturating_sub(back);
+                        let Some(belief) = history[reader].get(&seq).cloned() else { continue };
+                        if log.rewind(reader, seq) {
+                            prop_assert_eq!(log.read_up_to(reader), seq);
+                            readers[reader].0 = belief;
+                        } else {
+                            prop_assert!(seq < log.purged);
+                        }
+                        history[reader].retain(|at, _| *at <= seq);
+                    }
+                    Op::Purge(back) => {
+                        let seq = log.last().saturating_sub(back);
+                        log.purge(seq);
+                        for (reader, (_, missed)) in readers.iter_mut().enumerate() {
+                            *missed |= log.read_up_to(reader) < log.purged;
+                        }
+                    }
+                    Op::Restart(_) => {}
+                }
+                log.check_invariants();
+            }
+            for (reader, (belief, missed)) in readers.iter_mut().enumerate() {
+                while read(&mut log, reader, &live, belief) {}
+                prop_assert_eq!(log.read_up_to(reader), log.last());
+                if *missed {
+                    belief.retain(|id, _| live.contains_key(id));
+                }
+                prop_assert_eq!(&*belief, &live);
+            }
+            log.purge(log.last());
+            prop_assert_eq!(log.tombstones(), 0);
+            prop_assert_eq!(log.len() as usize, live.len());
+            log.check_invariants();
+        }
+    }
+
+    #[test]
+    fn what_was_never_sent_leaves_nothing() {
+        let mut log = ChangeLog::new(8, 1);
+        log.touch(SessionId(1), false);
+        log.remove(SessionId(1), Some((key(1), GroupId(0))));
+        assert_eq!(log.tombstones(), 0);
+        assert_eq!(log.read(0), None);
+    }
+
+    #[test]
+    fn tombstones_are_bounded() {
+        let mut log = ChangeLog::new(8, 1);
+        for _ in 0..3000 {
+            log.touch(SessionId(1), true);
+            log.remove(SessionId(1), Some((key(1), GroupId(0))));
+        }
+        assert_eq!(log.tombstones(), 1024);
+        assert!(!log.rewind(0, 0));
+        log.check_invariants();
+    }
+}

@@ -1,1 +1,767 @@
+//! Units that replicate to each other over pipes in memory.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::{Addr, FlowKey, PolicyId, PortId};
+use crate::policy::Ruleset;
+use crate::session::{SessionFlags, Timeouts, Tracker, tcp};
+use tcp::TcpState;
+
+const G: GroupId = GroupId(0);
+const NAMES: [&str; 3] = ["gw-a", "gw-b", "gw-c"];
+
+/// A small generator: what is random here must be the same again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+fn config(units: usize, me: usize, extra: &str) -> Config {
+    let ports = if me == 1 {
+        ["wan", "lan"]
+    } else {
+        ["lan", "wan"]
+    };
+    let mut text = format!(
+        "[node]\nname = \"{}\"\nkey = \"k\"\nmax-sessions = 1024\n",
+        NAMES[me]
+    );
+    for port in ports {
+        let net = if port == "lan" { "10.0.0" } else { "192.0.2" };
+        text += &format!(
+            "[[port]]\nname = \"{port}\"\ninterface = \"{port}0\"\nvirtual-addresses = [\"{net}.1/24\"]\n"
+        );
+    }
+    text += "[[policy]]\nname = \"out\"\naction = \"accept\"\nnat = true\n";
+    text += &format!(
+        "[ha]\ngroup-id = 7\n{extra}\n[[ha.link]]\ninterface = \"s0\"\nlisten = \"10.9.0.{me}:7\"\n"
+    );
+    for peer in (0..units).filter(|peer| *peer != me) {
+        let key = ["AA", "BB", "CC"][peer].repeat(21) + "A=";
+        text += &format!(
+            "[[ha.peer]]\nname = \"{}\"\naddresses = [\"10.9.0.{peer}:7\"]\npublic-key = \"{key}\"\n",
+            NAMES[peer]
+        );
+    }
+    let text = text.replace("10.9.0.", "10.9.0.1");
+    match crate::config::parse(Path::new("test.toml"), &text) {
+        Ok((config, _)) => config,
+        Err(found) => panic!(
+            "{}",
+            crate::config::render(&found, Path::new("test.toml"), &text, false)
+        ),
+    }
+}
+
+struct Unit {
+    table: Table,
+    book: AddressBook,
+    nat: Nat,
+    sync: Replicator,
+    events: Vec<Event>,
+}
+
+impl Unit {
+    fn new(units: usize, me: usize, epoch: u64, extra: &str) -> Unit {
+        let config = config(units, me, extra);
+        let mut book = AddressBook::new();
+        let nat = Nat::new(&config, &mut book, &[3; 16]);
+        let ruleset = Ruleset::new(&config).digest();
+        Unit {
+            table: Table::new(1024, &[5; 16], Timeouts::from(&config.timeouts), 0),
+            book,
+            nat,
+            sync: Replicator::new(&config, epoch, ruleset).expect("it has [ha]"),
+            events: Vec::new(),
+        }
+    }
+
+    fn open(&mut self, key: FlowKey, nat: (Addr, u16), now: Time) -> Option<SessionId> {
+        let mut session = Session::new(&key, now.tick());
+        session.nat_src = self.book.intern(nat.0)?;
+        session.nat_src_port = nat.1;
+        // The ports of unit b are in another order, but tests open with those of unit a.
+        (session.in_port, session.out_port) = (PortId(0), PortId(1));
+        if key.protocol == Protocol::TCP {
+            let state = TcpState::SynSent;
+            session.tracker = Tracker::Tcp(tcp::Tracker::restore(
+                state, 0xff, 0, [1; 2], [2; 2], [100; 2],
+            ));
+        }
+        let id = self.table.insert(session, &self.book).ok()?;
+        self.nat.attach(&mut self.table, id);
+        self.sync.opened(&self.table, &self.book, id, now);
+        Some(id)
+    }
+
+    /// Moves a session to `state`, or marks it replied.
+    fn advance(&mut self, id: SessionId, state: TcpState) {
+        let session = self.table.get_mut(id).expect("it exists");
+        let before = Phase::of(session);
+        match &mut session.tracker {
+            Tracker::Tcp(tracker) => tracker.state = state,
+            _ => session.flags.set(SessionFlags::REPLIED),
+        }
+        if Phase::of(session) != before {
+            self.table.reschedule(id);
+            self.sync.changed(&self.table, &self.book, id, before);
+        }
+    }
+
+    fn close(&mut self, id: SessionId) {
+        self.nat.release(&mut self.table, id);
+        let session = self.table.remove(id, &self.book).expect("it exists");
+        self.sync.removed(id, &session, &self.book);
+    }
+
+    fn ids(&self) -> Vec<SessionId> {
+        self.table.iter().map(|(id, _)| id).collect()
+    }
+
+    /// All that peers must agree on, by key.
+    fn view(&self) -> BTreeMap<String, String> {
+        let describe = |session: &Session| {
+            let original = session.key(Direction::Original, &self.book);
+            let outgoing = session.translated(Direction::Original, &self.book);
+            (
+                original.to_string(),
+                format!("{outgoing} {:?} {:?}", session.group, Phase::of(session)),
+            )
+        };
+        self.table
+            .iter()
+            .map(|(_, session)| describe(session))
+            .collect()
+    }
+
+    fn check(&self) {
+        self.table.check_invariants(&self.book);
+        self.nat.check_invariants(&self.table);
+        self.sync.check_invariants(&self.table, &self.book);
+    }
+}
+
+/// Some units and the streams between them.
+struct World {
+    units: Vec<Unit>,
+    /// By sender and receiver.
+    pipes: BTreeMap<(usize, usize), VecDeque<u8>>,
+    random: Random,
+    now: Time,
+    epoch: u64,
+}
+
+fn peer(of: usize, other: usize) -> PeerId {
+    PeerId((other - usize::from(other > of)) as u8)
+}
+
+impl World {
+    fn new(units: usize, seed: u64) -> World {
+        let mut world = World {
+            units: (0..units)
+                .map(|me| Unit::new(units, me, me as u64 + 1, ""))
+                .collect(),
+            pipes: BTreeMap::new(),
+            random: Random(seed | 1),
+            now: Time::from_nanos(100_000_000_000),
+            epoch: 100,
+        };
+        for a in 0..units {
+            (0..a).for_each(|b| world.connect(a, b));
+        }
+        world
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            if !self.pipes.contains_key(&(from, to)) {
+                self.pipes.insert((from, to), VecDeque::new());
+                self.units[from].sync.peer_connected(peer(from, to));
+            }
+        }
+    }
+
+    fn disconnect(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            if self.pipes.remove(&(from, to)).is_some() {
+                self.units[from]
+                    .sync
+                    .peer_disconnected(peer(from, to), self.now);
+            }
+        }
+    }
+
+    fn restart(&mut self, unit: usize) {
+        let count = self.units.len();
+        (0..count)
+            .filter(|other| *other != unit)
+            .for_each(|other| self.disconnect(unit, other));
+        self.epoch += 1;
+        self.units[unit] = Unit::new(count, unit, self.epoch, "");
+        (0..count)
+            .filter(|other| *other != unit)
+            .for_each(|other| self.connect(unit, other));
+    }
+
+    fn transmit(&mut self, from: usize, to: usize, budget: usize) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&(from, to)) else {
+            return false;
+        };
+        let Unit {
+            table, book, sync, ..
+        } = &mut self.units[from];
+        let mut out = Vec::new();
+        let more = sync.poll_transmit(peer(from, to), &mut out, budget, table, book, self.now);
+        pipe.extend(&out);
+        more || !out.is_empty()
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, most: usize) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&(from, to)) else {
+            return false;
+        };
+        let bytes: Vec<u8> = pipe.iter().take(most).copied().collect();
+        let Unit {
+            table,
+            book,
+            nat,
+            sync,
+            events,
+        } = &mut self.units[to];
+        let mut context = Context {
+            table,
+            book,
+            nat,
+            now: self.now,
+        };
+        let done = sync
+            .receive(peer(to, from), &bytes, &mut context)
+            .expect("an honest peer");
+        pipe.drain(..done.taken);
+        events.extend(std::iter::from_fn(|| sync.poll_event()));
+        done.taken > 0 || done.more
+    }
+
+    /// Lets a part of what is under way arrive.
+    fn churn(&mut self) {
+        let links: Vec<_> = self.pipes.keys().copied().collect();
+        for (from, to) in links {
+            let (budget, most) = (self.random.below(3000), self.random.below(3000));
+            self.transmit(from, to, budget as usize);
+            self.deliver(from, to, most as usize);
+        }
+    }
+
+    /// Lets time pass until everything has arrived and was compared.
+    fn calm(&mut self, seconds: u64) {
+        for _ in 0..=seconds {
+            loop {
+                let mut busy = false;
+                for (from, to) in self.pipes.keys().copied().collect::<Vec<_>>() {
+                    busy |= self.transmit(from, to, 100_000);
+                    busy |= self.deliver(from, to, 200_000);
+                }
+                if !busy {
+                    break;
+                }
+            }
+            self.now = self.now + Duration::from_secs(1);
+            for Unit {
+                table, book, sync, ..
+            } in &mut self.units
+            {
+                sync.handle_timeout(self.now, table, book);
+            }
+        }
+    }
+
+    fn open(&mut self, unit: usize) {
+        let (host, port, n) = (
+            self.random.below(20) as u8,
+            self.random.below(4),
+            self.random.below(60),
+        );
+        let protocol = if self.random.below(3) == 0 {
+            Protocol::UDP
+        } else {
+            Protocol::TCP
+        };
+        let nat = (Addr::v4([192, 0, 2, 1]), 2000 + n as u16);
+        self.units[unit].open(key(protocol, host, 1000 + port as u16), nat, self.now);
+    }
+
+    /// Something happens at the primary.
+    fn act(&mut self, unit: usize) {
+        let ids = self.units[unit].ids();
+        let pick = self.random.below(ids.len().max(1) as u64) as usize;
+        match (self.random.below(6), ids.get(pick)) {
+            (0..3, _) | (_, None) => self.open(unit),
+            (3, Some(id)) => self.units[unit].close(*id),
+            // Also backwards: a connection that begins again.
+            (_, Some(id)) => {
+                let state = TcpState::ALL[self.random.below(7) as usize];
+                self.units[unit].advance(*id, state);
+            }
+        }
+    }
+
+    fn assert_equal(&self) {
+        for unit in &self.units {
+            unit.check();
+            assert_eq!(unit.view(), self.units[0].view());
+        }
+    }
+}
+
+fn key(protocol: Protocol, host: u8, port: u16) -> FlowKey {
+    FlowKey {
+        src: Addr::v4([10, 0, 0, host]),
+        dst: Addr::v4([198, 51, 100, 1]),
+        src_port: port,
+        dst_port: 443,
+        protocol,
+    }
+}
+
+const NAT: (Addr, u16) = (Addr::v4([192, 0, 2, 1]), 5000);
+
+fn pair() -> World {
+    let mut world = World::new(2, 1);
+    world.units[0].sync.set_sending(G, Some(1));
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whatever happens to streams and units, in the end all units have the same sessions.
+    #[test]
+    fn units_converge(seed in any::<u64>(), units in 2..=3_usize) {
+        let mut world = World::new(units, seed);
+        let mut primary = 0;
+        let mut term = 1;
+        world.units[0].sync.set_sending(G, Some(term));
+        for _ in 0..300 {
+            let (a, b) = (world.random.below(units as u64), world.random.below(units as u64));
+            let (a, b) = (a as usize, b as usize);
+            match world.random.below(40) {
+                0 if a != b => world.disconnect(a, b),
+                1 if a != b => world.connect(a, b),
+                2 if a != primary => world.restart(a),
+                // A takeover without goodbye.
+                3 => {
+                    term += 1;
+                    world.units[primary].sync.set_sending(G, None);
+                    world.units[a].sync.set_sending(G, Some(term));
+                    primary = a;
+                }
+                4 => world.now = world.now + Duration::from_secs(world.random.below(90)),
+                5..25 => world.act(primary),
+                _ => world.churn(),
+            }
+            for Unit { table, book, sync, .. } in &mut world.units {
+                sync.handle_timeout(world.now, table, book);
+            }
+        }
+        for a in 0..units {
+            (0..a).for_each(|b| world.connect(a, b));
+        }
+        world.calm(20);
+        world.assert_equal();
+        for other in (0..units).filter(|other| *other != primary) {
+            let sync = &world.units[primary].sync;
+            let id = peer(primary, other);
+            prop_assert!(sync.in_sync(id) && sync.digest_equal(id, G));
+            prop_assert_eq!(sync.lag(id, world.now), Lag::default());
+            prop_assert!(world.units[other].sync.is_ready(G));
+        }
+        prop_assert_eq!(world.units[primary].sync.log.tombstones(), 0);
+        let synced = |id| world.units[primary].sync.is_synced(id);
+        prop_assert!(world.units[primary].ids().into_iter().all(synced));
+    }
+
+    /// An authenticated peer gone mad.
+    #[test]
+    fn nothing_that_a_peer_sends_does_harm(
+        seed in any::<u64>(),
+        rounds in 1..30_usize,
+    ) {
+        let mut world = pair();
+        (0..30).for_each(|_| world.open(0));
+        world.calm(2);
+        let mut good = Vec::new();
+        for _ in 0..rounds {
+            // What unit a sends, to be played back to it, with damage.
+            world.transmit(0, 1, 5000);
+            good.extend(world.pipes[&(0, 1)].iter());
+            world.act(0);
+            world.deliver(0, 1, 5000);
+        }
+        let before = world.units[0].view();
+        let damages = world.random.below(4);
+        for _ in 0..damages {
+            let at = world.random.below(good.len().max(1) as u64) as usize;
+            if let Some(byte) = good.get_mut(at) {
+                *byte = seed as u8;
+            }
+        }
+        if damages == 3 {
+            // It says that it is primary, too: its sessions come in.
+            let mut claim = Vec::new();
+            codec::encode(&mut claim, &message::Message::Claim { group: 0, term: seed });
+            good.splice(0..0, claim);
+        }
+        let Unit { table, book, nat, sync, .. } = &mut world.units[0];
+        let mut context = Context { table, book, nat, now: world.now };
+        let mut rest = &good[..];
+        loop {
+            match sync.receive(PeerId(0), rest, &mut context) {
+                Ok(Received { taken: 0, more: false }) | Err(_) => break,
+                Ok(done) => rest = &rest[done.taken..],
+            }
+            while sync.poll_event().is_some() {}
+        }
+        world.units[0].check();
+        // Unit a is the primary, and unit b has claimed nothing higher.
+        if damages == 0 {
+            prop_assert_eq!(world.units[0].view(), before);
+        }
+    }
+}
+
+#[test]
+fn a_session_arrives_and_its_port_is_reserved() {
+    let mut world = pair();
+    let id = world.units[0]
+        .open(key(Protocol::UDP, 1, 1), NAT, world.now)
+        .unwrap();
+    assert!(!world.units[0].sync.is_synced(id));
+    world.calm(1);
+    assert!(world.units[0].sync.is_synced(id));
+    world.assert_equal();
+    let b = &world.units[1];
+    assert_eq!(b.nat.mappings(), 1);
+    // Ports are translated by name: b has them in another order.
+    let (_, session) = b.table.iter().next().unwrap();
+    assert_eq!((session.in_port, session.out_port), (PortId(1), PortId(0)));
+    assert_eq!(session.policy, PolicyId(0));
+    assert!(b.events.contains(&Event::Ready(PeerId(0), G)));
+    assert!(
+        world.units[0]
+            .events
+            .contains(&Event::PeerReady(PeerId(0), G))
+    );
+}
+
+#[test]
+fn a_corrupted_standby_is_found_and_only_its_bucket_resent() {
+    let mut world = pair();
+    for n in 0..600 {
+        let nat = (NAT.0, 2000 + n);
+        world.units[0].open(
+            key(Protocol::TCP, (n % 200) as u8, 1000 + n / 200),
+            nat,
+            world.now,
+        );
+    }
+    world.calm(3);
+    world.assert_equal();
+    let damage: [fn(&mut Unit); 3] = [
+        // Altered, behind everybody's back.
+        |unit| {
+            let id = unit.ids()[7];
+            unit.advance(id, TcpState::Closed);
+        },
+        |unit| unit.close(unit.ids()[8]),
+        |unit| {
+            let nat = (NAT.0, 1);
+            unit.open(key(Protocol::TCP, 250, 1), nat, Time::ZERO)
+                .unwrap();
+        },
+    ];
+    for damage in damage {
+        damage(&mut world.units[1]);
+        assert_ne!(world.units[0].view(), world.units[1].view());
+        let before = world.units[0].sync.counters().sent;
+        world.units[0].events.clear();
+        world.calm(3);
+        world.assert_equal();
+        let resent = world.units[0].sync.counters().sent - before;
+        assert!(resent <= 12, "{resent} sessions for one bucket of 256");
+        let found = Event::DigestDiffers {
+            peer: PeerId(0),
+            group: G,
+            buckets: 1,
+        };
+        assert!(world.units[0].events.contains(&found));
+        assert!(world.units[0].sync.digest_equal(PeerId(0), G));
+    }
+}
+
+#[test]
+fn a_lost_connection_is_resumed() {
+    let mut world = pair();
+    (0..50).for_each(|_| world.open(0));
+    world.calm(2);
+    world.disconnect(0, 1);
+    let before = world.units[0].sync.counters().sent;
+    for _ in 0..3 {
+        let id = world.units[0].ids()[0];
+        world.units[0].close(id);
+    }
+    world.units[0].open(key(Protocol::TCP, 99, 9), NAT, world.now);
+    world.connect(0, 1);
+    world.calm(1);
+    world.assert_equal();
+    assert_eq!(world.units[0].sync.counters().sent - before, 1);
+    assert_eq!(world.units[1].sync.counters().swept, 0);
+    assert!(world.units[0].events.contains(&Event::PeerKnown {
+        peer: PeerId(0),
+        resumed: true
+    }));
+}
+
+#[test]
+fn a_handover_comes_after_everything_before_it() {
+    let mut world = pair();
+    (0..40).for_each(|_| world.open(0));
+    world.calm(1);
+    (0..40).for_each(|_| world.open(0));
+    world.units[0].sync.send_handover(PeerId(0), G, 2);
+    let handed = Event::HandoverReceived {
+        peer: PeerId(0),
+        group: G,
+        term: 2,
+    };
+    while !world.units[1].events.contains(&handed) {
+        world.transmit(0, 1, 300);
+        world.deliver(0, 1, 100);
+    }
+    assert_eq!(world.units[0].view(), world.units[1].view());
+    world.units[1].sync.set_sending(G, Some(2));
+    // Opened by the old primary before it has seen the new one: still arrives.
+    world.units[0]
+        .open(key(Protocol::TCP, 77, 7), (NAT.0, 777), world.now)
+        .unwrap();
+    world.transmit(0, 1, 10_000);
+    world.units[0].sync.set_sending(G, None);
+    world.calm(2);
+    assert!(
+        world.units[1]
+            .view()
+            .contains_key(&key(Protocol::TCP, 77, 7).to_string())
+    );
+    world.assert_equal();
+    assert!(world.units[0].sync.is_ready(G));
+    assert!(world.units[1].sync.digest_equal(PeerId(0), G));
+}
+
+/// Both are primary: states only go forward, and the higher term wins where sessions exclude each
+/// other.
+#[test]
+fn two_primaries_merge_what_can_be_merged() {
+    let mut world = pair();
+    let first = world.units[0]
+        .open(key(Protocol::TCP, 1, 1), NAT, world.now)
+        .unwrap();
+    world.calm(2);
+    world.units[1].sync.set_sending(G, Some(1));
+    world.calm(1);
+    // The same session is farther on b; a must not pull it back, but learn of it.
+    let id = world.units[1].ids()[0];
+    world.units[1].advance(id, TcpState::FinWait);
+    world.units[0].advance(first, TcpState::Established);
+    // Different sessions with the same answers.
+    let nat = (NAT.0, 6000);
+    world.units[0]
+        .open(key(Protocol::TCP, 2, 2), nat, world.now)
+        .unwrap();
+    world.units[1]
+        .open(key(Protocol::TCP, 3, 3), nat, world.now)
+        .unwrap();
+    world.calm(1);
+    let phase = |world: &World, unit: usize, host| {
+        let Unit { table, book, .. } = &world.units[unit];
+        let (id, _) = table.lookup(&key(Protocol::TCP, host, host.into()), book)?;
+        match &table.get(id)?.tracker {
+            Tracker::Tcp(tracker) => Some(tracker.state()),
+            _ => None,
+        }
+    };
+    assert_eq!(phase(&world, 0, 1), Some(TcpState::FinWait));
+    assert_eq!(phase(&world, 1, 1), Some(TcpState::FinWait));
+    assert!(
+        phase(&world, 0, 2).is_some() && phase(&world, 1, 3).is_some(),
+        "equal terms: each keeps its own"
+    );
+    world.units[1].sync.set_sending(G, Some(2));
+    world.calm(1);
+    let id = world.units[1].ids()[1];
+    world.units[1].advance(id, TcpState::SynReceived);
+    world.calm(1);
+    assert!(phase(&world, 0, 2).is_none() && phase(&world, 0, 3).is_some());
+    assert_eq!(world.units[0].sync.counters().conflicts_lost, 1);
+    world.units[0].sync.set_sending(G, None);
+    world.calm(3);
+    world.assert_equal();
+}
+
+#[test]
+fn a_lower_term_has_no_say() {
+    let mut world = pair();
+    world.units[0]
+        .open(key(Protocol::TCP, 1, 1), NAT, world.now)
+        .unwrap();
+    world.calm(1);
+    world.units[0].sync.set_sending(G, Some(5));
+    world.units[1].sync.set_sending(G, Some(4));
+    world.units[1]
+        .open(key(Protocol::TCP, 2, 2), (NAT.0, 2), world.now)
+        .unwrap();
+    let id = world.units[1].ids()[0];
+    world.units[1].close(id);
+    world.calm(1);
+    assert_eq!(world.units[0].view().len(), 1);
+    let counters = world.units[0].sync.counters();
+    assert_eq!((counters.installed, counters.removed), (0, 0));
+    assert!(counters.refused_not_primary >= 2);
+}
+
+#[test]
+fn a_full_table_refuses() {
+    let mut world = pair();
+    for n in 0..1024 {
+        let nat = (NAT.0, 1000 + n);
+        world.units[0]
+            .open(key(Protocol::TCP, (n % 200) as u8, n), nat, world.now)
+            .unwrap();
+    }
+    let config = config(2, 1, "");
+    world.units[1].table = Table::new(1000, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.calm(30);
+    assert_eq!(world.units[1].table.len(), 1000);
+    assert!(!world.units[0].sync.in_sync(PeerId(0)));
+    // It is tried again and again, at growing intervals.
+    let refused = world.units[1].sync.counters().refused_full;
+    assert!((24..24 * 8).contains(&refused), "{refused}");
+    world.units[1].check();
+}
+
+#[test]
+fn delayed_and_excluded_sessions() {
+    let mut unit = Unit::new(
+        2,
+        0,
+        1,
+        "session-pickup-delay = \"5s\"\nsession-pickup-connectionless = false",
+    );
+    let now = Time::from_nanos(10_000_000_000);
+    let tcp = unit.open(key(Protocol::TCP, 1, 1), NAT, now).unwrap();
+    let short = unit
+        .open(key(Protocol::TCP, 1, 2), (NAT.0, 2), now)
+        .unwrap();
+    let udp = unit.open(key(Protocol::UDP, 1, 1), NAT, now).unwrap();
+    unit.close(short);
+    unit.advance(tcp, TcpState::Established);
+    assert_eq!(unit.sync.poll_timeout(), Some(now + Duration::from_secs(5)));
+    // In the slot of the one that has gone; its own delay has just begun.
+    let later = now + Duration::from_secs(4);
+    let reused = unit
+        .open(key(Protocol::TCP, 1, 3), (NAT.0, 3), later)
+        .unwrap();
+    assert_eq!(reused, short);
+    let at = now + Duration::from_secs(5);
+    unit.sync.handle_timeout(at, &unit.table, &unit.book);
+    let seqs = [tcp, reused, udp].map(|id| unit.sync.seq_of(id));
+    assert_eq!(seqs, [Some(1), None, None]);
+    unit.check();
+    unit.sync
+        .handle_timeout(at + Duration::from_secs(4), &unit.table, &unit.book);
+    assert_eq!(unit.sync.seq_of(reused), Some(2));
+}
+
+#[test]
+fn wrong_peers_are_refused() {
+    let mut a = Unit::new(2, 0, 1, "");
+    let hello = |edit: fn(&mut message::Hello)| {
+        let mut hello = Unit::new(2, 1, 9, "").sync.identity;
+        edit(&mut hello);
+        let mut bytes = Vec::new();
+        codec::encode(&mut bytes, &message::Message::Hello(Box::new(hello)));
+        bytes
+    };
+    let ack = |seq| {
+        let mut bytes = hello(|_| {});
+        codec::encode(&mut bytes, &message::Message::Ack { epoch: 1, seq });
+        bytes
+    };
+    let mut end = hello(|_| {});
+    codec::encode(&mut end, &message::Message::End(Vec::new()));
+    let twice = [hello(|_| {}), hello(|_| {})].concat();
+    let cases = [
+        (hello(|h| h.version = 9), ProtocolError::Version(9)),
+        (hello(|h| h.group_id = 8), ProtocolError::GroupId(8)),
+        (
+            hello(|h| h.node = "x".into()),
+            ProtocolError::WrongNode("x".into()),
+        ),
+        (ack(1), ProtocolError::FutureAck),
+        (end, ProtocolError::Unexpected),
+        (twice, ProtocolError::Unexpected),
+        (vec![0, 0, 0, 1, 4], ProtocolError::Unexpected),
+        (vec![0xff; 8], ProtocolError::Malformed),
+    ];
+    for (bytes, expected) in cases {
+        a.sync.peer_connected(PeerId(0));
+        let Unit {
+            table,
+            book,
+            nat,
+            sync,
+            ..
+        } = &mut a;
+        let mut context = Context {
+            table,
+            book,
+            nat,
+            now: Time::ZERO,
+        };
+        assert_eq!(sync.receive(PeerId(0), &bytes, &mut context), Err(expected));
+        a.sync.peer_disconnected(PeerId(0), Time::ZERO);
+    }
+}
+
+#[test]
+fn work_a_call_is_bounded() {
+    let mut world = pair();
+    world.calm(1);
+    for n in 0..1000 {
+        world.units[0].open(
+            key(Protocol::TCP, (n % 200) as u8, n),
+            (NAT.0, 1000 + n),
+            world.now,
+        );
+    }
+    while world.transmit(0, 1, 1_000_000) {}
+    let before = world.units[1].sync.counters().installed;
+    world.deliver(0, 1, 120_000);
+    let installed = world.units[1].sync.counters().installed - before;
+    assert!((1..=256).contains(&installed), "{installed}");
+    let lag = world.units[0]
+        .sync
+        .lag(PeerId(0), world.now + Duration::from_secs(2));
+    assert_eq!((lag.sequence_gap, lag.would_be_lost), (1000, 1000));
+    assert!(lag.oldest_unacked >= Duration::from_secs(2));
+    world.calm(1);
+    world.assert_equal();
+}

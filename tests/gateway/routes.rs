@@ -110,7 +110,8 @@ fn a_route_that_is_gone_for_a_moment_ends_nothing() {
         lab.gateway.handle_route(lost);
         lab.settle();
         assert_eq!(lab.moved().1, "");
-        lab.gateway.handle_route(RouteChange::Reset);
+        lab.gateway.handle_route(RouteChange::BeginDump);
+        lab.gateway.handle_route(RouteChange::EndDump);
         lab.settle();
         assert_eq!(lab.moved().1, "");
         lab.forwards(LAN, &query, &query.clone().src(net.wan_vip), "");

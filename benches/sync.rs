@@ -1,0 +1,326 @@
+//! What replication costs, in memory: `cargo bench --bench sync -- [SESSIONS]`, default 1 000 000.
+//!
+//! Two replicators in one process, with a copy in between and no transport. Best of a few rounds where
+//! the thing can be repeated.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tandemgw::config::{Config, parse};
+use tandemgw::flow::{Addr, Direction, FlowKey, GroupId, PeerId, PortId, Protocol};
+use tandemgw::nat::Nat;
+use tandemgw::packet::{TcpFlags, TcpSegment};
+use tandemgw::session::{
+    AddressBook, Session, SessionFlags, SessionId, Table, Timeouts, Tracker, tcp,
+};
+use tandemgw::sync::{Context, Phase, Replicator};
+use tandemgw::time::Time;
+
+const PEER: PeerId = PeerId(0);
+const GROUP: GroupId = GroupId(0);
+const NOW: Time = Time::from_nanos(1 << 42);
+/// New sessions between two rounds of the event loop.
+const BURST: u32 = 64;
+
+fn main() {
+    let argument = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let sessions: u32 = argument.unwrap_or(1_000_000);
+    let mut a = Unit::new("gw-a", "gw-b", sessions + 200_000);
+    let mut b = Unit::new("gw-b", "gw-a", sessions + 200_000);
+    a.sync.set_sending(GROUP, Some(1));
+
+    println!("{sessions} sessions of TCP over IPv4 with source translation");
+    hooks(&mut a, sessions);
+    snapshot(&mut a, &mut b);
+    new_sessions(&mut a, &mut b, sessions);
+    repair(&mut a, &mut b);
+    a.sync.check_invariants(&a.table, &a.book);
+    b.sync.check_invariants(&b.table, &b.book);
+}
+
+/// What the gateway pays on each change.
+fn hooks(a: &mut Unit, sessions: u32) {
+    let before = resident();
+    let ids: Vec<_> = (0..sessions).map(|n| a.insert(n)).collect();
+    let table = resident() - before;
+    let before = resident();
+    let opened = time(|| ids.iter().for_each(|id| a.opened(*id)));
+    let log = resident() - before;
+    println!(
+        "memory a session: table {} B, replication {} B",
+        table / sessions as usize,
+        log / sessions as usize
+    );
+    // As the hot path does it: the session was just looked at.
+    let (mut changed, mut work) = (Duration::ZERO, Duration::ZERO);
+    for chunk in ids.chunks(1000) {
+        let mut run = |hook: bool| {
+            time(|| {
+                for id in chunk {
+                    let session = a.table.get_mut(*id).expect("it exists");
+                    let before = Phase::of(session);
+                    session.flags.0 ^= SessionFlags::REPLIED.0;
+                    if hook {
+                        a.sync.changed(&a.table, &a.book, *id, before);
+                    }
+                }
+            })
+        };
+        // The first touch brings the sessions into the cache; what is left is the hook.
+        run(true);
+        changed += run(true);
+        run(false);
+        work += run(false);
+    }
+    let per = |time: Duration| time.as_nanos() as f64 / f64::from(sessions);
+    println!("hook opened: {:.0} ns (memory cold)", per(opened));
+    println!(
+        "hook changed: {:.0} ns (in cache)",
+        per(changed.saturating_sub(work))
+    );
+}
+
+/// A unit joins one that has all.
+fn snapshot(a: &mut Unit, b: &mut Unit) {
+    a.sync.peer_connected(PEER);
+    b.sync.peer_connected(PEER);
+    let start = Instant::now();
+    let cost = exchange(a, b, || true);
+    let total = start.elapsed();
+    assert_eq!(a.table.len(), b.table.len());
+    assert!(a.sync.digest_equal(PEER, GROUP) && b.sync.is_ready(GROUP));
+    let n = f64::from(a.table.len());
+    println!(
+        "snapshot: {:.0} ms in all; sender {:.0} ms = {:.2} µs a session, receiver {:.0} ms = {:.2} µs; \
+         {:.1} B a session; longest call {:.0} µs to send, {:.0} µs to receive",
+        ms(total),
+        ms(cost.sender),
+        ms(cost.sender) * 1e3 / n,
+        ms(cost.receiver),
+        ms(cost.receiver) * 1e3 / n,
+        cost.bytes as f64 / n,
+        ms(cost.longest_send) * 1e3,
+        ms(cost.longest_receive) * 1e3,
+    );
+}
+
+/// New sessions, beside those that there are.
+fn new_sessions(a: &mut Unit, b: &mut Unit, first: u32) {
+    let mut total = Cost::default();
+    let mut hooks = Duration::ZERO;
+    for burst in 0..1000 {
+        let ids: Vec<_> = (0..BURST)
+            .map(|n| a.insert(first + burst * BURST + n))
+            .collect();
+        hooks += time(|| ids.iter().for_each(|id| a.opened(*id)));
+        let cost = exchange(a, b, || true);
+        total.sender += cost.sender;
+        total.receiver += cost.receiver;
+        total.bytes += cost.bytes;
+    }
+    let n = f64::from(1000 * BURST);
+    println!(
+        "new session, {BURST} a round: hook {:.2} µs, encode and handle acks {:.2} µs; receive, install and \
+         ack {:.2} µs; {:.1} B",
+        ms(hooks) * 1e3 / n,
+        ms(total.sender) * 1e3 / n,
+        ms(total.receiver) * 1e3 / n,
+        total.bytes as f64 / n,
+    );
+}
+
+/// The standby has lost a session.
+fn repair(a: &mut Unit, b: &mut Unit) {
+    let (id, _) = b.table.iter().next().expect("there are some");
+    b.nat.release(&mut b.table, id);
+    let session = b.table.remove(id, &b.book).expect("it exists");
+    b.sync.removed(id, &session, &b.book);
+    let sent = a.sync.counters().sent;
+    (a.now, b.now) = (
+        a.now + Duration::from_secs(2),
+        b.now + Duration::from_secs(2),
+    );
+    let cost = exchange(a, b, || true);
+    assert!(a.sync.digest_equal(PEER, GROUP) && a.table.len() == b.table.len());
+    println!(
+        "repair of one bucket: {} sessions, {} B, sender {:.1} ms, receiver {:.1} ms",
+        a.sync.counters().sent - sent,
+        cost.bytes,
+        ms(cost.sender),
+        ms(cost.receiver),
+    );
+}
+
+#[derive(Default)]
+struct Cost {
+    sender: Duration,
+    receiver: Duration,
+    bytes: usize,
+    longest_send: Duration,
+    longest_receive: Duration,
+}
+
+/// Lets both talk until neither has anything to say.
+fn exchange(a: &mut Unit, b: &mut Unit, mut go_on: impl FnMut() -> bool) -> Cost {
+    let mut cost = Cost::default();
+    let mut out = Vec::with_capacity(1 << 20);
+    while go_on() {
+        out.clear();
+        let start = Instant::now();
+        let mut busy = a.transmit(&mut out);
+        let sent = start.elapsed();
+        cost.bytes += out.len();
+        let start = Instant::now();
+        let (more, longest) = b.receive(&out);
+        busy |= more || !out.is_empty();
+        out.clear();
+        busy |= b.transmit(&mut out);
+        let received = start.elapsed();
+        let start = Instant::now();
+        busy |= !out.is_empty();
+        a.receive(&out);
+        cost.sender += sent + start.elapsed();
+        cost.receiver += received;
+        cost.longest_send = cost.longest_send.max(sent);
+        cost.longest_receive = cost.longest_receive.max(longest);
+        if !busy {
+            break;
+        }
+    }
+    cost
+}
+
+struct Unit {
+    table: Table,
+    book: AddressBook,
+    nat: Nat,
+    sync: Replicator,
+    now: Time,
+}
+
+impl Unit {
+    fn new(name: &str, peer: &str, max_sessions: u32) -> Unit {
+        let config = config(name, peer, max_sessions);
+        let mut book = AddressBook::new();
+        Unit {
+            nat: Nat::new(&config, &mut book, &[1; 16]),
+            table: Table::new(max_sessions, &[2; 16], Timeouts::from(&config.timeouts), 0),
+            sync: Replicator::new(&config, u64::from(max_sessions), [0; 16]).expect("it has [ha]"),
+            book,
+            now: NOW,
+        }
+    }
+
+    fn insert(&mut self, n: u32) -> SessionId {
+        let key = FlowKey {
+            src: Addr::v4([10, (n >> 20) as u8, (n >> 12) as u8, (n >> 4) as u8]),
+            dst: Addr::v4([198, 51, (n >> 16) as u8, n as u8]),
+            src_port: 10_000 + (n & 15) as u16,
+            dst_port: 443,
+            protocol: Protocol::TCP,
+        };
+        let syn = TcpSegment {
+            flags: TcpFlags::SYN,
+            seq: n,
+            ack: 0,
+            window: 64_240,
+            window_scale: Some(7),
+            payload_len: 0,
+        };
+        let mut session = Session::new(&key, self.now.tick());
+        session.tracker = Tracker::Tcp(tcp::Tracker::open(&syn).expect("a SYN"));
+        session.nat_src = self
+            .book
+            .intern(Addr::v4([192, 0, 2, (n >> 16) as u8]))
+            .expect("room");
+        session.nat_src_port = n as u16;
+        session.out_port = PortId(1);
+        session.record(Direction::Original, 60, self.now.tick());
+        let id = self
+            .table
+            .insert(session, &self.book)
+            .expect("a key of its own");
+        self.nat.attach(&mut self.table, id);
+        id
+    }
+
+    fn opened(&mut self, id: SessionId) {
+        self.sync.opened(&self.table, &self.book, id, self.now);
+    }
+
+    fn transmit(&mut self, out: &mut Vec<u8>) -> bool {
+        self.sync
+            .poll_transmit(PEER, out, 64 * 1024, &self.table, &self.book, self.now)
+    }
+
+    /// Takes all; returns whether anything was there, and the longest call.
+    fn receive(&mut self, mut bytes: &[u8]) -> (bool, Duration) {
+        let mut longest = Duration::ZERO;
+        loop {
+            let Unit {
+                table,
+                book,
+                nat,
+                sync,
+                now,
+            } = self;
+            let mut context = Context {
+                table,
+                book,
+                nat,
+                now: *now,
+            };
+            let start = Instant::now();
+            let done = sync
+                .receive(PEER, bytes, &mut context)
+                .expect("an honest peer");
+            longest = longest.max(start.elapsed());
+            while sync.poll_event().is_some() {}
+            bytes = &bytes[done.taken..];
+            if !done.more && bytes.is_empty() {
+                return (done.taken > 0, longest);
+            }
+        }
+    }
+}
+
+fn config(name: &str, peer: &str, max_sessions: u32) -> Config {
+    let text = format!(
+        r#"
+        node = {{ name = "{name}", key = "k", max-sessions = {max_sessions} }}
+        port = [
+            {{ name = "lan", interface = "e0", virtual-addresses = ["10.0.0.1/8"] }},
+            {{ name = "wan", interface = "e1", virtual-addresses = ["192.0.2.1/24"] }},
+        ]
+        policy = [{{ name = "out", action = "accept", nat = true }}]
+        [ha]
+        group-id = 7
+        link = [{{ interface = "e2", listen = "172.16.0.1:7700" }}]
+        peer = [{{ name = "{peer}", addresses = ["172.16.0.2:7700"], public-key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" }}]
+        "#
+    );
+    match parse(Path::new("bench.toml"), &text) {
+        Ok((config, _)) => config,
+        Err(found) => panic!("{found:?}"),
+    }
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Bytes of memory that the process has touched.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("proc is mounted");
+    let pages = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<usize>().ok());
+    pages.expect("a number") * 4096
+}

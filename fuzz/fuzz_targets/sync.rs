@@ -1,0 +1,105 @@
+//! Whatever an authenticated peer sends, the receiver stays sound and within its limits.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use tandemgw::config::{Config, parse};
+use tandemgw::flow::{GroupId, PeerId};
+use tandemgw::nat::Nat;
+use tandemgw::session::{AddressBook, Table, Timeouts};
+use tandemgw::sync::message::{Hello, Message, VERSION};
+use tandemgw::sync::{Context, Received, Replicator, codec};
+use tandemgw::time::Time;
+
+const CONFIG: &str = r#"
+[node]
+name = "gw-a"
+key = "gw-a.key"
+max-sessions = 1024
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.0.0.1/24"]
+[[port]]
+name = "wan"
+interface = "eth1"
+virtual-addresses = ["192.0.2.1/24"]
+[[policy]]
+name = "out"
+action = "accept"
+nat = true
+[ha]
+group-id = 7
+[[ha.link]]
+interface = "eth2"
+listen = "10.9.0.1:7700"
+[[ha.peer]]
+name = "gw-b"
+addresses = ["10.9.0.2:7700"]
+public-key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+"#;
+
+/// A Hello that is accepted, and a claim to the only group: what comes then is the input.
+fn greeting() -> Vec<u8> {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let hello = Hello {
+        version: VERSION,
+        epoch: 2,
+        group_id: 7,
+        node: "gw-b".into(),
+        ports: names(&["lan", "wan"]),
+        groups: names(&["default"]),
+        policies: names(&["out"]),
+        ..Hello::default()
+    };
+    let mut bytes = Vec::new();
+    codec::encode(&mut bytes, &Message::Hello(Box::new(hello)));
+    codec::encode(&mut bytes, &Message::Claim { group: 0, term: 5 });
+    bytes
+}
+
+fn config() -> Config {
+    match parse(Path::new("fuzz.toml"), CONFIG) {
+        Ok((config, _)) => config,
+        Err(found) => panic!("{found:?}"),
+    }
+}
+
+fuzz_target!(|input: (bool, Option<u64>, &[u8])| {
+    let (greeted, term, bytes) = input;
+    let config = config();
+    let mut book = AddressBook::new();
+    let mut nat = Nat::new(&config, &mut book, &[1; 16]);
+    let mut table = Table::new(1024, &[2; 16], Timeouts::from(&config.timeouts), 0);
+    let mut sync = Replicator::new(&config, 1, [0; 16]).expect("it has [ha]");
+    let (peer, group, now) = (PeerId(0), GroupId(0), Time::from_nanos(1 << 40));
+    sync.set_sending(group, term);
+    sync.peer_connected(peer);
+    let mut stream = if greeted { greeting() } else { Vec::new() };
+    stream.extend_from_slice(bytes);
+    let mut rest = &stream[..];
+    loop {
+        let mut context = Context {
+            table: &mut table,
+            book: &mut book,
+            nat: &mut nat,
+            now,
+        };
+        match sync.receive(peer, rest, &mut context) {
+            Ok(Received {
+                taken: 0,
+                more: false,
+            })
+            | Err(_) => break,
+            Ok(done) => rest = &rest[done.taken..],
+        }
+        while sync.poll_event().is_some() {}
+        let mut out = Vec::new();
+        sync.poll_transmit(peer, &mut out, 4096, &table, &book, now);
+        assert!(out.len() <= 128 * 1024, "a bounded answer");
+    }
+    table.check_invariants(&book);
+    nat.check_invariants(&table);
+    sync.check_invariants(&table, &book);
+});
