@@ -2,8 +2,8 @@
 //!
 //! A `Config` that exists is valid: no later stage checks it again.
 //!
-//! [`parse`] reports all problems of a file at once, each with its place; [`render`] shows them to a
-//! person. [`options`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
+//! [`parse()`] reports all problems of a file at once, each with its place; [`render`] shows them to a
+//! person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
 //! from there, so that generated documentation can't drift from what it does.
 
 mod diagnostic;

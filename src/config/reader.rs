@@ -1,6 +1,6 @@
 //! Reads the tables of a parsed TOML document; records each problem and goes on.
 //!
-//! Types, ranges and defaults come from [`super::options`], and so do the keys that exist.
+//! Types, ranges and defaults come from [`super::options()`], and so do the keys that exist.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Packets: what is asked about them, validated once ([`parse`]), and what is done to them.
 //!
 //! - [`parse`] and [`checksum_ok`]: a packet that was received;
-//! - [`translate`], [`add_hop_limit`]: edits in place, with incremental checksums;
+//! - [`translate()`], [`add_hop_limit`]: edits in place, with incremental checksums;
 //! - [`icmp_error`]: ICMP errors and the packet that they quote;
 //! - [`build`]: packets that the gateway makes itself;
 //! - [`neighbor`]: ARP and Neighbor Discovery frames.
