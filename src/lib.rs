@@ -1,8 +1,9 @@
 //! A stateful gateway for Linux whose sessions survive the death of the machine that carries them.
 //!
 //! The core is pure: it makes no system call, reads no clock and rolls no dice. Time, randomness and
-//! whatever the kernel says come in as arguments; packets, frames and other effects go out as data.
-//! Only [`os`] touches the machine. The same core runs in the simulator, the benches and the fuzzers.
+//! whatever the kernel says come in as arguments; packets, frames and other effects go out as data
+//! (log lines alone go straight to [`log`]). Only [`os`] touches the machine. So tests and benches run
+//! the same core as the gateway does. ARCHITECTURE.md says how it works and why.
 //!
 //! In reading order:
 //!

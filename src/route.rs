@@ -1,8 +1,8 @@
 //! A mirror of the kernel's main routing table: destination → port, next hop, MTU.
 //!
 //! The kernel routes the packets; the mirror only tells the core beforehand where they will leave, so
-//! that policies, translation and MTU checks can be decided. It is asked once a session and not once a
-//! packet: a session keeps its [`Hop`] together with the [`Fib::generation`] it was looked up in.
+//! that policies and translation can be decided. It is asked once a session and not once a packet: a
+//! session keeps the port, and all sessions are looked at again when [`Fib::generation`] changes.
 
 use ipnet::IpNet;
 use prefix_trie::PrefixMap;

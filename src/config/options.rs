@@ -171,7 +171,7 @@ const OPTIONS: &[OptionDoc] = &[
     text("node", "name", "name", DefaultValue::Required, "the name of this unit; the peers know it by that"),
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), "the private key of this unit, made by `tandemgw keygen`"),
     text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), "where `tandemgw status` and other commands reach this unit"),
-    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, "size of the session table; its memory is taken at start"),
+    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, "size of the session table; memory is reserved at the start and taken as it fills"),
     int("node", "routing-table", 256, 32_000, 7700, "first number of the routing tables and rule priorities that steer packets, one a port"),
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, "the name by which policies and peers know the port"),

@@ -1,0 +1,240 @@
+//! The reference chapters of the book are what the code says: `UPDATE_DOCS=1 cargo test --test docs`
+//! writes them anew.
+
+// Clippy lets test functions unwrap, but not their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use tandemgw::config::{TableDoc, options, tables};
+use tandemgw::event::DropReason;
+
+#[test]
+fn configuration_is_as_the_decoder_takes_it() {
+    compare("configuration.md", &configuration());
+}
+
+#[test]
+fn drop_reasons_are_those_of_the_code() {
+    compare("drop-reasons.md", &drop_reasons());
+}
+
+/// Links from one chapter to another, and to files of the repository, lead somewhere.
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
+        .iter()
+        .map(|name| root.join(name))
+        .collect();
+    let chapters = fs::read_dir(root.join("docs")).unwrap();
+    files.extend(chapters.map(|entry| entry.unwrap().path()));
+    let mut checked = 0;
+    for file in files
+        .iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "md"))
+    {
+        let text = fs::read_to_string(file).unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = file.parent().unwrap().join(target);
+            assert!(path.exists(), "{}: {target}", file.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} links found");
+}
+
+fn compare(name: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("docs")
+        .join(name);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, wanted).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == wanted,
+        "docs/{name} is not what the code says: run UPDATE_DOCS=1 cargo test --test docs"
+    );
+}
+
+const GENERATED: &str = "<!-- Generated: UPDATE_DOCS=1 cargo test --test docs -->\n\n";
+
+fn configuration() -> String {
+    let mut out = String::from(GENERATED);
+    out.push_str(CONFIGURATION_INTRODUCTION);
+    for table in tables() {
+        describe(&mut out, table);
+    }
+    out
+}
+
+const CONFIGURATION_INTRODUCTION: &str = r#"# Configuration reference
+
+The configuration is one TOML file. An unknown key or table is an error, never ignored; all errors of a
+file are shown at once, each with its line and a hint: `tandemgw check --config FILE`.
+
+- Paths are relative to the folder of the file.
+- Durations are strings of a number and a unit: `"50ms"`, `"2s"`, `"5m"`, `"2h"`, `"1d"`.
+- Addresses of both families can stand side by side wherever addresses are listed.
+- A service is a protocol with an optional destination port or range: `"tcp/443"`, `"tcp/8000-8099"`,
+  `"tcp"`, `"udp/53"`, `"icmp"` (ICMP and ICMPv6), `"gre"`, `"esp"`, `"proto/47"`, `"any"`.
+- Names refer to each other: a policy names ports and pools, a group names ports and addresses.
+- `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
+  only for `[[policy]]`, where the first match wins.
+
+**Not in use yet:** `[ha]` with all below it, `[[group]]`, and `pickup-guarantee` are checked, but the pair
+is being integrated.
+
+The examples in [`configs/`](../configs/) have one use each and are checked by the tests.
+"#;
+
+fn describe(out: &mut String, table: &TableDoc) {
+    let heading = match table.repeated {
+        true => format!("[[{}]]", table.name),
+        false => format!("[{}]", table.name),
+    };
+    let _ = write!(out, "\n## `{heading}`\n\n{}.\n\n", sentence(table.meaning));
+    out.push_str("| key | value | default | meaning |\n|---|---|---|---|\n");
+    for option in options().iter().filter(|option| option.table == table.name) {
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {} |",
+            option.key,
+            cell(&option.kind_text()),
+            cell(&option.default_text()),
+            cell(option.meaning),
+        );
+    }
+}
+
+fn drop_reasons() -> String {
+    let mut out = String::from(GENERATED);
+    out.push_str(DROP_REASONS_INTRODUCTION);
+    for reason in DropReason::ALL {
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} |",
+            reason.name(),
+            cell(reason.meaning()),
+            cell(advice(*reason)),
+        );
+    }
+    out
+}
+
+const DROP_REASONS_INTRODUCTION: &str = r#"# Drop reasons
+
+Each packet that the gateway drops is counted under one reason. `tandemgw status` shows the reasons that
+have occurred since the start, `tandemgw status --json` has them in `counters.dropped`. A few drops of
+`tcp-window`, `tcp-no-session` and `icmp-unrelated` are normal on any gateway: late packets of sessions
+that have ended. What matters is a counter that grows while something does not work.
+
+What the kernel drops before the gateway sees it (a wrong IPv4 header checksum, a TTL that runs out, a
+full TUN queue) is not in these counters; `ip -s link show tgw-PORT` and `nstat` show it.
+
+| reason | meaning | what to do |
+|---|---|---|
+"#;
+
+/// What an operator does about it. Exhaustive, so that no reason is added without.
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn advice(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::Truncated | DropReason::Malformed => {
+            "Capture on the port (`tcpdump -i INTERFACE`) and look at the sender; a scanner sends such packets."
+        }
+        DropReason::BadChecksum => {
+            "A broken network card or cable, or a forged packet. If it grows with ordinary traffic, turn off checksum offload of the interface (`ethtool -K INTERFACE rx off tx off`) to see whether the card is to blame."
+        }
+        DropReason::Martian => {
+            "A misconfigured host, or a forged packet: look for the source with tcpdump."
+        }
+        DropReason::SpoofedSource => {
+            "If the traffic is legitimate, routing is asymmetric: the route back to the source (`ip route get SOURCE`) must lead out of the port that the packet came in by. Add the route, or set `source-check = false` on that port."
+        }
+        DropReason::NotForwardable => {
+            "Normal: hosts send broadcasts and multicasts, which a router keeps on their link."
+        }
+        DropReason::NoPolicy => {
+            "If the traffic is wanted, add a `[[policy]]` with `action = \"accept\"`. `source`, `destination` and `service` are compared after a forward and before source translation."
+        }
+        DropReason::PolicyDrop | DropReason::PolicyReject => {
+            "As configured. The first policy that matches decides: look for an earlier, wider one."
+        }
+        DropReason::NoRoute => {
+            "Add the route to the kernel's main table: `ip route get DESTINATION`."
+        }
+        DropReason::NotAPort => {
+            "Make that interface a `[[port]]`, or correct the route: `ip route get DESTINATION`."
+        }
+        DropReason::PortDown => {
+            "Bring the interface up; `tandemgw status` shows which port is down."
+        }
+        DropReason::NoListener => {
+            "Normal: virtual addresses answer ping only. For a service behind one, add a `[[forward]]`; for one on the gateway machine, use its own address."
+        }
+        DropReason::TcpNoSession => {
+            "After a restart of a standalone gateway: connections from before are gone, clients connect anew. Otherwise: answers come by another way than the opening packets, or the session has expired (raise `tcp-established`, or turn on TCP keep-alives)."
+        }
+        DropReason::TcpFlags => "A scanner, or a broken stack.",
+        DropReason::TcpWindow => {
+            "A few are late or duplicate segments. Many in one direction: only one direction of a connection passes the gateway, or another device changes sequence numbers."
+        }
+        DropReason::TcpUnexpectedSyn => {
+            "A stale duplicate, a client that reuses a port at once, or an attempt to reset a connection."
+        }
+        DropReason::IcmpUnrelated => {
+            "Late or forged. Many after a restart: errors about sessions from before."
+        }
+        DropReason::IcmpUnsupported => {
+            "Normal: redirects, timestamps and the like are not forwarded."
+        }
+        DropReason::TableFull => {
+            "`tandemgw sessions` shows who holds the sessions. Raise `max-sessions` (restart), shorten `[timeouts]`, or lower `half-open-per-source`."
+        }
+        DropReason::HalfOpenLimit => {
+            "A host scans or is infected, or a busy resolver or proxy needs more: find it with `tandemgw sessions state=unreplied` and `state=syn-sent`, then raise `half-open-per-source` if it is legitimate."
+        }
+        DropReason::NatExhausted => {
+            "UDP and ICMP: each internal endpoint takes an external port. TCP: one per destination. Add addresses with a `[[nat-pool]]`, widen its `ports`, or shorten `udp` in `[timeouts]`. Also counted if the policy translates but there is no address of the packet's family."
+        }
+        DropReason::TooBig => {
+            "Normal path MTU discovery. If transfers hang, the sender does not get or heed the ICMP error: see Troubleshooting."
+        }
+        DropReason::HopLimit => {
+            "Not used at present: the kernel takes the hop and answers. See `nstat -az IpInHdrErrors`."
+        }
+        DropReason::FragmentOverlap => "An attack on reassembly, or a duplicated fragment.",
+        DropReason::FragmentOrphan => {
+            "The first fragment was lost, refused, or came more than 2 s later than another; or too many datagrams were in flight."
+        }
+        DropReason::NotPrimary => {
+            "On a standby unit: hosts still send to it; they learn the new address by its announcements."
+        }
+        DropReason::WriteFailed => {
+            "The queue or the interface behind it is full or down. Normal for a moment when a link goes; otherwise look at `ip -s link` of the port and its `tgw-` device."
+        }
+        DropReason::SessionCleared => {
+            "Not used at present: sessions that are ended are counted in `counters.cleared`."
+        }
+    }
+}
+
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "&lt;")
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_uppercase().chain(chars).collect(),
+        None => String::new(),
+    }
+}
