@@ -486,7 +486,11 @@ impl Gateway {
                     });
                 }
             }
-            ha::Output::Resync { .. } => {}
+            ha::Output::Resync { group, .. } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.doubt(group);
+                }
+            }
             ha::Output::Gone => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.gone = true;

@@ -324,6 +324,14 @@ impl Replicator {
         }
     }
 
+    /// What this unit holds of `group` may be stale: it counts as complete only after another
+    /// comparison with the primary.
+    pub fn doubt(&mut self, group: GroupId) {
+        if let Some(ready) = self.ready.get_mut(usize::from(group.0)) {
+            *ready = false;
+        }
+    }
+
     /// A stream to a peer is open, in both directions.
     pub fn peer_connected(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
