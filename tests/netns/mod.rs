@@ -39,14 +39,20 @@ pub fn in_namespace(name: &str, test: impl FnOnce()) {
     // SAFETY: geteuid(2) takes no arguments and always succeeds.
     let is_root = unsafe { libc::geteuid() } == 0;
     let namespaces = if is_root { "-n" } else { "-rn" };
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .arg(namespaces)
         .arg(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success(), "in the namespace: {status}");
+    assert!(
+        output.status.success(),
+        "in the namespace: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 pub fn config() -> Config {
