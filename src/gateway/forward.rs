@@ -4,7 +4,7 @@ use crate::event::{DropReason, Verdict};
 use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
-use crate::session::{SessionFlags, SessionId, Tracker, tcp};
+use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 
 use super::{Gateway, Packet, Role};
 
@@ -16,66 +16,39 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let Some(session) = self.table.get(id) else {
+        // The session is read once: in a big table, each time may be a cache miss.
+        let Some(session) = self.table.get_mut(id) else {
             return Verdict::Drop(DropReason::TcpNoSession);
         };
-        let (ingress, _) = session.ports(direction);
+        let (ingress, egress) = session.ports(direction);
         if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
         if self.roles[usize::from(session.group.0)] != Role::Primary {
             return Verdict::Drop(DropReason::NotPrimary);
         }
-        let judged =
-            fits(packet.parsed.kind, direction).and_then(|()| self.track(&packet, id, direction));
-        if let Err(reason) = judged {
-            return Verdict::Drop(reason);
+        let to = session.translated(direction, &self.book);
+        match follow(session, &packet, direction) {
+            Ok(news) => self.take_note(id, news),
+            Err(reason) => return Verdict::Drop(reason),
         }
-        self.send_in_session(&mut packet, id, direction)
+        self.send(&mut packet, &to, egress)
     }
 
-    /// Lets the session's tracker judge the packet, and accounts for it.
-    fn track(
-        &mut self,
-        packet: &Packet<'_>,
-        id: SessionId,
-        direction: Direction,
-    ) -> Result<(), DropReason> {
-        let Some(session) = self.table.get_mut(id) else {
-            return Err(DropReason::TcpNoSession);
-        };
-        if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) =
-            (packet.parsed.kind, &mut session.tracker)
-        {
-            if changes_state(segment.flags)
-                && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
-            {
-                return Err(DropReason::BadChecksum);
-            }
-            match tracker.handle(direction, &segment)? {
-                tcp::Change::Ignored => return Ok(()),
-                tcp::Change::Same => {}
-                tcp::Change::State | tcp::Change::Reopened => self.table.reschedule(id),
-            }
-        }
-        self.record(packet, id, direction);
-        Ok(())
-    }
-
+    /// Accounts for a packet of a session that no tracker judges.
     pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
-        let Some(session) = self.table.get_mut(id) else {
-            return;
-        };
-        session.record(direction, packet.parsed.total_len, packet.now.tick());
-        let is_news =
-            direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
-        if is_news {
-            session.flags.set(SessionFlags::REPLIED);
+        if let Some(session) = self.table.get_mut(id) {
+            let news = account(session, packet, direction);
+            self.take_note(id, news);
         }
-        if session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled() {
+    }
+
+    #[inline]
+    fn take_note(&mut self, id: SessionId, news: News) {
+        if news.is_settled {
             self.table.settle(id);
         }
-        if is_news {
+        if news.timeout_changed {
             self.table.reschedule(id);
         }
     }
@@ -151,6 +124,54 @@ impl Gateway {
 
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+}
+
+/// What a packet changed that the table must know.
+#[derive(Clone, Copy, Default)]
+struct News {
+    timeout_changed: bool,
+    is_settled: bool,
+}
+
+/// Lets the session's tracker judge the packet, and accounts for it.
+#[inline]
+fn follow(
+    session: &mut Session,
+    packet: &Packet<'_>,
+    direction: Direction,
+) -> Result<News, DropReason> {
+    fits(packet.parsed.kind, direction)?;
+    let mut state_changed = false;
+    if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) = (packet.parsed.kind, &mut session.tracker)
+    {
+        if changes_state(segment.flags)
+            && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
+        {
+            return Err(DropReason::BadChecksum);
+        }
+        match tracker.handle(direction, &segment)? {
+            tcp::Change::Ignored => return Ok(News::default()),
+            tcp::Change::Same => {}
+            tcp::Change::State | tcp::Change::Reopened => state_changed = true,
+        }
+    }
+    let mut news = account(session, packet, direction);
+    news.timeout_changed |= state_changed;
+    Ok(news)
+}
+
+#[inline]
+fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> News {
+    session.record(direction, packet.parsed.total_len, packet.now.tick());
+    let first_reply =
+        direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
+    if first_reply {
+        session.flags.set(SessionFlags::REPLIED);
+    }
+    News {
+        timeout_changed: first_reply,
+        is_settled: session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled(),
     }
 }
 
