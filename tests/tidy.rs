@@ -1,5 +1,7 @@
 //! The rules of the architecture that a compiler does not know, checked over the text of the source.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

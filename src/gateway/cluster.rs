@@ -12,7 +12,7 @@ use crate::event::{DropReason, Output};
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::ha::{self, GroupSet, Ha, Hint, SyncState};
 use crate::packet::neighbor;
-use crate::session::{SessionFlags, SessionId, Tracker};
+use crate::session::SessionId;
 use crate::sync::{self, Context, Phase, Replicator};
 use crate::time::Time;
 
@@ -59,6 +59,11 @@ pub(super) struct PeerPath {
 
 /// Ends of handovers that are remembered; older ones are forgotten.
 const MAX_HANDOVERS: usize = 64;
+
+/// Whether this unit still handles stragglers of a group that it handed over.
+pub(super) fn is_draining(cluster: Option<&Cluster>, now: Time, group: GroupId) -> bool {
+    cluster.is_some_and(|cluster| cluster.ha.is_draining(now, group))
+}
 
 impl Cluster {
     /// The cluster of a config with `[ha]`; `None` without.
@@ -320,38 +325,15 @@ impl Gateway {
 
     /// A session has changed; `before` is what it was.
     #[inline]
-    pub(super) fn note_changed(&mut self, id: SessionId, before: Option<Phase>) {
-        if let (Some(cluster), Some(before)) = (&mut self.cluster, before) {
+    pub(super) fn note_changed(&mut self, id: SessionId, before: Phase) {
+        if let Some(cluster) = &mut self.cluster {
             cluster.sync.changed(&self.table, &self.book, id, before);
         }
     }
 
-    /// The phase of a session, to be given to [`Gateway::note_changed`]; none without peers.
-    #[inline]
-    pub(super) fn phase(&self, id: SessionId) -> Option<Phase> {
-        self.cluster.as_ref()?;
-        self.table.get(id).map(Phase::of)
-    }
-
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.
     pub(super) fn carries(&self, now: Time, group: GroupId) -> bool {
-        self.is_primary(group)
-            || self
-                .cluster
-                .as_ref()
-                .is_some_and(|cluster| cluster.ha.is_draining(now, group))
-    }
-
-    /// Makes a session that another unit has followed so far fit to be followed here: what was not
-    /// seen of it must not be held against it.
-    pub(super) fn take_up(&mut self, id: SessionId) {
-        let Some(session) = self.table.get_mut(id) else {
-            return;
-        };
-        session.flags.clear(SessionFlags::REMOTE);
-        if let Tracker::Tcp(tracker) = &mut session.tracker {
-            tracker.resume();
-        }
+        self.is_primary(group) || is_draining(self.cluster.as_deref(), now, group)
     }
 
     /// Takes the best link for the stream to `peer`, if that is this unit's to decide.

@@ -4,9 +4,11 @@ use crate::event::{DropReason, Verdict};
 use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
-use crate::session::{SessionFlags, SessionId, Tracker, tcp};
+use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 
-use super::{Gateway, Packet};
+use crate::sync::Phase;
+
+use super::{Gateway, Packet, Role, cluster};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -16,85 +18,52 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let Some(session) = self.table.get(id) else {
+        // The session is read once: in a big table, each time may be a cache miss.
+        let Some((session, stale)) = self.table.get_mut_with_staleness(id) else {
             return Verdict::Drop(DropReason::TcpNoSession);
         };
-        let (ingress, _) = session.ports(direction);
+        let (ingress, egress) = session.ports(direction);
         if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
             return Verdict::Drop(DropReason::SpoofedSource);
         }
-        let (group, flags, stale) = (session.group, session.flags, self.table.is_stale(session));
-        if !self.carries(packet.now, group) {
-            return Verdict::Drop(DropReason::NotPrimary);
-        }
-        if flags.contains(SessionFlags::WAITING) {
+        if session.flags.contains(SessionFlags::WAITING) {
             return Verdict::Drop(DropReason::WaitsForPeer);
         }
-        if flags.contains(SessionFlags::REMOTE) || stale {
-            self.take_up(id);
+        if stale || session.flags.contains(SessionFlags::REMOTE) {
+            take_up(session);
         }
-        let judged =
-            fits(packet.parsed.kind, direction).and_then(|()| self.track(&packet, id, direction));
-        if let Err(reason) = judged {
-            return Verdict::Drop(reason);
-        }
-        self.send_in_session(&mut packet, id, direction)
-    }
-
-    /// Lets the session's tracker judge the packet, and accounts for it.
-    fn track(
-        &mut self,
-        packet: &Packet<'_>,
-        id: SessionId,
-        direction: Direction,
-    ) -> Result<(), DropReason> {
-        let before = self.phase(id);
-        let Some(session) = self.table.get_mut(id) else {
-            return Err(DropReason::TcpNoSession);
-        };
-        let mut changed = false;
-        if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) =
-            (packet.parsed.kind, &mut session.tracker)
+        if self.roles[usize::from(session.group.0)] != Role::Primary
+            && !cluster::is_draining(self.cluster.as_deref(), packet.now, session.group)
         {
-            if changes_state(segment.flags)
-                && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
-            {
-                return Err(DropReason::BadChecksum);
-            }
-            match tracker.handle(direction, &segment)? {
-                tcp::Change::Ignored => return Ok(()),
-                tcp::Change::Same => {}
-                tcp::Change::State | tcp::Change::Reopened => {
-                    self.table.reschedule(id);
-                    changed = true;
-                }
-            }
+            return Verdict::Drop(DropReason::NotPrimary);
         }
-        changed |= self.record(packet, id, direction);
-        if changed {
-            self.note_changed(id, before);
+        let before = Phase::of(session);
+        let to = session.translated(direction, &self.book);
+        match follow(session, &packet, direction) {
+            Ok(news) => self.take_note(id, news, before),
+            Err(reason) => return Verdict::Drop(reason),
         }
-        Ok(())
+        self.send(&mut packet, &to, egress)
     }
 
-    /// Counts the packet; gives whether it is the first of its direction.
-    pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) -> bool {
-        let Some(session) = self.table.get_mut(id) else {
-            return false;
-        };
-        session.record(direction, packet.parsed.total_len, packet.now.tick());
-        let is_news =
-            direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
-        if is_news {
-            session.flags.set(SessionFlags::REPLIED);
+    /// Accounts for a packet of a session that no tracker judges.
+    pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
+        if let Some(session) = self.table.get_mut(id) {
+            let before = Phase::of(session);
+            let news = account(session, packet, direction);
+            self.take_note(id, news, before);
         }
-        if session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled() {
+    }
+
+    #[inline]
+    fn take_note(&mut self, id: SessionId, news: News, before: Phase) {
+        if news.is_settled {
             self.table.settle(id);
         }
-        if is_news {
+        if news.state_changed {
             self.table.reschedule(id);
+            self.note_changed(id, before);
         }
-        is_news
     }
 
     pub(super) fn send_in_session(
@@ -168,6 +137,64 @@ impl Gateway {
 
     pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
         self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+}
+
+/// Makes a session that another unit has followed fit to be followed here: what was not seen of it
+/// must not be held against it.
+#[cold]
+fn take_up(session: &mut Session) {
+    session.flags.clear(SessionFlags::REMOTE);
+    if let Tracker::Tcp(tracker) = &mut session.tracker {
+        tracker.resume();
+    }
+}
+
+/// What a packet changed that the table and the peers must know.
+#[derive(Clone, Copy, Default)]
+struct News {
+    state_changed: bool,
+    is_settled: bool,
+}
+
+/// Lets the session's tracker judge the packet, and accounts for it.
+#[inline]
+fn follow(
+    session: &mut Session,
+    packet: &Packet<'_>,
+    direction: Direction,
+) -> Result<News, DropReason> {
+    fits(packet.parsed.kind, direction)?;
+    let mut state_changed = false;
+    if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) = (packet.parsed.kind, &mut session.tracker)
+    {
+        if changes_state(segment.flags)
+            && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
+        {
+            return Err(DropReason::BadChecksum);
+        }
+        match tracker.handle(direction, &segment)? {
+            tcp::Change::Ignored => return Ok(News::default()),
+            tcp::Change::Same => {}
+            tcp::Change::State | tcp::Change::Reopened => state_changed = true,
+        }
+    }
+    let mut news = account(session, packet, direction);
+    news.state_changed |= state_changed;
+    Ok(news)
+}
+
+#[inline]
+fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> News {
+    session.record(direction, packet.parsed.total_len, packet.now.tick());
+    let first_reply =
+        direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
+    if first_reply {
+        session.flags.set(SessionFlags::REPLIED);
+    }
+    News {
+        state_changed: first_reply,
+        is_settled: session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled(),
     }
 }
 

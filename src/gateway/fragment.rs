@@ -3,15 +3,38 @@
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Family, FlowKey, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
-use crate::packet::{self, Fragment, Kind};
+use crate::packet::{self, Fragment, Kind, Parsed};
+use crate::session::Tracker;
 use crate::time::Time;
 
-use super::{Gateway, Packet};
+use super::{Gateway, Packet, Role};
 
 /// What later fragments need to follow the first: the flow that it showed, for they have no ports to
 /// look their session up by. It is looked up anew each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Onward(FlowKey);
+pub struct Onward {
+    flow: FlowKey,
+    /// For TCP, the sequence number that offset 0 of the datagram would have.
+    base: Option<u32>,
+}
+
+impl Onward {
+    fn of(parsed: &Parsed) -> Onward {
+        let base = match parsed.kind {
+            Kind::Tcp(segment) => {
+                let len = parsed.total_len - u32::from(parsed.header_len);
+                let header_len = len - segment.payload_len;
+                let data = segment.seq.wrapping_add(u32::from(segment.flags.syn()));
+                Some(data.wrapping_sub(header_len))
+            }
+            _ => None,
+        };
+        Onward {
+            flow: parsed.key,
+            base,
+        }
+    }
+}
 
 impl Gateway {
     pub(super) fn handle_fragment(&mut self, packet: Packet<'_>, fragment: Fragment) -> Verdict {
@@ -48,12 +71,11 @@ impl Gateway {
         key: FragmentKey,
         piece: Piece,
     ) -> Verdict {
-        let (now, port, flow) = (packet.now, packet.port, packet.parsed.key);
+        let (now, port, onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
         let verdict = self.handle_whole(packet);
         if verdict != Verdict::Forward {
             return verdict;
         }
-        let onward = Onward(flow);
         match self.fragments.first(key, piece, now, onward) {
             Ok(held) => {
                 for bytes in held {
@@ -91,15 +113,21 @@ impl Gateway {
         }
     }
 
-    fn send_onward(&mut self, mut packet: Packet<'_>, Onward(flow): Onward) -> Verdict {
-        let Some((id, direction)) = self.table.lookup(&flow, &self.book) else {
+    fn send_onward(&mut self, mut packet: Packet<'_>, onward: Onward) -> Verdict {
+        let Some((id, direction)) = self.table.lookup(&onward.flow, &self.book) else {
             return Verdict::Drop(DropReason::FragmentOrphan);
         };
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.table.get_mut(id) else {
             return Verdict::Drop(DropReason::FragmentOrphan);
         };
-        if !self.is_primary(session.group) {
+        if self.roles[usize::from(session.group.0)] != Role::Primary {
             return Verdict::Drop(DropReason::NotPrimary);
+        }
+        if let (Tracker::Tcp(tracker), Some(base), Some(fragment)) =
+            (&mut session.tracker, onward.base, packet.parsed.fragment)
+        {
+            let end = u32::from(fragment.offset) + u32::from(fragment.len);
+            tracker.note_sent(direction, base.wrapping_add(end));
         }
         self.record(&packet, id, direction);
         self.send_in_session(&mut packet, id, direction)

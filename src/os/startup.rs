@@ -66,7 +66,9 @@ fn unfit(error: StartError) -> StartError {
 /// What could not be done; whatever had been added to the kernel by then is removed again.
 pub fn run(config: Config) -> Result<(), StartError> {
     if let Err(error) = priority::raise() {
-        log::warn!("running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine");
+        log::warn!(
+            "running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine"
+        );
     }
     let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;

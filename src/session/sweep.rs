@@ -109,10 +109,15 @@ impl Table {
         self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
     }
 
-    /// Whether a session was not seen here since its group's sessions were renewed.
+    /// The session with this id, to be changed, and whether it is stale: not seen here since its
+    /// group's sessions were renewed.
     #[inline]
-    pub fn is_stale(&self, session: &Session) -> bool {
-        session.last_seen < self.renewed[usize::from(session.group.0) % MAX_GROUPS]
+    pub fn get_mut_with_staleness(&mut self, id: SessionId) -> Option<(&mut Session, bool)> {
+        let Slot::Used(session) = self.slots.get_mut(id.0 as usize)? else {
+            return None;
+        };
+        let stale = session.last_seen < self.renewed[usize::from(session.group.0) % MAX_GROUPS];
+        Some((session, stale))
     }
 
     pub(super) fn deadline_of(&self, session: &Session) -> Tick {

@@ -231,6 +231,12 @@ impl Tracker {
         self.has(Direction::Original, UNSEEN) || self.has(Direction::Reply, UNSEEN)
     }
 
+    /// `sender` has sent data up to `end`, of which the segment that was handled showed only the
+    /// beginning, because it came in fragments.
+    pub fn note_sent(&mut self, sender: Direction, end: u32) {
+        self.end[sender as usize] = later(self.end[sender as usize], end);
+    }
+
     /// Judges a segment that `sender` sent, and follows it.
     ///
     /// # Errors

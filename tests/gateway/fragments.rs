@@ -5,7 +5,7 @@ use std::time::Duration;
 use tandemgw::event::{DropReason, Offload, Output, Verdict};
 
 use crate::lab::{LAN, Lab, Net, Seen, WAN, hex};
-use crate::packets::{Pkt, fragment, fragments, udp};
+use crate::packets::{ACK, Pkt, SYN, SYN_ACK, fragment, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
     partial_checksum: false,
@@ -97,6 +97,31 @@ fn answers_in_fragments_are_translated_back() {
         {
             forwarded(&lab.send_bytes(WAN, bytes, PLAIN), &expected, "forwarded+1");
         }
+    }
+}
+
+/// The first fragment shows only a part of the data, all of which is acknowledged.
+#[test]
+fn a_tcp_segment_in_fragments_can_be_acknowledged() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        let ack = out.clone().segment(ACK, 101, 501);
+        lab.send(LAN, &out);
+        lab.send(WAN, &back.clone().segment(SYN_ACK, 500, 101));
+        lab.send(LAN, &ack);
+        let data = back.segment(ACK, 501, 101).payload(&[7; 1000]);
+        let mut pieces = fragments(&data.bytes(), 5, &[504, 800]);
+        pieces.swap(0, 1);
+        for piece in pieces {
+            let seen = lab.send_bytes(WAN, piece, PLAIN);
+            assert!(matches!(seen.verdict, Verdict::Forward | Verdict::Consumed));
+        }
+        let too_much = ack.clone().segment(ACK, 101, 1502);
+        lab.drops(LAN, &too_much, DropReason::TcpWindow);
+        let ack = ack.segment(ACK, 101, 1501);
+        lab.forwards(LAN, &ack, &ack.clone().src(net.wan_vip), "");
     }
 }
 

@@ -1,5 +1,7 @@
 //! The core as a whole, through its public interface only, under virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod fragments;
 mod icmp_errors;
 mod lab;
