@@ -29,15 +29,18 @@ impl Shape {
     pub fn config(&self, unit: usize) -> Config {
         let text = self.text(unit);
         match config::parse(Path::new("unit.toml"), &text) {
-            Ok((config, _)) => config,
+            Ok((mut config, _)) => {
+                // Less than a file may say.
+                config.node.max_sessions = self.max_sessions;
+                config
+            }
             Err(problems) => panic!("{problems:?} in {text}"),
         }
     }
 
     fn text(&self, unit: usize) -> String {
-        let max = self.max_sessions;
         let mut text = format!(
-            "[node]\nname = \"{}\"\nkey = \"key\"\nmax-sessions = {max}\n",
+            "[node]\nname = \"{}\"\nkey = \"key\"\n",
             NAMES[unit]
         );
         for port in 0..self.ports() {
