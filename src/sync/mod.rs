@@ -359,7 +359,9 @@ impl Replicator {
     /// Asks a peer to take over a group with `term`, after all that has changed until now.
     pub fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
-            peer.sender.handover = Some((group, term));
+            let handovers = &mut peer.sender.handovers;
+            handovers.retain(|(other, _)| *other != group);
+            handovers.push((group, term));
         }
     }
 

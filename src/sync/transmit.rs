@@ -186,7 +186,7 @@ impl Replicator {
     /// After all changes: what ends a time as primary.
     fn write_releases(&mut self, at: usize, out: &mut Vec<u8>) {
         let sender = &mut self.peers[at].sender;
-        if let Some((group, term)) = sender.handover.take() {
+        for (group, term) in sender.handovers.drain(..) {
             codec::encode(
                 out,
                 &Message::Handover {

@@ -111,7 +111,7 @@ impl World {
         let inside = 1 + self.random.below(HOSTS - 1);
         let outside = self.random.below(HOSTS);
         // Few ports, so that hosts use the same ones.
-        let port = 40_000 + self.random.below(12) as u16;
+        let port = self.client_ports + self.random.below(12) as u16;
         let inner = host_address(lan, inside, family);
         let outer = host_address(wan, outside, family);
         let (protocol, client, from, to) = match self.random.below(8) {

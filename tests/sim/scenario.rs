@@ -266,6 +266,7 @@ impl World {
 
     fn survive_a_failure(&mut self) {
         self.flows.clear();
+        self.client_ports += 100;
         self.crossed = 0;
         for _ in 0..12 {
             self.open_flow();

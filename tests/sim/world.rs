@@ -127,6 +127,8 @@ pub struct World {
     pub crossed: u64,
     /// Hosts are silent.
     pub silent: bool,
+    /// The first port of clients: a connection that was given up may live on in the tables.
+    pub client_ports: u16,
     /// A hash of all that has happened.
     pub trace: u64,
     pub verbose: bool,
@@ -175,6 +177,7 @@ impl World {
             cut_off: nothing,
             crossed: 0,
             silent: false,
+            client_ports: 40_000,
             trace: 0,
             verbose: std::env::var("TANDEMGW_SEED").is_ok(),
             turns: 0,
