@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::config::Config;
-use crate::event::{DropReason, Output};
+use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::ha::{self, GroupSet, Ha, Hint, SyncState};
 use crate::packet::neighbor;
@@ -607,15 +607,6 @@ impl Gateway {
         if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
             cluster.ha.handle_probe_answer(now, group);
             self.settle_cluster(now);
-        }
-    }
-
-    /// Why packets of `group` are not handled here.
-    pub(super) fn check_carries(&self, now: Time, group: GroupId) -> Result<(), DropReason> {
-        if self.carries(now, group) {
-            Ok(())
-        } else {
-            Err(DropReason::NotPrimary)
         }
     }
 }

@@ -222,7 +222,10 @@ impl World {
             _ => return,
         };
         if addr == vip(segment, addr.family()) {
-            self.hosts[segment][host].gateway[family_index(addr.family())] = Some(mac);
+            let known = &mut self.hosts[segment][host].gateway[family_index(addr.family())];
+            if known.replace(mac) != Some(mac) {
+                self.note(|| format!("host {host} of {segment} finds {addr} at unit {}", mac[4]));
+            }
         }
     }
 

@@ -462,6 +462,9 @@ impl World {
                 let verdict = turn
                     .gateway
                     .handle_packet(now, port, &mut bytes, Offload::default());
+                if let Verdict::Drop(reason) = verdict {
+                    self.note(|| format!("{} drops: {}", NAMES[unit], reason.name()));
+                }
                 if verdict == Verdict::Forward {
                     if sessions(&turn.gateway) > known {
                         self.check_guarantee(turn, &bytes);
