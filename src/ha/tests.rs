@@ -469,6 +469,18 @@ fn of_two_primaries_the_higher_term_wins() {
     );
 }
 
+/// The other one may have been primary, and may have yielded before it was heard.
+#[test]
+fn a_primary_announces_again_when_a_peer_is_heard_again() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.run(HOLD * 2, &mut []);
+    let is_announce = |output: &Output| matches!(output, Output::Announce { .. });
+    let before = bench.count(is_announce);
+    bench.run(ms(60), &mut voices);
+    assert_eq!(bench.count(is_announce), before + 1);
+}
+
 #[test]
 fn of_two_primaries_of_one_term_the_better_wins() {
     for (uptime, role) in [(ms(400_000), Role::Standby), (ms(100_000), Role::Primary)] {

@@ -208,6 +208,7 @@ impl World {
     /// Puts hosts and units on one part of the data network or the other.
     fn split(&mut self) {
         self.note(|| "the data network is split, or is not".into());
+        self.let_hosts_notice_outage();
         let parts = 1 + self.random.below(2);
         for unit in 0..self.shape.units {
             let part = self.random.below(parts);
