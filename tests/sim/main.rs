@@ -20,7 +20,7 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seeds of an ordinary test run.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 8;
 
 /// An error in the log is a failure; with a replayed seed, all is shown.
 struct Logger;

@@ -20,6 +20,9 @@ const fn ms(ms: u64) -> Duration {
 const MOMENTS: usize = 40;
 /// Single failures in a run.
 const FAILURES: usize = 3;
+/// The limit of a table that is full most of the time, and of one that never is.
+const FULL: u32 = 16;
+const ROOMY: u32 = 256;
 /// Election, connections and at least two comparisons of digests.
 const SETTLE: Duration = ms(8000);
 
@@ -64,7 +67,7 @@ pub fn run(seed: u64) -> u64 {
         links: 1 + random.below(2),
         guarantee: ["off", "bounded", "strict"][random.below(3)],
         override_: random.chance(300),
-        max_sessions: 256,
+        max_sessions: if random.chance(150) { FULL } else { ROOMY },
     };
     let faults = some_of(&mut random);
     let mut world = World::new(seed, shape, faults);
@@ -77,7 +80,12 @@ pub fn run(seed: u64) -> u64 {
     }
     world.heal();
     world.expect_agreement();
-    for _ in 0..FAILURES {
+    let failures = if shape.max_sessions == FULL {
+        0
+    } else {
+        FAILURES
+    };
+    for _ in 0..failures {
         world.survive_a_failure();
     }
     world.note(|| "end".into());
