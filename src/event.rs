@@ -186,8 +186,6 @@ drop_reasons! {
     NatExhausted = "nat-exhausted",
     /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.
     TooBig = "too-big",
-    /// The hop limit ran out.
-    HopLimit = "hop-limit",
     /// A fragment that overlaps another (RFC 5722; RFC 1858).
     FragmentOverlap = "fragment-overlap",
     /// A fragment whose first fragment did not come in time, or for which there was no room.
@@ -200,6 +198,4 @@ drop_reasons! {
     WaitsForPeer = "waits-for-peer",
     /// The kernel did not take the packet.
     WriteFailed = "write-failed",
-    /// The session was ended by the operator or by a changed policy.
-    SessionCleared = "session-cleared",
 }

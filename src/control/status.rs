@@ -160,6 +160,7 @@ fn counters(gateway: &Gateway) -> Value {
         "dropped": dropped,
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,
+        "outputs_lost": counters.outputs_lost,
         "address_conflicts": counters.address_conflicts,
         "pickup_guarantee": {
             "held": counters.guarantee_held,

@@ -191,10 +191,15 @@ impl Gateway {
         }
     }
 
-    /// Counts a packet that the shell could not write.
+    /// Counts a packet that was to be forwarded and that the kernel did not take.
     pub fn handle_write_failure(&mut self) {
         self.counters.forwarded = self.counters.forwarded.saturating_sub(1);
         self.count_drop(DropReason::WriteFailed);
+    }
+
+    /// Counts an [`Output`] that the kernel did not take.
+    pub fn handle_output_failure(&mut self) {
+        self.counters.outputs_lost += 1;
     }
 
     /// Takes note of the state of a port's interface.
@@ -326,6 +331,8 @@ impl Gateway {
     fn push_output(&mut self, output: Output) {
         if self.outputs.len() < MAX_OUTPUTS {
             self.outputs.push_back(output);
+        } else {
+            self.counters.outputs_lost += 1;
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::event::RouteTarget;
 use crate::flow::{Addr, Direction, PolicyId, PortId};
 use crate::policy::Decision;
 use crate::session::SessionId;
+use crate::sync::Phase;
 use crate::time::Time;
 
 use super::Gateway;

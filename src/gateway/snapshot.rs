@@ -27,6 +27,8 @@ pub struct Counters {
     pub guarantee_expired: u64,
     /// Sessions opened without the guarantee asked for, since no peer was in sync.
     pub guarantee_degraded: u64,
+    /// Answers, announcements and heartbeats that could not be sent.
+    pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
 }
@@ -41,6 +43,7 @@ impl Default for Counters {
             guarantee_held: 0,
             guarantee_expired: 0,
             guarantee_degraded: 0,
+            outputs_lost: 0,
             address_conflicts: 0,
         }
     }

@@ -403,7 +403,7 @@ impl Shell {
             };
             if let Err(error) = sent {
                 log::debug!("not sent output={output:?} error=\"{error}\"");
-                self.gateway.handle_write_failure();
+                self.gateway.handle_output_failure();
             }
         }
     }
