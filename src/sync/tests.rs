@@ -342,7 +342,7 @@ fn pair() -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Whatever happens to streams and units, in the end all units have the same sessions.
     #[test]
