@@ -385,16 +385,10 @@ impl Replicator {
                 self.enter(session, book, id);
             }
         }
-        let mut expired = false;
-        for peer in &mut self.peers {
-            if peer.resumable_until.is_some_and(|until| until <= now) && !peer.connected {
-                peer.resumable_until = None;
-                expired = true;
-            }
+        for peer in self.peers.iter_mut().filter(|peer| !peer.connected) {
+            peer.resumable_until = peer.resumable_until.filter(|until| *until > now);
         }
-        if expired {
-            self.purge();
-        }
+        self.purge();
     }
 
     /// When [`Replicator::handle_timeout`] is to be called next.
