@@ -76,7 +76,7 @@ impl Gateway {
             return;
         }
         self.counters.address_conflicts += 1;
-        if self.announcer.may_defend(now) {
+        if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
                 "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \

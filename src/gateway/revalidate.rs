@@ -74,6 +74,8 @@ impl Gateway {
                 if let Some(session) = self.table.get_mut(id) {
                     (session.in_port, session.out_port) = (in_port, out_port);
                     session.policy = policy;
+                    let phase = Phase::of(session);
+                    self.note_changed(id, phase);
                 }
             }
             Finding::Gone(why) => {
