@@ -10,6 +10,7 @@
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
 //! `icmp.rs`; a fragment → `fragment.rs`.
 
+mod ahead;
 mod announce;
 mod forward;
 mod fragment;
@@ -38,6 +39,7 @@ use announce::Announcer;
 use limiter::Limiter;
 use random::Random;
 
+pub use ahead::READ_AHEAD;
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
