@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub struct Lab {
     pub gateway: Namespace,
     pub server: Namespace,
     process: Option<Worker>,
+    kind: Kind,
+    control_socket: PathBuf,
 }
 
 /// The address of the server.
@@ -60,6 +62,8 @@ impl Lab {
             gateway: Namespace::new()?,
             server: Namespace::new()?,
             process: None,
+            kind,
+            control_socket: folder.join("control.sock"),
         };
         // The virtual addresses of tandemgw are none of the kernel.
         let host = if kind == Kind::Tandemgw { 2 } else { 1 };
@@ -104,15 +108,30 @@ impl Lab {
         let Some(worker) = &self.process else {
             return Ok(None);
         };
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.0.id()))?;
-        // After the name, which may contain anything, utime and stime are the 12th and 13th.
-        let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks
-            .map(str::parse::<u64>)
-            .sum::<std::result::Result<_, _>>()?;
-        // USER_HZ is 100 on all platforms of Linux that the product runs on.
-        Ok(Some(Duration::from_millis(ticks * 10)))
+        // Of its one thread, in nanoseconds.
+        let path = format!("/proc/{}/schedstat", worker.0.id());
+        let stat = std::fs::read_to_string(path)?;
+        let on_cpu = stat.split_whitespace().next().ok_or("empty schedstat")?;
+        Ok(Some(Duration::from_nanos(on_cpu.parse()?)))
+    }
+
+    /// The sessions in the gateway's table; `None` if it has none.
+    pub fn sessions(&self) -> Result<Option<u64>> {
+        match self.kind {
+            Kind::Bare | Kind::Kernel => Ok(None),
+            Kind::Masquerade => {
+                let count = "/proc/sys/net/netfilter/nf_conntrack_count";
+                let text = self.gateway.inside(|| std::fs::read_to_string(count))??;
+                Ok(Some(text.trim().parse()?))
+            }
+            Kind::Tandemgw => {
+                let mut command = Command::new(crate::tandemgw());
+                command.arg("--socket").arg(&self.control_socket);
+                let output = command.args(["status", "--json"]).output()?;
+                let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+                Ok(status["sessions"]["total"].as_u64())
+            }
+        }
     }
 
     fn start(&mut self, kind: Kind, cpu: Option<usize>, folder: &Path) -> Result<()> {
@@ -142,8 +161,10 @@ impl Lab {
                      rule add iif lan lookup 101
                      rule add iif wan lookup 102")?;
                 for tun in ["tgw-lan", "tgw-wan"] {
-                    let name = format!("ipv4/conf/{tun}/rp_filter");
-                    self.gateway.sysctl(&name, "0")?;
+                    for (key, value) in [("rp_filter", "0"), ("accept_local", "1")] {
+                        let name = format!("ipv4/conf/{tun}/{key}");
+                        self.gateway.sysctl(&name, value)?;
+                    }
                 }
             }
             Kind::Tandemgw => {
@@ -345,7 +366,7 @@ impl Namespace {
 /// sched(7)).
 ///
 /// It may be called between fork and exec.
-fn prefer_this_process() {
+pub fn prefer_this_process() {
     // SAFETY: plain system calls with constant strings, the lengths of which are right; a bad
     // descriptor is only refused.
     unsafe {

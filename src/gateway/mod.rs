@@ -10,6 +10,7 @@
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
 //! `icmp.rs`; a fragment → `fragment.rs`.
 
+mod ahead;
 mod announce;
 mod cluster;
 mod forward;
@@ -41,6 +42,7 @@ use limiter::Limiter;
 use random::Random;
 
 pub use cluster::{Cluster, HandoverEnd};
+pub use ahead::READ_AHEAD;
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::control::PortIo;
 use crate::event::{LinkState, Output, Verdict};
 use crate::flow::{LinkId, PortId};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, READ_AHEAD};
 use crate::time::Time;
 
 use super::clock;
@@ -30,6 +30,8 @@ use super::tun::{Buffer, Tun};
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
+/// A packet longer than this is forwarded before the next one is read.
+const LONG_PACKET: usize = 4096;
 /// Frames read from one packet socket in a turn.
 const FRAME_BUDGET: usize = 32;
 
@@ -54,7 +56,7 @@ pub struct Shell {
     signals: Signals,
     timer: Timer,
     peers: Option<Peers>,
-    buffer: Buffer,
+    buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
     stopping: bool,
@@ -127,7 +129,7 @@ impl Shell {
             signals,
             timer,
             peers,
-            buffer: Buffer::new(),
+            buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
             ready: Ready {
                 monitor: true,
@@ -237,28 +239,48 @@ impl Shell {
 
     fn read_packets(&mut self, now: Time, index: usize) {
         let port = PortId(index as u8);
+        let mut left = PACKET_BUDGET;
+        while left > 0 && self.ready.tuns & (1 << index) != 0 {
+            let count = self.read_some(index, left.min(self.gateway.read_ahead()));
+            left -= count.max(1);
+            let buffers = &mut self.buffers[..count];
+            if count > 1 {
+                let packets = buffers.iter().map(|b| (b.packet(), b.offload()));
+                self.gateway.announce_packets(packets);
+            }
+            for buffer in buffers {
+                let offload = buffer.offload();
+                let verdict = self
+                    .gateway
+                    .handle_packet(now, port, buffer.packet_mut(), offload);
+                let tun = &self.ports[index].tun;
+                if verdict == Verdict::Forward && tun.write(buffer).is_err() {
+                    self.gateway.handle_write_failure();
+                }
+            }
+        }
+    }
+
+    /// Fills up to `most` of the buffers from a TUN, until it is empty; returns how many.
+    fn read_some(&mut self, index: usize, most: usize) -> usize {
         let tun = &mut self.ports[index].tun;
-        for _ in 0..PACKET_BUDGET {
-            match tun.read(&mut self.buffer) {
+        for (count, buffer) in self.buffers[..most].iter_mut().enumerate() {
+            match tun.read(buffer) {
+                // A second one as long would push it out of the cache before it is written.
+                Ok(Some(length)) if length > LONG_PACKET => return count + 1,
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     self.ready.tuns &= !(1 << index);
-                    return;
+                    return count;
                 }
                 Err(error) => {
                     log::error!("tun read port={index} error=\"{error}\"");
                     self.ready.tuns &= !(1 << index);
-                    return;
+                    return count;
                 }
             }
-            let offload = self.buffer.offload();
-            let verdict = self
-                .gateway
-                .handle_packet(now, port, self.buffer.packet_mut(), offload);
-            if verdict == Verdict::Forward && tun.write(&self.buffer).is_err() {
-                self.gateway.handle_write_failure();
-            }
         }
+        most
     }
 
     fn read_frames(&mut self, now: Time, index: usize) {
