@@ -5,6 +5,8 @@
 //! turns, so that a change of the machine's pace hits all of them, and the best run counts.
 
 mod lab;
+#[path = "../common/namespace.rs"]
+mod namespace;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use lab::{Kind, Lab, Result, SENDER_CPU, SERVER};
+use lab::{Kind, Lab, SENDER_CPU, SERVER};
+use namespace::Result;
 
 #[derive(Parser)]
 struct Options {
