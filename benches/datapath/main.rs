@@ -17,6 +17,8 @@
 //! - Tables begin empty, so the cost of their growth is in it. Sessions end after the measurement.
 
 mod lab;
+#[path = "../common/namespace.rs"]
+mod namespace;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use lab::{Kind, Lab, Result, SENDER_CPU, SERVER};
+use lab::{Kind, Lab, SENDER_CPU, SERVER};
+use namespace::Result;
 
 #[derive(Parser)]
 struct Options {
@@ -91,7 +94,7 @@ pub fn tandemgw() -> PathBuf {
 }
 
 fn main() -> ExitCode {
-    lab::prefer_this_process();
+    namespace::prefer_this_process();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
