@@ -52,6 +52,13 @@ pub enum Output {
         /// The datagram.
         bytes: Vec<u8>,
     },
+    /// Have the kernel find out the hardware address of a neighbour, unless it knows.
+    Resolve {
+        /// The port on whose link it is.
+        port: PortId,
+        /// The neighbour.
+        addr: Addr,
+    },
     /// The replication stream to a peer is no longer used over this link: what is still in it must
     /// not be taken for a part of a later one.
     CloseStream {

@@ -71,6 +71,9 @@ impl Gateway {
         if mac == self.links[port.index()].mac {
             return;
         }
+        if self.cluster.is_some() && packet::forwardable(addr) {
+            self.neighbors.hear(port, addr, mac);
+        }
         self.note_answer(now, port, addr);
         if !self.defends(port, &addr) {
             return;

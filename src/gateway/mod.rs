@@ -13,12 +13,14 @@
 mod ahead;
 mod announce;
 mod cluster;
+mod effects;
 mod forward;
 mod fragment;
 mod guarantee;
 mod icmp;
 mod limiter;
 mod local;
+mod neighbors;
 mod open;
 mod random;
 mod revalidate;
@@ -39,10 +41,11 @@ use crate::time::{Tick, Time};
 
 use announce::Announcer;
 use limiter::Limiter;
+use neighbors::Neighbors;
 use random::Random;
 
-pub use cluster::{Cluster, HandoverEnd};
 pub use ahead::READ_AHEAD;
+pub use cluster::{Cluster, HandoverEnd};
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -96,6 +99,7 @@ pub struct Gateway {
     fragments: Fragments<fragment::Onward>,
     addresses: Vec<Vec<(Addr, GroupId)>>,
     announcer: Announcer,
+    neighbors: Neighbors,
     icmp_limiter: Limiter,
     random: Random,
     counters: Counters,
@@ -136,6 +140,7 @@ impl Gateway {
             ),
             fragments: Fragments::new(&random.key()),
             announcer: Announcer::new(&config),
+            neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),

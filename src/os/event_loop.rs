@@ -14,13 +14,14 @@ use mio::{Events, Interest, Poll, Token};
 use crate::config::Config;
 use crate::control::PortIo;
 use crate::event::{LinkState, Output, Verdict};
-use crate::flow::{LinkId, PortId};
+use crate::flow::{Addr, LinkId, PortId};
 use crate::gateway::{Gateway, READ_AHEAD};
 use crate::time::Time;
 
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
 use super::monitor::{Monitor, Notice};
+use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
 use super::signal::{Signal, Signals};
@@ -52,6 +53,7 @@ pub struct Shell {
     ports: Vec<Port>,
     port_io: Vec<PortIo>,
     monitor: Monitor,
+    netlink: Netlink,
     control: ControlSocket,
     signals: Signals,
     timer: Timer,
@@ -125,6 +127,7 @@ impl Shell {
             ports,
             port_io,
             monitor,
+            netlink: Netlink::open()?,
             control,
             signals,
             timer,
@@ -399,6 +402,17 @@ impl Shell {
         self.gateway.handle_link(now, port, link);
     }
 
+    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
+    fn resolve(&mut self, port: PortId, addr: Addr) {
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        let Some(link) = self.monitor.index_of(interface) else {
+            return;
+        };
+        if let Err(error) = self.netlink.resolve(link, addr.into()) {
+            log::debug!("neighbour not resolved error=\"{error}\"");
+        }
+    }
+
     fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
         if let Some(peers) = &mut self.peers {
             peers.note_carrier(interface, up, &mut self.gateway, now);
@@ -414,6 +428,10 @@ impl Shell {
                     if let Some(peers) = &mut self.peers {
                         peers.send_heartbeat(*peer, *link, bytes);
                     }
+                    Ok(())
+                }
+                Output::Resolve { port, addr } => {
+                    self.resolve(*port, *addr);
                     Ok(())
                 }
                 Output::CloseStream { peer, link } => {
