@@ -7,7 +7,7 @@
 //! What is fair about it and what is not:
 //!
 //! - Gateways in a process have a CPU of their own; the kernel's forward on the CPU of the sender, and
-//!   pay for sending. With two CPUs that is the kernel's best: steered to the other one it is slower.
+//!   pay for sending, while the other one is idle: the ratio to masquerade is not one of CPU time.
 //! - All of them pay for the server's reception, which ends in a drop at its ingress.
 //! - `bare` reads and writes as tandemgw does and in the same kernel settings; it does not read ahead.
 //! - A new session counts when its first packet arrives. Afterwards the table of the gateway must hold
