@@ -233,7 +233,8 @@ pub fn set_port(switch: &Namespace, host: &Namespace, interface: &str, state: &s
 
 fn identities(unit: &Unit) -> Vec<String> {
     const KEYS: [&str; 11] = [
-        "proto", "in", "out", "src", "dst", "nat_src", "nat_dst", "state", "policy", "group", "owner",
+        "proto", "in", "out", "src", "dst", "nat_src", "nat_dst", "state", "policy", "group",
+        "owner",
     ];
     let identity = |session: &Value| {
         let values = KEYS.map(|key| session[key].as_str().expect("a string").to_owned());

@@ -180,7 +180,7 @@ pub fn handover(end: &HandoverEnd, gateway: &Gateway) -> Value {
     })
 }
 
-pub fn session(view: &SessionView, gateway: &Gateway) -> Value {
+pub fn session(view: &SessionView, gateway: &Gateway, now: Time) -> Value {
     let endpoint = |addr: crate::flow::Addr, port: u16, key: &FlowKey| match (
         key.protocol.has_ports(),
         addr.is_v4(),
@@ -202,11 +202,19 @@ pub fn session(view: &SessionView, gateway: &Gateway) -> Value {
         "state": view.state,
         "policy": gateway.policy_name(view.policy),
         "group": gateway.group_name(view.group),
-        "owner": gateway.config().node.name,
+        "owner": owner(gateway, view.group, now),
         "synced": view.synced,
         "age_s": view.age_s,
         "expires_s": view.expires_s,
         "packets": view.packets.iter().sum::<u64>(),
         "bytes": view.bytes.iter().sum::<u64>(),
     })
+}
+
+/// The node that handles the packets of a group, if one is known to.
+fn owner(gateway: &Gateway, group: GroupId, now: Time) -> Option<&str> {
+    match gateway.cluster() {
+        None => Some(&gateway.config().node.name),
+        Some(cluster) => cluster.ha().group(now, group)?.primary,
+    }
 }
