@@ -40,7 +40,8 @@ const SIGNALS: Token = Token(0);
 const MONITOR: Token = Token(1);
 const TIMER: Token = Token(2);
 const LINKS: usize = 3;
-const CONTROL: Token = Token(LINKS + MAX_LINKS);
+const WATCH: Token = Token(LINKS + MAX_LINKS);
+const CONTROL: Token = Token(WATCH.0 + 1);
 const PORTS: usize = CONTROL.0 + 1 + MAX_CLIENTS;
 
 /// `[[ha.link]]`s that a config can have.
@@ -103,7 +104,7 @@ impl Shell {
         let registry = poll.registry();
         let mut timer = Timer::new()?;
         registry.register(&mut timer, TIMER, Interest::READABLE)?;
-        let peers = Peers::open(config, registry, |link| Token(LINKS + link.index()))?;
+        let peers = Peers::open(config, registry, |link| Token(LINKS + link.index()), WATCH)?;
         registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
         registry.register(
             &mut SourceFd(&monitor.as_raw_fd()),
@@ -190,6 +191,11 @@ impl Shell {
             SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
             TIMER => self.timer.fired(),
+            WATCH => {
+                if let Some(peers) = &mut self.peers {
+                    peers.mark_watch();
+                }
+            }
             Token(number) if number < CONTROL.0 => {
                 if let Some(peers) = &mut self.peers {
                     peers.mark(LinkId((number - LINKS) as u8));

@@ -1,9 +1,11 @@
 //! The way to the peers in the event loop: between the transport and the core.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use mio::{Registry, Token};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 
 use crate::config::Config;
 use crate::flow::{LinkId, PeerId};
@@ -14,6 +16,7 @@ use crate::time::Time;
 use super::clock;
 use super::key_file;
 use super::quic::{Event, Transport};
+use super::watch::Watch;
 
 /// Pieces of replication streams that are handled in one turn: some 300 µs.
 const SYNC_BUDGET: usize = 64;
@@ -21,6 +24,9 @@ const SYNC_BUDGET: usize = 64;
 /// The connections to all peers, and what waits on this side of them.
 pub struct Peers {
     transport: Transport,
+    watch: Watch,
+    /// Something has happened to a connection of `watch`.
+    watch_ready: bool,
     /// By link: datagrams may wait in the socket.
     readable: u64,
     outgoing: Vec<Outgoing>,
@@ -52,6 +58,7 @@ impl Peers {
         config: &Config,
         registry: &Registry,
         token: impl Fn(LinkId) -> Token,
+        watch_token: Token,
     ) -> io::Result<Option<Peers>> {
         let Some(ha) = &config.ha else {
             return Ok(None);
@@ -63,8 +70,13 @@ impl Peers {
         let seed = u64::from_le_bytes(clock::random_bytes()?);
         let mut transport = Transport::new(ha, &config.node.name, &key, seed)?;
         transport.register(registry, token)?;
+        let watch = Watch::open(ha, &config.node.name)?;
+        let fd = watch.as_raw_fd();
+        registry.register(&mut SourceFd(&fd), watch_token, Interest::READABLE)?;
         Ok(Some(Peers {
             transport,
+            watch,
+            watch_ready: true,
             readable: 0,
             outgoing: ha.peers.iter().map(|_| Outgoing::default()).collect(),
             unfinished: 0,
@@ -78,6 +90,11 @@ impl Peers {
     /// Takes note of an event on the socket of `link`, of whatever kind.
     pub fn mark(&mut self, link: LinkId) {
         self.readable |= 1 << link.0;
+    }
+
+    /// Takes note of an event on the connections that watch the peers' processes.
+    pub fn mark_watch(&mut self) {
+        self.watch_ready = true;
     }
 
     /// Whether there is work that no event will announce.
@@ -106,6 +123,12 @@ impl Peers {
     /// First half of a turn: what has come in.
     pub fn receive(&mut self, now: Time, gateway: &mut Gateway) {
         self.now = (now, Instant::now());
+        // First of all: what the dead sent before may still wait.
+        if std::mem::take(&mut self.watch_ready) {
+            for peer in self.watch.ended() {
+                gateway.handle_hint(now, Hint::Refused { peer });
+            }
+        }
         for link in 0..self.interfaces.len() {
             if self.readable & (1 << link) != 0
                 && !self.transport.readable(LinkId(link as u8), self.now.1)
@@ -151,6 +174,7 @@ impl Peers {
     /// Says goodbye to all peers.
     pub fn close(&mut self) {
         self.transport.close_all(Instant::now());
+        self.watch.close();
     }
 
     fn heed_events(&mut self, now: Time, gateway: &mut Gateway) {
@@ -167,6 +191,7 @@ impl Peers {
     fn heed(&mut self, now: Time, event: Event, gateway: &mut Gateway) {
         match event {
             Event::HeartbeatUp { peer, link } => {
+                self.watch.dial(peer, link);
                 gateway.handle_heartbeat_link(now, peer, link, true);
             }
             Event::HeartbeatDown { peer, link, reason } => {
