@@ -39,10 +39,7 @@ impl Shape {
     }
 
     fn text(&self, unit: usize) -> String {
-        let mut text = format!(
-            "[node]\nname = \"{}\"\nkey = \"key\"\n",
-            NAMES[unit]
-        );
+        let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
         for port in 0..self.ports() {
             let (v4, v6) = (vip(port, Family::V4), vip(port, Family::V6));
             text += &format!(
