@@ -207,9 +207,14 @@ impl Gateway {
         };
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
+            let name = self
+                .config
+                .ha
+                .as_ref()
+                .map(|ha| &*ha.peers[peer.index()].name);
             log::warn!(
                 "replication stream of peer={} closed why=\"{error}\"",
-                peer.0
+                name.unwrap_or("?")
             );
             cluster.peers[peer.index()].link = None;
             cluster.sync.peer_disconnected(peer, now);
@@ -239,6 +244,13 @@ impl Gateway {
         cluster
             .sync
             .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
+    }
+
+    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    pub fn handle_sync_blocked(&mut self, peer: PeerId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.peer_blocked(peer);
+        }
     }
 
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
