@@ -50,10 +50,21 @@ pub struct HandoverEnd {
 pub(super) struct PeerPath {
     /// This unit decides which link is used.
     decides: bool,
-    /// By link: a stream could be used.
-    up: Vec<bool>,
+    /// By link.
+    streams: Vec<Stream>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
+}
+
+/// The stream to a peer over one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// There is none, or one that is about to be closed: what still comes by it is void.
+    Down,
+    /// Open, and nothing has come by it.
+    Fresh,
+    /// Open, and in use.
+    Used,
 }
 
 /// Ends of handovers that are remembered; older ones are forgotten.
@@ -75,7 +86,7 @@ impl Cluster {
         let settings = config.ha.as_ref()?;
         let path = |peer: &crate::config::HaPeer| PeerPath {
             decides: config.node.name < peer.name,
-            up: vec![false; settings.links.len()],
+            streams: vec![Stream::Down; settings.links.len()],
             link: None,
         };
         Some(Cluster {
@@ -153,10 +164,10 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return;
         };
-        let Some(known) = path.up.get_mut(link.index()) else {
+        let Some(stream) = path.streams.get_mut(link.index()) else {
             return;
         };
-        *known = up;
+        *stream = if up { Stream::Fresh } else { Stream::Down };
         if path.link == Some(link) {
             // A stream that came up anew is another one.
             path.link = None;
@@ -185,16 +196,18 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return Ok(ignored);
         };
+        let Some(stream) = path.streams.get_mut(link.index()) else {
+            return Ok(ignored);
+        };
         if path.link != Some(link) {
-            if path.decides || bytes.is_empty() {
+            // Only the beginning of a stream can be followed.
+            if path.decides || bytes.is_empty() || *stream != Stream::Fresh {
                 return Ok(ignored);
             }
-            cluster.sync.peer_disconnected(peer, now);
             let left = path.link.replace(link);
+            cluster.sync.peer_disconnected(peer, now);
             cluster.sync.peer_connected(peer);
-            if let Some(link) = left {
-                self.push_output(Output::CloseStream { peer, link });
-            }
+            self.leave_stream(peer, left);
         }
         let Some(cluster) = &mut self.cluster else {
             return Ok(ignored);
@@ -205,6 +218,8 @@ impl Gateway {
             nat: &mut self.nat,
             now,
         };
+        let path = &mut cluster.peers[peer.index()];
+        path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
             let name = self
@@ -216,7 +231,8 @@ impl Gateway {
                 "replication stream of peer={} closed why=\"{error}\"",
                 name.unwrap_or("?")
             );
-            cluster.peers[peer.index()].link = None;
+            path.link = None;
+            path.streams[link.index()] = Stream::Down;
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
@@ -363,8 +379,8 @@ impl Gateway {
                 .and_then(|v| v.links.get(link.index()))
                 .is_some_and(|link| link.alive)
         };
-        let usable = |link: LinkId| path.up.get(link.index()).is_some_and(|up| *up);
-        let links = || (0..path.up.len()).map(|link| LinkId(link as u8));
+        let usable = |link: LinkId| path.streams[link.index()] != Stream::Down;
+        let links = || (0..path.streams.len()).map(|link| LinkId(link as u8));
         let best = links()
             .find(|link| usable(*link) && alive(*link))
             .or_else(|| path.link.filter(|link| usable(*link)))
@@ -381,7 +397,17 @@ impl Gateway {
             log::info!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
-        if let Some(link) = left {
+        self.leave_stream(peer, left);
+    }
+
+    /// Has a stream closed that is no longer used.
+    fn leave_stream(&mut self, peer: PeerId, left: Option<LinkId>) {
+        let (Some(link), Some(cluster)) = (left, &mut self.cluster) else {
+            return;
+        };
+        let stream = &mut cluster.peers[peer.index()].streams[link.index()];
+        // One that is down needs no closing, and another may soon be in its place.
+        if std::mem::replace(stream, Stream::Down) != Stream::Down {
             self.push_output(Output::CloseStream { peer, link });
         }
     }
