@@ -39,11 +39,7 @@ fn failover_loses_nothing() {
 fn failover_is_refused_with_a_reason() {
     let mut pair = Pair::started();
     let refused = pair.b().tandemgw("failover").code(1);
-    assert!(
-        refused.stderr.contains("gw-b is not primary"),
-        "{}",
-        refused.stderr
-    );
+    assert!(refused.stderr.contains("not primary"), "{}", refused.stderr);
     let refused = pair.a().tandemgw("failover --to gw-x").code(1);
     assert!(refused.stderr.contains("gw-x"), "{}", refused.stderr);
     pair.b.kill();

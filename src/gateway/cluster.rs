@@ -6,6 +6,7 @@
 //! stream comes in.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Output;
@@ -40,7 +41,7 @@ pub struct HandoverEnd {
     /// The peer that was to take over.
     pub to: PeerId,
     /// The time from the request to the end.
-    pub took: std::time::Duration,
+    pub took: Duration,
     /// Why it failed, if so.
     pub result: Result<(), String>,
 }
@@ -54,7 +55,12 @@ pub(super) struct PeerPath {
     up: Vec<bool>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
+    /// Why a stream was closed last, and when that was logged.
+    complaint: Option<(Time, sync::ProtocolError)>,
 }
+
+/// A stream that is closed for the same reason again and again is logged once in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Ends of handovers that are remembered; older ones are forgotten.
 pub(super) const MAX_HANDOVERS: usize = 64;
@@ -77,6 +83,7 @@ impl Cluster {
             decides: config.node.name < peer.name,
             up: vec![false; settings.links.len()],
             link: None,
+            complaint: None,
         };
         Some(Cluster {
             ha: Ha::new(config, random.next(), now)?,
@@ -207,11 +214,22 @@ impl Gateway {
         };
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
-            log::warn!(
-                "replication stream of peer={} closed why=\"{error}\"",
-                peer.0
-            );
-            cluster.peers[peer.index()].link = None;
+            let path = &mut cluster.peers[peer.index()];
+            path.link = None;
+            let news = path
+                .complaint
+                .as_ref()
+                .is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);
+            if news {
+                path.complaint = Some((now, error.clone()));
+                log::warn!(
+                    "replication stream of peer={} closed why=\"{error}\"",
+                    self.config
+                        .ha
+                        .as_ref()
+                        .map_or("?", |ha| &ha.peers[peer.index()].name)
+                );
+            }
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
@@ -366,7 +384,7 @@ impl Gateway {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
-            log::info!("replication peer={} link={}", peer.0, link.0);
+            log::debug!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
         if let Some(link) = left {
