@@ -123,9 +123,34 @@ impl Conversations {
     }
 }
 
+/// A [`Stream`] over each family, from the second LAN host to the server.
+pub struct Streams([Stream; 2]);
+
+impl Streams {
+    /// Starts them; returns once the first lines have come back.
+    #[track_caller]
+    pub fn start(lab: &Lab) -> Streams {
+        Streams(SERVER.map(|address| Stream::start(&lab.lan2, &lab.server, address)))
+    }
+
+    /// Waits until more lines have come back than now.
+    #[track_caller]
+    pub fn wait_for_more(&self) {
+        self.0.iter().for_each(Stream::wait_for_more);
+    }
+
+    /// Ends them, and fails if a line did not come back.
+    #[track_caller]
+    pub fn assert_whole(self) {
+        for stream in self.0 {
+            stream.assert_whole();
+        }
+    }
+}
+
 /// A datagram each millisecond, sent back by a server. Each side is socat, which may put several
 /// lines into one datagram on a busy machine; what counts is the lines.
-pub struct Stream {
+struct Stream {
     end: Arc<AtomicBool>,
     sender: JoinHandle<u32>,
     client: Process,
@@ -135,10 +160,11 @@ pub struct Stream {
 impl Stream {
     /// Starts it; returns once the first lines have come back.
     #[track_caller]
-    pub fn start(client: &Namespace, server: &Namespace, address: &str) -> Stream {
+    fn start(client: &Namespace, server: &Namespace, address: &str) -> Stream {
         let (family, address) = (family_number(address), bracketed(address));
+        let only = if family == 6 { ",ipv6only=1" } else { "" };
         let server = server.spawn(&format!(
-            "socat -d -d -T 60 UDP{family}-LISTEN:{UDP_PORT},{LISTENER_BUFFER} PIPE"
+            "socat -d -d -T 60 UDP{family}-LISTEN:{UDP_PORT},{LISTENER_BUFFER}{only} PIPE"
         ));
         server.expect_stderr("bound socket", |line| line.contains("listening on"));
         let mut command = client.command("socat");
@@ -178,13 +204,13 @@ impl Stream {
     }
 
     /// How many lines have come back.
-    pub fn returned(&self) -> usize {
+    fn returned(&self) -> usize {
         self.client.stdout().lines().count()
     }
 
     /// Waits until more lines have come back than now.
     #[track_caller]
-    pub fn wait_for_more(&self) {
+    fn wait_for_more(&self) {
         let before = self.returned();
         wait_until("more datagrams come back", || {
             self.returned() > before + 100
@@ -193,7 +219,7 @@ impl Stream {
 
     /// Ends it, and returns the numbers of the lines that did not come back.
     #[track_caller]
-    pub fn finish(self) -> Vec<u32> {
+    fn finish(self) -> Vec<u32> {
         self.end.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender ended well");
         let output = self.client.finish(Duration::from_secs(60)).ok().stdout;
@@ -206,7 +232,7 @@ impl Stream {
 
     /// Ends it, and fails if a line did not come back.
     #[track_caller]
-    pub fn assert_whole(self) {
+    fn assert_whole(self) {
         let lost = self.finish();
         assert!(lost.is_empty(), "{} were lost: {lost:?}", lost.len());
     }

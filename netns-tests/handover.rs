@@ -1,6 +1,6 @@
 //! Planned handovers: on request, at the end of a unit, for a better unit. Nothing is lost.
 
-use crate::conversation::{Conversations, Stream};
+use crate::conversation::{Conversations, Streams};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::{Pair, set_port};
 use crate::process::wait_until;
@@ -12,7 +12,7 @@ fn failover_loses_nothing() {
     let http = Http::start(&pair.lab, &pair.lab.server, 8);
     let downloads =
         SERVER.map(|server| http.start_slow_download(&pair.lab.lan1, &bracketed(server)));
-    let stream = Stream::start(&pair.lab.lan2, &pair.lab.server, SERVER[0]);
+    let streams = Streams::start(&pair.lab);
     pair.a().wait_for_ready_peer();
     let done = pair.a().tandemgw("failover").ok();
     assert!(
@@ -23,13 +23,13 @@ fn failover_loses_nothing() {
     assert!(pair.b().is_primary() && !pair.a().is_primary());
     assert_eq!(pair.b().term(), 2);
     pair.a().wait_until_ready();
-    stream.wait_for_more();
+    streams.wait_for_more();
     // And back again.
     pair.b().wait_for_ready_peer();
     pair.b().tandemgw("failover --to gw-a").ok();
     assert!(pair.a().is_primary() && !pair.b().is_primary());
-    stream.wait_for_more();
-    stream.assert_whole();
+    streams.wait_for_more();
+    streams.assert_whole();
     for download in downloads {
         download.finish();
     }
@@ -39,11 +39,7 @@ fn failover_loses_nothing() {
 fn failover_is_refused_with_a_reason() {
     let mut pair = Pair::started();
     let refused = pair.b().tandemgw("failover").code(1);
-    assert!(
-        refused.stderr.contains("gw-b is not primary"),
-        "{}",
-        refused.stderr
-    );
+    assert!(refused.stderr.contains("not primary"), "{}", refused.stderr);
     let refused = pair.a().tandemgw("failover --to gw-x").code(1);
     assert!(refused.stderr.contains("gw-x"), "{}", refused.stderr);
     pair.b.kill();
@@ -59,13 +55,13 @@ fn failover_is_refused_with_a_reason() {
 fn sigterm_hands_over_and_loses_nothing() {
     let mut pair = Pair::started();
     let mut sessions = Conversations::start(&pair.lab);
-    let stream = Stream::start(&pair.lab.lan2, &pair.lab.server, SERVER[0]);
+    let streams = Streams::start(&pair.lab);
     pair.a().wait_for_ready_peer();
     pair.a_mut().stop();
     assert!(pair.b().is_primary(), "{:#?}", pair.b().events());
     pair.b().wait_for_event("handed over by gw-a");
-    stream.wait_for_more();
-    stream.assert_whole();
+    streams.wait_for_more();
+    streams.assert_whole();
     sessions.go_on();
     sessions.finish();
 }
@@ -96,14 +92,14 @@ fn unit_with_override_takes_back_and_loses_nothing() {
     pair.a_mut().kill();
     pair.wait_for_takeover_by_b(1);
     sessions.go_on();
-    let stream = Stream::start(&pair.lab.lan2, &pair.lab.server, SERVER[0]);
+    let streams = Streams::start(&pair.lab);
     pair.a_mut().start();
     wait_until("gw-a has taken back", || pair.a().is_primary());
     wait_until("gw-b is standby", || !pair.b().is_primary());
     assert!(pair.a().term() >= 3);
     pair.b().wait_for_event("its priority is higher");
-    stream.wait_for_more();
-    stream.assert_whole();
+    streams.wait_for_more();
+    streams.assert_whole();
     sessions.finish();
 }
 

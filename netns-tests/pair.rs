@@ -25,7 +25,7 @@ const HA: &str = r#"
 group-id = 7
 priority = PRIORITY
 heartbeat-interval = "50ms"
-heartbeat-lost-threshold = 10
+heartbeat-lost-threshold = 20
 monitor = ["lan", "wan"]
 "#;
 

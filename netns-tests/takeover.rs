@@ -1,7 +1,7 @@
 //! The primary dies, stops or loses its power: sessions live on at the other unit.
 
 use crate::capture::Capture;
-use crate::conversation::{Conversations, Stream};
+use crate::conversation::{Conversations, Streams};
 use crate::lab::{LAN_GATEWAY, SERVER, bracketed};
 use crate::namespace::Namespace;
 use crate::pair::Pair;
@@ -23,7 +23,7 @@ fn mac_of(unit: &Namespace, interface: &str) -> String {
 fn killed_primary_costs_no_session() {
     let mut pair = Pair::started();
     let http = Http::start(&pair.lab, &pair.lab.server, 8);
-    let stream = Stream::start(&pair.lab.lan2, &pair.lab.server, SERVER[0]);
+    let streams = Streams::start(&pair.lab);
     let mut sessions = Conversations::start(&pair.lab);
     let downloads =
         SERVER.map(|server| http.start_slow_download(&pair.lab.lan1, &bracketed(server)));
@@ -40,7 +40,7 @@ fn killed_primary_costs_no_session() {
         "{:#?}",
         pair.b().events()
     );
-    stream.wait_for_more();
+    streams.wait_for_more();
     sessions.go_on();
     for download in downloads {
         download.finish();

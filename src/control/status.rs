@@ -90,6 +90,7 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         return Value::Null;
     };
     let (sync, view) = (cluster.sync(), cluster.ha().peer(now, id));
+    let alive = cluster.ha().is_alive(id);
     let lag = sync.lag(id, now);
     let digest_equal = (0..gateway.config().groups.len())
         .map(|group| GroupId(group as u8))
@@ -114,8 +115,8 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         .collect();
     json!({
         "name": gateway.peer_name(id),
-        "connected": view.as_ref().is_some_and(|view| view.alive),
-        "in_sync": sync.in_sync(id) || digest_equal,
+        "connected": alive,
+        "in_sync": alive && (sync.in_sync(id) || digest_equal),
         "digest_equal": digest_equal,
         "lag": {
             "sequence_gap": lag.sequence_gap,

@@ -6,6 +6,7 @@
 //! stream comes in.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Output;
@@ -40,7 +41,7 @@ pub struct HandoverEnd {
     /// The peer that was to take over.
     pub to: PeerId,
     /// The time from the request to the end.
-    pub took: std::time::Duration,
+    pub took: Duration,
     /// Why it failed, if so.
     pub result: Result<(), String>,
 }
@@ -54,8 +55,12 @@ pub(super) struct PeerPath {
     streams: Vec<Stream>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
+    /// Why a stream was closed last, and when that was logged.
+    complaint: Option<(Time, sync::ProtocolError)>,
 }
 
+/// A stream that is closed for the same reason again and again is logged once in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// The stream to a peer over one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
@@ -88,6 +93,7 @@ impl Cluster {
             decides: config.node.name < peer.name,
             streams: vec![Stream::Down; settings.links.len()],
             link: None,
+            complaint: None,
         };
         Some(Cluster {
             ha: Ha::new(config, random.next(), now)?,
@@ -222,15 +228,20 @@ impl Gateway {
         path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
-            let name = self
-                .config
-                .ha
+            let news = path
+                .complaint
                 .as_ref()
-                .map(|ha| &*ha.peers[peer.index()].name);
-            log::warn!(
-                "replication stream of peer={} closed why=\"{error}\"",
-                name.unwrap_or("?")
-            );
+                .is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);
+            if news {
+                path.complaint = Some((now, error.clone()));
+                log::warn!(
+                    "replication stream of peer={} closed why=\"{error}\"",
+                    self.config
+                        .ha
+                        .as_ref()
+                        .map_or("?", |ha| &ha.peers[peer.index()].name)
+                );
+            }
             path.link = None;
             path.streams[link.index()] = Stream::Down;
             cluster.sync.peer_disconnected(peer, now);
@@ -394,7 +405,7 @@ impl Gateway {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
-            log::info!("replication peer={} link={}", peer.0, link.0);
+            log::debug!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
         self.leave_stream(peer, left);
