@@ -130,6 +130,8 @@ impl Gateway {
         }
         if role == Role::Primary {
             self.table.renew(group, now.tick());
+        } else {
+            self.drop_waiting(group);
         }
         self.set_role(now, group, role);
         if role == Role::Primary {
