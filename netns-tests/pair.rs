@@ -25,7 +25,7 @@ const HA: &str = r#"
 group-id = 7
 priority = PRIORITY
 heartbeat-interval = "50ms"
-heartbeat-lost-threshold = 10
+heartbeat-lost-threshold = 20
 monitor = ["lan", "wan"]
 "#;
 
@@ -233,7 +233,8 @@ pub fn set_port(switch: &Namespace, host: &Namespace, interface: &str, state: &s
 
 fn identities(unit: &Unit) -> Vec<String> {
     const KEYS: [&str; 11] = [
-        "proto", "in", "out", "src", "dst", "nat_src", "nat_dst", "state", "policy", "group", "owner",
+        "proto", "in", "out", "src", "dst", "nat_src", "nat_dst", "state", "policy", "group",
+        "owner",
     ];
     let identity = |session: &Value| {
         let values = KEYS.map(|key| session[key].as_str().expect("a string").to_owned());

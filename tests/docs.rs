@@ -89,9 +89,6 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
   only for `[[policy]]`, where the first match wins.
 
-**Not in use yet:** `[ha]` with all below it, `[[group]]`, and `pickup-guarantee` are checked, but the pair
-is being integrated.
-
 The examples in [`configs/`](../configs/) have one use each and are checked by the tests.
 "#;
 

@@ -6,6 +6,7 @@
 //! stream comes in.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Output;
@@ -40,7 +41,7 @@ pub struct HandoverEnd {
     /// The peer that was to take over.
     pub to: PeerId,
     /// The time from the request to the end.
-    pub took: std::time::Duration,
+    pub took: Duration,
     /// Why it failed, if so.
     pub result: Result<(), String>,
 }
@@ -50,11 +51,29 @@ pub struct HandoverEnd {
 pub(super) struct PeerPath {
     /// This unit decides which link is used.
     decides: bool,
-    /// By link: a stream could be used.
-    up: Vec<bool>,
+    /// By link.
+    streams: Vec<Stream>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
+    /// Why a stream was closed last, and when that was logged.
+    complaint: Option<(Time, sync::ProtocolError)>,
 }
+
+<<<<<<< HEAD
+/// A stream that is closed for the same reason again and again is logged once in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+=======
+/// The stream to a peer over one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// There is none, or one that is about to be closed: what still comes by it is void.
+    Down,
+    /// Open, and nothing has come by it.
+    Fresh,
+    /// Open, and in use.
+    Used,
+}
+>>>>>>> w/p-nat
 
 /// Ends of handovers that are remembered; older ones are forgotten.
 pub(super) const MAX_HANDOVERS: usize = 64;
@@ -75,8 +94,9 @@ impl Cluster {
         let settings = config.ha.as_ref()?;
         let path = |peer: &crate::config::HaPeer| PeerPath {
             decides: config.node.name < peer.name,
-            up: vec![false; settings.links.len()],
+            streams: vec![Stream::Down; settings.links.len()],
             link: None,
+            complaint: None,
         };
         Some(Cluster {
             ha: Ha::new(config, random.next(), now)?,
@@ -153,10 +173,10 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return;
         };
-        let Some(known) = path.up.get_mut(link.index()) else {
+        let Some(stream) = path.streams.get_mut(link.index()) else {
             return;
         };
-        *known = up;
+        *stream = if up { Stream::Fresh } else { Stream::Down };
         if path.link == Some(link) {
             // A stream that came up anew is another one.
             path.link = None;
@@ -185,16 +205,18 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return Ok(ignored);
         };
+        let Some(stream) = path.streams.get_mut(link.index()) else {
+            return Ok(ignored);
+        };
         if path.link != Some(link) {
-            if path.decides || bytes.is_empty() {
+            // Only the beginning of a stream can be followed.
+            if path.decides || bytes.is_empty() || *stream != Stream::Fresh {
                 return Ok(ignored);
             }
-            cluster.sync.peer_disconnected(peer, now);
             let left = path.link.replace(link);
+            cluster.sync.peer_disconnected(peer, now);
             cluster.sync.peer_connected(peer);
-            if let Some(link) = left {
-                self.push_output(Output::CloseStream { peer, link });
-            }
+            self.leave_stream(peer, left);
         }
         let Some(cluster) = &mut self.cluster else {
             return Ok(ignored);
@@ -205,13 +227,35 @@ impl Gateway {
             nat: &mut self.nat,
             now,
         };
+        let path = &mut cluster.peers[peer.index()];
+        path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
+<<<<<<< HEAD
+            let path = &mut cluster.peers[peer.index()];
+            path.link = None;
+            let news = path
+                .complaint
+                .as_ref()
+                .is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);
+            if news {
+                path.complaint = Some((now, error.clone()));
+                log::warn!(
+                    "replication stream of peer={} closed why=\"{error}\"",
+                    self.config
+                        .ha
+                        .as_ref()
+                        .map_or("?", |ha| &ha.peers[peer.index()].name)
+                );
+            }
+=======
             log::warn!(
                 "replication stream of peer={} closed why=\"{error}\"",
                 peer.0
             );
-            cluster.peers[peer.index()].link = None;
+            path.link = None;
+            path.streams[link.index()] = Stream::Down;
+>>>>>>> w/p-nat
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
@@ -351,8 +395,8 @@ impl Gateway {
                 .and_then(|v| v.links.get(link.index()))
                 .is_some_and(|link| link.alive)
         };
-        let usable = |link: LinkId| path.up.get(link.index()).is_some_and(|up| *up);
-        let links = || (0..path.up.len()).map(|link| LinkId(link as u8));
+        let usable = |link: LinkId| path.streams[link.index()] != Stream::Down;
+        let links = || (0..path.streams.len()).map(|link| LinkId(link as u8));
         let best = links()
             .find(|link| usable(*link) && alive(*link))
             .or_else(|| path.link.filter(|link| usable(*link)))
@@ -366,11 +410,243 @@ impl Gateway {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
-            log::info!("replication peer={} link={}", peer.0, link.0);
+            log::debug!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
-        if let Some(link) = left {
+        self.leave_stream(peer, left);
+    }
+
+    /// Has a stream closed that is no longer used.
+    fn leave_stream(&mut self, peer: PeerId, left: Option<LinkId>) {
+        let (Some(link), Some(cluster)) = (left, &mut self.cluster) else {
+            return;
+        };
+        let stream = &mut cluster.peers[peer.index()].streams[link.index()];
+        // One that is down needs no closing, and another may soon be in its place.
+        if std::mem::replace(stream, Stream::Down) != Stream::Down {
             self.push_output(Output::CloseStream { peer, link });
         }
     }
+<<<<<<< HEAD
+=======
+
+    /// Carries out what election and replication have decided, until neither has more to say.
+    fn settle_cluster(&mut self, now: Time) {
+        while let Some(cluster) = &mut self.cluster {
+            if let Some(event) = cluster.sync.poll_event() {
+                self.heed_sync(now, event);
+            } else if let Some(output) = cluster.ha.poll_output() {
+                self.obey_ha(now, output);
+            } else if !self.tell_ha_of_sync(now) {
+                break;
+            }
+        }
+        self.release_acknowledged();
+    }
+
+    fn heed_sync(&mut self, now: Time, event: sync::Event) {
+        let name = |peer: PeerId| self.peer_name(peer).to_owned();
+        match event {
+            sync::Event::PeerKnown { peer, resumed } => {
+                log::info!("replication with peer={} resumed={resumed}", name(peer));
+            }
+            sync::Event::PeerConfigDiffers(peer) => log::warn!(
+                "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
+                name(peer)
+            ),
+            sync::Event::PeerReady(peer, group) => {
+                log::info!(
+                    "peer={} is ready group={}",
+                    name(peer),
+                    self.group_name(group)
+                );
+            }
+            sync::Event::Ready(peer, group) => {
+                log::info!(
+                    "ready group={} primary={}",
+                    self.group_name(group),
+                    name(peer)
+                );
+            }
+            sync::Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            } => log::warn!(
+                "digest differs peer={} group={} buckets={buckets}; sending them again",
+                name(peer),
+                self.group_name(group)
+            ),
+            sync::Event::HandoverReceived { peer, group, term } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.ha.handle_handover(now, group, peer, term);
+                }
+            }
+        }
+    }
+
+    fn obey_ha(&mut self, now: Time, output: ha::Output) {
+        match output {
+            ha::Output::SetRole {
+                group, role, term, ..
+            } => self.change_role(now, group, role, term),
+            ha::Output::SendHeartbeat { peer, link, bytes } => {
+                self.push_output(Output::Heartbeat { peer, link, bytes });
+            }
+            ha::Output::Probe { group } => self.probe_group(group),
+            ha::Output::Announce { group } => self.announce_group(now, group),
+            ha::Output::Handover { group, to, term } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.send_handover(to, group, term);
+                }
+            }
+            ha::Output::HandoverDone {
+                group,
+                to,
+                took,
+                result,
+            } => {
+                log::info!(
+                    "handover group={} to={} took_ms={:.3} result={result:?}",
+                    self.group_name(group),
+                    self.peer_name(to),
+                    took.as_secs_f64() * 1e3
+                );
+                if let Some(cluster) = &mut self.cluster {
+                    if cluster.handovers.len() == MAX_HANDOVERS {
+                        cluster.handovers.pop_front();
+                    }
+                    cluster.handovers.push_back(HandoverEnd {
+                        group,
+                        to,
+                        took,
+                        result,
+                    });
+                }
+            }
+            ha::Output::Resync { group, .. } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.doubt(group);
+                }
+            }
+            ha::Output::Gone => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.gone = true;
+                }
+            }
+        }
+    }
+
+    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster
+                .sync
+                .set_sending(group, (role == Role::Primary).then_some(term));
+        }
+        if role == Role::Primary {
+            self.table.renew(group, now.tick());
+        } else {
+            self.drop_waiting(group);
+        }
+        self.set_role(now, group, role);
+    }
+
+    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
+    fn renew_leases(&mut self, now: Time) {
+        for group in self.groups() {
+            if !self.is_primary(group) {
+                self.table.renew(group, now.tick());
+            }
+        }
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
+        let count = self
+            .cluster
+            .as_ref()
+            .map_or(0, |cluster| cluster.peers.len());
+        (0..count).map(|peer| PeerId(peer as u8))
+    }
+
+    /// Asks on all ports who has the addresses of `group`.
+    fn probe_group(&mut self, group: GroupId) {
+        for index in 0..self.config.ports.len() {
+            let port = PortId(index as u8);
+            let link = self.links[index];
+            let addresses: Vec<_> = self
+                .addresses_on(port)
+                .filter(|(_, g)| *g == group)
+                .map(|(a, _)| a)
+                .collect();
+            for addr in addresses.into_iter().filter(|_| link.up) {
+                self.push_output(Output::Frame {
+                    port,
+                    bytes: neighbor::probe(addr, link.mac),
+                });
+            }
+        }
+    }
+
+    /// Tells the election what replication has reached; gives whether anything came of it.
+    fn tell_ha_of_sync(&mut self, now: Time) -> bool {
+        let Some(cluster) = &mut self.cluster else {
+            return false;
+        };
+        let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
+        for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
+            let mut ready = GroupSet::default();
+            groups()
+                .filter(|g| cluster.sync.is_ready(*g))
+                .for_each(|g| ready.insert(g));
+            let digest_equal = groups()
+                .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
+                .all(|group| cluster.sync.digest_equal(peer, group));
+            let applied = cluster.sync.applied(peer);
+            cluster.ha.handle_sync(
+                now,
+                peer,
+                SyncState {
+                    ready,
+                    digest_equal,
+                    applied,
+                },
+            );
+        }
+        match cluster.ha.poll_output() {
+            Some(output) => {
+                self.obey_ha(now, output);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The name of a peer's node.
+    pub fn peer_name(&self, peer: PeerId) -> &str {
+        let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
+        peers.get(peer.index()).map_or("?", |peer| &peer.name)
+    }
+
+    /// An address of a group was claimed by another machine: the election may be asking for that.
+    pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: crate::flow::Addr) {
+        let group = self
+            .addresses_on(port)
+            .find(|(own, _)| *own == addr)
+            .map(|(_, group)| group);
+        if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
+            cluster.ha.handle_probe_answer(now, group);
+            self.settle_cluster(now);
+        }
+    }
+
+    /// Why packets of `group` are not handled here.
+    pub(super) fn check_carries(&self, now: Time, group: GroupId) -> Result<(), DropReason> {
+        if self.carries(now, group) {
+            Ok(())
+        } else {
+            Err(DropReason::NotPrimary)
+        }
+    }
+>>>>>>> w/p-nat
 }

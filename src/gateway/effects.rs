@@ -29,7 +29,11 @@ impl Gateway {
         let name = |peer: PeerId| self.peer_name(peer).to_owned();
         match event {
             sync::Event::PeerKnown { peer, resumed } => {
-                log::info!("replication with peer={} resumed={resumed}", name(peer));
+                let link = self.sync_link(peer).map_or(0, |link| link.0);
+                log::info!(
+                    "replication with peer={} link={link} resumed={resumed}",
+                    name(peer)
+                );
             }
             sync::Event::PeerConfigDiffers(peer) => log::warn!(
                 "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
@@ -185,6 +189,7 @@ impl Gateway {
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
                 .all(|group| cluster.sync.digest_equal(peer, group));
             let applied = cluster.sync.applied(peer);
+            cluster.sync.set_heard(peer, cluster.ha.is_alive(peer));
             cluster.ha.handle_sync(
                 now,
                 peer,

@@ -319,13 +319,16 @@ impl Gateway {
             .find(|addr| addr.family() == family)
     }
 
-    /// Checks what must hold between any two calls; for tests and the simulator.
+    /// Checks what must hold between any two calls; for tests and simulations.
     ///
     /// # Panics
     /// If it does not hold.
     pub fn check_invariants(&self) {
         self.table.check_invariants(&self.book);
         self.nat.check_invariants(&self.table);
+        if let Some(cluster) = &self.cluster {
+            cluster.sync().check_invariants(&self.table, &self.book);
+        }
         assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
     }
 }

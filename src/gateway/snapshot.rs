@@ -73,7 +73,8 @@ pub struct SessionView {
     pub policy: PolicyId,
     /// The group that it moves with.
     pub group: GroupId,
-    /// Whether a peer has acknowledged its current state.
+    /// On the primary, whether the peers have acknowledged its current state; on a standby, whether
+    /// that holds all of the group's sessions.
     pub synced: bool,
     /// State in the words of the protocol.
     pub state: &'static str,
@@ -162,7 +163,10 @@ impl Gateway {
             synced: self
                 .cluster
                 .as_ref()
-                .is_some_and(|cluster| cluster.sync.is_synced(id)),
+                .is_some_and(|cluster| match self.role(session.group) {
+                    Role::Primary => cluster.sync.is_synced(id),
+                    Role::Standby => cluster.sync.is_ready(session.group),
+                }),
             original: session.key(Direction::Original, &self.book),
             translated: session.translated(Direction::Original, &self.book),
             in_port: session.in_port,

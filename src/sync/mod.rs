@@ -115,8 +115,8 @@ impl fmt::Display for ProtocolError {
         match self {
             ProtocolError::Malformed => f.write_str("malformed message"),
             ProtocolError::Unexpected => f.write_str("message out of turn"),
-            ProtocolError::Version(version) => write!(f, "protocol version {version}"),
-            ProtocolError::GroupId(id) => write!(f, "group-id {id}"),
+            ProtocolError::Version(version) => write!(f, "it speaks protocol version {version}"),
+            ProtocolError::GroupId(id) => write!(f, "its group-id is {id}"),
             ProtocolError::WrongNode(name) => write!(f, "it is node `{}`", name.escape_debug()),
             ProtocolError::FutureAck => f.write_str("acknowledgment of what was not sent"),
         }

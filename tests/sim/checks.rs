@@ -1,0 +1,253 @@
+//! What must hold: at any moment, when all is quiet, and after a single failure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tandemgw::event::Offload;
+use tandemgw::flow::{FlowKey, GroupId};
+use tandemgw::gateway::{Gateway, Role, SessionView};
+use tandemgw::packet;
+use tandemgw::time::Time;
+
+use crate::hosts::Stage;
+use crate::setup::{NAMES, peer_id};
+use crate::world::{Turn, World, sessions};
+
+/// Two primaries that hear each other must be one after this time.
+const RIVALS_SETTLE: Duration = Duration::from_millis(500);
+
+/// Sessions by group and the text of their original key, in what they translate to.
+pub type Sessions = BTreeMap<(u8, String), String>;
+
+pub fn views(gateway: &Gateway, now: Time) -> Vec<SessionView> {
+    gateway.page(0, u32::MAX, now).0.collect()
+}
+
+fn find(
+    gateway: &Gateway,
+    now: Time,
+    wanted: impl Fn(&SessionView) -> bool,
+) -> Option<SessionView> {
+    gateway.page(0, u32::MAX, now).0.find(wanted)
+}
+
+impl World {
+    /// Never two primaries of a group that hear each other, but for a moment.
+    pub fn check_rivals(&mut self) {
+        for group in 0..self.shape.groups {
+            let primaries = self.primaries(group);
+            for one in 0..self.shape.units {
+                for other in one + 1..self.shape.units {
+                    let both = primaries.contains(&one) && primaries.contains(&other);
+                    let key = (one, other, group);
+                    if both
+                        && self.runs(one)
+                        && self.runs(other)
+                        && self.hear_each_other(one, other)
+                    {
+                        let since = *self.dual.entry(key).or_insert(self.now);
+                        let long = self.now.since(since);
+                        assert!(
+                            long < RIVALS_SETTLE,
+                            "two primaries of group {group}: {one} and {other}"
+                        );
+                    } else {
+                        self.dual.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// With a strict guarantee: what opens a session goes when all peers in sync have it.
+    pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
+        if self.shape.guarantee != "strict" {
+            return;
+        }
+        let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
+            return;
+        };
+        let is_it = |view: &SessionView| view.translated == parsed.key;
+        let Some(view) = find(&turn.gateway, turn.now, is_it) else {
+            return;
+        };
+        let role = turn.gateway.role_of(view.group);
+        assert_eq!(
+            role,
+            Role::Primary,
+            "only the primary sends what waited: {}",
+            view.original
+        );
+        let Some(cluster) = turn.gateway.cluster() else {
+            return;
+        };
+        for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
+            let Some(other) = &self.units[peer].gateway else {
+                continue;
+            };
+            let in_sync = cluster.sync().in_sync(peer_id(turn.unit, peer));
+            if !in_sync || other.role_of(view.group) == Role::Primary {
+                continue;
+            }
+            let has = find(other, self.local_time(peer), |theirs| {
+                (theirs.original, theirs.translated) == (view.original, view.translated)
+            });
+            assert!(
+                has.is_some(),
+                "{} has left {}, but {} has it not",
+                view.original,
+                NAMES[turn.unit],
+                NAMES[peer]
+            );
+        }
+    }
+
+    /// One primary a group, and nothing changes any more.
+    pub fn check_one_primary(&self) {
+        for group in 0..self.shape.groups {
+            let primaries = self.primaries(group);
+            assert_eq!(
+                primaries.len(),
+                1,
+                "primaries of group {group}: {primaries:?}"
+            );
+        }
+    }
+
+    /// All units agree, after all was quiet for a while.
+    pub fn check_agreement(&self) {
+        self.check_one_primary();
+        for unit in 0..self.shape.units {
+            let gateway = self.units[unit].gateway.as_ref().expect("all units run");
+            gateway.check_invariants();
+            assert!(
+                sessions(gateway) <= self.shape.max_sessions,
+                "a table beyond its limit"
+            );
+            let cluster = gateway.cluster().expect("a cluster");
+            for group in 0..self.shape.groups {
+                let id = GroupId(group as u8);
+                if !self.is_primary(unit, group) {
+                    let name = NAMES[unit];
+                    assert!(
+                        cluster.sync().is_ready(id),
+                        "{name} is not ready for group {group}"
+                    );
+                    let view = cluster.ha().group(self.local_time(unit), id).unwrap();
+                    assert!(
+                        view.ready,
+                        "the election of {name} does not know that it is ready"
+                    );
+                    continue;
+                }
+                for peer in (0..self.shape.units).filter(|peer| *peer != unit) {
+                    let (of, to) = (NAMES[unit], NAMES[peer]);
+                    let peer = peer_id(unit, peer);
+                    assert!(
+                        cluster.sync().in_sync(peer),
+                        "{to} is not in sync with {of}"
+                    );
+                    assert!(
+                        cluster.sync().digest_equal(peer, id),
+                        "digests of {of} and {to} differ"
+                    );
+                    assert_eq!(
+                        cluster.sync().lag(peer, self.local_time(unit)).sequence_gap,
+                        0,
+                        "{to} lags"
+                    );
+                }
+            }
+        }
+        let tables: Vec<_> = (0..self.shape.units).map(|unit| self.table(unit)).collect();
+        for (unit, table) in tables.iter().enumerate() {
+            let differs = |(key, value): &(&(u8, String), &String)| table.get(*key) != Some(value);
+            let missing = tables[0].iter().find(differs);
+            assert_eq!(missing, None, "{} has something else", NAMES[unit]);
+            assert_eq!(table.len(), tables[0].len(), "{} has more", NAMES[unit]);
+        }
+        self.check_tuples();
+    }
+
+    fn table(&self, unit: usize) -> Sessions {
+        let gateway = self.units[unit].gateway.as_ref().expect("all units run");
+        let views = views(gateway, self.local_time(unit));
+        let entry = |view: &SessionView| {
+            let value = format!("{} {} {:?}", view.translated, view.state, view.out_port);
+            ((view.group.0, view.original.to_string()), value)
+        };
+        views.iter().map(entry).collect()
+    }
+
+    /// No two sessions have the same packets, over all primaries.
+    fn check_tuples(&self) {
+        let mut seen: BTreeSet<String> = BTreeSet::new();
+        for (_, view) in self.owned() {
+            for key in [view.original, view.translated.reply()] {
+                let fresh = seen.insert(key.to_string());
+                assert!(fresh, "two sessions have {key}");
+            }
+        }
+    }
+
+    /// All sessions of groups whose primary holds them.
+    fn owned(&self) -> Vec<(usize, SessionView)> {
+        let mut all = Vec::new();
+        for unit in 0..self.shape.units {
+            let Some(gateway) = &self.units[unit].gateway else {
+                continue;
+            };
+            let views = views(gateway, self.local_time(unit)).into_iter();
+            let owned = views.filter(|view| gateway.role_of(view.group) == Role::Primary);
+            all.extend(owned.map(|view| (unit, view)));
+        }
+        all
+    }
+
+    /// What was acknowledged, and would live on for a while: no single failure may lose it.
+    pub fn acknowledged(&self) -> Vec<(FlowKey, FlowKey)> {
+        let lives = |(unit, view): &(usize, SessionView)| {
+            assert!(
+                view.synced,
+                "{} of {} is not acknowledged, long after",
+                view.original, NAMES[*unit]
+            );
+            view.expires_s > 30
+        };
+        let owned = self.owned().into_iter();
+        owned
+            .filter(lives)
+            .map(|(_, view)| (view.original, view.translated))
+            .collect()
+    }
+
+    /// The primaries have all of these sessions, unchanged.
+    pub fn check_kept(&self, sessions: &[(FlowKey, FlowKey)]) {
+        let kept: BTreeSet<String> = self
+            .owned()
+            .iter()
+            .map(|(_, view)| format!("{} as {}", view.original, view.translated))
+            .collect();
+        for (original, translated) in sessions {
+            let text = format!("{original} as {translated}");
+            assert!(kept.contains(&text), "lost: {text}");
+        }
+    }
+
+    /// All flows that were open go on, under the same name.
+    pub fn check_flows(&self, before: &[(usize, u32)], moves: &BTreeMap<usize, u32>) {
+        for (id, exchanges) in before {
+            let flow = &self.flows[*id];
+            assert_ne!(flow.stage, Stage::Broken, "flow {id} was reset: {flow:?}");
+            assert!(
+                flow.exchanges > *exchanges,
+                "flow {id} does not go on: {flow:?}"
+            );
+            assert_eq!(
+                flow.moves, moves[id],
+                "flow {id} is seen as another: {flow:?}"
+            );
+        }
+        assert_eq!(self.crossed, 0, "answers reached other flows");
+    }
+}

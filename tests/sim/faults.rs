@@ -1,0 +1,108 @@
+//! What may go wrong in a run, and how often.
+
+use std::time::Duration;
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+
+    pub fn chance(&mut self, per_mille: u64) -> bool {
+        self.next() % 1000 < per_mille
+    }
+
+    /// Up to `most`, in whole microseconds.
+    pub fn up_to(&mut self, most: Duration) -> Duration {
+        Duration::from_micros(self.next() % (most.as_micros() as u64).max(1))
+    }
+
+    pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.next() as u8)
+    }
+}
+
+/// The faults that a run may have. Chances are per mille: of a datagram or packet, or of each moment
+/// at which something is changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    pub heartbeat_loss: u64,
+    pub heartbeat_copies: u64,
+    pub packet_loss: u64,
+    /// Delays up to this; what is sent later may arrive earlier, but for bytes of a stream.
+    pub most_delay: Duration,
+    /// Bytes that a stream takes before the receiver has read them.
+    pub stream_window: usize,
+    /// A link between two units, both ways.
+    pub link_cuts: u64,
+    /// One way only.
+    pub one_way_cuts: u64,
+    /// All links between two units.
+    pub isolations: u64,
+    /// The data network falls into two parts.
+    pub splits: u64,
+    pub port_downs: u64,
+    /// A stream ends while its link works.
+    pub stream_breaks: u64,
+    /// A unit that is not scheduled for a while.
+    pub pauses: u64,
+    /// A process that is killed (its kernel says so) or a machine that loses power (nobody does).
+    pub crashes: u64,
+    /// A process that is asked to end.
+    pub stops: u64,
+    pub starts: u64,
+    pub handovers: u64,
+}
+
+impl Faults {
+    /// Everything.
+    pub const ALL: Faults = Faults {
+        heartbeat_loss: 30,
+        heartbeat_copies: 30,
+        packet_loss: 20,
+        most_delay: Duration::from_micros(1500),
+        stream_window: 8 * 1024,
+        link_cuts: 200,
+        one_way_cuts: 60,
+        isolations: 60,
+        splits: 80,
+        port_downs: 80,
+        stream_breaks: 100,
+        pauses: 120,
+        crashes: 100,
+        stops: 60,
+        starts: 500,
+        handovers: 250,
+    };
+
+    /// Only what a good network does.
+    pub const NONE: Faults = Faults {
+        heartbeat_loss: 0,
+        heartbeat_copies: 0,
+        packet_loss: 0,
+        most_delay: Duration::from_micros(300),
+        stream_window: 64 * 1024,
+        link_cuts: 0,
+        one_way_cuts: 0,
+        isolations: 0,
+        splits: 0,
+        port_downs: 0,
+        stream_breaks: 0,
+        pauses: 0,
+        crashes: 0,
+        stops: 0,
+        starts: 0,
+        handovers: 0,
+    };
+}

@@ -1,0 +1,85 @@
+//! The deterministic simulation of the whole core: real gateways with election and replication, hosts
+//! with flows, and everything that can go wrong between them, in virtual time.
+//!
+//! `TANDEMGW_SEEDS=n` tries more seeds; `TANDEMGW_SEED=x` replays one, and shows what happens in it;
+//! `scripts/simulate` does the first with an optimized build.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod checks;
+mod faults;
+mod hosts;
+#[path = "../gateway/packets.rs"]
+#[allow(dead_code, reason = "the other tests use the rest")]
+mod packets;
+mod scenario;
+mod setup;
+mod transport;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Seeds of an ordinary test run.
+const SEEDS: u64 = 12;
+
+/// An error in the log is a failure; with a replayed seed, all is shown.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if std::env::var_os("TANDEMGW_SEED").is_some() {
+            eprintln!("             {} {}", record.level(), record.args());
+        }
+        assert!(record.level() > log::Level::Error, "{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number")),
+    )
+}
+
+fn install_logger() {
+    static LOGGER: Logger = Logger;
+    if log::set_logger(&LOGGER).is_ok() {
+        let verbose = std::env::var_os("TANDEMGW_SEED").is_some();
+        log::set_max_level(if verbose {
+            log::LevelFilter::Debug
+        } else {
+            log::LevelFilter::Error
+        });
+    }
+}
+
+#[test]
+fn sessions_survive_whatever_happens() {
+    install_logger();
+    let first = number("TANDEMGW_FIRST").unwrap_or(0);
+    let seeds = match number("TANDEMGW_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => first..first + number("TANDEMGW_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut failed = Vec::new();
+    for seed in seeds {
+        if catch_unwind(AssertUnwindSafe(|| scenario::run(seed))).is_err() {
+            eprintln!("failing seed {seed}: replay it with TANDEMGW_SEED={seed}");
+            failed.push(seed);
+        }
+    }
+    assert!(failed.is_empty(), "failing seeds: {failed:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    install_logger();
+    assert_eq!(scenario::run(3), scenario::run(3));
+}

@@ -1,0 +1,366 @@
+//! What happens in a run: chaos; quiet, in which all must agree; then single failures, of which each
+//! must cost no session.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tandemgw::flow::{GroupId, LinkId};
+
+use crate::faults::{Faults, Random};
+use crate::hosts::Stage;
+use crate::setup::{HOSTS, NAMES, Shape};
+use crate::transport::Kind;
+use crate::world::World;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Moments of chaos.
+const MOMENTS: usize = 40;
+/// Single failures in a run.
+const FAILURES: usize = 3;
+/// Election, connections and at least two comparisons of digests.
+const SETTLE: Duration = ms(8000);
+
+/// A failure that all sessions survive.
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    Kill,
+    PowerLoss,
+    /// The process is back before anybody misses it.
+    Restart,
+    Stop,
+    Pause,
+    PortDown,
+    AllLinksDown,
+    OneLinkDown,
+    StreamEnds,
+    Handover,
+    StandbyDies,
+}
+
+const FAILURE_KINDS: [Failure; 11] = [
+    Failure::Kill,
+    Failure::PowerLoss,
+    Failure::Restart,
+    Failure::Stop,
+    Failure::Pause,
+    Failure::PortDown,
+    Failure::AllLinksDown,
+    Failure::OneLinkDown,
+    Failure::StreamEnds,
+    Failure::Handover,
+    Failure::StandbyDies,
+];
+
+/// A whole run; gives the hash of its trace.
+pub fn run(seed: u64) -> u64 {
+    let mut random = Random(seed ^ 0x5eed);
+    let units = [2, 2, 3, 4][random.below(4)];
+    let shape = Shape {
+        units,
+        groups: 1 + random.below(2),
+        links: 1 + random.below(2),
+        guarantee: ["off", "bounded", "strict"][random.below(3)],
+        override_: random.chance(300),
+        max_sessions: 256,
+    };
+    let faults = some_of(&mut random);
+    let mut world = World::new(seed, shape, faults);
+    world.note(|| format!("{shape:?} {faults:?}"));
+    world.run(ms(1500));
+    for _ in 0..MOMENTS {
+        world.change_something();
+        let wait = world.random.up_to(ms(250));
+        world.run(wait);
+    }
+    world.heal();
+    world.expect_agreement();
+    for _ in 0..FAILURES {
+        world.survive_a_failure();
+    }
+    world.note(|| "end".into());
+    world.trace
+}
+
+/// Each kind of fault is left out of some runs, so that others come to the fore.
+fn some_of(random: &mut Random) -> Faults {
+    let mut faults = Faults::ALL;
+    let kinds = [
+        &mut faults.heartbeat_loss,
+        &mut faults.heartbeat_copies,
+        &mut faults.packet_loss,
+        &mut faults.link_cuts,
+        &mut faults.one_way_cuts,
+        &mut faults.isolations,
+        &mut faults.splits,
+        &mut faults.port_downs,
+        &mut faults.stream_breaks,
+        &mut faults.pauses,
+        &mut faults.crashes,
+        &mut faults.stops,
+        &mut faults.handovers,
+    ];
+    for kind in kinds {
+        if random.chance(400) {
+            *kind = 0;
+        }
+    }
+    faults.stream_window = [600, 8 * 1024, 64 * 1024][random.below(3)];
+    faults
+}
+
+impl World {
+    fn change_something(&mut self) {
+        for _ in 0..self.random.below(4) {
+            self.open_flow();
+        }
+        if self.random.chance(300) {
+            self.close_some_flow();
+        }
+        let (units, faults) = (self.shape.units, self.faults);
+        let (one, other) = (self.random.below(units), self.random.below(units));
+        let link = self.random.below(self.shape.links);
+        if one != other && self.random.chance(faults.link_cuts) {
+            let cut = !self.cuts[link][one][other];
+            self.note(|| format!("link {link} {} to {} cut={cut}", NAMES[one], NAMES[other]));
+            self.cuts[link][one][other] = cut;
+            self.cuts[link][other][one] = cut;
+        }
+        if one != other && self.random.chance(faults.one_way_cuts) {
+            self.cuts[link][one][other] ^= true;
+            self.note(|| format!("link {link} {} to {} cut one way", NAMES[one], NAMES[other]));
+        }
+        if one != other && self.random.chance(faults.isolations) {
+            let cut = !self.cut_off[one][other];
+            self.note(|| format!("all links {} to {} cut={cut}", NAMES[one], NAMES[other]));
+            self.cut_off[one][other] = cut;
+            self.cut_off[other][one] = cut;
+        }
+        if self.random.chance(faults.splits) {
+            self.split();
+        }
+        if self.random.chance(faults.port_downs) {
+            let port = self.random.below(self.shape.ports());
+            let up = !self.units[one].ports[port].up;
+            self.set_port(one, port, up);
+        }
+        if self.random.chance(faults.stream_breaks) {
+            self.break_some_stream();
+        }
+        self.change_a_process(one, other);
+    }
+
+    fn change_a_process(&mut self, one: usize, other: usize) {
+        let faults = self.faults;
+        if self.random.chance(faults.pauses) {
+            let pause = self.random.up_to(ms(400));
+            self.pause(one, pause);
+        }
+        if self.is_alive(other) && self.random.chance(faults.crashes) {
+            let tells = self.random.chance(500);
+            self.crash(other, tells);
+        }
+        if self.runs(one) && self.random.chance(faults.stops) {
+            self.stop(one);
+        }
+        let dead: Vec<usize> = (0..self.shape.units)
+            .filter(|unit| !self.is_alive(*unit))
+            .collect();
+        for unit in dead {
+            if self.random.chance(faults.starts) {
+                self.start(unit);
+            }
+        }
+        for group in 0..self.shape.groups {
+            if self.runs(one) && self.random.chance(faults.handovers) {
+                let result = self.hand_over(one, group);
+                self.note(|| format!("{} hands over group {group}: {result:?}", NAMES[one]));
+            }
+        }
+    }
+
+    fn pause(&mut self, unit: usize, pause: Duration) {
+        self.note(|| format!("{} is paused for {pause:?}", NAMES[unit]));
+        self.units[unit].runs_from = self.now + pause;
+    }
+
+    fn stop(&mut self, unit: usize) {
+        self.note(|| format!("{} is to end", NAMES[unit]));
+        let now = self.local_time(unit);
+        if let Some(gateway) = &mut self.units[unit].gateway {
+            gateway.handle_wake(now);
+            gateway.shut_down(now);
+        }
+        self.wake(unit);
+    }
+
+    fn hand_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
+        let now = self.local_time(unit);
+        let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
+        gateway.handle_wake(now);
+        gateway.request_failover(now, GroupId(group as u8), None)?;
+        self.wake(unit);
+        Ok(())
+    }
+
+    /// Puts hosts and units on one part of the data network or the other.
+    fn split(&mut self) {
+        self.note(|| "the data network is split, or is not".into());
+        let parts = 1 + self.random.below(2);
+        for unit in 0..self.shape.units {
+            let part = self.random.below(parts);
+            for port in &mut self.units[unit].ports {
+                port.part = part;
+            }
+        }
+        for segment in &mut self.hosts {
+            for host in segment {
+                host.part = self.random.below(parts);
+            }
+        }
+    }
+
+    /// Everything works again.
+    fn heal(&mut self) {
+        self.note(|| "healed".into());
+        self.faults = Faults::NONE;
+        self.cut_off.iter_mut().for_each(|row| row.fill(false));
+        self.cuts
+            .iter_mut()
+            .flatten()
+            .for_each(|row| row.fill(false));
+        for host in 0..HOSTS {
+            self.hosts
+                .iter_mut()
+                .for_each(|segment| segment[host].part = 0);
+        }
+        for unit in 0..self.shape.units {
+            self.units[unit]
+                .ports
+                .iter_mut()
+                .for_each(|port| port.part = 0);
+            self.units[unit].runs_from = self.now;
+            if !self.is_alive(unit) {
+                self.start(unit);
+            }
+            (0..self.shape.ports()).for_each(|port| self.set_port(unit, port, true));
+        }
+    }
+
+    /// After time to settle: all units agree.
+    fn expect_agreement(&mut self) {
+        self.silent = true;
+        self.run(SETTLE);
+        // A process that was ending when all was healed.
+        for unit in 0..self.shape.units {
+            if !self.is_alive(unit) {
+                self.start(unit);
+            }
+        }
+        self.run(ms(4000));
+        self.check_agreement();
+        self.silent = false;
+    }
+
+    fn survive_a_failure(&mut self) {
+        self.flows.clear();
+        self.crossed = 0;
+        for _ in 0..12 {
+            self.open_flow();
+        }
+        self.run(ms(1500));
+        // Flows of before may have left connections at servers, and are reset.
+        self.silent = true;
+        self.run(ms(150));
+        let sessions = self.acknowledged();
+        let flows = self.progress();
+        let moves: BTreeMap<usize, u32> = flows
+            .iter()
+            .map(|(id, _)| (*id, self.flows[*id].moves))
+            .collect();
+        let opening = self
+            .flows
+            .iter()
+            .filter(|flow| flow.stage == Stage::Opening)
+            .count();
+        assert_eq!(opening, 0, "flows do not open: {:?}", self.flows);
+        self.silent = false;
+        let failure = FAILURE_KINDS[self.random.below(FAILURE_KINDS.len())];
+        let group = self.random.below(self.shape.groups);
+        self.note(|| format!("single failure: {failure:?} of the primary of group {group}"));
+        let unit = self.primaries(group)[0];
+        self.fail(failure, unit, group);
+        self.run(ms(3000));
+        self.check_one_primary();
+        self.check_kept(&sessions);
+        self.check_flows(&flows, &moves);
+        self.heal();
+        self.expect_agreement();
+        self.check_kept(&sessions);
+    }
+
+    fn fail(&mut self, failure: Failure, unit: usize, group: usize) {
+        let next = (unit + 1) % self.shape.units;
+        match failure {
+            Failure::Kill => self.crash(unit, true),
+            Failure::PowerLoss => self.crash(unit, false),
+            Failure::Restart => {
+                self.crash(unit, true);
+                let wait = self.random.up_to(ms(40));
+                self.run(wait);
+                self.start(unit);
+            }
+            Failure::Stop => self.stop(unit),
+            Failure::Pause => {
+                let pause = ms(50) + self.random.up_to(ms(400));
+                self.pause(unit, pause);
+            }
+            Failure::PortDown => {
+                let port = 2 * group + self.random.below(2);
+                self.set_port(unit, port, false);
+            }
+            Failure::AllLinksDown => {
+                for other in (0..self.shape.units).filter(|other| *other != unit) {
+                    self.cut_off[unit][other] = true;
+                    self.cut_off[other][unit] = true;
+                }
+            }
+            Failure::OneLinkDown => {
+                if self.shape.links > 1 {
+                    let link = self.random.below(self.shape.links);
+                    self.cuts[link].iter_mut().for_each(|row| row.fill(true));
+                }
+            }
+            Failure::StreamEnds => (0..4).for_each(|_| self.break_some_stream()),
+            Failure::Handover => {
+                for group in 0..self.shape.groups {
+                    let unit = self.primaries(group)[0];
+                    let result = self.hand_over(unit, group);
+                    assert_eq!(result, Ok(()), "in quiet times a group can be handed over");
+                }
+                self.run(ms(1200));
+                for unit in 0..self.shape.units {
+                    for group in 0..self.shape.groups {
+                        let gateway = self.units[unit].gateway.as_mut().expect("all units run");
+                        while let Some(end) = gateway.poll_handover(GroupId(group as u8)) {
+                            assert_eq!(end.result, Ok(()), "{} of group {group}", NAMES[unit]);
+                        }
+                    }
+                }
+            }
+            Failure::StandbyDies => self.crash(next, true),
+        }
+    }
+
+    /// The links that streams take, for the trace.
+    pub fn stream_links(&self) -> Vec<(usize, usize, LinkId)> {
+        let up = self
+            .conns
+            .iter()
+            .filter(|conn| conn.kind == Kind::Sync && conn.up);
+        up.map(|conn| (conn.units[0], conn.units[1], LinkId(conn.link as u8)))
+            .collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! The units of a run: their configuration, names and addresses.
+
+use std::path::Path;
+
+use base64::Engine;
+use tandemgw::config::{self, Config};
+use tandemgw::event::{Route, RouteTarget};
+use tandemgw::flow::{Addr, Family, PeerId, PortId};
+
+pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// The size of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub units: usize,
+    /// Each has a LAN and a WAN of its own: ports `2 * group` and `2 * group + 1`.
+    pub groups: usize,
+    pub links: usize,
+    pub guarantee: &'static str,
+    pub override_: bool,
+    pub max_sessions: u32,
+}
+
+impl Shape {
+    pub fn ports(&self) -> usize {
+        self.groups * 2
+    }
+
+    pub fn config(&self, unit: usize) -> Config {
+        let text = self.text(unit);
+        match config::parse(Path::new("unit.toml"), &text) {
+            Ok((mut config, _)) => {
+                // Less than a file may say.
+                config.node.max_sessions = self.max_sessions;
+                config
+            }
+            Err(problems) => panic!("{problems:?} in {text}"),
+        }
+    }
+
+    fn text(&self, unit: usize) -> String {
+        let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
+        for port in 0..self.ports() {
+            let (v4, v6) = (vip(port, Family::V4), vip(port, Family::V6));
+            text += &format!(
+                "[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\nvirtual-addresses = [\"{v4}/24\", \"{v6}/64\"]\n"
+            );
+        }
+        for group in 0..self.groups {
+            text += &self.rules(group);
+        }
+        let monitor: Vec<String> = (0..self.ports())
+            .map(|port| format!("\"p{port}\""))
+            .collect();
+        text += &format!(
+            "[ha]\ngroup-id = 7\npriority = {}\noverride = {}\nheartbeat-interval = \"20ms\"\n\
+             heartbeat-lost-threshold = 3\nmonitor = [{}]\npickup-guarantee = \"{}\"\n\
+             gratuitous-arps = 2\ngratuitous-arp-interval = \"300ms\"\n",
+            100 + unit,
+            self.override_,
+            monitor.join(", "),
+            self.guarantee,
+        );
+        for link in 0..self.links {
+            text += &format!(
+                "[[ha.link]]\ninterface = \"sync{link}\"\nlisten = \"{}\"\n",
+                endpoint(unit, link)
+            );
+        }
+        for peer in (0..self.units).filter(|peer| *peer != unit) {
+            let addresses: Vec<String> = (0..self.links)
+                .map(|link| format!("\"{}\"", endpoint(peer, link)))
+                .collect();
+            let key = base64::engine::general_purpose::STANDARD.encode([peer as u8 + 1; 32]);
+            text += &format!(
+                "[[ha.peer]]\nname = \"{}\"\naddresses = [{}]\npublic-key = \"{key}\"\n",
+                NAMES[peer],
+                addresses.join(", ")
+            );
+        }
+        text
+    }
+
+    fn rules(&self, group: usize) -> String {
+        let (lan, wan) = (2 * group, 2 * group + 1);
+        let outside = vip(wan, Family::V4);
+        let web = host_address(lan, WEB, Family::V4);
+        let mut text = format!(
+            "[[policy]]\nname = \"out{group}\"\nfrom = [\"p{lan}\"]\nto = [\"p{wan}\"]\naction = \"accept\"\nnat = true\n\
+             [[policy]]\nname = \"in{group}\"\nfrom = [\"p{wan}\"]\nto = [\"p{lan}\"]\naction = \"accept\"\n\
+             [[forward]]\nname = \"web{group}\"\nport = \"p{wan}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
+        );
+        if self.groups > 1 {
+            // Neighbouring units are the preferred ones of different groups.
+            text += &format!("[[group]]\nname = \"g{group}\"\nports = [\"p{lan}\", \"p{wan}\"]\n");
+        }
+        text
+    }
+}
+
+/// The host on each LAN that the forward leads to.
+pub const WEB: usize = 0;
+/// Hosts on each segment.
+pub const HOSTS: usize = 3;
+
+fn endpoint(unit: usize, link: usize) -> String {
+    format!("10.99.{link}.{}:7030", unit + 1)
+}
+
+pub fn vip(port: usize, family: Family) -> Addr {
+    address(port, 1, family)
+}
+
+pub fn host_address(segment: usize, host: usize, family: Family) -> Addr {
+    address(segment, 10 + host, family)
+}
+
+fn address(port: usize, last: usize, family: Family) -> Addr {
+    let (port, last) = (port as u8 + 1, last as u8);
+    match family {
+        Family::V4 => Addr::v4([10, 77, port, last]),
+        Family::V6 => Addr::v6([0xfd, 0x77, 0, port, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]),
+    }
+}
+
+/// The segment that an address belongs to, and its last byte.
+pub fn place_of(addr: &Addr) -> (usize, usize) {
+    let octets = addr.octets();
+    match addr.family() {
+        Family::V4 => {
+            let [_, _, port, last] = addr.last4();
+            (usize::from(port).wrapping_sub(1), usize::from(last))
+        }
+        Family::V6 => (
+            usize::from(octets[3]).wrapping_sub(1),
+            usize::from(octets[15]),
+        ),
+    }
+}
+
+pub fn route(port: usize, family: Family) -> Route {
+    let length = if family == Family::V4 { 24 } else { 64 };
+    let net = address(port, 0, family);
+    Route {
+        destination: format!("{net}/{length}").parse().unwrap(),
+        metric: 0,
+        target: RouteTarget::Port {
+            port: PortId(port as u8),
+            gateway: None,
+        },
+        mtu: None,
+    }
+}
+
+/// Who unit `unit` is to unit `of`.
+pub fn peer_id(of: usize, unit: usize) -> PeerId {
+    PeerId(if unit < of { unit } else { unit - 1 } as u8)
+}
+
+/// Who `peer` of unit `of` is.
+pub fn unit_of(of: usize, peer: PeerId) -> usize {
+    let index = peer.index();
+    if index < of { index } else { index + 1 }
+}
+
+pub fn unit_mac(unit: usize, port: usize) -> [u8; 6] {
+    [2, 0, 0, 1, unit as u8, port as u8]
+}
+
+pub fn host_mac(segment: usize, host: usize) -> [u8; 6] {
+    [2, 0, 0, 2, segment as u8, host as u8]
+}
