@@ -61,6 +61,7 @@ pub(super) struct PeerPath {
 
 /// A stream that is closed for the same reason again and again is logged once in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The stream to a peer over one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
@@ -228,6 +229,9 @@ impl Gateway {
         path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
+            let path = &mut cluster.peers[peer.index()];
+            path.link = None;
+            path.streams[link.index()] = Stream::Down;
             let news = path
                 .complaint
                 .as_ref()
@@ -242,8 +246,6 @@ impl Gateway {
                         .map_or("?", |ha| &ha.peers[peer.index()].name)
                 );
             }
-            path.link = None;
-            path.streams[link.index()] = Stream::Down;
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
