@@ -275,6 +275,13 @@ impl Gateway {
             .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
     }
 
+    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    pub fn handle_sync_blocked(&mut self, peer: PeerId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.peer_blocked(peer);
+        }
+    }
+
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
     ///
     /// # Errors
