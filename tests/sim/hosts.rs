@@ -41,7 +41,6 @@ pub enum Stage {
 /// A conversation: the client asks and repeats, the server answers.
 #[derive(Clone, Debug)]
 pub struct Flow {
-    pub group: usize,
     pub protocol: Protocol,
     pub client: (usize, usize),
     pub from: (Addr, u16),
@@ -140,7 +139,6 @@ impl World {
             Stage::Open
         };
         self.flows.push(Flow {
-            group,
             protocol,
             client,
             from,

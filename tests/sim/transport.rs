@@ -160,7 +160,7 @@ impl World {
             self.lose_in_flight(at);
         }
         for end in 0..2 {
-            self.tell(at, end, Arrival::Down, most);
+            self.tell(at, end, |conn, _| Arrival::Down(conn), most);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::transport::{Conn, Kind, connections};
 #[derive(Clone, Debug)]
 pub enum Arrival {
     Up(usize, u64),
-    Down(usize, u64),
+    Down(usize),
     Writable(usize, u64),
     Bytes {
         conn: usize,
@@ -52,7 +52,7 @@ impl Arrival {
         match self {
             Arrival::Link { .. } => 0,
             Arrival::Datagram { .. } | Arrival::Refused(_) => 1,
-            Arrival::Up(conn, _) | Arrival::Down(conn, _) | Arrival::Writable(conn, _) => {
+            Arrival::Up(conn, _) | Arrival::Down(conn) | Arrival::Writable(conn, _) => {
                 1 + u8::from(conns[*conn].kind == Kind::Sync)
             }
             Arrival::Bytes { .. } => 2,
@@ -111,7 +111,6 @@ struct Outgoing {
 /// Everything.
 pub struct World {
     pub now: Time,
-    pub seed: u64,
     pub shape: Shape,
     pub random: Random,
     pub faults: Faults,
@@ -165,7 +164,6 @@ impl World {
         let nothing = vec![vec![false; shape.units]; shape.units];
         let mut world = World {
             now: Time::from_nanos(1_000_000_000),
-            seed,
             shape,
             random: Random(seed),
             faults,
@@ -426,7 +424,7 @@ impl World {
                 self.note_known(conn, unit, Some(serial));
                 self.heed_conn(turn, conn, true);
             }
-            Arrival::Down(conn, _) => {
+            Arrival::Down(conn) => {
                 self.note_known(conn, unit, None);
                 self.heed_conn(turn, conn, false);
             }
