@@ -191,6 +191,10 @@ fn report(figures: &[Figure]) {
             show_all(&figure.theirs),
         );
     }
+    println!(
+        "\nThe median of all runs counts. `-` in place of a figure: not measured. When its processes are \
+         killed or frozen, keepalived's kernel goes on forwarding; tandemgw forwards in the process."
+    );
 }
 
 impl Figure {

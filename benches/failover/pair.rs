@@ -42,16 +42,25 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The quick heartbeats that the targets are for.
+    /// The usual timers.
     pub fn new(kind: Kind) -> Settings {
         Settings {
             kind,
             ha: true,
-            heartbeat_interval: "2ms",
-            heartbeat_lost_threshold: 3,
+            heartbeat_interval: "20ms",
+            heartbeat_lost_threshold: 5,
             pickup_guarantee: "off",
             max_sessions: 1 << 20,
             both: true,
+        }
+    }
+
+    /// The quick heartbeats that the targets of the gaps are for.
+    pub fn quick(kind: Kind) -> Settings {
+        Settings {
+            heartbeat_interval: "2ms",
+            heartbeat_lost_threshold: 3,
+            ..Settings::new(kind)
         }
     }
 }

@@ -96,7 +96,7 @@ pub fn gap(
     let mut before = Figure::new(format!("{what}: longest gap before"), "ms", Target::None);
     for _ in 0..options.runs {
         for kind in &options.kinds {
-            let mut pair = Pair::new(Settings::new(*kind), folder)?;
+            let mut pair = Pair::new(Settings::quick(*kind), folder)?;
             let (echo, at) = echo_while(&mut pair, 3.0, |pair| {
                 let at = monotonic();
                 pair.fire(event)?;

@@ -51,8 +51,8 @@ pub struct HandoverEnd {
 pub(super) struct PeerPath {
     /// This unit decides which link is used.
     decides: bool,
-    /// By link: a stream could be used.
-    up: Vec<bool>,
+    /// By link.
+    streams: Vec<Stream>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
     /// Why a stream was closed last, and when that was logged.
@@ -61,6 +61,17 @@ pub(super) struct PeerPath {
 
 /// A stream that is closed for the same reason again and again is logged once in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The stream to a peer over one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// There is none, or one that is about to be closed: what still comes by it is void.
+    Down,
+    /// Open, and nothing has come by it.
+    Fresh,
+    /// Open, and in use.
+    Used,
+}
 
 /// Ends of handovers that are remembered; older ones are forgotten.
 pub(super) const MAX_HANDOVERS: usize = 64;
@@ -81,7 +92,7 @@ impl Cluster {
         let settings = config.ha.as_ref()?;
         let path = |peer: &crate::config::HaPeer| PeerPath {
             decides: config.node.name < peer.name,
-            up: vec![false; settings.links.len()],
+            streams: vec![Stream::Down; settings.links.len()],
             link: None,
             complaint: None,
         };
@@ -160,10 +171,10 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return;
         };
-        let Some(known) = path.up.get_mut(link.index()) else {
+        let Some(stream) = path.streams.get_mut(link.index()) else {
             return;
         };
-        *known = up;
+        *stream = if up { Stream::Fresh } else { Stream::Down };
         if path.link == Some(link) {
             // A stream that came up anew is another one.
             path.link = None;
@@ -192,16 +203,18 @@ impl Gateway {
         let Some(path) = cluster.peers.get_mut(peer.index()) else {
             return Ok(ignored);
         };
+        let Some(stream) = path.streams.get_mut(link.index()) else {
+            return Ok(ignored);
+        };
         if path.link != Some(link) {
-            if path.decides || bytes.is_empty() {
+            // Only the beginning of a stream can be followed.
+            if path.decides || bytes.is_empty() || *stream != Stream::Fresh {
                 return Ok(ignored);
             }
-            cluster.sync.peer_disconnected(peer, now);
             let left = path.link.replace(link);
+            cluster.sync.peer_disconnected(peer, now);
             cluster.sync.peer_connected(peer);
-            if let Some(link) = left {
-                self.push_output(Output::CloseStream { peer, link });
-            }
+            self.leave_stream(peer, left);
         }
         let Some(cluster) = &mut self.cluster else {
             return Ok(ignored);
@@ -212,10 +225,13 @@ impl Gateway {
             nat: &mut self.nat,
             now,
         };
+        let path = &mut cluster.peers[peer.index()];
+        path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
             let path = &mut cluster.peers[peer.index()];
             path.link = None;
+            path.streams[link.index()] = Stream::Down;
             let news = path
                 .complaint
                 .as_ref()
@@ -257,6 +273,13 @@ impl Gateway {
         cluster
             .sync
             .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
+    }
+
+    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    pub fn handle_sync_blocked(&mut self, peer: PeerId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.peer_blocked(peer);
+        }
     }
 
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
@@ -369,8 +392,8 @@ impl Gateway {
                 .and_then(|v| v.links.get(link.index()))
                 .is_some_and(|link| link.alive)
         };
-        let usable = |link: LinkId| path.up.get(link.index()).is_some_and(|up| *up);
-        let links = || (0..path.up.len()).map(|link| LinkId(link as u8));
+        let usable = |link: LinkId| path.streams[link.index()] != Stream::Down;
+        let links = || (0..path.streams.len()).map(|link| LinkId(link as u8));
         let best = links()
             .find(|link| usable(*link) && alive(*link))
             .or_else(|| path.link.filter(|link| usable(*link)))
@@ -387,7 +410,17 @@ impl Gateway {
             log::debug!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
-        if let Some(link) = left {
+        self.leave_stream(peer, left);
+    }
+
+    /// Has a stream closed that is no longer used.
+    fn leave_stream(&mut self, peer: PeerId, left: Option<LinkId>) {
+        let (Some(link), Some(cluster)) = (left, &mut self.cluster) else {
+            return;
+        };
+        let stream = &mut cluster.peers[peer.index()].streams[link.index()];
+        // One that is down needs no closing, and another may soon be in its place.
+        if std::mem::replace(stream, Stream::Down) != Stream::Down {
             self.push_output(Output::CloseStream { peer, link });
         }
     }

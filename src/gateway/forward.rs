@@ -29,17 +29,23 @@ impl Gateway {
         if session.flags.contains(SessionFlags::WAITING) {
             return Verdict::Drop(DropReason::WaitsForPeer);
         }
-        if stale || session.flags.contains(SessionFlags::REMOTE) {
-            take_up(session);
-        }
         if self.roles[usize::from(session.group.0)] != Role::Primary
             && !cluster::is_draining(self.cluster.as_deref(), packet.now, session.group)
         {
             return Verdict::Drop(DropReason::NotPrimary);
         }
+        let taken_up = stale || session.flags.contains(SessionFlags::REMOTE);
+        if taken_up {
+            take_up(session);
+        }
         let before = Phase::of(session);
         let to = session.translated(direction, &self.book);
-        match follow(session, &packet, direction) {
+        let followed = follow(session, &packet, direction);
+        if taken_up {
+            // One that was seen in one direction only does not live as long.
+            self.table.reschedule(id);
+        }
+        match followed {
             Ok(news) => self.take_note(id, news, before),
             Err(reason) => return Verdict::Drop(reason),
         }

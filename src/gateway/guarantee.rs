@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::config::PickupGuarantee;
 use crate::event::{DropReason, Output, Verdict};
-use crate::flow::{Direction, PortId};
+use crate::flow::{Direction, FlowKey, GroupId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
 use crate::sync::Seq;
@@ -29,6 +29,8 @@ pub struct Waiting {
 
 struct Held {
     id: SessionId,
+    /// The original key of the session: its slot may have another one by now.
+    key: FlowKey,
     /// The change that the peers must have.
     seq: Seq,
     deadline: Time,
@@ -92,9 +94,11 @@ impl Gateway {
             .as_ref()
             .map_or_else(Default::default, |ha| ha.pickup_guarantee_wait);
         let (deadline, port, bytes) = (packet.now + wait, packet.port, packet.bytes.to_vec());
+        let key = packet.parsed.key;
         if let Some(cluster) = &mut self.cluster {
             cluster.waiting.push(Held {
                 id,
+                key,
                 seq,
                 deadline,
                 strict,
@@ -129,21 +133,50 @@ impl Gateway {
             && let Some(held) = cluster.waiting.pop_if(|held| held.deadline <= now)
         {
             self.counters.guarantee_expired += 1;
-            if held.strict {
+            if !held.strict {
+                self.release(held);
+            } else if self.stop_waiting(&held) {
                 self.count_drop(DropReason::NotReplicated);
                 self.end_session(now, held.id, "not-replicated");
-            } else {
-                self.release(held);
             }
         }
     }
 
-    fn release(&mut self, held: Held) {
-        // The session may have been ended meanwhile; its packet must not go without it.
-        let Some(session) = self.table.get_mut(held.id) else {
+    /// Drops what waits in sessions of a group that this unit is no longer primary of: the sender
+    /// repeats it, to the unit that is.
+    pub(super) fn drop_waiting(&mut self, group: GroupId) {
+        let Some(cluster) = &mut self.cluster else {
             return;
         };
+        let waiting = std::mem::take(&mut cluster.waiting);
+        for held in waiting.queue {
+            let session = self.table.get(held.id);
+            if session.is_none_or(|session| session.group != group) {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.waiting.push(held);
+                }
+            } else if self.stop_waiting(&held) {
+                self.count_drop(DropReason::NotPrimary);
+            }
+        }
+    }
+
+    /// Ends the wait of a session; gives whether it is still there. Its packet must not go without it.
+    fn stop_waiting(&mut self, held: &Held) -> bool {
+        let Some(session) = self.table.get_mut(held.id) else {
+            return false;
+        };
+        if session.key(Direction::Original, &self.book) != held.key {
+            return false;
+        }
         session.flags.clear(SessionFlags::WAITING);
+        true
+    }
+
+    fn release(&mut self, held: Held) {
+        if !self.stop_waiting(&held) {
+            return;
+        }
         self.counters.forwarded += 1;
         self.push_output(Output::Packet {
             port: held.port,
