@@ -111,7 +111,7 @@ impl World {
         let inside = 1 + self.random.below(HOSTS - 1);
         let outside = self.random.below(HOSTS);
         // Few ports, so that hosts use the same ones.
-        let port = 40_000 + self.random.below(12) as u16;
+        let port = self.client_ports + self.random.below(12) as u16;
         let inner = host_address(lan, inside, family);
         let outer = host_address(wan, outside, family);
         let (protocol, client, from, to) = match self.random.below(8) {
@@ -222,7 +222,10 @@ impl World {
             _ => return,
         };
         if addr == vip(segment, addr.family()) {
-            self.hosts[segment][host].gateway[family_index(addr.family())] = Some(mac);
+            let known = &mut self.hosts[segment][host].gateway[family_index(addr.family())];
+            if known.replace(mac) != Some(mac) {
+                self.note(|| format!("host {host} of {segment} finds {addr} at unit {}", mac[4]));
+            }
         }
     }
 

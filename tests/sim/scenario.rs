@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw::flow::{GroupId, LinkId};
+use tandemgw::flow::GroupId;
+use tandemgw::gateway::HandoverEnd;
 
 use crate::faults::{Faults, Random};
 use crate::hosts::Stage;
 use crate::setup::{HOSTS, NAMES, Shape};
-use crate::transport::Kind;
 use crate::world::World;
 
 const fn ms(ms: u64) -> Duration {
@@ -266,6 +266,7 @@ impl World {
 
     fn survive_a_failure(&mut self) {
         self.flows.clear();
+        self.client_ports += 100;
         self.crossed = 0;
         for _ in 0..12 {
             self.open_flow();
@@ -335,32 +336,30 @@ impl World {
             }
             Failure::StreamEnds => (0..4).for_each(|_| self.break_some_stream()),
             Failure::Handover => {
+                self.handover_ends();
                 for group in 0..self.shape.groups {
                     let unit = self.primaries(group)[0];
                     let result = self.hand_over(unit, group);
                     assert_eq!(result, Ok(()), "in quiet times a group can be handed over");
                 }
                 self.run(ms(1200));
-                for unit in 0..self.shape.units {
-                    for group in 0..self.shape.groups {
-                        let gateway = self.units[unit].gateway.as_mut().expect("all units run");
-                        while let Some(end) = gateway.poll_handover(GroupId(group as u8)) {
-                            assert_eq!(end.result, Ok(()), "{} of group {group}", NAMES[unit]);
-                        }
-                    }
+                for end in self.handover_ends() {
+                    assert_eq!(end.result, Ok(()), "the handover of group {}", end.group.0);
                 }
             }
             Failure::StandbyDies => self.crash(next, true),
         }
     }
 
-    /// The links that streams take, for the trace.
-    pub fn stream_links(&self) -> Vec<(usize, usize, LinkId)> {
-        let up = self
-            .conns
-            .iter()
-            .filter(|conn| conn.kind == Kind::Sync && conn.up);
-        up.map(|conn| (conn.units[0], conn.units[1], LinkId(conn.link as u8)))
-            .collect()
+    /// The ends of planned handovers that nobody has asked for yet.
+    fn handover_ends(&mut self) -> Vec<HandoverEnd> {
+        let mut ends = Vec::new();
+        for gateway in self.units.iter_mut().filter_map(|unit| unit.gateway.as_mut()) {
+            for group in 0..self.shape.groups {
+                let group = GroupId(group as u8);
+                ends.extend(std::iter::from_fn(|| gateway.poll_handover(group)));
+            }
+        }
+        ends
     }
 }

@@ -127,6 +127,8 @@ pub struct World {
     pub crossed: u64,
     /// Hosts are silent.
     pub silent: bool,
+    /// The first port of clients: a connection that was given up may live on in the tables.
+    pub client_ports: u16,
     /// A hash of all that has happened.
     pub trace: u64,
     pub verbose: bool,
@@ -175,6 +177,7 @@ impl World {
             cut_off: nothing,
             crossed: 0,
             silent: false,
+            client_ports: 40_000,
             trace: 0,
             verbose: std::env::var("TANDEMGW_SEED").is_ok(),
             turns: 0,
@@ -459,6 +462,9 @@ impl World {
                 let verdict = turn
                     .gateway
                     .handle_packet(now, port, &mut bytes, Offload::default());
+                if let Verdict::Drop(reason) = verdict {
+                    self.note(|| format!("{} drops: {}", NAMES[unit], reason.name()));
+                }
                 if verdict == Verdict::Forward {
                     if sessions(&turn.gateway) > known {
                         self.check_guarantee(turn, &bytes);
