@@ -59,10 +59,9 @@ pub(super) struct PeerPath {
     complaint: Option<(Time, sync::ProtocolError)>,
 }
 
-<<<<<<< HEAD
 /// A stream that is closed for the same reason again and again is logged once in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-=======
+
 /// The stream to a peer over one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
@@ -73,7 +72,6 @@ enum Stream {
     /// Open, and in use.
     Used,
 }
->>>>>>> w/p-nat
 
 /// Ends of handovers that are remembered; older ones are forgotten.
 pub(super) const MAX_HANDOVERS: usize = 64;
@@ -231,9 +229,9 @@ impl Gateway {
         path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
-<<<<<<< HEAD
             let path = &mut cluster.peers[peer.index()];
             path.link = None;
+            path.streams[link.index()] = Stream::Down;
             let news = path
                 .complaint
                 .as_ref()
@@ -248,14 +246,6 @@ impl Gateway {
                         .map_or("?", |ha| &ha.peers[peer.index()].name)
                 );
             }
-=======
-            log::warn!(
-                "replication stream of peer={} closed why=\"{error}\"",
-                peer.0
-            );
-            path.link = None;
-            path.streams[link.index()] = Stream::Down;
->>>>>>> w/p-nat
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
@@ -283,6 +273,13 @@ impl Gateway {
         cluster
             .sync
             .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
+    }
+
+    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    pub fn handle_sync_blocked(&mut self, peer: PeerId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.peer_blocked(peer);
+        }
     }
 
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
@@ -427,226 +424,4 @@ impl Gateway {
             self.push_output(Output::CloseStream { peer, link });
         }
     }
-<<<<<<< HEAD
-=======
-
-    /// Carries out what election and replication have decided, until neither has more to say.
-    fn settle_cluster(&mut self, now: Time) {
-        while let Some(cluster) = &mut self.cluster {
-            if let Some(event) = cluster.sync.poll_event() {
-                self.heed_sync(now, event);
-            } else if let Some(output) = cluster.ha.poll_output() {
-                self.obey_ha(now, output);
-            } else if !self.tell_ha_of_sync(now) {
-                break;
-            }
-        }
-        self.release_acknowledged();
-    }
-
-    fn heed_sync(&mut self, now: Time, event: sync::Event) {
-        let name = |peer: PeerId| self.peer_name(peer).to_owned();
-        match event {
-            sync::Event::PeerKnown { peer, resumed } => {
-                log::info!("replication with peer={} resumed={resumed}", name(peer));
-            }
-            sync::Event::PeerConfigDiffers(peer) => log::warn!(
-                "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
-                name(peer)
-            ),
-            sync::Event::PeerReady(peer, group) => {
-                log::info!(
-                    "peer={} is ready group={}",
-                    name(peer),
-                    self.group_name(group)
-                );
-            }
-            sync::Event::Ready(peer, group) => {
-                log::info!(
-                    "ready group={} primary={}",
-                    self.group_name(group),
-                    name(peer)
-                );
-            }
-            sync::Event::DigestDiffers {
-                peer,
-                group,
-                buckets,
-            } => log::warn!(
-                "digest differs peer={} group={} buckets={buckets}; sending them again",
-                name(peer),
-                self.group_name(group)
-            ),
-            sync::Event::HandoverReceived { peer, group, term } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.ha.handle_handover(now, group, peer, term);
-                }
-            }
-        }
-    }
-
-    fn obey_ha(&mut self, now: Time, output: ha::Output) {
-        match output {
-            ha::Output::SetRole {
-                group, role, term, ..
-            } => self.change_role(now, group, role, term),
-            ha::Output::SendHeartbeat { peer, link, bytes } => {
-                self.push_output(Output::Heartbeat { peer, link, bytes });
-            }
-            ha::Output::Probe { group } => self.probe_group(group),
-            ha::Output::Announce { group } => self.announce_group(now, group),
-            ha::Output::Handover { group, to, term } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.sync.send_handover(to, group, term);
-                }
-            }
-            ha::Output::HandoverDone {
-                group,
-                to,
-                took,
-                result,
-            } => {
-                log::info!(
-                    "handover group={} to={} took_ms={:.3} result={result:?}",
-                    self.group_name(group),
-                    self.peer_name(to),
-                    took.as_secs_f64() * 1e3
-                );
-                if let Some(cluster) = &mut self.cluster {
-                    if cluster.handovers.len() == MAX_HANDOVERS {
-                        cluster.handovers.pop_front();
-                    }
-                    cluster.handovers.push_back(HandoverEnd {
-                        group,
-                        to,
-                        took,
-                        result,
-                    });
-                }
-            }
-            ha::Output::Resync { group, .. } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.sync.doubt(group);
-                }
-            }
-            ha::Output::Gone => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.gone = true;
-                }
-            }
-        }
-    }
-
-    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster
-                .sync
-                .set_sending(group, (role == Role::Primary).then_some(term));
-        }
-        if role == Role::Primary {
-            self.table.renew(group, now.tick());
-        } else {
-            self.drop_waiting(group);
-        }
-        self.set_role(now, group, role);
-    }
-
-    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
-    fn renew_leases(&mut self, now: Time) {
-        for group in self.groups() {
-            if !self.is_primary(group) {
-                self.table.renew(group, now.tick());
-            }
-        }
-    }
-
-    /// The peers.
-    pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
-        let count = self
-            .cluster
-            .as_ref()
-            .map_or(0, |cluster| cluster.peers.len());
-        (0..count).map(|peer| PeerId(peer as u8))
-    }
-
-    /// Asks on all ports who has the addresses of `group`.
-    fn probe_group(&mut self, group: GroupId) {
-        for index in 0..self.config.ports.len() {
-            let port = PortId(index as u8);
-            let link = self.links[index];
-            let addresses: Vec<_> = self
-                .addresses_on(port)
-                .filter(|(_, g)| *g == group)
-                .map(|(a, _)| a)
-                .collect();
-            for addr in addresses.into_iter().filter(|_| link.up) {
-                self.push_output(Output::Frame {
-                    port,
-                    bytes: neighbor::probe(addr, link.mac),
-                });
-            }
-        }
-    }
-
-    /// Tells the election what replication has reached; gives whether anything came of it.
-    fn tell_ha_of_sync(&mut self, now: Time) -> bool {
-        let Some(cluster) = &mut self.cluster else {
-            return false;
-        };
-        let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
-        for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
-            let mut ready = GroupSet::default();
-            groups()
-                .filter(|g| cluster.sync.is_ready(*g))
-                .for_each(|g| ready.insert(g));
-            let digest_equal = groups()
-                .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
-                .all(|group| cluster.sync.digest_equal(peer, group));
-            let applied = cluster.sync.applied(peer);
-            cluster.ha.handle_sync(
-                now,
-                peer,
-                SyncState {
-                    ready,
-                    digest_equal,
-                    applied,
-                },
-            );
-        }
-        match cluster.ha.poll_output() {
-            Some(output) => {
-                self.obey_ha(now, output);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The name of a peer's node.
-    pub fn peer_name(&self, peer: PeerId) -> &str {
-        let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
-        peers.get(peer.index()).map_or("?", |peer| &peer.name)
-    }
-
-    /// An address of a group was claimed by another machine: the election may be asking for that.
-    pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: crate::flow::Addr) {
-        let group = self
-            .addresses_on(port)
-            .find(|(own, _)| *own == addr)
-            .map(|(_, group)| group);
-        if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
-            cluster.ha.handle_probe_answer(now, group);
-            self.settle_cluster(now);
-        }
-    }
-
-    /// Why packets of `group` are not handled here.
-    pub(super) fn check_carries(&self, now: Time, group: GroupId) -> Result<(), DropReason> {
-        if self.carries(now, group) {
-            Ok(())
-        } else {
-            Err(DropReason::NotPrimary)
-        }
-    }
->>>>>>> w/p-nat
 }

@@ -1,6 +1,6 @@
 //! What election and replication decide, carried out on the gateway; and what they are told in turn.
 
-use crate::event::{DropReason, Output};
+use crate::event::Output;
 use crate::flow::{Addr, GroupId, PeerId, PortId};
 use crate::ha::{self, GroupSet, SyncState};
 use crate::packet::neighbor;
@@ -98,6 +98,9 @@ impl Gateway {
                     took.as_secs_f64() * 1e3
                 );
                 if let Some(cluster) = &mut self.cluster {
+                    if result.is_err() {
+                        cluster.sync.cancel_handover(to, group);
+                    }
                     if cluster.handovers.len() == MAX_HANDOVERS {
                         cluster.handovers.pop_front();
                     }
@@ -130,10 +133,13 @@ impl Gateway {
         }
         if role == Role::Primary {
             self.table.renew(group, now.tick());
+        } else {
+            self.drop_waiting(group);
         }
         self.set_role(now, group, role);
         if role == Role::Primary {
             self.announce_to_neighbors(group);
+            self.revalidation.catch_up();
         }
     }
 
@@ -224,15 +230,6 @@ impl Gateway {
         if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
             cluster.ha.handle_probe_answer(now, group);
             self.settle_cluster(now);
-        }
-    }
-
-    /// Why packets of `group` are not handled here.
-    pub(super) fn check_carries(&self, now: Time, group: GroupId) -> Result<(), DropReason> {
-        if self.carries(now, group) {
-            Ok(())
-        } else {
-            Err(DropReason::NotPrimary)
         }
     }
 }

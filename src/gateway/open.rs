@@ -58,7 +58,10 @@ impl Gateway {
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         self.check_addresses(packet)?;
         let plan = self.plan(packet)?;
-        self.check_carries(packet.now, self.group_of(packet, &plan))?;
+        // Not while draining either: nobody would tell the new primary of the session.
+        if !self.is_primary(self.group_of(packet, &plan)) {
+            return Err(DropReason::NotPrimary.into());
+        }
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());

@@ -62,7 +62,8 @@ pub struct Shell {
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
-    stopping: bool,
+    /// How often it was asked to stop: the second time it hands nothing over any more.
+    stops: u32,
 }
 
 /// The devices of one port.
@@ -139,7 +140,7 @@ impl Shell {
                 monitor: true,
                 ..Ready::default()
             },
-            stopping: false,
+            stops: 0,
         })
     }
 
@@ -152,7 +153,7 @@ impl Shell {
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
-        while !(self.stopping && self.gateway.is_gone()) {
+        while !self.has_ended() {
             self.wait(&mut events)?;
             let now = clock::now();
             self.gateway.handle_wake(now);
@@ -165,6 +166,14 @@ impl Shell {
             peers.close();
         }
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        match self.stops {
+            0 => false,
+            1 => self.gateway.is_gone(),
+            _ => true,
+        }
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
@@ -326,7 +335,7 @@ impl Shell {
             match signal {
                 Signal::Stop => {
                     log::info!("stopping why=signal");
-                    self.stopping = true;
+                    self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
                 Signal::Reload => log::warn!("reload is not supported yet; restart instead"),

@@ -147,10 +147,12 @@ impl Peers {
         for peer in gateway.peers() {
             wrote |= self.fill(now, peer, gateway);
         }
+        let more = self.busy;
         if wrote {
             self.transport.poll(self.now.1);
             self.heed_events(now, gateway);
         }
+        self.busy |= more;
     }
 
     /// Sends a heartbeat at once; it is lost if there is no connection.
@@ -293,6 +295,9 @@ impl Peers {
             outgoing.written += taken;
             outgoing.blocked = taken < rest.len();
             wrote = taken > 0;
+            if outgoing.blocked {
+                gateway.handle_sync_blocked(peer);
+            }
         }
         wrote
     }

@@ -76,7 +76,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let (gateway, monitor) = prepare(&config)?;
     let tuns = tun_indices(&ports)?;
     let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
-        .map_err(doing("registering sources"))?;
+        .map_err(doing("opening links and sockets"))
+        .map_err(unfit)?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
     let mut steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))

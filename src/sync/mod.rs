@@ -115,9 +115,23 @@ impl fmt::Display for ProtocolError {
         match self {
             ProtocolError::Malformed => f.write_str("malformed message"),
             ProtocolError::Unexpected => f.write_str("message out of turn"),
-            ProtocolError::Version(version) => write!(f, "it speaks protocol version {version}"),
-            ProtocolError::GroupId(id) => write!(f, "its group-id is {id}"),
-            ProtocolError::WrongNode(name) => write!(f, "it is node `{}`", name.escape_debug()),
+            ProtocolError::Version(version) => {
+                let ours = message::VERSION;
+                write!(
+                    f,
+                    "it speaks protocol version {version}, this unit {ours}: update the older one"
+                )
+            }
+            ProtocolError::GroupId(id) => {
+                write!(f, "its `group-id` is {id}, not ours: give both the same")
+            }
+            ProtocolError::WrongNode(name) => {
+                let name = name.escape_debug();
+                write!(
+                    f,
+                    "it is node `{name}`: set `name` in [[ha.peer]] to its own"
+                )
+            }
             ProtocolError::FutureAck => f.write_str("acknowledgment of what was not sent"),
         }
     }
@@ -358,8 +372,27 @@ impl Replicator {
 
     /// Asks a peer to take over a group with `term`, after all that has changed until now.
     pub fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
+        self.plan_handover(peer, group, Some(term));
+    }
+
+    /// Does not ask any more, if that was not sent yet: the handover has failed.
+    pub fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
+        self.plan_handover(peer, group, None);
+    }
+
+    fn plan_handover(&mut self, peer: PeerId, group: GroupId, term: Option<u64>) {
+        let peer = self.peers.get_mut(peer.index());
+        let handovers = peer.map(|peer| &mut peer.sender.handovers);
+        if let Some(planned) = handovers.and_then(|all| all.get_mut(usize::from(group.0))) {
+            *planned = term;
+        }
+    }
+
+    /// The stream to a peer takes nothing now: [`Replicator::poll_transmit`] is called again as soon as
+    /// it does, and no timer is of use before.
+    pub fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
-            peer.sender.handover = Some((group, term));
+            peer.sender.blocked = true;
         }
     }
 

@@ -53,7 +53,8 @@ pub(super) struct Sender {
     pub(super) scan: Option<Scan>,
     pub(super) marks: Vec<Mark>,
     pub(super) next_mark: Time,
-    pub(super) handover: Option<(GroupId, u64)>,
+    /// The terms of handovers that are to be sent after all changes.
+    pub(super) handovers: Vec<Option<u64>>,
     /// There was more to send than the stream took.
     pub(super) blocked: bool,
 }
@@ -149,7 +150,7 @@ impl Peer {
                 scan: None,
                 marks: vec![Mark::default(); groups],
                 next_mark: Time::ZERO,
-                handover: None,
+                handovers: vec![None; groups],
                 blocked: false,
             },
             receiver: Receiver {
