@@ -155,6 +155,12 @@ impl Pair {
 
     /// Lets the first unit die, or hand over.
     pub fn fire(&mut self, event: Event) -> Result<()> {
+        // Beside the logs, which have the time of day too.
+        let since = std::time::UNIX_EPOCH.elapsed()?;
+        std::fs::write(
+            self.folder.join("event"),
+            format!("{event:?} at {:.6}\n", since.as_secs_f64()),
+        )?;
         let unit = &mut self.units[0];
         match event {
             Event::Power => {
