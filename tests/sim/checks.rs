@@ -87,7 +87,9 @@ impl World {
             };
             let in_sync = cluster.sync().in_sync(peer_id(turn.unit, peer));
             let local = self.local_time(peer);
-            let follows = other.cluster().and_then(|c| c.ha().group(local, view.group));
+            let follows = other
+                .cluster()
+                .and_then(|c| c.ha().group(local, view.group));
             let follows = follows.is_some_and(|group| group.primary == Some(NAMES[turn.unit]));
             // One that hears of another primary too goes by that.
             if !in_sync || !follows {

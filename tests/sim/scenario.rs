@@ -354,7 +354,11 @@ impl World {
     /// The ends of planned handovers that nobody has asked for yet.
     fn handover_ends(&mut self) -> Vec<HandoverEnd> {
         let mut ends = Vec::new();
-        for gateway in self.units.iter_mut().filter_map(|unit| unit.gateway.as_mut()) {
+        for gateway in self
+            .units
+            .iter_mut()
+            .filter_map(|unit| unit.gateway.as_mut())
+        {
             for group in 0..self.shape.groups {
                 let group = GroupId(group as u8);
                 ends.extend(std::iter::from_fn(|| gateway.poll_handover(group)));
