@@ -53,14 +53,17 @@ fn killed_primary_costs_no_session() {
 fn stopped_primary_gives_up_before_it_forwards_again() {
     let pair = Pair::started();
     let mut sessions = Conversations::start(&pair.lab);
+    // Its packets are what waits in the stopped unit's queues.
+    let streams = Streams::start(&pair.lab);
     pair.a().wait_for_ready_peer();
     let term = pair.a().term();
     pair.a().signal(libc::SIGSTOP);
     pair.wait_for_takeover_by_b(term);
     sessions.go_on();
-    // What waits in the stopped unit's queues must not come out when it goes on.
+    streams.wait_for_more();
+    // They must not come out when it goes on.
     let [lan, wan] =
-        [(&pair.lab.lan1, "eth0"), (&pair.lab.server, "eth1")].map(|(host, interface)| {
+        [(&pair.lab.lan2, "eth0"), (&pair.lab.server, "eth1")].map(|(host, interface)| {
             Capture::start(host, "eth0", &traffic_of(&pair.a().ns, interface))
         });
     pair.a().signal(libc::SIGCONT);
@@ -68,6 +71,7 @@ fn stopped_primary_gives_up_before_it_forwards_again() {
     pair.a().wait_until_ready();
     assert!(pair.b().is_primary(), "{:#?}", pair.b().events());
     sessions.go_on();
+    streams.wait_for_more();
     lan.assert_empty();
     wan.assert_empty();
     pair.wait_for_same_sessions();

@@ -25,77 +25,81 @@ pub fn configure(namespace: &Namespace, name: &str, folder: &Path) -> Result<()>
     )?;
     // What a unit takes up in its middle it has not seen the windows of.
     namespace.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1")?;
-    let (own, other, priority) = if name == "a" {
-        (1, 2, 200)
-    } else {
-        (2, 1, 100)
-    };
     let path = |file: &str| folder.join(format!("{name}-{file}"));
     let at = folder.join(format!("{name}-"));
-    let at = at.display();
-    std::fs::write(
-        path("conntrackd.conf"),
-        format!(
-            "Sync {{
-               Mode FTFW {{
-                 ResendQueueSize 131072
-                 ACKWindowSize 300
-               }}
-               UDP {{
-                 IPv4_address 10.77.9.{own}
-                 IPv4_Destination_Address 10.77.9.{other}
-                 Port 3780
-                 Interface sync0
-                 SndSocketBuffer 24985600
-                 RcvSocketBuffer 24985600
-                 Checksum on
-               }}
-             }}
-             General {{
-               Nice -20
-               HashSize 262144
-               HashLimit 1048576
-               LogFile {at}conntrackd.log
-               LockFile {at}conntrackd.lock
-               UNIX {{ Path {at}conntrackd.ctl }}
-               NetlinkBufferSize 16777216
-               NetlinkBufferSizeMaxGrowth 67108864
-               Filter From Kernelspace {{
-                 Protocol Accept {{
-                   TCP
-                   UDP
-                 }}
-                 Address Ignore {{
-                   IPv4_address 127.0.0.1
-                   IPv4_address 10.77.1.1
-                   IPv4_address 10.77.2.1
-                   IPv4_address 10.77.9.1
-                   IPv4_address 10.77.9.2
-                 }}
-               }}
-             }}
-             "
-        ),
-    )?;
-    let script = |words: &str| {
-        format!(
-            "#!/bin/sh
-# As the primary-backup.sh that comes with conntrackd.
-for option in {words}; do
-  /usr/sbin/conntrackd -C {at}conntrackd.conf $option
-done >>{at}script.log 2>&1
-"
-        )
-    };
-    for (file, words) in [
+    let at = at.display().to_string();
+    std::fs::write(path("conntrackd.conf"), conntrackd(name == "a", &at))?;
+    let scripts = [
         ("primary", "-c -f -R -B"),
         ("backup", "-t -n"),
         ("fault", "-t"),
-    ] {
-        std::fs::write(path(file), script(words))?;
-        let mut command = Command::new("chmod");
-        command.arg("755").arg(path(file)).status()?;
+    ];
+    for (file, options) in scripts {
+        let text = format!(
+            "#!/bin/sh
+# As the primary-backup.sh that comes with conntrackd.
+for option in {options}; do
+  /usr/sbin/conntrackd -C {at}conntrackd.conf $option
+done >>{at}script.log 2>&1
+"
+        );
+        std::fs::write(path(file), text)?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path(file), executable)?;
     }
+    std::fs::write(path("keepalived.conf"), keepalived(name == "a", &at))?;
+    Ok(())
+}
+
+/// FTFW, its reliable mode, over the sync link; as its example, with room for a benchmark.
+fn conntrackd(is_first: bool, at: &str) -> String {
+    let (own, other) = if is_first { (1, 2) } else { (2, 1) };
+    format!(
+        "Sync {{
+           Mode FTFW {{
+             ResendQueueSize 131072
+             ACKWindowSize 300
+           }}
+           UDP {{
+             IPv4_address 10.77.9.{own}
+             IPv4_Destination_Address 10.77.9.{other}
+             Port 3780
+             Interface sync0
+             SndSocketBuffer 24985600
+             RcvSocketBuffer 24985600
+             Checksum on
+           }}
+         }}
+         General {{
+           Nice -20
+           HashSize 262144
+           HashLimit 1048576
+           LogFile {at}conntrackd.log
+           LockFile {at}conntrackd.lock
+           UNIX {{ Path {at}conntrackd.ctl }}
+           NetlinkBufferSize 16777216
+           NetlinkBufferSizeMaxGrowth 67108864
+           Filter From Kernelspace {{
+             Protocol Accept {{
+               TCP
+               UDP
+             }}
+             Address Ignore {{
+               IPv4_address 127.0.0.1
+               IPv4_address 10.77.1.1
+               IPv4_address 10.77.2.1
+               IPv4_address 10.77.9.1
+               IPv4_address 10.77.9.2
+             }}
+           }}
+         }}
+         "
+    )
+}
+
+/// VRRP version 3, which has the shortest intervals.
+fn keepalived(is_first: bool, at: &str) -> String {
+    let priority = if is_first { 200 } else { 100 };
     let instance = |name: &str, interface: &str, id: u8, address: &str| {
         format!(
             "vrrp_instance {name} {{
@@ -109,7 +113,7 @@ done >>{at}script.log 2>&1
              "
         )
     };
-    let text = format!(
+    format!(
         "global_defs {{
            vrrp_version 3
            vrrp_priority -20
@@ -127,9 +131,7 @@ done >>{at}script.log 2>&1
          {}{}",
         instance("LAN", "eth0", 51, "10.77.1.1/24"),
         instance("WAN", "eth1", 52, "10.77.2.1/24"),
-    );
-    std::fs::write(path("keepalived.conf"), text)?;
-    Ok(())
+    )
 }
 
 /// Starts conntrackd and keepalived, in this order.

@@ -155,6 +155,12 @@ impl Pair {
 
     /// Lets the first unit die, or hand over.
     pub fn fire(&mut self, event: Event) -> Result<()> {
+        // Beside the logs, which have the time of day too.
+        let since = std::time::UNIX_EPOCH.elapsed()?;
+        std::fs::write(
+            self.folder.join("event"),
+            format!("{event:?} at {:.6}\n", since.as_secs_f64()),
+        )?;
         let unit = &mut self.units[0];
         match event {
             Event::Power => {
@@ -413,11 +419,6 @@ fn configuration(
     peer: &str,
     public: &str,
 ) -> String {
-    let (own, other, priority) = if name == "a" {
-        (1, 2, 200)
-    } else {
-        (2, 1, 100)
-    };
     let folder = folder.display();
     let max_sessions = settings.max_sessions;
     let gateway = format!(
@@ -465,17 +466,24 @@ udp-unreplied = "600s"
 half-open-per-source = 0
 "#
     );
-    if !settings.ha {
-        return gateway;
+    match settings.ha {
+        true => gateway + &ha_configuration(settings, name, peer, public),
+        false => gateway,
     }
+}
+
+fn ha_configuration(settings: &Settings, name: &str, peer: &str, public: &str) -> String {
+    let (own, other, priority) = match name {
+        "a" => (1, 2, 200),
+        _ => (2, 1, 100),
+    };
     let (interval, threshold) = (
         settings.heartbeat_interval,
         settings.heartbeat_lost_threshold,
     );
     let guarantee = settings.pickup_guarantee;
-    gateway
-        + &format!(
-            r#"
+    format!(
+        r#"
 [ha]
 group-id = 7
 priority = {priority}
@@ -493,5 +501,5 @@ name = "{peer}"
 addresses = ["10.77.9.{other}:7030"]
 public-key = "{public}"
 "#
-        )
+    )
 }
