@@ -8,10 +8,6 @@ use std::time::Duration;
 use crate::namespace::{Namespace, Result, Worker};
 
 /// Writes what a unit needs, and sets up its kernel.
-#[expect(
-    clippy::too_many_lines,
-    reason = "nearly all of them are the files' own"
-)]
 pub fn configure(namespace: &Namespace, name: &str, folder: &Path) -> Result<()> {
     namespace.sysctl("ipv4/ip_forward", "1")?;
     namespace.sysctl("ipv4/conf/all/rp_filter", "0")?;

@@ -408,10 +408,6 @@ fn connect(
     ))
 }
 
-#[expect(
-    clippy::too_many_lines,
-    reason = "nearly all of them are the files' own"
-)]
 fn configuration(
     settings: &Settings,
     folder: &Path,
