@@ -116,7 +116,11 @@ impl Shell {
             registry.register(&mut port.tun, tun_token(index), Interest::READABLE)?;
             registry.register(&mut port.socket, socket_token(index), Interest::READABLE)?;
         }
-        let control = ControlSocket::open(&config.node.control_socket, registry, CONTROL)?;
+        let path = &config.node.control_socket;
+        let control = ControlSocket::open(path, registry, CONTROL).map_err(|error| {
+            let what = format!("the control socket {}: {error}", path.display());
+            io::Error::new(error.kind(), what)
+        })?;
         let port_io = ports
             .iter()
             .map(|port| PortIo {
