@@ -491,7 +491,21 @@ impl Ha {
         if news.changed || !was_alive {
             self.evaluate_all(now);
         }
+        if !was_alive && !header.goodbye {
+            self.announce_again();
+        }
         Ok(())
+    }
+
+    /// A peer that was not heard may have been primary meanwhile, and have stepped down as soon as it
+    /// heard this unit: hosts still look for the addresses there.
+    fn announce_again(&mut self) {
+        for group in 0..self.groups.len() {
+            if self.groups[group].state == election::State::Primary {
+                let group = GroupId(group as u8);
+                self.push_output(Output::Announce { group });
+            }
+        }
     }
 
     /// Finds the peers of which nothing was heard for too long.

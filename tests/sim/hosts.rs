@@ -22,7 +22,7 @@ pub struct Host {
     /// Which part of the segment it is on, if that has fallen apart.
     pub part: usize,
     /// Where it believes the gateway to be, by family.
-    gateway: [Option<[u8; 6]>; 2],
+    pub gateway: [Option<[u8; 6]>; 2],
     /// TCP connections as a server: by its own port, and the client as it sees it.
     connections: BTreeMap<(u16, Addr, u16), u32>,
 }

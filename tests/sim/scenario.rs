@@ -226,6 +226,7 @@ impl World {
     fn heal(&mut self) {
         self.note(|| "healed".into());
         self.faults = Faults::NONE;
+        self.let_hosts_notice_outage();
         self.cut_off.iter_mut().for_each(|row| row.fill(false));
         self.cuts
             .iter_mut()
@@ -246,6 +247,22 @@ impl World {
                 self.start(unit);
             }
             (0..self.shape.ports()).for_each(|port| self.set_port(unit, port, true));
+        }
+    }
+
+    /// Hosts that no primary can reach find that their gateway is gone (RFC 4861, section 7.3).
+    fn let_hosts_notice_outage(&mut self) {
+        for segment in 0..self.shape.ports() {
+            let primaries = self.primaries(segment / 2);
+            for host in 0..HOSTS {
+                let part = self.hosts[segment][host].part;
+                if !primaries
+                    .iter()
+                    .any(|unit| self.is_on(*unit, segment, part))
+                {
+                    self.hosts[segment][host].gateway = [None; 2];
+                }
+            }
         }
     }
 
