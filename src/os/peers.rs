@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use bytes::Bytes;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
@@ -180,14 +181,25 @@ impl Peers {
     }
 
     fn heed_events(&mut self, now: Time, gateway: &mut Gateway) {
-        for _ in 0..SYNC_BUDGET {
-            let Some(event) = self.transport.poll_event() else {
-                self.busy = false;
-                return;
-            };
-            self.heed(now, event, gateway);
-        }
         self.busy = true;
+        for _ in 0..SYNC_BUDGET {
+            match self.transport.poll_event() {
+                Some(Event::SyncData { peer, link, bytes }) => {
+                    let left = self.deliver(now, peer, link, bytes, gateway);
+                    if let Some(left) = left {
+                        self.transport.put_back(peer, link, left);
+                    }
+                    if self.unfinished != 0 {
+                        return;
+                    }
+                }
+                Some(event) => self.heed(now, event, gateway),
+                None => {
+                    self.busy = false;
+                    return;
+                }
+            }
+        }
     }
 
     fn heed(&mut self, now: Time, event: Event, gateway: &mut Gateway) {
@@ -220,37 +232,34 @@ impl Peers {
                 }
                 gateway.handle_sync_link(now, peer, link, false);
             }
-            Event::SyncData { peer, link, bytes } => self.deliver(now, peer, link, &bytes, gateway),
+            // Those are taken by the piece, see `deliver`.
+            Event::SyncData { .. } => {}
             Event::SyncWritable { peer, .. } => self.outgoing[peer.index()].blocked = false,
             Event::Refused { peer, .. } => gateway.handle_hint(now, Hint::Refused { peer }),
         }
     }
 
+    /// Hands over a piece of a stream; gives back what was not taken, for a later turn: an earlier
+    /// piece may be more than one turn's work.
     fn deliver(
         &mut self,
         now: Time,
         peer: PeerId,
         link: LinkId,
-        mut bytes: &[u8],
+        mut bytes: Bytes,
         gateway: &mut Gateway,
-    ) {
-        loop {
-            let received = match gateway.handle_sync_data(now, peer, link, bytes) {
-                Ok(received) => received,
-                Err(_) => {
-                    self.transport.close_sync(peer, link, self.now.1);
-                    self.outgoing[peer.index()] = Outgoing::default();
-                    return;
-                }
-            };
-            bytes = &bytes[received.taken..];
-            if received.more {
-                self.unfinished |= 1 << peer.0;
-            } else {
-                self.unfinished &= !(1 << peer.0);
+    ) -> Option<Bytes> {
+        match gateway.handle_sync_data(now, peer, link, &bytes) {
+            Ok(received) => {
+                let flag = 1 << peer.0;
+                self.unfinished = self.unfinished & !flag | if received.more { flag } else { 0 };
+                let left = bytes.split_off(received.taken);
+                (!left.is_empty()).then_some(left)
             }
-            if bytes.is_empty() || (received.taken == 0 && !received.more) {
-                return;
+            Err(_) => {
+                self.transport.close_sync(peer, link, self.now.1);
+                self.outgoing[peer.index()] = Outgoing::default();
+                None
             }
         }
     }
@@ -262,7 +271,9 @@ impl Peers {
                 continue;
             }
             match gateway.sync_link(peer) {
-                Some(link) => self.deliver(now, peer, link, &[], gateway),
+                Some(link) => {
+                    self.deliver(now, peer, link, Bytes::new(), gateway);
+                }
                 None => self.unfinished &= !(1 << peer.0),
             }
         }
