@@ -381,8 +381,11 @@ fn connect(
         ))?;
         host.ip(&format!("link set lo up\nlink set {interface} up"))?;
     }
+    // The kernel tells at once that a cable is out, unless it told of any other link of the machine within
+    // the last second (linkwatch); other namespaces are no part of this machine. If both ends of a veth
+    // have different numbers it always tells at once.
     a.ip(&format!(
-        "link add sync0 type veth peer name sync0 netns {}",
+        "link add sync0 index 40 type veth peer name sync0 netns {}",
         b.path()
     ))?;
     for (unit, host) in [(a, 2), (b, 3)] {
