@@ -165,11 +165,16 @@ impl Pair {
         match event {
             Event::Power => {
                 unit.signal(libc::SIGSTOP)?;
-                unit.switch.tell(
-                    "link set sync0 down
-                     link set eth0 down
-                     link set eth1 down",
-                )
+                // At once, to the other unit: the kernel takes down one link after the other, and
+                // tells of none before it has done all that it was asked for. First what counts:
+                // the cable between the units, or the links that a kernel goes on forwarding on.
+                let (first, then) = match self.settings.kind {
+                    Kind::Tandemgw => (&["sync0"][..], &["eth0", "eth1"][..]),
+                    Kind::Keepalived => (&["eth0", "eth1"][..], &["sync0"][..]),
+                };
+                unit.cut(first)?;
+                std::thread::sleep(Duration::from_millis(20));
+                unit.cut(then)
             }
             Event::Freeze => unit.signal(libc::SIGSTOP),
             Event::Kill => unit.signal(libc::SIGKILL),
@@ -312,11 +317,20 @@ impl Unit {
         let namespace = Namespace::new()?;
         let mut command = Command::new("ip");
         command.args(["-batch", "-"]).stdin(Stdio::piped());
+        let switch = namespace.spawn(&mut command, None)?;
         Ok(Unit {
-            switch: namespace.spawn(&mut command, None)?,
+            switch,
             namespace,
             processes: vec![],
         })
+    }
+
+    fn cut(&mut self, interfaces: &[&str]) -> Result<()> {
+        let lines: Vec<String> = interfaces
+            .iter()
+            .map(|interface| format!("link set {interface} down"))
+            .collect();
+        self.switch.tell(&lines.join("\n"))
     }
 
     fn signal(&self, signal: i32) -> Result<()> {
@@ -367,8 +381,11 @@ fn connect(
         ))?;
         host.ip(&format!("link set lo up\nlink set {interface} up"))?;
     }
+    // The kernel tells at once that a cable is out, unless it told of any other link of the machine within
+    // the last second (linkwatch); other namespaces are no part of this machine. If both ends of a veth
+    // have different numbers it always tells at once.
     a.ip(&format!(
-        "link add sync0 type veth peer name sync0 netns {}",
+        "link add sync0 index 40 type veth peer name sync0 netns {}",
         b.path()
     ))?;
     for (unit, host) in [(a, 2), (b, 3)] {
