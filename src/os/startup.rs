@@ -65,7 +65,7 @@ fn unfit(error: StartError) -> StartError {
 /// # Errors
 /// What could not be done; whatever had been added to the kernel by then is removed again.
 pub fn run(config: Config) -> Result<(), StartError> {
-    if let Err(error) = priority::raise() {
+    if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
             "running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine"
         );
