@@ -61,7 +61,7 @@ fn unit_of_another_cluster_is_ignored() {
     stays_apart(&mut pair);
     let warnings = lines_with(pair.a(), "WARN") + lines_with(pair.b(), "WARN");
     assert!((1..=6).contains(&warnings), "{warnings} warnings");
-    let told = [pair.a(), pair.b()].map(|unit| lines_with(unit, "its group-id is"));
+    let told = [pair.a(), pair.b()].map(|unit| lines_with(unit, "its `group-id` is"));
     assert_eq!(told.iter().sum::<usize>(), 1, "told {told:?} times");
 }
 
