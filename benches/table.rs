@@ -17,7 +17,8 @@ use tandemgw::time::Tick;
 #[global_allocator]
 static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
 
-const MILLION: u32 = 1_000_000;
+/// A full table of the default size.
+const MILLION: u32 = 1 << 20;
 
 fn main() {
     let mut book = AddressBook::new();

@@ -56,10 +56,8 @@ impl Lab {
         let dir = make_dir();
         let sw_lan = Namespace::first("sw-lan");
         let sw_wan = sw_lan.sibling("sw-wan");
-        for switch in [&sw_lan, &sw_wan] {
-            switch.run("ip link add br0 type bridge stp_state 0 mcast_snooping 0");
-            switch.run("ip link set br0 up");
-        }
+        make_bridge(&sw_lan);
+        make_bridge(&sw_wan);
         let [lan1, lan2, server, unit] =
             ["lan1", "lan2", "server", "gw-a"].map(|name| sw_lan.sibling(name));
         plug(&sw_lan, &lan1, "eth0");
@@ -88,17 +86,7 @@ impl Lab {
         };
         lab.attach_lan();
         lab.attach_wan();
-        wait_until(
-            "the kernel has made the local routes of all IPv6 addresses",
-            || {
-                let routes = lab.unit.ns.run("ip -6 route show table local");
-                routes
-                    .lines()
-                    .filter(|line| line.starts_with("local f"))
-                    .count()
-                    == 4
-            },
-        );
+        wait_for_local_routes(&lab.unit.ns);
         lab
     }
 
@@ -174,6 +162,12 @@ pub fn bracketed(address: &str) -> String {
     }
 }
 
+/// Makes `switch` a switch.
+pub fn make_bridge(switch: &Namespace) {
+    switch.run("ip link add br0 type bridge stp_state 0 mcast_snooping 0");
+    switch.run("ip link set br0 up");
+}
+
 /// Connects an interface of `host` to a port of the switch, both made anew.
 pub fn plug(switch: &Namespace, host: &Namespace, interface: &str) {
     let port = switch_port(host, interface);
@@ -190,6 +184,21 @@ pub fn switch_port(host: &Namespace, interface: &str) -> String {
     format!("{}-{interface}", host.name())
 }
 
+/// Waits until the kernel has made the local routes of a unit's IPv6 addresses on both ports.
+pub fn wait_for_local_routes(unit: &Namespace) {
+    wait_until(
+        "the kernel has made the local routes of all IPv6 addresses",
+        || {
+            let routes = unit.run("ip -6 route show table local");
+            routes
+                .lines()
+                .filter(|line| line.starts_with("local f"))
+                .count()
+                == 4
+        },
+    );
+}
+
 fn connect(a: (&Namespace, &str), b: (&Namespace, &str)) {
     a.0.run(&format!(
         "ip link add {} type veth peer name {} netns {}",
@@ -201,7 +210,8 @@ fn connect(a: (&Namespace, &str), b: (&Namespace, &str)) {
     b.0.run(&format!("ip link set {} up", b.1));
 }
 
-fn assign(host: &Namespace, interface: &str, [v4, v6]: [&str; 2]) {
+/// Gives an interface an address of each family.
+pub fn assign(host: &Namespace, interface: &str, [v4, v6]: [&str; 2]) {
     host.run(&format!("ip addr add {v4}/24 dev {interface}"));
     host.run(&format!("ip addr add {v6}/64 dev {interface} nodad"));
 }

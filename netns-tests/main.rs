@@ -8,20 +8,28 @@
 //! `scripts/test` installs the programs that the tests use.
 
 mod capture;
+mod conversation;
 mod frame;
 mod lab;
 mod namespace;
+mod pair;
 mod process;
 mod services;
 mod unit;
 
 mod config;
 mod forward;
+mod guarantee;
+mod handover;
 mod lifecycle;
 mod links;
 mod mtu;
 mod nat;
 mod neighbor;
 mod offload;
+mod peers;
 mod policy;
+mod replication;
 mod robust;
+mod split;
+mod takeover;

@@ -58,7 +58,8 @@ impl Http {
 
     #[track_caller]
     fn get(&self, client: &Namespace, address: &str, path: &str) -> Download<'_> {
-        let file = self.dir.join(format!("from-{}", client.name()));
+        let server = address.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let file = self.dir.join(format!("{}-from-{server}", client.name()));
         // A file of an earlier download is no progress of this one.
         let _ = fs::remove_file(&file);
         let line = format!(

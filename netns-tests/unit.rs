@@ -100,6 +100,15 @@ impl Unit {
         process.stop().ok();
     }
 
+    /// Sends the gateway a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: libc::c_int) {
+        self.process
+            .as_ref()
+            .expect("the gateway runs")
+            .signal(signal);
+    }
+
     /// Sends what Ctrl-C sends, after which the gateway must end in order.
     #[track_caller]
     pub fn interrupt(&mut self) {
@@ -155,6 +164,14 @@ impl Unit {
         self.status()["counters"]["dropped"][reason]
             .as_u64()
             .unwrap_or(0)
+    }
+
+    /// `tandemgw sessions --json` with this filter.
+    #[track_caller]
+    pub fn sessions(&self, filter: &str) -> Vec<Value> {
+        let output = self.tandemgw(&format!("sessions --json {filter}"));
+        let parse = |line| serde_json::from_str(line).expect("one JSON object a line");
+        output.ok().stdout.lines().map(parse).collect()
     }
 
     /// All that the gateway may change in the kernel: rules, routes, links, addresses, settings.

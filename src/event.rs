@@ -52,6 +52,13 @@ pub enum Output {
         /// The datagram.
         bytes: Vec<u8>,
     },
+    /// Have the kernel find out the hardware address of a neighbour, unless it knows.
+    Resolve {
+        /// The port on whose link it is.
+        port: PortId,
+        /// The neighbour.
+        addr: Addr,
+    },
     /// The replication stream to a peer is no longer used over this link: what is still in it must
     /// not be taken for a part of a later one.
     CloseStream {
@@ -186,8 +193,6 @@ drop_reasons! {
     NatExhausted = "nat-exhausted",
     /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.
     TooBig = "too-big",
-    /// The hop limit ran out.
-    HopLimit = "hop-limit",
     /// A fragment that overlaps another (RFC 5722; RFC 1858).
     FragmentOverlap = "fragment-overlap",
     /// A fragment whose first fragment did not come in time, or for which there was no room.
@@ -200,6 +205,4 @@ drop_reasons! {
     WaitsForPeer = "waits-for-peer",
     /// The kernel did not take the packet.
     WriteFailed = "write-failed",
-    /// The session was ended by the operator or by a changed policy.
-    SessionCleared = "session-cleared",
 }

@@ -89,9 +89,6 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
   only for `[[policy]]`, where the first match wins.
 
-**Not in use yet:** `[ha]` with all below it, `[[group]]`, and `pickup-guarantee` are checked, but the pair
-is being integrated.
-
 The examples in [`configs/`](../configs/) have one use each and are checked by the tests.
 "#;
 
@@ -208,9 +205,6 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::TooBig => {
             "Normal path MTU discovery. If transfers hang, the sender does not get or heed the ICMP error: see Troubleshooting."
         }
-        DropReason::HopLimit => {
-            "Not used at present: the kernel takes the hop and answers. See `nstat -az IpInHdrErrors`."
-        }
         DropReason::FragmentOverlap => "An attack on reassembly, or a duplicated fragment.",
         DropReason::FragmentOrphan => {
             "The first fragment was lost, refused, or came more than 2 s later than another; or too many datagrams were in flight."
@@ -218,11 +212,14 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::NotPrimary => {
             "On a standby unit: hosts still send to it; they learn the new address by its announcements."
         }
+        DropReason::NotReplicated => {
+            "The peer did not acknowledge in `pickup-guarantee-wait`. Look at the lag and the links in `tandemgw status`."
+        }
+        DropReason::WaitsForPeer => {
+            "A client repeated its first packet while that one waited for the peer: a sign of a slow link between the units."
+        }
         DropReason::WriteFailed => {
             "The queue or the interface behind it is full or down. Normal for a moment when a link goes; otherwise look at `ip -s link` of the port and its `tgw-` device."
-        }
-        DropReason::SessionCleared => {
-            "Not used at present: sessions that are ended are counted in `counters.cleared`."
         }
     }
 }

@@ -217,8 +217,10 @@ fn tells_of_links_addresses_and_rules() {
         ip("link set lan-peer down");
         ip("rule add priority 77 iif lan lookup main");
         ip("rule del priority 77");
+        mirror.wait_for("no carrier", |mirror| {
+            mirror.links["lan"] == (Some(PortId(0)), false)
+        });
         mirror.settle();
-        assert_eq!(mirror.links["lan"], (Some(PortId(0)), false), "no carrier");
         assert!(!mirror.addresses.contains(&address));
         assert_eq!(mirror.rules_gone, [77]);
 
@@ -228,8 +230,9 @@ fn tells_of_links_addresses_and_rules() {
         ip("link set other down");
         ip("link set other name lan");
         ip("link set lan up");
-        mirror.settle();
-        assert_eq!(mirror.links["lan"], (Some(PortId(0)), true));
+        mirror.wait_for("carrier", |mirror| {
+            mirror.links.get("lan") == Some(&(Some(PortId(0)), true))
+        });
     });
 }
 
@@ -313,14 +316,25 @@ impl Mirror {
 
     /// Reads until nothing has come for a while.
     fn settle(&mut self) {
-        let mut quiet_since = Instant::now();
-        while quiet_since.elapsed() < Duration::from_millis(100) {
+        let mut quiet = 0;
+        while quiet < 20 {
             let mut notices = Vec::new();
             self.monitor.read(&mut notices).unwrap();
-            if !notices.is_empty() {
-                quiet_since = Instant::now();
-            }
+            quiet = if notices.is_empty() { quiet + 1 } else { 0 };
             self.take(notices);
+            if quiet > 0 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Reads until `condition` holds: the kernel tells of a link's carrier when it has time.
+    #[track_caller]
+    fn wait_for(&mut self, what: &str, condition: impl Fn(&Mirror) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "waited in vain: {what}");
+            self.settle();
         }
     }
 

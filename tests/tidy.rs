@@ -77,7 +77,8 @@ fn sources() -> Vec<(String, String)> {
             .unwrap()
             .to_string_lossy()
             .into_owned();
-        if name.ends_with(".rs") && !name.contains("tests/") {
+        let is_test = ["tests/", "tests.rs", "simulation.rs", "test_namespace.rs"];
+        if name.ends_with(".rs") && !is_test.iter().any(|part| name.contains(part)) {
             let text = fs::read_to_string(&path).unwrap();
             all.push((name, without_tests(&text)));
         }

@@ -1,18 +1,12 @@
 //! Three network namespaces, client, gateway and server in a row, that vanish with this process.
 
-use std::error::Error;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::namespace::{Namespace, Result, Worker};
 use crate::traffic::{FIRST_SOURCE, HELLO, SOURCES};
-
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// What forwards between client and server.
 ///
@@ -36,16 +30,12 @@ pub struct Lab {
     pub gateway: Namespace,
     pub server: Namespace,
     process: Option<Worker>,
+    kind: Kind,
+    control_socket: PathBuf,
 }
 
 /// The address of the server.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 100);
-
-/// A network namespace that lives as long as this, and what runs in it.
-pub struct Namespace(File);
-
-/// A process that is killed when this is dropped, or when this process dies.
-pub struct Worker(Child);
 
 /// The CPU that the gateway's process is bound to, if the measurement asks for that.
 pub const GATEWAY_CPU: usize = 1;
@@ -60,6 +50,8 @@ impl Lab {
             gateway: Namespace::new()?,
             server: Namespace::new()?,
             process: None,
+            kind,
+            control_socket: folder.join("control.sock"),
         };
         // The virtual addresses of tandemgw are none of the kernel.
         let host = if kind == Kind::Tandemgw { 2 } else { 1 };
@@ -104,15 +96,26 @@ impl Lab {
         let Some(worker) = &self.process else {
             return Ok(None);
         };
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.0.id()))?;
-        // After the name, which may contain anything, utime and stime are the 12th and 13th.
-        let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks
-            .map(str::parse::<u64>)
-            .sum::<std::result::Result<_, _>>()?;
-        // USER_HZ is 100 on all platforms of Linux that the product runs on.
-        Ok(Some(Duration::from_millis(ticks * 10)))
+        Ok(Some(worker.cpu_time()?))
+    }
+
+    /// The sessions in the gateway's table; `None` if it has none.
+    pub fn sessions(&self) -> Result<Option<u64>> {
+        match self.kind {
+            Kind::Bare | Kind::Kernel => Ok(None),
+            Kind::Masquerade => {
+                let count = "/proc/sys/net/netfilter/nf_conntrack_count";
+                let text = self.gateway.inside(|| std::fs::read_to_string(count))??;
+                Ok(Some(text.trim().parse()?))
+            }
+            Kind::Tandemgw => {
+                let mut command = Command::new(crate::tandemgw());
+                command.arg("--socket").arg(&self.control_socket);
+                let output = command.args(["status", "--json"]).output()?;
+                let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+                Ok(status["sessions"]["total"].as_u64())
+            }
+        }
     }
 
     fn start(&mut self, kind: Kind, cpu: Option<usize>, folder: &Path) -> Result<()> {
@@ -142,8 +145,10 @@ impl Lab {
                      rule add iif lan lookup 101
                      rule add iif wan lookup 102")?;
                 for tun in ["tgw-lan", "tgw-wan"] {
-                    let name = format!("ipv4/conf/{tun}/rp_filter");
-                    self.gateway.sysctl(&name, "0")?;
+                    for (key, value) in [("rp_filter", "0"), ("accept_local", "1")] {
+                        let name = format!("ipv4/conf/{tun}/{key}");
+                        self.gateway.sysctl(&name, value)?;
+                    }
                 }
             }
             Kind::Tandemgw => {
@@ -163,7 +168,7 @@ impl Lab {
 
     fn wait_for_tuns(&mut self) -> Result<()> {
         let start = Instant::now();
-        while self.gateway.counter("tgw-wan").is_err() {
+        while self.gateway.received("tgw-wan").is_err() {
             let worker = self.process.as_mut().ok_or("no process")?;
             if let Some(status) = worker.0.try_wait()? {
                 return Err(format!("the gateway's process ended at its start: {status}").into());
@@ -210,181 +215,4 @@ half-open-per-source = 0
 "#,
         folder = folder.display()
     )
-}
-
-impl Namespace {
-    fn new() -> Result<Namespace> {
-        let thread = std::thread::spawn(|| {
-            // SAFETY: plain system call without pointers; it affects this thread only.
-            match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
-                0 => File::open("/proc/thread-self/ns/net"),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-        let file = thread.join().map_err(|_| "panic")?;
-        let file = file.map_err(|e| format!("no namespace: {e}; be root, or in `unshare -rn`"))?;
-        Ok(Namespace(file))
-    }
-
-    /// Packets that `interface` has received.
-    pub fn received(&self, interface: &str) -> Result<u64> {
-        self.counter(interface)
-    }
-
-    /// The hardware address of `interface`.
-    pub fn mac(&self, interface: &str) -> Result<String> {
-        let mut command = Command::new("ip");
-        command.args(["-o", "link", "show", interface]);
-        let output = self.enter(&mut command, None).output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let mut words = text.split_whitespace();
-        words.find(|word| *word == "link/ether");
-        Ok(words.next().ok_or("no hardware address")?.to_owned())
-    }
-
-    /// Starts a worker: this binary with these arguments.
-    pub fn worker(&self, arguments: &[&str], cpu: Option<usize>) -> Result<Worker> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("worker").args(arguments).stdout(Stdio::piped());
-        self.spawn(&mut command, cpu)
-    }
-
-    fn spawn(&self, command: &mut Command, cpu: Option<usize>) -> Result<Worker> {
-        Ok(Worker(self.enter(command, cpu).spawn()?))
-    }
-
-    /// Runs `ip` with one command a line.
-    fn ip(&self, lines: &str) -> Result<()> {
-        self.input(Command::new("ip").args(["-batch", "-"]), lines)
-    }
-
-    /// Loads a ruleset.
-    fn nft(&self, ruleset: &str) -> Result<()> {
-        self.input(Command::new("nft").args(["-f", "-"]), ruleset)
-    }
-
-    fn input(&self, command: &mut Command, input: &str) -> Result<()> {
-        let mut child = self
-            .enter(command, None)
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("{command:?}: {e}"))?;
-        let mut stdin = child.stdin.take().ok_or("no stdin")?;
-        stdin.write_all(input.as_bytes())?;
-        drop(stdin);
-        match child.wait()? {
-            status if status.success() => Ok(()),
-            status => Err(format!("{command:?}: {status}; its input was\n{input}").into()),
-        }
-    }
-
-    fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/net/{name}");
-        self.inside(move || std::fs::write(path, value))?
-            .map_err(|e| format!("{name}: {e}").into())
-    }
-
-    fn counter(&self, interface: &str) -> Result<u64> {
-        let table = self.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let mut lines = table.lines().filter_map(|line| line.split_once(':'));
-        let (_, counters) = lines
-            .find(|(name, _)| name.trim() == interface)
-            .ok_or_else(|| format!("no interface {interface}"))?;
-        let packets = counters.split_whitespace().nth(1).ok_or("no counter")?;
-        Ok(packets.parse()?)
-    }
-
-    /// Runs `function` in a thread that is in the namespace.
-    fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> Result<T> {
-        let fd = self.0.as_raw_fd();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                // SAFETY: plain system call without pointers; it affects this thread only.
-                match unsafe { libc::setns(fd, libc::CLONE_NEWNET) } {
-                    0 => Ok(function()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-            Ok(thread.join().map_err(|_| "panic")??)
-        })
-    }
-
-    /// Has `command` run in the namespace, bound to a CPU, and die with this process.
-    fn enter<'a>(&self, command: &'a mut Command, cpu: Option<usize>) -> &'a mut Command {
-        let fd = self.0.as_raw_fd();
-        let prepare = move || {
-            // SAFETY: plain system calls, whose only pointer is to a set on the stack; they are
-            // safe between fork and exec.
-            let failed = unsafe {
-                prefer_this_process();
-                let mut set: libc::cpu_set_t = std::mem::zeroed();
-                libc::setns(fd, libc::CLONE_NEWNET) != 0
-                    || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-                    || cpu.is_some_and(|cpu| {
-                        libc::CPU_SET(cpu, &mut set);
-                        libc::sched_setaffinity(0, size_of_val(&set), &set) != 0
-                    })
-            };
-            match failed {
-                true => Err(std::io::Error::last_os_error()),
-                false => Ok(()),
-            }
-        };
-        // SAFETY: `prepare` allocates nothing and takes no lock.
-        unsafe { command.pre_exec(prepare) }
-    }
-
-    /// A name of the namespace for `ip`.
-    fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
-    }
-}
-
-/// Puts this process before the other work of a busy machine, if that is allowed. In a session of its
-/// own, since sessions share the machine equally, whatever their processes' niceness (autogroup,
-/// sched(7)).
-///
-/// It may be called between fork and exec.
-fn prefer_this_process() {
-    // SAFETY: plain system calls with constant strings, the lengths of which are right; a bad
-    // descriptor is only refused.
-    unsafe {
-        libc::setsid();
-        libc::setpriority(libc::PRIO_PROCESS, 0, -15);
-        let fd = libc::open(c"/proc/self/autogroup".as_ptr(), libc::O_WRONLY);
-        libc::write(fd, c"-15".as_ptr().cast(), 3);
-        libc::close(fd);
-    }
-}
-
-impl Worker {
-    /// The next line that it prints.
-    pub fn line(&mut self) -> Result<String> {
-        let stdout = self.0.stdout.as_mut().ok_or("no stdout")?;
-        let mut line = String::new();
-        // The workers print no second line before they are asked for the first: nothing is lost.
-        BufReader::with_capacity(1, stdout).read_line(&mut line)?;
-        match line.is_empty() {
-            true => Err("a worker ended without a result".into()),
-            false => Ok(line),
-        }
-    }
-
-    /// A number of the JSON that it prints at its end.
-    pub fn result(&mut self, name: &str) -> Result<f64> {
-        let line: serde_json::Value = serde_json::from_str(&self.line()?)?;
-        Ok(line[name].as_f64().ok_or("no such number")?)
-    }
-
-    /// Whether it still runs.
-    pub fn runs(&mut self) -> Result<bool> {
-        Ok(self.0.try_wait()?.is_none())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -3,8 +3,22 @@
 //!
 //! Each run builds its network anew, in namespaces that vanish with this process; the gateways take
 //! turns, so that a change of the machine's pace hits all of them, and the best run counts.
+//!
+//! What is fair about it and what is not:
+//!
+//! - Gateways in a process have a CPU of their own; the kernel's forward on the CPU of the sender, and
+//!   pay for sending, while the other one is idle: the ratio to masquerade is not one of CPU time.
+//! - All of them pay for the server's reception, which ends in a drop at its ingress.
+//! - `bare` reads and writes as tandemgw does and in the same kernel settings; it does not read ahead.
+//! - A new session counts when its first packet arrives. Afterwards the table of the gateway must hold
+//!   as many sessions as packets arrived, or the row says so: a kernel whose `nf_conntrack_max` is
+//!   reached drops or replaces. For `--sessions` beyond it raise that, and `nf_conntrack_buckets` to
+//!   the same number, in the first namespace: they are the same for all namespaces.
+//! - Tables begin empty, so the cost of their growth is in it. Sessions end after the measurement.
 
 mod lab;
+#[path = "../common/namespace.rs"]
+mod namespace;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use lab::{Kind, Lab, Result, SENDER_CPU, SERVER};
+use lab::{Kind, Lab, SENDER_CPU, SERVER};
+use namespace::Result;
 
 #[derive(Parser)]
 struct Options {
@@ -37,6 +52,9 @@ struct Options {
     /// Established UDP sessions.
     #[arg(long, default_value_t = 10_000)]
     flows: u64,
+    /// New sessions of a run.
+    #[arg(long, default_value_t = 200_000)]
+    sessions: u64,
     /// `cargo bench` says so.
     #[arg(long, hide = true)]
     bench: bool,
@@ -76,6 +94,7 @@ pub fn tandemgw() -> PathBuf {
 }
 
 fn main() -> ExitCode {
+    namespace::prefer_this_process();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
@@ -190,25 +209,29 @@ fn establish(lab: &Lab, blast: &[&str], flows: u64) -> Result<()> {
     Err(format!("{answers} of {flows} sessions were answered").into())
 }
 
-/// Ends after as many sessions as the kernel's table holds in its usual size.
+/// Ends after as many sessions as were asked for.
 fn new_sessions(lab: &Lab, options: &Options) -> Result<Sample> {
-    const SESSIONS: u64 = 200_000;
     let to = SERVER.to_string();
     let mut echo = lab.server.worker(&["udp-echo", &to], None)?;
     echo.line()?;
     let mac = lab.gateway.mac("lan")?;
-    let seconds = options.seconds.to_string();
     let flows = u64::MAX.to_string();
-    let blast = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
-    let arguments = [&blast[..], &["--seconds", &seconds]].concat();
+    let arguments = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
     let before = lab.server.received("eth0")?;
     let mut sender = lab.client.worker(&arguments, Some(SENDER_CPU))?;
     while lab.server.received("eth0")? - before < 1000 && sender.runs()? {}
     let meter = Meter::start(lab)?;
-    while lab.server.received("eth0")? - before < SESSIONS && sender.runs()? {
+    while lab.server.received("eth0")? - before < options.sessions && sender.runs()? {
         std::thread::sleep(Duration::from_millis(5));
     }
-    meter.stop(lab)
+    let sample = meter.stop(lab)?;
+    let arrived = lab.server.received("eth0")? - before;
+    if let Some(held) = lab.sessions()?
+        && held * 100 < arrived * 99
+    {
+        eprintln!("{arrived} packets arrived, but only {held} sessions are in the table");
+    }
+    Ok(sample)
 }
 
 /// What has arrived and what it has cost, since a point of time.
@@ -221,11 +244,16 @@ struct Meter {
 
 impl Meter {
     fn start(lab: &Lab) -> Result<Meter> {
+        let client = lab.client.received("eth0")?;
+        let cpu = lab.cpu_time()?;
+        // These two make the rate, so nothing may come between them.
+        let server = lab.server.received("eth0")?;
+        let start = Instant::now();
         Ok(Meter {
-            cpu: lab.cpu_time()?,
-            server: lab.server.received("eth0")?,
-            client: lab.client.received("eth0")?,
-            start: Instant::now(),
+            start,
+            cpu,
+            server,
+            client,
         })
     }
 

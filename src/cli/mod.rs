@@ -4,6 +4,7 @@ mod check;
 mod key;
 mod query;
 mod run;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -98,7 +99,7 @@ pub fn main() -> ExitCode {
         Command::Keygen { out } => key::generate(&out),
         Command::Pubkey { key } => key::show(&key),
         Command::Failover { group, to } => query::failover(socket, group, to),
-        Command::Status { json } => query::status(socket, json),
+        Command::Status { json } => query::show_status(socket, json),
         Command::Sessions {
             json,
             limit,

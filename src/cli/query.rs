@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tandemgw::config::Config;
 
+use super::status;
 use super::{EXIT_NOT_RUNNING, fail};
 
 /// Where gateways put their sockets unless told otherwise.
@@ -17,7 +18,7 @@ const SOCKET_FOLDER: &str = "/run/tandemgw";
 /// How long a gateway may take to answer whether it runs.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub fn status(socket: Option<&Path>, json: bool) -> ExitCode {
+pub fn show_status(socket: Option<&Path>, json: bool) -> ExitCode {
     ask(socket, &json!({ "command": "status" }), |line| {
         if json {
             print_line(line)
@@ -193,111 +194,7 @@ fn print_line(line: &str) -> io::Result<()> {
 }
 
 fn print_status(line: &str) -> io::Result<()> {
-    let value: Value = serde_json::from_str(line)?;
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "node {}  version {}  up {} s",
-        text(&value["node"]),
-        text(&value["version"]),
-        value["uptime_s"]
-    )?;
-    for group in value["groups"].as_array().into_iter().flatten() {
-        let ready = if group["ready"] == true {
-            "ready"
-        } else {
-            "not ready"
-        };
-        writeln!(
-            out,
-            "group {:<12} {:<8} {ready}  term {}  for {} s{}",
-            text(&group["name"]),
-            text(&group["role"]),
-            group["term"],
-            group["since"],
-            if group["degraded"] == true {
-                "  DEGRADED: links to the primary are down"
-            } else {
-                ""
-            },
-        )?;
-    }
-    for peer in value["peers"].as_array().into_iter().flatten() {
-        let word = |key: &str, yes: &'static str, no: &'static str| {
-            if peer[key] == true { yes } else { no }
-        };
-        writeln!(
-            out,
-            "peer {:<13} {}, {}, {}  lag {} changes, {} ms, {} sessions would be lost",
-            text(&peer["name"]),
-            word("connected", "connected", "NOT CONNECTED"),
-            word("in_sync", "in sync", "NOT IN SYNC"),
-            word("digest_equal", "digest equal", "digest differs"),
-            peer["lag"]["sequence_gap"],
-            peer["lag"]["oldest_unacked_ms"],
-            peer["lag"]["would_be_lost"],
-        )?;
-        for link in peer["links"].as_array().into_iter().flatten() {
-            writeln!(
-                out,
-                "  link {} - {}  {}  rtt {} us{}",
-                text(&link["local"]),
-                text(&link["remote"]),
-                if link["up"] == true { "up" } else { "DOWN" },
-                link["rtt_us"],
-                if link["carries_sync"] == true {
-                    "  sync"
-                } else {
-                    ""
-                },
-            )?;
-        }
-    }
-    for port in value["ports"].as_array().into_iter().flatten() {
-        let up = if port["up"] == true { "up" } else { "down" };
-        writeln!(
-            out,
-            "port {:<13} {:<15} {up:<5} mtu {:<6} offload {}",
-            text(&port["name"]),
-            text(&port["interface"]),
-            port["mtu"],
-            text(&port["offload"])
-        )?;
-    }
-    let sessions = &value["sessions"];
-    writeln!(
-        out,
-        "sessions {} of {}  tcp {}  udp {}  icmp {}  other {}",
-        sessions["total"],
-        sessions["max"],
-        sessions["tcp"],
-        sessions["udp"],
-        sessions["icmp"],
-        sessions["other"]
-    )?;
-    writeln!(out, "forwarded {}", value["counters"]["forwarded"])?;
-    for (reason, count) in value["counters"]["dropped"]
-        .as_object()
-        .into_iter()
-        .flatten()
-    {
-        writeln!(out, "dropped {reason:<20} {count}")?;
-    }
-    for event in value["events"].as_array().into_iter().flatten().take(10) {
-        writeln!(
-            out,
-            "{:>10} s ago  {}  {}",
-            event["ago_s"],
-            text(&event["what"]),
-            text(&event["why"])
-        )?;
-    }
-    Ok(())
+    status::print(&serde_json::from_str(line)?, &mut io::stdout().lock())
 }
 
 fn print_session(line: &str) -> io::Result<()> {

@@ -17,7 +17,7 @@ mod reader;
 mod translation;
 mod value;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,6 +50,31 @@ pub struct Config {
     pub limits: Limits,
     /// `[ha]`; without it the gateway is standalone.
     pub ha: Option<Ha>,
+}
+
+impl Config {
+    /// The addresses that hosts on `port` find at the gateway: the virtual ones, and those of pools in
+    /// their networks. A pool address outside of all networks is routed to us by others, and asked for
+    /// by nobody.
+    pub fn addresses_on(&self, port: &Port) -> Vec<Addr> {
+        let within = |addr: &&Addr| {
+            let ip = IpAddr::from(**addr);
+            port.virtual_addresses
+                .iter()
+                .any(|own| own.network.contains(&ip))
+        };
+        let pools = self
+            .nat_pools
+            .iter()
+            .flat_map(|pool| &pool.addresses)
+            .filter(within)
+            .copied();
+        let own = port.virtual_addresses.iter().map(|own| own.addr);
+        let mut addresses: Vec<Addr> = own.chain(pools).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
 }
 
 /// `[node]`: this unit.

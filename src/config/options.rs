@@ -217,7 +217,7 @@ const OPTIONS: &[OptionDoc] = &[
     time("timeouts", "icmp", S, d(1), s(60), "an ICMP query (RFC 5508, REQ-2)"),
     time("timeouts", "other", S, d(1), s(600), "other protocols"),
 
-    int("limits", "half-open-per-source", 0, 16_777_216, 4096, "sessions without an answer yet that one source (IPv6: one /64) may have; 0 means no limit"),
+    int("limits", "half-open-per-source", 0, 65_535, 4096, "sessions without an answer yet that one source (IPv6: one /64) may have; 0 means no limit"),
     int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, "ICMP errors that the gateway itself sends a second"),
     option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), "take up TCP connections in their middle"),
 

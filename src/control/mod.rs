@@ -125,7 +125,7 @@ impl Answer {
                         break;
                     }
                     *left -= 1;
-                    let _ = writeln!(out, "{}", status::session(&session, gateway));
+                    let _ = writeln!(out, "{}", status::session(&session, gateway, now));
                 }
                 match next {
                     Some(next) if *left > 0 => *cursor = next,

@@ -90,6 +90,7 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         return Value::Null;
     };
     let (sync, view) = (cluster.sync(), cluster.ha().peer(now, id));
+    let alive = cluster.ha().is_alive(id);
     let lag = sync.lag(id, now);
     let digest_equal = (0..gateway.config().groups.len())
         .map(|group| GroupId(group as u8))
@@ -114,8 +115,8 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         .collect();
     json!({
         "name": gateway.peer_name(id),
-        "connected": view.as_ref().is_some_and(|view| view.alive),
-        "in_sync": sync.in_sync(id) || digest_equal,
+        "connected": alive,
+        "in_sync": alive && (sync.in_sync(id) || digest_equal),
         "digest_equal": digest_equal,
         "lag": {
             "sequence_gap": lag.sequence_gap,
@@ -160,6 +161,7 @@ fn counters(gateway: &Gateway) -> Value {
         "dropped": dropped,
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,
+        "outputs_lost": counters.outputs_lost,
         "address_conflicts": counters.address_conflicts,
         "pickup_guarantee": {
             "held": counters.guarantee_held,
@@ -179,7 +181,7 @@ pub fn handover(end: &HandoverEnd, gateway: &Gateway) -> Value {
     })
 }
 
-pub fn session(view: &SessionView, gateway: &Gateway) -> Value {
+pub fn session(view: &SessionView, gateway: &Gateway, now: Time) -> Value {
     let endpoint = |addr: crate::flow::Addr, port: u16, key: &FlowKey| match (
         key.protocol.has_ports(),
         addr.is_v4(),
@@ -201,11 +203,19 @@ pub fn session(view: &SessionView, gateway: &Gateway) -> Value {
         "state": view.state,
         "policy": gateway.policy_name(view.policy),
         "group": gateway.group_name(view.group),
-        "owner": gateway.config().node.name,
+        "owner": owner(gateway, view.group, now),
         "synced": view.synced,
         "age_s": view.age_s,
         "expires_s": view.expires_s,
         "packets": view.packets.iter().sum::<u64>(),
         "bytes": view.bytes.iter().sum::<u64>(),
     })
+}
+
+/// The node that handles the packets of a group, if one is known to.
+fn owner(gateway: &Gateway, group: GroupId, now: Time) -> Option<&str> {
+    match gateway.cluster() {
+        None => Some(&gateway.config().node.name),
+        Some(cluster) => cluster.ha().group(now, group)?.primary,
+    }
 }

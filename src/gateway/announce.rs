@@ -1,5 +1,6 @@
 //! Gratuitous ARP and unsolicited neighbor advertisements: when, and how often.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -18,7 +19,7 @@ pub struct Announcer {
     repeats: u32,
     interval: Duration,
     pending: Vec<Option<Pending>>,
-    last_defence: Option<Time>,
+    defended: BTreeMap<Addr, Time>,
 }
 
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ impl Announcer {
             repeats,
             interval,
             pending: vec![None; config.groups.len()],
-            last_defence: None,
+            defended: BTreeMap::new(),
         }
     }
 
@@ -77,13 +78,12 @@ impl Announcer {
         self.pending[usize::from(group.0)] = None;
     }
 
-    /// Whether an address may be defended now; at most once in [`DEFEND_INTERVAL`].
-    pub fn may_defend(&mut self, now: Time) -> bool {
-        let allowed = self
-            .last_defence
-            .is_none_or(|last| now.since(last) >= DEFEND_INTERVAL);
+    /// Whether one of our addresses may be defended now; at most once in [`DEFEND_INTERVAL`].
+    pub fn may_defend(&mut self, now: Time, addr: Addr) -> bool {
+        let last = self.defended.get(&addr);
+        let allowed = last.is_none_or(|last| now.since(*last) >= DEFEND_INTERVAL);
         if allowed {
-            self.last_defence = Some(now);
+            self.defended.insert(addr, now);
         }
         allowed
     }

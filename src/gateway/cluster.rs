@@ -6,18 +6,18 @@
 //! stream comes in.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Output;
-use crate::flow::{GroupId, LinkId, PeerId, PortId};
-use crate::ha::{self, GroupSet, Ha, Hint, SyncState};
-use crate::packet::neighbor;
+use crate::flow::{GroupId, LinkId, PeerId};
+use crate::ha::{Ha, Hint};
 use crate::session::SessionId;
 use crate::sync::{self, Context, Phase, Replicator};
 use crate::time::Time;
 
+use super::Gateway;
 use super::guarantee::Waiting;
-use super::{Gateway, Role};
 
 /// Bytes of the stream that are encoded for a peer in one turn: some 300 µs.
 const SYNC_BUDGET: usize = 256 * 1024;
@@ -29,8 +29,8 @@ pub struct Cluster {
     pub(super) peers: Vec<PeerPath>,
     pub(super) waiting: Waiting,
     /// Ends of planned handovers that somebody may be waiting for.
-    handovers: VecDeque<HandoverEnd>,
-    gone: bool,
+    pub(super) handovers: VecDeque<HandoverEnd>,
+    pub(super) gone: bool,
 }
 
 /// The end of a planned handover.
@@ -41,7 +41,7 @@ pub struct HandoverEnd {
     /// The peer that was to take over.
     pub to: PeerId,
     /// The time from the request to the end.
-    pub took: std::time::Duration,
+    pub took: Duration,
     /// Why it failed, if so.
     pub result: Result<(), String>,
 }
@@ -55,7 +55,12 @@ pub(super) struct PeerPath {
     streams: Vec<Stream>,
     /// The link in use.
     pub(super) link: Option<LinkId>,
+    /// Why a stream was closed last, and when that was logged.
+    complaint: Option<(Time, sync::ProtocolError)>,
 }
+
+/// A stream that is closed for the same reason again and again is logged once in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The stream to a peer over one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +74,7 @@ enum Stream {
 }
 
 /// Ends of handovers that are remembered; older ones are forgotten.
-const MAX_HANDOVERS: usize = 64;
+pub(super) const MAX_HANDOVERS: usize = 64;
 
 /// Whether this unit still handles stragglers of a group that it handed over.
 pub(super) fn is_draining(cluster: Option<&Cluster>, now: Time, group: GroupId) -> bool {
@@ -89,6 +94,7 @@ impl Cluster {
             decides: config.node.name < peer.name,
             streams: vec![Stream::Down; settings.links.len()],
             link: None,
+            complaint: None,
         };
         Some(Cluster {
             ha: Ha::new(config, random.next(), now)?,
@@ -223,12 +229,23 @@ impl Gateway {
         path.streams[link.index()] = Stream::Used;
         let received = cluster.sync.receive(peer, bytes, &mut context);
         if let Err(error) = &received {
-            log::warn!(
-                "replication stream of peer={} closed why=\"{error}\"",
-                peer.0
-            );
+            let path = &mut cluster.peers[peer.index()];
             path.link = None;
             path.streams[link.index()] = Stream::Down;
+            let news = path
+                .complaint
+                .as_ref()
+                .is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);
+            if news {
+                path.complaint = Some((now, error.clone()));
+                log::warn!(
+                    "replication stream of peer={} closed why=\"{error}\"",
+                    self.config
+                        .ha
+                        .as_ref()
+                        .map_or("?", |ha| &ha.peers[peer.index()].name)
+                );
+            }
             cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
@@ -256,6 +273,13 @@ impl Gateway {
         cluster
             .sync
             .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
+    }
+
+    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    pub fn handle_sync_blocked(&mut self, peer: PeerId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.peer_blocked(peer);
+        }
     }
 
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
@@ -305,6 +329,7 @@ impl Gateway {
         cluster.ha.handle_timeout(now);
         cluster.sync.handle_timeout(now, &self.table, &self.book);
         self.renew_leases(now);
+        self.keep_warm(now);
         for peer in self.peers() {
             self.choose_sync_link(now, peer);
         }
@@ -382,7 +407,7 @@ impl Gateway {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
-            log::info!("replication peer={} link={}", peer.0, link.0);
+            log::debug!("replication peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
         self.leave_stream(peer, left);
@@ -397,216 +422,6 @@ impl Gateway {
         // One that is down needs no closing, and another may soon be in its place.
         if std::mem::replace(stream, Stream::Down) != Stream::Down {
             self.push_output(Output::CloseStream { peer, link });
-        }
-    }
-
-    /// Carries out what election and replication have decided, until neither has more to say.
-    fn settle_cluster(&mut self, now: Time) {
-        while let Some(cluster) = &mut self.cluster {
-            if let Some(event) = cluster.sync.poll_event() {
-                self.heed_sync(now, event);
-            } else if let Some(output) = cluster.ha.poll_output() {
-                self.obey_ha(now, output);
-            } else if !self.tell_ha_of_sync(now) {
-                break;
-            }
-        }
-        self.release_acknowledged();
-    }
-
-    fn heed_sync(&mut self, now: Time, event: sync::Event) {
-        let name = |peer: PeerId| self.peer_name(peer).to_owned();
-        match event {
-            sync::Event::PeerKnown { peer, resumed } => {
-                log::info!("replication with peer={} resumed={resumed}", name(peer));
-            }
-            sync::Event::PeerConfigDiffers(peer) => log::warn!(
-                "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
-                name(peer)
-            ),
-            sync::Event::PeerReady(peer, group) => {
-                log::info!(
-                    "peer={} is ready group={}",
-                    name(peer),
-                    self.group_name(group)
-                );
-            }
-            sync::Event::Ready(peer, group) => {
-                log::info!(
-                    "ready group={} primary={}",
-                    self.group_name(group),
-                    name(peer)
-                );
-            }
-            sync::Event::DigestDiffers {
-                peer,
-                group,
-                buckets,
-            } => log::warn!(
-                "digest differs peer={} group={} buckets={buckets}; sending them again",
-                name(peer),
-                self.group_name(group)
-            ),
-            sync::Event::HandoverReceived { peer, group, term } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.ha.handle_handover(now, group, peer, term);
-                }
-            }
-        }
-    }
-
-    fn obey_ha(&mut self, now: Time, output: ha::Output) {
-        match output {
-            ha::Output::SetRole {
-                group, role, term, ..
-            } => self.change_role(now, group, role, term),
-            ha::Output::SendHeartbeat { peer, link, bytes } => {
-                self.push_output(Output::Heartbeat { peer, link, bytes });
-            }
-            ha::Output::Probe { group } => self.probe_group(group),
-            ha::Output::Announce { group } => self.announce_group(now, group),
-            ha::Output::Handover { group, to, term } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.sync.send_handover(to, group, term);
-                }
-            }
-            ha::Output::HandoverDone {
-                group,
-                to,
-                took,
-                result,
-            } => {
-                log::info!(
-                    "handover group={} to={} took_ms={:.3} result={result:?}",
-                    self.group_name(group),
-                    self.peer_name(to),
-                    took.as_secs_f64() * 1e3
-                );
-                if let Some(cluster) = &mut self.cluster {
-                    if cluster.handovers.len() == MAX_HANDOVERS {
-                        cluster.handovers.pop_front();
-                    }
-                    cluster.handovers.push_back(HandoverEnd {
-                        group,
-                        to,
-                        took,
-                        result,
-                    });
-                }
-            }
-            ha::Output::Resync { group, .. } => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.sync.doubt(group);
-                }
-            }
-            ha::Output::Gone => {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.gone = true;
-                }
-            }
-        }
-    }
-
-    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster
-                .sync
-                .set_sending(group, (role == Role::Primary).then_some(term));
-        }
-        if role == Role::Primary {
-            self.table.renew(group, now.tick());
-        } else {
-            self.drop_waiting(group);
-        }
-        self.set_role(now, group, role);
-    }
-
-    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
-    fn renew_leases(&mut self, now: Time) {
-        for group in self.groups() {
-            if !self.is_primary(group) {
-                self.table.renew(group, now.tick());
-            }
-        }
-    }
-
-    /// The peers.
-    pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
-        let count = self
-            .cluster
-            .as_ref()
-            .map_or(0, |cluster| cluster.peers.len());
-        (0..count).map(|peer| PeerId(peer as u8))
-    }
-
-    /// Asks on all ports who has the addresses of `group`.
-    fn probe_group(&mut self, group: GroupId) {
-        for index in 0..self.config.ports.len() {
-            let port = PortId(index as u8);
-            let link = self.links[index];
-            let addresses: Vec<_> = self
-                .addresses_on(port)
-                .filter(|(_, g)| *g == group)
-                .map(|(a, _)| a)
-                .collect();
-            for addr in addresses.into_iter().filter(|_| link.up) {
-                self.push_output(Output::Frame {
-                    port,
-                    bytes: neighbor::probe(addr, link.mac),
-                });
-            }
-        }
-    }
-
-    /// Tells the election what replication has reached; gives whether anything came of it.
-    fn tell_ha_of_sync(&mut self, now: Time) -> bool {
-        let Some(cluster) = &mut self.cluster else {
-            return false;
-        };
-        let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
-        for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
-            let mut ready = GroupSet::default();
-            groups()
-                .filter(|g| cluster.sync.is_ready(*g))
-                .for_each(|g| ready.insert(g));
-            let digest_equal = groups()
-                .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
-                .all(|group| cluster.sync.digest_equal(peer, group));
-            let applied = cluster.sync.applied(peer);
-            cluster.ha.handle_sync(
-                now,
-                peer,
-                SyncState {
-                    ready,
-                    digest_equal,
-                    applied,
-                },
-            );
-        }
-        match cluster.ha.poll_output() {
-            Some(output) => {
-                self.obey_ha(now, output);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The name of a peer's node.
-    pub fn peer_name(&self, peer: PeerId) -> &str {
-        let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
-        peers.get(peer.index()).map_or("?", |peer| &peer.name)
-    }
-
-    /// An address of a group was claimed by another machine: the election may be asking for that.
-    pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: crate::flow::Addr) {
-        let group = self
-            .addresses_on(port)
-            .find(|(own, _)| *own == addr)
-            .map(|(_, group)| group);
-        if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
-            cluster.ha.handle_probe_answer(now, group);
-            self.settle_cluster(now);
         }
     }
 }

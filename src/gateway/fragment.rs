@@ -7,7 +7,7 @@ use crate::packet::{self, Fragment, Kind, Parsed};
 use crate::session::Tracker;
 use crate::time::Time;
 
-use super::{Gateway, Packet, Role};
+use super::{Gateway, Packet, Role, cluster};
 
 /// What later fragments need to follow the first: the flow that it showed, for they have no ports to
 /// look their session up by. It is looked up anew each time, so that they end with their session.
@@ -120,7 +120,9 @@ impl Gateway {
         let Some(session) = self.table.get_mut(id) else {
             return Verdict::Drop(DropReason::FragmentOrphan);
         };
-        if self.roles[usize::from(session.group.0)] != Role::Primary {
+        if self.roles[usize::from(session.group.0)] != Role::Primary
+            && !cluster::is_draining(self.cluster.as_deref(), packet.now, session.group)
+        {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         if let (Tracker::Tcp(tracker), Some(base), Some(fragment)) =

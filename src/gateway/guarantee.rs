@@ -55,7 +55,8 @@ impl Waiting {
     }
 
     fn pop_if(&mut self, condition: impl FnOnce(&Held) -> bool) -> Option<Held> {
-        let held = self.queue.pop_front_if(|held| condition(held))?;
+        self.queue.front().filter(|held| condition(held))?;
+        let held = self.queue.pop_front()?;
         self.bytes -= held.bytes.len();
         Some(held)
     }

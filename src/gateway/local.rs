@@ -1,10 +1,6 @@
 //! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::nat::Nat;
@@ -75,12 +71,15 @@ impl Gateway {
         if mac == self.links[port.index()].mac {
             return;
         }
+        if self.cluster.is_some() && packet::forwardable(addr) {
+            self.neighbors.hear(port, addr, mac);
+        }
         self.note_answer(now, port, addr);
         if !self.defends(port, &addr) {
             return;
         }
         self.counters.address_conflicts += 1;
-        if self.announcer.may_defend(now) {
+        if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
                 "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
@@ -103,30 +102,14 @@ impl Gateway {
     }
 }
 
-/// The addresses to be answered for on each port: the virtual ones, and those of pools in their
-/// networks. A pool address outside of all networks is routed to us by others and needs no ARP.
+/// The addresses to be answered for on each port, with their groups.
 pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
-    let pools = || {
+    let with_group = |addr: Addr| Some((addr, nat.group(&addr)?));
+    let of_port = |port| {
         config
-            .nat_pools
-            .iter()
-            .flat_map(|pool| &pool.addresses)
-            .copied()
-    };
-    let of_port = |port: &config::Port| {
-        let networks: Vec<IpNet> = port.virtual_addresses.iter().map(|v| v.network).collect();
-        let within = |addr: &Addr| {
-            networks
-                .iter()
-                .any(|net| net.contains(&IpAddr::from(*addr)))
-        };
-        let own = port.virtual_addresses.iter().map(|v| v.addr);
-        let mut addrs: Vec<Addr> = own.chain(pools().filter(within)).collect();
-        addrs.sort_unstable();
-        addrs.dedup();
-        addrs
+            .addresses_on(port)
             .into_iter()
-            .filter_map(|addr| Some((addr, nat.group(&addr)?)))
+            .filter_map(with_group)
             .collect()
     };
     config.ports.iter().map(of_port).collect()

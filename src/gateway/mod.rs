@@ -10,14 +10,17 @@
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
 //! `icmp.rs`; a fragment → `fragment.rs`.
 
+mod ahead;
 mod announce;
 mod cluster;
+mod effects;
 mod forward;
 mod fragment;
 mod guarantee;
 mod icmp;
 mod limiter;
 mod local;
+mod neighbors;
 mod open;
 mod random;
 mod revalidate;
@@ -38,8 +41,10 @@ use crate::time::{Tick, Time};
 
 use announce::Announcer;
 use limiter::Limiter;
+use neighbors::Neighbors;
 use random::Random;
 
+pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use snapshot::{Counters, SessionView};
 
@@ -94,6 +99,7 @@ pub struct Gateway {
     fragments: Fragments<fragment::Onward>,
     addresses: Vec<Vec<(Addr, GroupId)>>,
     announcer: Announcer,
+    neighbors: Neighbors,
     icmp_limiter: Limiter,
     random: Random,
     counters: Counters,
@@ -134,6 +140,7 @@ impl Gateway {
             ),
             fragments: Fragments::new(&random.key()),
             announcer: Announcer::new(&config),
+            neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),
@@ -191,10 +198,15 @@ impl Gateway {
         }
     }
 
-    /// Counts a packet that the shell could not write.
+    /// Counts a packet that was to be forwarded and that the kernel did not take.
     pub fn handle_write_failure(&mut self) {
         self.counters.forwarded = self.counters.forwarded.saturating_sub(1);
         self.count_drop(DropReason::WriteFailed);
+    }
+
+    /// Counts an [`Output`] that the kernel did not take.
+    pub fn handle_output_failure(&mut self) {
+        self.counters.outputs_lost += 1;
     }
 
     /// Takes note of the state of a port's interface.
@@ -329,6 +341,8 @@ impl Gateway {
     fn push_output(&mut self, output: Output) {
         if self.outputs.len() < MAX_OUTPUTS {
             self.outputs.push_back(output);
+        } else {
+            self.counters.outputs_lost += 1;
         }
     }
 }

@@ -58,6 +58,7 @@ impl Gateway {
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         self.check_addresses(packet)?;
         let plan = self.plan(packet)?;
+        // Not while draining either: nobody would tell the new primary of the session.
         if !self.is_primary(self.group_of(packet, &plan)) {
             return Err(DropReason::NotPrimary.into());
         }

@@ -8,6 +8,7 @@ use crate::event::RouteTarget;
 use crate::flow::{Addr, Direction, PolicyId, PortId};
 use crate::policy::Decision;
 use crate::session::SessionId;
+use crate::sync::Phase;
 use crate::time::Time;
 
 use super::Gateway;
@@ -20,6 +21,8 @@ const PIECE: u32 = 256;
 pub struct Revalidation {
     cursor: Option<u32>,
     again: bool,
+    /// Sessions of other units' groups were passed over.
+    left_out: bool,
 }
 
 impl Revalidation {
@@ -28,6 +31,13 @@ impl Revalidation {
         match self.cursor {
             None => self.cursor = Some(0),
             Some(_) => self.again = true,
+        }
+    }
+
+    /// Begins a pass if one is owed to sessions that this unit has just become primary for.
+    pub fn catch_up(&mut self) {
+        if std::mem::take(&mut self.left_out) {
+            self.restart();
         }
     }
 
@@ -63,6 +73,12 @@ impl Gateway {
     }
 
     fn revalidate(&mut self, now: Time, id: SessionId) {
+        // What another unit is primary for ends there; here it is only to be what it is there.
+        let group = self.table.get(id).map(|session| session.group);
+        if group.is_some_and(|group| !self.is_primary(group)) {
+            self.revalidation.left_out = true;
+            return;
+        }
         match self.inspect(id) {
             Finding::Fine => {}
             Finding::Moved {
@@ -73,6 +89,8 @@ impl Gateway {
                 if let Some(session) = self.table.get_mut(id) {
                     (session.in_port, session.out_port) = (in_port, out_port);
                     session.policy = policy;
+                    let phase = Phase::of(session);
+                    self.note_changed(id, phase);
                 }
             }
             Finding::Gone(why) => {

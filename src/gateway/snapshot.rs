@@ -27,6 +27,8 @@ pub struct Counters {
     pub guarantee_expired: u64,
     /// Sessions opened without the guarantee asked for, since no peer was in sync.
     pub guarantee_degraded: u64,
+    /// Answers, announcements and heartbeats that could not be sent.
+    pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
 }
@@ -41,6 +43,7 @@ impl Default for Counters {
             guarantee_held: 0,
             guarantee_expired: 0,
             guarantee_degraded: 0,
+            outputs_lost: 0,
             address_conflicts: 0,
         }
     }
@@ -70,7 +73,8 @@ pub struct SessionView {
     pub policy: PolicyId,
     /// The group that it moves with.
     pub group: GroupId,
-    /// Whether a peer has acknowledged its current state.
+    /// On the primary, whether the peers have acknowledged its current state; on a standby, whether
+    /// that holds all of the group's sessions.
     pub synced: bool,
     /// State in the words of the protocol.
     pub state: &'static str,
@@ -159,7 +163,10 @@ impl Gateway {
             synced: self
                 .cluster
                 .as_ref()
-                .is_some_and(|cluster| cluster.sync.is_synced(id)),
+                .is_some_and(|cluster| match self.role(session.group) {
+                    Role::Primary => cluster.sync.is_synced(id),
+                    Role::Standby => cluster.sync.is_ready(session.group),
+                }),
             original: session.key(Direction::Original, &self.book),
             translated: session.translated(Direction::Original, &self.book),
             in_port: session.in_port,

@@ -89,6 +89,11 @@ impl Ha {
         })
     }
 
+    /// Whether `peer` was heard within the hold time.
+    pub fn is_alive(&self, peer: PeerId) -> bool {
+        self.peers.get(peer.index()).is_some_and(|peer| peer.alive)
+    }
+
     /// This unit's role in `group`; standby of one that does not exist.
     pub fn role(&self, group: GroupId) -> Role {
         self.groups

@@ -33,18 +33,26 @@ impl Mappings {
         }
     }
 
+    /// Has what [`Mappings::port_of`] reads for the source of `key` brought near.
+    #[inline]
+    pub(super) fn touch(&self, key: &FlowKey) {
+        self.index
+            .touch(self.hash(&key.src, key.src_port, key.protocol));
+    }
+
     /// The external port of `endpoint`, if it has a mapping.
     pub(super) fn port_of(&self, table: &Table, endpoint: &Endpoint) -> Option<u16> {
         let matches = |mapping: &Mapping| mapping.endpoint == *endpoint;
-        let (_, mapping) = self.find(table, endpoint, matches)?;
+        let (_, mapping) = self.find(table, self.endpoint_hash(endpoint), matches)?;
         Some(mapping.port)
     }
 
     /// Puts a session into the list of its mapping; returns whether the mapping is new. Without room
     /// in the index, which a table of more sessions than configured would need, there is none.
     pub(super) fn add(&mut self, table: &mut Table, id: SessionId, mapping: &Mapping) -> bool {
-        let Some((head, _)) = self.find(table, &mapping.endpoint, |other| other == mapping) else {
-            let inserted = self.index.insert(self.hash(&mapping.endpoint), id.0);
+        let hash = self.endpoint_hash(&mapping.endpoint);
+        let Some((head, _)) = self.find(table, hash, |other| other == mapping) else {
+            let inserted = self.index.insert(hash, id.0);
             let tracker = if inserted {
                 Tracker::Mapped(Links::ALONE)
             } else {
@@ -75,7 +83,7 @@ impl Mappings {
             set_next(table, links.prev, links.next);
             return false;
         }
-        let hash = self.hash(endpoint);
+        let hash = self.endpoint_hash(endpoint);
         if links.next != Links::END {
             self.index.replace(hash, id.0, links.next);
             return false;
@@ -102,7 +110,8 @@ impl Mappings {
                 continue;
             }
             let mapping = mapping_of(session);
-            let head = self.find(table, &mapping.endpoint, |other| *other == mapping);
+            let hash = self.endpoint_hash(&mapping.endpoint);
+            let head = self.find(table, hash, |other| *other == mapping);
             assert_eq!(
                 head.map(|(head, _)| head),
                 Some(id),
@@ -119,25 +128,29 @@ impl Mappings {
     fn find(
         &self,
         table: &Table,
-        endpoint: &Endpoint,
+        hash: u32,
         is_it: impl Fn(&Mapping) -> bool,
     ) -> Option<(SessionId, Mapping)> {
         let mapping = |id| table.get(SessionId(id)).map(mapping_of);
-        let id = self.index.find(self.hash(endpoint), |id| {
-            mapping(id).is_some_and(|m| is_it(&m))
-        })?;
+        let is_it = |id| mapping(id).is_some_and(|m| is_it(&m));
+        let id = self.index.find(hash, is_it)?;
         Some((SessionId(id), mapping(id)?))
     }
 
-    fn hash(&self, endpoint: &Endpoint) -> u32 {
-        // The external address takes the place of a port, which a mapping has no second of.
+    /// Of what is internal only, so that it is known before the external address is: an endpoint
+    /// has few of these.
+    fn hash(&self, src: &Addr, src_port: u16, protocol: Protocol) -> u32 {
         self.hash.flow(&FlowKey {
-            src: endpoint.src,
-            dst: endpoint.src,
-            src_port: endpoint.src_port,
-            dst_port: endpoint.external.0,
-            protocol: endpoint.protocol,
+            src: *src,
+            dst: *src,
+            src_port,
+            dst_port: 0,
+            protocol,
         })
+    }
+
+    fn endpoint_hash(&self, endpoint: &Endpoint) -> u32 {
+        self.hash(&endpoint.src, endpoint.src_port, endpoint.protocol)
     }
 }
 

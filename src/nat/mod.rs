@@ -110,6 +110,14 @@ impl Nat {
         self.groups.get(addr).copied()
     }
 
+    /// Has what [`Nat::allocate_source`] reads for a packet with `key` brought near.
+    #[inline]
+    pub fn touch_source(&self, key: &FlowKey) {
+        if is_mapped(key.protocol) {
+            self.mappings.touch(key);
+        }
+    }
+
     /// Chooses what the source of a new session is translated to.
     ///
     /// `key` is that of its first packet after destination translation. All sessions of a host get

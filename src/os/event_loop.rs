@@ -14,13 +14,14 @@ use mio::{Events, Interest, Poll, Token};
 use crate::config::Config;
 use crate::control::PortIo;
 use crate::event::{LinkState, Output, Verdict};
-use crate::flow::{LinkId, PortId};
-use crate::gateway::Gateway;
+use crate::flow::{Addr, LinkId, PortId};
+use crate::gateway::{Gateway, READ_AHEAD};
 use crate::time::Time;
 
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
 use super::monitor::{Monitor, Notice};
+use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
 use super::signal::{Signal, Signals};
@@ -30,6 +31,8 @@ use super::tun::{Buffer, Tun};
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
+/// A packet longer than this is forwarded before the next one is read.
+const LONG_PACKET: usize = 4096;
 /// Frames read from one packet socket in a turn.
 const FRAME_BUDGET: usize = 32;
 
@@ -37,7 +40,8 @@ const SIGNALS: Token = Token(0);
 const MONITOR: Token = Token(1);
 const TIMER: Token = Token(2);
 const LINKS: usize = 3;
-const CONTROL: Token = Token(LINKS + MAX_LINKS);
+const WATCH: Token = Token(LINKS + MAX_LINKS);
+const CONTROL: Token = Token(WATCH.0 + 1);
 const PORTS: usize = CONTROL.0 + 1 + MAX_CLIENTS;
 
 /// `[[ha.link]]`s that a config can have.
@@ -50,14 +54,16 @@ pub struct Shell {
     ports: Vec<Port>,
     port_io: Vec<PortIo>,
     monitor: Monitor,
+    netlink: Netlink,
     control: ControlSocket,
     signals: Signals,
     timer: Timer,
     peers: Option<Peers>,
-    buffer: Buffer,
+    buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
-    stopping: bool,
+    /// How often it was asked to stop: the second time it hands nothing over any more.
+    stops: u32,
 }
 
 /// The devices of one port.
@@ -99,7 +105,7 @@ impl Shell {
         let registry = poll.registry();
         let mut timer = Timer::new()?;
         registry.register(&mut timer, TIMER, Interest::READABLE)?;
-        let peers = Peers::open(config, registry, |link| Token(LINKS + link.index()))?;
+        let peers = Peers::open(config, registry, |link| Token(LINKS + link.index()), WATCH)?;
         registry.register(&mut signals, SIGNALS, Interest::READABLE)?;
         registry.register(
             &mut SourceFd(&monitor.as_raw_fd()),
@@ -110,7 +116,11 @@ impl Shell {
             registry.register(&mut port.tun, tun_token(index), Interest::READABLE)?;
             registry.register(&mut port.socket, socket_token(index), Interest::READABLE)?;
         }
-        let control = ControlSocket::open(&config.node.control_socket, registry, CONTROL)?;
+        let path = &config.node.control_socket;
+        let control = ControlSocket::open(path, registry, CONTROL).map_err(|error| {
+            let what = format!("the control socket {}: {error}", path.display());
+            io::Error::new(error.kind(), what)
+        })?;
         let port_io = ports
             .iter()
             .map(|port| PortIo {
@@ -123,17 +133,18 @@ impl Shell {
             ports,
             port_io,
             monitor,
+            netlink: Netlink::open()?,
             control,
             signals,
             timer,
             peers,
-            buffer: Buffer::new(),
+            buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
             ready: Ready {
                 monitor: true,
                 ..Ready::default()
             },
-            stopping: false,
+            stops: 0,
         })
     }
 
@@ -146,7 +157,7 @@ impl Shell {
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
-        while !(self.stopping && self.gateway.is_gone()) {
+        while !self.has_ended() {
             self.wait(&mut events)?;
             let now = clock::now();
             self.gateway.handle_wake(now);
@@ -159,6 +170,14 @@ impl Shell {
             peers.close();
         }
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        match self.stops {
+            0 => false,
+            1 => self.gateway.is_gone(),
+            _ => true,
+        }
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
@@ -185,6 +204,11 @@ impl Shell {
             SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
             TIMER => self.timer.fired(),
+            WATCH => {
+                if let Some(peers) = &mut self.peers {
+                    peers.mark_watch();
+                }
+            }
             Token(number) if number < CONTROL.0 => {
                 if let Some(peers) = &mut self.peers {
                     peers.mark(LinkId((number - LINKS) as u8));
@@ -237,28 +261,48 @@ impl Shell {
 
     fn read_packets(&mut self, now: Time, index: usize) {
         let port = PortId(index as u8);
+        let mut left = PACKET_BUDGET;
+        while left > 0 && self.ready.tuns & (1 << index) != 0 {
+            let count = self.read_some(index, left.min(self.gateway.read_ahead()));
+            left -= count.max(1);
+            let buffers = &mut self.buffers[..count];
+            if count > 1 {
+                let packets = buffers.iter().map(|b| (b.packet(), b.offload()));
+                self.gateway.announce_packets(packets);
+            }
+            for buffer in buffers {
+                let offload = buffer.offload();
+                let verdict = self
+                    .gateway
+                    .handle_packet(now, port, buffer.packet_mut(), offload);
+                let tun = &self.ports[index].tun;
+                if verdict == Verdict::Forward && tun.write(buffer).is_err() {
+                    self.gateway.handle_write_failure();
+                }
+            }
+        }
+    }
+
+    /// Fills up to `most` of the buffers from a TUN, until it is empty; returns how many.
+    fn read_some(&mut self, index: usize, most: usize) -> usize {
         let tun = &mut self.ports[index].tun;
-        for _ in 0..PACKET_BUDGET {
-            match tun.read(&mut self.buffer) {
+        for (count, buffer) in self.buffers[..most].iter_mut().enumerate() {
+            match tun.read(buffer) {
+                // A second one as long would push it out of the cache before it is written.
+                Ok(Some(length)) if length > LONG_PACKET => return count + 1,
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     self.ready.tuns &= !(1 << index);
-                    return;
+                    return count;
                 }
                 Err(error) => {
                     log::error!("tun read port={index} error=\"{error}\"");
                     self.ready.tuns &= !(1 << index);
-                    return;
+                    return count;
                 }
             }
-            let offload = self.buffer.offload();
-            let verdict = self
-                .gateway
-                .handle_packet(now, port, self.buffer.packet_mut(), offload);
-            if verdict == Verdict::Forward && tun.write(&self.buffer).is_err() {
-                self.gateway.handle_write_failure();
-            }
         }
+        most
     }
 
     fn read_frames(&mut self, now: Time, index: usize) {
@@ -295,7 +339,7 @@ impl Shell {
             match signal {
                 Signal::Stop => {
                     log::info!("stopping why=signal");
-                    self.stopping = true;
+                    self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
                 Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
@@ -377,6 +421,17 @@ impl Shell {
         self.gateway.handle_link(now, port, link);
     }
 
+    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
+    fn resolve(&mut self, port: PortId, addr: Addr) {
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        let Some(link) = self.monitor.index_of(interface) else {
+            return;
+        };
+        if let Err(error) = self.netlink.resolve(link, addr.into()) {
+            log::debug!("neighbour not resolved error=\"{error}\"");
+        }
+    }
+
     fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
         if let Some(peers) = &mut self.peers {
             peers.note_carrier(interface, up, &mut self.gateway, now);
@@ -394,6 +449,10 @@ impl Shell {
                     }
                     Ok(())
                 }
+                Output::Resolve { port, addr } => {
+                    self.resolve(*port, *addr);
+                    Ok(())
+                }
                 Output::CloseStream { peer, link } => {
                     if let Some(peers) = &mut self.peers {
                         peers.close_stream(*peer, *link);
@@ -403,7 +462,7 @@ impl Shell {
             };
             if let Err(error) = sent {
                 log::debug!("not sent output={output:?} error=\"{error}\"");
-                self.gateway.handle_write_failure();
+                self.gateway.handle_output_failure();
             }
         }
     }

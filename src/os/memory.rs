@@ -30,7 +30,9 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {
-            return map(layout.size());
+            let start = map(layout.size());
+            populate(start, layout.size());
+            return start;
         }
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc_zeroed(layout) }
@@ -88,6 +90,18 @@ fn map(size: usize) -> *mut u8 {
         // A kernel without huge pages refuses; then they are small.
         libc::madvise(aligned.cast(), length, libc::MADV_HUGEPAGE);
         aligned
+    }
+}
+
+/// Has the kernel provide the memory now. What is asked for as zeroes is a hash index, in which a few
+/// dozen entries touch every huge page anyway; each would stall the packet that comes upon it.
+fn populate(start: *mut u8, size: usize) {
+    /// Linux 5.14. An older kernel refuses, and provides the memory later.
+    const MADV_POPULATE_WRITE: libc::c_int = 23;
+    if !start.is_null() {
+        // SAFETY: the range was mapped by `map` just now, and is only filled with the zeroes that it
+        // reads as anyway.
+        unsafe { libc::madvise(start.cast(), mapped_len(size), MADV_POPULATE_WRITE) };
     }
 }
 

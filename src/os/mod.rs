@@ -18,6 +18,7 @@ pub mod steering;
 pub mod sysctl;
 pub mod timer;
 pub mod tun;
+pub mod watch;
 
 #[cfg(test)]
 pub(crate) mod test_namespace;

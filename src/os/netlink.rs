@@ -1,21 +1,26 @@
 //! Requests to the kernel's routing (rtnetlink(7)): links, addresses, routes and rules.
 //!
 //! [`Netlink`] is a blocking socket: each call sends one request and waits for its answer, which the
-//! kernel gives at once. It serves the start, the end and the repair of the steering; nothing in the
-//! path of a packet or of a takeover uses it. [`super::monitor`] listens to changes.
+//! kernel gives at once. It serves the start, the end and the repair of the steering, and keeps a standby's neighbours warm;
+//! nothing in the path of a packet or of a takeover uses it. [`super::monitor`] listens to changes.
 
 mod objects;
 mod wire;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NetlinkPayload,
 };
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -162,6 +167,24 @@ impl Netlink {
         let request = RouteNetlinkMessage::SetLink(message);
         let object = format!("of interface #{link} to {packets}");
         self.change("set the queue length", &object, request, 0)
+    }
+
+    /// Has the kernel find out the hardware address of a neighbour on a link, if it does not know it,
+    /// as if there were a packet for it (`NTF_USE`). It does not wait for that.
+    pub fn resolve(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = link;
+        message.header.flags = NeighbourFlags::Use;
+        let (family, address) = match addr {
+            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+        };
+        message.header.family = family;
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(address));
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        self.change("resolve the neighbour", &addr, request, NLM_F_CREATE)
     }
 
     /// All addresses of this machine.

@@ -1,9 +1,12 @@
 //! The way to the peers in the event loop: between the transport and the core.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use mio::{Registry, Token};
+use bytes::Bytes;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 
 use crate::config::Config;
 use crate::flow::{LinkId, PeerId};
@@ -14,6 +17,7 @@ use crate::time::Time;
 use super::clock;
 use super::key_file;
 use super::quic::{Event, Transport};
+use super::watch::Watch;
 
 /// Pieces of replication streams that are handled in one turn: some 300 µs.
 const SYNC_BUDGET: usize = 64;
@@ -21,6 +25,9 @@ const SYNC_BUDGET: usize = 64;
 /// The connections to all peers, and what waits on this side of them.
 pub struct Peers {
     transport: Transport,
+    watch: Watch,
+    /// Something has happened to a connection of `watch`.
+    watch_ready: bool,
     /// By link: datagrams may wait in the socket.
     readable: u64,
     outgoing: Vec<Outgoing>,
@@ -52,6 +59,7 @@ impl Peers {
         config: &Config,
         registry: &Registry,
         token: impl Fn(LinkId) -> Token,
+        watch_token: Token,
     ) -> io::Result<Option<Peers>> {
         let Some(ha) = &config.ha else {
             return Ok(None);
@@ -63,8 +71,13 @@ impl Peers {
         let seed = u64::from_le_bytes(clock::random_bytes()?);
         let mut transport = Transport::new(ha, &config.node.name, &key, seed)?;
         transport.register(registry, token)?;
+        let watch = Watch::open(ha, &config.node.name)?;
+        let fd = watch.as_raw_fd();
+        registry.register(&mut SourceFd(&fd), watch_token, Interest::READABLE)?;
         Ok(Some(Peers {
             transport,
+            watch,
+            watch_ready: true,
             readable: 0,
             outgoing: ha.peers.iter().map(|_| Outgoing::default()).collect(),
             unfinished: 0,
@@ -78,6 +91,11 @@ impl Peers {
     /// Takes note of an event on the socket of `link`, of whatever kind.
     pub fn mark(&mut self, link: LinkId) {
         self.readable |= 1 << link.0;
+    }
+
+    /// Takes note of an event on the connections that watch the peers' processes.
+    pub fn mark_watch(&mut self) {
+        self.watch_ready = true;
     }
 
     /// Whether there is work that no event will announce.
@@ -106,6 +124,12 @@ impl Peers {
     /// First half of a turn: what has come in.
     pub fn receive(&mut self, now: Time, gateway: &mut Gateway) {
         self.now = (now, Instant::now());
+        // First of all: what the dead sent before may still wait.
+        if std::mem::take(&mut self.watch_ready) {
+            for peer in self.watch.ended() {
+                gateway.handle_hint(now, Hint::Refused { peer });
+            }
+        }
         for link in 0..self.interfaces.len() {
             if self.readable & (1 << link) != 0
                 && !self.transport.readable(LinkId(link as u8), self.now.1)
@@ -124,10 +148,12 @@ impl Peers {
         for peer in gateway.peers() {
             wrote |= self.fill(now, peer, gateway);
         }
+        let more = self.busy;
         if wrote {
             self.transport.poll(self.now.1);
             self.heed_events(now, gateway);
         }
+        self.busy |= more;
     }
 
     /// Sends a heartbeat at once; it is lost if there is no connection.
@@ -151,22 +177,35 @@ impl Peers {
     /// Says goodbye to all peers.
     pub fn close(&mut self) {
         self.transport.close_all(Instant::now());
+        self.watch.close();
     }
 
     fn heed_events(&mut self, now: Time, gateway: &mut Gateway) {
-        for _ in 0..SYNC_BUDGET {
-            let Some(event) = self.transport.poll_event() else {
-                self.busy = false;
-                return;
-            };
-            self.heed(now, event, gateway);
-        }
         self.busy = true;
+        for _ in 0..SYNC_BUDGET {
+            match self.transport.poll_event() {
+                Some(Event::SyncData { peer, link, bytes }) => {
+                    let left = self.deliver(now, peer, link, bytes, gateway);
+                    if let Some(left) = left {
+                        self.transport.put_back(peer, link, left);
+                    }
+                    if self.unfinished != 0 {
+                        return;
+                    }
+                }
+                Some(event) => self.heed(now, event, gateway),
+                None => {
+                    self.busy = false;
+                    return;
+                }
+            }
+        }
     }
 
     fn heed(&mut self, now: Time, event: Event, gateway: &mut Gateway) {
         match event {
             Event::HeartbeatUp { peer, link } => {
+                self.watch.dial(peer, link);
                 gateway.handle_heartbeat_link(now, peer, link, true);
             }
             Event::HeartbeatDown { peer, link, reason } => {
@@ -193,37 +232,34 @@ impl Peers {
                 }
                 gateway.handle_sync_link(now, peer, link, false);
             }
-            Event::SyncData { peer, link, bytes } => self.deliver(now, peer, link, &bytes, gateway),
+            // Those are taken by the piece, see `deliver`.
+            Event::SyncData { .. } => {}
             Event::SyncWritable { peer, .. } => self.outgoing[peer.index()].blocked = false,
             Event::Refused { peer, .. } => gateway.handle_hint(now, Hint::Refused { peer }),
         }
     }
 
+    /// Hands over a piece of a stream; gives back what was not taken, for a later turn: an earlier
+    /// piece may be more than one turn's work.
     fn deliver(
         &mut self,
         now: Time,
         peer: PeerId,
         link: LinkId,
-        mut bytes: &[u8],
+        mut bytes: Bytes,
         gateway: &mut Gateway,
-    ) {
-        loop {
-            let received = match gateway.handle_sync_data(now, peer, link, bytes) {
-                Ok(received) => received,
-                Err(_) => {
-                    self.transport.close_sync(peer, link, self.now.1);
-                    self.outgoing[peer.index()] = Outgoing::default();
-                    return;
-                }
-            };
-            bytes = &bytes[received.taken..];
-            if received.more {
-                self.unfinished |= 1 << peer.0;
-            } else {
-                self.unfinished &= !(1 << peer.0);
+    ) -> Option<Bytes> {
+        match gateway.handle_sync_data(now, peer, link, &bytes) {
+            Ok(received) => {
+                let flag = 1 << peer.0;
+                self.unfinished = self.unfinished & !flag | if received.more { flag } else { 0 };
+                let left = bytes.split_off(received.taken);
+                (!left.is_empty()).then_some(left)
             }
-            if bytes.is_empty() || (received.taken == 0 && !received.more) {
-                return;
+            Err(_) => {
+                self.transport.close_sync(peer, link, self.now.1);
+                self.outgoing[peer.index()] = Outgoing::default();
+                None
             }
         }
     }
@@ -235,7 +271,9 @@ impl Peers {
                 continue;
             }
             match gateway.sync_link(peer) {
-                Some(link) => self.deliver(now, peer, link, &[], gateway),
+                Some(link) => {
+                    self.deliver(now, peer, link, Bytes::new(), gateway);
+                }
                 None => self.unfinished &= !(1 << peer.0),
             }
         }
@@ -268,6 +306,9 @@ impl Peers {
             outgoing.written += taken;
             outgoing.blocked = taken < rest.len();
             wrote = taken > 0;
+            if outgoing.blocked {
+                gateway.handle_sync_blocked(peer);
+            }
         }
         wrote
     }

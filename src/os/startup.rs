@@ -65,7 +65,7 @@ fn unfit(error: StartError) -> StartError {
 /// # Errors
 /// What could not be done; whatever had been added to the kernel by then is removed again.
 pub fn run(config: Config) -> Result<(), StartError> {
-    if let Err(error) = priority::raise() {
+    if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
             "running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine"
         );
@@ -76,7 +76,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let (gateway, monitor) = prepare(&config)?;
     let tuns = tun_indices(&ports)?;
     let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
-        .map_err(doing("registering sources"))?;
+        .map_err(doing("opening links and sockets"))
+        .map_err(unfit)?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
     let mut steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))
@@ -90,10 +91,14 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
-    config.ports.iter().map(open_port).collect()
+    config
+        .ports
+        .iter()
+        .map(|port| open_port(config, port))
+        .collect()
 }
 
-fn open_port(port: &PortConfig) -> Result<Port, StartError> {
+fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
     let name = format!("tgw-{}", port.name);
     let offloads = if port.offload {
         Offloads::Auto
@@ -103,13 +108,14 @@ fn open_port(port: &PortConfig) -> Result<Port, StartError> {
     let tun = Tun::open(&name, offloads)
         .map_err(doing(format!("opening the TUN device {name}")))
         .map_err(unfit)?;
-    let groups: Vec<Ipv6Addr> = port
-        .virtual_addresses
-        .iter()
-        .filter_map(|address| match IpAddr::from(address.addr) {
-            IpAddr::V6(ip) => Some(solicited_node(ip)),
-            IpAddr::V4(_) => None,
-        })
+    let solicited = |addr| match IpAddr::from(addr) {
+        IpAddr::V6(ip) => Some(solicited_node(ip)),
+        IpAddr::V4(_) => None,
+    };
+    let groups: Vec<Ipv6Addr> = config
+        .addresses_on(port)
+        .into_iter()
+        .filter_map(solicited)
         .collect();
     let socket = PacketSocket::open(&port.interface, &groups)
         .map_err(doing(format!(
@@ -138,13 +144,13 @@ fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
         else {
             continue;
         };
-        for address in &settings.virtual_addresses {
-            let _ = port.socket.send(&neighbor::probe(address.addr, mac));
+        for addr in config.addresses_on(settings) {
+            let _ = port.socket.send(&neighbor::probe(addr, mac));
         }
     }
     std::thread::sleep(PROBE_TIME);
     for (settings, port) in config.ports.iter().zip(ports) {
-        if let Some((addr, mac)) = claim(settings, port) {
+        if let Some((addr, mac)) = claim(&config.addresses_on(settings), port) {
             let [a, b, c, d, e, f] = mac;
             let what = format!(
                 "the virtual address {addr} of port `{}` is in use on {} by \
@@ -159,7 +165,7 @@ fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
 }
 
 /// A claim of one of our addresses among the frames that have come in.
-fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
+fn claim(own: &[Addr], port: &Port) -> Option<(Addr, [u8; 6])> {
     let mut frame = [0; 2048];
     while let Ok(Some(length)) = port.socket.recv(&mut frame) {
         let claimed = match neighbor::parse_frame(&frame[..length]) {
@@ -167,11 +173,7 @@ fn claim(settings: &PortConfig, port: &Port) -> Option<(Addr, [u8; 6])> {
             Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
             _ => continue,
         };
-        if settings
-            .virtual_addresses
-            .iter()
-            .any(|address| address.addr == claimed.0)
-        {
+        if own.contains(&claimed.0) {
             return Some(claimed);
         }
     }

@@ -523,6 +523,9 @@ fn prepare_tun(
     };
     // What the gateway writes has sources that the kernel would expect on the port's interface.
     sysctl::set(Family::V4, &tun.name, "rp_filter", 0)?;
+    // With it off the kernel looks each source up once more where there are rules, to refuse its own
+    // addresses. The interface that the packet came in by has refused them already.
+    sysctl::set(Family::V4, &tun.name, "accept_local", 1)?;
     if families.contains(&Family::V6) {
         const ADDR_GEN_MODE_NONE: u32 = 1;
         sysctl::set(Family::V6, &tun.name, "addr_gen_mode", ADDR_GEN_MODE_NONE)?;

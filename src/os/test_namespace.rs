@@ -9,15 +9,15 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs `test` in a thread with an empty network namespace of its own, which vanishes with it.
 ///
-/// Without the right to make one (`CAP_SYS_ADMIN`) the test is skipped, and says so on stderr.
+/// # Panics
+/// Without the right to make one (`CAP_SYS_ADMIN`).
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let thread = std::thread::spawn(move || {
         // SAFETY: plain system call without pointers; it affects this thread only.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            eprintln!("SKIPPED: needs CAP_SYS_ADMIN; run it as root or in `unshare -rn`");
-            return;
-        }
+        let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        let remedy = "no network namespace for the test: run it as root, or in `unshare -rn`";
+        assert_eq!(unshared, 0, "{remedy}");
         test();
     });
     if let Err(panic) = thread.join() {

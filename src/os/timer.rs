@@ -28,10 +28,8 @@ impl Timer {
         };
         check(fd.min(0))?;
         // SAFETY: the descriptor was made above and belongs to nobody else.
-        Ok(Timer {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-            armed: None,
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Timer { fd, armed: None })
     }
 
     /// Fires at `at`, or never; at once if that has passed. Costs nothing if it is set so already.

@@ -11,6 +11,7 @@ mod hash;
 mod index;
 mod sweep;
 mod table;
+mod tcp_state;
 mod timeouts;
 
 pub use address_book::{AddressBook, TranslatedAddr};

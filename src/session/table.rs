@@ -1,5 +1,7 @@
 //! Where sessions are kept: a slab, an index of both directions, and a deadline for each.
 
+use std::hint::black_box;
+
 use super::sweep::Sweep;
 use super::{AddressBook, HalfOpen, Index, KeyedHash, Session, SessionFlags, Timeouts};
 use crate::flow::{Direction, FlowKey, Protocol};
@@ -101,6 +103,30 @@ impl Table {
     #[inline]
     pub fn lookup(&self, key: &FlowKey, book: &AddressBook) -> Option<(SessionId, Direction)> {
         self.find(self.hash.flow(key), key, book)
+    }
+
+    /// The hash of `key`, for [`Table::touch_index`] and [`Table::touch_session`].
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> u32 {
+        self.hash.flow(key)
+    }
+
+    /// Has the part of the index that a lookup of `hash` reads brought near: see [`Index::touch`].
+    #[inline]
+    pub fn touch_index(&self, hash: u32) {
+        self.index.touch(hash);
+    }
+
+    /// Has the session that a lookup of `hash` finds brought near; returns whether there may be one.
+    #[inline]
+    pub fn touch_session(&self, hash: u32) -> bool {
+        let session = self
+            .index
+            .find(hash, |_| true)
+            .and_then(|payload| self.get(parts(payload).0));
+        // One field of each of its cache lines.
+        black_box(session.map(|session| (session.packets[0], session.protocol)));
+        session.is_some()
     }
 
     /// Whether packets with `key` belong to a session.

@@ -201,14 +201,18 @@ pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, n
     let nat_src = translated(session.nat_src, session.src_port, session.nat_src_port);
     let nat_dst = translated(session.nat_dst, session.dst_port, session.nat_dst_port);
     let v6 = !session.src.is_v4();
-    let mut marks = u8::from(v6) * V6 | u8::from(nat_src) * NAT_SRC | u8::from(nat_dst) * NAT_DST;
-    if matches!(session.tracker, Tracker::Tcp(_)) {
-        marks |= TCP;
+    let tracks_tcp = matches!(session.tracker, Tracker::Tcp(_));
+    let mut marks = 0;
+    for (is, mark) in [
+        (v6, V6),
+        (nat_src, NAT_SRC),
+        (nat_dst, NAT_DST),
+        (tracks_tcp, TCP),
+    ] {
+        marks |= u8::from(is) * mark;
     }
     for (mark, flag) in FLAGS {
-        if session.flags.contains(flag) {
-            marks |= mark;
-        }
+        marks |= u8::from(session.flags.contains(flag)) * mark;
     }
     out.extend_from_slice(&[
         marks,

@@ -18,7 +18,8 @@ const REPLICATED: [SessionFlags; 3] = [
 ];
 
 impl Replicator {
-    /// Brings a session to what a record says, or refuses it, and counts that.
+    /// Brings a session to what a record says, or refuses it, and counts that. A session that is new takes
+    /// the place of those that its packets belong to so far, if the peer's word counts more than theirs.
     pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         let Some((group, in_port, out_port, policy)) = self.names_of(at, record) else {
             self.counters.refused_unknown += 1;
@@ -40,11 +41,32 @@ impl Replicator {
             policy,
             ..session
         };
-        match context.table.lookup(&record.key, context.book) {
-            Some((id, Direction::Original)) if self.is_same_flow(id, record, group, context) => {
-                self.update(id, session, authority, context);
+        for _ in 0..=MOST_CONFLICTS {
+            match context.table.insert(session.clone(), context.book) {
+                Ok(id) => {
+                    context.nat.attach(context.table, id);
+                    self.digest.add(&session, context.book);
+                    self.log.touch(id, true);
+                    self.counters.installed += 1;
+                    return;
+                }
+                Err(InsertError::Conflict(id)) if is_same_flow(id, &session, record, context) => {
+                    self.update(id, session, authority, context);
+                    return;
+                }
+                Err(InsertError::Conflict(other)) => {
+                    if !self.may_displace(at, other, authority, context) {
+                        self.counters.conflicts_won += 1;
+                        return;
+                    }
+                    self.counters.conflicts_lost += 1;
+                    self.take_out(other, context);
+                }
+                Err(InsertError::Full | InsertError::HalfOpenLimit) => {
+                    self.counters.refused_full += 1;
+                    return;
+                }
             }
-            _ => self.insert(at, session, authority, context),
         }
     }
 
@@ -106,23 +128,6 @@ impl Replicator {
             .unwrap_or(Authority::None)
     }
 
-    /// Whether a session is the one of a record in all that can't change.
-    fn is_same_flow(
-        &self,
-        id: SessionId,
-        record: &Record,
-        group: GroupId,
-        context: &Context<'_>,
-    ) -> bool {
-        context.table.get(id).is_some_and(|session| {
-            let outgoing = session.translated(Direction::Original, context.book);
-            let tracks_tcp = matches!(session.tracker, Tracker::Tcp(_));
-            outgoing == record.outgoing
-                && session.group == group
-                && tracks_tcp == record.tcp.is_some()
-        })
-    }
-
     /// Brings a session that is known here to the peer's state.
     fn update(
         &mut self,
@@ -158,40 +163,6 @@ impl Replicator {
             self.digest.add(session, context.book);
         }
         self.log.touch(id, true);
-    }
-
-    /// Adds a session, in place of those that its packets belong to so far if the peer's word counts
-    /// more than theirs.
-    fn insert(
-        &mut self,
-        at: usize,
-        session: Session,
-        authority: Authority,
-        context: &mut Context<'_>,
-    ) {
-        for _ in 0..=MOST_CONFLICTS {
-            match context.table.insert(session.clone(), context.book) {
-                Ok(id) => {
-                    context.nat.attach(context.table, id);
-                    self.digest.add(&session, context.book);
-                    self.log.touch(id, true);
-                    self.counters.installed += 1;
-                    return;
-                }
-                Err(InsertError::Conflict(other)) => {
-                    if !self.may_displace(at, other, authority, context) {
-                        self.counters.conflicts_won += 1;
-                        return;
-                    }
-                    self.counters.conflicts_lost += 1;
-                    self.take_out(other, context);
-                }
-                Err(InsertError::Full | InsertError::HalfOpenLimit) => {
-                    self.counters.refused_full += 1;
-                    return;
-                }
-            }
-        }
     }
 
     /// Whether a peer's session may take the place of `other`: if the peer has the last word in the
@@ -245,6 +216,17 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
         session.tracker = Tracker::Tcp(tcp.clone());
     }
     Some(session)
+}
+
+/// Whether a session here is the peer's in all that can't change.
+fn is_same_flow(id: SessionId, theirs: &Session, record: &Record, context: &Context<'_>) -> bool {
+    context.table.get(id).is_some_and(|ours| {
+        let tracks_tcp = |session: &Session| matches!(session.tracker, Tracker::Tcp(_));
+        ours.key(Direction::Original, context.book) == record.key
+            && ours.translated(Direction::Original, context.book) == record.outgoing
+            && ours.group == theirs.group
+            && tracks_tcp(ours) == tracks_tcp(theirs)
+    })
 }
 
 /// Takes over what may change in a session's life.

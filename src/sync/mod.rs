@@ -14,16 +14,17 @@ pub mod digest;
 pub mod log;
 pub mod message;
 
+mod error;
 mod install;
 mod peer;
 mod receive;
 mod transmit;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 
 pub use digest::Phase;
+pub use error::ProtocolError;
 pub use log::Seq;
 
 use crate::config::{Config, Ha};
@@ -92,38 +93,6 @@ pub enum Event {
         term: u64,
     },
 }
-
-/// Why a connection to a peer is of no use; it should be closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProtocolError {
-    /// Bytes that make no sense.
-    Malformed,
-    /// A frame that is not allowed there, as one before Hello.
-    Unexpected,
-    /// Another version of the protocol.
-    Version(u16),
-    /// Another `group-id`.
-    GroupId(u8),
-    /// The peer says that it is another node.
-    WrongNode(String),
-    /// An acknowledgment of what was not sent.
-    FutureAck,
-}
-
-impl fmt::Display for ProtocolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ProtocolError::Malformed => f.write_str("malformed message"),
-            ProtocolError::Unexpected => f.write_str("message out of turn"),
-            ProtocolError::Version(version) => write!(f, "protocol version {version}"),
-            ProtocolError::GroupId(id) => write!(f, "group-id {id}"),
-            ProtocolError::WrongNode(name) => write!(f, "it is node `{}`", name.escape_debug()),
-            ProtocolError::FutureAck => f.write_str("acknowledgment of what was not sent"),
-        }
-    }
-}
-
-impl std::error::Error for ProtocolError {}
 
 /// What became of received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -358,10 +327,27 @@ impl Replicator {
 
     /// Asks a peer to take over a group with `term`, after all that has changed until now.
     pub fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
+        self.plan_handover(peer, group, Some(term));
+    }
+
+    /// Does not ask any more, if that was not sent yet: the handover has failed.
+    pub fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
+        self.plan_handover(peer, group, None);
+    }
+
+    fn plan_handover(&mut self, peer: PeerId, group: GroupId, term: Option<u64>) {
+        let peer = self.peers.get_mut(peer.index());
+        let handovers = peer.map(|peer| &mut peer.sender.handovers);
+        if let Some(planned) = handovers.and_then(|all| all.get_mut(usize::from(group.0))) {
+            *planned = term;
+        }
+    }
+
+    /// The stream to a peer takes nothing now: [`Replicator::poll_transmit`] is called again as soon as
+    /// it does, and no timer is of use before.
+    pub fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
-            let handovers = &mut peer.sender.handovers;
-            handovers.retain(|(other, _)| *other != group);
-            handovers.push((group, term));
+            peer.sender.blocked = true;
         }
     }
 
@@ -387,16 +373,10 @@ impl Replicator {
                 self.enter(session, book, id);
             }
         }
-        let mut expired = false;
-        for peer in &mut self.peers {
-            if peer.resumable_until.is_some_and(|until| until <= now) && !peer.connected {
-                peer.resumable_until = None;
-                expired = true;
-            }
+        for peer in self.peers.iter_mut().filter(|peer| !peer.connected) {
+            peer.resumable_until = peer.resumable_until.filter(|until| *until > now);
         }
-        if expired {
-            self.purge();
-        }
+        self.purge();
     }
 
     /// When [`Replicator::handle_timeout`] is to be called next.

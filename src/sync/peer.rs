@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::Replicator;
 use super::codec::FrameBuffer;
 use super::digest::Buckets;
 use super::log::Seq;
-use crate::flow::{GroupId, PolicyId, PortId};
+use crate::flow::{GroupId, PeerId, PolicyId, PortId};
 use crate::session::SessionId;
 use crate::time::Time;
 
@@ -14,6 +15,8 @@ use crate::time::Time;
 pub(super) struct Peer {
     pub(super) name: String,
     pub(super) connected: bool,
+    /// The election hears nothing of it. Its connection takes longer to end.
+    pub(super) missed: bool,
     /// Until when a peer that was lost may take up its stream where it was.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
@@ -50,8 +53,8 @@ pub(super) struct Sender {
     pub(super) scan: Option<Scan>,
     pub(super) marks: Vec<Mark>,
     pub(super) next_mark: Time,
-    /// Groups that it is asked to take over, with the terms.
-    pub(super) handovers: Vec<(GroupId, u64)>,
+    /// The terms of handovers that are to be sent after all changes.
+    pub(super) handovers: Vec<Option<u64>>,
     /// There was more to send than the stream took.
     pub(super) blocked: bool,
 }
@@ -132,6 +135,7 @@ impl Peer {
         Peer {
             name: name.to_owned(),
             connected: false,
+            missed: false,
             resumable_until: None,
             hello_sent: false,
             remote: None,
@@ -146,7 +150,7 @@ impl Peer {
                 scan: None,
                 marks: vec![Mark::default(); groups],
                 next_mark: Time::ZERO,
-                handovers: Vec::new(),
+                handovers: vec![None; groups],
                 blocked: false,
             },
             receiver: Receiver {
@@ -201,7 +205,17 @@ impl Peer {
                 .zip(&self.sender.marks)
                 .filter(|(t, _)| t.is_some())
         };
-        self.connected && told().count() > 0 && told().all(|(_, mark)| mark.joined)
+        self.connected && !self.missed && told().count() > 0 && told().all(|(_, mark)| mark.joined)
+    }
+}
+
+impl Replicator {
+    /// Whether the election hears `peer`. One that it does not hear is not in sync: nobody is to
+    /// wait for it.
+    pub fn set_heard(&mut self, peer: PeerId, heard: bool) {
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.missed = !heard;
+        }
     }
 }
 

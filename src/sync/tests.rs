@@ -1,6 +1,6 @@
 //! Units that replicate to each other over pipes in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -184,8 +184,8 @@ impl World {
 
     fn connect(&mut self, a: usize, b: usize) {
         for (from, to) in [(a, b), (b, a)] {
-            if !self.pipes.contains_key(&(from, to)) {
-                self.pipes.insert((from, to), VecDeque::new());
+            if let btree_map::Entry::Vacant(pipe) = self.pipes.entry((from, to)) {
+                pipe.insert(VecDeque::new());
                 self.units[from].sync.peer_connected(peer(from, to));
             }
         }
@@ -342,7 +342,7 @@ fn pair() -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Whatever happens to streams and units, in the end all units have the same sessions.
     #[test]

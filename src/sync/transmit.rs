@@ -186,14 +186,11 @@ impl Replicator {
     /// After all changes: what ends a time as primary.
     fn write_releases(&mut self, at: usize, out: &mut Vec<u8>) {
         let sender = &mut self.peers[at].sender;
-        for (group, term) in sender.handovers.drain(..) {
-            codec::encode(
-                out,
-                &Message::Handover {
-                    group: group.0,
-                    term,
-                },
-            );
+        for (group, handover) in sender.handovers.iter_mut().enumerate() {
+            if let Some(term) = handover.take() {
+                let group = group as u8;
+                codec::encode(out, &Message::Handover { group, term });
+            }
         }
         for (group, sending) in self.sending.iter().enumerate() {
             if sending.is_none() && sender.told[group].is_some() {

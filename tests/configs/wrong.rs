@@ -98,7 +98,7 @@ half-open-per-source = -1
 tcp-pickup = "true"
 icmp-errors-per-second = "many"
 "#, &[
-        r#"2:24 error: `half-open-per-source` is -1; it must be 0 to 16777216"#,
+        r#"2:24 error: `half-open-per-source` is -1; it must be 0 to 65535"#,
         r#"3:14 error: expected true or false, found a string | write true without quotes"#,
         r#"4:26 error: expected an integer, found a string"#,
     ]),

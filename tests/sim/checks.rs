@@ -123,7 +123,7 @@ impl World {
     /// All units agree, after all was quiet for a while.
     pub fn check_agreement(&self) {
         self.check_one_primary();
-        for unit in 0..self.shape.units {
+        for (unit, name) in NAMES.iter().enumerate().take(self.shape.units) {
             let gateway = self.units[unit].gateway.as_ref().expect("all units run");
             gateway.check_invariants();
             assert!(
@@ -134,7 +134,6 @@ impl World {
             for group in 0..self.shape.groups {
                 let id = GroupId(group as u8);
                 if !self.is_primary(unit, group) {
-                    let name = NAMES[unit];
                     assert!(
                         cluster.sync().is_ready(id),
                         "{name} is not ready for group {group}"
@@ -147,7 +146,7 @@ impl World {
                     continue;
                 }
                 for peer in (0..self.shape.units).filter(|peer| *peer != unit) {
-                    let (of, to) = (NAMES[unit], NAMES[peer]);
+                    let (of, to) = (name, NAMES[peer]);
                     let peer = peer_id(unit, peer);
                     assert!(
                         cluster.sync().in_sync(peer),

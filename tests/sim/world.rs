@@ -568,6 +568,8 @@ impl World {
                 Output::Heartbeat { peer, link, bytes } => {
                     self.send_datagram(turn.unit, peer, link, &bytes);
                 }
+                // The kernels of this world know their neighbours.
+                Output::Resolve { .. } => {}
                 Output::CloseStream { peer, link } => {
                     self.note(|| {
                         format!(

@@ -277,6 +277,12 @@ impl Transport {
         self.out.pop()
     }
 
+    /// Takes back what is left of an [`Event::SyncData`] that could not be handled whole: it is the next
+    /// event again, but for heartbeats.
+    pub fn put_back(&mut self, peer: PeerId, link: LinkId, bytes: Bytes) {
+        self.out.put_back(Event::SyncData { peer, link, bytes });
+    }
+
     /// Sends a heartbeat before it returns, if QUIC and the kernel let it; else with a later poll.
     ///
     /// It may be lost, or come out of order.

@@ -61,6 +61,14 @@ impl Outbox {
         Some(event)
     }
 
+    /// Takes back the rest of a piece of a stream, as the next event but for heartbeats.
+    pub(super) fn put_back(&mut self, event: Event) {
+        if let Event::SyncData { bytes, .. } = &event {
+            self.bytes += bytes.len();
+        }
+        self.sync.push_front(event);
+    }
+
     /// Whether received data may be added.
     pub(super) fn has_room(&self, role: Role) -> bool {
         match role {

@@ -1,0 +1,140 @@
+//! The primary dies, stops or loses its power: sessions live on at the other unit.
+
+use crate::capture::Capture;
+use crate::conversation::{Conversations, Streams};
+use crate::lab::{LAN_GATEWAY, SERVER, bracketed};
+use crate::namespace::Namespace;
+use crate::pair::Pair;
+use crate::process::wait_until;
+use crate::services::Http;
+
+/// What a unit sends by an interface, except what its kernel says for itself.
+fn traffic_of(unit: &Namespace, interface: &str) -> String {
+    let mac = mac_of(unit, interface);
+    format!("ether src {mac} and not arp and not icmp6 and not ip6 proto 0")
+}
+
+fn mac_of(unit: &Namespace, interface: &str) -> String {
+    let bytes = unit.mac(interface).map(|byte| format!("{byte:02x}"));
+    bytes.join(":")
+}
+
+#[test]
+fn killed_primary_costs_no_session() {
+    let mut pair = Pair::started();
+    let http = Http::start(&pair.lab, &pair.lab.server, 8);
+    let streams = Streams::start(&pair.lab);
+    let mut sessions = Conversations::start(&pair.lab);
+    let downloads =
+        SERVER.map(|server| http.start_slow_download(&pair.lab.lan1, &bracketed(server)));
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(term);
+    pair.b().wait_for_event("primary of default");
+    assert!(
+        pair.b()
+            .events()
+            .iter()
+            .any(|e| e.contains("gw-a may be dead")),
+        "{:#?}",
+        pair.b().events()
+    );
+    streams.wait_for_more();
+    sessions.go_on();
+    for download in downloads {
+        download.finish();
+    }
+    sessions.finish();
+    assert_eq!(pair.b().peer()["connected"], false);
+}
+
+#[test]
+fn stopped_primary_gives_up_before_it_forwards_again() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    // Its packets are what waits in the stopped unit's queues.
+    let streams = Streams::start(&pair.lab);
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    pair.a().signal(libc::SIGSTOP);
+    pair.wait_for_takeover_by_b(term);
+    sessions.go_on();
+    streams.wait_for_more();
+    // They must not come out when it goes on.
+    let [lan, wan] =
+        [(&pair.lab.lan2, "eth0"), (&pair.lab.server, "eth1")].map(|(host, interface)| {
+            Capture::start(host, "eth0", &traffic_of(&pair.a().ns, interface))
+        });
+    pair.a().signal(libc::SIGCONT);
+    pair.a().wait_for_event("paused for");
+    pair.a().wait_until_ready();
+    assert!(pair.b().is_primary(), "{:#?}", pair.b().events());
+    sessions.go_on();
+    streams.wait_for_more();
+    lan.assert_empty();
+    wan.assert_empty();
+    pair.wait_for_same_sessions();
+    sessions.finish();
+}
+
+#[test]
+fn stopped_standby_catches_up() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    pair.b().signal(libc::SIGSTOP);
+    wait_until("the standby is missed", || {
+        pair.a().peer()["connected"] == false
+    });
+    sessions.go_on();
+    let mut more = Conversations::start_more(&pair.lab);
+    pair.b().signal(libc::SIGCONT);
+    pair.b().wait_until_ready();
+    pair.a().wait_for_ready_peer();
+    pair.wait_for_same_sessions();
+    assert!(pair.a().is_primary());
+    more.go_on();
+    sessions.finish();
+    more.finish();
+}
+
+#[test]
+fn unit_that_lost_all_of_its_links_yields_when_they_are_back() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    pair.set_links(pair.a(), "down");
+    pair.wait_for_takeover_by_b(term);
+    sessions.go_on();
+    pair.set_links(pair.a(), "up");
+    pair.a().wait_until_ready();
+    pair.b().wait_for_ready_peer();
+    assert!(pair.b().is_primary(), "{:#?}", pair.b().events());
+    assert_eq!(pair.a().term(), pair.b().term());
+    let winner = mac_of(&pair.b().ns, "eth0");
+    for gateway in LAN_GATEWAY {
+        wait_until("the host knows the winner", || {
+            let entry = pair.lab.lan1.run(&format!("ip neigh show {gateway}"));
+            entry.contains(&winner)
+        });
+    }
+    let silent = Capture::start(&pair.lab.server, "eth0", &traffic_of(&pair.a().ns, "eth1"));
+    sessions.go_on();
+    silent.assert_empty();
+    pair.wait_for_same_sessions();
+    sessions.finish();
+}
+
+#[test]
+fn new_primary_answers_for_the_virtual_addresses() {
+    let mut pair = Pair::started();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(1);
+    for gateway in LAN_GATEWAY {
+        pair.lab.lan1.run(&format!("ping -c 1 -W 5 {gateway}"));
+        // Nothing listens there, and the client learns it at once. 7: connection refused.
+        let refused = format!("curl -s -m 10 http://{}:9/", bracketed(gateway));
+        pair.lab.lan1.try_run(&refused).code(7);
+    }
+}

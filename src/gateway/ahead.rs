@@ -1,0 +1,45 @@
+//! Reading ahead: what the next few packets need from memory is fetched for all of them together.
+//!
+//! Among a million sessions nearly each read of a table misses the cache: index, session, mapping.
+//! One after the other these waits are more than half of the gateway's own work on a packet.
+
+use crate::event::Offload;
+use crate::packet;
+
+use super::Gateway;
+
+/// The most packets that are read ahead.
+pub const READ_AHEAD: usize = 8;
+
+/// Fewer sessions than this stay in the cache anyway.
+const MANY_SESSIONS: u32 = 10_000;
+
+impl Gateway {
+    /// How many packets the shell should read before it has them handled: 1 to [`READ_AHEAD`].
+    pub fn read_ahead(&self) -> usize {
+        if self.table.len() < MANY_SESSIONS {
+            1
+        } else {
+            READ_AHEAD
+        }
+    }
+
+    /// Brings near what [`Gateway::handle_packet`] will need for `packets`; those beyond
+    /// [`READ_AHEAD`] are ignored. It changes nothing but the time that they take.
+    pub fn announce_packets<'a>(&self, packets: impl Iterator<Item = (&'a [u8], Offload)>) {
+        let mut flows = [None; READ_AHEAD];
+        for (flow, (bytes, offload)) in flows.iter_mut().zip(packets) {
+            let key = packet::parse(bytes, offload).ok().map(|parsed| parsed.key);
+            *flow = key.map(|key| (self.table.hash(&key), key));
+        }
+        // Each of these loops is short, so that the reads of all its turns are under way together.
+        for (hash, _) in flows.iter().flatten() {
+            self.table.touch_index(*hash);
+        }
+        for (hash, key) in flows.iter().flatten() {
+            if !self.table.touch_session(*hash) {
+                self.nat.touch_source(key);
+            }
+        }
+    }
+}

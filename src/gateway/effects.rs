@@ -1,0 +1,235 @@
+//! What election and replication decide, carried out on the gateway; and what they are told in turn.
+
+use crate::event::Output;
+use crate::flow::{Addr, GroupId, PeerId, PortId};
+use crate::ha::{self, GroupSet, SyncState};
+use crate::packet::neighbor;
+use crate::sync;
+use crate::time::Time;
+
+use super::cluster::{HandoverEnd, MAX_HANDOVERS};
+use super::{Gateway, Role};
+
+impl Gateway {
+    /// Carries out what election and replication have decided, until neither has more to say.
+    pub(super) fn settle_cluster(&mut self, now: Time) {
+        while let Some(cluster) = &mut self.cluster {
+            if let Some(event) = cluster.sync.poll_event() {
+                self.heed_sync(now, event);
+            } else if let Some(output) = cluster.ha.poll_output() {
+                self.obey_ha(now, output);
+            } else if !self.tell_ha_of_sync(now) {
+                break;
+            }
+        }
+        self.release_acknowledged();
+    }
+
+    fn heed_sync(&mut self, now: Time, event: sync::Event) {
+        let name = |peer: PeerId| self.peer_name(peer).to_owned();
+        match event {
+            sync::Event::PeerKnown { peer, resumed } => {
+                let link = self.sync_link(peer).map_or(0, |link| link.0);
+                log::info!(
+                    "replication with peer={} link={link} resumed={resumed}",
+                    name(peer)
+                );
+            }
+            sync::Event::PeerConfigDiffers(peer) => log::warn!(
+                "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
+                name(peer)
+            ),
+            sync::Event::PeerReady(peer, group) => {
+                log::info!(
+                    "peer={} is ready group={}",
+                    name(peer),
+                    self.group_name(group)
+                );
+            }
+            sync::Event::Ready(peer, group) => {
+                log::info!(
+                    "ready group={} primary={}",
+                    self.group_name(group),
+                    name(peer)
+                );
+            }
+            sync::Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            } => log::warn!(
+                "digest differs peer={} group={} buckets={buckets}; sending them again",
+                name(peer),
+                self.group_name(group)
+            ),
+            sync::Event::HandoverReceived { peer, group, term } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.ha.handle_handover(now, group, peer, term);
+                }
+            }
+        }
+    }
+
+    fn obey_ha(&mut self, now: Time, output: ha::Output) {
+        match output {
+            ha::Output::SetRole {
+                group, role, term, ..
+            } => self.change_role(now, group, role, term),
+            ha::Output::SendHeartbeat { peer, link, bytes } => {
+                self.push_output(Output::Heartbeat { peer, link, bytes });
+            }
+            ha::Output::Probe { group } => self.probe_group(group),
+            ha::Output::Announce { group } => self.announce_group(now, group),
+            ha::Output::Handover { group, to, term } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.send_handover(to, group, term);
+                }
+            }
+            ha::Output::HandoverDone {
+                group,
+                to,
+                took,
+                result,
+            } => {
+                log::info!(
+                    "handover group={} to={} took_ms={:.3} result={result:?}",
+                    self.group_name(group),
+                    self.peer_name(to),
+                    took.as_secs_f64() * 1e3
+                );
+                if let Some(cluster) = &mut self.cluster {
+                    if result.is_err() {
+                        cluster.sync.cancel_handover(to, group);
+                    }
+                    if cluster.handovers.len() == MAX_HANDOVERS {
+                        cluster.handovers.pop_front();
+                    }
+                    cluster.handovers.push_back(HandoverEnd {
+                        group,
+                        to,
+                        took,
+                        result,
+                    });
+                }
+            }
+            ha::Output::Resync { group, .. } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.doubt(group);
+                }
+            }
+            ha::Output::Gone => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.gone = true;
+                }
+            }
+        }
+    }
+
+    fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster
+                .sync
+                .set_sending(group, (role == Role::Primary).then_some(term));
+        }
+        if role == Role::Primary {
+            self.table.renew(group, now.tick());
+        } else {
+            self.drop_waiting(group);
+        }
+        self.set_role(now, group, role);
+        if role == Role::Primary {
+            self.announce_to_neighbors(group);
+            self.revalidation.catch_up();
+        }
+    }
+
+    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
+    pub(super) fn renew_leases(&mut self, now: Time) {
+        for group in self.groups() {
+            if !self.is_primary(group) {
+                self.table.renew(group, now.tick());
+            }
+        }
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
+        let count = self
+            .cluster
+            .as_ref()
+            .map_or(0, |cluster| cluster.peers.len());
+        (0..count).map(|peer| PeerId(peer as u8))
+    }
+
+    /// Asks on all ports who has the addresses of `group`.
+    fn probe_group(&mut self, group: GroupId) {
+        for index in 0..self.config.ports.len() {
+            let port = PortId(index as u8);
+            let link = self.links[index];
+            let addresses: Vec<_> = self
+                .addresses_on(port)
+                .filter(|(_, g)| *g == group)
+                .map(|(a, _)| a)
+                .collect();
+            for addr in addresses.into_iter().filter(|_| link.up) {
+                self.push_output(Output::Frame {
+                    port,
+                    bytes: neighbor::probe(addr, link.mac),
+                });
+            }
+        }
+    }
+
+    /// Tells the election what replication has reached; gives whether anything came of it.
+    fn tell_ha_of_sync(&mut self, now: Time) -> bool {
+        let Some(cluster) = &mut self.cluster else {
+            return false;
+        };
+        let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
+        for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
+            let mut ready = GroupSet::default();
+            groups()
+                .filter(|g| cluster.sync.is_ready(*g))
+                .for_each(|g| ready.insert(g));
+            let digest_equal = groups()
+                .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
+                .all(|group| cluster.sync.digest_equal(peer, group));
+            let applied = cluster.sync.applied(peer);
+            cluster.sync.set_heard(peer, cluster.ha.is_alive(peer));
+            cluster.ha.handle_sync(
+                now,
+                peer,
+                SyncState {
+                    ready,
+                    digest_equal,
+                    applied,
+                },
+            );
+        }
+        match cluster.ha.poll_output() {
+            Some(output) => {
+                self.obey_ha(now, output);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The name of a peer's node.
+    pub fn peer_name(&self, peer: PeerId) -> &str {
+        let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
+        peers.get(peer.index()).map_or("?", |peer| &peer.name)
+    }
+
+    /// An address of a group was claimed by another machine: the election may be asking for that.
+    pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: Addr) {
+        let group = self
+            .addresses_on(port)
+            .find(|(own, _)| *own == addr)
+            .map(|(_, group)| group);
+        if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
+            cluster.ha.handle_probe_answer(now, group);
+            self.settle_cluster(now);
+        }
+    }
+}

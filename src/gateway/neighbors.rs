@@ -1,0 +1,127 @@
+//! The hosts on the links, as far as a takeover needs them.
+//!
+//! A standby keeps its kernel's neighbour entries of the hosts that its sessions lead to warm, so that
+//! the first packets after a takeover do not wait for ARP or Neighbor Discovery. And it remembers the
+//! hardware addresses of those that it hears, to tell them by unicast too when it takes over: some
+//! switches and hosts are slow to believe a broadcast.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::event::{Output, RouteTarget};
+use crate::flow::{Addr, Direction, GroupId, PortId};
+use crate::packet::neighbor::{self, Mac};
+use crate::time::Time;
+
+use super::Gateway;
+
+/// Hosts remembered, of each kind; the first ones stay.
+const MAX_HOSTS: usize = 1024;
+/// An entry of the kernel is used again after this time; it forgets unused ones after a minute.
+const WARM_FOR: Duration = Duration::from_secs(30);
+/// Slots of the table passed in one go, some 200 µs, and how often: a million takes a minute.
+const SLOTS: u32 = 2048;
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is known of the hosts on the links.
+#[derive(Default)]
+pub struct Neighbors {
+    /// Next hops of sessions, and when the kernel was last told to resolve them.
+    warm: BTreeMap<(PortId, Addr), Time>,
+    /// Hosts that were heard.
+    heard: BTreeMap<(PortId, Addr), Mac>,
+    cursor: u32,
+    next: Time,
+}
+
+impl Neighbors {
+    /// Remembers that `addr` was heard from `mac`.
+    pub fn hear(&mut self, port: PortId, addr: Addr, mac: Mac) {
+        let known = self.heard.len();
+        match self.heard.get_mut(&(port, addr)) {
+            Some(known) => *known = mac,
+            None if known < MAX_HOSTS => {
+                self.heard.insert((port, addr), mac);
+            }
+            None => {}
+        }
+    }
+
+    /// Whether the kernel is to be told to resolve a next hop, at `now`.
+    fn is_cold(&mut self, now: Time, hop: (PortId, Addr)) -> bool {
+        let known = self.warm.len();
+        match self.warm.get_mut(&hop) {
+            Some(at) if now.since(*at) < WARM_FOR => false,
+            Some(at) => {
+                *at = now;
+                true
+            }
+            None if known < MAX_HOSTS => {
+                self.warm.insert(hop, now);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Gateway {
+    /// Has the kernel resolve the hosts that sessions of other units' groups lead to: a piece.
+    pub(super) fn keep_warm(&mut self, now: Time) {
+        let standby = self.groups().any(|group| !self.is_primary(group));
+        if !standby || now < self.neighbors.next {
+            return;
+        }
+        self.neighbors.next = now + INTERVAL;
+        let (sessions, next) = self.table.page(self.neighbors.cursor, SLOTS);
+        let mut hops = Vec::new();
+        for (_, session) in sessions {
+            let leaving = session.translated(Direction::Original, &self.book);
+            hops.push((session.in_port, session.src));
+            hops.push((session.out_port, leaving.dst));
+        }
+        self.neighbors.cursor = next.unwrap_or(0);
+        hops.sort_unstable();
+        hops.dedup();
+        for (port, addr) in hops {
+            let Some(hop) = self.next_hop(port, addr) else {
+                continue;
+            };
+            if self.neighbors.is_cold(now, (port, hop)) {
+                self.push_output(Output::Resolve { port, addr: hop });
+            }
+        }
+        self.neighbors
+            .warm
+            .retain(|_, at| now.since(*at) < 4 * WARM_FOR);
+    }
+
+    /// The neighbour on `port` by which `addr` is reached.
+    fn next_hop(&self, port: PortId, addr: Addr) -> Option<Addr> {
+        match self.fib.lookup(&addr)?.target {
+            RouteTarget::Port { port: out, gateway } if out == port => {
+                Some(gateway.unwrap_or(addr))
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells all hosts that were heard where the addresses of `group` are now.
+    pub(super) fn announce_to_neighbors(&mut self, group: GroupId) {
+        let mut frames = Vec::new();
+        for ((port, host), mac) in &self.neighbors.heard {
+            let link = self.links[port.index()];
+            let own = self.addresses[port.index()].iter();
+            let own = own.filter(|(addr, g)| *g == group && addr.family() == host.family());
+            for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
+                let bytes = neighbor::announce_to(*addr, link.mac, *host, *mac);
+                frames.push(Output::Frame { port: *port, bytes });
+            }
+        }
+        frames.truncate(MAX_HOSTS);
+        frames.into_iter().for_each(|frame| self.push_output(frame));
+    }
+}
+
+/// Addresses of a port that each host is told of by itself; a pool's many are broadcast only.
+const MAX_UNICAST: usize = 2;

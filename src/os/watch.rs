@@ -1,0 +1,354 @@
+//! A plain TCP connection to each peer over each link, on which nothing is said but at its end.
+//!
+//! When a process dies its kernel ends its connections at once, long before a heartbeat is missed: the
+//! end of such a connection hints that the peer's process is gone. It is not authenticated, and so is
+//! never more than a hint; without it the next heartbeat that is refused tells the same a little later.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream as StdStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::{Ha, HaLink};
+use crate::flow::{LinkId, PeerId};
+
+/// Connections accepted on one link in a turn.
+const ACCEPT_BUDGET: usize = 16;
+/// More than there are connections and listeners (8 links, 15 peers): one poll tells all.
+const MAX_EVENTS: usize = 256;
+
+/// The connections to all peers; a nested poll, so that the loop has one source to wait for.
+pub struct Watch {
+    poll: Poll,
+    events: Events,
+    links: Vec<HaLink>,
+    /// By link; `None` if its port is taken.
+    listeners: Vec<Option<TcpListener>>,
+    peers: Vec<Peer>,
+}
+
+struct Peer {
+    /// It is for us to dial.
+    dialled: bool,
+    /// By link.
+    addresses: Vec<SocketAddr>,
+    lines: Vec<Option<Line>>,
+}
+
+struct Line {
+    stream: TcpStream,
+    established: bool,
+}
+
+/// What an event says about a line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Lives,
+    /// It was up, and the other side ended it.
+    Ended,
+    /// It never came up, or the other side hung up on purpose.
+    Useless,
+}
+
+impl Watch {
+    /// Listens on all links, by TCP on the port that QUIC uses.
+    ///
+    /// # Errors
+    /// If the kernel has no poll left; a port that is taken is only logged.
+    pub fn open(ha: &Ha, node: &str) -> io::Result<Watch> {
+        let poll = Poll::new()?;
+        let mut listeners = Vec::with_capacity(ha.links.len());
+        for (index, link) in ha.links.iter().enumerate() {
+            let mut listener = listen(link).map(TcpListener::from_std);
+            if let Ok(listener) = &mut listener {
+                let registry = poll.registry();
+                registry.register(listener, Token(index), Interest::READABLE)?;
+            }
+            if let Err(error) = &listener {
+                log::warn!(
+                    "no TCP on {} error=\"{error}\"; a killed peer is noticed a little later",
+                    link.listen
+                );
+            }
+            listeners.push(listener.ok());
+        }
+        let peer = |peer: &crate::config::HaPeer| Peer {
+            dialled: node < peer.name.as_str(),
+            addresses: peer.addresses.clone(),
+            lines: ha.links.iter().map(|_| None).collect(),
+        };
+        Ok(Watch {
+            poll,
+            events: Events::with_capacity(MAX_EVENTS),
+            links: ha.links.clone(),
+            listeners,
+            peers: ha.peers.iter().map(peer).collect(),
+        })
+    }
+
+    /// Connects to `peer`, if that is this unit's part. To be called when the peer is heard anew over
+    /// `link`; a connection that there was before is of no use then.
+    pub fn dial(&mut self, peer: PeerId, link: LinkId) {
+        let Some(known) = self.peers.get(peer.index()).filter(|peer| peer.dialled) else {
+            return;
+        };
+        let address = known.addresses.get(link.index());
+        if let (Some(address), Some(settings)) = (address, self.links.get(link.index())) {
+            match connect(settings, *address) {
+                Ok(stream) => self.keep(peer.index(), link.index(), stream, false),
+                Err(error) => log::debug!("no watch of peer={} error=\"{error}\"", peer.0),
+            }
+        }
+    }
+
+    /// Takes what has happened; gives the peers whose connection has ended.
+    pub fn ended(&mut self) -> Vec<PeerId> {
+        let mut ended = Vec::new();
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        if self.poll.poll(&mut events, Some(Duration::ZERO)).is_ok() {
+            for event in &events {
+                let number = event.token().0;
+                if number < self.links.len() {
+                    self.accept(number);
+                } else if let Some(peer) = self.heed(number - self.links.len(), event) {
+                    ended.push(peer);
+                }
+            }
+        }
+        self.events = events;
+        ended
+    }
+
+    /// Ends all connections of a process that ends in good order.
+    pub fn close(&mut self) {
+        self.listeners.fill_with(|| None);
+        let lines = self.peers.iter_mut().flat_map(|peer| &mut peer.lines);
+        lines.filter_map(Option::take).for_each(Line::hang_up);
+    }
+
+    fn accept(&mut self, link: usize) {
+        for _ in 0..ACCEPT_BUDGET {
+            let Some(Ok((stream, from))) = self.listeners[link].as_ref().map(TcpListener::accept)
+            else {
+                return;
+            };
+            let is_from = |peer: &Peer| {
+                let address = peer.addresses.get(link);
+                !peer.dialled && address.is_some_and(|address| address.ip() == from.ip())
+            };
+            // Others are hung up on.
+            if let Some(peer) = self.peers.iter().position(is_from) {
+                self.keep(peer, link, stream, true);
+            }
+        }
+        // What is left is not reported again before another one comes; nor does anybody need it.
+    }
+
+    fn keep(&mut self, peer: usize, link: usize, mut stream: TcpStream, established: bool) {
+        let token = Token(self.links.len() * (1 + peer) + link);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = self.poll.registry().register(&mut stream, token, interest);
+        let line = registered.is_ok().then_some(Line {
+            stream,
+            established,
+        });
+        if let Some(former) = std::mem::replace(&mut self.peers[peer].lines[link], line) {
+            former.hang_up();
+        }
+    }
+
+    fn heed(&mut self, number: usize, event: &mio::event::Event) -> Option<PeerId> {
+        let (peer, link) = (number / self.links.len(), number % self.links.len());
+        let slot = self.peers.get_mut(peer)?.lines.get_mut(link)?;
+        let fate = slot.as_mut()?.heed(event);
+        if fate != Fate::Lives {
+            *slot = None;
+        }
+        (fate == Fate::Ended).then_some(PeerId(peer as u8))
+    }
+}
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+impl Line {
+    /// Ends it on purpose: the other side is told by a byte that it means nothing.
+    fn hang_up(mut self) {
+        let _ = self.stream.write(b".");
+    }
+
+    fn heed(&mut self, event: &mio::event::Event) -> Fate {
+        let over = if self.established {
+            Fate::Ended
+        } else {
+            Fate::Useless
+        };
+        // The state of the connection counts, for the event may be of the one before in this place.
+        if !matches!(self.stream.take_error(), Ok(None)) {
+            return over;
+        }
+        self.established |= event.is_writable() && self.stream.peer_addr().is_ok();
+        match self.stream.read(&mut [0; 1]) {
+            Ok(0) if self.established => Fate::Ended,
+            Ok(_) => Fate::Useless,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NotConnected => {
+                    Fate::Lives
+                }
+                _ => over,
+            },
+        }
+    }
+}
+
+fn listen(link: &HaLink) -> io::Result<std::net::TcpListener> {
+    let socket = socket(link)?;
+    // A connection of an earlier process may not be quite gone.
+    socket.set_reuse_address(true)?;
+    socket.bind(&link.listen.into())?;
+    socket.listen(16)?;
+    Ok(socket.into())
+}
+
+fn connect(link: &HaLink, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket(link)?;
+    socket.bind(&SocketAddr::new(link.listen.ip(), 0).into())?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(TcpStream::from_std(StdStream::from(socket))),
+    }
+}
+
+fn socket(link: &HaLink) -> io::Result<Socket> {
+    let domain = Domain::for_address(link.listen);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    match socket.bind_device(Some(link.interface.as_bytes())) {
+        Err(error) if error.kind() != ErrorKind::PermissionDenied => return Err(error),
+        _ => {}
+    }
+    if link.listen.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, parse};
+    use std::path::Path;
+    use std::time::Instant;
+
+    fn config(node: &str, own: u8, peer: &str, other: u8) -> Config {
+        let text = format!(
+            r#"
+            node = {{ name = "{node}", key = "k" }}
+            port = [{{ name = "lan", interface = "e0", virtual-addresses = ["10.0.0.1/8"] }}]
+            [ha]
+            group-id = 7
+            link = [{{ interface = "lo", listen = "10.0.7.{own}:7030" }}]
+            peer = [{{ name = "{peer}", addresses = ["10.0.7.{other}:7030"], public-key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" }}]
+            "#
+        );
+        match parse(Path::new("test.toml"), &text) {
+            Ok((config, _)) => config,
+            Err(found) => panic!("{found:?}"),
+        }
+    }
+
+    fn watch(node: &str, own: u8, peer: &str, other: u8) -> Watch {
+        let mut ha = config(node, own, peer, other).ha.unwrap();
+        // A config may not have loopback addresses.
+        ha.links[0].listen = SocketAddr::from(([127, 0, 7, own], 7030));
+        ha.peers[0].addresses = vec![SocketAddr::from(([127, 0, 7, other], 7030))];
+        Watch::open(&ha, node).unwrap()
+    }
+
+    fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(20), "never {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    const PEER: PeerId = PeerId(0);
+    const LINK: LinkId = LinkId(0);
+
+    fn is_up(watch: &Watch) -> bool {
+        let line = watch.peers[0].lines[0].as_ref();
+        line.is_some_and(|line| line.established)
+    }
+
+    fn pair(a: u8, b: u8) -> (Watch, Watch) {
+        let mut first = watch("a", a, "b", b);
+        let mut second = watch("b", b, "a", a);
+        // Only one of them dials.
+        second.dial(PEER, LINK);
+        assert!(second.peers[0].lines[0].is_none());
+        first.dial(PEER, LINK);
+        eventually("connected", || {
+            assert_eq!(first.ended(), []);
+            assert_eq!(second.ended(), []);
+            is_up(&first) && is_up(&second)
+        });
+        (first, second)
+    }
+
+    #[test]
+    fn either_side_notices_the_end_of_the_other_once() {
+        let (mut first, second) = pair(1, 2);
+        drop(second);
+        eventually("noticed", || first.ended() == [PEER]);
+        assert_eq!(first.ended(), []);
+
+        let (first, mut second) = pair(3, 4);
+        drop(first);
+        eventually("noticed", || second.ended() == [PEER]);
+        assert_eq!(second.ended(), []);
+    }
+
+    #[test]
+    fn a_fresh_connection_in_place_of_another_is_no_end() {
+        let (mut first, mut second) = pair(5, 6);
+        first.dial(PEER, LINK);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(100) {
+            assert_eq!(second.ended(), []);
+            assert_eq!(first.ended(), []);
+        }
+        assert!(is_up(&first) && is_up(&second));
+    }
+
+    #[test]
+    fn an_end_in_good_order_is_none() {
+        let (mut first, mut second) = pair(9, 10);
+        second.close();
+        eventually("closed", || {
+            assert_eq!(first.ended(), []);
+            first.peers[0].lines[0].is_none()
+        });
+    }
+
+    #[test]
+    fn nobody_there_and_strangers_are_no_end() {
+        let mut first = watch("a", 7, "b", 8);
+        first.dial(PEER, LINK);
+        eventually("refused", || {
+            assert_eq!(first.ended(), []);
+            first.peers[0].lines[0].is_none()
+        });
+        // From 127.0.0.1, which is no peer.
+        drop(StdStream::connect("127.0.7.7:7030").unwrap());
+        for _ in 0..100 {
+            assert_eq!(first.ended(), []);
+        }
+    }
+}
