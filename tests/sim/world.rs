@@ -368,8 +368,14 @@ impl World {
         let packets = due.split_off(packets.unwrap_or(due.len()));
         let mut turn = Turn { unit, now, gateway };
         self.go_on(&mut turn);
-        for arrival in due {
+        let mut due = due.into_iter();
+        while let Some(arrival) = due.next() {
             self.heed(&mut turn, arrival);
+            if self.units[unit].unfinished.contains(&true) {
+                let (later, frames) = due.partition(|arrival| arrival.order(&self.conns) <= 2);
+                self.put_back(unit, later);
+                due = frames.into_iter();
+            }
         }
         self.drain(&mut turn);
         for arrival in packets {
@@ -440,8 +446,19 @@ impl World {
                 bytes,
             } => {
                 let (peer, link) = self.peer_of(conn, unit);
-                self.note_read(conn, unit, bytes.len(), serial);
-                self.deliver(turn, peer, link, &bytes);
+                let taken = self.deliver(turn, peer, link, &bytes);
+                self.note_read(conn, unit, taken, serial);
+                if taken < bytes.len() {
+                    let bytes = bytes[taken..].to_vec();
+                    self.put_back(
+                        unit,
+                        vec![Arrival::Bytes {
+                            conn,
+                            serial,
+                            bytes,
+                        }],
+                    );
+                }
             }
             Arrival::Datagram { peer, link, bytes } => {
                 turn.gateway.handle_heartbeat(now, peer, link, &bytes);
@@ -493,26 +510,29 @@ impl World {
         turn.gateway.handle_sync_link(turn.now, peer, link, up);
     }
 
-    fn deliver(&mut self, turn: &mut Turn, peer: PeerId, link: LinkId, mut bytes: &[u8]) {
-        loop {
-            let received = match turn.gateway.handle_sync_data(turn.now, peer, link, bytes) {
-                Ok(received) => received,
-                Err(error) => panic!(
-                    "{} finds fault with the stream of {}: {error}",
-                    NAMES[turn.unit],
-                    NAMES[unit_of(turn.unit, peer)]
-                ),
-            };
-            bytes = &bytes[received.taken..];
-            self.units[turn.unit].unfinished[peer.index()] = received.more;
-            if bytes.is_empty() {
-                return;
+    /// Hands over a piece of a stream; gives how much of it was taken, the rest is for a later turn.
+    fn deliver(&mut self, turn: &mut Turn, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
+        match turn.gateway.handle_sync_data(turn.now, peer, link, bytes) {
+            Ok(received) => {
+                self.units[turn.unit].unfinished[peer.index()] = received.more;
+                received.taken
             }
-            assert!(
-                received.taken > 0 || received.more,
-                "bytes of a stream are lost"
-            );
+            Err(error) => panic!(
+                "{} finds fault with the stream of {}: {error}",
+                NAMES[turn.unit],
+                NAMES[unit_of(turn.unit, peer)]
+            ),
         }
+    }
+
+    /// Leaves what came for the next turn, before all that comes later.
+    fn put_back(&mut self, unit: usize, arrivals: Vec<Arrival>) {
+        let machine = &mut self.units[unit];
+        for arrival in arrivals {
+            self.serial += 1;
+            machine.inbox.insert((Time::ZERO, self.serial), arrival);
+        }
+        machine.busy = true;
     }
 
     fn go_on(&mut self, turn: &mut Turn) {
@@ -521,7 +541,9 @@ impl World {
                 continue;
             }
             match turn.gateway.sync_link(peer) {
-                Some(link) => self.deliver(turn, peer, link, &[]),
+                Some(link) => {
+                    self.deliver(turn, peer, link, &[]);
+                }
                 None => self.units[turn.unit].unfinished[peer.index()] = false,
             }
         }
