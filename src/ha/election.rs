@@ -76,6 +76,10 @@ struct Vacancy {
 const PROBES: u32 = 3;
 const LEAST_PROBE_WAIT: Duration = Duration::from_millis(1);
 const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
+/// The same if the connection that the primary's process held has ended: its kernel closes it for a
+/// process that is no more. One that still runs answers a probe within a turn of its loop, some 100 µs.
+const LEAST_LAST_WAIT: Duration = Duration::from_micros(500);
+const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
 
 impl Group {
     pub fn new(name: &str, priority: u8, now: Time, until: Time) -> Group {
@@ -308,6 +312,16 @@ impl Ha {
         self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
     }
 
+    /// The length of a check of `group`.
+    fn probe_wait_for(&self, group: usize) -> Duration {
+        let primary = self.groups[group].primary;
+        let primary = primary.and_then(|peer| self.peers.get(peer.index()));
+        match primary.is_some_and(|peer| peer.ended) {
+            true => (self.interval / 4).clamp(LEAST_LAST_WAIT, MOST_LAST_WAIT),
+            false => self.probe_wait(),
+        }
+    }
+
     fn learn_term(&mut self, group: usize) {
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let highest = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
@@ -404,7 +418,7 @@ impl Ha {
             let term = self.next_term(group);
             self.promote(now, group, term, "there is no primary".to_owned());
         } else {
-            let next = now + self.probe_wait() / PROBES;
+            let next = now + self.probe_wait_for(group) / PROBES;
             self.groups[group].state = State::Checking {
                 probes: probes + 1,
                 next,

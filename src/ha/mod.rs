@@ -109,6 +109,13 @@ pub enum Hint {
         /// The peer.
         peer: PeerId,
     },
+    /// The connection that the peer's process held for this purpose has ended without a word: the
+    /// kernel closes it for a process that is no more. Stronger than a refusal, which anybody on the
+    /// link can forge, and so the check is shorter.
+    Ended {
+        /// The peer.
+        peer: PeerId,
+    },
     /// No interface of an `[[ha.link]]` has carrier.
     CarrierLost,
 }
@@ -310,18 +317,19 @@ impl Ha {
     /// Starts a check at once if the peer in question was primary.
     pub fn handle_hint(&mut self, now: Time, hint: Hint) {
         let why = match hint {
-            Hint::Refused { .. } => "its process is gone",
+            Hint::Refused { .. } | Hint::Ended { .. } => "its process is gone",
             Hint::CarrierLost => "no link has carrier",
         };
         let deaf_until = now + self.probe_wait() / 4;
         for (index, peer) in self.peers.iter_mut().enumerate() {
             let meant = match hint {
-                Hint::Refused { peer } => peer.index() == index,
+                Hint::Refused { peer } | Hint::Ended { peer } => peer.index() == index,
                 Hint::CarrierLost => true,
             };
             if meant && peer.alive {
                 peer.alive = false;
                 peer.deaf_until = Some(deaf_until);
+                peer.ended = matches!(hint, Hint::Ended { .. });
                 self.events
                     .warn(now, format!("{} may be dead", peer.name), why);
             }

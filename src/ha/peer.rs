@@ -26,6 +26,8 @@ pub(super) struct Peer {
     pub heard: Option<Time>,
     /// There was a hint that it died. What is heard until then may have been on its way before.
     pub deaf_until: Option<Time>,
+    /// The connection that its process held has ended; forgotten at the next heartbeat.
+    pub ended: bool,
     pub goodbye: bool,
     pub groups: Vec<GroupState>,
     pub ports_up: u8,
@@ -64,6 +66,7 @@ impl Peer {
             alive_until: Time::ZERO,
             heard: None,
             deaf_until: None,
+            ended: false,
             goodbye: false,
             groups: vec![GroupState::default(); groups],
             ports_up: 0,
@@ -130,6 +133,7 @@ impl Peer {
         self.sequence = header.sequence;
         self.heard = Some(now);
         self.deaf_until = None;
+        self.ended = false;
         self.goodbye = header.goodbye;
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;

@@ -353,14 +353,21 @@ fn silence_of_the_primary_costs_hold_and_check() {
 
 #[test]
 fn a_hint_costs_the_check_alone() {
-    for hint in [Hint::Refused { peer: B }, Hint::CarrierLost] {
+    let ended = Hint::Ended { peer: B };
+    for hint in [Hint::Refused { peer: B }, ended, Hint::CarrierLost] {
         let mut voices = [b()];
         let mut bench = Bench::standby(&mut voices);
         bench.ha.handle_hint(bench.now, hint);
         // What the dead process sent before is still in the socket.
         bench.hear(&mut voices[0]);
         let took = bench.time_to_primary(ms(100), &mut []);
-        assert!(took <= PROBE_WAIT + ms(1), "{took:?}");
+        let check = if hint == ended {
+            PROBE_WAIT / 4
+        } else {
+            PROBE_WAIT
+        };
+        assert!(took <= check + ms(1), "{took:?}");
+        assert_eq!(bench.count(is_probe), 3);
     }
 }
 

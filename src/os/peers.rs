@@ -127,7 +127,7 @@ impl Peers {
         // First of all: what the dead sent before may still wait.
         if std::mem::take(&mut self.watch_ready) {
             for peer in self.watch.ended() {
-                gateway.handle_hint(now, Hint::Refused { peer });
+                gateway.handle_hint(now, Hint::Ended { peer });
             }
         }
         for link in 0..self.interfaces.len() {
