@@ -230,8 +230,12 @@ impl Ha {
         why: &str,
         by_operator: bool,
     ) {
+        // Others may know of a higher term than this primary's own, that of one which is gone: they
+        // would refuse one that is not beyond it.
+        let alive = self.peers.iter().filter(|peer| peer.alive);
+        let known = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
         let state = &mut self.groups[group];
-        let term = state.term.saturating_add(1).min(super::MAX_TERM);
+        let term = state.term.max(known).saturating_add(1).min(super::MAX_TERM);
         let deadline = now + TIMEOUT;
         state.expected = None;
         state.handover = Some(Handover {

@@ -617,6 +617,19 @@ fn a_planned_handover_goes_to_a_peer_that_holds_all() {
 }
 
 #[test]
+fn a_handover_goes_beyond_the_highest_term_that_is_known() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    voices[0].group.term = 7;
+    bench.hear(&mut voices[0]);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    bench.drain();
+    let beyond = |o: &Output| matches!(o, Output::Handover { term: 8, .. });
+    assert_eq!(bench.count(beyond), 1);
+}
+
+#[test]
 fn a_handover_that_gets_no_answer_fails() {
     let mut voices = [b().ready()];
     let mut bench = Bench::primary(&mut voices);

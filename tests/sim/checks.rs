@@ -36,6 +36,9 @@ impl World {
     pub fn check_rivals(&mut self) {
         for group in 0..self.shape.groups {
             let primaries = self.primaries(group);
+            if primaries.len() > 1 {
+                self.last_dual[group] = Some(self.now);
+            }
             for one in 0..self.shape.units {
                 for other in one + 1..self.shape.units {
                     let both = primaries.contains(&one) && primaries.contains(&other);
@@ -81,6 +84,12 @@ impl World {
         let Some(cluster) = turn.gateway.cluster() else {
             return;
         };
+        // A peer that hears of two primaries takes the word of one, and acknowledges what the other
+        // sends nevertheless, until the next comparison.
+        let dual = self.last_dual[usize::from(view.group.0)];
+        if dual.is_some_and(|dual| self.now.since(dual) < Duration::from_secs(3)) {
+            return;
+        }
         for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
             let Some(other) = &self.units[peer].gateway else {
                 continue;

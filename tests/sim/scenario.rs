@@ -61,13 +61,19 @@ const FAILURE_KINDS: [Failure; 11] = [
 pub fn run(seed: u64) -> u64 {
     let mut random = Random(seed ^ 0x5eed);
     let units = [2, 2, 3, 4][random.below(4)];
+    let groups = 1 + random.below(2);
     let shape = Shape {
         units,
-        groups: 1 + random.below(2),
+        groups,
         links: 1 + random.below(2),
         guarantee: ["off", "bounded", "strict"][random.below(3)],
         override_: random.chance(300),
-        max_sessions: if random.chance(150) { FULL } else { ROOMY },
+        // Primaries of several groups fill their tables without regard to each other.
+        max_sessions: if groups == 1 && random.chance(200) {
+            FULL
+        } else {
+            ROOMY
+        },
     };
     let faults = some_of(&mut random);
     let mut world = World::new(seed, shape, faults);

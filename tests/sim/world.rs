@@ -133,6 +133,8 @@ pub struct World {
     pub verbose: bool,
     pub turns: u64,
     pub dual: BTreeMap<(usize, usize, usize), Time>,
+    /// By group: when there were two primaries last, whether they heard each other or not.
+    pub last_dual: Vec<Option<Time>>,
     events: BTreeMap<(Time, u64), Event>,
     serial: u64,
     next_tick: Time,
@@ -180,6 +182,7 @@ impl World {
             verbose: std::env::var("TANDEMGW_SEED").is_ok(),
             turns: 0,
             dual: BTreeMap::new(),
+            last_dual: vec![None; shape.groups],
             events: BTreeMap::new(),
             serial: 0,
             next_tick: Time::ZERO,
