@@ -23,6 +23,36 @@ pub mod watch;
 #[cfg(test)]
 pub(crate) mod test_namespace;
 
+/// Lets the event loop wait for a type that has a descriptor.
+macro_rules! source_by_descriptor {
+    ($type:ty) => {
+        impl mio::event::Source for $type {
+            fn register(
+                &mut self,
+                registry: &mio::Registry,
+                token: mio::Token,
+                interest: mio::Interest,
+            ) -> std::io::Result<()> {
+                mio::unix::SourceFd(&self.as_raw_fd()).register(registry, token, interest)
+            }
+
+            fn reregister(
+                &mut self,
+                registry: &mio::Registry,
+                token: mio::Token,
+                interest: mio::Interest,
+            ) -> std::io::Result<()> {
+                mio::unix::SourceFd(&self.as_raw_fd()).reregister(registry, token, interest)
+            }
+
+            fn deregister(&mut self, registry: &mio::Registry) -> std::io::Result<()> {
+                mio::unix::SourceFd(&self.as_raw_fd()).deregister(registry)
+            }
+        }
+    };
+}
+use source_by_descriptor;
+
 /// Makes of the result of a system call, -1 for an error, a `Result`.
 fn check(result: libc::c_int) -> std::io::Result<()> {
     match result {

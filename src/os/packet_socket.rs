@@ -5,9 +5,6 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token, event};
-
 use super::check;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
@@ -126,19 +123,7 @@ impl AsRawFd for PacketSocket {
     }
 }
 
-impl event::Source for PacketSocket {
-    fn register(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).register(poll, token, interest)
-    }
-
-    fn reregister(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).reregister(poll, token, interest)
-    }
-
-    fn deregister(&mut self, poll: &Registry) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).deregister(poll)
-    }
-}
+super::source_by_descriptor!(PacketSocket);
 
 /// Bytes of frames that may wait: a flood of ARP is cut here, before it costs the loop its time.
 const RECEIVE_BUFFER: libc::c_int = 256 * 1024;

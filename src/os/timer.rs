@@ -3,9 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token, event};
-
 use super::check;
 use crate::time::Time;
 
@@ -72,25 +69,15 @@ impl AsRawFd for Timer {
     }
 }
 
-impl event::Source for Timer {
-    fn register(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).register(poll, token, interest)
-    }
-
-    fn reregister(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).reregister(poll, token, interest)
-    }
-
-    fn deregister(&mut self, poll: &Registry) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).deregister(poll)
-    }
-}
+super::source_by_descriptor!(Timer);
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::super::clock;
+    use mio::{Interest, Token};
+
     use super::*;
 
     #[test]

@@ -4,8 +4,6 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token, event};
 use tun_tap::{Iface, Mode};
 
 use super::check;
@@ -187,19 +185,7 @@ impl AsRawFd for Tun {
     }
 }
 
-impl event::Source for Tun {
-    fn register(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).register(poll, token, interest)
-    }
-
-    fn reregister(&mut self, poll: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).reregister(poll, token, interest)
-    }
-
-    fn deregister(&mut self, poll: &Registry) -> io::Result<()> {
-        SourceFd(&self.as_raw_fd()).deregister(poll)
-    }
-}
+super::source_by_descriptor!(Tun);
 
 impl Buffer {
     /// Bytes of `struct virtio_net_hdr` (VIRTIO 1.2, section 5.1.6): flags, gso_type, and then in
