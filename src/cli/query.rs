@@ -1,6 +1,6 @@
 //! Commands that ask a running gateway through its control socket.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,42 +28,19 @@ pub fn show_status(socket: Option<&Path>, json: bool) -> ExitCode {
     })
 }
 
-pub fn sessions(
+pub fn failover(
     socket: Option<&Path>,
     json: bool,
-    limit: Option<u64>,
-    filter: Vec<String>,
+    group: Option<String>,
+    to: Option<String>,
 ) -> ExitCode {
-    let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
-    if !json {
-        println!(
-            "{}",
-            session_row(&[
-                "PROTO",
-                "SOURCE",
-                "DESTINATION",
-                "TRANSLATED",
-                "STATE",
-                "POLICY"
-            ])
-        );
-    }
-    ask(socket, &request, |line| {
-        if json {
-            print_line(line)
-        } else {
-            print_session(line)
-        }
-    })
-}
-
-pub fn failover(socket: Option<&Path>, group: Option<String>, to: Option<String>) -> ExitCode {
     let request = json!({ "command": "failover", "group": group, "to": to });
     let mut refused = None;
     let code = ask(socket, &request, |line| {
         let value: Value = serde_json::from_str(line)?;
         let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
         match value["refused"].as_str() {
+            _ if json => print_line(line)?,
             None => println!(
                 "{} is now primary of group {}, after {:.1} ms",
                 text("to"),
@@ -100,7 +77,7 @@ pub fn is_running(config: &Config) -> bool {
 }
 
 /// Sends a request and hands each line of the answer to `each`.
-fn ask(
+pub fn ask(
     socket: Option<&Path>,
     request: &Value,
     mut each: impl FnMut(&str) -> io::Result<()>,
@@ -189,39 +166,11 @@ fn connect_error(path: &Path, error: &io::Error) -> String {
     }
 }
 
-fn print_line(line: &str) -> io::Result<()> {
+/// Passes a line of the answer on, for programs.
+pub fn print_line(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{line}")
 }
 
 fn print_status(line: &str) -> io::Result<()> {
     status::print(&serde_json::from_str(line)?, &mut io::stdout().lock())
-}
-
-fn print_session(line: &str) -> io::Result<()> {
-    let value: Value = serde_json::from_str(line)?;
-    let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
-    let translated = match (
-        value["nat_src"] == value["src"],
-        value["nat_dst"] == value["dst"],
-    ) {
-        (true, true) => "-".to_owned(),
-        (false, true) => format!("from {}", text("nat_src")),
-        (true, false) => format!("to {}", text("nat_dst")),
-        (false, false) => format!("from {} to {}", text("nat_src"), text("nat_dst")),
-    };
-    let row = [
-        &text("proto"),
-        &text("src"),
-        &text("dst"),
-        &translated,
-        &text("state"),
-        &text("policy"),
-    ];
-    writeln!(io::stdout(), "{}", session_row(&row.map(String::as_str)))
-}
-
-fn session_row(cells: &[&str; 6]) -> String {
-    let [proto, src, dst, translated, state, policy] = cells;
-    let wide = if io::stdout().is_terminal() { 22 } else { 0 };
-    format!("{proto:<5} {src:<wide$} {dst:<wide$} {translated:<wide$} {state:<12} {policy}")
 }

@@ -19,7 +19,7 @@ pub fn run(path: &Path) -> ExitCode {
     if !check::is_fit(&config, false) {
         return ExitCode::from(EXIT_CONFIG);
     }
-    match startup::run(config) {
+    match startup::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.unfit => fail(EXIT_CONFIG, error),
         Err(error) => fail(1, error),

@@ -3,20 +3,23 @@
 //! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
 //! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
 
+mod failover;
 mod filter;
+mod listing;
 mod status;
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::flow::GroupId;
-use crate::gateway::{Gateway, Role};
+use crate::gateway::Gateway;
 use crate::time::Time;
 
+use failover::Failover;
+use listing::Listing;
+
 pub use filter::Filter;
-pub use status::PortIo;
 
 /// A request line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -44,162 +47,103 @@ pub enum Request {
     },
 }
 
+/// What the shell knows and the core does not.
+#[derive(Clone, Debug)]
+pub struct ShellView {
+    /// The config file, absolute.
+    pub config_file: PathBuf,
+    /// By port.
+    pub ports: Vec<PortIo>,
+}
+
+/// What the shell knows of a port.
+#[derive(Clone, Debug)]
+pub struct PortIo {
+    /// Offloads in use: `tso+uso`, `tso` or `none`.
+    pub offload: &'static str,
+}
+
 /// An answer that is being given: it is produced in pieces, as fast as the client reads.
 #[derive(Debug)]
 pub enum Answer {
     /// The rest of a listing.
-    Sessions {
-        /// The next slot of the table to look at.
-        cursor: u32,
-        /// Sessions still to be listed.
-        left: u64,
-        /// Which ones.
-        filter: Filter,
-    },
+    Listing(Listing),
     /// Planned handovers that are under way.
-    Failover {
-        /// Their groups.
-        groups: Vec<GroupId>,
-        /// When to stop waiting for them.
-        deadline: Time,
-    },
+    Failover(Failover),
     /// Nothing is left.
     Done,
 }
 
-/// A handover ends by itself long before.
-const FAILOVER_WAIT: Duration = Duration::from_secs(5);
-
-/// Slots of the table looked at in one piece: some 100 µs.
-const PIECE: u32 = 256;
+/// How an answer stands after a piece of it.
+pub enum Progress {
+    /// There is more to say.
+    More,
+    /// All is said.
+    Done,
+}
 
 impl Answer {
     /// Begins to answer a request line; writes the first piece to `out`.
     pub fn begin(
         line: &str,
         gateway: &mut Gateway,
-        io: &[PortIo],
+        shell: &ShellView,
         now: Time,
         out: &mut String,
     ) -> Answer {
-        let request = match serde_json::from_str::<Request>(line) {
-            Ok(request) => request,
-            Err(error) => return fail(out, &format!("unknown request: {error}")),
-        };
-        match request {
-            Request::Status => {
-                let _ = writeln!(out, "{}", status::status(gateway, io, now));
-                done(out)
-            }
-            Request::Sessions { limit, filter } => match Filter::parse(&filter) {
-                Ok(filter) => Answer::Sessions {
-                    cursor: 0,
-                    left: limit.unwrap_or(u64::MAX),
-                    filter,
-                },
-                Err(error) => fail(out, &error),
-            },
-            Request::Failover { group, to } => {
-                match begin_failover(gateway, group.as_deref(), to.as_deref(), now) {
-                    Ok(groups) => Answer::Failover {
-                        groups,
-                        deadline: now + FAILOVER_WAIT,
-                    },
-                    Err(error) => fail(out, &error),
-                }
-            }
+        let answer = serde_json::from_str::<Request>(line)
+            .map_err(|error| format!("unknown request: {error}"))
+            .and_then(|request| Answer::to(request, gateway, shell, now, out));
+        match answer {
+            Ok(Answer::Done) => done(out),
+            Ok(answer) => answer,
+            Err(error) => fail(out, &error),
         }
+    }
+
+    fn to(
+        request: Request,
+        gateway: &mut Gateway,
+        shell: &ShellView,
+        now: Time,
+        out: &mut String,
+    ) -> Result<Answer, String> {
+        Ok(match request {
+            Request::Status => {
+                let _ = writeln!(out, "{}", status::status(gateway, shell, now));
+                Answer::Done
+            }
+            Request::Sessions { limit, filter } => Answer::Listing(Listing::begin(limit, &filter)?),
+            Request::Failover { group, to } => {
+                let (group, to) = (group.as_deref(), to.as_deref());
+                Answer::Failover(Failover::begin(gateway, group, to, now)?)
+            }
+        })
     }
 
     /// Writes the next piece to `out`, if there is one yet; does nothing once all is said.
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
-        match self {
-            Answer::Sessions {
-                cursor,
-                left,
-                filter,
-            } => {
-                let (sessions, next) = gateway.page(*cursor, PIECE, now);
-                for session in sessions.filter(|session| filter.matches(session, gateway)) {
-                    if *left == 0 {
-                        break;
-                    }
-                    *left -= 1;
-                    let _ = writeln!(out, "{}", status::session(&session, gateway, now));
-                }
-                match next {
-                    Some(next) if *left > 0 => *cursor = next,
-                    _ => *self = done(out),
-                }
-            }
-            Answer::Failover { groups, deadline } => {
-                groups.retain(|group| match gateway.poll_handover(*group) {
-                    Some(end) => {
-                        let _ = writeln!(out, "{}", status::handover(&end, gateway));
-                        false
-                    }
-                    None => true,
-                });
-                if groups.is_empty() {
-                    *self = done(out);
-                } else if now >= *deadline {
-                    *self = fail(
-                        out,
-                        "the handover has not ended in time; see `tandemgw status`",
-                    );
-                }
-            }
-            Answer::Done => {}
+        let progress = match self {
+            Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Done => return,
+        };
+        match progress {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done) => *self = done(out),
+            Err(error) => *self = fail(out, &error),
         }
     }
 
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Answer::Failover { .. })
+        matches!(self, Answer::Failover(_))
     }
 
     /// Whether all is said.
     pub fn is_done(&self) -> bool {
         matches!(self, Answer::Done)
     }
-}
-
-/// Starts the handovers that a request asks for; gives their groups.
-fn begin_failover(
-    gateway: &mut Gateway,
-    group: Option<&str>,
-    to: Option<&str>,
-    now: Time,
-) -> Result<Vec<GroupId>, String> {
-    let to = match to {
-        None => None,
-        Some(name) => Some(
-            gateway
-                .peers()
-                .find(|peer| gateway.peer_name(*peer) == name)
-                .ok_or_else(|| format!("there is no peer `{name}`"))?,
-        ),
-    };
-    let all = (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
-    let groups: Vec<GroupId> = match group {
-        None => all
-            .filter(|group| gateway.role_of(*group) == Role::Primary)
-            .collect(),
-        Some(name) => all
-            .filter(|group| gateway.group_name(*group) == name)
-            .collect(),
-    };
-    if groups.is_empty() {
-        return Err(match group {
-            Some(name) => format!("there is no group `{name}`"),
-            None => "this unit is not primary of any group: ask the primary".to_owned(),
-        });
-    }
-    for group in &groups {
-        gateway.poll_handover(*group);
-        gateway.request_failover(now, *group, to)?;
-    }
-    Ok(groups)
 }
 
 fn done(out: &mut String) -> Answer {

@@ -9,14 +9,9 @@ use crate::flow::{FlowKey, GroupId, LinkId, PeerId, PortId};
 use crate::gateway::{Gateway, HandoverEnd, Role, SessionView};
 use crate::time::Time;
 
-/// What the shell knows of a port and the core does not.
-#[derive(Clone, Debug)]
-pub struct PortIo {
-    /// Offloads in use: `tso+uso`, `tso` or `none`.
-    pub offload: &'static str,
-}
+use super::ShellView;
 
-pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
+pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
     let config = gateway.config();
     let groups: Vec<Value> = (0..config.groups.len())
         .map(|id| group(gateway, GroupId(id as u8), now))
@@ -25,7 +20,7 @@ pub fn status(gateway: &Gateway, io: &[PortIo], now: Time) -> Value {
     let ports: Vec<Value> = config
         .ports
         .iter()
-        .zip(io)
+        .zip(&shell.ports)
         .enumerate()
         .map(|(index, (port, io))| {
             let link = gateway.link(PortId(index as u8));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::control::{Answer, PortIo};
+use crate::control::{Answer, ShellView};
 use crate::gateway::Gateway;
 use crate::time::Time;
 
@@ -88,7 +88,7 @@ impl ControlSocket {
         token: Token,
         registry: &Registry,
         gateway: &mut Gateway,
-        io: &[PortIo],
+        shell: &ShellView,
         now: Time,
     ) -> bool {
         if token.0 == self.first {
@@ -99,7 +99,7 @@ impl ControlSocket {
         let Some(client) = &mut self.clients[slot] else {
             return false;
         };
-        match client.advance(gateway, io, now) {
+        match client.advance(gateway, shell, now) {
             Ok(more) => more,
             Err(_) => {
                 let _ = registry.deregister(&mut client.stream);
@@ -158,12 +158,12 @@ impl Client {
     }
 
     /// Does one bounded piece of work; an error means that the client is to be forgotten.
-    fn advance(&mut self, gateway: &mut Gateway, io: &[PortIo], now: Time) -> io::Result<bool> {
+    fn advance(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time) -> io::Result<bool> {
         self.read()?;
         if self.answer.is_done() && self.output.is_empty() {
             match self.next_line() {
                 Some(line) => {
-                    self.answer = Answer::begin(&line, gateway, io, now, &mut self.output);
+                    self.answer = Answer::begin(&line, gateway, shell, now, &mut self.output);
                 }
                 None if self.closing => return Err(ErrorKind::UnexpectedEof.into()),
                 None => return Ok(false),

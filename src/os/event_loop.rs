@@ -4,17 +4,20 @@
 //! until the core's next timeout. mio reports a source once when it becomes readable, so a source
 //! that was left before it was empty stays marked ready, and the next wait has no length.
 
+mod notices;
+
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::config::Config;
-use crate::control::PortIo;
-use crate::event::{LinkState, Output, Verdict};
-use crate::flow::{Addr, LinkId, PortId};
+use crate::control::{PortIo, ShellView};
+use crate::event::{Output, Verdict};
+use crate::flow::{LinkId, PortId};
 use crate::gateway::{Gateway, READ_AHEAD};
 use crate::time::Time;
 
@@ -52,7 +55,7 @@ pub struct Shell {
     poll: Poll,
     gateway: Gateway,
     ports: Vec<Port>,
-    port_io: Vec<PortIo>,
+    view: ShellView,
     monitor: Monitor,
     netlink: Netlink,
     control: ControlSocket,
@@ -96,6 +99,7 @@ impl Shell {
     /// If the kernel refuses a registration, or the control socket can't be opened.
     pub fn new(
         config: &Config,
+        config_file: PathBuf,
         gateway: Gateway,
         mut ports: Vec<Port>,
         monitor: Monitor,
@@ -131,7 +135,10 @@ impl Shell {
             poll,
             gateway,
             ports,
-            port_io,
+            view: ShellView {
+                config_file,
+                ports: port_io,
+            },
             monitor,
             netlink: Netlink::open()?,
             control,
@@ -327,7 +334,7 @@ impl Shell {
         let registry = self.poll.registry();
         if !self
             .control
-            .handle(token, registry, &mut self.gateway, &self.port_io, now)
+            .handle(token, registry, &mut self.gateway, &self.view, now)
         {
             self.ready.clients &= !(1 << index);
         }
@@ -344,97 +351,6 @@ impl Shell {
                 }
                 Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
             }
-        }
-    }
-
-    fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
-        match self.monitor.read(&mut self.notices) {
-            Ok(more) => self.ready.monitor |= more,
-            Err(error) => log::error!("netlink read error=\"{error}\""),
-        }
-        let notices = std::mem::take(&mut self.notices);
-        for notice in notices {
-            self.heed(now, notice, steering);
-        }
-    }
-
-    fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
-        match notice {
-            Notice::Route(change) => self.gateway.handle_route(change),
-            Notice::Link {
-                port: Some(port),
-                state,
-                ..
-            } => {
-                self.heed_link(now, port, state, steering);
-            }
-            Notice::Link { name, state, .. } => self.note_carrier(now, &name, state.up),
-            Notice::LinkGone {
-                port: None, name, ..
-            } => self.note_carrier(now, &name, false),
-            Notice::LinkGone {
-                port: Some(port),
-                name,
-                ..
-            } => {
-                log::warn!(
-                    "interface removed port={} interface={name}",
-                    self.gateway.port_name(port)
-                );
-                let gone = LinkState {
-                    up: false,
-                    ..self.gateway.link(port)
-                };
-                self.gateway.handle_link(now, port, gone);
-            }
-            Notice::RuleGone { priority } => {
-                let first = self.gateway.config().node.routing_table;
-                let ports = first..first + self.ports.len() as u32;
-                if ports.contains(&priority) {
-                    repair(steering, PortId((priority - first) as u8), "rule removed");
-                }
-            }
-            Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
-            Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
-        }
-    }
-
-    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, steering: &mut Steering) {
-        let before = self.gateway.link(port);
-        if before == link {
-            return;
-        }
-        let name = self.gateway.port_name(port);
-        log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
-        if link.up && !before.up {
-            repair(steering, port, "link up");
-            if let Err(error) = self.ports[port.index()].socket.reopen() {
-                log::error!("packet socket port={name} error=\"{error}\"");
-            }
-            let socket = &mut self.ports[port.index()].socket;
-            let token = socket_token(port.index());
-            let _ = self
-                .poll
-                .registry()
-                .register(socket, token, Interest::READABLE);
-        }
-        self.gateway.handle_link(now, port, link);
-    }
-
-    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
-    fn resolve(&mut self, port: PortId, addr: Addr) {
-        let interface = &self.gateway.config().ports[port.index()].interface;
-        let Some(link) = self.monitor.index_of(interface) else {
-            return;
-        };
-        if let Err(error) = self.netlink.resolve(link, addr.into()) {
-            log::debug!("neighbour not resolved error=\"{error}\"");
-        }
-    }
-
-    fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
-        if let Some(peers) = &mut self.peers {
-            peers.note_carrier(interface, up, &mut self.gateway, now);
         }
     }
 
@@ -465,15 +381,6 @@ impl Shell {
                 self.gateway.handle_output_failure();
             }
         }
-    }
-}
-
-fn repair(steering: &mut Steering, port: PortId, why: &str) {
-    if let Err(error) = steering.repair(port) {
-        log::error!(
-            "steering port={} why=\"{why}\" error=\"{error}\"",
-            port.index()
-        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{Config, Port as PortConfig};
@@ -64,18 +65,19 @@ fn unfit(error: StartError) -> StartError {
 ///
 /// # Errors
 /// What could not be done; whatever had been added to the kernel by then is removed again.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
             "running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine"
         );
     }
+    let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;
     probe_addresses(&config, &ports)?;
     let (gateway, monitor) = prepare(&config)?;
     let tuns = tun_indices(&ports)?;
-    let mut shell = Shell::new(&config, gateway, ports, monitor, signals)
+    let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals)
         .map_err(doing("opening links and sockets"))
         .map_err(unfit)?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;

@@ -1,0 +1,173 @@
+//! What can be typed: the definition of the command line. The build makes the man pages and the shell
+//! completion from this file, so it uses nothing but clap.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A stateful gateway whose sessions survive the death of the machine that carries them.
+#[derive(Parser)]
+#[command(name = "tandemgw", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Control socket of the gateway [default: the only one in /run/tandemgw]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the gateway in the foreground, logging to stderr
+    Run {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a config file, and with --system the machine too
+    Check {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Check the machine as well: interfaces, rights, kernel settings
+        #[arg(long)]
+        system: bool,
+    },
+    /// Check the machine for what a config needs of it, and how to put it right
+    Doctor {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a node key and print its public key
+    Keygen {
+        /// Where to put it; must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Print the public key of a node key
+    Pubkey {
+        /// The key file
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Show roles, peers, ports, sessions and counters
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List sessions, or end some
+    #[command(args_conflicts_with_subcommands = true)]
+    Sessions {
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
+        /// At most N sessions
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+        /// proto=tcp src=10.0.0.0/8 dst=… port=… state=… policy=… in=… out=… synced=no
+        filter: Vec<String>,
+        #[command(subcommand)]
+        command: Option<SessionsCommand>,
+    },
+    /// Watch roles, throughput, sessions, lag and drops in the terminal
+    Top,
+    /// Say what would happen to a packet, and why
+    Explain {
+        /// tcp, udp, icmp, or a protocol number
+        #[arg(value_name = "PROTO")]
+        protocol: String,
+        /// Source address, with port: 10.0.0.1:4000, [fd00::1]:4000
+        #[arg(value_name = "SRC[:PORT]")]
+        source: String,
+        /// Destination address, with port
+        #[arg(value_name = "DST[:PORT]")]
+        destination: String,
+        /// The port of the gateway that it comes in by
+        #[arg(long = "in", value_name = "PORT")]
+        in_port: String,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand over to another unit; returns when done
+    Failover {
+        /// Only this group
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
+        /// The node that is to take over [default: the best one]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// As JSON, one object a group
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change settings of the pair while it runs
+    Ha {
+        #[command(subcommand)]
+        command: HaCommand,
+    },
+    /// Read the config file anew, as SIGHUP does; ends no session that the new policies allow
+    Reload {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write packets as the gateway sees them to a file for Wireshark, until Ctrl-C
+    Capture {
+        /// The pcapng file; - for stdout
+        #[arg(long, value_name = "FILE")]
+        write: PathBuf,
+        /// Stop after N packets
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+        /// proto=tcp src=10.0.0.0/8 dst=… port=… in=… out=… verdict=drop reason=no-policy
+        filter: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum SessionsCommand {
+    /// End the sessions that match, on the peers too
+    Clear {
+        /// All sessions; instead of a filter
+        #[arg(long, conflicts_with = "filter")]
+        all: bool,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+        /// The same filters as for the list
+        #[arg(required_unless_present = "all")]
+        filter: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum HaCommand {
+    /// Change a switch: session-pickup, session-pickup-connectionless, session-pickup-delay,
+    /// pickup-guarantee, priority, override
+    Set {
+        /// The key, as in the config
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// The value, as in the config
+        #[arg(value_name = "VALUE")]
+        value: String,
+        /// Write it to the config file too, whose comments stay
+        #[arg(long)]
+        save: bool,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,111 @@
+//! What the kernel says of interfaces, routes and rules, and what of it concerns the gateway.
+
+use mio::Interest;
+
+use crate::event::LinkState;
+use crate::flow::{Addr, PortId};
+use crate::time::Time;
+
+use super::{Notice, Shell, Steering, socket_token};
+
+impl Shell {
+    pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
+        match self.monitor.read(&mut self.notices) {
+            Ok(more) => self.ready.monitor |= more,
+            Err(error) => log::error!("netlink read error=\"{error}\""),
+        }
+        let notices = std::mem::take(&mut self.notices);
+        for notice in notices {
+            self.heed(now, notice, steering);
+        }
+    }
+
+    fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
+        match notice {
+            Notice::Route(change) => self.gateway.handle_route(change),
+            Notice::Link {
+                port: Some(port),
+                state,
+                ..
+            } => {
+                self.heed_link(now, port, state, steering);
+            }
+            Notice::Link { name, state, .. } => self.note_carrier(now, &name, state.up),
+            Notice::LinkGone {
+                port: None, name, ..
+            } => self.note_carrier(now, &name, false),
+            Notice::LinkGone {
+                port: Some(port),
+                name,
+                ..
+            } => {
+                log::warn!(
+                    "interface removed port={} interface={name}",
+                    self.gateway.port_name(port)
+                );
+                let gone = LinkState {
+                    up: false,
+                    ..self.gateway.link(port)
+                };
+                self.gateway.handle_link(now, port, gone);
+            }
+            Notice::RuleGone { priority } => {
+                let first = self.gateway.config().node.routing_table;
+                let ports = first..first + self.ports.len() as u32;
+                if ports.contains(&priority) {
+                    repair(steering, PortId((priority - first) as u8), "rule removed");
+                }
+            }
+            Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
+            Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
+        }
+    }
+
+    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, steering: &mut Steering) {
+        let before = self.gateway.link(port);
+        if before == link {
+            return;
+        }
+        let name = self.gateway.port_name(port);
+        log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
+        if link.up && !before.up {
+            repair(steering, port, "link up");
+            if let Err(error) = self.ports[port.index()].socket.reopen() {
+                log::error!("packet socket port={name} error=\"{error}\"");
+            }
+            let socket = &mut self.ports[port.index()].socket;
+            let token = socket_token(port.index());
+            let _ = self
+                .poll
+                .registry()
+                .register(socket, token, Interest::READABLE);
+        }
+        self.gateway.handle_link(now, port, link);
+    }
+
+    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
+    pub(super) fn resolve(&mut self, port: PortId, addr: Addr) {
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        let Some(link) = self.monitor.index_of(interface) else {
+            return;
+        };
+        if let Err(error) = self.netlink.resolve(link, addr.into()) {
+            log::debug!("neighbour not resolved error=\"{error}\"");
+        }
+    }
+
+    fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
+        if let Some(peers) = &mut self.peers {
+            peers.note_carrier(interface, up, &mut self.gateway, now);
+        }
+    }
+}
+
+fn repair(steering: &mut Steering, port: PortId, why: &str) {
+    if let Err(error) = steering.repair(port) {
+        log::error!(
+            "steering port={} why=\"{why}\" error=\"{error}\"",
+            port.index()
+        );
+    }
+}
