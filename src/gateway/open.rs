@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::{Destination, Nat, PoolId};
 use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
@@ -230,7 +231,8 @@ impl Gateway {
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
-            log::info!("session start {}", self.describe(id, session, packet.now));
+            let line = self.describe(id, session, packet.now);
+            log::info!(target: SESSION_TARGET, "session start {line}");
         }
         Ok(id)
     }
