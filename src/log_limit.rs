@@ -165,9 +165,11 @@ mod tests {
             }
         }
         assert!((119..=120).contains(&written), "{written}");
+        written += flood(&mut limits, KIND, 10_000..10_010);
         let due = limits.poll_timeout().unwrap();
+        assert!(due > at(10_010) && due <= at(11_010), "{due:?}");
         suppressed += limits.poll_summary(due).unwrap().count;
-        assert_eq!(written + suppressed as usize, 10_000);
+        assert_eq!(written + suppressed as usize, 10_010);
         assert_eq!(limits.poll_timeout(), None);
     }
 
@@ -176,7 +178,7 @@ mod tests {
         let mut limits = LogLimits::new();
         flood(&mut limits, KIND, 0..1000);
         assert_eq!(flood(&mut limits, ("a.rs", 2), 1000..1001), 1);
-        assert_eq!(flood(&mut limits, KIND, 1000..1050), 0);
+        assert!(flood(&mut limits, KIND, 1000..1050) <= 1);
     }
 
     #[test]

@@ -147,9 +147,9 @@ impl Gateway {
         );
         match result {
             Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
-            Err(why) => log::warn!(
-                "handover failed group={group} to={to} took_ms={took:.3} why=\"{why}\""
-            ),
+            Err(why) => {
+                log::warn!("handover failed group={group} to={to} took_ms={took:.3} why=\"{why}\"")
+            }
         }
     }
 

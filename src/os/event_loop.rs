@@ -359,7 +359,9 @@ impl Shell {
                     self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
-                Signal::Reload => log::warn!("reload refused why=\"not supported yet\" remedy=restart"),
+                Signal::Reload => {
+                    log::warn!("reload refused why=\"not supported yet\" remedy=restart")
+                }
             }
         }
     }

@@ -104,7 +104,9 @@ fn set_due(now: Time) {
 
 /// There is one thread, so no lock is ever waited for.
 fn with<T, R>(mutex: &Mutex<T>, f: impl FnOnce(&mut T) -> R) -> R {
-    f(&mut mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    f(&mut mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 fn with_sink<R>(f: impl FnOnce(&mut Sink) -> R) -> Option<R> {
@@ -223,7 +225,10 @@ mod tests {
 
     #[test]
     fn a_kind_is_named_by_the_words_before_its_fields() {
-        assert_eq!(words("session start policy=a flow=\"b c\""), "session start");
+        assert_eq!(
+            words("session start policy=a flow=\"b c\""),
+            "session start"
+        );
         assert_eq!(words("ready"), "ready");
     }
 

@@ -336,7 +336,9 @@ impl Netlink {
                 }
                 consistent &= raw.flags() & NLM_F_DUMP_INTR == 0;
                 let Ok(message) = raw.decode() else {
-                    log::debug!("netlink message skipped operation=\"{operation} {object}\" why=\"it can't be decoded\"");
+                    log::debug!(
+                        "netlink message skipped operation=\"{operation} {object}\" why=\"it can't be decoded\""
+                    );
                     continue;
                 };
                 match message.payload {

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use super::clock;
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role};
 use crate::time::Time;
@@ -65,12 +66,10 @@ impl ServiceManager {
     }
 
     /// Says that the config is being read anew; [`reloaded`](Self::reloaded) must follow, whatever came of
-    /// it. `now` is the time since boot without suspension, as `CLOCK_MONOTONIC` has it.
-    pub fn reloading(&mut self, monotonic: Duration) {
-        self.say(&format!(
-            "RELOADING=1\nMONOTONIC_USEC={}",
-            monotonic.as_micros()
-        ));
+    /// it.
+    pub fn reloading(&mut self) {
+        let micros = clock::monotonic().as_micros();
+        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     /// Says that a reload has ended.
@@ -185,8 +184,9 @@ mod tests {
         for (listener, name) in listeners.iter().zip(names) {
             let link = Link::new(connect(name.as_bytes()).unwrap(), None);
             let mut manager = ServiceManager { link: Some(link) };
-            manager.reloading(Duration::from_micros(7));
-            assert_eq!(received(listener), "RELOADING=1\nMONOTONIC_USEC=7");
+            manager.reloading();
+            let text = received(listener);
+            assert!(text.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{text}");
             manager.reloaded();
             assert_eq!(received(listener), "READY=1");
         }

@@ -56,7 +56,9 @@ impl Shell {
                     repair(steering, PortId((priority - first) as u8), "rule removed");
                 }
             }
-            Notice::Overrun => log::warn!("netlink overrun effect=\"all routes and links are read again\""),
+            Notice::Overrun => {
+                log::warn!("netlink overrun effect=\"all routes and links are read again\"")
+            }
             Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
         }
     }
