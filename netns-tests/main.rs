@@ -31,5 +31,6 @@ mod peers;
 mod policy;
 mod replication;
 mod robust;
+mod service;
 mod split;
 mod takeover;

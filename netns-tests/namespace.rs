@@ -188,7 +188,8 @@ fn open_pidfd(pid: u32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-fn is_root() -> bool {
+/// Whether the tests run as root of the machine, and not of a user namespace that each lab makes.
+pub fn is_root() -> bool {
     // SAFETY: geteuid can't fail and takes nothing.
     unsafe { libc::geteuid() == 0 }
 }

@@ -94,6 +94,11 @@ impl Process {
             .unwrap_or_else(|| self.missing(what))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child
