@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{Ends, FrameSocket};
 use crate::lab::{Lab, SERVER};
-use crate::namespace::is_root;
+use crate::namespace::is_root_of_the_machine;
 use crate::pair::Pair;
 use crate::process::{PATIENCE, wait_until};
 
@@ -172,7 +172,7 @@ fn sandbox() -> String {
     let set: String = names
         .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
         .collect();
-    let (user, change) = match is_root() {
+    let (user, change) = match is_root_of_the_machine() {
         true => (65534, "--reuid=65534 --regid=65534 --clear-groups"),
         // Another user does not exist in the namespace.
         false => (0, ""),
@@ -206,10 +206,14 @@ fn rights_of_the_unit_file_are_enough() {
     pair.start();
     let pid = pair.a().pid();
     assert_eq!(process_status(pid, "CapEff"), NET_ADMIN_AND_RAW);
-    let user = if is_root() { "65534" } else { "0" };
+    let user = if is_root_of_the_machine() {
+        "65534"
+    } else {
+        "0"
+    };
     assert_eq!(process_status(pid, "Uid").split('\t').next(), Some(user));
     // In a namespace of users nothing gives that right.
-    if is_root() {
+    if is_root_of_the_machine() {
         let priority = pair.a().ns.run(&format!("chrt -p {pid}"));
         assert!(priority.contains("SCHED_RR"), "{priority}");
         assert!(!pair.a().log().contains("WARN"), "{}", pair.a().log());
