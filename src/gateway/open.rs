@@ -229,6 +229,7 @@ impl Gateway {
             })?;
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
+        self.counters.opened += 1;
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
             log::info!("session start {}", self.describe(id, session, packet.now));
         }
