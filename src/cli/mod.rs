@@ -12,6 +12,7 @@ mod reload;
 mod run;
 mod sessions;
 mod status;
+mod table;
 mod top;
 
 use std::process::ExitCode;
