@@ -50,6 +50,11 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "max": config.node.max_sessions,
         },
         "counters": counters(gateway),
+        "capture": gateway.capture().map(|capture| {
+            let total = capture.total();
+            json!({ "since": seconds(now.since(capture.started())),
+                    "packets": total.matched, "lost": total.lost })
+        }),
         "events": events(gateway, now),
     })
 }
