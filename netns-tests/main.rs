@@ -27,6 +27,7 @@ mod mtu;
 mod nat;
 mod neighbor;
 mod offload;
+mod pcapng;
 mod peers;
 mod policy;
 mod replication;

@@ -124,9 +124,9 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
             Condition::Reason(*found.ok_or_else(|| bad("drop reason"))?)
         }
         _ => {
-            return Err(one_of("filter key", key, KEYS.into_iter())
-                .err()
-                .unwrap_or_default());
+            let hint = did_you_mean(key, KEYS.into_iter()).unwrap_or_default();
+            let keys = KEYS.join(", ");
+            return Err(format!("unknown filter key `{key}`; {hint} (keys: {keys})"));
         }
     })
 }
@@ -216,7 +216,7 @@ mod tests {
             ("prot", "not of the form key=value (keys: proto, src,"),
             (
                 "prot=tcp",
-                "unknown filter key `prot`; did you mean `proto`?",
+                "unknown filter key `prot`; did you mean `port`? (keys: proto, src,",
             ),
             ("proto=tpc", "`tpc` is no protocol (tcp, udp"),
             ("src=10.0.0.300", "`10.0.0.300` is no address"),
