@@ -234,3 +234,33 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_for_a_slow_but_steady_client_does_not_grow() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = Client::new(ours);
+        let (mut given, mut taken) = (0, 0);
+        let mut buffer = vec![0; 64 * 1024];
+        for _ in 0..200 {
+            while client.output.len() - client.written < MAX_PENDING {
+                client.output.push_str("0123456789abcde\n");
+                given += 16;
+            }
+            client.write().unwrap();
+            assert!(client.output.len() < 3 * MAX_PENDING);
+            let length = theirs.read(&mut buffer).unwrap();
+            for (index, byte) in buffer[..length].iter().enumerate() {
+                assert_eq!(*byte, b"0123456789abcde\n"[(taken + index) % 16]);
+            }
+            taken += length;
+        }
+        assert!(
+            taken > 10 * MAX_PENDING && taken <= given,
+            "{taken} of {given}"
+        );
+    }
+}
