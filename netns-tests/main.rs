@@ -28,6 +28,7 @@ mod mtu;
 mod nat;
 mod neighbor;
 mod offload;
+mod pcapng;
 mod peers;
 mod policy;
 mod replication;

@@ -38,6 +38,11 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "opened": gateway.counters().opened,
         },
         "counters": counters(gateway),
+        "capture": gateway.capture().map(|capture| {
+            let total = capture.total();
+            json!({ "since": seconds(now.since(capture.started())),
+                    "packets": total.matched, "lost": total.lost })
+        }),
         "events": events(gateway, now),
     })
 }

@@ -8,10 +8,11 @@
 //!
 //! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
-//! `icmp.rs`; a fragment → `fragment.rs`.
+//! `icmp.rs`; a fragment → `fragment.rs`. While packets are captured it begins in `capture.rs`.
 
 mod ahead;
 mod announce;
+mod capture;
 mod cluster;
 mod effects;
 mod forward;
@@ -28,6 +29,7 @@ mod snapshot;
 
 use std::collections::VecDeque;
 
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use crate::flow::{Addr, Family, GroupId, PortId};
@@ -105,6 +107,7 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
+    capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
@@ -145,6 +148,7 @@ impl Gateway {
             random,
             counters: Counters::new(config.ports.len()),
             revalidation: revalidate::Revalidation::default(),
+            capture: None,
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),

@@ -150,6 +150,16 @@ impl Gateway {
         }
     }
 
+    /// The policy that decides about a packet of no session with this key, if one does.
+    pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
+        let mut key = *original;
+        if let Some(destination) = self.nat.destination(Some(port), original) {
+            (key.dst, key.dst_port) = (destination.addr, destination.port);
+        }
+        let egress = self.egress(&key).ok()?;
+        Some(self.ruleset.decide(port, egress, &key)?.policy)
+    }
+
     fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, config::Nat), Refused> {
         let Some(Decision {
             policy,
