@@ -11,8 +11,7 @@ use crate::services::Http;
 use crate::unit::Unit;
 
 /// What docs/upgrade.md has for a unit that could take over without loss.
-const READY: &str =
-    "all(.groups[]; .ready and (.degraded | not)) and any(.peers[]; .connected and .digest_equal)";
+const READY: &str = ".[0] | any(.peers[]?; .connected and .digest_equal) and all(.groups[]; .ready and (.degraded | not))";
 
 /// Waits as the page says: for the answer of jq to `status --json`.
 #[track_caller]
@@ -21,7 +20,7 @@ fn wait_until_ready(pair: &Pair, unit: &Unit) {
     wait_until("jq says that it is ready", || {
         fs::write(&status, unit.status().to_string()).expect("writing the status");
         let mut command = unit.ns.command("jq");
-        command.args(["-e", READY]).arg(&status);
+        command.args(["-es", READY]).arg(&status);
         let answer = Process::spawn(command, "jq").finish(PATIENCE);
         answer.status.success()
     });
