@@ -94,17 +94,17 @@ impl Process {
             .unwrap_or_else(|| self.missing(what))
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child
             .try_wait()
             .expect("waiting for a child")
             .is_none()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.

@@ -14,6 +14,12 @@ pub fn now() -> Time {
     Time::ZERO + read(libc::CLOCK_BOOTTIME)
 }
 
+/// What is to be added to [`now`] for the nanoseconds since 1970, by the clock as it stands.
+pub fn offset_since_1970() -> u64 {
+    let offset = read(libc::CLOCK_REALTIME).saturating_sub(read(libc::CLOCK_BOOTTIME));
+    offset.as_nanos() as u64
+}
+
 /// The time since boot without suspension, as service managers count it.
 pub fn monotonic() -> Duration {
     read(libc::CLOCK_MONOTONIC)
@@ -27,7 +33,7 @@ fn read(clock: libc::clockid_t) -> Duration {
     // SAFETY: `spec` is a valid timespec for the kernel to write to, borrowed only for the call.
     let result = unsafe { libc::clock_gettime(clock, &mut spec) };
     debug_assert_eq!(result, 0, "every kernel since 2.6.39 has these clocks");
-    // Neither is negative, by definition of the clock.
+    // None is negative in a year after 1970.
     Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32)
 }
 
