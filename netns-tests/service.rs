@@ -409,6 +409,8 @@ fn lines_are_events_with_fields_and_say_why() {
     pair.a().ns.run("ip link set eth1 up");
     pair.a().wait_until_ready();
     for unit in [pair.a(), pair.b()] {
+        // Both speak for the addresses at the moment of a handover.
+        assert!(!unit.log().contains("address conflict"), "{}", unit.log());
         for line in unit.log().lines().filter(|line| line.starts_with('[')) {
             let (level, text) = parts(line);
             // At DEBUG libraries speak too, in their own words.
