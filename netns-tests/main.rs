@@ -18,6 +18,7 @@ mod services;
 mod unit;
 
 mod config;
+mod examples;
 mod forward;
 mod guarantee;
 mod handover;
@@ -34,3 +35,4 @@ mod replication;
 mod robust;
 mod split;
 mod takeover;
+mod upgrade;

@@ -13,6 +13,7 @@ mod reload;
 mod run;
 mod sessions;
 mod status;
+mod table;
 mod top;
 
 use std::process::ExitCode;
