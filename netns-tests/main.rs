@@ -17,6 +17,7 @@ mod process;
 mod services;
 mod unit;
 
+mod book;
 mod config;
 mod examples;
 mod forward;

@@ -48,10 +48,7 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
 }
 
 fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
-    let role = match gateway.role_of(id) {
-        Role::Primary => "primary",
-        Role::Standby => "standby",
-    };
+    let role = gateway.role_of(id).name();
     let name = gateway.group_name(id);
     match gateway
         .cluster()

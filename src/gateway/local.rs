@@ -82,8 +82,8 @@ impl Gateway {
         if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
-                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
-                 another machine uses this virtual address: remove it there",
+                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+                 remedy=\"another machine uses this virtual address: remove it there\"",
                 self.config.ports[port.index()].name
             );
             self.announce_address(port, addr);
