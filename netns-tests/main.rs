@@ -34,6 +34,7 @@ mod peers;
 mod policy;
 mod replication;
 mod robust;
+mod service;
 mod split;
 mod takeover;
 mod upgrade;
