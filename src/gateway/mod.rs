@@ -14,6 +14,7 @@ mod ahead;
 mod announce;
 mod cluster;
 mod effects;
+mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
@@ -46,6 +47,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
+pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.

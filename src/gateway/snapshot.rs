@@ -153,7 +153,7 @@ impl Gateway {
     }
 
     /// A session as shown to people and programs.
-    fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
+    pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
         let deadline = self.table.deadline(id).unwrap_or(tick);
         SessionView {
