@@ -18,6 +18,7 @@ mod services;
 mod unit;
 
 mod config;
+mod examples;
 mod forward;
 mod guarantee;
 mod handover;
@@ -33,3 +34,4 @@ mod replication;
 mod robust;
 mod split;
 mod takeover;
+mod upgrade;

@@ -136,6 +136,7 @@ impl Gateway {
         }
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
+        self.counters.count_out(egress, packet.bytes.len());
         Verdict::Forward
     }
 

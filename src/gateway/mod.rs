@@ -48,7 +48,7 @@ use random::Random;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
-pub use snapshot::{Counters, SessionView};
+pub use snapshot::{Counters, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
@@ -145,7 +145,7 @@ impl Gateway {
             neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
-            counters: Counters::default(),
+            counters: Counters::new(config.ports.len()),
             revalidation: revalidate::Revalidation::default(),
             outputs: VecDeque::new(),
             started: now,
@@ -164,6 +164,7 @@ impl Gateway {
         bytes: &mut [u8],
         offload: Offload,
     ) -> Verdict {
+        self.counters.count_in(port, bytes.len());
         let verdict = match packet::parse(bytes, offload) {
             Ok(parsed) => self.handle_parsed(Packet {
                 now,

@@ -180,7 +180,7 @@ impl Gateway {
         let hairpin = plan.destination.is_some() && Nat::needs_hairpin_source(packet.port, egress);
         plan.nat = if hairpin { config::Nat::Egress } else { nat };
         plan.source = self.nat.pool(plan.nat, egress);
-        plan.group = self.group_of(packet, plan, egress);
+        plan.group = self.group_of(packet, plan);
         Ok(())
     }
 
@@ -239,6 +239,7 @@ impl Gateway {
         let id = self.table.insert(session, &self.book).map_err(refusal)?;
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
+        self.counters.opened += 1;
         if let Some(session) = self
             .table
             .get(id)
@@ -265,16 +266,12 @@ impl Gateway {
 
     /// The group that a session moves with: that of the address it is translated to, or of the port
     /// whose virtual address its sender uses as next hop.
-    fn group_of(&self, packet: &Packet<'_>, plan: &Plan, egress: PortId) -> GroupId {
+    fn group_of(&self, packet: &Packet<'_>, plan: &Plan) -> GroupId {
         let family = packet.parsed.family;
-        let port = if plan.source.is_some() {
-            egress
-        } else {
-            packet.port
-        };
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
-            .or_else(|| self.own_address(port, family))
+            .or_else(|| self.nat.first_address(plan.source?, family))
+            .or_else(|| self.own_address(packet.port, family))
             .and_then(|addr| self.nat.group(&addr))
             .unwrap_or(GroupId(0))
     }
