@@ -290,6 +290,19 @@ impl Gateway {
         self.expired = expired;
     }
 
+    /// Ends a session for the administrator, on the peers too. Gives false, and does nothing, if
+    /// another unit is primary of its group.
+    pub fn clear_session(&mut self, now: Time, id: u32) -> bool {
+        let id = SessionId(id);
+        let group = self.table.get(id).map(|session| session.group);
+        let is_ours = group.is_some_and(|group| self.is_primary(group));
+        if is_ours {
+            self.counters.cleared += 1;
+            self.end_session(now, id, "cleared");
+        }
+        is_ours
+    }
+
     /// Removes a session with all that it holds.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
         let Some(session) = self.table.get(id) else {
