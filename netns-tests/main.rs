@@ -19,6 +19,7 @@ mod unit;
 
 mod config;
 mod examples;
+mod explain;
 mod forward;
 mod guarantee;
 mod handover;
@@ -32,6 +33,7 @@ mod peers;
 mod policy;
 mod replication;
 mod robust;
+mod sessions;
 mod split;
 mod takeover;
 mod upgrade;

@@ -108,7 +108,7 @@ impl Gateway {
     }
 
     /// Whether the packet can leave by `egress`: the link is up, and the packet fits.
-    #[inline]
+    #[inline(always)]
     pub(super) fn check_exit(&self, packet: &Packet<'_>, egress: PortId) -> Result<(), DropReason> {
         let link = &self.links[egress.index()];
         if !link.up {
@@ -181,7 +181,7 @@ impl Gateway {
 }
 
 /// Whether a packet that came in by `port` may go on in its session, and by which port.
-#[inline]
+#[inline(always)]
 fn admit(
     session: &Session,
     direction: Direction,
@@ -226,7 +226,8 @@ struct News {
 }
 
 /// Lets the session's tracker judge the packet, and accounts for it.
-#[inline]
+// Always: a packet must not pay for the call that an explanation shares.
+#[inline(always)]
 fn follow(
     session: &mut Session,
     packet: &Packet<'_>,

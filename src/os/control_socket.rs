@@ -170,7 +170,8 @@ impl Client {
         !self.answer.is_done()
     }
 
-    /// Does work for about `budget`, one piece of the answer at least; an error means that the client is to be forgotten.
+    /// Does work for about `budget`, one piece of the answer at least; an error means that the client
+    /// is to be forgotten.
     fn advance(
         &mut self,
         gateway: &mut Gateway,
