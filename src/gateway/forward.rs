@@ -26,7 +26,7 @@ impl Gateway {
             self.roles[usize::from(group.0)] == Role::Primary
                 || cluster::is_draining(self.cluster.as_deref(), packet.now, group)
         };
-        let checks_source = self.config.ports[packet.port.index()].source_check;
+        let checks_source = || self.config.ports[packet.port.index()].source_check;
         let egress = match admit(session, direction, packet.port, checks_source, carries) {
             Ok(egress) => egress,
             Err(reason) => return Verdict::Drop(reason),
@@ -94,7 +94,7 @@ impl Gateway {
         carries: impl Fn(GroupId) -> bool,
         any_segment: bool,
     ) -> Result<PortId, DropReason> {
-        let checks_source = self.config.ports[packet.port.index()].source_check;
+        let checks_source = || self.config.ports[packet.port.index()].source_check;
         let egress = admit(session, direction, packet.port, checks_source, carries)?;
         let mut copy = session.clone();
         if is_taken_up(session, self.table.is_stale(session)) {
@@ -186,11 +186,11 @@ fn admit(
     session: &Session,
     direction: Direction,
     port: PortId,
-    checks_source: bool,
+    checks_source: impl Fn() -> bool,
     carries: impl Fn(GroupId) -> bool,
 ) -> Result<PortId, DropReason> {
     let (ingress, egress) = session.ports(direction);
-    if port != ingress && checks_source {
+    if port != ingress && checks_source() {
         return Err(DropReason::SpoofedSource);
     }
     if session.flags.contains(SessionFlags::WAITING) {
