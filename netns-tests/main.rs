@@ -17,6 +17,7 @@ mod process;
 mod services;
 mod unit;
 
+mod book;
 mod config;
 mod examples;
 mod explain;
@@ -29,6 +30,7 @@ mod mtu;
 mod nat;
 mod neighbor;
 mod offload;
+mod pcapng;
 mod peers;
 mod policy;
 mod replication;

@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod ha;
 mod key;
+mod pcapng;
 mod query;
 mod reload;
 mod run;
@@ -70,8 +71,9 @@ pub fn main() -> ExitCode {
         Command::Capture {
             write,
             count,
+            snapshot_length,
             filter,
-        } => capture::capture(socket, &write, count, filter),
+        } => capture::capture(socket, &write, count, snapshot_length, &filter),
     }
 }
 

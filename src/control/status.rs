@@ -38,15 +38,17 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "opened": gateway.counters().opened,
         },
         "counters": counters(gateway),
+        "capture": gateway.capture().map(|capture| {
+            let total = capture.total();
+            json!({ "since": seconds(now.since(capture.started())),
+                    "packets": total.matched, "lost": total.lost })
+        }),
         "events": events(gateway, now),
     })
 }
 
 fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
-    let role = match gateway.role_of(id) {
-        Role::Primary => "primary",
-        Role::Standby => "standby",
-    };
+    let role = gateway.role_of(id).name();
     let name = gateway.group_name(id);
     match gateway
         .cluster()

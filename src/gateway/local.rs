@@ -16,7 +16,7 @@ impl Gateway {
     pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
         match self.judge_local(&packet, |group| self.is_primary(group)) {
             Ok(reply) => {
-                self.send_packet(packet.port, reply);
+                self.send_packet(packet.now, packet.port, reply);
                 Verdict::Consumed
             }
             Err(reason) => {
@@ -89,8 +89,8 @@ impl Gateway {
         if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
-                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
-                 another machine uses this virtual address: remove it there",
+                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+                 remedy=\"another machine uses this virtual address: remove it there\"",
                 self.config.ports[port.index()].name
             );
             self.announce_address(port, addr);

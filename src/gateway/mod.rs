@@ -8,10 +8,11 @@
 //!
 //! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
-//! `icmp.rs`; a fragment → `fragment.rs`.
+//! `icmp.rs`; a fragment → `fragment.rs`. While packets are captured it begins in `capture.rs`.
 
 mod ahead;
 mod announce;
+mod capture;
 mod cluster;
 mod effects;
 mod explain;
@@ -29,10 +30,12 @@ mod snapshot;
 
 use std::collections::VecDeque;
 
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
@@ -61,6 +64,16 @@ pub enum Role {
     Primary,
     /// Holds the group's sessions, and is silent.
     Standby,
+}
+
+impl Role {
+    /// As shown to people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
 }
 
 /// The packet at hand: its bytes, and what is known about it.
@@ -107,6 +120,7 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
+    capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
@@ -147,6 +161,7 @@ impl Gateway {
             random,
             counters: Counters::new(config.ports.len()),
             revalidation: revalidate::Revalidation::default(),
+            capture: None,
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),
@@ -309,7 +324,8 @@ impl Gateway {
             return;
         };
         if session.flags.contains(SessionFlags::LOG) {
-            log::info!("session end {} why={why}", self.describe(id, session, now));
+            let line = self.describe(id, session, now);
+            log::info!(target: SESSION_TARGET, "session end {line} why={why}");
         }
         if let Some(cluster) = &mut self.cluster {
             cluster.sync.removed(id, session, &self.book);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::{Destination, Nat, PoolId};
 use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
@@ -167,6 +168,16 @@ impl Gateway {
         matches!(target, Some(RouteTarget::Port { port: back, .. }) if back == port)
     }
 
+    /// The policy that decides about a packet of no session with this key, if one does.
+    pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
+        let mut key = *original;
+        if let Some(destination) = self.nat.destination(Some(port), original) {
+            (key.dst, key.dst_port) = (destination.addr, destination.port);
+        }
+        let egress = egress(self.fib.lookup(&key.dst)).ok()?;
+        Some(self.ruleset.decide(port, egress, &key)?.policy)
+    }
+
     fn plan(&self, packet: &Packet<'_>, plan: &mut Plan) -> Result<(), Refused> {
         plan.destination = self.nat.destination(Some(packet.port), &plan.key);
         if let Some(destination) = &plan.destination {
@@ -177,8 +188,10 @@ impl Gateway {
         plan.egress = Some(egress);
         plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);
         let nat = judge(plan.decision)?;
-        let hairpin = plan.destination.is_some() && Nat::needs_hairpin_source(packet.port, egress);
-        plan.nat = if hairpin { config::Nat::Egress } else { nat };
+        plan.nat = match plan.is_hairpin() {
+            true => config::Nat::Egress,
+            false => nat,
+        };
         plan.source = self.nat.pool(plan.nat, egress);
         plan.group = self.group_of(packet, plan);
         Ok(())
@@ -240,12 +253,10 @@ impl Gateway {
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
         self.counters.opened += 1;
-        if let Some(session) = self
-            .table
-            .get(id)
-            .filter(|session| session.flags.contains(SessionFlags::LOG))
-        {
-            log::info!("session start {}", self.describe(id, session, packet.now));
+        let is_logged = |session: &&Session| session.flags.contains(SessionFlags::LOG);
+        if let Some(session) = self.table.get(id).filter(is_logged) {
+            let line = self.describe(id, session, packet.now);
+            log::info!(target: SESSION_TARGET, "session start {line}");
         }
         Ok(id)
     }
