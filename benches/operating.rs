@@ -33,7 +33,7 @@ const SESSIONS: u64 = 1_040_000;
 /// Of these as many must have been opened, since a sender that is too fast loses some.
 const ENOUGH: u64 = 1_000_000;
 /// Runs with and without, alternating: what else the machine does only adds to a delay, so the best
-/// run tells most.
+/// run of each kind tells most.
 const ROUNDS: usize = 5;
 /// The filter for all sessions but the one of the probe.
 const OTHERS: &str = "src=10.77.1.128/25";
@@ -100,6 +100,35 @@ struct Delays {
     lost: usize,
 }
 
+/// The best runs without and with what is measured.
+#[derive(Default)]
+struct Best(Option<[Delays; 2]>);
+
+impl Best {
+    fn add(&mut self, quiet: Delays, busy: Delays) {
+        let all = self.0.get_or_insert([quiet, busy]);
+        for (best, run) in all.iter_mut().zip([quiet, busy]) {
+            if run.worst < best.worst {
+                *best = run;
+            }
+        }
+    }
+
+    fn show(&self, what: &str) {
+        let Some([quiet, busy]) = self.0 else { return };
+        let added = busy.worst.saturating_sub(quiet.worst);
+        let title = format!("{what}, worst delay added to a packet");
+        show(&title, millis(added), "ms", Some(1.0));
+        for (name, delays) in [("without", quiet), ("with", busy)] {
+            let (worst, usual) = (millis(delays.worst), millis(delays.usual));
+            println!(
+                "  round trip {name:<8} worst {worst:.3} ms, 99.9 % within {usual:.3} ms, lost {}",
+                delays.lost
+            );
+        }
+    }
+}
+
 impl Bench {
     fn fill(&self) -> Result<()> {
         let mac = self.lab.gateway.mac("lan")?;
@@ -145,7 +174,7 @@ impl Bench {
     }
 
     fn listing(&self) -> Result<()> {
-        let (mut added, mut took, mut best) = (Duration::MAX, Duration::MAX, None);
+        let (mut took, mut best) = (Duration::MAX, Best::default());
         let before = self.memory()?;
         let mut most = before;
         for _ in 0..ROUNDS {
@@ -161,13 +190,10 @@ impl Bench {
             if lines < ENOUGH {
                 return Err(format!("only {lines} sessions were listed").into());
             }
-            let more = busy.worst.saturating_sub(quiet.worst);
-            if more < added || best.is_none() {
-                (added, best) = (more, Some((quiet, busy)));
-            }
+            best.add(quiet, busy);
         }
         show("listing as JSON, raw socket", took.as_secs_f64(), "s", None);
-        show_delays("listing", added, best);
+        best.show("listing");
         show(
             "listing, growth of the process",
             mebibytes(most - before),
@@ -219,7 +245,7 @@ impl Bench {
     }
 
     fn clear(&self) -> Result<()> {
-        let (mut added, mut took, mut best) = (Duration::MAX, Duration::MAX, None);
+        let (mut took, mut best) = (Duration::MAX, Best::default());
         for _ in 0..3 {
             if self.sessions()? < ENOUGH {
                 self.fill()?;
@@ -234,13 +260,10 @@ impl Bench {
             if self.sessions()? > 100 {
                 return Err(format!("{} sessions are left", self.sessions()?).into());
             }
-            let more = busy.worst.saturating_sub(quiet.worst);
-            if more < added || best.is_none() {
-                (added, best) = (more, Some((quiet, busy)));
-            }
+            best.add(quiet, busy);
         }
         show("sessions clear, all", took.as_secs_f64(), "s", None);
-        show_delays("sessions clear", added, best);
+        best.show("sessions clear");
         Ok(())
     }
 
@@ -357,34 +380,16 @@ fn become_real_time() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
 }
 
-/// The longest of `count` runs.
-fn times(count: usize, mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
-    let mut worst = Duration::ZERO;
+/// The times of `count` runs, the shortest first.
+fn times(count: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<Duration>> {
+    let mut all = Vec::new();
     for _ in 0..count {
         let start = Instant::now();
         run()?;
-        worst = worst.max(start.elapsed());
+        all.push(start.elapsed());
     }
-    Ok(worst)
-}
-
-fn show_delays(what: &str, added: Duration, best: Option<(Delays, Delays)>) {
-    show(
-        &format!("{what}, worst delay added to a packet"),
-        millis(added),
-        "ms",
-        Some(1.0),
-    );
-    let Some((quiet, busy)) = best else { return };
-    let line = |name: &str, delays: Delays| {
-        let (worst, usual) = (millis(delays.worst), millis(delays.usual));
-        let lost = delays.lost;
-        println!(
-            "  round trip {name:<8} worst {worst:.3} ms, 99.9 % within {usual:.3} ms, lost {lost}"
-        );
-    };
-    line("without", quiet);
-    line("with", busy);
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn show(what: &str, value: f64, unit: &str, at_most: Option<f64>) {

@@ -100,6 +100,7 @@ impl Lab {
     }
 
     /// The number of the gateway's process; `None` if the kernel forwards.
+    #[allow(dead_code, reason = "for the benchmark of operating")]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Worker::id)
     }
