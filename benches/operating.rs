@@ -157,19 +157,9 @@ impl Bench {
 
     fn status(&self) -> Result<()> {
         let raw = times(20, || self.ask("{\"command\":\"status\"}").map(|_| ()))?;
-        show(
-            "status, raw socket, worst of 20",
-            millis(raw),
-            "ms",
-            Some(20.0),
-        );
+        show_times("status, raw socket", &raw);
         let whole = times(20, || self.run(&["status", "--json"]))?;
-        show(
-            "status, whole command, worst of 20",
-            millis(whole),
-            "ms",
-            Some(20.0),
-        );
+        show_times("status, whole command", &whole);
         Ok(())
     }
 
@@ -235,12 +225,7 @@ impl Bench {
             None,
         );
         let status = times(5, || self.ask("{\"command\":\"status\"}").map(|_| ()))?;
-        show(
-            "8 clients that never read: status",
-            millis(status),
-            "ms",
-            Some(20.0),
-        );
+        show_times("8 clients that never read: status", &status);
         Ok(())
     }
 
@@ -390,6 +375,12 @@ fn times(count: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<Durati
     }
     all.sort_unstable();
     Ok(all)
+}
+
+fn show_times(what: &str, times: &[Duration]) {
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    show(&format!("{what}, median"), millis(median), "ms", Some(20.0));
+    show(&format!("{what}, worst"), millis(worst), "ms", None);
 }
 
 fn show(what: &str, value: f64, unit: &str, at_most: Option<f64>) {
