@@ -35,6 +35,7 @@ mod peers;
 mod policy;
 mod replication;
 mod robust;
+mod service;
 mod sessions;
 mod split;
 mod takeover;

@@ -178,6 +178,8 @@ fn write_all(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     #[test]
@@ -207,6 +209,46 @@ mod tests {
         assert_eq!(text.lines().count() + lost, 100_000);
         for (number, line) in text.lines().enumerate() {
             assert_eq!(line, format!("line {number:06}"));
+        }
+    }
+
+    /// The descriptors that stderr may be, with an end that nobody reads: a pipe, the same where it can't be
+    /// opened anew, and a socket as the journal's.
+    fn unread() -> Vec<(Out, OwnedFd)> {
+        let pipe = || {
+            let (reader, writer) = io::pipe().unwrap();
+            (OwnedFd::from(reader), File::from(OwnedFd::from(writer)))
+        };
+        let (reader, writer) = pipe();
+        let (asked_reader, asked) = pipe();
+        let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        vec![
+            (Out::choose(writer), reader),
+            (Out::Asked(asked), asked_reader),
+            (Out::choose(File::from(OwnedFd::from(socket))), peer.into()),
+        ]
+    }
+
+    #[test]
+    fn nothing_waits_for_a_reader_of_any_kind() {
+        let kinds = unread();
+        assert!(matches!(kinds[0].0, Out::Nonblocking(_)));
+        assert!(matches!(kinds[2].0, Out::Socket(_)));
+        for (out, reader) in kinds {
+            let mut sink = Sink {
+                out: Some(out),
+                waiting: Waiting::default(),
+            };
+            // Blocks for ever if it blocks at all.
+            for _ in 0..10_000 {
+                sink.push(&[b'x'; 200]);
+            }
+            assert!(sink.is_waiting());
+            assert!(sink.waiting.lost > 0);
+            drop(reader);
+            sink.flush();
+            assert!(!sink.is_waiting());
+            assert!(sink.take_lost().is_some());
         }
     }
 
