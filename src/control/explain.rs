@@ -325,7 +325,11 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
         Pickup::NotReady => {
             "this unit has not all sessions of the group yet; see tandemgw status".to_owned()
         }
-        Pickup::AtOnce => "it is replicated as soon as it is opened".to_owned(),
+        Pickup::AtOnce => match peers() {
+            // Only the primary knows who is in sync with it.
+            peers if peers.is_empty() => "it is replicated as soon as it is opened".to_owned(),
+            peers => format!("{peers} gets it as soon as it is opened"),
+        },
         Pickup::Guaranteed(guarantee, wait) => {
             let then = match guarantee {
                 PickupGuarantee::Strict => "is dropped then",
