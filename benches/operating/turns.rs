@@ -46,12 +46,11 @@ half-open-per-source = 0
 /// A full table of the default size.
 const SESSIONS: u32 = 1 << 20;
 
-/// Shows the longest turns of a status, a listing and the end of all sessions.
+/// Shows the longest turns of a listing and of the end of all sessions.
 pub fn measure(folder: &Path) -> Result<()> {
     let mut gateway = full_gateway()?;
     let path = folder.join("turns.sock");
     for (what, request, lines) in [
-        ("status", r#"{"command":"status"}"#, 2),
         ("listing", r#"{"command":"sessions"}"#, SESSIONS + 1),
         ("sessions clear", r#"{"command":"clear","all":true}"#, 2),
     ] {
@@ -87,6 +86,7 @@ fn serve(
         }
         Ok(count)
     });
+    // Neither of the two looks at it.
     let view = ShellView::default();
     let (mut longest, mut turns, mut busy) = (Duration::ZERO, 0, Vec::new());
     let mut events = Events::with_capacity(8);
