@@ -16,6 +16,7 @@
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet of no session needs.
 //! - [`gateway`]: composes them into one state machine.
 //! - [`control`]: what an administrator asks, and the answers.
+//! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the key pair of a node.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
@@ -27,6 +28,7 @@ pub mod fragment;
 pub mod gateway;
 pub mod ha;
 pub mod identity;
+pub mod metrics;
 pub mod nat;
 pub mod os;
 pub mod packet;

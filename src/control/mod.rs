@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::gateway::Gateway;
+use crate::metrics::Histogram;
 use crate::time::Time;
 
 use failover::Failover;
@@ -54,6 +55,8 @@ pub struct ShellView {
     pub config_file: PathBuf,
     /// By port.
     pub ports: Vec<PortIo>,
+    /// How long the turns of the event loop took.
+    pub turns: Histogram,
 }
 
 /// What the shell knows of a port.
@@ -61,6 +64,10 @@ pub struct ShellView {
 pub struct PortIo {
     /// Offloads in use: `tso+uso`, `tso` or `none`.
     pub offload: &'static str,
+    /// Packets read from its TUN; a super-packet counts as one.
+    pub received_packets: u64,
+    /// Bytes of IP read from its TUN.
+    pub received_bytes: u64,
 }
 
 /// An answer that is being given: it is produced in pieces, as fast as the client reads.

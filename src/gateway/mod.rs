@@ -46,7 +46,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
-pub use snapshot::{Counters, SessionView};
+pub use snapshot::{Counters, PeerState, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]

@@ -227,6 +227,7 @@ impl Gateway {
                 InsertError::Full => DropReason::TableFull,
                 InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
             })?;
+        self.counters.opened += 1;
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod control_socket;
 pub mod event_loop;
+pub mod http;
 pub mod key_file;
 pub mod memory;
 pub mod monitor;
@@ -11,6 +12,7 @@ pub mod packet_socket;
 pub mod peers;
 pub mod preflight;
 pub mod priority;
+pub mod process;
 pub mod quic;
 pub mod signal;
 pub mod startup;
