@@ -134,6 +134,23 @@ impl Unit {
         self.process.as_ref().expect("the gateway runs").stderr()
     }
 
+    /// The memory that the gateway has in use, in bytes.
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        let process = self.process.as_ref().expect("the gateway runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id()))
+            .expect("the kernel shows its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("a number of kilobytes") * 1024
+    }
+
+    /// Starts `tandemgw` with these arguments, beside the gateway.
+    #[track_caller]
+    pub fn spawn_tandemgw(&self, arguments: &str) -> Process {
+        self.ns.spawn(&format!("{BINARY} {arguments}"))
+    }
+
     /// Fails unless the gateway runs.
     #[track_caller]
     pub fn assert_running(&mut self) {

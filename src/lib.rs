@@ -15,11 +15,13 @@
 //! - [`session`]: the table, the TCP tracker, expiry.
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet of no session needs.
 //! - [`gateway`]: composes them into one state machine.
+//! - [`capture`]: copies of packets for an administrator.
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the key pair of a node.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod event;

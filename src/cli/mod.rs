@@ -7,11 +7,13 @@ mod doctor;
 mod explain;
 mod ha;
 mod key;
+mod pcapng;
 mod query;
 mod reload;
 mod run;
 mod sessions;
 mod status;
+mod table;
 mod top;
 
 use std::process::ExitCode;
@@ -67,8 +69,9 @@ pub fn main() -> ExitCode {
         Command::Capture {
             write,
             count,
+            snapshot_length,
             filter,
-        } => capture::capture(socket, &write, count, filter),
+        } => capture::capture(socket, &write, count, snapshot_length, &filter),
     }
 }
 

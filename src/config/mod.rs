@@ -30,6 +30,8 @@ pub use diagnostic::{Diagnostic, Severity, render};
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
 
+pub(crate) use names::did_you_mean;
+
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

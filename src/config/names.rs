@@ -66,7 +66,7 @@ impl Names {
 }
 
 /// "did you mean `x`?", if one of `candidates` is close to `wrong`.
-pub(super) fn did_you_mean<'a>(
+pub(crate) fn did_you_mean<'a>(
     wrong: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<String> {

@@ -101,7 +101,8 @@ fn condition(word: &str) -> Result<Condition, String> {
     })
 }
 
-fn protocol(value: &str) -> Option<Protocol> {
+/// A protocol by name or number.
+pub(crate) fn protocol(value: &str) -> Option<Protocol> {
     match value {
         "tcp" => Some(Protocol::TCP),
         "udp" => Some(Protocol::UDP),
@@ -110,7 +111,8 @@ fn protocol(value: &str) -> Option<Protocol> {
     }
 }
 
-fn network(value: &str) -> Option<IpNet> {
+/// A network, or a host as one.
+pub(crate) fn network(value: &str) -> Option<IpNet> {
     value
         .parse()
         .ok()

@@ -3,8 +3,9 @@
 //! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
 //! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
 
+pub mod capture;
 mod failover;
-mod filter;
+pub(crate) mod filter;
 mod listing;
 mod status;
 
@@ -46,6 +47,18 @@ pub enum Request {
         #[serde(default)]
         to: Option<String>,
     },
+    /// Packets as they pass; goes on until the client ends its side of the connection.
+    Capture {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// Bytes of each packet; all if left out.
+        #[serde(default)]
+        snapshot: Option<u32>,
+        /// End after so many packets.
+        #[serde(default)]
+        count: Option<u64>,
+    },
 }
 
 /// What the shell knows and the core does not.
@@ -64,10 +77,6 @@ pub struct ShellView {
 pub struct PortIo {
     /// Offloads in use: `tso+uso`, `tso` or `none`.
     pub offload: &'static str,
-    /// Packets read from its TUN; a super-packet counts as one.
-    pub received_packets: u64,
-    /// Bytes of IP read from its TUN.
-    pub received_bytes: u64,
 }
 
 /// An answer that is being given: it is produced in pieces, as fast as the client reads.
@@ -77,6 +86,8 @@ pub enum Answer {
     Listing(Listing),
     /// Planned handovers that are under way.
     Failover(Failover),
+    /// A capture that runs.
+    Capture(capture::Stream),
     /// Nothing is left.
     Done,
 }
@@ -125,6 +136,13 @@ impl Answer {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
             }
+            Request::Capture {
+                filter,
+                snapshot,
+                count,
+            } => Answer::Capture(capture::Stream::begin(
+                gateway, &filter, snapshot, count, now, out,
+            )?),
         })
     }
 
@@ -133,6 +151,7 @@ impl Answer {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
         match progress {
@@ -144,7 +163,27 @@ impl Answer {
 
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Answer::Failover(_))
+        match self {
+            Answer::Failover(_) => true,
+            Answer::Capture(stream) => stream.is_idle(),
+            Answer::Listing(_) | Answer::Done => false,
+        }
+    }
+
+    /// The client will ask for nothing more: an answer without an end of its own comes to its end.
+    pub fn finish(&mut self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self
+            && let Some(capture) = gateway.capture_mut()
+        {
+            capture.finish();
+        }
+    }
+
+    /// The client is gone: what the answer holds is given back.
+    pub fn abandon(self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self {
+            capture::end(gateway);
+        }
     }
 
     /// Whether all is said.

@@ -17,21 +17,8 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
         .map(|id| group(gateway, GroupId(id as u8), now))
         .collect();
     let peers: Vec<Value> = gateway.peers().map(|id| peer(gateway, id, now)).collect();
-    let ports: Vec<Value> = config
-        .ports
-        .iter()
-        .zip(&shell.ports)
-        .enumerate()
-        .map(|(index, (port, io))| {
-            let link = gateway.link(PortId(index as u8));
-            json!({
-                "name": port.name,
-                "interface": port.interface,
-                "up": link.up,
-                "mtu": link.mtu,
-                "offload": io.offload,
-            })
-        })
+    let ports: Vec<Value> = (0..config.ports.len())
+        .map(|id| port(gateway, shell, PortId(id as u8)))
         .collect();
     let count = gateway.session_counts();
     json!({
@@ -48,8 +35,14 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "icmp": count.icmp,
             "other": count.other,
             "max": config.node.max_sessions,
+            "opened": gateway.counters().opened,
         },
         "counters": counters(gateway),
+        "capture": gateway.capture().map(|capture| {
+            let total = capture.total();
+            json!({ "since": seconds(now.since(capture.started())),
+                    "packets": total.matched, "lost": total.lost })
+        }),
         "events": events(gateway, now),
     })
 }
@@ -78,6 +71,21 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
             "draining": view.draining,
         }),
     }
+}
+
+fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> Value {
+    let port = &gateway.config().ports[id.index()];
+    let link = gateway.link(id);
+    let counters = gateway.counters().ports[id.index()];
+    json!({
+        "name": port.name,
+        "interface": port.interface,
+        "up": link.up,
+        "mtu": link.mtu,
+        "offload": shell.ports[id.index()].offload,
+        "in": { "packets": counters.in_packets, "bytes": counters.in_bytes },
+        "out": { "packets": counters.out_packets, "bytes": counters.out_bytes },
+    })
 }
 
 fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
@@ -147,6 +155,7 @@ fn counters(gateway: &Gateway) -> Value {
         .collect();
     json!({
         "forwarded": counters.forwarded,
+        "bytes": counters.bytes(),
         "dropped": dropped,
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,

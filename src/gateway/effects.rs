@@ -22,7 +22,7 @@ impl Gateway {
                 break;
             }
         }
-        self.release_acknowledged();
+        self.release_acknowledged(now);
     }
 
     fn heed_sync(&mut self, now: Time, event: sync::Event) {

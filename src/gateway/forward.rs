@@ -5,8 +5,8 @@ use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
-
 use crate::sync::Phase;
+use crate::time::Time;
 
 use super::{Gateway, Packet, Role, cluster};
 
@@ -104,6 +104,7 @@ impl Gateway {
         }
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
+        self.counters.count_out(egress, packet.bytes.len());
         Verdict::Forward
     }
 
@@ -130,7 +131,7 @@ impl Gateway {
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
         if self.speaks_on(packet.port, packet.parsed.family) && self.icmp_limiter.allow(packet.now)
         {
-            self.send_packet(packet.port, answer);
+            self.send_packet(packet.now, packet.port, answer);
         }
     }
 
@@ -142,7 +143,8 @@ impl Gateway {
         self.is_primary(group.unwrap_or(GroupId(0)))
     }
 
-    pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
+    pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {
+        self.capture_answer(now, port, &bytes);
         self.push_output(crate::event::Output::Packet { port, bytes });
     }
 }

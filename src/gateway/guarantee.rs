@@ -111,7 +111,7 @@ impl Gateway {
     }
 
     /// Sends what the peers have acknowledged.
-    pub(super) fn release_acknowledged(&mut self) {
+    pub(super) fn release_acknowledged(&mut self, now: Time) {
         let Some(cluster) = &mut self.cluster else {
             return;
         };
@@ -123,7 +123,7 @@ impl Gateway {
         while let Some(cluster) = &mut self.cluster
             && let Some(held) = cluster.waiting.pop_if(|held| held.seq <= acked)
         {
-            self.release(held);
+            self.release(now, held);
         }
     }
 
@@ -134,7 +134,7 @@ impl Gateway {
         {
             self.counters.guarantee_expired += 1;
             if !held.strict {
-                self.release(held);
+                self.release(now, held);
             } else if self.stop_waiting(&held) {
                 self.count_drop(DropReason::NotReplicated);
                 self.end_session(now, held.id, "not-replicated");
@@ -173,11 +173,12 @@ impl Gateway {
         true
     }
 
-    fn release(&mut self, held: Held) {
+    fn release(&mut self, now: Time, held: Held) {
         if !self.stop_waiting(&held) {
             return;
         }
         self.counters.forwarded += 1;
+        self.capture_released(now, &held.key, &held.bytes);
         self.push_output(Output::Packet {
             port: held.port,
             bytes: held.bytes,

@@ -35,7 +35,7 @@ impl Gateway {
         match packet.parsed.kind {
             Kind::IcmpRequest => {
                 match build::echo_reply(packet.bytes, &packet.parsed) {
-                    Some(reply) => self.send_packet(packet.port, reply),
+                    Some(reply) => self.send_packet(packet.now, packet.port, reply),
                     None => return Verdict::Drop(DropReason::Malformed),
                 }
                 Verdict::Consumed

@@ -8,10 +8,11 @@
 //!
 //! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
-//! `icmp.rs`; a fragment → `fragment.rs`.
+//! `icmp.rs`; a fragment → `fragment.rs`. While packets are captured it begins in `capture.rs`.
 
 mod ahead;
 mod announce;
+mod capture;
 mod cluster;
 mod effects;
 mod forward;
@@ -28,6 +29,7 @@ mod snapshot;
 
 use std::collections::VecDeque;
 
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use crate::flow::{Addr, Family, GroupId, PortId};
@@ -46,7 +48,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
-pub use snapshot::{Counters, PeerState, SessionView};
+pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
@@ -105,6 +107,7 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
+    capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
@@ -143,8 +146,9 @@ impl Gateway {
             neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
-            counters: Counters::default(),
+            counters: Counters::new(config.ports.len()),
             revalidation: revalidate::Revalidation::default(),
+            capture: None,
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),
@@ -162,6 +166,7 @@ impl Gateway {
         bytes: &mut [u8],
         offload: Offload,
     ) -> Verdict {
+        self.counters.count_in(port, bytes.len());
         let verdict = match packet::parse(bytes, offload) {
             Ok(parsed) => self.handle_parsed(Packet {
                 now,

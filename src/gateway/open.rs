@@ -150,6 +150,16 @@ impl Gateway {
         }
     }
 
+    /// The policy that decides about a packet of no session with this key, if one does.
+    pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
+        let mut key = *original;
+        if let Some(destination) = self.nat.destination(Some(port), original) {
+            (key.dst, key.dst_port) = (destination.addr, destination.port);
+        }
+        let egress = self.egress(&key).ok()?;
+        Some(self.ruleset.decide(port, egress, &key)?.policy)
+    }
+
     fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, config::Nat), Refused> {
         let Some(Decision {
             policy,
@@ -227,9 +237,9 @@ impl Gateway {
                 InsertError::Full => DropReason::TableFull,
                 InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
             })?;
-        self.counters.opened += 1;
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
+        self.counters.opened += 1;
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
             log::info!("session start {}", self.describe(id, session, packet.now));
         }
@@ -249,14 +259,10 @@ impl Gateway {
     /// whose virtual address its sender uses as next hop.
     fn group_of(&self, packet: &Packet<'_>, plan: &Plan) -> GroupId {
         let family = packet.parsed.family;
-        let port = if plan.source.is_some() {
-            plan.egress
-        } else {
-            packet.port
-        };
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
-            .or_else(|| self.own_address(port, family))
+            .or_else(|| self.nat.first_address(plan.source?, family))
+            .or_else(|| self.own_address(packet.port, family))
             .and_then(|addr| self.nat.group(&addr))
             .unwrap_or(GroupId(0))
     }

@@ -16,10 +16,12 @@ use super::{Gateway, Role};
 pub struct Counters {
     /// Packets forwarded; a super-packet counts as one.
     pub forwarded: u64,
+    /// By port.
+    pub ports: Vec<PortCounters>,
+    /// Sessions that packets opened here; not those that peers opened.
+    pub opened: u64,
     /// Packets dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// Sessions opened by a packet here.
-    pub opened: u64,
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
     /// Sessions ended because a change of routes or policies forbids them.
@@ -36,12 +38,27 @@ pub struct Counters {
     pub address_conflicts: u64,
 }
 
-impl Default for Counters {
-    fn default() -> Counters {
+/// What went through a port. Bytes are those of IP; a super-packet counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets that came in by it, whatever became of them.
+    pub in_packets: u64,
+    /// Their bytes.
+    pub in_bytes: u64,
+    /// Packets forwarded out of it, as soon as they were translated; not what the gateway says itself.
+    pub out_packets: u64,
+    /// Their bytes.
+    pub out_bytes: u64,
+}
+
+impl Counters {
+    /// All zero, for so many ports.
+    pub(super) fn new(ports: usize) -> Counters {
         Counters {
             forwarded: 0,
-            dropped: [0; DropReason::ALL.len()],
+            ports: vec![PortCounters::default(); ports],
             opened: 0,
+            dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
             cleared: 0,
             guarantee_held: 0,
@@ -51,9 +68,26 @@ impl Default for Counters {
             address_conflicts: 0,
         }
     }
-}
 
-impl Counters {
+    /// Bytes forwarded, out of all ports.
+    pub fn bytes(&self) -> u64 {
+        self.ports.iter().map(|port| port.out_bytes).sum()
+    }
+
+    #[inline]
+    pub(super) fn count_in(&mut self, port: PortId, bytes: usize) {
+        let counters = &mut self.ports[port.index()];
+        counters.in_packets += 1;
+        counters.in_bytes += bytes as u64;
+    }
+
+    #[inline]
+    pub(super) fn count_out(&mut self, port: PortId, bytes: usize) {
+        let counters = &mut self.ports[port.index()];
+        counters.out_packets += 1;
+        counters.out_bytes += bytes as u64;
+    }
+
     /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]

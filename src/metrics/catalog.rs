@@ -33,10 +33,14 @@ metrics! {
 
     PORT_UP = Gauge "tandemgw_port_up" ["port", "interface"]
         "Whether the interface of the port is up and has carrier.";
-    PORT_PACKETS = Counter "tandemgw_port_received_packets_total" ["port"]
-        "Packets that came in by the port to be handled; a super-packet counts as one.";
-    PORT_BYTES = Counter "tandemgw_port_received_bytes_total" ["port"]
-        "Bytes of IP that came in by the port to be handled.";
+    PORT_PACKETS_IN = Counter "tandemgw_port_received_packets_total" ["port"]
+        "Packets that came in by the port, whatever became of them; a super-packet counts as one.";
+    PORT_BYTES_IN = Counter "tandemgw_port_received_bytes_total" ["port"]
+        "Bytes of IP that came in by the port.";
+    PORT_PACKETS_OUT = Counter "tandemgw_port_forwarded_packets_total" ["port"]
+        "Packets forwarded out of the port; a super-packet counts as one.";
+    PORT_BYTES_OUT = Counter "tandemgw_port_forwarded_bytes_total" ["port"]
+        "Bytes of IP forwarded out of the port.";
 
     SESSIONS = Gauge "tandemgw_sessions" ["protocol", "state"]
         "Sessions in the table.";

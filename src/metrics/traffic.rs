@@ -3,7 +3,7 @@
 use crate::config::Nat;
 use crate::event::DropReason;
 use crate::flow::{PortId, Protocol};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, PortCounters};
 use crate::session::SessionState;
 
 use super::page::Page;
@@ -38,15 +38,17 @@ pub(super) fn ports(view: &View<'_>, page: &mut Page<'_>) {
         let link = view.gateway.link(PortId(index as u8));
         up.add(&[&port.name, &port.interface], u8::from(link.up));
     }
-    let io = || ports.iter().zip(&view.shell.ports);
-    let mut packets = page.begin(&catalog::PORT_PACKETS);
-    for (port, io) in io() {
-        packets.add(&[&port.name], io.received_packets);
-    }
-    let mut bytes = page.begin(&catalog::PORT_BYTES);
-    for (port, io) in io() {
-        bytes.add(&[&port.name], io.received_bytes);
-    }
+    let counters = &view.gateway.counters().ports;
+    let mut each = |metric, value: fn(&PortCounters) -> u64| {
+        let mut samples = page.begin(metric);
+        for (port, counters) in ports.iter().zip(counters) {
+            samples.add(&[&port.name], value(counters));
+        }
+    };
+    each(&catalog::PORT_PACKETS_IN, |port| port.in_packets);
+    each(&catalog::PORT_BYTES_IN, |port| port.in_bytes);
+    each(&catalog::PORT_PACKETS_OUT, |port| port.out_packets);
+    each(&catalog::PORT_BYTES_OUT, |port| port.out_bytes);
 }
 
 pub(super) fn sessions(view: &View<'_>, page: &mut Page<'_>) {

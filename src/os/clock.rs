@@ -10,14 +10,23 @@ use crate::time::Time;
 /// machine that was suspended must find its sessions aged and its role expired when it wakes, since
 /// its peer did not sleep.
 pub fn now() -> Time {
+    read(libc::CLOCK_BOOTTIME)
+}
+
+/// What is to be added to [`now`] for the nanoseconds since 1970, by the clock as it stands.
+pub fn offset_since_1970() -> u64 {
+    read(libc::CLOCK_REALTIME).since(now()).as_nanos() as u64
+}
+
+fn read(clock: libc::clockid_t) -> Time {
     let mut spec = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `spec` is a valid timespec for the kernel to write to, borrowed only for the call.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut spec) };
-    debug_assert_eq!(result, 0, "every kernel since 2.6.39 has this clock");
-    // Neither is negative, by definition of the clock.
+    let result = unsafe { libc::clock_gettime(clock, &mut spec) };
+    debug_assert_eq!(result, 0, "every kernel since 2.6.39 has these clocks");
+    // Neither is negative in a year after 1970.
     Time::from_nanos((spec.tv_sec as u64) * 1_000_000_000 + spec.tv_nsec as u64)
 }
 

@@ -103,7 +103,9 @@ impl ControlSocket {
             Ok(more) => more,
             Err(_) => {
                 let _ = registry.deregister(&mut client.stream);
-                self.clients[slot] = None;
+                if let Some(client) = self.clients[slot].take() {
+                    client.answer.abandon(gateway);
+                }
                 // A place is free: the backlog may hold a client whose event has passed.
                 self.accept(registry);
                 false
@@ -111,13 +113,14 @@ impl ControlSocket {
         }
     }
 
-    /// The tokens of clients whose answer waits for something to happen.
+    /// The tokens of clients whose answer waits for something to happen, and who have taken what there
+    /// was until now: one that does not read is left alone until it does.
     pub fn waiting(&self) -> impl Iterator<Item = Token> {
         let slots = self.clients.iter().enumerate();
         slots.filter_map(|(slot, client)| {
             let waits = client
                 .as_ref()
-                .is_some_and(|client| client.answer.is_waiting());
+                .is_some_and(|client| client.answer.is_waiting() && client.output.is_empty());
             waits.then_some(Token(self.first + 1 + slot))
         })
     }
@@ -160,6 +163,9 @@ impl Client {
     /// Does one bounded piece of work; an error means that the client is to be forgotten.
     fn advance(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time) -> io::Result<bool> {
         self.read()?;
+        if self.closing {
+            self.answer.finish(gateway);
+        }
         if self.answer.is_done() && self.output.is_empty() {
             match self.next_line() {
                 Some(line) => {
@@ -203,7 +209,10 @@ impl Client {
         while self.written < self.output.len() {
             match self.stream.write(&self.output.as_bytes()[self.written..]) {
                 Ok(length) => self.written += length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.forget_written();
+                    return Ok(false);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -212,5 +221,46 @@ impl Client {
         self.written = 0;
         let more = !self.answer.is_done() && !self.answer.is_waiting();
         Ok(more || self.answer.is_done() && (self.input.contains(&b'\n') || self.closing))
+    }
+
+    /// Keeps the output of a long answer to a steady but slow client from growing.
+    fn forget_written(&mut self) {
+        if self.written >= MAX_PENDING {
+            // All output is ASCII; else the next time will do.
+            if self.output.is_char_boundary(self.written) {
+                self.output.drain(..self.written);
+                self.written = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_for_a_slow_but_steady_client_does_not_grow() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = Client::new(ours);
+        let (mut given, mut taken) = (0, 0);
+        let mut buffer = vec![0; 64 * 1024];
+        for _ in 0..200 {
+            while client.output.len() - client.written < MAX_PENDING {
+                client.output.push_str("0123456789abcde\n");
+                given += 16;
+            }
+            client.write().unwrap();
+            assert!(client.output.len() < 3 * MAX_PENDING);
+            let length = theirs.read(&mut buffer).unwrap();
+            for (index, byte) in buffer[..length].iter().enumerate() {
+                assert_eq!(*byte, b"0123456789abcde\n"[(taken + index) % 16]);
+            }
+            taken += length;
+        }
+        assert!(
+            taken > 10 * MAX_PENDING && taken <= given,
+            "{taken} of {given}"
+        );
     }
 }
