@@ -404,3 +404,32 @@ fn alerts_are_valid_and_go_off_when_they_should() {
     run("check config", "scrape.yml");
     run("test rules", "alerts_test.yml");
 }
+
+/// Grafana's variables are replaced, and promtool takes the queries for recording rules.
+#[test]
+fn the_dashboard_asks_valid_questions() {
+    let lab = Lab::new();
+    let text = fs::read_to_string(configs().join("grafana/tandemgw.json")).expect("it is there");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let panels = dashboard["panels"].as_array().expect("a list of panels");
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    let queries = targets
+        .flatten()
+        .map(|t| t["expr"].as_str().expect("a query"));
+    let rules: Vec<_> = queries
+        .enumerate()
+        .map(|(number, query)| {
+            let query = query.replace("$__rate_interval", "1m");
+            serde_json::json!({ "record": format!("query:{number}"), "expr": query })
+        })
+        .collect();
+    assert!(rules.len() > 20, "{} queries", rules.len());
+    let file = lab.dir().join("queries.yml");
+    // YAML takes JSON.
+    let groups = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    fs::write(&file, groups.to_string()).expect("writing the queries");
+    lab.lan1
+        .run(&format!("promtool check rules {}", file.display()));
+}
