@@ -121,6 +121,7 @@ impl Bench {
         let mut bench = Bench::new(&names);
         bench.run(ms(2000), voices);
         assert_eq!(bench.role(), Role::Primary);
+        assert_eq!(bench.takeovers(), [Takeover::Start]);
         bench.outputs.clear();
         bench
     }
@@ -199,6 +200,13 @@ impl Bench {
 
     fn view(&self) -> GroupView<'_> {
         self.ha.group(self.now, G).unwrap()
+    }
+
+    /// The reasons for which it became primary.
+    fn takeovers(&self) -> Vec<Takeover> {
+        let counts = Takeover::ALL.iter().zip(self.view().takeovers);
+        let some = counts.filter(|(_, count)| *count > 0);
+        some.map(|(reason, _)| *reason).collect()
     }
 
     fn count(&self, wanted: impl Fn(&Output) -> bool) -> usize {
@@ -349,6 +357,7 @@ fn silence_of_the_primary_costs_hold_and_check() {
     );
     assert_eq!(bench.view().term, 6);
     assert_eq!(bench.count(is_probe), 3);
+    assert_eq!(bench.takeovers(), [Takeover::Silent]);
 }
 
 #[test]
@@ -368,6 +377,11 @@ fn a_hint_costs_the_check_alone() {
         };
         assert!(took <= check + ms(1), "{took:?}");
         assert_eq!(bench.count(is_probe), 3);
+        let reason = match hint == ended {
+            true => Takeover::Ended,
+            false => Takeover::Silent,
+        };
+        assert_eq!(bench.takeovers(), [reason]);
     }
 }
 
@@ -392,6 +406,7 @@ fn a_goodbye_needs_no_check() {
     bench.hear(&mut voices[0]);
     assert_eq!(bench.role(), Role::Primary, "at once");
     assert_eq!(bench.count(is_probe), 0);
+    assert_eq!(bench.takeovers(), [Takeover::Goodbye]);
 }
 
 #[test]
