@@ -1,11 +1,14 @@
-//! The example configs of pairs, as they are shipped but for the keys: traffic passes, and lives on when
+//! The example configs as they are shipped, but for the keys. Of pairs: traffic passes, and lives on when
 //! the primary is killed.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use tandemgw::config::{Port, parse};
+
 use crate::conversation::{Conversation, Conversations, line_server};
-use crate::lab::{LAN1, SERVER, assign, bracketed, make_bridge, plug};
+use crate::lab::{LAN1, Lab, SERVER, assign, bracketed, make_bridge, plug};
 use crate::namespace::Namespace;
 use crate::pair::Pair;
 use crate::process::wait_until;
@@ -95,6 +98,58 @@ fn aggressive_timers_survive_their_primary() {
     take_example(&mut pair, "aggressive-timers");
     start(&mut pair);
     survives_the_primary(&mut pair);
+}
+
+/// The examples of one gateway, in a network made of what they say.
+#[test]
+fn single_gateways_start_and_answer() {
+    for name in ["standalone", "port-forward", "ipv6-only", "container"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let file = folder.join(format!("{name}.toml"));
+        let text = fs::read_to_string(&file).expect("there is such an example");
+        let (config, _) = parse(&file, &text).expect("it is right");
+        let lab = Lab::new();
+        let machine = lab.sw_lan.sibling("gw");
+        let hosts: Vec<_> = config
+            .ports
+            .iter()
+            .map(|port| add_host(&lab, &machine, port))
+            .collect();
+        let mut unit = Unit::new(machine, lab.dir());
+        unit.config = text;
+        unit.start();
+        for (port, (_, host)) in config.ports.iter().zip(&hosts) {
+            for address in &port.virtual_addresses {
+                host.run(&format!("ping -c 1 -W 5 {}", address.addr));
+            }
+        }
+        unit.stop();
+    }
+}
+
+/// A switch for a port, with a host, each with an address in every network of the port.
+fn add_host(lab: &Lab, machine: &Namespace, port: &Port) -> (Namespace, Namespace) {
+    let switch = lab.sw_lan.sibling(&format!("sw-{}", port.name));
+    let host = lab.sw_lan.sibling(&format!("host-{}", port.name));
+    make_bridge(&switch);
+    for (ns, interface, number) in [
+        (machine, port.interface.as_str(), 200),
+        (&host, "eth0", 201),
+    ] {
+        plug(&switch, ns, interface);
+        for address in &port.virtual_addresses {
+            let prefix = address.network.prefix_len();
+            let own = match address.network.network() {
+                IpAddr::V4(net) => format!("{}/{prefix}", Ipv4Addr::from(u32::from(net) + number)),
+                IpAddr::V6(net) => {
+                    let own = Ipv6Addr::from(u128::from(net) + u128::from(number));
+                    format!("{own}/{prefix} nodad")
+                }
+            };
+            ns.run(&format!("ip addr add {own} dev {interface}"));
+        }
+    }
+    (switch, host)
 }
 
 /// Where the second network of the active-active example is.

@@ -17,6 +17,7 @@ mod process;
 mod services;
 mod unit;
 
+mod book;
 mod config;
 mod examples;
 mod forward;
@@ -34,6 +35,7 @@ mod peers;
 mod policy;
 mod replication;
 mod robust;
+mod service;
 mod split;
 mod takeover;
 mod upgrade;

@@ -140,7 +140,7 @@ fn with<'a>(packets: &'a [Seen], words: &str) -> Vec<&'a Seen> {
 
 /// The packet as it came in, and the same as it left.
 #[track_caller]
-fn both<'a>(packets: &'a [Seen], wanted: impl Fn(&Seen) -> bool) -> (&'a Seen, &'a Seen) {
+fn both(packets: &[Seen], wanted: impl Fn(&Seen) -> bool) -> (&Seen, &Seen) {
     let before = packets
         .iter()
         .find(|packet| !packet.outbound && wanted(packet));

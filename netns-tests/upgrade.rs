@@ -11,7 +11,7 @@ use crate::services::Http;
 use crate::unit::Unit;
 
 /// What docs/upgrade.md has for a unit that could take over without loss.
-const READY: &str = "all(.groups[]; .ready) and all(.peers[]; .connected and .digest_equal)";
+const READY: &str = ".[0] | any(.peers[]?; .connected and .digest_equal) and all(.groups[]; .ready and (.degraded | not))";
 
 /// Waits as the page says: for the answer of jq to `status --json`.
 #[track_caller]
@@ -20,7 +20,7 @@ fn wait_until_ready(pair: &Pair, unit: &Unit) {
     wait_until("jq says that it is ready", || {
         fs::write(&status, unit.status().to_string()).expect("writing the status");
         let mut command = unit.ns.command("jq");
-        command.args(["-e", READY]).arg(&status);
+        command.args(["-es", READY]).arg(&status);
         let answer = Process::spawn(command, "jq").finish(PATIENCE);
         answer.status.success()
     });
@@ -61,4 +61,39 @@ fn rolling_upgrade_loses_nothing() {
     for download in downloads {
         download.finish();
     }
+}
+
+/// A unit gets another key by coming back as another node, which its peer knows by then.
+#[test]
+fn key_is_changed_without_loss() {
+    let mut pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    let file = pair.lab.dir().join("gw-b2.key");
+    let made = pair
+        .b()
+        .tandemgw(&format!("keygen --out {}", file.display()));
+    let key = made.ok().stdout.trim().to_owned();
+    pair.a().wait_for_ready_peer();
+    // gw-a learns of the node to come.
+    pair.a().tandemgw("failover").ok();
+    pair.a_mut().stop();
+    pair.lab.unit.config.push_str(&format!(
+        "\n[[ha.peer]]\nname = \"gw-b2\"\naddresses = [\"10.77.9.2:7031\"]\npublic-key = \"{key}\"\n"
+    ));
+    pair.a_mut().start();
+    wait_until_ready(&pair, pair.a());
+    sessions.go_on();
+    pair.b().tandemgw("failover").ok();
+    // gw-b comes back as that node.
+    pair.b.stop();
+    pair.b.edit("name = \"gw-b\"", "name = \"gw-b2\"");
+    pair.b.edit("key = \"gw-b.key\"", "key = \"gw-b2.key\"");
+    pair.b.edit("10.77.9.2:7030", "10.77.9.2:7031");
+    pair.b.start();
+    wait_until_ready(&pair, pair.b());
+    sessions.go_on();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(1);
+    sessions.go_on();
+    sessions.finish();
 }

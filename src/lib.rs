@@ -19,6 +19,7 @@
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the key pair of a node.
+//! - [`log_limit`]: how many log lines an event may write.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
 pub mod capture;
@@ -30,6 +31,7 @@ pub mod fragment;
 pub mod gateway;
 pub mod ha;
 pub mod identity;
+pub mod log_limit;
 pub mod metrics;
 pub mod nat;
 pub mod os;

@@ -24,6 +24,36 @@ fn every_example_loads_without_a_warning() {
     }
 }
 
+/// Each begins with where its picture is.
+#[test]
+fn every_example_has_its_section_in_the_book() {
+    let page = folder().with_file_name("docs").join("examples.md");
+    let page = fs::read_to_string(page).unwrap();
+    for (file, text) in examples() {
+        let name = file.display();
+        let (comments, _) = text.split_once("\n[node]").unwrap();
+        // A comment may break in the middle of the reference.
+        let comments = comments.replace("\n#", "");
+        let (_, section) = comments
+            .split_once("docs/examples.md, \"")
+            .expect("a reference");
+        let (section, _) = section.split_once('"').unwrap();
+        let heading = format!("\n## {section}\n");
+        let (_, section) = page
+            .split_once(&heading)
+            .unwrap_or_else(|| panic!("{name}: {heading}"));
+        let section = section.split("\n## ").next().unwrap();
+        let file = file
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .replace("-b.toml", "-a.toml");
+        assert!(section.contains(&format!("configs/{file}")), "{name}");
+        assert!(section.contains("```text\n"), "{name} has no picture");
+    }
+}
+
 /// `NAME-a.toml` and `NAME-b.toml` are the two units of a pair: alike but for who they are.
 #[test]
 fn the_units_of_each_pair_belong_together() {

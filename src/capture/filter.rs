@@ -230,8 +230,8 @@ mod tests {
                 "unknown policy `lan-uot`; did you mean `lan-out`?",
             ),
             (
-                "verdict=dropped",
-                "unknown verdict `dropped`; did you mean `drop`?",
+                "verdict=dorp",
+                "unknown verdict `dorp`; did you mean `drop`?",
             ),
             (
                 "reason=no-polcy",

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::DropReason;
 use crate::flow::{FlowKey, GroupId, LinkId, PeerId, PortId};
-use crate::gateway::{Gateway, HandoverEnd, Role, SessionView};
+use crate::gateway::{Gateway, HandoverEnd, SessionView};
 use crate::time::Time;
 
 use super::ShellView;
@@ -48,10 +48,7 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
 }
 
 fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
-    let role = match gateway.role_of(id) {
-        Role::Primary => "primary",
-        Role::Standby => "standby",
-    };
+    let role = gateway.role_of(id).name();
     let name = gateway.group_name(id);
     match gateway
         .cluster()

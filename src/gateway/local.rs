@@ -75,19 +75,39 @@ impl Gateway {
             self.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
-        if !self.defends(port, &addr) {
+        if !self.defends(port, &addr) || self.is_handing_over(&addr) {
+            return;
+        }
+        // The former primary may still speak for what was taken over, and is told; that is no conflict.
+        if self.was_taken_over_lately(now, &addr) {
+            if self.announcer.may_defend(now, addr) {
+                self.announce_address(port, addr);
+            }
             return;
         }
         self.counters.address_conflicts += 1;
         if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
-                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
-                 another machine uses this virtual address: remove it there",
+                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+                 remedy=\"another machine uses this virtual address: remove it there\"",
                 self.config.ports[port.index()].name
             );
             self.announce_address(port, addr);
         }
+    }
+
+    /// Whether a peer may speak for `addr` already, since it is about to take it over.
+    fn is_handing_over(&self, addr: &Addr) -> bool {
+        let group = self.nat.group(addr);
+        let cluster = self.cluster.as_ref().zip(group);
+        cluster.is_some_and(|(cluster, group)| cluster.ha.is_handing_over(group))
+    }
+
+    fn was_taken_over_lately(&self, now: Time, addr: &Addr) -> bool {
+        let group = self.nat.group(addr);
+        let cluster = self.cluster.as_ref().zip(group);
+        cluster.is_some_and(|(cluster, group)| cluster.ha.is_new(now, group))
     }
 
     /// Whether this unit answers for `addr` on `port`.

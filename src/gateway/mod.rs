@@ -34,6 +34,7 @@ use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
@@ -61,6 +62,16 @@ pub enum Role {
     Primary,
     /// Holds the group's sessions, and is silent.
     Standby,
+}
+
+impl Role {
+    /// As shown to people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
 }
 
 /// The packet at hand: its bytes, and what is known about it.
@@ -298,7 +309,8 @@ impl Gateway {
             return;
         };
         if session.flags.contains(SessionFlags::LOG) {
-            log::info!("session end {} why={why}", self.describe(id, session, now));
+            let line = self.describe(id, session, now);
+            log::info!(target: SESSION_TARGET, "session end {line} why={why}");
         }
         if let Some(cluster) = &mut self.cluster {
             cluster.sync.removed(id, session, &self.book);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::{Destination, Nat, PoolId};
 use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
@@ -241,7 +242,8 @@ impl Gateway {
         self.note_opened(packet.now, id);
         self.counters.opened += 1;
         if let Some(session) = self.table.get(id).filter(|_| plan.log) {
-            log::info!("session start {}", self.describe(id, session, packet.now));
+            let line = self.describe(id, session, packet.now);
+            log::info!(target: SESSION_TARGET, "session start {line}");
         }
         Ok(id)
     }

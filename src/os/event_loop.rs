@@ -25,10 +25,12 @@ use crate::time::Time;
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
 use super::http::{self, HttpServer};
+use super::logging;
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
+use super::service_manager::ServiceManager;
 use super::signal::{Signal, Signals};
 use super::steering::Steering;
 use super::timer::Timer;
@@ -65,6 +67,7 @@ pub struct Shell {
     http: Option<HttpServer>,
     signals: Signals,
     timer: Timer,
+    service: ServiceManager,
     peers: Option<Peers>,
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
@@ -151,6 +154,7 @@ impl Shell {
             http,
             signals,
             timer,
+            service: ServiceManager::from_environment(),
             peers,
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
@@ -180,6 +184,8 @@ impl Shell {
                 self.mark(now, event.token());
             }
             self.turn(now, steering);
+            self.service.turn_ended(now, &self.gateway);
+            logging::tick(now);
         }
         if let Some(peers) = &mut self.peers {
             peers.close();
@@ -205,8 +211,9 @@ impl Shell {
             let core = self.gateway.poll_timeout(now);
             let peers = self.peers.as_mut().and_then(Peers::timeout);
             let http = self.http.as_ref().and_then(HttpServer::timeout);
-            self.timer
-                .set([core, peers, http].into_iter().flatten().min())?;
+            let others = [http, self.service.timeout(), logging::timeout()];
+            let all = [core, peers].into_iter().chain(others);
+            self.timer.set(all.flatten().min())?;
             None
         };
         match self.poll.poll(events, timeout) {
@@ -330,7 +337,8 @@ impl Shell {
                     return count;
                 }
                 Err(error) => {
-                    log::error!("tun read port={index} error=\"{error}\"");
+                    let port = self.gateway.port_name(PortId(index as u8));
+                    log::error!("tun not read port={port} error=\"{error}\"");
                     self.ready.tuns &= !(1 << index);
                     return count;
                 }
@@ -373,10 +381,13 @@ impl Shell {
             match signal {
                 Signal::Stop => {
                     log::info!("stopping why=signal");
+                    self.service.stopping();
                     self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
-                Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
+                Signal::Reload => {
+                    log::warn!("reload refused why=\"not supported yet\" remedy=restart")
+                }
             }
         }
     }
@@ -404,7 +415,7 @@ impl Shell {
                 }
             };
             if let Err(error) = sent {
-                log::debug!("not sent output={output:?} error=\"{error}\"");
+                log::debug!("output not sent output=\"{output:?}\" error=\"{error}\"");
                 self.gateway.handle_output_failure();
             }
         }

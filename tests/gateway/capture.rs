@@ -1,5 +1,6 @@
 //! Captures: what is recorded of each packet, in which order, and what a slow client costs.
 
+use proptest::prelude::*;
 use tandemgw::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
 use tandemgw::event::{DropReason, Offload, Verdict};
 use tandemgw::flow::PortId;
@@ -224,4 +225,37 @@ fn a_client_that_does_not_fetch_loses_packets_and_stops_none() {
         .chunks(2)
         .all(|pair| pair[0].packet == pair[1].packet);
     assert!(pairs, "a packet was cut in two");
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_a_capture_changes_nothing(
+        packets in proptest::collection::vec(
+            (0..3u8, 0..4u8, proptest::collection::vec(any::<u8>(), 0..90), any::<(bool, u16)>()), 1..20)
+    ) {
+        let net = Net::both()[0];
+        let (mut plain, mut lab) = (Lab::new(), Lab::new());
+        start(&mut lab, "", u64::MAX);
+        for (port, kind, noise, (partial_checksum, segment_size)) in packets {
+            // Noise, noise behind an IP version, and a packet of which noise overwrites the end.
+            let mut bytes = noise;
+            match (kind, bytes.first_mut()) {
+                (1, Some(first)) => *first = 0x45,
+                (2, Some(first)) => *first = 0x60,
+                (3, _) => {
+                    let whole = udp((net.host, 40000), (net.server, 53)).bytes();
+                    bytes = [&whole[..22], &bytes].concat();
+                }
+                _ => {}
+            }
+            let offload = Offload { partial_checksum, segment_size, ..PLAIN };
+            let seen = plain.send_bytes(PortId(port), bytes.clone(), offload);
+            let (verdict, left) = send(&mut lab, PortId(port), &bytes, offload);
+            prop_assert_eq!((verdict, hex(&left)), (seen.verdict, hex(&seen.bytes)));
+            prop_assert_eq!(lab.outputs(), seen.outputs);
+            let records = fetch(&mut lab);
+            prop_assert_eq!(records[0].length as usize, bytes.len());
+            prop_assert_eq!(records[0].facts.fate, Fate::from(verdict));
+        }
+    }
 }
