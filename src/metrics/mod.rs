@@ -21,7 +21,7 @@ pub use page::{Kind, Metric};
 
 use page::Page;
 
-/// A piece of the page is at an end when it is longer, in bytes: some 30 µs.
+/// A piece of the page is at an end when it is longer, in bytes: some 20 µs.
 const PIECE: usize = 16 * 1024;
 
 /// What the metrics are read from.
