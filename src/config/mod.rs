@@ -27,10 +27,9 @@ use ipnet::IpNet;
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 pub use diagnostic::{Diagnostic, Severity, render};
+pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
-
-pub(crate) use names::did_you_mean;
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,6 +4,8 @@
 //! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
 
 pub mod capture;
+mod clear;
+mod explain;
 mod failover;
 pub(crate) mod filter;
 mod listing;
@@ -18,9 +20,11 @@ use crate::gateway::Gateway;
 use crate::metrics::Histogram;
 use crate::time::Time;
 
+use clear::Clear;
 use failover::Failover;
 use listing::Listing;
 
+pub use explain::Question;
 pub use filter::Filter;
 
 /// A request line.
@@ -38,6 +42,17 @@ pub enum Request {
         #[serde(default)]
         filter: Vec<String>,
     },
+    /// The end of sessions.
+    Clear {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// All of them; without a filter.
+        #[serde(default)]
+        all: bool,
+    },
+    /// What would happen to a packet.
+    Explain(Question),
     /// A planned handover.
     Failover {
         /// The group; all of which this unit is primary if left out.
@@ -84,6 +99,8 @@ pub struct PortIo {
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the sessions are still to be ended.
+    Clear(Clear),
     /// Planned handovers that are under way.
     Failover(Failover),
     /// A capture that runs.
@@ -131,7 +148,16 @@ impl Answer {
                 let _ = writeln!(out, "{}", status::status(gateway, shell, now));
                 Answer::Done
             }
-            Request::Sessions { limit, filter } => Answer::Listing(Listing::begin(limit, &filter)?),
+            Request::Sessions { limit, filter } => {
+                Answer::Listing(Listing::begin(limit, &filter, gateway)?)
+            }
+            Request::Clear { filter, all } => {
+                Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
+            }
+            Request::Explain(question) => {
+                let _ = writeln!(out, "{}", question.answer(gateway, now)?);
+                Answer::Done
+            }
             Request::Failover { group, to } => {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
@@ -150,6 +176,7 @@ impl Answer {
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
@@ -166,7 +193,7 @@ impl Answer {
         match self {
             Answer::Failover(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
-            Answer::Listing(_) | Answer::Done => false,
+            Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
         }
     }
 

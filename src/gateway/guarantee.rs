@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::config::PickupGuarantee;
 use crate::event::{DropReason, Output, Verdict};
-use crate::flow::{Direction, FlowKey, GroupId, PortId};
+use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
 use crate::sync::Seq;
@@ -65,7 +65,8 @@ impl Waiting {
 impl Gateway {
     /// Sends the first packet of a session on, or lets it wait.
     pub(super) fn send_first(&mut self, mut packet: Packet<'_>, id: SessionId) -> Verdict {
-        let mode = self.guarantee_of(id);
+        let policy = self.table.get(id).map(|session| session.policy);
+        let mode = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
         if mode == PickupGuarantee::Off {
             return self.send_in_session(&mut packet, id, Direction::Original);
         }
@@ -206,15 +207,12 @@ impl Gateway {
         }
     }
 
-    fn guarantee_of(&self, id: SessionId) -> PickupGuarantee {
+    /// What sessions of a policy are guaranteed.
+    pub(super) fn guarantee_of(&self, policy: PolicyId) -> PickupGuarantee {
         let Some(ha) = self.config.ha.as_ref() else {
             return PickupGuarantee::Off;
         };
-        let policy = self
-            .table
-            .get(id)
-            .map(|session| usize::from(session.policy.0));
-        let policy = policy.and_then(|policy| self.config.policies.get(policy));
+        let policy = self.config.policies.get(usize::from(policy.0));
         policy
             .and_then(|policy| policy.pickup_guarantee)
             .unwrap_or(ha.pickup_guarantee)

@@ -15,6 +15,7 @@ mod announce;
 mod capture;
 mod cluster;
 mod effects;
+mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
@@ -49,6 +50,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
+pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -301,6 +303,19 @@ impl Gateway {
             }
         }
         self.expired = expired;
+    }
+
+    /// Ends a session for the administrator, on the peers too. Gives false, and does nothing, if
+    /// another unit is primary of its group.
+    pub fn clear_session(&mut self, now: Time, id: u32) -> bool {
+        let id = SessionId(id);
+        let group = self.table.get(id).map(|session| session.group);
+        let is_ours = group.is_some_and(|group| self.is_primary(group));
+        if is_ours {
+            self.counters.cleared += 1;
+            self.end_session(now, id, "cleared");
+        }
+        is_ours
     }
 
     /// Removes a session with all that it holds.

@@ -25,7 +25,7 @@ pub struct Counters {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or policies forbids them.
+    /// Sessions ended because a change of routes or policies forbids them, or the administrator asked.
     pub cleared: u64,
     /// First packets of sessions that waited for the peers.
     pub guarantee_held: u64,
@@ -232,7 +232,7 @@ impl Gateway {
     }
 
     /// A session as shown to people and programs.
-    fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
+    pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
         let deadline = self.table.deadline(id).unwrap_or(tick);
         SessionView {

@@ -6,6 +6,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
@@ -13,6 +14,8 @@ use mio::{Interest, Registry, Token};
 use crate::control::{Answer, ShellView};
 use crate::gateway::Gateway;
 use crate::time::Time;
+
+use super::clock;
 
 /// Clients at a time; further ones wait in the socket's backlog.
 pub const MAX_CLIENTS: usize = 16;
@@ -22,6 +25,9 @@ const MAX_REQUEST: usize = 64 * 1024;
 
 /// Output of a client that waits, in bytes, before the answer is continued.
 const MAX_PENDING: usize = 256 * 1024;
+
+/// The time that all clients together take in one turn of the loop: a packet waits no longer.
+const BUDGET: Duration = Duration::from_micros(200);
 
 /// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
 pub struct ControlSocket {
@@ -96,10 +102,12 @@ impl ControlSocket {
             return false;
         }
         let slot = token.0 - self.first - 1;
+        let busy = self.clients.iter().flatten().filter(|it| it.is_busy());
+        let budget = BUDGET / u32::try_from(busy.count().max(1)).unwrap_or(1);
         let Some(client) = &mut self.clients[slot] else {
             return false;
         };
-        match client.advance(gateway, shell, now) {
+        match client.advance(gateway, shell, now, budget) {
             Ok(more) => more,
             Err(_) => {
                 let _ = registry.deregister(&mut client.stream);
@@ -160,8 +168,20 @@ impl Client {
         }
     }
 
-    /// Does one bounded piece of work; an error means that the client is to be forgotten.
-    fn advance(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time) -> io::Result<bool> {
+    /// Whether it is being given an answer.
+    fn is_busy(&self) -> bool {
+        !self.answer.is_done()
+    }
+
+    /// Does work for about `budget`, one piece of the answer at least; an error means that the client
+    /// is to be forgotten.
+    fn advance(
+        &mut self,
+        gateway: &mut Gateway,
+        shell: &ShellView,
+        now: Time,
+        budget: Duration,
+    ) -> io::Result<bool> {
         self.read()?;
         if self.closing {
             self.answer.finish(gateway);
@@ -175,8 +195,15 @@ impl Client {
                 None => return Ok(false),
             }
         }
-        if self.output.len() - self.written < MAX_PENDING {
+        // What was read is gone, so that a client that is always a little behind needs no more memory.
+        self.output.drain(..self.written);
+        self.written = 0;
+        let end = clock::now() + budget;
+        while self.output.len() < MAX_PENDING && !self.answer.is_done() {
             self.answer.go_on(gateway, now, &mut self.output);
+            if self.answer.is_waiting() || clock::now() >= end {
+                break;
+            }
         }
         self.write()
     }

@@ -6,9 +6,9 @@ use super::Replicator;
 use super::codec::FrameBuffer;
 use super::digest::Buckets;
 use super::log::Seq;
-use crate::flow::{GroupId, PeerId, PolicyId, PortId};
+use crate::flow::{GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::SessionId;
-use crate::time::Time;
+use crate::time::{Tick, Time};
 
 /// What went to a peer and came from it, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,6 +249,12 @@ impl Replicator {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.missed = !heard;
         }
+    }
+
+    /// How long a new session of `protocol` lives before it is replicated; none if it never is.
+    pub fn pickup_delay(&self, protocol: Protocol) -> Option<Duration> {
+        let covered = self.pickup.covers(protocol);
+        covered.then(|| Tick(self.pickup.delay).time().since(Time::ZERO))
     }
 }
 
