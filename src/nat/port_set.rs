@@ -32,6 +32,10 @@ impl PortSet {
         self.words[word] &= !bit;
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.words
             .iter()
