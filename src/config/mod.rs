@@ -6,6 +6,7 @@
 //! person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
 //! from there, so that generated documentation can't drift from what it does.
 
+mod change;
 mod diagnostic;
 mod ha;
 mod names;
@@ -14,6 +15,7 @@ mod options;
 mod parse;
 mod policy;
 mod reader;
+mod switch;
 mod translation;
 mod value;
 
@@ -25,9 +27,11 @@ use ipnet::IpNet;
 
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
+pub use change::{Change, Difference};
 pub use diagnostic::{Diagnostic, Severity, render};
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
+pub use switch::{SWITCHES, Switched, set_switch};
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +42,7 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`.
     pub groups: Vec<Group>,
-    /// `[[policy]]`, indexed by `PolicyId`; the first match wins.
+    /// `[[policy]]`; the first match wins.
     pub policies: Vec<Policy>,
     /// `[[nat-pool]]`
     pub nat_pools: Vec<NatPool>,

@@ -5,7 +5,9 @@
 
 mod failover;
 mod filter;
+mod ha_set;
 mod listing;
+mod reload;
 mod status;
 
 use std::fmt::Write;
@@ -18,8 +20,10 @@ use crate::time::Time;
 
 use failover::Failover;
 use listing::Listing;
+use reload::Reload;
 
 pub use filter::Filter;
+pub use reload::{ReloadOutcome, ReloadRefused};
 
 /// A request line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -44,6 +48,15 @@ pub enum Request {
         /// The node that is to take over; the best one if left out.
         #[serde(default)]
         to: Option<String>,
+    },
+    /// Read the config file anew.
+    Reload,
+    /// Set a switch of `[ha]`.
+    HaSet {
+        /// One of [`crate::config::SWITCHES`].
+        key: String,
+        /// The value as in the config, without quotes.
+        value: String,
     },
 }
 
@@ -70,6 +83,8 @@ pub enum Answer {
     Listing(Listing),
     /// Planned handovers that are under way.
     Failover(Failover),
+    /// A reload that is asked for or under way.
+    Reload(Reload),
     /// Nothing is left.
     Done,
 }
@@ -118,6 +133,12 @@ impl Answer {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
             }
+            Request::Reload => Answer::Reload(Reload::Wanted),
+            Request::HaSet { key, value } => {
+                let line = ha_set::set(gateway, shell, &key, &value, now)?;
+                let _ = writeln!(out, "{line}");
+                Answer::Done
+            }
         })
     }
 
@@ -126,6 +147,7 @@ impl Answer {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Reload(reload) => reload.go_on(gateway, out),
             Answer::Done => return,
         };
         match progress {
@@ -137,7 +159,28 @@ impl Answer {
 
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Answer::Failover(_))
+        matches!(self, Answer::Failover(_) | Answer::Reload(_))
+    }
+
+    /// Whether the shell is to read the config file anew, and to call [`Answer::begin_reload`] then and
+    /// [`Answer::tell_reload`] when it is done.
+    pub fn wants_reload(&self) -> bool {
+        matches!(self, Answer::Reload(Reload::Wanted))
+    }
+
+    /// The config file is being read anew. No effect on an answer that does not wait for that.
+    pub fn begin_reload(&mut self) {
+        if let Answer::Reload(reload) = self {
+            reload.note_begin();
+        }
+    }
+
+    /// The config file was read anew; `ended_before` is [`crate::gateway::Counters::forbidden`] of before.
+    /// No effect on an answer that did not wait for it when it began.
+    pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
+        if let Answer::Reload(reload) = self {
+            reload.tell(outcome, ended_before);
+        }
     }
 
     /// Whether all is said.

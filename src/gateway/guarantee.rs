@@ -209,12 +209,9 @@ impl Gateway {
         let Some(ha) = self.config.ha.as_ref() else {
             return PickupGuarantee::Off;
         };
-        let policy = self
-            .table
-            .get(id)
-            .map(|session| usize::from(session.policy.0));
-        let policy = policy.and_then(|policy| self.config.policies.get(policy));
-        policy
+        let session = self.table.get(id);
+        session
+            .and_then(|session| self.policy(session.policy))
             .and_then(|policy| policy.pickup_guarantee)
             .unwrap_or(ha.pickup_guarantee)
     }

@@ -23,6 +23,7 @@ mod local;
 mod neighbors;
 mod open;
 mod random;
+mod reload;
 mod revalidate;
 mod snapshot;
 
@@ -46,6 +47,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
+pub use reload::Reloaded;
 pub use snapshot::{Counters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -223,7 +225,7 @@ impl Gateway {
         let before = self.fib.generation();
         self.fib.apply(change);
         if self.fib.generation() != before {
-            self.revalidation.restart();
+            self.revalidation.restart(Default::default());
         }
     }
 

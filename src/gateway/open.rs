@@ -127,7 +127,7 @@ impl Gateway {
         let hairpin = destination.is_some() && Nat::needs_hairpin_source(packet.port, egress);
         let nat = if hairpin { config::Nat::Egress } else { nat };
         let source = self.nat.pool(nat, egress);
-        let log = self.config.policies[usize::from(policy.0)].log;
+        let log = self.policy(policy).is_some_and(|policy| policy.log);
         Ok(Plan {
             key,
             destination,

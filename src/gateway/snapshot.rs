@@ -3,7 +3,7 @@
 use crate::event::{DropReason, LinkState};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
@@ -19,8 +19,10 @@ pub struct Counters {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or policies forbids them.
+    /// Sessions ended because a change of routes or of the configuration forbids them.
     pub cleared: u64,
+    /// Of these, the ones that a change of the configuration forbids.
+    pub forbidden: u64,
     /// First packets of sessions that waited for the peers.
     pub guarantee_held: u64,
     /// Those whose wait was over before the peers had the session, or for which there was no room.
@@ -40,6 +42,7 @@ impl Default for Counters {
             dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
             cleared: 0,
+            forbidden: 0,
             guarantee_held: 0,
             guarantee_expired: 0,
             guarantee_degraded: 0,
@@ -121,10 +124,12 @@ impl Gateway {
 
     /// The configured name of `policy`.
     pub fn policy_name(&self, policy: PolicyId) -> &str {
-        self.config
-            .policies
-            .get(usize::from(policy.0))
-            .map_or("-", |policy| &policy.name)
+        self.policy(policy).map_or("-", |policy| &policy.name)
+    }
+
+    /// The configuration of `policy`; none if it is no more, or a peer's.
+    pub fn policy(&self, policy: PolicyId) -> Option<&Policy> {
+        self.config.policies.get(self.ruleset.place(policy)?)
     }
 
     /// The configured name of `group`.

@@ -975,11 +975,8 @@ mod tests {
             );
         }
         let before = gateway.nat.mappings();
-        gateway.nat = Nat::new(&gateway.config, &mut gateway.book, &[7; 16]);
+        gateway.reconfigure(config(3, (1024, 1030)));
         let ids: Vec<_> = gateway.table.iter().map(|(id, _)| id).collect();
-        for id in &ids {
-            gateway.nat.attach(&mut gateway.table, *id);
-        }
         gateway.check();
         assert_eq!(gateway.nat.mappings(), before);
         for id in ids {

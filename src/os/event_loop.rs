@@ -5,6 +5,7 @@
 //! that was left before it was empty stays marked ready, and the next wait has no length.
 
 mod notices;
+mod reload;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -65,6 +66,7 @@ pub struct Shell {
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
+    reloading: reload::Reloading,
     /// How often it was asked to stop: the second time it hands nothing over any more.
     stops: u32,
 }
@@ -151,6 +153,7 @@ impl Shell {
                 monitor: true,
                 ..Ready::default()
             },
+            reloading: reload::Reloading::default(),
             stops: 0,
         })
     }
@@ -203,7 +206,7 @@ impl Shell {
     }
 
     fn is_busy(&self) -> bool {
-        self.ready.any() || self.peers.as_ref().is_some_and(Peers::is_busy)
+        self.ready.any() || self.is_reload_due() || self.peers.as_ref().is_some_and(Peers::is_busy)
     }
 
     fn mark(&mut self, now: Time, token: Token) {
@@ -256,6 +259,7 @@ impl Shell {
         for index in bits(u64::from(self.ready.clients)) {
             self.serve_client(now, index);
         }
+        self.reload_some(now, steering);
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
@@ -349,7 +353,7 @@ impl Shell {
                     self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
-                Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
+                Signal::Reload => self.want_reload(),
             }
         }
     }

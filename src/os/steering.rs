@@ -25,7 +25,7 @@
 //! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
 //! interface that it came in by, since a TUN is always between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -111,6 +111,42 @@ impl Steering {
         self.apply(&survey, Some(port))
     }
 
+    /// What is to be done to follow changed addresses of pools and forwards, of a config with the same
+    /// ports: to be carried out one after the other, by [`carry_out`](Self::carry_out).
+    pub fn readdress(&mut self, config: &Config) -> VecDeque<RouteEdit> {
+        let plan = &mut self.plan;
+        let tuns: Vec<u32> = plan.ports.iter().map(|port| port.tun).collect();
+        let wanted = Plan::new(config, &tuns);
+        let routes = |plan: &Plan| -> BTreeMap<(IpNet, u32), KernelRoute> {
+            let addresses = plan.ports.iter().flat_map(|port| {
+                let route = |addr: &IpNet| ((*addr, port.tun), port.address_route(*addr));
+                port.addresses.iter().map(route)
+            });
+            addresses
+                .filter(|((addr, _), _)| plan.has_family(addr))
+                .collect()
+        };
+        let (before, after) = (routes(plan), routes(&wanted));
+        let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
+        let new = after.iter().filter(|(key, _)| !before.contains_key(key));
+        let changes = gone
+            .map(|(_, route)| RouteEdit::Remove(route.clone()))
+            .chain(new.map(|(_, route)| RouteEdit::Add(route.clone())))
+            .collect();
+        for (port, wanted) in plan.ports.iter_mut().zip(wanted.ports) {
+            port.addresses = wanted.addresses;
+        }
+        changes
+    }
+
+    /// Carries out a change: one system call.
+    pub fn carry_out(&mut self, change: &RouteEdit) -> Result<(), NetlinkError> {
+        match change {
+            RouteEdit::Add(route) => self.netlink.add_route(route),
+            RouteEdit::Remove(route) => self.netlink.remove_route(route),
+        }
+    }
+
     /// Removes all that was added, and turns forwarding off where it was off before. Call it while
     /// the TUN devices still exist.
     pub fn remove(mut self) -> Result<(), SetupError> {
@@ -191,6 +227,15 @@ impl Steering {
         }
         Ok(())
     }
+}
+
+/// A change of the routes to addresses of pools and forwards.
+#[derive(Debug)]
+pub enum RouteEdit {
+    /// The address is new.
+    Add(KernelRoute),
+    /// The address is no more.
+    Remove(KernelRoute),
 }
 
 /// Which tables and rule priorities of `config` are used by something else; each as a sentence.
@@ -363,11 +408,18 @@ impl PortPlan {
         let defaults = families
             .iter()
             .map(|f| to_tun(default_network(*f), self.table));
-        let addresses = self.addresses.iter().map(|a| to_tun(*a, TABLE_MAIN));
+        let addresses = self.addresses.iter().map(|a| self.address_route(*a));
         defaults
             .chain(addresses)
             .filter(|route| families.contains(&net_family(&route.destination)))
             .collect()
+    }
+}
+
+impl PortPlan {
+    /// ICMP errors of this kernel about translated packets take this way.
+    fn address_route(&self, address: IpNet) -> KernelRoute {
+        KernelRoute::on_link(address, TABLE_MAIN, METRIC, PROTOCOL, self.tun)
     }
 }
 
