@@ -29,6 +29,7 @@ mod neighbor;
 mod offload;
 mod peers;
 mod policy;
+mod reload;
 mod replication;
 mod robust;
 mod split;

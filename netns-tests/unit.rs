@@ -38,7 +38,7 @@ nat = true
 /// A gateway and the machine that it runs on.
 pub struct Unit {
     pub ns: Namespace,
-    /// Written to the config file at each start.
+    /// Written to the config file at each start and by [`Unit::write_config`].
     pub config: String,
     path: PathBuf,
     process: Option<Process>,
@@ -72,6 +72,19 @@ impl Unit {
     /// The config file's path.
     pub fn config_path(&self) -> &Path {
         &self.path
+    }
+
+    /// Writes the config to its file.
+    pub fn write_config(&self) {
+        fs::write(&self.path, &self.config).expect("writing the config");
+    }
+
+    /// Writes the config to its file and has the gateway read it; what it says of that.
+    #[track_caller]
+    pub fn reload(&self) -> Value {
+        self.write_config();
+        let output = self.tandemgw("reload --json").ok().stdout;
+        serde_json::from_str(&output).unwrap_or_else(|e| panic!("not JSON: {e}\n{output}"))
     }
 
     /// Starts the gateway and waits until it forwards.
@@ -188,7 +201,7 @@ impl Unit {
     }
 
     fn launch(&self) -> Process {
-        fs::write(&self.path, &self.config).expect("writing the config");
+        self.write_config();
         let mut command = self.ns.command(BINARY);
         command.arg("run").arg("--config").arg(&self.path);
         command.env("RUST_BACKTRACE", "1");

@@ -93,7 +93,7 @@ impl Reload {
                 } = refused;
                 let line = json!({ "config": config_file, "problems": problems, "text": text });
                 let _ = writeln!(out, "{line}");
-                Err(why.clone())
+                Err(format!("{why}; nothing has changed"))
             }
         }
     }

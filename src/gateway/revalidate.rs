@@ -124,18 +124,16 @@ impl Gateway {
 
     fn revalidate(&mut self, now: Time, id: SessionId) {
         let scope = self.revalidation.scope;
-        let Some(session) = self.table.get_mut(id) else {
+        let Some(session) = self.table.get(id) else {
             return;
         };
-        // The id may be given to another policy; a primary finds out below which one it is now.
-        let before = session.policy;
-        if scope.rules && self.ruleset.place(before).is_none() {
-            session.policy = PolicyId::NONE;
-        }
         // What another unit is primary for ends there; here it is only to be what it is there.
         let group = session.group;
         if !self.is_primary(group) {
             self.revalidation.owed = Some(scope.and(self.revalidation.owed));
+            if scope.rules {
+                self.rename_policy(id);
+            }
             return;
         }
         let why = match self.inspect(id) {
@@ -163,6 +161,25 @@ impl Gateway {
             && cluster.sync.seq_of(id).is_none()
         {
             cluster.sync.opened(&self.table, &self.book, id, now);
+        }
+    }
+
+    /// Finds the policy of a session of another unit, if it has none that is known here: its id would be
+    /// given to another policy. If that unit has yet to reload, it will tell.
+    fn rename_policy(&mut self, id: SessionId) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        if self.ruleset.place(session.policy).is_some() {
+            return;
+        }
+        let mut key = session.key(Direction::Original, &self.book);
+        let leaving = session.translated(Direction::Original, &self.book);
+        (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
+        let decision = self.ruleset.decide(session.in_port, session.out_port, &key);
+        let accepted = decision.filter(|decision| decision.action == Action::Accept);
+        if let Some(session) = self.table.get_mut(id) {
+            session.policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
         }
     }
 

@@ -9,5 +9,6 @@ mod neighbors;
 mod packets;
 mod random;
 mod refusals;
+mod reload;
 mod routes;
 mod sessions;
