@@ -138,7 +138,14 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), String> {
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let metadata = fs::metadata(file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
+    let temporary = file.with_file_name(format!(".{name}.new"));
+    if temporary.exists() {
+        let what = format!(
+            "{} is there: another save, or what is left of one",
+            temporary.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+    }
     let written =
         write_like(&temporary, &metadata, text).and_then(|()| fs::rename(&temporary, file));
     if written.is_err() {

@@ -244,15 +244,7 @@ impl Change {
             self.wait("ha.link", "changed");
         }
         compare_lists(&mut self.waiting, "ha.peer", &old.peers, peers);
-        match translate_ports(monitor, new_ports, running) {
-            Ok(monitor) => {
-                if monitor != old.monitor {
-                    self.apply("ha.monitor", "changed");
-                }
-                ha.monitor = monitor;
-            }
-            Err(why) => self.wait("ha.monitor", &why),
-        }
+        ha.monitor = self.monitor(&old.monitor, translate_ports(monitor, new_ports, running));
         let to = &mut self.applied;
         let connectionless = &old.session_pickup_connectionless;
         let (wait, interval) = (&old.pickup_guarantee_wait, &old.gratuitous_arp_interval);
@@ -277,8 +269,19 @@ impl Change {
         self.config.ha = Some(ha);
     }
 
-    fn apply(&mut self, key: &str, what: &str) {
-        push(&mut self.applied, key, what);
+    fn monitor(&mut self, old: &[PortId], new: Result<Vec<PortId>, String>) -> Vec<PortId> {
+        match new {
+            Ok(new) => {
+                if new != old {
+                    push(&mut self.applied, "ha.monitor", "changed");
+                }
+                new
+            }
+            Err(why) => {
+                self.wait("ha.monitor", &why);
+                old.to_vec()
+            }
+        }
     }
 
     fn wait(&mut self, key: impl Into<String>, what: &str) {

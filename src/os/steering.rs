@@ -25,7 +25,9 @@
 //! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
 //! interface that it came in by, since a TUN is always between.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod readdress;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -56,6 +58,8 @@ const METRIC_BLACKHOLE: u32 = u32::MAX;
 /// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
 /// burst; an Ethernet device has 1000.
 const TUN_QUEUE: u32 = 1000;
+
+pub use readdress::RouteEdit;
 
 /// What a TUN takes: the MTU of the way is that of the real interfaces, so a TUN must not be the
 /// narrowest part, whatever they have.
@@ -109,42 +113,6 @@ impl Steering {
     pub fn repair(&mut self, port: PortId) -> Result<(), SetupError> {
         let survey = Survey::take(&mut self.netlink, &self.plan)?;
         self.apply(&survey, Some(port))
-    }
-
-    /// What is to be done to follow changed addresses of pools and forwards, of a config with the same
-    /// ports: to be carried out one after the other, by [`carry_out`](Self::carry_out).
-    pub fn readdress(&mut self, config: &Config) -> VecDeque<RouteEdit> {
-        let plan = &mut self.plan;
-        let tuns: Vec<u32> = plan.ports.iter().map(|port| port.tun).collect();
-        let wanted = Plan::new(config, &tuns);
-        let routes = |plan: &Plan| -> BTreeMap<(IpNet, u32), KernelRoute> {
-            let addresses = plan.ports.iter().flat_map(|port| {
-                let route = |addr: &IpNet| ((*addr, port.tun), port.address_route(*addr));
-                port.addresses.iter().map(route)
-            });
-            addresses
-                .filter(|((addr, _), _)| plan.has_family(addr))
-                .collect()
-        };
-        let (before, after) = (routes(plan), routes(&wanted));
-        let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
-        let new = after.iter().filter(|(key, _)| !before.contains_key(key));
-        let changes = gone
-            .map(|(_, route)| RouteEdit::Remove(route.clone()))
-            .chain(new.map(|(_, route)| RouteEdit::Add(route.clone())))
-            .collect();
-        for (port, wanted) in plan.ports.iter_mut().zip(wanted.ports) {
-            port.addresses = wanted.addresses;
-        }
-        changes
-    }
-
-    /// Carries out a change: one system call.
-    pub fn carry_out(&mut self, change: &RouteEdit) -> Result<(), NetlinkError> {
-        match change {
-            RouteEdit::Add(route) => self.netlink.add_route(route),
-            RouteEdit::Remove(route) => self.netlink.remove_route(route),
-        }
     }
 
     /// Removes all that was added, and turns forwarding off where it was off before. Call it while
@@ -227,15 +195,6 @@ impl Steering {
         }
         Ok(())
     }
-}
-
-/// A change of the routes to addresses of pools and forwards.
-#[derive(Debug)]
-pub enum RouteEdit {
-    /// The address is new.
-    Add(KernelRoute),
-    /// The address is no more.
-    Remove(KernelRoute),
 }
 
 /// Which tables and rule priorities of `config` are used by something else; each as a sentence.
@@ -413,13 +372,6 @@ impl PortPlan {
             .chain(addresses)
             .filter(|route| families.contains(&net_family(&route.destination)))
             .collect()
-    }
-}
-
-impl PortPlan {
-    /// ICMP errors of this kernel about translated packets take this way.
-    fn address_route(&self, address: IpNet) -> KernelRoute {
-        KernelRoute::on_link(address, TABLE_MAIN, METRIC, PROTOCOL, self.tun)
     }
 }
 
