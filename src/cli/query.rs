@@ -82,18 +82,14 @@ pub fn ask(
     request: &Value,
     mut each: impl FnMut(&str) -> io::Result<()>,
 ) -> ExitCode {
-    let path = match socket.map_or_else(only_socket, |path| Ok(path.to_owned())) {
-        Ok(path) => path,
+    let (path, mut stream) = match connect(socket) {
+        Ok(connected) => connected,
         Err(sentence) => return fail(EXIT_NOT_RUNNING, sentence),
-    };
-    let mut stream = match UnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) => return fail(EXIT_NOT_RUNNING, connect_error(&path, &error)),
     };
     let answer = writeln!(stream, "{request}").and_then(|()| {
         for line in BufReader::new(stream).lines() {
             let line = line?;
-            if line == r#"{"done":true}"# {
+            if is_end(&line) {
                 return Ok(None);
             }
             if let Some(error) = refusal(&line) {
@@ -114,7 +110,25 @@ pub fn ask(
     }
 }
 
-fn refusal(line: &str) -> Option<String> {
+/// Connects to the control socket at `socket`, or to the only one that there is.
+///
+/// # Errors
+/// A sentence that says why no gateway can be asked.
+pub fn connect(socket: Option<&Path>) -> Result<(PathBuf, UnixStream), String> {
+    let path = socket.map_or_else(only_socket, |path| Ok(path.to_owned()))?;
+    match UnixStream::connect(&path) {
+        Ok(stream) => Ok((path, stream)),
+        Err(error) => Err(connect_error(&path, &error)),
+    }
+}
+
+/// Whether this line ends an answer.
+pub fn is_end(line: &str) -> bool {
+    line == r#"{"done":true}"#
+}
+
+/// Why the gateway refuses, if this line says so.
+pub fn refusal(line: &str) -> Option<String> {
     if !line.starts_with(r#"{"error":"#) {
         return None;
     }

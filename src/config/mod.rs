@@ -29,6 +29,7 @@ use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 pub use change::{Change, Difference};
 pub use diagnostic::{Diagnostic, Severity, render};
+pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
 pub use switch::{SWITCHES, Switched, set_switch};

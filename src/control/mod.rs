@@ -3,8 +3,11 @@
 //! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
 //! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
 
+pub mod capture;
+mod clear;
+mod explain;
 mod failover;
-mod filter;
+pub(crate) mod filter;
 mod ha_set;
 mod listing;
 mod reload;
@@ -18,10 +21,12 @@ use serde::Deserialize;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
+use clear::Clear;
 use failover::Failover;
 use listing::Listing;
 use reload::Reload;
 
+pub use explain::Question;
 pub use filter::Filter;
 pub use reload::{ReloadOutcome, ReloadRefused};
 
@@ -40,6 +45,17 @@ pub enum Request {
         #[serde(default)]
         filter: Vec<String>,
     },
+    /// The end of sessions.
+    Clear {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// All of them; without a filter.
+        #[serde(default)]
+        all: bool,
+    },
+    /// What would happen to a packet.
+    Explain(Question),
     /// A planned handover.
     Failover {
         /// The group; all of which this unit is primary if left out.
@@ -58,10 +74,22 @@ pub enum Request {
         /// The value as in the config, without quotes.
         value: String,
     },
+    /// Packets as they pass; goes on until the client ends its side of the connection.
+    Capture {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// Bytes of each packet; all if left out.
+        #[serde(default)]
+        snapshot: Option<u32>,
+        /// End after so many packets.
+        #[serde(default)]
+        count: Option<u64>,
+    },
 }
 
 /// What the shell knows and the core does not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ShellView {
     /// The config file, absolute.
     pub config_file: PathBuf,
@@ -81,10 +109,14 @@ pub struct PortIo {
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the sessions are still to be ended.
+    Clear(Clear),
     /// Planned handovers that are under way.
     Failover(Failover),
     /// A reload that is asked for or under way.
     Reload(Reload),
+    /// A capture that runs.
+    Capture(capture::Stream),
     /// Nothing is left.
     Done,
 }
@@ -128,7 +160,16 @@ impl Answer {
                 let _ = writeln!(out, "{}", status::status(gateway, shell, now));
                 Answer::Done
             }
-            Request::Sessions { limit, filter } => Answer::Listing(Listing::begin(limit, &filter)?),
+            Request::Sessions { limit, filter } => {
+                Answer::Listing(Listing::begin(limit, &filter, gateway)?)
+            }
+            Request::Clear { filter, all } => {
+                Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
+            }
+            Request::Explain(question) => {
+                let _ = writeln!(out, "{}", question.answer(gateway, now)?);
+                Answer::Done
+            }
             Request::Failover { group, to } => {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
@@ -139,6 +180,13 @@ impl Answer {
                 let _ = writeln!(out, "{line}");
                 Answer::Done
             }
+            Request::Capture {
+                filter,
+                snapshot,
+                count,
+            } => Answer::Capture(capture::Stream::begin(
+                gateway, &filter, snapshot, count, now, out,
+            )?),
         })
     }
 
@@ -146,8 +194,10 @@ impl Answer {
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
             Answer::Reload(reload) => reload.go_on(gateway, out),
+            Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
         match progress {
@@ -159,7 +209,11 @@ impl Answer {
 
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Answer::Failover(_) | Answer::Reload(_))
+        match self {
+            Answer::Failover(_) | Answer::Reload(_) => true,
+            Answer::Capture(stream) => stream.is_idle(),
+            Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
+        }
     }
 
     /// Whether the shell is to read the config file anew, and to call [`Answer::begin_reload`] then and
@@ -180,6 +234,22 @@ impl Answer {
     pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
         if let Answer::Reload(reload) = self {
             reload.tell(outcome, ended_before);
+        }
+    }
+
+    /// The client will ask for nothing more: an answer without an end of its own comes to its end.
+    pub fn finish(&mut self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self
+            && let Some(capture) = gateway.capture_mut()
+        {
+            capture.finish();
+        }
+    }
+
+    /// The client is gone: what the answer holds is given back.
+    pub fn abandon(self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self {
+            capture::end(gateway);
         }
     }
 

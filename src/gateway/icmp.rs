@@ -55,6 +55,7 @@ impl Gateway {
         let outer_src = if hidden { as_sent.dst } else { parsed.key.src };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         packet::add_hop_limit(bytes, parsed.family);
+        self.counters.count_out(egress, bytes.len());
         Ok(())
     }
 }

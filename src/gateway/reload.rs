@@ -163,8 +163,9 @@ fn log_differences(applied: &[Difference], waiting: &[Difference]) {
         .take(MOST_LOGGED)
         .map(|Difference { key, what }| format!("{key}: {what}"))
         .collect();
-    log::info!("reload changes={} \"{}\"", applied.len(), shown.join(", "));
+    let (count, shown) = (applied.len(), shown.join(", "));
+    log::info!("reload done changes={count} changed=\"{shown}\"");
     for Difference { key, what } in waiting.iter().take(MOST_LOGGED) {
-        log::warn!("reload key=\"{key}\" change=\"{what}\" waits for a restart");
+        log::warn!("reload waits for a restart key=\"{key}\" change=\"{what}\"");
     }
 }

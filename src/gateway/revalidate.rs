@@ -115,7 +115,7 @@ impl Gateway {
         }
         let Revalidation { scope, ended, .. } = self.revalidation;
         if scope.rules {
-            log::info!("sessions compared with the rules ended={ended}");
+            log::info!("sessions revalidated ended={ended}");
         }
         if let Some(scope) = self.revalidation.next.take() {
             self.revalidation.begin(scope);
@@ -190,7 +190,7 @@ impl Gateway {
         out_port: PortId,
         policy: PolicyId,
     ) {
-        let log = self.policy(policy).is_some_and(|policy| policy.log);
+        let log = self.is_logged(policy);
         let Some(session) = self.table.get_mut(id) else {
             return;
         };
@@ -239,7 +239,7 @@ impl Gateway {
                 action: Action::Accept,
                 nat,
             }) => {
-                let log = self.policy(policy).is_some_and(|policy| policy.log);
+                let log = self.is_logged(policy);
                 if moves && translated != (nat != Nat::Off) {
                     Finding::Astray
                 } else if moves

@@ -1,9 +1,10 @@
 //! What the gateway shows of itself: counters and sessions, for status and logs.
 
-use crate::event::{DropReason, LinkState};
+use std::fmt;
 use std::time::Duration;
 
 use crate::config::{Config, Policy};
+use crate::event::{DropReason, LinkState};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
@@ -15,11 +16,16 @@ use super::{Gateway, Role};
 pub struct Counters {
     /// Packets forwarded; a super-packet counts as one.
     pub forwarded: u64,
+    /// By port.
+    pub ports: Vec<PortCounters>,
+    /// Sessions that packets opened here; not those that peers opened.
+    pub opened: u64,
     /// Packets dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or of the configuration forbids them.
+    /// Sessions ended because a change of routes or of the configuration forbids them, or the
+    /// administrator asked.
     pub cleared: u64,
     /// Of these, the ones that a change of the configuration forbids.
     pub forbidden: u64,
@@ -35,10 +41,26 @@ pub struct Counters {
     pub address_conflicts: u64,
 }
 
-impl Default for Counters {
-    fn default() -> Counters {
+/// What went through a port. Bytes are those of IP; a super-packet counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets that came in by it, whatever became of them.
+    pub in_packets: u64,
+    /// Their bytes.
+    pub in_bytes: u64,
+    /// Packets forwarded out of it, as soon as they were translated; not what the gateway says itself.
+    pub out_packets: u64,
+    /// Their bytes.
+    pub out_bytes: u64,
+}
+
+impl Counters {
+    /// All zero, for so many ports.
+    pub(super) fn new(ports: usize) -> Counters {
         Counters {
             forwarded: 0,
+            ports: vec![PortCounters::default(); ports],
+            opened: 0,
             dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
             cleared: 0,
@@ -50,9 +72,26 @@ impl Default for Counters {
             address_conflicts: 0,
         }
     }
-}
 
-impl Counters {
+    /// Bytes forwarded, out of all ports.
+    pub fn bytes(&self) -> u64 {
+        self.ports.iter().map(|port| port.out_bytes).sum()
+    }
+
+    #[inline]
+    pub(super) fn count_in(&mut self, port: PortId, bytes: usize) {
+        let counters = &mut self.ports[port.index()];
+        counters.in_packets += 1;
+        counters.in_bytes += bytes as u64;
+    }
+
+    #[inline]
+    pub(super) fn count_out(&mut self, port: PortId, bytes: usize) {
+        let counters = &mut self.ports[port.index()];
+        counters.out_packets += 1;
+        counters.out_bytes += bytes as u64;
+    }
+
     /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
@@ -158,7 +197,7 @@ impl Gateway {
     }
 
     /// A session as shown to people and programs.
-    fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
+    pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
         let deadline = self.table.deadline(id).unwrap_or(tick);
         SessionView {
@@ -189,13 +228,40 @@ impl Gateway {
     }
 
     /// A session in one line of `key=value`, for the log.
-    pub(super) fn describe(&self, id: SessionId, session: &Session, now: Time) -> String {
-        let view = self.view(id, session, now);
-        format!(
+    ///
+    /// It is made only when it is written: a line that is left out costs nothing.
+    pub(super) fn describe<'a>(
+        &'a self,
+        id: SessionId,
+        session: &'a Session,
+        now: Time,
+    ) -> SessionLine<'a> {
+        SessionLine {
+            gateway: self,
+            id,
+            session,
+            now,
+        }
+    }
+}
+
+/// See [`Gateway::describe`].
+pub(super) struct SessionLine<'a> {
+    gateway: &'a Gateway,
+    id: SessionId,
+    session: &'a Session,
+    now: Time,
+}
+
+impl fmt::Display for SessionLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.gateway.view(self.id, self.session, self.now);
+        write!(
+            f,
             "policy={} in={} out={} flow=\"{}\" translated=\"{}\" state={} age_s={} packets={}/{} bytes={}/{}",
-            self.policy_name(session.policy),
-            self.port_name(view.in_port),
-            self.port_name(view.out_port),
+            self.gateway.policy_name(view.policy),
+            self.gateway.port_name(view.in_port),
+            self.gateway.port_name(view.out_port),
             view.original,
             view.translated,
             view.state,

@@ -56,7 +56,7 @@ impl Shell {
             };
             if let Err(error) = steering.carry_out(&change) {
                 let warning = format!("the route of a pool address: {error}");
-                log::warn!("reload warning=\"{warning}\"");
+                log::warn!("reload warning why=\"{warning}\"");
                 unfinished.outcome.warnings.push(warning);
             }
         }
@@ -98,14 +98,14 @@ impl Shell {
                 }
             }
             Err(ReloadRefused { why, problems, .. }) => {
-                log::error!("reload refused why=\"{why}\"; nothing has changed");
+                log::error!("reload refused why=\"{why}\" effect=\"nothing has changed\"");
                 for problem in problems {
-                    log::error!("reload problem=\"{problem}\"");
+                    log::error!("config mistake error=\"{problem}\"");
                 }
             }
         }
         for warning in &warnings {
-            log::warn!("reload warning=\"{warning}\"");
+            log::warn!("reload warning why=\"{warning}\"");
         }
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),

@@ -1,0 +1,222 @@
+//! Tables for people, and how numbers stand in them.
+//!
+//! On a terminal the widest columns are shortened until a row fits; elsewhere nothing is.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use ratatui::crossterm::terminal;
+
+/// Rows that wait for the widths of their columns to be known.
+const PAGE: usize = 128;
+
+/// What a column keeps of its width when others need the room.
+const NARROWEST: usize = 6;
+
+/// Between two columns.
+const GAP: &str = "  ";
+
+/// A table that is printed a page at a time, so that a million rows take no memory. Columns only get
+/// wider from page to page. A column of nothing but numbers is aligned to the right.
+pub struct Table {
+    headers: Vec<String>,
+    rows: Vec<Vec<String>>,
+    widths: Vec<usize>,
+    is_begun: bool,
+    /// Columns of the terminal; none if stdout is no terminal.
+    limit: Option<usize>,
+}
+
+impl Table {
+    pub fn new(headers: &[&str]) -> Table {
+        let size = || terminal::size().ok().map(|(columns, _)| columns.into());
+        let limit = io::stdout().is_terminal().then(size).flatten();
+        Table::with_limit(headers, limit)
+    }
+
+    fn with_limit(headers: &[&str], limit: Option<usize>) -> Table {
+        Table {
+            headers: headers.iter().map(|header| (*header).to_owned()).collect(),
+            rows: Vec::new(),
+            widths: vec![0; headers.len()],
+            is_begun: false,
+            limit,
+        }
+    }
+
+    /// Adds a row of as many cells as there are headers.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) -> &mut Table {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds a row; prints what there is if it is a page.
+    pub fn stream(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) -> io::Result<()> {
+        match self.row(cells).rows.len() {
+            PAGE.. => self.print(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints the rows that were not printed yet; before the first ones the headers.
+    pub fn print(&mut self) -> io::Result<()> {
+        let text = self.render();
+        io::stdout().lock().write_all(text.as_bytes())
+    }
+
+    fn render(&mut self) -> String {
+        if !self.is_begun {
+            self.is_begun = true;
+            self.rows.insert(0, self.headers.clone());
+        }
+        for (column, width) in self.widths.iter_mut().enumerate() {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            *width = cells.map(|cell| length(cell)).fold(*width, usize::max);
+        }
+        if let Some(limit) = self.limit {
+            shorten(&mut self.widths, limit);
+        }
+        let is_number = |column: usize| {
+            let mut cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.all(|cell| *cell == self.headers[column] || is_number(cell))
+        };
+        let right: Vec<bool> = (0..self.widths.len()).map(is_number).collect();
+        let mut text = String::new();
+        for row in std::mem::take(&mut self.rows) {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate().take(self.widths.len()) {
+                let (width, cell) = (self.widths[column], self.fit(cell, column));
+                let gap = if column == 0 { "" } else { GAP };
+                let _ = match right[column] {
+                    true => write!(line, "{gap}{cell:>width$}"),
+                    false => write!(line, "{gap}{cell:<width$}"),
+                };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+
+    fn fit(&self, cell: &str, column: usize) -> String {
+        let width = self.widths[column];
+        if length(cell) <= width {
+            return cell.to_owned();
+        }
+        let kept = cell.chars().take(width.saturating_sub(1));
+        kept.chain(['…']).collect()
+    }
+}
+
+/// A number with a unit of 1000: `12.3k`.
+pub fn count(number: u64) -> String {
+    scaled(number, 1000.0, ["", "k", "M", "G", "T"])
+}
+
+/// Bytes with a unit of 1024: `12.3 MiB`.
+pub fn bytes(number: u64) -> String {
+    scaled(number, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
+}
+
+/// Seconds in their two biggest units: `45s`, `12m 5s`, `2h 3m`, `3d 4h`.
+pub fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, ..) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+fn scaled(number: u64, step: f64, units: [&str; 5]) -> String {
+    let (mut value, mut unit) = (number as f64, 0);
+    while value >= step && unit + 1 < units.len() {
+        value /= step;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{number}{}", units[0]),
+        _ => format!("{value:.1}{}", units[unit]),
+    }
+}
+
+/// Takes from the widest columns until all of them fit.
+fn shorten(widths: &mut [usize], limit: usize) {
+    let gaps = GAP.len() * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > limit {
+        let Some(widest) = widths
+            .iter_mut()
+            .max()
+            .filter(|widest| **widest > NARROWEST)
+        else {
+            return;
+        };
+        *widest -= 1;
+    }
+}
+
+/// Whether a cell is numbers with their units, or says that there is none.
+fn is_number(cell: &str) -> bool {
+    let is_unit = |c: char| c.is_ascii_alphabetic() || c == '%';
+    let mut words = cell.split_whitespace();
+    words.all(|word| {
+        let number = word.trim_end_matches(is_unit);
+        word == "-" || number.parse::<f64>().is_ok() || is_byte_unit(word)
+    })
+}
+
+fn is_byte_unit(word: &str) -> bool {
+    ["B", "KiB", "MiB", "GiB", "TiB"].contains(&word)
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_they_need_and_numbers_are_to_the_right() {
+        let mut table = Table::with_limit(&["NAME", "BYTES", "ADDRESS"], None);
+        table.row(["a", "1", "10.0.0.1"]);
+        table.row(["a-long-name", "12.5 KiB", "10.0.0.1:80"]);
+        table.row(["b", "-", ""]);
+        let wanted = "\
+NAME            BYTES  ADDRESS
+a                   1  10.0.0.1
+a-long-name  12.5 KiB  10.0.0.1:80
+b                   -
+";
+        assert_eq!(table.render(), wanted);
+    }
+
+    #[test]
+    fn the_widest_columns_give_way_on_a_terminal() {
+        let mut table = Table::with_limit(&["A", "LONG"], Some(20));
+        table.row(["short", "a-name-longer-than-that"]);
+        assert_eq!(table.render(), "A      LONG\nshort  a-name-longe…\n");
+        table.row(["later", "x"]);
+        assert_eq!(table.render(), "later  x\n", "no second header");
+    }
+
+    #[test]
+    fn a_terminal_of_no_width_is_survived() {
+        let mut table = Table::with_limit(&["COLUMN-A", "COLUMN-B"], Some(0));
+        assert_eq!(table.render(), "COLUM…  COLUM…\n");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(count(999), "999");
+        assert_eq!(count(12_345), "12.3k");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(3 << 20), "3.0 MiB");
+        assert_eq!(duration(59), "59s");
+        assert_eq!(duration(725), "12m 5s");
+        assert_eq!(duration(7_440), "2h 4m");
+        assert_eq!(duration(100_000), "1d 3h");
+    }
+}
