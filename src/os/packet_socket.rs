@@ -419,6 +419,11 @@ mod tests {
             assert_eq!(memberships(), (0, 0));
             let socket = PacketSocket::open("here", &[group, group]).unwrap();
             assert_eq!(memberships(), (1, 1));
+            let mut socket = socket;
+            socket.listen_to(Vec::new()).unwrap();
+            assert_eq!(memberships(), (0, 0));
+            socket.listen_to(vec![group, group]).unwrap();
+            assert_eq!(memberships(), (1, 1));
             drop(socket);
             assert_eq!(memberships(), (0, 0));
 
