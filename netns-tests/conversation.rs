@@ -114,6 +114,14 @@ impl Conversations {
         }
     }
 
+    /// Says a line in those from `first` on: 0 is that over IPv4, 1 that over IPv6.
+    #[track_caller]
+    pub fn go_on_from(&mut self, first: usize) {
+        for conversation in &mut self.all[first..] {
+            conversation.go_on();
+        }
+    }
+
     /// Ends them in order, and fails if anything was lost or came twice.
     #[track_caller]
     pub fn finish(self) {

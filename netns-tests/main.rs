@@ -34,6 +34,7 @@ mod offload;
 mod pcapng;
 mod peers;
 mod policy;
+mod reload;
 mod replication;
 mod robust;
 mod service;

@@ -38,7 +38,7 @@ nat = true
 /// A gateway and the machine that it runs on.
 pub struct Unit {
     pub ns: Namespace,
-    /// Written to the config file at each start.
+    /// Written to the config file at each start and by [`Unit::write_config`].
     pub config: String,
     /// Words before the command line of the gateway, which must end by executing it.
     pub launcher: Vec<String>,
@@ -75,6 +75,19 @@ impl Unit {
     /// The config file's path.
     pub fn config_path(&self) -> &Path {
         &self.path
+    }
+
+    /// Writes the config to its file.
+    pub fn write_config(&self) {
+        fs::write(&self.path, &self.config).expect("writing the config");
+    }
+
+    /// Writes the config to its file and has the gateway read it; what it says of that.
+    #[track_caller]
+    pub fn reload(&self) -> Value {
+        self.write_config();
+        let output = self.tandemgw("reload --json").ok().stdout;
+        serde_json::from_str(&output).unwrap_or_else(|e| panic!("not JSON: {e}\n{output}"))
     }
 
     /// Starts the gateway and waits until it forwards.
@@ -228,7 +241,7 @@ impl Unit {
     }
 
     fn launch(&self) -> Process {
-        fs::write(&self.path, &self.config).expect("writing the config");
+        self.write_config();
         let mut words = self.launcher.iter().map(String::as_str).chain([BINARY]);
         let mut command = self.ns.command(words.next().expect("there is the binary"));
         command

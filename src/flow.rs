@@ -209,7 +209,8 @@ impl PortId {
     }
 }
 
-/// A policy: the index of its `[[policy]]` table in the config.
+/// A policy. It goes with the name: the place in the config that the gateway was started with, and what
+/// `Ruleset` says after the config has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId(pub u16);
 

@@ -3,6 +3,7 @@
 //! Policies are asked once, for the packet that opens a session. They see the original source and, if
 //! a forward applies, the internal destination.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use ipnet::IpNet;
@@ -38,19 +39,63 @@ pub enum Mismatch {
 }
 
 /// The policies in order, compiled for matching.
+///
+/// Sessions hold the [`PolicyId`] of the policy that accepted them, which must not come to mean another
+/// one when the policies change: an id goes with the name. At the start it is the place in the config.
 pub struct Ruleset {
     rules: Vec<Rule>,
     digest: [u8; 16],
+    /// By [`PolicyId`]: the name, and the place in the config; empty and none for a policy that is no
+    /// more. Its id is given to another one at the next change.
+    names: Vec<(String, Option<usize>)>,
 }
 
 impl Ruleset {
     /// Compiles the policies of `config`.
     pub fn new(config: &Config) -> Ruleset {
+        let nothing = Ruleset {
+            rules: Vec::new(),
+            digest: [0; 16],
+            names: Vec::new(),
+        };
+        nothing.succeeded_by(config)
+    }
+
+    /// Compiles the policies of a changed config. No session may have an id any more that is none of
+    /// this ruleset: see [`Ruleset::place`].
+    pub fn succeeded_by(&self, config: &Config) -> Ruleset {
         let hash = SipHasher24::new().hash(canonical(config).as_bytes());
-        Ruleset {
-            rules: config.policies.iter().map(Rule::new).collect(),
-            digest: hash.as_u128().to_le_bytes(),
+        let known: BTreeMap<&str, usize> = (0..)
+            .zip(&self.names)
+            .filter(|(_, (_, place))| place.is_some())
+            .map(|(id, (name, _))| (name.as_str(), id))
+            .collect();
+        let mut free = (0..self.names.len()).filter(|id| self.names[*id].1.is_none());
+        let mut names = vec![(String::new(), None); self.names.len()];
+        let mut rules = Vec::with_capacity(config.policies.len());
+        for (place, policy) in config.policies.iter().enumerate() {
+            let known = known.get(policy.name.as_str()).copied();
+            let id = known.or_else(|| free.next()).unwrap_or(names.len());
+            names.resize(names.len().max(id + 1), (String::new(), None));
+            names[id] = (policy.name.clone(), Some(place));
+            // Two configs have 8192 policies at most.
+            rules.push(Rule::new(policy, PolicyId(id as u16)));
         }
+        Ruleset {
+            rules,
+            digest: hash.as_u128().to_le_bytes(),
+            names,
+        }
+    }
+
+    /// The place of a policy in [`Config::policies`]; none if it is no more, or never was.
+    pub fn place(&self, policy: PolicyId) -> Option<usize> {
+        self.names.get(usize::from(policy.0))?.1
+    }
+
+    /// The names of the policies, by [`PolicyId`]; empty for those that are no more.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|(name, _)| name.as_str())
     }
 
     /// The decision of the first policy that matches a session that comes in by `from` and leaves by
@@ -59,11 +104,9 @@ impl Ruleset {
     /// `key` is that of the opening packet after destination translation, before source translation.
     pub fn decide(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Decision> {
         let matches = |rule: &Rule| rule.mismatch(from, to, key).is_none();
-        let at = self.rules.iter().position(matches)?;
-        let rule = self.rules.get(at)?;
-        let policy = PolicyId(u16::try_from(at).ok()?);
+        let rule = self.rules.iter().find(|rule| matches(rule))?;
         Some(Decision {
-            policy,
+            policy: rule.id,
             action: rule.action,
             nat: rule.nat,
         })
@@ -88,6 +131,7 @@ impl Ruleset {
 }
 
 struct Rule {
+    id: PolicyId,
     from: PortSet,
     to: PortSet,
     source: Vec<Network>,
@@ -98,8 +142,9 @@ struct Rule {
 }
 
 impl Rule {
-    fn new(policy: &Policy) -> Rule {
+    fn new(policy: &Policy, id: PolicyId) -> Rule {
         Rule {
+            id,
             from: PortSet::new(&policy.from),
             to: PortSet::new(&policy.to),
             source: policy.source.iter().map(Network::new).collect(),
@@ -340,6 +385,30 @@ pub(crate) mod tests {
     const LAN: PortId = PortId(0);
     const WAN: PortId = PortId(1);
     const DMZ: PortId = PortId(2);
+
+    #[test]
+    fn an_id_goes_with_the_name_and_is_given_away_one_change_later() {
+        let of = |names: &[&str]| config(names.iter().map(|name| policy(name)).collect());
+        let ids = |ruleset: &Ruleset, names: &[&str]| -> Vec<u16> {
+            let id = |name| ruleset.names().position(|known| known == name).unwrap() as u16;
+            names.iter().map(|name| id(*name)).collect()
+        };
+        let first = Ruleset::new(&of(&["a", "b", "c"]));
+        assert_eq!(ids(&first, &["a", "b", "c"]), [0, 1, 2]);
+        let second = first.succeeded_by(&of(&["c", "d", "a"]));
+        assert_eq!(ids(&second, &["c", "d", "a"]), [2, 3, 0]);
+        assert_eq!(second.place(PolicyId(1)), None, "b is no more");
+        assert_eq!(second.place(PolicyId(3)), Some(1));
+        let third = second.succeeded_by(&of(&["e", "f", "a"]));
+        assert_eq!(ids(&third, &["e", "f", "a"]), [1, 4, 0]);
+        assert_eq!(third.place(PolicyId::NONE), None);
+        let decided = third.decide(
+            PortId(0),
+            PortId(1),
+            &key(Protocol::UDP, "10.0.0.1", "10.0.0.2", 1),
+        );
+        assert_eq!(decided.map(|d| d.policy), Some(PolicyId(1)));
+    }
 
     #[test]
     fn the_first_match_decides_and_the_trace_says_why_not_the_others() {

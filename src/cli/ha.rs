@@ -1,16 +1,222 @@
 //! `tandemgw ha`.
 
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::fail;
+use serde_json::{Value, json};
+use tandemgw::config;
+use toml_edit::DocumentMut;
 
-pub fn set(
-    _socket: Option<&Path>,
-    _json: bool,
-    _key: String,
-    _value: String,
-    _save: bool,
-) -> ExitCode {
-    fail(1, "not there yet")
+use super::{fail, query};
+
+pub fn set(socket: Option<&Path>, json: bool, key: String, value: String, save: bool) -> ExitCode {
+    let request = json!({ "command": "ha-set", "key": key, "value": value });
+    let mut failed = None;
+    let code = query::ask(socket, &request, |line| {
+        let mut answer: Value = serde_json::from_str(line)?;
+        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+        let saved = save.then(|| {
+            let file = PathBuf::from(text("config"));
+            write_switch(&file, &key, &text("toml"))
+                .map_err(|why| format!("{}: {why}", file.display()))
+        });
+        if !json {
+            print(
+                &answer,
+                saved.as_ref().and_then(|saved| saved.as_ref().ok()),
+            )?;
+        }
+        if let Some(saved) = saved {
+            answer["saved"] = json!(saved.is_ok());
+            failed = saved.err();
+        }
+        match json {
+            true => query::print_line(&answer.to_string()),
+            false => Ok(()),
+        }
+    });
+    match failed {
+        Some(why) => fail(
+            1,
+            format!("set until the next restart, but not saved: {why}"),
+        ),
+        None => code,
+    }
+}
+
+fn print(answer: &Value, saved: Option<&Saved>) -> io::Result<()> {
+    let text = |key: &str| answer[key].as_str().unwrap_or_default();
+    let (key, old, new, file) = (text("key"), text("old"), text("new"), text("config"));
+    let mut out = io::stdout().lock();
+    match old == new {
+        true => writeln!(out, "{key} is {new} already")?,
+        false => writeln!(out, "{key} is now {new}, was {old}")?,
+    }
+    for group in answer["groups_with_their_own"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let group = group.as_str().unwrap_or_default();
+        writeln!(out, "group {group} has a priority of its own, which stays")?;
+    }
+    match saved {
+        None => writeln!(
+            out,
+            "it lasts until the next restart or reload; --save writes it to {file}"
+        ),
+        Some(Saved::Already) => writeln!(out, "{file} says so already"),
+        Some(Saved::Changed(before)) => {
+            writeln!(out, "{file}: {key} = {}, was {before}", text("toml"))
+        }
+        Some(Saved::Added) => writeln!(out, "{file}: added {key} = {}", text("toml")),
+    }
+}
+
+/// What saving has done to the file.
+#[derive(Debug, PartialEq)]
+enum Saved {
+    Already,
+    Added,
+    /// The value before, as TOML.
+    Changed(String),
+}
+
+/// Sets `key` of `[ha]` in a config file, whose comments and order stay.
+fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, String> {
+    // A link is to stay one.
+    let file = fs::canonicalize(file).map_err(|error| error.to_string())?;
+    let text = fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    let (new, saved) = edit(&text, key, toml)?;
+    if saved == Saved::Already {
+        return Ok(saved);
+    }
+    if config::parse(&file, &new).is_err() {
+        return Err("the file has mistakes; `tandemgw check` shows them".to_owned());
+    }
+    replace(&file, &new).map_err(|error| error.to_string())?;
+    Ok(saved)
+}
+
+/// The text with another value of a key of `[ha]`.
+fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), String> {
+    let mut document: DocumentMut = text
+        .parse()
+        .map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
+    let value: toml_edit::Value = toml
+        .parse()
+        .map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
+    let table = document
+        .get_mut("ha")
+        .and_then(|item| item.as_table_like_mut())
+        .ok_or("there is no [ha] in the file")?;
+    let saved = match table.get_mut(key).and_then(|item| item.as_value_mut()) {
+        Some(place) => {
+            let before = place.clone().decorated("", "").to_string();
+            if before == toml {
+                return Ok((text.to_owned(), Saved::Already));
+            }
+            // The comment behind the value is a part of it.
+            let decor = place.decor().clone();
+            *place = value;
+            *place.decor_mut() = decor;
+            Saved::Changed(before)
+        }
+        None => {
+            table.insert(key, toml_edit::value(value));
+            Saved::Added
+        }
+    };
+    Ok((document.to_string(), saved))
+}
+
+/// Puts a file in the place of another one, of the same mode and owner: whoever reads it sees either
+/// the one or the other.
+fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let metadata = fs::metadata(file)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = file.with_file_name(format!(".{name}.new"));
+    if temporary.exists() {
+        let what = format!(
+            "{} is there: another save, or what is left of one",
+            temporary.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+    }
+    let written =
+        write_like(&temporary, &metadata, text).and_then(|()| fs::rename(&temporary, file));
+    if written.is_err() {
+        // It may never have come into being.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    File::open(folder)?.sync_all()
+}
+
+fn write_like(file: &Path, like: &fs::Metadata, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut new = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)?;
+    new.write_all(text.as_bytes())?;
+    let own = new.metadata()?;
+    if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
+        std::os::unix::fs::fchown(&new, Some(like.uid()), Some(like.gid()))?;
+    }
+    new.set_permissions(fs::Permissions::from_mode(like.mode() & 0o7777))?;
+    new.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "# The pair in rack 7.\n\
+        [node]\nname = \"a\" # gw-a\n\n\
+        [ha]   # see the runbook\n\
+        group-id = 7\n\
+        # Who is primary.\n\
+        priority = 100   # the other has 50\n\
+        pickup-guarantee = 'off'\n\n\
+        # The cross cable.\n\
+        [[ha.link]]\ninterface = \"sync0\"\n";
+
+    #[test]
+    fn a_value_is_replaced_and_all_else_stays() {
+        let (text, saved) = edit(FILE, "priority", "200").unwrap();
+        assert_eq!(saved, Saved::Changed("100".into()));
+        assert_eq!(text, FILE.replace("priority = 100 ", "priority = 200 "));
+        let (text, saved) = edit(FILE, "pickup-guarantee", "\"strict\"").unwrap();
+        assert_eq!(saved, Saved::Changed("'off'".into()));
+        assert_eq!(text, FILE.replace("'off'", "\"strict\""));
+    }
+
+    #[test]
+    fn a_key_that_is_missing_is_added_to_its_table() {
+        let (text, saved) = edit(FILE, "override", "true").unwrap();
+        assert_eq!(saved, Saved::Added);
+        assert_eq!(text, FILE.replace("'off'\n", "'off'\noverride = true\n"));
+        let inline = "ha = { priority = 1 }\n";
+        let (text, _) = edit(inline, "override", "true").unwrap();
+        assert_eq!(text, "ha = { priority = 1 , override = true }\n");
+    }
+
+    #[test]
+    fn a_value_that_is_there_already_changes_nothing() {
+        assert_eq!(
+            edit(FILE, "priority", "100"),
+            Ok((FILE.to_owned(), Saved::Already))
+        );
+        assert!(
+            edit("[node]\n", "priority", "1")
+                .unwrap_err()
+                .contains("[ha]")
+        );
+    }
 }

@@ -29,6 +29,22 @@ pub struct Diagnostic {
     pub hint: Option<String>,
 }
 
+impl Diagnostic {
+    /// The problem in one line: `FILE:LINE:COL: message; hint`.
+    pub fn line(&self, file: &Path, text: &str) -> String {
+        let place = Place::of(&self.span, text);
+        let hint = self.hint.as_ref().map(|hint| format!("; {hint}"));
+        format!(
+            "{}:{}:{}: {}{}",
+            file.display(),
+            place.line,
+            place.column,
+            self.message.replace('\n', " "),
+            hint.unwrap_or_default()
+        )
+    }
+}
+
 /// Shows `diagnostics` about `text`, the content of `file`, to a person.
 ///
 /// Each begins with `FILE:LINE:COL: ` (lines and columns from 1, columns in characters) and shows the

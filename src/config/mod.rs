@@ -6,6 +6,7 @@
 //! person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
 //! from there, so that generated documentation can't drift from what it does.
 
+mod change;
 mod diagnostic;
 mod ha;
 mod metrics;
@@ -15,6 +16,7 @@ mod options;
 mod parse;
 mod policy;
 mod reader;
+mod switch;
 mod translation;
 mod value;
 
@@ -26,10 +28,12 @@ use ipnet::IpNet;
 
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
+pub use change::{Change, Difference};
 pub use diagnostic::{Diagnostic, Severity, render};
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
+pub use switch::{SWITCHES, Switched, set_switch};
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +44,7 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`.
     pub groups: Vec<Group>,
-    /// `[[policy]]`, indexed by `PolicyId`; the first match wins.
+    /// `[[policy]]`; the first match wins.
     pub policies: Vec<Policy>,
     /// `[[nat-pool]]`
     pub nat_pools: Vec<NatPool>,

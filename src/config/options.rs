@@ -359,7 +359,7 @@ const fn choice(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     /// Every option once.
-    const EVERYTHING: &str = r#"
+    pub(crate) const EVERYTHING: &str = r#"
         [node]
         name = "a"
         key = "a.key"

@@ -37,7 +37,12 @@ pub(super) struct Table<'a> {
 impl<'a> Table<'a> {
     /// The document itself.
     pub fn root(document: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
-        Table::new("", 0..0, document, report)
+        Table::of("", document, report)
+    }
+
+    /// A table of that path which is a document of its own.
+    pub fn of(name: &'static str, table: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
+        Table::new(name, 0..0, table, report)
     }
 
     /// The subtable of that path; if there is none, an empty one, which yields the defaults.

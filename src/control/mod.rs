@@ -8,7 +8,9 @@ mod clear;
 mod explain;
 mod failover;
 pub(crate) mod filter;
+mod ha_set;
 mod listing;
+mod reload;
 mod status;
 
 use std::fmt::Write;
@@ -23,9 +25,11 @@ use crate::time::Time;
 use clear::Clear;
 use failover::Failover;
 use listing::Listing;
+use reload::Reload;
 
 pub use explain::Question;
 pub use filter::Filter;
+pub use reload::{ReloadOutcome, ReloadRefused};
 
 /// A request line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -61,6 +65,15 @@ pub enum Request {
         /// The node that is to take over; the best one if left out.
         #[serde(default)]
         to: Option<String>,
+    },
+    /// Read the config file anew.
+    Reload,
+    /// Set a switch of `[ha]`.
+    HaSet {
+        /// One of [`crate::config::SWITCHES`].
+        key: String,
+        /// The value as in the config, without quotes.
+        value: String,
     },
     /// Packets as they pass; goes on until the client ends its side of the connection.
     Capture {
@@ -103,6 +116,8 @@ pub enum Answer {
     Clear(Clear),
     /// Planned handovers that are under way.
     Failover(Failover),
+    /// A reload that is asked for or under way.
+    Reload(Reload),
     /// A capture that runs.
     Capture(capture::Stream),
     /// Nothing is left.
@@ -162,6 +177,12 @@ impl Answer {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
             }
+            Request::Reload => Answer::Reload(Reload::Wanted),
+            Request::HaSet { key, value } => {
+                let line = ha_set::set(gateway, shell, &key, &value, now)?;
+                let _ = writeln!(out, "{line}");
+                Answer::Done
+            }
             Request::Capture {
                 filter,
                 snapshot,
@@ -178,6 +199,7 @@ impl Answer {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Reload(reload) => reload.go_on(gateway, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
@@ -191,9 +213,30 @@ impl Answer {
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
         match self {
-            Answer::Failover(_) => true,
+            Answer::Failover(_) | Answer::Reload(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
+        }
+    }
+
+    /// Whether the shell is to read the config file anew, and to call [`Answer::begin_reload`] then and
+    /// [`Answer::tell_reload`] when it is done.
+    pub fn wants_reload(&self) -> bool {
+        matches!(self, Answer::Reload(Reload::Wanted))
+    }
+
+    /// The config file is being read anew. No effect on an answer that does not wait for that.
+    pub fn begin_reload(&mut self) {
+        if let Answer::Reload(reload) = self {
+            reload.note_begin();
+        }
+    }
+
+    /// The config file was read anew; `ended_before` is [`crate::gateway::Counters::forbidden`] of before.
+    /// No effect on an answer that did not wait for it when it began.
+    pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
+        if let Answer::Reload(reload) = self {
+            reload.tell(outcome, ended_before);
         }
     }
 

@@ -156,6 +156,7 @@ fn counters(gateway: &Gateway) -> Value {
         "dropped": dropped,
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,
+        "forbidden": counters.forbidden,
         "outputs_lost": counters.outputs_lost,
         "address_conflicts": counters.address_conflicts,
         "pickup_guarantee": {

@@ -30,15 +30,20 @@ struct Pending {
 
 impl Announcer {
     pub fn new(config: &Config) -> Announcer {
-        let (repeats, interval) = match &config.ha {
-            Some(ha) => (ha.gratuitous_arps, ha.gratuitous_arp_interval),
-            None => (5, Duration::from_secs(1)),
-        };
-        Announcer {
-            repeats,
-            interval,
+        let mut announcer = Announcer {
+            repeats: 5,
+            interval: Duration::from_secs(1),
             pending: vec![None; config.groups.len()],
             defended: BTreeMap::new(),
+        };
+        announcer.reconfigure(config);
+        announcer
+    }
+
+    /// Takes over how often is announced; what is under way goes on with the new interval.
+    pub fn reconfigure(&mut self, config: &Config) {
+        if let Some(ha) = &config.ha {
+            (self.repeats, self.interval) = (ha.gratuitous_arps, ha.gratuitous_arp_interval);
         }
     }
 

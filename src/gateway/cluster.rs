@@ -413,6 +413,20 @@ impl Gateway {
         self.leave_stream(peer, left);
     }
 
+    /// Has the streams to all peers begin anew, where they were: their Hello says what is no longer so.
+    pub(super) fn reopen_streams(&mut self, now: Time) {
+        for peer in self.peers() {
+            let Some(cluster) = &mut self.cluster else {
+                return;
+            };
+            if let Some(link) = cluster.peers[peer.index()].link.take() {
+                cluster.sync.peer_disconnected(peer, now);
+                self.leave_stream(peer, Some(link));
+                self.choose_sync_link(now, peer);
+            }
+        }
+    }
+
     /// Has a stream closed that is no longer used.
     fn leave_stream(&mut self, peer: PeerId, left: Option<LinkId>) {
         let (Some(link), Some(cluster)) = (left, &mut self.cluster) else {

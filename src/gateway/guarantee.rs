@@ -212,8 +212,7 @@ impl Gateway {
         let Some(ha) = self.config.ha.as_ref() else {
             return PickupGuarantee::Off;
         };
-        let policy = self.config.policies.get(usize::from(policy.0));
-        policy
+        self.policy(policy)
             .and_then(|policy| policy.pickup_guarantee)
             .unwrap_or(ha.pickup_guarantee)
     }

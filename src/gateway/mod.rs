@@ -25,6 +25,7 @@ mod local;
 mod neighbors;
 mod open;
 mod random;
+mod reload;
 mod revalidate;
 mod snapshot;
 
@@ -51,6 +52,7 @@ use random::Random;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
+pub use reload::Reloaded;
 pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -241,7 +243,7 @@ impl Gateway {
         let before = self.fib.generation();
         self.fib.apply(change);
         if self.fib.generation() != before {
-            self.revalidation.restart();
+            self.revalidation.restart(Default::default());
         }
     }
 

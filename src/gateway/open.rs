@@ -261,9 +261,8 @@ impl Gateway {
         Ok(id)
     }
 
-    fn is_logged(&self, policy: PolicyId) -> bool {
-        let policy = self.config.policies.get(usize::from(policy.0));
-        policy.is_some_and(|policy| policy.log)
+    pub(super) fn is_logged(&self, policy: PolicyId) -> bool {
+        self.policy(policy).is_some_and(|policy| policy.log)
     }
 
     fn drop_early(&mut self, packet: &Packet<'_>) -> bool {

@@ -1,13 +1,14 @@
-//! After a change of routes or policies: does each session still go where a new one would?
+//! After a change of routes or of the configuration: may each session still go where it goes, as a new
+//! one would?
 //!
-//! Sessions do not look at routes a packet; instead the whole table is passed once after a change, a
-//! bounded piece at a time.
+//! Sessions do not look at routes or policies a packet; instead the whole table is passed once after a
+//! change, a bounded piece at a time.
 
 use crate::config::{Action, Nat};
 use crate::event::RouteTarget;
-use crate::flow::{Addr, Direction, PolicyId, PortId};
+use crate::flow::{Addr, Direction, FlowKey, PolicyId, PortId};
 use crate::policy::Decision;
-use crate::session::SessionId;
+use crate::session::{Session, SessionFlags, SessionId, TranslatedAddr};
 use crate::sync::Phase;
 use crate::time::Time;
 
@@ -16,44 +17,82 @@ use super::Gateway;
 /// Slots looked at in one go: some 50 µs.
 const PIECE: u32 = 256;
 
+/// Policies that are compared with sessions in one go: some 100 µs.
+const MATCHES: usize = 16_384;
+
 /// Where the pass over the table stands.
 #[derive(Default)]
 pub struct Revalidation {
     cursor: Option<u32>,
-    again: bool,
+    scope: Scope,
+    /// Sessions ended by the pass that is under way.
+    ended: u64,
+    /// Another pass is to follow.
+    next: Option<Scope>,
     /// Sessions of other units' groups were passed over.
-    left_out: bool,
+    owed: Option<Scope>,
+}
+
+/// What has changed beside routes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Policies, pools or forwards.
+    pub rules: bool,
+    /// Which sessions are replicated: there may be more now.
+    pub pickup: bool,
+}
+
+impl Scope {
+    fn and(self, other: Option<Scope>) -> Scope {
+        let other = other.unwrap_or_default();
+        Scope {
+            rules: self.rules || other.rules,
+            pickup: self.pickup || other.pickup,
+        }
+    }
 }
 
 impl Revalidation {
     /// Begins a pass; if one is under way, another follows it.
-    pub fn restart(&mut self) {
+    pub fn restart(&mut self, scope: Scope) {
         match self.cursor {
-            None => self.cursor = Some(0),
-            Some(_) => self.again = true,
+            None => self.begin(scope),
+            Some(_) => self.next = Some(scope.and(self.next)),
         }
     }
 
     /// Begins a pass if one is owed to sessions that this unit has just become primary for.
     pub fn catch_up(&mut self) {
-        if std::mem::take(&mut self.left_out) {
-            self.restart();
+        if let Some(scope) = self.owed.take() {
+            self.restart(scope);
         }
     }
 
     pub fn is_running(&self) -> bool {
         self.cursor.is_some()
     }
+
+    /// Whether sessions have yet to be compared with the rules.
+    pub fn concerns_rules(&self) -> bool {
+        self.is_running() && self.scope.and(self.next).rules
+    }
+
+    fn begin(&mut self, scope: Scope) {
+        (self.cursor, self.scope, self.ended) = (Some(0), scope, 0);
+    }
 }
 
 enum Finding {
     Fine,
-    Moved {
+    Changed {
         in_port: PortId,
         out_port: PortId,
         policy: PolicyId,
     },
-    Gone(&'static str),
+    /// A route leads elsewhere.
+    Astray,
+    /// The configuration forbids it, for this reason.
+    Forbidden(&'static str),
 }
 
 impl Gateway {
@@ -61,43 +100,108 @@ impl Gateway {
         let Some(cursor) = self.revalidation.cursor else {
             return;
         };
-        let (sessions, next) = self.table.page(cursor, PIECE);
+        let most = match self.revalidation.scope.rules {
+            true => (MATCHES / (self.config.policies.len() + 1)).clamp(8, PIECE as usize) as u32,
+            false => PIECE,
+        };
+        let (sessions, next) = self.table.page(cursor, most);
         let piece: Vec<SessionId> = sessions.map(|(id, _)| id).collect();
         for id in piece {
             self.revalidate(now, id);
         }
-        self.revalidation.cursor = match next {
-            None if std::mem::take(&mut self.revalidation.again) => Some(0),
-            next => next,
-        };
+        self.revalidation.cursor = next;
+        if next.is_some() {
+            return;
+        }
+        let Revalidation { scope, ended, .. } = self.revalidation;
+        if scope.rules {
+            log::info!("sessions revalidated ended={ended}");
+        }
+        if let Some(scope) = self.revalidation.next.take() {
+            self.revalidation.begin(scope);
+        }
     }
 
     fn revalidate(&mut self, now: Time, id: SessionId) {
+        let scope = self.revalidation.scope;
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
         // What another unit is primary for ends there; here it is only to be what it is there.
-        let group = self.table.get(id).map(|session| session.group);
-        if group.is_some_and(|group| !self.is_primary(group)) {
-            self.revalidation.left_out = true;
+        let group = session.group;
+        if !self.is_primary(group) {
+            self.revalidation.owed = Some(scope.and(self.revalidation.owed));
+            if scope.rules {
+                self.rename_policy(id);
+            }
             return;
         }
-        match self.inspect(id) {
-            Finding::Fine => {}
-            Finding::Moved {
+        let why = match self.inspect(id) {
+            Finding::Fine => None,
+            Finding::Changed {
                 in_port,
                 out_port,
                 policy,
             } => {
-                if let Some(session) = self.table.get_mut(id) {
-                    (session.in_port, session.out_port) = (in_port, out_port);
-                    session.policy = policy;
-                    let phase = Phase::of(session);
-                    self.note_changed(id, phase);
-                }
+                self.change_session(id, in_port, out_port, policy);
+                None
             }
-            Finding::Gone(why) => {
-                self.counters.cleared += 1;
-                self.end_session(now, id, why);
+            Finding::Astray => Some("route-changed"),
+            Finding::Forbidden(why) => {
+                self.counters.forbidden += 1;
+                Some(why)
             }
+        };
+        if let Some(why) = why {
+            self.counters.cleared += 1;
+            self.revalidation.ended += 1;
+            self.end_session(now, id, why);
+        } else if scope.pickup
+            && let Some(cluster) = &mut self.cluster
+            && cluster.sync.seq_of(id).is_none()
+        {
+            cluster.sync.opened(&self.table, &self.book, id, now);
         }
+    }
+
+    /// Finds the policy of a session of another unit, if it has none that is known here: its id would be
+    /// given to another policy. If that unit has yet to reload, it will tell.
+    fn rename_policy(&mut self, id: SessionId) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        if self.ruleset.place(session.policy).is_some() {
+            return;
+        }
+        let mut key = session.key(Direction::Original, &self.book);
+        let leaving = session.translated(Direction::Original, &self.book);
+        (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
+        let decision = self.ruleset.decide(session.in_port, session.out_port, &key);
+        let accepted = decision.filter(|decision| decision.action == Action::Accept);
+        if let Some(session) = self.table.get_mut(id) {
+            session.policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
+        }
+    }
+
+    fn change_session(
+        &mut self,
+        id: SessionId,
+        in_port: PortId,
+        out_port: PortId,
+        policy: PolicyId,
+    ) {
+        let log = self.is_logged(policy);
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
+        (session.in_port, session.out_port) = (in_port, out_port);
+        session.policy = policy;
+        match log {
+            true => session.flags.set(SessionFlags::LOG),
+            false => session.flags.clear(SessionFlags::LOG),
+        }
+        let phase = Phase::of(session);
+        self.note_changed(id, phase);
     }
 
     fn inspect(&self, id: SessionId) -> Finding {
@@ -105,7 +209,8 @@ impl Gateway {
             return Finding::Fine;
         };
         let leaving = session.translated(Direction::Original, &self.book);
-        let mut key = session.key(Direction::Original, &self.book);
+        let original = session.key(Direction::Original, &self.book);
+        let mut key = original;
         (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
         let in_port = if self.config.ports[session.in_port.index()].source_check {
             self.port_towards(&key.src, session.in_port)
@@ -114,27 +219,66 @@ impl Gateway {
         };
         let out_port = self.port_towards(&key.dst, session.out_port);
         let (Some(in_port), Some(out_port)) = (in_port, out_port) else {
-            return Finding::Gone("route-changed");
+            return Finding::Astray;
         };
-        if (in_port, out_port) == (session.in_port, session.out_port) {
+        let moves = (in_port, out_port) != (session.in_port, session.out_port);
+        let rules = self.revalidation.scope.rules;
+        if !moves && !rules {
             return Finding::Fine;
         }
         let translated = session.has_source_nat();
         if translated && out_port != session.out_port {
-            return Finding::Gone("route-changed");
+            return Finding::Astray;
+        }
+        if rules && let Some(why) = self.translation_gone(session, &original, &leaving) {
+            return Finding::Forbidden(why);
         }
         match self.ruleset.decide(in_port, out_port, &key) {
             Some(Decision {
                 policy,
                 action: Action::Accept,
                 nat,
-            }) if translated == (nat != Nat::Off) => Finding::Moved {
-                in_port,
-                out_port,
-                policy,
-            },
-            _ => Finding::Gone("route-changed"),
+            }) => {
+                let log = self.is_logged(policy);
+                if moves && translated != (nat != Nat::Off) {
+                    Finding::Astray
+                } else if moves
+                    || session.policy != policy
+                    || session.flags.contains(SessionFlags::LOG) != log
+                {
+                    Finding::Changed {
+                        in_port,
+                        out_port,
+                        policy,
+                    }
+                } else {
+                    Finding::Fine
+                }
+            }
+            _ if moves => Finding::Astray,
+            _ => Finding::Forbidden("policy-changed"),
         }
+    }
+
+    /// Why a session can't keep its translation: a forward that is no more or leads elsewhere, or an
+    /// address that is not the unit's any more, or has become so. Another pool is no reason: the session
+    /// keeps its address, as in conntrack.
+    fn translation_gone(
+        &self,
+        session: &Session,
+        original: &FlowKey,
+        leaving: &FlowKey,
+    ) -> Option<&'static str> {
+        let forward = self.nat.destination(Some(session.in_port), original);
+        let target = forward.map(|forward| (forward.addr, forward.port));
+        let is_forwarded = (original.dst, original.dst_port) != (leaving.dst, leaving.dst_port);
+        let current = is_forwarded.then_some((leaving.dst, leaving.dst_port));
+        let is_own = |addr: &Addr| self.nat.group(addr).is_some();
+        if target != current || !is_forwarded && is_own(&original.dst) {
+            return Some("forward-changed");
+        }
+        let has_address = session.nat_src == TranslatedAddr::SAME || is_own(&leaving.src);
+        (!has_address).then_some("address-gone")
     }
 
     /// The port that leads to `addr` now, which was `before`; none if it is beyond all ports.

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::config::Nat;
+use crate::config::{Config, Nat, Policy};
 use crate::event::{DropReason, LinkState};
 use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
@@ -25,8 +24,11 @@ pub struct Counters {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or policies forbids them, or the administrator asked.
+    /// Sessions ended because a change of routes or of the configuration forbids them, or the
+    /// administrator asked.
     pub cleared: u64,
+    /// Of these, the ones that a change of the configuration forbids.
+    pub forbidden: u64,
     /// First packets of sessions that waited for the peers.
     pub guarantee_held: u64,
     /// Those whose wait was over before the peers had the session, or for which there was no room.
@@ -62,6 +64,7 @@ impl Counters {
             dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
             cleared: 0,
+            forbidden: 0,
             guarantee_held: 0,
             guarantee_expired: 0,
             guarantee_degraded: 0,
@@ -171,10 +174,12 @@ impl Gateway {
 
     /// The configured name of `policy`.
     pub fn policy_name(&self, policy: PolicyId) -> &str {
-        self.config
-            .policies
-            .get(usize::from(policy.0))
-            .map_or("-", |policy| &policy.name)
+        self.policy(policy).map_or("-", |policy| &policy.name)
+    }
+
+    /// The configuration of `policy`; none if it is no more, or a peer's.
+    pub fn policy(&self, policy: PolicyId) -> Option<&Policy> {
+        self.config.policies.get(self.ruleset.place(policy)?)
     }
 
     /// The configured name of `group`.
@@ -192,8 +197,8 @@ impl Gateway {
         self.table.states()
     }
 
-    /// How many external ports of the pool that `nat` means belong to mappings of `protocol`, and how
-    /// many there are.
+    /// How many external ports of the pool that `nat` means are taken for `protocol`, by mappings and
+    /// forwards, and how many there are.
     pub fn pool_usage(&self, nat: Nat, egress: PortId, protocol: Protocol) -> (u64, u64) {
         let pool = self.nat.pool(nat, egress);
         pool.map_or((0, 0), |pool| self.nat.pool_usage(pool, protocol))

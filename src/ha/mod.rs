@@ -391,6 +391,13 @@ impl Ha {
         self.settings_changed(now);
     }
 
+    /// Sets the ports that must be up, of those whose states are `up`, parallel to `config.ports`.
+    pub fn set_monitor(&mut self, now: Time, monitor: &[PortId], up: &[bool]) {
+        self.monitor = monitor.to_vec();
+        self.handle_ports(now, up);
+        self.settings_changed(now);
+    }
+
     fn settings_changed(&mut self, now: Time) {
         for group in &mut self.groups {
             group.given_away = false;

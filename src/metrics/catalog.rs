@@ -54,7 +54,7 @@ metrics! {
         "Sessions that were ended because a change of routes or policies forbids them.";
 
     NAT_USED = Gauge "tandemgw_nat_pool_ports_used" ["pool", "protocol"]
-        "External ports in use; port:NAME is the implicit pool of a port. TCP uses a port again for each destination, and is not counted.";
+        "External ports in use by mappings and forwards; port:NAME is the implicit pool of a port. TCP uses a port again for each destination, and is not counted.";
     NAT_SIZE = Gauge "tandemgw_nat_pool_ports_size" ["pool", "protocol"]
         "External ports that the pool has.";
 

@@ -25,6 +25,16 @@ pub(super) struct Mapping {
     pub(super) port: u16,
 }
 
+impl Mapping {
+    /// The external port that it takes.
+    pub(super) fn place(&self) -> super::Place {
+        let Endpoint {
+            external, protocol, ..
+        } = self.endpoint;
+        (external, protocol.0, self.port)
+    }
+}
+
 impl Mappings {
     pub(super) fn new(max_sessions: u32, hash: KeyedHash) -> Mappings {
         Mappings {

@@ -28,8 +28,8 @@ use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
 use forwards::Forwards;
-use mappings::{Endpoint, Mapping, Mappings};
-use pool::{External, Pool, Pools};
+use mappings::{Endpoint, Mappings};
+use pool::{External, Pool, Pools, Taken};
 
 /// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all
 /// but one session in 1000 where 95 % of the ports towards a destination are in use.
@@ -62,28 +62,57 @@ pub struct NatExhausted;
 /// from the table: [`Nat::release`]. A session that a peer sent is only attached: its port is
 /// reserved thereby.
 ///
-/// On a new configuration, make a new `Nat` and attach all sessions of the table.
+/// On a new configuration: [`Nat::reconfigure`]. Mappings stay as they are, since they belong to
+/// sessions and not to pools.
 pub struct Nat {
     forwards: Forwards,
     pools: Pools,
     groups: BTreeMap<Addr, GroupId>,
     mappings: Mappings,
+    /// Ports of mappings on addresses that are in no pool: of a configuration before this one, or of
+    /// that of a peer. At most [`MAX_STRANGERS`], and those of a configuration before.
+    strangers: BTreeMap<TranslatedAddr, Taken>,
     /// How many owners too many a port has; it is free after the last one. Two units that were primary
     /// at once may have given a port to different endpoints, and a peer may use that of a forward.
     shared: BTreeMap<Place, u32>,
 }
 
+/// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
+/// further one does not keep its port from others if a later configuration has that address in a pool.
+const MAX_STRANGERS: usize = 4096;
+
 impl Nat {
     /// The translator of `config`, with no mappings. `key` is random and secret.
     pub fn new(config: &Config, book: &mut AddressBook, key: &[u8; 16]) -> Nat {
-        let forwards = Forwards::new(config, book);
-        Nat {
-            pools: Pools::new(config, &forwards, book),
-            forwards,
+        let mut nat = Nat {
+            forwards: Forwards::new(config, book),
+            pools: Pools::new(config, book),
             groups: pool::groups(config),
             mappings: Mappings::new(config.node.max_sessions, KeyedHash::new(key)),
+            strangers: BTreeMap::new(),
             shared: BTreeMap::new(),
+        };
+        for place in nat.forward_ends(book) {
+            nat.take_port(place);
         }
+        nat
+    }
+
+    /// Takes over the pools and forwards of another configuration with the same ports and groups.
+    ///
+    /// Sessions keep their translation, and mappings their ports, even on addresses that are in no pool
+    /// any more: the caller ends those. Takes time for addresses and forwards, not for sessions.
+    pub fn reconfigure(&mut self, config: &Config, book: &mut AddressBook) {
+        for place in self.forward_ends(book) {
+            self.free_port(place);
+        }
+        self.forwards = Forwards::new(config, book);
+        let before = std::mem::replace(&mut self.pools, Pools::new(config, book));
+        self.pools.inherit(before, &mut self.strangers);
+        for place in self.forward_ends(book) {
+            self.take_port(place);
+        }
+        self.groups = pool::groups(config);
     }
 
     /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is for
@@ -192,7 +221,8 @@ impl Nat {
         }
         let mapping = mappings::mapping_of(session);
         if self.mappings.add(table, id, &mapping) {
-            self.take_port(&mapping);
+            self.pools.note_mapping(&mapping.endpoint);
+            self.take_port(mapping.place());
         }
     }
 
@@ -207,15 +237,14 @@ impl Nat {
         };
         let mapping = mappings::mapping_of(session);
         if self.mappings.remove(table, id, &mapping.endpoint, links) {
-            self.free_port(&mapping);
+            self.free_port(mapping.place());
         }
     }
 
-    /// How many external ports of a pool belong to mappings of `protocol`, and how many there are.
-    /// TCP has no mappings: it uses a port again for each destination.
+    /// How many external ports of a pool are taken for `protocol`, by mappings and forwards, and how many
+    /// there are. TCP has no mappings: it uses a port again for each destination.
     pub fn pool_usage(&self, pool: PoolId, protocol: Protocol) -> (u64, u64) {
-        let pool = self.pools.get(pool);
-        pool.map_or((0, 0), |pool| pool.usage(protocol))
+        self.pools.usage(pool, protocol)
     }
 
     /// The number of mappings.
@@ -226,60 +255,39 @@ impl Nat {
     /// Panics if sessions, mappings and ports disagree: for tests and simulations.
     pub fn check_invariants(&self, table: &Table) {
         let owners = self.port_owners(table);
-        for (index, external) in self.pools.externals.iter().enumerate() {
-            let taken = external.taken.iter().flatten().map(port_set::PortSet::len);
-            let owned = owners.keys().filter(|(owner, ..)| *owner == index).count();
-            assert_eq!(
-                taken.sum::<usize>(),
-                owned,
-                "ports of {} that leak",
-                external.addr
-            );
+        let pooled = self
+            .pools
+            .externals
+            .iter()
+            .map(|e| (e.translated, &e.taken));
+        let all = pooled.chain(self.strangers.iter().map(|(addr, taken)| (*addr, taken)));
+        let mut taken_ports = 0;
+        for (addr, taken) in all {
+            let owned = owners.keys().filter(|(owner, ..)| *owner == addr).count();
+            assert_eq!(taken.len(), owned, "ports of {addr:?} that leak");
+            taken_ports += owned;
         }
-        self.check_usage(&owners);
-        for (place @ (index, protocol, port), owners) in &owners {
-            let external = &self.pools.externals[*index];
-            assert!(
-                external.is_taken(Protocol(*protocol), *port),
-                "a port that is not taken"
-            );
+        assert_eq!(taken_ports, owners.len(), "ports that are not taken");
+        for (place @ (addr, protocol, port), owners) in &owners {
+            let taken = self.taken(*addr);
+            let is_taken = taken.is_some_and(|taken| taken.contains(Protocol(*protocol), *port));
+            assert!(is_taken, "a port that is not taken");
             assert_eq!(self.shared.get(place).copied().unwrap_or(0) + 1, *owners);
         }
         assert!(self.shared.keys().all(|place| owners.contains_key(place)));
     }
 
-    /// The counts of the pools are those of their ports that are not of forwards.
-    fn check_usage(&self, owners: &BTreeMap<Place, u32>) {
-        let forwards: Vec<_> = self.forwards.externals().collect();
-        let is_mapped = |place: &Place| {
-            let addr = self.pools.externals[place.0].addr;
-            !forwards.contains(&(addr, Protocol(place.1), place.2))
-        };
-        let mapped: Vec<Place> = owners
-            .keys()
-            .filter(|place| is_mapped(place))
-            .copied()
-            .collect();
-        self.pools.check_usage(&mapped);
-    }
-
-    /// How many mappings and forwards each external port has that has any; several forwards of one
-    /// external end count as one.
+    /// How many mappings and forwards each external port has that has any.
     fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
         let mut owners = BTreeMap::new();
         for (addr, protocol, port) in self.forwards.externals() {
-            let at = self
-                .pools
-                .externals
-                .iter()
-                .position(|external| external.addr == addr);
-            owners.extend(at.map(|index| ((index, protocol.0, port), 1)));
+            let mut externals = self.pools.externals.iter();
+            if let Some(external) = externals.find(|external| external.addr == addr) {
+                owners.insert((external.translated, protocol.0, port), 1);
+            }
         }
         for mapping in self.mappings.check_invariants(table) {
-            owners.extend(self.place(&mapping).map(|place| {
-                let others = owners.get(&place).copied().unwrap_or(0);
-                (place, others + 1)
-            }));
+            *owners.entry(mapping.place()).or_default() += 1;
         }
         owners
     }
@@ -304,43 +312,67 @@ impl Nat {
             })
     }
 
-    fn take_port(&mut self, mapping: &Mapping) {
-        let Some(place @ (index, ..)) = self.place(mapping) else {
-            return;
+    /// The external ends of the forwards on addresses of pools, once each.
+    fn forward_ends(&self, book: &AddressBook) -> Vec<Place> {
+        let place = |(addr, protocol, port): (Addr, Protocol, u16)| {
+            let translated = book.find(addr)?;
+            self.pools.index_of(translated)?;
+            Some((translated, protocol.0, port))
         };
-        self.pools.note_mapping(index, &mapping.endpoint.src);
-        let protocol = mapping.endpoint.protocol;
-        if !self.pools.take(index, protocol, mapping.port) {
+        let mut ends: Vec<Place> = self.forwards.externals().filter_map(place).collect();
+        // Forwards of several ports may have one external end.
+        ends.dedup();
+        ends
+    }
+
+    fn take_port(&mut self, place @ (addr, protocol, port): Place) {
+        let taken = match self.pools.index_of(addr) {
+            Some(index) => &mut self.pools.externals[index].taken,
+            None if self.strangers.len() < MAX_STRANGERS => self.strangers.entry(addr).or_default(),
+            None => match self.strangers.get_mut(&addr) {
+                Some(taken) => taken,
+                None => return,
+            },
+        };
+        if !taken.insert(Protocol(protocol), port) {
             *self.shared.entry(place).or_default() += 1;
         }
     }
 
-    fn free_port(&mut self, mapping: &Mapping) {
-        let Some(place @ (index, ..)) = self.place(mapping) else {
-            return;
-        };
+    fn free_port(&mut self, place @ (addr, protocol, port): Place) {
         match self.shared.get_mut(&place) {
-            None => {
-                let protocol = mapping.endpoint.protocol;
-                self.pools.free(index, protocol, mapping.port);
-            }
             Some(1) => {
                 self.shared.remove(&place);
+                return;
             }
-            Some(more) => *more -= 1,
+            Some(more) => {
+                *more -= 1;
+                return;
+            }
+            None => {}
+        }
+        if let Some(index) = self.pools.index_of(addr) {
+            self.pools.externals[index]
+                .taken
+                .remove(Protocol(protocol), port);
+        } else if let Some(taken) = self.strangers.get_mut(&addr) {
+            taken.remove(Protocol(protocol), port);
+            if taken.is_empty() {
+                self.strangers.remove(&addr);
+            }
         }
     }
 
-    /// The external port of a mapping; none if the address is not of this configuration, as may be
-    /// with a session of a peer.
-    fn place(&self, mapping: &Mapping) -> Option<Place> {
-        let index = self.pools.index_of(mapping.endpoint.external)?;
-        Some((index, mapping.endpoint.protocol.0, mapping.port))
+    fn taken(&self, addr: TranslatedAddr) -> Option<&Taken> {
+        match self.pools.index_of(addr) {
+            Some(index) => Some(&self.pools.externals[index].taken),
+            None => self.strangers.get(&addr),
+        }
     }
 }
 
-/// An external port: index of the external, protocol, port.
-type Place = (usize, u8, u16);
+/// An external port: address, protocol, port.
+type Place = (TranslatedAddr, u8, u16);
 
 /// Whether sessions of `protocol` share endpoint-independent mappings.
 fn is_mapped(protocol: Protocol) -> bool {
@@ -367,7 +399,7 @@ impl Request<'_> {
     }
 
     fn is_taken(&self, port: u16) -> bool {
-        self.external.is_taken(self.key.protocol, port)
+        self.external.taken.contains(self.key.protocol, port)
     }
 }
 
@@ -400,7 +432,11 @@ impl Search {
     fn unowned_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
         let start = self.random.port(first, last);
         for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
-            while let Some(port) = request.external.next_free(request.key.protocol, from, to) {
+            while let Some(port) = request
+                .external
+                .taken
+                .next_free(request.key.protocol, from, to)
+            {
                 if self.try_port(request, port).is_some() {
                     return Some(port);
                 }
@@ -571,6 +607,11 @@ mod tests {
             let id = self.table.insert(session, &self.book).unwrap();
             self.nat.attach(&mut self.table, id);
             id
+        }
+
+        fn reconfigure(&mut self, config: Config) {
+            self.nat.reconfigure(&config, &mut self.book);
+            self.config = config;
         }
 
         fn close(&mut self, id: SessionId) {
@@ -945,11 +986,8 @@ mod tests {
             );
         }
         let before = gateway.nat.mappings();
-        gateway.nat = Nat::new(&gateway.config, &mut gateway.book, &[7; 16]);
+        gateway.reconfigure(config(3, (1024, 1030)));
         let ids: Vec<_> = gateway.table.iter().map(|(id, _)| id).collect();
-        for id in &ids {
-            gateway.nat.attach(&mut gateway.table, *id);
-        }
         gateway.check();
         assert_eq!(gateway.nat.mappings(), before);
         for id in ids {
@@ -1037,5 +1075,59 @@ mod tests {
             gateway.check();
             prop_assert_eq!(gateway.nat.mappings(), 0);
         }
+
+        #[test]
+        fn ports_in_use_stay_in_use_over_new_configurations(
+            ops in prop::collection::vec((op(), prop::option::weighted(0.1, 0usize..4)), 1..200),
+        ) {
+            let mut gateway = Gateway::new(config(2, (1030, 1034)));
+            let mut live: Vec<SessionId> = Vec::new();
+            for (op, change) in ops {
+                match op {
+                    Op::Open { protocol, host: n, src_port, dst_port, pool } => {
+                        let key = key(protocol, host(n), src_port, dst_port);
+                        let has_pool = !gateway.config.nat_pools.is_empty();
+                        if protocol.has_ports() && !gateway.table.contains_key(&key, &gateway.book) {
+                            live.extend(gateway.open(if pool && has_pool { POOL } else { EGRESS }, &key));
+                        }
+                    }
+                    Op::Close(_) if live.is_empty() => {}
+                    Op::Close(at) => gateway.close(live.swap_remove(at % live.len())),
+                }
+                if let Some(number) = change {
+                    gateway.reconfigure(match number {
+                        0 => config(2, (1030, 1034)),
+                        1 => config(1, (1032, 1040)),
+                        2 => Config { forwards: Vec::new(), ..config(3, (1030, 1031)) },
+                        _ => Config { nat_pools: Vec::new(), ..config(0, (1, 1)) },
+                    });
+                }
+                gateway.nat.check_invariants(&gateway.table);
+            }
+            gateway.check();
+            for id in live {
+                gateway.close(id);
+            }
+            gateway.check();
+            prop_assert_eq!(gateway.nat.mappings(), 0);
+            prop_assert!(gateway.nat.strangers.is_empty());
+        }
+    }
+
+    #[test]
+    fn mapping_on_an_address_that_comes_back_is_found_again() {
+        let mut gateway = Gateway::new(config(4, (2000, 2999)));
+        let flow = |dst_port| key(Protocol::UDP, host(1), 700, dst_port);
+        let first = gateway.open(POOL, &flow(53)).unwrap();
+        let before = gateway.external(first);
+        gateway.reconfigure(Config {
+            nat_pools: Vec::new(),
+            ..config(0, (1, 1))
+        });
+        assert!(gateway.nat.group(&before.0).is_none(), "it is ours no more");
+        gateway.reconfigure(config(4, (2000, 2999)));
+        let second = gateway.open(POOL, &flow(54)).unwrap();
+        assert_eq!(gateway.external(second), before, "another mapping");
+        gateway.check();
     }
 }

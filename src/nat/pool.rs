@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::forwards::Forwards;
+use super::mappings::Endpoint;
 use super::port_set::PortSet;
 use crate::config::{Config, Nat};
 use crate::flow::{Addr, Family, GroupId, PortId, Protocol};
@@ -36,8 +36,6 @@ pub(super) struct Pool {
     /// The ports that may be allocated, first and last. A unit that shares the pool with others
     /// would have a slice of it here.
     pub(super) range: (u16, u16),
-    /// How many of its ports belong to mappings, by [`slot`].
-    used: [u32; 3],
     /// How far from the address that its hash names a mapping of any host is at most.
     reach: usize,
 }
@@ -46,15 +44,18 @@ pub(super) struct Pool {
 pub(super) struct External {
     pub(super) addr: Addr,
     pub(super) translated: TranslatedAddr,
-    /// Ports that can't be allocated, by [`slot`]: those of forwards and, for protocols with
-    /// mappings, those of mappings.
-    pub(super) taken: [Option<PortSet>; 3],
+    pub(super) taken: Taken,
     /// The pools that it is in, and where in their lists.
     memberships: Vec<(usize, usize)>,
 }
 
+/// Ports of an external address that can't be allocated: those of forwards and, for protocols with
+/// mappings, those of mappings.
+#[derive(Default)]
+pub(super) struct Taken([Option<PortSet>; 3]);
+
 impl Pools {
-    pub(super) fn new(config: &Config, forwards: &Forwards, book: &mut AddressBook) -> Pools {
+    pub(super) fn new(config: &Config, book: &mut AddressBook) -> Pools {
         let mut pools = Pools {
             pools: Vec::new(),
             ports: config.ports.len(),
@@ -73,18 +74,45 @@ impl Pools {
         for pool in &config.nat_pools {
             pools.add(pool.addresses.iter().copied(), pool.ports, book);
         }
-        for (addr, protocol, port) in forwards.externals() {
-            let external = pools
-                .externals
-                .iter_mut()
-                .find(|external| external.addr == addr);
-            if let (Some(external), Some(slot)) = (external, slot(protocol)) {
-                external.taken[slot]
-                    .get_or_insert_with(PortSet::new)
-                    .insert(port);
+        pools
+    }
+
+    /// Takes over what is in use: from `before`, and of addresses that were strangers so far. What is in
+    /// use of addresses that are in no pool any more is put among the `strangers`.
+    pub(super) fn inherit(
+        &mut self,
+        before: Pools,
+        strangers: &mut BTreeMap<TranslatedAddr, Taken>,
+    ) {
+        let Pools {
+            pools, externals, ..
+        } = before;
+        // A pool of the same addresses has its hosts where they were.
+        let addresses = |pool: &Pool| {
+            let lists = pool.addresses.iter().flatten();
+            lists.map(|index| externals[*index].addr).collect()
+        };
+        let reaches: BTreeMap<Vec<Addr>, usize> = pools
+            .iter()
+            .map(|pool| (addresses(pool), pool.reach))
+            .collect();
+        for external in externals {
+            if !external.taken.is_empty() {
+                strangers.insert(external.translated, external.taken);
             }
         }
-        pools
+        for external in &mut self.externals {
+            external.taken = strangers.remove(&external.translated).unwrap_or_default();
+        }
+        for pool in &mut self.pools {
+            let mut members = pool.addresses.iter().flatten();
+            let known = members.clone().map(|index| self.externals[*index].addr);
+            pool.reach = match reaches.get(&known.collect::<Vec<_>>()) {
+                Some(reach) => *reach,
+                None if members.all(|index| self.externals[*index].taken.is_empty()) => 0,
+                None => super::MAX_ADDRESSES - 1,
+            };
+        }
     }
 
     pub(super) fn get(&self, id: PoolId) -> Option<&Pool> {
@@ -129,35 +157,12 @@ impl Pools {
         self.addresses_for(pool, src).take(pool.reach + 1)
     }
 
-    /// Takes a port for a mapping; returns whether it was free.
-    pub(super) fn take(&mut self, external: usize, protocol: Protocol, port: u16) -> bool {
-        let was_free = self.externals[external].take(protocol, port);
-        if was_free {
-            self.count(external, protocol, |used| used.saturating_add(1));
-        }
-        was_free
-    }
-
-    /// Gives back the port of a mapping.
-    pub(super) fn free(&mut self, external: usize, protocol: Protocol, port: u16) {
-        self.externals[external].free(protocol, port);
-        self.count(external, protocol, |used| used.saturating_sub(1));
-    }
-
-    fn count(&mut self, external: usize, protocol: Protocol, change: impl Fn(u32) -> u32) {
-        let Some(slot) = slot(protocol) else { return };
-        for (pool, _) in &self.externals[external].memberships {
-            let used = &mut self.pools[*pool].used[slot];
-            *used = change(*used);
-        }
-    }
-
-    /// Notes that a mapping of `src` on `external` exists, which may be chosen by another unit.
-    pub(super) fn note_mapping(&mut self, external: usize, src: &Addr) {
-        let count = self
-            .externals
-            .get(external)
-            .map_or(0, |e| e.memberships.len());
+    /// Notes that a mapping of an endpoint exists, which may be chosen by another unit.
+    pub(super) fn note_mapping(&mut self, Endpoint { src, external, .. }: &Endpoint) {
+        let Some(external) = self.index_of(*external) else {
+            return;
+        };
+        let count = self.externals[external].memberships.len();
         for at in 0..count {
             let (pool, position) = self.externals[external].memberships[at];
             let Some(len) = self
@@ -177,20 +182,16 @@ impl Pools {
         }
     }
 
-    /// Panics unless the pools count the ports of `mapped` (external, protocol, port) as used.
-    pub(super) fn check_usage(&self, mapped: &[(usize, u8, u16)]) {
-        let mut used = vec![[0; 3]; self.pools.len()];
-        for (external, protocol, _) in mapped {
-            let Some(slot) = slot(Protocol(*protocol)) else {
-                continue;
-            };
-            for (pool, _) in &self.externals[*external].memberships {
-                used[*pool][slot] += 1;
-            }
-        }
-        for (pool, used) in self.pools.iter().zip(used) {
-            assert_eq!(pool.used, used, "a pool that has miscounted its ports");
-        }
+    /// How many ports for `protocol` are taken on the addresses of a pool, and how many it has.
+    pub(super) fn usage(&self, id: PoolId, protocol: Protocol) -> (u64, u64) {
+        let Some(pool) = self.get(id) else {
+            return (0, 0);
+        };
+        let each = u64::from(pool.range.1.saturating_sub(pool.range.0)) + 1;
+        let addresses = || pool.addresses.iter().flatten();
+        let taken = addresses().filter_map(|index| self.externals[*index].taken.ports(protocol));
+        let used = taken.map(|ports| ports.len() as u64).sum();
+        (used, addresses().count() as u64 * each)
     }
 
     pub(super) fn index_of(&self, translated: TranslatedAddr) -> Option<usize> {
@@ -206,7 +207,6 @@ impl Pools {
         let mut pool = Pool {
             addresses: [Vec::new(), Vec::new()],
             range,
-            used: [0; 3],
             reach: 0,
         };
         for addr in addrs {
@@ -217,12 +217,11 @@ impl Pools {
             let next = self.externals.len();
             let index = *self.by_translated.entry(translated).or_insert(next);
             if index == next {
-                let (taken, memberships) = ([const { None }; 3], Vec::new());
                 self.externals.push(External {
                     addr,
                     translated,
-                    taken,
-                    memberships,
+                    taken: Taken::default(),
+                    memberships: Vec::new(),
                 });
             }
             let list = &mut pool.addresses[addr.family() as usize];
@@ -245,27 +244,15 @@ impl Pool {
         &self.addresses[family as usize]
     }
 
-    /// How many ports for `protocol` belong to mappings, and how many there are.
-    pub(super) fn usage(&self, protocol: Protocol) -> (u64, u64) {
-        let used = slot(protocol).map_or(0, |slot| self.used[slot]);
-        let addresses: usize = self.addresses.iter().map(Vec::len).sum();
-        let each = u64::from(self.range.1.saturating_sub(self.range.0)) + 1;
-        (u64::from(used), addresses as u64 * each)
-    }
-
     pub(super) fn allows(&self, port: u16) -> bool {
         (self.range.0..=self.range.1).contains(&port)
     }
 }
 
-impl External {
-    pub(super) fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
+impl Taken {
+    pub(super) fn contains(&self, protocol: Protocol, port: u16) -> bool {
         self.ports(protocol)
             .is_some_and(|ports| ports.contains(port))
-    }
-
-    fn ports(&self, protocol: Protocol) -> Option<&PortSet> {
-        self.taken.get(slot(protocol)?)?.as_ref()
     }
 
     /// The first port of `first..=last` that is not taken.
@@ -277,19 +264,29 @@ impl External {
     }
 
     /// Takes a port; returns whether it was free.
-    fn take(&mut self, protocol: Protocol, port: u16) -> bool {
+    pub(super) fn insert(&mut self, protocol: Protocol, port: u16) -> bool {
         let Some(slot) = slot(protocol) else {
             return true;
         };
-        self.taken[slot]
-            .get_or_insert_with(PortSet::new)
-            .insert(port)
+        self.0[slot].get_or_insert_with(PortSet::new).insert(port)
     }
 
-    fn free(&mut self, protocol: Protocol, port: u16) {
-        if let Some(Some(ports)) = slot(protocol).map(|slot| &mut self.taken[slot]) {
+    pub(super) fn remove(&mut self, protocol: Protocol, port: u16) {
+        if let Some(Some(ports)) = slot(protocol).map(|slot| &mut self.0[slot]) {
             ports.remove(port);
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().flatten().all(PortSet::is_empty)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().flatten().map(PortSet::len).sum()
+    }
+
+    fn ports(&self, protocol: Protocol) -> Option<&PortSet> {
+        self.0.get(slot(protocol)?)?.as_ref()
     }
 }
 
@@ -314,7 +311,7 @@ pub(super) fn groups(config: &Config) -> BTreeMap<Addr, GroupId> {
     groups
 }
 
-/// The place of a protocol in [`External::taken`].
+/// The place of a protocol in [`Taken`].
 fn slot(protocol: Protocol) -> Option<usize> {
     match protocol {
         Protocol::TCP => Some(0),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::control::{Answer, ShellView};
+use crate::control::{Answer, ReloadOutcome, ShellView};
 use crate::gateway::Gateway;
 use crate::time::Time;
 
@@ -131,6 +131,26 @@ impl ControlSocket {
                 .is_some_and(|client| client.answer.is_waiting() && client.output.is_empty());
             waits.then_some(Token(self.first + 1 + slot))
         })
+    }
+
+    /// Whether a client wants the config file to be read anew.
+    pub fn wants_reload(&self) -> bool {
+        let mut clients = self.clients.iter().flatten();
+        clients.any(|client| client.answer.wants_reload())
+    }
+
+    /// Tells the clients that want a reload that it has begun: those that come later want another one.
+    pub fn begin_reload(&mut self) {
+        for client in self.clients.iter_mut().flatten() {
+            client.answer.begin_reload();
+        }
+    }
+
+    /// Tells the clients for which a reload has begun what came of it: see [`Answer::tell_reload`].
+    pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
+        for client in self.clients.iter_mut().flatten() {
+            client.answer.tell_reload(outcome, ended_before);
+        }
     }
 
     fn accept(&mut self, registry: &Registry) {

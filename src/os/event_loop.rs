@@ -5,6 +5,7 @@
 //! that was left before it was empty stays marked ready, and the next wait has no length.
 
 mod notices;
+mod reload;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -72,6 +73,7 @@ pub struct Shell {
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
+    reloading: reload::Reloading,
     /// How often it was asked to stop: the second time it hands nothing over any more.
     stops: u32,
 }
@@ -162,6 +164,7 @@ impl Shell {
                 monitor: true,
                 ..Ready::default()
             },
+            reloading: reload::Reloading::default(),
             stops: 0,
         })
     }
@@ -224,6 +227,7 @@ impl Shell {
 
     fn is_busy(&self) -> bool {
         self.ready.any()
+            || self.is_reload_due()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
@@ -286,6 +290,7 @@ impl Shell {
         if let Some(http) = &mut self.http {
             http.serve(now, self.poll.registry(), &self.gateway, &self.view);
         }
+        self.reload_some(now, steering);
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
@@ -385,9 +390,7 @@ impl Shell {
                     self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
-                Signal::Reload => {
-                    log::warn!("reload refused why=\"not supported yet\" remedy=restart")
-                }
+                Signal::Reload => self.want_reload(),
             }
         }
     }

@@ -44,24 +44,13 @@ impl PacketSocket {
         let index = interface_index(interface)?;
         let socket = open_socket(index)?;
         for group in &groups {
-            join_hardware(&socket, index, *group)?;
+            join_hardware(&socket, index, *group, libc::PACKET_ADD_MEMBERSHIP)?;
         }
-        let listener = match &groups[..] {
-            [] => None,
-            groups => join_kernel(index, groups)
-                .inspect_err(|error| {
-                    log::warn!(
-                        "mld reports off interface={interface} error=\"{error}\" \
-                         effect=\"switches that snoop may not deliver neighbour solicitations\""
-                    )
-                })
-                .ok(),
-        };
         Ok(PacketSocket {
             interface: interface.to_owned(),
+            _listener: listen_in_kernel(interface, index, &groups),
             groups,
             socket,
-            _listener: listener,
         })
     }
 
@@ -75,6 +64,29 @@ impl PacketSocket {
     /// As for [`PacketSocket::open`].
     pub fn reopen(&mut self) -> io::Result<()> {
         *self = PacketSocket::open(&self.interface, &self.groups)?;
+        Ok(())
+    }
+
+    /// Joins other multicast groups in place of those of before.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; the groups of before may then still be joined too.
+    pub fn listen_to(&mut self, mut groups: Vec<Ipv6Addr>) -> io::Result<()> {
+        groups.sort_unstable();
+        groups.dedup();
+        if groups == self.groups {
+            return Ok(());
+        }
+        let index = interface_index(&self.interface)?;
+        for group in groups.iter().filter(|group| !self.groups.contains(group)) {
+            join_hardware(&self.socket, index, *group, libc::PACKET_ADD_MEMBERSHIP)?;
+        }
+        for group in self.groups.iter().filter(|group| !groups.contains(group)) {
+            join_hardware(&self.socket, index, *group, libc::PACKET_DROP_MEMBERSHIP)?;
+        }
+        self._listener = listen_in_kernel(&self.interface, index, &groups);
+        self.groups = groups;
         Ok(())
     }
 
@@ -213,8 +225,29 @@ fn jump(code: u32, k: u32, if_true: u8, if_false: u8) -> libc::sock_filter {
     }
 }
 
-/// Has the interface receive frames to the Ethernet address of `group` (RFC 2464, section 7).
-fn join_hardware(socket: &OwnedFd, index: libc::c_int, group: Ipv6Addr) -> io::Result<()> {
+/// A socket for which the kernel sends MLD reports about `groups`; none if it does not.
+fn listen_in_kernel(interface: &str, index: libc::c_int, groups: &[Ipv6Addr]) -> Option<OwnedFd> {
+    if groups.is_empty() {
+        return None;
+    }
+    join_kernel(index, groups)
+        .inspect_err(|error| {
+            log::warn!(
+                "mld reports off interface={interface} error=\"{error}\" \
+                 effect=\"switches that snoop may not deliver neighbour solicitations\""
+            );
+        })
+        .ok()
+}
+
+/// Has the interface receive frames to the Ethernet address of `group` (RFC 2464, section 7), or no
+/// longer: `operation` is `PACKET_ADD_MEMBERSHIP` or `PACKET_DROP_MEMBERSHIP`.
+fn join_hardware(
+    socket: &OwnedFd,
+    index: libc::c_int,
+    group: Ipv6Addr,
+    operation: libc::c_int,
+) -> io::Result<()> {
     let [.., a, b, c, d] = group.octets();
     let request = libc::packet_mreq {
         mr_ifindex: index,
@@ -222,12 +255,7 @@ fn join_hardware(socket: &OwnedFd, index: libc::c_int, group: Ipv6Addr) -> io::R
         mr_alen: 6,
         mr_address: [0x33, 0x33, a, b, c, d, 0, 0],
     };
-    set_option(
-        socket,
-        libc::SOL_PACKET,
-        libc::PACKET_ADD_MEMBERSHIP,
-        &request,
-    )
+    set_option(socket, libc::SOL_PACKET, operation, &request)
 }
 
 /// Has the kernel be a listener of `groups`, as long as the socket stays open.
@@ -390,6 +418,11 @@ mod tests {
             };
             assert_eq!(memberships(), (0, 0));
             let socket = PacketSocket::open("here", &[group, group]).unwrap();
+            assert_eq!(memberships(), (1, 1));
+            let mut socket = socket;
+            socket.listen_to(Vec::new()).unwrap();
+            assert_eq!(memberships(), (0, 0));
+            socket.listen_to(vec![group, group]).unwrap();
             assert_eq!(memberships(), (1, 1));
             drop(socket);
             assert_eq!(memberships(), (0, 0));

@@ -1,6 +1,7 @@
 //! From a valid config to a running loop: opens everything in an order that fails closed.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -73,6 +74,7 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
         );
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
+    let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
     let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;
     probe_addresses(&config, &ports)?;
@@ -98,6 +100,17 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     result.and(removed)
 }
 
+/// The config with paths that mean the same wherever it was read from.
+///
+/// # Errors
+/// If there is no working directory.
+pub fn with_absolute_paths(mut config: Config) -> io::Result<Config> {
+    let node = &mut config.node;
+    node.control_socket = std::path::absolute(&node.control_socket)?;
+    node.key = node.key.as_ref().map(std::path::absolute).transpose()?;
+    Ok(config)
+}
+
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
     config
         .ports
@@ -116,22 +129,23 @@ fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
     let tun = Tun::open(&name, offloads)
         .map_err(doing(format!("opening the TUN device {name}")))
         .map_err(unfit)?;
-    let solicited = |addr| match IpAddr::from(addr) {
-        IpAddr::V6(ip) => Some(solicited_node(ip)),
-        IpAddr::V4(_) => None,
-    };
-    let groups: Vec<Ipv6Addr> = config
-        .addresses_on(port)
-        .into_iter()
-        .filter_map(solicited)
-        .collect();
-    let socket = PacketSocket::open(&port.interface, &groups)
+    let socket = PacketSocket::open(&port.interface, &solicited_groups(config, port))
         .map_err(doing(format!(
             "listening for ARP and ND on {}",
             port.interface
         )))
         .map_err(unfit)?;
     Ok(Port { tun, socket })
+}
+
+/// The multicast groups to which Neighbor Solicitations for the addresses on `port` are sent.
+pub fn solicited_groups(config: &Config, port: &PortConfig) -> Vec<Ipv6Addr> {
+    let solicited = |addr| match IpAddr::from(addr) {
+        IpAddr::V6(ip) => Some(solicited_node(ip)),
+        IpAddr::V4(_) => None,
+    };
+    let addresses = config.addresses_on(port).into_iter();
+    addresses.filter_map(solicited).collect()
 }
 
 /// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1).

@@ -25,6 +25,8 @@
 //! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
 //! interface that it came in by, since a TUN is always between.
 
+mod readdress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -56,6 +58,8 @@ const METRIC_BLACKHOLE: u32 = u32::MAX;
 /// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
 /// burst; an Ethernet device has 1000.
 const TUN_QUEUE: u32 = 1000;
+
+pub use readdress::RouteEdit;
 
 /// What a TUN takes: the MTU of the way is that of the real interfaces, so a TUN must not be the
 /// narrowest part, whatever they have.
@@ -363,7 +367,7 @@ impl PortPlan {
         let defaults = families
             .iter()
             .map(|f| to_tun(default_network(*f), self.table));
-        let addresses = self.addresses.iter().map(|a| to_tun(*a, TABLE_MAIN));
+        let addresses = self.addresses.iter().map(|a| self.address_route(*a));
         defaults
             .chain(addresses)
             .filter(|route| families.contains(&net_family(&route.destination)))

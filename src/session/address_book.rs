@@ -50,6 +50,11 @@ impl AddressBook {
         self.index.get(&addr).copied().map(TranslatedAddr)
     }
 
+    /// How many more addresses there is room for.
+    pub fn room(&self) -> usize {
+        Self::CAPACITY - self.addrs.len()
+    }
+
     /// The address at `index`; none for [`TranslatedAddr::SAME`] and what was never interned.
     #[inline]
     pub fn get(&self, index: TranslatedAddr) -> Option<Addr> {

@@ -107,7 +107,8 @@ pub struct Hello {
     pub ports: Vec<String>,
     /// The names of its groups.
     pub groups: Vec<String>,
-    /// The names of its policies; the last ones are left out if the frame would get too long.
+    /// The names of its policies, empty for those that are no more; the last ones are left out if the
+    /// frame would get too long.
     pub policies: Vec<String>,
 }
 

@@ -31,6 +31,7 @@ pub use peer::Traffic;
 use crate::config::{Config, Ha};
 use crate::flow::{Direction, GroupId, PeerId, Protocol};
 use crate::nat::Nat;
+use crate::policy::Ruleset;
 use crate::session::{AddressBook, Session, SessionId, Table};
 use crate::time::{Tick, Time};
 use digest::Digest;
@@ -226,19 +227,23 @@ impl Replicator {
         })
     }
 
-    /// Takes over names and switches of a changed configuration with the same peers and groups.
-    /// Connections that are open must be closed: their Hello has the old names.
-    pub fn reconfigure(&mut self, config: &Config, ruleset: [u8; 16]) {
-        if let Some(ha) = &config.ha {
-            self.identity = identity(config, ha, self.epoch, ruleset);
-            self.pickup = Pickup::new(ha);
-        }
+    /// Takes over the policies of a changed configuration. Returns whether streams that are open must be
+    /// closed, since their Hello has what was before.
+    pub fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
+        let before = self.identity.clone();
+        self.identity.ruleset = ruleset.digest();
+        self.identity.policies = ruleset.names().map(str::to_owned).collect();
+        self.identity != before
     }
 
-    /// Changes the switches of session pickup; sessions that are replicated already stay so. For those
-    /// that are not, call [`Replicator::opened`] again.
-    pub fn set_pickup(&mut self, ha: &Ha) {
-        self.pickup = Pickup::new(ha);
+    /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
+    /// whether there may be others that are to be now: call [`Replicator::opened`] again for these.
+    pub fn set_pickup(&mut self, ha: &Ha) -> bool {
+        let before = std::mem::replace(&mut self.pickup, Pickup::new(ha));
+        let after = &self.pickup;
+        after.connections && !before.connections
+            || after.connectionless && !before.connectionless
+            || after.delay < before.delay
     }
 
     /// A session was opened here. No effect if it is replicated already.

@@ -382,11 +382,9 @@ fn translate<Id>(
     ours: &[String],
     id: impl Fn(usize) -> Option<Id>,
 ) -> Vec<Option<Id>> {
-    let known: BTreeMap<&str, usize> = ours
-        .iter()
-        .enumerate()
-        .map(|(index, name)| (name.as_str(), index))
-        .collect();
+    // A policy that is no more has an empty name.
+    let named = ours.iter().enumerate().filter(|(_, name)| !name.is_empty());
+    let known: BTreeMap<&str, usize> = named.map(|(index, name)| (name.as_str(), index)).collect();
     theirs
         .iter()
         .map(|name| known.get(name.as_str()).and_then(|&index| id(index)))

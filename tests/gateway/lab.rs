@@ -385,6 +385,7 @@ impl Lab {
             ("forwarded".to_owned(), counters.forwarded),
             ("early".to_owned(), counters.dropped_early),
             ("cleared".to_owned(), counters.cleared),
+            ("forbidden".to_owned(), counters.forbidden),
             ("conflicts".to_owned(), counters.address_conflicts),
             ("tcp".to_owned(), u64::from(sessions.tcp)),
             ("udp".to_owned(), u64::from(sessions.udp)),

@@ -11,5 +11,6 @@ mod neighbors;
 mod packets;
 mod random;
 mod refusals;
+mod reload;
 mod routes;
 mod sessions;

@@ -1,0 +1,857 @@
+//! What a changed config file means for a gateway that runs: what can be applied at once, and what waits
+//! for a restart.
+//!
+//! Every field of [`Config`] is named here, so that a new one does not compile before it is decided what
+//! a change of it does.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::value::show_duration;
+use super::{
+    Config, Forward, Group, Ha, HaPeer, Limits, Metrics, NatPool, Node, PickupGuarantee, Policy,
+    Port, Timeouts,
+};
+use crate::flow::{Addr, PortId};
+
+/// A key that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, such as `ha.priority` or `policy.web`.
+    pub key: String,
+    /// What of it has changed: `added`, `removed`, `128 to 200`, …
+    pub what: String,
+}
+
+/// The way from the configuration in force to another one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// What is to be in force: the other one, but for what waits for a restart.
+    pub config: Config,
+    /// What is applied thereby.
+    pub applied: Vec<Difference>,
+    /// What waits for a restart.
+    pub waiting: Vec<Difference>,
+}
+
+impl Change {
+    /// What changes when `running` is to become `wanted`.
+    pub fn new(running: &Config, wanted: &Config) -> Change {
+        let Config {
+            node,
+            ports,
+            groups,
+            policies: _,
+            nat_pools: _,
+            forwards: _,
+            timeouts,
+            limits,
+            ha,
+            metrics,
+        } = wanted;
+        let mut change = Change {
+            config: running.clone(),
+            applied: Vec::new(),
+            waiting: Vec::new(),
+        };
+        change.node(&running.node, node);
+        change.ports(&running.ports, ports);
+        change.groups(&running.groups, groups);
+        change.rules(running, wanted);
+        change.timeouts(&running.timeouts, timeouts);
+        change.limits(running, limits, ha.is_some());
+        match (&running.ha, ha) {
+            (None, None) => {}
+            (Some(old), Some(new)) => change.ha(old, new, ports, &running.ports),
+            (None, Some(_)) => change.wait("ha", "added"),
+            (Some(_), None) => change.wait("ha", "removed"),
+        }
+        match (&running.metrics, metrics) {
+            (None, None) => {}
+            (Some(old), Some(Metrics { listen })) => {
+                compare(&mut change.waiting, "metrics.listen", &old.listen, listen);
+            }
+            (None, Some(_)) => change.wait("metrics", "added"),
+            (Some(_), None) => change.wait("metrics", "removed"),
+        }
+        change
+    }
+
+    fn node(&mut self, old: &Node, new: &Node) {
+        let Node {
+            name,
+            key,
+            control_socket,
+            max_sessions,
+            routing_table,
+        } = new;
+        let waiting = &mut self.waiting;
+        compare(waiting, "node.name", &old.name, name);
+        compare(waiting, "node.key", &old.key, key);
+        let socket = &old.control_socket;
+        compare(waiting, "node.control-socket", socket, control_socket);
+        compare(
+            waiting,
+            "node.max-sessions",
+            &old.max_sessions,
+            max_sessions,
+        );
+        let table = &old.routing_table;
+        compare(waiting, "node.routing-table", table, routing_table);
+    }
+
+    fn ports(&mut self, old: &[Port], new: &[Port]) {
+        let same = compare_names(&mut self.waiting, "port", names(old), names(new));
+        for (old_at, new_at) in same {
+            let Port {
+                name,
+                interface,
+                virtual_addresses,
+                source_check,
+                offload,
+            } = &new[new_at];
+            let old = &old[old_at];
+            let key = |key| format!("port.{name}.{key}");
+            let waiting = &mut self.waiting;
+            compare(waiting, key("interface"), &old.interface, interface);
+            if old.virtual_addresses != *virtual_addresses {
+                self.wait(key("virtual-addresses"), "changed");
+            }
+            compare(&mut self.waiting, key("offload"), &old.offload, offload);
+            let (applied, before) = (&mut self.applied, &old.source_check);
+            compare(applied, key("source-check"), before, source_check);
+            self.config.ports[old_at].source_check = *source_check;
+        }
+    }
+
+    fn groups(&mut self, old: &[Group], new: &[Group]) {
+        let same = compare_names(&mut self.waiting, "group", names(old), names(new));
+        for (old_at, new_at) in same {
+            let Group { name, priority } = &new[new_at];
+            let key = format!("group.{name}.priority");
+            compare(&mut self.applied, key, &old[old_at].priority, priority);
+            self.config.groups[old_at].priority = *priority;
+        }
+    }
+
+    /// Policies, pools and forwards: all of them or none, since they refer to each other.
+    fn rules(&mut self, running: &Config, wanted: &Config) {
+        let (policies, forwards) = match translate_rules(running, wanted) {
+            Ok(rules) => rules,
+            Err(why) => {
+                return self.wait(
+                    "policy, nat-pool, forward",
+                    &format!("all as before until a restart: {why}"),
+                );
+            }
+        };
+        let applied = &mut self.applied;
+        compare_lists(applied, "nat-pool", &running.nat_pools, &wanted.nat_pools);
+        compare_lists(applied, "policy", &running.policies, &policies);
+        compare_lists(applied, "forward", &running.forwards, &forwards);
+        self.config.nat_pools = wanted.nat_pools.clone();
+        self.config.policies = policies;
+        self.config.forwards = forwards;
+    }
+
+    fn timeouts(&mut self, old: &Timeouts, new: &Timeouts) {
+        let Timeouts {
+            tcp_established,
+            tcp_transitory,
+            tcp_syn,
+            tcp_time_wait,
+            tcp_reset,
+            udp,
+            udp_unreplied,
+            icmp,
+            other,
+        } = new;
+        for (key, old, new) in [
+            ("tcp-established", old.tcp_established, tcp_established),
+            ("tcp-transitory", old.tcp_transitory, tcp_transitory),
+            ("tcp-syn", old.tcp_syn, tcp_syn),
+            ("tcp-time-wait", old.tcp_time_wait, tcp_time_wait),
+            ("tcp-reset", old.tcp_reset, tcp_reset),
+            ("udp", old.udp, udp),
+            ("udp-unreplied", old.udp_unreplied, udp_unreplied),
+            ("icmp", old.icmp, icmp),
+            ("other", old.other, other),
+        ] {
+            compare(&mut self.applied, format!("timeouts.{key}"), &old, new);
+        }
+        self.config.timeouts = *new;
+    }
+
+    fn limits(&mut self, running: &Config, new: &Limits, ha: bool) {
+        let Limits {
+            half_open_per_source,
+            icmp_errors_per_second,
+            tcp_pickup,
+        } = new;
+        let old = running.limits;
+        let applied = &mut self.applied;
+        let key = "limits.half-open-per-source";
+        compare(
+            applied,
+            key,
+            &old.half_open_per_source,
+            half_open_per_source,
+        );
+        let (key, before) = ("limits.icmp-errors-per-second", old.icmp_errors_per_second);
+        compare(applied, key, &before, icmp_errors_per_second);
+        self.config.limits = *new;
+        // Its default depends on whether there is an `[ha]`, which waits.
+        if running.ha.is_some() == ha {
+            compare(applied, "limits.tcp-pickup", &old.tcp_pickup, tcp_pickup);
+        } else {
+            self.config.limits.tcp_pickup = old.tcp_pickup;
+        }
+    }
+
+    fn ha(&mut self, old: &Ha, new: &Ha, new_ports: &[Port], running: &[Port]) {
+        let Ha {
+            group_id,
+            priority,
+            override_,
+            heartbeat_interval,
+            heartbeat_lost_threshold,
+            monitor,
+            session_pickup,
+            session_pickup_connectionless,
+            session_pickup_delay,
+            pickup_guarantee,
+            pickup_guarantee_wait,
+            gratuitous_arps,
+            gratuitous_arp_interval,
+            links,
+            peers,
+        } = new;
+        let mut ha = Ha {
+            group_id: old.group_id,
+            // The timeouts of the connections are made of these.
+            heartbeat_interval: old.heartbeat_interval,
+            heartbeat_lost_threshold: old.heartbeat_lost_threshold,
+            monitor: old.monitor.clone(),
+            links: old.links.clone(),
+            peers: old.peers.clone(),
+            ..new.clone()
+        };
+        let waiting = &mut self.waiting;
+        let interval = &old.heartbeat_interval;
+        let threshold = &old.heartbeat_lost_threshold;
+        compare(waiting, "ha.group-id", &old.group_id, group_id);
+        compare(
+            waiting,
+            "ha.heartbeat-interval",
+            interval,
+            heartbeat_interval,
+        );
+        let key = "ha.heartbeat-lost-threshold";
+        compare(waiting, key, threshold, heartbeat_lost_threshold);
+        if old.links != *links {
+            self.wait("ha.link", "changed");
+        }
+        compare_lists(&mut self.waiting, "ha.peer", &old.peers, peers);
+        ha.monitor = self.monitor(&old.monitor, translate_ports(monitor, new_ports, running));
+        let to = &mut self.applied;
+        let connectionless = &old.session_pickup_connectionless;
+        let (wait, interval) = (&old.pickup_guarantee_wait, &old.gratuitous_arp_interval);
+        compare(to, "ha.priority", &old.priority, priority);
+        compare(to, "ha.override", &old.override_, override_);
+        compare(to, "ha.session-pickup", &old.session_pickup, session_pickup);
+        let key = "ha.session-pickup-connectionless";
+        compare(to, key, connectionless, session_pickup_connectionless);
+        let delay = &old.session_pickup_delay;
+        compare(to, "ha.session-pickup-delay", delay, session_pickup_delay);
+        let guarantee = &old.pickup_guarantee;
+        compare(to, "ha.pickup-guarantee", guarantee, pickup_guarantee);
+        compare(to, "ha.pickup-guarantee-wait", wait, pickup_guarantee_wait);
+        compare(
+            to,
+            "ha.gratuitous-arps",
+            &old.gratuitous_arps,
+            gratuitous_arps,
+        );
+        let key = "ha.gratuitous-arp-interval";
+        compare(to, key, interval, gratuitous_arp_interval);
+        self.config.ha = Some(ha);
+    }
+
+    fn monitor(&mut self, old: &[PortId], new: Result<Vec<PortId>, String>) -> Vec<PortId> {
+        match new {
+            Ok(new) => {
+                if new != old {
+                    push(&mut self.applied, "ha.monitor", "changed");
+                }
+                new
+            }
+            Err(why) => {
+                self.wait("ha.monitor", &why);
+                old.to_vec()
+            }
+        }
+    }
+
+    fn wait(&mut self, key: impl Into<String>, what: &str) {
+        push(&mut self.waiting, key, what);
+    }
+}
+
+type Rules = (Vec<Policy>, Vec<Forward>);
+
+/// Policies and forwards of `wanted` in terms of the ports that run, or why that can't be.
+fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, String> {
+    let translate = |ports: &[PortId]| translate_ports(ports, &wanted.ports, &running.ports);
+    let mut policies = wanted.policies.clone();
+    for policy in &mut policies {
+        let said = |why| format!("policy `{}` {why}", policy.name);
+        policy.from = translate(&policy.from).map_err(said)?;
+        policy.to = translate(&policy.to).map_err(said)?;
+    }
+    let own = |addr: Addr, port: &Port| port.virtual_addresses.iter().any(|v| v.addr == addr);
+    let mut forwards = wanted.forwards.clone();
+    for forward in &mut forwards {
+        let said = |why| format!("forward `{}` {why}", forward.name);
+        let external = forward.external.0;
+        for port in translate(&[forward.port]).map_err(said)? {
+            forward.port = port;
+        }
+        let mut pools = wanted.nat_pools.iter();
+        if !own(external, &running.ports[forward.port.index()])
+            && !pools.any(|pool| pool.addresses.contains(&external))
+        {
+            return Err(said(format!(
+                "has the external address {external}, which is not there yet"
+            )));
+        }
+        let internal = forward.internal.0;
+        if running.ports.iter().any(|port| own(internal, port)) {
+            return Err(said(format!(
+                "leads to {internal}, which is a virtual address still"
+            )));
+        }
+    }
+    Ok((policies, forwards))
+}
+
+/// The ports of the same names among those that run.
+fn translate_ports(
+    ports: &[PortId],
+    wanted: &[Port],
+    running: &[Port],
+) -> Result<Vec<PortId>, String> {
+    let translate = |port: &PortId| {
+        let name = &wanted[port.index()].name;
+        let at = running.iter().position(|port| port.name == *name);
+        at.map(|at| PortId(at as u8))
+            .ok_or_else(|| format!("names the port `{name}`, which does not run yet"))
+    };
+    ports.iter().map(translate).collect()
+}
+
+/// A table that there can be several of.
+trait Named {
+    fn name(&self) -> &str;
+}
+
+macro_rules! named {
+    ($($table:ty),*) => {
+        $(impl Named for $table {
+            fn name(&self) -> &str {
+                &self.name
+            }
+        })*
+    };
+}
+
+named!(Port, Group, Policy, NatPool, Forward, HaPeer);
+
+fn names<T: Named>(tables: &[T]) -> Vec<&str> {
+    tables.iter().map(Named::name).collect()
+}
+
+/// Notes tables that were added, removed or moved; gives the places of the others, before and after.
+fn compare_names(
+    to: &mut Vec<Difference>,
+    table: &str,
+    old: Vec<&str>,
+    new: Vec<&str>,
+) -> Vec<(usize, usize)> {
+    let places: BTreeMap<&str, usize> = old.iter().copied().zip(0..).collect();
+    let mut gone = places.clone();
+    let mut same = Vec::new();
+    for (at, name) in new.into_iter().enumerate() {
+        gone.remove(name);
+        match places.get(name) {
+            Some(before) => same.push((*before, at)),
+            None => push(to, format!("{table}.{name}"), "added"),
+        }
+    }
+    for name in gone.keys() {
+        push(to, format!("{table}.{name}"), "removed");
+    }
+    if !same.is_sorted() {
+        push(to, table, "another order");
+    }
+    same
+}
+
+fn compare_lists<T: Named + PartialEq>(
+    to: &mut Vec<Difference>,
+    table: &str,
+    old: &[T],
+    new: &[T],
+) {
+    for (before, after) in compare_names(to, table, names(old), names(new)) {
+        if old[before] != new[after] {
+            push(to, format!("{table}.{}", new[after].name()), "changed");
+        }
+    }
+}
+
+fn compare<T: PartialEq + Show>(
+    to: &mut Vec<Difference>,
+    key: impl Into<String>,
+    old: &T,
+    new: &T,
+) {
+    if old != new {
+        push(to, key, &format!("{} to {}", old.show(), new.show()));
+    }
+}
+
+fn push(to: &mut Vec<Difference>, key: impl Into<String>, what: &str) {
+    to.push(Difference {
+        key: key.into(),
+        what: what.to_owned(),
+    });
+}
+
+/// A value as it stands in the file, without quotes.
+pub(super) trait Show {
+    fn show(&self) -> String;
+}
+
+macro_rules! show {
+    ($($kind:ty),*) => {
+        $(impl Show for $kind {
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        })*
+    };
+}
+
+show!(bool, u8, u32, String, SocketAddr);
+
+impl Show for Duration {
+    fn show(&self) -> String {
+        show_duration(*self)
+    }
+}
+
+impl Show for PathBuf {
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+impl<T: Show> Show for Option<T> {
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| "none".to_owned(), Show::show)
+    }
+}
+
+impl Show for PickupGuarantee {
+    fn show(&self) -> String {
+        let word = match self {
+            PickupGuarantee::Off => "off",
+            PickupGuarantee::Bounded => "bounded",
+            PickupGuarantee::Strict => "strict",
+        };
+        word.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::options::{options, tests::EVERYTHING};
+
+    fn read(text: &str) -> Config {
+        let read = crate::config::parse(Path::new("a.toml"), text);
+        read.unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
+            .0
+    }
+
+    /// Every option: what of [`EVERYTHING`] is replaced by what, and the key that is named for it, with
+    /// a `!` if it waits for a restart.
+    const EDITS: &[(&str, &str, &str, &str)] = &[
+        (
+            "metrics.listen",
+            "127.0.0.1:9",
+            "127.0.0.1:10748",
+            "!metrics.listen",
+        ),
+        ("node.name", "name = \"a\"", "name = \"z\"", "!node.name"),
+        ("node.key", "a.key", "z.key", "!node.key"),
+        (
+            "node.control-socket",
+            "/tmp/a.sock",
+            "/tmp/z.sock",
+            "!node.control-socket",
+        ),
+        ("node.max-sessions", "5000", "6000", "!node.max-sessions"),
+        ("node.routing-table", "8000", "9000", "!node.routing-table"),
+        ("port.name", "\"lan\"", "\"net\"", "!port.lan"),
+        ("port.interface", "eth0", "eth9", "!port.lan.interface"),
+        (
+            "port.virtual-addresses",
+            "10.0.1.1/24",
+            "10.0.1.1/25",
+            "!port.lan.virtual-addresses",
+        ),
+        (
+            "port.source-check",
+            "source-check = false",
+            "",
+            "port.lan.source-check",
+        ),
+        ("port.offload", "offload = false", "", "!port.lan.offload"),
+        ("group.name", "\"g\"", "\"gg\"", "!group.g"),
+        (
+            "group.ports",
+            "ports = [\"lan\"]\n        p",
+            "virtual-addresses=[]\np",
+            "?",
+        ),
+        ("group.virtual-addresses", "virtual-addresses = []", "", "?"),
+        (
+            "group.priority",
+            "priority = 3",
+            "priority = 4",
+            "group.g.priority",
+        ),
+        ("policy.name", "\"p\"", "\"q\"", "policy.p"),
+        ("policy.from", "from = [\"lan\"]", "", "policy.p"),
+        ("policy.to", "to = [\"lan\"]", "", "policy.p"),
+        ("policy.source", "source = [\"10.0.0.0/8\"]", "", "policy.p"),
+        (
+            "policy.destination",
+            "destination = [\"10.0.0.0/8\"]",
+            "",
+            "policy.p",
+        ),
+        ("policy.service", "tcp/80", "tcp/81", "policy.p"),
+        ("policy.action", "accept", "drop", "policy.p"),
+        (
+            "policy.nat",
+            "nat = true\n        nat-pool = \"n\"",
+            "",
+            "policy.p",
+        ),
+        ("policy.nat-pool", "nat-pool = \"n\"", "", "policy.p"),
+        ("policy.log", "log = true", "", "policy.p"),
+        (
+            "policy.pickup-guarantee",
+            "guarantee = \"off\"",
+            "guarantee = \"strict\"",
+            "policy.p",
+        ),
+        ("nat-pool.name", "\"n\"", "\"m\"", "nat-pool.n"),
+        ("nat-pool.addresses", "10.0.1.9", "10.0.1.8", "nat-pool.n"),
+        ("nat-pool.ports", "2000-3000", "2000-3001", "nat-pool.n"),
+        ("forward.name", "\"f\"", "\"ff\"", "forward.f"),
+        ("forward.port", "\"lan\"", "\"net\"", "!port.lan"),
+        ("forward.protocol", "udp\"", "tcp\"", "forward.f"),
+        (
+            "forward.external",
+            "10.0.1.1:53",
+            "10.0.1.1:54",
+            "forward.f",
+        ),
+        (
+            "forward.internal",
+            "10.0.1.5:53",
+            "10.0.1.5:54",
+            "forward.f",
+        ),
+        (
+            "timeouts.tcp-established",
+            "1h",
+            "2h",
+            "timeouts.tcp-established",
+        ),
+        (
+            "timeouts.tcp-transitory",
+            "60s",
+            "61s",
+            "timeouts.tcp-transitory",
+        ),
+        (
+            "timeouts.tcp-syn",
+            "syn = \"5s",
+            "syn = \"6s",
+            "timeouts.tcp-syn",
+        ),
+        (
+            "timeouts.tcp-time-wait",
+            "wait = \"5s",
+            "wait = \"6s",
+            "timeouts.tcp-time-wait",
+        ),
+        (
+            "timeouts.tcp-reset",
+            "reset = \"5s",
+            "reset = \"6s",
+            "timeouts.tcp-reset",
+        ),
+        ("timeouts.udp", "udp = \"5s", "udp = \"6s", "timeouts.udp"),
+        (
+            "timeouts.udp-unreplied",
+            "unreplied = \"5s",
+            "unreplied = \"6s",
+            "timeouts.udp-unreplied",
+        ),
+        (
+            "timeouts.icmp",
+            "icmp = \"5s",
+            "icmp = \"6s",
+            "timeouts.icmp",
+        ),
+        (
+            "timeouts.other",
+            "other = \"5s",
+            "other = \"6s",
+            "timeouts.other",
+        ),
+        (
+            "limits.half-open-per-source",
+            "source = 0",
+            "source = 1",
+            "limits.half-open-per-source",
+        ),
+        (
+            "limits.icmp-errors-per-second",
+            "second = 0",
+            "second = 1",
+            "limits.icmp-errors-per-second",
+        ),
+        (
+            "limits.tcp-pickup",
+            "pickup = false",
+            "pickup = true",
+            "limits.tcp-pickup",
+        ),
+        (
+            "ha.group-id",
+            "group-id = 1",
+            "group-id = 2",
+            "!ha.group-id",
+        ),
+        ("ha.priority", "priority = 0", "priority = 1", "ha.priority"),
+        ("ha.override", "override = true", "", "ha.override"),
+        (
+            "ha.heartbeat-interval",
+            "heartbeat-interval = \"1ms",
+            "heartbeat-interval = \"2ms",
+            "!ha.heartbeat-interval",
+        ),
+        (
+            "ha.heartbeat-lost-threshold",
+            "threshold = 2",
+            "threshold = 3",
+            "!ha.heartbeat-lost-threshold",
+        ),
+        ("ha.monitor", "monitor = [\"lan\"]", "", "ha.monitor"),
+        (
+            "ha.session-pickup",
+            "session-pickup = true",
+            "session-pickup = false",
+            "ha.session-pickup",
+        ),
+        (
+            "ha.session-pickup-connectionless",
+            "connectionless = false",
+            "connectionless = true",
+            "ha.session-pickup-connectionless",
+        ),
+        (
+            "ha.session-pickup-delay",
+            "delay = \"1s",
+            "delay = \"2s",
+            "ha.session-pickup-delay",
+        ),
+        (
+            "ha.pickup-guarantee",
+            "\"off\"\n        pickup-guarantee-wait",
+            "\"strict\"\npickup-guarantee-wait",
+            "ha.pickup-guarantee",
+        ),
+        (
+            "ha.pickup-guarantee-wait",
+            "guarantee-wait = \"1ms",
+            "guarantee-wait = \"2ms",
+            "ha.pickup-guarantee-wait",
+        ),
+        (
+            "ha.gratuitous-arps",
+            "arps = 1",
+            "arps = 2",
+            "ha.gratuitous-arps",
+        ),
+        (
+            "ha.gratuitous-arp-interval",
+            "arp-interval = \"1s",
+            "arp-interval = \"2s",
+            "ha.gratuitous-arp-interval",
+        ),
+        ("ha.link.interface", "eth1", "eth2", "!ha.link"),
+        (
+            "ha.link.listen",
+            "10.0.9.1:7030",
+            "10.0.9.1:7031",
+            "!ha.link",
+        ),
+        ("ha.peer.name", "\"b\"", "\"c\"", "!ha.peer.b"),
+        (
+            "ha.peer.addresses",
+            "10.0.9.2:7030",
+            "10.0.9.2:7031",
+            "!ha.peer.b",
+        ),
+        ("ha.peer.public-key", "AAECAw", "BBECAw", "!ha.peer.b"),
+    ];
+
+    #[test]
+    fn a_change_of_any_option_is_applied_or_named_as_waiting() {
+        let running = read(EVERYTHING);
+        let mut left: BTreeSet<String> = options()
+            .iter()
+            .map(|option| format!("{}.{}", option.table, option.key))
+            .collect();
+        for (option, from, to, expected) in EDITS {
+            assert!(left.remove(*option), "{option} is no option, or twice here");
+            assert!(EVERYTHING.contains(from), "{option}: no `{from}`");
+            if *expected == "?" {
+                // The two say in which group an address is; see the test below.
+                continue;
+            }
+            let wanted = read(&EVERYTHING.replace(from, to));
+            let change = Change::new(&running, &wanted);
+            let (list, others, key) = match expected.strip_prefix('!') {
+                Some(key) => (&change.waiting, &change.applied, key),
+                None => (&change.applied, &change.waiting, *expected),
+            };
+            assert!(list.iter().any(|d| d.key == key), "{option}: {change:#?}");
+            assert!(others.is_empty(), "{option}: {others:?}");
+            // What is in force afterwards lacks nothing but what waits.
+            let again = Change::new(&change.config, &wanted);
+            assert_eq!(
+                (again.applied, again.waiting),
+                (Vec::new(), change.waiting),
+                "{option}"
+            );
+            let back = Change::new(&change.config, &running);
+            assert!(back.waiting.is_empty(), "{option}: {:?}", back.waiting);
+            assert_eq!(back.config, running, "{option}");
+        }
+        assert!(left.is_empty(), "say what a change of these does: {left:?}");
+    }
+
+    #[test]
+    fn an_address_that_moves_to_another_group_waits() {
+        let text = EVERYTHING.replacen("ports = [\"lan\"]", "", 1);
+        let text = text.replace(
+            "virtual-addresses = []",
+            "virtual-addresses = [\"10.0.1.1\"]",
+        );
+        let change = Change::new(&read(EVERYTHING), &read(&text));
+        let keys: Vec<_> = change.waiting.iter().map(|d| d.key.as_str()).collect();
+        assert_eq!(
+            (keys, change.applied),
+            (vec!["port.lan.virtual-addresses"], Vec::new())
+        );
+    }
+
+    #[test]
+    fn rules_for_what_does_not_run_yet_wait_as_a_whole() {
+        let running = read(EVERYTHING);
+        let dmz = "[[port]]\nname = \"dmz\"\ninterface = \"eth5\"\n\
+                   virtual-addresses = [\"10.0.5.1/24\"]\n";
+        let cases = [
+            (
+                "to = [\"lan\"]",
+                "to = [\"dmz\"]",
+                "policy `p` names the port `dmz`, which does not run yet",
+            ),
+            (
+                "port = \"lan\"\n        protocol = \"udp\"\n        external = \"10.0.1.1:53\"",
+                "port = \"dmz\"\nprotocol = \"udp\"\nexternal = \"10.0.5.1:53\"",
+                "forward `f` names the port `dmz`",
+            ),
+        ];
+        for (from, to, why) in cases {
+            let text = EVERYTHING
+                .replace(from, to)
+                .replace("tcp-syn = \"5s\"", "tcp-syn = \"9s\"");
+            let text = text.replace("virtual-addresses = []", "ports = [\"dmz\"]");
+            let wanted = read(&text.replacen("[[group]]", &format!("{dmz}\n[[group]]"), 1));
+            let change = Change::new(&running, &wanted);
+            let rules = change.waiting.iter().find(|d| d.key.starts_with("policy"));
+            assert!(
+                rules.is_some_and(|d| d.what.contains(why)),
+                "{:?}",
+                change.waiting
+            );
+            assert!(change.waiting.iter().any(|d| d.key == "port.dmz"));
+            assert_eq!(change.config.policies, running.policies);
+            assert_eq!(change.config.forwards, running.forwards);
+            assert_eq!(change.applied[0].what, "5s to 9s", "the rest is applied");
+        }
+    }
+
+    #[test]
+    fn what_is_named_says_from_what_to_what() {
+        let running = read(EVERYTHING);
+        let policy = "[[policy]]\nname = \"first\"\naction = \"drop\"\n\n        [[policy]]";
+        let text = EVERYTHING
+            .replacen("[[policy]]", policy, 1)
+            .replace("max-sessions = 5000", "")
+            .replace("priority = 0", "priority = 200");
+        let change = Change::new(&running, &read(&text));
+        let said = |list: &[Difference]| -> Vec<String> {
+            list.iter()
+                .map(|d| format!("{}: {}", d.key, d.what))
+                .collect()
+        };
+        assert_eq!(
+            said(&change.applied),
+            ["policy.first: added", "ha.priority: 0 to 200"]
+        );
+        assert_eq!(
+            said(&change.waiting),
+            ["node.max-sessions: 5000 to 1048576"]
+        );
+        let swapped = Config {
+            policies: change.config.policies.iter().rev().cloned().collect(),
+            ..change.config.clone()
+        };
+        let swap = Change::new(&change.config, &swapped);
+        assert_eq!(said(&swap.applied), ["policy: another order"]);
+        let alone = Config {
+            ha: None,
+            ..running.clone()
+        };
+        assert_eq!(
+            said(&Change::new(&running, &alone).waiting),
+            ["ha: removed"]
+        );
+        assert_eq!(said(&Change::new(&alone, &running).waiting), ["ha: added"]);
+    }
+}

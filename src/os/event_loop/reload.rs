@@ -1,0 +1,164 @@
+//! The config file is read anew: for SIGHUP, and for `tandemgw reload`.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use crate::config::{self, Config, Diagnostic};
+use crate::control::{ReloadOutcome, ReloadRefused};
+use crate::gateway::Reloaded;
+use crate::time::Time;
+
+use super::super::startup::{solicited_groups, with_absolute_paths};
+use super::super::steering::RouteEdit;
+use super::{Shell, Steering};
+
+/// Routes that are changed in one turn: each is a system call of some 10 µs.
+const ROUTES_PER_TURN: usize = 8;
+
+/// Reloads that are asked for, and under way.
+#[derive(Default)]
+pub(super) struct Reloading {
+    /// A signal asked for one.
+    wanted: bool,
+    /// One was made, and clients may wait for its end.
+    told: bool,
+    /// Routes have yet to follow.
+    unfinished: Option<Unfinished>,
+}
+
+struct Unfinished {
+    outcome: ReloadOutcome,
+    ended_before: u64,
+    routes: VecDeque<RouteEdit>,
+}
+
+impl Shell {
+    /// Takes note of a signal.
+    pub(super) fn want_reload(&mut self) {
+        self.reloading.wanted = true;
+    }
+
+    /// Goes on with a reload, or begins one if that is asked for and the last one is through.
+    pub(super) fn reload_some(&mut self, now: Time, steering: &mut Steering) {
+        self.reloading.told &= self.gateway.is_reloading();
+        let wanted = self.reloading.wanted || self.control.wants_reload();
+        if wanted && self.reloading.unfinished.is_none() && !self.gateway.is_reloading() {
+            self.reloading.wanted = false;
+            self.control.begin_reload();
+            self.begin_reload(now, steering);
+        }
+        let Some(unfinished) = &mut self.reloading.unfinished else {
+            return;
+        };
+        for _ in 0..ROUTES_PER_TURN {
+            let Some(change) = unfinished.routes.pop_front() else {
+                break;
+            };
+            if let Err(error) = steering.carry_out(&change) {
+                let warning = format!("the route of a pool address: {error}");
+                log::warn!("reload warning why=\"{warning}\"");
+                unfinished.outcome.warnings.push(warning);
+            }
+        }
+        if unfinished.routes.is_empty() {
+            self.control
+                .tell_reload(&unfinished.outcome, unfinished.ended_before);
+            self.reloading.unfinished = None;
+            self.reloading.told = true;
+        }
+    }
+
+    /// Whether a reload is to go on without waiting for anything.
+    pub(super) fn is_reload_due(&self) -> bool {
+        let Reloading {
+            wanted,
+            told,
+            unfinished,
+        } = &self.reloading;
+        unfinished.is_some() || (*wanted || *told) && !self.gateway.is_reloading()
+    }
+
+    fn begin_reload(&mut self, now: Time, steering: &mut Steering) {
+        let ended_before = self.gateway.counters().forbidden;
+        let file = &self.view.config_file;
+        let (result, mut warnings) = match read(file) {
+            Ok((config, warnings)) => {
+                (self.gateway.reload(now, &config).map_err(refused), warnings)
+            }
+            Err(refused) => (Err(refused), Vec::new()),
+        };
+        let mut routes = VecDeque::new();
+        match &result {
+            Ok(Reloaded {
+                addresses_changed, ..
+            }) => {
+                if *addresses_changed {
+                    routes = steering.readdress(self.gateway.config());
+                    warnings.extend(self.join_groups());
+                }
+            }
+            Err(ReloadRefused { why, problems, .. }) => {
+                log::error!("reload refused why=\"{why}\" effect=\"nothing has changed\"");
+                for problem in problems {
+                    log::error!("config mistake error=\"{problem}\"");
+                }
+            }
+        }
+        for warning in &warnings {
+            log::warn!("reload warning why=\"{warning}\"");
+        }
+        let outcome = ReloadOutcome {
+            config_file: self.view.config_file.clone(),
+            result,
+            warnings,
+        };
+        self.reloading.unfinished = Some(Unfinished {
+            outcome,
+            ended_before,
+            routes,
+        });
+    }
+
+    /// Joins the multicast groups of the addresses as they are now; gives what failed.
+    fn join_groups(&mut self) -> Vec<String> {
+        let config = self.gateway.config();
+        let mut failed = Vec::new();
+        for (port, settings) in self.ports.iter_mut().zip(&config.ports) {
+            if let Err(error) = port.socket.listen_to(solicited_groups(config, settings)) {
+                let interface = &settings.interface;
+                failed.push(format!("multicast groups on {interface}: {error}"));
+            }
+        }
+        failed
+    }
+}
+
+/// The config in the file, and its warnings.
+fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
+    let unreadable = |error| refused(format!("{}: {error}", file.display()));
+    let kind = std::fs::metadata(file).map_err(|error| unreadable(error.to_string()))?;
+    if !kind.is_file() {
+        return Err(unreadable("it is not a regular file".to_owned()));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?;
+    let lines = |found: &[Diagnostic]| found.iter().map(|d| d.line(file, &text)).collect();
+    match config::parse(file, &text) {
+        Ok((config, warnings)) => match with_absolute_paths(config) {
+            Ok(config) => Ok((config, lines(&warnings))),
+            Err(error) => Err(unreadable(error.to_string())),
+        },
+        Err(problems) => Err(ReloadRefused {
+            why: format!("{} has mistakes", file.display()),
+            problems: lines(&problems),
+            text: config::render(&problems, file, &text, false),
+        }),
+    }
+}
+
+fn refused(why: String) -> ReloadRefused {
+    ReloadRefused {
+        why,
+        problems: Vec::new(),
+        text: String::new(),
+    }
+}
