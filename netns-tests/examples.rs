@@ -125,7 +125,10 @@ fn single_gateways_start_and_answer() {
         unit.start();
         for (port, (_, host)) in config.ports.iter().zip(&hosts) {
             for address in &port.virtual_addresses {
-                host.run(&format!("ping -c 1 -W 5 {}", address.addr));
+                let ping = format!("ping -c 1 -W 1 {}", address.addr);
+                wait_until(&format!("{name}: {} answers", address.addr), || {
+                    host.try_run(&ping).status.success()
+                });
             }
         }
         unit.stop();
