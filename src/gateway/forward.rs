@@ -8,7 +8,7 @@ use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 
 use crate::sync::Phase;
 
-use super::{Gateway, Packet, Role, cluster};
+use super::{Gateway, Packet, PortState, Role, cluster};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -93,17 +93,18 @@ impl Gateway {
         to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
-        let link = self.links[egress.index()];
+        let PortState { link, counters } = &mut self.ports[egress.index()];
         if !link.up {
             return Verdict::Drop(DropReason::PortDown);
         }
         if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
-            self.answer_error(packet, Problem::TooBig { mtu: link.mtu });
+            let mtu = link.mtu;
+            self.answer_error(packet, Problem::TooBig { mtu });
             return Verdict::Drop(DropReason::TooBig);
         }
+        counters.count_out(packet.bytes.len());
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
-        self.counters.count_out(egress, packet.bytes.len());
         Verdict::Forward
     }
 
