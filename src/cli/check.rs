@@ -14,7 +14,7 @@ pub fn check(path: &Path, system: bool) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if system && !is_fit(&config, query::is_running(&config)) {
+    if system && !is_fit(&config, query::status_of(&config).is_some()) {
         return ExitCode::from(EXIT_CONFIG);
     }
     eprintln!("{}: no errors", path.display());
