@@ -16,7 +16,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if !check::is_fit(&config, false) {
+    if !check::can_start(&config) {
         return ExitCode::from(EXIT_CONFIG);
     }
     match startup::run(config, path) {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod control_socket;
+mod ethtool;
 pub mod event_loop;
 pub mod key_file;
 pub mod memory;

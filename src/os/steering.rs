@@ -547,7 +547,10 @@ fn prepare_tun(
 ///
 /// IPv6 looks at `all.forwarding` and at the interface's `force_forwarding` only, which came with
 /// Linux 6.17; the interface's `forwarding` says whether it acts as a router there.
-fn forwarding_key(family: Family, interface: &str) -> Result<(&str, &'static str), SysctlError> {
+pub(super) fn forwarding_key(
+    family: Family,
+    interface: &str,
+) -> Result<(&str, &'static str), SysctlError> {
     const FORCE: &str = "force_forwarding";
     Ok(match family {
         Family::V4 => (interface, "forwarding"),

@@ -440,17 +440,17 @@ gw-b             connected in sync        lag 3 changes, 1 ms; 2 would be lost
   link           up        sync           rtt 312 µs to 10.77.9.2:7030
 SESSIONS  1234 of 1048576 (0.1 %)  tcp 1000  udp 200  icmp 30  other 4
 PACKETS/S 1.0k      BIT/S 8.0M           NEW SESSIONS/S 7.0  DROPS/S 17
-                ███                  ███                  ▄█                 ███
-                ███                  ███                 ▁██                 ███
+                ███                  ███                   █                 ███
+                ███                  ███                   █                 ███
+                ███                  ███                  ▅█                 ███
+                ███                  ███                  ██                 ███
+                ███                  ███                 ▃██                 ███
                 ███                  ███                 ███                 ███
-                ███                  ███                ▃███                 ███
-                ███                  ███                ████                 ███
-                ███                  ███                ████                 ███
-                ███                  ███                ████                 ███
-                ███                  ███                ████                 ███
+                ███                  ███                 ███                 ███
+                ███                  ███                 ███                 ███
 PORT               IN/S  BIT/S  OUT/S  BIT/S DROPS/S   TOTAL REASON
 lan         up     1.0k   8.0M    500   4.0M      17      68 no-policy
-wan         DOWN    333   2.7M    167   1.3M       0       5 tcp-unexpected-syn
+wan         DOWN    333   2.7M    166   1.3M       0       5 tcp-unexpected-syn
 
      AGO EVENT                                    WHY
   12m 5s group default: standby → primary         start
