@@ -17,7 +17,9 @@ mod process;
 mod services;
 mod unit;
 
+mod client;
 mod config;
+mod doctor;
 mod forward;
 mod guarantee;
 mod handover;
@@ -33,3 +35,4 @@ mod replication;
 mod robust;
 mod split;
 mod takeover;
+mod top;

@@ -74,6 +74,11 @@ impl Unit {
         &self.path
     }
 
+    /// Writes the config file, as each start does.
+    pub fn write_config(&self) {
+        fs::write(&self.path, &self.config).expect("writing the config");
+    }
+
     /// Starts the gateway and waits until it forwards.
     #[track_caller]
     pub fn start(&mut self) {
@@ -188,7 +193,7 @@ impl Unit {
     }
 
     fn launch(&self) -> Process {
-        fs::write(&self.path, &self.config).expect("writing the config");
+        self.write_config();
         let mut command = self.ns.command(BINARY);
         command.arg("run").arg("--config").arg(&self.path);
         command.env("RUST_BACKTRACE", "1");
