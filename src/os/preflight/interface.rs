@@ -1,5 +1,7 @@
 //! What holds for every interface that the config names.
 
+use std::net::IpAddr;
+
 use super::{Check, Link, Network, Problem};
 
 /// The problem that there is no interface of this name; `whose` says who wants it.
@@ -44,7 +46,12 @@ pub(super) fn down(at: &str, link: &Link) -> Option<Problem> {
 pub(super) fn describe(link: &Link, network: &Network) -> String {
     let up = if link.state().up { "up" } else { "down" };
     let mut text = format!("{} {up}, MTU {}", link.name, link.mtu);
-    for address in network.addresses_of(link) {
+    let is_link_local = |addr: IpAddr| match addr {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    let addresses = network.addresses_of(link);
+    for address in addresses.filter(|own| !is_link_local(own.addr)) {
         text.push_str(&format!(", {}/{}", address.addr, address.prefix_len));
     }
     text
