@@ -230,9 +230,7 @@ impl Netlink {
 
     /// Whether there is a neighbour of that address on a link; none if the kernel does not know yet.
     pub fn is_neighbour(&mut self, link: u32, addr: IpAddr) -> Result<Option<bool>, NetlinkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = link;
-        let request = RouteNetlinkMessage::GetNeighbour(message);
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let all = self.dump("neighbours", &request, |message| match message {
             RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour_state(&neighbour, link, addr),
             _ => None,
