@@ -7,6 +7,168 @@ use crate::pair::Pair;
 use crate::process::wait_until;
 use crate::unit::Unit;
 
+/// What is broken and repaired, and what is then said: check, result, parts of what was found and of the
+/// remedy.
+type Breakage = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
+const MACHINE: &[Breakage] = &[
+    (
+        "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        "rp-filter",
+        "error",
+        "all.rp_filter is 1",
+        "sysctl -w",
+    ),
+    (
+        "echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding",
+        "echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding",
+        "forwarding",
+        "warning",
+        "past all policies",
+        "ipv4/conf/eth0/forwarding",
+    ),
+    (
+        "ip link set eth0 mtu 1400",
+        "ip link set eth0 mtu 1500",
+        "mtu",
+        "warning",
+        "lan 1400, wan 1500",
+        "ip link set",
+    ),
+    (
+        "ip addr add 10.77.1.1/24 dev eth0",
+        "ip addr del 10.77.1.1/24 dev eth0",
+        "virtual-addresses",
+        "error",
+        "10.77.1.1 is an address",
+        "ip addr del",
+    ),
+    (
+        "ip link set eth1 down",
+        "ip link set eth1 up; ip -6 addr add fd77:2::2/64 dev eth1 nodad 2> /dev/null || true",
+        "port wan",
+        "warning",
+        "eth1 is down",
+        "ip link set eth1 up",
+    ),
+    (
+        "ip rule add priority 7700 lookup 99",
+        "ip rule del priority 7700",
+        "routing-table",
+        "error",
+        "7700",
+        "routing-table",
+    ),
+    (
+        "nft add table ip f; nft 'add chain ip f forward { type filter hook forward priority 0; policy drop; }'",
+        "nft delete table ip f",
+        "firewall",
+        "warning",
+        "drops what the gateway forwards",
+        "tgw-*",
+    ),
+    (
+        "nft add table ip n; nft 'add chain ip n out { type nat hook postrouting priority 100; }'; nft add rule ip n out masquerade",
+        "nft delete table ip n",
+        "conntrack",
+        "warning",
+        "chain out of table ip n",
+        "notrack",
+    ),
+    (
+        "ethtool -K eth1 gro on; ethtool -K eth0 gro off",
+        "ethtool -K eth0 gro on",
+        "offload",
+        "warning",
+        "eth0 without generic receive offload",
+        "ethtool -K eth0 gro on",
+    ),
+    (
+        "mkdir /run/tandemgw; mount -t tmpfs -o ro none /run/tandemgw",
+        "umount /run/tandemgw",
+        "control-socket",
+        "error",
+        "no socket can be made in /run/tandemgw",
+        "control-socket",
+    ),
+    (
+        "mount -t tmpfs none /dev/net 2> /dev/null || mount -t tmpfs none /dev",
+        "umount /dev/net 2> /dev/null || umount /dev",
+        "tun",
+        "error",
+        "/dev/net/tun can't be opened",
+        "modprobe tun",
+    ),
+];
+
+/// The same of a pair; `KEY` is the key's path.
+const LINKS: &[Breakage] = &[
+    (
+        "chmod 644 KEY",
+        "chmod 600 KEY",
+        "key",
+        "error",
+        "can be read by others",
+        "keygen",
+    ),
+    (
+        "mv KEY KEY.away",
+        "mv KEY.away KEY",
+        "key",
+        "error",
+        "can't be opened",
+        "keygen",
+    ),
+    (
+        "ip link set sync0 mtu 1200",
+        "ip link set sync0 mtu 1500",
+        "link sync0",
+        "error",
+        "MTU of 1200",
+        "ip link set sync0 mtu 1500",
+    ),
+    (
+        "ip link set sync0 mtu 1400",
+        "ip link set sync0 mtu 1500",
+        "link sync0",
+        "warning",
+        "MTU of 1400",
+        "ip link set sync0 mtu 1500",
+    ),
+    (
+        "ip addr del 10.77.9.1/24 dev sync0; ip addr add 10.77.9.1/24 dev eth0",
+        "ip addr del 10.77.9.1/24 dev eth0; ip addr add 10.77.9.1/24 dev sync0",
+        "link sync0",
+        "error",
+        "10.77.9.1, which is on eth0",
+        "ip addr add 10.77.9.1",
+    ),
+    (
+        "ip route add 10.77.9.2 dev eth0",
+        "ip route del 10.77.9.2 dev eth0",
+        "peer gw-b",
+        "warning",
+        "leads out of eth0, not of sync0",
+        "in the order of the links",
+    ),
+    (
+        "ip link set sync0 down",
+        "ip link set sync0 up",
+        "link sync0",
+        "warning",
+        "sync0 is down",
+        "ip link set sync0 up",
+    ),
+];
+
 /// The results as `(check, result, found, remedy)`, and whether the machine is fit, which the exit code
 /// must say too.
 struct Findings {
@@ -106,96 +268,7 @@ fn a_good_machine_is_fit_before_the_start_and_beside_the_gateway() {
 #[test]
 fn what_is_wrong_with_the_machine_is_named_with_its_remedy() {
     let lab = Lab::new();
-    for (breakage, repair, check, result, found, remedy) in [
-        (
-            "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
-            "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
-            "rp-filter",
-            "error",
-            "all.rp_filter is 1",
-            "sysctl -w",
-        ),
-        (
-            "echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding",
-            "echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding",
-            "forwarding",
-            "warning",
-            "past all policies",
-            "ipv4/conf/eth0/forwarding",
-        ),
-        (
-            "ip link set eth0 mtu 1400",
-            "ip link set eth0 mtu 1500",
-            "mtu",
-            "warning",
-            "lan 1400, wan 1500",
-            "ip link set",
-        ),
-        (
-            "ip addr add 10.77.1.1/24 dev eth0",
-            "ip addr del 10.77.1.1/24 dev eth0",
-            "virtual-addresses",
-            "error",
-            "10.77.1.1 is an address",
-            "ip addr del",
-        ),
-        (
-            "ip link set eth1 down",
-            "ip link set eth1 up; ip -6 addr add fd77:2::2/64 dev eth1 nodad 2> /dev/null || true",
-            "port wan",
-            "warning",
-            "eth1 is down",
-            "ip link set eth1 up",
-        ),
-        (
-            "ip rule add priority 7700 lookup 99",
-            "ip rule del priority 7700",
-            "routing-table",
-            "error",
-            "7700",
-            "routing-table",
-        ),
-        (
-            "nft add table ip f; nft 'add chain ip f forward { type filter hook forward priority 0; policy drop; }'",
-            "nft delete table ip f",
-            "firewall",
-            "warning",
-            "drops what the gateway forwards",
-            "tgw-*",
-        ),
-        (
-            "nft add table ip n; nft 'add chain ip n out { type nat hook postrouting priority 100; }'; nft add rule ip n out masquerade",
-            "nft delete table ip n",
-            "conntrack",
-            "warning",
-            "chain out of table ip n",
-            "notrack",
-        ),
-        (
-            "ethtool -K eth1 gro on; ethtool -K eth0 gro off",
-            "ethtool -K eth0 gro on",
-            "offload",
-            "warning",
-            "eth0 without generic receive offload",
-            "ethtool -K eth0 gro on",
-        ),
-        (
-            "mkdir /run/tandemgw; mount -t tmpfs -o ro none /run/tandemgw",
-            "umount /run/tandemgw",
-            "control-socket",
-            "error",
-            "no socket can be made in /run/tandemgw",
-            "control-socket",
-        ),
-        (
-            "mount -t tmpfs none /dev/net 2> /dev/null || mount -t tmpfs none /dev",
-            "umount /dev/net 2> /dev/null || umount /dev",
-            "tun",
-            "error",
-            "/dev/net/tun can't be opened",
-            "modprobe tun",
-        ),
-    ] {
+    for (breakage, repair, check, result, found, remedy) in MACHINE {
         lab.unit.ns.sh(breakage);
         doctor(&lab.unit).expect(check, result, found, remedy);
         lab.unit.ns.sh(repair);
@@ -257,67 +330,10 @@ fn the_pair_is_looked_at_before_the_start() {
 
     let key = pair.lab.dir().join("gw-a.key").display().to_string();
     let ns = &pair.a().ns;
-    for (breakage, repair, check, result, found, remedy) in [
-        (
-            format!("chmod 644 {key}"),
-            format!("chmod 600 {key}"),
-            "key",
-            "error",
-            "can be read by others",
-            "keygen",
-        ),
-        (
-            format!("mv {key} {key}.away"),
-            format!("mv {key}.away {key}"),
-            "key",
-            "error",
-            "can't be opened",
-            "keygen",
-        ),
-        (
-            "ip link set sync0 mtu 1200".into(),
-            "ip link set sync0 mtu 1500".into(),
-            "link sync0",
-            "error",
-            "MTU of 1200",
-            "ip link set sync0 mtu 1500",
-        ),
-        (
-            "ip link set sync0 mtu 1400".into(),
-            "ip link set sync0 mtu 1500".into(),
-            "link sync0",
-            "warning",
-            "MTU of 1400",
-            "ip link set sync0 mtu 1500",
-        ),
-        (
-            "ip addr del 10.77.9.1/24 dev sync0; ip addr add 10.77.9.1/24 dev eth0".into(),
-            "ip addr del 10.77.9.1/24 dev eth0; ip addr add 10.77.9.1/24 dev sync0".into(),
-            "link sync0",
-            "error",
-            "10.77.9.1, which is on eth0",
-            "ip addr add 10.77.9.1",
-        ),
-        (
-            "ip route add 10.77.9.2 dev eth0".into(),
-            "ip route del 10.77.9.2 dev eth0".into(),
-            "peer gw-b",
-            "warning",
-            "leads out of eth0, not of sync0",
-            "in the order of the links",
-        ),
-        (
-            "ip link set sync0 down".into(),
-            "ip link set sync0 up".into(),
-            "link sync0",
-            "warning",
-            "sync0 is down",
-            "ip link set sync0 up",
-        ),
-    ] {
-        ns.sh(&breakage);
+    for (breakage, repair, check, result, found, remedy) in LINKS {
+        ns.sh(&breakage.replace("KEY", &key));
         doctor(pair.a()).expect(check, result, found, remedy);
-        ns.sh(&repair);
+        ns.sh(&repair.replace("KEY", &key));
     }
     pair.cut(0);
     pair.a().ns.run("ip neigh flush dev sync0");

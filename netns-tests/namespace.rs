@@ -188,6 +188,13 @@ fn open_pidfd(pid: u32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Whether the tests run as the root of the machine, and not of a namespace of users, in which there is
+/// nobody else.
+pub fn is_root_of_the_machine() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").expect("the kernel tells that");
+    is_root() && map.split_whitespace().last() == Some("4294967295")
+}
+
 fn is_root() -> bool {
     // SAFETY: geteuid can't fail and takes nothing.
     unsafe { libc::geteuid() == 0 }

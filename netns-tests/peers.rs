@@ -42,7 +42,7 @@ fn peer_with_an_unknown_key_is_refused() {
     pair.change_key_of_b();
     stays_apart(&mut pair);
     let told: Vec<usize> = [pair.a(), pair.b()]
-        .map(|unit| lines_with(unit, "such messages are shown once a minute"))
+        .map(|unit| lines_with(unit, "peer refused"))
         .into();
     assert!(told.contains(&1), "nobody was told");
     assert!(

@@ -102,6 +102,11 @@ impl Process {
             .is_none()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: kill takes no pointers; the child is not reaped yet, so the id is still its own.

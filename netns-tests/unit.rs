@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::namespace::Namespace;
-use crate::process::{Finished, PATIENCE, Process};
+use crate::process::{Finished, PATIENCE, Process, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
 
@@ -40,6 +40,8 @@ pub struct Unit {
     pub ns: Namespace,
     /// Written to the config file at each start.
     pub config: String,
+    /// Words before the command line of the gateway, which must end by executing it.
+    pub launcher: Vec<String>,
     path: PathBuf,
     process: Option<Process>,
 }
@@ -52,6 +54,7 @@ impl Unit {
         Unit {
             ns,
             config,
+            launcher: Vec::new(),
             path,
             process: None,
         }
@@ -90,6 +93,26 @@ impl Unit {
                     .any(|w| w == "ready")
         });
         self.process = Some(process);
+    }
+
+    /// Starts the gateway, whose log goes elsewhere or looks otherwise, and waits until it answers.
+    #[track_caller]
+    pub fn start_unheard(&mut self) {
+        self.process = Some(self.launch());
+        wait_until("the gateway answers", || {
+            self.tandemgw("status --json").status.success()
+        });
+    }
+
+    /// Launches the gateway by a shell script, of which `"$@"` is its command line.
+    pub fn launch_by(&mut self, script: &str) {
+        self.launcher = ["sh", "-ec", script, "sh"].map(str::to_owned).to_vec();
+    }
+
+    /// The process id of the gateway.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the gateway runs").id()
     }
 
     /// Starts the gateway, expects it to give up at once, and returns what it said.
@@ -137,6 +160,23 @@ impl Unit {
     /// What the gateway has logged since its start.
     pub fn log(&self) -> String {
         self.process.as_ref().expect("the gateway runs").stderr()
+    }
+
+    /// The memory that the gateway has in use, in bytes.
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        let process = self.process.as_ref().expect("the gateway runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id()))
+            .expect("the kernel shows its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("a number of kilobytes") * 1024
+    }
+
+    /// Starts `tandemgw` with these arguments, beside the gateway.
+    #[track_caller]
+    pub fn spawn_tandemgw(&self, arguments: &str) -> Process {
+        self.ns.spawn(&format!("{BINARY} {arguments}"))
     }
 
     /// Fails unless the gateway runs.
@@ -194,8 +234,13 @@ impl Unit {
 
     fn launch(&self) -> Process {
         self.write_config();
-        let mut command = self.ns.command(BINARY);
-        command.arg("run").arg("--config").arg(&self.path);
+        let mut words = self.launcher.iter().map(String::as_str).chain([BINARY]);
+        let mut command = self.ns.command(words.next().expect("there is the binary"));
+        command
+            .args(words)
+            .arg("run")
+            .arg("--config")
+            .arg(&self.path);
         command.env("RUST_BACKTRACE", "1");
         Process::spawn(command, &format!("{}# tandemgw run", self.ns.name()))
     }

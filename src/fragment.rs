@@ -169,6 +169,14 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
+    /// The decision about a datagram, if there is one yet and it still has fragments to come.
+    pub fn decision(&self, key: &FragmentKey) -> Option<D> {
+        match self.datagrams.get(key)?.state {
+            State::Known(decision) => Some(decision),
+            _ => None,
+        }
+    }
+
     /// When [`Fragments::expire`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
         let deadline = |queue: &BTreeMap<u64, Entry>| Some(queue.first_key_value()?.1.deadline);

@@ -15,10 +15,13 @@
 //! - [`session`]: the table, the TCP tracker, expiry.
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet of no session needs.
 //! - [`gateway`]: composes them into one state machine.
+//! - [`capture`]: copies of packets for an administrator.
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`identity`]: the key pair of a node.
+//! - [`log_limit`]: how many log lines an event may write.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod event;
@@ -27,6 +30,7 @@ pub mod fragment;
 pub mod gateway;
 pub mod ha;
 pub mod identity;
+pub mod log_limit;
 pub mod nat;
 pub mod os;
 pub mod packet;

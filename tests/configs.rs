@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tandemgw::config::{Config, Nat, Severity, parse, render};
+use tandemgw::config::{Config, Ha, Nat, Severity, parse, render};
 
 #[path = "configs/wrong.rs"]
 mod wrong;
@@ -17,28 +17,102 @@ use wrong::{BASE, BASE_HA, HA, WRONG};
 #[test]
 fn every_example_loads_without_a_warning() {
     let examples = examples();
-    assert!(examples.len() >= 5);
+    assert!(examples.len() >= 13, "only {}", examples.len());
     for (file, text) in examples {
         let (Ok((_, found)) | Err(found)) = parse(&file, &text);
         assert!(found.is_empty(), "{}", render(&found, &file, &text, false));
     }
 }
 
+/// Each begins with where its picture is.
 #[test]
-fn the_units_of_the_pair_belong_together() {
-    let [a, b] = ["lab-pair-a.toml", "lab-pair-b.toml"].map(example);
+fn every_example_has_its_section_in_the_book() {
+    let page = folder().with_file_name("docs").join("examples.md");
+    let page = fs::read_to_string(page).unwrap();
+    for (file, text) in examples() {
+        let name = file.display();
+        let (comments, _) = text.split_once("\n[node]").unwrap();
+        // A comment may break in the middle of the reference.
+        let comments = comments.replace("\n#", "");
+        let (_, section) = comments
+            .split_once("docs/examples.md, \"")
+            .expect("a reference");
+        let (section, _) = section.split_once('"').unwrap();
+        let heading = format!("\n## {section}\n");
+        let (_, section) = page
+            .split_once(&heading)
+            .unwrap_or_else(|| panic!("{name}: {heading}"));
+        let section = section.split("\n## ").next().unwrap();
+        let file = file
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .replace("-b.toml", "-a.toml");
+        assert!(section.contains(&format!("configs/{file}")), "{name}");
+        assert!(section.contains("```text\n"), "{name} has no picture");
+    }
+}
+
+/// `NAME-a.toml` and `NAME-b.toml` are the two units of a pair: alike but for who they are.
+#[test]
+fn the_units_of_each_pair_belong_together() {
+    let names = examples().into_iter().map(|(file, _)| file);
+    let stem = |file: PathBuf| Some(file.file_stem()?.to_str()?.strip_suffix("-a")?.to_owned());
+    let pairs: Vec<String> = names.filter_map(stem).collect();
+    assert!(pairs.len() >= 4, "{pairs:?}");
+    for name in pairs {
+        let [a, b] = ["a", "b"].map(|unit| example(&format!("{name}-{unit}.toml")));
+        assert_alike(&name, &a, &b);
+        let (a_ha, b_ha) = (a.ha.as_ref().unwrap(), b.ha.as_ref().unwrap());
+        assert_knows(&name, a_ha, &b);
+        assert_knows(&name, b_ha, &a);
+        assert_ne!(a_ha.peers[0].public_key, b_ha.peers[0].public_key, "{name}");
+    }
+}
+
+fn assert_alike(name: &str, a: &Config, b: &Config) {
     assert_eq!(
-        (&a.ports, &a.policies, &a.forwards),
-        (&b.ports, &b.policies, &b.forwards)
+        (&a.ports, &a.policies, &a.forwards, &a.nat_pools),
+        (&b.ports, &b.policies, &b.forwards, &b.nat_pools),
+        "{name}"
     );
-    let (a_ha, b_ha) = (a.ha.unwrap(), b.ha.unwrap());
-    assert_eq!(a_ha.group_id, b_ha.group_id);
-    assert_eq!(
-        (&a_ha.peers[0].name, &b_ha.peers[0].name),
-        (&b.node.name, &a.node.name)
-    );
-    assert_eq!(a_ha.peers[0].addresses, [b_ha.links[0].listen]);
-    assert_eq!(b_ha.peers[0].addresses, [a_ha.links[0].listen]);
+    assert_eq!((&a.timeouts, &a.limits), (&b.timeouts, &b.limits), "{name}");
+    let names = |config: &Config| {
+        config
+            .groups
+            .iter()
+            .map(|g| g.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(a), names(b), "{name}");
+    let (a_ha, b_ha) = (a.ha.as_ref().unwrap(), b.ha.as_ref().unwrap());
+    for (group, other) in a.groups.iter().zip(&b.groups) {
+        let of = |own: Option<u8>, ha: &Ha| own.unwrap_or(ha.priority);
+        assert_ne!(
+            of(group.priority, a_ha),
+            of(other.priority, b_ha),
+            "{name}: who is primary of {} is left to the names",
+            group.name
+        );
+    }
+    // All of `[ha]` but what has to differ.
+    let mut same = b_ha.clone();
+    same.priority = a_ha.priority;
+    same.links.clone_from(&a_ha.links);
+    same.peers.clone_from(&a_ha.peers);
+    assert_eq!(a_ha, &same, "{name}");
+}
+
+/// The one's peer is the other, at the addresses at which that one listens.
+fn assert_knows(name: &str, own: &Ha, other: &Config) {
+    let [peer] = &own.peers[..] else {
+        panic!("{name}: not one peer");
+    };
+    assert_eq!(peer.name, other.node.name, "{name}");
+    let links = &other.ha.as_ref().unwrap().links;
+    let listens: Vec<_> = links.iter().map(|link| link.listen).collect();
+    assert_eq!(peer.addresses, listens, "{name}");
 }
 
 #[test]
@@ -193,10 +267,10 @@ proptest! {
 
     #[test]
     fn so_is_a_mutated_example(
-        example in 0usize..5,
+        example in any::<prop::sample::Index>(),
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..12, "[\\[\\]\"=.,/:a-z0-9\n-]{0,4}"), 1..6),
     ) {
-        let (_, mut text) = examples().swap_remove(example);
+        let (_, mut text) = example.get(&examples()).clone();
         for (at, removed, inserted) in edits {
             let boundary = |from: usize| (from..=text.len()).find(|at| text.is_char_boundary(*at));
             let start = boundary(at.index(text.len() + 1)).unwrap();
@@ -208,10 +282,10 @@ proptest! {
 
     #[test]
     fn so_is_an_example_with_its_lines_shuffled(
-        example in 0usize..5,
+        example in any::<prop::sample::Index>(),
         swaps in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index)>(), 1..8),
     ) {
-        let (_, text) = examples().swap_remove(example);
+        let (_, text) = example.get(&examples()).clone();
         let mut lines: Vec<&str> = text.lines().collect();
         for (a, b) in swaps {
             let (a, b) = (a.index(lines.len()), b.index(lines.len()));
@@ -276,6 +350,10 @@ fn example(name: &str) -> Config {
 fn examples() -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(folder()).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
     files.sort();
     let read = |file: PathBuf| (file.clone(), fs::read_to_string(file).unwrap());
     files.into_iter().map(read).collect()

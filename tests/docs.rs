@@ -6,10 +6,15 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use tandemgw::config::{TableDoc, options, tables};
+use clap::CommandFactory;
+use tandemgw::config::{TableDoc, options, parse, render, tables};
 use tandemgw::event::DropReason;
+
+#[path = "../src/cli/args.rs"]
+#[allow(dead_code, reason = "only what clap makes of it is looked at")]
+mod args;
 
 #[test]
 fn configuration_is_as_the_decoder_takes_it() {
@@ -24,30 +29,171 @@ fn drop_reasons_are_those_of_the_code() {
 /// Links from one chapter to another, and to files of the repository, lead somewhere.
 #[test]
 fn links_between_the_documents_lead_somewhere() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
-        .iter()
-        .map(|name| root.join(name))
-        .collect();
-    let chapters = fs::read_dir(root.join("docs")).unwrap();
-    files.extend(chapters.map(|entry| entry.unwrap().path()));
     let mut checked = 0;
-    for file in files
-        .iter()
-        .filter(|f| f.extension().is_some_and(|e| e == "md"))
-    {
-        let text = fs::read_to_string(file).unwrap();
+    for (file, text) in documents() {
         for link in text.split("](").skip(1) {
-            let target = link.split([')', '#']).next().unwrap_or_default();
-            if target.is_empty() || target.contains("://") {
+            let link = link.split(')').next().unwrap_or_default();
+            if link.contains("://") {
                 continue;
             }
-            let path = file.parent().unwrap().join(target);
-            assert!(path.exists(), "{}: {target}", file.display());
+            let (target, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let path = match target {
+                "" => file.clone(),
+                target => file.parent().unwrap().join(target),
+            };
+            let place = format!("{}: {link}", file.display());
+            assert!(path.exists(), "{place}");
+            let leaves = is_chapter(&file) && target.contains('/');
+            assert!(!leaves, "{place}: not in the book; write the path as code");
+            if !anchor.is_empty() {
+                let there = fs::read_to_string(&path).unwrap();
+                assert!(
+                    anchors(&there).any(|a| a == anchor),
+                    "{place}: no such heading"
+                );
+            }
             checked += 1;
         }
     }
     assert!(checked > 20, "only {checked} links found");
+}
+
+#[test]
+fn each_chapter_is_in_the_summary() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    for (file, _) in documents() {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if is_chapter(&file) && name != "SUMMARY.md" {
+            assert!(summary.contains(&format!("]({name})")), "{name} is missing");
+        }
+    }
+}
+
+/// `tandemgw WORD …` in code: the word is a command, and each `--option` one of its options.
+#[test]
+fn commands_in_the_documents_exist() {
+    let cli = args::Cli::command();
+    let mut checked = 0;
+    for (file, text) in documents() {
+        for line in code(&text) {
+            for typed in line.split("tandemgw ").skip(1) {
+                let end = typed.find(['|', ';', '&', '>', '<', '`', '#', '\'']);
+                let typed = &typed[..end.unwrap_or(typed.len())];
+                if let Err(word) = check_command(&cli, typed) {
+                    panic!("{}: `{word}` in `tandemgw {typed}`", file.display());
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} commands found");
+}
+
+#[test]
+fn configs_in_the_documents_are_right() {
+    let mut checked = 0;
+    for (file, text) in documents() {
+        let blocks = text.split("```toml\n").skip(1);
+        let here = text.split("<<'CONFIG'\n").skip(1);
+        let blocks = blocks.filter_map(|rest| rest.split("```").next());
+        for block in blocks.chain(here.filter_map(|rest| rest.split("\nCONFIG").next())) {
+            if block.contains("[node]") && block.contains("[[port]]") {
+                let (Ok((_, found)) | Err(found)) = parse(&file, block);
+                assert!(found.is_empty(), "{}", render(&found, &file, block, false));
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 2, "only {checked} configs found");
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The chapters of the book and the documents beside it.
+fn documents() -> Vec<(PathBuf, String)> {
+    let mut files: Vec<_> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ]
+    .iter()
+    .map(|name| root().join(name))
+    .collect();
+    let chapters = fs::read_dir(root().join("docs")).unwrap();
+    files.extend(chapters.map(|entry| entry.unwrap().path()));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    let read = |file: PathBuf| (file.clone(), fs::read_to_string(file).unwrap());
+    files.into_iter().map(read).collect()
+}
+
+fn is_chapter(file: &Path) -> bool {
+    file.parent() == Some(&root().join("docs"))
+}
+
+/// The headings as mdbook and GitHub make anchors of them.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| {
+        let kept = line.trim_start_matches('#').trim().chars();
+        kept.filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
+            .map(|c| {
+                if c == ' ' {
+                    '-'
+                } else {
+                    c.to_ascii_lowercase()
+                }
+            })
+            .collect()
+    })
+}
+
+/// The lines of shell blocks, and the code spans of the text.
+fn code(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut block: Option<&str> = None;
+    for line in text.lines() {
+        match (line.trim_start().strip_prefix("```"), block) {
+            (Some(kind), None) => block = Some(kind),
+            (Some(_), Some(_)) => block = None,
+            (None, Some(kind)) if kind.starts_with("sh") => found.push(line),
+            (None, Some(_)) => {}
+            (None, None) => found.extend(line.split('`').skip(1).step_by(2)),
+        }
+    }
+    found
+}
+
+/// The word that is no command or option, if there is one. What is written in capitals stands for
+/// something else.
+fn check_command<'a>(cli: &clap::Command, typed: &'a str) -> Result<(), &'a str> {
+    let mut command = cli;
+    let mut words = typed.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        if let Some(option) = word.trim_start_matches('[').strip_prefix("--") {
+            let name = option.trim_end_matches(']');
+            let known = |command: &clap::Command| {
+                command
+                    .get_arguments()
+                    .any(|arg| arg.get_long() == Some(name))
+            };
+            if !known(command) && !known(cli) && name != "help" && name != "version" {
+                return Err(word);
+            }
+            if name == "socket" {
+                words.next();
+            }
+        } else if let Some(next) = command.find_subcommand(word) {
+            command = next;
+        } else if command.get_name() == cli.get_name()
+            && word.chars().all(|c| c.is_ascii_lowercase())
+        {
+            return Err(word);
+        }
+    }
+    Ok(())
 }
 
 fn compare(name: &str, wanted: &str) {
@@ -89,7 +235,7 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
   only for `[[policy]]`, where the first match wins.
 
-The examples in [`configs/`](../configs/) have one use each and are checked by the tests.
+The [examples](examples.md) have one use each and are checked by the tests.
 "#;
 
 fn describe(out: &mut String, table: &TableDoc) {
@@ -100,12 +246,14 @@ fn describe(out: &mut String, table: &TableDoc) {
     let _ = write!(out, "\n## `{heading}`\n\n{}.\n\n", sentence(table.meaning));
     out.push_str("| key | value | default | meaning |\n|---|---|---|---|\n");
     for option in options().iter().filter(|option| option.table == table.name) {
+        let (kind, default) = (option.kind_text(), option.default_text());
+        assert!(!kind.is_empty() && !default.is_empty(), "{}", option.key);
         let _ = writeln!(
             out,
             "| `{}` | {} | {} | {} |",
             option.key,
-            cell(&option.kind_text()),
-            cell(&option.default_text()),
+            cell(&kind),
+            cell(&default),
             cell(option.meaning),
         );
     }

@@ -99,6 +99,12 @@ impl Lab {
         Ok(Some(worker.cpu_time()?))
     }
 
+    /// The number of the gateway's process; `None` if the kernel forwards.
+    #[allow(dead_code, reason = "for the benchmark of operating")]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Worker::id)
+    }
+
     /// The sessions in the gateway's table; `None` if it has none.
     pub fn sessions(&self) -> Result<Option<u64>> {
         match self.kind {
@@ -212,6 +218,9 @@ nat-pool = "pool"
 
 [limits]
 half-open-per-source = 0
+
+[timeouts]
+udp-unreplied = "3600s"
 "#,
         folder = folder.display()
     )

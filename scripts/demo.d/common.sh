@@ -35,6 +35,19 @@ namespace() {
     done
 }
 
+switch() {
+    namespace "$1"
+    at "$1" ip link add br0 type bridge
+    at "$1" ip link set br0 up
+}
+
+# plug HOST INTERFACE SWITCH
+plug() {
+    ip link add "$2" netns "$1" type veth peer name "$1-$2" netns "$3"
+    at "$3" ip link set "$1-$2" master br0
+    at "$3" ip link set "$1-$2" up
+}
+
 address() {
     at "$1" ip addr add "$3" dev "$2"
     at "$1" ip addr add "$4" dev "$2" nodad

@@ -131,7 +131,11 @@ pub enum Command {
         /// Stop after N packets
         #[arg(long, value_name = "N")]
         count: Option<u64>,
-        /// proto=tcp src=10.0.0.0/8 dst=… port=… in=… out=… verdict=drop reason=no-policy
+        /// Only the first BYTES of each packet [default: all]
+        #[arg(short = 's', long, value_name = "BYTES")]
+        snapshot_length: Option<u32>,
+        /// proto=tcp src=10.0.0.0/8 dst=… host=… port=… in=… out=… policy=… session=… verdict=drop
+        /// reason=no-policy
         filter: Vec<String>,
     },
 }

@@ -20,8 +20,6 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest line of an answer, far beyond what a gateway says.
 const MAX_LINE: u64 = 16 << 20;
 
-const DONE: &str = r#"{"done":true}"#;
-
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum ClientError {
@@ -100,6 +98,14 @@ impl Client {
         Ok(answer)
     }
 
+    /// The path of the socket and the bare connection, which waits without an end.
+    pub fn into_stream(self) -> (PathBuf, UnixStream) {
+        let stream = self.stream.into_inner();
+        // It fails for a time of zero only.
+        let _ = stream.set_read_timeout(None);
+        (self.path, stream)
+    }
+
     fn exchange(
         &mut self,
         request: &Value,
@@ -123,7 +129,7 @@ impl Client {
                 _ => is_begun = true,
             }
             let line = line.trim_end();
-            if line == DONE {
+            if is_end(line) {
                 return Ok(());
             }
             if let Some(why) = refusal(line) {
@@ -277,7 +283,13 @@ fn sockets(folder: &Path) -> Result<Vec<PathBuf>, ClientError> {
     Ok(sockets)
 }
 
-fn refusal(line: &str) -> Option<String> {
+/// Whether this line ends an answer.
+pub fn is_end(line: &str) -> bool {
+    line == r#"{"done":true}"#
+}
+
+/// Why the gateway refuses, if this line of an answer says so.
+pub fn refusal(line: &str) -> Option<String> {
     if !line.starts_with(r#"{"error":"#) {
         return None;
     }

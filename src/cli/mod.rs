@@ -9,6 +9,7 @@ mod explain;
 mod ha;
 mod key;
 mod paint;
+mod pcapng;
 mod query;
 mod reload;
 mod run;
@@ -16,12 +17,11 @@ mod sessions;
 mod status;
 mod table;
 mod top;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use args::{Cli, Command, HaCommand, SessionsCommand};
+use args::{Command, HaCommand, SessionsCommand};
 
 /// Exit code for a bad config or an unfit machine.
 const EXIT_CONFIG: u8 = 2;
@@ -29,7 +29,10 @@ const EXIT_CONFIG: u8 = 2;
 const EXIT_NOT_RUNNING: u8 = 3;
 
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let socket = cli.global.socket.as_deref();
     match cli.command {
         Command::Run { config } => run::run(&config),
@@ -70,8 +73,9 @@ pub fn main() -> ExitCode {
         Command::Capture {
             write,
             count,
+            snapshot_length,
             filter,
-        } => capture::capture(socket, &write, count, filter),
+        } => capture::capture(socket, &write, count, snapshot_length, &filter),
     }
 }
 

@@ -3,23 +3,32 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::os::startup;
+use tandemgw::os::{logging, startup};
 
 use super::{EXIT_CONFIG, check, fail};
 
 pub fn run(path: &Path) -> ExitCode {
-    let environment = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(environment)
-        .format_timestamp_micros()
-        .init();
+    logging::init();
     let config = match check::load(path) {
         Ok(config) => config,
         Err(code) => return code,
     };
+    log::info!(
+        "start version={} node={} config={:?}",
+        env!("CARGO_PKG_VERSION"),
+        config.node.name,
+        path
+    );
     if !check::can_start(&config) {
         return ExitCode::from(EXIT_CONFIG);
     }
-    match startup::run(config, path) {
+    let result = startup::run(config, path);
+    match &result {
+        Ok(()) => log::info!("end"),
+        Err(error) => log::error!("end error=\"{error}\""),
+    }
+    logging::close();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.unfit => fail(EXIT_CONFIG, error),
         Err(error) => fail(1, error),

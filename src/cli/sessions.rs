@@ -1,13 +1,27 @@
 //! `tandemgw sessions`: the session table, and the end of some of them.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use tandemgw::config::did_you_mean;
 
 use super::fail;
 use super::query::{ask, print_line};
+use super::table::{Table, bytes, count, duration};
+
+const HEADERS: [&str; 9] = [
+    "PROTO",
+    "SOURCE",
+    "DESTINATION",
+    "TRANSLATED",
+    "STATE",
+    "POLICY",
+    "EXPIRES",
+    "PACKETS",
+    "BYTES",
+];
 
 pub fn list(
     socket: Option<&Path>,
@@ -15,36 +29,52 @@ pub fn list(
     limit: Option<u64>,
     filter: Vec<String>,
 ) -> ExitCode {
-    let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
-    if !json {
-        println!(
-            "{}",
-            session_row(&[
-                "PROTO",
-                "SOURCE",
-                "DESTINATION",
-                "TRANSLATED",
-                "STATE",
-                "POLICY"
-            ])
-        );
+    if let Some(hint) = misspelt_command(&filter) {
+        return fail(2, hint);
     }
-    ask(socket, &request, |line| {
-        if json {
-            print_line(line)
-        } else {
-            print_session(line)
-        }
+    let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
+    if json {
+        let mut out = BufWriter::new(io::stdout().lock());
+        let code = ask(socket, &request, |line| writeln!(out, "{line}"));
+        return flushed(out.flush(), code);
+    }
+    let mut table = Table::new(&HEADERS);
+    let code = ask(socket, &request, |line| table.stream(session_row(line)?));
+    match code == ExitCode::SUCCESS {
+        true => flushed(table.print(), code),
+        false => code,
+    }
+}
+
+pub fn clear(socket: Option<&Path>, json: bool, all: bool, filter: Vec<String>) -> ExitCode {
+    let request = json!({ "command": "clear", "filter": filter, "all": all });
+    ask(socket, &request, |line| match json {
+        true => print_line(line),
+        false => print_cleared(line),
     })
 }
 
-pub fn clear(_socket: Option<&Path>, _json: bool, _all: bool, _filter: Vec<String>) -> ExitCode {
-    fail(1, "not there yet")
+/// A word without `=` that was to be a command.
+fn misspelt_command(filter: &[String]) -> Option<String> {
+    let word = filter.iter().find(|word| !word.contains('='))?;
+    did_you_mean(word, ["clear"].into_iter())?;
+    Some(format!(
+        "unknown command `sessions {word}`; did you mean `sessions clear`? See tandemgw sessions --help"
+    ))
 }
 
-fn print_session(line: &str) -> io::Result<()> {
+/// The exit code after the last of the output was written, which nobody may want any more.
+fn flushed(result: io::Result<()>, code: ExitCode) -> ExitCode {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(1, error),
+        _ => code,
+    }
+}
+
+fn session_row(line: &str) -> io::Result<[String; HEADERS.len()]> {
     let value: Value = serde_json::from_str(line)?;
     let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
+    let number = |key: &str| value[key].as_u64().unwrap_or_default();
     let translated = match (
         value["nat_src"] == value["src"],
         value["nat_dst"] == value["dst"],
@@ -54,19 +84,32 @@ fn print_session(line: &str) -> io::Result<()> {
         (true, false) => format!("to {}", text("nat_dst")),
         (false, false) => format!("from {} to {}", text("nat_src"), text("nat_dst")),
     };
-    let row = [
-        &text("proto"),
-        &text("src"),
-        &text("dst"),
-        &translated,
-        &text("state"),
-        &text("policy"),
-    ];
-    writeln!(io::stdout(), "{}", session_row(&row.map(String::as_str)))
+    Ok([
+        text("proto"),
+        text("src"),
+        text("dst"),
+        translated,
+        text("state"),
+        text("policy"),
+        duration(number("expires_s")),
+        count(number("packets")),
+        bytes(number("bytes")),
+    ])
 }
 
-fn session_row(cells: &[&str; 6]) -> String {
-    let [proto, src, dst, translated, state, policy] = cells;
-    let wide = if io::stdout().is_terminal() { 22 } else { 0 };
-    format!("{proto:<5} {src:<wide$} {dst:<wide$} {translated:<wide$} {state:<12} {policy}")
+fn print_cleared(line: &str) -> io::Result<()> {
+    let value: Value = serde_json::from_str(line)?;
+    let plural = |count: u64| if count == 1 { "session" } else { "sessions" };
+    let cleared = value["cleared"].as_u64().unwrap_or_default();
+    writeln!(io::stdout(), "ended {cleared} {}", plural(cleared))?;
+    for skipped in value["skipped"].as_array().into_iter().flatten() {
+        let count = skipped["sessions"].as_u64().unwrap_or_default();
+        let group = skipped["group"].as_str().unwrap_or("-");
+        let left = format!("left {count} {} of group {group}", plural(count));
+        match skipped["owner"].as_str() {
+            Some(owner) => eprintln!("tandemgw: {left}: ask {owner}, the primary"),
+            None => eprintln!("tandemgw: {left}: no unit is known to be primary"),
+        }
+    }
+    Ok(())
 }

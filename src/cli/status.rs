@@ -33,7 +33,7 @@ const COUNTERS: [(&str, &str); 4] = [
     ("dropped_early", "unreplied sessions dropped for new ones"),
     (
         "cleared",
-        "sessions ended by a change of routes or policies",
+        "sessions ended by a change of routes or policies, or by hand",
     ),
     ("address_conflicts", "claims of our addresses by others"),
     ("outputs_lost", "answers and announcements not sent"),

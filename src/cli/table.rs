@@ -2,11 +2,6 @@
 //!
 //! On a terminal the widest columns are shortened until a row fits; elsewhere nothing is.
 
-#![allow(
-    dead_code,
-    reason = "the commands that use it come with the next commits"
-)]
-
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 

@@ -26,6 +26,7 @@ use ipnet::IpNet;
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 pub use diagnostic::{Diagnostic, Severity, render};
+pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
 

@@ -66,10 +66,7 @@ impl Names {
 }
 
 /// "did you mean `x`?", if one of `candidates` is close to `wrong`.
-pub(super) fn did_you_mean<'a>(
-    wrong: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<String> {
+pub fn did_you_mean<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     // Longer ones are no slips of a pen, and the distance takes quadratic time.
     const LONGEST: usize = 64;
     if wrong.len() > LONGEST {
@@ -78,8 +75,12 @@ pub(super) fn did_you_mean<'a>(
     let allowed = (wrong.chars().count() / 3).max(1);
     let (_, best) = candidates
         .filter(|candidate| candidate.len() <= LONGEST)
-        .map(|candidate| (strsim::osa_distance(wrong, candidate), candidate))
-        .filter(|(distance, _)| *distance <= allowed)
+        .map(|candidate| {
+            let distance = strsim::osa_distance(wrong, candidate);
+            // Of two as close, the one of which only the end is missing.
+            ((distance, !candidate.starts_with(wrong)), candidate)
+        })
+        .filter(|((distance, _), _)| *distance <= allowed)
         .min()?;
     Some(format!("did you mean `{best}`?"))
 }

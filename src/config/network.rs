@@ -118,6 +118,33 @@ impl Network {
         self.ports.iter().position(has).map(port_id)
     }
 
+    /// The group that an address of the gateway moves with: a virtual address with its own, one of a
+    /// pool with the first one of the port on whose link it is.
+    pub fn group_of(&self, addr: Addr) -> GroupId {
+        let own = |port: &Port| {
+            port.virtual_addresses
+                .iter()
+                .find(|v| v.addr == addr)
+                .cloned()
+        };
+        let ip = std::net::IpAddr::from(addr);
+        let on_link = |port: &&Port| {
+            port.virtual_addresses
+                .iter()
+                .any(|v| v.network.contains(&ip))
+        };
+        let first = || {
+            self.ports
+                .iter()
+                .find(on_link)?
+                .virtual_addresses
+                .first()
+                .cloned()
+        };
+        let address = self.ports.iter().find_map(own).or_else(first);
+        address.map_or(GroupId(0), |address| address.group)
+    }
+
     /// The networks of all ports.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> {
         let addresses = self.ports.iter().flat_map(|port| &port.virtual_addresses);

@@ -56,10 +56,12 @@ impl Pools {
             };
             *left = rest;
             check_range(report, value, &span, network);
+            let before = addresses.len();
             for addr in value.iter().map(Addr::from) {
                 self.claim(report, addr, index, ports, &span);
                 addresses.push(addr);
             }
+            check_group(report, &addresses, before, &span, network);
         }
         self.pools.push(NatPool {
             name: name.map_or_else(String::new, |name| name.value),
@@ -169,6 +171,20 @@ fn check_range(report: &Report, range: AddressRange, span: &Span, network: &Netw
                     the others need a route to the gateway";
         let message = "the addresses are outside the networks of all ports";
         report.warn(span, message, hint);
+    }
+}
+
+/// A session moves with the address that it is translated to, whichever of the pool that is.
+fn check_group(report: &Report, addresses: &[Addr], new: usize, span: &Span, network: &Network) {
+    let Some(first) = addresses.first() else {
+        return;
+    };
+    let group = network.group_of(*first);
+    let mut new = addresses.iter().skip(new);
+    if let Some(other) = new.find(|addr| network.group_of(**addr) != group) {
+        let message = format!("`{other}` is in another group than `{first}`");
+        let hint = "give each group a pool of its own virtual addresses";
+        report.error(span, message, hint);
     }
 }
 

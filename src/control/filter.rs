@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::flow::{Addr, Protocol};
+use crate::config::{Config, did_you_mean};
+use crate::flow::{Addr, GroupId, Protocol};
 use crate::gateway::{Gateway, SessionView};
+use crate::session::tcp::TcpState;
 
 /// A conjunction of conditions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,20 +25,26 @@ enum Condition {
     Policy(String),
     In(String),
     Out(String),
+    Group(String),
     Synced(bool),
 }
 
-const KEYS: &str = "proto, src, dst, port, state, policy, in, out, synced";
+const KEYS: [&str; 10] = [
+    "proto", "src", "dst", "port", "state", "policy", "in", "out", "group", "synced",
+];
+
+/// States of sessions that have no TCP state.
+const OTHER_STATES: [&str; 2] = ["replied", "unreplied"];
 
 impl Filter {
     /// Parses `key=value` words; matches everything if there are none.
     ///
     /// # Errors
-    /// A sentence that names the word and what would be valid.
-    pub fn parse(words: &[String]) -> Result<Filter, String> {
+    /// A sentence that names the word and the nearest valid one.
+    pub fn parse(words: &[String], config: &Config) -> Result<Filter, String> {
         let conditions = words
             .iter()
-            .map(|word| condition(word))
+            .map(|word| condition(word, config))
             .collect::<Result<_, _>>()?;
         Ok(Filter { conditions })
     }
@@ -46,6 +54,12 @@ impl Filter {
         self.conditions
             .iter()
             .all(|condition| condition.matches(session, gateway))
+    }
+
+    /// Whether sessions of `group` can match.
+    pub fn admits_group(&self, group: GroupId, gateway: &Gateway) -> bool {
+        let refuses = |condition: &Condition| matches!(condition, Condition::Group(name) if gateway.group_name(group) != name);
+        !self.conditions.iter().any(refuses)
     }
 }
 
@@ -68,40 +82,59 @@ impl Condition {
             Condition::Policy(name) => gateway.policy_name(session.policy) == name,
             Condition::In(name) => gateway.port_name(session.in_port) == name,
             Condition::Out(name) => gateway.port_name(session.out_port) == name,
+            Condition::Group(name) => gateway.group_name(session.group) == name,
             Condition::Synced(synced) => session.synced == *synced,
         }
     }
 }
 
-fn condition(word: &str) -> Result<Condition, String> {
-    let (key, value) = word
-        .split_once('=')
-        .ok_or_else(|| format!("filter `{word}` is not of the form key=value (keys: {KEYS})"))?;
-    let bad = |what: &str| format!("filter `{word}`: `{value}` is no {what}");
-    Ok(match key {
-        "proto" => Condition::Protocol(protocol(value).ok_or_else(|| {
-            format!(
-                "{} (tcp, udp, icmp or a number from 0 to 255)",
-                bad("protocol")
-            )
-        })?),
-        "src" => Condition::Source(network(value).ok_or_else(|| bad("address or network"))?),
-        "dst" => Condition::Destination(network(value).ok_or_else(|| bad("address or network"))?),
-        "port" => Condition::Port(value.parse().map_err(|_| bad("port (0 to 65535)"))?),
-        "state" => Condition::State(value.to_owned()),
-        "policy" => Condition::Policy(value.to_owned()),
-        "in" => Condition::In(value.to_owned()),
-        "out" => Condition::Out(value.to_owned()),
-        "synced" => Condition::Synced(match value {
-            "yes" => true,
-            "no" => false,
-            _ => return Err(bad("answer (yes or no)")),
-        }),
-        _ => return Err(format!("unknown filter key `{key}` (keys: {KEYS})")),
-    })
+fn condition(word: &str, config: &Config) -> Result<Condition, String> {
+    let (key, value) = split(word)?;
+    let within = |error: String| format!("filter `{word}`: {error}");
+    let condition = match key {
+        "proto" => protocol(value)
+            .map(Condition::Protocol)
+            .ok_or_else(|| unknown_protocol(value)),
+        "src" => parsed_network(value).map(Condition::Source),
+        "dst" => parsed_network(value).map(Condition::Destination),
+        "port" => match value.parse() {
+            Ok(port) => Ok(Condition::Port(port)),
+            Err(_) => Err(format!("`{value}` is no port (0 to 65535)")),
+        },
+        "state" => {
+            let tcp = TcpState::ALL.iter().map(|state| state.name());
+            known("state", value, tcp.chain(OTHER_STATES)).map(Condition::State)
+        }
+        // Sessions of a peer may have one that is not known here.
+        "policy" if value == "-" => Ok(Condition::Policy(value.to_owned())),
+        "policy" => {
+            let names = config.policies.iter().map(|policy| policy.name.as_str());
+            known("policy", value, names).map(Condition::Policy)
+        }
+        "in" => known_port(value, config).map(Condition::In),
+        "out" => known_port(value, config).map(Condition::Out),
+        "group" => {
+            let names = config.groups.iter().map(|group| group.name.as_str());
+            known("group", value, names).map(Condition::Group)
+        }
+        "synced" => match value {
+            "yes" => Ok(Condition::Synced(true)),
+            "no" => Ok(Condition::Synced(false)),
+            _ => Err(format!("`{value}` is no answer (yes or no)")),
+        },
+        _ => Err(unknown("key", key, KEYS.into_iter())),
+    };
+    condition.map_err(within)
 }
 
-fn protocol(value: &str) -> Option<Protocol> {
+/// The key and the value of a word.
+pub(crate) fn split(word: &str) -> Result<(&str, &str), String> {
+    word.split_once('=')
+        .ok_or_else(|| format!("filter `{word}` is not of the form key=value, as in proto=tcp"))
+}
+
+/// A protocol by name or number.
+pub(crate) fn protocol(value: &str) -> Option<Protocol> {
     match value {
         "tcp" => Some(Protocol::TCP),
         "udp" => Some(Protocol::UDP),
@@ -110,36 +143,140 @@ fn protocol(value: &str) -> Option<Protocol> {
     }
 }
 
-fn network(value: &str) -> Option<IpNet> {
+/// What to say about a word that is no protocol.
+pub(crate) fn unknown_protocol(value: &str) -> String {
+    let names = ["tcp", "udp", "icmp", "a number from 0 to 255"];
+    unknown("protocol", value, names.into_iter())
+}
+
+/// A network, or a host as one.
+pub(crate) fn network(value: &str) -> Option<IpNet> {
     value
         .parse()
         .ok()
         .or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
+/// The name of a port, if there is one of that name.
+pub(crate) fn known_port(value: &str, config: &Config) -> Result<String, String> {
+    let names = config.ports.iter().map(|port| port.name.as_str());
+    known("port", value, names)
+}
+
+/// A name, if it is one of `names`.
+pub(crate) fn known<'a>(
+    kind: &str,
+    value: &str,
+    mut names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<String, String> {
+    match names.clone().any(|name| name == value) {
+        true => Ok(value.to_owned()),
+        false => Err(unknown(kind, value, &mut names)),
+    }
+}
+
+/// "unknown port `lna`; did you mean `lan`?", or all of the names, if none is close.
+pub(crate) fn unknown<'a>(kind: &str, value: &str, names: impl Iterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 10;
+    let names: Vec<&str> = names.collect();
+    let hint = did_you_mean(value, names.iter().copied());
+    let hint = hint.unwrap_or_else(|| match names.len() {
+        0 => format!("there is no {kind} at all"),
+        1..=SHOWN => format!("known: {}", names.join(", ")),
+        more => format!(
+            "known: {} and {} more",
+            names[..SHOWN].join(", "),
+            more - SHOWN
+        ),
+    });
+    format!("unknown {kind} `{value}`; {hint}")
+}
+
+fn parsed_network(value: &str) -> Result<IpNet, String> {
+    network(value).ok_or_else(|| format!("`{value}` is no address or network"))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    #[test]
-    fn a_wrong_filter_is_answered_with_the_valid_ones() {
-        let parse = |word: &str| Filter::parse(&[word.to_owned()]).expect_err(word);
-        assert!(parse("proto").contains("key=value"));
-        assert!(parse("prot=tcp").contains("keys: proto, src"));
-        assert!(parse("proto=tpc").contains("`tpc` is no protocol"));
-        assert!(parse("src=10.0.0.300").contains("`10.0.0.300` is no address or network"));
-        assert!(parse("synced=maybe").contains("yes or no"));
+    const CONFIG: &str = r#"
+[node]
+name = "gw"
+
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.77.1.1/24"]
+
+[[policy]]
+name = "lan-out"
+action = "accept"
+"#;
+
+    fn parse(word: &str) -> Result<Filter, String> {
+        let (config, _) = crate::config::parse(Path::new("test.toml"), CONFIG).unwrap();
+        Filter::parse(&[word.to_owned()], &config)
     }
 
     #[test]
-    fn hosts_and_networks_are_both_taken() {
+    fn a_wrong_filter_is_answered_with_the_nearest_valid_one() {
+        for (word, said) in [
+            (
+                "proto",
+                "filter `proto` is not of the form key=value, as in proto=tcp",
+            ),
+            (
+                "prot=tcp",
+                "filter `prot=tcp`: unknown key `prot`; did you mean `proto`?",
+            ),
+            ("proto=tpc", "unknown protocol `tpc`; did you mean `tcp`?"),
+            (
+                "proto=256",
+                "unknown protocol `256`; known: tcp, udp, icmp, a number from 0 to 255",
+            ),
+            ("src=10.0.0.300", "`10.0.0.300` is no address or network"),
+            ("port=70000", "`70000` is no port (0 to 65535)"),
+            (
+                "state=establishd",
+                "unknown state `establishd`; did you mean `established`?",
+            ),
+            (
+                "policy=lan-uot",
+                "unknown policy `lan-uot`; did you mean `lan-out`?",
+            ),
+            ("in=wan", "unknown port `wan`; did you mean `lan`?"),
+            ("out=elsewhere", "unknown port `elsewhere`; known: lan"),
+            (
+                "group=defualt",
+                "unknown group `defualt`; did you mean `default`?",
+            ),
+            ("synced=maybe", "`maybe` is no answer (yes or no)"),
+        ] {
+            let error = parse(word).expect_err(word);
+            assert!(error.ends_with(said), "{error}");
+            assert!(error.contains(word) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_valid_is_taken() {
         for word in [
             "src=10.0.0.0/8",
             "dst=10.1.2.3",
             "src=fd00::/8",
             "dst=fd00::1",
+            "proto=47",
+            "state=unreplied",
+            "state=time-wait",
+            "policy=-",
+            "policy=lan-out",
+            "in=lan",
+            "group=default",
         ] {
-            assert!(Filter::parse(&[word.to_owned()]).is_ok(), "{word}");
+            assert!(parse(word).is_ok(), "{word}");
         }
     }
 }

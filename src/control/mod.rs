@@ -3,8 +3,11 @@
 //! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
 //! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
 
+pub mod capture;
+mod clear;
+mod explain;
 mod failover;
-mod filter;
+pub(crate) mod filter;
 mod listing;
 mod status;
 
@@ -16,9 +19,11 @@ use serde::Deserialize;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
+use clear::Clear;
 use failover::Failover;
 use listing::Listing;
 
+pub use explain::Question;
 pub use filter::Filter;
 
 /// A request line.
@@ -36,6 +41,17 @@ pub enum Request {
         #[serde(default)]
         filter: Vec<String>,
     },
+    /// The end of sessions.
+    Clear {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// All of them; without a filter.
+        #[serde(default)]
+        all: bool,
+    },
+    /// What would happen to a packet.
+    Explain(Question),
     /// A planned handover.
     Failover {
         /// The group; all of which this unit is primary if left out.
@@ -44,6 +60,18 @@ pub enum Request {
         /// The node that is to take over; the best one if left out.
         #[serde(default)]
         to: Option<String>,
+    },
+    /// Packets as they pass; goes on until the client ends its side of the connection.
+    Capture {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// Bytes of each packet; all if left out.
+        #[serde(default)]
+        snapshot: Option<u32>,
+        /// End after so many packets.
+        #[serde(default)]
+        count: Option<u64>,
     },
 }
 
@@ -68,8 +96,12 @@ pub struct PortIo {
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the sessions are still to be ended.
+    Clear(Clear),
     /// Planned handovers that are under way.
     Failover(Failover),
+    /// A capture that runs.
+    Capture(capture::Stream),
     /// Nothing is left.
     Done,
 }
@@ -113,11 +145,27 @@ impl Answer {
                 let _ = writeln!(out, "{}", status::status(gateway, shell, now));
                 Answer::Done
             }
-            Request::Sessions { limit, filter } => Answer::Listing(Listing::begin(limit, &filter)?),
+            Request::Sessions { limit, filter } => {
+                Answer::Listing(Listing::begin(limit, &filter, gateway)?)
+            }
+            Request::Clear { filter, all } => {
+                Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
+            }
+            Request::Explain(question) => {
+                let _ = writeln!(out, "{}", question.answer(gateway, now)?);
+                Answer::Done
+            }
             Request::Failover { group, to } => {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, now)?)
             }
+            Request::Capture {
+                filter,
+                snapshot,
+                count,
+            } => Answer::Capture(capture::Stream::begin(
+                gateway, &filter, snapshot, count, now, out,
+            )?),
         })
     }
 
@@ -125,7 +173,9 @@ impl Answer {
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
         match progress {
@@ -137,7 +187,27 @@ impl Answer {
 
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
-        matches!(self, Answer::Failover(_))
+        match self {
+            Answer::Failover(_) => true,
+            Answer::Capture(stream) => stream.is_idle(),
+            Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
+        }
+    }
+
+    /// The client will ask for nothing more: an answer without an end of its own comes to its end.
+    pub fn finish(&mut self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self
+            && let Some(capture) = gateway.capture_mut()
+        {
+            capture.finish();
+        }
+    }
+
+    /// The client is gone: what the answer holds is given back.
+    pub fn abandon(self, gateway: &mut Gateway) {
+        if let Answer::Capture(_) = self {
+            capture::end(gateway);
+        }
     }
 
     /// Whether all is said.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::event::DropReason;
-use crate::flow::{FlowKey, GroupId, LinkId, PeerId, PortId};
-use crate::gateway::{Gateway, HandoverEnd, Role, SessionView};
+use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::gateway::{Gateway, HandoverEnd, Role};
 use crate::time::Time;
 
 use super::ShellView;
@@ -38,15 +38,17 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "opened": gateway.counters().opened,
         },
         "counters": counters(gateway),
+        "capture": gateway.capture().map(|capture| {
+            let total = capture.total();
+            json!({ "since": seconds(now.since(capture.started())),
+                    "packets": total.matched, "lost": total.lost })
+        }),
         "events": events(gateway, now),
     })
 }
 
 fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
-    let role = match gateway.role_of(id) {
-        Role::Primary => "primary",
-        Role::Standby => "standby",
-    };
+    let role = gateway.role_of(id).name();
     let name = gateway.group_name(id);
     match gateway
         .cluster()
@@ -178,43 +180,4 @@ pub fn handover(end: &HandoverEnd, gateway: &Gateway) -> Value {
         "took_ms": end.took.as_secs_f64() * 1e3,
         "refused": end.result.as_ref().err(),
     })
-}
-
-pub fn session(view: &SessionView, gateway: &Gateway, now: Time) -> Value {
-    let endpoint = |addr: crate::flow::Addr, port: u16, key: &FlowKey| match (
-        key.protocol.has_ports(),
-        addr.is_v4(),
-    ) {
-        (false, _) => addr.to_string(),
-        (true, true) => format!("{addr}:{port}"),
-        (true, false) => format!("[{addr}]:{port}"),
-    };
-    let (original, translated) = (&view.original, &view.translated);
-    json!({
-        "id": view.id,
-        "proto": original.protocol.to_string(),
-        "in": gateway.port_name(view.in_port),
-        "out": gateway.port_name(view.out_port),
-        "src": endpoint(original.src, original.src_port, original),
-        "dst": endpoint(original.dst, original.dst_port, original),
-        "nat_src": endpoint(translated.src, translated.src_port, original),
-        "nat_dst": endpoint(translated.dst, translated.dst_port, original),
-        "state": view.state,
-        "policy": gateway.policy_name(view.policy),
-        "group": gateway.group_name(view.group),
-        "owner": owner(gateway, view.group, now),
-        "synced": view.synced,
-        "age_s": view.age_s,
-        "expires_s": view.expires_s,
-        "packets": view.packets.iter().sum::<u64>(),
-        "bytes": view.bytes.iter().sum::<u64>(),
-    })
-}
-
-/// The node that handles the packets of a group, if one is known to.
-fn owner(gateway: &Gateway, group: GroupId, now: Time) -> Option<&str> {
-    match gateway.cluster() {
-        None => Some(&gateway.config().node.name),
-        Some(cluster) => cluster.ha().group(now, group)?.primary,
-    }
 }

@@ -239,7 +239,7 @@ impl Gateway {
             if news {
                 path.complaint = Some((now, error.clone()));
                 log::warn!(
-                    "replication stream of peer={} closed why=\"{error}\"",
+                    "replication stream closed peer={} why=\"{error}\"",
                     self.config
                         .ha
                         .as_ref()
@@ -407,7 +407,7 @@ impl Gateway {
             cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
-            log::debug!("replication peer={} link={}", peer.0, link.0);
+            log::debug!("replication stream chosen peer={} link={}", peer.0, link.0);
             cluster.sync.peer_connected(peer);
         }
         self.leave_stream(peer, left);

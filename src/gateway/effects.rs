@@ -1,5 +1,7 @@
 //! What election and replication decide, carried out on the gateway; and what they are told in turn.
 
+use std::time::Duration;
+
 use crate::event::Output;
 use crate::flow::{Addr, GroupId, PeerId, PortId};
 use crate::ha::{self, GroupSet, SyncState};
@@ -22,7 +24,7 @@ impl Gateway {
                 break;
             }
         }
-        self.release_acknowledged();
+        self.release_acknowledged(now);
     }
 
     fn heed_sync(&mut self, now: Time, event: sync::Event) {
@@ -31,24 +33,25 @@ impl Gateway {
             sync::Event::PeerKnown { peer, resumed } => {
                 let link = self.sync_link(peer).map_or(0, |link| link.0);
                 log::info!(
-                    "replication with peer={} link={link} resumed={resumed}",
+                    "replication started peer={} link={link} resumed={resumed}",
                     name(peer)
                 );
             }
             sync::Event::PeerConfigDiffers(peer) => log::warn!(
-                "peer={} has other policies, pools or forwards; new sessions fare differently after a takeover",
+                "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
+                 effect=\"new sessions fare differently after a takeover\"",
                 name(peer)
             ),
             sync::Event::PeerReady(peer, group) => {
                 log::info!(
-                    "peer={} is ready group={}",
+                    "peer ready peer={} group={}",
                     name(peer),
                     self.group_name(group)
                 );
             }
             sync::Event::Ready(peer, group) => {
                 log::info!(
-                    "ready group={} primary={}",
+                    "group ready group={} primary={}",
                     self.group_name(group),
                     name(peer)
                 );
@@ -58,7 +61,7 @@ impl Gateway {
                 group,
                 buckets,
             } => log::warn!(
-                "digest differs peer={} group={} buckets={buckets}; sending them again",
+                "digest differs peer={} group={} buckets={buckets} effect=\"they are sent again\"",
                 name(peer),
                 self.group_name(group)
             ),
@@ -73,8 +76,18 @@ impl Gateway {
     fn obey_ha(&mut self, now: Time, output: ha::Output) {
         match output {
             ha::Output::SetRole {
-                group, role, term, ..
-            } => self.change_role(now, group, role, term),
+                group,
+                role,
+                term,
+                why,
+            } => {
+                log::info!(
+                    "role group={} role={} term={term} why=\"{why}\"",
+                    self.group_name(group),
+                    role.name()
+                );
+                self.change_role(now, group, role, term);
+            }
             ha::Output::SendHeartbeat { peer, link, bytes } => {
                 self.push_output(Output::Heartbeat { peer, link, bytes });
             }
@@ -91,12 +104,7 @@ impl Gateway {
                 took,
                 result,
             } => {
-                log::info!(
-                    "handover group={} to={} took_ms={:.3} result={result:?}",
-                    self.group_name(group),
-                    self.peer_name(to),
-                    took.as_secs_f64() * 1e3
-                );
+                self.log_handover(group, to, took, &result);
                 if let Some(cluster) = &mut self.cluster {
                     if result.is_err() {
                         cluster.sync.cancel_handover(to, group);
@@ -121,6 +129,26 @@ impl Gateway {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.gone = true;
                 }
+            }
+        }
+    }
+
+    fn log_handover(
+        &self,
+        group: GroupId,
+        to: PeerId,
+        took: Duration,
+        result: &Result<(), String>,
+    ) {
+        let (group, to, took) = (
+            self.group_name(group),
+            self.peer_name(to),
+            took.as_secs_f64() * 1e3,
+        );
+        match result {
+            Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
+            Err(why) => {
+                log::warn!("handover failed group={group} to={to} took_ms={took:.3} why=\"{why}\"")
             }
         }
     }

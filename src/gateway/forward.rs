@@ -5,8 +5,8 @@ use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
-
 use crate::sync::Phase;
+use crate::time::Time;
 
 use super::{Gateway, Packet, PortState, Role, cluster};
 
@@ -22,19 +22,16 @@ impl Gateway {
         let Some((session, stale)) = self.table.get_mut_with_staleness(id) else {
             return Verdict::Drop(DropReason::TcpNoSession);
         };
-        let (ingress, egress) = session.ports(direction);
-        if packet.port != ingress && self.config.ports[packet.port.index()].source_check {
-            return Verdict::Drop(DropReason::SpoofedSource);
-        }
-        if session.flags.contains(SessionFlags::WAITING) {
-            return Verdict::Drop(DropReason::WaitsForPeer);
-        }
-        if self.roles[usize::from(session.group.0)] != Role::Primary
-            && !cluster::is_draining(self.cluster.as_deref(), packet.now, session.group)
-        {
-            return Verdict::Drop(DropReason::NotPrimary);
-        }
-        let taken_up = stale || session.flags.contains(SessionFlags::REMOTE);
+        let carries = |group: GroupId| {
+            self.roles[usize::from(group.0)] == Role::Primary
+                || cluster::is_draining(self.cluster.as_deref(), packet.now, group)
+        };
+        let checks_source = || self.config.ports[packet.port.index()].source_check;
+        let egress = match admit(session, direction, packet.port, checks_source, carries) {
+            Ok(egress) => egress,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let taken_up = is_taken_up(session, stale);
         if taken_up {
             take_up(session);
         }
@@ -86,6 +83,43 @@ impl Gateway {
         self.send(packet, &to, egress)
     }
 
+    /// What [`Gateway::forward_in_session`] would decide about a packet, and where it would go.
+    ///
+    /// With `any_segment`, TCP is taken for a segment that its tracker accepts.
+    pub(super) fn try_in_session(
+        &self,
+        packet: &Packet<'_>,
+        session: &Session,
+        direction: Direction,
+        carries: impl Fn(GroupId) -> bool,
+        any_segment: bool,
+    ) -> Result<PortId, DropReason> {
+        let checks_source = || self.config.ports[packet.port.index()].source_check;
+        let egress = admit(session, direction, packet.port, checks_source, carries)?;
+        let mut copy = session.clone();
+        if is_taken_up(session, self.table.is_stale(session)) {
+            take_up(&mut copy);
+        }
+        if !(any_segment && matches!(copy.tracker, Tracker::Tcp(_))) {
+            follow(&mut copy, packet, direction)?;
+        }
+        self.check_exit(packet, egress)?;
+        Ok(egress)
+    }
+
+    /// Whether the packet can leave by `egress`: the link is up, and the packet fits.
+    #[inline(always)]
+    pub(super) fn check_exit(&self, packet: &Packet<'_>, egress: PortId) -> Result<(), DropReason> {
+        let link = &self.ports[egress.index()].link;
+        if !link.up {
+            return Err(DropReason::PortDown);
+        }
+        if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
+            return Err(DropReason::TooBig);
+        }
+        Ok(())
+    }
+
     /// The last part of each forwarded packet's way: size, translation, hop count.
     pub(super) fn send(
         &mut self,
@@ -93,15 +127,14 @@ impl Gateway {
         to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
-        let PortState { link, counters } = &mut self.ports[egress.index()];
-        if !link.up {
-            return Verdict::Drop(DropReason::PortDown);
+        if let Err(reason) = self.check_exit(packet, egress) {
+            if reason == DropReason::TooBig {
+                let mtu = self.ports[egress.index()].link.mtu;
+                self.answer_error(packet, Problem::TooBig { mtu });
+            }
+            return Verdict::Drop(reason);
         }
-        if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
-            let mtu = link.mtu;
-            self.answer_error(packet, Problem::TooBig { mtu });
-            return Verdict::Drop(DropReason::TooBig);
-        }
+        let PortState { counters, .. } = &mut self.ports[egress.index()];
         counters.count_out(packet.bytes.len());
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
@@ -131,7 +164,7 @@ impl Gateway {
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
         if self.speaks_on(packet.port, packet.parsed.family) && self.icmp_limiter.allow(packet.now)
         {
-            self.send_packet(packet.port, answer);
+            self.send_packet(packet.now, packet.port, answer);
         }
     }
 
@@ -143,9 +176,38 @@ impl Gateway {
         self.is_primary(group.unwrap_or(GroupId(0)))
     }
 
-    pub(super) fn send_packet(&mut self, port: PortId, bytes: Vec<u8>) {
+    pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {
+        self.capture_answer(now, port, &bytes);
         self.push_output(crate::event::Output::Packet { port, bytes });
     }
+}
+
+/// Whether a packet that came in by `port` may go on in its session, and by which port.
+#[inline(always)]
+fn admit(
+    session: &Session,
+    direction: Direction,
+    port: PortId,
+    checks_source: impl Fn() -> bool,
+    carries: impl Fn(GroupId) -> bool,
+) -> Result<PortId, DropReason> {
+    let (ingress, egress) = session.ports(direction);
+    if port != ingress && checks_source() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if session.flags.contains(SessionFlags::WAITING) {
+        return Err(DropReason::WaitsForPeer);
+    }
+    if !carries(session.group) {
+        return Err(DropReason::NotPrimary);
+    }
+    Ok(egress)
+}
+
+/// Whether a session was followed elsewhere since a packet of it was last seen here.
+#[inline]
+fn is_taken_up(session: &Session, stale: bool) -> bool {
+    stale || session.flags.contains(SessionFlags::REMOTE)
 }
 
 /// Makes a session that another unit has followed fit to be followed here: what was not seen of it
@@ -166,7 +228,8 @@ struct News {
 }
 
 /// Lets the session's tracker judge the packet, and accounts for it.
-#[inline]
+// Always: a packet must not pay for the call that an explanation shares.
+#[inline(always)]
 fn follow(
     session: &mut Session,
     packet: &Packet<'_>,

@@ -13,7 +13,7 @@ use super::{Gateway, Packet, Role, cluster};
 /// look their session up by. It is looked up anew each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Onward {
-    flow: FlowKey,
+    pub(super) flow: FlowKey,
     /// For TCP, the sequence number that offset 0 of the datagram would have.
     base: Option<u32>,
 }
@@ -36,20 +36,24 @@ impl Onward {
     }
 }
 
+/// What the fragments of a datagram have in common.
+pub(super) fn key(parsed: &Parsed, fragment: &Fragment, in_port: PortId) -> FragmentKey {
+    FragmentKey {
+        src: parsed.key.src,
+        dst: parsed.key.dst,
+        id: fragment.id,
+        // In IPv6 a later fragment may show an extension header instead (RFC 8200, section 4.5).
+        protocol: match parsed.family {
+            Family::V4 => parsed.key.protocol,
+            Family::V6 => Protocol(0),
+        },
+        in_port,
+    }
+}
+
 impl Gateway {
     pub(super) fn handle_fragment(&mut self, packet: Packet<'_>, fragment: Fragment) -> Verdict {
-        let flow = packet.parsed.key;
-        let key = FragmentKey {
-            src: flow.src,
-            dst: flow.dst,
-            id: fragment.id,
-            // In IPv6 a later fragment may show an extension header instead (RFC 8200, section 4.5).
-            protocol: match packet.parsed.family {
-                Family::V4 => flow.protocol,
-                Family::V6 => Protocol(0),
-            },
-            in_port: packet.port,
-        };
+        let key = key(&packet.parsed, &fragment, packet.port);
         let piece = Piece {
             offset: fragment.offset,
             len: fragment.len,
@@ -106,6 +110,7 @@ impl Gateway {
         match verdict {
             Verdict::Forward => {
                 self.counters.forwarded += 1;
+                self.capture_released(now, &onward.flow, &bytes);
                 self.push_output(Output::Packet { port, bytes });
             }
             Verdict::Drop(reason) => self.count_drop(reason),

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::config::PickupGuarantee;
 use crate::event::{DropReason, Output, Verdict};
-use crate::flow::{Direction, FlowKey, GroupId, PortId};
+use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
 use crate::sync::Seq;
@@ -65,7 +65,8 @@ impl Waiting {
 impl Gateway {
     /// Sends the first packet of a session on, or lets it wait.
     pub(super) fn send_first(&mut self, mut packet: Packet<'_>, id: SessionId) -> Verdict {
-        let mode = self.guarantee_of(id);
+        let policy = self.table.get(id).map(|session| session.policy);
+        let mode = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
         if mode == PickupGuarantee::Off {
             return self.send_in_session(&mut packet, id, Direction::Original);
         }
@@ -111,7 +112,7 @@ impl Gateway {
     }
 
     /// Sends what the peers have acknowledged.
-    pub(super) fn release_acknowledged(&mut self) {
+    pub(super) fn release_acknowledged(&mut self, now: Time) {
         let Some(cluster) = &mut self.cluster else {
             return;
         };
@@ -123,7 +124,7 @@ impl Gateway {
         while let Some(cluster) = &mut self.cluster
             && let Some(held) = cluster.waiting.pop_if(|held| held.seq <= acked)
         {
-            self.release(held);
+            self.release(now, held);
         }
     }
 
@@ -134,7 +135,7 @@ impl Gateway {
         {
             self.counters.guarantee_expired += 1;
             if !held.strict {
-                self.release(held);
+                self.release(now, held);
             } else if self.stop_waiting(&held) {
                 self.count_drop(DropReason::NotReplicated);
                 self.end_session(now, held.id, "not-replicated");
@@ -173,11 +174,12 @@ impl Gateway {
         true
     }
 
-    fn release(&mut self, held: Held) {
+    fn release(&mut self, now: Time, held: Held) {
         if !self.stop_waiting(&held) {
             return;
         }
         self.counters.forwarded += 1;
+        self.capture_released(now, &held.key, &held.bytes);
         self.push_output(Output::Packet {
             port: held.port,
             bytes: held.bytes,
@@ -205,15 +207,12 @@ impl Gateway {
         }
     }
 
-    fn guarantee_of(&self, id: SessionId) -> PickupGuarantee {
+    /// What sessions of a policy are guaranteed.
+    pub(super) fn guarantee_of(&self, policy: PolicyId) -> PickupGuarantee {
         let Some(ha) = self.config.ha.as_ref() else {
             return PickupGuarantee::Off;
         };
-        let policy = self
-            .table
-            .get(id)
-            .map(|session| usize::from(session.policy.0));
-        let policy = policy.and_then(|policy| self.config.policies.get(policy));
+        let policy = self.config.policies.get(usize::from(policy.0));
         policy
             .and_then(|policy| policy.pickup_guarantee)
             .unwrap_or(ha.pickup_guarantee)

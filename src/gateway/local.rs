@@ -14,38 +14,45 @@ use super::{Gateway, Packet};
 impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
     pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
+        match self.judge_local(&packet, |group| self.is_primary(group)) {
+            Ok(reply) => {
+                self.send_packet(packet.now, packet.port, reply);
+                Verdict::Consumed
+            }
+            Err(reason) => {
+                if reason == DropReason::NoListener {
+                    self.answer_refusal(&packet, Problem::PortUnreachable);
+                }
+                Verdict::Drop(reason)
+            }
+        }
+    }
+
+    /// The reply to a packet for an address of the gateway.
+    pub(super) fn judge_local(
+        &self,
+        packet: &Packet<'_>,
+        is_primary: impl Fn(GroupId) -> bool,
+    ) -> Result<Vec<u8>, DropReason> {
         let key = packet.parsed.key;
         if packet::martian(&key) || !packet::forwardable(key.src) {
-            return Verdict::Drop(DropReason::Martian);
+            return Err(DropReason::Martian);
         }
-        if !self
-            .nat
-            .group(&key.dst)
-            .is_some_and(|group| self.is_primary(group))
-        {
-            return Verdict::Drop(DropReason::NotPrimary);
+        if !self.nat.group(&key.dst).is_some_and(is_primary) {
+            return Err(DropReason::NotPrimary);
         }
         // The answer would hit whoever has that address, past all policies.
-        if let Err(reason) = self.check_source(&packet) {
-            return Verdict::Drop(reason);
-        }
+        self.check_source(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
-            return Verdict::Drop(DropReason::BadChecksum);
+            return Err(DropReason::BadChecksum);
         }
         match packet.parsed.kind {
             Kind::IcmpRequest => {
-                match build::echo_reply(packet.bytes, &packet.parsed) {
-                    Some(reply) => self.send_packet(packet.port, reply),
-                    None => return Verdict::Drop(DropReason::Malformed),
-                }
-                Verdict::Consumed
+                build::echo_reply(packet.bytes, &packet.parsed).ok_or(DropReason::Malformed)
             }
-            Kind::IcmpReply => Verdict::Drop(DropReason::IcmpUnrelated),
-            Kind::IcmpOther => Verdict::Drop(DropReason::IcmpUnsupported),
-            _ => {
-                self.answer_refusal(&packet, Problem::PortUnreachable);
-                Verdict::Drop(DropReason::NoListener)
-            }
+            Kind::IcmpReply => Err(DropReason::IcmpUnrelated),
+            Kind::IcmpOther => Err(DropReason::IcmpUnsupported),
+            _ => Err(DropReason::NoListener),
         }
     }
 
@@ -75,19 +82,39 @@ impl Gateway {
             self.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
-        if !self.defends(port, &addr) {
+        if !self.defends(port, &addr) || self.is_handing_over(&addr) {
+            return;
+        }
+        // The former primary may still speak for what was taken over, and is told; that is no conflict.
+        if self.was_taken_over_lately(now, &addr) {
+            if self.announcer.may_defend(now, addr) {
+                self.announce_address(port, addr);
+            }
             return;
         }
         self.counters.address_conflicts += 1;
         if self.announcer.may_defend(now, addr) {
             let [a, b, c, d, e, f] = mac;
             log::warn!(
-                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
-                 another machine uses this virtual address: remove it there",
+                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+                 remedy=\"another machine uses this virtual address: remove it there\"",
                 self.config.ports[port.index()].name
             );
             self.announce_address(port, addr);
         }
+    }
+
+    /// Whether a peer may speak for `addr` already, since it is about to take it over.
+    fn is_handing_over(&self, addr: &Addr) -> bool {
+        let group = self.nat.group(addr);
+        let cluster = self.cluster.as_ref().zip(group);
+        cluster.is_some_and(|(cluster, group)| cluster.ha.is_handing_over(group))
+    }
+
+    fn was_taken_over_lately(&self, now: Time, addr: &Addr) -> bool {
+        let group = self.nat.group(addr);
+        let cluster = self.cluster.as_ref().zip(group);
+        cluster.is_some_and(|(cluster, group)| cluster.ha.is_new(now, group))
     }
 
     /// Whether this unit answers for `addr` on `port`.

@@ -8,12 +8,14 @@
 //!
 //! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
-//! `icmp.rs`; a fragment → `fragment.rs`.
+//! `icmp.rs`; a fragment → `fragment.rs`. While packets are captured it begins in `capture.rs`.
 
 mod ahead;
 mod announce;
+mod capture;
 mod cluster;
 mod effects;
+mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
@@ -28,10 +30,12 @@ mod snapshot;
 
 use std::collections::VecDeque;
 
+use crate::capture::Capture;
 use crate::config::Config;
 use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
@@ -46,6 +50,7 @@ use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
+pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use snapshot::{Counters, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -59,6 +64,16 @@ pub enum Role {
     Primary,
     /// Holds the group's sessions, and is silent.
     Standby,
+}
+
+impl Role {
+    /// As shown to people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
 }
 
 /// The packet at hand: its bytes, and what is known about it.
@@ -112,6 +127,7 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
+    capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
@@ -155,6 +171,7 @@ impl Gateway {
             random,
             counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
+            capture: None,
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),
@@ -305,13 +322,27 @@ impl Gateway {
         self.expired = expired;
     }
 
+    /// Ends a session for the administrator, on the peers too. Gives false, and does nothing, if
+    /// another unit is primary of its group.
+    pub fn clear_session(&mut self, now: Time, id: u32) -> bool {
+        let id = SessionId(id);
+        let group = self.table.get(id).map(|session| session.group);
+        let is_ours = group.is_some_and(|group| self.is_primary(group));
+        if is_ours {
+            self.counters.cleared += 1;
+            self.end_session(now, id, "cleared");
+        }
+        is_ours
+    }
+
     /// Removes a session with all that it holds.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
         let Some(session) = self.table.get(id) else {
             return;
         };
         if session.flags.contains(SessionFlags::LOG) {
-            log::info!("session end {} why={why}", self.describe(id, session, now));
+            let line = self.describe(id, session, now);
+            log::info!(target: SESSION_TARGET, "session end {line} why={why}");
         }
         if let Some(cluster) = &mut self.cluster {
             cluster.sync.removed(id, session, &self.book);

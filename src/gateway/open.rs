@@ -5,18 +5,20 @@ use std::net::IpAddr;
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::log_limit::SESSION_TARGET;
 use crate::nat::{Destination, Nat, PoolId};
 use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
 use crate::policy::Decision;
+use crate::route::Hop;
 use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, tcp};
 
 use super::{Gateway, Packet, Role};
 
 /// A refusal, and what the sender is told about it.
-struct Refused {
-    reason: DropReason,
-    answer: Option<Problem>,
+pub(super) struct Refused {
+    pub reason: DropReason,
+    pub answer: Option<Problem>,
 }
 
 impl From<DropReason> for Refused {
@@ -28,15 +30,46 @@ impl From<DropReason> for Refused {
     }
 }
 
-/// Where a new session leads, before source translation.
-struct Plan {
-    /// The flow after destination translation.
-    key: FlowKey,
-    destination: Option<Destination>,
-    egress: PortId,
-    policy: PolicyId,
-    source: Option<PoolId>,
-    log: bool,
+/// Where a new session leads, before source translation: filled step by step. Where a step refuses the
+/// packet, those after it are not known.
+pub(super) struct Plan {
+    pub ingress: PortId,
+    /// The flow, after destination translation once that is decided.
+    pub key: FlowKey,
+    pub destination: Option<Destination>,
+    /// The route to the destination.
+    pub hop: Option<Hop>,
+    /// The port that the route leads out of.
+    pub egress: Option<PortId>,
+    pub decision: Option<Decision>,
+    /// The source translation: that of the policy, unless a forward needs another.
+    pub nat: config::Nat,
+    pub source: Option<PoolId>,
+    pub group: GroupId,
+}
+
+impl Plan {
+    pub fn new(packet: &Packet<'_>) -> Plan {
+        Plan {
+            ingress: packet.port,
+            key: packet.parsed.key,
+            destination: None,
+            hop: None,
+            egress: None,
+            decision: None,
+            nat: config::Nat::Off,
+            source: None,
+            group: GroupId(0),
+        }
+    }
+
+    /// Whether client and server are behind the same port, so that answers must be led back here.
+    pub fn is_hairpin(&self) -> bool {
+        let (Some(egress), Some(_)) = (self.egress, &self.destination) else {
+            return false;
+        };
+        Nat::needs_hairpin_source(self.ingress, egress)
+    }
 }
 
 impl Gateway {
@@ -56,21 +89,42 @@ impl Gateway {
     }
 
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
-        self.check_addresses(packet)?;
-        let plan = self.plan(packet)?;
+        let mut plan = Plan::new(packet);
         // Not while draining either: nobody would tell the new primary of the session.
-        if !self.is_primary(self.group_of(packet, &plan)) {
+        let tracker = self.decide(packet, &mut plan, |group| self.is_primary(group))?;
+        if self.table.is_full() && !self.drop_early(packet) {
+            return Err(DropReason::TableFull.into());
+        }
+        let random = match plan.source {
+            Some(_) => self.random.next(),
+            None => 0,
+        };
+        let session = self.draft(packet, &plan, tracker, random)?;
+        Ok(self.insert(packet, session)?)
+    }
+
+    /// Whether the packet may open a session, and how that is tracked: all that is decided without a
+    /// look at the table of sessions.
+    pub(super) fn decide(
+        &self,
+        packet: &Packet<'_>,
+        plan: &mut Plan,
+        is_primary: impl Fn(GroupId) -> bool,
+    ) -> Result<Tracker, Refused> {
+        self.check_addresses(packet)?;
+        self.plan(packet, plan)?;
+        if !is_primary(plan.group) {
             return Err(DropReason::NotPrimary.into());
         }
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
         }
-        Ok(self.insert(packet, &plan, tracker)?)
+        Ok(tracker)
     }
 
     /// Martian, unforwardable and spoofed addresses (RFC 6890, RFC 3704).
-    fn check_addresses(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
+    pub(super) fn check_addresses(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let key = &packet.parsed.key;
         if packet::martian(key) {
             return Err(DropReason::Martian);
@@ -114,59 +168,33 @@ impl Gateway {
         matches!(target, Some(RouteTarget::Port { port: back, .. }) if back == port)
     }
 
-    fn plan(&self, packet: &Packet<'_>) -> Result<Plan, Refused> {
-        let original = packet.parsed.key;
-        let destination = self.nat.destination(Some(packet.port), &original);
-        let mut key = original;
-        if let Some(destination) = &destination {
+    /// The policy that decides about a packet of no session with this key, if one does.
+    pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
+        let mut key = *original;
+        if let Some(destination) = self.nat.destination(Some(port), original) {
             (key.dst, key.dst_port) = (destination.addr, destination.port);
         }
-        let egress = self.egress(&key)?;
-        let decision = self.ruleset.decide(packet.port, egress, &key);
-        let (policy, nat) = self.judge(decision)?;
-        let hairpin = destination.is_some() && Nat::needs_hairpin_source(packet.port, egress);
-        let nat = if hairpin { config::Nat::Egress } else { nat };
-        let source = self.nat.pool(nat, egress);
-        let log = self.config.policies[usize::from(policy.0)].log;
-        Ok(Plan {
-            key,
-            destination,
-            egress,
-            policy,
-            source,
-            log,
-        })
+        let egress = egress(self.fib.lookup(&key.dst)).ok()?;
+        Some(self.ruleset.decide(port, egress, &key)?.policy)
     }
 
-    fn egress(&self, key: &FlowKey) -> Result<PortId, Refused> {
-        let no_route = |reason| Refused {
-            reason,
-            answer: Some(Problem::NoRoute),
-        };
-        match self.fib.lookup(&key.dst).map(|hop| hop.target) {
-            Some(RouteTarget::Port { port, .. }) => Ok(port),
-            Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),
-            Some(RouteTarget::Unreachable) | None => Err(no_route(DropReason::NoRoute)),
+    fn plan(&self, packet: &Packet<'_>, plan: &mut Plan) -> Result<(), Refused> {
+        plan.destination = self.nat.destination(Some(packet.port), &plan.key);
+        if let Some(destination) = &plan.destination {
+            (plan.key.dst, plan.key.dst_port) = (destination.addr, destination.port);
         }
-    }
-
-    fn judge(&self, decision: Option<Decision>) -> Result<(PolicyId, config::Nat), Refused> {
-        let Some(Decision {
-            policy,
-            action,
-            nat,
-        }) = decision
-        else {
-            return Err(DropReason::NoPolicy.into());
+        plan.hop = self.fib.lookup(&plan.key.dst);
+        let egress = egress(plan.hop)?;
+        plan.egress = Some(egress);
+        plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);
+        let nat = judge(plan.decision)?;
+        plan.nat = match plan.is_hairpin() {
+            true => config::Nat::Egress,
+            false => nat,
         };
-        match action {
-            Action::Accept => Ok((policy, nat)),
-            Action::Drop => Err(DropReason::PolicyDrop.into()),
-            Action::Reject => Err(Refused {
-                reason: DropReason::PolicyReject,
-                answer: Some(Problem::AdminProhibited),
-            }),
-        }
+        plan.source = self.nat.pool(plan.nat, egress);
+        plan.group = self.group_of(packet, plan);
+        Ok(())
     }
 
     /// Whether the packet is one that may open a session, and how that session is tracked.
@@ -183,23 +211,22 @@ impl Gateway {
         }
     }
 
-    fn insert(
-        &mut self,
+    /// The session that the packet would open.
+    pub(super) fn draft(
+        &self,
         packet: &Packet<'_>,
         plan: &Plan,
         tracker: Tracker,
-    ) -> Result<SessionId, DropReason> {
-        if self.table.len() >= self.table.capacity() && !self.drop_early(packet) {
-            return Err(DropReason::TableFull);
-        }
+        random: u64,
+    ) -> Result<Session, DropReason> {
         let mut session = Session::new(&packet.parsed.key, packet.now.tick());
         session.tracker = tracker;
         session.in_port = packet.port;
-        session.out_port = plan.egress;
-        session.policy = plan.policy;
-        session.group = self.group_of(packet, plan);
+        session.out_port = plan.egress.unwrap_or(packet.port);
+        session.policy = plan.decision.map_or(PolicyId::NONE, |it| it.policy);
+        session.group = plan.group;
         session.flags.set(SessionFlags::HALF_OPEN);
-        if plan.log {
+        if self.is_logged(session.policy) {
             session.flags.set(SessionFlags::LOG);
         }
         session.record(
@@ -212,28 +239,31 @@ impl Gateway {
             session.nat_dst_port = destination.port;
         }
         if let Some(pool) = plan.source {
-            let random = self.random.next();
             let source = self
                 .nat
                 .allocate_source(&self.table, &self.book, pool, &plan.key, random)
                 .map_err(|_| DropReason::NatExhausted)?;
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
         }
-        let id = self
-            .table
-            .insert(session, &self.book)
-            .map_err(|error| match error {
-                InsertError::Conflict(_) => DropReason::NatExhausted,
-                InsertError::Full => DropReason::TableFull,
-                InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
-            })?;
+        Ok(session)
+    }
+
+    fn insert(&mut self, packet: &Packet<'_>, session: Session) -> Result<SessionId, DropReason> {
+        let id = self.table.insert(session, &self.book).map_err(refusal)?;
         self.nat.attach(&mut self.table, id);
         self.note_opened(packet.now, id);
         self.counters.opened += 1;
-        if let Some(session) = self.table.get(id).filter(|_| plan.log) {
-            log::info!("session start {}", self.describe(id, session, packet.now));
+        let is_logged = |session: &&Session| session.flags.contains(SessionFlags::LOG);
+        if let Some(session) = self.table.get(id).filter(is_logged) {
+            let line = self.describe(id, session, packet.now);
+            log::info!(target: SESSION_TARGET, "session start {line}");
         }
         Ok(id)
+    }
+
+    fn is_logged(&self, policy: PolicyId) -> bool {
+        let policy = self.config.policies.get(usize::from(policy.0));
+        policy.is_some_and(|policy| policy.log)
     }
 
     fn drop_early(&mut self, packet: &Packet<'_>) -> bool {
@@ -249,14 +279,10 @@ impl Gateway {
     /// whose virtual address its sender uses as next hop.
     fn group_of(&self, packet: &Packet<'_>, plan: &Plan) -> GroupId {
         let family = packet.parsed.family;
-        let port = if plan.source.is_some() {
-            plan.egress
-        } else {
-            packet.port
-        };
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
-            .or_else(|| self.own_address(port, family))
+            .or_else(|| self.nat.first_address(plan.source?, family))
+            .or_else(|| self.own_address(packet.port, family))
             .and_then(|addr| self.nat.group(&addr))
             .unwrap_or(GroupId(0))
     }
@@ -271,8 +297,42 @@ impl Gateway {
     }
 
     /// Whether a packet is for an address of the gateway, and no forward leads it elsewhere.
-    fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
+    pub(super) fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
         self.is_own_address(&key.dst) && self.nat.destination(Some(packet.port), key).is_none()
+    }
+}
+
+fn egress(hop: Option<Hop>) -> Result<PortId, Refused> {
+    match hop.map(|hop| hop.target) {
+        Some(RouteTarget::Port { port, .. }) => Ok(port),
+        Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),
+        Some(RouteTarget::Unreachable) | None => Err(Refused {
+            reason: DropReason::NoRoute,
+            answer: Some(Problem::NoRoute),
+        }),
+    }
+}
+
+fn judge(decision: Option<Decision>) -> Result<config::Nat, Refused> {
+    let Some(Decision { action, nat, .. }) = decision else {
+        return Err(DropReason::NoPolicy.into());
+    };
+    match action {
+        Action::Accept => Ok(nat),
+        Action::Drop => Err(DropReason::PolicyDrop.into()),
+        Action::Reject => Err(Refused {
+            reason: DropReason::PolicyReject,
+            answer: Some(Problem::AdminProhibited),
+        }),
+    }
+}
+
+/// What it means for the packet that its session can't be inserted.
+pub(super) fn refusal(error: InsertError) -> DropReason {
+    match error {
+        InsertError::Conflict(_) => DropReason::NatExhausted,
+        InsertError::Full => DropReason::TableFull,
+        InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
     }
 }

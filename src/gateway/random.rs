@@ -10,6 +10,7 @@ use siphasher::sip::SipHasher24;
 use super::Seed;
 
 /// A stream of unpredictable numbers.
+#[derive(Clone)]
 pub struct Random {
     key: [u8; 16],
     salt: [u8; 16],

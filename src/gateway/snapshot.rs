@@ -1,9 +1,10 @@
 //! What the gateway shows of itself: counters and sessions, for status and logs.
 
-use crate::event::{DropReason, LinkState};
+use std::fmt;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::event::{DropReason, LinkState};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
@@ -21,7 +22,7 @@ pub struct Counters {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or policies forbids them.
+    /// Sessions ended because a change of routes or policies forbids them, or the administrator asked.
     pub cleared: u64,
     /// First packets of sessions that waited for the peers.
     pub guarantee_held: u64,
@@ -187,7 +188,7 @@ impl Gateway {
     }
 
     /// A session as shown to people and programs.
-    fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
+    pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
         let deadline = self.table.deadline(id).unwrap_or(tick);
         SessionView {
@@ -218,13 +219,40 @@ impl Gateway {
     }
 
     /// A session in one line of `key=value`, for the log.
-    pub(super) fn describe(&self, id: SessionId, session: &Session, now: Time) -> String {
-        let view = self.view(id, session, now);
-        format!(
+    ///
+    /// It is made only when it is written: a line that is left out costs nothing.
+    pub(super) fn describe<'a>(
+        &'a self,
+        id: SessionId,
+        session: &'a Session,
+        now: Time,
+    ) -> SessionLine<'a> {
+        SessionLine {
+            gateway: self,
+            id,
+            session,
+            now,
+        }
+    }
+}
+
+/// See [`Gateway::describe`].
+pub(super) struct SessionLine<'a> {
+    gateway: &'a Gateway,
+    id: SessionId,
+    session: &'a Session,
+    now: Time,
+}
+
+impl fmt::Display for SessionLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.gateway.view(self.id, self.session, self.now);
+        write!(
+            f,
             "policy={} in={} out={} flow=\"{}\" translated=\"{}\" state={} age_s={} packets={}/{} bytes={}/{}",
-            self.policy_name(session.policy),
-            self.port_name(view.in_port),
-            self.port_name(view.out_port),
+            self.gateway.policy_name(view.policy),
+            self.gateway.port_name(view.in_port),
+            self.gateway.port_name(view.out_port),
             view.original,
             view.translated,
             view.state,

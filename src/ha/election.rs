@@ -265,7 +265,7 @@ impl Ha {
         state.draining_until = None;
         state.handover_after = now + super::handover::SETTLE;
         self.urgent = true;
-        self.events.info(
+        self.events.role(
             now,
             format!("primary of {}, term {term}", state.name),
             why.clone(),
@@ -291,7 +291,7 @@ impl Ha {
         state.expected = None;
         self.urgent = true;
         self.events
-            .info(now, format!("standby of {}", state.name), why.clone());
+            .role(now, format!("standby of {}", state.name), why.clone());
         let term = state.term;
         let group = GroupId(group as u8);
         self.push_output(Output::SetRole {

@@ -47,14 +47,30 @@ impl Events {
         });
     }
 
+    /// Notes a change of role, which is logged where it is carried out.
+    pub fn role(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+        self.keep(Event {
+            at,
+            warn: false,
+            what: what.into(),
+            why: why.into(),
+        });
+    }
+
     fn push(&mut self, event: Event) {
         let level = if event.warn {
             log::Level::Warn
         } else {
             log::Level::Info
         };
-        let separator = if event.why.is_empty() { "" } else { ": " };
-        log::log!(level, "{}{separator}{}", event.what, event.why);
+        match event.why.as_str() {
+            "" => log::log!(level, "cluster event=\"{}\"", event.what),
+            why => log::log!(level, "cluster event=\"{}\" why=\"{why}\"", event.what),
+        }
+        self.keep(event);
+    }
+
+    fn keep(&mut self, event: Event) {
         if self.ring.len() == MOST_EVENTS {
             self.ring.pop_front();
         }

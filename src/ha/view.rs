@@ -110,6 +110,18 @@ impl Ha {
         })
     }
 
+    /// Whether this unit, still primary of `group`, is handing it over.
+    pub fn is_handing_over(&self, group: GroupId) -> bool {
+        let group = self.groups.get(usize::from(group.0));
+        group.is_some_and(|group| group.handover.is_some())
+    }
+
+    /// Whether this unit has its role in `group` for so short a time that others may not know yet.
+    pub fn is_new(&self, now: Time, group: GroupId) -> bool {
+        let group = self.groups.get(usize::from(group.0));
+        group.is_some_and(|group| now.since(group.since) < super::handover::SETTLE)
+    }
+
     /// Whether [`Ha::shut_down`] was called.
     pub fn is_leaving(&self) -> bool {
         self.leaving.is_some()

@@ -25,7 +25,7 @@ pub use forwards::Destination;
 pub use pool::PoolId;
 
 use crate::config::{self, Config};
-use crate::flow::{Addr, FlowKey, GroupId, PortId, Protocol};
+use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
 use forwards::Forwards;
 use mappings::{Endpoint, Mapping, Mappings};
@@ -103,6 +103,11 @@ impl Nat {
     /// The pool that `nat` means for a session that leaves by `out_port`; none for [`config::Nat::Off`].
     pub fn pool(&self, nat: config::Nat, out_port: PortId) -> Option<PoolId> {
         self.pools.id(nat, out_port)
+    }
+
+    /// The first address of `family` in a pool. All addresses of a pool move with one group.
+    pub fn first_address(&self, pool: PoolId, family: Family) -> Option<Addr> {
+        self.pools.first_address(pool, family)
     }
 
     /// The group that an external address (virtual, or of a pool) moves with.

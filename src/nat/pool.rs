@@ -98,6 +98,11 @@ impl Pools {
         u16::try_from(index).ok().map(PoolId)
     }
 
+    pub(super) fn first_address(&self, id: PoolId, family: Family) -> Option<Addr> {
+        let first = self.get(id)?.list(family).first()?;
+        Some(self.externals.get(*first)?.addr)
+    }
+
     /// The addresses of `pool` for the internal address `src`, the preferred one first.
     pub(super) fn addresses_for<'a>(
         &'a self,

@@ -1,6 +1,7 @@
 //! What the core may not ask for itself: the time, and randomness.
 
 use std::io;
+use std::time::Duration;
 
 use crate::time::Time;
 
@@ -10,15 +11,30 @@ use crate::time::Time;
 /// machine that was suspended must find its sessions aged and its role expired when it wakes, since
 /// its peer did not sleep.
 pub fn now() -> Time {
+    Time::ZERO + read(libc::CLOCK_BOOTTIME)
+}
+
+/// What is to be added to [`now`] for the nanoseconds since 1970, by the clock as it stands.
+pub fn offset_since_1970() -> u64 {
+    let offset = read(libc::CLOCK_REALTIME).saturating_sub(read(libc::CLOCK_BOOTTIME));
+    offset.as_nanos() as u64
+}
+
+/// The time since boot without suspension, as service managers count it.
+pub fn monotonic() -> Duration {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+fn read(clock: libc::clockid_t) -> Duration {
     let mut spec = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `spec` is a valid timespec for the kernel to write to, borrowed only for the call.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut spec) };
-    debug_assert_eq!(result, 0, "every kernel since 2.6.39 has this clock");
-    // Neither is negative, by definition of the clock.
-    Time::from_nanos((spec.tv_sec as u64) * 1_000_000_000 + spec.tv_nsec as u64)
+    let result = unsafe { libc::clock_gettime(clock, &mut spec) };
+    debug_assert_eq!(result, 0, "every kernel since 2.6.39 has these clocks");
+    // None is negative in a year after 1970.
+    Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32)
 }
 
 /// Whether something keeps the clock of this machine right, as far as the kernel knows (adjtimex(2)).
@@ -54,8 +70,6 @@ pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
@@ -13,6 +14,8 @@ use mio::{Interest, Registry, Token};
 use crate::control::{Answer, ShellView};
 use crate::gateway::Gateway;
 use crate::time::Time;
+
+use super::clock;
 
 /// Clients at a time; further ones wait in the socket's backlog.
 pub const MAX_CLIENTS: usize = 16;
@@ -22,6 +25,9 @@ const MAX_REQUEST: usize = 64 * 1024;
 
 /// Output of a client that waits, in bytes, before the answer is continued.
 const MAX_PENDING: usize = 256 * 1024;
+
+/// The time that all clients together take in one turn of the loop: a packet waits no longer.
+const BUDGET: Duration = Duration::from_micros(200);
 
 /// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
 pub struct ControlSocket {
@@ -96,14 +102,18 @@ impl ControlSocket {
             return false;
         }
         let slot = token.0 - self.first - 1;
+        let busy = self.clients.iter().flatten().filter(|it| it.is_busy());
+        let budget = BUDGET / u32::try_from(busy.count().max(1)).unwrap_or(1);
         let Some(client) = &mut self.clients[slot] else {
             return false;
         };
-        match client.advance(gateway, shell, now) {
+        match client.advance(gateway, shell, now, budget) {
             Ok(more) => more,
             Err(_) => {
                 let _ = registry.deregister(&mut client.stream);
-                self.clients[slot] = None;
+                if let Some(client) = self.clients[slot].take() {
+                    client.answer.abandon(gateway);
+                }
                 // A place is free: the backlog may hold a client whose event has passed.
                 self.accept(registry);
                 false
@@ -111,13 +121,14 @@ impl ControlSocket {
         }
     }
 
-    /// The tokens of clients whose answer waits for something to happen.
+    /// The tokens of clients whose answer waits for something to happen, and who have taken what there
+    /// was until now: one that does not read is left alone until it does.
     pub fn waiting(&self) -> impl Iterator<Item = Token> {
         let slots = self.clients.iter().enumerate();
         slots.filter_map(|(slot, client)| {
             let waits = client
                 .as_ref()
-                .is_some_and(|client| client.answer.is_waiting());
+                .is_some_and(|client| client.answer.is_waiting() && client.output.is_empty());
             waits.then_some(Token(self.first + 1 + slot))
         })
     }
@@ -157,9 +168,24 @@ impl Client {
         }
     }
 
-    /// Does one bounded piece of work; an error means that the client is to be forgotten.
-    fn advance(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time) -> io::Result<bool> {
+    /// Whether it is being given an answer.
+    fn is_busy(&self) -> bool {
+        !self.answer.is_done()
+    }
+
+    /// Does work for about `budget`, one piece of the answer at least; an error means that the client
+    /// is to be forgotten.
+    fn advance(
+        &mut self,
+        gateway: &mut Gateway,
+        shell: &ShellView,
+        now: Time,
+        budget: Duration,
+    ) -> io::Result<bool> {
         self.read()?;
+        if self.closing {
+            self.answer.finish(gateway);
+        }
         if self.answer.is_done() && self.output.is_empty() {
             match self.next_line() {
                 Some(line) => {
@@ -169,8 +195,15 @@ impl Client {
                 None => return Ok(false),
             }
         }
-        if self.output.len() - self.written < MAX_PENDING {
+        // What was read is gone, so that a client that is always a little behind needs no more memory.
+        self.output.drain(..self.written);
+        self.written = 0;
+        let end = clock::now() + budget;
+        while self.output.len() < MAX_PENDING && !self.answer.is_done() {
             self.answer.go_on(gateway, now, &mut self.output);
+            if self.answer.is_waiting() || clock::now() >= end {
+                break;
+            }
         }
         self.write()
     }
@@ -203,7 +236,10 @@ impl Client {
         while self.written < self.output.len() {
             match self.stream.write(&self.output.as_bytes()[self.written..]) {
                 Ok(length) => self.written += length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.forget_written();
+                    return Ok(false);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -212,5 +248,46 @@ impl Client {
         self.written = 0;
         let more = !self.answer.is_done() && !self.answer.is_waiting();
         Ok(more || self.answer.is_done() && (self.input.contains(&b'\n') || self.closing))
+    }
+
+    /// Keeps the output of a long answer to a steady but slow client from growing.
+    fn forget_written(&mut self) {
+        if self.written >= MAX_PENDING {
+            // All output is ASCII; else the next time will do.
+            if self.output.is_char_boundary(self.written) {
+                self.output.drain(..self.written);
+                self.written = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_for_a_slow_but_steady_client_does_not_grow() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = Client::new(ours);
+        let (mut given, mut taken) = (0, 0);
+        let mut buffer = vec![0; 64 * 1024];
+        for _ in 0..200 {
+            while client.output.len() - client.written < MAX_PENDING {
+                client.output.push_str("0123456789abcde\n");
+                given += 16;
+            }
+            client.write().unwrap();
+            assert!(client.output.len() < 3 * MAX_PENDING);
+            let length = theirs.read(&mut buffer).unwrap();
+            for (index, byte) in buffer[..length].iter().enumerate() {
+                assert_eq!(*byte, b"0123456789abcde\n"[(taken + index) % 16]);
+            }
+            taken += length;
+        }
+        assert!(
+            taken > 10 * MAX_PENDING && taken <= given,
+            "{taken} of {given}"
+        );
     }
 }

@@ -23,10 +23,12 @@ use crate::time::Time;
 
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
+use super::logging;
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
+use super::service_manager::ServiceManager;
 use super::signal::{Signal, Signals};
 use super::steering::Steering;
 use super::timer::Timer;
@@ -61,6 +63,7 @@ pub struct Shell {
     control: ControlSocket,
     signals: Signals,
     timer: Timer,
+    service: ServiceManager,
     peers: Option<Peers>,
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
@@ -144,6 +147,7 @@ impl Shell {
             control,
             signals,
             timer,
+            service: ServiceManager::from_environment(),
             peers,
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
@@ -172,6 +176,8 @@ impl Shell {
                 self.mark(now, event.token());
             }
             self.turn(now, steering);
+            self.service.turn_ended(now, &self.gateway);
+            logging::tick(now);
         }
         if let Some(peers) = &mut self.peers {
             peers.close();
@@ -193,7 +199,9 @@ impl Shell {
         } else {
             let core = self.gateway.poll_timeout(clock::now());
             let peers = self.peers.as_mut().and_then(Peers::timeout);
-            self.timer.set([core, peers].into_iter().flatten().min())?;
+            let others = [self.service.timeout(), logging::timeout()];
+            let all = [core, peers].into_iter().chain(others);
+            self.timer.set(all.flatten().min())?;
             None
         };
         match self.poll.poll(events, timeout) {
@@ -268,6 +276,12 @@ impl Shell {
 
     fn read_packets(&mut self, now: Time, index: usize) {
         let port = PortId(index as u8);
+        // Chosen once a turn: a capture that is off costs a packet nothing.
+        let handle = if self.gateway.is_capturing() {
+            Gateway::handle_captured_packet
+        } else {
+            Gateway::handle_packet
+        };
         let mut left = PACKET_BUDGET;
         while left > 0 && self.ready.tuns & (1 << index) != 0 {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
@@ -281,9 +295,7 @@ impl Shell {
             }
             for buffer in buffers {
                 let offload = buffer.offload();
-                let verdict = self
-                    .gateway
-                    .handle_packet(now, port, buffer.packet_mut(), offload);
+                let verdict = handle(&mut self.gateway, now, port, buffer.packet_mut(), offload);
                 let tun = &self.ports[index].tun;
                 if verdict == Verdict::Forward && tun.write(buffer).is_err() {
                     self.gateway.handle_write_failure();
@@ -305,7 +317,8 @@ impl Shell {
                     return count;
                 }
                 Err(error) => {
-                    log::error!("tun read port={index} error=\"{error}\"");
+                    let port = self.gateway.port_name(PortId(index as u8));
+                    log::error!("tun not read port={port} error=\"{error}\"");
                     self.ready.tuns &= !(1 << index);
                     return count;
                 }
@@ -348,10 +361,13 @@ impl Shell {
             match signal {
                 Signal::Stop => {
                     log::info!("stopping why=signal");
+                    self.service.stopping();
                     self.stops = self.stops.saturating_add(1);
                     self.gateway.shut_down(now);
                 }
-                Signal::Reload => log::warn!("reload is not supported yet; restart instead"),
+                Signal::Reload => {
+                    log::warn!("reload refused why=\"not supported yet\" remedy=restart")
+                }
             }
         }
     }
@@ -379,7 +395,7 @@ impl Shell {
                 }
             };
             if let Err(error) = sent {
-                log::debug!("not sent output={output:?} error=\"{error}\"");
+                log::debug!("output not sent output=\"{output:?}\" error=\"{error}\"");
                 self.gateway.handle_output_failure();
             }
         }

@@ -43,7 +43,15 @@ pub fn generate(path: &Path) -> io::Result<PublicKey> {
 ///
 /// Fails if others than the owner can read the file, or if it holds no key.
 pub fn load(path: &Path) -> io::Result<NodeKey> {
-    let file = File::open(path).map_err(|error| explain(path, &error, "can't be opened"))?;
+    let file = File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => explain(
+            path,
+            &error,
+            "belongs to another user than the gateway runs as (the service runs as tandemgw: \
+             `chown tandemgw FILE`), or its folder is closed",
+        ),
+        _ => explain(path, &error, "can't be opened"),
+    })?;
     let mode = file.metadata()?.mode();
     if mode & 0o077 != 0 {
         return Err(io::Error::new(

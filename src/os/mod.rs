@@ -1,10 +1,12 @@
 //! The shell: all that makes system calls or knows a file descriptor.
 
+pub mod capabilities;
 pub mod clock;
 pub mod control_socket;
 mod ethtool;
 pub mod event_loop;
 pub mod key_file;
+pub mod logging;
 pub mod memory;
 pub mod monitor;
 pub mod netlink;
@@ -13,6 +15,7 @@ pub mod peers;
 pub mod preflight;
 pub mod priority;
 pub mod quic;
+pub mod service_manager;
 pub mod signal;
 pub mod startup;
 pub mod steering;

@@ -215,7 +215,7 @@ impl Monitor {
         let message = match raw.decode() {
             Ok(message) => message,
             Err(error) => {
-                log::warn!("skipped a netlink message that can't be decoded: {error}");
+                log::warn!("netlink message skipped error=\"{error}\"");
                 return Ok(());
             }
         };
@@ -228,7 +228,11 @@ impl Monitor {
             NetlinkPayload::Done(_) if in_dump => return self.next_stage(out),
             NetlinkPayload::Error(error) if in_dump => {
                 // A kernel without IPv6 has no routes of it either.
-                log::debug!("dump of {:?}: {}", self.dump.stage, error.to_io());
+                log::debug!(
+                    "netlink dump failed stage={:?} error=\"{}\"",
+                    self.dump.stage,
+                    error.to_io()
+                );
                 return self.next_stage(out);
             }
             _ => None,
@@ -585,7 +589,7 @@ fn enlarge_queue(socket: &Socket) {
     if result != 0
         && let Err(error) = socket.set_rx_buf_sz(size)
     {
-        log::debug!("netlink receive queue: {error}");
+        log::debug!("netlink receive queue not enlarged error=\"{error}\"");
     }
 }
 

@@ -108,7 +108,7 @@ impl Netlink {
             socket.set_netlink_get_strict_chk(true),
         ] {
             if let Err(error) = result {
-                log::debug!("netlink socket option: {error}");
+                log::debug!("netlink socket option not set error=\"{error}\"");
             }
         }
         Ok(Netlink {
@@ -390,7 +390,9 @@ impl Netlink {
                 }
                 consistent &= raw.flags() & NLM_F_DUMP_INTR == 0;
                 let Ok(message) = raw.decode() else {
-                    log::debug!("{operation} {object}: skipped a message that can't be decoded");
+                    log::debug!(
+                        "netlink message skipped operation=\"{operation} {object}\" why=\"it can't be decoded\""
+                    );
                     continue;
                 };
                 match message.payload {

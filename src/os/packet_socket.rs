@@ -50,7 +50,10 @@ impl PacketSocket {
             [] => None,
             groups => join_kernel(index, groups)
                 .inspect_err(|error| {
-                    log::warn!("{interface}: no MLD reports for virtual addresses: {error}")
+                    log::warn!(
+                        "mld reports off interface={interface} error=\"{error}\" \
+                         effect=\"switches that snoop may not deliver neighbour solicitations\""
+                    )
                 })
                 .ok(),
         };
@@ -145,7 +148,7 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
         libc::PACKET_IGNORE_OUTGOING,
         &1i32,
     ) {
-        log::debug!("PACKET_IGNORE_OUTGOING: {error}");
+        log::debug!("socket option not set option=PACKET_IGNORE_OUTGOING error=\"{error}\"");
     }
     // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

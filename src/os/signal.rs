@@ -1,6 +1,10 @@
 //! The signals that the gateway obeys, as a source of the event loop.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use mio::{Interest, Registry, Token, event};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -34,6 +38,29 @@ impl Signals {
             _ => Signal::Stop,
         })
     }
+}
+
+/// Lets the first SIGINT or SIGTERM end our side of `stream`, so that the peer learns of it and can end
+/// in order; the next one ends the process as usual.
+///
+/// # Errors
+///
+/// What the kernel says, if it refuses a handler or has no descriptor left.
+pub fn end_stream_on_signal(stream: &UnixStream) -> io::Result<()> {
+    let again = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))?;
+        let stream = OwnedFd::from(stream.try_clone()?);
+        let end = move || {
+            // SAFETY: shutdown takes no pointers, may be called in a signal handler, and the
+            // descriptor belongs to this closure.
+            unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) };
+        };
+        // SAFETY: the handler makes that one call: it takes no lock and allocates nothing.
+        unsafe { signal_hook::low_level::register(signal, end) }?;
+        signal_hook::flag::register(signal, Arc::clone(&again))?;
+    }
+    Ok(())
 }
 
 impl event::Source for Signals {

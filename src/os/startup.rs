@@ -10,6 +10,7 @@ use crate::flow::Addr;
 use crate::gateway::{Gateway, Seed};
 use crate::packet::neighbor::{self, Neighbor};
 
+use super::capabilities;
 use super::clock;
 use super::event_loop::{Port, Shell};
 use super::monitor::{Monitor, Notice};
@@ -68,7 +69,7 @@ fn unfit(error: StartError) -> StartError {
 pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
-            "running at ordinary priority error=\"{error}\"; heartbeats may be late on a busy machine"
+            "priority not raised error=\"{error}\" effect=\"heartbeats may be late on a busy machine\""
         );
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
@@ -84,6 +85,11 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     let mut steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))
         .map_err(unfit)?;
+    if let Err(error) = capabilities::drop_all_but_needed() {
+        log::warn!(
+            "capabilities not dropped error=\"{error}\" effect=\"the process has more rights than it needs\""
+        );
+    }
     let result = shell.run(&mut steering).map_err(doing("running"));
     // Steering goes before the TUN devices would, so that nothing slips past on the way out.
     let removed = steering

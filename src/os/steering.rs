@@ -97,7 +97,7 @@ impl Steering {
             .and_then(|()| steering.remove_stale(&survey));
         if let Err(error) = done {
             if let Err(error) = steering.remove() {
-                log::warn!("after a failed start: {error}");
+                log::warn!("steering not undone after=\"a failed start\" error=\"{error}\"");
             }
             return Err(error);
         }
@@ -175,7 +175,7 @@ impl Steering {
         let Steering { netlink, plan } = self;
         for rule in survey.rules.iter().filter(|rule| is_ours(rule)) {
             if !plan.ports.iter().any(|port| port.is_my_rule(rule)) {
-                log::info!("removing the rule \"{rule}\" that an earlier process left");
+                log::info!("rule removed rule=\"{rule}\" why=\"an earlier process left it\"");
                 let served = |port: &PortPlan| Some(&port.interface) == rule.interface.as_ref();
                 if !plan.ports.iter().any(served) {
                     restore_forwarding(rule)?;
@@ -568,8 +568,8 @@ fn forward(family: Family, interface: &str) -> Result<(), SysctlError> {
     let (scope, key) = forwarding_key(family, interface)?;
     if scope == "all" && !is_forwarding(family, interface)? {
         log::warn!(
-            "this kernel (before 6.17) forwards IPv6 on all interfaces or on none: turning it on; \
-             an interface that gets its addresses by router advertisements needs accept_ra=2"
+            "ipv6 forwarding interface=all why=\"this kernel (before 6.17) forwards IPv6 on all or on \
+             none\" remedy=\"set accept_ra=2 where addresses come by router advertisements\""
         );
     }
     sysctl::set(family, scope, key, 1)

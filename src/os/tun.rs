@@ -170,7 +170,9 @@ impl Tun {
                 Ok(tun)
             }
             Err(error) => {
-                log::warn!("{name}: no offloads, forwarding will be slow: {error}");
+                log::warn!(
+                    "offloads off device={name} error=\"{error}\" effect=\"forwarding is several times slower\""
+                );
                 // Its descriptor is in an unknown state, perhaps detached from the device.
                 drop(tun);
                 Tun::open_plain(name)

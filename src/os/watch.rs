@@ -70,7 +70,7 @@ impl Watch {
             }
             if let Err(error) = &listener {
                 log::warn!(
-                    "no TCP on {} error=\"{error}\"; a killed peer is noticed a little later",
+                    "peer watch off listen={} error=\"{error}\" effect=\"a killed peer is noticed a little later\"",
                     link.listen
                 );
             }
@@ -100,7 +100,7 @@ impl Watch {
         if let (Some(address), Some(settings)) = (address, self.links.get(link.index())) {
             match connect(settings, *address) {
                 Ok(stream) => self.keep(peer.index(), link.index(), stream, false),
-                Err(error) => log::debug!("no watch of peer={} error=\"{error}\"", peer.0),
+                Err(error) => log::debug!("peer not watched peer={} error=\"{error}\"", peer.0),
             }
         }
     }

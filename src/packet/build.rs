@@ -6,7 +6,10 @@ use super::checksum::Sum;
 use super::icmp_error::ICMP_HEADER_LEN;
 use super::{Kind, Parsed, broadcast, checksum_ok, martian, multicast, wire_protocol};
 use crate::event::Offload;
-use crate::flow::{Addr, Family, Protocol};
+use crate::flow::{Addr, Family, FlowKey, Protocol};
+
+/// Bytes of a UDP header (RFC 768).
+const UDP_HEADER_LEN: u16 = 8;
 
 /// What an ICMP error of ours reports about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,39 @@ pub fn tcp_reset(parsed: &Parsed) -> Option<Vec<u8>> {
     Header::new(key.src, key.dst, Protocol::TCP).packet(reset.to_bytes().to_vec())
 }
 
+/// The smallest packet that begins a conversation with this key: a SYN, an empty UDP datagram, an echo
+/// request (or reply, if `key` has its identifier as destination port), or a bare IP header.
+///
+/// None if the addresses are not of one family.
+pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
+    if key.src.family() != key.dst.family() {
+        return None;
+    }
+    let transport = match key.protocol {
+        Protocol::TCP => {
+            let mut syn = TcpHeader::new(key.src_port, key.dst_port, 0, u16::MAX);
+            syn.syn = true;
+            syn.to_bytes().to_vec()
+        }
+        Protocol::UDP => {
+            let words = [key.src_port, key.dst_port, UDP_HEADER_LEN, 0];
+            words.iter().flat_map(|word| word.to_be_bytes()).collect()
+        }
+        Protocol::ICMP => {
+            let (icmp_type, id) = match (key.src.family(), key.dst_port) {
+                (Family::V4, 0) => (8, key.src_port),
+                (Family::V6, 0) => (128, key.src_port),
+                (Family::V4, id) => (0, id),
+                (Family::V6, id) => (129, id),
+            };
+            let [high, low] = id.to_be_bytes();
+            vec![icmp_type, 0, 0, 0, high, low, 0, 0]
+        }
+        _ => Vec::new(),
+    };
+    Header::new(key.src, key.dst, key.protocol).packet(transport)
+}
+
 /// An ICMP error from `from` to the source of `original`, which was received as it stands.
 ///
 /// It quotes as much as RFC 1812, section 4.3.2.3 (576 bytes in all) and RFC 4443, section 2.4(c)
@@ -147,7 +183,7 @@ impl Problem {
 pub(super) struct Header {
     pub src: Addr,
     pub dst: Addr,
-    /// ICMP (of either family) or TCP.
+    /// As in a key: ICMP is that of either family.
     pub protocol: Protocol,
     pub traffic_class: u8,
     pub hop_limit: u8,
@@ -165,25 +201,27 @@ impl Header {
         }
     }
 
-    /// The packet with `transport`, whose checksum field is 0 and gets filled in. None if it is too
-    /// big for IP.
+    /// The packet with `transport`, whose checksum field is 0 and gets filled in, if it is one of TCP,
+    /// UDP or ICMP. None if it is too big for IP.
     pub fn packet(self, mut transport: Vec<u8>) -> Option<Vec<u8>> {
         let family = self.src.family();
         let protocol = wire_protocol(self.protocol, family);
-        let mut sum = Sum::default();
-        if protocol != Protocol::ICMP {
-            sum.add_pseudo_header(self.src, self.dst, protocol, transport.len());
-        }
-        sum.add(&transport);
-        let field = if self.protocol == Protocol::TCP {
-            16
-        } else {
-            2
+        let field = match self.protocol {
+            Protocol::TCP => Some(16),
+            Protocol::UDP => Some(6),
+            Protocol::ICMP => Some(2),
+            _ => None,
         };
-        transport
-            .get_mut(field..field + 2)?
-            .copy_from_slice(&sum.checksum().to_be_bytes());
-
+        if let Some(field) = field {
+            let mut sum = Sum::default();
+            if protocol != Protocol::ICMP {
+                sum.add_pseudo_header(self.src, self.dst, protocol, transport.len());
+            }
+            sum.add(&transport);
+            transport
+                .get_mut(field..field + 2)?
+                .copy_from_slice(&sum.checksum().to_be_bytes());
+        }
         let len = u16::try_from(transport.len()).ok()?;
         let mut packet = match family {
             Family::V4 => self.v4(protocol, len)?,
@@ -221,7 +259,6 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::FlowKey;
     use crate::packet::icmp_error::{ErrorKind, quoted};
     use crate::packet::{TcpFlags, TcpSegment, parse};
     use etherparse::PacketBuilder;
@@ -241,6 +278,44 @@ mod tests {
             Kind::Tcp(segment) => Some((reset.key, segment)),
             kind => panic!("{kind:?}"),
         }
+    }
+
+    #[test]
+    fn opening_packets_are_what_they_are_for() {
+        let families = [(Addr::v4(A), Addr::v4(B)), (Addr::v6(A6), Addr::v6(B6))];
+        let protocols = [
+            (Protocol::TCP, 4000, 80),
+            (Protocol::UDP, 4000, 53),
+            (Protocol::ICMP, 7, 0),
+            (Protocol::ICMP, 0, 7),
+            (Protocol(47), 0, 0),
+        ];
+        for (src, dst) in families {
+            for (protocol, src_port, dst_port) in protocols {
+                let key = FlowKey {
+                    src,
+                    dst,
+                    src_port,
+                    dst_port,
+                    protocol,
+                };
+                let bytes = opening_packet(&key).unwrap();
+                let packet = parsed(&bytes);
+                assert_eq!(packet.key, key);
+                assert!(checksum_ok(&bytes, &packet, Offload::default()), "{key}");
+                if let Kind::Tcp(segment) = packet.kind {
+                    assert_eq!(segment.flags, TcpFlags::SYN);
+                }
+            }
+        }
+        let mixed = FlowKey {
+            src: Addr::v4(A),
+            dst: Addr::v6(B6),
+            src_port: 0,
+            dst_port: 0,
+            protocol: Protocol(47),
+        };
+        assert_eq!(opening_packet(&mixed), None);
     }
 
     #[test]

@@ -43,6 +43,12 @@ impl HalfOpen {
         allowed
     }
 
+    /// Whether [`HalfOpen::try_add`] would count one more of `source`.
+    pub fn allows(&self, source: &Addr) -> bool {
+        let counter = self.counters[self.place(source)];
+        self.limit.is_none_or(|limit| counter < limit)
+    }
+
     /// Counts one less of `source`; to be called once for each that was added.
     pub fn remove(&mut self, source: &Addr) {
         let counter = self.counter(source);
@@ -55,8 +61,12 @@ impl HalfOpen {
     }
 
     fn counter(&mut self, source: &Addr) -> &mut u16 {
-        let index = self.hash.source(source) as usize % Self::COUNTERS;
-        &mut self.counters[index]
+        let place = self.place(source);
+        &mut self.counters[place]
+    }
+
+    fn place(&self, source: &Addr) -> usize {
+        self.hash.source(source) as usize % Self::COUNTERS
     }
 }
 
@@ -74,7 +84,9 @@ mod tests {
         let (a, b) = (Addr::v4([10, 0, 0, 1]), Addr::v4([10, 0, 0, 2]));
         assert!(half_open.try_add(&a));
         assert!(half_open.try_add(&a));
+        assert!(!half_open.allows(&a));
         assert!(!half_open.try_add(&a));
+        assert!(half_open.allows(&b));
         assert!(half_open.try_add(&b));
         half_open.remove(&a);
         assert!(half_open.try_add(&a));

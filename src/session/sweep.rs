@@ -116,8 +116,13 @@ impl Table {
         let Slot::Used(session) = self.slots.get_mut(id.0 as usize)? else {
             return None;
         };
-        let stale = session.last_seen < self.renewed[usize::from(session.group.0) % MAX_GROUPS];
+        let stale = is_stale(session, &self.renewed);
         Some((session, stale))
+    }
+
+    /// Whether a session was not seen here since its group's sessions were renewed.
+    pub fn is_stale(&self, session: &Session) -> bool {
+        is_stale(session, &self.renewed)
     }
 
     pub(super) fn deadline_of(&self, session: &Session) -> Tick {
@@ -148,6 +153,11 @@ impl Table {
         self.sweep.owed = (self.sweep.owed + due).min(slots);
         self.sweep.at = now;
     }
+}
+
+#[inline]
+fn is_stale(session: &Session, renewed: &[Tick; MAX_GROUPS]) -> bool {
+    session.last_seen < renewed[usize::from(session.group.0) % MAX_GROUPS]
 }
 
 #[cfg(test)]

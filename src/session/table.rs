@@ -67,6 +67,9 @@ pub(super) enum Slot {
     Free(u32),
 }
 
+/// The hash and key of each direction.
+type Entries = [Option<(u32, FlowKey, Direction)>; 2];
+
 /// Groups that a config can have.
 pub(super) const MAX_GROUPS: usize = 64;
 
@@ -148,12 +151,10 @@ impl Table {
         book: &AddressBook,
     ) -> Result<SessionId, InsertError> {
         let keys = self.entries(&session, book);
-        for (hash, key, _) in keys.iter().flatten() {
-            if let Some((other, _)) = self.find(*hash, key, book) {
-                return Err(InsertError::Conflict(other));
-            }
+        if let Some(other) = self.conflict(&keys, book) {
+            return Err(InsertError::Conflict(other));
         }
-        if self.len() == self.capacity {
+        if self.is_full() {
             return Err(InsertError::Full);
         }
         if session.flags.contains(SessionFlags::HALF_OPEN) && !self.half_open.try_add(&session.src)
@@ -168,6 +169,21 @@ impl Table {
         }
         self.recent.push(id);
         Ok(id)
+    }
+
+    /// Whether [`Table::insert`] would take the session, given a free place.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError`], but for [`InsertError::Full`].
+    pub fn check_insert(&self, session: &Session, book: &AddressBook) -> Result<(), InsertError> {
+        if let Some(other) = self.conflict(&self.entries(session, book), book) {
+            return Err(InsertError::Conflict(other));
+        }
+        if session.flags.contains(SessionFlags::HALF_OPEN) && !self.half_open.allows(&session.src) {
+            return Err(InsertError::HalfOpenLimit);
+        }
+        Ok(())
     }
 
     /// Ends a session.
@@ -236,6 +252,17 @@ impl Table {
             }
         }
         None
+    }
+
+    /// Whether [`Table::early_drop_candidate`] would find one.
+    pub fn has_early_drop_candidate(&self) -> bool {
+        let mut oldest = self.recent.oldest_first().take(Recent::POPS);
+        oldest.any(|id| self.get(id).is_some_and(Session::is_dispensable))
+    }
+
+    /// Whether it holds as many sessions as it can.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.capacity
     }
 
     /// The number of sessions.
@@ -321,11 +348,7 @@ impl Table {
 
     /// The hash and key of each direction; only one if both have the same key, as a flow between two
     /// equal endpoints has.
-    fn entries(
-        &self,
-        session: &Session,
-        book: &AddressBook,
-    ) -> [Option<(u32, FlowKey, Direction)>; 2] {
+    fn entries(&self, session: &Session, book: &AddressBook) -> Entries {
         let original = session.key(Direction::Original, book);
         let reply = session.key(Direction::Reply, book);
         let entry = |key: FlowKey, direction| (self.hash.flow(&key), key, direction);
@@ -333,6 +356,14 @@ impl Table {
             Some(entry(original, Direction::Original)),
             (reply != original).then(|| entry(reply, Direction::Reply)),
         ]
+    }
+
+    /// The session that packets of one of these directions already belong to.
+    #[inline]
+    fn conflict(&self, keys: &Entries, book: &AddressBook) -> Option<SessionId> {
+        let mut keys = keys.iter().flatten();
+        let found = keys.find_map(|(hash, key, _)| self.find(*hash, key, book));
+        found.map(|(id, _)| id)
     }
 
     #[inline]
@@ -417,6 +448,11 @@ impl Recent {
         } else {
             self.oldest = (self.oldest + 1) % Self::SIZE;
         }
+    }
+
+    fn oldest_first(&self) -> impl Iterator<Item = SessionId> {
+        let places = (0..self.len).map(|at| (self.oldest + at) % Self::SIZE);
+        places.map(|place| SessionId(self.ids[place]))
     }
 
     fn pop(&mut self) -> Option<SessionId> {

@@ -187,8 +187,8 @@ impl Pickup {
     }
 
     #[inline]
-    fn covers(&self, session: &Session) -> bool {
-        match session.protocol {
+    fn covers(&self, protocol: Protocol) -> bool {
+        match protocol {
             Protocol::TCP => self.connections,
             _ => self.connectionless,
         }
@@ -244,7 +244,7 @@ impl Replicator {
     #[inline]
     pub fn opened(&mut self, table: &Table, book: &AddressBook, id: SessionId, now: Time) {
         let Some(session) = table.get(id) else { return };
-        if !self.pickup.covers(session) {
+        if !self.pickup.covers(session.protocol) {
             return;
         }
         // Too many that wait: replicating one early does no harm.

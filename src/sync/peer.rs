@@ -6,9 +6,9 @@ use super::Replicator;
 use super::codec::FrameBuffer;
 use super::digest::Buckets;
 use super::log::Seq;
-use crate::flow::{GroupId, PeerId, PolicyId, PortId};
+use crate::flow::{GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::SessionId;
-use crate::time::Time;
+use crate::time::{Tick, Time};
 
 /// One peer: its connection, what goes there, and what comes from there.
 #[derive(Debug)]
@@ -216,6 +216,12 @@ impl Replicator {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.missed = !heard;
         }
+    }
+
+    /// How long a new session of `protocol` lives before it is replicated; none if it never is.
+    pub fn pickup_delay(&self, protocol: Protocol) -> Option<Duration> {
+        let covered = self.pickup.covers(protocol);
+        covered.then(|| Tick(self.pickup.delay).time().since(Time::ZERO))
     }
 }
 

@@ -198,6 +198,18 @@ ports = ["lan"]
         r#"7:10 error: `10.0.1.1` is in a group already | each virtual address belongs to one group"#,
         r#"7:10 error: `fd00:1::1` is in a group already | each virtual address belongs to one group"#,
     ]),
+    (&[BASE_HA, HA], r#"[[group]]
+name = "one"
+ports = ["lan"]
+[[group]]
+name = "two"
+ports = ["wan"]
+[[nat-pool]]
+name = "mixed"
+addresses = ["10.0.2.1", "10.0.2.8-10.0.2.9", "10.0.1.1"]
+"#, &[
+        r#"9:47 error: `10.0.1.1` is in another group than `10.0.2.1` | give each group a pool of its own virtual addresses"#,
+    ]),
     (&[BASE], r#"[[group]]
 name = "one"
 ports = ["lan", "wan"]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod capture;
 mod fragments;
 mod icmp_errors;
 mod lab;

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw::event::{LinkState, Offload, Output, RouteChange, Verdict};
+use tandemgw::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use tandemgw::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
-use tandemgw::gateway::Role;
+use tandemgw::gateway::{Explanation, Fate, Matched, Role, Scope};
 use tandemgw::packet::{self, Kind, Parsed, icmp_error as errors, neighbor};
 
 use crate::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
@@ -53,6 +53,7 @@ fn run(seed: u64) {
     assert!(counters.forwarded > u64::from(STEPS) / 10, "{counters:?}");
     let out = PORTS.map(|port| world.lab.gateway.port_counters(port).out_packets);
     assert_eq!(out.iter().sum::<u64>(), counters.forwarded);
+    assert!(world.explained > STEPS / 4, "{}", world.explained);
     world.lab.pass(Duration::from_secs(8000));
     assert_eq!(world.lab.sessions(), 0, "all sessions end");
 }
@@ -82,6 +83,8 @@ struct World {
     random: Random,
     lab: Lab,
     primary: bool,
+    /// Packets that were explained beforehand.
+    explained: u32,
     /// What inside flow each flow outside stands for, the last one that left.
     inside_of: BTreeMap<String, (FlowKey, FlowKey)>,
     /// Packets that passed, as they came in and as they left, with the port of arrival.
@@ -94,6 +97,7 @@ impl World {
             random: Random(seed),
             lab: Lab::of(CONFIG),
             primary: true,
+            explained: 0,
             inside_of: BTreeMap::new(),
             passed: Vec::new(),
         }
@@ -318,15 +322,55 @@ impl World {
 
     fn inject(&mut self, port: PortId, came: Vec<u8>) {
         let mut left = came.clone();
-        let verdict = self
-            .lab
-            .gateway
-            .handle_packet(self.lab.now, port, &mut left, PLAIN);
+        let (gateway, now) = (&mut self.lab.gateway, self.lab.now);
+        let foretold = gateway.explain(now, port, &came, Scope::Packet);
+        assert_eq!(
+            format!("{foretold:?}"),
+            format!("{:?}", gateway.explain(now, port, &came, Scope::Packet)),
+            "an explanation has no effect"
+        );
+        let verdict = gateway.handle_packet(now, port, &mut left, PLAIN);
+        self.explained += u32::from(foretold.is_ok());
+        self.check_explanation(foretold, verdict, &left);
         match verdict {
             Verdict::Forward => self.check_passed(port, came, left),
             Verdict::Drop(_) | Verdict::Consumed => assert_eq!(came, left, "{verdict:?}"),
         }
         self.check_outputs(Some(port));
+    }
+
+    /// What was foretold has come true: verdict, translation, and the session that was opened.
+    fn check_explanation(
+        &self,
+        foretold: Result<Explanation, Option<DropReason>>,
+        verdict: Verdict,
+        left: &[u8],
+    ) {
+        let foretold = match foretold {
+            Ok(foretold) => foretold,
+            Err(Some(reason)) => return assert_eq!(Verdict::Drop(reason), verdict),
+            Err(None) => return,
+        };
+        let fate = match foretold.fate_here {
+            Fate::Forward => Verdict::Forward,
+            Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
+            Fate::Drop { reason, .. } => Verdict::Drop(reason),
+        };
+        assert_eq!(fate, verdict, "{foretold:#?}");
+        if verdict != Verdict::Forward {
+            return;
+        }
+        let after = packet::parse(left, PLAIN).unwrap().key;
+        assert_eq!(foretold.leaves_as, Some(after), "{foretold:#?}");
+        if matches!(foretold.matched, Matched::Nothing) {
+            let (mut views, _) = self.lab.gateway.page(0, u32::MAX, self.lab.now);
+            let view = views.find(|view| view.original == foretold.key).unwrap();
+            assert_eq!(Some(view.out_port), foretold.egress);
+            let policy = foretold.decision.map(|it| it.policy);
+            assert_eq!(Some(view.policy), policy);
+            assert_eq!(Some(view.group), foretold.group);
+            assert_eq!(foretold.passed_over.len(), usize::from(view.policy.0));
+        }
     }
 
     fn check_passed(&mut self, port: PortId, came: Vec<u8>, left: Vec<u8>) {

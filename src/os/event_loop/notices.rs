@@ -12,7 +12,7 @@ impl Shell {
     pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
         match self.monitor.read(&mut self.notices) {
             Ok(more) => self.ready.monitor |= more,
-            Err(error) => log::error!("netlink read error=\"{error}\""),
+            Err(error) => log::error!("netlink not read error=\"{error}\""),
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
@@ -56,7 +56,9 @@ impl Shell {
                     repair(steering, PortId((priority - first) as u8), "rule removed");
                 }
             }
-            Notice::Overrun => log::warn!("netlink overrun; reading all routes and links again"),
+            Notice::Overrun => {
+                log::warn!("netlink overrun effect=\"all routes and links are read again\"")
+            }
             Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
         }
     }
@@ -71,7 +73,7 @@ impl Shell {
         if link.up && !before.up {
             repair(steering, port, "link up");
             if let Err(error) = self.ports[port.index()].socket.reopen() {
-                log::error!("packet socket port={name} error=\"{error}\"");
+                log::error!("packet socket not opened port={name} error=\"{error}\"");
             }
             let socket = &mut self.ports[port.index()].socket;
             let token = socket_token(port.index());
@@ -104,7 +106,7 @@ impl Shell {
 fn repair(steering: &mut Steering, port: PortId, why: &str) {
     if let Err(error) = steering.repair(port) {
         log::error!(
-            "steering port={} why=\"{why}\" error=\"{error}\"",
+            "steering not repaired port={} why=\"{why}\" error=\"{error}\"",
             port.index()
         );
     }

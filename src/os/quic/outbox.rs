@@ -97,7 +97,7 @@ impl Outbox {
         self.counters.handshakes_refused += 1;
         if self.last_log.is_none_or(|last| now >= last + LOG_INTERVAL) {
             self.last_log = Some(now);
-            log::warn!("{text} (such messages are shown once a minute)");
+            log::warn!("peer refused why=\"{text}\" limit=\"one such line a minute\"");
         }
     }
 }

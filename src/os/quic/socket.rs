@@ -50,7 +50,10 @@ impl Socket {
             .map_err(|error| context("no socket", error))?;
         match raw.bind_device(Some(link.interface.as_bytes())) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                log::debug!("not bound to interface {}: {error}", link.interface);
+                log::debug!(
+                    "link not bound interface={} error=\"{error}\"",
+                    link.interface
+                );
             }
             result => result.map_err(|error| context("no such interface", error))?,
         }
@@ -177,7 +180,10 @@ impl Socket {
                 Err(error) if quinn_udp::is_msg_size_err(&error) => return,
                 Err(error) if last => {
                     self.send_errors += 1;
-                    log::trace!("datagram to {} not sent: {error}", transmit.destination);
+                    log::trace!(
+                        "datagram not sent to={} error=\"{error}\"",
+                        transmit.destination
+                    );
                 }
                 Err(_) => {}
             }
@@ -202,7 +208,7 @@ impl Socket {
         if let Some((registry, token)) = &self.registration
             && let Err(error) = registry.reregister(&mut self.io, *token, interest)
         {
-            log::warn!("a link's socket can't be watched: {error}");
+            log::warn!("link socket not watched error=\"{error}\"");
         }
     }
 }
@@ -226,5 +232,5 @@ fn grow_receive_buffer(socket: &mio::net::UdpSocket) {
             return;
         }
     }
-    log::debug!("the receive buffer of a link's socket stays as it is");
+    log::debug!("link socket receive buffer not enlarged");
 }

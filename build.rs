@@ -1,0 +1,132 @@
+//! Makes the man pages and the shell completion from the definition of the command line, in `OUT_DIR`;
+//! `scripts/package` takes them from there.
+
+use std::error::Error;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+#[allow(dead_code, reason = "only the definition is of use here")]
+#[path = "src/cli/args.rs"]
+mod args;
+
+/// What the definition of the command line does not say.
+const SECTIONS: &str = r#".SH "EXIT STATUS"
+.TP
+0
+Done; of \fBrun\fR: ended by a signal, and everything removed that was added to the kernel.
+.TP
+1
+It failed, or was refused.
+.TP
+2
+The command line, the config or the machine is unfit: the message says why.
+.TP
+3
+No gateway runs.
+.SH FILES
+.TP
+/etc/tandemgw/\fINAME\fR.toml
+The config of the service tandemgw@\fINAME\fR, see \fBtandemgw.toml\fR(5).
+.TP
+/run/tandemgw/\fINODE\fR.sock
+The control socket of a running gateway.
+.TP
+/usr/share/doc/tandemgw/examples
+Configs to begin with.
+"#;
+
+/// Of `tandemgw` and `tandemgw run`.
+const RUN_SECTIONS: &str = r#".SH SIGNALS
+.TP
+SIGTERM, SIGINT
+Hands over to a ready peer if there is one, ends, and removes what was added to the kernel; a second one ends
+at once.
+.TP
+SIGHUP
+Reads the config anew.
+.SH ENVIRONMENT
+.TP
+RUST_LOG
+What is logged: \fBerror\fR, \fBwarn\fR, \fBinfo\fR (the default), \fBdebug\fR, \fBtrace\fR, or pairs as
+\fBwarn,tandemgw::session=info\fR.
+.TP
+NOTIFY_SOCKET, WATCHDOG_USEC, JOURNAL_STREAM
+Set by \fBsystemd\fR(1).
+"#;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/cli/args.rs");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    let mut command = args::Cli::command();
+    let (man, completions) = (out.join("man"), out.join("completions"));
+    for folder in [&man, &completions] {
+        // A page of a command that is no more would stay.
+        let _ = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder)?;
+    }
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        clap_complete::generate_to(shell, &mut command, "tandemgw", &completions)?;
+    }
+    command.build();
+    page(&command, "tandemgw", &man)
+}
+
+/// Without a date, so that the same source makes the same page.
+fn with_title(text: &[u8], title: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    let lines = std::str::from_utf8(text)?.lines();
+    let lines = lines.map(|line| {
+        if line.starts_with(".TH ") {
+            title
+        } else {
+            line
+        }
+    });
+    Ok((lines.collect::<Vec<_>>().join("\n") + "\n").into_bytes())
+}
+
+/// Writes the page of a command, and those of its subcommands.
+fn page(command: &Command, name: &str, folder: &Path) -> Result<(), Box<dyn Error>> {
+    let visible = || {
+        let commands = command.get_subcommands();
+        commands.filter(|sub| sub.get_name() != "help" && !sub.is_hide_set())
+    };
+    let mut text = Vec::new();
+    let man = Man::new(command.clone());
+    man.render_title(&mut text)?;
+    let version = std::env::var("CARGO_PKG_VERSION")?;
+    let title = format!(
+        ".TH {} 1 \"\" \"tandemgw {version}\" \"tandemgw\"",
+        name.to_uppercase()
+    );
+    let mut text = with_title(&text, &title)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if visible().next().is_some() {
+        man.render_subcommands_section(&mut text)?;
+    }
+    if ["tandemgw", "tandemgw-run"].contains(&name) {
+        text.write_all(RUN_SECTIONS.as_bytes())?;
+    }
+    text.write_all(SECTIONS.as_bytes())?;
+    let mut related: Vec<String> = visible()
+        .map(|sub| format!("\\fB{name}-{}\\fR(1)", sub.get_name()))
+        .collect();
+    if let Some((parent, _)) = name.rsplit_once('-') {
+        related.push(format!("\\fB{parent}\\fR(1)"));
+    }
+    related.push("\\fBtandemgw.toml\\fR(5)".to_owned());
+    writeln!(text, ".SH \"SEE ALSO\"\n{}", related.join(",\n"))?;
+    fs::write(folder.join(format!("{name}.1")), text)?;
+    for sub in visible() {
+        page(sub, &format!("{name}-{}", sub.get_name()), folder)?;
+    }
+    Ok(())
+}

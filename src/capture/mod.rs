@@ -1,0 +1,274 @@
+//! A capture: what an administrator wants to see of the packets, and copies of those until a client
+//! has fetched them.
+//!
+//! It never delays a packet: if the client is slower than the packets, the copies that find no room are
+//! lost, and counted. The gateway records (`gateway/capture.rs`); `control/capture.rs` fetches.
+
+mod filter;
+mod ring;
+
+use crate::config::Config;
+use crate::event::{DropReason, Verdict};
+use crate::flow::{FlowKey, PolicyId, PortId};
+use crate::session::SessionId;
+use crate::time::Time;
+
+use ring::Ring;
+
+pub use filter::Filter;
+
+/// Bytes of a packet that are captured unless told otherwise: all.
+pub const MAX_SNAPSHOT: u32 = 262_144;
+/// The fewest bytes of a packet that can be asked for: room for the headers.
+pub const MIN_SNAPSHOT: u32 = 64;
+
+/// What is to be captured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which packets.
+    pub filter: Filter,
+    /// Bytes of each packet, from [`MIN_SNAPSHOT`] to [`MAX_SNAPSHOT`].
+    pub snapshot: u32,
+    /// How many packets; a forwarded one counts twice, as it came in and as it left.
+    pub count: u64,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was sent on.
+    Forward,
+    /// It was discarded.
+    Drop(DropReason),
+    /// The gateway took it: it answered, or the packet waits.
+    Consumed,
+    /// The gateway made it, to answer another one.
+    Answer,
+}
+
+impl Fate {
+    /// The words that name a fate in filters and comments.
+    pub const NAMES: [&str; 4] = ["forward", "drop", "consumed", "answer"];
+
+    /// One of [`Fate::NAMES`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Fate::Forward => Fate::NAMES[0],
+            Fate::Drop(_) => Fate::NAMES[1],
+            Fate::Consumed => Fate::NAMES[2],
+            Fate::Answer => Fate::NAMES[3],
+        }
+    }
+
+    /// Why it was dropped, if it was.
+    pub fn reason(self) -> Option<DropReason> {
+        match self {
+            Fate::Drop(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+impl From<Verdict> for Fate {
+    fn from(verdict: Verdict) -> Fate {
+        match verdict {
+            Verdict::Forward => Fate::Forward,
+            Verdict::Drop(reason) => Fate::Drop(reason),
+            Verdict::Consumed => Fate::Consumed,
+        }
+    }
+}
+
+/// What is known about a packet once it was handled.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// When the gateway took it up, or made it.
+    pub at: Time,
+    /// The port that it came in by; none if the gateway made it.
+    pub in_port: Option<PortId>,
+    /// The port that it left by.
+    pub out_port: Option<PortId>,
+    /// What became of it.
+    pub fate: Fate,
+    /// Its session.
+    pub session: Option<SessionId>,
+    /// The policy that accepted its session, or that refused it.
+    pub policy: Option<PolicyId>,
+    /// The flow that it showed as it came in; none if it could not be read.
+    pub before: Option<FlowKey>,
+    /// The flow that it showed as it left.
+    pub after: Option<FlowKey>,
+    /// Whether its session translates it.
+    pub translated: bool,
+    /// Whether it had waited, and left later than it came in.
+    pub released: bool,
+    /// Transport payload bytes of each segment of a super-packet; 0 for an ordinary packet.
+    pub segment_size: u16,
+}
+
+/// A copy of a packet at one of the ports.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What is known about the packet.
+    pub facts: Facts,
+    /// The same in both copies of a packet: as it came in, and as it left.
+    pub packet: u64,
+    /// The port.
+    pub port: PortId,
+    /// As it left, rather than as it came in.
+    pub outbound: bool,
+    /// Length of the packet, of which `bytes` may be the beginning only.
+    pub length: u32,
+    /// The packet from its IP header on.
+    pub bytes: Box<[u8]>,
+}
+
+/// How many copies there were at a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Copies that matched the filter.
+    pub matched: u64,
+    /// Those of them for which there was no room.
+    pub lost: u64,
+}
+
+/// A packet to be recorded, as it passes one of the ports.
+pub struct Sight<'a> {
+    /// The port.
+    pub port: PortId,
+    /// As it left, rather than as it came in.
+    pub outbound: bool,
+    /// The packet, of which the rest beyond the snapshot length may be missing.
+    pub bytes: &'a [u8],
+    /// The length of the whole packet.
+    pub length: usize,
+}
+
+/// A capture that is under way.
+pub struct Capture {
+    options: Options,
+    started: Time,
+    ring: Ring,
+    recording: bool,
+    left: u64,
+    next_packet: u64,
+    statistics: Vec<Statistics>,
+    /// The packet that is being handled, as it came in.
+    copy: Vec<u8>,
+}
+
+impl Capture {
+    /// A capture that starts at `now`, of a gateway with so many ports.
+    pub fn new(options: Options, ports: usize, now: Time) -> Capture {
+        Capture {
+            started: now,
+            ring: Ring::default(),
+            recording: options.count > 0,
+            left: options.count,
+            next_packet: 0,
+            statistics: vec![Statistics::default(); ports],
+            copy: Vec::new(),
+            options,
+        }
+    }
+
+    /// Whether it still takes packets; what it has taken may have to be fetched yet.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Takes no more packets.
+    pub fn finish(&mut self) {
+        self.recording = false;
+    }
+
+    /// When it started.
+    pub fn started(&self) -> Time {
+        self.started
+    }
+
+    /// Bytes captured of each packet.
+    pub fn snapshot(&self) -> u32 {
+        self.options.snapshot
+    }
+
+    /// The next copy in the order of time.
+    pub fn fetch(&mut self) -> Option<Record> {
+        self.ring.pop()
+    }
+
+    /// Whether all that was captured has been fetched.
+    pub fn is_fetched(&self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// How many copies there were, by port.
+    pub fn statistics(&self) -> &[Statistics] {
+        &self.statistics
+    }
+
+    /// The same, of all ports together.
+    pub fn total(&self) -> Statistics {
+        let add = |sum: Statistics, port: &Statistics| Statistics {
+            matched: sum.matched + port.matched,
+            lost: sum.lost + port.lost,
+        };
+        self.statistics.iter().fold(Statistics::default(), add)
+    }
+
+    /// Where the copies of the packet that comes next will stand.
+    pub(crate) fn place(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// A copy of `bytes` up to the snapshot length, in a buffer that is to be given back to
+    /// [`Capture::take_back`].
+    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut copy = std::mem::take(&mut self.copy);
+        copy.clear();
+        copy.extend_from_slice(&bytes[..bytes.len().min(self.options.snapshot as usize)]);
+        copy
+    }
+
+    pub(crate) fn take_back(&mut self, copy: Vec<u8>) {
+        self.copy = copy;
+    }
+
+    /// Whether the filter asks for a packet.
+    pub(crate) fn wants(&self, facts: &Facts, config: &Config) -> bool {
+        self.recording && self.options.filter.matches(facts, config)
+    }
+
+    /// Records a packet at the ports where it was seen, at `place` in the order of records: all
+    /// copies of it or, if there is no room, none.
+    pub(crate) fn record(&mut self, facts: Facts, place: usize, sights: &[Sight<'_>]) {
+        let sights = &sights[..sights
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX))];
+        let snapshot = self.options.snapshot as usize;
+        let kept = |sight: &Sight<'_>| sight.bytes.len().min(snapshot);
+        let has_room = self
+            .ring
+            .has_room(sights.len(), sights.iter().map(kept).sum());
+        for (index, sight) in sights.iter().enumerate() {
+            let statistics = &mut self.statistics[sight.port.index()];
+            statistics.matched += 1;
+            if !has_room {
+                statistics.lost += 1;
+                continue;
+            }
+            self.left -= 1;
+            let record = Record {
+                facts,
+                packet: self.next_packet,
+                port: sight.port,
+                outbound: sight.outbound,
+                length: sight.length as u32,
+                bytes: sight.bytes[..kept(sight)].into(),
+            };
+            self.ring.insert(place + index, record);
+        }
+        self.next_packet += 1;
+        self.recording &= self.left > 0;
+    }
+}

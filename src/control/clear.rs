@@ -1,0 +1,105 @@
+//! The end of sessions that an administrator wants gone, in pieces.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::flow::GroupId;
+use crate::gateway::{Gateway, Role, SessionView};
+use crate::time::Time;
+
+use super::listing::{PIECE, owner};
+use super::{Filter, Progress};
+
+/// Sessions are being ended.
+#[derive(Debug)]
+pub struct Clear {
+    /// The next slot of the table to look at.
+    cursor: u32,
+    filter: Filter,
+    /// The filter as it was typed.
+    words: String,
+    cleared: u64,
+    /// Sessions that match but are another unit's to end, by group.
+    skipped: Vec<u64>,
+}
+
+impl Clear {
+    /// Begins to end the sessions that match `filter`; `all` of them only if that is said.
+    ///
+    /// # Errors
+    /// A sentence for the operator: the filter is wrong, or no session is this unit's to end.
+    pub fn begin(
+        filter: &[String],
+        all: bool,
+        gateway: &Gateway,
+        now: Time,
+    ) -> Result<Clear, String> {
+        if all != filter.is_empty() {
+            return Err("give a filter, such as proto=udp, or --all".to_owned());
+        }
+        let clear = Clear {
+            cursor: 0,
+            filter: Filter::parse(filter, gateway.config())?,
+            words: if all {
+                "all".to_owned()
+            } else {
+                filter.join(" ")
+            },
+            cleared: 0,
+            skipped: vec![0; gateway.config().groups.len()],
+        };
+        let mut groups = groups(gateway).filter(|group| clear.filter.admits_group(*group, gateway));
+        if groups
+            .clone()
+            .any(|group| gateway.role_of(group) == Role::Primary)
+        {
+            return Ok(clear);
+        }
+        let group = groups.next().unwrap_or(GroupId(0));
+        let ask = match owner(gateway, group, now) {
+            Some(owner) => format!("ask {owner}, the primary"),
+            None => "no unit is known to be primary".to_owned(),
+        };
+        let name = gateway.group_name(group);
+        Err(format!("this unit is standby of group {name}: {ask}"))
+    }
+
+    pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) -> Progress {
+        let (sessions, next) = gateway.page(self.cursor, PIECE, now);
+        let matching: Vec<SessionView> = sessions
+            .filter(|session| self.filter.matches(session, gateway))
+            .collect();
+        for session in matching {
+            if gateway.clear_session(now, session.id) {
+                self.cleared += 1;
+            } else if let Some(skipped) = self.skipped.get_mut(usize::from(session.group.0)) {
+                *skipped += 1;
+            }
+        }
+        if let Some(next) = next {
+            self.cursor = next;
+            return Progress::More;
+        }
+        let (words, cleared) = (&self.words, self.cleared);
+        let others: u64 = self.skipped.iter().sum();
+        log::info!("sessions cleared filter=\"{words}\" count={cleared} skipped={others}");
+        let skipped: Vec<Value> = groups(gateway)
+            .zip(&self.skipped)
+            .filter(|(_, count)| **count > 0)
+            .map(|(group, count)| {
+                json!({
+                    "group": gateway.group_name(group),
+                    "owner": owner(gateway, group, now),
+                    "sessions": count,
+                })
+            })
+            .collect();
+        let _ = writeln!(out, "{}", json!({ "cleared": cleared, "skipped": skipped }));
+        Progress::Done
+    }
+}
+
+fn groups(gateway: &Gateway) -> impl Iterator<Item = GroupId> + Clone + use<> {
+    (0..gateway.config().groups.len()).map(|group| GroupId(group as u8))
+}

@@ -1,0 +1,247 @@
+//! Packets while an administrator captures them: copies are taken around the ordinary way.
+
+use crate::capture::{Capture, Facts, Fate, Options, Sight};
+use crate::event::{DropReason, Offload, Verdict};
+use crate::flow::{Direction, FlowKey, PolicyId, PortId};
+use crate::packet::{self, Kind, Parsed, icmp_error};
+use crate::session::SessionId;
+use crate::time::Time;
+
+use super::{Gateway, fragment};
+
+/// What is known of a packet before it is handled.
+struct Arrival {
+    now: Time,
+    port: PortId,
+    offload: Offload,
+    length: usize,
+    parsed: Option<Parsed>,
+    /// The key that its session would be found by.
+    flow: Option<FlowKey>,
+}
+
+/// What is known of the session of a packet.
+struct Known {
+    id: SessionId,
+    policy: PolicyId,
+    out_port: PortId,
+    translated: bool,
+}
+
+impl Gateway {
+    /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs at
+    /// a time: another one ends.
+    pub fn start_capture(&mut self, now: Time, options: Options) {
+        let capture = Capture::new(options, self.config.ports.len(), now);
+        self.capture = Some(Box::new(capture));
+    }
+
+    /// Ends the capture, with all that was not fetched from it.
+    pub fn end_capture(&mut self) {
+        self.capture = None;
+    }
+
+    /// The capture that was started and not ended yet.
+    pub fn capture(&self) -> Option<&Capture> {
+        self.capture.as_deref()
+    }
+
+    /// The same, to fetch from it.
+    pub fn capture_mut(&mut self) -> Option<&mut Capture> {
+        self.capture.as_deref_mut()
+    }
+
+    /// Whether packets should come by [`Gateway::handle_captured_packet`] at present.
+    pub fn is_capturing(&self) -> bool {
+        self.capture
+            .as_ref()
+            .is_some_and(|capture| capture.is_recording())
+    }
+
+    /// As [`Gateway::handle_packet`], with a copy of the packet for the capture as it came in, and as
+    /// it left.
+    ///
+    /// The shell asks [`Gateway::is_capturing`] once a batch and then calls this one, so that a
+    /// capture that is off costs a packet nothing at all.
+    pub fn handle_captured_packet(
+        &mut self,
+        now: Time,
+        port: PortId,
+        bytes: &mut [u8],
+        offload: Offload,
+    ) -> Verdict {
+        let Some(capture) = &mut self.capture else {
+            return self.handle_packet(now, port, bytes, offload);
+        };
+        let (place, copy) = (capture.place(), capture.copy(bytes));
+        let arrival = self.arrival(now, port, bytes, offload);
+        let verdict = self.handle_packet(now, port, bytes, offload);
+        self.capture_handled(&arrival, verdict, place, copy, bytes);
+        verdict
+    }
+
+    fn arrival(&self, now: Time, port: PortId, bytes: &[u8], offload: Offload) -> Arrival {
+        let parsed = packet::parse(bytes, offload).ok();
+        let flow = parsed.as_ref().and_then(|parsed| match parsed.kind {
+            Kind::IcmpError => Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply()),
+            Kind::LaterFragment => {
+                let key = fragment::key(parsed, &parsed.fragment?, port);
+                Some(self.fragments.decision(&key)?.flow)
+            }
+            _ => Some(parsed.key),
+        });
+        Arrival {
+            now,
+            port,
+            offload,
+            length: bytes.len(),
+            parsed,
+            flow,
+        }
+    }
+
+    fn capture_handled(
+        &mut self,
+        arrival: &Arrival,
+        verdict: Verdict,
+        place: usize,
+        mut before: Vec<u8>,
+        after: &mut [u8],
+    ) {
+        let facts = self.facts(arrival, verdict, after);
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        if !capture.wants(&facts, &self.config) {
+            return capture.take_back(before);
+        }
+        let incoming = |bytes| Sight {
+            port: arrival.port,
+            outbound: false,
+            bytes,
+            length: arrival.length,
+        };
+        complete(&mut before, arrival);
+        match facts.out_port.filter(|_| verdict == Verdict::Forward) {
+            None => capture.record(facts, place, &[incoming(&before)]),
+            Some(port) => {
+                let mut after = capture_copy(after, capture.snapshot());
+                complete(&mut after, arrival);
+                let left = Sight {
+                    port,
+                    outbound: true,
+                    bytes: &after,
+                    length: arrival.length,
+                };
+                capture.record(facts, place, &[incoming(&before), left]);
+            }
+        }
+        capture.take_back(before);
+    }
+
+    fn facts(&self, arrival: &Arrival, verdict: Verdict, after: &[u8]) -> Facts {
+        let known = arrival.flow.and_then(|flow| self.known(&flow));
+        let refused = match verdict {
+            Verdict::Drop(DropReason::PolicyDrop | DropReason::PolicyReject) => arrival
+                .flow
+                .and_then(|flow| self.policy_for(arrival.port, &flow)),
+            _ => None,
+        };
+        let after = Some(after)
+            .filter(|_| verdict == Verdict::Forward)
+            .and_then(|bytes| packet::parse(bytes, arrival.offload).ok());
+        Facts {
+            in_port: Some(arrival.port),
+            before: arrival.parsed.map(|parsed| parsed.key),
+            after: after.map(|parsed| parsed.key),
+            policy: known.as_ref().map(|known| known.policy).or(refused),
+            segment_size: arrival.offload.segment_size,
+            ..facts(arrival.now, verdict.into(), known.as_ref())
+        }
+    }
+
+    fn known(&self, flow: &FlowKey) -> Option<Known> {
+        let (id, direction) = self.table.lookup(flow, &self.book)?;
+        let session = self.table.get(id)?;
+        let original = Direction::Original;
+        Some(Known {
+            id,
+            policy: session.policy,
+            out_port: session.ports(direction).1,
+            translated: session.translated(original, &self.book)
+                != session.key(original, &self.book),
+        })
+    }
+
+    /// Captures a packet of the flow `flow` that had waited, as it leaves.
+    pub(super) fn capture_released(&mut self, now: Time, flow: &FlowKey, bytes: &[u8]) {
+        if !self.is_capturing() {
+            return;
+        }
+        let Some(known) = self.known(flow) else {
+            return;
+        };
+        let facts = Facts {
+            released: true,
+            before: Some(*flow),
+            ..facts(now, Fate::Forward, Some(&known))
+        };
+        self.capture_sent(facts, known.out_port, bytes);
+    }
+
+    /// Captures a packet that the gateway has made.
+    pub(super) fn capture_answer(&mut self, now: Time, port: PortId, bytes: &[u8]) {
+        if self.is_capturing() {
+            let facts = Facts {
+                out_port: Some(port),
+                ..facts(now, Fate::Answer, None)
+            };
+            self.capture_sent(facts, port, bytes);
+        }
+    }
+
+    #[cold]
+    fn capture_sent(&mut self, mut facts: Facts, port: PortId, bytes: &[u8]) {
+        let after = packet::parse(bytes, Offload::default()).ok();
+        facts.after = after.map(|parsed| parsed.key);
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        if capture.wants(&facts, &self.config) {
+            let sight = Sight {
+                port,
+                outbound: true,
+                bytes,
+                length: bytes.len(),
+            };
+            capture.record(facts, capture.place(), &[sight]);
+        }
+    }
+}
+
+fn facts(at: Time, fate: Fate, known: Option<&Known>) -> Facts {
+    Facts {
+        at,
+        in_port: None,
+        out_port: known.map(|known| known.out_port),
+        fate,
+        session: known.map(|known| known.id),
+        policy: known.map(|known| known.policy),
+        before: None,
+        after: None,
+        translated: known.is_some_and(|known| known.translated),
+        released: false,
+        segment_size: 0,
+    }
+}
+
+fn capture_copy(bytes: &[u8], snapshot: u32) -> Vec<u8> {
+    bytes[..bytes.len().min(snapshot as usize)].to_vec()
+}
+
+/// Completes the checksum that was left to the hardware, unless a part of what it covers is missing.
+fn complete(copy: &mut [u8], arrival: &Arrival) {
+    if let Some(parsed) = arrival.parsed.filter(|_| copy.len() == arrival.length) {
+        packet::complete_checksum(copy, &parsed, arrival.offload);
+    }
+}

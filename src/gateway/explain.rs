@@ -1,0 +1,408 @@
+//! What would happen to a packet, and why: the decisions of the packet path, without their effects.
+
+use std::time::Duration;
+
+use crate::config::{self, PickupGuarantee};
+use crate::event::{DropReason, Offload};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
+use crate::packet::{self, Kind};
+use crate::policy::{Decision, Mismatch};
+use crate::route::Hop;
+use crate::session::{Session, SessionId};
+use crate::time::Time;
+
+use super::open::{Plan, Refused, refusal};
+use super::{Gateway, Packet, Role, SessionView};
+
+/// How literally a packet is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// As it stands.
+    Packet,
+    /// As an example of its flow: in a TCP session, for a segment that the session expects.
+    Flow,
+}
+
+/// What would happen to a packet, and why.
+///
+/// It follows the packet as far as it comes: what lies beyond its end is `None`. A unit that is not
+/// primary of the packet's group explains what the primary does, as far as it knows.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// The flow of the packet as it came in.
+    pub key: FlowKey,
+    /// What it belongs to.
+    pub matched: Matched,
+    /// The forward that applies: an index into [`config::Config::forwards`].
+    pub forward: Option<u16>,
+    /// The destination that was looked up in the routes, if it came to that, and the route.
+    pub route: Option<(Addr, Option<Hop>)>,
+    /// The port that it leaves by.
+    pub egress: Option<PortId>,
+    /// Why the policies before the one that decides did not match, in their order.
+    pub passed_over: Vec<Mismatch>,
+    /// What the policy said that decided.
+    pub decision: Option<Decision>,
+    /// The translation of its source; `None` if there is none.
+    pub source: Option<SourceTranslation>,
+    /// An unanswered session would have to go, since the table is full.
+    pub makes_room: bool,
+    /// The flow as it goes out.
+    pub leaves_as: Option<FlowKey>,
+    /// The group that it, or its session, moves with.
+    pub group: Option<GroupId>,
+    /// What the primary of that group does with it.
+    pub fate: Fate,
+    /// What this unit does with it.
+    pub fate_here: Fate,
+    /// Whether its session would survive a takeover; `None` if there is no session.
+    pub pickup: Option<Pickup>,
+}
+
+/// What a packet belongs to.
+#[derive(Clone, Debug)]
+pub enum Matched {
+    /// A session, in this direction.
+    Session(Box<SessionView>, Direction),
+    /// An address of the gateway itself.
+    Gateway,
+    /// Nothing: it would open a session.
+    Nothing,
+}
+
+/// The source translation of a new session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceTranslation {
+    /// Whose address it is.
+    pub nat: config::Nat,
+    /// A forward to a server behind the same port asks for it, whatever the policy says.
+    pub hairpin: bool,
+    /// The address and the port or identifier; `None` if there is none left.
+    pub to: Option<(Addr, u16)>,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on.
+    Forward,
+    /// It goes on once the peers have its session; if they have it too late, as the guarantee says.
+    Wait(PickupGuarantee),
+    /// The gateway answers it.
+    Answer,
+    /// It is discarded.
+    Drop {
+        /// Why.
+        reason: DropReason,
+        /// Whether its sender is told.
+        told: bool,
+    },
+}
+
+/// Where a session stands on its way to the peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pickup {
+    /// There is no `[ha]`.
+    Standalone,
+    /// `session-pickup` is off.
+    Off,
+    /// `session-pickup-connectionless` is off.
+    ConnectionlessOff,
+    /// No peer is in sync.
+    NoPeer,
+    /// It is younger than `session-pickup-delay`, which is this.
+    TooYoung(Duration),
+    /// Its last change is on its way.
+    OnItsWay,
+    /// All peers in sync have it as it is.
+    Replicated,
+    /// This unit is standby, and has all sessions of the group.
+    HeldHere,
+    /// This unit is standby, and has not all sessions of the group yet.
+    NotReady,
+    /// It will be sent to the peers as soon as it is opened.
+    AtOnce,
+    /// Its first packet waits until the peers have it, at most so long.
+    Guaranteed(PickupGuarantee, Duration),
+}
+
+/// Whether a session would survive a takeover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survives {
+    /// It would.
+    Yes,
+    /// It would not, and waiting does not help.
+    No,
+    /// It would not now, but later.
+    NotYet,
+}
+
+impl Pickup {
+    /// Whether the session would survive a takeover.
+    pub fn survives(self) -> Survives {
+        match self {
+            Pickup::Replicated | Pickup::HeldHere | Pickup::AtOnce | Pickup::Guaranteed(..) => {
+                Survives::Yes
+            }
+            Pickup::Standalone | Pickup::Off | Pickup::ConnectionlessOff => Survives::No,
+            Pickup::NoPeer | Pickup::TooYoung(_) | Pickup::OnItsWay | Pickup::NotReady => {
+                Survives::NotYet
+            }
+        }
+    }
+}
+
+impl Fate {
+    fn is_not_primary(self) -> bool {
+        matches!(self, Fate::Drop { reason, .. } if reason == DropReason::NotPrimary)
+    }
+}
+
+impl From<DropReason> for Fate {
+    fn from(reason: DropReason) -> Fate {
+        let told = matches!(reason, DropReason::TooBig | DropReason::NoListener);
+        Fate::Drop { reason, told }
+    }
+}
+
+impl From<Refused> for Fate {
+    fn from(refused: Refused) -> Fate {
+        Fate::Drop {
+            reason: refused.reason,
+            told: refused.answer.is_some(),
+        }
+    }
+}
+
+impl Gateway {
+    /// What would happen to a packet that the TUN of `port` delivered now, with no effect.
+    ///
+    /// # Errors
+    /// A packet that is malformed is dropped for that reason. A fragment or an ICMP error is none of a
+    /// flow, and is not explained: there is no reason then.
+    pub fn explain(
+        &self,
+        now: Time,
+        port: PortId,
+        bytes: &[u8],
+        scope: Scope,
+    ) -> Result<Explanation, Option<DropReason>> {
+        let offload = Offload::default();
+        let parsed = packet::parse(bytes, offload).map_err(Some)?;
+        if parsed.fragment.is_some() || parsed.kind == Kind::IcmpError {
+            return Err(None);
+        }
+        let mut bytes = bytes.to_vec();
+        let packet = Packet {
+            now,
+            port,
+            bytes: &mut bytes,
+            offload,
+            parsed,
+        };
+        let here = self.follow_through(&packet, scope, |group| self.is_primary(group));
+        let mut explanation = match here.fate.is_not_primary() {
+            true => self.follow_through(&packet, scope, |_| true),
+            false => here.clone(),
+        };
+        explanation.fate_here = here.fate;
+        explanation.pickup = self.pickup(&explanation);
+        Ok(explanation)
+    }
+
+    /// The way of a packet, were this unit primary of the groups that `is_primary` says.
+    fn follow_through(
+        &self,
+        packet: &Packet<'_>,
+        scope: Scope,
+        is_primary: impl Fn(GroupId) -> bool,
+    ) -> Explanation {
+        let key = packet.parsed.key;
+        let mut explanation = Explanation {
+            key,
+            matched: Matched::Nothing,
+            forward: None,
+            route: None,
+            egress: None,
+            passed_over: Vec::new(),
+            decision: None,
+            source: None,
+            makes_room: false,
+            leaves_as: None,
+            group: None,
+            fate: Fate::Forward,
+            fate_here: Fate::Forward,
+            pickup: None,
+        };
+        explanation.fate = if let Some((id, direction)) = self.table.lookup(&key, &self.book) {
+            let carries = |group| is_primary(group) || self.carries(packet.now, group);
+            self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
+        } else if self.is_for_gateway(packet) {
+            explanation.matched = Matched::Gateway;
+            explanation.group = self.nat.group(&key.dst);
+            match self.judge_local(packet, is_primary) {
+                Ok(_) => Fate::Answer,
+                Err(reason) => reason.into(),
+            }
+        } else {
+            let fate = self.explain_opening(packet, is_primary, &mut explanation);
+            fate.unwrap_or_else(|refused| refused)
+        };
+        explanation
+    }
+
+    fn explain_session(
+        &self,
+        packet: &Packet<'_>,
+        scope: Scope,
+        (id, direction): (SessionId, Direction),
+        carries: impl Fn(GroupId) -> bool,
+        explanation: &mut Explanation,
+    ) -> Fate {
+        let Some(session) = self.table.get(id) else {
+            return DropReason::TcpNoSession.into();
+        };
+        let view = Box::new(self.view(id, session, packet.now));
+        explanation.matched = Matched::Session(view, direction);
+        explanation.group = Some(session.group);
+        explanation.egress = Some(session.ports(direction).1);
+        explanation.leaves_as = Some(session.translated(direction, &self.book));
+        match self.try_in_session(packet, session, direction, carries, scope == Scope::Flow) {
+            Ok(_) => Fate::Forward,
+            Err(reason) => reason.into(),
+        }
+    }
+
+    fn explain_opening(
+        &self,
+        packet: &Packet<'_>,
+        is_primary: impl Fn(GroupId) -> bool,
+        explanation: &mut Explanation,
+    ) -> Result<Fate, Fate> {
+        let mut plan = Plan::new(packet);
+        let decided = self.decide(packet, &mut plan, is_primary);
+        self.note_plan(packet, &plan, explanation);
+        let tracker = decided?;
+        explanation.makes_room = self.table.is_full();
+        if explanation.makes_room && !self.table.has_early_drop_candidate() {
+            return Err(DropReason::TableFull.into());
+        }
+        // What the packet would draw.
+        let random = self.random.clone().next();
+        let session = self.draft(packet, &plan, tracker, random)?;
+        if let Some(source) = &mut explanation.source {
+            let addr = self.book.resolve(session.nat_src, session.src);
+            source.to = Some((addr, session.nat_src_port));
+        }
+        let taken = self.table.check_insert(&session, &self.book);
+        taken.map_err(refusal)?;
+        explanation.leaves_as = Some(session.translated(Direction::Original, &self.book));
+        self.check_exit(packet, session.out_port)?;
+        Ok(self.wait_of(&session))
+    }
+
+    /// Whether the first packet of a session would wait for the peers.
+    fn wait_of(&self, session: &Session) -> Fate {
+        let guarantee = self.guarantee_of(session.policy);
+        let waits = self.cluster.as_ref().is_some_and(|cluster| {
+            cluster.sync.pickup_delay(session.protocol) == Some(Duration::ZERO)
+                && cluster.sync.acked_by_all_in_sync().is_some()
+        });
+        match guarantee {
+            PickupGuarantee::Off => Fate::Forward,
+            guarantee if waits => Fate::Wait(guarantee),
+            _ => Fate::Forward,
+        }
+    }
+
+    fn note_plan(&self, packet: &Packet<'_>, plan: &Plan, explanation: &mut Explanation) {
+        explanation.forward = plan.destination.map(|destination| destination.forward);
+        // What has an address that may not be never comes to be routed.
+        let is_routed = plan.hop.is_some() || self.check_addresses(packet).is_ok();
+        explanation.route = is_routed.then_some((plan.key.dst, plan.hop));
+        let Some(egress) = plan.egress else { return };
+        explanation.egress = Some(egress);
+        explanation.passed_over = self.ruleset.trace(packet.port, egress, &plan.key);
+        explanation.decision = plan.decision;
+        let is_accepted = plan
+            .decision
+            .is_some_and(|it| it.action == config::Action::Accept);
+        if is_accepted {
+            explanation.group = Some(plan.group);
+            explanation.source = plan.source.map(|_| SourceTranslation {
+                nat: plan.nat,
+                hairpin: plan.is_hairpin(),
+                to: None,
+            });
+        }
+    }
+
+    /// Whether the session of a packet would survive a takeover.
+    fn pickup(&self, explanation: &Explanation) -> Option<Pickup> {
+        let group = explanation.group?;
+        match (&explanation.matched, explanation.fate) {
+            (Matched::Session(view, _), _) => {
+                Some(self.pickup_of(group, view.original.protocol, Some(view)))
+            }
+            (Matched::Nothing, Fate::Forward | Fate::Wait(_)) => {
+                let pickup = self.pickup_of(group, explanation.key.protocol, None);
+                let policy = explanation.decision.map(|it| it.policy);
+                let guarantee = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
+                Some(match (pickup, guarantee) {
+                    (Pickup::AtOnce, PickupGuarantee::Bounded | PickupGuarantee::Strict) => {
+                        Pickup::Guaranteed(guarantee, self.guarantee_wait())
+                    }
+                    _ => pickup,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn pickup_of(
+        &self,
+        group: GroupId,
+        protocol: Protocol,
+        session: Option<&SessionView>,
+    ) -> Pickup {
+        let Some(cluster) = &self.cluster else {
+            return Pickup::Standalone;
+        };
+        let sync = &cluster.sync;
+        let seq = session.and_then(|view| sync.seq_of(SessionId(view.id)));
+        let delay = match (sync.pickup_delay(protocol), seq) {
+            (None, None) if protocol != Protocol::TCP && self.replicates_connections() => {
+                return Pickup::ConnectionlessOff;
+            }
+            (None, None) => return Pickup::Off,
+            (delay, _) => delay.unwrap_or_default(),
+        };
+        if self.role(group) == Role::Standby {
+            return match (sync.is_ready(group), session) {
+                (false, _) => Pickup::NotReady,
+                (true, Some(_)) => Pickup::HeldHere,
+                (true, None) if delay.is_zero() => Pickup::AtOnce,
+                (true, None) => Pickup::TooYoung(delay),
+            };
+        }
+        if sync.acked_by_all_in_sync().is_none() {
+            return Pickup::NoPeer;
+        }
+        match session {
+            Some(view) if view.synced => Pickup::Replicated,
+            Some(_) if seq.is_some() || delay.is_zero() => Pickup::OnItsWay,
+            None if delay.is_zero() => Pickup::AtOnce,
+            _ => Pickup::TooYoung(delay),
+        }
+    }
+
+    fn replicates_connections(&self) -> bool {
+        let sync = self.cluster.as_ref().map(|cluster| &cluster.sync);
+        sync.is_some_and(|sync| sync.pickup_delay(Protocol::TCP).is_some())
+    }
+
+    fn guarantee_wait(&self) -> Duration {
+        let ha = self.config.ha.as_ref();
+        ha.map_or(Duration::ZERO, |ha| ha.pickup_guarantee_wait)
+    }
+}

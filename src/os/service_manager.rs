@@ -1,0 +1,205 @@
+//! What systemd is told (sd_notify(3)): ready, reloading, stopping, alive, and a line of status.
+//!
+//! The gateway's loop itself says that it is alive, after a turn that has ended: a loop that hangs is
+//! restarted, which a thread of its own for that could not promise.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use super::clock;
+use crate::flow::GroupId;
+use crate::gateway::{Gateway, Role};
+use crate::time::Time;
+
+/// How often it is looked whether the status has changed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The service manager, if there is one. Without one, each call is a look at an `Option`.
+///
+/// Legal calls: [`turn_ended`](Self::turn_ended) after each turn, [`reloading`](Self::reloading) and
+/// [`reloaded`](Self::reloaded) around a reload, [`stopping`](Self::stopping) once.
+pub struct ServiceManager {
+    link: Option<Link>,
+}
+
+struct Link {
+    socket: UnixDatagram,
+    /// How often it wants a sign of life; `None` for never.
+    watchdog: Option<Duration>,
+    next_watchdog: Time,
+    next_status: Time,
+    status: String,
+    is_ready: bool,
+}
+
+impl ServiceManager {
+    /// The one that the environment names: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
+    pub fn from_environment() -> ServiceManager {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+            return ServiceManager { link: None };
+        };
+        let link = match connect(name.as_bytes()) {
+            Ok(socket) => Some(Link::new(socket, watchdog())),
+            Err(error) => {
+                log::warn!("service manager not reached socket={name:?} error=\"{error}\"");
+                None
+            }
+        };
+        ServiceManager { link }
+    }
+
+    /// To be called when a turn of the loop has ended: says that the gateway is ready, after the first one;
+    /// that it is alive, when that is due; and its status, when that has changed.
+    pub fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
+        if let Some(link) = &mut self.link {
+            link.turn_ended(now, gateway);
+        }
+    }
+
+    /// When a turn is due for the sake of the watchdog.
+    pub fn timeout(&self) -> Option<Time> {
+        let link = self.link.as_ref()?;
+        link.watchdog.map(|_| link.next_watchdog)
+    }
+
+    /// Says that the config is being read anew; [`reloaded`](Self::reloaded) must follow, whatever came of
+    /// it.
+    pub fn reloading(&mut self) {
+        let micros = clock::monotonic().as_micros();
+        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
+
+    /// Says that a reload has ended.
+    pub fn reloaded(&mut self) {
+        self.say("READY=1");
+    }
+
+    /// Says that the gateway is about to end, and why it may take a while.
+    pub fn stopping(&mut self) {
+        self.say("STOPPING=1\nSTATUS=handing over and removing what was added to the kernel");
+    }
+
+    fn say(&self, text: &str) {
+        if let Some(link) = &self.link {
+            link.say(text);
+        }
+    }
+}
+
+impl Link {
+    fn new(socket: UnixDatagram, watchdog: Option<Duration>) -> Link {
+        Link {
+            socket,
+            watchdog,
+            next_watchdog: Time::ZERO,
+            next_status: Time::ZERO,
+            status: String::new(),
+            is_ready: false,
+        }
+    }
+
+    fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
+        if !self.is_ready {
+            self.is_ready = true;
+            self.say("READY=1");
+        }
+        if let Some(interval) = self.watchdog.filter(|_| now >= self.next_watchdog) {
+            // Half of what is allowed, as sd_watchdog_enabled(3) recommends.
+            self.next_watchdog = now + interval / 2;
+            self.say("WATCHDOG=1");
+        }
+        if now >= self.next_status {
+            self.next_status = now + STATUS_INTERVAL;
+            let status = status(gateway);
+            if status != self.status {
+                self.say(&format!("STATUS={status}"));
+                self.status = status;
+            }
+        }
+    }
+
+    /// What can't be said now is not said: the loop waits for nobody.
+    fn say(&self, text: &str) {
+        if let Err(error) = self.socket.send(text.as_bytes()) {
+            log::debug!("service manager not told text={text:?} error=\"{error}\"");
+        }
+    }
+}
+
+/// Roles and sessions in a line, for `systemctl status`.
+fn status(gateway: &Gateway) -> String {
+    let of = |role: Role| {
+        let groups = (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
+        let names = groups.filter(|group| gateway.role_of(*group) == role);
+        let names: Vec<&str> = names.map(|group| gateway.group_name(group)).collect();
+        (!names.is_empty()).then(|| format!("{} of {}", role.name(), names.join(", ")))
+    };
+    let roles = [of(Role::Primary), of(Role::Standby)];
+    let roles: Vec<String> = roles.into_iter().flatten().collect();
+    roles.join("; ")
+}
+
+fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
+    let address = match name.split_first() {
+        Some((b'@', rest)) => SocketAddr::from_abstract_name(rest)?,
+        _ => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// The time within which a sign of life is expected, if it is expected of this process.
+fn watchdog() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let is_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));
+    let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0 && !is_other)?;
+    Some(Duration::from_micros(micros))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(socket: &UnixDatagram) -> String {
+        let mut bytes = [0; 256];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    }
+
+    #[test]
+    fn reaches_sockets_by_path_and_by_abstract_name() {
+        let name = format!("tandemgw-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let path = std::env::temp_dir().join(&name);
+        let listeners = [
+            UnixDatagram::bind_addr(&address).unwrap(),
+            UnixDatagram::bind(&path).unwrap(),
+        ];
+        let names = [format!("@{name}"), path.to_string_lossy().into_owned()];
+        for (listener, name) in listeners.iter().zip(names) {
+            let link = Link::new(connect(name.as_bytes()).unwrap(), None);
+            let mut manager = ServiceManager { link: Some(link) };
+            manager.reloading();
+            let text = received(listener);
+            assert!(text.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{text}");
+            manager.reloaded();
+            assert_eq!(received(listener), "READY=1");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_is_not_waited_for() {
+        let (socket, _unread) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let link = Link::new(socket, None);
+        for _ in 0..10_000 {
+            link.say("WATCHDOG=1");
+        }
+    }
+}
