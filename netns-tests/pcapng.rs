@@ -310,7 +310,7 @@ fn wrong_words_are_answered_in_one_line_and_write_nothing() {
         ("reason=no-polcy", "did you mean `no-policy`?"),
         ("in=lna", "did you mean `lan`?"),
         ("verdict=accept", "known: forward, drop, consumed, answer"),
-        ("prto=tcp", "(keys: proto, src"),
+        ("prto=tcp", "did you mean `proto`?"),
         ("-s 10", "not from 64 to"),
     ] {
         let refused = lab

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, did_you_mean};
-use crate::control::filter::{network, protocol};
+use crate::config::Config;
+use crate::control::filter::{known, known_port, network, port, protocol, split, unknown};
 use crate::event::DropReason;
 use crate::flow::{Addr, FlowKey, Protocol};
 
@@ -91,62 +91,34 @@ impl Condition {
 }
 
 fn condition(word: &str, config: &Config) -> Result<Condition, String> {
-    let Some((key, value)) = word.split_once('=') else {
-        let keys = KEYS.join(", ");
-        return Err(format!(
-            "filter `{word}` is not of the form key=value (keys: {keys})"
-        ));
-    };
-    let bad = |what: &str| format!("filter `{word}`: `{value}` is no {what}");
-    let net = || network(value).ok_or_else(|| bad("address or network, such as 10.0.0.0/8"));
-    let port = || one_of("port of the gateway", value, port_names(config));
-    Ok(match key {
-        "proto" => Condition::Protocol(
-            protocol(value)
-                .ok_or_else(|| bad("protocol (tcp, udp, icmp or a number from 0 to 255)"))?,
-        ),
-        "src" => Condition::Source(net()?),
-        "dst" => Condition::Destination(net()?),
-        "host" => Condition::Host(net()?),
-        "port" => Condition::Port(value.parse().map_err(|_| bad("port (0 to 65535)"))?),
-        "in" => Condition::In(port()?.to_owned()),
-        "out" => Condition::Out(port()?.to_owned()),
+    let (key, value) = split(word)?;
+    let owned = |name: Result<&str, String>| name.map(str::to_owned);
+    let condition = match key {
+        "proto" => protocol(value).map(Condition::Protocol),
+        "src" => network(value).map(Condition::Source),
+        "dst" => network(value).map(Condition::Destination),
+        "host" => network(value).map(Condition::Host),
+        "port" => port(value).map(Condition::Port),
+        "in" => owned(known_port(value, config)).map(Condition::In),
+        "out" => owned(known_port(value, config)).map(Condition::Out),
         "policy" => {
             let names = config.policies.iter().map(|policy| policy.name.as_str());
-            Condition::Policy(one_of("policy", value, names)?.to_owned())
+            owned(known("policy", value, names)).map(Condition::Policy)
         }
-        "session" => Condition::Session(value.parse().map_err(|_| bad("id of a session"))?),
-        "verdict" => Condition::Verdict(one_of("verdict", value, Fate::NAMES.into_iter())?),
+        "session" => match value.parse() {
+            Ok(id) => Ok(Condition::Session(id)),
+            Err(_) => Err(format!("`{value}` is no id of a session")),
+        },
+        "verdict" => known("verdict", value, Fate::NAMES.into_iter()).map(Condition::Verdict),
         "reason" => {
-            let reasons = || DropReason::ALL.iter();
-            let name = one_of("drop reason", value, reasons().map(|reason| reason.name()))?;
-            let found = reasons().find(|reason| reason.name() == name);
-            Condition::Reason(*found.ok_or_else(|| bad("drop reason"))?)
+            let names = DropReason::ALL.iter().map(|reason| reason.name());
+            let reason = DropReason::ALL.iter().find(|reason| reason.name() == value);
+            let reason = reason.ok_or_else(|| unknown("drop reason", value, names));
+            reason.copied().map(Condition::Reason)
         }
-        _ => {
-            let hint = did_you_mean(key, KEYS.into_iter()).unwrap_or_default();
-            let keys = KEYS.join(", ");
-            return Err(format!("unknown filter key `{key}`; {hint} (keys: {keys})"));
-        }
-    })
-}
-
-fn port_names(config: &Config) -> impl Iterator<Item = &str> + Clone {
-    config.ports.iter().map(|port| port.name.as_str())
-}
-
-/// The word among the valid ones, or a sentence that names the nearest of those.
-fn one_of<'a>(
-    what: &str,
-    word: &str,
-    valid: impl Iterator<Item = &'a str> + Clone,
-) -> Result<&'a str, String> {
-    if let Some(found) = valid.clone().find(|valid| *valid == word) {
-        return Ok(found);
-    }
-    let hint = did_you_mean(word, valid.clone())
-        .unwrap_or_else(|| format!("known: {}", valid.collect::<Vec<_>>().join(", ")));
-    Err(format!("unknown {what} `{word}`; {hint}"))
+        _ => Err(unknown("key", key, KEYS.into_iter())),
+    };
+    condition.map_err(|error| format!("filter `{word}`: {error}"))
 }
 
 #[cfg(test)]
@@ -213,17 +185,11 @@ mod tests {
     #[test]
     fn a_wrong_filter_is_answered_with_the_nearest_valid_one() {
         for (words, said) in [
-            ("prot", "not of the form key=value (keys: proto, src,"),
-            (
-                "prot=tcp",
-                "unknown filter key `prot`; did you mean `port`? (keys: proto, src,",
-            ),
-            ("proto=tpc", "`tpc` is no protocol (tcp, udp"),
+            ("prot", "not of the form key=value, as in proto=tcp"),
+            ("prot=tcp", "unknown key `prot`; did you mean `proto`?"),
+            ("proto=tpc", "unknown protocol `tpc`; did you mean `tcp`?"),
             ("src=10.0.0.300", "`10.0.0.300` is no address"),
-            (
-                "in=lna",
-                "unknown port of the gateway `lna`; did you mean `lan`?",
-            ),
+            ("in=lna", "unknown port `lna`; did you mean `lan`?"),
             ("out=internet", "known: lan, wan"),
             (
                 "policy=lan-uot",

@@ -15,7 +15,7 @@ use crate::packet::build;
 use crate::policy::Mismatch;
 use crate::time::Time;
 
-use super::filter::{known_port, protocol, unknown_protocol};
+use super::filter::{known_port, protocol};
 use super::listing::{Endpoint, Row, owner};
 
 /// The identifier of an echo request if none is given.
@@ -57,11 +57,9 @@ impl Question {
     }
 
     fn parse(&self, gateway: &Gateway) -> Result<(FlowKey, PortId), String> {
-        let word = self.protocol.as_str();
-        let protocol = match protocol(word) {
-            Some(Protocol::ICMPV6) => Protocol::ICMP,
-            Some(protocol) => protocol,
-            None => return Err(unknown_protocol(word)),
+        let protocol = match protocol(&self.protocol)? {
+            Protocol::ICMPV6 => Protocol::ICMP,
+            protocol => protocol,
         };
         let (src, mut src_port) = endpoint("source", &self.source, protocol)?;
         let (dst, dst_port) = endpoint("destination", &self.destination, protocol)?;
@@ -327,7 +325,11 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
         Pickup::NotReady => {
             "this unit has not all sessions of the group yet; see tandemgw status".to_owned()
         }
-        Pickup::AtOnce => "it is replicated as soon as it is opened".to_owned(),
+        Pickup::AtOnce => match peers() {
+            // Only the primary knows who is in sync with it.
+            peers if peers.is_empty() => "it is replicated as soon as it is opened".to_owned(),
+            peers => format!("{peers} gets it as soon as it is opened"),
+        },
         Pickup::Guaranteed(guarantee, wait) => {
             let then = match guarantee {
                 PickupGuarantee::Strict => "is dropped then",

@@ -92,30 +92,26 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
     let (key, value) = split(word)?;
     let within = |error: String| format!("filter `{word}`: {error}");
     let condition = match key {
-        "proto" => protocol(value)
-            .map(Condition::Protocol)
-            .ok_or_else(|| unknown_protocol(value)),
-        "src" => parsed_network(value).map(Condition::Source),
-        "dst" => parsed_network(value).map(Condition::Destination),
-        "port" => match value.parse() {
-            Ok(port) => Ok(Condition::Port(port)),
-            Err(_) => Err(format!("`{value}` is no port (0 to 65535)")),
-        },
+        "proto" => protocol(value).map(Condition::Protocol),
+        "src" => network(value).map(Condition::Source),
+        "dst" => network(value).map(Condition::Destination),
+        "port" => port(value).map(Condition::Port),
         "state" => {
             let tcp = TcpState::ALL.iter().map(|state| state.name());
-            known("state", value, tcp.chain(OTHER_STATES)).map(Condition::State)
+            let state = known("state", value, tcp.chain(OTHER_STATES));
+            state.map(|state| Condition::State(state.to_owned()))
         }
         // Sessions of a peer may have one that is not known here.
         "policy" if value == "-" => Ok(Condition::Policy(value.to_owned())),
         "policy" => {
             let names = config.policies.iter().map(|policy| policy.name.as_str());
-            known("policy", value, names).map(Condition::Policy)
+            known("policy", value, names).map(|name| Condition::Policy(name.to_owned()))
         }
-        "in" => known_port(value, config).map(Condition::In),
-        "out" => known_port(value, config).map(Condition::Out),
+        "in" => known_port(value, config).map(|name| Condition::In(name.to_owned())),
+        "out" => known_port(value, config).map(|name| Condition::Out(name.to_owned())),
         "group" => {
             let names = config.groups.iter().map(|group| group.name.as_str());
-            known("group", value, names).map(Condition::Group)
+            known("group", value, names).map(|name| Condition::Group(name.to_owned()))
         }
         "synced" => match value {
             "yes" => Ok(Condition::Synced(true)),
@@ -134,31 +130,34 @@ pub(crate) fn split(word: &str) -> Result<(&str, &str), String> {
 }
 
 /// A protocol by name or number.
-pub(crate) fn protocol(value: &str) -> Option<Protocol> {
+pub(crate) fn protocol(value: &str) -> Result<Protocol, String> {
+    let names = ["tcp", "udp", "icmp", "a number from 0 to 255"];
     match value {
-        "tcp" => Some(Protocol::TCP),
-        "udp" => Some(Protocol::UDP),
-        "icmp" => Some(Protocol::ICMP),
-        number => number.parse().ok().map(Protocol),
+        "tcp" => Ok(Protocol::TCP),
+        "udp" => Ok(Protocol::UDP),
+        "icmp" => Ok(Protocol::ICMP),
+        number => match number.parse() {
+            Ok(number) => Ok(Protocol(number)),
+            Err(_) => Err(unknown("protocol", value, names.into_iter())),
+        },
     }
 }
 
-/// What to say about a word that is no protocol.
-pub(crate) fn unknown_protocol(value: &str) -> String {
-    let names = ["tcp", "udp", "icmp", "a number from 0 to 255"];
-    unknown("protocol", value, names.into_iter())
+/// A network, or a host as one.
+pub(crate) fn network(value: &str) -> Result<IpNet, String> {
+    let host = || value.parse::<IpAddr>().map(IpNet::from);
+    let net = value.parse().or_else(|_| host());
+    net.map_err(|_| format!("`{value}` is no address or network, such as 10.0.0.0/8"))
 }
 
-/// A network, or a host as one.
-pub(crate) fn network(value: &str) -> Option<IpNet> {
-    value
-        .parse()
-        .ok()
-        .or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
+/// The number of a port.
+pub(crate) fn port(value: &str) -> Result<u16, String> {
+    let number = value.parse();
+    number.map_err(|_| format!("`{value}` is no port (0 to 65535)"))
 }
 
 /// The name of a port, if there is one of that name.
-pub(crate) fn known_port(value: &str, config: &Config) -> Result<String, String> {
+pub(crate) fn known_port<'a>(value: &str, config: &'a Config) -> Result<&'a str, String> {
     let names = config.ports.iter().map(|port| port.name.as_str());
     known("port", value, names)
 }
@@ -167,12 +166,10 @@ pub(crate) fn known_port(value: &str, config: &Config) -> Result<String, String>
 pub(crate) fn known<'a>(
     kind: &str,
     value: &str,
-    mut names: impl Iterator<Item = &'a str> + Clone,
-) -> Result<String, String> {
-    match names.clone().any(|name| name == value) {
-        true => Ok(value.to_owned()),
-        false => Err(unknown(kind, value, &mut names)),
-    }
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<&'a str, String> {
+    let found = names.clone().find(|name| *name == value);
+    found.ok_or_else(|| unknown(kind, value, names))
 }
 
 /// "unknown port `lna`; did you mean `lan`?", or all of the names, if none is close.
@@ -190,10 +187,6 @@ pub(crate) fn unknown<'a>(kind: &str, value: &str, names: impl Iterator<Item = &
         ),
     });
     format!("unknown {kind} `{value}`; {hint}")
-}
-
-fn parsed_network(value: &str) -> Result<IpNet, String> {
-    network(value).ok_or_else(|| format!("`{value}` is no address or network"))
 }
 
 #[cfg(test)]
@@ -237,7 +230,10 @@ action = "accept"
                 "proto=256",
                 "unknown protocol `256`; known: tcp, udp, icmp, a number from 0 to 255",
             ),
-            ("src=10.0.0.300", "`10.0.0.300` is no address or network"),
+            (
+                "src=10.0.0.300",
+                "is no address or network, such as 10.0.0.0/8",
+            ),
             ("port=70000", "`70000` is no port (0 to 65535)"),
             (
                 "state=establishd",

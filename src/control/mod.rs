@@ -76,7 +76,7 @@ pub enum Request {
 }
 
 /// What the shell knows and the core does not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ShellView {
     /// The config file, absolute.
     pub config_file: PathBuf,

@@ -195,11 +195,8 @@ impl Client {
                 None => return Ok(false),
             }
         }
-        // What was read is gone, so that a client that is always a little behind needs no more memory.
-        self.output.drain(..self.written);
-        self.written = 0;
         let end = clock::now() + budget;
-        while self.output.len() < MAX_PENDING && !self.answer.is_done() {
+        while self.output.len() - self.written < MAX_PENDING && !self.answer.is_done() {
             self.answer.go_on(gateway, now, &mut self.output);
             if self.answer.is_waiting() || clock::now() >= end {
                 break;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod capture;
+mod explain;
 mod fragments;
 mod icmp_errors;
 mod lab;

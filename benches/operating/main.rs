@@ -3,14 +3,15 @@
 //!
 //! `cargo bench --bench operating`; root, or in `unshare -rn`.
 
-#[path = "datapath/lab.rs"]
+#[path = "../datapath/lab.rs"]
 #[allow(dead_code, reason = "not all of it is used here")]
 mod lab;
-#[path = "common/namespace.rs"]
+#[path = "../common/namespace.rs"]
 mod namespace;
-#[path = "datapath/traffic.rs"]
+#[path = "../datapath/traffic.rs"]
 #[allow(dead_code, reason = "not all of it is used here")]
 mod traffic;
+mod turns;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::UdpSocket;
@@ -27,6 +28,10 @@ use clap::Parser;
 use lab::{Kind, Lab, SERVER};
 use namespace::Result;
 use traffic::{FIRST_PORT, HELLO};
+
+// What a full table touches depends on it.
+#[global_allocator]
+static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
 
 /// Sessions in the table: nearly all that it holds, so that the probe has room.
 const SESSIONS: u64 = 1_040_000;
@@ -67,13 +72,14 @@ fn drive() -> Result<()> {
 }
 
 fn measure(folder: &Path) -> Result<()> {
+    println!("{:<52} {:>10} {:>10}  met", "what", "result", "wanted");
+    turns::measure(folder)?;
     let lab = Lab::new(Kind::Tandemgw, false, folder)?;
     let bench = Bench {
         pid: lab.pid().ok_or("no process")?,
         socket: folder.join("control.sock"),
         lab,
     };
-    println!("{:<52} {:>10} {:>10}  met", "what", "result", "wanted");
     let server = SERVER.to_string();
     let mut echo = bench.lab.server.worker(&["udp-echo", &server], None)?;
     echo.line()?;
@@ -157,19 +163,9 @@ impl Bench {
 
     fn status(&self) -> Result<()> {
         let raw = times(20, || self.ask("{\"command\":\"status\"}").map(|_| ()))?;
-        show(
-            "status, raw socket, worst of 20",
-            millis(raw),
-            "ms",
-            Some(20.0),
-        );
+        show_times("status, raw socket", &raw);
         let whole = times(20, || self.run(&["status", "--json"]))?;
-        show(
-            "status, whole command, worst of 20",
-            millis(whole),
-            "ms",
-            Some(20.0),
-        );
+        show_times("status, whole command", &whole);
         Ok(())
     }
 
@@ -235,12 +231,7 @@ impl Bench {
             None,
         );
         let status = times(5, || self.ask("{\"command\":\"status\"}").map(|_| ()))?;
-        show(
-            "8 clients that never read: status",
-            millis(status),
-            "ms",
-            Some(20.0),
-        );
+        show_times("8 clients that never read: status", &status);
         Ok(())
     }
 
@@ -390,6 +381,12 @@ fn times(count: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<Durati
     }
     all.sort_unstable();
     Ok(all)
+}
+
+fn show_times(what: &str, times: &[Duration]) {
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    show(&format!("{what}, median"), millis(median), "ms", Some(20.0));
+    show(&format!("{what}, worst"), millis(worst), "ms", None);
 }
 
 fn show(what: &str, value: f64, unit: &str, at_most: Option<f64>) {

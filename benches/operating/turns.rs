@@ -1,0 +1,162 @@
+//! How long one turn of the loop is busy with an administrator: the same code as in the gateway, without
+//! the packets. CPU time, so that a machine under load gives nearly the figures of an idle one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use mio::{Events, Poll, Token};
+use tandemgw::config;
+use tandemgw::control::ShellView;
+use tandemgw::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw::flow::{Addr, FlowKey, PortId, Protocol};
+use tandemgw::gateway::{Gateway, Seed};
+use tandemgw::os::clock;
+use tandemgw::os::control_socket::ControlSocket;
+use tandemgw::packet::build::opening_packet;
+
+use crate::namespace::Result;
+use crate::show;
+
+const CONFIG: &str = r#"
+[node]
+name = "gw"
+
+[[port]]
+name = "lan"
+interface = "eth0"
+virtual-addresses = ["10.0.0.1/8"]
+
+[[port]]
+name = "wan"
+interface = "eth1"
+virtual-addresses = ["192.0.2.1/24"]
+
+[[policy]]
+name = "out"
+action = "accept"
+nat = true
+
+[limits]
+half-open-per-source = 0
+"#;
+
+/// A full table of the default size.
+const SESSIONS: u32 = 1 << 20;
+
+/// Shows the longest turns of a listing and of the end of all sessions.
+pub fn measure(folder: &Path) -> Result<()> {
+    let mut gateway = full_gateway()?;
+    let path = folder.join("turns.sock");
+    for (what, request, lines) in [
+        ("listing", r#"{"command":"sessions"}"#, SESSIONS + 1),
+        ("sessions clear", r#"{"command":"clear","all":true}"#, 2),
+    ] {
+        let (longest, turns) = serve(&mut gateway, &path, request, lines)?;
+        let title = format!("{what}, longest of {turns} turns (CPU time)");
+        show(&title, longest.as_secs_f64() * 1e3, "ms", Some(1.0));
+    }
+    let left = gateway.session_counts();
+    assert_eq!(left.tcp, 0, "all sessions are ended");
+    Ok(())
+}
+
+/// Has a client ask, and gives the longest turn and the number of turns until it has its answer.
+fn serve(
+    gateway: &mut Gateway,
+    path: &Path,
+    request: &'static str,
+    lines: u32,
+) -> Result<(Duration, u32)> {
+    let mut poll = Poll::new()?;
+    let mut socket = ControlSocket::open(path, poll.registry(), Token(0))?;
+    let at = path.to_owned();
+    let client = thread::spawn(move || -> std::io::Result<u32> {
+        let mut stream = UnixStream::connect(at)?;
+        writeln!(stream, "{request}")?;
+        let (mut reader, mut line, mut count) = (BufReader::new(stream), Vec::new(), 0);
+        while line != b"{\"done\":true}\n" {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            count += 1;
+        }
+        Ok(count)
+    });
+    // Neither of the two looks at it.
+    let view = ShellView::default();
+    let (mut longest, mut turns, mut busy) = (Duration::ZERO, 0, Vec::new());
+    let mut events = Events::with_capacity(8);
+    while !client.is_finished() {
+        let wait = if busy.is_empty() { 10 } else { 0 };
+        poll.poll(&mut events, Some(Duration::from_millis(wait)))?;
+        busy.extend(events.iter().map(|event| event.token()));
+        busy.sort_unstable();
+        busy.dedup();
+        let now = clock::now();
+        let start = cpu_time();
+        busy.retain(|token| socket.handle(*token, poll.registry(), gateway, &view, now));
+        longest = longest.max(cpu_time() - start);
+        turns += 1;
+    }
+    let heard = client.join().map_err(|_| "panic")??;
+    match heard == lines {
+        true => Ok((longest, turns)),
+        false => Err(format!("{heard} lines instead of {lines}").into()),
+    }
+}
+
+fn full_gateway() -> Result<Gateway> {
+    let (config, _) = config::parse(Path::new("bench.toml"), CONFIG).map_err(|_| "config")?;
+    let now = clock::now();
+    let mut gateway = Gateway::new(config, Seed([7; 32]), now);
+    for (port, destination) in [(PortId(0), "10.0.0.0/8"), (PortId(1), "0.0.0.0/0")] {
+        let link = LinkState {
+            up: true,
+            mtu: 1500,
+            mac: [2; 6],
+        };
+        gateway.handle_link(now, port, link);
+        gateway.handle_route(RouteChange::Add(Route {
+            destination: destination.parse()?,
+            metric: 0,
+            target: RouteTarget::Port {
+                port,
+                gateway: None,
+            },
+            mtu: None,
+        }));
+    }
+    gateway.start(now);
+    for number in 0..SESSIONS {
+        let [_, a, b, c] = number.to_be_bytes();
+        let key = FlowKey {
+            src: Addr::v4([10, 1, a, b]),
+            dst: Addr::v4([198, 51, a, c]),
+            src_port: 20_000 + (number % 40_000) as u16,
+            dst_port: 443,
+            protocol: Protocol::TCP,
+        };
+        let mut syn = opening_packet(&key).ok_or("no packet")?;
+        let verdict = gateway.handle_packet(now, PortId(0), &mut syn, Offload::default());
+        if verdict != Verdict::Forward {
+            return Err(format!("session {number}: {verdict:?}").into());
+        }
+    }
+    while gateway.poll_output().is_some() {}
+    Ok(gateway)
+}
+
+/// The CPU time of this thread.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes to `time` only.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}

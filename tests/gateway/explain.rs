@@ -1,0 +1,157 @@
+//! What is explained is what happens, where tables and ports run out too. The usual ways are compared
+//! with random packets in `random.rs`.
+
+use tandemgw::config::Nat;
+use tandemgw::event::{DropReason, LinkState, Verdict};
+use tandemgw::flow::{GroupId, PortId};
+use tandemgw::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
+
+use crate::lab::{LAN, Lab, Net, WAN, link};
+use crate::packets::{Pkt, SYN, echo_request, tcp, udp};
+
+/// Explains a packet, then sends it: the same must come of it, and no counter may move before.
+#[track_caller]
+fn foretold(lab: &mut Lab, port: PortId, packet: &Pkt) -> Explanation {
+    let explanation = lab
+        .gateway
+        .explain(lab.now, port, &packet.bytes(), Scope::Packet)
+        .expect("a whole packet");
+    assert_eq!(lab.moved().1, "", "an explanation counts nothing");
+    let verdict = match explanation.fate_here {
+        Fate::Forward => Verdict::Forward,
+        Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
+        Fate::Drop { reason, .. } => Verdict::Drop(reason),
+    };
+    assert_eq!(lab.send(port, packet).verdict, verdict, "{explanation:#?}");
+    explanation
+}
+
+#[track_caller]
+fn assert_dropped(explanation: &Explanation, expected: DropReason) {
+    match explanation.fate {
+        Fate::Drop { reason, .. } => assert_eq!(reason, expected),
+        fate => panic!("{fate:?}"),
+    }
+}
+
+#[test]
+fn a_full_table_makes_room_or_refuses() {
+    for net in Net::both() {
+        let mut lab = Lab::with("[limits]\nhalf-open-per-source = 0\n");
+        let query = |port: u16| udp((net.host, port), (net.server, 53));
+        lab.flood((0..1024).map(|n| (LAN, query(20_000 + n))));
+        // The oldest has no answer: it goes.
+        let explanation = foretold(&mut lab, LAN, &query(30_000));
+        assert!(explanation.makes_room);
+        assert_eq!(explanation.fate, Fate::Forward);
+        // All have answers: none goes.
+        lab.gateway.check_invariants();
+        let answers = (1..1024).map(|n| query(20_000 + n)).chain([query(30_000)]);
+        lab.flood(answers.map(|it| (WAN, it.src(net.wan_vip).answer())));
+        let explanation = foretold(&mut lab, LAN, &query(30_001));
+        assert_dropped(&explanation, DropReason::TableFull);
+    }
+}
+
+#[test]
+fn a_source_with_too_many_half_open_sessions_is_refused() {
+    for net in Net::both() {
+        let mut lab = Lab::with("[limits]\nhalf-open-per-source = 2\n");
+        let syn = |port| tcp((net.host, port), (net.server, 443), SYN, 1, 0);
+        for port in [4000, 4001] {
+            assert_eq!(foretold(&mut lab, LAN, &syn(port)).fate, Fate::Forward);
+        }
+        let explanation = foretold(&mut lab, LAN, &syn(4002));
+        assert_dropped(&explanation, DropReason::HalfOpenLimit);
+    }
+}
+
+#[test]
+fn the_port_that_will_be_taken_is_known() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 5000), (net.server, 53));
+        let source = foretold(&mut lab, LAN, &first).source.unwrap();
+        assert_eq!(source.to, Some((net.wan_vip, 5000)));
+        assert_eq!(source.nat, Nat::Egress);
+        // The same port of another host gets another one, which is the one that is foretold.
+        let second = udp((net.neighbor, 5000), (net.server, 53));
+        let explanation = foretold(&mut lab, LAN, &second);
+        let (addr, port) = explanation.source.unwrap().to.unwrap();
+        assert_eq!(addr, net.wan_vip);
+        assert_ne!(port, 5000);
+        let (mut views, _) = lab.gateway.page(0, u32::MAX, lab.now);
+        let view = views.find(|view| view.original == explanation.key).unwrap();
+        assert_eq!(Some(view.translated), explanation.leaves_as);
+        assert_eq!(view.translated.src_port, port);
+    }
+}
+
+#[test]
+fn a_forward_is_named_and_leads_back_where_it_must() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let inwards = tcp((net.server, 4000), (net.wan_vip, 8080), SYN, 1, 0);
+        let explanation = foretold(&mut lab, WAN, &inwards);
+        assert!(explanation.forward.is_some());
+        assert_eq!(explanation.source, None);
+        assert_eq!(explanation.leaves_as.unwrap().dst, net.web);
+        let hairpin = tcp((net.host, 4000), (net.wan_vip, 8080), SYN, 1, 0);
+        let explanation = foretold(&mut lab, LAN, &hairpin);
+        assert!(explanation.source.unwrap().hairpin);
+        assert_eq!(explanation.leaves_as.unwrap().src, net.lan_vip);
+    }
+}
+
+#[test]
+fn the_port_ahead_is_down() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let down = LinkState {
+            up: false,
+            ..link(WAN)
+        };
+        lab.link(WAN, down);
+        lab.moved();
+        let syn = tcp((net.host, 4000), (net.server, 443), SYN, 1, 0);
+        assert_dropped(&foretold(&mut lab, LAN, &syn), DropReason::PortDown);
+    }
+}
+
+#[test]
+fn a_standby_explains_what_the_primary_does() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        lab.gateway.set_role(lab.now, GroupId(0), Role::Standby);
+        lab.moved();
+        let not_primary = Fate::Drop {
+            reason: DropReason::NotPrimary,
+            told: false,
+        };
+        let syn = tcp((net.host, 4000), (net.server, 443), SYN, 1, 0);
+        let explanation = foretold(&mut lab, LAN, &syn);
+        assert_eq!(explanation.fate, Fate::Forward);
+        assert_eq!(explanation.fate_here, not_primary);
+        assert_eq!(explanation.leaves_as.unwrap().src, net.wan_vip);
+        let ping = echo_request((net.host, 7), net.lan_vip);
+        let explanation = foretold(&mut lab, LAN, &ping);
+        assert!(matches!(explanation.matched, Matched::Gateway));
+        assert_eq!(explanation.fate, Fate::Answer);
+        assert_eq!(explanation.fate_here, not_primary);
+    }
+}
+
+#[test]
+fn without_peers_nothing_would_survive() {
+    let net = Net::both()[0];
+    let mut lab = Lab::new();
+    let syn = tcp((net.host, 4000), (net.server, 443), SYN, 1, 0);
+    let pickup = foretold(&mut lab, LAN, &syn).pickup.unwrap();
+    assert_eq!(pickup, Pickup::Standalone);
+    assert_eq!(pickup.survives(), Survives::No);
+    // What is dropped or answered has no session.
+    let ping = echo_request((net.host, 7), net.lan_vip);
+    assert_eq!(foretold(&mut lab, LAN, &ping).pickup, None);
+    let unwanted = tcp((net.server, 4000), (net.host, 443), SYN, 1, 0);
+    assert_eq!(foretold(&mut lab, WAN, &unwanted).pickup, None);
+}
