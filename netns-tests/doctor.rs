@@ -345,7 +345,10 @@ fn the_pair_is_looked_at_before_the_start() {
     );
     pair.mend(0);
 
-    let listener = pair.a().ns.spawn("socat UDP4-RECV:7030,bind=10.77.9.1 -");
+    let listener = pair
+        .a()
+        .ns
+        .spawn("socat -u UDP4-RECV:7030,bind=10.77.9.1 -");
     wait_until("the port is in use", || {
         pair.a().ns.run("ss -lun").contains("10.77.9.1:7030")
     });

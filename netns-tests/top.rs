@@ -122,6 +122,20 @@ impl Terminal {
         });
     }
 
+    /// Waits until what the whole screen shows is `wanted`. Only what changes is written, but for a new
+    /// size, after which all is, the help last.
+    #[track_caller]
+    fn expect_anew(&self, wanted: impl Fn(&str) -> bool) {
+        let mut columns = 80;
+        wait_until("the screen is as wanted", || {
+            columns = 180 - columns;
+            self.forget();
+            self.resize(columns, 24);
+            self.expect("q quit");
+            wanted(&visible(&self.written()))
+        });
+    }
+
     /// Whether lines are edited and echoed, as a shell wants it.
     fn is_cooked(&self) -> bool {
         // SAFETY: all bytes of a termios may be zero: it is numbers.
@@ -214,10 +228,7 @@ fn shows_roles_and_sessions_follows_the_size_and_restores_the_terminal() {
     top.press("p");
     top.expect("PAUSED");
     top.press("p+");
-    // Only what changes is written, so that a new size is needed to see it all.
-    top.forget();
-    top.resize(110, 40);
-    top.expect("every 2s");
+    top.expect_anew(|seen| seen.contains("every 2s") && !seen.contains("PAUSED"));
     assert!(!top.written().contains(LEAVE));
     top.press("q");
     assert!(top.end().success());
@@ -233,16 +244,7 @@ fn waits_for_a_gateway_that_restarts() {
     lab.unit.kill();
     top.expect("not running, waiting");
     lab.unit.start();
-    let mut columns = 80;
-    wait_until("it is there again", || {
-        // A new size has everything drawn anew, the help last.
-        columns = 180 - columns;
-        top.forget();
-        top.resize(columns, 24);
-        top.expect("q quit");
-        let seen = visible(&top.written());
-        seen.contains("primary") && !seen.contains("waiting")
-    });
+    top.expect_anew(|seen| seen.contains("primary") && !seen.contains("waiting"));
     top.press("\x03");
     assert!(top.end().success());
     assert!(top.is_cooked());
