@@ -431,8 +431,8 @@ mod tests {
 
     #[test]
     fn eighty_by_twenty_four_holds_everything() {
-        let wanted = "\
- tandemgw top  gw-a  0.1.0  up 1h 56m                                  every 1s
+        let wanted =
+            " tandemgw top  gw-a  0.1.0  up 1h 56m                                  every 1s
 GROUP            ROLE     STATE      PRIMARY            TERM     SINCE
 default          primary  ready      gw-a                  3    12m 5s
 PEER             STATE     SYNC           REPLICATION
