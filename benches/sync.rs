@@ -60,6 +60,7 @@ fn hooks(a: &mut Unit, sessions: u32) {
                     let session = a.table.get_mut(*id).expect("it exists");
                     let before = Phase::of(session);
                     session.flags.0 ^= SessionFlags::REPLIED.0;
+                    a.table.moved(*id, |session| before.state(session.protocol));
                     if hook {
                         a.sync.changed(&a.table, &a.book, *id, before);
                     }

@@ -4,7 +4,6 @@
 use std::fs;
 
 use crate::lab::Lab;
-use crate::process::Finished;
 use crate::unit::Unit;
 
 /// Writes the config as edited, checks it, and returns what was said.

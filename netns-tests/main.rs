@@ -28,6 +28,7 @@ mod guarantee;
 mod handover;
 mod lifecycle;
 mod links;
+mod metrics;
 mod mtu;
 mod nat;
 mod neighbor;

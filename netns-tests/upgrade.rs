@@ -26,6 +26,14 @@ fn wait_until_ready(pair: &Pair, unit: &Unit) {
     });
 }
 
+/// The primary may hear a moment later than its peer that the peer is ready, and refuses until then.
+#[track_caller]
+fn hand_over(primary: &Unit) {
+    wait_until("the role is handed over", || {
+        primary.tandemgw("failover").status.success()
+    });
+}
+
 #[test]
 fn page_has_the_condition_that_is_tested() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/upgrade.md");
@@ -48,12 +56,12 @@ fn rolling_upgrade_loses_nothing() {
     wait_until_ready(&pair, pair.b());
     sessions.go_on();
     // Then the roles change, and it is the other one's turn.
-    pair.a().tandemgw("failover").ok();
+    hand_over(pair.a());
     pair.a_mut().stop();
     sessions.go_on();
     pair.a_mut().start();
     wait_until_ready(&pair, pair.a());
-    pair.b().tandemgw("failover").ok();
+    hand_over(pair.b());
     assert!(pair.a().is_primary() && !pair.b().is_primary());
     streams.wait_for_more();
     streams.assert_whole();
@@ -75,7 +83,7 @@ fn key_is_changed_without_loss() {
     let key = made.ok().stdout.trim().to_owned();
     pair.a().wait_for_ready_peer();
     // gw-a learns of the node to come.
-    pair.a().tandemgw("failover").ok();
+    hand_over(pair.a());
     pair.a_mut().stop();
     pair.lab.unit.config.push_str(&format!(
         "\n[[ha.peer]]\nname = \"gw-b2\"\naddresses = [\"10.77.9.2:7031\"]\npublic-key = \"{key}\"\n"
@@ -83,7 +91,7 @@ fn key_is_changed_without_loss() {
     pair.a_mut().start();
     wait_until_ready(&pair, pair.a());
     sessions.go_on();
-    pair.b().tandemgw("failover").ok();
+    hand_over(pair.b());
     // gw-b comes back as that node.
     pair.b.stop();
     pair.b.edit("name = \"gw-b\"", "name = \"gw-b2\"");

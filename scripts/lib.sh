@@ -18,7 +18,7 @@ LAB_PROGRAMS=(
     ip=iproute2 ss=iproute2 nft=nftables unshare=util-linux ping=iputils-ping curl=curl
     nginx=nginx-light iperf3=iperf3 tcpdump=tcpdump traceroute=traceroute dig=dnsutils
     dnsmasq=dnsmasq-base socat=socat ethtool=ethtool cmp=diffutils jq=jq tshark=tshark
-    mandoc=mandoc strace=strace systemd-analyze=systemd
+    mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus
 )
 
 # need WHY PROGRAM=PACKAGE…: installs the packages whose program is missing.

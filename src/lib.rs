@@ -17,6 +17,7 @@
 //! - [`gateway`]: composes them into one state machine.
 //! - [`capture`]: copies of packets for an administrator.
 //! - [`control`]: what an administrator asks, and the answers.
+//! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the key pair of a node.
 //! - [`log_limit`]: how many log lines an event may write.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
@@ -31,6 +32,7 @@ pub mod gateway;
 pub mod ha;
 pub mod identity;
 pub mod log_limit;
+pub mod metrics;
 pub mod nat;
 pub mod os;
 pub mod packet;

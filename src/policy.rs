@@ -312,6 +312,7 @@ pub(crate) mod tests {
                 icmp: second,
                 other: second,
             },
+            metrics: None,
             limits: Limits {
                 half_open_per_source: 0,
                 icmp_errors_per_second: 0,

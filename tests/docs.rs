@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory;
 use tandemgw::config::{TableDoc, options, parse, render, tables};
 use tandemgw::event::DropReason;
+use tandemgw::metrics::catalog;
 
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, reason = "only what clap makes of it is looked at")]
@@ -24,6 +25,58 @@ fn configuration_is_as_the_decoder_takes_it() {
 #[test]
 fn drop_reasons_are_those_of_the_code() {
     compare("drop-reasons.md", &drop_reasons());
+}
+
+#[test]
+fn metrics_are_those_of_the_code() {
+    const MARK: &str = "<!-- Generated from here on: UPDATE_DOCS=1 cargo test --test docs -->\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let text = fs::read_to_string(path).unwrap();
+    let (written, _) = text.split_once(MARK).unwrap();
+    let mut wanted =
+        format!("{written}{MARK}\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for metric in catalog::ALL {
+        let labels: Vec<_> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
+        let _ = writeln!(
+            wanted,
+            "| `{}` | {} | {} | {} |",
+            metric.name,
+            metric.kind.name(),
+            labels.join(", "),
+            cell(metric.help)
+        );
+    }
+    compare("metrics.md", &wanted);
+}
+
+/// The pages and sections that the alerts send their readers to.
+#[test]
+fn alerts_point_at_sections_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let alerts = fs::read_to_string(root.join("configs/prometheus/alerts.yml")).unwrap();
+    let book = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let after = |prefix| {
+        alerts
+            .lines()
+            .filter_map(move |l| l.trim().strip_prefix(prefix))
+    };
+    for name in after("- alert: ") {
+        assert!(
+            book.contains(&format!("`{name}`")),
+            "docs/metrics.md has no {name}"
+        );
+    }
+    for place in after("runbook: ") {
+        let (file, section) = place.split_once('#').unwrap();
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let headings = text.lines().filter_map(|line| line.strip_prefix("## "));
+        let mut anchors = headings.map(|heading| {
+            let lower = heading.to_lowercase().replace(' ', "-");
+            lower.replace(|c: char| !c.is_alphanumeric() && c != '-', "")
+        });
+        assert!(anchors.any(|anchor| anchor == section), "{place}");
+    }
+    assert_eq!(after("- alert: ").count(), after("runbook: ").count());
 }
 
 /// Links from one chapter to another, and to files of the repository, lead somewhere.

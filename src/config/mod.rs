@@ -8,6 +8,7 @@
 
 mod diagnostic;
 mod ha;
+mod metrics;
 mod names;
 mod network;
 mod options;
@@ -49,6 +50,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `[limits]`
     pub limits: Limits,
+    /// `[metrics]`; without it nothing listens.
+    pub metrics: Option<Metrics>,
     /// `[ha]`; without it the gateway is standalone.
     pub ha: Option<Ha>,
 }
@@ -184,6 +187,13 @@ pub enum Nat {
     Egress,
     /// To a pool: an index into [`Config::nat_pools`].
     Pool(usize),
+}
+
+/// `[metrics]`: for Prometheus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// `listen`, default `127.0.0.1:10747`; an address of the machine, not a virtual one.
+    pub listen: SocketAddr,
 }
 
 /// `[[nat-pool]]`

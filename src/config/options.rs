@@ -153,6 +153,11 @@ const TABLES: &[TableDoc] = &[
     ),
     table("limits", false, "protection against floods"),
     table(
+        "metrics",
+        false,
+        "metrics for Prometheus over HTTP; without it nothing listens",
+    ),
+    table(
         "ha",
         false,
         "high availability; without it the gateway is standalone",
@@ -220,6 +225,8 @@ const OPTIONS: &[OptionDoc] = &[
     int("limits", "half-open-per-source", 0, 65_535, 4096, "sessions without an answer yet that one source (IPv6: one /64) may have; 0 means no limit"),
     int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, "ICMP errors that the gateway itself sends a second"),
     option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), "take up TCP connections in their middle"),
+
+    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), "where they are served, at /metrics, to everybody who can reach it: loopback or a management network"),
 
     option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, "units with the same one belong together"),
     int("ha", "priority", 0, 255, 128, "the unit with the highest one is primary, as far as `override` says"),
@@ -417,6 +424,8 @@ mod tests {
         half-open-per-source = 0
         icmp-errors-per-second = 0
         tcp-pickup = false
+        [metrics]
+        listen = "127.0.0.1:9"
         [ha]
         group-id = 1
         priority = 0

@@ -8,7 +8,7 @@ use super::diagnostic::{Diagnostic, Report};
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
-use super::{Config, Limits, Node, Timeouts, ha, policy, translation};
+use super::{Config, Limits, Node, Timeouts, ha, metrics, policy, translation};
 
 /// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
 /// is not opened.
@@ -53,6 +53,9 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         ha::read(table, node_name.as_ref(), &network)
     });
     let limits = read_limits(limits, ha.is_some());
+    let metrics = root
+        .optional_table("metrics")
+        .and_then(|table| metrics::read(table, &network));
     if ha.is_none() {
         policy::warn_of_guarantees(root.report, &policies);
         network.warn_of_groups(root.report);
@@ -67,6 +70,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         forwards,
         timeouts,
         limits,
+        metrics,
         ha,
     }
 }

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::gateway::Gateway;
+use crate::metrics::Histogram;
 use crate::time::Time;
 
 use clear::Clear;
@@ -82,6 +83,8 @@ pub struct ShellView {
     pub config_file: PathBuf,
     /// By port.
     pub ports: Vec<PortIo>,
+    /// How long the turns of the event loop took.
+    pub turns: Histogram,
 }
 
 /// What the shell knows of a port.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::DropReason;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
-use crate::gateway::{Gateway, HandoverEnd, Role};
+use crate::gateway::{Gateway, HandoverEnd};
 use crate::time::Time;
 
 use super::ShellView;
@@ -89,15 +89,9 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
     let (Some(cluster), Some(ha)) = (gateway.cluster(), &gateway.config().ha) else {
         return Value::Null;
     };
-    let (sync, view) = (cluster.sync(), cluster.ha().peer(now, id));
-    let alive = cluster.ha().is_alive(id);
-    let lag = sync.lag(id, now);
-    let digest_equal = (0..gateway.config().groups.len())
-        .map(|group| GroupId(group as u8))
-        .all(|group| match gateway.role_of(group) {
-            Role::Primary => sync.digest_equal(id, group),
-            Role::Standby => sync.is_ready(group),
-        });
+    let view = cluster.ha().peer(now, id);
+    let state = gateway.peer_state(id);
+    let lag = cluster.sync().lag(id, now);
     let addresses = ha.peers.get(id.index()).map(|peer| &peer.addresses);
     let links: Vec<Value> = view
         .iter()
@@ -115,9 +109,9 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         .collect();
     json!({
         "name": gateway.peer_name(id),
-        "connected": alive,
-        "in_sync": alive && (sync.in_sync(id) || digest_equal),
-        "digest_equal": digest_equal,
+        "connected": state.connected,
+        "in_sync": state.in_sync,
+        "digest_equal": state.digest_equal,
         "lag": {
             "sequence_gap": lag.sequence_gap,
             "oldest_unacked_ms": lag.oldest_unacked.as_millis() as u64,

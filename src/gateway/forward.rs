@@ -64,7 +64,8 @@ impl Gateway {
             self.table.settle(id);
         }
         if news.state_changed {
-            self.table.reschedule(id);
+            self.table
+                .moved(id, |session| before.state(session.protocol));
             self.note_changed(id, before);
         }
     }

@@ -51,7 +51,7 @@ use random::Random;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
-pub use snapshot::{Counters, PortCounters, SessionView};
+pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]

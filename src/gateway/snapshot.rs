@@ -4,9 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::config::Nat;
 use crate::event::{DropReason, LinkState};
-use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
-use crate::session::{Session, SessionCounts, SessionFlags, SessionId, Tracker};
+use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
+use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
 use crate::time::Time;
 
 use super::{Gateway, Role};
@@ -79,6 +80,17 @@ impl Counters {
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
     }
+}
+
+/// How a peer stands to this unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerState {
+    /// It was heard within the hold time.
+    pub connected: bool,
+    /// Each has the sessions that the other sends.
+    pub in_sync: bool,
+    /// Both had exactly the same at the last comparison.
+    pub digest_equal: bool,
 }
 
 /// A session as shown to people and programs.
@@ -172,6 +184,35 @@ impl Gateway {
         self.table.counts()
     }
 
+    /// The number of sessions, by state.
+    pub fn session_states(&self) -> &StateCounts {
+        self.table.states()
+    }
+
+    /// How many external ports of the pool that `nat` means belong to mappings of `protocol`, and how
+    /// many there are.
+    pub fn pool_usage(&self, nat: Nat, egress: PortId, protocol: Protocol) -> (u64, u64) {
+        let pool = self.nat.pool(nat, egress);
+        pool.map_or((0, 0), |pool| self.nat.pool_usage(pool, protocol))
+    }
+
+    /// How `peer` stands to this unit.
+    pub fn peer_state(&self, peer: PeerId) -> PeerState {
+        let Some(cluster) = self.cluster() else {
+            return PeerState::default();
+        };
+        let (sync, connected) = (cluster.sync(), cluster.ha().is_alive(peer));
+        let digest_equal = self.groups().all(|group| match self.role(group) {
+            Role::Primary => sync.digest_equal(peer, group),
+            Role::Standby => sync.is_ready(group),
+        });
+        PeerState {
+            connected,
+            in_sync: connected && (sync.in_sync(peer) || digest_equal),
+            digest_equal,
+        }
+    }
+
     /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there
     /// are more slots.
     pub fn page(
@@ -206,11 +247,7 @@ impl Gateway {
             translated: session.translated(Direction::Original, &self.book),
             in_port: session.in_port,
             out_port: session.out_port,
-            state: match &session.tracker {
-                Tracker::Tcp(tracker) => tracker.state().name(),
-                _ if session.flags.contains(SessionFlags::REPLIED) => "replied",
-                _ => "unreplied",
-            },
+            state: SessionState::of(session).name(),
             packets: session.packets,
             bytes: session.bytes,
             age_s: tick.since(session.created).as_secs(),

@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::handover::Handover;
 use super::heartbeat::{self, GroupState, MAX_TERM};
 use super::order::{self, Candidate};
-use super::{Ha, Output};
+use super::peer::Peer;
+use super::{Ha, Output, Takeover, Takeovers};
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::Role;
 use crate::time::Time;
@@ -39,6 +40,7 @@ pub(super) struct Group {
     pub expected: Option<(PeerId, Time)>,
     /// The primary that was seen last.
     pub primary: Option<PeerId>,
+    pub takeovers: Takeovers,
     vacancy: Option<Vacancy>,
     /// Another primary is heard, since then.
     rivalry: Option<Time>,
@@ -102,6 +104,7 @@ impl Group {
             given_away: false,
             expected: None,
             primary: None,
+            takeovers: Takeovers::default(),
             vacancy: None,
             rivalry: None,
         }
@@ -251,8 +254,10 @@ impl Ha {
     }
 
     /// Makes this unit primary.
-    pub(super) fn promote(&mut self, now: Time, group: usize, term: u64, why: String) {
+    pub(super) fn promote(&mut self, now: Time, group: usize, term: u64, by: (Takeover, String)) {
         let state = &mut self.groups[group];
+        let (reason, why) = by;
+        state.takeovers[reason as usize] += 1;
         let term = term.min(MAX_TERM);
         state.state = State::Primary;
         state.term = term;
@@ -314,12 +319,15 @@ impl Ha {
 
     /// The length of a check of `group`.
     fn probe_wait_for(&self, group: usize) -> Duration {
-        let primary = self.groups[group].primary;
-        let primary = primary.and_then(|peer| self.peers.get(peer.index()));
-        match primary.is_some_and(|peer| peer.ended) {
+        match self.last_primary(group).is_some_and(|peer| peer.ended) {
             true => (self.interval / 4).clamp(LEAST_LAST_WAIT, MOST_LAST_WAIT),
             false => self.probe_wait(),
         }
+    }
+
+    /// The primary of `group` that was seen last.
+    fn last_primary(&self, group: usize) -> Option<&Peer> {
+        self.peers.get(self.groups[group].primary?.index())
     }
 
     fn learn_term(&mut self, group: usize) {
@@ -364,7 +372,8 @@ impl Ha {
         }
         if vacancy.certain && self.may_promote() && self.is_best(now, group) {
             let term = self.next_term(group);
-            return self.promote(now, group, term, "the primary said goodbye".to_owned());
+            let why = "the primary said goodbye".to_owned();
+            return self.promote(now, group, term, (Takeover::Goodbye, why));
         }
         if self.check_due(now, group).is_some_and(|due| now >= due) {
             self.continue_check(now, group, 0);
@@ -416,7 +425,12 @@ impl Ha {
             self.groups[group].state = State::Standby;
         } else if probes == PROBES {
             let term = self.next_term(group);
-            self.promote(now, group, term, "there is no primary".to_owned());
+            let reason = match self.last_primary(group) {
+                None => Takeover::Start,
+                Some(peer) if peer.ended => Takeover::Ended,
+                Some(_) => Takeover::Silent,
+            };
+            self.promote(now, group, term, (reason, "there is no primary".to_owned()));
         } else {
             let next = now + self.probe_wait_for(group) / PROBES;
             self.groups[group].state = State::Checking {

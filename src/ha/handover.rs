@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::election::State;
 use super::order;
-use super::{Ha, Leaving, Output};
+use super::{Ha, Leaving, Output, Takeover};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -87,7 +87,7 @@ impl Ha {
             return;
         }
         let why = format!("handed over by {}", peer.name);
-        self.promote(now, index, term, why);
+        self.promote(now, index, term, (Takeover::Handover, why));
         self.groups[index].expected = Some((from, now + EXPECTED));
         self.flush(now);
     }

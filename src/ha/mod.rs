@@ -12,6 +12,7 @@ mod order;
 mod peer;
 #[cfg(test)]
 mod simulation;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -30,7 +31,8 @@ use peer::Peer;
 
 pub use events::Event;
 pub use heartbeat::{HeartbeatError, MAX_TERM};
-pub use view::{GroupView, Link, PeerView};
+pub use takeover::{Takeover, Takeovers};
+pub use view::{GroupView, Link, LinkCounters, PeerView};
 
 /// An effect that the caller carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,6 +302,7 @@ impl Ha {
             return;
         }
         known.up = up;
+        known.forget_sequence();
         let what = format!(
             "link {} to {} is {}",
             link.0,
@@ -554,6 +557,7 @@ impl Ha {
                     continue;
                 }
                 let (echo, echo_age) = self.peers[peer].echo(now, link);
+                self.peers[peer].links[link.index()].counters.sent += 1;
                 let header = heartbeat::Header {
                     group_id: self.group_id,
                     goodbye: matches!(self.leaving, Some(Leaving::Goodbye(_))),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::heartbeat::{self, GroupState, Header};
-use super::{Link, SyncState};
+use super::{Link, LinkCounters, SyncState};
 use crate::config::HaPeer;
 use crate::flow::{GroupId, LinkId};
 use crate::time::Time;
@@ -43,6 +43,9 @@ pub(super) struct Peer {
 pub(super) struct PeerLink {
     pub up: bool,
     pub rtt: Option<Duration>,
+    pub counters: LinkCounters,
+    /// The process that sent the last heartbeat on this link, and its sequence.
+    sequence: Option<(u64, u64)>,
     /// When a heartbeat came by this link, and the peer's clock in it.
     last: Option<(Time, u64)>,
 }
@@ -85,6 +88,7 @@ impl Peer {
             return;
         };
         link.last = Some((now, header.clock));
+        link.count(header);
         let trip = clock(now)
             .checked_sub(header.echo)
             .map(Duration::from_micros);
@@ -170,7 +174,28 @@ impl Peer {
             connected: link.up,
             alive: link.last.is_some_and(|(at, _)| now.since(at) < hold),
             rtt: link.rtt,
+            heartbeats: link.counters,
         }
+    }
+}
+
+impl PeerLink {
+    /// What comes next follows on nothing: the link was down meanwhile.
+    pub fn forget_sequence(&mut self) {
+        self.sequence = None;
+    }
+
+    /// Counts a heartbeat, and those that are missing before it. One that was overtaken has been
+    /// counted as lost.
+    fn count(&mut self, header: &Header<'_>) {
+        self.counters.received += 1;
+        let last = self
+            .sequence
+            .filter(|(boot_id, _)| *boot_id == header.boot_id)
+            .map_or(header.sequence.saturating_sub(1), |(_, last)| last);
+        let missing = header.sequence.saturating_sub(last).saturating_sub(1);
+        self.counters.lost = self.counters.lost.saturating_add(missing);
+        self.sequence = Some((header.boot_id, header.sequence.max(last)));
     }
 }
 

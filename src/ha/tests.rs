@@ -121,6 +121,7 @@ impl Bench {
         let mut bench = Bench::new(&names);
         bench.run(ms(2000), voices);
         assert_eq!(bench.role(), Role::Primary);
+        assert_eq!(bench.takeovers(), [Takeover::Start]);
         bench.outputs.clear();
         bench
     }
@@ -199,6 +200,13 @@ impl Bench {
 
     fn view(&self) -> GroupView<'_> {
         self.ha.group(self.now, G).unwrap()
+    }
+
+    /// The reasons for which it became primary.
+    fn takeovers(&self) -> Vec<Takeover> {
+        let counts = Takeover::ALL.iter().zip(self.view().takeovers);
+        let some = counts.filter(|(_, count)| *count > 0);
+        some.map(|(reason, _)| *reason).collect()
     }
 
     fn count(&self, wanted: impl Fn(&Output) -> bool) -> usize {
@@ -349,6 +357,7 @@ fn silence_of_the_primary_costs_hold_and_check() {
     );
     assert_eq!(bench.view().term, 6);
     assert_eq!(bench.count(is_probe), 3);
+    assert_eq!(bench.takeovers(), [Takeover::Silent]);
 }
 
 #[test]
@@ -368,6 +377,11 @@ fn a_hint_costs_the_check_alone() {
         };
         assert!(took <= check + ms(1), "{took:?}");
         assert_eq!(bench.count(is_probe), 3);
+        let reason = match hint == ended {
+            true => Takeover::Ended,
+            false => Takeover::Silent,
+        };
+        assert_eq!(bench.takeovers(), [reason]);
     }
 }
 
@@ -392,6 +406,7 @@ fn a_goodbye_needs_no_check() {
     bench.hear(&mut voices[0]);
     assert_eq!(bench.role(), Role::Primary, "at once");
     assert_eq!(bench.count(is_probe), 0);
+    assert_eq!(bench.takeovers(), [Takeover::Goodbye]);
 }
 
 #[test]
@@ -848,14 +863,8 @@ fn round_trips_are_measured_without_the_time_spent_at_the_peer() {
     let bytes = heartbeat::encode(&header, [].into_iter());
     bench.ha.handle_heartbeat(bench.now, B, L, &bytes).unwrap();
     let link = bench.ha.peer(bench.now, B).unwrap().links[0];
-    assert_eq!(
-        link,
-        Link {
-            connected: true,
-            alive: true,
-            rtt: Some(ms(3))
-        }
-    );
+    assert!(link.connected && link.alive);
+    assert_eq!(link.rtt, Some(ms(3)));
     let lie = Header {
         echo: u64::MAX,
         sequence: 2,
@@ -863,7 +872,28 @@ fn round_trips_are_measured_without_the_time_spent_at_the_peer() {
     };
     let bytes = heartbeat::encode(&lie, [].into_iter());
     bench.ha.handle_heartbeat(bench.now, B, L, &bytes).unwrap();
-    assert_eq!(bench.ha.peer(bench.now, B).unwrap().links[0], link);
+    assert_eq!(bench.ha.peer(bench.now, B).unwrap().links[0].rtt, link.rtt);
+}
+
+#[test]
+fn heartbeats_that_are_missing_are_counted_while_the_link_is_up() {
+    let mut bench = Bench::standby(&mut [b()]);
+    let before = bench.ha.peer(bench.now, B).unwrap().links[0].heartbeats;
+    let mut voice = b();
+    voice.sequence = 1000;
+    let mut hear = |bench: &mut Bench, skipped: u64| {
+        voice.sequence += skipped;
+        bench.hear(&mut voice);
+        bench.ha.peer(bench.now, B).unwrap().links[0].heartbeats
+    };
+    bench.ha.handle_link(bench.now, B, L, false);
+    bench.ha.handle_link(bench.now, B, L, true);
+    assert_eq!(hear(&mut bench, 0).lost, before.lost, "the link was down");
+    assert_eq!(hear(&mut bench, 3).lost, before.lost + 3);
+    let after = hear(&mut bench, 0);
+    assert_eq!(after.lost, before.lost + 3);
+    assert_eq!(after.received, before.received + 3);
+    assert!(after.sent > 0);
 }
 
 #[test]

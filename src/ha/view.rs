@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::election::State;
-use super::{Event, Ha, HeartbeatError, Leaving, SyncState};
+use super::{Event, Ha, HeartbeatError, Leaving, SyncState, Takeovers};
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::Role;
 use crate::time::Time;
@@ -27,6 +27,8 @@ pub struct GroupView<'a> {
     pub draining: bool,
     /// This unit's priority.
     pub priority: u8,
+    /// How often this unit became primary.
+    pub takeovers: Takeovers,
 }
 
 /// A peer as this unit sees it.
@@ -46,6 +48,17 @@ pub struct PeerView<'a> {
     pub links: Vec<Link>,
 }
 
+/// Heartbeats over one link, since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Sent.
+    pub sent: u64,
+    /// Received, whether or not another link brought the same one before.
+    pub received: u64,
+    /// Missing in the sequence of those received while the link was up.
+    pub lost: u64,
+}
+
 /// One link to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -55,6 +68,8 @@ pub struct Link {
     pub alive: bool,
     /// Round trip of the last heartbeat, of both units' loops as well.
     pub rtt: Option<Duration>,
+    /// Heartbeats sent, received and missed by this link.
+    pub heartbeats: LinkCounters,
 }
 
 impl Ha {
@@ -70,6 +85,7 @@ impl Ha {
             degraded: group.degraded,
             draining: self.is_draining(now, id),
             priority: group.priority,
+            takeovers: group.takeovers,
         })
     }
 

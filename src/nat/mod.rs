@@ -211,6 +211,13 @@ impl Nat {
         }
     }
 
+    /// How many external ports of a pool belong to mappings of `protocol`, and how many there are.
+    /// TCP has no mappings: it uses a port again for each destination.
+    pub fn pool_usage(&self, pool: PoolId, protocol: Protocol) -> (u64, u64) {
+        let pool = self.pools.get(pool);
+        pool.map_or((0, 0), |pool| pool.usage(protocol))
+    }
+
     /// The number of mappings.
     pub fn mappings(&self) -> usize {
         self.mappings.len()
@@ -229,6 +236,7 @@ impl Nat {
                 external.addr
             );
         }
+        self.check_usage(&owners);
         for (place @ (index, protocol, port), owners) in &owners {
             let external = &self.pools.externals[*index];
             assert!(
@@ -238,6 +246,21 @@ impl Nat {
             assert_eq!(self.shared.get(place).copied().unwrap_or(0) + 1, *owners);
         }
         assert!(self.shared.keys().all(|place| owners.contains_key(place)));
+    }
+
+    /// The counts of the pools are those of their ports that are not of forwards.
+    fn check_usage(&self, owners: &BTreeMap<Place, u32>) {
+        let forwards: Vec<_> = self.forwards.externals().collect();
+        let is_mapped = |place: &Place| {
+            let addr = self.pools.externals[place.0].addr;
+            !forwards.contains(&(addr, Protocol(place.1), place.2))
+        };
+        let mapped: Vec<Place> = owners
+            .keys()
+            .filter(|place| is_mapped(place))
+            .copied()
+            .collect();
+        self.pools.check_usage(&mapped);
     }
 
     /// How many mappings and forwards each external port has that has any; several forwards of one
@@ -286,7 +309,8 @@ impl Nat {
             return;
         };
         self.pools.note_mapping(index, &mapping.endpoint.src);
-        if !self.pools.externals[index].take(mapping.endpoint.protocol, mapping.port) {
+        let protocol = mapping.endpoint.protocol;
+        if !self.pools.take(index, protocol, mapping.port) {
             *self.shared.entry(place).or_default() += 1;
         }
     }
@@ -296,7 +320,10 @@ impl Nat {
             return;
         };
         match self.shared.get_mut(&place) {
-            None => self.pools.externals[index].free(mapping.endpoint.protocol, mapping.port),
+            None => {
+                let protocol = mapping.endpoint.protocol;
+                self.pools.free(index, protocol, mapping.port);
+            }
             Some(1) => {
                 self.shared.remove(&place);
             }

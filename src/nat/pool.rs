@@ -36,6 +36,8 @@ pub(super) struct Pool {
     /// The ports that may be allocated, first and last. A unit that shares the pool with others
     /// would have a slice of it here.
     pub(super) range: (u16, u16),
+    /// How many of its ports belong to mappings, by [`slot`].
+    used: [u32; 3],
     /// How far from the address that its hash names a mapping of any host is at most.
     reach: usize,
 }
@@ -127,6 +129,29 @@ impl Pools {
         self.addresses_for(pool, src).take(pool.reach + 1)
     }
 
+    /// Takes a port for a mapping; returns whether it was free.
+    pub(super) fn take(&mut self, external: usize, protocol: Protocol, port: u16) -> bool {
+        let was_free = self.externals[external].take(protocol, port);
+        if was_free {
+            self.count(external, protocol, |used| used.saturating_add(1));
+        }
+        was_free
+    }
+
+    /// Gives back the port of a mapping.
+    pub(super) fn free(&mut self, external: usize, protocol: Protocol, port: u16) {
+        self.externals[external].free(protocol, port);
+        self.count(external, protocol, |used| used.saturating_sub(1));
+    }
+
+    fn count(&mut self, external: usize, protocol: Protocol, change: impl Fn(u32) -> u32) {
+        let Some(slot) = slot(protocol) else { return };
+        for (pool, _) in &self.externals[external].memberships {
+            let used = &mut self.pools[*pool].used[slot];
+            *used = change(*used);
+        }
+    }
+
     /// Notes that a mapping of `src` on `external` exists, which may be chosen by another unit.
     pub(super) fn note_mapping(&mut self, external: usize, src: &Addr) {
         let count = self
@@ -152,6 +177,22 @@ impl Pools {
         }
     }
 
+    /// Panics unless the pools count the ports of `mapped` (external, protocol, port) as used.
+    pub(super) fn check_usage(&self, mapped: &[(usize, u8, u16)]) {
+        let mut used = vec![[0; 3]; self.pools.len()];
+        for (external, protocol, _) in mapped {
+            let Some(slot) = slot(Protocol(*protocol)) else {
+                continue;
+            };
+            for (pool, _) in &self.externals[*external].memberships {
+                used[*pool][slot] += 1;
+            }
+        }
+        for (pool, used) in self.pools.iter().zip(used) {
+            assert_eq!(pool.used, used, "a pool that has miscounted its ports");
+        }
+    }
+
     pub(super) fn index_of(&self, translated: TranslatedAddr) -> Option<usize> {
         self.by_translated.get(&translated).copied()
     }
@@ -165,6 +206,7 @@ impl Pools {
         let mut pool = Pool {
             addresses: [Vec::new(), Vec::new()],
             range,
+            used: [0; 3],
             reach: 0,
         };
         for addr in addrs {
@@ -203,6 +245,14 @@ impl Pool {
         &self.addresses[family as usize]
     }
 
+    /// How many ports for `protocol` belong to mappings, and how many there are.
+    pub(super) fn usage(&self, protocol: Protocol) -> (u64, u64) {
+        let used = slot(protocol).map_or(0, |slot| self.used[slot]);
+        let addresses: usize = self.addresses.iter().map(Vec::len).sum();
+        let each = u64::from(self.range.1.saturating_sub(self.range.0)) + 1;
+        (u64::from(used), addresses as u64 * each)
+    }
+
     pub(super) fn allows(&self, port: u16) -> bool {
         (self.range.0..=self.range.1).contains(&port)
     }
@@ -227,7 +277,7 @@ impl External {
     }
 
     /// Takes a port; returns whether it was free.
-    pub(super) fn take(&mut self, protocol: Protocol, port: u16) -> bool {
+    fn take(&mut self, protocol: Protocol, port: u16) -> bool {
         let Some(slot) = slot(protocol) else {
             return true;
         };
@@ -236,7 +286,7 @@ impl External {
             .insert(port)
     }
 
-    pub(super) fn free(&mut self, protocol: Protocol, port: u16) {
+    fn free(&mut self, protocol: Protocol, port: u16) {
         if let Some(Some(ports)) = slot(protocol).map(|slot| &mut self.taken[slot]) {
             ports.remove(port);
         }

@@ -12,17 +12,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::config::Config;
 use crate::control::{PortIo, ShellView};
 use crate::event::{Output, Verdict};
 use crate::flow::{LinkId, PortId};
 use crate::gateway::{Gateway, READ_AHEAD};
+use crate::metrics::Histogram;
 use crate::time::Time;
 
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};
+use super::http::{self, HttpServer};
 use super::logging;
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
@@ -47,7 +49,8 @@ const TIMER: Token = Token(2);
 const LINKS: usize = 3;
 const WATCH: Token = Token(LINKS + MAX_LINKS);
 const CONTROL: Token = Token(WATCH.0 + 1);
-const PORTS: usize = CONTROL.0 + 1 + MAX_CLIENTS;
+const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
+const PORTS: usize = HTTP.0 + 1 + http::MAX_CLIENTS;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -61,6 +64,7 @@ pub struct Shell {
     monitor: Monitor,
     netlink: Netlink,
     control: ControlSocket,
+    http: Option<HttpServer>,
     signals: Signals,
     timer: Timer,
     service: ServiceManager,
@@ -128,6 +132,7 @@ impl Shell {
             let what = format!("the control socket {}: {error}", path.display());
             io::Error::new(error.kind(), what)
         })?;
+        let http = open_http(config, registry)?;
         let port_io = ports
             .iter()
             .map(|port| PortIo {
@@ -141,10 +146,12 @@ impl Shell {
             view: ShellView {
                 config_file,
                 ports: port_io,
+                turns: Histogram::default(),
             },
             monitor,
             netlink: Netlink::open()?,
             control,
+            http,
             signals,
             timer,
             service: ServiceManager::from_environment(),
@@ -168,9 +175,10 @@ impl Shell {
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
+        let mut now = clock::now();
         while !self.has_ended() {
-            self.wait(&mut events)?;
-            let now = clock::now();
+            self.wait(&mut events, now)?;
+            now = clock::now();
             self.gateway.handle_wake(now);
             for event in &events {
                 self.mark(now, event.token());
@@ -193,13 +201,17 @@ impl Shell {
         }
     }
 
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+    /// Ends the turn that began at `began`, and waits for something to do.
+    fn wait(&mut self, events: &mut Events, began: Time) -> io::Result<()> {
+        let now = clock::now();
+        self.view.turns.observe(now.since(began));
         let timeout = if self.is_busy() {
             Some(Duration::ZERO)
         } else {
-            let core = self.gateway.poll_timeout(clock::now());
+            let core = self.gateway.poll_timeout(now);
             let peers = self.peers.as_mut().and_then(Peers::timeout);
-            let others = [self.service.timeout(), logging::timeout()];
+            let http = self.http.as_ref().and_then(HttpServer::timeout);
+            let others = [http, self.service.timeout(), logging::timeout()];
             let all = [core, peers].into_iter().chain(others);
             self.timer.set(all.flatten().min())?;
             None
@@ -211,7 +223,9 @@ impl Shell {
     }
 
     fn is_busy(&self) -> bool {
-        self.ready.any() || self.peers.as_ref().is_some_and(Peers::is_busy)
+        self.ready.any()
+            || self.peers.as_ref().is_some_and(Peers::is_busy)
+            || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
 
     fn mark(&mut self, now: Time, token: Token) {
@@ -230,6 +244,11 @@ impl Shell {
                 }
             }
             token if self.control.owns(token) => self.ready.clients |= 1 << (token.0 - CONTROL.0),
+            token if token.0 < PORTS => {
+                if let Some(http) = &mut self.http {
+                    http.mark(token);
+                }
+            }
             Token(number) => {
                 let (index, is_socket) = ((number - PORTS) / 2, (number - PORTS) % 2 == 1);
                 let set = if is_socket {
@@ -263,6 +282,9 @@ impl Shell {
         }
         for index in bits(u64::from(self.ready.clients)) {
             self.serve_client(now, index);
+        }
+        if let Some(http) = &mut self.http {
+            http.serve(now, self.poll.registry(), &self.gateway, &self.view);
         }
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
@@ -400,6 +422,22 @@ impl Shell {
             }
         }
     }
+}
+
+/// Listens for those who scrape the metrics, if the config says so.
+fn open_http(config: &Config, registry: &Registry) -> io::Result<Option<HttpServer>> {
+    let Some(metrics) = &config.metrics else {
+        return Ok(None);
+    };
+    let server = HttpServer::open(metrics.listen, registry, HTTP).map_err(|error| {
+        let what = format!(
+            "the metrics on {}: {error}; choose another `listen` in [metrics]",
+            metrics.listen
+        );
+        io::Error::new(error.kind(), what)
+    })?;
+    log::info!("metrics listen={}", metrics.listen);
+    Ok(Some(server))
 }
 
 fn tun_token(index: usize) -> Token {

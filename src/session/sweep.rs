@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::flow::{Addr, FlowKey, Protocol};
-    use crate::session::{AddressBook, Session, SessionFlags};
+    use crate::session::{AddressBook, Session, SessionFlags, SessionState};
 
     /// Seconds for replied and unreplied UDP.
     fn timeouts(udp: u64, unreplied: u64) -> Timeouts {
@@ -257,14 +257,16 @@ mod tests {
                     1 => if let Some(session) = table.get_mut(id) {
                         session.record(crate::flow::Direction::Original, 100, now);
                     }
-                    2 => if let Some(session) = table.get_mut(id) {
-                        session.flags.set(SessionFlags::REPLIED);
-                    }
-                    // To a shorter timeout.
+                    // To a longer timeout, or to a shorter one.
                     _ => if let Some(session) = table.get_mut(id) {
-                        session.flags.clear(SessionFlags::REPLIED);
-                        table.reschedule(id);
-                        shortened.insert(id, now);
+                        let before = SessionState::of(session);
+                        if what == 2 {
+                            session.flags.set(SessionFlags::REPLIED);
+                        } else {
+                            session.flags.clear(SessionFlags::REPLIED);
+                            shortened.insert(id, now);
+                        }
+                        table.moved(id, |_| before);
                     }
                 }
             }

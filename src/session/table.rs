@@ -3,7 +3,10 @@
 use std::hint::black_box;
 
 use super::sweep::Sweep;
-use super::{AddressBook, HalfOpen, Index, KeyedHash, Session, SessionFlags, Timeouts};
+use super::{
+    AddressBook, HalfOpen, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts,
+    Timeouts,
+};
 use crate::flow::{Direction, FlowKey, Protocol};
 use crate::time::Tick;
 
@@ -56,6 +59,7 @@ pub struct Table {
     first_free: u32,
     capacity: u32,
     counts: SessionCounts,
+    states: StateCounts,
     recent: Recent,
     half_open: HalfOpen,
 }
@@ -97,6 +101,7 @@ impl Table {
             first_free: NO_SLOT,
             capacity,
             counts: SessionCounts::default(),
+            states: StateCounts::default(),
             recent: Recent::default(),
             half_open: HalfOpen::new(half_open_per_source, hash),
         }
@@ -162,6 +167,7 @@ impl Table {
             return Err(InsertError::HalfOpenLimit);
         }
         *self.count(session.protocol) += 1;
+        self.states.add(SessionState::of(&session));
         let id = self.occupy(session);
         for (hash, _, direction) in keys.iter().flatten() {
             let inserted = self.index.insert(*hash, payload(id, *direction));
@@ -200,6 +206,7 @@ impl Table {
         self.first_free = id.0;
         self.check_at[id.0 as usize] = Tick::NEVER;
         *self.count(session.protocol) -= 1;
+        self.states.subtract(SessionState::of(&session));
         if session.flags.contains(SessionFlags::HALF_OPEN) {
             self.half_open.remove(&session.src);
         }
@@ -217,13 +224,25 @@ impl Table {
 
     /// The session with this id, to be changed.
     ///
-    /// After a change that can make its deadline earlier, call [`Table::reschedule`].
+    /// After a change of its [`SessionState`], call [`Table::moved`]; after another one that can make
+    /// its deadline earlier, [`Table::reschedule`].
     #[inline]
     pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         match self.slots.get_mut(id.0 as usize) {
             Some(Slot::Used(session)) => Some(session),
             _ => None,
         }
+    }
+
+    /// To be called when a session may have come to another state; `before` tells what it was.
+    #[inline]
+    pub fn moved(&mut self, id: SessionId, before: impl FnOnce(&Session) -> SessionState) {
+        if let Some(session) = self.get(id) {
+            let (before, after) = (before(session), SessionState::of(session));
+            self.states.subtract(before);
+            self.states.add(after);
+        }
+        self.reschedule(id);
     }
 
     /// Takes a session out of the count of the half-open ones of its source, if it is in it: to be
@@ -291,6 +310,11 @@ impl Table {
         self.counts
     }
 
+    /// The number of sessions, by state.
+    pub fn states(&self) -> &StateCounts {
+        &self.states
+    }
+
     /// The sessions in the `slots` slots from `cursor` on, and the cursor for the next call; none
     /// after the last. A session is seen once if it stays from the first call to the last.
     pub fn page(
@@ -318,6 +342,7 @@ impl Table {
         assert_eq!(self.slots.len(), self.check_at.len());
         assert!(self.slots.len() <= self.capacity as usize);
         let mut counts = SessionCounts::default();
+        let mut states = StateCounts::default();
         let (mut entries, mut half_open) = (0, 0);
         for (id, session) in self.iter() {
             for (_, key, direction) in self.entries(session, book).iter().flatten() {
@@ -325,6 +350,7 @@ impl Table {
                 entries += 1;
             }
             *count_of(&mut counts, session.protocol) += 1;
+            states.add(SessionState::of(session));
             half_open += u64::from(session.flags.contains(SessionFlags::HALF_OPEN));
             let deadline = self.deadline_of(session);
             let due = self.check_at[id.0 as usize] <= deadline || self.sweep.is_rechecking();
@@ -332,6 +358,7 @@ impl Table {
         }
         assert_eq!(entries, self.index.len());
         assert_eq!(counts, self.counts);
+        assert_eq!(states, self.states, "a change of state that was not told");
         assert_eq!(half_open, self.half_open.total());
         let mut free = 0;
         let mut next = self.first_free;
@@ -605,8 +632,11 @@ mod tests {
             Err(InsertError::Full)
         );
         for id in &ids[..70] {
+            let before = SessionState::of(table.get(*id).unwrap());
             table.get_mut(*id).unwrap().flags.set(SessionFlags::REPLIED);
+            table.moved(*id, |_| before);
         }
+        table.check_invariants(&book);
         // 64 with an answer are passed, then six more.
         assert_eq!(table.early_drop_candidate(), None);
         assert_eq!(table.early_drop_candidate(), Some(ids[70]));

@@ -2,8 +2,8 @@
 
 use siphasher::sip::SipHasher13;
 
-use crate::flow::{Direction, FlowKey, GroupId};
-use crate::session::{AddressBook, Session, SessionFlags, Tracker};
+use crate::flow::{Direction, FlowKey, GroupId, Protocol};
+use crate::session::{AddressBook, Session, SessionFlags, SessionState, Tracker};
 
 /// Buckets of a group.
 pub const SUMS: usize = 256;
@@ -46,6 +46,12 @@ impl Phase {
             },
             replied: session.flags.contains(SessionFlags::REPLIED),
         }
+    }
+
+    /// The same as the table counts it, for a session of `protocol`.
+    pub fn state(self, protocol: Protocol) -> SessionState {
+        let tcp = (self.progress != u8::MAX).then_some(self.progress);
+        SessionState::new(protocol, tcp, self.replied)
     }
 
     /// Whether a session in phase `self` is farther than one in phase `other`.

@@ -152,7 +152,9 @@ impl Replicator {
             return;
         };
         copy_state(session, theirs);
-        context.table.reschedule(id);
+        context
+            .table
+            .moved(id, |session| before.state(session.protocol));
         self.counters.updated += 1;
         let Some(session) = context.table.get(id) else {
             return;

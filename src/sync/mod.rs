@@ -26,6 +26,7 @@ use std::time::Duration;
 pub use digest::Phase;
 pub use error::ProtocolError;
 pub use log::Seq;
+pub use peer::Traffic;
 
 use crate::config::{Config, Ha};
 use crate::flow::{Direction, GroupId, PeerId, Protocol};
@@ -397,7 +398,7 @@ impl Replicator {
         let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
             return Lag::default();
         };
-        let sequence_gap = self.log.last().saturating_sub(sender.acked);
+        let (sequence_gap, oldest_unacked) = self.backlog(peer, now);
         if sequence_gap == 0 {
             return Lag::default();
         }
@@ -416,7 +417,7 @@ impl Replicator {
         };
         Lag {
             sequence_gap,
-            oldest_unacked: now.since(sender.watch.1),
+            oldest_unacked,
             would_be_lost,
         }
     }

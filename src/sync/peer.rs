@@ -10,6 +10,19 @@ use crate::flow::{GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::SessionId;
 use crate::time::{Tick, Time};
 
+/// What went to a peer and came from it, since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// States and ends of sessions that were sent.
+    pub changes_sent: u64,
+    /// Those that came.
+    pub changes_received: u64,
+    /// Bytes written to the stream, after the greeting.
+    pub bytes_sent: u64,
+    /// Bytes that the stream brought.
+    pub bytes_received: u64,
+}
+
 /// One peer: its connection, what goes there, and what comes from there.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -22,6 +35,7 @@ pub(super) struct Peer {
     pub(super) hello_sent: bool,
     /// What its Hello said; none before that.
     pub(super) remote: Option<Remote>,
+    pub(super) traffic: Traffic,
     pub(super) incoming: FrameBuffer,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
@@ -139,6 +153,7 @@ impl Peer {
             resumable_until: None,
             hello_sent: false,
             remote: None,
+            traffic: Traffic::default(),
             incoming: FrameBuffer::default(),
             sender: Sender {
                 told: vec![None; groups],
@@ -175,6 +190,7 @@ impl Peer {
         let (sender, receiver) = (&self.sender, &self.receiver);
         *self = Peer {
             resumable_until: self.resumable_until,
+            traffic: self.traffic,
             sender: Sender {
                 sent: sender.sent,
                 confirmed: sender.confirmed,
@@ -210,6 +226,23 @@ impl Peer {
 }
 
 impl Replicator {
+    /// What of [`Replicator::lag`] costs nothing to tell: the sequence gap and the oldest age.
+    pub fn backlog(&self, peer: PeerId, now: Time) -> (u64, Duration) {
+        let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
+            return Default::default();
+        };
+        match self.log.last().saturating_sub(sender.acked) {
+            0 => Default::default(),
+            gap => (gap, now.since(sender.watch.1)),
+        }
+    }
+
+    /// What went to a peer and came from it.
+    pub fn traffic(&self, peer: PeerId) -> Traffic {
+        let peer = self.peers.get(peer.index());
+        peer.map_or_else(Traffic::default, |peer| peer.traffic)
+    }
+
     /// Whether the election hears `peer`. One that it does not hear is not in sync: nobody is to
     /// wait for it.
     pub fn set_heard(&mut self, peer: PeerId, heard: bool) {

@@ -46,6 +46,7 @@ impl Replicator {
             return Err(ProtocolError::Unexpected);
         };
         let taken = state.incoming.push(bytes);
+        state.traffic.bytes_received += taken as u64;
         let mut buffer = std::mem::take(&mut state.incoming);
         let result = self.work(at, &mut buffer, context);
         self.peers[at].incoming = buffer;
@@ -198,6 +199,7 @@ impl Replicator {
                 Some(Operation::Remove { key, group }) => self.uninstall(at, &key, group, context),
                 None => {}
             }
+            self.peers[at].traffic.changes_received += 1;
             offset += length;
         }
         let receiver = &mut self.peers[at].receiver;

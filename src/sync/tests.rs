@@ -113,7 +113,8 @@ impl Unit {
             _ => session.flags.set(SessionFlags::REPLIED),
         }
         if Phase::of(session) != before {
-            self.table.reschedule(id);
+            self.table
+                .moved(id, |session| before.state(session.protocol));
             self.sync.changed(&self.table, &self.book, id, before);
         }
     }

@@ -49,7 +49,7 @@ impl Replicator {
         now: Time,
     ) -> bool {
         let at = peer.index();
-        let limit = out.len().saturating_add(budget);
+        let (start, limit) = (out.len(), out.len().saturating_add(budget));
         if !self.greet(at, out) {
             return false;
         }
@@ -70,7 +70,9 @@ impl Replicator {
             self.write_marks(at, out, now);
         }
         let more = !at_end || repairing;
-        self.peers[at].sender.blocked = more;
+        let peer = &mut self.peers[at];
+        peer.sender.blocked = more;
+        peer.traffic.bytes_sent += (out.len() - start) as u64;
         more
     }
 
@@ -139,7 +141,9 @@ impl Replicator {
 
     /// Writes changes up to the limit; returns whether there are no more.
     fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) -> bool {
-        let Peer { sender, .. } = &mut self.peers[at];
+        let Peer {
+            sender, traffic, ..
+        } = &mut self.peers[at];
         if sender.told.iter().all(Option::is_none) {
             self.log.skip_to_end(at);
         }
@@ -163,10 +167,12 @@ impl Replicator {
                     codec::write_session(out, session, view.book, view.now.tick());
                     self.log.mark_shared(id);
                     self.counters.sent += 1;
+                    traffic.changes_sent += 1;
                 }
                 Entry::Removed(tombstone) if told(tombstone.group) => {
                     open_batch(out, &mut batch);
                     codec::write_removal(out, &tombstone.key, tombstone.group.0);
+                    traffic.changes_sent += 1;
                 }
                 Entry::Removed(_) => continue,
             }
@@ -242,7 +248,9 @@ impl Replicator {
     }
 
     fn scan(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) {
-        let sender = &mut self.peers[at].sender;
+        let Peer {
+            sender, traffic, ..
+        } = &mut self.peers[at];
         let Some(scan) = sender
             .scan
             .as_mut()
@@ -273,6 +281,7 @@ impl Replicator {
                 codec::write_session(out, session, view.book, view.now.tick());
                 self.log.mark_shared(id);
                 self.counters.sent += 1;
+                traffic.changes_sent += 1;
             }
             if let Some(start) = batch.take_if(|start| out.len() - *start > LONGEST_BATCH) {
                 codec::end_batch(out, start, sender.sent);

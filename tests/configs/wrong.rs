@@ -102,6 +102,19 @@ icmp-errors-per-second = "many"
         r#"3:14 error: expected true or false, found a string | write true without quotes"#,
         r#"4:26 error: expected an integer, found a string"#,
     ]),
+    // Metrics.
+    (&[BASE], r#"[metrics]
+listen = "localhost:9100"
+listn = "127.0.0.1:9100"
+"#, &[
+        r#"2:10 error: `localhost:9100` is not an address with a port | write "10.0.0.1:80" or "[fd00::1]:80""#,
+        r#"3:1 error: unknown key `listn` in `metrics` | did you mean `listen`?"#,
+    ]),
+    (&[BASE], r#"[metrics]
+listen = "[fd00:2::1]:9100"
+"#, &[
+        r#"2:10 error: `fd00:2::1` is a virtual address | give an address that the kernel of this unit has, such as 127.0.0.1"#,
+    ]),
     // Ports.
     (&[BASE], r#"[[port]]
 name = "lan"

@@ -98,18 +98,7 @@ pub fn config() -> Config {
             name: "default".into(),
             priority: None,
         }],
-        policies: vec![Policy {
-            name: "out".into(),
-            from: vec![PortId(0)],
-            to: vec![PortId(1)],
-            source: vec![],
-            destination: vec![],
-            service: vec![],
-            action: Action::Accept,
-            nat: Nat::Pool(1),
-            log: false,
-            pickup_guarantee: None,
-        }],
+        policies: vec![policy()],
         nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],
         forwards: vec![Forward {
             name: "web".into(),
@@ -119,12 +108,28 @@ pub fn config() -> Config {
             internal: (address("10.77.2.9"), 80),
         }],
         timeouts: timeouts(),
+        metrics: None,
         limits: Limits {
             half_open_per_source: 4096,
             icmp_errors_per_second: 1000,
             tcp_pickup: false,
         },
         ha: None,
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        name: "out".into(),
+        from: vec![PortId(0)],
+        to: vec![PortId(1)],
+        source: vec![],
+        destination: vec![],
+        service: vec![],
+        action: Action::Accept,
+        nat: Nat::Pool(1),
+        log: false,
+        pickup_guarantee: None,
     }
 }
 

@@ -1,0 +1,165 @@
+//! Roles, peers, replication and heartbeats. Without `[ha]` there are only the groups.
+
+use std::fmt::Display;
+
+use crate::flow::{GroupId, PeerId};
+use crate::gateway::{Cluster, Gateway, Role};
+use crate::ha::{HeartbeatError, Link, Takeover};
+
+use super::page::Page;
+use super::{Metric, View, catalog};
+
+pub(super) fn groups(view: &View<'_>, page: &mut Page<'_>) {
+    let gateway = view.gateway;
+    let groups = || (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
+    let seen = |group| gateway.cluster()?.ha().group(view.now, group);
+    let mut each = |metric, value: &dyn Fn(GroupId) -> u64| {
+        let mut samples = page.begin(metric);
+        for group in groups() {
+            samples.add(&[gateway.group_name(group)], value(group));
+        }
+    };
+    each(&catalog::GROUP_PRIMARY, &|group| {
+        u64::from(gateway.role_of(group) == Role::Primary)
+    });
+    each(&catalog::GROUP_READY, &|group| {
+        seen(group).map_or(1, |group| u64::from(group.ready))
+    });
+    each(&catalog::GROUP_DEGRADED, &|group| {
+        seen(group).map_or(0, |group| u64::from(group.degraded))
+    });
+    each(&catalog::GROUP_TERM, &|group| {
+        seen(group).map_or(0, |group| group.term)
+    });
+    let mut takeovers = page.begin(&catalog::TAKEOVERS);
+    for group in groups() {
+        let counts = seen(group).map(|group| group.takeovers).unwrap_or_default();
+        for (reason, count) in Takeover::ALL.iter().zip(counts) {
+            takeovers.add(&[gateway.group_name(group), reason.name()], count);
+        }
+    }
+}
+
+pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
+    let gateway = view.gateway;
+    let mut each = |metric, value: &dyn Fn(PeerId) -> bool| {
+        each_peer(gateway, page, metric, |peer, _| u8::from(value(peer)));
+    };
+    each(&catalog::PEER_CONNECTED, &|peer| {
+        gateway.peer_state(peer).connected
+    });
+    each(&catalog::PEER_IN_SYNC, &|peer| {
+        gateway.peer_state(peer).in_sync
+    });
+    each(&catalog::PEER_DIGEST_EQUAL, &|peer| {
+        gateway.peer_state(peer).digest_equal
+    });
+}
+
+pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {
+    let (gateway, now) = (view.gateway, view.now);
+    each_peer(gateway, page, &catalog::LAG_CHANGES, |peer, cluster| {
+        cluster.sync().backlog(peer, now).0
+    });
+    each_peer(gateway, page, &catalog::LAG_AGE, |peer, cluster| {
+        cluster.sync().backlog(peer, now).1.as_secs_f64()
+    });
+    each_peer(gateway, page, &catalog::CHANGES_SENT, |peer, cluster| {
+        cluster.sync().traffic(peer).changes_sent
+    });
+    each_peer(
+        gateway,
+        page,
+        &catalog::CHANGES_RECEIVED,
+        |peer, cluster| cluster.sync().traffic(peer).changes_received,
+    );
+    each_peer(gateway, page, &catalog::SYNC_BYTES_SENT, |peer, cluster| {
+        cluster.sync().traffic(peer).bytes_sent
+    });
+    each_peer(
+        gateway,
+        page,
+        &catalog::SYNC_BYTES_RECEIVED,
+        |peer, cluster| cluster.sync().traffic(peer).bytes_received,
+    );
+    let Some(cluster) = gateway.cluster() else {
+        return;
+    };
+    let sync = cluster.sync().counters();
+    let mut refused = page.begin(&catalog::REFUSED);
+    refused.add(&["unknown-name"], sync.refused_unknown);
+    refused.add(&["table-full"], sync.refused_full);
+    refused.add(&["not-primary"], sync.refused_not_primary);
+    refused.add(&["conflict"], sync.conflicts_won);
+    refused.add(&["stale"], sync.stale);
+    let counters = gateway.counters();
+    let mut guarantee = page.begin(&catalog::GUARANTEE);
+    guarantee.add(&["held"], counters.guarantee_held);
+    guarantee.add(&["expired"], counters.guarantee_expired);
+    guarantee.add(&["degraded"], counters.guarantee_degraded);
+}
+
+pub(super) fn links(view: &View<'_>, page: &mut Page<'_>) {
+    each_link(view, page, &catalog::LINK_UP, |link| {
+        Some(f64::from(u8::from(link.connected && link.alive)))
+    });
+    each_link(view, page, &catalog::RTT, |link| {
+        link.rtt.map(|rtt| rtt.as_secs_f64())
+    });
+    each_link(view, page, &catalog::HEARTBEATS_SENT, |link| {
+        Some(link.heartbeats.sent)
+    });
+    each_link(view, page, &catalog::HEARTBEATS_RECEIVED, |link| {
+        Some(link.heartbeats.received)
+    });
+    each_link(view, page, &catalog::HEARTBEATS_LOST, |link| {
+        Some(link.heartbeats.lost)
+    });
+    let Some(cluster) = view.gateway.cluster() else {
+        return;
+    };
+    let mut rejected = page.begin(&catalog::HEARTBEATS_REJECTED);
+    for error in HeartbeatError::ALL {
+        rejected.add(&[error.name()], cluster.ha().rejected(error));
+    }
+}
+
+/// A metric with a sample for each peer.
+fn each_peer<T: Display>(
+    gateway: &Gateway,
+    page: &mut Page<'_>,
+    metric: &'static Metric,
+    value: impl Fn(PeerId, &Cluster) -> T,
+) {
+    let Some(cluster) = gateway.cluster() else {
+        return;
+    };
+    let mut samples = page.begin(metric);
+    for peer in gateway.peers() {
+        samples.add(&[gateway.peer_name(peer)], value(peer, cluster));
+    }
+}
+
+/// A metric with a sample for each link to each peer. A link is named by its own address, as in the
+/// status: an interface may have several.
+fn each_link<T: Display>(
+    view: &View<'_>,
+    page: &mut Page<'_>,
+    metric: &'static Metric,
+    value: impl Fn(&Link) -> Option<T>,
+) {
+    let gateway = view.gateway;
+    let (Some(cluster), Some(ha)) = (gateway.cluster(), &gateway.config().ha) else {
+        return;
+    };
+    let mut samples = page.begin(metric);
+    for peer in gateway.peers() {
+        let links = cluster.ha().peer(view.now, peer).map(|peer| peer.links);
+        for (link, config) in links.iter().flatten().zip(&ha.links) {
+            if let Some(value) = value(link) {
+                let name = config.listen.to_string();
+                samples.add(&[gateway.peer_name(peer), &name], value);
+            }
+        }
+    }
+}

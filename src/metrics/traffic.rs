@@ -1,0 +1,97 @@
+//! Packets, ports, sessions and translation.
+
+use crate::config::Nat;
+use crate::event::DropReason;
+use crate::flow::{PortId, Protocol};
+use crate::gateway::{Gateway, PortCounters};
+use crate::session::SessionState;
+
+use super::page::Page;
+use super::{Metric, View, catalog};
+
+/// The protocols whose external ports belong to mappings.
+const MAPPED: [(Protocol, &str); 2] = [(Protocol::UDP, "udp"), (Protocol::ICMP, "icmp")];
+
+pub(super) fn build(view: &View<'_>, page: &mut Page<'_>) {
+    let node = view.gateway.config().node.name.as_str();
+    let labels = [env!("CARGO_PKG_VERSION"), node];
+    page.begin(&catalog::BUILD).add(&labels, 1);
+    let uptime = view.gateway.uptime(view.now).as_secs_f64();
+    page.one(&catalog::UPTIME, uptime);
+}
+
+pub(super) fn packets(view: &View<'_>, page: &mut Page<'_>) {
+    let counters = view.gateway.counters();
+    page.one(&catalog::FORWARDED, counters.forwarded);
+    let mut dropped = page.begin(&catalog::DROPPED);
+    for reason in DropReason::ALL {
+        dropped.add(&[reason.name()], counters.dropped(*reason));
+    }
+    page.one(&catalog::OUTPUTS_LOST, counters.outputs_lost);
+    page.one(&catalog::CONFLICTS, counters.address_conflicts);
+}
+
+pub(super) fn ports(view: &View<'_>, page: &mut Page<'_>) {
+    let ports = &view.gateway.config().ports;
+    let mut up = page.begin(&catalog::PORT_UP);
+    for (index, port) in ports.iter().enumerate() {
+        let link = view.gateway.link(PortId(index as u8));
+        up.add(&[&port.name, &port.interface], u8::from(link.up));
+    }
+    let counters = &view.gateway.counters().ports;
+    let mut each = |metric, value: fn(&PortCounters) -> u64| {
+        let mut samples = page.begin(metric);
+        for (port, counters) in ports.iter().zip(counters) {
+            samples.add(&[&port.name], value(counters));
+        }
+    };
+    each(&catalog::PORT_PACKETS_IN, |port| port.in_packets);
+    each(&catalog::PORT_BYTES_IN, |port| port.in_bytes);
+    each(&catalog::PORT_PACKETS_OUT, |port| port.out_packets);
+    each(&catalog::PORT_BYTES_OUT, |port| port.out_bytes);
+}
+
+pub(super) fn sessions(view: &View<'_>, page: &mut Page<'_>) {
+    let (gateway, counters) = (view.gateway, view.gateway.counters());
+    let states = gateway.session_states();
+    let mut sessions = page.begin(&catalog::SESSIONS);
+    for state in SessionState::all() {
+        sessions.add(&[state.protocol(), state.name()], states.get(state));
+    }
+    page.one(&catalog::SESSIONS_MAX, gateway.config().node.max_sessions);
+    page.one(&catalog::SESSIONS_OPENED, counters.opened);
+    page.one(&catalog::SESSIONS_DROPPED_EARLY, counters.dropped_early);
+    page.one(&catalog::SESSIONS_CLEARED, counters.cleared);
+}
+
+pub(super) fn pools(view: &View<'_>, page: &mut Page<'_>) {
+    pool_metric(view.gateway, page, &catalog::NAT_USED, |(used, _)| used);
+    pool_metric(view.gateway, page, &catalog::NAT_SIZE, |(_, size)| size);
+}
+
+fn pool_metric(
+    gateway: &Gateway,
+    page: &mut Page<'_>,
+    metric: &'static Metric,
+    value: fn((u64, u64)) -> u64,
+) {
+    let mut samples = page.begin(metric);
+    let mut add = |name: &str, nat, egress| {
+        for (protocol, label) in MAPPED {
+            let usage = gateway.pool_usage(nat, egress, protocol);
+            samples.add(&[name, label], value(usage));
+        }
+    };
+    let config = gateway.config();
+    for (index, port) in config.ports.iter().enumerate() {
+        let name = format!("port:{}", port.name);
+        add(&name, Nat::Egress, PortId(index as u8));
+    }
+    for (index, pool) in config.nat_pools.iter().enumerate() {
+        add(&pool.name, Nat::Pool(index), PortId(0));
+    }
+}
+
+pub(super) fn turns(view: &View<'_>, page: &mut Page<'_>) {
+    page.begin(&catalog::TURN).histogram(&view.shell.turns);
+}

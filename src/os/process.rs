@@ -1,0 +1,76 @@
+//! What the kernel says of this process, for the metrics.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::check;
+use crate::metrics::Process;
+
+/// The time since the epoch.
+pub fn since_epoch() -> Option<Duration> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok()
+}
+
+/// What is used now by a process that was started at `started`: some 30 µs.
+pub fn usage(started: Option<Duration>) -> Process {
+    // In pages: size, resident, … (proc_pid_statm(5)).
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut sizes = statm
+        .split_ascii_whitespace()
+        .map(|pages| Some(pages.parse::<u64>().ok()?.saturating_mul(page_size()?)));
+    Process {
+        started,
+        cpu: cpu_time(),
+        mapped: sizes.next().flatten(),
+        resident: sizes.next().flatten(),
+        // One of them is that of the directory.
+        open_fds: fs::read_dir("/proc/self/fd")
+            .ok()
+            .map(|entries| (entries.count() as u64).saturating_sub(1)),
+        max_fds: fd_limit(),
+    }
+}
+
+fn page_size() -> Option<u64> {
+    // SAFETY: sysconf takes and gives numbers.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).ok()
+}
+
+fn cpu_time() -> Option<Duration> {
+    let mut spec = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `spec` is a valid timespec for the kernel to write to, borrowed only for the call.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut spec) }).ok()?;
+    // Neither is negative, by definition of the clock.
+    Some(Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32))
+}
+
+fn fd_limit() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit for the kernel to write to, borrowed only for the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }).ok()?;
+    Some(limit.rlim_cur)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_something_of_everything() {
+        let now = since_epoch().unwrap();
+        let usage = usage(Some(now));
+        assert!(now > Duration::from_secs(1_700_000_000), "{now:?}");
+        assert!(usage.cpu.unwrap() > Duration::ZERO, "{usage:?}");
+        assert!(usage.resident.unwrap() > 100_000, "{usage:?}");
+        assert!(usage.mapped >= usage.resident, "{usage:?}");
+        assert!(usage.open_fds.unwrap() >= 3, "{usage:?}");
+        assert!(usage.max_fds >= usage.open_fds, "{usage:?}");
+    }
+}
