@@ -18,7 +18,9 @@ mod services;
 mod unit;
 
 mod book;
+mod client;
 mod config;
+mod doctor;
 mod examples;
 mod explain;
 mod forward;
@@ -41,4 +43,5 @@ mod service;
 mod sessions;
 mod split;
 mod takeover;
+mod top;
 mod upgrade;

@@ -15,9 +15,9 @@ use serde_json::json;
 use tandemgw::control::capture::{Begin, Line, Packet};
 use tandemgw::os::{clock, signal};
 
+use super::client::{Client, PATIENCE, is_end, refusal};
+use super::fail;
 use super::pcapng::{self, Writer};
-use super::query::{connect, is_end, refusal};
-use super::{EXIT_NOT_RUNNING, fail};
 
 pub fn capture(
     socket: Option<&Path>,
@@ -32,9 +32,9 @@ pub fn capture(
             "packets are not for a terminal: pipe them, as in `tandemgw capture --write - | tshark -r -`",
         );
     }
-    let (path, stream) = match connect(socket) {
-        Ok(connected) => connected,
-        Err(sentence) => return fail(EXIT_NOT_RUNNING, sentence),
+    let (path, stream) = match Client::connect(socket, PATIENCE) {
+        Ok(client) => client.into_stream(),
+        Err(error) => return fail(error.code(), error),
     };
     let request =
         json!({ "command": "capture", "filter": filter, "snapshot": snapshot, "count": count });

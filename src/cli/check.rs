@@ -5,17 +5,22 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tandemgw::config::{self, Config, Diagnostic};
-use tandemgw::os::preflight;
+use tandemgw::os::preflight::{self, Problem};
 
-use super::{EXIT_CONFIG, fail, query};
+use super::{EXIT_CONFIG, doctor, fail};
 
 pub fn check(path: &Path, system: bool) -> ExitCode {
     let config = match load(path) {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if system && !is_fit(&config, query::is_running(&config)) {
-        return ExitCode::from(EXIT_CONFIG);
+    if system {
+        let checks = doctor::examine(&config);
+        let problems = checks.iter().flat_map(|check| &check.problems);
+        problems.for_each(print_problem);
+        if !doctor::is_fit(&checks) {
+            return ExitCode::from(EXIT_CONFIG);
+        }
     }
     eprintln!("{}: no errors", path.display());
     ExitCode::SUCCESS
@@ -41,12 +46,14 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
     }
 }
 
-/// Prints what is wrong with the machine; gives whether the gateway can run nevertheless, or can go on.
-pub fn is_fit(config: &Config, is_running: bool) -> bool {
-    let problems = preflight::check(config, is_running);
-    for problem in &problems {
-        let kind = if problem.fatal { "error" } else { "warning" };
-        eprintln!("{kind}: {}; {}", problem.what, problem.remedy);
-    }
+/// Prints what is wrong with the machine; gives whether the gateway can start nevertheless.
+pub fn can_start(config: &Config) -> bool {
+    let problems = preflight::check(config, false);
+    problems.iter().for_each(print_problem);
     !problems.iter().any(|problem| problem.fatal)
+}
+
+fn print_problem(problem: &Problem) {
+    let kind = if problem.fatal { "error" } else { "warning" };
+    eprintln!("{kind}: {}; {}", problem.what, problem.remedy);
 }

@@ -1,10 +1,273 @@
-//! `tandemgw doctor`.
+//! `tandemgw doctor`: each thing that the gateway needs of the machine, and how it stands.
 
+use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::fail;
+use serde_json::{Value, json};
+use tandemgw::config::Config;
+use tandemgw::os::preflight::{self, Check, Problem};
 
-pub fn doctor(_config: &Path, _json: bool) -> ExitCode {
-    fail(1, "not there yet")
+use super::paint::{self, Tone, paint};
+use super::status::{list, number, rtt, text};
+use super::table::{count, terminal_width};
+use super::{EXIT_CONFIG, check, query};
+
+/// Columns of a result and a check's name, before what was found.
+const INDENT: usize = 30;
+
+/// Less than this for the text is not worth an indentation.
+const NARROWEST: usize = 30;
+
+pub fn doctor(path: &Path, json: bool) -> ExitCode {
+    let config = match check::load(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let checks = examine(&config);
+    let output = if json {
+        format!("{}\n", to_json(&checks))
+    } else {
+        render(&checks, terminal_width(), paint::is_wanted())
+    };
+    let written = io::stdout().lock().write_all(output.as_bytes());
+    match written {
+        Ok(()) if is_fit(&checks) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(EXIT_CONFIG),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// All checks of the machine, and if the gateway runs, what it says of its peers.
+pub fn examine(config: &Config) -> Vec<Check> {
+    let status = query::status_of(config);
+    let mut checks = preflight::examine(config, status.is_some());
+    if let Some(status) = &status {
+        checks.insert(0, running(status));
+        checks.extend(list(&status["peers"]).map(peer));
+    }
+    checks
+}
+
+/// Whether the gateway can work.
+pub fn is_fit(checks: &[Check]) -> bool {
+    let mut problems = checks.iter().flat_map(|check| &check.problems);
+    !problems.any(|problem| problem.fatal)
+}
+
+fn running(status: &Value) -> Check {
+    let other = text(&status["version"]);
+    let own = env!("CARGO_PKG_VERSION");
+    let problem = (other != own).then(|| {
+        Problem::warning(
+            format!("the gateway that runs is version {other}, this program is {own}"),
+            "restart the gateway to have the new version",
+        )
+    });
+    let found = format!("{} runs, version {other}", text(&status["node"]));
+    Check::new("gateway", found, problem)
+}
+
+/// What the gateway that runs says of a peer.
+fn peer(peer: &Value) -> Check {
+    let name = text(&peer["name"]);
+    let is = |key: &str| peer[key] == true;
+    let mut problems = Vec::new();
+    if !is("connected") {
+        problems.push(Problem::warning(
+            format!("the gateway has no connection to {name}"),
+            format!(
+                "start the gateway on {name}; run `tandemgw doctor` there, and compare names, addresses and \
+                 public keys of both configs"
+            ),
+        ));
+    } else if !is("in_sync") || !is("digest_equal") {
+        problems.push(Problem::warning(
+            format!("{name} does not have all sessions yet"),
+            "wait for some seconds; if it stays so, see the logs of both units",
+        ));
+    }
+    let links: Vec<&Value> = list(&peer["links"]).collect();
+    let down = links.iter().filter(|link| link["up"] != true);
+    if is("connected") {
+        problems.extend(down.map(|link| {
+            let ends = format!("{} - {}", text(&link["local"]), text(&link["remote"]));
+            Problem::warning(
+                format!("the link {ends} to {name} is down"),
+                "check its cable or switch, and that a firewall on either side lets its UDP port through",
+            )
+        }));
+    }
+    let rtts: Vec<String> = links.iter().map(|link| rtt(&link["rtt_us"])).collect();
+    let found = format!(
+        "connected and in sync, {} changes behind, round trip {}",
+        count(number(&peer["lag"]["sequence_gap"])),
+        rtts.join(" and ")
+    );
+    Check::new(format!("peer {name}"), found, problems)
+}
+
+/// A result of a check: its word, how it looks, what was found and what to do.
+type Line<'a> = (&'static str, Tone, &'a str, Option<&'a str>);
+
+fn lines(check: &Check) -> Vec<Line<'_>> {
+    if check.problems.is_empty() {
+        return vec![("ok", Tone::Good, &check.found, None)];
+    }
+    let line = |problem: &'_ Problem| -> (&'static str, Tone) {
+        match problem.fatal {
+            true => ("error", Tone::Bad),
+            false => ("warning", Tone::Warning),
+        }
+    };
+    let problems = check.problems.iter();
+    problems
+        .map(|problem| {
+            let (word, tone) = line(problem);
+            (
+                word,
+                tone,
+                problem.what.as_str(),
+                Some(problem.remedy.as_str()),
+            )
+        })
+        .collect()
+}
+
+fn to_json(checks: &[Check]) -> Value {
+    let results: Vec<Value> = checks
+        .iter()
+        .flat_map(|check| {
+            lines(check).into_iter().map(|(result, _, found, remedy)| {
+                json!({ "check": check.name, "result": result, "found": found, "remedy": remedy })
+            })
+        })
+        .collect();
+    json!({ "fit": is_fit(checks), "checks": results })
+}
+
+fn render(checks: &[Check], width: Option<usize>, color: bool) -> String {
+    let mut out = String::new();
+    let width = width.map_or(usize::MAX, |width| {
+        width.saturating_sub(INDENT).max(NARROWEST)
+    });
+    for check in checks {
+        for (word, tone, found, remedy) in lines(check) {
+            let word = format!("{word:<8}");
+            let word = if color { paint(&word, tone) } else { word };
+            let head = format!("{word} {:<20} ", check.name);
+            paragraph(&mut out, &head, found, width);
+            if let Some(remedy) = remedy {
+                let head = " ".repeat(INDENT);
+                paragraph(&mut out, &head, &format!("→ {remedy}"), width);
+            }
+        }
+    }
+    let problems = || checks.iter().flat_map(|check| &check.problems);
+    let errors = problems().filter(|problem| problem.fatal).count();
+    let warnings = problems().count() - errors;
+    let _ = match errors {
+        0 => writeln!(out, "\nfit, with {warnings} warnings"),
+        _ => writeln!(out, "\nnot fit: {errors} errors, {warnings} warnings"),
+    };
+    out
+}
+
+/// Writes `text` after `head`, in lines of at most `width`.
+fn paragraph(out: &mut String, head: &str, text: &str, width: usize) {
+    out.push_str(head);
+    let mut used = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            out.push('\n');
+            out.push_str(&" ".repeat(INDENT));
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += length;
+    }
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checks() -> Vec<Check> {
+        vec![
+            Check::new("tun", "/dev/net/tun can be opened", []),
+            Check::new(
+                "port lan",
+                "eth0 up",
+                [
+                    Problem::warning("interface eth0 has no carrier", "plug in the cable"),
+                    Problem::fatal("it belongs to br0", "use br0"),
+                ],
+            ),
+        ]
+    }
+
+    #[test]
+    fn each_check_has_its_result_and_remedy() {
+        let wanted = "\
+ok       tun                  /dev/net/tun can be opened
+warning  port lan             interface eth0 has no carrier
+                              → plug in the cable
+error    port lan             it belongs to br0
+                              → use br0
+
+not fit: 1 errors, 1 warnings
+";
+        assert_eq!(render(&checks(), None, false), wanted);
+        assert!(!is_fit(&checks()));
+        assert!(is_fit(&checks()[..1]));
+    }
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        let long = Check::new("x", "word ".repeat(60).trim(), []);
+        let text = render(&[long], Some(80), false);
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        let narrow = render(&checks(), Some(10), true);
+        assert!(narrow.contains("carrier"));
+    }
+
+    #[test]
+    fn programs_get_one_object() {
+        let json = to_json(&checks());
+        assert_eq!(json["fit"], false);
+        assert_eq!(json["checks"][0]["result"], "ok");
+        assert_eq!(json["checks"][2]["remedy"], "use br0");
+    }
+
+    #[test]
+    fn what_a_running_gateway_says_of_its_peers() {
+        let good = json!({ "name": "gw-b", "connected": true, "in_sync": true, "digest_equal": true,
+            "lag": { "sequence_gap": 0 }, "links": [{ "up": true, "rtt_us": 300 }] });
+        assert_eq!(peer(&good).problems, []);
+        assert!(peer(&good).found.contains("300 µs"), "{:?}", peer(&good));
+        for (key, value, said) in [
+            ("connected", json!(false), "no connection"),
+            ("in_sync", json!(false), "all sessions"),
+            (
+                "links",
+                json!([{ "up": false, "local": "a", "remote": "b" }]),
+                "a - b",
+            ),
+        ] {
+            let mut bad = good.clone();
+            bad[key] = value;
+            let check = peer(&bad);
+            assert_eq!(check.problems.len(), 1, "{check:?}");
+            assert!(check.problems[0].what.contains(said), "{check:?}");
+        }
+    }
 }

@@ -3,10 +3,12 @@
 pub mod args;
 mod capture;
 mod check;
+mod client;
 mod doctor;
 mod explain;
 mod ha;
 mod key;
+mod paint;
 mod pcapng;
 mod query;
 mod reload;

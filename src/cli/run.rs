@@ -19,7 +19,7 @@ pub fn run(path: &Path) -> ExitCode {
         config.node.name,
         path
     );
-    if !check::is_fit(&config, false) {
+    if !check::can_start(&config) {
         return ExitCode::from(EXIT_CONFIG);
     }
     let result = startup::run(config, path);

@@ -29,12 +29,11 @@ pub struct Table {
 
 impl Table {
     pub fn new(headers: &[&str]) -> Table {
-        let size = || terminal::size().ok().map(|(columns, _)| columns.into());
-        let limit = io::stdout().is_terminal().then(size).flatten();
-        Table::with_limit(headers, limit)
+        Table::with_limit(headers, terminal_width())
     }
 
-    fn with_limit(headers: &[&str], limit: Option<usize>) -> Table {
+    /// A table for a terminal of so many columns; for something else if none.
+    pub fn with_limit(headers: &[&str], limit: Option<usize>) -> Table {
         Table {
             headers: headers.iter().map(|header| (*header).to_owned()).collect(),
             rows: Vec::new(),
@@ -64,7 +63,8 @@ impl Table {
         io::stdout().lock().write_all(text.as_bytes())
     }
 
-    fn render(&mut self) -> String {
+    /// What [`Table::print`] prints.
+    pub fn render(&mut self) -> String {
         if !self.is_begun {
             self.is_begun = true;
             self.rows.insert(0, self.headers.clone());
@@ -106,6 +106,12 @@ impl Table {
         let kept = cell.chars().take(width.saturating_sub(1));
         kept.chain(['…']).collect()
     }
+}
+
+/// The columns of the terminal that stdout is; none if it is something else.
+pub fn terminal_width() -> Option<usize> {
+    let size = || terminal::size().ok().map(|(columns, _)| columns.into());
+    io::stdout().is_terminal().then(size).flatten()
 }
 
 /// A number with a unit of 1000: `12.3k`.

@@ -73,7 +73,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
 fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> Value {
     let port = &gateway.config().ports[id.index()];
     let link = gateway.link(id);
-    let counters = gateway.counters().ports[id.index()];
+    let counters = gateway.port_counters(id);
     json!({
         "name": port.name,
         "interface": port.interface,
@@ -152,7 +152,7 @@ fn counters(gateway: &Gateway) -> Value {
         .collect();
     json!({
         "forwarded": counters.forwarded,
-        "bytes": counters.bytes(),
+        "bytes": gateway.forwarded_bytes(),
         "dropped": dropped,
         "dropped_early": counters.dropped_early,
         "cleared": counters.cleared,

@@ -146,7 +146,7 @@ impl Gateway {
     }
 
     pub(super) fn announce_address(&mut self, port: PortId, addr: Addr) {
-        let link = self.links[port.index()];
+        let link = self.ports[port.index()].link;
         if !link.up {
             return;
         }

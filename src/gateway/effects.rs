@@ -193,7 +193,7 @@ impl Gateway {
     fn probe_group(&mut self, group: GroupId) {
         for index in 0..self.config.ports.len() {
             let port = PortId(index as u8);
-            let link = self.links[index];
+            let link = self.ports[index].link;
             let addresses: Vec<_> = self
                 .addresses_on(port)
                 .filter(|(_, g)| *g == group)

@@ -8,7 +8,7 @@ use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use crate::sync::Phase;
 use crate::time::Time;
 
-use super::{Gateway, Packet, Role, cluster};
+use super::{Gateway, Packet, PortState, Role, cluster};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -111,7 +111,7 @@ impl Gateway {
     /// Whether the packet can leave by `egress`: the link is up, and the packet fits.
     #[inline(always)]
     pub(super) fn check_exit(&self, packet: &Packet<'_>, egress: PortId) -> Result<(), DropReason> {
-        let link = &self.links[egress.index()];
+        let link = &self.ports[egress.index()].link;
         if !link.up {
             return Err(DropReason::PortDown);
         }
@@ -130,14 +130,15 @@ impl Gateway {
     ) -> Verdict {
         if let Err(reason) = self.check_exit(packet, egress) {
             if reason == DropReason::TooBig {
-                let mtu = self.links[egress.index()].mtu;
+                let mtu = self.ports[egress.index()].link.mtu;
                 self.answer_error(packet, Problem::TooBig { mtu });
             }
             return Verdict::Drop(reason);
         }
+        let PortState { counters, .. } = &mut self.ports[egress.index()];
+        counters.count_out(packet.bytes.len());
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
-        self.counters.count_out(egress, packet.bytes.len());
         Verdict::Forward
     }
 

@@ -45,7 +45,7 @@ impl Gateway {
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
-        if !self.links[egress.index()].up {
+        if !self.ports[egress.index()].link.up {
             return Err(DropReason::PortDown);
         }
         let as_received = session.key(direction, &self.book);
@@ -55,7 +55,7 @@ impl Gateway {
         let outer_src = if hidden { as_sent.dst } else { parsed.key.src };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         packet::add_hop_limit(bytes, parsed.family);
-        self.counters.count_out(egress, bytes.len());
+        self.ports[egress.index()].counters.count_out(bytes.len());
         Ok(())
     }
 }

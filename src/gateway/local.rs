@@ -60,7 +60,7 @@ impl Gateway {
     pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
         match neighbor::parse_frame(frame) {
             Ok(Neighbor::Solicit(solicit)) => {
-                let mac = self.links[port.index()].mac;
+                let mac = self.ports[port.index()].link.mac;
                 if self.defends(port, &solicit.target) && solicit.sender_mac != mac {
                     let bytes = neighbor::reply(&solicit, mac);
                     self.push_output(Output::Frame { port, bytes });
@@ -75,7 +75,7 @@ impl Gateway {
 
     /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.
     fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
-        if mac == self.links[port.index()].mac {
+        if mac == self.ports[port.index()].link.mac {
             return;
         }
         if self.cluster.is_some() && packet::forwardable(addr) {

@@ -100,13 +100,20 @@ impl Packet<'_> {
     }
 }
 
+/// A port at run time.
+#[derive(Clone)]
+struct PortState {
+    link: LinkState,
+    counters: PortCounters,
+}
+
 /// Bytes of a UDP header (RFC 768).
 const UDP_HEADER: u32 = 8;
 
 /// The state machine of one unit.
 pub struct Gateway {
     config: Config,
-    links: Vec<LinkState>,
+    ports: Vec<PortState>,
     roles: Vec<Role>,
     fib: Fib,
     ruleset: Ruleset,
@@ -134,16 +141,19 @@ impl Gateway {
     pub fn new(config: Config, seed: Seed, now: Time) -> Gateway {
         let mut random = Random::new(seed);
         let mut book = AddressBook::new();
-        let down = LinkState {
-            up: false,
-            mtu: 1500,
-            mac: [0; 6],
+        let down = PortState {
+            link: LinkState {
+                up: false,
+                mtu: 1500,
+                mac: [0; 6],
+            },
+            counters: PortCounters::default(),
         };
         let ruleset = Ruleset::new(&config);
         let nat = Nat::new(&config, &mut book, &random.key());
         Gateway {
             addresses: local::addresses(&config, &nat),
-            links: vec![down; config.ports.len()],
+            ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
             cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
@@ -161,7 +171,7 @@ impl Gateway {
             neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
             random,
-            counters: Counters::new(config.ports.len()),
+            counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
             capture: None,
             outputs: VecDeque::new(),
@@ -169,6 +179,14 @@ impl Gateway {
             expired: Vec::new(),
             config,
         }
+    }
+
+    /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only for
+    /// people to read. [`Gateway::handle_packet`] is to be called for each as well.
+    pub fn handle_batch(&mut self, port: PortId, packets: usize, bytes: usize) {
+        let counters = &mut self.ports[port.index()].counters;
+        counters.in_packets += packets as u64;
+        counters.in_bytes += bytes as u64;
     }
 
     /// Handles an IP packet that the TUN of `port` delivered; edits it in place if it goes on.
@@ -181,7 +199,6 @@ impl Gateway {
         bytes: &mut [u8],
         offload: Offload,
     ) -> Verdict {
-        self.counters.count_in(port, bytes.len());
         let verdict = match packet::parse(bytes, offload) {
             Ok(parsed) => self.handle_parsed(Packet {
                 now,
@@ -231,7 +248,7 @@ impl Gateway {
 
     /// Takes note of the state of a port's interface.
     pub fn handle_link(&mut self, now: Time, port: PortId, link: LinkState) {
-        let before = std::mem::replace(&mut self.links[port.index()], link);
+        let before = std::mem::replace(&mut self.ports[port.index()].link, link);
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
         }

@@ -110,7 +110,7 @@ impl Gateway {
     pub(super) fn announce_to_neighbors(&mut self, group: GroupId) {
         let mut frames = Vec::new();
         for ((port, host), mac) in &self.neighbors.heard {
-            let link = self.links[port.index()];
+            let link = self.ports[port.index()].link;
             let own = self.addresses[port.index()].iter();
             let own = own.filter(|(addr, g)| *g == group && addr.family() == host.family());
             for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {

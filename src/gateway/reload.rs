@@ -150,7 +150,7 @@ impl Gateway {
             cluster.ha.set_override(now, ha.override_);
         }
         if ha.monitor != before.monitor {
-            let up: Vec<bool> = self.links.iter().map(|link| link.up).collect();
+            let up: Vec<bool> = self.ports.iter().map(|port| port.link.up).collect();
             cluster.ha.set_monitor(now, &ha.monitor, &up);
         }
         cluster.sync.set_pickup(ha)

@@ -16,8 +16,6 @@ use super::{Gateway, Role};
 pub struct Counters {
     /// Packets forwarded; a super-packet counts as one.
     pub forwarded: u64,
-    /// By port.
-    pub ports: Vec<PortCounters>,
     /// Sessions that packets opened here; not those that peers opened.
     pub opened: u64,
     /// Packets dropped, by [`DropReason`].
@@ -44,7 +42,7 @@ pub struct Counters {
 /// What went through a port. Bytes are those of IP; a super-packet counts as one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortCounters {
-    /// Packets that came in by it, whatever became of them.
+    /// Packets that came in by it, whatever became of them; see [`Gateway::handle_batch`].
     pub in_packets: u64,
     /// Their bytes.
     pub in_bytes: u64,
@@ -54,12 +52,18 @@ pub struct PortCounters {
     pub out_bytes: u64,
 }
 
-impl Counters {
-    /// All zero, for so many ports.
-    pub(super) fn new(ports: usize) -> Counters {
+impl PortCounters {
+    #[inline]
+    pub(super) fn count_out(&mut self, bytes: usize) {
+        self.out_packets += 1;
+        self.out_bytes += bytes as u64;
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
         Counters {
             forwarded: 0,
-            ports: vec![PortCounters::default(); ports],
             opened: 0,
             dropped: [0; DropReason::ALL.len()],
             dropped_early: 0,
@@ -72,26 +76,9 @@ impl Counters {
             address_conflicts: 0,
         }
     }
+}
 
-    /// Bytes forwarded, out of all ports.
-    pub fn bytes(&self) -> u64 {
-        self.ports.iter().map(|port| port.out_bytes).sum()
-    }
-
-    #[inline]
-    pub(super) fn count_in(&mut self, port: PortId, bytes: usize) {
-        let counters = &mut self.ports[port.index()];
-        counters.in_packets += 1;
-        counters.in_bytes += bytes as u64;
-    }
-
-    #[inline]
-    pub(super) fn count_out(&mut self, port: PortId, bytes: usize) {
-        let counters = &mut self.ports[port.index()];
-        counters.out_packets += 1;
-        counters.out_bytes += bytes as u64;
-    }
-
+impl Counters {
     /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
@@ -164,7 +151,17 @@ impl Gateway {
 
     /// The state of the interface of `port`.
     pub fn link(&self, port: PortId) -> LinkState {
-        self.links[port.index()]
+        self.ports[port.index()].link
+    }
+
+    /// What went through `port`.
+    pub fn port_counters(&self, port: PortId) -> PortCounters {
+        self.ports[port.index()].counters
+    }
+
+    /// Bytes forwarded, out of all ports.
+    pub fn forwarded_bytes(&self) -> u64 {
+        self.ports.iter().map(|port| port.counters.out_bytes).sum()
     }
 
     /// The configured name of `port`.

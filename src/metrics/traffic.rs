@@ -38,11 +38,11 @@ pub(super) fn ports(view: &View<'_>, page: &mut Page<'_>) {
         let link = view.gateway.link(PortId(index as u8));
         up.add(&[&port.name, &port.interface], u8::from(link.up));
     }
-    let counters = &view.gateway.counters().ports;
     let mut each = |metric, value: fn(&PortCounters) -> u64| {
         let mut samples = page.begin(metric);
-        for (port, counters) in ports.iter().zip(counters) {
-            samples.add(&[&port.name], value(counters));
+        for (index, port) in ports.iter().enumerate() {
+            let counters = view.gateway.port_counters(PortId(index as u8));
+            samples.add(&[&port.name], value(&counters));
         }
     };
     each(&catalog::PORT_PACKETS_IN, |port| port.in_packets);

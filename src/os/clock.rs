@@ -37,6 +37,15 @@ fn read(clock: libc::clockid_t) -> Duration {
     Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32)
 }
 
+/// Whether something keeps the clock of this machine right, as far as the kernel knows (adjtimex(2)).
+pub fn is_synchronised() -> Option<bool> {
+    // SAFETY: all bytes of a timex may be zero: it is numbers; no mode means that nothing is set.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `state` is a valid timex for the kernel to write to, borrowed only for the call.
+    let result = unsafe { libc::adjtimex(&raw mut state) };
+    (result != -1).then_some(state.status & libc::STA_UNSYNC == 0)
+}
+
 /// `N` bytes from the kernel's generator, fit for keys.
 ///
 /// # Errors

@@ -314,6 +314,8 @@ impl Shell {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
             left -= count.max(1);
             let buffers = &mut self.buffers[..count];
+            let bytes = buffers.iter().map(|buffer| buffer.packet().len()).sum();
+            self.gateway.handle_batch(port, count, bytes);
             if count > 1 {
                 let packets = buffers.iter().map(|b| (b.packet(), b.offload()));
                 self.gateway.announce_packets(packets);

@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod clock;
 pub mod control_socket;
+mod ethtool;
 pub mod event_loop;
 pub mod http;
 pub mod key_file;

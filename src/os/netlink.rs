@@ -19,9 +19,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteHeader};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -53,6 +53,16 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
+    /// For a socket that can't be opened.
+    pub(super) fn on_open(source: io::Error) -> NetlinkError {
+        NetlinkError {
+            operation: "open",
+            object: "a netlink socket".to_owned(),
+            source,
+            detail: None,
+        }
+    }
+
     pub(super) fn is(&self, errno: i32) -> bool {
         self.source.raw_os_error() == Some(errno)
     }
@@ -185,6 +195,50 @@ impl Netlink {
             .push(NeighbourAttribute::Destination(address));
         let request = RouteNetlinkMessage::NewNeighbour(message);
         self.change("resolve the neighbour", &addr, request, NLM_F_CREATE)
+    }
+
+    /// The way that a packet of this machine to `addr` would take; none if there is no route.
+    pub fn route_to(&mut self, addr: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
+        let (family, length) = match addr {
+            IpAddr::V4(_) => (Family::V4, 32),
+            IpAddr::V6(_) => (Family::V6, 128),
+        };
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(family);
+        message.header.destination_prefix_length = length;
+        let destination = match addr {
+            IpAddr::V4(ip) => RouteAddress::Inet(ip),
+            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+        };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(destination));
+        let request = RouteNetlinkMessage::GetRoute(message);
+        let mut found = None;
+        let take = |message| {
+            if let RouteNetlinkMessage::NewRoute(route) = message {
+                found = KernelRoute::from_message(&route);
+            }
+        };
+        let answer = self.exchange("find the route to", &addr, request, NLM_F_ACK, take);
+        match answer {
+            Ok(_) => Ok(found.and_then(|route| route.hops.first().copied())),
+            Err(error) if error.is(libc::ENETUNREACH) || error.is(libc::EHOSTUNREACH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there is a neighbour of that address on a link; none if the kernel does not know yet.
+    pub fn is_neighbour(&mut self, link: u32, addr: IpAddr) -> Result<Option<bool>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let all = self.dump("neighbours", &request, |message| match message {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour_state(&neighbour, link, addr),
+            _ => None,
+        })?;
+        Ok(all.first().and_then(|state| match state {
+            NeighbourState::Incomplete | NeighbourState::None => None,
+            state => Some(*state != NeighbourState::Failed),
+        }))
     }
 
     /// All addresses of this machine.
@@ -357,4 +411,19 @@ impl Netlink {
             }
         }
     }
+}
+
+/// The state of the neighbour if it is the one on `link` with `addr`.
+fn neighbour_state(message: &NeighbourMessage, link: u32, addr: IpAddr) -> Option<NeighbourState> {
+    let is_address = |attribute: &NeighbourAttribute| match (attribute, addr) {
+        (NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)), IpAddr::V4(own)) => {
+            *ip == own
+        }
+        (NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)), IpAddr::V6(own)) => {
+            *ip == own
+        }
+        _ => false,
+    };
+    let is_it = message.header.ifindex == link && message.attributes.iter().any(is_address);
+    is_it.then_some(message.header.state)
 }

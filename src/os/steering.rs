@@ -25,10 +25,10 @@
 //! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
 //! interface that it came in by, since a TUN is always between.
 
+mod error;
 mod readdress;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -39,6 +39,8 @@ use super::netlink::{
 use super::sysctl::{self, SysctlError};
 use crate::config::{Config, Nat};
 use crate::flow::{Addr, Family, PortId};
+
+pub use error::SetupError;
 
 /// `rtm_protocol` of the routes and `FRA_PROTOCOL` of the rules that the gateway adds.
 pub const PROTOCOL: u8 = 77;
@@ -201,47 +203,6 @@ impl Steering {
 pub fn taken(netlink: &mut Netlink, config: &Config) -> Result<Vec<String>, NetlinkError> {
     let plan = Plan::new(config, &vec![0; config.ports.len()]);
     Ok(Survey::take(netlink, &plan)?.taken(&plan))
-}
-
-/// Why the packets can't be steered.
-#[derive(Debug)]
-pub enum SetupError {
-    /// A table or rule priority is used by something else; the sentence says which and by what.
-    Taken(String),
-    /// The interface of a port doesn't exist.
-    NoInterface(String),
-    /// The kernel refused a route or a rule.
-    Netlink(NetlinkError),
-    /// The kernel refused a parameter.
-    Sysctl(SysctlError),
-}
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SetupError::Taken(what) => write!(
-                f,
-                "{what}; set `routing-table` in `[node]` to the first of 64 numbers that are free"
-            ),
-            SetupError::NoInterface(name) => write!(f, "there is no interface {name}"),
-            SetupError::Netlink(error) => error.fmt(f),
-            SetupError::Sysctl(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
-
-impl From<NetlinkError> for SetupError {
-    fn from(error: NetlinkError) -> Self {
-        SetupError::Netlink(error)
-    }
-}
-
-impl From<SysctlError> for SetupError {
-    fn from(error: SysctlError) -> Self {
-        SetupError::Sysctl(error)
-    }
 }
 
 /// What is to be in place.
@@ -551,7 +512,10 @@ fn prepare_tun(
 ///
 /// IPv6 looks at `all.forwarding` and at the interface's `force_forwarding` only, which came with
 /// Linux 6.17; the interface's `forwarding` says whether it acts as a router there.
-fn forwarding_key(family: Family, interface: &str) -> Result<(&str, &'static str), SysctlError> {
+pub(super) fn forwarding_key(
+    family: Family,
+    interface: &str,
+) -> Result<(&str, &'static str), SysctlError> {
     const FORCE: &str = "force_forwarding";
     Ok(match family {
         Family::V4 => (interface, "forwarding"),

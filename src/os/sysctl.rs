@@ -75,7 +75,14 @@ pub fn set(family: Family, interface: &str, key: &str, value: u32) -> Result<(),
     })
 }
 
-fn path(family: Family, interface: &str, key: &str) -> PathBuf {
+/// Whether this process could set the parameter; nothing is written.
+pub fn is_writable(family: Family, interface: &str, key: &str) -> bool {
+    let path = path(family, interface, key);
+    fs::File::options().write(true).open(path).is_ok()
+}
+
+/// The file of a parameter.
+pub fn path(family: Family, interface: &str, key: &str) -> PathBuf {
     let family = match family {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",

@@ -51,6 +51,8 @@ fn run(seed: u64) {
     // It was no trivial run.
     let counters = world.lab.gateway.counters();
     assert!(counters.forwarded > u64::from(STEPS) / 10, "{counters:?}");
+    let out = PORTS.map(|port| world.lab.gateway.port_counters(port).out_packets);
+    assert_eq!(out.iter().sum::<u64>(), counters.forwarded);
     assert!(world.explained > STEPS / 4, "{}", world.explained);
     world.lab.pass(Duration::from_secs(8000));
     assert_eq!(world.lab.sessions(), 0, "all sessions end");

@@ -38,6 +38,25 @@ fn opened_translated_and_answered() {
 }
 
 #[test]
+fn ports_count_what_goes_out() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let mut bytes = 0;
+        for (first, counted) in openers(&net) {
+            lab.forwards(LAN, &first, &first.clone().src(net.wan_vip), counted);
+            bytes += first.bytes().len() as u64;
+        }
+        let refused = tcp((net.host, 1), (net.server, 23), SYN, 1, 0);
+        lab.send(LAN, &refused);
+        let [lan, wan] = [LAN, WAN].map(|port| lab.gateway.port_counters(port));
+        assert_eq!((lan.out_packets, lan.out_bytes), (0, 0));
+        assert_eq!((wan.out_packets, wan.out_bytes), (4, bytes));
+        assert_eq!(lab.gateway.forwarded_bytes(), bytes);
+        assert_eq!(lab.gateway.counters().opened, 4);
+    }
+}
+
+#[test]
 fn without_nat_nothing_but_the_hop_limit_changes() {
     for net in Net::both() {
         let mut lab = Lab::new();

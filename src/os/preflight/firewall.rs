@@ -9,14 +9,32 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::Problem;
+use super::{Check, Problem};
 
 /// A rule that names the gateway's devices was made for it, whatever it says.
 const DEVICES: &str = "tgw-";
 
-pub(super) fn check() -> Vec<Problem> {
-    // Terse: without the elements of sets, of which there can be very many.
-    let ruleset = output("nft", &["--json", "--terse", "list", "ruleset"]);
+/// The tables of a firewall that track connections do it twice for each packet that the gateway
+/// forwards, once on each side of it.
+const TRACKING: [&str; 9] = [
+    "\"ct\"",
+    "\"masquerade\"",
+    "\"snat\"",
+    "\"dnat\"",
+    "\"redirect\"",
+    "\"conntrack\"",
+    "\"MASQUERADE\"",
+    "\"SNAT\"",
+    "\"DNAT\"",
+];
+
+/// Chains that drop what is forwarded.
+pub(super) fn check() -> Check {
+    let ruleset = nft_ruleset();
+    let found = match ruleset {
+        Some(_) => "no chain drops what is forwarded",
+        None => "can't tell: nft (of nftables) is not installed",
+    };
     let mut problems = ruleset.map_or_else(Vec::new, |json| nftables(&json));
     for (tool, tables) in [
         ("iptables-legacy", "/proc/net/ip_tables_names"),
@@ -29,7 +47,58 @@ pub(super) fn check() -> Vec<Problem> {
             problems.extend(rules.and_then(|rules| legacy(tool, &rules)));
         }
     }
-    problems
+    Check::new("firewall", found, problems)
+}
+
+/// Connection tracking by the kernel.
+pub(super) fn connection_tracking() -> Check {
+    let problem = nft_ruleset().and_then(|json| tracking(&json));
+    let entries = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    let found = match entries {
+        Ok(count) => format!(
+            "no rule needs it for what is forwarded; {} entries",
+            count.trim()
+        ),
+        Err(_) => "the kernel does not track connections".to_owned(),
+    };
+    Check::new("conntrack", found, problem)
+}
+
+fn nft_ruleset() -> Option<String> {
+    // Terse: without the elements of sets, of which there can be very many.
+    output("nft", &["--json", "--terse", "list", "ruleset"])
+}
+
+/// The problem that a rule has turned on connection tracking, and none exempts the gateway's packets.
+fn tracking(json: &str) -> Option<Problem> {
+    let ruleset: Value = serde_json::from_str(json).ok()?;
+    let rules = || {
+        let objects = ruleset["nftables"].as_array().into_iter().flatten();
+        objects.map(|object| &object["rule"])
+    };
+    let text = |rule: &Value| rule["expr"].to_string();
+    let is_exempt = rules()
+        .map(text)
+        .any(|expr| expr.contains(DEVICES) && expr.contains("\"notrack\""));
+    let tracks = |rule: &&Value| {
+        let expr = text(rule);
+        TRACKING.iter().any(|word| expr.contains(word))
+    };
+    let rule = rules().find(tracks).filter(|_| !is_exempt)?;
+    let part = |key: &str| rule[key].as_str().unwrap_or("?").to_owned();
+    Some(Problem::warning(
+        format!(
+            "a rule of the nftables chain {} of table {} {} has the kernel track connections: it does so twice for each packet that the gateway forwards, and drops them when its table is full",
+            part("chain"),
+            part("family"),
+            part("table"),
+        ),
+        format!(
+            "nft 'add table inet tandemgw; add chain inet tandemgw raw {{ type filter hook prerouting priority raw; }}; \
+             add rule inet tandemgw raw iifname \"{DEVICES}*\" notrack; \
+             add rule inet tandemgw raw fib daddr type != local notrack', and the same in /etc/nftables.conf"
+        ),
+    ))
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
@@ -139,6 +208,29 @@ mod tests {
             );
         }
         assert_eq!(nftables("no JSON"), []);
+    }
+
+    #[test]
+    fn tracking_of_what_is_forwarded_is_told_unless_it_is_exempt() {
+        const STATE: &str =
+            r#"[{"match":{"left":{"ct":{"key":"state"}},"right":"invalid"}},{"drop":null}]"#;
+        const MASQUERADE: &str = r#"[{"masquerade":null}]"#;
+        const XTABLES: &str = r#"[{"xt":{"type":"target","name":"MASQUERADE"}}]"#;
+        const EXEMPT: &str = r#"[{"match":{"op":"==","right":"tgw-*"}},{"notrack":null}]"#;
+        const OTHER: &str = r#"[{"counter":{"packets":0,"bytes":0}},{"accept":null}]"#;
+        for (rules, is_told) in [
+            (&[][..], false),
+            (&[OTHER], false),
+            (&[STATE], true),
+            (&[OTHER, MASQUERADE], true),
+            (&[XTABLES], true),
+            (&[EXEMPT, STATE], false),
+        ] {
+            let problem = tracking(&ruleset("accept", rules));
+            assert_eq!(problem.is_some(), is_told, "{rules:?}");
+            assert!(problem.is_none_or(|p| !p.fatal && p.remedy.contains("notrack")));
+        }
+        assert_eq!(tracking("no JSON"), None);
     }
 
     #[test]

@@ -1,0 +1,513 @@
+//! How `top` looks: from 80 columns by 24 lines on everything is there; on less, the most important.
+
+use ratatui::Frame;
+use ratatui::layout::Constraint::{self, Fill, Length, Max, Min};
+use ratatui::layout::{Alignment, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, SparklineBar, Table, Wrap};
+use serde_json::Value;
+
+use crate::cli::status::{list, number, rtt, text};
+use crate::cli::table::{count, duration};
+
+use super::state::{Graph, Top};
+
+const HELP: &str = " q quit   p pause   + - interval";
+
+/// Lines of a graph with its heading, at least and at most.
+const GRAPH: [u16; 2] = [3, 9];
+
+/// Columns of the table of ports; what is dropped stands beside it.
+const PORTS_WIDTH: u16 = 45;
+
+pub fn draw(frame: &mut Frame, top: &Top) {
+    let [title, body, help] = Layout::vertical([Length(1), Min(0), Length(1)]).areas(frame.area());
+    draw_title(frame, title, top);
+    match top.status() {
+        Some(status) => draw_body(frame, body, top, status),
+        None => draw_waiting(frame, body, top),
+    }
+    frame.render_widget(Paragraph::new(HELP).style(dim()), help);
+}
+
+fn draw_title(frame: &mut Frame, area: Rect, top: &Top) {
+    let mut spans = vec![Span::styled(" tandemgw top ", heading())];
+    if let Some(status) = top.status() {
+        spans.push(Span::styled(
+            format!(" {} ", text(&status["node"])),
+            Style::new().add_modifier(Modifier::BOLD),
+        ));
+        let (version, uptime) = (text(&status["version"]), number(&status["uptime_s"]));
+        spans.push(Span::raw(format!(" {version}  up {} ", duration(uptime))));
+    }
+    if top.trouble().is_some() {
+        spans.push(Span::styled(" not running, waiting… ", bad()));
+    } else if top.is_paused() {
+        spans.push(Span::styled(" PAUSED ", warning()));
+    }
+    frame.render_widget(Line::from(spans), area);
+    let interval = format!("every {:?} ", top.interval());
+    if usize::from(area.width) > 60 + interval.len() {
+        let line = Line::styled(interval, dim()).alignment(Alignment::Right);
+        let [_, right] = Layout::horizontal([Min(0), Length(14)]).areas(area);
+        frame.render_widget(line, right);
+    }
+}
+
+fn draw_waiting(frame: &mut Frame, area: Rect, top: &Top) {
+    let why = top.trouble().unwrap_or("waiting for the first answer");
+    frame.render_widget(Paragraph::new(why).wrap(Wrap { trim: true }), area);
+}
+
+fn draw_body(frame: &mut Frame, area: Rect, top: &Top, status: &Value) {
+    let groups = rows(status, "groups");
+    let peers = peer_rows(status);
+    let middle = rows(status, "ports")
+        .max(top.drops().len().min(6) as u16)
+        .max(3);
+    let events = rows(status, "events");
+    let wanted = [
+        table_height(groups),
+        table_height(peers.len() as u16),
+        1,
+        GRAPH[0],
+        middle + 1,
+        table_height(events),
+    ];
+    let heights = heights(area.height, wanted);
+    let [groups, peers_area, sessions, graphs, middle, events] =
+        Layout::vertical(heights.map(Length)).areas(area);
+    draw_groups(frame, groups, status);
+    draw_peers(frame, peers_area, peers);
+    draw_sessions(frame, sessions, status);
+    draw_graphs(frame, graphs, top);
+    let [ports, drops] = Layout::horizontal([Length(PORTS_WIDTH), Min(0)]).areas(middle);
+    draw_ports(frame, ports, top, status);
+    draw_drops(frame, drops, top);
+    draw_events(frame, events, status);
+}
+
+/// Gives each part what it wants, the first ones first; what is left makes the graphs higher.
+fn heights(available: u16, wanted: [u16; 6]) -> [u16; 6] {
+    let mut left = available;
+    let mut heights = wanted.map(|height| {
+        let given = height.min(left);
+        left -= given;
+        given
+    });
+    if heights[3] == GRAPH[0] {
+        heights[3] += left.min(GRAPH[1] - GRAPH[0]);
+    }
+    heights
+}
+
+fn table_height(rows: u16) -> u16 {
+    if rows == 0 { 0 } else { rows + 1 }
+}
+
+fn rows(status: &Value, key: &str) -> u16 {
+    list(&status[key]).count().min(64) as u16
+}
+
+fn draw_groups(frame: &mut Frame, area: Rect, status: &Value) {
+    let row = |group: &Value| {
+        let (state, style) = match group {
+            _ if group["degraded"] == true => ("DEGRADED", bad()),
+            _ if group["draining"] == true => ("draining", warning()),
+            _ if group["ready"] == true => ("ready", good()),
+            _ => ("not ready", warning()),
+        };
+        let primary = group.get("primary").map_or("-".to_owned(), text);
+        let since = group["since"].as_f64().unwrap_or_default() as u64;
+        Row::new([
+            Cell::from(text(&group["name"])),
+            Cell::from(text(&group["role"])).style(Style::new().add_modifier(Modifier::BOLD)),
+            Cell::from(state).style(style),
+            Cell::from(primary),
+            right(text(&group["term"])),
+            right(duration(since)),
+        ])
+    };
+    let widths = [
+        Length(16),
+        Length(8),
+        Length(10),
+        Length(16),
+        Length(6),
+        Length(9),
+    ];
+    table(
+        frame,
+        area,
+        ["GROUP", "ROLE", "STATE", "PRIMARY", "  TERM", "    SINCE"],
+        widths,
+        list(&status["groups"]).map(row),
+    );
+}
+
+/// A row for each peer, and for each of its links.
+fn peer_rows(status: &Value) -> Vec<Row<'static>> {
+    let peer = |peer: &Value| {
+        let lag = &peer["lag"];
+        let (connected, style) = match peer["connected"] == true {
+            true => ("connected", good()),
+            false => ("DOWN", bad()),
+        };
+        let (sync, sync_style) = match (&peer["in_sync"], &peer["digest_equal"]) {
+            (Value::Bool(true), Value::Bool(true)) => ("in sync", good()),
+            (Value::Bool(true), _) => ("digest differs", warning()),
+            _ => ("NOT IN SYNC", bad()),
+        };
+        Row::new([
+            Cell::from(text(&peer["name"])),
+            Cell::from(connected).style(style),
+            Cell::from(sync).style(sync_style),
+            Cell::from(format!(
+                "lag {} changes, {} ms; {} would be lost",
+                count(number(&lag["sequence_gap"])),
+                number(&lag["oldest_unacked_ms"]),
+                count(number(&lag["would_be_lost"])),
+            )),
+        ])
+    };
+    let link = |link: &Value| {
+        let (up, style) = match link["up"] == true {
+            true => ("up", good()),
+            false => ("DOWN", bad()),
+        };
+        let sync = if link["carries_sync"] == true {
+            "sync"
+        } else {
+            ""
+        };
+        Row::new([
+            Cell::from("  link"),
+            Cell::from(up).style(style),
+            Cell::from(sync),
+            Cell::from(format!(
+                "rtt {} to {}",
+                rtt(&link["rtt_us"]),
+                text(&link["remote"]),
+            )),
+        ])
+    };
+    let mut rows = Vec::new();
+    for value in list(&status["peers"]) {
+        rows.push(peer(value));
+        rows.extend(list(&value["links"]).map(link));
+    }
+    rows
+}
+
+fn draw_peers(frame: &mut Frame, area: Rect, rows: Vec<Row<'static>>) {
+    let widths = [Length(16), Length(9), Length(14), Min(0)];
+    table(
+        frame,
+        area,
+        ["PEER", "STATE", "SYNC", "REPLICATION"],
+        widths,
+        rows,
+    );
+}
+
+fn draw_sessions(frame: &mut Frame, area: Rect, status: &Value) {
+    let sessions = &status["sessions"];
+    let (total, max) = (number(&sessions["total"]), number(&sessions["max"]));
+    let share = total as f64 * 100.0 / max.max(1) as f64;
+    let mut line = format!("{total} of {max} ({share:.1} %)");
+    for protocol in ["tcp", "udp", "icmp", "other"] {
+        line.push_str(&format!("  {protocol} {}", number(&sessions[protocol])));
+    }
+    let style = if share > 90.0 { bad() } else { Style::new() };
+    let line = Line::from(vec![
+        Span::styled("SESSIONS  ", heading()),
+        Span::styled(line, style),
+    ]);
+    frame.render_widget(line, area);
+}
+
+fn draw_graphs(frame: &mut Frame, area: Rect, top: &Top) {
+    let columns = Layout::horizontal([Fill(1); Graph::ALL.len()])
+        .spacing(1)
+        .split(area);
+    for (graph, area) in Graph::ALL.into_iter().zip(columns.iter()) {
+        let (name, color) = match graph {
+            Graph::Packets => ("PACKETS/S", Color::Green),
+            Graph::Bits => ("BIT/S", Color::Cyan),
+            Graph::Opened => ("NEW SESSIONS/S", Color::Yellow),
+            Graph::Drops => ("DROPS/S", Color::Red),
+        };
+        let [title, bars] = Layout::vertical([Length(1), Min(0)]).areas(*area);
+        let value = top.rate(graph).map_or("-".to_owned(), rate);
+        let line = Line::from(vec![
+            Span::styled(name, heading()),
+            Span::raw(format!(" {value}")),
+        ]);
+        frame.render_widget(line, title);
+        // Without a rate there is no bar, and the highest one is as high as the graph.
+        let history = top.history(graph, usize::from(bars.width));
+        let bar = |rate: Option<f64>| SparklineBar::from(rate.map(|rate| rate.ceil() as u64));
+        let sparkline = Sparkline::default()
+            .data(history.into_iter().map(bar))
+            .absent_value_symbol(" ")
+            .style(Style::new().fg(color));
+        frame.render_widget(sparkline, bars);
+    }
+}
+
+fn draw_ports(frame: &mut Frame, area: Rect, top: &Top, status: &Value) {
+    let row = |port: &Value| {
+        let name = text(&port["name"]);
+        let (up, style) = match port["up"] == true {
+            true => ("up", good()),
+            false => ("DOWN", bad()),
+        };
+        let rates = top.port(&name);
+        let cell = |of: fn(super::state::PortRates) -> f64| {
+            right(rates.map_or("-".to_owned(), |rates| rate(of(rates))))
+        };
+        Row::new([
+            Cell::from(name),
+            Cell::from(up).style(style),
+            cell(|rates| rates.in_packets),
+            cell(|rates| rates.in_bits),
+            cell(|rates| rates.out_packets),
+            cell(|rates| rates.out_bits),
+        ])
+    };
+    let widths = [
+        Length(11),
+        Length(4),
+        Length(6),
+        Length(6),
+        Length(6),
+        Length(6),
+    ];
+    let headers = ["PORT", "", "  IN/S", " BIT/S", " OUT/S", " BIT/S"];
+    table(
+        frame,
+        area,
+        headers,
+        widths,
+        list(&status["ports"]).map(row),
+    );
+}
+
+fn draw_drops(frame: &mut Frame, area: Rect, top: &Top) {
+    let row = |drop: &super::state::Drop| {
+        let style = if drop.rate > 0.0 { bad() } else { Style::new() };
+        Row::new([
+            right(rate(drop.rate)).style(style),
+            right(count(drop.total)),
+            Cell::from(drop.reason.clone()),
+        ])
+    };
+    let rows: Vec<Row> = top.drops().iter().map(row).collect();
+    let widths = [Length(7), Length(7), Min(0)];
+    table(frame, area, ["DROPS/S", "  TOTAL", "REASON"], widths, rows);
+}
+
+fn draw_events(frame: &mut Frame, area: Rect, status: &Value) {
+    let row = |event: &Value| {
+        let ago = event["ago_s"].as_f64().unwrap_or_default() as u64;
+        Row::new([
+            right(duration(ago)),
+            Cell::from(text(&event["what"])),
+            Cell::from(text(&event["why"])),
+        ])
+    };
+    let rows: Vec<Row> = list(&status["events"]).map(row).collect();
+    if !rows.is_empty() {
+        let widths = [Length(8), Max(40), Min(0)];
+        table(frame, area, ["     AGO", "EVENT", "WHY"], widths, rows);
+    }
+}
+
+fn table<'a, const N: usize>(
+    frame: &mut Frame,
+    area: Rect,
+    headers: [&'static str; N],
+    widths: [Constraint; N],
+    rows: impl IntoIterator<Item = Row<'a>>,
+) {
+    let table = Table::new(rows, widths)
+        .header(Row::new(headers).style(heading()))
+        .column_spacing(1);
+    frame.render_widget(table, area);
+}
+
+fn right(text: String) -> Cell<'static> {
+    Cell::from(Line::from(text).alignment(Alignment::Right))
+}
+
+/// A rate, short: `0.3`, `17`, `12.3k`.
+fn rate(rate: f64) -> String {
+    match rate {
+        0.0 => "0".to_owned(),
+        ..9.95 => format!("{rate:.1}"),
+        _ => count(rate.round() as u64),
+    }
+}
+
+fn heading() -> Style {
+    Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD)
+}
+
+fn dim() -> Style {
+    Style::new().add_modifier(Modifier::DIM)
+}
+
+fn good() -> Style {
+    Style::new().fg(Color::Green)
+}
+
+fn warning() -> Style {
+    Style::new().fg(Color::Yellow)
+}
+
+fn bad() -> Style {
+    Style::new().fg(Color::Red).add_modifier(Modifier::BOLD)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
+    use tandemgw::time::Time;
+
+    use super::*;
+
+    fn status(second: u64) -> Value {
+        let n = second * 1000;
+        let port = |name: &str, n: u64| {
+            json!({
+                "name": name, "interface": "eth0", "up": name == "lan", "mtu": 1500,
+                "in": { "packets": n, "bytes": n * 1000 },
+                "out": { "packets": n / 2, "bytes": n * 500 },
+            })
+        };
+        json!({
+            "node": "gw-a", "version": "0.1.0", "uptime_s": 7000 + second,
+            "groups": [{ "name": "default", "role": "primary", "ready": true, "term": 3,
+                         "since": 725.3, "primary": "gw-a", "degraded": false, "draining": false }],
+            "peers": [{ "name": "gw-b", "connected": true, "in_sync": true, "digest_equal": true,
+                "lag": { "sequence_gap": 3, "oldest_unacked_ms": 1, "would_be_lost": 2 },
+                "links": [{ "local": "10.77.9.1:7030", "remote": "10.77.9.2:7030", "up": true,
+                            "rtt_us": 312, "carries_sync": true }] }],
+            "ports": [port("lan", n), port("wan", n / 3)],
+            "sessions": { "total": 1234, "tcp": 1000, "udp": 200, "icmp": 30, "other": 4,
+                          "max": 1_048_576, "opened": second * second },
+            "counters": { "forwarded": n, "bytes": n * 1000,
+                          "dropped": { "no-policy": 17 * second, "tcp-unexpected-syn": 5 } },
+            "events": [
+                { "ago_s": 725.4, "what": "group default: standby → primary", "why": "start" },
+                { "ago_s": 730.0, "what": "peer gw-b connected", "why": "link 0" },
+            ],
+        })
+    }
+
+    fn watched(seconds: u64) -> Top {
+        let mut top = Top::new();
+        for second in 1..=seconds {
+            top.update(Time::ZERO + Duration::from_secs(second), status(second));
+        }
+        top
+    }
+
+    fn screen(top: &Top, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, top)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let lines = buffer.content().chunks(usize::from(width.max(1)));
+        let lines = lines.map(|line| line.iter().map(ratatui::buffer::Cell::symbol).collect());
+        let lines: Vec<String> = lines.collect();
+        let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
+        lines.join("\n")
+    }
+
+    #[test]
+    fn eighty_by_twenty_four_holds_everything() {
+        let wanted =
+            " tandemgw top  gw-a  0.1.0  up 1h 56m                                  every 1s
+GROUP            ROLE     STATE      PRIMARY            TERM     SINCE
+default          primary  ready      gw-a                  3    12m 5s
+PEER             STATE     SYNC           REPLICATION
+gw-b             connected in sync        lag 3 changes, 1 ms; 2 would be lost
+  link           up        sync           rtt 312 µs to 10.77.9.2:7030
+SESSIONS  1234 of 1048576 (0.1 %)  tcp 1000  udp 200  icmp 30  other 4
+PACKETS/S 1.0k      BIT/S 8.0M           NEW SESSIONS/S 7.0  DROPS/S 17
+                ███                  ███                   █                 ███
+                ███                  ███                   █                 ███
+                ███                  ███                  ▅█                 ███
+                ███                  ███                  ██                 ███
+                ███                  ███                 ▃██                 ███
+                ███                  ███                 ███                 ███
+                ███                  ███                 ███                 ███
+                ███                  ███                 ███                 ███
+PORT               IN/S  BIT/S  OUT/S  BIT/S DROPS/S   TOTAL REASON
+lan         up     1.0k   8.0M    500   4.0M      17      68 no-policy
+wan         DOWN    333   2.7M    166   1.3M       0       5 tcp-unexpected-syn
+
+     AGO EVENT                                    WHY
+  12m 5s group default: standby → primary         start
+ 12m 10s peer gw-b connected                      link 0
+ q quit   p pause   + - interval";
+        assert_eq!(screen(&watched(4), 80, 24), wanted);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_told() {
+        let top = Top::new();
+        assert!(screen(&top, 80, 24).contains("waiting for the first answer"));
+        let mut top = watched(2);
+        top.obey(super::super::state::Command::Pause);
+        assert!(screen(&top, 80, 24).contains("PAUSED"));
+        top.lose("no running gateway".to_owned());
+        let seen = screen(&top, 80, 24);
+        assert!(seen.contains("not running, waiting…"), "{seen}");
+        assert!(seen.contains("default"), "the last that was known stays");
+        let mut top = Top::new();
+        top.lose("no running gateway: /run/x does not exist".to_owned());
+        assert!(screen(&top, 80, 24).contains("/run/x does not exist"));
+    }
+
+    #[test]
+    fn no_size_and_no_answer_is_too_strange() {
+        let mut strange = Top::new();
+        for second in 1..4 {
+            let port = json!({ "name": 3, "in": [], "out": null });
+            let answer = json!({ "groups": [null, 1], "peers": [{ "links": [{}] }], "ports": [port, {}],
+                                 "events": ["x"], "counters": { "dropped": { "a": -1 } } });
+            strange.update(Time::ZERO + Duration::from_secs(second), answer);
+        }
+        for (width, height) in [
+            (1, 1),
+            (2, 30),
+            (30, 2),
+            (10, 5),
+            (40, 10),
+            (120, 40),
+            (300, 100),
+        ] {
+            for top in [&watched(30), &watched(1), &Top::new(), &strange] {
+                screen(top, width, height);
+            }
+        }
+        let seen = screen(&watched(30), 40, 10);
+        assert!(seen.contains("primar") && seen.contains("gw-b"), "{seen}");
+        assert!(seen.contains("q quit"), "{seen}");
+        let seen = screen(&watched(30), 120, 40);
+        assert!(seen.lines().nth(39).unwrap().contains("q quit"), "{seen}");
+    }
+
+    #[test]
+    fn the_first_parts_get_their_room_first() {
+        assert_eq!(heights(22, [2, 3, 1, 3, 4, 3]), [2, 3, 1, 9, 4, 3]);
+        assert_eq!(heights(10, [2, 3, 1, 3, 4, 3]), [2, 3, 1, 3, 1, 0]);
+        assert_eq!(heights(0, [2, 3, 1, 3, 4, 3]), [0; 6]);
+    }
+}

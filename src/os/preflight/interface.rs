@@ -1,0 +1,58 @@
+//! What holds for every interface that the config names.
+
+use std::net::IpAddr;
+
+use super::{Check, Link, Network, Problem};
+
+/// The problem that there is no interface of this name; `whose` says who wants it.
+pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
+    let mut names: Vec<&str> = network
+        .links
+        .iter()
+        .filter(|link| !link.loopback && !link.name.starts_with("tgw-"))
+        .map(|link| link.name.as_str())
+        .collect();
+    names.sort_by_key(|near| strsim::levenshtein(near, name));
+    let remedy = match names.first() {
+        Some(near) if strsim::levenshtein(near, name) <= 2 => format!("did you mean {near}?"),
+        Some(_) => format!("this machine has: {}", names.join(", ")),
+        None => "this machine has no interface but loopback".into(),
+    };
+    Problem::fatal(format!("{whose}: there is no interface {name}"), remedy)
+}
+
+/// The same as a check.
+pub(super) fn missing_check(check: String, whose: &str, name: &str, network: &Network) -> Check {
+    Check::new(check, "", [missing(whose, name, network)])
+}
+
+/// The problem that nothing gets through; `at` names the interface and who wants it.
+pub(super) fn down(at: &str, link: &Link) -> Option<Problem> {
+    if link.state().up {
+        return None;
+    }
+    let (what, remedy) = if link.admin_up {
+        (
+            "has no carrier",
+            "plug in the cable, or bring up the other end".into(),
+        )
+    } else {
+        ("is down", format!("ip link set {} up", link.name))
+    };
+    Some(Problem::warning(format!("{at} {what}"), remedy))
+}
+
+/// An interface in a few words: `eth0 up, MTU 1500, 10.77.1.2/24`.
+pub(super) fn describe(link: &Link, network: &Network) -> String {
+    let up = if link.state().up { "up" } else { "down" };
+    let mut text = format!("{} {up}, MTU {}", link.name, link.mtu);
+    let is_link_local = |addr: IpAddr| match addr {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    let addresses = network.addresses_of(link);
+    for address in addresses.filter(|own| !is_link_local(own.addr)) {
+        text.push_str(&format!(", {}/{}", address.addr, address.prefix_len));
+    }
+    text
+}

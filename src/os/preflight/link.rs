@@ -1,0 +1,91 @@
+//! The links to the peers on this side: interface, address, MTU, UDP port.
+
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+
+use super::port::IPV6_MIN_MTU;
+use super::{Check, Network, Problem, interface};
+use crate::config::{Config, HaLink};
+
+/// The MTU of Ethernet, which a link should have as well.
+const ETHERNET_MTU: u32 = 1500;
+
+/// One `[[ha.link]]`.
+pub(super) fn check(
+    config: &Config,
+    settings: &HaLink,
+    network: &Network,
+    is_running: bool,
+) -> Check {
+    let (name, listen) = (&settings.interface, settings.listen);
+    let check = format!("link {name}");
+    let whose = format!("the link {listen}");
+    let Some(link) = network.link(name) else {
+        return interface::missing_check(check, &whose, name, network);
+    };
+    let at = format!("{whose}: interface {name}");
+    let mut problems: Vec<Problem> = interface::down(&at, link).into_iter().collect();
+    if link.mtu < ETHERNET_MTU {
+        let remedy = format!("ip link set {name} mtu {ETHERNET_MTU}");
+        let what = format!("{at} has an MTU of {}", link.mtu);
+        problems.push(match link.mtu {
+            ..IPV6_MIN_MTU => Problem::fatal(format!("{what}: QUIC needs {IPV6_MIN_MTU}"), remedy),
+            _ => Problem::warning(
+                format!("{what}: sessions are replicated in smaller packets"),
+                remedy,
+            ),
+        });
+    }
+    if config.ports.iter().any(|port| port.interface == *name) {
+        problems.push(Problem::warning(
+            format!("{at} is a port as well: when it is busy or dead, so is the link"),
+            "connect the units by an interface of their own, or list a second link",
+        ));
+    }
+    let addresses = network.addresses.iter();
+    let holders: Vec<u32> = addresses
+        .filter(|own| own.addr == listen.ip())
+        .map(|own| own.link)
+        .collect();
+    if holders.contains(&link.index) {
+        problems.extend(port_in_use(settings, is_running));
+    } else {
+        let elsewhere = holders.first().map(|index| network.name_of(*index));
+        let place = elsewhere.map_or("nowhere".to_owned(), |other| format!("on {other}"));
+        problems.push(Problem::fatal(
+            format!(
+                "{at} does not have the address {}, which is {place}",
+                listen.ip()
+            ),
+            format!(
+                "ip addr add {}/PREFIX dev {name}, or correct `listen`",
+                listen.ip()
+            ),
+        ));
+    }
+    let found = format!(
+        "{}, UDP {}",
+        interface::describe(link, network),
+        listen.port()
+    );
+    Check::new(check, found, problems)
+}
+
+/// The problem that something else has the UDP port.
+fn port_in_use(settings: &HaLink, is_running: bool) -> Option<Problem> {
+    if is_running {
+        return None;
+    }
+    let error = UdpSocket::bind(settings.listen).err()?;
+    let remedy = match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "stop what has it (ss -lunp 'sport = {}'), or choose another port in `listen`",
+            settings.listen.port()
+        ),
+        _ => "correct `listen`".to_owned(),
+    };
+    Some(Problem::fatal(
+        format!("UDP {} can't be used: {error}", settings.listen),
+        remedy,
+    ))
+}

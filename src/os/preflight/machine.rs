@@ -1,0 +1,253 @@
+//! The kernel and the rights of this process.
+
+use std::fs;
+use std::io;
+
+use super::{Check, Network, Problem, Rule};
+use crate::config::{Config, Port};
+use crate::flow::Family;
+use crate::os::{clock, steering, sysctl};
+
+/// The first kernel on which IPv6 forwarding can be turned on for single interfaces.
+const FORCE_FORWARDING: (u32, u32) = (6, 17);
+/// The first kernel whose TUN devices take UDP super-packets.
+const UDP_SEGMENTATION: (u32, u32) = (6, 2);
+
+/// The version of the kernel.
+pub(super) fn kernel(config: &Config) -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
+    let has_ipv6 = addresses.clone().any(|a| !a.addr.is_v4());
+    kernel_check(release, has_ipv6)
+}
+
+fn kernel_check(release: &str, has_ipv6: bool) -> Check {
+    let version = parse_release(release).unwrap_or((0, 0));
+    let mut found = format!("Linux {release}");
+    if version < UDP_SEGMENTATION {
+        found.push_str(" (6.2 would take UDP in super-packets)");
+    }
+    let problem = (has_ipv6 && version < FORCE_FORWARDING).then(|| {
+        Problem::warning(
+            format!("Linux {release} can forward IPv6 on all interfaces only or on none: the gateway turns it on for all"),
+            "use Linux 6.17 or newer, or see to it that no interface but the ports is to be kept from forwarding",
+        )
+    });
+    Check::new("kernel", found, problem)
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The rights that the gateway needs.
+pub(super) fn privileges() -> Check {
+    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = effective_capabilities(&status).unwrap_or(0);
+    let missing = NEEDED
+        .iter()
+        .filter(|(bit, _)| effective & (1 << bit) == 0)
+        .map(|(_, name)| {
+            Problem::fatal(
+                format!("this process has no {name}"),
+                "run it as root, or with `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW` in its \
+                 systemd unit",
+            )
+        });
+    let found = NEEDED.map(|(_, name)| name).join(", ");
+    Check::new("capabilities", found, missing)
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// The driver of the devices that packets come through.
+pub(super) fn tun_driver() -> Check {
+    let opened = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    let problem = opened.err().map(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "load the driver: modprobe tun (in a container: pass the device)"
+            }
+            _ => "let this process read and write it: it usually has mode 0666",
+        };
+        Problem::fatal(format!("/dev/net/tun can't be opened: {error}"), remedy)
+    });
+    Check::new("tun", "/dev/net/tun can be opened", problem)
+}
+
+/// The kernel uses the greater of the values for `all` and for the interface. The TUN devices get 0,
+/// so 1 for `all` is what would make the kernel drop all that the gateway writes: it has sources
+/// that are routed out of the port's interface, not of its TUN. 2 only wants a route of any kind.
+pub(super) fn rp_filter() -> Check {
+    let value = sysctl::get(Family::V4, "all", "rp_filter").unwrap_or(None);
+    let problem = (value == Some(1)).then(|| {
+        Problem::fatal(
+            "net.ipv4.conf.all.rp_filter is 1: the kernel would drop what the gateway forwards",
+            "sysctl -w net.ipv4.conf.all.rp_filter=2 (or 0, and 1 for single interfaces), and the \
+             same in /etc/sysctl.d; the gateway checks sources itself (`source-check`)",
+        )
+    });
+    let found = format!("net.ipv4.conf.all.rp_filter is {}", value.unwrap_or(0));
+    Check::new("rp-filter", found, problem)
+}
+
+/// The tables and rules that steer packets to the gateway.
+pub(super) fn routing(config: &Config, network: &Network) -> Check {
+    let taken = network.taken.iter().map(|taken| {
+        let remedy = "set `routing-table` in `[node]` to the first of 64 numbers that are free";
+        Problem::fatal(taken, remedy)
+    });
+    let mut problems: Vec<Problem> = taken.collect();
+    problems.extend(earlier_rules(config, &network.rules));
+    let first = config.node.routing_table;
+    let last = first + config.ports.len() as u32 - 1;
+    let found = format!("tables and rules {first} to {last} are free or ours");
+    Check::new("routing-table", found, problems)
+}
+
+/// Rules that the kernel asks before the gateway's, and that may lead packets past it.
+fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<Problem> {
+    let may_match = |rule: &&Rule| {
+        let of_port = |name: &String| config.ports.iter().any(|port| port.interface == *name);
+        rule.priority > 0
+            && rule.priority < config.node.routing_table
+            && !steering::is_ours(rule)
+            && rule.interface.as_ref().is_none_or(of_port)
+    };
+    rules
+        .iter()
+        .filter(may_match)
+        .map(|rule| {
+            Problem::warning(
+                format!("the kernel asks the rule \"{rule}\" before the gateway's: packets that it matches go past the gateway"),
+                format!("set `routing-table` in `[node]` to less than {}, or give that rule a greater priority number", rule.priority),
+            )
+        })
+        .collect()
+}
+
+/// Whether the kernel forwards what comes in by the ports: the gateway turns it on when it starts. On
+/// before that, and without the gateway's rules, the kernel forwards past all policies.
+pub(super) fn forwarding(config: &Config, network: &Network, is_running: bool) -> Check {
+    let families = |port: &Port| {
+        let has = |family: &Family| {
+            let mut addresses = port.virtual_addresses.iter();
+            addresses.any(|a| a.addr.family() == *family)
+        };
+        [Family::V4, Family::V6].into_iter().filter(has).collect()
+    };
+    let mut problems = Vec::new();
+    for port in &config.ports {
+        let families: Vec<Family> = families(port);
+        for family in families {
+            let steered = network.rules.iter().any(|rule| {
+                steering::is_ours(rule)
+                    && rule.family == family
+                    && rule.interface.as_ref() == Some(&port.interface)
+            });
+            problems.extend(forwarding_problem(
+                family,
+                &port.interface,
+                is_running,
+                steered,
+            ));
+        }
+    }
+    let found = if is_running {
+        "on for the ports, whose packets are led to the gateway"
+    } else {
+        "off, or leads nowhere, until the gateway starts"
+    };
+    Check::new("forwarding", found, problems)
+}
+
+fn forwarding_problem(
+    family: Family,
+    interface: &str,
+    is_running: bool,
+    steered: bool,
+) -> Option<Problem> {
+    let (scope, key) = steering::forwarding_key(family, interface).ok()?;
+    let is_on = sysctl::get(family, scope, key).ok()?? == 1;
+    let path = sysctl::path(family, scope, key);
+    let path = path.display();
+    match (is_running, is_on) {
+        (true, false) => Some(Problem::fatal(
+            format!(
+                "the kernel does not forward what comes in by {interface}: somebody has written 0 to {path}"
+            ),
+            format!(
+                "echo 1 > {path}, and find out what turned it off (a file in /etc/sysctl.d, perhaps)"
+            ),
+        )),
+        (false, true) if !steered => Some(Problem::warning(
+            format!(
+                "while no gateway runs, the kernel itself forwards what comes in by {interface}, past all policies"
+            ),
+            format!(
+                "echo 0 > {path} (and take it from /etc/sysctl.d): the gateway turns it on when it starts, and off when it ends"
+            ),
+        )),
+        (false, false) if !sysctl::is_writable(family, scope, key) => Some(Problem::fatal(
+            format!("forwarding can't be turned on for {interface}: {path} is not writable"),
+            "run it as root; in a container: mount /proc/sys writable, or set it to 1 from outside",
+        )),
+        _ => None,
+    }
+}
+
+/// Whether the clock is right, for the log lines of several machines to be compared. Nothing else
+/// depends on it: units tell each other durations.
+pub(super) fn clock() -> Check {
+    let synchronised = clock::is_synchronised();
+    let problem = (synchronised == Some(false)).then(|| {
+        Problem::warning(
+            "the clock is not synchronised: times in the logs of two units can't be compared",
+            "run chrony or systemd-timesyncd (nothing but the log depends on it)",
+        )
+    });
+    let found = match synchronised {
+        Some(_) => "synchronised",
+        None => "the kernel does not say whether it is synchronised",
+    };
+    Check::new("clock", found, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_capabilities() {
+        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000003000\n";
+        assert_eq!(effective_capabilities(status), Some(0x3000));
+        assert_eq!(effective_capabilities("CapEff:\tx\n"), None);
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_where_it_matters() {
+        assert_eq!(parse_release("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(parse_release("6.1-rc3"), Some((6, 1)));
+        for (release, has_ipv6, is_told) in [
+            ("6.17.0", true, false),
+            ("6.12.3", true, true),
+            ("6.12.3", false, false),
+            ("strange", true, true),
+        ] {
+            let check = kernel_check(release, has_ipv6);
+            assert_eq!(!check.problems.is_empty(), is_told, "{release} {has_ipv6}");
+            assert!(check.found.contains(release));
+        }
+    }
+}
