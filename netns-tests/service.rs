@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::frame::{Ends, FrameSocket};
-use crate::lab::{Lab, SERVER, wait_for_local_routes};
+use crate::lab::{Lab, SERVER};
 use crate::namespace::is_root_of_the_machine;
 use crate::pair::Pair;
 use crate::process::{PATIENCE, wait_until};
@@ -228,9 +228,12 @@ fn rights_of_the_unit_file_are_enough() {
     pair.a().wait_until_ready();
     pair.a().ns.run("ip link del eth1");
     pair.lab.attach_wan();
-    wait_for_local_routes(&pair.a().ns);
+    wait_until("the kernel has the address of the new eth1", || {
+        let routes = pair.a().ns.run("ip -6 route show table local");
+        routes.contains("fd77:2::2 ")
+    });
     pair.a().wait_until_ready();
-    pair.a().tandemgw("ha set override true").ok();
+    pair.a().tandemgw("ha set session-pickup-delay 1s").ok();
     assert_eq!(pair.b().tandemgw("failover").ok().stderr, "");
     for server in SERVER {
         pair.lab.lan1.run(&format!("ping -c 1 -W 2 {server}"));
@@ -354,7 +357,9 @@ fn system_calls_are_those_of_the_unit_file() {
     pair.wait_for_takeover_by_b(1);
     pair.a().ns.run("ip link set eth1 up");
     pair.a().wait_until_ready();
-    pair.a().tandemgw("ha set override true --save").ok();
+    pair.a()
+        .tandemgw("ha set session-pickup-delay 1s --save")
+        .ok();
     pair.a().tandemgw("reload").ok();
     pair.a().signal(libc::SIGHUP);
     pair.a()
