@@ -55,6 +55,17 @@ impl Manager {
         Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
+    /// The next message that is no sign of life.
+    #[track_caller]
+    fn next_but_watchdog(&self) -> String {
+        loop {
+            let text = self.next(PATIENCE).expect("a message");
+            if text != "WATCHDOG=1" {
+                return text;
+            }
+        }
+    }
+
     /// Waits for a message that has this line; gives those before.
     #[track_caller]
     fn expect(&self, line: &str) -> Vec<String> {
@@ -96,6 +107,14 @@ fn service_manager_is_told_ready_alive_and_stopping() {
         assert!(before.is_empty(), "{before:?}");
     }
     lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+    // A reload, and its end, even of a file that is refused.
+    for config in ["no = config", &lab.unit.config] {
+        fs::write(lab.unit.config_path(), config).expect("writing the config");
+        lab.unit.signal(libc::SIGHUP);
+        let begun = manager.next_but_watchdog();
+        assert!(begun.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{begun}");
+        assert_eq!(manager.next_but_watchdog(), "READY=1");
+    }
     // A process that does not run says nothing.
     lab.unit.signal(libc::SIGSTOP);
     while manager.next(Duration::from_millis(300)).is_some() {}
@@ -104,6 +123,40 @@ fn service_manager_is_told_ready_alive_and_stopping() {
     manager.expect("WATCHDOG=1");
     lab.unit.stop();
     manager.expect("STOPPING=1");
+}
+
+#[test]
+fn signs_of_life_come_under_full_load_and_from_a_standby_that_is_cut_off() {
+    let managers = ["load-a", "load-b"].map(Manager::new);
+    let mut pair = Pair::new();
+    for (unit, manager) in [&mut pair.lab.unit, &mut pair.b].into_iter().zip(&managers) {
+        unit.config += "[limits]\nhalf-open-per-source = 60000\n";
+        unit.launch_by(&format!(
+            "NOTIFY_SOCKET={} WATCHDOG_USEC=2000000 exec \"$@\"",
+            manager.path.display()
+        ));
+    }
+    pair.start();
+    let flood = "ping -q -f -s 1400 10.77.2.100";
+    let floods = [&pair.lab.lan1, &pair.lab.lan2].map(|host| host.spawn(flood));
+    open_sessions(&pair.lab, 10_000);
+    // It hears nothing but the answers of the primary on the ports.
+    pair.cut(0);
+    pair.b().wait_for_event("answers on the data ports only");
+    let clear = pair.a().spawn_tandemgw("sessions clear --all");
+    for manager in &managers {
+        // What has gathered until now does not count.
+        while manager.next(Duration::from_millis(1)).is_some() {}
+        for _ in 0..3 {
+            let told = manager.next(Duration::from_secs(2));
+            assert!(
+                told.is_some(),
+                "no sign of life in the time that systemd waits"
+            );
+        }
+    }
+    clear.finish(PATIENCE).ok();
+    drop(floods);
 }
 
 #[test]
