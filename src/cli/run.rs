@@ -26,7 +26,7 @@ pub fn run(path: &Path) -> ExitCode {
     let result = startup::run(config, path);
     match &result {
         Ok(()) => log::info!("end"),
-        Err(error) => log::error!("end error={error}", error = InQuotes(&error)),
+        Err(error) => log::error!("end error={}", InQuotes(&error)),
     }
     logging::close();
     match result {

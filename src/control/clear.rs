@@ -87,8 +87,8 @@ impl Clear {
         let (words, cleared) = (&self.words, self.cleared);
         let others: u64 = self.skipped.iter().sum();
         log::info!(
-            "sessions cleared filter={words} count={cleared} skipped={others}",
-            words = InQuotes(&words)
+            "sessions cleared filter={} count={cleared} skipped={others}",
+            InQuotes(&words)
         );
         let skipped: Vec<Value> = groups(gateway)
             .zip(&self.skipped)

@@ -151,8 +151,8 @@ impl Gateway {
             Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
             Err(why) => {
                 log::warn!(
-                    "handover failed group={group} to={to} took_ms={took:.3} why={why}",
-                    why = InQuotes(&why)
+                    "handover failed group={group} to={to} took_ms={took:.3} why={}",
+                    InQuotes(&why)
                 )
             }
         }

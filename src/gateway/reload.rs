@@ -165,10 +165,7 @@ fn log_differences(applied: &[Difference], waiting: &[Difference]) {
         .map(|Difference { key, what }| format!("{key}: {what}"))
         .collect();
     let (count, shown) = (applied.len(), shown.join(", "));
-    log::info!(
-        "reload done changes={count} changed={shown}",
-        shown = InQuotes(&shown)
-    );
+    log::info!("reload done changes={count} changed={}", InQuotes(&shown));
     for Difference { key, what } in waiting.iter().take(MOST_LOGGED) {
         log::warn!(
             "reload waits for a restart key={key} change={what}",

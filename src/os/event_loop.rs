@@ -344,10 +344,7 @@ impl Shell {
                 }
                 Err(error) => {
                     let port = self.gateway.port_name(PortId(index as u8));
-                    log::error!(
-                        "tun not read port={port} error={error}",
-                        error = InQuotes(&error)
-                    );
+                    log::error!("tun not read port={port} error={}", InQuotes(&error));
                     self.ready.tuns &= !(1 << index);
                     return count;
                 }
@@ -412,8 +409,8 @@ impl Shell {
             };
             if let Err(error) = sent {
                 log::debug!(
-                    "output not sent output=\"{output:?}\" error={error}",
-                    error = InQuotes(&error)
+                    "output not sent output=\"{output:?}\" error={}",
+                    InQuotes(&error)
                 );
                 self.gateway.handle_output_failure();
             }

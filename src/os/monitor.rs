@@ -169,7 +169,6 @@ impl Monitor {
     /// be more.
     ///
     /// # Errors
-    ///
     /// If the socket fails; it can't be used any longer then.
     pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
         for _ in 0..READ_BUDGET {
@@ -216,10 +215,7 @@ impl Monitor {
         let message = match raw.decode() {
             Ok(message) => message,
             Err(error) => {
-                log::warn!(
-                    "netlink message skipped error={error}",
-                    error = InQuotes(&error)
-                );
+                log::warn!("netlink message skipped error={}", InQuotes(&error));
                 return Ok(());
             }
         };
@@ -593,10 +589,7 @@ fn enlarge_queue(socket: &Socket) {
     if result != 0
         && let Err(error) = socket.set_rx_buf_sz(size)
     {
-        log::debug!(
-            "netlink receive queue not enlarged error={error}",
-            error = InQuotes(&error)
-        );
+        log::debug!("netlink queue not enlarged error={}", InQuotes(&error));
     }
 }
 

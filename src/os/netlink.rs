@@ -109,10 +109,7 @@ impl Netlink {
             socket.set_netlink_get_strict_chk(true),
         ] {
             if let Err(error) = result {
-                log::debug!(
-                    "netlink socket option not set error={error}",
-                    error = InQuotes(&error)
-                );
+                log::debug!("netlink socket option not set error={}", InQuotes(&error));
             }
         }
         Ok(Netlink {

@@ -162,8 +162,8 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
         &1i32,
     ) {
         log::debug!(
-            "socket option not set option=PACKET_IGNORE_OUTGOING error={error}",
-            error = InQuotes(&error)
+            "socket option not set option=PACKET_IGNORE_OUTGOING error={}",
+            InQuotes(&error)
         );
     }
     // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
@@ -237,9 +237,9 @@ fn listen_in_kernel(interface: &str, index: libc::c_int, groups: &[Ipv6Addr]) ->
     join_kernel(index, groups)
         .inspect_err(|error| {
             log::warn!(
-                "mld reports off interface={interface} error={error} \
+                "mld reports off interface={interface} error={} \
                  effect=\"switches that snoop may not deliver neighbour solicitations\"",
-                error = InQuotes(&error)
+                InQuotes(&error)
             );
         })
         .ok()

@@ -47,8 +47,8 @@ impl ServiceManager {
             Ok(socket) => Some(Link::new(socket, watchdog())),
             Err(error) => {
                 log::warn!(
-                    "service manager not reached socket={name:?} error={error}",
-                    error = InQuotes(&error)
+                    "service manager not reached socket={name:?} error={}",
+                    InQuotes(&error)
                 );
                 None
             }
@@ -138,8 +138,8 @@ impl Link {
         let sent = self.socket.send(text.as_bytes());
         if let Err(error) = &sent {
             log::debug!(
-                "service manager not told text={text:?} error={error}",
-                error = InQuotes(&error)
+                "service manager not told text={text:?} error={}",
+                InQuotes(&error)
             );
         }
         sent.is_ok()

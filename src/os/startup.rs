@@ -71,8 +71,8 @@ fn unfit(error: StartError) -> StartError {
 pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
-            "priority not raised error={error} effect=\"heartbeats may be late on a busy machine\"",
-            error = InQuotes(&error)
+            "priority not raised error={} effect=\"heartbeats may be late on a busy machine\"",
+            InQuotes(&error)
         );
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
@@ -91,8 +91,8 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
         .map_err(unfit)?;
     if let Err(error) = capabilities::drop_all_but_needed() {
         log::warn!(
-            "capabilities not dropped error={error} effect=\"the process has more rights than it needs\"",
-            error = InQuotes(&error)
+            "capabilities not dropped error={} effect=\"the process has more rights than it needs\"",
+            InQuotes(&error)
         );
     }
     let result = shell.run(&mut steering).map_err(doing("running"));

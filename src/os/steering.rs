@@ -105,8 +105,8 @@ impl Steering {
         if let Err(error) = done {
             if let Err(error) = steering.remove() {
                 log::warn!(
-                    "steering not undone after=\"a failed start\" error={error}",
-                    error = InQuotes(&error)
+                    "steering not undone after=\"a failed start\" error={}",
+                    InQuotes(&error)
                 );
             }
             return Err(error);
@@ -186,8 +186,8 @@ impl Steering {
         for rule in survey.rules.iter().filter(|rule| is_ours(rule)) {
             if !plan.ports.iter().any(|port| port.is_my_rule(rule)) {
                 log::info!(
-                    "rule removed rule={rule} why=\"an earlier process left it\"",
-                    rule = InQuotes(&rule)
+                    "rule removed rule={} why=\"an earlier process left it\"",
+                    InQuotes(&rule)
                 );
                 let served = |port: &PortPlan| Some(&port.interface) == rule.interface.as_ref();
                 if !plan.ports.iter().any(served) {

@@ -172,8 +172,8 @@ impl Tun {
             }
             Err(error) => {
                 log::warn!(
-                    "offloads off device={name} error={error} effect=\"forwarding is several times slower\"",
-                    error = InQuotes(&error)
+                    "offloads off device={name} error={} effect=\"forwarding is several times slower\"",
+                    InQuotes(&error)
                 );
                 // Its descriptor is in an unknown state, perhaps detached from the device.
                 drop(tun);

@@ -13,7 +13,7 @@ impl Shell {
     pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
         match self.monitor.read(&mut self.notices) {
             Ok(more) => self.ready.monitor |= more,
-            Err(error) => log::error!("netlink not read error={error}", error = InQuotes(&error)),
+            Err(error) => log::error!("netlink not read error={}", InQuotes(&error)),
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
@@ -75,8 +75,8 @@ impl Shell {
             repair(steering, port, "link up");
             if let Err(error) = self.ports[port.index()].socket.reopen() {
                 log::error!(
-                    "packet socket not opened port={name} error={error}",
-                    error = InQuotes(&error)
+                    "packet socket not opened port={name} error={}",
+                    InQuotes(&error)
                 );
             }
             let socket = &mut self.ports[port.index()].socket;
@@ -96,10 +96,7 @@ impl Shell {
             return;
         };
         if let Err(error) = self.netlink.resolve(link, addr.into()) {
-            log::debug!(
-                "neighbour not resolved error={error}",
-                error = InQuotes(&error)
-            );
+            log::debug!("neighbour not resolved error={}", InQuotes(&error));
         }
     }
 

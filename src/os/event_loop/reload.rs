@@ -64,7 +64,7 @@ impl Shell {
             };
             if let Err(error) = steering.carry_out(&change) {
                 let warning = format!("the route of a pool address: {error}");
-                log::warn!("reload warning why={warning}", warning = InQuotes(&warning));
+                log::warn!("reload warning why={}", InQuotes(&warning));
                 unfinished.outcome.warnings.push(warning);
             }
         }
@@ -108,19 +108,16 @@ impl Shell {
             }
             Err(ReloadRefused { why, problems, .. }) => {
                 log::error!(
-                    "reload refused why={why} effect=\"nothing has changed\"",
-                    why = InQuotes(&why)
+                    "reload refused why={} effect=\"nothing has changed\"",
+                    InQuotes(&why)
                 );
                 for problem in problems {
-                    log::error!(
-                        "config mistake error={problem}",
-                        problem = InQuotes(&problem)
-                    );
+                    log::error!("config mistake error={}", InQuotes(&problem));
                 }
             }
         }
         for warning in &warnings {
-            log::warn!("reload warning why={warning}", warning = InQuotes(&warning));
+            log::warn!("reload warning why={}", InQuotes(&warning));
         }
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),

@@ -100,8 +100,8 @@ impl Outbox {
         if self.last_log.is_none_or(|last| now >= last + LOG_INTERVAL) {
             self.last_log = Some(now);
             log::warn!(
-                "peer refused why={text} limit=\"one such line a minute\"",
-                text = InQuotes(&text)
+                "peer refused why={} limit=\"one such line a minute\"",
+                InQuotes(&text)
             );
         }
     }

@@ -211,10 +211,7 @@ impl Socket {
         if let Some((registry, token)) = &self.registration
             && let Err(error) = registry.reregister(&mut self.io, *token, interest)
         {
-            log::warn!(
-                "link socket not watched error={error}",
-                error = InQuotes(&error)
-            );
+            log::warn!("link socket not watched error={}", InQuotes(&error));
         }
     }
 }
