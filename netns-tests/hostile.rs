@@ -221,6 +221,17 @@ fn what_is_no_config_file_is_refused_at_a_reload() {
         assert!(refused.contains(said), "{make}: {refused}");
         assert!(refused.contains("nothing has changed"), "{refused}");
     }
+    lab.unit.ns.sh(&format!("rm {shown}"));
+    fs::write(&path, "a = 1\n[x]\n".repeat(100_000)).expect("writing");
+    lab.unit.tandemgw("reload").code(2);
+    let unknown: String = (0..60_000).map(|n| format!("a{n} = 1\n")).collect();
+    fs::write(&path, unknown).expect("writing");
+    let refused = lab.unit.tandemgw("reload").code(2).stderr;
+    assert!(
+        refused.contains("more; `tandemgw check` shows all"),
+        "{refused}"
+    );
+    assert!(refused.lines().count() < 200, "{refused}");
     lab.unit.write_config();
     lab.unit.tandemgw("reload").ok();
     pings.none_is_lost();

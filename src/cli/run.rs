@@ -4,12 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tandemgw::in_quotes::InQuotes;
+use tandemgw::os::signal::Signals;
 use tandemgw::os::{logging, startup};
 
 use super::{EXIT_CONFIG, check, fail};
 
 pub fn run(path: &Path) -> ExitCode {
     logging::init();
+    // Ahead of all else: a SIGHUP that comes early must not end it.
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(1, format!("catching signals: {error}")),
+    };
     let config = match check::load(path) {
         Ok(config) => config,
         Err(code) => return code,
@@ -23,7 +29,7 @@ pub fn run(path: &Path) -> ExitCode {
     if !check::can_start(&config) {
         return ExitCode::from(EXIT_CONFIG);
     }
-    let result = startup::run(config, path);
+    let result = startup::run(config, path, signals);
     match &result {
         Ok(()) => log::info!("end"),
         Err(error) => log::error!("end error={}", InQuotes(&error)),

@@ -1,11 +1,14 @@
 //! Problems of a config file, and how they are shown.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+/// Problems of one file that are told: each takes some 10 µs, and the file may be something else altogether.
+const MOST: usize = 1000;
 
 /// How bad a [`Diagnostic`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +68,15 @@ pub fn render(diagnostics: &[Diagnostic], file: &Path, text: &str, color: bool) 
 #[derive(Default)]
 pub(super) struct Report {
     found: RefCell<Vec<Diagnostic>>,
+    errors: Cell<usize>,
+    /// Problems that were found when there were enough.
+    left_out: Cell<usize>,
 }
 
 impl Report {
     /// Records an error. An empty `hint` means none.
     pub fn error(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.errors.set(self.errors.get() + 1);
         self.push(Severity::Error, span, message.into(), hint.into());
     }
 
@@ -80,21 +87,33 @@ impl Report {
 
     /// How many errors there are: checks that build on a part of the file are skipped if it has some.
     pub fn errors(&self) -> usize {
-        let found = self.found.borrow();
-        found
-            .iter()
-            .filter(|d| d.severity == Severity::Error)
-            .count()
+        self.errors.get()
     }
 
     /// All of them, in the order of the file.
     pub fn into_sorted(self) -> Vec<Diagnostic> {
         let mut found = self.found.into_inner();
         found.sort_by_key(|d| (d.span.start, d.span.end));
+        let left_out = self.left_out.get();
+        if left_out > 0 {
+            found.push(Diagnostic {
+                severity: match self.errors.get() {
+                    0 => Severity::Warning,
+                    _ => Severity::Error,
+                },
+                span: usize::MAX..usize::MAX,
+                message: format!("{left_out} more problems are not shown"),
+                hint: None,
+            });
+        }
         found
     }
 
     fn push(&self, severity: Severity, span: &Range<usize>, message: String, hint: String) {
+        if self.found.borrow().len() >= MOST {
+            self.left_out.set(self.left_out.get() + 1);
+            return;
+        }
         self.found.borrow_mut().push(Diagnostic {
             severity,
             span: span.clone(),
@@ -173,6 +192,15 @@ fn char_boundary(text: &str, at: usize) -> usize {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_file_that_is_no_config_is_told_at_length_but_not_without_an_end() {
+        let text = "no toml\n".repeat(20_000);
+        let found = crate::config::parse(Path::new("f"), &text).unwrap_err();
+        assert_eq!(found.len(), MOST + 1);
+        let last = found[MOST].line(Path::new("f"), &text);
+        assert_eq!(last, "f:20001:1: 19000 more problems are not shown");
+    }
 
     #[test]
     fn a_problem_begins_with_its_place_and_shows_the_line() {

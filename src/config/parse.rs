@@ -147,16 +147,13 @@ pub(super) fn small(value: u64) -> u32 {
 }
 
 fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
+    // Where lines end: a file that is no TOML at all has an error in each of them.
+    let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
     let mut last_line = None;
     for error in errors {
         let span = error.span().unwrap_or(text.len()..text.len());
         // What follows on the same line is mostly a consequence of the first.
-        let line = text
-            .as_bytes()
-            .iter()
-            .take(span.start)
-            .filter(|b| **b == b'\n')
-            .count();
+        let line = ends.partition_point(|end| *end < span.start);
         if last_line.replace(line) != Some(line) {
             report.error(&span, error.message(), "");
         }

@@ -64,11 +64,11 @@ fn unfit(error: StartError) -> StartError {
     }
 }
 
-/// Runs a gateway until a signal ends it.
+/// Runs a gateway until a signal ends it; those that came before it runs are obeyed then.
 ///
 /// # Errors
 /// What could not be done; whatever had been added to the kernel by then is removed again.
-pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
+pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
             "priority not raised error={} effect=\"heartbeats may be late on a busy machine\"",
@@ -77,7 +77,6 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
-    let signals = Signals::new().map_err(doing("catching signals"))?;
     let ports = open_ports(&config)?;
     probe_addresses(&config, &ports)?;
     let (gateway, monitor) = prepare(&config)?;

@@ -22,6 +22,9 @@ const ROUTES_PER_TURN: usize = 8;
 /// The longest config file that is read while packets wait.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Mistakes, or warnings, of a config that are shown.
+const MOST_SHOWN: usize = 20;
+
 /// Reloads that are asked for, and under way.
 #[derive(Default)]
 pub(super) struct Reloading {
@@ -165,7 +168,12 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     }
     let text = io::read_to_string(opened.take(MAX_FILE));
     let text = text.map_err(|error| unreadable(error.to_string()))?;
-    let lines = |found: &[Diagnostic]| found.iter().map(|d| d.line(file, &text)).collect();
+    let lines = |found: &[Diagnostic]| -> Vec<String> {
+        let shown = found.iter().take(MOST_SHOWN);
+        let more = found.len().saturating_sub(MOST_SHOWN);
+        let more = (more > 0).then(|| format!("{more} more; `tandemgw check` shows all"));
+        shown.map(|d| d.line(file, &text)).chain(more).collect()
+    };
     match config::parse(file, &text) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
             Ok(config) => Ok((config, lines(&warnings))),
@@ -174,9 +182,20 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
         Err(problems) => Err(ReloadRefused {
             why: format!("{} has mistakes", file.display()),
             problems: lines(&problems),
-            text: config::render(&problems, file, &text, false),
+            text: render(&problems, file, &text),
         }),
     }
+}
+
+/// The problems for a person, with no more of them than are worth the time that packets wait.
+fn render(problems: &[Diagnostic], file: &Path, text: &str) -> String {
+    let shown = &problems[..problems.len().min(MOST_SHOWN)];
+    let mut out = config::render(shown, file, text, false);
+    if shown.len() < problems.len() {
+        let more = problems.len() - shown.len();
+        out.push_str(&format!("{more} more; `tandemgw check` shows all\n"));
+    }
+    out
 }
 
 fn refused(why: String) -> ReloadRefused {
