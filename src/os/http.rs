@@ -17,7 +17,7 @@ use crate::metrics::http::{self, Request, Status, Target};
 use crate::metrics::{Exposition, Process, View};
 use crate::time::Time;
 
-use super::process;
+use super::{next_bit, process};
 
 /// Clients at a time.
 pub const MAX_CLIENTS: usize = 16;
@@ -298,27 +298,5 @@ fn wait_for_event(error: io::Error) -> io::Result<bool> {
         ErrorKind::WouldBlock => Ok(false),
         ErrorKind::Interrupted => Ok(true),
         _ => Err(error),
-    }
-}
-
-/// The next bit of `set` after `last`, around the end.
-fn next_bit(set: u32, last: u32) -> Option<u32> {
-    let later = set & u32::MAX.checked_shl(last + 1).unwrap_or(0);
-    let from = if later == 0 { set } else { later };
-    (from != 0).then(|| from.trailing_zeros())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_bit_has_its_turn() {
-        assert_eq!(next_bit(0, 3), None);
-        assert_eq!(next_bit(0b1011, 0), Some(1));
-        assert_eq!(next_bit(0b1011, 1), Some(3));
-        assert_eq!(next_bit(0b1011, 3), Some(0));
-        assert_eq!(next_bit(1, 0), Some(0));
-        assert_eq!(next_bit(1 << 31, 31), Some(31));
     }
 }
