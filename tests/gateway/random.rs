@@ -54,6 +54,11 @@ fn run(seed: u64) {
     let out = PORTS.map(|port| world.lab.gateway.port_counters(port).out_packets);
     assert_eq!(out.iter().sum::<u64>(), counters.forwarded);
     assert!(world.explained > STEPS / 4, "{}", world.explained);
+    // A standby lets none end.
+    world
+        .lab
+        .gateway
+        .set_role(world.lab.now, GroupId(0), Role::Primary);
     world.lab.pass(Duration::from_secs(8000));
     assert_eq!(world.lab.sessions(), 0, "all sessions end");
 }
