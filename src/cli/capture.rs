@@ -216,7 +216,7 @@ impl<'a> Target<'a> {
         if !self.told {
             return format!("; {written} packets were written before");
         }
-        eprintln!("tandemgw: {written} packets, {} lost", self.lost);
+        eprintln!("tandemgw: packets written: {written}, lost: {}", self.lost);
         if self.lost > 0 {
             eprintln!(
                 "tandemgw: the capture could not keep up: use a filter, or -s 128 for headers only"
