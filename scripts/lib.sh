@@ -70,7 +70,8 @@ as_root() {
 
 need_rust() {
     command -v cargo >/dev/null || die "there is no cargo; install Rust: https://rustup.rs"
-    need "links what Rust compiles" cc=gcc
+    # Not gcc: the C library that it links with is only recommended there.
+    need "links what Rust compiles" cc=build-essential
 }
 
 need_lab() {
