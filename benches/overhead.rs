@@ -25,10 +25,10 @@ use lab::{Kind, Lab, Launch, SERVER};
 use namespace::Result;
 
 /// Packets of a short and of a long run: their difference is without start and end.
-const PACKETS: [u64; 2] = [10_000, 210_000];
-/// Packets a second: slow enough for valgrind, so that each turn of the loop has one packet, which is
-/// when a turn's own work weighs most.
-const RATE: &str = "20000";
+const PACKETS: [u64; 2] = [6400, 134_400];
+/// Packets a second, in batches of 64: slow enough for valgrind, so that each batch comes in one turn of
+/// the loop, or nearly.
+const RATE: &str = "12800";
 /// The best of so many runs; what differs is how the packets fall into turns.
 const ROUNDS: usize = 3;
 /// Scrapes and status requests of a run that asks.

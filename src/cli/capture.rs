@@ -219,7 +219,8 @@ impl<'a> Target<'a> {
             return format!("; {written} packets were written before");
         }
         say(format_args!(
-            "tandemgw: {written} packets, {} lost\n",
+            "tandemgw: packets written: {written}, lost: {}
+",
             self.lost
         ));
         if self.lost > 0 {
