@@ -24,11 +24,10 @@ use clap::Parser;
 use lab::{Kind, Lab, Launch, SERVER};
 use namespace::Result;
 
-/// Packets of a short and of a long run: their difference is without start and end.
-const PACKETS: [u64; 2] = [6400, 134_400];
-/// Packets a second, in batches of 64: slow enough for valgrind, so that each batch comes in one turn of
-/// the loop, or nearly.
-const RATE: &str = "12800";
+/// Traffic: packets that come together, packets a second (slow enough for valgrind, so that those that
+/// come together are one turn of the loop), packets of a short and of a long run, whose difference is
+/// without start and end.
+const LOADS: [(u64, u64, [u64; 2]); 2] = [(1, 3000, [3000, 23_000]), (64, 12_800, [6400, 134_400])];
 /// The best of so many runs; what differs is how the packets fall into turns.
 const ROUNDS: usize = 3;
 /// Scrapes and status requests of a run that asks.
@@ -64,24 +63,25 @@ fn drive() -> Result<()> {
 }
 
 fn measure(folder: &Path) -> Result<()> {
-    let mut best = [f64::MAX; 2];
-    for _ in 0..ROUNDS {
-        for (best, on) in best.iter_mut().zip([false, true]) {
-            let [short, long] = [
-                run(folder, on, PACKETS[0], 0)?,
-                run(folder, on, PACKETS[1], 0)?,
-            ];
-            let packets = (long.packets - short.packets) as f64;
-            *best = best.min((long.instructions - short.instructions) as f64 / packets);
+    let mut off = 0.0;
+    for load @ (batch, ..) in LOADS {
+        let mut best = [f64::MAX; 2];
+        for _ in 0..ROUNDS {
+            for (best, on) in best.iter_mut().zip([false, true]) {
+                *best = best.min(instructions_a_packet(folder, on, load)?);
+            }
         }
+        let on = best[1];
+        off = best[0];
+        println!(
+            "instructions a packet of the process, {batch:>2} a turn: off {off:.0}, on {on:.0}, \
+             ratio {:.3} (wanted <= 1.02)",
+            on / off
+        );
     }
-    let [off, on] = best;
-    println!("instructions a packet, all of the process: off {off:.0}, on {on:.0}");
-    println!("ratio {:.3} (wanted <= 1.02)", on / off);
-    let [quiet, asked] = [
-        run(folder, true, PACKETS[0], 0)?,
-        run(folder, true, PACKETS[0], QUESTIONS)?,
-    ];
+    let (batch, rate, [packets, _]) = LOADS[1];
+    let quiet = run(folder, true, (batch, rate, packets), 0)?;
+    let asked = run(folder, true, (batch, rate, packets), QUESTIONS)?;
     let more = asked.instructions.saturating_sub(quiet.instructions) / QUESTIONS;
     println!(
         "a scrape and a status together: {more} instructions, as many as {:.0} packets",
@@ -90,13 +90,29 @@ fn measure(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+fn instructions_a_packet(
+    folder: &Path,
+    on: bool,
+    (batch, rate, [short, long]): (u64, u64, [u64; 2]),
+) -> Result<f64> {
+    let short = run(folder, on, (batch, rate, short), 0)?;
+    let long = run(folder, on, (batch, rate, long), 0)?;
+    let packets = (long.packets - short.packets) as f64;
+    Ok((long.instructions - short.instructions) as f64 / packets)
+}
+
 struct Count {
     instructions: u64,
     packets: u64,
 }
 
 /// Starts a gateway, sends it packets, ends it; what valgrind counted.
-fn run(folder: &Path, on: bool, packets: u64, questions: u64) -> Result<Count> {
+fn run(
+    folder: &Path,
+    on: bool,
+    (batch, rate, packets): (u64, u64, u64),
+    questions: u64,
+) -> Result<Count> {
     let (out, notify) = (folder.join("callgrind"), folder.join("notify"));
     let _ = std::fs::remove_file(&notify);
     let manager = UnixDatagram::bind(&notify)?;
@@ -119,7 +135,8 @@ fn run(folder: &Path, on: bool, packets: u64, questions: u64) -> Result<Count> {
     }
     let lab = Lab::launched(Kind::Tandemgw, false, folder, &launch)?;
     let mac = lab.gateway.mac("lan")?;
-    let (server, count) = (SERVER.to_string(), packets.to_string());
+    let [count, batch, rate] = [packets, batch, rate].map(|number| number.to_string());
+    let server = SERVER.to_string();
     let arguments = [
         "udp-blast",
         "eth0",
@@ -129,8 +146,10 @@ fn run(folder: &Path, on: bool, packets: u64, questions: u64) -> Result<Count> {
         "1000",
         "--packets",
         &count,
+        "--batch",
+        &batch,
         "--rate",
-        RATE,
+        &rate,
     ];
     lab.client.worker(&arguments, None)?.line()?;
     for _ in 0..questions {
