@@ -12,7 +12,7 @@ use crate::flow::PortId;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::Progress;
+use super::{Progress, Refusal};
 
 /// Bytes of answer in a piece, give or take a packet: some 100 µs.
 const PIECE: usize = 64 * 1024;
@@ -114,29 +114,29 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn begin(
+    pub(super) fn begin(
         gateway: &mut Gateway,
         filter: &[String],
         snapshot: Option<u32>,
         count: Option<u64>,
         now: Time,
         out: &mut String,
-    ) -> Result<Stream, String> {
+    ) -> Result<Stream, Refusal> {
         if let Some(other) = gateway.capture() {
             let (since, total) = (now.since(other.started()).as_secs(), other.total());
-            return Err(format!(
+            return Err(Refusal::State(format!(
                 "another capture runs for {since} s, with {} packets: end it first, there is one at a time",
                 total.matched
-            ));
+            )));
         }
         let snapshot = snapshot.unwrap_or(MAX_SNAPSHOT);
         if !(MIN_SNAPSHOT..=MAX_SNAPSHOT).contains(&snapshot) {
-            return Err(format!(
+            return Err(Refusal::Usage(format!(
                 "the snapshot length {snapshot} is not from {MIN_SNAPSHOT} to {MAX_SNAPSHOT}"
-            ));
+            )));
         }
         let options = capture::Options {
-            filter: Filter::parse(filter, gateway.config())?,
+            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
             snapshot,
             count: count.unwrap_or(u64::MAX),
         };

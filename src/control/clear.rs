@@ -9,7 +9,7 @@ use crate::gateway::{Gateway, Role, SessionView};
 use crate::time::Time;
 
 use super::listing::{PIECE, owner};
-use super::{Filter, Progress};
+use super::{Filter, Progress, Refusal};
 
 /// Sessions are being ended.
 #[derive(Debug)]
@@ -29,18 +29,19 @@ impl Clear {
     ///
     /// # Errors
     /// A sentence for the operator: the filter is wrong, or no session is this unit's to end.
-    pub fn begin(
+    pub(super) fn begin(
         filter: &[String],
         all: bool,
         gateway: &Gateway,
         now: Time,
-    ) -> Result<Clear, String> {
+    ) -> Result<Clear, Refusal> {
         if all != filter.is_empty() {
-            return Err("give a filter, such as proto=udp, or --all".to_owned());
+            let sentence = "give a filter, such as proto=udp, or --all";
+            return Err(Refusal::Usage(sentence.to_owned()));
         }
         let clear = Clear {
             cursor: 0,
-            filter: Filter::parse(filter, gateway.config())?,
+            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
             words: if all {
                 "all".to_owned()
             } else {
@@ -62,7 +63,8 @@ impl Clear {
             None => "no unit is known to be primary".to_owned(),
         };
         let name = gateway.group_name(group);
-        Err(format!("this unit is standby of group {name}: {ask}"))
+        let sentence = format!("this unit is standby of group {name}: {ask}");
+        Err(Refusal::State(sentence))
     }
 
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) -> Progress {
