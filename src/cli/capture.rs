@@ -219,8 +219,7 @@ impl<'a> Target<'a> {
             return format!("; {written} packets were written before");
         }
         say(format_args!(
-            "tandemgw: packets written: {written}, lost: {}
-",
+            "tandemgw: {written} packets, {} lost\n",
             self.lost
         ));
         if self.lost > 0 {
