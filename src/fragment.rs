@@ -86,9 +86,9 @@ pub enum Lookup<D> {
 /// a session, the caller checks that this still has the addresses of the fragment, for ids are used
 /// again.
 ///
-/// For a fragment of offset zero, the caller decides and then calls [`Fragments::first`]; for the
-/// others it calls [`Fragments::later`]. It calls [`Fragments::expire`] at the time that
-/// [`Fragments::poll_timeout`] names.
+/// For a fragment of offset zero, the caller asks [`Fragments::check_first`], decides, and then calls
+/// [`Fragments::first`]; for the others it calls [`Fragments::later`]. It calls [`Fragments::expire`] at
+/// the time that [`Fragments::poll_timeout`] names.
 pub struct Fragments<D> {
     datagrams: HashMap<FragmentKey, Datagram<D>, SipKey>,
     /// Datagrams without a decision, and those with one, each in the order of their age.
@@ -112,29 +112,43 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// Stores the decision about a datagram, made from its first fragment, and returns the copies of
-    /// the fragments that waited for it, to be treated alike, in the order of their arrival.
+    /// Whether a first fragment fits what is known of its datagram, so that it may be decided. An overlap
+    /// dooms the datagram.
     ///
     /// # Errors
     ///
-    /// The reason why the first fragment itself is to be dropped: `FragmentOverlap` if it overlaps
-    /// with or repeats another fragment, or another pair did; `Malformed`.
+    /// The reason why the fragment is to be dropped: `FragmentOverlap` if it overlaps with or repeats
+    /// another fragment, or another pair did; `Malformed`; `FragmentOrphan` if there are too many.
+    pub fn check_first(
+        &mut self,
+        key: &FragmentKey,
+        piece: Piece,
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if piece.is_whole() {
+            // An atomic fragment has nothing to do with any other (RFC 6946, section 4).
+            return Ok(());
+        }
+        if piece.offset != 0 || !piece.is_valid() {
+            return Err(DropReason::Malformed);
+        }
+        self.check_piece(key, piece, now)
+    }
+
+    /// Stores the decision about a datagram, made from its first fragment, which
+    /// [`Fragments::check_first`] has found to fit. Returns the copies of the fragments that waited for
+    /// it, to be treated alike, in the order of their arrival.
     pub fn first(
         &mut self,
         key: FragmentKey,
         piece: Piece,
         now: Time,
         decision: D,
-    ) -> Result<Vec<Vec<u8>>, DropReason> {
-        if piece.is_whole() {
-            // An atomic fragment has nothing to do with any other (RFC 6946, section 4).
-            return Ok(Vec::new());
+    ) -> Vec<Vec<u8>> {
+        if piece.is_whole() || self.add_piece(&key, piece, now).is_err() {
+            return Vec::new();
         }
-        if piece.offset != 0 || !piece.is_valid() {
-            return Err(DropReason::Malformed);
-        }
-        self.add_piece(&key, piece, now)?;
-        Ok(self.decide(&key, now, decision))
+        self.decide(&key, now, decision)
     }
 
     /// Looks up a fragment other than the first; `bytes` is its whole packet, of which a copy is
@@ -250,20 +264,34 @@ impl<D: Copy> Fragments<D> {
         if !self.datagrams.contains_key(key) {
             self.create(key, now);
         }
-        let Some(datagram) = self.datagrams.get_mut(key) else {
-            return Err(DropReason::FragmentOrphan);
+        self.check_piece(key, piece, now)?;
+        if let Some(datagram) = self.datagrams.get_mut(key) {
+            datagram.pieces.add(piece);
+        }
+        Ok(())
+    }
+
+    /// Whether a piece fits those of its datagram that have passed. If it overlaps, none may any more.
+    fn check_piece(
+        &mut self,
+        key: &FragmentKey,
+        piece: Piece,
+        now: Time,
+    ) -> Result<(), DropReason> {
+        let Some(datagram) = self.datagrams.get(key) else {
+            return Ok(());
         };
         if matches!(datagram.state, State::Poisoned) {
             return Err(DropReason::FragmentOverlap);
         }
         // A TCP fragment at offset 8 can only overlap with the header (RFC 3128, section 3).
         let hides_flags = key.protocol == Protocol::TCP && piece.offset == 8;
-        match datagram.pieces.add(piece) {
-            Added::Ok if !hides_flags => Ok(()),
-            Added::Full => Err(DropReason::FragmentOrphan),
+        match datagram.pieces.fit(&piece) {
+            Fit::Good if !hides_flags => Ok(()),
+            Fit::Full => Err(DropReason::FragmentOrphan),
             // The network repeated it. That is harmless, and dropped alone (RFC 8200, errata 5505).
-            Added::Duplicate => Err(DropReason::FragmentOverlap),
-            Added::Ok | Added::Overlap => {
+            Fit::Duplicate => Err(DropReason::FragmentOverlap),
+            Fit::Good | Fit::Overlap => {
                 self.set_state(key, now, State::Poisoned);
                 Err(DropReason::FragmentOverlap)
             }
@@ -435,27 +463,31 @@ struct Pieces {
     covered: u32,
 }
 
-enum Added {
-    Ok,
+/// How a piece goes with those that have passed.
+enum Fit {
+    Good,
     Duplicate,
     Overlap,
     Full,
 }
 
 impl Pieces {
-    fn add(&mut self, piece: Piece) -> Added {
-        if self.list.contains(&piece) {
-            return Added::Duplicate;
+    fn fit(&self, piece: &Piece) -> Fit {
+        if self.list.contains(piece) {
+            return Fit::Duplicate;
         }
-        if self.list.iter().any(|other| conflict(other, &piece)) {
-            return Added::Overlap;
+        if self.list.iter().any(|other| conflict(other, piece)) {
+            return Fit::Overlap;
         }
-        if self.list.len() >= MAX_FRAGMENTS {
-            return Added::Full;
+        match self.list.len() < MAX_FRAGMENTS {
+            true => Fit::Good,
+            false => Fit::Full,
         }
+    }
+
+    fn add(&mut self, piece: Piece) {
         self.list.push(piece);
         self.covered += u32::from(piece.len);
-        Added::Ok
     }
 
     /// Whether all bytes have passed.
@@ -524,10 +556,22 @@ mod tests {
         Fragments::new(&[1; 16])
     }
 
+    /// What the caller does with a first fragment that it decides to let go.
+    fn let_go(
+        f: &mut Fragments<u32>,
+        key: FragmentKey,
+        piece: Piece,
+        now: Time,
+        decision: u32,
+    ) -> Result<Vec<Vec<u8>>, DropReason> {
+        f.check_first(&key, piece, now)?;
+        Ok(f.first(key, piece, now, decision))
+    }
+
     #[test]
     fn later_fragments_follow_the_first_and_the_last_one_frees_the_state() {
         let mut f = fragments();
-        assert_eq!(f.first(key(1), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(f.later(key(1), MIDDLE, b"m", at(1)), Lookup::Known(7));
         assert_eq!(f.later(key(1), LAST, b"l", at(2)), Lookup::Known(7));
         assert!(f.is_empty());
@@ -543,7 +587,7 @@ mod tests {
         assert_eq!(f.later(key(2), MIDDLE, b"x", at(1)), Lookup::Held);
         f.check_invariants();
         assert_eq!(
-            f.first(key(1), FIRST, at(2), 7),
+            let_go(&mut f, key(1), FIRST, at(2), 7),
             Ok(vec![b"l".to_vec(), b"m".to_vec()])
         );
         assert_eq!(f.len(), (1, 0));
@@ -559,13 +603,13 @@ mod tests {
         assert_eq!(f.expire(at(1999)), 0);
         assert_eq!(f.expire(at(2000)), 2);
         assert!(f.is_empty());
-        assert_eq!(f.first(key(1), FIRST, at(2001), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(2001), 7), Ok(vec![]));
     }
 
     #[test]
     fn a_decision_is_forgotten_after_its_time() {
         let mut f = fragments();
-        assert_eq!(f.first(key(1), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(f.poll_timeout(), Some(Time::ZERO + KNOWN_TIME));
         assert_eq!(f.expire(Time::ZERO + KNOWN_TIME), 0);
         assert_eq!(f.later(key(1), LAST, b"l", at(15_001)), Lookup::Held);
@@ -581,12 +625,12 @@ mod tests {
             more: true,
         };
         let mut f = fragments();
-        assert_eq!(f.first(key(1), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(f.later(key(1), inside, b"o", at(1)), OVERLAP);
         assert_eq!(f.later(key(1), MIDDLE, b"m", at(2)), OVERLAP);
         assert_eq!(f.later(key(1), LAST, b"l", at(3)), OVERLAP);
         assert_eq!(
-            f.first(key(1), FIRST, at(4), 7),
+            let_go(&mut f, key(1), FIRST, at(4), 7),
             Err(DropReason::FragmentOverlap)
         );
 
@@ -594,7 +638,7 @@ mod tests {
         assert_eq!(f.later(key(2), MIDDLE, b"m", at(1)), Lookup::Held);
         assert_eq!(f.later(key(2), inside, b"o", at(1)), OVERLAP);
         assert_eq!(
-            f.first(key(2), FIRST, at(4), 7),
+            let_go(&mut f, key(2), FIRST, at(4), 7),
             Err(DropReason::FragmentOverlap)
         );
         assert_eq!(f.expire(at(5)), 1);
@@ -604,7 +648,7 @@ mod tests {
     #[test]
     fn disagreement_about_the_end_is_an_overlap() {
         let mut f = fragments();
-        assert_eq!(f.first(key(1), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(f.later(key(1), LAST, b"l", at(1)), Lookup::Known(7));
         let beyond = Piece {
             offset: 8000,
@@ -618,9 +662,9 @@ mod tests {
     #[test]
     fn an_exact_duplicate_is_dropped_alone() {
         let mut f = fragments();
-        assert_eq!(f.first(key(1), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(
-            f.first(key(1), FIRST, at(0), 7),
+            let_go(&mut f, key(1), FIRST, at(0), 7),
             Err(DropReason::FragmentOverlap)
         );
         assert_eq!(f.later(key(1), MIDDLE, b"m", at(1)), Lookup::Known(7));
@@ -643,7 +687,7 @@ mod tests {
         };
         assert_eq!(f.later(key, flags, b"f", at(0)), OVERLAP);
         assert_eq!(
-            f.first(key, FIRST, at(0), 7),
+            let_go(&mut f, key, FIRST, at(0), 7),
             Err(DropReason::FragmentOverlap)
         );
     }
@@ -682,13 +726,16 @@ mod tests {
             len: 9,
             more: true,
         };
-        assert_eq!(f.first(key(1), odd, at(0), 7), Err(DropReason::Malformed));
+        assert_eq!(
+            let_go(&mut f, key(1), odd, at(0), 7),
+            Err(DropReason::Malformed)
+        );
         let atomic = Piece {
             offset: 0,
             len: 9,
             more: false,
         };
-        assert_eq!(f.first(key(1), atomic, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(1), atomic, at(0), 7), Ok(vec![]));
         assert!(f.is_empty());
     }
 
@@ -702,14 +749,14 @@ mod tests {
         f.check_invariants();
         let fit = MAX_HELD_BYTES / 9000;
         assert_eq!(f.expire(at(0)), 2000 - fit as u32);
-        assert_eq!(f.first(key(0), FIRST, at(0), 7), Ok(vec![]));
+        assert_eq!(let_go(&mut f, key(0), FIRST, at(0), 7), Ok(vec![]));
         assert_eq!(
-            f.first(key(1999), FIRST, at(0), 7).map(|held| held.len()),
+            let_go(&mut f, key(1999), FIRST, at(0), 7).map(|held| held.len()),
             Ok(1)
         );
 
         for id in 0..2 * MAX_KNOWN as u32 {
-            assert!(f.first(key(10_000 + id), FIRST, at(1), 7).is_ok());
+            assert!(let_go(&mut f, key(10_000 + id), FIRST, at(1), 7).is_ok());
         }
         f.check_invariants();
         assert_eq!(f.len().1, MAX_KNOWN);
@@ -734,7 +781,7 @@ mod tests {
             more: true,
         };
         assert_eq!(
-            f.first(key(1), first, at(0), 7).map(|held| held.len()),
+            let_go(&mut f, key(1), first, at(0), 7).map(|held| held.len()),
             Ok(16)
         );
         for n in 17..MAX_FRAGMENTS {
@@ -754,7 +801,7 @@ mod tests {
                 let piece = Piece { offset: n * 80, len: 80, more: n != 11 };
                 if n == 0 {
                     passed.push(0);
-                    let held = f.first(key(1), piece, at(0), 7).unwrap();
+                    let held = let_go(&mut f, key(1), piece, at(0), 7).unwrap();
                     passed.extend(held.iter().map(|bytes| bytes[0]));
                 } else if f.later(key(1), piece, &[n as u8], at(0)) == Lookup::Known(7) {
                     passed.push(n as u8);
@@ -779,7 +826,7 @@ mod tests {
                 }
                 let now = at(n as u64);
                 let passed: Vec<(u16, u16)> = if offset == 0 {
-                    let Ok(held) = f.first(key(1), piece, now, 7) else { continue };
+                    let Ok(held) = let_go(&mut f, key(1), piece, now, 7) else { continue };
                     let held = held.iter().map(|bytes| (u16::from(bytes[0]), u16::from(bytes[1])));
                     std::iter::once((0, len)).chain(held).collect()
                 } else if f.later(key(1), piece, &[offset as u8, len as u8], now) == Lookup::Known(7) {

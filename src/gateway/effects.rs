@@ -38,11 +38,14 @@ impl Gateway {
                     name(peer)
                 );
             }
-            sync::Event::PeerConfigDiffers(peer) => log::warn!(
-                "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
-                 effect=\"new sessions fare differently after a takeover\"",
-                name(peer)
-            ),
+            sync::Event::PeerConfigDiffers(peer) => {
+                log::warn!(
+                    "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
+                     effect=\"new sessions fare differently after a takeover\"",
+                    name(peer)
+                );
+                self.revalidation.owe_rules();
+            }
             sync::Event::PeerReady(peer, group) => {
                 log::info!(
                     "peer ready peer={} group={}",
@@ -172,6 +175,13 @@ impl Gateway {
         self.set_role(now, group, role);
         if role == Role::Primary {
             self.announce_to_neighbors(group);
+            if self
+                .cluster
+                .as_ref()
+                .is_some_and(|it| it.sync.rules_differ())
+            {
+                self.revalidation.owe_rules();
+            }
             self.revalidation.catch_up();
         }
     }

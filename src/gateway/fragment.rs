@@ -76,19 +76,17 @@ impl Gateway {
         piece: Piece,
     ) -> Verdict {
         let (now, port, onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
+        // First, so that what is dropped has opened nothing and counts for nothing.
+        if let Err(reason) = self.fragments.check_first(&key, piece, now) {
+            return Verdict::Drop(reason);
+        }
         let verdict = self.handle_whole(packet);
-        if verdict != Verdict::Forward {
-            return verdict;
-        }
-        match self.fragments.first(key, piece, now, onward) {
-            Ok(held) => {
-                for bytes in held {
-                    self.release_fragment(now, port, bytes, onward);
-                }
-                verdict
+        if verdict == Verdict::Forward {
+            for bytes in self.fragments.first(key, piece, now, onward) {
+                self.release_fragment(now, port, bytes, onward);
             }
-            Err(reason) => Verdict::Drop(reason),
         }
+        verdict
     }
 
     /// Sends a fragment that had waited for the first one.

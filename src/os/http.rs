@@ -40,6 +40,8 @@ pub struct HttpServer {
     ready: u32,
     /// The bit whose turn it was last.
     last: u32,
+    /// When the first of the clients is closed, however far it is.
+    soonest: Option<Time>,
     /// Start of the process, since the epoch.
     started: Option<Duration>,
 }
@@ -85,6 +87,7 @@ impl HttpServer {
             clients: [const { None }; MAX_CLIENTS],
             ready: 0,
             last: 0,
+            soonest: None,
             started: process::since_epoch(),
         })
     }
@@ -106,15 +109,23 @@ impl HttpServer {
 
     /// When [`HttpServer::serve`] is to be called at the latest.
     pub fn timeout(&self) -> Option<Time> {
-        let clients = self.clients.iter().flatten();
-        clients.map(|client| client.until).min()
+        self.soonest
     }
 
-    /// Does a piece of work for the client whose turn it is.
+    /// Does a piece of work for the client whose turn it is. Each turn of the loop calls this.
     pub fn serve(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
-        if self.timeout().is_some_and(|until| until <= now) {
+        let is_overdue = self.soonest.is_some_and(|until| until <= now);
+        if is_overdue {
             self.close_overdue(now);
         }
+        if is_overdue || self.ready != 0 {
+            self.serve_next(now, registry, gateway, shell);
+            let clients = self.clients.iter().flatten();
+            self.soonest = clients.map(|client| client.until).min();
+        }
+    }
+
+    fn serve_next(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
         let Some(bit) = next_bit(self.ready, self.last) else {
             return;
         };

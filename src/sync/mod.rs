@@ -164,6 +164,7 @@ pub struct Replicator {
     ready: Vec<bool>,
     /// Whether removals must be remembered for anybody.
     has_readers: bool,
+    /// Sessions that are too young yet, in the order of the times at which they were opened.
     delayed: VecDeque<(Tick, SessionId)>,
     max_sessions: usize,
     events: VecDeque<Event>,
@@ -241,9 +242,7 @@ impl Replicator {
     pub fn set_pickup(&mut self, ha: &Ha) -> bool {
         let before = std::mem::replace(&mut self.pickup, Pickup::new(ha));
         let after = &self.pickup;
-        after.connections && !before.connections
-            || after.connectionless && !before.connectionless
-            || after.delay < before.delay
+        after.connections && !before.connections || after.connectionless && !before.connectionless
     }
 
     /// A session was opened here. No effect if it is replicated already.
@@ -253,12 +252,14 @@ impl Replicator {
         if !self.pickup.covers(session.protocol) {
             return;
         }
+        let is_old = session.created.after(self.pickup.delay) <= now.tick();
         // Too many that wait: replicating one early does no harm.
-        if self.pickup.delay == 0 || self.delayed.len() >= self.max_sessions {
+        if is_old || self.delayed.len() >= self.max_sessions {
             self.enter(session, book, id);
         } else {
-            let due = now.tick().after(self.pickup.delay).max(self.last_due());
-            self.delayed.push_back((due, id));
+            // The queue stays ordered when sessions come to it late, because a switch was off before.
+            let last = self.delayed.back().map_or(Tick(0), |(since, _)| *since);
+            self.delayed.push_back((session.created.max(last), id));
         }
     }
 
@@ -365,16 +366,17 @@ impl Replicator {
     /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.
     pub fn handle_timeout(&mut self, now: Time, table: &Table, book: &AddressBook) {
         for _ in 0..ENTRIES_PER_TIMEOUT {
-            let Some(&(due, id)) = self.delayed.front() else {
+            let Some(&(since, id)) = self.delayed.front() else {
                 break;
             };
-            if due > now.tick() {
+            if since.after(self.pickup.delay) > now.tick() {
                 break;
             }
             self.delayed.pop_front();
             // The slot may have another session by now, which waits in its own right.
             if let Some(session) = table.get(id)
                 && session.created.after(self.pickup.delay) <= now.tick()
+                && self.pickup.covers(session.protocol)
             {
                 self.enter(session, book, id);
             }
@@ -387,7 +389,8 @@ impl Replicator {
 
     /// When [`Replicator::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let delayed = self.delayed.front().map(|(due, _)| due.time());
+        let delayed = self.delayed.front();
+        let delayed = delayed.map(|(since, _)| since.after(self.pickup.delay).time());
         let peers = self.peers.iter().filter_map(|peer| {
             let sends = peer.connected && peer.sender.told.iter().any(Option::is_some);
             // With more to send, it is the stream that says when.
@@ -521,11 +524,6 @@ impl Replicator {
             self.digest.add(session, book);
             self.log.touch(id, false);
         }
-    }
-
-    /// The queue stays ordered, even if the delay was made shorter.
-    fn last_due(&self) -> Tick {
-        self.delayed.back().map_or(Tick(0), |(due, _)| *due)
     }
 
     fn term(&self, group: GroupId) -> Option<u64> {

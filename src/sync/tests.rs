@@ -692,6 +692,36 @@ fn delayed_and_excluded_sessions() {
 }
 
 #[test]
+fn a_changed_delay_holds_for_those_that_wait() {
+    let mut unit = Unit::new(2, 0, 1, "session-pickup-delay = \"1h\"");
+    let set = |unit: &mut Unit, extra: &str| {
+        let config = config(2, 0, extra);
+        unit.sync
+            .set_pickup(config.ha.as_ref().expect("it has [ha]"))
+    };
+    let now = Time::from_nanos(10_000_000_000);
+    let old = unit.open(key(Protocol::TCP, 1, 1), NAT, now).unwrap();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    assert!(!set(&mut unit, "session-pickup-delay = \"5s\""));
+    let new = unit.open(key(Protocol::TCP, 1, 2), (NAT.0, 2), at(2));
+    let ids = [old, new.unwrap()];
+    let seqs = |unit: &Unit| ids.map(|id| unit.sync.seq_of(id));
+    assert_eq!(unit.sync.poll_timeout(), Some(at(5)));
+    unit.sync.handle_timeout(at(5), &unit.table, &unit.book);
+    assert_eq!(seqs(&unit), [Some(1), None]);
+    // What has come to be excluded does not enter, until it is not so any more.
+    assert!(!set(&mut unit, "session-pickup = false"));
+    unit.sync.handle_timeout(at(9), &unit.table, &unit.book);
+    assert_eq!(seqs(&unit), [Some(1), None]);
+    assert!(set(&mut unit, "session-pickup-delay = \"5s\""));
+    for id in ids {
+        unit.sync.opened(&unit.table, &unit.book, id, at(9));
+    }
+    assert_eq!(seqs(&unit), [Some(1), Some(2)]);
+    unit.check();
+}
+
+#[test]
 fn wrong_peers_are_refused() {
     let mut a = Unit::new(2, 0, 1, "");
     let hello = |edit: fn(&mut message::Hello)| {

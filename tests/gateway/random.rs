@@ -18,7 +18,9 @@ use crate::packets::{
 };
 
 const STEPS: u32 = 1000;
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 40;
+/// Invariants take longer to check than steps to do.
+const STEPS_PER_CHECK: u32 = 8;
 const PLAIN: Offload = Offload {
     partial_checksum: false,
     checksum_verified: false,
@@ -45,15 +47,24 @@ fn what_passes_is_what_may() {
 
 fn run(seed: u64) {
     let mut world = World::new(seed);
-    for _ in 0..STEPS {
+    for step in 0..STEPS {
         world.step();
+        if step % STEPS_PER_CHECK == 0 {
+            world.lab.gateway.check_invariants();
+        }
     }
-    // It was no trivial run.
+    world.lab.gateway.check_invariants();
+    // It was no trivial run, though the unit may have been standby for long.
     let counters = world.lab.gateway.counters();
-    assert!(counters.forwarded > u64::from(STEPS) / 10, "{counters:?}");
+    assert!(counters.forwarded > u64::from(STEPS) / 40, "{counters:?}");
     let out = PORTS.map(|port| world.lab.gateway.port_counters(port).out_packets);
     assert_eq!(out.iter().sum::<u64>(), counters.forwarded);
     assert!(world.explained > STEPS / 4, "{}", world.explained);
+    // A standby lets none end.
+    world
+        .lab
+        .gateway
+        .set_role(world.lab.now, GroupId(0), Role::Primary);
     world.lab.pass(Duration::from_secs(8000));
     assert_eq!(world.lab.sessions(), 0, "all sessions end");
 }
@@ -120,7 +131,6 @@ impl World {
             98 => self.link_flaps(),
             _ => self.role_changes(),
         }
-        self.lab.gateway.check_invariants();
         self.check_outputs(None);
     }
 
@@ -386,12 +396,7 @@ impl World {
             before.key
         );
         if before.kind == Kind::IcmpError {
-            self.check_error(&came, &before, &left, &after);
-            // Any router may be its source.
-            assert_ne!(
-                (port, home(&after.key.src), home(&after.key.dst)),
-                (LAN, LAN, WAN)
-            );
+            self.check_error(port, &came, &before, &left, &after);
         } else {
             self.check_way(port, &after.key);
         }
@@ -412,6 +417,8 @@ impl World {
             (LAN, WAN) if (after.src, after.src_port) == (net.web, 80) => {}
             (LAN, WAN) => assert_eq!(after.src, net.wan_vip, "shows an inside address"),
             (LAN, DMZ) => assert_eq!(home(&after.src), LAN),
+            // Nor is what goes to the server by its own address.
+            (LAN, LAN) if self.lives(after, after) => {}
             (LAN, LAN) => assert!([net.lan_vip, net.wan_vip].contains(&after.src)),
             (WAN | DMZ, LAN) => assert_eq!(home(&after.src), port),
             (from, to) => panic!("{after} went from {from:?} to {to:?}"),
@@ -439,11 +446,8 @@ impl World {
             && old != before
         {
             // Another flow has the outside end now: the one before must have ended.
-            let (mut views, _) = self.lab.gateway.page(0, u32::MAX, self.lab.now);
-            assert!(
-                !views.any(|view| view.original == *old),
-                "{old} and {before}: both {after}"
-            );
+            let both = self.lives(old, after);
+            assert!(!both, "{old} and {before}: both {after}");
         }
         self.inside_of.insert(after.to_string(), (*after, *before));
     }
@@ -459,13 +463,20 @@ impl World {
     }
 
     /// An error quotes to its receiver a packet as the receiver sent it.
-    fn check_error(&self, came: &[u8], before: &Parsed, left: &[u8], after: &Parsed) {
+    fn check_error(&self, port: PortId, came: &[u8], before: &Parsed, left: &[u8], after: &Parsed) {
         let outside = errors::quoted(came, before).unwrap().key;
         let inside = errors::quoted(left, after).unwrap().key;
         let known = self.inside_of.get(&outside.to_string());
-        let expected = known.map(|(_, inside)| *inside);
-        assert_eq!(expected, Some(inside), "an error about {outside}");
+        let known = known.map(|(_, inside)| *inside);
+        // A session whose first packet was dropped, at a port that was down, may have the end since.
+        assert!(
+            known == Some(inside) || known.is_some() && self.lives(&inside, &outside),
+            "an error about {outside}, which was {known:?}, was told {inside}"
+        );
         assert_eq!(after.key.dst, inside.src);
+        // Any router may be its source, but none inside of a translated session is shown.
+        let way = (port, home(&after.key.src), home(&after.key.dst));
+        assert!(inside == outside || way != (LAN, LAN, WAN), "{}", after.key);
     }
 
     /// Answers of the gateway itself go back where the packet came from.
