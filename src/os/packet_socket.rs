@@ -1,5 +1,6 @@
 //! Address resolution on a link: ARP and Neighbor Discovery frames, received and sent raw.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
 use std::net::Ipv6Addr;
@@ -16,7 +17,11 @@ pub struct PacketSocket {
     groups: Vec<Ipv6Addr>,
     socket: OwnedFd,
     /// Holds the memberships for which the kernel sends MLD reports.
-    _listener: Option<OwnedFd>,
+    listener: Option<OwnedFd>,
+    /// Whether the kernel has refused to report a group: it is not asked again.
+    is_refused: bool,
+    /// Groups yet to be joined (true) or left.
+    pending: VecDeque<(Ipv6Addr, bool)>,
 }
 
 /// The multicast group that a Neighbor Solicitation for `address` is sent to (RFC 4291, section
@@ -39,20 +44,17 @@ impl PacketSocket {
     ///
     /// `NotFound` if there is no such interface; what the kernel says otherwise (no `CAP_NET_RAW`).
     pub fn open(interface: &str, groups: &[Ipv6Addr]) -> io::Result<PacketSocket> {
-        let mut groups = groups.to_vec();
-        groups.sort_unstable();
-        groups.dedup();
-        let index = interface_index(interface)?;
-        let socket = open_socket(index)?;
-        for group in &groups {
-            join_hardware(&socket, index, *group, libc::PACKET_ADD_MEMBERSHIP)?;
-        }
-        Ok(PacketSocket {
+        let mut socket = PacketSocket {
             interface: interface.to_owned(),
-            _listener: listen_in_kernel(interface, index, &groups),
-            groups,
-            socket,
-        })
+            socket: open_socket(interface_index(interface)?)?,
+            groups: Vec::new(),
+            listener: None,
+            is_refused: false,
+            pending: VecDeque::new(),
+        };
+        socket.listen_to(groups.to_vec());
+        while socket.listen_to_some(usize::MAX)? {}
+        Ok(socket)
     }
 
     /// Attaches to the interface of the same name again, after it was created anew.
@@ -68,27 +70,89 @@ impl PacketSocket {
         Ok(())
     }
 
-    /// Joins other multicast groups in place of those of before.
+    /// Other multicast groups in place of those of before, to be joined by
+    /// [`listen_to_some`](Self::listen_to_some).
+    pub fn listen_to(&mut self, mut groups: Vec<Ipv6Addr>) {
+        groups.sort_unstable();
+        groups.dedup();
+        let missing = |groups: &[Ipv6Addr], of: &[Ipv6Addr]| -> Vec<Ipv6Addr> {
+            let is_missing = |group: &&Ipv6Addr| groups.binary_search(group).is_err();
+            of.iter().filter(is_missing).copied().collect()
+        };
+        let new = missing(&self.groups, &groups);
+        let gone = missing(&groups, &self.groups);
+        self.pending
+            .extend(new.into_iter().map(|group| (group, true)));
+        self.pending
+            .extend(gone.into_iter().map(|group| (group, false)));
+        self.groups = groups;
+    }
+
+    /// Joins or leaves up to `most` groups, each some 10 µs and more where there are thousands; gives whether
+    /// others are left.
     ///
     /// # Errors
     ///
-    /// What the kernel says; the groups of before may then still be joined too.
-    pub fn listen_to(&mut self, mut groups: Vec<Ipv6Addr>) -> io::Result<()> {
-        groups.sort_unstable();
-        groups.dedup();
-        if groups == self.groups {
-            return Ok(());
+    /// What the kernel says; then all that was left is given up.
+    pub fn listen_to_some(&mut self, most: usize) -> io::Result<bool> {
+        if self.pending.is_empty() {
+            return Ok(false);
         }
+        let pending = std::mem::take(&mut self.pending);
         let index = interface_index(&self.interface)?;
-        for group in groups.iter().filter(|group| !self.groups.contains(group)) {
-            join_hardware(&self.socket, index, *group, libc::PACKET_ADD_MEMBERSHIP)?;
+        let mut left = pending;
+        for (group, joins) in left.drain(..most.min(left.len())) {
+            let operation = match joins {
+                true => libc::PACKET_ADD_MEMBERSHIP,
+                false => libc::PACKET_DROP_MEMBERSHIP,
+            };
+            join_hardware(&self.socket, index, group, operation)?;
+            self.report(index, group, joins);
         }
-        for group in self.groups.iter().filter(|group| !groups.contains(group)) {
-            join_hardware(&self.socket, index, *group, libc::PACKET_DROP_MEMBERSHIP)?;
+        self.pending = left;
+        Ok(!self.pending.is_empty())
+    }
+
+    /// Has the kernel be a listener of `group`, or no longer.
+    fn report(&mut self, index: libc::c_int, group: Ipv6Addr, joins: bool) {
+        if self.is_refused && joins {
+            return;
         }
-        self._listener = listen_in_kernel(&self.interface, index, &groups);
-        self.groups = groups;
-        Ok(())
+        // Of what was refused, nothing can be left.
+        if let Err(error) = self.try_to_report(index, group, joins)
+            && !self.is_refused
+        {
+            self.is_refused = true;
+            log::warn!(
+                "mld reports off interface={} error={} \
+                 effect=\"switches that snoop may not deliver neighbour solicitations\"",
+                self.interface,
+                InQuotes(&error)
+            );
+        }
+    }
+
+    fn try_to_report(
+        &mut self,
+        index: libc::c_int,
+        group: Ipv6Addr,
+        joins: bool,
+    ) -> io::Result<()> {
+        let listener = match &mut self.listener {
+            Some(listener) => listener,
+            none => none.insert(new_socket(libc::AF_INET6, libc::SOCK_DGRAM)?),
+        };
+        let request = libc::ipv6_mreq {
+            ipv6mr_multiaddr: libc::in6_addr {
+                s6_addr: group.octets(),
+            },
+            ipv6mr_interface: index as libc::c_uint,
+        };
+        let name = match joins {
+            true => libc::IPV6_ADD_MEMBERSHIP,
+            false => libc::IPV6_DROP_MEMBERSHIP,
+        };
+        set_option(listener, libc::IPPROTO_IPV6, name, &request)
     }
 
     /// Reads the next frame, from its destination address on, into `frame`; gives its length, cut
@@ -229,22 +293,6 @@ fn jump(code: u32, k: u32, if_true: u8, if_false: u8) -> libc::sock_filter {
     }
 }
 
-/// A socket for which the kernel sends MLD reports about `groups`; none if it does not.
-fn listen_in_kernel(interface: &str, index: libc::c_int, groups: &[Ipv6Addr]) -> Option<OwnedFd> {
-    if groups.is_empty() {
-        return None;
-    }
-    join_kernel(index, groups)
-        .inspect_err(|error| {
-            log::warn!(
-                "mld reports off interface={interface} error={} \
-                 effect=\"switches that snoop may not deliver neighbour solicitations\"",
-                InQuotes(&error)
-            );
-        })
-        .ok()
-}
-
 /// Has the interface receive frames to the Ethernet address of `group` (RFC 2464, section 7), or no
 /// longer: `operation` is `PACKET_ADD_MEMBERSHIP` or `PACKET_DROP_MEMBERSHIP`.
 fn join_hardware(
@@ -261,26 +309,6 @@ fn join_hardware(
         mr_address: [0x33, 0x33, a, b, c, d, 0, 0],
     };
     set_option(socket, libc::SOL_PACKET, operation, &request)
-}
-
-/// Has the kernel be a listener of `groups`, as long as the socket stays open.
-fn join_kernel(index: libc::c_int, groups: &[Ipv6Addr]) -> io::Result<OwnedFd> {
-    let socket = new_socket(libc::AF_INET6, libc::SOCK_DGRAM)?;
-    for group in groups {
-        let request = libc::ipv6_mreq {
-            ipv6mr_multiaddr: libc::in6_addr {
-                s6_addr: group.octets(),
-            },
-            ipv6mr_interface: index as libc::c_uint,
-        };
-        set_option(
-            &socket,
-            libc::IPPROTO_IPV6,
-            libc::IPV6_ADD_MEMBERSHIP,
-            &request,
-        )?;
-    }
-    Ok(socket)
 }
 
 fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
@@ -425,9 +453,11 @@ mod tests {
             let socket = PacketSocket::open("here", &[group, group]).unwrap();
             assert_eq!(memberships(), (1, 1));
             let mut socket = socket;
-            socket.listen_to(Vec::new()).unwrap();
+            socket.listen_to(Vec::new());
+            while socket.listen_to_some(1).unwrap() {}
             assert_eq!(memberships(), (0, 0));
-            socket.listen_to(vec![group, group]).unwrap();
+            socket.listen_to(vec![group, group]);
+            while socket.listen_to_some(1).unwrap() {}
             assert_eq!(memberships(), (1, 1));
             drop(socket);
             assert_eq!(memberships(), (0, 0));

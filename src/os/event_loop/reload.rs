@@ -19,6 +19,9 @@ use super::{Shell, Steering};
 /// Routes that are changed in one turn: each is a system call of some 10 µs.
 const ROUTES_PER_TURN: usize = 8;
 
+/// Multicast groups that a port joins or leaves in one turn: two system calls each.
+const GROUPS_PER_TURN: usize = 4;
+
 /// The longest config file that is read while packets wait.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -32,7 +35,7 @@ pub(super) struct Reloading {
     wanted: bool,
     /// One was made, and clients may wait for its end.
     told: bool,
-    /// Routes have yet to follow.
+    /// Routes and multicast groups have yet to follow.
     unfinished: Option<Unfinished>,
 }
 
@@ -58,9 +61,17 @@ impl Shell {
             self.control.begin_reload();
             self.begin_reload(now, steering);
         }
+        if self.reloading.unfinished.is_none() {
+            return;
+        }
+        let (more_groups, failed) = self.join_some();
         let Some(unfinished) = &mut self.reloading.unfinished else {
             return;
         };
+        for warning in failed {
+            log::warn!("reload warning why={}", InQuotes(&warning));
+            unfinished.outcome.warnings.push(warning);
+        }
         for _ in 0..ROUTES_PER_TURN {
             let Some(change) = unfinished.routes.pop_front() else {
                 break;
@@ -71,7 +82,7 @@ impl Shell {
                 unfinished.outcome.warnings.push(warning);
             }
         }
-        if unfinished.routes.is_empty() {
+        if unfinished.routes.is_empty() && !more_groups {
             self.control
                 .tell_reload(&unfinished.outcome, unfinished.ended_before);
             self.service.reloaded();
@@ -93,7 +104,7 @@ impl Shell {
     fn begin_reload(&mut self, now: Time, steering: &mut Steering) {
         let ended_before = self.gateway.counters().forbidden;
         let file = &self.view.config_file;
-        let (result, mut warnings) = match read(file) {
+        let (result, warnings) = match read(file) {
             Ok((config, warnings)) => {
                 (self.gateway.reload(now, &config).map_err(refused), warnings)
             }
@@ -106,7 +117,7 @@ impl Shell {
             }) => {
                 if *addresses_changed {
                     routes = steering.readdress(self.gateway.config());
-                    warnings.extend(self.join_groups());
+                    self.change_groups();
                 }
             }
             Err(ReloadRefused { why, problems, .. }) => {
@@ -134,17 +145,27 @@ impl Shell {
         });
     }
 
-    /// Joins the multicast groups of the addresses as they are now; gives what failed.
-    fn join_groups(&mut self) -> Vec<String> {
+    /// Begins to join the multicast groups of the addresses as they are now.
+    fn change_groups(&mut self) {
         let config = self.gateway.config();
-        let mut failed = Vec::new();
         for (port, settings) in self.ports.iter_mut().zip(&config.ports) {
-            if let Err(error) = port.socket.listen_to(solicited_groups(config, settings)) {
-                let interface = &settings.interface;
-                failed.push(format!("multicast groups on {interface}: {error}"));
+            port.socket.listen_to(solicited_groups(config, settings));
+        }
+    }
+
+    /// Goes on with that; gives whether there is more to do, and what failed.
+    fn join_some(&mut self) -> (bool, Vec<String>) {
+        let (mut more, mut failed) = (false, Vec::new());
+        for (port, settings) in self.ports.iter_mut().zip(&self.gateway.config().ports) {
+            match port.socket.listen_to_some(GROUPS_PER_TURN) {
+                Ok(left) => more |= left,
+                Err(error) => {
+                    let interface = &settings.interface;
+                    failed.push(format!("multicast groups on {interface}: {error}"));
+                }
             }
         }
-        failed
+        (more, failed)
     }
 }
 
