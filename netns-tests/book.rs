@@ -1,8 +1,11 @@
 //! The commands of the book, as written: each code block marked `sh lab` of a page, one after the other.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::namespace::Namespace;
 use crate::process::{Finished, Process};
@@ -50,5 +53,49 @@ fn lab_runs_the_examples() {
         let lab = format!("scripts/lab {example} ip netns exec {host} ping -c 1 -W 5 {server}");
         let done = run(&lab).ok();
         assert!(done.stdout.contains("1 received"), "{}", done.stdout);
+    }
+}
+
+/// What programs read: no field is missing from the chapter about the commands.
+#[test]
+fn json_has_the_fields_that_the_book_tells_of() {
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/cli.md")).expect("the page");
+    let asked = "
+        unit a status --json
+        unit a explain tcp 10.77.1.100:4000 10.77.2.100:443 --in lan --json
+        unit a sessions clear --all --json
+        unit a failover --json";
+    let script = format!("bash -ec '{asked}'");
+    let done = run(&format!("scripts/lab lab-pair {script}")).ok();
+    let mut fields = BTreeSet::new();
+    let answers: Vec<&str> = done.stdout.lines().filter(|l| l.starts_with('{')).collect();
+    assert_eq!(answers.len(), 4, "{}", done.stdout);
+    for answer in answers {
+        collect(
+            &serde_json::from_str(answer).expect("it is JSON"),
+            &mut fields,
+        );
+    }
+    assert!(fields.len() > 60, "{fields:?}");
+    let is_told = |field: &String| {
+        page.contains(&format!("`{field}`")) || page.contains(&format!("`{field}[]`"))
+    };
+    let missing: Vec<_> = fields.iter().filter(|field| !is_told(field)).collect();
+    assert!(missing.is_empty(), "not in docs/cli.md: {missing:?}");
+}
+
+/// The names of all fields; drop reasons are none.
+fn collect(value: &Value, fields: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                fields.insert(name.clone());
+                if name != "dropped" {
+                    collect(value, fields);
+                }
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|value| collect(value, fields)),
+        _ => {}
     }
 }

@@ -33,24 +33,36 @@ need() {
     echo "Installing ${packages[*]}, which $why."
     command -v apt-get >/dev/null ||
         die "this is no Debian; install the equivalents of: ${packages[*]}"
-    # Debian's package starts a web server on port 80; the tests run their own instead.
-    local no_services='printf "#!/bin/sh\nexit 101\n" > /usr/sbin/policy-rc.d &&
-        chmod +x /usr/sbin/policy-rc.d'
-    local install="DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
-    if [ -e /usr/sbin/policy-rc.d ]; then
-        as_root "{ apt-get update -qq && $install ${packages[*]}; } >/dev/null"
-    else
-        as_root "apt-get update -qq && $no_services && { $install ${packages[*]} >/dev/null; s=\$?; } ;
-            rm -f /usr/sbin/policy-rc.d; exit \${s:-1}"
-    fi
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "that needs root, and there is no sudo; as root: apt-get install ${packages[*]}"
+    # Debian starts the services of what it installs (a web server among them), now and at each boot. The
+    # tests run their own: those that come with these packages are not started, and disabled.
+    # shellcheck disable=SC2016 # The shell that is root expands it.
+    as_root '
+        policy=/usr/sbin/policy-rc.d
+        wanted() { ls /etc/systemd/system/multi-user.target.wants 2>/dev/null; }
+        before=$(wanted)
+        if ! [ -e $policy ]; then
+            trap "rm -f $policy" EXIT
+            trap "exit 130" INT TERM
+            printf "#!/bin/sh\nexit 101\n" >$policy && chmod +x $policy
+        fi
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null || exit
+        for unit in $(wanted); do
+            case $unit in
+                *.service) echo "$before" | grep -qxF "$unit" || systemctl --quiet disable "$unit" ;;
+            esac
+        done' "${packages[@]}"
 }
 
+# as_root SCRIPT [ARGUMENT…]
 as_root() {
     if [ "$(id -u)" = 0 ]; then
-        sh -c "$1"
+        sh -c "$1" sh "${@:2}"
     elif command -v sudo >/dev/null; then
         echo "(as root, through sudo)"
-        sudo sh -c "$1"
+        sudo sh -c "$1" sh "${@:2}"
     else
         die "this needs root, and there is no sudo; run as root: $1"
     fi
@@ -58,7 +70,8 @@ as_root() {
 
 need_rust() {
     command -v cargo >/dev/null || die "there is no cargo; install Rust: https://rustup.rs"
-    need "links what Rust compiles" cc=gcc
+    # Not gcc: the C library that it links with is only recommended there.
+    need "links what Rust compiles" cc=build-essential
 }
 
 need_lab() {
@@ -69,8 +82,9 @@ need_lab() {
         die "you may not open /dev/net/tun: run this as root, or let everybody (which is the usual" \
             "setting, and gives no rights over the network): sudo chmod 0666 /dev/net/tun"
     fi
-    namespaces true 2>/dev/null ||
-        die "you may not make network namespaces: run this as root, or allow unprivileged user" \
+    local why
+    why=$(namespaces true 2>&1) ||
+        die "you may not make network namespaces ($why): run this as root, or allow unprivileged user" \
             "namespaces (sysctl user.max_user_namespaces; on Ubuntu" \
             "kernel.apparmor_restrict_unprivileged_userns=0; in Docker --privileged)"
 }

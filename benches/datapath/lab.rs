@@ -42,9 +42,25 @@ pub const GATEWAY_CPU: usize = 1;
 /// The CPU that the sender is bound to.
 pub const SENDER_CPU: usize = 0;
 
+/// How `tandemgw run` is started.
+#[derive(Default)]
+pub struct Launch {
+    /// Words before its command line.
+    pub launcher: Vec<String>,
+    /// More environment.
+    pub environment: Vec<(&'static str, String)>,
+    /// More of the config.
+    pub config: &'static str,
+}
+
 impl Lab {
     /// Builds it anew, with a gateway of `kind`; `pinned` binds its process to [`GATEWAY_CPU`].
     pub fn new(kind: Kind, pinned: bool, folder: &Path) -> Result<Lab> {
+        Lab::launched(kind, pinned, folder, &Launch::default())
+    }
+
+    /// As [`Lab::new`], with a gateway that is started in a way of its own.
+    pub fn launched(kind: Kind, pinned: bool, folder: &Path, launch: &Launch) -> Result<Lab> {
         let mut lab = Lab {
             client: Namespace::new()?,
             gateway: Namespace::new()?,
@@ -87,7 +103,7 @@ impl Lab {
                }}
              }}"
         ))?;
-        lab.start(kind, pinned.then_some(GATEWAY_CPU), folder)?;
+        lab.start(kind, pinned.then_some(GATEWAY_CPU), folder, launch)?;
         Ok(lab)
     }
 
@@ -124,7 +140,13 @@ impl Lab {
         }
     }
 
-    fn start(&mut self, kind: Kind, cpu: Option<usize>, folder: &Path) -> Result<()> {
+    fn start(
+        &mut self,
+        kind: Kind,
+        cpu: Option<usize>,
+        folder: &Path,
+        launch: &Launch,
+    ) -> Result<()> {
         let gateway = &self.gateway;
         if kind != Kind::Tandemgw {
             gateway.sysctl("ipv4/ip_forward", "1")?;
@@ -159,9 +181,15 @@ impl Lab {
             }
             Kind::Tandemgw => {
                 let config = folder.join("gw.toml");
-                std::fs::write(&config, configuration(folder))?;
-                let mut command = Command::new(crate::tandemgw());
+                std::fs::write(&config, configuration(folder) + launch.config)?;
+                let mut words = launch.launcher.iter().map(PathBuf::from);
+                let first = words.next().unwrap_or_else(crate::tandemgw);
+                let mut command = Command::new(&first);
+                if first != crate::tandemgw() {
+                    command.args(words).arg(crate::tandemgw());
+                }
                 command.arg("run").arg("--config").arg(config);
+                command.envs(launch.environment.iter().map(|(name, value)| (name, value)));
                 command.env("RUST_LOG", "warn").stdout(Stdio::null());
                 self.process = Some(gateway.spawn(&mut command, cpu)?);
                 self.wait_for_tuns()?;

@@ -61,6 +61,9 @@ pub struct UdpBlast {
     /// Packets a second; flat out if 0.
     #[arg(long, default_value_t = 0)]
     rate: u64,
+    /// Packets that are sent together, at most 64.
+    #[arg(long, default_value_t = 64)]
+    batch: u64,
     /// Asks for an answer to each packet.
     #[arg(long)]
     hello: bool,
@@ -187,7 +190,8 @@ fn udp_blast(options: &UdpBlast) -> Result<(), Box<dyn Error>> {
             let due = Duration::from_secs_f64(offered as f64 / options.rate as f64);
             std::thread::sleep(due.saturating_sub(start.elapsed()));
         }
-        let count = BATCH.min(options.packets - offered);
+        let batch = options.batch.clamp(1, BATCH);
+        let count = batch.min(options.packets - offered);
         for (frame, number) in frames.iter_mut().zip(offered..offered + count) {
             address(frame, number % options.flows);
         }

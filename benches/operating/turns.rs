@@ -88,17 +88,15 @@ fn serve(
     });
     // Neither of the two looks at it.
     let view = ShellView::default();
-    let (mut longest, mut turns, mut busy) = (Duration::ZERO, 0, Vec::new());
+    let (mut longest, mut turns) = (Duration::ZERO, 0);
     let mut events = Events::with_capacity(8);
     while !client.is_finished() {
-        let wait = if busy.is_empty() { 10 } else { 0 };
+        let wait = if socket.is_busy() { 0 } else { 10 };
         poll.poll(&mut events, Some(Duration::from_millis(wait)))?;
-        busy.extend(events.iter().map(|event| event.token()));
-        busy.sort_unstable();
-        busy.dedup();
+        events.iter().for_each(|event| socket.mark(event.token()));
         let now = clock::now();
         let start = cpu_time();
-        busy.retain(|token| socket.handle(*token, poll.registry(), gateway, &view, now));
+        socket.serve(poll.registry(), gateway, &view, now);
         longest = longest.max(cpu_time() - start);
         turns += 1;
     }

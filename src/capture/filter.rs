@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::control::filter::{known, known_port, network, port, protocol, split, unknown};
+use crate::control::filter::{known, known_port, limited, network, port, protocol, split, unknown};
 use crate::event::DropReason;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::policy::Ruleset;
@@ -51,7 +51,7 @@ impl Filter {
     /// # Errors
     /// A sentence that names the word and what would be valid.
     pub fn parse(words: &[String], config: &Config) -> Result<Filter, String> {
-        let conditions = words
+        let conditions = limited(words)?
             .iter()
             .map(|word| condition(word, config))
             .collect::<Result<_, _>>()?;

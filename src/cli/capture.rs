@@ -15,9 +15,9 @@ use serde_json::json;
 use tandemgw::control::capture::{Begin, Line, Packet};
 use tandemgw::os::{clock, signal};
 
-use super::client::{Client, PATIENCE, is_end, refusal};
-use super::fail;
+use super::client::{Client, ClientError, PATIENCE, is_end, refusal};
 use super::pcapng::{self, Writer};
+use super::{fail, say};
 
 pub fn capture(
     socket: Option<&Path>,
@@ -46,7 +46,7 @@ pub fn capture(
     let written = file.summary();
     match end {
         Ok(()) => ExitCode::SUCCESS,
-        Err(End::Refused(sentence)) => fail(1, sentence),
+        Err(End::Refused(error)) => fail(error.code(), error),
         Err(End::Connection(what)) => fail(1, format!("{}: {what}{written}", path.display())),
         // Whoever reads the pipe has seen enough.
         Err(End::File(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -57,7 +57,7 @@ pub fn capture(
 /// Why a capture ended before its end.
 enum End {
     /// The gateway does not want to.
-    Refused(String),
+    Refused(ClientError),
     /// The connection to the gateway failed.
     Connection(String),
     /// The file failed.
@@ -80,8 +80,8 @@ fn fetch(stream: UnixStream, file: &mut Target) -> Result<(), End> {
         if is_end(text) {
             return file.flush().map_err(End::File);
         }
-        if let Some(sentence) = refusal(text) {
-            return Err(End::Refused(sentence));
+        if let Some(error) = refusal(text) {
+            return Err(End::Refused(error));
         }
         let said = serde_json::from_str(text).map_err(|_| {
             End::Connection("the gateway answers in words of another version".to_owned())
@@ -161,7 +161,9 @@ impl<'a> Target<'a> {
             self.interface(&port.name, &port.interface)?;
         }
         let what = self.path.display();
-        eprintln!("tandemgw: capturing to {what}; Ctrl-C ends it");
+        say(format_args!(
+            "tandemgw: capturing to {what}; Ctrl-C ends it\n"
+        ));
         Ok(())
     }
 
@@ -216,10 +218,13 @@ impl<'a> Target<'a> {
         if !self.told {
             return format!("; {written} packets were written before");
         }
-        eprintln!("tandemgw: {written} packets, {} lost", self.lost);
+        say(format_args!(
+            "tandemgw: {written} packets, {} lost\n",
+            self.lost
+        ));
         if self.lost > 0 {
-            eprintln!(
-                "tandemgw: the capture could not keep up: use a filter, or -s 128 for headers only"
+            say(
+                "tandemgw: the capture could not keep up: use a filter, or -s 128 for headers only\n",
             );
         }
         String::new()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tandemgw::config::{self, Config, Diagnostic};
 use tandemgw::os::preflight::{self, Problem};
 
-use super::{EXIT_CONFIG, doctor, fail};
+use super::{EXIT_CONFIG, doctor, fail, say};
 
 pub fn check(path: &Path, system: bool) -> ExitCode {
     let config = match load(path) {
@@ -22,7 +22,7 @@ pub fn check(path: &Path, system: bool) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     }
-    eprintln!("{}: no errors", path.display());
+    say(format_args!("{}: no errors\n", path.display()));
     ExitCode::SUCCESS
 }
 
@@ -32,7 +32,7 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
         .map_err(|error| fail(EXIT_CONFIG, format!("{}: {error}", path.display())))?;
     let show = |diagnostics: &[Diagnostic]| {
         let color = std::io::stderr().is_terminal();
-        eprint!("{}", config::render(diagnostics, path, &text, color));
+        say(config::render(diagnostics, path, &text, color));
     };
     match config::parse(path, &text) {
         Ok((config, warnings)) => {
@@ -55,5 +55,8 @@ pub fn can_start(config: &Config) -> bool {
 
 fn print_problem(problem: &Problem) {
     let kind = if problem.fatal { "error" } else { "warning" };
-    eprintln!("{kind}: {}; {}", problem.what, problem.remedy);
+    say(format_args!(
+        "{kind}: {}; {}\n",
+        problem.what, problem.remedy
+    ));
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tandemgw::control::SIGN_OF_LIFE;
 
-use super::EXIT_NOT_RUNNING;
+use super::{EXIT_NOT_RUNNING, EXIT_USAGE};
 
 /// Where gateways put their sockets unless told otherwise.
 const SOCKET_FOLDER: &str = "/run/tandemgw";
@@ -27,6 +28,8 @@ pub enum ClientError {
     NotRunning(String),
     /// The gateway says no.
     Refused(String),
+    /// The gateway says that the request is wrong in itself.
+    Usage(String),
     /// There may be a gateway, but it can't be asked.
     Failed(String),
     /// What was to be done with a line of the answer failed.
@@ -38,6 +41,7 @@ impl ClientError {
     pub fn code(&self) -> u8 {
         match self {
             ClientError::NotRunning(_) => EXIT_NOT_RUNNING,
+            ClientError::Usage(_) => EXIT_USAGE,
             _ => 1,
         }
     }
@@ -48,6 +52,7 @@ impl std::fmt::Display for ClientError {
         match self {
             ClientError::NotRunning(text)
             | ClientError::Refused(text)
+            | ClientError::Usage(text)
             | ClientError::Failed(text) => f.write_str(text),
             ClientError::Output(error) => write!(f, "can't write the answer: {error}"),
         }
@@ -132,8 +137,11 @@ impl Client {
             if is_end(line) {
                 return Ok(());
             }
-            if let Some(why) = refusal(line) {
-                return Err(ClientError::Refused(why));
+            if let Some(refusal) = refusal(line) {
+                return Err(refusal);
+            }
+            if line == SIGN_OF_LIFE {
+                continue;
             }
             each(line).map_err(ClientError::Output)?;
         }
@@ -289,10 +297,14 @@ pub fn is_end(line: &str) -> bool {
 }
 
 /// Why the gateway refuses, if this line of an answer says so.
-pub fn refusal(line: &str) -> Option<String> {
+pub fn refusal(line: &str) -> Option<ClientError> {
     if !line.starts_with(r#"{"error":"#) {
         return None;
     }
     let value: Value = serde_json::from_str(line).ok()?;
-    Some(value["error"].as_str()?.to_owned())
+    let why = value["error"].as_str()?.to_owned();
+    Some(match value["usage"] == true {
+        true => ClientError::Usage(why),
+        false => ClientError::Refused(why),
+    })
 }

@@ -176,7 +176,9 @@ fn print_nat(nat: &Value, out: &mut impl Write) -> io::Result<()> {
         (None, _) => format!("no port is left at the address {whose}{why}"),
         (Some(src), true) => format!("source becomes {src}, the address {whose}; port kept{why}"),
         (Some(src), false) => {
-            format!("source becomes {src}, the address {whose}; its own port is taken{why}")
+            format!(
+                "source becomes {src}, the address {whose}; its own port is taken, or not among those of the address{why}"
+            )
         }
     };
     step(out, "nat", &what)

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use tandemgw::config;
+use tandemgw::os::file_lock::lock_folder;
 use toml_edit::DocumentMut;
 
 use super::{fail, query};
@@ -89,6 +90,7 @@ enum Saved {
 fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, String> {
     // A link is to stay one.
     let file = fs::canonicalize(file).map_err(|error| error.to_string())?;
+    let _lock = lock(&file)?;
     let text = fs::read_to_string(&file).map_err(|error| error.to_string())?;
     let (new, saved) = edit(&text, key, toml)?;
     if saved == Saved::Already {
@@ -133,18 +135,29 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), String> {
     Ok((document.to_string(), saved))
 }
 
+/// Keeps other saves away from a file, until the lock is dropped or the process ends: that of its folder,
+/// since the file is replaced.
+fn lock(file: &Path) -> Result<File, String> {
+    lock_folder(folder(file)).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => "another save is under way; try again".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+fn folder(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new("/"))
+}
+
 /// Puts a file in the place of another one, of the same mode and owner: whoever reads it sees either
 /// the one or the other.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let metadata = fs::metadata(file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let temporary = file.with_file_name(format!(".{name}.new"));
-    if temporary.exists() {
-        let what = format!(
-            "{} is there: another save, or what is left of one",
-            temporary.display()
-        );
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+    // What a save left that was killed; it could not be another one's, which would have the lock.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
     let written =
         write_like(&temporary, &metadata, text).and_then(|()| fs::rename(&temporary, file));
@@ -153,8 +166,7 @@ fn replace(file: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    File::open(folder)?.sync_all()
+    File::open(folder(file))?.sync_all()
 }
 
 fn write_like(file: &Path, like: &fs::Metadata, text: &str) -> io::Result<()> {

@@ -19,12 +19,15 @@ mod table;
 mod top;
 mod usage;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Command, HaCommand, SessionsCommand};
 
 /// Exit code for a bad config or an unfit machine.
 const EXIT_CONFIG: u8 = 2;
+/// Exit code for a command line that is wrong.
+const EXIT_USAGE: u8 = 2;
 /// Exit code when no gateway runs.
 const EXIT_NOT_RUNNING: u8 = 3;
 
@@ -81,6 +84,11 @@ pub fn main() -> ExitCode {
 
 /// Prints a sentence for people and gives the exit code.
 fn fail(code: u8, sentence: impl std::fmt::Display) -> ExitCode {
-    eprintln!("tandemgw: {sentence}");
+    say(format_args!("tandemgw: {sentence}\n"));
     ExitCode::from(code)
+}
+
+/// Writes to stderr. That nobody reads it is no reason to end, let alone to panic as `eprintln` does.
+fn say(text: impl std::fmt::Display) {
+    let _ = write!(std::io::stderr(), "{text}");
 }

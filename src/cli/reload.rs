@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{EXIT_CONFIG, query};
+use super::{EXIT_CONFIG, query, say};
 
 pub fn reload(socket: Option<&Path>, json: bool) -> ExitCode {
     let mut has_mistakes = false;
@@ -28,7 +28,7 @@ fn print(value: &Value, out: &mut impl Write) -> io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     if value.get("problems").is_some() {
         // Ahead of the reason, which is an error too.
-        eprint!("{}", text(&value["text"]));
+        say(text(&value["text"]));
         return Ok(());
     }
     let list = |key: &str| value[key].as_array().cloned().unwrap_or_default();

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tandemgw::config::did_you_mean;
 
-use super::fail;
 use super::query::{ask, print_line};
 use super::table::{Table, bytes, count, duration};
+use super::{fail, say};
 
 const HEADERS: [&str; 9] = [
     "PROTO",
@@ -107,8 +107,10 @@ fn print_cleared(line: &str) -> io::Result<()> {
         let group = skipped["group"].as_str().unwrap_or("-");
         let left = format!("left {count} {} of group {group}", plural(count));
         match skipped["owner"].as_str() {
-            Some(owner) => eprintln!("tandemgw: {left}: ask {owner}, the primary"),
-            None => eprintln!("tandemgw: {left}: no unit is known to be primary"),
+            Some(owner) => say(format_args!("tandemgw: {left}: ask {owner}, the primary\n")),
+            None => say(format_args!(
+                "tandemgw: {left}: no unit is known to be primary\n"
+            )),
         }
     }
     Ok(())

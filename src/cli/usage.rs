@@ -7,10 +7,7 @@ use clap::{CommandFactory, Parser};
 use tandemgw::config::did_you_mean;
 
 use super::args::Cli;
-use super::fail;
-
-/// Exit code for a command line that is wrong.
-const EXIT_USAGE: u8 = 2;
+use super::{EXIT_USAGE, fail};
 
 /// The command line; if it is wrong, or asks for help, that is said and the exit code given.
 pub fn parse() -> Result<Cli, ExitCode> {

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::capture::{self, Filter, MAX_SNAPSHOT, MIN_SNAPSHOT};
 use crate::flow::PortId;
 use crate::gateway::Gateway;
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
-use super::Progress;
+use super::{Progress, Refusal};
 
 /// Bytes of answer in a piece, give or take a packet: some 100 µs.
 const PIECE: usize = 64 * 1024;
@@ -114,34 +115,34 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn begin(
+    pub(super) fn begin(
         gateway: &mut Gateway,
         filter: &[String],
         snapshot: Option<u32>,
         count: Option<u64>,
         now: Time,
         out: &mut String,
-    ) -> Result<Stream, String> {
+    ) -> Result<Stream, Refusal> {
         if let Some(other) = gateway.capture() {
             let (since, total) = (now.since(other.started()).as_secs(), other.total());
-            return Err(format!(
+            return Err(Refusal::State(format!(
                 "another capture runs for {since} s, with {} packets: end it first, there is one at a time",
                 total.matched
-            ));
+            )));
         }
         let snapshot = snapshot.unwrap_or(MAX_SNAPSHOT);
         if !(MIN_SNAPSHOT..=MAX_SNAPSHOT).contains(&snapshot) {
-            return Err(format!(
+            return Err(Refusal::Usage(format!(
                 "the snapshot length {snapshot} is not from {MIN_SNAPSHOT} to {MAX_SNAPSHOT}"
-            ));
+            )));
         }
         let options = capture::Options {
-            filter: Filter::parse(filter, gateway.config())?,
+            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
             snapshot,
             count: count.unwrap_or(u64::MAX),
         };
         gateway.start_capture(now, options);
-        log::info!("capture begin filter=\"{}\"", filter.join(" "));
+        log::info!("capture begin filter={}", InQuotes(filter.join(" ")));
         write_line(out, &Line::Begin(begin(gateway, snapshot, now)));
         Ok(Stream { idle: false })
     }

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role, SessionView};
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::listing::{PIECE, owner};
-use super::{Filter, Progress};
+use super::{Filter, Progress, Refusal};
 
 /// Sessions are being ended.
 #[derive(Debug)]
@@ -29,18 +30,19 @@ impl Clear {
     ///
     /// # Errors
     /// A sentence for the operator: the filter is wrong, or no session is this unit's to end.
-    pub fn begin(
+    pub(super) fn begin(
         filter: &[String],
         all: bool,
         gateway: &Gateway,
         now: Time,
-    ) -> Result<Clear, String> {
+    ) -> Result<Clear, Refusal> {
         if all != filter.is_empty() {
-            return Err("give a filter, such as proto=udp, or --all".to_owned());
+            let sentence = "give a filter, such as proto=udp, or --all";
+            return Err(Refusal::Usage(sentence.to_owned()));
         }
         let clear = Clear {
             cursor: 0,
-            filter: Filter::parse(filter, gateway.config())?,
+            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
             words: if all {
                 "all".to_owned()
             } else {
@@ -62,7 +64,8 @@ impl Clear {
             None => "no unit is known to be primary".to_owned(),
         };
         let name = gateway.group_name(group);
-        Err(format!("this unit is standby of group {name}: {ask}"))
+        let sentence = format!("this unit is standby of group {name}: {ask}");
+        Err(Refusal::State(sentence))
     }
 
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) -> Progress {
@@ -83,7 +86,10 @@ impl Clear {
         }
         let (words, cleared) = (&self.words, self.cleared);
         let others: u64 = self.skipped.iter().sum();
-        log::info!("sessions cleared filter=\"{words}\" count={cleared} skipped={others}");
+        log::info!(
+            "sessions cleared filter={} count={cleared} skipped={others}",
+            InQuotes(&words)
+        );
         let skipped: Vec<Value> = groups(gateway)
             .zip(&self.skipped)
             .filter(|(_, count)| **count > 0)

@@ -335,7 +335,12 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
                 PickupGuarantee::Strict => "is dropped then",
                 PickupGuarantee::Bounded | PickupGuarantee::Off => "goes on then",
             };
-            let (word, peers) = (word(guarantee), peers());
+            let word = word(guarantee);
+            let peers = match peers() {
+                // As above.
+                peers if peers.is_empty() => "the peers".to_owned(),
+                peers => peers,
+            };
             format!(
                 "pickup-guarantee {word}: its first packet waits {wait:?} at most for {peers}, and {then}"
             )

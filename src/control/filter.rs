@@ -9,6 +9,8 @@ use crate::flow::{Addr, GroupId, Protocol};
 use crate::gateway::{Gateway, SessionView};
 use crate::session::tcp::TcpState;
 
+use super::MAX_FILTER;
+
 /// A conjunction of conditions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
@@ -42,7 +44,7 @@ impl Filter {
     /// # Errors
     /// A sentence that names the word and the nearest valid one.
     pub fn parse(words: &[String], config: &Config) -> Result<Filter, String> {
-        let conditions = words
+        let conditions = limited(words)?
             .iter()
             .map(|word| condition(word, config))
             .collect::<Result<_, _>>()?;
@@ -121,6 +123,16 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
         _ => Err(unknown("key", key, KEYS.into_iter())),
     };
     condition.map_err(within)
+}
+
+/// The words, unless they are too many.
+pub(crate) fn limited(words: &[String]) -> Result<&[String], String> {
+    match words.len() {
+        0..=MAX_FILTER => Ok(words),
+        count => Err(format!(
+            "a filter has at most {MAX_FILTER} words, not {count}"
+        )),
+    }
 }
 
 /// The key and the value of a word.

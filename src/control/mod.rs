@@ -1,7 +1,9 @@
 //! What an administrator asks a running gateway, and the answers: JSON lines, no socket.
 //!
 //! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
-//! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`.
+//! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`. With the error stands
+//! `"usage": true` if the request is wrong in itself. While an answer takes long, lines `{"working": true}` say
+//! that it is still worked on; not in a capture, which is as silent as the network.
 
 pub mod capture;
 mod clear;
@@ -17,6 +19,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::gateway::Gateway;
 use crate::metrics::Histogram;
@@ -30,6 +33,12 @@ use reload::Reload;
 pub use explain::Question;
 pub use filter::Filter;
 pub use reload::{ReloadOutcome, ReloadRefused};
+
+/// The line that says that an answer is still worked on.
+pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
+
+/// Words that a filter can have: each is compared with each session, or packet.
+pub const MAX_FILTER: usize = 32;
 
 /// A request line.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -124,6 +133,21 @@ pub enum Answer {
     Done,
 }
 
+/// Why a request is not carried out, as a sentence for the operator.
+#[derive(Debug, PartialEq)]
+enum Refusal {
+    /// It is wrong in itself: a word of it is none that is known.
+    Usage(String),
+    /// It can't be done here, or now.
+    State(String),
+}
+
+impl From<String> for Refusal {
+    fn from(sentence: String) -> Refusal {
+        Refusal::State(sentence)
+    }
+}
+
 /// How an answer stands after a piece of it.
 pub enum Progress {
     /// There is more to say.
@@ -142,12 +166,12 @@ impl Answer {
         out: &mut String,
     ) -> Answer {
         let answer = serde_json::from_str::<Request>(line)
-            .map_err(|error| format!("unknown request: {error}"))
+            .map_err(|error| Refusal::State(format!("unknown request: {error}")))
             .and_then(|request| Answer::to(request, gateway, shell, now, out));
         match answer {
             Ok(Answer::Done) => done(out),
             Ok(answer) => answer,
-            Err(error) => fail(out, &error),
+            Err(refusal) => fail(out, &refusal),
         }
     }
 
@@ -157,20 +181,24 @@ impl Answer {
         shell: &ShellView,
         now: Time,
         out: &mut String,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Refusal> {
         Ok(match request {
             Request::Status => {
                 let _ = writeln!(out, "{}", status::status(gateway, shell, now));
                 Answer::Done
             }
             Request::Sessions { limit, filter } => {
-                Answer::Listing(Listing::begin(limit, &filter, gateway)?)
+                Answer::Listing(Listing::begin(limit, &filter, gateway).map_err(Refusal::Usage)?)
             }
             Request::Clear { filter, all } => {
                 Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
             }
             Request::Explain(question) => {
-                let _ = writeln!(out, "{}", question.answer(gateway, now)?);
+                let _ = writeln!(
+                    out,
+                    "{}",
+                    question.answer(gateway, now).map_err(Refusal::Usage)?
+                );
                 Answer::Done
             }
             Request::Failover { group, to } => {
@@ -179,7 +207,8 @@ impl Answer {
             }
             Request::Reload => Answer::Reload(Reload::Wanted),
             Request::HaSet { key, value } => {
-                let line = ha_set::set(gateway, shell, &key, &value, now)?;
+                let line =
+                    ha_set::set(gateway, shell, &key, &value, now).map_err(Refusal::Usage)?;
                 let _ = writeln!(out, "{line}");
                 Answer::Done
             }
@@ -206,7 +235,7 @@ impl Answer {
         match progress {
             Ok(Progress::More) => {}
             Ok(Progress::Done) => *self = done(out),
-            Err(error) => *self = fail(out, &error),
+            Err(sentence) => *self = fail(out, &Refusal::State(sentence)),
         }
     }
 
@@ -240,6 +269,16 @@ impl Answer {
         }
     }
 
+    /// Says that it is still worked on, if that is not to be expected.
+    pub fn give_sign_of_life(&self, out: &mut String) {
+        match self {
+            Answer::Capture(_) | Answer::Done => {}
+            Answer::Listing(_) | Answer::Clear(_) | Answer::Failover(_) | Answer::Reload(_) => {
+                let _ = writeln!(out, "{SIGN_OF_LIFE}");
+            }
+        }
+    }
+
     /// The client will ask for nothing more: an answer without an end of its own comes to its end.
     pub fn finish(&mut self, gateway: &mut Gateway) {
         if let Answer::Capture(_) = self
@@ -267,7 +306,11 @@ fn done(out: &mut String) -> Answer {
     Answer::Done
 }
 
-fn fail(out: &mut String, error: &str) -> Answer {
-    let _ = writeln!(out, "{}", serde_json::json!({ "error": error }));
+fn fail(out: &mut String, refusal: &Refusal) -> Answer {
+    let line = match refusal {
+        Refusal::Usage(sentence) => json!({ "error": sentence, "usage": true }),
+        Refusal::State(sentence) => json!({ "error": sentence }),
+    };
+    let _ = writeln!(out, "{line}");
     Answer::Done
 }

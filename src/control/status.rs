@@ -98,11 +98,12 @@ fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
         .flat_map(|view| &view.links)
         .enumerate()
         .map(|(index, link)| {
+            let up = link.connected && link.alive;
             json!({
                 "local": ha.links.get(index).map(|link| link.listen.to_string()),
                 "remote": addresses.and_then(|all| all.get(index)).map(ToString::to_string),
-                "up": link.connected && link.alive,
-                "rtt_us": link.rtt.map(|rtt| rtt.as_micros() as u64),
+                "up": up,
+                "rtt_us": link.rtt.filter(|_| up).map(|rtt| rtt.as_micros() as u64),
                 "carries_sync": gateway.sync_link(id).map(LinkId::index) == Some(index),
             })
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::event::Output;
 use crate::flow::{Addr, GroupId, PeerId, PortId};
 use crate::ha::{self, GroupSet, SyncState};
+use crate::in_quotes::InQuotes;
 use crate::packet::neighbor;
 use crate::sync;
 use crate::time::Time;
@@ -86,9 +87,10 @@ impl Gateway {
                 why,
             } => {
                 log::info!(
-                    "role group={} role={} term={term} why=\"{why}\"",
+                    "role group={} role={} term={term} why={why}",
                     self.group_name(group),
-                    role.name()
+                    role.name(),
+                    why = InQuotes(&why)
                 );
                 self.change_role(now, group, role, term);
             }
@@ -152,7 +154,10 @@ impl Gateway {
         match result {
             Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
             Err(why) => {
-                log::warn!("handover failed group={group} to={to} took_ms={took:.3} why=\"{why}\"")
+                log::warn!(
+                    "handover failed group={group} to={to} took_ms={took:.3} why={}",
+                    InQuotes(&why)
+                )
             }
         }
     }

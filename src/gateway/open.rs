@@ -126,13 +126,14 @@ impl Gateway {
     /// Martian, unforwardable and spoofed addresses (RFC 6890, RFC 3704).
     pub(super) fn check_addresses(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let key = &packet.parsed.key;
+        // First, since hosts that have no address yet send from none: DHCP, duplicate address detection.
+        if !packet::forwardable(key.dst) {
+            return Err(DropReason::NotForwardable);
+        }
         if packet::martian(key) {
             return Err(DropReason::Martian);
         }
-        if !packet::forwardable(key.src)
-            || !packet::forwardable(key.dst)
-            || self.is_directed_broadcast(&key.dst)
-        {
+        if !packet::forwardable(key.src) || self.is_directed_broadcast(&key.dst) {
             return Err(DropReason::NotForwardable);
         }
         self.check_source(packet)

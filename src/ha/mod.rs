@@ -348,7 +348,7 @@ impl Ha {
         let count = u8::try_from(count).unwrap_or(u8::MAX);
         if std::mem::replace(&mut self.ports_up, count) != count {
             self.events
-                .info(now, format!("{count} monitored ports are up"), "");
+                .info(now, format!("monitored ports up: {count}"), "");
             self.urgent = true;
             self.evaluate_all(now);
             self.flush(now);

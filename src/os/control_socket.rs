@@ -1,10 +1,11 @@
 //! The control socket: a Unix stream socket with mode 0600, JSON lines both ways.
 //!
 //! A client can't slow the gateway: input and output of each are bounded, an answer is produced only
-//! as fast as the client reads it, and there are at most [`MAX_CLIENTS`].
+//! as fast as the client reads it, and there are at most [`MAX_CLIENTS`]. Nor can it keep others out: one
+//! that asks nothing, or reads nothing, makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,13 +16,26 @@ use crate::control::{Answer, ReloadOutcome, ShellView};
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::clock;
+use super::{clock, next_bit};
 
 /// Clients at a time; further ones wait in the socket's backlog.
 pub const MAX_CLIENTS: usize = 16;
 
+/// Clients that are accepted in one go: some 50 µs.
+const ACCEPTS: usize = 8;
+
+/// After which time a client that does not read its answer may have to make room for another one. Until
+/// then nothing ends it: a person may be looking at it with a pager.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How often a client is told that its answer is still worked on, when there is nothing else to say. Well
+/// below what the command line waits for.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
 /// The longest request line.
 const MAX_REQUEST: usize = 64 * 1024;
+
+const TOO_LONG: &str = "{\"error\":\"the request is longer than 65536 bytes\"}\n";
 
 /// Output of a client that waits, in bytes, before the answer is continued.
 const MAX_PENDING: usize = 256 * 1024;
@@ -34,11 +48,21 @@ pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
     first: usize,
-    clients: Vec<Option<Client>>,
+    clients: [Option<Client>; MAX_CLIENTS],
+    /// Who may have something to do: the listener in bit 0, then the clients.
+    ready: u32,
+    /// The bit whose turn it was last.
+    last: u32,
+    /// Somebody may wait for a place.
+    is_full: bool,
 }
 
 struct Client {
     stream: UnixStream,
+    /// When it last said or took something.
+    heard: Time,
+    /// When it was last told something.
+    told: Time,
     input: Vec<u8>,
     output: String,
     written: usize,
@@ -50,21 +74,13 @@ impl ControlSocket {
     /// Listens at `path`, after removing what a dead gateway left there.
     ///
     /// # Errors
-    /// `AddrInUse` if a running gateway answers there; what the kernel says otherwise.
+    /// `AddrInUse` if a running gateway answers there, `AlreadyExists` if a file is there that is no socket;
+    /// what the kernel says otherwise.
     pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(
-                ErrorKind::AddrInUse,
-                "a running gateway answers there",
-            ));
-        }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        make_room(path)?;
         // The mode is set by the mask, so that there is no moment at which others could connect.
         // SAFETY: umask only swaps a number of this process, and no other thread creates files here.
         let mask = unsafe { libc::umask(0o177) };
@@ -74,12 +90,14 @@ impl ControlSocket {
         let mut listener = listener?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         registry.register(&mut listener, first, Interest::READABLE)?;
-        let clients = (0..MAX_CLIENTS).map(|_| None).collect();
         Ok(ControlSocket {
             listener,
             path: path.to_owned(),
             first: first.0,
-            clients,
+            clients: [const { None }; MAX_CLIENTS],
+            ready: 0,
+            last: 0,
+            is_full: false,
         })
     }
 
@@ -88,49 +106,86 @@ impl ControlSocket {
         (self.first..=self.first + MAX_CLIENTS).contains(&token.0)
     }
 
-    /// Handles an event; gives whether there is more to do without waiting for another.
-    pub fn handle(
+    /// Takes note of an event.
+    pub fn mark(&mut self, token: Token) {
+        self.ready |= 1 << (token.0 - self.first);
+    }
+
+    /// Whether there is work that no event will announce.
+    pub fn is_busy(&self) -> bool {
+        self.ready != 0
+    }
+
+    /// When [`ControlSocket::serve`] is to be called at the latest: when a client that does not read has to
+    /// make room.
+    pub fn timeout(&self) -> Option<Time> {
+        let clients = self.clients.iter().flatten().filter(|_| self.is_full);
+        let stuck = clients.filter(|client| client.owes_reading());
+        stuck.map(|client| client.heard + STUCK).min()
+    }
+
+    /// Works for the clients, in turn, until the budget is used up; one piece of work at least.
+    pub fn serve(
         &mut self,
-        token: Token,
         registry: &Registry,
         gateway: &mut Gateway,
         shell: &ShellView,
         now: Time,
-    ) -> bool {
-        if token.0 == self.first {
-            self.accept(registry);
-            return false;
+    ) {
+        self.mark_waiting();
+        if self.is_full && self.place(now).is_some() {
+            self.ready |= 1;
         }
-        let slot = token.0 - self.first - 1;
-        let busy = self.clients.iter().flatten().filter(|it| it.is_busy());
-        let budget = BUDGET / u32::try_from(busy.count().max(1)).unwrap_or(1);
+        let mut left = self.ready;
+        if left == 0 {
+            return;
+        }
+        let end = clock::now() + BUDGET;
+        while let Some(bit) = next_bit(left, self.last) {
+            self.last = bit;
+            left &= !(1 << bit);
+            let more = match bit.checked_sub(1) {
+                None => self.accept(registry, gateway, now),
+                Some(slot) => self.advance(slot as usize, gateway, shell, now, end),
+            };
+            if !more {
+                self.ready &= !(1 << bit);
+            }
+            if clock::now() >= end {
+                return;
+            }
+        }
+    }
+
+    fn advance(
+        &mut self,
+        slot: usize,
+        gateway: &mut Gateway,
+        shell: &ShellView,
+        now: Time,
+        end: Time,
+    ) -> bool {
         let Some(client) = &mut self.clients[slot] else {
             return false;
         };
-        match client.advance(gateway, shell, now, budget) {
+        match client.advance(gateway, shell, now, end) {
             Ok(more) => more,
             Err(_) => {
-                let _ = registry.deregister(&mut client.stream);
-                if let Some(client) = self.clients[slot].take() {
-                    client.answer.abandon(gateway);
-                }
-                // A place is free: the backlog may hold a client whose event has passed.
-                self.accept(registry);
+                self.close(slot, gateway);
                 false
             }
         }
     }
 
-    /// The tokens of clients whose answer waits for something to happen, and who have taken what there
-    /// was until now: one that does not read is left alone until it does.
-    pub fn waiting(&self) -> impl Iterator<Item = Token> {
-        let slots = self.clients.iter().enumerate();
-        slots.filter_map(|(slot, client)| {
+    /// Clients whose answer waits for something to happen, and who have taken what there was until now: one
+    /// that does not read is left alone until it does.
+    fn mark_waiting(&mut self) {
+        for (slot, client) in self.clients.iter().enumerate() {
             let waits = client
                 .as_ref()
                 .is_some_and(|client| client.answer.is_waiting() && client.output.is_empty());
-            waits.then_some(Token(self.first + 1 + slot))
-        })
+            self.ready |= u32::from(waits) << (slot + 1);
+        }
     }
 
     /// Whether a client wants the config file to be read anew.
@@ -153,20 +208,75 @@ impl ControlSocket {
         }
     }
 
-    fn accept(&mut self, registry: &Registry) {
-        for slot in 0..MAX_CLIENTS {
-            if self.clients[slot].is_some() {
-                continue;
-            }
-            let Ok((mut stream, _)) = self.listener.accept() else {
-                return;
+    /// Accepts clients; gives whether there may be more that have a place.
+    fn accept(&mut self, registry: &Registry, gateway: &mut Gateway, now: Time) -> bool {
+        for _ in 0..ACCEPTS {
+            let Some(slot) = self.place(now) else {
+                self.is_full = true;
+                return false;
             };
-            let token = Token(self.first + 1 + slot);
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            if registry.register(&mut stream, token, interest).is_ok() {
-                self.clients[slot] = Some(Client::new(stream));
+            self.is_full = false;
+            match self.listener.accept() {
+                Ok((mut stream, _)) => {
+                    if self.clients[slot].is_some() {
+                        self.close(slot, gateway);
+                    }
+                    let token = Token(self.first + 1 + slot);
+                    let interest = Interest::READABLE | Interest::WRITABLE;
+                    if registry.register(&mut stream, token, interest).is_ok() {
+                        self.clients[slot] = Some(Client::new(stream, now));
+                        // Served before others could take its place.
+                        self.mark(token);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
             }
         }
+        true
+    }
+
+    /// Where the next client can be: a place that is free, or that of the one that has asked nothing for the
+    /// longest time, or that of the one that has not read its answer for long. None if all are busy.
+    fn place(&self, now: Time) -> Option<usize> {
+        let rank = |slot: &usize| match &self.clients[*slot] {
+            None => Some((0, Time::ZERO)),
+            Some(client) if client.is_idle() => Some((1, client.heard)),
+            Some(client) if client.owes_reading() && client.heard + STUCK <= now => {
+                Some((2, client.heard))
+            }
+            Some(_) => None,
+        };
+        let ranked = (0..MAX_CLIENTS).filter_map(|slot| Some((rank(&slot)?, slot)));
+        ranked.min().map(|(_, slot)| slot)
+    }
+
+    fn close(&mut self, slot: usize, gateway: &mut Gateway) {
+        if let Some(client) = self.clients[slot].take() {
+            client.answer.abandon(gateway);
+        }
+        // The backlog may hold a client whose event has passed.
+        self.ready |= 1;
+    }
+}
+
+/// Removes what a dead gateway left at `path`.
+fn make_room(path: &Path) -> io::Result<()> {
+    // It does not wait, not even for a gateway that is stopped and has too many clients.
+    match UnixStream::connect(path) {
+        Ok(_) => Err(()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(()),
+        Err(_) => Ok(()),
+    }
+    .map_err(|()| io::Error::new(ErrorKind::AddrInUse, "a running gateway answers there"))?;
+    match std::fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "a file is there that is no socket; remove it, or choose another `control-socket`",
+        )),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -177,9 +287,11 @@ impl Drop for ControlSocket {
 }
 
 impl Client {
-    fn new(stream: UnixStream) -> Client {
+    fn new(stream: UnixStream, now: Time) -> Client {
         Client {
             stream,
+            heard: now,
+            told: now,
             input: Vec::new(),
             output: String::new(),
             written: 0,
@@ -188,55 +300,76 @@ impl Client {
         }
     }
 
-    /// Whether it is being given an answer.
-    fn is_busy(&self) -> bool {
-        !self.answer.is_done()
+    /// Whether it has asked nothing that is not answered.
+    fn is_idle(&self) -> bool {
+        self.has_its_answer() && !self.input.contains(&b'\n')
     }
 
-    /// Does work for about `budget`, one piece of the answer at least; an error means that the client
-    /// is to be forgotten.
+    /// Whether it has all of the answer to what it asked last.
+    fn has_its_answer(&self) -> bool {
+        self.answer.is_done() && self.output.is_empty()
+    }
+
+    /// Whether there is something that it has yet to read.
+    fn owes_reading(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Works until `end`, one piece of the answer at least; gives whether more can be done at once. An error
+    /// means that the client is to be forgotten.
     fn advance(
         &mut self,
         gateway: &mut Gateway,
         shell: &ShellView,
         now: Time,
-        budget: Duration,
+        end: Time,
     ) -> io::Result<bool> {
-        self.read()?;
+        self.read(now)?;
         if self.closing {
             self.answer.finish(gateway);
         }
-        if self.answer.is_done() && self.output.is_empty() {
+        if self.has_its_answer() {
             match self.next_line() {
                 Some(line) => {
+                    self.told = now;
                     self.answer = Answer::begin(&line, gateway, shell, now, &mut self.output);
                 }
                 None if self.closing => return Err(ErrorKind::UnexpectedEof.into()),
                 None => return Ok(false),
             }
         }
-        let end = clock::now() + budget;
         while self.output.len() - self.written < MAX_PENDING && !self.answer.is_done() {
             self.answer.go_on(gateway, now, &mut self.output);
             if self.answer.is_waiting() || clock::now() >= end {
                 break;
             }
         }
-        self.write()
+        if self.owes_reading() {
+            self.told = now;
+        } else if self.told + SIGN_OF_LIFE <= now {
+            self.told = now;
+            self.answer.give_sign_of_life(&mut self.output);
+        }
+        self.write(now)
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    fn read(&mut self, now: Time) -> io::Result<()> {
         let mut piece = [0; 4096];
         while !self.closing && self.input.len() < MAX_REQUEST {
             match self.stream.read(&mut piece) {
                 Ok(0) => self.closing = true,
-                Ok(length) => self.input.extend_from_slice(&piece[..length]),
+                Ok(length) => {
+                    self.heard = now;
+                    self.input.extend_from_slice(&piece[..length]);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
         if self.input.len() >= MAX_REQUEST && !self.input.contains(&b'\n') {
+            // It may not read that; then it is closed all the same.
+            let _ = self.stream.write(TOO_LONG.as_bytes());
             return Err(ErrorKind::InvalidData.into());
         }
         Ok(())
@@ -249,10 +382,13 @@ impl Client {
     }
 
     /// Writes what the client takes; gives whether there is more to do at once.
-    fn write(&mut self) -> io::Result<bool> {
+    fn write(&mut self, now: Time) -> io::Result<bool> {
         while self.written < self.output.len() {
             match self.stream.write(&self.output.as_bytes()[self.written..]) {
-                Ok(length) => self.written += length,
+                Ok(length) => {
+                    self.heard = now;
+                    self.written += length;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.forget_written();
                     return Ok(false);
@@ -286,7 +422,7 @@ mod tests {
     #[test]
     fn output_for_a_slow_but_steady_client_does_not_grow() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut client = Client::new(ours);
+        let mut client = Client::new(ours, Time::ZERO);
         let (mut given, mut taken) = (0, 0);
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..200 {
@@ -294,7 +430,7 @@ mod tests {
                 client.output.push_str("0123456789abcde\n");
                 given += 16;
             }
-            client.write().unwrap();
+            client.write(Time::ZERO).unwrap();
             assert!(client.output.len() < 3 * MAX_PENDING);
             let length = theirs.read(&mut buffer).unwrap();
             for (index, byte) in buffer[..length].iter().enumerate() {

@@ -20,6 +20,7 @@ use crate::control::{PortIo, ShellView};
 use crate::event::{Output, Verdict};
 use crate::flow::{LinkId, PortId};
 use crate::gateway::{Gateway, READ_AHEAD};
+use crate::in_quotes::InQuotes;
 use crate::metrics::Histogram;
 use crate::time::Time;
 
@@ -91,13 +92,12 @@ pub struct Port {
 struct Ready {
     tuns: u64,
     sockets: u64,
-    clients: u32,
     monitor: bool,
 }
 
 impl Ready {
     fn any(&self) -> bool {
-        self.tuns != 0 || self.sockets != 0 || self.clients != 0 || self.monitor
+        self.tuns != 0 || self.sockets != 0 || self.monitor
     }
 }
 
@@ -214,7 +214,8 @@ impl Shell {
             let core = self.gateway.poll_timeout(now);
             let peers = self.peers.as_mut().and_then(Peers::timeout);
             let http = self.http.as_ref().and_then(HttpServer::timeout);
-            let others = [http, self.service.timeout(), logging::timeout()];
+            let admin = [self.control.timeout(), self.service.timeout()];
+            let others = admin.into_iter().chain([http, logging::timeout()]);
             let all = [core, peers].into_iter().chain(others);
             self.timer.set(all.flatten().min())?;
             None
@@ -228,6 +229,7 @@ impl Shell {
     fn is_busy(&self) -> bool {
         self.ready.any()
             || self.is_reload_due()
+            || self.control.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
@@ -247,7 +249,7 @@ impl Shell {
                     peers.mark(LinkId((number - LINKS) as u8));
                 }
             }
-            token if self.control.owns(token) => self.ready.clients |= 1 << (token.0 - CONTROL.0),
+            token if self.control.owns(token) => self.control.mark(token),
             token if token.0 < PORTS => {
                 if let Some(http) = &mut self.http {
                     http.mark(token);
@@ -281,14 +283,11 @@ impl Shell {
         for index in bits(self.ready.tuns) {
             self.read_packets(now, index);
         }
-        for token in self.control.waiting() {
-            self.ready.clients |= 1 << (token.0 - CONTROL.0);
-        }
-        for index in bits(u64::from(self.ready.clients)) {
-            self.serve_client(now, index);
-        }
+        let registry = self.poll.registry();
+        self.control
+            .serve(registry, &mut self.gateway, &self.view, now);
         if let Some(http) = &mut self.http {
-            http.serve(now, self.poll.registry(), &self.gateway, &self.view);
+            http.serve(now, registry, &self.gateway, &self.view);
         }
         self.reload_some(now, steering);
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
@@ -345,7 +344,7 @@ impl Shell {
                 }
                 Err(error) => {
                     let port = self.gateway.port_name(PortId(index as u8));
-                    log::error!("tun not read port={port} error=\"{error}\"");
+                    log::error!("tun not read port={port} error={}", InQuotes(&error));
                     self.ready.tuns &= !(1 << index);
                     return count;
                 }
@@ -368,17 +367,6 @@ impl Shell {
                     return;
                 }
             }
-        }
-    }
-
-    fn serve_client(&mut self, now: Time, index: usize) {
-        let token = Token(CONTROL.0 + index);
-        let registry = self.poll.registry();
-        if !self
-            .control
-            .handle(token, registry, &mut self.gateway, &self.view, now)
-        {
-            self.ready.clients &= !(1 << index);
         }
     }
 
@@ -420,7 +408,10 @@ impl Shell {
                 }
             };
             if let Err(error) = sent {
-                log::debug!("output not sent output=\"{output:?}\" error=\"{error}\"");
+                log::debug!(
+                    "output not sent output=\"{output:?}\" error={}",
+                    InQuotes(&error)
+                );
                 self.gateway.handle_output_failure();
             }
         }

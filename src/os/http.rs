@@ -17,7 +17,7 @@ use crate::metrics::http::{self, Request, Status, Target};
 use crate::metrics::{Exposition, Process, View};
 use crate::time::Time;
 
-use super::process;
+use super::{next_bit, process};
 
 /// Clients at a time.
 pub const MAX_CLIENTS: usize = 16;
@@ -40,6 +40,8 @@ pub struct HttpServer {
     ready: u32,
     /// The bit whose turn it was last.
     last: u32,
+    /// When the first of the clients is closed, however far it is.
+    soonest: Option<Time>,
     /// Start of the process, since the epoch.
     started: Option<Duration>,
 }
@@ -85,6 +87,7 @@ impl HttpServer {
             clients: [const { None }; MAX_CLIENTS],
             ready: 0,
             last: 0,
+            soonest: None,
             started: process::since_epoch(),
         })
     }
@@ -106,15 +109,23 @@ impl HttpServer {
 
     /// When [`HttpServer::serve`] is to be called at the latest.
     pub fn timeout(&self) -> Option<Time> {
-        let clients = self.clients.iter().flatten();
-        clients.map(|client| client.until).min()
+        self.soonest
     }
 
-    /// Does a piece of work for the client whose turn it is.
+    /// Does a piece of work for the client whose turn it is. Each turn of the loop calls this.
     pub fn serve(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
-        if self.timeout().is_some_and(|until| until <= now) {
+        let is_overdue = self.soonest.is_some_and(|until| until <= now);
+        if is_overdue {
             self.close_overdue(now);
         }
+        if is_overdue || self.ready != 0 {
+            self.serve_next(now, registry, gateway, shell);
+            let clients = self.clients.iter().flatten();
+            self.soonest = clients.map(|client| client.until).min();
+        }
+    }
+
+    fn serve_next(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
         let Some(bit) = next_bit(self.ready, self.last) else {
             return;
         };
@@ -298,27 +309,5 @@ fn wait_for_event(error: io::Error) -> io::Result<bool> {
         ErrorKind::WouldBlock => Ok(false),
         ErrorKind::Interrupted => Ok(true),
         _ => Err(error),
-    }
-}
-
-/// The next bit of `set` after `last`, around the end.
-fn next_bit(set: u32, last: u32) -> Option<u32> {
-    let later = set & u32::MAX.checked_shl(last + 1).unwrap_or(0);
-    let from = if later == 0 { set } else { later };
-    (from != 0).then(|| from.trailing_zeros())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_bit_has_its_turn() {
-        assert_eq!(next_bit(0, 3), None);
-        assert_eq!(next_bit(0b1011, 0), Some(1));
-        assert_eq!(next_bit(0b1011, 1), Some(3));
-        assert_eq!(next_bit(0b1011, 3), Some(0));
-        assert_eq!(next_bit(1, 0), Some(0));
-        assert_eq!(next_bit(1 << 31, 31), Some(31));
     }
 }

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod control_socket;
 mod ethtool;
 pub mod event_loop;
+pub mod file_lock;
 pub mod http;
 pub mod key_file;
 pub mod logging;
@@ -64,5 +65,27 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
     match result {
         -1 => Err(std::io::Error::last_os_error()),
         _ => Ok(()),
+    }
+}
+
+/// The next bit of `set` after `last`, around the end.
+fn next_bit(set: u32, last: u32) -> Option<u32> {
+    let later = set & u32::MAX.checked_shl(last + 1).unwrap_or(0);
+    let from = if later == 0 { set } else { later };
+    (from != 0).then(|| from.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_has_its_turn() {
+        assert_eq!(next_bit(0, 3), None);
+        assert_eq!(next_bit(0b1011, 0), Some(1));
+        assert_eq!(next_bit(0b1011, 1), Some(3));
+        assert_eq!(next_bit(0b1011, 3), Some(0));
+        assert_eq!(next_bit(1, 0), Some(0));
+        assert_eq!(next_bit(1 << 31, 31), Some(31));
     }
 }

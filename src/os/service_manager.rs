@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::clock;
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role};
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 /// How often it is looked whether the status has changed.
@@ -32,7 +33,8 @@ struct Link {
     next_watchdog: Time,
     next_status: Time,
     status: String,
-    is_ready: bool,
+    /// It has yet to be told that the gateway is ready: without that it would end it.
+    owes_ready: bool,
 }
 
 impl ServiceManager {
@@ -44,7 +46,10 @@ impl ServiceManager {
         let link = match connect(name.as_bytes()) {
             Ok(socket) => Some(Link::new(socket, watchdog())),
             Err(error) => {
-                log::warn!("service manager not reached socket={name:?} error=\"{error}\"");
+                log::warn!(
+                    "service manager not reached socket={name:?} error={}",
+                    InQuotes(&error)
+                );
                 None
             }
         };
@@ -59,22 +64,26 @@ impl ServiceManager {
         }
     }
 
-    /// When a turn is due for the sake of the watchdog.
+    /// When a turn is due for the sake of the watchdog, or to say again what could not be said.
     pub fn timeout(&self) -> Option<Time> {
         let link = self.link.as_ref()?;
-        link.watchdog.map(|_| link.next_watchdog)
+        let watchdog = link.watchdog.map(|_| link.next_watchdog);
+        let again = link.owes_ready.then_some(link.next_status);
+        [watchdog, again].into_iter().flatten().min()
     }
 
     /// Says that the config is being read anew; [`reloaded`](Self::reloaded) must follow, whatever came of
     /// it.
-    pub fn reloading(&mut self) {
+    pub fn reloading(&self) {
         let micros = clock::monotonic().as_micros();
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
-    /// Says that a reload has ended.
+    /// Says that a reload has ended, when the turn has.
     pub fn reloaded(&mut self) {
-        self.say("READY=1");
+        if let Some(link) = &mut self.link {
+            link.owes_ready = true;
+        }
     }
 
     /// Says that the gateway is about to end, and why it may take a while.
@@ -97,15 +106,12 @@ impl Link {
             next_watchdog: Time::ZERO,
             next_status: Time::ZERO,
             status: String::new(),
-            is_ready: false,
+            owes_ready: true,
         }
     }
 
     fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
-        if !self.is_ready {
-            self.is_ready = true;
-            self.say("READY=1");
-        }
+        self.say_ready();
         if let Some(interval) = self.watchdog.filter(|_| now >= self.next_watchdog) {
             // Half of what is allowed, as sd_watchdog_enabled(3) recommends.
             self.next_watchdog = now + interval / 2;
@@ -121,11 +127,22 @@ impl Link {
         }
     }
 
-    /// What can't be said now is not said: the loop waits for nobody.
-    fn say(&self, text: &str) {
-        if let Err(error) = self.socket.send(text.as_bytes()) {
-            log::debug!("service manager not told text={text:?} error=\"{error}\"");
+    fn say_ready(&mut self) {
+        if self.owes_ready {
+            self.owes_ready = !self.say("READY=1");
         }
+    }
+
+    /// Gives whether it was said. What can't be said now is not waited for.
+    fn say(&self, text: &str) -> bool {
+        let sent = self.socket.send(text.as_bytes());
+        if let Err(error) = &sent {
+            log::debug!(
+                "service manager not told text={text:?} error={}",
+                InQuotes(&error)
+            );
+        }
+        sent.is_ok()
     }
 }
 
@@ -183,23 +200,29 @@ mod tests {
         let names = [format!("@{name}"), path.to_string_lossy().into_owned()];
         for (listener, name) in listeners.iter().zip(names) {
             let link = Link::new(connect(name.as_bytes()).unwrap(), None);
-            let mut manager = ServiceManager { link: Some(link) };
+            let manager = ServiceManager { link: Some(link) };
             manager.reloading();
             let text = received(listener);
             assert!(text.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{text}");
-            manager.reloaded();
-            assert_eq!(received(listener), "READY=1");
         }
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn a_manager_that_does_not_read_is_not_waited_for() {
-        let (socket, _unread) = UnixDatagram::pair().unwrap();
+        let (socket, unread) = UnixDatagram::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let link = Link::new(socket, None);
-        for _ in 0..10_000 {
-            link.say("WATCHDOG=1");
+        let mut link = Link::new(socket, None);
+        while link.say("WATCHDOG=1") {}
+        // Without that word it would end a gateway that forwards.
+        link.say_ready();
+        assert!(link.owes_ready);
+        assert_eq!(received(&unread), "WATCHDOG=1");
+        link.say_ready();
+        assert!(!link.owes_ready);
+        let mut said = received(&unread);
+        while said != "READY=1" {
+            said = received(&unread);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! The config file is read anew: for SIGHUP, and for `tandemgw reload`.
 
 use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::config::{self, Config, Diagnostic};
 use crate::control::{ReloadOutcome, ReloadRefused};
 use crate::gateway::Reloaded;
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::super::startup::{solicited_groups, with_absolute_paths};
@@ -14,6 +18,9 @@ use super::{Shell, Steering};
 
 /// Routes that are changed in one turn: each is a system call of some 10 µs.
 const ROUTES_PER_TURN: usize = 8;
+
+/// The longest config file that is read while packets wait.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Reloads that are asked for, and under way.
 #[derive(Default)]
@@ -44,6 +51,7 @@ impl Shell {
         let wanted = self.reloading.wanted || self.control.wants_reload();
         if wanted && self.reloading.unfinished.is_none() && !self.gateway.is_reloading() {
             self.reloading.wanted = false;
+            self.service.reloading();
             self.control.begin_reload();
             self.begin_reload(now, steering);
         }
@@ -56,13 +64,14 @@ impl Shell {
             };
             if let Err(error) = steering.carry_out(&change) {
                 let warning = format!("the route of a pool address: {error}");
-                log::warn!("reload warning why=\"{warning}\"");
+                log::warn!("reload warning why={}", InQuotes(&warning));
                 unfinished.outcome.warnings.push(warning);
             }
         }
         if unfinished.routes.is_empty() {
             self.control
                 .tell_reload(&unfinished.outcome, unfinished.ended_before);
+            self.service.reloaded();
             self.reloading.unfinished = None;
             self.reloading.told = true;
         }
@@ -98,14 +107,17 @@ impl Shell {
                 }
             }
             Err(ReloadRefused { why, problems, .. }) => {
-                log::error!("reload refused why=\"{why}\" effect=\"nothing has changed\"");
+                log::error!(
+                    "reload refused why={} effect=\"nothing has changed\"",
+                    InQuotes(&why)
+                );
                 for problem in problems {
-                    log::error!("config mistake error=\"{problem}\"");
+                    log::error!("config mistake error={}", InQuotes(&problem));
                 }
             }
         }
         for warning in &warnings {
-            log::warn!("reload warning why=\"{warning}\"");
+            log::warn!("reload warning why={}", InQuotes(&warning));
         }
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),
@@ -136,11 +148,23 @@ impl Shell {
 /// The config in the file, and its warnings.
 fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     let unreadable = |error| refused(format!("{}: {error}", file.display()));
-    let kind = std::fs::metadata(file).map_err(|error| unreadable(error.to_string()))?;
+    let mut options = OpenOptions::new();
+    // A pipe, or what else may be there by mistake, is not waited for.
+    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(file);
+    let opened = opened.map_err(|error| unreadable(error.to_string()))?;
+    let kind = opened
+        .metadata()
+        .map_err(|error| unreadable(error.to_string()))?;
     if !kind.is_file() {
         return Err(unreadable("it is not a regular file".to_owned()));
     }
-    let text = std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?;
+    if kind.len() > MAX_FILE {
+        return Err(unreadable(format!(
+            "it is longer than {MAX_FILE} bytes: restart to apply it"
+        )));
+    }
+    let text = io::read_to_string(opened.take(MAX_FILE));
+    let text = text.map_err(|error| unreadable(error.to_string()))?;
     let lines = |found: &[Diagnostic]| found.iter().map(|d| d.line(file, &text)).collect();
     match config::parse(file, &text) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
