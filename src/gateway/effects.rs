@@ -11,6 +11,7 @@ use crate::sync;
 use crate::time::Time;
 
 use super::cluster::{HandoverEnd, MAX_HANDOVERS};
+use super::revalidate::Scope;
 use super::{Gateway, Role};
 
 impl Gateway {
@@ -171,6 +172,10 @@ impl Gateway {
             self.table.renew(group, now.tick());
         } else {
             self.drop_waiting(group);
+            self.revalidation.restart(Scope {
+                stepped_down: true,
+                ..Scope::default()
+            });
         }
         self.set_role(now, group, role);
         if role == Role::Primary {

@@ -260,7 +260,10 @@ impl Gateway {
         let before = self.fib.generation();
         self.fib.apply(change);
         if self.fib.generation() != before {
-            self.revalidation.restart(Default::default());
+            self.revalidation.restart(revalidate::Scope {
+                routes: true,
+                ..Default::default()
+            });
         }
     }
 

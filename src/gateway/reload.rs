@@ -101,7 +101,12 @@ impl Gateway {
         }
         let pickup = self.adopt_ha(now, &old);
         if rules || ports || pickup {
-            self.revalidation.restart(Scope { rules, pickup });
+            self.revalidation.restart(Scope {
+                routes: ports,
+                rules,
+                pickup,
+                stepped_down: false,
+            });
         }
         self.settle_cluster(now);
     }

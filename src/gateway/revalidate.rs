@@ -33,21 +33,28 @@ pub struct Revalidation {
     owed: Option<Scope>,
 }
 
-/// What has changed beside routes.
+/// What has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
+    /// Routes.
+    pub routes: bool,
     /// Policies, pools or forwards.
     pub rules: bool,
     /// Which sessions are replicated: there may be more now.
     pub pickup: bool,
+    /// This unit is no longer primary of a group: sessions that its peers were not told of have to end
+    /// here, since nobody else can, and a standby lets none expire.
+    pub stepped_down: bool,
 }
 
 impl Scope {
     fn and(self, other: Option<Scope>) -> Scope {
         let other = other.unwrap_or_default();
         Scope {
+            routes: self.routes || other.routes,
             rules: self.rules || other.rules,
             pickup: self.pickup || other.pickup,
+            stepped_down: self.stepped_down || other.stepped_down,
         }
     }
 }
@@ -140,11 +147,7 @@ impl Gateway {
         // What another unit is primary for ends there; here it is only to be what it is there.
         let group = session.group;
         if !self.is_primary(group) {
-            self.revalidation.owed = Some(scope.and(self.revalidation.owed));
-            if scope.rules {
-                self.rename_policy(id);
-            }
-            return;
+            return self.revalidate_foreign(now, id);
         }
         let why = match self.inspect(id) {
             Finding::Fine => None,
@@ -171,6 +174,24 @@ impl Gateway {
             && cluster.sync.seq_of(id).is_none()
         {
             cluster.sync.opened(&self.table, &self.book, id, now);
+        }
+    }
+
+    fn revalidate_foreign(&mut self, now: Time, id: SessionId) {
+        let scope = self.revalidation.scope;
+        let sync = self.cluster.as_ref().map(|cluster| &cluster.sync);
+        if scope.stepped_down && sync.is_some_and(|sync| sync.seq_of(id).is_none()) {
+            return self.end_session(now, id, "not-replicated");
+        }
+        if scope.routes || scope.rules || scope.pickup {
+            let later = Scope {
+                stepped_down: false,
+                ..scope
+            };
+            self.revalidation.owed = Some(later.and(self.revalidation.owed));
+        }
+        if scope.rules {
+            self.rename_policy(id);
         }
     }
 

@@ -142,9 +142,7 @@ impl World {
     }
 }
 
-/// A unit ends what its own rules forbid when it takes over, also what came after it had read them.
-#[test]
-fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
+fn calm_pair() -> World {
     let shape = Shape {
         units: 2,
         groups: 1,
@@ -155,6 +153,36 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
     };
     let mut world = World::new(1, shape, Faults::NONE);
     world.run(Duration::from_secs(2));
+    world
+}
+
+/// A standby lets no session expire: those that nobody else knows must not stay for ever.
+#[test]
+fn sessions_that_are_not_replicated_end_where_they_are_left() {
+    let mut world = calm_pair();
+    let primary = world.primaries(0)[0];
+    let now = world.local_time(primary);
+    let gateway = world.units[primary].gateway.as_mut().unwrap();
+    gateway.set_switch(now, "session-pickup", "false").unwrap();
+    (0..10).for_each(|_| world.open_flow());
+    world.run(Duration::from_secs(1));
+    let sessions = |world: &World, unit: usize| {
+        let gateway = world.units[unit].gateway.as_ref().unwrap();
+        views(gateway, world.local_time(unit)).len()
+    };
+    assert!(sessions(&world, primary) > 0);
+    assert_eq!(sessions(&world, 1 - primary), 0);
+    world.silent = true;
+    world.hand_over(primary, 0).unwrap();
+    world.run(Duration::from_secs(4));
+    assert_eq!(world.primaries(0), [1 - primary]);
+    assert_eq!(sessions(&world, primary), sessions(&world, 1 - primary));
+}
+
+/// A unit ends what its own rules forbid when it takes over, also what came after it had read them.
+#[test]
+fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
+    let mut world = calm_pair();
     let primary = world.primaries(0)[0];
     let (there, here) = (primary, 1 - primary);
     world.units[here].rules.no_dns = true;
