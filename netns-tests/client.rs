@@ -80,6 +80,15 @@ fn a_program_that_is_no_gateway_is_told_from_one() {
     });
     serve(&path("mute"), |_| String::new());
     serve(&path("breaks"), |_| "{\"node\": \"x\"}\n{\"half".to_owned());
+    // One that takes long, and says so.
+    serve(&path("slow"), |_| {
+        "{\"working\":true}\n{\"cleared\":7,\"skipped\":[]}\n{\"done\":true}\n".to_owned()
+    });
+    let slow = path("slow").display().to_string();
+    let said = lab
+        .unit
+        .tandemgw(&format!("sessions clear --all --json --socket {slow}"));
+    assert_eq!(said.ok().stdout, "{\"cleared\":7,\"skipped\":[]}\n");
     let said = |name: &str, code| refused(&lab, &path(name).display().to_string(), code);
     assert!(said("echo", 3).contains("of another program, not of a gateway"));
     assert!(said("mute", 1).contains("closes the connection without an answer"));

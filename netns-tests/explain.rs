@@ -209,7 +209,7 @@ fn a_wrong_question_is_answered_with_one_line() {
         ),
         ("icmp 10.0.0.1:1 10.0.0.2:1 --in lan", "not with both"),
     ] {
-        let finished = lab.unit.tandemgw(&format!("explain {question}")).code(1);
+        let finished = lab.unit.tandemgw(&format!("explain {question}")).code(2);
         assert!(
             finished.stderr.contains(said),
             "{question}: {}",

@@ -26,6 +26,7 @@ mod explain;
 mod forward;
 mod guarantee;
 mod handover;
+mod hostile;
 mod lifecycle;
 mod links;
 mod metrics;

@@ -316,7 +316,7 @@ fn wrong_words_are_answered_in_one_line_and_write_nothing() {
         let refused = lab
             .unit
             .tandemgw(&format!("capture --write {path} {arguments}"))
-            .code(1);
+            .code(2);
         assert!(
             refused.stderr.contains(said),
             "{arguments}: {}",

@@ -428,7 +428,7 @@ fn switch_is_saved_and_the_file_stays_as_it_is() {
             .contains("priority = 210")
     );
     assert_eq!(pair.a().group()["priority"], 220);
-    let failed = pair.a().tandemgw("ha set priorty 1").code(1);
+    let failed = pair.a().tandemgw("ha set priorty 1").code(2);
     assert_eq!(
         failed.stderr,
         "tandemgw: there is no switch `priorty`; did you mean `priority`?\n"

@@ -55,6 +55,17 @@ impl Manager {
         Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
+    /// The next message that is no sign of life.
+    #[track_caller]
+    fn next_but_watchdog(&self) -> String {
+        loop {
+            let text = self.next(PATIENCE).expect("a message");
+            if text != "WATCHDOG=1" {
+                return text;
+            }
+        }
+    }
+
     /// Waits for a message that has this line; gives those before.
     #[track_caller]
     fn expect(&self, line: &str) -> Vec<String> {
@@ -96,6 +107,14 @@ fn service_manager_is_told_ready_alive_and_stopping() {
         assert!(before.is_empty(), "{before:?}");
     }
     lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+    // A reload, and its end, even of a file that is refused.
+    for config in ["no = config", &lab.unit.config] {
+        fs::write(lab.unit.config_path(), config).expect("writing the config");
+        lab.unit.signal(libc::SIGHUP);
+        let begun = manager.next_but_watchdog();
+        assert!(begun.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{begun}");
+        assert_eq!(manager.next_but_watchdog(), "READY=1");
+    }
     // A process that does not run says nothing.
     lab.unit.signal(libc::SIGSTOP);
     while manager.next(Duration::from_millis(300)).is_some() {}
@@ -104,6 +123,40 @@ fn service_manager_is_told_ready_alive_and_stopping() {
     manager.expect("WATCHDOG=1");
     lab.unit.stop();
     manager.expect("STOPPING=1");
+}
+
+#[test]
+fn signs_of_life_come_under_full_load_and_from_a_standby_that_is_cut_off() {
+    let managers = ["load-a", "load-b"].map(Manager::new);
+    let mut pair = Pair::new();
+    for (unit, manager) in [&mut pair.lab.unit, &mut pair.b].into_iter().zip(&managers) {
+        unit.config += "[limits]\nhalf-open-per-source = 60000\n";
+        unit.launch_by(&format!(
+            "NOTIFY_SOCKET={} WATCHDOG_USEC=2000000 exec \"$@\"",
+            manager.path.display()
+        ));
+    }
+    pair.start();
+    let flood = "ping -q -f -s 1400 10.77.2.100";
+    let floods = [&pair.lab.lan1, &pair.lab.lan2].map(|host| host.spawn(flood));
+    open_sessions(&pair.lab, 10_000);
+    // It hears nothing but the answers of the primary on the ports.
+    pair.cut(0);
+    pair.b().wait_for_event("answers on the data ports only");
+    let clear = pair.a().spawn_tandemgw("sessions clear --all");
+    for manager in &managers {
+        // What has gathered until now does not count.
+        while manager.next(Duration::from_millis(1)).is_some() {}
+        for _ in 0..3 {
+            let told = manager.next(Duration::from_secs(2));
+            assert!(
+                told.is_some(),
+                "no sign of life in the time that systemd waits"
+            );
+        }
+    }
+    clear.finish(PATIENCE).ok();
+    drop(floods);
 }
 
 #[test]
@@ -226,13 +279,61 @@ fn rights_of_the_unit_file_are_enough() {
     pair.wait_for_takeover_by_b(1);
     pair.a().ns.run("ip link set eth1 up");
     pair.a().wait_until_ready();
+    pair.a().ns.run("ip link del eth1");
+    pair.lab.attach_wan();
+    wait_until("the kernel has the address of the new eth1", || {
+        let routes = pair.a().ns.run("ip -6 route show table local");
+        routes.contains("fd77:2::2 ")
+    });
+    pair.a().wait_until_ready();
+    pair.a().tandemgw("ha set session-pickup-delay 1s").ok();
+    assert_eq!(pair.b().tandemgw("failover").ok().stderr, "");
     for server in SERVER {
         pair.lab.lan1.run(&format!("ping -c 1 -W 2 {server}"));
     }
+    use_a_pool(&mut pair);
+    pair.a().ns.run("ip rule del pref 7701");
+    pair.a().ns.run("ip -6 rule del pref 7700");
+    wait_until("the rules are back", || {
+        let rules = pair.a().ns.sh("ip rule; ip -6 rule");
+        rules.matches("770").count() == 8
+    });
+    assert!(!pair.a().log().contains("ERROR"), "{}", pair.a().log());
     pair.a_mut().stop();
     assert_eq!(pair.a().ns.sh("ip rule; ip -6 rule"), before);
+    let forwarding = pair
+        .a()
+        .ns
+        .sh("cat /proc/sys/net/ipv4/conf/eth?/forwarding /proc/sys/net/ipv4/conf/all/forwarding");
+    assert_eq!(forwarding, "0\n0\n0\n");
     let socket = "test ! -e /run/tandemgw/gw-a.sock";
     pair.a().ns.sh(socket);
+}
+
+/// Has gw-a, the primary, read a config with new addresses while it runs; both families then use them.
+fn use_a_pool(pair: &mut Pair) {
+    let pool =
+        "[[nat-pool]]\nname = \"pool\"\naddresses = [\"10.77.2.10-10.77.2.11\", \"fd77:2::10\"]\n";
+    for unit in [&mut pair.lab.unit, &mut pair.b] {
+        unit.edit("nat = true", "nat-pool = \"pool\"");
+        unit.edit("[[policy]]", &format!("{pool}\n[[policy]]"));
+        unit.write_config();
+        let file = unit.config_path().display().to_string();
+        unit.ns.sh(&format!(
+            "cat {file} > /run/tandemgw-test/\"$(basename {file})\""
+        ));
+        let reloaded = unit.tandemgw("reload").ok().stdout;
+        assert!(reloaded.contains("nat-pool"), "{reloaded}");
+        assert!(!reloaded.contains("warning"), "{reloaded}");
+    }
+    let a = pair.a();
+    wait_until("it has the routes of the pool", || {
+        let routes = a.ns.sh("ip route; ip -6 route");
+        routes.contains("10.77.2.11") && routes.contains("fd77:2::10")
+    });
+    for server in SERVER {
+        pair.lab.lan1.run(&format!("ping -c 1 -W 2 {server}"));
+    }
 }
 
 /// The groups of system calls that systemd knows, each with its members.
@@ -297,6 +398,7 @@ fn system_calls_are_those_of_the_unit_file() {
     assert!(!allowed.contains("ptrace") && !allowed.contains("mount"));
     let mut pair = Pair::new();
     let trace = pair.lab.dir().join("trace");
+    pair.a_mut().config.push_str("\n[metrics]\n");
     // -D: the process stays our child, and strace is its descendant.
     pair.a_mut().launch_by(&format!(
         "exec strace -D -f -qq -o {} \"$@\"",
@@ -308,6 +410,26 @@ fn system_calls_are_those_of_the_unit_file() {
     pair.wait_for_takeover_by_b(1);
     pair.a().ns.run("ip link set eth1 up");
     pair.a().wait_until_ready();
+    pair.a()
+        .tandemgw("ha set session-pickup-delay 1s --save")
+        .ok();
+    pair.a().tandemgw("reload").ok();
+    pair.a().signal(libc::SIGHUP);
+    pair.a()
+        .tandemgw("explain udp 10.77.1.100:1 10.77.2.100:2 --in lan")
+        .ok();
+    pair.a()
+        .ns
+        .run("curl -sS -m 10 -f -o /dev/null http://127.0.0.1:10747/metrics");
+    let capture = pair
+        .a()
+        .spawn_tandemgw("capture --count 1 --write /run/x.pcapng");
+    capture.expect_stderr("a capture", |line| line.contains("capturing"));
+    pair.b().tandemgw("failover").ok();
+    pair.lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+    capture.finish(PATIENCE).ok();
+    assert_eq!(pair.a().sessions("proto=icmp").len(), 2);
+    pair.a().tandemgw("sessions clear --all").ok();
     pair.a_mut().stop();
     let calls = || -> BTreeSet<String> {
         let text = fs::read_to_string(&trace).expect("strace has written");
@@ -321,7 +443,9 @@ fn system_calls_are_those_of_the_unit_file() {
     };
     wait_until("strace has written all", || calls().contains("exit_group"));
     let mut forbidden = calls();
-    assert!(forbidden.contains("capset") && forbidden.contains("epoll_wait"));
+    for expected in ["capset", "epoll_wait", "prlimit64"] {
+        assert!(forbidden.contains(expected), "{expected} is not called");
+    }
     forbidden.retain(|call| !allowed.contains(call));
     // What starts it is systemd's.
     forbidden.remove("execve");
@@ -336,7 +460,7 @@ fn log_policy(lab: &mut Lab) {
 }
 
 /// Opens `count` sessions, with some pauses.
-fn open_sessions(lab: &Lab, count: u16) {
+pub fn open_sessions(lab: &Lab, count: u16) {
     let socket = FrameSocket::open(&lab.lan2, "eth0");
     let mac = (lab.lan2.mac("eth0"), lab.unit.ns.mac("eth0"));
     for number in 0..count {
@@ -351,6 +475,13 @@ fn open_sessions(lab: &Lab, count: u16) {
         }
     }
     socket.finish();
+}
+
+/// The length of a value in quotes, of which `text` follows the first: the one that ends it has no backslash
+/// before it.
+fn quoted_length(text: &str) -> usize {
+    let plain = text.replace("\\\\", "..").replace("\\\"", "..");
+    plain.find('"').map_or(0, |at| at + 2)
 }
 
 /// Whether `line` is `words key=value key="value with blanks"`.
@@ -372,9 +503,12 @@ fn is_event(line: &str) -> bool {
         if let Some(value) = rest.strip_prefix('=') {
             fields += 1;
             let length = match value.strip_prefix('"') {
-                Some(text) => text.find("\" ").map_or(value.len(), |at| at + 2),
+                Some(text) => quoted_length(text),
                 None => value.find(' ').unwrap_or(value.len()),
             };
+            if !value[length..].is_empty() && !value[length..].starts_with(' ') {
+                return false;
+            }
             rest = &value[length..];
         } else if fields > 0 {
             return false;

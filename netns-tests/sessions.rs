@@ -104,25 +104,25 @@ fn a_wrong_word_is_answered_with_the_nearest_valid_one_and_nothing_is_lost() {
     for (arguments, code, said) in [
         (
             "sessions prot=tcp",
-            1,
+            2,
             "unknown key `prot`; did you mean `proto`?",
         ),
         (
             "sessions state=establishd",
-            1,
+            2,
             "did you mean `established`?",
         ),
         (
             "sessions --json policy=lan-uot",
-            1,
+            2,
             "did you mean `lan-out`?",
         ),
-        ("sessions in=lna", 1, "did you mean `lan`?"),
-        ("sessions out=wam", 1, "did you mean `wan`?"),
-        ("sessions clear prot=tcp", 1, "did you mean `proto`?"),
+        ("sessions in=lna", 2, "did you mean `lan`?"),
+        ("sessions out=wam", 2, "did you mean `wan`?"),
+        ("sessions clear prot=tcp", 2, "did you mean `proto`?"),
         (
             "sessions clear proto=tcp state=establishd",
-            1,
+            2,
             "did you mean `established`?",
         ),
         ("sessions clear", 2, "missing: "),

@@ -20,6 +20,7 @@
 //! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the key pair of a node.
 //! - [`log_limit`]: how many log lines an event may write.
+//! - [`in_quotes`]: values of log lines.
 //! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
 
 pub mod capture;
@@ -31,6 +32,7 @@ pub mod fragment;
 pub mod gateway;
 pub mod ha;
 pub mod identity;
+pub mod in_quotes;
 pub mod log_limit;
 pub mod metrics;
 pub mod nat;

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::control::filter::{known, known_port, limited, network, port, protocol, split, unknown};
 use crate::event::DropReason;
 use crate::flow::{Addr, FlowKey, Protocol};
+use crate::policy::Ruleset;
 
 use super::{Facts, Fate};
 
@@ -36,6 +37,10 @@ enum Condition {
     Reason(DropReason),
 }
 
+/// A packet is captured with its verdict, before the shell writes it.
+const UNSEEN: &str = "a capture sees packets before they are written, as `forward`: \
+                      only the counter tells of this reason";
+
 const KEYS: [&str; 11] = [
     "proto", "src", "dst", "host", "port", "in", "out", "policy", "session", "verdict", "reason",
 ];
@@ -54,15 +59,15 @@ impl Filter {
     }
 
     /// Whether a packet fulfils all conditions.
-    pub fn matches(&self, facts: &Facts, config: &Config) -> bool {
+    pub fn matches(&self, facts: &Facts, config: &Config, ruleset: &Ruleset) -> bool {
         self.conditions
             .iter()
-            .all(|condition| condition.matches(facts, config))
+            .all(|condition| condition.matches(facts, config, ruleset))
     }
 }
 
 impl Condition {
-    fn matches(&self, facts: &Facts, config: &Config) -> bool {
+    fn matches(&self, facts: &Facts, config: &Config, ruleset: &Ruleset) -> bool {
         let shows = |test: &dyn Fn(&FlowKey) -> bool| {
             [&facts.before, &facts.after]
                 .into_iter()
@@ -81,7 +86,7 @@ impl Condition {
             Condition::Out(name) => facts.out_port.is_some_and(|port| port_name(port) == name),
             Condition::Policy(name) => facts
                 .policy
-                .and_then(|policy| config.policies.get(usize::from(policy.0)))
+                .and_then(|policy| config.policies.get(ruleset.place(policy)?))
                 .is_some_and(|policy| policy.name == *name),
             Condition::Session(id) => facts.session.is_some_and(|session| session.0 == *id),
             Condition::Verdict(name) => facts.fate.name() == *name,
@@ -113,8 +118,10 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
         "reason" => {
             let names = DropReason::ALL.iter().map(|reason| reason.name());
             let reason = DropReason::ALL.iter().find(|reason| reason.name() == value);
-            let reason = reason.ok_or_else(|| unknown("drop reason", value, names));
-            reason.copied().map(Condition::Reason)
+            match reason.ok_or_else(|| unknown("drop reason", value, names)) {
+                Ok(DropReason::WriteFailed) => Err(UNSEEN.to_owned()),
+                reason => reason.copied().map(Condition::Reason),
+            }
         }
         _ => Err(unknown("key", key, KEYS.into_iter())),
     };
@@ -203,6 +210,10 @@ mod tests {
                 "reason=no-polcy",
                 "unknown drop reason `no-polcy`; did you mean `no-policy`?",
             ),
+            (
+                "reason=write-failed",
+                "a capture sees packets before they are written",
+            ),
             ("session=x", "`x` is no id of a session"),
             ("port=65536", "`65536` is no port"),
         ] {
@@ -217,6 +228,7 @@ mod tests {
     #[test]
     fn both_sides_of_a_translation_are_found() {
         let (facts, config) = (translated(), config());
+        let ruleset = Ruleset::new(&config);
         for words in [
             "",
             "src=10.77.1.0/24",
@@ -224,7 +236,10 @@ mod tests {
             "host=198.51.100.7 proto=tcp port=443",
             "in=lan out=wan policy=lan-out session=17 verdict=forward",
         ] {
-            assert!(parse(words).unwrap().matches(&facts, &config), "{words}");
+            assert!(
+                parse(words).unwrap().matches(&facts, &config, &ruleset),
+                "{words}"
+            );
         }
         for words in [
             "dst=10.77.1.100",
@@ -236,7 +251,10 @@ mod tests {
             "reason=no-policy",
             "port=443 verdict=consumed",
         ] {
-            assert!(!parse(words).unwrap().matches(&facts, &config), "{words}");
+            assert!(
+                !parse(words).unwrap().matches(&facts, &config, &ruleset),
+                "{words}"
+            );
         }
     }
 
@@ -252,8 +270,12 @@ mod tests {
             ..translated()
         };
         let config = config();
+        let ruleset = Ruleset::new(&config);
         for words in ["", "in=lan", "verdict=drop", "reason=malformed"] {
-            assert!(parse(words).unwrap().matches(&facts, &config), "{words}");
+            assert!(
+                parse(words).unwrap().matches(&facts, &config, &ruleset),
+                "{words}"
+            );
         }
         for words in [
             "src=0.0.0.0/0",
@@ -262,7 +284,10 @@ mod tests {
             "out=wan",
             "policy=lan-out",
         ] {
-            assert!(!parse(words).unwrap().matches(&facts, &config), "{words}");
+            assert!(
+                !parse(words).unwrap().matches(&facts, &config, &ruleset),
+                "{words}"
+            );
         }
     }
 }

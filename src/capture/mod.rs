@@ -10,6 +10,7 @@ mod ring;
 use crate::config::Config;
 use crate::event::{DropReason, Verdict};
 use crate::flow::{FlowKey, PolicyId, PortId};
+use crate::policy::Ruleset;
 use crate::session::SessionId;
 use crate::time::Time;
 
@@ -235,8 +236,8 @@ impl Capture {
     }
 
     /// Whether the filter asks for a packet.
-    pub(crate) fn wants(&self, facts: &Facts, config: &Config) -> bool {
-        self.recording && self.options.filter.matches(facts, config)
+    pub(crate) fn wants(&self, facts: &Facts, config: &Config, ruleset: &Ruleset) -> bool {
+        self.recording && self.options.filter.matches(facts, config, ruleset)
     }
 
     /// Records a packet at the ports where it was seen, at `place` in the order of records: all

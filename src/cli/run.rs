@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use tandemgw::in_quotes::InQuotes;
 use tandemgw::os::{logging, startup};
 
 use super::{EXIT_CONFIG, check, fail};
@@ -25,7 +26,7 @@ pub fn run(path: &Path) -> ExitCode {
     let result = startup::run(config, path);
     match &result {
         Ok(()) => log::info!("end"),
-        Err(error) => log::error!("end error=\"{error}\""),
+        Err(error) => log::error!("end error={}", InQuotes(&error)),
     }
     logging::close();
     match result {

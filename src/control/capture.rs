@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::capture::{self, Filter, MAX_SNAPSHOT, MIN_SNAPSHOT};
 use crate::flow::PortId;
 use crate::gateway::Gateway;
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::{Progress, Refusal};
@@ -141,7 +142,7 @@ impl Stream {
             count: count.unwrap_or(u64::MAX),
         };
         gateway.start_capture(now, options);
-        log::info!("capture begin filter=\"{}\"", filter.join(" "));
+        log::info!("capture begin filter={}", InQuotes(filter.join(" ")));
         write_line(out, &Line::Begin(begin(gateway, snapshot, now)));
         Ok(Stream { idle: false })
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role, SessionView};
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::listing::{PIECE, owner};
@@ -85,7 +86,10 @@ impl Clear {
         }
         let (words, cleared) = (&self.words, self.cleared);
         let others: u64 = self.skipped.iter().sum();
-        log::info!("sessions cleared filter=\"{words}\" count={cleared} skipped={others}");
+        log::info!(
+            "sessions cleared filter={} count={cleared} skipped={others}",
+            InQuotes(&words)
+        );
         let skipped: Vec<Value> = groups(gateway)
             .zip(&self.skipped)
             .filter(|(_, count)| **count > 0)

@@ -112,7 +112,7 @@ impl Gateway {
         let Some(capture) = &mut self.capture else {
             return;
         };
-        if !capture.wants(&facts, &self.config) {
+        if !capture.wants(&facts, &self.config, &self.ruleset) {
             return capture.take_back(before);
         }
         let incoming = |bytes| Sight {
@@ -207,7 +207,7 @@ impl Gateway {
         let Some(capture) = &mut self.capture else {
             return;
         };
-        if capture.wants(&facts, &self.config) {
+        if capture.wants(&facts, &self.config, &self.ruleset) {
             let sight = Sight {
                 port,
                 outbound: true,

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
 use crate::ha::{Ha, Hint};
+use crate::in_quotes::InQuotes;
 use crate::session::SessionId;
 use crate::sync::{self, Context, Phase, Replicator};
 use crate::time::Time;
@@ -239,11 +240,12 @@ impl Gateway {
             if news {
                 path.complaint = Some((now, error.clone()));
                 log::warn!(
-                    "replication stream closed peer={} why=\"{error}\"",
+                    "replication stream closed peer={} why={error}",
                     self.config
                         .ha
                         .as_ref()
-                        .map_or("?", |ha| &ha.peers[peer.index()].name)
+                        .map_or("?", |ha| &ha.peers[peer.index()].name),
+                    error = InQuotes(&error)
                 );
             }
             cluster.sync.peer_disconnected(peer, now);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::event::Output;
 use crate::flow::{Addr, GroupId, PeerId, PortId};
 use crate::ha::{self, GroupSet, SyncState};
+use crate::in_quotes::InQuotes;
 use crate::packet::neighbor;
 use crate::sync;
 use crate::time::Time;
@@ -37,11 +38,14 @@ impl Gateway {
                     name(peer)
                 );
             }
-            sync::Event::PeerConfigDiffers(peer) => log::warn!(
-                "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
-                 effect=\"new sessions fare differently after a takeover\"",
-                name(peer)
-            ),
+            sync::Event::PeerConfigDiffers(peer) => {
+                log::warn!(
+                    "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
+                     effect=\"new sessions fare differently after a takeover\"",
+                    name(peer)
+                );
+                self.revalidation.owe_rules();
+            }
             sync::Event::PeerReady(peer, group) => {
                 log::info!(
                     "peer ready peer={} group={}",
@@ -82,9 +86,10 @@ impl Gateway {
                 why,
             } => {
                 log::info!(
-                    "role group={} role={} term={term} why=\"{why}\"",
+                    "role group={} role={} term={term} why={why}",
                     self.group_name(group),
-                    role.name()
+                    role.name(),
+                    why = InQuotes(&why)
                 );
                 self.change_role(now, group, role, term);
             }
@@ -148,7 +153,10 @@ impl Gateway {
         match result {
             Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
             Err(why) => {
-                log::warn!("handover failed group={group} to={to} took_ms={took:.3} why=\"{why}\"")
+                log::warn!(
+                    "handover failed group={group} to={to} took_ms={took:.3} why={}",
+                    InQuotes(&why)
+                )
             }
         }
     }
@@ -167,6 +175,13 @@ impl Gateway {
         self.set_role(now, group, role);
         if role == Role::Primary {
             self.announce_to_neighbors(group);
+            if self
+                .cluster
+                .as_ref()
+                .is_some_and(|it| it.sync.rules_differ())
+            {
+                self.revalidation.owe_rules();
+            }
             self.revalidation.catch_up();
         }
     }

@@ -1,6 +1,6 @@
 //! Packets of known sessions: the hot path.
 
-use crate::event::{DropReason, Verdict};
+use crate::event::{DropReason, LinkState, Verdict};
 use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
@@ -60,6 +60,14 @@ impl Gateway {
 
     #[inline]
     fn take_note(&mut self, id: SessionId, news: News, before: Phase) {
+        if news.is_any() {
+            self.tell(id, news, before);
+        }
+    }
+
+    /// Tells the table and the peers. Apart from the way of all those packets that have no news.
+    #[inline(never)]
+    fn tell(&mut self, id: SessionId, news: News, before: Phase) {
         if news.is_settled {
             self.table.settle(id);
         }
@@ -108,17 +116,9 @@ impl Gateway {
         Ok(egress)
     }
 
-    /// Whether the packet can leave by `egress`: the link is up, and the packet fits.
-    #[inline(always)]
+    /// Whether the packet can leave by `egress`.
     pub(super) fn check_exit(&self, packet: &Packet<'_>, egress: PortId) -> Result<(), DropReason> {
-        let link = &self.ports[egress.index()].link;
-        if !link.up {
-            return Err(DropReason::PortDown);
-        }
-        if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
-            return Err(DropReason::TooBig);
-        }
-        Ok(())
+        check_link(&self.ports[egress.index()].link, packet)
     }
 
     /// The last part of each forwarded packet's way: size, translation, hop count.
@@ -128,14 +128,14 @@ impl Gateway {
         to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
-        if let Err(reason) = self.check_exit(packet, egress) {
+        let PortState { link, counters } = &mut self.ports[egress.index()];
+        if let Err(reason) = check_link(link, packet) {
             if reason == DropReason::TooBig {
-                let mtu = self.ports[egress.index()].link.mtu;
+                let mtu = link.mtu;
                 self.answer_error(packet, Problem::TooBig { mtu });
             }
             return Verdict::Drop(reason);
         }
-        let PortState { counters, .. } = &mut self.ports[egress.index()];
         counters.count_out(packet.bytes.len());
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
@@ -183,6 +183,18 @@ impl Gateway {
     }
 }
 
+/// Whether a packet can leave by a port with this link: it is up, and the packet fits.
+#[inline(always)]
+fn check_link(link: &LinkState, packet: &Packet<'_>) -> Result<(), DropReason> {
+    if !link.up {
+        return Err(DropReason::PortDown);
+    }
+    if packet.parsed.dont_fragment && packet.wire_len() > link.mtu {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
+}
+
 /// Whether a packet that came in by `port` may go on in its session, and by which port.
 #[inline(always)]
 fn admit(
@@ -226,6 +238,13 @@ fn take_up(session: &mut Session) {
 struct News {
     state_changed: bool,
     is_settled: bool,
+}
+
+impl News {
+    #[inline]
+    fn is_any(self) -> bool {
+        self.state_changed | self.is_settled
+    }
 }
 
 /// Lets the session's tracker judge the packet, and accounts for it.

@@ -3,6 +3,7 @@
 
 use crate::config::{self, Change, Config, Difference, Switched};
 use crate::flow::{Addr, GroupId, PortId};
+use crate::in_quotes::InQuotes;
 use crate::session::Timeouts;
 use crate::time::Time;
 
@@ -164,8 +165,12 @@ fn log_differences(applied: &[Difference], waiting: &[Difference]) {
         .map(|Difference { key, what }| format!("{key}: {what}"))
         .collect();
     let (count, shown) = (applied.len(), shown.join(", "));
-    log::info!("reload done changes={count} changed=\"{shown}\"");
+    log::info!("reload done changes={count} changed={}", InQuotes(&shown));
     for Difference { key, what } in waiting.iter().take(MOST_LOGGED) {
-        log::warn!("reload waits for a restart key=\"{key}\" change=\"{what}\"");
+        log::warn!(
+            "reload waits for a restart key={key} change={what}",
+            key = InQuotes(&key),
+            what = InQuotes(&what)
+        );
     }
 }

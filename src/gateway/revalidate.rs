@@ -29,7 +29,7 @@ pub struct Revalidation {
     ended: u64,
     /// Another pass is to follow.
     next: Option<Scope>,
-    /// Sessions of other units' groups were passed over.
+    /// Sessions of other units' groups were passed over, or come from a unit with other rules.
     owed: Option<Scope>,
 }
 
@@ -59,6 +59,16 @@ impl Revalidation {
             None => self.begin(scope),
             Some(_) => self.next = Some(scope.and(self.next)),
         }
+    }
+
+    /// A peer has other rules: what it opens is to be compared with those of this unit, once that is
+    /// primary for it.
+    pub fn owe_rules(&mut self) {
+        let rules = Scope {
+            rules: true,
+            ..Scope::default()
+        };
+        self.owed = Some(rules.and(self.owed));
     }
 
     /// Begins a pass if one is owed to sessions that this unit has just become primary for.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 /// Something that an operator may want to know of.
@@ -64,8 +65,13 @@ impl Events {
             log::Level::Info
         };
         match event.why.as_str() {
-            "" => log::log!(level, "cluster event=\"{}\"", event.what),
-            why => log::log!(level, "cluster event=\"{}\" why=\"{why}\"", event.what),
+            "" => log::log!(level, "cluster event={}", InQuotes(&event.what)),
+            why => log::log!(
+                level,
+                "cluster event={} why={why}",
+                InQuotes(&event.what),
+                why = InQuotes(&why)
+            ),
         }
         self.keep(event);
     }

@@ -302,6 +302,11 @@ impl Client {
 
     /// Whether it has asked nothing that is not answered.
     fn is_idle(&self) -> bool {
+        self.has_its_answer() && !self.input.contains(&b'\n')
+    }
+
+    /// Whether it has all of the answer to what it asked last.
+    fn has_its_answer(&self) -> bool {
         self.answer.is_done() && self.output.is_empty()
     }
 
@@ -323,7 +328,7 @@ impl Client {
         if self.closing {
             self.answer.finish(gateway);
         }
-        if self.is_idle() {
+        if self.has_its_answer() {
             match self.next_line() {
                 Some(line) => {
                     self.told = now;

@@ -20,6 +20,7 @@ use crate::control::{PortIo, ShellView};
 use crate::event::{Output, Verdict};
 use crate::flow::{LinkId, PortId};
 use crate::gateway::{Gateway, READ_AHEAD};
+use crate::in_quotes::InQuotes;
 use crate::metrics::Histogram;
 use crate::time::Time;
 
@@ -343,7 +344,7 @@ impl Shell {
                 }
                 Err(error) => {
                     let port = self.gateway.port_name(PortId(index as u8));
-                    log::error!("tun not read port={port} error=\"{error}\"");
+                    log::error!("tun not read port={port} error={}", InQuotes(&error));
                     self.ready.tuns &= !(1 << index);
                     return count;
                 }
@@ -407,7 +408,10 @@ impl Shell {
                 }
             };
             if let Err(error) = sent {
-                log::debug!("output not sent output=\"{output:?}\" error=\"{error}\"");
+                log::debug!(
+                    "output not sent output=\"{output:?}\" error={}",
+                    InQuotes(&error)
+                );
                 self.gateway.handle_output_failure();
             }
         }

@@ -19,6 +19,7 @@ use env_logger::fmt::Formatter;
 use log::{Level, Log, Metadata, Record};
 
 use super::clock;
+use crate::in_quotes::InQuotes;
 use crate::log_limit::{LogLimits, Rate};
 use crate::time::Time;
 use sink::Sink;
@@ -61,9 +62,9 @@ pub fn tick(now: Time) {
     DUE.store(NEVER, Ordering::Relaxed);
     while let Some(left_out) = with(&LIMITS, |limits| limits.poll_summary(now)) {
         log::warn!(
-            "log lines suppressed={} event=\"{}\" why=\"too many a second\"",
+            "log lines suppressed={} event={} why=\"too many a second\"",
             left_out.count,
-            left_out.event
+            InQuotes(&left_out.event)
         );
     }
     let lost = with_sink(|sink| {

@@ -36,6 +36,7 @@ use super::netlink::{
 use crate::config::Config;
 use crate::event::{LinkState, Route, RouteChange, RouteTarget};
 use crate::flow::{Family, PortId};
+use crate::in_quotes::InQuotes;
 
 /// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
 const READ_BUDGET: usize = 32;
@@ -168,7 +169,6 @@ impl Monitor {
     /// be more.
     ///
     /// # Errors
-    ///
     /// If the socket fails; it can't be used any longer then.
     pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
         for _ in 0..READ_BUDGET {
@@ -215,7 +215,7 @@ impl Monitor {
         let message = match raw.decode() {
             Ok(message) => message,
             Err(error) => {
-                log::warn!("netlink message skipped error=\"{error}\"");
+                log::warn!("netlink message skipped error={}", InQuotes(&error));
                 return Ok(());
             }
         };
@@ -229,9 +229,9 @@ impl Monitor {
             NetlinkPayload::Error(error) if in_dump => {
                 // A kernel without IPv6 has no routes of it either.
                 log::debug!(
-                    "netlink dump failed stage={:?} error=\"{}\"",
+                    "netlink dump failed stage={:?} error={}",
                     self.dump.stage,
-                    error.to_io()
+                    InQuotes(error.to_io())
                 );
                 return self.next_stage(out);
             }
@@ -589,7 +589,7 @@ fn enlarge_queue(socket: &Socket) {
     if result != 0
         && let Err(error) = socket.set_rx_buf_sz(size)
     {
-        log::debug!("netlink receive queue not enlarged error=\"{error}\"");
+        log::debug!("netlink queue not enlarged error={}", InQuotes(&error));
     }
 }
 

@@ -26,6 +26,7 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::flow::Family;
+use crate::in_quotes::InQuotes;
 
 use objects::address_family;
 pub use objects::{Address, KernelRoute, Link, NextHop, Rule};
@@ -108,7 +109,7 @@ impl Netlink {
             socket.set_netlink_get_strict_chk(true),
         ] {
             if let Err(error) = result {
-                log::debug!("netlink socket option not set error=\"{error}\"");
+                log::debug!("netlink socket option not set error={}", InQuotes(&error));
             }
         }
         Ok(Netlink {

@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
+use crate::in_quotes::InQuotes;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
 /// Advertisements, and nothing else. Non-blocking, closed on exec.
@@ -160,7 +161,10 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
         libc::PACKET_IGNORE_OUTGOING,
         &1i32,
     ) {
-        log::debug!("socket option not set option=PACKET_IGNORE_OUTGOING error=\"{error}\"");
+        log::debug!(
+            "socket option not set option=PACKET_IGNORE_OUTGOING error={}",
+            InQuotes(&error)
+        );
     }
     // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -233,8 +237,9 @@ fn listen_in_kernel(interface: &str, index: libc::c_int, groups: &[Ipv6Addr]) ->
     join_kernel(index, groups)
         .inspect_err(|error| {
             log::warn!(
-                "mld reports off interface={interface} error=\"{error}\" \
-                 effect=\"switches that snoop may not deliver neighbour solicitations\""
+                "mld reports off interface={interface} error={} \
+                 effect=\"switches that snoop may not deliver neighbour solicitations\"",
+                InQuotes(&error)
             );
         })
         .ok()

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::flow::{LinkId, PeerId};
 use crate::gateway::Gateway;
 use crate::ha::Hint;
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::clock;
@@ -210,9 +211,10 @@ impl Peers {
             }
             Event::HeartbeatDown { peer, link, reason } => {
                 log::debug!(
-                    "heartbeat connection down peer={} link={} why=\"{reason}\"",
+                    "heartbeat connection down peer={} link={} why={reason}",
                     peer.0,
-                    link.0
+                    link.0,
+                    reason = InQuotes(&reason)
                 );
                 gateway.handle_heartbeat_link(now, peer, link, false);
             }
@@ -222,9 +224,10 @@ impl Peers {
             Event::SyncUp { peer, link } => gateway.handle_sync_link(now, peer, link, true),
             Event::SyncDown { peer, link, reason } => {
                 log::debug!(
-                    "stream down peer={} link={} why=\"{reason}\"",
+                    "stream down peer={} link={} why={reason}",
                     peer.0,
-                    link.0
+                    link.0,
+                    reason = InQuotes(&reason)
                 );
                 let outgoing = &mut self.outgoing[peer.index()];
                 if outgoing.link == Some(link) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::clock;
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role};
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 /// How often it is looked whether the status has changed.
@@ -45,7 +46,10 @@ impl ServiceManager {
         let link = match connect(name.as_bytes()) {
             Ok(socket) => Some(Link::new(socket, watchdog())),
             Err(error) => {
-                log::warn!("service manager not reached socket={name:?} error=\"{error}\"");
+                log::warn!(
+                    "service manager not reached socket={name:?} error={}",
+                    InQuotes(&error)
+                );
                 None
             }
         };
@@ -133,7 +137,10 @@ impl Link {
     fn say(&self, text: &str) -> bool {
         let sent = self.socket.send(text.as_bytes());
         if let Err(error) = &sent {
-            log::debug!("service manager not told text={text:?} error=\"{error}\"");
+            log::debug!(
+                "service manager not told text={text:?} error={}",
+                InQuotes(&error)
+            );
         }
         sent.is_ok()
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::config::{Config, Port as PortConfig};
 use crate::flow::Addr;
 use crate::gateway::{Gateway, Seed};
+use crate::in_quotes::InQuotes;
 use crate::packet::neighbor::{self, Neighbor};
 
 use super::capabilities;
@@ -70,7 +71,8 @@ fn unfit(error: StartError) -> StartError {
 pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
-            "priority not raised error=\"{error}\" effect=\"heartbeats may be late on a busy machine\""
+            "priority not raised error={} effect=\"heartbeats may be late on a busy machine\"",
+            InQuotes(&error)
         );
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
@@ -89,7 +91,8 @@ pub fn run(config: Config, file: &Path) -> Result<(), StartError> {
         .map_err(unfit)?;
     if let Err(error) = capabilities::drop_all_but_needed() {
         log::warn!(
-            "capabilities not dropped error=\"{error}\" effect=\"the process has more rights than it needs\""
+            "capabilities not dropped error={} effect=\"the process has more rights than it needs\"",
+            InQuotes(&error)
         );
     }
     let result = shell.run(&mut steering).map_err(doing("running"));

@@ -39,6 +39,7 @@ use super::netlink::{
 use super::sysctl::{self, SysctlError};
 use crate::config::{Config, Nat};
 use crate::flow::{Addr, Family, PortId};
+use crate::in_quotes::InQuotes;
 
 pub use error::SetupError;
 
@@ -103,7 +104,10 @@ impl Steering {
             .and_then(|()| steering.remove_stale(&survey));
         if let Err(error) = done {
             if let Err(error) = steering.remove() {
-                log::warn!("steering not undone after=\"a failed start\" error=\"{error}\"");
+                log::warn!(
+                    "steering not undone after=\"a failed start\" error={}",
+                    InQuotes(&error)
+                );
             }
             return Err(error);
         }
@@ -181,7 +185,10 @@ impl Steering {
         let Steering { netlink, plan } = self;
         for rule in survey.rules.iter().filter(|rule| is_ours(rule)) {
             if !plan.ports.iter().any(|port| port.is_my_rule(rule)) {
-                log::info!("rule removed rule=\"{rule}\" why=\"an earlier process left it\"");
+                log::info!(
+                    "rule removed rule={} why=\"an earlier process left it\"",
+                    InQuotes(&rule)
+                );
                 let served = |port: &PortPlan| Some(&port.interface) == rule.interface.as_ref();
                 if !plan.ports.iter().any(served) {
                     restore_forwarding(rule)?;

@@ -8,6 +8,7 @@ use tun_tap::{Iface, Mode};
 
 use super::check;
 use crate::event::Offload;
+use crate::in_quotes::InQuotes;
 
 /// Whether to ask the kernel for super-packets and unfinished checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +172,8 @@ impl Tun {
             }
             Err(error) => {
                 log::warn!(
-                    "offloads off device={name} error=\"{error}\" effect=\"forwarding is several times slower\""
+                    "offloads off device={name} error={} effect=\"forwarding is several times slower\"",
+                    InQuotes(&error)
                 );
                 // Its descriptor is in an unknown state, perhaps detached from the device.
                 drop(tun);

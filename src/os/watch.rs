@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{Ha, HaLink};
 use crate::flow::{LinkId, PeerId};
+use crate::in_quotes::InQuotes;
 
 /// Connections accepted on one link in a turn.
 const ACCEPT_BUDGET: usize = 16;
@@ -70,8 +71,9 @@ impl Watch {
             }
             if let Err(error) = &listener {
                 log::warn!(
-                    "peer watch off listen={} error=\"{error}\" effect=\"a killed peer is noticed a little later\"",
-                    link.listen
+                    "peer watch off listen={} error={error} effect=\"a killed peer is noticed a little later\"",
+                    link.listen,
+                    error = InQuotes(&error)
                 );
             }
             listeners.push(listener.ok());
@@ -100,7 +102,11 @@ impl Watch {
         if let (Some(address), Some(settings)) = (address, self.links.get(link.index())) {
             match connect(settings, *address) {
                 Ok(stream) => self.keep(peer.index(), link.index(), stream, false),
-                Err(error) => log::debug!("peer not watched peer={} error=\"{error}\"", peer.0),
+                Err(error) => log::debug!(
+                    "peer not watched peer={} error={error}",
+                    peer.0,
+                    error = InQuotes(&error)
+                ),
             }
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Peer {
     pub(super) hello_sent: bool,
     /// What its Hello said; none before that.
     pub(super) remote: Option<Remote>,
+    /// Its last Hello named other policies, pools or forwards.
+    pub(super) other_rules: bool,
     pub(super) traffic: Traffic,
     pub(super) incoming: FrameBuffer,
     pub(super) sender: Sender,
@@ -153,6 +155,7 @@ impl Peer {
             resumable_until: None,
             hello_sent: false,
             remote: None,
+            other_rules: false,
             traffic: Traffic::default(),
             incoming: FrameBuffer::default(),
             sender: Sender {
@@ -190,6 +193,7 @@ impl Peer {
         let (sender, receiver) = (&self.sender, &self.receiver);
         *self = Peer {
             resumable_until: self.resumable_until,
+            other_rules: self.other_rules,
             traffic: self.traffic,
             sender: Sender {
                 sent: sender.sent,
@@ -235,6 +239,11 @@ impl Replicator {
             0 => Default::default(),
             gap => (gap, now.since(sender.watch.1)),
         }
+    }
+
+    /// Whether a peer has other policies, pools or forwards, as far as it is known.
+    pub fn rules_differ(&self) -> bool {
+        self.peers.iter().any(|peer| peer.other_rules)
     }
 
     /// What went to a peer and came from it.

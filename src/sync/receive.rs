@@ -150,6 +150,7 @@ impl Replicator {
             .map(|policy| policy.unwrap_or(PolicyId::NONE))
             .collect(),
         });
+        peer.other_rules = hello.ruleset != self.identity.ruleset;
         let receiver = &mut peer.receiver;
         if receiver.epoch != hello.epoch {
             (receiver.epoch, receiver.applied) = (hello.epoch, 0);
@@ -172,7 +173,7 @@ impl Replicator {
             peer: id,
             resumed: resumed.is_some(),
         });
-        if hello.ruleset != self.identity.ruleset {
+        if self.peers[at].other_rules {
             self.events.push_back(Event::PeerConfigDiffers(id));
         }
         Ok(())

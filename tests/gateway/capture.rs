@@ -5,7 +5,7 @@ use tandemgw::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
 use tandemgw::event::{DropReason, Offload, Verdict};
 use tandemgw::flow::PortId;
 
-use crate::lab::{LAN, Lab, Net, WAN, hex};
+use crate::lab::{CONFIG, LAN, Lab, Net, WAN, hex};
 use crate::packets::{Pkt, SYN, echo_request, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
@@ -198,6 +198,23 @@ fn filter_and_count_bound_what_is_recorded() {
     assert_eq!(lab.gateway.capture().unwrap().total().matched, 3);
     lab.gateway.end_capture();
     assert!(lab.gateway.capture().is_none());
+}
+
+#[test]
+fn a_policy_is_found_by_its_name_after_a_reload() {
+    let net = Net::both()[0];
+    let mut lab = Lab::new();
+    // The policy has another place, and then another one has the place that it had.
+    let moved = CONFIG.replace("[[policy]]\nname = \"no-telnet\"", "[[policy]]\nname = \"new\"\nservice = [\"tcp/9\"]\naction = \"drop\"\n\n[[policy]]\nname = \"no-telnet\"");
+    let (config, _) = tandemgw::config::parse(std::path::Path::new("a.toml"), &moved).unwrap();
+    lab.gateway.reload(lab.now, &config).unwrap();
+    lab.settle();
+    let query = udp((net.host, 40000), (net.server, 53)).bytes();
+    for (words, copies) in [("policy=lan-out", 2), ("policy=no-tftp", 0)] {
+        start(&mut lab, words, u64::MAX);
+        send(&mut lab, LAN, &query, PLAIN);
+        assert_eq!(fetch(&mut lab).len(), copies, "{words}");
+    }
 }
 
 #[test]

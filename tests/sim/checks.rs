@@ -64,7 +64,7 @@ impl World {
 
     /// With a strict guarantee: what opens a session goes when all peers in sync have it.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
-        if self.shape.guarantee != "strict" {
+        if self.shape.guarantee != "strict" || self.units[turn.unit].switched {
             return;
         }
         let Ok(parsed) = packet::parse(bytes, Offload::default()) else {

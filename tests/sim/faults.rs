@@ -63,6 +63,10 @@ pub struct Faults {
     pub stops: u64,
     pub starts: u64,
     pub handovers: u64,
+    /// A config file that is edited and read.
+    pub reloads: u64,
+    /// A switch of `[ha]` that is set.
+    pub switches: u64,
 }
 
 impl Faults {
@@ -84,6 +88,8 @@ impl Faults {
         stops: 60,
         starts: 500,
         handovers: 250,
+        reloads: 150,
+        switches: 150,
     };
 
     /// Only what a good network does.
@@ -104,5 +110,7 @@ impl Faults {
         stops: 0,
         starts: 0,
         handovers: 0,
+        reloads: 0,
+        switches: 0,
     };
 }

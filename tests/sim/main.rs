@@ -12,6 +12,7 @@ mod hosts;
 #[path = "../gateway/packets.rs"]
 #[allow(dead_code, reason = "the other tests use the rest")]
 mod packets;
+mod reload;
 mod scenario;
 mod setup;
 mod transport;

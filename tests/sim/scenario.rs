@@ -41,9 +41,11 @@ enum Failure {
     StreamEnds,
     Handover,
     StandbyDies,
+    /// No failure, but no more is to be lost by it.
+    Reload,
 }
 
-const FAILURE_KINDS: [Failure; 11] = [
+const FAILURE_KINDS: [Failure; 12] = [
     Failure::Kill,
     Failure::PowerLoss,
     Failure::Restart,
@@ -55,6 +57,7 @@ const FAILURE_KINDS: [Failure; 11] = [
     Failure::StreamEnds,
     Failure::Handover,
     Failure::StandbyDies,
+    Failure::Reload,
 ];
 
 /// A whole run; gives the hash of its trace.
@@ -115,6 +118,8 @@ fn some_of(random: &mut Random) -> Faults {
         &mut faults.crashes,
         &mut faults.stops,
         &mut faults.handovers,
+        &mut faults.reloads,
+        &mut faults.switches,
     ];
     for kind in kinds {
         if random.chance(400) {
@@ -164,6 +169,7 @@ impl World {
             self.break_some_stream();
         }
         self.change_a_process(one, other);
+        self.change_some_config(one);
     }
 
     fn change_a_process(&mut self, one: usize, other: usize) {
@@ -210,7 +216,7 @@ impl World {
         self.wake(unit);
     }
 
-    fn hand_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
+    pub fn hand_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
         let now = self.local_time(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
         gateway.handle_wake(now);
@@ -263,6 +269,7 @@ impl World {
             }
             (0..self.shape.ports()).for_each(|port| self.set_port(unit, port, true));
         }
+        self.unify_configs();
     }
 
     /// Hosts that no primary can reach find that their gateway is gone (RFC 4861, section 7.3).
@@ -293,6 +300,7 @@ impl World {
         }
         self.run(ms(4000));
         self.check_agreement();
+        self.forget_switches();
         self.silent = false;
     }
 
@@ -380,6 +388,7 @@ impl World {
                 }
             }
             Failure::StandbyDies => self.crash(next, true),
+            Failure::Reload => self.reload_harmlessly(),
         }
     }
 

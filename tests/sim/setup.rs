@@ -7,6 +7,8 @@ use tandemgw::config::{self, Config};
 use tandemgw::event::{Route, RouteTarget};
 use tandemgw::flow::{Addr, Family, PeerId, PortId};
 
+use crate::reload::Rules;
+
 pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// The size of a run.
@@ -26,8 +28,8 @@ impl Shape {
         self.groups * 2
     }
 
-    pub fn config(&self, unit: usize) -> Config {
-        let text = self.text(unit);
+    pub fn config(&self, unit: usize, rules: &Rules) -> Config {
+        let text = self.text(unit, rules);
         match config::parse(Path::new("unit.toml"), &text) {
             Ok((mut config, _)) => {
                 // Less than a file may say.
@@ -38,7 +40,7 @@ impl Shape {
         }
     }
 
-    fn text(&self, unit: usize) -> String {
+    fn text(&self, unit: usize, rules: &Rules) -> String {
         let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
         for port in 0..self.ports() {
             let (v4, v6) = (vip(port, Family::V4), vip(port, Family::V6));
@@ -47,7 +49,10 @@ impl Shape {
             );
         }
         for group in 0..self.groups {
-            text += &self.rules(group);
+            text += &self.rules(group, rules);
+        }
+        if rules.short {
+            text += "[timeouts]\nudp = \"200s\"\ntcp-established = \"3000s\"\n";
         }
         let monitor: Vec<String> = (0..self.ports())
             .map(|port| format!("\"p{port}\""))
@@ -81,14 +86,47 @@ impl Shape {
         text
     }
 
-    fn rules(&self, group: usize) -> String {
+    fn rules(&self, group: usize, rules: &Rules) -> String {
         let (lan, wan) = (2 * group, 2 * group + 1);
         let outside = vip(wan, Family::V4);
-        let web = host_address(lan, WEB, Family::V4);
-        let mut text = format!(
-            "[[policy]]\nname = \"out{group}\"\nfrom = [\"p{lan}\"]\nto = [\"p{wan}\"]\naction = \"accept\"\nnat = true\n\
-             [[policy]]\nname = \"in{group}\"\nfrom = [\"p{wan}\"]\nto = [\"p{lan}\"]\naction = \"accept\"\n\
-             [[forward]]\nname = \"web{group}\"\nport = \"p{wan}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
+        let web = WEB + usize::from(rules.moved_forward);
+        let web = host_address(lan, web, Family::V4);
+        let [out, inwards] = match rules.renamed {
+            false => ["out", "in"],
+            true => ["exit", "entry"],
+        };
+        let nat = match rules.pool && rules.pooled {
+            false => "nat = true".to_owned(),
+            true => format!("nat-pool = \"pool{group}\""),
+        };
+        let mut policies = [
+            format!(
+                "[[policy]]\nname = \"{out}{group}\"\nfrom = [\"p{lan}\"]\nto = [\"p{wan}\"]\naction = \"accept\"\n{nat}\n"
+            ),
+            format!(
+                "[[policy]]\nname = \"{inwards}{group}\"\nfrom = [\"p{wan}\"]\nto = [\"p{lan}\"]\naction = \"accept\"\n"
+            ),
+        ];
+        if rules.renamed {
+            policies.reverse();
+        }
+        let mut text = String::new();
+        if rules.no_dns {
+            text += &format!(
+                "[[policy]]\nname = \"dns{group}\"\nfrom = [\"p{lan}\"]\nservice = [\"udp/53\"]\naction = \"drop\"\n"
+            );
+        }
+        text += &policies.concat();
+        if rules.pool {
+            let address = |last, family| address(wan, last, family);
+            let [v4, v6] = [Family::V4, Family::V6].map(|family| address(100, family));
+            let more = address(101, Family::V4);
+            text += &format!(
+                "[[nat-pool]]\nname = \"pool{group}\"\naddresses = [\"{v4}\", \"{more}\", \"{v6}\"]\n"
+            );
+        }
+        text += &format!(
+            "[[forward]]\nname = \"web{group}\"\nport = \"p{wan}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
         );
         if self.groups > 1 {
             // Neighbouring units are the preferred ones of different groups.

@@ -12,6 +12,7 @@ use tandemgw::time::Time;
 
 use crate::faults::{Faults, Random};
 use crate::hosts::{Flow, Host};
+use crate::reload::Rules;
 use crate::setup::{HOSTS, NAMES, Shape, peer_id, route, unit_mac, unit_of};
 use crate::transport::{Conn, Kind, connections};
 
@@ -83,6 +84,10 @@ pub struct Unit {
     /// What its clock says at the start of the world: each boot has another one.
     clock: u64,
     pub runs_from: Time,
+    /// What its config file says.
+    pub rules: Rules,
+    /// Switches may not be what the file says.
+    pub switched: bool,
     wakes_at: Time,
     last_turn: Time,
     pub inbox: BTreeMap<(Time, u64), Arrival>,
@@ -154,6 +159,8 @@ impl World {
             alive: false,
             clock: 0,
             runs_from: Time::ZERO,
+            rules: Rules::default(),
+            switched: false,
             wakes_at: Time::ZERO,
             last_turn: Time::ZERO,
             inbox: BTreeMap::new(),
@@ -205,7 +212,7 @@ impl World {
 
     /// A process starts.
     pub fn start(&mut self, unit: usize) {
-        let config = self.shape.config(unit);
+        let config = self.shape.config(unit, &self.units[unit].rules);
         let clock = self.random.next() % 1_000_000_000_000_000;
         let seed = Seed(self.random.bytes());
         self.note(|| format!("{} starts", NAMES[unit]));

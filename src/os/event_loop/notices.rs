@@ -4,6 +4,7 @@ use mio::Interest;
 
 use crate::event::LinkState;
 use crate::flow::{Addr, PortId};
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::{Notice, Shell, Steering, socket_token};
@@ -12,7 +13,7 @@ impl Shell {
     pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
         match self.monitor.read(&mut self.notices) {
             Ok(more) => self.ready.monitor |= more,
-            Err(error) => log::error!("netlink not read error=\"{error}\""),
+            Err(error) => log::error!("netlink not read error={}", InQuotes(&error)),
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
@@ -73,7 +74,10 @@ impl Shell {
         if link.up && !before.up {
             repair(steering, port, "link up");
             if let Err(error) = self.ports[port.index()].socket.reopen() {
-                log::error!("packet socket not opened port={name} error=\"{error}\"");
+                log::error!(
+                    "packet socket not opened port={name} error={}",
+                    InQuotes(&error)
+                );
             }
             let socket = &mut self.ports[port.index()].socket;
             let token = socket_token(port.index());
@@ -92,7 +96,7 @@ impl Shell {
             return;
         };
         if let Err(error) = self.netlink.resolve(link, addr.into()) {
-            log::debug!("neighbour not resolved error=\"{error}\"");
+            log::debug!("neighbour not resolved error={}", InQuotes(&error));
         }
     }
 
@@ -106,8 +110,10 @@ impl Shell {
 fn repair(steering: &mut Steering, port: PortId, why: &str) {
     if let Err(error) = steering.repair(port) {
         log::error!(
-            "steering not repaired port={} why=\"{why}\" error=\"{error}\"",
-            port.index()
+            "steering not repaired port={} why={why} error={error}",
+            port.index(),
+            why = InQuotes(&why),
+            error = InQuotes(&error)
         );
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::config::{self, Config, Diagnostic};
 use crate::control::{ReloadOutcome, ReloadRefused};
 use crate::gateway::Reloaded;
+use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::super::startup::{solicited_groups, with_absolute_paths};
@@ -63,7 +64,7 @@ impl Shell {
             };
             if let Err(error) = steering.carry_out(&change) {
                 let warning = format!("the route of a pool address: {error}");
-                log::warn!("reload warning why=\"{warning}\"");
+                log::warn!("reload warning why={}", InQuotes(&warning));
                 unfinished.outcome.warnings.push(warning);
             }
         }
@@ -106,14 +107,17 @@ impl Shell {
                 }
             }
             Err(ReloadRefused { why, problems, .. }) => {
-                log::error!("reload refused why=\"{why}\" effect=\"nothing has changed\"");
+                log::error!(
+                    "reload refused why={} effect=\"nothing has changed\"",
+                    InQuotes(&why)
+                );
                 for problem in problems {
-                    log::error!("config mistake error=\"{problem}\"");
+                    log::error!("config mistake error={}", InQuotes(&problem));
                 }
             }
         }
         for warning in &warnings {
-            log::warn!("reload warning why=\"{warning}\"");
+            log::warn!("reload warning why={}", InQuotes(&warning));
         }
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),

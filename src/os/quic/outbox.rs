@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::in_quotes::InQuotes;
+
 use super::tuning::Role;
 use super::{Counters, Event};
 
@@ -97,7 +99,10 @@ impl Outbox {
         self.counters.handshakes_refused += 1;
         if self.last_log.is_none_or(|last| now >= last + LOG_INTERVAL) {
             self.last_log = Some(now);
-            log::warn!("peer refused why=\"{text}\" limit=\"one such line a minute\"");
+            log::warn!(
+                "peer refused why={} limit=\"one such line a minute\"",
+                InQuotes(&text)
+            );
         }
     }
 }

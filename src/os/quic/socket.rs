@@ -11,6 +11,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use crate::config::HaLink;
+use crate::in_quotes::InQuotes;
 
 /// Buffers a receive call fills at most; with GRO each holds up to 64 KiB.
 pub(super) const RECEIVE_BATCH: usize = 4;
@@ -51,8 +52,9 @@ impl Socket {
         match raw.bind_device(Some(link.interface.as_bytes())) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 log::debug!(
-                    "link not bound interface={} error=\"{error}\"",
-                    link.interface
+                    "link not bound interface={} error={error}",
+                    link.interface,
+                    error = InQuotes(&error)
                 );
             }
             result => result.map_err(|error| context("no such interface", error))?,
@@ -181,8 +183,9 @@ impl Socket {
                 Err(error) if last => {
                     self.send_errors += 1;
                     log::trace!(
-                        "datagram not sent to={} error=\"{error}\"",
-                        transmit.destination
+                        "datagram not sent to={} error={error}",
+                        transmit.destination,
+                        error = InQuotes(&error)
                     );
                 }
                 Err(_) => {}
@@ -208,7 +211,7 @@ impl Socket {
         if let Some((registry, token)) = &self.registration
             && let Err(error) = registry.reregister(&mut self.io, *token, interest)
         {
-            log::warn!("link socket not watched error=\"{error}\"");
+            log::warn!("link socket not watched error={}", InQuotes(&error));
         }
     }
 }

@@ -1,0 +1,186 @@
+//! Configurations that change while everything else does: each unit has a file of its own, which is
+//! edited and read anew, and switches that are set without it.
+
+use std::time::Duration;
+
+use tandemgw::gateway::Role;
+
+use crate::checks::views;
+use crate::faults::{Faults, Random};
+use crate::setup::{NAMES, Shape};
+use crate::world::World;
+
+/// What the files of a run differ in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// There is a pool of addresses.
+    pub pool: bool,
+    /// Sources are translated to these, if there are any.
+    pub pooled: bool,
+    /// The policies have other names, and another order.
+    pub renamed: bool,
+    /// A policy forbids DNS.
+    pub no_dns: bool,
+    /// The forward leads to another host.
+    pub moved_forward: bool,
+    /// Idle sessions end earlier.
+    pub short: bool,
+}
+
+impl Rules {
+    fn any(random: &mut Random) -> Rules {
+        Rules {
+            no_dns: random.chance(300),
+            moved_forward: random.chance(200),
+            pool: random.chance(500),
+            ..Rules::default()
+        }
+        .rewritten(random)
+    }
+
+    /// Others that accept all sessions that these accept.
+    fn rewritten(self, random: &mut Random) -> Rules {
+        Rules {
+            pool: self.pool || random.chance(500),
+            pooled: random.chance(500),
+            renamed: random.chance(500),
+            short: random.chance(500),
+            ..self
+        }
+    }
+}
+
+/// Switches, and what they are set to.
+const SWITCHES: &[(&str, &[&str])] = &[
+    ("session-pickup", &["false", "true"]),
+    ("session-pickup-connectionless", &["false", "true"]),
+    ("session-pickup-delay", &["0s", "500ms", "2s"]),
+    ("pickup-guarantee", &["off", "bounded", "strict"]),
+    ("priority", &["1", "101", "200"]),
+    ("override", &["false", "true"]),
+];
+
+impl World {
+    /// Edits the file of a unit, and maybe has it read.
+    pub fn change_some_config(&mut self, unit: usize) {
+        let (reloads, switches) = (self.faults.reloads, self.faults.switches);
+        if self.random.chance(reloads) {
+            self.units[unit].rules = Rules::any(&mut self.random);
+            self.reload(unit);
+        }
+        if self.runs(unit) && self.random.chance(switches) {
+            let (key, values) = SWITCHES[self.random.below(SWITCHES.len())];
+            let value = values[self.random.below(values.len())];
+            self.note(|| format!("{} sets {key} to {value}", NAMES[unit]));
+            let now = self.local_time(unit);
+            if let Some(gateway) = &mut self.units[unit].gateway {
+                gateway.handle_wake(now);
+                gateway.set_switch(now, key, value).unwrap();
+            }
+            self.units[unit].switched = true;
+            self.wake(unit);
+        }
+    }
+
+    /// A unit reads its file; gives whether it did.
+    pub fn reload(&mut self, unit: usize) -> bool {
+        let (now, rules) = (self.local_time(unit), self.units[unit].rules);
+        let config = self.shape.config(unit, &rules);
+        let Some(gateway) = self.units[unit].gateway.as_mut() else {
+            return false;
+        };
+        gateway.handle_wake(now);
+        let result = gateway.reload(now, &config);
+        gateway.check_invariants();
+        if let Ok(reloaded) = &result {
+            assert_eq!(reloaded.waiting, [], "all of it can be applied");
+            assert_eq!(*gateway.config(), config);
+        }
+        let done = result.map(|_| ());
+        self.note(|| format!("{} reads {rules:?}: {done:?}", NAMES[unit]));
+        self.wake(unit);
+        done.is_ok()
+    }
+
+    /// All units get the same file, and read it one after the other, some time apart.
+    fn roll_out(&mut self, rules: Rules) {
+        for unit in 0..self.shape.units {
+            self.units[unit].rules = rules;
+            let mut tries = 0;
+            while self.is_alive(unit) && !self.reload(unit) {
+                assert!(tries < 20, "a reload does not end");
+                tries += 1;
+                self.run(Duration::from_millis(50));
+            }
+            let wait = self.random.up_to(Duration::from_millis(200));
+            self.run(wait);
+        }
+    }
+
+    /// The files are those of one cluster again.
+    pub fn unify_configs(&mut self) {
+        let first = self.units[0].rules;
+        let rules = Rules {
+            no_dns: false,
+            moved_forward: false,
+            ..first
+        };
+        self.roll_out(rules);
+    }
+
+    /// What held with a strict guarantee before it was set is over after a while.
+    pub fn forget_switches(&mut self) {
+        self.units.iter_mut().for_each(|unit| unit.switched = false);
+    }
+
+    /// Reloads everywhere that no session may notice.
+    pub fn reload_harmlessly(&mut self) {
+        for _ in 0..2 {
+            let rules = self.units[0].rules.rewritten(&mut self.random);
+            self.roll_out(rules);
+        }
+    }
+}
+
+/// A unit ends what its own rules forbid when it takes over, also what came after it had read them.
+#[test]
+fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
+    let shape = Shape {
+        units: 2,
+        groups: 1,
+        links: 1,
+        guarantee: "off",
+        override_: false,
+        max_sessions: 256,
+    };
+    let mut world = World::new(1, shape, Faults::NONE);
+    world.run(Duration::from_secs(2));
+    let primary = world.primaries(0)[0];
+    let (there, here) = (primary, 1 - primary);
+    world.units[here].rules.no_dns = true;
+    assert!(world.reload(here));
+    world.run(Duration::from_secs(2));
+    let dns = |world: &World, unit: usize| {
+        let gateway = world.units[unit].gateway.as_ref().unwrap();
+        let views = views(gateway, world.local_time(unit));
+        let is_dns = |view: &&tandemgw::gateway::SessionView| view.original.dst_port == 53;
+        views.iter().filter(is_dns).count()
+    };
+    for round in 0..2 {
+        (0..40).for_each(|_| world.open_flow());
+        world.run(Duration::from_secs(2));
+        assert!(
+            dns(&world, here) > 0,
+            "round {round}: the peer accepts them"
+        );
+        // The second time, the unit without the rule has been standby meanwhile.
+        world.hand_over(there, 0).unwrap();
+        world.run(Duration::from_secs(4));
+        let gateway = world.units[here].gateway.as_ref().unwrap();
+        assert_eq!(gateway.role_of(tandemgw::flow::GroupId(0)), Role::Primary);
+        assert_eq!(dns(&world, here), 0, "round {round}");
+        world.client_ports += 100;
+        world.hand_over(here, 0).unwrap();
+        world.run(Duration::from_secs(4));
+    }
+}
