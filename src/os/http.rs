@@ -108,24 +108,24 @@ impl HttpServer {
     }
 
     /// When [`HttpServer::serve`] is to be called at the latest.
+    #[inline]
     pub fn timeout(&self) -> Option<Time> {
         self.soonest
     }
 
     /// Does a piece of work for the client whose turn it is. Each turn of the loop calls this.
+    #[inline]
     pub fn serve(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
-        let is_overdue = self.soonest.is_some_and(|until| until <= now);
-        if is_overdue {
-            self.close_overdue(now);
-        }
-        if is_overdue || self.ready != 0 {
+        if self.ready != 0 || self.soonest.is_some_and(|until| until <= now) {
             self.serve_next(now, registry, gateway, shell);
             let clients = self.clients.iter().flatten();
             self.soonest = clients.map(|client| client.until).min();
         }
     }
 
+    #[cold]
     fn serve_next(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
+        self.close_overdue(now);
         let Some(bit) = next_bit(self.ready, self.last) else {
             return;
         };

@@ -32,6 +32,8 @@ struct Link {
     watchdog: Option<Duration>,
     next_watchdog: Time,
     next_status: Time,
+    /// The first of these; what could not be said is said again then.
+    due: Time,
     status: String,
     /// It has yet to be told that the gateway is ready: without that it would end it.
     owes_ready: bool,
@@ -58,18 +60,17 @@ impl ServiceManager {
 
     /// To be called when a turn of the loop has ended: says that the gateway is ready, after the first one;
     /// that it is alive, when that is due; and its status, when that has changed.
+    #[inline]
     pub fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
-        if let Some(link) = &mut self.link {
-            link.turn_ended(now, gateway);
+        if let Some(link) = self.link.as_mut().filter(|link| now >= link.due) {
+            link.say_what_is_due(now, gateway);
         }
     }
 
-    /// When a turn is due for the sake of the watchdog, or to say again what could not be said.
+    /// When a turn is due for the sake of the service manager.
+    #[inline]
     pub fn timeout(&self) -> Option<Time> {
-        let link = self.link.as_ref()?;
-        let watchdog = link.watchdog.map(|_| link.next_watchdog);
-        let again = link.owes_ready.then_some(link.next_status);
-        [watchdog, again].into_iter().flatten().min()
+        self.link.as_ref().map(|link| link.due)
     }
 
     /// Says that the config is being read anew; [`reloaded`](Self::reloaded) must follow, whatever came of
@@ -83,6 +84,7 @@ impl ServiceManager {
     pub fn reloaded(&mut self) {
         if let Some(link) = &mut self.link {
             link.owes_ready = true;
+            link.due = Time::ZERO;
         }
     }
 
@@ -105,12 +107,14 @@ impl Link {
             watchdog,
             next_watchdog: Time::ZERO,
             next_status: Time::ZERO,
+            due: Time::ZERO,
             status: String::new(),
             owes_ready: true,
         }
     }
 
-    fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
+    #[cold]
+    fn say_what_is_due(&mut self, now: Time, gateway: &Gateway) {
         self.say_ready();
         if let Some(interval) = self.watchdog.filter(|_| now >= self.next_watchdog) {
             // Half of what is allowed, as sd_watchdog_enabled(3) recommends.
@@ -125,6 +129,8 @@ impl Link {
                 self.status = status;
             }
         }
+        let watchdog = self.watchdog.map(|_| self.next_watchdog);
+        self.due = watchdog.map_or(self.next_status, |at| at.min(self.next_status));
     }
 
     fn say_ready(&mut self) {
