@@ -91,7 +91,7 @@ fn serve(
     let (mut longest, mut turns) = (Duration::ZERO, 0);
     let mut events = Events::with_capacity(8);
     while !client.is_finished() {
-        let wait = if socket.is_busy() { 0 } else { 10 };
+        let wait = if socket.timeout().is_some() { 0 } else { 10 };
         poll.poll(&mut events, Some(Duration::from_millis(wait)))?;
         events.iter().for_each(|event| socket.mark(event.token()));
         let now = clock::now();

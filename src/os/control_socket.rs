@@ -43,6 +43,11 @@ const MAX_PENDING: usize = 256 * 1024;
 /// The time that all clients together take in one turn of the loop: a packet waits no longer.
 const BUDGET: Duration = Duration::from_micros(200);
 
+/// The time that is left to others, packets or processes, before the clients go on. A loop that never
+/// waits is what a scheduler takes the processor from, and for far longer than this, even if it is a
+/// real-time process (the deadline server for ordinary ones, Linux 6.8).
+const REST: Duration = Duration::from_micros(100);
+
 /// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
 pub struct ControlSocket {
     listener: UnixListener,
@@ -53,6 +58,8 @@ pub struct ControlSocket {
     ready: u32,
     /// The bit whose turn it was last.
     last: u32,
+    /// When work that is left goes on.
+    rests_until: Time,
     /// Somebody may wait for a place.
     is_full: bool,
 }
@@ -97,6 +104,7 @@ impl ControlSocket {
             clients: [const { None }; MAX_CLIENTS],
             ready: 0,
             last: 0,
+            rests_until: Time::ZERO,
             is_full: false,
         })
     }
@@ -111,14 +119,12 @@ impl ControlSocket {
         self.ready |= 1 << (token.0 - self.first);
     }
 
-    /// Whether there is work that no event will announce.
-    pub fn is_busy(&self) -> bool {
-        self.ready != 0
-    }
-
-    /// When [`ControlSocket::serve`] is to be called at the latest: when a client that does not read has to
-    /// make room.
+    /// When [`ControlSocket::serve`] is to be called at the latest: to go on with what is left, or when a
+    /// client that does not read has to make room.
     pub fn timeout(&self) -> Option<Time> {
+        if self.ready != 0 {
+            return Some(self.rests_until);
+        }
         let clients = self.clients.iter().flatten().filter(|_| self.is_full);
         let stuck = clients.filter(|client| client.owes_reading());
         stuck.map(|client| client.heard + STUCK).min()
@@ -137,7 +143,7 @@ impl ControlSocket {
             self.ready |= 1;
         }
         let mut left = self.ready;
-        if left == 0 {
+        if left == 0 || now < self.rests_until {
             return;
         }
         let end = clock::now() + BUDGET;
@@ -152,8 +158,11 @@ impl ControlSocket {
                 self.ready &= !(1 << bit);
             }
             if clock::now() >= end {
-                return;
+                break;
             }
+        }
+        if self.ready != 0 {
+            self.rests_until = clock::now() + REST;
         }
     }
 

@@ -229,7 +229,6 @@ impl Shell {
     fn is_busy(&self) -> bool {
         self.ready.any()
             || self.is_reload_due()
-            || self.control.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
