@@ -70,7 +70,11 @@ pub(super) fn mtus(config: &Config, network: &Network) -> Check {
              ICMP \"too big\" reaches the hosts, and that they obey it",
         )
     });
-    Check::new("mtu", list, problem)
+    let found = match mtus.is_empty() {
+        true => "no port has an interface yet".to_owned(),
+        false => list,
+    };
+    Check::new("mtu", found, problem)
 }
 
 /// Whether the kernel merges the packets that come in, which decides the throughput.
