@@ -26,7 +26,10 @@ pub fn line_server(server: &Namespace, address: &str) -> Process {
         6 => format!("TCP6-LISTEN:{TCP_PORT},ipv6only=1"),
         _ => format!("TCP4-LISTEN:{TCP_PORT}"),
     };
-    let process = server.spawn(&format!("socat -d -d {listener},fork,reuseaddr PIPE"));
+    // Its process for a client outlives it; one whose client is gone unheard ends by itself.
+    let process = server.spawn(&format!(
+        "socat -d -d -T 120 {listener},fork,reuseaddr PIPE"
+    ));
     process.expect_stderr("listening socket", |line| line.contains("listening on"));
     process
 }
