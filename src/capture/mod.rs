@@ -188,11 +188,6 @@ impl Capture {
         self.started
     }
 
-    /// Bytes captured of each packet.
-    pub fn snapshot(&self) -> u32 {
-        self.options.snapshot
-    }
-
     /// The next copy in the order of time.
     pub fn fetch(&mut self) -> Option<Record> {
         self.ring.pop()

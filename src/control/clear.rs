@@ -51,7 +51,8 @@ impl Clear {
             cleared: 0,
             skipped: vec![0; gateway.config().groups.len()],
         };
-        let mut groups = groups(gateway).filter(|group| clear.filter.admits_group(*group, gateway));
+        let groups = gateway.groups();
+        let mut groups = groups.filter(|group| clear.filter.admits_group(*group, gateway));
         if groups
             .clone()
             .any(|group| gateway.role_of(group) == Role::Primary)
@@ -90,7 +91,8 @@ impl Clear {
             "sessions cleared filter={} count={cleared} skipped={others}",
             InQuotes(&words)
         );
-        let skipped: Vec<Value> = groups(gateway)
+        let skipped: Vec<Value> = gateway
+            .groups()
             .zip(&self.skipped)
             .filter(|(_, count)| **count > 0)
             .map(|(group, count)| {
@@ -104,8 +106,4 @@ impl Clear {
         let _ = writeln!(out, "{}", json!({ "cleared": cleared, "skipped": skipped }));
         Progress::Done
     }
-}
-
-fn groups(gateway: &Gateway) -> impl Iterator<Item = GroupId> + Clone + use<> {
-    (0..gateway.config().groups.len()).map(|group| GroupId(group as u8))
 }

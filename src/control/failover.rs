@@ -73,7 +73,7 @@ fn begin_failover(
                 .ok_or_else(|| format!("there is no peer `{name}`"))?,
         ),
     };
-    let all = (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
+    let all = gateway.groups();
     let groups: Vec<GroupId> = match group {
         None => all
             .filter(|group| gateway.role_of(*group) == Role::Primary)

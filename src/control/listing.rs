@@ -63,10 +63,8 @@ impl Listing {
 
 /// The node that handles the packets of each group, if one is known to.
 pub(super) fn owners(gateway: &Gateway, now: Time) -> Vec<Option<&str>> {
-    let groups = 0..gateway.config().groups.len();
-    groups
-        .map(|group| owner(gateway, GroupId(group as u8), now))
-        .collect()
+    let groups = gateway.groups();
+    groups.map(|group| owner(gateway, group, now)).collect()
 }
 
 /// The node that handles the packets of a group, if one is known to.

@@ -13,9 +13,7 @@ use super::ShellView;
 
 pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
     let config = gateway.config();
-    let groups: Vec<Value> = (0..config.groups.len())
-        .map(|id| group(gateway, GroupId(id as u8), now))
-        .collect();
+    let groups: Vec<Value> = gateway.groups().map(|id| group(gateway, id, now)).collect();
     let peers: Vec<Value> = gateway.peers().map(|id| peer(gateway, id, now)).collect();
     let ports: Vec<Value> = (0..config.ports.len())
         .map(|id| port(gateway, shell, PortId(id as u8)))

@@ -154,8 +154,4 @@ impl Gateway {
             self.push_output(Output::Frame { port, bytes });
         }
     }
-
-    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
-        (0..self.config.groups.len()).map(|index| GroupId(index as u8))
-    }
 }

@@ -125,7 +125,7 @@ impl Gateway {
         match facts.out_port.filter(|_| verdict == Verdict::Forward) {
             None => capture.record(facts, place, &[incoming(&before)]),
             Some(port) => {
-                let mut after = capture_copy(after, capture.snapshot());
+                let mut after = capture.copy(after);
                 complete(&mut after, arrival);
                 let left = Sight {
                     port,
@@ -233,10 +233,6 @@ fn facts(at: Time, fate: Fate, known: Option<&Known>) -> Facts {
         released: false,
         segment_size: 0,
     }
-}
-
-fn capture_copy(bytes: &[u8], snapshot: u32) -> Vec<u8> {
-    bytes[..bytes.len().min(snapshot as usize)].to_vec()
 }
 
 /// Completes the checksum that was left to the hardware, unless a part of what it covers is missing.

@@ -230,16 +230,18 @@ impl Gateway {
 
     /// Tells the election what replication has reached; gives whether anything came of it.
     fn tell_ha_of_sync(&mut self, now: Time) -> bool {
+        let groups = self.groups();
         let Some(cluster) = &mut self.cluster else {
             return false;
         };
-        let groups = || (0..self.config.groups.len()).map(|group| GroupId(group as u8));
         for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
             let mut ready = GroupSet::default();
-            groups()
+            groups
+                .clone()
                 .filter(|g| cluster.sync.is_ready(*g))
                 .for_each(|g| ready.insert(g));
-            let digest_equal = groups()
+            let digest_equal = groups
+                .clone()
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
                 .all(|group| cluster.sync.digest_equal(peer, group));
             let applied = cluster.sync.applied(peer);

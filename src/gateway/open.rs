@@ -288,7 +288,7 @@ impl Gateway {
     }
 
     /// Whether the gateway answers for `addr`, on whatever port.
-    fn is_own_address(&self, addr: &Addr) -> bool {
+    pub(super) fn is_own_address(&self, addr: &Addr) -> bool {
         self.nat.group(addr).is_some()
     }
 

@@ -204,9 +204,9 @@ impl Gateway {
         if self.ruleset.place(session.policy).is_some() {
             return;
         }
-        let mut key = session.key(Direction::Original, &self.book);
+        let original = session.key(Direction::Original, &self.book);
         let leaving = session.translated(Direction::Original, &self.book);
-        (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
+        let key = judged(&original, &leaving);
         let decision = self.ruleset.decide(session.in_port, session.out_port, &key);
         let accepted = decision.filter(|decision| decision.action == Action::Accept);
         if let Some(session) = self.table.get_mut(id) {
@@ -241,8 +241,7 @@ impl Gateway {
         };
         let leaving = session.translated(Direction::Original, &self.book);
         let original = session.key(Direction::Original, &self.book);
-        let mut key = original;
-        (key.dst, key.dst_port) = (leaving.dst, leaving.dst_port);
+        let key = judged(&original, &leaving);
         let in_port = if self.config.ports[session.in_port.index()].source_check {
             self.port_towards(&key.src, session.in_port)
         } else {
@@ -304,11 +303,11 @@ impl Gateway {
         let target = forward.map(|forward| (forward.addr, forward.port));
         let is_forwarded = (original.dst, original.dst_port) != (leaving.dst, leaving.dst_port);
         let current = is_forwarded.then_some((leaving.dst, leaving.dst_port));
-        let is_own = |addr: &Addr| self.nat.group(addr).is_some();
-        if target != current || !is_forwarded && is_own(&original.dst) {
+        if target != current || !is_forwarded && self.is_own_address(&original.dst) {
             return Some("forward-changed");
         }
-        let has_address = session.nat_src == TranslatedAddr::SAME || is_own(&leaving.src);
+        let has_address =
+            session.nat_src == TranslatedAddr::SAME || self.is_own_address(&leaving.src);
         (!has_address).then_some("address-gone")
     }
 
@@ -321,5 +320,14 @@ impl Gateway {
             Some(RouteTarget::Unreachable) | None => Some(before),
             Some(RouteTarget::Elsewhere) => None,
         }
+    }
+}
+
+/// The flow that the policies judge: to where a forward leads it, from its own source.
+fn judged(original: &FlowKey, leaving: &FlowKey) -> FlowKey {
+    FlowKey {
+        dst: leaving.dst,
+        dst_port: leaving.dst_port,
+        ..*original
     }
 }

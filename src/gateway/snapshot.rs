@@ -179,6 +179,11 @@ impl Gateway {
         self.config.policies.get(self.ruleset.place(policy)?)
     }
 
+    /// All groups.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + Clone + use<> {
+        (0..self.config.groups.len()).map(|index| GroupId(index as u8))
+    }
+
     /// The configured name of `group`.
     pub fn group_name(&self, group: GroupId) -> &str {
         &self.config.groups[usize::from(group.0)].name

@@ -11,11 +11,10 @@ use super::{Metric, View, catalog};
 
 pub(super) fn groups(view: &View<'_>, page: &mut Page<'_>) {
     let gateway = view.gateway;
-    let groups = || (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
     let seen = |group| gateway.cluster()?.ha().group(view.now, group);
     let mut each = |metric, value: &dyn Fn(GroupId) -> u64| {
         let mut samples = page.begin(metric);
-        for group in groups() {
+        for group in gateway.groups() {
             samples.add(&[gateway.group_name(group)], value(group));
         }
     };
@@ -32,7 +31,7 @@ pub(super) fn groups(view: &View<'_>, page: &mut Page<'_>) {
         seen(group).map_or(0, |group| group.term)
     });
     let mut takeovers = page.begin(&catalog::TAKEOVERS);
-    for group in groups() {
+    for group in gateway.groups() {
         let counts = seen(group).map(|group| group.takeovers).unwrap_or_default();
         for (reason, count) in Takeover::ALL.iter().zip(counts) {
             takeovers.add(&[gateway.group_name(group), reason.name()], count);

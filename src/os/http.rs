@@ -92,11 +92,6 @@ impl HttpServer {
         })
     }
 
-    /// Whether an event with `token` is for this server.
-    pub fn owns(&self, token: Token) -> bool {
-        (self.first..=self.first + MAX_CLIENTS).contains(&token.0)
-    }
-
     /// Takes note of an event.
     pub fn mark(&mut self, token: Token) {
         self.ready |= 1 << (token.0 - self.first);

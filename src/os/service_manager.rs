@@ -10,7 +10,6 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use super::clock;
-use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role};
 use crate::in_quotes::InQuotes;
 use crate::time::Time;
@@ -155,8 +154,9 @@ impl Link {
 /// Roles and sessions in a line, for `systemctl status`.
 fn status(gateway: &Gateway) -> String {
     let of = |role: Role| {
-        let groups = (0..gateway.config().groups.len()).map(|group| GroupId(group as u8));
-        let names = groups.filter(|group| gateway.role_of(*group) == role);
+        let names = gateway
+            .groups()
+            .filter(|group| gateway.role_of(*group) == role);
         let names: Vec<&str> = names.map(|group| gateway.group_name(group)).collect();
         (!names.is_empty()).then(|| format!("{} of {}", role.name(), names.join(", ")))
     };
