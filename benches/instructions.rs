@@ -14,8 +14,8 @@ use std::process::{Command, ExitCode};
 
 use lab::{CONFIG, LAN, Lab, Net, WAN};
 use packets::{ACK, Pkt, SYN, SYN_ACK, echo_request, tcp, udp};
-use tandemgw::event::{Offload, Verdict};
-use tandemgw::flow::{Family, PortId};
+use tandemgw_core::event::{Offload, Verdict};
+use tandemgw_core::flow::{Family, PortId};
 
 /// Packets of a run.
 const PACKETS: usize = 1000;
@@ -68,7 +68,7 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         name: "dropped: no policy",
         port: WAN,
-        verdict: Verdict::Drop(tandemgw::event::DropReason::NoPolicy),
+        verdict: Verdict::Drop(tandemgw_core::event::DropReason::NoPolicy),
         packet: unwanted,
     },
 ];

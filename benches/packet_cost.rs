@@ -5,11 +5,11 @@ use std::fs;
 use std::hint::black_box;
 use std::path::Path;
 
-use tandemgw::config;
-use tandemgw::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
-use tandemgw::flow::PortId;
-use tandemgw::gateway::{Gateway, Seed};
-use tandemgw::time::Time;
+use tandemgw_core::config;
+use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::flow::PortId;
+use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::time::Time;
 
 const LAN: PortId = PortId(0);
 const WAN: PortId = PortId(1);

@@ -5,12 +5,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tandemgw::config::{self, Config};
-use tandemgw::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
-use tandemgw::flow::PortId;
-use tandemgw::gateway::{Gateway, Seed};
-use tandemgw::packet::checksum;
-use tandemgw::time::Time;
+use tandemgw_core::config::{self, Config};
+use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::flow::PortId;
+use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::packet::checksum;
+use tandemgw_core::time::Time;
 
 #[global_allocator]
 static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;

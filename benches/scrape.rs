@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use lab::{CONFIG, LAN, Lab, Net};
 use packets::udp;
-use tandemgw::control::{PortIo, ShellView};
-use tandemgw::event::{Offload, Verdict};
-use tandemgw::flow::Family;
-use tandemgw::metrics::{Exposition, Histogram, View};
 use tandemgw::os::{clock, process};
+use tandemgw_core::control::{PortIo, ShellView};
+use tandemgw_core::event::{Offload, Verdict};
+use tandemgw_core::flow::Family;
+use tandemgw_core::metrics::{Exposition, Histogram, View};
 
 const SESSIONS: u32 = 1_000_000;
 const SCRAPES: u32 = 1000;

@@ -6,15 +6,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tandemgw::config::{Config, parse};
-use tandemgw::flow::{Addr, Direction, FlowKey, GroupId, PeerId, PortId, Protocol};
-use tandemgw::nat::Nat;
-use tandemgw::packet::{TcpFlags, TcpSegment};
-use tandemgw::session::{
+use tandemgw_core::config::{Config, parse};
+use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, PeerId, PortId, Protocol};
+use tandemgw_core::nat::Nat;
+use tandemgw_core::packet::{TcpFlags, TcpSegment};
+use tandemgw_core::session::{
     AddressBook, Session, SessionFlags, SessionId, Table, Timeouts, Tracker, tcp,
 };
-use tandemgw::sync::{Context, Phase, Replicator};
-use tandemgw::time::Time;
+use tandemgw_core::sync::{Context, Phase, Replicator};
+use tandemgw_core::time::Time;
 
 const PEER: PeerId = PeerId(0);
 const GROUP: GroupId = GroupId(0);

@@ -5,14 +5,14 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use tandemgw::config;
-use tandemgw::flow::{Addr, Direction, FlowKey, Protocol};
-use tandemgw::session::tcp::{Segment, TcpFlags, Tracker as Tcp};
-use tandemgw::session::{
+use tandemgw_core::config;
+use tandemgw_core::flow::{Addr, Direction, FlowKey, Protocol};
+use tandemgw_core::session::tcp::{Segment, TcpFlags, Tracker as Tcp};
+use tandemgw_core::session::{
     AddressBook, Index, KeyedHash, Links, Session, SessionId, Table, Timeouts, Tracker,
     TranslatedAddr,
 };
-use tandemgw::time::Tick;
+use tandemgw_core::time::Tick;
 
 #[global_allocator]
 static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use tandemgw::config::{Port, parse};
+use tandemgw_core::config::{Port, parse};
 
 use crate::conversation::{Conversation, Conversations, line_server};
 use crate::lab::{LAN1, Lab, SERVER, assign, bracketed, make_bridge, plug};

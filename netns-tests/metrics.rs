@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use tandemgw::event::DropReason;
-use tandemgw::metrics::catalog;
+use tandemgw_core::event::DropReason;
+use tandemgw_core::metrics::catalog;
 
 use crate::lab::{LAN1, Lab, SERVER};
 use crate::namespace::Namespace;

@@ -1,45 +1,11 @@
 //! A stateful gateway for Linux whose sessions survive the death of the machine that carries them.
 //!
-//! The core is pure: it makes no system call, reads no clock and rolls no dice. Time, randomness and
-//! whatever the kernel says come in as arguments; packets, frames and other effects go out as data
-//! (log lines alone go straight to [`log`]). Only [`os`] touches the machine. So tests and benches run
-//! the same core as the gateway does. ARCHITECTURE.md says how it works and why.
+//! This crate is the shell around [`tandemgw_core`], which decides everything and touches nothing:
 //!
-//! In reading order:
+//! - [`os`]: TUN, netlink, sockets, signals, and the one event loop. Only it makes system calls.
+//! - [`node_key`]: the secret key of a node.
 //!
-//! - [`flow`]: addresses, flow keys, directions, small ids: the vocabulary.
-//! - [`time`]: the clock that the core is told.
-//! - [`event`]: what goes in and what comes out, on one page; each reason to drop a packet.
-//! - [`config`]: TOML → a validated configuration, all mistakes at once.
-//! - [`packet`]: parse once, translate in place; the packets and frames that the gateway makes.
-//! - [`session`]: the table, the TCP tracker, expiry.
-//! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet of no session needs.
-//! - [`gateway`]: composes them into one state machine.
-//! - [`capture`]: copies of packets for an administrator.
-//! - [`control`]: what an administrator asks, and the answers.
-//! - [`metrics`]: what a Prometheus server scrapes.
-//! - [`identity`]: the key pair of a node.
-//! - [`log_limit`]: how many log lines an event may write.
-//! - [`in_quotes`]: values of log lines.
-//! - [`os`]: TUN, netlink, sockets, signals, and the one event loop.
+//! The commands are in the binary (`src/cli`). ARCHITECTURE.md says how it works and why.
 
-pub mod capture;
-pub mod config;
-pub mod control;
-pub mod event;
-pub mod flow;
-pub mod fragment;
-pub mod gateway;
-pub mod ha;
-pub mod identity;
-pub mod in_quotes;
-pub mod log_limit;
-pub mod metrics;
-pub mod nat;
+pub mod node_key;
 pub mod os;
-pub mod packet;
-pub mod policy;
-pub mod route;
-pub mod session;
-pub mod sync;
-pub mod time;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tandemgw::config::{Config, Ha, Nat, Severity, parse, render};
+use tandemgw_core::config::{Config, Ha, Nat, Severity, parse, render};
 
 #[path = "configs/wrong.rs"]
 mod wrong;
@@ -316,7 +316,7 @@ fn check(text: &str) {
 /// Each problem as `LINE:COL severity: message | hint`, lines counted from after `skip` lines.
 fn problems(text: &str, skip: usize) -> Vec<String> {
     let (Ok((_, found)) | Err(found)) = parse(Path::new("f.toml"), text);
-    let show = |d: &tandemgw::config::Diagnostic| {
+    let show = |d: &tandemgw_core::config::Diagnostic| {
         let before = &text[..d.span.start];
         let line = before.matches('\n').count() + 1;
         let column = before.len() - before.rfind('\n').map_or(0, |at| at + 1) + 1;

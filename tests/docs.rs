@@ -9,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use tandemgw::config::{TableDoc, options, parse, render, tables};
-use tandemgw::event::DropReason;
-use tandemgw::metrics::catalog;
+use tandemgw_core::config::{TableDoc, options, parse, render, tables};
+use tandemgw_core::event::DropReason;
+use tandemgw_core::metrics::catalog;
 
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, reason = "only what clap makes of it is looked at")]

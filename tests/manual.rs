@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tandemgw::config::{TableDoc, options, tables};
+use tandemgw_core::config::{TableDoc, options, tables};
 
 const CONFIG_PAGE: &str = "packaging/tandemgw.toml.5";
 

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tandemgw::event::{Route, RouteChange, RouteTarget};
-use tandemgw::flow::PortId;
 use tandemgw::os::monitor::{Monitor, Notice};
+use tandemgw_core::event::{Route, RouteChange, RouteTarget};
+use tandemgw_core::flow::PortId;
 
 use netns::{config, in_namespace, ip};
 

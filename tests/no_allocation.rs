@@ -10,8 +10,8 @@ mod packets;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use tandemgw::event::{Offload, Verdict};
-use tandemgw::flow::PortId;
+use tandemgw_core::event::{Offload, Verdict};
+use tandemgw_core::flow::PortId;
 
 use lab::{LAN, Lab, Net, WAN};
 use packets::{ACK, SYN, SYN_ACK, tcp, udp};

@@ -16,10 +16,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandemgw::config::Config;
-use tandemgw::flow::PortId;
 use tandemgw::os::netlink::Netlink;
 use tandemgw::os::steering::{SetupError, Steering};
+use tandemgw_core::config::Config;
+use tandemgw_core::flow::PortId;
 use tun_tap::{Iface, Mode};
 
 use netns::{config, in_namespace, ip, write_sysctl};

@@ -8,14 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
-use tandemgw::config;
-use tandemgw::control::ShellView;
-use tandemgw::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
-use tandemgw::flow::{Addr, FlowKey, PortId, Protocol};
-use tandemgw::gateway::{Gateway, Seed};
 use tandemgw::os::clock;
 use tandemgw::os::control_socket::ControlSocket;
-use tandemgw::packet::build::opening_packet;
+use tandemgw_core::config;
+use tandemgw_core::control::ShellView;
+use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
+use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::packet::build::opening_packet;
 
 use crate::namespace::Result;
 use crate::show;

@@ -12,8 +12,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use tandemgw::control::capture::{Begin, Line, Packet};
 use tandemgw::os::{clock, signal};
+use tandemgw_core::control::capture::{Begin, Line, Packet};
 
 use super::client::{Client, ClientError, PATIENCE, is_end, refusal};
 use super::pcapng::{self, Writer};

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::config::{self, Config, Diagnostic};
 use tandemgw::os::preflight::{self, Problem};
+use tandemgw_core::config::{self, Config, Diagnostic};
 
 use super::{EXIT_CONFIG, doctor, fail, say};
 

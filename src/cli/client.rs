@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tandemgw::control::SIGN_OF_LIFE;
+use tandemgw_core::control::SIGN_OF_LIFE;
 
 use super::{EXIT_NOT_RUNNING, EXIT_USAGE};
 

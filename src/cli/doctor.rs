@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use tandemgw::config::Config;
 use tandemgw::os::preflight::{self, Check, Problem};
+use tandemgw_core::config::Config;
 
 use super::paint::{self, Tone, paint};
 use super::status::{list, number, rtt, text};

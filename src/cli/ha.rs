@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use tandemgw::config;
 use tandemgw::os::file_lock::lock_folder;
+use tandemgw_core::config;
 use toml_edit::DocumentMut;
 
 use super::{fail, query};

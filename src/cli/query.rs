@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tandemgw::config::Config;
+use tandemgw_core::config::Config;
 
 use super::client::{Client, ClientError, PATIENCE};
 use super::{fail, status};

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::in_quotes::InQuotes;
 use tandemgw::os::signal::Signals;
 use tandemgw::os::{logging, startup};
+use tandemgw_core::in_quotes::InQuotes;
 
 use super::{EXIT_CONFIG, check, fail};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use tandemgw::config::did_you_mean;
+use tandemgw_core::config::did_you_mean;
 
 use super::query::{ask, print_line};
 use super::table::{Table, bytes, count, duration};

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde_json::Value;
-use tandemgw::event::DropReason;
+use tandemgw_core::event::DropReason;
 
 use super::paint::{self, Tone, paint};
 use super::table::{Table, bytes, count, duration, terminal_width};

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
-use tandemgw::config::did_you_mean;
+use tandemgw_core::config::did_you_mean;
 
 use super::args::Cli;
 use super::{EXIT_USAGE, fail};

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::time::Time;
+use tandemgw_core::time::Time;
 
 /// The time since boot, suspension included.
 ///

@@ -12,9 +12,9 @@ use std::time::Duration;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::control::{Answer, ReloadOutcome, ShellView};
-use crate::gateway::Gateway;
-use crate::time::Time;
+use tandemgw_core::control::{Answer, ReloadOutcome, ShellView};
+use tandemgw_core::gateway::Gateway;
+use tandemgw_core::time::Time;
 
 use super::{clock, next_bit};
 

@@ -15,14 +15,14 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
-use crate::config::Config;
-use crate::control::{PortIo, ShellView};
-use crate::event::{Output, Verdict};
-use crate::flow::{LinkId, PortId};
-use crate::gateway::{Gateway, READ_AHEAD};
-use crate::in_quotes::InQuotes;
-use crate::metrics::Histogram;
-use crate::time::Time;
+use tandemgw_core::config::Config;
+use tandemgw_core::control::{PortIo, ShellView};
+use tandemgw_core::event::{Output, Verdict};
+use tandemgw_core::flow::{LinkId, PortId};
+use tandemgw_core::gateway::{Gateway, READ_AHEAD};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::metrics::Histogram;
+use tandemgw_core::time::Time;
 
 use super::clock;
 use super::control_socket::{ControlSocket, MAX_CLIENTS};

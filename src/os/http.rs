@@ -11,11 +11,11 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
-use crate::control::ShellView;
-use crate::gateway::Gateway;
-use crate::metrics::http::{self, Request, Status, Target};
-use crate::metrics::{Exposition, Process, View};
-use crate::time::Time;
+use tandemgw_core::control::ShellView;
+use tandemgw_core::gateway::Gateway;
+use tandemgw_core::metrics::http::{self, Request, Status, Target};
+use tandemgw_core::metrics::{Exposition, Process, View};
+use tandemgw_core::time::Time;
 
 use super::{next_bit, process};
 

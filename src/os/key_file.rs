@@ -7,7 +7,8 @@ use std::path::Path;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::identity::{NodeKey, PublicKey};
+use crate::node_key::NodeKey;
+use tandemgw_core::identity::PublicKey;
 
 /// Far more than a key file has.
 const MAX_BYTES: u64 = 4096;

@@ -19,10 +19,10 @@ use env_logger::fmt::Formatter;
 use log::{Level, Log, Metadata, Record};
 
 use super::clock;
-use crate::in_quotes::InQuotes;
-use crate::log_limit::{LogLimits, Rate};
-use crate::time::Time;
 use sink::Sink;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::log_limit::{LogLimits, Rate};
+use tandemgw_core::time::Time;
 
 /// How often a reader that has fallen behind is tried again.
 const RETRY: Duration = Duration::from_millis(50);

@@ -33,10 +33,10 @@ use super::netlink::{
     Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
     route_dump,
 };
-use crate::config::Config;
-use crate::event::{LinkState, Route, RouteChange, RouteTarget};
-use crate::flow::{Family, PortId};
-use crate::in_quotes::InQuotes;
+use tandemgw_core::config::Config;
+use tandemgw_core::event::{LinkState, Route, RouteChange, RouteTarget};
+use tandemgw_core::flow::{Family, PortId};
+use tandemgw_core::in_quotes::InQuotes;
 
 /// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
 const READ_BUDGET: usize = 32;

@@ -25,8 +25,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::flow::Family;
-use crate::in_quotes::InQuotes;
+use tandemgw_core::flow::Family;
+use tandemgw_core::in_quotes::InQuotes;
 
 use objects::address_family;
 pub use objects::{Address, KernelRoute, Link, NextHop, Rule};

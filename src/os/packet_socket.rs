@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
-use crate::in_quotes::InQuotes;
+use tandemgw_core::in_quotes::InQuotes;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
 /// Advertisements, and nothing else. Non-blocking, closed on exec.

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use crate::config::Config;
-use crate::flow::{LinkId, PeerId};
-use crate::gateway::Gateway;
-use crate::ha::Hint;
-use crate::in_quotes::InQuotes;
-use crate::time::Time;
+use tandemgw_core::config::Config;
+use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::gateway::Gateway;
+use tandemgw_core::ha::Hint;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
 
 use super::clock;
 use super::key_file;

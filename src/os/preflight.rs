@@ -11,8 +11,8 @@ mod port;
 
 use super::netlink::{Address, Link, Netlink, Rule};
 use super::{steering, sysctl};
-use crate::config::Config;
-use crate::flow::Family;
+use tandemgw_core::config::Config;
+use tandemgw_core::flow::Family;
 
 /// Something about the machine that is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]

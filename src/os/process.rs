@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::check;
-use crate::metrics::Process;
+use tandemgw_core::metrics::Process;
 
 /// The time since the epoch.
 pub fn since_epoch() -> Option<Duration> {

@@ -10,9 +10,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use super::clock;
-use crate::gateway::{Gateway, Role};
-use crate::in_quotes::InQuotes;
-use crate::time::Time;
+use tandemgw_core::gateway::{Gateway, Role};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
 
 /// How often it is looked whether the status has changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);

@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, Port as PortConfig};
-use crate::flow::Addr;
-use crate::gateway::{Gateway, Seed};
-use crate::in_quotes::InQuotes;
-use crate::packet::neighbor::{self, Neighbor};
+use tandemgw_core::config::{Config, Port as PortConfig};
+use tandemgw_core::flow::Addr;
+use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::packet::neighbor::{self, Neighbor};
 
 use super::capabilities;
 use super::clock;

@@ -37,9 +37,9 @@ use super::netlink::{
     KernelRoute, Link, Netlink, NetlinkError, Rule, TABLE_MAIN, default_network, net_family,
 };
 use super::sysctl::{self, SysctlError};
-use crate::config::{Config, Nat};
-use crate::flow::{Addr, Family, PortId};
-use crate::in_quotes::InQuotes;
+use tandemgw_core::config::{Config, Nat};
+use tandemgw_core::flow::{Addr, Family, PortId};
+use tandemgw_core::in_quotes::InQuotes;
 
 pub use error::SetupError;
 
@@ -235,7 +235,7 @@ struct PortPlan {
 impl Plan {
     fn new(config: &Config, tuns: &[u32]) -> Plan {
         let homes = address_homes(config);
-        let port = |(index, port): (usize, &crate::config::Port)| {
+        let port = |(index, port): (usize, &tandemgw_core::config::Port)| {
             let id = u8::try_from(index).ok()?;
             let networks: BTreeSet<IpNet> = port
                 .virtual_addresses

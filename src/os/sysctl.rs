@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use crate::flow::Family;
+use tandemgw_core::flow::Family;
 
 /// A parameter that could not be read or written.
 #[derive(Debug)]

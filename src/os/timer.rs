@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
-use crate::time::Time;
+use tandemgw_core::time::Time;
 
 /// Becomes readable at a point of time of [`super::clock`].
 #[derive(Debug)]

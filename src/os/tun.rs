@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use tun_tap::{Iface, Mode};
 
 use super::check;
-use crate::event::Offload;
-use crate::in_quotes::InQuotes;
+use tandemgw_core::event::Offload;
+use tandemgw_core::in_quotes::InQuotes;
 
 /// Whether to ask the kernel for super-packets and unfinished checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

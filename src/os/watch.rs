@@ -13,9 +13,9 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{Ha, HaLink};
-use crate::flow::{LinkId, PeerId};
-use crate::in_quotes::InQuotes;
+use tandemgw_core::config::{Ha, HaLink};
+use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::in_quotes::InQuotes;
 
 /// Connections accepted on one link in a turn.
 const ACCEPT_BUDGET: usize = 16;
@@ -78,7 +78,7 @@ impl Watch {
             }
             listeners.push(listener.ok());
         }
-        let peer = |peer: &crate::config::HaPeer| Peer {
+        let peer = |peer: &tandemgw_core::config::HaPeer| Peer {
             dialled: node < peer.name.as_str(),
             addresses: peer.addresses.clone(),
             lines: ha.links.iter().map(|_| None).collect(),
@@ -248,9 +248,9 @@ fn socket(link: &HaLink) -> io::Result<Socket> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, parse};
     use std::path::Path;
     use std::time::Instant;
+    use tandemgw_core::config::{Config, parse};
 
     fn config(node: &str, own: u8, peer: &str, other: u8) -> Config {
         let text = format!(

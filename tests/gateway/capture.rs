@@ -1,9 +1,9 @@
 //! Captures: what is recorded of each packet, in which order, and what a slow client costs.
 
 use proptest::prelude::*;
-use tandemgw::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
-use tandemgw::event::{DropReason, Offload, Verdict};
-use tandemgw::flow::PortId;
+use tandemgw_core::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
+use tandemgw_core::event::{DropReason, Offload, Verdict};
+use tandemgw_core::flow::PortId;
 
 use crate::lab::{CONFIG, LAN, Lab, Net, WAN, hex};
 use crate::packets::{Pkt, SYN, echo_request, fragments, tcp, udp};
@@ -28,9 +28,9 @@ fn start(lab: &mut Lab, words: &str, count: u64) {
 fn send(lab: &mut Lab, port: PortId, bytes: &[u8], offload: Offload) -> (Verdict, Vec<u8>) {
     let mut bytes = bytes.to_vec();
     let handle = if lab.gateway.is_capturing() {
-        tandemgw::gateway::Gateway::handle_captured_packet
+        tandemgw_core::gateway::Gateway::handle_captured_packet
     } else {
-        tandemgw::gateway::Gateway::handle_packet
+        tandemgw_core::gateway::Gateway::handle_packet
     };
     let verdict = handle(&mut lab.gateway, lab.now, port, &mut bytes, offload);
     (verdict, bytes)
@@ -171,8 +171,8 @@ fn checksums_left_to_the_hardware_are_completed_in_the_copy_only() {
         hex(&left),
         "what left is still partial"
     );
-    let parsed = tandemgw::packet::parse(&records[1].bytes, PLAIN).unwrap();
-    assert!(tandemgw::packet::checksum_ok(
+    let parsed = tandemgw_core::packet::parse(&records[1].bytes, PLAIN).unwrap();
+    assert!(tandemgw_core::packet::checksum_ok(
         &records[1].bytes,
         &parsed,
         PLAIN
@@ -206,7 +206,7 @@ fn a_policy_is_found_by_its_name_after_a_reload() {
     let mut lab = Lab::new();
     // The policy has another place, and then another one has the place that it had.
     let moved = CONFIG.replace("[[policy]]\nname = \"no-telnet\"", "[[policy]]\nname = \"new\"\nservice = [\"tcp/9\"]\naction = \"drop\"\n\n[[policy]]\nname = \"no-telnet\"");
-    let (config, _) = tandemgw::config::parse(std::path::Path::new("a.toml"), &moved).unwrap();
+    let (config, _) = tandemgw_core::config::parse(std::path::Path::new("a.toml"), &moved).unwrap();
     lab.gateway.reload(lab.now, &config).unwrap();
     lab.settle();
     let query = udp((net.host, 40000), (net.server, 53)).bytes();

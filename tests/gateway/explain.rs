@@ -1,10 +1,10 @@
 //! What is explained is what happens, where tables and ports run out too. The usual ways are compared
 //! with random packets in `random.rs`.
 
-use tandemgw::config::Nat;
-use tandemgw::event::{DropReason, LinkState, Verdict};
-use tandemgw::flow::{GroupId, PortId};
-use tandemgw::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
+use tandemgw_core::config::Nat;
+use tandemgw_core::event::{DropReason, LinkState, Verdict};
+use tandemgw_core::flow::{GroupId, PortId};
+use tandemgw_core::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
 
 use crate::lab::{LAN, Lab, Net, WAN, link};
 use crate::packets::{Pkt, SYN, echo_request, tcp, udp};

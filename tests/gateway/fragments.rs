@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandemgw::event::{DropReason, Offload, Output, Verdict};
+use tandemgw_core::event::{DropReason, Offload, Output, Verdict};
 
 use crate::lab::{LAN, Lab, Net, Seen, WAN, hex};
 use crate::packets::{ACK, Pkt, SYN, SYN_ACK, fragment, fragments, tcp, udp};
@@ -189,9 +189,9 @@ fn without_policy_nothing_follows() {
 
 #[test]
 fn a_decision_ends_with_its_session_and_with_the_role() {
-    use tandemgw::event::RouteTarget;
-    use tandemgw::flow::GroupId;
-    use tandemgw::gateway::Role;
+    use tandemgw_core::event::RouteTarget;
+    use tandemgw_core::flow::GroupId;
+    use tandemgw_core::gateway::Role;
     for net in Net::both() {
         let mut lab = Lab::new();
         let (_, arriving, leaving) = datagram(&net);

@@ -1,6 +1,6 @@
 //! ICMP errors of others, through the translation and in both directions.
 
-use tandemgw::event::{DropReason, Offload, Verdict};
+use tandemgw_core::event::{DropReason, Offload, Verdict};
 
 use crate::lab::{DMZ, LAN, Lab, Net, WAN};
 use crate::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};

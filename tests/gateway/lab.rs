@@ -8,13 +8,13 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use tandemgw::config;
-use tandemgw::event::{
+use tandemgw_core::config;
+use tandemgw_core::event::{
     DropReason, LinkState, Offload, Output, Route, RouteChange, RouteTarget, Verdict,
 };
-use tandemgw::flow::{Addr, Family, PortId};
-use tandemgw::gateway::{Gateway, Seed};
-use tandemgw::time::Time;
+use tandemgw_core::flow::{Addr, Family, PortId};
+use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::time::Time;
 
 use crate::packets::Pkt;
 

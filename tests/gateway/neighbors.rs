@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tandemgw::event::{LinkState, Output};
-use tandemgw::flow::{Addr, PortId};
-use tandemgw::gateway::Role;
-use tandemgw::packet::neighbor::{self, Neighbor, Solicit};
+use tandemgw_core::event::{LinkState, Output};
+use tandemgw_core::flow::{Addr, PortId};
+use tandemgw_core::gateway::Role;
+use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
 
 use crate::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link, mac};
 
@@ -184,7 +184,7 @@ fn a_port_that_comes_up_is_announced_and_one_that_is_down_is_not() {
 #[test]
 fn a_unit_that_steps_down_announces_no_more() {
     let mut lab = Lab::new();
-    let group = tandemgw::flow::GroupId(0);
+    let group = tandemgw_core::flow::GroupId(0);
     lab.gateway.set_role(lab.now, group, Role::Standby);
     lab.pass(Duration::from_secs(10));
     assert_eq!(lab.outputs(), []);

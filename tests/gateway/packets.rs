@@ -7,8 +7,8 @@ use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder,
     TcpHeader, TcpOptionElement,
 };
-use tandemgw::flow::{Addr, FlowKey, Protocol};
-use tandemgw::packet::TcpFlags;
+use tandemgw_core::flow::{Addr, FlowKey, Protocol};
+use tandemgw_core::packet::TcpFlags;
 
 pub const SYN: TcpFlags = TcpFlags::SYN;
 pub const ACK: TcpFlags = TcpFlags::ACK;

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use tandemgw::config;
-use tandemgw::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
-use tandemgw::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
-use tandemgw::gateway::{Explanation, Fate, Matched, Role, Scope};
-use tandemgw::packet::{self, Kind, Parsed, icmp_error as errors, neighbor};
+use tandemgw_core::config;
+use tandemgw_core::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
+use tandemgw_core::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
+use tandemgw_core::gateway::{Explanation, Fate, Matched, Role, Scope};
+use tandemgw_core::packet::{self, Kind, Parsed, icmp_error as errors, neighbor};
 
 use crate::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
 use crate::packets::{

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tandemgw::event::{DropReason, LinkState, Offload, Output, Verdict};
-use tandemgw::flow::{Addr, Family};
+use tandemgw_core::event::{DropReason, LinkState, Offload, Output, Verdict};
+use tandemgw_core::flow::{Addr, Family};
 
 use crate::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link};
 use crate::packets::ErrorCode::{AdminProhibited, NoRoute, PortUnreachable, TooBig};
@@ -27,7 +27,7 @@ fn policies_drop_reject_or_do_not_match() {
     }
 }
 
-const RST_ACK: tandemgw::packet::TcpFlags = tandemgw::packet::TcpFlags(RST.0 | ACK.0);
+const RST_ACK: tandemgw_core::packet::TcpFlags = tandemgw_core::packet::TcpFlags(RST.0 | ACK.0);
 
 #[test]
 fn destinations_without_a_way() {
@@ -222,8 +222,8 @@ fn a_standby_forwards_nothing_and_says_nothing() {
 
 #[test]
 fn a_unit_that_was_primary_stops() {
-    use tandemgw::flow::GroupId;
-    use tandemgw::gateway::Role;
+    use tandemgw_core::flow::GroupId;
+    use tandemgw_core::gateway::Role;
     for net in Net::both() {
         let mut lab = Lab::new();
         let query = udp((net.host, 40000), (net.server, 53));

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use tandemgw::config::{self, Config};
-use tandemgw::event::{DropReason, Output};
-use tandemgw::gateway::Reloaded;
-use tandemgw::time::Time;
+use tandemgw_core::config::{self, Config};
+use tandemgw_core::event::{DropReason, Output};
+use tandemgw_core::gateway::Reloaded;
+use tandemgw_core::time::Time;
 
 use crate::lab::{CONFIG, LAN, Lab, Net, WAN};
 use crate::packets::udp;

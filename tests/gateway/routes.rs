@@ -1,6 +1,6 @@
 //! Changes of routes while sessions live.
 
-use tandemgw::event::{DropReason, RouteChange, RouteTarget};
+use tandemgw_core::event::{DropReason, RouteChange, RouteTarget};
 
 use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, route, to_port};
 use crate::packets::udp;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandemgw::event::{DropReason, Offload, Verdict};
+use tandemgw_core::event::{DropReason, Offload, Verdict};
 
 use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
 use crate::packets::ErrorCode::PortUnreachable;
@@ -297,7 +297,7 @@ fn a_partial_checksum_stays_one() {
 
 /// The packet with the uncomplemented sum of its pseudo-header in its checksum field.
 fn partial(packet: &Pkt) -> Vec<u8> {
-    use tandemgw::packet::checksum::Sum;
+    use tandemgw_core::packet::checksum::Sum;
     let mut bytes = packet.bytes();
     let header = if packet.src.is_v4() { 20 } else { 40 };
     let protocol = packet.key().protocol;

@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tandemgw::config::{
+use tandemgw_core::config::{
     Action, Config, Forward, Group, Limits, Nat, NatPool, Node, Policy, Port, Timeouts,
     VirtualAddress,
 };
-use tandemgw::flow::{GroupId, PortId, Protocol};
+use tandemgw_core::flow::{GroupId, PortId, Protocol};
 
 pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip")

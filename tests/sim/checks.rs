@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tandemgw::event::Offload;
-use tandemgw::flow::{FlowKey, GroupId};
-use tandemgw::gateway::{Gateway, Role, SessionView};
-use tandemgw::packet;
-use tandemgw::time::Time;
+use tandemgw_core::event::Offload;
+use tandemgw_core::flow::{FlowKey, GroupId};
+use tandemgw_core::gateway::{Gateway, Role, SessionView};
+use tandemgw_core::packet;
+use tandemgw_core::time::Time;
 
 use crate::hosts::Stage;
 use crate::setup::{NAMES, peer_id};

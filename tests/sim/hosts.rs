@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw::event::Offload;
-use tandemgw::flow::{Addr, Family, Protocol};
-use tandemgw::packet::neighbor::{self, Neighbor};
-use tandemgw::packet::{self, Kind};
-use tandemgw::time::Time;
+use tandemgw_core::event::Offload;
+use tandemgw_core::flow::{Addr, Family, Protocol};
+use tandemgw_core::packet::neighbor::{self, Neighbor};
+use tandemgw_core::packet::{self, Kind};
+use tandemgw_core::time::Time;
 
 use crate::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, vip};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tandemgw::gateway::Role;
+use tandemgw_core::gateway::Role;
 
 use crate::checks::views;
 use crate::faults::{Faults, Random};
@@ -191,7 +191,7 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
     let dns = |world: &World, unit: usize| {
         let gateway = world.units[unit].gateway.as_ref().unwrap();
         let views = views(gateway, world.local_time(unit));
-        let is_dns = |view: &&tandemgw::gateway::SessionView| view.original.dst_port == 53;
+        let is_dns = |view: &&tandemgw_core::gateway::SessionView| view.original.dst_port == 53;
         views.iter().filter(is_dns).count()
     };
     for round in 0..2 {
@@ -205,7 +205,10 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
         world.hand_over(there, 0).unwrap();
         world.run(Duration::from_secs(4));
         let gateway = world.units[here].gateway.as_ref().unwrap();
-        assert_eq!(gateway.role_of(tandemgw::flow::GroupId(0)), Role::Primary);
+        assert_eq!(
+            gateway.role_of(tandemgw_core::flow::GroupId(0)),
+            Role::Primary
+        );
         assert_eq!(dns(&world, here), 0, "round {round}");
         world.client_ports += 100;
         world.hand_over(here, 0).unwrap();

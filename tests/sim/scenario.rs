@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw::flow::GroupId;
-use tandemgw::gateway::HandoverEnd;
+use tandemgw_core::flow::GroupId;
+use tandemgw_core::gateway::HandoverEnd;
 
 use crate::faults::{Faults, Random};
 use crate::hosts::Stage;

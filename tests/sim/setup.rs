@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use base64::Engine;
-use tandemgw::config::{self, Config};
-use tandemgw::event::{Route, RouteTarget};
-use tandemgw::flow::{Addr, Family, PeerId, PortId};
+use tandemgw_core::config::{self, Config};
+use tandemgw_core::event::{Route, RouteTarget};
+use tandemgw_core::flow::{Addr, Family, PeerId, PortId};
 
 use crate::reload::Rules;
 

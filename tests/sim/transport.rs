@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tandemgw::flow::{LinkId, PeerId};
-use tandemgw::time::Time;
+use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::time::Time;
 
 use crate::setup::{peer_id, unit_of};
 use crate::world::{Arrival, World};

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw::event::{LinkState, Offload, Output, RouteChange, Verdict};
-use tandemgw::flow::{Family, GroupId, LinkId, PeerId, PortId};
-use tandemgw::gateway::{Gateway, Role, Seed};
-use tandemgw::ha::Hint;
-use tandemgw::time::Time;
+use tandemgw_core::event::{LinkState, Offload, Output, RouteChange, Verdict};
+use tandemgw_core::flow::{Family, GroupId, LinkId, PeerId, PortId};
+use tandemgw_core::gateway::{Gateway, Role, Seed};
+use tandemgw_core::ha::Hint;
+use tandemgw_core::time::Time;
 
 use crate::faults::{Faults, Random};
 use crate::hosts::{Flow, Host};

@@ -7,9 +7,9 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use net::{LINK, Net, PEER, Pair};
-use tandemgw::flow::PeerId;
-use tandemgw::identity::NodeKey;
+use tandemgw::node_key::NodeKey;
 use tandemgw::os::quic::{DownReason, Event, SendError, Transport};
+use tandemgw_core::flow::PeerId;
 
 const SOON: Duration = Duration::from_secs(3);
 

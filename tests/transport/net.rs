@@ -5,10 +5,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use tandemgw::config::{Ha, HaLink, HaPeer, PickupGuarantee};
-use tandemgw::flow::{LinkId, PeerId};
-use tandemgw::identity::{NodeKey, PublicKey};
+use tandemgw::node_key::NodeKey;
 use tandemgw::os::quic::{Event, Transport};
+use tandemgw_core::config::{Ha, HaLink, HaPeer, PickupGuarantee};
+use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::identity::PublicKey;
 
 pub const PEER: PeerId = PeerId(0);
 pub const LINK: LinkId = LinkId(0);

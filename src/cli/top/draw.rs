@@ -377,7 +377,7 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;
-    use tandemgw::time::Time;
+    use tandemgw_core::time::Time;
 
     use super::*;
 

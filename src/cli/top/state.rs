@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde_json::Value;
-use tandemgw::time::Time;
+use tandemgw_core::time::Time;
 
 use crate::cli::status::{list, number, text};
 

@@ -2,10 +2,10 @@
 
 use mio::Interest;
 
-use crate::event::LinkState;
-use crate::flow::{Addr, PortId};
-use crate::in_quotes::InQuotes;
-use crate::time::Time;
+use tandemgw_core::event::LinkState;
+use tandemgw_core::flow::{Addr, PortId};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
 
 use super::{Notice, Shell, Steering, socket_token};
 

@@ -6,11 +6,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::config::{self, Config, Diagnostic};
-use crate::control::{ReloadOutcome, ReloadRefused};
-use crate::gateway::Reloaded;
-use crate::in_quotes::InQuotes;
-use crate::time::Time;
+use tandemgw_core::config::{self, Config, Diagnostic};
+use tandemgw_core::control::{ReloadOutcome, ReloadRefused};
+use tandemgw_core::gateway::Reloaded;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
 
 use super::super::startup::{solicited_groups, with_absolute_paths};
 use super::super::steering::RouteEdit;

@@ -13,8 +13,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use crate::event::LinkState;
-use crate::flow::Family;
+use tandemgw_core::event::LinkState;
+use tandemgw_core::flow::Family;
 
 /// A network interface, as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]

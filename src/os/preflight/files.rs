@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Check, Problem};
-use crate::config::Config;
 use crate::os::key_file;
+use tandemgw_core::config::Config;
 
 /// Bytes of a Unix socket's path, without the zero at its end (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;

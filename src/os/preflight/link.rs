@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 
 use super::port::IPV6_MIN_MTU;
 use super::{Check, Network, Problem, interface};
-use crate::config::{Config, HaLink};
+use tandemgw_core::config::{Config, HaLink};
 
 /// The MTU of Ethernet, which a link should have as well.
 const ETHERNET_MTU: u32 = 1500;

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 
 use super::{Check, Network, Problem, Rule};
-use crate::config::{Config, Port};
-use crate::flow::Family;
 use crate::os::{clock, steering, sysctl};
+use tandemgw_core::config::{Config, Port};
+use tandemgw_core::flow::Family;
 
 /// The first kernel on which IPv6 forwarding can be turned on for single interfaces.
 const FORCE_FORWARDING: (u32, u32) = (6, 17);

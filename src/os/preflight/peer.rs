@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Check, Network, Problem};
-use crate::config::{Ha, HaLink};
 use crate::os::netlink::{Netlink, NetlinkError, NextHop};
+use tandemgw_core::config::{Ha, HaLink};
 
 /// How long neighbours and hosts may take to answer; the kernel asks a neighbour once a second.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(2500);

@@ -4,9 +4,9 @@ use std::fs;
 use std::net::IpAddr;
 
 use super::{Check, Link, Network, Problem, interface};
-use crate::config::{Config, Port};
-use crate::flow::Family;
 use crate::os::{ethtool, sysctl};
+use tandemgw_core::config::{Config, Port};
+use tandemgw_core::flow::Family;
 
 /// The least MTU that IPv6 works with (RFC 8200, section 5).
 pub(super) const IPV6_MIN_MTU: u32 = 1280;

@@ -8,7 +8,7 @@ use quinn_proto::{
 };
 
 use super::tuning::Role;
-use crate::flow::PeerId;
+use tandemgw_core::flow::PeerId;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

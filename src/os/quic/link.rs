@@ -17,8 +17,8 @@ use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
 use super::{DownReason, Event, SendError, tls};
-use crate::config::HaLink;
-use crate::flow::{LinkId, PeerId};
+use tandemgw_core::config::HaLink;
+use tandemgw_core::flow::{LinkId, PeerId};
 
 /// Pause before the first new attempt, and after a silence.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);

@@ -3,7 +3,7 @@
 //! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
 //! application protocol `tandemgw-hb/1`) and one for replication (an ordered stream in each
 //! direction; `tandemgw/1`), so that bulk never delays a heartbeat. The unit whose name sorts first
-//! dials. Each side proves its key ([`crate::identity`]), and one whose key is not in the config
+//! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the config
 //! does not get past the handshake.
 
 mod connection;
@@ -29,9 +29,10 @@ use self::shared::{Context, Peer, Shared, code};
 use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};
-use crate::config::Ha;
-use crate::flow::{LinkId, PeerId};
-use crate::identity::{NodeKey, PublicKey};
+use crate::node_key::NodeKey;
+use tandemgw_core::config::Ha;
+use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::identity::PublicKey;
 
 /// What happened on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]

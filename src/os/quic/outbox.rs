@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::in_quotes::InQuotes;
+use tandemgw_core::in_quotes::InQuotes;
 
 use super::tuning::Role;
 use super::{Counters, Event};
@@ -110,7 +110,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{LinkId, PeerId};
+    use tandemgw_core::flow::{LinkId, PeerId};
 
     #[test]
     fn jitter_stays_in_its_half() {

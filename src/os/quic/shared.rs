@@ -6,7 +6,7 @@ use std::time::Instant;
 use quinn_proto::{ClientConfig, ServerConfig};
 
 use super::outbox::Outbox;
-use crate::identity::PublicKey;
+use tandemgw_core::identity::PublicKey;
 
 /// Application error codes (RFC 9000, section 20.2).
 pub(super) mod code {

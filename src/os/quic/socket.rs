@@ -10,8 +10,8 @@ use quinn_proto::{Connection, Transmit};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
-use crate::config::HaLink;
-use crate::in_quotes::InQuotes;
+use tandemgw_core::config::HaLink;
+use tandemgw_core::in_quotes::InQuotes;
 
 /// Buffers a receive call fills at most; with GRO each holds up to 64 KiB.
 pub(super) const RECEIVE_BATCH: usize = 4;

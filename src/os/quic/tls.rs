@@ -18,7 +18,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme, version,
 };
 
-use crate::identity::{NodeKey, PublicKey};
+use crate::node_key::NodeKey;
+use tandemgw_core::identity::PublicKey;
 
 /// SubjectPublicKeyInfo of an Ed25519 key up to the key itself (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [

@@ -12,8 +12,9 @@ use quinn_proto::{
 use ring::{hkdf, hmac};
 
 use super::tls::Credentials;
-use crate::config::Ha;
-use crate::identity::{NodeKey, PublicKey};
+use crate::node_key::NodeKey;
+use tandemgw_core::config::Ha;
+use tandemgw_core::identity::PublicKey;
 
 /// Received stream bytes that wait for the application, and the most that a peer may have in flight.
 const SYNC_RECEIVE_WINDOW: u32 = 8 << 20;

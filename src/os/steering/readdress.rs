@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ipnet::IpNet;
 
 use super::{KernelRoute, METRIC, NetlinkError, PROTOCOL, Plan, PortPlan, Steering, TABLE_MAIN};
-use crate::config::Config;
+use tandemgw_core::config::Config;
 
 /// A change of the routes to addresses of pools and forwards.
 #[derive(Debug)]

@@ -1,42 +1,16 @@
-//! Who a unit is: an Ed25519 key pair (RFC 8032). Peers know each other by public key alone, as in
-//! WireGuard: there are no certificates and no authority.
+//! The secret half of a unit's identity: an Ed25519 key pair (RFC 8032).
 
 use std::fmt;
-use std::str::FromStr;
+
+use ring::hmac;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use tandemgw_core::identity::{KeyError, PublicKey, decode};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::hmac;
-use ring::signature::{Ed25519KeyPair, KeyPair};
 
 /// The first line of a key file.
 const HEADER: &str = "tandemgw node key v1: keep secret";
-
-/// An Ed25519 public key: the identity of a unit.
-///
-/// As text it is the base64 of its 32 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PublicKey(pub [u8; 32]);
-
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&STANDARD.encode(self.0))
-    }
-}
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = KeyError;
-
-    fn from_str(text: &str) -> Result<PublicKey, KeyError> {
-        decode(text).map(PublicKey)
-    }
-}
 
 /// The secret key of this unit. Its `Debug` shows the public key only.
 #[derive(Clone)]
@@ -102,37 +76,6 @@ impl fmt::Debug for NodeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NodeKey(public {})", self.public)
     }
-}
-
-/// Why a text is no key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyError {
-    /// The first line is not that of a key file.
-    Header,
-    /// Not the base64 of 32 bytes.
-    Encoding,
-    /// There is something after the key.
-    TrailingLines,
-}
-
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            KeyError::Header => "not a tandemgw key file: the first line is another one",
-            KeyError::Encoding => "a key is 32 bytes in base64: 44 characters that end in `=`",
-            KeyError::TrailingLines => "there are more lines after the key",
-        })
-    }
-}
-
-impl std::error::Error for KeyError {}
-
-fn decode(text: &str) -> Result<[u8; 32], KeyError> {
-    STANDARD
-        .decode(text.trim())
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or(KeyError::Encoding)
 }
 
 #[cfg(test)]

@@ -1,0 +1,48 @@
+//! The pure core of tandemgw: everything the gateway decides.
+//!
+//! It makes no system call, reads no clock and rolls no dice. Time, randomness and whatever the kernel
+//! says come in as arguments; packets, frames and other effects go out as data (only log lines go
+//! straight to [`log`]). The shell, in the crate `tandemgw`, carries the effects out. So the simulator,
+//! the tests and the benches run the same core as the gateway does. ARCHITECTURE.md says how it works
+//! and why.
+//!
+//! In reading order:
+//!
+//! - [`flow`]: addresses, flow keys, directions, small ids: the vocabulary.
+//! - [`time`]: the clock that the core is told.
+//! - [`event`]: what goes in and what comes out, on one page; each reason to drop a packet.
+//! - [`config`]: TOML → a validated configuration, all mistakes at once.
+//! - [`packet`]: parse once, translate in place; the packets and frames that the gateway makes.
+//! - [`session`]: the table, the TCP tracker, expiry.
+//! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet without a session needs.
+//! - [`ha`]: election, heartbeats, planned handover.
+//! - [`sync`]: replication: change log, wire format, digests, installation of records.
+//! - [`gateway`]: composes them into one state machine.
+//! - [`capture`]: copies of packets for an administrator.
+//! - [`control`]: what an administrator asks, and the answers.
+//! - [`metrics`]: what a Prometheus server scrapes.
+//! - [`identity`]: the public key of a node.
+//! - [`log_limit`]: how many log lines an event may write.
+//! - [`in_quotes`]: values of log lines.
+
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod config;
+pub mod control;
+pub mod event;
+pub mod flow;
+pub mod fragment;
+pub mod gateway;
+pub mod ha;
+pub mod identity;
+pub mod in_quotes;
+pub mod log_limit;
+pub mod metrics;
+pub mod nat;
+pub mod packet;
+pub mod policy;
+pub mod route;
+pub mod session;
+pub mod sync;
+pub mod time;
