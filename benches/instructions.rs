@@ -1,21 +1,14 @@
 //! Instructions a packet, counted by valgrind, so that a machine under load gives the same numbers as
 //! an idle one: `cargo bench --bench instructions`.
 
-#[path = "../tests/gateway/lab.rs"]
-#[allow(dead_code)]
-mod lab;
-#[path = "../tests/gateway/packets.rs"]
-#[allow(dead_code)]
-mod packets;
-
 use std::fs;
 use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
-use lab::{CONFIG, LAN, Lab, Net, WAN};
-use packets::{ACK, Pkt, SYN, SYN_ACK, echo_request, tcp, udp};
 use tandemgw_core::event::{Offload, Verdict};
 use tandemgw_core::flow::{Family, PortId};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN};
+use testkit::packets::{ACK, Pkt, SYN, SYN_ACK, echo_request, tcp, udp};
 
 /// Packets of a run.
 const PACKETS: usize = 1000;

@@ -1,24 +1,17 @@
 //! What metrics cost: a scrape with a million sessions, and what the event loop does for them each turn
 //! whether or not anybody scrapes: `cargo bench --bench scrape`.
 
-#[path = "../tests/gateway/lab.rs"]
-#[allow(dead_code)]
-mod lab;
-#[path = "../tests/gateway/packets.rs"]
-#[allow(dead_code)]
-mod packets;
-
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lab::{CONFIG, LAN, Lab, Net};
-use packets::udp;
 use tandemgw::os::{clock, process};
 use tandemgw_core::control::{PortIo, ShellView};
 use tandemgw_core::event::{Offload, Verdict};
 use tandemgw_core::flow::Family;
 use tandemgw_core::metrics::{Exposition, Histogram, View};
+use testkit::lab::{CONFIG, LAN, Lab, Net};
+use testkit::packets::udp;
 
 const SESSIONS: u32 = 1_000_000;
 const SCRAPES: u32 = 1000;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tandemgw_core::random::SplitMix64;
+
 use crate::lab::{Lab, bracketed};
 use crate::namespace::Namespace;
 use crate::process::{Process, wait_until};
@@ -185,16 +187,13 @@ pub fn family_number(address: &str) -> u8 {
     if address.contains(':') { 6 } else { 4 }
 }
 
-/// Bytes that do not repeat soon (xorshift64), the same at each run.
+/// Bytes that do not repeat soon, the same at each run.
 fn pseudo_random(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.flatten().take(length).collect()
+    let mut random = SplitMix64(1);
+    std::iter::repeat_with(|| random.next().to_le_bytes())
+        .flatten()
+        .take(length)
+        .collect()
 }
 
 /// One process, in the foreground, with all of its files in `dir`.

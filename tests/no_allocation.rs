@@ -1,20 +1,13 @@
 //! A packet of a session costs no allocation: neither time nor memory depends on the allocator's mood.
 
-#[path = "gateway/lab.rs"]
-#[allow(dead_code)]
-mod lab;
-#[path = "gateway/packets.rs"]
-#[allow(dead_code)]
-mod packets;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use tandemgw_core::event::{Offload, Verdict};
 use tandemgw_core::flow::PortId;
 
-use lab::{LAN, Lab, Net, WAN};
-use packets::{ACK, SYN, SYN_ACK, tcp, udp};
+use testkit::lab::{LAN, Lab, Net, WAN};
+use testkit::packets::{ACK, SYN, SYN_ACK, tcp, udp};
 
 struct Counting;
 

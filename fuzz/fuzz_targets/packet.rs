@@ -3,18 +3,12 @@
 //! The input is a list of steps: what to do, a length, and that many bytes.
 #![no_main]
 
-#[path = "../../tests/gateway/lab.rs"]
-#[allow(dead_code)]
-mod lab;
-#[path = "../../tests/gateway/packets.rs"]
-#[allow(dead_code)]
-mod packets;
 
 use std::time::Duration;
 
-use lab::{LAN, Lab, Net, PORTS, WAN};
+use testkit::lab::{LAN, Lab, Net, PORTS, WAN};
 use libfuzzer_sys::fuzz_target;
-use packets::{ACK, SYN, SYN_ACK, echo_request, fragments, icmp_error, tcp, udp};
+use testkit::packets::{ACK, SYN, SYN_ACK, echo_request, fragments, icmp_error, tcp, udp};
 use tandemgw::event::Offload;
 use tandemgw::flow::PortId;
 

@@ -5,8 +5,8 @@ use tandemgw_core::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
 use tandemgw_core::event::{DropReason, Offload, Verdict};
 use tandemgw_core::flow::PortId;
 
-use crate::lab::{CONFIG, LAN, Lab, Net, WAN, hex};
-use crate::packets::{Pkt, SYN, echo_request, fragments, tcp, udp};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, hex};
+use testkit::packets::{Pkt, SYN, echo_request, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
     partial_checksum: false,

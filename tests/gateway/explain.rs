@@ -6,8 +6,8 @@ use tandemgw_core::event::{DropReason, LinkState, Verdict};
 use tandemgw_core::flow::{GroupId, PortId};
 use tandemgw_core::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
 
-use crate::lab::{LAN, Lab, Net, WAN, link};
-use crate::packets::{Pkt, SYN, echo_request, tcp, udp};
+use testkit::lab::{LAN, Lab, Net, WAN, link};
+use testkit::packets::{Pkt, SYN, echo_request, tcp, udp};
 
 /// Explains a packet, then sends it: the same must come of it, and no counter may move before.
 #[track_caller]

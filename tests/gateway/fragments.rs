@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tandemgw_core::event::{DropReason, Offload, Output, Verdict};
 
-use crate::lab::{LAN, Lab, Net, Seen, WAN, hex};
-use crate::packets::{ACK, Pkt, SYN, SYN_ACK, fragment, fragments, tcp, udp};
+use testkit::lab::{LAN, Lab, Net, Seen, WAN, hex};
+use testkit::packets::{ACK, Pkt, SYN, SYN_ACK, fragment, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
     partial_checksum: false,

@@ -2,9 +2,9 @@
 
 use tandemgw_core::event::{DropReason, Offload, Verdict};
 
-use crate::lab::{DMZ, LAN, Lab, Net, WAN};
-use crate::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
-use crate::packets::{ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp};
+use testkit::lab::{DMZ, LAN, Lab, Net, WAN};
+use testkit::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
+use testkit::packets::{ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp};
 
 const KINDS: [ErrorCode; 3] = [PortUnreachable, TimeExceeded, TooBig(1400)];
 
@@ -136,7 +136,7 @@ fn what_is_not_passed_on() {
         let loopback = if net.host.is_v4() { "127.0.0.1" } else { "::1" };
         lab.drops(
             WAN,
-            &error.clone().src(crate::lab::ip(loopback)),
+            &error.clone().src(testkit::lab::ip(loopback)),
             DropReason::Martian,
         );
 

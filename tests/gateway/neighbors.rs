@@ -7,7 +7,7 @@ use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::gateway::Role;
 use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
 
-use crate::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link, mac};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link, mac};
 
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 9, 9];
 

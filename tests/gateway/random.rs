@@ -12,9 +12,10 @@ use tandemgw_core::event::{DropReason, LinkState, Offload, Output, RouteChange, 
 use tandemgw_core::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use tandemgw_core::gateway::{Explanation, Fate, Matched, Role, Scope};
 use tandemgw_core::packet::{self, Kind, Parsed, icmp_error as errors, neighbor};
+use tandemgw_core::random::SplitMix64;
 
-use crate::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
-use crate::packets::{
+use testkit::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
+use testkit::packets::{
     ACK, Body, ErrorCode, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, fragments, icmp_error,
     other, tcp, udp,
 };
@@ -73,29 +74,8 @@ fn run(seed: u64) {
     assert_eq!(world.lab.sessions(), 0, "all sessions end");
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
-}
-
 struct World {
-    random: Random,
+    random: SplitMix64,
     lab: Lab,
     primary: bool,
     /// Packets that were explained beforehand.
@@ -109,7 +89,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> World {
         World {
-            random: Random(seed),
+            random: SplitMix64(seed),
             lab: Lab::of(CONFIG),
             primary: true,
             explained: 0,

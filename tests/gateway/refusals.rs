@@ -5,9 +5,11 @@ use std::time::Duration;
 use tandemgw_core::event::{DropReason, LinkState, Offload, Output, Verdict};
 use tandemgw_core::flow::{Addr, Family};
 
-use crate::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link};
-use crate::packets::ErrorCode::{AdminProhibited, NoRoute, PortUnreachable, TooBig};
-use crate::packets::{ACK, Pkt, RST, SYN, SYN_ACK, echo_reply, echo_request, icmp_error, tcp, udp};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link};
+use testkit::packets::ErrorCode::{AdminProhibited, NoRoute, PortUnreachable, TooBig};
+use testkit::packets::{
+    ACK, Pkt, RST, SYN, SYN_ACK, echo_reply, echo_request, icmp_error, tcp, udp,
+};
 
 #[test]
 fn policies_drop_reject_or_do_not_match() {

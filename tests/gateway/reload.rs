@@ -7,8 +7,8 @@ use tandemgw_core::event::{DropReason, Output};
 use tandemgw_core::gateway::Reloaded;
 use tandemgw_core::time::Time;
 
-use crate::lab::{CONFIG, LAN, Lab, Net, WAN};
-use crate::packets::udp;
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN};
+use testkit::packets::udp;
 
 fn parse(text: &str) -> Config {
     config::parse(Path::new("test.toml"), text).unwrap().0
@@ -56,8 +56,8 @@ fn a_session_ends_with_its_forward_and_with_its_address() {
         let pooled = CONFIG.replace("nat = true", "nat-pool = \"pool\"") + POOL;
         let mut lab = Lab::of(&pooled);
         let address = match net.host.is_v4() {
-            true => crate::lab::ip("10.77.2.9"),
-            false => crate::lab::ip("fd77:2::9"),
+            true => testkit::lab::ip("10.77.2.9"),
+            false => testkit::lab::ip("fd77:2::9"),
         };
         let query = udp((net.host, 40000), (net.server, 53));
         let out = udp((address, 40000), (net.server, 53));

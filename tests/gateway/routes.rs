@@ -2,8 +2,8 @@
 
 use tandemgw_core::event::{DropReason, RouteChange, RouteTarget};
 
-use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, route, to_port};
-use crate::packets::udp;
+use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, route, to_port};
+use testkit::packets::udp;
 
 /// The network of the servers.
 fn servers(net: &Net) -> &'static str {

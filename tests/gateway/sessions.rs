@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tandemgw_core::event::{DropReason, Offload, Verdict};
 
-use crate::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
-use crate::packets::ErrorCode::PortUnreachable;
-use crate::packets::{
+use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
+use testkit::packets::ErrorCode::PortUnreachable;
+use testkit::packets::{
     ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_reply, echo_request, icmp_error, other, tcp, udp,
 };
 
@@ -174,7 +174,7 @@ fn an_echo_with_identifier_0_lets_nothing_else_in() {
         let back = echo_request((net.dmz_host, 0), net.host);
         lab.drops(DMZ, &back, DropReason::IcmpUnrelated);
         let message = if net.host.is_v4() { (13, 0) } else { (139, 0) };
-        let body = crate::packets::Body::Icmp {
+        let body = testkit::packets::Body::Icmp {
             code: message,
             word: 0,
             payload: vec![0; 12],

@@ -12,9 +12,9 @@ use tandemgw_core::packet::neighbor::{self, Neighbor};
 use tandemgw_core::packet::{self, Kind};
 use tandemgw_core::time::Time;
 
-use crate::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, vip};
 use crate::world::{Event, World};
+use testkit::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 
 /// A host on a segment.
 #[derive(Debug, Default)]

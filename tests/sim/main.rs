@@ -9,9 +9,6 @@
 mod checks;
 mod faults;
 mod hosts;
-#[path = "../gateway/packets.rs"]
-#[allow(dead_code, reason = "the other tests use the rest")]
-mod packets;
 mod reload;
 mod scenario;
 mod setup;

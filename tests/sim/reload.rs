@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use tandemgw_core::gateway::Role;
+use tandemgw_core::random::SplitMix64;
 
 use crate::checks::views;
-use crate::faults::{Faults, Random};
+use crate::faults::Faults;
 use crate::setup::{NAMES, Shape};
 use crate::world::World;
 
@@ -28,7 +29,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    fn any(random: &mut Random) -> Rules {
+    fn any(random: &mut SplitMix64) -> Rules {
         Rules {
             no_dns: random.chance(300),
             moved_forward: random.chance(200),
@@ -39,7 +40,7 @@ impl Rules {
     }
 
     /// Others that accept all sessions that these accept.
-    fn rewritten(self, random: &mut Random) -> Rules {
+    fn rewritten(self, random: &mut SplitMix64) -> Rules {
         Rules {
             pool: self.pool || random.chance(500),
             pooled: random.chance(500),

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tandemgw_core::flow::GroupId;
 use tandemgw_core::gateway::HandoverEnd;
+use tandemgw_core::random::SplitMix64;
 
-use crate::faults::{Faults, Random};
+use crate::faults::Faults;
 use crate::hosts::Stage;
 use crate::setup::{HOSTS, NAMES, Shape};
 use crate::world::World;
@@ -62,7 +63,7 @@ const FAILURE_KINDS: [Failure; 12] = [
 
 /// A whole run; gives the hash of its trace.
 pub fn run(seed: u64) -> u64 {
-    let mut random = Random(seed ^ 0x5eed);
+    let mut random = SplitMix64(seed ^ 0x5eed);
     let units = [2, 2, 3, 4][random.below(4)];
     let groups = 1 + random.below(2);
     let shape = Shape {
@@ -102,7 +103,7 @@ pub fn run(seed: u64) -> u64 {
 }
 
 /// Each kind of fault is left out of some runs, so that others come to the fore.
-fn some_of(random: &mut Random) -> Faults {
+fn some_of(random: &mut SplitMix64) -> Faults {
     let mut faults = Faults::ALL;
     let kinds = [
         &mut faults.heartbeat_loss,

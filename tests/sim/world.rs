@@ -8,9 +8,10 @@ use tandemgw_core::event::{LinkState, Offload, Output, RouteChange, Verdict};
 use tandemgw_core::flow::{Family, GroupId, LinkId, PeerId, PortId};
 use tandemgw_core::gateway::{Gateway, Role, Seed};
 use tandemgw_core::ha::Hint;
+use tandemgw_core::random::SplitMix64;
 use tandemgw_core::time::Time;
 
-use crate::faults::{Faults, Random};
+use crate::faults::Faults;
 use crate::hosts::{Flow, Host};
 use crate::reload::Rules;
 use crate::setup::{HOSTS, NAMES, Shape, peer_id, route, unit_mac, unit_of};
@@ -117,7 +118,7 @@ struct Outgoing {
 pub struct World {
     pub now: Time,
     pub shape: Shape,
-    pub random: Random,
+    pub random: SplitMix64,
     pub faults: Faults,
     pub units: Vec<Unit>,
     pub hosts: Vec<Vec<Host>>,
@@ -174,7 +175,7 @@ impl World {
         let mut world = World {
             now: Time::from_nanos(1_000_000_000),
             shape,
-            random: Random(seed),
+            random: SplitMix64(seed),
             faults,
             units: (0..shape.units).map(|_| unit()).collect(),
             hosts: (0..shape.ports()).map(|_| hosts()).collect(),

@@ -22,6 +22,7 @@
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`metrics`]: what a Prometheus server scrapes.
 //! - [`identity`]: the public key of a node.
+//! - [`random`]: reproducible numbers.
 //! - [`log_limit`]: how many log lines an event may write.
 //! - [`in_quotes`]: values of log lines.
 
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod nat;
 pub mod packet;
 pub mod policy;
+pub mod random;
 pub mod route;
 pub mod session;
 pub mod sync;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::random::SplitMix64;
 
 use super::tuning::Role;
 use super::{Counters, Event};
@@ -26,7 +27,7 @@ pub(super) struct Outbox {
     /// Stream bytes in `sync`.
     bytes: usize,
     pub(super) counters: Counters,
-    random: u64,
+    random: SplitMix64,
     last_log: Option<Instant>,
     /// After the goodbye nobody is dialled or accepted.
     pub(super) leaving: bool,
@@ -35,7 +36,7 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(seed: u64) -> Outbox {
         Outbox {
-            random: seed,
+            random: SplitMix64(seed),
             ..Outbox::default()
         }
     }
@@ -84,13 +85,9 @@ impl Outbox {
         MAX_EVENT_BYTES.saturating_sub(self.bytes)
     }
 
-    /// Between half of `full` and all of it (SplitMix64), so that units do not act in step.
+    /// Between half of `full` and all of it so that units do not act in step.
     pub(super) fn jitter(&mut self, full: Duration) -> Duration {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.random;
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let share = ((bits ^ bits >> 31) % 1024) as u32;
+        let share = self.random.below(1024) as u32;
         full / 2 + full / 2 * share / 1024
     }
 

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::random::SplitMix64;
+
 use super::tests::{HOLD, INTERVAL, PROBE_WAIT, config, ms};
 use super::*;
 
@@ -37,27 +39,6 @@ const ALL: Faults = Faults {
     commands: 200,
 };
 
-struct Random(u64);
-
-impl Random {
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn chance(&mut self, per_mille: u64) -> bool {
-        self.next() % 1000 < per_mille
-    }
-}
-
 struct Unit {
     ha: Option<Ha>,
     runs_from: Time,
@@ -77,7 +58,7 @@ enum Message {
 struct Cluster {
     now: Time,
     seed: u64,
-    random: Random,
+    random: SplitMix64,
     faults: Faults,
     units: Vec<Unit>,
     cut: Vec<Vec<bool>>,
@@ -108,7 +89,7 @@ impl Cluster {
         let mut cluster = Cluster {
             now: Time::from_nanos(1_000_000_000),
             seed,
-            random: Random(seed),
+            random: SplitMix64(seed),
             faults,
             units: Vec::new(),
             cut: vec![vec![false; units]; units],
@@ -285,7 +266,7 @@ impl Cluster {
                     term,
                 ];
                 for word in what {
-                    self.trace = Random(self.trace ^ word).next();
+                    self.trace = SplitMix64(self.trace ^ word).next();
                 }
             }
             _ => {}

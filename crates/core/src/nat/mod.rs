@@ -26,6 +26,7 @@ pub use pool::PoolId;
 
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
+use crate::random::SplitMix64;
 use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
 use forwards::Forwards;
 use mappings::{Endpoint, Mappings};
@@ -190,7 +191,7 @@ impl Nat {
                 .ok_or(NatExhausted);
         }
         let mut search = Search {
-            random: Random(random),
+            random: SplitMix64(random),
             attempts: MAX_ATTEMPTS,
         };
         for external in self.pools.addresses_for(pool, &key.src).take(MAX_ADDRESSES) {
@@ -405,7 +406,7 @@ impl Request<'_> {
 
 /// The search for a port, over the addresses of a pool.
 struct Search {
-    random: Random,
+    random: SplitMix64,
     /// Lookups that are left.
     attempts: u32,
 }
@@ -430,7 +431,7 @@ impl Search {
 
     /// A port that belongs to no mapping: the first one from a random place on.
     fn unowned_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
-        let start = self.random.port(first, last);
+        let start = random_port(&mut self.random, first, last);
         for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
             while let Some(port) = request
                 .external
@@ -454,12 +455,12 @@ impl Search {
     /// one after the other.
     fn distinct_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
         for _ in 0..RANDOM_ATTEMPTS {
-            let port = self.random.port(first, last);
+            let port = random_port(&mut self.random, first, last);
             if let Some(port) = self.try_port(request, port) {
                 return Some(port);
             }
         }
-        let start = self.random.port(first, last);
+        let start = random_port(&mut self.random, first, last);
         for port in (start..=last).chain(first..start) {
             if self.attempts == 0 {
                 return None;
@@ -477,23 +478,9 @@ impl Search {
     }
 }
 
-/// A stream of numbers out of one random number (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn port(&mut self, first: u16, last: u16) -> u16 {
-        let span = u64::from(last.saturating_sub(first)) + 1;
-        // Multiply and shift: the result is below `span`, hence at most `last - first`.
-        first + (((self.next() >> 32) * span) >> 32) as u16
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
+/// A port from `first` to `last`.
+fn random_port(random: &mut SplitMix64, first: u16, last: u16) -> u16 {
+    first + random.below(usize::from(last.saturating_sub(first)) + 1) as u16
 }
 
 #[cfg(test)]
@@ -576,7 +563,7 @@ mod tests {
         nat: Nat,
         table: Table,
         book: AddressBook,
-        random: Random,
+        random: SplitMix64,
     }
 
     impl Gateway {
@@ -588,7 +575,7 @@ mod tests {
                 table: Table::new(1024, &[2; 16], timeouts, 0),
                 book,
                 config,
-                random: Random(3),
+                random: SplitMix64(3),
             }
         }
 

@@ -8,23 +8,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::flow::{Addr, FlowKey, PolicyId, PortId};
 use crate::policy::Ruleset;
+use crate::random::SplitMix64;
 use crate::session::{SessionFlags, Timeouts, Tracker, tcp};
 use tcp::TcpState;
 
 const G: GroupId = GroupId(0);
 const NAMES: [&str; 3] = ["gw-a", "gw-b", "gw-c"];
-
-/// A small generator: what is random here must be the same again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
 
 fn config(units: usize, me: usize, extra: &str) -> Config {
     let ports = if me == 1 {
@@ -157,7 +146,7 @@ struct World {
     units: Vec<Unit>,
     /// By sender and receiver.
     pipes: BTreeMap<(usize, usize), VecDeque<u8>>,
-    random: Random,
+    random: SplitMix64,
     now: Time,
     epoch: u64,
 }
@@ -173,7 +162,7 @@ impl World {
                 .map(|me| Unit::new(units, me, me as u64 + 1, ""))
                 .collect(),
             pipes: BTreeMap::new(),
-            random: Random(seed | 1),
+            random: SplitMix64(seed | 1),
             now: Time::from_nanos(100_000_000_000),
             epoch: 100,
         };
@@ -304,7 +293,7 @@ impl World {
     /// Something happens at the primary.
     fn act(&mut self, unit: usize) {
         let ids = self.units[unit].ids();
-        let pick = self.random.below(ids.len().max(1) as u64) as usize;
+        let pick = self.random.below(ids.len());
         match (self.random.below(6), ids.get(pick)) {
             (0..3, _) | (_, None) => self.open(unit),
             (3, Some(id)) => self.units[unit].close(*id),
@@ -353,7 +342,7 @@ proptest! {
         let mut term = 1;
         world.units[0].sync.set_sending(G, Some(term));
         for _ in 0..300 {
-            let (a, b) = (world.random.below(units as u64), world.random.below(units as u64));
+            let (a, b) = (world.random.below(units), world.random.below(units));
             let (a, b) = (a as usize, b as usize);
             match world.random.below(40) {
                 0 if a != b => world.disconnect(a, b),
@@ -366,7 +355,7 @@ proptest! {
                     world.units[a].sync.set_sending(G, Some(term));
                     primary = a;
                 }
-                4 => world.now = world.now + Duration::from_secs(world.random.below(90)),
+                4 => world.now = world.now + Duration::from_secs(world.random.below(90) as u64),
                 5..25 => world.act(primary),
                 _ => world.churn(),
             }
@@ -411,7 +400,7 @@ proptest! {
         let before = world.units[0].view();
         let damages = world.random.below(4);
         for _ in 0..damages {
-            let at = world.random.below(good.len().max(1) as u64) as usize;
+            let at = world.random.below(good.len());
             if let Some(byte) = good.get_mut(at) {
                 *byte = seed as u8;
             }

@@ -1,8 +1,6 @@
 //! A gateway with its network: each step names the verdict, the bytes, the outputs and every counter
 //! that moves. Any other counter that moves fails the step.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;

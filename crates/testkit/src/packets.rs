@@ -1,8 +1,6 @@
 //! Packets described by what they mean, and built by etherparse: so that what the gateway made of one
 //! can be compared, byte for byte, with what it should have made.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder,
     TcpHeader, TcpOptionElement,

@@ -1,0 +1,9 @@
+//! What tests, benches and the simulator share.
+//!
+//! - [`lab`]: a gateway's core with its network; each step names every counter that moves.
+//! - [`packets`]: packets described by what they mean, built by etherparse.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+pub mod lab;
+pub mod packets;
