@@ -3,15 +3,6 @@
 //!
 //! `cargo bench --bench overhead`; root, or in `unshare -rn`.
 
-#[path = "datapath/lab.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod lab;
-#[path = "common/namespace.rs"]
-mod namespace;
-#[path = "datapath/traffic.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod traffic;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -21,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use lab::{Kind, Lab, Launch, SERVER};
-use namespace::Result;
+use testkit::system::datapath::{Kind, Lab, Launch, SERVER};
+use testkit::system::worker::Result;
 
 /// Traffic: packets that come together, packets a second (slow enough for valgrind, so that those that
 /// come together are one turn of the loop), packets of a short and of a long run, whose difference is
@@ -42,7 +33,7 @@ fn tandemgw() -> PathBuf {
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
-        Some("worker") => traffic::Worker::parse_from(arguments).run(),
+        Some("worker") => testkit::system::traffic::Worker::parse_from(arguments).run(),
         _ => drive(),
     };
     match result {
@@ -124,7 +115,7 @@ fn run(
             "--tool=callgrind".to_owned(),
             format!("--callgrind-out-file={}", out.display()),
         ],
-        ..Launch::default()
+        ..Launch::of(&tandemgw())
     };
     if on {
         launch.config = METRICS;
@@ -134,7 +125,7 @@ fn run(
         ];
     }
     let lab = Lab::launched(Kind::Tandemgw, false, folder, &launch)?;
-    let mac = lab.gateway.mac("lan")?;
+    let mac = lab.gateway.mac_text("lan");
     let [count, batch, rate] = [packets, batch, rate].map(|number| number.to_string());
     let server = SERVER.to_string();
     let arguments = [
@@ -153,7 +144,7 @@ fn run(
     ];
     lab.client.worker(&arguments, None)?.line()?;
     for _ in 0..questions {
-        lab.gateway.inside(scrape)??;
+        lab.gateway.inside(scrape)?;
         ask(&folder.join("control.sock"))?;
     }
     let pid = lab.pid().ok_or("no process")?;

@@ -3,13 +3,10 @@
 //! Two transports in one thread over the loopback interface, so that the figures hold both ends.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/transport/net.rs"]
-mod net;
-
 use std::time::{Duration, Instant};
 
-use net::{LINK, Net, PEER, Pair};
 use tandemgw::os::quic::Event;
+use testkit::system::transport::{LINK, Net, PEER, Pair};
 
 const SOON: Duration = Duration::from_secs(5);
 

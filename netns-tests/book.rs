@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::namespace::Namespace;
-use crate::process::{Finished, Process};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Finished, Process};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const TMPDIR: &str = env!("CARGO_TARGET_TMPDIR");

@@ -7,8 +7,8 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::namespace::Namespace;
-use crate::process::{PATIENCE, Process};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{PATIENCE, Process};
 
 /// A running capture.
 ///

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::lab::Lab;
 use crate::pair::Pair;
-use crate::process::Finished;
+use testkit::system::process::Finished;
 
 /// Runs `status` with that socket; the exit code must be `code`, and stderr one line, which is given.
 #[track_caller]

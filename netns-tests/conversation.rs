@@ -9,9 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, SERVER, bracketed};
-use crate::namespace::Namespace;
-use crate::process::{Process, wait_until};
 use crate::services::family_number;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Process, wait_until};
 
 const TCP_PORT: u16 = 7100;
 const UDP_PORT: u16 = 7101;

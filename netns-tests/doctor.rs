@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 /// What is broken and repaired, and what is then said: check, result, parts of what was found and of the
 /// remedy.

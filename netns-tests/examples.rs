@@ -9,11 +9,11 @@ use tandemgw_core::config::{Port, parse};
 
 use crate::conversation::{Conversation, Conversations, line_server};
 use crate::lab::{LAN1, Lab, SERVER, assign, bracketed, make_bridge, plug};
-use crate::namespace::Namespace;
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::{Http, whoami};
 use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 /// Gives both units the configs `configs/NAME-a.toml` and `-b.toml`, with each other's real keys.
 #[track_caller]

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER, bracketed};
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::Http;
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 /// `tandemgw explain --json`
 #[track_caller]

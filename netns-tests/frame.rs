@@ -6,8 +6,8 @@ use std::process::Stdio;
 
 use etherparse::PacketBuilder;
 
-use crate::namespace::Namespace;
-use crate::process::{PATIENCE, Process};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{PATIENCE, Process};
 
 /// Where the IP header starts in a frame.
 pub const IP: usize = 14;

@@ -2,9 +2,9 @@
 
 use crate::lab::{SERVER, bracketed};
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::{Http, whoami};
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 fn counter(unit: &Unit, name: &str) -> u64 {
     let status = unit.status();

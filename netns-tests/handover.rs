@@ -3,8 +3,8 @@
 use crate::conversation::{Conversations, Streams};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::{Pair, set_port};
-use crate::process::wait_until;
 use crate::services::Http;
+use testkit::system::process::wait_until;
 
 #[test]
 fn failover_loses_nothing() {

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::pair::Pair;
-use crate::process::{Process, wait_until};
 use crate::service::open_sessions;
 use crate::unit::Unit;
+use testkit::system::process::{Process, wait_until};
 
 /// The control socket, as it is reached from outside of the unit's namespace.
 fn socket_of(unit: &Unit) -> PathBuf {

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::namespace::Namespace;
-use crate::process::wait_until;
 use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 /// Addresses of the first LAN host, of either family.
 pub const LAN1: [&str; 2] = ["10.77.1.100", "fd77:1::100"];

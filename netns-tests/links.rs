@@ -4,9 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::lab::{FAR, LAN_GATEWAY, Lab, SERVER, bracketed, switch_port};
-use crate::namespace::Namespace;
-use crate::process::wait_until;
 use crate::services::{Http, whoami};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 const OUTAGE: Duration = Duration::from_millis(700);
 

@@ -11,9 +11,7 @@ mod capture;
 mod conversation;
 mod frame;
 mod lab;
-mod namespace;
 mod pair;
-mod process;
 mod services;
 mod unit;
 

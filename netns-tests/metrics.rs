@@ -9,10 +9,10 @@ use tandemgw_core::event::DropReason;
 use tandemgw_core::metrics::catalog;
 
 use crate::lab::{LAN1, Lab, SERVER};
-use crate::namespace::Namespace;
 use crate::pair::Pair;
-use crate::process::{PATIENCE, Process, wait_until};
 use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{PATIENCE, Process, wait_until};
 
 const ADDRESS: &str = "127.0.0.1:10747";
 /// The same as bash opens it.

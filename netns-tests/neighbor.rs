@@ -2,7 +2,7 @@
 
 use crate::capture::Capture;
 use crate::lab::{LAN_GATEWAY, Lab, WAN_GATEWAY};
-use crate::process::wait_until;
+use testkit::system::process::wait_until;
 
 fn text(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")

@@ -14,9 +14,9 @@
 use serde_json::Value;
 
 use crate::lab::{Lab, assign, make_bridge, plug, switch_port, wait_for_local_routes};
-use crate::namespace::Namespace;
-use crate::process::wait_until;
 use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 /// What a test may change before the start: `[ha]` without its links and peers. The hold time is long
 /// enough for a busy machine; no test depends on how long a takeover takes.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
-use crate::process::{Finished, PATIENCE, Process, wait_until};
 use crate::services::{self, Http, family_number, whoami};
 use crate::unit::Unit;
+use testkit::system::process::{Finished, PATIENCE, Process, wait_until};
 
 /// A capture that runs, into a file.
 struct Running {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::conversation::Conversations;
 use crate::lab::switch_port;
-use crate::namespace::Namespace;
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 /// Starts a pair whose units have nothing to do with each other, and checks that they keep apart.
 fn stays_apart(pair: &mut Pair) {

@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::conversation::{Conversation, Conversations, Streams, line_server};
 use crate::lab::{LAN1, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::{Http, udp_echo, udp_echoes, whoami};
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 const POOL: &str = r#"
 [[nat-pool]]

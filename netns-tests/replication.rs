@@ -10,9 +10,9 @@ use crate::conversation::Conversations;
 use crate::frame::{Ends, FrameSocket};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::{Http, family_number, udp_echo, udp_echoes, whoami};
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 /// Opens a session of each protocol and family.
 fn open_all_kinds(pair: &Pair) {

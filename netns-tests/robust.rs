@@ -97,7 +97,7 @@ fn half_open_sessions_of_one_source_are_limited() {
     ends.ip.1 = [10, 77, 2, 200];
     let mut ports = 1024..=u16::MAX;
     // A busy machine loses some.
-    crate::process::wait_until("the limit is reached", || {
+    testkit::system::process::wait_until("the limit is reached", || {
         for port in ports.by_ref().take(700) {
             ends.port.0 = port;
             socket.send(&ends.syn());
@@ -433,7 +433,7 @@ fn malformed_packets_are_counted_by_reason() {
         let before = expected.map(|(_, reason)| (reason, lab.unit.dropped(reason)));
         socket.send(&frame);
         if let Some((reason, before)) = before {
-            crate::process::wait_until(&format!("{what}: {reason}"), || {
+            testkit::system::process::wait_until(&format!("{what}: {reason}"), || {
                 lab.unit.dropped(reason) > before
             });
             counted += 1;
@@ -476,7 +476,9 @@ fn spoofed_source_of_the_other_port_is_dropped() {
     let socket = FrameSocket::open(&lab.lan2, "eth0");
     socket.send(&ends.udp(b"x"));
     socket.finish();
-    crate::process::wait_until("it is counted", || lab.unit.dropped("spoofed-source") > 0);
+    testkit::system::process::wait_until("it is counted", || {
+        lab.unit.dropped("spoofed-source") > 0
+    });
     leaks.assert_empty();
 }
 

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{Ends, FrameSocket};
 use crate::lab::{Lab, SERVER};
-use crate::namespace::is_root_of_the_machine;
 use crate::pair::Pair;
-use crate::process::{PATIENCE, wait_until};
+use testkit::system::namespace::is_root_of_the_machine;
+use testkit::system::process::{PATIENCE, wait_until};
 
 const UNIT_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/tandemgw@.service");
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tandemgw_core::random::SplitMix64;
 
 use crate::lab::{Lab, bracketed};
-use crate::namespace::Namespace;
-use crate::process::{Process, wait_until};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Process, wait_until};
 
 /// nginx on ports 80 of both families: `/whoami` answers with the client's address as the server sees
 /// it, `/big` is a file, `/slow` the same file at 2 MB/s.

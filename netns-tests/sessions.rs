@@ -3,9 +3,9 @@
 use crate::conversation::Conversations;
 use crate::lab::{Lab, SERVER};
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::{udp_echo, udp_echoes};
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 fn count(unit: &Unit, filter: &str) -> usize {
     unit.sessions(filter).len()

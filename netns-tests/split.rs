@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::conversation::Conversations;
 use crate::pair::{Pair, set_port};
-use crate::process::wait_until;
+use testkit::system::process::wait_until;
 
 /// Some hold times.
 const MOMENT: Duration = Duration::from_secs(2);

@@ -3,10 +3,10 @@
 use crate::capture::Capture;
 use crate::conversation::{Conversations, Streams};
 use crate::lab::{LAN_GATEWAY, SERVER, bracketed};
-use crate::namespace::Namespace;
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::services::Http;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::wait_until;
 
 /// What a unit sends by an interface, except what its kernel says for itself.
 fn traffic_of(unit: &Namespace, interface: &str) -> String {

@@ -10,8 +10,8 @@ use std::thread;
 
 use crate::lab::Lab;
 use crate::pair::Pair;
-use crate::process::wait_until;
 use crate::unit::Unit;
+use testkit::system::process::wait_until;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::namespace::Namespace;
-use crate::process::{Finished, PATIENCE, Process, wait_until};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Finished, PATIENCE, Process, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use crate::conversation::{Conversations, Streams};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::Pair;
-use crate::process::{PATIENCE, Process, wait_until};
 use crate::services::Http;
 use crate::unit::Unit;
+use testkit::system::process::{PATIENCE, Process, wait_until};
 
 /// What docs/upgrade.md has for a unit that could take over without loss.
 const READY: &str = ".[0] | any(.peers[]?; .connected and .digest_equal) and all(.groups[]; .ready and (.degraded | not))";

@@ -16,19 +16,14 @@
 //!   the same number, in the first namespace: they are the same for all namespaces.
 //! - Tables begin empty, so the cost of their growth is in it. Sessions end after the measurement.
 
-mod lab;
-#[path = "../common/namespace.rs"]
-mod namespace;
-mod traffic;
-
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use lab::{Kind, Lab, SENDER_CPU, SERVER};
-use namespace::Result;
+use testkit::system::datapath::{Kind, Lab, SENDER_CPU, SERVER};
+use testkit::system::worker::Result;
 
 #[derive(Parser)]
 struct Options {
@@ -94,11 +89,11 @@ pub fn tandemgw() -> PathBuf {
 }
 
 fn main() -> ExitCode {
-    namespace::prefer_this_process();
+    testkit::system::worker::prefer_this_process();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
-        Some("worker") => traffic::Worker::parse_from(arguments).run(),
+        Some("worker") => testkit::system::traffic::Worker::parse_from(arguments).run(),
         _ => drive(&Options::parse()),
     };
     match result {
@@ -148,7 +143,7 @@ fn measure_all(options: &Options, folder: &Path) -> Result<()> {
 }
 
 fn measure(what: What, kind: Kind, options: &Options, folder: &Path) -> Result<Sample> {
-    let lab = Lab::new(kind, what != What::Tcp, folder)?;
+    let lab = Lab::new(kind, what != What::Tcp, folder, &tandemgw())?;
     match what {
         What::Tcp => tcp(&lab, options.seconds),
         What::Udp => udp(&lab, options),
@@ -173,7 +168,7 @@ fn udp(lab: &Lab, options: &Options) -> Result<Sample> {
     let to = SERVER.to_string();
     let mut echo = lab.server.worker(&["udp-echo", &to], None)?;
     echo.line()?;
-    let mac = lab.gateway.mac("lan")?;
+    let mac = lab.gateway.mac_text("lan");
     let flows = options.flows.to_string();
     let blast = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
 
@@ -197,11 +192,11 @@ fn establish(lab: &Lab, blast: &[&str], flows: u64) -> Result<()> {
     let hello = ["--hello", "--packets", &packets, "--rate", "20000"];
     let mut answers = 0;
     for _ in 0..ROUNDS {
-        let before = lab.client.received("eth0")?;
+        let before = lab.client.received("eth0").ok_or("no such interface")?;
         let mut greeting = lab.client.worker(&[blast, &hello].concat(), None)?;
         greeting.line()?;
         std::thread::sleep(Duration::from_millis(200));
-        answers = lab.client.received("eth0")? - before;
+        answers = lab.client.received("eth0").ok_or("no such interface")? - before;
         if answers * 100 >= flows * 99 {
             return Ok(());
         }
@@ -214,18 +209,22 @@ fn new_sessions(lab: &Lab, options: &Options) -> Result<Sample> {
     let to = SERVER.to_string();
     let mut echo = lab.server.worker(&["udp-echo", &to], None)?;
     echo.line()?;
-    let mac = lab.gateway.mac("lan")?;
+    let mac = lab.gateway.mac_text("lan");
     let flows = u64::MAX.to_string();
     let arguments = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
-    let before = lab.server.received("eth0")?;
+    let before = lab.server.received("eth0").ok_or("no such interface")?;
     let mut sender = lab.client.worker(&arguments, Some(SENDER_CPU))?;
-    while lab.server.received("eth0")? - before < 1000 && sender.runs()? {}
+    while lab.server.received("eth0").ok_or("no such interface")? - before < 1000
+        && sender.runs()?
+    {}
     let meter = Meter::start(lab)?;
-    while lab.server.received("eth0")? - before < options.sessions && sender.runs()? {
+    while lab.server.received("eth0").ok_or("no such interface")? - before < options.sessions
+        && sender.runs()?
+    {
         std::thread::sleep(Duration::from_millis(5));
     }
     let sample = meter.stop(lab)?;
-    let arrived = lab.server.received("eth0")? - before;
+    let arrived = lab.server.received("eth0").ok_or("no such interface")? - before;
     if let Some(held) = lab.sessions()?
         && held * 100 < arrived * 99
     {
@@ -244,10 +243,10 @@ struct Meter {
 
 impl Meter {
     fn start(lab: &Lab) -> Result<Meter> {
-        let client = lab.client.received("eth0")?;
+        let client = lab.client.received("eth0").ok_or("no such interface")?;
         let cpu = lab.cpu_time()?;
         // These two make the rate, so nothing may come between them.
-        let server = lab.server.received("eth0")?;
+        let server = lab.server.received("eth0").ok_or("no such interface")?;
         let start = Instant::now();
         Ok(Meter {
             start,

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::namespace::{Namespace, Result, Worker};
+use testkit::system::namespace::Namespace;
+use testkit::system::worker::{Result, Worker};
 
 /// Writes what a unit needs, and sets up its kernel.
 pub fn configure(namespace: &Namespace, name: &str, folder: &Path) -> Result<()> {
-    namespace.sysctl("ipv4/ip_forward", "1")?;
-    namespace.sysctl("ipv4/conf/all/rp_filter", "0")?;
+    namespace.sysctl("ipv4/ip_forward", "1");
+    namespace.sysctl("ipv4/conf/all/rp_filter", "0");
     namespace.nft(
         "table ip nat {
            chain post {
@@ -20,7 +21,7 @@ pub fn configure(namespace: &Namespace, name: &str, folder: &Path) -> Result<()>
          }",
     )?;
     // What a unit takes up in its middle it has not seen the windows of.
-    namespace.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1")?;
+    namespace.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
     let path = |file: &str| folder.join(format!("{name}-{file}"));
     let at = folder.join(format!("{name}-"));
     let at = at.display().to_string();
@@ -139,7 +140,7 @@ pub fn start(namespace: &Namespace, name: &str, folder: &Path) -> Result<Vec<Wor
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
             .stdout(log);
-        namespace.spawn(command, None)
+        namespace.start(command, None)
     };
     let mut command = Command::new("conntrackd");
     let conntrackd = run(
@@ -161,7 +162,7 @@ pub fn start(namespace: &Namespace, name: &str, folder: &Path) -> Result<Vec<Wor
 pub fn is_master(namespace: &Namespace) -> Result<bool> {
     let mut command = Command::new("ip");
     command.args(["-o", "-4", "addr", "show"]);
-    let output = namespace.enter(&mut command, None).output()?;
+    let output = namespace.enter_on(&mut command, None).output()?;
     let text = String::from_utf8(output.stdout)?;
     Ok(["10.77.1.1/", "10.77.2.1/"]
         .iter()
@@ -174,7 +175,7 @@ pub fn external(namespace: &Namespace, name: &str, folder: &Path) -> Result<u64>
     command
         .arg("-C")
         .arg(folder.join(format!("{name}-conntrackd.conf")));
-    let output = namespace.enter(command.arg("-s"), None).output()?;
+    let output = namespace.enter_on(command.arg("-s"), None).output()?;
     let text = String::from_utf8(output.stdout)?;
     let (_, rest) = text
         .split_once("cache external:")
@@ -188,7 +189,7 @@ pub fn external(namespace: &Namespace, name: &str, folder: &Path) -> Result<u64>
 /// Sessions that the unit's kernel has.
 pub fn tracked(namespace: &Namespace) -> Result<u64> {
     let path = "/proc/sys/net/netfilter/nf_conntrack_count";
-    let text = namespace.inside(|| std::fs::read_to_string(path))??;
+    let text = namespace.inside(|| std::fs::read_to_string(path))?;
     Ok(text.trim().parse()?)
 }
 

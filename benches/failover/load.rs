@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::namespace::Result;
 use crate::pair::{Kind, Pair, SERVER, Settings};
 use crate::takeover::echo_while;
 use crate::workers::monotonic;
 use crate::{Figure, Options, Target};
+use testkit::system::worker::Result;
 
 /// Sessions of one measurement of the rate: the kernel's table holds not many more.
 const SESSIONS: u64 = 200_000;
@@ -73,7 +73,7 @@ fn replicate(kind: Kind, ha: bool, folder: &Path) -> Result<Run> {
         },
         folder,
     )?;
-    let mac = pair.units[0].namespace.mac("eth0")?;
+    let mac = pair.units[0].namespace.mac_text("eth0");
     let sessions = SESSIONS.to_string();
     let blast = [
         "udp-blast",
@@ -201,7 +201,7 @@ pub fn snapshot(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
 
 /// Has the first unit hold `count` sessions.
 fn fill(pair: &Pair, count: u64) -> Result<()> {
-    let mac = pair.units[0].namespace.mac("eth0")?;
+    let mac = pair.units[0].namespace.mac_text("eth0");
     let count_text = count.to_string();
     // On a busy machine packets are lost.
     for _ in 0..10 {

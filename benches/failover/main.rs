@@ -7,13 +7,8 @@
 
 mod keepalived;
 mod load;
-#[path = "../common/namespace.rs"]
-mod namespace;
 mod pair;
 mod takeover;
-#[path = "../datapath/traffic.rs"]
-#[allow(dead_code, reason = "datapath uses the rest")]
-mod traffic;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -21,8 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use namespace::Result;
 use pair::{Event, Kind};
+use testkit::system::worker::Result;
 
 #[derive(Parser)]
 struct Options {

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::keepalived;
-use crate::namespace::{Namespace, Result, Worker};
-use crate::traffic::{FIRST_SOURCE, SOURCES};
+use testkit::system::namespace::Namespace;
+use testkit::system::traffic::{FIRST_SOURCE, SOURCES};
+use testkit::system::worker::{Result, Worker};
 
 /// The address of the server.
 pub const SERVER: &str = "10.77.2.100";
@@ -103,8 +104,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Pair {
     /// Builds it anew, and waits until the pair is one.
     pub fn new(settings: Settings, folder: &Path) -> Result<Pair> {
-        let switch = Namespace::new()?;
-        let (client, server) = (Namespace::new()?, Namespace::new()?);
+        let switch = Namespace::first("switch");
+        let (client, server) = (Namespace::first("client"), Namespace::first("server"));
         let units = [Unit::new()?, Unit::new()?];
         connect(&switch, &client, &server, &units)?;
         let _ = std::fs::remove_dir_all(folder);
@@ -146,7 +147,7 @@ impl Pair {
                 let level = std::env::var("RUST_LOG").unwrap_or("info".into());
                 command.env("RUST_LOG", level).stdout(Stdio::null());
                 command.stderr(log);
-                vec![namespace.spawn(&mut command, None)?]
+                vec![namespace.start(&mut command, None)?]
             }
         };
         self.units[unit].processes = processes;
@@ -314,10 +315,10 @@ impl Drop for Pair {
 
 impl Unit {
     fn new() -> Result<Unit> {
-        let namespace = Namespace::new()?;
+        let namespace = Namespace::first("unit");
         let mut command = Command::new("ip");
         command.args(["-batch", "-"]).stdin(Stdio::piped());
-        let switch = namespace.spawn(&mut command, None)?;
+        let switch = namespace.start(&mut command, None)?;
         Ok(Unit {
             switch,
             namespace,
@@ -358,7 +359,7 @@ fn connect(
     units: &[Unit; 2],
 ) -> Result<()> {
     for bridge in ["lan", "wan"] {
-        switch.ip(&format!(
+        switch.ip_batch(&format!(
             "link add {bridge} type bridge mcast_snooping 0
              link set {bridge} up"
         ))?;
@@ -373,23 +374,23 @@ fn connect(
         (server, "eth0", "wan", "wan-s"),
     ];
     for (host, interface, bridge, port) in cables {
-        switch.ip(&format!(
+        switch.ip_batch(&format!(
             "link add {port} type veth peer name {interface} netns {}
              link set {port} master {bridge}
              link set {port} up",
             host.path()
         ))?;
-        host.ip(&format!("link set lo up\nlink set {interface} up"))?;
+        host.ip_batch(&format!("link set lo up\nlink set {interface} up"))?;
     }
     // The kernel tells at once that a cable is out, unless it told of any other link of the machine within
     // the last second (linkwatch); other namespaces are no part of this machine. If both ends of a veth
     // have different numbers it always tells at once.
-    a.ip(&format!(
+    a.ip_batch(&format!(
         "link add sync0 index 40 type veth peer name sync0 netns {}",
         b.path()
     ))?;
     for (unit, host) in [(a, 2), (b, 3)] {
-        unit.ip(&format!(
+        unit.ip_batch(&format!(
             "link set sync0 up
              addr add 10.77.9.{sync}/24 dev sync0
              addr add 10.77.1.{host}/24 dev eth0
@@ -397,11 +398,13 @@ fn connect(
             sync = host - 1,
         ))?;
     }
-    client.ip("addr add 10.77.1.100/24 dev eth0
+    client.ip_batch(
+        "addr add 10.77.1.100/24 dev eth0
          addr add 10.77.1.101/24 dev eth0
-         route add default via 10.77.1.1")?;
-    server.ip("addr add 10.77.2.100/24 dev eth0")?;
-    let mac = client.mac("eth0")?;
+         route add default via 10.77.1.1",
+    )?;
+    server.ip_batch("addr add 10.77.2.100/24 dev eth0")?;
+    let mac = client.mac_text("eth0");
     // Those that the raw frames come from.
     let sources = (0..SOURCES).map(|n| std::net::Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));
     let neighbours: String = sources
@@ -409,11 +412,11 @@ fn connect(
         .collect();
     units
         .iter()
-        .try_for_each(|unit| unit.namespace.ip(&neighbours))?;
+        .try_for_each(|unit| unit.namespace.ip_batch(&neighbours))?;
     // Whoever forwards a packet to the server pays for its reception as well: it must be cheap.
     let (first, last) = (
-        crate::traffic::FIRST_PORT,
-        crate::traffic::FIRST_PORT + crate::traffic::PORTS - 1,
+        testkit::system::traffic::FIRST_PORT,
+        testkit::system::traffic::FIRST_PORT + testkit::system::traffic::PORTS - 1,
     );
     server.nft(&format!(
         "table netdev sink {{

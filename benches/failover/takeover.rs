@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::namespace::Result;
 use crate::pair::{CLIENTS, Event, Kind, Pair, SERVER, Settings};
 use crate::workers::monotonic;
 use crate::{Figure, Options, Target};
+use testkit::system::worker::Result;
 
 /// The port of the echo servers.
 const PORT: u16 = 7;

@@ -11,8 +11,8 @@ use mio::{Events, Interest, Poll, Token};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::namespace::Result;
-use crate::traffic;
+use testkit::system::traffic;
+use testkit::system::worker::Result;
 
 /// A worker; prints a line of JSON at its end.
 #[derive(Parser)]

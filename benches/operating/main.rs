@@ -3,14 +3,6 @@
 //!
 //! `cargo bench --bench operating`; root, or in `unshare -rn`.
 
-#[path = "../datapath/lab.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod lab;
-#[path = "../common/namespace.rs"]
-mod namespace;
-#[path = "../datapath/traffic.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod traffic;
 mod turns;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use lab::{Kind, Lab, SERVER};
-use namespace::Result;
-use traffic::{FIRST_PORT, HELLO};
+use testkit::system::datapath::{Kind, Lab, SERVER};
+use testkit::system::traffic::{FIRST_PORT, HELLO};
+use testkit::system::worker::Result;
 
 // What a full table touches depends on it.
 #[global_allocator]
@@ -49,10 +41,10 @@ fn tandemgw() -> PathBuf {
 }
 
 fn main() -> ExitCode {
-    namespace::prefer_this_process();
+    testkit::system::worker::prefer_this_process();
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
-        Some("worker") => traffic::Worker::parse_from(arguments).run(),
+        Some("worker") => testkit::system::traffic::Worker::parse_from(arguments).run(),
         _ => drive(),
     };
     match result {
@@ -75,7 +67,7 @@ fn drive() -> Result<()> {
 fn measure(folder: &Path) -> Result<()> {
     println!("{:<52} {:>10} {:>10}  met", "what", "result", "wanted");
     turns::measure(folder)?;
-    let lab = Lab::new(Kind::Tandemgw, false, folder)?;
+    let lab = Lab::new(Kind::Tandemgw, false, folder, &tandemgw())?;
     let bench = Bench {
         pid: lab.pid().ok_or("no process")?,
         socket: folder.join("control.sock"),
@@ -139,7 +131,7 @@ impl Best {
 
 impl Bench {
     fn fill(&self) -> Result<()> {
-        let mac = self.lab.gateway.mac("lan")?;
+        let mac = self.lab.gateway.mac_text("lan");
         let (sessions, server) = (SESSIONS.to_string(), SERVER.to_string());
         for _ in 0..20 {
             let arguments = [
@@ -313,7 +305,7 @@ impl Bench {
         let socket = self
             .lab
             .client
-            .inside(|| UdpSocket::bind("10.77.1.100:0"))??;
+            .inside(|| UdpSocket::bind("10.77.1.100:0"))?;
         socket.connect((SERVER, FIRST_PORT))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -373,7 +365,7 @@ fn make_real_time(pid: u32) {
     unsafe { libc::sched_setscheduler(pid as libc::pid_t, libc::SCHED_FIFO, &parameters) };
 }
 
-/// Undoes [`namespace::prefer_this_process`] between fork and exec.
+/// Undoes [`testkit::system::worker::prefer_this_process`] between fork and exec.
 fn ordinary_priority() -> std::io::Result<()> {
     // SAFETY: plain system calls with constant strings, the lengths of which are right; a bad
     // descriptor is only refused.

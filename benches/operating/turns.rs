@@ -17,8 +17,8 @@ use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
 use tandemgw_core::gateway::{Gateway, Seed};
 use tandemgw_core::packet::build::opening_packet;
 
-use crate::namespace::Result;
 use crate::show;
+use testkit::system::worker::Result;
 
 const CONFIG: &str = r#"
 [node]

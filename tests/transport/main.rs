@@ -1,15 +1,15 @@
 //! The connections between units, over the loopback interface.
 #![allow(clippy::unwrap_used)]
 
-mod net;
+use testkit::system::transport as net;
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use net::{LINK, Net, PEER, Pair};
 use tandemgw::node_key::NodeKey;
 use tandemgw::os::quic::{DownReason, Event, SendError, Transport};
 use tandemgw_core::flow::PeerId;
+use testkit::system::transport::{LINK, Net, PEER, Pair};
 
 const SOON: Duration = Duration::from_secs(3);
 

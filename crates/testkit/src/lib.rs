@@ -2,8 +2,11 @@
 //!
 //! - [`lab`]: a gateway's core with its network; each step names every counter that moves.
 //! - [`packets`]: packets described by what they mean, built by etherparse.
+//! - [`system`] (feature `system`): network namespaces, and processes in them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod lab;
 pub mod packets;
+#[cfg(feature = "system")]
+pub mod system;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tandemgw_core::config::{Config, Ha, Nat, Severity, parse, render};
 
-#[path = "configs/wrong.rs"]
 mod wrong;
 use wrong::{BASE, BASE_HA, HA, WRONG};
 

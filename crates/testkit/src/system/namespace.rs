@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::process::{Finished, Process};
+use super::process::{Finished, Process};
 
 /// What the holder runs: `/run` becomes private, IPv6 addresses are usable at once, and settings that
 /// new namespaces copy from the machine are as the kernel's defaults have them. Then it waits for the
@@ -56,6 +56,39 @@ impl Namespace {
         Namespace::hold(name, command)
     }
 
+    /// A path that names it for `ip`.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.holder.id())
+    }
+
+    /// Runs `function` in a thread that is in the namespace.
+    ///
+    /// # Panics
+    /// If the thread can't enter it, or `function` panics.
+    pub fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
+        let fd = self.pidfd.as_raw_fd();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                // SAFETY: plain system call without pointers; it affects this thread only.
+                let entered = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
+                assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
+                function()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Packets that `interface` has received; `None` if there is no such interface.
+    pub fn received(&self, interface: &str) -> Option<u64> {
+        let table = self.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+        let table = table.expect("/proc is readable");
+        let mut lines = table.lines().filter_map(|line| line.split_once(':'));
+        let (_, counters) = lines.find(|(name, _)| name.trim() == interface)?;
+        counters.split_whitespace().nth(1)?.parse().ok()
+    }
+
     /// Its name, for messages and for the names of switch ports.
     pub fn name(&self) -> &str {
         &self.name
@@ -69,10 +102,15 @@ impl Namespace {
     /// A command inside; the working directory is `/`.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
+        self.enter(&mut command).stdin(Stdio::null());
+        command
+    }
+
+    /// Has `command` run inside, and end with the calling thread.
+    pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let user = if is_root() { 0 } else { libc::CLONE_NEWUSER };
         let namespaces = user | libc::CLONE_NEWNET | libc::CLONE_NEWNS;
-        enter(&mut command, self.pidfd.as_raw_fd(), namespaces);
-        command.stdin(Stdio::null());
+        enter(command, self.pidfd.as_raw_fd(), namespaces);
         command
     }
 
@@ -126,6 +164,14 @@ impl Namespace {
             .split(':')
             .map(|b| u8::from_str_radix(b, 16).expect("hexadecimal"));
         bytes.collect::<Vec<_>>().try_into().expect("six bytes")
+    }
+
+    /// The hardware address of an interface, as text.
+    #[track_caller]
+    pub fn mac_text(&self, interface: &str) -> String {
+        self.mac(interface)
+            .map(|byte| format!("{byte:02x}"))
+            .join(":")
     }
 
     fn hold(name: &str, mut command: Command) -> Namespace {

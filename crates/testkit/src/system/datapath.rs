@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::namespace::{Namespace, Result, Worker};
-use crate::traffic::{FIRST_SOURCE, HELLO, SOURCES};
+use super::namespace::Namespace;
+use super::traffic::{FIRST_SOURCE, HELLO, SOURCES};
+use super::worker::{Result, Worker};
 
 /// What forwards between client and server.
 ///
@@ -32,6 +33,7 @@ pub struct Lab {
     process: Option<Worker>,
     kind: Kind,
     control_socket: PathBuf,
+    binary: PathBuf,
 }
 
 /// The address of the server.
@@ -43,8 +45,9 @@ pub const GATEWAY_CPU: usize = 1;
 pub const SENDER_CPU: usize = 0;
 
 /// How `tandemgw run` is started.
-#[derive(Default)]
 pub struct Launch {
+    /// The binary of tandemgw.
+    pub binary: PathBuf,
     /// Words before its command line.
     pub launcher: Vec<String>,
     /// More environment.
@@ -53,25 +56,38 @@ pub struct Launch {
     pub config: &'static str,
 }
 
+impl Launch {
+    /// The usual way.
+    pub fn of(binary: &Path) -> Launch {
+        Launch {
+            binary: binary.to_owned(),
+            launcher: Vec::new(),
+            environment: Vec::new(),
+            config: "",
+        }
+    }
+}
+
 impl Lab {
-    /// Builds it anew, with a gateway of `kind`; `pinned` binds its process to [`GATEWAY_CPU`].
-    pub fn new(kind: Kind, pinned: bool, folder: &Path) -> Result<Lab> {
-        Lab::launched(kind, pinned, folder, &Launch::default())
+    /// Builds it, with a gateway of `kind`; `pinned` binds its process to [`GATEWAY_CPU`].
+    pub fn new(kind: Kind, pinned: bool, folder: &Path, binary: &Path) -> Result<Lab> {
+        Lab::launched(kind, pinned, folder, &Launch::of(binary))
     }
 
     /// As [`Lab::new`], with a gateway that is started in a way of its own.
     pub fn launched(kind: Kind, pinned: bool, folder: &Path, launch: &Launch) -> Result<Lab> {
         let mut lab = Lab {
-            client: Namespace::new()?,
-            gateway: Namespace::new()?,
-            server: Namespace::new()?,
+            client: Namespace::first("client"),
+            gateway: Namespace::first("gateway"),
+            server: Namespace::first("server"),
             process: None,
             kind,
             control_socket: folder.join("control.sock"),
+            binary: launch.binary.clone(),
         };
         // The virtual addresses of tandemgw are none of the kernel.
         let host = if kind == Kind::Tandemgw { 2 } else { 1 };
-        lab.gateway.ip(&format!(
+        lab.gateway.ip_batch(&format!(
             "link set lo up
              link add lan type veth peer name eth0 netns {client}
              link add wan type veth peer name eth0 netns {server}
@@ -83,17 +99,17 @@ impl Lab {
             server = lab.server.path(),
         ))?;
         for (namespace, network) in [(&lab.client, 1), (&lab.server, 2)] {
-            namespace.ip(&format!(
+            namespace.ip_batch(&format!(
                 "link set lo up
                  link set eth0 up
                  addr add 10.77.{network}.100/24 dev eth0
                  route add default via 10.77.{network}.1"
             ))?;
         }
-        let mac = lab.client.mac("eth0")?;
+        let mac = lab.client.mac_text("eth0");
         let sources = (0..SOURCES).map(|n| Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));
         let neighbours = sources.map(|ip| format!("neigh add {ip} lladdr {mac} dev lan\n"));
-        lab.gateway.ip(&neighbours.collect::<String>())?;
+        lab.gateway.ip_batch(&neighbours.collect::<String>())?;
         // Whoever forwards a packet to the server pays for its reception as well: it must be cheap.
         lab.server.nft(&format!(
             "table netdev sink {{
@@ -116,7 +132,6 @@ impl Lab {
     }
 
     /// The number of the gateway's process; `None` if the kernel forwards.
-    #[allow(dead_code, reason = "for the benchmark of operating")]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Worker::id)
     }
@@ -127,11 +142,11 @@ impl Lab {
             Kind::Bare | Kind::Kernel => Ok(None),
             Kind::Masquerade => {
                 let count = "/proc/sys/net/netfilter/nf_conntrack_count";
-                let text = self.gateway.inside(|| std::fs::read_to_string(count))??;
+                let text = self.gateway.inside(|| std::fs::read_to_string(count))?;
                 Ok(Some(text.trim().parse()?))
             }
             Kind::Tandemgw => {
-                let mut command = Command::new(crate::tandemgw());
+                let mut command = Command::new(&self.binary);
                 command.arg("--socket").arg(&self.control_socket);
                 let output = command.args(["status", "--json"]).output()?;
                 let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
@@ -149,8 +164,8 @@ impl Lab {
     ) -> Result<()> {
         let gateway = &self.gateway;
         if kind != Kind::Tandemgw {
-            gateway.sysctl("ipv4/ip_forward", "1")?;
-            gateway.sysctl("ipv4/conf/all/rp_filter", "0")?;
+            gateway.sysctl("ipv4/ip_forward", "1");
+            gateway.sysctl("ipv4/conf/all/rp_filter", "0");
         }
         match kind {
             Kind::Kernel => {}
@@ -166,16 +181,18 @@ impl Lab {
                 let worker = gateway.worker(&["bare-loop", "tgw-lan", "tgw-wan"], cpu)?;
                 self.process = Some(worker);
                 self.wait_for_tuns()?;
-                self.gateway.ip("link set tgw-lan up
+                self.gateway.ip_batch(
+                    "link set tgw-lan up
                      link set tgw-wan up
                      route add default dev tgw-lan table 101
                      route add default dev tgw-wan table 102
                      rule add iif lan lookup 101
-                     rule add iif wan lookup 102")?;
+                     rule add iif wan lookup 102",
+                )?;
                 for tun in ["tgw-lan", "tgw-wan"] {
                     for (key, value) in [("rp_filter", "0"), ("accept_local", "1")] {
                         let name = format!("ipv4/conf/{tun}/{key}");
-                        self.gateway.sysctl(&name, value)?;
+                        self.gateway.sysctl(&name, value);
                     }
                 }
             }
@@ -183,15 +200,15 @@ impl Lab {
                 let config = folder.join("gw.toml");
                 std::fs::write(&config, configuration(folder) + launch.config)?;
                 let mut words = launch.launcher.iter().map(PathBuf::from);
-                let first = words.next().unwrap_or_else(crate::tandemgw);
+                let first = words.next().unwrap_or_else(|| launch.binary.clone());
                 let mut command = Command::new(&first);
-                if first != crate::tandemgw() {
-                    command.args(words).arg(crate::tandemgw());
+                if first != launch.binary {
+                    command.args(words).arg(&launch.binary);
                 }
                 command.arg("run").arg("--config").arg(config);
                 command.envs(launch.environment.iter().map(|(name, value)| (name, value)));
                 command.env("RUST_LOG", "warn").stdout(Stdio::null());
-                self.process = Some(gateway.spawn(&mut command, cpu)?);
+                self.process = Some(gateway.start(&mut command, cpu)?);
                 self.wait_for_tuns()?;
                 // It comes up before it has read all routes.
                 std::thread::sleep(Duration::from_millis(500));
@@ -202,7 +219,7 @@ impl Lab {
 
     fn wait_for_tuns(&mut self) -> Result<()> {
         let start = Instant::now();
-        while self.gateway.received("tgw-wan").is_err() {
+        while self.gateway.received("tgw-wan").is_none() {
             let worker = self.process.as_mut().ok_or("no process")?;
             if let Some(status) = worker.0.try_wait()? {
                 return Err(format!("the gateway's process ended at its start: {status}").into());

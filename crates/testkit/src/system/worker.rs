@@ -1,81 +1,44 @@
-//! Network namespaces and the processes in them, which vanish with this process.
-
-#![allow(dead_code, reason = "no benchmark uses all of it")]
+//! Processes of a benchmark in a namespace: bound to a CPU, put before the machine's other work, and
+//! gone with this process.
 
 use std::error::Error;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use super::namespace::Namespace;
 
-/// A network namespace that lives as long as this, and what runs in it.
-pub struct Namespace(File);
+/// What a benchmark's steps give.
+pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A process that is killed when this is dropped, or when this process dies.
 pub struct Worker(pub Child);
 
 impl Namespace {
-    pub fn new() -> Result<Namespace> {
-        let thread = std::thread::spawn(|| {
-            // SAFETY: plain system call without pointers; it affects this thread only.
-            match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
-                0 => File::open("/proc/thread-self/ns/net"),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-        let file = thread.join().map_err(|_| "panic")?;
-        let file = file.map_err(|e| format!("no namespace: {e}; be root, or in `unshare -rn`"))?;
-        Ok(Namespace(file))
-    }
-
-    /// Packets that `interface` has received.
-    pub fn received(&self, interface: &str) -> Result<u64> {
-        self.counter(interface)
-    }
-
-    /// The hardware address of `interface`.
-    pub fn mac(&self, interface: &str) -> Result<String> {
-        let mut command = Command::new("ip");
-        command.args(["-o", "link", "show", interface]);
-        let output = self.enter(&mut command, None).output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let mut words = text.split_whitespace();
-        words.find(|word| *word == "link/ether");
-        Ok(words.next().ok_or("no hardware address")?.to_owned())
-    }
-
     /// Starts a worker: this binary with these arguments.
     pub fn worker(&self, arguments: &[&str], cpu: Option<usize>) -> Result<Worker> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("worker").args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        self.spawn(&mut command, cpu)
-    }
-
-    pub fn spawn(&self, command: &mut Command, cpu: Option<usize>) -> Result<Worker> {
-        Ok(Worker(self.enter(command, cpu).spawn()?))
+        self.start(&mut command, cpu)
     }
 
     /// Runs `ip` with one command a line.
-    pub fn ip(&self, lines: &str) -> Result<()> {
-        self.input(Command::new("ip").args(["-batch", "-"]), lines)
+    pub fn ip_batch(&self, lines: &str) -> Result<()> {
+        self.input("ip", &["-batch", "-"], lines)
     }
 
-    /// Loads a ruleset.
+    /// Loads a ruleset of nftables.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
-        self.input(Command::new("nft").args(["-f", "-"]), ruleset)
+        self.input("nft", &["-f", "-"], ruleset)
     }
 
-    pub fn input(&self, command: &mut Command, input: &str) -> Result<()> {
-        let mut child = self
-            .enter(command, None)
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("{command:?}: {e}"))?;
+    /// Runs a program that reads `input` and must succeed.
+    pub fn input(&self, program: &str, arguments: &[&str], input: &str) -> Result<()> {
+        let mut command = self.command(program);
+        command.args(arguments).stdin(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let mut stdin = child.stdin.take().ok_or("no stdin")?;
         stdin.write_all(input.as_bytes())?;
         drop(stdin);
@@ -85,52 +48,24 @@ impl Namespace {
         }
     }
 
-    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/net/{name}");
-        self.inside(move || std::fs::write(path, value))?
-            .map_err(|e| format!("{name}: {e}").into())
+    /// Starts a process inside; see [`Namespace::enter_on`].
+    pub fn start(&self, command: &mut Command, cpu: Option<usize>) -> Result<Worker> {
+        Ok(Worker(self.enter_on(command, cpu).spawn()?))
     }
 
-    fn counter(&self, interface: &str) -> Result<u64> {
-        let table = self.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let mut lines = table.lines().filter_map(|line| line.split_once(':'));
-        let (_, counters) = lines
-            .find(|(name, _)| name.trim() == interface)
-            .ok_or_else(|| format!("no interface {interface}"))?;
-        let packets = counters.split_whitespace().nth(1).ok_or("no counter")?;
-        Ok(packets.parse()?)
-    }
-
-    /// Runs `function` in a thread that is in the namespace.
-    pub fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> Result<T> {
-        let fd = self.0.as_raw_fd();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                // SAFETY: plain system call without pointers; it affects this thread only.
-                match unsafe { libc::setns(fd, libc::CLONE_NEWNET) } {
-                    0 => Ok(function()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-            Ok(thread.join().map_err(|_| "panic")??)
-        })
-    }
-
-    /// Has `command` run in the namespace, bound to a CPU, and die with this process.
-    pub fn enter<'a>(&self, command: &'a mut Command, cpu: Option<usize>) -> &'a mut Command {
-        let fd = self.0.as_raw_fd();
+    /// Has `command` run inside, before the machine's other work, and bound to `cpu`.
+    pub fn enter_on<'a>(&self, command: &'a mut Command, cpu: Option<usize>) -> &'a mut Command {
+        self.enter(command);
         let prepare = move || {
             // SAFETY: plain system calls, whose only pointer is to a set on the stack; they are
             // safe between fork and exec.
             let failed = unsafe {
                 prefer_this_process();
                 let mut set: libc::cpu_set_t = std::mem::zeroed();
-                libc::setns(fd, libc::CLONE_NEWNET) != 0
-                    || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-                    || cpu.is_some_and(|cpu| {
-                        libc::CPU_SET(cpu, &mut set);
-                        libc::sched_setaffinity(0, size_of_val(&set), &set) != 0
-                    })
+                cpu.is_some_and(|cpu| {
+                    libc::CPU_SET(cpu, &mut set);
+                    libc::sched_setaffinity(0, size_of_val(&set), &set) != 0
+                })
             };
             match failed {
                 true => Err(std::io::Error::last_os_error()),
@@ -139,11 +74,6 @@ impl Namespace {
         };
         // SAFETY: `prepare` allocates nothing and takes no lock.
         unsafe { command.pre_exec(prepare) }
-    }
-
-    /// A name of the namespace for `ip`.
-    pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }
 
