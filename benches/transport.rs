@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use tandemgw::os::quic::Event;
+use tandemgw_core::pump::PeerEvent;
 use testkit::system::transport::{LINK, Net, PEER, Pair};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ fn heartbeat() {
         unit.readable(LINK, between);
         unit.poll(between);
         while let Some(event) = unit.poll_event() {
-            received += u32::from(matches!(event, Event::Datagram { .. }));
+            received += u32::from(matches!(event, PeerEvent::Datagram { .. }));
         }
         unit.next_timeout();
         sending += between - start;
@@ -94,8 +94,8 @@ fn sync() {
     let done = net.run(Duration::from_secs(60), |net| {
         let end = block.len().min(TOTAL - written);
         written += net.unit(0).write_sync(PEER, LINK, &block[..end]);
-        for event in net.take(1, |event| matches!(event, Event::SyncData { .. })) {
-            if let Event::SyncData { bytes, .. } = event {
+        for event in net.take(1, |event| matches!(event, PeerEvent::SyncData { .. })) {
+            if let PeerEvent::SyncData { bytes, .. } = event {
                 read += bytes.len();
             }
         }

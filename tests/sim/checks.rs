@@ -11,7 +11,8 @@ use tandemgw_core::time::Time;
 
 use crate::hosts::Stage;
 use crate::setup::{NAMES, peer_id};
-use crate::world::{Turn, World, sessions};
+use crate::turn::{Turn, sessions};
+use crate::world::World;
 
 /// Two primaries that hear each other must be one after this time.
 const RIVALS_SETTLE: Duration = Duration::from_millis(500);

@@ -24,6 +24,14 @@ pub struct Faults {
     pub port_downs: u64,
     /// A stream ends while its link works.
     pub stream_breaks: u64,
+    /// A stream that is slower than what is written, from its beginning to its end.
+    pub slow_streams: u64,
+    /// A unit that reads no streams for a while.
+    pub slow_readers: u64,
+    /// All links of a unit lose carrier.
+    pub carrier_losses: u64,
+    /// A hint that a peer has died, which has not.
+    pub false_hints: u64,
     /// A unit that is not scheduled for a while.
     pub pauses: u64,
     /// A process that is killed (its kernel says so) or a machine that loses power (nobody does).
@@ -52,6 +60,10 @@ impl Faults {
         splits: 80,
         port_downs: 80,
         stream_breaks: 100,
+        slow_streams: 200,
+        slow_readers: 150,
+        carrier_losses: 60,
+        false_hints: 100,
         pauses: 120,
         crashes: 100,
         stops: 60,
@@ -74,6 +86,10 @@ impl Faults {
         splits: 0,
         port_downs: 0,
         stream_breaks: 0,
+        slow_streams: 0,
+        slow_readers: 0,
+        carrier_losses: 0,
+        false_hints: 0,
         pauses: 0,
         crashes: 0,
         stops: 0,

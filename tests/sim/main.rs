@@ -13,6 +13,8 @@ mod reload;
 mod scenario;
 mod setup;
 mod transport;
+mod turn;
+mod wires;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -10,8 +10,9 @@ use tandemgw_core::random::SplitMix64;
 
 use crate::faults::Faults;
 use crate::hosts::Stage;
+use crate::setup::peer_id;
 use crate::setup::{HOSTS, NAMES, Shape};
-use crate::world::World;
+use crate::world::{Death, News, World};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -38,6 +39,7 @@ enum Failure {
     Pause,
     PortDown,
     AllLinksDown,
+    CarrierLost,
     OneLinkDown,
     StreamEnds,
     Handover,
@@ -46,7 +48,7 @@ enum Failure {
     Reload,
 }
 
-const FAILURE_KINDS: [Failure; 12] = [
+const FAILURE_KINDS: [Failure; 13] = [
     Failure::Kill,
     Failure::PowerLoss,
     Failure::Restart,
@@ -54,6 +56,7 @@ const FAILURE_KINDS: [Failure; 12] = [
     Failure::Pause,
     Failure::PortDown,
     Failure::AllLinksDown,
+    Failure::CarrierLost,
     Failure::OneLinkDown,
     Failure::StreamEnds,
     Failure::Handover,
@@ -115,6 +118,10 @@ fn some_of(random: &mut SplitMix64) -> Faults {
         &mut faults.splits,
         &mut faults.port_downs,
         &mut faults.stream_breaks,
+        &mut faults.slow_streams,
+        &mut faults.slow_readers,
+        &mut faults.carrier_losses,
+        &mut faults.false_hints,
         &mut faults.pauses,
         &mut faults.crashes,
         &mut faults.stops,
@@ -169,8 +176,30 @@ impl World {
         if self.random.chance(faults.stream_breaks) {
             self.break_some_stream();
         }
+        if self.random.chance(faults.carrier_losses) {
+            let up = !self.units[one].carrier[0];
+            self.set_carrier(one, up);
+        }
+        self.disturb_a_reader(one, other);
         self.change_a_process(one, other);
         self.change_some_config(one);
+    }
+
+    fn disturb_a_reader(&mut self, one: usize, other: usize) {
+        if self.random.chance(self.faults.slow_readers) {
+            let pause = self.random.up_to(ms(300));
+            self.note(|| format!("{} reads no streams for {pause:?}", NAMES[one]));
+            self.units[one].reads_from = self.now + pause;
+        }
+        if one != other && self.random.chance(self.faults.false_hints) {
+            let peer = peer_id(one, other);
+            let news = match self.random.chance(500) {
+                true => News::Ended(peer),
+                false => News::Refused(peer),
+            };
+            self.note(|| format!("{} hears {news:?}", NAMES[one]));
+            self.tell_soon(one, news);
+        }
     }
 
     fn change_a_process(&mut self, one: usize, other: usize) {
@@ -180,8 +209,11 @@ impl World {
             self.pause(one, pause);
         }
         if self.is_alive(other) && self.random.chance(faults.crashes) {
-            let tells = self.random.chance(500);
-            self.crash(other, tells);
+            let death = match self.random.chance(500) {
+                true => Death::Killed,
+                false => Death::PowerLoss,
+            };
+            self.die(other, death);
         }
         if self.runs(one) && self.random.chance(faults.stops) {
             self.stop(one);
@@ -254,6 +286,7 @@ impl World {
             .iter_mut()
             .flatten()
             .for_each(|row| row.fill(false));
+        self.conns.iter_mut().for_each(|conn| conn.rate = None);
         for host in 0..HOSTS {
             self.hosts
                 .iter_mut()
@@ -265,6 +298,8 @@ impl World {
                 .iter_mut()
                 .for_each(|port| port.part = 0);
             self.units[unit].runs_from = self.now;
+            self.units[unit].reads_from = self.now;
+            self.set_carrier(unit, true);
             if !self.is_alive(unit) {
                 self.start(unit);
             }
@@ -346,10 +381,10 @@ impl World {
     fn fail(&mut self, failure: Failure, unit: usize, group: usize) {
         let next = (unit + 1) % self.shape.units;
         match failure {
-            Failure::Kill => self.crash(unit, true),
-            Failure::PowerLoss => self.crash(unit, false),
+            Failure::Kill => self.die(unit, Death::Killed),
+            Failure::PowerLoss => self.die(unit, Death::PowerLoss),
             Failure::Restart => {
-                self.crash(unit, true);
+                self.die(unit, Death::Killed);
                 let wait = self.random.up_to(ms(40));
                 self.run(wait);
                 self.start(unit);
@@ -369,6 +404,7 @@ impl World {
                     self.cut_off[other][unit] = true;
                 }
             }
+            Failure::CarrierLost => self.set_carrier(unit, false),
             Failure::OneLinkDown => {
                 if self.shape.links > 1 {
                     let link = self.random.below(self.shape.links);
@@ -388,7 +424,7 @@ impl World {
                     assert_eq!(end.result, Ok(()), "the handover of group {}", end.group.0);
                 }
             }
-            Failure::StandbyDies => self.crash(next, true),
+            Failure::StandbyDies => self.die(next, Death::Killed),
             Failure::Reload => self.reload_harmlessly(),
         }
     }

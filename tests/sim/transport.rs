@@ -12,7 +12,7 @@ use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::time::Time;
 
 use crate::setup::{peer_id, unit_of};
-use crate::world::{Arrival, World};
+use crate::world::{Death, News, World};
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +30,8 @@ pub struct Conn {
     pub up: bool,
     /// Counts the connections that there were.
     pub serial: u64,
+    /// Bytes of the stream per millisecond, if that is limited.
+    pub rate: Option<usize>,
     stalled_since: Option<Time>,
     retry: Time,
     ends: [End; 2],
@@ -50,6 +52,15 @@ struct End {
 
 const IDLE_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// Bytes per millisecond of streams that are not as fast as they are written.
+const RATES: [usize; 3] = [50, 200, 2000];
+
+fn transfer_time(bytes: usize, rate: Option<usize>) -> Duration {
+    rate.map_or(Duration::ZERO, |rate| {
+        Duration::from_micros((bytes * 1000 / rate) as u64)
+    })
+}
+
 impl Conn {
     fn new(kind: Kind, units: [usize; 2], link: usize) -> Conn {
         Conn {
@@ -58,6 +69,7 @@ impl Conn {
             link,
             up: false,
             serial: 0,
+            rate: None,
             stalled_since: None,
             retry: Time::ZERO,
             ends: Default::default(),
@@ -94,7 +106,11 @@ impl World {
 
     /// Whether packets get from `from` to `to` over `link`.
     pub fn passes(&self, link: usize, from: usize, to: usize) -> bool {
-        !self.cuts[link][from][to] && !self.cut_off[from][to]
+        let has_carrier = |unit: usize| self.units[unit].carrier[link];
+        !self.cuts[link][from][to]
+            && !self.cut_off[from][to]
+            && has_carrier(from)
+            && has_carrier(to)
     }
 
     fn works(&self, conn: &Conn) -> bool {
@@ -122,6 +138,8 @@ impl World {
         for at in 0..self.conns.len() {
             let works = self.works(&self.conns[at]);
             let jitter = self.random.up_to(Duration::from_millis(150));
+            let is_slow = self.random.chance(self.faults.slow_streams);
+            let rate = is_slow.then(|| RATES[self.random.below(RATES.len())]);
             let now = self.now;
             let conn = &mut self.conns[at];
             if conn.up && works {
@@ -136,8 +154,9 @@ impl World {
                 conn.up = true;
                 conn.serial += 1;
                 conn.stalled_since = None;
+                conn.rate = rate;
                 for end in 0..2 {
-                    self.tell(at, end, Arrival::Up, Duration::from_millis(2));
+                    self.tell_end(at, end, News::Up, Duration::from_millis(2));
                 }
             }
         }
@@ -160,32 +179,32 @@ impl World {
             self.lose_in_flight(at);
         }
         for end in 0..2 {
-            self.tell(at, end, |conn, _| Arrival::Down(conn), most);
+            self.tell_end(at, end, |conn, _| News::Down(conn), most);
         }
     }
 
     fn lose_in_flight(&mut self, at: usize) {
         for unit in self.conns[at].units {
-            self.units[unit].inbox.retain(
-                |_, arrival| !matches!(arrival, Arrival::Bytes { conn, .. } if *conn == at),
-            );
+            self.units[unit]
+                .news
+                .retain(|_, news| !matches!(news, News::Bytes { conn, .. } if *conn == at));
         }
     }
 
-    /// The process of `unit` is gone. `tells`: its kernel says so.
-    pub fn break_connections_of(&mut self, unit: usize, tells: bool) {
+    /// The process of `unit` is gone.
+    pub fn break_connections_of(&mut self, unit: usize, death: Death) {
+        let tells = death != Death::PowerLoss;
         for at in 0..self.conns.len() {
             let conn = &self.conns[at];
             if !conn.units.contains(&unit) {
                 continue;
             }
             let other = conn.units[usize::from(conn.units[0] == unit)];
-            let (link, kind) = (conn.link, conn.kind);
-            if conn.up {
-                let soon = if tells {
-                    Duration::from_millis(1)
-                } else {
-                    IDLE_TIMEOUT
+            let (link, kind, was_up) = (conn.link, conn.kind, conn.up);
+            if was_up {
+                let soon = match tells {
+                    true => Duration::from_millis(1),
+                    false => IDLE_TIMEOUT,
                 };
                 self.end(at, soon);
             }
@@ -193,20 +212,24 @@ impl World {
             let end = conn.end_of(unit);
             conn.ends[end] = End::default();
             if tells && kind == Kind::Heartbeat && self.passes(link, unit, other) {
-                let arrival = Arrival::Refused(peer_id(other, unit));
-                self.arrive_soon(other, arrival);
+                let peer = peer_id(other, unit);
+                // The process was watched since it was heard.
+                if was_up && death == Death::Killed {
+                    self.tell_soon(other, News::Ended(peer));
+                }
+                self.tell_soon(other, News::Refused(peer));
             }
         }
     }
 
     /// Tells one end, after what it was told before.
-    fn tell(&mut self, at: usize, end: usize, arrival: fn(usize, u64) -> Arrival, most: Duration) {
+    fn tell_end(&mut self, at: usize, end: usize, news: fn(usize, u64) -> News, most: Duration) {
         let delay = self.random.up_to(most);
         let conn = &mut self.conns[at];
         let when = (self.now + delay).max(conn.ends[end].last);
         conn.ends[end].last = when;
-        let (unit, arrival) = (conn.units[end], arrival(at, conn.serial));
-        self.arrive(unit, when, arrival);
+        let (unit, news) = (conn.units[end], news(at, conn.serial));
+        self.tell(unit, when, news);
     }
 
     /// Sends a heartbeat; it is lost if there is no connection.
@@ -221,12 +244,12 @@ impl World {
             if self.random.chance(self.faults.heartbeat_loss) {
                 continue;
             }
-            let arrival = Arrival::Datagram {
+            let news = News::Datagram {
                 peer: peer_id(to, unit),
                 link,
                 bytes: bytes.to_vec(),
             };
-            self.arrive_soon(to, arrival);
+            self.tell_soon(to, news);
         }
     }
 
@@ -260,13 +283,14 @@ impl World {
             while let Some(bytes) = self.conns[at].ends[index].stalled.pop_front() {
                 let delay = self.random.up_to(self.faults.most_delay);
                 let conn = &mut self.conns[at];
-                let when = (self.now + delay).max(conn.ends[1 - index].last);
+                let sent = (self.now + delay).max(conn.ends[1 - index].last);
+                let when = sent + transfer_time(bytes.len(), conn.rate);
                 conn.ends[1 - index].last = when;
                 let (unit, serial) = (conn.units[1 - index], conn.serial);
-                self.arrive(
+                self.tell(
                     unit,
                     when,
-                    Arrival::Bytes {
+                    News::Bytes {
                         conn: at,
                         serial,
                         bytes,
@@ -286,7 +310,7 @@ impl World {
         let end = &mut conn.ends[writer];
         end.in_flight = end.in_flight.saturating_sub(length);
         if std::mem::take(&mut end.blocked) {
-            self.tell(at, writer, Arrival::Writable, Duration::from_millis(1));
+            self.tell_end(at, writer, News::Writable, Duration::from_millis(1));
         }
     }
 

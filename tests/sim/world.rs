@@ -1,25 +1,35 @@
-//! Units, hosts and what connects them, in virtual time. A turn of a unit makes the same calls in the
-//! same order as `os::event_loop` and `os::peers`.
+//! Units, hosts and what connects them, in virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw_core::event::{LinkState, Offload, Output, RouteChange, Verdict};
+use tandemgw_core::event::RouteChange;
 use tandemgw_core::flow::{Family, GroupId, LinkId, PeerId, PortId};
 use tandemgw_core::gateway::{Gateway, Role, Seed};
-use tandemgw_core::ha::Hint;
+use tandemgw_core::pump::Pump;
 use tandemgw_core::random::SplitMix64;
 use tandemgw_core::time::Time;
 
 use crate::faults::Faults;
 use crate::hosts::{Flow, Host};
 use crate::reload::Rules;
-use crate::setup::{HOSTS, NAMES, Shape, peer_id, route, unit_mac, unit_of};
-use crate::transport::{Conn, Kind, connections};
+use crate::setup::{HOSTS, NAMES, Shape, route, unit_mac};
+use crate::transport::{Conn, connections};
+use crate::turn::link_state;
+use crate::wires::Heard;
 
-/// What a unit finds in its sockets.
+/// What a unit finds on its ports.
 #[derive(Clone, Debug)]
 pub enum Arrival {
+    Frame { port: usize, bytes: Vec<u8> },
+    Packet { port: usize, bytes: Vec<u8> },
+    Link { port: usize, up: bool },
+    Carrier { link: usize, up: bool },
+}
+
+/// What a unit hears of a peer, or of the connections to it.
+#[derive(Clone, Debug)]
+pub enum News {
     Up(usize, u64),
     Down(usize),
     Writable(usize, u64),
@@ -34,34 +44,18 @@ pub enum Arrival {
         bytes: Vec<u8>,
     },
     Refused(PeerId),
-    Frame {
-        port: usize,
-        bytes: Vec<u8>,
-    },
-    Packet {
-        port: usize,
-        bytes: Vec<u8>,
-    },
-    Link {
-        port: usize,
-        up: bool,
-    },
+    Ended(PeerId),
 }
 
-impl Arrival {
-    /// The order within a turn: links, heartbeats, replication, frames, packets.
-    fn order(&self, conns: &[Conn]) -> u8 {
-        match self {
-            Arrival::Link { .. } => 0,
-            Arrival::Datagram { .. } | Arrival::Refused(_) => 1,
-            Arrival::Up(conn, _) | Arrival::Down(conn) | Arrival::Writable(conn, _) => {
-                1 + u8::from(conns[*conn].kind == Kind::Sync)
-            }
-            Arrival::Bytes { .. } => 2,
-            Arrival::Frame { .. } => 3,
-            Arrival::Packet { .. } => 4,
-        }
-    }
+/// How a process goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// It hands over and says goodbye.
+    Goodbye,
+    /// Its kernel lives on, and closes what it had open.
+    Killed,
+    /// Nobody says anything.
+    PowerLoss,
 }
 
 /// What happens to a host.
@@ -89,13 +83,17 @@ pub struct Unit {
     pub rules: Rules,
     /// Switches may not be what the file says.
     pub switched: bool,
-    wakes_at: Time,
-    last_turn: Time,
+    pub pump: Pump,
+    pub wakes_at: Time,
+    pub last_turn: Time,
     pub inbox: BTreeMap<(Time, u64), Arrival>,
+    pub news: BTreeMap<(Time, u64), News>,
+    pub heard: Heard,
+    /// It handles heartbeats, but reads no stream until then.
+    pub reads_from: Time,
     pub ports: Vec<Port>,
-    outgoing: Vec<Outgoing>,
-    unfinished: Vec<bool>,
-    busy: bool,
+    /// By link.
+    pub carrier: Vec<bool>,
 }
 
 /// The connection of a port to its segment.
@@ -103,15 +101,6 @@ pub struct Unit {
 pub struct Port {
     pub up: bool,
     pub part: usize,
-}
-
-/// What a peer's stream has not taken yet.
-#[derive(Clone, Debug, Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    written: usize,
-    link: Option<LinkId>,
-    blocked: bool,
 }
 
 /// Everything.
@@ -149,9 +138,7 @@ pub struct World {
 /// Between two looks at connections and flows.
 const TICK: Duration = Duration::from_millis(5);
 /// The shortest time between two turns of a unit.
-const TURN: Duration = Duration::from_micros(100);
-/// Turns between two looks at the invariants.
-const TURNS_PER_CHECK: u64 = 16;
+pub const TURN: Duration = Duration::from_micros(100);
 
 impl World {
     pub fn new(seed: u64, shape: Shape, faults: Faults) -> World {
@@ -162,13 +149,15 @@ impl World {
             runs_from: Time::ZERO,
             rules: Rules::default(),
             switched: false,
+            pump: Pump::new(0, 0),
             wakes_at: Time::ZERO,
             last_turn: Time::ZERO,
             inbox: BTreeMap::new(),
+            news: BTreeMap::new(),
+            heard: Heard::default(),
+            reads_from: Time::ZERO,
             ports: vec![Port { up: true, part: 0 }; shape.ports()],
-            outgoing: Vec::new(),
-            unfinished: Vec::new(),
-            busy: false,
+            carrier: vec![true; shape.links],
         };
         let hosts = || (0..HOSTS).map(|_| Host::default()).collect();
         let nothing = vec![vec![false; shape.units]; shape.units];
@@ -228,23 +217,25 @@ impl World {
             }
         }
         gateway.start(now);
-        machine.gateway = Some(gateway);
         machine.alive = true;
-        machine.inbox.clear();
-        let peers = self.shape.units - 1;
-        machine.outgoing = vec![Outgoing::default(); peers];
-        machine.unfinished = vec![false; peers];
-        machine.busy = true;
+        machine.forget_arrivals();
+        machine.pump = Pump::new(self.shape.units - 1, self.shape.links);
+        for (link, up) in machine.carrier.iter().enumerate() {
+            let link = LinkId(link as u8);
+            machine.pump.handle_carrier(now, link, *up, &mut gateway);
+        }
+        machine.gateway = Some(gateway);
         (machine.runs_from, machine.wakes_at) = (self.now, self.now);
+        machine.reads_from = self.now;
     }
 
-    /// A process dies. `tells`: its kernel lives on, and says so.
-    pub fn crash(&mut self, unit: usize, tells: bool) {
-        self.note(|| format!("{} dies, tells={tells}", NAMES[unit]));
+    /// A process ends.
+    pub fn die(&mut self, unit: usize, death: Death) {
+        self.note(|| format!("{} dies: {death:?}", NAMES[unit]));
         self.units[unit].gateway = None;
         self.units[unit].alive = false;
-        self.units[unit].inbox.clear();
-        self.break_connections_of(unit, tells);
+        self.units[unit].forget_arrivals();
+        self.break_connections_of(unit, death);
     }
 
     pub fn is_alive(&self, unit: usize) -> bool {
@@ -288,6 +279,16 @@ impl World {
         }
     }
 
+    /// All links of `unit` lose carrier, or have it again.
+    pub fn set_carrier(&mut self, unit: usize, up: bool) {
+        self.note(|| format!("{} links have carrier={up}", NAMES[unit]));
+        for link in 0..self.shape.links {
+            if std::mem::replace(&mut self.units[unit].carrier[link], up) != up {
+                self.arrive_soon(unit, Arrival::Carrier { link, up });
+            }
+        }
+    }
+
     /// Lets a unit have a turn at once, if it runs.
     pub fn wake(&mut self, unit: usize) {
         self.units[unit].wakes_at = self.now;
@@ -301,6 +302,22 @@ impl World {
         let machine = &mut self.units[unit];
         machine.inbox.insert((when, self.serial), arrival);
         machine.wakes_at = machine.wakes_at.min(when);
+    }
+
+    /// Lets a unit hear something of its peers.
+    pub fn tell(&mut self, unit: usize, when: Time, news: News) {
+        if !self.is_alive(unit) {
+            return;
+        }
+        self.serial += 1;
+        let machine = &mut self.units[unit];
+        machine.news.insert((when, self.serial), news);
+        machine.wakes_at = machine.wakes_at.min(when);
+    }
+
+    pub fn tell_soon(&mut self, unit: usize, news: News) {
+        let delay = self.random.up_to(self.faults.most_delay);
+        self.tell(unit, self.now + delay, news);
     }
 
     pub fn arrive_soon(&mut self, unit: usize, arrival: Arrival) {
@@ -354,286 +371,12 @@ impl World {
             }
         }
     }
-
-    /// One turn of a unit's loop.
-    fn turn(&mut self, unit: usize) {
-        self.turns += 1;
-        let now = self.local_time(unit);
-        let Some(mut gateway) = self.units[unit].gateway.take() else {
-            return;
-        };
-        let before = self.roles(&gateway);
-        self.units[unit].last_turn = self.now;
-        self.units[unit].busy = false;
-        gateway.handle_wake(now);
-        let mut due: Vec<Arrival> = Vec::new();
-        while let Some(entry) = self.units[unit]
-            .inbox
-            .first_entry()
-            .filter(|e| e.key().0 <= self.now)
-        {
-            due.push(entry.remove());
-        }
-        due.sort_by_key(|arrival| arrival.order(&self.conns));
-        let packets = due.iter().position(|a| matches!(a, Arrival::Packet { .. }));
-        let packets = due.split_off(packets.unwrap_or(due.len()));
-        let mut turn = Turn { unit, now, gateway };
-        self.go_on(&mut turn);
-        let mut due = due.into_iter();
-        while let Some(arrival) = due.next() {
-            self.heed(&mut turn, arrival);
-            if self.units[unit].unfinished.contains(&true) {
-                let (later, frames) = due.partition(|arrival| arrival.order(&self.conns) <= 2);
-                self.put_back(unit, later);
-                due = frames.into_iter();
-            }
-        }
-        self.drain(&mut turn);
-        for arrival in packets {
-            self.heed(&mut turn, arrival);
-        }
-        if turn.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
-            turn.gateway.handle_timeout(now);
-        }
-        self.drain(&mut turn);
-        for peer in turn.gateway.peers() {
-            self.fill(&mut turn, peer);
-        }
-        self.drain(&mut turn);
-        self.finish_turn(turn, &before);
-    }
-
-    fn finish_turn(&mut self, turn: Turn, before: &[Role]) {
-        let Turn { unit, now, gateway } = turn;
-        if self.turns.is_multiple_of(TURNS_PER_CHECK) {
-            gateway.check_invariants();
-        }
-        for (group, (old, new)) in before.iter().zip(self.roles(&gateway)).enumerate() {
-            if *old != new {
-                self.note(|| format!("{} is {new:?} of group {group}", NAMES[unit]));
-            }
-        }
-        let timeout = gateway.poll_timeout(now).map(|at| self.now + at.since(now));
-        let gone = gateway.is_gone();
-        let machine = &mut self.units[unit];
-        let inbox = machine.inbox.first_key_value().map(|((at, _), _)| *at);
-        let busy = machine.busy || machine.unfinished.contains(&true);
-        let soon = busy.then_some(self.now + TURN);
-        let next = inbox.into_iter().chain(timeout).chain(soon).min();
-        machine.wakes_at = next.unwrap_or(self.now + Duration::from_secs(1));
-        machine.gateway = Some(gateway);
-        if gone {
-            self.note(|| format!("{} has ended", NAMES[unit]));
-            self.crash(unit, true);
-        }
-    }
-
-    fn roles(&self, gateway: &Gateway) -> Vec<Role> {
-        (0..self.shape.groups)
-            .map(|group| gateway.role_of(GroupId(group as u8)))
-            .collect()
-    }
-
-    fn heed(&mut self, turn: &mut Turn, arrival: Arrival) {
-        let (unit, now) = (turn.unit, turn.now);
-        match arrival {
-            Arrival::Up(conn, serial) => {
-                self.note_known(conn, unit, Some(serial));
-                self.heed_conn(turn, conn, true);
-            }
-            Arrival::Down(conn) => {
-                self.note_known(conn, unit, None);
-                self.heed_conn(turn, conn, false);
-            }
-            Arrival::Writable(conn, serial) => {
-                let (peer, _) = self.peer_of(conn, unit);
-                if self.conns[conn].serial == serial {
-                    self.units[unit].outgoing[peer.index()].blocked = false;
-                }
-            }
-            Arrival::Bytes {
-                conn,
-                serial,
-                bytes,
-            } => {
-                let (peer, link) = self.peer_of(conn, unit);
-                let taken = self.deliver(turn, peer, link, &bytes);
-                self.note_read(conn, unit, taken, serial);
-                if taken < bytes.len() {
-                    let bytes = bytes[taken..].to_vec();
-                    self.put_back(
-                        unit,
-                        vec![Arrival::Bytes {
-                            conn,
-                            serial,
-                            bytes,
-                        }],
-                    );
-                }
-            }
-            Arrival::Datagram { peer, link, bytes } => {
-                turn.gateway.handle_heartbeat(now, peer, link, &bytes);
-            }
-            Arrival::Refused(peer) => turn.gateway.handle_hint(now, Hint::Refused { peer }),
-            Arrival::Frame { port, bytes } => {
-                turn.gateway.handle_frame(now, PortId(port as u8), &bytes);
-            }
-            Arrival::Link { port, up } => {
-                let state = link_state(unit, port, up);
-                turn.gateway.handle_link(now, PortId(port as u8), state);
-            }
-            Arrival::Packet { port, mut bytes } => {
-                let known = sessions(&turn.gateway);
-                let port = PortId(port as u8);
-                let verdict = turn
-                    .gateway
-                    .handle_packet(now, port, &mut bytes, Offload::default());
-                if let Verdict::Drop(reason) = verdict {
-                    self.note(|| format!("{} drops: {}", NAMES[unit], reason.name()));
-                }
-                if verdict == Verdict::Forward {
-                    if sessions(&turn.gateway) > known {
-                        self.check_guarantee(turn, &bytes);
-                    }
-                    self.deliver_packet(unit, bytes);
-                }
-            }
-        }
-    }
-
-    fn peer_of(&self, conn: usize, unit: usize) -> (PeerId, LinkId) {
-        let conn = &self.conns[conn];
-        let other = conn.units[usize::from(conn.units[0] == unit)];
-        (peer_id(unit, other), LinkId(conn.link as u8))
-    }
-
-    fn heed_conn(&mut self, turn: &mut Turn, conn: usize, up: bool) {
-        let (peer, link) = self.peer_of(conn, turn.unit);
-        if self.conns[conn].kind == Kind::Heartbeat {
-            return turn.gateway.handle_heartbeat_link(turn.now, peer, link, up);
-        }
-        if !up {
-            let outgoing = &mut self.units[turn.unit].outgoing[peer.index()];
-            if outgoing.link == Some(link) {
-                *outgoing = Outgoing::default();
-            }
-        }
-        turn.gateway.handle_sync_link(turn.now, peer, link, up);
-    }
-
-    /// Hands over a piece of a stream; gives how much of it was taken, the rest is for a later turn.
-    fn deliver(&mut self, turn: &mut Turn, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
-        match turn.gateway.handle_sync_data(turn.now, peer, link, bytes) {
-            Ok(received) => {
-                self.units[turn.unit].unfinished[peer.index()] = received.more;
-                received.taken
-            }
-            Err(error) => panic!(
-                "{} finds fault with the stream of {}: {error}",
-                NAMES[turn.unit],
-                NAMES[unit_of(turn.unit, peer)]
-            ),
-        }
-    }
-
-    /// Leaves what came for the next turn, before all that comes later.
-    fn put_back(&mut self, unit: usize, arrivals: Vec<Arrival>) {
-        let machine = &mut self.units[unit];
-        for arrival in arrivals {
-            self.serial += 1;
-            machine.inbox.insert((Time::ZERO, self.serial), arrival);
-        }
-        machine.busy = true;
-    }
-
-    fn go_on(&mut self, turn: &mut Turn) {
-        for peer in turn.gateway.peers() {
-            if !self.units[turn.unit].unfinished[peer.index()] {
-                continue;
-            }
-            match turn.gateway.sync_link(peer) {
-                Some(link) => {
-                    self.deliver(turn, peer, link, &[]);
-                }
-                None => self.units[turn.unit].unfinished[peer.index()] = false,
-            }
-        }
-    }
-
-    /// Gives the stream to `peer` what it takes.
-    fn fill(&mut self, turn: &mut Turn, peer: PeerId) {
-        let link = turn.gateway.sync_link(peer);
-        let mut outgoing = std::mem::take(&mut self.units[turn.unit].outgoing[peer.index()]);
-        if outgoing.link != link {
-            outgoing = Outgoing {
-                link,
-                ..Outgoing::default()
-            };
-        }
-        if let Some(link) = link.filter(|_| !outgoing.blocked) {
-            if outgoing.written == outgoing.bytes.len() {
-                outgoing.bytes.clear();
-                outgoing.written = 0;
-                let more = turn.gateway.poll_sync(turn.now, peer, &mut outgoing.bytes);
-                self.units[turn.unit].busy |= more;
-            }
-            if outgoing.written < outgoing.bytes.len() {
-                let rest = &outgoing.bytes[outgoing.written..];
-                let taken = self.write_sync(turn.unit, peer, link, rest);
-                outgoing.blocked = taken < rest.len();
-                outgoing.written += taken;
-            }
-        }
-        self.units[turn.unit].outgoing[peer.index()] = outgoing;
-    }
-
-    fn drain(&mut self, turn: &mut Turn) {
-        while let Some(output) = turn.gateway.poll_output() {
-            match output {
-                Output::Packet { bytes, .. } => {
-                    self.check_guarantee(turn, &bytes);
-                    self.deliver_packet(turn.unit, bytes);
-                }
-                Output::Frame { port, bytes } => {
-                    let segment = port.index();
-                    self.carry_frame(segment, unit_mac(turn.unit, segment), bytes);
-                }
-                Output::Heartbeat { peer, link, bytes } => {
-                    self.send_datagram(turn.unit, peer, link, &bytes);
-                }
-                // The kernels of this world know their neighbours.
-                Output::Resolve { .. } => {}
-                Output::CloseStream { peer, link } => {
-                    self.note(|| {
-                        format!(
-                            "{} closes the stream to {peer:?} on {link:?}",
-                            NAMES[turn.unit]
-                        )
-                    });
-                    self.close_sync(turn.unit, peer, link);
-                    self.units[turn.unit].busy = true;
-                }
-            }
-        }
-    }
 }
 
-/// A unit at work.
-pub struct Turn {
-    pub unit: usize,
-    pub now: Time,
-    pub gateway: Gateway,
-}
-
-pub fn sessions(gateway: &Gateway) -> u32 {
-    let counts = gateway.session_counts();
-    counts.tcp + counts.udp + counts.icmp + counts.other
-}
-
-fn link_state(unit: usize, port: usize, up: bool) -> LinkState {
-    LinkState {
-        up,
-        mtu: 1500,
-        mac: unit_mac(unit, port),
+impl Unit {
+    fn forget_arrivals(&mut self) {
+        self.inbox.clear();
+        self.news.clear();
+        self.heard = Heard::default();
     }
 }

@@ -7,19 +7,20 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use tandemgw::node_key::NodeKey;
-use tandemgw::os::quic::{DownReason, Event, SendError, Transport};
+use tandemgw::os::quic::{SendError, Transport};
 use tandemgw_core::flow::PeerId;
+use tandemgw_core::pump::{DownReason, PeerEvent};
 use testkit::system::transport::{LINK, Net, PEER, Pair};
 
 const SOON: Duration = Duration::from_secs(3);
 
-fn is_datagram(event: &Event) -> bool {
-    matches!(event, Event::Datagram { .. })
+fn is_datagram(event: &PeerEvent) -> bool {
+    matches!(event, PeerEvent::Datagram { .. })
 }
 
-fn down_reasons(events: &[Event]) -> Vec<DownReason> {
-    let reason = |event: &Event| match event {
-        Event::HeartbeatDown { reason, .. } | Event::SyncDown { reason, .. } => {
+fn down_reasons(events: &[PeerEvent]) -> Vec<DownReason> {
+    let reason = |event: &PeerEvent| match event {
+        PeerEvent::HeartbeatDown { reason, .. } | PeerEvent::SyncDown { reason, .. } => {
             Some(reason.clone())
         }
         _ => None,
@@ -39,7 +40,10 @@ fn comes_up_whoever_dials() {
         net.run_until_up(SOON);
         for index in [0, 1] {
             let ups = net.take(index, |event| {
-                matches!(event, Event::HeartbeatUp { .. } | Event::SyncUp { .. })
+                matches!(
+                    event,
+                    PeerEvent::HeartbeatUp { .. } | PeerEvent::SyncUp { .. }
+                )
             });
             assert_eq!(ups.len(), 2, "{ups:?}");
             assert!(net.unit(index).rtt(PEER, LINK).unwrap() < Duration::from_millis(50));
@@ -82,7 +86,7 @@ fn datagrams_go_both_ways_before_the_call_returns() {
             }
             let bytes = vec![number; 100].into();
             let (peer, link) = (PEER, LINK);
-            assert_eq!(got, Some(Event::Datagram { peer, link, bytes }));
+            assert_eq!(got, Some(PeerEvent::Datagram { peer, link, bytes }));
         }
     }
     let now = Instant::now();
@@ -107,8 +111,8 @@ fn much_sync_data_arrives_intact_and_in_order() {
         );
         written += count;
         let before = read;
-        for event in net.take(1, |event| matches!(event, Event::SyncData { .. })) {
-            let Event::SyncData { bytes, .. } = event else {
+        for event in net.take(1, |event| matches!(event, PeerEvent::SyncData { .. })) {
+            let PeerEvent::SyncData { bytes, .. } = event else {
                 unreachable!()
             };
             assert_eq!(bytes[..], data[read..read + bytes.len()]);
@@ -119,7 +123,7 @@ fn much_sync_data_arrives_intact_and_in_order() {
     });
     assert!(done, "{read} of {TOTAL} bytes");
     assert!(blocked > 0);
-    let writable = |event: &Event| matches!(event, Event::SyncWritable { .. });
+    let writable = |event: &PeerEvent| matches!(event, PeerEvent::SyncWritable { .. });
     assert!(!net.take(0, writable).is_empty());
 }
 
@@ -143,8 +147,8 @@ fn events_that_are_not_taken_hold_the_sender_back() {
     net.units[1] = Some(receiver);
     let mut read = 0;
     let done = net.run(SOON, |net| {
-        for event in net.take(1, |event| matches!(event, Event::SyncData { .. })) {
-            if let Event::SyncData { bytes, .. } = event {
+        for event in net.take(1, |event| matches!(event, PeerEvent::SyncData { .. })) {
+            if let PeerEvent::SyncData { bytes, .. } = event {
                 read += bytes.len();
             }
         }
@@ -185,8 +189,8 @@ fn in_a_cluster_each_peer_is_known_by_its_key() {
     }
     assert!(net.run(SOON, |net| {
         for index in 0..3 {
-            for event in net.take(index, |event| matches!(event, Event::SyncData { .. })) {
-                if let Event::SyncData { peer, bytes, .. } = event {
+            for event in net.take(index, |event| matches!(event, PeerEvent::SyncData { .. })) {
+                if let PeerEvent::SyncData { peer, bytes, .. } = event {
                     heard.push((index, peer, bytes.to_vec()));
                 }
             }
@@ -309,10 +313,12 @@ fn a_restarted_peer_is_noticed_at_once() {
                 .unit(1 - restarted)
                 .send_datagram(PEER, LINK, b"beat", now);
             let fresh = net.units[1 - restarted].as_ref().unwrap();
-            let ups = fresh
-                .events
-                .iter()
-                .filter(|event| matches!(event, Event::HeartbeatUp { .. } | Event::SyncUp { .. }));
+            let ups = fresh.events.iter().filter(|event| {
+                matches!(
+                    event,
+                    PeerEvent::HeartbeatUp { .. } | PeerEvent::SyncUp { .. }
+                )
+            });
             ups.count() == 2 && net.all_up()
         });
         assert!(up, "unit {restarted} did not come back");
@@ -344,7 +350,7 @@ fn a_killed_peer_is_hinted_at() {
     assert_eq!(net.unit(0).send_datagram(PEER, LINK, b"beat", now), Ok(()));
     let hinted = net.run(Duration::from_millis(800), |net| {
         let (peer, link) = (PEER, LINK);
-        !net.take(0, |event| *event == Event::Refused { peer, link })
+        !net.take(0, |event| *event == PeerEvent::Refused { peer, link })
             .is_empty()
     });
     assert!(hinted);
@@ -436,7 +442,7 @@ fn a_datagram_does_not_wait_behind_bulk() {
     let mut sent: Option<Instant> = None;
     let done = net.run(Duration::from_secs(20), |net| {
         net.unit(0).write_sync(PEER, LINK, &block);
-        net.take(1, |event| matches!(event, Event::SyncData { .. }));
+        net.take(1, |event| matches!(event, PeerEvent::SyncData { .. }));
         let start = *sent.get_or_insert_with(|| {
             let now = Instant::now();
             net.unit(0).send_datagram(PEER, LINK, b"beat", now).unwrap();

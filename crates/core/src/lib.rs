@@ -18,6 +18,7 @@
 //! - [`ha`]: election, heartbeats, planned handover.
 //! - [`sync`]: replication: change log, wire format, digests, installation of records.
 //! - [`gateway`]: composes them into one state machine.
+//! - [`pump`]: between the streams to the peers and the gateway.
 //! - [`capture`]: copies of packets for an administrator.
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`metrics`]: what a Prometheus server scrapes.
@@ -43,6 +44,7 @@ pub mod metrics;
 pub mod nat;
 pub mod packet;
 pub mod policy;
+pub mod pump;
 pub mod random;
 pub mod route;
 pub mod session;

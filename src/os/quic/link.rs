@@ -16,9 +16,10 @@ use super::connection::{Conn, Phase, Streams};
 use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
-use super::{DownReason, Event, SendError, tls};
+use super::{SendError, down_reason, tls};
 use tandemgw_core::config::HaLink;
 use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::pump::{DownReason, PeerEvent};
 
 /// Pause before the first new attempt, and after a silence.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -221,7 +222,7 @@ impl Link {
                 && cx.out.has_room(Role::Heartbeat)
             {
                 let link = self.id;
-                cx.out.push(Event::Refused { peer, link });
+                cx.out.push(PeerEvent::Refused { peer, link });
             }
         }
     }
@@ -406,7 +407,7 @@ impl Link {
                 Streams::Violation => self.violation(handle, conn, cx),
                 Streams::Writable if conn.phase == Phase::Up => {
                     if let (Some(peer), link) = (conn.peer, self.id) {
-                        cx.out.push(Event::SyncWritable { peer, link });
+                        cx.out.push(PeerEvent::SyncWritable { peer, link });
                     }
                 }
                 Streams::Writable | Streams::Fine => {}
@@ -457,8 +458,8 @@ impl Link {
         conn.start(cx.now);
         if let (Some(peer), link) = (conn.peer, self.id) {
             cx.out.push(match conn.role {
-                Role::Heartbeat => Event::HeartbeatUp { peer, link },
-                Role::Sync => Event::SyncUp { peer, link },
+                Role::Heartbeat => PeerEvent::HeartbeatUp { peer, link },
+                Role::Sync => PeerEvent::SyncUp { peer, link },
             });
         }
     }
@@ -476,13 +477,13 @@ impl Link {
                     conn.readable = false;
                     return;
                 };
-                cx.out.push(Event::Datagram { peer, link, bytes });
+                cx.out.push(PeerEvent::Datagram { peer, link, bytes });
             }
             return;
         }
         let budget = cx.out.room().min(READ_BUDGET);
         let streams = conn.read(budget, |bytes| {
-            cx.out.push(Event::SyncData { peer, link, bytes });
+            cx.out.push(PeerEvent::SyncData { peer, link, bytes });
         });
         if streams == Streams::Violation {
             self.violation(handle, conn, cx);
@@ -535,7 +536,7 @@ impl Link {
                 ),
             }
         }
-        self.retire(handle, conn, DownReason::from(error), cx);
+        self.retire(handle, conn, down_reason(error), cx);
         conn.phase = Phase::Closed;
     }
 
@@ -565,8 +566,8 @@ impl Link {
         }
         if conn.phase == Phase::Up {
             cx.out.push(match conn.role {
-                Role::Heartbeat => Event::HeartbeatDown { peer, link, reason },
-                Role::Sync => Event::SyncDown { peer, link, reason },
+                Role::Heartbeat => PeerEvent::HeartbeatDown { peer, link, reason },
+                Role::Sync => PeerEvent::SyncDown { peer, link, reason },
             });
         }
     }

@@ -14,7 +14,6 @@ mod socket;
 mod tls;
 mod tuning;
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -33,125 +32,20 @@ use crate::node_key::NodeKey;
 use tandemgw_core::config::Ha;
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::identity::PublicKey;
+use tandemgw_core::pump::{DownReason, PeerEvent};
 
-/// What happened on a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Heartbeats can be sent; the peer has proved its key, and has accepted ours.
-    HeartbeatUp {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-    },
-    /// Heartbeats can't be sent any more. A new connection is tried without being asked for.
-    HeartbeatDown {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-        /// Why.
-        reason: DownReason,
-    },
-    /// A heartbeat came.
-    Datagram {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-        /// What [`Transport::send_datagram`] was given.
-        bytes: Bytes,
-    },
-    /// The streams for replication are open, and empty.
-    SyncUp {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-    },
-    /// The streams are gone, and with them what was written and not yet received. A new connection
-    /// is tried without being asked for.
-    SyncDown {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-        /// Why.
-        reason: DownReason,
-    },
-    /// The next bytes of the peer's stream, cut anywhere.
-    SyncData {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-        /// The bytes; never empty.
-        bytes: Bytes,
-    },
-    /// There is room again after [`Transport::write_sync`] took less than it was given.
-    SyncWritable {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-    },
-    /// A kernel at the peer's address says that no process listens there. Anyone on the link can
-    /// forge that: it is a hint to look, never a verdict.
-    Refused {
-        /// The peer.
-        peer: PeerId,
-        /// The link.
-        link: LinkId,
-    },
-}
-
-/// Why a connection ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DownReason {
-    /// Nothing came for the idle timeout.
-    TimedOut,
-    /// The peer has restarted and does not know the connection (RFC 9000, section 10.3).
-    Reset,
-    /// The peer shuts down, and said so.
-    Goodbye,
-    /// The peer closed it.
-    ClosedByPeer,
-    /// We closed it.
-    Closed,
-    /// The peer dialled anew.
-    Replaced,
-    /// Something that no unit does.
-    Error(String),
-}
-
-impl fmt::Display for DownReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DownReason::TimedOut => "nothing received",
-            DownReason::Reset => "the peer has restarted",
-            DownReason::Goodbye => "the peer shuts down",
-            DownReason::ClosedByPeer => "closed by the peer",
-            DownReason::Closed => "closed",
-            DownReason::Replaced => "the peer connected anew",
-            DownReason::Error(text) => text,
-        })
-    }
-}
-
-impl From<&ConnectionError> for DownReason {
-    fn from(error: &ConnectionError) -> DownReason {
-        match error {
-            ConnectionError::TimedOut => DownReason::TimedOut,
-            ConnectionError::Reset => DownReason::Reset,
-            ConnectionError::LocallyClosed => DownReason::Closed,
-            ConnectionError::ApplicationClosed(close) => {
-                match u64::from(close.error_code) == u64::from(code::GOODBYE) {
-                    true => DownReason::Goodbye,
-                    false => DownReason::ClosedByPeer,
-                }
+fn down_reason(error: &ConnectionError) -> DownReason {
+    match error {
+        ConnectionError::TimedOut => DownReason::TimedOut,
+        ConnectionError::Reset => DownReason::Reset,
+        ConnectionError::LocallyClosed => DownReason::Closed,
+        ConnectionError::ApplicationClosed(close) => {
+            match u64::from(close.error_code) == u64::from(code::GOODBYE) {
+                true => DownReason::Goodbye,
+                false => DownReason::ClosedByPeer,
             }
-            error => DownReason::Error(error.to_string()),
         }
+        error => DownReason::Error(error.to_string()),
     }
 }
 
@@ -274,14 +168,14 @@ impl Transport {
 
     /// The next event. Those of heartbeats overtake those of replication; within each the order is
     /// that in which they happened.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<PeerEvent> {
         self.out.pop()
     }
 
-    /// Takes back what is left of an [`Event::SyncData`] that could not be handled whole: it is the next
+    /// Takes back what is left of an [`PeerEvent::SyncData`] that could not be handled whole: it is the next
     /// event again, but for heartbeats.
     pub fn put_back(&mut self, peer: PeerId, link: LinkId, bytes: Bytes) {
-        self.out.put_back(Event::SyncData { peer, link, bytes });
+        self.out.put_back(PeerEvent::SyncData { peer, link, bytes });
     }
 
     /// Sends a heartbeat before it returns, if QUIC and the kernel let it; else with a later poll.
@@ -300,8 +194,14 @@ impl Transport {
     }
 
     /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes were
-    /// taken; if not all, [`Event::SyncWritable`] follows when there is room (or [`Event::SyncDown`]).
+    /// taken; if not all, [`PeerEvent::SyncWritable`] follows when there is room (or [`PeerEvent::SyncDown`]).
+    ///
+    /// None are taken while [`PeerEvent::SyncUp`] waits to be polled: what the caller has to say is for
+    /// the stream before it.
     pub fn write_sync(&mut self, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
+        if self.out.is_unheard(peer, link) {
+            return 0;
+        }
         self.up(peer, link, Role::Sync)
             .map_or(0, |conn| conn.write(bytes))
     }

@@ -1,14 +1,16 @@
 //! What goes out to the caller.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::pump::PeerEvent;
 use tandemgw_core::random::SplitMix64;
 
+use super::Counters;
 use super::tuning::Role;
-use super::{Counters, Event};
 
 /// Events of one role that wait for the caller; above it, received data stays in QUIC, where other
 /// limits hold.
@@ -22,10 +24,12 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Outbox {
     /// These go first: a heartbeat must not wait until stream data was dealt with.
-    heartbeat: VecDeque<Event>,
-    sync: VecDeque<Event>,
+    heartbeat: VecDeque<PeerEvent>,
+    sync: VecDeque<PeerEvent>,
     /// Stream bytes in `sync`.
     bytes: usize,
+    /// By peer and link: how many [`PeerEvent::SyncUp`] are in `sync`.
+    unheard: BTreeMap<(PeerId, LinkId), usize>,
     pub(super) counters: Counters,
     random: SplitMix64,
     last_log: Option<Instant>,
@@ -41,32 +45,49 @@ impl Outbox {
         }
     }
 
-    pub(super) fn push(&mut self, event: Event) {
+    pub(super) fn push(&mut self, event: PeerEvent) {
         match &event {
-            Event::HeartbeatUp { .. }
-            | Event::HeartbeatDown { .. }
-            | Event::Datagram { .. }
-            | Event::Refused { .. } => return self.heartbeat.push_back(event),
-            Event::SyncData { bytes, .. } => self.bytes += bytes.len(),
-            Event::SyncUp { .. } | Event::SyncDown { .. } | Event::SyncWritable { .. } => {}
+            PeerEvent::HeartbeatUp { .. }
+            | PeerEvent::HeartbeatDown { .. }
+            | PeerEvent::Datagram { .. }
+            | PeerEvent::Refused { .. } => return self.heartbeat.push_back(event),
+            PeerEvent::SyncData { bytes, .. } => self.bytes += bytes.len(),
+            PeerEvent::SyncUp { peer, link } => {
+                *self.unheard.entry((*peer, *link)).or_default() += 1;
+            }
+            PeerEvent::SyncDown { .. } | PeerEvent::SyncWritable { .. } => {}
         }
         self.sync.push_back(event);
     }
 
-    pub(super) fn pop(&mut self) -> Option<Event> {
+    pub(super) fn pop(&mut self) -> Option<PeerEvent> {
         let event = self
             .heartbeat
             .pop_front()
             .or_else(|| self.sync.pop_front())?;
-        if let Event::SyncData { bytes, .. } = &event {
-            self.bytes -= bytes.len();
+        match &event {
+            PeerEvent::SyncData { bytes, .. } => self.bytes -= bytes.len(),
+            PeerEvent::SyncUp { peer, link } => self.note_heard((*peer, *link)),
+            _ => {}
         }
         Some(event)
     }
 
+    fn note_heard(&mut self, stream: (PeerId, LinkId)) {
+        match self.unheard.get_mut(&stream) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.unheard.remove(&stream)),
+        }
+    }
+
+    /// Whether the caller has still to hear that the streams to `peer` over `link` were opened.
+    pub(super) fn is_unheard(&self, peer: PeerId, link: LinkId) -> bool {
+        self.unheard.contains_key(&(peer, link))
+    }
+
     /// Takes back the rest of a piece of a stream, as the next event but for heartbeats.
-    pub(super) fn put_back(&mut self, event: Event) {
-        if let Event::SyncData { bytes, .. } = &event {
+    pub(super) fn put_back(&mut self, event: PeerEvent) {
+        if let PeerEvent::SyncData { bytes, .. } = &event {
             self.bytes += bytes.len();
         }
         self.sync.push_front(event);
@@ -107,7 +128,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tandemgw_core::flow::{LinkId, PeerId};
+    use tandemgw_core::pump::DownReason;
 
     #[test]
     fn jitter_stays_in_its_half() {
@@ -124,13 +145,28 @@ mod tests {
         let (peer, link) = (PeerId(0), LinkId(0));
         let mut out = Outbox::new(1);
         let bytes = bytes::Bytes::from(vec![0; MAX_EVENT_BYTES]);
-        let data = Event::SyncData { peer, link, bytes };
+        let data = PeerEvent::SyncData { peer, link, bytes };
         out.push(data.clone());
         assert!(!out.has_room(Role::Sync) && out.has_room(Role::Heartbeat));
-        out.push(Event::Refused { peer, link });
-        assert_eq!(out.pop(), Some(Event::Refused { peer, link }));
+        out.push(PeerEvent::Refused { peer, link });
+        assert_eq!(out.pop(), Some(PeerEvent::Refused { peer, link }));
         assert_eq!(out.pop(), Some(data));
         assert_eq!(out.pop(), None);
         assert_eq!(out.room(), MAX_EVENT_BYTES);
+    }
+
+    #[test]
+    fn a_stream_is_unheard_until_all_that_was_said_of_it_is_polled() {
+        let (peer, link) = (PeerId(1), LinkId(0));
+        let reason = DownReason::Replaced;
+        let mut out = Outbox::new(1);
+        out.push(PeerEvent::SyncUp { peer, link });
+        out.push(PeerEvent::SyncDown { peer, link, reason });
+        out.push(PeerEvent::SyncUp { peer, link });
+        let heard: Vec<bool> = (0..3)
+            .map(|_| out.pop().is_some() && !out.is_unheard(peer, link))
+            .collect();
+        assert_eq!(heard, [false, false, true]);
+        assert!(!out.is_unheard(peer, LinkId(1)));
     }
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 use tandemgw::node_key::NodeKey;
-use tandemgw::os::quic::{Event, Transport};
+use tandemgw::os::quic::Transport;
 use tandemgw_core::config::{Ha, HaLink, HaPeer, PickupGuarantee};
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::identity::PublicKey;
+use tandemgw_core::pump::PeerEvent;
 
 pub const PEER: PeerId = PeerId(0);
 pub const LINK: LinkId = LinkId(0);
@@ -55,7 +56,7 @@ pub fn free_address() -> SocketAddr {
 pub struct Unit {
     pub transport: Transport,
     /// All events that were not looked for yet.
-    pub events: Vec<Event>,
+    pub events: Vec<PeerEvent>,
 }
 
 #[derive(Default)]
@@ -158,7 +159,7 @@ impl Net {
     }
 
     /// Takes the events of a unit for which `wanted` holds.
-    pub fn take(&mut self, index: usize, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
+    pub fn take(&mut self, index: usize, wanted: impl Fn(&PeerEvent) -> bool) -> Vec<PeerEvent> {
         let events = &mut self.units[index].as_mut().unwrap().events;
         events.extract_if(.., |event| wanted(event)).collect()
     }

@@ -1,0 +1,386 @@
+//! The pump between the streams to the peers and the gateway: buffers, back-pressure, and the order
+//! of a turn.
+//!
+//! The shell has QUIC connections behind [`Streams`], the simulator has connections that it makes up.
+//! All that is decided between them and the [`Gateway`] is here, once.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::flow::{LinkId, PeerId};
+use crate::gateway::Gateway;
+use crate::ha::Hint;
+use crate::in_quotes::InQuotes;
+use crate::time::Time;
+
+/// Events that one half of a turn handles: 64 pieces of streams take some 300 µs.
+const EVENTS_PER_CALL: usize = 64;
+
+/// What happened on a connection to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// Heartbeats can be sent; the peer has proved its key, and has accepted ours.
+    HeartbeatUp {
+        /// Who is at the other end.
+        peer: PeerId,
+        /// The link that the connection goes over.
+        link: LinkId,
+    },
+    /// Heartbeats can't be sent any more. A new connection is tried without being asked for.
+    HeartbeatDown {
+        /// Who was at the other end.
+        peer: PeerId,
+        /// The link that the connection went over.
+        link: LinkId,
+        /// Why it ended.
+        reason: DownReason,
+    },
+    /// A heartbeat came. Datagrams may be lost, repeated and reordered.
+    Datagram {
+        /// Who sent it.
+        peer: PeerId,
+        /// The link that it came by.
+        link: LinkId,
+        /// The payload, as the peer sent it.
+        bytes: Bytes,
+    },
+    /// The streams for replication are open, and empty.
+    SyncUp {
+        /// Who is at the other end.
+        peer: PeerId,
+        /// The link that the streams go over.
+        link: LinkId,
+    },
+    /// The streams are gone, and with them what was written and not yet received. A new connection
+    /// is tried without being asked for.
+    SyncDown {
+        /// Who was at the other end.
+        peer: PeerId,
+        /// The link that the streams went over.
+        link: LinkId,
+        /// Why they ended.
+        reason: DownReason,
+    },
+    /// The next bytes of the peer's stream, cut anywhere.
+    SyncData {
+        /// Who sent them.
+        peer: PeerId,
+        /// The link that they came by.
+        link: LinkId,
+        /// The bytes; never empty.
+        bytes: Bytes,
+    },
+    /// There is room again after [`Streams::write_sync`] took less than it was given.
+    SyncWritable {
+        /// Whose stream has room.
+        peer: PeerId,
+        /// The link that the stream goes over.
+        link: LinkId,
+    },
+    /// A kernel at the peer's address says that no process listens there. Anyone on the link can
+    /// forge that: it is a hint to look, never a verdict.
+    Refused {
+        /// Who seems to be gone.
+        peer: PeerId,
+        /// The link that the refusal came by.
+        link: LinkId,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DownReason {
+    /// Nothing came for the idle timeout.
+    TimedOut,
+    /// The peer has restarted and does not know the connection (RFC 9000, section 10.3).
+    Reset,
+    /// The peer shuts down, and said so.
+    Goodbye,
+    /// The peer closed it.
+    ClosedByPeer,
+    /// We closed it.
+    Closed,
+    /// The peer dialled again.
+    Replaced,
+    /// Something that no unit does; the text is for the log.
+    Error(String),
+}
+
+impl fmt::Display for DownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DownReason::TimedOut => "nothing received",
+            DownReason::Reset => "the peer has restarted",
+            DownReason::Goodbye => "the peer shuts down",
+            DownReason::ClosedByPeer => "closed by the peer",
+            DownReason::Closed => "closed",
+            DownReason::Replaced => "the peer connected again",
+            DownReason::Error(text) => text,
+        })
+    }
+}
+
+/// The connections to the peers, as the pump needs them.
+///
+/// A stream is reliable and ordered while its connection lasts. What was written and not received when
+/// the connection ends is lost.
+pub trait Streams {
+    /// The peers whose process is known to have ended since the last call.
+    fn ended(&mut self) -> Vec<PeerId>;
+
+    /// Reads what has come in, and lets the connections do what is due.
+    fn receive(&mut self);
+
+    /// The next event. Those of heartbeats overtake those of replication; within each the order is
+    /// that in which they happened.
+    fn poll_event(&mut self) -> Option<PeerEvent>;
+
+    /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it is the
+    /// next event again, except for those of heartbeats.
+    fn put_back(&mut self, peer: PeerId, link: LinkId, rest: Bytes);
+
+    /// Appends to the stream to `peer`, and returns how many bytes were taken. If not all,
+    /// [`PeerEvent::SyncWritable`] follows when there is room, or [`PeerEvent::SyncDown`].
+    ///
+    /// A stream whose [`PeerEvent::SyncUp`] is still to be polled takes nothing: what the caller
+    /// has to say is for the stream before it.
+    fn write_sync(&mut self, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize;
+
+    /// Closes the streams to `peer` over `link`. They are opened again without being asked for.
+    fn close_sync(&mut self, peer: PeerId, link: LinkId);
+
+    /// Sends what was written.
+    fn flush(&mut self);
+}
+
+/// Moves replication between the streams and the gateway, and tells the gateway what happens to its
+/// peers.
+///
+/// In each turn of the loop, [`receive`](Self::receive) comes before packets are handled (a takeover
+/// must precede the packets that it concerns), and [`send`](Self::send) after them. While
+/// [`is_busy`](Self::is_busy) the next turn follows without waiting.
+#[derive(Debug)]
+pub struct Pump {
+    /// By peer.
+    outgoing: Vec<Outgoing>,
+    /// By peer: the gateway has taken bytes of its stream and has not handled them all.
+    unfinished: u64,
+    /// By link: its interface has carrier.
+    carrier: Vec<bool>,
+    busy: bool,
+}
+
+/// What a peer's stream has not taken yet.
+#[derive(Clone, Debug, Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    written: usize,
+    /// The link whose stream the bytes are for.
+    link: Option<LinkId>,
+    /// The stream takes nothing until it says so.
+    blocked: bool,
+}
+
+impl Pump {
+    /// A pump for `peers` peers (at most 64) and `links` links, of which all are assumed to have
+    /// carrier.
+    pub fn new(peers: usize, links: usize) -> Pump {
+        Pump {
+            outgoing: vec![Outgoing::default(); peers],
+            unfinished: 0,
+            carrier: vec![true; links],
+            busy: true,
+        }
+    }
+
+    /// Whether there is work that no event will announce.
+    pub fn is_busy(&self) -> bool {
+        self.busy || self.unfinished != 0
+    }
+
+    /// The interface of `link` has gained or lost carrier. If no link has carrier any more, that is a
+    /// hint.
+    pub fn handle_carrier(&mut self, now: Time, link: LinkId, up: bool, gateway: &mut Gateway) {
+        let Some(carrier) = self.carrier.get_mut(link.index()) else {
+            return;
+        };
+        let before = std::mem::replace(carrier, up);
+        if before && !self.carrier.contains(&true) {
+            gateway.handle_hint(now, Hint::CarrierLost);
+        }
+    }
+
+    /// First half of a turn: what has come in.
+    pub fn receive(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
+        // First, since what the dead sent before they died may still wait.
+        for peer in streams.ended() {
+            gateway.handle_hint(now, Hint::Ended { peer });
+        }
+        streams.receive();
+        self.go_on(now, gateway, streams);
+        self.handle_events(now, gateway, streams);
+    }
+
+    /// Second half of a turn: what goes out.
+    pub fn send(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
+        let mut wrote = false;
+        for peer in gateway.peers() {
+            wrote |= self.fill(now, peer, gateway, streams);
+        }
+        let more = self.busy;
+        if wrote {
+            streams.flush();
+            self.handle_events(now, gateway, streams);
+        }
+        self.busy |= more;
+    }
+
+    /// Closes a stream that the gateway has left.
+    pub fn close_stream(&mut self, peer: PeerId, link: LinkId, streams: &mut impl Streams) {
+        streams.close_sync(peer, link);
+        // What the closing tells is to be heard soon.
+        self.busy = true;
+    }
+
+    fn handle_events(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
+        self.busy = true;
+        for _ in 0..EVENTS_PER_CALL {
+            match streams.poll_event() {
+                Some(PeerEvent::SyncData { peer, link, bytes }) => {
+                    let rest = self.deliver(now, peer, link, bytes, gateway, streams);
+                    if let Some(rest) = rest {
+                        streams.put_back(peer, link, rest);
+                    }
+                    if self.unfinished != 0 {
+                        return;
+                    }
+                }
+                Some(event) => self.handle_event(now, event, gateway),
+                None => {
+                    self.busy = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle_event(&mut self, now: Time, event: PeerEvent, gateway: &mut Gateway) {
+        match event {
+            PeerEvent::HeartbeatUp { peer, link } => {
+                gateway.handle_heartbeat_link(now, peer, link, true);
+            }
+            PeerEvent::HeartbeatDown { peer, link, reason } => {
+                log_down("heartbeat connection down", peer, link, &reason);
+                gateway.handle_heartbeat_link(now, peer, link, false);
+            }
+            PeerEvent::Datagram { peer, link, bytes } => {
+                gateway.handle_heartbeat(now, peer, link, &bytes);
+            }
+            PeerEvent::SyncUp { peer, link } => gateway.handle_sync_link(now, peer, link, true),
+            PeerEvent::SyncDown { peer, link, reason } => {
+                log_down("stream down", peer, link, &reason);
+                let outgoing = &mut self.outgoing[peer.index()];
+                if outgoing.link == Some(link) {
+                    *outgoing = Outgoing::default();
+                }
+                gateway.handle_sync_link(now, peer, link, false);
+            }
+            // Bytes are handled by the piece, see `deliver`.
+            PeerEvent::SyncData { .. } => {}
+            PeerEvent::SyncWritable { peer, link } => {
+                let outgoing = &mut self.outgoing[peer.index()];
+                outgoing.blocked &= outgoing.link != Some(link);
+            }
+            PeerEvent::Refused { peer, .. } => gateway.handle_hint(now, Hint::Refused { peer }),
+        }
+    }
+
+    /// Hands over a piece of a stream; gives back what was not taken, for a later turn: an earlier
+    /// piece may be more than one turn's work.
+    fn deliver(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        link: LinkId,
+        mut bytes: Bytes,
+        gateway: &mut Gateway,
+        streams: &mut impl Streams,
+    ) -> Option<Bytes> {
+        match gateway.handle_sync_data(now, peer, link, &bytes) {
+            Ok(received) => {
+                // Bytes of a stream that is not in use are ignored, and say nothing about the other.
+                if gateway.sync_link(peer) == Some(link) {
+                    let flag = 1 << peer.0;
+                    self.unfinished =
+                        self.unfinished & !flag | if received.more { flag } else { 0 };
+                }
+                let rest = bytes.split_off(received.taken);
+                (!rest.is_empty()).then_some(rest)
+            }
+            Err(_) => {
+                streams.close_sync(peer, link);
+                self.unfinished &= !(1 << peer.0);
+                self.outgoing[peer.index()] = Outgoing::default();
+                None
+            }
+        }
+    }
+
+    /// Goes on with what came before and was more than one turn's work.
+    fn go_on(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
+        for peer in gateway.peers() {
+            if self.unfinished & (1 << peer.0) == 0 {
+                continue;
+            }
+            match gateway.sync_link(peer) {
+                Some(link) => {
+                    self.deliver(now, peer, link, Bytes::new(), gateway, streams);
+                }
+                None => self.unfinished &= !(1 << peer.0),
+            }
+        }
+    }
+
+    /// Gives the stream to `peer` what it takes; returns whether anything was written.
+    fn fill(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        gateway: &mut Gateway,
+        streams: &mut impl Streams,
+    ) -> bool {
+        let outgoing = &mut self.outgoing[peer.index()];
+        let link = gateway.sync_link(peer);
+        if outgoing.link != link {
+            *outgoing = Outgoing {
+                link,
+                ..Outgoing::default()
+            };
+        }
+        let Some(link) = link.filter(|_| !outgoing.blocked) else {
+            return false;
+        };
+        if outgoing.written == outgoing.bytes.len() {
+            outgoing.bytes.clear();
+            outgoing.written = 0;
+            self.busy |= gateway.poll_sync(now, peer, &mut outgoing.bytes);
+        }
+        let rest = &outgoing.bytes[outgoing.written..];
+        if rest.is_empty() {
+            return false;
+        }
+        let taken = streams.write_sync(peer, link, rest);
+        outgoing.written += taken;
+        outgoing.blocked = taken < rest.len();
+        if outgoing.blocked {
+            gateway.handle_sync_blocked(peer);
+        }
+        taken > 0
+    }
+}
+
+fn log_down(what: &str, peer: PeerId, link: LinkId, reason: &DownReason) {
+    let (peer, link) = (peer.0, link.0);
+    log::debug!("{what} peer={peer} link={link} why={}", InQuotes(&reason));
+}

@@ -1,0 +1,204 @@
+//! One turn of a unit's loop: the same calls in the same order as `os::event_loop`.
+
+use std::time::Duration;
+
+use tandemgw_core::event::{LinkState, Offload, Output, Verdict};
+use tandemgw_core::flow::{GroupId, LinkId, PortId};
+use tandemgw_core::gateway::{Gateway, Role};
+use tandemgw_core::pump::Pump;
+use tandemgw_core::time::Time;
+
+use crate::setup::{NAMES, unit_mac};
+use crate::wires::Wires;
+use crate::world::{Arrival, Death, TURN, World};
+
+/// Turns between two looks at the invariants.
+const TURNS_PER_CHECK: u64 = 16;
+
+/// A unit at work.
+pub struct Turn {
+    pub unit: usize,
+    pub now: Time,
+    pub gateway: Gateway,
+    pub pump: Pump,
+}
+
+impl World {
+    /// One turn of a unit's loop.
+    pub fn turn(&mut self, unit: usize) {
+        self.turns += 1;
+        let now = self.local_time(unit);
+        let Some(gateway) = self.units[unit].gateway.take() else {
+            return;
+        };
+        let pump = std::mem::replace(&mut self.units[unit].pump, Pump::new(0, 0));
+        let before = self.roles(&gateway);
+        self.units[unit].last_turn = self.now;
+        let mut turn = Turn {
+            unit,
+            now,
+            gateway,
+            pump,
+        };
+        turn.gateway.handle_wake(now);
+        let due = self.due(unit);
+        let mut packets = Vec::new();
+        let mut frames = Vec::new();
+        for arrival in due {
+            match arrival {
+                Arrival::Packet { .. } => packets.push(arrival),
+                Arrival::Frame { .. } => frames.push(arrival),
+                Arrival::Link { .. } | Arrival::Carrier { .. } => self.handle(&mut turn, arrival),
+            }
+        }
+        let mut wires = Wires::of(self, unit);
+        turn.pump.receive(now, &mut turn.gateway, &mut wires);
+        for arrival in frames {
+            self.handle(&mut turn, arrival);
+        }
+        self.drain(&mut turn);
+        for arrival in packets {
+            self.handle(&mut turn, arrival);
+        }
+        if turn.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
+            turn.gateway.handle_timeout(now);
+        }
+        self.drain(&mut turn);
+        let mut wires = Wires::of(self, unit);
+        turn.pump.send(now, &mut turn.gateway, &mut wires);
+        self.drain(&mut turn);
+        self.finish_turn(turn, &before);
+    }
+
+    /// What has arrived on the ports of `unit`.
+    fn due(&mut self, unit: usize) -> Vec<Arrival> {
+        let inbox = &mut self.units[unit].inbox;
+        let mut due = Vec::new();
+        while let Some(entry) = inbox.first_entry().filter(|e| e.key().0 <= self.now) {
+            due.push(entry.remove());
+        }
+        due
+    }
+
+    fn finish_turn(&mut self, turn: Turn, before: &[Role]) {
+        let Turn {
+            unit,
+            now,
+            gateway,
+            pump,
+        } = turn;
+        if self.turns.is_multiple_of(TURNS_PER_CHECK) {
+            gateway.check_invariants();
+        }
+        for (group, (old, new)) in before.iter().zip(self.roles(&gateway)).enumerate() {
+            if *old != new {
+                self.note(|| format!("{} is {new:?} of group {group}", NAMES[unit]));
+            }
+        }
+        let timeout = gateway.poll_timeout(now).map(|at| self.now + at.since(now));
+        let gone = gateway.is_gone();
+        let soon = pump.is_busy().then_some(self.now + TURN);
+        let machine = &mut self.units[unit];
+        let inbox = machine.inbox.first_key_value().map(|((at, _), _)| *at);
+        let news = machine.news.first_key_value().map(|((at, _), _)| *at);
+        let reads = machine.heard.has_streams().then_some(machine.reads_from);
+        let next = [inbox, news, reads, timeout, soon]
+            .into_iter()
+            .flatten()
+            .min();
+        machine.wakes_at = next.unwrap_or(self.now + Duration::from_secs(1));
+        machine.gateway = Some(gateway);
+        machine.pump = pump;
+        if gone {
+            self.die(unit, Death::Goodbye);
+        }
+    }
+
+    fn roles(&self, gateway: &Gateway) -> Vec<Role> {
+        (0..self.shape.groups)
+            .map(|group| gateway.role_of(GroupId(group as u8)))
+            .collect()
+    }
+
+    fn handle(&mut self, turn: &mut Turn, arrival: Arrival) {
+        let (unit, now) = (turn.unit, turn.now);
+        match arrival {
+            Arrival::Frame { port, bytes } => {
+                turn.gateway.handle_frame(now, PortId(port as u8), &bytes);
+            }
+            Arrival::Link { port, up } => {
+                let state = link_state(unit, port, up);
+                turn.gateway.handle_link(now, PortId(port as u8), state);
+            }
+            Arrival::Carrier { link, up } => {
+                let link = LinkId(link as u8);
+                turn.pump.handle_carrier(now, link, up, &mut turn.gateway);
+            }
+            Arrival::Packet { port, bytes } => self.handle_packet(turn, port, bytes),
+        }
+    }
+
+    fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
+        let known = sessions(&turn.gateway);
+        let port = PortId(port as u8);
+        let offload = Offload::default();
+        match turn
+            .gateway
+            .handle_packet(turn.now, port, &mut bytes, offload)
+        {
+            Verdict::Forward => {
+                if sessions(&turn.gateway) > known {
+                    self.check_guarantee(turn, &bytes);
+                }
+                self.deliver_packet(turn.unit, bytes);
+            }
+            Verdict::Drop(reason) => {
+                self.note(|| format!("{} drops: {}", NAMES[turn.unit], reason.name()));
+            }
+            _ => {}
+        }
+    }
+
+    fn drain(&mut self, turn: &mut Turn) {
+        while let Some(output) = turn.gateway.poll_output() {
+            match output {
+                Output::Packet { bytes, .. } => {
+                    self.check_guarantee(turn, &bytes);
+                    self.deliver_packet(turn.unit, bytes);
+                }
+                Output::Frame { port, bytes } => {
+                    let segment = port.index();
+                    self.carry_frame(segment, unit_mac(turn.unit, segment), bytes);
+                }
+                Output::Heartbeat { peer, link, bytes } => {
+                    self.send_datagram(turn.unit, peer, link, &bytes);
+                }
+                // The kernels of this world know their neighbours.
+                Output::Resolve { .. } => {}
+                Output::CloseStream { peer, link } => {
+                    self.note(|| {
+                        format!(
+                            "{} leaves the stream to {peer:?} on {link:?}",
+                            NAMES[turn.unit]
+                        )
+                    });
+                    let mut wires = Wires::leaving(self, turn.unit);
+                    turn.pump.close_stream(peer, link, &mut wires);
+                }
+            }
+        }
+    }
+}
+
+pub fn sessions(gateway: &Gateway) -> u32 {
+    let counts = gateway.session_counts();
+    counts.tcp + counts.udp + counts.icmp + counts.other
+}
+
+pub fn link_state(unit: usize, port: usize, up: bool) -> LinkState {
+    LinkState {
+        up,
+        mtu: 1500,
+        mac: unit_mac(unit, port),
+    }
+}
