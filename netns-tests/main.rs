@@ -37,6 +37,7 @@ mod peers;
 mod policy;
 mod reload;
 mod replication;
+mod reverse_path;
 mod robust;
 mod service;
 mod sessions;

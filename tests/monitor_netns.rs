@@ -350,9 +350,10 @@ impl Mirror {
                     self.links.remove(&name);
                 }
                 Notice::AddressesReset => self.addresses.clear(),
-                Notice::Address { addr, .. } => self.addresses.push(addr),
-                Notice::AddressGone { addr, .. } => self.addresses.retain(|other| *other != addr),
+                Notice::Address(own) => self.addresses.push(own.addr),
+                Notice::AddressGone(own) => self.addresses.retain(|other| *other != own.addr),
                 Notice::RuleGone { priority } => self.rules_gone.push(priority),
+                Notice::LinkParameter { .. } | Notice::ReversePathFilter { .. } => {}
                 Notice::Overrun => self.overruns += 1,
                 Notice::Route(RouteChange::BeginDump) => self.unconfirmed = self.routes.clone(),
                 Notice::Route(RouteChange::EndDump) => {

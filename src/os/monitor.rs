@@ -14,6 +14,9 @@
 //! destination and metric (`ip route prepend`) looks like a replacement, so that the other one is
 //! missing from the mirror when the first one goes, until the next dump.
 
+mod parameters;
+mod socket;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -27,7 +30,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteType;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::Socket;
+
+use parameters::ParameterSet;
 
 use super::netlink::{
     Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
@@ -41,22 +46,9 @@ use tandemgw_core::in_quotes::InQuotes;
 /// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
 const READ_BUDGET: usize = 32;
 
-/// What the kernel may queue while the process is busy: some 10 000 notifications.
-const RECEIVE_QUEUE: libc::c_int = 8 * 1024 * 1024;
-
 /// How often in a row a dump is begun again because the routes changed meanwhile. After that its gaps
 /// are accepted: the notifications fill them.
 const DUMP_ATTEMPTS: u32 = 3;
-
-const GROUPS: [libc::c_uint; 7] = [
-    libc::RTNLGRP_LINK,
-    libc::RTNLGRP_IPV4_IFADDR,
-    libc::RTNLGRP_IPV4_ROUTE,
-    libc::RTNLGRP_IPV4_RULE,
-    libc::RTNLGRP_IPV6_IFADDR,
-    libc::RTNLGRP_IPV6_ROUTE,
-    libc::RTNLGRP_IPV6_RULE,
-];
 
 /// A change, or a fact of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,19 +76,9 @@ pub enum Notice {
     /// Forget all addresses: a fresh dump follows.
     AddressesReset,
     /// The kernel has an address of its own.
-    Address {
-        /// The number of the link.
-        index: u32,
-        /// The address.
-        addr: IpAddr,
-    },
+    Address(OwnAddress),
     /// The kernel has an address no longer.
-    AddressGone {
-        /// The number of the link.
-        index: u32,
-        /// The address.
-        addr: IpAddr,
-    },
+    AddressGone(OwnAddress),
     /// A change of the mirror of the main table. A route may be removed that is not there.
     Route(RouteChange),
     /// A rule was removed. If it was one of the steering's, `Steering::repair` brings it back.
@@ -104,8 +86,29 @@ pub enum Notice {
         /// Its priority.
         priority: u32,
     },
+    /// A kernel parameter of a link was set: `Steering::keep_parameters` puts back what the gateway needs.
+    LinkParameter {
+        /// The name of the link.
+        name: String,
+    },
+    /// The reverse path filter was set for all links.
+    ReversePathFilter {
+        /// 0 off, 1 strict, 2 loose.
+        value: u32,
+    },
     /// The kernel had more to say than the queue holds. A fresh dump follows by itself.
     Overrun,
+}
+
+/// An address of the kernel's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    /// The number of its link.
+    pub index: u32,
+    /// The address.
+    pub addr: IpAddr,
+    /// The port whose interface or TUN device the link is.
+    pub port: Option<PortId>,
 }
 
 /// The listening socket.
@@ -118,7 +121,7 @@ pub struct Monitor {
     port: u32,
     buffer: Vec<u8>,
     ports: BTreeMap<String, PortId>,
-    tuns: BTreeSet<String>,
+    tuns: BTreeMap<String, PortId>,
     links: BTreeMap<u32, Link>,
     /// Hops of the routes for which one message may not tell the whole: those on a link, of which
     /// there may be several of one destination and metric, and multipath routes.
@@ -130,13 +133,7 @@ impl Monitor {
     /// Opens the socket in the network namespace of the calling thread, and waits for the state as it
     /// is now: all links, addresses and routes.
     pub fn start(config: &Config) -> io::Result<(Monitor, Vec<Notice>)> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        enlarge_queue(&socket);
-        let port = socket.bind_auto()?.port_number();
-        socket.connect(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
+        let (socket, port) = socket::open()?;
         let ports = config
             .ports
             .iter()
@@ -150,7 +147,8 @@ impl Monitor {
             tuns: config
                 .ports
                 .iter()
-                .map(|port| format!("tgw-{}", port.name))
+                .zip(0..)
+                .map(|(port, id)| (format!("tgw-{}", port.name), PortId(id)))
                 .collect(),
             links: BTreeMap::new(),
             siblings: BTreeMap::new(),
@@ -212,6 +210,10 @@ impl Monitor {
         if in_dump && raw.flags() & NLM_F_DUMP_INTR != 0 {
             self.dump.interrupted = true;
         }
+        if parameters::is_netconf(raw.kind()) {
+            out.extend(self.parameter(parameters::parse(raw.kind(), raw.body())));
+            return Ok(());
+        }
         let message = match raw.decode() {
             Ok(message) => message,
             Err(error) => {
@@ -251,7 +253,8 @@ impl Monitor {
                 }
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                out.extend(Address::from_message(message).map(address));
+                let address = Address::from_message(message);
+                out.extend(address.map(|address| Notice::Address(self.own(&address))));
             }
             RouteNetlinkMessage::NewRoute(message) => {
                 let Some(route) = KernelRoute::from_message(message) else {
@@ -293,13 +296,14 @@ impl Monitor {
                 Some(Stage::RoutesV4)
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                out.push(address(Address::from_message(message)?));
+                let address = Address::from_message(message)?;
+                out.push(Notice::Address(self.own(&address)));
                 None
             }
             RouteNetlinkMessage::DelAddress(message) => {
-                let Address { link, addr, .. } = Address::from_message(message)?;
-                out.push(Notice::AddressGone { index: link, addr });
-                addr.is_ipv4().then_some(Stage::RoutesV4)
+                let gone = self.own(&Address::from_message(message)?);
+                out.push(Notice::AddressGone(gone));
+                gone.addr.is_ipv4().then_some(Stage::RoutesV4)
             }
             RouteNetlinkMessage::NewRoute(message) => {
                 self.route_added(&KernelRoute::from_message(message)?, flags, out)
@@ -315,6 +319,24 @@ impl Monitor {
             }
             _ => None,
         }
+    }
+
+    fn own(&self, address: &Address) -> OwnAddress {
+        let of_port = |link: &Link| self.ports.get(&link.name).or(self.tuns.get(&link.name));
+        OwnAddress {
+            index: address.link,
+            addr: address.addr,
+            port: self.links.get(&address.link).and_then(of_port).copied(),
+        }
+    }
+
+    fn parameter(&self, set: Option<ParameterSet>) -> Option<Notice> {
+        let ParameterSet { link, rp_filter } = set?;
+        let Some(index) = link else {
+            return rp_filter.map(|value| Notice::ReversePathFilter { value });
+        };
+        let name = self.links.get(&index)?.name.clone();
+        Some(Notice::LinkParameter { name })
     }
 
     /// The result is true if IPv4 routes have vanished silently, or lead elsewhere now.
@@ -394,7 +416,7 @@ impl Monitor {
             RouteType::Unicast => {
                 let hop = route.hops.first()?;
                 let link = self.links.get(&hop.link);
-                if link.is_some_and(|link| self.tuns.contains(&link.name)) {
+                if link.is_some_and(|link| self.tuns.contains_key(&link.name)) {
                     return None;
                 }
                 match link.and_then(|link| self.ports.get(&link.name)) {
@@ -562,35 +584,6 @@ struct Dump {
 fn is_on_link(route: &KernelRoute) -> bool {
     let is_direct = |hops: &[NextHop]| matches!(hops, [hop] if hop.gateway.is_none());
     route.kind == RouteType::Unicast && is_direct(&route.hops)
-}
-
-fn address(address: Address) -> Notice {
-    Notice::Address {
-        index: address.link,
-        addr: address.addr,
-    }
-}
-
-/// Beyond the limit for unprivileged processes if possible; the rest is a matter of luck and of
-/// [`Notice::Overrun`].
-fn enlarge_queue(socket: &Socket) {
-    let size = RECEIVE_QUEUE;
-    // SAFETY: the descriptor is open, and the option's value is a `c_int` of the length given, which
-    // the kernel only reads.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const size).cast(),
-            size_of_val(&size) as libc::socklen_t,
-        )
-    };
-    if result != 0
-        && let Err(error) = socket.set_rx_buf_sz(size)
-    {
-        log::debug!("netlink queue not enlarged error={}", InQuotes(&error));
-    }
 }
 
 impl AsRawFd for Monitor {

@@ -16,7 +16,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -249,6 +249,27 @@ impl Netlink {
             RouteNetlinkMessage::NewAddress(address) => Address::from_message(&address),
             _ => None,
         })
+    }
+
+    /// Gives an interface an address that serves within this machine only (scope `host`); that it has
+    /// it already is no error.
+    pub fn add_host_address(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        (message.header.family, message.header.prefix_len) = match addr {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        message.header.index = link;
+        message.header.scope = AddressScope::Host;
+        let address = [
+            AddressAttribute::Local(addr),
+            AddressAttribute::Address(addr),
+        ];
+        message.attributes.extend(address);
+        let request = RouteNetlinkMessage::NewAddress(message);
+        let object = format!("{addr} to interface #{link}");
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change("add the address", &object, request, flags)
     }
 
     /// The routes of one family in `table`, of those only that `protocol` made if it is not 0.

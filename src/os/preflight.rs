@@ -120,7 +120,7 @@ fn essentials(
     let mut checks = vec![
         machine::privileges(),
         machine::tun_driver(),
-        machine::rp_filter(),
+        machine::rp_filter(config, network.as_ref().ok()),
         firewall::check(),
     ];
     match network {

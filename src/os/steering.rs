@@ -26,6 +26,7 @@
 //! interface that it came in by, since a TUN is always between.
 
 mod error;
+mod parameters;
 mod readdress;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,10 @@ use tandemgw_core::config::{Config, Nat};
 use tandemgw_core::flow::{Addr, Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 
+use parameters::prepare_tun;
+
 pub use error::SetupError;
+pub use parameters::TUN_ADDRESS;
 
 /// `rtm_protocol` of the routes and `FRA_PROTOCOL` of the rules that the gateway adds.
 pub const PROTOCOL: u8 = 77;
@@ -436,6 +440,11 @@ impl Survey {
             .collect()
     }
 
+    fn has_address(&self, link: u32, addr: IpAddr) -> bool {
+        let mut own = self.addresses.iter();
+        own.any(|own| (own.link, own.addr) == (link, addr))
+    }
+
     /// Whether the kernel has an address on `link` that makes it reach all of `network` there.
     fn has_address_in(&self, link: u32, network: &IpNet) -> bool {
         self.addresses.iter().any(|address| {
@@ -483,38 +492,6 @@ fn ensure_route(
     }
 }
 
-/// Parameters first: a device that is set up before it is told not to gives itself an address.
-fn prepare_tun(
-    netlink: &mut Netlink,
-    port: &PortPlan,
-    survey: &Survey,
-    families: &[Family],
-) -> Result<(), SetupError> {
-    let Some(tun) = survey.links.values().find(|link| link.index == port.tun) else {
-        return Err(SetupError::NoInterface(format!("#{} (a TUN)", port.tun)));
-    };
-    // What the gateway writes has sources that the kernel would expect on the port's interface.
-    sysctl::set(Family::V4, &tun.name, "rp_filter", 0)?;
-    // With it off the kernel looks each source up once more where there are rules, to refuse its own
-    // addresses. The interface that the packet came in by has refused them already.
-    sysctl::set(Family::V4, &tun.name, "accept_local", 1)?;
-    if families.contains(&Family::V6) {
-        const ADDR_GEN_MODE_NONE: u32 = 1;
-        sysctl::set(Family::V6, &tun.name, "addr_gen_mode", ADDR_GEN_MODE_NONE)?;
-        sysctl::set(Family::V6, &tun.name, "accept_ra", 0)?;
-        sysctl::set(Family::V6, &tun.name, "disable_ipv6", 0)?;
-    }
-    for family in families {
-        forward(*family, &tun.name)?;
-    }
-    if !tun.admin_up {
-        netlink.set_queue_length(tun.index, TUN_QUEUE)?;
-        netlink.set_mtu(tun.index, TUN_MTU)?;
-        netlink.set_link_up(tun.index)?;
-    }
-    Ok(())
-}
-
 /// The parameter that lets the kernel forward what comes in by `interface`: its interface and key.
 ///
 /// IPv6 looks at `all.forwarding` and at the interface's `force_forwarding` only, which came with
@@ -536,7 +513,8 @@ fn is_forwarding(family: Family, interface: &str) -> Result<bool, SysctlError> {
     Ok(sysctl::get(family, interface, key)? == Some(1))
 }
 
-fn forward(family: Family, interface: &str) -> Result<(), SysctlError> {
+/// Gives the name of the parameter if it was off.
+fn forward(family: Family, interface: &str) -> Result<Option<&'static str>, SysctlError> {
     let (scope, key) = forwarding_key(family, interface)?;
     if scope == "all" && !is_forwarding(family, interface)? {
         log::warn!(
@@ -544,7 +522,7 @@ fn forward(family: Family, interface: &str) -> Result<(), SysctlError> {
              none\" remedy=\"set accept_ra=2 where addresses come by router advertisements\""
         );
     }
-    sysctl::set(family, scope, key, 1)
+    Ok(sysctl::set(family, scope, key, 1)?.then_some(key))
 }
 
 /// Turns forwarding off for the interface of `rule` if it was off before.
@@ -557,7 +535,7 @@ fn restore_forwarding(rule: &Rule) -> Result<(), SysctlError> {
     }
     let (scope, key) = forwarding_key(rule.family, interface)?;
     match sysctl::get(rule.family, scope, key)? {
-        Some(_) => sysctl::set(rule.family, scope, key, 0),
+        Some(_) => sysctl::set(rule.family, scope, key, 0).map(|_| ()),
         None => Ok(()), // The interface is gone.
     }
 }

@@ -62,17 +62,21 @@ pub fn get(family: Family, interface: &str, key: &str) -> Result<Option<u32>, Sy
 }
 
 /// Sets parameter `key` of `interface` (or `all`), unless it has the value already: so a read-only
-/// `/proc/sys`, as in a container, is no obstacle where somebody else has set it.
-pub fn set(family: Family, interface: &str, key: &str, value: u32) -> Result<(), SysctlError> {
+/// `/proc/sys`, as in a container, is no obstacle where somebody else has set it. Gives whether it was
+/// changed.
+pub fn set(family: Family, interface: &str, key: &str, value: u32) -> Result<bool, SysctlError> {
     if get(family, interface, key)? == Some(value) {
-        return Ok(());
+        return Ok(false);
     }
     let path = path(family, interface, key);
-    fs::write(&path, value.to_string()).map_err(|source| SysctlError {
-        path,
-        value: Some(value),
-        source,
-    })
+    match fs::write(&path, value.to_string()) {
+        Ok(()) => Ok(true),
+        Err(source) => Err(SysctlError {
+            path,
+            value: Some(value),
+            source,
+        }),
+    }
 }
 
 /// Whether this process could set the parameter; nothing is written.

@@ -7,6 +7,7 @@ use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::monitor::OwnAddress;
 use super::{Notice, Shell, Steering, socket_token};
 
 impl Shell {
@@ -60,7 +61,10 @@ impl Shell {
             Notice::Overrun => {
                 log::warn!("netlink overrun effect=\"all routes and links are read again\"")
             }
-            Notice::AddressesReset | Notice::Address { .. } | Notice::AddressGone { .. } => {}
+            Notice::LinkParameter { name } => self.keep_parameters(&name, steering),
+            Notice::ReversePathFilter { value } => note_filter(value),
+            Notice::AddressGone(gone) => note_address_gone(gone, steering),
+            Notice::AddressesReset | Notice::Address(_) => {}
         }
     }
 
@@ -100,10 +104,43 @@ impl Shell {
         }
     }
 
+    /// Somebody has set a parameter of an interface or of a TUN.
+    fn keep_parameters(&self, name: &str, steering: &mut Steering) {
+        match steering.keep_parameters(name) {
+            Ok(changed) if changed.is_empty() => {}
+            Ok(changed) => log::warn!(
+                "parameters put back device={name} which={} why=\"the gateway needs them; somebody has changed them\"",
+                InQuotes(&changed.join(" "))
+            ),
+            Err(error) => log::error!(
+                "parameters not put back device={name} error={}",
+                InQuotes(&error)
+            ),
+        }
+    }
+
     fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
         if let Some(peers) = &mut self.peers {
             peers.note_carrier(interface, up, &mut self.gateway, now);
         }
+    }
+}
+
+/// With the last IPv4 address of an interface the kernel removes all its IPv4 routes, ours too, and
+/// says nothing of them.
+fn note_address_gone(gone: OwnAddress, steering: &mut Steering) {
+    if let Some(port) = gone.port.filter(|_| gone.addr.is_ipv4()) {
+        repair(steering, port, "address removed");
+    }
+}
+
+/// For all interfaces: of this value and that of an interface, the greater one counts.
+fn note_filter(value: u32) {
+    if value == 1 {
+        log::error!(
+            "rp_filter set for=all value=1 effect=\"the kernel drops what the gateway forwards (IPv4)\" \
+             remedy=\"sysctl -w net.ipv4.conf.all.rp_filter=2\""
+        );
     }
 }
 

@@ -68,7 +68,7 @@ impl<'a> Iterator for Messages<'a> {
 #[derive(Clone, Copy)]
 pub(in crate::os) struct RawMessage<'a>(&'a [u8]);
 
-impl RawMessage<'_> {
+impl<'a> RawMessage<'a> {
     const HEADER: usize = 16;
 
     pub(in crate::os) fn flags(self) -> u16 {
@@ -81,6 +81,16 @@ impl RawMessage<'_> {
 
     pub(in crate::os) fn port(self) -> u32 {
         u32::from_ne_bytes([self.0[12], self.0[13], self.0[14], self.0[15]])
+    }
+
+    /// Its type (`RTM_NEWLINK` and so on).
+    pub(in crate::os) fn kind(self) -> u16 {
+        u16::from_ne_bytes([self.0[4], self.0[5]])
+    }
+
+    /// What follows the header.
+    pub(in crate::os) fn body(self) -> &'a [u8] {
+        &self.0[RawMessage::HEADER..]
     }
 
     pub(in crate::os) fn decode(self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {

@@ -86,20 +86,59 @@ pub(super) fn tun_driver() -> Check {
     Check::new("tun", "/dev/net/tun can be opened", problem)
 }
 
-/// The kernel uses the greater of the values for `all` and for the interface. The TUN devices get 0,
-/// so 1 for `all` is what would make the kernel drop all that the gateway writes: it has sources
-/// that are routed out of the port's interface, not of its TUN. 2 only wants a route of any kind.
-pub(super) fn rp_filter() -> Check {
-    let value = sysctl::get(Family::V4, "all", "rp_filter").unwrap_or(None);
-    let problem = (value == Some(1)).then(|| {
-        Problem::fatal(
+/// What the kernel's reverse path filter does to what the gateway writes, whose sources are routed out
+/// of the ports' interfaces, not of the TUN devices. The kernel uses the greater of the values for
+/// `all` and for the device, and the gateway sets that of its devices to 0. Strict (1) would drop all of it. Loose
+/// (2) wants a route of any kind, and an address on the device, which the gateway gives it.
+pub(super) fn rp_filter(config: &Config, network: Option<&Network>) -> Check {
+    let value = |name: &str| sysctl::get(Family::V4, name, "rp_filter").unwrap_or(None);
+    let all = value("all").unwrap_or(0);
+    let tuns = config.ports.iter().map(|port| format!("tgw-{}", port.name));
+    let mut problems = Vec::new();
+    if all == 1 {
+        problems.push(Problem::fatal(
             "net.ipv4.conf.all.rp_filter is 1: the kernel would drop what the gateway forwards",
             "sysctl -w net.ipv4.conf.all.rp_filter=2 (or 0, and 1 for single interfaces), and the \
              same in /etc/sysctl.d; the gateway checks sources itself (`source-check`)",
-        )
-    });
-    let found = format!("net.ipv4.conf.all.rp_filter is {}", value.unwrap_or(0));
-    Check::new("rp-filter", found, problem)
+        ));
+    } else if let Some(network) = network {
+        problems.extend(tuns.filter_map(|tun| {
+            let link = network.link(&tun).filter(|link| link.carrier)?;
+            let own = value(&tun)?;
+            let mut addresses = network.addresses_of(link);
+            tun_filter_problem(&tun, all.max(own), addresses.any(|own| own.addr.is_ipv4()))
+        }));
+    }
+    let effect = match all {
+        0 => "",
+        _ => " (loose): what the gateway forwards passes",
+    };
+    let found = format!("net.ipv4.conf.all.rp_filter is {all}{effect}");
+    Check::new("rp-filter", found, problems)
+}
+
+/// Of a TUN device that is in use.
+fn tun_filter_problem(tun: &str, filter: u32, has_address: bool) -> Option<Problem> {
+    let (what, remedy) = match (filter, has_address) {
+        (1, _) => (
+            format!(
+                "net.ipv4.conf.{tun}.rp_filter is 1: the kernel drops what the gateway forwards"
+            ),
+            format!("sysctl -w net.ipv4.conf.{tun}.rp_filter=0, and find out what has set it"),
+        ),
+        (2.., false) => (
+            format!(
+                "rp_filter is {filter} for {tun}, which has no IPv4 address: the kernel drops what the \
+                 gateway forwards"
+            ),
+            format!(
+                "ip addr add {}/32 dev {tun}, and find out what has removed it",
+                steering::TUN_ADDRESS
+            ),
+        ),
+        _ => return None,
+    };
+    Some(Problem::fatal(what, remedy))
 }
 
 /// The tables and rules that steer packets to the gateway.
