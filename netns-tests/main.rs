@@ -42,6 +42,7 @@ mod robust;
 mod service;
 mod sessions;
 mod split;
+mod sync_links;
 mod takeover;
 mod top;
 mod upgrade;

@@ -7,6 +7,7 @@
 mod objects;
 mod wire;
 
+use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -433,6 +434,14 @@ impl Netlink {
             }
         }
     }
+}
+
+/// The number of the interface called `name`, if there is one.
+pub fn interface_number(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the pointer is to a string that ends with a zero and outlives the call.
+    let number = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (number != 0).then_some(number)
 }
 
 /// The state of the neighbour if it is the one on `link` with `addr`.

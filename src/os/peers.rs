@@ -1,8 +1,9 @@
 //! The way to the peers in the event loop: the connections behind the core's [`Pump`].
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mio::unix::SourceFd;
@@ -11,21 +12,37 @@ use mio::{Interest, Registry, Token};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::gateway::Gateway;
+use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::pump::{PeerEvent, Pump, Streams};
 use tandemgw_core::time::Time;
 
 use super::clock;
 use super::key_file;
+use super::netlink::interface_number;
 use super::quic::Transport;
 use super::watch::Watch;
+
+/// Pause before the next attempt to bind the sockets of a link whose interface or address is missing,
+/// for when the kernel has not said that it came.
+const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// The connections to all peers.
 pub struct Peers {
     pump: Pump,
     wires: Wires,
-    interfaces: Vec<String>,
+    places: Vec<Place>,
     /// What the clock of [`Wires::now`] is in the core's time.
     now: Time,
+}
+
+/// Where a link is on this machine.
+struct Place {
+    interface: String,
+    listen: IpAddr,
+    /// The number of the interface that the sockets are bound to; none if they are not bound.
+    index: Option<u32>,
+    /// When to try to bind them again.
+    retry: Option<Time>,
 }
 
 /// What the pump moves bytes to and from.
@@ -64,6 +81,16 @@ impl Peers {
         let watch = Watch::open(ha, &config.node.name)?;
         let fd = watch.as_raw_fd();
         registry.register(&mut SourceFd(&fd), watch_token, Interest::READABLE)?;
+        let places = ha.links.iter().zip(0..).map(|(link, id)| {
+            let is_bound = transport.is_bound(LinkId(id));
+            Place {
+                interface: link.interface.clone(),
+                listen: link.listen.ip(),
+                index: interface_number(&link.interface).filter(|_| is_bound),
+                retry: (!is_bound).then(clock::now),
+            }
+        });
+        let places: Vec<Place> = places.collect();
         Ok(Some(Peers {
             pump: Pump::new(ha.peers.len(), ha.links.len()),
             wires: Wires {
@@ -73,7 +100,7 @@ impl Peers {
                 readable: 0,
                 now: Instant::now(),
             },
-            interfaces: ha.links.iter().map(|link| link.interface.clone()).collect(),
+            places,
             now: clock::now(),
         }))
     }
@@ -95,15 +122,78 @@ impl Peers {
 
     /// When [`Peers::receive`] is to be called at the latest.
     pub fn timeout(&mut self) -> Option<Time> {
-        let at = self.wires.transport.next_timeout()?;
-        Some(self.now + at.saturating_duration_since(self.wires.now))
+        let transport = self.wires.transport.next_timeout();
+        let transport = transport.map(|at| self.now + at.saturating_duration_since(self.wires.now));
+        let binding = self.places.iter().filter_map(|place| place.retry).min();
+        transport.into_iter().chain(binding).min()
     }
 
-    /// Takes note of the carrier of an interface, for each link that goes over it.
-    pub fn note_carrier(&mut self, interface: &str, up: bool, gateway: &mut Gateway, now: Time) {
-        for (name, link) in self.interfaces.iter().zip(0..) {
-            if name == interface {
-                self.pump.handle_carrier(now, LinkId(link), up, gateway);
+    /// Takes note of an interface: its carrier, for each link that goes over it, and whether it is
+    /// another one of that name, to which the sockets must be bound.
+    pub fn note_interface(
+        &mut self,
+        interface: &str,
+        index: Option<u32>,
+        up: bool,
+        gateway: &mut Gateway,
+        now: Time,
+    ) {
+        for at in 0..self.places.len() {
+            let place = &self.places[at];
+            if place.interface != interface {
+                continue;
+            }
+            if index.is_none() || place.index != index {
+                self.bind(at, now);
+            }
+            self.pump.handle_carrier(now, LinkId(at as u8), up, gateway);
+        }
+    }
+
+    /// Takes note that an interface has gained or lost an address. The kernel lets a socket keep one
+    /// that is gone, but what it refuses to send meanwhile leaves the socket slower than it was.
+    pub fn note_address(&mut self, addr: IpAddr, is_there: bool, now: Time) {
+        for at in 0..self.places.len() {
+            let is_bound = self.wires.transport.is_bound(LinkId(at as u8));
+            if self.places[at].listen == addr && is_bound != is_there {
+                self.bind(at, now);
+            }
+        }
+    }
+
+    /// Binds the sockets of a link to the interface and address as they are now, or plans the next
+    /// attempt.
+    fn bind(&mut self, at: usize, now: Time) {
+        let (place, wires) = (&mut self.places[at], &mut self.wires);
+        let link = LinkId(at as u8);
+        let was_bound = wires.transport.is_bound(link);
+        match wires.transport.bind(link) {
+            Ok(()) => {
+                log::info!("link open interface={}", place.interface);
+                place.index = interface_number(&place.interface);
+                place.retry = None;
+                // What came before the poll knew the socket is not told of.
+                wires.readable |= 1 << at;
+            }
+            Err(error) => {
+                if was_bound {
+                    log::warn!(
+                        "link not open error={} effect=\"no peer is heard over it before it is there\"",
+                        InQuotes(&error)
+                    );
+                }
+                place.index = None;
+                place.retry = Some(now + BIND_RETRY);
+            }
+        }
+        wires.watch.listen(at);
+        wires.watch_ready = true;
+    }
+
+    fn bind_due(&mut self, now: Time) {
+        for at in 0..self.places.len() {
+            if self.places[at].retry.is_some_and(|due| due <= now) {
+                self.bind(at, now);
             }
         }
     }
@@ -111,6 +201,7 @@ impl Peers {
     /// First half of a turn: what has come in.
     pub fn receive(&mut self, now: Time, gateway: &mut Gateway) {
         (self.now, self.wires.now) = (now, Instant::now());
+        self.bind_due(now);
         self.pump.receive(now, gateway, &mut self.wires);
     }
 

@@ -62,34 +62,45 @@ impl Watch {
     /// If the kernel has no poll left; a port that is taken is only logged.
     pub fn open(ha: &Ha, node: &str) -> io::Result<Watch> {
         let poll = Poll::new()?;
-        let mut listeners = Vec::with_capacity(ha.links.len());
-        for (index, link) in ha.links.iter().enumerate() {
-            let mut listener = listen(link).map(TcpListener::from_std);
-            if let Ok(listener) = &mut listener {
-                let registry = poll.registry();
-                registry.register(listener, Token(index), Interest::READABLE)?;
-            }
-            if let Err(error) = &listener {
-                log::warn!(
-                    "peer watch off listen={} error={error} effect=\"a killed peer is noticed a little later\"",
-                    link.listen,
-                    error = InQuotes(&error)
-                );
-            }
-            listeners.push(listener.ok());
-        }
         let peer = |peer: &tandemgw_core::config::HaPeer| Peer {
             dialled: node < peer.name.as_str(),
             addresses: peer.addresses.clone(),
             lines: ha.links.iter().map(|_| None).collect(),
         };
-        Ok(Watch {
+        let mut watch = Watch {
             poll,
             events: Events::with_capacity(MAX_EVENTS),
             links: ha.links.clone(),
-            listeners,
+            listeners: ha.links.iter().map(|_| None).collect(),
             peers: ha.peers.iter().map(peer).collect(),
-        })
+        };
+        for link in 0..watch.links.len() {
+            watch.listen(link);
+        }
+        Ok(watch)
+    }
+
+    /// Listens on `link`, once more if it does already: call it when the interface or the address is there again.
+    pub fn listen(&mut self, link: usize) {
+        let Some(settings) = self.links.get(link) else {
+            return;
+        };
+        // The old one has the port.
+        self.listeners[link] = None;
+        let registered = listen(settings).and_then(|listener| {
+            let mut listener = TcpListener::from_std(listener);
+            let registry = self.poll.registry();
+            registry.register(&mut listener, Token(link), Interest::READABLE)?;
+            Ok(listener)
+        });
+        match registered {
+            Ok(listener) => self.listeners[link] = Some(listener),
+            Err(error) => log::info!(
+                "peer watch off listen={} error={error} effect=\"a killed peer is noticed a little later\"",
+                settings.listen,
+                error = InQuotes(&error)
+            ),
+        }
     }
 
     /// Connects to `peer`, if that is this unit's part. To be called when the peer is heard anew over

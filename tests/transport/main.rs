@@ -286,13 +286,40 @@ fn units_must_differ() {
 }
 
 #[test]
-fn a_link_that_can_not_be_is_named() {
+fn a_link_that_is_not_there_is_named_and_bound_later() {
     let mut ha = net::ha(net::free_address(), Vec::new());
     ha.links[0].interface = "no-such-link".into();
     let key = NodeKey::from_seed([1; 32]);
-    let error = Transport::new(&ha, "gw-a", &key, 0).err().unwrap();
-    let text = error.to_string();
+    let mut transport = Transport::new(&ha, "gw-a", &key, 0).unwrap();
+    assert!(!transport.is_bound(LINK));
+    let text = transport.bind(LINK).unwrap_err().to_string();
     assert!(text.contains("no-such-link"), "{text}");
+}
+
+#[test]
+fn connections_go_on_when_a_socket_is_bound_again() {
+    let mut net = Net::pair("gw-a", "gw-b");
+    net.run_until_up(SOON);
+    for index in [0, 1] {
+        net.unit(index).bind(LINK).unwrap();
+        assert!(net.unit(index).is_bound(LINK));
+        for sender in [0, 1] {
+            net.unit(sender).write_sync(PEER, LINK, b"again");
+        }
+        let heard = |net: &mut Net| {
+            [0, 1].into_iter().all(|index| {
+                let events = &mut net.units[index].as_mut().unwrap().events;
+                events
+                    .iter()
+                    .any(|e| matches!(e, PeerEvent::SyncData { .. }))
+            })
+        };
+        assert!(net.run(SOON, heard), "not over unit {index}'s new socket");
+        for unit in net.units.iter_mut().flatten() {
+            assert_eq!(down_reasons(&unit.events), []);
+            unit.events.clear();
+        }
+    }
 }
 
 #[test]

@@ -26,30 +26,21 @@ impl Shell {
         match notice {
             Notice::Route(change) => self.gateway.handle_route(change),
             Notice::Link {
-                port: Some(port),
-                state,
-                ..
-            } => {
-                self.heed_link(now, port, state, steering);
-            }
-            Notice::Link { name, state, .. } => self.note_carrier(now, &name, state.up),
-            Notice::LinkGone {
-                port: None, name, ..
-            } => self.note_carrier(now, &name, false),
-            Notice::LinkGone {
-                port: Some(port),
+                index,
                 name,
-                ..
+                port,
+                state,
             } => {
-                log::warn!(
-                    "interface removed port={} interface={name}",
-                    self.gateway.port_name(port)
-                );
-                let gone = LinkState {
-                    up: false,
-                    ..self.gateway.link(port)
-                };
-                self.gateway.handle_link(now, port, gone);
+                if let Some(port) = port {
+                    self.heed_link(now, port, state, steering);
+                }
+                self.note_interface(now, &name, Some(index), state.up);
+            }
+            Notice::LinkGone { name, port, .. } => {
+                if let Some(port) = port {
+                    self.heed_link_gone(now, port, &name);
+                }
+                self.note_interface(now, &name, None, false);
             }
             Notice::RuleGone { priority } => {
                 let first = self.gateway.config().node.routing_table;
@@ -63,9 +54,22 @@ impl Shell {
             }
             Notice::LinkParameter { name } => self.keep_parameters(&name, steering),
             Notice::ReversePathFilter { value } => note_filter(value),
-            Notice::AddressGone(gone) => note_address_gone(gone, steering),
-            Notice::AddressesReset | Notice::Address(_) => {}
+            Notice::Address(own) => self.heed_address(now, own),
+            Notice::AddressGone(gone) => self.heed_address_gone(now, gone, steering),
+            Notice::AddressesReset => {}
         }
+    }
+
+    fn heed_link_gone(&mut self, now: Time, port: PortId, interface: &str) {
+        log::warn!(
+            "interface removed port={} interface={interface}",
+            self.gateway.port_name(port)
+        );
+        let gone = LinkState {
+            up: false,
+            ..self.gateway.link(port)
+        };
+        self.gateway.handle_link(now, port, gone);
     }
 
     fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, steering: &mut Steering) {
@@ -119,18 +123,27 @@ impl Shell {
         }
     }
 
-    fn note_carrier(&mut self, now: Time, interface: &str, up: bool) {
+    fn note_interface(&mut self, now: Time, interface: &str, index: Option<u32>, up: bool) {
         if let Some(peers) = &mut self.peers {
-            peers.note_carrier(interface, up, &mut self.gateway, now);
+            peers.note_interface(interface, index, up, &mut self.gateway, now);
         }
     }
-}
 
-/// With the last IPv4 address of an interface the kernel removes all its IPv4 routes, ours too, and
-/// says nothing of them.
-fn note_address_gone(gone: OwnAddress, steering: &mut Steering) {
-    if let Some(port) = gone.port.filter(|_| gone.addr.is_ipv4()) {
-        repair(steering, port, "address removed");
+    fn heed_address(&mut self, now: Time, own: OwnAddress) {
+        if let Some(peers) = &mut self.peers {
+            peers.note_address(own.addr, true, now);
+        }
+    }
+
+    /// With the last IPv4 address of an interface the kernel removes all its IPv4 routes, ours too, and
+    /// says nothing of them.
+    fn heed_address_gone(&mut self, now: Time, gone: OwnAddress, steering: &mut Steering) {
+        if let Some(port) = gone.port.filter(|_| gone.addr.is_ipv4()) {
+            repair(steering, port, "address removed");
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.note_address(gone.addr, false, now);
+        }
     }
 }
 

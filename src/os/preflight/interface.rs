@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Check, Link, Network, Problem};
+use super::{Link, Network, Problem};
 
 /// The problem that there is no interface of this name; `whose` says who wants it.
 pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
@@ -19,11 +19,6 @@ pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
         None => "this machine has no interface but loopback".into(),
     };
     Problem::fatal(format!("{whose}: there is no interface {name}"), remedy)
-}
-
-/// The same as a check.
-pub(super) fn missing_check(check: String, whose: &str, name: &str, network: &Network) -> Check {
-    Check::new(check, "", [missing(whose, name, network)])
 }
 
 /// The problem that nothing gets through; `at` names the interface and who wants it.

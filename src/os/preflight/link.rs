@@ -10,6 +10,9 @@ use tandemgw_core::config::{Config, HaLink};
 /// The MTU of Ethernet, which a link should have as well.
 const ETHERNET_MTU: u32 = 1500;
 
+/// A QUIC datagram of 1200 bytes (RFC 9000, section 14) with the headers of UDP and IPv4.
+const IPV4_MIN_MTU: u32 = 1200 + 8 + 20;
+
 /// One `[[ha.link]]`.
 pub(super) fn check(
     config: &Config,
@@ -21,16 +24,21 @@ pub(super) fn check(
     let check = format!("link {name}");
     let whose = format!("the link {listen}");
     let Some(link) = network.link(name) else {
-        return interface::missing_check(check, &whose, name, network);
+        let missing = interface::missing(&whose, name, network);
+        return Check::new(check, "", [without_link(missing)]);
     };
     let at = format!("{whose}: interface {name}");
     let mut problems: Vec<Problem> = interface::down(&at, link).into_iter().collect();
     if link.mtu < ETHERNET_MTU {
         let remedy = format!("ip link set {name} mtu {ETHERNET_MTU}");
         let what = format!("{at} has an MTU of {}", link.mtu);
-        problems.push(match link.mtu {
-            ..IPV6_MIN_MTU => Problem::fatal(format!("{what}: QUIC needs {IPV6_MIN_MTU}"), remedy),
-            _ => Problem::warning(
+        let least = match listen.is_ipv4() {
+            true => IPV4_MIN_MTU,
+            false => IPV6_MIN_MTU,
+        };
+        problems.push(match link.mtu < least {
+            true => Problem::fatal(format!("{what}: it needs {least}"), remedy),
+            false => Problem::warning(
                 format!("{what}: sessions are replicated in smaller packets"),
                 remedy,
             ),
@@ -52,7 +60,7 @@ pub(super) fn check(
     } else {
         let elsewhere = holders.first().map(|index| network.name_of(*index));
         let place = elsewhere.map_or("nowhere".to_owned(), |other| format!("on {other}"));
-        problems.push(Problem::fatal(
+        problems.push(without_link(Problem::warning(
             format!(
                 "{at} does not have the address {}, which is {place}",
                 listen.ip()
@@ -61,7 +69,7 @@ pub(super) fn check(
                 "ip addr add {}/PREFIX dev {name}, or correct `listen`",
                 listen.ip()
             ),
-        ));
+        )));
     }
     let found = format!(
         "{}, UDP {}",
@@ -69,6 +77,12 @@ pub(super) fn check(
         listen.port()
     );
     Check::new(check, found, problems)
+}
+
+/// The gateway starts without a link, and uses it as soon as it is there.
+fn without_link(problem: Problem) -> Problem {
+    let effect = "until it is there, no peer is heard over this link";
+    Problem::warning(format!("{} ({effect})", problem.what), problem.remedy)
 }
 
 /// The problem that something else has the UDP port.

@@ -56,6 +56,8 @@ struct Slot {
 pub(super) struct Link {
     id: LinkId,
     pub(super) socket: Socket,
+    /// Why the socket could not be bound at first.
+    pub(super) unbound: Option<io::Error>,
     endpoint: Endpoint,
     /// By handle.
     conns: Vec<Option<Conn>>,
@@ -75,8 +77,9 @@ impl Link {
         endpoint: EndpointConfig,
         shared: &Shared,
         remotes: Vec<Option<SocketAddr>>,
-    ) -> io::Result<Link> {
-        let socket = Socket::bind(config)?;
+    ) -> Link {
+        let mut socket = Socket::new(config);
+        let unbound = socket.bind().err();
         let [server, _] = &shared.servers;
         let endpoint = Endpoint::new(
             Arc::new(endpoint),
@@ -84,16 +87,17 @@ impl Link {
             !socket.may_fragment(),
             None,
         );
-        Ok(Link {
+        Link {
             id,
             socket,
+            unbound,
             endpoint,
             conns: Vec::new(),
             slots: vec![Default::default(); shared.peers.len()],
             remotes,
             unfinished: false,
             response: Vec::new(),
-        })
+        }
     }
 
     /// Reads datagrams up to the budget; returns whether there may be more.
@@ -308,7 +312,8 @@ impl Link {
     fn dialled(&self, index: usize, cx: &Context<'_>) -> Option<SocketAddr> {
         let peer = cx.shared.peers.get(index)?;
         let remote = self.remotes.get(index).copied().flatten()?;
-        (peer.dialled && !cx.out.leaving).then_some(remote)
+        let can_dial = self.socket.is_bound() && !cx.out.leaving;
+        (peer.dialled && can_dial).then_some(remote)
     }
 
     fn dial(&mut self, cx: &mut Context<'_>) {

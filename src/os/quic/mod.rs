@@ -32,6 +32,7 @@ use crate::node_key::NodeKey;
 use tandemgw_core::config::Ha;
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::identity::PublicKey;
+use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::pump::{DownReason, PeerEvent};
 
 fn down_reason(error: &ConnectionError) -> DownReason {
@@ -94,20 +95,38 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Binds the sockets of all links. Dialling begins with the first [`poll`](Self::poll).
+    /// Binds the sockets of all links. Dialling begins with the first [`poll`](Self::poll). A link whose interface or
+    /// address is missing is left unbound: see [`bind`](Self::bind).
+    ///
+    /// # Errors
+    /// If a socket can't be bound for another reason, or if a peer is not to be told from this unit.
     ///
     /// `seed` varies the pauses between attempts; it need not be secret.
     pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
         check_peers(ha, node_name, key)?;
         let shared = shared(ha, node_name, key).map_err(io::Error::other)?;
-        let links = ha.links.iter().zip(0..).map(|(config, id)| {
+        let links = ha.links.iter().zip(0..);
+        let links = links.map(|(config, id)| {
             let remotes = ha.peers.iter();
             let remotes = remotes.map(|peer| peer.addresses.get(usize::from(id)).copied());
             let endpoint = tuning::endpoint(key);
             Link::new(LinkId(id), config, endpoint, &shared, remotes.collect())
         });
+        let mut links: Vec<Link> = links.collect();
+        for link in &mut links {
+            match link.unbound.take() {
+                Some(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    log::warn!(
+                        "link not open error={} effect=\"no peer is heard over it before it is there\"",
+                        InQuotes(&error)
+                    );
+                }
+                Some(error) => return Err(error),
+                None => {}
+            }
+        }
         Ok(Transport {
-            links: links.collect::<io::Result<_>>()?,
+            links,
             shared,
             out: Outbox::new(seed),
             buffer: vec![0; RECEIVE_BATCH * RECEIVE_BUFFER],
@@ -125,6 +144,24 @@ impl Transport {
             link.socket.register(registry, token(LinkId(id)))?;
         }
         Ok(())
+    }
+
+    /// Whether the socket of `link` is bound.
+    pub fn is_bound(&self, link: LinkId) -> bool {
+        let link = self.links.get(link.index());
+        link.is_some_and(|link| link.socket.is_bound())
+    }
+
+    /// Binds the socket of `link`, once more if it is bound already: call it when the interface or the address is there
+    /// again. Connections go on over it if the peer still has them.
+    ///
+    /// # Errors
+    /// If it can't be bound; it is unbound then, what is sent over it is lost, and nothing comes.
+    pub fn bind(&mut self, link: LinkId) -> io::Result<()> {
+        match self.links.get_mut(link.index()) {
+            Some(link) => link.socket.bind(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Reads what came over `link`, up to a budget. Returns true if there may be more: mio reports

@@ -23,10 +23,11 @@ const MAX_SEGMENTS: usize = 32;
 /// the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind it.
 const KERNEL_RECEIVE_BUFFER: libc::c_int = 4 << 20;
 
-/// A non-blocking UDP socket.
+/// A non-blocking UDP socket, which may have to wait for its interface or address to be there.
 pub(super) struct Socket {
-    io: mio::net::UdpSocket,
-    state: UdpSocketState,
+    link: HaLink,
+    /// None while it can't be bound: then nothing comes, and what is sent is lost.
+    bound: Option<Bound>,
     /// What is being sent, so that its memory is reused.
     buffer: Vec<u8>,
     /// Set while `buffer` holds what the kernel did not take yet.
@@ -36,66 +37,63 @@ pub(super) struct Socket {
     pub(super) send_errors: u64,
 }
 
+struct Bound {
+    io: mio::net::UdpSocket,
+    state: UdpSocketState,
+}
+
 impl Socket {
-    /// A socket bound to the address of `link`, and to its interface if the kernel lets us.
-    pub(super) fn bind(link: &HaLink) -> io::Result<Socket> {
-        let context = |what: &str, error: io::Error| {
-            let text = format!(
-                "link {} on {}: {what}: {error}",
-                link.listen, link.interface
-            );
-            io::Error::new(error.kind(), text)
-        };
-        let domain = Domain::for_address(link.listen);
-        let raw = RawSocket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
-            .map_err(|error| context("no socket", error))?;
-        match raw.bind_device(Some(link.interface.as_bytes())) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                log::debug!(
-                    "link not bound interface={} error={error}",
-                    link.interface,
-                    error = InQuotes(&error)
-                );
-            }
-            result => result.map_err(|error| context("no such interface", error))?,
-        }
-        if link.listen.is_ipv6() {
-            raw.set_only_v6(true)
-                .map_err(|error| context("IPv6 only", error))?;
-        }
-        raw.bind(&link.listen.into())
-            .map_err(|error| context("can't listen", error))?;
-        let io = mio::net::UdpSocket::from_std(raw.into());
-        let state = UdpSocketState::new(UdpSockRef::from(&io))
-            .map_err(|error| context("socket options", error))?;
-        let reference = UdpSockRef::from(&io);
-        state
-            .enable_transport_errors(reference)
-            .map_err(|error| context("IP_RECVERR", error))?;
-        grow_receive_buffer(&io);
-        Ok(Socket {
-            io,
-            state,
+    /// A socket for `link` that is not bound yet.
+    pub(super) fn new(link: &HaLink) -> Socket {
+        Socket {
+            link: link.clone(),
+            bound: None,
             buffer: Vec::with_capacity(RECEIVE_BUFFER),
             blocked: None,
             registration: None,
             send_errors: 0,
-        })
+        }
+    }
+
+    /// Binds it to the address of its link, and to the interface if the kernel lets us: for the first
+    /// time, or once more when either was removed and made again. On an error it is unbound.
+    pub(super) fn bind(&mut self) -> io::Result<()> {
+        self.unbind();
+        let mut bound = Bound::new(&self.link)?;
+        if let Some((registry, token)) = &self.registration {
+            registry.register(&mut bound.io, *token, Interest::READABLE)?;
+        }
+        self.bound = Some(bound);
+        Ok(())
+    }
+
+    /// Lets go of an interface that is gone.
+    pub(super) fn unbind(&mut self) {
+        (self.bound, self.blocked) = (None, None);
+    }
+
+    /// Whether it is bound.
+    pub(super) fn is_bound(&self) -> bool {
+        self.bound.is_some()
     }
 
     /// The address that the socket is bound to.
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        let bound = self.bound.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        bound.io.local_addr()
     }
 
     /// Whether a datagram may be fragmented on its way, so that MTU discovery makes no sense.
     pub(super) fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        let bound = self.bound.as_ref();
+        bound.is_some_and(|bound| bound.state.may_fragment())
     }
 
-    /// Has the poll of `registry` report this socket under `token`.
+    /// Has the poll of `registry` report this socket under `token`, now and whenever it is bound.
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.io, token, Interest::READABLE)?;
+        if let Some(bound) = &mut self.bound {
+            registry.register(&mut bound.io, token, Interest::READABLE)?;
+        }
         self.registration = Some((registry.try_clone()?, token));
         Ok(())
     }
@@ -106,17 +104,17 @@ impl Socket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> io::Result<usize> {
-        self.io
-            .try_io(|| self.state.recv(UdpSockRef::from(&self.io), buffers, metas))
+        let Some(Bound { io, state }) = &self.bound else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        io.try_io(|| state.recv(UdpSockRef::from(io), buffers, metas))
     }
 
     /// Takes one report from the error queue: the address whose kernel said that no process has the
     /// port, or `Some(None)` for another error. `None` if the queue is empty.
     pub(super) fn take_error(&self) -> Option<Option<IpAddr>> {
-        let error = self
-            .state
-            .recv_transport_error(UdpSockRef::from(&self.io))
-            .ok()??;
+        let Bound { io, state } = self.bound.as_ref()?;
+        let error = state.recv_transport_error(UdpSockRef::from(io)).ok()??;
         let refused = error.raw_errno == libc::ECONNREFUSED;
         Some(error.addr.filter(|_| refused).map(|addr| addr.ip()))
     }
@@ -148,7 +146,9 @@ impl Socket {
                 return false;
             }
             self.buffer.clear();
-            let segments = self.state.max_gso_segments().clamp(1, MAX_SEGMENTS);
+            let bound = self.bound.as_ref();
+            let segments = bound.map_or(1, |bound| bound.state.max_gso_segments());
+            let segments = segments.clamp(1, MAX_SEGMENTS);
             match connection.poll_transmit(now, segments, &mut self.buffer) {
                 Some(transmit) => self.send_buffer(transmit),
                 None => return false,
@@ -203,16 +203,62 @@ impl Socket {
             segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
         };
-        self.io
-            .try_io(|| self.state.try_send(UdpSockRef::from(&self.io), &transmit))
+        let Some(Bound { io, state }) = &self.bound else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        io.try_io(|| state.try_send(UdpSockRef::from(io), &transmit))
     }
 
     fn watch(&mut self, interest: Interest) {
-        if let Some((registry, token)) = &self.registration
-            && let Err(error) = registry.reregister(&mut self.io, *token, interest)
+        if let (Some((registry, token)), Some(bound)) = (&self.registration, &mut self.bound)
+            && let Err(error) = registry.reregister(&mut bound.io, *token, interest)
         {
             log::warn!("link socket not watched error={}", InQuotes(&error));
         }
+    }
+}
+
+impl Bound {
+    fn new(link: &HaLink) -> io::Result<Bound> {
+        let context = |what: &str, error: io::Error| {
+            let text = format!(
+                "link {} on {}: {what}: {error}",
+                link.listen, link.interface
+            );
+            io::Error::new(error.kind(), text)
+        };
+        let domain = Domain::for_address(link.listen);
+        let raw = RawSocket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+            .map_err(|error| context("no socket", error))?;
+        match raw.bind_device(Some(link.interface.as_bytes())) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                log::debug!(
+                    "link not bound interface={} error={error}",
+                    link.interface,
+                    error = InQuotes(&error)
+                );
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                // Of no kind of its own in the standard library.
+                let text = context("no such interface", error).to_string();
+                return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, text));
+            }
+            result => result.map_err(|error| context("no such interface", error))?,
+        }
+        if link.listen.is_ipv6() {
+            raw.set_only_v6(true)
+                .map_err(|error| context("IPv6 only", error))?;
+        }
+        raw.bind(&link.listen.into())
+            .map_err(|error| context("can't listen", error))?;
+        let io = mio::net::UdpSocket::from_std(raw.into());
+        let state = UdpSocketState::new(UdpSockRef::from(&io))
+            .map_err(|error| context("socket options", error))?;
+        state
+            .enable_transport_errors(UdpSockRef::from(&io))
+            .map_err(|error| context("IP_RECVERR", error))?;
+        grow_receive_buffer(&io);
+        Ok(Bound { io, state })
     }
 }
 
