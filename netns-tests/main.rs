@@ -32,6 +32,7 @@ mod mtu;
 mod nat;
 mod neighbor;
 mod offload;
+mod own_address;
 mod pcapng;
 mod peers;
 mod policy;

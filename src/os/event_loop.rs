@@ -4,6 +4,7 @@
 //! until the core's next timeout. mio reports a source once when it becomes readable, so a source
 //! that was left before it was empty stays marked ready, and the next wait has no length.
 
+mod addresses;
 mod notices;
 mod reload;
 
@@ -29,6 +30,7 @@ use super::control_socket::{ControlSocket, MAX_CLIENTS};
 use super::http::{self, HttpServer};
 use super::logging;
 use super::monitor::{Monitor, Notice};
+use super::neighbor_requests::NeighborRequests;
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
@@ -52,7 +54,8 @@ const LINKS: usize = 3;
 const WATCH: Token = Token(LINKS + MAX_LINKS);
 const CONTROL: Token = Token(WATCH.0 + 1);
 const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
-const PORTS: usize = HTTP.0 + 1 + http::MAX_CLIENTS;
+const NEIGHBORS: Token = Token(HTTP.0 + 1 + http::MAX_CLIENTS);
+const PORTS: usize = NEIGHBORS.0 + 1;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -65,6 +68,7 @@ pub struct Shell {
     view: ShellView,
     monitor: Monitor,
     netlink: Netlink,
+    neighbors: Option<NeighborRequests>,
     control: ControlSocket,
     http: Option<HttpServer>,
     signals: Signals,
@@ -93,11 +97,12 @@ struct Ready {
     tuns: u64,
     sockets: u64,
     monitor: bool,
+    neighbors: bool,
 }
 
 impl Ready {
     fn any(&self) -> bool {
-        self.tuns != 0 || self.sockets != 0 || self.monitor
+        self.tuns != 0 || self.sockets != 0 || self.monitor || self.neighbors
     }
 }
 
@@ -135,6 +140,7 @@ impl Shell {
             io::Error::new(error.kind(), what)
         })?;
         let http = open_http(config, registry)?;
+        let neighbors = addresses::open_requests(registry);
         let port_io = ports
             .iter()
             .map(|port| PortIo {
@@ -152,6 +158,7 @@ impl Shell {
             },
             monitor,
             netlink: Netlink::open()?,
+            neighbors,
             control,
             http,
             signals,
@@ -175,6 +182,7 @@ impl Shell {
     /// If the kernel refuses a wait; the process can't go on then.
     pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
         self.gateway.start(clock::now());
+        self.ask_for_neighbors();
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
@@ -190,6 +198,7 @@ impl Shell {
             self.service.turn_ended(now, &self.gateway);
             logging::tick(now);
         }
+        self.stop_asking();
         if let Some(peers) = &mut self.peers {
             peers.close();
         }
@@ -237,6 +246,7 @@ impl Shell {
         match token {
             SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
+            NEIGHBORS => self.ready.neighbors = true,
             TIMER => self.timer.fired(),
             WATCH => {
                 if let Some(peers) = &mut self.peers {
@@ -270,6 +280,9 @@ impl Shell {
     fn turn(&mut self, now: Time, steering: &mut Steering) {
         if std::mem::take(&mut self.ready.monitor) {
             self.read_monitor(now, steering);
+        }
+        if std::mem::take(&mut self.ready.neighbors) {
+            self.read_neighbor_requests();
         }
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);

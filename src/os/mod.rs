@@ -11,6 +11,7 @@ pub mod key_file;
 pub mod logging;
 pub mod memory;
 pub mod monitor;
+mod neighbor_requests;
 pub mod netlink;
 pub mod packet_socket;
 pub mod peers;

@@ -185,6 +185,11 @@ impl Monitor {
         Some(links.find(|link| link.name == name)?.index)
     }
 
+    /// The port whose interface the link of that number is.
+    pub fn port_at(&self, index: u32) -> Option<PortId> {
+        self.ports.get(&self.links.get(&index)?.name).copied()
+    }
+
     fn read_one(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let result = match receive(&self.socket, &mut buffer) {

@@ -230,6 +230,9 @@ fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
                 state,
                 ..
             } => gateway.handle_link(now, port, state),
+            Notice::Address(own) => {
+                gateway.handle_kernel_address(now, own.addr.into(), own.port, true);
+            }
             _ => {}
         }
     }

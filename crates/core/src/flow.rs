@@ -203,6 +203,12 @@ impl Direction {
 pub struct PortId(pub u8);
 
 impl PortId {
+    /// The port at this place of a list that is parallel to the configured ports.
+    pub fn from_index(index: usize) -> PortId {
+        // A config has fewer than that.
+        PortId(index as u8)
+    }
+
     /// As an index into a list that is parallel to the configured ports.
     pub fn index(self) -> usize {
         usize::from(self.0)

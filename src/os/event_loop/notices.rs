@@ -2,12 +2,11 @@
 
 use mio::Interest;
 
-use tandemgw_core::event::LinkState;
+use tandemgw_core::event::{LinkState, RouteChange};
 use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::monitor::OwnAddress;
 use super::{Notice, Shell, Steering, socket_token};
 
 impl Shell {
@@ -24,7 +23,14 @@ impl Shell {
 
     fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
         match notice {
-            Notice::Route(change) => self.gateway.handle_route(change),
+            Notice::Route(change) => {
+                let is_told = change == RouteChange::EndDump;
+                self.gateway.handle_route(change);
+                if is_told {
+                    self.gateway.check_kernel_addresses(now);
+                    self.ask_for_neighbors();
+                }
+            }
             Notice::Link {
                 index,
                 name,
@@ -56,7 +62,7 @@ impl Shell {
             Notice::ReversePathFilter { value } => note_filter(value),
             Notice::Address(own) => self.heed_address(now, own),
             Notice::AddressGone(gone) => self.heed_address_gone(now, gone, steering),
-            Notice::AddressesReset => {}
+            Notice::AddressesReset => self.gateway.forget_kernel_addresses(),
         }
     }
 
@@ -93,6 +99,7 @@ impl Shell {
                 .poll
                 .registry()
                 .register(socket, token, Interest::READABLE);
+            self.ask_for(port);
         }
         self.gateway.handle_link(now, port, link);
     }
@@ -128,23 +135,6 @@ impl Shell {
             peers.note_interface(interface, index, up, &mut self.gateway, now);
         }
     }
-
-    fn heed_address(&mut self, now: Time, own: OwnAddress) {
-        if let Some(peers) = &mut self.peers {
-            peers.note_address(own.addr, true, now);
-        }
-    }
-
-    /// With the last IPv4 address of an interface the kernel removes all its IPv4 routes, ours too, and
-    /// says nothing of them.
-    fn heed_address_gone(&mut self, now: Time, gone: OwnAddress, steering: &mut Steering) {
-        if let Some(port) = gone.port.filter(|_| gone.addr.is_ipv4()) {
-            repair(steering, port, "address removed");
-        }
-        if let Some(peers) = &mut self.peers {
-            peers.note_address(gone.addr, false, now);
-        }
-    }
 }
 
 /// For all interfaces: of this value and that of an interface, the greater one counts.
@@ -157,7 +147,7 @@ fn note_filter(value: u32) {
     }
 }
 
-fn repair(steering: &mut Steering, port: PortId, why: &str) {
+pub(super) fn repair(steering: &mut Steering, port: PortId, why: &str) {
     if let Err(error) = steering.repair(port) {
         log::error!(
             "steering not repaired port={} why={why} error={error}",

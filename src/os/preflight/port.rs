@@ -167,7 +167,6 @@ fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network)
     if has_ipv6 {
         problems.extend(check_ipv6(&at, link));
     }
-    problems.extend(missing_own_address(&at, port, link, network));
     problems
 }
 
@@ -197,28 +196,4 @@ fn check_ipv6(at: &str, link: &Link) -> Vec<Problem> {
         ));
     }
     problems
-}
-
-/// Only of IPv4: in IPv6 the kernel asks for neighbours from its link-local address.
-fn missing_own_address(at: &str, port: &Port, link: &Link, network: &Network) -> Option<Problem> {
-    let networks = port.virtual_addresses.iter().filter(|a| a.addr.is_v4());
-    let has_own = |subnet: &ipnet::IpNet| {
-        let mut own = network.addresses_of(link);
-        own.any(|address| subnet.contains(&address.addr))
-    };
-    let subnet = networks
-        .map(|a| a.network)
-        .find(|subnet| !has_own(subnet))?;
-    Some(Problem::warning(
-        format!(
-            "{at} has no address of its own in {}: the kernel asks for hosts (ARP) from an address \
-             of another interface, which strict hosts don't answer",
-            subnet.trunc()
-        ),
-        format!(
-            "give this unit an address there: ip addr add ADDRESS/{} dev {}",
-            subnet.prefix_len(),
-            link.name
-        ),
-    ))
 }

@@ -76,6 +76,9 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> Value {
         "name": port.name,
         "interface": port.interface,
         "up": link.up,
+        "fault": gateway.fault(id).map(|addr| {
+            format!("the virtual address {addr} is an address of this machine")
+        }),
         "mtu": link.mtu,
         "offload": shell.ports[id.index()].offload,
         "in": { "packets": counters.in_packets, "bytes": counters.in_bytes },

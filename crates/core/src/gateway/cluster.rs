@@ -353,7 +353,7 @@ impl Gateway {
         let Some(cluster) = &mut self.cluster else {
             return;
         };
-        let up: Vec<bool> = self.ports.iter().map(|port| port.link.up).collect();
+        let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
         cluster.ha.handle_ports(now, &up);
         self.settle_cluster(now);
     }

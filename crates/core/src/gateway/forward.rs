@@ -128,7 +128,7 @@ impl Gateway {
         to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
-        let PortState { link, counters } = &mut self.ports[egress.index()];
+        let PortState { link, counters, .. } = &mut self.ports[egress.index()];
         if let Err(reason) = check_link(link, packet) {
             if reason == DropReason::TooBig {
                 let mtu = link.mtu;

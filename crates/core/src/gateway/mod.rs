@@ -24,6 +24,7 @@ mod limiter;
 mod local;
 mod neighbors;
 mod open;
+mod own;
 mod random;
 mod reload;
 mod revalidate;
@@ -104,7 +105,16 @@ impl Packet<'_> {
 #[derive(Clone)]
 struct PortState {
     link: LinkState,
+    /// An address of ours that the kernel has too, so that the port does not work.
+    fault: Option<Addr>,
     counters: PortCounters,
+}
+
+impl PortState {
+    /// Whether packets can come in and leave by it, for all that is known here.
+    fn works(&self) -> bool {
+        self.link.up && self.fault.is_none()
+    }
 }
 
 /// Bytes of a UDP header (RFC 768).
@@ -122,6 +132,7 @@ pub struct Gateway {
     table: Table,
     fragments: Fragments<fragment::Onward>,
     addresses: Vec<Vec<(Addr, GroupId)>>,
+    kernel_addresses: own::KernelAddresses,
     announcer: Announcer,
     neighbors: Neighbors,
     icmp_limiter: Limiter,
@@ -147,12 +158,14 @@ impl Gateway {
                 mtu: 1500,
                 mac: [0; 6],
             },
+            fault: None,
             counters: PortCounters::default(),
         };
         let ruleset = Ruleset::new(&config);
         let nat = Nat::new(&config, &mut book, &random.key());
         Gateway {
             addresses: local::addresses(&config, &nat),
+            kernel_addresses: own::KernelAddresses::default(),
             ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),

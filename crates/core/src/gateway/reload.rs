@@ -118,6 +118,7 @@ impl Gateway {
         let addresses = local::addresses(&self.config, &self.nat);
         let before = std::mem::replace(&mut self.addresses, addresses);
         self.announce_new(now, &before);
+        self.find_faults(now);
         if let Some(cluster) = &mut self.cluster
             && cluster.sync.set_policies(&self.ruleset)
         {
@@ -156,7 +157,7 @@ impl Gateway {
             cluster.ha.set_override(now, ha.override_);
         }
         if ha.monitor != before.monitor {
-            let up: Vec<bool> = self.ports.iter().map(|port| port.link.up).collect();
+            let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
             cluster.ha.set_monitor(now, &ha.monitor, &up);
         }
         cluster.sync.set_pickup(ha)

@@ -1,0 +1,122 @@
+//! The addresses that the kernel has: one that is ours makes a port useless, and where it has none the
+//! gateway asks for neighbours in its stead.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::event::Output;
+use crate::flow::{Addr, Family, PortId};
+use crate::packet::neighbor;
+use crate::time::Time;
+
+use super::Gateway;
+
+/// The kernel's addresses, each with the port whose interface has it.
+#[derive(Default)]
+pub(super) struct KernelAddresses(BTreeSet<(Addr, Option<PortId>)>);
+
+impl KernelAddresses {
+    fn has(&self, addr: Addr) -> bool {
+        let mut from = self.0.range((addr, None)..);
+        from.next().is_some_and(|(first, _)| *first == addr)
+    }
+}
+
+impl Gateway {
+    /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
+    ///
+    /// What it has it keeps for itself: if `addr` is one that the gateway answers for or translates to,
+    /// the packets for it do not come here. The port counts as down for the election then.
+    pub fn handle_kernel_address(
+        &mut self,
+        now: Time,
+        addr: Addr,
+        port: Option<PortId>,
+        has_it: bool,
+    ) {
+        match has_it {
+            true => self.kernel_addresses.0.insert((addr, port)),
+            false => self.kernel_addresses.0.remove(&(addr, port)),
+        };
+        if self.is_own_address(&addr) {
+            self.find_faults(now);
+        }
+    }
+
+    /// All that the kernel has is told again, and then [`Gateway::check_kernel_addresses`] is called.
+    pub fn forget_kernel_addresses(&mut self) {
+        self.kernel_addresses.0.clear();
+    }
+
+    /// All that the kernel has was told.
+    pub fn check_kernel_addresses(&mut self, now: Time) {
+        self.find_faults(now);
+    }
+
+    /// An address of `port` that the kernel has as well, so that the port does not work.
+    pub fn fault(&self, port: PortId) -> Option<Addr> {
+        self.ports[port.index()].fault
+    }
+
+    /// Looks anew which ports have an address that the kernel has too.
+    pub(super) fn find_faults(&mut self, now: Time) {
+        let mut changed = false;
+        for port in (0..self.ports.len()).map(PortId::from_index) {
+            let own = &self.addresses[port.index()];
+            let held = own.iter().find(|(addr, _)| self.kernel_addresses.has(*addr));
+            let fault = held.map(|(addr, _)| *addr);
+            let before = std::mem::replace(&mut self.ports[port.index()].fault, fault);
+            if before == fault {
+                continue;
+            }
+            changed = true;
+            let name = self.port_name(port);
+            match fault {
+                Some(addr) => log::error!(
+                    "port does not work port={name} why=\"the virtual address {addr} was added to this machine\" \
+                     effect=\"packets to it don't reach the gateway\" remedy=\"ip addr del {addr}, and take it \
+                     from the configuration that adds it\""
+                ),
+                None => log::info!("port works again port={name}"),
+            }
+        }
+        if changed {
+            self.tell_ports(now);
+        }
+    }
+
+    /// Whether the kernel has no address in an IPv4 network of `port`, so that it would ask for hosts
+    /// (ARP) from an address of another network, which strict hosts do not answer. IPv6 asks from the
+    /// link-local address.
+    pub fn asks_for_neighbors(&self, port: PortId) -> bool {
+        let all = self.kernel_addresses.0.iter();
+        let here = all.filter(|(_, at)| *at == Some(port));
+        let own: Vec<IpAddr> = here.map(|(addr, _)| IpAddr::from(*addr)).collect();
+        let networks = self.config.ports[port.index()].virtual_addresses.iter();
+        let mut networks = networks
+            .map(|own| own.network)
+            .filter(|network| network.addr().is_ipv4() && network.prefix_len() < 32);
+        networks.any(|network| !own.iter().any(|addr| network.contains(addr)))
+    }
+
+    /// The kernel looks for the host `addr` on the link of `port`, and leaves it to us to ask: from the
+    /// virtual address of its network if this unit has that, else from none (RFC 5227, section 2.1.1).
+    /// The kernel learns from the answer by itself.
+    pub fn handle_neighbor_request(&mut self, port: PortId, addr: Addr) {
+        let Some(state) = self.ports.get(port.index()) else {
+            return;
+        };
+        let (mac, ip) = (state.link.mac, IpAddr::from(addr));
+        if addr.family() != Family::V4 || !state.link.up {
+            return;
+        }
+        let own = self.config.ports[port.index()].virtual_addresses.iter();
+        let mut own = own.filter(|own| own.network.contains(&ip) && self.is_primary(own.group));
+        let sender = own.next().map(|own| own.addr);
+        let bytes = match sender {
+            Some(sender) => neighbor::solicit(addr, sender, mac),
+            None => neighbor::probe(addr, mac),
+        };
+        self.push_output(Output::Frame { port, bytes });
+    }
+}

@@ -1,0 +1,111 @@
+//! The kernel's own addresses: what a change of them does to links and ports, and the neighbours that it
+//! leaves to the gateway to ask for.
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use tandemgw_core::flow::PortId;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
+
+use super::super::monitor::OwnAddress;
+use super::super::neighbor_requests::NeighborRequests;
+use super::notices::repair;
+use super::{NEIGHBORS, Shell, Steering};
+
+/// Opens the socket for neighbours; without it the kernel asks for all of them.
+pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
+    let opened = NeighborRequests::open().and_then(|requests| {
+        let mut source = SourceFd(&requests.as_raw_fd());
+        registry.register(&mut source, NEIGHBORS, Interest::READABLE)?;
+        Ok(requests)
+    });
+    let log = |error: &io::Error| {
+        log::warn!(
+            "neighbour requests not heard error={} effect=\"on ports without an address of their own, hosts are \
+             asked for from another one\"",
+            InQuotes(error)
+        );
+    };
+    opened.inspect_err(log).ok()
+}
+
+impl Shell {
+    pub(super) fn heed_address(&mut self, now: Time, own: OwnAddress) {
+        if let Some(peers) = &mut self.peers {
+            peers.note_address(own.addr, true, now);
+        }
+        self.gateway
+            .handle_kernel_address(now, own.addr.into(), own.port, true);
+        own.port.into_iter().for_each(|port| self.ask_for(port));
+    }
+
+    /// With an address of an interface its network's route goes, and with the last IPv4 address all its
+    /// IPv4 routes, ours too; the kernel does not say so.
+    pub(super) fn heed_address_gone(
+        &mut self,
+        now: Time,
+        gone: OwnAddress,
+        steering: &mut Steering,
+    ) {
+        self.gateway
+            .handle_kernel_address(now, gone.addr.into(), gone.port, false);
+        if let Some(port) = gone.port {
+            log::info!(
+                "address removed port={} addr={} effect=\"routes that went with it are put back; hosts are asked \
+                 for from the virtual address\"",
+                self.gateway.port_name(port),
+                gone.addr
+            );
+            repair(steering, port, "address removed");
+            self.ask_for(port);
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.note_address(gone.addr, false, now);
+        }
+    }
+
+    /// Asks for the neighbours on all ports where the kernel has no address.
+    pub(super) fn ask_for_neighbors(&mut self) {
+        for index in 0..self.ports.len() {
+            self.ask_for(PortId::from_index(index));
+        }
+    }
+
+    pub(super) fn ask_for(&mut self, port: PortId) {
+        let Some(requests) = &mut self.neighbors else {
+            return;
+        };
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        let asks_us = self.gateway.asks_for_neighbors(port);
+        if let Err(error) = requests.set(interface, asks_us) {
+            log::debug!(
+                "neighbour requests not set interface={interface} error={}",
+                InQuotes(&error)
+            );
+        }
+    }
+
+    pub(super) fn read_neighbor_requests(&mut self) {
+        let Some(requests) = &mut self.neighbors else {
+            return;
+        };
+        let mut wanted = Vec::new();
+        self.ready.neighbors = requests.read(&mut wanted);
+        for request in wanted {
+            if let Some(port) = self.monitor.port_at(request.link) {
+                self.gateway
+                    .handle_neighbor_request(port, request.addr.into());
+            }
+        }
+    }
+
+    /// Leaves the kernel as it was.
+    pub(super) fn stop_asking(&mut self) {
+        if let Some(requests) = &mut self.neighbors {
+            requests.restore();
+        }
+    }
+}
