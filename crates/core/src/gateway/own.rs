@@ -63,7 +63,9 @@ impl Gateway {
         let mut changed = false;
         for port in (0..self.ports.len()).map(PortId::from_index) {
             let own = &self.addresses[port.index()];
-            let held = own.iter().find(|(addr, _)| self.kernel_addresses.has(*addr));
+            let held = own
+                .iter()
+                .find(|(addr, _)| self.kernel_addresses.has(*addr));
             let fault = held.map(|(addr, _)| *addr);
             let before = std::mem::replace(&mut self.ports[port.index()].fault, fault);
             if before == fault {
