@@ -4,7 +4,9 @@ use tandemgw_core::event::{DropReason, Offload, Verdict};
 
 use testkit::lab::{DMZ, LAN, Lab, Net, WAN};
 use testkit::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
-use testkit::packets::{ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp};
+use testkit::packets::{
+    ACK, ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp,
+};
 
 const KINDS: [ErrorCode; 3] = [PortUnreachable, TimeExceeded, TooBig(1400)];
 
@@ -145,5 +147,63 @@ fn what_is_not_passed_on() {
         let seen = lab.send_bytes(WAN, bytes, Offload::default());
         assert_eq!(seen.verdict, Verdict::Drop(DropReason::BadChecksum));
         assert_eq!(seen.moved, "drop.bad-checksum+1");
+    }
+}
+
+/// RFC 5927, section 4.1: an error about TCP must quote what is under way.
+#[test]
+fn about_tcp_only_if_the_quoted_segment_is_under_way() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
+        lab.send(LAN, &out);
+        let back = out.clone().src(net.wan_vip).answer();
+        lab.send(WAN, &back.clone().segment(SYN_ACK, 500, 101));
+        let data = out.clone().segment(ACK, 101, 501).payload(&[7; 1000]);
+        lab.send(LAN, &data);
+        lab.send(WAN, &back.segment(ACK, 501, 601));
+        for (seq, is_sent) in [
+            (100, false),
+            (599, false),
+            (600, true), // a keep-alive
+            (601, true),
+            (1101, true), // without data
+            (1102, false),
+            (0x9000_0000, false),
+        ] {
+            for kind in KINDS {
+                let quoted = out.clone().segment(ACK, seq, 501).forwarded();
+                let outside = quoted.clone().src(net.wan_vip);
+                let error = icmp_error(kind, net.router, net.wan_vip, &outside.bytes());
+                if is_sent {
+                    let inside = icmp_error(kind, net.router, net.host, &quoted.bytes());
+                    lab.forwards(WAN, &error, &inside, "");
+                } else {
+                    lab.drops(WAN, &error, DropReason::IcmpUnrelated);
+                }
+            }
+        }
+        assert_eq!(lab.state(), "established");
+    }
+}
+
+/// Whoever knows addresses and ports can quote a datagram; so it can't lower the path MTU by much.
+#[test]
+fn too_big_without_sequence_numbers_has_a_least_mtu() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.server, 53)).payload(&[1; 1400]);
+        lab.send(LAN, &first);
+        let outside = first.clone().src(net.wan_vip).forwarded();
+        let inside = first.forwarded();
+        for mtu in [0, 68, 552, 1279] {
+            let error = icmp_error(TooBig(mtu), net.router, net.wan_vip, &outside.bytes());
+            lab.drops(WAN, &error, DropReason::IcmpUnrelated);
+        }
+        for mtu in [1280, 1400] {
+            let error = icmp_error(TooBig(mtu), net.router, net.wan_vip, &outside.bytes());
+            let expected = icmp_error(TooBig(mtu), net.router, net.host, &inside.bytes());
+            lab.forwards(WAN, &error, &expected, "");
+        }
     }
 }

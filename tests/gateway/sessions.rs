@@ -99,7 +99,13 @@ fn a_tcp_connection_from_syn_to_time_wait() {
                 "",
                 "established",
             ),
-            (LAN, out.clone().segment(FIN_ACK, 104, 503), "", "fin-wait"),
+            (
+                LAN,
+                out.clone().segment(FIN_ACK, 104, 503),
+                "",
+                "established",
+            ),
+            (WAN, back.clone().segment(ACK, 503, 105), "", "fin-wait"),
             (WAN, back.clone().segment(FIN_ACK, 503, 105), "", "last-ack"),
             (LAN, out.clone().segment(ACK, 105, 504), "", "time-wait"),
         ];

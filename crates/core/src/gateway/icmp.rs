@@ -1,7 +1,12 @@
 //! ICMP errors that others send about packets of our sessions (RFC 5508, section 4).
 
 use crate::event::{DropReason, Verdict};
-use crate::packet::{self, icmp_error};
+use crate::flow::Direction;
+use crate::packet::{
+    self,
+    icmp_error::{self, ErrorKind, Quoted},
+};
+use crate::session::{Session, Tracker};
 
 use super::{Gateway, Packet};
 
@@ -45,6 +50,7 @@ impl Gateway {
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
+        check_quote(session, direction.flip(), &quoted)?;
         if !self.ports[egress.index()].link.up {
             return Err(DropReason::PortDown);
         }
@@ -57,5 +63,25 @@ impl Gateway {
         packet::add_hop_limit(bytes, parsed.family);
         self.ports[egress.index()].counters.count_out(bytes.len());
         Ok(())
+    }
+}
+
+/// The least that "packet too big" may claim where nothing in the quote proves that its author has seen a
+/// packet of the session. Every link of IPv6 carries as much (RFC 8200, section 5), so do the tunnels of
+/// IPv4, and QUIC ends below it (RFC 9000, section 14). A host keeps the value for all that it sends to
+/// that destination.
+const LEAST_MTU: u32 = 1280;
+
+/// Whether `sender` of the session can have sent the packet that an error quotes (RFC 5927, section 4).
+/// The host that the error goes to would check as much, if it does.
+fn check_quote(session: &Session, sender: Direction, quoted: &Quoted) -> Result<(), DropReason> {
+    let is_plausible = match (&session.tracker, quoted.tcp_seq, quoted.error) {
+        (Tracker::Tcp(tcp), Some(seq), _) => tcp.is_in_flight(sender, seq),
+        (_, _, ErrorKind::TooBig { mtu }) => mtu >= LEAST_MTU,
+        _ => true,
+    };
+    match is_plausible {
+        true => Ok(()),
+        false => Err(DropReason::IcmpUnrelated),
     }
 }

@@ -13,6 +13,7 @@ mod state;
 mod sweep;
 mod table;
 mod tcp_state;
+mod tcp_unsure;
 mod timeouts;
 
 pub use address_book::{AddressBook, TranslatedAddr};

@@ -8,8 +8,11 @@
 //! ([`Change::Ignored`]).
 //!
 //! - A reset ends the session only if its sequence number is exactly the next that the receiver has
-//!   acknowledged, or the next that the sender has to send (RFC 5961, section 3). Elsewhere in the
-//!   window it passes: the receiver answers with a challenge ACK, whose answer is exact.
+//!   acknowledged (RFC 5961, section 3). Elsewhere in the window it passes: the receiver answers with a
+//!   challenge ACK, whose answer is exact.
+//! - A FIN counts once it is acknowledged. Until then it may be a forgery that the receiver ignores.
+//! - The numbers of a side come from its own segments. What the other side says of them counts as far
+//!   as the two agree, so nobody who can forge the segments of one side can move the other.
 //! - A SYN from the client in a live connection passes (RFC 5961, section 4). If the server still has
 //!   the connection, it sends a challenge ACK, and the client a reset that is exact. If the server has
 //!   lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session starts again.
@@ -23,13 +26,13 @@ pub use crate::packet::{TcpFlags, TcpSegment as Segment};
 
 impl Segment {
     #[inline]
-    fn has(&self, flags: TcpFlags) -> bool {
+    pub(super) fn has(&self, flags: TcpFlags) -> bool {
         self.flags.contains(flags)
     }
 
     /// The sequence number after this segment.
     #[inline]
-    fn end(&self) -> u32 {
+    pub(super) fn end(&self) -> u32 {
         let controls = u32::from(self.has(TcpFlags::SYN)) + u32::from(self.has(TcpFlags::FIN));
         self.seq
             .wrapping_add(self.payload_len)
@@ -74,25 +77,28 @@ pub struct Tracker {
     pub(crate) state: TcpState,
 }
 
-/// Its FIN was seen.
-const FIN: u8 = 1;
+/// The highest number that was seen of it is a FIN. What counts is a FIN that is acknowledged too.
+pub(super) const FIN: u8 = 1;
 /// Its SYN was acknowledged.
-const SYN_ACKED: u8 = 2;
-/// Nothing of this direction was seen since the session was picked up or taken over.
-const UNSEEN: u8 = 4;
+pub(super) const SYN_ACKED: u8 = 2;
+/// Since the session was picked up or taken over, nothing of this direction was seen that the other
+/// direction agrees with.
+pub(super) const UNSEEN: u8 = 4;
 /// (For both, in the original's half.) Part of the history is missing.
-const INCOMPLETE: u8 = 8;
+pub(super) const INCOMPLETE: u8 = 8;
+/// (For both, in the reply's half.) Picked up in its middle, and only one direction was seen since.
+pub(super) const ONE_SIDED: u8 = 8;
 
 /// The largest shift (RFC 7323, section 2.3).
-const MAX_SCALE: u8 = 14;
-const NO_SCALE: u8 = 15;
-const NO_SYN: u8 = 255;
+pub(super) const MAX_SCALE: u8 = 14;
+pub(super) const NO_SCALE: u8 = 15;
+pub(super) const NO_SYN: u8 = 255;
+/// The largest window (RFC 7323, section 2.3), but for the half of it that the margin takes.
+const MAX_WINDOW: u32 = 1 << 29;
 
 /// Acknowledgments may be this much older than the newest even if windows are small: a super-packet
 /// that was overtaken. It is what conntrack allows.
-const MIN_ACK_RANGE: u32 = 66_000;
-/// How far off numbers may be while a direction was not seen: the largest window that there is.
-const UNSEEN_SLACK: u32 = 65_535 << MAX_SCALE;
+pub(super) const MIN_ACK_RANGE: u32 = 66_000;
 
 impl Tracker {
     /// The tracker of a connection that begins with `syn`, which has SYN and no ACK.
@@ -156,7 +162,7 @@ impl Tracker {
     }
 
     /// To be called when another unit has seen packets that this one has not, as after a takeover:
-    /// liberal until each direction was seen again.
+    /// liberal until segments of both directions agree with each other.
     pub fn resume(&mut self) {
         self.mark(Direction::Original, UNSEEN | INCOMPLETE);
         self.mark(Direction::Reply, UNSEEN);
@@ -173,15 +179,37 @@ impl Tracker {
         (TcpState::Established..TcpState::TimeWait).contains(&self.state)
     }
 
-    /// Whether a direction was not seen since the session was picked up or taken over.
+    /// Whether it was picked up in its middle, and nothing of the other direction was seen since that
+    /// agrees.
     pub fn is_one_sided(&self) -> bool {
-        self.has(Direction::Original, UNSEEN) || self.has(Direction::Reply, UNSEEN)
+        self.has(Direction::Reply, ONE_SIDED)
+    }
+
+    /// Whether the numbers are not known: since the session was picked up or taken over, the two
+    /// directions have not agreed.
+    #[inline]
+    pub(super) fn is_unsure(&self) -> bool {
+        self.marks & (UNSEEN | UNSEEN << 4) != 0
+    }
+
+    /// Whether `sender` can have sent a segment with `seq` that nobody has acknowledged: what an ICMP
+    /// error may quote (RFC 5927, section 4.1). While the numbers are not known, any can be.
+    pub fn is_in_flight(&self, sender: Direction, seq: u32) -> bool {
+        let s = sender as usize;
+        let sent = self.end[s].wrapping_sub(self.acked[s]);
+        let margin = self.margin(sender);
+        // A keep-alive is one number before, and so is a SYN.
+        self.is_unsure() || is_within(seq, self.acked[s], 1 + margin, sent + margin)
     }
 
     /// `sender` has sent data up to `end`, of which the segment that was handled showed only the
     /// beginning, because it came in fragments.
     pub fn note_sent(&mut self, sender: Direction, end: u32) {
-        self.end[sender as usize] = later(self.end[sender as usize], end);
+        let s = sender as usize;
+        if is_before(self.end[s], end) {
+            self.end[s] = end;
+            self.unmark(sender, FIN);
+        }
     }
 
     /// Judges a segment that `sender` sent, and follows it.
@@ -200,6 +228,9 @@ impl Tracker {
         }
         if segment.has(TcpFlags::RST) {
             return self.handle_reset(sender, segment);
+        }
+        if self.is_unsure() {
+            return Ok(self.handle_unsure(sender, segment));
         }
         if !self.is_in_window(sender, segment) {
             return Err(DropReason::TcpWindow);
@@ -291,9 +322,11 @@ impl Tracker {
     }
 
     fn handle_reset(&mut self, sender: Direction, segment: &Segment) -> Result<Change, DropReason> {
-        let s = sender as usize;
-        let exact = segment.seq == self.acked[s] || segment.seq == self.end[s];
-        if exact && !self.has(sender, UNSEEN) {
+        let exact = segment.seq == self.acked[sender as usize];
+        if self.is_unsure() {
+            return Ok(self.handle_reset_unsure(sender, segment, exact));
+        }
+        if exact {
             return Ok(self.advance(TcpState::Closed));
         }
         // The same window as for data: what the receiver may take for a valid reset may pass.
@@ -304,36 +337,65 @@ impl Tracker {
     }
 
     /// Takes over what a segment in the window says.
-    fn follow(&mut self, sender: Direction, segment: &Segment) -> Change {
-        let (s, r) = (sender as usize, sender.flip() as usize);
+    pub(super) fn follow(&mut self, sender: Direction, segment: &Segment) -> Change {
+        let r = sender.flip() as usize;
         if self.state == TcpState::SynReceived && !is_before(segment.ack, self.acked[r]) {
             self.mark(sender.flip(), SYN_ACKED);
         }
-        self.end[s] = later(self.end[s], segment.end());
-        self.acked[r] = later(self.acked[r], segment.ack);
-        if self.has(Direction::Original, INCOMPLETE) {
-            self.end[r] = later(self.end[r], segment.ack);
-        }
-        let window = u32::from(segment.window) << self.shift(sender);
-        self.max_window[s] = self.max_window[s].max(window);
-        self.unmark(sender, UNSEEN);
-        if segment.has(TcpFlags::FIN) {
-            self.mark(sender, FIN);
-        }
+        self.note_end(sender, segment);
+        self.acked[r] = later(self.acked[r], self.agreed(sender, segment.ack));
+        let s = sender as usize;
+        self.max_window[s] = self.max_window[s].max(self.window_of(sender, segment));
         self.advance(self.reached())
+    }
+
+    /// Takes note of how far a segment goes. A FIN is the last that its side sends, and has a number that
+    /// nothing else had: where data was seen, before it or after it, one of them is forged.
+    #[inline]
+    fn note_end(&mut self, sender: Direction, segment: &Segment) {
+        let (s, end) = (sender as usize, segment.end());
+        let is_new = is_before(self.end[s], end);
+        self.note_sent(sender, end);
+        if segment.has(TcpFlags::FIN) {
+            if is_new {
+                self.mark(sender, FIN);
+            }
+        } else if end == self.end[s] && segment.payload_len > 0 {
+            self.unmark(sender, FIN);
+        }
+    }
+
+    /// The window that a segment without SYN advertises, in bytes.
+    #[inline]
+    pub(super) fn window_of(&self, sender: Direction, segment: &Segment) -> u32 {
+        u32::from(segment.window) << self.shift(sender)
+    }
+
+    /// Of what `sender` acknowledges, that which the other side was seen to send. Where part of the
+    /// history is missing, more than that may have been sent, but not more than a FIN.
+    #[inline]
+    pub(super) fn agreed(&self, sender: Direction, ack: u32) -> u32 {
+        let end = self.end[sender.flip() as usize];
+        match is_before(end, ack) {
+            true => end.wrapping_sub(u32::from(self.has(sender.flip(), FIN))),
+            false => ack,
+        }
     }
 
     /// The state that the marks and acknowledgments prove.
     fn reached(&self) -> TcpState {
-        let both = |mark| self.has(Direction::Original, mark) && self.has(Direction::Reply, mark);
-        let one = |mark| self.has(Direction::Original, mark) || self.has(Direction::Reply, mark);
-        if both(FIN) && self.acked == self.end {
+        let sides = [Direction::Original, Direction::Reply];
+        let [fin_a, fin_b] = sides.map(|side| self.has(side, FIN));
+        let [over_a, over_b] = sides.map(|side| {
+            self.has(side, FIN) && self.acked[side as usize] == self.end[side as usize]
+        });
+        if over_a && over_b {
             TcpState::TimeWait
-        } else if both(FIN) {
+        } else if over_a && fin_b || fin_a && over_b {
             TcpState::LastAck
-        } else if one(FIN) {
+        } else if over_a || over_b {
             TcpState::FinWait
-        } else if both(SYN_ACKED) {
+        } else if sides.iter().all(|side| self.has(*side, SYN_ACKED)) {
             TcpState::Established
         } else {
             self.state
@@ -341,7 +403,7 @@ impl Tracker {
     }
 
     /// Goes to `state` unless it is earlier.
-    fn advance(&mut self, state: TcpState) -> Change {
+    pub(super) fn advance(&mut self, state: TcpState) -> Change {
         if state <= self.state {
             return Change::Same;
         }
@@ -361,13 +423,25 @@ impl Tracker {
     fn is_seq_acceptable(&self, sender: Direction, segment: &Segment) -> bool {
         let expected = self.acked[sender as usize];
         // At least one byte, for the zero-window probe (RFC 9293, section 3.8.6.1).
-        let window = self.max_window[sender.flip() as usize].max(1) + self.slack();
+        let window = self.max_window[sender.flip() as usize].max(1);
         // A FIN takes a number but no room; what comes after it may be one number ahead.
         let ahead = window + u32::from(segment.payload_len == 0);
         let last = segment.seq.wrapping_add(segment.payload_len);
         // A keep-alive is one number before what the sender knows to be acknowledged, and the other
         // side may have acknowledged a window and a FIN since.
-        is_within(last, expected, window + 2, ahead)
+        let margin = self.margin(sender);
+        is_within(last, expected, window + 2 + margin, ahead + margin)
+    }
+
+    /// How far off the acknowledged number of `sender` may be: where part of the history is missing, two
+    /// windows, since data may be under way that was sent through another unit, and what is known of it
+    /// is only what both sides agree on.
+    #[inline]
+    fn margin(&self, sender: Direction) -> u32 {
+        match self.has(Direction::Original, INCOMPLETE) {
+            true => self.max_window[sender.flip() as usize].min(MAX_WINDOW) * 2,
+            false => 0,
+        }
     }
 
     /// Whether an acknowledgment by `sender` is of data that was sent, and no older than a window
@@ -375,15 +449,10 @@ impl Tracker {
     #[inline]
     fn is_ack_acceptable(&self, sender: Direction, ack: u32) -> bool {
         let r = sender.flip() as usize;
-        let window = self.max_window[sender as usize].max(MIN_ACK_RANGE) + self.slack();
+        let window = self.max_window[sender as usize].max(MIN_ACK_RANGE);
         let sent = self.end[r].wrapping_sub(self.acked[r]);
-        // Where history is missing, more may have been sent than was seen.
-        let ahead = if self.has(Direction::Original, INCOMPLETE) {
-            window
-        } else {
-            sent
-        };
-        is_within(ack, self.acked[r], window, ahead)
+        let margin = self.margin(sender.flip());
+        is_within(ack, self.acked[r], window + margin, sent + margin)
     }
 
     /// Whether `segment` acknowledges the other side's SYN and nothing that was not sent with it.
@@ -438,54 +507,6 @@ impl Tracker {
         self.answer(reply, syn_ack);
     }
 
-    /// Follows on from a handshake whose answer this unit has not seen.
-    fn take_up(&mut self, sender: Direction, segment: &Segment) -> Result<Change, DropReason> {
-        let known = Direction::Original as usize;
-        let claimed = if sender == Direction::Original {
-            segment.seq
-        } else {
-            segment.ack
-        };
-        if !is_within(claimed, self.acked[known], 0, MIN_ACK_RANGE) {
-            return Err(DropReason::TcpWindow);
-        }
-        *self = Tracker::assume(sender, segment);
-        Ok(Change::State)
-    }
-
-    /// An established connection, all that is known of which is one segment.
-    fn assume(sender: Direction, segment: &Segment) -> Tracker {
-        let (s, r) = (sender as usize, sender.flip() as usize);
-        let mut tracker = Tracker {
-            end: [segment.ack; 2],
-            acked: [segment.ack; 2],
-            max_window: [0; 2],
-            fresh_end: 0,
-            fresh_scale: NO_SYN,
-            scales: MAX_SCALE << 4 | MAX_SCALE,
-            marks: 0,
-            state: TcpState::Established,
-        };
-        tracker.end[s] = segment.end();
-        tracker.acked[s] = segment.seq;
-        tracker.max_window[s] = u32::from(segment.window) << MAX_SCALE;
-        tracker.max_window[r] = segment.payload_len;
-        tracker.mark(Direction::Original, SYN_ACKED | INCOMPLETE);
-        tracker.mark(Direction::Reply, SYN_ACKED);
-        tracker.mark(sender.flip(), UNSEEN);
-        if segment.has(TcpFlags::FIN) {
-            tracker.mark(sender, FIN);
-            tracker.state = TcpState::FinWait;
-        }
-        tracker
-    }
-
-    /// How much more than the windows the checks allow.
-    #[inline]
-    fn slack(&self) -> u32 {
-        if self.is_one_sided() { UNSEEN_SLACK } else { 0 }
-    }
-
     /// The shift of the windows that `sender` advertises: none unless both offered one.
     #[inline]
     fn shift(&self, sender: Direction) -> u8 {
@@ -504,15 +525,15 @@ impl Tracker {
     }
 
     #[inline]
-    fn has(&self, of: Direction, mark: u8) -> bool {
+    pub(super) fn has(&self, of: Direction, mark: u8) -> bool {
         self.marks >> nibble(of) & mark != 0
     }
 
-    fn mark(&mut self, of: Direction, marks: u8) {
+    pub(super) fn mark(&mut self, of: Direction, marks: u8) {
         self.marks |= marks << nibble(of);
     }
 
-    fn unmark(&mut self, of: Direction, marks: u8) {
+    pub(super) fn unmark(&mut self, of: Direction, marks: u8) {
         self.marks &= !(marks << nibble(of));
     }
 }
@@ -535,18 +556,18 @@ fn check_flags(segment: &Segment) -> Result<(), DropReason> {
 
 /// Whether `a` comes before `b` (RFC 9293, section 3.4: numbers wrap).
 #[inline]
-fn is_before(a: u32, b: u32) -> bool {
+pub(super) fn is_before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
 #[inline]
-fn later(a: u32, b: u32) -> u32 {
+pub(super) fn later(a: u32, b: u32) -> u32 {
     if is_before(a, b) { b } else { a }
 }
 
 /// Whether `number` is at most `behind` before `base` and at most `ahead` after it.
 #[inline]
-fn is_within(number: u32, base: u32, behind: u32, ahead: u32) -> bool {
+pub(super) fn is_within(number: u32, base: u32, behind: u32, ahead: u32) -> bool {
     let offset = i64::from(number.wrapping_sub(base) as i32);
     -i64::from(behind) <= offset && offset <= i64::from(ahead)
 }
@@ -654,8 +675,10 @@ mod tests {
                 (Original, c(ACK, 1, 1, 500), Ok(Same)),
                 (Reply, s(ACK, 1, 501, 300), Ok(Same)),
                 (Original, c(ACK, 1, 1, 500), Ok(Same)), // sent again
-                (Original, c(FIN, 501, 301, 10), Ok(State)), // data with FIN
-                (Reply, s(ACK, 301, 512, 100), Ok(Same)), // half closed
+                (Original, c(FIN, 501, 301, 10), Ok(Same)), // data with FIN
+                (Reply, s(ACK, 301, 511, 100), Ok(Same)), // of which the FIN was lost
+                (Original, c(FIN, 501, 301, 10), Ok(Same)),
+                (Reply, s(ACK, 401, 512, 0), Ok(State)), // half closed
                 (Original, c(ACK, 512, 401, 0), Ok(Same)),
             ],
         );
@@ -684,7 +707,7 @@ mod tests {
         run(
             &mut t,
             &[
-                (Reply, s(FIN, 1, 1, 0), Ok(State)),
+                (Reply, s(FIN, 1, 1, 0), Ok(Same)),
                 (Original, c(FIN, 1, 2, 0), Ok(State)),
                 (Reply, s(ACK, 2, 2, 0), Ok(State)),
             ],
@@ -694,9 +717,9 @@ mod tests {
         run(
             &mut t,
             &[
-                (Reply, s(FIN, 1, 1, 0), Ok(State)),
-                (Original, c(FIN, 1, 1, 0), Ok(State)),
-                (Reply, s(ACK, 2, 2, 0), Ok(Same)),
+                (Reply, s(FIN, 1, 1, 0), Ok(Same)),
+                (Original, c(FIN, 1, 1, 0), Ok(Same)),
+                (Reply, s(ACK, 2, 2, 0), Ok(State)),
                 (Original, c(ACK, 2, 2, 0), Ok(State)),
             ],
         );
@@ -823,19 +846,39 @@ mod tests {
             run(&mut t, &[(from, reset, Ok(State))]);
             assert_eq!(t.state(), TcpState::Closed);
         }
-        // With data under way: both what was sent and what was acknowledged count.
-        for seq in [1, 501] {
-            let mut t = established();
-            run(
-                &mut t,
-                &[
-                    (Original, c(ACK, 1, 1, 500), Ok(Same)),
-                    (Original, c(RST, seq, 0, 0), Ok(State)),
-                    (Reply, s(ACK, 1, 501, 0), Ok(Same)),
-                ],
-            );
-            assert_eq!(t.state(), TcpState::Closed);
-        }
+        // With data under way, only what was acknowledged counts: the data may be forged too.
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                (Original, c(RST, 501, 0, 0), Ok(Ignored)),
+                (Original, c(RST, 1, 0, 0), Ok(State)),
+                (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Closed);
+    }
+
+    #[test]
+    fn a_fin_counts_once_it_is_acknowledged() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+                (Original, c(FIN, 700, 1, 0), Ok(Same)), // forged
+                (Reply, s(ACK, 1, 501, 0), Ok(Same)),    // says the server
+                (Original, c(ACK, 501, 1, 200), Ok(Same)),
+                (Reply, s(ACK, 1, 701, 0), Ok(Same)), // acknowledges data
+                (Original, c(ACK, 701, 1, 100), Ok(Same)),
+                (Original, c(FIN, 801, 1, 0), Ok(Same)),
+                (Reply, s(ACK, 1, 801, 0), Ok(Same)),
+                (Reply, s(ACK, 1, 802, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::FinWait);
     }
 
     #[test]
@@ -846,9 +889,9 @@ mod tests {
             &[
                 (Original, c(ACK, 1, 1, 1000), Ok(Same)),
                 (Original, c(ACK, 1001, 1, 1), Err(TcpWindow)),
-                (Original, c(FIN, 1001, 1, 0), Ok(State)), // a FIN needs no room
+                (Original, c(FIN, 1001, 1, 0), Ok(Same)), // a FIN needs no room
                 (Reply, s(ACK, 1, 1003, 0), Err(TcpWindow)), // never sent
-                (Reply, s(ACK, 1, 1002, 0), Ok(Same)),
+                (Reply, s(ACK, 1, 1002, 0), Ok(State)),
                 (Reply, s(ACK, 1, 1001, 0), Ok(Same)), // overtaken
                 (
                     Reply,
@@ -997,6 +1040,7 @@ mod tests {
                 (Reply, s(ACK, 50_000, 5_100, 100), Ok(Same)),
                 (Original, c(ACK, 90_100, 50_100, 100), Ok(Same)),
                 (Reply, s(ACK, 50_100, 90_200, 100), Ok(Same)),
+                (Original, c(ACK, 90_200, 50_200, 0), Ok(Same)),
             ],
         );
         assert!(!t.is_one_sided());
@@ -1020,7 +1064,7 @@ mod tests {
         run(
             &mut t,
             &[
-                (Original, c(ACK, 1_000_000, 1_000_000, 0), Ok(Same)),
+                (Original, c(ACK, 1_000_000, 1_000_000, 0), Ok(Ignored)), // until the other agrees
                 (Reply, s(ACK, 1_000_000, 1_000_500, 100), Ok(Same)), // 500 that we have not seen
                 (Original, c(ACK, 1_000_500, 1_000_100, 100), Ok(Same)),
                 (Reply, s(ACK, 1_000_100, 1_000_600, 100), Ok(Same)),
@@ -1127,6 +1171,82 @@ mod tests {
                     ends[1 - me].receive(&segment);
                 }
             }
+        }
+
+        /// Somebody who knows the windows forges segments of one side, before and after the connection
+        /// is taken over. Whatever the ends send passes, and nothing ends or shortens the connection.
+        #[test]
+        fn forged_segments_of_one_side_neither_end_nor_move_the_other(
+            isns in any::<[u32; 2]>(),
+            forger in any::<bool>(),
+            takeover in any::<u8>(),
+            steps in proptest::collection::vec(step(), 1..200),
+        ) {
+            let syn = |flags, seq: u32, ack: u32| scaled(seg(flags, seq, ack, 0), 16_000, 2);
+            let [a, b] = isns.map(|isn| isn.wrapping_add(1));
+            let mut t = Tracker::open(&syn(SYN, isns[0], 0)).unwrap();
+            t.handle(Reply, &syn(SYN_ACK, isns[1], a)).unwrap();
+            let mut ends = [
+                End { una: a, next: a, received: b, fin: false },
+                End { una: b, next: b, received: a, fin: false },
+            ];
+            t.handle(Original, &ends[0].segment(ACK, a, 0)).unwrap();
+            for (at, (reply, what, len, random)) in steps.into_iter().enumerate() {
+                // Another unit sees all between these two.
+                let (away, back) = (usize::from(takeover % 64), usize::from(takeover % 64) + 20);
+                if at == back {
+                    t.resume();
+                }
+                let is_here = !(away..back).contains(&at);
+                let (from, me) = if reply { (Reply, 1) } else { (Original, 0) };
+                let end = ends[me];
+                let room = WINDOW - end.next.wrapping_sub(end.una).min(WINDOW);
+                let segment = match what {
+                    0..=4 => end.segment(ACK, end.next, len.min(room)),
+                    5 => end.segment(ACK, end.una, len.min(end.next.wrapping_sub(end.una))),
+                    6 => end.segment(ACK, end.next, 0),
+                    _ if is_here => {
+                        let (from, me) = if forger { (Reply, 1) } else { (Original, 0) };
+                        let flags = [ACK, RST, FIN, RST_ACK, ACK][what as usize % 5];
+                        // At most two windows from the truth, or anywhere.
+                        let near = |truth: u32, random: u32| match random % 4 {
+                            0 => random,
+                            _ => truth.wrapping_add(random % (4 * WINDOW)).wrapping_sub(2 * WINDOW),
+                        };
+                        let seq = near(ends[me].next, random[0]);
+                        let ack = near(ends[1 - me].next, random[1]);
+                        let len = if flags == RST { 0 } else { random[2] % 1460 };
+                        // What the other end has acknowledged is not known to one who sees nothing of it.
+                        if seq != ends[1 - me].received && seq != t.acked[me] {
+                            let _ = t.handle(from, &seg(flags, seq, ack, len));
+                            prop_assert_eq!(t.state(), TcpState::Established);
+                            prop_assert!(!t.is_one_sided());
+                        }
+                        continue;
+                    }
+                    _ => continue,
+                };
+                if is_here {
+                    let verdict = t.handle(from, &segment);
+                    prop_assert!(verdict.is_ok(), "{:?} {:?}", verdict, segment);
+                    prop_assert_eq!(t.state(), TcpState::Established);
+                }
+                ends[me].next = later(end.next, segment.end());
+                if random[0] % 3 > 0 {
+                    ends[1 - me].receive(&segment);
+                }
+            }
+            // It can still be reset by its ends, once both were heard.
+            t.resume();
+            for me in [0, 1, 0, 1] {
+                let end = ends[me];
+                let segment = end.segment(ACK, end.next, 0);
+                t.handle(if me == 0 { Original } else { Reply }, &segment).unwrap();
+                ends[1 - me].receive(&segment);
+            }
+            prop_assert!(!t.is_unsure());
+            let next = t.acked[0];
+            prop_assert_eq!(t.handle(Original, &seg(RST, next, 0, 0)), Ok(State));
         }
 
         #[test]
