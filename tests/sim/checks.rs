@@ -63,6 +63,25 @@ impl World {
         }
     }
 
+    /// A unit that has not run for a while sends nothing of a session before it knows who is primary.
+    pub fn check_awake(&self, turn: &Turn, bytes: &[u8]) {
+        if !turn.resumed {
+            return;
+        }
+        let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
+            return;
+        };
+        let is_it =
+            |view: &SessionView| [view.translated, view.original.reply()].contains(&parsed.key);
+        let session = find(&turn.gateway, turn.now, is_it);
+        assert!(
+            session.is_none(),
+            "{} was paused, and sends {}",
+            NAMES[turn.unit],
+            parsed.key
+        );
+    }
+
     /// With a strict guarantee: what opens a session goes when all peers in sync have it.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
         if self.shape.guarantee != "strict" || self.units[turn.unit].switched {

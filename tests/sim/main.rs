@@ -9,6 +9,7 @@
 mod checks;
 mod faults;
 mod hosts;
+mod reigns;
 mod reload;
 mod scenario;
 mod setup;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tandemgw_core::event::{LinkState, Offload, Output, Verdict};
-use tandemgw_core::flow::{GroupId, LinkId, PortId};
+use tandemgw_core::flow::{LinkId, PortId};
 use tandemgw_core::gateway::{Gateway, Role};
 use tandemgw_core::pump::Pump;
 use tandemgw_core::time::Time;
@@ -12,6 +12,8 @@ use crate::setup::{NAMES, unit_mac};
 use crate::wires::Wires;
 use crate::world::{Arrival, Death, TURN, World};
 
+/// The hold time of all units, see `setup.rs`.
+pub const HOLD: Duration = Duration::from_millis(60);
 /// Turns between two looks at the invariants.
 const TURNS_PER_CHECK: u64 = 16;
 
@@ -21,6 +23,8 @@ pub struct Turn {
     pub now: Time,
     pub gateway: Gateway,
     pub pump: Pump,
+    /// The unit did not run for longer than the hold time.
+    pub resumed: bool,
 }
 
 impl World {
@@ -32,14 +36,15 @@ impl World {
             return;
         };
         let pump = std::mem::replace(&mut self.units[unit].pump, Pump::new(0, 0));
-        let before = self.roles(&gateway);
-        self.units[unit].last_turn = self.now;
+        let last_turn = std::mem::replace(&mut self.units[unit].last_turn, self.now);
         let mut turn = Turn {
             unit,
             now,
             gateway,
             pump,
+            resumed: self.now.since(last_turn) > HOLD,
         };
+        let before = self.reigns_of(&turn);
         turn.gateway.handle_wake(now);
         let due = self.due(unit);
         let mut packets = Vec::new();
@@ -80,19 +85,22 @@ impl World {
         due
     }
 
-    fn finish_turn(&mut self, turn: Turn, before: &[Role]) {
+    fn finish_turn(&mut self, turn: Turn, before: &[(Role, u64)]) {
+        self.check_reigns(&turn, before);
+        let after = self.reigns_of(&turn);
         let Turn {
             unit,
             now,
             gateway,
             pump,
+            ..
         } = turn;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
             gateway.check_invariants();
         }
-        for (group, (old, new)) in before.iter().zip(self.roles(&gateway)).enumerate() {
+        for (group, ((old, _), (new, term))) in before.iter().zip(after).enumerate() {
             if *old != new {
-                self.note(|| format!("{} is {new:?} of group {group}", NAMES[unit]));
+                self.note(|| format!("{} is {new:?} of group {group}, term {term}", NAMES[unit]));
             }
         }
         let timeout = gateway.poll_timeout(now).map(|at| self.now + at.since(now));
@@ -112,12 +120,6 @@ impl World {
         if gone {
             self.die(unit, Death::Goodbye);
         }
-    }
-
-    fn roles(&self, gateway: &Gateway) -> Vec<Role> {
-        (0..self.shape.groups)
-            .map(|group| gateway.role_of(GroupId(group as u8)))
-            .collect()
     }
 
     fn handle(&mut self, turn: &mut Turn, arrival: Arrival) {
@@ -147,6 +149,7 @@ impl World {
             .handle_packet(turn.now, port, &mut bytes, offload)
         {
             Verdict::Forward => {
+                self.check_awake(turn, &bytes);
                 if sessions(&turn.gateway) > known {
                     self.check_guarantee(turn, &bytes);
                 }
@@ -163,6 +166,7 @@ impl World {
         while let Some(output) = turn.gateway.poll_output() {
             match output {
                 Output::Packet { bytes, .. } => {
+                    self.check_awake(turn, &bytes);
                     self.check_guarantee(turn, &bytes);
                     self.deliver_packet(turn.unit, bytes);
                 }

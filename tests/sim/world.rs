@@ -12,6 +12,7 @@ use tandemgw_core::time::Time;
 
 use crate::faults::Faults;
 use crate::hosts::{Flow, Host};
+use crate::reigns::Reigns;
 use crate::reload::Rules;
 use crate::setup::{HOSTS, NAMES, Shape, route, unit_mac};
 use crate::transport::{Conn, connections};
@@ -128,6 +129,7 @@ pub struct World {
     pub verbose: bool,
     pub turns: u64,
     pub dual: BTreeMap<(usize, usize, usize), Time>,
+    pub reigns: Reigns,
     /// By group: when there were two primaries last, whether they heard each other or not.
     pub last_dual: Vec<Option<Time>>,
     events: BTreeMap<(Time, u64), Event>,
@@ -179,6 +181,7 @@ impl World {
             verbose: std::env::var("TANDEMGW_SEED").is_ok(),
             turns: 0,
             dual: BTreeMap::new(),
+            reigns: Reigns::default(),
             last_dual: vec![None; shape.groups],
             events: BTreeMap::new(),
             serial: 0,
@@ -227,6 +230,8 @@ impl World {
         machine.gateway = Some(gateway);
         (machine.runs_from, machine.wakes_at) = (self.now, self.now);
         machine.reads_from = self.now;
+        machine.last_turn = self.now;
+        self.forget_reigns(unit);
     }
 
     /// A process ends.

@@ -444,7 +444,28 @@ impl Ha {
     }
 
     fn next_term(&self, group: usize) -> u64 {
-        self.groups[group].term.saturating_add(1).min(MAX_TERM)
+        self.term_above(self.groups[group].term, &self.name)
+    }
+
+    /// The first term above `known` that belongs to the unit of this name.
+    ///
+    /// Terms are dealt out to the units by turns, in the order of their names. So two units that do
+    /// not hear each other never take the same one, and a contest always has a winner.
+    pub(super) fn term_above(&self, known: u64, name: &str) -> u64 {
+        let names = || {
+            self.peers
+                .iter()
+                .map(|peer| &*peer.name)
+                .chain([&*self.name])
+        };
+        let (units, before) = (
+            names().count(),
+            names().filter(|other| *other < name).count(),
+        );
+        let (units, before) = (units as u64, before as u64);
+        let next = known.saturating_add(1).min(MAX_TERM);
+        let wait = (before + units - (next - 1) % units) % units;
+        (next + wait).min(MAX_TERM)
     }
 
     /// Primary: contest with other primaries, and hand over to where the group belongs.

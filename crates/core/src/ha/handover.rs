@@ -234,8 +234,9 @@ impl Ha {
         // would refuse one that is not beyond it.
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let known = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
+        let known = known.max(self.groups[group].term);
+        let term = self.term_above(known, &self.peers[to.index()].name);
         let state = &mut self.groups[group];
-        let term = state.term.max(known).saturating_add(1).min(super::MAX_TERM);
         let deadline = now + TIMEOUT;
         state.expected = None;
         state.handover = Some(Handover {
