@@ -213,7 +213,7 @@ fn what_is_no_config_file_is_refused_at_a_reload() {
         (format!("rm {shown}; mkdir {shown}"), "not a regular file"),
         (
             format!("rmdir {shown}; truncate -s 100M {shown}"),
-            "longer than 1048576 bytes",
+            "longer than 67108864 bytes",
         ),
     ] {
         lab.unit.ns.sh(&make);

@@ -10,7 +10,7 @@ use crate::lab::{LAN1, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
 use crate::services::{Http, udp_echo, udp_echoes, whoami};
 use crate::unit::Unit;
-use testkit::system::process::wait_until;
+use testkit::system::process::{PATIENCE, wait_until};
 
 const POOL: &str = r#"
 [[nat-pool]]
@@ -433,4 +433,40 @@ fn switch_is_saved_and_the_file_stays_as_it_is() {
         failed.stderr,
         "tandemgw: there is no switch `priorty`; did you mean `priority`?\n"
     );
+}
+
+/// A policy for each of many hosts, none of which is there.
+fn many_policies(count: usize) -> String {
+    let policy = |n: usize| {
+        let [_, b, c, d] = (n as u32).to_be_bytes();
+        format!(
+            "\n[[policy]]\nname = \"host-{n}\"\nfrom = [\"wan\"]\nto = [\"lan\"]\n\
+             destination = [\"10.{}.{c}.{d}/32\"]\nservice = [\"tcp/443\"]\naction = \"accept\"\n",
+            100 + b
+        )
+    };
+    (0..count).map(policy).collect()
+}
+
+#[test]
+fn loop_goes_on_while_a_long_config_is_read() {
+    let lab = Lab::started();
+    let longer = format!("{}{}", lab.unit.config, many_policies(4000));
+    fs::write(lab.unit.config_path(), longer).expect("writing the config");
+    let mut reload = lab.unit.spawn_tandemgw("reload --json");
+    // Whoever asks meanwhile is answered, and packets go on.
+    let mut answered = 0;
+    while reload.is_running() {
+        lab.unit.status();
+        lab.lan1.run("ping -c 1 -W 1 10.77.2.100");
+        answered += 1;
+    }
+    let told: Value = serde_json::from_str(&reload.finish(PATIENCE).ok().stdout).expect("JSON");
+    assert!(answered >= 2, "nobody was answered while it was read");
+    let changed = told["changed"].as_array().expect("a list").len();
+    assert_eq!(
+        changed as u64 + told["more"].as_u64().expect("a number"),
+        4000
+    );
+    assert_eq!(changed, 1000, "no more than anybody reads");
 }

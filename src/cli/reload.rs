@@ -48,6 +48,9 @@ fn print(value: &Value, out: &mut impl Write) -> io::Result<()> {
             writeln!(out, "  {key:width$}  {what}")?;
         }
     }
+    if let Some(more) = value["more"].as_u64().filter(|more| *more > 0) {
+        writeln!(out, "and {more} more")?;
+    }
     match value["sessions_ended"].as_u64() {
         None | Some(0) => {}
         Some(1) => writeln!(out, "1 session ended, since it is no longer allowed")?,

@@ -11,10 +11,11 @@ mod reload;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Registry, Token};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use tandemgw_core::config::Config;
 use tandemgw_core::control::{PortIo, ShellView};
@@ -55,7 +56,8 @@ const WATCH: Token = Token(LINKS + MAX_LINKS);
 const CONTROL: Token = Token(WATCH.0 + 1);
 const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + http::MAX_CLIENTS);
-const PORTS: usize = NEIGHBORS.0 + 1;
+const WORKER: Token = Token(NEIGHBORS.0 + 1);
+const PORTS: usize = WORKER.0 + 1;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -63,6 +65,8 @@ const MAX_LINKS: usize = 8;
 /// Everything the loop reads and writes.
 pub struct Shell {
     poll: Poll,
+    /// Ends the wait when a job beside the loop is done.
+    waker: Arc<Waker>,
     gateway: Gateway,
     ports: Vec<Port>,
     view: ShellView,
@@ -147,8 +151,10 @@ impl Shell {
                 offload: port.tun.offload(),
             })
             .collect();
+        let waker = Arc::new(Waker::new(registry, WORKER)?);
         Ok(Shell {
             poll,
+            waker,
             gateway,
             ports,
             view: ShellView {
@@ -247,6 +253,8 @@ impl Shell {
             SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
             NEIGHBORS => self.ready.neighbors = true,
+            // The reload looks at its job in each turn.
+            WORKER => {}
             TIMER => self.timer.fired(),
             WATCH => {
                 if let Some(peers) = &mut self.peers {

@@ -27,6 +27,7 @@ pub mod sysctl;
 pub mod timer;
 pub mod tun;
 pub mod watch;
+mod worker;
 
 #[cfg(test)]
 pub(crate) mod test_namespace;

@@ -39,6 +39,14 @@ pub fn raise(has_peers: bool) -> io::Result<()> {
     ordinary()
 }
 
+/// Makes the calling thread one like those of other processes.
+///
+/// # Errors
+/// What the kernel says.
+pub fn be_ordinary() -> io::Result<()> {
+    set_ordinary(0, 0)
+}
+
 fn real_time() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
@@ -47,22 +55,27 @@ fn real_time() -> io::Result<()> {
 }
 
 fn ordinary() -> io::Result<()> {
-    let attributes = Attributes {
-        size: size_of::<Attributes>() as u32,
-        policy: libc::SCHED_OTHER as u32,
-        flags: 0,
-        nice: NICE,
-        priority: 0,
-        runtime: SLICE_NANOS,
-        deadline: 0,
-        period: 0,
-    };
-    // SAFETY: the kernel reads `size` bytes of `attributes`, which outlives the call; 0 is this task.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    check(result as libc::c_int)?;
+    set_ordinary(NICE, SLICE_NANOS)?;
     // Where tasks are grouped by session (sched_autogroup), niceness counts within the group only.
     match std::fs::write("/proc/self/autogroup", NICE.to_string()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Of this task; a slice of 0 is the kernel's default.
+fn set_ordinary(nice: i32, slice: u64) -> io::Result<()> {
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        flags: 0,
+        nice,
+        priority: 0,
+        runtime: slice,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes of `attributes`, which outlives the call; 0 is this task.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    check(result as libc::c_int)
 }

@@ -58,12 +58,17 @@ impl Ruleset {
             digest: [0; 16],
             names: Vec::new(),
         };
-        nothing.succeeded_by(config)
+        // A config has fewer policies than there are ids.
+        nothing.succeeded_by(config).unwrap_or(nothing)
     }
 
     /// Compiles the policies of a changed config. No session may have an id any more that is none of
     /// this ruleset: see [`Ruleset::place`].
-    pub fn succeeded_by(&self, config: &Config) -> Ruleset {
+    ///
+    /// # Errors
+    /// If there are not enough ids for the policies of before and those that are new, as a sentence for
+    /// the operator.
+    pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, String> {
         let hash = SipHasher24::new().hash(canonical(config).as_bytes());
         let known: BTreeMap<&str, usize> = (0..)
             .zip(&self.names)
@@ -78,14 +83,22 @@ impl Ruleset {
             let id = known.or_else(|| free.next()).unwrap_or(names.len());
             names.resize(names.len().max(id + 1), (String::new(), None));
             names[id] = (policy.name.clone(), Some(place));
-            // Two configs have 8192 policies at most.
-            rules.push(Rule::new(policy, PolicyId(id as u16)));
+            let id = u16::try_from(id).map(PolicyId);
+            let id = id.ok().filter(|id| *id != PolicyId::NONE);
+            let Some(id) = id else {
+                return Err(format!(
+                    "those that go and those that come are more than {} policies together: change \
+                     them in two steps, or restart",
+                    PolicyId::NONE.0
+                ));
+            };
+            rules.push(Rule::new(policy, id));
         }
-        Ruleset {
+        Ok(Ruleset {
             rules,
             digest: hash.as_u128().to_le_bytes(),
             names,
-        }
+        })
     }
 
     /// The place of a policy in [`Config::policies`]; none if it is no more, or never was.
@@ -395,11 +408,11 @@ pub(crate) mod tests {
         };
         let first = Ruleset::new(&of(&["a", "b", "c"]));
         assert_eq!(ids(&first, &["a", "b", "c"]), [0, 1, 2]);
-        let second = first.succeeded_by(&of(&["c", "d", "a"]));
+        let second = first.succeeded_by(&of(&["c", "d", "a"])).unwrap();
         assert_eq!(ids(&second, &["c", "d", "a"]), [2, 3, 0]);
         assert_eq!(second.place(PolicyId(1)), None, "b is no more");
         assert_eq!(second.place(PolicyId(3)), Some(1));
-        let third = second.succeeded_by(&of(&["e", "f", "a"]));
+        let third = second.succeeded_by(&of(&["e", "f", "a"])).unwrap();
         assert_eq!(ids(&third, &["e", "f", "a"]), [1, 4, 0]);
         assert_eq!(third.place(PolicyId::NONE), None);
         let decided = third.decide(

@@ -1,4 +1,5 @@
-//! The config file is read anew: for SIGHUP, and for `tandemgw reload`.
+//! The config file is read anew: for SIGHUP, and for `tandemgw reload`. Reading and compiling it is a job
+//! beside the loop.
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
@@ -8,12 +9,13 @@ use std::path::Path;
 
 use tandemgw_core::config::{self, Config, Diagnostic};
 use tandemgw_core::control::{ReloadOutcome, ReloadRefused};
-use tandemgw_core::gateway::Reloaded;
+use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::startup::{solicited_groups, with_absolute_paths};
 use super::super::steering::RouteEdit;
+use super::super::worker::{self, Job, Progress};
 use super::{Shell, Steering};
 
 /// Routes that are changed in one turn: each is a system call of some 10 µs.
@@ -22,8 +24,8 @@ const ROUTES_PER_TURN: usize = 8;
 /// Multicast groups that a port joins or leaves in one turn: two system calls each.
 const GROUPS_PER_TURN: usize = 4;
 
-/// The longest config file that is read while packets wait.
-const MAX_FILE: u64 = 1 << 20;
+/// The longest config file that is read: more than the most policies need.
+const MAX_FILE: u64 = 64 << 20;
 
 /// Mistakes, or warnings, of a config that are shown.
 const MOST_SHOWN: usize = 20;
@@ -35,8 +37,22 @@ pub(super) struct Reloading {
     wanted: bool,
     /// One was made, and clients may wait for its end.
     told: bool,
+    /// The file is read and compiled beside the loop.
+    preparing: Option<Preparing>,
     /// Routes and multicast groups have yet to follow.
     unfinished: Option<Unfinished>,
+}
+
+struct Preparing {
+    job: Job<Draft>,
+    /// Sessions that reloads had ended before this one.
+    ended_before: u64,
+}
+
+/// What a job has made of the config file, with warnings.
+struct Draft {
+    result: Result<Box<(Prepared, Config)>, ReloadRefused>,
+    warnings: Vec<String>,
 }
 
 struct Unfinished {
@@ -55,12 +71,14 @@ impl Shell {
     pub(super) fn reload_some(&mut self, now: Time, steering: &mut Steering) {
         self.reloading.told &= self.gateway.is_reloading();
         let wanted = self.reloading.wanted || self.control.wants_reload();
-        if wanted && self.reloading.unfinished.is_none() && !self.gateway.is_reloading() {
+        let idle = self.reloading.unfinished.is_none() && self.reloading.preparing.is_none();
+        if wanted && idle && !self.gateway.is_reloading() {
             self.reloading.wanted = false;
             self.service.reloading();
             self.control.begin_reload();
-            self.begin_reload(now, steering);
+            self.begin_reload();
         }
+        self.install_if_prepared(now, steering);
         if self.reloading.unfinished.is_none() {
             return;
         }
@@ -96,38 +114,93 @@ impl Shell {
         let Reloading {
             wanted,
             told,
+            preparing,
             unfinished,
         } = &self.reloading;
-        unfinished.is_some() || (*wanted || *told) && !self.gateway.is_reloading()
+        let may_begin = preparing.is_none() && !self.gateway.is_reloading();
+        unfinished.is_some() || (*wanted || *told) && may_begin
     }
 
-    fn begin_reload(&mut self, now: Time, steering: &mut Steering) {
-        let ended_before = self.gateway.counters().forbidden;
-        let file = &self.view.config_file;
-        let (result, warnings) = match read(file) {
-            Ok((config, warnings)) => {
-                (self.gateway.reload(now, &config).map_err(refused), warnings)
+    fn begin_reload(&mut self) {
+        let (basis, file) = (self.gateway.basis(), self.view.config_file.clone());
+        self.prepare(self.gateway.counters().forbidden, move || {
+            let (result, warnings) = match read(&file) {
+                Ok((config, warnings)) => (prepare(basis, config), warnings),
+                Err(refused) => (Err(refused), Vec::new()),
+            };
+            Draft { result, warnings }
+        });
+    }
+
+    fn prepare(&mut self, ended_before: u64, work: impl FnOnce() -> Draft + Send + 'static) {
+        match Job::begin(&self.waker, work) {
+            Ok(job) => self.reloading.preparing = Some(Preparing { job, ended_before }),
+            Err(error) => {
+                let why = format!("there is no thread to read the file: {error}");
+                self.conclude(ended_before, Err(refused(why)), Vec::new(), VecDeque::new());
             }
-            Err(refused) => (Err(refused), Vec::new()),
+        }
+    }
+
+    /// Puts in force what was prepared, if it is ready: what is left to do by then is a swap.
+    fn install_if_prepared(&mut self, now: Time, steering: &mut Steering) {
+        let Some(Preparing { job, ended_before }) = &self.reloading.preparing else {
+            return;
         };
+        let ended_before = *ended_before;
+        let draft = match job.progress() {
+            Progress::UnderWay => return,
+            Progress::Done(draft) => draft,
+            Progress::Failed => Draft {
+                result: Err(refused("reading it failed: see the log".to_owned())),
+                warnings: Vec::new(),
+            },
+        };
+        self.reloading.preparing = None;
+        let Draft { result, warnings } = draft;
+        let (prepared, wanted) = match result {
+            Ok(ready) => *ready,
+            Err(refused) => {
+                return self.conclude(ended_before, Err(refused), warnings, VecDeque::new());
+            }
+        };
+        if !self.gateway.is_current(&prepared) {
+            let basis = self.gateway.basis();
+            return self.prepare(ended_before, move || Draft {
+                result: prepare(basis, wanted),
+                warnings,
+            });
+        }
         let mut routes = VecDeque::new();
-        match &result {
-            Ok(Reloaded {
-                addresses_changed, ..
-            }) => {
-                if *addresses_changed {
+        let result = match self.gateway.install(now, prepared) {
+            Ok((reloaded, retired)) => {
+                worker::discard(&self.waker, (retired, wanted));
+                if reloaded.addresses_changed {
                     routes = steering.readdress(self.gateway.config());
                     self.change_groups();
                 }
+                Ok(reloaded)
             }
-            Err(ReloadRefused { why, problems, .. }) => {
-                log::error!(
-                    "reload refused why={} effect=\"nothing has changed\"",
-                    InQuotes(&why)
-                );
-                for problem in problems {
-                    log::error!("config mistake error={}", InQuotes(&problem));
-                }
+            Err(why) => Err(refused(why)),
+        };
+        self.conclude(ended_before, result, warnings, routes);
+    }
+
+    /// Says what has come of it; clients are told when routes and multicast groups have followed.
+    fn conclude(
+        &mut self,
+        ended_before: u64,
+        result: Result<Reloaded, ReloadRefused>,
+        warnings: Vec<String>,
+        routes: VecDeque<RouteEdit>,
+    ) {
+        if let Err(ReloadRefused { why, problems, .. }) = &result {
+            log::error!(
+                "reload refused why={} effect=\"nothing has changed\"",
+                InQuotes(&why)
+            );
+            for problem in problems {
+                log::error!("config mistake error={}", InQuotes(&problem));
             }
         }
         for warning in &warnings {
@@ -166,6 +239,13 @@ impl Shell {
             }
         }
         (more, failed)
+    }
+}
+
+fn prepare(basis: Basis, wanted: Config) -> Result<Box<(Prepared, Config)>, ReloadRefused> {
+    match Prepared::new(basis, &wanted) {
+        Ok(prepared) => Ok(Box::new((prepared, wanted))),
+        Err(why) => Err(refused(why)),
     }
 }
 
@@ -208,7 +288,7 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     }
 }
 
-/// The problems for a person, with no more of them than are worth the time that packets wait.
+/// The problems for a person, with no more of them than anybody reads.
 fn render(problems: &[Diagnostic], file: &Path, text: &str) -> String {
     let shown = &problems[..problems.len().min(MOST_SHOWN)];
     let mut out = config::render(shown, file, text, false);

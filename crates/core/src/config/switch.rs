@@ -20,11 +20,11 @@ pub const SWITCHES: [&str; 6] = [
     "override",
 ];
 
-/// A configuration in which one key of `[ha]` is another one.
+/// `[ha]` with another value of one key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Switched {
-    /// The configuration.
-    pub config: Config,
+    /// All of `[ha]`.
+    pub ha: Ha,
     /// The value before, as in the file but without quotes.
     pub old: String,
     /// The value now, likewise.
@@ -72,10 +72,8 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
         let said = problem.message + &hint.unwrap_or_default();
         return Err(format!("`{key}` can't be `{value}`: {said}"));
     }
-    let mut config = running.clone();
-    config.ha = Some(changed);
     Ok(Switched {
-        config,
+        ha: changed,
         old,
         new,
         toml,
@@ -155,7 +153,11 @@ mod tests {
                 switched.toml.as_str(),
             );
             assert_eq!(shown, (old, value, toml), "{key}");
-            let change = crate::config::Change::new(&before, &switched.config);
+            let after = Config {
+                ha: Some(switched.ha.clone()),
+                ..before.clone()
+            };
+            let change = crate::config::Change::new(&before, &after);
             let keys: Vec<_> = change.applied.iter().map(|d| d.key.clone()).collect();
             assert_eq!(keys, [format!("ha.{key}")]);
             assert!(change.waiting.is_empty());

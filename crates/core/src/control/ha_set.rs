@@ -1,33 +1,69 @@
 //! A switch of `[ha]` that is set while the gateway runs.
 
-use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::PathBuf;
 
+use serde_json::json;
+
+use crate::config;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::ShellView;
+use super::{Progress, ShellView};
 
-/// Sets it; gives what to say.
-pub fn set(
-    gateway: &mut Gateway,
-    shell: &ShellView,
-    key: &str,
-    value: &str,
-    now: Time,
-) -> Result<Value, String> {
-    let switched = gateway.set_switch(now, key, value)?;
-    let groups = &switched.config.groups;
-    let kept: Vec<&str> = groups
-        .iter()
-        .filter(|group| key == "priority" && group.priority.is_some())
-        .map(|group| group.name.as_str())
-        .collect();
-    Ok(json!({
-        "key": key,
-        "old": switched.old,
-        "new": switched.new,
-        "toml": switched.toml,
-        "config": shell.config_file,
-        "groups_with_their_own": kept,
-    }))
+/// A switch that is to be set, at once or when no reload is being prepared any more.
+#[derive(Debug)]
+pub struct HaSet {
+    key: String,
+    value: String,
+    config_file: PathBuf,
+}
+
+impl HaSet {
+    /// Looks whether that can be.
+    ///
+    /// # Errors
+    /// Why it can't, as a sentence for the operator.
+    pub fn begin(
+        gateway: &Gateway,
+        shell: &ShellView,
+        key: String,
+        value: String,
+    ) -> Result<HaSet, String> {
+        config::set_switch(gateway.config(), &key, &value)?;
+        Ok(HaSet {
+            key,
+            value,
+            config_file: shell.config_file.clone(),
+        })
+    }
+
+    pub fn go_on(
+        &mut self,
+        gateway: &mut Gateway,
+        now: Time,
+        out: &mut String,
+    ) -> Result<Progress, String> {
+        if gateway.is_lent() {
+            return Ok(Progress::More);
+        }
+        let HaSet { key, value, .. } = self;
+        let switched = gateway.set_switch(now, key, value)?;
+        let groups = &gateway.config().groups;
+        let kept: Vec<&str> = groups
+            .iter()
+            .filter(|group| key == "priority" && group.priority.is_some())
+            .map(|group| group.name.as_str())
+            .collect();
+        let line = json!({
+            "key": key,
+            "old": switched.old,
+            "new": switched.new,
+            "toml": switched.toml,
+            "config": self.config_file,
+            "groups_with_their_own": kept,
+        });
+        let _ = writeln!(out, "{line}");
+        Ok(Progress::Done)
+    }
 }

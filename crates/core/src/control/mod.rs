@@ -27,6 +27,7 @@ use crate::time::Time;
 
 use clear::Clear;
 use failover::Failover;
+use ha_set::HaSet;
 use listing::Listing;
 use reload::Reload;
 
@@ -127,6 +128,8 @@ pub enum Answer {
     Failover(Failover),
     /// A reload that is asked for or under way.
     Reload(Reload),
+    /// A switch that waits for a reload to be prepared.
+    HaSet(HaSet),
     /// A capture that runs.
     Capture(capture::Stream),
     /// Nothing is left.
@@ -207,10 +210,11 @@ impl Answer {
             }
             Request::Reload => Answer::Reload(Reload::Wanted),
             Request::HaSet { key, value } => {
-                let line =
-                    ha_set::set(gateway, shell, &key, &value, now).map_err(Refusal::Usage)?;
-                let _ = writeln!(out, "{line}");
-                Answer::Done
+                let mut set = HaSet::begin(gateway, shell, key, value).map_err(Refusal::Usage)?;
+                match set.go_on(gateway, now, out)? {
+                    Progress::Done => Answer::Done,
+                    Progress::More => Answer::HaSet(set),
+                }
             }
             Request::Capture {
                 filter,
@@ -229,6 +233,7 @@ impl Answer {
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
             Answer::Reload(reload) => reload.go_on(gateway, out),
+            Answer::HaSet(set) => set.go_on(gateway, now, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
@@ -242,7 +247,7 @@ impl Answer {
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
         match self {
-            Answer::Failover(_) | Answer::Reload(_) => true,
+            Answer::Failover(_) | Answer::Reload(_) | Answer::HaSet(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
         }
@@ -273,7 +278,11 @@ impl Answer {
     pub fn give_sign_of_life(&self, out: &mut String) {
         match self {
             Answer::Capture(_) | Answer::Done => {}
-            Answer::Listing(_) | Answer::Clear(_) | Answer::Failover(_) | Answer::Reload(_) => {
+            Answer::Listing(_)
+            | Answer::Clear(_)
+            | Answer::Failover(_)
+            | Answer::Reload(_)
+            | Answer::HaSet(_) => {
                 let _ = writeln!(out, "{SIGN_OF_LIFE}");
             }
         }

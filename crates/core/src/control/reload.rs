@@ -79,6 +79,7 @@ impl Reload {
                     "config": config_file,
                     "changed": differences(&reloaded.applied),
                     "restart": differences(&reloaded.waiting),
+                    "more": reloaded.more,
                     "sessions_ended": gateway.counters().forbidden.saturating_sub(*ended_before),
                     "warnings": outcome.warnings,
                 });

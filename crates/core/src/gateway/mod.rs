@@ -25,12 +25,14 @@ mod local;
 mod neighbors;
 mod open;
 mod own;
+mod prepare;
 mod random;
 mod reload;
 mod revalidate;
 mod snapshot;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::capture::Capture;
 use crate::config::Config;
@@ -53,7 +55,7 @@ use random::Random;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
-pub use reload::Reloaded;
+pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -122,11 +124,11 @@ const UDP_HEADER: u32 = 8;
 
 /// The state machine of one unit.
 pub struct Gateway {
-    config: Config,
+    config: Arc<Config>,
     ports: Vec<PortState>,
     roles: Vec<Role>,
     fib: Fib,
-    ruleset: Ruleset,
+    ruleset: Arc<Ruleset>,
     nat: Nat,
     book: AddressBook,
     table: Table,
@@ -170,7 +172,7 @@ impl Gateway {
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
             cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
-            ruleset,
+            ruleset: Arc::new(ruleset),
             nat,
             book,
             table: Table::new(
@@ -190,7 +192,7 @@ impl Gateway {
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),
-            config,
+            config: Arc::new(config),
         }
     }
 

@@ -1,43 +1,52 @@
 //! A changed configuration while the gateway runs: what can be applied is applied at once, and the
 //! sessions are compared with it afterwards, a piece at a time.
 
-use crate::config::{self, Change, Config, Difference, Switched};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::config::{self, Config, Difference, Group, Ha, Switched};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::in_quotes::InQuotes;
+use crate::policy::Ruleset;
 use crate::session::Timeouts;
 use crate::time::Time;
 
 use super::limiter::Limiter;
+use super::prepare::{Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
 use super::{Gateway, local};
 
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
 
-/// What a reload has done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// What has changed.
-    pub applied: Vec<Difference>,
-    /// What waits for a restart.
-    pub waiting: Vec<Difference>,
-    /// The addresses that the gateway answers for, or translates to, may be other ones.
-    pub addresses_changed: bool,
-}
-
 impl Gateway {
-    /// Makes `wanted` the configuration in force, as far as that can be without a restart. Sessions that
+    /// Prepares and installs a reload in one go, for those who have the time.
+    ///
+    /// # Errors
+    /// Why nothing was changed, as a sentence for the operator.
+    pub fn reload(&mut self, now: Time, wanted: &Config) -> Result<Reloaded, String> {
+        let prepared = Prepared::new(self.basis(), wanted)?;
+        Ok(self.install(now, prepared)?.0)
+    }
+
+    /// Puts a reload in force, as far as that can be without a restart. Sessions that
     /// it forbids end in the next turns, until [`Gateway::is_reloading`] is false; only then may there be
     /// another reload.
     ///
     /// # Errors
     /// Why nothing was changed, as a sentence for the operator.
-    pub fn reload(&mut self, now: Time, wanted: &Config) -> Result<Reloaded, String> {
+    pub fn install(
+        &mut self,
+        now: Time,
+        prepared: Prepared,
+    ) -> Result<(Reloaded, Retired), String> {
         if self.is_reloading() {
             return Err("a reload is under way".to_owned());
         }
-        let change = Change::new(&self.config, wanted);
-        let config = &change.config;
+        if !self.is_current(&prepared) {
+            return Err("the configuration in force has changed meanwhile: try again".to_owned());
+        }
+        let config = &prepared.config;
         let pools = config.nat_pools.iter().flat_map(|pool| &pool.addresses);
         let servers = config.forwards.iter().map(|forward| &forward.internal.0);
         let unknown = pools.chain(servers);
@@ -48,16 +57,15 @@ impl Gateway {
                     .to_owned(),
             );
         }
-        let addresses_changed = self.config.nat_pools != config.nat_pools
-            || self.config.forwards != config.forwards
-            || self.config.policies != config.policies;
-        self.adopt(now, change.config);
-        log_differences(&change.applied, &change.waiting);
-        Ok(Reloaded {
-            applied: change.applied,
-            waiting: change.waiting,
-            addresses_changed,
-        })
+        let Prepared {
+            basis,
+            config,
+            ruleset,
+            told,
+        } = prepared;
+        self.adopt(now, config, ruleset);
+        log_differences(&told);
+        Ok((told, Retired::new(basis)))
     }
 
     /// Whether sessions have yet to be compared with the rules of the last reload.
@@ -71,18 +79,31 @@ impl Gateway {
     /// Why it can't be, as a sentence for the operator.
     pub fn set_switch(&mut self, now: Time, key: &str, value: &str) -> Result<Switched, String> {
         let switched = config::set_switch(&self.config, key, value)?;
+        let Some(config) = Arc::get_mut(&mut self.config) else {
+            return Err("a reload is being prepared: try again in a moment".to_owned());
+        };
+        let before = config.ha.replace(switched.ha.clone());
         let (old, new) = (&switched.old, &switched.new);
         log::info!("switch set key={key} old={old} new={new}");
-        self.adopt(now, switched.config.clone());
+        let groups = self.config.groups.clone();
+        let pickup = before.is_some_and(|before| self.adopt_ha(now, &before, &groups));
+        self.announcer.reconfigure(&self.config);
+        if pickup {
+            self.revalidation.restart(Scope {
+                pickup,
+                ..Scope::default()
+            });
+        }
+        self.settle_cluster(now);
         Ok(switched)
     }
 
-    /// Puts a configuration in force that has the same ports, groups, links and peers.
-    fn adopt(&mut self, now: Time, config: Config) {
+    /// Puts a configuration in force that has the same ports, groups, links and peers; with a ruleset if
+    /// policies, pools or forwards are others.
+    fn adopt(&mut self, now: Time, config: Arc<Config>, ruleset: Option<Arc<Ruleset>>) {
         let old = std::mem::replace(&mut self.config, config);
         let new = &self.config;
-        let rules = (&old.policies, &old.nat_pools, &old.forwards)
-            != (&new.policies, &new.nat_pools, &new.forwards);
+        let rules = ruleset.is_some();
         // A port that has come to check sources may have sessions that fail.
         let ports = old.ports != new.ports;
         if old.timeouts != new.timeouts {
@@ -96,10 +117,11 @@ impl Gateway {
             self.icmp_limiter = Limiter::new(new.limits.icmp_errors_per_second);
         }
         self.announcer.reconfigure(&self.config);
-        if rules {
-            self.adopt_rules(now);
+        if let Some(ruleset) = ruleset {
+            self.adopt_rules(now, ruleset);
         }
-        let pickup = self.adopt_ha(now, &old);
+        let before = old.ha.as_ref();
+        let pickup = before.is_some_and(|before| self.adopt_ha(now, before, &old.groups));
         if rules || ports || pickup {
             self.revalidation.restart(Scope {
                 routes: ports,
@@ -111,8 +133,8 @@ impl Gateway {
         self.settle_cluster(now);
     }
 
-    fn adopt_rules(&mut self, now: Time) {
-        self.ruleset = self.ruleset.succeeded_by(&self.config);
+    fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
+        self.ruleset = ruleset;
         self.nat.reconfigure(&self.config, &mut self.book);
         self.fragments.forget_decisions();
         let addresses = local::addresses(&self.config, &self.nat);
@@ -130,6 +152,7 @@ impl Gateway {
     fn announce_new(&mut self, now: Time, before: &[Vec<(Addr, GroupId)>]) {
         let mut groups = Vec::new();
         for (port, before) in (0..).map(PortId).zip(before) {
+            let before: BTreeSet<&(Addr, GroupId)> = before.iter().collect();
             let new = self.addresses_on(port).filter(|own| !before.contains(own));
             groups.extend(new.map(|(_, group)| group));
         }
@@ -141,12 +164,11 @@ impl Gateway {
     }
 
     /// Tells election and replication of their switches; gives whether more sessions are replicated.
-    fn adopt_ha(&mut self, now: Time, old: &Config) -> bool {
-        let (Some(cluster), Some(before), Some(ha)) = (&mut self.cluster, &old.ha, &self.config.ha)
-        else {
+    fn adopt_ha(&mut self, now: Time, before: &Ha, groups: &[Group]) -> bool {
+        let (Some(cluster), Some(ha)) = (&mut self.cluster, &self.config.ha) else {
             return false;
         };
-        let groups = old.groups.iter().zip(&self.config.groups);
+        let groups = groups.iter().zip(&self.config.groups);
         for (group, (old, new)) in (0..).map(GroupId).zip(groups) {
             let priority = new.priority.unwrap_or(ha.priority);
             if priority != old.priority.unwrap_or(before.priority) {
@@ -164,15 +186,16 @@ impl Gateway {
     }
 }
 
-fn log_differences(applied: &[Difference], waiting: &[Difference]) {
-    let shown: Vec<String> = applied
+fn log_differences(told: &Reloaded) {
+    let shown: Vec<String> = told
+        .applied
         .iter()
         .take(MOST_LOGGED)
         .map(|Difference { key, what }| format!("{key}: {what}"))
         .collect();
-    let (count, shown) = (applied.len(), shown.join(", "));
+    let (count, shown) = (told.applied.len() + told.more, shown.join(", "));
     log::info!("reload done changes={count} changed={}", InQuotes(&shown));
-    for Difference { key, what } in waiting.iter().take(MOST_LOGGED) {
+    for Difference { key, what } in told.waiting.iter().take(MOST_LOGGED) {
         log::warn!(
             "reload waits for a restart key={key} change={what}",
             key = InQuotes(&key),

@@ -231,10 +231,10 @@ impl Replicator {
     /// Takes over the policies of a changed configuration. Returns whether streams that are open must be
     /// closed, since their Hello has what was before.
     pub fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
-        let before = self.identity.clone();
-        self.identity.ruleset = ruleset.digest();
-        self.identity.policies = ruleset.names().map(str::to_owned).collect();
-        self.identity != before
+        let told = told_names(ruleset.names());
+        let is_same = self.identity.ruleset == ruleset.digest() && self.identity.policies == told;
+        (self.identity.ruleset, self.identity.policies) = (ruleset.digest(), told);
+        !is_same
     }
 
     /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
@@ -564,6 +564,18 @@ impl Replicator {
     }
 }
 
+/// The first names of policies, as many as a Hello may have room for.
+fn told_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut room = message::MAX_FRAME;
+    let fits = |name: &&str| {
+        let needed = 1 + name.len();
+        let fits = needed <= room;
+        room = room.saturating_sub(needed);
+        fits
+    };
+    names.take_while(fits).map(str::to_owned).collect()
+}
+
 fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message::Hello {
     message::Hello {
         version: message::VERSION,
@@ -579,11 +591,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message:
             .iter()
             .map(|group| group.name.clone())
             .collect(),
-        policies: config
-            .policies
-            .iter()
-            .map(|policy| policy.name.clone())
-            .collect(),
+        policies: told_names(config.policies.iter().map(|policy| policy.name.as_str())),
     }
 }
 

@@ -1,0 +1,110 @@
+//! The part of a reload that takes long, made beside the loop: it reads copies that nobody changes, and what it
+//! makes is only put in place by [`Gateway::install`](super::Gateway::install).
+
+use std::sync::Arc;
+
+use crate::config::{Change, Config, Difference};
+use crate::policy::Ruleset;
+
+use super::Gateway;
+
+/// Differences that are told, of each kind: an administrator does not read more.
+const MOST_TOLD: usize = 1000;
+
+/// What is in force, for a reload to be prepared on: a few reference counts.
+#[derive(Clone)]
+pub struct Basis {
+    pub(super) config: Arc<Config>,
+    pub(super) ruleset: Arc<Ruleset>,
+}
+
+/// A reload that is worked out.
+pub struct Prepared {
+    pub(super) basis: Basis,
+    pub(super) config: Arc<Config>,
+    /// None if policies, pools and forwards are as before.
+    pub(super) ruleset: Option<Arc<Ruleset>>,
+    pub(super) told: Reloaded,
+}
+
+/// What a reload has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// What has changed, up to a thousand.
+    pub applied: Vec<Difference>,
+    /// What waits for a restart, up to a thousand.
+    pub waiting: Vec<Difference>,
+    /// How many more have changed, or wait.
+    pub more: usize,
+    /// The addresses that the gateway answers for, or translates to, may be other ones.
+    pub addresses_changed: bool,
+}
+
+/// What was in force before a reload. To drop it takes long where there are many policies.
+pub struct Retired {
+    _basis: Basis,
+}
+
+impl Prepared {
+    /// Works out what changes if `wanted` is to come after `basis`.
+    ///
+    /// # Errors
+    /// Why it can't, as a sentence for the operator.
+    pub fn new(basis: Basis, wanted: &Config) -> Result<Prepared, String> {
+        let old = &basis.config;
+        let Change {
+            config,
+            mut applied,
+            mut waiting,
+        } = Change::new(old, wanted);
+        let pools = old.nat_pools != config.nat_pools;
+        let forwards = old.forwards != config.forwards;
+        let policies = old.policies != config.policies;
+        // At which port the address of a pool is at home depends on the policies.
+        let addresses_changed = pools || forwards || policies && !config.nat_pools.is_empty();
+        let ruleset = (pools || forwards || policies)
+            .then(|| basis.ruleset.succeeded_by(&config).map(Arc::new))
+            .transpose()?;
+        let count = applied.len() + waiting.len();
+        applied.truncate(MOST_TOLD);
+        waiting.truncate(MOST_TOLD);
+        let told = Reloaded {
+            more: count - applied.len() - waiting.len(),
+            applied,
+            waiting,
+            addresses_changed,
+        };
+        Ok(Prepared {
+            basis,
+            config: Arc::new(config),
+            ruleset,
+            told,
+        })
+    }
+}
+
+impl Retired {
+    pub(super) fn new(basis: Basis) -> Retired {
+        Retired { _basis: basis }
+    }
+}
+
+impl Gateway {
+    /// What is in force.
+    pub fn basis(&self) -> Basis {
+        Basis {
+            config: Arc::clone(&self.config),
+            ruleset: Arc::clone(&self.ruleset),
+        }
+    }
+
+    /// Whether a [`Basis`] is still about: no switch can be set then.
+    pub fn is_lent(&self) -> bool {
+        Arc::strong_count(&self.config) > 1
+    }
+
+    /// Whether what a reload was prepared on is still in force; else it is to be prepared again.
+    pub fn is_current(&self, prepared: &Prepared) -> bool {
+        Arc::ptr_eq(&self.config, &prepared.basis.config)
+    }
+}
