@@ -1,5 +1,6 @@
 //! The shell: all that makes system calls or knows a file descriptor.
 
+pub mod barrier;
 pub mod capabilities;
 pub mod clock;
 pub mod control_socket;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod monitor;
 mod neighbor_requests;
 pub mod netlink;
+mod nftables;
 pub mod packet_socket;
 pub mod peers;
 pub mod preflight;

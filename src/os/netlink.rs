@@ -32,8 +32,8 @@ use tandemgw_core::in_quotes::InQuotes;
 use objects::address_family;
 pub use objects::{Address, KernelRoute, Link, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};
-pub(super) use wire::{Messages, RawMessage, encode, receive};
-use wire::{error_detail, extended_ack};
+use wire::error_detail;
+pub(super) use wire::{Answer, Messages, RawMessage, encode, extended_ack, receive};
 
 /// The number of the main routing table (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;

@@ -68,6 +68,16 @@ impl<'a> Iterator for Messages<'a> {
 #[derive(Clone, Copy)]
 pub(in crate::os) struct RawMessage<'a>(&'a [u8]);
 
+/// A part of an answer.
+pub(in crate::os) enum Answer<'a> {
+    /// An object: what follows the header of its message.
+    Data(&'a [u8]),
+    /// The end of a list, or that a change was made.
+    Done,
+    /// A refusal: its number, and the attributes that explain it.
+    Error(i32, Option<&'a [u8]>),
+}
+
 impl<'a> RawMessage<'a> {
     const HEADER: usize = 16;
 
@@ -93,6 +103,24 @@ impl<'a> RawMessage<'a> {
         &self.0[RawMessage::HEADER..]
     }
 
+    /// What it is as a part of an answer.
+    pub(in crate::os) fn answer(self) -> Answer<'a> {
+        let code = self
+            .body()
+            .first_chunk()
+            .map_or(0, |code| i32::from_ne_bytes(*code));
+        match libc::c_int::from(self.kind()) {
+            libc::NLMSG_DONE | libc::NLMSG_ERROR if code == 0 => Answer::Done,
+            libc::NLMSG_ERROR => {
+                let has_words = self.flags() & NLM_F_ACK_TLVS != 0;
+                let words = self.body().get(4 + RawMessage::HEADER..);
+                Answer::Error(code.saturating_abs(), words.filter(|_| has_words))
+            }
+            libc::NLMSG_DONE => Answer::Error(code.saturating_abs(), None),
+            _ => Answer::Data(self.body()),
+        }
+    }
+
     pub(in crate::os) fn decode(self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
         NetlinkMessage::deserialize(self.0).map_err(io::Error::other)
     }
@@ -106,7 +134,7 @@ pub(super) fn error_detail(flags: u16, quoted: &[u8]) -> Option<String> {
     extended_ack(quoted.get(RawMessage::HEADER..)?)
 }
 
-pub(super) fn extended_ack(attributes: &[u8]) -> Option<String> {
+pub(in crate::os) fn extended_ack(attributes: &[u8]) -> Option<String> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let message = NlasIterator::new(attributes)
         .map_while(Result::ok)

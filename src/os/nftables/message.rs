@@ -1,0 +1,236 @@
+//! Messages of nf_tables as bytes: header, `struct nfgenmsg`, attributes. Numbers in them are big-endian.
+
+use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_REQUEST, NlasIterator};
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// `struct nfgenmsg`: family, version, a number.
+const FAMILY_HEADER: usize = 4;
+
+/// Attributes by what they are in: `NFTA_TABLE_*`, `NFTA_CHAIN_*` and so on.
+pub(in crate::os) mod attribute {
+    pub const TABLE_NAME: u16 = 1;
+    pub const TABLE_FLAGS: u16 = 2;
+    pub const CHAIN_NAME: u16 = 3;
+    pub const CHAIN_HOOK: u16 = 4;
+    pub const CHAIN_POLICY: u16 = 5;
+    pub const CHAIN_TYPE: u16 = 7;
+    pub const HOOK_NUMBER: u16 = 1;
+    pub const HOOK_PRIORITY: u16 = 2;
+    pub const RULE_CHAIN: u16 = 2;
+    pub const RULE_EXPRESSIONS: u16 = 4;
+    pub const RULE_USER_DATA: u16 = 7;
+    pub const SET_NAME: u16 = 2;
+    pub const SET_FLAGS: u16 = 3;
+    pub const SET_KEY_TYPE: u16 = 4;
+    pub const SET_KEY_LENGTH: u16 = 5;
+    pub const SET_DESCRIPTION: u16 = 9;
+    pub const SET_ID: u16 = 10;
+    pub const SET_USER_DATA: u16 = 13;
+    pub const SET_SIZE: u16 = 1;
+    pub const ELEMENTS_SET: u16 = 2;
+    pub const ELEMENTS: u16 = 3;
+    pub const LIST_ELEMENT: u16 = 1;
+    pub const ELEMENT_KEY: u16 = 1;
+    pub const DATA_VALUE: u16 = 1;
+    pub const EXPRESSION_NAME: u16 = 1;
+    pub const EXPRESSION_DATA: u16 = 2;
+    pub const COUNTER_PACKETS: u16 = 2;
+}
+
+/// What nft(8) stores with a set whose keys are in the byte order of the machine.
+pub(super) const HOST_BYTE_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
+
+/// One step of a rule.
+pub(in crate::os) enum Expression<'a> {
+    /// Loads a fact about the packet (`NFT_META_*`) into a register.
+    Load {
+        /// The fact.
+        key: libc::c_int,
+        /// The register: [`Expression::FIRST`], or [`Expression::SECOND`] for the rest of a longer key.
+        register: u32,
+    },
+    /// Goes on if the first register is in a set.
+    IsIn(&'a str),
+    /// Counts the packet.
+    Count,
+    /// Ends the chain for this packet.
+    Accept,
+    /// Drops the packet, whatever other chains say.
+    Drop,
+}
+
+impl Expression<'_> {
+    /// The register that sets are looked up with.
+    pub const FIRST: u32 = libc::NFT_REG_1 as u32;
+    /// The four bytes after the first four of it.
+    pub const SECOND: u32 = libc::NFT_REG32_01 as u32;
+}
+
+/// A request that is being built.
+pub(in crate::os) struct Message(Vec<u8>);
+
+impl Message {
+    pub(super) fn request(kind: libc::c_int, family: u8, flags: u16, sequence: u32) -> Message {
+        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8) | kind;
+        Message(header(kind, flags, sequence, family, 0))
+    }
+
+    pub fn bytes(&mut self, kind: u16, value: &[u8]) {
+        self.nest_as(kind, |message| message.0.extend(value));
+    }
+
+    pub fn u32(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
+    /// A string with its zero.
+    pub fn text(&mut self, kind: u16, text: &str) {
+        self.nest_as(kind, |message| {
+            message.0.extend(text.bytes());
+            message.0.push(0);
+        });
+    }
+
+    /// An attribute that `fill` fills with others.
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) {
+        self.nest_as(kind | NLA_F_NESTED, fill);
+    }
+
+    pub(super) fn expression(&mut self, expression: &Expression<'_>) {
+        use attribute::{EXPRESSION_DATA, EXPRESSION_NAME, LIST_ELEMENT};
+        let name = match expression {
+            Expression::Load { .. } => "meta",
+            Expression::IsIn(_) => "lookup",
+            Expression::Count => "counter",
+            Expression::Accept | Expression::Drop => "immediate",
+        };
+        self.nest(LIST_ELEMENT, |message| {
+            message.text(EXPRESSION_NAME, name);
+            message.nest(EXPRESSION_DATA, |message| match expression {
+                // NFTA_META_KEY, NFTA_META_DREG
+                Expression::Load { key, register } => {
+                    message.u32(2, *key as u32);
+                    message.u32(1, *register);
+                }
+                // NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG
+                Expression::IsIn(set) => {
+                    message.text(1, set);
+                    message.u32(2, Expression::FIRST);
+                }
+                Expression::Count => {}
+                Expression::Accept => message.verdict(libc::NF_ACCEPT),
+                Expression::Drop => message.verdict(libc::NF_DROP),
+            });
+        });
+    }
+
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let length = (self.0.len() as u32).to_ne_bytes();
+        self.0[..4].copy_from_slice(&length);
+        self.0
+    }
+
+    /// NFTA_IMMEDIATE_DREG, and NFTA_IMMEDIATE_DATA with a verdict in it.
+    fn verdict(&mut self, code: libc::c_int) {
+        self.u32(1, libc::NFT_REG_VERDICT as u32);
+        self.nest(2, |message| {
+            message.nest(2, |message| message.u32(1, code as u32));
+        });
+    }
+
+    fn nest_as(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) {
+        let start = self.0.len();
+        self.0.extend([0; 4]);
+        fill(self);
+        let length = (self.0.len() - start) as u16;
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self.0[start + 2..start + 4].copy_from_slice(&kind.to_ne_bytes());
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+}
+
+/// The first or the last message of a batch.
+pub(super) fn batch_mark(kind: libc::c_int, sequence: u32) -> Vec<u8> {
+    let subsystem = libc::NFNL_SUBSYS_NFTABLES as u16;
+    Message(header(kind, NLM_F_REQUEST, sequence, 0, subsystem)).finish()
+}
+
+/// A rule's comment as nft(8) stores it: type, length, text with its zero.
+pub(in crate::os) fn comment(text: &str) -> Vec<u8> {
+    let length = text.len() as u8 + 1;
+    [0, length]
+        .into_iter()
+        .chain(text.bytes())
+        .chain([0])
+        .collect()
+}
+
+/// Has the kernel answer to the message at the beginning of `bytes` even if all goes well.
+pub(super) fn ask_for_answer(bytes: &mut [u8]) {
+    let flags = u16::from_ne_bytes([bytes[6], bytes[7]]) | NLM_F_ACK;
+    bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+}
+
+fn header(kind: libc::c_int, flags: u16, sequence: u32, family: u8, number: u16) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    bytes.extend([0; 4]);
+    bytes.extend((kind as u16).to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([family, 0]);
+    bytes.extend(number.to_be_bytes());
+    debug_assert_eq!(bytes.len(), HEADER + FAMILY_HEADER);
+    bytes
+}
+
+/// Attributes of an object that the kernel lists.
+#[derive(Clone, Copy)]
+pub(in crate::os) struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// Those that follow a `struct nfgenmsg`.
+    pub fn after_header(body: &'a [u8]) -> Attributes<'a> {
+        Attributes(body.get(FAMILY_HEADER..).unwrap_or_default())
+    }
+
+    /// The value of the first one of that type.
+    pub fn bytes(self, kind: u16) -> Option<&'a [u8]> {
+        self.all(kind).next()
+    }
+
+    /// The values of all of that type.
+    pub fn all(self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        NlasIterator::new(self.0)
+            .map_while(Result::ok)
+            .filter(move |attribute| attribute.kind() == kind)
+            .map(|attribute| {
+                let length = attribute.length().into();
+                &attribute.into_inner()[NLA_HEADER_SIZE..length]
+            })
+    }
+
+    pub fn nested(self, kind: u16) -> Attributes<'a> {
+        Attributes(self.bytes(kind).unwrap_or_default())
+    }
+
+    /// The attributes in each one of that type.
+    pub fn each(self, kind: u16) -> impl Iterator<Item = Attributes<'a>> + use<'a> {
+        self.all(kind).map(Attributes)
+    }
+
+    pub fn text(self, kind: u16) -> Option<&'a str> {
+        let bytes = self.bytes(kind)?;
+        std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
+    }
+
+    pub fn u32(self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.bytes(kind)?.try_into().ok()?))
+    }
+
+    pub fn u64(self, kind: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(self.bytes(kind)?.try_into().ok()?))
+    }
+}
