@@ -25,6 +25,7 @@ mod forward;
 mod guarantee;
 mod handover;
 mod hostile;
+mod interference;
 mod lifecycle;
 mod links;
 mod metrics;

@@ -165,6 +165,17 @@ impl Unit {
         );
     }
 
+    /// Forgets a gateway that was killed by a signal.
+    #[track_caller]
+    pub fn kill_remains(&mut self) {
+        let process = self.process.take().expect("the gateway was started");
+        assert_eq!(
+            process.finish(PATIENCE).status.code(),
+            None,
+            "it was killed"
+        );
+    }
+
     /// What the gateway has logged since its start.
     pub fn log(&self) -> String {
         self.process.as_ref().expect("the gateway runs").stderr()

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tandemgw::os::monitor::{Monitor, Notice};
+use tandemgw::os::steering::Disturbance;
 use tandemgw_core::event::{Route, RouteChange, RouteTarget};
 use tandemgw_core::flow::PortId;
 
-use netns::{config, in_namespace, ip};
+use netns::{config, in_namespace, ip, write_sysctl};
 
 #[test]
 fn mirrors_the_main_table() {
@@ -215,14 +216,11 @@ fn tells_of_links_addresses_and_rules() {
 
         ip("addr del 10.77.1.2/24 dev lan");
         ip("link set lan-peer down");
-        ip("rule add priority 77 iif lan lookup main");
-        ip("rule del priority 77");
         mirror.wait_for("no carrier", |mirror| {
             mirror.links["lan"] == (Some(PortId(0)), false)
         });
         mirror.settle();
         assert!(!mirror.addresses.contains(&address));
-        assert_eq!(mirror.rules_gone, [77]);
 
         ip("link del lan");
         mirror.settle();
@@ -284,6 +282,125 @@ fn port(id: u8, gateway: Option<&str>) -> RouteTarget {
     }
 }
 
+#[test]
+fn what_disturbs_the_steering_is_told() {
+    in_namespace("what_disturbs_the_steering_is_told", || {
+        lab();
+        ip("link set lan name eth7");
+        ip("link set eth7 name lan");
+        ip("tuntap add tgw-lan mode tun");
+        ip("link set tgw-lan up");
+        for ours in [
+            "rule add priority 7700 iif lan lookup 7700 proto 77",
+            "-6 rule add priority 7700 iif lan lookup 7700 proto 77",
+            "route add blackhole default table 7700 metric 9999 proto 77",
+            "route add default dev tgw-lan table 7700 proto 77",
+            "-6 route add blackhole default table 7700 metric 9999 proto 77",
+            "route add 10.77.1.1 dev tgw-lan proto 77",
+            "-6 route add fd77:1::1 dev tgw-lan proto 77",
+            "link add br0 type bridge",
+        ] {
+            ip(ours);
+        }
+        let mut mirror = Mirror::start();
+        let port = Disturbance::Port(PortId(0));
+        let addresses = Disturbance::Addresses(PortId(0));
+        for (change, expected) in [
+            (
+                "route del blackhole default table 7700 metric 9999",
+                &[port][..],
+            ),
+            ("route flush table 7700", &[port]),
+            ("-6 route flush table 7700", &[port]),
+            ("route del 10.77.1.1", &[addresses]),
+            ("-6 route del fd77:1::1", &[addresses]),
+            ("rule del priority 7700", &[port]),
+            ("-6 rule del priority 7700", &[port]),
+            ("rule del priority 32766", &[Disturbance::KernelRules]),
+            ("rule add priority 32766 lookup main", &[]),
+            ("link set tgw-lan mtu 1400", &[port]),
+            ("link set tgw-lan name tun7", &[port]),
+            ("link set tun7 name tgw-lan", &[port]),
+            ("link set tgw-lan down", &[port]),
+            ("link del tgw-lan", &[port]),
+            // Of other ports and tables.
+            ("route add 192.0.2.0/24 dev wan table 99", &[]),
+            ("route flush table 99", &[]),
+            ("rule add priority 99 from 192.0.2.1 lookup 99", &[]),
+            ("rule del priority 99", &[]),
+        ] {
+            mirror.disturbed.clear();
+            ip(change);
+            mirror.settle();
+            mirror.disturbed.dedup();
+            assert_eq!(mirror.disturbed, expected, "{change}");
+        }
+        for (parameter, expected) in [
+            ("ipv4/conf/lan/forwarding", &[port][..]),
+            ("ipv6/conf/lan/force_forwarding", &[port]),
+            ("ipv4/conf/other/rp_filter", &[]),
+        ] {
+            mirror.disturbed.clear();
+            for value in ["1", "0"] {
+                write_sysctl(parameter, value);
+            }
+            mirror.settle();
+            mirror.disturbed.dedup();
+            assert_eq!(mirror.disturbed, expected, "{parameter}");
+        }
+        write_sysctl("ipv4/ip_forward", "1");
+        mirror.settle();
+        assert!(mirror.disturbed.contains(&Disturbance::All));
+
+        mirror.foreign.clear();
+        ip("route add 192.0.2.0/24 dev wan table 7701");
+        ip("rule add priority 50 iif lan lookup main");
+        ip("rule add priority 51 iif other lookup main");
+        ip("rule add priority 9000 iif lan lookup main");
+        mirror.settle();
+        let [route, rule] = &mirror.foreign[..] else {
+            panic!("{:?}", mirror.foreign);
+        };
+        assert!(
+            route.contains("192.0.2.0/24") && route.ends_with("table 7701 metric 0"),
+            "{route}"
+        );
+        assert!(rule.starts_with("50: iif lan"), "{rule}");
+    });
+}
+
+#[test]
+fn a_port_that_is_renamed_or_enslaved_is_down() {
+    in_namespace("a_port_that_is_renamed_or_enslaved_is_down", || {
+        lab();
+        ip("link add br0 type bridge");
+        let mut mirror = Mirror::start();
+        let up = Some(&(Some(PortId(0)), true));
+        assert_eq!(mirror.links.get("lan"), up);
+        ip("link set lan name lan0");
+        mirror.settle();
+        assert_eq!(mirror.links.get("lan"), None);
+        assert_eq!(mirror.links.get("lan0"), Some(&(None, true)));
+        ip("link set lan0 name lan");
+        mirror.settle();
+        assert_eq!(mirror.links.get("lan"), up);
+        ip("link set lan master br0");
+        mirror.settle();
+        assert_eq!(mirror.links.get("lan"), Some(&(Some(PortId(0)), false)));
+        assert_eq!(mirror.masters, ["br0"]);
+        ip("link set lan nomaster");
+        mirror.settle();
+        assert_eq!(mirror.links.get("lan"), up);
+        // Two ports that exchange their names.
+        for step in ["lan name x", "wan name lan", "x name wan"] {
+            ip(&format!("link set {step}"));
+        }
+        mirror.settle();
+        assert_eq!(mirror.links.get("lan"), up);
+        assert_eq!(mirror.links.get("wan"), Some(&(Some(PortId(1)), true)));
+    });
+}
+
 /// Follows the notices as the gateway does.
 struct Mirror {
     monitor: Monitor,
@@ -293,7 +410,10 @@ struct Mirror {
     dumps: u32,
     links: BTreeMap<String, (Option<PortId>, bool)>,
     addresses: Vec<IpAddr>,
-    rules_gone: Vec<u32>,
+    /// What of the steering may be gone, rules that come first, routes in its tables.
+    disturbed: Vec<Disturbance>,
+    foreign: Vec<String>,
+    masters: Vec<String>,
     overruns: u32,
 }
 
@@ -307,7 +427,9 @@ impl Mirror {
             dumps: 0,
             links: BTreeMap::new(),
             addresses: Vec::new(),
-            rules_gone: Vec::new(),
+            disturbed: Vec::new(),
+            foreign: Vec::new(),
+            masters: Vec::new(),
             overruns: 0,
         };
         mirror.take(notices);
@@ -342,8 +464,14 @@ impl Mirror {
         for notice in notices {
             match notice {
                 Notice::Link {
-                    name, port, state, ..
+                    name,
+                    port,
+                    state,
+                    master,
+                    ..
                 } => {
+                    self.masters.extend(master.filter(|_| port.is_some()));
+                    self.masters.dedup();
                     self.links.insert(name, (port, state.up));
                 }
                 Notice::LinkGone { name, .. } => {
@@ -352,8 +480,10 @@ impl Mirror {
                 Notice::AddressesReset => self.addresses.clear(),
                 Notice::Address(own) => self.addresses.push(own.addr),
                 Notice::AddressGone(own) => self.addresses.retain(|other| *other != own.addr),
-                Notice::RuleGone { priority } => self.rules_gone.push(priority),
-                Notice::LinkParameter { .. } | Notice::ReversePathFilter { .. } => {}
+                Notice::Disturbed(disturbance) => self.disturbed.push(disturbance),
+                Notice::ForeignRoute(route) => self.foreign.push(route.to_string()),
+                Notice::RuleBefore(rule) => self.foreign.push(rule.to_string()),
+                Notice::ReversePathFilter { .. } => {}
                 Notice::Overrun => self.overruns += 1,
                 Notice::Route(RouteChange::BeginDump) => self.unconfirmed = self.routes.clone(),
                 Notice::Route(RouteChange::EndDump) => {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tandemgw::os::netlink::Netlink;
-use tandemgw::os::steering::{SetupError, Steering};
+use tandemgw::os::steering::{Disturbance, Restored, SetupError, Steering};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::PortId;
 use tun_tap::{Iface, Mode};
@@ -208,25 +208,38 @@ fn repairs_what_the_kernel_drops() {
             &["link set lan down", "link set lan up"],
             &["rule del priority 7700", "-6 rule del priority 7700"],
             &["route flush table 7700", "-6 route flush table 7700"],
+            &["rule flush", "-6 rule flush"],
+            &[
+                "route del 10.77.1.1 dev tgw-lan",
+                "-6 route del fd77:1::1 dev tgw-lan",
+            ],
+            &["route flush dev tgw-lan"],
+            &["link set tgw-lan name other-name"],
+            &["link set tgw-lan mtu 1500"],
         ] {
             for command in breakage {
                 ip(command);
             }
             wait_for_carrier();
-            steering.repair(PortId(0)).unwrap();
+            assert_ne!(repair(&mut steering).unwrap(), [""; 0], "{breakage:?}");
             assert_same(&state(), &good, &format!("{breakage:?}"));
-            steering.repair(PortId(0)).unwrap();
+            assert_eq!(
+                repair(&mut steering).unwrap(),
+                [""; 0],
+                "{breakage:?}, again"
+            );
             assert_same(&state(), &good, &format!("{breakage:?}, again"));
         }
 
         ip("link del lan");
-        assert!(matches!(
-            steering.repair(PortId(0)),
-            Err(SetupError::NoInterface(_))
-        ));
+        assert_eq!(
+            repair(&mut steering).unwrap(),
+            [""; 0],
+            "there is nothing to repair"
+        );
         ip("link add lan type veth peer name other");
         ip("link set lan up");
-        steering.repair(PortId(0)).unwrap();
+        repair(&mut steering).unwrap();
         assert_eq!(sysctl("ipv4/conf/lan/forwarding"), "1");
         assert!(ip("route").contains("10.77.1.0/24 dev lan proto 77"));
 
@@ -236,6 +249,21 @@ fn repairs_what_the_kernel_drops() {
         assert_same(&rules(), &before, "the rules");
         assert!(!state().iter().any(|line| line.contains("proto 77")));
     });
+}
+
+/// Repairs all that may be broken; says what was.
+fn repair(steering: &mut Steering) -> Result<Vec<String>, SetupError> {
+    steering.disturb(Disturbance::All);
+    for port in [PortId(0), PortId(1)] {
+        steering.disturb(Disturbance::Addresses(port));
+    }
+    steering.disturb(Disturbance::KernelRules);
+    let mut restored = Vec::new();
+    while steering.is_disturbed() {
+        let Restored { what, .. } = steering.repair_some().map_err(|(_, error)| error)?;
+        restored.extend(what);
+    }
+    Ok(restored)
 }
 
 fn assert_in_place() {

@@ -26,9 +26,7 @@ mod watch;
 use std::collections::BTreeSet;
 
 use super::netlink::NetlinkError;
-use super::nftables::{
-    Attributes, BRIDGE, Batch, Expression, Hook, INET, Nftables, Set, attribute,
-};
+use super::nftables::{Attributes, BRIDGE, Expression, Hook, INET, Nftables, Set, attribute};
 use tandemgw_core::in_quotes::InQuotes;
 
 pub use watch::BarrierWatch;
@@ -79,22 +77,20 @@ pub enum Condition {
 /// Legal calls: [`new`](Self::new), then [`set`](Self::set) whenever a number of an interface changes,
 /// then [`remove`](Self::remove). Dropping it leaves the tables in place.
 pub struct Barrier {
-    nftables: Nftables,
+    /// None until it is needed: the kernel may have none.
+    nftables: Option<Nftables>,
     table: String,
     posts: Vec<Post>,
 }
 
 impl Barrier {
     /// A barrier that is not set yet, for the node of that name.
-    ///
-    /// # Errors
-    /// If the kernel has no netfilter.
-    pub fn new(node: &str) -> Result<Barrier, NetlinkError> {
-        Ok(Barrier {
-            nftables: Nftables::open().map_err(NetlinkError::on_open)?,
+    pub fn new(node: &str) -> Barrier {
+        Barrier {
+            nftables: None,
             table: table_name(node),
             posts: Vec::new(),
-        })
+        }
     }
 
     /// Sets the barrier for these ports, in place of what was there, in one step.
@@ -117,19 +113,8 @@ impl Barrier {
     /// # Errors
     /// What the kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
-        let sets = Sets::of(&self.posts);
-        let mut batch = self.fresh_table(INET);
-        sets.add_to(&mut batch);
-        for (steps, comment) in rules() {
-            batch.add_rule(CHAIN, &steps, comment);
-        }
-        self.nftables.commit(batch)?;
-        let mut batch = self.fresh_table(BRIDGE);
-        sets.add_to(&mut batch);
-        for (steps, comment) in bridge_rules() {
-            batch.add_rule(CHAIN, &steps, comment);
-        }
-        if let Err(error) = self.nftables.commit(batch) {
+        self.replace_table(INET, rules())?;
+        if let Err(error) = self.replace_table(BRIDGE, bridge_rules()) {
             log::debug!(
                 "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
                 InQuotes(&error)
@@ -143,7 +128,8 @@ impl Barrier {
     /// # Errors
     /// If the packet filter can't be read.
     pub fn examine(&mut self) -> Result<Condition, NetlinkError> {
-        let found = Found::read(&mut self.nftables, &self.table)?;
+        let table = self.table.clone();
+        let found = Found::read(self.nftables()?, &table)?;
         Ok(found.judge(&Sets::of(&self.posts)))
     }
 
@@ -161,17 +147,17 @@ impl Barrier {
     /// Removes the tables that an earlier process with another node name has left for our ports.
     fn remove_stale(&mut self) -> Result<(), NetlinkError> {
         let mut others = Vec::new();
-        let tables = self.nftables.list(
+        let nftables = self.nftables()?;
+        nftables.list(
             libc::NFT_MSG_GETTABLE,
             INET,
             |_| {},
             |table| others.extend(table.text(attribute::TABLE_NAME).map(str::to_owned)),
-        );
-        tables?;
+        )?;
         others.retain(|name| name.starts_with(PREFIX) && *name != self.table);
         let ours: BTreeSet<Vec<u8>> = names(&self.posts).into_iter().collect();
         for table in others {
-            let keys = keys(&mut self.nftables, &table, NAMES)?;
+            let keys = keys(self.nftables()?, &table, NAMES)?;
             if !ours.is_disjoint(&keys) {
                 log::info!("barrier removed table={table} why=\"an earlier process left it\"");
                 self.remove_table(INET, &table)?;
@@ -182,17 +168,19 @@ impl Barrier {
     }
 
     fn remove_table(&mut self, family: u8, table: &str) -> Result<(), NetlinkError> {
-        let mut batch = self.nftables.batch(family, table);
+        let nftables = self.nftables()?;
+        let mut batch = nftables.batch(family, table);
         batch.remove_table();
-        match self.nftables.commit(batch) {
+        match nftables.commit(batch) {
             Err(error) if error.is(libc::ENOENT) => Ok(()),
             result => result,
         }
     }
 
-    /// A batch that begins with an empty table and its chain.
-    fn fresh_table(&self, family: u8) -> Batch {
-        let mut batch = self.nftables.batch(family, &self.table);
+    fn replace_table(&mut self, family: u8, rules: Vec<Rule>) -> Result<(), NetlinkError> {
+        let (table, sets) = (self.table.clone(), Sets::of(&self.posts));
+        let nftables = self.nftables()?;
+        let mut batch = nftables.batch(family, &table);
         // It must exist to be removed without an error.
         batch.add_table();
         batch.remove_table();
@@ -202,7 +190,20 @@ impl Barrier {
             priority: PRIORITY,
         };
         batch.add_chain(CHAIN, &hook);
-        batch
+        for (set, _) in &sets.each() {
+            batch.add_set(set);
+        }
+        for (steps, comment) in rules {
+            batch.add_rule(CHAIN, &steps, comment);
+        }
+        nftables.commit(batch)
+    }
+
+    fn nftables(&mut self) -> Result<&mut Nftables, NetlinkError> {
+        match &mut self.nftables {
+            Some(nftables) => Ok(nftables),
+            none => Ok(none.insert(Nftables::open().map_err(NetlinkError::on_open)?)),
+        }
     }
 }
 
@@ -211,7 +212,7 @@ impl Barrier {
 /// # Errors
 /// If the packet filter can't be read.
 pub fn examine(node: &str, posts: &[Post]) -> Result<Condition, NetlinkError> {
-    let mut barrier = Barrier::new(node)?;
+    let mut barrier = Barrier::new(node);
     barrier.posts = posts.to_vec();
     barrier.examine()
 }
@@ -267,12 +268,6 @@ impl Sets {
             set(TUNS, TYPE_INTERFACE, 4, &self.tuns),
             set(NAMES, TYPE_NAME, NAME_LENGTH, &self.names),
         ]
-    }
-
-    fn add_to(&self, batch: &mut Batch) {
-        for (set, _) in &self.each() {
-            batch.add_set(set);
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod addresses;
 mod notices;
 mod reload;
+mod upkeep;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,7 +19,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use tandemgw_core::config::Config;
-use tandemgw_core::control::{PortIo, ShellView};
+use tandemgw_core::control::{BarrierView, PortIo, ShellView};
 use tandemgw_core::event::{Output, Verdict};
 use tandemgw_core::flow::{LinkId, PortId};
 use tandemgw_core::gateway::{Gateway, READ_AHEAD};
@@ -57,7 +58,8 @@ const CONTROL: Token = Token(WATCH.0 + 1);
 const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + http::MAX_CLIENTS);
 const WORKER: Token = Token(NEIGHBORS.0 + 1);
-const PORTS: usize = WORKER.0 + 1;
+const BARRIER: Token = Token(WORKER.0 + 1);
+const PORTS: usize = BARRIER.0 + 1;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -83,6 +85,7 @@ pub struct Shell {
     notices: Vec<Notice>,
     ready: Ready,
     reloading: reload::Reloading,
+    upkeep: upkeep::Upkeep,
     /// How often it was asked to stop: the second time it hands nothing over any more.
     stops: u32,
 }
@@ -145,6 +148,11 @@ impl Shell {
         })?;
         let http = open_http(config, registry)?;
         let neighbors = addresses::open_requests(registry);
+        let upkeep = upkeep::Upkeep::new(&config.node.name, clock::now());
+        if let Some(watch) = upkeep.watch() {
+            let mut source = SourceFd(&watch.as_raw_fd());
+            registry.register(&mut source, BARRIER, Interest::READABLE)?;
+        }
         let port_io = ports
             .iter()
             .map(|port| PortIo {
@@ -161,6 +169,7 @@ impl Shell {
                 config_file,
                 ports: port_io,
                 turns: Histogram::default(),
+                barrier: BarrierView::default(),
             },
             monitor,
             netlink: Netlink::open()?,
@@ -178,6 +187,7 @@ impl Shell {
                 ..Ready::default()
             },
             reloading: reload::Reloading::default(),
+            upkeep,
             stops: 0,
         })
     }
@@ -230,7 +240,8 @@ impl Shell {
             let peers = self.peers.as_mut().and_then(Peers::timeout);
             let http = self.http.as_ref().and_then(HttpServer::timeout);
             let admin = [self.control.timeout(), self.service.timeout()];
-            let others = admin.into_iter().chain([http, logging::timeout()]);
+            let upkeep = Some(self.upkeep.timeout());
+            let others = admin.into_iter().chain([http, logging::timeout(), upkeep]);
             let all = [core, peers].into_iter().chain(others);
             self.timer.set(all.flatten().min())?;
             None
@@ -244,6 +255,7 @@ impl Shell {
     fn is_busy(&self) -> bool {
         self.ready.any()
             || self.is_reload_due()
+            || self.upkeep.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
@@ -256,6 +268,7 @@ impl Shell {
             // The reload looks at its job in each turn.
             WORKER => {}
             TIMER => self.timer.fired(),
+            BARRIER => self.upkeep.barrier_ready = true,
             WATCH => {
                 if let Some(peers) = &mut self.peers {
                     peers.mark_watch();
@@ -292,6 +305,7 @@ impl Shell {
         if std::mem::take(&mut self.ready.neighbors) {
             self.read_neighbor_requests();
         }
+        self.keep_up(now, steering);
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
         }

@@ -14,6 +14,7 @@
 //! destination and metric (`ip route prepend`) looks like a replacement, so that the other one is
 //! missing from the mirror when the first one goes, until the next dump.
 
+mod ours;
 mod parameters;
 mod socket;
 
@@ -32,12 +33,11 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteType;
 use netlink_sys::Socket;
 
-use parameters::ParameterSet;
-
 use super::netlink::{
     Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
     route_dump,
 };
+use super::steering::Disturbance;
 use tandemgw_core::config::Config;
 use tandemgw_core::event::{LinkState, Route, RouteChange, RouteTarget};
 use tandemgw_core::flow::{Family, PortId};
@@ -61,10 +61,12 @@ pub enum Notice {
         name: String,
         /// The port whose interface it is.
         port: Option<PortId>,
-        /// Its state.
+        /// Its state; a port's is down while it belongs to another device.
         state: LinkState,
+        /// The name of the bridge, bond or VRF that it belongs to.
+        master: Option<String>,
     },
-    /// A link is gone.
+    /// A link is gone, or has another name.
     LinkGone {
         /// Its number.
         index: u32,
@@ -72,6 +74,8 @@ pub enum Notice {
         name: String,
         /// The port whose interface it was.
         port: Option<PortId>,
+        /// The name that it has now.
+        renamed: Option<String>,
     },
     /// Forget all addresses: a fresh dump follows.
     AddressesReset,
@@ -81,16 +85,12 @@ pub enum Notice {
     AddressGone(OwnAddress),
     /// A change of the mirror of the main table. A route may be removed that is not there.
     Route(RouteChange),
-    /// A rule was removed. If it was one of the steering's, `Steering::repair` brings it back.
-    RuleGone {
-        /// Its priority.
-        priority: u32,
-    },
-    /// A kernel parameter of a link was set: `Steering::keep_parameters` puts back what the gateway needs.
-    LinkParameter {
-        /// The name of the link.
-        name: String,
-    },
+    /// Something that the steering has added may be gone or changed.
+    Disturbed(Disturbance),
+    /// A route that is not ours has come into one of our tables.
+    ForeignRoute(KernelRoute),
+    /// A rule that is not ours has come before ours.
+    RuleBefore(Rule),
     /// The reverse path filter was set for all links.
     ReversePathFilter {
         /// 0 off, 1 strict, 2 loose.
@@ -120,8 +120,11 @@ pub struct Monitor {
     /// The address that the kernel gave the socket.
     port: u32,
     buffer: Vec<u8>,
+    first_table: u32,
     ports: BTreeMap<String, PortId>,
     tuns: BTreeMap<String, PortId>,
+    /// The numbers of the TUN devices, which they keep if somebody renames them.
+    tun_links: BTreeMap<u32, PortId>,
     links: BTreeMap<u32, Link>,
     /// Hops of the routes for which one message may not tell the whole: those on a link, of which
     /// there may be several of one destination and metric, and multipath routes.
@@ -134,22 +137,18 @@ impl Monitor {
     /// is now: all links, addresses and routes.
     pub fn start(config: &Config) -> io::Result<(Monitor, Vec<Notice>)> {
         let (socket, port) = socket::open()?;
-        let ports = config
-            .ports
-            .iter()
-            .zip(0..)
-            .map(|(port, id)| (port.interface.clone(), PortId(id)));
+        let names = |name: fn(&tandemgw_core::config::Port) -> String| {
+            let ports = config.ports.iter().zip(0..);
+            ports.map(|(port, id)| (name(port), PortId(id))).collect()
+        };
         let mut monitor = Monitor {
             socket,
             port,
             buffer: Vec::new(),
-            ports: ports.collect(),
-            tuns: config
-                .ports
-                .iter()
-                .zip(0..)
-                .map(|(port, id)| (format!("tgw-{}", port.name), PortId(id)))
-                .collect(),
+            first_table: config.node.routing_table,
+            ports: names(|port| port.interface.clone()),
+            tuns: names(|port| format!("tgw-{}", port.name)),
+            tun_links: BTreeMap::new(),
             links: BTreeMap::new(),
             siblings: BTreeMap::new(),
             dump: Dump::default(),
@@ -216,7 +215,7 @@ impl Monitor {
             self.dump.interrupted = true;
         }
         if parameters::is_netconf(raw.kind()) {
-            out.extend(self.parameter(parameters::parse(raw.kind(), raw.body())));
+            self.note_parameter(parameters::parse(raw.kind(), raw.body()), out);
             return Ok(());
         }
         let message = match raw.decode() {
@@ -231,7 +230,10 @@ impl Monitor {
                 self.take_dumped(&inner, out);
                 None
             }
-            NetlinkPayload::InnerMessage(inner) => self.take_change(&inner, raw.flags(), out),
+            NetlinkPayload::InnerMessage(inner) => {
+                self.note_ours(&inner, out);
+                self.take_change(&inner, raw.flags(), out)
+            }
             NetlinkPayload::Done(_) if in_dump => return self.next_stage(out),
             NetlinkPayload::Error(error) if in_dump => {
                 // A kernel without IPv6 has no routes of it either.
@@ -297,7 +299,7 @@ impl Monitor {
                     return None;
                 }
                 let link = self.links.remove(&message.header.index)?;
-                out.push(self.gone(link));
+                self.gone(link, None, out);
                 Some(Stage::RoutesV4)
             }
             RouteNetlinkMessage::NewAddress(message) => {
@@ -316,32 +318,17 @@ impl Monitor {
             RouteNetlinkMessage::DelRoute(message) => {
                 self.route_removed(&KernelRoute::from_message(message)?, out)
             }
-            RouteNetlinkMessage::DelRule(message) => {
-                out.push(Notice::RuleGone {
-                    priority: Rule::from_message(message)?.priority,
-                });
-                None
-            }
             _ => None,
         }
     }
 
     fn own(&self, address: &Address) -> OwnAddress {
-        let of_port = |link: &Link| self.ports.get(&link.name).or(self.tuns.get(&link.name));
+        let link = self.links.get(&address.link);
         OwnAddress {
             index: address.link,
             addr: address.addr,
-            port: self.links.get(&address.link).and_then(of_port).copied(),
+            port: link.and_then(|link| self.port_of(link)),
         }
-    }
-
-    fn parameter(&self, set: Option<ParameterSet>) -> Option<Notice> {
-        let ParameterSet { link, rp_filter } = set?;
-        let Some(index) = link else {
-            return rp_filter.map(|value| Notice::ReversePathFilter { value });
-        };
-        let name = self.links.get(&index)?.name.clone();
-        Some(Notice::LinkParameter { name })
     }
 
     /// The result is true if IPv4 routes have vanished silently, or lead elsewhere now.
@@ -349,24 +336,38 @@ impl Monitor {
         if self.dump.stage == Some(Stage::Links) {
             self.dump.seen.insert(link.index);
         }
+        let before = self.links.insert(link.index, link.clone());
+        let renamed = before.as_ref().filter(|before| before.name != link.name);
+        if let Some(before) = renamed.filter(|before| self.ports.contains_key(&before.name)) {
+            self.gone(before.clone(), Some(link.name.clone()), out);
+        }
+        self.note_tun(&link, out);
+        let port = self.ports.get(&link.name).copied();
+        let mut state = link.state();
+        // Its packets come in by that device, past the rule.
+        state.up &= port.is_none() || link.master.is_none();
         out.push(Notice::Link {
             index: link.index,
+            port,
+            state,
+            master: link.master.map(|master| self.name_of(master)),
             name: link.name.clone(),
-            port: self.ports.get(&link.name).copied(),
-            state: link.state(),
         });
-        let Some(before) = self.links.insert(link.index, link.clone()) else {
-            return false;
-        };
-        (before.admin_up && !link.admin_up) || before.name != link.name
+        before.is_some_and(|before| (before.admin_up && !link.admin_up) || before.name != link.name)
     }
 
-    fn gone(&self, link: Link) -> Notice {
-        Notice::LinkGone {
+    fn gone(&mut self, link: Link, renamed: Option<String>, out: &mut Vec<Notice>) {
+        if renamed.is_none()
+            && let Some(port) = self.tun_links.remove(&link.index)
+        {
+            out.push(Notice::Disturbed(Disturbance::Port(port)));
+        }
+        out.push(Notice::LinkGone {
             index: link.index,
             port: self.ports.get(&link.name).copied(),
             name: link.name,
-        }
+            renamed,
+        });
     }
 
     fn route_added(
@@ -421,7 +422,7 @@ impl Monitor {
             RouteType::Unicast => {
                 let hop = route.hops.first()?;
                 let link = self.links.get(&hop.link);
-                if link.is_some_and(|link| self.tuns.contains_key(&link.name)) {
+                if self.tun_links.contains_key(&hop.link) {
                     return None;
                 }
                 match link.and_then(|link| self.ports.get(&link.name)) {
@@ -530,7 +531,9 @@ impl Monitor {
                 let seen = std::mem::take(&mut self.dump.seen);
                 let unseen = self.links.keys().filter(|index| !seen.contains(index));
                 for index in unseen.copied().collect::<Vec<u32>>() {
-                    out.extend(self.links.remove(&index).map(|link| self.gone(link)));
+                    if let Some(link) = self.links.remove(&index) {
+                        self.gone(link, None, out);
+                    }
                 }
                 Some(Stage::Addresses)
             }

@@ -133,9 +133,17 @@ impl Netlink {
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
+        self.find_link(name, message)
+    }
+
+    fn find_link(
+        &mut self,
+        what: &str,
+        message: LinkMessage,
+    ) -> Result<Option<Link>, NetlinkError> {
         let request = RouteNetlinkMessage::GetLink(message);
         let mut found = None;
-        let answer = self.exchange("find the interface", &name, request, NLM_F_ACK, |message| {
+        let answer = self.exchange("find the interface", &what, request, NLM_F_ACK, |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 found = Link::from_message(&link);
             }
@@ -145,6 +153,36 @@ impl Netlink {
             Err(error) if error.is(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The interface of that number, if there is one.
+    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.find_link(&format!("#{index}"), message)
+    }
+
+    /// Gives an interface another name.
+    pub fn rename_link(&mut self, link: u32, name: &str) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.change("rename to", &name, request, 0)
+    }
+
+    /// Puts an interface into a bridge, a bond or a VRF; 0 takes it out.
+    pub fn set_master(&mut self, link: u32, master: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::Controller(master));
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.change(
+            "set the master of interface",
+            &format!("#{link}"),
+            request,
+            0,
+        )
     }
 
     /// Sets an interface administratively up.
@@ -241,6 +279,20 @@ impl Netlink {
             NeighbourState::Incomplete | NeighbourState::None => None,
             state => Some(*state != NeighbourState::Failed),
         }))
+    }
+
+    /// The addresses of one interface.
+    pub fn addresses_of(&mut self, link: u32) -> Result<Vec<Address>, NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.index = link;
+        let request = RouteNetlinkMessage::GetAddress(message);
+        self.dump("addresses", &request, |message| match message {
+            // Kernels before 4.20 don't filter.
+            RouteNetlinkMessage::NewAddress(address) => {
+                Address::from_message(&address).filter(|address| address.link == link)
+            }
+            _ => None,
+        })
     }
 
     /// All addresses of this machine.

@@ -123,12 +123,7 @@ fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
 
 fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
     let name = format!("tgw-{}", port.name);
-    let offloads = if port.offload {
-        Offloads::Auto
-    } else {
-        Offloads::Off
-    };
-    let tun = Tun::open(&name, offloads)
+    let tun = Tun::open(&name, offloads(port))
         .map_err(doing(format!("opening the TUN device {name}")))
         .map_err(unfit)?;
     let socket = PacketSocket::open(&port.interface, &solicited_groups(config, port))
@@ -138,6 +133,14 @@ fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
         )))
         .map_err(unfit)?;
     Ok(Port { tun, socket })
+}
+
+/// The offloads that the config wants for a port.
+pub(super) fn offloads(port: &PortConfig) -> Offloads {
+    match port.offload {
+        true => Offloads::Auto,
+        false => Offloads::Off,
+    }
 }
 
 /// The multicast groups to which Neighbor Solicitations for the addresses on `port` are sent.

@@ -35,7 +35,7 @@ fn nft(arguments: &str) -> String {
 fn is_what_nft_shows_and_goes_without_a_trace() {
     in_namespace(|| {
         lab();
-        let mut barrier = Barrier::new("gw-a").unwrap();
+        let mut barrier = Barrier::new("gw-a");
         barrier.set(posts()).unwrap();
         let shown = nft("list table inet tandemgw-gw-a");
         for line in [
@@ -60,7 +60,7 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
 fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
     in_namespace(|| {
         lab();
-        let mut barrier = Barrier::new("a").unwrap();
+        let mut barrier = Barrier::new("a");
         barrier.set(posts()).unwrap();
         let mut watch = BarrierWatch::open("a").unwrap();
         for damage in [
@@ -91,25 +91,25 @@ fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
 fn is_for_the_interfaces_that_are_there() {
     in_namespace(|| {
         lab();
-        let mut barrier = Barrier::new("a").unwrap();
+        let mut barrier = Barrier::new("a");
         barrier.set(posts()).unwrap();
         ip("link del wan");
         ip("link add wan type veth peer name to-wan");
-        let mut seen = Barrier::new("a").unwrap();
+        let mut seen = Barrier::new("a");
         seen.posts = posts();
         let other = Condition::Broken("it is for other interfaces".to_owned());
         assert_eq!(seen.examine().unwrap(), other);
         barrier.set(posts()).unwrap();
         assert_eq!(seen.examine().unwrap(), Condition::Whole { stopped: 0 });
         // A name of the node that has changed: the old table goes, that of others stays.
-        Barrier::new("b").unwrap().set(posts()).unwrap();
+        Barrier::new("b").set(posts()).unwrap();
         let others = [Post {
             interface: "dmz".to_owned(),
             index: None,
             tun_name: "tgw-dmz".to_owned(),
             tun: 99,
         }];
-        Barrier::new("c").unwrap().set(others.to_vec()).unwrap();
+        Barrier::new("c").set(others.to_vec()).unwrap();
         let tables = nft("list tables");
         assert!(!tables.contains("tandemgw-a"), "{tables}");
         assert!(
@@ -129,7 +129,7 @@ fn many_ports_are_no_problem() {
             tun: 9000 + number,
         };
         let posts: Vec<Post> = (0..512).map(post).collect();
-        let mut barrier = Barrier::new("a").unwrap();
+        let mut barrier = Barrier::new("a");
         barrier.set(posts).unwrap();
         assert_eq!(barrier.examine().unwrap(), Condition::Whole { stopped: 0 });
     });

@@ -12,7 +12,7 @@ use tandemgw_core::time::Time;
 
 use super::super::monitor::OwnAddress;
 use super::super::neighbor_requests::NeighborRequests;
-use super::notices::repair;
+use super::super::steering::Disturbance;
 use super::{NEIGHBORS, Shell, Steering};
 
 /// Opens the socket for neighbours; without it the kernel asks for all of them.
@@ -59,7 +59,7 @@ impl Shell {
                 self.gateway.port_name(port),
                 gone.addr
             );
-            repair(steering, port, "address removed");
+            steering.disturb(Disturbance::Expected(port));
             self.ask_for(port);
         }
         if let Some(peers) = &mut self.peers {

@@ -7,6 +7,7 @@ use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::steering::Disturbance;
 use super::{Notice, Shell, Steering, socket_token};
 
 impl Shell {
@@ -36,29 +37,30 @@ impl Shell {
                 name,
                 port,
                 state,
+                master,
             } => {
                 if let Some(port) = port {
-                    self.heed_link(now, port, state, steering);
+                    self.heed_link(now, port, state, master.as_deref(), steering);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
             }
-            Notice::LinkGone { name, port, .. } => {
+            Notice::LinkGone {
+                name,
+                port,
+                renamed,
+                ..
+            } => {
                 if let Some(port) = port {
-                    self.heed_link_gone(now, port, &name);
+                    self.heed_loss(now, port, &name, renamed.as_deref(), steering);
                 }
                 self.note_interface(now, &name, None, false);
             }
-            Notice::RuleGone { priority } => {
-                let first = self.gateway.config().node.routing_table;
-                let ports = first..first + self.ports.len() as u32;
-                if ports.contains(&priority) {
-                    repair(steering, PortId((priority - first) as u8), "rule removed");
-                }
-            }
+            Notice::Disturbed(disturbance) => steering.disturb(disturbance),
+            Notice::ForeignRoute(route) => self.refuse_route(&route, steering),
+            Notice::RuleBefore(rule) => self.tell_rule(&rule),
             Notice::Overrun => {
                 log::warn!("netlink overrun effect=\"all routes and links are read again\"")
             }
-            Notice::LinkParameter { name } => self.keep_parameters(&name, steering),
             Notice::ReversePathFilter { value } => note_filter(value),
             Notice::Address(own) => self.heed_address(now, own),
             Notice::AddressGone(gone) => self.heed_address_gone(now, gone, steering),
@@ -66,27 +68,30 @@ impl Shell {
         }
     }
 
-    fn heed_link_gone(&mut self, now: Time, port: PortId, interface: &str) {
-        log::warn!(
-            "interface removed port={} interface={interface}",
-            self.gateway.port_name(port)
-        );
-        let gone = LinkState {
-            up: false,
-            ..self.gateway.link(port)
-        };
-        self.gateway.handle_link(now, port, gone);
-    }
-
-    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, steering: &mut Steering) {
+    fn heed_link(
+        &mut self,
+        now: Time,
+        port: PortId,
+        link: LinkState,
+        master: Option<&str>,
+        steering: &mut Steering,
+    ) {
         let before = self.gateway.link(port);
         if before == link {
             return;
         }
         let name = self.gateway.port_name(port);
         log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
+        if let Some(master) = master.filter(|_| before.up) {
+            let interface = &self.gateway.config().ports[port.index()].interface;
+            log::warn!(
+                "port detached port={name} interface={interface} why=\"it belongs to {master} now, by \
+                 which its packets come in\" remedy=\"ip link set {interface} nomaster\""
+            );
+        }
         if link.up && !before.up {
-            repair(steering, port, "link up");
+            // An interface that was made again has a number that the barrier has not seen.
+            steering.disturb(Disturbance::Expected(port));
             if let Err(error) = self.ports[port.index()].socket.reopen() {
                 log::error!(
                     "packet socket not opened port={name} error={}",
@@ -104,6 +109,31 @@ impl Shell {
         self.gateway.handle_link(now, port, link);
     }
 
+    /// The interface of a port is gone, or called otherwise.
+    fn heed_loss(
+        &mut self,
+        now: Time,
+        port: PortId,
+        interface: &str,
+        renamed: Option<&str>,
+        steering: &mut Steering,
+    ) {
+        let name = self.gateway.port_name(port);
+        match renamed {
+            Some(other) => log::warn!(
+                "port detached port={name} interface={interface} why=\"it is called {other} now\" \
+                 remedy=\"ip link set {other} name {interface}\""
+            ),
+            None => log::warn!("interface removed port={name} interface={interface}"),
+        }
+        let gone = LinkState {
+            up: false,
+            ..self.gateway.link(port)
+        };
+        self.gateway.handle_link(now, port, gone);
+        steering.disturb(Disturbance::Port(port));
+    }
+
     /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
     pub(super) fn resolve(&mut self, port: PortId, addr: Addr) {
         let interface = &self.gateway.config().ports[port.index()].interface;
@@ -112,21 +142,6 @@ impl Shell {
         };
         if let Err(error) = self.netlink.resolve(link, addr.into()) {
             log::debug!("neighbour not resolved error={}", InQuotes(&error));
-        }
-    }
-
-    /// Somebody has set a parameter of an interface or of a TUN.
-    fn keep_parameters(&self, name: &str, steering: &mut Steering) {
-        match steering.keep_parameters(name) {
-            Ok(changed) if changed.is_empty() => {}
-            Ok(changed) => log::warn!(
-                "parameters put back device={name} which={} why=\"the gateway needs them; somebody has changed them\"",
-                InQuotes(&changed.join(" "))
-            ),
-            Err(error) => log::error!(
-                "parameters not put back device={name} error={}",
-                InQuotes(&error)
-            ),
         }
     }
 
@@ -143,17 +158,6 @@ fn note_filter(value: u32) {
         log::error!(
             "rp_filter set for=all value=1 effect=\"the kernel drops what the gateway forwards (IPv4)\" \
              remedy=\"sysctl -w net.ipv4.conf.all.rp_filter=2\""
-        );
-    }
-}
-
-pub(super) fn repair(steering: &mut Steering, port: PortId, why: &str) {
-    if let Err(error) = steering.repair(port) {
-        log::error!(
-            "steering not repaired port={} why={why} error={error}",
-            port.index(),
-            why = InQuotes(&why),
-            error = InQuotes(&error)
         );
     }
 }

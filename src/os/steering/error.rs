@@ -12,6 +12,8 @@ pub enum SetupError {
     Taken(String),
     /// The interface of a port doesn't exist.
     NoInterface(String),
+    /// The TUN device of a port doesn't exist.
+    NoTun(String),
     /// The kernel refused a route or a rule.
     Netlink(NetlinkError),
     /// The kernel refused a parameter.
@@ -26,6 +28,7 @@ impl fmt::Display for SetupError {
                 "{what}; set `routing-table` in `[node]` to the first of 64 numbers that are free"
             ),
             SetupError::NoInterface(name) => write!(f, "there is no interface {name}"),
+            SetupError::NoTun(name) => write!(f, "the TUN device {name} is gone"),
             SetupError::Netlink(error) => error.fmt(f),
             SetupError::Sysctl(error) => error.fmt(f),
         }

@@ -1,11 +1,10 @@
-//! The kernel parameters and the address that a TUN and a port need, at the start and whenever somebody
-//! has changed one of them.
+//! The state, the parameters and the address that a TUN device needs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Link, Netlink, PortPlan, SetupError, Steering, Survey, SysctlError, forward, sysctl};
-use crate::os::netlink::NetlinkError;
-use tandemgw_core::flow::Family;
+use super::forwarding::forward;
+use super::plan::PortPlan;
+use super::{Family, Link, Netlink, SetupError, sysctl};
 
 /// The IPv4 address of each TUN device.
 ///
@@ -15,81 +14,80 @@ use tandemgw_core::flow::Family;
 /// scope keeps the kernel from sending from it.
 pub const TUN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 1));
 
-impl Steering {
-    /// Puts back the parameters of the interface or TUN device called `name`, and gives their names:
-    /// call it when one of them was set. It does nothing to a device that is not ours.
-    ///
-    /// # Errors
-    /// What can't be read or written.
-    pub fn keep_parameters(&mut self, name: &str) -> Result<Vec<&'static str>, SetupError> {
-        let Steering { netlink, plan } = self;
-        let mut changed = Vec::new();
-        if plan.ports.iter().any(|port| port.interface == name) {
-            for family in &plan.families {
-                changed.extend(forward(*family, name)?);
-            }
-        } else if let Some(link) = netlink.link(name)?
-            && plan.ports.iter().any(|port| port.tun == link.index)
-        {
-            changed = set_tun_parameters(name, &plan.families)?;
-        }
-        Ok(changed)
-    }
-}
+/// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
+/// burst; an Ethernet device has 1000.
+const TUN_QUEUE: u32 = 1000;
 
-/// Parameters first: a device that is set up before it is told not to gives itself an address.
-pub(super) fn prepare_tun(
+/// What a TUN takes: the MTU of the way is that of the real interfaces, so a TUN must not be the
+/// narrowest part, whatever they have.
+const TUN_MTU: u32 = 65_535;
+
+/// Makes the TUN device of `port` what it must be, and says what was not so. Parameters come first: a
+/// device that is set up before it is told not to gives itself an address.
+pub(super) fn prepare(
     netlink: &mut Netlink,
     port: &PortPlan,
-    survey: &Survey,
+    tun: &Link,
     families: &[Family],
-) -> Result<(), SetupError> {
-    let Some(tun) = survey.links.values().find(|link| link.index == port.tun) else {
-        return Err(SetupError::NoInterface(format!("#{} (a TUN)", port.tun)));
-    };
-    set_tun_parameters(&tun.name, families)?;
-    if !survey.has_address(tun.index, TUN_ADDRESS) {
-        give_address(netlink, tun)?;
+) -> Result<Vec<String>, SetupError> {
+    let mut changed = Vec::new();
+    if tun.name != port.tun_name {
+        netlink.rename_link(tun.index, &port.tun_name)?;
+        changed.push(format!(
+            "the name of {} (it was {})",
+            port.tun_name, tun.name
+        ));
+    }
+    if tun.master.is_some() {
+        netlink.set_master(tun.index, 0)?;
+        changed.push(format!(
+            "{} out of the device that it was put into",
+            port.tun_name
+        ));
+    }
+    // An MTU of less than 1280 would have taken away the parameters of IPv6, and all that it has there.
+    if tun.mtu != TUN_MTU {
+        netlink.set_mtu(tun.index, TUN_MTU)?;
+        changed.push(format!("the MTU of {}", port.tun_name));
+    }
+    for (family, key, value) in parameters(families) {
+        if sysctl::set(family, &port.tun_name, key, value)? {
+            changed.push(format!("{} of {}", key, port.tun_name));
+        }
+    }
+    for family in families {
+        if forward(*family, &port.tun_name)? {
+            changed.push(format!("forwarding of {}", port.tun_name));
+        }
+    }
+    let addresses = netlink.addresses_of(tun.index)?;
+    if !addresses.iter().any(|own| own.addr == TUN_ADDRESS) {
+        netlink.add_host_address(tun.index, TUN_ADDRESS)?;
+        changed.push(format!("address {TUN_ADDRESS} of {}", port.tun_name));
     }
     if !tun.admin_up {
-        netlink.set_queue_length(tun.index, super::TUN_QUEUE)?;
-        netlink.set_mtu(tun.index, super::TUN_MTU)?;
+        netlink.set_queue_length(tun.index, TUN_QUEUE)?;
         netlink.set_link_up(tun.index)?;
-    }
-    Ok(())
-}
-
-fn give_address(netlink: &mut Netlink, tun: &Link) -> Result<(), NetlinkError> {
-    netlink.add_host_address(tun.index, TUN_ADDRESS)
-}
-
-/// Gives the names of those that were otherwise.
-fn set_tun_parameters(name: &str, families: &[Family]) -> Result<Vec<&'static str>, SysctlError> {
-    const ADDR_GEN_MODE_NONE: u32 = 1;
-    let v4 = [
-        // What the gateway writes has sources that the kernel would expect on the port's interface.
-        ("rp_filter", 0),
-        // With it off the kernel looks each source up once more where there are rules, to refuse its
-        // own addresses. The interface that the packet came in by has refused them already.
-        ("accept_local", 1),
-    ];
-    let v6 = [
-        ("addr_gen_mode", ADDR_GEN_MODE_NONE),
-        ("accept_ra", 0),
-        ("disable_ipv6", 0),
-    ];
-    let mut changed = Vec::new();
-    for family in families {
-        let parameters = match family {
-            Family::V4 => &v4[..],
-            Family::V6 => &v6[..],
-        };
-        for (key, value) in parameters {
-            if sysctl::set(*family, name, key, *value)? {
-                changed.push(*key);
-            }
-        }
-        changed.extend(forward(*family, name)?);
+        changed.push(format!("up: {}", port.tun_name));
     }
     Ok(changed)
+}
+
+fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
+    const ADDR_GEN_MODE_NONE: u32 = 1;
+    let mut parameters = vec![
+        // What the gateway writes has sources that the kernel would expect on the port's interface.
+        (Family::V4, "rp_filter", 0),
+        // With it off the kernel looks each source up once more where there are rules, to refuse its
+        // own addresses. The interface that the packet came in by has refused them already.
+        (Family::V4, "accept_local", 1),
+    ];
+    if families.contains(&Family::V6) {
+        parameters.extend([
+            (Family::V6, "addr_gen_mode", ADDR_GEN_MODE_NONE),
+            (Family::V6, "accept_ra", 0),
+            (Family::V6, "disable_ipv6", 0),
+        ]);
+    }
+    parameters
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ipnet::IpNet;
 
-use super::{KernelRoute, METRIC, NetlinkError, PROTOCOL, Plan, PortPlan, Steering, TABLE_MAIN};
+use super::{
+    KernelRoute, METRIC, NetlinkError, PROTOCOL, Plan, PortPlan, Steering, TABLE_MAIN, net_family,
+};
 use tandemgw_core::config::Config;
 
 /// A change of the routes to addresses of pools and forwards.
@@ -29,7 +31,7 @@ impl Steering {
                 port.addresses.iter().map(route)
             });
             addresses
-                .filter(|((addr, _), _)| plan.has_family(addr))
+                .filter(|((addr, _), _)| plan.families.contains(&net_family(addr)))
                 .collect()
         };
         let (before, after) = (routes(plan), routes(&wanted));

@@ -108,6 +108,17 @@ pub struct ShellView {
     pub ports: Vec<PortIo>,
     /// How long the turns of the event loop took.
     pub turns: Histogram,
+    /// The rules of the kernel's packet filter that let nothing past the gateway.
+    pub barrier: BarrierView,
+}
+
+/// What the shell knows of the barrier.
+#[derive(Clone, Debug, Default)]
+pub struct BarrierView {
+    /// Why there is none; none if there is one.
+    pub why_not: Option<String>,
+    /// Packets that it has stopped.
+    pub stopped: u64,
 }
 
 /// What the shell knows of a port.

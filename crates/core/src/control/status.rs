@@ -36,6 +36,11 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
             "opened": gateway.counters().opened,
         },
         "counters": counters(gateway),
+        "barrier": {
+            "set": shell.barrier.why_not.is_none(),
+            "why_not": shell.barrier.why_not,
+            "stopped": shell.barrier.stopped,
+        },
         "capture": gateway.capture().map(|capture| {
             let total = capture.total();
             json!({ "since": seconds(now.since(capture.started())),

@@ -1,0 +1,390 @@
+//! Somebody else changes what leads packets to the gateway: nothing passes it, not for one packet, and
+//! what can be put right is put right at once, with a word about it.
+//!
+//! The machine forwards by itself wherever it is not hindered (`ip_forward`, IPv6 `forwarding`), hosts of
+//! both sides send to each other all the time in both families, and both sides count what reaches them
+//! untranslated.
+
+use std::time::{Duration, Instant};
+
+use testkit::system::process::{Process, wait_until};
+
+use crate::capture::Capture;
+use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER, bracketed, make_bridge};
+use crate::pair::Pair;
+use crate::services::Http;
+
+/// What reaches the WAN with an address of the LAN has gone past the gateway.
+const LEAKED_OUT: &str = "src net 10.77.1.0/24 or ip6 src net fd77:1::/64";
+
+/// No policy lets anything in from the WAN: each request of the server that is seen on the LAN has leaked.
+const LEAKED_IN: &str = "(icmp[icmptype] == icmp-echo and src net 10.77.2.0/24) or \
+    (icmp6 and ip6[40] == 128 and ip6 src net fd77:2::/64)";
+
+/// All that is broken is whole again so soon.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
+
+/// A gateway under traffic, with a count of what passes it.
+struct Siege {
+    lab: Lab,
+    _pings: Vec<Process>,
+    leaks: [Capture; 2],
+}
+
+impl Siege {
+    fn begin() -> Siege {
+        Siege::with(Lab::new())
+    }
+
+    fn with(mut lab: Lab) -> Siege {
+        lab.unit.ns.sysctl("ipv4/ip_forward", "1");
+        lab.unit.ns.sysctl("ipv6/conf/all/forwarding", "1");
+        lab.unit.ns.sysctl("ipv6/conf/all/force_forwarding", "1");
+        lab.server.run("ip route add 10.77.1.0/24 via 10.77.2.2");
+        lab.server.run("ip route add fd77:1::/64 via fd77:2::2");
+        lab.unit.start();
+        // Hosts go on sending to a gateway that is gone: their neighbour entries don't expire.
+        let mac = lab.unit.ns.mac_text("eth0");
+        for gateway in LAN_GATEWAY {
+            let entry = format!("ip neigh replace {gateway} lladdr {mac} nud permanent dev eth0");
+            lab.lan1.run(&entry);
+        }
+        let leaks = [
+            Capture::start(&lab.server, "eth0", LEAKED_OUT),
+            Capture::start(&lab.lan1, "eth0", LEAKED_IN),
+        ];
+        let ping = |host: &testkit::system::namespace::Namespace, to: &str| {
+            host.spawn(&format!("ping -q -i 0.002 -W 1 {to}"))
+        };
+        let outward = SERVER.iter().map(|server| ping(&lab.lan1, server));
+        let inward = LAN1.iter().map(|host| ping(&lab.server, host));
+        let pings = outward.chain(inward).collect();
+        let siege = Siege {
+            lab,
+            _pings: pings,
+            leaks,
+        };
+        siege.expect_service("at first");
+        siege
+    }
+
+    fn serves(&self) -> bool {
+        SERVER.iter().all(|server| {
+            let ping = self.lab.lan1.try_run(&format!("ping -c 1 -W 1 {server}"));
+            ping.status.success()
+        })
+    }
+
+    /// Waits until both families pass the gateway.
+    #[track_caller]
+    fn expect_service(&self, when: &str) {
+        let begin = Instant::now();
+        wait_until(&format!("{when} the gateway serves"), || self.serves());
+        let took = begin.elapsed();
+        assert!(took < REPAIRED_WITHIN, "{when}: it took {took:?}");
+    }
+
+    /// Does something to the machine that the gateway must put right, saying `word`.
+    #[track_caller]
+    fn suffer(&self, script: &str, word: &str) {
+        let before = self.lab.unit.log().len();
+        self.lab.unit.ns.sh(script);
+        self.expect_service(script);
+        let tells = || {
+            let log = self.lab.unit.log();
+            let mut lines = log[before..].lines();
+            lines.any(|line| line.contains("WARN") && line.contains(word))
+        };
+        wait_until(&format!("after {script} a WARN tells of {word}"), tells);
+    }
+
+    fn port(&self, index: usize) -> bool {
+        self.lab.unit.status()["ports"][index]["up"] == true
+    }
+
+    #[track_caller]
+    fn end(self) -> Lab {
+        for leaks in self.leaks {
+            leaks.assert_empty();
+        }
+        self.lab
+    }
+}
+
+#[test]
+fn the_lab_notices_leaks() {
+    let siege = Siege::begin();
+    let unit = &siege.lab.unit.ns;
+    // With all three taken away at once and the gateway stopped, everything passes.
+    siege.lab.unit.signal(libc::SIGSTOP);
+    unit.sh("nft flush ruleset; ip route flush table 7700; ip route flush table 7701");
+    siege.leaks[0].expect(&["10.77.1.100 > 10.77.2.100"]);
+    siege.leaks[1].expect(&["10.77.2.100 > 10.77.1.100"]);
+    unit.sh("ip -6 route flush table 7700; ip -6 route flush table 7701");
+    siege.leaks[0].expect(&["fd77:1::100 > fd77:2::100"]);
+    siege.leaks[1].expect(&["fd77:2::100 > fd77:1::100"]);
+    siege.lab.unit.signal(libc::SIGCONT);
+    siege.expect_service("after all of it");
+}
+
+#[test]
+fn routes_and_rules_that_are_removed_come_back_and_nothing_leaks() {
+    let siege = Siege::begin();
+    for (script, word) in [
+        ("ip route flush table 7700", "table 7700"),
+        ("ip -6 route flush table 7700", "table 7700"),
+        (
+            "ip route flush table 7701; ip -6 route flush table 7701",
+            "table 7701",
+        ),
+        (
+            "ip route flush proto 77; ip -6 route flush proto 77",
+            "10.77.1.1/32",
+        ),
+        ("ip rule del priority 7700", "7700: iif eth0"),
+        ("ip -6 rule del priority 7701", "7701: iif eth1"),
+        ("ip rule flush", "lookup 254"),
+        ("ip -6 rule flush", "lookup 254"),
+        (
+            "ip route replace default dev eth1 table 7700 metric 1024",
+            "route removed",
+        ),
+        (
+            "ip route add 10.77.2.0/24 dev eth1 table 7700",
+            "route removed",
+        ),
+        (
+            "ip -6 route add fd77:2::/64 dev eth1 table 7700",
+            "route removed",
+        ),
+    ] {
+        siege.suffer(script, word);
+    }
+    // Again and again, as a network manager does that thinks that they are its own.
+    for _ in 0..20 {
+        siege
+            .lab
+            .unit
+            .ns
+            .sh("ip route flush table 7700; ip -6 route flush table 7701
+            ip rule del priority 7701; ip -6 rule del priority 7700");
+    }
+    siege.expect_service("after twenty times");
+    let log = siege.lab.unit.log();
+    assert!(!log.contains("ERROR"), "{log}");
+    siege.end();
+}
+
+#[test]
+fn blackholes_alone_come_back_before_a_kill() {
+    let siege = Siege::begin();
+    siege.suffer(
+        "ip route del blackhole default table 7700 metric 4294967295
+        ip route del blackhole default table 7701 metric 4294967295
+        ip -6 route del blackhole default table 7700 metric 4294967295
+        ip -6 route del blackhole default table 7701 metric 4294967295",
+        "blackhole 0.0.0.0/0 table 770",
+    );
+    siege.lab.unit.signal(libc::SIGKILL);
+    std::thread::sleep(Duration::from_millis(300));
+    siege.end();
+}
+
+#[test]
+fn a_killed_gateway_stays_closed_whatever_is_removed_after_it() {
+    for removed in [
+        "ip rule flush; ip rule add lookup main priority 32766
+        ip -6 rule flush; ip -6 rule add lookup main priority 32766",
+        "ip route flush proto 77; ip -6 route flush proto 77",
+        "ip link set eth0 name eth9; ip link set eth9 name eth0",
+        "ip link set eth0 name lan0",
+        "ip link set eth1 name wan0; ip link set eth0 name lan0",
+        "nft flush ruleset",
+    ] {
+        let siege = Siege::begin();
+        siege.lab.unit.signal(libc::SIGKILL);
+        siege.lab.unit.ns.sh(removed);
+        std::thread::sleep(Duration::from_millis(300));
+        let mut lab = siege.end();
+        if !removed.contains("lan0") {
+            lab.unit.kill_remains();
+            lab.unit.start();
+            wait_until("it serves again", || {
+                lab.lan1
+                    .try_run("ping -c 1 -W 1 10.77.2.100")
+                    .status
+                    .success()
+            });
+        }
+    }
+}
+
+#[test]
+fn the_barrier_comes_back() {
+    let siege = Siege::begin();
+    for script in [
+        "nft flush ruleset",
+        "nft delete table inet tandemgw-gw-a",
+        "nft flush chain inet tandemgw-gw-a forward",
+        "nft insert rule inet tandemgw-gw-a forward accept",
+        "nft 'add table inet tandemgw-gw-a { flags dormant; }'",
+        "for n in $(seq 20); do nft flush ruleset; done",
+    ] {
+        siege.suffer(script, "barrier restored");
+        let table = siege.lab.unit.ns.run("nft list table inet tandemgw-gw-a");
+        assert!(table.contains("oif @ports counter"), "{table}");
+    }
+    // A thousand rules of somebody else are no concern of ours.
+    siege.lab.unit.ns.sh(
+        "{ echo 'add table inet other; add chain inet other c'
+        for n in $(seq 1000); do echo \"add rule inet other c meta mark $n drop\"; done; } | nft -f -",
+    );
+    siege.expect_service("after a big rule set of others");
+    let mut lab = siege.end();
+    lab.unit.stop();
+    let left = lab.unit.ns.run("nft list ruleset");
+    assert!(!left.contains("tandemgw"), "{left}");
+}
+
+#[test]
+fn tun_devices_come_back() {
+    let siege = Siege::begin();
+    let http = Http::start(&siege.lab, &siege.lab.server, 6);
+    let download = http.start_slow_download(&siege.lab.lan1, &bracketed(SERVER[0]));
+    for (script, word) in [
+        ("ip link set tgw-lan down", "up: tgw-lan"),
+        (
+            "ip link set tgw-wan down; ip link set tgw-wan up",
+            "dev tgw-wan",
+        ),
+        ("ip link set tgw-lan name elsewhere", "the name of tgw-lan"),
+        ("ip link set tgw-wan mtu 1000", "the MTU of tgw-wan"),
+        ("ip link del tgw-lan", "device=tgw-lan"),
+        ("ip link del tgw-wan; ip link del tgw-lan", "device=tgw-wan"),
+        (
+            "ip netns add away; ip link set tgw-lan netns away; ip netns del away",
+            "device=tgw-lan",
+        ),
+    ] {
+        siege.suffer(script, word);
+    }
+    download.finish();
+    siege.end();
+}
+
+#[test]
+fn parameters_come_back() {
+    let siege = Siege::begin();
+    let set = |file: &str, value: u32| format!("echo {value} > /proc/sys/net/{file}");
+    for (script, word) in [
+        (set("ipv4/conf/eth0/forwarding", 0), "forwarding of eth0"),
+        (set("ipv4/ip_forward", 0), "forwarding of tgw-wan"),
+        (
+            set("ipv6/conf/eth1/force_forwarding", 0),
+            "forwarding of eth1",
+        ),
+        (
+            set("ipv6/conf/tgw-lan/force_forwarding", 0),
+            "forwarding of tgw-lan",
+        ),
+        (
+            set("ipv6/conf/tgw-wan/disable_ipv6", 1),
+            "disable_ipv6 of tgw-wan",
+        ),
+        (
+            set("ipv4/conf/tgw-lan/rp_filter", 1),
+            "rp_filter of tgw-lan",
+        ),
+        (
+            set("ipv4/conf/tgw-wan/accept_local", 0),
+            "accept_local of tgw-wan",
+        ),
+    ] {
+        siege.suffer(&script, word);
+    }
+    siege.end();
+}
+
+#[test]
+fn a_renamed_port_is_down_and_comes_back_with_its_name() {
+    for (interface, other, port) in [("eth0", "lan0", 0), ("eth1", "wan0", 1)] {
+        let siege = Siege::begin();
+        siege
+            .lab
+            .unit
+            .ns
+            .run(&format!("ip link set {interface} name {other}"));
+        wait_until("the port is down", || !siege.port(port));
+        let log = siege.lab.unit.log();
+        assert!(log.contains(&format!("it is called {other} now")), "{log}");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!siege.serves());
+        siege
+            .lab
+            .unit
+            .ns
+            .run(&format!("ip link set {other} name {interface}"));
+        siege.expect_service("with its name again");
+        assert!(siege.port(port));
+        siege.end();
+    }
+}
+
+#[test]
+fn a_port_in_a_bridge_is_down_and_comes_back() {
+    let siege = Siege::begin();
+    let unit = &siege.lab.unit.ns;
+    make_bridge(unit);
+    // Both ports in one bridge are joined, past all routes and rules.
+    for ports in [&["eth0"][..], &["eth1"], &["eth0", "eth1"]] {
+        for port in ports {
+            unit.run(&format!("ip link set {port} master br0"));
+        }
+        wait_until("the port is down", || !siege.port(0) || !siege.port(1));
+        let log = siege.lab.unit.log();
+        assert!(log.contains("it belongs to br0 now"), "{log}");
+        std::thread::sleep(Duration::from_millis(300));
+        for port in ports {
+            unit.run(&format!("ip link set {port} nomaster"));
+        }
+        siege.expect_service("out of the bridge again");
+    }
+    siege.end();
+}
+
+#[test]
+fn an_interface_made_again_is_never_open() {
+    let siege = Siege::begin();
+    for port in ["eth0", "eth1"] {
+        siege.lab.unit.ns.run(&format!("ip link del {port}"));
+        wait_until("the port is down", || !siege.port(0) || !siege.port(1));
+        match port {
+            "eth0" => siege.lab.attach_lan(),
+            _ => siege.lab.attach_wan(),
+        }
+        let mac = siege.lab.unit.ns.mac_text("eth0");
+        for gateway in LAN_GATEWAY {
+            let entry = format!("ip neigh replace {gateway} lladdr {mac} nud permanent dev eth0");
+            siege.lab.lan1.run(&entry);
+        }
+        siege.expect_service("made again");
+    }
+    siege.end();
+}
+
+#[test]
+fn a_lost_port_is_a_reason_to_hand_over() {
+    for script in [
+        "ip link set eth1 name wan0",
+        "ip link add br0 type bridge; ip link set eth0 master br0",
+    ] {
+        let mut pair = Pair::started();
+        let term = pair.a().term();
+        pair.a().ns.sh(script);
+        wait_until("b is primary", || {
+            pair.b().is_primary() && !pair.a().is_primary()
+        });
+        assert!(pair.b().term() > term);
+        pair.a_mut().assert_running();
+    }
+}

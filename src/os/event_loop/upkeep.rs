@@ -1,0 +1,209 @@
+//! Keeps in place what leads packets to the gateway, and nothing past it.
+//!
+//! The monitor and the barrier's watch tell at once what somebody has changed. For what the kernel does
+//! not tell, one port is looked at each [`AUDIT_INTERVAL`], in turn.
+
+use std::time::Duration;
+
+use mio::Interest;
+
+use tandemgw_core::control::BarrierView;
+use tandemgw_core::flow::PortId;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
+
+use super::super::barrier::BarrierWatch;
+use super::super::netlink::{KernelRoute, Rule};
+use super::super::startup::offloads;
+use super::super::steering::{Disturbance, Restored, SetupError};
+use super::super::tun::Tun;
+use super::{Shell, Steering, tun_token};
+
+/// One port is looked at so often.
+const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Each so manieth time the barrier is looked at too.
+const BARRIER_AUDITS: u32 = 10;
+
+/// What is to be looked at, and when.
+pub(super) struct Upkeep {
+    /// None if the kernel has no packet filter.
+    watch: Option<BarrierWatch>,
+    /// The watch has something to tell.
+    pub(super) barrier_ready: bool,
+    /// The steering has something to repair.
+    disturbed: bool,
+    next_audit: Time,
+    audits: u32,
+}
+
+impl Upkeep {
+    /// Listens for changes of the barrier of the node of that name.
+    pub(super) fn new(node: &str, now: Time) -> Upkeep {
+        let watch = BarrierWatch::open(node);
+        if let Err(error) = &watch {
+            log::debug!("barrier not watched error={}", InQuotes(error));
+        }
+        Upkeep {
+            watch: watch.ok(),
+            barrier_ready: true,
+            disturbed: false,
+            next_audit: now + AUDIT_INTERVAL,
+            audits: 0,
+        }
+    }
+
+    /// What the loop is to wait for.
+    pub(super) fn watch(&self) -> Option<&BarrierWatch> {
+        self.watch.as_ref()
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.disturbed || self.barrier_ready
+    }
+
+    /// When something is due.
+    pub(super) fn timeout(&self) -> Time {
+        self.next_audit
+    }
+}
+
+impl Shell {
+    /// Repairs one thing, if one may be broken.
+    pub(super) fn keep_up(&mut self, now: Time, steering: &mut Steering) {
+        if std::mem::take(&mut self.upkeep.barrier_ready) {
+            self.look_at_barrier(steering);
+        }
+        if now >= self.upkeep.next_audit {
+            self.upkeep.next_audit = now + AUDIT_INTERVAL;
+            self.audit(steering);
+        }
+        if steering.is_disturbed() {
+            match steering.repair_some() {
+                Ok(restored) => self.tell_restored(&restored),
+                Err((Some(port), SetupError::NoTun(name))) => {
+                    self.reopen_tun(port, &name, steering);
+                }
+                Err((port, error)) => log::error!(
+                    "steering not repaired port={} error={}",
+                    port.map_or("all", |port| self.gateway.port_name(port)),
+                    InQuotes(&error)
+                ),
+            }
+        }
+        self.upkeep.disturbed = steering.is_disturbed();
+    }
+
+    /// A route of somebody else in one of our tables may be better than ours.
+    pub(super) fn refuse_route(&mut self, route: &KernelRoute, steering: &mut Steering) {
+        match steering.remove_foreign(route) {
+            Ok(()) => log::warn!(
+                "route removed route={} why=\"the table is the gateway's\" remedy=\"put it into another table\"",
+                InQuotes(route)
+            ),
+            Err(error) => log::error!("route not removed error={}", InQuotes(&error)),
+        }
+    }
+
+    /// A rule of somebody else that the kernel asks first.
+    pub(super) fn tell_rule(&self, rule: &Rule) {
+        log::warn!(
+            "rule before ours rule={} effect=\"packets that it matches don't reach the gateway, and are dropped\" \
+             remedy=\"give it a priority number greater than routing-table, or set routing-table to less\"",
+            InQuotes(rule)
+        );
+    }
+
+    fn look_at_barrier(&mut self, steering: &mut Steering) {
+        let Some(watch) = &mut self.upkeep.watch else {
+            return;
+        };
+        let look = watch.look();
+        self.upkeep.barrier_ready = look.more;
+        if look.changed {
+            self.repair_barrier(steering);
+        }
+    }
+
+    fn audit(&mut self, steering: &mut Steering) {
+        let audits = self.upkeep.audits;
+        self.upkeep.audits = audits.wrapping_add(1);
+        let ports = self.ports.len().max(1) as u32;
+        steering.disturb(Disturbance::Port(PortId((audits % ports) as u8)));
+        if audits % BARRIER_AUDITS == 0 {
+            self.repair_barrier(steering);
+        }
+    }
+
+    fn repair_barrier(&mut self, steering: &mut Steering) {
+        if let Some(wrong) = steering.repair_barrier() {
+            log::warn!("barrier restored was={}", InQuotes(&wrong));
+        }
+        let (before, stopped) = (self.view.barrier.stopped, steering.stopped());
+        if let Some(more) = stopped.checked_sub(before).filter(|more| *more > 0) {
+            log::warn!(
+                "packets stopped count={more} by=barrier why=\"they would have gone past the gateway\" \
+                 remedy=\"tandemgw doctor\""
+            );
+        }
+        self.view.barrier = BarrierView {
+            why_not: steering.barrier_fault().map(str::to_owned),
+            stopped,
+        };
+    }
+
+    fn tell_restored(&self, restored: &Restored) {
+        if restored.what.is_empty() {
+            return;
+        }
+        let port = restored
+            .port
+            .map_or("all", |port| self.gateway.port_name(port));
+        let what = restored.what.join(", ");
+        if restored.is_expected {
+            log::info!("steering restored port={port} what={}", InQuotes(&what));
+        } else {
+            log::warn!(
+                "steering restored port={port} what={} why=\"somebody else removed or changed it\"",
+                InQuotes(&what)
+            );
+        }
+    }
+
+    /// Makes a TUN device again that somebody has deleted, or moved to another namespace.
+    fn reopen_tun(&mut self, port: PortId, name: &str, steering: &mut Steering) {
+        let settings = &self.gateway.config().ports[port.index()];
+        let opened = Tun::open(name, offloads(settings)).and_then(|mut tun| {
+            let token = tun_token(port.index());
+            self.poll
+                .registry()
+                .register(&mut tun, token, Interest::READABLE)?;
+            Ok(tun)
+        });
+        let index = |netlink: &mut super::Netlink| Ok(netlink.link(name)?.map(|link| link.index));
+        let made = opened.and_then(|tun| match index(&mut self.netlink) {
+            Ok(Some(index)) => Ok((tun, index)),
+            Ok(None) => Err(std::io::ErrorKind::NotFound.into()),
+            Err::<_, super::super::netlink::NetlinkError>(error) => {
+                Err(std::io::Error::other(error))
+            }
+        });
+        match made {
+            Ok((tun, index)) => {
+                log::warn!(
+                    "tun made again port={} device={name} why=\"somebody else removed it\"",
+                    settings.name
+                );
+                self.view.ports[port.index()].offload = tun.offload();
+                self.ports[port.index()].tun = tun;
+                self.ready.tuns |= 1 << port.index();
+                steering.replace_tun(port, index);
+            }
+            Err(error) => log::error!(
+                "tun not made port={} device={name} error={}",
+                settings.name,
+                InQuotes(&error)
+            ),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Which changes concern what the gateway has added to the kernel.
+
+use super::parameters::ParameterSet;
+use super::{KernelRoute, Link, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
+use crate::os::netlink::TABLE_MAIN;
+use crate::os::steering::{Disturbance, KERNEL_TABLES, PROTOCOL, is_ours};
+
+/// `RT_TABLE_LOCAL`.
+const TABLE_LOCAL: u32 = 255;
+
+impl Monitor {
+    /// What a message means for the steering, beside what it says of the machine.
+    pub(super) fn note_ours(&self, message: &RouteNetlinkMessage, out: &mut Vec<Notice>) {
+        let disturbance = match message {
+            RouteNetlinkMessage::DelRoute(message) => {
+                KernelRoute::from_message(message).and_then(|route| self.of_lost_route(&route))
+            }
+            RouteNetlinkMessage::NewRoute(message) => {
+                let route = KernelRoute::from_message(message);
+                let foreign = route.filter(|route| {
+                    self.port_of_table(route.table).is_some() && route.protocol != PROTOCOL
+                });
+                out.extend(foreign.map(Notice::ForeignRoute));
+                None
+            }
+            RouteNetlinkMessage::DelRule(message) => {
+                Rule::from_message(message).and_then(|rule| self.of_lost_rule(&rule))
+            }
+            RouteNetlinkMessage::NewRule(message) => {
+                let rule = Rule::from_message(message);
+                out.extend(
+                    rule.filter(|rule| self.is_before_ours(rule))
+                        .map(Notice::RuleBefore),
+                );
+                None
+            }
+            _ => None,
+        };
+        out.extend(disturbance.map(Notice::Disturbed));
+    }
+
+    /// A parameter of an interface was set: was it one of ours?
+    pub(super) fn note_parameter(&self, set: Option<ParameterSet>, out: &mut Vec<Notice>) {
+        let Some(ParameterSet { link, rp_filter }) = set else {
+            return;
+        };
+        let disturbance = match link {
+            Some(index) => {
+                let link = self.links.get(&index);
+                link.and_then(|link| self.port_of(link))
+                    .map(Disturbance::Port)
+            }
+            None => Some(Disturbance::All),
+        };
+        out.extend(disturbance.map(Notice::Disturbed));
+        if link.is_none() {
+            out.extend(rp_filter.map(|value| Notice::ReversePathFilter { value }));
+        }
+    }
+
+    /// The TUN device has changed: is it still as it must be?
+    pub(super) fn note_tun(&mut self, link: &Link, out: &mut Vec<Notice>) {
+        if let Some(port) = self.tuns.get(&link.name) {
+            self.tun_links.insert(link.index, *port);
+        }
+        if let Some(port) = self.tun_links.get(&link.index) {
+            out.push(Notice::Disturbed(Disturbance::Port(*port)));
+        }
+    }
+
+    /// The port whose interface or TUN device a link is.
+    pub(super) fn port_of(&self, link: &Link) -> Option<PortId> {
+        let tun = self.tun_links.get(&link.index);
+        tun.or_else(|| self.ports.get(&link.name)).copied()
+    }
+
+    /// The name of a link, or its number if it is unknown.
+    pub(super) fn name_of(&self, index: u32) -> String {
+        let link = self.links.get(&index);
+        link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
+    }
+
+    fn port_of_table(&self, table: u32) -> Option<PortId> {
+        let number = table.checked_sub(self.first_table)?;
+        let is_port = (number as usize) < self.ports.len();
+        is_port.then_some(PortId(number as u8))
+    }
+
+    fn of_lost_route(&self, route: &KernelRoute) -> Option<Disturbance> {
+        if let Some(port) = self.port_of_table(route.table) {
+            return Some(Disturbance::Port(port));
+        }
+        if route.table != TABLE_MAIN || route.protocol != PROTOCOL {
+            return None;
+        }
+        let link = route.hops.first()?.link;
+        match self.tun_links.get(&link) {
+            Some(port) => Some(Disturbance::Addresses(*port)),
+            None => Some(Disturbance::Port(self.port_of(self.links.get(&link)?)?)),
+        }
+    }
+
+    fn of_lost_rule(&self, rule: &Rule) -> Option<Disturbance> {
+        if let Some(port) = self.port_of_table(rule.priority) {
+            return Some(Disturbance::Port(port));
+        }
+        KERNEL_TABLES
+            .contains(&rule.table)
+            .then_some(Disturbance::KernelRules)
+    }
+
+    /// Whether the kernel asks a rule of others first, which may lead packets past the gateway.
+    fn is_before_ours(&self, rule: &Rule) -> bool {
+        let of_port = |name: &String| self.ports.contains_key(name);
+        rule.priority < self.first_table
+            && rule.table != TABLE_LOCAL
+            && !is_ours(rule)
+            && rule.interface.as_ref().is_none_or(of_port)
+    }
+}

@@ -1,0 +1,197 @@
+//! What is to be in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::forwarding::is_forwarding;
+use super::survey::Survey;
+use super::{
+    FAMILIES, KernelRoute, Link, METRIC, METRIC_BLACKHOLE, PROTOCOL, PROTOCOL_FORWARDING_WAS_OFF,
+    Rule, SysctlError, TABLE_MAIN, TABLES, default_network, is_ours, net_family, sysctl,
+};
+use crate::os::netlink::Address;
+use tandemgw_core::config::{Config, Nat};
+use tandemgw_core::flow::{Addr, Family, PortId};
+
+/// What is to be in place.
+pub(super) struct Plan {
+    pub(super) first_table: u32,
+    pub(super) families: Vec<Family>,
+    pub(super) ports: Vec<PortPlan>,
+}
+
+pub(super) struct PortPlan {
+    pub(super) id: PortId,
+    pub(super) interface: String,
+    /// The number of its TUN device.
+    pub(super) tun: u32,
+    /// The name of its TUN device.
+    pub(super) tun_name: String,
+    pub(super) table: u32,
+    /// Protocol number of the rule of each family.
+    pub(super) marks: [u8; 2],
+    /// Addresses that are translated to, or answered for, at this port.
+    pub(super) addresses: Vec<IpNet>,
+    /// Networks that the hosts of this port are in.
+    pub(super) networks: Vec<IpNet>,
+}
+
+impl Plan {
+    pub(super) fn new(config: &Config, tuns: &[u32]) -> Plan {
+        let homes = address_homes(config);
+        let port = |(index, port): (usize, &tandemgw_core::config::Port)| {
+            let id = u8::try_from(index).ok()?;
+            let networks: BTreeSet<IpNet> = port
+                .virtual_addresses
+                .iter()
+                .map(|address| address.network.trunc())
+                .filter(|network| network.prefix_len() < network.max_prefix_len())
+                .collect();
+            let here = homes.iter().filter(|(_, home)| **home == index);
+            Some(PortPlan {
+                id: PortId(id),
+                interface: port.interface.clone(),
+                tun_name: format!("tgw-{}", port.name),
+                tun: *tuns.get(index)?,
+                table: config.node.routing_table.saturating_add(id.into()),
+                marks: [PROTOCOL; 2],
+                addresses: here.map(|(addr, _)| IpAddr::from(*addr).into()).collect(),
+                networks: networks.into_iter().collect(),
+            })
+        };
+        Plan {
+            first_table: config.node.routing_table,
+            families: FAMILIES
+                .into_iter()
+                .filter(|f| sysctl::has_family(*f))
+                .collect(),
+            ports: config.ports.iter().enumerate().filter_map(port).collect(),
+        }
+    }
+
+    /// Marks the rules with what is to be restored: as a process before this one has marked them,
+    /// or as it is now.
+    pub(super) fn remember_forwarding(&mut self, survey: &Survey) -> Result<(), SysctlError> {
+        for port in &mut self.ports {
+            for family in &self.families {
+                let is_left = |rule: &&Rule| {
+                    is_ours(rule)
+                        && rule.family == *family
+                        && rule.interface.as_ref() == Some(&port.interface)
+                };
+                port.marks[*family as usize] = match survey.rules.iter().find(is_left) {
+                    Some(rule) => rule.protocol,
+                    None if is_forwarding(*family, &port.interface)? => PROTOCOL,
+                    None => PROTOCOL_FORWARDING_WAS_OFF,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_table(&self, number: u32) -> bool {
+        number
+            .checked_sub(self.first_table)
+            .is_some_and(|offset| offset < TABLES)
+    }
+
+    /// Destination and table of each route that may be in place.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = (IpNet, u32)> {
+        self.ports.iter().flat_map(|port| {
+            let main = port.addresses.iter().chain(&port.networks);
+            let table = FAMILIES.map(|family| (default_network(family), port.table));
+            main.map(|network| (*network, TABLE_MAIN)).chain(table)
+        })
+    }
+}
+
+impl PortPlan {
+    pub(super) fn blackhole(&self, family: Family) -> KernelRoute {
+        let all = default_network(family);
+        KernelRoute::blackhole(all, self.table, METRIC_BLACKHOLE, PROTOCOL)
+    }
+
+    pub(super) fn rule(&self, family: Family) -> Rule {
+        Rule {
+            family,
+            priority: self.table,
+            interface: Some(self.interface.clone()),
+            table: self.table,
+            protocol: self.marks[family as usize],
+            special: false,
+        }
+    }
+
+    /// The networks of this port that the kernel has no address in, and so no route to.
+    pub(super) fn network_routes(
+        &self,
+        families: &[Family],
+        link: &Link,
+        addresses: &[Address],
+    ) -> Vec<KernelRoute> {
+        let has_address_in = |network: &IpNet| {
+            addresses.iter().any(|address| {
+                let own = IpNet::new(address.addr, address.prefix_len);
+                address.link == link.index && own.is_ok_and(|own| own.trunc().contains(network))
+            })
+        };
+        let networks = self.networks.iter().filter(|_| link.admin_up);
+        networks
+            .filter(|network| families.contains(&net_family(network)) && !has_address_in(network))
+            .map(|network| KernelRoute::on_link(*network, TABLE_MAIN, METRIC, PROTOCOL, link.index))
+            .collect()
+    }
+
+    /// To the TUN device: better than the blackhole.
+    pub(super) fn default_route(&self, family: Family) -> KernelRoute {
+        let all = default_network(family);
+        KernelRoute::on_link(all, self.table, METRIC, PROTOCOL, self.tun)
+    }
+
+    pub(super) fn is_my_rule(&self, rule: &Rule) -> bool {
+        rule.interface.as_ref() == Some(&self.interface)
+            && rule.table == self.table
+            && rule.priority == self.table
+            && !rule.special
+    }
+
+    pub(super) fn tun_routes(&self, families: &[Family]) -> Vec<KernelRoute> {
+        let defaults = families.iter().map(|f| self.default_route(*f));
+        let addresses = self.addresses.iter().map(|a| self.address_route(*a));
+        defaults
+            .chain(addresses)
+            .filter(|route| families.contains(&net_family(&route.destination)))
+            .collect()
+    }
+}
+
+/// The port at which each address that the gateway translates to or answers for is at home.
+fn address_homes(config: &Config) -> BTreeMap<Addr, usize> {
+    let mut homes = BTreeMap::new();
+    let holds = |addr: Addr| {
+        let ip = IpAddr::from(addr);
+        config.ports.iter().position(|port| {
+            let mut networks = port.virtual_addresses.iter().map(|v| v.network);
+            networks.any(|network| network.contains(&ip))
+        })
+    };
+    for (index, pool) in config.nat_pools.iter().enumerate() {
+        let mut users = config.policies.iter().filter(|p| p.nat == Nat::Pool(index));
+        let first = users
+            .find_map(|policy| policy.to.first())
+            .map_or(0, |port| port.index());
+        for addr in &pool.addresses {
+            homes.insert(*addr, holds(*addr).unwrap_or(first));
+        }
+    }
+    for forward in &config.forwards {
+        let addr = forward.external.0;
+        homes.insert(addr, holds(addr).unwrap_or(forward.port.index()));
+    }
+    for (index, port) in config.ports.iter().enumerate() {
+        homes.extend(port.virtual_addresses.iter().map(|v| (v.addr, index)));
+    }
+    homes
+}

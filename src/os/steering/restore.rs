@@ -1,0 +1,362 @@
+//! What somebody else removes while the gateway runs is put back, piece by piece.
+//!
+//! Nothing is listed for it: each thing is added on the condition that it is not there, so that the
+//! kernel itself says whether it was missing. One step takes some 100 µs, whatever the number of ports
+//! and routes.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+
+use super::forwarding::forward;
+use super::plan::PortPlan;
+use super::{
+    Family, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering, net_family,
+    parameters,
+};
+use crate::os::barrier::{Condition, Post};
+use tandemgw_core::flow::PortId;
+use tandemgw_core::in_quotes::InQuotes;
+
+/// Routes to addresses that are looked at in one step: each is a system call of some 10 µs.
+const ROUTES_PER_STEP: usize = 8;
+
+/// `RT_TABLE_DEFAULT` (empty as a rule), `RT_TABLE_MAIN` and `RT_TABLE_LOCAL`.
+pub(in crate::os) const KERNEL_TABLES: RangeInclusive<u32> = 253..=255;
+
+/// Something of the steering that may be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// A rule, a route of its table, the TUN device, or a parameter of this port.
+    Port(PortId),
+    /// The same, but nobody removed it: the kernel drops some of it when an interface goes down, and with
+    /// an address.
+    Expected(PortId),
+    /// A route in the main table to an address at this port.
+    Addresses(PortId),
+    /// Any of that, of all ports.
+    All,
+    /// A rule that leads to the kernel's own tables. Without it the kernel forwards nothing.
+    KernelRules,
+}
+
+/// What was put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The port that it was missing from; none if it concerns all.
+    pub port: Option<PortId>,
+    /// What was missing.
+    pub what: Vec<String>,
+    /// The kernel dropped it by itself: nobody removed it.
+    pub is_expected: bool,
+}
+
+/// What is still to be looked at.
+#[derive(Default)]
+pub(super) struct Repairs {
+    /// And whether nobody removed it.
+    ports: VecDeque<(PortId, bool)>,
+    /// And from which one of its addresses on.
+    addresses: VecDeque<(PortId, usize)>,
+    kernel_rules: bool,
+}
+
+impl Steering {
+    /// Takes note that something may be gone. It is looked at by [`repair_some`](Self::repair_some).
+    pub fn disturb(&mut self, disturbance: Disturbance) {
+        let repairs = &mut self.repairs;
+        let ports = match disturbance {
+            Disturbance::Port(port) => vec![port],
+            Disturbance::Expected(port) => {
+                repairs.ports.retain(|(other, _)| *other != port);
+                return repairs.ports.push_back((port, true));
+            }
+            Disturbance::All => self.plan.ports.iter().map(|port| port.id).collect(),
+            Disturbance::Addresses(port) => {
+                repairs.addresses.retain(|(other, _)| *other != port);
+                return repairs.addresses.push_back((port, 0));
+            }
+            Disturbance::KernelRules => {
+                repairs.kernel_rules = true;
+                return;
+            }
+        };
+        for port in ports {
+            if !repairs.ports.iter().any(|(other, _)| *other == port) {
+                repairs.ports.push_back((port, false));
+            }
+        }
+    }
+
+    /// Whether there is something to look at.
+    pub fn is_disturbed(&self) -> bool {
+        let Repairs {
+            ports,
+            addresses,
+            kernel_rules,
+        } = &self.repairs;
+        *kernel_rules || !ports.is_empty() || !addresses.is_empty()
+    }
+
+    /// Looks at one of the things that may be gone, and puts back what is; says what was.
+    ///
+    /// # Errors
+    /// [`SetupError::NoTun`] if the TUN device of that port is gone: make it again and call
+    /// [`replace_tun`](Self::replace_tun). Else what the kernel refuses. The port is named.
+    pub fn repair_some(&mut self) -> Result<Restored, (Option<PortId>, SetupError)> {
+        let restored = |port, what| Restored {
+            port,
+            what,
+            is_expected: false,
+        };
+        if std::mem::take(&mut self.repairs.kernel_rules) {
+            return match self.restore_kernel_rules() {
+                Ok(what) => Ok(restored(None, what)),
+                Err(error) => Err((None, error.into())),
+            };
+        }
+        if let Some((port, is_expected)) = self.repairs.ports.pop_front() {
+            let what = self.restore(port).map_err(|error| (Some(port), error))?;
+            if !what.is_empty() || is_expected {
+                self.disturb(Disturbance::Addresses(port));
+            }
+            return Ok(Restored {
+                is_expected,
+                ..restored(Some(port), what)
+            });
+        }
+        let Some((port, from)) = self.repairs.addresses.pop_front() else {
+            return Ok(restored(None, Vec::new()));
+        };
+        match self.restore_addresses(port, from) {
+            Ok(what) => Ok(restored(Some(port), what)),
+            Err(error) => Err((Some(port), error.into())),
+        }
+    }
+
+    /// Removes a route that somebody has added to one of our tables, where it may be better than ours.
+    pub fn remove_foreign(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
+        let port = self
+            .plan
+            .ports
+            .iter()
+            .find(|port| port.table == route.table);
+        let Some(port) = port.map(|port| port.id) else {
+            return Ok(());
+        };
+        self.disturb(Disturbance::Port(port));
+        self.netlink.remove_route(route)
+    }
+
+    /// Goes on with a TUN device that was made in place of one that is gone.
+    pub fn replace_tun(&mut self, port: PortId, index: u32) {
+        if let Some(plan) = self.plan.ports.get_mut(port.index()) {
+            plan.tun = index;
+            self.disturb(Disturbance::Port(port));
+            self.disturb(Disturbance::Addresses(port));
+        }
+    }
+
+    /// Looks whether the barrier is whole, and sets it again if not; says what was wrong with it.
+    pub fn repair_barrier(&mut self) -> Option<String> {
+        let condition = match self.barrier_fault.take() {
+            None => self.barrier.examine(),
+            Some(fault) => Ok(Condition::Broken(fault)),
+        };
+        let wrong = match condition {
+            Ok(Condition::Whole { stopped }) => {
+                self.stopped = stopped;
+                return None;
+            }
+            Ok(Condition::Broken(wrong)) => wrong,
+            Err(error) => error.to_string(),
+        };
+        match self.barrier.restore() {
+            Ok(()) => Some(wrong),
+            Err(error) => {
+                self.barrier_fault = Some(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Why there is no barrier, if there is none.
+    pub fn barrier_fault(&self) -> Option<&str> {
+        self.barrier_fault.as_deref()
+    }
+
+    /// How many packets the barrier had stopped when it was looked at last.
+    pub fn stopped(&self) -> u64 {
+        self.stopped
+    }
+
+    /// Sets the barrier for the interfaces as they are now, if that is something new. It must be there
+    /// before the kernel forwards.
+    pub(super) fn raise_barrier(&mut self, index_of: impl Fn(&str) -> Option<u32>) {
+        let post = |port: &PortPlan| Post {
+            index: index_of(&port.interface),
+            interface: port.interface.clone(),
+            tun_name: port.tun_name.clone(),
+            tun: port.tun,
+        };
+        let posts: Vec<Post> = self.plan.ports.iter().map(post).collect();
+        if self.barrier.posts() == posts && self.barrier_fault.is_none() {
+            return;
+        }
+        let had_fault = self.barrier_fault.take();
+        if let Err(error) = self.barrier.set(posts) {
+            let fault = error.to_string();
+            if had_fault.as_ref() != Some(&fault) {
+                log::warn!(
+                    "barrier not set error={} effect=\"only routes and rules keep packets from going past the gateway\"",
+                    InQuotes(&fault)
+                );
+            }
+            self.barrier_fault = Some(fault);
+        }
+    }
+
+    fn restore(&mut self, port: PortId) -> Result<Vec<String>, SetupError> {
+        let Some(index) = self.plan.ports.iter().position(|plan| plan.id == port) else {
+            return Ok(Vec::new());
+        };
+        let link = self.netlink.link(&self.plan.ports[index].interface)?;
+        self.renumber(index, link.as_ref().map(|link| link.index));
+        let Steering { netlink, plan, .. } = self;
+        let (port, families) = (&plan.ports[index], &plan.families);
+        let mut restored = Vec::new();
+        // In the order in which a start adds them.
+        for family in families {
+            put_back_route(netlink, port, &port.blackhole(*family), &mut restored)?;
+            put_back_rule(netlink, &port.rule(*family), &mut restored)?;
+        }
+        let Some(device) = netlink.link_at(port.tun)? else {
+            return Err(SetupError::NoTun(port.tun_name.clone()));
+        };
+        restored.extend(parameters::prepare(netlink, port, &device, families)?);
+        for family in families {
+            put_back_route(netlink, port, &port.default_route(*family), &mut restored)?;
+        }
+        if let Some(link) = &link {
+            let addresses = netlink.addresses_of(link.index)?;
+            for route in port.network_routes(families, link, &addresses) {
+                put_back_route(netlink, port, &route, &mut restored)?;
+            }
+            for family in families {
+                if forward(*family, &port.interface)? {
+                    restored.push(format!("forwarding of {}", port.interface));
+                }
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Tells the barrier that a port's interface has another number, or none, now.
+    fn renumber(&mut self, changed: usize, index: Option<u32>) {
+        let interface = self.plan.ports[changed].interface.clone();
+        let known: Vec<(String, Option<u32>)> = self
+            .barrier
+            .posts()
+            .iter()
+            .map(|post| (post.interface.clone(), post.index))
+            .collect();
+        self.raise_barrier(|name| {
+            if name == interface {
+                return index;
+            }
+            known.iter().find(|(other, _)| other == name)?.1
+        });
+    }
+
+    fn restore_addresses(&mut self, id: PortId, from: usize) -> Result<Vec<String>, NetlinkError> {
+        let Steering { netlink, plan, .. } = self;
+        let Some(port) = plan.ports.iter().find(|port| port.id == id) else {
+            return Ok(Vec::new());
+        };
+        let until = (from + ROUTES_PER_STEP).min(port.addresses.len());
+        let addresses = port.addresses.get(from..until).unwrap_or_default();
+        let mut restored = Vec::new();
+        let wanted = |address: &&IpNet| plan.families.contains(&net_family(address));
+        for address in addresses.iter().filter(wanted) {
+            put_back_route(netlink, port, &port.address_route(*address), &mut restored)?;
+        }
+        if until < port.addresses.len() {
+            self.repairs.addresses.push_back((id, until));
+        }
+        Ok(restored)
+    }
+
+    /// `ip rule flush` removes the kernel's own rules too, and with them all routing. Those that were
+    /// there at the start come back, unless another rule leads to the same table.
+    fn restore_kernel_rules(&mut self) -> Result<Vec<String>, NetlinkError> {
+        let mut restored = Vec::new();
+        for family in self.plan.families.clone() {
+            let rules = self.netlink.rules(family)?;
+            for wanted in self
+                .kernel_rules
+                .iter()
+                .filter(|rule| rule.family == family)
+            {
+                if !rules
+                    .iter()
+                    .any(|rule| rule.table == wanted.table && is_for_all(rule))
+                {
+                    put_back_rule(&mut self.netlink, wanted, &mut restored)?;
+                }
+            }
+        }
+        Ok(restored)
+    }
+}
+
+/// The rules that lead all packets to the kernel's own tables.
+pub(super) fn kernel_rules(
+    netlink: &mut Netlink,
+    families: &[Family],
+) -> Result<Vec<Rule>, NetlinkError> {
+    let mut rules = Vec::new();
+    for family in families {
+        rules.extend(netlink.rules(*family)?);
+    }
+    rules.retain(|rule| KERNEL_TABLES.contains(&rule.table) && is_for_all(rule));
+    Ok(rules)
+}
+
+fn is_for_all(rule: &Rule) -> bool {
+    !rule.special && rule.interface.is_none()
+}
+
+fn put_back_route(
+    netlink: &mut Netlink,
+    port: &PortPlan,
+    route: &KernelRoute,
+    restored: &mut Vec<String>,
+) -> Result<(), NetlinkError> {
+    debug_assert_eq!(route.protocol, PROTOCOL);
+    match netlink.add_route(route) {
+        Ok(()) => {
+            let number = format!("#{}", port.tun);
+            let text = route.to_string().replace(&number, &port.tun_name);
+            restored.push(format!("route {text}"));
+            Ok(())
+        }
+        Err(error) if error.is(libc::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn put_back_rule(
+    netlink: &mut Netlink,
+    rule: &Rule,
+    restored: &mut Vec<String>,
+) -> Result<(), NetlinkError> {
+    match netlink.add_rule(rule) {
+        Ok(()) => {
+            restored.push(format!("rule {rule}"));
+            Ok(())
+        }
+        Err(error) if error.is(libc::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,109 @@
+//! What is in place, as far as it matters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::plan::Plan;
+use super::{KernelRoute, Link, Netlink, NetlinkError, PROTOCOL, Rule, TABLE_MAIN, is_ours};
+use crate::os::netlink::Address;
+
+/// What is in place, as far as it matters.
+pub(super) struct Survey {
+    pub(super) links: BTreeMap<String, Link>,
+    pub(super) addresses: Vec<Address>,
+    /// Rules that are ours, or that use our numbers.
+    pub(super) rules: Vec<Rule>,
+    /// Routes in our tables, and in the main table those that are ours.
+    pub(super) routes: Vec<KernelRoute>,
+}
+
+impl Survey {
+    pub(super) fn take(netlink: &mut Netlink, plan: &Plan) -> Result<Survey, NetlinkError> {
+        let links = netlink.links()?;
+        let mut survey = Survey {
+            links: links.into_iter().map(|l| (l.name.clone(), l)).collect(),
+            addresses: netlink.addresses()?,
+            rules: Vec::new(),
+            routes: Vec::new(),
+        };
+        let names: BTreeSet<&str> = plan.ports.iter().map(|p| p.interface.as_str()).collect();
+        let is_port = |rule: &Rule| rule.interface.as_deref().is_some_and(|i| names.contains(i));
+        // Ours are the main table's routes to our TUN devices and on the links of our ports.
+        let of_ports = |survey: &Survey| -> BTreeSet<u32> {
+            let interfaces = names.iter().filter_map(|name| survey.links.get(*name));
+            let tuns = plan.ports.iter().map(|port| port.tun);
+            tuns.chain(interfaces.map(|link| link.index)).collect()
+        };
+        let devices = of_ports(&survey);
+        for family in &plan.families {
+            let relevant = |rule: &Rule| {
+                plan.is_table(rule.priority)
+                    || plan.is_table(rule.table)
+                    || (is_ours(rule) && is_port(rule))
+            };
+            survey
+                .rules
+                .extend(netlink.rules(*family)?.into_iter().filter(relevant));
+            for port in &plan.ports {
+                survey
+                    .routes
+                    .extend(netlink.routes(*family, port.table, 0)?);
+            }
+            let main = netlink.routes(*family, TABLE_MAIN, PROTOCOL)?;
+            let mine = |route: &KernelRoute| route.hops.iter().all(|h| devices.contains(&h.link));
+            survey.routes.extend(main.into_iter().filter(mine));
+        }
+        Ok(survey)
+    }
+
+    /// What of the numbers that the ports need is used by something else.
+    pub(super) fn taken(&self, plan: &Plan) -> Vec<String> {
+        let is_needed = |number: u32| plan.ports.iter().any(|port| port.table == number);
+        let rules = self
+            .rules
+            .iter()
+            .filter(|rule| !is_ours(rule) && (is_needed(rule.priority) || is_needed(rule.table)));
+        let routes = self.routes.iter();
+        let routes = routes.filter(|route| route.protocol != PROTOCOL && is_needed(route.table));
+        rules
+            .map(|rule| format!("rule priority or table is taken by the rule \"{rule}\""))
+            .chain(routes.map(|r| format!("routing table {} is taken by \"{r}\"", r.table)))
+            .collect()
+    }
+}
+
+pub(super) fn ensure_rule(
+    netlink: &mut Netlink,
+    survey: &Survey,
+    rule: &Rule,
+) -> Result<(), NetlinkError> {
+    let is_same = |other: &Rule| {
+        is_ours(other)
+            && !other.special
+            && other.family == rule.family
+            && (other.priority, other.table, &other.interface)
+                == (rule.priority, rule.table, &rule.interface)
+    };
+    if survey.rules.iter().any(is_same) {
+        return Ok(());
+    }
+    netlink.add_rule(rule)
+}
+
+pub(super) fn ensure_route(
+    netlink: &mut Netlink,
+    survey: &Survey,
+    route: &KernelRoute,
+) -> Result<(), NetlinkError> {
+    let key = |route: &KernelRoute| (route.destination, route.table, route.metric);
+    let mut same_key = survey
+        .routes
+        .iter()
+        .filter(|other| key(other) == key(route));
+    match same_key.next() {
+        None => netlink.add_route(route),
+        // A blackhole of IPv6 is reported with the loopback device as its hop.
+        Some(other) if other.kind == route.kind && route.hops.is_empty() => Ok(()),
+        Some(other) if other.kind == route.kind && other.hops == route.hops => Ok(()),
+        Some(_) => netlink.replace_route(route),
+    }
+}
