@@ -63,6 +63,36 @@ fn check_tells_all_mistakes_at_once() {
 }
 
 #[test]
+fn what_is_not_utf8_has_a_place() {
+    let lab = Lab::started();
+    let path = lab.unit.config_path();
+    let shown = path.display().to_string();
+    let mut bytes = lab.unit.config.clone().into_bytes();
+    bytes.extend(b"# Stra\xdfe\n");
+    let line = bytes.split(|byte| *byte == b'\n').count() - 1;
+    std::fs::write(path, bytes).expect("writing the config");
+    for command in [format!("check --config {shown}"), "reload".to_owned()] {
+        let said = lab.unit.tandemgw(&command).code(2).stderr;
+        let place = format!("{shown}:{line}:7: ");
+        assert!(
+            said.contains(&place) && said.contains("0xdf"),
+            "{command}: {said}"
+        );
+    }
+    lab.unit.tandemgw("status --json").ok();
+}
+
+#[test]
+fn memory_that_does_not_suffice_is_said_by_the_name_of_its_option() {
+    let mut lab = Lab::new();
+    lab.unit.edit("[node]", "[node]\nmax-sessions = 16777216");
+    lab.unit.launch_by("ulimit -v 1000000; exec \"$@\"");
+    let said = lab.unit.start_in_vain().code(2).stderr;
+    assert!(said.contains("max-sessions = 16777216"), "{said}");
+    assert!(said.contains("lower `max-sessions`"), "{said}");
+}
+
+#[test]
 fn missing_config_file_is_named() {
     let lab = Lab::new();
     let said = lab

@@ -398,3 +398,23 @@ fn a_running_gateway_tells_of_its_peers() {
         "start the gateway on gw-b",
     );
 }
+
+#[test]
+fn gateway_of_another_namespace_is_no_concern() {
+    let mut pair = Pair::new();
+    pair.a_mut().start();
+    let b = pair.b();
+    b.write_config();
+    let config = b.config_path().display();
+    let said = b.tandemgw(&format!("doctor --config {config}"));
+    assert!(!said.stdout.contains("in use"), "{}", said.stdout);
+    assert!(!said.stderr.contains("in use"), "{}", said.stderr);
+    // Of this one it is.
+    let a = pair.a();
+    let config = a.config_path().display();
+    let other = a.tandemgw(&format!("run --config {config}")).code(2).stderr;
+    assert!(
+        other.contains(&format!("in use by process {}", a.pid())),
+        "{other}"
+    );
+}

@@ -28,12 +28,17 @@ pub fn check(path: &Path, system: bool) -> ExitCode {
 
 /// Reads and validates a config; prints all its problems.
 pub fn load(path: &Path) -> Result<Config, ExitCode> {
-    let text = std::fs::read_to_string(path)
+    let bytes = std::fs::read(path)
         .map_err(|error| fail(EXIT_CONFIG, format!("{}: {error}", path.display())))?;
-    let show = |diagnostics: &[Diagnostic]| {
+    let render = |diagnostics: &[Diagnostic], text: &str| {
         let color = std::io::stderr().is_terminal();
-        say(config::render(diagnostics, path, &text, color));
+        say(config::render(diagnostics, path, text, color));
     };
+    let text = config::decode(bytes).map_err(|(problem, shown)| {
+        render(&[problem], &shown);
+        ExitCode::from(EXIT_CONFIG)
+    })?;
+    let show = |diagnostics: &[Diagnostic]| render(diagnostics, &text);
     match config::parse(path, &text) {
         Ok((config, warnings)) => {
             show(&warnings);

@@ -49,6 +49,15 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// Whether this process can have so many bytes more of addresses; nothing is kept.
+pub fn can_map(bytes: u64) -> bool {
+    let Ok(size) = usize::try_from(bytes) else {
+        return false;
+    };
+    let mut probe: Vec<u8> = Vec::new();
+    probe.try_reserve_exact(size).is_ok()
+}
+
 fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= HUGE_PAGE
 }

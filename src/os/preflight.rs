@@ -6,6 +6,7 @@ mod firewall;
 mod interface;
 mod link;
 mod machine;
+mod memory;
 mod peer;
 mod port;
 
@@ -120,6 +121,7 @@ fn essentials(
     let mut checks = vec![
         machine::privileges(),
         machine::tun_driver(),
+        memory::check(config, is_running),
         machine::rp_filter(config, network.as_ref().ok()),
         firewall::check(),
     ];

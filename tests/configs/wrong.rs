@@ -48,6 +48,16 @@ pub type Wrong = (
 
 #[rustfmt::skip]
 pub const WRONG: &[Wrong] = &[
+    // Leading zeros.
+    (&[BASE], r#"[[port]]
+name = "dmz"
+interface = "eth2"
+virtual-addresses = ["10.077.3.1/24", "10.77.3.1/024", "fd00:3::1/064"]
+"#, &[
+        r#"4:22 error: `077` in `10.077.3.1/24` has a leading zero | leave it out: some programs take such a number for an octal one"#,
+        r#"4:39 error: `024` in `10.77.3.1/024` has a leading zero | leave it out: some programs take such a number for an octal one"#,
+        r#"4:56 error: `fd00:3::1/064` can't be read as an address | write it as in "10.0.0.1/24""#,
+    ]),
     // Syntax.
     (&[], r#"[node]
 name = 

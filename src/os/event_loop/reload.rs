@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -267,8 +267,14 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
             "it is longer than {MAX_FILE} bytes: restart to apply it"
         )));
     }
-    let text = io::read_to_string(opened.take(MAX_FILE));
-    let text = text.map_err(|error| unreadable(error.to_string()))?;
+    let mut bytes = Vec::new();
+    let read = opened.take(MAX_FILE).read_to_end(&mut bytes);
+    read.map_err(|error| unreadable(error.to_string()))?;
+    let text = config::decode(bytes).map_err(|(problem, shown)| ReloadRefused {
+        why: format!("{} has mistakes", file.display()),
+        problems: vec![problem.line(file, &shown)],
+        text: render(&[problem], file, &shown),
+    })?;
     let lines = |found: &[Diagnostic]| -> Vec<String> {
         let shown = found.iter().take(MOST_SHOWN);
         let more = found.len().saturating_sub(MOST_SHOWN);

@@ -115,7 +115,8 @@ fn tun_in_use(port: &Port, network: &Network) -> Option<Problem> {
     ))
 }
 
-/// The process, other than this one, that has the TUN device called `name`, if it may be seen.
+/// The process, other than this one, that has the TUN device called `name`, if it may be seen. One of
+/// another network namespace has another device of that name.
 fn holder_of_tun(name: &str) -> Option<u32> {
     let numbers = fs::read_dir("/proc").ok()?.flatten();
     let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -127,7 +128,13 @@ fn holder_of_tun(name: &str) -> Option<u32> {
             devices.any(|device| device.trim() == name)
         })
     };
-    pids.filter(|pid| *pid != std::process::id()).find(has_it)
+    let here = fs::read_link("/proc/thread-self/ns/net").ok()?;
+    let is_here = |pid: &u32| {
+        let namespace = fs::read_link(format!("/proc/{pid}/ns/net"));
+        namespace.is_ok_and(|there| there == here)
+    };
+    pids.filter(|pid| *pid != std::process::id() && is_here(pid))
+        .find(has_it)
 }
 
 fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network) -> Vec<Problem> {

@@ -32,6 +32,25 @@ pub struct Diagnostic {
     pub hint: Option<String>,
 }
 
+/// The text of a config file.
+///
+/// # Errors
+/// The first place that is not UTF-8, and the text as far as it can be shown.
+pub fn decode(bytes: Vec<u8>) -> Result<String, (Diagnostic, String)> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let byte = error.as_bytes().get(at).copied().unwrap_or_default();
+        let shown = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let problem = Diagnostic {
+            severity: Severity::Error,
+            span: at..at + char::REPLACEMENT_CHARACTER.len_utf8(),
+            message: format!("the byte 0x{byte:02x} is not UTF-8"),
+            hint: Some("save the file as UTF-8, as in: iconv -f ISO-8859-1 -t UTF-8".to_owned()),
+        };
+        (problem, shown)
+    })
+}
+
 impl Diagnostic {
     /// The problem in one line: `FILE:LINE:COL: message; hint`.
     pub fn line(&self, file: &Path, text: &str) -> String {

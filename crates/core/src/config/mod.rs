@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 pub use change::{Change, Difference};
-pub use diagnostic::{Diagnostic, Severity, render};
+pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;

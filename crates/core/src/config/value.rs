@@ -207,14 +207,14 @@ impl FromToml for Duration {
 impl FromToml for LinkAddress {
     fn from_toml(value: &DeValue<'_>) -> Result<LinkAddress, Problem> {
         let text = text(value, "an address with its prefix length")?;
-        match text.parse() {
-            Ok(net) => Ok(LinkAddress(net)),
-            Err(_) if text.parse::<IpAddr>().is_ok() => {
+        match network(text) {
+            Some(net) => Ok(LinkAddress(net)),
+            None if text.parse::<IpAddr>().is_ok() => {
                 let length = if text.contains(':') { 64 } else { 24 };
                 let hint = format!("write the one of the link, such as \"{text}/{length}\"");
                 Err(Problem::new(format!("`{text}` has no prefix length"), hint))
             }
-            Err(_) => Err(no_address(text, "10.0.0.1/24")),
+            None => Err(no_address(text, "10.0.0.1/24")),
         }
     }
 }
@@ -226,8 +226,8 @@ impl FromToml for Prefix {
             let hint = "leave the key out to match any address";
             return Err(Problem::new(format!("`{text}` is not a prefix"), hint));
         }
-        let net = text.parse().or_else(|_| text.parse().map(host));
-        let net: IpNet = net.map_err(|_| no_address(text, "10.0.0.0/8"))?;
+        let net = network(text).or_else(|| text.parse().ok().map(host));
+        let net = net.ok_or_else(|| no_address(text, "10.0.0.0/8"))?;
         match net.addr() {
             IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
                 let hint = "write the IPv4 prefix";
@@ -241,10 +241,10 @@ impl FromToml for Prefix {
 impl FromToml for BareAddress {
     fn from_toml(value: &DeValue<'_>) -> Result<BareAddress, Problem> {
         let text = text(value, "an address")?;
-        let net = text.parse::<IpNet>().map(|net| net.addr());
-        net.or_else(|_| text.parse())
-            .map(BareAddress)
-            .map_err(|_| no_address(text, "10.0.0.1"))
+        let addr = network(text).map(|net| net.addr());
+        let addr = addr.or_else(|| text.parse().ok());
+        addr.map(BareAddress)
+            .ok_or_else(|| no_address(text, "10.0.0.1"))
     }
 }
 
@@ -387,7 +387,27 @@ fn expected(wanted: &str, found: &DeValue<'_>) -> Problem {
     Problem::new(message, "")
 }
 
+/// An address with its prefix length, without leading zeros: some programs take `010` for eight.
+fn network(text: &str) -> Option<IpNet> {
+    let (addr, length) = text.split_once('/')?;
+    let digits = length.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || length.len() > 1 && length.starts_with('0') {
+        return None;
+    }
+    IpNet::new(addr.parse().ok()?, length.parse().ok()?).ok()
+}
+
 fn no_address(text: &str, example: &str) -> Problem {
+    let parts = text.split(['.', '/', '-', ':']);
+    let decimal = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut padded = parts.filter(|part| part.len() > 1 && part.starts_with('0') && decimal(part));
+    if text.contains('.')
+        && let Some(part) = padded.next()
+    {
+        let message = format!("`{part}` in `{text}` has a leading zero");
+        let hint = "leave it out: some programs take such a number for an octal one";
+        return Problem::new(message, hint);
+    }
     let message = format!("`{text}` can't be read as an address");
     Problem::new(message, format!("write it as in \"{example}\""))
 }
