@@ -54,7 +54,7 @@ fn scrape(lab: &Lab) {
     let shell = ShellView {
         config_file: PathBuf::new(),
         ports: ports.map(|_| PortIo { offload: "tso" }).collect(),
-        turns: Histogram::default(),
+        ..ShellView::default()
     };
     let (mut whole, mut pieces) = (Vec::new(), Vec::new());
     let mut page = String::new();
