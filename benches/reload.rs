@@ -144,7 +144,7 @@ fn gateway(config: &Config, now: Time) -> Gateway {
         let link = LinkState {
             up: true,
             mtu: 1500,
-            mac: [2, 0, 0, 0, 0, port.0],
+            mac: [2, 0, 0, 0, 0, port.0 as u8],
         };
         gateway.handle_link(now, port, link);
         let target = RouteTarget::Port {

@@ -27,6 +27,7 @@ mod handover;
 mod hostile;
 mod interference;
 mod lifecycle;
+mod limits;
 mod links;
 mod metrics;
 mod mtu;

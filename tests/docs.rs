@@ -297,7 +297,12 @@ fn describe(out: &mut String, table: &TableDoc) {
         true => format!("[[{}]]", table.name),
         false => format!("[{}]", table.name),
     };
-    let _ = write!(out, "\n## `{heading}`\n\n{}.\n\n", sentence(table.meaning));
+    let most = match table.repeated {
+        true => format!(" There can be {} at most.", table.most),
+        false => String::new(),
+    };
+    let meaning = sentence(table.meaning);
+    let _ = write!(out, "\n## `{heading}`\n\n{meaning}.{most}\n\n");
     out.push_str("| key | value | default | meaning |\n|---|---|---|---|\n");
     for option in options().iter().filter(|option| option.table == table.name) {
         let (kind, default) = (option.kind_text(), option.default_text());

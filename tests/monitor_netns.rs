@@ -274,7 +274,7 @@ fn lab() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-fn port(id: u8, gateway: Option<&str>) -> RouteTarget {
+fn port(id: u16, gateway: Option<&str>) -> RouteTarget {
     let gateway = gateway.map(|text| text.parse::<IpAddr>().unwrap().into());
     RouteTarget::Port {
         port: PortId(id),

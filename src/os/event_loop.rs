@@ -6,6 +6,7 @@
 
 mod addresses;
 mod notices;
+mod ready;
 mod reload;
 mod upkeep;
 
@@ -41,6 +42,8 @@ use super::signal::{Signal, Signals};
 use super::steering::Steering;
 use super::timer::Timer;
 use super::tun::{Buffer, Tun};
+
+use ready::Ready;
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
@@ -98,21 +101,6 @@ pub struct Port {
     pub socket: PacketSocket,
 }
 
-/// Sources that may hold more than was read.
-#[derive(Default)]
-struct Ready {
-    tuns: u64,
-    sockets: u64,
-    monitor: bool,
-    neighbors: bool,
-}
-
-impl Ready {
-    fn any(&self) -> bool {
-        self.tuns != 0 || self.sockets != 0 || self.monitor || self.neighbors
-    }
-}
-
 impl Shell {
     /// Registers all sources.
     ///
@@ -160,6 +148,7 @@ impl Shell {
             })
             .collect();
         let waker = Arc::new(Waker::new(registry, WORKER)?);
+        let ready = Ready::new(ports.len());
         Ok(Shell {
             poll,
             waker,
@@ -182,10 +171,7 @@ impl Shell {
             peers,
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
-            ready: Ready {
-                monitor: true,
-                ..Ready::default()
-            },
+            ready,
             reloading: reload::Reloading::default(),
             upkeep,
             stops: 0,
@@ -292,7 +278,7 @@ impl Shell {
                 } else {
                     &mut self.ready.tuns
                 };
-                *set |= 1 << index;
+                set.insert(index);
             }
         }
     }
@@ -309,13 +295,17 @@ impl Shell {
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
         }
-        for index in bits(self.ready.sockets) {
+        let mut next = self.ready.sockets.next(0);
+        while let Some(index) = next {
             self.read_frames(now, index);
+            next = self.ready.sockets.next(index + 1);
         }
         // A takeover or a step-down comes before the packets that it concerns.
         self.drain_outputs();
-        for index in bits(self.ready.tuns) {
+        let mut next = self.ready.tuns.next(0);
+        while let Some(index) = next {
             self.read_packets(now, index);
+            next = self.ready.tuns.next(index + 1);
         }
         let registry = self.poll.registry();
         self.control
@@ -335,7 +325,7 @@ impl Shell {
     }
 
     fn read_packets(&mut self, now: Time, index: usize) {
-        let port = PortId(index as u8);
+        let port = PortId::from_index(index);
         // Chosen once a turn: a capture that is off costs a packet nothing.
         let handle = if self.gateway.is_capturing() {
             Gateway::handle_captured_packet
@@ -343,7 +333,7 @@ impl Shell {
             Gateway::handle_packet
         };
         let mut left = PACKET_BUDGET;
-        while left > 0 && self.ready.tuns & (1 << index) != 0 {
+        while left > 0 && self.ready.tuns.contains(index) {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
             left -= count.max(1);
             let buffers = &mut self.buffers[..count];
@@ -373,13 +363,13 @@ impl Shell {
                 Ok(Some(length)) if length > LONG_PACKET => return count + 1,
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    self.ready.tuns &= !(1 << index);
+                    self.ready.tuns.remove(index);
                     return count;
                 }
                 Err(error) => {
-                    let port = self.gateway.port_name(PortId(index as u8));
+                    let port = self.gateway.port_name(PortId::from_index(index));
                     log::error!("tun not read port={port} error={}", InQuotes(&error));
-                    self.ready.tuns &= !(1 << index);
+                    self.ready.tuns.remove(index);
                     return count;
                 }
             }
@@ -393,11 +383,11 @@ impl Shell {
             match self.ports[index].socket.recv(&mut frame) {
                 Ok(Some(length)) => {
                     self.gateway
-                        .handle_frame(now, PortId(index as u8), &frame[..length]);
+                        .handle_frame(now, PortId::from_index(index), &frame[..length]);
                 }
                 // An error is that of the interface (down, removed); the monitor tells about it.
                 Ok(None) | Err(_) => {
-                    self.ready.sockets &= !(1 << index);
+                    self.ready.sockets.remove(index);
                     return;
                 }
             }
@@ -474,13 +464,4 @@ fn tun_token(index: usize) -> Token {
 
 fn socket_token(index: usize) -> Token {
     Token(PORTS + 2 * index + 1)
-}
-
-/// The indices of the bits that are set.
-fn bits(mut set: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let index = set.trailing_zeros() as usize;
-        set &= set.wrapping_sub(1);
-        (index < 64).then_some(index)
-    })
 }

@@ -1,6 +1,7 @@
 //! What the kernel says of this process, for the metrics.
 
 use std::fs;
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::check;
@@ -56,6 +57,26 @@ fn fd_limit() -> Option<u64> {
     // SAFETY: `limit` is a valid rlimit for the kernel to write to, borrowed only for the call.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }).ok()?;
     Some(limit.rlim_cur)
+}
+
+/// Lets this process open as many files as it may: each port takes three descriptors, and the usual limit of
+/// 1024 is not enough for 512 of them.
+///
+/// # Errors
+/// What the kernel says; the process goes on with what it has.
+pub fn raise_file_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is an rlimit that outlives the call, which fills it.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    if limit.rlim_cur == limit.rlim_max {
+        return Ok(());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is an rlimit that outlives the call, which only reads it.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::{PacketSocket, solicited_node};
 use super::priority;
+use super::process;
 use super::signal::Signals;
 use super::steering::Steering;
 use super::tun::{Offloads, Tun};
@@ -74,6 +75,9 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
             "priority not raised error={} effect=\"heartbeats may be late on a busy machine\"",
             InQuotes(&error)
         );
+    }
+    if let Err(error) = process::raise_file_limit() {
+        log::debug!("limit of open files not raised error={}", InQuotes(&error));
     }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;

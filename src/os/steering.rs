@@ -63,7 +63,8 @@ pub const PROTOCOL: u8 = 77;
 /// rule goes, because it was off when the rule came.
 pub const PROTOCOL_FORWARDING_WAS_OFF: u8 = 78;
 
-/// The numbers of tables and rule priorities, from `routing-table` on, that belong to one gateway.
+/// The numbers of tables and rule priorities, from `routing-table` on, that belong to one gateway, if it
+/// does not have more ports.
 const TABLES: u32 = 64;
 
 /// Worse than what the kernel makes of an address, so that its routes win where it has one.

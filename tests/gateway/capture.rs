@@ -266,8 +266,8 @@ proptest! {
                 _ => {}
             }
             let offload = Offload { partial_checksum, segment_size, ..PLAIN };
-            let seen = plain.send_bytes(PortId(port), bytes.clone(), offload);
-            let (verdict, left) = send(&mut lab, PortId(port), &bytes, offload);
+            let seen = plain.send_bytes(PortId(port.into()), bytes.clone(), offload);
+            let (verdict, left) = send(&mut lab, PortId(port.into()), &bytes, offload);
             prop_assert_eq!((verdict, hex(&left)), (seen.verdict, hex(&seen.bytes)));
             prop_assert_eq!(lab.outputs(), seen.outputs);
             let records = fetch(&mut lab);

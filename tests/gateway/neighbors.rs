@@ -122,7 +122,7 @@ fn all_addresses() -> Vec<(PortId, Addr)> {
             ip(&format!("10.77.{port}.1")),
             ip(&format!("fd77:{port}::1")),
         ]
-        .map(|addr| (PortId(port - 1), addr))
+        .map(|addr| (PortId(u16::from(port) - 1), addr))
     };
     (1..=3).flat_map(of_port).collect()
 }

@@ -547,6 +547,6 @@ fn home(addr: &Addr) -> PortId {
         Some(0) => LAN,
         Some(1 | 3) => WAN,
         Some(2) => DMZ,
-        _ => PortId(u8::MAX),
+        _ => PortId(u16::MAX),
     }
 }

@@ -183,7 +183,7 @@ pub fn route(port: usize, family: Family) -> Route {
         destination: format!("{net}/{length}").parse().unwrap(),
         metric: 0,
         target: RouteTarget::Port {
-            port: PortId(port as u8),
+            port: PortId(port as u16),
             gateway: None,
         },
         mtu: None,

@@ -126,11 +126,11 @@ impl World {
         let (unit, now) = (turn.unit, turn.now);
         match arrival {
             Arrival::Frame { port, bytes } => {
-                turn.gateway.handle_frame(now, PortId(port as u8), &bytes);
+                turn.gateway.handle_frame(now, PortId(port as u16), &bytes);
             }
             Arrival::Link { port, up } => {
                 let state = link_state(unit, port, up);
-                turn.gateway.handle_link(now, PortId(port as u8), state);
+                turn.gateway.handle_link(now, PortId(port as u16), state);
             }
             Arrival::Carrier { link, up } => {
                 let link = LinkId(link as u8);
@@ -142,7 +142,7 @@ impl World {
 
     fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
         let known = sessions(&turn.gateway);
-        let port = PortId(port as u8);
+        let port = PortId(port as u16);
         let offload = Offload::default();
         match turn
             .gateway

@@ -214,7 +214,7 @@ impl World {
         let now = Time::from_nanos(clock + self.now.as_nanos());
         let mut gateway = Gateway::new(config, seed, now);
         for (port, state) in machine.ports.iter().enumerate() {
-            gateway.handle_link(now, PortId(port as u8), link_state(unit, port, state.up));
+            gateway.handle_link(now, PortId(port as u16), link_state(unit, port, state.up));
             for family in [Family::V4, Family::V6] {
                 gateway.handle_route(RouteChange::Add(route(port, family)));
             }

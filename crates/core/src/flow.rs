@@ -200,13 +200,13 @@ impl Direction {
 
 /// A port of the gateway: the index of its `[[port]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortId(pub u8);
+pub struct PortId(pub u16);
 
 impl PortId {
     /// The port at this place of a list that is parallel to the configured ports.
     pub fn from_index(index: usize) -> PortId {
         // A config has fewer than that.
-        PortId(index as u8)
+        PortId(index as u16)
     }
 
     /// As an index into a list that is parallel to the configured ports.

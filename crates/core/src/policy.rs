@@ -3,6 +3,8 @@
 //! Policies are asked once, for the packet that opens a session. They see the original source and, if
 //! a forward applies, the internal destination.
 
+mod index;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -11,6 +13,8 @@ use siphasher::sip128::SipHasher24;
 
 use crate::config::{Action, Config, Nat, Policy, Service};
 use crate::flow::{Addr, FlowKey, PolicyId, PortId};
+
+use index::Index;
 
 /// What the first policy that matches says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub enum Mismatch {
 /// one when the policies change: an id goes with the name. At the start it is the place in the config.
 pub struct Ruleset {
     rules: Vec<Rule>,
+    /// None where a scan is as fast.
+    index: Option<Index>,
     digest: [u8; 16],
     /// By [`PolicyId`]: the name, and the place in the config; empty and none for a policy that is no
     /// more. Its id is given to another one at the next change.
@@ -55,6 +61,7 @@ impl Ruleset {
     pub fn new(config: &Config) -> Ruleset {
         let nothing = Ruleset {
             rules: Vec::new(),
+            index: None,
             digest: [0; 16],
             names: Vec::new(),
         };
@@ -96,6 +103,7 @@ impl Ruleset {
         }
         Ok(Ruleset {
             rules,
+            index: Index::new(&config.policies),
             digest: hash.as_u128().to_le_bytes(),
             names,
         })
@@ -117,7 +125,10 @@ impl Ruleset {
     /// `key` is that of the opening packet after destination translation, before source translation.
     pub fn decide(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Decision> {
         let matches = |rule: &Rule| rule.mismatch(from, to, key).is_none();
-        let rule = self.rules.iter().find(|rule| matches(rule))?;
+        let rule = match &self.index {
+            None => self.rules.iter().find(|rule| matches(rule))?,
+            Some(index) => &self.rules[index.find(key, |place| matches(&self.rules[place]))?],
+        };
         Some(Decision {
             policy: rule.id,
             action: rule.action,
@@ -185,24 +196,18 @@ impl Rule {
     }
 }
 
-/// A set of ports, one bit each; a config has at most 64.
-struct PortSet(u64);
+/// A set of ports in order; all of them if it is empty.
+struct PortSet(Box<[PortId]>);
 
 impl PortSet {
-    /// The set of `ports`; all of them if the list is empty.
     fn new(ports: &[PortId]) -> PortSet {
-        match ports {
-            [] => PortSet(u64::MAX),
-            _ => PortSet(ports.iter().fold(0, |bits, port| bits | Self::bit(*port))),
-        }
+        let mut ports = ports.to_vec();
+        ports.sort_unstable();
+        PortSet(ports.into())
     }
 
     fn contains(&self, port: PortId) -> bool {
-        self.0 & Self::bit(port) != 0
-    }
-
-    fn bit(port: PortId) -> u64 {
-        1u64.checked_shl(u32::from(port.0)).unwrap_or(0)
+        self.0.is_empty() || self.0.binary_search(&port).is_ok()
     }
 }
 
@@ -593,6 +598,75 @@ pub(crate) mod tests {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert_eq!(hex, "43b365b7f38d94304ed587ef1eab6593");
+    }
+
+    fn some_networks() -> impl Strategy<Value = Vec<IpNet>> {
+        let network = (
+            0u8..4,
+            0u8..4,
+            prop::sample::select(vec![0u8, 8, 16, 24, 32]),
+        );
+        let v4 = network
+            .prop_map(|(b, c, length)| IpNet::new([10, b, c, 1].into(), length).unwrap().trunc());
+        let v6 = (0u16..4, prop::sample::select(vec![0u8, 32, 64, 128])).prop_map(|(d, length)| {
+            let ip = std::net::Ipv6Addr::new(0xfd00, d, 0, 0, 0, 0, 0, 1);
+            IpNet::new(ip.into(), length).unwrap().trunc()
+        });
+        prop::collection::vec(prop_oneof![3 => v4, 1 => v6], 0..3)
+    }
+
+    fn some_services() -> impl Strategy<Value = Vec<Service>> {
+        let ports = prop_oneof![
+            Just(None),
+            (0u16..4).prop_map(|port| Some((port, port))),
+            (0u16..4).prop_map(|port| Some((port, port + 2))),
+        ];
+        let protocol = prop::sample::select(vec![Protocol::TCP, Protocol::UDP, Protocol::ICMP]);
+        let service = (protocol, ports).prop_map(|(protocol, ports)| Service { protocol, ports });
+        prop::collection::vec(service, 0..3)
+    }
+
+    prop_compose! {
+        fn some_policy()(
+            source in some_networks(),
+            destination in some_networks(),
+            service in some_services(),
+            from in prop::collection::vec((0u16..3).prop_map(PortId), 0..3),
+        ) -> Policy {
+            Policy { source, destination, service, from, ..policy("") }
+        }
+    }
+
+    fn some_addr() -> impl Strategy<Value = Addr> {
+        prop_oneof![
+            3 => (0u8..4, 0u8..4, 0u8..2).prop_map(|(b, c, d)| Addr::v4([10, b, c, d])),
+            1 => (0u16..4).prop_map(|d| {
+                Addr::from(IpAddr::from(std::net::Ipv6Addr::new(0xfd00, d, 0, 0, 0, 0, 0, 1)))
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn index_finds_what_a_scan_finds(
+            mut policies in prop::collection::vec(some_policy(), 32..120),
+            flows in prop::collection::vec((some_addr(), some_addr(), 0u16..6, 0u16..3), 20),
+        ) {
+            for (number, policy) in policies.iter_mut().enumerate() {
+                policy.name = number.to_string();
+            }
+            let ruleset = Ruleset::new(&config(policies));
+            prop_assert!(ruleset.index.is_some());
+            for (src, dst, dst_port, from) in flows {
+                for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP] {
+                    let key = FlowKey { src, dst, src_port: 1, dst_port, protocol };
+                    let decided = ruleset.decide(PortId(from), WAN, &key);
+                    let mut scan = ruleset.rules.iter();
+                    let first = scan.find(|rule| rule.mismatch(PortId(from), WAN, &key).is_none());
+                    prop_assert_eq!(decided.map(|it| it.policy), first.map(|rule| rule.id));
+                }
+            }
+        }
     }
 
     proptest! {

@@ -202,7 +202,7 @@ mod tests {
     use proptest::prelude::*;
     use std::net::{IpAddr, Ipv4Addr};
 
-    fn route(net: &str, metric: u32, port: u8) -> Route {
+    fn route(net: &str, metric: u32, port: u16) -> Route {
         Route {
             destination: net.parse().unwrap(),
             metric,
@@ -218,7 +218,7 @@ mod tests {
         text.parse::<IpAddr>().unwrap().into()
     }
 
-    fn port_of(fib: &Fib, text: &str) -> Option<u8> {
+    fn port_of(fib: &Fib, text: &str) -> Option<u16> {
         match fib.lookup(&addr(text))?.target {
             RouteTarget::Port { port, .. } => Some(port.0),
             _ => None,
@@ -344,7 +344,7 @@ mod tests {
     fn the_routes_of_a_prefix_are_bounded_and_the_best_stay() {
         let mut fib = Fib::new();
         for metric in (0..100).rev() {
-            fib.apply(RouteChange::Add(route("0.0.0.0/0", metric, metric as u8)));
+            fib.apply(RouteChange::Add(route("0.0.0.0/0", metric, metric as u16)));
         }
         assert_eq!(fib.v4.get(&(0, 0)).unwrap().len(), MAX_ROUTES_PER_PREFIX);
         assert_eq!(port_of(&fib, "192.0.2.1"), Some(0));
@@ -356,7 +356,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_lookup_agrees_with_a_scan_of_all_routes(
-            changes in prop::collection::vec((0u32..16, 0u8..=6, 0u32..3, 0u8..3, any::<bool>()), 1..80),
+            changes in prop::collection::vec((0u32..16, 0_u8..=6, 0u32..3, 0_u16..3, any::<bool>()), 1..80),
             targets in prop::collection::vec(0u32..64, 16),
         ) {
             // Six bits of prefix, so that prefixes nest and collide.

@@ -136,7 +136,7 @@ pub fn ip(text: &str) -> Addr {
 }
 
 pub fn mac(port: PortId) -> [u8; 6] {
-    [2, 0, 0, 0, 0, port.0 + 1]
+    [2, 0, 0, 0, 0, port.0 as u8 + 1]
 }
 
 pub fn link(port: PortId) -> LinkState {

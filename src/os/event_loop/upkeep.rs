@@ -129,7 +129,7 @@ impl Shell {
         let audits = self.upkeep.audits;
         self.upkeep.audits = audits.wrapping_add(1);
         let ports = self.ports.len().max(1) as u32;
-        steering.disturb(Disturbance::Port(PortId((audits % ports) as u8)));
+        steering.disturb(Disturbance::Port(PortId((audits % ports) as u16)));
         if audits % BARRIER_AUDITS == 0 {
             self.repair_barrier(steering);
         }
@@ -196,7 +196,7 @@ impl Shell {
                 );
                 self.view.ports[port.index()].offload = tun.offload();
                 self.ports[port.index()].tun = tun;
-                self.ready.tuns |= 1 << port.index();
+                self.ready.tuns.insert(port.index());
                 steering.replace_tun(port, index);
             }
             Err(error) => log::error!(

@@ -83,7 +83,7 @@ impl Monitor {
     fn port_of_table(&self, table: u32) -> Option<PortId> {
         let number = table.checked_sub(self.first_table)?;
         let is_port = (number as usize) < self.ports.len();
-        is_port.then_some(PortId(number as u8))
+        is_port.then_some(PortId(number as u16))
     }
 
     fn of_lost_route(&self, route: &KernelRoute) -> Option<Disturbance> {

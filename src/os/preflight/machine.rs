@@ -144,7 +144,7 @@ fn tun_filter_problem(tun: &str, filter: u32, has_address: bool) -> Option<Probl
 /// The tables and rules that steer packets to the gateway.
 pub(super) fn routing(config: &Config, network: &Network) -> Check {
     let taken = network.taken.iter().map(|taken| {
-        let remedy = "set `routing-table` in `[node]` to the first of 64 numbers that are free";
+        let remedy = "set `routing-table` in `[node]` to the first of as many free numbers as there are ports";
         Problem::fatal(taken, remedy)
     });
     let mut problems: Vec<Problem> = taken.collect();

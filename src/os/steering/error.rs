@@ -25,7 +25,7 @@ impl fmt::Display for SetupError {
         match self {
             SetupError::Taken(what) => write!(
                 f,
-                "{what}; set `routing-table` in `[node]` to the first of 64 numbers that are free"
+                "{what}; set `routing-table` in `[node]` to the first of as many free numbers as there are ports"
             ),
             SetupError::NoInterface(name) => write!(f, "there is no interface {name}"),
             SetupError::NoTun(name) => write!(f, "the TUN device {name} is gone"),

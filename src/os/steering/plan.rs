@@ -40,24 +40,29 @@ pub(super) struct PortPlan {
 
 impl Plan {
     pub(super) fn new(config: &Config, tuns: &[u32]) -> Plan {
-        let homes = address_homes(config);
-        let port = |(index, port): (usize, &tandemgw_core::config::Port)| {
-            let id = u8::try_from(index).ok()?;
+        let mut homes: BTreeMap<usize, Vec<IpNet>> = BTreeMap::new();
+        for (addr, home) in address_homes(config) {
+            homes
+                .entry(home)
+                .or_default()
+                .push(IpAddr::from(addr).into());
+        }
+        let mut port = |(index, port): (usize, &tandemgw_core::config::Port)| {
+            let id = PortId::from_index(index);
             let networks: BTreeSet<IpNet> = port
                 .virtual_addresses
                 .iter()
                 .map(|address| address.network.trunc())
                 .filter(|network| network.prefix_len() < network.max_prefix_len())
                 .collect();
-            let here = homes.iter().filter(|(_, home)| **home == index);
             Some(PortPlan {
-                id: PortId(id),
+                id,
                 interface: port.interface.clone(),
                 tun_name: format!("tgw-{}", port.name),
                 tun: *tuns.get(index)?,
-                table: config.node.routing_table.saturating_add(id.into()),
+                table: config.node.routing_table.saturating_add(id.0.into()),
                 marks: [PROTOCOL; 2],
-                addresses: here.map(|(addr, _)| IpAddr::from(*addr).into()).collect(),
+                addresses: homes.remove(&index).unwrap_or_default(),
                 networks: networks.into_iter().collect(),
             })
         };
@@ -67,7 +72,12 @@ impl Plan {
                 .into_iter()
                 .filter(|f| sysctl::has_family(*f))
                 .collect(),
-            ports: config.ports.iter().enumerate().filter_map(port).collect(),
+            ports: config
+                .ports
+                .iter()
+                .enumerate()
+                .filter_map(&mut port)
+                .collect(),
         }
     }
 
@@ -94,7 +104,7 @@ impl Plan {
     pub(super) fn is_table(&self, number: u32) -> bool {
         number
             .checked_sub(self.first_table)
-            .is_some_and(|offset| offset < TABLES)
+            .is_some_and(|offset| offset < TABLES.max(self.ports.len() as u32))
     }
 
     /// Destination and table of each route that may be in place.

@@ -345,7 +345,7 @@ fn translate_ports(
     let translate = |port: &PortId| {
         let name = &wanted[port.index()].name;
         let at = running.iter().position(|port| port.name == *name);
-        at.map(|at| PortId(at as u8))
+        at.map(|at| PortId::from_index(at))
             .ok_or_else(|| format!("names the port `{name}`, which does not run yet"))
     };
     ports.iter().map(translate).collect()

@@ -13,9 +13,6 @@ use super::value::{PublicKey, unusable};
 use super::{Ha, HaLink, HaPeer, PickupGuarantee};
 use crate::flow::Addr;
 
-const MOST_LINKS: usize = 8;
-const MOST_PEERS: usize = 15;
-
 /// Reads `[ha]`; `node` is this unit's name, if it could be read.
 pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Network) -> Ha {
     let report = table.report;
@@ -66,7 +63,7 @@ fn read_links(table: &mut Table<'_>, network: &Network) -> Vec<At<HaLink>> {
     let before = report.errors();
     let mut known = BTreeMap::new();
     let mut links = Vec::new();
-    for mut link in table.tables("ha.link", MOST_LINKS) {
+    for mut link in table.tables("ha.link") {
         let interface = link.require::<String>("interface");
         check_interface(report, interface.as_ref());
         let listen = link.require::<SocketAddr>("listen");
@@ -109,7 +106,7 @@ fn read_peers(
     let mut known = links.iter().map(|link| (link.value.listen, ())).collect();
     let mut keys = BTreeMap::new();
     let mut peers = Vec::new();
-    for mut peer in table.tables("ha.peer", MOST_PEERS) {
+    for mut peer in table.tables("ha.peer") {
         let name = peer.require::<String>("name");
         check_name(report, name.as_ref());
         names.declare(report, name.as_ref(), peers.len());

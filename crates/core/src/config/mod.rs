@@ -16,6 +16,7 @@ mod options;
 mod parse;
 mod policy;
 mod reader;
+mod shadow;
 mod switch;
 mod translation;
 mod value;
@@ -40,7 +41,7 @@ pub use switch::{SWITCHES, Switched, set_switch};
 pub struct Config {
     /// `[node]`
     pub node: Node,
-    /// `[[port]]`, indexed by [`PortId`]; 1 to 64 of them.
+    /// `[[port]]`, indexed by [`PortId`]; 1 to 512 of them.
     pub ports: Vec<Port>,
     /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`.
     pub groups: Vec<Group>,

@@ -33,9 +33,8 @@ struct Place {
 }
 
 impl Network {
-    const MOST_PORTS: usize = 64;
-    const MOST_ADDRESSES: usize = 256;
-    const MOST_GROUPS: usize = 64;
+    /// Of all ports together.
+    const MOST_ADDRESSES: usize = 4096;
 
     /// Reads the ports.
     pub fn read(root: &mut Table<'_>) -> Network {
@@ -49,7 +48,7 @@ impl Network {
             group_headers: Vec::new(),
         };
         let mut interfaces = BTreeMap::new();
-        for table in root.tables("port", Self::MOST_PORTS) {
+        for table in root.tables("port") {
             network.read_port(table, &mut interfaces);
         }
         if network.ports.is_empty() && report.errors() == before {
@@ -67,7 +66,7 @@ impl Network {
         let before = report.errors();
         let mut names = Names::new("group");
         let mut groups = Vec::new();
-        for mut table in root.tables("group", Self::MOST_GROUPS) {
+        for mut table in root.tables("group") {
             let name = table.require::<String>("name");
             check_name(report, name.as_ref());
             names.declare(report, name.as_ref(), groups.len());
@@ -177,12 +176,16 @@ impl Network {
             report.error(span, message, "each port needs an interface of its own");
         }
         let listed = table.list::<LinkAddress>("virtual-addresses");
-        if let Some(surplus) = listed.get(Self::MOST_ADDRESSES) {
-            let message = format!("more than {} virtual addresses", Self::MOST_ADDRESSES);
+        let room = Self::MOST_ADDRESSES.saturating_sub(self.places.len());
+        if let Some(surplus) = listed.get(room) {
+            let message = format!(
+                "more than {} virtual addresses in all",
+                Self::MOST_ADDRESSES
+            );
             report.error(&surplus.span, message, "");
         }
         let mut virtual_addresses = Vec::new();
-        for At { value, span } in listed.into_iter().take(Self::MOST_ADDRESSES) {
+        for At { value, span } in listed.into_iter().take(room) {
             let before = report.errors();
             check_virtual_address(report, value.0, &span);
             self.places.push(Place {
@@ -286,9 +289,9 @@ impl Network {
     }
 }
 
-/// The id of the port at `index`, of which there are at most 64.
+/// The id of the port at `index`, of which there are at most 512.
 pub(super) fn port_id(index: usize) -> PortId {
-    PortId(u8::try_from(index).unwrap_or(u8::MAX))
+    PortId::from_index(index)
 }
 
 fn check_virtual_address(report: &Report, address: IpNet, span: &Span) {

@@ -13,6 +13,8 @@ pub struct TableDoc {
     pub name: &'static str,
     /// Whether there can be several, as in `[[port]]`.
     pub repeated: bool,
+    /// How many there can be.
+    pub most: usize,
     /// What it is, in one line.
     pub meaning: &'static str,
 }
@@ -104,6 +106,12 @@ pub fn tables() -> &'static [TableDoc] {
     TABLES
 }
 
+/// How many tables of that name there can be.
+pub(super) fn most(table: &str) -> usize {
+    let found = TABLES.iter().find(|known| known.name == table);
+    found.map_or(0, |known| known.most)
+}
+
 pub(super) fn find(table: &str, key: &str) -> Option<&'static OptionDoc> {
     OPTIONS
         .iter()
@@ -124,50 +132,44 @@ pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static str> {
 }
 
 const TABLES: &[TableDoc] = &[
-    table("node", false, "this unit"),
-    table(
+    table("node", "this unit"),
+    tables_of(
         "port",
-        true,
+        512,
         "an interface whose packets the gateway handles",
     ),
-    table(
+    tables_of(
         "group",
-        true,
+        64,
         "virtual addresses that move as one; without any, all of them do",
     ),
-    table(
+    tables_of(
         "policy",
-        true,
+        50_000,
         "what may pass; the first match wins, no match is a drop",
     ),
-    table("nat-pool", true, "addresses for source translation"),
-    table(
+    tables_of("nat-pool", 64, "addresses for source translation"),
+    tables_of(
         "forward",
-        true,
+        4096,
         "destination translation; the policies then see the internal address",
     ),
-    table(
-        "timeouts",
-        false,
-        "how long a session lives without a packet",
-    ),
-    table("limits", false, "protection against floods"),
+    table("timeouts", "how long a session lives without a packet"),
+    table("limits", "protection against floods"),
     table(
         "metrics",
-        false,
         "metrics for Prometheus over HTTP; without it nothing listens",
     ),
     table(
         "ha",
-        false,
         "high availability; without it the gateway is standalone",
     ),
-    table(
+    tables_of(
         "ha.link",
-        true,
+        8,
         "a link for heartbeats and replication; several for redundancy",
     ),
-    table("ha.peer", true, "another unit"),
+    tables_of("ha.peer", 15, "another unit"),
 ];
 
 // One row an option: read as a table.
@@ -177,11 +179,11 @@ const OPTIONS: &[OptionDoc] = &[
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), "the private key of this unit, made by `tandemgw keygen`"),
     text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), "where `tandemgw status` and other commands reach this unit"),
     int("node", "max-sessions", 1024, 16_777_216, 1_048_576, "size of the session table; memory is reserved at the start and taken as it fills"),
-    int("node", "routing-table", 256, 32_000, 7700, "first number of the routing tables and rule priorities that steer packets, one a port"),
+    int("node", "routing-table", 256, 32_000, 7700, "first number of the routing tables and rule priorities that steer packets: one a port, 64 at least"),
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, "the name by which policies and peers know the port"),
     text("port", "interface", "interface", DefaultValue::Required, "the kernel's interface that the hosts are on"),
-    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for; never those of the kernel"),
+    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel"),
     flag("port", "source-check", true, "drop a packet whose source the routing expects on another port (RFC 3704)"),
     flag("port", "offload", true, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
@@ -270,10 +272,20 @@ const fn d(n: u64) -> Duration {
     h(n * 24)
 }
 
-const fn table(name: &'static str, repeated: bool, meaning: &'static str) -> TableDoc {
+const fn table(name: &'static str, meaning: &'static str) -> TableDoc {
     TableDoc {
         name,
-        repeated,
+        repeated: false,
+        most: 1,
+        meaning,
+    }
+}
+
+const fn tables_of(name: &'static str, most: usize, meaning: &'static str) -> TableDoc {
+    TableDoc {
+        name,
+        repeated: true,
+        most,
         meaning,
     }
 }

@@ -1,11 +1,12 @@
 //! `[[policy]]`: what may pass.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::diagnostic::Report;
 use super::names::{Names, check_name};
 use super::network::Network;
 use super::reader::{At, Span, Table};
+use super::shadow::Earlier;
 use super::translation::Pools;
 use super::value::{Prefix, ServiceOrAny, family};
 use super::{Action, Nat, PickupGuarantee, Policy, Service};
@@ -13,17 +14,18 @@ use crate::flow::{Family, PortId};
 
 /// Reads the policies, each with the place of its name.
 pub(super) fn read(root: &mut Table<'_>, network: &Network, pools: &Pools) -> Vec<At<Policy>> {
-    const MOST_POLICIES: usize = 4096;
     let report = root.report;
     let mut names = Names::new("policy");
     let mut policies: Vec<At<Policy>> = Vec::new();
+    let mut earlier = Earlier::default();
     let before = report.errors();
-    for table in root.tables("policy", MOST_POLICIES) {
+    for table in root.tables("policy") {
         let policy = read_policy(table, network, pools, &mut names, policies.len());
         // What can't be read of an earlier policy would seem to match anything.
         if report.errors() == before {
-            warn_if_shadowed(report, &policies, &policy);
+            earlier.warn_if_shadowed(report, &policies, &policy);
         }
+        earlier.add(policies.len(), &policy.value);
         policies.push(policy);
     }
     policies
@@ -235,46 +237,6 @@ fn check_families(
             report.warn(span, message, hint);
         }
     }
-}
-
-fn warn_if_shadowed(report: &Report, earlier: &[At<Policy>], policy: &At<Policy>) {
-    let Some(by) = earlier.iter().find(|by| covers(&by.value, &policy.value)) else {
-        return;
-    };
-    let message = format!(
-        "policy `{}` is never reached: `{}` before it matches all that it matches",
-        policy.value.name, by.value.name
-    );
-    report.warn(&policy.span, message, "move it up, or remove it");
-}
-
-/// Whether `a` matches everything that `b` matches. No need to find every such pair.
-fn covers(a: &Policy, b: &Policy) -> bool {
-    let ports = |a: &[PortId], b: &[PortId]| {
-        a.is_empty() || !b.is_empty() && b.iter().all(|port| a.contains(port))
-    };
-    let any = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-    let nets = |a: &[IpNet], b: &[IpNet]| {
-        let b = if b.is_empty() { &any } else { b };
-        a.is_empty() || b.iter().all(|b| a.iter().any(|a| a.contains(b)))
-    };
-    let services = |a: &[Service], b: &[Service]| {
-        a.is_empty() || !b.is_empty() && b.iter().all(|b| a.iter().any(|a| service_covers(a, b)))
-    };
-    ports(&a.from, &b.from)
-        && ports(&a.to, &b.to)
-        && nets(&a.source, &b.source)
-        && nets(&a.destination, &b.destination)
-        && services(&a.service, &b.service)
-}
-
-fn service_covers(a: &Service, b: &Service) -> bool {
-    let ports = match (a.ports, b.ports) {
-        (None, _) => true,
-        (Some((a1, a2)), Some((b1, b2))) => a1 <= b1 && b2 <= a2,
-        (Some(_), None) => false,
-    };
-    a.protocol == b.protocol && ports
 }
 
 fn ports_or_all(ports: &[PortId], network: &Network) -> Vec<PortId> {

@@ -70,7 +70,7 @@ impl<'a> Table<'a> {
     }
 
     /// The array of subtables of that path, of which there should be at most `most`.
-    pub fn tables(&mut self, name: &'static str, most: usize) -> Vec<Table<'a>> {
+    pub fn tables(&mut self, name: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.value(last_segment(name)) else {
             return Vec::new();
         };
@@ -84,6 +84,7 @@ impl<'a> Table<'a> {
             wrong(value);
             return Vec::new();
         };
+        let most = options::most(name);
         if let Some(first) = array.get(most) {
             let message = format!("more than {most} `[[{name}]]`");
             self.report.error(&first.span(), message, "");

@@ -22,7 +22,6 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    const MOST_POOLS: usize = 64;
     const MOST_ADDRESSES: u128 = 4096;
 
     /// Whether a pool has an address of `family`.
@@ -96,7 +95,7 @@ pub(super) fn read_pools(root: &mut Table<'_>, network: &Network) -> Pools {
         users: BTreeMap::new(),
     };
     let mut left = Pools::MOST_ADDRESSES;
-    for table in root.tables("nat-pool", Pools::MOST_POOLS) {
+    for table in root.tables("nat-pool") {
         pools.read_pool(table, network, &mut left);
     }
     pools.complete = root.report.errors() == before;
@@ -109,11 +108,10 @@ pub(super) fn read_forwards(
     network: &Network,
     pools: &Pools,
 ) -> Vec<Forward> {
-    const MOST_FORWARDS: usize = 4096;
     let mut names = Names::new("forward");
     let mut taken = BTreeMap::new();
     let mut forwards: Vec<Forward> = Vec::new();
-    for mut table in root.tables("forward", MOST_FORWARDS) {
+    for mut table in root.tables("forward") {
         let report = table.report;
         let name = table.require::<String>("name");
         check_name(report, name.as_ref());

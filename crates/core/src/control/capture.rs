@@ -165,7 +165,7 @@ impl Stream {
         for (index, port) in capture.statistics().iter().enumerate() {
             let line = Line::Statistics(Statistics {
                 at: now.as_nanos(),
-                port: gateway.port_name(PortId(index as u8)).into(),
+                port: gateway.port_name(PortId::from_index(index)).into(),
                 matched: port.matched,
                 lost: port.lost,
             });

@@ -87,7 +87,7 @@ impl Question {
             dst_port: dst_port.unwrap_or(0),
             protocol,
         };
-        Ok((key, PortId(index.unwrap_or(0) as u8)))
+        Ok((key, PortId::from_index(index.unwrap_or(0))))
     }
 }
 

@@ -16,7 +16,7 @@ pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
     let groups: Vec<Value> = gateway.groups().map(|id| group(gateway, id, now)).collect();
     let peers: Vec<Value> = gateway.peers().map(|id| peer(gateway, id, now)).collect();
     let ports: Vec<Value> = (0..config.ports.len())
-        .map(|id| port(gateway, shell, PortId(id as u8)))
+        .map(|id| port(gateway, shell, PortId::from_index(id)))
         .collect();
     let count = gateway.session_counts();
     json!({

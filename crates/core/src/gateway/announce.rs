@@ -133,7 +133,7 @@ impl Gateway {
 
     fn send_announcements(&mut self, group: GroupId) {
         for index in 0..self.config.ports.len() {
-            let port = PortId(index as u8);
+            let port = PortId::from_index(index);
             let addresses: Vec<Addr> = self
                 .addresses_on(port)
                 .filter(|(_, g)| *g == group)

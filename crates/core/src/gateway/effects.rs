@@ -212,7 +212,7 @@ impl Gateway {
     /// Asks on all ports who has the addresses of `group`.
     fn probe_group(&mut self, group: GroupId) {
         for index in 0..self.config.ports.len() {
-            let port = PortId(index as u8);
+            let port = PortId::from_index(index);
             let link = self.ports[index].link;
             let addresses: Vec<_> = self
                 .addresses_on(port)

@@ -20,6 +20,9 @@ const PIECE: u32 = 256;
 /// Policies that are compared with sessions in one go: some 100 µs.
 const MATCHES: usize = 16_384;
 
+/// Policies that a session is compared with at most, as a rule of thumb: see `policy/index.rs`.
+const MOST_COMPARED: usize = 128;
+
 /// Where the pass over the table stands.
 #[derive(Default)]
 pub struct Revalidation {
@@ -118,7 +121,11 @@ impl Gateway {
             return;
         };
         let most = match self.revalidation.scope.rules {
-            true => (MATCHES / (self.config.policies.len() + 1)).clamp(8, PIECE as usize) as u32,
+            // Where there are many, an index leaves few to compare with.
+            true => {
+                let compared = self.config.policies.len().min(MOST_COMPARED);
+                (MATCHES / (compared + 1)).clamp(8, PIECE as usize) as u32
+            }
             false => PIECE,
         };
         let (sessions, next) = self.table.page(cursor, most);

@@ -345,7 +345,7 @@ impl Ha {
     pub fn handle_ports(&mut self, now: Time, up: &[bool]) {
         let is_up = |port: &&PortId| up.get(port.index()).copied().unwrap_or(false);
         let count = self.monitor.iter().filter(is_up).count();
-        let count = u8::try_from(count).unwrap_or(u8::MAX);
+        let count = order::rank(count, self.monitor.len());
         if std::mem::replace(&mut self.ports_up, count) != count {
             self.events
                 .info(now, format!("monitored ports up: {count}"), "");

@@ -44,6 +44,17 @@ pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     Some(index)
 }
 
+/// How good `up` monitored ports of `all` are, for a heartbeat: their number, and where that does not
+/// fit, how few are down, so that units with as many ports can still be compared.
+pub(super) fn rank(up: usize, all: usize) -> u8 {
+    const MOST: usize = u8::MAX as usize;
+    let rank = match all {
+        0..=MOST => up,
+        _ => (MOST.saturating_sub(all - up)).max(usize::from(up > 0)),
+    };
+    u8::try_from(rank).unwrap_or(u8::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -451,6 +451,22 @@ fn an_answer_on_the_data_ports_keeps_it_standby_and_degraded() {
 }
 
 #[test]
+fn many_monitored_ports_are_compared_by_those_that_are_down() {
+    for (up, all, is) in [
+        (0, 0, 0),
+        (2, 2, 2),
+        (255, 255, 255),
+        (300, 300, 255),
+        (299, 300, 254),
+        (512, 512, 255),
+        (1, 512, 1),
+        (0, 512, 0),
+    ] {
+        assert_eq!(super::order::rank(up, all), is, "{up} of {all}");
+    }
+}
+
+#[test]
 fn without_a_monitored_port_it_does_not_take_over() {
     let mut voices = [b()];
     let mut bench = Bench::standby(&mut voices);

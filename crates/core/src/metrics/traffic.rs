@@ -35,13 +35,13 @@ pub(super) fn ports(view: &View<'_>, page: &mut Page<'_>) {
     let ports = &view.gateway.config().ports;
     let mut up = page.begin(&catalog::PORT_UP);
     for (index, port) in ports.iter().enumerate() {
-        let link = view.gateway.link(PortId(index as u8));
+        let link = view.gateway.link(PortId::from_index(index));
         up.add(&[&port.name, &port.interface], u8::from(link.up));
     }
     let mut each = |metric, value: fn(&PortCounters) -> u64| {
         let mut samples = page.begin(metric);
         for (index, port) in ports.iter().enumerate() {
-            let counters = view.gateway.port_counters(PortId(index as u8));
+            let counters = view.gateway.port_counters(PortId::from_index(index));
             samples.add(&[&port.name], value(&counters));
         }
     };
@@ -85,7 +85,7 @@ fn pool_metric(
     let config = gateway.config();
     for (index, port) in config.ports.iter().enumerate() {
         let name = format!("port:{}", port.name);
-        add(&name, Nat::Egress, PortId(index as u8));
+        add(&name, Nat::Egress, PortId::from_index(index));
     }
     for (index, pool) in config.nat_pools.iter().enumerate() {
         add(&pool.name, Nat::Pool(index), PortId(0));

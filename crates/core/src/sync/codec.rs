@@ -214,12 +214,9 @@ pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, n
     for (mark, flag) in FLAGS {
         marks |= u8::from(session.flags.contains(flag)) * mark;
     }
-    out.extend_from_slice(&[
-        marks,
-        session.group.0,
-        session.in_port.0,
-        session.out_port.0,
-    ]);
+    out.extend_from_slice(&[marks, session.group.0]);
+    write_varint(out, u64::from(session.in_port.0));
+    write_varint(out, u64::from(session.out_port.0));
     write_varint(out, u64::from(session.policy.0));
     write_key(out, &session.key(Direction::Original, book), v6);
     if nat_src {
@@ -417,6 +414,10 @@ impl<'a> Reader<'a> {
         Err(Malformed)
     }
 
+    fn varint16(&mut self) -> Result<u16> {
+        u16::try_from(self.varint()?).map_err(|_| Malformed)
+    }
+
     fn varint32(&mut self) -> Result<u32> {
         u32::try_from(self.varint()?).map_err(|_| Malformed)
     }
@@ -448,8 +449,9 @@ impl<'a> Reader<'a> {
     fn record(&mut self) -> Result<Record> {
         let marks = self.u8()?;
         let v6 = marks & V6 != 0;
-        let [group, in_port, out_port] = self.array()?;
-        let policy = u16::try_from(self.varint()?).map_err(|_| Malformed)?;
+        let group = self.u8()?;
+        let [in_port, out_port] = [self.varint16()?, self.varint16()?];
+        let policy = self.varint16()?;
         let key = self.key(v6)?;
         let mut outgoing = key;
         if marks & NAT_SRC != 0 {
@@ -565,7 +567,7 @@ mod tests {
             [src, dst, nat_src, nat_dst] in [addr(v6), addr(v6), addr(v6), addr(v6)],
             (tracker, translated) in (proptest::option::of(tracker()), any::<(bool, bool)>()),
             (src_port, dst_port, nat_src_port, nat_dst_port) in any::<(u16, u16, u16, u16)>(),
-            (group, in_port, out_port, policy) in any::<(u8, u8, u8, u16)>(),
+            (group, in_port, out_port, policy) in any::<(u8, u16, u16, u16)>(),
             (packets, bytes, flags) in any::<([u64; 2], [u64; 2], u16)>(),
             (last_seen, created) in (0..=1000_u32, 0..=1000_u32),
         ) -> (Session, FlowKey, AddressBook) {

@@ -110,7 +110,7 @@ impl Replicator {
     /// Group, ports and policy of a record in this unit's terms; none if the first three are not known.
     fn names_of(&self, at: usize, record: &Record) -> Option<(GroupId, PortId, PortId, PolicyId)> {
         let remote = self.peers[at].remote.as_ref()?;
-        let port = |index: u8| remote.ports.get(usize::from(index)).copied().flatten();
+        let port = |index: u16| remote.ports.get(usize::from(index)).copied().flatten();
         let policy = remote.policies.get(usize::from(record.policy)).copied();
         Some((
             self.group_of(at, record.group)?,

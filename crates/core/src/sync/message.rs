@@ -126,7 +126,7 @@ pub enum Operation {
     },
 }
 
-/// `marks: u8 | group: u8 | in: u8 | out: u8 | policy~ | key | [outgoing source | its port] | [outgoing
+/// `marks: u8 | group: u8 | in~ | out~ | policy~ | key | [outgoing source | its port] | [outgoing
 /// destination | its port] | idle~ | age~ | packets~ × 2 | bytes~ × 2 | [tcp]`
 ///
 /// Marks: 1 IPv6, 2 source translated, 4 destination translated, 8 tracked TCP, 16 replied, 32 picked
@@ -138,9 +138,9 @@ pub struct Record {
     /// The group, in the sender's list.
     pub group: u8,
     /// The port it came in by, in the sender's list.
-    pub in_port: u8,
+    pub in_port: u16,
     /// The port it goes out by, in the sender's list.
-    pub out_port: u8,
+    pub out_port: u16,
     /// The policy, in the sender's list; [`u16::MAX`] if it does not know.
     pub policy: u16,
     /// As the packets of the original direction come in.

@@ -138,7 +138,7 @@ impl Replicator {
         }
         peer.remote = Some(Remote {
             ports: translate(&hello.ports, &self.identity.ports, |i| {
-                Some(PortId(i as u8))
+                Some(PortId::from_index(i))
             }),
             groups: translate(&hello.groups, &self.identity.groups, |i| {
                 Some(GroupId(i as u8))
