@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
 
 use crate::capture::Capture;
@@ -15,10 +16,10 @@ use crate::pair::Pair;
 use crate::services::Http;
 
 /// What reaches the WAN with an address of the LAN has gone past the gateway.
-const LEAKED_OUT: &str = "src net 10.77.1.0/24 or ip6 src net fd77:1::/64";
+pub const LEAKED_OUT: &str = "src net 10.77.1.0/24 or ip6 src net fd77:1::/64";
 
 /// No policy lets anything in from the WAN: each request of the server that is seen on the LAN has leaked.
-const LEAKED_IN: &str = "(icmp[icmptype] == icmp-echo and src net 10.77.2.0/24) or \
+pub const LEAKED_IN: &str = "(icmp[icmptype] == icmp-echo and src net 10.77.2.0/24) or \
     (icmp6 and ip6[40] == 128 and ip6 src net fd77:2::/64)";
 
 /// All that is broken is whole again so soon.
@@ -37,9 +38,7 @@ impl Siege {
     }
 
     fn with(mut lab: Lab) -> Siege {
-        lab.unit.ns.sysctl("ipv4/ip_forward", "1");
-        lab.unit.ns.sysctl("ipv6/conf/all/forwarding", "1");
-        lab.unit.ns.sysctl("ipv6/conf/all/force_forwarding", "1");
+        forward_everywhere(&lab.unit.ns);
         lab.server.run("ip route add 10.77.1.0/24 via 10.77.2.2");
         lab.server.run("ip route add fd77:1::/64 via fd77:2::2");
         lab.unit.start();
@@ -53,9 +52,7 @@ impl Siege {
             Capture::start(&lab.server, "eth0", LEAKED_OUT),
             Capture::start(&lab.lan1, "eth0", LEAKED_IN),
         ];
-        let ping = |host: &testkit::system::namespace::Namespace, to: &str| {
-            host.spawn(&format!("ping -q -i 0.002 -W 1 {to}"))
-        };
+        let ping = |host: &Namespace, to: &str| host.spawn(&format!("ping -q -i 0.002 -W 1 {to}"));
         let outward = SERVER.iter().map(|server| ping(&lab.lan1, server));
         let inward = LAN1.iter().map(|host| ping(&lab.server, host));
         let pings = outward.chain(inward).collect();
@@ -109,6 +106,13 @@ impl Siege {
         }
         self.lab
     }
+}
+
+/// Has a machine forward by itself wherever nothing stops it.
+pub fn forward_everywhere(machine: &Namespace) {
+    machine.sysctl("ipv4/ip_forward", "1");
+    machine.sysctl("ipv6/conf/all/forwarding", "1");
+    machine.sysctl("ipv6/conf/all/force_forwarding", "1");
 }
 
 #[test]
@@ -195,6 +199,8 @@ fn a_killed_gateway_stays_closed_whatever_is_removed_after_it() {
     for removed in [
         "ip rule flush; ip rule add lookup main priority 32766
         ip -6 rule flush; ip -6 rule add lookup main priority 32766",
+        "ip rule flush; ip -6 rule flush",
+        "ip route add 10.77.2.0/24 dev eth1 table 7700; ip -6 route add fd77:1::/64 dev eth0 table 7701",
         "ip route flush proto 77; ip -6 route flush proto 77",
         "ip link set eth0 name eth9; ip link set eth9 name eth0",
         "ip link set eth0 name lan0",
@@ -331,6 +337,53 @@ fn a_renamed_port_is_down_and_comes_back_with_its_name() {
 }
 
 #[test]
+fn both_ports_renamed_or_exchanged_are_down_and_nothing_passes() {
+    let siege = Siege::begin();
+    for (script, undo) in [
+        (
+            "ip link set eth0 name lan0; ip link set eth1 name wan0",
+            "ip link set wan0 name eth1; ip link set lan0 name eth0",
+        ),
+        (
+            "ip link set eth0 name x; ip link set eth1 name eth0; ip link set x name eth1",
+            "ip link set eth0 name x; ip link set eth1 name eth0; ip link set x name eth1",
+        ),
+    ] {
+        siege.lab.unit.ns.sh(script);
+        wait_until("both ports are down", || !siege.port(0) && !siege.port(1));
+        // Repairs, and looks at each port in turn, change nothing.
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(!siege.port(0) && !siege.port(1), "{script}");
+        siege.lab.unit.ns.sh(undo);
+        siege.expect_service(undo);
+        assert!(siege.port(0) && siege.port(1));
+    }
+    let log = siege.lab.unit.log();
+    assert!(
+        log.contains("that is the interface of port wan until now"),
+        "{log}"
+    );
+    siege.end();
+}
+
+#[test]
+fn an_end_while_a_port_has_another_name_leaves_no_forwarding() {
+    let mut lab = Lab::started();
+    lab.unit.ns.run("ip link set eth0 name lan0");
+    wait_until("the port is down", || {
+        lab.unit.status()["ports"][0]["up"] == false
+    });
+    lab.unit.stop();
+    for file in [
+        "ipv4/conf/lan0/forwarding",
+        "ipv6/conf/lan0/force_forwarding",
+    ] {
+        let value = lab.unit.ns.run(&format!("cat /proc/sys/net/{file}"));
+        assert_eq!(value.trim(), "0", "{file}");
+    }
+}
+
+#[test]
 fn a_port_in_a_bridge_is_down_and_comes_back() {
     let siege = Siege::begin();
     let unit = &siege.lab.unit.ns;
@@ -387,4 +440,50 @@ fn a_lost_port_is_a_reason_to_hand_over() {
         assert!(pair.b().term() > term);
         pair.a_mut().assert_running();
     }
+}
+
+#[test]
+fn doctor_and_status_tell_of_the_barrier() {
+    let mut lab = Lab::new();
+    let check = |lab: &Lab| {
+        let doctor = format!(
+            "doctor --json --config {}",
+            lab.unit.config_path().display()
+        );
+        let said = lab.unit.tandemgw(&doctor).stdout;
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        let mut checks = said["checks"].as_array().expect("a list").iter();
+        let barrier = checks.find(|check| check["check"] == "barrier");
+        barrier.expect("a check of the barrier").clone()
+    };
+    lab.unit.write_config();
+    assert_eq!(check(&lab)["found"], "the gateway sets it when it starts");
+    lab.unit.start();
+    assert_eq!(check(&lab)["found"], "in place, and has stopped nothing");
+    lab.unit.ns.run("nft flush ruleset");
+    wait_until("it is set again", || {
+        check(&lab)["found"] == "in place, and has stopped nothing"
+    });
+    // What a rule of somebody else leads past the gateway is stopped, counted and told.
+    lab.unit
+        .ns
+        .run("ip rule add iif eth0 lookup main priority 9");
+    lab.lan1
+        .try_run("ping -c 3 -i 0.05 -W 1 10.77.2.100")
+        .code(1);
+    wait_until("the status counts what was stopped", || {
+        let status = lab.unit.status();
+        status["barrier"]["set"] == true && status["barrier"]["stopped"].as_u64() >= Some(3)
+    });
+    let log = lab.unit.log();
+    assert!(
+        log.contains("rule before ours rule=\"9: iif eth0 lookup 254 (IPv4)\""),
+        "{log}"
+    );
+    assert!(log.contains("packets stopped count="), "{log}");
+    let shown = lab.unit.tandemgw("status").stdout;
+    assert!(
+        shown.contains("packets stopped that would have gone past"),
+        "{shown}"
+    );
 }

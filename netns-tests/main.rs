@@ -44,6 +44,7 @@ mod reverse_path;
 mod robust;
 mod service;
 mod sessions;
+mod soak;
 mod split;
 mod sync_links;
 mod takeover;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tandemgw::os::monitor::{Monitor, Notice};
+use tandemgw::os::monitor::{Detached, Monitor, Notice};
 use tandemgw::os::steering::Disturbance;
 use tandemgw_core::event::{Route, RouteChange, RouteTarget};
 use tandemgw_core::flow::PortId;
@@ -387,17 +387,23 @@ fn a_port_that_is_renamed_or_enslaved_is_down() {
         ip("link set lan master br0");
         mirror.settle();
         assert_eq!(mirror.links.get("lan"), Some(&(Some(PortId(0)), false)));
-        assert_eq!(mirror.masters, ["br0"]);
+        assert_eq!(mirror.detached, [Detached::Master("br0".to_owned())]);
         ip("link set lan nomaster");
         mirror.settle();
         assert_eq!(mirror.links.get("lan"), up);
-        // Two ports that exchange their names.
-        for step in ["lan name x", "wan name lan", "x name wan"] {
-            ip(&format!("link set {step}"));
+        // Two ports that exchange their names, and have them back.
+        let exchange = ["lan name x", "wan name lan", "x name wan"];
+        for is_up in [false, true] {
+            for step in exchange {
+                ip(&format!("link set {step}"));
+            }
+            mirror.settle();
+            for (name, port) in [("lan", PortId(0)), ("wan", PortId(1))] {
+                assert_eq!(mirror.links.get(name), Some(&(Some(port), is_up)), "{name}");
+            }
+            let last = Detached::OtherPort(PortId(0));
+            assert_eq!(mirror.detached.last(), Some(&last));
         }
-        mirror.settle();
-        assert_eq!(mirror.links.get("lan"), up);
-        assert_eq!(mirror.links.get("wan"), Some(&(Some(PortId(1)), true)));
     });
 }
 
@@ -413,7 +419,7 @@ struct Mirror {
     /// What of the steering may be gone, rules that come first, routes in its tables.
     disturbed: Vec<Disturbance>,
     foreign: Vec<String>,
-    masters: Vec<String>,
+    detached: Vec<Detached>,
     overruns: u32,
 }
 
@@ -429,7 +435,7 @@ impl Mirror {
             addresses: Vec::new(),
             disturbed: Vec::new(),
             foreign: Vec::new(),
-            masters: Vec::new(),
+            detached: Vec::new(),
             overruns: 0,
         };
         mirror.take(notices);
@@ -467,11 +473,11 @@ impl Mirror {
                     name,
                     port,
                     state,
-                    master,
+                    detached,
                     ..
                 } => {
-                    self.masters.extend(master.filter(|_| port.is_some()));
-                    self.masters.dedup();
+                    self.detached.extend(detached);
+                    self.detached.dedup();
                     self.links.insert(name, (port, state.up));
                 }
                 Notice::LinkGone { name, .. } => {

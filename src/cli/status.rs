@@ -13,7 +13,8 @@ use super::table::{Table, bytes, count, duration, terminal_width};
 const EVENTS: usize = 10;
 
 /// Words that are coloured where colour is wanted, longer ones before those that they contain.
-const TONES: [(&str, Tone); 12] = [
+const TONES: [(&str, Tone); 13] = [
+    ("NOT SET", Tone::Bad),
     ("NOT CONNECTED", Tone::Bad),
     ("NOT IN SYNC", Tone::Bad),
     ("not ready", Tone::Warning),
@@ -215,10 +216,26 @@ fn totals(out: &mut String, status: &Value) {
         count(dropped),
         count(number(&sessions["opened"])),
     );
+    barrier(out, &status["barrier"]);
     for (name, words) in COUNTERS {
         if number(&counters[name]) > 0 {
             let _ = writeln!(out, "{words}: {}", counters[name]);
         }
+    }
+}
+
+/// The barrier, where there is something to say of it.
+fn barrier(out: &mut String, barrier: &Value) {
+    if let Some(why) = barrier["why_not"].as_str() {
+        let _ = writeln!(out, "barrier   NOT SET: {why}");
+    }
+    let stopped = number(&barrier["stopped"]);
+    if stopped > 0 {
+        let _ = writeln!(
+            out,
+            "barrier   {} packets stopped that would have gone past the gateway",
+            count(stopped)
+        );
     }
 }
 

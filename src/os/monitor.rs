@@ -38,6 +38,8 @@ use super::netlink::{
     Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
     route_dump,
 };
+pub use links::Detached;
+
 use super::steering::Disturbance;
 use tandemgw_core::config::Config;
 use tandemgw_core::event::{LinkState, Route, RouteChange, RouteTarget};
@@ -62,10 +64,10 @@ pub enum Notice {
         name: String,
         /// The port whose interface it is.
         port: Option<PortId>,
-        /// Its state; a port's is down while it belongs to another device.
+        /// Its state; a port's is down while it is detached.
         state: LinkState,
-        /// The name of the bridge, bond or VRF that it belongs to.
-        master: Option<String>,
+        /// Why the port can't use it.
+        detached: Option<Detached>,
     },
     /// A link is gone, or has another name.
     LinkGone {
@@ -124,6 +126,8 @@ pub struct Monitor {
     first_table: u32,
     ports: BTreeMap<String, PortId>,
     tuns: BTreeMap<String, PortId>,
+    /// Which port each interface has been found to be.
+    owners: BTreeMap<u32, PortId>,
     /// The numbers of the TUN devices, which they keep if somebody renames them.
     tun_links: BTreeMap<u32, PortId>,
     links: BTreeMap<u32, Link>,
@@ -149,6 +153,7 @@ impl Monitor {
             first_table: config.node.routing_table,
             ports: names(|port| port.interface.clone()),
             tuns: names(|port| format!("tgw-{}", port.name)),
+            owners: BTreeMap::new(),
             tun_links: BTreeMap::new(),
             links: BTreeMap::new(),
             siblings: BTreeMap::new(),
@@ -378,9 +383,9 @@ impl Monitor {
                 if self.tun_links.contains_key(&hop.link) {
                     return None;
                 }
-                match link.and_then(|link| self.ports.get(&link.name)) {
+                match link.and_then(|link| self.port_of_interface(link)) {
                     Some(port) => RouteTarget::Port {
-                        port: *port,
+                        port,
                         gateway: hop.gateway.map(Into::into),
                     },
                     None => RouteTarget::Elsewhere,

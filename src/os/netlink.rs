@@ -187,12 +187,26 @@ impl Netlink {
 
     /// Sets an interface administratively up.
     pub fn set_link_up(&mut self, link: u32) -> Result<(), NetlinkError> {
+        self.set_link(link, LinkFlags::Up, "set up the interface")
+    }
+
+    /// Sets an interface administratively down.
+    pub fn set_link_down(&mut self, link: u32) -> Result<(), NetlinkError> {
+        self.set_link(link, LinkFlags::empty(), "set down the interface")
+    }
+
+    fn set_link(
+        &mut self,
+        link: u32,
+        flags: LinkFlags,
+        operation: &'static str,
+    ) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = link;
-        message.header.flags = LinkFlags::Up;
+        message.header.flags = flags;
         message.header.change_mask = LinkFlags::Up;
         let request = RouteNetlinkMessage::SetLink(message);
-        self.change("set up the interface", &format!("#{link}"), request, 0)
+        self.change(operation, &format!("#{link}"), request, 0)
     }
 
     /// Sets the MTU of an interface, in bytes of IP.

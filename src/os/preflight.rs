@@ -1,6 +1,7 @@
 //! What the machine must be like for the gateway to work, each with its remedy: for the start, for
 //! `tandemgw check --system` and for `tandemgw doctor`.
 
+mod barrier;
 mod files;
 mod firewall;
 mod interface;
@@ -95,6 +96,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
     checks.extend(essentials(config, &network, is_running));
     checks.push(firewall::connection_tracking());
     if let Ok(network) = &network {
+        checks.push(barrier::check(config, network, is_running));
         checks.push(machine::forwarding(config, network, is_running));
         checks.push(port::mtus(config, network));
         checks.push(port::receive_offload(config));

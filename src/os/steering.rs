@@ -84,8 +84,7 @@ pub struct Steering {
     barrier: Barrier,
     /// Why there is no barrier.
     barrier_fault: Option<String>,
-    /// Packets that the barrier has stopped, when it was looked at last.
-    stopped: u64,
+    stopped: restore::Stopped,
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
@@ -107,7 +106,7 @@ impl Steering {
             plan: Plan::new(config, tuns),
             barrier: Barrier::new(&config.node.name),
             barrier_fault: None,
-            stopped: 0,
+            stopped: restore::Stopped::default(),
             kernel_rules: Vec::new(),
             repairs: restore::Repairs::default(),
         };
@@ -117,6 +116,13 @@ impl Steering {
         steering.plan.remember_forwarding(&survey)?;
         if let Some(taken) = survey.taken(&steering.plan).into_iter().next() {
             return Err(SetupError::Taken(taken));
+        }
+        for route in survey.intruders() {
+            log::warn!(
+                "route removed route={} why=\"the table is the gateway's\"",
+                InQuotes(route)
+            );
+            steering.netlink.remove_route(route)?;
         }
         let done = steering
             .apply(&survey)
@@ -130,6 +136,7 @@ impl Steering {
             }
             return Err(error);
         }
+        steering.disturb(Disturbance::KernelRules);
         Ok(steering)
     }
 
@@ -141,6 +148,22 @@ impl Steering {
         let mut result = Ok(());
         for rule in &survey.rules {
             keep_first(&mut result, restore_forwarding(rule));
+            // An interface whose name somebody has changed.
+            let posts = self.barrier.posts().iter();
+            let index = posts
+                .filter(|post| Some(&post.interface) == rule.interface.as_ref())
+                .find_map(|post| post.index);
+            let renamed = survey.links.values().find(|link| {
+                Some(link.index) == index && Some(&link.name) != rule.interface.as_ref()
+            });
+            if let Some(link) = renamed {
+                let interface = Some(link.name.clone());
+                let rule = Rule {
+                    interface,
+                    ..rule.clone()
+                };
+                keep_first(&mut result, restore_forwarding(&rule));
+            }
         }
         // While it forwards, the rules must stay: without them it would forward past the gateway.
         result?;

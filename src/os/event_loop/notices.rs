@@ -7,6 +7,7 @@ use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::monitor::Detached;
 use super::super::steering::Disturbance;
 use super::{Notice, Shell, Steering, socket_token};
 
@@ -37,10 +38,10 @@ impl Shell {
                 name,
                 port,
                 state,
-                master,
+                detached,
             } => {
                 if let Some(port) = port {
-                    self.heed_link(now, port, state, master.as_deref(), steering);
+                    self.heed_link(now, port, state, detached.as_ref(), steering);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
             }
@@ -73,7 +74,7 @@ impl Shell {
         now: Time,
         port: PortId,
         link: LinkState,
-        master: Option<&str>,
+        detached: Option<&Detached>,
         steering: &mut Steering,
     ) {
         let before = self.gateway.link(port);
@@ -82,12 +83,18 @@ impl Shell {
         }
         let name = self.gateway.port_name(port);
         log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
-        if let Some(master) = master.filter(|_| before.up) {
-            let interface = &self.gateway.config().ports[port.index()].interface;
-            log::warn!(
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        match detached {
+            Some(Detached::Master(master)) => log::warn!(
                 "port detached port={name} interface={interface} why=\"it belongs to {master} now, by \
                  which its packets come in\" remedy=\"ip link set {interface} nomaster\""
-            );
+            ),
+            Some(Detached::OtherPort(other)) => log::warn!(
+                "port detached port={name} interface={interface} why=\"that is the interface of port {} \
+                 until now\" remedy=\"give both their names back, or restart the gateway\"",
+                self.gateway.port_name(*other)
+            ),
+            None => {}
         }
         if link.up && !before.up {
             // An interface that was made again has a number that the barrier has not seen.

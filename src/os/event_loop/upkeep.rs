@@ -3,6 +3,7 @@
 //! The monitor and the barrier's watch tell at once what somebody has changed. For what the kernel does
 //! not tell, one port is looked at each [`AUDIT_INTERVAL`], in turn.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mio::Interest;
@@ -25,6 +26,13 @@ const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 /// Each so manieth time the barrier is looked at too.
 const BARRIER_AUDITS: u32 = 10;
 
+/// Whoever removes the same thing again so soon goes on until there is nothing left (`ip route flush`
+/// does, for half a minute).
+const FIGHT: Duration = Duration::from_millis(50);
+
+/// And has to be given the time to finish.
+const TRUCE: Duration = Duration::from_millis(20);
+
 /// What is to be looked at, and when.
 pub(super) struct Upkeep {
     /// None if the kernel has no packet filter.
@@ -35,6 +43,10 @@ pub(super) struct Upkeep {
     disturbed: bool,
     next_audit: Time,
     audits: u32,
+    /// What was put back last of each port, and when.
+    restored: BTreeMap<Option<PortId>, (Time, Vec<String>)>,
+    /// Nothing is put back until then.
+    truce: Option<Time>,
 }
 
 impl Upkeep {
@@ -50,6 +62,8 @@ impl Upkeep {
             disturbed: false,
             next_audit: now + AUDIT_INTERVAL,
             audits: 0,
+            restored: BTreeMap::new(),
+            truce: None,
         }
     }
 
@@ -59,12 +73,28 @@ impl Upkeep {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.disturbed || self.barrier_ready
+        (self.disturbed && self.truce.is_none()) || self.barrier_ready
     }
 
     /// When something is due.
     pub(super) fn timeout(&self) -> Time {
-        self.next_audit
+        self.truce
+            .map_or(self.next_audit, |truce| truce.min(self.next_audit))
+    }
+
+    /// Notes what was put back. If it is what was put back just before, nothing is for a moment.
+    fn note_restored(&mut self, now: Time, restored: Restored) {
+        if restored.what.is_empty() {
+            return;
+        }
+        let last = self.restored.get(&restored.port);
+        let is_again = last.is_some_and(|(at, before)| {
+            now.since(*at) < FIGHT && restored.what.iter().any(|what| before.contains(what))
+        });
+        if is_again {
+            self.truce = Some(now + TRUCE);
+        }
+        self.restored.insert(restored.port, (now, restored.what));
     }
 }
 
@@ -78,9 +108,14 @@ impl Shell {
             self.upkeep.next_audit = now + AUDIT_INTERVAL;
             self.audit(steering);
         }
-        if steering.is_disturbed() {
+        let truce = &mut self.upkeep.truce;
+        truce.take_if(|until| *until <= now);
+        if steering.is_disturbed() && truce.is_none() {
             match steering.repair_some() {
-                Ok(restored) => self.tell_restored(&restored),
+                Ok(restored) => {
+                    self.tell_restored(&restored);
+                    self.upkeep.note_restored(now, restored);
+                }
                 Err((Some(port), SetupError::NoTun(name))) => {
                     self.reopen_tun(port, &name, steering);
                 }

@@ -1,9 +1,26 @@
 //! What changes of links and of their addresses say.
 
-use super::{Address, Link, Monitor, Notice, OwnAddress, Stage};
+use super::{Address, Link, Monitor, Notice, OwnAddress, PortId, Stage};
 use crate::os::steering::Disturbance;
 
+/// Why a port can't use the interface that has its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// It belongs to the bridge, bond or VRF of that name, by which its packets come in.
+    Master(String),
+    /// It is the interface of another port: somebody exchanged the names. To follow would take one
+    /// network for the other.
+    OtherPort(PortId),
+}
+
 impl Monitor {
+    /// The port whose interface a link is: by its name, unless it had that of another port before.
+    pub(super) fn port_of_interface(&self, link: &Link) -> Option<PortId> {
+        let named = *self.ports.get(&link.name)?;
+        let owner = self.owners.get(&link.index);
+        owner.is_none_or(|owner| *owner == named).then_some(named)
+    }
+
     pub(super) fn own(&self, address: &Address) -> OwnAddress {
         let link = self.links.get(&address.link);
         OwnAddress {
@@ -24,15 +41,20 @@ impl Monitor {
             self.gone(before.clone(), Some(link.name.clone()), out);
         }
         self.note_tun(&link, out);
-        let port = self.ports.get(&link.name).copied();
+        let named = self.ports.get(&link.name).copied();
+        let owner = named.map(|port| *self.owners.entry(link.index).or_insert(port));
+        let detached = match (named, owner, link.master) {
+            (Some(named), Some(owner), _) if owner != named => Some(Detached::OtherPort(owner)),
+            (Some(_), _, Some(master)) => Some(Detached::Master(self.name_of(master))),
+            _ => None,
+        };
         let mut state = link.state();
-        // Its packets come in by that device, past the rule.
-        state.up &= port.is_none() || link.master.is_none();
+        state.up &= detached.is_none();
         out.push(Notice::Link {
             index: link.index,
-            port,
+            port: named,
             state,
-            master: link.master.map(|master| self.name_of(master)),
+            detached,
             name: link.name.clone(),
         });
         before.is_some_and(|before| (before.admin_up && !link.admin_up) || before.name != link.name)
@@ -43,6 +65,9 @@ impl Monitor {
             && let Some(port) = self.tun_links.remove(&link.index)
         {
             out.push(Notice::Disturbed(Disturbance::Port(port)));
+        }
+        if renamed.is_none() {
+            self.owners.remove(&link.index);
         }
         out.push(Notice::LinkGone {
             index: link.index,

@@ -71,7 +71,7 @@ impl Monitor {
     /// The port whose interface or TUN device a link is.
     pub(super) fn port_of(&self, link: &Link) -> Option<PortId> {
         let tun = self.tun_links.get(&link.index);
-        tun.or_else(|| self.ports.get(&link.name)).copied()
+        tun.copied().or_else(|| self.port_of_interface(link))
     }
 
     /// The name of a link, or its number if it is unknown.

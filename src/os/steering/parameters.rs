@@ -45,8 +45,10 @@ pub(super) fn prepare(
             port.tun_name
         ));
     }
-    // An MTU of less than 1280 would have taken away the parameters of IPv6, and all that it has there.
+    // An MTU of less than 1280 has taken away the parameters of IPv6, and all that it has there. A device
+    // that is up would give itself an address with a greater one.
     if tun.mtu != TUN_MTU {
+        netlink.set_link_down(tun.index)?;
         netlink.set_mtu(tun.index, TUN_MTU)?;
         changed.push(format!("the MTU of {}", port.tun_name));
     }
@@ -65,9 +67,11 @@ pub(super) fn prepare(
         netlink.add_host_address(tun.index, TUN_ADDRESS)?;
         changed.push(format!("address {TUN_ADDRESS} of {}", port.tun_name));
     }
-    if !tun.admin_up {
+    if !tun.admin_up || tun.mtu != TUN_MTU {
         netlink.set_queue_length(tun.index, TUN_QUEUE)?;
         netlink.set_link_up(tun.index)?;
+    }
+    if !tun.admin_up {
         changed.push(format!("up: {}", port.tun_name));
     }
     Ok(changed)

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use netlink_packet_route::route::RouteProtocol;
 
 use super::forwarding::forward;
 use super::plan::PortPlan;
 use super::{
-    Family, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering, net_family,
-    parameters,
+    Family, KernelRoute, Link, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
+    TABLE_MAIN, net_family, parameters,
 };
 use crate::os::barrier::{Condition, Post};
 use tandemgw_core::flow::PortId;
@@ -50,6 +51,20 @@ pub struct Restored {
     pub what: Vec<String>,
     /// The kernel dropped it by itself: nobody removed it.
     pub is_expected: bool,
+}
+
+/// Packets that the barrier has stopped, as far as it is known: its counters begin at 0 each time it is
+/// set.
+#[derive(Default)]
+pub(super) struct Stopped {
+    by_former_ones: u64,
+    by_this_one: u64,
+}
+
+impl Stopped {
+    fn begin_anew(&mut self) {
+        self.by_former_ones += std::mem::take(&mut self.by_this_one);
+    }
 }
 
 /// What is still to be looked at.
@@ -166,12 +181,13 @@ impl Steering {
         };
         let wrong = match condition {
             Ok(Condition::Whole { stopped }) => {
-                self.stopped = stopped;
+                self.stopped.by_this_one = stopped;
                 return None;
             }
             Ok(Condition::Broken(wrong)) => wrong,
             Err(error) => error.to_string(),
         };
+        self.stopped.begin_anew();
         match self.barrier.restore() {
             Ok(()) => Some(wrong),
             Err(error) => {
@@ -188,7 +204,7 @@ impl Steering {
 
     /// How many packets the barrier had stopped when it was looked at last.
     pub fn stopped(&self) -> u64 {
-        self.stopped
+        self.stopped.by_former_ones + self.stopped.by_this_one
     }
 
     /// Sets the barrier for the interfaces as they are now, if that is something new. It must be there
@@ -205,6 +221,7 @@ impl Steering {
             return;
         }
         let had_fault = self.barrier_fault.take();
+        self.stopped.begin_anew();
         if let Err(error) = self.barrier.set(posts) {
             let fault = error.to_string();
             if had_fault.as_ref() != Some(&fault) {
@@ -221,8 +238,7 @@ impl Steering {
         let Some(index) = self.plan.ports.iter().position(|plan| plan.id == port) else {
             return Ok(Vec::new());
         };
-        let link = self.netlink.link(&self.plan.ports[index].interface)?;
-        self.renumber(index, link.as_ref().map(|link| link.index));
+        let link = self.attach(index)?;
         let Steering { netlink, plan, .. } = self;
         let (port, families) = (&plan.ports[index], &plan.families);
         let mut restored = Vec::new();
@@ -250,6 +266,30 @@ impl Steering {
             }
         }
         Ok(restored)
+    }
+
+    /// Finds the interface of a port, and tells the barrier its number. None if there is none of that
+    /// name, or if it is that of another port: somebody exchanged their names.
+    fn attach(&mut self, port: usize) -> Result<Option<Link>, NetlinkError> {
+        let posts = self.barrier.posts();
+        let known = posts.get(port).and_then(|post| post.index);
+        let of_others: Vec<u32> = posts
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != port)
+            .filter_map(|(_, post)| post.index)
+            .collect();
+        let link = self.netlink.link(&self.plan.ports[port].interface)?;
+        let link = link.filter(|link| !of_others.contains(&link.index));
+        // While it has another name it stays barred.
+        let is_there = match known {
+            Some(index) if link.is_none() => self.netlink.link_at(index)?.is_some(),
+            _ => false,
+        };
+        if !is_there {
+            self.renumber(port, link.as_ref().map(|link| link.index));
+        }
+        Ok(link)
     }
 
     /// Tells the barrier that a port's interface has another number, or none, now.
@@ -310,16 +350,28 @@ impl Steering {
     }
 }
 
-/// The rules that lead all packets to the kernel's own tables.
+/// The rules that lead all packets to the kernel's own tables. That to the main table belongs to them even
+/// if it is missing already: without it the kernel forwards nothing.
 pub(super) fn kernel_rules(
     netlink: &mut Netlink,
     families: &[Family],
 ) -> Result<Vec<Rule>, NetlinkError> {
     let mut rules = Vec::new();
     for family in families {
-        rules.extend(netlink.rules(*family)?);
+        let mut found = netlink.rules(*family)?;
+        found.retain(|rule| KERNEL_TABLES.contains(&rule.table) && is_for_all(rule));
+        if !found.iter().any(|rule| rule.table == TABLE_MAIN) {
+            found.push(Rule {
+                family: *family,
+                priority: 32766,
+                interface: None,
+                table: TABLE_MAIN,
+                protocol: RouteProtocol::Kernel.into(),
+                special: false,
+            });
+        }
+        rules.extend(found);
     }
-    rules.retain(|rule| KERNEL_TABLES.contains(&rule.table) && is_for_all(rule));
     Ok(rules)
 }
 

@@ -62,12 +62,30 @@ impl Survey {
             .rules
             .iter()
             .filter(|rule| !is_ours(rule) && (is_needed(rule.priority) || is_needed(rule.table)));
-        let routes = self.routes.iter();
-        let routes = routes.filter(|route| route.protocol != PROTOCOL && is_needed(route.table));
+        let routes = self.foreign_routes();
+        let routes = routes.filter(|r| is_needed(r.table) && !self.is_led_to_by_us(r.table));
         rules
             .map(|rule| format!("rule priority or table is taken by the rule \"{rule}\""))
             .chain(routes.map(|r| format!("routing table {} is taken by \"{r}\"", r.table)))
             .collect()
+    }
+
+    /// Routes of others in the tables that an earlier process of ours has left: they came later, and may
+    /// be better than ours.
+    pub(super) fn intruders(&self) -> impl Iterator<Item = &KernelRoute> {
+        let routes = self.foreign_routes();
+        routes.filter(|route| self.is_led_to_by_us(route.table))
+    }
+
+    fn foreign_routes(&self) -> impl Iterator<Item = &KernelRoute> {
+        self.routes
+            .iter()
+            .filter(|route| route.protocol != PROTOCOL)
+    }
+
+    fn is_led_to_by_us(&self, table: u32) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| is_ours(rule) && rule.table == table)
     }
 }
 

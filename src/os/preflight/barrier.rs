@@ -1,0 +1,61 @@
+//! The barrier that lets nothing past the gateway.
+
+use super::{Check, Network, Problem};
+use crate::os::barrier::{self, Condition, Post};
+use tandemgw_core::config::Config;
+
+/// Whether the barrier is in place, or can be set by a start.
+pub(super) fn check(config: &Config, network: &Network, is_running: bool) -> Check {
+    let found = match (
+        barrier::examine(&config.node.name, &posts(config, network)),
+        is_running,
+    ) {
+        (Ok(Condition::Whole { stopped: 0 }), _) => "in place, and has stopped nothing".to_owned(),
+        (Ok(Condition::Whole { stopped }), _) => {
+            format!(
+                "in place; it has stopped {stopped} packets that would have gone past the gateway"
+            )
+        }
+        (Ok(Condition::Broken(_)), false) => "the gateway sets it when it starts".to_owned(),
+        (Ok(Condition::Broken(what)), true) => return broken(config, &what),
+        (Err(error), _) if error.is(libc::EPERM) => "can't tell without CAP_NET_ADMIN".to_owned(),
+        (Err(error), _) => return missing(&error.to_string()),
+    };
+    Check::new("barrier", found, [])
+}
+
+fn broken(config: &Config, what: &str) -> Check {
+    let table = barrier::table_name(&config.node.name);
+    let problem = Problem::warning(
+        format!(
+            "{what} (nftables table {table}): only routes and rules keep packets from going past the gateway"
+        ),
+        "find out who removes it (nft monitor); the gateway sets it again at once",
+    );
+    Check::new("barrier", "", [problem])
+}
+
+fn missing(error: &str) -> Check {
+    let problem = Problem::warning(
+        format!(
+            "this kernel has no packet filter that the gateway can use ({error}): only routes and rules keep \
+             packets from going past it"
+        ),
+        "modprobe nf_tables, or use a kernel with CONFIG_NF_TABLES_INET",
+    );
+    Check::new("barrier", "", [problem])
+}
+
+fn posts(config: &Config, network: &Network) -> Vec<Post> {
+    let index = |name: &str| Some(network.link(name)?.index);
+    let post = |port: &tandemgw_core::config::Port| {
+        let tun_name = format!("tgw-{}", port.name);
+        Post {
+            interface: port.interface.clone(),
+            index: index(&port.interface),
+            tun: index(&tun_name).unwrap_or(0),
+            tun_name,
+        }
+    };
+    config.ports.iter().map(post).collect()
+}
