@@ -16,10 +16,20 @@ use tandemgw_core::metrics::catalog;
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, reason = "only what clap makes of it is looked at")]
 mod args;
+#[path = "docs/protocol.rs"]
+mod protocol;
 
 #[test]
 fn configuration_is_as_the_decoder_takes_it() {
     compare("configuration.md", &configuration());
+}
+
+#[test]
+fn the_admin_protocol_is_that_of_its_types() {
+    compare(
+        "admin-protocol.md",
+        &format!("{GENERATED}{}", protocol::chapter()),
+    );
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn serve(
         Ok(count)
     });
     // Neither of the two looks at it.
-    let view = ShellView::default();
+    let mut view = ShellView::default();
     let (mut longest, mut turns) = (Duration::ZERO, 0);
     let mut events = Events::with_capacity(8);
     while !client.is_finished() {
@@ -96,7 +96,7 @@ fn serve(
         events.iter().for_each(|event| socket.mark(event.token()));
         let now = clock::now();
         let start = cpu_time();
-        socket.serve(poll.registry(), gateway, &view, now);
+        socket.serve(poll.registry(), gateway, &mut view, now);
         longest = longest.max(cpu_time() - start);
         turns += 1;
     }

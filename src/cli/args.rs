@@ -65,6 +65,9 @@ pub enum Command {
         /// As one JSON object
         #[arg(long)]
         json: bool,
+        /// As a monitoring plugin: one line, exit code 0 (good), 1 (warning), 2 (critical) or 3 (unknown)
+        #[arg(long, conflicts_with = "json")]
+        check: bool,
     },
     /// List sessions, or end some
     #[command(args_conflicts_with_subcommands = true)]
@@ -75,10 +78,28 @@ pub enum Command {
         /// At most N sessions
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
+        /// The largest first; of `expires`, the soonest
+        #[arg(long, value_name = "KEY", value_enum)]
+        sort: Option<SortKey>,
+        /// Only count them
+        #[arg(long, conflicts_with_all = ["sort", "limit", "top"])]
+        count: bool,
+        /// Add them up, and show the N with the most bytes
+        #[arg(long, value_name = "N", requires = "by", conflicts_with_all = ["sort", "limit"])]
+        top: Option<usize>,
+        /// What to add up
+        #[arg(long, value_name = "WHAT", value_enum, requires = "top")]
+        by: Option<Talker>,
         /// proto=tcp src=10.0.0.0/8 dst=… port=… state=… policy=… in=… out=… synced=no
         filter: Vec<String>,
         #[command(subcommand)]
         command: Option<SessionsCommand>,
+    },
+    /// Show what each policy has decided: hits, sessions, bytes, and when last
+    Policies {
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
     },
     /// Watch roles, throughput, sessions, lag and drops in the terminal
     Top,
@@ -108,6 +129,9 @@ pub enum Command {
         /// The node that is to take over [default: the best one]
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
+        /// Even to a node that does not hold all sessions, or that has ports down
+        #[arg(long)]
+        force: bool,
         /// As JSON, one object a group
         #[arg(long)]
         json: bool,
@@ -138,6 +162,24 @@ pub enum Command {
         /// reason=no-policy
         filter: Vec<String>,
     },
+}
+
+/// What sessions can be sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SortKey {
+    Bytes,
+    Packets,
+    Age,
+    Expires,
+}
+
+/// What sessions can be added up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Talker {
+    Source,
+    Destination,
+    Policy,
+    Service,
 }
 
 #[derive(Subcommand)]

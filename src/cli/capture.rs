@@ -10,12 +10,11 @@ use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
-
 use tandemgw::os::{clock, signal};
-use tandemgw_core::control::capture::{Begin, Line, Packet};
+use tandemgw_core::control::protocol::capture::{Begin, Line, Packet};
+use tandemgw_core::control::protocol::{DONE, Failure, Request};
 
-use super::client::{Client, ClientError, PATIENCE, is_end, refusal};
+use super::client::{Client, ClientError, PATIENCE, send};
 use super::pcapng::{self, Writer};
 use super::{fail, say};
 
@@ -24,7 +23,7 @@ pub fn capture(
     write: &Path,
     count: Option<u64>,
     snapshot: Option<u32>,
-    filter: &[String],
+    filter: Vec<String>,
 ) -> ExitCode {
     if is_stdout(write) && io::stdout().is_terminal() {
         return fail(
@@ -36,11 +35,14 @@ pub fn capture(
         Ok(client) => client.into_stream(),
         Err(error) => return fail(error.code(), error),
     };
-    let request =
-        json!({ "command": "capture", "filter": filter, "snapshot": snapshot, "count": count });
+    let request = Request::Capture {
+        filter,
+        snapshot,
+        count,
+    };
     let mut file = Target::new(write);
     let end = signal::end_stream_on_signal(&stream)
-        .and_then(|()| writeln!(&stream, "{request}"))
+        .and_then(|()| send(&request, &stream))
         .map_err(|error| End::Connection(error.to_string()))
         .and_then(|()| fetch(stream, &mut file));
     let written = file.summary();
@@ -77,11 +79,11 @@ fn fetch(stream: UnixStream, file: &mut Target) -> Result<(), End> {
             file.flush().map_err(End::File)?;
             return Err(End::Connection("the gateway has ended".to_owned()));
         }
-        if is_end(text) {
+        if text == DONE {
             return file.flush().map_err(End::File);
         }
-        if let Some(error) = refusal(text) {
-            return Err(End::Refused(error));
+        if let Some(failure) = Failure::parse(text) {
+            return Err(End::Refused(ClientError::Refused(failure)));
         }
         let said = serde_json::from_str(text).map_err(|_| {
             End::Connection("the gateway answers in words of another version".to_owned())

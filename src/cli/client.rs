@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tandemgw_core::control::SIGN_OF_LIFE;
+use tandemgw_core::control::protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, Status};
 
 use super::{EXIT_NOT_RUNNING, EXIT_USAGE};
 
@@ -26,10 +26,10 @@ const MAX_LINE: u64 = 16 << 20;
 pub enum ClientError {
     /// No gateway runs there.
     NotRunning(String),
+    /// This user may not ask it.
+    NotAllowed(String),
     /// The gateway says no.
-    Refused(String),
-    /// The gateway says that the request is wrong in itself.
-    Usage(String),
+    Refused(Failure),
     /// There may be a gateway, but it can't be asked.
     Failed(String),
     /// What was to be done with a line of the answer failed.
@@ -41,7 +41,7 @@ impl ClientError {
     pub fn code(&self) -> u8 {
         match self {
             ClientError::NotRunning(_) => EXIT_NOT_RUNNING,
-            ClientError::Usage(_) => EXIT_USAGE,
+            ClientError::Refused(failure) if failure.code().is_usage() => EXIT_USAGE,
             _ => 1,
         }
     }
@@ -51,12 +51,28 @@ impl std::fmt::Display for ClientError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ClientError::NotRunning(text)
-            | ClientError::Refused(text)
-            | ClientError::Usage(text)
+            | ClientError::NotAllowed(text)
             | ClientError::Failed(text) => f.write_str(text),
+            ClientError::Refused(failure) => f.write_str(&failure.error),
             ClientError::Output(error) => write!(f, "can't write the answer: {error}"),
         }
     }
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> ClientError {
+        ClientError::Output(error)
+    }
+}
+
+/// A line of an answer as its type.
+pub fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
+    serde_json::from_str(line).map_err(|error| {
+        ClientError::Failed(format!(
+            "the running gateway is of another version, and its answer is not understood ({error}): \
+             use its own program, or --json"
+        ))
+    })
 }
 
 /// A connection to a gateway, which serves any number of requests.
@@ -82,25 +98,25 @@ impl Client {
     /// Sends a request and hands each line of the answer to `each`.
     pub fn ask(
         &mut self,
-        request: &Value,
-        mut each: impl FnMut(&str) -> io::Result<()>,
+        request: &Request,
+        mut each: impl FnMut(&str) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         match self.exchange(request, &mut each) {
-            Err(ClientError::Refused(why)) if why.starts_with("unknown request") => {
-                Err(self.explain_unknown(request, &why))
+            Err(ClientError::Refused(failure)) if failure.code() == ErrorCode::UnknownRequest => {
+                Err(self.explain_unknown(failure))
             }
             result => result,
         }
     }
 
-    /// The only line of an answer.
-    pub fn ask_one(&mut self, request: &Value) -> Result<Value, ClientError> {
-        let mut answer = Value::Null;
-        self.ask(request, |line| {
-            answer = serde_json::from_str(line)?;
+    /// The state of the gateway.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        let mut status = Err(self.no_gateway());
+        self.exchange(&Request::Status, &mut |line| {
+            status = parse(line);
             Ok(())
         })?;
-        Ok(answer)
+        status
     }
 
     /// The path of the socket and the bare connection, which waits without an end.
@@ -113,13 +129,10 @@ impl Client {
 
     fn exchange(
         &mut self,
-        request: &Value,
-        each: &mut dyn FnMut(&str) -> io::Result<()>,
+        request: &Request,
+        each: &mut dyn FnMut(&str) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
-        let sent = self
-            .stream
-            .get_ref()
-            .write_all(format!("{request}\n").as_bytes());
+        let sent = send(request, self.stream.get_ref());
         sent.map_err(|error| self.broken(&error, false))?;
         let mut is_begun = false;
         let mut line = String::new();
@@ -134,16 +147,15 @@ impl Client {
                 _ => is_begun = true,
             }
             let line = line.trim_end();
-            if is_end(line) {
+            if line == DONE {
                 return Ok(());
             }
-            if let Some(refusal) = refusal(line) {
-                return Err(refusal);
+            if let Some(failure) = Failure::parse(line) {
+                return Err(ClientError::Refused(failure));
             }
-            if line == SIGN_OF_LIFE {
-                continue;
+            if line != SIGN_OF_LIFE {
+                each(line)?;
             }
-            each(line).map_err(ClientError::Output)?;
         }
     }
 
@@ -210,21 +222,23 @@ impl Client {
     }
 
     /// A gateway that does not know a request is of another version, which it can tell.
-    fn explain_unknown(&mut self, request: &Value, why: &str) -> ClientError {
-        let mut status = Value::Null;
-        let asked = self.exchange(&json!({ "command": "status" }), &mut |line| {
-            status = serde_json::from_str(line)?;
-            Ok(())
-        });
-        let (own, command) = (env!("CARGO_PKG_VERSION"), &request["command"]);
-        match (asked, status["version"].as_str()) {
-            (Ok(()), Some(version)) => ClientError::Failed(format!(
-                "the running gateway is tandemgw {version} and does not know this request of tandemgw {own} \
-                 ({command}): restart it, or use its own program"
+    fn explain_unknown(&mut self, failure: Failure) -> ClientError {
+        let own = env!("CARGO_PKG_VERSION");
+        match self.status() {
+            Ok(Status { version, .. }) => ClientError::Failed(format!(
+                "the running gateway is tandemgw {version} and does not know this request of tandemgw {own}: \
+                 restart it, or use its own program"
             )),
-            _ => ClientError::Refused(why.to_owned()),
+            Err(_) => ClientError::Refused(failure),
         }
     }
+}
+
+/// Writes a request line.
+pub fn send(request: &Request, mut to: impl Write) -> io::Result<()> {
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    to.write_all(line.as_bytes())
 }
 
 /// As `UnixStream::connect`, which would wait for ever for a process that accepts nobody.
@@ -240,7 +254,7 @@ fn connect_error(path: &Path, error: &io::Error) -> ClientError {
     let shown = path.display();
     let not_running = |what: &str| ClientError::NotRunning(format!("no running gateway: {what}"));
     match (error.kind(), std::fs::metadata(path)) {
-        (ErrorKind::PermissionDenied, _) => ClientError::Failed(format!(
+        (ErrorKind::PermissionDenied, _) => ClientError::NotAllowed(format!(
             "no permission to use {shown}: run this as the user of the gateway (root)"
         )),
         (ErrorKind::WouldBlock | ErrorKind::TimedOut, _) => ClientError::Failed(format!(
@@ -273,7 +287,7 @@ fn sockets(folder: &Path) -> Result<Vec<PathBuf>, ClientError> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            return Err(ClientError::Failed(format!(
+            return Err(ClientError::NotAllowed(format!(
                 "no permission to look into {}: run this as the user of the gateway (root)",
                 folder.display()
             )));
@@ -289,22 +303,4 @@ fn sockets(folder: &Path) -> Result<Vec<PathBuf>, ClientError> {
         .collect();
     sockets.sort();
     Ok(sockets)
-}
-
-/// Whether this line ends an answer.
-pub fn is_end(line: &str) -> bool {
-    line == r#"{"done":true}"#
-}
-
-/// Why the gateway refuses, if this line of an answer says so.
-pub fn refusal(line: &str) -> Option<ClientError> {
-    if !line.starts_with(r#"{"error":"#) {
-        return None;
-    }
-    let value: Value = serde_json::from_str(line).ok()?;
-    let why = value["error"].as_str()?.to_owned();
-    Some(match value["usage"] == true {
-        true => ClientError::Usage(why),
-        false => ClientError::Refused(why),
-    })
 }

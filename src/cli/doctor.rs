@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tandemgw::os::preflight::{self, Check, Problem};
 use tandemgw_core::config::Config;
+use tandemgw_core::control::protocol::{LinkStatus, PeerStatus, Status};
 
 use super::paint::{self, Tone, paint};
-use super::status::{list, number, rtt, text};
+use super::status::{known, or_dash, rtt};
 use super::table::{count, terminal_width};
 use super::{EXIT_CONFIG, check, query};
 
@@ -45,7 +46,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = preflight::examine(config, status.is_some());
     if let Some(status) = &status {
         checks.insert(0, running(status));
-        checks.extend(list(&status["peers"]).map(peer));
+        checks.extend(status.peers.iter().map(peer));
     }
     checks
 }
@@ -56,8 +57,8 @@ pub fn is_fit(checks: &[Check]) -> bool {
     !problems.any(|problem| problem.fatal)
 }
 
-fn running(status: &Value) -> Check {
-    let other = text(&status["version"]);
+fn running(status: &Status) -> Check {
+    let other = &status.version;
     let own = env!("CARGO_PKG_VERSION");
     let problem = (other != own).then(|| {
         Problem::warning(
@@ -65,16 +66,15 @@ fn running(status: &Value) -> Check {
             "restart the gateway to have the new version",
         )
     });
-    let found = format!("{} runs, version {other}", text(&status["node"]));
+    let found = format!("{} runs, version {other}", status.node);
     Check::new("gateway", found, problem)
 }
 
 /// What the gateway that runs says of a peer.
-fn peer(peer: &Value) -> Check {
-    let name = text(&peer["name"]);
-    let is = |key: &str| peer[key] == true;
+fn peer(peer: &PeerStatus) -> Check {
+    let name = &peer.name;
     let mut problems = Vec::new();
-    if !is("connected") {
+    if !peer.connected {
         problems.push(Problem::warning(
             format!("the gateway has no connection to {name}"),
             format!(
@@ -82,27 +82,27 @@ fn peer(peer: &Value) -> Check {
                  public keys of both configs"
             ),
         ));
-    } else if !is("in_sync") || !is("digest_equal") {
+    } else if !peer.in_sync || peer.digest_equal == Some(false) {
         problems.push(Problem::warning(
             format!("{name} does not have all sessions yet"),
             "wait for some seconds; if it stays so, see the logs of both units",
         ));
     }
-    let links: Vec<&Value> = list(&peer["links"]).collect();
-    let down = links.iter().filter(|link| link["up"] != true);
-    if is("connected") {
-        problems.extend(down.map(|link| {
-            let ends = format!("{} - {}", text(&link["local"]), text(&link["remote"]));
+    let down = peer.links.iter().filter(|link| !link.up);
+    if peer.connected {
+        problems.extend(down.map(|link: &LinkStatus| {
+            let (local, remote) = (link.local.as_ref(), link.remote.as_ref());
+            let ends = format!("{} - {}", or_dash(local), or_dash(remote));
             Problem::warning(
                 format!("the link {ends} to {name} is down"),
                 "check its cable or switch, and that a firewall on either side lets its UDP port through",
             )
         }));
     }
-    let rtts: Vec<String> = links.iter().map(|link| rtt(&link["rtt_us"])).collect();
+    let rtts: Vec<String> = peer.links.iter().map(|link| rtt(link.rtt_us)).collect();
     let found = format!(
         "connected and in sync, {} changes behind, round trip {}",
-        count(number(&peer["lag"]["sequence_gap"])),
+        known(peer.lag.sequence_gap, count),
         rtts.join(" and ")
     );
     Check::new(format!("peer {name}"), found, problems)
@@ -197,6 +197,7 @@ fn paragraph(out: &mut String, head: &str, text: &str, width: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::sample;
 
     fn checks() -> Vec<Check> {
         vec![
@@ -250,21 +251,23 @@ not fit: 1 errors, 1 warnings
 
     #[test]
     fn what_a_running_gateway_says_of_its_peers() {
-        let good = json!({ "name": "gw-b", "connected": true, "in_sync": true, "digest_equal": true,
-            "lag": { "sequence_gap": 0 }, "links": [{ "up": true, "rtt_us": 300 }] });
+        let good = sample::status().peers.remove(0);
         assert_eq!(peer(&good).problems, []);
-        assert!(peer(&good).found.contains("300 µs"), "{:?}", peer(&good));
-        for (key, value, said) in [
-            ("connected", json!(false), "no connection"),
-            ("in_sync", json!(false), "all sessions"),
+        assert!(peer(&good).found.contains("312 µs"), "{:?}", peer(&good));
+        let bad = |change: fn(&mut PeerStatus)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            bad
+        };
+        for (bad, said) in [
+            (bad(|peer| peer.connected = false), "no connection"),
+            (bad(|peer| peer.in_sync = false), "all sessions"),
+            (bad(|peer| peer.digest_equal = Some(false)), "all sessions"),
             (
-                "links",
-                json!([{ "up": false, "local": "a", "remote": "b" }]),
-                "a - b",
+                bad(|peer| peer.links[0].up = false),
+                "10.77.9.1:7030 - 10.77.9.2:7030",
             ),
         ] {
-            let mut bad = good.clone();
-            bad[key] = value;
             let check = peer(&bad);
             assert_eq!(check.problems.len(), 1, "{check:?}");
             assert!(check.problems[0].what.contains(said), "{check:?}");

@@ -4,70 +4,55 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
+use tandemgw_core::control::protocol::{
+    ExplainRequest, Explanation, FlowDirection, Matches, Mismatch, NatStep, Request, RouteStep,
+    RouteTarget, Verdict,
+};
 
-use super::query::{ask, print_line};
+use super::query::ask;
+use super::table::bytes;
 
-/// What the keys of a policy say about a packet that does not match.
-const DIFFERENCES: [(&str, &str); 5] = [
-    ("from", "it comes in by another port"),
-    ("to", "it leaves by another port"),
-    ("source", "another source"),
-    ("destination", "another destination"),
-    ("service", "another service"),
-];
-
-pub fn explain(
-    socket: Option<&Path>,
-    json: bool,
-    protocol: String,
-    source: String,
-    destination: String,
-    in_port: String,
-) -> ExitCode {
-    let request = json!({
-        "command": "explain",
-        "protocol": protocol,
-        "source": source,
-        "destination": destination,
-        "in_port": in_port,
-    });
-    ask(socket, &request, |line| match json {
-        true => print_line(line),
-        false => print(&serde_json::from_str(line)?, &mut io::stdout().lock()),
+pub fn explain(socket: Option<&Path>, json: bool, request: ExplainRequest) -> ExitCode {
+    ask(socket, &Request::Explain(request), json, |explanation| {
+        print(&explanation, &mut io::stdout().lock())
     })
 }
 
 /// Writes the explanation to `out`, a step a line.
-fn print(value: &Value, out: &mut impl Write) -> io::Result<()> {
-    let flow = &value["flow"];
-    let (proto, src, dst) = (text(&flow["proto"]), text(&flow["src"]), text(&flow["dst"]));
-    writeln!(out, "{proto} {src} -> {dst}, in by {}", text(&flow["in"]))?;
-    if let Some(kind) = value["explained_as"].as_str() {
+fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    let flow = &explanation.flow;
+    let (proto, src, dst) = (&flow.proto, &flow.src, &flow.dst);
+    writeln!(out, "{proto} {src} -> {dst}, in by {}", flow.r#in)?;
+    if let Some(kind) = &explanation.explained_as {
         step(out, "packet", &format!("taken for {kind}"))?;
     }
-    match text(&value["matches"]) {
-        "session" => print_session(value, out)?,
-        "gateway" => step(out, "session", "none; it is for the gateway's own address")?,
-        "nothing" => print_opening(value, out)?,
-        _ => {}
+    match explanation.matches {
+        Some(Matches::Session) => print_session(explanation, out)?,
+        Some(Matches::Gateway) => {
+            step(out, "session", "none; it is for the gateway's own address")?
+        }
+        Some(Matches::Machine) => {
+            step(out, "session", "none; it is for an address of this machine")?
+        }
+        Some(Matches::Nothing) => print_opening(explanation, out)?,
+        Some(Matches::Unknown) | None => {}
     }
-    if let Some(group) = value["group"].as_str() {
-        let primary = match (value["primary_here"] == true, value["owner"].as_str()) {
-            (true, _) => "this unit is primary".to_owned(),
-            (false, Some(owner)) => {
+    if let Some(group) = &explanation.group {
+        let primary = match (explanation.primary_here, &explanation.owner) {
+            (Some(true), _) => "this unit is primary".to_owned(),
+            (_, Some(owner)) => {
                 format!("{owner} is primary, and handles it; this unit is standby")
             }
-            (false, None) => "this unit is standby, and no primary is known".to_owned(),
+            (_, None) => "this unit is standby, and no primary is known".to_owned(),
         };
         step(out, "group", &format!("{group}: {primary}"))?;
     }
-    step(out, "verdict", &verdict(&value["verdict"], value))?;
-    if !value["verdict_here"].is_null() {
-        step(out, "here", &verdict(&value["verdict_here"], value))?;
+    step(out, "verdict", &verdict(&explanation.verdict, explanation))?;
+    if let Some(here) = &explanation.verdict_here {
+        step(out, "here", &verdict(here, explanation))?;
     }
-    if let Some(survives) = value["survives"].as_str() {
-        let why = text(&value["why"]);
+    if let (Some(survives), Some(why)) = (explanation.survives, &explanation.why) {
+        let survives = survives.name();
         step(
             out,
             "takeover",
@@ -77,105 +62,101 @@ fn print(value: &Value, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn print_session(value: &Value, out: &mut impl Write) -> io::Result<()> {
-    let session = &value["session"];
+fn print_session(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    let Some(session) = &explanation.session else {
+        return Ok(());
+    };
+    let direction = explanation.direction.map_or("-", FlowDirection::name);
     let what = format!(
-        "{} of {}, {}, opened by {} -> {}",
-        text(&value["direction"]),
-        session["id"],
-        text(&session["state"]),
-        text(&session["src"]),
-        text(&session["dst"]),
+        "{direction} of {}, {}, opened by {} -> {}",
+        session.id, session.state, session.src, session.dst,
     );
     step(out, "session", &what)?;
     let counters = format!(
         "{} packets, {} in {} s; expires in {} s if nothing more comes",
-        session["packets"],
-        super::table::bytes(session["bytes"].as_u64().unwrap_or_default()),
-        session["age_s"],
-        session["expires_s"],
+        session.packets,
+        bytes(session.bytes),
+        session.age_s,
+        session.expires_s,
     );
     step(out, "", &counters)?;
-    step(
-        out,
-        "policy",
-        &format!("{} accepted it", text(&session["policy"])),
-    )?;
-    print_exit(value, out)
+    step(out, "policy", &format!("{} accepted it", session.policy))?;
+    print_exit(explanation, out)
 }
 
-fn print_opening(value: &Value, out: &mut impl Write) -> io::Result<()> {
+fn print_opening(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
     step(out, "session", "none; it would open one")?;
-    match value["forward"].as_object() {
+    match &explanation.forward {
         Some(forward) => {
-            let (name, to) = (text(&forward["name"]), text(&forward["to"]));
+            let (name, to) = (&forward.name, &forward.to);
             step(out, "forward", &format!("{name} leads it to {to}"))?;
         }
         None => step(out, "forward", "none applies")?,
     }
-    print_route(&value["route"], out)?;
+    if let Some(route) = &explanation.route {
+        print_route(route, out)?;
+    }
     let mut label = "policy";
-    for policy in value["policies"].as_array().into_iter().flatten() {
-        let name = text(&policy["name"]);
-        let what = match policy["action"].as_str() {
-            Some(action) => format!("{name} matches: {action}"),
-            None => format!("{name} is passed over: {}", difference(&policy["differs"])),
+    for policy in &explanation.policies {
+        let name = &policy.name;
+        let what = match policy.action {
+            Some(action) => format!("{name} matches: {}", action.name()),
+            None => format!("{name} is passed over: {}", difference(policy.differs)),
         };
         step(out, std::mem::take(&mut label), &what)?;
     }
-    if text(&value["verdict"]["reason"]) == "no-policy" {
+    if matches!(&explanation.verdict, Verdict::Drop { reason, .. } if reason == "no-policy") {
         step(out, label, "no policy matches")?;
     }
-    print_nat(&value["nat"], out)?;
-    if value["makes_room"] == true {
+    if let Some(nat) = &explanation.nat {
+        print_nat(nat, out)?;
+    }
+    if explanation.makes_room {
         step(
             out,
             "table",
             "full: an unanswered session would have to go for it",
         )?;
     }
-    print_exit(value, out)
+    print_exit(explanation, out)
 }
 
-fn print_route(route: &Value, out: &mut impl Write) -> io::Result<()> {
-    if route.is_null() {
-        return Ok(());
-    }
-    let (destination, prefix) = (text(&route["destination"]), text(&route["prefix"]));
-    let what = match text(&route["target"]) {
-        "port" => {
-            let way = match route["next_hop"].as_str() {
+fn print_route(route: &RouteStep, out: &mut impl Write) -> io::Result<()> {
+    let destination = &route.destination;
+    let prefix = route.prefix.as_deref().unwrap_or("-");
+    let what = match route.target {
+        RouteTarget::Port => {
+            let way = match &route.next_hop {
                 Some(next_hop) => format!("via {next_hop}"),
                 None => "on the link".to_owned(),
             };
-            format!(
-                "{destination} by {prefix}, {way}, out of {}",
-                text(&route["port"])
-            )
+            let port = route.port.as_deref().unwrap_or("-");
+            format!("{destination} by {prefix}, {way}, out of {port}")
         }
-        "elsewhere" => format!("{destination} by {prefix}, out of an interface that is no port"),
-        "unreachable" => format!("{destination} by {prefix}, which is unreachable"),
-        _ => format!("none to {destination}"),
+        RouteTarget::Elsewhere => {
+            format!("{destination} by {prefix}, out of an interface that is no port")
+        }
+        RouteTarget::Unreachable => format!("{destination} by {prefix}, which is unreachable"),
+        RouteTarget::None => format!("none to {destination}"),
     };
     step(out, "route", &what)
 }
 
-fn print_nat(nat: &Value, out: &mut impl Write) -> io::Result<()> {
-    if nat.is_null() {
-        return Ok(());
-    }
-    let whose = match nat["pool"].as_str() {
+fn print_nat(nat: &NatStep, out: &mut impl Write) -> io::Result<()> {
+    let whose = match &nat.pool {
         Some(pool) => format!("of pool {pool}"),
         None => "of the port that it leaves by".to_owned(),
     };
-    let why = match nat["hairpin"] == true {
+    let why = match nat.hairpin {
         true => "; client and server are behind the same port, and answers must come back here",
         false => "",
     };
-    let what = match (nat["src"].as_str(), nat["port_kept"] == true) {
+    let what = match (&nat.src, nat.port_kept) {
         (None, _) => format!("no port is left at the address {whose}{why}"),
-        (Some(src), true) => format!("source becomes {src}, the address {whose}; port kept{why}"),
-        (Some(src), false) => {
+        (Some(src), Some(true)) => {
+            format!("source becomes {src}, the address {whose}; port kept{why}")
+        }
+        (Some(src), _) => {
             format!(
                 "source becomes {src}, the address {whose}; its own port is taken, or not among those of the address{why}"
             )
@@ -184,57 +165,61 @@ fn print_nat(nat: &Value, out: &mut impl Write) -> io::Result<()> {
     step(out, "nat", &what)
 }
 
-fn print_exit(value: &Value, out: &mut impl Write) -> io::Result<()> {
-    let exit = &value["out"];
-    if exit.is_null() {
+fn print_exit(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    let Some(exit) = &explanation.out else {
         return Ok(());
-    }
-    let up = if exit["up"] == true { "up" } else { "DOWN" };
+    };
+    let up = if exit.up { "up" } else { "DOWN" };
     let what = format!(
         "by {} ({}, {up}, mtu {})",
-        text(&exit["port"]),
-        text(&exit["interface"]),
-        exit["mtu"],
+        exit.port, exit.interface, exit.mtu
     );
     step(out, "exit", &what)
 }
 
-fn verdict(verdict: &Value, value: &Value) -> String {
-    let leaves_as = || {
-        let leaves_as = &value["leaves_as"];
-        format!("{} -> {}", text(&leaves_as["src"]), text(&leaves_as["dst"]))
+fn verdict(verdict: &Verdict, explanation: &Explanation) -> String {
+    let leaves_as = || match &explanation.leaves_as {
+        Some(leaves_as) => format!("{} -> {}", leaves_as.src, leaves_as.dst),
+        None => "it is".to_owned(),
     };
-    match text(&verdict["verdict"]) {
-        "forward" => format!("FORWARD as {}", leaves_as()),
-        "wait" => format!(
+    match verdict {
+        Verdict::Forward => format!("FORWARD as {}", leaves_as()),
+        Verdict::Wait { guarantee } => format!(
             "FORWARD as {}, once the peers have the session ({})",
             leaves_as(),
-            text(&verdict["guarantee"])
+            guarantee.name()
         ),
-        "answer" => "ANSWER by the gateway itself".to_owned(),
-        _ => {
-            let told = match verdict["sender_is_told"] == true {
+        Verdict::Answer => "ANSWER by the gateway itself".to_owned(),
+        Verdict::Kernel => {
+            "KERNEL: this machine's own kernel takes it, and policies do not apply; \
+                            a service that listens there is reached"
+                .to_owned()
+        }
+        Verdict::Drop {
+            reason,
+            meaning,
+            sender_is_told,
+        } => {
+            let told = match sender_is_told {
                 true => " The sender is told.",
                 false => "",
             };
-            let (reason, meaning) = (text(&verdict["reason"]), text(&verdict["meaning"]));
             format!("DROP {reason}: {meaning}{told}")
         }
     }
 }
 
-fn difference(key: &Value) -> String {
-    let known = DIFFERENCES.iter().find(|(name, _)| key == name);
-    match known {
-        Some((name, words)) => format!("{words} (`{name}`)"),
-        None => text(key).to_owned(),
+fn difference(key: Option<Mismatch>) -> &'static str {
+    match key {
+        Some(Mismatch::From) => "it comes in by another port (`from`)",
+        Some(Mismatch::To) => "it leaves by another port (`to`)",
+        Some(Mismatch::Source) => "another source (`source`)",
+        Some(Mismatch::Destination) => "another destination (`destination`)",
+        Some(Mismatch::Service) => "another service (`service`)",
+        Some(Mismatch::Unknown) | None => "it does not match",
     }
 }
 
 fn step(out: &mut impl Write, label: &str, what: &str) -> io::Result<()> {
     writeln!(out, "  {label:<10}{what}")
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }

@@ -3,41 +3,33 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
 use tandemgw::os::file_lock::lock_folder;
 use tandemgw_core::config;
+use tandemgw_core::control::protocol::{Request, SwitchDone};
 use toml_edit::DocumentMut;
 
+use super::client::parse;
 use super::{fail, query};
 
 pub fn set(socket: Option<&Path>, json: bool, key: String, value: String, save: bool) -> ExitCode {
-    let request = json!({ "command": "ha-set", "key": key, "value": value });
     let mut failed = None;
-    let code = query::ask(socket, &request, |line| {
-        let mut answer: Value = serde_json::from_str(line)?;
-        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+    let code = query::ask_lines(socket, &Request::HaSet { key, value }, |line| {
+        let mut done: SwitchDone = parse(line)?;
         let saved = save.then(|| {
-            let file = PathBuf::from(text("config"));
-            write_switch(&file, &key, &text("toml"))
-                .map_err(|why| format!("{}: {why}", file.display()))
+            let file = &done.config;
+            let saved = write_switch(file, &done.key, &done.toml);
+            saved.map_err(|why| format!("{}: {why}", file.display()))
         });
-        if !json {
-            print(
-                &answer,
-                saved.as_ref().and_then(|saved| saved.as_ref().ok()),
-            )?;
-        }
-        if let Some(saved) = saved {
-            answer["saved"] = json!(saved.is_ok());
-            failed = saved.err();
-        }
+        done.saved = saved.as_ref().map(Result::is_ok);
         match json {
-            true => query::print_line(&answer.to_string()),
-            false => Ok(()),
+            true => query::print_line(&serde_json::to_string(&done).map_err(io::Error::from)?)?,
+            false => print(&done, saved.as_ref().and_then(|saved| saved.as_ref().ok()))?,
         }
+        failed = saved.and_then(Result::err);
+        Ok(())
     });
     match failed {
         Some(why) => fail(
@@ -48,20 +40,21 @@ pub fn set(socket: Option<&Path>, json: bool, key: String, value: String, save: 
     }
 }
 
-fn print(answer: &Value, saved: Option<&Saved>) -> io::Result<()> {
-    let text = |key: &str| answer[key].as_str().unwrap_or_default();
-    let (key, old, new, file) = (text("key"), text("old"), text("new"), text("config"));
+fn print(done: &SwitchDone, saved: Option<&Saved>) -> io::Result<()> {
+    let SwitchDone {
+        key,
+        old,
+        new,
+        toml,
+        ..
+    } = done;
+    let file = done.config.display();
     let mut out = io::stdout().lock();
     match old == new {
         true => writeln!(out, "{key} is {new} already")?,
         false => writeln!(out, "{key} is now {new}, was {old}")?,
     }
-    for group in answer["groups_with_their_own"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
-        let group = group.as_str().unwrap_or_default();
+    for group in &done.groups_with_their_own {
         writeln!(out, "group {group} has a priority of its own, which stays")?;
     }
     match saved {
@@ -70,10 +63,8 @@ fn print(answer: &Value, saved: Option<&Saved>) -> io::Result<()> {
             "it lasts until the next restart or reload; --save writes it to {file}"
         ),
         Some(Saved::Already) => writeln!(out, "{file} says so already"),
-        Some(Saved::Changed(before)) => {
-            writeln!(out, "{file}: {key} = {}, was {before}", text("toml"))
-        }
-        Some(Saved::Added) => writeln!(out, "{file}: added {key} = {}", text("toml")),
+        Some(Saved::Changed(before)) => writeln!(out, "{file}: {key} = {toml}, was {before}"),
+        Some(Saved::Added) => writeln!(out, "{file}: added {key} = {toml}"),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod args;
 mod capture;
 mod check;
+mod check_plugin;
 mod client;
 mod doctor;
 mod explain;
@@ -10,17 +11,23 @@ mod ha;
 mod key;
 mod paint;
 mod pcapng;
+mod policies;
 mod query;
 mod reload;
 mod run;
+#[cfg(test)]
+mod sample;
 mod sessions;
 mod status;
 mod table;
+mod talkers;
 mod top;
 mod usage;
 
 use std::io::Write;
 use std::process::ExitCode;
+
+use tandemgw_core::control::protocol::{ExplainRequest, Request};
 
 use args::{Command, HaCommand, SessionsCommand};
 
@@ -43,17 +50,33 @@ pub fn main() -> ExitCode {
         Command::Doctor { config, json } => doctor::doctor(&config, json),
         Command::Keygen { out } => key::generate(&out),
         Command::Pubkey { key } => key::show(&key),
-        Command::Status { json } => query::show_status(socket, json),
+        Command::Status { check: true, .. } => check_plugin::check(socket),
+        Command::Status { json, .. } => query::show_status(socket, json),
         Command::Sessions {
             command: Some(SessionsCommand::Clear { all, json, filter }),
             ..
         } => sessions::clear(socket, json, all, filter),
         Command::Sessions {
             json,
-            limit,
+            count: true,
             filter,
-            command: None,
-        } => sessions::list(socket, json, limit, filter),
+            ..
+        } => sessions::count(socket, json, filter),
+        Command::Sessions {
+            json,
+            top: Some(top),
+            by: Some(by),
+            filter,
+            ..
+        } => talkers::show(socket, json, top, by, filter),
+        Command::Sessions {
+            json,
+            limit,
+            sort,
+            filter,
+            ..
+        } => sessions::list(socket, json, limit, sort, filter),
+        Command::Policies { json } => policies::show(socket, json),
         Command::Top => top::top(socket),
         Command::Explain {
             protocol,
@@ -61,8 +84,21 @@ pub fn main() -> ExitCode {
             destination,
             in_port,
             json,
-        } => explain::explain(socket, json, protocol, source, destination, in_port),
-        Command::Failover { group, to, json } => query::failover(socket, json, group, to),
+        } => {
+            let request = ExplainRequest {
+                protocol,
+                source,
+                destination,
+                in_port,
+            };
+            explain::explain(socket, json, request)
+        }
+        Command::Failover {
+            group,
+            to,
+            force,
+            json,
+        } => query::failover(socket, json, Request::Failover { group, to, force }),
         Command::Ha {
             command:
                 HaCommand::Set {
@@ -78,7 +114,7 @@ pub fn main() -> ExitCode {
             count,
             snapshot_length,
             filter,
-        } => capture::capture(socket, &write, count, snapshot_length, &filter),
+        } => capture::capture(socket, &write, count, snapshot_length, filter),
     }
 }
 

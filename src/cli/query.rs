@@ -5,69 +5,74 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
 use tandemgw_core::config::Config;
+use tandemgw_core::control::protocol::{HandoverDone, Request, Status};
 
-use super::client::{Client, ClientError, PATIENCE};
+use super::client::{Client, ClientError, PATIENCE, parse};
 use super::{fail, status};
 
 /// How long a gateway may take to answer whether it runs.
 const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn show_status(socket: Option<&Path>, json: bool) -> ExitCode {
-    ask(socket, &json!({ "command": "status" }), |line| {
-        if json {
-            print_line(line)
-        } else {
-            status::print(&serde_json::from_str(line)?)
-        }
+    ask(socket, &Request::Status, json, |status: Status| {
+        status::print(&status)
     })
 }
 
-pub fn failover(
-    socket: Option<&Path>,
-    json: bool,
-    group: Option<String>,
-    to: Option<String>,
-) -> ExitCode {
-    let request = json!({ "command": "failover", "group": group, "to": to });
+pub fn failover(socket: Option<&Path>, json: bool, request: Request) -> ExitCode {
     let mut refused = false;
-    let code = ask(socket, &request, |line| {
-        let value: Value = serde_json::from_str(line)?;
-        let (group, to) = (&value["group"], &value["to"]);
-        let [group, to] = [group, to].map(|name| name.as_str().unwrap_or("-"));
-        let reason = value["refused"].as_str();
-        refused |= reason.is_some();
-        match reason {
-            _ if json => print_line(line),
-            None => {
-                let took = value["took_ms"].as_f64().unwrap_or_default();
-                print_line(&format!(
-                    "{to} is now primary of group {group}, after {took:.1} ms"
-                ))
-            }
+    let code = ask_lines(socket, &request, |line| {
+        let done: HandoverDone = parse(line)?;
+        let HandoverDone {
+            group, to, took_ms, ..
+        } = &done;
+        refused |= done.refused.is_some();
+        match &done.refused {
+            _ if json => print_line(line)?,
+            None => print_line(&format!(
+                "{to} is now primary of group {group}, after {took_ms:.1} ms"
+            ))?,
             Some(reason) => {
                 fail(1, format!("group {group} was not handed over: {reason}"));
-                Ok(())
             }
         }
+        Ok(())
     });
     if refused { ExitCode::FAILURE } else { code }
 }
 
 /// The status of the gateway of this config, if it runs: its control socket answers with its name.
-pub fn status_of(config: &Config) -> Option<Value> {
+pub fn status_of(config: &Config) -> Option<Status> {
     let path = config.node.control_socket.as_path();
     let mut client = Client::connect(Some(path), SHORT_PATIENCE).ok()?;
-    let status = client.ask_one(&json!({ "command": "status" })).ok()?;
-    (status["node"] == config.node.name.as_str()).then_some(status)
+    let status = client.status().ok()?;
+    (status.node == config.node.name).then_some(status)
+}
+
+/// Sends a request whose answer is lines of `T`. Passes them on to stdout for programs (`json`), or hands
+/// each to `print`.
+pub fn ask<T: DeserializeOwned>(
+    socket: Option<&Path>,
+    request: &Request,
+    json: bool,
+    mut print: impl FnMut(T) -> io::Result<()>,
+) -> ExitCode {
+    ask_lines(socket, request, |line| {
+        match json {
+            true => print_line(line)?,
+            false => print(parse(line)?)?,
+        }
+        Ok(())
+    })
 }
 
 /// Sends a request and hands each line of the answer to `each`.
-pub fn ask(
+pub fn ask_lines(
     socket: Option<&Path>,
-    request: &Value,
-    each: impl FnMut(&str) -> io::Result<()>,
+    request: &Request,
+    each: impl FnMut(&str) -> Result<(), ClientError>,
 ) -> ExitCode {
     let client = Client::connect(socket, PATIENCE);
     match client.and_then(|mut client| client.ask(request, each)) {

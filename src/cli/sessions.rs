@@ -1,14 +1,18 @@
 //! `tandemgw sessions`: the session table, and the end of some of them.
 
+use std::collections::BinaryHeap;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
 use tandemgw_core::config::did_you_mean;
+use tandemgw_core::control::protocol::{Cleared, Request, Session, SessionCount};
 
-use super::query::{ask, print_line};
-use super::table::{Table, bytes, count, duration};
+use super::args::SortKey;
+use super::client::{ClientError, parse};
+use super::policies::finish;
+use super::query::{ask, ask_lines};
+use super::table::{self, Table, bytes, duration};
 use super::{fail, say};
 
 const HEADERS: [&str; 9] = [
@@ -23,35 +27,166 @@ const HEADERS: [&str; 9] = [
     "BYTES",
 ];
 
+/// Columns to do without on a narrow terminal, the first one first.
+const DROPPED_FIRST: [&str; 6] = [
+    "PACKETS",
+    "POLICY",
+    "EXPIRES",
+    "BYTES",
+    "STATE",
+    "TRANSLATED",
+];
+
 pub fn list(
     socket: Option<&Path>,
     json: bool,
     limit: Option<u64>,
+    sort: Option<SortKey>,
     filter: Vec<String>,
 ) -> ExitCode {
     if let Some(hint) = misspelt_command(&filter) {
         return fail(2, hint);
     }
-    let request = json!({ "command": "sessions", "limit": limit, "filter": filter });
-    if json {
-        let mut out = BufWriter::new(io::stdout().lock());
-        let code = ask(socket, &request, |line| writeln!(out, "{line}"));
-        return flushed(out.flush(), code);
+    let mut output = match json {
+        true => Output::Lines(BufWriter::new(io::stdout().lock())),
+        false => Output::Table(Table::new(&HEADERS).dropping(&DROPPED_FIRST).whole()),
+    };
+    let mut shown: u64 = 0;
+    let code = match sort {
+        None => {
+            let request = Request::Sessions {
+                limit,
+                filter: filter.clone(),
+            };
+            ask_lines(socket, &request, |line| {
+                shown += 1;
+                output.add(line)
+            })
+        }
+        Some(key) => sorted(socket, key, limit, filter.clone(), |line| {
+            shown += 1;
+            output.add(line)
+        }),
+    };
+    if code != ExitCode::SUCCESS {
+        return code;
     }
-    let mut table = Table::new(&HEADERS);
-    let code = ask(socket, &request, |line| table.stream(session_row(line)?));
-    match code == ExitCode::SUCCESS {
-        true => flushed(table.print(), code),
-        false => code,
+    let code = finish(output.end(), code);
+    if !json {
+        tell_the_rest(socket, shown, limit, filter);
+    }
+    code
+}
+
+/// Where the rows go.
+enum Output {
+    Lines(BufWriter<io::StdoutLock<'static>>),
+    Table(Table),
+}
+
+impl Output {
+    fn add(&mut self, line: &str) -> Result<(), ClientError> {
+        match self {
+            Output::Lines(out) => writeln!(out, "{line}")?,
+            Output::Table(table) => table.stream(session_row(&parse(line)?))?,
+        }
+        Ok(())
+    }
+
+    fn end(mut self) -> io::Result<()> {
+        match &mut self {
+            Output::Lines(out) => out.flush(),
+            Output::Table(table) => table.print(),
+        }
     }
 }
 
-pub fn clear(socket: Option<&Path>, json: bool, all: bool, filter: Vec<String>) -> ExitCode {
-    let request = json!({ "command": "clear", "filter": filter, "all": all });
-    ask(socket, &request, |line| match json {
-        true => print_line(line),
-        false => print_cleared(line),
+/// Hands the lines of the sessions to `each` in order, the first `limit` ones. No more of them than that are
+/// kept.
+fn sorted(
+    socket: Option<&Path>,
+    key: SortKey,
+    limit: Option<u64>,
+    filter: Vec<String>,
+    mut each: impl FnMut(&str) -> Result<(), ClientError>,
+) -> ExitCode {
+    let limit = limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    });
+    // The one that would come last is on top.
+    let mut first = BinaryHeap::new();
+    let request = Request::Sessions {
+        limit: None,
+        filter,
+    };
+    let code = ask_lines(socket, &request, |line| {
+        let session: Session = parse(line)?;
+        first.push((rank(key, &session), session.id, line.to_owned()));
+        if first.len() > limit {
+            first.pop();
+        }
+        Ok(())
+    });
+    for (_, _, line) in first.into_sorted_vec() {
+        match each(&line) {
+            Ok(()) => {}
+            Err(ClientError::Output(error)) => return finish(Err(error), code),
+            Err(error) => return fail(error.code(), error),
+        }
+    }
+    code
+}
+
+/// The smaller, the earlier it comes.
+fn rank(key: SortKey, session: &Session<'_>) -> u64 {
+    match key {
+        SortKey::Bytes => u64::MAX - session.bytes,
+        SortKey::Packets => u64::MAX - session.packets,
+        SortKey::Age => u64::MAX - session.age_s,
+        SortKey::Expires => session.expires_s,
+    }
+}
+
+/// Says that there was nothing to show, or what the limit has left out.
+fn tell_the_rest(socket: Option<&Path>, shown: u64, limit: Option<u64>, filter: Vec<String>) {
+    if shown == 0 && limit != Some(0) {
+        let what = match filter.is_empty() {
+            true => "there are no sessions",
+            false => "no session matches",
+        };
+        say(format_args!("tandemgw: {what}\n"));
+    } else if limit == Some(shown) {
+        let mut all = 0;
+        let counted = ask_lines(socket, &Request::Count { filter }, |line| {
+            let count: SessionCount = parse(line)?;
+            all = count.sessions;
+            Ok(())
+        });
+        if counted == ExitCode::SUCCESS && all > shown {
+            say(format_args!(
+                "tandemgw: {} more not shown, by --limit {shown}\n",
+                all - shown
+            ));
+        }
+    }
+}
+
+pub fn count(socket: Option<&Path>, json: bool, filter: Vec<String>) -> ExitCode {
+    let request = Request::Count { filter };
+    ask(socket, &request, json, |count: SessionCount| {
+        writeln!(
+            io::stdout(),
+            "{} {}, {} packets, {}",
+            count.sessions,
+            plural(count.sessions),
+            table::count(count.packets),
+            bytes(count.bytes)
+        )
     })
+}
+
+pub fn clear(socket: Option<&Path>, json: bool, all: bool, filter: Vec<String>) -> ExitCode {
+    ask(socket, &Request::Clear { filter, all }, json, print_cleared)
 }
 
 /// A word without `=` that was to be a command.
@@ -63,50 +198,38 @@ fn misspelt_command(filter: &[String]) -> Option<String> {
     ))
 }
 
-/// The exit code after the last of the output was written, which nobody may want any more.
-fn flushed(result: io::Result<()>, code: ExitCode) -> ExitCode {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(1, error),
-        _ => code,
-    }
-}
-
-fn session_row(line: &str) -> io::Result<[String; HEADERS.len()]> {
-    let value: Value = serde_json::from_str(line)?;
-    let text = |key: &str| value[key].as_str().unwrap_or("-").to_owned();
-    let number = |key: &str| value[key].as_u64().unwrap_or_default();
-    let translated = match (
-        value["nat_src"] == value["src"],
-        value["nat_dst"] == value["dst"],
-    ) {
+fn session_row(session: &Session) -> [String; HEADERS.len()] {
+    let (nat_src, nat_dst) = (session.nat_src, session.nat_dst);
+    let translated = match (nat_src == session.src, nat_dst == session.dst) {
         (true, true) => "-".to_owned(),
-        (false, true) => format!("from {}", text("nat_src")),
-        (true, false) => format!("to {}", text("nat_dst")),
-        (false, false) => format!("from {} to {}", text("nat_src"), text("nat_dst")),
+        (false, true) => format!("from {nat_src}"),
+        (true, false) => format!("to {nat_dst}"),
+        (false, false) => format!("from {nat_src} to {nat_dst}"),
     };
-    Ok([
-        text("proto"),
-        text("src"),
-        text("dst"),
+    [
+        session.proto.to_string(),
+        session.src.to_string(),
+        session.dst.to_string(),
         translated,
-        text("state"),
-        text("policy"),
-        duration(number("expires_s")),
-        count(number("packets")),
-        bytes(number("bytes")),
-    ])
+        session.state.to_string(),
+        session.policy.to_string(),
+        duration(session.expires_s),
+        table::count(session.packets),
+        bytes(session.bytes),
+    ]
 }
 
-fn print_cleared(line: &str) -> io::Result<()> {
-    let value: Value = serde_json::from_str(line)?;
-    let plural = |count: u64| if count == 1 { "session" } else { "sessions" };
-    let cleared = value["cleared"].as_u64().unwrap_or_default();
-    writeln!(io::stdout(), "ended {cleared} {}", plural(cleared))?;
-    for skipped in value["skipped"].as_array().into_iter().flatten() {
-        let count = skipped["sessions"].as_u64().unwrap_or_default();
-        let group = skipped["group"].as_str().unwrap_or("-");
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "session" } else { "sessions" }
+}
+
+fn print_cleared(cleared: Cleared) -> io::Result<()> {
+    let count = cleared.cleared;
+    writeln!(io::stdout(), "ended {count} {}", plural(count))?;
+    for skipped in &cleared.skipped {
+        let (count, group) = (skipped.sessions, &skipped.group);
         let left = format!("left {count} {} of group {group}", plural(count));
-        match skipped["owner"].as_str() {
+        match &skipped.owner {
             Some(owner) => say(format_args!("tandemgw: {left}: ask {owner}, the primary\n")),
             None => say(format_args!(
                 "tandemgw: {left}: no unit is known to be primary\n"

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use serde_json::Value;
+use tandemgw_core::control::protocol::{
+    BarrierStatus, GroupStatus, HealthState, LinkStatus, PeerStatus, Status,
+};
 use tandemgw_core::event::DropReason;
 
 use super::paint::{self, Tone, paint};
@@ -13,7 +15,10 @@ use super::table::{Table, bytes, count, duration, terminal_width};
 const EVENTS: usize = 10;
 
 /// Words that are coloured where colour is wanted, longer ones before those that they contain.
-const TONES: [(&str, Tone); 13] = [
+const TONES: [(&str, Tone); 17] = [
+    ("CRITICAL", Tone::Bad),
+    ("WARNING", Tone::Warning),
+    ("DIFFERS", Tone::Bad),
     ("NOT SET", Tone::Bad),
     ("NOT CONNECTED", Tone::Bad),
     ("NOT IN SYNC", Tone::Bad),
@@ -26,22 +31,12 @@ const TONES: [(&str, Tone); 13] = [
     ("standby", Tone::Good),
     ("ready", Tone::Good),
     ("in sync", Tone::Good),
+    ("good", Tone::Good),
     ("up", Tone::Good),
 ];
 
-/// Counters that are shown if something was counted, with the words for them.
-const COUNTERS: [(&str, &str); 4] = [
-    ("dropped_early", "unreplied sessions dropped for new ones"),
-    (
-        "cleared",
-        "sessions ended by a change of routes or policies, or by hand",
-    ),
-    ("address_conflicts", "claims of our addresses by others"),
-    ("outputs_lost", "answers and announcements not sent"),
-];
-
 /// Prints the status.
-pub fn print(status: &Value) -> io::Result<()> {
+pub fn print(status: &Status) -> io::Result<()> {
     let text = render(status, terminal_width());
     let text = if paint::is_wanted() {
         color(&text)
@@ -52,13 +47,14 @@ pub fn print(status: &Value) -> io::Result<()> {
 }
 
 /// The status as text, for a terminal of `limit` columns.
-fn render(status: &Value, limit: Option<usize>) -> String {
+fn render(status: &Status, limit: Option<usize>) -> String {
     let mut out = format!(
         "{}  version {}  up {}\n",
-        text(&status["node"]),
-        text(&status["version"]),
-        duration(number(&status["uptime_s"]))
+        status.node,
+        status.version,
+        duration(status.uptime_s)
     );
+    health(&mut out, status);
     for table in [
         groups(status, limit),
         peers(status, limit),
@@ -69,7 +65,7 @@ fn render(status: &Value, limit: Option<usize>) -> String {
     }
     out.push('\n');
     totals(&mut out, status);
-    section(&mut out, drops(&status["counters"], limit));
+    section(&mut out, drops(status, limit));
     section(&mut out, events(status, limit));
     out
 }
@@ -82,89 +78,14 @@ fn section(out: &mut String, table: Option<Table>) {
     }
 }
 
-/// A table with a row for each of `items`; none if there are none.
-fn table<'a>(
+/// A table of rows; none if there are none.
+fn table<const N: usize>(
     limit: Option<usize>,
-    headers: &[&str],
-    items: impl Iterator<Item = &'a Value>,
-    row: impl Fn(&'a Value) -> Vec<String>,
+    headers: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
 ) -> Option<Table> {
-    let mut items = items.peekable();
-    items.peek()?;
-    let mut table = Table::with_limit(headers, limit);
-    for item in items {
-        table.row(row(item));
-    }
-    Some(table)
-}
-
-fn groups(status: &Value, limit: Option<usize>) -> Option<Table> {
-    let headers = [
-        "GROUP", "ROLE", "STATE", "PRIMARY", "TERM", "PRIORITY", "SINCE",
-    ];
-    table(limit, &headers, list(&status["groups"]), |group| {
-        let state = match group {
-            _ if group["degraded"] == true => "DEGRADED: no link to the primary",
-            _ if group["draining"] == true => "draining",
-            _ if group["ready"] == true => "ready",
-            _ => "not ready",
-        };
-        let primary = match group.get("primary") {
-            None => text(&status["node"]),
-            Some(primary) => text(primary),
-        };
-        vec![
-            text(&group["name"]),
-            text(&group["role"]),
-            state.to_owned(),
-            primary,
-            text(&group["term"]),
-            text(&group["priority"]),
-            duration(group["since"].as_f64().unwrap_or_default() as u64),
-        ]
-    })
-}
-
-fn peers(status: &Value, limit: Option<usize>) -> Option<Table> {
-    let headers = ["PEER", "STATE", "SYNC", "LAG", "OLDEST", "LOST IF WE DIED"];
-    table(limit, &headers, list(&status["peers"]), |peer| {
-        let lag = &peer["lag"];
-        let sync = match (&peer["in_sync"], &peer["digest_equal"]) {
-            (Value::Bool(true), Value::Bool(true)) => "in sync",
-            (Value::Bool(true), _) => "in sync, digest differs",
-            _ => "NOT IN SYNC",
-        };
-        vec![
-            text(&peer["name"]),
-            choose(&peer["connected"], "connected", "NOT CONNECTED"),
-            sync.to_owned(),
-            format!("{} changes", count(number(&lag["sequence_gap"]))),
-            format!("{} ms", lag["oldest_unacked_ms"]),
-            format!("{} sessions", count(number(&lag["would_be_lost"]))),
-        ]
-    })
-}
-
-fn links(status: &Value, limit: Option<usize>) -> Option<Table> {
-    let headers = ["LINK TO", "LOCAL", "REMOTE", "STATE", "RTT", "CARRIES"];
-    let of_peer = |peer: &Value| {
-        let name = text(&peer["name"]);
-        let rows = list(&peer["links"]).map(move |link| {
-            vec![
-                name.clone(),
-                text(&link["local"]),
-                text(&link["remote"]),
-                choose(&link["up"], "up", "DOWN"),
-                rtt(&link["rtt_us"]),
-                choose(&link["carries_sync"], "sessions", "-"),
-            ]
-        });
-        rows.collect::<Vec<_>>()
-    };
-    let rows: Vec<Vec<String>> = list(&status["peers"]).flat_map(of_peer).collect();
-    if rows.is_empty() {
-        return None;
-    }
+    let mut rows = rows.peekable();
+    rows.peek()?;
     let mut table = Table::with_limit(&headers, limit);
     for row in rows {
         table.row(row);
@@ -172,7 +93,135 @@ fn links(status: &Value, limit: Option<usize>) -> Option<Table> {
     Some(table)
 }
 
-fn ports(status: &Value, limit: Option<usize>) -> Option<Table> {
+/// A line that says whether all is well, and one for each thing more that is wrong.
+fn health(out: &mut String, status: &Status) {
+    let Some(health) = &status.health else {
+        return;
+    };
+    if health.troubles.is_empty() {
+        let _ = writeln!(out, "health  good for {}", duration(health.since as u64));
+    }
+    let labels = std::iter::once("health").chain(std::iter::repeat(""));
+    for (label, trouble) in labels.zip(&health.troubles) {
+        let (state, since) = (health_word(trouble.state), duration(trouble.since as u64));
+        let _ = writeln!(out, "{label:<6}  {state}  for {since}: {}", trouble.reason);
+    }
+}
+
+/// How bad it is, in one word; in capitals if somebody should look.
+pub fn health_word(state: HealthState) -> &'static str {
+    match state {
+        HealthState::Good => "good",
+        HealthState::Warning => "WARNING",
+        HealthState::Critical => "CRITICAL",
+    }
+}
+
+fn groups(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let headers = [
+        "GROUP", "ROLE", "STATE", "PRIMARY", "TERM", "PRIORITY", "SINCE",
+    ];
+    let row = |group: &GroupStatus| {
+        let state = match group_state(group) {
+            GroupState::Degraded => "DEGRADED: no link to the primary",
+            GroupState::Draining => "draining",
+            GroupState::Ready => "ready",
+            GroupState::NotReady => "not ready",
+        };
+        [
+            group.name.clone(),
+            group.role.name().to_owned(),
+            state.to_owned(),
+            or_dash(group.primary.as_ref()),
+            group.term.to_string(),
+            or_dash(group.priority),
+            duration(group.since as u64),
+        ]
+    };
+    table(limit, headers, status.groups.iter().map(row))
+}
+
+/// How this unit stands for a group, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    Degraded,
+    Draining,
+    Ready,
+    NotReady,
+}
+
+/// The word that matters most for a group.
+pub fn group_state(group: &GroupStatus) -> GroupState {
+    match group {
+        _ if group.degraded == Some(true) => GroupState::Degraded,
+        _ if group.draining == Some(true) => GroupState::Draining,
+        _ if group.ready => GroupState::Ready,
+        _ => GroupState::NotReady,
+    }
+}
+
+fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let headers = [
+        "PEER",
+        "ROLE",
+        "STATE",
+        "SYNC",
+        "LAG",
+        "OLDEST",
+        "LOST IF WE DIED",
+        "PRIORITY",
+        "VERSION",
+        "CONFIG",
+    ];
+    let row = |peer: &PeerStatus| {
+        let sync = match (peer.in_sync, peer.digest_equal) {
+            _ if !peer.connected => "-",
+            (true, Some(true)) => "in sync",
+            (true, _) => "in sync, digest differs",
+            _ => "NOT IN SYNC",
+        };
+        let lag = &peer.lag;
+        let config = peer.config.as_ref().and_then(|config| config.equal);
+        [
+            peer.name.clone(),
+            known(peer.role, |role| role.name().to_owned()),
+            choose(peer.connected, "connected", "NOT CONNECTED"),
+            sync.to_owned(),
+            known(lag.sequence_gap, |gap| format!("{} changes", count(gap))),
+            known(lag.oldest_unacked_ms, |ms| format!("{ms} ms")),
+            known(lag.would_be_lost, |lost| {
+                format!("{} sessions", count(lost))
+            }),
+            or_dash(peer.priority),
+            or_dash(peer.version.as_ref()),
+            known(config, |equal| choose(equal, "equal", "DIFFERS")),
+        ]
+    };
+    let drops = ["VERSION", "PRIORITY", "OLDEST", "CONFIG", "LAG", "ROLE"];
+    let table = table(limit, headers, status.peers.iter().map(row));
+    table.map(|table| table.dropping(&drops))
+}
+
+fn links(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let headers = ["LINK TO", "LOCAL", "REMOTE", "STATE", "RTT", "CARRIES"];
+    let row = |(peer, link): (&PeerStatus, &LinkStatus)| {
+        [
+            peer.name.clone(),
+            or_dash(link.local.as_ref()),
+            or_dash(link.remote.as_ref()),
+            choose(link.up, "up", "DOWN"),
+            rtt(link.rtt_us),
+            choose(link.carries_sync, "sessions", "-"),
+        ]
+    };
+    let links = status.peers.iter().flat_map(|peer| {
+        let links = peer.links.iter();
+        links.map(move |link| (peer, link))
+    });
+    table(limit, headers, links.map(row))
+}
+
+fn ports(status: &Status, limit: Option<usize>) -> Option<Table> {
     let headers = [
         "PORT",
         "INTERFACE",
@@ -184,100 +233,153 @@ fn ports(status: &Value, limit: Option<usize>) -> Option<Table> {
         "BYTES IN",
         "BYTES OUT",
     ];
-    table(limit, &headers, list(&status["ports"]), |port| {
-        vec![
-            text(&port["name"]),
-            text(&port["interface"]),
-            choose(&port["up"], "up", "DOWN"),
-            text(&port["mtu"]),
-            text(&port["offload"]),
-            count(number(&port["in"]["packets"])),
-            count(number(&port["out"]["packets"])),
-            bytes(number(&port["in"]["bytes"])),
-            bytes(number(&port["out"]["bytes"])),
+    let rows = status.ports.iter().map(|port| {
+        [
+            port.name.clone(),
+            port.interface.clone(),
+            choose(port.up, "up", "DOWN"),
+            port.mtu.to_string(),
+            port.offload.clone(),
+            count(port.r#in.packets),
+            count(port.out.packets),
+            bytes(port.r#in.bytes),
+            bytes(port.out.bytes),
         ]
-    })
+    });
+    table(limit, headers, rows)
 }
 
-fn totals(out: &mut String, status: &Value) {
-    let (sessions, counters) = (&status["sessions"], &status["counters"]);
-    let (total, max) = (number(&sessions["total"]), number(&sessions["max"]));
+/// `1234 of 1048576 (0.1 %)  tcp 1000 …`
+pub fn session_counts(status: &Status) -> String {
+    let sessions = &status.sessions;
+    let (total, max) = (sessions.total, sessions.max);
     let share = total as f64 * 100.0 / max.max(1) as f64;
-    let _ = write!(out, "sessions  {total} of {max} ({share:.1} %)");
-    for protocol in ["tcp", "udp", "icmp", "other"] {
-        let _ = write!(out, "  {protocol} {}", number(&sessions[protocol]));
-    }
-    let dropped: u64 = drop_counts(counters).map(|(_, count)| count).sum();
+    format!(
+        "{total} of {max} ({share:.1} %)  tcp {}  udp {}  icmp {}  other {}",
+        sessions.tcp, sessions.udp, sessions.icmp, sessions.other
+    )
+}
+
+fn totals(out: &mut String, status: &Status) {
+    let counters = &status.counters;
+    let dropped: u64 = counters.dropped.values().sum();
     let _ = writeln!(
         out,
-        "\npackets   forwarded {} ({})  dropped {}  sessions opened {}",
-        count(number(&counters["forwarded"])),
-        bytes(number(&counters["bytes"])),
+        "sessions  {}\npackets   forwarded {} ({})  dropped {}  sessions opened {}",
+        session_counts(status),
+        count(counters.forwarded),
+        bytes(counters.bytes),
         count(dropped),
-        count(number(&sessions["opened"])),
+        count(status.sessions.opened),
     );
-    barrier(out, &status["barrier"]);
-    for (name, words) in COUNTERS {
-        if number(&counters[name]) > 0 {
-            let _ = writeln!(out, "{words}: {}", counters[name]);
+    if let Some(barrier) = &status.barrier {
+        self::barrier(out, barrier);
+    }
+    for (number, words) in [
+        (
+            counters.dropped_early,
+            "unreplied sessions dropped for new ones",
+        ),
+        (
+            counters.cleared,
+            "sessions ended by a change of routes or policies, or by hand",
+        ),
+        (
+            counters.address_conflicts,
+            "claims of our addresses by others",
+        ),
+        (counters.outputs_lost, "answers and announcements not sent"),
+    ] {
+        if number > 0 {
+            let _ = writeln!(out, "{words}: {number}");
         }
     }
 }
 
 /// The barrier, where there is something to say of it.
-fn barrier(out: &mut String, barrier: &Value) {
-    if let Some(why) = barrier["why_not"].as_str() {
+fn barrier(out: &mut String, barrier: &BarrierStatus) {
+    if let Some(why) = &barrier.why_not {
         let _ = writeln!(out, "barrier   NOT SET: {why}");
     }
-    let stopped = number(&barrier["stopped"]);
-    if stopped > 0 {
+    if barrier.stopped > 0 {
         let _ = writeln!(
             out,
             "barrier   {} packets stopped that would have gone past the gateway",
-            count(stopped)
+            count(barrier.stopped)
         );
     }
 }
 
 /// What was dropped, the most frequent reason first.
-fn drops(counters: &Value, limit: Option<usize>) -> Option<Table> {
-    let mut reasons: Vec<(&String, u64)> = drop_counts(counters).collect();
+fn drops(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let mut reasons: Vec<(&String, u64)> = status
+        .counters
+        .dropped
+        .iter()
+        .map(|(name, count)| (name, *count))
+        .collect();
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    if reasons.is_empty() {
-        return None;
-    }
-    let mut table = Table::with_limit(&["DROPPED", "REASON", "MEANING"], limit);
-    for (name, number) in reasons {
+    let rows = reasons.into_iter().map(|(name, number)| {
         let known = DropReason::ALL.iter().find(|reason| reason.name() == name);
         let meaning = known.map_or("", |reason| reason.meaning());
-        table.row([count(number).as_str(), name, meaning]);
-    }
-    Some(table)
+        [count(number), name.clone(), meaning.to_owned()]
+    });
+    table(limit, ["DROPPED", "REASON", "MEANING"], rows)
 }
 
-fn drop_counts(counters: &Value) -> impl Iterator<Item = (&String, u64)> {
-    let all = counters["dropped"].as_object().into_iter().flatten();
-    all.map(|(reason, count)| (reason, number(count)))
-}
-
-fn events(status: &Value, limit: Option<usize>) -> Option<Table> {
-    let newest = list(&status["events"]).take(EVENTS);
-    table(limit, &["AGO", "EVENT", "WHY"], newest, |event| {
-        vec![
-            duration(event["ago_s"].as_f64().unwrap_or_default() as u64),
-            text(&event["what"]),
-            text(&event["why"]),
+fn events(status: &Status, limit: Option<usize>) -> Option<Table> {
+    // Gateways of version 0 count from boot.
+    let has_clock = status.protocol.is_some();
+    let rows = status.events.iter().take(EVENTS).map(|event| {
+        [
+            known(has_clock.then_some(event.at), clock_time),
+            duration(event.ago_s as u64),
+            event.what.clone(),
+            event.why.clone(),
         ]
-    })
+    });
+    let table = table(limit, ["TIME (UTC)", "AGO", "EVENT", "WHY"], rows);
+    table.map(|table| table.dropping(&["AGO"]))
+}
+
+/// A moment as people read it: `2026-11-26 14:52:43`, in UTC.
+pub fn clock_time(seconds: f64) -> String {
+    let whole = seconds as i64;
+    let (days, second) = (whole.div_euclid(86_400), whole.rem_euclid(86_400));
+    let (year, month, day) = civil(days);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}",
+        second % 60
+    )
+}
+
+/// The date of a day since 1970, by the Gregorian calendar. It counts in eras of 400 years that begin in March,
+/// so that the leap day is the last day of a year.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month, day)
 }
 
 /// A round-trip time in the unit that suits it.
-pub fn rtt(micros: &Value) -> String {
-    match micros.as_u64() {
-        None => "-".to_owned(),
-        Some(micros @ ..1000) => format!("{micros} µs"),
-        Some(micros) => format!("{:.1} ms", micros as f64 / 1e3),
-    }
+pub fn rtt(micros: Option<u64>) -> String {
+    known(micros, |micros| match micros {
+        ..1000 => format!("{micros} µs"),
+        _ => format!("{:.1} ms", micros as f64 / 1e3),
+    })
 }
 
 /// Colours the headers, and the words of [`TONES`] that stand in columns.
@@ -319,23 +421,100 @@ fn color_words(line: &str) -> String {
     out
 }
 
-pub fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
+/// What is known as people write it; `-` for what is not.
+pub fn or_dash(value: Option<impl std::fmt::Display>) -> String {
+    known(value, |value| value.to_string())
 }
 
-/// A value as people write it; `-` for none.
-pub fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+/// What is known as `show` writes it; `-` for what is not.
+pub fn known<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), show)
+}
+
+fn choose(value: bool, yes: &str, no: &str) -> String {
+    if value { yes } else { no }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tandemgw_core::control::protocol::TroubleStatus;
+
+    use super::*;
+    use crate::cli::sample;
+
+    #[test]
+    fn moments_are_told_as_dates() {
+        assert_eq!(clock_time(0.0), "1970-01-01 00:00:00");
+        assert_eq!(clock_time(951_782_399.9), "2000-02-28 23:59:59");
+        assert_eq!(clock_time(951_782_400.0), "2000-02-29 00:00:00");
+        assert_eq!(clock_time(1_795_704_763.0), "2026-11-26 14:52:43");
+        assert_eq!(clock_time(4_107_542_400.0), "2100-03-01 00:00:00");
     }
-}
 
-pub fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or(0)
-}
+    #[test]
+    fn what_is_wrong_stands_above_all_tables() {
+        let mut status = sample::status();
+        let text = render(&status, None);
+        assert!(
+            text.contains("\nhealth  good for 12m 5s\n\nGROUP"),
+            "{text}"
+        );
+        let trouble = |state, reason: &str| TroubleStatus {
+            state,
+            reason: reason.to_owned(),
+            since: 61.0,
+        };
+        let health = status.health.as_mut().unwrap();
+        health.troubles = vec![
+            trouble(HealthState::Critical, "port wan is down"),
+            trouble(HealthState::Warning, "gw-b is gone: its process ended"),
+        ];
+        let text = render(&status, None);
+        let wanted = "\nhealth  CRITICAL  for 1m 1s: port wan is down\n        \
+                      WARNING  for 1m 1s: gw-b is gone: its process ended\n\nGROUP";
+        assert!(text.contains(wanted), "{text}");
+    }
 
-fn choose(value: &Value, yes: &str, no: &str) -> String {
-    if value == true { yes } else { no }.to_owned()
+    #[test]
+    fn what_is_not_known_of_a_peer_is_not_told_as_a_figure() {
+        let mut status = sample::status();
+        let peer = &mut status.peers[0];
+        peer.connected = false;
+        peer.in_sync = false;
+        peer.digest_equal = None;
+        peer.role = None;
+        peer.lag.sequence_gap = None;
+        peer.lag.oldest_unacked_ms = None;
+        peer.lag.would_be_lost = Some(1234);
+        let text = render(&status, None);
+        let row = text.lines().find(|line| line.starts_with("gw-b ")).unwrap();
+        let words: Vec<&str> = row
+            .split("  ")
+            .map(str::trim)
+            .filter(|w| !w.is_empty())
+            .collect();
+        assert_eq!(
+            words,
+            [
+                "gw-b",
+                "-",
+                "NOT CONNECTED",
+                "-",
+                "-",
+                "-",
+                "1.2k sessions",
+                "128",
+                "0.1.0",
+                "equal"
+            ]
+        );
+    }
+
+    #[test]
+    fn eighty_columns_hold_every_row() {
+        let text = render(&sample::status(), Some(80));
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
 }

@@ -23,6 +23,12 @@ pub struct Table {
     rows: Vec<Vec<String>>,
     widths: Vec<usize>,
     is_begun: bool,
+    /// Columns that were left out, each by its place when it was.
+    dropped: Vec<usize>,
+    /// Columns to leave out while a row does not fit, the first one first.
+    drops: Vec<String>,
+    /// Whether the cells that are left are never cut.
+    is_whole: bool,
     /// Columns of the terminal; none if stdout is no terminal.
     limit: Option<usize>,
 }
@@ -39,13 +45,32 @@ impl Table {
             rows: Vec::new(),
             widths: vec![0; headers.len()],
             is_begun: false,
+            dropped: Vec::new(),
+            drops: Vec::new(),
+            is_whole: false,
             limit,
         }
     }
 
+    /// Leaves out these columns, in this order, while a row does not fit the terminal; all others stay.
+    pub fn dropping(mut self, drops: &[&str]) -> Table {
+        self.drops = drops.iter().map(|drop| (*drop).to_owned()).collect();
+        self
+    }
+
+    /// Never cuts a cell: what does not fit even so goes beyond the edge.
+    pub fn whole(mut self) -> Table {
+        self.is_whole = true;
+        self
+    }
+
     /// Adds a row of as many cells as there are headers.
     pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) -> &mut Table {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        let mut row: Vec<String> = cells.into_iter().map(Into::into).collect();
+        for column in &self.dropped {
+            row.remove(*column);
+        }
+        self.rows.push(row);
         self
     }
 
@@ -65,15 +90,15 @@ impl Table {
 
     /// What [`Table::print`] prints.
     pub fn render(&mut self) -> String {
-        if !self.is_begun {
-            self.is_begun = true;
+        let is_first = !std::mem::replace(&mut self.is_begun, true);
+        if is_first {
             self.rows.insert(0, self.headers.clone());
         }
-        for (column, width) in self.widths.iter_mut().enumerate() {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            *width = cells.map(|cell| length(cell)).fold(*width, usize::max);
+        self.measure();
+        if is_first {
+            self.drop_columns();
         }
-        if let Some(limit) = self.limit {
+        if let Some(limit) = self.limit.filter(|_| !self.is_whole) {
             shorten(&mut self.widths, limit);
         }
         let is_number = |column: usize| {
@@ -96,6 +121,33 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+
+    fn measure(&mut self) {
+        for (column, width) in self.widths.iter_mut().enumerate() {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            *width = cells.map(|cell| length(cell)).fold(*width, usize::max);
+        }
+    }
+
+    /// Leaves out columns until a row fits, as far as that is wanted.
+    fn drop_columns(&mut self) {
+        for drop in std::mem::take(&mut self.drops) {
+            if self
+                .limit
+                .is_none_or(|limit| row_width(&self.widths) <= limit)
+            {
+                return;
+            }
+            if let Some(column) = self.headers.iter().position(|header| *header == drop) {
+                self.headers.remove(column);
+                self.widths.remove(column);
+                self.dropped.push(column);
+                for row in &mut self.rows {
+                    row.remove(column);
+                }
+            }
+        }
     }
 
     fn fit(&self, cell: &str, column: usize) -> String {
@@ -147,10 +199,13 @@ fn scaled(number: u64, step: f64, units: [&str; 5]) -> String {
     }
 }
 
+fn row_width(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1)
+}
+
 /// Takes from the widest columns until all of them fit.
 fn shorten(widths: &mut [usize], limit: usize) {
-    let gaps = GAP.len() * widths.len().saturating_sub(1);
-    while widths.iter().sum::<usize>() + gaps > limit {
+    while row_width(widths) > limit {
         let Some(widest) = widths
             .iter_mut()
             .max()
@@ -206,6 +261,31 @@ b                   -
         assert_eq!(table.render(), "A      LONG\nshort  a-name-longe…\n");
         table.row(["later", "x"]);
         assert_eq!(table.render(), "later  x\n", "no second header");
+    }
+
+    #[test]
+    fn columns_are_left_out_rather_than_cut() {
+        let headers = ["ADDRESS", "STATE", "BYTES"];
+        let row = ["10.100.200.250:40000", "established", "12.3 MiB"];
+        let mut table = Table::with_limit(&headers, Some(40))
+            .dropping(&["BYTES", "STATE"])
+            .whole();
+        table.row(row);
+        assert_eq!(
+            table.render(),
+            "ADDRESS               STATE\n10.100.200.250:40000  established\n"
+        );
+        table.row(["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:1", "x", "1 B"]);
+        assert_eq!(
+            table.render(),
+            "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:1  x\n",
+            "no address is cut"
+        );
+        let mut wide = Table::with_limit(&headers, None)
+            .dropping(&["BYTES"])
+            .whole();
+        wide.row(row);
+        assert!(wide.render().contains("12.3 MiB"));
     }
 
     #[test]

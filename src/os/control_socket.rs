@@ -12,7 +12,8 @@ use std::time::Duration;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use tandemgw_core::control::{Answer, ReloadOutcome, ShellView};
+use tandemgw_core::control::protocol::MAX_REQUEST;
+use tandemgw_core::control::{Answer, ReloadOutcome, ShellView, too_long};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::time::Time;
 
@@ -31,11 +32,6 @@ const STUCK: Duration = Duration::from_secs(5);
 /// How often a client is told that its answer is still worked on, when there is nothing else to say. Well
 /// below what the command line waits for.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
-
-/// The longest request line.
-const MAX_REQUEST: usize = 64 * 1024;
-
-const TOO_LONG: &str = "{\"error\":\"the request is longer than 65536 bytes\"}\n";
 
 /// Output of a client that waits, in bytes, before the answer is continued.
 const MAX_PENDING: usize = 256 * 1024;
@@ -135,7 +131,7 @@ impl ControlSocket {
         &mut self,
         registry: &Registry,
         gateway: &mut Gateway,
-        shell: &ShellView,
+        shell: &mut ShellView,
         now: Time,
     ) {
         self.mark_waiting();
@@ -146,6 +142,7 @@ impl ControlSocket {
         if left == 0 || now < self.rests_until {
             return;
         }
+        shell.boot = Duration::from_nanos(clock::offset_since_1970());
         let end = clock::now() + BUDGET;
         while let Some(bit) = next_bit(left, self.last) {
             self.last = bit;
@@ -378,7 +375,7 @@ impl Client {
         }
         if self.input.len() >= MAX_REQUEST && !self.input.contains(&b'\n') {
             // It may not read that; then it is closed all the same.
-            let _ = self.stream.write(TOO_LONG.as_bytes());
+            let _ = self.stream.write(too_long().as_bytes());
             return Err(ErrorKind::InvalidData.into());
         }
         Ok(())

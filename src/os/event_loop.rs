@@ -159,6 +159,7 @@ impl Shell {
                 ports: port_io,
                 turns: Histogram::default(),
                 barrier: BarrierView::default(),
+                boot: Duration::ZERO,
             },
             monitor,
             netlink: Netlink::open()?,
@@ -309,7 +310,7 @@ impl Shell {
         }
         let registry = self.poll.registry();
         self.control
-            .serve(registry, &mut self.gateway, &self.view, now);
+            .serve(registry, &mut self.gateway, &mut self.view, now);
         if let Some(http) = &mut self.http {
             http.serve(now, registry, &self.gateway, &self.view);
         }

@@ -21,6 +21,7 @@ fn foretold(lab: &mut Lab, port: PortId, packet: &Pkt) -> Explanation {
         Fate::Forward => Verdict::Forward,
         Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
         Fate::Drop { reason, .. } => Verdict::Drop(reason),
+        Fate::Kernel => panic!("what the kernel takes does not come to a TUN"),
     };
     assert_eq!(lab.send(port, packet).verdict, verdict, "{explanation:#?}");
     explanation
@@ -31,6 +32,29 @@ fn assert_dropped(explanation: &Explanation, expected: DropReason) {
     match explanation.fate {
         Fate::Drop { reason, .. } => assert_eq!(reason, expected),
         fate => panic!("{fate:?}"),
+    }
+}
+
+#[test]
+fn what_is_for_an_address_of_the_machine_is_the_kernels() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let own = net.server;
+        let syn = tcp((net.host, 40_000), (own, 22), SYN, 1, 0).bytes();
+        let explain = |lab: &Lab| {
+            let explained = lab.gateway.explain(lab.now, LAN, &syn, Scope::Flow);
+            explained.expect("a whole packet")
+        };
+        assert_eq!(explain(&lab).fate, Fate::Forward);
+        lab.gateway
+            .handle_kernel_address(lab.now, own, Some(WAN), true);
+        let explanation = explain(&lab);
+        assert!(matches!(explanation.matched, Matched::Machine));
+        assert_eq!(explanation.fate, Fate::Kernel);
+        assert_eq!(explanation.passed_over, [], "no policy is asked");
+        lab.gateway
+            .handle_kernel_address(lab.now, own, Some(WAN), false);
+        assert_eq!(explain(&lab).fate, Fate::Forward);
     }
 }
 

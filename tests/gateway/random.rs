@@ -378,6 +378,7 @@ impl World {
             Fate::Forward => Verdict::Forward,
             Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
             Fate::Drop { reason, .. } => Verdict::Drop(reason),
+            Fate::Kernel => panic!("what the kernel takes does not come to a TUN"),
         };
         assert_eq!(fate, verdict, "{foretold:#?}");
         if verdict != Verdict::Forward {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 /// An IP address of either family, in 16 bytes.
 ///
@@ -129,6 +130,23 @@ impl fmt::Display for Protocol {
             Protocol::TCP => f.write_str("tcp"),
             Protocol::UDP => f.write_str("udp"),
             Protocol(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = &'static str;
+
+    /// Reads what `Display` writes: a name or a number.
+    fn from_str(text: &str) -> Result<Protocol, &'static str> {
+        match text {
+            "icmp" => Ok(Protocol::ICMP),
+            "tcp" => Ok(Protocol::TCP),
+            "udp" => Ok(Protocol::UDP),
+            number => number
+                .parse()
+                .map(Protocol)
+                .map_err(|_| "expected tcp, udp, icmp or a number"),
         }
     }
 }

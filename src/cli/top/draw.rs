@@ -6,9 +6,11 @@ use ratatui::layout::{Alignment, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, SparklineBar, Table, Wrap};
-use serde_json::Value;
+use tandemgw_core::control::protocol::{
+    EventStatus, GroupStatus, LinkStatus, PeerStatus, PortStatus, Status,
+};
 
-use crate::cli::status::{list, number, rtt, text};
+use crate::cli::status::{GroupState, group_state, known, or_dash, rtt, session_counts};
 use crate::cli::table::{count, duration};
 
 use super::state::{Graph, Top};
@@ -35,10 +37,10 @@ fn draw_title(frame: &mut Frame, area: Rect, top: &Top) {
     let mut spans = vec![Span::styled(" tandemgw top ", heading())];
     if let Some(status) = top.status() {
         spans.push(Span::styled(
-            format!(" {} ", text(&status["node"])),
+            format!(" {} ", status.node),
             Style::new().add_modifier(Modifier::BOLD),
         ));
-        let (version, uptime) = (text(&status["version"]), number(&status["uptime_s"]));
+        let (version, uptime) = (&status.version, status.uptime_s);
         spans.push(Span::raw(format!(" {version}  up {} ", duration(uptime))));
     }
     if top.trouble().is_some() {
@@ -60,13 +62,13 @@ fn draw_waiting(frame: &mut Frame, area: Rect, top: &Top) {
     frame.render_widget(Paragraph::new(why).wrap(Wrap { trim: true }), area);
 }
 
-fn draw_body(frame: &mut Frame, area: Rect, top: &Top, status: &Value) {
-    let groups = rows(status, "groups");
+fn draw_body(frame: &mut Frame, area: Rect, top: &Top, status: &Status) {
+    let groups = rows(&status.groups);
     let peers = peer_rows(status);
-    let middle = rows(status, "ports")
+    let middle = rows(&status.ports)
         .max(top.drops().len().min(6) as u16)
         .max(3);
-    let events = rows(status, "events");
+    let events = rows(&status.events);
     let wanted = [
         table_height(groups),
         table_height(peers.len() as u16),
@@ -106,27 +108,25 @@ fn table_height(rows: u16) -> u16 {
     if rows == 0 { 0 } else { rows + 1 }
 }
 
-fn rows(status: &Value, key: &str) -> u16 {
-    list(&status[key]).count().min(64) as u16
+fn rows<T>(list: &[T]) -> u16 {
+    list.len().min(64) as u16
 }
 
-fn draw_groups(frame: &mut Frame, area: Rect, status: &Value) {
-    let row = |group: &Value| {
-        let (state, style) = match group {
-            _ if group["degraded"] == true => ("DEGRADED", bad()),
-            _ if group["draining"] == true => ("draining", warning()),
-            _ if group["ready"] == true => ("ready", good()),
-            _ => ("not ready", warning()),
+fn draw_groups(frame: &mut Frame, area: Rect, status: &Status) {
+    let row = |group: &GroupStatus| {
+        let (state, style) = match group_state(group) {
+            GroupState::Degraded => ("DEGRADED", bad()),
+            GroupState::Draining => ("draining", warning()),
+            GroupState::Ready => ("ready", good()),
+            GroupState::NotReady => ("not ready", warning()),
         };
-        let primary = group.get("primary").map_or("-".to_owned(), text);
-        let since = group["since"].as_f64().unwrap_or_default() as u64;
         Row::new([
-            Cell::from(text(&group["name"])),
-            Cell::from(text(&group["role"])).style(Style::new().add_modifier(Modifier::BOLD)),
+            Cell::from(group.name.clone()),
+            Cell::from(group.role.name()).style(Style::new().add_modifier(Modifier::BOLD)),
             Cell::from(state).style(style),
-            Cell::from(primary),
-            right(text(&group["term"])),
-            right(duration(since)),
+            Cell::from(or_dash(group.primary.as_ref())),
+            right(group.term.to_string()),
+            right(duration(group.since as u64)),
         ])
     };
     let widths = [
@@ -142,60 +142,56 @@ fn draw_groups(frame: &mut Frame, area: Rect, status: &Value) {
         area,
         ["GROUP", "ROLE", "STATE", "PRIMARY", "  TERM", "    SINCE"],
         widths,
-        list(&status["groups"]).map(row),
+        status.groups.iter().map(row),
     );
 }
 
 /// A row for each peer, and for each of its links.
-fn peer_rows(status: &Value) -> Vec<Row<'static>> {
-    let peer = |peer: &Value| {
-        let lag = &peer["lag"];
-        let (connected, style) = match peer["connected"] == true {
+fn peer_rows(status: &Status) -> Vec<Row<'static>> {
+    let peer = |peer: &PeerStatus| {
+        let lag = &peer.lag;
+        let (connected, style) = match peer.connected {
             true => ("connected", good()),
             false => ("DOWN", bad()),
         };
-        let (sync, sync_style) = match (&peer["in_sync"], &peer["digest_equal"]) {
-            (Value::Bool(true), Value::Bool(true)) => ("in sync", good()),
-            (Value::Bool(true), _) => ("digest differs", warning()),
+        let (sync, sync_style) = match (peer.in_sync, peer.digest_equal) {
+            (true, Some(true)) => ("in sync", good()),
+            (true, _) => ("digest differs", warning()),
             _ => ("NOT IN SYNC", bad()),
         };
         Row::new([
-            Cell::from(text(&peer["name"])),
+            Cell::from(peer.name.clone()),
             Cell::from(connected).style(style),
             Cell::from(sync).style(sync_style),
             Cell::from(format!(
                 "lag {} changes, {} ms; {} would be lost",
-                count(number(&lag["sequence_gap"])),
-                number(&lag["oldest_unacked_ms"]),
-                count(number(&lag["would_be_lost"])),
+                known(lag.sequence_gap, count),
+                or_dash(lag.oldest_unacked_ms),
+                known(lag.would_be_lost, count),
             )),
         ])
     };
-    let link = |link: &Value| {
-        let (up, style) = match link["up"] == true {
+    let link = |link: &LinkStatus| {
+        let (up, style) = match link.up {
             true => ("up", good()),
             false => ("DOWN", bad()),
         };
-        let sync = if link["carries_sync"] == true {
-            "sync"
-        } else {
-            ""
-        };
+        let sync = if link.carries_sync { "sync" } else { "" };
         Row::new([
             Cell::from("  link"),
             Cell::from(up).style(style),
             Cell::from(sync),
             Cell::from(format!(
                 "rtt {} to {}",
-                rtt(&link["rtt_us"]),
-                text(&link["remote"]),
+                rtt(link.rtt_us),
+                or_dash(link.remote.as_ref()),
             )),
         ])
     };
     let mut rows = Vec::new();
-    for value in list(&status["peers"]) {
-        rows.push(peer(value));
-        rows.extend(list(&value["links"]).map(link));
+    for status in &status.peers {
+        rows.push(peer(status));
+        rows.extend(status.links.iter().map(link));
     }
     rows
 }
@@ -211,18 +207,13 @@ fn draw_peers(frame: &mut Frame, area: Rect, rows: Vec<Row<'static>>) {
     );
 }
 
-fn draw_sessions(frame: &mut Frame, area: Rect, status: &Value) {
-    let sessions = &status["sessions"];
-    let (total, max) = (number(&sessions["total"]), number(&sessions["max"]));
-    let share = total as f64 * 100.0 / max.max(1) as f64;
-    let mut line = format!("{total} of {max} ({share:.1} %)");
-    for protocol in ["tcp", "udp", "icmp", "other"] {
-        line.push_str(&format!("  {protocol} {}", number(&sessions[protocol])));
-    }
-    let style = if share > 90.0 { bad() } else { Style::new() };
+fn draw_sessions(frame: &mut Frame, area: Rect, status: &Status) {
+    let sessions = &status.sessions;
+    let is_full = sessions.total > sessions.max / 10 * 9;
+    let style = if is_full { bad() } else { Style::new() };
     let line = Line::from(vec![
         Span::styled("SESSIONS  ", heading()),
-        Span::styled(line, style),
+        Span::styled(session_counts(status), style),
     ]);
     frame.render_widget(line, area);
 }
@@ -256,10 +247,10 @@ fn draw_graphs(frame: &mut Frame, area: Rect, top: &Top) {
     }
 }
 
-fn draw_ports(frame: &mut Frame, area: Rect, top: &Top, status: &Value) {
-    let row = |port: &Value| {
-        let name = text(&port["name"]);
-        let (up, style) = match port["up"] == true {
+fn draw_ports(frame: &mut Frame, area: Rect, top: &Top, status: &Status) {
+    let row = |port: &PortStatus| {
+        let name = port.name.clone();
+        let (up, style) = match port.up {
             true => ("up", good()),
             false => ("DOWN", bad()),
         };
@@ -285,13 +276,7 @@ fn draw_ports(frame: &mut Frame, area: Rect, top: &Top, status: &Value) {
         Length(6),
     ];
     let headers = ["PORT", "", "  IN/S", " BIT/S", " OUT/S", " BIT/S"];
-    table(
-        frame,
-        area,
-        headers,
-        widths,
-        list(&status["ports"]).map(row),
-    );
+    table(frame, area, headers, widths, status.ports.iter().map(row));
 }
 
 fn draw_drops(frame: &mut Frame, area: Rect, top: &Top) {
@@ -308,16 +293,15 @@ fn draw_drops(frame: &mut Frame, area: Rect, top: &Top) {
     table(frame, area, ["DROPS/S", "  TOTAL", "REASON"], widths, rows);
 }
 
-fn draw_events(frame: &mut Frame, area: Rect, status: &Value) {
-    let row = |event: &Value| {
-        let ago = event["ago_s"].as_f64().unwrap_or_default() as u64;
+fn draw_events(frame: &mut Frame, area: Rect, status: &Status) {
+    let row = |event: &EventStatus| {
         Row::new([
-            right(duration(ago)),
-            Cell::from(text(&event["what"])),
-            Cell::from(text(&event["why"])),
+            right(duration(event.ago_s as u64)),
+            Cell::from(event.what.clone()),
+            Cell::from(event.why.clone()),
         ])
     };
-    let rows: Vec<Row> = list(&status["events"]).map(row).collect();
+    let rows: Vec<Row> = status.events.iter().map(row).collect();
     if !rows.is_empty() {
         let widths = [Length(8), Max(40), Min(0)];
         table(frame, area, ["     AGO", "EVENT", "WHY"], widths, rows);
@@ -376,38 +360,32 @@ mod tests {
 
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
-    use serde_json::json;
+    use tandemgw_core::control::protocol::{LagStatus, Traffic};
     use tandemgw_core::time::Time;
 
     use super::*;
+    use crate::cli::sample;
 
-    fn status(second: u64) -> Value {
+    fn status(second: u64) -> Status {
         let n = second * 1000;
-        let port = |name: &str, n: u64| {
-            json!({
-                "name": name, "interface": "eth0", "up": name == "lan", "mtu": 1500,
-                "in": { "packets": n, "bytes": n * 1000 },
-                "out": { "packets": n / 2, "bytes": n * 500 },
-            })
-        };
-        json!({
-            "node": "gw-a", "version": "0.1.0", "uptime_s": 7000 + second,
-            "groups": [{ "name": "default", "role": "primary", "ready": true, "term": 3,
-                         "since": 725.3, "primary": "gw-a", "degraded": false, "draining": false }],
-            "peers": [{ "name": "gw-b", "connected": true, "in_sync": true, "digest_equal": true,
-                "lag": { "sequence_gap": 3, "oldest_unacked_ms": 1, "would_be_lost": 2 },
-                "links": [{ "local": "10.77.9.1:7030", "remote": "10.77.9.2:7030", "up": true,
-                            "rtt_us": 312, "carries_sync": true }] }],
-            "ports": [port("lan", n), port("wan", n / 3)],
-            "sessions": { "total": 1234, "tcp": 1000, "udp": 200, "icmp": 30, "other": 4,
-                          "max": 1_048_576, "opened": second * second },
-            "counters": { "forwarded": n, "bytes": n * 1000,
-                          "dropped": { "no-policy": 17 * second, "tcp-unexpected-syn": 5 } },
-            "events": [
-                { "ago_s": 725.4, "what": "group default: standby → primary", "why": "start" },
-                { "ago_s": 730.0, "what": "peer gw-b connected", "why": "link 0" },
-            ],
-        })
+        let mut status = sample::status();
+        status.uptime_s = 7000 + second;
+        for (port, n) in status.ports.iter_mut().zip([n, n / 3]) {
+            port.r#in = Traffic {
+                packets: n,
+                bytes: n * 1000,
+            };
+            port.out = Traffic {
+                packets: n / 2,
+                bytes: n * 500,
+            };
+        }
+        status.sessions.opened = second * second;
+        status.counters.forwarded = n;
+        status.counters.bytes = n * 1000;
+        let drops = [("no-policy", 17 * second), ("tcp-unexpected-syn", 5)];
+        status.counters.dropped = drops.map(|(name, n)| (name.to_owned(), n)).into();
+        status
     }
 
     fn watched(seconds: u64) -> Top {
@@ -479,9 +457,18 @@ wan         DOWN    333   2.7M    166   1.3M       0       5 tcp-unexpected-syn
     fn no_size_and_no_answer_is_too_strange() {
         let mut strange = Top::new();
         for second in 1..4 {
-            let port = json!({ "name": 3, "in": [], "out": null });
-            let answer = json!({ "groups": [null, 1], "peers": [{ "links": [{}] }], "ports": [port, {}],
-                                 "events": ["x"], "counters": { "dropped": { "a": -1 } } });
+            let mut answer = status(second);
+            answer.groups.clear();
+            answer.peers[0].links.clear();
+            answer.peers[0].lag = LagStatus {
+                sequence_gap: None,
+                oldest_unacked_ms: Some(u64::MAX),
+                would_be_lost: Some(u64::MAX),
+            };
+            answer.ports[0].name = "a name that is longer than any table is wide".repeat(9);
+            answer.sessions.max = 0;
+            answer.counters.forwarded = u64::MAX - second;
+            answer.events[0].ago_s = f64::NAN;
             strange.update(Time::ZERO + Duration::from_secs(second), answer);
         }
         for (width, height) in [

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGTERM};
 use tandemgw::os::clock;
+use tandemgw_core::control::protocol::Status;
 
 use super::client::{Client, ClientError};
 use super::fail;
@@ -78,12 +78,12 @@ impl Source {
         }
     }
 
-    fn ask(&mut self) -> Result<serde_json::Value, ClientError> {
+    fn ask(&mut self) -> Result<Status, ClientError> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => Client::connect(Some(&self.path), PATIENCE)?,
         };
-        let status = client.ask_one(&json!({ "command": "status" }))?;
+        let status = client.status()?;
         self.client = Some(client);
         Ok(status)
     }

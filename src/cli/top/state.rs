@@ -4,10 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use serde_json::Value;
+use tandemgw_core::control::protocol::{PortStatus, Status};
 use tandemgw_core::time::Time;
-
-use crate::cli::status::{list, number, text};
 
 /// Rates that are remembered; a terminal is hardly wider.
 const HISTORY: usize = 512;
@@ -58,7 +56,7 @@ pub struct PortRates {
 
 /// Everything that is shown.
 pub struct Top {
-    status: Option<Value>,
+    status: Option<Status>,
     /// Why there is no answer now.
     trouble: Option<String>,
     sample: Option<Sample>,
@@ -101,7 +99,7 @@ impl Top {
     }
 
     /// Takes note of an answer that came at `now`.
-    pub fn update(&mut self, now: Time, status: Value) {
+    pub fn update(&mut self, now: Time, status: Status) {
         let sample = Sample::of(now, &status);
         // Counters of another process can't be compared.
         let before = self
@@ -142,7 +140,7 @@ impl Top {
     }
 
     /// The last status that there was.
-    pub fn status(&self) -> Option<&Value> {
+    pub fn status(&self) -> Option<&Status> {
         self.status.as_ref()
     }
 
@@ -187,33 +185,28 @@ impl Top {
 }
 
 impl Sample {
-    fn of(at: Time, status: &Value) -> Sample {
-        let counters = &status["counters"];
-        let dropped = counters["dropped"].as_object().into_iter().flatten();
-        let drops: BTreeMap<String, u64> = dropped
-            .map(|(reason, count)| (reason.clone(), number(count)))
-            .collect();
-        let port = |port: &Value| {
-            let of = |way: &str, what: &str| number(&port[way][what]);
+    fn of(at: Time, status: &Status) -> Sample {
+        let counters = &status.counters;
+        let port = |port: &PortStatus| {
             let counts = [
-                of("in", "packets"),
-                of("in", "bytes").saturating_mul(8),
-                of("out", "packets"),
-                of("out", "bytes").saturating_mul(8),
+                port.r#in.packets,
+                port.r#in.bytes.saturating_mul(8),
+                port.out.packets,
+                port.out.bytes.saturating_mul(8),
             ];
-            (text(&port["name"]), counts)
+            (port.name.clone(), counts)
         };
         Sample {
             at,
-            uptime_s: number(&status["uptime_s"]),
+            uptime_s: status.uptime_s,
             totals: [
-                number(&counters["forwarded"]),
-                number(&counters["bytes"]).saturating_mul(8),
-                number(&status["sessions"]["opened"]),
-                drops.values().sum(),
+                counters.forwarded,
+                counters.bytes.saturating_mul(8),
+                status.sessions.opened,
+                counters.dropped.values().sum(),
             ],
-            ports: list(&status["ports"]).map(port).collect(),
-            drops,
+            ports: status.ports.iter().map(port).collect(),
+            drops: counters.dropped.clone(),
         }
     }
 
@@ -269,32 +262,36 @@ fn remember(history: &mut VecDeque<Option<f64>>, rate: Option<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::cli::sample;
 
     fn at(seconds: u64) -> Time {
         Time::ZERO + Duration::from_secs(seconds)
     }
 
-    fn status(uptime_s: u64, forwarded: u64, drops: &Value) -> Value {
-        json!({
-            "uptime_s": uptime_s,
-            "sessions": { "opened": forwarded / 10 },
-            "ports": [{ "name": "lan", "in": { "packets": forwarded, "bytes": forwarded * 100 },
-                        "out": { "packets": 0, "bytes": 0 } }],
-            "counters": { "forwarded": forwarded, "bytes": forwarded * 100, "dropped": drops },
-        })
+    fn status(uptime_s: u64, forwarded: u64, drops: &[(&str, u64)]) -> Status {
+        let mut status = sample::status();
+        status.uptime_s = uptime_s;
+        status.sessions.opened = forwarded / 10;
+        status.ports[0].r#in.packets = forwarded;
+        status.ports[0].r#in.bytes = forwarded * 100;
+        status.counters.forwarded = forwarded;
+        status.counters.bytes = forwarded * 100;
+        let drops = drops.iter();
+        status.counters.dropped = drops
+            .map(|(name, count)| ((*name).into(), *count))
+            .collect();
+        status
     }
 
     #[test]
     fn rates_are_differences_by_the_time_between() {
         let mut top = Top::new();
-        top.update(at(10), status(5, 1000, &json!({ "no-policy": 7 })));
+        top.update(at(10), status(5, 1000, &[("no-policy", 7)]));
         assert_eq!(top.rate(Graph::Packets), None, "nothing to compare with");
         assert_eq!(top.port("lan"), None);
         assert_eq!(top.drops()[0].rate, 0.0, "what came before is no rate");
-        let drops = json!({ "no-policy": 7, "no-route": 4 });
+        let drops = [("no-policy", 7), ("no-route", 4)];
         top.update(at(12), status(7, 3000, &drops));
         let rates = Graph::ALL.map(|graph| top.rate(graph).unwrap());
         assert_eq!(rates, [1000.0, 800_000.0, 100.0, 2.0]);
@@ -311,16 +308,16 @@ mod tests {
     #[test]
     fn a_restart_is_no_rate() {
         let mut top = Top::new();
-        top.update(at(10), status(100, 5000, &json!({})));
+        top.update(at(10), status(100, 5000, &[]));
         top.lose("gone".to_owned());
         assert_eq!(top.trouble(), Some("gone"));
         assert!(top.status().is_some(), "the last status stays");
-        top.update(at(20), status(1, 10, &json!({})));
+        top.update(at(20), status(1, 10, &[]));
         assert_eq!((top.trouble(), top.rate(Graph::Packets)), (None, None));
-        top.update(at(21), status(2, 30, &json!({})));
+        top.update(at(21), status(2, 30, &[]));
         assert_eq!(top.rate(Graph::Packets), Some(20.0));
         // A restart between two answers.
-        top.update(at(22), status(0, 9000, &json!({})));
+        top.update(at(22), status(0, 9000, &[]));
         assert_eq!(top.rate(Graph::Packets), None);
         assert_eq!(
             top.history(Graph::Packets, 6),
@@ -332,19 +329,18 @@ mod tests {
     #[test]
     fn counters_that_go_back_and_times_that_stand_still_are_survived() {
         let mut top = Top::new();
-        top.update(at(10), status(5, 1000, &json!({ "x": 9 })));
-        top.update(at(11), status(6, 500, &json!({ "x": 3 })));
+        top.update(at(10), status(5, 1000, &[("x", 9)]));
+        top.update(at(11), status(6, 500, &[("x", 3)]));
         assert_eq!(top.rate(Graph::Packets), Some(0.0));
-        top.update(at(11), status(6, 700, &json!("nonsense")));
+        top.update(at(11), status(6, 700, &[]));
         assert_eq!(top.rate(Graph::Packets), None);
-        top.update(at(12), json!(17));
     }
 
     #[test]
     fn the_history_is_bounded_and_the_interval_within_its_choices() {
         let mut top = Top::new();
         for second in 1..1000 {
-            top.update(at(second), status(second, second, &json!({})));
+            top.update(at(second), status(second, second, &[]));
         }
         assert_eq!(top.history[0].len(), HISTORY);
         assert_eq!(top.interval(), Duration::from_secs(1));

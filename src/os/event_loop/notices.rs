@@ -82,7 +82,11 @@ impl Shell {
             return;
         }
         let name = self.gateway.port_name(port);
-        log::info!("link port={name} up={} mtu={}", link.up, link.mtu);
+        let level = match before.up && !link.up {
+            true => log::Level::Warn,
+            false => log::Level::Info,
+        };
+        log::log!(level, "link port={name} up={} mtu={}", link.up, link.mtu);
         let interface = &self.gateway.config().ports[port.index()].interface;
         match detached {
             Some(Detached::Master(master)) => log::warn!(

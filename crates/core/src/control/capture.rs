@@ -1,11 +1,9 @@
-//! A capture, as it is fetched: what a line of the answer says, and the answer in pieces.
+//! A capture, as it is fetched: the answer in pieces.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
 
 use crate::capture::{self, Filter, MAX_SNAPSHOT, MIN_SNAPSHOT};
 use crate::flow::PortId;
@@ -13,100 +11,12 @@ use crate::gateway::Gateway;
 use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
-use super::{Progress, Refusal};
+use super::protocol::capture::{Begin, Line, Packet, Port, Statistics};
+use super::protocol::{ErrorCode, Failure, write_line};
+use super::{Progress, bad_request};
 
 /// Bytes of answer in a piece, give or take a packet: some 100 µs.
 const PIECE: usize = 64 * 1024;
-
-/// A line of the answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Line<'a> {
-    /// The first one.
-    #[serde(borrow)]
-    Begin(Begin<'a>),
-    /// A packet at one of the ports.
-    #[serde(borrow)]
-    Packet(Packet<'a>),
-    /// At the end: what was seen at a port.
-    #[serde(borrow)]
-    Statistics(Statistics<'a>),
-}
-
-/// What a capture is of.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Begin<'a> {
-    /// When it began, in nanoseconds since boot, as all times here (`CLOCK_BOOTTIME`).
-    pub at: u64,
-    /// The name of the node.
-    pub node: Cow<'a, str>,
-    /// Bytes captured of each packet.
-    pub snapshot: u32,
-    /// The ports.
-    pub ports: Vec<Port<'a>>,
-}
-
-/// A port of the gateway.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Port<'a> {
-    /// Its name.
-    pub name: Cow<'a, str>,
-    /// The kernel interface.
-    pub interface: Cow<'a, str>,
-}
-
-/// A packet at one of the ports.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Packet<'a> {
-    /// When, in nanoseconds since boot.
-    pub at: u64,
-    /// The same number for a packet as it came in and as it left.
-    pub id: u64,
-    /// The port where it was seen.
-    pub port: Cow<'a, str>,
-    /// As it left, rather than as it came in.
-    pub outbound: bool,
-    /// The port that it came in by; none if the gateway made it.
-    #[serde(rename = "in", skip_serializing_if = "Option::is_none")]
-    pub in_port: Option<Cow<'a, str>>,
-    /// The port that it left by, or would have.
-    #[serde(rename = "out", skip_serializing_if = "Option::is_none")]
-    pub out_port: Option<Cow<'a, str>>,
-    /// `forward`, `drop`, `consumed` or `answer`.
-    pub verdict: Cow<'a, str>,
-    /// Why it was dropped.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Cow<'a, str>>,
-    /// The policy that accepted its session, or refused it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<Cow<'a, str>>,
-    /// Its session.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub session: Option<u32>,
-    /// Whether the session translates it.
-    pub translated: bool,
-    /// Whether it had waited.
-    pub released: bool,
-    /// Payload bytes of each segment of a super-packet; 0 for an ordinary packet.
-    pub segment: u16,
-    /// Its length in bytes.
-    pub length: u32,
-    /// The packet from its IP header on, or the beginning of it, in base64.
-    pub data: Cow<'a, str>,
-}
-
-/// What was seen at a port.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Statistics<'a> {
-    /// When the capture ended, in nanoseconds since boot.
-    pub at: u64,
-    /// The port.
-    pub port: Cow<'a, str>,
-    /// Packets that matched the filter.
-    pub matched: u64,
-    /// Those of them that were lost to the capture, since the client did not keep up.
-    pub lost: u64,
-}
 
 /// An answer that lasts until the capture ends.
 #[derive(Debug)]
@@ -122,22 +32,26 @@ impl Stream {
         count: Option<u64>,
         now: Time,
         out: &mut String,
-    ) -> Result<Stream, Refusal> {
+    ) -> Result<Stream, Failure> {
         if let Some(other) = gateway.capture() {
             let (since, total) = (now.since(other.started()).as_secs(), other.total());
-            return Err(Refusal::State(format!(
-                "another capture runs for {since} s, with {} packets: end it first, there is one at a time",
-                total.matched
-            )));
+            return Err(Failure::new(
+                ErrorCode::Busy,
+                format!(
+                    "another capture has run for {since} s and has {} packets: \
+                     end it first, there is one at a time",
+                    total.matched
+                ),
+            ));
         }
         let snapshot = snapshot.unwrap_or(MAX_SNAPSHOT);
         if !(MIN_SNAPSHOT..=MAX_SNAPSHOT).contains(&snapshot) {
-            return Err(Refusal::Usage(format!(
+            return Err(bad_request(format!(
                 "the snapshot length {snapshot} is not from {MIN_SNAPSHOT} to {MAX_SNAPSHOT}"
             )));
         }
         let options = capture::Options {
-            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
+            filter: Filter::parse(filter, gateway.config()).map_err(bad_request)?,
             snapshot,
             count: count.unwrap_or(u64::MAX),
         };
@@ -225,12 +139,5 @@ fn packet<'a>(gateway: &'a Gateway, record: &capture::Record) -> Packet<'a> {
         segment: facts.segment_size,
         length: record.length,
         data: STANDARD.encode(&record.bytes).into(),
-    }
-}
-
-fn write_line(out: &mut String, line: &Line<'_>) {
-    // Neither a map with odd keys nor a failing writer is involved, so there is always a text.
-    if let Ok(text) = serde_json::to_string(line) {
-        let _ = writeln!(out, "{text}");
     }
 }

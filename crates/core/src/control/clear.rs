@@ -1,16 +1,13 @@
 //! The end of sessions that an administrator wants gone, in pieces.
 
-use std::fmt::Write;
-
-use serde_json::{Value, json};
-
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role, SessionView};
 use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
 use super::listing::{PIECE, owner};
-use super::{Filter, Progress, Refusal};
+use super::protocol::{Cleared, ErrorCode, Failure, Skipped, write_line};
+use super::{Filter, Progress, bad_request};
 
 /// Sessions are being ended.
 #[derive(Debug)]
@@ -35,14 +32,13 @@ impl Clear {
         all: bool,
         gateway: &Gateway,
         now: Time,
-    ) -> Result<Clear, Refusal> {
+    ) -> Result<Clear, Failure> {
         if all != filter.is_empty() {
-            let sentence = "give a filter, such as proto=udp, or --all";
-            return Err(Refusal::Usage(sentence.to_owned()));
+            return Err(bad_request("give a filter, such as proto=udp, or --all"));
         }
         let clear = Clear {
             cursor: 0,
-            filter: Filter::parse(filter, gateway.config()).map_err(Refusal::Usage)?,
+            filter: Filter::parse(filter, gateway.config()).map_err(bad_request)?,
             words: if all {
                 "all".to_owned()
             } else {
@@ -66,7 +62,7 @@ impl Clear {
         };
         let name = gateway.group_name(group);
         let sentence = format!("this unit is standby of group {name}: {ask}");
-        Err(Refusal::State(sentence))
+        Err(Failure::new(ErrorCode::NotPrimary, sentence))
     }
 
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) -> Progress {
@@ -91,19 +87,17 @@ impl Clear {
             "sessions cleared filter={} count={cleared} skipped={others}",
             InQuotes(&words)
         );
-        let skipped: Vec<Value> = gateway
+        let skipped = gateway
             .groups()
             .zip(&self.skipped)
             .filter(|(_, count)| **count > 0)
-            .map(|(group, count)| {
-                json!({
-                    "group": gateway.group_name(group),
-                    "owner": owner(gateway, group, now),
-                    "sessions": count,
-                })
+            .map(|(group, count)| Skipped {
+                group: gateway.group_name(group).to_owned(),
+                owner: owner(gateway, group, now).map(str::to_owned),
+                sessions: *count,
             })
             .collect();
-        let _ = writeln!(out, "{}", json!({ "cleared": cleared, "skipped": skipped }));
+        write_line(out, &Cleared { cleared, skipped });
         Progress::Done
     }
 }

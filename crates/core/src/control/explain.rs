@@ -1,94 +1,81 @@
-//! What would happen to a packet, as JSON.
+//! What would happen to a packet, for the protocol.
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Deserialize;
-use serde_json::{Value, json};
-
-use crate::config::{self, Action, PickupGuarantee};
-use crate::event::{DropReason, RouteTarget};
+use crate::config::{self, PickupGuarantee};
+use crate::event::{self, DropReason};
 use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol};
 use crate::gateway::{
-    Explanation, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
+    self, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
 };
 use crate::packet::build;
-use crate::policy::Mismatch;
+use crate::policy;
 use crate::time::Time;
 
+use super::count::action;
 use super::filter::{known_port, protocol};
-use super::listing::{Endpoint, Row, owner};
+use super::listing::{owner, row};
+use super::protocol::{
+    Endpoint, ExitPort, ExplainRequest, Explanation, Flow, FlowDirection, ForwardStep, Guarantee,
+    Matches, Mismatch, NatStep, PolicyStep, RouteStep, RouteTarget, Survival, Translated, Verdict,
+};
 
 /// The identifier of an echo request if none is given.
 const USUAL_ID: u16 = 1;
 
-/// The packet that is asked about, in the words of the operator.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Question {
-    /// `tcp`, `udp`, `icmp` or a number.
-    pub protocol: String,
-    /// Address, with the port; the identifier of an echo request may follow like a port.
-    pub source: String,
-    /// Address, with the port; the identifier of an echo reply may follow like a port.
-    pub destination: String,
-    /// The name of the port that it comes in by.
-    pub in_port: String,
+/// The explanation of the packet that `request` is about.
+///
+/// # Errors
+/// A sentence that names the word that is wrong, and the remedy.
+pub fn explain(
+    request: &ExplainRequest,
+    gateway: &Gateway,
+    now: Time,
+) -> Result<Explanation, String> {
+    let (key, port) = parse(request, gateway)?;
+    let bytes = build::opening_packet(&key).ok_or("there is no such packet")?;
+    Ok(match gateway.explain(now, port, &bytes, Scope::Flow) {
+        Ok(explanation) => show(&explanation, port, gateway, now),
+        // As of a header that nobody may send.
+        Err(reason) => {
+            let reason = reason.unwrap_or(DropReason::Malformed);
+            unparsed(&key, port, reason, gateway)
+        }
+    })
 }
 
-impl Question {
-    /// The explanation, one JSON object.
-    ///
-    /// # Errors
-    /// A sentence that names the word that is wrong, and the remedy.
-    pub fn answer(&self, gateway: &Gateway, now: Time) -> Result<Value, String> {
-        let (key, port) = self.parse(gateway)?;
-        let bytes = build::opening_packet(&key).ok_or("there is no such packet")?;
-        Ok(match gateway.explain(now, port, &bytes, Scope::Flow) {
-            Ok(explanation) => show(&explanation, port, gateway, now),
-            // As of a header that nobody may send.
-            Err(reason) => {
-                let reason = reason.unwrap_or(DropReason::Malformed);
-                json!({
-                    "flow": flow(&key, port, gateway),
-                    "verdict": verdict(Fate::Drop { reason, told: false }),
-                })
-            }
-        })
+fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId), String> {
+    let protocol = match protocol(&request.protocol)? {
+        Protocol::ICMPV6 => Protocol::ICMP,
+        protocol => protocol,
+    };
+    let (src, mut src_port) = endpoint("source", &request.source, protocol)?;
+    let (dst, dst_port) = endpoint("destination", &request.destination, protocol)?;
+    if src.family() != dst.family() {
+        let (source, destination) = (&request.source, &request.destination);
+        return Err(format!(
+            "`{source}` and `{destination}` are of two families: IPv4 and IPv6 do not mix"
+        ));
     }
-
-    fn parse(&self, gateway: &Gateway) -> Result<(FlowKey, PortId), String> {
-        let protocol = match protocol(&self.protocol)? {
-            Protocol::ICMPV6 => Protocol::ICMP,
-            protocol => protocol,
-        };
-        let (src, mut src_port) = endpoint("source", &self.source, protocol)?;
-        let (dst, dst_port) = endpoint("destination", &self.destination, protocol)?;
-        if src.family() != dst.family() {
-            let (source, destination) = (&self.source, &self.destination);
-            return Err(format!(
-                "`{source}` and `{destination}` are of two families: IPv4 and IPv6 do not mix"
-            ));
-        }
-        if protocol == Protocol::ICMP && dst_port.is_none() {
-            src_port = src_port.or(Some(USUAL_ID));
-        }
-        if protocol == Protocol::ICMP && src_port.is_some() && dst_port.is_some() {
-            return Err("an identifier stands with the source (of an echo request) \
+    if protocol == Protocol::ICMP && dst_port.is_none() {
+        src_port = src_port.or(Some(USUAL_ID));
+    }
+    if protocol == Protocol::ICMP && src_port.is_some() && dst_port.is_some() {
+        return Err("an identifier stands with the source (of an echo request) \
                         or with the destination (of a reply), not with both"
-                .to_owned());
-        }
-        let name = known_port(&self.in_port, gateway.config())?;
-        let ports = &gateway.config().ports;
-        let index = ports.iter().position(|port| port.name == name);
-        let key = FlowKey {
-            src,
-            dst,
-            src_port: src_port.unwrap_or(0),
-            dst_port: dst_port.unwrap_or(0),
-            protocol,
-        };
-        Ok((key, PortId::from_index(index.unwrap_or(0))))
+            .to_owned());
     }
+    let name = known_port(&request.in_port, gateway.config())?;
+    let ports = &gateway.config().ports;
+    let index = ports.iter().position(|port| port.name == name);
+    let key = FlowKey {
+        src,
+        dst,
+        src_port: src_port.unwrap_or(0),
+        dst_port: dst_port.unwrap_or(0),
+        protocol,
+    };
+    Ok((key, PortId::from_index(index.unwrap_or(0))))
 }
 
 /// `10.0.0.1`, `10.0.0.1:80`, `fd00::1`, `[fd00::1]` or `[fd00::1]:80`.
@@ -122,68 +109,113 @@ fn endpoint(what: &str, word: &str, protocol: Protocol) -> Result<(Addr, Option<
     }
 }
 
-fn show(explanation: &Explanation, port: PortId, gateway: &Gateway, now: Time) -> Value {
+/// A packet of which not even the header is accepted.
+fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) -> Explanation {
+    Explanation {
+        node: Some(gateway.config().node.name.clone()),
+        flow: flow(key, port, gateway),
+        explained_as: None,
+        matches: None,
+        session: None,
+        direction: None,
+        forward: None,
+        route: None,
+        policies: Vec::new(),
+        nat: None,
+        makes_room: false,
+        out: None,
+        leaves_as: None,
+        group: None,
+        owner: None,
+        primary_here: None,
+        verdict: verdict(Fate::Drop {
+            reason,
+            told: false,
+        }),
+        verdict_here: None,
+        survives: None,
+        why: None,
+    }
+}
+
+fn show(
+    explanation: &gateway::Explanation,
+    port: PortId,
+    gateway: &Gateway,
+    now: Time,
+) -> Explanation {
     let config = gateway.config();
     let (session, direction) = match &explanation.matched {
         Matched::Session(view, direction) => {
-            let row = Row::new(view, gateway, owner(gateway, view.group, now));
-            let direction = match direction {
-                Direction::Original => "original",
-                Direction::Reply => "reply",
-            };
-            (json!(row), Some(direction))
+            let session = row(view, gateway, owner(gateway, view.group, now));
+            (
+                Some(session.into_owned()),
+                Some(self::direction(*direction)),
+            )
         }
-        _ => (Value::Null, None),
+        Matched::Gateway | Matched::Machine | Matched::Nothing => (None, None),
     };
     let forward = explanation.forward;
     let forward = forward.and_then(|index| config.forwards.get(usize::from(index)));
     let group = explanation.group;
     let own_group = group.map(|group| gateway.role_of(group) == Role::Primary);
     let here = (explanation.fate_here != explanation.fate).then(|| verdict(explanation.fate_here));
-    json!({
-        "node": config.node.name,
-        "flow": flow(&explanation.key, port, gateway),
-        "explained_as": explained_as(explanation),
-        "matches": match &explanation.matched {
-            Matched::Session(..) => "session",
-            Matched::Gateway => "gateway",
-            Matched::Nothing => "nothing",
-        },
-        "session": session,
-        "direction": direction,
-        "forward": forward.map(|forward| json!({
-            "name": forward.name,
-            "to": text(forward.internal, forward.protocol),
-        })),
-        "route": explanation.route.map(|route| self::route(route, gateway)),
-        "policies": policies(explanation, gateway),
-        "nat": explanation.source.map(|source| nat(source, &explanation.key, gateway)),
-        "makes_room": explanation.makes_room,
-        "out": explanation.egress.map(|egress| out(egress, gateway)),
-        "leaves_as": explanation.leaves_as.map(|key| json!({
-            "src": Endpoint::source(&key).to_string(),
-            "dst": Endpoint::destination(&key).to_string(),
-        })),
-        "group": group.map(|group| gateway.group_name(group)),
-        "owner": group.and_then(|group| owner(gateway, group, now)),
-        "primary_here": own_group,
-        "verdict": verdict(explanation.fate),
-        "verdict_here": here,
-        "survives": explanation.pickup.map(|pickup| survives(pickup.survives())),
-        "why": explanation.pickup.map(|pickup| why(pickup, gateway)),
-    })
+    Explanation {
+        node: Some(config.node.name.clone()),
+        flow: flow(&explanation.key, port, gateway),
+        explained_as: Some(explained_as(explanation)),
+        matches: Some(match &explanation.matched {
+            Matched::Session(..) => Matches::Session,
+            Matched::Gateway => Matches::Gateway,
+            Matched::Machine => Matches::Machine,
+            Matched::Nothing => Matches::Nothing,
+        }),
+        session,
+        direction,
+        forward: forward.map(|forward| ForwardStep {
+            name: forward.name.clone(),
+            to: endpoint_of(forward.internal, forward.protocol),
+        }),
+        route: explanation.route.map(|route| self::route(route, gateway)),
+        policies: policies(explanation, gateway),
+        nat: explanation
+            .source
+            .map(|source| nat(source, &explanation.key, gateway)),
+        makes_room: explanation.makes_room,
+        out: explanation.egress.map(|egress| out(egress, gateway)),
+        leaves_as: explanation.leaves_as.map(|key| Translated {
+            src: Endpoint::source(&key),
+            dst: Endpoint::destination(&key),
+        }),
+        group: group.map(|group| gateway.group_name(group).to_owned()),
+        owner: group
+            .and_then(|group| owner(gateway, group, now))
+            .map(str::to_owned),
+        primary_here: own_group,
+        verdict: verdict(explanation.fate),
+        verdict_here: here,
+        survives: explanation.pickup.map(|pickup| survives(pickup.survives())),
+        why: explanation.pickup.map(|pickup| why(pickup, gateway)),
+    }
 }
 
-fn flow(key: &FlowKey, port: PortId, gateway: &Gateway) -> Value {
-    json!({
-        "proto": key.protocol.to_string(),
-        "src": Endpoint::source(key).to_string(),
-        "dst": Endpoint::destination(key).to_string(),
-        "in": gateway.port_name(port),
-    })
+fn flow(key: &FlowKey, port: PortId, gateway: &Gateway) -> Flow {
+    Flow {
+        proto: key.protocol.to_string(),
+        src: Endpoint::source(key),
+        dst: Endpoint::destination(key),
+        r#in: gateway.port_name(port).to_owned(),
+    }
 }
 
-fn explained_as(explanation: &Explanation) -> String {
+fn direction(direction: Direction) -> FlowDirection {
+    match direction {
+        Direction::Original => FlowDirection::Original,
+        Direction::Reply => FlowDirection::Reply,
+    }
+}
+
+fn explained_as(explanation: &gateway::Explanation) -> String {
     let key = &explanation.key;
     match (key.protocol, &explanation.matched) {
         (Protocol::TCP, Matched::Session(..)) => "a segment that the session expects".to_owned(),
@@ -197,108 +229,115 @@ fn explained_as(explanation: &Explanation) -> String {
     }
 }
 
-fn route((addr, hop): (Addr, Option<crate::route::Hop>), gateway: &Gateway) -> Value {
+fn route((addr, hop): (Addr, Option<crate::route::Hop>), gateway: &Gateway) -> RouteStep {
     let Some(hop) = hop else {
-        return json!({ "destination": addr.to_string(), "prefix": null, "target": "none" });
+        return RouteStep {
+            destination: addr.to_string(),
+            prefix: None,
+            target: RouteTarget::None,
+            port: None,
+            next_hop: None,
+        };
     };
     let prefix = ipnet::IpNet::new(IpAddr::from(addr), hop.prefix_len).map(|net| net.trunc());
     let (target, port, next_hop) = match hop.target {
-        RouteTarget::Port { port, gateway } => ("port", Some(port), gateway),
-        RouteTarget::Elsewhere => ("elsewhere", None, None),
-        RouteTarget::Unreachable => ("unreachable", None, None),
+        event::RouteTarget::Port { port, gateway } => (RouteTarget::Port, Some(port), gateway),
+        event::RouteTarget::Elsewhere => (RouteTarget::Elsewhere, None, None),
+        event::RouteTarget::Unreachable => (RouteTarget::Unreachable, None, None),
     };
-    json!({
-        "destination": addr.to_string(),
-        "prefix": prefix.map(|net| net.to_string()).ok(),
-        "target": target,
-        "port": port.map(|port| gateway.port_name(port)),
-        "next_hop": next_hop.map(|addr| addr.to_string()),
-    })
+    RouteStep {
+        destination: addr.to_string(),
+        prefix: prefix.map(|net| net.to_string()).ok(),
+        target,
+        port: port.map(|port| gateway.port_name(port).to_owned()),
+        next_hop: next_hop.map(|addr| addr.to_string()),
+    }
 }
 
-fn out(port: PortId, gateway: &Gateway) -> Value {
+fn out(port: PortId, gateway: &Gateway) -> ExitPort {
     let link = gateway.link(port);
-    json!({
-        "port": gateway.port_name(port),
-        "interface": gateway.config().ports[port.index()].interface,
-        "up": link.up,
-        "mtu": link.mtu,
-    })
+    ExitPort {
+        port: gateway.port_name(port).to_owned(),
+        interface: gateway.config().ports[port.index()].interface.clone(),
+        up: link.up,
+        mtu: link.mtu,
+    }
 }
 
 /// The policies that were asked, in their order: those passed over, then the one that decides.
-fn policies(explanation: &Explanation, gateway: &Gateway) -> Vec<Value> {
+fn policies(explanation: &gateway::Explanation, gateway: &Gateway) -> Vec<PolicyStep> {
     let policies = &gateway.config().policies;
     let passed_over = explanation.passed_over.iter().zip(policies);
-    let mut asked: Vec<Value> = passed_over
-        .map(|(mismatch, policy)| json!({ "name": policy.name, "differs": differs(*mismatch) }))
-        .collect();
-    if let Some(decision) = explanation.decision {
-        let action = match decision.action {
-            Action::Accept => "accept",
-            Action::Drop => "drop",
-            Action::Reject => "reject",
-        };
-        asked.push(json!({ "name": gateway.policy_name(decision.policy), "action": action }));
-    }
-    asked
+    let passed_over = passed_over.map(|(mismatch, policy)| PolicyStep {
+        name: policy.name.clone(),
+        differs: Some(differs(*mismatch)),
+        action: None,
+    });
+    let decides = explanation.decision.map(|decision| PolicyStep {
+        name: gateway.policy_name(decision.policy).to_owned(),
+        differs: None,
+        action: Some(action(decision.action)),
+    });
+    passed_over.chain(decides).collect()
 }
 
-/// The key of the policy that the packet does not meet.
-fn differs(mismatch: Mismatch) -> &'static str {
+/// The key of the policy that the packet does not match.
+fn differs(mismatch: policy::Mismatch) -> Mismatch {
     match mismatch {
-        Mismatch::From => "from",
-        Mismatch::To => "to",
-        Mismatch::Source => "source",
-        Mismatch::Destination => "destination",
-        Mismatch::Service => "service",
+        policy::Mismatch::From => Mismatch::From,
+        policy::Mismatch::To => Mismatch::To,
+        policy::Mismatch::Source => Mismatch::Source,
+        policy::Mismatch::Destination => Mismatch::Destination,
+        policy::Mismatch::Service => Mismatch::Service,
     }
 }
 
-fn nat(source: SourceTranslation, key: &FlowKey, gateway: &Gateway) -> Value {
+fn nat(source: SourceTranslation, key: &FlowKey, gateway: &Gateway) -> NatStep {
     let pool = match source.nat {
         config::Nat::Pool(index) => gateway.config().nat_pools.get(index),
         config::Nat::Egress | config::Nat::Off => None,
     };
-    json!({
-        "pool": pool.map(|pool| pool.name.as_str()),
-        "hairpin": source.hairpin,
-        "src": source.to.map(|end| text(end, key.protocol)),
-        "port_kept": source.to.map(|(_, port)| port == key.src_port),
-    })
+    NatStep {
+        pool: pool.map(|pool| pool.name.clone()),
+        hairpin: source.hairpin,
+        src: source.to.map(|end| endpoint_of(end, key.protocol)),
+        port_kept: source.to.map(|(_, port)| port == key.src_port),
+    }
 }
 
-fn text((addr, port): (Addr, u16), protocol: Protocol) -> String {
-    Endpoint::new(addr, port, protocol).to_string()
+fn endpoint_of((addr, port): (Addr, u16), protocol: Protocol) -> Endpoint {
+    Endpoint::new(addr, port, protocol)
 }
 
-fn verdict(fate: Fate) -> Value {
+fn verdict(fate: Fate) -> Verdict {
     match fate {
-        Fate::Forward => json!({ "verdict": "forward" }),
-        Fate::Wait(guarantee) => json!({ "verdict": "wait", "guarantee": word(guarantee) }),
-        Fate::Answer => json!({ "verdict": "answer" }),
-        Fate::Drop { reason, told } => json!({
-            "verdict": "drop",
-            "reason": reason.name(),
-            "meaning": reason.meaning(),
-            "sender_is_told": told,
-        }),
+        Fate::Forward => Verdict::Forward,
+        Fate::Wait(guarantee) => Verdict::Wait {
+            guarantee: self::guarantee(guarantee),
+        },
+        Fate::Answer => Verdict::Answer,
+        Fate::Kernel => Verdict::Kernel,
+        Fate::Drop { reason, told } => Verdict::Drop {
+            reason: reason.name().to_owned(),
+            meaning: reason.meaning().to_owned(),
+            sender_is_told: told,
+        },
     }
 }
 
-fn survives(survives: Survives) -> &'static str {
+fn survives(survives: Survives) -> Survival {
     match survives {
-        Survives::Yes => "yes",
-        Survives::No => "no",
-        Survives::NotYet => "not yet",
+        Survives::Yes => Survival::Yes,
+        Survives::No => Survival::No,
+        Survives::NotYet => Survival::NotYet,
     }
 }
 
-fn word(guarantee: PickupGuarantee) -> &'static str {
+fn guarantee(guarantee: PickupGuarantee) -> Guarantee {
     match guarantee {
-        PickupGuarantee::Off => "off",
-        PickupGuarantee::Bounded => "bounded",
-        PickupGuarantee::Strict => "strict",
+        PickupGuarantee::Off => Guarantee::Off,
+        PickupGuarantee::Bounded => Guarantee::Bounded,
+        PickupGuarantee::Strict => Guarantee::Strict,
     }
 }
 
@@ -335,7 +374,7 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
                 PickupGuarantee::Strict => "is dropped then",
                 PickupGuarantee::Bounded | PickupGuarantee::Off => "goes on then",
             };
-            let word = word(guarantee);
+            let word = self::guarantee(guarantee).name();
             let peers = match peers() {
                 // As above.
                 peers if peers.is_empty() => "the peers".to_owned(),

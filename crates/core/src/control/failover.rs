@@ -1,13 +1,13 @@
 //! Planned handovers that an administrator asks for.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use crate::flow::GroupId;
-use crate::gateway::{Gateway, Role};
+use crate::gateway::{Gateway, HandoverEnd, Role};
 use crate::time::Time;
 
-use super::{Progress, status};
+use super::Progress;
+use super::protocol::{ErrorCode, Failure, HandoverDone, write_line};
 
 /// A handover ends by itself long before.
 const FAILOVER_WAIT: Duration = Duration::from_secs(5);
@@ -25,10 +25,11 @@ impl Failover {
         gateway: &mut Gateway,
         group: Option<&str>,
         to: Option<&str>,
+        force: bool,
         now: Time,
-    ) -> Result<Failover, String> {
+    ) -> Result<Failover, Failure> {
         Ok(Failover {
-            groups: begin_failover(gateway, group, to, now)?,
+            groups: begin_failover(gateway, group, to, force, now)?,
             deadline: now + FAILOVER_WAIT,
         })
     }
@@ -38,11 +39,11 @@ impl Failover {
         gateway: &mut Gateway,
         now: Time,
         out: &mut String,
-    ) -> Result<Progress, String> {
+    ) -> Result<Progress, Failure> {
         self.groups
             .retain(|group| match gateway.poll_handover(*group) {
                 Some(end) => {
-                    let _ = writeln!(out, "{}", status::handover(&end, gateway));
+                    write_line(out, &done(&end, gateway));
                     false
                 }
                 None => true,
@@ -50,7 +51,10 @@ impl Failover {
         if self.groups.is_empty() {
             Ok(Progress::Done)
         } else if now >= self.deadline {
-            Err("the handover has not ended in time; see `tandemgw status`".to_owned())
+            Err(Failure::new(
+                ErrorCode::Timeout,
+                "the handover has not ended in time; see `tandemgw status`",
+            ))
         } else {
             Ok(Progress::More)
         }
@@ -62,15 +66,16 @@ fn begin_failover(
     gateway: &mut Gateway,
     group: Option<&str>,
     to: Option<&str>,
+    force: bool,
     now: Time,
-) -> Result<Vec<GroupId>, String> {
+) -> Result<Vec<GroupId>, Failure> {
     let to = match to {
         None => None,
         Some(name) => Some(
             gateway
                 .peers()
                 .find(|peer| gateway.peer_name(*peer) == name)
-                .ok_or_else(|| format!("there is no peer `{name}`"))?,
+                .ok_or_else(|| not_found("peer", name))?,
         ),
     };
     let all = gateway.groups();
@@ -84,13 +89,43 @@ fn begin_failover(
     };
     if groups.is_empty() {
         return Err(match group {
-            Some(name) => format!("there is no group `{name}`"),
-            None => "this unit is not primary of any group: ask the primary".to_owned(),
+            Some(name) => not_found("group", name),
+            None => Failure::new(
+                ErrorCode::NotPrimary,
+                "this unit is not primary of any group: ask the primary",
+            ),
         });
     }
     for group in &groups {
         gateway.poll_handover(*group);
-        gateway.request_failover(now, *group, to)?;
+        let started = match force {
+            true => gateway.force_failover(now, *group, to),
+            false => gateway.request_failover(now, *group, to),
+        };
+        started.map_err(|why| {
+            let is_any_alive = gateway
+                .peers()
+                .any(|peer| gateway.peer_state(peer).connected);
+            let hint = match is_any_alive && !force {
+                true => "; --force hands over all the same",
+                false => "",
+            };
+            Failure::new(ErrorCode::Refused, format!("{why}{hint}"))
+        })?;
     }
     Ok(groups)
+}
+
+fn not_found(what: &str, name: &str) -> Failure {
+    Failure::new(ErrorCode::NotFound, format!("there is no {what} `{name}`"))
+}
+
+/// The end of a planned handover.
+fn done(end: &HandoverEnd, gateway: &Gateway) -> HandoverDone {
+    HandoverDone {
+        group: gateway.group_name(end.group).to_owned(),
+        to: gateway.peer_name(end.to).to_owned(),
+        took_ms: end.took.as_secs_f64() * 1e3,
+        refused: end.result.as_ref().err().cloned(),
+    }
 }

@@ -9,7 +9,7 @@ use crate::flow::{Addr, GroupId, Protocol};
 use crate::gateway::{Gateway, SessionView};
 use crate::session::tcp::TcpState;
 
-use super::MAX_FILTER;
+use super::protocol::MAX_FILTER;
 
 /// A conjunction of conditions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -144,15 +144,8 @@ pub(crate) fn split(word: &str) -> Result<(&str, &str), String> {
 /// A protocol by name or number.
 pub(crate) fn protocol(value: &str) -> Result<Protocol, String> {
     let names = ["tcp", "udp", "icmp", "a number from 0 to 255"];
-    match value {
-        "tcp" => Ok(Protocol::TCP),
-        "udp" => Ok(Protocol::UDP),
-        "icmp" => Ok(Protocol::ICMP),
-        number => match number.parse() {
-            Ok(number) => Ok(Protocol(number)),
-            Err(_) => Err(unknown("protocol", value, names.into_iter())),
-        },
-    }
+    let protocol = value.parse();
+    protocol.map_err(|_| unknown("protocol", value, names.into_iter()))
 }
 
 /// A network, or a host as one.

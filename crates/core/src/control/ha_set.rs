@@ -1,15 +1,13 @@
 //! A switch of `[ha]` that is set while the gateway runs.
 
-use std::fmt::Write;
 use std::path::PathBuf;
-
-use serde_json::json;
 
 use crate::config;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::{Progress, ShellView};
+use super::protocol::{Failure, SwitchDone, write_line};
+use super::{Progress, ShellView, bad_request};
 
 /// A switch that is to be set, at once or when no reload is being prepared any more.
 #[derive(Debug)]
@@ -43,27 +41,28 @@ impl HaSet {
         gateway: &mut Gateway,
         now: Time,
         out: &mut String,
-    ) -> Result<Progress, String> {
+    ) -> Result<Progress, Failure> {
         if gateway.is_lent() {
             return Ok(Progress::More);
         }
         let HaSet { key, value, .. } = self;
-        let switched = gateway.set_switch(now, key, value)?;
+        let switched = gateway.set_switch(now, key, value).map_err(bad_request)?;
         let groups = &gateway.config().groups;
-        let kept: Vec<&str> = groups
+        let kept = groups
             .iter()
             .filter(|group| key == "priority" && group.priority.is_some())
-            .map(|group| group.name.as_str())
+            .map(|group| group.name.clone())
             .collect();
-        let line = json!({
-            "key": key,
-            "old": switched.old,
-            "new": switched.new,
-            "toml": switched.toml,
-            "config": self.config_file,
-            "groups_with_their_own": kept,
-        });
-        let _ = writeln!(out, "{line}");
+        let done = SwitchDone {
+            key: key.clone(),
+            old: switched.old,
+            new: switched.new,
+            toml: switched.toml,
+            config: self.config_file.clone(),
+            groups_with_their_own: kept,
+            saved: None,
+        };
+        write_line(out, &done);
         Ok(Progress::Done)
     }
 }

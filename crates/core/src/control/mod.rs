@@ -1,103 +1,38 @@
 //! What an administrator asks a running gateway, and the answers: JSON lines, no socket.
 //!
-//! A request is one line, `{"command": "status"}`. The answer is one line or several, each a JSON
-//! object; the last line of each answer is `{"done": true}` or `{"error": "..."}`. With the error stands
-//! `"usage": true` if the request is wrong in itself. While an answer takes long, lines `{"working": true}` say
-//! that it is still worked on; not in a capture, which is as silent as the network.
+//! [`protocol`] has the types of both, which the commands use too. [`Answer`] makes an answer in pieces, as
+//! fast as its client reads.
 
-pub mod capture;
+mod capture;
 mod clear;
+mod count;
 mod explain;
 mod failover;
 pub(crate) mod filter;
 mod ha_set;
+mod health;
 mod listing;
+pub mod protocol;
 mod reload;
 mod status;
 
-use std::fmt::Write;
 use std::path::PathBuf;
-
-use serde::Deserialize;
-use serde_json::json;
+use std::time::Duration;
 
 use crate::gateway::Gateway;
 use crate::metrics::Histogram;
 use crate::time::Time;
 
 use clear::Clear;
+use count::{Count, Policies};
 use failover::Failover;
 use ha_set::HaSet;
 use listing::Listing;
+use protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, write_line};
 use reload::Reload;
 
-pub use explain::Question;
 pub use filter::Filter;
 pub use reload::{ReloadOutcome, ReloadRefused};
-
-/// The line that says that an answer is still worked on.
-pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
-
-/// Words that a filter can have: each is compared with each session, or packet.
-pub const MAX_FILTER: usize = 32;
-
-/// A request line.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// The state of the unit.
-    Status,
-    /// The session table.
-    Sessions {
-        /// At most so many.
-        #[serde(default)]
-        limit: Option<u64>,
-        /// Only those that match all of these, `key=value` each.
-        #[serde(default)]
-        filter: Vec<String>,
-    },
-    /// The end of sessions.
-    Clear {
-        /// Only those that match all of these, `key=value` each.
-        #[serde(default)]
-        filter: Vec<String>,
-        /// All of them; without a filter.
-        #[serde(default)]
-        all: bool,
-    },
-    /// What would happen to a packet.
-    Explain(Question),
-    /// A planned handover.
-    Failover {
-        /// The group; all of which this unit is primary if left out.
-        #[serde(default)]
-        group: Option<String>,
-        /// The node that is to take over; the best one if left out.
-        #[serde(default)]
-        to: Option<String>,
-    },
-    /// Read the config file anew.
-    Reload,
-    /// Set a switch of `[ha]`.
-    HaSet {
-        /// One of [`crate::config::SWITCHES`].
-        key: String,
-        /// The value as in the config, without quotes.
-        value: String,
-    },
-    /// Packets as they pass; goes on until the client ends its side of the connection.
-    Capture {
-        /// Only those that match all of these, `key=value` each.
-        #[serde(default)]
-        filter: Vec<String>,
-        /// Bytes of each packet; all if left out.
-        #[serde(default)]
-        snapshot: Option<u32>,
-        /// End after so many packets.
-        #[serde(default)]
-        count: Option<u64>,
-    },
-}
 
 /// What the shell knows and the core does not.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +41,8 @@ pub struct ShellView {
     pub config_file: PathBuf,
     /// By port.
     pub ports: Vec<PortIo>,
+    /// The time of boot, since 1970: what [`Time`] counts from.
+    pub boot: Duration,
     /// How long the turns of the event loop took.
     pub turns: Histogram,
     /// The rules of the kernel's packet filter that let nothing past the gateway.
@@ -133,6 +70,10 @@ pub struct PortIo {
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the sessions are still to be counted.
+    Count(Count),
+    /// The same, by policy.
+    Policies(Policies),
     /// The rest of the sessions are still to be ended.
     Clear(Clear),
     /// Planned handovers that are under way.
@@ -145,21 +86,6 @@ pub enum Answer {
     Capture(capture::Stream),
     /// Nothing is left.
     Done,
-}
-
-/// Why a request is not carried out, as a sentence for the operator.
-#[derive(Debug, PartialEq)]
-enum Refusal {
-    /// It is wrong in itself: a word of it is none that is known.
-    Usage(String),
-    /// It can't be done here, or now.
-    State(String),
-}
-
-impl From<String> for Refusal {
-    fn from(sentence: String) -> Refusal {
-        Refusal::State(sentence)
-    }
 }
 
 /// How an answer stands after a piece of it.
@@ -180,12 +106,17 @@ impl Answer {
         out: &mut String,
     ) -> Answer {
         let answer = serde_json::from_str::<Request>(line)
-            .map_err(|error| Refusal::State(format!("unknown request: {error}")))
+            .map_err(|error| {
+                Failure::new(
+                    ErrorCode::UnknownRequest,
+                    format!("unknown request: {error}"),
+                )
+            })
             .and_then(|request| Answer::to(request, gateway, shell, now, out));
         match answer {
             Ok(Answer::Done) => done(out),
             Ok(answer) => answer,
-            Err(refusal) => fail(out, &refusal),
+            Err(failure) => fail(out, &failure),
         }
     }
 
@@ -195,33 +126,34 @@ impl Answer {
         shell: &ShellView,
         now: Time,
         out: &mut String,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Answer, Failure> {
         Ok(match request {
             Request::Status => {
-                let _ = writeln!(out, "{}", status::status(gateway, shell, now));
+                write_line(out, &status::status(gateway, shell, now));
                 Answer::Done
             }
             Request::Sessions { limit, filter } => {
-                Answer::Listing(Listing::begin(limit, &filter, gateway).map_err(Refusal::Usage)?)
+                Answer::Listing(Listing::begin(limit, &filter, gateway).map_err(bad_request)?)
             }
+            Request::Count { filter } => {
+                Answer::Count(Count::begin(&filter, gateway).map_err(bad_request)?)
+            }
+            Request::Policies => Answer::Policies(Policies::default()),
             Request::Clear { filter, all } => {
                 Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
             }
             Request::Explain(question) => {
-                let _ = writeln!(
-                    out,
-                    "{}",
-                    question.answer(gateway, now).map_err(Refusal::Usage)?
-                );
+                let explanation = explain::explain(&question, gateway, now).map_err(bad_request)?;
+                write_line(out, &explanation);
                 Answer::Done
             }
-            Request::Failover { group, to } => {
+            Request::Failover { group, to, force } => {
                 let (group, to) = (group.as_deref(), to.as_deref());
-                Answer::Failover(Failover::begin(gateway, group, to, now)?)
+                Answer::Failover(Failover::begin(gateway, group, to, force, now)?)
             }
             Request::Reload => Answer::Reload(Reload::Wanted),
             Request::HaSet { key, value } => {
-                let mut set = HaSet::begin(gateway, shell, key, value).map_err(Refusal::Usage)?;
+                let mut set = HaSet::begin(gateway, shell, key, value).map_err(bad_request)?;
                 match set.go_on(gateway, now, out)? {
                     Progress::Done => Answer::Done,
                     Progress::More => Answer::HaSet(set),
@@ -241,6 +173,8 @@ impl Answer {
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Count(count) => Ok(count.go_on(gateway, now, out)),
+            Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
             Answer::Reload(reload) => reload.go_on(gateway, out),
@@ -251,7 +185,7 @@ impl Answer {
         match progress {
             Ok(Progress::More) => {}
             Ok(Progress::Done) => *self = done(out),
-            Err(sentence) => *self = fail(out, &Refusal::State(sentence)),
+            Err(failure) => *self = fail(out, &failure),
         }
     }
 
@@ -260,7 +194,11 @@ impl Answer {
         match self {
             Answer::Failover(_) | Answer::Reload(_) | Answer::HaSet(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
-            Answer::Listing(_) | Answer::Clear(_) | Answer::Done => false,
+            Answer::Listing(_)
+            | Answer::Count(_)
+            | Answer::Policies(_)
+            | Answer::Clear(_)
+            | Answer::Done => false,
         }
     }
 
@@ -290,11 +228,14 @@ impl Answer {
         match self {
             Answer::Capture(_) | Answer::Done => {}
             Answer::Listing(_)
+            | Answer::Count(_)
+            | Answer::Policies(_)
             | Answer::Clear(_)
             | Answer::Failover(_)
             | Answer::Reload(_)
             | Answer::HaSet(_) => {
-                let _ = writeln!(out, "{SIGN_OF_LIFE}");
+                out.push_str(SIGN_OF_LIFE);
+                out.push('\n');
             }
         }
     }
@@ -322,15 +263,25 @@ impl Answer {
 }
 
 fn done(out: &mut String) -> Answer {
-    out.push_str("{\"done\":true}\n");
+    out.push_str(DONE);
+    out.push('\n');
     Answer::Done
 }
 
-fn fail(out: &mut String, refusal: &Refusal) -> Answer {
-    let line = match refusal {
-        Refusal::Usage(sentence) => json!({ "error": sentence, "usage": true }),
-        Refusal::State(sentence) => json!({ "error": sentence }),
-    };
-    let _ = writeln!(out, "{line}");
+fn fail(out: &mut String, failure: &Failure) -> Answer {
+    write_line(out, failure);
     Answer::Done
+}
+
+/// The answer to a request that is longer than [`protocol::MAX_REQUEST`].
+pub fn too_long() -> String {
+    let mut out = String::new();
+    let sentence = format!("the request is longer than {} bytes", protocol::MAX_REQUEST);
+    fail(&mut out, &Failure::new(ErrorCode::TooLong, sentence));
+    out
+}
+
+/// The request is wrong in itself.
+fn bad_request(sentence: impl Into<String>) -> Failure {
+    Failure::new(ErrorCode::BadRequest, sentence)
 }

@@ -1,14 +1,12 @@
 //! A reload of the config that an administrator asks for.
 
-use std::fmt::Write;
 use std::path::PathBuf;
-
-use serde_json::{Value, json};
 
 use crate::config::Difference;
 use crate::gateway::{Gateway, Reloaded};
 
 use super::Progress;
+use super::protocol::{Change, ErrorCode, Failure, ReloadDone, write_line};
 
 /// What came of reading the config file anew, as the shell tells.
 #[derive(Clone, Debug)]
@@ -63,7 +61,7 @@ impl Reload {
         }
     }
 
-    pub fn go_on(&mut self, gateway: &Gateway, out: &mut String) -> Result<Progress, String> {
+    pub fn go_on(&mut self, gateway: &Gateway, out: &mut String) -> Result<Progress, Failure> {
         let Reload::Made {
             outcome,
             ended_before,
@@ -71,37 +69,43 @@ impl Reload {
         else {
             return Ok(Progress::More);
         };
-        let config_file = &outcome.config_file;
+        let config = outcome.config_file.clone();
         match &outcome.result {
             Ok(_) if gateway.is_reloading() => Ok(Progress::More),
             Ok(reloaded) => {
-                let line = json!({
-                    "config": config_file,
-                    "changed": differences(&reloaded.applied),
-                    "restart": differences(&reloaded.waiting),
-                    "more": reloaded.more,
-                    "sessions_ended": gateway.counters().forbidden.saturating_sub(*ended_before),
-                    "warnings": outcome.warnings,
-                });
-                let _ = writeln!(out, "{line}");
+                let ended = gateway.counters().forbidden.saturating_sub(*ended_before);
+                let done = ReloadDone {
+                    config,
+                    changed: Some(changes(&reloaded.applied)),
+                    restart: Some(changes(&reloaded.waiting)),
+                    more: Some(reloaded.more as u64),
+                    sessions_ended: Some(ended),
+                    warnings: Some(outcome.warnings.clone()),
+                    ..ReloadDone::default()
+                };
+                write_line(out, &done);
                 Ok(Progress::Done)
             }
             Err(refused) => {
-                let ReloadRefused {
-                    why,
-                    problems,
-                    text,
-                } = refused;
-                let line = json!({ "config": config_file, "problems": problems, "text": text });
-                let _ = writeln!(out, "{line}");
-                Err(format!("{why}; nothing has changed"))
+                let done = ReloadDone {
+                    config,
+                    problems: Some(refused.problems.clone()),
+                    text: Some(refused.text.clone()),
+                    ..ReloadDone::default()
+                };
+                write_line(out, &done);
+                let why = format!("{}; nothing has changed", refused.why);
+                Err(Failure::new(ErrorCode::Refused, why))
             }
         }
     }
 }
 
-fn differences(list: &[Difference]) -> Value {
+fn changes(list: &[Difference]) -> Vec<Change> {
     list.iter()
-        .map(|Difference { key, what }| json!({ "key": key, "what": what }))
+        .map(|Difference { key, what }| Change {
+            key: key.clone(),
+            what: what.clone(),
+        })
         .collect()
 }

@@ -1,185 +1,307 @@
-//! Status and sessions as JSON.
+//! The state of the unit, for the protocol.
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
-
+use crate::config::Ha;
 use crate::event::DropReason;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
-use crate::gateway::{Gateway, HandoverEnd};
+use crate::gateway::{self, Cluster, Gateway};
+use crate::ha::PeerView;
 use crate::time::Time;
 
 use super::ShellView;
+use super::health;
+use super::protocol::{
+    BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
+    GuaranteeCounters, LagStatus, LinkStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role,
+    SessionStatus, Status, Traffic, VERSION,
+};
 
-pub fn status(gateway: &Gateway, shell: &ShellView, now: Time) -> Value {
+pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
+    gateway.health(now);
+    let gateway = &*gateway;
     let config = gateway.config();
-    let groups: Vec<Value> = gateway.groups().map(|id| group(gateway, id, now)).collect();
-    let peers: Vec<Value> = gateway.peers().map(|id| peer(gateway, id, now)).collect();
-    let ports: Vec<Value> = (0..config.ports.len())
-        .map(|id| port(gateway, shell, PortId::from_index(id)))
-        .collect();
-    let count = gateway.session_counts();
-    json!({
-        "node": config.node.name,
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": gateway.uptime(now).as_secs(),
-        "groups": groups,
-        "peers": peers,
-        "ports": ports,
-        "sessions": {
-            "total": count.tcp + count.udp + count.icmp + count.other,
-            "tcp": count.tcp,
-            "udp": count.udp,
-            "icmp": count.icmp,
-            "other": count.other,
-            "max": config.node.max_sessions,
-            "opened": gateway.counters().opened,
-        },
-        "counters": counters(gateway),
-        "barrier": {
-            "set": shell.barrier.why_not.is_none(),
-            "why_not": shell.barrier.why_not,
-            "stopped": shell.barrier.stopped,
-        },
-        "capture": gateway.capture().map(|capture| {
-            let total = capture.total();
-            json!({ "since": seconds(now.since(capture.started())),
-                    "packets": total.matched, "lost": total.lost })
+    let ports = (0..config.ports.len()).map(PortId::from_index);
+    let cluster = gateway.cluster().zip(config.ha.as_ref());
+    let peers = gateway
+        .peers()
+        .filter_map(|id| Some(peer(gateway, cluster?, id, now)));
+    Status {
+        protocol: Some(VERSION),
+        node: config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: gateway.uptime(now).as_secs(),
+        health: Some(health::health(gateway, now)),
+        config: Some(ConfigStatus {
+            file: shell.config_file.display().to_string(),
+            checksum: checksum(gateway.rules_digest()),
         }),
-        "events": events(gateway, now),
-    })
-}
-
-fn group(gateway: &Gateway, id: GroupId, now: Time) -> Value {
-    let role = gateway.role_of(id).name();
-    let name = gateway.group_name(id);
-    match gateway
-        .cluster()
-        .and_then(|cluster| cluster.ha().group(now, id))
-    {
-        None => json!({ "name": name, "role": role, "ready": true, "term": 0,
-                        "since": seconds(gateway.uptime(now)) }),
-        Some(view) => json!({
-            "name": name,
-            "role": role,
-            "ready": view.ready,
-            "term": view.term,
-            "since": seconds(now.since(view.since)),
-            "primary": view.primary,
-            "priority": view.priority,
-            "degraded": view.degraded,
-            "draining": view.draining,
+        groups: gateway.groups().map(|id| group(gateway, id, now)).collect(),
+        peers: peers.collect(),
+        ports: ports.map(|id| port(gateway, shell, id)).collect(),
+        sessions: sessions(gateway),
+        counters: counters(gateway),
+        barrier: Some(BarrierStatus {
+            set: shell.barrier.why_not.is_none(),
+            why_not: shell.barrier.why_not.clone(),
+            stopped: shell.barrier.stopped,
         }),
+        capture: capture(gateway, now),
+        events: events(gateway, shell, now),
     }
 }
 
-fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> Value {
+fn sessions(gateway: &Gateway) -> SessionStatus {
+    let count = gateway.session_counts();
+    SessionStatus {
+        total: u64::from(count.tcp + count.udp + count.icmp + count.other),
+        tcp: u64::from(count.tcp),
+        udp: u64::from(count.udp),
+        icmp: u64::from(count.icmp),
+        other: u64::from(count.other),
+        max: u64::from(gateway.config().node.max_sessions),
+        opened: gateway.counters().opened,
+    }
+}
+
+fn capture(gateway: &Gateway, now: Time) -> Option<CaptureStatus> {
+    let capture = gateway.capture()?;
+    let total = capture.total();
+    Some(CaptureStatus {
+        since: seconds(now.since(capture.started())),
+        packets: total.matched,
+        lost: total.lost,
+    })
+}
+
+fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
+    let standalone = GroupStatus {
+        name: gateway.group_name(id).to_owned(),
+        role: role(gateway.role_of(id)),
+        ready: true,
+        term: 0,
+        since: seconds(gateway.uptime(now)),
+        primary: None,
+        priority: None,
+        degraded: None,
+        draining: None,
+    };
+    let ha = gateway.cluster().map(Cluster::ha);
+    match ha.and_then(|ha| ha.group(now, id)) {
+        None => GroupStatus {
+            primary: Some(gateway.config().node.name.clone()),
+            ..standalone
+        },
+        Some(view) => GroupStatus {
+            ready: view.ready,
+            term: view.term,
+            since: seconds(now.since(view.since)),
+            primary: view.primary.map(str::to_owned),
+            priority: Some(view.priority),
+            degraded: Some(view.degraded),
+            draining: Some(view.draining),
+            ..standalone
+        },
+    }
+}
+
+pub(super) fn role(role: gateway::Role) -> Role {
+    match role {
+        gateway::Role::Primary => Role::Primary,
+        gateway::Role::Standby => Role::Standby,
+    }
+}
+
+fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> PortStatus {
     let port = &gateway.config().ports[id.index()];
     let link = gateway.link(id);
     let counters = gateway.port_counters(id);
-    json!({
-        "name": port.name,
-        "interface": port.interface,
-        "up": link.up,
-        "fault": gateway.fault(id).map(|addr| {
-            format!("the virtual address {addr} is an address of this machine")
-        }),
-        "mtu": link.mtu,
-        "offload": shell.ports[id.index()].offload,
-        "in": { "packets": counters.in_packets, "bytes": counters.in_bytes },
-        "out": { "packets": counters.out_packets, "bytes": counters.out_bytes },
-    })
+    PortStatus {
+        name: port.name.clone(),
+        interface: port.interface.clone(),
+        up: link.up,
+        fault: gateway
+            .fault(id)
+            .map(|addr| format!("the virtual address {addr} is an address of this machine")),
+        mtu: link.mtu,
+        offload: shell.ports[id.index()].offload.to_owned(),
+        r#in: Traffic {
+            packets: counters.in_packets,
+            bytes: counters.in_bytes,
+        },
+        out: Traffic {
+            packets: counters.out_packets,
+            bytes: counters.out_bytes,
+        },
+    }
 }
 
-fn peer(gateway: &Gateway, id: PeerId, now: Time) -> Value {
-    let (Some(cluster), Some(ha)) = (gateway.cluster(), &gateway.config().ha) else {
-        return Value::Null;
-    };
-    let view = cluster.ha().peer(now, id);
+fn peer(
+    gateway: &Gateway,
+    (cluster, config): (&Cluster, &Ha),
+    id: PeerId,
+    now: Time,
+) -> PeerStatus {
     let state = gateway.peer_state(id);
+    let view = cluster.ha().peer(now, id);
+    let about = cluster.sync().about(id).filter(|_| state.connected);
+    let groups = peer_groups(gateway, view.as_ref());
+    let same = |of: fn(&PeerGroup) -> Option<u64>| {
+        let first = of(groups.first()?)?;
+        let equal = groups.iter().all(|group| of(group) == Some(first));
+        equal.then_some(first)
+    };
+    let is_primary = same(|group| Some(u64::from(group.role? == Role::Primary)));
+    PeerStatus {
+        name: gateway.peer_name(id).to_owned(),
+        connected: state.connected,
+        gone: view
+            .as_ref()
+            .and_then(|view| view.gone_why)
+            .map(str::to_owned),
+        role: is_primary.map(|is_primary| match is_primary {
+            0 => Role::Standby,
+            _ => Role::Primary,
+        }),
+        priority: same(|group| group.priority.map(u64::from)).map(|priority| priority as u8),
+        version: about.and_then(|about| about.program).map(str::to_owned),
+        ports_up: view
+            .as_ref()
+            .filter(|view| view.alive)
+            .map(|view| view.ports_up),
+        config: Some(PeerConfig {
+            checksum: about.map(|about| checksum(about.ruleset)),
+            equal: about.map(|about| about.rules_equal),
+        }),
+        groups: Some(groups),
+        in_sync: state.in_sync,
+        digest_equal: state.connected.then_some(state.digest_equal),
+        lag: lag(gateway, cluster, id, now),
+        links: links(gateway, cluster, config, id, now),
+    }
+}
+
+/// What a peer said of the groups of this unit.
+fn peer_groups(gateway: &Gateway, view: Option<&PeerView<'_>>) -> Vec<PeerGroup> {
+    let groups = gateway.groups().map(|id| {
+        let alive = view.filter(|view| view.alive);
+        let said = |view: Option<&PeerView<'_>>| {
+            let group = view?.groups.get(usize::from(id.0))?;
+            group.known.then_some(*group)
+        };
+        PeerGroup {
+            group: gateway.group_name(id).to_owned(),
+            role: said(alive).map(|group| role(group.role)),
+            priority: said(view).map(|group| group.priority),
+            in_sync: said(alive).map(|group| group.ready),
+        }
+    });
+    groups.collect()
+}
+
+/// How far a peer is behind. One that is not connected may hold nothing any more.
+fn lag(gateway: &Gateway, cluster: &Cluster, id: PeerId, now: Time) -> LagStatus {
+    if !gateway.peer_state(id).connected {
+        return LagStatus {
+            sequence_gap: None,
+            oldest_unacked_ms: None,
+            would_be_lost: own_sessions(gateway),
+        };
+    }
     let lag = cluster.sync().lag(id, now);
-    let addresses = ha.peers.get(id.index()).map(|peer| &peer.addresses);
-    let links: Vec<Value> = view
+    LagStatus {
+        sequence_gap: Some(lag.sequence_gap),
+        oldest_unacked_ms: Some(lag.oldest_unacked.as_millis() as u64),
+        would_be_lost: Some(u64::from(lag.would_be_lost)),
+    }
+}
+
+/// The sessions of the groups that this unit is primary of, if that is known without counting them.
+fn own_sessions(gateway: &Gateway) -> Option<u64> {
+    let count = gateway.groups().count();
+    let primary = gateway
+        .groups()
+        .filter(|group| gateway.role_of(*group) == gateway::Role::Primary);
+    match primary.count() {
+        0 => Some(0),
+        own if own == count => Some(sessions(gateway).total),
+        _ => None,
+    }
+}
+
+/// A digest as people compare it.
+fn checksum(digest: [u8; 16]) -> String {
+    digest[..8]
         .iter()
-        .flat_map(|view| &view.links)
-        .enumerate()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn links(
+    gateway: &Gateway,
+    cluster: &Cluster,
+    config: &Ha,
+    id: PeerId,
+    now: Time,
+) -> Vec<LinkStatus> {
+    let view = cluster.ha().peer(now, id);
+    let addresses = config.peers.get(id.index()).map(|peer| &peer.addresses);
+    let links = view.iter().flat_map(|view| &view.links).enumerate();
+    links
         .map(|(index, link)| {
             let up = link.connected && link.alive;
-            json!({
-                "local": ha.links.get(index).map(|link| link.listen.to_string()),
-                "remote": addresses.and_then(|all| all.get(index)).map(ToString::to_string),
-                "up": up,
-                "rtt_us": link.rtt.filter(|_| up).map(|rtt| rtt.as_micros() as u64),
-                "carries_sync": gateway.sync_link(id).map(LinkId::index) == Some(index),
-            })
+            let remote = addresses.and_then(|all| all.get(index));
+            LinkStatus {
+                local: config.links.get(index).map(|link| link.listen.to_string()),
+                remote: remote.map(ToString::to_string),
+                up,
+                rtt_us: link.rtt.filter(|_| up).map(|rtt| rtt.as_micros() as u64),
+                carries_sync: up && gateway.sync_link(id).map(LinkId::index) == Some(index),
+            }
         })
-        .collect();
-    json!({
-        "name": gateway.peer_name(id),
-        "connected": state.connected,
-        "in_sync": state.in_sync,
-        "digest_equal": state.digest_equal,
-        "lag": {
-            "sequence_gap": lag.sequence_gap,
-            "oldest_unacked_ms": lag.oldest_unacked.as_millis() as u64,
-            "would_be_lost": lag.would_be_lost,
-        },
-        "links": links,
-    })
+        .collect()
 }
 
-/// What happened lately; the newest first, with the age in seconds.
-fn events(gateway: &Gateway, now: Time) -> Vec<Value> {
+fn events(gateway: &Gateway, shell: &ShellView, now: Time) -> Vec<EventStatus> {
     let events = gateway
         .cluster()
         .into_iter()
         .flat_map(|cluster| cluster.ha().events().rev());
     events
-        .map(|event| {
-            json!({
-                "at": seconds(event.at.since(Time::ZERO)),
-                "ago_s": seconds(now.since(event.at)),
-                "what": event.what,
-                "why": event.why,
-            })
+        .map(|event| EventStatus {
+            at: seconds(shell.boot + event.at.since(Time::ZERO)),
+            ago_s: seconds(now.since(event.at)),
+            what: event.what.clone(),
+            why: event.why.clone(),
+            warn: Some(event.warn),
         })
         .collect()
 }
 
-fn seconds(duration: Duration) -> f64 {
+pub(super) fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
-fn counters(gateway: &Gateway) -> Value {
+fn counters(gateway: &Gateway) -> CounterStatus {
     let counters = gateway.counters();
-    let dropped: Map<String, Value> = DropReason::ALL
+    let dropped = DropReason::ALL
         .iter()
         .filter(|reason| counters.dropped(**reason) > 0)
-        .map(|reason| (reason.name().to_owned(), counters.dropped(*reason).into()))
+        .map(|reason| (reason.name().to_owned(), counters.dropped(*reason)))
         .collect();
-    json!({
-        "forwarded": counters.forwarded,
-        "bytes": gateway.forwarded_bytes(),
-        "dropped": dropped,
-        "dropped_early": counters.dropped_early,
-        "cleared": counters.cleared,
-        "forbidden": counters.forbidden,
-        "outputs_lost": counters.outputs_lost,
-        "address_conflicts": counters.address_conflicts,
-        "pickup_guarantee": {
-            "held": counters.guarantee_held,
-            "expired": counters.guarantee_expired,
-            "degraded": counters.guarantee_degraded,
+    CounterStatus {
+        forwarded: counters.forwarded,
+        bytes: gateway.forwarded_bytes(),
+        dropped,
+        dropped_early: counters.dropped_early,
+        cleared: counters.cleared,
+        forbidden: counters.forbidden,
+        outputs_lost: counters.outputs_lost,
+        address_conflicts: counters.address_conflicts,
+        pickup_guarantee: GuaranteeCounters {
+            held: counters.guarantee_held,
+            expired: counters.guarantee_expired,
+            degraded: counters.guarantee_degraded,
         },
-    })
-}
-
-/// The end of a planned handover.
-pub fn handover(end: &HandoverEnd, gateway: &Gateway) -> Value {
-    json!({
-        "group": gateway.group_name(end.group),
-        "to": gateway.peer_name(end.to),
-        "took_ms": end.took.as_secs_f64() * 1e3,
-        "refused": end.result.as_ref().err(),
-    })
+    }
 }

@@ -294,11 +294,32 @@ impl Gateway {
         group: GroupId,
         to: Option<PeerId>,
     ) -> Result<(), String> {
+        self.start_failover(now, |ha| ha.request_failover(now, group, to))
+    }
+
+    /// As [`Gateway::request_failover`], to a peer that only has to be alive; see [`Ha::force_failover`].
+    ///
+    /// # Errors
+    /// Why it can't be done.
+    pub fn force_failover(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        to: Option<PeerId>,
+    ) -> Result<(), String> {
+        self.start_failover(now, |ha| ha.force_failover(now, group, to))
+    }
+
+    fn start_failover(
+        &mut self,
+        now: Time,
+        start: impl FnOnce(&mut Ha) -> Result<(), String>,
+    ) -> Result<(), String> {
         let cluster = self
             .cluster
             .as_mut()
             .ok_or("this gateway is standalone: it has no [ha]")?;
-        cluster.ha.request_failover(now, group, to)?;
+        start(&mut cluster.ha)?;
         self.settle_cluster(now);
         Ok(())
     }

@@ -66,6 +66,8 @@ pub enum Matched {
     Session(Box<SessionView>, Direction),
     /// An address of the gateway itself.
     Gateway,
+    /// An address of the machine's kernel, which takes the packet before the gateway could.
+    Machine,
     /// Nothing: it would open a session.
     Nothing,
 }
@@ -90,6 +92,8 @@ pub enum Fate {
     Wait(PickupGuarantee),
     /// The gateway answers it.
     Answer,
+    /// It does not come to the gateway: the kernel takes it, and no policy applies.
+    Kernel,
     /// It is discarded.
     Drop {
         /// Why.
@@ -234,7 +238,10 @@ impl Gateway {
             fate_here: Fate::Forward,
             pickup: None,
         };
-        explanation.fate = if let Some((id, direction)) = self.table.lookup(&key, &self.book) {
+        explanation.fate = if self.kernel_addresses.has(key.dst) {
+            explanation.matched = Matched::Machine;
+            Fate::Kernel
+        } else if let Some((id, direction)) = self.table.lookup(&key, &self.book) {
             let carries = |group| is_primary(group) || self.carries(packet.now, group);
             self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
         } else if self.is_for_gateway(packet) {

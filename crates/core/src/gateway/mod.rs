@@ -19,12 +19,14 @@ mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
+mod health;
 mod icmp;
 mod limiter;
 mod local;
 mod neighbors;
 mod open;
 mod own;
+mod policy_usage;
 mod prepare;
 mod random;
 mod reload;
@@ -50,11 +52,14 @@ use crate::time::{Tick, Time};
 use announce::Announcer;
 use limiter::Limiter;
 use neighbors::Neighbors;
+use policy_usage::PolicyUsages;
 use random::Random;
 
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
+pub use health::{Health, Severity, Standing, Trouble};
+pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
 
@@ -142,6 +147,8 @@ pub struct Gateway {
     counters: Counters,
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
+    health: Health,
+    policy_usages: PolicyUsages,
     capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
     started: Time,
@@ -171,6 +178,7 @@ impl Gateway {
             ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
+            policy_usages: PolicyUsages::new(&ruleset),
             cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
             ruleset: Arc::new(ruleset),
             nat,
@@ -189,6 +197,7 @@ impl Gateway {
             counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
             capture: None,
+            health: Health::new(now),
             outputs: VecDeque::new(),
             started: now,
             expired: Vec::new(),
@@ -268,6 +277,7 @@ impl Gateway {
             self.announce_port(now, port);
         }
         self.tell_ports(now);
+        self.check_health(now);
     }
 
     /// Takes note of a change of the kernel's routes.
@@ -300,6 +310,7 @@ impl Gateway {
         self.send_due_announcements(now);
         self.revalidate_some(now);
         self.cluster_timeout(now);
+        self.check_health_if_due(now);
     }
 
     /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
@@ -367,6 +378,7 @@ impl Gateway {
         if let Some(cluster) = &mut self.cluster {
             cluster.sync.removed(id, session, &self.book);
         }
+        self.policy_usages.note_end(session);
         self.nat.release(&mut self.table, id);
         self.table.remove(id, &self.book);
     }

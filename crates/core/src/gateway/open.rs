@@ -91,7 +91,11 @@ impl Gateway {
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         let mut plan = Plan::new(packet);
         // Not while draining either: nobody would tell the new primary of the session.
-        let tracker = self.decide(packet, &mut plan, |group| self.is_primary(group))?;
+        let decided = self.decide(packet, &mut plan, |group| self.is_primary(group));
+        if let Some(decision) = plan.decision {
+            self.policy_usages.hit(decision.policy, packet.now);
+        }
+        let tracker = decided?;
         if self.table.is_full() && !self.drop_early(packet) {
             return Err(DropReason::TableFull.into());
         }

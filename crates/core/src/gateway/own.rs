@@ -16,7 +16,7 @@ use super::Gateway;
 pub(super) struct KernelAddresses(BTreeSet<(Addr, Option<PortId>)>);
 
 impl KernelAddresses {
-    fn has(&self, addr: Addr) -> bool {
+    pub(super) fn has(&self, addr: Addr) -> bool {
         let mut from = self.0.range((addr, None)..);
         from.next().is_some_and(|(first, _)| *first == addr)
     }

@@ -134,6 +134,7 @@ impl Gateway {
     }
 
     fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
+        self.policy_usages.adopt(&self.ruleset, &ruleset);
         self.ruleset = ruleset;
         self.nat.reconfigure(&self.config, &mut self.book);
         self.fragments.forget_decisions();

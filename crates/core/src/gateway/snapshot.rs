@@ -134,6 +134,11 @@ impl Gateway {
         &self.counters
     }
 
+    /// The digest of the policies, pools and forwards in force: equal on units that decide alike.
+    pub fn rules_digest(&self) -> [u8; 16] {
+        self.ruleset.digest()
+    }
+
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config

@@ -425,12 +425,18 @@ impl Ha {
             self.groups[group].state = State::Standby;
         } else if probes == PROBES {
             let term = self.next_term(group);
-            let reason = match self.last_primary(group) {
-                None => Takeover::Start,
-                Some(peer) if peer.ended => Takeover::Ended,
-                Some(_) => Takeover::Silent,
+            let by = match self.last_primary(group) {
+                None => (Takeover::Start, "there is no primary".to_owned()),
+                Some(peer) => {
+                    let reason = match peer.ended {
+                        true => Takeover::Ended,
+                        false => Takeover::Silent,
+                    };
+                    let why = peer.gone_why.unwrap_or("it gave the group up");
+                    (reason, format!("{} is gone: {why}", peer.name))
+                }
             };
-            self.promote(now, group, term, (reason, "there is no primary".to_owned()));
+            self.promote(now, group, term, by);
         } else {
             let next = now + self.probe_wait_for(group) / PROBES;
             self.groups[group].state = State::Checking {

@@ -48,6 +48,15 @@ impl Events {
         });
     }
 
+    /// Notes how many of the monitored ports are up; fewer are something to look at.
+    pub fn ports(&mut self, at: Time, up: usize, all: usize, fewer: bool) {
+        let what = format!("monitored ports up: {up} of {all}");
+        match fewer {
+            true => self.warn(at, what, ""),
+            false => self.info(at, what, ""),
+        }
+    }
+
     /// Notes a change of role, which is logged where it is carried out.
     pub fn role(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.keep(Event {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::election::State;
 use super::order;
+use super::peer::Peer;
 use super::{Ha, Leaving, Output, Takeover};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
@@ -46,6 +47,30 @@ impl Ha {
         group: GroupId,
         to: Option<PeerId>,
     ) -> Result<(), String> {
+        self.request(now, group, to, Ha::could_keep)
+    }
+
+    /// As [`Ha::request_failover`], even to a peer that lacks sessions or has ports down. It only has to
+    /// be alive; sessions that it does not hold end.
+    ///
+    /// # Errors
+    /// As of [`Ha::request_failover`].
+    pub fn force_failover(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        to: Option<PeerId>,
+    ) -> Result<(), String> {
+        self.request(now, group, to, Ha::is_reachable)
+    }
+
+    fn request(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        to: Option<PeerId>,
+        suits: fn(&Ha, usize, PeerId) -> Result<(), String>,
+    ) -> Result<(), String> {
         let index = usize::from(group.0);
         let state = self.groups.get(index).ok_or("there is no such group")?;
         if state.state != State::Primary {
@@ -55,15 +80,19 @@ impl Ha {
             return Err(format!("a handover of {} is under way", state.name));
         }
         let to = match to {
-            Some(peer) => self.can_take_over(index, peer).map(|()| peer)?,
-            None => self.best_successor(now, index, |_| true).ok_or_else(|| {
-                let reasons = (0..self.peers.len())
-                    .filter_map(|peer| self.can_take_over(index, PeerId(peer as u8)).err());
-                format!(
-                    "no peer can take over: {}",
-                    reasons.collect::<Vec<_>>().join("; ")
-                )
-            })?,
+            Some(peer) => suits(self, index, peer).map(|()| peer)?,
+            None => {
+                let suits = |peer| suits(self, index, peer);
+                let best = self.best_of(now, index, |peer| suits(peer).is_ok());
+                best.ok_or_else(|| {
+                    let reasons =
+                        (0..self.peers.len()).filter_map(|peer| suits(PeerId(peer as u8)).err());
+                    format!(
+                        "no peer can take over: {}",
+                        reasons.collect::<Vec<_>>().join("; ")
+                    )
+                })?
+            }
         };
         self.start_handover(now, index, to, "requested", true);
         self.flush(now);
@@ -266,9 +295,16 @@ impl Ha {
         group: usize,
         wanted: impl Fn(PeerId) -> bool,
     ) -> Option<PeerId> {
+        self.best_of(now, group, |peer| {
+            self.can_take_over(group, peer).is_ok() && wanted(peer)
+        })
+    }
+
+    /// The best of the peers that `suits` admits.
+    fn best_of(&self, now: Time, group: usize, suits: impl Fn(PeerId) -> bool) -> Option<PeerId> {
         let peers: Vec<PeerId> = (0..self.peers.len())
             .map(|peer| PeerId(peer as u8))
-            .filter(|peer| self.can_take_over(group, *peer).is_ok() && wanted(*peer))
+            .filter(|peer| suits(*peer))
             .collect();
         let candidates: Vec<_> = peers
             .iter()
@@ -277,15 +313,32 @@ impl Ha {
         peers.get(order::best(&candidates)?).copied()
     }
 
+    /// Whether a peer can take the group over and would not give it back at once.
+    fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), String> {
+        self.can_take_over(group, peer)?;
+        let Peer { name, ports_up, .. } = &self.peers[peer.index()];
+        match *ports_up < self.ports_up {
+            true => Err(format!(
+                "{name} has fewer monitored ports up ({ports_up}) than this unit ({}), and would give it back",
+                self.ports_up
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn is_reachable(&self, _group: usize, peer: PeerId) -> Result<(), String> {
+        match self.peers.get(peer.index()) {
+            None => Err("there is no such peer".to_owned()),
+            Some(peer) if peer.alive => Ok(()),
+            Some(peer) => Err(format!("{} is not alive", peer.name)),
+        }
+    }
+
     fn can_take_over(&self, group: usize, peer: PeerId) -> Result<(), String> {
-        let peer = self
-            .peers
-            .get(peer.index())
-            .ok_or("there is no such peer")?;
+        self.is_reachable(group, peer)?;
+        let peer = &self.peers[peer.index()];
         let name = &peer.name;
-        if !peer.alive {
-            Err(format!("{name} is not alive"))
-        } else if !peer.groups[group].ready {
+        if !peer.groups[group].ready {
             Err(format!("{name} is not ready"))
         } else if !peer.sync.digest_equal {
             Err(format!(

@@ -32,7 +32,7 @@ use peer::Peer;
 pub use events::Event;
 pub use heartbeat::{HeartbeatError, MAX_TERM};
 pub use takeover::{Takeover, Takeovers};
-pub use view::{GroupView, Link, LinkCounters, PeerView};
+pub use view::{GroupView, Link, LinkCounters, PeerGroup, PeerView};
 
 /// An effect that the caller carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -320,7 +320,7 @@ impl Ha {
     /// Starts a check at once if the peer in question was primary.
     pub fn handle_hint(&mut self, now: Time, hint: Hint) {
         let why = match hint {
-            Hint::Refused { .. } | Hint::Ended { .. } => "its process is gone",
+            Hint::Refused { .. } | Hint::Ended { .. } => "its process ended",
             Hint::CarrierLost => "no link has carrier",
         };
         let deaf_until = now + self.probe_wait() / 4;
@@ -333,6 +333,7 @@ impl Ha {
                 peer.alive = false;
                 peer.deaf_until = Some(deaf_until);
                 peer.ended = matches!(hint, Hint::Ended { .. });
+                peer.gone_why = Some(why);
                 self.events
                     .warn(now, format!("{} may be dead", peer.name), why);
             }
@@ -344,11 +345,14 @@ impl Ha {
     /// The states of the ports, parallel to `config.ports`.
     pub fn handle_ports(&mut self, now: Time, up: &[bool]) {
         let is_up = |port: &&PortId| up.get(port.index()).copied().unwrap_or(false);
-        let count = self.monitor.iter().filter(is_up).count();
-        let count = order::rank(count, self.monitor.len());
-        if std::mem::replace(&mut self.ports_up, count) != count {
-            self.events
-                .info(now, format!("monitored ports up: {count}"), "");
+        let (count, all) = (
+            self.monitor.iter().filter(is_up).count(),
+            self.monitor.len(),
+        );
+        let rank = order::rank(count, all);
+        let before = std::mem::replace(&mut self.ports_up, rank);
+        if before != rank {
+            self.events.ports(now, count, all, rank < before);
             self.urgent = true;
             self.evaluate_all(now);
             self.flush(now);
@@ -491,6 +495,7 @@ impl Ha {
         });
         let news = peer.update(now, &header, own);
         let was_alive = std::mem::replace(&mut peer.alive, !header.goodbye);
+        peer.gone_why = header.goodbye.then_some("it said goodbye");
         let hold = self.interval.max(peer.interval) * self.threshold;
         peer.alive_until = now + hold;
         if news.restarted {
@@ -531,6 +536,7 @@ impl Ha {
         for peer in &mut self.peers {
             if peer.alive && now >= peer.alive_until {
                 peer.alive = false;
+                peer.gone_why = Some("no heartbeat came");
                 self.events
                     .warn(now, format!("{} is lost", peer.name), "no heartbeat");
             }

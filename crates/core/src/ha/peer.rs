@@ -28,6 +28,8 @@ pub(super) struct Peer {
     pub deaf_until: Option<Time>,
     /// The connection that its process held has ended; forgotten at the next heartbeat.
     pub ended: bool,
+    /// Why it is not alive, as far as it is known.
+    pub gone_why: Option<&'static str>,
     pub goodbye: bool,
     pub groups: Vec<GroupState>,
     pub ports_up: u8,
@@ -70,6 +72,7 @@ impl Peer {
             heard: None,
             deaf_until: None,
             ended: false,
+            gone_why: None,
             goodbye: false,
             groups: vec![GroupState::default(); groups],
             ports_up: 0,

@@ -650,6 +650,47 @@ fn a_planned_handover_goes_to_a_peer_that_holds_all() {
 }
 
 #[test]
+fn a_peer_that_would_give_a_group_back_gets_it_by_force_only() {
+    let mut voices = [b().ready()];
+    voices[0].ports_up = 1;
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    let refused = bench.ha.request_failover(bench.now, G, None).unwrap_err();
+    assert!(
+        refused.contains("b has fewer monitored ports up (1)"),
+        "{refused}"
+    );
+    bench.ha.force_failover(bench.now, G, Some(B)).unwrap();
+    bench.drain();
+    let handed = |o: &Output| matches!(o, Output::Handover { to: B, .. });
+    assert_eq!(bench.count(handed), 1);
+}
+
+#[test]
+fn a_peer_that_lacks_sessions_gets_a_group_by_force_only() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    assert!(bench.ha.request_failover(bench.now, G, Some(B)).is_err());
+    bench.ha.force_failover(bench.now, G, Some(B)).unwrap();
+    let mut bench = Bench::primary(&mut [b()]);
+    bench.run(HOLD + INTERVAL, &mut []);
+    let refused = bench.ha.force_failover(bench.now, G, Some(B)).unwrap_err();
+    assert!(refused.contains("b is not alive"), "{refused}");
+}
+
+#[test]
+fn why_a_peer_is_gone_is_told() {
+    let mut bench = Bench::primary(&mut [b()]);
+    let why = |bench: &Bench| bench.ha.peer(bench.now, B).unwrap().gone_why;
+    assert_eq!(why(&bench), None);
+    bench.run(HOLD + INTERVAL, &mut []);
+    assert_eq!(why(&bench), Some("no heartbeat came"));
+    let mut bench = Bench::primary(&mut [b()]);
+    bench.ha.handle_hint(bench.now, Hint::Ended { peer: B });
+    assert_eq!(why(&bench), Some("its process ended"));
+}
+
+#[test]
 fn a_handover_goes_beyond_the_highest_term_that_is_known() {
     let mut voices = [b().ready()];
     let mut bench = Bench::primary(&mut voices);

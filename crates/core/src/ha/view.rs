@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::election::State;
+use super::heartbeat::GroupState;
+use super::order;
 use super::{Event, Ha, HeartbeatError, Leaving, SyncState, Takeovers};
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::Role;
@@ -38,14 +40,33 @@ pub struct PeerView<'a> {
     pub name: &'a str,
     /// It was heard within the hold time.
     pub alive: bool,
-    /// How many of its monitored ports are up.
+    /// Why it is not alive, if that is known.
+    pub gone_why: Option<&'static str>,
+    /// How many of its monitored ports are up, by its last heartbeat.
     pub ports_up: u8,
+    /// The groups by its last heartbeat, in the order of the config of this unit.
+    pub groups: Vec<PeerGroup>,
     /// How long it has been running, if it was ever heard.
     pub uptime: Option<Duration>,
     /// What replication said last.
     pub sync: SyncState,
     /// Each link to it, in the order of the config.
     pub links: Vec<Link>,
+}
+
+/// What a peer said of a group in its last heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerGroup {
+    /// Whether its config has the group.
+    pub known: bool,
+    /// Its role.
+    pub role: Role,
+    /// Whether it holds all sessions of the group.
+    pub ready: bool,
+    /// Its priority.
+    pub priority: u8,
+    /// The highest term that it knows.
+    pub term: u64,
 }
 
 /// Heartbeats over one link, since the start of the process.
@@ -96,13 +117,25 @@ impl Ha {
         Some(PeerView {
             name: &peer.name,
             alive: peer.alive,
+            gone_why: peer.gone_why.filter(|_| !peer.alive),
             ports_up: peer.ports_up,
+            groups: peer.groups.iter().map(peer_group).collect(),
             uptime: peer.boot_id().map(|_| peer.uptime(now)),
             sync: peer.sync,
             links: (0..peer.links.len())
                 .map(|link| peer.link(now, link, hold))
                 .collect(),
         })
+    }
+
+    /// How many ports this unit monitors.
+    pub fn monitored_ports(&self) -> usize {
+        self.monitor.len()
+    }
+
+    /// Whether `peer` said last that fewer ports are up there than this unit monitors.
+    pub fn has_ports_down(&self, peer: &PeerView<'_>) -> bool {
+        peer.ports_up < order::rank(self.monitor.len(), self.monitor.len())
     }
 
     /// Whether `peer` was heard within the hold time.
@@ -174,5 +207,18 @@ impl Ha {
             .collect();
         let named = self.peers.iter().find(|peer| seen.contains(&peer.hash));
         named.map(|peer| peer.name.as_str())
+    }
+}
+
+fn peer_group(state: &GroupState) -> PeerGroup {
+    PeerGroup {
+        known: state.known,
+        role: match state.primary {
+            true => Role::Primary,
+            false => Role::Standby,
+        },
+        ready: state.ready,
+        priority: state.priority,
+        term: state.term,
     }
 }

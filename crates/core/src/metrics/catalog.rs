@@ -21,6 +21,8 @@ metrics! {
         "Always 1: the version that runs, and the name of the unit.";
     UPTIME = Gauge "tandemgw_uptime_seconds" []
         "Time since the gateway was started.";
+    HEALTH = Gauge "tandemgw_health" []
+        "0 if all is well, 1 if redundancy or sessions are at risk, 2 if packets are not forwarded; `tandemgw status` says what is wrong.";
 
     FORWARDED = Counter "tandemgw_packets_forwarded_total" []
         "Packets forwarded; a super-packet of up to 64 KB, which the kernel cuts up, counts as one.";
@@ -74,7 +76,9 @@ metrics! {
     PEER_IN_SYNC = Gauge "tandemgw_peer_in_sync" ["peer"]
         "Whether the peer and this unit hold each other's sessions.";
     PEER_DIGEST_EQUAL = Gauge "tandemgw_peer_digest_equal" ["peer"]
-        "Whether both held exactly the same sessions at the last comparison.";
+        "Whether both held exactly the same sessions at the last comparison; absent while the peer is not connected.";
+    PEER_CONFIG_EQUAL = Gauge "tandemgw_peer_config_equal" ["peer"]
+        "Whether the peer has the same policies, pools and forwards; absent while it has not said so.";
     LAG_CHANGES = Gauge "tandemgw_replication_lag_changes" ["peer"]
         "Changes of sessions that the peer has not acknowledged.";
     LAG_AGE = Gauge "tandemgw_replication_oldest_unacked_seconds" ["peer"]

@@ -50,8 +50,24 @@ pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
     each(&catalog::PEER_IN_SYNC, &|peer| {
         gateway.peer_state(peer).in_sync
     });
-    each(&catalog::PEER_DIGEST_EQUAL, &|peer| {
-        gateway.peer_state(peer).digest_equal
+    if gateway.cluster().is_none() {
+        return;
+    }
+    let mut each_known = |metric, value: &dyn Fn(PeerId) -> Option<bool>| {
+        let mut samples = page.begin(metric);
+        for peer in gateway.peers() {
+            if let Some(value) = value(peer) {
+                samples.add(&[gateway.peer_name(peer)], u8::from(value));
+            }
+        }
+    };
+    each_known(&catalog::PEER_DIGEST_EQUAL, &|peer| {
+        let state = gateway.peer_state(peer);
+        state.connected.then_some(state.digest_equal)
+    });
+    each_known(&catalog::PEER_CONFIG_EQUAL, &|peer| {
+        let about = gateway.cluster()?.sync().about(peer)?;
+        Some(about.rules_equal)
     });
 }
 

@@ -3,7 +3,7 @@
 use crate::config::Nat;
 use crate::event::DropReason;
 use crate::flow::{PortId, Protocol};
-use crate::gateway::{Gateway, PortCounters};
+use crate::gateway::{Gateway, PortCounters, Severity};
 use crate::session::SessionState;
 
 use super::page::Page;
@@ -18,6 +18,12 @@ pub(super) fn build(view: &View<'_>, page: &mut Page<'_>) {
     page.begin(&catalog::BUILD).add(&labels, 1);
     let uptime = view.gateway.uptime(view.now).as_secs_f64();
     page.one(&catalog::UPTIME, uptime);
+    let worst = view.gateway.last_health().standing().first();
+    let health = worst.map_or(0, |standing| match standing.severity {
+        Severity::Warning => 1,
+        Severity::Critical => 2,
+    });
+    page.one(&catalog::HEALTH, health);
 }
 
 pub(super) fn packets(view: &View<'_>, page: &mut Page<'_>) {

@@ -311,14 +311,17 @@ fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
         out.extend_from_slice(&[0, 0]);
         let mut count: u16 = 0;
         for name in list.iter().take(usize::from(u16::MAX)) {
-            // Room for this name and for the counts that follow.
-            if out.len() - start + name.len() + 8 > MAX_FRAME {
+            // Room for this name, for the counts that follow, and for the program.
+            if out.len() - start + name.len() + 8 + 256 > MAX_FRAME {
                 break;
             }
             write_name(out, name);
             count += 1;
         }
         out[place..place + 2].copy_from_slice(&count.to_be_bytes());
+    }
+    if let Some(program) = &hello.program {
+        write_name(out, program);
     }
 }
 
@@ -526,6 +529,8 @@ impl<'a> Reader<'a> {
             ports: self.names()?,
             groups: self.names()?,
             policies: self.names()?,
+            // Units up to 0.1.0 end here.
+            program: self.name().ok(),
         })
     }
 }
@@ -659,6 +664,7 @@ mod tests {
                 ports: names.clone(),
                 groups: names.clone(),
                 policies: names,
+                program: set.contains(1).then(|| "0.2.0".to_owned()),
             };
             let messages = [
                 Message::Hello(Box::new(hello)),

@@ -85,8 +85,8 @@ pub enum Message<'a> {
 }
 
 /// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |
-/// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies`; a name is `length: u8 |
-/// UTF-8`, a list `count: u16 | names`.
+/// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a name is `length: u8
+/// | UTF-8`, a list `count: u16 | names`. Units up to 0.1.0 do not send the program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]
@@ -110,6 +110,8 @@ pub struct Hello {
     /// The names of its policies, empty for those that are no more; the last ones are left out if the
     /// frame would get too long.
     pub policies: Vec<String>,
+    /// The version of the program; none if the sender does not say it.
+    pub program: Option<String>,
 }
 
 /// `type: u8 | length: u8 | body`; other types are passed over.

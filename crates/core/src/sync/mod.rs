@@ -26,7 +26,7 @@ use std::time::Duration;
 pub use digest::Phase;
 pub use error::ProtocolError;
 pub use log::Seq;
-pub use peer::Traffic;
+pub use peer::{About, Traffic};
 
 use crate::config::{Config, Ha};
 use crate::flow::{Direction, GroupId, PeerId, Protocol};
@@ -592,6 +592,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message:
             .map(|group| group.name.clone())
             .collect(),
         policies: told_names(config.policies.iter().map(|policy| policy.name.as_str())),
+        program: Some(env!("CARGO_PKG_VERSION").to_owned()),
     }
 }
 

@@ -49,6 +49,21 @@ pub(super) struct Remote {
     pub(super) ports: Vec<Option<PortId>>,
     pub(super) groups: Vec<Option<GroupId>>,
     pub(super) policies: Vec<PolicyId>,
+    /// The digest of its policies, pools and forwards.
+    pub(super) ruleset: [u8; 16],
+    /// The version of its program.
+    pub(super) program: Option<String>,
+}
+
+/// What a connected peer said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About<'a> {
+    /// The digest of its policies, pools and forwards.
+    pub ruleset: [u8; 16],
+    /// Whether that is the digest of this unit too.
+    pub rules_equal: bool,
+    /// The version of its program; none if it does not say it.
+    pub program: Option<&'a str>,
 }
 
 /// What goes to a peer. Lists are by own [`GroupId`].
@@ -244,6 +259,21 @@ impl Replicator {
     /// Whether a peer has other policies, pools or forwards, as far as it is known.
     pub fn rules_differ(&self) -> bool {
         self.peers.iter().any(|peer| peer.other_rules)
+    }
+
+    /// What a peer said of itself when its stream began; none while there is no stream.
+    pub fn about(&self, peer: PeerId) -> Option<About<'_>> {
+        let remote = self.peers.get(peer.index())?.remote.as_ref()?;
+        Some(About {
+            ruleset: remote.ruleset,
+            rules_equal: remote.ruleset == self.identity.ruleset,
+            program: remote.program.as_deref(),
+        })
+    }
+
+    /// The digest of the policies, pools and forwards of this unit.
+    pub fn ruleset(&self) -> [u8; 16] {
+        self.identity.ruleset
     }
 
     /// What went to a peer and came from it.

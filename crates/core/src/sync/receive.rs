@@ -149,6 +149,8 @@ impl Replicator {
             .into_iter()
             .map(|policy| policy.unwrap_or(PolicyId::NONE))
             .collect(),
+            ruleset: hello.ruleset,
+            program: hello.program.clone(),
         });
         peer.other_rules = hello.ruleset != self.identity.ruleset;
         let receiver = &mut peer.receiver;

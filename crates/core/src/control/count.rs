@@ -1,0 +1,125 @@
+//! Sessions counted, all together or by policy, in pieces.
+
+use crate::config::Action;
+use crate::event::DropReason;
+use crate::gateway::{Gateway, SessionView};
+use crate::time::Time;
+
+use super::listing::PIECE;
+use super::protocol::{PolicyAction, PolicyRow, SessionCount, write_line};
+use super::status::seconds;
+use super::{Filter, Progress};
+
+/// The sessions that match a filter are being counted.
+#[derive(Debug)]
+pub struct Count {
+    /// The next slot of the table to look at.
+    cursor: u32,
+    filter: Filter,
+    count: SessionCount,
+}
+
+impl Count {
+    pub fn begin(filter: &[String], gateway: &Gateway) -> Result<Count, String> {
+        Ok(Count {
+            cursor: 0,
+            filter: Filter::parse(filter, gateway.config())?,
+            count: SessionCount::default(),
+        })
+    }
+
+    pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) -> Progress {
+        let (sessions, next) = gateway.page(self.cursor, PIECE, now);
+        for session in sessions.filter(|session| self.filter.matches(session, gateway)) {
+            add(&mut self.count, &session);
+        }
+        match next {
+            Some(next) => {
+                self.cursor = next;
+                Progress::More
+            }
+            None => {
+                write_line(out, &self.count);
+                Progress::Done
+            }
+        }
+    }
+}
+
+/// The sessions of each policy are being counted.
+#[derive(Debug, Default)]
+pub struct Policies {
+    cursor: u32,
+    /// By policy id.
+    counts: Vec<SessionCount>,
+}
+
+impl Policies {
+    pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) -> Progress {
+        let (sessions, next) = gateway.page(self.cursor, PIECE, now);
+        for session in sessions {
+            let index = usize::from(session.policy.0);
+            // A session of a peer may have a policy that is not known here.
+            if gateway.policy(session.policy).is_some() {
+                if index >= self.counts.len() {
+                    self.counts.resize(index + 1, SessionCount::default());
+                }
+                add(&mut self.counts[index], &session);
+            }
+        }
+        match next {
+            Some(next) => {
+                self.cursor = next;
+                Progress::More
+            }
+            None => {
+                self.write(gateway, now, out);
+                Progress::Done
+            }
+        }
+    }
+
+    fn write(&self, gateway: &Gateway, now: Time, out: &mut String) {
+        for (id, usage) in gateway.policy_usages() {
+            let Some(policy) = gateway.policy(id) else {
+                continue;
+            };
+            let count = self.counts.get(usize::from(id.0));
+            let count = count.copied().unwrap_or_default();
+            let row = PolicyRow {
+                name: Some(policy.name.clone()),
+                action: action(policy.action),
+                hits: usage.hits,
+                last_hit_s: usage.last_hit.map(|at| seconds(now.since(at))),
+                sessions: count.sessions,
+                packets: count.packets + usage.ended_packets,
+                bytes: count.bytes + usage.ended_bytes,
+            };
+            write_line(out, &row);
+        }
+        let row = PolicyRow {
+            name: None,
+            action: PolicyAction::Drop,
+            hits: gateway.counters().dropped(DropReason::NoPolicy),
+            last_hit_s: None,
+            sessions: 0,
+            packets: 0,
+            bytes: 0,
+        };
+        write_line(out, &row);
+    }
+}
+
+pub(super) fn action(action: Action) -> PolicyAction {
+    match action {
+        Action::Accept => PolicyAction::Accept,
+        Action::Drop => PolicyAction::Drop,
+        Action::Reject => PolicyAction::Reject,
+    }
+}
+
+fn add(count: &mut SessionCount, session: &SessionView) {
+    count.sessions += 1;
+    count.packets += session.packets.iter().sum::<u64>();
+    count.bytes += session.bytes.iter().sum::<u64>();
+}

@@ -1,0 +1,318 @@
+//! What would happen to a packet, as the protocol tells it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Endpoint, Session};
+
+/// The packet that is asked about, in the words of the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// `tcp`, `udp`, `icmp` or a number.
+    pub protocol: String,
+    /// Address, with the port; the identifier of an echo request may follow like a port.
+    pub source: String,
+    /// Address, with the port; the identifier of an echo reply may follow like a port.
+    pub destination: String,
+    /// The name of the port that it comes in by.
+    pub in_port: String,
+}
+
+/// What would happen to a packet, and why. A step that it does not get to is `null`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The unit that was asked.
+    pub node: Option<String>,
+    /// The packet.
+    pub flow: Flow,
+    /// What it is taken for, in words.
+    pub explained_as: Option<String>,
+    /// What it belongs to.
+    pub matches: Option<Matches>,
+    /// Its session.
+    pub session: Option<Session<'static>>,
+    /// Its direction in the session.
+    pub direction: Option<FlowDirection>,
+    /// The forward that applies.
+    pub forward: Option<ForwardStep>,
+    /// The route to its destination.
+    pub route: Option<RouteStep>,
+    /// The policies that were asked, in their order: those passed over, then the one that decides.
+    #[serde(default)]
+    pub policies: Vec<PolicyStep>,
+    /// The translation of its source.
+    pub nat: Option<NatStep>,
+    /// Whether an unanswered session would have to end for it, since the table is full.
+    #[serde(default)]
+    pub makes_room: bool,
+    /// The port that it leaves by.
+    pub out: Option<ExitPort>,
+    /// Its addresses as it leaves.
+    pub leaves_as: Option<Translated>,
+    /// The group that decides which unit handles it.
+    pub group: Option<String>,
+    /// The primary of that group; `null` if none is known.
+    pub owner: Option<String>,
+    /// Whether this unit is that primary.
+    pub primary_here: Option<bool>,
+    /// What the primary does with it.
+    pub verdict: Verdict,
+    /// What this unit does with it, if that is not the same.
+    pub verdict_here: Option<Verdict>,
+    /// Whether its session would survive a takeover.
+    pub survives: Option<Survival>,
+    /// Why it would or would not.
+    pub why: Option<String>,
+}
+
+/// A packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `tcp`, `udp`, `icmp` or a number.
+    pub proto: String,
+    /// Its source.
+    pub src: Endpoint,
+    /// Its destination.
+    pub dst: Endpoint,
+    /// The port that it comes in by.
+    pub r#in: String,
+}
+
+/// What a packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Matches {
+    /// A session.
+    Session,
+    /// A virtual address, for which the gateway answers.
+    Gateway,
+    /// An address of the machine itself, whose packets its kernel takes.
+    Machine,
+    /// Nothing yet: it would open a session.
+    Nothing,
+    /// Something that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The direction of a packet in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowDirection {
+    /// That of the packet that opened it.
+    Original,
+    /// The other one.
+    Reply,
+}
+
+impl FlowDirection {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FlowDirection::Original => "original",
+            FlowDirection::Reply => "reply",
+        }
+    }
+}
+
+/// A forward that leads a packet elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardStep {
+    /// Its name.
+    pub name: String,
+    /// Where it leads.
+    pub to: Endpoint,
+}
+
+/// The route to a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStep {
+    /// The destination.
+    pub destination: String,
+    /// The prefix that matches; `null` if none does.
+    pub prefix: Option<String>,
+    /// Where it leads.
+    pub target: RouteTarget,
+    /// The port that it leads out of.
+    pub port: Option<String>,
+    /// The router; `null` if the destination is on the link.
+    pub next_hop: Option<String>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteTarget {
+    /// Out of a port.
+    Port,
+    /// Out of an interface that is not a port.
+    Elsewhere,
+    /// Nowhere: the route says so.
+    Unreachable,
+    /// There is no route.
+    None,
+}
+
+/// A policy that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStep {
+    /// Its name.
+    pub name: String,
+    /// The key that does not match; left out if all do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differs: Option<Mismatch>,
+    /// What it does; left out if it does not match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<PolicyAction>,
+}
+
+/// The key of a policy that does not match a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mismatch {
+    /// `from`.
+    From,
+    /// `to`.
+    To,
+    /// `source`.
+    Source,
+    /// `destination`.
+    Destination,
+    /// `service`.
+    Service,
+    /// A key that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a policy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyAction {
+    /// It lets the packet pass.
+    Accept,
+    /// It drops the packet.
+    Drop,
+    /// It drops the packet and tells the sender.
+    Reject,
+}
+
+impl PolicyAction {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PolicyAction::Accept => "accept",
+            PolicyAction::Drop => "drop",
+            PolicyAction::Reject => "reject",
+        }
+    }
+}
+
+/// The translation of a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatStep {
+    /// The pool; `null` for the address of the port that the packet leaves by.
+    pub pool: Option<String>,
+    /// Whether client and server are behind the same port, so that answers have to come back here.
+    pub hairpin: bool,
+    /// The translated source; `null` if no port is left.
+    pub src: Option<Endpoint>,
+    /// Whether the source port stays the same; `null` if no port is left.
+    pub port_kept: Option<bool>,
+}
+
+/// The port that a packet leaves by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitPort {
+    /// Its name.
+    pub port: String,
+    /// The kernel interface.
+    pub interface: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// The addresses of a packet as it leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translated {
+    /// Its source.
+    pub src: Endpoint,
+    /// Its destination.
+    pub dst: Endpoint,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It goes on.
+    Forward,
+    /// It goes on once the peers have its session.
+    Wait {
+        /// Which guarantee it waits for.
+        guarantee: Guarantee,
+    },
+    /// The gateway answers it.
+    Answer,
+    /// It does not come to the gateway: the kernel of the machine takes it, and no policy applies.
+    Kernel,
+    /// It is dropped.
+    Drop {
+        /// Why; see docs/drop-reasons.md.
+        reason: String,
+        /// What that means.
+        meaning: String,
+        /// Whether its sender is told.
+        sender_is_told: bool,
+    },
+}
+
+/// A `pickup-guarantee`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guarantee {
+    /// None.
+    Off,
+    /// The first packet waits for a limited time.
+    Bounded,
+    /// The first packet waits, or is dropped.
+    Strict,
+}
+
+impl Guarantee {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Guarantee::Off => "off",
+            Guarantee::Bounded => "bounded",
+            Guarantee::Strict => "strict",
+        }
+    }
+}
+
+/// Whether a session would survive a takeover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Survival {
+    /// It would.
+    #[serde(rename = "yes")]
+    Yes,
+    /// It would not.
+    #[serde(rename = "no")]
+    No,
+    /// Not now, but soon.
+    #[serde(rename = "not yet")]
+    NotYet,
+}
+
+impl Survival {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Survival::Yes => "yes",
+            Survival::No => "no",
+            Survival::NotYet => "not yet",
+        }
+    }
+}

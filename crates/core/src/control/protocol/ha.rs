@@ -1,0 +1,76 @@
+//! Answers about the pair and its config: handovers, switches, reloads.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The end of the planned handover of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandoverDone {
+    /// The group.
+    pub group: String,
+    /// The node that was asked to take over.
+    pub to: String,
+    /// How long it took, in milliseconds, until that node said that it is primary.
+    pub took_ms: f64,
+    /// Why the group was not handed over; `null` if it was.
+    pub refused: Option<String>,
+}
+
+/// A switch of `[ha]` was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchDone {
+    /// The key.
+    pub key: String,
+    /// The value before, as people write it.
+    pub old: String,
+    /// The value now.
+    pub new: String,
+    /// The value now, as it stands in a TOML file.
+    pub toml: String,
+    /// The config file, absolute.
+    pub config: PathBuf,
+    /// Groups with a priority of their own, which a change of `priority` does not reach.
+    pub groups_with_their_own: Vec<String>,
+    /// Whether the client wrote the value to the config file. Only `tandemgw ha set --save --json` says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saved: Option<bool>,
+}
+
+/// What came of reading the config file again. A reload that failed says `problems` and `text` and then the
+/// reason, as a failure; one that succeeded says all else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadDone {
+    /// The config file, absolute.
+    pub config: PathBuf,
+    /// What has changed and is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Vec<Change>>,
+    /// What has changed in the file and waits for a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Vec<Change>>,
+    /// How many further changes there are that are in neither list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub more: Option<u64>,
+    /// Sessions that the new policies forbid, and that have ended for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions_ended: Option<u64>,
+    /// What to look at although the reload succeeded, a sentence each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Vec<String>>,
+    /// Each mistake in the file, as `FILE:LINE:COL: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problems: Option<Vec<String>>,
+    /// The mistakes as `tandemgw check` shows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// A difference between two configs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The key, or the table with its name.
+    pub key: String,
+    /// What is different.
+    pub what: String,
+}

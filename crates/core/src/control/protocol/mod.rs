@@ -1,0 +1,280 @@
+//! The admin protocol: requests, answers and errors, as both sides of the control socket know them.
+//!
+//! A client writes a [`Request`] as one line of JSON. The gateway answers with lines of JSON. Their type
+//! depends on the request, and docs/admin-protocol.md lists it. The last line of an answer is either
+//! [`DONE`] or a [`Failure`]. While an answer takes long, the gateway writes [`SIGN_OF_LIFE`] lines in
+//! between, but not in a capture, which is as silent as the network.
+//!
+//! Rules that keep clients and gateways of different versions working together:
+//!
+//! - A field never changes its name or its meaning. [`VERSION`] rises when fields or requests are added.
+//! - A reader ignores fields that it does not know.
+//! - A field that came after version 0 is an `Option`: an older gateway does not send it.
+//! - What is not known is `null`, never 0 or `true`.
+//! - A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its name says.
+
+pub mod capture;
+mod explain;
+mod ha;
+mod session;
+mod status;
+
+use serde::{Deserialize, Serialize};
+
+pub use explain::{
+    ExitPort, ExplainRequest, Explanation, Flow, FlowDirection, ForwardStep, Guarantee, Matches,
+    Mismatch, NatStep, PolicyAction, PolicyStep, RouteStep, RouteTarget, Survival, Translated,
+    Verdict,
+};
+pub use ha::{Change, HandoverDone, ReloadDone, SwitchDone};
+pub use session::{Cleared, Endpoint, PolicyRow, Session, SessionCount, Skipped};
+pub use status::{
+    BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
+    GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, PeerConfig, PeerGroup,
+    PeerStatus, PortStatus, Role, SessionStatus, Status, Traffic, TroubleStatus,
+};
+
+/// The version of the protocol. Gateways that do not tell theirs have version 0.
+pub const VERSION: u32 = 1;
+
+/// The last line of an answer that is complete. Always these bytes, so that a client can compare.
+pub const DONE: &str = r#"{"done":true}"#;
+
+/// The line that says that the gateway is still working on the answer.
+pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
+
+/// The longest request, in bytes with its newline.
+pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// The most words that a filter can have: the gateway compares each with each session, or packet.
+pub const MAX_FILTER: usize = 32;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// The state of the unit. The answer is one [`Status`].
+    Status,
+    /// The session table. The answer is a [`Session`] per line.
+    Sessions {
+        /// At most this many.
+        #[serde(default)]
+        limit: Option<u64>,
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+    },
+    /// How many sessions there are. The answer is one [`SessionCount`].
+    Count {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+    },
+    /// What the policies have decided. The answer is a [`PolicyRow`] per policy, in their order, and one for
+    /// packets that no policy matches.
+    Policies,
+    /// Ends sessions. The answer is one [`Cleared`].
+    Clear {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// All of them; without a filter.
+        #[serde(default)]
+        all: bool,
+    },
+    /// What would happen to a packet. The answer is one [`Explanation`].
+    Explain(ExplainRequest),
+    /// A planned handover. The answer is a [`HandoverDone`] per group.
+    Failover {
+        /// The group; without it, all groups that this unit is primary of.
+        #[serde(default)]
+        group: Option<String>,
+        /// The node that takes over; without it, the best one.
+        #[serde(default)]
+        to: Option<String>,
+        /// Hand over even to a node that does not hold all sessions, or that has ports down.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+    },
+    /// Reads the config file again. The answer is one [`ReloadDone`].
+    Reload,
+    /// Sets a switch of `[ha]`. The answer is one [`SwitchDone`].
+    HaSet {
+        /// One of [`crate::config::SWITCHES`].
+        key: String,
+        /// The value as in the config, without quotes.
+        value: String,
+    },
+    /// Packets as they pass, until the client ends its side of the connection. The answer is a
+    /// [`capture::Line`] per line.
+    Capture {
+        /// Only those that match all of these, `key=value` each.
+        #[serde(default)]
+        filter: Vec<String>,
+        /// Bytes of each packet; without it, all.
+        #[serde(default)]
+        snapshot: Option<u32>,
+        /// Ends after this many packets.
+        #[serde(default)]
+        count: Option<u64>,
+    },
+}
+
+/// The last line of an answer that the gateway could not complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why, as a sentence for the operator.
+    pub error: String,
+    /// The same for a program. See [`Failure::code`] for gateways that do not send it.
+    pub code: Option<ErrorCode>,
+    /// Whether the request is wrong in itself, so that asking again is of no use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage: bool,
+    /// The version of the protocol that the gateway speaks.
+    pub protocol: Option<u32>,
+}
+
+/// Why the gateway does not answer a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The gateway does not know the request: it is of an older version, or the line is no request.
+    UnknownRequest,
+    /// The request is longer than 64 KiB.
+    TooLong,
+    /// A word of the request is wrong: a filter, a name, a value.
+    BadRequest,
+    /// There is no group or peer of that name.
+    NotFound,
+    /// This unit is not the primary, and only the primary can do this.
+    NotPrimary,
+    /// Something of the same kind is under way, and there is one at a time.
+    Busy,
+    /// It cannot be done in the present state; the sentence says what is in the way.
+    Refused,
+    /// It did not end in time. It may still end.
+    Timeout,
+    /// A code that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    /// Whether the request is wrong in itself.
+    pub fn is_usage(self) -> bool {
+        self == ErrorCode::BadRequest
+    }
+}
+
+impl Failure {
+    /// A failure of this gateway.
+    pub fn new(code: ErrorCode, error: impl Into<String>) -> Failure {
+        Failure {
+            error: error.into(),
+            code: Some(code),
+            usage: code.is_usage(),
+            protocol: Some(VERSION),
+        }
+    }
+
+    /// The failure that a line of an answer is, if it is one.
+    pub fn parse(line: &str) -> Option<Failure> {
+        // `error` is the first field, so that a client need not parse each line twice.
+        if !line.starts_with(r#"{"error":"#) {
+            return None;
+        }
+        serde_json::from_str(line).ok()
+    }
+
+    /// The code. Gateways of version 0 send none, but their sentences can be told apart.
+    pub fn code(&self) -> ErrorCode {
+        match self.code {
+            Some(code) => code,
+            None if self.usage => ErrorCode::BadRequest,
+            None if self.error.starts_with("unknown request") => ErrorCode::UnknownRequest,
+            None => ErrorCode::Refused,
+        }
+    }
+}
+
+/// Writes one line of an answer to the end of `out`.
+pub(super) fn write_line(out: &mut String, line: &impl Serialize) {
+    // It fails only if the value cannot be told as JSON, and all types of this module can.
+    let _ = serde_json::to_writer(EndOf(out), line);
+    out.push('\n');
+}
+
+/// The end of a text, as JSON is written to: no allocation for each line.
+struct EndOf<'a>(&'a mut String);
+
+impl std::io::Write for EndOf<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let text = str::from_utf8(bytes).map_err(std::io::Error::other)?;
+        self.0.push_str(text);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_by_its_code() {
+        let mut line = String::new();
+        write_line(&mut line, &Failure::new(ErrorCode::BadRequest, "no"));
+        assert_eq!(
+            line,
+            "{\"error\":\"no\",\"code\":\"bad-request\",\"usage\":true,\"protocol\":1}\n"
+        );
+        assert_eq!(
+            Failure::parse(line.trim_end()).map(|failure| failure.code()),
+            Some(ErrorCode::BadRequest)
+        );
+        assert_eq!(Failure::parse(r#"{"node":"gw-a"}"#), None);
+    }
+
+    #[test]
+    fn failures_of_gateways_without_codes_are_told_apart() {
+        for (line, code) in [
+            (
+                r#"{"error":"unknown request: unknown variant `x`"}"#,
+                ErrorCode::UnknownRequest,
+            ),
+            (
+                r#"{"error":"filter `x`","usage":true}"#,
+                ErrorCode::BadRequest,
+            ),
+            (r#"{"error":"not in sync"}"#, ErrorCode::Refused),
+            (
+                r#"{"error":"of the future","code":"too-late"}"#,
+                ErrorCode::Unknown,
+            ),
+        ] {
+            assert_eq!(Failure::parse(line).expect(line).code(), code, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_request_says_its_command() {
+        let request = Request::HaSet {
+            key: "priority".into(),
+            value: "7".into(),
+        };
+        let text = serde_json::to_string(&request).unwrap();
+        assert_eq!(text, r#"{"command":"ha-set","key":"priority","value":"7"}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+        let terse: Request = serde_json::from_str(r#"{"command":"sessions"}"#).unwrap();
+        assert_eq!(
+            terse,
+            Request::Sessions {
+                limit: None,
+                filter: Vec::new()
+            }
+        );
+    }
+}

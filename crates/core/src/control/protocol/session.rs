@@ -1,0 +1,220 @@
+//! Sessions as the protocol tells them.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::flow::{Addr, FlowKey, Protocol};
+
+use super::PolicyAction;
+
+/// A session. The gateway writes it as it stands: no allocation for each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session<'a> {
+    /// Its slot in the table. A slot is used again once its session has ended.
+    pub id: u32,
+    /// `tcp`, `udp`, `icmp` or the number of the IP protocol.
+    #[serde(with = "text")]
+    pub proto: Protocol,
+    /// The port that its first packet came in by.
+    pub r#in: Cow<'a, str>,
+    /// The port that its first packet left by.
+    pub out: Cow<'a, str>,
+    /// Source of its first packet, as it came in.
+    pub src: Endpoint,
+    /// Destination of its first packet, as it came in.
+    pub dst: Endpoint,
+    /// Source of its first packet, as it left.
+    pub nat_src: Endpoint,
+    /// Destination of its first packet, as it left.
+    pub nat_dst: Endpoint,
+    /// The TCP state, or `replied` or `unreplied`.
+    pub state: Cow<'a, str>,
+    /// The policy that accepted it; `-` if it is not known here.
+    pub policy: Cow<'a, str>,
+    /// The group that it moves with.
+    pub group: Cow<'a, str>,
+    /// The node that handles its packets; `null` if none is known to.
+    pub owner: Option<Cow<'a, str>>,
+    /// On the primary, whether the peers have acknowledged its present state; on a standby, whether that has
+    /// all sessions of the group.
+    pub synced: bool,
+    /// Seconds since it was opened.
+    pub age_s: u64,
+    /// Seconds until it expires if nothing more comes.
+    pub expires_s: u64,
+    /// Packets in both directions.
+    pub packets: u64,
+    /// Bytes of IP in both directions.
+    pub bytes: u64,
+}
+
+impl Session<'_> {
+    /// The same without borrowed names.
+    pub fn into_owned(self) -> Session<'static> {
+        let owned = |name: Cow<'_, str>| Cow::Owned(name.into_owned());
+        Session {
+            r#in: owned(self.r#in),
+            out: owned(self.out),
+            state: owned(self.state),
+            policy: owned(self.policy),
+            group: owned(self.group),
+            owner: self.owner.map(owned),
+            ..self
+        }
+    }
+}
+
+/// How many sessions there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCount {
+    /// Sessions.
+    pub sessions: u64,
+    /// Their packets in both directions.
+    pub packets: u64,
+    /// Their bytes of IP in both directions.
+    pub bytes: u64,
+}
+
+/// What a policy has decided, since the start or since it was added.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRow {
+    /// Its name; `null` for the drop of packets that no policy matches.
+    pub name: Option<String>,
+    /// What it does.
+    pub action: PolicyAction,
+    /// Packets that would open a session, and that it decided.
+    pub hits: u64,
+    /// How many seconds ago it last did so; `null` if it never did, or if that is not known.
+    pub last_hit_s: Option<f64>,
+    /// Its sessions now.
+    pub sessions: u64,
+    /// Packets of its sessions, those that have ended here included.
+    pub packets: u64,
+    /// Bytes of IP of these.
+    pub bytes: u64,
+}
+
+/// Sessions were ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleared {
+    /// How many.
+    pub cleared: u64,
+    /// Those that match but belong to groups of another unit.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Sessions of a group that another unit has to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The group.
+    pub group: String,
+    /// Its primary; `null` if none is known.
+    pub owner: Option<String>,
+    /// How many sessions.
+    pub sessions: u64,
+}
+
+/// An end of a flow: `10.0.0.1:80`, `[fd00::1]:80`, or an address alone if the protocol has no ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The address.
+    pub addr: Addr,
+    /// The port, or the identifier of ICMP.
+    pub port: Option<u16>,
+}
+
+impl Endpoint {
+    /// The source of a flow.
+    pub fn source(key: &FlowKey) -> Endpoint {
+        Endpoint::new(key.src, key.src_port, key.protocol)
+    }
+
+    /// The destination of a flow.
+    pub fn destination(key: &FlowKey) -> Endpoint {
+        Endpoint::new(key.dst, key.dst_port, key.protocol)
+    }
+
+    /// An end of a flow of `protocol`.
+    pub fn new(addr: Addr, port: u16, protocol: Protocol) -> Endpoint {
+        let port = protocol.has_ports().then_some(port);
+        Endpoint { addr, port }
+    }
+}
+
+impl Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.addr.is_v4()) {
+            (None, _) => self.addr.fmt(f),
+            (Some(port), true) => write!(f, "{}:{port}", self.addr),
+            (Some(port), false) => write!(f, "[{}]:{port}", self.addr),
+        }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Endpoint, &'static str> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            let addr = Addr::from(ip);
+            return Ok(Endpoint { addr, port: None });
+        }
+        let socket: SocketAddr = text
+            .parse()
+            .map_err(|_| "expected ADDRESS or ADDRESS:PORT")?;
+        Ok(Endpoint {
+            addr: Addr::from(socket.ip()),
+            port: Some(socket.port()),
+        })
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Endpoint, D::Error> {
+        text::deserialize(deserializer)
+    }
+}
+
+/// A value that is told as the text that people read.
+mod text {
+    use super::*;
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Cow::<str>::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_flows_are_read_as_they_are_written() {
+        for text in ["10.0.0.1", "10.0.0.1:80", "fd00::1", "[fd00::1]:65535"] {
+            let end: Endpoint = text.parse().expect(text);
+            assert_eq!(end.to_string(), text);
+        }
+        for text in ["", "10.0.0.1:", "[fd00::1]", "lan", "10.0.0.1:65536"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The state of a unit as the protocol tells it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of this protocol; `null` from gateways of version 0.
+    pub protocol: Option<u32>,
+    /// The name of the unit.
+    pub node: String,
+    /// The version of the program.
+    pub version: String,
+    /// Seconds since the gateway was started.
+    pub uptime_s: u64,
+    /// Whether all is well with this unit and with what it sees of the others.
+    pub health: Option<HealthStatus>,
+    /// The config in force.
+    pub config: Option<ConfigStatus>,
+    /// The groups of virtual addresses.
+    pub groups: Vec<GroupStatus>,
+    /// The other units.
+    pub peers: Vec<PeerStatus>,
+    /// The ports.
+    pub ports: Vec<PortStatus>,
+    /// The session table.
+    pub sessions: SessionStatus,
+    /// Counters since the start.
+    pub counters: CounterStatus,
+    /// The rules of the kernel's packet filter that let nothing past the gateway.
+    pub barrier: Option<BarrierStatus>,
+    /// The capture that runs; `null` if none does.
+    pub capture: Option<CaptureStatus>,
+    /// What happened lately, the newest first.
+    pub events: Vec<EventStatus>,
+}
+
+/// Whether all is well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// The state of the worst trouble.
+    pub state: HealthState,
+    /// What is wrong, in one sentence; `null` if nothing is.
+    pub reason: Option<String>,
+    /// For how many seconds that has been so.
+    pub since: f64,
+    /// Everything that is wrong, the worst first.
+    pub troubles: Vec<TroubleStatus>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TroubleStatus {
+    /// How bad it is.
+    pub state: HealthState,
+    /// What is wrong.
+    pub reason: String,
+    /// For how many seconds that has been so.
+    pub since: f64,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HealthState {
+    /// All is well.
+    Good,
+    /// Redundancy or sessions are at risk.
+    Warning,
+    /// Packets are not forwarded.
+    Critical,
+}
+
+/// The config that is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The file that it was read from.
+    pub file: String,
+    /// A checksum of its policies, pools and forwards.
+    pub checksum: String,
+}
+
+/// The config of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerConfig {
+    /// The checksum of its policies, pools and forwards; `null` while there is no stream from it.
+    pub checksum: Option<String>,
+    /// Whether this unit has the same; `null` while that is not known.
+    pub equal: Option<bool>,
+}
+
+/// What a peer is for a group, by its last heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerGroup {
+    /// The group.
+    pub group: String,
+    /// Its role; `null` if it is not connected.
+    pub role: Option<Role>,
+    /// Its priority; `null` if it was never heard.
+    pub priority: Option<u8>,
+    /// Whether it holds all sessions of the group; `null` if it is not connected.
+    pub in_sync: Option<bool>,
+}
+
+/// What a unit is for a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It forwards the packets of the group.
+    Primary,
+    /// It holds copies of the sessions of the group.
+    Standby,
+}
+
+impl Role {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
+}
+
+/// A group of virtual addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: String,
+    /// What this unit is for it.
+    pub role: Role,
+    /// Whether this unit has all sessions of the group.
+    pub ready: bool,
+    /// The term of the election; it rises with each takeover. 0 without `[ha]`.
+    pub term: u64,
+    /// For how many seconds this unit has had its role.
+    pub since: f64,
+    /// The primary; `null` if none is known.
+    pub primary: Option<String>,
+    /// The priority of this unit for the group; `null` without `[ha]`.
+    pub priority: Option<u8>,
+    /// Whether the primary answers on the ports but not on any link; `null` without `[ha]`.
+    pub degraded: Option<bool>,
+    /// Whether this unit still forwards the rest of what came before a handover; `null` without `[ha]`.
+    pub draining: Option<bool>,
+}
+
+/// Another unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it was heard within the hold time.
+    pub connected: bool,
+    /// Why it is not connected, as far as that is known.
+    pub gone: Option<String>,
+    /// Its role, if it has the same one for all groups; `null` if it is not connected.
+    pub role: Option<Role>,
+    /// Its priority, if it has the same one for all groups; `null` if it was never heard.
+    pub priority: Option<u8>,
+    /// The version of its program; `null` while there is no stream from it, or if it does not say it.
+    pub version: Option<String>,
+    /// How many of its monitored ports are up; `null` if it is not connected.
+    pub ports_up: Option<u8>,
+    /// Its config.
+    pub config: Option<PeerConfig>,
+    /// What it is for each group.
+    pub groups: Option<Vec<PeerGroup>>,
+    /// Whether each has the sessions that the other sends.
+    pub in_sync: bool,
+    /// Whether both had exactly the same at the last comparison; `null` if it is not connected.
+    pub digest_equal: Option<bool>,
+    /// How far it is behind.
+    pub lag: LagStatus,
+    /// The links to it.
+    pub links: Vec<LinkStatus>,
+}
+
+/// How far a peer is behind this unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LagStatus {
+    /// Changes that it has not acknowledged; `null` if it is not connected.
+    pub sequence_gap: Option<u64>,
+    /// The age of the oldest of them, in milliseconds; `null` if it is not connected.
+    pub oldest_unacked_ms: Option<u64>,
+    /// Sessions of this unit that would end if it died now: those that the peer does not hold.
+    pub would_be_lost: Option<u64>,
+}
+
+/// A link to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The address of this unit.
+    pub local: Option<String>,
+    /// The address of the peer.
+    pub remote: Option<String>,
+    /// Whether heartbeats come through.
+    pub up: bool,
+    /// The round-trip time in microseconds; `null` while the link is down.
+    pub rtt_us: Option<u64>,
+    /// Whether the sessions are replicated over it now.
+    pub carries_sync: bool,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Its name.
+    pub name: String,
+    /// The kernel interface.
+    pub interface: String,
+    /// Whether the interface is up and has carrier.
+    pub up: bool,
+    /// Why the gateway does not use it although it is up; `null` if it does.
+    pub fault: Option<String>,
+    /// The MTU of the interface.
+    pub mtu: u32,
+    /// Offloads in use: `tso+uso`, `tso` or `none`.
+    pub offload: String,
+    /// What came in by it.
+    pub r#in: Traffic,
+    /// What was forwarded out of it.
+    pub out: Traffic,
+}
+
+/// Packets and bytes of IP; a super-packet counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The session table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// All sessions.
+    pub total: u64,
+    /// Those of TCP.
+    pub tcp: u64,
+    /// Those of UDP.
+    pub udp: u64,
+    /// Those of ICMP.
+    pub icmp: u64,
+    /// Those of other protocols.
+    pub other: u64,
+    /// How many there is room for.
+    pub max: u64,
+    /// How many packets have opened here since the start; not those that peers opened.
+    pub opened: u64,
+}
+
+/// Counters since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStatus {
+    /// Packets forwarded; a super-packet counts as one.
+    pub forwarded: u64,
+    /// Bytes of IP forwarded.
+    pub bytes: u64,
+    /// Packets dropped, by reason; see docs/drop-reasons.md. Reasons that never occurred are left out.
+    pub dropped: BTreeMap<String, u64>,
+    /// Unreplied sessions that made room for new ones in a full table.
+    pub dropped_early: u64,
+    /// Sessions ended by a change of routes or of the config, or by hand.
+    pub cleared: u64,
+    /// Of these, the ones that a change of the config forbids.
+    pub forbidden: u64,
+    /// Answers, announcements and heartbeats that could not be sent.
+    pub outputs_lost: u64,
+    /// Frames in which another machine claimed a virtual address of ours.
+    pub address_conflicts: u64,
+    /// First packets of sessions with `pickup-guarantee`.
+    pub pickup_guarantee: GuaranteeCounters,
+}
+
+/// First packets of sessions with `pickup-guarantee`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuaranteeCounters {
+    /// Those that waited for the peers.
+    pub held: u64,
+    /// Those whose wait was over before the peers had the session.
+    pub expired: u64,
+    /// Those that did not wait, since no peer was in sync.
+    pub degraded: u64,
+}
+
+/// The rules of the kernel's packet filter that let nothing past the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarrierStatus {
+    /// Whether they are set.
+    pub set: bool,
+    /// Why they are not.
+    pub why_not: Option<String>,
+    /// Packets that they have stopped.
+    pub stopped: u64,
+}
+
+/// A capture that runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaptureStatus {
+    /// For how many seconds.
+    pub since: f64,
+    /// Packets that matched its filter.
+    pub packets: u64,
+    /// Those of them that its client did not fetch in time.
+    pub lost: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventStatus {
+    /// When, in seconds since 1970. Gateways of version 0 told the seconds since boot.
+    pub at: f64,
+    /// How many seconds ago.
+    pub ago_s: f64,
+    /// What.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// Whether somebody should look at it.
+    pub warn: Option<bool>,
+}

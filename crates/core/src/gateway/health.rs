@@ -1,0 +1,243 @@
+//! Is this unit, and what it sees of the others, as it should be? What is wrong, and since when.
+//!
+//! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at which one
+//! began is true to that. Nothing here is on the path of a packet.
+
+use std::time::Duration;
+
+use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::time::Time;
+
+use super::{Gateway, Role};
+
+/// How often the conditions are looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// From this share of the table on it counts as nearly full, in percent.
+const NEARLY_FULL: u64 = 90;
+
+/// How urgent a trouble is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Sessions or redundancy are at risk.
+    Warning,
+    /// Packets are not forwarded.
+    Critical,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No unit is known to be primary of the group.
+    NoPrimary(GroupId),
+    /// The primary answers on the ports, but not on any link.
+    Degraded(GroupId),
+    /// The interface of the port is down.
+    PortDown(PortId),
+    /// The kernel has a virtual address of the port, so that packets to it do not come to the gateway.
+    PortFault(PortId),
+    /// The table is full.
+    TableFull,
+    /// The table is nearly full.
+    TableNearlyFull,
+    /// The peer is not connected.
+    PeerGone(PeerId),
+    /// The peer and this unit do not hold the same sessions.
+    NotInSync(PeerId),
+    /// The peer has fewer monitored ports up than this unit monitors.
+    PeerPortsDown(PeerId),
+    /// The peer has other policies, pools or forwards.
+    ConfigDiffers(PeerId),
+    /// No heartbeat comes over the link.
+    LinkDown(PeerId, LinkId),
+}
+
+/// A trouble and the time at which it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What is wrong.
+    pub trouble: Trouble,
+    /// How urgent it is.
+    pub severity: Severity,
+    /// Since when.
+    pub since: Time,
+}
+
+/// What is wrong now. Empty means that all is well.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// The most urgent ones first, and of these those that began first.
+    standing: Vec<Standing>,
+    /// Since when nothing is wrong.
+    well_since: Time,
+    next: Time,
+}
+
+impl Health {
+    /// All is well as long as nothing else is known.
+    pub(super) fn new(now: Time) -> Health {
+        Health {
+            standing: Vec::new(),
+            well_since: now,
+            next: now,
+        }
+    }
+
+    /// What is wrong, the most urgent first.
+    pub fn standing(&self) -> &[Standing] {
+        &self.standing
+    }
+
+    /// Since when nothing is wrong; meaningless while something is.
+    pub fn well_since(&self) -> Time {
+        self.well_since
+    }
+
+    /// Takes note of what is wrong now. What was wrong before keeps its time.
+    fn update(&mut self, now: Time, found: Vec<(Trouble, Severity)>) {
+        let before = std::mem::take(&mut self.standing);
+        let since = |trouble| {
+            let known = before.iter().find(|standing| standing.trouble == trouble);
+            known.map_or(now, |standing| standing.since)
+        };
+        let standing = found.into_iter().map(|(trouble, severity)| Standing {
+            trouble,
+            severity,
+            since: since(trouble),
+        });
+        self.standing = standing.collect();
+        self.standing
+            .sort_by_key(|standing| (std::cmp::Reverse(standing.severity), standing.since));
+        if !before.is_empty() && self.standing.is_empty() {
+            self.well_since = now;
+        }
+    }
+}
+
+impl Gateway {
+    /// What is wrong now, and since when.
+    pub fn health(&mut self, now: Time) -> &Health {
+        self.check_health(now);
+        &self.health
+    }
+
+    /// What was wrong when it was last looked at, half a second ago at most while the gateway has timers.
+    pub fn last_health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Looks at the conditions if it is time to.
+    pub(super) fn check_health_if_due(&mut self, now: Time) {
+        if now >= self.health.next {
+            self.check_health(now);
+        }
+    }
+
+    pub(super) fn check_health(&mut self, now: Time) {
+        let mut found = Vec::new();
+        self.check_ports(&mut found);
+        self.check_table(&mut found);
+        self.check_cluster(now, &mut found);
+        self.health.update(now, found);
+        self.health.next = now + INTERVAL;
+    }
+
+    fn check_ports(&self, found: &mut Vec<(Trouble, Severity)>) {
+        let forwards = self.groups().any(|group| self.role(group) == Role::Primary);
+        let severity = match forwards {
+            true => Severity::Critical,
+            false => Severity::Warning,
+        };
+        for (index, port) in self.ports.iter().enumerate() {
+            if !port.link.up {
+                found.push((Trouble::PortDown(PortId::from_index(index)), severity));
+            } else if port.fault.is_some() {
+                found.push((Trouble::PortFault(PortId::from_index(index)), severity));
+            }
+        }
+    }
+
+    fn check_table(&self, found: &mut Vec<(Trouble, Severity)>) {
+        let (used, room) = (
+            u64::from(self.table.len()),
+            u64::from(self.table.capacity()),
+        );
+        if self.table.is_full() {
+            found.push((Trouble::TableFull, Severity::Critical));
+        } else if used * 100 >= room * NEARLY_FULL {
+            found.push((Trouble::TableNearlyFull, Severity::Warning));
+        }
+    }
+
+    fn check_cluster(&self, now: Time, found: &mut Vec<(Trouble, Severity)>) {
+        let Some(cluster) = &self.cluster else {
+            return;
+        };
+        for group in self.groups() {
+            let Some(view) = cluster.ha.group(now, group) else {
+                continue;
+            };
+            if view.degraded {
+                found.push((Trouble::Degraded(group), Severity::Warning));
+            } else if view.primary.is_none() {
+                found.push((Trouble::NoPrimary(group), Severity::Critical));
+            }
+        }
+        for id in self.peers() {
+            let Some(peer) = cluster.ha.peer(now, id) else {
+                continue;
+            };
+            if !peer.alive {
+                // All else follows from it.
+                found.push((Trouble::PeerGone(id), Severity::Warning));
+                continue;
+            }
+            let state = self.peer_state(id);
+            if !state.in_sync || !state.digest_equal {
+                found.push((Trouble::NotInSync(id), Severity::Warning));
+            }
+            if cluster.ha.has_ports_down(&peer) {
+                found.push((Trouble::PeerPortsDown(id), Severity::Warning));
+            }
+            if cluster.sync.about(id).is_some_and(|it| !it.rules_equal) {
+                found.push((Trouble::ConfigDiffers(id), Severity::Warning));
+            }
+            for (link, state) in peer.links.iter().enumerate() {
+                if !state.connected || !state.alive {
+                    let trouble = Trouble::LinkDown(id, LinkId(link as u8));
+                    found.push((trouble, Severity::Warning));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_trouble_keeps_the_time_at_which_it_began() {
+        let mut health = Health::new(at(0));
+        let gone = (Trouble::PeerGone(PeerId(0)), Severity::Warning);
+        let down = (Trouble::PortDown(PortId(1)), Severity::Critical);
+        health.update(at(1), vec![gone]);
+        health.update(at(2), vec![gone, down]);
+        let standing: Vec<(Trouble, Time)> = health
+            .standing()
+            .iter()
+            .map(|standing| (standing.trouble, standing.since))
+            .collect();
+        assert_eq!(standing, [(down.0, at(2)), (gone.0, at(1))]);
+        health.update(at(3), vec![]);
+        assert_eq!((health.standing(), health.well_since()), (&[][..], at(3)));
+        health.update(at(4), vec![]);
+        assert_eq!(health.well_since(), at(3));
+        health.update(at(5), vec![gone]);
+        assert_eq!(health.standing()[0].since, at(5), "another one");
+    }
+}
