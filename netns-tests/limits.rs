@@ -54,6 +54,9 @@ fn as_many_ports_and_addresses_as_there_may_be() {
     let own = 2 + 2;
     assert!(own + (PORTS - 2) * 8 <= ADDRESSES);
     lab.unit.config.push_str(&ports());
+    lab.unit
+        .config
+        .push_str("[metrics]\nlisten = \"127.0.0.1:9469\"\n");
     lab.unit.launch_by("ulimit -Sn 1024; exec \"$@\"");
     lab.unit.start();
     wait_until("all ports are up", || {
@@ -66,6 +69,11 @@ fn as_many_ports_and_addresses_as_there_may_be() {
     let down: String = (2..66).map(|n| format!("link set v{n} down\n")).collect();
     std::fs::write(&batch, format!("{down}{}", down.replace("down", "up"))).expect("writing");
     lab.unit.ns.run(&format!("ip -batch {}", batch.display()));
+    wait_until("all ports are up again", || {
+        let status = lab.unit.status();
+        let ports = status["ports"].as_array().expect("a list");
+        ports.iter().all(|port| port["up"] == true)
+    });
     for server in SERVER {
         lab.lan1.run(&format!("ping -c 1 -W 2 {server}"));
     }

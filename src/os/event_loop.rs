@@ -8,6 +8,7 @@ mod addresses;
 mod notices;
 mod ready;
 mod reload;
+mod sockets;
 mod upkeep;
 
 use std::io;
@@ -87,6 +88,7 @@ pub struct Shell {
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
+    chores: sockets::Chores,
     reloading: reload::Reloading,
     upkeep: upkeep::Upkeep,
     /// How often it was asked to stop: the second time it hands nothing over any more.
@@ -149,6 +151,7 @@ impl Shell {
             .collect();
         let waker = Arc::new(Waker::new(registry, WORKER)?);
         let ready = Ready::new(ports.len());
+        let chores = sockets::Chores::new(ports.len());
         Ok(Shell {
             poll,
             waker,
@@ -173,6 +176,7 @@ impl Shell {
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
             ready,
+            chores,
             reloading: reload::Reloading::default(),
             upkeep,
             stops: 0,
@@ -243,6 +247,7 @@ impl Shell {
         self.ready.any()
             || self.is_reload_due()
             || self.upkeep.is_busy()
+            || self.chores.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
@@ -293,6 +298,7 @@ impl Shell {
             self.read_neighbor_requests();
         }
         self.keep_up(now, steering);
+        self.do_chores();
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
         }

@@ -14,6 +14,8 @@ use tandemgw_core::in_quotes::InQuotes;
 #[derive(Debug)]
 pub struct PacketSocket {
     interface: String,
+    /// The number of the interface that it is attached to.
+    index: libc::c_int,
     groups: Vec<Ipv6Addr>,
     socket: OwnedFd,
     /// Holds the memberships for which the kernel sends MLD reports.
@@ -44,30 +46,50 @@ impl PacketSocket {
     ///
     /// `NotFound` if there is no such interface; what the kernel says otherwise (no `CAP_NET_RAW`).
     pub fn open(interface: &str, groups: &[Ipv6Addr]) -> io::Result<PacketSocket> {
+        let mut socket = PacketSocket::attach(interface, groups)?;
+        while socket.listen_to_some(usize::MAX)? {}
+        Ok(socket)
+    }
+
+    /// Attached, with its groups yet to be joined.
+    fn attach(interface: &str, groups: &[Ipv6Addr]) -> io::Result<PacketSocket> {
+        let index = interface_index(interface)?;
         let mut socket = PacketSocket {
             interface: interface.to_owned(),
-            socket: open_socket(interface_index(interface)?)?,
+            index,
+            socket: open_socket(index)?,
             groups: Vec::new(),
             listener: None,
             is_refused: false,
             pending: VecDeque::new(),
         };
         socket.listen_to(groups.to_vec());
-        while socket.listen_to_some(usize::MAX)? {}
         Ok(socket)
     }
 
-    /// Attaches to the interface of the same name again, after it was created anew.
+    /// Attaches to the interface of the same name again, after it was created anew; the groups are to be
+    /// joined by [`listen_to_some`](Self::listen_to_some). Gives the former socket, which the kernel
+    /// takes milliseconds to close.
     ///
-    /// The socket must be deregistered before, and registered again after: it is another one. It
+    /// The socket must be registered again after: it is another one. It
     /// stays as it was if this fails.
     ///
     /// # Errors
     ///
     /// As for [`PacketSocket::open`].
-    pub fn reopen(&mut self) -> io::Result<()> {
-        *self = PacketSocket::open(&self.interface, &self.groups)?;
-        Ok(())
+    pub fn reopen(&mut self) -> io::Result<PacketSocket> {
+        let socket = PacketSocket::attach(&self.interface, &self.groups)?;
+        Ok(std::mem::replace(self, socket))
+    }
+
+    /// Whether it is attached to the interface of that number.
+    pub fn is_on(&self, number: u32) -> bool {
+        u32::try_from(self.index) == Ok(number)
+    }
+
+    /// Whether there are groups to be joined or left.
+    pub fn has_groups_to_join(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Other multicast groups in place of those of before, to be joined by
@@ -487,7 +509,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::NotFound);
 
             wire();
-            here.reopen().unwrap();
+            drop(here.reopen().unwrap());
             let there = PacketSocket::open("there", &[]).unwrap();
             let arp = frame([0xff; 6], &[], 0x0806, &[0, 1, 8, 0, 6, 4, 0, 1]);
             there.send(&arp).unwrap();

@@ -1,7 +1,5 @@
 //! What the kernel says of interfaces, routes and rules, and what of it concerns the gateway.
 
-use mio::Interest;
-
 use tandemgw_core::event::{LinkState, RouteChange};
 use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
@@ -9,7 +7,7 @@ use tandemgw_core::time::Time;
 
 use super::super::monitor::Detached;
 use super::super::steering::Disturbance;
-use super::{Notice, Shell, Steering, socket_token};
+use super::{Notice, Shell, Steering};
 
 impl Shell {
     pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
@@ -42,6 +40,7 @@ impl Shell {
             } => {
                 if let Some(port) = port {
                     self.heed_link(now, port, state, detached.as_ref(), steering);
+                    self.note_number(port, index);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
             }
@@ -103,18 +102,6 @@ impl Shell {
         if link.up && !before.up {
             // An interface that was made again has a number that the barrier has not seen.
             steering.disturb(Disturbance::Expected(port));
-            if let Err(error) = self.ports[port.index()].socket.reopen() {
-                log::error!(
-                    "packet socket not opened port={name} error={}",
-                    InQuotes(&error)
-                );
-            }
-            let socket = &mut self.ports[port.index()].socket;
-            let token = socket_token(port.index());
-            let _ = self
-                .poll
-                .registry()
-                .register(socket, token, Interest::READABLE);
             self.ask_for(port);
         }
         self.gateway.handle_link(now, port, link);

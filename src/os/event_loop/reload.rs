@@ -21,9 +21,6 @@ use super::{Shell, Steering};
 /// Routes that are changed in one turn: each is a system call of some 10 µs.
 const ROUTES_PER_TURN: usize = 8;
 
-/// Multicast groups that a port joins or leaves in one turn: two system calls each.
-const GROUPS_PER_TURN: usize = 4;
-
 /// The longest config file that is read: more than the most policies need.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -82,14 +79,10 @@ impl Shell {
         if self.reloading.unfinished.is_none() {
             return;
         }
-        let (more_groups, failed) = self.join_some();
+        let more_groups = self.chores.is_busy();
         let Some(unfinished) = &mut self.reloading.unfinished else {
             return;
         };
-        for warning in failed {
-            log::warn!("reload warning why={}", InQuotes(&warning));
-            unfinished.outcome.warnings.push(warning);
-        }
         for _ in 0..ROUTES_PER_TURN {
             let Some(change) = unfinished.routes.pop_front() else {
                 break;
@@ -224,21 +217,14 @@ impl Shell {
         for (port, settings) in self.ports.iter_mut().zip(&config.ports) {
             port.socket.listen_to(solicited_groups(config, settings));
         }
+        self.note_groups();
     }
 
-    /// Goes on with that; gives whether there is more to do, and what failed.
-    fn join_some(&mut self) -> (bool, Vec<String>) {
-        let (mut more, mut failed) = (false, Vec::new());
-        for (port, settings) in self.ports.iter_mut().zip(&self.gateway.config().ports) {
-            match port.socket.listen_to_some(GROUPS_PER_TURN) {
-                Ok(left) => more |= left,
-                Err(error) => {
-                    let interface = &settings.interface;
-                    failed.push(format!("multicast groups on {interface}: {error}"));
-                }
-            }
+    /// Says of the reload that is under way what went wrong after it, if there is one.
+    pub(super) fn warn_of_reload(&mut self, warning: String) {
+        if let Some(unfinished) = &mut self.reloading.unfinished {
+            unfinished.outcome.warnings.push(warning);
         }
-        (more, failed)
     }
 }
 
