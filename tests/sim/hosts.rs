@@ -4,6 +4,7 @@
 //! flow is seen. All sequence numbers follow from that number.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use tandemgw_core::event::Offload;
@@ -36,6 +37,18 @@ pub enum Stage {
     Done,
     /// Reset by the other end, which does not know it.
     Broken,
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.from, self.to);
+        let stage = self.stage;
+        write!(
+            f,
+            "{} port {} to {} port {}: {stage:?}",
+            from.0, from.1, to.0, to.1
+        )
+    }
 }
 
 /// A conversation: the client asks and repeats, the server answers.
@@ -192,6 +205,22 @@ impl World {
             (Stage::Open, _) => flow.stage = Stage::Done,
             _ => {}
         }
+    }
+
+    /// A client resets some flow that is open.
+    pub fn reset_some_flow(&mut self) {
+        let is_open = |flow: &Flow| flow.stage == Stage::Open && flow.protocol == Protocol::TCP;
+        let open: Vec<usize> = (0..self.flows.len())
+            .filter(|id| is_open(&self.flows[*id]))
+            .collect();
+        let Some(&id) = open.get(self.random.below(open.len())) else {
+            return;
+        };
+        let flow = &mut self.flows[id];
+        flow.stage = Stage::Done;
+        let seq = CLIENT_START + 1 + DATA * flow.exchanges;
+        let (client, reset) = (flow.client, tcp(flow.from, flow.to, RST, seq, 0));
+        self.host_sends(client, &reset);
     }
 
     fn forget_gateway(&mut self, (segment, host): (usize, usize), family: Family) {

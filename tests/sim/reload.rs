@@ -26,6 +26,8 @@ pub struct Rules {
     pub moved_forward: bool,
     /// Idle sessions end earlier.
     pub short: bool,
+    /// Sessions end within seconds.
+    pub brief: bool,
 }
 
 impl Rules {

@@ -430,7 +430,7 @@ impl World {
     }
 
     /// The ends of planned handovers that nobody has asked for yet.
-    fn handover_ends(&mut self) -> Vec<HandoverEnd> {
+    pub fn handover_ends(&mut self) -> Vec<HandoverEnd> {
         let mut ends = Vec::new();
         for gateway in self
             .units

@@ -51,7 +51,19 @@ impl Shape {
         for group in 0..self.groups {
             text += &self.rules(group, rules);
         }
-        if rules.short {
+        if rules.brief {
+            text += "[timeouts]\n";
+            for key in [
+                "tcp-transitory",
+                "tcp-time-wait",
+                "udp",
+                "udp-unreplied",
+                "icmp",
+            ] {
+                text += &format!("{key} = \"3s\"\n");
+            }
+            text += "tcp-reset = \"1s\"\n";
+        } else if rules.short {
             text += "[timeouts]\nudp = \"200s\"\ntcp-established = \"3000s\"\n";
         }
         let monitor: Vec<String> = (0..self.ports())

@@ -338,4 +338,37 @@ impl World {
             self.end(at, Duration::from_millis(5));
         }
     }
+
+    /// Limits the speed of the streams between two units, in bytes per millisecond, while they last.
+    pub fn slow_down(&mut self, one: usize, other: usize, rate: usize) {
+        for at in self.streams_between(one, other) {
+            self.conns[at].rate = Some(rate);
+        }
+    }
+
+    /// The streams between two units end, and are opened again.
+    pub fn break_stream(&mut self, one: usize, other: usize) {
+        for at in self.streams_between(one, other) {
+            if self.conns[at].up {
+                self.end(at, Duration::from_millis(5));
+            }
+        }
+    }
+
+    fn streams_between(&self, one: usize, other: usize) -> Vec<usize> {
+        let units = [one.min(other), one.max(other)];
+        let is_it = |conn: &Conn| conn.kind == Kind::Sync && conn.units == units;
+        (0..self.conns.len())
+            .filter(|at| is_it(&self.conns[*at]))
+            .collect()
+    }
+
+    /// Two units are on different parts of all networks, or on the same again.
+    pub fn cut_off_fully(&mut self, one: usize, other: usize, cut: bool) {
+        self.cut_off[one][other] = cut;
+        self.cut_off[other][one] = cut;
+        for port in &mut self.units[other].ports {
+            port.part = usize::from(cut);
+        }
+    }
 }
