@@ -82,9 +82,10 @@ impl World {
         );
     }
 
-    /// With a strict guarantee: what opens a session goes when all peers in sync have it.
+    /// With a guarantee: what opens a session goes when all peers in sync have it, or, if the wait is
+    /// bounded, when that is over.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
-        if self.shape.guarantee != "strict" || self.units[turn.unit].switched {
+        if self.shape.guarantee == "off" || self.units[turn.unit].switched {
             return;
         }
         let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
@@ -104,6 +105,12 @@ impl World {
         let Some(cluster) = turn.gateway.cluster() else {
             return;
         };
+        let asked = self.asked.get(&(turn.unit, view.original.to_string()));
+        let waited = asked.map(|at| self.now.since(*at));
+        let wait = (turn.gateway.config().ha.as_ref()).map(|ha| ha.pickup_guarantee_wait);
+        if self.shape.guarantee == "bounded" && waited >= wait {
+            return;
+        }
         // A peer that hears of two primaries takes the word of one, and acknowledges what the other
         // sends nevertheless, until the next comparison.
         let dual = self.last_dual[usize::from(view.group.0)];

@@ -32,6 +32,8 @@ pub struct Faults {
     pub carrier_losses: u64,
     /// A hint that a peer has died, which has not.
     pub false_hints: u64,
+    /// Forged packets of a host, by the tick.
+    pub attacks: u64,
     /// A unit that is not scheduled for a while.
     pub pauses: u64,
     /// A process that is killed (its kernel says so) or a machine that loses power (nobody does).
@@ -64,6 +66,7 @@ impl Faults {
         slow_readers: 150,
         carrier_losses: 60,
         false_hints: 100,
+        attacks: 200,
         pauses: 120,
         crashes: 100,
         stops: 60,
@@ -90,6 +93,7 @@ impl Faults {
         slow_readers: 0,
         carrier_losses: 0,
         false_hints: 0,
+        attacks: 0,
         pauses: 0,
         crashes: 0,
         stops: 0,

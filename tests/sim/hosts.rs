@@ -13,6 +13,7 @@ use tandemgw_core::packet::neighbor::{self, Neighbor};
 use tandemgw_core::packet::{self, Kind};
 use tandemgw_core::time::Time;
 
+use crate::attack::is_forged;
 use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, vip};
 use crate::world::{Event, World};
 use testkit::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
@@ -266,6 +267,9 @@ impl World {
             "a wrong checksum: {}",
             parsed.key
         );
+        if is_forged(bytes) || parsed.kind == Kind::IcmpError {
+            return;
+        }
         let key = parsed.key;
         let (own, other) = ((key.dst, key.dst_port), (key.src, key.src_port));
         let serves = matches!(own.1, 443 | 53 | 80) || parsed.kind == Kind::IcmpRequest;
@@ -419,7 +423,7 @@ impl World {
     }
 
     /// Puts an IP packet of a host on its segment.
-    fn carry_packet(&mut self, (segment, host): (usize, usize), mac: [u8; 6], bytes: Vec<u8>) {
+    pub fn carry_packet(&mut self, (segment, host): (usize, usize), mac: [u8; 6], bytes: Vec<u8>) {
         let part = self.hosts[segment][host].part;
         let unit = (0..self.shape.units).find(|unit| self.macs(*unit, segment) == mac);
         let Some(unit) = unit else { return };

@@ -6,9 +6,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod attack;
 mod calm;
 mod checks;
 mod faults;
+mod guarantee;
 mod hosts;
 mod reigns;
 mod reload;

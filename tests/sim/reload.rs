@@ -26,6 +26,8 @@ pub struct Rules {
     pub moved_forward: bool,
     /// Idle sessions end earlier.
     pub short: bool,
+    /// The guarantee may wait for long.
+    pub patient: bool,
     /// Sessions end within seconds.
     pub brief: bool,
 }

@@ -30,7 +30,7 @@ const SETTLE: Duration = ms(8000);
 
 /// A failure that all sessions survive.
 #[derive(Clone, Copy, Debug)]
-enum Failure {
+pub enum Failure {
     Kill,
     PowerLoss,
     /// The process is back before anybody misses it.
@@ -82,6 +82,11 @@ pub fn run(seed: u64) -> u64 {
             ROOMY
         },
     };
+    run_with(seed, shape, random)
+}
+
+/// A whole run of that shape.
+pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> u64 {
     let faults = some_of(&mut random);
     let mut world = World::new(seed, shape, faults);
     world.note(|| format!("{shape:?} {faults:?}"));
@@ -122,6 +127,7 @@ fn some_of(random: &mut SplitMix64) -> Faults {
         &mut faults.slow_readers,
         &mut faults.carrier_losses,
         &mut faults.false_hints,
+        &mut faults.attacks,
         &mut faults.pauses,
         &mut faults.crashes,
         &mut faults.stops,
@@ -234,7 +240,7 @@ impl World {
         }
     }
 
-    fn pause(&mut self, unit: usize, pause: Duration) {
+    pub fn pause(&mut self, unit: usize, pause: Duration) {
         self.note(|| format!("{} is paused for {pause:?}", NAMES[unit]));
         self.units[unit].runs_from = self.now + pause;
     }
@@ -279,7 +285,12 @@ impl World {
     /// Everything works again.
     fn heal(&mut self) {
         self.note(|| "healed".into());
-        self.faults = Faults::NONE;
+        // An attacker is no fault that could be mended.
+        let attacks = self.faults.attacks;
+        self.faults = Faults {
+            attacks,
+            ..Faults::NONE
+        };
         self.let_hosts_notice_outage();
         self.cut_off.iter_mut().for_each(|row| row.fill(false));
         self.cuts
@@ -341,6 +352,12 @@ impl World {
     }
 
     fn survive_a_failure(&mut self) {
+        let failure = FAILURE_KINDS[self.random.below(FAILURE_KINDS.len())];
+        self.survive(failure);
+    }
+
+    /// Flows go on, and no session is lost, through a single failure.
+    pub fn survive(&mut self, failure: Failure) {
         self.flows.clear();
         self.client_ports += 100;
         self.crossed = 0;
@@ -364,7 +381,6 @@ impl World {
             .count();
         assert_eq!(opening, 0, "flows do not open: {:?}", self.flows);
         self.silent = false;
-        let failure = FAILURE_KINDS[self.random.below(FAILURE_KINDS.len())];
         let group = self.random.below(self.shape.groups);
         self.note(|| format!("single failure: {failure:?} of the primary of group {group}"));
         let unit = self.primaries(group)[0];

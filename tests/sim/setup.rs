@@ -78,6 +78,9 @@ impl Shape {
             monitor.join(", "),
             self.guarantee,
         );
+        if rules.patient {
+            text += "pickup-guarantee-wait = \"200ms\"\n";
+        }
         for link in 0..self.links {
             text += &format!(
                 "[[ha.link]]\ninterface = \"sync{link}\"\nlisten = \"{}\"\n",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tandemgw_core::event::{LinkState, Offload, Output, Verdict};
 use tandemgw_core::flow::{LinkId, PortId};
 use tandemgw_core::gateway::{Gateway, Role};
+use tandemgw_core::packet;
 use tandemgw_core::pump::Pump;
 use tandemgw_core::time::Time;
 
@@ -142,12 +143,19 @@ impl World {
 
     fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
         let known = sessions(&turn.gateway);
+        let asked = packet::parse(&bytes, Offload::default()).map(|parsed| parsed.key);
         let port = PortId(port as u16);
         let offload = Offload::default();
-        match turn
+        let verdict = turn
             .gateway
-            .handle_packet(turn.now, port, &mut bytes, offload)
+            .handle_packet(turn.now, port, &mut bytes, offload);
+        if let Ok(key) = asked
+            && sessions(&turn.gateway) > known
         {
+            let session = (turn.unit, key.to_string());
+            self.asked.insert(session, self.now);
+        }
+        match verdict {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
                 if sessions(&turn.gateway) > known {

@@ -120,6 +120,10 @@ pub struct World {
     pub cut_off: Vec<Vec<bool>>,
     /// Answers that reached another flow.
     pub crossed: u64,
+    /// Packets that an attacker has sent.
+    pub forged: u64,
+    /// By unit and session: when its first packet came.
+    pub asked: BTreeMap<(usize, String), Time>,
     /// Hosts are silent.
     pub silent: bool,
     /// The first port of clients: a connection that was given up may live on in the tables.
@@ -175,6 +179,8 @@ impl World {
             cuts: vec![nothing.clone(); shape.links],
             cut_off: nothing,
             crossed: 0,
+            forged: 0,
+            asked: BTreeMap::new(),
             silent: false,
             client_ports: 40_000,
             trace: 0,
@@ -359,6 +365,9 @@ impl World {
             self.tend_connections();
             if !self.silent {
                 self.tend_flows();
+                if self.random.chance(self.faults.attacks) {
+                    self.attack();
+                }
             }
             self.check_rivals();
         }

@@ -1,0 +1,86 @@
+//! The guarantee of new sessions, with more than two units and while roles change. What is checked at
+//! each packet is in `checks.rs`.
+
+use std::time::Duration;
+
+use tandemgw_core::random::SplitMix64;
+
+use crate::faults::Faults;
+use crate::hosts::Stage;
+use crate::reload::Rules;
+use crate::scenario;
+use crate::setup::Shape;
+use crate::world::World;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+const SHAPE: Shape = Shape {
+    units: 3,
+    groups: 1,
+    links: 1,
+    guarantee: "bounded",
+    override_: false,
+    max_sessions: 256,
+};
+
+#[test]
+fn the_guarantee_holds_with_three_and_four_units() {
+    crate::install_logger();
+    for (seed, units, guarantee) in [(31, 3, "strict"), (32, 4, "bounded")] {
+        let shape = Shape {
+            units,
+            guarantee,
+            ..SHAPE
+        };
+        scenario::run_with(seed, shape, SplitMix64(seed));
+    }
+}
+
+/// Packets wait for peers that do not read; their unit is paused, and is not primary when it goes on.
+#[test]
+fn what_waits_is_not_sent_after_a_step_down() {
+    crate::install_logger();
+    let mut world = World::new(33, SHAPE, Faults::NONE);
+    for unit in 0..3 {
+        world.units[unit].rules = Rules {
+            patient: true,
+            ..Rules::default()
+        };
+        assert!(world.reload(unit));
+    }
+    world.run(ms(3500));
+    world.check_agreement();
+    let first = world.primaries(0)[0];
+    for unit in (0..3).filter(|unit| *unit != first) {
+        world.units[unit].reads_from = world.now + ms(400);
+    }
+    (0..8).for_each(|_| world.open_flow());
+    world.run(ms(40));
+    let held = world.held(first);
+    assert!(held > 3, "{held} packets wait");
+    assert_eq!(world.exchanges(), 0, "nothing has passed");
+    world.pause(first, ms(110));
+    world.run(ms(130));
+    assert!(!world.is_primary(first, 0), "it has stepped down");
+    world.run(ms(2000));
+    assert!(world.exchanges() > 0, "the others go on");
+    let open = |stage| matches!(stage, Stage::Open | Stage::Done);
+    assert!(world.flows.iter().all(|flow| open(flow.stage)));
+    world.silent = true;
+    world.run(ms(4000));
+    world.check_agreement();
+}
+
+impl World {
+    /// Packets that had to wait for peers.
+    fn held(&self, unit: usize) -> u64 {
+        let gateway = self.units[unit].gateway.as_ref().unwrap();
+        gateway.counters().guarantee_held
+    }
+
+    fn exchanges(&self) -> u32 {
+        self.flows.iter().map(|flow| flow.exchanges).sum()
+    }
+}
