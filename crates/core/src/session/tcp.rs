@@ -196,7 +196,7 @@ impl Tracker {
     /// error may quote (RFC 5927, section 4.1). While the numbers are not known, any can be.
     pub fn is_in_flight(&self, sender: Direction, seq: u32) -> bool {
         let s = sender as usize;
-        let sent = self.end[s].wrapping_sub(self.acked[s]);
+        let sent = self.in_flight(s);
         let margin = self.margin(sender);
         // A keep-alive is one number before, and so is a SYN.
         self.is_unsure() || is_within(seq, self.acked[s], 1 + margin, sent + margin)
@@ -444,13 +444,21 @@ impl Tracker {
         }
     }
 
+    /// What a side has sent and the other one has not acknowledged, below 2^31. While the numbers are not
+    /// known they may contradict each other, which counts as nothing.
+    #[inline]
+    fn in_flight(&self, side: usize) -> u32 {
+        let sent = self.end[side].wrapping_sub(self.acked[side]) as i32;
+        sent.max(0) as u32
+    }
+
     /// Whether an acknowledgment by `sender` is of data that was sent, and no older than a window
     /// (RFC 5961, section 5.2).
     #[inline]
     fn is_ack_acceptable(&self, sender: Direction, ack: u32) -> bool {
         let r = sender.flip() as usize;
         let window = self.max_window[sender as usize].max(MIN_ACK_RANGE);
-        let sent = self.end[r].wrapping_sub(self.acked[r]);
+        let sent = self.in_flight(r);
         let margin = self.margin(sender.flip());
         is_within(ack, self.acked[r], window + margin, sent + margin)
     }
@@ -458,12 +466,7 @@ impl Tracker {
     /// Whether `segment` acknowledges the other side's SYN and nothing that was not sent with it.
     fn acks_exactly(&self, sender: Direction, segment: &Segment) -> bool {
         let r = sender.flip() as usize;
-        is_within(
-            segment.ack,
-            self.acked[r],
-            0,
-            self.end[r].wrapping_sub(self.acked[r]),
-        )
+        is_within(segment.ack, self.acked[r], 0, self.in_flight(r))
     }
 
     fn answers_fresh_syn(&self, sender: Direction, syn_ack: &Segment) -> bool {
@@ -664,6 +667,27 @@ mod tests {
         assert_eq!(Tracker::open(&c(TcpFlags(0), 0, 0, 0)), Err(BadFlags));
         assert_eq!(Tracker::open(&c(TcpFlags(0x03), 0, 0, 0)), Err(BadFlags));
         assert_eq!(Tracker::open(&c(TcpFlags(0x06), 0, 0, 0)), Err(BadFlags));
+    }
+
+    /// As a peer may tell it, or as forged segments leave it after a takeover.
+    #[test]
+    fn numbers_that_contradict_each_other_are_no_matter() {
+        let sizes = [0, 1, u32::MAX >> 1, 1 << 31, u32::MAX];
+        for (end, acked) in sizes
+            .iter()
+            .flat_map(|end| sizes.map(|acked| (*end, acked)))
+        {
+            for window in sizes {
+                let marks = INCOMPLETE | SYN_ACKED | SYN_ACKED << 4;
+                let (ends, ackeds) = ([end; 2], [acked; 2]);
+                let window = window.min(MAX_WINDOW);
+                let state = TcpState::Established;
+                let mut t = Tracker::restore(state, 0, marks, ackeds, ends, [window; 2]);
+                let _ = t.is_in_flight(Original, 5);
+                let _ = t.handle(Original, &c(ACK, 1, 1, 0));
+                let _ = t.handle(Reply, &s(FIN, 1, 1, 500));
+            }
+        }
     }
 
     #[test]
