@@ -61,6 +61,11 @@ impl Capture {
             .expect_stdout(&what, |line| parts.iter().all(|part| line.contains(part)))
     }
 
+    /// What it has seen until now.
+    pub fn seen(&self) -> String {
+        self.tcpdump.stdout()
+    }
+
     /// Ends it, after the packets still on their way, and returns what it saw.
     #[track_caller]
     pub fn stop(self) -> String {

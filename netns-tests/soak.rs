@@ -202,16 +202,14 @@ const CHANGES: &[Change] = &[
         "echo 2 > /proc/sys/net/ipv4/conf/all/rp_filter",
         "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
     ),
-    // The process.
+    // The process. An end in good order is not among it: the machine then forwards as it did before.
     change(Part::Neither, KILL, RESTART),
     change(Part::Neither, KILL, RESTART),
-    change(Part::Neither, STOP, RESTART),
     change(Part::Neither, PAUSE, ""),
 ];
 
 /// Not scripts, but signals.
 const KILL: &str = "(kill)";
-const STOP: &str = "(stop)";
 const PAUSE: &str = "(pause)";
 const RESTART: &str = "(restart)";
 
@@ -321,7 +319,6 @@ impl Soak {
         };
         match script {
             KILL => unit.kill(),
-            STOP => unit.stop(),
             RESTART => unit.start(),
             PAUSE => {
                 unit.signal(libc::SIGSTOP);
@@ -357,6 +354,10 @@ impl Soak {
         }
         for line in &mut self.lines {
             line.ask(when);
+        }
+        for leaks in &self.leaks {
+            let seen = leaks.seen();
+            assert!(seen.is_empty(), "leaked in {when}:\n{seen}");
         }
     }
 
