@@ -134,3 +134,70 @@ fn many_ports_are_no_problem() {
         assert_eq!(barrier.examine().unwrap(), Condition::Whole { stopped: 0 });
     });
 }
+
+/// Lets this thread see a kernel without netfilter: it gets no socket of protocol `NETLINK_NETFILTER`.
+fn hide_netfilter() {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    // Offsets in `struct seccomp_data`: the number of the call, and the lower half of its arguments.
+    let argument = |n: u32| 16 + 8 * n + if cfg!(target_endian = "big") { 4 } else { 0 };
+    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let refusal = libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32;
+    let mut program = [
+        step(LOAD, 0, 0, 0),
+        step(IF_EQUAL, libc::SYS_socket as u32, 0, 4),
+        step(LOAD, argument(0), 0, 0),
+        step(IF_EQUAL, libc::AF_NETLINK as u32, 0, 2),
+        step(LOAD, argument(2), 0, 0),
+        step(IF_EQUAL, libc::NETLINK_NETFILTER as u32, 1, 0),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+        step(RETURN, refusal, 0, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `filter` points to a program of the length that it says; both live until the calls have
+    // copied them. They affect this thread only.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const filter,
+        )
+    };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_kernel_without_netfilter_is_told_and_steers_all_the_same() {
+    in_namespace(|| {
+        lab();
+        ip("link set lan up");
+        hide_netfilter();
+        let text = r#"
+            node = { name = "a" }
+            port = [{ name = "lan", interface = "lan", virtual-addresses = ["10.0.0.1/8"] }]
+        "#;
+        let parsed = tandemgw_core::config::parse(std::path::Path::new("a.toml"), text);
+        let (config, _) = parsed.expect("a config");
+        let tuns = [index("tgw-lan")];
+        let netlink = Netlink::open().unwrap();
+        let steering = crate::os::steering::Steering::set_up(netlink, &config, &tuns);
+        let mut steering = steering.expect("it works without the barrier");
+        let fault = steering.barrier_fault().expect("it says why there is none");
+        assert!(fault.contains("Protocol not supported"), "{fault}");
+        assert_eq!(steering.repair_barrier(), None);
+        assert!(steering.barrier_fault().is_some());
+        assert!(BarrierWatch::open("a").is_err());
+        steering.remove().expect("the end works too");
+
+        let checks = crate::os::preflight::examine(&config, false);
+        let mut checks = checks.iter().filter(|check| check.name == "barrier");
+        let problems = &checks.next().expect("a check of the barrier").problems;
+        assert!(!problems[0].fatal && problems[0].what.contains("no packet filter"));
+        assert!(problems[0].remedy.contains("nf_tables"));
+    });
+}

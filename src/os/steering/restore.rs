@@ -388,8 +388,17 @@ fn put_back_route(
     debug_assert_eq!(route.protocol, PROTOCOL);
     match netlink.add_route(route) {
         Ok(()) => {
-            let number = format!("#{}", port.tun);
-            let text = route.to_string().replace(&number, &port.tun_name);
+            // A route of ours leads to the TUN device, to the interface, or nowhere.
+            let mut text = route.to_string();
+            if let Some(hop) = route.hops.first() {
+                let is_tun = hop.link == port.tun;
+                let device = if is_tun {
+                    &port.tun_name
+                } else {
+                    &port.interface
+                };
+                text = text.replace(&format!("#{}", hop.link), device);
+            }
             restored.push(format!("route {text}"));
             Ok(())
         }
