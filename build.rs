@@ -59,6 +59,118 @@ NOTIFY_SOCKET, WATCHDOG_USEC, JOURNAL_STREAM
 Set by \fBsystemd\fR(1).
 "#;
 
+/// What to do with a command, and what to type for it.
+type Examples = (&'static str, &'static [(&'static str, &'static str)]);
+
+const EXAMPLES: &[Examples] = &[
+    (
+        "tandemgw",
+        &[
+            ("Is all well?", "tandemgw status"),
+            (
+                "What would happen to a packet?",
+                "tandemgw explain tcp 10.0.0.5:4000 192.0.2.1:443 --in lan",
+            ),
+            ("Hand over before maintenance.", "tandemgw failover"),
+        ],
+    ),
+    (
+        "tandemgw-check",
+        &[(
+            "Check the config and the machine before a start.",
+            "tandemgw check --system --config /etc/tandemgw/gw-a.toml",
+        )],
+    ),
+    (
+        "tandemgw-status",
+        &[
+            ("A service of Icinga or Nagios.", "tandemgw status --check"),
+            (
+                "Which peers are not in sync?",
+                "tandemgw status --json | jq -r '.peers[] | select(.in_sync | not) | .name'",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-sessions",
+        &[
+            ("Who talks most?", "tandemgw sessions --top 10 --by source"),
+            (
+                "The largest transfers to one server.",
+                "tandemgw sessions --sort bytes --limit 20 dst=192.0.2.1",
+            ),
+            (
+                "How many sessions wait for an answer?",
+                "tandemgw sessions --count state=unreplied",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-sessions-clear",
+        &[(
+            "End all connections of a host.",
+            "tandemgw sessions clear src=10.0.0.5",
+        )],
+    ),
+    (
+        "tandemgw-policies",
+        &[(
+            "Which policies were never used?",
+            "tandemgw policies --json | jq -r 'select(.hits == 0) | .name'",
+        )],
+    ),
+    (
+        "tandemgw-explain",
+        &[
+            (
+                "Would a host reach a web server?",
+                "tandemgw explain tcp 10.0.0.5:4000 192.0.2.1:443 --in lan",
+            ),
+            (
+                "And a ping?",
+                "tandemgw explain icmp fd00::5 2001:db8::1 --in lan",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-failover",
+        &[
+            (
+                "Hand all groups over to the best unit.",
+                "tandemgw failover",
+            ),
+            (
+                "One group, to a unit that has a port down.",
+                "tandemgw failover --group wan --to gw-b --force",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-ha-get",
+        &[("The priority in force.", "tandemgw ha get priority")],
+    ),
+    (
+        "tandemgw-ha-set",
+        &[(
+            "Replicate UDP too, from now on and after a restart.",
+            "tandemgw ha set session-pickup-connectionless true --save",
+        )],
+    ),
+    (
+        "tandemgw-capture",
+        &[
+            (
+                "What is dropped, and why?",
+                "tandemgw capture --write drops.pcapng verdict=drop",
+            ),
+            (
+                "Watch DNS live.",
+                "tandemgw capture --write - port=53 | tshark -r -",
+            ),
+        ],
+    ),
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/cli/args.rs");
@@ -72,6 +184,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut command, "tandemgw", &completions)?;
+    }
+    // The pages name no page of a command that only prints them.
+    let without_help = |command: Command| command.disable_help_subcommand(true);
+    let parents: Vec<String> = command
+        .get_subcommands()
+        .filter(|sub| sub.has_subcommands())
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    command = without_help(command);
+    for parent in parents {
+        command = command.mut_subcommand(parent, without_help);
     }
     command.build();
     page(&command, "tandemgw", &man)
@@ -114,6 +237,12 @@ fn page(command: &Command, name: &str, folder: &Path) -> Result<(), Box<dyn Erro
     }
     if ["tandemgw", "tandemgw-run"].contains(&name) {
         text.write_all(RUN_SECTIONS.as_bytes())?;
+    }
+    if let Some((_, examples)) = EXAMPLES.iter().find(|(command, _)| *command == name) {
+        writeln!(text, ".SH EXAMPLES")?;
+        for (what, typed) in *examples {
+            writeln!(text, ".TP\n{what}\n\\fB{}\\fR", typed.replace('-', "\\-"))?;
+        }
     }
     text.write_all(SECTIONS.as_bytes())?;
     let mut related: Vec<String> = visible()

@@ -192,14 +192,16 @@ fn status_for_people_has_the_most_important_first_and_fits() {
         found.unwrap_or_else(|| panic!("no `{part}` in\n{status}"))
     };
     let order = [
+        "health  ",
         "GROUP",
         "default  primary  ready",
         "PEER",
         "gw-b  connected  in sync",
+        "UNIT",
         "LINK TO",
-        "PORT",
+        "PORT  INTERFACE",
         "sessions  0 of",
-        "AGO",
+        "TIME",
     ];
     assert!(order.map(place).is_sorted(), "{status}");
     assert!(

@@ -24,6 +24,7 @@ mod explain;
 mod forward;
 mod guarantee;
 mod handover;
+mod health;
 mod hostile;
 mod interference;
 mod lifecycle;

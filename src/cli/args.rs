@@ -200,6 +200,15 @@ pub enum SessionsCommand {
 
 #[derive(Subcommand)]
 pub enum HaCommand {
+    /// Show the switches as they are in force
+    Get {
+        /// Only this one
+        #[arg(value_name = "KEY")]
+        key: Option<String>,
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Change a switch: session-pickup, session-pickup-connectionless, session-pickup-delay,
     /// pickup-guarantee, priority, override
     Set {

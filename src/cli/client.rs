@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tandemgw_core::control::protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, Status};
@@ -63,6 +64,12 @@ impl From<io::Error> for ClientError {
     fn from(error: io::Error) -> ClientError {
         ClientError::Output(error)
     }
+}
+
+/// What the status of a gateway of any version says.
+#[derive(Deserialize)]
+struct Named {
+    version: String,
 }
 
 /// A line of an answer as its type.
@@ -224,12 +231,17 @@ impl Client {
     /// A gateway that does not know a request is of another version, which it can tell.
     fn explain_unknown(&mut self, failure: Failure) -> ClientError {
         let own = env!("CARGO_PKG_VERSION");
-        match self.status() {
-            Ok(Status { version, .. }) => ClientError::Failed(format!(
+        let mut named = None;
+        let asked = self.exchange(&Request::Status, &mut |line| {
+            named = Some(parse::<Named>(line)?);
+            Ok(())
+        });
+        match asked.map(|()| named) {
+            Ok(Some(Named { version })) => ClientError::Failed(format!(
                 "the running gateway is tandemgw {version} and does not know this request of tandemgw {own}: \
                  restart it, or use its own program"
             )),
-            Err(_) => ClientError::Refused(failure),
+            _ => ClientError::Refused(failure),
         }
     }
 }

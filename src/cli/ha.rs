@@ -8,11 +8,23 @@ use std::process::ExitCode;
 
 use tandemgw::os::file_lock::lock_folder;
 use tandemgw_core::config;
-use tandemgw_core::control::protocol::{Request, SwitchDone};
+use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
 use toml_edit::DocumentMut;
 
 use super::client::parse;
 use super::{fail, query};
+
+pub fn get(socket: Option<&Path>, json: bool, key: Option<String>) -> ExitCode {
+    let only_value = key.is_some();
+    let request = Request::HaGet { key };
+    query::ask(socket, &request, json, |row: SwitchRow| {
+        let SwitchRow { key, value } = row;
+        match only_value {
+            true => writeln!(io::stdout(), "{value}"),
+            false => writeln!(io::stdout(), "{key} = {value}"),
+        }
+    })
+}
 
 pub fn set(socket: Option<&Path>, json: bool, key: String, value: String, save: bool) -> ExitCode {
     let mut failed = None;

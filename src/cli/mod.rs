@@ -100,6 +100,9 @@ pub fn main() -> ExitCode {
             json,
         } => query::failover(socket, json, Request::Failover { group, to, force }),
         Command::Ha {
+            command: HaCommand::Get { key, json },
+        } => ha::get(socket, json, key),
+        Command::Ha {
             command:
                 HaCommand::Set {
                     key,

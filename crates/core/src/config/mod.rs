@@ -34,7 +34,7 @@ pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
 pub use parse::parse;
-pub use switch::{SWITCHES, Switched, set_switch};
+pub use switch::{SWITCHES, Switched, set_switch, switches};
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]

@@ -80,6 +80,23 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
     })
 }
 
+/// The value of each switch in force, as in the file but without quotes; none without `[ha]`.
+pub fn switches(running: &Config) -> Option<[(&'static str, String); SWITCHES.len()]> {
+    let ha = running.ha.as_ref()?;
+    Some(SWITCHES.map(|key| (key, value_of(ha, key))))
+}
+
+fn value_of(ha: &Ha, key: &str) -> String {
+    match key {
+        "session-pickup" => ha.session_pickup.show(),
+        "session-pickup-connectionless" => ha.session_pickup_connectionless.show(),
+        "session-pickup-delay" => ha.session_pickup_delay.show(),
+        "pickup-guarantee" => ha.pickup_guarantee.show(),
+        "priority" => ha.priority.show(),
+        _ => ha.override_.show(),
+    }
+}
+
 /// Reads one key into `ha`; gives the value before and after.
 fn apply(table: &mut Table<'_>, ha: &mut Ha, key: &str) -> (String, String) {
     fn set<T: Show>(place: &mut T, value: T) -> (String, String) {
@@ -133,6 +150,28 @@ mod tests {
         crate::config::parse(Path::new("a.toml"), EVERYTHING)
             .unwrap()
             .0
+    }
+
+    #[test]
+    fn the_value_of_a_switch_is_the_one_that_was_set() {
+        for (key, value) in [
+            ("session-pickup", "false"),
+            ("session-pickup-connectionless", "true"),
+            ("session-pickup-delay", "250ms"),
+            ("pickup-guarantee", "strict"),
+            ("priority", "200"),
+            ("override", "false"),
+        ] {
+            let mut config = running();
+            let before = switches(&config).unwrap();
+            config.ha = Some(set_switch(&config, key, value).unwrap().ha);
+            for ((name, now), (_, before)) in switches(&config).unwrap().iter().zip(&before) {
+                match *name == key {
+                    true => assert_eq!(now, value, "{key}"),
+                    false => assert_eq!(now, before, "{key} changes nothing but itself"),
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A switch of `[ha]` that is set while the gateway runs.
+//! The switches of `[ha]`, which are shown and set while the gateway runs.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,30 @@ use crate::config;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::protocol::{Failure, SwitchDone, write_line};
+use super::filter::known;
+use super::protocol::{Failure, SwitchDone, SwitchRow, write_line};
 use super::{Progress, ShellView, bad_request};
+
+/// The switches in force, or the one that is asked for.
+///
+/// # Errors
+/// Why there is none, as a sentence for the operator.
+pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, String> {
+    let switches = config::switches(gateway.config());
+    let switches = switches.ok_or("this gateway is standalone: it has no [ha]")?;
+    if let Some(key) = key {
+        known("switch", key, config::SWITCHES.into_iter())?;
+    }
+    let wanted = switches
+        .into_iter()
+        .filter(|(name, _)| key.is_none_or(|key| key == *name));
+    Ok(wanted
+        .map(|(name, value)| SwitchRow {
+            key: name.to_owned(),
+            value,
+        })
+        .collect())
+}
 
 /// A switch that is to be set, at once or when no reload is being prepared any more.
 #[derive(Debug)]

@@ -152,6 +152,12 @@ impl Answer {
                 Answer::Failover(Failover::begin(gateway, group, to, force, now)?)
             }
             Request::Reload => Answer::Reload(Reload::Wanted),
+            Request::HaGet { key } => {
+                for row in ha_set::get(gateway, key.as_deref()).map_err(bad_request)? {
+                    write_line(out, &row);
+                }
+                Answer::Done
+            }
             Request::HaSet { key, value } => {
                 let mut set = HaSet::begin(gateway, shell, key, value).map_err(bad_request)?;
                 match set.go_on(gateway, now, out)? {

@@ -256,7 +256,9 @@ fn links(
                 remote: remote.map(ToString::to_string),
                 up,
                 rtt_us: link.rtt.filter(|_| up).map(|rtt| rtt.as_micros() as u64),
-                carries_sync: up && gateway.sync_link(id).map(LinkId::index) == Some(index),
+                carries_sync: up
+                    && gateway.peer_state(id).connected
+                    && gateway.sync_link(id).map(LinkId::index) == Some(index),
             }
         })
         .collect()

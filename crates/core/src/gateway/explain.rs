@@ -238,7 +238,7 @@ impl Gateway {
             fate_here: Fate::Forward,
             pickup: None,
         };
-        explanation.fate = if self.kernel_addresses.has(key.dst) {
+        explanation.fate = if self.kernel_addresses.has(key.dst) && !packet::martian(&key) {
             explanation.matched = Matched::Machine;
             Fate::Kernel
         } else if let Some((id, direction)) = self.table.lookup(&key, &self.book) {

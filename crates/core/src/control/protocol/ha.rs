@@ -17,6 +17,15 @@ pub struct HandoverDone {
     pub refused: Option<String>,
 }
 
+/// A switch of `[ha]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchRow {
+    /// The key.
+    pub key: String,
+    /// The value in force, as in the config but without quotes.
+    pub value: String,
+}
+
 /// A switch of `[ha]` was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchDone {

@@ -26,7 +26,7 @@ pub use explain::{
     Mismatch, NatStep, PolicyAction, PolicyStep, RouteStep, RouteTarget, Survival, Translated,
     Verdict,
 };
-pub use ha::{Change, HandoverDone, ReloadDone, SwitchDone};
+pub use ha::{Change, HandoverDone, ReloadDone, SwitchDone, SwitchRow};
 pub use session::{Cleared, Endpoint, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
@@ -98,6 +98,12 @@ pub enum Request {
     },
     /// Reads the config file again. The answer is one [`ReloadDone`].
     Reload,
+    /// The switches of `[ha]` as they are in force. The answer is a [`SwitchRow`] per switch.
+    HaGet {
+        /// Only this one.
+        #[serde(default)]
+        key: Option<String>,
+    },
     /// Sets a switch of `[ha]`. The answer is one [`SwitchDone`].
     HaSet {
         /// One of [`crate::config::SWITCHES`].
