@@ -186,8 +186,10 @@ impl Peers {
                 place.retry = Some(now + BIND_RETRY);
             }
         }
-        wires.watch.listen(at);
-        wires.watch_ready = true;
+        if was_bound || place.index.is_some() {
+            wires.watch.listen(at);
+            wires.watch_ready = true;
+        }
     }
 
     fn bind_due(&mut self, now: Time) {

@@ -95,7 +95,9 @@ impl Watch {
         });
         match registered {
             Ok(listener) => self.listeners[link] = Some(listener),
-            Err(error) => log::info!(
+            // The link is missing, which was said of it as a whole.
+            Err(error) if is_absent(&error) => {}
+            Err(error) => log::warn!(
                 "peer watch off listen={} error={error} effect=\"a killed peer is noticed a little later\"",
                 settings.listen,
                 error = InQuotes(&error)
@@ -223,6 +225,14 @@ impl Line {
             },
         }
     }
+}
+
+/// Whether an interface or an address is missing.
+fn is_absent(error: &io::Error) -> bool {
+    let numbers = [libc::ENODEV, libc::EADDRNOTAVAIL];
+    error
+        .raw_os_error()
+        .is_some_and(|number| numbers.contains(&number))
 }
 
 fn listen(link: &HaLink) -> io::Result<std::net::TcpListener> {
