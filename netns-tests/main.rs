@@ -51,3 +51,4 @@ mod sync_links;
 mod takeover;
 mod top;
 mod upgrade;
+mod uplinks;

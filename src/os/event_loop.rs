@@ -10,6 +10,7 @@ mod ready;
 mod reload;
 mod sockets;
 mod upkeep;
+mod uplinks;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -190,6 +191,7 @@ impl Shell {
     pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
+        self.follow_uplinks(steering);
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
@@ -353,8 +355,15 @@ impl Shell {
             for buffer in buffers {
                 let offload = buffer.offload();
                 let verdict = handle(&mut self.gateway, now, port, buffer.packet_mut(), offload);
+                if verdict != Verdict::Forward {
+                    continue;
+                }
                 let tun = &self.ports[index].tun;
-                if verdict == Verdict::Forward && tun.write(buffer).is_err() {
+                let written = match self.gateway.exit() {
+                    None => tun.write(buffer),
+                    Some(exit) => self.ports[exit.index()].tun.write_from(tun, buffer),
+                };
+                if written.is_err() {
                     self.gateway.handle_write_failure();
                 }
             }

@@ -5,7 +5,8 @@
 //!
 //! Of the routes, the main table is mirrored: unicast and those that lead nowhere. Not mirrored are
 //! cached, local, multicast and link-local ones, those for a type of service, and the gateway's own to
-//! its TUN devices. Of a multipath route, the first hop counts.
+//! its TUN devices. Of a multipath route, the first hop counts; those of a
+//! default route are told as uplinks.
 //!
 //! The kernel does not say all: IPv4 routes vanish silently with a link that is set down or an address
 //! that is their preferred source, and a notification does not tell which of several routes of one
@@ -18,6 +19,7 @@ mod links;
 mod ours;
 mod parameters;
 mod socket;
+mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -134,6 +136,7 @@ pub struct Monitor {
     /// Hops of the routes for which one message may not tell the whole: those on a link, of which
     /// there may be several of one destination and metric, and multipath routes.
     siblings: BTreeMap<(IpNet, u32), Vec<u32>>,
+    defaults: uplinks::Defaults,
     dump: Dump,
 }
 
@@ -157,6 +160,7 @@ impl Monitor {
             tun_links: BTreeMap::new(),
             links: BTreeMap::new(),
             siblings: BTreeMap::new(),
+            defaults: uplinks::Defaults::default(),
             dump: Dump::default(),
         };
         let mut notices = Vec::new();
@@ -277,6 +281,7 @@ impl Monitor {
                     // The kernel lists routes in the order in which it prefers them.
                     let is_first = !self.is_sibling_of_last(&route) && self.remember_hops(&route);
                     if is_first {
+                        self.defaults.add(&route);
                         out.push(Notice::Route(RouteChange::Add(mirrored)));
                     }
                 }
@@ -345,6 +350,7 @@ impl Monitor {
             return Some(Stage::RoutesV4);
         }
         if self.remember_hops(route) {
+            self.defaults.add(route);
             out.push(Notice::Route(RouteChange::Add(mirrored)));
             return None;
         }
@@ -361,6 +367,7 @@ impl Monitor {
                 return Some(Stage::RoutesV4);
             }
         }
+        self.defaults.remove(route);
         out.push(Notice::Route(RouteChange::Remove(mirrored)));
         None
     }
@@ -471,9 +478,11 @@ impl Monitor {
             Some(Stage::Addresses) => out.push(Notice::AddressesReset),
             Some(Stage::RoutesV4) => {
                 self.siblings.clear();
+                self.defaults.forget(Family::V4);
                 out.push(Notice::Route(RouteChange::BeginDump));
             }
             Some(Stage::RoutesV6) => {
+                self.defaults.forget(Family::V6);
                 self.siblings
                     .retain(|(network, _), _| matches!(network, IpNet::V4(_)));
             }

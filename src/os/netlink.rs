@@ -23,7 +23,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use tandemgw_core::flow::Family;
@@ -401,6 +401,15 @@ impl Netlink {
     /// Adds a rule.
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::NewRule(rule.to_message());
+        self.change("add the rule", rule, request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Adds a rule that passes over default routes (`suppress_prefixlength 0`).
+    pub fn add_rule_but_for_defaults(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
+        let mut message = rule.to_message();
+        let attribute = RuleAttribute::SuppressPrefixLen(0);
+        message.attributes.push(attribute);
+        let request = RouteNetlinkMessage::NewRule(message);
         self.change("add the rule", rule, request, NLM_F_CREATE | NLM_F_EXCL)
     }
 

@@ -32,6 +32,7 @@ mod plan;
 mod readdress;
 mod restore;
 mod survey;
+mod uplinks;
 
 use std::collections::BTreeSet;
 
@@ -88,6 +89,8 @@ pub struct Steering {
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
+    /// By family: the next hops among which the kernel follows.
+    uplinks: [Vec<uplinks::Way>; 2],
 }
 
 impl Steering {
@@ -109,6 +112,7 @@ impl Steering {
             stopped: restore::Stopped::default(),
             kernel_rules: Vec::new(),
             repairs: restore::Repairs::default(),
+            uplinks: [Vec::new(), Vec::new()],
         };
         steering.kernel_rules =
             restore::kernel_rules(&mut steering.netlink, &steering.plan.families)?;
@@ -168,6 +172,7 @@ impl Steering {
         // While it forwards, the rules must stay: without them it would forward past the gateway.
         result?;
         let mut result = Ok(());
+        keep_first(&mut result, self.follow_nothing());
         for route in survey.routes.iter().filter(|r| r.table == TABLE_MAIN) {
             keep_first(&mut result, self.netlink.remove_route(route));
         }

@@ -133,6 +133,22 @@ impl Tun {
         Ok(())
     }
 
+    /// Hands a packet to the kernel that was read from another device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Tun::write`]; also if it needs an offload that this device has not.
+    pub fn write_from(&self, source: &Tun, buffer: &mut Buffer) -> io::Result<()> {
+        match (source.level, self.level) {
+            (_, Level::Plain) if buffer.offload != Offload::default() => {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            (Level::Plain, _) => buffer.bytes[..Buffer::PACKET].fill(0),
+            _ => {}
+        }
+        self.write(buffer)
+    }
+
     /// Hands a packet that the gateway made, with complete checksums, to the kernel. Tried once.
     ///
     /// # Errors

@@ -2,7 +2,10 @@
 
 use tandemgw_core::event::{DropReason, RouteChange, RouteTarget};
 
-use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, route, to_port};
+use tandemgw_core::event::{LinkState, Verdict};
+use tandemgw_core::flow::PortId;
+use tandemgw_core::gateway::Uplink;
+use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, ip, link, route, to_port};
 use testkit::packets::udp;
 
 /// The network of the servers.
@@ -115,5 +118,90 @@ fn a_route_that_is_gone_for_a_moment_ends_nothing() {
         lab.settle();
         assert_eq!(lab.moved().1, "");
         lab.forwards(LAN, &query, &query.clone().src(net.wan_vip), "");
+    }
+}
+
+/// The port of exit of a flow to the `n`th host beyond two uplinks, of which the second has three times the weight.
+fn exit_to(lab: &mut Lab, net: &Net, n: u16) -> Option<PortId> {
+    let server = match net.host.is_v4() {
+        true => ip(&format!("203.0.113.{n}")),
+        false => ip(&format!("2001:db8:9::{n:x}")),
+    };
+    let seen = lab.send(LAN, &udp((net.host, 40_000), (server, 7)));
+    assert_eq!(seen.verdict, Verdict::Forward);
+    lab.gateway.exit()
+}
+
+fn with_uplinks(net: &Net) -> Lab {
+    let mut lab = Lab::of(PLAIN);
+    let all = if net.host.is_v4() {
+        "0.0.0.0/0"
+    } else {
+        "::/0"
+    };
+    lab.route(all, to_port(WAN));
+    let uplink = |port, weight| Uplink {
+        port,
+        gateway: None,
+        weight,
+    };
+    let uplinks = vec![uplink(WAN, 1), uplink(DMZ, 3)];
+    lab.gateway.set_uplinks(net.family, uplinks);
+    lab.settle();
+    lab
+}
+
+#[test]
+fn flows_are_spread_over_uplinks_by_weight_and_stay() {
+    for net in Net::both() {
+        let mut lab = with_uplinks(&net);
+        let first: Vec<_> = (1..=200).map(|n| exit_to(&mut lab, &net, n)).collect();
+        let count = |port| first.iter().filter(|exit| **exit == Some(port)).count();
+        assert_eq!(count(WAN) + count(DMZ), 200, "none is left to the kernel");
+        assert!((20..80).contains(&count(WAN)), "{} of 200", count(WAN));
+
+        let down = LinkState {
+            up: false,
+            ..link(DMZ)
+        };
+        lab.link(DMZ, down);
+        lab.settle();
+        for n in 1..=200 {
+            assert_eq!(exit_to(&mut lab, &net, n), Some(WAN), "the one that is up");
+        }
+        // Sessions stay where they are when it is back; new ones are spread again.
+        lab.link(DMZ, link(DMZ));
+        lab.settle();
+        assert!((1..=200).all(|n| exit_to(&mut lab, &net, n) == Some(WAN)));
+        assert!((201..=250).any(|n| exit_to(&mut lab, &net, n) == Some(DMZ)));
+
+        lab.gateway.set_uplinks(net.family, Vec::new());
+        lab.settle();
+        assert_eq!(
+            exit_to(&mut lab, &net, 1),
+            None,
+            "as the kernel's only route"
+        );
+    }
+}
+
+#[test]
+fn sources_beyond_any_uplink_are_expected_there() {
+    for net in Net::both() {
+        let mut lab = with_uplinks(&net);
+        let stranger = match net.host.is_v4() {
+            true => ip("203.0.113.7"),
+            false => ip("2001:db8:9::7"),
+        };
+        for (port, source) in [(WAN, 5), (DMZ, 6)] {
+            let seen = lab.send(port, &udp((stranger, source), (net.host, 7)));
+            assert_eq!(seen.verdict, Verdict::Forward, "by {port:?}");
+            assert_eq!(lab.gateway.exit(), None, "the LAN is no uplink");
+        }
+        lab.drops(
+            LAN,
+            &udp((stranger, 8), (net.server, 7)),
+            DropReason::SpoofedSource,
+        );
     }
 }

@@ -112,6 +112,8 @@ pub struct NextHop {
     pub link: u32,
     /// The router; none if the destination is on the link.
     pub gateway: Option<IpAddr>,
+    /// Its share of a multipath route, beside those of the others; 1 at least.
+    pub weight: u32,
 }
 
 /// A route of the kernel.
@@ -143,6 +145,7 @@ impl KernelRoute {
         let hop = NextHop {
             link,
             gateway: None,
+            weight: 1,
         };
         KernelRoute {
             destination,
@@ -177,6 +180,7 @@ impl KernelRoute {
         let mut single = NextHop {
             link: 0,
             gateway: None,
+            weight: 1,
         };
         let mut hops = Vec::new();
         let mut table = u32::from(header.table);
@@ -194,6 +198,7 @@ impl KernelRoute {
                 RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(|path| NextHop {
                     link: path.interface_index,
                     gateway: path.attributes.iter().find_map(gateway_of),
+                    weight: u32::from(path.hops) + 1,
                 })),
                 RouteAttribute::Metrics(metrics) => {
                     mtu = metrics.iter().find_map(|metric| match metric {

@@ -132,6 +132,7 @@ impl Steering {
             };
         }
         if let Some((port, is_expected)) = self.repairs.ports.pop_front() {
+            self.restore_uplink(port);
             let what = self.restore(port).map_err(|error| (Some(port), error))?;
             if !what.is_empty() || is_expected {
                 self.disturb(Disturbance::Addresses(port));

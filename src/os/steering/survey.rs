@@ -26,7 +26,11 @@ impl Survey {
             routes: Vec::new(),
         };
         let names: BTreeSet<&str> = plan.ports.iter().map(|p| p.interface.as_str()).collect();
-        let is_port = |rule: &Rule| rule.interface.as_deref().is_some_and(|i| names.contains(i));
+        let is_port = |rule: &Rule| {
+            let name = rule.interface.as_deref();
+            let is_tun = |name| plan.ports.iter().any(|port| port.tun_name == name);
+            name.is_some_and(|name| names.contains(name) || is_tun(name))
+        };
         // Ours are the main table's routes to our TUN devices and on the links of our ports.
         let of_ports = |survey: &Survey| -> BTreeSet<u32> {
             let interfaces = names.iter().filter_map(|name| survey.links.get(*name));

@@ -139,6 +139,7 @@ impl Gateway {
         counters.count_out(packet.bytes.len());
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
+        self.note_exit(packet.parsed.family, egress);
         Verdict::Forward
     }
 

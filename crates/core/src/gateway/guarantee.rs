@@ -94,7 +94,8 @@ impl Gateway {
             .ha
             .as_ref()
             .map_or_else(Default::default, |ha| ha.pickup_guarantee_wait);
-        let (deadline, port, bytes) = (packet.now + wait, packet.port, packet.bytes.to_vec());
+        let port = self.exit().unwrap_or(packet.port);
+        let (deadline, bytes) = (packet.now + wait, packet.bytes.to_vec());
         let key = packet.parsed.key;
         if let Some(cluster) = &mut self.cluster {
             cluster.waiting.push(Held {

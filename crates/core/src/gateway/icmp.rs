@@ -62,6 +62,7 @@ impl Gateway {
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         packet::add_hop_limit(bytes, parsed.family);
         self.ports[egress.index()].counters.count_out(bytes.len());
+        self.note_exit(parsed.family, egress);
         Ok(())
     }
 }

@@ -32,6 +32,7 @@ mod random;
 mod reload;
 mod revalidate;
 mod snapshot;
+mod uplinks;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
+pub use uplinks::Uplink;
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
@@ -133,6 +135,10 @@ pub struct Gateway {
     ports: Vec<PortState>,
     roles: Vec<Role>,
     fib: Fib,
+    /// By family.
+    uplinks: [Vec<Uplink>; 2],
+    /// The port to whose TUN the packet goes that was let pass last.
+    exit: Option<PortId>,
     ruleset: Arc<Ruleset>,
     nat: Nat,
     book: AddressBook,
@@ -178,6 +184,8 @@ impl Gateway {
             ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
             fib: Fib::new(),
+            uplinks: [Vec::new(), Vec::new()],
+            exit: None,
             policy_usages: PolicyUsages::new(&ruleset),
             cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
             ruleset: Arc::new(ruleset),
@@ -275,6 +283,9 @@ impl Gateway {
         let before = std::mem::replace(&mut self.ports[port.index()].link, link);
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
+        }
+        if link.up != before.up && self.has_uplink(port) {
+            self.revalidate_routes();
         }
         self.tell_ports(now);
         self.check_health(now);

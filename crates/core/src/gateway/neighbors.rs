@@ -98,10 +98,8 @@ impl Gateway {
 
     /// The neighbour on `port` by which `addr` is reached.
     fn next_hop(&self, port: PortId, addr: Addr) -> Option<Addr> {
-        match self.fib.lookup(&addr)?.target {
-            RouteTarget::Port { port: out, gateway } if out == port => {
-                Some(gateway.unwrap_or(addr))
-            }
+        match self.way_by(port, &addr)? {
+            RouteTarget::Port { gateway, .. } => Some(gateway.unwrap_or(addr)),
             _ => None,
         }
     }

@@ -169,8 +169,7 @@ impl Gateway {
         if self.is_own_address(&key.src) {
             return false;
         }
-        let target = self.fib.lookup(&key.src).map(|hop| hop.target);
-        matches!(target, Some(RouteTarget::Port { port: back, .. }) if back == port)
+        self.way_by(port, &key.src).is_some()
     }
 
     /// The policy that decides about a packet of no session with this key, if one does.
@@ -179,7 +178,7 @@ impl Gateway {
         if let Some(destination) = self.nat.destination(Some(port), original) {
             (key.dst, key.dst_port) = (destination.addr, destination.port);
         }
-        let egress = egress(self.fib.lookup(&key.dst)).ok()?;
+        let egress = egress(self.route_for(&key)).ok()?;
         Some(self.ruleset.decide(port, egress, &key)?.policy)
     }
 
@@ -188,7 +187,7 @@ impl Gateway {
         if let Some(destination) = &plan.destination {
             (plan.key.dst, plan.key.dst_port) = (destination.addr, destination.port);
         }
-        plan.hop = self.fib.lookup(&plan.key.dst);
+        plan.hop = self.route_for(&plan.key);
         let egress = egress(plan.hop)?;
         plan.egress = Some(egress);
         plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);

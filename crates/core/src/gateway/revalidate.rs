@@ -250,11 +250,11 @@ impl Gateway {
         let original = session.key(Direction::Original, &self.book);
         let key = judged(&original, &leaving);
         let in_port = if self.config.ports[session.in_port.index()].source_check {
-            self.port_towards(&key.src, session.in_port)
+            self.port_towards(&key.dst, &key.src, session.in_port)
         } else {
             Some(session.in_port)
         };
-        let out_port = self.port_towards(&key.dst, session.out_port);
+        let out_port = self.port_towards(&key.src, &key.dst, session.out_port);
         let (Some(in_port), Some(out_port)) = (in_port, out_port) else {
             return Finding::Astray;
         };
@@ -318,9 +318,9 @@ impl Gateway {
         (!has_address).then_some("address-gone")
     }
 
-    /// The port that leads to `addr` now, which was `before`; none if it is beyond all ports.
-    fn port_towards(&self, addr: &Addr, before: PortId) -> Option<PortId> {
-        match self.fib.lookup(addr).map(|hop| hop.target) {
+    /// The port that leads from `from` to `to` now, which was `before`; none if it is beyond all ports.
+    fn port_towards(&self, from: &Addr, to: &Addr, before: PortId) -> Option<PortId> {
+        match self.way_on(from, to, before) {
             Some(RouteTarget::Port { port, .. }) => Some(port),
             // The route may come back: the link went down for a moment. Nothing can leak meanwhile,
             // since the kernel has no route either.
