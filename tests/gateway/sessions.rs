@@ -408,7 +408,12 @@ fn half_open_sessions_are_limited_by_source() {
             lab.forwards(LAN, &query(port), &query(port).src(net.wan_vip), "udp+1");
         }
         // The oldest goes, and not the newcomer.
-        lab.forwards(LAN, &query(20002), &query(20002).src(net.wan_vip), "early+1");
+        lab.forwards(
+            LAN,
+            &query(20002),
+            &query(20002).src(net.wan_vip),
+            "early+1",
+        );
         let answer = |port| query(port).src(net.wan_vip).answer();
         let inside = |port: u16| answer(port).dst(net.host);
         lab.forwards(WAN, &answer(20001), &inside(20001), "");
@@ -416,7 +421,12 @@ fn half_open_sessions_are_limited_by_source() {
         // Nor that of another host.
         let other = query(20004).src(net.neighbor);
         lab.forwards(LAN, &other, &other.clone().src(net.wan_vip), "udp+1");
-        lab.forwards(LAN, &query(20005), &query(20005).src(net.wan_vip), "early+1");
+        lab.forwards(
+            LAN,
+            &query(20005),
+            &query(20005).src(net.wan_vip),
+            "early+1",
+        );
         lab.forwards(WAN, &answer(20003), &inside(20003), "");
         lab.forwards(WAN, &answer(20004), &other.answer(), "");
     }
@@ -461,7 +471,12 @@ fn external_ports_are_shared() {
         }
         lab.forwards(LAN, &query(20003), &query(20003).src(net.wan_vip), "udp+1");
         // The own oldest port goes; more sessions of a port that there is need none.
-        limited.forwards(LAN, &query(20003), &query(20003).src(net.wan_vip), "early+1");
+        limited.forwards(
+            LAN,
+            &query(20003),
+            &query(20003).src(net.wan_vip),
+            "early+1",
+        );
         let second = udp((net.host, 20003), (net.server, 54));
         limited.forwards(LAN, &second, &second.clone().src(net.wan_vip), "udp+1");
         let other = query(20009).src(net.neighbor);

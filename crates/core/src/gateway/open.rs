@@ -12,7 +12,8 @@ use crate::packet::{self, Kind};
 use crate::policy::Decision;
 use crate::route::Hop;
 use crate::session::{
-    InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table, Timeouts, Tracker, tcp,
+    InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table, Timeouts, Tracker,
+    tcp,
 };
 
 use super::{Gateway, Packet, Role};
@@ -334,7 +335,10 @@ impl Gateway {
         };
         let found = if Nat::has_mappings(plan.key.protocol) {
             let mut theirs = self.table.of_largest_port_holder(&source);
-            theirs.by_ref().take(SESSIONS_LOOKED_AT).find(|id| self.frees_a_port(*id, pool))
+            theirs
+                .by_ref()
+                .take(SESSIONS_LOOKED_AT)
+                .find(|id| self.frees_a_port(*id, pool))
         } else {
             self.tuple_holder(pool, &plan.key)
         };

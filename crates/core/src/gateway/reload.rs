@@ -110,7 +110,8 @@ impl Gateway {
             self.table.set_timeouts(Timeouts::from(&new.timeouts));
         }
         if old.limits != new.limits {
-            self.table.set_source_limits(super::open::source_limits(new));
+            self.table
+                .set_source_limits(super::open::source_limits(new));
         }
         if old.limits.icmp_errors_per_second != new.limits.icmp_errors_per_second {
             self.budgets = Budgets::new(new.limits.icmp_errors_per_second);

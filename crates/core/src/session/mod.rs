@@ -6,8 +6,8 @@
 pub mod tcp;
 
 mod address_book;
-mod holders;
 mod hash;
+mod holders;
 mod index;
 mod ranking;
 mod room;
@@ -19,8 +19,8 @@ mod tcp_unsure;
 mod timeouts;
 
 pub use address_book::{AddressBook, TranslatedAddr};
-pub use holders::{Holdings, SourceLimits};
 pub use hash::KeyedHash;
+pub use holders::{Holdings, SourceLimits};
 pub use index::Index;
 pub use state::{SessionState, StateCounts};
 pub use sweep::{EXPIRED_PER_SWEEP, SLOTS_PER_SWEEP};

@@ -2,8 +2,8 @@
 
 use std::hint::black_box;
 
-use super::sweep::Sweep;
 use super::holders::Holders;
+use super::sweep::Sweep;
 use super::{
     AddressBook, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts, Timeouts,
 };
