@@ -410,11 +410,15 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::IcmpUnsupported => {
             "Normal: redirects, timestamps and the like are not forwarded."
         }
+        DropReason::EchoLimit => "A flood of pings: 5000 a second are answered.",
         DropReason::TableFull => {
             "`tandemgw sessions` shows who holds the sessions. Raise `max-sessions` (restart), shorten `[timeouts]`, or lower `half-open-per-source`."
         }
         DropReason::HalfOpenLimit => {
-            "A host scans or is infected, or a busy resolver or proxy needs more: find it with `tandemgw sessions state=unreplied` and `state=syn-sent`, then raise `half-open-per-source` if it is legitimate."
+            "Somebody on the link of a port opens sessions from many addresses of its network: find the port with `tandemgw sessions state=unreplied`. A single source above its limit loses its own oldest, and nothing is dropped."
+        }
+        DropReason::SourceLimit => {
+            "A host scans or is infected, or many users are behind one address: raise `sessions-per-source` or `ports-per-source` if it is legitimate."
         }
         DropReason::NatExhausted => {
             "UDP and ICMP: each internal endpoint takes an external port. TCP: one per destination. Add addresses with a `[[nat-pool]]`, widen its `ports`, or shorten `udp` in `[timeouts]`. Also counted if the policy translates but there is no address of the packet's family."

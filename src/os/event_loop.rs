@@ -50,6 +50,8 @@ use ready::Ready;
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
+/// The time after which no more packets of it are read in this turn, whatever they cost.
+const PACKET_TIME: Duration = Duration::from_micros(250);
 /// A packet longer than this is forwarded before the next one is read.
 const LONG_PACKET: usize = 4096;
 /// Frames read from one packet socket in a turn.
@@ -342,6 +344,7 @@ impl Shell {
         } else {
             Gateway::handle_packet
         };
+        let began = clock::now();
         let mut left = PACKET_BUDGET;
         while left > 0 && self.ready.tuns.contains(index) {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
@@ -367,6 +370,9 @@ impl Shell {
                 if written.is_err() {
                     self.gateway.handle_write_failure();
                 }
+            }
+            if left % READ_AHEAD == 0 && clock::now().since(began) >= PACKET_TIME {
+                return;
             }
         }
     }

@@ -407,10 +407,121 @@ fn half_open_sessions_are_limited_by_source() {
         for port in [20000, 20001] {
             lab.forwards(LAN, &query(port), &query(port).src(net.wan_vip), "udp+1");
         }
-        lab.drops(LAN, &query(20002), DropReason::HalfOpenLimit);
-        let answer = query(20000).src(net.wan_vip).answer();
-        lab.forwards(WAN, &answer, &answer.clone().dst(net.host), "");
-        lab.forwards(LAN, &query(20002), &query(20002).src(net.wan_vip), "udp+1");
+        // The oldest goes, and not the newcomer.
+        lab.forwards(
+            LAN,
+            &query(20002),
+            &query(20002).src(net.wan_vip),
+            "early+1",
+        );
+        let answer = |port| query(port).src(net.wan_vip).answer();
+        let inside = |port: u16| answer(port).dst(net.host);
+        lab.forwards(WAN, &answer(20001), &inside(20001), "");
+        lab.forwards(LAN, &query(20003), &query(20003).src(net.wan_vip), "udp+1");
+        // Nor that of another host.
+        let other = query(20004).src(net.neighbor);
+        lab.forwards(LAN, &other, &other.clone().src(net.wan_vip), "udp+1");
+        lab.forwards(
+            LAN,
+            &query(20005),
+            &query(20005).src(net.wan_vip),
+            "early+1",
+        );
+        lab.forwards(WAN, &answer(20003), &inside(20003), "");
+        lab.forwards(WAN, &answer(20004), &other.answer(), "");
+    }
+}
+
+#[test]
+fn a_full_table_of_answered_sessions_takes_from_the_largest_holder() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = |port| udp((net.host, port), (net.server, 53));
+        lab.flood((20000..21024).flat_map(|port| {
+            let answer = query(port).src(net.wan_vip).answer();
+            [(LAN, query(port)), (WAN, answer)]
+        }));
+        // 16 looks at 64 sessions each pass all that were opened lately: none is dispensable.
+        let theirs = |port| udp((net.neighbor, port), (net.server, 53));
+        for port in 30000..30100 {
+            let outside = theirs(port).src(net.wan_vip);
+            lab.forwards(LAN, &theirs(port), &outside, "early+1");
+            lab.forwards(WAN, &outside.answer(), &theirs(port).answer(), "");
+        }
+        assert_eq!(lab.sessions(), 1024);
+        let holders: Vec<_> = lab.gateway.holders().collect();
+        let held = |at: usize| (holders[at].0, holders[at].1.sessions, holders[at].1.ports);
+        assert_eq!(held(0), (net.host, 924, 924));
+        assert_eq!(held(1), (net.neighbor, 100, 100));
+    }
+}
+
+#[test]
+fn external_ports_are_shared() {
+    for net in Net::both() {
+        let mut lab = Lab::of(&CONFIG.replace("max-sessions = 1024", "max-sessions = 8192"));
+        let query = |port| udp((net.host, port), (net.server, 53));
+        let limits = "\n[limits]\nports-per-source = 3\n";
+        let mut limited = Lab::with(limits);
+        for lab in [&mut lab, &mut limited] {
+            lab.flood((20000..20003).flat_map(|port| {
+                let answer = query(port).src(net.wan_vip).answer();
+                [(LAN, query(port)), (WAN, answer)]
+            }));
+        }
+        lab.forwards(LAN, &query(20003), &query(20003).src(net.wan_vip), "udp+1");
+        // The own oldest port goes; more sessions of a port that there is need none.
+        limited.forwards(
+            LAN,
+            &query(20003),
+            &query(20003).src(net.wan_vip),
+            "early+1",
+        );
+        let second = udp((net.host, 20003), (net.server, 54));
+        limited.forwards(LAN, &second, &second.clone().src(net.wan_vip), "udp+1");
+        let other = query(20009).src(net.neighbor);
+        limited.forwards(LAN, &other, &other.clone().src(net.wan_vip), "udp+1");
+    }
+}
+
+#[test]
+fn a_host_that_holds_all_ports_of_a_pool_gives_some() {
+    let mut lab = Lab::of(
+        &CONFIG
+            .replace("max-sessions = 1024", "max-sessions = 4096")
+            .replace(
+                "action = \"accept\"\nnat = true",
+                "action = \"accept\"\nnat-pool = \"few\"",
+            )
+            .replace(
+                "[[forward]]\nname = \"web4\"",
+                "[[nat-pool]]\nname = \"few\"\naddresses = [\"10.77.2.9\", \"fd77:2::9\"]\nports = \"20000-20099\"\n\n[[forward]]\nname = \"web4\"",
+            ),
+    );
+    for net in Net::both() {
+        let query = |port| udp((net.host, port), (net.server, 53));
+        let syn = |port| tcp((net.host, port), (net.server, 443), SYN, 1, 0);
+        lab.flood((20000..20100).flat_map(|port| [(LAN, query(port)), (LAN, syn(port))]));
+        // Without more hosts it is exhausted.
+        for _ in 0..3 {
+            let seen = lab.send(LAN, &query(30000));
+            assert_eq!(seen.verdict, Verdict::Drop(DropReason::NatExhausted));
+        }
+        let mut refused = 0;
+        while lab.send(LAN, &syn(30000)).verdict != Verdict::Drop(DropReason::NatExhausted) {
+            refused += 1;
+            assert!(refused < 10);
+        }
+        for port in 30000..30010 {
+            for theirs in [
+                udp((net.neighbor, port), (net.server, 53)),
+                tcp((net.neighbor, port), (net.server, 443), SYN, 1, 0),
+            ] {
+                // The search comes to its end before somebody has to give.
+                let passed = (0..10).any(|_| lab.send(LAN, &theirs).verdict == Verdict::Forward);
+                assert!(passed, "{port}");
+            }
+        }
     }
 }
 

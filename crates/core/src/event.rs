@@ -185,10 +185,14 @@ drop_reasons! {
     IcmpUnrelated = "icmp-unrelated",
     /// An ICMP message other than echo and errors.
     IcmpUnsupported = "icmp-unsupported",
-    /// The session table is full, and no unreplied session could be dropped early.
+    /// An echo request to a virtual address, beyond the budget for replies.
+    EchoLimit = "echo-limit",
+    /// The session table is full, nobody holds much more than the source, and no unreplied session could be dropped early.
     TableFull = "table-full",
-    /// The source has too many half-open sessions.
+    /// The hosts of an IPv6 network have too many half-open sessions together.
     HalfOpenLimit = "half-open-limit",
+    /// The source has as many sessions, or external ports, as one may have.
+    SourceLimit = "source-limit",
     /// No free port or identifier to translate to.
     NatExhausted = "nat-exhausted",
     /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.

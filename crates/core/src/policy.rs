@@ -377,7 +377,9 @@ pub(crate) mod tests {
             },
             metrics: None,
             limits: Limits {
+                sessions_per_source: 0,
                 half_open_per_source: 0,
+                ports_per_source: None,
                 icmp_errors_per_second: 0,
                 tcp_pickup: false,
             },

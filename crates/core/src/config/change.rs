@@ -186,12 +186,18 @@ impl Change {
 
     fn limits(&mut self, running: &Config, new: &Limits, ha: bool) {
         let Limits {
+            sessions_per_source,
             half_open_per_source,
+            ports_per_source,
             icmp_errors_per_second,
             tcp_pickup,
         } = new;
         let old = running.limits;
         let applied = &mut self.applied;
+        let (key, before) = ("limits.sessions-per-source", old.sessions_per_source);
+        compare(applied, key, &before, sessions_per_source);
+        let (key, before) = ("limits.ports-per-source", old.ports_per_source);
+        compare(applied, key, &before, ports_per_source);
         let key = "limits.half-open-per-source";
         compare(
             applied,

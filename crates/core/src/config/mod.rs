@@ -253,9 +253,14 @@ pub struct Timeouts {
 /// `[limits]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// `half-open-per-source`: sessions of one source (IPv6: of one /64) without an answer yet;
-    /// default 4096, 0 means no limit.
+    /// `sessions-per-source`: sessions of one source; default half of `max-sessions`, 0 means no limit.
+    pub sessions_per_source: u32,
+    /// `half-open-per-source`: those without an answer yet; default a sixteenth of `max-sessions`, 0 means
+    /// no limit.
     pub half_open_per_source: u32,
+    /// `ports-per-source`: external ports of mappings of one source; by default half of those of the pool,
+    /// 0 means no limit.
+    pub ports_per_source: Option<u32>,
     /// `icmp-errors-per-second`: errors that the gateway itself makes; default 1000.
     pub icmp_errors_per_second: u32,
     /// `tcp-pickup`: take up TCP sessions in their middle; default off without `[ha]`.

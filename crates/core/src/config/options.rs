@@ -224,7 +224,9 @@ const OPTIONS: &[OptionDoc] = &[
     time("timeouts", "icmp", S, d(1), s(60), "an ICMP query (RFC 5508, REQ-2)"),
     time("timeouts", "other", S, d(1), s(600), "other protocols"),
 
-    int("limits", "half-open-per-source", 0, 65_535, 4096, "sessions without an answer yet that one source (IPv6: one /64) may have; 0 means no limit"),
+    option("limits", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
+    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), "those of them without an answer yet: above it, the oldest goes; 0 means no limit"),
+    option("limits", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
     int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, "ICMP errors that the gateway itself sends a second"),
     option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), "take up TCP connections in their middle"),
 
@@ -433,7 +435,9 @@ pub(super) mod tests {
         icmp = "5s"
         other = "5s"
         [limits]
+        sessions-per-source = 0
         half-open-per-source = 0
+        ports-per-source = 0
         icmp-errors-per-second = 0
         tcp-pickup = false
         [metrics]

@@ -52,7 +52,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         }
         ha::read(table, node_name.as_ref(), &network)
     });
-    let limits = read_limits(limits, ha.is_some());
+    let limits = read_limits(limits, ha.is_some(), node.max_sessions);
     let metrics = root
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
@@ -131,9 +131,15 @@ fn read_timeouts(mut table: Table<'_>) -> Timeouts {
     timeouts
 }
 
-fn read_limits(mut table: Table<'_>, ha: bool) -> Limits {
+fn read_limits(mut table: Table<'_>, ha: bool, max_sessions: u32) -> Limits {
     let limits = Limits {
-        half_open_per_source: small(table.integer("half-open-per-source")),
+        sessions_per_source: table
+            .optional_integer("sessions-per-source")
+            .map_or((max_sessions / 2).max(4096), small),
+        half_open_per_source: table
+            .optional_integer("half-open-per-source")
+            .map_or((max_sessions / 16).clamp(4096, 65_535), small),
+        ports_per_source: table.optional_integer("ports-per-source").map(small),
         icmp_errors_per_second: small(table.integer("icmp-errors-per-second")),
         tcp_pickup: table.take("tcp-pickup").map_or(ha, |at| at.value),
     };

@@ -11,7 +11,7 @@ use crate::route::Hop;
 use crate::session::{Session, SessionId};
 use crate::time::Time;
 
-use super::open::{Plan, Refused, refusal};
+use super::open::{Plan, Refused, no_room, refusal};
 use super::{Gateway, Packet, Role, SessionView};
 
 /// How literally a packet is to be taken.
@@ -290,13 +290,15 @@ impl Gateway {
         let decided = self.decide(packet, &mut plan, is_primary);
         self.note_plan(packet, &plan, explanation);
         let tracker = decided?;
-        explanation.makes_room = self.table.is_full();
-        if explanation.makes_room && !self.table.has_early_drop_candidate() {
-            return Err(DropReason::TableFull.into());
-        }
+        let source = packet.parsed.key.src;
+        let gives_way = self.table.room(&source).map_err(no_room)?;
+        let port_gives_way = self.ports_yield(&plan, &source)?;
+        explanation.makes_room = gives_way.or(port_gives_way).is_some();
         // What the packet would draw.
         let random = self.random.clone().next();
-        let session = self.draft(packet, &plan, tracker, random)?;
+        let session = self
+            .draft(packet, &plan, tracker, random)
+            .map_err(|_| DropReason::NatExhausted)?;
         if let Some(source) = &mut explanation.source {
             let addr = self.book.resolve(session.nat_src, session.src);
             source.to = Some((addr, session.nat_src_port));

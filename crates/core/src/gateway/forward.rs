@@ -8,6 +8,7 @@ use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use crate::sync::Phase;
 use crate::time::Time;
 
+use super::limiter::Budget;
 use super::{Gateway, Packet, PortState, Role, cluster};
 
 impl Gateway {
@@ -148,8 +149,12 @@ impl Gateway {
         let Some(from) = self.own_address(packet.port, packet.parsed.family) else {
             return;
         };
+        let budget = match problem {
+            Problem::TooBig { .. } => Budget::KeepsAlive,
+            _ => Budget::Refusals,
+        };
         if let Some(error) = build::icmp_error(problem, from, packet.bytes, &packet.parsed) {
-            self.send_answer(packet, error);
+            self.send_answer(packet, error, budget);
         }
     }
 
@@ -159,12 +164,13 @@ impl Gateway {
             return self.answer_error(packet, problem);
         }
         if let Some(reset) = build::tcp_reset(&packet.parsed) {
-            self.send_answer(packet, reset);
+            self.send_answer(packet, reset, Budget::Refusals);
         }
     }
 
-    fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>) {
-        if self.speaks_on(packet.port, packet.parsed.family) && self.icmp_limiter.allow(packet.now)
+    fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>, budget: Budget) {
+        if self.speaks_on(packet.port, packet.parsed.family)
+            && self.budgets.allow(budget, packet.now)
         {
             self.send_packet(packet.now, packet.port, answer);
         }

@@ -5,8 +5,37 @@ use crate::time::Time;
 
 const NANOS: u64 = 1_000_000_000;
 
+/// What an answer is for. Each has tokens of its own, so that junk can't use up those of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// Errors that keep working connections alive: "packet too big".
+    KeepsAlive,
+    /// All that tells of a refusal.
+    Refusals,
+    /// Echo replies.
+    Echo,
+}
+
+/// Echo replies a second: more than a person or a monitor asks for.
+const ECHO_REPLIES_PER_SECOND: u32 = 5000;
+
+/// A limiter for each budget.
+pub struct Budgets([Limiter; 3]);
+
+impl Budgets {
+    /// With `errors` errors a second of each sort.
+    pub fn new(errors: u32) -> Budgets {
+        Budgets([errors, errors, ECHO_REPLIES_PER_SECOND].map(Limiter::new))
+    }
+
+    /// Whether one more answer may be sent at `now`.
+    pub fn allow(&mut self, budget: Budget, now: Time) -> bool {
+        self.0[budget as usize].allow(now)
+    }
+}
+
 /// Lets through a number of events a second, in bursts of up to a tenth of a second's worth.
-pub struct Limiter {
+struct Limiter {
     per_second: u64,
     /// Tokens, each worth `NANOS`, so that refilling needs no division.
     credit: u64,
@@ -14,7 +43,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    pub fn new(per_second: u32) -> Limiter {
+    fn new(per_second: u32) -> Limiter {
         let per_second = u64::from(per_second);
         Limiter {
             per_second,
@@ -28,7 +57,7 @@ impl Limiter {
     }
 
     /// Whether one more event may happen at `now`.
-    pub fn allow(&mut self, now: Time) -> bool {
+    fn allow(&mut self, now: Time) -> bool {
         let passed = now.since(self.refilled).as_nanos().min(u128::from(NANOS)) as u64;
         self.refilled = now;
         self.credit = (self.credit + passed * self.per_second).min(Self::burst(self.per_second));
@@ -55,6 +84,17 @@ mod tests {
             allowed += (0..10).filter(|_| limiter.allow(now)).count();
         }
         assert!((100..=110).contains(&allowed), "{allowed}");
+    }
+
+    #[test]
+    fn budgets_are_apart() {
+        let mut budgets = Budgets::new(100);
+        let now = Time::from_nanos(1);
+        while budgets.allow(Budget::Refusals, now) {}
+        assert!(budgets.allow(Budget::KeepsAlive, now));
+        let replies = (0..10_000).filter(|_| budgets.allow(Budget::Echo, now));
+        assert_eq!(replies.count(), 500);
+        assert!(budgets.allow(Budget::KeepsAlive, now));
     }
 
     #[test]

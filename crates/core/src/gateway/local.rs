@@ -9,12 +9,16 @@ use crate::packet::neighbor::{self, Neighbor};
 use crate::packet::{self, Kind};
 use crate::time::Time;
 
+use super::limiter::Budget;
 use super::{Gateway, Packet};
 
 impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
     pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
         match self.judge_local(&packet, |group| self.is_primary(group)) {
+            Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
+                Verdict::Drop(DropReason::EchoLimit)
+            }
             Ok(reply) => {
                 self.send_packet(packet.now, packet.port, reply);
                 Verdict::Consumed

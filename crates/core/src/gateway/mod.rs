@@ -47,11 +47,11 @@ use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
 use crate::route::Fib;
-use crate::session::{AddressBook, SessionFlags, SessionId, Table, Timeouts};
+use crate::session::{AddressBook, Holdings, SessionFlags, SessionId, Table};
 use crate::time::{Tick, Time};
 
 use announce::Announcer;
-use limiter::Limiter;
+use limiter::Budgets;
 use neighbors::Neighbors;
 use policy_usage::PolicyUsages;
 use random::Random;
@@ -148,7 +148,7 @@ pub struct Gateway {
     kernel_addresses: own::KernelAddresses,
     announcer: Announcer,
     neighbors: Neighbors,
-    icmp_limiter: Limiter,
+    budgets: Budgets,
     random: Random,
     counters: Counters,
     revalidation: revalidate::Revalidation,
@@ -178,6 +178,7 @@ impl Gateway {
         };
         let ruleset = Ruleset::new(&config);
         let nat = Nat::new(&config, &mut book, &random.key());
+        let table = open::new_table(&config, &random.key());
         Gateway {
             addresses: local::addresses(&config, &nat),
             kernel_addresses: own::KernelAddresses::default(),
@@ -191,16 +192,11 @@ impl Gateway {
             ruleset: Arc::new(ruleset),
             nat,
             book,
-            table: Table::new(
-                config.node.max_sessions,
-                &random.key(),
-                Timeouts::from(&config.timeouts),
-                config.limits.half_open_per_source,
-            ),
+            table,
             fragments: Fragments::new(&random.key()),
             announcer: Announcer::new(&config),
             neighbors: Neighbors::default(),
-            icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
+            budgets: Budgets::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
@@ -392,6 +388,12 @@ impl Gateway {
         self.policy_usages.note_end(session);
         self.nat.release(&mut self.table, id);
         self.table.remove(id, &self.book);
+    }
+
+    /// A source address of each host that has sessions, and what it holds: those with the most sessions
+    /// first, to an eighth. Hosts whose addresses share a place under the keyed hash are counted together.
+    pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
+        self.table.holders()
     }
 
     fn count_drop(&mut self, reason: DropReason) {

@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 
-use crate::config::{self, Action};
+use crate::config::{self, Action, Config};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::log_limit::SESSION_TARGET;
-use crate::nat::{Destination, Nat, PoolId};
+use crate::nat::{Destination, Nat, NatExhausted, PoolId};
 use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
 use crate::policy::Decision;
 use crate::route::Hop;
-use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, tcp};
+use crate::session::{
+    InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table, Timeouts, Tracker,
+    tcp,
+};
 
 use super::{Gateway, Packet, Role};
 
@@ -96,14 +99,22 @@ impl Gateway {
             self.policy_usages.hit(decision.policy, packet.now);
         }
         let tracker = decided?;
-        if self.table.is_full() && !self.drop_early(packet) {
-            return Err(DropReason::TableFull.into());
-        }
+        self.make_room(packet, &plan)?;
         let random = match plan.source {
             Some(_) => self.random.next(),
             None => 0,
         };
-        let session = self.draft(packet, &plan, tracker, random)?;
+        let session = match self.draft(packet, &plan, tracker.clone(), random) {
+            Ok(session) => session,
+            Err(exhausted) => {
+                self.nat.note_exhausted(&exhausted);
+                if !exhausted.is_certain() || !self.free_a_port(packet, &plan) {
+                    return Err(DropReason::NatExhausted.into());
+                }
+                self.draft(packet, &plan, tracker, random)
+                    .map_err(|_| DropReason::NatExhausted)?
+            }
+        };
         Ok(self.insert(packet, session)?)
     }
 
@@ -222,7 +233,7 @@ impl Gateway {
         plan: &Plan,
         tracker: Tracker,
         random: u64,
-    ) -> Result<Session, DropReason> {
+    ) -> Result<Session, NatExhausted> {
         let mut session = Session::new(&packet.parsed.key, packet.now.tick());
         session.tracker = tracker;
         session.in_port = packet.port;
@@ -243,10 +254,9 @@ impl Gateway {
             session.nat_dst_port = destination.port;
         }
         if let Some(pool) = plan.source {
-            let source = self
-                .nat
-                .allocate_source(&self.table, &self.book, pool, &plan.key, random)
-                .map_err(|_| DropReason::NatExhausted)?;
+            let source =
+                self.nat
+                    .allocate_source(&self.table, &self.book, pool, &plan.key, random)?;
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
         }
         Ok(session)
@@ -269,13 +279,93 @@ impl Gateway {
         self.policy(policy).is_some_and(|policy| policy.log)
     }
 
-    fn drop_early(&mut self, packet: &Packet<'_>) -> bool {
-        let candidate = self.table.early_drop_candidate();
-        if let Some(id) = candidate {
-            self.counters.dropped_early += 1;
-            self.end_session(packet.now, id, "early-drop");
+    /// Ends the session that has to give way to a new one of this source, if one has. Before anything is
+    /// searched: a source above its limits costs no more than a look at them.
+    fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
+        let source = packet.parsed.key.src;
+        if let Some(id) = self.table.make_room(&source).map_err(no_room)? {
+            self.give_way(packet, id);
         }
-        candidate.is_some()
+        match self.ports_yield(plan, &source)? {
+            Some(id) => self.give_way(packet, id),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The session of a source that has as many external ports as it may that gives way to a new one.
+    pub(super) fn ports_yield(
+        &self,
+        plan: &Plan,
+        source: &Addr,
+    ) -> Result<Option<SessionId>, DropReason> {
+        let Some(pool) = plan.source.filter(|_| Nat::has_mappings(plan.key.protocol)) else {
+            return Ok(None);
+        };
+        let limit = match self.config.limits.ports_per_source {
+            Some(limit) => limit,
+            None => (self.nat.pool_ports(pool) / 2).max(LEAST_PORTS),
+        };
+        if limit == 0
+            || self.table.holdings(source).ports < limit
+            || self.nat.has_mapping(&self.table, pool, &plan.key)
+        {
+            return Ok(None);
+        }
+        let mut own = self.table.of_source(source).take(SESSIONS_LOOKED_AT);
+        own.find(|id| self.frees_a_port(*id, pool))
+            .ok_or(DropReason::SourceLimit)
+            .map(Some)
+    }
+
+    /// Whether the end of a session may free a port of `pool`, and nobody waits for its answer.
+    fn frees_a_port(&self, id: SessionId, pool: PoolId) -> bool {
+        self.table.get(id).is_some_and(|session| {
+            matches!(session.tracker, Tracker::Mapped(_))
+                && self.nat.is_in_pool(pool, session.nat_src)
+        })
+    }
+
+    /// Where all ports are taken: ends a session of whoever has the most, if that is somebody else.
+    fn free_a_port(&mut self, packet: &Packet<'_>, plan: &Plan) -> bool {
+        let source = packet.parsed.key.src;
+        let Some(pool) = plan.source else {
+            return false;
+        };
+        let found = if Nat::has_mappings(plan.key.protocol) {
+            let mut theirs = self.table.of_largest_port_holder(&source);
+            theirs
+                .by_ref()
+                .take(SESSIONS_LOOKED_AT)
+                .find(|id| self.frees_a_port(*id, pool))
+        } else {
+            self.tuple_holder(pool, &plan.key)
+        };
+        if let Some(id) = found {
+            self.give_way(packet, id);
+        }
+        found.is_some()
+    }
+
+    /// All ports towards a destination are taken: of some at random, the session of the source that holds
+    /// the most sessions, if it holds more than this one.
+    fn tuple_holder(&mut self, pool: PoolId, key: &FlowKey) -> Option<SessionId> {
+        let random = self.random.next();
+        let own = self.table.holdings(&key.src).sessions;
+        let holders = self.nat.sample(&self.table, &self.book, pool, key, random);
+        let weigh = |id: SessionId| {
+            let session = self.table.get(id)?;
+            let sessions = self.table.holdings(&session.src).sessions;
+            let is_more = sessions > own + own / 7 + 1;
+            is_more.then_some(((sessions, session.is_dispensable()), id))
+        };
+        let most = holders.into_iter().flatten().filter_map(weigh);
+        most.max_by_key(|(weight, _)| *weight).map(|(_, id)| id)
+    }
+
+    fn give_way(&mut self, packet: &Packet<'_>, id: SessionId) {
+        self.counters.dropped_early += 1;
+        self.end_session(packet.now, id, "early-drop");
     }
 
     /// The group that a session moves with: that of the address it is translated to, or of the port
@@ -336,6 +426,43 @@ pub(super) fn refusal(error: InsertError) -> DropReason {
     match error {
         InsertError::Conflict(_) => DropReason::NatExhausted,
         InsertError::Full => DropReason::TableFull,
-        InsertError::HalfOpenLimit => DropReason::HalfOpenLimit,
     }
 }
+
+/// What it means for the packet that there is no room for its session.
+pub(super) fn no_room(why: NoRoom) -> DropReason {
+    match why {
+        NoRoom::Full => DropReason::TableFull,
+        NoRoom::SourceLimit => DropReason::SourceLimit,
+        NoRoom::HalfOpenLimit => DropReason::HalfOpenLimit,
+    }
+}
+
+/// How much a source may have. Of external ports, the limit depends on the pool.
+pub(super) fn source_limits(config: &Config) -> SourceLimits {
+    SourceLimits {
+        sessions: config.limits.sessions_per_source,
+        half_open: config.limits.half_open_per_source,
+    }
+}
+
+/// The table of sessions that `config` asks for.
+pub(super) fn new_table(config: &Config, key: &[u8; 16]) -> Table {
+    let timeouts = Timeouts::from(&config.timeouts);
+    let limits = source_limits(config);
+    let mut table = Table::new(config.node.max_sessions, key, timeouts, limits.half_open);
+    table.set_source_limits(limits);
+    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
+    for address in addresses {
+        if let ipnet::IpNet::V6(network) = address.network {
+            table.count_by_address(&network);
+        }
+    }
+    table
+}
+
+/// External ports that one source may have at least, if nothing is configured.
+const LEAST_PORTS: u32 = 1024;
+
+/// Sessions of one source that are looked at for one that gives way.
+const SESSIONS_LOOKED_AT: usize = 16;

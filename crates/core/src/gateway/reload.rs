@@ -11,7 +11,7 @@ use crate::policy::Ruleset;
 use crate::session::Timeouts;
 use crate::time::Time;
 
-use super::limiter::Limiter;
+use super::limiter::Budgets;
 use super::prepare::{Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
 use super::{Gateway, local};
@@ -109,12 +109,12 @@ impl Gateway {
         if old.timeouts != new.timeouts {
             self.table.set_timeouts(Timeouts::from(&new.timeouts));
         }
-        if old.limits.half_open_per_source != new.limits.half_open_per_source {
-            let limit = new.limits.half_open_per_source;
-            self.table.set_half_open_limit(limit);
+        if old.limits != new.limits {
+            self.table
+                .set_source_limits(super::open::source_limits(new));
         }
         if old.limits.icmp_errors_per_second != new.limits.icmp_errors_per_second {
-            self.icmp_limiter = Limiter::new(new.limits.icmp_errors_per_second);
+            self.budgets = Budgets::new(new.limits.icmp_errors_per_second);
         }
         self.announcer.reconfigure(&self.config);
         if let Some(ruleset) = ruleset {

@@ -51,7 +51,7 @@ metrics! {
     SESSIONS_OPENED = Counter "tandemgw_sessions_opened_total" []
         "Sessions opened by a packet on this unit; those of peers are not counted.";
     SESSIONS_DROPPED_EARLY = Counter "tandemgw_sessions_dropped_early_total" []
-        "Unanswered sessions that were ended because the table was full.";
+        "Sessions that were ended to make room: in a full table or pool, or above a limit of their source.";
     SESSIONS_CLEARED = Counter "tandemgw_sessions_cleared_total" []
         "Sessions that were ended because a change of routes or policies forbids them.";
 

@@ -14,10 +14,12 @@
 //! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in a
 //! firewall, and each packet let in then has a session that a policy accepted and peers know.
 
+mod crowded;
 mod forwards;
 mod mappings;
 mod pool;
 mod port_set;
+mod search;
 
 use std::collections::BTreeMap;
 
@@ -26,21 +28,21 @@ pub use pool::PoolId;
 
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
-use crate::random::SplitMix64;
-use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
+use crate::session::{AddressBook, KeyedHash, Session, SessionId, Table, Tracker, TranslatedAddr};
+use crowded::{Crowded, Progress, Scope};
 use forwards::Forwards;
 use mappings::{Endpoint, Mappings};
 use pool::{External, Pool, Pools, Taken};
-
-/// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all
-/// but one session in 1000 where 95 % of the ports towards a destination are in use.
-const RANDOM_ATTEMPTS: u32 = 128;
-
-/// Ports tried for one session, over all addresses: each is a lookup, together some 100 µs.
-const MAX_ATTEMPTS: u32 = 2048;
+use search::{Request, Search};
 
 /// Addresses of a pool tried for one session.
 const MAX_ADDRESSES: usize = 64;
+
+/// Sessions in [`Nat::sample`].
+const SAMPLES: usize = 8;
+
+/// Addresses of these in which a port is looked for, since it is not known that there is none.
+const SEARCHED_ADDRESSES: usize = 4;
 
 /// What a source is translated to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +55,13 @@ pub struct Source {
 
 /// There is no external port left that would tell the session from others, or none was found in
 /// bounded time, or the pool has no address of the family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NatExhausted;
+///
+/// Holds how far the search has come: see [`Nat::note_exhausted`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatExhausted {
+    progress: [Option<(Scope, Progress)>; SEARCHED_ADDRESSES],
+    is_certain: bool,
+}
 
 /// The translator.
 ///
@@ -76,11 +83,19 @@ pub struct Nat {
     /// How many owners too many a port has; it is free after the last one. Two units that were primary
     /// at once may have given a port to different endpoints, and a peer may use that of a forward.
     shared: BTreeMap<Place, u32>,
+    crowded: Crowded,
 }
 
 /// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
 /// further one does not keep its port from others if a later configuration has that address in a pool.
 const MAX_STRANGERS: usize = 4096;
+
+impl NatExhausted {
+    /// Whether it is known that all ports are taken.
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
+    }
+}
 
 impl Nat {
     /// The translator of `config`, with no mappings. `key` is random and secret.
@@ -92,6 +107,7 @@ impl Nat {
             mappings: Mappings::new(config.node.max_sessions, KeyedHash::new(key)),
             strangers: BTreeMap::new(),
             shared: BTreeMap::new(),
+            crowded: Crowded::new(key),
         };
         for place in nat.forward_ends(book) {
             nat.take_port(place);
@@ -114,6 +130,7 @@ impl Nat {
             self.take_port(place);
         }
         self.groups = pool::groups(config);
+        self.crowded.clear();
     }
 
     /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is for
@@ -170,7 +187,8 @@ impl Nat {
         key: &FlowKey,
         random: u64,
     ) -> Result<Source, NatExhausted> {
-        let pool = self.pools.get(pool).ok_or(NatExhausted)?;
+        let mut exhausted = NatExhausted::default();
+        let pool = self.pools.get(pool).ok_or(exhausted)?;
         if is_mapped(key.protocol)
             && let Some((external, port)) = self.mapped_source(table, pool, key)
         {
@@ -185,30 +203,100 @@ impl Nat {
                 addr: external.translated,
                 port,
             };
-            return request
-                .tells_apart(port)
-                .then_some(source)
-                .ok_or(NatExhausted);
+            return request.tells_apart(port).then_some(source).ok_or(exhausted);
         }
-        let mut search = Search {
-            random: SplitMix64(random),
-            attempts: MAX_ATTEMPTS,
-        };
+        let mut search = Search::new(random);
+        let mut notes = exhausted.progress.iter_mut();
+        let (mut any_full, mut all_full) = (false, true);
         for external in self.pools.addresses_for(pool, &key.src).take(MAX_ADDRESSES) {
+            let scope = Scope::new(external.translated, key, pool.range);
+            let before = self.crowded.progress(&scope);
+            if before.is_some_and(|progress| progress.seen >= pool.size()) {
+                any_full = true;
+                continue;
+            }
+            let Some(note) = notes.next() else {
+                all_full = false;
+                break;
+            };
             let request = Request {
                 table,
                 book,
                 key,
                 external,
             };
-            if let Some(port) = search.port(&request, pool) {
-                return Ok(Source {
-                    addr: external.translated,
-                    port,
-                });
+            match search.port(&request, pool, before) {
+                Ok(port) => {
+                    return Ok(Source {
+                        addr: external.translated,
+                        port,
+                    });
+                }
+                Err(progress) => {
+                    any_full |= progress.seen >= pool.size();
+                    all_full &= progress.seen >= pool.size();
+                    *note = Some((scope, progress));
+                }
             }
         }
-        Err(NatExhausted)
+        exhausted.is_certain = any_full && all_full;
+        Err(exhausted)
+    }
+
+    /// Whether sessions of `protocol` take an external port whatever their destination.
+    pub fn has_mappings(protocol: Protocol) -> bool {
+        is_mapped(protocol)
+    }
+
+    /// Whether the source of `key` has an external port in a pool already.
+    pub fn has_mapping(&self, table: &Table, pool: PoolId, key: &FlowKey) -> bool {
+        let pool = self.pools.get(pool);
+        pool.is_some_and(|pool| self.mapped_source(table, pool, key).is_some())
+    }
+
+    /// Whether an external address is one of a pool.
+    pub fn is_in_pool(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
+        self.pools.contains(pool, addr)
+    }
+
+    /// How many external ports a pool has for one protocol, of the family that has more.
+    pub fn pool_ports(&self, pool: PoolId) -> u32 {
+        self.pools.get(pool).map_or(0, Pool::ports)
+    }
+
+    /// Of the sessions that take the ports that one with `key` could have, some at random.
+    pub fn sample(
+        &self,
+        table: &Table,
+        book: &AddressBook,
+        pool: PoolId,
+        key: &FlowKey,
+        random: u64,
+    ) -> [Option<SessionId>; SAMPLES] {
+        let pool = self.pools.get(pool);
+        let preferred = pool.and_then(|pool| {
+            let external = self.pools.addresses_for(pool, &key.src).next()?;
+            Some((pool, external))
+        });
+        let mut search = Search::new(random);
+        std::array::from_fn(|_| {
+            let (pool, external) = preferred?;
+            let request = Request {
+                table,
+                book,
+                key,
+                external,
+            };
+            search.holder(&request, pool)
+        })
+    }
+
+    /// Remembers how far a search has come that found nothing, so that the next one does not begin from
+    /// the start. It holds until a port becomes free.
+    pub fn note_exhausted(&mut self, exhausted: &NatExhausted) {
+        for (scope, progress) in exhausted.progress.iter().flatten() {
+            self.crowded.note(scope, *progress);
+        }
     }
 
     /// Makes a session that was inserted part of its mapping, which comes into being with its first
@@ -222,6 +310,7 @@ impl Nat {
         }
         let mapping = mappings::mapping_of(session);
         if self.mappings.add(table, id, &mapping) {
+            table.note_port(&mapping.endpoint.src);
             self.pools.note_mapping(&mapping.endpoint);
             self.take_port(mapping.place());
         }
@@ -234,10 +323,14 @@ impl Nat {
             return;
         };
         let Tracker::Mapped(links) = session.tracker else {
+            if session.nat_src != TranslatedAddr::SAME {
+                self.note_freed(&session.clone());
+            }
             return;
         };
         let mapping = mappings::mapping_of(session);
         if self.mappings.remove(table, id, &mapping.endpoint, links) {
+            table.forget_port(&mapping.endpoint.src);
             self.free_port(mapping.place());
         }
     }
@@ -326,6 +419,26 @@ impl Nat {
         ends
     }
 
+    /// A session has gone whose external port nothing else keeps.
+    fn note_freed(&mut self, session: &Session) {
+        if session.nat_dst != TranslatedAddr::SAME {
+            // A hairpin: rare, and what it leads to is not at hand.
+            self.crowded.clear();
+            return;
+        }
+        let key = FlowKey {
+            src: session.src,
+            dst: session.dst,
+            src_port: session.src_port,
+            dst_port: session.dst_port,
+            protocol: session.protocol,
+        };
+        for range in self.pools.ranges_of(session.nat_src) {
+            let scope = Scope::new(session.nat_src, &key, range);
+            self.crowded.freed(&scope, session.nat_src_port);
+        }
+    }
+
     fn take_port(&mut self, place @ (addr, protocol, port): Place) {
         let taken = match self.pools.index_of(addr) {
             Some(index) => &mut self.pools.externals[index].taken,
@@ -351,6 +464,10 @@ impl Nat {
                 return;
             }
             None => {}
+        }
+        for range in self.pools.ranges_of(addr) {
+            let scope = Scope::of_mappings(addr, Protocol(protocol), range);
+            self.crowded.freed(&scope, port);
         }
         if let Some(index) = self.pools.index_of(addr) {
             self.pools.externals[index]
@@ -380,109 +497,6 @@ fn is_mapped(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::UDP | Protocol::ICMP)
 }
 
-/// A session that wants a port of an external address.
-struct Request<'a> {
-    table: &'a Table,
-    book: &'a AddressBook,
-    key: &'a FlowKey,
-    external: &'a External,
-}
-
-impl Request<'_> {
-    /// Whether answers to `port` would be told from packets of all other sessions.
-    fn tells_apart(&self, port: u16) -> bool {
-        let outgoing = FlowKey {
-            src: self.external.addr,
-            src_port: port,
-            ..*self.key
-        };
-        !self.table.contains_key(&outgoing.reply(), self.book)
-    }
-
-    fn is_taken(&self, port: u16) -> bool {
-        self.external.taken.contains(self.key.protocol, port)
-    }
-}
-
-/// The search for a port, over the addresses of a pool.
-struct Search {
-    random: SplitMix64,
-    /// Lookups that are left.
-    attempts: u32,
-}
-
-impl Search {
-    fn port(&mut self, request: &Request<'_>, pool: &Pool) -> Option<u16> {
-        let wanted = request.key.src_port;
-        if !request.key.protocol.has_ports() {
-            return self.try_port(request, wanted);
-        }
-        if pool.allows(wanted)
-            && let Some(port) = self.try_port(request, wanted)
-        {
-            return Some(port);
-        }
-        if is_mapped(request.key.protocol) {
-            self.unowned_port(request, pool.range)
-        } else {
-            self.distinct_port(request, pool.range)
-        }
-    }
-
-    /// A port that belongs to no mapping: the first one from a random place on.
-    fn unowned_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
-        let start = random_port(&mut self.random, first, last);
-        for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
-            while let Some(port) = request
-                .external
-                .taken
-                .next_free(request.key.protocol, from, to)
-            {
-                if self.try_port(request, port).is_some() {
-                    return Some(port);
-                }
-                // Rare: a session without a mapping has the same destination.
-                let Some(next) = port.checked_add(1).filter(|_| self.attempts > 0) else {
-                    break;
-                };
-                from = next;
-            }
-        }
-        None
-    }
-
-    /// A port that tells the session from others with the same destination: some at random, then
-    /// one after the other.
-    fn distinct_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
-        for _ in 0..RANDOM_ATTEMPTS {
-            let port = random_port(&mut self.random, first, last);
-            if let Some(port) = self.try_port(request, port) {
-                return Some(port);
-            }
-        }
-        let start = random_port(&mut self.random, first, last);
-        for port in (start..=last).chain(first..start) {
-            if self.attempts == 0 {
-                return None;
-            }
-            if let Some(port) = self.try_port(request, port) {
-                return Some(port);
-            }
-        }
-        None
-    }
-
-    fn try_port(&mut self, request: &Request<'_>, port: u16) -> Option<u16> {
-        self.attempts = self.attempts.checked_sub(1)?;
-        (!request.is_taken(port) && request.tells_apart(port)).then_some(port)
-    }
-}
-
-/// A port from `first` to `last`.
-fn random_port(random: &mut SplitMix64, first: u16, last: u16) -> u16 {
-    first + random.below(usize::from(last.saturating_sub(first)) + 1) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -492,6 +506,7 @@ mod tests {
     use super::*;
     use crate::config::{Forward, NatPool, VirtualAddress};
     use crate::flow::Direction;
+    use crate::random::SplitMix64;
     use crate::session::{Session, Timeouts};
     use crate::time::Tick;
 
@@ -584,8 +599,13 @@ mod tests {
             let pool = self.nat.pool(nat, WAN).unwrap();
             let random = self.random.next();
             let (table, book) = (&self.table, &self.book);
-            let source = self.nat.allocate_source(table, book, pool, key, random)?;
-            Ok(self.install(key, source))
+            match self.nat.allocate_source(table, book, pool, key, random) {
+                Ok(source) => Ok(self.install(key, source)),
+                Err(exhausted) => {
+                    self.nat.note_exhausted(&exhausted);
+                    Err(exhausted)
+                }
+            }
         }
 
         fn install(&mut self, key: &FlowKey, source: Source) -> SessionId {
@@ -658,7 +678,7 @@ mod tests {
         assert_eq!(gateway.external(id), (WAN_VIP6, 5000));
         assert_eq!(
             gateway.open(POOL, &key),
-            Err(NatExhausted),
+            Err(NatExhausted::default()),
             "the pool has no such address"
         );
     }
@@ -712,14 +732,17 @@ mod tests {
             let mut used = BTreeSet::new();
             let mut ids = Vec::new();
             for n in 0..600 {
-                let id = gateway
-                    .open(POOL, &key(protocol, host(n as u8), 3000 + n, 53))
-                    .unwrap();
+                // TCP repeats a SYN, and the search goes on where it was.
+                let key = key(protocol, host(n as u8), 3000 + n, 53);
+                let id = (0..20).find_map(|_| gateway.open(POOL, &key).ok()).unwrap();
                 assert!(used.insert(gateway.external(id)));
                 ids.push(id);
             }
             let one_more = key(protocol, host(1), 9999, 53);
-            assert_eq!(gateway.open(POOL, &one_more), Err(NatExhausted));
+            assert!((0..20).all(|_| gateway.open(POOL, &one_more).is_err()));
+            // What is known to be exhausted is not searched.
+            let known = gateway.open(POOL, &one_more).unwrap_err();
+            assert!(known.is_certain() && known.progress == [None; SEARCHED_ADDRESSES]);
             gateway.check();
             let freed = gateway.external(ids[300]);
             gateway.close(ids[300]);
@@ -752,10 +775,7 @@ mod tests {
         let a = gateway.open(POOL, &key(GRE, host(1), 0, 0)).unwrap();
         let b = gateway.open(POOL, &key(GRE, host(2), 0, 0)).unwrap();
         assert_ne!(gateway.external(a), gateway.external(b));
-        assert_eq!(
-            gateway.open(POOL, &key(GRE, host(3), 0, 0)),
-            Err(NatExhausted)
-        );
+        assert!(gateway.open(POOL, &key(GRE, host(3), 0, 0)).is_err());
         gateway.close(a);
         assert!(gateway.open(POOL, &key(GRE, host(3), 0, 0)).is_ok());
     }

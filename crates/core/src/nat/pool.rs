@@ -194,6 +194,25 @@ impl Pools {
         (used, addresses().count() as u64 * each)
     }
 
+    /// Whether an address is in a pool.
+    pub(super) fn contains(&self, id: PoolId, addr: TranslatedAddr) -> bool {
+        let external = self.index_of(addr).map(|index| &self.externals[index]);
+        let mut memberships = external.into_iter().flat_map(|it| &it.memberships);
+        memberships.any(|(pool, _)| *pool == usize::from(id.0))
+    }
+
+    /// The ports of the pools that an address is in.
+    pub(super) fn ranges_of(
+        &self,
+        translated: TranslatedAddr,
+    ) -> impl Iterator<Item = (u16, u16)> + use<'_> {
+        let external = self
+            .index_of(translated)
+            .map(|index| &self.externals[index]);
+        let memberships = external.into_iter().flat_map(|it| &it.memberships);
+        memberships.filter_map(|(pool, _)| Some(self.pools.get(*pool)?.range))
+    }
+
     pub(super) fn index_of(&self, translated: TranslatedAddr) -> Option<usize> {
         self.by_translated.get(&translated).copied()
     }
@@ -240,6 +259,17 @@ impl Pools {
 }
 
 impl Pool {
+    /// How many ports all addresses have, of the family that has more.
+    pub(super) fn ports(&self) -> u32 {
+        let most = self.addresses.iter().map(Vec::len).max().unwrap_or(0);
+        (most as u32).saturating_mul(self.size())
+    }
+
+    /// How many ports each address has.
+    pub(super) fn size(&self) -> u32 {
+        u32::from(self.range.1.saturating_sub(self.range.0)) + 1
+    }
+
     fn list(&self, family: Family) -> &[usize] {
         &self.addresses[family as usize]
     }

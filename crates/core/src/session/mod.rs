@@ -6,9 +6,11 @@
 pub mod tcp;
 
 mod address_book;
-mod half_open;
 mod hash;
+mod holders;
 mod index;
+mod ranking;
+mod room;
 mod state;
 mod sweep;
 mod table;
@@ -17,12 +19,12 @@ mod tcp_unsure;
 mod timeouts;
 
 pub use address_book::{AddressBook, TranslatedAddr};
-pub use half_open::HalfOpen;
 pub use hash::KeyedHash;
+pub use holders::{Holdings, SourceLimits};
 pub use index::Index;
 pub use state::{SessionState, StateCounts};
 pub use sweep::{EXPIRED_PER_SWEEP, SLOTS_PER_SWEEP};
-pub use table::{InsertError, SessionCounts, SessionId, Table};
+pub use table::{InsertError, NoRoom, SessionCounts, SessionId, Table};
 pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
@@ -151,6 +153,11 @@ impl Session {
             Tracker::Tcp(tcp) => !tcp.is_alive() || tcp.is_one_sided(),
             _ => !self.flags.contains(SessionFlags::REPLIED),
         }
+    }
+
+    /// Whether it is a TCP connection that is alive.
+    pub fn is_connection(&self) -> bool {
+        matches!(&self.tracker, Tracker::Tcp(tcp) if tcp.is_alive())
     }
 
     /// Whether it is past its opening, and no longer counts as half open.

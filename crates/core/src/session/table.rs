@@ -2,10 +2,10 @@
 
 use std::hint::black_box;
 
+use super::holders::Holders;
 use super::sweep::Sweep;
 use super::{
-    AddressBook, HalfOpen, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts,
-    Timeouts,
+    AddressBook, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts, Timeouts,
 };
 use crate::flow::{Direction, FlowKey, Protocol};
 use crate::time::Tick;
@@ -21,9 +21,18 @@ pub struct SessionId(pub u32);
 pub enum InsertError {
     /// Packets of one of its directions already belong to this session.
     Conflict(SessionId),
-    /// The table is full: see [`Table::early_drop_candidate`].
+    /// The table is full: see [`Table::make_room`].
     Full,
-    /// It is marked [`SessionFlags::HALF_OPEN`], and its source has too many of these.
+}
+
+/// Why there is no room for a session of a source, and no other session has to give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The table is full, and no source has so much more than this one that it must give.
+    Full,
+    /// The source has as many sessions as one may have, and all are in use.
+    SourceLimit,
+    /// The hosts of its /64 have too many half-open sessions.
     HalfOpenLimit,
 }
 
@@ -60,8 +69,8 @@ pub struct Table {
     capacity: u32,
     counts: SessionCounts,
     states: StateCounts,
-    recent: Recent,
-    half_open: HalfOpen,
+    pub(super) recent: Recent,
+    pub(super) holders: Holders,
 }
 
 #[derive(Debug)]
@@ -103,7 +112,7 @@ impl Table {
             counts: SessionCounts::default(),
             states: StateCounts::default(),
             recent: Recent::default(),
-            half_open: HalfOpen::new(half_open_per_source, hash),
+            holders: Holders::new(capacity, hash, half_open_per_source),
         }
     }
 
@@ -162,13 +171,12 @@ impl Table {
         if self.is_full() {
             return Err(InsertError::Full);
         }
-        if session.flags.contains(SessionFlags::HALF_OPEN) && !self.half_open.try_add(&session.src)
-        {
-            return Err(InsertError::HalfOpenLimit);
-        }
         *self.count(session.protocol) += 1;
         self.states.add(SessionState::of(&session));
         let id = self.occupy(session);
+        if let Some(Slot::Used(session)) = self.slots.get(id.0 as usize) {
+            self.holders.add(id, session);
+        }
         for (hash, _, direction) in keys.iter().flatten() {
             let inserted = self.index.insert(*hash, payload(id, *direction));
             debug_assert!(inserted, "the index has room for two entries a slot");
@@ -185,9 +193,6 @@ impl Table {
     pub fn check_insert(&self, session: &Session, book: &AddressBook) -> Result<(), InsertError> {
         if let Some(other) = self.conflict(&self.entries(session, book), book) {
             return Err(InsertError::Conflict(other));
-        }
-        if session.flags.contains(SessionFlags::HALF_OPEN) && !self.half_open.allows(&session.src) {
-            return Err(InsertError::HalfOpenLimit);
         }
         Ok(())
     }
@@ -207,9 +212,7 @@ impl Table {
         self.check_at[id.0 as usize] = Tick::NEVER;
         *self.count(session.protocol) -= 1;
         self.states.subtract(SessionState::of(&session));
-        if session.flags.contains(SessionFlags::HALF_OPEN) {
-            self.half_open.remove(&session.src);
-        }
+        self.holders.remove(id, &session);
         Some(session)
     }
 
@@ -251,32 +254,9 @@ impl Table {
         if let Some(Slot::Used(session)) = self.slots.get_mut(id.0 as usize)
             && session.flags.contains(SessionFlags::HALF_OPEN)
         {
+            self.holders.settle(id, session);
             session.flags.clear(SessionFlags::HALF_OPEN);
-            self.half_open.remove(&session.src);
         }
-    }
-
-    /// Changes the limit of half-open sessions a source; zero means none.
-    pub fn set_half_open_limit(&mut self, limit: u32) {
-        self.half_open.set_limit(limit);
-    }
-
-    /// Of the sessions opened lately, the oldest that nobody would miss: to be removed when the
-    /// table is full. Looks at 64 at most, each of them once.
-    pub fn early_drop_candidate(&mut self) -> Option<SessionId> {
-        for _ in 0..Recent::POPS {
-            let id = self.recent.pop()?;
-            if self.get(id).is_some_and(Session::is_dispensable) {
-                return Some(id);
-            }
-        }
-        None
-    }
-
-    /// Whether [`Table::early_drop_candidate`] would find one.
-    pub fn has_early_drop_candidate(&self) -> bool {
-        let mut oldest = self.recent.oldest_first().take(Recent::POPS);
-        oldest.any(|id| self.get(id).is_some_and(Session::is_dispensable))
     }
 
     /// Whether it holds as many sessions as it can.
@@ -343,7 +323,7 @@ impl Table {
         assert!(self.slots.len() <= self.capacity as usize);
         let mut counts = SessionCounts::default();
         let mut states = StateCounts::default();
-        let (mut entries, mut half_open) = (0, 0);
+        let mut entries = 0;
         for (id, session) in self.iter() {
             for (_, key, direction) in self.entries(session, book).iter().flatten() {
                 assert_eq!(self.lookup(key, book), Some((id, *direction)), "{key}");
@@ -351,7 +331,6 @@ impl Table {
             }
             *count_of(&mut counts, session.protocol) += 1;
             states.add(SessionState::of(session));
-            half_open += u64::from(session.flags.contains(SessionFlags::HALF_OPEN));
             let deadline = self.deadline_of(session);
             let due = self.check_at[id.0 as usize] <= deadline || self.sweep.is_rechecking();
             assert!(due, "{id:?} would outlive its deadline");
@@ -359,7 +338,7 @@ impl Table {
         assert_eq!(entries, self.index.len());
         assert_eq!(counts, self.counts);
         assert_eq!(states, self.states, "a change of state that was not told");
-        assert_eq!(half_open, self.half_open.total());
+        self.holders.check_invariants(self.iter());
         let mut free = 0;
         let mut next = self.first_free;
         while next != NO_SLOT {
@@ -454,7 +433,7 @@ fn parts(payload: u32) -> (SessionId, Direction) {
 
 /// The sessions opened last, oldest first: where a flood of unanswered ones is found.
 #[derive(Debug, Default)]
-struct Recent {
+pub(super) struct Recent {
     /// A ring, grown to its full size by the first sessions.
     ids: Vec<u32>,
     oldest: usize,
@@ -463,7 +442,7 @@ struct Recent {
 
 impl Recent {
     const SIZE: usize = 65_536;
-    const POPS: usize = 64;
+    pub(super) const POPS: usize = 64;
 
     fn push(&mut self, id: SessionId) {
         if self.ids.is_empty() {
@@ -477,9 +456,18 @@ impl Recent {
         }
     }
 
-    fn oldest_first(&self) -> impl Iterator<Item = SessionId> {
+    pub(super) fn oldest_first(&self) -> impl Iterator<Item = SessionId> {
         let places = (0..self.len).map(|at| (self.oldest + at) % Self::SIZE);
         places.map(|place| SessionId(self.ids[place]))
+    }
+
+    /// Forgets the oldest ones that were looked at: up to the one that `is_found`, 64 at most.
+    pub(super) fn skip(&mut self, is_found: impl Fn(SessionId) -> bool) {
+        for _ in 0..Self::POPS {
+            if self.pop().is_none_or(&is_found) {
+                return;
+            }
+        }
     }
 
     fn pop(&mut self) -> Option<SessionId> {
@@ -587,40 +575,6 @@ mod tests {
     }
 
     #[test]
-    fn half_open_sessions_are_counted_once() {
-        let book = AddressBook::new();
-        let mut table = table(8, 2);
-        let open = |port| {
-            let mut session = session(key(1, 2, port, 53));
-            session.flags.set(SessionFlags::HALF_OPEN);
-            session
-        };
-        let first = table.insert(open(1), &book).unwrap();
-        let second = table.insert(open(2), &book).unwrap();
-        assert_eq!(
-            table.insert(open(3), &book),
-            Err(InsertError::HalfOpenLimit)
-        );
-        assert!(table.insert(session(key(1, 2, 4, 53)), &book).is_ok());
-        table.settle(first);
-        table.settle(first);
-        table.check_invariants(&book);
-        assert!(table.insert(open(3), &book).is_ok());
-        assert_eq!(
-            table.insert(open(5), &book),
-            Err(InsertError::HalfOpenLimit)
-        );
-        table.remove(first, &book);
-        assert_eq!(
-            table.insert(open(5), &book),
-            Err(InsertError::HalfOpenLimit)
-        );
-        table.remove(second, &book);
-        assert!(table.insert(open(5), &book).is_ok());
-        table.check_invariants(&book);
-    }
-
-    #[test]
     fn early_drop_takes_the_oldest_without_an_answer() {
         let book = AddressBook::new();
         let mut table = table(100, 0);
@@ -637,13 +591,13 @@ mod tests {
             table.moved(*id, |_| before);
         }
         table.check_invariants(&book);
+        let source = key(1, 2, 999, 53).src;
         // 64 with an answer are passed, then six more.
-        assert_eq!(table.early_drop_candidate(), None);
-        assert_eq!(table.early_drop_candidate(), Some(ids[70]));
+        assert!(table.make_room(&source).is_err());
+        assert_eq!(table.make_room(&source), Ok(Some(ids[70])));
         table.remove(ids[70], &book);
-        table.remove(ids[71], &book);
-        assert_eq!(table.early_drop_candidate(), Some(ids[72]));
         assert!(table.insert(session(key(1, 2, 999, 53)), &book).is_ok());
+        assert_eq!(table.make_room(&source), Ok(Some(ids[71])));
     }
 
     #[test]

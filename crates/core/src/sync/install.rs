@@ -62,7 +62,7 @@ impl Replicator {
                     self.counters.conflicts_lost += 1;
                     self.take_out(other, context);
                 }
-                Err(InsertError::Full | InsertError::HalfOpenLimit) => {
+                Err(InsertError::Full) => {
                     self.counters.refused_full += 1;
                     return;
                 }

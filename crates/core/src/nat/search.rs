@@ -1,0 +1,166 @@
+//! The search for an external port: it costs what an ordinary packet costs, whatever is taken.
+
+use super::crowded::Progress;
+use super::is_mapped;
+use super::pool::{External, Pool};
+use crate::flow::FlowKey;
+use crate::random::SplitMix64;
+use crate::session::{AddressBook, SessionId, Table};
+
+/// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all but one
+/// session in 1000 where two thirds of the ports towards a destination are in use.
+const RANDOM_ATTEMPTS: u32 = 16;
+
+/// Ports tried for one session, over all addresses. Each is a lookup of some 100 ns. Where a session gets
+/// none of them though there are some, the next try goes on from there: hosts repeat a SYN.
+const MAX_ATTEMPTS: u32 = 64;
+
+/// A session that wants a port of an external address.
+pub(super) struct Request<'a> {
+    pub(super) table: &'a Table,
+    pub(super) book: &'a AddressBook,
+    pub(super) key: &'a FlowKey,
+    pub(super) external: &'a External,
+}
+
+impl Request<'_> {
+    /// Whether answers to `port` would be told from packets of all other sessions.
+    pub(super) fn tells_apart(&self, port: u16) -> bool {
+        let outgoing = FlowKey {
+            src: self.external.addr,
+            src_port: port,
+            ..*self.key
+        };
+        !self.table.contains_key(&outgoing.reply(), self.book)
+    }
+
+    /// The session that has `port` towards the destination.
+    fn holder(&self, port: u16) -> Option<SessionId> {
+        let outgoing = FlowKey {
+            src: self.external.addr,
+            src_port: port,
+            ..*self.key
+        };
+        let found = self.table.lookup(&outgoing.reply(), self.book);
+        found.map(|(id, _)| id)
+    }
+
+    fn is_taken(&self, port: u16) -> bool {
+        self.external.taken.contains(self.key.protocol, port)
+    }
+}
+
+/// The search for a port, over the addresses of a pool.
+pub(super) struct Search {
+    random: SplitMix64,
+    /// Lookups that are left.
+    attempts: u32,
+}
+
+impl Search {
+    pub(super) fn new(random: u64) -> Search {
+        Search {
+            random: SplitMix64(random),
+            attempts: MAX_ATTEMPTS,
+        }
+    }
+
+    /// The session that has a port of a pool's address, drawn at random.
+    pub(super) fn holder(&mut self, request: &Request<'_>, pool: &Pool) -> Option<SessionId> {
+        let (first, last) = pool.range;
+        request.holder(random_port(&mut self.random, first, last))
+    }
+
+    /// A port of one address, or how far the search has come. `before` is how far it had come.
+    pub(super) fn port(
+        &mut self,
+        request: &Request<'_>,
+        pool: &Pool,
+        before: Option<Progress>,
+    ) -> Result<u16, Progress> {
+        let wanted = request.key.src_port;
+        let nothing = before.unwrap_or_default();
+        if !request.key.protocol.has_ports() {
+            return self.try_port(request, wanted).ok_or(nothing);
+        }
+        if pool.allows(wanted)
+            && let Some(port) = self.try_port(request, wanted)
+        {
+            return Ok(port);
+        }
+        if is_mapped(request.key.protocol) {
+            self.unowned_port(request, pool)
+        } else {
+            self.distinct_port(request, pool, before)
+        }
+    }
+
+    /// A port that belongs to no mapping: the first one from a random place on.
+    fn unowned_port(&mut self, request: &Request<'_>, pool: &Pool) -> Result<u16, Progress> {
+        let (first, last) = pool.range;
+        let start = random_port(&mut self.random, first, last);
+        let mut is_any_free = false;
+        for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
+            while let Some(port) = request
+                .external
+                .taken
+                .next_free(request.key.protocol, from, to)
+            {
+                is_any_free = true;
+                if self.try_port(request, port).is_some() {
+                    return Ok(port);
+                }
+                // Rare: a session without a mapping has the same destination.
+                let Some(next) = port.checked_add(1).filter(|_| self.attempts > 0) else {
+                    break;
+                };
+                from = next;
+            }
+        }
+        Err(Progress {
+            next: start,
+            seen: if is_any_free { 0 } else { pool.size() },
+        })
+    }
+
+    /// A port that tells the session from others with the same destination: some at random, then
+    /// one after the other, from where the last search has ended or a port has become free.
+    fn distinct_port(
+        &mut self,
+        request: &Request<'_>,
+        pool: &Pool,
+        before: Option<Progress>,
+    ) -> Result<u16, Progress> {
+        let (first, last) = pool.range;
+        let knows_free = before.is_some_and(|before| before.seen == 0);
+        for _ in 0..if knows_free { 0 } else { RANDOM_ATTEMPTS } {
+            let port = random_port(&mut self.random, first, last);
+            if let Some(port) = self.try_port(request, port) {
+                return Ok(port);
+            }
+        }
+        let mut progress = before.unwrap_or(Progress {
+            next: random_port(&mut self.random, first, last),
+            seen: 0,
+        });
+        while progress.seen < pool.size() && self.attempts > 0 {
+            let port = progress.next.clamp(first, last);
+            if let Some(port) = self.try_port(request, port) {
+                return Ok(port);
+            }
+            progress.next = if port == last { first } else { port + 1 };
+            progress.seen += 1;
+        }
+        Err(progress)
+    }
+
+    fn try_port(&mut self, request: &Request<'_>, port: u16) -> Option<u16> {
+        self.attempts = self.attempts.checked_sub(1)?;
+        (!request.is_taken(port) && request.tells_apart(port)).then_some(port)
+    }
+}
+
+/// A port from `first` to `last`.
+fn random_port(random: &mut SplitMix64, first: u16, last: u16) -> u16 {
+    first + random.below(usize::from(last.saturating_sub(first)) + 1) as u16
+}

@@ -1,0 +1,326 @@
+//! Who holds how much: sessions, half-open sessions and external ports, by source host.
+//!
+//! A *host* is an IPv4 address. Of IPv6 it is an address on the link of a port, and elsewhere the /64 that
+//! one can pick addresses from. Hosts share a fixed number of places under a keyed hash, so that nobody can
+//! aim at the place of another; an unlucky few share one.
+
+use super::ranking::Ranking;
+use super::{KeyedHash, Session, SessionFlags, SessionId};
+use crate::flow::Addr;
+
+/// How much one host may have; 0 means no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// Sessions.
+    pub sessions: u32,
+    /// Sessions without an answer yet.
+    pub half_open: u32,
+}
+
+/// What a host has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Sessions.
+    pub sessions: u32,
+    /// Those without an answer yet.
+    pub half_open: u32,
+    /// External ports of mappings.
+    pub ports: u32,
+}
+
+/// The sessions of each host, in the order in which they were opened, and settled.
+#[derive(Debug)]
+pub(super) struct Holders {
+    places: Vec<Place>,
+    sessions: Ranking,
+    ports: Ranking,
+    /// By [`SessionId`].
+    links: Vec<Link>,
+    /// Half-open sessions of each /64 whose hosts are counted by address.
+    wide: Vec<u32>,
+    hash: KeyedHash,
+    networks: Vec<(u128, u128)>,
+    limits: SourceLimits,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    half_open: List,
+    settled: List,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+    len: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    prev: u32,
+    next: u32,
+    place: u32,
+}
+
+const NONE: u32 = u32::MAX;
+const EMPTY: List = List {
+    first: NONE,
+    last: NONE,
+    len: 0,
+};
+const MOST_PLACES: usize = 65_536;
+const WIDE_PLACES: usize = 4096;
+/// How much more than a host a /64 of hosts may have half open.
+const WIDE_FACTOR: u32 = 4;
+
+impl Holders {
+    pub(super) fn new(capacity: u32, hash: KeyedHash, half_open: u32) -> Holders {
+        let places = (capacity as usize)
+            .next_power_of_two()
+            .clamp(256, MOST_PLACES);
+        Holders {
+            places: vec![
+                Place {
+                    half_open: EMPTY,
+                    settled: EMPTY,
+                };
+                places
+            ],
+            sessions: Ranking::new(places),
+            ports: Ranking::new(places),
+            links: Vec::with_capacity(capacity as usize),
+            wide: vec![0; WIDE_PLACES],
+            hash,
+            networks: vec![(0xfe80 << 112, u128::MAX << 118)],
+            limits: SourceLimits {
+                half_open,
+                sessions: 0,
+            },
+        }
+    }
+
+    pub(super) fn set_limits(&mut self, limits: SourceLimits) {
+        self.limits = limits;
+    }
+
+    pub(super) fn limits(&self) -> SourceLimits {
+        self.limits
+    }
+
+    /// Has the hosts of a network counted by address: base and mask of an IPv6 prefix. To be called
+    /// before there are sessions.
+    pub(super) fn add_network(&mut self, base: u128, mask: u128) {
+        self.networks.push((base, mask));
+    }
+
+    pub(super) fn add(&mut self, id: SessionId, session: &Session) {
+        let place = self.place(&session.src);
+        let index = id.0 as usize;
+        if index >= self.links.len() {
+            let nowhere = Link {
+                prev: NONE,
+                next: NONE,
+                place: 0,
+            };
+            self.links.resize(index + 1, nowhere);
+        }
+        self.links[index].place = place;
+        self.sessions.add(place);
+        self.append(id.0, is_half_open(session));
+        if is_half_open(session)
+            && let Some(wide) = self.wide_place(&session.src)
+        {
+            self.wide[wide] += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SessionId, session: &Session) {
+        self.take_out(id.0, is_half_open(session));
+        self.sessions.remove(self.links[id.0 as usize].place);
+        self.narrow(session);
+    }
+
+    /// To be called before a session loses its mark of being half open.
+    pub(super) fn settle(&mut self, id: SessionId, session: &Session) {
+        self.take_out(id.0, true);
+        self.append(id.0, false);
+        self.narrow(session);
+    }
+
+    pub(super) fn add_port(&mut self, source: &Addr) {
+        self.ports.add(self.place(source));
+    }
+
+    pub(super) fn remove_port(&mut self, source: &Addr) {
+        self.ports.remove(self.place(source));
+    }
+
+    pub(super) fn holdings(&self, source: &Addr) -> Holdings {
+        self.holdings_of(self.place(source))
+    }
+
+    /// The session of a host that was opened first of those without an answer, if it has as many as it
+    /// may.
+    pub(super) fn half_open_too_many(&self, source: &Addr) -> Option<SessionId> {
+        let list = self.places[self.place(source) as usize].half_open;
+        let limit = self.limits.half_open;
+        (limit > 0 && list.len >= limit).then_some(SessionId(list.first))
+    }
+
+    /// Whether the /64 of a host that is counted by address has as many half-open sessions as it may.
+    pub(super) fn is_wide_full(&self, source: &Addr) -> bool {
+        let limit = self.limits.half_open.saturating_mul(WIDE_FACTOR);
+        self.wide_place(source)
+            .is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
+    }
+
+    /// Of the host that has the most sessions, those that may give: half-open ones first, the oldest
+    /// first. Empty if that host is `source`, or has hardly more.
+    pub(super) fn of_largest(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
+        self.of_ranking(&self.sessions, source)
+    }
+
+    /// The same of the host that has the most external ports.
+    pub(super) fn of_largest_port_holder(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
+        self.of_ranking(&self.ports, source)
+    }
+
+    /// The sessions of a host, half-open ones first, the oldest first.
+    pub(super) fn of_source(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
+        self.of_place(Some(self.place(source)))
+    }
+
+    /// A session of each host, and what it has, those with the most sessions first, to an eighth.
+    pub(super) fn largest_first(&self) -> impl Iterator<Item = (SessionId, Holdings)> {
+        self.sessions.largest_first().filter_map(|place| {
+            let id = self.of_place(Some(place)).next()?;
+            Some((id, self.holdings_of(place)))
+        })
+    }
+
+    fn of_ranking(&self, ranking: &Ranking, source: &Addr) -> impl Iterator<Item = SessionId> {
+        let own = self.place(source);
+        // An eighth more, as the ranking is no more exact than that: else two would take turns.
+        let enough = ranking.count(own) + ranking.count(own) / 7 + 1;
+        let largest = ranking.largest();
+        self.of_place(largest.filter(|it| *it != own && ranking.count(*it) > enough))
+    }
+
+    fn of_place(&self, place: Option<u32>) -> impl Iterator<Item = SessionId> {
+        let place = place.map(|place| &self.places[place as usize]);
+        let lists = place.map(|place| [place.half_open.first, place.settled.first]);
+        let some = |id: u32| (id != NONE).then_some(id);
+        let next = move |id: &u32| some(self.links[*id as usize].next);
+        let ids = lists
+            .into_iter()
+            .flatten()
+            .flat_map(move |first| std::iter::successors(some(first), next));
+        ids.map(SessionId)
+    }
+
+    fn holdings_of(&self, place: u32) -> Holdings {
+        Holdings {
+            sessions: self.sessions.count(place),
+            half_open: self.places[place as usize].half_open.len,
+            ports: self.ports.count(place),
+        }
+    }
+
+    fn narrow(&mut self, session: &Session) {
+        if is_half_open(session)
+            && let Some(wide) = self.wide_place(&session.src)
+        {
+            self.wide[wide] -= 1;
+        }
+    }
+
+    fn place(&self, source: &Addr) -> u32 {
+        let hash = match self.is_on_link(source) {
+            true => self.hash.bytes(source.octets()),
+            false => self.hash.source(source),
+        };
+        hash % self.places.len() as u32
+    }
+
+    fn wide_place(&self, source: &Addr) -> Option<usize> {
+        let is_wide = self.is_on_link(source);
+        is_wide.then(|| self.hash.source(source) as usize % WIDE_PLACES)
+    }
+
+    fn is_on_link(&self, source: &Addr) -> bool {
+        let bits = u128::from_be_bytes(*source.octets());
+        let mut networks = self.networks.iter();
+        !source.is_v4() && networks.any(|(base, mask)| bits & mask == *base)
+    }
+
+    fn append(&mut self, id: u32, half_open: bool) {
+        let list = self.list(id, half_open);
+        let last = std::mem::replace(&mut list.last, id);
+        list.len += 1;
+        if last == NONE {
+            list.first = id;
+        } else {
+            self.links[last as usize].next = id;
+        }
+        let link = &mut self.links[id as usize];
+        (link.prev, link.next) = (last, NONE);
+    }
+
+    fn take_out(&mut self, id: u32, half_open: bool) {
+        let Link { prev, next, .. } = self.links[id as usize];
+        let list = self.list(id, half_open);
+        list.len -= 1;
+        if prev == NONE {
+            list.first = next;
+        }
+        if next == NONE {
+            list.last = prev;
+        }
+        if prev != NONE {
+            self.links[prev as usize].next = next;
+        }
+        if next != NONE {
+            self.links[next as usize].prev = prev;
+        }
+    }
+
+    fn list(&mut self, id: u32, half_open: bool) -> &mut List {
+        let place = &mut self.places[self.links[id as usize].place as usize];
+        match half_open {
+            true => &mut place.half_open,
+            false => &mut place.settled,
+        }
+    }
+
+    /// Panics if it contradicts the table's sessions.
+    pub(super) fn check_invariants<'a>(
+        &self,
+        sessions: impl Iterator<Item = (SessionId, &'a Session)>,
+    ) {
+        let (mut total, mut half_open, mut wide) = (0, 0, 0);
+        for (id, session) in sessions {
+            assert_eq!(self.links[id.0 as usize].place, self.place(&session.src));
+            total += 1;
+            half_open += u32::from(is_half_open(session));
+            wide += u32::from(is_half_open(session) && self.is_on_link(&session.src));
+        }
+        assert_eq!(self.sessions.total(), total);
+        let lists = |list: fn(&Place) -> List| self.places.iter().map(move |it| list(it).len);
+        assert_eq!(lists(|it| it.half_open).sum::<u32>(), half_open);
+        assert_eq!(
+            u64::from(lists(|it| it.settled).sum::<u32>() + half_open),
+            total
+        );
+        assert_eq!(self.wide.iter().sum::<u32>(), wide);
+        let used = (0..self.places.len() as u32).filter(|it| self.sessions.count(*it) > 0);
+        for place in used {
+            let listed = self.of_place(Some(place)).count();
+            assert_eq!(listed, self.sessions.count(place) as usize);
+        }
+    }
+}
+
+fn is_half_open(session: &Session) -> bool {
+    session.flags.contains(SessionFlags::HALF_OPEN)
+}
