@@ -291,7 +291,7 @@ impl Gateway {
         self.note_plan(packet, &plan, explanation);
         let tracker = decided?;
         explanation.makes_room = self.table.is_full();
-        if explanation.makes_room && !self.table.has_early_drop_candidate() {
+        if explanation.makes_room && !self.has_own_to_drop() {
             return Err(DropReason::TableFull.into());
         }
         // What the packet would draw.
@@ -313,7 +313,7 @@ impl Gateway {
         let guarantee = self.guarantee_of(session.policy);
         let waits = self.cluster.as_ref().is_some_and(|cluster| {
             cluster.sync.pickup_delay(session.protocol) == Some(Duration::ZERO)
-                && cluster.sync.acked_by_all_in_sync().is_some()
+                && cluster.sync.has_copy(session.group)
         });
         match guarantee {
             PickupGuarantee::Off => Fate::Forward,
@@ -392,7 +392,7 @@ impl Gateway {
                 (true, None) => Pickup::TooYoung(delay),
             };
         }
-        if sync.acked_by_all_in_sync().is_none() {
+        if !sync.has_copy(group) {
             return Pickup::NoPeer;
         }
         match session {
@@ -406,6 +406,11 @@ impl Gateway {
     fn replicates_connections(&self) -> bool {
         let sync = self.cluster.as_ref().map(|cluster| &cluster.sync);
         sync.is_some_and(|sync| sync.pickup_delay(Protocol::TCP).is_some())
+    }
+
+    fn has_own_to_drop(&self) -> bool {
+        self.table
+            .has_early_drop_candidate(|it| self.is_primary(it.group))
     }
 
     fn guarantee_wait(&self) -> Duration {

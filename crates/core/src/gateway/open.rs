@@ -271,7 +271,11 @@ impl Gateway {
     }
 
     fn drop_early(&mut self, packet: &Packet<'_>) -> bool {
-        let candidate = self.table.early_drop_candidate();
+        // What another unit is primary for is a copy, and that unit counts on it.
+        let roles = &self.roles;
+        let candidate = self
+            .table
+            .early_drop_candidate(|it| roles[usize::from(it.group.0)] == Role::Primary);
         if let Some(id) = candidate {
             self.counters.dropped_early += 1;
             self.end_session(packet.now, id, "early-drop");
@@ -286,7 +290,8 @@ impl Gateway {
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
             .or_else(|| self.nat.first_address(plan.source?, family))
-            .or_else(|| self.own_address(packet.port, family))
+            .or_else(|| self.own_address(packet.port, family, |group| self.is_primary(group)))
+            .or_else(|| self.own_address(packet.port, family, |_| true))
             .and_then(|addr| self.nat.group(&addr))
             .unwrap_or(GroupId(0))
     }

@@ -261,22 +261,25 @@ impl Table {
         self.half_open.set_limit(limit);
     }
 
-    /// Of the sessions opened lately, the oldest that nobody would miss: to be removed when the
-    /// table is full. Looks at 64 at most, each of them once.
-    pub fn early_drop_candidate(&mut self) -> Option<SessionId> {
+    /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go: to be
+    /// removed when the table is full. Looks at 64 at most; those that may not go stay for later.
+    pub fn early_drop_candidate(&mut self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
         for _ in 0..Recent::POPS {
             let id = self.recent.pop()?;
-            if self.get(id).is_some_and(Session::is_dispensable) {
-                return Some(id);
+            match self.get(id).filter(|session| session.is_dispensable()) {
+                Some(session) if may(session) => return Some(id),
+                Some(_) => self.recent.push(id),
+                None => {}
             }
         }
         None
     }
 
     /// Whether [`Table::early_drop_candidate`] would find one.
-    pub fn has_early_drop_candidate(&self) -> bool {
+    pub fn has_early_drop_candidate(&self, may: impl Fn(&Session) -> bool) -> bool {
+        let goes = |session: &Session| session.is_dispensable() && may(session);
         let mut oldest = self.recent.oldest_first().take(Recent::POPS);
-        oldest.any(|id| self.get(id).is_some_and(Session::is_dispensable))
+        oldest.any(|id| self.get(id).is_some_and(goes))
     }
 
     /// Whether it holds as many sessions as it can.
@@ -638,11 +641,11 @@ mod tests {
         }
         table.check_invariants(&book);
         // 64 with an answer are passed, then six more.
-        assert_eq!(table.early_drop_candidate(), None);
-        assert_eq!(table.early_drop_candidate(), Some(ids[70]));
+        assert_eq!(table.early_drop_candidate(|_| true), None);
+        assert_eq!(table.early_drop_candidate(|_| true), Some(ids[70]));
         table.remove(ids[70], &book);
         table.remove(ids[71], &book);
-        assert_eq!(table.early_drop_candidate(), Some(ids[72]));
+        assert_eq!(table.early_drop_candidate(|_| true), Some(ids[72]));
         assert!(table.insert(session(key(1, 2, 999, 53)), &book).is_ok());
     }
 
