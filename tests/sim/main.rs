@@ -9,6 +9,7 @@
 mod attack;
 mod calm;
 mod checks;
+mod compound;
 mod faults;
 mod guarantee;
 mod hosts;

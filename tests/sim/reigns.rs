@@ -1,6 +1,7 @@
 //! Who was primary of which group under which term, over a whole run.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tandemgw_core::flow::GroupId;
 use tandemgw_core::gateway::{Gateway, Role};
@@ -9,6 +10,9 @@ use tandemgw_core::time::Time;
 use crate::setup::NAMES;
 use crate::turn::Turn;
 use crate::world::World;
+
+/// A unit that wins against a higher term has a higher one after this time.
+const RISES_WITHIN: Duration = Duration::from_millis(500);
 
 /// What was seen of all reigns since the start of the world.
 #[derive(Debug, Default)]
@@ -19,6 +23,8 @@ pub struct Reigns {
     last: BTreeMap<(usize, usize), u64>,
     /// Contests that were decided: how many.
     pub contests: u64,
+    /// Group, unit, the term that it must rise above, and until when.
+    risings: Vec<(usize, usize, u64, Time)>,
 }
 
 /// The role of a unit in a group, and the highest term that it knows.
@@ -83,12 +89,31 @@ impl World {
         };
         let (_, won) = reign(gateway, self.local_time(winner), group);
         self.reigns.contests += 1;
-        assert!(
-            won > lost,
-            "{} with term {lost} yields to {} with term {won}",
-            NAMES[turn.unit],
-            NAMES[winner]
-        );
+        // One whose term carried nothing yields to a lower one, which then rises above it.
+        if won <= lost {
+            let until = self.now + RISES_WITHIN;
+            self.reigns.risings.push((group, winner, lost, until));
+        }
+    }
+
+    /// Who has won against a higher term has a higher one by now.
+    pub fn check_risings(&mut self) {
+        let now = self.now;
+        let due = self
+            .reigns
+            .risings
+            .extract_if(.., |(.., until)| *until <= now);
+        for (group, winner, lost, _) in due.collect::<Vec<_>>() {
+            let Some(gateway) = &self.units[winner].gateway else {
+                continue;
+            };
+            let (role, term) = reign(gateway, self.local_time(winner), group);
+            assert!(
+                role == Role::Standby || term > lost,
+                "{} has won against term {lost} and stays at {term}",
+                NAMES[winner]
+            );
+        }
     }
 
     /// The role of the unit in each group, and the highest term that it knows.

@@ -33,6 +33,7 @@ pub mod capture;
 pub mod config;
 pub mod control;
 pub mod event;
+pub mod evidence;
 pub mod flow;
 pub mod fragment;
 pub mod gateway;

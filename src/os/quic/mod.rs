@@ -1,8 +1,8 @@
 //! The connections to the peers: QUIC (RFC 9000), driven by the one event loop.
 //!
 //! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
-//! application protocol `tandemgw-hb/1`) and one for replication (an ordered stream in each
-//! direction; `tandemgw/1`), so that bulk never delays a heartbeat. The unit whose name sorts first
+//! application protocol `tandemgw-hb/2`) and one for replication (an ordered stream in each
+//! direction; `tandemgw/2`), so that bulk never delays a heartbeat. The unit whose name sorts first
 //! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the config
 //! does not get past the handshake.
 

@@ -48,8 +48,8 @@ impl Role {
     /// replication protocol.
     pub(super) fn alpn(self) -> &'static [u8] {
         match self {
-            Role::Heartbeat => b"tandemgw-hb/1",
-            Role::Sync => b"tandemgw/1",
+            Role::Heartbeat => b"tandemgw-hb/2",
+            Role::Sync => b"tandemgw/2",
         }
     }
 

@@ -229,6 +229,7 @@ impl Change {
             session_pickup_delay,
             pickup_guarantee,
             pickup_guarantee_wait,
+            pickup_guarantee_copies,
             gratuitous_arps,
             gratuitous_arp_interval,
             links,
@@ -274,6 +275,8 @@ impl Change {
         let guarantee = &old.pickup_guarantee;
         compare(to, "ha.pickup-guarantee", guarantee, pickup_guarantee);
         compare(to, "ha.pickup-guarantee-wait", wait, pickup_guarantee_wait);
+        let (key, copies) = ("ha.pickup-guarantee-copies", &old.pickup_guarantee_copies);
+        compare(to, key, copies, pickup_guarantee_copies);
         compare(
             to,
             "ha.gratuitous-arps",

@@ -32,6 +32,7 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
         session_pickup_delay: table.duration("session-pickup-delay"),
         pickup_guarantee: guaranteed.as_ref().map_or(PickupGuarantee::Off, guarantee),
         pickup_guarantee_wait: table.duration("pickup-guarantee-wait"),
+        pickup_guarantee_copies: small(table.integer("pickup-guarantee-copies")),
         gratuitous_arps: small(table.integer("gratuitous-arps")),
         gratuitous_arp_interval: table.duration("gratuitous-arp-interval"),
         links: links.into_iter().map(|link| link.value).collect(),

@@ -21,6 +21,7 @@ mod switch;
 mod translation;
 mod value;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,11 +79,10 @@ impl Config {
             .flat_map(|pool| &pool.addresses)
             .filter(within)
             .copied();
-        let own = port.virtual_addresses.iter().map(|own| own.addr);
-        let mut addresses: Vec<Addr> = own.chain(pools).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
+        let own: Vec<Addr> = port.virtual_addresses.iter().map(|own| own.addr).collect();
+        let known: BTreeSet<Addr> = own.iter().copied().collect();
+        let pools: BTreeSet<Addr> = pools.filter(|addr| !known.contains(addr)).collect();
+        own.into_iter().chain(pools).collect()
     }
 }
 
@@ -293,6 +293,8 @@ pub struct Ha {
     pub pickup_guarantee: PickupGuarantee,
     /// `pickup-guarantee-wait`, default 10 ms.
     pub pickup_guarantee_wait: Duration,
+    /// `pickup-guarantee-copies`: how many peers must hold the session, default 1.
+    pub pickup_guarantee_copies: u32,
     /// `gratuitous-arps`: repeats of the announcement, default 5; 1 to 60.
     pub gratuitous_arps: u32,
     /// `gratuitous-arp-interval`, default 1 s.

@@ -243,6 +243,7 @@ const OPTIONS: &[OptionDoc] = &[
     time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, "replicate only sessions that live longer than this"),
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), "how long the first packet of a session waits for the peer"),
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), "how long at most; then it goes (bounded) or is dropped (strict)"),
+    int("ha", "pickup-guarantee-copies", 1, 15, 1, "how many peers must hold the session; not more than are in sync"),
     int("ha", "gratuitous-arps", 1, 60, 5, "how often a takeover is announced to the hosts"),
     time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), "time between two such announcements"),
 
@@ -454,6 +455,7 @@ pub(super) mod tests {
         session-pickup-delay = "1s"
         pickup-guarantee = "off"
         pickup-guarantee-wait = "1ms"
+        pickup-guarantee-copies = 1
         gratuitous-arps = 1
         gratuitous-arp-interval = "1s"
         [[ha.link]]

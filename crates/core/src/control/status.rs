@@ -145,7 +145,7 @@ fn peer(
     let state = gateway.peer_state(id);
     let view = cluster.ha().peer(now, id);
     let about = cluster.sync().about(id).filter(|_| state.connected);
-    let groups = peer_groups(gateway, view.as_ref());
+    let groups = peer_groups(gateway, id, view.as_ref(), now);
     let same = |of: fn(&PeerGroup) -> Option<u64>| {
         let first = of(groups.first()?)?;
         let equal = groups.iter().all(|group| of(group) == Some(first));
@@ -176,31 +176,40 @@ fn peer(
         groups: Some(groups),
         in_sync: state.in_sync,
         digest_equal: state.connected.then_some(state.digest_equal),
-        lag: lag(gateway, cluster, id, now),
+        lag: lag(gateway, id, now),
         links: links(gateway, cluster, config, id, now),
     }
 }
 
 /// What a peer said of the groups of this unit.
-fn peer_groups(gateway: &Gateway, view: Option<&PeerView<'_>>) -> Vec<PeerGroup> {
+fn peer_groups(
+    gateway: &Gateway,
+    peer: PeerId,
+    view: Option<&PeerView<'_>>,
+    now: Time,
+) -> Vec<PeerGroup> {
     let groups = gateway.groups().map(|id| {
         let alive = view.filter(|view| view.alive);
         let said = |view: Option<&PeerView<'_>>| {
             let group = view?.groups.get(usize::from(id.0))?;
             group.known.then_some(*group)
         };
+        let state = gateway.peer_group_state(now, peer, id);
         PeerGroup {
             group: gateway.group_name(id).to_owned(),
             role: said(alive).map(|group| role(group.role)),
             priority: said(view).map(|group| group.priority),
-            in_sync: said(alive).map(|group| group.ready),
+            in_sync: state.in_sync.or(said(alive).map(|group| group.ready)),
+            digest_equal: state.digest_equal,
+            applied: state.applied,
+            would_be_lost: state.would_be_lost,
         }
     });
     groups.collect()
 }
 
 /// How far a peer is behind. One that is not connected may hold nothing any more.
-fn lag(gateway: &Gateway, cluster: &Cluster, id: PeerId, now: Time) -> LagStatus {
+fn lag(gateway: &Gateway, id: PeerId, now: Time) -> LagStatus {
     if !gateway.peer_state(id).connected {
         return LagStatus {
             sequence_gap: None,
@@ -208,7 +217,7 @@ fn lag(gateway: &Gateway, cluster: &Cluster, id: PeerId, now: Time) -> LagStatus
             would_be_lost: own_sessions(gateway),
         };
     }
-    let lag = cluster.sync().lag(id, now);
+    let lag = gateway.lag(id, now);
     LagStatus {
         sequence_gap: Some(lag.sequence_gap),
         oldest_unacked_ms: Some(lag.oldest_unacked.as_millis() as u64),
@@ -304,6 +313,7 @@ fn counters(gateway: &Gateway) -> CounterStatus {
             held: counters.guarantee_held,
             expired: counters.guarantee_expired,
             degraded: counters.guarantee_degraded,
+            refused: counters.guarantee_refused,
         },
     }
 }

@@ -1,6 +1,10 @@
-//! Gratuitous ARP and unsolicited neighbor advertisements: when, and how often.
+//! Gratuitous ARP and unsolicited neighbor advertisements: when, how often, and how fast.
+//!
+//! What is to be announced is a place in a list, not a queue of frames: however many addresses and hosts
+//! there are, nothing is lost and nothing else waits behind it. The frames are made some at a time: the
+//! virtual addresses of all groups first, then the hosts that are told by unicast, then the pools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::config::Config;
@@ -14,12 +18,47 @@ use super::{Gateway, Role};
 /// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The repeats that are still to be sent, a schedule for each group.
+/// Addresses of a port that each host is told of by itself; a pool's many are broadcast only.
+const MAX_UNICAST: usize = 2;
+
+/// What is still to be announced, and a schedule of repeats for each group.
 pub struct Announcer {
     repeats: u32,
     interval: Duration,
     pending: Vec<Option<Pending>>,
+    /// What is being announced, by [`Part`].
+    rounds: [VecDeque<Round>; 3],
+    /// Frames that may be sent now, and as of when.
+    allowance: (u32, Time),
     defended: BTreeMap<Addr, Time>,
+}
+
+/// Frames at a time: some 100 µs of system calls.
+const PIECE: u32 = 64;
+/// Between two pieces.
+const PACE: Duration = Duration::from_micros(500);
+/// Addresses that are looked at for one piece.
+const MOST_LOOKED_AT: u32 = 8192;
+
+/// What of a group is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Its virtual addresses.
+    Own,
+    /// The same, to each host that was heard.
+    Hosts,
+    /// The addresses of pools.
+    Pools,
+}
+
+/// How far the announcement of a part of a group is.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    group: GroupId,
+    part: Part,
+    port: usize,
+    at: usize,
+    host: Option<(PortId, Addr)>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +73,8 @@ impl Announcer {
             repeats: 5,
             interval: Duration::from_secs(1),
             pending: vec![None; config.groups.len()],
+            rounds: Default::default(),
+            allowance: (PIECE, Time::ZERO),
             defended: BTreeMap::new(),
         };
         announcer.reconfigure(config);
@@ -48,11 +89,37 @@ impl Announcer {
     }
 
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.pending
-            .iter()
-            .flatten()
-            .map(|pending| pending.at)
-            .min()
+        let repeats = self.pending.iter().flatten().map(|pending| pending.at);
+        let busy = self.rounds.iter().any(|rounds| !rounds.is_empty());
+        let piece = busy.then_some(self.allowance.1 + PACE);
+        repeats.chain(piece).min()
+    }
+
+    /// Announces a part of a group from its beginning.
+    fn begin(&mut self, group: GroupId, part: Part) {
+        let rounds = &mut self.rounds[part as usize];
+        rounds.retain(|round| round.group != group);
+        rounds.push_back(Round {
+            group,
+            part,
+            port: 0,
+            at: 0,
+            host: None,
+        });
+    }
+
+    /// How many frames may be sent at `now`.
+    fn allowed(&mut self, now: Time) -> u32 {
+        let (left, since) = self.allowance;
+        if now.since(since) >= PACE {
+            self.allowance = (PIECE, now);
+            return PIECE;
+        }
+        left
+    }
+
+    fn next_round(&mut self) -> Option<Round> {
+        self.rounds.iter_mut().find_map(VecDeque::pop_front)
     }
 
     /// Plans the repeats of an announcement that is made now.
@@ -81,6 +148,9 @@ impl Announcer {
     /// Forgets the repeats of a group that this unit no longer answers for.
     pub fn cancel(&mut self, group: GroupId) {
         self.pending[usize::from(group.0)] = None;
+        for rounds in &mut self.rounds {
+            rounds.retain(|round| round.group != group);
+        }
     }
 
     /// Whether one of our addresses may be defended now; at most once in [`DEFEND_INTERVAL`].
@@ -109,8 +179,9 @@ impl Gateway {
 
     /// Announces all addresses of a group that this unit has just become primary for.
     pub(super) fn announce_group(&mut self, now: Time, group: GroupId) {
-        self.send_announcements(group);
+        self.begin_announcement(group);
         self.announcer.start(now, group);
+        self.announce_some(now);
     }
 
     /// Announces what is on a port whose link came up or whose hardware address changed.
@@ -126,21 +197,97 @@ impl Gateway {
     pub(super) fn send_due_announcements(&mut self, now: Time) {
         for group in self.groups() {
             if self.announcer.take_due(now, group) {
-                self.send_announcements(group);
+                self.begin_announcement(group);
             }
         }
+        self.announce_some(now);
     }
 
-    fn send_announcements(&mut self, group: GroupId) {
-        for index in 0..self.config.ports.len() {
-            let port = PortId::from_index(index);
-            let addresses: Vec<Addr> = self
-                .addresses_on(port)
-                .filter(|(_, g)| *g == group)
-                .map(|(addr, _)| addr)
-                .collect();
-            for addr in addresses {
-                self.announce_address(port, addr);
+    fn begin_announcement(&mut self, group: GroupId) {
+        self.announcer.begin(group, Part::Own);
+        self.announcer.begin(group, Part::Pools);
+    }
+
+    /// Tells all hosts that were heard where the addresses of `group` are now.
+    pub(super) fn announce_to_neighbors(&mut self, now: Time, group: GroupId) {
+        self.announcer.begin(group, Part::Hosts);
+        self.announce_some(now);
+    }
+
+    /// Makes as many of the frames that are due as may be sent now.
+    fn announce_some(&mut self, now: Time) {
+        // The shell is behind: it gets no more before it has taken these.
+        if self.announcements.len() >= PIECE as usize {
+            return;
+        }
+        let mut left = self.announcer.allowed(now);
+        let mut looks = MOST_LOOKED_AT;
+        while left > 0 && looks > 0 {
+            let Some(mut round) = self.announcer.next_round() else {
+                break;
+            };
+            let done = match round.part {
+                Part::Hosts => self.tell_hosts(&mut round, &mut left, &mut looks),
+                Part::Own | Part::Pools => self.tell_all(&mut round, &mut left, &mut looks),
+            };
+            if !done {
+                self.announcer.rounds[round.part as usize].push_front(round);
+            }
+        }
+        self.announcer.allowance.0 = left;
+    }
+
+    /// Goes on with a round of broadcasts; gives whether it is complete.
+    fn tell_all(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
+        while round.port < self.addresses.len() {
+            let port = PortId::from_index(round.port);
+            let link = self.ports[round.port].link;
+            let addresses = &self.addresses[round.port];
+            let own = self.config.ports[round.port].virtual_addresses.len();
+            let own = own.min(addresses.len());
+            let (first, end) = match round.part {
+                Part::Own => (0, own),
+                _ => (own, addresses.len()),
+            };
+            round.at = round.at.max(first);
+            while link.up && round.at < end {
+                if *left == 0 || *looks == 0 {
+                    return false;
+                }
+                *looks -= 1;
+                let (addr, group) = addresses[round.at];
+                round.at += 1;
+                if group != round.group {
+                    continue;
+                }
+                for bytes in neighbor::announce(addr, link.mac) {
+                    *left = left.saturating_sub(1);
+                    self.announcements.push_back(Output::Frame { port, bytes });
+                }
+            }
+            (round.port, round.at) = (round.port + 1, 0);
+        }
+        true
+    }
+
+    /// Goes on with a round of unicasts; gives whether it is complete.
+    fn tell_hosts(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
+        loop {
+            if *left == 0 || *looks == 0 {
+                return false;
+            }
+            let Some(((port, host), mac)) = self.neighbors.heard_after(round.host) else {
+                return true;
+            };
+            *looks -= 1;
+            round.host = Some((port, host));
+            let link = self.ports[port.index()].link;
+            let own = self.addresses[port.index()].iter();
+            let own = own.filter(|(addr, g)| *g == round.group && addr.family() == host.family());
+            for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
+                let bytes = neighbor::announce_to(*addr, link.mac, host, mac);
+                *left = left.saturating_sub(1);
+                self.announcements.push_back(Output::Frame { port, bytes });
             }
         }
     }

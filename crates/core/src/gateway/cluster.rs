@@ -458,7 +458,7 @@ impl Gateway {
         let stream = &mut cluster.peers[peer.index()].streams[link.index()];
         // One that is down needs no closing, and another may soon be in its place.
         if std::mem::replace(stream, Stream::Down) != Stream::Down {
-            self.push_output(Output::CloseStream { peer, link });
+            self.push_urgent(Output::CloseStream { peer, link });
         }
     }
 }

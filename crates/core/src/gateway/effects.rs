@@ -47,6 +47,23 @@ impl Gateway {
                 );
                 self.revalidation.owe_rules();
             }
+            sync::Event::PeerRefuses {
+                peer,
+                group,
+                reason,
+            } => log::warn!(
+                "peer refuses sessions peer={} group={} why=\"{}\" effect=\"they are not guaranteed, and lost if \
+                 this unit dies\"",
+                name(peer),
+                self.group_name(group),
+                reason.text()
+            ),
+            sync::Event::PeerTableSmaller { peer, max_sessions } => log::warn!(
+                "peer has a smaller table peer={} max_sessions={max_sessions} ours={} effect=\"what it can't hold is \
+                 not guaranteed\" remedy=\"give all units the same max-sessions\"",
+                name(peer),
+                self.config.node.max_sessions
+            ),
             sync::Event::PeerReady(peer, group) => {
                 log::info!(
                     "peer ready peer={} group={}",
@@ -95,10 +112,19 @@ impl Gateway {
                 self.change_role(now, group, role, term);
             }
             ha::Output::SendHeartbeat { peer, link, bytes } => {
-                self.push_output(Output::Heartbeat { peer, link, bytes });
+                self.push_urgent(Output::Heartbeat { peer, link, bytes });
             }
             ha::Output::Probe { group } => self.probe_group(group),
             ha::Output::Announce { group } => self.announce_group(now, group),
+            ha::Output::Reassert { group, term } => {
+                log::info!(
+                    "role group={} role=primary term={term}",
+                    self.group_name(group)
+                );
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.sync.set_sending(group, Some(term));
+                }
+            }
             ha::Output::Handover { group, to, term } => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.sync.send_handover(to, group, term);
@@ -179,7 +205,7 @@ impl Gateway {
         }
         self.set_role(now, group, role);
         if role == Role::Primary {
-            self.announce_to_neighbors(group);
+            self.announce_to_neighbors(now, group);
             if self
                 .cluster
                 .as_ref()
@@ -234,16 +260,23 @@ impl Gateway {
         let Some(cluster) = &mut self.cluster else {
             return false;
         };
+        for group in groups.clone() {
+            let carried = self.traffic[usize::from(group.0)].carried();
+            let held = cluster.sync.held(group);
+            cluster.ha.handle_evidence(group, held, carried);
+        }
         for peer in (0..cluster.peers.len()).map(|peer| PeerId(peer as u8)) {
             let mut ready = GroupSet::default();
             groups
                 .clone()
                 .filter(|g| cluster.sync.is_ready(*g))
                 .for_each(|g| ready.insert(g));
-            let digest_equal = groups
+            let mut equal = GroupSet::default();
+            groups
                 .clone()
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
-                .all(|group| cluster.sync.digest_equal(peer, group));
+                .filter(|group| cluster.sync.digest_equal(peer, *group))
+                .for_each(|group| equal.insert(group));
             let applied = cluster.sync.applied(peer);
             cluster.sync.set_heard(peer, cluster.ha.is_alive(peer));
             cluster.ha.handle_sync(
@@ -251,7 +284,7 @@ impl Gateway {
                 peer,
                 SyncState {
                     ready,
-                    digest_equal,
+                    equal,
                     applied,
                 },
             );

@@ -291,7 +291,8 @@ impl Gateway {
         self.note_plan(packet, &plan, explanation);
         let tracker = decided?;
         let source = packet.parsed.key.src;
-        let gives_way = self.table.room(&source).map_err(no_room)?;
+        let is_own = |it: &Session| self.is_primary(it.group);
+        let gives_way = self.table.room(&source, is_own).map_err(no_room)?;
         let port_gives_way = self.ports_yield(&plan, &source)?;
         explanation.makes_room = gives_way.or(port_gives_way).is_some();
         // What the packet would draw.
@@ -315,7 +316,7 @@ impl Gateway {
         let guarantee = self.guarantee_of(session.policy);
         let waits = self.cluster.as_ref().is_some_and(|cluster| {
             cluster.sync.pickup_delay(session.protocol) == Some(Duration::ZERO)
-                && cluster.sync.acked_by_all_in_sync().is_some()
+                && cluster.sync.has_copy(session.group)
         });
         match guarantee {
             PickupGuarantee::Off => Fate::Forward,
@@ -394,7 +395,7 @@ impl Gateway {
                 (true, None) => Pickup::TooYoung(delay),
             };
         }
-        if sync.acked_by_all_in_sync().is_none() {
+        if !sync.has_copy(group) {
             return Pickup::NoPeer;
         }
         match session {

@@ -1,7 +1,7 @@
 //! Packets of known sessions: the hot path.
 
 use crate::event::{DropReason, LinkState, Verdict};
-use crate::flow::{Direction, Family, FlowKey, GroupId, PortId, Protocol};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
@@ -39,6 +39,8 @@ impl Gateway {
         let before = Phase::of(session);
         let to = session.translated(direction, &self.book);
         let followed = follow(session, &packet, direction);
+        self.traffic[usize::from(session.group.0)].seen[direction as usize] =
+            Some(packet.now.tick());
         if taken_up {
             // One that was seen in one direction only does not live as long.
             self.table.reschedule(id);
@@ -146,7 +148,7 @@ impl Gateway {
 
     /// Tells the sender of `packet` why it was not forwarded, within the limits for such answers.
     pub(super) fn answer_error(&mut self, packet: &Packet<'_>, problem: Problem) {
-        let Some(from) = self.own_address(packet.port, packet.parsed.family) else {
+        let Some(from) = self.speaker(packet) else {
             return;
         };
         let budget = match problem {
@@ -169,19 +171,37 @@ impl Gateway {
     }
 
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>, budget: Budget) {
-        if self.speaks_on(packet.port, packet.parsed.family)
-            && self.budgets.allow(budget, packet.now)
-        {
+        if self.speaker(packet).is_some() && self.budgets.allow(budget, packet.now) {
             self.send_packet(packet.now, packet.port, answer);
         }
     }
 
-    /// Whether this unit is the router that hosts on `port` see: a standby tells them nothing.
-    fn speaks_on(&self, port: PortId, family: Family) -> bool {
-        let group = self
-            .own_address(port, family)
-            .and_then(|addr| self.nat.group(&addr));
-        self.is_primary(group.unwrap_or(GroupId(0)))
+    /// The virtual address as which this unit answers the sender of `packet`; none if it is not the
+    /// router that the sender sees: a standby tells it nothing.
+    ///
+    /// A port may have addresses of several groups: that which the packet is for; one of the group of
+    /// its session; one of any group that this unit is primary of.
+    fn speaker(&self, packet: &Packet<'_>) -> Option<Addr> {
+        let key = &packet.parsed.key;
+        if let Some(group) = self.nat.group(&key.dst)
+            && self.nat.destination(Some(packet.port), key).is_none()
+        {
+            let family = packet.parsed.family;
+            return self
+                .own_address(packet.port, family, |it| it == group)
+                .or_else(|| self.own_address(packet.port, family, |it| self.is_primary(it)))
+                .filter(|_| self.is_primary(group));
+        }
+        let session = self.table.lookup(key, &self.book);
+        let session = session.and_then(|(id, _)| self.table.get(id));
+        let address = |wanted: &dyn Fn(GroupId) -> bool| {
+            self.own_address(packet.port, packet.parsed.family, |group| {
+                self.is_primary(group) && wanted(group)
+            })
+        };
+        session
+            .and_then(|session| address(&|group| group == session.group))
+            .or_else(|| address(&|_| true))
     }
 
     pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {

@@ -1,29 +1,32 @@
-//! Guaranteed pickup: the first packet of a session waits until the peers have the session.
+//! Guaranteed pickup: the first packet of a session waits until as many peers have the session as
+//! `pickup-guarantee-copies` says, or as are in sync.
 //!
 //! Nothing but that packet waits. If no peer is in sync nothing can be guaranteed: the packet goes at
-//! once, and is counted.
+//! once, and is counted. A peer that refuses the session is no copy.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::PickupGuarantee;
 use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
-use crate::sync::Seq;
+use crate::sync::{Copies, Seq};
 use crate::time::Time;
 
-use super::{Gateway, Packet};
+use super::{Cluster, Gateway, Packet};
 
 /// Packets that may wait at a time: 40 ms of 100 000 new sessions a second.
 const MAX_PACKETS: usize = 4096;
 /// Their bytes in total.
 const MAX_BYTES: usize = 4 << 20;
 
-/// The packets that wait, in the order of their sequence numbers and of their deadlines.
+/// The packets that wait.
 #[derive(Default)]
 pub struct Waiting {
-    queue: VecDeque<Held>,
+    /// By group, in the order of their sequence numbers and of their deadlines.
+    queues: BTreeMap<GroupId, VecDeque<Held>>,
+    count: usize,
     bytes: usize,
 }
 
@@ -42,21 +45,27 @@ struct Held {
 impl Waiting {
     /// When the wait of the first packet is over.
     pub fn deadline(&self) -> Option<Time> {
-        self.queue.front().map(|held| held.deadline)
+        let first = self.queues.values().filter_map(VecDeque::front);
+        first.map(|held| held.deadline).min()
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.queue.len() < MAX_PACKETS && self.bytes + bytes <= MAX_BYTES
+        self.count < MAX_PACKETS && self.bytes + bytes <= MAX_BYTES
     }
 
-    fn push(&mut self, held: Held) {
+    fn push(&mut self, group: GroupId, held: Held) {
+        self.count += 1;
         self.bytes += held.bytes.len();
-        self.queue.push_back(held);
+        self.queues.entry(group).or_default().push_back(held);
     }
 
-    fn pop_if(&mut self, condition: impl FnOnce(&Held) -> bool) -> Option<Held> {
-        self.queue.front().filter(|held| condition(held))?;
-        let held = self.queue.pop_front()?;
+    /// The first packet of any group that fulfils a condition.
+    fn pop_if(&mut self, mut condition: impl FnMut(GroupId, &Held) -> bool) -> Option<Held> {
+        let mut first = self.queues.iter_mut();
+        let (_, queue) = first
+            .find(|(group, queue)| queue.front().is_some_and(|held| condition(**group, held)))?;
+        let held = queue.pop_front()?;
+        self.count -= 1;
         self.bytes -= held.bytes.len();
         Some(held)
     }
@@ -70,8 +79,19 @@ impl Gateway {
         if mode == PickupGuarantee::Off {
             return self.send_in_session(&mut packet, id, Direction::Original);
         }
-        let Some(seq) = self.unacknowledged(id) else {
-            return self.send_in_session(&mut packet, id, Direction::Original);
+        let (seq, group) = match self.copies_of(id) {
+            Some((seq, group, Copies::Awaited)) => (seq, group),
+            Some((_, _, Copies::Refused)) => {
+                self.counters.guarantee_refused += 1;
+                return self.give_up(packet, id, mode == PickupGuarantee::Strict);
+            }
+            Some((_, _, Copies::Held)) => {
+                return self.send_in_session(&mut packet, id, Direction::Original);
+            }
+            Some((_, _, Copies::NoPeer)) | None => {
+                self.counters.guarantee_degraded += 1;
+                return self.send_in_session(&mut packet, id, Direction::Original);
+            }
         };
         let strict = mode == PickupGuarantee::Strict;
         let room = self
@@ -98,7 +118,7 @@ impl Gateway {
         let (deadline, bytes) = (packet.now + wait, packet.bytes.to_vec());
         let key = packet.parsed.key;
         if let Some(cluster) = &mut self.cluster {
-            cluster.waiting.push(Held {
+            let held = Held {
                 id,
                 key,
                 seq,
@@ -106,58 +126,63 @@ impl Gateway {
                 strict,
                 port,
                 bytes,
-            });
+            };
+            cluster.waiting.push(group, held);
         }
         self.counters.guarantee_held += 1;
         Verdict::Consumed
     }
 
-    /// Sends what the peers have acknowledged.
+    /// Sends what the peers have acknowledged, and ends the wait for what they refuse.
     pub(super) fn release_acknowledged(&mut self, now: Time) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
-        if cluster.waiting.queue.is_empty() {
-            return;
-        }
-        // Without a peer in sync there is nobody to wait for.
-        let acked = cluster.sync.acked_by_all_in_sync().unwrap_or(Seq::MAX);
-        while let Some(cluster) = &mut self.cluster
-            && let Some(held) = cluster.waiting.pop_if(|held| held.seq <= acked)
+        let wanted = self.wanted_copies();
+        while let Some(Cluster { waiting, sync, .. }) = self.cluster.as_deref_mut()
+            && waiting.count > 0
         {
-            self.release(now, held);
+            let mut state = Copies::Awaited;
+            let settled = |group: GroupId, held: &Held| {
+                state = sync.copies(held.id, held.seq, group, wanted);
+                state != Copies::Awaited
+            };
+            let Some(held) = waiting.pop_if(settled) else {
+                break;
+            };
+            if state == Copies::Refused {
+                self.counters.guarantee_refused += 1;
+                self.end_wait(now, held);
+            } else {
+                self.release(now, held);
+            }
         }
     }
 
     /// Ends the wait of those whose time is over.
     pub(super) fn release_overdue(&mut self, now: Time) {
         while let Some(cluster) = &mut self.cluster
-            && let Some(held) = cluster.waiting.pop_if(|held| held.deadline <= now)
+            && let Some(held) = cluster.waiting.pop_if(|_, held| held.deadline <= now)
         {
             self.counters.guarantee_expired += 1;
-            if !held.strict {
-                self.release(now, held);
-            } else if self.stop_waiting(&held) {
-                self.count_drop(DropReason::NotReplicated);
-                self.end_session(now, held.id, "not-replicated");
-            }
+            self.end_wait(now, held);
+        }
+    }
+
+    /// The session of a packet gets no copy: the packet goes without, or the session ends.
+    fn end_wait(&mut self, now: Time, held: Held) {
+        if !held.strict {
+            self.release(now, held);
+        } else if self.stop_waiting(&held) {
+            self.count_drop(DropReason::NotReplicated);
+            self.end_session(now, held.id, "not-replicated");
         }
     }
 
     /// Drops what waits in sessions of a group that this unit is no longer primary of: the sender
     /// repeats it, to the unit that is.
     pub(super) fn drop_waiting(&mut self, group: GroupId) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
-        let waiting = std::mem::take(&mut cluster.waiting);
-        for held in waiting.queue {
-            let session = self.table.get(held.id);
-            if session.is_none_or(|session| session.group != group) {
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.waiting.push(held);
-                }
-            } else if self.stop_waiting(&held) {
+        while let Some(cluster) = &mut self.cluster
+            && let Some(held) = cluster.waiting.pop_if(|its, _| its == group)
+        {
+            if self.stop_waiting(&held) {
                 self.count_drop(DropReason::NotPrimary);
             }
         }
@@ -196,16 +221,21 @@ impl Gateway {
         self.send_in_session(&mut packet, id, Direction::Original)
     }
 
-    /// The change with which a session was opened, if a peer in sync has yet to acknowledge it.
-    fn unacknowledged(&mut self, id: SessionId) -> Option<Seq> {
+    /// The last change of a session, its group, and how its copies stand; none if it is not replicated.
+    fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
         let sync = &self.cluster.as_ref()?.sync;
-        match (sync.seq_of(id), sync.acked_by_all_in_sync()) {
-            (Some(seq), Some(acked)) => (seq > acked).then_some(seq),
-            _ => {
-                self.counters.guarantee_degraded += 1;
-                None
-            }
-        }
+        let group = self.table.get(id)?.group;
+        let seq = sync.seq_of(id)?;
+        Some((
+            seq,
+            group,
+            sync.copies(id, seq, group, self.wanted_copies()),
+        ))
+    }
+
+    fn wanted_copies(&self) -> u32 {
+        let ha = self.config.ha.as_ref();
+        ha.map_or(1, |ha| ha.pickup_guarantee_copies)
     }
 
     /// What sessions of a policy are guaranteed.

@@ -62,7 +62,7 @@ pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, 
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
-pub use snapshot::{Counters, PeerState, PortCounters, SessionView};
+pub use snapshot::{Counters, PeerGroupState, PeerState, PortCounters, SessionView};
 pub use uplinks::Uplink;
 
 /// Randomness that the gateway is given once, at creation.
@@ -126,6 +126,21 @@ impl PortState {
     }
 }
 
+/// When packets of a group's sessions were last handled here.
+#[derive(Clone, Copy, Default)]
+struct Traffic {
+    /// By [`crate::flow::Direction`].
+    seen: [Option<Tick>; 2],
+}
+
+impl Traffic {
+    /// When they went both ways: the older of the two.
+    fn carried(&self) -> Option<Time> {
+        let [original, reply] = self.seen;
+        Some(original?.min(reply?).time())
+    }
+}
+
 /// Bytes of a UDP header (RFC 768).
 const UDP_HEADER: u32 = 8;
 
@@ -134,6 +149,8 @@ pub struct Gateway {
     config: Arc<Config>,
     ports: Vec<PortState>,
     roles: Vec<Role>,
+    /// By group.
+    traffic: Vec<Traffic>,
     fib: Fib,
     /// By family.
     uplinks: [Vec<Uplink>; 2],
@@ -157,6 +174,10 @@ pub struct Gateway {
     policy_usages: PolicyUsages,
     capture: Option<Box<Capture>>,
     outputs: VecDeque<Output>,
+    /// Heartbeats, and what else must not wait behind answers to strangers.
+    urgent: VecDeque<Output>,
+    /// Frames of announcements; [`Announcer`] paces them.
+    announcements: VecDeque<Output>,
     started: Time,
     expired: Vec<SessionId>,
 }
@@ -184,6 +205,7 @@ impl Gateway {
             kernel_addresses: own::KernelAddresses::default(),
             ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
+            traffic: vec![Traffic::default(); config.groups.len()],
             fib: Fib::new(),
             uplinks: [Vec::new(), Vec::new()],
             exit: None,
@@ -203,6 +225,8 @@ impl Gateway {
             capture: None,
             health: Health::new(now),
             outputs: VecDeque::new(),
+            urgent: VecDeque::new(),
+            announcements: VecDeque::new(),
             started: now,
             expired: Vec::new(),
             config: Arc::new(config),
@@ -341,7 +365,10 @@ impl Gateway {
 
     /// The next effect to carry out.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.urgent
+            .pop_front()
+            .or_else(|| self.outputs.pop_front())
+            .or_else(|| self.announcements.pop_front())
     }
 
     fn expire_sessions(&mut self, now: Time) {
@@ -404,13 +431,19 @@ impl Gateway {
         self.roles[usize::from(group.0)]
     }
 
-    /// The first virtual address of `family` on `port`, which errors about its packets come from.
-    fn own_address(&self, port: PortId, family: Family) -> Option<Addr> {
+    /// The first virtual address of `family` on `port` whose group is wanted.
+    fn own_address(
+        &self,
+        port: PortId,
+        family: Family,
+        wanted: impl Fn(GroupId) -> bool,
+    ) -> Option<Addr> {
         let addresses = &self.config.ports[port.index()].virtual_addresses;
         addresses
             .iter()
             .map(|v| v.addr)
-            .find(|addr| addr.family() == family)
+            .filter(|addr| addr.family() == family)
+            .find(|addr| self.nat.group(addr).is_some_and(&wanted))
     }
 
     /// Checks what must hold between any two calls; for tests and simulations.
@@ -431,6 +464,16 @@ impl Gateway {
 const MAX_OUTPUTS: usize = 4096;
 
 impl Gateway {
+    /// Queues what nothing that strangers cause may delay or displace.
+    fn push_urgent(&mut self, output: Output) {
+        let repeated = matches!(output, Output::Heartbeat { .. });
+        if !repeated || self.urgent.len() < MAX_OUTPUTS {
+            self.urgent.push_back(output);
+        } else {
+            self.counters.outputs_lost += 1;
+        }
+    }
+
     /// Queues a packet or frame made by the gateway; drops it if the shell has fallen far behind.
     fn push_output(&mut self, output: Output) {
         if self.outputs.len() < MAX_OUTPUTS {

@@ -6,11 +6,12 @@
 //! switches and hosts are slow to believe a broadcast.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::event::{Output, RouteTarget};
-use crate::flow::{Addr, Direction, GroupId, PortId};
-use crate::packet::neighbor::{self, Mac};
+use crate::flow::{Addr, Direction, PortId};
+use crate::packet::neighbor::Mac;
 use crate::time::Time;
 
 use super::Gateway;
@@ -45,6 +46,16 @@ impl Neighbors {
             }
             None => {}
         }
+    }
+
+    /// The next host that was heard, in an order that stays.
+    pub(super) fn heard_after(
+        &self,
+        last: Option<(PortId, Addr)>,
+    ) -> Option<((PortId, Addr), Mac)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.heard.range((from, Bound::Unbounded));
+        rest.next().map(|(host, mac)| (*host, *mac))
     }
 
     /// Whether the kernel is to be told to resolve a next hop, at `now`.
@@ -103,23 +114,4 @@ impl Gateway {
             _ => None,
         }
     }
-
-    /// Tells all hosts that were heard where the addresses of `group` are now.
-    pub(super) fn announce_to_neighbors(&mut self, group: GroupId) {
-        let mut frames = Vec::new();
-        for ((port, host), mac) in &self.neighbors.heard {
-            let link = self.ports[port.index()].link;
-            let own = self.addresses[port.index()].iter();
-            let own = own.filter(|(addr, g)| *g == group && addr.family() == host.family());
-            for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
-                let bytes = neighbor::announce_to(*addr, link.mac, *host, *mac);
-                frames.push(Output::Frame { port: *port, bytes });
-            }
-        }
-        frames.truncate(MAX_HOSTS);
-        frames.into_iter().for_each(|frame| self.push_output(frame));
-    }
 }
-
-/// Addresses of a port that each host is told of by itself; a pool's many are broadcast only.
-const MAX_UNICAST: usize = 2;

@@ -283,7 +283,10 @@ impl Gateway {
     /// searched: a source above its limits costs no more than a look at them.
     fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
         let source = packet.parsed.key.src;
-        if let Some(id) = self.table.make_room(&source).map_err(no_room)? {
+        // What another unit is primary for is a copy, and that unit counts on it.
+        let roles = &self.roles;
+        let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
+        if let Some(id) = self.table.make_room(&source, is_own).map_err(no_room)? {
             self.give_way(packet, id);
         }
         match self.ports_yield(plan, &source)? {
@@ -322,6 +325,7 @@ impl Gateway {
     fn frees_a_port(&self, id: SessionId, pool: PoolId) -> bool {
         self.table.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
+                && self.is_primary(session.group)
                 && self.nat.is_in_pool(pool, session.nat_src)
         })
     }
@@ -354,7 +358,7 @@ impl Gateway {
         let own = self.table.holdings(&key.src).sessions;
         let holders = self.nat.sample(&self.table, &self.book, pool, key, random);
         let weigh = |id: SessionId| {
-            let session = self.table.get(id)?;
+            let session = self.table.get(id).filter(|it| self.is_primary(it.group))?;
             let sessions = self.table.holdings(&session.src).sessions;
             let is_more = sessions > own + own / 7 + 1;
             is_more.then_some(((sessions, session.is_dispensable()), id))
@@ -375,7 +379,8 @@ impl Gateway {
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
             .or_else(|| self.nat.first_address(plan.source?, family))
-            .or_else(|| self.own_address(packet.port, family))
+            .or_else(|| self.own_address(packet.port, family, |group| self.is_primary(group)))
+            .or_else(|| self.own_address(packet.port, family, |_| true))
             .and_then(|addr| self.nat.group(&addr))
             .unwrap_or(GroupId(0))
     }

@@ -7,6 +7,7 @@ use crate::config::{Config, Nat, Policy};
 use crate::event::{DropReason, LinkState};
 use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
+use crate::sync;
 use crate::time::Time;
 
 use super::{Gateway, Role};
@@ -33,6 +34,8 @@ pub struct Counters {
     pub guarantee_expired: u64,
     /// Sessions opened without the guarantee asked for, since no peer was in sync.
     pub guarantee_degraded: u64,
+    /// First packets of sessions that the peers in sync have refused.
+    pub guarantee_refused: u64,
     /// Answers, announcements and heartbeats that could not be sent.
     pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
@@ -72,6 +75,7 @@ impl Default for Counters {
             guarantee_held: 0,
             guarantee_expired: 0,
             guarantee_degraded: 0,
+            guarantee_refused: 0,
             outputs_lost: 0,
             address_conflicts: 0,
         }
@@ -94,6 +98,19 @@ pub struct PeerState {
     pub in_sync: bool,
     /// Both had exactly the same at the last comparison.
     pub digest_equal: bool,
+}
+
+/// How a peer stands to this unit in one group. What is not known is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerGroupState {
+    /// The primary of the two has sent all, and the other holds it.
+    pub in_sync: Option<bool>,
+    /// Both had exactly the same at the last comparison.
+    pub digest_equal: Option<bool>,
+    /// The last change of the primary that the other has applied.
+    pub applied: Option<u64>,
+    /// Sessions that the peer would not have if this unit, the primary, died now.
+    pub would_be_lost: Option<u32>,
 }
 
 /// A session as shown to people and programs.
@@ -217,7 +234,9 @@ impl Gateway {
             return PeerState::default();
         };
         let (sync, connected) = (cluster.sync(), cluster.ha().is_alive(peer));
-        let digest_equal = self.groups().all(|group| match self.role(group) {
+        let shared = self.groups();
+        let mut shared = shared.filter(|group| sync.has_group(peer, *group) != Some(false));
+        let digest_equal = shared.all(|group| match self.role(group) {
             Role::Primary => sync.digest_equal(peer, group),
             Role::Standby => sync.is_ready(group),
         });
@@ -226,6 +245,42 @@ impl Gateway {
             in_sync: connected && (sync.in_sync(peer) || digest_equal),
             digest_equal,
         }
+    }
+
+    /// How `peer` stands to this unit in `group`.
+    pub fn peer_group_state(&self, now: Time, peer: PeerId, group: GroupId) -> PeerGroupState {
+        let Some(cluster) = self.cluster() else {
+            return PeerGroupState::default();
+        };
+        let (sync, ha) = (cluster.sync(), cluster.ha());
+        let has = sync.has_group(peer, group);
+        let heard = ha.is_alive(peer) && has == Some(true);
+        if self.role(group) == Role::Primary {
+            return PeerGroupState {
+                in_sync: heard.then(|| sync.in_sync_for(peer, group)),
+                digest_equal: heard.then(|| sync.digest_equal(peer, group)),
+                applied: sync.acknowledged(peer).filter(|_| heard),
+                would_be_lost: sync.would_be_lost(peer, group, &self.table),
+            };
+        }
+        // Two standbys know nothing of each other.
+        let view = ha.group(now, group);
+        let follows = view.is_some_and(|view| view.primary == Some(self.peer_name(peer)));
+        let follows = follows && heard;
+        PeerGroupState {
+            in_sync: follows.then(|| sync.is_ready(group)),
+            digest_equal: follows.then(|| sync.is_ready(group)),
+            applied: follows.then(|| sync.applied(peer)),
+            would_be_lost: None,
+        }
+    }
+
+    /// How far `peer` is behind this unit.
+    pub fn lag(&self, peer: PeerId, now: Time) -> sync::Lag {
+        let cluster = self.cluster();
+        cluster.map_or_else(Default::default, |cluster| {
+            cluster.sync().lag(peer, &self.table, now)
+        })
     }
 
     /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there
@@ -255,7 +310,7 @@ impl Gateway {
                 .cluster
                 .as_ref()
                 .is_some_and(|cluster| match self.role(session.group) {
-                    Role::Primary => cluster.sync.is_synced(id),
+                    Role::Primary => cluster.sync.is_synced(id, session.group),
                     Role::Standby => cluster.sync.is_ready(session.group),
                 }),
             original: session.key(Direction::Original, &self.book),

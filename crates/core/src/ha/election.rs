@@ -9,11 +9,12 @@
 
 use std::time::Duration;
 
+use super::contest::Rivalry;
 use super::handover::Handover;
-use super::heartbeat::{self, GroupState, MAX_TERM};
-use super::order::{self, Candidate};
+use super::heartbeat::{self, Ago, GroupState, MAX_TERM};
 use super::peer::Peer;
 use super::{Ha, Output, Takeover, Takeovers};
+use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::Role;
 use crate::time::Time;
@@ -41,9 +42,15 @@ pub(super) struct Group {
     /// The primary that was seen last.
     pub primary: Option<PeerId>,
     pub takeovers: Takeovers,
-    vacancy: Option<Vacancy>,
-    /// Another primary is heard, since then.
-    rivalry: Option<Time>,
+    /// What this unit holds; as primary, what it held when its term began.
+    pub held: Holding,
+    /// As primary: when sessions went through it last, in both directions.
+    pub carried: Option<Time>,
+    /// As primary: when a peer last said that it follows.
+    pub followed: Option<Time>,
+    pub vacancy: Option<Vacancy>,
+    /// Another primary is heard.
+    pub rivalry: Option<Rivalry>,
 }
 
 /// Where this unit is in the election.
@@ -66,7 +73,7 @@ pub(super) enum State {
 
 /// There is no primary that is alive.
 #[derive(Clone, Copy, Debug)]
-struct Vacancy {
+pub(super) struct Vacancy {
     since: Time,
     /// No check before; later than `since` if one was answered.
     check_after: Time,
@@ -105,6 +112,9 @@ impl Group {
             expected: None,
             primary: None,
             takeovers: Takeovers::default(),
+            held: Holding::default(),
+            carried: None,
+            followed: None,
             vacancy: None,
             rivalry: None,
         }
@@ -143,7 +153,7 @@ impl Ha {
     }
 
     /// What this unit says of `group` in its heartbeats.
-    pub(super) fn group_state(&self, group: usize) -> GroupState {
+    pub(super) fn group_state(&self, now: Time, group: usize) -> GroupState {
         let state = &self.groups[group];
         let primary = state.state == State::Primary;
         let sees = match (primary, self.alive_primary(group)) {
@@ -160,6 +170,9 @@ impl Ha {
             priority: state.priority,
             term: state.term,
             sees,
+            held: state.held,
+            carried: Ago::of(state.carried.map(|at| now.since(at))),
+            followed: Ago::of(state.followed.map(|at| now.since(at))),
         }
     }
 
@@ -345,6 +358,11 @@ impl Ha {
         if let Some(peer) = self.alive_primary(group) {
             return self.follow(now, group, peer);
         }
+        if self.groups[group].degraded
+            && let Some(witness) = self.witness(group)
+        {
+            return self.trust_witness(now, group, witness);
+        }
         let all_heard = |from| {
             self.peers
                 .iter()
@@ -363,6 +381,8 @@ impl Ha {
             check_after: now,
             certain: false,
         };
+        // The peers learn what exactly this unit holds before any of them takes over.
+        self.urgent |= state.vacancy.is_none();
         let vacancy = *state.vacancy.get_or_insert(vacant);
         if let State::Checking { probes, next } = state.state {
             if now >= next {
@@ -423,6 +443,10 @@ impl Ha {
     fn continue_check(&mut self, now: Time, group: usize, probes: u32) {
         if self.check_due(now, group).is_none_or(|due| now < due) {
             self.groups[group].state = State::Standby;
+        } else if probes == PROBES
+            && let Some(witness) = self.witness(group)
+        {
+            self.trust_witness(now, group, witness);
         } else if probes == PROBES {
             let term = self.next_term(group);
             let by = match self.last_primary(group) {
@@ -476,6 +500,11 @@ impl Ha {
 
     /// Primary: contest with other primaries, and hand over to where the group belongs.
     fn defend(&mut self, now: Time, group: usize) {
+        let own = heartbeat::hash(&self.name);
+        let mut peers = self.peers.iter();
+        if peers.any(|peer| peer.alive && peer.groups[group].sees == own) {
+            self.groups[group].followed = Some(now);
+        }
         let state = &self.groups[group];
         let rival = self.alive_primary(group).filter(|peer| {
             let older = self.peers[peer.index()].groups[group].term <= state.term;
@@ -499,86 +528,6 @@ impl Ha {
         if self.groups[group].state == State::Primary {
             self.plan_handover(now, group);
         }
-    }
-
-    /// Two primaries that hear each other: one steps down.
-    fn contest(&mut self, now: Time, group: usize, peer: PeerId) {
-        let hold = self.hold();
-        let rival = &self.peers[peer.index()];
-        let state = &mut self.groups[group];
-        let since = *state.rivalry.get_or_insert(now);
-        let (mine, theirs) = (state.term, rival.groups[group].term);
-        if since == now {
-            let what = format!("{} is primary of {} too", rival.name, state.name);
-            let why = format!("its term is {theirs}, ours is {mine}");
-            self.events.warn(now, what, why);
-        }
-        let yields = match theirs.cmp(&mine) {
-            std::cmp::Ordering::Greater => true,
-            std::cmp::Ordering::Less => false,
-            // If both think that they are the better one, the names decide.
-            std::cmp::Ordering::Equal if now >= since + hold * 2 => rival.name < self.name,
-            std::cmp::Ordering::Equal => {
-                let pair = [
-                    self.own_candidate(now, group),
-                    self.candidate(now, group, peer),
-                ];
-                order::best(&pair) == Some(1)
-            }
-        };
-        if yields {
-            let why = format!("{} is primary, term {theirs}", rival.name);
-            self.step_down(now, group, why);
-            let state = &mut self.groups[group];
-            state.term = theirs;
-            state.ready = false;
-            state.primary = Some(peer);
-            self.push_output(Output::Resync {
-                group: GroupId(group as u8),
-                from: peer,
-            });
-        } else if since == now {
-            self.urgent = true;
-            self.push_output(Output::Announce {
-                group: GroupId(group as u8),
-            });
-        }
-    }
-
-    fn own_candidate(&self, now: Time, group: usize) -> Candidate<'_> {
-        let state = &self.groups[group];
-        Candidate {
-            ready: state.ready,
-            ports_up: self.ports_up,
-            override_: self.override_,
-            uptime: now.since(self.started),
-            priority: state.priority,
-            name: &self.name,
-        }
-    }
-
-    pub(super) fn candidate(&self, now: Time, group: usize, peer: PeerId) -> Candidate<'_> {
-        let peer = &self.peers[peer.index()];
-        let state = &peer.groups[group];
-        Candidate {
-            ready: state.ready,
-            ports_up: peer.ports_up,
-            override_: state.override_,
-            uptime: peer.uptime(now),
-            priority: state.priority,
-            name: &peer.name,
-        }
-    }
-
-    /// Whether this unit is the best of those that are alive and have `group`.
-    fn is_best(&self, now: Time, group: usize) -> bool {
-        let mut candidates = vec![self.own_candidate(now, group)];
-        for (index, peer) in self.peers.iter().enumerate() {
-            if peer.alive && peer.groups[group].known {
-                candidates.push(self.candidate(now, group, PeerId(index as u8)));
-            }
-        }
-        order::best(&candidates) == Some(0)
     }
 
     /// How many units that are alive come before this one by name.

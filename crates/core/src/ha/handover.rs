@@ -9,6 +9,7 @@ use super::election::State;
 use super::order;
 use super::peer::Peer;
 use super::{Ha, Leaving, Output, Takeover};
+use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -306,9 +307,13 @@ impl Ha {
             .map(|peer| PeerId(peer as u8))
             .filter(|peer| suits(*peer))
             .collect();
+        // Each of them gets all that this unit holds before it takes over.
         let candidates: Vec<_> = peers
             .iter()
-            .map(|peer| self.candidate(now, group, *peer))
+            .map(|peer| order::Candidate {
+                held: Holding::default(),
+                ..self.candidate(now, group, *peer)
+            })
             .collect();
         peers.get(order::best(&candidates)?).copied()
     }
@@ -340,7 +345,7 @@ impl Ha {
         let name = &peer.name;
         if !peer.groups[group].ready {
             Err(format!("{name} is not ready"))
-        } else if !peer.sync.digest_equal {
+        } else if !peer.sync.equal.contains(GroupId(group as u8)) {
             Err(format!(
                 "{name} has not confirmed that it holds the same sessions"
             ))

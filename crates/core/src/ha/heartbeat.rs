@@ -4,7 +4,7 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 1 | version, 1 |
+//! | 1 | version, 2 |
 //! | 1 | group-id of the cluster |
 //! | 1 | flags: 1 = goodbye |
 //! | 1 | monitored ports that are up |
@@ -17,18 +17,24 @@
 //! | 4 | how long ago that was heard, in µs |
 //! | 8 | replication: the last sequence of the receiver that the sender applied |
 //! | 1 + n | length and bytes of the node name |
-//! | 1 | number of groups |
-//! | 1 | bytes of each group's record, at least 14 |
-//! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4) |
+//! | 1 | datagrams that name all groups |
+//! | 1 | number of groups in this one |
+//! | 1 | bytes of each group's record, at least 34 |
+//! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4), what is held: term (4), epoch (4), position (8); traffic carried (2) and followed (2), how long ago in 100 ms |
 //!
-//! Names of groups are hashed to 32 bits so that 64 groups fit into a datagram that any path carries.
-//! Bytes that a newer version adds to a record, or after the last one, are ignored.
+//! Names of groups are hashed to 32 bits, and a heartbeat names [`MOST_GROUPS`] of them, so that it fits
+//! into a datagram that any path carries; the other groups come with the next datagrams. Bytes that a
+//! newer version adds to a record, or after the last one, are ignored.
 
 use std::time::Duration;
 
-const VERSION: u8 = 1;
+use crate::evidence::Holding;
+
+const VERSION: u8 = 2;
 const GOODBYE: u8 = 1;
-const RECORD: usize = 14;
+const RECORD: usize = 34;
+/// Groups that one datagram names.
+pub(super) const MOST_GROUPS: usize = 28;
 
 const PRIMARY: u8 = 1;
 const READY: u8 = 1 << 1;
@@ -97,6 +103,8 @@ pub(super) struct Header<'a> {
     pub echo_age: Duration,
     pub applied: u64,
     pub name: &'a str,
+    /// How many datagrams it takes to name all groups.
+    pub parts: u8,
 }
 
 /// What a unit says about one group.
@@ -114,6 +122,52 @@ pub(super) struct GroupState {
     pub term: u64,
     /// Hash of the name of the primary that it sees, or 0.
     pub sees: u32,
+    /// What it holds; as primary, what it held when its term began. Epochs have 32 bits here.
+    pub held: Holding,
+    /// As primary: how long ago sessions went through it in both directions.
+    pub carried: Ago,
+    /// As primary: how long ago a peer said that it follows it.
+    pub followed: Ago,
+}
+
+impl GroupState {
+    /// What peers must act on at once when it changes.
+    pub fn essence(&self) -> GroupState {
+        GroupState {
+            held: Holding::default(),
+            carried: Ago::NEVER,
+            followed: Ago::NEVER,
+            ..*self
+        }
+    }
+}
+
+/// A time that has passed, in units of 100 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ago(pub u16);
+
+impl Default for Ago {
+    fn default() -> Ago {
+        Ago::NEVER
+    }
+}
+
+impl Ago {
+    /// It has never happened, or longer ago than can be told.
+    pub const NEVER: Ago = Ago(u16::MAX);
+
+    /// The time since something happened, if it did.
+    pub fn of(passed: Option<Duration>) -> Ago {
+        let units = passed.map(|passed| passed.as_millis().div_ceil(100));
+        Ago(units
+            .and_then(|units| u16::try_from(units).ok())
+            .unwrap_or(u16::MAX))
+    }
+
+    /// Whether it happened within `span`, for sure.
+    pub fn is_within(self, span: Duration) -> bool {
+        self != Ago::NEVER && Duration::from_millis(u64::from(self.0) * 100) < span
+    }
 }
 
 /// A name on the wire: FNV-1a, never 0.
@@ -152,8 +206,9 @@ pub(super) fn encode<'a>(
     let name = &name[..name.len().min(usize::from(u8::MAX))];
     out.push(name.len() as u8);
     out.extend(name);
-    out.extend([u8::try_from(groups.len()).unwrap_or(u8::MAX), RECORD as u8]);
-    for (name, group) in groups.take(usize::from(u8::MAX)) {
+    let count = groups.len().min(MOST_GROUPS);
+    out.extend([header.parts, count as u8, RECORD as u8]);
+    for (name, group) in groups.take(count) {
         out.extend(name.to_be_bytes());
         let flags = [
             (group.primary, PRIMARY),
@@ -171,6 +226,12 @@ pub(super) fn encode<'a>(
         out.push(group.priority);
         out.extend((group.term.min(MAX_TERM) as u32).to_be_bytes());
         out.extend(group.sees.to_be_bytes());
+        let held = &group.held;
+        out.extend((held.term.min(MAX_TERM) as u32).to_be_bytes());
+        out.extend((held.epoch as u32).to_be_bytes());
+        out.extend(held.position.to_be_bytes());
+        out.extend(group.carried.0.to_be_bytes());
+        out.extend(group.followed.0.to_be_bytes());
     }
     out
 }
@@ -195,7 +256,7 @@ pub(super) fn decode(
     let [length] = reader.array()?;
     let name = reader.take(usize::from(length))?;
     let name = std::str::from_utf8(name).map_err(|_| HeartbeatError::Malformed)?;
-    let [count, record] = reader.array()?;
+    let [parts, count, record] = reader.array()?;
     if usize::from(record) < RECORD {
         return Err(HeartbeatError::Malformed);
     }
@@ -214,6 +275,7 @@ pub(super) fn decode(
         echo_age,
         applied,
         name,
+        parts,
     };
     Ok((
         header,
@@ -236,6 +298,13 @@ fn read_group(record: &[u8]) -> Option<(u32, GroupState)> {
         priority,
         term: u64::from(reader.u32().ok()?),
         sees: reader.u32().ok()?,
+        held: Holding {
+            term: u64::from(reader.u32().ok()?),
+            epoch: u64::from(reader.u32().ok()?),
+            position: reader.u64().ok()?,
+        },
+        carried: Ago(reader.u16().ok()?),
+        followed: Ago(reader.u16().ok()?),
     };
     Some((name, group))
 }
@@ -270,6 +339,10 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
+    fn u16(&mut self) -> Result<u16, HeartbeatError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
     fn u64(&mut self) -> Result<u64, HeartbeatError> {
         self.array().map(u64::from_be_bytes)
     }
@@ -281,8 +354,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn groups() -> impl Strategy<Value = Vec<(u32, GroupState)>> {
-        let state = (any::<[bool; 4]>(), any::<u8>(), any::<u32>(), any::<u32>()).prop_map(
-            |([primary, ready, override_, asks], priority, term, sees)| GroupState {
+        let held = (any::<u32>(), any::<u32>(), any::<u64>());
+        let state = (
+            any::<[bool; 4]>(),
+            any::<u8>(),
+            any::<[u32; 2]>(),
+            held,
+            any::<[u16; 2]>(),
+        );
+        let state = state.prop_map(
+            |([primary, ready, override_, asks], priority, [term, sees], held, ago)| GroupState {
                 known: true,
                 primary,
                 ready,
@@ -291,9 +372,16 @@ mod tests {
                 priority,
                 term: u64::from(term),
                 sees,
+                held: Holding {
+                    term: u64::from(held.0),
+                    epoch: u64::from(held.1),
+                    position: held.2,
+                },
+                carried: Ago(ago[0]),
+                followed: Ago(ago[1]),
             },
         );
-        proptest::collection::vec((any::<u32>(), state), 0..=64)
+        proptest::collection::vec((any::<u32>(), state), 0..=MOST_GROUPS)
     }
 
     fn header(numbers: [u32; 9], name: &str) -> Header<'_> {
@@ -321,6 +409,7 @@ mod tests {
             echo_age: Duration::from_micros(u64::from(age)),
             applied: u64::from(applied) << 31,
             name,
+            parts: 1,
         }
     }
 
@@ -394,9 +483,9 @@ mod tests {
             bytes[at] = value;
             decode(&bytes).err()
         };
-        assert_eq!(with(0, 2), Some(HeartbeatError::Version));
+        assert_eq!(with(0, 1), Some(HeartbeatError::Version));
         assert_eq!(
-            with(good.len() - RECORD - 1, 13),
+            with(good.len() - RECORD - 1, RECORD as u8 - 1),
             Some(HeartbeatError::Malformed)
         );
         assert_eq!(

@@ -2,13 +2,16 @@
 //!
 //! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
 //! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
-//! primary, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram.
+//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram.
 
+mod contest;
 mod election;
 mod events;
+mod flush;
 mod handover;
 mod heartbeat;
 mod order;
+mod others;
 mod peer;
 #[cfg(test)]
 mod simulation;
@@ -21,6 +24,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::{self, Config};
+use crate::evidence::Holding;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::gateway::Role;
 use crate::time::Time;
@@ -68,6 +72,13 @@ pub enum Output {
     Announce {
         /// The group.
         group: GroupId,
+    },
+    /// This unit stays primary of `group`, with a higher term than before: another one had that.
+    Reassert {
+        /// The group.
+        group: GroupId,
+        /// Its new term.
+        term: u64,
     },
     /// Send all that is pending for `to`, then the message that it becomes primary of `group`.
     ///
@@ -149,9 +160,9 @@ pub struct SyncState {
     /// A stream that breaks does not take that back, for what was received may soon be all that is
     /// left; a new stream of another process of the peer does, and so does [`Output::Resync`].
     pub ready: GroupSet,
-    /// The stream to the peer is up, and at the last comparison the peer held what this unit holds,
-    /// in all groups of which this unit is primary.
-    pub digest_equal: bool,
+    /// The groups of which this unit is primary and whose sessions the peer held, each of them, at
+    /// the last comparison; the stream to it is up.
+    pub equal: GroupSet,
     /// The last sequence of the peer that this unit has applied.
     pub applied: u64,
 }
@@ -372,10 +383,20 @@ impl Ha {
             return;
         };
         let before = std::mem::replace(&mut known.sync, state);
-        if (before.ready, before.digest_equal) != (state.ready, state.digest_equal) {
+        if (before.ready, before.equal) != (state.ready, state.equal) {
             self.learn_ready(now, peer);
             self.evaluate_all(now);
             self.flush(now);
+        }
+    }
+
+    /// What this unit holds of `group`, and when packets of its sessions went through it last, in each
+    /// direction; as often as the caller likes.
+    pub fn handle_evidence(&mut self, group: GroupId, held: Holding, carried: Option<Time>) {
+        if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
+            // As it comes from the wire, so that it can be compared.
+            let epoch = u64::from(held.epoch as u32);
+            (state.held, state.carried) = (Holding { epoch, ..held }, carried);
         }
     }
 
@@ -551,45 +572,6 @@ impl Ha {
         );
         if !repeated || self.outputs.len() < MAX_OUTPUTS {
             self.outputs.push_back(output);
-        }
-    }
-
-    /// Sends heartbeats to all peers over all links that are up, if they are due.
-    fn flush(&mut self, now: Time) {
-        if !std::mem::take(&mut self.urgent) || self.is_gone() {
-            return;
-        }
-        self.sequence += 1;
-        self.next_heartbeat = now + self.interval;
-        let states: Vec<_> = (0..self.groups.len())
-            .map(|group| (self.groups[group].hash, self.group_state(group)))
-            .collect();
-        for peer in 0..self.peers.len() {
-            for link in (0..self.links).map(LinkId) {
-                if !self.peers[peer].links[link.index()].up {
-                    continue;
-                }
-                let (echo, echo_age) = self.peers[peer].echo(now, link);
-                self.peers[peer].links[link.index()].counters.sent += 1;
-                let header = heartbeat::Header {
-                    group_id: self.group_id,
-                    goodbye: matches!(self.leaving, Some(Leaving::Goodbye(_))),
-                    ports_up: self.ports_up,
-                    boot_id: self.boot_id,
-                    sequence: self.sequence,
-                    uptime: now.since(self.started),
-                    interval: self.interval,
-                    clock: peer::clock(now),
-                    echo,
-                    echo_age,
-                    applied: self.peers[peer].sync.applied,
-                    name: &self.name,
-                };
-                let bytes =
-                    heartbeat::encode(&header, states.iter().map(|(name, group)| (*name, group)));
-                let peer = PeerId(peer as u8);
-                self.push_output(Output::SendHeartbeat { peer, link, bytes });
-            }
         }
     }
 }

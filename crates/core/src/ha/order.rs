@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use crate::evidence::Holding;
+
 /// Units whose uptime is this close to the longest count as equally old.
 const UPTIME_MARGIN: Duration = Duration::from_secs(300);
 
@@ -11,6 +13,8 @@ const UPTIME_MARGIN: Duration = Duration::from_secs(300);
 pub(super) struct Candidate<'a> {
     /// It holds all sessions of the group.
     pub ready: bool,
+    /// What it holds of them.
+    pub held: Holding,
     /// How many of its monitored ports are up.
     pub ports_up: u8,
     /// It has `override`.
@@ -25,8 +29,9 @@ pub(super) struct Candidate<'a> {
 
 /// The index of the best of `candidates`.
 ///
-/// Ready before unready; then more monitored ports up; then, if any unit has `override`, the higher
-/// priority, else the older (with a margin) and then the higher priority; then the smaller name.
+/// First who can serve anybody at all; then ready before unready; then who holds more; then more
+/// monitored ports up; then, if any unit has `override`, the higher priority, else the older (with a
+/// margin) and then the higher priority; then the smaller name.
 ///
 /// Ages are compared with that of the oldest, not with each other: with a margin, pairwise comparison
 /// of three units could go round in a circle.
@@ -35,7 +40,7 @@ pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     let by_priority = candidates.iter().any(|c| c.override_);
     let rank = |c: &Candidate<'_>| {
         let old = by_priority || longest.saturating_sub(c.uptime) <= UPTIME_MARGIN;
-        (c.ready, c.ports_up, old, c.priority)
+        (c.ports_up > 0, c.ready, c.held, c.ports_up, old, c.priority)
     };
     let (index, _) = candidates
         .iter()
@@ -62,6 +67,7 @@ mod tests {
     fn unit(name: &str) -> Candidate<'_> {
         Candidate {
             ready: true,
+            held: Holding::default(),
             ports_up: 2,
             override_: false,
             uptime: Duration::from_secs(1000),
@@ -95,8 +101,24 @@ mod tests {
         assert_eq!(winner(&[a, b]), "a");
         let b = Candidate { ports_up: 3, ..b };
         assert_eq!(winner(&[a, b]), "b");
+        let held = Holding {
+            term: 1,
+            ..Holding::default()
+        };
+        let a = Candidate { held, ..a };
+        assert_eq!(winner(&[a, b]), "a", "who holds more");
+        let held = Holding {
+            position: 1,
+            ..held
+        };
+        let b = Candidate { held, ..b };
+        assert_eq!(winner(&[a, b]), "b");
+        let a = Candidate { held, ..a };
+        assert_eq!(winner(&[a, b]), "b", "for its ports");
         let b = Candidate { ready: false, ..b };
         assert_eq!(winner(&[a, b]), "a");
+        let a = Candidate { ports_up: 0, ..a };
+        assert_eq!(winner(&[a, b]), "b", "the other one reaches nobody");
     }
 
     #[test]

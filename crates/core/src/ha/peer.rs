@@ -32,6 +32,10 @@ pub(super) struct Peer {
     pub gone_why: Option<&'static str>,
     pub goodbye: bool,
     pub groups: Vec<GroupState>,
+    /// By group: the heartbeat that named it last.
+    named: Vec<u64>,
+    /// How long nothing was heard of it before it was heard again.
+    pub away: Duration,
     pub ports_up: u8,
     pub interval: Duration,
     pub sync: SyncState,
@@ -75,6 +79,8 @@ impl Peer {
             gone_why: None,
             goodbye: false,
             groups: vec![GroupState::default(); groups],
+            named: vec![0; groups],
+            away: Duration::ZERO,
             ports_up: 0,
             interval: Duration::ZERO,
             sync: SyncState::default(),
@@ -138,6 +144,10 @@ impl Peer {
             || self.ports_up != header.ports_up
             || self.goodbye != header.goodbye;
         self.sequence = header.sequence;
+        if !self.alive {
+            let heard = self.heard.unwrap_or(Time::ZERO);
+            self.away = now.since(heard);
+        }
         self.heard = Some(now);
         self.deaf_until = None;
         self.ended = false;
@@ -145,17 +155,23 @@ impl Peer {
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;
         self.interval = header.interval.min(LONGEST_INTERVAL);
-        let mut named = 0_u64;
         for (group, state) in groups {
             let index = usize::from(group.0);
-            named |= 1 << index;
-            changed |= std::mem::replace(&mut self.groups[index], state) != state;
+            self.named[index] = header.sequence;
+            let before = std::mem::replace(&mut self.groups[index], state);
+            changed |= before.essence() != state.essence();
         }
-        for (index, state) in self.groups.iter_mut().enumerate() {
-            if named & (1 << index) == 0 && state.known {
+        // Others may have been lost on their way; those that were not are not there any more.
+        let lately = match header.parts {
+            0 | 1 => header.sequence,
+            parts => header.sequence.saturating_sub(u64::from(parts) * 4),
+        };
+        for (named, state) in self.named.iter_mut().zip(&mut self.groups) {
+            if state.known && (*named < lately || restarted && *named != header.sequence) {
                 *state = GroupState::default();
                 changed = true;
             }
+            *named = (*named).min(header.sequence);
         }
         News { changed, restarted }
     }

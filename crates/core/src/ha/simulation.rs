@@ -205,7 +205,7 @@ impl Cluster {
         for peer in hears {
             let ready = SyncState {
                 ready: GroupSet::ALL,
-                digest_equal: true,
+                equal: GroupSet::ALL,
                 applied: 0,
             };
             ha.handle_sync(now, peer_id(unit, peer), ready);

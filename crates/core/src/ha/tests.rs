@@ -17,7 +17,7 @@ const C: PeerId = PeerId(1);
 const L: LinkId = LinkId(0);
 const READY: SyncState = SyncState {
     ready: GroupSet::ALL,
-    digest_equal: true,
+    equal: GroupSet::ALL,
     applied: 0,
 };
 
@@ -55,6 +55,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
         session_pickup_delay: Duration::ZERO,
         pickup_guarantee: PickupGuarantee::Off,
         pickup_guarantee_wait: ms(10),
+        pickup_guarantee_copies: 1,
         gratuitous_arps: 5,
         gratuitous_arp_interval: ms(1000),
         links: vec![HaLink {
@@ -263,6 +264,7 @@ impl Voice {
             echo_age: Duration::ZERO,
             applied: 0,
             name: self.name,
+            parts: 1,
         };
         heartbeat::encode(&header, [(heartbeat::hash("g0"), &self.group)].into_iter())
     }
@@ -794,7 +796,7 @@ fn a_group_that_the_operator_moved_is_not_asked_back() {
     voices[0].primary(2);
     bench.hear(&mut voices[0]);
     assert_eq!(bench.role(), Role::Standby);
-    let asks = |bench: &Bench| bench.ha.group_state(0).asks;
+    let asks = |bench: &Bench| bench.ha.group_state(bench.now, 0).asks;
     assert!(!asks(&bench));
     bench.ha.set_priority(bench.now, Some(G), 201);
     assert!(asks(&bench), "a new setting counts");
@@ -918,6 +920,7 @@ fn round_trips_are_measured_without_the_time_spent_at_the_peer() {
         echo_age: ms(12),
         applied: 0,
         name: "b",
+        parts: 1,
     };
     let bytes = heartbeat::encode(&header, [].into_iter());
     bench.ha.handle_heartbeat(bench.now, B, L, &bytes).unwrap();
@@ -1003,7 +1006,7 @@ proptest! {
             let [primary, ready, override_, asks, goodbye, sync] = flags;
             let group = GroupState {
                 known: true, primary, ready, override_, asks, priority,
-                term: u64::from(term), sees: term,
+                term: u64::from(term), sees: term, ..GroupState::default()
             };
             let uptime = Duration::from_millis(uptime);
             let sequence = bench.now.as_nanos();

@@ -5,7 +5,7 @@
 //! largest holder gives.
 
 use super::table::Recent;
-use super::{Holdings, NoRoom, Session, SessionId, SourceLimits, Table};
+use super::{Holdings, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table};
 use crate::flow::Addr;
 
 /// Sessions of one holder that are looked at for the one that gives way.
@@ -51,30 +51,41 @@ impl Table {
         self.holders.remove_port(source);
     }
 
-    /// Whether there is room for one more session of `source`, and which one must end first.
+    /// Whether there is room for one more session of `source`, and which one must end first: one that
+    /// `may` end. A copy of another unit's session may not, since that unit counts on it.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub fn room(&self, source: &Addr) -> Result<Option<SessionId>, NoRoom> {
+    pub fn room(
+        &self,
+        source: &Addr,
+        may: impl Fn(&Session) -> bool,
+    ) -> Result<Option<SessionId>, NoRoom> {
         if let Some(own) = self.holders.half_open_too_many(source) {
-            return Ok(Some(own));
+            let is_half_open = |it: &Session| it.flags.contains(SessionFlags::HALF_OPEN);
+            let goes = |id: &SessionId| {
+                self.get(*id).is_some_and(|it| is_half_open(it) && may(it))
+            };
+            let own = std::iter::once(own).chain(self.holders.of_source(source).take(LOOKED_AT));
+            return own.into_iter().find(goes).ok_or(NoRoom::HalfOpenLimit).map(Some);
         }
         if self.holders.is_wide_full(source) {
-            let neighbor = self.oldest_dispensable(|it| is_same_network(&it.src, source));
+            let is_near = |it: &Session| is_same_network(&it.src, source) && may(it);
+            let neighbor = self.oldest_dispensable(is_near);
             return neighbor.ok_or(NoRoom::HalfOpenLimit).map(Some);
         }
         let limit = self.holders.limits().sessions;
         if limit > 0 && self.holdings(source).sessions >= limit {
-            let own = self.least_used(self.holders.of_source(source));
+            let own = self.least_used(self.holders.of_source(source), &may);
             let own = own.filter(|id| self.get(*id).is_some_and(|it| !it.is_connection()));
             return own.ok_or(NoRoom::SourceLimit).map(Some);
         }
         if !self.is_full() {
             return Ok(None);
         }
-        self.oldest_dispensable(|_| true)
-            .or_else(|| self.least_used(self.holders.of_largest(source)))
+        self.oldest_dispensable(&may)
+            .or_else(|| self.least_used(self.holders.of_largest(source), &may))
             .ok_or(NoRoom::Full)
             .map(Some)
     }
@@ -85,12 +96,30 @@ impl Table {
     /// # Errors
     ///
     /// Why there is none.
-    pub fn make_room(&mut self, source: &Addr) -> Result<Option<SessionId>, NoRoom> {
-        let room = self.room(source);
+    pub fn make_room(
+        &mut self,
+        source: &Addr,
+        may: impl Fn(&Session) -> bool,
+    ) -> Result<Option<SessionId>, NoRoom> {
+        let room = self.room(source, may);
         if self.is_full() || self.holders.is_wide_full(source) {
             self.recent.skip(|id| room == Ok(Some(id)));
         }
         room
+    }
+
+    /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go. Looks at 64 at
+    /// most; those that may not go stay for later.
+    pub fn early_drop_candidate(&mut self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
+        for _ in 0..Recent::POPS {
+            let id = self.recent.pop()?;
+            match self.get(id).filter(|session| session.is_dispensable()) {
+                Some(session) if may(session) => return Some(id),
+                Some(_) => self.recent.push(id),
+                None => {}
+            }
+        }
+        None
     }
 
     /// Sessions of the host that has the most external ports, if that is not `source`: those that give way
@@ -114,9 +143,13 @@ impl Table {
     }
 
     /// Of the first of some sessions, the one that its host would miss least.
-    fn least_used(&self, sessions: impl Iterator<Item = SessionId>) -> Option<SessionId> {
+    fn least_used(
+        &self,
+        sessions: impl Iterator<Item = SessionId>,
+        may: impl Fn(&Session) -> bool,
+    ) -> Option<SessionId> {
         let of = |id: SessionId| {
-            let it = self.get(id)?;
+            let it = self.get(id).filter(|it| may(it))?;
             Some(((!it.is_dispensable(), it.is_connection(), it.last_seen), id))
         };
         let least = sessions.take(LOOKED_AT).filter_map(of);
@@ -136,7 +169,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::flow::{FlowKey, Protocol};
-    use crate::session::{AddressBook, SessionFlags, SessionState, Timeouts};
+    use crate::session::{AddressBook, SessionState, Timeouts};
     use crate::time::Tick;
 
     fn table(capacity: u32, sessions: u32, half_open: u32) -> Table {
@@ -174,7 +207,7 @@ mod tests {
 
     /// Opens a session as the gateway does; returns who gave way.
     fn open(table: &mut Table, src: Addr, port: u16) -> Result<Option<SessionId>, NoRoom> {
-        let gave = table.make_room(&src)?;
+        let gave = table.make_room(&src, |_| true)?;
         let book = AddressBook::new();
         if let Some(id) = gave {
             table.remove(id, &book).unwrap();

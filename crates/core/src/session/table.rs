@@ -444,7 +444,7 @@ impl Recent {
     const SIZE: usize = 65_536;
     pub(super) const POPS: usize = 64;
 
-    fn push(&mut self, id: SessionId) {
+    pub(super) fn push(&mut self, id: SessionId) {
         if self.ids.is_empty() {
             self.ids = vec![0; Self::SIZE];
         }
@@ -470,7 +470,7 @@ impl Recent {
         }
     }
 
-    fn pop(&mut self) -> Option<SessionId> {
+    pub(super) fn pop(&mut self) -> Option<SessionId> {
         self.len = self.len.checked_sub(1)?;
         let id = self.ids[self.oldest];
         self.oldest = (self.oldest + 1) % Self::SIZE;
@@ -593,11 +593,11 @@ mod tests {
         table.check_invariants(&book);
         let source = key(1, 2, 999, 53).src;
         // 64 with an answer are passed, then six more.
-        assert!(table.make_room(&source).is_err());
-        assert_eq!(table.make_room(&source), Ok(Some(ids[70])));
+        assert!(table.make_room(&source, |_| true).is_err());
+        assert_eq!(table.make_room(&source, |_| true), Ok(Some(ids[70])));
         table.remove(ids[70], &book);
         assert!(table.insert(session(key(1, 2, 999, 53)), &book).is_ok());
-        assert_eq!(table.make_room(&source), Ok(Some(ids[71])));
+        assert_eq!(table.make_room(&source, |_| true), Ok(Some(ids[71])));
     }
 
     #[test]

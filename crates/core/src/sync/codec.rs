@@ -1,7 +1,8 @@
 //! The bytes of [`super::message`].
 
 use super::digest::{Buckets, SUMS};
-use super::message::{Hello, MAX_FRAME, Message, Operation, Record};
+use super::message::{Hello, MAX_FRAME, Message, Operation, Record, Refusal};
+use crate::evidence::Holding;
 use crate::flow::Direction;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::session::tcp::{self, TcpState};
@@ -115,12 +116,36 @@ pub fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
         8 => Message::Claim {
             group: from.u8()?,
             term: from.u64()?,
+            basis: Holding {
+                term: from.u64()?,
+                epoch: from.u64()?,
+                position: from.u64()?,
+            },
         },
         9 => Message::Release { group: from.u8()? },
         10 => Message::Handover {
             group: from.u8()?,
             term: from.u64()?,
         },
+        11 => Message::Offer {
+            group: from.u8()?,
+            operations: from.0,
+        },
+        12 => Message::OfferEnd { group: from.u8()? },
+        13 => Message::OfferTaken { group: from.u8()? },
+        14 => {
+            let (group, reason, named) = (from.u8()?, from.u8()?, from.u8()? != 0);
+            let mut all = Refusal::ALL.into_iter();
+            let reason = all.find(|known| *known as u8 == reason).ok_or(Malformed)?;
+            let key = match named {
+                true => {
+                    let v6 = from.u8()? & V6 != 0;
+                    Some(from.key(v6)?)
+                }
+                false => None,
+            };
+            Message::Refuse { group, reason, key }
+        }
         _ => Message::Unknown,
     })
 }
@@ -168,12 +193,29 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
             out.push(*group);
             out.extend_from_slice(&differing.to_bytes());
         }
-        Message::Claim { group, term } => write_term(out, 8, *group, *term),
-        Message::Release { group } => {
-            begin_frame(out, 9);
-            out.push(*group);
+        Message::Claim { group, term, basis } => {
+            write_term(out, 8, *group, *term);
+            for number in [basis.term, basis.epoch, basis.position] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
         }
+        Message::Release { group } => write_group(out, 9, *group),
         Message::Handover { group, term } => write_term(out, 10, *group, *term),
+        Message::Offer { group, operations } => {
+            write_group(out, 11, *group);
+            out.extend_from_slice(operations);
+        }
+        Message::OfferEnd { group } => write_group(out, 12, *group),
+        Message::OfferTaken { group } => write_group(out, 13, *group),
+        Message::Refuse { group, reason, key } => {
+            write_group(out, 14, *group);
+            out.extend_from_slice(&[*reason as u8, u8::from(key.is_some())]);
+            if let Some(key) = key {
+                let v6 = !key.src.is_v4();
+                out.push(u8::from(v6));
+                write_key(out, key, v6);
+            }
+        }
         Message::Unknown => begin_frame(out, u8::MAX),
     }
     end_frame(out, start);
@@ -183,6 +225,16 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
 pub fn begin_batch(out: &mut Vec<u8>, seq: u64) {
     begin_frame(out, 2);
     out.extend_from_slice(&seq.to_be_bytes());
+}
+
+/// Begins an offer at the end of `out`: operations and [`end_offer`] are to follow.
+pub fn begin_offer(out: &mut Vec<u8>, group: u8) {
+    write_group(out, 11, group);
+}
+
+/// Ends the offer that begins at `start`.
+pub fn end_offer(out: &mut [u8], start: usize) {
+    end_frame(out, start);
 }
 
 /// Ends the batch that begins at `start`, and says how far it brings the receiver.
@@ -289,9 +341,13 @@ fn end_operation(out: &mut [u8], start: usize) {
     out[start - 1] = length as u8;
 }
 
-fn write_term(out: &mut Vec<u8>, kind: u8, group: u8, term: u64) {
+fn write_group(out: &mut Vec<u8>, kind: u8, group: u8) {
     begin_frame(out, kind);
     out.push(group);
+}
+
+fn write_term(out: &mut Vec<u8>, kind: u8, group: u8, term: u64) {
+    write_group(out, kind, group);
     out.extend_from_slice(&term.to_be_bytes());
 }
 
@@ -675,9 +731,13 @@ mod tests {
                 Message::End(vec![(c, set), (1, set)]),
                 Message::Mark { seq: a, group: c, sums: &sums },
                 Message::Verdict { seq: a, group: c, differing: set },
-                Message::Claim { group: c, term: a },
+                Message::Claim { group: c, term: a, basis: Holding { term: b, epoch: a, position: b } },
                 Message::Release { group: c },
                 Message::Handover { group: c, term: a },
+                Message::Offer { group: c, operations: &operations },
+                Message::OfferEnd { group: c },
+                Message::OfferTaken { group: c },
+                Message::Refuse { group: c, reason: Refusal::Conflict, key: None },
             ];
             let mut bytes = Vec::new();
             messages.iter().for_each(|message| encode(&mut bytes, message));
@@ -694,7 +754,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_panics(kind in 0..12_u8, body in vec(any::<u8>(), 0..300)) {
+        fn nothing_panics(kind in 0..16_u8, body in vec(any::<u8>(), 0..300)) {
             if let Ok(Message::Batch { operations, .. }) = decode(kind, &body) {
                 let mut rest = operations;
                 while let Ok((_, length)) = next_operation(rest) {

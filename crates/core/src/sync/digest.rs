@@ -22,6 +22,8 @@ const KEY: [u8; 16] = *b"tandemgw/1digest";
 pub struct Digest {
     hash: SipHasher13,
     groups: Vec<[u64; SUMS]>,
+    /// The number of sessions of each group.
+    counts: Vec<u32>,
 }
 
 /// What of a session changes during its life and counts for the digest.
@@ -72,6 +74,7 @@ impl Digest {
         Digest {
             hash: SipHasher13::new_with_key(&KEY),
             groups: vec![[0; SUMS]; groups],
+            counts: vec![0; groups],
         }
     }
 
@@ -79,6 +82,9 @@ impl Digest {
     #[inline]
     pub fn add(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
+        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
+            *count += 1;
+        }
         self.update(
             session.group,
             bucket,
@@ -91,6 +97,9 @@ impl Digest {
     #[inline]
     pub fn subtract(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
+        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
+            *count = count.saturating_sub(1);
+        }
         self.update(
             session.group,
             bucket,
@@ -114,6 +123,12 @@ impl Digest {
     #[inline]
     pub fn bucket(&self, original: &FlowKey) -> u8 {
         (self.key(original) >> 56) as u8
+    }
+
+    /// The number of sessions of a group.
+    pub fn count(&self, group: GroupId) -> u32 {
+        let count = self.counts.get(usize::from(group.0));
+        count.copied().unwrap_or(0)
     }
 
     /// The sums of a group.

@@ -1,6 +1,6 @@
 //! What a record of a peer does to the table.
 
-use super::message::Record;
+use super::message::{Record, Refusal};
 use super::peer::Authority;
 use super::{Context, Phase, Replicator};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
@@ -21,18 +21,33 @@ impl Replicator {
     /// Brings a session to what a record says, or refuses it, and counts that. A session that is new takes
     /// the place of those that its packets belong to so far, if the peer's word counts more than theirs.
     pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
-        let Some((group, in_port, out_port, policy)) = self.names_of(at, record) else {
-            self.counters.refused_unknown += 1;
-            return;
+        let Some(group) = self.group_of(at, record.group) else {
+            return self.refuse(at, record, Refusal::Unknown);
         };
         let authority = self.authority(at, group);
         if authority == Authority::None {
-            self.counters.refused_not_primary += 1;
-            return;
+            return self.refuse(at, record, Refusal::NotPrimary);
         }
+        self.place(at, record, authority, context);
+    }
+
+    /// Takes what a standby offers to this unit, the primary: it may add sessions and move them forward.
+    pub(super) fn merge(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
+        self.place(at, record, Authority::Shared { theirs_win: false }, context);
+    }
+
+    fn place(
+        &mut self,
+        at: usize,
+        record: &Record,
+        authority: Authority,
+        context: &mut Context<'_>,
+    ) {
+        let Some((group, in_port, out_port, policy)) = self.names_of(at, record) else {
+            return self.refuse(at, record, Refusal::Unknown);
+        };
         let Some(session) = build(record, context) else {
-            self.counters.refused_full += 1;
-            return;
+            return self.refuse(at, record, Refusal::Full);
         };
         let session = Session {
             group,
@@ -41,7 +56,8 @@ impl Replicator {
             policy,
             ..session
         };
-        for _ in 0..=MOST_CONFLICTS {
+        // Once more for each conflict, and for room that is made.
+        for _ in 0..=MOST_CONFLICTS + 1 {
             match context.table.insert(session.clone(), context.book) {
                 Ok(id) => {
                     context.nat.attach(context.table, id);
@@ -56,18 +72,16 @@ impl Replicator {
                 }
                 Err(InsertError::Conflict(other)) => {
                     if !self.may_displace(at, other, authority, context) {
-                        self.counters.conflicts_won += 1;
-                        return;
+                        return self.refuse(at, record, Refusal::Conflict);
                     }
                     self.counters.conflicts_lost += 1;
                     self.take_out(other, context);
                 }
-                Err(InsertError::Full) => {
-                    self.counters.refused_full += 1;
-                    return;
-                }
+                Err(InsertError::Full) if self.make_room(group, context) => {}
+                Err(InsertError::Full) => break,
             }
         }
+        self.refuse(at, record, Refusal::Full);
     }
 
     /// Removes a session that a peer says is no more.

@@ -1,4 +1,4 @@
-//! What units tell each other, version 1.
+//! What units tell each other, version 2.
 //!
 //! A stream of frames `length: u32 | type: u8 | body`, numbers in network order, the length that of
 //! type and body. Types that a unit does not know, and what follows the known part of a body, are
@@ -9,11 +9,12 @@
 
 use super::digest::Buckets;
 use super::log::Seq;
+use crate::evidence::Holding;
 use crate::flow::FlowKey;
 use crate::session::{SessionFlags, tcp};
 
 /// The version of the protocol; a unit talks to those of its own version.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest frame without its length field.
 pub const MAX_FRAME: usize = 64 * 1024;
@@ -61,12 +62,15 @@ pub enum Message<'a> {
         /// The buckets that differ.
         differing: Buckets,
     },
-    /// 8, `group: u8 | term: u64`: the sender is primary of the group, and sends its sessions.
+    /// 8, `group: u8 | term: u64 | held term: u64 | held epoch: u64 | held position: u64`: the sender
+    /// is primary of the group, and sends its sessions.
     Claim {
         /// The group.
         group: u8,
         /// Its term.
         term: u64,
+        /// What the sender held of the group when that term began.
+        basis: Holding,
     },
     /// 9, `group: u8`: the sender sends no more sessions of the group.
     Release {
@@ -80,8 +84,70 @@ pub enum Message<'a> {
         /// The new term.
         term: u64,
     },
+    /// 11, `group: u8 | operations`: sessions that the sender, a standby, has and that the receiver, the
+    /// primary, may lack. Only [`Operation::Put`] counts.
+    Offer {
+        /// The group, in the list of the sender of this frame.
+        group: u8,
+        /// [`Operation`]s.
+        operations: &'a [u8],
+    },
+    /// 12, `group: u8`: all is offered.
+    OfferEnd {
+        /// The group, in the list of the sender of this frame.
+        group: u8,
+    },
+    /// 13, `group: u8`: the primary has taken what was offered; marks that follow count again.
+    OfferTaken {
+        /// The group.
+        group: u8,
+    },
+    /// 14, `group: u8 | reason: u8 | named: u8 (0, 1) | family and key`: the sender does not hold a session
+    /// of the receiver's, although it will acknowledge the change. Not named: there are more.
+    Refuse {
+        /// The group, in the list of the receiver of this frame.
+        group: u8,
+        /// Why.
+        reason: Refusal,
+        /// The key of its original direction.
+        key: Option<FlowKey>,
+    },
     /// Of a newer version.
     Unknown,
+}
+
+/// Why a unit does not hold a session that a peer has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Refusal {
+    /// The table or the address book is full.
+    Full = 1,
+    /// The port or the group is not known there.
+    Unknown = 2,
+    /// A session there has the same packets.
+    Conflict = 3,
+    /// The sender is not, or no longer, primary of the group.
+    NotPrimary = 4,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Refusal; 4] = [
+        Refusal::Full,
+        Refusal::Unknown,
+        Refusal::Conflict,
+        Refusal::NotPrimary,
+    ];
+
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Refusal::Full => "its table is full",
+            Refusal::Unknown => "it has no such port or group",
+            Refusal::Conflict => "it has other sessions with the same packets",
+            Refusal::NotPrimary => "it follows another primary",
+        }
+    }
 }
 
 /// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |

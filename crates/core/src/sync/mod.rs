@@ -7,7 +7,8 @@
 //! and how anything heals that went wrong: resuming a stream after a lost link is an optimization.
 //!
 //! Modules in reading order: [`message`], [`codec`], [`log`], [`digest`], then the two directions
-//! (`transmit`, `receive`) and what a record does to the table (`install`).
+//! (`transmit`, `receive`), what a record does to the table (`install`), and what units that were
+//! apart do before anything is removed (`union`).
 
 pub mod codec;
 pub mod digest;
@@ -18,7 +19,10 @@ mod error;
 mod install;
 mod peer;
 mod receive;
+mod refusal;
 mod transmit;
+mod union;
+mod view;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,8 +31,11 @@ pub use digest::Phase;
 pub use error::ProtocolError;
 pub use log::Seq;
 pub use peer::{About, Traffic};
+pub use refusal::Copies;
+pub use view::{Counters, Lag};
 
 use crate::config::{Config, Ha};
+use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, Protocol};
 use crate::nat::Nat;
 use crate::policy::Ruleset;
@@ -43,9 +50,6 @@ const RESUME_WAIT: Duration = Duration::from_secs(60);
 
 /// Delayed sessions that enter the log in one go.
 const ENTRIES_PER_TIMEOUT: usize = 1024;
-
-/// Changes that [`Replicator::lag`] looks at, at most.
-const LOST_LOOKED_AT: usize = 10_000;
 
 /// What the replicator may change besides itself.
 pub struct Context<'a> {
@@ -71,6 +75,22 @@ pub enum Event {
     },
     /// A peer has other policies, pools or forwards: after a takeover, new sessions fare differently.
     PeerConfigDiffers(PeerId),
+    /// A peer does not take sessions of a group.
+    PeerRefuses {
+        /// The peer.
+        peer: PeerId,
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: message::Refusal,
+    },
+    /// A peer's table is smaller than this unit's.
+    PeerTableSmaller {
+        /// The peer.
+        peer: PeerId,
+        /// How many sessions it can hold.
+        max_sessions: u32,
+    },
     /// A peer has all sessions of a group that this unit sends.
     PeerReady(PeerId, GroupId),
     /// This unit has all sessions of a group that the peer sends.
@@ -105,44 +125,6 @@ pub struct Received {
     pub more: bool,
 }
 
-/// How far a peer is behind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lag {
-    /// Changes that are not acknowledged.
-    pub sequence_gap: u64,
-    /// The age of the oldest of them; a lower bound, which is off by one round trip at most.
-    pub oldest_unacked: Duration,
-    /// Sessions that the peer would not have, or not as they are, if this unit died now.
-    pub would_be_lost: u32,
-}
-
-/// What has happened, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Sessions of peers that were new here.
-    pub installed: u64,
-    /// Sessions of peers that were known here.
-    pub updated: u64,
-    /// Sessions that a peer has ended.
-    pub removed: u64,
-    /// Sessions removed since the primary does not have them.
-    pub swept: u64,
-    /// Sessions sent to peers, each time.
-    pub sent: u64,
-    /// Records older than what is known here.
-    pub stale: u64,
-    /// Sessions removed since a peer's session has the same packets.
-    pub conflicts_lost: u64,
-    /// Records refused since a session here has the same packets.
-    pub conflicts_won: u64,
-    /// Records refused since their port or group is not known here.
-    pub refused_unknown: u64,
-    /// Records refused since the table or the address book is full.
-    pub refused_full: u64,
-    /// Frames and operations refused since the peer is not, or no longer, primary of the group.
-    pub refused_not_primary: u64,
-}
-
 /// Replicates sessions to all peers, and keeps those that they replicate here.
 ///
 /// The owner calls [`Replicator::opened`], [`Replicator::changed`] and [`Replicator::removed`] for what
@@ -162,6 +144,10 @@ pub struct Replicator {
     sending: Vec<Option<u64>>,
     /// Groups of which this unit has all sessions.
     ready: Vec<bool>,
+    /// What this unit holds of each group; as primary, what it held when its term began.
+    held: Vec<Holding>,
+    /// Groups in which this unit has opened or changed a session since its term began.
+    touched: Vec<bool>,
     /// Whether removals must be remembered for anybody.
     has_readers: bool,
     /// Sessions that are too young yet, in the order of the times at which they were opened.
@@ -220,6 +206,8 @@ impl Replicator {
                 .collect(),
             sending: vec![None; groups],
             ready: vec![false; groups],
+            held: vec![Holding::default(); groups],
+            touched: vec![false; groups],
             has_readers: false,
             delayed: VecDeque::new(),
             max_sessions: max_sessions as usize,
@@ -277,6 +265,7 @@ impl Replicator {
         }
         self.digest.change(session, book, before);
         self.log.touch(id, false);
+        self.note_touched(session.group);
     }
 
     /// A session is being removed, or was; `session` is what it was last.
@@ -286,6 +275,9 @@ impl Replicator {
             return;
         }
         self.digest.subtract(session, book);
+        for peer in &mut self.peers {
+            peer.refused.clear(id, session.group);
+        }
         let bury = self.has_readers && self.term(session.group).is_some();
         let key = || (session.key(Direction::Original, book), session.group);
         self.log.remove(id, bury.then(key));
@@ -294,8 +286,10 @@ impl Replicator {
     /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
     /// changed until then is still sent when it stops.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>) {
-        if let Some(sending) = self.sending.get_mut(usize::from(group.0)) {
-            *sending = term;
+        let index = usize::from(group.0);
+        if let Some(sending) = self.sending.get_mut(index) {
+            let before = std::mem::replace(sending, term);
+            self.end_term(index, before);
             self.weigh_claims();
         }
     }
@@ -401,128 +395,12 @@ impl Replicator {
         peers.chain(delayed).min()
     }
 
-    /// How far a peer is behind.
-    pub fn lag(&self, peer: PeerId, now: Time) -> Lag {
-        let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
-            return Lag::default();
-        };
-        let (sequence_gap, oldest_unacked) = self.backlog(peer, now);
-        if sequence_gap == 0 {
-            return Lag::default();
-        }
-        // An estimate beyond what is worth counting.
-        let unknown = self
-            .log
-            .newest_first()
-            .take_while(|(_, seq)| *seq > sender.acked);
-        let counted = unknown.take(LOST_LOOKED_AT).count();
-        let would_be_lost = if counted < LOST_LOOKED_AT {
-            counted as u32
-        } else {
-            u32::try_from(sequence_gap)
-                .unwrap_or(u32::MAX)
-                .min(self.log.len())
-        };
-        Lag {
-            sequence_gap,
-            oldest_unacked,
-            would_be_lost,
-        }
-    }
-
-    /// Whether all peers that are in sync have the session as it is; not if none is.
-    pub fn is_synced(&self, id: SessionId) -> bool {
-        match (self.log.seq_of(id), self.acked_by_all_in_sync()) {
-            (Some(seq), Some(acked)) => seq <= acked,
-            _ => false,
-        }
-    }
-
-    /// Up to which change all peers that are in sync have everything; none if no peer is.
-    #[inline]
-    pub fn acked_by_all_in_sync(&self) -> Option<Seq> {
-        let in_sync = self.peers.iter().filter(|peer| peer.is_in_sync());
-        in_sync.map(|peer| peer.sender.acked).min()
-    }
-
-    /// The last change of a session; none if it is not replicated (yet).
-    #[inline]
-    pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
-        self.log.seq_of(id)
-    }
-
-    /// The last change of all.
-    pub fn last_seq(&self) -> Seq {
-        self.log.last()
-    }
-
-    /// Whether a peer has got all sessions that this unit sends once, and their changes since.
-    pub fn in_sync(&self, peer: PeerId) -> bool {
-        self.peers.get(peer.index()).is_some_and(Peer::is_in_sync)
-    }
-
-    /// Whether a peer had exactly the sessions of a group that this unit sends, when last compared.
-    pub fn digest_equal(&self, peer: PeerId, group: GroupId) -> bool {
-        let group = usize::from(group.0);
-        let peer = self.peers.get(peer.index()).filter(|peer| peer.connected);
-        peer.and_then(|peer| peer.sender.marks.get(group))
-            .is_some_and(|mark| mark.equal)
-    }
-
-    /// Whether this unit had exactly the sessions of a group that its primary sends, when last
-    /// compared. Stays so when the connection is lost: the primary may have died.
-    pub fn is_ready(&self, group: GroupId) -> bool {
-        self.ready
-            .get(usize::from(group.0))
-            .is_some_and(|ready| *ready)
-    }
-
-    /// Changes of a peer that are applied here: for heartbeats.
-    pub fn applied(&self, peer: PeerId) -> Seq {
-        self.peers
-            .get(peer.index())
-            .map_or(0, |peer| peer.receiver.applied)
-    }
-
-    /// What has happened so far.
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Panics if log, digest and table disagree: for tests and simulations. Reads all of them.
-    pub fn check_invariants(&self, table: &Table, book: &AddressBook) {
-        self.log.check_invariants();
-        let mut digest = Digest::new(self.sending.len());
-        let mut replicated = 0;
-        for (id, session) in table.iter() {
-            if self.log.seq_of(id).is_some() {
-                replicated += 1;
-                digest.add(session, book);
-            }
-        }
-        assert_eq!(
-            replicated,
-            self.log.len(),
-            "sessions in the log that are not in the table"
-        );
-        for group in (0..self.sending.len()).map(|group| GroupId(group as u8)) {
-            assert_eq!(
-                digest.sums(group),
-                self.digest.sums(group),
-                "a digest that drifted"
-            );
-        }
-        for peer in &self.peers {
-            assert!(peer.sender.acked <= self.log.last());
-            assert!(peer.sender.confirmed <= peer.sender.sent);
-        }
-    }
-
     /// Makes a session one of those that are replicated.
     fn enter(&mut self, session: &Session, book: &AddressBook, id: SessionId) {
         if self.log.seq_of(id).is_none() {
             self.digest.add(session, book);
             self.log.touch(id, false);
+            self.note_touched(session.group);
         }
     }
 

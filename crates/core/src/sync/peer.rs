@@ -6,6 +6,7 @@ use super::Replicator;
 use super::codec::FrameBuffer;
 use super::digest::Buckets;
 use super::log::Seq;
+use super::refusal::{Refusals, Refused};
 use crate::flow::{GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::SessionId;
 use crate::time::{Tick, Time};
@@ -41,6 +42,10 @@ pub(super) struct Peer {
     pub(super) incoming: FrameBuffer,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
+    /// What it does not hold of what it was sent.
+    pub(super) refused: Refused,
+    /// By own group: what it held when it was last in sync, in this unit's changes.
+    pub(super) kept: Vec<Option<Seq>>,
 }
 
 /// The peer's lists, in the terms of this unit.
@@ -53,6 +58,8 @@ pub(super) struct Remote {
     pub(super) ruleset: [u8; 16],
     /// The version of its program.
     pub(super) program: Option<String>,
+    /// By own group: the peer has it too.
+    pub(super) has: Vec<bool>,
 }
 
 /// What a connected peer said of itself.
@@ -134,6 +141,37 @@ pub(super) struct Receiver {
     pub(super) sweep: Option<Sweep>,
     /// To be sent; one a group at most.
     pub(super) verdicts: Vec<(Seq, GroupId, Buckets)>,
+    /// By group: whether this unit is to offer the peer what it may lack, before the peer's
+    /// comparisons may remove anything here.
+    pub(super) unions: Vec<Union>,
+    /// The pass over the table that writes what is offered.
+    pub(super) offering: Option<Offering>,
+    /// Groups of which the peer has offered all, to be answered.
+    pub(super) taken: Vec<GroupId>,
+    /// What was not taken, and is to be told.
+    pub(super) refusals: Refusals,
+}
+
+/// How far the union of what two units hold is, which follows each change of primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Union {
+    /// Nothing is to be offered, or the primary has taken it: comparisons count.
+    #[default]
+    Done,
+    /// What differs at the next comparison is offered.
+    Due,
+    /// These buckets are being offered.
+    Offering(Buckets),
+    /// All is offered, and the primary has not answered.
+    Offered,
+}
+
+/// A pass over the table for one group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offering {
+    pub(super) group: GroupId,
+    pub(super) slot: u32,
+    pub(super) buckets: Buckets,
 }
 
 /// A pass over the table that removes what a peer has not named.
@@ -197,7 +235,13 @@ impl Peer {
                 begun_at: None,
                 sweep: None,
                 verdicts: Vec::new(),
+                unions: vec![Union::Done; groups],
+                offering: None,
+                taken: Vec::new(),
+                refusals: Refusals::default(),
             },
+            refused: Refused::new(groups),
+            kept: vec![None; groups],
         }
     }
 
@@ -205,11 +249,24 @@ impl Peer {
     pub(super) fn reset(&mut self) {
         let groups = self.sender.told.len();
         let fresh = Peer::new(&self.name, groups);
+        for (kept, mark) in self.kept.iter_mut().zip(&self.sender.marks) {
+            *kept = if mark.joined {
+                Some(self.sender.acked)
+            } else {
+                *kept
+            };
+        }
+        let (refused, kept) = (
+            std::mem::take(&mut self.refused),
+            std::mem::take(&mut self.kept),
+        );
         let (sender, receiver) = (&self.sender, &self.receiver);
         *self = Peer {
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
             traffic: self.traffic,
+            refused,
+            kept,
             sender: Sender {
                 sent: sender.sent,
                 confirmed: sender.confirmed,
@@ -229,6 +286,15 @@ impl Peer {
     /// Whether removals must be remembered for it.
     pub(super) fn counts(&self) -> bool {
         self.connected || self.resumable_until.is_some()
+    }
+
+    /// Whether it has all of a group that it was told of, and no more than the newest changes is under way.
+    #[inline]
+    pub(super) fn is_in_sync_for(&self, group: GroupId) -> bool {
+        let index = usize::from(group.0);
+        let told = self.sender.told.get(index).is_some_and(Option::is_some);
+        let joined = self.sender.marks.get(index).is_some_and(|mark| mark.joined);
+        self.connected && !self.missed && told && joined
     }
 
     /// Whether it has all groups that it was told of, and no more than the newest changes is under way.
@@ -313,6 +379,14 @@ impl Sender {
         };
         if self.acked >= self.watch.0 {
             self.watch = (last, now);
+        }
+    }
+
+    /// What was found to differ in a former term is void in the next one.
+    pub(super) fn forget_repairs(&mut self, group: usize) {
+        self.pending[group] = Buckets::default();
+        if let Some(scan) = &mut self.scan {
+            scan.buckets[group] = Buckets::default();
         }
     }
 

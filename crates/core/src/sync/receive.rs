@@ -9,7 +9,9 @@ use super::log::Seq;
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
 use super::{Context, Event, ProtocolError, Received, Replicator};
+use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
+use crate::session::Table;
 
 /// Operations and frames handled in one call: some 200 µs.
 const WORK_PER_CALL: u32 = 256;
@@ -110,10 +112,20 @@ impl Replicator {
                 group,
                 differing,
             } => {
-                self.handle_verdict(at, seq, group, &differing);
+                self.handle_verdict(at, seq, group, &differing, context.table);
             }
-            Message::Claim { group, term } => self.handle_claim(at, group, Some(term)),
+            Message::Claim { group, term, basis } => {
+                self.handle_claim(at, group, Some((term, basis)));
+            }
             Message::Release { group } => self.handle_claim(at, group, None),
+            Message::Offer { group, operations } => {
+                return Ok(self.handle_offer(at, group, operations, budget, context)?);
+            }
+            Message::OfferEnd { group } => self.handle_offer_end(at, group, context),
+            Message::OfferTaken { group } => self.handle_offer_taken(at, group),
+            Message::Refuse { group, reason, key } => {
+                self.handle_refuse(at, (group, reason, key), context);
+            }
             Message::Handover { group, term } => self.handle_handover(at, group, term),
             Message::Unknown => {}
         }
@@ -151,11 +163,15 @@ impl Replicator {
             .collect(),
             ruleset: hello.ruleset,
             program: hello.program.clone(),
+            has: (self.identity.groups.iter())
+                .map(|group| hello.groups.contains(group))
+                .collect(),
         });
         peer.other_rules = hello.ruleset != self.identity.ruleset;
         let receiver = &mut peer.receiver;
         if receiver.epoch != hello.epoch {
             (receiver.epoch, receiver.applied) = (hello.epoch, 0);
+            peer.kept.fill(None);
         }
         receiver.acknowledged = receiver.applied;
         let resumable = peer.resumable_until.take().is_some();
@@ -177,6 +193,12 @@ impl Replicator {
         });
         if self.peers[at].other_rules {
             self.events.push_back(Event::PeerConfigDiffers(id));
+        }
+        if hello.max_sessions < self.identity.max_sessions {
+            self.events.push_back(Event::PeerTableSmaller {
+                peer: id,
+                max_sessions: hello.max_sessions,
+            });
         }
         Ok(())
     }
@@ -208,6 +230,7 @@ impl Replicator {
         let receiver = &mut self.peers[at].receiver;
         receiver.offset = 0;
         receiver.applied = receiver.applied.max(seq);
+        self.hold_more(at);
         Ok(true)
     }
 
@@ -251,18 +274,16 @@ impl Replicator {
 
     /// Removes sessions that a peer did not name while it sent their buckets anew: one step.
     fn sweep(&mut self, at: usize, context: &mut Context<'_>) {
-        let receiver = &mut self.peers[at].receiver;
-        let Some(mut sweep) = receiver.sweep.take() else {
+        let Some(mut sweep) = self.peers[at].receiver.sweep.take() else {
             return;
         };
         let (sessions, next) = context.table.page(sweep.slot, SLOTS_PER_STEP);
         for (id, session) in sessions {
             let group = usize::from(session.group.0);
-            let is_owner = receiver.authority.get(group) == Some(&Authority::Owner);
             let Some(buckets) = sweep
                 .buckets
                 .get(group)
-                .filter(|b| is_owner && !b.is_empty())
+                .filter(|b| !b.is_empty() && self.may_sweep(at, group))
             else {
                 continue;
             };
@@ -297,15 +318,29 @@ impl Replicator {
             return;
         }
         let differing = self.digest.compare(group, sums);
+        if self.waits_for_union(at, index, &differing) {
+            return;
+        }
+        let receiver = &mut self.peers[at].receiver;
         receiver.verdicts.retain(|(_, other, _)| *other != group);
         receiver.verdicts.push((seq, group, differing));
         if differing.is_empty() && !self.ready[index] {
             self.events.push_back(Event::Ready(PeerId(at as u8), group));
         }
         self.ready[index] = differing.is_empty();
+        if differing.is_empty() {
+            self.hold_all(at, index);
+        }
     }
 
-    fn handle_verdict(&mut self, at: usize, seq: Seq, group: u8, differing: &Buckets) {
+    fn handle_verdict(
+        &mut self,
+        at: usize,
+        seq: Seq,
+        group: u8,
+        differing: &Buckets,
+        table: &Table,
+    ) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
@@ -326,6 +361,7 @@ impl Replicator {
             if !std::mem::replace(&mut mark.joined, true) {
                 self.events.push_back(Event::PeerReady(peer, group));
             }
+            self.forgive(at, group, seq, table);
             return;
         }
         mark.strikes = mark.strikes.saturating_add(1);
@@ -340,11 +376,15 @@ impl Replicator {
         }
     }
 
-    fn handle_claim(&mut self, at: usize, group: u8, term: Option<u64>) {
+    fn handle_claim(&mut self, at: usize, group: u8, claim: Option<(u64, Holding)>) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
         let index = usize::from(group.0);
+        if let Some((term, basis)) = &claim {
+            self.plan_union(at, index, *term, basis);
+        }
+        let term = claim.map(|(term, _)| term);
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
         receiver.handed[index] &= term.is_some();

@@ -372,11 +372,11 @@ proptest! {
             let sync = &world.units[primary].sync;
             let id = peer(primary, other);
             prop_assert!(sync.in_sync(id) && sync.digest_equal(id, G));
-            prop_assert_eq!(sync.lag(id, world.now), Lag::default());
+            prop_assert_eq!(sync.lag(id, &world.units[primary].table, world.now), Lag::default());
             prop_assert!(world.units[other].sync.is_ready(G));
         }
         prop_assert_eq!(world.units[primary].sync.log.tombstones(), 0);
-        let synced = |id| world.units[primary].sync.is_synced(id);
+        let synced = |id| world.units[primary].sync.is_synced(id, G);
         prop_assert!(world.units[primary].ids().into_iter().all(synced));
     }
 
@@ -408,7 +408,7 @@ proptest! {
         if damages == 3 {
             // It says that it is primary, too: its sessions come in.
             let mut claim = Vec::new();
-            codec::encode(&mut claim, &message::Message::Claim { group: 0, term: seed });
+            codec::encode(&mut claim, &message::Message::Claim { group: 0, term: seed, basis: Default::default() });
             good.splice(0..0, claim);
         }
         let Unit { table, book, nat, sync, .. } = &mut world.units[0];
@@ -435,9 +435,9 @@ fn a_session_arrives_and_its_port_is_reserved() {
     let id = world.units[0]
         .open(key(Protocol::UDP, 1, 1), NAT, world.now)
         .unwrap();
-    assert!(!world.units[0].sync.is_synced(id));
+    assert!(!world.units[0].sync.is_synced(id, G));
     world.calm(1);
-    assert!(world.units[0].sync.is_synced(id));
+    assert!(world.units[0].sync.is_synced(id, G));
     world.assert_equal();
     let b = &world.units[1];
     assert_eq!(b.nat.mappings(), 1);
@@ -777,11 +777,79 @@ fn work_a_call_is_bounded() {
     world.deliver(0, 1, 120_000);
     let installed = world.units[1].sync.counters().installed - before;
     assert!((1..=256).contains(&installed), "{installed}");
-    let lag = world.units[0]
-        .sync
-        .lag(PeerId(0), world.now + Duration::from_secs(2));
+    let lag = world.units[0].sync.lag(
+        PeerId(0),
+        &world.units[0].table,
+        world.now + Duration::from_secs(2),
+    );
     assert_eq!((lag.sequence_gap, lag.would_be_lost), (1000, 1000));
     assert!(lag.oldest_unacked >= Duration::from_secs(2));
     world.calm(1);
     world.assert_equal();
+}
+
+#[test]
+fn what_a_peer_refuses_is_no_copy() {
+    let mut world = pair();
+    world.calm(3);
+    let config = config(2, 1, "");
+    world.units[1].table = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    let open = |world: &mut World, n: u16| {
+        let nat = (NAT.0, 1000 + n);
+        let now = world.now;
+        world.units[0]
+            .open(key(Protocol::TCP, n as u8, n), nat, now)
+            .unwrap()
+    };
+    let (held, refused) = (open(&mut world, 1), open(&mut world, 2));
+    world.calm(1);
+    let copies = |world: &World, id| {
+        let sync = &world.units[0].sync;
+        sync.copies(id, sync.seq_of(id).unwrap(), G, 1)
+    };
+    assert_eq!(copies(&world, held), Copies::Held);
+    assert_eq!(copies(&world, refused), Copies::Refused);
+    let Unit { table, sync, .. } = &world.units[0];
+    assert_eq!(sync.would_be_lost(PeerId(0), G, table), Some(1));
+    assert!(!sync.is_synced(refused, G));
+
+    // With room there, the next comparison has it sent again.
+    world.units[0].close(held);
+    world.calm(4);
+    assert_eq!(copies(&world, refused), Copies::Held);
+    let Unit { table, sync, .. } = &world.units[0];
+    assert_eq!(sync.would_be_lost(PeerId(0), G, table), Some(0));
+}
+
+#[test]
+fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
+    let mut world = pair();
+    world.calm(3);
+    let now = world.now;
+    world.units[0]
+        .open(key(Protocol::UDP, 1, 1), NAT, now)
+        .unwrap();
+    world.calm(1);
+    let lost = |world: &World| {
+        let Unit { table, sync, .. } = &world.units[0];
+        sync.would_be_lost(PeerId(0), G, table)
+    };
+    assert_eq!(lost(&world), Some(0));
+    world.disconnect(0, 1);
+    let now = world.now;
+    let nat = (NAT.0, 1001);
+    world.units[0]
+        .open(key(Protocol::UDP, 2, 2), nat, now)
+        .unwrap();
+    assert_eq!(lost(&world), Some(1), "what it has got it keeps");
+    world.restart(1);
+    world.calm(1);
+    world.disconnect(0, 1);
+    let unit = &world.units[1];
+    let (Unit { table, sync, .. }, all) = (unit, unit.ids().len() as u32);
+    assert_eq!(
+        sync.would_be_lost(PeerId(0), G, table),
+        None,
+        "no primary: {all}"
+    );
 }

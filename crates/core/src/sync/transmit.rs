@@ -65,11 +65,12 @@ impl Replicator {
         if at_end {
             self.write_releases(at, out);
         }
+        let offering = self.write_offers(at, out, limit, (table, book, now.tick()));
         let repairing = self.write_repairs(at, out, &view, at_end);
         if at_end && !repairing {
             self.write_marks(at, out, now);
         }
-        let more = !at_end || repairing;
+        let more = !at_end || repairing || offering;
         let peer = &mut self.peers[at];
         peer.sender.blocked = more;
         peer.traffic.bytes_sent += (out.len() - start) as u64;
@@ -96,20 +97,28 @@ impl Replicator {
 
     /// Tells which groups this unit sends that the peer does not know of.
     fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, now: Time) {
-        let sender = &mut self.peers[at].sender;
+        let Peer { sender, remote, .. } = &mut self.peers[at];
+        let has = |group: usize| {
+            let has = remote.as_ref().and_then(|remote| remote.has.get(group));
+            has.is_some_and(|has| *has)
+        };
         for (group, sending) in self.sending.iter().enumerate() {
             if let Some(term) = *sending
                 && sender.told[group] != Some(term)
+                && has(group)
             {
+                let basis = self.held[group];
                 codec::encode(
                     out,
                     &Message::Claim {
                         group: group as u8,
                         term,
+                        basis,
                     },
                 );
                 sender.told[group] = Some(term);
                 sender.marks[group] = Default::default();
+                sender.forget_repairs(group);
                 sender.next_mark = now;
             }
         }
@@ -117,6 +126,8 @@ impl Replicator {
 
     fn write_answers(&mut self, at: usize, out: &mut Vec<u8>) {
         let receiver = &mut self.peers[at].receiver;
+        // Before the acknowledgement of the changes that they are about.
+        receiver.refusals.write(out);
         if receiver.acknowledged != receiver.applied {
             receiver.acknowledged = receiver.applied;
             codec::encode(
@@ -137,12 +148,18 @@ impl Replicator {
                 },
             );
         }
+        for group in receiver.taken.drain(..) {
+            codec::encode(out, &Message::OfferTaken { group: group.0 });
+        }
     }
 
     /// Writes changes up to the limit; returns whether there are no more.
     fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) -> bool {
         let Peer {
-            sender, traffic, ..
+            sender,
+            traffic,
+            refused,
+            ..
         } = &mut self.peers[at];
         if sender.told.iter().all(Option::is_none) {
             self.log.skip_to_end(at);
@@ -165,6 +182,7 @@ impl Replicator {
                     };
                     open_batch(out, &mut batch);
                     codec::write_session(out, session, view.book, view.now.tick());
+                    refused.clear(id, session.group);
                     self.log.mark_shared(id);
                     self.counters.sent += 1;
                     traffic.changes_sent += 1;

@@ -102,6 +102,15 @@ pub struct PeerGroup {
     pub priority: Option<u8>,
     /// Whether it holds all sessions of the group; `null` if it is not connected.
     pub in_sync: Option<bool>,
+    /// Whether both units had exactly the same sessions when they were compared last.
+    #[serde(default)]
+    pub digest_equal: Option<bool>,
+    /// The last change of the primary that the other unit has applied.
+    #[serde(default)]
+    pub applied: Option<u64>,
+    /// Sessions that it would not have if this unit, the primary, died now.
+    #[serde(default)]
+    pub would_be_lost: Option<u32>,
 }
 
 /// What a unit is for a group.
@@ -285,6 +294,9 @@ pub struct GuaranteeCounters {
     pub expired: u64,
     /// Those that did not wait, since no peer was in sync.
     pub degraded: u64,
+    /// Those whose session the peers in sync refused.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// The rules of the kernel's packet filter that let nothing past the gateway.

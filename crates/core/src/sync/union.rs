@@ -1,0 +1,232 @@
+//! What units that were apart do before anything is removed.
+//!
+//! A unit that becomes primary may lack sessions that a standby has: the last changes of the one before
+//! it came to the standby alone, or both were primary for a while without knowing. So the first
+//! comparison under a new term never removes: the standby offers what differs, the primary takes what
+//! it lacks, and only a later comparison counts. Where the primary has seen all that the standby has
+//! ([`Holding::covers`]) there is nothing to offer, and what it does not name has ended.
+
+use super::codec::{self, Malformed};
+use super::digest::{Buckets, SUMS};
+use super::message::{Message, Operation};
+use super::peer::{Authority, Offering, Peer, Union};
+use super::{Context, Replicator};
+use crate::evidence::Holding;
+use crate::flow::{Direction, GroupId};
+use crate::session::{AddressBook, Table};
+use crate::time::Tick;
+
+/// Slots of the table passed in one call: 200 µs.
+const SLOTS_PER_CALL: u32 = 2048;
+/// Slots passed between looks at the budget.
+const SLOTS_PER_STEP: u32 = 64;
+
+impl Replicator {
+    /// What this unit holds of a group; as primary, what it held when its term began.
+    pub fn held(&self, group: GroupId) -> Holding {
+        let held = self.held.get(usize::from(group.0));
+        held.copied().unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn note_touched(&mut self, group: GroupId) {
+        if let Some(touched) = self.touched.get_mut(usize::from(group.0)) {
+            *touched = true;
+        }
+    }
+
+    /// A term of this unit as primary has ended, or another one has begun: what it holds by then.
+    pub(super) fn end_term(&mut self, group: usize, before: Option<u64>) {
+        let touched = std::mem::take(&mut self.touched[group]);
+        // A term in which nothing happened adds nothing to what was held before it.
+        if let Some(term) = before.filter(|_| touched) {
+            self.held[group] = Holding {
+                term,
+                epoch: self.epoch,
+                position: self.log.last(),
+            };
+        }
+    }
+
+    /// A batch of a peer is applied: so much more is held of the groups that it sends.
+    pub(super) fn hold_more(&mut self, at: usize) {
+        let receiver = &self.peers[at].receiver;
+        for (group, held) in self.held.iter_mut().enumerate() {
+            let follows = receiver.authority[group] == Authority::Owner
+                && receiver.claims[group] == Some(held.term)
+                && receiver.epoch == held.epoch;
+            if follows {
+                held.position = receiver.applied;
+            }
+        }
+    }
+
+    /// A comparison with the primary found no difference.
+    pub(super) fn hold_all(&mut self, at: usize, group: usize) {
+        let receiver = &self.peers[at].receiver;
+        if let Some(term) = receiver.claims[group] {
+            self.held[group] = Holding {
+                term,
+                epoch: receiver.epoch,
+                position: receiver.applied,
+            };
+        }
+    }
+
+    /// A peer says that it is primary, and what it held when it became so.
+    pub(super) fn plan_union(&mut self, at: usize, group: usize, term: u64, basis: &Holding) {
+        let held = &self.held[group];
+        let receiver = &mut self.peers[at].receiver;
+        let follows = (held.term, held.epoch) == (term, receiver.epoch);
+        receiver.unions[group] = match follows || basis.covers(held) {
+            true => Union::Done,
+            false => Union::Due,
+        };
+        receiver.offering = receiver
+            .offering
+            .filter(|offering| usize::from(offering.group.0) != group);
+    }
+
+    /// Whether the comparison with a peer, which found `differing`, is to wait for a union.
+    pub(super) fn waits_for_union(&mut self, at: usize, group: usize, differing: &Buckets) -> bool {
+        let union = &mut self.peers[at].receiver.unions[group];
+        match union {
+            Union::Done => return false,
+            Union::Due if differing.is_empty() => *union = Union::Done,
+            Union::Due => *union = Union::Offering(*differing),
+            Union::Offering(_) | Union::Offered => {}
+        }
+        *union != Union::Done
+    }
+
+    /// Offers sessions to the primary; returns whether that is to be continued.
+    pub(super) fn write_offers(
+        &mut self,
+        at: usize,
+        out: &mut Vec<u8>,
+        limit: usize,
+        (table, book, now): (&Table, &AddressBook, Tick),
+    ) -> bool {
+        let Peer {
+            receiver, traffic, ..
+        } = &mut self.peers[at];
+        if receiver.offering.is_none() {
+            receiver.offering = next_offering(&receiver.unions);
+        }
+        let Some(offering) = &mut receiver.offering else {
+            return false;
+        };
+        for _ in 0..SLOTS_PER_CALL / SLOTS_PER_STEP {
+            if out.len() >= limit {
+                break;
+            }
+            let (sessions, next) = table.page(offering.slot, SLOTS_PER_STEP);
+            let mut frame = None;
+            for (id, session) in sessions {
+                let key = session.key(Direction::Original, book);
+                let wanted = session.group == offering.group
+                    && self.log.seq_of(id).is_some()
+                    && (offering.buckets.len() == SUMS as u32
+                        || offering.buckets.contains(self.digest.bucket(&key)));
+                if !wanted {
+                    continue;
+                }
+                if frame.is_none() {
+                    frame = Some(out.len());
+                    codec::begin_offer(out, offering.group.0);
+                }
+                codec::write_session(out, session, book, now);
+                traffic.changes_sent += 1;
+                self.counters.offered += 1;
+            }
+            if let Some(start) = frame {
+                codec::end_offer(out, start);
+            }
+            let Some(next) = next else {
+                let group = offering.group;
+                codec::encode(out, &Message::OfferEnd { group: group.0 });
+                receiver.unions[usize::from(group.0)] = Union::Offered;
+                receiver.offering = None;
+                return next_offering(&receiver.unions).is_some();
+            };
+            offering.slot = next;
+        }
+        true
+    }
+
+    /// Takes sessions that a standby offers, as far as this unit is primary and lacks them; returns
+    /// whether the frame is done with.
+    pub(super) fn handle_offer(
+        &mut self,
+        at: usize,
+        group: u8,
+        operations: &[u8],
+        budget: &mut u32,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Malformed> {
+        let ours = self.group_of(at, group);
+        let wanted = ours.is_some_and(|group| self.term(group).is_some());
+        let mut offset = self.peers[at].receiver.offset;
+        while let Some(rest) = operations.get(offset..).filter(|rest| !rest.is_empty()) {
+            if *budget == 0 {
+                self.peers[at].receiver.offset = offset;
+                return Ok(false);
+            }
+            *budget -= 1;
+            let (operation, length) = codec::next_operation(rest)?;
+            match operation {
+                Some(Operation::Put(record)) if wanted && record.group == group => {
+                    self.counters.taken += 1;
+                    self.merge(at, &record, context);
+                }
+                _ => self.counters.refused_not_primary += 1,
+            }
+            self.peers[at].traffic.changes_received += 1;
+            offset += length;
+        }
+        self.peers[at].receiver.offset = 0;
+        Ok(true)
+    }
+
+    /// A standby has offered all.
+    pub(super) fn handle_offer_end(&mut self, at: usize, group: u8, context: &Context<'_>) {
+        let Some(group) = self.group_of(at, group) else {
+            return;
+        };
+        let peer = &mut self.peers[at];
+        if !peer.receiver.taken.contains(&group) {
+            peer.receiver.taken.push(group);
+        }
+        // So that the comparison that counts comes at once.
+        peer.sender.next_mark = context.now;
+    }
+
+    /// The primary has taken what this unit has offered.
+    pub(super) fn handle_offer_taken(&mut self, at: usize, group: u8) {
+        if let Some(group) = self.group_of(at, group) {
+            let union = &mut self.peers[at].receiver.unions[usize::from(group.0)];
+            if *union == Union::Offered {
+                *union = Union::Done;
+            }
+        }
+    }
+
+    /// Whether what a peer does not name of a group may be removed here.
+    pub(super) fn may_sweep(&self, at: usize, group: usize) -> bool {
+        let receiver = &self.peers[at].receiver;
+        receiver.authority.get(group) == Some(&Authority::Owner)
+            && receiver.unions.get(group) == Some(&Union::Done)
+    }
+}
+
+fn next_offering(unions: &[Union]) -> Option<Offering> {
+    let mut all = unions.iter().enumerate();
+    all.find_map(|(group, union)| match union {
+        Union::Offering(buckets) => Some(Offering {
+            group: GroupId(group as u8),
+            slot: 0,
+            buckets: *buckets,
+        }),
+        _ => None,
+    })
+}

@@ -1,0 +1,203 @@
+//! What replication says of itself: how far each peer is, and what has happened.
+
+use std::time::Duration;
+
+use super::Replicator;
+use super::digest::Digest;
+use super::log::Seq;
+use super::peer::Peer;
+use crate::flow::{GroupId, PeerId};
+use crate::session::{AddressBook, SessionId, Table};
+use crate::time::Time;
+
+/// Changes that [`Replicator::lag`] looks at, at most.
+const LOST_LOOKED_AT: usize = 10_000;
+
+/// How far a peer is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Changes that are not acknowledged.
+    pub sequence_gap: u64,
+    /// The age of the oldest of them; a lower bound, which is off by one round trip at most.
+    pub oldest_unacked: Duration,
+    /// Sessions that the peer would not have, or not as they are, if this unit died now.
+    pub would_be_lost: u32,
+}
+
+/// What has happened, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sessions of peers that were new here.
+    pub installed: u64,
+    /// Sessions of peers that were known here.
+    pub updated: u64,
+    /// Sessions that a peer has ended.
+    pub removed: u64,
+    /// Sessions offered to a primary that might lack them.
+    pub offered: u64,
+    /// Sessions that a standby has offered to this unit, the primary.
+    pub taken: u64,
+    /// Sessions removed since the primary does not have them.
+    pub swept: u64,
+    /// Sessions sent to peers, each time.
+    pub sent: u64,
+    /// Records older than what is known here.
+    pub stale: u64,
+    /// Sessions removed since a peer's session has the same packets.
+    pub conflicts_lost: u64,
+    /// Records refused since a session here has the same packets.
+    pub conflicts_won: u64,
+    /// Records refused since their port or group is not known here.
+    pub refused_unknown: u64,
+    /// Records refused since the table or the address book is full.
+    pub refused_full: u64,
+    /// Frames and operations refused since the peer is not, or no longer, primary of the group.
+    pub refused_not_primary: u64,
+    /// Sessions of this unit that peers have refused, each time.
+    pub refused_by_peers: u64,
+    /// Sessions of this unit's own groups that were removed to make room for a peer's.
+    pub made_room: u64,
+}
+
+impl Replicator {
+    /// How far a peer is behind, in all groups that this unit is primary of.
+    pub fn lag(&self, peer: PeerId, table: &Table, now: Time) -> Lag {
+        let (sequence_gap, oldest_unacked) = self.backlog(peer, now);
+        let groups = (0..self.sending.len()).map(|group| GroupId(group as u8));
+        let lost = groups.filter_map(|group| self.would_be_lost(peer, group, table));
+        Lag {
+            sequence_gap,
+            oldest_unacked,
+            would_be_lost: lost.sum(),
+        }
+    }
+
+    /// Sessions of a group that the peer would not have, or not as they are, if this unit died now:
+    /// all, if it is not known what the peer holds. None if this unit is not primary of the group.
+    pub fn would_be_lost(&self, peer: PeerId, group: GroupId, table: &Table) -> Option<u32> {
+        let index = usize::from(group.0);
+        self.term(group)?;
+        let peer = self.peers.get(peer.index())?;
+        let all = self.digest.count(group);
+        let holds = match peer.sender.marks[index].joined {
+            true => Some(peer.sender.acked),
+            false => peer.kept[index],
+        };
+        let Some(holds) = holds.filter(|_| !peer.refuses_unnamed(group)) else {
+            return Some(all);
+        };
+        let newest = self.log.newest_first();
+        let newer = newest.take_while(|(_, seq)| *seq > holds);
+        let (mut looked_at, mut lost) = (0, 0);
+        for (id, _) in newer.take(LOST_LOOKED_AT) {
+            looked_at += 1;
+            let session = table.get(id);
+            // Those that were refused are counted below.
+            let counts = session.is_some_and(|it| it.group == group) && !peer.refuses(id, group);
+            lost += u32::from(counts);
+        }
+        // An estimate beyond what is worth counting.
+        if looked_at == LOST_LOOKED_AT {
+            let gap = self.log.last().saturating_sub(holds);
+            lost = u32::try_from(gap).unwrap_or(u32::MAX);
+        }
+        Some(lost.saturating_add(peer.refused_count(group)).min(all))
+    }
+
+    /// Whether any peer has all of a group that this unit sends.
+    pub fn has_copy(&self, group: GroupId) -> bool {
+        self.peers.iter().any(|peer| peer.is_in_sync_for(group))
+    }
+
+    /// Whether a peer has all of a group that this unit sends, and its changes since.
+    pub fn in_sync_for(&self, peer: PeerId, group: GroupId) -> bool {
+        let peer = self.peers.get(peer.index());
+        peer.is_some_and(|peer| peer.is_in_sync_for(group))
+    }
+
+    /// Whether a peer has a group; none before its Hello.
+    pub fn has_group(&self, peer: PeerId, group: GroupId) -> Option<bool> {
+        let remote = self.peers.get(peer.index())?.remote.as_ref()?;
+        remote.has.get(usize::from(group.0)).copied()
+    }
+
+    /// The last change of this unit that a peer has acknowledged; none if it is not connected.
+    pub fn acknowledged(&self, peer: PeerId) -> Option<Seq> {
+        let peer = self.peers.get(peer.index());
+        let peer = peer.filter(|peer| peer.connected && peer.remote.is_some())?;
+        Some(peer.sender.acked)
+    }
+
+    /// The last change of a session; none if it is not replicated (yet).
+    #[inline]
+    pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
+        self.log.seq_of(id)
+    }
+
+    /// The last change of all.
+    pub fn last_seq(&self) -> Seq {
+        self.log.last()
+    }
+
+    /// Whether a peer has got all sessions that this unit sends once, and their changes since.
+    pub fn in_sync(&self, peer: PeerId) -> bool {
+        self.peers.get(peer.index()).is_some_and(Peer::is_in_sync)
+    }
+
+    /// Whether a peer had exactly the sessions of a group that this unit sends, when last compared.
+    pub fn digest_equal(&self, peer: PeerId, group: GroupId) -> bool {
+        let group = usize::from(group.0);
+        let peer = self.peers.get(peer.index()).filter(|peer| peer.connected);
+        peer.and_then(|peer| peer.sender.marks.get(group))
+            .is_some_and(|mark| mark.equal)
+    }
+
+    /// Whether this unit had exactly the sessions of a group that its primary sends, when last
+    /// compared. Stays so when the connection is lost: the primary may have died.
+    pub fn is_ready(&self, group: GroupId) -> bool {
+        self.ready
+            .get(usize::from(group.0))
+            .is_some_and(|ready| *ready)
+    }
+
+    /// Changes of a peer that are applied here: for heartbeats.
+    pub fn applied(&self, peer: PeerId) -> Seq {
+        self.peers
+            .get(peer.index())
+            .map_or(0, |peer| peer.receiver.applied)
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Panics if log, digest and table disagree: for tests and simulations. Reads all of them.
+    pub fn check_invariants(&self, table: &Table, book: &AddressBook) {
+        self.log.check_invariants();
+        let mut digest = Digest::new(self.sending.len());
+        let mut replicated = 0;
+        for (id, session) in table.iter() {
+            if self.log.seq_of(id).is_some() {
+                replicated += 1;
+                digest.add(session, book);
+            }
+        }
+        assert_eq!(
+            replicated,
+            self.log.len(),
+            "sessions in the log that are not in the table"
+        );
+        for group in (0..self.sending.len()).map(|group| GroupId(group as u8)) {
+            assert_eq!(
+                digest.sums(group),
+                self.digest.sums(group),
+                "a digest that drifted"
+            );
+        }
+        for peer in &self.peers {
+            assert!(peer.sender.acked <= self.log.last());
+            assert!(peer.sender.confirmed <= peer.sender.sent);
+        }
+    }
+}

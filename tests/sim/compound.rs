@@ -1,0 +1,173 @@
+//! Two things that go wrong one after the other: what survives the first must survive both.
+
+use std::time::Duration;
+
+use tandemgw_core::flow::FlowKey;
+
+use crate::checks::views;
+use crate::faults::Faults;
+use crate::setup::Shape;
+use crate::world::{Death, World};
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+const SEEDS: u64 = 2;
+
+fn shape(units: usize) -> Shape {
+    Shape {
+        units,
+        groups: 1,
+        links: 1,
+        guarantee: "strict",
+        override_: false,
+        max_sessions: 256,
+    }
+}
+
+/// A cluster whose units agree, with flows open. Gives the primary as well.
+fn calm(seed: u64, shape: Shape) -> (World, usize) {
+    crate::install_logger();
+    let mut world = World::new(seed, shape, Faults::NONE);
+    world.run(ms(3000));
+    open_flows(&mut world, 10);
+    world.check_agreement_soon();
+    let primary = world.primaries(0)[0];
+    (world, primary)
+}
+
+fn open_flows(world: &mut World, count: usize) {
+    for _ in 0..count {
+        world.open_flow();
+    }
+    world.client_ports += 100;
+    world.run(ms(1200));
+}
+
+impl World {
+    fn check_agreement_soon(&mut self) {
+        self.silent = true;
+        self.run(ms(2500));
+        self.check_agreement();
+        self.silent = false;
+    }
+
+    /// What a unit holds, of connections that live on for a while.
+    fn held_by(&self, unit: usize) -> Vec<(FlowKey, FlowKey)> {
+        let Some(gateway) = &self.units[unit].gateway else {
+            return Vec::new();
+        };
+        let views = views(gateway, self.local_time(unit)).into_iter();
+        let lives = views.filter(|view| view.expires_s > 60);
+        lives.map(|view| (view.original, view.translated)).collect()
+    }
+
+    /// Cuts a unit off from all others, on links and data ports, or joins it again.
+    fn isolate(&mut self, unit: usize, cut: bool) {
+        for other in (0..self.shape.units).filter(|other| *other != unit) {
+            self.cut_off[unit][other] = cut;
+            self.cut_off[other][unit] = cut;
+        }
+        for port in &mut self.units[unit].ports {
+            port.part = usize::from(cut);
+        }
+    }
+
+    /// Which of these sessions no primary holds.
+    fn missing(&self, sessions: &[(FlowKey, FlowKey)]) -> Vec<(FlowKey, FlowKey)> {
+        let held: Vec<_> = self
+            .primaries(0)
+            .into_iter()
+            .flat_map(|unit| self.held_by(unit))
+            .collect();
+        let missing = sessions.iter().filter(|session| !held.contains(session));
+        missing.cloned().collect()
+    }
+
+    /// Whether packets of a session belong to another one at a primary.
+    fn clashes(&self, (original, translated): &(FlowKey, FlowKey)) -> bool {
+        let primaries = self.primaries(0).into_iter();
+        let mut held = primaries.flat_map(|unit| self.held_by(unit));
+        held.any(|(from, to)| from == *original || to.reply() == translated.reply())
+    }
+
+    fn cut_link(&mut self, one: usize, other: usize) {
+        self.cut_off[one][other] = true;
+        self.cut_off[other][one] = true;
+    }
+}
+
+/// A standby that was cut off from everything promotes itself, comes back with the higher term, and
+/// must not be the reason for which anything ends.
+#[test]
+fn an_isolated_standby_that_returns_ends_nothing() {
+    for seed in 0..SEEDS {
+        for units in [2, 3, 4] {
+            let (mut world, primary) = calm(seed, shape(units));
+            let isolated = (primary + 1) % units;
+            world.isolate(isolated, true);
+            world.run(ms(1000));
+            assert!(world.is_primary(isolated, 0), "it promotes itself");
+            open_flows(&mut world, 10);
+            let held = world.held_by(primary);
+            assert!(held.len() > 10, "flows open: {held:?}");
+            world.isolate(isolated, false);
+            world.run(ms(4000));
+            assert_eq!(world.primaries(0), [primary], "seed {seed}, units {units}");
+            world.check_kept(&held);
+            world.check_agreement_soon();
+        }
+    }
+}
+
+/// The primary's side loses, since the other one went on with hosts of its own: all is united.
+#[test]
+fn a_split_that_both_sides_carried_loses_no_session_of_either() {
+    for seed in 0..SEEDS {
+        let (mut world, primary) = calm(seed, shape(2));
+        let other = 1 - primary;
+        world.isolate(other, true);
+        // The last host of each segment goes with it.
+        for segment in 0..world.shape.ports() {
+            world.hosts[segment][2].part = 1;
+            world.hosts[segment][2].gateway = [None; 2];
+        }
+        world.run(ms(1000));
+        open_flows(&mut world, 40);
+        let mut held = world.held_by(primary);
+        let theirs = world.held_by(other);
+        assert!(theirs.iter().any(|session| !held.contains(session)));
+        held.extend(theirs);
+        world.isolate(other, false);
+        for segment in &mut world.hosts {
+            segment[2].part = 0;
+        }
+        world.run(ms(4000));
+        let lost = world.missing(&held);
+        // Both may have given one port to two flows: one of them stays.
+        assert!(
+            lost.iter().all(|one| world.clashes(one)),
+            "seed {seed}: {lost:?}"
+        );
+        world.check_agreement_soon();
+    }
+}
+
+/// A standby that missed everything since its link was cut must not win over one that missed nothing.
+#[test]
+fn a_stale_standby_of_higher_priority_does_not_take_over() {
+    for seed in 0..SEEDS {
+        let (mut world, primary) = calm(seed, shape(3));
+        assert_eq!(primary, 2, "the highest priority");
+        world.cut_link(2, 1);
+        world.run(ms(500));
+        open_flows(&mut world, 12);
+        let held = world.held_by(primary);
+        assert!(held.len() > 12);
+        world.die(primary, Death::PowerLoss);
+        world.run(ms(3000));
+        assert_eq!(world.primaries(0), [0], "seed {seed}");
+        world.check_kept(&held);
+    }
+}
