@@ -15,14 +15,18 @@ mod announce;
 mod capture;
 mod cluster;
 mod effects;
+mod expired;
 mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
+mod hairpin;
 mod health;
 mod icmp;
+mod identification;
 mod limiter;
 mod local;
+mod mss;
 mod neighbors;
 mod open;
 mod own;
@@ -50,6 +54,7 @@ use crate::session::{AddressBook, SessionFlags, SessionId, Table, Timeouts};
 use crate::time::{Tick, Time};
 
 use announce::Announcer;
+use identification::Identifications;
 use limiter::Limiter;
 use neighbors::Neighbors;
 use policy_usage::PolicyUsages;
@@ -93,6 +98,8 @@ struct Packet<'a> {
     bytes: &'a mut [u8],
     offload: Offload,
     parsed: Parsed,
+    /// The identification that the datagram has on its way out, if its first fragment was given one.
+    identification: Option<u32>,
 }
 
 impl Packet<'_> {
@@ -138,6 +145,7 @@ pub struct Gateway {
     book: AddressBook,
     table: Table,
     fragments: Fragments<fragment::Onward>,
+    identifications: Identifications,
     addresses: Vec<Vec<(Addr, GroupId)>>,
     kernel_addresses: own::KernelAddresses,
     announcer: Announcer,
@@ -190,6 +198,7 @@ impl Gateway {
                 config.limits.half_open_per_source,
             ),
             fragments: Fragments::new(&random.key()),
+            identifications: Identifications::default(),
             announcer: Announcer::new(&config),
             neighbors: Neighbors::default(),
             icmp_limiter: Limiter::new(config.limits.icmp_errors_per_second),
@@ -230,6 +239,7 @@ impl Gateway {
                 bytes,
                 offload,
                 parsed,
+                identification: None,
             }),
             Err(reason) => Verdict::Drop(reason),
         };

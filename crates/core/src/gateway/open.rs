@@ -39,8 +39,10 @@ pub(super) struct Plan {
     pub destination: Option<Destination>,
     /// The route to the destination.
     pub hop: Option<Hop>,
-    /// The port that the route leads out of.
+    /// The port that the route leads out of, or whose address is the destination.
     pub egress: Option<PortId>,
+    /// Whether the destination is an external address, so that the packet comes back.
+    pub turns_back: bool,
     pub decision: Option<Decision>,
     /// The source translation: that of the policy, unless a forward needs another.
     pub nat: config::Nat,
@@ -56,6 +58,7 @@ impl Plan {
             destination: None,
             hop: None,
             egress: None,
+            turns_back: false,
             decision: None,
             nat: config::Nat::Off,
             source: None,
@@ -134,8 +137,13 @@ impl Gateway {
         if !packet::forwardable(key.dst) {
             return Err(DropReason::NotForwardable);
         }
-        if packet::martian(key) {
+        let is_reserved = packet::reserved(key.src) || packet::reserved(key.dst);
+        let port = &self.config.ports[packet.port.index()];
+        if packet::martian(key) || is_reserved && !port.reserved_addresses {
             return Err(DropReason::Martian);
+        }
+        if packet.parsed.has_segments_left && !port.routing_headers {
+            return Err(DropReason::RoutingHeader);
         }
         if !packet::forwardable(key.src) || self.is_directed_broadcast(&key.dst) {
             return Err(DropReason::NotForwardable);
@@ -189,7 +197,12 @@ impl Gateway {
             (plan.key.dst, plan.key.dst_port) = (destination.addr, destination.port);
         }
         plan.hop = self.fib.lookup(&plan.key.dst);
-        let egress = egress(plan.hop)?;
+        let turning = match plan.destination {
+            None => self.turning_port(packet),
+            Some(_) => None,
+        };
+        plan.turns_back = turning.is_some();
+        let egress = turning.map_or_else(|| egress(plan.hop), Ok)?;
         plan.egress = Some(egress);
         plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);
         let nat = judge(plan.decision)?;
@@ -239,6 +252,9 @@ impl Gateway {
             packet.parsed.total_len,
             packet.now.tick(),
         );
+        if plan.turns_back {
+            session.flags.set(SessionFlags::TURNS_BACK);
+        }
         if let Some(destination) = &plan.destination {
             session.nat_dst = destination.translated;
             session.nat_dst_port = destination.port;
@@ -248,7 +264,9 @@ impl Gateway {
                 .nat
                 .allocate_source(&self.table, &self.book, pool, &plan.key, random)
                 .map_err(|_| DropReason::NatExhausted)?;
+            let outgoing = plan.key.with_source_port(source.port);
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
+            session.nat_dst_port = outgoing.dst_port;
         }
         Ok(session)
     }
@@ -303,7 +321,9 @@ impl Gateway {
     /// Whether a packet is for an address of the gateway, and no forward leads it elsewhere.
     pub(super) fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
-        self.is_own_address(&key.dst) && self.nat.destination(Some(packet.port), key).is_none()
+        self.is_own_address(&key.dst)
+            && self.nat.destination(Some(packet.port), key).is_none()
+            && self.turning_port(packet).is_none()
     }
 }
 

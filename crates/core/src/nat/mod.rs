@@ -14,10 +14,12 @@
 //! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in a
 //! firewall, and each packet let in then has a session that a policy accepted and peers know.
 
+mod connected;
 mod forwards;
 mod mappings;
 mod pool;
 mod port_set;
+mod range;
 
 use std::collections::BTreeMap;
 
@@ -28,9 +30,11 @@ use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::random::SplitMix64;
 use crate::session::{AddressBook, KeyedHash, SessionId, Table, Tracker, TranslatedAddr};
-use forwards::Forwards;
+use connected::Connected;
+use forwards::{ExternalEnd, Forwards};
 use mappings::{Endpoint, Mappings};
 use pool::{External, Pool, Pools, Taken};
+use range::Range;
 
 /// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all
 /// but one session in 1000 where 95 % of the ports towards a destination are in use.
@@ -76,6 +80,7 @@ pub struct Nat {
     /// How many owners too many a port has; it is free after the last one. Two units that were primary
     /// at once may have given a port to different endpoints, and a peer may use that of a forward.
     shared: BTreeMap<Place, u32>,
+    connected: Connected,
 }
 
 /// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
@@ -92,10 +97,9 @@ impl Nat {
             mappings: Mappings::new(config.node.max_sessions, KeyedHash::new(key)),
             strangers: BTreeMap::new(),
             shared: BTreeMap::new(),
+            connected: Connected::default(),
         };
-        for place in nat.forward_ends(book) {
-            nat.take_port(place);
-        }
+        nat.take_forwarded_ports();
         nat
     }
 
@@ -104,15 +108,13 @@ impl Nat {
     /// Sessions keep their translation, and mappings their ports, even on addresses that are in no pool
     /// any more: the caller ends those. Takes time for addresses and forwards, not for sessions.
     pub fn reconfigure(&mut self, config: &Config, book: &mut AddressBook) {
-        for place in self.forward_ends(book) {
+        for place in self.forward_ends() {
             self.free_port(place);
         }
         self.forwards = Forwards::new(config, book);
         let before = std::mem::replace(&mut self.pools, Pools::new(config, book));
         self.pools.inherit(before, &mut self.strangers);
-        for place in self.forward_ends(book) {
-            self.take_port(place);
-        }
+        self.take_forwarded_ports();
         self.groups = pool::groups(config);
     }
 
@@ -120,7 +122,7 @@ impl Nat {
     /// it. A forward is meant for packets of its own port, but applies to others too, so that hosts
     /// inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
     pub fn destination(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
-        self.forwards.find(in_port, key).copied()
+        self.forwards.find(in_port, key)
     }
 
     /// Whether a forwarded session must have its source translated to the address of its egress
@@ -143,6 +145,32 @@ impl Nat {
     /// The group that an external address (virtual, or of a pool) moves with.
     pub fn group(&self, addr: &Addr) -> Option<GroupId> {
         self.groups.get(addr).copied()
+    }
+
+    /// Whether the source of some session is translated to this port. Of TCP, others with the same hash
+    /// count too.
+    pub fn is_used_port(
+        &self,
+        book: &AddressBook,
+        addr: Addr,
+        protocol: Protocol,
+        port: u16,
+    ) -> bool {
+        let Some(addr) = book.find(addr) else {
+            return false;
+        };
+        match protocol {
+            Protocol::TCP => self.connected.has(addr, port),
+            _ => self
+                .taken(addr)
+                .is_some_and(|taken| taken.contains(protocol, port)),
+        }
+    }
+
+    /// Whether `addr` is one of a pool.
+    pub fn is_in_pool(&self, pool: PoolId, addr: &Addr) -> bool {
+        let pool = self.pools.get(pool);
+        pool.is_some_and(|pool| self.pools.has_address(pool, addr))
     }
 
     /// Has what [`Nat::allocate_source`] reads for a packet with `key` brought near.
@@ -170,7 +198,7 @@ impl Nat {
         key: &FlowKey,
         random: u64,
     ) -> Result<Source, NatExhausted> {
-        let pool = self.pools.get(pool).ok_or(NatExhausted)?;
+        let (id, pool) = (pool, self.pools.get(pool).ok_or(NatExhausted)?);
         if is_mapped(key.protocol)
             && let Some((external, port)) = self.mapped_source(table, pool, key)
         {
@@ -189,6 +217,9 @@ impl Nat {
                 .tells_apart(port)
                 .then_some(source)
                 .ok_or(NatExhausted);
+        }
+        if let Some(source) = self.forwarded_source(table, book, id, key) {
+            return Ok(source);
         }
         let mut search = Search {
             random: SplitMix64(random),
@@ -211,12 +242,48 @@ impl Nat {
         Err(NatExhausted)
     }
 
+    /// The external end of the forward to the endpoint that `key` comes from: it has the same one in both
+    /// directions (RFC 4787, REQ-1). Only where the end is one that the pool may mean, so that the session
+    /// moves with the same group.
+    fn forwarded_source(
+        &self,
+        table: &Table,
+        book: &AddressBook,
+        id: PoolId,
+        key: &FlowKey,
+    ) -> Option<Source> {
+        let pool = self.pools.get(id)?;
+        let group = self.group(&self.pools.first_address(id, key.src.family())?);
+        let of_port = self.pools.port_of(id);
+        let suits = |end: &&ExternalEnd| {
+            let is_in_pool = || self.pools.has_address(pool, &end.addr);
+            (of_port == Some(end.port) || is_in_pool()) && self.group(&end.addr) == group
+        };
+        self.forwards
+            .ends_of(key)
+            .iter()
+            .filter(suits)
+            .find_map(|end| {
+                let port = end.external_port(key.src_port)?;
+                let outgoing = FlowKey {
+                    src: end.addr,
+                    ..key.with_source_port(port)
+                };
+                let source = Source {
+                    addr: end.translated,
+                    port,
+                };
+                (!table.contains_key(&outgoing.reply(), book)).then_some(source)
+            })
+    }
+
     /// Makes a session that was inserted part of its mapping, which comes into being with its first
     /// session. No effect on sessions without a mapping.
     pub fn attach(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
         };
+        self.connected.add(session);
         if !is_mapped(session.protocol) || session.nat_src == TranslatedAddr::SAME {
             return;
         }
@@ -233,6 +300,7 @@ impl Nat {
         let Some(session) = table.get(id) else {
             return;
         };
+        self.connected.remove(session);
         let Tracker::Mapped(links) = session.tracker else {
             return;
         };
@@ -255,6 +323,7 @@ impl Nat {
 
     /// Panics if sessions, mappings and ports disagree: for tests and simulations.
     pub fn check_invariants(&self, table: &Table) {
+        self.connected.check_invariants(table);
         let owners = self.port_owners(table);
         let pooled = self
             .pools
@@ -281,11 +350,8 @@ impl Nat {
     /// How many mappings and forwards each external port has that has any.
     fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
         let mut owners = BTreeMap::new();
-        for (addr, protocol, port) in self.forwards.externals() {
-            let mut externals = self.pools.externals.iter();
-            if let Some(external) = externals.find(|external| external.addr == addr) {
-                owners.insert((external.translated, protocol.0, port), 1);
-            }
+        for place in self.forward_ends() {
+            owners.insert(place, 1);
         }
         for mapping in self.mappings.check_invariants(table) {
             *owners.entry(mapping.place()).or_default() += 1;
@@ -314,16 +380,23 @@ impl Nat {
     }
 
     /// The external ends of the forwards on addresses of pools, once each.
-    fn forward_ends(&self, book: &AddressBook) -> Vec<Place> {
-        let place = |(addr, protocol, port): (Addr, Protocol, u16)| {
-            let translated = book.find(addr)?;
-            self.pools.index_of(translated)?;
-            Some((translated, protocol.0, port))
-        };
-        let mut ends: Vec<Place> = self.forwards.externals().filter_map(place).collect();
+    fn forward_ends(&self) -> Vec<Place> {
+        let mut ends = Vec::new();
+        for (translated, protocol, range) in self.forwards.externals() {
+            if self.pools.index_of(translated).is_some() {
+                let ports = range.first..=range.last;
+                ends.extend(ports.map(|port| (translated, protocol.0, port)));
+            }
+        }
         // Forwards of several ports may have one external end.
         ends.dedup();
         ends
+    }
+
+    fn take_forwarded_ports(&mut self) {
+        for place in self.forward_ends() {
+            self.take_port(place);
+        }
     }
 
     fn take_port(&mut self, place @ (addr, protocol, port): Place) {
@@ -393,8 +466,7 @@ impl Request<'_> {
     fn tells_apart(&self, port: u16) -> bool {
         let outgoing = FlowKey {
             src: self.external.addr,
-            src_port: port,
-            ..*self.key
+            ..self.key.with_source_port(port)
         };
         !self.table.contains_key(&outgoing.reply(), self.book)
     }
@@ -417,20 +489,23 @@ impl Search {
         if !request.key.protocol.has_ports() {
             return self.try_port(request, wanted);
         }
-        if pool.allows(wanted)
+        if pool.range.contains(wanted)
             && let Some(port) = self.try_port(request, wanted)
         {
             return Some(port);
         }
-        if is_mapped(request.key.protocol) {
-            self.unowned_port(request, pool.range)
-        } else {
-            self.distinct_port(request, pool.range)
-        }
+        pool.range.candidates(wanted).find_map(|range| {
+            if is_mapped(request.key.protocol) {
+                self.unowned_port(request, range)
+            } else {
+                self.distinct_port(request, range)
+            }
+        })
     }
 
     /// A port that belongs to no mapping: the first one from a random place on.
-    fn unowned_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
+    fn unowned_port(&mut self, request: &Request<'_>, range: Range) -> Option<u16> {
+        let Range { first, last } = range;
         let start = random_port(&mut self.random, first, last);
         for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
             while let Some(port) = request
@@ -453,7 +528,8 @@ impl Search {
 
     /// A port that tells the session from others with the same destination: some at random, then
     /// one after the other.
-    fn distinct_port(&mut self, request: &Request<'_>, (first, last): (u16, u16)) -> Option<u16> {
+    fn distinct_port(&mut self, request: &Request<'_>, range: Range) -> Option<u16> {
+        let Range { first, last } = range;
         for _ in 0..RANDOM_ATTEMPTS {
             let port = random_port(&mut self.random, first, last);
             if let Some(port) = self.try_port(request, port) {
@@ -538,6 +614,7 @@ mod tests {
                 port: WAN,
                 protocol,
                 external: (WAN_VIP, FORWARDED),
+                last_external_port: FORWARDED,
                 internal: (SERVER, 80),
             })
             .collect();
