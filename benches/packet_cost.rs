@@ -44,7 +44,7 @@ half-open-per-source = 0
 
 /// The checksums of the packets are not right; the kernel is said to have seen to that.
 const OFFLOAD: Offload = Offload {
-    partial_checksum: false,
+    partial_checksum: None,
     checksum_verified: true,
     segment_size: 0,
 };

@@ -370,6 +370,12 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::Martian => {
             "A misconfigured host, or a forged packet: look for the source with tcpdump."
         }
+        DropReason::RoutingHeader => {
+            "Type 0 is forbidden. Others are forwarded unless the port has `routing-headers = false`; segment routing through the gateway itself is not supported."
+        }
+        DropReason::HopLimit => {
+            "Normal: traceroute sends such packets. Many of one flow: a routing loop beyond the gateway."
+        }
         DropReason::SpoofedSource => {
             "If the traffic is legitimate, routing is asymmetric: the route back to the source (`ip route get SOURCE`) must lead out of the port that the packet came in by. Add the route, or set `source-check = false` on that port."
         }

@@ -16,6 +16,10 @@
 //! connection is tracked for it. What the gateway forwards costs two or three lookups of four to eight
 //! bytes on each of its two passes; see ARCHITECTURE.md.
 //!
+//! A second chain, at the prerouting hook, drops packets from the ports whose hop limit ends here, so that
+//! the kernel does not answer them with an address of its own: the gateway has seen them by then
+//! ([`super::packet_socket`]) and answers with the virtual one. What is for the machine itself stays.
+//!
 //! A second table, of the family `bridge`, drops what a bridge would forward from one port to another,
 //! if both are put into it.
 //!
@@ -35,6 +39,9 @@ pub use watch::BarrierWatch;
 const PRIORITY: i32 = -350;
 
 const CHAIN: &str = "forward";
+
+/// The chain for packets whose hop limit ends here.
+const HOPS: &str = "hops";
 
 /// What the names of all our tables begin with.
 const PREFIX: &str = "tandemgw-";
@@ -114,6 +121,13 @@ impl Barrier {
     /// What the kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
         self.replace_table(INET, rules())?;
+        if let Err(error) = self.add_hops() {
+            log::warn!(
+                "hop limits left to the kernel error={} \
+                 effect=\"traceroute shows an address of this unit beside the virtual one\"",
+                InQuotes(&error)
+            );
+        }
         if let Err(error) = self.replace_table(BRIDGE, bridge_rules()) {
             log::debug!(
                 "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
@@ -195,6 +209,23 @@ impl Barrier {
         }
         for (steps, comment) in rules {
             batch.add_rule(CHAIN, &steps, comment);
+        }
+        nftables.commit(batch)
+    }
+
+    /// Adds the chain for packets whose hop limit ends here. Apart from the others: a kernel may lack what
+    /// its rules need.
+    fn add_hops(&mut self) -> Result<(), NetlinkError> {
+        let table = self.table.clone();
+        let nftables = self.nftables()?;
+        let mut batch = nftables.batch(INET, &table);
+        let hook = Hook {
+            number: libc::NF_INET_PRE_ROUTING as u32,
+            priority: PRIORITY,
+        };
+        batch.add_chain(HOPS, &hook);
+        for (steps, comment) in hop_rules() {
+            batch.add_rule(HOPS, &steps, comment);
         }
         nftables.commit(batch)
     }
@@ -316,6 +347,35 @@ fn rules() -> Vec<Rule> {
         (
             drop_if(libc::NFT_META_OIFNAME, NAMES),
             "to an interface that has just been made",
+        ),
+    ]
+}
+
+/// What comes in by a port, is not for this machine, and has no hop left.
+fn hop_rules() -> Vec<Rule> {
+    use Expression::{Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType};
+    const UNICAST: [u8; 4] = (libc::RTN_UNICAST as u32).to_ne_bytes();
+    let rule = |family: &'static [u8], hop_limit| {
+        vec![
+            load(libc::NFT_META_NFPROTO),
+            Is(family),
+            LoadByte(hop_limit),
+            IsAtMost(&[1]),
+            load(libc::NFT_META_IIF),
+            IsIn(PORTS),
+            LoadDestinationType,
+            Is(const { &UNICAST }),
+            Drop,
+        ]
+    };
+    vec![
+        (
+            rule(&[libc::NFPROTO_IPV4 as u8], 8),
+            "the gateway answers IPv4",
+        ),
+        (
+            rule(&[libc::NFPROTO_IPV6 as u8], 7),
+            "the gateway answers IPv6",
         ),
     ]
 }

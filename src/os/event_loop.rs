@@ -401,7 +401,7 @@ impl Shell {
     }
 
     fn read_frames(&mut self, now: Time, index: usize) {
-        let mut frame = [0; 2048];
+        let mut frame = [0; LONGEST_FRAME];
         for _ in 0..FRAME_BUDGET {
             match self.ports[index].socket.recv(&mut frame) {
                 Ok(Some(length)) => {
@@ -480,6 +480,9 @@ fn open_http(config: &Config, registry: &Registry) -> io::Result<Option<HttpServ
     log::info!("metrics listen={}", metrics.listen);
     Ok(Some(server))
 }
+
+/// A jumbo frame. What is longer is cut, and then refused as truncated.
+const LONGEST_FRAME: usize = 9216;
 
 fn tun_token(index: usize) -> Token {
     Token(PORTS + 2 * index)

@@ -10,7 +10,7 @@ use super::check;
 use tandemgw_core::in_quotes::InQuotes;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
-/// Advertisements, and nothing else. Non-blocking, closed on exec.
+/// Advertisements, packets whose hop limit ends here, and nothing else. Non-blocking, closed on exec.
 #[derive(Debug)]
 pub struct PacketSocket {
     interface: String,
@@ -264,20 +264,24 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
 }
 
 /// The classic BPF program (Linux, `Documentation/networking/filter.rst`) that keeps incoming ARP,
-/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), of no VLAN: a frame of a VLAN
-/// reaches this interface too, on its way to that of the VLAN, its tag already taken off.
-fn filter() -> [libc::sock_filter; 17] {
+/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), and IP packets for this machine
+/// whose hop limit ends here; of no VLAN: a frame of a VLAN reaches this interface too, on its way to that
+/// of the VLAN, its tag already taken off.
+fn filter() -> [libc::sock_filter; 24] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
     const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     const IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const GO: u32 = libc::BPF_JMP | libc::BPF_JA;
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
     /// The frame as a whole.
     const ACCEPT: u32 = 0xffff;
     const DROP: u32 = 0;
     const ETHERTYPE: u32 = 12;
+    const IPV4_TTL: u32 = 14 + 8;
     const IPV6_NEXT_HEADER: u32 = 14 + 6;
+    const IPV6_HOP_LIMIT: u32 = 14 + 7;
     const ICMPV6_TYPE: u32 = 14 + 40;
     const fn about(what: libc::c_int) -> u32 {
         (libc::SKF_AD_OFF + what) as u32
@@ -286,21 +290,30 @@ fn filter() -> [libc::sock_filter; 17] {
     [
         // To another host, or from us.
         op(LOAD_BYTE, about(libc::SKF_AD_PKTTYPE)),
-        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 14, 0),
+        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 21, 0),
         // VLAN 0 is no VLAN, but a priority (IEEE 802.1Q, section 9.6).
         op(LOAD_BYTE, about(libc::SKF_AD_VLAN_TAG_PRESENT)),
         jump(IF_EQUAL, 0, 3, 0),
         op(LOAD_HALF, about(libc::SKF_AD_VLAN_TAG)),
         op(AND, 0x0fff),
-        jump(IF_EQUAL, 0, 0, 9),
+        jump(IF_EQUAL, 0, 0, 16),
         op(LOAD_HALF, ETHERTYPE),
-        jump(IF_EQUAL, libc::ETH_P_ARP as u32, 6, 0),
-        jump(IF_EQUAL, libc::ETH_P_IPV6 as u32, 0, 6),
+        jump(IF_EQUAL, libc::ETH_P_ARP as u32, 13, 0),
+        jump(IF_EQUAL, libc::ETH_P_IPV6 as u32, 3, 0),
+        jump(IF_EQUAL, libc::ETH_P_IP as u32, 0, 12),
+        op(LOAD_BYTE, IPV4_TTL),
+        op(GO, 6),
+        // IPv6.
         op(LOAD_BYTE, IPV6_NEXT_HEADER),
-        jump(IF_EQUAL, libc::IPPROTO_ICMPV6 as u32, 0, 4),
+        jump(IF_EQUAL, libc::IPPROTO_ICMPV6 as u32, 0, 3),
         op(LOAD_BYTE, ICMPV6_TYPE),
-        jump(IF_EQUAL, 135, 1, 0),
-        jump(IF_EQUAL, 136, 0, 1),
+        jump(IF_EQUAL, 135, 5, 0),
+        jump(IF_EQUAL, 136, 4, 0),
+        op(LOAD_BYTE, IPV6_HOP_LIMIT),
+        // The hop limit, of either family.
+        jump(IF_AT_LEAST, 2, 3, 0),
+        op(LOAD_BYTE, about(libc::SKF_AD_PKTTYPE)),
+        jump(IF_EQUAL, u32::from(libc::PACKET_HOST), 0, 1),
         op(RETURN, ACCEPT),
         op(RETURN, DROP),
     ]

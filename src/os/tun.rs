@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use tun_tap::{Iface, Mode};
 
 use super::check;
-use tandemgw_core::event::Offload;
+use tandemgw_core::event::{Offload, PartialChecksum};
 use tandemgw_core::in_quotes::InQuotes;
 
 /// Whether to ask the kernel for super-packets and unfinished checksums.
@@ -219,6 +219,8 @@ impl Buffer {
     const FLAGS: usize = Self::PACKET - Self::HEADER;
     const GSO_TYPE: usize = Self::FLAGS + 1;
     const GSO_SIZE: usize = Self::FLAGS + 4;
+    const CSUM_START: usize = Self::FLAGS + 6;
+    const CSUM_OFFSET: usize = Self::FLAGS + 8;
 
     const NEEDS_CSUM: u8 = 1;
     const DATA_VALID: u8 = 2;
@@ -251,6 +253,12 @@ impl Buffer {
         &mut self.bytes[Self::PACKET..Self::PACKET + self.length]
     }
 
+    /// A field of two bytes of the offload header.
+    #[inline]
+    fn field(&self, at: usize) -> u16 {
+        u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+
     /// Decodes the header that was read, and makes of it one that may be written.
     #[inline]
     fn take_header(&mut self, level: Level) {
@@ -260,12 +268,17 @@ impl Buffer {
         }
         let flags = self.bytes[Self::FLAGS];
         let segmented = self.bytes[Self::GSO_TYPE] != Self::GSO_NONE;
-        let size = [self.bytes[Self::GSO_SIZE], self.bytes[Self::GSO_SIZE + 1]];
         self.offload = Offload {
-            partial_checksum: flags & Self::NEEDS_CSUM != 0,
+            partial_checksum: (flags & Self::NEEDS_CSUM != 0).then(|| {
+                let start = self.field(Self::CSUM_START);
+                PartialChecksum {
+                    start,
+                    field: start.saturating_add(self.field(Self::CSUM_OFFSET)),
+                }
+            }),
             checksum_verified: flags & Self::DATA_VALID != 0,
             segment_size: if segmented {
-                u16::from_ne_bytes(size)
+                self.field(Self::GSO_SIZE)
             } else {
                 0
             },
@@ -419,7 +432,7 @@ mod tests {
         socket.send(b"to be turned round").unwrap();
         next_udp(&mut tun, &mut buffer);
         let offloaded = offloads == Offloads::Auto;
-        assert_eq!(buffer.offload().partial_checksum, offloaded);
+        assert_eq!(buffer.offload().partial_checksum.is_some(), offloaded);
         assert_eq!(buffer.offload().segment_size, 0);
         turn(buffer.packet_mut());
         tun.write(&buffer).unwrap();
@@ -552,7 +565,10 @@ mod tests {
         buffer.bytes[Buffer::FLAGS..Buffer::PACKET].copy_from_slice(&header);
         buffer.take_header(Level::Tso);
         let expected = Offload {
-            partial_checksum: true,
+            partial_checksum: Some(PartialChecksum {
+                start: u16::from_ne_bytes([34, 0]),
+                field: u16::from_ne_bytes([34, 0]) + u16::from_ne_bytes([16, 0]),
+            }),
             checksum_verified: true,
             segment_size: 1448,
         };

@@ -2,14 +2,14 @@
 
 use proptest::prelude::*;
 use tandemgw_core::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
-use tandemgw_core::event::{DropReason, Offload, Verdict};
+use tandemgw_core::event::{DropReason, Offload, PartialChecksum, Verdict};
 use tandemgw_core::flow::PortId;
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, hex};
 use testkit::packets::{Pkt, SYN, echo_request, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
-    partial_checksum: false,
+    partial_checksum: None,
     checksum_verified: false,
     segment_size: 0,
 };
@@ -158,7 +158,10 @@ fn checksums_left_to_the_hardware_are_completed_in_the_copy_only() {
     let sum = (sum & 0xffff) + (sum >> 16);
     partial[36..38].copy_from_slice(&(sum as u16).to_be_bytes());
     let offload = Offload {
-        partial_checksum: true,
+        partial_checksum: Some(PartialChecksum {
+            start: 20,
+            field: 36,
+        }),
         ..PLAIN
     };
     start(&mut lab, "", u64::MAX);
@@ -248,7 +251,7 @@ proptest! {
     #[test]
     fn whatever_comes_a_capture_changes_nothing(
         packets in proptest::collection::vec(
-            (0..3u8, 0..4u8, proptest::collection::vec(any::<u8>(), 0..90), any::<(bool, u16)>()), 1..20)
+            (0..3u8, 0..4u8, proptest::collection::vec(any::<u8>(), 0..90), any::<(Option<(u16, u16)>, u16)>()), 1..20)
     ) {
         let net = Net::both()[0];
         let (mut plain, mut lab) = (Lab::new(), Lab::new());
@@ -265,6 +268,8 @@ proptest! {
                 }
                 _ => {}
             }
+            let partial_checksum =
+                partial_checksum.map(|(start, field)| PartialChecksum { start, field });
             let offload = Offload { partial_checksum, segment_size, ..PLAIN };
             let seen = plain.send_bytes(PortId(port.into()), bytes.clone(), offload);
             let (verdict, left) = send(&mut lab, PortId(port.into()), &bytes, offload);

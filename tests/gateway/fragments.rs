@@ -8,7 +8,7 @@ use testkit::lab::{LAN, Lab, Net, Seen, WAN, hex};
 use testkit::packets::{ACK, Pkt, SYN, SYN_ACK, fragment, fragments, tcp, udp};
 
 const PLAIN: Offload = Offload {
-    partial_checksum: false,
+    partial_checksum: None,
     checksum_verified: false,
     segment_size: 0,
 };

@@ -7,6 +7,7 @@ mod capture;
 mod explain;
 mod fragments;
 mod icmp_errors;
+mod must_pass;
 mod neighbors;
 mod random;
 mod refusals;

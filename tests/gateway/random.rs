@@ -27,7 +27,7 @@ const POOL: [&str; 3] = ["10.77.2.9", "10.77.2.10", "fd77:2::9"];
 /// Invariants take longer to check than steps to do.
 const STEPS_PER_CHECK: u32 = 8;
 const PLAIN: Offload = Offload {
-    partial_checksum: false,
+    partial_checksum: None,
     checksum_verified: false,
     segment_size: 0,
 };

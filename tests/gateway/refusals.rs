@@ -139,7 +139,7 @@ fn what_comes_for_the_gateway_itself() {
 
             let syn = tcp((net.host, 40000), (vip, 22), SYN, 100, 0);
             let reset = tcp((vip, 22), (net.host, 40000), RST_ACK, 0, 101).own();
-            lab.refuses(LAN, &syn, DropReason::NoListener, &reset);
+            lab.drops(LAN, &syn, DropReason::NoListener);
             let ack = syn.clone().segment(ACK, 100, 77);
             lab.refuses(
                 LAN,

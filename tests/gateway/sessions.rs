@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandemgw_core::event::{DropReason, Offload, Verdict};
+use tandemgw_core::event::{DropReason, Offload, PartialChecksum, Verdict};
 
 use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
 use testkit::packets::ErrorCode::PortUnreachable;
@@ -169,7 +169,6 @@ fn what_opens_no_session() {
     }
 }
 
-/// A request with identifier 0 has the same key as an error or a message without identifier.
 #[test]
 fn an_echo_with_identifier_0_lets_nothing_else_in() {
     for net in Net::both() {
@@ -178,7 +177,7 @@ fn an_echo_with_identifier_0_lets_nothing_else_in() {
         lab.forwards(LAN, &request, &request, "icmp+1");
         lab.forwards(DMZ, &request.answer(), &request.answer(), "");
         let back = echo_request((net.dmz_host, 0), net.host);
-        lab.drops(DMZ, &back, DropReason::IcmpUnrelated);
+        lab.drops(DMZ, &back, DropReason::NoPolicy);
         let message = if net.host.is_v4() { (13, 0) } else { (139, 0) };
         let body = testkit::packets::Body::Icmp {
             code: message,
@@ -186,7 +185,7 @@ fn an_echo_with_identifier_0_lets_nothing_else_in() {
             payload: vec![0; 12],
         };
         let message = Pkt::new(net.dmz_host, net.host, body);
-        lab.drops(DMZ, &message, DropReason::IcmpUnsupported);
+        lab.drops(DMZ, &message, DropReason::NoPolicy);
         lab.drops(
             DMZ,
             &request.answer().src(net.host).dst(net.dmz_host),
@@ -286,18 +285,64 @@ fn a_wrong_checksum_changes_no_state() {
 
 #[test]
 fn a_partial_checksum_stays_one() {
-    let offload = Offload {
-        partial_checksum: true,
-        ..Offload::default()
-    };
     for net in Net::both() {
         let mut lab = Lab::new();
         for (first, counted) in openers(&net).into_iter().take(2) {
-            let seen = lab.send_bytes(LAN, partial(&first), offload);
+            let seen = lab.send_bytes(LAN, partial(&first), partial_offload(&first, 0));
             assert_eq!(seen.verdict, Verdict::Forward, "{counted}");
             let expected = partial(&first.src(net.wan_vip).forwarded());
             assert_eq!(hex(&seen.bytes), hex(&expected));
         }
+    }
+}
+
+/// VXLAN of a virtual machine: the outer UDP has no checksum, and that of the TCP inside is unfinished.
+/// The outer one stays none (RFC 6935), and the inner one is not ours.
+#[test]
+fn the_unfinished_checksum_of_a_packet_in_a_tunnel_is_left_alone() {
+    for (net, carried) in Net::both()
+        .into_iter()
+        .flat_map(|a| Net::both().map(|b| (a, b)))
+    {
+        for inner in [
+            tcp((carried.dmz_host, 5001), (carried.web, 80), SYN, 1, 0),
+            udp((carried.dmz_host, 5001), (carried.web, 53)),
+        ] {
+            for outer_checksum in [false, true] {
+                let mut lab = Lab::new();
+                let ethernet_and_vxlan = [8; 8 + 14];
+                let finished = [&ethernet_and_vxlan[..], &inner.bytes()].concat();
+                let outer = udp((net.host, 40000), (net.server, 4789)).payload(&finished);
+                let with_unfinished = |outer: &Pkt| {
+                    let mut bytes = outer.bytes();
+                    let udp_header = if net.host.is_v4() { 20 } else { 40 };
+                    if !outer_checksum {
+                        bytes[udp_header + 6..][..2].fill(0);
+                    }
+                    let start = bytes.len() - inner.bytes().len();
+                    bytes[start..].copy_from_slice(&partial(&inner));
+                    (bytes, start)
+                };
+                let (bytes, start) = with_unfinished(&outer);
+                let seen = lab.send_bytes(LAN, bytes, partial_offload(&inner, start));
+                assert_eq!(seen.verdict, Verdict::Forward);
+                let (expected, _) = with_unfinished(&outer.src(net.wan_vip).forwarded());
+                assert_eq!(hex(&seen.bytes), hex(&expected));
+            }
+        }
+    }
+}
+
+/// What the kernel says of the packet that [`partial`] makes, if it begins at `at`.
+fn partial_offload(packet: &Pkt, at: usize) -> Offload {
+    let start = at + if packet.src.is_v4() { 20 } else { 40 };
+    let field = start + if packet.key().protocol.0 == 6 { 16 } else { 6 };
+    Offload {
+        partial_checksum: Some(PartialChecksum {
+            start: start as u16,
+            field: field as u16,
+        }),
+        ..Offload::default()
     }
 }
 

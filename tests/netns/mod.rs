@@ -72,6 +72,10 @@ pub fn config() -> Config {
             .collect(),
         source_check: true,
         offload: true,
+        rejects_syns: false,
+        mss_clamp: None,
+        routing_headers: true,
+        reserved_addresses: false,
     };
     let pool = |name: &str, addresses: &[&str]| NatPool {
         name: name.into(),
@@ -105,6 +109,7 @@ pub fn config() -> Config {
             port: PortId(0),
             protocol: Protocol::TCP,
             external: (address("192.0.2.8"), 80),
+            last_external_port: 80,
             internal: (address("10.77.2.9"), 80),
         }],
         timeouts: timeouts(),
@@ -132,6 +137,7 @@ fn policy() -> Policy {
         nat: Nat::Pool(1),
         log: false,
         pickup_guarantee: None,
+        mss_clamp: None,
     }
 }
 

@@ -6,13 +6,32 @@ use crate::flow::{Addr, LinkId, PeerId, PortId};
 /// section 5.1.6), as far as the core must know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// The transport checksum field holds the uncomplemented sum of the pseudo-header only; whoever
-    /// sends the packet on the wire completes it (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
-    pub partial_checksum: bool,
+    /// The checksum that is not finished, if there is one (`VIRTIO_NET_HDR_F_NEEDS_CSUM`). Whoever sends
+    /// the packet on the wire completes it.
+    pub partial_checksum: Option<PartialChecksum>,
     /// The kernel has verified the transport checksum (`VIRTIO_NET_HDR_F_DATA_VALID`).
     pub checksum_verified: bool,
     /// Transport payload bytes of each segment of a super-packet; 0 for an ordinary packet.
     pub segment_size: u16,
+}
+
+impl Offload {
+    /// Whether the checksum field at `at`, counted from the IP header, is the one that is not finished.
+    #[inline]
+    pub fn is_partial_at(&self, at: usize) -> bool {
+        self.partial_checksum
+            .is_some_and(|partial| usize::from(partial.field) == at)
+    }
+}
+
+/// A checksum field that holds the uncomplemented sum of the pseudo-header only (VIRTIO 1.2, section
+/// 5.1.6.2). In a tunnel it may be that of the packet inside; all other checksums are finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartialChecksum {
+    /// Where the bytes that it covers begin; they go on to the end of the packet.
+    pub start: u16,
+    /// Where the field is. Both are offsets from the IP header, in bytes.
+    pub field: u16,
 }
 
 /// What is to happen to the packet that was just handled.
@@ -155,6 +174,8 @@ drop_reasons! {
     BadChecksum = "bad-checksum",
     /// An address that can't be a source or destination here (RFC 6890), or a source route.
     Martian = "martian",
+    /// An IPv6 routing header: of type 0 (RFC 5095), refused by the port, or addressed to the gateway.
+    RoutingHeader = "routing-header",
     /// The source belongs to another port than the one it came from (RFC 3704).
     SpoofedSource = "spoofed-source",
     /// Multicast, broadcast or link-local: not forwarded.
@@ -201,6 +222,8 @@ drop_reasons! {
     FragmentOverlap = "fragment-overlap",
     /// A fragment whose first fragment did not come in time, or for which there was no room.
     FragmentOrphan = "fragment-orphan",
+    /// The hop limit ended here; the sender was told.
+    HopLimit = "hop-limit",
     /// This unit is not primary for the address.
     NotPrimary = "not-primary",
     /// With `pickup-guarantee = "strict"`: the peers did not get the session in time.

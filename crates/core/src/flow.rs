@@ -100,6 +100,16 @@ pub enum Family {
     V6,
 }
 
+impl Family {
+    /// Bytes of an IP header without options or extension headers.
+    pub const fn header_len(self) -> u32 {
+        match self {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        }
+    }
+}
+
 /// An IP protocol number (IANA "Assigned Internet Protocol Numbers").
 ///
 /// ICMP for IPv6 is held as [`Protocol::ICMP`] in a [`FlowKey`]: the family tells them apart, and
@@ -153,9 +163,9 @@ impl FromStr for Protocol {
 
 /// What makes packets one flow: addresses, ports and protocol, as seen in one direction.
 ///
-/// An ICMP echo request has its identifier as source port and destination port 0; the reply has it as
-/// destination port and source port 0, so that [`FlowKey::reply`] holds for ICMP too. Protocols
-/// without ports have both ports 0.
+/// An ICMP echo request has its identifier as source port and [`echo_port`] as destination port; the reply
+/// has them the other way round, so that [`FlowKey::reply`] holds for ICMP too. Protocols without ports
+/// have both ports 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Source address.
@@ -170,7 +180,38 @@ pub struct FlowKey {
     pub protocol: Protocol,
 }
 
+/// What an ICMP echo with this identifier has in place of the port of its other end: 0, but for two
+/// identifiers. No request has the key of a reply this way, whatever the identifiers of both: else two
+/// hosts that ping each other with identifier 0 would be one flow.
+#[inline]
+pub const fn echo_port(identifier: u16) -> u16 {
+    match identifier {
+        0 => 1,
+        1 => 2,
+        _ => 0,
+    }
+}
+
 impl FlowKey {
+    /// Whether it is that of an ICMP echo reply.
+    pub fn is_echo_reply(&self) -> bool {
+        self.protocol == Protocol::ICMP && self.dst_port != echo_port(self.src_port)
+    }
+
+    /// The same with another source port; for ICMP, another identifier.
+    #[inline]
+    pub fn with_source_port(self, port: u16) -> FlowKey {
+        let dst_port = match self.protocol {
+            Protocol::ICMP => echo_port(port),
+            _ => self.dst_port,
+        };
+        FlowKey {
+            src_port: port,
+            dst_port,
+            ..self
+        }
+    }
+
     /// The key that packets in the other direction have.
     pub fn reply(&self) -> FlowKey {
         FlowKey {

@@ -284,8 +284,8 @@ fn canonical(config: &Config) -> String {
         let port = port_names(config, &[forward.port]);
         let protocol = forward.protocol.0;
         format!(
-            "forward {port:?} {protocol} {:?} {:?}",
-            forward.external, forward.internal
+            "forward {port:?} {protocol} {:?} {} {:?}",
+            forward.external, forward.last_external_port, forward.internal
         )
     });
     text + &sorted(pools).join("\n") + "\n" + &sorted(forwards).join("\n")
@@ -326,6 +326,10 @@ pub(crate) mod tests {
             virtual_addresses: Vec::new(),
             source_check: true,
             offload: true,
+            rejects_syns: false,
+            mss_clamp: None,
+            routing_headers: true,
+            reserved_addresses: false,
         }
     }
 
@@ -341,6 +345,7 @@ pub(crate) mod tests {
             nat: Nat::Off,
             log: false,
             pickup_guarantee: None,
+            mss_clamp: None,
         }
     }
 
@@ -591,6 +596,7 @@ pub(crate) mod tests {
             port: WAN,
             protocol: Protocol::TCP,
             external: (Addr::v4([192, 0, 2, 1]), 80),
+            last_external_port: 80,
             internal: (Addr::v4([10, 0, 0, 1]), 8080),
         }];
         let ruleset = Ruleset::new(&config);

@@ -5,7 +5,7 @@ use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder,
     TcpHeader, TcpOptionElement,
 };
-use tandemgw_core::flow::{Addr, FlowKey, Protocol};
+use tandemgw_core::flow::{Addr, FlowKey, Protocol, echo_port};
 use tandemgw_core::packet::TcpFlags;
 
 pub const SYN: TcpFlags = TcpFlags::SYN;
@@ -257,10 +257,10 @@ impl Pkt {
             Body::Tcp { ports, .. } => (ports.0, ports.1, Protocol::TCP),
             Body::Echo {
                 reply: false, id, ..
-            } => (*id, 0, Protocol::ICMP),
+            } => (*id, echo_port(*id), Protocol::ICMP),
             Body::Echo {
                 reply: true, id, ..
-            } => (0, *id, Protocol::ICMP),
+            } => (echo_port(*id), *id, Protocol::ICMP),
             Body::Icmp { .. } => (0, 0, Protocol::ICMP),
             Body::Other { protocol, .. } => (0, 0, Protocol(*protocol)),
         };

@@ -53,6 +53,14 @@ pub(in crate::os) enum Expression<'a> {
     },
     /// Goes on if the first register is in a set.
     IsIn(&'a str),
+    /// Loads a byte of the IP header, at this offset.
+    LoadByte(u32),
+    /// Loads what kind of address the destination is for this machine (`RTN_*`).
+    LoadDestinationType,
+    /// Goes on if the first register is these bytes.
+    Is(&'a [u8]),
+    /// Goes on if the first register is these bytes or less.
+    IsAtMost(&'a [u8]),
     /// Counts the packet.
     Count,
     /// Ends the chain for this packet.
@@ -103,6 +111,9 @@ impl Message {
         let name = match expression {
             Expression::Load { .. } => "meta",
             Expression::IsIn(_) => "lookup",
+            Expression::LoadByte(_) => "payload",
+            Expression::LoadDestinationType => "fib",
+            Expression::Is(_) | Expression::IsAtMost(_) => "cmp",
             Expression::Count => "counter",
             Expression::Accept | Expression::Drop => "immediate",
         };
@@ -119,6 +130,21 @@ impl Message {
                     message.text(1, set);
                     message.u32(2, Expression::FIRST);
                 }
+                // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+                Expression::LoadByte(offset) => {
+                    message.u32(1, Expression::FIRST);
+                    message.u32(2, libc::NFT_PAYLOAD_NETWORK_HEADER as u32);
+                    message.u32(3, *offset);
+                    message.u32(4, 1);
+                }
+                // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR)
+                Expression::LoadDestinationType => {
+                    message.u32(1, Expression::FIRST);
+                    message.u32(2, 3);
+                    message.u32(3, 2);
+                }
+                Expression::Is(bytes) => message.compare(libc::NFT_CMP_EQ, bytes),
+                Expression::IsAtMost(bytes) => message.compare(libc::NFT_CMP_LTE, bytes),
                 Expression::Count => {}
                 Expression::Accept => message.verdict(libc::NF_ACCEPT),
                 Expression::Drop => message.verdict(libc::NF_DROP),
@@ -130,6 +156,13 @@ impl Message {
         let length = (self.0.len() as u32).to_ne_bytes();
         self.0[..4].copy_from_slice(&length);
         self.0
+    }
+
+    /// NFTA_CMP_SREG, NFTA_CMP_OP, and NFTA_CMP_DATA with a value in it.
+    fn compare(&mut self, operation: libc::c_int, value: &[u8]) {
+        self.u32(1, Expression::FIRST);
+        self.u32(2, operation as u32);
+        self.nest(3, |message| message.bytes(1, value));
     }
 
     /// NFTA_IMMEDIATE_DREG, and NFTA_IMMEDIATE_DATA with a verdict in it.

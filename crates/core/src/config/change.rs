@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::value::show_duration;
 use super::{
-    Config, Forward, Group, Ha, HaPeer, Limits, Metrics, NatPool, Node, PickupGuarantee, Policy,
-    Port, Timeouts,
+    Config, Forward, Group, Ha, HaPeer, Limits, Metrics, MssClamp, NatPool, Node, PickupGuarantee,
+    Policy, Port, Timeouts,
 };
 use crate::flow::{Addr, PortId};
 
@@ -111,6 +111,10 @@ impl Change {
                 virtual_addresses,
                 source_check,
                 offload,
+                rejects_syns,
+                routing_headers,
+                reserved_addresses,
+                mss_clamp,
             } = &new[new_at];
             let old = &old[old_at];
             let key = |key| format!("port.{name}.{key}");
@@ -122,7 +126,24 @@ impl Change {
             compare(&mut self.waiting, key("offload"), &old.offload, offload);
             let (applied, before) = (&mut self.applied, &old.source_check);
             compare(applied, key("source-check"), before, source_check);
-            self.config.ports[old_at].source_check = *source_check;
+            let before = &old.rejects_syns;
+            compare(applied, key("unsolicited-syn"), before, rejects_syns);
+            let before = &old.routing_headers;
+            compare(applied, key("routing-headers"), before, routing_headers);
+            let before = &old.reserved_addresses;
+            compare(
+                applied,
+                key("reserved-addresses"),
+                before,
+                reserved_addresses,
+            );
+            compare(applied, key("mss-clamp"), &old.mss_clamp, mss_clamp);
+            let port = &mut self.config.ports[old_at];
+            port.mss_clamp = *mss_clamp;
+            port.source_check = *source_check;
+            port.rejects_syns = *rejects_syns;
+            port.routing_headers = *routing_headers;
+            port.reserved_addresses = *reserved_addresses;
         }
     }
 
@@ -473,6 +494,15 @@ impl<T: Show> Show for Option<T> {
     }
 }
 
+impl Show for MssClamp {
+    fn show(&self) -> String {
+        match self {
+            MssClamp::Auto => "auto".to_owned(),
+            MssClamp::To(size) => size.to_string(),
+        }
+    }
+}
+
 impl Show for PickupGuarantee {
     fn show(&self) -> String {
         let word = match self {
@@ -532,6 +562,36 @@ mod tests {
             "port.lan.source-check",
         ),
         ("port.offload", "offload = false", "", "!port.lan.offload"),
+        (
+            "port.unsolicited-syn",
+            "syn = \"drop\"",
+            "syn = \"reject\"",
+            "port.lan.unsolicited-syn",
+        ),
+        (
+            "port.mss-clamp",
+            "mss-clamp = \"auto\"",
+            "mss-clamp = 1400",
+            "port.lan.mss-clamp",
+        ),
+        (
+            "policy.mss-clamp",
+            "mss-clamp = 1300",
+            "mss-clamp = 1301",
+            "policy.p",
+        ),
+        (
+            "port.routing-headers",
+            "headers = true",
+            "headers = false",
+            "port.lan.routing-headers",
+        ),
+        (
+            "port.reserved-addresses",
+            "addresses = false",
+            "addresses = true",
+            "port.lan.reserved-addresses",
+        ),
         ("group.name", "\"g\"", "\"gg\"", "!group.g"),
         (
             "group.ports",

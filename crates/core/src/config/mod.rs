@@ -116,6 +116,16 @@ pub struct Port {
     /// `offload`, default true: take super-packets and unfinished checksums from the kernel where it
     /// offers them.
     pub offload: bool,
+    /// `unsolicited-syn`: whether a SYN to an address of the gateway on which nothing listens is reset at
+    /// once; default false (RFC 5382, REQ-4).
+    pub rejects_syns: bool,
+    /// `routing-headers`, default true: forward IPv6 packets that are yet to visit other routers. Those of
+    /// type 0 are always dropped (RFC 5095).
+    pub routing_headers: bool,
+    /// `mss-clamp` for the connections that pass the port.
+    pub mss_clamp: Option<MssClamp>,
+    /// `reserved-addresses`, default false: 240.0.0.0/4 may be a source and destination on this port.
+    pub reserved_addresses: bool,
 }
 
 /// An address that the gateway answers for.
@@ -161,6 +171,17 @@ pub struct Policy {
     pub log: bool,
     /// `pickup-guarantee`, overriding that of `[ha]`.
     pub pickup_guarantee: Option<PickupGuarantee>,
+    /// `mss-clamp`, overriding that of the ports.
+    pub mss_clamp: Option<MssClamp>,
+}
+
+/// `mss-clamp`: the highest maximum segment size that a SYN may offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MssClamp {
+    /// What fits the links and routes that the connection takes.
+    Auto,
+    /// So many bytes.
+    To(u16),
 }
 
 /// What a service of a policy matches: `tcp/443`, `tcp/8000-8099`, `udp/53`, `icmp`, `gre`, `proto/47`.
@@ -221,9 +242,11 @@ pub struct Forward {
     pub port: PortId,
     /// `protocol`: TCP or UDP.
     pub protocol: Protocol,
-    /// `external`: a virtual address, or one of a pool, and a port.
+    /// `external`: a virtual address, or one of a pool, and its first port.
     pub external: (Addr, u16),
-    /// `internal`: the server.
+    /// `external`: its last port, which is the first one unless there is a range.
+    pub last_external_port: u16,
+    /// `internal`: the server, and its port for the first external one. The others follow in order.
     pub internal: (Addr, u16),
 }
 
@@ -234,7 +257,7 @@ pub struct Timeouts {
     pub tcp_established: Duration,
     /// `tcp-transitory`: handshake and closing, default 240 s (RFC 5382, REQ-5).
     pub tcp_transitory: Duration,
-    /// `tcp-syn`: a SYN without an answer, default 30 s.
+    /// `tcp-syn`: a SYN without an answer, default 4 min (RFC 5382, REQ-5).
     pub tcp_syn: Duration,
     /// `tcp-time-wait`: after both FINs, default 120 s.
     pub tcp_time_wait: Duration,

@@ -207,6 +207,12 @@ impl Network {
             virtual_addresses,
             source_check: table.flag("source-check"),
             offload: table.flag("offload"),
+            rejects_syns: table
+                .choice("unsolicited-syn")
+                .is_some_and(|word| word.value == "reject"),
+            routing_headers: table.flag("routing-headers"),
+            mss_clamp: table.take("mss-clamp").map(|at| at.value),
+            reserved_addresses: table.flag("reserved-addresses"),
         });
         table.finish();
     }

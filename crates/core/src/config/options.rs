@@ -96,6 +96,8 @@ impl OptionDoc {
     }
 }
 
+const MSS_CLAMP: &str = "\"auto\", or an integer, 216 to 65495";
+
 /// Every option, in the order in which a reader meets them.
 pub fn options() -> &'static [OptionDoc] {
     OPTIONS
@@ -185,6 +187,10 @@ const OPTIONS: &[OptionDoc] = &[
     text("port", "interface", "interface", DefaultValue::Required, "the kernel's interface that the hosts are on"),
     list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel"),
     flag("port", "source-check", true, "drop a packet whose source the routing expects on another port (RFC 3704)"),
+    choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
+    flag("port", "routing-headers", true, "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
+    flag("port", "reserved-addresses", false, "let 240.0.0.0/4 be a source and destination here, as some networks use it inside (RFC 6890 reserves it)"),
+    text("port", "mss-clamp", MSS_CLAMP, DefaultValue::Absent("not changed"), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
     flag("port", "offload", true, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
     text("group", "name", "name", DefaultValue::Required, "the name of the group; the same on all units"),
@@ -202,21 +208,22 @@ const OPTIONS: &[OptionDoc] = &[
     flag("policy", "nat", false, "translate the source to the virtual address of the port that the session leaves by"),
     text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), "translate the source to an address of this pool"),
     flag("policy", "log", false, "log the start and the end of each session"),
+    text("policy", "mss-clamp", MSS_CLAMP, DefaultValue::Absent("that of the ports"), "lower the maximum segment size of connections that the policy accepts; goes before that of the ports"),
     choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), "how long the first packet of a session waits for the peer"),
 
     text("nat-pool", "name", "name", DefaultValue::Required, "the name of the pool"),
     list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, "the addresses, 4096 at most; the gateway answers for them"),
-    text("nat-pool", "ports", "first-last", DefaultValue::Text("1024-65535"), "the ports that are allocated of each address"),
+    text("nat-pool", "ports", "first-last", DefaultValue::Text("1-65535"), "the ports that are allocated of each address; a source port below 1024 gets one below 1024 where it can (RFC 4787, REQ-3a), others never do"),
 
     text("forward", "name", "name", DefaultValue::Required, "the name of the forward"),
     text("forward", "port", "port name", DefaultValue::Required, "the port that the connections come in by"),
     choice("forward", "protocol", &["tcp", "udp"], DefaultValue::Required, "the protocol"),
-    text("forward", "external", "address:port", DefaultValue::Required, "where clients connect to: a virtual address of the port, or one of a pool"),
-    text("forward", "internal", "address:port", DefaultValue::Required, "the server that they reach"),
+    text("forward", "external", "address:port or address:first-last", DefaultValue::Required, "where clients connect to: a virtual address of the port, or one of a pool"),
+    text("forward", "internal", "address:port or address:first-last", DefaultValue::Required, "the server that they reach; for a range of ports, its first port or a range of the same length"),
 
     time("timeouts", "tcp-established", S, d(7), s(7440), "an open TCP connection (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-transitory", S, d(1), s(240), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
-    time("timeouts", "tcp-syn", S, d(1), s(30), "a SYN without an answer"),
+    time("timeouts", "tcp-syn", S, d(1), s(240), "a SYN without an answer"),
     time("timeouts", "tcp-time-wait", S, d(1), s(120), "a TCP connection closed from both sides"),
     time("timeouts", "tcp-reset", S, d(1), s(10), "a TCP connection after a reset"),
     time("timeouts", "udp", S, d(1), s(300), "UDP, answered (RFC 4787, REQ-5)"),
@@ -396,6 +403,10 @@ pub(super) mod tests {
         virtual-addresses = ["10.0.1.1/24"]
         source-check = false
         offload = false
+        unsolicited-syn = "drop"
+        mss-clamp = "auto"
+        routing-headers = true
+        reserved-addresses = false
         [[group]]
         name = "g"
         ports = ["lan"]
@@ -415,6 +426,7 @@ pub(super) mod tests {
         nat-pool = "n"
         log = true
         pickup-guarantee = "off"
+        mss-clamp = 1300
         [[nat-pool]]
         name = "n"
         addresses = ["10.0.1.9"]

@@ -73,6 +73,7 @@ fn read_policy(
     let nat = read_nat(&mut table, pools);
     let log = table.flag("log");
     let pickup_guarantee = table.choice("pickup-guarantee");
+    let mss_clamp = table.take("mss-clamp").map(|at| at.value);
     let header = table.header.clone();
     table.finish();
     let span = name.as_ref().map_or(header, |name| name.span.clone());
@@ -87,6 +88,7 @@ fn read_policy(
         nat: nat.value,
         log,
         pickup_guarantee: pickup_guarantee.as_ref().map(guarantee),
+        mss_clamp,
     };
     if ![Family::V4, Family::V6]
         .into_iter()

@@ -1,13 +1,13 @@
 //! `[[nat-pool]]` and `[[forward]]`: source and destination translation.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use super::diagnostic::Report;
 use super::names::{Names, check_name};
 use super::network::{Network, port_id};
 use super::reader::{At, Span, Table};
-use super::value::{AddressRange, PortRange, unusable, unusable_in};
+use super::value::{AddressRange, Endpoints, PortRange, unusable, unusable_in};
 use super::{Forward, NatPool};
 use crate::flow::{Addr, Family, PortId, Protocol};
 
@@ -109,7 +109,7 @@ pub(super) fn read_forwards(
     pools: &Pools,
 ) -> Vec<Forward> {
     let mut names = Names::new("forward");
-    let mut taken = BTreeMap::new();
+    let mut taken = Taken::default();
     let mut forwards: Vec<Forward> = Vec::new();
     for mut table in root.tables("forward") {
         let report = table.report;
@@ -122,8 +122,8 @@ pub(super) fn read_forwards(
             "udp" => Protocol::UDP,
             _ => Protocol::TCP,
         });
-        let external = table.require::<SocketAddr>("external");
-        let internal = table.require::<SocketAddr>("internal");
+        let external = table.require::<Endpoints>("external");
+        let internal = table.require::<Endpoints>("internal");
         table.finish();
         if let (Some(external), Some(port)) = (&external, port) {
             check_external(report, external, port_id(port), network, pools);
@@ -132,19 +132,24 @@ pub(super) fn read_forwards(
             check_internal(report, internal, external.as_ref(), network);
         }
         if let (Some(external), Some(protocol)) = (&external, protocol) {
-            let key = (endpoint(external.value), protocol);
-            if let Some(other) = taken.insert(key, forwards.len()) {
+            if let Some(other) = taken.insert(protocol, external.value, forwards.len()) {
                 let other = &forwards[other].name;
                 let message = format!("forward `{other}` has the same external address and port");
                 report.error(&external.span, message, "");
             }
+            if taken.ports > Taken::MOST_PORTS {
+                let message = format!("more than {} external ports in all", Taken::MOST_PORTS);
+                report.error(&external.span, message, "");
+            }
         }
         let none = (Addr::unspecified(Family::V4), 0);
+        let last_external_port = external.as_ref().map_or(0, |at| at.value.last);
         forwards.push(Forward {
             name: name.map_or_else(String::new, |name| name.value),
             port: port.map_or(PortId(0), port_id),
             protocol: protocol.unwrap_or(Protocol::TCP),
             external: external.map_or(none, |at| endpoint(at.value)),
+            last_external_port,
             internal: internal.map_or(none, |at| endpoint(at.value)),
         });
     }
@@ -188,12 +193,12 @@ fn check_group(report: &Report, addresses: &[Addr], new: usize, span: &Span, net
 
 fn check_external(
     report: &Report,
-    external: &At<SocketAddr>,
+    external: &At<Endpoints>,
     port: PortId,
     network: &Network,
     pools: &Pools,
 ) {
-    let addr = Addr::from(external.value.ip());
+    let addr = Addr::from(external.value.addr);
     let own = network.port_of(addr) == Some(port);
     if own || pools.users.contains_key(&addr) || !(network.complete && pools.complete) {
         return;
@@ -209,26 +214,67 @@ fn check_external(
 
 fn check_internal(
     report: &Report,
-    internal: &At<SocketAddr>,
-    external: Option<&At<SocketAddr>>,
+    internal: &At<Endpoints>,
+    external: Option<&At<Endpoints>>,
     network: &Network,
 ) {
     let At { value, span } = internal;
-    if let Some(why) = unusable(value.ip()) {
+    let more = |ends: &Endpoints| ends.last - ends.first;
+    let fits = |external: &At<Endpoints>| {
+        let more_outside = more(&external.value);
+        let is_first = more(value) == 0 && value.first.checked_add(more_outside).is_some();
+        is_first || more(value) == more_outside
+    };
+    if let Some(why) = unusable(value.addr) {
         report.error(
             span,
-            format!("`{}` is {why}", value.ip()),
+            format!("`{}` is {why}", value.addr),
             "give the server's address",
         );
-    } else if external.is_some_and(|external| external.value.is_ipv4() != value.is_ipv4()) {
+    } else if external.is_some_and(|external| external.value.addr.is_ipv4() != value.addr.is_ipv4())
+    {
         let hint = "give both in the same address family";
         report.error(span, "a forward can't change between IPv4 and IPv6", hint);
-    } else if network.port_of(Addr::from(value.ip())).is_some() {
-        let message = format!("`{}` is a virtual address of the gateway", value.ip());
+    } else if network.port_of(Addr::from(value.addr)).is_some() {
+        let message = format!("`{}` is a virtual address of the gateway", value.addr);
         report.error(span, message, "give the server's address");
+    } else if !external.is_none_or(fits) {
+        let hint = "give its first port, or a range of the same length";
+        report.error(
+            span,
+            "the internal ports are not as many as the external ones",
+            hint,
+        );
     }
 }
 
-fn endpoint(socket: SocketAddr) -> (Addr, u16) {
-    (Addr::from(socket.ip()), socket.port())
+fn endpoint(ends: Endpoints) -> (Addr, u16) {
+    (Addr::from(ends.addr), ends.first)
+}
+
+/// The external ends that forwards have so far, each with the place of its forward.
+#[derive(Default)]
+struct Taken {
+    /// By protocol, address and first port: the last one, and whose they are.
+    ranges: BTreeMap<(Protocol, IpAddr, u16), (u16, usize)>,
+    ports: usize,
+}
+
+impl Taken {
+    /// As many ports as an address has: what all forwards together may take of memory and of a reload.
+    const MOST_PORTS: usize = 65_535;
+
+    /// Adds a range, unless it shares a port with another, whose place it gives then.
+    fn insert(&mut self, protocol: Protocol, ends: Endpoints, place: usize) -> Option<usize> {
+        let key = |port| (protocol, ends.addr, port);
+        let mut before = self.ranges.range(key(0)..=key(ends.last));
+        if let Some((_, (last, other))) = before.next_back()
+            && *last >= ends.first
+        {
+            return Some(*other);
+        }
+        self.ranges.insert(key(ends.first), (ends.last, place));
+        self.ports += usize::from(ends.last - ends.first) + 1;
+        None
+    }
 }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::Service;
 use super::names::did_you_mean;
+use super::{MssClamp, Service};
 use crate::flow::{Addr, Family, Protocol};
 
 /// Why a value can't be read. An empty hint means none.
@@ -71,6 +71,14 @@ impl AddressRange {
 /// First and last number of a range of TCP or UDP ports, in order and not 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PortRange(pub u16, pub u16);
+
+/// An address with its ports from the first to the last one, in order and not 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Endpoints {
+    pub addr: IpAddr,
+    pub first: u16,
+    pub last: u16,
+}
 
 /// A public key.
 #[derive(Clone, Copy, Debug)]
@@ -291,6 +299,51 @@ impl FromToml for SocketAddr {
         match socket.port() {
             0 => Err(Problem::new("port 0 can't be used", "ports are 1 to 65535")),
             _ => Ok(socket),
+        }
+    }
+}
+
+impl FromToml for Endpoints {
+    fn from_toml(value: &DeValue<'_>) -> Result<Endpoints, Problem> {
+        let text = text(value, "an address and a port")?;
+        // `[fd00::1]:80-90`: a `-` stands in no address.
+        let Some((socket, last)) = text.split_once('-') else {
+            let socket = SocketAddr::from_toml(value)?;
+            return Ok(Endpoints {
+                addr: socket.ip(),
+                first: socket.port(),
+                last: socket.port(),
+            });
+        };
+        let socket = SocketAddr::from_toml(&DeValue::String(socket.into()))?;
+        match last.parse() {
+            Ok(last) if last >= socket.port() => Ok(Endpoints {
+                addr: socket.ip(),
+                first: socket.port(),
+                last,
+            }),
+            _ => {
+                let message =
+                    format!("`{text}` does not end with a port that comes after its first one");
+                Err(Problem::new(message, "write \"10.0.0.1:5000-5100\""))
+            }
+        }
+    }
+}
+
+impl FromToml for MssClamp {
+    fn from_toml(value: &DeValue<'_>) -> Result<MssClamp, Problem> {
+        const HINT: &str = "write \"auto\", or a number of bytes from 216 to 65495";
+        match value {
+            DeValue::String(text) if text.as_ref() == "auto" => Ok(MssClamp::Auto),
+            DeValue::Integer(_) => match u16::try_from(i128::from_toml(value)?) {
+                Ok(size @ 216..=65_495) => Ok(MssClamp::To(size)),
+                _ => Err(Problem::new("no such segment size", HINT)),
+            },
+            other => {
+                let message = format!("expected \"auto\" or an integer, found {}", kind_of(other));
+                Err(Problem::new(message, HINT))
+            }
         }
     }
 }

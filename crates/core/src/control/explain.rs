@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::{self, PickupGuarantee};
+use crate::config::{self, Forward, PickupGuarantee};
 use crate::event::{self, DropReason};
-use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol};
+use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol, echo_port};
 use crate::gateway::{
     self, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
 };
@@ -68,11 +68,16 @@ fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId
     let name = known_port(&request.in_port, gateway.config())?;
     let ports = &gateway.config().ports;
     let index = ports.iter().position(|port| port.name == name);
+    let (src_port, dst_port) = match (protocol, src_port, dst_port) {
+        (Protocol::ICMP, Some(id), _) => (id, echo_port(id)),
+        (Protocol::ICMP, _, Some(id)) => (echo_port(id), id),
+        _ => (src_port.unwrap_or(0), dst_port.unwrap_or(0)),
+    };
     let key = FlowKey {
         src,
         dst,
-        src_port: src_port.unwrap_or(0),
-        dst_port: dst_port.unwrap_or(0),
+        src_port,
+        dst_port,
         protocol,
     };
     Ok((key, PortId::from_index(index.unwrap_or(0))))
@@ -174,7 +179,7 @@ fn show(
         direction,
         forward: forward.map(|forward| ForwardStep {
             name: forward.name.clone(),
-            to: endpoint_of(forward.internal, forward.protocol),
+            to: endpoint_of(led_to(forward, &explanation.key), forward.protocol),
         }),
         route: explanation.route.map(|route| self::route(route, gateway)),
         policies: policies(explanation, gateway),
@@ -215,13 +220,20 @@ fn direction(direction: Direction) -> FlowDirection {
     }
 }
 
+/// Where a forward leads a packet with `key`.
+fn led_to(forward: &Forward, key: &FlowKey) -> (Addr, u16) {
+    let (addr, first) = forward.internal;
+    let offset = key.dst_port.wrapping_sub(forward.external.1);
+    (addr, first.wrapping_add(offset))
+}
+
 fn explained_as(explanation: &gateway::Explanation) -> String {
     let key = &explanation.key;
     match (key.protocol, &explanation.matched) {
         (Protocol::TCP, Matched::Session(..)) => "a segment that the session expects".to_owned(),
         (Protocol::TCP, _) => "a SYN".to_owned(),
         (Protocol::UDP, _) => "a datagram".to_owned(),
-        (Protocol::ICMP, _) if key.dst_port != 0 => {
+        (Protocol::ICMP, _) if key.is_echo_reply() => {
             format!("an echo reply with identifier {}", key.dst_port)
         }
         (Protocol::ICMP, _) => format!("an echo request with identifier {}", key.src_port),

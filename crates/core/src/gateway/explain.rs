@@ -8,11 +8,12 @@ use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol}
 use crate::packet::{self, Kind};
 use crate::policy::{Decision, Mismatch};
 use crate::route::Hop;
-use crate::session::{Session, SessionId};
+use crate::session::{InsertError, Session, SessionId};
 use crate::time::Time;
 
+use super::hairpin::turns_back;
 use super::open::{Plan, Refused, no_room, refusal};
-use super::{Gateway, Packet, Role, SessionView};
+use super::{Gateway, Packet, Role, SessionView, forward};
 
 /// How literally a packet is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +204,7 @@ impl Gateway {
             bytes: &mut bytes,
             offload,
             parsed,
+            identification: None,
         };
         let here = self.follow_through(&packet, scope, |group| self.is_primary(group));
         let mut explanation = match here.fate.is_not_primary() {
@@ -238,10 +240,20 @@ impl Gateway {
             fate_here: Fate::Forward,
             pickup: None,
         };
+        let known = self.table.lookup(&key, &self.book);
+        // The connection of that session is over: it gives way, if the packet may open another.
+        let gives_way = |(id, direction)| {
+            let session = self.table.get(id);
+            session.is_some_and(|session| forward::opens_after(session, direction, packet))
+                && !self.is_for_gateway(packet)
+                && self
+                    .decide(packet, &mut Plan::new(packet), &is_primary)
+                    .is_ok()
+        };
         explanation.fate = if self.kernel_addresses.has(key.dst) && !packet::martian(&key) {
             explanation.matched = Matched::Machine;
             Fate::Kernel
-        } else if let Some((id, direction)) = self.table.lookup(&key, &self.book) {
+        } else if let Some((id, direction)) = known.filter(|it| !gives_way(*it)) {
             let carries = |group| is_primary(group) || self.carries(packet.now, group);
             self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
         } else if self.is_for_gateway(packet) {
@@ -249,10 +261,15 @@ impl Gateway {
             explanation.group = self.nat.group(&key.dst);
             match self.judge_local(packet, is_primary) {
                 Ok(_) => Fate::Answer,
+                Err(reason @ DropReason::NoListener) => Fate::Drop {
+                    reason,
+                    told: self.tells_of_no_listener(packet),
+                },
                 Err(reason) => reason.into(),
             }
         } else {
-            let fate = self.explain_opening(packet, is_primary, &mut explanation);
+            let replaces = known.map(|(id, _)| id);
+            let fate = self.explain_opening(packet, is_primary, replaces, &mut explanation);
             fate.unwrap_or_else(|refused| refused)
         };
         explanation
@@ -274,7 +291,20 @@ impl Gateway {
         explanation.group = Some(session.group);
         explanation.egress = Some(session.ports(direction).1);
         explanation.leaves_as = Some(session.translated(direction, &self.book));
-        match self.try_in_session(packet, session, direction, carries, scope == Scope::Flow) {
+        let any_segment = scope == Scope::Flow;
+        let result = self.try_in_session(
+            packet,
+            packet.port,
+            session,
+            direction,
+            &carries,
+            any_segment,
+        );
+        match result {
+            Ok(_) if turns_back(session, direction) => {
+                let to = session.translated(direction, &self.book);
+                self.explain_return(packet, &to, session.out_port, explanation)
+            }
             Ok(_) => Fate::Forward,
             Err(reason) => reason.into(),
         }
@@ -284,6 +314,7 @@ impl Gateway {
         &self,
         packet: &Packet<'_>,
         is_primary: impl Fn(GroupId) -> bool,
+        replaces: Option<SessionId>,
         explanation: &mut Explanation,
     ) -> Result<Fate, Fate> {
         let mut plan = Plan::new(packet);
@@ -304,11 +335,47 @@ impl Gateway {
             let addr = self.book.resolve(session.nat_src, session.src);
             source.to = Some((addr, session.nat_src_port));
         }
-        let taken = self.table.check_insert(&session, &self.book);
-        taken.map_err(refusal)?;
-        explanation.leaves_as = Some(session.translated(Direction::Original, &self.book));
+        match self.table.check_insert(&session, &self.book) {
+            Err(InsertError::Conflict(other)) if replaces == Some(other) => {}
+            taken => taken.map_err(refusal)?,
+        }
+        let to = session.translated(Direction::Original, &self.book);
+        explanation.leaves_as = Some(to);
+        if turns_back(&session, Direction::Original) {
+            let fate = self.explain_return(packet, &to, session.out_port, explanation);
+            return match fate {
+                Fate::Forward => Ok(self.wait_of(&session)),
+                fate => Err(fate),
+            };
+        }
         self.check_exit(packet, session.out_port)?;
         Ok(self.wait_of(&session))
+    }
+
+    /// What becomes of a packet that has left as `to` for an address of the gateway, and comes back by `port`.
+    fn explain_return(
+        &self,
+        packet: &Packet<'_>,
+        to: &FlowKey,
+        port: PortId,
+        explanation: &mut Explanation,
+    ) -> Fate {
+        let nobody = Fate::Drop {
+            reason: DropReason::NoListener,
+            told: false,
+        };
+        let Some((id, Direction::Reply)) = self.table.lookup(to, &self.book) else {
+            return nobody;
+        };
+        let Some(session) = self.table.get(id) else {
+            return nobody;
+        };
+        explanation.leaves_as = Some(session.translated(Direction::Reply, &self.book));
+        let carries = |group| self.carries(packet.now, group);
+        match self.try_in_session(packet, port, session, Direction::Reply, &carries, true) {
+            Ok(_) => Fate::Forward,
+            Err(reason) => reason.into(),
+        }
     }
 
     /// Whether the first packet of a session would wait for the peers.

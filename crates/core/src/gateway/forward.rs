@@ -8,7 +8,9 @@ use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use crate::sync::Phase;
 use crate::time::Time;
 
+use super::hairpin::turns_back;
 use super::limiter::Budget;
+use super::open::Plan;
 use super::{Gateway, Packet, PortState, Role, cluster};
 
 impl Gateway {
@@ -38,6 +40,7 @@ impl Gateway {
         }
         let before = Phase::of(session);
         let to = session.translated(direction, &self.book);
+        let (policy, turns_back) = (session.policy, turns_back(session, direction));
         let followed = follow(session, &packet, direction);
         self.traffic[usize::from(session.group.0)].seen[direction as usize] =
             Some(packet.now.tick());
@@ -47,9 +50,38 @@ impl Gateway {
         }
         match followed {
             Ok(news) => self.take_note(id, news, before),
+            Err(DropReason::TcpUnexpectedSyn) => return self.give_way(packet, id, direction),
             Err(reason) => return Verdict::Drop(reason),
         }
+        if turns_back {
+            return self.turn_back(&mut packet, to, egress);
+        }
+        self.clamp_mss(&mut packet, &to, policy, egress);
         self.send(&mut packet, &to, egress)
+    }
+
+    /// A SYN that the session does not take. If the connection is over, the side that was its server may
+    /// open the next one between the same ports (RFC 1122, section 4.2.2.13), where the policies accept
+    /// that as they would accept it without the old session.
+    #[cold]
+    fn give_way(&mut self, packet: Packet<'_>, id: SessionId, direction: Direction) -> Verdict {
+        let refused = Verdict::Drop(DropReason::TcpUnexpectedSyn);
+        let is_over = self
+            .table
+            .get(id)
+            .is_some_and(|session| opens_after(session, direction, &packet));
+        if !is_over || self.is_for_gateway(&packet) {
+            return refused;
+        }
+        let is_primary = |group| self.is_primary(group);
+        if self
+            .decide(&packet, &mut Plan::new(&packet), is_primary)
+            .is_err()
+        {
+            return refused;
+        }
+        self.end_session(packet.now, id, "replaced");
+        self.open_session(packet)
     }
 
     /// Accounts for a packet of a session that no tracker judges.
@@ -92,22 +124,29 @@ impl Gateway {
         };
         let to = session.translated(direction, &self.book);
         let (_, egress) = session.ports(direction);
+        let policy = session.policy;
+        if turns_back(session, direction) {
+            return self.turn_back(packet, to, egress);
+        }
+        self.clamp_mss(packet, &to, policy, egress);
         self.send(packet, &to, egress)
     }
 
-    /// What [`Gateway::forward_in_session`] would decide about a packet, and where it would go.
+    /// What [`Gateway::forward_in_session`] would decide about a packet that comes in by `port`, and where it
+    /// would go.
     ///
     /// With `any_segment`, TCP is taken for a segment that its tracker accepts.
     pub(super) fn try_in_session(
         &self,
         packet: &Packet<'_>,
+        port: PortId,
         session: &Session,
         direction: Direction,
         carries: impl Fn(GroupId) -> bool,
         any_segment: bool,
     ) -> Result<PortId, DropReason> {
-        let checks_source = || self.config.ports[packet.port.index()].source_check;
-        let egress = admit(session, direction, packet.port, checks_source, carries)?;
+        let checks_source = || self.config.ports[port.index()].source_check;
+        let egress = admit(session, direction, port, checks_source, carries)?;
         let mut copy = session.clone();
         if is_taken_up(session, self.table.is_stale(session)) {
             take_up(&mut copy);
@@ -140,7 +179,12 @@ impl Gateway {
             return Verdict::Drop(reason);
         }
         counters.count_out(packet.bytes.len());
+        let mtu = link.mtu;
+        if is_reassembled(packet, mtu) {
+            self.identify(packet, to);
+        }
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
+        packet::give_back_options(packet.bytes, &packet.parsed);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
         self.note_exit(packet.parsed.family, egress);
         Verdict::Forward
@@ -208,6 +252,24 @@ impl Gateway {
         self.capture_answer(now, port, &bytes);
         self.push_output(crate::event::Output::Packet { port, bytes });
     }
+}
+
+/// Whether the packet is the SYN of a connection of its own, in the direction that is not that of the
+/// session, which is over.
+pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Packet<'_>) -> bool {
+    let Tracker::Tcp(tracker) = &session.tracker else {
+        return false;
+    };
+    let is_syn = matches!(packet.parsed.kind, Kind::Tcp(segment)
+        if segment.flags.syn() && !segment.flags.ack());
+    is_syn && direction == Direction::Reply && tracker.state() >= tcp::TcpState::TimeWait
+}
+
+/// Whether the receiver is to put the packet together out of fragments: they are on their way already, or
+/// the kernel makes them.
+#[inline]
+pub(super) fn is_reassembled(packet: &Packet<'_>, mtu: u32) -> bool {
+    packet.parsed.fragment.is_some() || !packet.parsed.dont_fragment && packet.wire_len() > mtu
 }
 
 /// Whether a packet can leave by a port with this link: it is up, and the packet fits.
@@ -316,8 +378,8 @@ fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> 
     }
 }
 
-/// Whether a session has packets of this kind in this direction. Its key does not tell alone: a
-/// request with identifier 0 looks like a reply to one, and like a message without identifier.
+/// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is to
+/// depend on that alone.
 #[inline]
 fn fits(kind: Kind, direction: Direction) -> Result<(), DropReason> {
     match (kind, direction) {

@@ -16,6 +16,8 @@ pub struct Onward {
     pub(super) flow: FlowKey,
     /// For TCP, the sequence number that offset 0 of the datagram would have.
     base: Option<u32>,
+    /// The identification that the datagram has on its way out.
+    identification: Option<u32>,
 }
 
 impl Onward {
@@ -32,6 +34,7 @@ impl Onward {
         Onward {
             flow: parsed.key,
             base,
+            identification: None,
         }
     }
 }
@@ -75,13 +78,18 @@ impl Gateway {
         key: FragmentKey,
         piece: Piece,
     ) -> Verdict {
-        let (now, port, onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
+        let (now, port, mut onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
         // First, so that what is dropped has opened nothing and counts for nothing.
         if let Err(reason) = self.fragments.check_first(&key, piece, now) {
             return Verdict::Drop(reason);
         }
-        let verdict = self.handle_whole(packet);
+        let (bytes, parsed) = (packet.bytes, packet.parsed);
+        let verdict = self.handle_whole(Packet {
+            bytes: &mut *bytes,
+            ..packet
+        });
         if verdict == Verdict::Forward {
+            onward.identification = packet::identification(bytes, &parsed);
             for bytes in self.fragments.first(key, piece, now, onward) {
                 self.release_fragment(now, port, bytes, onward);
             }
@@ -100,6 +108,7 @@ impl Gateway {
                     bytes: &mut bytes,
                     offload,
                     parsed,
+                    identification: None,
                 },
                 onward,
             ),
@@ -135,6 +144,7 @@ impl Gateway {
             let end = u32::from(fragment.offset) + u32::from(fragment.len);
             tracker.note_sent(direction, base.wrapping_add(end));
         }
+        packet.identification = onward.identification;
         self.record(&packet, id, direction);
         self.send_in_session(&mut packet, id, direction)
     }

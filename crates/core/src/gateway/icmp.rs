@@ -8,6 +8,7 @@ use crate::packet::{
 };
 use crate::session::{Session, Tracker};
 
+use super::hairpin::turns_back;
 use super::{Gateway, Packet};
 
 impl Gateway {
@@ -29,12 +30,40 @@ impl Gateway {
             offload,
             ..
         } = packet;
-        if packet::martian(&parsed.key) || !packet::forwardable(parsed.key.src) {
+        // What it quotes tells whether it is true. The routers on the way may have addresses that nothing
+        // else may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
+        let from = parsed.key.src;
+        let is_martian = packet::martian_source(from) || from == parsed.key.dst;
+        if is_martian || packet::link_local(from) {
             return Err(DropReason::Martian);
         }
         if !packet::checksum_ok(bytes, &parsed, offload) {
             return Err(DropReason::BadChecksum);
         }
+        self.pass_icmp_error(Packet {
+            now,
+            port,
+            bytes: &mut *bytes,
+            offload,
+            parsed,
+            identification: None,
+        })?;
+        packet::give_back_options(bytes, &parsed);
+        packet::add_hop_limit(bytes, parsed.family);
+        Ok(())
+    }
+
+    /// Translates the error by the session of what it quotes. About a hairpin it comes back, and is
+    /// translated by the session of the other side too.
+    fn pass_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
+        let Packet {
+            now,
+            port,
+            bytes,
+            parsed,
+            offload,
+            ..
+        } = packet;
         let quoted = icmp_error::quoted(bytes, &parsed)?;
         // The quoted packet is one that we sent; the answer to it has the key that we look up.
         let (id, direction) = self
@@ -54,13 +83,25 @@ impl Gateway {
         if !self.ports[egress.index()].link.up {
             return Err(DropReason::PortDown);
         }
+        let turns_back = turns_back(session, direction);
         let as_received = session.key(direction, &self.book);
         let as_sent = session.key(direction.flip(), &self.book);
         // A router on the inside must not show its address (RFC 5508, section 4.2).
         let hidden = as_received.src != as_sent.dst;
         let outer_src = if hidden { as_sent.dst } else { parsed.key.src };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
-        packet::add_hop_limit(bytes, parsed.family);
+        if turns_back {
+            let mut parsed = parsed;
+            (parsed.key.src, parsed.key.dst) = (outer_src, as_sent.src);
+            return self.pass_icmp_error(Packet {
+                now,
+                port: egress,
+                bytes,
+                offload,
+                parsed,
+                identification: None,
+            });
+        }
         self.ports[egress.index()].counters.count_out(bytes.len());
         self.note_exit(parsed.family, egress);
         Ok(())

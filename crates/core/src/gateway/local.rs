@@ -24,12 +24,21 @@ impl Gateway {
                 Verdict::Consumed
             }
             Err(reason) => {
-                if reason == DropReason::NoListener {
+                if reason == DropReason::NoListener && self.tells_of_no_listener(&packet) {
                     self.answer_refusal(&packet, Problem::PortUnreachable);
                 }
                 Verdict::Drop(reason)
             }
         }
+    }
+
+    /// Whether the sender learns that nothing listens at this address. Not for a SYN: the host behind it may
+    /// be about to open the connection from its side, and a reset would end both attempts (RFC 5382,
+    /// REQ-4).
+    pub(super) fn tells_of_no_listener(&self, packet: &Packet<'_>) -> bool {
+        let is_syn = matches!(packet.parsed.kind, Kind::Tcp(segment)
+            if segment.flags.syn() && !segment.flags.ack());
+        !is_syn || self.config.ports[packet.port.index()].rejects_syns
     }
 
     /// The reply to a packet for an address of the gateway.
@@ -39,8 +48,12 @@ impl Gateway {
         is_primary: impl Fn(GroupId) -> bool,
     ) -> Result<Vec<u8>, DropReason> {
         let key = packet.parsed.key;
-        if packet::martian(&key) || !packet::forwardable(key.src) {
+        if packet::martian(&key) || packet::reserved(key.src) || !packet::forwardable(key.src) {
             return Err(DropReason::Martian);
+        }
+        // To forward it on would be for a router of that kind (RFC 8200, section 4.4).
+        if packet.parsed.has_segments_left {
+            return Err(DropReason::RoutingHeader);
         }
         if !self.nat.group(&key.dst).is_some_and(is_primary) {
             return Err(DropReason::NotPrimary);
@@ -60,8 +73,12 @@ impl Gateway {
         }
     }
 
-    /// Handles a frame of ARP or ND that the interface of `port` received.
+    /// Handles a frame that the interface of `port` received: of ARP or ND, or one with an IP packet that has
+    /// no hop left. Others have no effect.
     pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
+        if let Some(bytes) = neighbor::expired_packet(frame) {
+            return self.handle_expired(now, port, bytes);
+        }
         match neighbor::parse_frame(frame) {
             Ok(Neighbor::Solicit(solicit)) => {
                 let mac = self.ports[port.index()].link.mac;

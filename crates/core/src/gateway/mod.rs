@@ -15,14 +15,18 @@ mod announce;
 mod capture;
 mod cluster;
 mod effects;
+mod expired;
 mod explain;
 mod forward;
 mod fragment;
 mod guarantee;
+mod hairpin;
 mod health;
 mod icmp;
+mod identification;
 mod limiter;
 mod local;
+mod mss;
 mod neighbors;
 mod open;
 mod own;
@@ -51,6 +55,7 @@ use crate::session::{AddressBook, Holdings, SessionFlags, SessionId, Table};
 use crate::time::{Tick, Time};
 
 use announce::Announcer;
+use identification::Identifications;
 use limiter::Budgets;
 use neighbors::Neighbors;
 use policy_usage::PolicyUsages;
@@ -95,6 +100,8 @@ struct Packet<'a> {
     bytes: &'a mut [u8],
     offload: Offload,
     parsed: Parsed,
+    /// The identification that the datagram has on its way out, if its first fragment was given one.
+    identification: Option<u32>,
 }
 
 impl Packet<'_> {
@@ -161,6 +168,7 @@ pub struct Gateway {
     book: AddressBook,
     table: Table,
     fragments: Fragments<fragment::Onward>,
+    identifications: Identifications,
     addresses: Vec<Vec<(Addr, GroupId)>>,
     kernel_addresses: own::KernelAddresses,
     announcer: Announcer,
@@ -216,6 +224,7 @@ impl Gateway {
             book,
             table,
             fragments: Fragments::new(&random.key()),
+            identifications: Identifications::default(),
             announcer: Announcer::new(&config),
             neighbors: Neighbors::default(),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
@@ -258,6 +267,7 @@ impl Gateway {
                 bytes,
                 offload,
                 parsed,
+                identification: None,
             }),
             Err(reason) => Verdict::Drop(reason),
         };

@@ -42,8 +42,10 @@ pub(super) struct Plan {
     pub destination: Option<Destination>,
     /// The route to the destination.
     pub hop: Option<Hop>,
-    /// The port that the route leads out of.
+    /// The port that the route leads out of, or whose address is the destination.
     pub egress: Option<PortId>,
+    /// Whether the destination is an external address, so that the packet comes back.
+    pub turns_back: bool,
     pub decision: Option<Decision>,
     /// The source translation: that of the policy, unless a forward needs another.
     pub nat: config::Nat,
@@ -59,6 +61,7 @@ impl Plan {
             destination: None,
             hop: None,
             egress: None,
+            turns_back: false,
             decision: None,
             nat: config::Nat::Off,
             source: None,
@@ -145,8 +148,13 @@ impl Gateway {
         if !packet::forwardable(key.dst) {
             return Err(DropReason::NotForwardable);
         }
-        if packet::martian(key) {
+        let is_reserved = packet::reserved(key.src) || packet::reserved(key.dst);
+        let port = &self.config.ports[packet.port.index()];
+        if packet::martian(key) || is_reserved && !port.reserved_addresses {
             return Err(DropReason::Martian);
+        }
+        if packet.parsed.has_segments_left && !port.routing_headers {
+            return Err(DropReason::RoutingHeader);
         }
         if !packet::forwardable(key.src) || self.is_directed_broadcast(&key.dst) {
             return Err(DropReason::NotForwardable);
@@ -199,7 +207,12 @@ impl Gateway {
             (plan.key.dst, plan.key.dst_port) = (destination.addr, destination.port);
         }
         plan.hop = self.route_for(&plan.key);
-        let egress = egress(plan.hop)?;
+        let turning = match plan.destination {
+            None => self.turning_port(packet),
+            Some(_) => None,
+        };
+        plan.turns_back = turning.is_some();
+        let egress = turning.map_or_else(|| egress(plan.hop), Ok)?;
         plan.egress = Some(egress);
         plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);
         let nat = judge(plan.decision)?;
@@ -249,6 +262,9 @@ impl Gateway {
             packet.parsed.total_len,
             packet.now.tick(),
         );
+        if plan.turns_back {
+            session.flags.set(SessionFlags::TURNS_BACK);
+        }
         if let Some(destination) = &plan.destination {
             session.nat_dst = destination.translated;
             session.nat_dst_port = destination.port;
@@ -257,7 +273,9 @@ impl Gateway {
             let source =
                 self.nat
                     .allocate_source(&self.table, &self.book, pool, &plan.key, random)?;
+            let outgoing = plan.key.with_source_port(source.port);
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
+            session.nat_dst_port = outgoing.dst_port;
         }
         Ok(session)
     }
@@ -287,10 +305,10 @@ impl Gateway {
         let roles = &self.roles;
         let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
         if let Some(id) = self.table.make_room(&source, is_own).map_err(no_room)? {
-            self.give_way(packet, id);
+            self.end_early(packet, id);
         }
         match self.ports_yield(plan, &source)? {
-            Some(id) => self.give_way(packet, id),
+            Some(id) => self.end_early(packet, id),
             None => {}
         }
         Ok(())
@@ -326,7 +344,7 @@ impl Gateway {
         self.table.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
                 && self.is_primary(session.group)
-                && self.nat.is_in_pool(pool, session.nat_src)
+                && self.nat.pool_has(pool, session.nat_src)
         })
     }
 
@@ -346,7 +364,7 @@ impl Gateway {
             self.tuple_holder(pool, &plan.key)
         };
         if let Some(id) = found {
-            self.give_way(packet, id);
+            self.end_early(packet, id);
         }
         found.is_some()
     }
@@ -367,7 +385,7 @@ impl Gateway {
         most.max_by_key(|(weight, _)| *weight).map(|(_, id)| id)
     }
 
-    fn give_way(&mut self, packet: &Packet<'_>, id: SessionId) {
+    fn end_early(&mut self, packet: &Packet<'_>, id: SessionId) {
         self.counters.dropped_early += 1;
         self.end_session(packet.now, id, "early-drop");
     }
@@ -397,7 +415,9 @@ impl Gateway {
     /// Whether a packet is for an address of the gateway, and no forward leads it elsewhere.
     pub(super) fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
-        self.is_own_address(&key.dst) && self.nat.destination(Some(packet.port), key).is_none()
+        self.is_own_address(&key.dst)
+            && self.nat.destination(Some(packet.port), key).is_none()
+            && self.turning_port(packet).is_none()
     }
 }
 

@@ -43,6 +43,11 @@ impl Gateway {
         }
     }
 
+    /// Whether packets for `addr` are the kernel's.
+    pub(super) fn is_kernel_address(&self, addr: Addr) -> bool {
+        self.kernel_addresses.has(addr)
+    }
+
     /// All that the kernel has is told again, and then [`Gateway::check_kernel_addresses`] is called.
     pub fn forget_kernel_addresses(&mut self) {
         self.kernel_addresses.0.clear();

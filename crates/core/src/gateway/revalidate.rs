@@ -254,7 +254,11 @@ impl Gateway {
         } else {
             Some(session.in_port)
         };
-        let out_port = self.port_towards(&key.src, &key.dst, session.out_port);
+        let turns_back = session.flags.contains(SessionFlags::TURNS_BACK);
+        let out_port = match turns_back {
+            true => self.port_with(&key.dst).or(Some(session.out_port)),
+            false => self.port_towards(&key.src, &key.dst, session.out_port),
+        };
         let (Some(in_port), Some(out_port)) = (in_port, out_port) else {
             return Finding::Astray;
         };
@@ -310,7 +314,9 @@ impl Gateway {
         let target = forward.map(|forward| (forward.addr, forward.port));
         let is_forwarded = (original.dst, original.dst_port) != (leaving.dst, leaving.dst_port);
         let current = is_forwarded.then_some((leaving.dst, leaving.dst_port));
-        if target != current || !is_forwarded && self.is_own_address(&original.dst) {
+        let turns_back = session.flags.contains(SessionFlags::TURNS_BACK);
+        let is_ours = !is_forwarded && self.is_own_address(&original.dst);
+        if target != current || is_ours != turns_back {
             return Some("forward-changed");
         }
         let has_address =

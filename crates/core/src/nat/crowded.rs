@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher13;
 
+use super::range::Range;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::session::TranslatedAddr;
 
@@ -15,13 +16,13 @@ pub(super) struct Scope {
     external: TranslatedAddr,
     protocol: Protocol,
     destination: Option<(Addr, u16)>,
-    range: (u16, u16),
+    range: Range,
 }
 
 impl Scope {
     /// The scope in which a session with `key` takes a port of `external` out of `range`. `key` is that
     /// after destination translation.
-    pub(super) fn new(external: TranslatedAddr, key: &FlowKey, range: (u16, u16)) -> Scope {
+    pub(super) fn new(external: TranslatedAddr, key: &FlowKey, range: Range) -> Scope {
         let mut scope = Scope::of_mappings(external, key.protocol, range);
         if !super::is_mapped(key.protocol) {
             scope.destination = Some((key.dst, key.dst_port));
@@ -33,7 +34,7 @@ impl Scope {
     pub(super) fn of_mappings(
         external: TranslatedAddr,
         protocol: Protocol,
-        range: (u16, u16),
+        range: Range,
     ) -> Scope {
         Scope {
             external,

@@ -1,6 +1,7 @@
 //! The forwards: destination translation by external address and port.
 
-use crate::config::Config;
+use super::range::Range;
+use crate::config::{Config, Forward};
 use crate::flow::{Addr, FlowKey, PortId, Protocol};
 use crate::session::{AddressBook, TranslatedAddr};
 
@@ -17,55 +18,140 @@ pub struct Destination {
     pub forward: u16,
 }
 
-/// All forwards, sorted for binary search.
-pub(super) struct Forwards(Vec<(Match, Destination)>);
+/// All forwards, sorted for binary search: by what comes from outside, and by what comes from inside.
+pub(super) struct Forwards {
+    /// By external address, protocol, first port and port of entry. Ranges are equal or disjoint, so those
+    /// that differ only in the port of entry stand together.
+    inward: Vec<Inward>,
+    /// By internal address and protocol.
+    outward: Vec<ExternalEnd>,
+}
 
-/// What a forward matches. The port comes last: those that differ in nothing else stand together.
-type Match = (Addr, u16, Protocol, PortId);
+struct Inward {
+    addr: Addr,
+    translated: TranslatedAddr,
+    protocol: Protocol,
+    range: Range,
+    port: PortId,
+    /// With the internal port of the first one of the range.
+    destination: Destination,
+}
+
+/// Where the forward to an internal endpoint begins.
+pub(super) struct ExternalEnd {
+    /// What it leads to.
+    internal: (Addr, Protocol),
+    internal_ports: Range,
+    /// The external address.
+    pub(super) addr: Addr,
+    /// The same as sessions hold it.
+    pub(super) translated: TranslatedAddr,
+    /// The external port of the first internal one.
+    first: u16,
+    /// The port of entry.
+    pub(super) port: PortId,
+}
+
+impl ExternalEnd {
+    /// The external port for an internal one, if the forward leads there.
+    pub(super) fn external_port(&self, internal: u16) -> Option<u16> {
+        let offset = internal.checked_sub(self.internal_ports.first)?;
+        let is_inside = self.internal_ports.contains(internal);
+        is_inside.then(|| self.first.checked_add(offset))?
+    }
+}
 
 impl Forwards {
     pub(super) fn new(config: &Config, book: &mut AddressBook) -> Forwards {
-        let entry = |(index, forward): (usize, &crate::config::Forward)| {
-            let destination = Destination {
-                addr: forward.internal.0,
-                // Both fail only beyond 65 534 forwards.
-                translated: book.intern(forward.internal.0)?,
-                port: forward.internal.1,
-                forward: u16::try_from(index).ok()?,
-            };
-            let (addr, port) = forward.external;
-            Some(((addr, port, forward.protocol, forward.port), destination))
+        let mut forwards = Forwards {
+            inward: Vec::new(),
+            outward: Vec::new(),
         };
-        let mut list: Vec<_> = config
-            .forwards
-            .iter()
-            .enumerate()
-            .filter_map(entry)
-            .collect();
-        list.sort_by_key(|(key, _)| *key);
-        Forwards(list)
+        for (index, forward) in config.forwards.iter().enumerate() {
+            // Fails only beyond 65 534 forwards or addresses.
+            if let Ok(index) = u16::try_from(index) {
+                let _ = forwards.add(index, forward, book);
+            }
+        }
+        let inward = |it: &Inward| (it.addr, it.protocol, it.range.first, it.port);
+        forwards.inward.sort_by_key(inward);
+        forwards.outward.sort_by_key(|it| it.internal);
+        forwards
+    }
+
+    fn add(&mut self, index: u16, forward: &Forward, book: &mut AddressBook) -> Option<()> {
+        let (addr, first) = forward.external;
+        let (internal, internal_first) = forward.internal;
+        let translated = book.intern(addr)?;
+        self.inward.push(Inward {
+            addr,
+            translated,
+            protocol: forward.protocol,
+            range: Range::new(first, forward.last_external_port),
+            port: forward.port,
+            destination: Destination {
+                addr: internal,
+                translated: book.intern(internal)?,
+                port: internal_first,
+                forward: index,
+            },
+        });
+        let more = forward.last_external_port.saturating_sub(first);
+        self.outward.push(ExternalEnd {
+            internal: (internal, forward.protocol),
+            internal_ports: Range::new(internal_first, internal_first.saturating_add(more)),
+            addr,
+            translated,
+            first,
+            port: forward.port,
+        });
+        Some(())
     }
 
     /// The forward for a packet that came in by `in_port`. Those of that port go before others,
     /// which apply as well, so that an external address works from everywhere.
-    pub(super) fn find(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<&Destination> {
-        let wanted = (key.dst, key.dst_port, key.protocol);
-        let start = self
-            .0
-            .partition_point(|((addr, port, protocol, _), _)| (*addr, *port, *protocol) < wanted);
-        let candidates = self.0.get(start..)?;
-        let mut same = candidates
-            .iter()
-            .take_while(|((addr, port, protocol, _), _)| (*addr, *port, *protocol) == wanted);
-        let any = same.clone().next();
-        let exact = same.find(|((_, _, _, port), _)| Some(*port) == in_port);
-        exact.or(any).map(|(_, destination)| destination)
+    pub(super) fn find(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
+        let wanted = (key.dst, key.protocol, key.dst_port);
+        let end = self
+            .inward
+            .partition_point(|it| (it.addr, it.protocol, it.range.first) <= wanted);
+        let last = self.inward.get(end.checked_sub(1)?)?;
+        let is_meant = (last.addr, last.protocol) == (key.dst, key.protocol);
+        if !is_meant || !last.range.contains(key.dst_port) {
+            return None;
+        }
+        let before = self.inward.get(..end)?.iter().rev();
+        let same = before.take_while(|it| {
+            (it.addr, it.protocol, it.range) == (last.addr, last.protocol, last.range)
+        });
+        let mut any = None;
+        for candidate in same {
+            any = Some(candidate);
+            if Some(candidate.port) == in_port {
+                break;
+            }
+        }
+        let Inward {
+            range, destination, ..
+        } = any?;
+        Some(Destination {
+            port: destination.port.checked_add(key.dst_port - range.first)?,
+            ..*destination
+        })
+    }
+
+    /// The forwards to the address and with the protocol that `key` comes from.
+    pub(super) fn ends_of(&self, key: &FlowKey) -> &[ExternalEnd] {
+        let wanted = (key.src, key.protocol);
+        let start = self.outward.partition_point(|it| it.internal < wanted);
+        let end = self.outward.partition_point(|it| it.internal <= wanted);
+        self.outward.get(start..end).unwrap_or(&[])
     }
 
     /// The external ends that are taken by forwards.
-    pub(super) fn externals(&self) -> impl Iterator<Item = (Addr, Protocol, u16)> {
-        self.0
+    pub(super) fn externals(&self) -> impl Iterator<Item = (TranslatedAddr, Protocol, Range)> {
+        self.inward
             .iter()
-            .map(|((addr, port, protocol, _), _)| (*addr, *protocol, *port))
+            .map(|it| (it.translated, it.protocol, it.range))
     }
 }

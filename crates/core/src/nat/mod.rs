@@ -14,11 +14,13 @@
 //! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in a
 //! firewall, and each packet let in then has a session that a policy accepted and peers know.
 
+mod connected;
 mod crowded;
 mod forwards;
 mod mappings;
 mod pool;
 mod port_set;
+mod range;
 mod search;
 
 use std::collections::BTreeMap;
@@ -29,8 +31,9 @@ pub use pool::PoolId;
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, Session, SessionId, Table, Tracker, TranslatedAddr};
+use connected::Connected;
 use crowded::{Crowded, Progress, Scope};
-use forwards::Forwards;
+use forwards::{ExternalEnd, Forwards};
 use mappings::{Endpoint, Mappings};
 use pool::{External, Pool, Pools, Taken};
 use search::{Request, Search};
@@ -84,6 +87,7 @@ pub struct Nat {
     /// at once may have given a port to different endpoints, and a peer may use that of a forward.
     shared: BTreeMap<Place, u32>,
     crowded: Crowded,
+    connected: Connected,
 }
 
 /// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
@@ -108,10 +112,9 @@ impl Nat {
             strangers: BTreeMap::new(),
             shared: BTreeMap::new(),
             crowded: Crowded::new(key),
+            connected: Connected::default(),
         };
-        for place in nat.forward_ends(book) {
-            nat.take_port(place);
-        }
+        nat.take_forwarded_ports();
         nat
     }
 
@@ -120,15 +123,13 @@ impl Nat {
     /// Sessions keep their translation, and mappings their ports, even on addresses that are in no pool
     /// any more: the caller ends those. Takes time for addresses and forwards, not for sessions.
     pub fn reconfigure(&mut self, config: &Config, book: &mut AddressBook) {
-        for place in self.forward_ends(book) {
+        for place in self.forward_ends() {
             self.free_port(place);
         }
         self.forwards = Forwards::new(config, book);
         let before = std::mem::replace(&mut self.pools, Pools::new(config, book));
         self.pools.inherit(before, &mut self.strangers);
-        for place in self.forward_ends(book) {
-            self.take_port(place);
-        }
+        self.take_forwarded_ports();
         self.groups = pool::groups(config);
         self.crowded.clear();
     }
@@ -137,7 +138,7 @@ impl Nat {
     /// it. A forward is meant for packets of its own port, but applies to others too, so that hosts
     /// inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
     pub fn destination(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
-        self.forwards.find(in_port, key).copied()
+        self.forwards.find(in_port, key)
     }
 
     /// Whether a forwarded session must have its source translated to the address of its egress
@@ -160,6 +161,32 @@ impl Nat {
     /// The group that an external address (virtual, or of a pool) moves with.
     pub fn group(&self, addr: &Addr) -> Option<GroupId> {
         self.groups.get(addr).copied()
+    }
+
+    /// Whether the source of some session is translated to this port. Of TCP, others with the same hash
+    /// count too.
+    pub fn is_used_port(
+        &self,
+        book: &AddressBook,
+        addr: Addr,
+        protocol: Protocol,
+        port: u16,
+    ) -> bool {
+        let Some(addr) = book.find(addr) else {
+            return false;
+        };
+        match protocol {
+            Protocol::TCP => self.connected.has(addr, port),
+            _ => self
+                .taken(addr)
+                .is_some_and(|taken| taken.contains(protocol, port)),
+        }
+    }
+
+    /// Whether `addr` is one of a pool.
+    pub fn is_in_pool(&self, pool: PoolId, addr: &Addr) -> bool {
+        let pool = self.pools.get(pool);
+        pool.is_some_and(|pool| self.pools.has_address(pool, addr))
     }
 
     /// Has what [`Nat::allocate_source`] reads for a packet with `key` brought near.
@@ -188,7 +215,7 @@ impl Nat {
         random: u64,
     ) -> Result<Source, NatExhausted> {
         let mut exhausted = NatExhausted::default();
-        let pool = self.pools.get(pool).ok_or(exhausted)?;
+        let (id, pool) = (pool, self.pools.get(pool).ok_or(exhausted)?);
         if is_mapped(key.protocol)
             && let Some((external, port)) = self.mapped_source(table, pool, key)
         {
@@ -205,13 +232,18 @@ impl Nat {
             };
             return request.tells_apart(port).then_some(source).ok_or(exhausted);
         }
+        if let Some(source) = self.forwarded_source(table, book, id, key) {
+            return Ok(source);
+        }
         let mut search = Search::new(random);
+        let range = pool.range.last_candidate(key.src_port);
         let mut notes = exhausted.progress.iter_mut();
         let (mut any_full, mut all_full) = (false, true);
         for external in self.pools.addresses_for(pool, &key.src).take(MAX_ADDRESSES) {
-            let scope = Scope::new(external.translated, key, pool.range);
+            let scope = Scope::new(external.translated, key, range);
             let before = self.crowded.progress(&scope);
-            if before.is_some_and(|progress| progress.seen >= pool.size()) {
+            let is_full = before.is_some_and(|progress| progress.seen >= range.size());
+            if is_full && pool.range.first_candidate(key.src_port).is_none() {
                 any_full = true;
                 continue;
             }
@@ -233,8 +265,8 @@ impl Nat {
                     });
                 }
                 Err(progress) => {
-                    any_full |= progress.seen >= pool.size();
-                    all_full &= progress.seen >= pool.size();
+                    any_full |= progress.seen >= range.size();
+                    all_full &= progress.seen >= range.size();
                     *note = Some((scope, progress));
                 }
             }
@@ -255,7 +287,7 @@ impl Nat {
     }
 
     /// Whether an external address is one of a pool.
-    pub fn is_in_pool(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
+    pub fn pool_has(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
         self.pools.contains(pool, addr)
     }
 
@@ -299,12 +331,48 @@ impl Nat {
         }
     }
 
+    /// The external end of the forward to the endpoint that `key` comes from: it has the same one in both
+    /// directions (RFC 4787, REQ-1). Only where the end is one that the pool may mean, so that the session
+    /// moves with the same group.
+    fn forwarded_source(
+        &self,
+        table: &Table,
+        book: &AddressBook,
+        id: PoolId,
+        key: &FlowKey,
+    ) -> Option<Source> {
+        let pool = self.pools.get(id)?;
+        let group = self.group(&self.pools.first_address(id, key.src.family())?);
+        let of_port = self.pools.port_of(id);
+        let suits = |end: &&ExternalEnd| {
+            let is_in_pool = || self.pools.has_address(pool, &end.addr);
+            (of_port == Some(end.port) || is_in_pool()) && self.group(&end.addr) == group
+        };
+        self.forwards
+            .ends_of(key)
+            .iter()
+            .filter(suits)
+            .find_map(|end| {
+                let port = end.external_port(key.src_port)?;
+                let outgoing = FlowKey {
+                    src: end.addr,
+                    ..key.with_source_port(port)
+                };
+                let source = Source {
+                    addr: end.translated,
+                    port,
+                };
+                (!table.contains_key(&outgoing.reply(), book)).then_some(source)
+            })
+    }
+
     /// Makes a session that was inserted part of its mapping, which comes into being with its first
     /// session. No effect on sessions without a mapping.
     pub fn attach(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
         };
+        self.connected.add(session);
         if !is_mapped(session.protocol) || session.nat_src == TranslatedAddr::SAME {
             return;
         }
@@ -322,6 +390,7 @@ impl Nat {
         let Some(session) = table.get(id) else {
             return;
         };
+        self.connected.remove(session);
         let Tracker::Mapped(links) = session.tracker else {
             if session.nat_src != TranslatedAddr::SAME {
                 self.note_freed(&session.clone());
@@ -348,6 +417,7 @@ impl Nat {
 
     /// Panics if sessions, mappings and ports disagree: for tests and simulations.
     pub fn check_invariants(&self, table: &Table) {
+        self.connected.check_invariants(table);
         let owners = self.port_owners(table);
         let pooled = self
             .pools
@@ -374,11 +444,8 @@ impl Nat {
     /// How many mappings and forwards each external port has that has any.
     fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
         let mut owners = BTreeMap::new();
-        for (addr, protocol, port) in self.forwards.externals() {
-            let mut externals = self.pools.externals.iter();
-            if let Some(external) = externals.find(|external| external.addr == addr) {
-                owners.insert((external.translated, protocol.0, port), 1);
-            }
+        for place in self.forward_ends() {
+            owners.insert(place, 1);
         }
         for mapping in self.mappings.check_invariants(table) {
             *owners.entry(mapping.place()).or_default() += 1;
@@ -407,16 +474,23 @@ impl Nat {
     }
 
     /// The external ends of the forwards on addresses of pools, once each.
-    fn forward_ends(&self, book: &AddressBook) -> Vec<Place> {
-        let place = |(addr, protocol, port): (Addr, Protocol, u16)| {
-            let translated = book.find(addr)?;
-            self.pools.index_of(translated)?;
-            Some((translated, protocol.0, port))
-        };
-        let mut ends: Vec<Place> = self.forwards.externals().filter_map(place).collect();
+    fn forward_ends(&self) -> Vec<Place> {
+        let mut ends = Vec::new();
+        for (translated, protocol, range) in self.forwards.externals() {
+            if self.pools.index_of(translated).is_some() {
+                let ports = range.first..=range.last;
+                ends.extend(ports.map(|port| (translated, protocol.0, port)));
+            }
+        }
         // Forwards of several ports may have one external end.
         ends.dedup();
         ends
+    }
+
+    fn take_forwarded_ports(&mut self) {
+        for place in self.forward_ends() {
+            self.take_port(place);
+        }
     }
 
     /// A session has gone whose external port nothing else keeps.
@@ -433,9 +507,12 @@ impl Nat {
             dst_port: session.dst_port,
             protocol: session.protocol,
         };
+        let port = session.nat_src_port;
         for range in self.pools.ranges_of(session.nat_src) {
-            let scope = Scope::new(session.nat_src, &key, range);
-            self.crowded.freed(&scope, session.nat_src_port);
+            for range in range.last_candidates().filter(|range| range.contains(port)) {
+                let scope = Scope::new(session.nat_src, &key, range);
+                self.crowded.freed(&scope, port);
+            }
         }
     }
 
@@ -466,8 +543,10 @@ impl Nat {
             None => {}
         }
         for range in self.pools.ranges_of(addr) {
-            let scope = Scope::of_mappings(addr, Protocol(protocol), range);
-            self.crowded.freed(&scope, port);
+            for range in range.last_candidates().filter(|range| range.contains(port)) {
+                let scope = Scope::of_mappings(addr, Protocol(protocol), range);
+                self.crowded.freed(&scope, port);
+            }
         }
         if let Some(index) = self.pools.index_of(addr) {
             self.pools.externals[index]
@@ -553,6 +632,7 @@ mod tests {
                 port: WAN,
                 protocol,
                 external: (WAN_VIP, FORWARDED),
+                last_external_port: FORWARDED,
                 internal: (SERVER, 80),
             })
             .collect();

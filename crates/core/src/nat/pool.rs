@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use super::mappings::Endpoint;
 use super::port_set::PortSet;
+use super::range::Range;
 use crate::config::{Config, Nat};
 use crate::flow::{Addr, Family, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, TranslatedAddr};
 
-/// The ports of the pool that every port has: all but the well-known ones.
-const IMPLICIT_RANGE: (u16, u16) = (1024, 65_535);
+/// The ports of the pool that every port has.
+const IMPLICIT_RANGE: (u16, u16) = (1, 65_535);
 
 /// Hosts are spread over the addresses of a pool under this key, which is no secret: after a takeover,
 /// the other unit has to choose the same address for a host (RFC 4787, REQ-2). All that one gains by
@@ -35,7 +36,7 @@ pub(super) struct Pool {
     addresses: [Vec<usize>; 2],
     /// The ports that may be allocated, first and last. A unit that shares the pool with others
     /// would have a slice of it here.
-    pub(super) range: (u16, u16),
+    pub(super) range: Range,
     /// How far from the address that its hash names a mapping of any host is at most.
     reach: usize,
 }
@@ -128,6 +129,21 @@ impl Pools {
         u16::try_from(index).ok().map(PoolId)
     }
 
+    /// The port whose pool this is; none for a configured one.
+    pub(super) fn port_of(&self, id: PoolId) -> Option<PortId> {
+        let index = usize::from(id.0);
+        (index < self.ports).then(|| PortId::from_index(index))
+    }
+
+    pub(super) fn has_address(&self, pool: &Pool, addr: &Addr) -> bool {
+        let mut list = pool.list(addr.family()).iter();
+        list.any(|index| {
+            self.externals
+                .get(*index)
+                .is_some_and(|it| it.addr == *addr)
+        })
+    }
+
     pub(super) fn first_address(&self, id: PoolId, family: Family) -> Option<Addr> {
         let first = self.get(id)?.list(family).first()?;
         Some(self.externals.get(*first)?.addr)
@@ -187,7 +203,7 @@ impl Pools {
         let Some(pool) = self.get(id) else {
             return (0, 0);
         };
-        let each = u64::from(pool.range.1.saturating_sub(pool.range.0)) + 1;
+        let each = u64::from(pool.range.size());
         let addresses = || pool.addresses.iter().flatten();
         let taken = addresses().filter_map(|index| self.externals[*index].taken.ports(protocol));
         let used = taken.map(|ports| ports.len() as u64).sum();
@@ -205,7 +221,7 @@ impl Pools {
     pub(super) fn ranges_of(
         &self,
         translated: TranslatedAddr,
-    ) -> impl Iterator<Item = (u16, u16)> + use<'_> {
+    ) -> impl Iterator<Item = Range> + use<'_> {
         let external = self
             .index_of(translated)
             .map(|index| &self.externals[index]);
@@ -225,7 +241,7 @@ impl Pools {
     ) {
         let mut pool = Pool {
             addresses: [Vec::new(), Vec::new()],
-            range,
+            range: Range::new(range.0, range.1),
             reach: 0,
         };
         for addr in addrs {
@@ -262,20 +278,11 @@ impl Pool {
     /// How many ports all addresses have, of the family that has more.
     pub(super) fn ports(&self) -> u32 {
         let most = self.addresses.iter().map(Vec::len).max().unwrap_or(0);
-        (most as u32).saturating_mul(self.size())
-    }
-
-    /// How many ports each address has.
-    pub(super) fn size(&self) -> u32 {
-        u32::from(self.range.1.saturating_sub(self.range.0)) + 1
+        (most as u32).saturating_mul(self.range.size())
     }
 
     fn list(&self, family: Family) -> &[usize] {
         &self.addresses[family as usize]
-    }
-
-    pub(super) fn allows(&self, port: u16) -> bool {
-        (self.range.0..=self.range.1).contains(&port)
     }
 }
 

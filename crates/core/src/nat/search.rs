@@ -3,6 +3,7 @@
 use super::crowded::Progress;
 use super::is_mapped;
 use super::pool::{External, Pool};
+use super::range::Range;
 use crate::flow::FlowKey;
 use crate::random::SplitMix64;
 use crate::session::{AddressBook, SessionId, Table};
@@ -28,8 +29,7 @@ impl Request<'_> {
     pub(super) fn tells_apart(&self, port: u16) -> bool {
         let outgoing = FlowKey {
             src: self.external.addr,
-            src_port: port,
-            ..*self.key
+            ..self.key.with_source_port(port)
         };
         !self.table.contains_key(&outgoing.reply(), self.book)
     }
@@ -38,8 +38,7 @@ impl Request<'_> {
     fn holder(&self, port: u16) -> Option<SessionId> {
         let outgoing = FlowKey {
             src: self.external.addr,
-            src_port: port,
-            ..*self.key
+            ..self.key.with_source_port(port)
         };
         let found = self.table.lookup(&outgoing.reply(), self.book);
         found.map(|(id, _)| id)
@@ -67,8 +66,8 @@ impl Search {
 
     /// The session that has a port of a pool's address, drawn at random.
     pub(super) fn holder(&mut self, request: &Request<'_>, pool: &Pool) -> Option<SessionId> {
-        let (first, last) = pool.range;
-        request.holder(random_port(&mut self.random, first, last))
+        let range = pool.range.last_candidate(request.key.src_port);
+        request.holder(random_port(&mut self.random, range))
     }
 
     /// A port of one address, or how far the search has come. `before` is how far it had come.
@@ -83,22 +82,42 @@ impl Search {
         if !request.key.protocol.has_ports() {
             return self.try_port(request, wanted).ok_or(nothing);
         }
-        if pool.allows(wanted)
+        if pool.range.contains(wanted)
             && let Some(port) = self.try_port(request, wanted)
         {
             return Ok(port);
         }
-        if is_mapped(request.key.protocol) {
-            self.unowned_port(request, pool)
-        } else {
-            self.distinct_port(request, pool, before)
+        if let Some(range) = pool.range.first_candidate(wanted)
+            && let Ok(port) = self.port_in(request, range, None, self.attempts / 2)
+        {
+            return Ok(port);
         }
+        let range = pool.range.last_candidate(wanted);
+        self.port_in(request, range, before, 0)
+    }
+
+    /// A port of a range; leaves `spare` of the attempts.
+    fn port_in(
+        &mut self,
+        request: &Request<'_>,
+        range: Range,
+        before: Option<Progress>,
+        spare: u32,
+    ) -> Result<u16, Progress> {
+        self.attempts -= spare;
+        let found = if is_mapped(request.key.protocol) {
+            self.unowned_port(request, range)
+        } else {
+            self.distinct_port(request, range, before)
+        };
+        self.attempts += spare;
+        found
     }
 
     /// A port that belongs to no mapping: the first one from a random place on.
-    fn unowned_port(&mut self, request: &Request<'_>, pool: &Pool) -> Result<u16, Progress> {
-        let (first, last) = pool.range;
-        let start = random_port(&mut self.random, first, last);
+    fn unowned_port(&mut self, request: &Request<'_>, range: Range) -> Result<u16, Progress> {
+        let Range { first, last } = range;
+        let start = random_port(&mut self.random, range);
         let mut is_any_free = false;
         for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
             while let Some(port) = request
@@ -119,7 +138,7 @@ impl Search {
         }
         Err(Progress {
             next: start,
-            seen: if is_any_free { 0 } else { pool.size() },
+            seen: if is_any_free { 0 } else { range.size() },
         })
     }
 
@@ -128,22 +147,22 @@ impl Search {
     fn distinct_port(
         &mut self,
         request: &Request<'_>,
-        pool: &Pool,
+        range: Range,
         before: Option<Progress>,
     ) -> Result<u16, Progress> {
-        let (first, last) = pool.range;
+        let Range { first, last } = range;
         let knows_free = before.is_some_and(|before| before.seen == 0);
         for _ in 0..if knows_free { 0 } else { RANDOM_ATTEMPTS } {
-            let port = random_port(&mut self.random, first, last);
+            let port = random_port(&mut self.random, range);
             if let Some(port) = self.try_port(request, port) {
                 return Ok(port);
             }
         }
         let mut progress = before.unwrap_or(Progress {
-            next: random_port(&mut self.random, first, last),
+            next: random_port(&mut self.random, range),
             seen: 0,
         });
-        while progress.seen < pool.size() && self.attempts > 0 {
+        while progress.seen < range.size() && self.attempts > 0 {
             let port = progress.next.clamp(first, last);
             if let Some(port) = self.try_port(request, port) {
                 return Ok(port);
@@ -160,7 +179,7 @@ impl Search {
     }
 }
 
-/// A port from `first` to `last`.
-fn random_port(random: &mut SplitMix64, first: u16, last: u16) -> u16 {
-    first + random.below(usize::from(last.saturating_sub(first)) + 1) as u16
+/// A port of a range.
+fn random_port(random: &mut SplitMix64, range: Range) -> u16 {
+    range.first + random.below(range.size() as usize) as u16
 }

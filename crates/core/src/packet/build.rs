@@ -92,7 +92,7 @@ pub fn tcp_reset(parsed: &Parsed) -> Option<Vec<u8>> {
 }
 
 /// The smallest packet that begins a conversation with this key: a SYN, an empty UDP datagram, an echo
-/// request (or reply, if `key` has its identifier as destination port), or a bare IP header.
+/// request or reply, or a bare IP header.
 ///
 /// None if the addresses are not of one family.
 pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
@@ -110,11 +110,11 @@ pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
             words.iter().flat_map(|word| word.to_be_bytes()).collect()
         }
         Protocol::ICMP => {
-            let (icmp_type, id) = match (key.src.family(), key.dst_port) {
-                (Family::V4, 0) => (8, key.src_port),
-                (Family::V6, 0) => (128, key.src_port),
-                (Family::V4, id) => (0, id),
-                (Family::V6, id) => (129, id),
+            let (icmp_type, id) = match (key.src.family(), key.is_echo_reply()) {
+                (Family::V4, false) => (8, key.src_port),
+                (Family::V6, false) => (128, key.src_port),
+                (Family::V4, true) => (0, key.dst_port),
+                (Family::V6, true) => (129, key.dst_port),
             };
             let [high, low] = id.to_be_bytes();
             vec![icmp_type, 0, 0, 0, high, low, 0, 0]
@@ -288,6 +288,10 @@ mod tests {
             (Protocol::UDP, 4000, 53),
             (Protocol::ICMP, 7, 0),
             (Protocol::ICMP, 0, 7),
+            (Protocol::ICMP, 0, 1),
+            (Protocol::ICMP, 1, 0),
+            (Protocol::ICMP, 1, 2),
+            (Protocol::ICMP, 2, 1),
             (Protocol(47), 0, 0),
         ];
         for (src, dst) in families {

@@ -50,6 +50,8 @@ pub(super) struct Ip {
     pub hop_limit: u8,
     pub dont_fragment: bool,
     pub fragment: Option<Fragment>,
+    /// Whether a routing header names addresses that the packet is yet to visit.
+    pub has_segments_left: bool,
 }
 
 impl Ip {
@@ -113,6 +115,7 @@ fn parse_v4(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
         hop_limit: header.ttl(),
         dont_fragment: header.dont_fragment(),
         fragment,
+        has_segments_left: false,
     })
 }
 
@@ -141,6 +144,7 @@ fn parse_v6(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
         hop_limit: header.hop_limit(),
         dont_fragment: true,
         fragment: None,
+        has_segments_left: false,
     };
     if is_extension(ip.protocol) {
         walk_extensions(&mut ip, &bytes[..total_len], length)?;
@@ -239,7 +243,7 @@ fn walk_extensions(ip: &mut Ip, packet: &[u8], length: Length) -> Result<(), Dro
         if hop_by_hop {
             check_hop_by_hop(header.payload())?;
         } else if ip.protocol.0 == IpNumber::IPV6_ROUTE_HEADER.0 {
-            check_routing(header.payload())?;
+            ip.has_segments_left |= check_routing(header.payload())?;
         }
         ip.header_len += header.slice().len();
         ip.protocol = Protocol(header.next_header().0);
@@ -283,10 +287,12 @@ fn check_hop_by_hop(mut options: &[u8]) -> Result<(), DropReason> {
     }
 }
 
-/// `payload` begins with the routing type. With segments left the destination isn't the final one.
-fn check_routing(payload: &[u8]) -> Result<(), DropReason> {
-    match payload {
-        [1..=255, 0, ..] => Ok(()),
+/// `payload` begins with the routing type. Says whether segments are left: the destination isn't the
+/// final one then.
+fn check_routing(payload: &[u8]) -> Result<bool, DropReason> {
+    match *payload {
+        [0, ..] => Err(DropReason::RoutingHeader),
+        [_, segments_left, ..] => Ok(segments_left > 0),
         _ => Err(DropReason::Malformed),
     }
 }

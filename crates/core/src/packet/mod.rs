@@ -8,6 +8,7 @@
 
 pub mod build;
 pub mod checksum;
+mod header;
 pub mod icmp_error;
 mod ip;
 pub mod neighbor;
@@ -17,12 +18,13 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
+pub use header::{clamp_mss, identification, set_identification};
 pub use ip::Fragment;
-pub use translate::{add_hop_limit, take_hop_limit, translate};
+pub use translate::{add_hop_limit, give_back_options, take_hop_limit, translate};
 
 use checksum::Sum;
 
-use crate::event::{DropReason, Offload};
+use crate::event::{DropReason, Offload, PartialChecksum};
 use crate::flow::{Addr, Family, FlowKey, Protocol};
 
 /// All that the core asks about a packet, validated against its bytes.
@@ -48,6 +50,8 @@ pub struct Parsed {
     pub dont_fragment: bool,
     /// Set if the packet is a part of a bigger one; not for an atomic fragment (RFC 6946).
     pub fragment: Option<Fragment>,
+    /// Whether an IPv6 routing header has segments left: the destination is not the final one.
+    pub has_segments_left: bool,
 }
 
 impl Parsed {
@@ -161,8 +165,9 @@ impl std::ops::BitOr for TcpFlags {
 /// # Errors
 /// - [`DropReason::Truncated`]: shorter than its headers say; a first fragment without its whole
 ///   transport header (RFC 1858, RFC 7112);
-/// - [`DropReason::Malformed`]: a field that no sender may use; a routing header with segments left or
-///   of type 0 (RFC 5095); a jumbogram; an extension header chain of more than 8;
+/// - [`DropReason::Malformed`]: a field that no sender may use; a jumbogram; an extension header chain of
+///   more than 8;
+/// - [`DropReason::RoutingHeader`]: an IPv6 routing header of type 0 (RFC 5095);
 /// - [`DropReason::Martian`]: IPv4 source route; an IPv4-mapped address in IPv6;
 /// - [`DropReason::TcpFlags`]: a combination of TCP flags that nothing sends;
 /// - [`DropReason::FragmentOverlap`]: a fragment that could overwrite a TCP header (RFC 1858,
@@ -186,21 +191,27 @@ pub fn parse(bytes: &[u8], offload: Offload) -> Result<Parsed, DropReason> {
         hop_limit: ip.hop_limit,
         dont_fragment: ip.dont_fragment,
         fragment: ip.fragment,
+        has_segments_left: ip.has_segments_left,
     })
 }
 
 /// Whether the transport checksum is right, as far as this packet alone can tell.
 ///
-/// True for fragments and for protocols whose checksum the gateway doesn't know; for a packet whose
+/// True for fragments, for packets with segments left, and for protocols whose checksum the gateway doesn't know; for a packet whose
 /// checksum the kernel has verified or is still to complete; and for UDP without checksum, which
 /// RFC 6936, section 5 has middleboxes forward over IPv6 too.
 pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
-    if offload.partial_checksum || offload.checksum_verified || parsed.fragment.is_some() {
+    // With segments left, the checksum is that for the final destination (RFC 8200, section 8.1).
+    if offload.checksum_verified || parsed.fragment.is_some() || parsed.has_segments_left {
         return true;
     }
     let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else {
         return true;
     };
+    let header_len = usize::from(parsed.header_len);
+    if offload.is_partial_at(header_len + field.checksum) {
+        return true;
+    }
     let mut transport = parsed.transport(bytes);
     if parsed.kind == Kind::Udp {
         if u16_at(transport, field.checksum) == Some(0) {
@@ -216,28 +227,55 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
         let protocol = wire_protocol(parsed.key.protocol, parsed.family);
         sum.add_pseudo_header(parsed.key.src, parsed.key.dst, protocol, transport.len());
     }
-    sum.add(transport);
+    match offload.partial_checksum {
+        Some(inner) => add_with_unfinished(&mut sum, transport, inner, header_len),
+        None => sum.add(transport),
+    }
     sum.fold() == 0xffff
 }
 
-/// Completes the transport checksum of a packet that had a partial one, so that it can be sent without
-/// offload. Nothing to do for other packets.
+/// Adds a transport packet that carries another, whose checksum is not finished. Once it is, all that it
+/// covers sums up to the complement of what the field holds now (Linux,
+/// `Documentation/networking/checksum-offloads.rst`, "LCO").
+#[cold]
+fn add_with_unfinished(
+    sum: &mut Sum,
+    transport: &[u8],
+    inner: PartialChecksum,
+    transport_start: usize,
+) {
+    let start = usize::from(inner.start).saturating_sub(transport_start);
+    let field = usize::from(inner.field).saturating_sub(transport_start);
+    match (transport.get(..start), u16_at(transport, field)) {
+        // At an odd place the words of both sums would not match.
+        (Some(before), Some(pseudo)) if start.is_multiple_of(2) => {
+            sum.add(before);
+            sum.add(&(!pseudo).to_be_bytes());
+        }
+        _ => sum.add(transport),
+    }
+}
+
+/// Completes the checksum of a packet that had a partial one, its own or that of a packet inside, so that
+/// it can be sent without offload. Nothing to do for other packets.
 pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
-    let Some(field) = transport::Fields::of(parsed.kind, parsed.family) else {
+    let Some(partial) = offload.partial_checksum else {
         return;
     };
-    if !offload.partial_checksum {
+    let end = bytes.len().min(parsed.total_len as usize);
+    let (start, field) = (usize::from(partial.start), usize::from(partial.field));
+    let Some(covered) = bytes.get(start..end) else {
         return;
-    }
-    let at = usize::from(parsed.header_len) + field.checksum;
+    };
     // The field holds the sum of the pseudo-header, so it is part of what is summed up.
     let mut sum = Sum::default();
-    sum.add(parsed.transport(bytes));
+    sum.add(covered);
     let checksum = match sum.checksum() {
-        0 if parsed.kind == Kind::Udp => 0xffff,
+        // The same number to all but UDP, where 0 means that there is no checksum.
+        0 => 0xffff,
         checksum => checksum,
     };
-    if let Some(place) = bytes.get_mut(at..at + 2) {
+    if let Some(place) = bytes.get_mut(field..field + 2) {
         place.copy_from_slice(&checksum.to_be_bytes());
     }
 }
@@ -248,29 +286,43 @@ pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
 /// Multicast and broadcast *destinations* are not martian; see [`forwardable`].
 #[inline]
 pub fn martian(key: &FlowKey) -> bool {
-    never_on_the_wire(key.src)
-        || never_on_the_wire(key.dst)
-        || multicast(key.src)
-        || broadcast(key.src)
-        || key.src == key.dst
+    martian_source(key.src) || never_on_the_wire(key.dst) || key.src == key.dst
+}
+
+/// Whether no packet at all may come from this address. Not so for [`reserved`] ones.
+#[inline]
+pub fn martian_source(addr: Addr) -> bool {
+    never_on_the_wire(addr) || multicast(addr) || broadcast(addr)
+}
+
+/// Whether the address is of 240.0.0.0/4, which RFC 6890 reserves (section 2.2.2, table 15: neither source
+/// nor destination), and which networks use inside all the same.
+#[inline]
+pub fn reserved(addr: Addr) -> bool {
+    addr.is_v4() && addr.last4()[0] >= 240 && !broadcast(addr)
 }
 
 /// Whether a router may forward to and from this address: it is not multicast, not the limited
 /// broadcast address, and not link-local (RFC 3927, section 7; RFC 4291, section 2.5.6).
 #[inline]
 pub fn forwardable(addr: Addr) -> bool {
-    let link_local = match addr.family() {
+    !(link_local(addr) || multicast(addr) || broadcast(addr))
+}
+
+/// Whether the address is good on its link only (RFC 3927; RFC 4291, section 2.5.6).
+#[inline]
+pub fn link_local(addr: Addr) -> bool {
+    match addr.family() {
         Family::V4 => addr.last4()[..2] == [169, 254],
         Family::V6 => addr.octets()[0] == 0xfe && addr.octets()[1] & 0xc0 == 0x80,
-    };
-    !(link_local || multicast(addr) || broadcast(addr))
+    }
 }
 
 fn never_on_the_wire(addr: Addr) -> bool {
     match addr.family() {
         Family::V4 => {
             let first = addr.last4()[0];
-            first == 0 || first == 127 || (first >= 240 && !broadcast(addr))
+            first == 0 || first == 127
         }
         Family::V6 => {
             let octets = addr.octets();

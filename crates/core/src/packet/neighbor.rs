@@ -72,6 +72,20 @@ pub fn parse_frame(frame: &[u8]) -> Result<Neighbor, DropReason> {
     }
 }
 
+/// The IP packet in a frame, if its hop limit is at its end. That of ND never is (RFC 4861, section 7.1).
+pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
+    const TTL: usize = 8;
+    const HOP_LIMIT: usize = 7;
+    let (header, payload) = frame.split_first_chunk::<ETHERNET_LEN>()?;
+    let &[.., t0, t1] = header;
+    let left = match EtherType(u16::from_be_bytes([t0, t1])) {
+        EtherType::IPV4 => payload.get(TTL),
+        EtherType::IPV6 => payload.get(HOP_LIMIT),
+        _ => None,
+    };
+    left.is_some_and(|left| *left <= 1).then_some(payload)
+}
+
 /// The answer to `solicit`: `mac` has its target. A probe for an IPv6 address is answered to all nodes
 /// (RFC 4861, section 7.2.4).
 pub fn reply(solicit: &Solicit, mac: Mac) -> Vec<u8> {

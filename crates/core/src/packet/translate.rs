@@ -1,6 +1,6 @@
 //! Translation in place: addresses, ports and identifiers, with incremental checksums.
 
-use super::checksum::Change;
+use super::checksum::{Change, Sum};
 use super::transport::Fields;
 use super::{Parsed, array_at, u16_at};
 use crate::event::Offload;
@@ -55,7 +55,103 @@ fn edit_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) {
     }
 }
 
-const V4_CHECKSUM: usize = 10;
+/// Gives back what this machine took of the IPv4 options of a packet on its way in, which it takes again
+/// on its way out: a slot of record route (RFC 791, section 3.1), a slot or a count of the timestamp option.
+/// A router takes one.
+///
+/// Where a slot of record route was the last one, nothing is taken on the way out, and it stays.
+#[inline]
+pub fn give_back_options(bytes: &mut [u8], parsed: &Parsed) {
+    const SHORTEST_HEADER: u8 = 5;
+    if parsed.family == Family::V4
+        && bytes
+            .first()
+            .is_some_and(|first| first & 15 > SHORTEST_HEADER)
+    {
+        edit_options(bytes);
+    }
+}
+
+#[cold]
+fn edit_options(bytes: &mut [u8]) {
+    const OPTIONS: usize = 20;
+    let header_len = bytes.first().map_or(0, |first| usize::from(first & 15) * 4);
+    let Some(header) = bytes.get_mut(..header_len) else {
+        return;
+    };
+    let mut at = OPTIONS;
+    loop {
+        at += match header.get(at..) {
+            None | Some([] | [END_OF_OPTIONS, ..]) => break,
+            Some([NO_OPERATION, ..]) => 1,
+            Some(&[kind, len, ..]) if len >= 2 => {
+                let len = usize::from(len);
+                match header.get_mut(at..at + len) {
+                    Some(option) if kind == RECORD_ROUTE => give_back_route(option),
+                    Some(option) if kind == TIMESTAMP => give_back_timestamp(option),
+                    _ => {}
+                }
+                len
+            }
+            Some(_) => break,
+        };
+    }
+    // Nothing on the way in has changed it since the kernel computed it, but these edits.
+    header[V4_CHECKSUM..V4_CHECKSUM + 2].fill(0);
+    let mut sum = Sum::default();
+    sum.add(header);
+    header[V4_CHECKSUM..V4_CHECKSUM + 2].copy_from_slice(&sum.checksum().to_be_bytes());
+}
+
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const RECORD_ROUTE: u8 = 7;
+const TIMESTAMP: u8 = 68;
+
+/// Where an option says which byte of it, counted from 1, is the first that is free.
+const POINTER: usize = 2;
+
+fn give_back_route(option: &mut [u8]) {
+    const FIRST: u8 = 4;
+    let Some(&pointer) = option.get(POINTER) else {
+        return;
+    };
+    // With no room left the machine takes no other slot, and one that it took is to stay.
+    if usize::from(pointer) + 3 <= option.len() && pointer >= FIRST + 4 {
+        free_slot(option, pointer - 4, 4);
+    }
+}
+
+/// Of the three forms, the one with prespecified addresses is left as it is: a machine that finds itself
+/// in it once does not do so again.
+fn give_back_timestamp(option: &mut [u8]) {
+    const FIRST: u8 = 5;
+    const FLAGS: usize = 3;
+    let (Some(&pointer), Some(&flags)) = (option.get(POINTER), option.get(FLAGS)) else {
+        return;
+    };
+    let slot = match flags & 15 {
+        0 => 4,
+        1 => 8,
+        _ => return,
+    };
+    let overflow = flags >> 4;
+    if usize::from(pointer) > option.len() && overflow > 0 {
+        option[FLAGS] = flags - (1 << 4);
+    } else if pointer >= FIRST + slot {
+        free_slot(option, pointer - slot, slot);
+    }
+}
+
+fn free_slot(option: &mut [u8], pointer: u8, len: u8) {
+    option[POINTER] = pointer;
+    let start = usize::from(pointer) - 1;
+    if let Some(slot) = option.get_mut(start..start + usize::from(len)) {
+        slot.fill(0);
+    }
+}
+
+pub(super) const V4_CHECKSUM: usize = 10;
 
 /// Where the headers of a packet are in a buffer: it may be quoted in another.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +198,7 @@ impl Place {
             let covered = pseudo.and(ports).and(payload);
             let at = self.transport + fields.checksum;
             let checksum = update_checksum(bytes, at, |checksum| match checksum {
-                _ if offload.partial_checksum => pseudo.apply_to_sum(checksum),
+                _ if offload.is_partial_at(at) => pseudo.apply_to_sum(checksum),
                 0 if fields.zero_is_none => 0,
                 checksum => match covered.apply(checksum) {
                     0 if fields.zero_is_none => 0xffff,
@@ -146,7 +242,7 @@ impl Place {
 
 /// Overwrites the bytes at `at` and notes the change; nothing if they are beyond the end.
 #[inline]
-fn put<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], change: &mut Change) {
+pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], change: &mut Change) {
     if let Some(field) = bytes
         .get_mut(at..)
         .and_then(|rest| rest.first_chunk_mut::<N>())
@@ -159,7 +255,7 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], change: &mut C
 
 /// Replaces the checksum at `at`; returns what that changed.
 #[inline]
-fn update_checksum(bytes: &mut [u8], at: usize, update: impl Fn(u16) -> u16) -> Change {
+pub(super) fn update_checksum(bytes: &mut [u8], at: usize, update: impl Fn(u16) -> u16) -> Change {
     let mut change = Change::default();
     if let Some(checksum) = u16_at(bytes, at) {
         put(bytes, at, update(checksum).to_be_bytes(), &mut change);

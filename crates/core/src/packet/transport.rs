@@ -5,7 +5,7 @@ use etherparse::TcpHeaderSlice;
 use super::ip::Ip;
 use super::{Kind, TcpFlags, TcpSegment, u16_at};
 use crate::event::{DropReason, Offload};
-use crate::flow::{Family, FlowKey, Protocol};
+use crate::flow::{Family, FlowKey, Protocol, echo_port};
 
 /// What was found above IP.
 #[derive(Clone, Copy, Debug)]
@@ -145,10 +145,12 @@ pub(super) fn parse_quoted(ip: &Ip, bytes: &[u8]) -> Result<QuotedTransport, Dro
         Kind::IcmpRequest => Ok(QuotedTransport {
             fields,
             src_port: identifier,
+            dst_port: echo_port(identifier),
             ..none
         }),
         Kind::IcmpReply => Ok(QuotedTransport {
             fields,
+            src_port: echo_port(identifier),
             dst_port: identifier,
             ..none
         }),
@@ -296,11 +298,11 @@ fn parse_icmp(family: Family, bytes: &[u8]) -> Result<Transport, DropReason> {
         Kind::IcmpRequest => Transport {
             kind,
             src_port: identifier,
-            dst_port: 0,
+            dst_port: echo_port(identifier),
         },
         Kind::IcmpReply => Transport {
             kind,
-            src_port: 0,
+            src_port: echo_port(identifier),
             dst_port: identifier,
         },
         _ => Transport::without_ports(kind),

@@ -14,6 +14,7 @@ mod room;
 mod state;
 mod sweep;
 mod table;
+mod tcp_fresh;
 mod tcp_state;
 mod tcp_unsure;
 mod timeouts;
@@ -236,6 +237,9 @@ impl SessionFlags {
     pub const REMOTE: SessionFlags = SessionFlags(1 << 4);
     /// Its first packet waits for the peers to have it.
     pub const WAITING: SessionFlags = SessionFlags(1 << 5);
+    /// Its destination is an external address of the gateway: what it sends comes back, to another session
+    /// (a hairpin, RFC 4787, REQ-9).
+    pub const TURNS_BACK: SessionFlags = SessionFlags(1 << 6);
 
     /// Whether all marks of `other` are set.
     #[inline]

@@ -15,7 +15,9 @@
 //!   as the two agree, so nobody who can forge the segments of one side can move the other.
 //! - A SYN from the client in a live connection passes (RFC 5961, section 4). If the server still has
 //!   the connection, it sends a challenge ACK, and the client a reset that is exact. If the server has
-//!   lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session starts again.
+//!   lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session starts again, or
+//!   with a reset that does (RFC 9293, section 3.10.7), which passes. A SYN may carry data, of which the
+//!   answer acknowledges as much as the server took (Fast Open, RFC 7413).
 //! - An acknowledgment must lie between the oldest and the newest that can be (RFC 5961, section 5).
 
 use crate::event::DropReason;
@@ -65,10 +67,11 @@ pub struct Tracker {
     /// The largest window advertised, in bytes.
     pub(crate) max_window: [u32; 2],
     /// The number after the last SYN of [`Direction::Original`] that was let through in a live
-    /// connection; valid if `fresh_scale` is not [`NO_SYN`].
-    pub(crate) fresh_end: u32,
-    /// The window scale in that SYN: a shift, [`NO_SCALE`], or [`NO_SYN`].
-    pub(crate) fresh_scale: u8,
+    /// connection, without its data; valid if `fresh` is not [`NO_SYN`].
+    pub(crate) fresh_start: u32,
+    /// Of that SYN: in the lower half the window scale (a shift or [`NO_SCALE`]), in the upper half how
+    /// many bits the length of its data has; or [`NO_SYN`].
+    pub(crate) fresh: u8,
     /// The shifts of both directions, four bits each; [`NO_SCALE`] where none was offered.
     pub(crate) scales: u8,
     /// The marks below, for [`Direction::Reply`] shifted by four.
@@ -115,8 +118,8 @@ impl Tracker {
             end: [0; 2],
             acked: [0; 2],
             max_window: [0; 2],
-            fresh_end: 0,
-            fresh_scale: NO_SYN,
+            fresh_start: 0,
+            fresh: NO_SYN,
             scales: NO_SCALE << 4 | NO_SCALE,
             marks: 0,
             state: TcpState::SynSent,
@@ -153,8 +156,8 @@ impl Tracker {
             end,
             acked,
             max_window,
-            fresh_end: 0,
-            fresh_scale: NO_SYN,
+            fresh_start: 0,
+            fresh: NO_SYN,
             scales,
             marks,
             state,
@@ -250,7 +253,14 @@ impl Tracker {
             (Direction::Original, true) if segment.has(TcpFlags::ACK) => Err(DropReason::TcpFlags),
             // Sent again, or another one: the last counts, so that nobody else's can block it.
             (Direction::Original, true) => {
+                let sent = self.end[sender as usize];
+                let is_again = segment.seq.wrapping_add(1) == self.acked[sender as usize];
                 self.start(sender, segment);
+                // Fast Open sends it again without its data, which the answer may acknowledge all the
+                // same (RFC 7413, section 4.1.3).
+                if is_again {
+                    self.note_sent(sender, sent);
+                }
                 Ok(Change::Same)
             }
             // The answer to a challenge ACK (RFC 9293, section 3.5.1, figure 9: half-open).
@@ -284,8 +294,7 @@ impl Tracker {
                 Ok(Change::Reopened)
             }
             (false, Direction::Original) => {
-                self.fresh_end = segment.end();
-                self.fresh_scale = segment.window_scale.map_or(NO_SCALE, |s| s.min(MAX_SCALE));
+                self.note_fresh_syn(segment);
                 Ok(Change::Ignored)
             }
             // A session is no way in for a connection in the other direction.
@@ -329,8 +338,13 @@ impl Tracker {
         if exact {
             return Ok(self.advance(TcpState::Closed));
         }
+        // The server has lost the connection and has nothing that listens. Nothing more than that is
+        // known here, and the client's next SYN starts the session again.
+        let refuses_fresh_syn = segment.has(TcpFlags::ACK)
+            && segment.seq == 0
+            && self.answers_fresh_syn(sender, segment);
         // The same window as for data: what the receiver may take for a valid reset may pass.
-        if self.is_seq_acceptable(sender, segment) {
+        if refuses_fresh_syn || self.is_seq_acceptable(sender, segment) {
             return Ok(Change::Ignored);
         }
         Err(DropReason::TcpWindow)
@@ -409,7 +423,7 @@ impl Tracker {
         }
         self.state = state;
         // A SYN that came until now was of this connection.
-        self.fresh_scale = NO_SYN;
+        self.fresh = NO_SYN;
         Change::State
     }
 
@@ -469,10 +483,6 @@ impl Tracker {
         is_within(segment.ack, self.acked[r], 0, self.in_flight(r))
     }
 
-    fn answers_fresh_syn(&self, sender: Direction, syn_ack: &Segment) -> bool {
-        sender == Direction::Reply && self.fresh_scale != NO_SYN && syn_ack.ack == self.fresh_end
-    }
-
     /// Takes the numbers of `sender` from its SYN.
     fn start(&mut self, sender: Direction, syn: &Segment) {
         let s = sender as usize;
@@ -488,26 +498,13 @@ impl Tracker {
     }
 
     /// The first SYN of the reply direction, with ACK or, if both open at once, without.
-    fn answer(&mut self, sender: Direction, segment: &Segment) {
+    pub(super) fn answer(&mut self, sender: Direction, segment: &Segment) {
         self.start(sender, segment);
         if segment.has(TcpFlags::ACK) {
             self.acked[sender.flip() as usize] = segment.ack;
             self.mark(sender.flip(), SYN_ACKED);
         }
         self.state = TcpState::SynReceived;
-    }
-
-    /// Begins again with the fresh SYN and `syn_ack`, the answer to it.
-    fn restart(&mut self, syn_ack: &Segment) {
-        let (original, reply) = (Direction::Original, Direction::Reply);
-        self.marks = 0;
-        self.end[original as usize] = self.fresh_end;
-        self.acked[original as usize] = self.fresh_end;
-        // Of the SYN, its window was not kept; it can't have been larger.
-        self.max_window[original as usize] = u32::from(u16::MAX);
-        self.set_scale(original, self.fresh_scale);
-        self.fresh_scale = NO_SYN;
-        self.answer(reply, syn_ack);
     }
 
     /// The shift of the windows that `sender` advertises: none unless both offered one.
@@ -523,7 +520,7 @@ impl Tracker {
         self.scales >> nibble(of) & 15
     }
 
-    fn set_scale(&mut self, of: Direction, scale: u8) {
+    pub(super) fn set_scale(&mut self, of: Direction, scale: u8) {
         self.scales = self.scales & !(15 << nibble(of)) | scale << nibble(of);
     }
 
@@ -1033,6 +1030,139 @@ mod tests {
             ],
         );
         assert_eq!(t.state(), TcpState::Established);
+    }
+
+    #[test]
+    fn a_server_that_has_lost_the_connection_may_refuse_a_new_one() {
+        let refusal = |ack| seg(RST_ACK, 0, C.wrapping_add(ack), 0);
+        let in_each_state: [&[(Direction, Segment)]; 5] = [
+            &[],
+            &[(Original, c(ACK, 1, 1, 500))],
+            &[(Original, c(FIN, 1, 1, 0))],
+            &[(Reply, s(FIN, 1, 1, 0))],
+            &[(Reply, s(FIN, 1, 1, 0)), (Original, c(FIN, 1, 2, 0))],
+        ];
+        for script in in_each_state {
+            let mut t = established();
+            for (from, segment) in script {
+                t.handle(*from, segment).unwrap();
+            }
+            let state = t.state();
+            run(
+                &mut t,
+                &[
+                    (Reply, refusal(9_000_001), Err(TcpWindow)), // nothing was asked
+                    (Original, c(SYN, 9_000_000, 0, 0), Ok(Ignored)),
+                    (Reply, refusal(9_000_000), Err(TcpWindow)),
+                    (Reply, refusal(9_000_002), Err(TcpWindow)),
+                    (Reply, refusal(9_000_001), Ok(Ignored)),
+                    (Original, c(SYN, 9_500_000, 0, 1000), Ok(Ignored)), // with Fast Open
+                    (Reply, refusal(9_501_001), Ok(Ignored)),
+                ],
+            );
+            assert_eq!(t.state(), state, "neither side has closed");
+        }
+        // Before the handshake was complete.
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(State)),
+                (Original, c(SYN, 9_000_000, 0, 0), Ok(Ignored)),
+                (Reply, refusal(9_000_001), Ok(Ignored)),
+            ],
+        );
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Original, c(SYN, 9_000_000, 0, 0), Ok(Same)),
+                (Reply, refusal(9_000_001), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::Closed);
+    }
+
+    #[test]
+    fn fast_open_in_each_order_that_is_legal() {
+        let syn = |data| (Original, c(SYN, 0, 0, data));
+        let syn_ack = |acked: u32| (Reply, s(SYN_ACK, 0, 1 + acked, 0));
+        let ack = |at: u32, data| (Original, c(ACK, 1 + at, 1, data));
+        let early = |acked: u32| (Reply, s(ACK, 1, 1 + acked, 700));
+        let scripts: [&[(Direction, Segment)]; 10] = [
+            &[syn(1000), syn_ack(1000), ack(1000, 0)],
+            &[syn(1000), syn_ack(0), ack(0, 1000)], // the cookie was not taken
+            &[syn(1000), syn_ack(400), ack(400, 600)],
+            &[syn(1000), syn(0), syn_ack(1000), ack(1000, 0)],
+            &[syn(1000), syn(0), syn_ack(0), ack(0, 1000)],
+            &[syn(1000), syn(0), syn(1000), syn_ack(1000), ack(1000, 0)],
+            &[syn(0), syn(1000), syn_ack(1000), ack(1000, 0)], // overtaken
+            &[
+                syn(1000),
+                syn_ack(1000),
+                syn(0),
+                syn_ack(1000),
+                ack(1000, 0),
+            ],
+            &[syn(1000), syn_ack(1000), early(1000), ack(1000, 0), syn(0)],
+            &[syn(1000), syn(0), syn_ack(1000), early(1000), ack(1000, 0)],
+        ];
+        for (number, script) in scripts.iter().enumerate() {
+            let mut t = Tracker::open(&script[0].1).unwrap();
+            for (step, (from, segment)) in script[1..].iter().enumerate() {
+                let verdict = t.handle(*from, segment);
+                assert!(verdict.is_ok(), "script {number}, step {step}: {verdict:?}");
+            }
+            assert_eq!(t.state(), TcpState::Established, "script {number}");
+            run(
+                &mut t,
+                &[
+                    (Reply, s(ACK, 1, 1002, 0), Err(TcpWindow)), // never sent
+                    (Reply, s(ACK, 1, 1001, 0), Ok(Same)),
+                ],
+            );
+        }
+        // What an earlier SYN of another number carried counts for nothing.
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Original, c(SYN, 5000, 0, 1000), Ok(Same)),
+                (Original, c(SYN, 9000, 0, 0), Ok(Same)),
+                (Reply, s(SYN_ACK, 0, 10_001, 0), Err(TcpWindow)),
+                (Reply, s(SYN_ACK, 0, 9001, 0), Ok(State)),
+            ],
+        );
+    }
+
+    #[test]
+    fn fast_open_in_place_of_a_connection_that_the_server_has_lost() {
+        for acked in [0, 400, 1000] {
+            let mut t = established();
+            run(
+                &mut t,
+                &[
+                    (Original, c(SYN, 9_000_000, 0, 1000), Ok(Ignored)),
+                    (Original, c(SYN, 9_000_000, 0, 0), Ok(Ignored)), // again, without data
+                    (
+                        Reply,
+                        s(SYN_ACK, 77_000_000, 9_002_000, 0),
+                        Err(TcpUnexpectedSyn),
+                    ),
+                    (
+                        Reply,
+                        s(SYN_ACK, 77_000_000, 9_000_001 + acked, 0),
+                        Ok(Reopened),
+                    ),
+                    (
+                        Original,
+                        c(ACK, 9_000_001 + acked, 77_000_001, 1000 - acked),
+                        Ok(State),
+                    ),
+                    (Reply, s(ACK, 77_000_001, 9_001_001, 500), Ok(Same)),
+                ],
+            );
+        }
     }
 
     #[test]

@@ -228,6 +228,9 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
     session.bytes = record.bytes.map(|n| n.min(u64::MAX / 2));
     session.flags = record.flags;
     session.flags.set(SessionFlags::REMOTE);
+    if context.nat.group(&record.outgoing.dst).is_some() {
+        session.flags.set(SessionFlags::TURNS_BACK);
+    }
     if let (Some(tcp), Protocol::TCP) = (&record.tcp, record.key.protocol) {
         session.tracker = Tracker::Tcp(tcp.clone());
     }

@@ -164,12 +164,12 @@ fn malformed_ipv6() {
         (
             "routing header 0",
             with([UDP, 0, 0, 0, 0, 0, 0, 0], ROUTING),
-            Malformed,
+            RoutingHeader,
         ),
         (
-            "segments left",
-            with([UDP, 0, 4, 1, 0, 0, 0, 0], ROUTING),
-            Malformed,
+            "routing header 0 with segments left",
+            with([UDP, 0, 0, 1, 0, 0, 0, 0], ROUTING),
+            RoutingHeader,
         ),
         (
             "jumbogram",
@@ -196,7 +196,17 @@ fn malformed_ipv6() {
     let parsed = parse(&chain(8), PLAIN).unwrap();
     assert_eq!((parsed.header_len, parsed.kind), (40 + 64, Kind::Udp));
     let finished_routing = with([UDP, 0, 4, 0, 0, 0, 0, 0], ROUTING);
-    assert_eq!(parse(&finished_routing, PLAIN).unwrap().kind, Kind::Udp);
+    let finished = parse(&finished_routing, PLAIN).unwrap();
+    assert_eq!(
+        (finished.kind, finished.has_segments_left),
+        (Kind::Udp, false)
+    );
+    for routing_type in [2, 3, 4, 253] {
+        let routed = with([UDP, 0, routing_type, 1, 0, 0, 0, 0], ROUTING);
+        let parsed = parse(&routed, PLAIN).unwrap();
+        assert_eq!((parsed.kind, parsed.has_segments_left), (Kind::Udp, true));
+        assert!(checksum_ok(&routed, &parsed, PLAIN), "nobody here can tell");
+    }
     let router_alert = with([UDP, 0, 5, 2, 0, 0, 1, 0], HOP_BY_HOP);
     assert_eq!(parse(&router_alert, PLAIN).unwrap().key.dst_port, 80);
 }
@@ -439,7 +449,7 @@ fn checksums_are_verified() {
             *bytes.last_mut().unwrap() ^= 1;
             assert!(!checksum_ok(&bytes, &parsed, PLAIN));
             assert!(checksum_ok(&bytes, &parsed, verified));
-            assert!(checksum_ok(&bytes, &parsed, PARTIAL));
+            assert!(checksum_ok(&bytes, &parsed, partial(&bytes, sort)));
         }
     }
 }
@@ -457,7 +467,7 @@ fn bytes_beyond_the_udp_length_are_not_summed() {
 fn super_packets() {
     let offload = Offload {
         segment_size: 1448,
-        ..PARTIAL
+        ..PLAIN
     };
     let payload = vec![7; 60000];
     for (src, dst) in [(A4, B4), (A6, B6)] {
@@ -490,7 +500,7 @@ fn martians() {
         let addr = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().unwrap());
         martian(&key(Sort::Udp, addr(src), addr(dst), 1, 2))
     };
-    for addr in ["0.1.2.3", "127.0.0.1", "240.0.0.1", "254.1.1.1", "10.0.0.1"] {
+    for addr in ["0.1.2.3", "127.0.0.1", "10.0.0.1"] {
         assert!(martian_from(addr, "10.0.0.1"), "from {addr}");
         assert!(martian_from("10.0.0.1", addr), "to {addr}");
     }

@@ -8,14 +8,26 @@ use etherparse::PacketBuilder;
 use super::*;
 
 const PLAIN: Offload = Offload {
-    partial_checksum: false,
+    partial_checksum: None,
     checksum_verified: false,
     segment_size: 0,
 };
-const PARTIAL: Offload = Offload {
-    partial_checksum: true,
-    ..PLAIN
-};
+
+/// What the kernel says of a packet without extension headers whose transport checksum is not finished.
+fn partial(bytes: &[u8], sort: Sort) -> Offload {
+    partial_at(header_len(bytes), checksum_at(bytes, sort))
+}
+
+fn partial_at(start: usize, field: usize) -> Offload {
+    let partial = PartialChecksum {
+        start: start as u16,
+        field: field as u16,
+    };
+    Offload {
+        partial_checksum: Some(partial),
+        ..PLAIN
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sort {
@@ -38,8 +50,8 @@ impl Sort {
 
 fn key(sort: Sort, src: Addr, dst: Addr, src_port: u16, dst_port: u16) -> FlowKey {
     let (src_port, dst_port) = match sort {
-        Sort::EchoRequest => (src_port, 0),
-        Sort::EchoReply => (0, dst_port),
+        Sort::EchoRequest => (src_port, crate::flow::echo_port(src_port)),
+        Sort::EchoReply => (crate::flow::echo_port(dst_port), dst_port),
         _ => (src_port, dst_port),
     };
     FlowKey {

@@ -1,0 +1,80 @@
+//! Hairpins without a forward: two hosts inside that each send to the external endpoint of the other, which
+//! a third party has told them (RFC 4787, REQ-9; RFC 5382, REQ-8).
+//!
+//! Each has a session of its own, as if the other were outside, under a policy that lets it out and
+//! translates it. What one of them sends leaves by its session, and comes back at once as a packet of the
+//! other's, if that one has sent there too: the filter is the same as for packets from outside.
+
+use crate::config::Action;
+use crate::event::{DropReason, Verdict};
+use crate::flow::{Addr, Direction, FlowKey, PortId};
+use crate::packet::{self, Kind};
+use crate::session::{Session, SessionFlags};
+
+use super::{Gateway, Packet};
+
+/// Whether packets of this direction come back, to another session.
+#[inline]
+pub(super) fn turns_back(session: &Session, direction: Direction) -> bool {
+    direction == Direction::Original && session.flags.contains(SessionFlags::TURNS_BACK)
+}
+
+impl Gateway {
+    /// The port by which a packet for an external address would leave and come back; none if it opens no
+    /// session of that kind, and is for the gateway itself.
+    pub(super) fn turning_port(&self, packet: &Packet<'_>) -> Option<PortId> {
+        let key = &packet.parsed.key;
+        let may_open = match packet.parsed.kind {
+            Kind::Tcp(segment) => segment.flags.syn() && !segment.flags.ack(),
+            Kind::Udp => true,
+            _ => false,
+        };
+        // Else nobody can be behind the port.
+        let (nat, book) = (&self.nat, &self.book);
+        if !may_open || !nat.is_used_port(book, key.dst, key.protocol, key.dst_port) {
+            return None;
+        }
+        let port = self.port_with(&key.dst)?;
+        let decision = self.ruleset.decide(packet.port, port, key)?;
+        if decision.action != Action::Accept {
+            return None;
+        }
+        let pool = self.nat.pool(decision.nat, port)?;
+        self.nat.is_in_pool(pool, &key.dst).then_some(port)
+    }
+
+    /// The port at which the gateway answers for `addr`.
+    pub(super) fn port_with(&self, addr: &Addr) -> Option<PortId> {
+        let has = |list: &Vec<(Addr, _)>| list.iter().any(|(own, _)| own == addr);
+        self.addresses.iter().position(has).map(PortId::from_index)
+    }
+
+    /// Sends a packet out of `port` as `to`, whose destination is ours, and takes it in again.
+    #[cold]
+    pub(super) fn turn_back(
+        &mut self,
+        packet: &mut Packet<'_>,
+        to: FlowKey,
+        port: PortId,
+    ) -> Verdict {
+        // It comes back by another session only, and for the side that opened that: so it ends there.
+        let Some((id, Direction::Reply)) = self.table.lookup(&to, &self.book) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        if packet.parsed.fragment.is_some() {
+            self.identify(packet, &to);
+        }
+        packet::translate(packet.bytes, &packet.parsed, packet.offload, &to);
+        let mut parsed = packet.parsed;
+        parsed.key = to;
+        let again = Packet {
+            now: packet.now,
+            port,
+            bytes: &mut *packet.bytes,
+            offload: packet.offload,
+            parsed,
+            identification: packet.identification,
+        };
+        self.forward_in_session(again, id, Direction::Reply)
+    }
+}

@@ -1,0 +1,100 @@
+//! Ranges of external ports, and which of them are for which source port.
+
+/// Ports from the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Range {
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+/// What a source port says of its sender: that it is privileged, or reserved for `rresvport` (NFS, rsh), or
+/// neither. Translation keeps that (RFC 4787, REQ-3a).
+const CLASSES: [Range; 3] = [
+    Range::new(1, 511),
+    Range::new(512, 1023),
+    Range::new(1024, u16::MAX),
+];
+
+impl Range {
+    pub(super) const fn new(first: u16, last: u16) -> Range {
+        Range { first, last }
+    }
+
+    pub(super) fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// How many ports there are.
+    pub(super) fn size(self) -> u32 {
+        u32::from(self.last.saturating_sub(self.first)) + 1
+    }
+
+    /// The ports in which one is looked for in place of `wanted`: those of its class, and then those that
+    /// any sender may have. Where the range has none of either, all of it.
+    pub(super) fn candidates(self, wanted: u16) -> impl Iterator<Item = Range> {
+        let class = CLASSES.iter().find(|class| class.contains(wanted));
+        let same = class.and_then(|class| self.and(*class));
+        let ordinary = self.and(CLASSES[2]).filter(|range| Some(*range) != same);
+        let all = (same.is_none() && ordinary.is_none()).then_some(self);
+        [same, ordinary, all].into_iter().flatten()
+    }
+
+    /// The range in which the search for a port in place of `wanted` ends: the last of the candidates.
+    pub(super) fn last_candidate(self, wanted: u16) -> Range {
+        self.candidates(wanted).last().unwrap_or(self)
+    }
+
+    /// The smaller range in which the search begins, where that is another one than it ends in.
+    pub(super) fn first_candidate(self, wanted: u16) -> Option<Range> {
+        let first = self.candidates(wanted).next();
+        first.filter(|first| *first != self.last_candidate(wanted))
+    }
+
+    /// What [`Range::last_candidate`] gives for some source port.
+    pub(super) fn last_candidates(self) -> impl Iterator<Item = Range> {
+        let ordinary = self.and(CLASSES[2]);
+        let low = ordinary.is_none().then(|| {
+            let classes = CLASSES[..2].iter().filter_map(move |class| self.and(*class));
+            classes.chain([self])
+        });
+        ordinary.into_iter().chain(low.into_iter().flatten())
+    }
+
+    fn and(self, other: Range) -> Option<Range> {
+        let (first, last) = (self.first.max(other.first), self.last.min(other.last));
+        (first <= last).then_some(Range { first, last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_gets_one_of_its_class() {
+        let candidates = |range: Range, wanted| range.candidates(wanted).collect::<Vec<_>>();
+        let [low, reserved, ordinary] = CLASSES;
+        let all = Range::new(1, u16::MAX);
+        assert_eq!(candidates(all, 40_000), [ordinary]);
+        assert_eq!(candidates(all, 1023), [reserved, ordinary]);
+        assert_eq!(candidates(all, 53), [low, ordinary]);
+        assert_eq!(candidates(all, 0), [ordinary]);
+        let narrow = Range::new(1000, 2000);
+        assert_eq!(
+            candidates(narrow, 600),
+            [Range::new(1000, 1023), Range::new(1024, 2000)]
+        );
+        assert_eq!(candidates(narrow, 53), [Range::new(1024, 2000)]);
+        let only_low = Range::new(600, 700);
+        assert_eq!(candidates(only_low, 40_000), [only_low]);
+        assert_eq!(candidates(only_low, 53), [only_low]);
+        for range in [all, narrow, only_low, Range::new(500, 600)] {
+            for wanted in [0, 53, 511, 512, 600, 1023, 1024, 40_000] {
+                let last = range.last_candidate(wanted);
+                assert!(range.last_candidates().any(|it| it == last), "{range:?} {wanted}");
+            }
+        }
+        assert_eq!(all.first_candidate(40_000), None);
+        assert_eq!(all.first_candidate(53), Some(low));
+    }
+}
