@@ -1,7 +1,8 @@
 //! The control socket: a Unix stream socket with mode 0600, JSON lines both ways.
 //!
 //! A client can't slow the gateway: input and output of each are bounded, an answer is produced only
-//! as fast as the client reads it, and there are at most [`MAX_CLIENTS`]. Nor can it keep others out: one
+//! as fast as the client reads it, and there are at most
+//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS). Nor can it keep others out: one
 //! that asks nothing, or reads nothing, makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,13 +18,8 @@ use tandemgw_core::control::{Answer, ReloadOutcome, ShellView, too_long};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::time::Time;
 
-use super::{clock, next_bit};
-
-/// Clients at a time; further ones wait in the socket's backlog.
-pub const MAX_CLIENTS: usize = 16;
-
-/// Clients that are accepted in one go: some 50 µs.
-const ACCEPTS: usize = 8;
+use super::client_slots::{Accepted, ClientSlots, Rank, Turn};
+use super::clock;
 
 /// After which time a client that does not read its answer may have to make room for another one. Until
 /// then nothing ends it: a person may be looking at it with a pager.
@@ -44,16 +40,11 @@ const BUDGET: Duration = Duration::from_micros(200);
 /// real-time process (the deadline server for ordinary ones, Linux 6.8).
 const REST: Duration = Duration::from_micros(100);
 
-/// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
+/// The listening socket and its clients. Uses the tokens of [`ClientSlots`].
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
-    first: usize,
-    clients: [Option<Client>; MAX_CLIENTS],
-    /// Who may have something to do: the listener in bit 0, then the clients.
-    ready: u32,
-    /// The bit whose turn it was last.
-    last: u32,
+    slots: ClientSlots<Client>,
     /// When work that is left goes on.
     rests_until: Time,
     /// Somebody may wait for a place.
@@ -96,10 +87,7 @@ impl ControlSocket {
         Ok(ControlSocket {
             listener,
             path: path.to_owned(),
-            first: first.0,
-            clients: [const { None }; MAX_CLIENTS],
-            ready: 0,
-            last: 0,
+            slots: ClientSlots::new(first),
             rests_until: Time::ZERO,
             is_full: false,
         })
@@ -107,23 +95,23 @@ impl ControlSocket {
 
     /// Whether an event with `token` is for this socket.
     pub fn owns(&self, token: Token) -> bool {
-        (self.first..=self.first + MAX_CLIENTS).contains(&token.0)
+        self.slots.owns(token)
     }
 
     /// Takes note of an event.
     pub fn mark(&mut self, token: Token) {
-        self.ready |= 1 << (token.0 - self.first);
+        self.slots.mark(token);
     }
 
     /// When [`ControlSocket::serve`] is to be called at the latest: to go on with what is left, or when a
     /// client that does not read has to make room.
     pub fn timeout(&self) -> Option<Time> {
-        if self.ready != 0 {
+        if self.slots.is_busy() {
             return Some(self.rests_until);
         }
-        let clients = self.clients.iter().flatten().filter(|_| self.is_full);
-        let stuck = clients.filter(|client| client.owes_reading());
-        stuck.map(|client| client.heard + STUCK).min()
+        let clients = self.slots.iter().filter(|_| self.is_full);
+        let stuck = clients.filter(|(_, client)| client.owes_reading());
+        stuck.map(|(_, client)| client.heard + STUCK).min()
     }
 
     /// Works for the clients, in turn, until the budget is used up; one piece of work at least.
@@ -135,30 +123,28 @@ impl ControlSocket {
         now: Time,
     ) {
         self.mark_waiting();
-        if self.is_full && self.place(now).is_some() {
-            self.ready |= 1;
+        if self.is_full && self.slots.place(|client| client.rank(now)).is_some() {
+            self.slots.mark_listener();
         }
-        let mut left = self.ready;
+        let mut left = self.slots.all_ready();
         if left == 0 || now < self.rests_until {
             return;
         }
         shell.boot = Duration::from_nanos(clock::offset_since_1970());
         let end = clock::now() + BUDGET;
-        while let Some(bit) = next_bit(left, self.last) {
-            self.last = bit;
-            left &= !(1 << bit);
-            let more = match bit.checked_sub(1) {
-                None => self.accept(registry, gateway, now),
-                Some(slot) => self.advance(slot as usize, gateway, shell, now, end),
+        while let Some(turn) = self.slots.take_turn(&mut left) {
+            let more = match turn {
+                Turn::Listener => self.accept(registry, gateway, now),
+                Turn::Client(slot) => self.advance(slot, gateway, shell, now, end),
             };
             if !more {
-                self.ready &= !(1 << bit);
+                self.slots.rest(turn);
             }
             if clock::now() >= end {
                 break;
             }
         }
-        if self.ready != 0 {
+        if self.slots.is_busy() {
             self.rests_until = clock::now() + REST;
         }
     }
@@ -171,7 +157,7 @@ impl ControlSocket {
         now: Time,
         end: Time,
     ) -> bool {
-        let Some(client) = &mut self.clients[slot] else {
+        let Some(client) = self.slots.get_mut(slot) else {
             return false;
         };
         match client.advance(gateway, shell, now, end) {
@@ -186,83 +172,48 @@ impl ControlSocket {
     /// Clients whose answer waits for something to happen, and who have taken what there was until now: one
     /// that does not read is left alone until it does.
     fn mark_waiting(&mut self) {
-        for (slot, client) in self.clients.iter().enumerate() {
-            let waits = client
-                .as_ref()
-                .is_some_and(|client| client.answer.is_waiting() && client.output.is_empty());
-            self.ready |= u32::from(waits) << (slot + 1);
-        }
+        self.slots
+            .mark_where(|client| client.answer.is_waiting() && client.output.is_empty());
     }
 
     /// Whether a client wants the config file to be read anew.
     pub fn wants_reload(&self) -> bool {
-        let mut clients = self.clients.iter().flatten();
-        clients.any(|client| client.answer.wants_reload())
+        let mut clients = self.slots.iter();
+        clients.any(|(_, client)| client.answer.wants_reload())
     }
 
     /// Tells the clients that want a reload that it has begun: those that come later want another one.
     pub fn begin_reload(&mut self) {
-        for client in self.clients.iter_mut().flatten() {
+        for client in self.slots.iter_mut() {
             client.answer.begin_reload();
         }
     }
 
     /// Tells the clients for which a reload has begun what came of it: see [`Answer::tell_reload`].
     pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
-        for client in self.clients.iter_mut().flatten() {
+        for client in self.slots.iter_mut() {
             client.answer.tell_reload(outcome, ended_before);
         }
     }
 
     /// Accepts clients; gives whether there may be more that have a place.
     fn accept(&mut self, registry: &Registry, gateway: &mut Gateway, now: Time) -> bool {
-        for _ in 0..ACCEPTS {
-            let Some(slot) = self.place(now) else {
-                self.is_full = true;
-                return false;
-            };
-            self.is_full = false;
-            match self.listener.accept() {
-                Ok((mut stream, _)) => {
-                    if self.clients[slot].is_some() {
-                        self.close(slot, gateway);
-                    }
-                    let token = Token(self.first + 1 + slot);
-                    let interest = Interest::READABLE | Interest::WRITABLE;
-                    if registry.register(&mut stream, token, interest).is_ok() {
-                        self.clients[slot] = Some(Client::new(stream, now));
-                        // Served before others could take its place.
-                        self.mark(token);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
-    /// Where the next client can be: a place that is free, or that of the one that has asked nothing for the
-    /// longest time, or that of the one that has not read its answer for long. None if all are busy.
-    fn place(&self, now: Time) -> Option<usize> {
-        let rank = |slot: &usize| match &self.clients[*slot] {
-            None => Some((0, Time::ZERO)),
-            Some(client) if client.is_idle() => Some((1, client.heard)),
-            Some(client) if client.owes_reading() && client.heard + STUCK <= now => {
-                Some((2, client.heard))
-            }
-            Some(_) => None,
-        };
-        let ranked = (0..MAX_CLIENTS).filter_map(|slot| Some((rank(&slot)?, slot)));
-        ranked.min().map(|(_, slot)| slot)
+        let listener = &self.listener;
+        let accepted = self.slots.accept(
+            registry,
+            |client| client.rank(now),
+            || listener.accept().map(|(stream, _)| stream),
+            |stream| Client::new(stream, now),
+            |client| client.answer.abandon(gateway),
+        );
+        self.is_full = accepted == Accepted::Full;
+        accepted == Accepted::Some
     }
 
     fn close(&mut self, slot: usize, gateway: &mut Gateway) {
-        if let Some(client) = self.clients[slot].take() {
+        if let Some(client) = self.slots.remove(slot) {
             client.answer.abandon(gateway);
         }
-        // The backlog may hold a client whose event has passed.
-        self.ready |= 1;
     }
 }
 
@@ -303,6 +254,18 @@ impl Client {
             written: 0,
             answer: Answer::Done,
             closing: false,
+        }
+    }
+
+    /// One that has asked nothing for the longest time makes room first, then one that has not read its
+    /// answer for long; others do not.
+    fn rank(&self, now: Time) -> Rank {
+        if self.is_idle() {
+            Some((1, self.heard))
+        } else if self.owes_reading() && self.heard + STUCK <= now {
+            Some((2, self.heard))
+        } else {
+            None
         }
     }
 

@@ -1,8 +1,9 @@
 //! The metrics over HTTP, on an address of the administrator's choice.
 //!
 //! No client can slow the gateway or keep others out: each turn of the event loop does one bounded
-//! piece of work for one of them, there are at most [`MAX_CLIENTS`], each has a deadline, and one that
-//! has not asked for anything yet makes room for the next.
+//! piece of work for one of them, there are at most
+//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS), each has a deadline, and one that has not asked for
+//! anything yet makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -17,13 +18,9 @@ use tandemgw_core::metrics::http::{self, Request, Status, Target};
 use tandemgw_core::metrics::{Exposition, Process, View};
 use tandemgw_core::time::Time;
 
-use super::{next_bit, process};
+use super::client_slots::{Accepted, ClientSlots, Rank, Turn};
+use super::process;
 
-/// Clients at a time.
-pub const MAX_CLIENTS: usize = 16;
-
-/// Clients that are accepted in one go: some 50 µs.
-const ACCEPTS: usize = 8;
 /// How long a client may take to ask.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long it may take to read the answer.
@@ -31,15 +28,10 @@ const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// Bytes read from a client in one go.
 const PIECE: usize = 4096;
 
-/// The listening socket and its clients. Uses the tokens `first..=first + MAX_CLIENTS`.
+/// The listening socket and its clients. Uses the tokens of [`ClientSlots`].
 pub struct HttpServer {
     listener: TcpListener,
-    first: usize,
-    clients: [Option<Client>; MAX_CLIENTS],
-    /// Who may have something to do: the listener in bit 0, then the clients.
-    ready: u32,
-    /// The bit whose turn it was last.
-    last: u32,
+    slots: ClientSlots<Client>,
     /// When the first of the clients is closed, however far it is.
     soonest: Option<Time>,
     /// Start of the process, since the epoch.
@@ -83,10 +75,7 @@ impl HttpServer {
         registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(HttpServer {
             listener,
-            first: first.0,
-            clients: [const { None }; MAX_CLIENTS],
-            ready: 0,
-            last: 0,
+            slots: ClientSlots::new(first),
             soonest: None,
             started: process::since_epoch(),
         })
@@ -94,12 +83,12 @@ impl HttpServer {
 
     /// Takes note of an event.
     pub fn mark(&mut self, token: Token) {
-        self.ready |= 1 << (token.0 - self.first);
+        self.slots.mark(token);
     }
 
     /// Whether there is work that no event will announce.
     pub fn is_busy(&self) -> bool {
-        self.ready != 0
+        self.slots.is_busy()
     }
 
     /// When [`HttpServer::serve`] is to be called at the latest.
@@ -111,95 +100,61 @@ impl HttpServer {
     /// Does a piece of work for the client whose turn it is. Each turn of the loop calls this.
     #[inline]
     pub fn serve(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
-        if self.ready != 0 || self.soonest.is_some_and(|until| until <= now) {
+        if self.slots.is_busy() || self.soonest.is_some_and(|until| until <= now) {
             self.serve_next(now, registry, gateway, shell);
-            let clients = self.clients.iter().flatten();
-            self.soonest = clients.map(|client| client.until).min();
+            let clients = self.slots.iter();
+            self.soonest = clients.map(|(_, client)| client.until).min();
         }
     }
 
     #[cold]
     fn serve_next(&mut self, now: Time, registry: &Registry, gateway: &Gateway, shell: &ShellView) {
         self.close_overdue(now);
-        let Some(bit) = next_bit(self.ready, self.last) else {
+        let mut left = self.slots.all_ready();
+        let Some(turn) = self.slots.take_turn(&mut left) else {
             return;
         };
-        self.last = bit;
-        let more = match bit.checked_sub(1) {
-            None => self.accept(now, registry),
-            Some(slot) => self.advance(slot as usize, now, gateway, shell),
+        let more = match turn {
+            Turn::Listener => self.accept(now, registry),
+            Turn::Client(slot) => self.advance(slot, now, gateway, shell),
         };
         if !more {
-            self.ready &= !(1 << bit);
+            self.slots.rest(turn);
         }
     }
 
     fn advance(&mut self, slot: usize, now: Time, gateway: &Gateway, shell: &ShellView) -> bool {
-        let Some(client) = &mut self.clients[slot] else {
+        let Some(client) = self.slots.get_mut(slot) else {
             return false;
         };
         match client.advance(now, gateway, shell, self.started) {
             Ok(more) => more,
             Err(_) => {
-                self.close(slot);
+                self.slots.remove(slot);
                 false
             }
         }
     }
 
-    /// Accepts clients; gives whether there may be more.
+    /// Accepts clients; gives whether there may be more that have a place.
     fn accept(&mut self, now: Time, registry: &Registry) -> bool {
-        for _ in 0..ACCEPTS {
-            let Some(slot) = self.place() else {
-                return false;
-            };
-            match self.listener.accept() {
-                Ok((mut stream, _)) => {
-                    let token = Token(self.first + 1 + slot);
-                    let interest = Interest::READABLE | Interest::WRITABLE;
-                    // What was there is closed, and with that gone from the registry.
-                    self.clients[slot] = registry
-                        .register(&mut stream, token, interest)
-                        .is_ok()
-                        .then(|| Client::new(stream, now));
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
-    /// Where the next client can be: a place that is free, or that of a client that has its answer, or
-    /// that of the one that has taken longest to ask. None if all are being answered.
-    fn place(&self) -> Option<usize> {
-        let rank = |slot: &usize| match &self.clients[*slot] {
-            None => Some((0, Time::ZERO)),
-            Some(client) => match client.phase {
-                Phase::Leaving => Some((1, client.until)),
-                Phase::Asking(_) => Some((2, client.until)),
-                Phase::Waiting(_) | Phase::Reading(..) => None,
-            },
-        };
-        let ranked = (0..MAX_CLIENTS).filter_map(|slot| Some((rank(&slot)?, slot)));
-        ranked.min().map(|(_, slot)| slot)
+        let listener = &self.listener;
+        let accepted = self.slots.accept(
+            registry,
+            Client::rank,
+            || listener.accept().map(|(stream, _)| stream),
+            |stream| Client::new(stream, now),
+            // Dropping it closes it.
+            drop,
+        );
+        accepted == Accepted::Some
     }
 
     fn close_overdue(&mut self, now: Time) {
-        for slot in 0..MAX_CLIENTS {
-            if self.clients[slot]
-                .as_ref()
-                .is_some_and(|client| client.until <= now)
-            {
-                self.close(slot);
-            }
+        let overdue = self.slots.iter().filter(|(_, client)| client.until <= now);
+        for slot in overdue.map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.slots.remove(slot);
         }
-    }
-
-    fn close(&mut self, slot: usize) {
-        self.clients[slot] = None;
-        // The backlog may hold a client whose event has passed.
-        self.ready |= 1;
     }
 }
 
@@ -209,6 +164,16 @@ impl Client {
             stream,
             until: now + REQUEST_TIME,
             phase: Phase::Asking(Vec::new()),
+        }
+    }
+
+    /// One that has its answer makes room first, then the one that has taken longest to ask; one that is being
+    /// answered does not.
+    fn rank(&self) -> Rank {
+        match self.phase {
+            Phase::Leaving => Some((1, self.until)),
+            Phase::Asking(_) => Some((2, self.until)),
+            Phase::Waiting(_) | Phase::Reading(..) => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod barrier;
 pub mod capabilities;
+pub mod client_slots;
 pub mod clock;
 pub mod control_socket;
 mod ethtool;
