@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use tandemgw_core::config::{self, Config};
-use tandemgw_core::event::{DropReason, Output};
+use tandemgw_core::event::{DropReason, Offload, Output, Verdict};
 use tandemgw_core::gateway::Reloaded;
 use tandemgw_core::time::Time;
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN};
-use testkit::packets::udp;
+use testkit::packets::{fragments, udp};
 
 fn parse(text: &str) -> Config {
     config::parse(Path::new("test.toml"), text).unwrap().0
@@ -45,6 +45,25 @@ fn a_session_stays_as_long_as_a_policy_accepts_it() {
         reload(&mut lab, &forbidden);
         assert_eq!(lab.moved().1, "cleared+2 forbidden+2 udp-2");
         lab.drops(LAN, &query, DropReason::PolicyDrop);
+    }
+}
+
+/// A fragment without ports goes where its first one went. If the rules have changed since, it waits for
+/// one that the new rules accept.
+#[test]
+fn a_later_fragment_does_not_follow_rules_of_before() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = udp((net.host, 40000), (net.server, 53)).payload(&[7; 300]);
+        let pieces = fragments(&query.bytes(), 77, &[80, 160]);
+        for piece in &pieces[..2] {
+            let seen = lab.send_bytes(LAN, piece.clone(), Offload::default());
+            assert_eq!(seen.verdict, Verdict::Forward);
+        }
+        let forbidden = CONFIG.replace("\"udp/69\"", "\"udp/53\"");
+        reload(&mut lab, &forbidden);
+        let seen = lab.send_bytes(LAN, pieces[2].clone(), Offload::default());
+        assert_eq!((seen.verdict, seen.outputs), (Verdict::Consumed, vec![]));
     }
 }
 

@@ -70,7 +70,7 @@ impl World {
     }
 
     /// Opens a session for each of these ports through the primary of group 0: nobody answers.
-    fn open_many(&mut self, unit: usize, ports: std::ops::Range<u16>) {
+    pub fn open_many(&mut self, unit: usize, ports: std::ops::Range<u16>) {
         let (lan, wan) = (0, 1);
         for (count, port) in ports.enumerate() {
             let from = (host_address(lan, 1, Family::V4), port);

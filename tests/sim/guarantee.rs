@@ -38,6 +38,27 @@ fn the_guarantee_holds_with_three_and_four_units() {
     }
 }
 
+/// More sessions at once than a peer applies in a turn: each is there before its packet goes.
+#[test]
+fn many_sessions_at_once_are_held_before_they_go() {
+    crate::install_logger();
+    let shape = Shape {
+        units: 2,
+        guarantee: "strict",
+        max_sessions: 4096,
+        ..SHAPE
+    };
+    let mut world = World::new(34, shape, Faults::NONE);
+    world.run(ms(3500));
+    let first = world.primaries(0)[0];
+    for round in 0..4 {
+        let ports = 10_000 + round * 700;
+        world.open_many(first, ports..ports + 700);
+        world.run(ms(30));
+        assert_eq!(world.forwarded_many, u64::from(round + 1) * 700);
+    }
+}
+
 /// Packets wait for peers that do not read; their unit is paused, and is not primary when it goes on.
 #[test]
 fn what_waits_is_not_sent_after_a_step_down() {

@@ -120,6 +120,8 @@ pub struct World {
     pub cut_off: Vec<Vec<bool>>,
     /// Answers that reached another flow.
     pub crossed: u64,
+    /// Packets of `open_many` that reached their host.
+    pub forwarded_many: u64,
     /// Packets that an attacker has sent.
     pub forged: u64,
     /// By unit and session: when its first packet came.
@@ -179,6 +181,7 @@ impl World {
             cuts: vec![nothing.clone(); shape.links],
             cut_off: nothing,
             crossed: 0,
+            forwarded_many: 0,
             forged: 0,
             asked: BTreeMap::new(),
             silent: false,
