@@ -60,7 +60,9 @@ impl Shell {
             Notice::ForeignRoute(route) => self.refuse_route(&route, steering),
             Notice::RuleBefore(rule) => self.tell_rule(&rule),
             Notice::Overrun => {
-                log::warn!("netlink overrun effect=\"all routes and links are read again\"")
+                log::warn!("netlink overrun effect=\"all routes and links are read again\"");
+                steering.disturb(Disturbance::All);
+                steering.disturb(Disturbance::KernelRules);
             }
             Notice::ReversePathFilter { value } => note_filter(value),
             Notice::Address(own) => self.heed_address(now, own),

@@ -1,9 +1,10 @@
 //! Keeps in place what leads packets to the gateway, and nothing past it.
 //!
-//! The monitor and the barrier's watch tell at once what somebody has changed. For what the kernel does
-//! not tell, one port is looked at each [`AUDIT_INTERVAL`], in turn.
+//! The monitor and the barrier's watch tell at once what somebody has changed. Of some parameters the
+//! kernel does not tell: those of one port are read each [`AUDIT_INTERVAL`], in turn. Only read: what
+//! changes routes or links waits for a lock that all namespaces of the machine share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mio::Interest;
@@ -47,6 +48,8 @@ pub(super) struct Upkeep {
     restored: BTreeMap<Option<PortId>, (Time, Vec<String>)>,
     /// Nothing is put back until then.
     truce: Option<Time>,
+    /// Ports that could not be repaired: tried again at the next audit.
+    failed: BTreeSet<PortId>,
 }
 
 impl Upkeep {
@@ -64,6 +67,7 @@ impl Upkeep {
             audits: 0,
             restored: BTreeMap::new(),
             truce: None,
+            failed: BTreeSet::new(),
         }
     }
 
@@ -119,11 +123,14 @@ impl Shell {
                 Err((Some(port), SetupError::NoTun(name))) => {
                     self.reopen_tun(port, &name, steering);
                 }
-                Err((port, error)) => log::error!(
-                    "steering not repaired port={} error={}",
-                    port.map_or("all", |port| self.gateway.port_name(port)),
-                    InQuotes(&error)
-                ),
+                Err((port, error)) => {
+                    self.upkeep.failed.extend(port);
+                    log::error!(
+                        "steering not repaired port={} error={}",
+                        port.map_or("all", |port| self.gateway.port_name(port)),
+                        InQuotes(&error)
+                    );
+                }
             }
         }
         self.upkeep.disturbed = steering.is_disturbed();
@@ -164,7 +171,10 @@ impl Shell {
         let audits = self.upkeep.audits;
         self.upkeep.audits = audits.wrapping_add(1);
         let ports = self.ports.len().max(1) as u32;
-        steering.disturb(Disturbance::Port(PortId((audits % ports) as u16)));
+        for port in std::mem::take(&mut self.upkeep.failed) {
+            steering.disturb(Disturbance::Port(port));
+        }
+        steering.audit(PortId((audits % ports) as u16));
         if audits % BARRIER_AUDITS == 0 {
             self.repair_barrier(steering);
         }
@@ -234,11 +244,14 @@ impl Shell {
                 self.ready.tuns.insert(port.index());
                 steering.replace_tun(port, index);
             }
-            Err(error) => log::error!(
-                "tun not made port={} device={name} error={}",
-                settings.name,
-                InQuotes(&error)
-            ),
+            Err(error) => {
+                self.upkeep.failed.insert(port);
+                log::error!(
+                    "tun not made port={} device={name} error={}",
+                    settings.name,
+                    InQuotes(&error)
+                );
+            }
         }
     }
 }

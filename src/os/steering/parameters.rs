@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::forwarding::forward;
+use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
 use super::{Family, Link, Netlink, SetupError, sysctl};
 
@@ -75,6 +75,22 @@ pub(super) fn prepare(
         changed.push(format!("up: {}", port.tun_name));
     }
     Ok(changed)
+}
+
+/// Whether a parameter of the port or of its TUN device is not as it must be. It only reads, and waits for
+/// no lock of the kernel's.
+pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
+    let is_off = |family: Family, device: &str| matches!(is_forwarding(family, device), Ok(false));
+    let devices = [&port.interface, &port.tun_name];
+    let exists =
+        |device: &str| matches!(sysctl::get(Family::V4, device, "forwarding"), Ok(Some(_)));
+    let present = devices.into_iter().filter(|device| exists(device));
+    let mut forwarding = present.flat_map(|device| families.iter().map(move |f| (*f, device)));
+    let mut others = parameters(families).into_iter();
+    forwarding.any(|(family, device)| is_off(family, device))
+        || others.any(|(family, key, value)| {
+            matches!(sysctl::get(family, &port.tun_name, key), Ok(found) if found != Some(value))
+        })
 }
 
 fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {

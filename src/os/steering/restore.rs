@@ -104,6 +104,14 @@ impl Steering {
         }
     }
 
+    /// Looks at the parameters of a port, of which the kernel does not tell all.
+    pub fn audit(&mut self, port: PortId) {
+        let plan = self.plan.ports.iter().find(|plan| plan.id == port);
+        if plan.is_some_and(|plan| parameters::differ(plan, &self.plan.families)) {
+            self.disturb(Disturbance::Port(port));
+        }
+    }
+
     /// Whether there is something to look at.
     pub fn is_disturbed(&self) -> bool {
         let Repairs {
