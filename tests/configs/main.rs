@@ -125,7 +125,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.node.routing_table, 7700);
     assert_eq!(config.timeouts.tcp_established, Duration::from_secs(7440));
     assert_eq!(config.timeouts.udp_unreplied, Duration::from_secs(120));
-    assert_eq!(config.limits.half_open_per_source, 4096);
+    assert_eq!(config.limits.half_open_per_source, 65_535);
     assert!(config.ports.iter().all(|port| port.source_check));
     assert!(config.ports.iter().all(|port| port.offload));
     assert_eq!(config.groups.len(), 1);
@@ -176,7 +176,7 @@ fn a_policy_resolves_its_references() {
     assert_eq!(policy.nat, Nat::Pool(0));
     assert!(policy.service.is_empty());
     assert_eq!(config.nat_pools[0].addresses.len(), 3);
-    assert_eq!(config.nat_pools[0].ports, (1024, 65535));
+    assert_eq!(config.nat_pools[0].ports, (1, 65535));
 }
 
 #[test]

@@ -700,6 +700,24 @@ mod tests {
             "timeouts.other",
         ),
         (
+            "limits.sessions-per-source",
+            "sessions-per-source = 0",
+            "sessions-per-source = 9",
+            "limits.sessions-per-source",
+        ),
+        (
+            "limits.ports-per-source",
+            "ports-per-source = 0",
+            "ports-per-source = 9",
+            "limits.ports-per-source",
+        ),
+        (
+            "ha.pickup-guarantee-copies",
+            "pickup-guarantee-copies = 1",
+            "pickup-guarantee-copies = 2",
+            "ha.pickup-guarantee-copies",
+        ),
+        (
             "limits.half-open-per-source",
             "source = 0",
             "source = 1",

@@ -547,7 +547,7 @@ pub(super) mod tests {
         );
         assert_eq!(
             shown("nat-pool", "ports"),
-            pair("first-last", "\"1024-65535\"")
+            pair("first-last", "\"1-65535\"")
         );
     }
 

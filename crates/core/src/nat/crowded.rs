@@ -31,11 +31,7 @@ impl Scope {
     }
 
     /// The scope of the mappings of `protocol`.
-    pub(super) fn of_mappings(
-        external: TranslatedAddr,
-        protocol: Protocol,
-        range: Range,
-    ) -> Scope {
+    pub(super) fn of_mappings(external: TranslatedAddr, protocol: Protocol, range: Range) -> Scope {
         Scope {
             external,
             protocol,

@@ -737,7 +737,11 @@ mod tests {
             let low = gateway
                 .open(EGRESS, &key(protocol, host(1), 123, 53))
                 .unwrap();
-            assert!(gateway.external(low).1 >= 1024);
+            assert_eq!(gateway.external(low), (WAN_VIP, 123));
+            let low_in_use = gateway
+                .open(EGRESS, &key(protocol, host(2), 123, 53))
+                .unwrap();
+            assert!((1..=511).contains(&gateway.external(low_in_use).1));
             let outside = gateway
                 .open(POOL, &key(protocol, host(3), 40_000, 53))
                 .unwrap();

@@ -54,7 +54,9 @@ impl Range {
     pub(super) fn last_candidates(self) -> impl Iterator<Item = Range> {
         let ordinary = self.and(CLASSES[2]);
         let low = ordinary.is_none().then(|| {
-            let classes = CLASSES[..2].iter().filter_map(move |class| self.and(*class));
+            let classes = CLASSES[..2]
+                .iter()
+                .filter_map(move |class| self.and(*class));
             classes.chain([self])
         });
         ordinary.into_iter().chain(low.into_iter().flatten())
@@ -91,7 +93,10 @@ mod tests {
         for range in [all, narrow, only_low, Range::new(500, 600)] {
             for wanted in [0, 53, 511, 512, 600, 1023, 1024, 40_000] {
                 let last = range.last_candidate(wanted);
-                assert!(range.last_candidates().any(|it| it == last), "{range:?} {wanted}");
+                assert!(
+                    range.last_candidates().any(|it| it == last),
+                    "{range:?} {wanted}"
+                );
             }
         }
         assert_eq!(all.first_candidate(40_000), None);

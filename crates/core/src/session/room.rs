@@ -64,11 +64,13 @@ impl Table {
     ) -> Result<Option<SessionId>, NoRoom> {
         if let Some(own) = self.holders.half_open_too_many(source) {
             let is_half_open = |it: &Session| it.flags.contains(SessionFlags::HALF_OPEN);
-            let goes = |id: &SessionId| {
-                self.get(*id).is_some_and(|it| is_half_open(it) && may(it))
-            };
+            let goes = |id: &SessionId| self.get(*id).is_some_and(|it| is_half_open(it) && may(it));
             let own = std::iter::once(own).chain(self.holders.of_source(source).take(LOOKED_AT));
-            return own.into_iter().find(goes).ok_or(NoRoom::HalfOpenLimit).map(Some);
+            return own
+                .into_iter()
+                .find(goes)
+                .ok_or(NoRoom::HalfOpenLimit)
+                .map(Some);
         }
         if self.holders.is_wide_full(source) {
             let is_near = |it: &Session| is_same_network(&it.src, source) && may(it);

@@ -815,7 +815,7 @@ fn what_a_peer_refuses_is_no_copy() {
 
     // With room there, the next comparison has it sent again.
     world.units[0].close(held);
-    world.calm(4);
+    world.calm(12);
     assert_eq!(copies(&world, refused), Copies::Held);
     let Unit { table, sync, .. } = &world.units[0];
     assert_eq!(sync.would_be_lost(PeerId(0), G, table), Some(0));
