@@ -261,7 +261,10 @@ fn what_needs_a_restart_is_named_and_the_rest_applied() {
     lab.unit.edit("nat = true", "nat = true\nlog = true");
     lab.unit.write_config();
     let said = lab.unit.tandemgw("reload").ok().stdout;
-    let wanted = "changed:\n  policy.lan-out  changed\n\
+    // The quotas of a source follow the table's size.
+    let wanted = "changed:\n  policy.lan-out               changed\n  \
+                  limits.sessions-per-source   524288 to 4096\n  \
+                  limits.half-open-per-source  65535 to 4096\n\
                   waits for a restart:\n  node.max-sessions  1048576 to 4096\n  \
                   port.wan.offload   true to false\n";
     assert_eq!(said, wanted);

@@ -421,7 +421,7 @@ const COUNTED: [(&str, &str); 23] = [
     ("IPv6: length 0", "truncated"),
     ("IPv6: mapped source", "martian"),
     ("IPv6: endless extension headers", "truncated"),
-    ("IPv6: routing header type 0", "malformed"),
+    ("IPv6: routing header type 0", "routing-header"),
 ];
 
 #[test]

@@ -587,7 +587,7 @@ fn lines_are_events_with_fields_and_say_why() {
         "INFO",
         &["group ready group=default primary=gw-a"],
     );
-    has(pair.a(), "INFO", &["link port=wan up=false"]);
+    has(pair.a(), "WARN", &["link port=wan up=false"]);
     has(
         pair.a(),
         "INFO",

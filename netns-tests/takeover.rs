@@ -128,7 +128,12 @@ fn unit_that_lost_all_of_its_links_yields_when_they_are_back() {
 
 #[test]
 fn new_primary_answers_for_the_virtual_addresses() {
-    let mut pair = Pair::started();
+    let mut pair = Pair::new();
+    pair.edit(
+        "interface = \"eth0\"",
+        "interface = \"eth0\"\nunsolicited-syn = \"reject\"",
+    );
+    pair.start();
     pair.a_mut().kill();
     pair.wait_for_takeover_by_b(1);
     for gateway in LAN_GATEWAY {

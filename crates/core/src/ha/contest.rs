@@ -71,11 +71,7 @@ impl Ha {
         }
         // Others go by the term.
         if is_new && theirs >= mine && theirs < MAX_TERM && rivalry.standing == Ordering::Greater {
-            self.groups[group].term = theirs + 1;
-            self.push_output(Output::Reassert {
-                group: GroupId(group as u8),
-                term: theirs + 1,
-            });
+            self.rise_above(group, theirs);
         }
         if is_new {
             self.urgent = true;
@@ -83,6 +79,30 @@ impl Ha {
                 group: GroupId(group as u8),
             });
         }
+    }
+
+    /// Primary without a rival: a unit that was primary with a higher term has yielded before this one
+    /// heard of it. Others go by the term, so this one takes a higher one.
+    pub(super) fn rise_above_yielded(&mut self, group: usize) {
+        if self.groups[group].handover.is_some() {
+            return;
+        }
+        let mine = self.groups[group].term;
+        let alive = self.peers.iter().filter(|peer| peer.alive);
+        let known = alive.map(|peer| peer.groups[group].term).max();
+        if let Some(theirs) = known.filter(|theirs| *theirs > mine && *theirs < MAX_TERM) {
+            self.rise_above(group, theirs);
+        }
+    }
+
+    fn rise_above(&mut self, group: usize, theirs: u64) {
+        let term = self.term_above(theirs, &self.name);
+        self.groups[group].term = term;
+        self.urgent = true;
+        self.push_output(Output::Reassert {
+            group: GroupId(group as u8),
+            term,
+        });
     }
 
     /// The rivalry with `peer`, which begins now if it is not under way.

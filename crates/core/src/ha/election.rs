@@ -518,12 +518,14 @@ impl Ha {
                 self.complete_handover(now, group, peer);
             }
             Some(peer) => self.contest(now, group, peer),
-            None if self.groups[group].rivalry.take().is_some() => {
-                self.push_output(Output::Announce {
-                    group: GroupId(group as u8),
-                });
+            None => {
+                self.rise_above_yielded(group);
+                if self.groups[group].rivalry.take().is_some() {
+                    self.push_output(Output::Announce {
+                        group: GroupId(group as u8),
+                    });
+                }
             }
-            None => {}
         }
         if self.groups[group].state == State::Primary {
             self.plan_handover(now, group);
