@@ -13,7 +13,7 @@ use tandemgw_core::control::protocol::{LinkStatus, PeerStatus, Status};
 use super::paint::{self, Tone, paint};
 use super::status::{known, or_dash, rtt};
 use super::table::{count, terminal_width};
-use super::{EXIT_CONFIG, check, query};
+use super::{EXIT_CONFIG, config_file, query};
 
 /// Columns of a result and a check's name, before what was found.
 const INDENT: usize = 30;
@@ -22,7 +22,7 @@ const INDENT: usize = 30;
 const NARROWEST: usize = 30;
 
 pub fn doctor(path: &Path, json: bool) -> ExitCode {
-    let config = match check::load(path) {
+    let config = match config_file::load(path) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -5,6 +5,7 @@ mod capture;
 mod check;
 mod check_plugin;
 mod client;
+mod config_file;
 mod doctor;
 mod explain;
 mod ha;

@@ -7,7 +7,7 @@ use tandemgw::os::signal::Signals;
 use tandemgw::os::{logging, startup};
 use tandemgw_core::in_quotes::InQuotes;
 
-use super::{EXIT_CONFIG, check, fail};
+use super::{EXIT_CONFIG, check, config_file, fail};
 
 pub fn run(path: &Path) -> ExitCode {
     logging::init();
@@ -16,7 +16,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(1, format!("catching signals: {error}")),
     };
-    let config = match check::load(path) {
+    let config = match config_file::load(path) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -4,6 +4,7 @@ pub mod barrier;
 pub mod capabilities;
 pub mod client_slots;
 pub mod clock;
+mod config_terms;
 pub mod control_socket;
 mod ethtool;
 pub mod event_loop;

@@ -1,8 +1,6 @@
 //! From a valid config to a running loop: opens everything in an order that fails closed.
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,15 +12,16 @@ use tandemgw_core::packet::neighbor::{self, Neighbor};
 
 use super::capabilities;
 use super::clock;
+use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
 use super::event_loop::{Port, Shell};
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
-use super::packet_socket::{PacketSocket, solicited_node};
+use super::packet_socket::PacketSocket;
 use super::priority;
 use super::process;
 use super::signal::Signals;
 use super::steering::Steering;
-use super::tun::{Offloads, Tun};
+use super::tun::Tun;
 
 /// How long a machine that has one of our addresses may take to say so. RFC 5227 waits for seconds,
 /// since hosts come up together after a power cut; a gateway must forward again sooner than that, and
@@ -106,17 +105,6 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     result.and(removed)
 }
 
-/// The config with paths that mean the same wherever it was read from.
-///
-/// # Errors
-/// If there is no working directory.
-pub fn with_absolute_paths(mut config: Config) -> io::Result<Config> {
-    let node = &mut config.node;
-    node.control_socket = std::path::absolute(&node.control_socket)?;
-    node.key = node.key.as_ref().map(std::path::absolute).transpose()?;
-    Ok(config)
-}
-
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
     config
         .ports
@@ -137,24 +125,6 @@ fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
         )))
         .map_err(unfit)?;
     Ok(Port { tun, socket })
-}
-
-/// The offloads that the config wants for a port.
-pub(super) fn offloads(port: &PortConfig) -> Offloads {
-    match port.offload {
-        true => Offloads::Auto,
-        false => Offloads::Off,
-    }
-}
-
-/// The multicast groups to which Neighbor Solicitations for the addresses on `port` are sent.
-pub fn solicited_groups(config: &Config, port: &PortConfig) -> Vec<Ipv6Addr> {
-    let solicited = |addr| match IpAddr::from(addr) {
-        IpAddr::V6(ip) => Some(solicited_node(ip)),
-        IpAddr::V4(_) => None,
-    };
-    let addresses = config.addresses_on(port).into_iter();
-    addresses.filter_map(solicited).collect()
 }
 
 /// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1).

@@ -22,6 +22,8 @@
 //! - [`capture`]: copies of packets for an administrator.
 //! - [`control`]: what an administrator asks, and the answers.
 //! - [`metrics`]: what a Prometheus server scrapes.
+//! - [`shell_view`], [`histogram`]: what the shell tells of itself, for the two before.
+//! - [`filter_words`]: the words of a filter, which listings and captures have in common.
 //! - [`identity`]: the public key of a node.
 //! - [`random`]: reproducible numbers.
 //! - [`log_limit`]: how many log lines an event may write.
@@ -34,10 +36,12 @@ pub mod config;
 pub mod control;
 pub mod event;
 pub mod evidence;
+pub mod filter_words;
 pub mod flow;
 pub mod fragment;
 pub mod gateway;
 pub mod ha;
+pub mod histogram;
 pub mod identity;
 pub mod in_quotes;
 pub mod log_limit;
@@ -49,5 +53,6 @@ pub mod pump;
 pub mod random;
 pub mod route;
 pub mod session;
+pub mod shell_view;
 pub mod sync;
 pub mod time;

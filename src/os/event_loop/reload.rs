@@ -13,7 +13,7 @@ use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::startup::{solicited_groups, with_absolute_paths};
+use super::super::config_terms::{solicited_groups, with_absolute_paths};
 use super::super::steering::RouteEdit;
 use super::super::worker::{self, Job, Progress};
 use super::{Shell, Steering};

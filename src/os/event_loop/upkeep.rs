@@ -15,8 +15,8 @@ use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::barrier::BarrierWatch;
+use super::super::config_terms::offloads;
 use super::super::netlink::{KernelRoute, Rule};
-use super::super::startup::offloads;
 use super::super::steering::{Disturbance, Restored, SetupError};
 use super::super::tun::Tun;
 use super::{Shell, Steering, tun_token};

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::control::filter::{known, known_port, limited, network, port, protocol, split, unknown};
 use crate::event::DropReason;
+use crate::filter_words::{known, known_port, limited, network, port, protocol, split, unknown};
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::policy::Ruleset;
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{self, Forward, PickupGuarantee};
 use crate::event::{self, DropReason};
+use crate::filter_words::{known_port, protocol};
 use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol, echo_port};
 use crate::gateway::{
     self, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
@@ -13,7 +14,6 @@ use crate::policy;
 use crate::time::Time;
 
 use super::count::action;
-use super::filter::{known_port, protocol};
 use super::listing::{owner, row};
 use super::protocol::{
     Endpoint, ExitPort, ExplainRequest, Explanation, Flow, FlowDirection, ForwardStep, Guarantee,

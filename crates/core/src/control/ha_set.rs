@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use crate::config;
+use crate::filter_words::known;
 use crate::gateway::Gateway;
 use crate::time::Time;
 
-use super::filter::known;
 use super::protocol::{Failure, SwitchDone, SwitchRow, write_line};
 use super::{Progress, ShellView, bad_request};
 

@@ -8,7 +8,7 @@ mod clear;
 mod count;
 mod explain;
 mod failover;
-pub(crate) mod filter;
+mod filter;
 mod ha_set;
 mod health;
 mod listing;
@@ -16,11 +16,7 @@ pub mod protocol;
 mod reload;
 mod status;
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use crate::gateway::Gateway;
-use crate::metrics::Histogram;
 use crate::time::Time;
 
 use clear::Clear;
@@ -31,39 +27,9 @@ use listing::Listing;
 use protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, write_line};
 use reload::Reload;
 
+pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::Filter;
 pub use reload::{ReloadOutcome, ReloadRefused};
-
-/// What the shell knows and the core does not.
-#[derive(Clone, Debug, Default)]
-pub struct ShellView {
-    /// The config file, absolute.
-    pub config_file: PathBuf,
-    /// By port.
-    pub ports: Vec<PortIo>,
-    /// The time of boot, since 1970: what [`Time`] counts from.
-    pub boot: Duration,
-    /// How long the turns of the event loop took.
-    pub turns: Histogram,
-    /// The rules of the kernel's packet filter that let nothing past the gateway.
-    pub barrier: BarrierView,
-}
-
-/// What the shell knows of the barrier.
-#[derive(Clone, Debug, Default)]
-pub struct BarrierView {
-    /// Why there is none; none if there is one.
-    pub why_not: Option<String>,
-    /// Packets that it has stopped.
-    pub stopped: u64,
-}
-
-/// What the shell knows of a port.
-#[derive(Clone, Debug)]
-pub struct PortIo {
-    /// Offloads in use: `tso+uso`, `tso` or `none`.
-    pub offload: &'static str,
-}
 
 /// An answer that is being given: it is produced in pieces, as fast as the client reads.
 #[derive(Debug)]

@@ -61,6 +61,7 @@ use neighbors::Neighbors;
 use policy_usage::PolicyUsages;
 use random::Random;
 
+pub use crate::ha::Role;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
@@ -73,25 +74,6 @@ pub use uplinks::Uplink;
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
 pub struct Seed(pub [u8; 32]);
-
-/// What a group is to this unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Answers for the group's addresses and forwards its packets.
-    Primary,
-    /// Holds the group's sessions, and is silent.
-    Standby,
-}
-
-impl Role {
-    /// As shown to people and programs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Primary => "primary",
-            Role::Standby => "standby",
-        }
-    }
-}
 
 /// The packet at hand: its bytes, and what is known about it.
 struct Packet<'a> {

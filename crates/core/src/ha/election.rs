@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use super::Role;
 use super::contest::Rivalry;
 use super::handover::Handover;
 use super::heartbeat::{self, Ago, GroupState, MAX_TERM};
@@ -16,7 +17,6 @@ use super::peer::Peer;
 use super::{Ha, Output, Takeover, Takeovers};
 use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
-use crate::gateway::Role;
 use crate::time::Time;
 
 /// One group, as this unit takes part in it.

@@ -13,6 +13,7 @@ mod heartbeat;
 mod order;
 mod others;
 mod peer;
+mod role;
 #[cfg(test)]
 mod simulation;
 mod takeover;
@@ -26,7 +27,6 @@ use std::time::Duration;
 use crate::config::{self, Config};
 use crate::evidence::Holding;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
-use crate::gateway::Role;
 use crate::time::Time;
 
 use election::Group;
@@ -35,6 +35,7 @@ use peer::Peer;
 
 pub use events::Event;
 pub use heartbeat::{HeartbeatError, MAX_TERM};
+pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
 pub use view::{GroupView, Link, LinkCounters, PeerGroup, PeerView};
 

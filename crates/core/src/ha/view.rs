@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::Role;
 use super::election::State;
 use super::heartbeat::GroupState;
 use super::order;
 use super::{Event, Ha, HeartbeatError, Leaving, SyncState, Takeovers};
 use crate::flow::{GroupId, PeerId};
-use crate::gateway::Role;
 use crate::time::Time;
 
 /// A group as this unit sees it.

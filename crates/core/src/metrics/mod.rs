@@ -6,17 +6,16 @@ pub mod catalog;
 pub mod http;
 
 mod cluster;
-mod histogram;
 mod page;
 mod traffic;
 
 use std::time::Duration;
 
-use crate::control::ShellView;
 use crate::gateway::Gateway;
+use crate::shell_view::ShellView;
 use crate::time::Time;
 
-pub use histogram::Histogram;
+pub use crate::histogram::Histogram;
 pub use page::{Kind, Metric};
 
 use page::Page;

@@ -46,8 +46,7 @@ pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
 /// The longest request, in bytes with its newline.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// The most words that a filter can have: the gateway compares each with each session, or packet.
-pub const MAX_FILTER: usize = 32;
+pub use crate::filter_words::MAX_FILTER;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

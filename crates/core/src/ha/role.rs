@@ -1,0 +1,20 @@
+//! What a group is to a unit.
+
+/// What a group is to this unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Answers for the group's addresses and forwards its packets.
+    Primary,
+    /// Holds the group's sessions, and is silent.
+    Standby,
+}
+
+impl Role {
+    /// As shown to people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
+}

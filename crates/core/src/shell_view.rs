@@ -1,0 +1,37 @@
+//! What the shell tells of itself, for status and metrics.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::histogram::Histogram;
+
+/// What the shell knows and the core does not.
+#[derive(Clone, Debug, Default)]
+pub struct ShellView {
+    /// The config file, absolute.
+    pub config_file: PathBuf,
+    /// By port.
+    pub ports: Vec<PortIo>,
+    /// The time of boot, since 1970: what [`Time`](crate::time::Time) counts from.
+    pub boot: Duration,
+    /// How long the turns of the event loop took.
+    pub turns: Histogram,
+    /// The rules of the kernel's packet filter that let nothing past the gateway.
+    pub barrier: BarrierView,
+}
+
+/// What the shell knows of the barrier.
+#[derive(Clone, Debug, Default)]
+pub struct BarrierView {
+    /// Why there is none; none if there is one.
+    pub why_not: Option<String>,
+    /// Packets that it has stopped.
+    pub stopped: u64,
+}
+
+/// What the shell knows of a port.
+#[derive(Clone, Debug)]
+pub struct PortIo {
+    /// Offloads in use: `tso+uso`, `tso` or `none`.
+    pub offload: &'static str,
+}
