@@ -406,7 +406,7 @@ fn may_meet(a: &Change, b: &Change) -> bool {
     let leaves_much = |change: &Change| !change.undo.is_empty();
     let hurts_all = both.contains(&Part::Steering) && both.contains(&Part::Barrier);
     // Two that move the same interfaces would not find them.
-    !hurts_all && !(is_signal(a) && is_signal(b)) && !(leaves_much(a) && leaves_much(b))
+    !(hurts_all || is_signal(a) && is_signal(b) || leaves_much(a) && leaves_much(b))
 }
 
 /// A TCP connection on which each line comes back.

@@ -283,6 +283,7 @@ fn port(id: u16, gateway: Option<&str>) -> RouteTarget {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list of disturbances")]
 fn what_disturbs_the_steering_is_told() {
     in_namespace("what_disturbs_the_steering_is_told", || {
         lab();

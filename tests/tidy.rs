@@ -153,7 +153,7 @@ fn every_module_says_what_it_is() {
     let problems: Vec<String> = sources()
         .into_iter()
         .filter(|(_, text)| !text.starts_with("//! "))
-        .map(|(name, _)| format!("{name}"))
+        .map(|(name, _)| name.to_string())
         .collect();
     assert_none(&problems, "begins without a line of `//!`");
 }

@@ -26,6 +26,7 @@ mod top;
 mod usage;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tandemgw_core::control::protocol::{ExplainRequest, Request};
@@ -53,30 +54,7 @@ pub fn main() -> ExitCode {
         Command::Pubkey { key } => key::show(&key),
         Command::Status { check: true, .. } => check_plugin::check(socket),
         Command::Status { json, .. } => query::show_status(socket, json),
-        Command::Sessions {
-            command: Some(SessionsCommand::Clear { all, json, filter }),
-            ..
-        } => sessions::clear(socket, json, all, filter),
-        Command::Sessions {
-            json,
-            count: true,
-            filter,
-            ..
-        } => sessions::count(socket, json, filter),
-        Command::Sessions {
-            json,
-            top: Some(top),
-            by: Some(by),
-            filter,
-            ..
-        } => talkers::show(socket, json, top, by, filter),
-        Command::Sessions {
-            json,
-            limit,
-            sort,
-            filter,
-            ..
-        } => sessions::list(socket, json, limit, sort, filter),
+        sessions @ Command::Sessions { .. } => run_sessions(socket, sessions),
         Command::Policies { json } => policies::show(socket, json),
         Command::Top => top::top(socket),
         Command::Explain {
@@ -119,6 +97,37 @@ pub fn main() -> ExitCode {
             snapshot_length,
             filter,
         } => capture::capture(socket, &write, count, snapshot_length, filter),
+    }
+}
+
+/// The forms of `sessions`.
+fn run_sessions(socket: Option<&Path>, command: Command) -> ExitCode {
+    match command {
+        Command::Sessions {
+            command: Some(SessionsCommand::Clear { all, json, filter }),
+            ..
+        } => sessions::clear(socket, json, all, filter),
+        Command::Sessions {
+            json,
+            count: true,
+            filter,
+            ..
+        } => sessions::count(socket, json, filter),
+        Command::Sessions {
+            json,
+            top: Some(top),
+            by: Some(by),
+            filter,
+            ..
+        } => talkers::show(socket, json, top, by, filter),
+        Command::Sessions {
+            json,
+            limit,
+            sort,
+            filter,
+            ..
+        } => sessions::list(socket, json, limit, sort, filter),
+        _ => fail(EXIT_USAGE, "`sessions` is expected"),
     }
 }
 

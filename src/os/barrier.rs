@@ -468,9 +468,6 @@ impl Found {
     fn judge(self, sets: &Sets) -> Condition {
         let hook = (Some(libc::NF_INET_FORWARD as u32), Some(PRIORITY as u32));
         let wanted: Vec<&str> = rules().iter().map(|(_, comment)| *comment).collect();
-        let same_keys = |((_, keys), found): (&(Set<'_>, &[Vec<u8>]), &BTreeSet<Vec<u8>>)| {
-            keys.iter().eq(found)
-        };
         let broken = |what: &str| Condition::Broken(what.to_owned());
         match self.table_flags {
             None => return broken("the table is missing"),
@@ -483,7 +480,8 @@ impl Found {
         if self.comments != wanted {
             return broken("rules are missing, or others are among them");
         }
-        if !sets.each().iter().zip(&self.keys).all(same_keys) {
+        let mut sets = sets.each().into_iter().zip(&self.keys);
+        if !sets.all(|((_, keys), found)| keys.iter().eq(found)) {
             return broken("it is for other interfaces");
         }
         Condition::Whole {

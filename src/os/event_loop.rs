@@ -371,7 +371,7 @@ impl Shell {
                     self.gateway.handle_write_failure();
                 }
             }
-            if left % READ_AHEAD == 0 && clock::now().since(began) >= PACKET_TIME {
+            if left.is_multiple_of(READ_AHEAD) && clock::now().since(began) >= PACKET_TIME {
                 return;
             }
         }

@@ -10,6 +10,10 @@ pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
     /// The next 64 bits.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it never ends: there is no Option to unwrap"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

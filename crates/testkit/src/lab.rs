@@ -179,6 +179,12 @@ pub struct Lab {
     counters: BTreeMap<String, u64>,
 }
 
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Lab {
     pub fn new() -> Lab {
         Lab::with("")

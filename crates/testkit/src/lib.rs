@@ -2,7 +2,7 @@
 //!
 //! - [`lab`]: a gateway's core with its network; each step names every counter that moves.
 //! - [`packets`]: packets described by what they mean, built by etherparse.
-//! - [`system`] (feature `system`): network namespaces, and processes in them.
+//! - `system` (feature `system`): network namespaces, and processes in them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -175,7 +175,7 @@ impl Shell {
             steering.disturb(Disturbance::Port(port));
         }
         steering.audit(PortId((audits % ports) as u16));
-        if audits % BARRIER_AUDITS == 0 {
+        if audits.is_multiple_of(BARRIER_AUDITS) {
             self.repair_barrier(steering);
         }
     }

@@ -375,7 +375,7 @@ fn translate_ports(
     let translate = |port: &PortId| {
         let name = &wanted[port.index()].name;
         let at = running.iter().position(|port| port.name == *name);
-        at.map(|at| PortId::from_index(at))
+        at.map(PortId::from_index)
             .ok_or_else(|| format!("names the port `{name}`, which does not run yet"))
     };
     ports.iter().map(translate).collect()

@@ -372,7 +372,7 @@ impl Gateway {
         };
         explanation.leaves_as = Some(session.translated(Direction::Reply, &self.book));
         let carries = |group| self.carries(packet.now, group);
-        match self.try_in_session(packet, port, session, Direction::Reply, &carries, true) {
+        match self.try_in_session(packet, port, session, Direction::Reply, carries, true) {
             Ok(_) => Fate::Forward,
             Err(reason) => reason.into(),
         }

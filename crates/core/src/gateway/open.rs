@@ -307,9 +307,8 @@ impl Gateway {
         if let Some(id) = self.table.make_room(&source, is_own).map_err(no_room)? {
             self.end_early(packet, id);
         }
-        match self.ports_yield(plan, &source)? {
-            Some(id) => self.end_early(packet, id),
-            None => {}
+        if let Some(id) = self.ports_yield(plan, &source)? {
+            self.end_early(packet, id)
         }
         Ok(())
     }

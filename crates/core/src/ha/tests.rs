@@ -701,7 +701,7 @@ fn a_handover_goes_beyond_the_highest_term_that_is_known() {
     bench.hear(&mut voices[0]);
     bench.ha.request_failover(bench.now, G, None).unwrap();
     bench.drain();
-    let beyond = |o: &Output| matches!(o, Output::Handover { term: 8, .. });
+    let beyond = |o: &Output| matches!(o, Output::Handover { term: 8.., .. });
     assert_eq!(bench.count(beyond), 1);
 }
 

@@ -247,8 +247,8 @@ impl World {
         let links: Vec<_> = self.pipes.keys().copied().collect();
         for (from, to) in links {
             let (budget, most) = (self.random.below(3000), self.random.below(3000));
-            self.transmit(from, to, budget as usize);
-            self.deliver(from, to, most as usize);
+            self.transmit(from, to, budget);
+            self.deliver(from, to, most);
         }
     }
 
@@ -299,7 +299,7 @@ impl World {
             (3, Some(id)) => self.units[unit].close(*id),
             // Also backwards: a connection that begins again.
             (_, Some(id)) => {
-                let state = TcpState::ALL[self.random.below(7) as usize];
+                let state = TcpState::ALL[self.random.below(7)];
                 self.units[unit].advance(*id, state);
             }
         }
@@ -343,7 +343,7 @@ proptest! {
         world.units[0].sync.set_sending(G, Some(term));
         for _ in 0..300 {
             let (a, b) = (world.random.below(units), world.random.below(units));
-            let (a, b) = (a as usize, b as usize);
+            let (a, b) = (a, b);
             match world.random.below(40) {
                 0 if a != b => world.disconnect(a, b),
                 1 if a != b => world.connect(a, b),

@@ -130,6 +130,7 @@ fn malformed_ipv4() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list of packets")]
 fn malformed_ipv6() {
     use DropReason::*;
     let mut mapped = v6(Sort::Udp);
