@@ -104,10 +104,12 @@ impl Steering {
         }
     }
 
-    /// Looks at the parameters of a port, of which the kernel does not tell all.
+    /// Looks at the parameters of a port, of which the kernel does not tell all. Where there are several
+    /// uplinks, at everything: the monitor does not watch their tables.
     pub fn audit(&mut self, port: PortId) {
+        let has_uplinks = self.uplinks.iter().any(|ways| !ways.is_empty());
         let plan = self.plan.ports.iter().find(|plan| plan.id == port);
-        if plan.is_some_and(|plan| parameters::differ(plan, &self.plan.families)) {
+        if has_uplinks || plan.is_some_and(|plan| parameters::differ(plan, &self.plan.families)) {
             self.disturb(Disturbance::Port(port));
         }
     }

@@ -67,6 +67,11 @@ impl Ha {
                 .then_with(by_rank),
         };
         if verdict == Ordering::Less {
+            // A claim of a lower term may be an old heartbeat that was held up on its way: a unit that has
+            // yielded meanwhile does not repeat it.
+            if mine > theirs && now < rivalry.since + self.interval * 2 {
+                return;
+            }
             return self.yield_to(now, group, peer);
         }
         // Others go by the term.
