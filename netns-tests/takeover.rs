@@ -143,3 +143,31 @@ fn new_primary_answers_for_the_virtual_addresses() {
         pair.lab.lan1.try_run(&refused).code(7);
     }
 }
+
+/// All namespaces of a machine share one lock for what concerns links, routes and rules. Who starts or ends
+/// many containers holds it for long.
+#[test]
+fn a_machine_that_makes_and_removes_many_links_costs_no_heartbeat() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    let neighbor = pair.lab.lan1.sibling("busy");
+    let links: String = (0..300)
+        .map(|n| format!("link add v{n} group 7 type veth peer name w{n}\nlink set v{n} up\n"))
+        .collect();
+    let batch = pair.lab.dir().join("links");
+    std::fs::write(&batch, links).expect("writing the batch");
+    for _ in 0..2 {
+        neighbor.run(&format!("ip -batch {}", batch.display()));
+        sessions.go_on();
+        neighbor.run("ip link del group 7");
+    }
+    sessions.go_on();
+    for unit in [pair.a(), pair.b()] {
+        let paused = |event: &String| event.contains("paused for");
+        assert!(!unit.events().iter().any(paused), "{:#?}", unit.events());
+    }
+    assert!(pair.a().is_primary() && pair.a().term() == term);
+    sessions.finish();
+}

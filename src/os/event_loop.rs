@@ -37,7 +37,6 @@ use super::http::HttpServer;
 use super::logging;
 use super::monitor::{Monitor, Notice};
 use super::neighbor_requests::NeighborRequests;
-use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
 use super::service_manager::ServiceManager;
@@ -45,6 +44,7 @@ use super::signal::{Signal, Signals};
 use super::steering::Steering;
 use super::timer::Timer;
 use super::tun::{Buffer, Tun};
+use super::upkeep::Upkeep;
 
 use ready::Ready;
 
@@ -65,9 +65,9 @@ const WATCH: Token = Token(LINKS + MAX_LINKS);
 const CONTROL: Token = Token(WATCH.0 + 1);
 const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + MAX_CLIENTS);
+/// Threads beside the loop have something to tell.
 const WORKER: Token = Token(NEIGHBORS.0 + 1);
-const BARRIER: Token = Token(WORKER.0 + 1);
-const PORTS: usize = BARRIER.0 + 1;
+const PORTS: usize = WORKER.0 + 1;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -81,7 +81,6 @@ pub struct Shell {
     ports: Vec<Port>,
     view: ShellView,
     monitor: Monitor,
-    netlink: Netlink,
     neighbors: Option<NeighborRequests>,
     control: ControlSocket,
     http: Option<HttpServer>,
@@ -94,7 +93,8 @@ pub struct Shell {
     ready: Ready,
     chores: sockets::Chores,
     reloading: reload::Reloading,
-    upkeep: upkeep::Upkeep,
+    /// None until the loop runs.
+    upkeep: Option<Upkeep>,
     /// How often it was asked to stop: the second time it hands nothing over any more.
     stops: u32,
 }
@@ -142,11 +142,6 @@ impl Shell {
         })?;
         let http = open_http(config, registry)?;
         let neighbors = addresses::open_requests(registry);
-        let upkeep = upkeep::Upkeep::new(&config.node.name, clock::now());
-        if let Some(watch) = upkeep.watch() {
-            let mut source = SourceFd(&watch.as_raw_fd());
-            registry.register(&mut source, BARRIER, Interest::READABLE)?;
-        }
         let port_io = ports
             .iter()
             .map(|port| PortIo {
@@ -169,7 +164,6 @@ impl Shell {
                 boot: Duration::ZERO,
             },
             monitor,
-            netlink: Netlink::open()?,
             neighbors,
             control,
             http,
@@ -182,19 +176,30 @@ impl Shell {
             ready,
             chores,
             reloading: reload::Reloading::default(),
-            upkeep,
+            upkeep: None,
             stops: 0,
         })
     }
 
-    /// Runs until a signal ends it. Without `[ha]` it is primary from the start.
+    /// Runs until a signal ends it. Without `[ha]` it is primary from the start. A thread keeps the steering
+    /// in place meanwhile; it is given back, unless that thread has failed.
     ///
     /// # Errors
-    /// If the kernel refuses a wait; the process can't go on then.
-    pub fn run(&mut self, steering: &mut Steering) -> io::Result<()> {
+    /// If the kernel refuses a wait or a thread; the process can't go on then.
+    pub fn run(&mut self, mut steering: Steering) -> (io::Result<()>, Option<Steering>) {
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
-        self.follow_uplinks(steering);
+        self.follow_first(&mut steering);
+        match Upkeep::begin(steering, self.gateway.config(), &self.waker) {
+            Ok(upkeep) => self.upkeep = Some(upkeep),
+            Err(error) => return (Err(error), None),
+        }
+        let result = self.run_loop();
+        self.stop_asking();
+        (result, self.upkeep.take().and_then(Upkeep::end))
+    }
+
+    fn run_loop(&mut self) -> io::Result<()> {
         self.drain_outputs();
         log::info!("ready");
         let mut events = Events::with_capacity(256);
@@ -206,11 +211,10 @@ impl Shell {
             for event in &events {
                 self.mark(now, event.token());
             }
-            self.turn(now, steering);
+            self.turn(now)?;
             self.service.turn_ended(now, &self.gateway);
             logging::tick(now);
         }
-        self.stop_asking();
         if let Some(peers) = &mut self.peers {
             peers.close();
         }
@@ -236,8 +240,7 @@ impl Shell {
             let peers = self.peers.as_mut().and_then(Peers::timeout);
             let http = self.http.as_ref().and_then(HttpServer::timeout);
             let admin = [self.control.timeout(), self.service.timeout()];
-            let upkeep = Some(self.upkeep.timeout());
-            let others = admin.into_iter().chain([http, logging::timeout(), upkeep]);
+            let others = admin.into_iter().chain([http, logging::timeout()]);
             let all = [core, peers].into_iter().chain(others);
             self.timer.set(all.flatten().min())?;
             None
@@ -251,7 +254,6 @@ impl Shell {
     fn is_busy(&self) -> bool {
         self.ready.any()
             || self.is_reload_due()
-            || self.upkeep.is_busy()
             || self.chores.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
@@ -262,10 +264,9 @@ impl Shell {
             SIGNALS => self.read_signals(now),
             MONITOR => self.ready.monitor = true,
             NEIGHBORS => self.ready.neighbors = true,
-            // The reload looks at its job in each turn.
+            // Each turn looks at what they have to tell.
             WORKER => {}
             TIMER => self.timer.fired(),
-            BARRIER => self.upkeep.barrier_ready = true,
             WATCH => {
                 if let Some(peers) = &mut self.peers {
                     peers.mark_watch();
@@ -295,14 +296,14 @@ impl Shell {
     }
 
     /// One turn: each ready source up to its budget.
-    fn turn(&mut self, now: Time, steering: &mut Steering) {
+    fn turn(&mut self, now: Time) -> io::Result<()> {
         if std::mem::take(&mut self.ready.monitor) {
-            self.read_monitor(now, steering);
+            self.read_monitor(now);
         }
         if std::mem::take(&mut self.ready.neighbors) {
             self.read_neighbor_requests();
         }
-        self.keep_up(now, steering);
+        self.read_reports()?;
         self.do_chores();
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
@@ -325,7 +326,7 @@ impl Shell {
         if let Some(http) = &mut self.http {
             http.serve(now, registry, &self.gateway, &self.view);
         }
-        self.reload_some(now, steering);
+        self.reload_some(now);
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
@@ -334,6 +335,7 @@ impl Shell {
             peers.send(now, &mut self.gateway);
             self.drain_outputs();
         }
+        Ok(())
     }
 
     fn read_packets(&mut self, now: Time, index: usize) {

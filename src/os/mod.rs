@@ -30,6 +30,7 @@ pub mod steering;
 pub mod sysctl;
 pub mod timer;
 pub mod tun;
+mod upkeep;
 pub mod watch;
 mod worker;
 

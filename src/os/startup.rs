@@ -88,7 +88,7 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
         .map_err(doing("opening links and sockets"))
         .map_err(unfit)?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
-    let mut steering = Steering::set_up(netlink, &config, &tuns)
+    let steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))
         .map_err(unfit)?;
     if let Err(error) = capabilities::drop_all_but_needed() {
@@ -97,11 +97,16 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
             InQuotes(&error)
         );
     }
-    let result = shell.run(&mut steering).map_err(doing("running"));
+    let (result, steering) = shell.run(steering);
+    let result = result.map_err(doing("running"));
     // Steering goes before the TUN devices would, so that nothing slips past on the way out.
-    let removed = steering
-        .remove()
-        .map_err(doing("removing rules and routes"));
+    let removed = match steering {
+        Some(steering) => steering
+            .remove()
+            .map_err(doing("removing rules and routes")),
+        // As after a crash: they stay, and nothing passes.
+        None => Ok(()),
+    };
     result.and(removed)
 }
 

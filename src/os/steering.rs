@@ -56,6 +56,7 @@ pub use parameters::TUN_ADDRESS;
 pub use readdress::RouteEdit;
 pub(super) use restore::KERNEL_TABLES;
 pub use restore::{Disturbance, Restored};
+pub use uplinks::Way;
 
 /// `rtm_protocol` of the routes and `FRA_PROTOCOL` of the rules that the gateway adds.
 pub const PROTOCOL: u8 = 77;

@@ -21,7 +21,7 @@ pub struct ShellView {
 }
 
 /// What the shell knows of the barrier.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BarrierView {
     /// Why there is none; none if there is one.
     pub why_not: Option<String>,

@@ -13,7 +13,7 @@ use tandemgw_core::time::Time;
 use super::super::monitor::OwnAddress;
 use super::super::neighbor_requests::NeighborRequests;
 use super::super::steering::Disturbance;
-use super::{NEIGHBORS, Shell, Steering};
+use super::{NEIGHBORS, Shell};
 
 /// Opens the socket for neighbours; without it the kernel asks for all of them.
 pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
@@ -44,12 +44,7 @@ impl Shell {
 
     /// With an address of an interface its network's route goes, and with the last IPv4 address all its
     /// IPv4 routes, ours too; the kernel does not say so.
-    pub(super) fn heed_address_gone(
-        &mut self,
-        now: Time,
-        gone: OwnAddress,
-        steering: &mut Steering,
-    ) {
+    pub(super) fn heed_address_gone(&mut self, now: Time, gone: OwnAddress) {
         self.gateway
             .handle_kernel_address(now, gone.addr.into(), gone.port, false);
         if let Some(port) = gone.port {
@@ -59,7 +54,7 @@ impl Shell {
                 self.gateway.port_name(port),
                 gone.addr
             );
-            steering.disturb(Disturbance::Expected(port));
+            self.disturb(Disturbance::Expected(port));
             self.ask_for(port);
         }
         if let Some(peers) = &mut self.peers {

@@ -7,25 +7,26 @@ use tandemgw_core::time::Time;
 
 use super::super::monitor::Detached;
 use super::super::steering::Disturbance;
-use super::{Notice, Shell, Steering};
+use super::super::upkeep::Order;
+use super::{Notice, Shell};
 
 impl Shell {
-    pub(super) fn read_monitor(&mut self, now: Time, steering: &mut Steering) {
+    pub(super) fn read_monitor(&mut self, now: Time) {
         match self.monitor.read(&mut self.notices) {
             Ok(more) => self.ready.monitor |= more,
             Err(error) => log::error!("netlink not read error={}", InQuotes(&error)),
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
-            self.heed(now, notice, steering);
+            self.heed(now, notice);
         }
     }
 
-    fn heed(&mut self, now: Time, notice: Notice, steering: &mut Steering) {
+    fn heed(&mut self, now: Time, notice: Notice) {
         match notice {
             Notice::Route(change) => {
                 let is_told = change == RouteChange::EndDump;
-                self.note_default_route(&change, steering);
+                self.note_default_route(&change);
                 self.gateway.handle_route(change);
                 if is_told {
                     self.gateway.check_kernel_addresses(now);
@@ -40,7 +41,7 @@ impl Shell {
                 detached,
             } => {
                 if let Some(port) = port {
-                    self.heed_link(now, port, state, detached.as_ref(), steering);
+                    self.heed_link(now, port, state, detached.as_ref());
                     self.note_number(port, index);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
@@ -52,33 +53,26 @@ impl Shell {
                 ..
             } => {
                 if let Some(port) = port {
-                    self.heed_loss(now, port, &name, renamed.as_deref(), steering);
+                    self.heed_loss(now, port, &name, renamed.as_deref());
                 }
                 self.note_interface(now, &name, None, false);
             }
-            Notice::Disturbed(disturbance) => steering.disturb(disturbance),
-            Notice::ForeignRoute(route) => self.refuse_route(&route, steering),
+            Notice::Disturbed(disturbance) => self.disturb(disturbance),
+            Notice::ForeignRoute(route) => self.order(Order::RemoveForeign(route)),
             Notice::RuleBefore(rule) => self.tell_rule(&rule),
             Notice::Overrun => {
                 log::warn!("netlink overrun effect=\"all routes and links are read again\"");
-                steering.disturb(Disturbance::All);
-                steering.disturb(Disturbance::KernelRules);
+                self.disturb(Disturbance::All);
+                self.disturb(Disturbance::KernelRules);
             }
             Notice::ReversePathFilter { value } => note_filter(value),
             Notice::Address(own) => self.heed_address(now, own),
-            Notice::AddressGone(gone) => self.heed_address_gone(now, gone, steering),
+            Notice::AddressGone(gone) => self.heed_address_gone(now, gone),
             Notice::AddressesReset => self.gateway.forget_kernel_addresses(),
         }
     }
 
-    fn heed_link(
-        &mut self,
-        now: Time,
-        port: PortId,
-        link: LinkState,
-        detached: Option<&Detached>,
-        steering: &mut Steering,
-    ) {
+    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, detached: Option<&Detached>) {
         let before = self.gateway.link(port);
         if before == link {
             return;
@@ -104,21 +98,14 @@ impl Shell {
         }
         if link.up && !before.up {
             // An interface that was made again has a number that the barrier has not seen.
-            steering.disturb(Disturbance::Expected(port));
+            self.disturb(Disturbance::Expected(port));
             self.ask_for(port);
         }
         self.gateway.handle_link(now, port, link);
     }
 
     /// The interface of a port is gone, or called otherwise.
-    fn heed_loss(
-        &mut self,
-        now: Time,
-        port: PortId,
-        interface: &str,
-        renamed: Option<&str>,
-        steering: &mut Steering,
-    ) {
+    fn heed_loss(&mut self, now: Time, port: PortId, interface: &str, renamed: Option<&str>) {
         let name = self.gateway.port_name(port);
         match renamed {
             Some(other) => log::warn!(
@@ -132,7 +119,7 @@ impl Shell {
             ..self.gateway.link(port)
         };
         self.gateway.handle_link(now, port, gone);
-        steering.disturb(Disturbance::Port(port));
+        self.disturb(Disturbance::Port(port));
     }
 
     /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
@@ -141,9 +128,7 @@ impl Shell {
         let Some(link) = self.monitor.index_of(interface) else {
             return;
         };
-        if let Err(error) = self.netlink.resolve(link, addr.into()) {
-            log::debug!("neighbour not resolved error={}", InQuotes(&error));
-        }
+        self.order(Order::Resolve(link, addr.into()));
     }
 
     fn note_interface(&mut self, now: Time, interface: &str, index: Option<u32>, up: bool) {

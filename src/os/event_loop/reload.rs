@@ -1,7 +1,6 @@
 //! The config file is read anew: for SIGHUP, and for `tandemgw reload`. Reading and compiling it is a job
 //! beside the loop.
 
-use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,12 +13,10 @@ use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::config_terms::{solicited_groups, with_absolute_paths};
-use super::super::steering::RouteEdit;
+use super::super::netlink::NetlinkError;
+use super::super::upkeep::Order;
 use super::super::worker::{self, Job, Progress};
-use super::{Shell, Steering};
-
-/// Routes that are changed in one turn: each is a system call of some 10 µs.
-const ROUTES_PER_TURN: usize = 8;
+use super::Shell;
 
 /// The longest config file that is read: more than the most policies need.
 const MAX_FILE: u64 = 64 << 20;
@@ -55,7 +52,8 @@ struct Draft {
 struct Unfinished {
     outcome: ReloadOutcome,
     ended_before: u64,
-    routes: VecDeque<RouteEdit>,
+    /// The routes to addresses have yet to follow.
+    routes_follow: bool,
 }
 
 impl Shell {
@@ -65,7 +63,7 @@ impl Shell {
     }
 
     /// Goes on with a reload, or begins one if that is asked for and the last one is through.
-    pub(super) fn reload_some(&mut self, now: Time, steering: &mut Steering) {
+    pub(super) fn reload_some(&mut self, now: Time) {
         self.reloading.told &= self.gateway.is_reloading();
         let wanted = self.reloading.wanted || self.control.wants_reload();
         let idle = self.reloading.unfinished.is_none() && self.reloading.preparing.is_none();
@@ -75,7 +73,7 @@ impl Shell {
             self.control.begin_reload();
             self.begin_reload();
         }
-        self.install_if_prepared(now, steering);
+        self.install_if_prepared(now);
         if self.reloading.unfinished.is_none() {
             return;
         }
@@ -83,17 +81,7 @@ impl Shell {
         let Some(unfinished) = &mut self.reloading.unfinished else {
             return;
         };
-        for _ in 0..ROUTES_PER_TURN {
-            let Some(change) = unfinished.routes.pop_front() else {
-                break;
-            };
-            if let Err(error) = steering.carry_out(&change) {
-                let warning = format!("the route of a pool address: {error}");
-                log::warn!("reload warning why={}", InQuotes(&warning));
-                unfinished.outcome.warnings.push(warning);
-            }
-        }
-        if unfinished.routes.is_empty() && !more_groups {
+        if !unfinished.routes_follow && !more_groups {
             self.control
                 .tell_reload(&unfinished.outcome, unfinished.ended_before);
             self.service.reloaded();
@@ -111,7 +99,8 @@ impl Shell {
             unfinished,
         } = &self.reloading;
         let may_begin = preparing.is_none() && !self.gateway.is_reloading();
-        unfinished.is_some() || (*wanted || *told) && may_begin
+        let is_ready = |unfinished: &Unfinished| !unfinished.routes_follow;
+        unfinished.as_ref().is_some_and(is_ready) || (*wanted || *told) && may_begin
     }
 
     fn begin_reload(&mut self) {
@@ -130,13 +119,13 @@ impl Shell {
             Ok(job) => self.reloading.preparing = Some(Preparing { job, ended_before }),
             Err(error) => {
                 let why = format!("there is no thread to read the file: {error}");
-                self.conclude(ended_before, Err(refused(why)), Vec::new(), VecDeque::new());
+                self.conclude(ended_before, Err(refused(why)), Vec::new(), false);
             }
         }
     }
 
     /// Puts in force what was prepared, if it is ready: what is left to do by then is a swap.
-    fn install_if_prepared(&mut self, now: Time, steering: &mut Steering) {
+    fn install_if_prepared(&mut self, now: Time) {
         let Some(Preparing { job, ended_before }) = &self.reloading.preparing else {
             return;
         };
@@ -154,7 +143,7 @@ impl Shell {
         let (prepared, wanted) = match result {
             Ok(ready) => *ready,
             Err(refused) => {
-                return self.conclude(ended_before, Err(refused), warnings, VecDeque::new());
+                return self.conclude(ended_before, Err(refused), warnings, false);
             }
         };
         if !self.gateway.is_current(&prepared) {
@@ -164,19 +153,20 @@ impl Shell {
                 warnings,
             });
         }
-        let mut routes = VecDeque::new();
+        let mut routes_follow = false;
         let result = match self.gateway.install(now, prepared) {
             Ok((reloaded, retired)) => {
                 worker::discard(&self.waker, (retired, wanted));
                 if reloaded.addresses_changed {
-                    routes = steering.readdress(self.gateway.config());
+                    self.order(Order::Readdress(self.gateway.shared_config()));
+                    routes_follow = true;
                     self.change_groups();
                 }
                 Ok(reloaded)
             }
             Err(why) => Err(refused(why)),
         };
-        self.conclude(ended_before, result, warnings, routes);
+        self.conclude(ended_before, result, warnings, routes_follow);
     }
 
     /// Says what has come of it; clients are told when routes and multicast groups have followed.
@@ -185,7 +175,7 @@ impl Shell {
         ended_before: u64,
         result: Result<Reloaded, ReloadRefused>,
         warnings: Vec<String>,
-        routes: VecDeque<RouteEdit>,
+        routes_follow: bool,
     ) {
         if let Err(ReloadRefused { why, problems, .. }) = &result {
             log::error!(
@@ -207,7 +197,7 @@ impl Shell {
         self.reloading.unfinished = Some(Unfinished {
             outcome,
             ended_before,
-            routes,
+            routes_follow,
         });
     }
 
@@ -218,6 +208,18 @@ impl Shell {
             port.socket.listen_to(solicited_groups(config, settings));
         }
         self.note_groups();
+    }
+
+    /// Routes to addresses have followed, but for these.
+    pub(super) fn routes_followed(&mut self, errors: &[NetlinkError]) {
+        for error in errors {
+            let warning = format!("the route of a pool address: {error}");
+            log::warn!("reload warning why={}", InQuotes(&warning));
+            self.warn_of_reload(warning);
+        }
+        if let Some(unfinished) = &mut self.reloading.unfinished {
+            unfinished.routes_follow = false;
+        }
     }
 
     /// Says of the reload that is under way what went wrong after it, if there is one.

@@ -77,8 +77,9 @@ pub(super) fn prepare(
     Ok(changed)
 }
 
-/// Whether a parameter of the port or of its TUN device is not as it must be. It only reads, and waits for
-/// no lock of the kernel's.
+/// Whether a parameter of the port or of its TUN device is not as it must be. It only reads, and only what
+/// the kernel tells without a lock: a reader of `addr_gen_mode` spins for as long as somebody holds `rtnl`,
+/// and it matters only to a device that comes up, which [`prepare`] sees to.
 pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
     let is_off = |family: Family, device: &str| matches!(is_forwarding(family, device), Ok(false));
     let devices = [&port.interface, &port.tun_name];
@@ -86,12 +87,15 @@ pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
         |device: &str| matches!(sysctl::get(Family::V4, device, "forwarding"), Ok(Some(_)));
     let present = devices.into_iter().filter(|device| exists(device));
     let mut forwarding = present.flat_map(|device| families.iter().map(move |f| (*f, device)));
-    let mut others = parameters(families).into_iter();
+    let all = parameters(families).into_iter();
+    let mut others = all.filter(|(_, key, _)| *key != ADDR_GEN_MODE);
     forwarding.any(|(family, device)| is_off(family, device))
         || others.any(|(family, key, value)| {
             matches!(sysctl::get(family, &port.tun_name, key), Ok(found) if found != Some(value))
         })
 }
+
+const ADDR_GEN_MODE: &str = "addr_gen_mode";
 
 fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
     const ADDR_GEN_MODE_NONE: u32 = 1;
@@ -104,7 +108,7 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
     ];
     if families.contains(&Family::V6) {
         parameters.extend([
-            (Family::V6, "addr_gen_mode", ADDR_GEN_MODE_NONE),
+            (Family::V6, ADDR_GEN_MODE, ADDR_GEN_MODE_NONE),
             (Family::V6, "accept_ra", 0),
             (Family::V6, "disable_ipv6", 0),
         ]);

@@ -161,6 +161,11 @@ impl Gateway {
         &self.config
     }
 
+    /// The same, for those who keep it.
+    pub fn shared_config(&self) -> std::sync::Arc<Config> {
+        std::sync::Arc::clone(&self.config)
+    }
+
     /// The time since the gateway was started.
     pub fn uptime(&self, now: Time) -> Duration {
         now.since(self.started)

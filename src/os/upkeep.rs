@@ -1,0 +1,396 @@
+//! A thread that keeps in place what leads packets to the gateway, and nothing past it.
+//!
+//! Whatever reads or changes links, routes or rules waits for a lock of the kernel (`rtnl`) that all
+//! network namespaces of a machine share. Somebody else may hold it for seconds: one who starts a hundred
+//! containers does. So the loop never asks for it while it runs. It gives orders to this thread, which
+//! owns the [`Steering`], and hears of what came of them.
+//!
+//! What the kernel does not tell is looked at each [`AUDIT_INTERVAL`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use tandemgw_core::config::Config;
+use tandemgw_core::control::BarrierView;
+use tandemgw_core::flow::{Family, PortId};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
+
+use super::barrier::BarrierWatch;
+use super::clock;
+use super::config_terms::offloads;
+use super::netlink::{KernelRoute, Netlink, NetlinkError};
+use super::priority;
+use super::steering::{Disturbance, Restored, SetupError, Steering, Way};
+use super::tun::{Offloads, Tun};
+
+/// One port is looked at so often.
+const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The barrier is looked at in every so many audits.
+const BARRIER_AUDITS: u32 = 10;
+
+/// Whoever removes the same thing again so soon goes on until there is nothing left (`ip route flush`
+/// does, for half a minute).
+const FIGHT: Duration = Duration::from_millis(50);
+
+/// And has to be given the time to finish.
+const TRUCE: Duration = Duration::from_millis(20);
+
+/// Neighbours that wait to be resolved; more are left out, and asked for again later.
+const MOST_RESOLVED: usize = 256;
+
+const ORDERS: Token = Token(0);
+const BARRIER: Token = Token(1);
+
+/// What the loop wants done.
+#[derive(Debug)]
+pub enum Order {
+    /// Something may be gone.
+    Disturb(Disturbance),
+    /// Remove a route of somebody else from one of our tables.
+    RemoveForeign(KernelRoute),
+    /// The default routes of a family have these next hops.
+    Follow(Family, Vec<Way>),
+    /// Pools and forwards have the addresses of this config.
+    Readdress(Arc<Config>),
+    /// Keep this neighbour at the interface of that number warm.
+    Resolve(u32, IpAddr),
+}
+
+/// What has come of an order, or of what was found.
+pub enum Report {
+    /// Something was missing and is there again.
+    Restored(Restored),
+    /// A port, or what concerns all, could not be repaired. It is tried again.
+    NotRepaired(Option<PortId>, SetupError),
+    /// A TUN device was gone; this one is in its place.
+    TunMade(PortId, Tun),
+    /// A TUN device is gone and could not be made.
+    TunNotMade(PortId, io::Error),
+    /// The barrier was not whole for this reason, and is set again.
+    BarrierRestored(String),
+    /// How the barrier stands, if that is new.
+    Barrier(BarrierView),
+    /// A foreign route is removed, or why it is not.
+    ForeignRemoved(KernelRoute, Option<NetlinkError>),
+    /// The kernel follows among these next hops, or why it does not.
+    Followed(Family, Vec<Way>, Option<NetlinkError>),
+    /// Routes to addresses are as ordered, but for these: why not.
+    Readdressed(Vec<NetlinkError>),
+}
+
+/// The loop's end of the thread.
+pub struct Upkeep {
+    orders: Sender<Order>,
+    wake: Waker,
+    reports: Receiver<Report>,
+    resolving: Arc<AtomicUsize>,
+    thread: JoinHandle<Steering>,
+}
+
+impl Upkeep {
+    /// Starts the thread, which wakes the poll of `loop_waker` after each report.
+    ///
+    /// # Errors
+    /// If the kernel has no thread, no descriptor or no netlink socket left.
+    pub fn begin(
+        steering: Steering,
+        config: &Config,
+        loop_waker: &Arc<Waker>,
+    ) -> io::Result<Upkeep> {
+        let poll = Poll::new()?;
+        let wake = Waker::new(poll.registry(), ORDERS)?;
+        let (orders, ordered) = channel();
+        let (told, reports) = channel();
+        let resolving = Arc::new(AtomicUsize::new(0));
+        let keeper = Keeper {
+            steering,
+            netlink: Netlink::open()?,
+            watch: watch_barrier(&poll, &config.node.name),
+            poll,
+            orders: ordered,
+            resolving: Arc::clone(&resolving),
+            reports: told,
+            loop_waker: Arc::clone(loop_waker),
+            offloads: config.ports.iter().map(offloads).collect(),
+            next_audit: clock::now() + AUDIT_INTERVAL,
+            audits: 0,
+            restored: BTreeMap::new(),
+            truce: None,
+            failed: BTreeSet::new(),
+            barrier_changed: true,
+            barrier: BarrierView::default(),
+        };
+        let thread = thread::Builder::new()
+            .name("upkeep".to_owned())
+            .spawn(move || keeper.run())?;
+        Ok(Upkeep {
+            orders,
+            wake,
+            reports,
+            resolving,
+            thread,
+        })
+    }
+
+    /// Has something done. It is done in the order of the calls.
+    pub fn order(&self, order: Order) {
+        if matches!(order, Order::Resolve(..)) {
+            if self.resolving.load(Ordering::Relaxed) >= MOST_RESOLVED {
+                return;
+            }
+            self.resolving.fetch_add(1, Ordering::Relaxed);
+        }
+        // If the thread is gone, `next_report` says so.
+        let _ = self.orders.send(order);
+        if let Err(error) = self.wake.wake() {
+            log::error!("upkeep not woken error={}", InQuotes(&error));
+        }
+    }
+
+    /// The next report, if there is one.
+    ///
+    /// # Errors
+    /// If the thread has ended, which it does only by a panic: nothing would be repaired any more.
+    pub fn next_report(&self) -> io::Result<Option<Report>> {
+        match self.reports.try_recv() {
+            Ok(report) => Ok(Some(report)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(io::Error::other(
+                "the thread that keeps rules and routes in place has failed",
+            )),
+        }
+    }
+
+    /// Ends the thread after what it is at; none if it has failed.
+    pub fn end(self) -> Option<Steering> {
+        let Upkeep {
+            orders,
+            wake,
+            thread,
+            ..
+        } = self;
+        drop(orders);
+        if let Err(error) = wake.wake() {
+            log::error!("upkeep not woken error={}", InQuotes(&error));
+        }
+        thread.join().ok()
+    }
+}
+
+/// Listens for changes of the barrier of the node of that name; none if the kernel has no packet filter.
+fn watch_barrier(poll: &Poll, node: &str) -> Option<BarrierWatch> {
+    let opened = BarrierWatch::open(node).and_then(|watch| {
+        let mut source = SourceFd(&watch.as_raw_fd());
+        poll.registry()
+            .register(&mut source, BARRIER, Interest::READABLE)?;
+        Ok(watch)
+    });
+    let log = |error: &io::Error| log::debug!("barrier not watched error={}", InQuotes(error));
+    opened.inspect_err(log).ok()
+}
+
+/// The thread's end.
+struct Keeper {
+    steering: Steering,
+    netlink: Netlink,
+    poll: Poll,
+    watch: Option<BarrierWatch>,
+    orders: Receiver<Order>,
+    resolving: Arc<AtomicUsize>,
+    reports: Sender<Report>,
+    loop_waker: Arc<Waker>,
+    /// By port.
+    offloads: Vec<Offloads>,
+    next_audit: Time,
+    audits: u32,
+    /// What was put back last of each port, and when.
+    restored: BTreeMap<Option<PortId>, (Time, Vec<String>)>,
+    /// Nothing is put back until then.
+    truce: Option<Time>,
+    /// Ports that could not be repaired: tried again at the next audit.
+    failed: BTreeSet<PortId>,
+    /// The watch may have something to tell.
+    barrier_changed: bool,
+    /// What was told of it last.
+    barrier: BarrierView,
+}
+
+impl Keeper {
+    fn run(mut self) -> Steering {
+        if let Err(error) = priority::be_ordinary() {
+            log::debug!("priority of upkeep not lowered error={}", InQuotes(&error));
+        }
+        let mut events = Events::with_capacity(4);
+        loop {
+            // Orders first: a repair must know of all that was lost.
+            loop {
+                match self.orders.try_recv() {
+                    Ok(order) => self.obey(order),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return self.steering,
+                }
+            }
+            self.look_around(clock::now());
+            self.wait(&mut events);
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) {
+        let now = clock::now();
+        let is_busy = self.barrier_changed || self.steering.is_disturbed() && self.truce.is_none();
+        let due = self
+            .truce
+            .map_or(self.next_audit, |t| t.min(self.next_audit));
+        let timeout = match is_busy {
+            true => Duration::ZERO,
+            false => due.since(now),
+        };
+        match self.poll.poll(events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                log::error!("upkeep can't wait error={}", InQuotes(&error));
+                thread::sleep(TRUCE);
+            }
+            _ => {}
+        }
+        self.barrier_changed |= events.iter().any(|event| event.token() == BARRIER);
+    }
+
+    fn tell(&self, report: Report) {
+        // If the loop has ended, nobody needs to know.
+        let _ = self.reports.send(report);
+        if let Err(error) = self.loop_waker.wake() {
+            log::error!("loop not woken error={}", InQuotes(&error));
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Disturb(disturbance) => self.steering.disturb(disturbance),
+            Order::RemoveForeign(route) => {
+                let error = self.steering.remove_foreign(&route).err();
+                self.tell(Report::ForeignRemoved(route, error));
+            }
+            Order::Follow(family, ways) => {
+                let error = self.steering.follow(family, &ways).err();
+                self.tell(Report::Followed(family, ways, error));
+            }
+            Order::Readdress(config) => {
+                let edits = self.steering.readdress(&config);
+                let done = edits.iter().map(|edit| self.steering.carry_out(edit));
+                let errors = done.filter_map(Result::err).collect();
+                self.tell(Report::Readdressed(errors));
+            }
+            Order::Resolve(link, addr) => {
+                self.resolving.fetch_sub(1, Ordering::Relaxed);
+                if let Err(error) = self.netlink.resolve(link, addr) {
+                    log::debug!("neighbour not resolved error={}", InQuotes(&error));
+                }
+            }
+        }
+    }
+
+    /// Looks at what is due, and repairs one thing, if one may be broken.
+    fn look_around(&mut self, now: Time) {
+        if std::mem::take(&mut self.barrier_changed)
+            && let Some(watch) = &mut self.watch
+        {
+            let look = watch.look();
+            self.barrier_changed = look.more;
+            if look.changed {
+                self.repair_barrier();
+            }
+        }
+        if now >= self.next_audit {
+            self.next_audit = now + AUDIT_INTERVAL;
+            self.audit();
+        }
+        self.truce.take_if(|until| *until <= now);
+        if !self.steering.is_disturbed() || self.truce.is_some() {
+            return;
+        }
+        match self.steering.repair_some() {
+            Ok(restored) if restored.what.is_empty() => {}
+            Ok(restored) => {
+                self.note_restored(now, &restored);
+                self.tell(Report::Restored(restored));
+            }
+            Err((Some(port), SetupError::NoTun(name))) => self.reopen_tun(port, &name),
+            Err((port, error)) => {
+                self.failed.extend(port);
+                self.tell(Report::NotRepaired(port, error));
+            }
+        }
+    }
+
+    /// Notes what was put back. If it is what was put back just before, nothing is for a moment.
+    fn note_restored(&mut self, now: Time, restored: &Restored) {
+        let last = self.restored.get(&restored.port);
+        let is_again = last.is_some_and(|(at, before)| {
+            now.since(*at) < FIGHT && restored.what.iter().any(|what| before.contains(what))
+        });
+        if is_again {
+            self.truce = Some(now + TRUCE);
+        }
+        let what = restored.what.clone();
+        self.restored.insert(restored.port, (now, what));
+    }
+
+    fn audit(&mut self) {
+        let audits = self.audits;
+        self.audits = audits.wrapping_add(1);
+        let ports = self.offloads.len().max(1) as u32;
+        for port in std::mem::take(&mut self.failed) {
+            self.steering.disturb(Disturbance::Port(port));
+        }
+        self.steering.audit(PortId((audits % ports) as u16));
+        if audits.is_multiple_of(BARRIER_AUDITS) {
+            self.repair_barrier();
+        }
+    }
+
+    fn repair_barrier(&mut self) {
+        if let Some(wrong) = self.steering.repair_barrier() {
+            self.tell(Report::BarrierRestored(wrong));
+        }
+        let view = BarrierView {
+            why_not: self.steering.barrier_fault().map(str::to_owned),
+            stopped: self.steering.stopped(),
+        };
+        if view != self.barrier {
+            self.barrier = view.clone();
+            self.tell(Report::Barrier(view));
+        }
+    }
+
+    /// Makes a TUN device again that somebody has deleted, or moved to another namespace.
+    fn reopen_tun(&mut self, port: PortId, name: &str) {
+        let offloads = self.offloads[port.index()];
+        let made = Tun::open(name, offloads).and_then(|tun| match self.netlink.link(name) {
+            Ok(Some(link)) => Ok((tun, link.index)),
+            Ok(None) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(io::Error::other(error)),
+        });
+        match made {
+            Ok((tun, index)) => {
+                self.steering.replace_tun(port, index);
+                self.tell(Report::TunMade(port, tun));
+            }
+            Err(error) => {
+                self.failed.insert(port);
+                self.tell(Report::TunNotMade(port, error));
+            }
+        }
+    }
+}
