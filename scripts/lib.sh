@@ -96,3 +96,44 @@ namespaces() {
     [ "$(id -u)" = 0 ] || user=(--user --map-root-user)
     unshare "${user[@]}" --net --mount --pid --fork --kill-child -- "$@"
 }
+
+# Copies the core and its tests into DIR, as a package of the root's name without the shell: it builds in a
+# fraction of the time. For scripts that build the core in their own way.
+core_tree() { # DIR
+    git ls-files -z --cached --others --exclude-standard -- crates tests/gateway tests/sim |
+        while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
+        tar --null --files-from=- --create | tar --extract --directory "$1"
+    cp Cargo.lock "$1"
+    {
+        sed -n '/^\[workspace/,/^\[package\]/p' Cargo.toml | sed '$d'
+        cat <<'MANIFEST'
+[package]
+name = "tandemgw"
+version.workspace = true
+edition.workspace = true
+
+[lib]
+path = "lib.rs"
+
+[dev-dependencies]
+base64.workspace = true
+bytes.workspace = true
+etherparse.workspace = true
+ipnet.workspace = true
+log.workspace = true
+proptest.workspace = true
+serde_json.workspace = true
+tandemgw-core.workspace = true
+testkit.workspace = true
+
+[[test]]
+name = "gateway"
+path = "tests/gateway/main.rs"
+
+[[test]]
+name = "sim"
+path = "tests/sim/main.rs"
+MANIFEST
+    } >"$1/Cargo.toml"
+    touch "$1/lib.rs"
+}

@@ -155,10 +155,10 @@ fn with_uplinks(net: &Net) -> Lab {
 fn flows_are_spread_over_uplinks_by_weight_and_stay() {
     for net in Net::both() {
         let mut lab = with_uplinks(&net);
-        let first: Vec<_> = (1..=200).map(|n| exit_to(&mut lab, &net, n)).collect();
+        let first: Vec<_> = (1..=80).map(|n| exit_to(&mut lab, &net, n)).collect();
         let count = |port| first.iter().filter(|exit| **exit == Some(port)).count();
-        assert_eq!(count(WAN) + count(DMZ), 200, "none is left to the kernel");
-        assert!((20..80).contains(&count(WAN)), "{} of 200", count(WAN));
+        assert_eq!(count(WAN) + count(DMZ), 80, "none is left to the kernel");
+        assert!((5..35).contains(&count(WAN)), "{} of 80", count(WAN));
 
         let down = LinkState {
             up: false,
@@ -166,14 +166,14 @@ fn flows_are_spread_over_uplinks_by_weight_and_stay() {
         };
         lab.link(DMZ, down);
         lab.settle();
-        for n in 1..=200 {
+        for n in 1..=80 {
             assert_eq!(exit_to(&mut lab, &net, n), Some(WAN), "the one that is up");
         }
         // Sessions stay where they are when it is back; new ones are spread again.
         lab.link(DMZ, link(DMZ));
         lab.settle();
-        assert!((1..=200).all(|n| exit_to(&mut lab, &net, n) == Some(WAN)));
-        assert!((201..=250).any(|n| exit_to(&mut lab, &net, n) == Some(DMZ)));
+        assert!((1..=80).all(|n| exit_to(&mut lab, &net, n) == Some(WAN)));
+        assert!((81..=120).any(|n| exit_to(&mut lab, &net, n) == Some(DMZ)));
 
         lab.gateway.set_uplinks(net.family, Vec::new());
         lab.settle();

@@ -1123,7 +1123,7 @@ mod tests {
             config.forwards[1].external = (Addr::v4([192, 0, 2, 100]), 1031);
             let mut gateway = Gateway::new(config);
             let mut live: Vec<SessionId> = Vec::new();
-            for op in ops {
+            for (step, op) in ops.into_iter().enumerate() {
                 match op {
                     Op::Open { protocol, host: n, src_port, dst_port, pool } => {
                         let (src_port, dst_port) =
@@ -1139,7 +1139,10 @@ mod tests {
                     Op::Close(_) if live.is_empty() => {}
                     Op::Close(at) => gateway.close(live.swap_remove(at % live.len())),
                 }
-                gateway.nat.check_invariants(&gateway.table);
+                // It looks at each port of each pool.
+                if step.is_multiple_of(10) {
+                    gateway.nat.check_invariants(&gateway.table);
+                }
             }
             gateway.check();
             // One external port for each internal endpoint and pool, and the other way round.
