@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use tandemgw::config::{Severity, parse, render};
+use tandemgw_core::config::{Severity, parse, render};
 
 fuzz_target!(|text: &str| {
     let file = Path::new("fuzz.toml");

@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use tandemgw::config::{Config, parse};
-use tandemgw::flow::{GroupId, PeerId};
-use tandemgw::nat::Nat;
-use tandemgw::session::{AddressBook, Table, Timeouts};
-use tandemgw::sync::message::{Hello, Message, VERSION};
-use tandemgw::sync::{Context, Received, Replicator, codec};
-use tandemgw::time::Time;
+use tandemgw_core::config::{Config, parse};
+use tandemgw_core::flow::{GroupId, PeerId};
+use tandemgw_core::nat::Nat;
+use tandemgw_core::session::{AddressBook, Table, Timeouts};
+use tandemgw_core::sync::message::{Hello, Message, VERSION};
+use tandemgw_core::sync::{Context, Received, Replicator, codec};
+use tandemgw_core::time::Time;
 
 const CONFIG: &str = r#"
 [node]
