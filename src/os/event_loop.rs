@@ -54,8 +54,9 @@ const PACKET_BUDGET: usize = 64;
 const PACKET_TIME: Duration = Duration::from_micros(250);
 /// A packet longer than this is forwarded before the next one is read.
 const LONG_PACKET: usize = 4096;
-/// Frames read from one packet socket in a turn.
-const FRAME_BUDGET: usize = 32;
+/// Frames read from one packet socket in a turn, and the time after which no more are read.
+const FRAME_BUDGET: usize = 512;
+const FRAME_TIME: Duration = Duration::from_micros(150);
 
 const SIGNALS: Token = Token(0);
 const MONITOR: Token = Token(1);
@@ -305,13 +306,14 @@ impl Shell {
         }
         self.read_reports()?;
         self.do_chores();
-        if let Some(peers) = &mut self.peers {
-            peers.receive(now, &mut self.gateway);
-        }
+        // The answers to a check before what comes by the links, of which there may be a flood.
         let mut next = self.ready.sockets.next(0);
         while let Some(index) = next {
             self.read_frames(now, index);
             next = self.ready.sockets.next(index + 1);
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.receive(now, &mut self.gateway);
         }
         // A takeover or a step-down comes before the packets that it concerns.
         self.drain_outputs();
@@ -404,7 +406,11 @@ impl Shell {
 
     fn read_frames(&mut self, now: Time, index: usize) {
         let mut frame = [0; LONGEST_FRAME];
-        for _ in 0..FRAME_BUDGET {
+        let began = clock::now();
+        for number in 0..FRAME_BUDGET {
+            if number % 16 == 15 && clock::now().since(began) >= FRAME_TIME {
+                return;
+            }
             match self.ports[index].socket.recv(&mut frame) {
                 Ok(Some(length)) => {
                     self.gateway

@@ -223,6 +223,19 @@ impl Peers {
         self.pump.close_stream(peer, link, &mut self.wires);
     }
 
+    /// Ends at once, after a reload, what peers say whose keys the config does not name any more.
+    pub fn revoke(&mut self, wanted: &Config) {
+        let valid = wanted.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
+        for (peer, revoked) in self.wires.transport.revoke(valid, Instant::now()) {
+            match revoked {
+                true => log::warn!(
+                    "peer revoked peer={peer} why=\"its key is not in the config\" effect=\"its connections end at once\""
+                ),
+                false => log::info!("peer valid peer={peer} why=\"its key is in the config\""),
+            }
+        }
+    }
+
     /// The transport, for the status.
     pub fn transport(&mut self) -> &mut Transport {
         &mut self.wires.transport

@@ -156,6 +156,9 @@ impl Shell {
         let mut routes_follow = false;
         let result = match self.gateway.install(now, prepared) {
             Ok((reloaded, retired)) => {
+                if let Some(peers) = &mut self.peers {
+                    peers.revoke(&wanted);
+                }
                 worker::discard(&self.waker, (retired, wanted));
                 if reloaded.addresses_changed {
                     self.order(Order::Readdress(self.gateway.shared_config()));

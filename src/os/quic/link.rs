@@ -13,6 +13,7 @@ use quinn_proto::{
 use quinn_udp::RecvMeta;
 
 use super::connection::{Conn, Phase, Streams};
+use super::gate::{self, Gate, Sender};
 use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
@@ -29,6 +30,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 const GOOD_LIFE: Duration = Duration::from_secs(1);
 /// Datagrams handled in one call of [`Link::receive`], before the rest of the loop has its turn.
 const RECEIVE_BUDGET: usize = 128;
+/// The time after which it reads no more, whatever the datagrams cost.
+const RECEIVE_TIME: Duration = Duration::from_micros(100);
 /// Send calls of one connection in one poll.
 const TRANSMIT_BUDGET: usize = 4;
 /// Stream bytes read of one connection in one poll.
@@ -59,6 +62,7 @@ pub(super) struct Link {
     /// Why the socket could not be bound at first.
     pub(super) unbound: Option<io::Error>,
     endpoint: Endpoint,
+    gate: Gate,
     /// By handle.
     conns: Vec<Option<Conn>>,
     /// By peer and role.
@@ -75,6 +79,7 @@ impl Link {
         id: LinkId,
         config: &HaLink,
         endpoint: EndpointConfig,
+        gate: Gate,
         shared: &Shared,
         remotes: Vec<Option<SocketAddr>>,
     ) -> Link {
@@ -92,6 +97,7 @@ impl Link {
             socket,
             unbound,
             endpoint,
+            gate,
             conns: Vec::new(),
             slots: vec![Default::default(); shared.peers.len()],
             remotes,
@@ -103,8 +109,8 @@ impl Link {
     /// Reads datagrams up to the budget; returns whether there may be more.
     pub(super) fn receive(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> bool {
         self.take_errors(cx);
-        let mut handled = 0;
-        while handled < RECEIVE_BUDGET {
+        let (mut handled, began) = (0, Instant::now());
+        while handled < RECEIVE_BUDGET && began.elapsed() < RECEIVE_TIME {
             let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
             let mut chunks = buffer.chunks_exact_mut(RECEIVE_BUFFER);
             let mut slices: [IoSliceMut<'_>; RECEIVE_BATCH] =
@@ -123,12 +129,21 @@ impl Link {
                 let bytes = chunk.get(..meta.len).unwrap_or_default();
                 let datagrams = bytes.chunks(meta.stride.max(1));
                 handled += datagrams.len();
-                if self.peer_at(meta.addr.ip()).is_none() {
+                let marks = gate::peers_at(meta.addr.ip(), &self.remotes, &cx.shared.peers);
+                if marks.is_empty() {
                     cx.out.counters.foreign_datagrams += datagrams.len() as u64;
                     continue;
                 }
+                let sender = Sender {
+                    peers: &marks,
+                    connected: marks.iter().any(|&(peer, _)| self.is_connected(peer)),
+                };
                 for datagram in datagrams {
-                    self.handle_datagram(meta, datagram, cx);
+                    let strangers = &mut cx.out.strangers;
+                    match self.gate.admits(datagram, &sender, strangers, cx.now) {
+                        true => self.handle_datagram(meta, datagram, cx),
+                        false => cx.out.counters.initials_limited += 1,
+                    }
                 }
             }
         }
@@ -231,6 +246,12 @@ impl Link {
         }
     }
 
+    fn is_connected(&self, peer: usize) -> bool {
+        let handle = self.slots[peer][Role::Heartbeat as usize].current;
+        let conn = handle.and_then(|handle| self.conns.get(handle.0)?.as_ref());
+        conn.is_some_and(|conn| conn.phase == Phase::Up)
+    }
+
     fn peer_at(&self, ip: IpAddr) -> Option<PeerId> {
         let at = |remote: &Option<SocketAddr>| remote.is_some_and(|addr| addr.ip() == ip);
         let index = self.remotes.iter().position(at)?;
@@ -313,7 +334,7 @@ impl Link {
         let peer = cx.shared.peers.get(index)?;
         let remote = self.remotes.get(index).copied().flatten()?;
         let can_dial = self.socket.is_bound() && !cx.out.leaving;
-        (peer.dialled && can_dial).then_some(remote)
+        (peer.dialled && !peer.revoked && can_dial).then_some(remote)
     }
 
     fn dial(&mut self, cx: &mut Context<'_>) {
@@ -431,7 +452,7 @@ impl Link {
             .shared
             .peers
             .iter()
-            .position(|peer| Some(peer.key) == key);
+            .position(|peer| Some(peer.key) == key && !peer.revoked);
         let expected = index.filter(|&index| {
             let address = self.remotes.get(index).copied().flatten();
             !cx.shared.peers[index].dialled && address.is_some_and(|a| a.ip() == remote.ip())

@@ -7,6 +7,7 @@
 //! does not get past the handshake.
 
 mod connection;
+mod gate;
 mod link;
 mod outbox;
 mod shared;
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use mio::{Registry, Token};
 use quinn_proto::ConnectionError;
 
+use self::gate::{Gate, Mark};
 use self::link::Link;
 use self::outbox::Outbox;
 use self::shared::{Context, Peer, Shared, code};
@@ -29,7 +31,7 @@ use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};
 use crate::node_key::NodeKey;
-use tandemgw_core::config::Ha;
+use tandemgw_core::config::{Ha, HaPeer};
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::identity::PublicKey;
 use tandemgw_core::in_quotes::InQuotes;
@@ -68,6 +70,8 @@ pub struct Counters {
     pub handshakes_refused: u64,
     /// Handshakes not begun because too many were open.
     pub handshakes_ignored: u64,
+    /// Datagrams from the address of a peer that may begin a handshake, and were too many.
+    pub initials_limited: u64,
     /// Datagrams that the kernel did not take.
     pub send_errors: u64,
 }
@@ -110,7 +114,15 @@ impl Transport {
             let remotes = ha.peers.iter();
             let remotes = remotes.map(|peer| peer.addresses.get(usize::from(id)).copied());
             let endpoint = tuning::endpoint(key);
-            Link::new(LinkId(id), config, endpoint, &shared, remotes.collect())
+            let gate = Gate::new(&key.derive(tuning::OWN_IDS), ha.peers.len());
+            Link::new(
+                LinkId(id),
+                config,
+                endpoint,
+                gate,
+                &shared,
+                remotes.collect(),
+            )
         });
         let mut links: Vec<Link> = links.collect();
         for link in &mut links {
@@ -307,6 +319,27 @@ impl Transport {
         }
     }
 
+    /// Closes the connections to peers whose keys `valid` does not name under their names any more, and lets none of
+    /// these in before it does. Returns the names of those that lose, or get back, their place.
+    pub fn revoke(&mut self, valid: &[HaPeer], now: Instant) -> Vec<(String, bool)> {
+        let mut changed = Vec::new();
+        for (peer, id) in self.shared.peers.iter_mut().zip(0..) {
+            let named = valid
+                .iter()
+                .any(|other| other.name == peer.name && other.public_key == peer.key.0);
+            if std::mem::replace(&mut peer.revoked, !named) == named {
+                changed.push((PeerId(id), peer.name.clone(), !named));
+            }
+        }
+        for (peer, _, _) in changed.iter().filter(|(_, _, revoked)| *revoked) {
+            for link in 0..self.links.len() {
+                self.close(*peer, LinkId(link as u8), now);
+            }
+        }
+        let named = changed.into_iter();
+        named.map(|(_, name, revoked)| (name, revoked)).collect()
+    }
+
     /// Says goodbye to all peers, before it returns, and closes everything for good.
     pub fn close_all(&mut self, now: Instant) {
         self.out.leaving = true;
@@ -364,12 +397,17 @@ fn shared(ha: &Ha, node_name: &str, key: &NodeKey) -> Result<Shared, rustls::Err
     let [heartbeat, sync] = Role::ALL;
     let mut peers = Vec::new();
     for peer in &ha.peers {
-        let client =
-            |role| tuning::client(&credentials, PublicKey(peer.public_key), role, timeouts);
+        let (own, theirs) = (key.public(), PublicKey(peer.public_key));
+        let client = |role| {
+            let mark = Mark::new(own, theirs);
+            tuning::client(&credentials, theirs, mark, role, timeouts)
+        };
         peers.push(Peer {
             name: peer.name.clone(),
-            key: PublicKey(peer.public_key),
+            key: theirs,
+            revoked: false,
             dialled: node_name < peer.name.as_str(),
+            mark: Mark::new(theirs, own),
             clients: [client(heartbeat)?, client(sync)?],
         });
     }

@@ -10,6 +10,7 @@ use tandemgw_core::pump::PeerEvent;
 use tandemgw_core::random::SplitMix64;
 
 use super::Counters;
+use super::gate::Bucket;
 use super::tuning::Role;
 
 /// Events of one role that wait for the caller; above it, received data stays in QUIC, where other
@@ -31,6 +32,8 @@ pub(super) struct Outbox {
     /// By peer and link: how many [`PeerEvent::SyncUp`] are in `sync`.
     unheard: BTreeMap<(PeerId, LinkId), usize>,
     pub(super) counters: Counters,
+    /// Of handshakes that nobody known begins, over all links.
+    pub(super) strangers: Bucket,
     random: SplitMix64,
     last_log: Option<Instant>,
     /// After the goodbye nobody is dialled or accepted.

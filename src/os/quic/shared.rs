@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use quinn_proto::{ClientConfig, ServerConfig};
 
+use super::gate::Mark;
 use super::outbox::Outbox;
 use tandemgw_core::identity::PublicKey;
 
@@ -21,13 +22,17 @@ pub(super) mod code {
 pub(super) struct Peer {
     pub(super) name: String,
     pub(super) key: PublicKey,
+    /// A reload has taken its key out of the config: it is neither dialled nor let in.
+    pub(super) revoked: bool,
     /// Whether we dial, or it does.
     pub(super) dialled: bool,
+    /// On the first packets of what it dials.
+    pub(super) mark: Mark,
     /// By role.
     pub(super) clients: [ClientConfig; 2],
 }
 
-/// What all links share and nobody changes.
+/// What all links share; no link changes it.
 pub(super) struct Shared {
     pub(super) peers: Vec<Peer>,
     /// By role.

@@ -34,7 +34,8 @@ pub(super) struct Credentials {
 
 impl Credentials {
     pub(super) fn new(key: &NodeKey) -> Result<Credentials, Error> {
-        let pkcs8 = PrivatePkcs8KeyDer::from(key.to_pkcs8());
+        let pkcs8 = key.to_pkcs8();
+        let pkcs8 = PrivatePkcs8KeyDer::from(&pkcs8[..]);
         let signing_key = ring::sign::any_eddsa_type(&pkcs8)?;
         let spki = [&SPKI_PREFIX[..], &key.public().0].concat();
         let key = CertifiedKey::new(vec![CertificateDer::from(spki)], signing_key);

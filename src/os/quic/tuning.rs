@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::{
-    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
-    RandomConnectionIdGenerator, ServerConfig, TransportConfig, VarInt,
+    ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
 };
 use ring::{hkdf, hmac};
 
+use super::gate::{Mark, OwnIds};
 use super::tls::Credentials;
 use crate::node_key::NodeKey;
 use tandemgw_core::config::Ha;
@@ -62,13 +62,6 @@ impl Role {
             _ => Role::Heartbeat,
         }
     }
-
-    fn initial_id(self) -> ConnectionId {
-        let mut bytes = [0; 20];
-        bytes.copy_from_slice(&RandomConnectionIdGenerator::new(20).generate_cid());
-        bytes[0] = bytes[0] & !1 | self as u8;
-        ConnectionId::new(&bytes)
-    }
 }
 
 /// Idle timeouts of the roles.
@@ -89,13 +82,15 @@ impl Timeouts {
     }
 }
 
+/// What the secret of [`OwnIds`] is derived for.
+pub(super) const OWN_IDS: &str = "quic connection ids";
+
 /// The configuration of an endpoint whose resets a peer believes after a restart too.
 pub(super) fn endpoint(key: &NodeKey) -> EndpointConfig {
-    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &key.derive("quic stateless reset"));
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &key.derive("quic stateless reset")[..]);
     let mut config = EndpointConfig::new(Arc::new(reset_key));
-    // Not the default generator: that one does not recognise the IDs of a former run, and would let
-    // their packets go unanswered.
-    config.cid_generator(|| Box::new(RandomConnectionIdGenerator::new(8)));
+    let secret = key.derive(OWN_IDS);
+    config.cid_generator(move || Box::new(OwnIds::new(&secret)));
     config.min_reset_interval(Duration::from_millis(5));
     config
 }
@@ -103,13 +98,14 @@ pub(super) fn endpoint(key: &NodeKey) -> EndpointConfig {
 pub(super) fn client(
     credentials: &Credentials,
     peer: PublicKey,
+    mark: Mark,
     role: Role,
     timeouts: Timeouts,
 ) -> Result<ClientConfig, rustls::Error> {
     let crypto = credentials.client(peer, role.alpn())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport(role, timeouts)));
-    config.initial_dst_cid_provider(Arc::new(move || role.initial_id()));
+    config.initial_dst_cid_provider(Arc::new(move || mark.initial_id(role)));
     Ok(config)
 }
 
@@ -121,7 +117,7 @@ pub(super) fn server(
     timeouts: Timeouts,
 ) -> Result<ServerConfig, rustls::Error> {
     let crypto = credentials.server(peers, role.alpn())?;
-    let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&key.derive("quic token"));
+    let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&key.derive("quic token")[..]);
     let mut config = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
     config.transport_config(Arc::new(transport(role, timeouts)));
     config.migration(false);
@@ -213,26 +209,14 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_initial_id_tells_its_role() {
-        for _ in 0..100 {
-            for role in Role::ALL {
-                assert_eq!(Role::of_initial_id(&role.initial_id()), role);
-            }
-        }
-        assert_eq!(
-            Role::of_initial_id(&ConnectionId::new(&[])),
-            Role::Heartbeat
-        );
-    }
-
     /// The dialled end of a connection in memory, after the handshake.
     fn connect(role: Role) -> Connection {
         let keys = [1, 2].map(|seed| NodeKey::from_seed([seed; 32]));
         let [ours, theirs] = keys.each_ref().map(|key| Credentials::new(key).unwrap());
         let timeouts = Timeouts([Duration::from_secs(1); 2]);
         let server = server(&theirs, vec![keys[0].public()], &keys[1], role, timeouts).unwrap();
-        let client = client(&ours, keys[1].public(), role, timeouts).unwrap();
+        let mark = Mark::new(keys[0].public(), keys[1].public());
+        let client = client(&ours, keys[1].public(), mark, role, timeouts).unwrap();
         let mut near = Endpoint::new(Arc::new(endpoint(&keys[0])), None, false, None);
         let server = Some(Arc::new(server));
         let mut far = Endpoint::new(Arc::new(endpoint(&keys[1])), server, false, None);

@@ -447,6 +447,8 @@ impl Ha {
             && let Some(witness) = self.witness(group)
         {
             self.trust_witness(now, group, witness);
+        } else if probes == PROBES && self.was_heard_lately(now, group) {
+            self.continue_check(now, group, 0);
         } else if probes == PROBES {
             let term = self.next_term(group);
             let by = match self.last_primary(group) {
@@ -471,6 +473,15 @@ impl Ha {
                 group: GroupId(group as u8),
             });
         }
+    }
+
+    /// Whether heartbeats of the last primary, which are authenticated, are recent, and only a sign
+    /// that anybody can forge says that it died: an answer may just be late on a busy machine.
+    fn was_heard_lately(&self, now: Time, group: usize) -> bool {
+        self.last_primary(group).is_some_and(|peer| {
+            let heard = peer.heard.is_some_and(|at| now < at + self.hold_of(peer));
+            peer.refused && heard
+        })
     }
 
     fn next_term(&self, group: usize) -> u64 {

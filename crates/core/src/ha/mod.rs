@@ -118,14 +118,14 @@ pub enum Output {
 /// Something that makes it likely, but does not prove, that a peer has died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// The kernel of the peer's machine says that nobody listens there any more.
+    /// The kernel of the peer's machine says that nobody listens there any more. Anybody on the link
+    /// can forge it, so checks that get no answer decide only once the hold time is over.
     Refused {
         /// The peer.
         peer: PeerId,
     },
     /// The connection that the peer's process held for this purpose has ended without a word: the
-    /// kernel closes it for a process that is no more. Stronger than a refusal, which anybody on the
-    /// link can forge, and so the check is shorter.
+    /// kernel closes it for a process that is no more. Stronger than a refusal, and so the check is shorter.
     Ended {
         /// The peer.
         peer: PeerId,
@@ -341,10 +341,16 @@ impl Ha {
                 Hint::Refused { peer } | Hint::Ended { peer } => peer.index() == index,
                 Hint::CarrierLost => true,
             };
+            let ended = matches!(hint, Hint::Ended { .. });
+            if meant && !peer.alive && ended {
+                // A refusal came first, and is no longer the only sign.
+                (peer.ended, peer.refused) = (true, false);
+            }
             if meant && peer.alive {
                 peer.alive = false;
+                peer.refused = matches!(hint, Hint::Refused { .. });
                 peer.deaf_until = Some(deaf_until);
-                peer.ended = matches!(hint, Hint::Ended { .. });
+                peer.ended = ended;
                 peer.gone_why = Some(why);
                 self.events
                     .warn(now, format!("{} may be dead", peer.name), why);

@@ -28,6 +28,8 @@ pub(super) struct Peer {
     pub deaf_until: Option<Time>,
     /// The connection that its process held has ended; forgotten at the next heartbeat.
     pub ended: bool,
+    /// Only a refusal, which can be forged, says that it died; forgotten at the next heartbeat.
+    pub refused: bool,
     /// Why it is not alive, as far as it is known.
     pub gone_why: Option<&'static str>,
     pub goodbye: bool,
@@ -76,6 +78,7 @@ impl Peer {
             heard: None,
             deaf_until: None,
             ended: false,
+            refused: false,
             gone_why: None,
             goodbye: false,
             groups: vec![GroupState::default(); groups],
@@ -151,6 +154,7 @@ impl Peer {
         self.heard = Some(now);
         self.deaf_until = None;
         self.ended = false;
+        self.refused = false;
         self.goodbye = header.goodbye;
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;

@@ -462,7 +462,7 @@ fn a_crash_costs_hold_check_and_an_interval() {
             if let (true, Some(ha)) = (hint, &mut cluster.units[unit].ha) {
                 ha.handle_hint(
                     now,
-                    Hint::Refused {
+                    Hint::Ended {
                         peer: peer_id(unit, primary),
                     },
                 );

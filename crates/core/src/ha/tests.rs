@@ -366,7 +366,7 @@ fn silence_of_the_primary_costs_hold_and_check() {
 #[test]
 fn a_hint_costs_the_check_alone() {
     let ended = Hint::Ended { peer: B };
-    for hint in [Hint::Refused { peer: B }, ended, Hint::CarrierLost] {
+    for hint in [ended, Hint::CarrierLost] {
         let mut voices = [b()];
         let mut bench = Bench::standby(&mut voices);
         bench.ha.handle_hint(bench.now, hint);
@@ -385,6 +385,23 @@ fn a_hint_costs_the_check_alone() {
             false => Takeover::Silent,
         };
         assert_eq!(bench.takeovers(), [reason]);
+    }
+}
+
+#[test]
+fn a_refusal_decides_nothing_before_the_hold_time_is_over() {
+    for killed in [false, true] {
+        let mut voices = [b()];
+        let mut bench = Bench::standby(&mut voices);
+        bench.ha.handle_hint(bench.now, Hint::Refused { peer: B });
+        bench.run(HOLD - INTERVAL - ms(1), &mut []);
+        assert_eq!(bench.role(), Role::Standby, "checks alone move no role");
+        assert!(bench.count(is_probe) > 3);
+        if killed {
+            bench.ha.handle_hint(bench.now, Hint::Ended { peer: B });
+        }
+        let took = bench.time_to_primary(ms(1000), &mut []);
+        assert!(took <= INTERVAL + PROBE_WAIT + ms(1), "{took:?}");
     }
 }
 
