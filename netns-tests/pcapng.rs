@@ -38,6 +38,8 @@ impl Running {
     #[track_caller]
     fn start(unit: &Unit, dir: &Path, arguments: &str) -> Running {
         let file = dir.join(format!("{}.pcapng", unit.ns.name()));
+        // One of an earlier start is not overwritten.
+        let _ = fs::remove_file(&file);
         let line = format!("capture --write {} {arguments}", file.display());
         let process = unit.spawn_tandemgw(&line);
         process.expect_stderr("beginning", |line| line.contains("capturing to"));
@@ -336,9 +338,34 @@ fn wrong_words_are_answered_in_one_line_and_write_nothing() {
     );
     first.end();
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "precious");
-    let full = lab.unit.spawn_tandemgw("capture --write /dev/full");
-    let said = full.finish(PATIENCE).code(1).stderr;
-    assert!(said.contains("/dev/full: No space left"), "{said}");
+    let binary = env!("CARGO_BIN_EXE_tandemgw");
+    let script = format!("! {binary} capture --write - 2>&1 >/dev/full");
+    let said = lab.unit.ns.sh(&script);
+    assert!(said.contains("-: No space left"), "{said}");
+}
+
+#[test]
+fn a_capture_is_private_and_writes_to_nothing_that_is_there() {
+    let lab = Lab::started();
+    let unit = &lab.unit;
+    unit.ns
+        .sh("cd /run; echo precious >x; ln -s x link; ln -s nothing dangling; mkfifo pipe");
+    for name in ["x", "link", "dangling", "pipe"] {
+        let refused = unit.tandemgw(&format!("capture --write /run/{name}"));
+        let said = refused.code(1).stderr;
+        let expected = format!("/run/{name}: it exists already and is not overwritten");
+        assert!(said.contains(&expected), "{said}");
+    }
+    assert_eq!(
+        unit.ns
+            .sh("cat /run/x; ls /run/nothing 2>/dev/null || true"),
+        "precious\n"
+    );
+    let capture = unit.spawn_tandemgw("capture --write /run/y");
+    capture.expect_stderr("a capture", |line| line.contains("capturing"));
+    assert_eq!(unit.ns.run("stat -c %a /run/y"), "600\n");
+    capture.signal(libc::SIGINT);
+    capture.finish(PATIENCE).ok();
 }
 
 #[test]

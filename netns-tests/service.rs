@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -216,6 +217,23 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
     assert_eq!(lab.unit.ns.run("ip rule"), before);
 }
 
+/// No core dump, and no debugger of the same user (proc(5): files of such a process are root's).
+#[track_caller]
+fn assert_memory_is_private(pid: u32) {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let words: Vec<&str> = core.expect("a limit").split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{limits}");
+    let memory = fs::metadata(format!("/proc/{pid}/mem")).expect("it runs");
+    assert_eq!(
+        memory.uid(),
+        0,
+        "it belongs to root, not to the user of the process"
+    );
+}
+
 /// Starts the gateway as the unit file has it: with its capabilities and limits only, and, where the tests
 /// run as root, as an ordinary user.
 fn sandbox() -> String {
@@ -265,6 +283,7 @@ fn rights_of_the_unit_file_are_enough() {
         "0"
     };
     assert_eq!(process_status(pid, "Uid").split('\t').next(), Some(user));
+    assert_memory_is_private(pid);
     // In a namespace of users nothing gives that right.
     if is_root_of_the_machine() {
         let priority = pair.a().ns.run(&format!("chrt -p {pid}"));

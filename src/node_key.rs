@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::{Zeroize, Zeroizing};
+
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tandemgw_core::identity::{KeyError, PublicKey, decode};
@@ -12,23 +14,26 @@ use base64::engine::general_purpose::STANDARD;
 /// The first line of a key file.
 const HEADER: &str = "tandemgw node key v1: keep secret";
 
-/// The secret key of this unit. Its `Debug` shows the public key only.
+/// The secret key of this unit. Its `Debug` shows the public key only, and its memory is overwritten when it
+/// is dropped.
 #[derive(Clone)]
 pub struct NodeKey {
-    seed: [u8; 32],
+    seed: Zeroizing<[u8; 32]>,
     public: PublicKey,
 }
 
 impl NodeKey {
     /// The key pair of a seed of 32 random bytes (RFC 8032, section 5.1.5).
-    pub fn from_seed(seed: [u8; 32]) -> NodeKey {
+    pub fn from_seed(mut seed: [u8; 32]) -> NodeKey {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed has 32 bytes");
         let mut public = [0; 32];
         public.copy_from_slice(pair.public_key().as_ref());
-        NodeKey {
-            seed,
+        let key = NodeKey {
+            seed: Zeroizing::new(seed),
             public: PublicKey(public),
-        }
+        };
+        seed.zeroize();
+        key
     }
 
     /// The public half.
@@ -37,8 +42,9 @@ impl NodeKey {
     }
 
     /// The text of a key file: a header line, and the seed in base64.
-    pub fn to_file_text(&self) -> String {
-        format!("{HEADER}\n{}\n", STANDARD.encode(self.seed))
+    pub fn to_file_text(&self) -> Zeroizing<String> {
+        let seed = Zeroizing::new(STANDARD.encode(&self.seed[..]));
+        Zeroizing::new(format!("{HEADER}\n{}\n", *seed))
     }
 
     /// The key in the text of a key file.
@@ -55,18 +61,18 @@ impl NodeKey {
     }
 
     /// The key pair in PKCS #8 (RFC 8410, section 7), as TLS libraries take it.
-    pub fn to_pkcs8(&self) -> Vec<u8> {
+    pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
         const PREFIX: [u8; 16] = [
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
             0x04, 0x20,
         ];
-        [&PREFIX[..], &self.seed].concat()
+        Zeroizing::new([&PREFIX[..], &self.seed[..]].concat())
     }
 
     /// A secret for another purpose: the same at each start, and nothing that reveals the key.
-    pub fn derive(&self, purpose: &str) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.seed);
-        let mut secret = [0; 32];
+    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.seed[..]);
+        let mut secret = Zeroizing::new([0; 32]);
         secret.copy_from_slice(hmac::sign(&key, purpose.as_bytes()).as_ref());
         secret
     }
@@ -118,7 +124,7 @@ mod tests {
         assert_eq!(error("-----BEGIN PRIVATE KEY-----"), KeyError::Header);
         assert_eq!(error(HEADER), KeyError::Encoding);
         assert_eq!(error(&text[..text.len() - 3]), KeyError::Encoding);
-        assert_eq!(error(&format!("{text}more")), KeyError::TrailingLines);
+        assert_eq!(error(&format!("{}more", *text)), KeyError::TrailingLines);
         assert_eq!("AAAA".parse::<PublicKey>(), Err(KeyError::Encoding));
     }
 

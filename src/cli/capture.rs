@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tandemgw::os::{clock, signal};
+use tandemgw::os::{clock, private_file, signal};
 use tandemgw_core::control::protocol::capture::{Begin, Line, Packet};
 use tandemgw_core::control::protocol::{DONE, Failure, Request};
 
@@ -112,6 +112,17 @@ struct Target<'a> {
     bytes: Vec<u8>,
 }
 
+/// Makes the file. One that is there is not overwritten.
+fn create(path: &Path) -> io::Result<File> {
+    private_file::create(path).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => io::Error::new(
+            ErrorKind::AlreadyExists,
+            "it exists already and is not overwritten; choose another name, or remove it first",
+        ),
+        _ => error,
+    })
+}
+
 impl<'a> Target<'a> {
     fn new(path: &'a Path) -> Target<'a> {
         Target {
@@ -153,7 +164,7 @@ impl<'a> Target<'a> {
         let out: Box<dyn Write> = if is_stdout(self.path) {
             Box::new(io::stdout())
         } else {
-            Box::new(File::create(self.path)?)
+            Box::new(create(self.path)?)
         };
         let program = concat!("tandemgw ", env!("CARGO_PKG_VERSION"));
         let comment = format!("node {}", begin.node);

@@ -1,12 +1,14 @@
 //! The file that holds the secret key of this unit.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
 
+use super::private_file;
 use crate::node_key::NodeKey;
 use tandemgw_core::identity::PublicKey;
 
@@ -17,24 +19,19 @@ const MAX_BYTES: u64 = 4096;
 ///
 /// Fails if there is a file already: a key that is lost can't be made again.
 pub fn generate(path: &Path) -> io::Result<PublicKey> {
-    let mut seed = [0; 32];
+    let mut seed = Zeroizing::new([0; 32]);
     SystemRandom::new()
-        .fill(&mut seed)
+        .fill(&mut seed[..])
         .map_err(|_| io::Error::other("the kernel gave no random bytes"))?;
-    let key = NodeKey::from_seed(seed);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => explain(
-                path,
-                &error,
-                "exists already and is not overwritten; choose another name, or remove it first",
-            ),
-            _ => explain(path, &error, "can't be made"),
-        })?;
+    let key = NodeKey::from_seed(*seed);
+    let mut file = private_file::create(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => explain(
+            path,
+            &error,
+            "exists already and is not overwritten; choose another name, or remove it first",
+        ),
+        _ => explain(path, &error, "can't be made"),
+    })?;
     file.write_all(key.to_file_text().as_bytes())?;
     file.sync_all()?;
     Ok(key.public())
@@ -65,7 +62,8 @@ pub fn load(path: &Path) -> io::Result<NodeKey> {
             ),
         ));
     }
-    let mut text = String::new();
+    // As much as is read, so that no copy is left behind where it grew.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES as usize + 1));
     file.take(MAX_BYTES)
         .read_to_string(&mut text)
         .map_err(|error| explain(path, &error, "can't be read"))?;

@@ -21,6 +21,7 @@ pub mod packet_socket;
 pub mod peers;
 pub mod preflight;
 pub mod priority;
+pub mod private_file;
 pub mod process;
 pub mod quic;
 pub mod service_manager;

@@ -32,6 +32,22 @@ pub fn usage(started: Option<Duration>) -> Process {
     }
 }
 
+/// Keeps the memory of this process, with its key and all sessions, from debuggers of the same user and from
+/// core dumps (prctl(2), `PR_SET_DUMPABLE`; getrlimit(2), `RLIMIT_CORE`).
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn keep_private() -> io::Result<()> {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
+    // SAFETY: `none` is a valid rlimit for the kernel to read, borrowed only for the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) }).map(drop)
+}
+
 fn page_size() -> Option<u64> {
     // SAFETY: sysconf takes and gives numbers.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };

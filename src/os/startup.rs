@@ -78,6 +78,13 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     if let Err(error) = process::raise_file_limit() {
         log::debug!("limit of open files not raised error={}", InQuotes(&error));
     }
+    // After the priority, for which files of this process are written that are root's from here on.
+    if let Err(error) = process::keep_private() {
+        log::warn!(
+            "memory not private error={} effect=\"a debugger or a core dump may show the key and the sessions\"",
+            InQuotes(&error)
+        );
+    }
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
     let ports = open_ports(&config)?;
