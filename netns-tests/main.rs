@@ -15,6 +15,7 @@ mod pair;
 mod services;
 mod unit;
 
+mod attack;
 mod book;
 mod client;
 mod config;
@@ -32,6 +33,7 @@ mod limits;
 mod links;
 mod metrics;
 mod mtu;
+mod must_pass;
 mod nat;
 mod neighbor;
 mod offload;

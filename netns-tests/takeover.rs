@@ -171,3 +171,42 @@ fn a_machine_that_makes_and_removes_many_links_costs_no_heartbeat() {
     assert!(pair.a().is_primary() && pair.a().term() == term);
     sessions.finish();
 }
+
+/// Hosts that have the link-local address of their router from a DHCPv6 server or by hand.
+#[test]
+fn a_link_local_router_is_carried_over() {
+    let mut pair = Pair::new();
+    pair.edit("\"fd77:1::1/64\"]", "\"fd77:1::1/64\", \"fe80::1/64\"]");
+    pair.start();
+    let host = &pair.lab.lan1;
+    host.run("ip -6 route replace default via fe80::1 dev eth0");
+    let ping = |count: u32| {
+        let said = pair
+            .lab
+            .lan1
+            .run(&format!("ping -c {count} -i 0.05 -W 2 {}", SERVER[1]));
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    };
+    ping(10);
+    let neighbor = || pair.lab.lan1.run("ip neigh show fe80::1");
+    assert!(
+        neighbor().contains(&mac_of(&pair.a().ns, "eth0")),
+        "{}",
+        neighbor()
+    );
+    let announced = Capture::start(&pair.lab.lan2, "eth0", "icmp6");
+    let term = pair.a().term();
+    pair.lab.unit.kill();
+    pair.wait_for_takeover_by_b(term);
+    announced.expect(&["neighbor advertisement", "tgt is fe80::1"]);
+    let said = pair
+        .lab
+        .lan1
+        .run(&format!("ping -c 10 -i 0.05 -W 2 {}", SERVER[1]));
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    let neighbor = pair.lab.lan1.run("ip neigh show fe80::1");
+    assert!(
+        neighbor.contains(&mac_of(&pair.b().ns, "eth0")),
+        "{neighbor}"
+    );
+}

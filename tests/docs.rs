@@ -426,6 +426,9 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::SourceLimit => {
             "A host scans or is infected, or many users are behind one address: raise `sessions-per-source` or `ports-per-source` if it is legitimate."
         }
+        DropReason::NeighborLimit => {
+            "Somebody goes through the addresses of a network behind a port (RFC 6583): 32 at a time are looked for, and the kernel gives up on one after 3 s. `tandemgw sessions --by source` shows who."
+        }
         DropReason::NatExhausted => {
             "UDP and ICMP: each internal endpoint takes an external port. TCP: one per destination. Add addresses with a `[[nat-pool]]`, widen its `ports`, or shorten `udp` in `[timeouts]`. Also counted if the policy translates but there is no address of the packet's family."
         }

@@ -112,11 +112,7 @@ fn print_opening(explanation: &Explanation, out: &mut impl Write) -> io::Result<
         print_nat(nat, out)?;
     }
     if explanation.makes_room {
-        step(
-            out,
-            "table",
-            "full: an unanswered session would have to go for it",
-        )?;
+        step(out, "room", "none: another session would have to go for it")?;
     }
     print_exit(explanation, out)
 }
@@ -216,6 +212,9 @@ fn difference(key: Option<Mismatch>) -> &'static str {
         Some(Mismatch::Source) => "another source (`source`)",
         Some(Mismatch::Destination) => "another destination (`destination`)",
         Some(Mismatch::Service) => "another service (`service`)",
+        Some(Mismatch::Forwarded) => {
+            "by a forward, or past one to its server's own address (`forwarded`)"
+        }
         Some(Mismatch::Unknown) | None => "it does not match",
     }
 }

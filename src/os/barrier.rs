@@ -74,6 +74,8 @@ pub enum Condition {
     Whole {
         /// Packets that would have gone past the gateway.
         stopped: u64,
+        /// Whether the kernel is kept from answering packets whose hop limit ends here.
+        hops: bool,
     },
     /// It is missing, or changed: what is wrong with it.
     Broken(String),
@@ -88,6 +90,8 @@ pub struct Barrier {
     nftables: Option<Nftables>,
     table: String,
     posts: Vec<Post>,
+    /// Whether the kernel has taken the chain for hop limits.
+    has_hops: bool,
 }
 
 impl Barrier {
@@ -97,6 +101,7 @@ impl Barrier {
             nftables: None,
             table: table_name(node),
             posts: Vec::new(),
+            has_hops: false,
         }
     }
 
@@ -121,7 +126,9 @@ impl Barrier {
     /// What the kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
         self.replace_table(INET, rules())?;
-        if let Err(error) = self.add_hops() {
+        let hops = self.add_hops();
+        self.has_hops = hops.is_ok();
+        if let Err(error) = hops {
             log::warn!(
                 "hop limits left to the kernel error={} \
                  effect=\"traceroute shows an address of this unit beside the virtual one\"",
@@ -144,7 +151,12 @@ impl Barrier {
     pub fn examine(&mut self) -> Result<Condition, NetlinkError> {
         let table = self.table.clone();
         let found = Found::read(self.nftables()?, &table)?;
-        Ok(found.judge(&Sets::of(&self.posts)))
+        Ok(match found.judge(&Sets::of(&self.posts)) {
+            Condition::Whole { hops: false, .. } if self.has_hops => {
+                Condition::Broken("the chain for hop limits is missing, or changed".to_owned())
+            }
+            condition => condition,
+        })
     }
 
     /// Removes it. Call it when forwarding is off, or as it was before the gateway.
@@ -410,6 +422,8 @@ struct Found {
     hook: Option<(Option<u32>, Option<u32>)>,
     /// The comments of the rules, in order.
     comments: Vec<String>,
+    /// The same of the chain for packets whose hop limit ends here.
+    hops: Vec<String>,
     stopped: u64,
     keys: [BTreeSet<Vec<u8>>; 4],
 }
@@ -421,6 +435,7 @@ impl Found {
             table_flags: None,
             hook: None,
             comments: Vec::new(),
+            hops: Vec::new(),
             stopped: 0,
             keys: Default::default(),
         };
@@ -451,13 +466,16 @@ impl Found {
         )?;
         let of_table = |message: &mut super::nftables::Message| {
             message.text(attribute::TABLE_NAME, table);
-            message.text(attribute::RULE_CHAIN, CHAIN);
         };
-        nftables.list(libc::NFT_MSG_GETRULE, INET, of_table, |object| {
-            if is_ours(&object) && object.text(attribute::RULE_CHAIN) == Some(CHAIN) {
+        nftables.list(libc::NFT_MSG_GETRULE, INET, of_table, |object| match object
+            .text(attribute::RULE_CHAIN)
+        {
+            Some(CHAIN) if is_ours(&object) => {
                 found.comments.push(comment(object));
                 found.stopped += counted(object);
             }
+            Some(HOPS) if is_ours(&object) => found.hops.push(comment(object)),
+            _ => {}
         })?;
         for (keys, set) in found.keys.iter_mut().zip([PAIRS, PORTS, TUNS, NAMES]) {
             *keys = self::keys(nftables, table, set)?;
@@ -484,8 +502,10 @@ impl Found {
         if !sets.all(|((_, keys), found)| keys.iter().eq(found)) {
             return broken("it is for other interfaces");
         }
+        let hops: Vec<&str> = hop_rules().iter().map(|(_, comment)| *comment).collect();
         Condition::Whole {
             stopped: self.stopped,
+            hops: self.hops == hops,
         }
     }
 }

@@ -227,8 +227,10 @@ impl AsRawFd for PacketSocket {
 
 super::source_by_descriptor!(PacketSocket);
 
-/// Bytes of frames that may wait: a flood of ARP is cut here, before it costs the loop its time.
-const RECEIVE_BUFFER: libc::c_int = 256 * 1024;
+/// Bytes of frames that may wait, some 400 of full length: a flood is cut here, before it costs the loop its time. What
+/// comes in two turns of the loop at the rate of a gigabit of short frames fits, so that a flood of packets without a hop
+/// left pushes out no ARP.
+const RECEIVE_BUFFER: libc::c_int = 1024 * 1024;
 
 fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
     // Protocol 0: it receives nothing before the filter is in place.
@@ -239,7 +241,14 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
         filter: filter.as_ptr().cast_mut(),
     };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER)?;
+    // Beyond `net.core.rmem_max` (socket(7)), which takes a right that a process with this socket may not have.
+    let sized = set_option(
+        &socket,
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        &RECEIVE_BUFFER,
+    );
+    sized.or_else(|_| set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))?;
     // The filter drops them too; this spares the send path the call. Linux 4.20.
     if let Err(error) = set_option(
         &socket,

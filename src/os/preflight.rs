@@ -8,6 +8,7 @@ mod interface;
 mod link;
 mod machine;
 mod memory;
+mod neighbors;
 mod peer;
 mod port;
 
@@ -101,6 +102,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
         checks.push(port::mtus(config, network));
         checks.push(port::receive_offload(config));
     }
+    checks.push(neighbors::neighbors(config));
     checks.push(machine::clock());
     checks.push(files::control_socket(config, is_running));
     checks.extend(files::key(config));

@@ -155,16 +155,16 @@ name = "dmz"
     (&[BASE], r#"[[port]]
 name = "dmz"
 interface = "eth2"
-virtual-addresses = ["10.0.3.0/24", "10.0.3.255/24", "127.0.0.1/8", "224.0.0.1/24", "fe80::1/64", "fd00:3::/64", "::ffff:10.0.0.1/120", "10.9.9.9/0"]
+virtual-addresses = ["10.0.3.0/24", "10.0.3.255/24", "127.0.0.1/8", "224.0.0.1/24", "169.254.1.1/24", "fd00:3::/64", "::ffff:10.0.0.1/120", "10.9.9.9/0"]
 "#, &[
         r#"4:22 error: `10.0.3.0` is the network address of 10.0.3.0/24 | give an address of the link that no machine has as its own"#,
         r#"4:37 error: `10.0.3.255` is the broadcast address of 10.0.3.0/24 | give an address of the link that no machine has as its own"#,
         r#"4:54 error: `127.0.0.1` is a loopback address | give an address of the link that no machine has as its own"#,
         r#"4:69 error: `224.0.0.1` is a multicast address | give an address of the link that no machine has as its own"#,
-        r#"4:85 error: `fe80::1` is a link-local address | give a global address, or a private or unique local one"#,
-        r#"4:99 error: `fd00:3::` is the subnet-router anycast address of fd00:3::/64 | give an address of the link that no machine has as its own"#,
-        r#"4:114 error: `::ffff:10.0.0.1` is an IPv4-mapped address | give an address of the link that no machine has as its own"#,
-        r#"4:137 error: `10.9.9.9/0` is on a link with all addresses | write the prefix length of the link"#,
+        r#"4:85 error: `169.254.1.1` is a link-local address | give a global address, or a private one"#,
+        r#"4:103 error: `fd00:3::` is the subnet-router anycast address of fd00:3::/64 | give an address of the link that no machine has as its own"#,
+        r#"4:118 error: `::ffff:10.0.0.1` is an IPv4-mapped address | give an address of the link that no machine has as its own"#,
+        r#"4:141 error: `10.9.9.9/0` is on a link with all addresses | write the prefix length of the link"#,
     ]),
     (&[BASE], r#"[[port]]
 name = "dmz"

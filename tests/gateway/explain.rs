@@ -6,7 +6,7 @@ use tandemgw_core::event::{DropReason, LinkState, Verdict};
 use tandemgw_core::flow::{GroupId, PortId};
 use tandemgw_core::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
 
-use testkit::lab::{LAN, Lab, Net, WAN, link};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link};
 use testkit::packets::{Pkt, SYN, echo_request, tcp, udp};
 
 /// Explains a packet, then sends it: the same must come of it, and no counter may move before.
@@ -179,4 +179,29 @@ fn without_peers_nothing_would_survive() {
     assert_eq!(foretold(&mut lab, LAN, &ping).pickup, None);
     let unwanted = tcp((net.server, 4000), (net.host, 443), SYN, 1, 0);
     assert_eq!(foretold(&mut lab, WAN, &unwanted).pickup, None);
+}
+
+#[test]
+fn a_port_that_the_largest_holder_gives_is_foretold() {
+    const POOL: &str = "\n[[nat-pool]]\nname = \"p\"\naddresses = [\"10.77.2.9\", \"fd77:2::9\"]\nports = \"4000-4015\"\n";
+    for net in Net::both() {
+        for protocol in [
+            tandemgw_core::flow::Protocol::UDP,
+            tandemgw_core::flow::Protocol::TCP,
+        ] {
+            let config = CONFIG.replacen("nat = true", "nat-pool = \"p\"", 1) + POOL;
+            let mut lab = Lab::of(&config);
+            let packet = |source, port| match protocol {
+                tandemgw_core::flow::Protocol::TCP => {
+                    tcp((source, port), (net.server, 443), SYN, 1, 0)
+                }
+                _ => udp((source, port), (net.server, 53)),
+            };
+            lab.flood((0..16).map(|n| (LAN, packet(net.host, 20_000 + n))));
+            let explanation = foretold(&mut lab, LAN, &packet(net.neighbor, 30_000));
+            assert_eq!(explanation.fate, Fate::Forward);
+            assert!(explanation.makes_room);
+            assert_eq!(lab.sessions(), 16);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 mod announce;
 mod capture;
 mod explain;
+mod forwarded;
 mod fragments;
 mod icmp_errors;
 mod must_pass;

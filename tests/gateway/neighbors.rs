@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tandemgw_core::event::{LinkState, Output};
-use tandemgw_core::flow::{Addr, PortId};
+use tandemgw_core::event::{DropReason, LinkState, Output, Verdict};
+use tandemgw_core::flow::{Addr, Family, PortId};
 use tandemgw_core::gateway::Role;
 use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
 
-use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link, mac};
+use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, ip, link, mac};
+use testkit::packets::udp;
 
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 9, 9];
 
@@ -197,4 +198,147 @@ fn a_unit_that_steps_down_announces_no_more() {
             "the primary may"
         );
     }
+}
+
+#[test]
+fn each_link_has_its_link_local_router() {
+    let both = ["10.77.1.1/24", "10.77.2.1/24"];
+    let config = both.iter().fold(CONFIG.to_owned(), |config, own| {
+        config.replacen(
+            &format!("\"{own}\","),
+            &format!("\"{own}\", \"fe80::1/64\","),
+            1,
+        )
+    });
+    let (router, host) = (ip("fe80::1"), ip("fe80::77"));
+    let mut lab = Lab::standby(&config);
+    let question = neighbor::solicit(router, host, THEIRS);
+    assert_eq!(
+        ask(&mut lab, LAN, &question).0,
+        [],
+        "not before it is primary"
+    );
+    lab.gateway.start(lab.now);
+    lab.pass(Duration::from_millis(10));
+    let announced = lab.outputs();
+    for port in [LAN, WAN] {
+        let solicit = Solicit {
+            target: router,
+            sender: host,
+            sender_mac: THEIRS,
+        };
+        let answer = Output::Frame {
+            port,
+            bytes: neighbor::reply(&solicit, mac(port)),
+        };
+        assert_eq!(ask(&mut lab, port, &question).0, [answer]);
+        for bytes in neighbor::announce(router, mac(port)) {
+            assert!(
+                announced.contains(&Output::Frame { port, bytes }),
+                "{announced:?}"
+            );
+        }
+    }
+    assert_eq!(ask(&mut lab, DMZ, &question).0, []);
+    // It answers no packet: hosts far away could not reach it.
+    let net = Net::of(Family::V6);
+    let lost = udp((net.host, 4000), (net.unrouted, 53));
+    let told = lab.send(LAN, &lost).outputs;
+    let error = testkit::packets::icmp_error(
+        testkit::packets::ErrorCode::NoRoute,
+        net.lan_vip,
+        net.host,
+        &lost.bytes(),
+    );
+    let error = error.own_error().bytes();
+    assert_eq!(
+        told,
+        [Output::Packet {
+            port: LAN,
+            bytes: error
+        }]
+    );
+}
+
+/// A host of the DMZ's network that does not exist.
+fn nobody(net: &Net, number: u16) -> Addr {
+    let mut octets = *net.dmz_host.octets();
+    octets[15] = number as u8;
+    if net.family == Family::V6 {
+        octets[14] = 1 + (number >> 8) as u8;
+    }
+    match net.family {
+        Family::V4 => Addr::v4([octets[12], octets[13], octets[14], octets[15]]),
+        Family::V6 => Addr::v6(octets),
+    }
+}
+
+/// Sends a datagram to each of so many hosts that don't exist; returns to how many it was forwarded.
+fn scan(lab: &mut Lab, net: &Net, source: Addr, hosts: std::ops::Range<u16>) -> usize {
+    let hosts = hosts.map(|number| udp((source, 4000), (nobody(net, number), 9)));
+    let forwarded = hosts.filter(|packet| match lab.send(LAN, packet).verdict {
+        Verdict::Forward => true,
+        Verdict::Drop(DropReason::NeighborLimit) => false,
+        verdict => panic!("{verdict:?}"),
+    });
+    forwarded.count()
+}
+
+#[test]
+fn a_scan_of_a_link_waits_for_few_hosts_and_keeps_nobody_from_others() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let query = udp((net.neighbor, 4000), (net.dmz_host, 53));
+        assert_eq!(lab.send(LAN, &query).verdict, Verdict::Forward);
+        assert_eq!(lab.send(DMZ, &query.answer()).verdict, Verdict::Forward);
+        assert_eq!(scan(&mut lab, &net, net.host, 20..120), 32);
+        // What goes to a host that is waited for already makes the kernel look for no other one.
+        assert_eq!(scan(&mut lab, &net, net.host, 20..120), 32);
+        // Another source has places of its own, and reaches who has answered in any case.
+        assert_eq!(scan(&mut lab, &net, net.neighbor, 130..200), 32);
+        let more = udp((net.neighbor, 4001), (net.dmz_host, 53));
+        assert_eq!(lab.send(LAN, &more).verdict, Verdict::Forward);
+        assert_eq!(lab.send(LAN, &more.src(net.host)).verdict, Verdict::Forward);
+        // The sessions that are there wait like new ones.
+        lab.pass(Duration::from_millis(3100));
+        assert_eq!(scan(&mut lab, &net, net.host, 60..120), 32);
+        assert_eq!(scan(&mut lab, &net, net.host, 20..52), 0);
+    }
+}
+
+#[test]
+fn all_the_addresses_of_a_host_share_the_places_of_their_network() {
+    let net = Net::of(Family::V6);
+    let mut lab = Lab::new();
+    let source = |number: u8| {
+        let mut octets = *net.host.octets();
+        octets[12] = number;
+        Addr::v6(octets)
+    };
+    let scans = (0..20).map(|number| {
+        let first = u16::from(number) * 100;
+        scan(&mut lab, &net, source(number), first..first + 20)
+    });
+    assert_eq!(scans.sum::<usize>(), 128);
+}
+
+#[test]
+fn all_sources_together_leave_room_in_the_kernels_table() {
+    let mut lab = Lab::of(&CONFIG.replace("10.77.3.1/24", "10.88.0.1/20"));
+    lab.route("10.88.0.0/20", testkit::lab::to_port(DMZ));
+    let mut forwarded = 0;
+    for number in 0..20u8 {
+        for target in 0..32u8 {
+            let source = Addr::v4([10, 77, 1, 20 + number]);
+            let packet = udp(
+                (source, 4000),
+                (
+                    Addr::v4([10, 88, 4 + number / 4, 32 * (number % 4) + target + 1]),
+                    9,
+                ),
+            );
+            forwarded += usize::from(lab.send(LAN, &packet).verdict == Verdict::Forward);
+        }
+    }
+    assert_eq!(forwarded, 384);
 }

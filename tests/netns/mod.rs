@@ -76,6 +76,7 @@ pub fn config() -> Config {
         mss_clamp: None,
         routing_headers: true,
         reserved_addresses: false,
+        quotas: Default::default(),
     };
     let pool = |name: &str, addresses: &[&str]| NatPool {
         name: name.into(),
@@ -136,6 +137,7 @@ fn policy() -> Policy {
         action: Action::Accept,
         nat: Nat::Pool(1),
         log: false,
+        forwarded: None,
         pickup_guarantee: None,
         mss_clamp: None,
     }

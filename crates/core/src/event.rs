@@ -214,6 +214,8 @@ drop_reasons! {
     HalfOpenLimit = "half-open-limit",
     /// The source has as many sessions, or external ports, as one may have.
     SourceLimit = "source-limit",
+    /// For a host on a link that has never answered, while its sender, or all together, wait for too many such.
+    NeighborLimit = "neighbor-limit",
     /// No free port or identifier to translate to.
     NatExhausted = "nat-exhausted",
     /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.

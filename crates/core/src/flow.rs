@@ -51,6 +51,15 @@ impl Addr {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
+    /// Whether it is good on its link only (RFC 3927; RFC 4291, section 2.5.6).
+    #[inline]
+    pub fn is_link_local(&self) -> bool {
+        match self.family() {
+            Family::V4 => self.last4()[..2] == [169, 254],
+            Family::V6 => self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80,
+        }
+    }
+
     /// The unspecified address of `family` (0.0.0.0 or ::).
     pub const fn unspecified(family: Family) -> Addr {
         match family {

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use siphasher::sip128::SipHasher24;
 
 use crate::config::{Action, Config, Nat, Policy, Service};
-use crate::flow::{Addr, FlowKey, PolicyId, PortId};
+use crate::flow::{Addr, FlowKey, PolicyId, PortId, Protocol};
 
 use index::Index;
 
@@ -40,6 +40,37 @@ pub enum Mismatch {
     Destination,
     /// `service`
     Service,
+    /// `forwarded`
+    Forwarded,
+}
+
+/// How a packet came to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By its own address.
+    Direct,
+    /// A forward has translated the destination.
+    Forwarded,
+    /// By its own address, although it came in by the port of a forward to that server and port: who
+    /// lets others reach a server by a forward need not want its own address to be reachable too.
+    PastForward,
+}
+
+/// The servers of the forwards, by the port that their clients come in by: first and last port.
+type Servers = BTreeMap<(PortId, Protocol, Addr), Vec<(u16, u16)>>;
+
+fn servers(config: &Config) -> Servers {
+    let mut servers = Servers::new();
+    for forward in &config.forwards {
+        let (addr, first) = forward.internal;
+        let more = forward
+            .last_external_port
+            .saturating_sub(forward.external.1);
+        let ports = (first, first.saturating_add(more));
+        let key = (forward.port, forward.protocol, addr);
+        servers.entry(key).or_default().push(ports);
+    }
+    servers
 }
 
 /// The policies in order, compiled for matching.
@@ -50,6 +81,7 @@ pub struct Ruleset {
     rules: Vec<Rule>,
     /// None where a scan is as fast.
     index: Option<Index>,
+    servers: Servers,
     digest: [u8; 16],
     /// By [`PolicyId`]: the name, and the place in the config; empty and none for a policy that is no
     /// more. Its id is given to another one at the next change.
@@ -62,6 +94,7 @@ impl Ruleset {
         let nothing = Ruleset {
             rules: Vec::new(),
             index: None,
+            servers: Servers::new(),
             digest: [0; 16],
             names: Vec::new(),
         };
@@ -104,6 +137,7 @@ impl Ruleset {
         Ok(Ruleset {
             rules,
             index: Index::new(&config.policies),
+            servers: servers(config),
             digest: hash.as_u128().to_le_bytes(),
             names,
         })
@@ -122,9 +156,17 @@ impl Ruleset {
     /// The decision of the first policy that matches a session that comes in by `from` and leaves by
     /// `to`; none if no policy does.
     ///
-    /// `key` is that of the opening packet after destination translation, before source translation.
-    pub fn decide(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Decision> {
-        let matches = |rule: &Rule| rule.mismatch(from, to, key).is_none();
+    /// `key` is that of the opening packet after destination translation, before source translation;
+    /// `forwarded` is whether a forward has translated the destination.
+    pub fn decide(
+        &self,
+        from: PortId,
+        to: PortId,
+        key: &FlowKey,
+        forwarded: bool,
+    ) -> Option<Decision> {
+        let way = self.way(from, key, forwarded);
+        let matches = |rule: &Rule| rule.mismatch(from, to, key, way).is_none();
         let rule = match &self.index {
             None => self.rules.iter().find(|rule| matches(rule))?,
             Some(index) => &self.rules[index.find(key, |place| matches(&self.rules[place]))?],
@@ -138,11 +180,24 @@ impl Ruleset {
 
     /// Why the policies before the one that decides did not match, in their order. The policy that
     /// decides is the next one; there is none if the result has an entry for each policy.
-    pub fn trace(&self, from: PortId, to: PortId, key: &FlowKey) -> Vec<Mismatch> {
+    pub fn trace(&self, from: PortId, to: PortId, key: &FlowKey, forwarded: bool) -> Vec<Mismatch> {
+        let way = self.way(from, key, forwarded);
         self.rules
             .iter()
-            .map_while(|rule| rule.mismatch(from, to, key))
+            .map_while(|rule| rule.mismatch(from, to, key, way))
             .collect()
+    }
+
+    fn way(&self, from: PortId, key: &FlowKey, forwarded: bool) -> Way {
+        if forwarded {
+            return Way::Forwarded;
+        }
+        let servers = self.servers.get(&(from, key.protocol, key.dst));
+        let has = |ports: &(u16, u16)| (ports.0..=ports.1).contains(&key.dst_port);
+        match servers.is_some_and(|servers| servers.iter().any(has)) {
+            true => Way::PastForward,
+            false => Way::Direct,
+        }
     }
 
     /// A digest of all that decides the fate of a new session: policies, pools and forwards.
@@ -161,6 +216,7 @@ struct Rule {
     source: Vec<Network>,
     destination: Vec<Network>,
     service: Vec<Service>,
+    forwarded: Option<bool>,
     action: Action,
     nat: Nat,
 }
@@ -174,12 +230,13 @@ impl Rule {
             source: policy.source.iter().map(Network::new).collect(),
             destination: policy.destination.iter().map(Network::new).collect(),
             service: policy.service.clone(),
+            forwarded: policy.forwarded,
             action: policy.action,
             nat: policy.nat,
         }
     }
 
-    fn mismatch(&self, from: PortId, to: PortId, key: &FlowKey) -> Option<Mismatch> {
+    fn mismatch(&self, from: PortId, to: PortId, key: &FlowKey, way: Way) -> Option<Mismatch> {
         if !self.from.contains(from) {
             Some(Mismatch::From)
         } else if !self.to.contains(to) {
@@ -190,8 +247,17 @@ impl Rule {
             Some(Mismatch::Destination)
         } else if !any_or_empty(&self.service, |service| service_matches(service, key)) {
             Some(Mismatch::Service)
+        } else if !self.allows(way) {
+            Some(Mismatch::Forwarded)
         } else {
             None
+        }
+    }
+
+    fn allows(&self, way: Way) -> bool {
+        match self.forwarded {
+            None => way != Way::PastForward,
+            Some(forwarded) => forwarded == (way == Way::Forwarded),
         }
     }
 }
@@ -257,10 +323,11 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
 fn canonical(config: &Config) -> String {
     let mut text = String::new();
     for policy in &config.policies {
+        let forwarded = policy.forwarded.map(|it| format!(" forwarded {it}"));
         // Writing to a string can't fail.
         let _ = writeln!(
             text,
-            "policy {:?} from {:?} to {:?} source {:?} destination {:?} service {:?} {:?} nat {}",
+            "policy {:?} from {:?} to {:?} source {:?} destination {:?} service {:?} {:?} nat {}{}",
             policy.name,
             port_names(config, &policy.from),
             port_names(config, &policy.to),
@@ -274,6 +341,7 @@ fn canonical(config: &Config) -> String {
             ),
             policy.action,
             nat_name(config, policy.nat),
+            forwarded.unwrap_or_default(),
         );
     }
     let pools = config
@@ -314,7 +382,7 @@ fn sorted(items: impl Iterator<Item = String>) -> Vec<String> {
 pub(crate) mod tests {
     use super::*;
     use crate::config::{Forward, Limits, NatPool, Node, Port, Timeouts};
-    use crate::flow::Protocol;
+
     use proptest::prelude::*;
     use std::net::IpAddr;
     use std::time::Duration;
@@ -324,12 +392,14 @@ pub(crate) mod tests {
             name: name.into(),
             interface: interface.into(),
             virtual_addresses: Vec::new(),
+            link_local: Vec::new(),
             source_check: true,
             offload: true,
             rejects_syns: false,
             mss_clamp: None,
             routing_headers: true,
             reserved_addresses: false,
+            quotas: Default::default(),
         }
     }
 
@@ -341,6 +411,7 @@ pub(crate) mod tests {
             source: Vec::new(),
             destination: Vec::new(),
             service: Vec::new(),
+            forwarded: None,
             action: Action::Accept,
             nat: Nat::Off,
             log: false,
@@ -431,6 +502,7 @@ pub(crate) mod tests {
             PortId(0),
             PortId(1),
             &key(Protocol::UDP, "10.0.0.1", "10.0.0.2", 1),
+            false,
         );
         assert_eq!(decided.map(|d| d.policy), Some(PolicyId(1)));
     }
@@ -475,9 +547,9 @@ pub(crate) mod tests {
             action: Action::Reject,
             nat: Nat::Egress,
         };
-        assert_eq!(ruleset.decide(LAN, WAN, &key), Some(expected));
+        assert_eq!(ruleset.decide(LAN, WAN, &key, false), Some(expected));
         assert_eq!(
-            ruleset.trace(LAN, WAN, &key),
+            ruleset.trace(LAN, WAN, &key, false),
             [
                 Mismatch::From,
                 Mismatch::To,
@@ -495,9 +567,9 @@ pub(crate) mod tests {
             ..policy("in")
         }]));
         let key = key(Protocol::UDP, "10.0.0.1", "192.0.2.1", 53);
-        assert_eq!(ruleset.decide(LAN, WAN, &key), None);
-        assert_eq!(ruleset.trace(LAN, WAN, &key), [Mismatch::From]);
-        assert!(ruleset.decide(WAN, LAN, &key).is_some());
+        assert_eq!(ruleset.decide(LAN, WAN, &key, false), None);
+        assert_eq!(ruleset.trace(LAN, WAN, &key, false), [Mismatch::From]);
+        assert!(ruleset.decide(WAN, LAN, &key, false).is_some());
     }
 
     #[test]
@@ -517,7 +589,12 @@ pub(crate) mod tests {
         let ruleset = Ruleset::new(&config(vec![rule]));
         let allowed = |protocol, port| {
             ruleset
-                .decide(LAN, WAN, &key(protocol, "10.0.0.1", "10.0.0.2", port))
+                .decide(
+                    LAN,
+                    WAN,
+                    &key(protocol, "10.0.0.1", "10.0.0.2", port),
+                    false,
+                )
                 .is_some()
         };
         assert!(allowed(Protocol::TCP, 8000) && allowed(Protocol::TCP, 8099));
@@ -536,10 +613,48 @@ pub(crate) mod tests {
         };
         let v4 = key(Protocol::TCP, "10.0.0.1", "10.0.0.2", 80);
         let v6 = key(Protocol::TCP, "fd00::1", "fd00::2", 80);
-        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v4).is_some());
-        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v6).is_none());
-        assert!(only("::/0").decide(LAN, WAN, &v4).is_none());
-        assert!(only("::/0").decide(LAN, WAN, &v6).is_some());
+        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v4, false).is_some());
+        assert!(only("0.0.0.0/0").decide(LAN, WAN, &v6, false).is_none());
+        assert!(only("::/0").decide(LAN, WAN, &v4, false).is_none());
+        assert!(only("::/0").decide(LAN, WAN, &v6, false).is_some());
+    }
+
+    #[test]
+    fn a_server_is_not_reached_past_its_forward_unless_a_policy_says_so() {
+        let rules = |forwarded| {
+            let mut config = config(vec![Policy {
+                forwarded,
+                ..policy("web")
+            }]);
+            config.forwards = vec![Forward {
+                name: "f".into(),
+                port: WAN,
+                protocol: Protocol::TCP,
+                external: (Addr::v4([192, 0, 2, 1]), 8000),
+                last_external_port: 8002,
+                internal: (Addr::v4([10, 0, 0, 1]), 80),
+            }];
+            Ruleset::new(&config)
+        };
+        let web = |port| key(Protocol::TCP, "192.0.2.9", "10.0.0.1", port);
+        // By the forward, past it, past it from another port than that of the forward, another service.
+        for (forwarded, expected) in [
+            (None, [true, false, true, true]),
+            (Some(true), [true, false, false, false]),
+            (Some(false), [false, true, true, true]),
+        ] {
+            let ruleset = rules(forwarded);
+            let found = [
+                ruleset.decide(WAN, LAN, &web(82), true),
+                ruleset.decide(WAN, LAN, &web(82), false),
+                ruleset.decide(DMZ, LAN, &web(82), false),
+                ruleset.decide(WAN, LAN, &web(83), false),
+            ];
+            assert_eq!(found.map(|it| it.is_some()), expected, "{forwarded:?}");
+        }
+        let traced = rules(None).trace(WAN, LAN, &web(80), false);
+        assert_eq!(traced, [Mismatch::Forwarded]);
+        assert_ne!(rules(None).digest(), rules(Some(true)).digest());
     }
 
     #[test]
@@ -668,9 +783,9 @@ pub(crate) mod tests {
             for (src, dst, dst_port, from) in flows {
                 for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP] {
                     let key = FlowKey { src, dst, src_port: 1, dst_port, protocol };
-                    let decided = ruleset.decide(PortId(from), WAN, &key);
+                    let decided = ruleset.decide(PortId(from), WAN, &key, false);
                     let mut scan = ruleset.rules.iter();
-                    let first = scan.find(|rule| rule.mismatch(PortId(from), WAN, &key).is_none());
+                    let first = scan.find(|rule| rule.mismatch(PortId(from), WAN, &key, Way::Direct).is_none());
                     prop_assert_eq!(decided.map(|it| it.policy), first.map(|rule| rule.id));
                 }
             }

@@ -49,7 +49,7 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
             assert!(shown.contains(line), "{line}: {shown}");
         }
         assert!(nft("list table bridge tandemgw-gw-a").contains("oif @ports counter"));
-        assert_eq!(barrier.examine().unwrap(), Condition::Whole { stopped: 0 });
+        assert_eq!(barrier.examine().unwrap(), whole());
         barrier.remove().unwrap();
         assert_eq!(nft("list ruleset"), "");
         barrier.remove().unwrap();
@@ -78,7 +78,7 @@ fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
             let condition = barrier.examine().unwrap();
             assert!(matches!(condition, Condition::Broken(_)), "{damage}");
             barrier.restore().unwrap();
-            assert_eq!(barrier.examine().unwrap(), Condition::Whole { stopped: 0 });
+            assert_eq!(barrier.examine().unwrap(), whole());
             assert!(watch.look().changed, "our own change is one");
         }
         // Of others' tables nothing is said.
@@ -100,7 +100,7 @@ fn is_for_the_interfaces_that_are_there() {
         let other = Condition::Broken("it is for other interfaces".to_owned());
         assert_eq!(seen.examine().unwrap(), other);
         barrier.set(posts()).unwrap();
-        assert_eq!(seen.examine().unwrap(), Condition::Whole { stopped: 0 });
+        assert_eq!(seen.examine().unwrap(), whole());
         // A name of the node that has changed: the old table goes, that of others stays.
         Barrier::new("b").set(posts()).unwrap();
         let others = [Post {
@@ -131,7 +131,7 @@ fn many_ports_are_no_problem() {
         let posts: Vec<Post> = (0..512).map(post).collect();
         let mut barrier = Barrier::new("a");
         barrier.set(posts).unwrap();
-        assert_eq!(barrier.examine().unwrap(), Condition::Whole { stopped: 0 });
+        assert_eq!(barrier.examine().unwrap(), whole());
     });
 }
 
@@ -200,4 +200,12 @@ fn a_kernel_without_netfilter_is_told_and_steers_all_the_same() {
         assert!(!problems[0].fatal && problems[0].what.contains("no packet filter"));
         assert!(problems[0].remedy.contains("nf_tables"));
     });
+}
+
+/// All in place, and nothing stopped.
+fn whole() -> Condition {
+    Condition::Whole {
+        stopped: 0,
+        hops: true,
+    }
 }

@@ -10,8 +10,11 @@ pub(super) fn check(config: &Config, network: &Network, is_running: bool) -> Che
         barrier::examine(&config.node.name, &posts(config, network)),
         is_running,
     ) {
-        (Ok(Condition::Whole { stopped: 0 }), _) => "in place, and has stopped nothing".to_owned(),
-        (Ok(Condition::Whole { stopped }), _) => {
+        (Ok(Condition::Whole { hops: false, .. }), true) => return no_hops(),
+        (Ok(Condition::Whole { stopped: 0, .. }), _) => {
+            "in place, and has stopped nothing".to_owned()
+        }
+        (Ok(Condition::Whole { stopped, .. }), _) => {
             format!(
                 "in place; it has stopped {stopped} packets that would have gone past the gateway"
             )
@@ -33,6 +36,14 @@ fn broken(config: &Config, what: &str) -> Check {
         "find out who removes it (nft monitor); the gateway sets it again at once",
     );
     Check::new("barrier", "", [problem])
+}
+
+fn no_hops() -> Check {
+    let problem = Problem::warning(
+        "the kernel answers packets whose hop limit ends here: traceroute shows an address of this unit",
+        "modprobe nft_fib_inet (CONFIG_NFT_FIB_INET), and restart the gateway; or find out who removes the chain `hops`",
+    );
+    Check::new("barrier", "in place, but for hop limits", [problem])
 }
 
 fn missing(error: &str) -> Check {

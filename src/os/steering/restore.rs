@@ -191,7 +191,7 @@ impl Steering {
             Some(fault) => Ok(Condition::Broken(fault)),
         };
         let wrong = match condition {
-            Ok(Condition::Whole { stopped }) => {
+            Ok(Condition::Whole { stopped, .. }) => {
                 self.stopped.by_this_one = stopped;
                 return None;
             }

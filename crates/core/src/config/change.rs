@@ -109,18 +109,20 @@ impl Change {
                 name,
                 interface,
                 virtual_addresses,
+                link_local,
                 source_check,
                 offload,
                 rejects_syns,
                 routing_headers,
                 reserved_addresses,
                 mss_clamp,
+                quotas,
             } = &new[new_at];
             let old = &old[old_at];
             let key = |key| format!("port.{name}.{key}");
             let waiting = &mut self.waiting;
             compare(waiting, key("interface"), &old.interface, interface);
-            if old.virtual_addresses != *virtual_addresses {
+            if (&old.virtual_addresses, &old.link_local) != (virtual_addresses, link_local) {
                 self.wait(key("virtual-addresses"), "changed");
             }
             compare(&mut self.waiting, key("offload"), &old.offload, offload);
@@ -138,7 +140,19 @@ impl Change {
                 reserved_addresses,
             );
             compare(applied, key("mss-clamp"), &old.mss_clamp, mss_clamp);
+            for (name, old, new) in [
+                ("sessions-per-source", old.quotas.sessions, quotas.sessions),
+                (
+                    "half-open-per-source",
+                    old.quotas.half_open,
+                    quotas.half_open,
+                ),
+                ("ports-per-source", old.quotas.ports, quotas.ports),
+            ] {
+                compare(applied, key(name), &old, &new);
+            }
             let port = &mut self.config.ports[old_at];
+            port.quotas = *quotas;
             port.mss_clamp = *mss_clamp;
             port.source_check = *source_check;
             port.rejects_syns = *rejects_syns;
@@ -591,6 +605,30 @@ mod tests {
             "addresses = false",
             "addresses = true",
             "port.lan.reserved-addresses",
+        ),
+        (
+            "port.sessions-per-source",
+            "sessions-per-source = 7",
+            "sessions-per-source = 6",
+            "port.lan.sessions-per-source",
+        ),
+        (
+            "port.half-open-per-source",
+            "half-open-per-source = 8",
+            "half-open-per-source = 6",
+            "port.lan.half-open-per-source",
+        ),
+        (
+            "port.ports-per-source",
+            "ports-per-source = 9",
+            "ports-per-source = 6",
+            "port.lan.ports-per-source",
+        ),
+        (
+            "policy.forwarded",
+            "forwarded = false",
+            "forwarded = true",
+            "policy.p",
         ),
         ("group.name", "\"g\"", "\"gg\"", "!group.g"),
         (

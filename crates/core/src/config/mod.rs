@@ -63,7 +63,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The addresses that hosts on `port` find at the gateway: the virtual ones, and those of pools in
+    /// The addresses that hosts on `port` find at the gateway: first the virtual ones, then those of pools in
     /// their networks. A pool address outside of all networks is routed to us by others, and asked for
     /// by nobody.
     pub fn addresses_on(&self, port: &Port) -> Vec<Addr> {
@@ -79,7 +79,8 @@ impl Config {
             .flat_map(|pool| &pool.addresses)
             .filter(within)
             .copied();
-        let own: Vec<Addr> = port.virtual_addresses.iter().map(|own| own.addr).collect();
+        let own = port.virtual_addresses.iter().chain(&port.link_local);
+        let own: Vec<Addr> = own.map(|own| own.addr).collect();
         let known: BTreeSet<Addr> = own.iter().copied().collect();
         let pools: BTreeSet<Addr> = pools.filter(|addr| !known.contains(addr)).collect();
         own.into_iter().chain(pools).collect()
@@ -109,8 +110,11 @@ pub struct Port {
     pub name: String,
     /// `interface`
     pub interface: String,
-    /// `virtual-addresses` with their prefix lengths.
+    /// `virtual-addresses` with their prefix lengths, but for link-local ones.
     pub virtual_addresses: Vec<VirtualAddress>,
+    /// Those of `virtual-addresses` that are link-local: hosts find their router at them, and nothing is sent
+    /// from or to them. Other ports may have the same ones.
+    pub link_local: Vec<VirtualAddress>,
     /// `source-check`, default true: drop a packet whose source the routing expects on another port.
     pub source_check: bool,
     /// `offload`, default true: take super-packets and unfinished checksums from the kernel where it
@@ -126,6 +130,19 @@ pub struct Port {
     pub mss_clamp: Option<MssClamp>,
     /// `reserved-addresses`, default false: 240.0.0.0/4 may be a source and destination on this port.
     pub reserved_addresses: bool,
+    /// How much a source that sends by this port may have, where that is not as in `[limits]`.
+    pub quotas: Quotas,
+}
+
+/// `sessions-per-source`, `half-open-per-source` and `ports-per-source` of a `[[port]]`; none where `[limits]` holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Sessions of one source; 0 means no limit.
+    pub sessions: Option<u32>,
+    /// Half-open ones; 0 means no limit.
+    pub half_open: Option<u32>,
+    /// External ports for UDP and ICMP; 0 means no limit.
+    pub ports: Option<u32>,
 }
 
 /// An address that the gateway answers for.
@@ -163,6 +180,9 @@ pub struct Policy {
     pub destination: Vec<IpNet>,
     /// `service`; empty means any.
     pub service: Vec<Service>,
+    /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` is either, but for a
+    /// packet that comes in by the port of a forward and is for the address and port of its server.
+    pub forwarded: Option<bool>,
     /// `action`
     pub action: Action,
     /// `nat` and `nat-pool`

@@ -1,6 +1,6 @@
 //! `[[port]]` and `[[group]]`: the interfaces and the virtual addresses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -8,7 +8,7 @@ use super::diagnostic::Report;
 use super::names::{Names, check_interface, check_name, check_port_name};
 use super::reader::{At, Span, Table};
 use super::value::{BareAddress, LinkAddress, unusable, unusable_in};
-use super::{Group, Port, VirtualAddress};
+use super::{Group, Port, Quotas, VirtualAddress};
 use crate::flow::{Addr, Family, GroupId, PortId};
 
 /// The ports, and what other tables are checked against.
@@ -107,8 +107,18 @@ impl Network {
         let port = self.ports.get(port.index());
         port.is_some_and(|port| {
             let addresses = &port.virtual_addresses;
-            addresses.iter().any(|v| v.addr.family() == family)
+            let mut routed = addresses.iter().filter(|v| !v.addr.is_link_local());
+            routed.any(|v| v.addr.family() == family)
         })
+    }
+
+    /// The ports, whose link-local addresses are apart from the others.
+    pub fn into_ports(mut self) -> Vec<Port> {
+        for port in &mut self.ports {
+            let link_local = |own: &mut VirtualAddress| own.addr.is_link_local();
+            port.link_local = port.virtual_addresses.extract_if(.., link_local).collect();
+        }
+        self.ports
     }
 
     /// The port that has this virtual address.
@@ -205,6 +215,7 @@ impl Network {
             name: name.map_or_else(String::new, |name| name.value),
             interface: interface.map_or_else(String::new, |name| name.value),
             virtual_addresses,
+            link_local: Vec::new(),
             source_check: table.flag("source-check"),
             offload: table.flag("offload"),
             rejects_syns: table
@@ -213,6 +224,7 @@ impl Network {
             routing_headers: table.flag("routing-headers"),
             mss_clamp: table.take("mss-clamp").map(|at| at.value),
             reserved_addresses: table.flag("reserved-addresses"),
+            quotas: read_quotas(&mut table),
         });
         table.finish();
     }
@@ -220,10 +232,19 @@ impl Network {
     /// Each virtual address exists once, and no network is on two ports.
     fn check_networks(&self, report: &Report) {
         let mut known: BTreeMap<Addr, usize> = BTreeMap::new();
+        let mut link_local: BTreeSet<(usize, Addr)> = BTreeSet::new();
         let mut networks: BTreeMap<(usize, IpNet), ()> = BTreeMap::new();
         for place in self.places.iter().filter(|place| place.usable) {
             let VirtualAddress { addr, network, .. } =
                 self.ports[place.port].virtual_addresses[place.index];
+            // Each link has its own.
+            if addr.is_link_local() {
+                if !link_local.insert((place.port, addr)) {
+                    let message = format!("`{addr}` is a virtual address of this port already");
+                    report.error(&place.span, message, "");
+                }
+                continue;
+            }
             if let Some(port) = known.insert(addr, place.port) {
                 let message = format!(
                     "`{addr}` is a virtual address of port `{}` already",
@@ -300,12 +321,26 @@ pub(super) fn port_id(index: usize) -> PortId {
     PortId::from_index(index)
 }
 
+fn read_quotas(table: &mut Table<'_>) -> Quotas {
+    // The ranges in the list of options fit.
+    let mut read = |key| {
+        let value = table.optional_integer(key);
+        value.map(|value| u32::try_from(value).unwrap_or(u32::MAX))
+    };
+    Quotas {
+        sessions: read("sessions-per-source"),
+        half_open: read("half-open-per-source"),
+        ports: read("ports-per-source"),
+    }
+}
+
 fn check_virtual_address(report: &Report, address: IpNet, span: &Span) {
     const HINT: &str = "give an address of the link that no machine has as its own";
     let addr = address.addr();
-    if let Some(why) = unusable(addr) {
+    let is_router = matches!(addr, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if let Some(why) = unusable(addr).filter(|_| !is_router) {
         let hint = match why {
-            "a link-local address" => "give a global address, or a private or unique local one",
+            "a link-local address" => "give a global address, or a private one",
             _ => HINT,
         };
         report.error(span, format!("`{addr}` is {why}"), hint);

@@ -185,12 +185,15 @@ const OPTIONS: &[OptionDoc] = &[
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, "the name by which policies and peers know the port"),
     text("port", "interface", "interface", DefaultValue::Required, "the kernel's interface that the hosts are on"),
-    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel"),
+    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
     flag("port", "source-check", true, "drop a packet whose source the routing expects on another port (RFC 3704)"),
     choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
     flag("port", "routing-headers", true, "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
     flag("port", "reserved-addresses", false, "let 240.0.0.0/4 be a source and destination here, as some networks use it inside (RFC 6890 reserves it)"),
     text("port", "mss-clamp", MSS_CLAMP, DefaultValue::Absent("not changed"), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
+    option("port", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), "sessions that a source which sends by this port may have"),
+    option("port", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), "those of them without an answer yet"),
+    option("port", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), "external ports for UDP and ICMP that such a source may have"),
     flag("port", "offload", true, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
     text("group", "name", "name", DefaultValue::Required, "the name of the group; the same on all units"),
@@ -204,6 +207,7 @@ const OPTIONS: &[OptionDoc] = &[
     list("policy", "source", "prefix", DefaultValue::Absent("any"), "source addresses"),
     list("policy", "destination", "prefix", DefaultValue::Absent("any"), "destination addresses, after a forward has translated them"),
     list("policy", "service", "service: tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47, any", DefaultValue::Absent("any"), "protocols and destination ports"),
+    option("policy", "forwarded", Kind::Bool, DefaultValue::Absent("either, but not past a forward"), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
     choice("policy", "action", ACTIONS, DefaultValue::Required, "what happens to a session that matches"),
     flag("policy", "nat", false, "translate the source to the virtual address of the port that the session leaves by"),
     text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), "translate the source to an address of this pool"),
@@ -407,6 +411,9 @@ pub(super) mod tests {
         mss-clamp = "auto"
         routing-headers = true
         reserved-addresses = false
+        sessions-per-source = 7
+        half-open-per-source = 8
+        ports-per-source = 9
         [[group]]
         name = "g"
         ports = ["lan"]
@@ -421,6 +428,7 @@ pub(super) mod tests {
         source = ["10.0.0.0/8"]
         destination = ["10.0.0.0/8"]
         service = ["tcp/80"]
+        forwarded = false
         action = "accept"
         nat = true
         nat-pool = "n"

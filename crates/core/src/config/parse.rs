@@ -63,7 +63,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     root.finish();
     Config {
         node,
-        ports: network.ports,
+        ports: network.into_ports(),
         groups,
         policies: policies.into_iter().map(|at| at.value).collect(),
         nat_pools: pools.pools,

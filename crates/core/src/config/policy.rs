@@ -69,6 +69,7 @@ fn read_policy(
     let source = prefixes(report, &table.any_or_list("source"));
     let destination = prefixes(report, &table.any_or_list("destination"));
     let service = services(&table.any_or_list("service"));
+    let forwarded = table.take("forwarded").map(|at| at.value);
     let action = action(&mut table);
     let nat = read_nat(&mut table, pools);
     let log = table.flag("log");
@@ -84,6 +85,7 @@ fn read_policy(
         source,
         destination,
         service,
+        forwarded,
         action,
         nat: nat.value,
         log,

@@ -100,7 +100,13 @@ fn covers(a: &Policy, b: &Policy) -> bool {
     let services = |a: &[Service], b: &[Service]| {
         a.is_empty() || !b.is_empty() && b.iter().all(|b| a.iter().any(|a| service_covers(a, b)))
     };
-    ports(&a.from, &b.from)
+    // Without the key, a policy does not match what goes past a forward.
+    let forwarded = match a.forwarded {
+        None => b.forwarded != Some(false),
+        some => b.forwarded == some,
+    };
+    forwarded
+        && ports(&a.from, &b.from)
         && ports(&a.to, &b.to)
         && nets(&a.source, &b.source)
         && nets(&a.destination, &b.destination)

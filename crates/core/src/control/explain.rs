@@ -301,6 +301,7 @@ fn differs(mismatch: policy::Mismatch) -> Mismatch {
         policy::Mismatch::Source => Mismatch::Source,
         policy::Mismatch::Destination => Mismatch::Destination,
         policy::Mismatch::Service => Mismatch::Service,
+        policy::Mismatch::Forwarded => Mismatch::Forwarded,
     }
 }
 

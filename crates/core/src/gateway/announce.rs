@@ -243,7 +243,8 @@ impl Gateway {
             let port = PortId::from_index(round.port);
             let link = self.ports[round.port].link;
             let addresses = &self.addresses[round.port];
-            let own = self.config.ports[round.port].virtual_addresses.len();
+            let settings = &self.config.ports[round.port];
+            let own = settings.virtual_addresses.len() + settings.link_local.len();
             let own = own.min(addresses.len());
             let (first, end) = match round.part {
                 Part::Own => (0, own),

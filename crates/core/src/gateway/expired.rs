@@ -7,13 +7,16 @@ use crate::packet::build::Problem;
 use crate::packet::{self, Kind};
 use crate::time::Time;
 
+use super::limiter::Budget;
 use super::{Gateway, Packet};
 
 impl Gateway {
     /// Handles an IP packet with no hop left that the interface of `port` received. What is for an address
     /// of the gateway itself has arrived (RFC 1122, section 3.2.1.7).
     pub(super) fn handle_expired(&mut self, now: Time, port: PortId, bytes: &[u8]) {
-        if let Err(reason) = self.answer_expired(now, port, bytes) {
+        if !self.budgets.allow(Budget::Expired, now) {
+            self.count_drop(DropReason::HopLimit);
+        } else if let Err(reason) = self.answer_expired(now, port, bytes) {
             self.count_drop(reason);
         }
     }

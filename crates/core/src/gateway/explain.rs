@@ -8,7 +8,7 @@ use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol}
 use crate::packet::{self, Kind};
 use crate::policy::{Decision, Mismatch};
 use crate::route::Hop;
-use crate::session::{InsertError, Session, SessionId};
+use crate::session::{InsertError, Session, SessionId, Tracker};
 use crate::time::Time;
 
 use super::hairpin::turns_back;
@@ -323,14 +323,24 @@ impl Gateway {
         let tracker = decided?;
         let source = packet.parsed.key.src;
         let is_own = |it: &Session| self.is_primary(it.group);
-        let gives_way = self.table.room(&source, is_own).map_err(no_room)?;
+        let gives_way = self
+            .table
+            .room(&source, self.limits_by(packet.port), is_own)
+            .map_err(no_room)?;
         let port_gives_way = self.ports_yield(&plan, &source)?;
         explanation.makes_room = gives_way.or(port_gives_way).is_some();
         // What the packet would draw.
-        let random = self.random.clone().next();
-        let session = self
-            .draft(packet, &plan, tracker, random)
-            .map_err(|_| DropReason::NatExhausted)?;
+        let mut random = self.random.clone();
+        let session = match self.draft(packet, &plan, tracker.clone(), random.next()) {
+            Ok(session) => session,
+            Err(exhausted) => {
+                let giver = self.port_giver(&plan, &source, random.next());
+                if giver.is_none() || !exhausted.is_certain() {
+                    return Err(DropReason::NatExhausted.into());
+                }
+                return self.explain_given_port(packet, plan, tracker, explanation);
+            }
+        };
         if let Some(source) = &mut explanation.source {
             let addr = self.book.resolve(session.nat_src, session.src);
             source.to = Some((addr, session.nat_src_port));
@@ -348,6 +358,24 @@ impl Gateway {
                 fate => Err(fate),
             };
         }
+        self.check_exit(packet, session.out_port)?;
+        Ok(self.wait_of(&session))
+    }
+
+    /// A session that somebody else has to give its external port for. Which one that is, is known when it has
+    /// ended.
+    fn explain_given_port(
+        &self,
+        packet: &Packet<'_>,
+        mut plan: Plan,
+        tracker: Tracker,
+        explanation: &mut Explanation,
+    ) -> Result<Fate, Fate> {
+        explanation.makes_room = true;
+        plan.source = None;
+        let session = self
+            .draft(packet, &plan, tracker, 0)
+            .map_err(|_| DropReason::NatExhausted)?;
         self.check_exit(packet, session.out_port)?;
         Ok(self.wait_of(&session))
     }
@@ -399,7 +427,9 @@ impl Gateway {
         explanation.route = is_routed.then_some((plan.key.dst, plan.hop));
         let Some(egress) = plan.egress else { return };
         explanation.egress = Some(egress);
-        explanation.passed_over = self.ruleset.trace(packet.port, egress, &plan.key);
+        explanation.passed_over =
+            self.ruleset
+                .trace(packet.port, egress, &plan.key, plan.destination.is_some());
         explanation.decision = plan.decision;
         let is_accepted = plan
             .decision

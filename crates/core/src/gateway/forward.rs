@@ -11,6 +11,7 @@ use crate::time::Time;
 use super::hairpin::turns_back;
 use super::limiter::Budget;
 use super::open::Plan;
+use super::unresolved::is_unanswered;
 use super::{Gateway, Packet, PortState, Role, cluster};
 
 impl Gateway {
@@ -41,6 +42,7 @@ impl Gateway {
         let before = Phase::of(session);
         let to = session.translated(direction, &self.book);
         let (policy, turns_back) = (session.policy, turns_back(session, direction));
+        let unanswered = is_unanswered(session, direction) && !turns_back;
         let followed = follow(session, &packet, direction);
         self.traffic[usize::from(session.group.0)].seen[direction as usize] =
             Some(packet.now.tick());
@@ -56,8 +58,25 @@ impl Gateway {
         if turns_back {
             return self.turn_back(&mut packet, to, egress);
         }
+        if unanswered && let Err(reason) = self.look_for(&packet, egress, to.dst) {
+            return Verdict::Drop(reason);
+        }
         self.clamp_mss(&mut packet, &to, policy, egress);
         self.send(&mut packet, &to, egress)
+    }
+
+    /// Lets a packet go to a host that has not answered in its session, within the limits for those.
+    #[cold]
+    fn look_for(
+        &mut self,
+        packet: &Packet<'_>,
+        egress: PortId,
+        to: Addr,
+    ) -> Result<(), DropReason> {
+        let source = &packet.parsed.key.src;
+        self.check_neighbor(packet.now, source, egress, to)?;
+        self.note_neighbor(packet.now, source, egress, to);
+        Ok(())
     }
 
     /// A SYN that the session does not take. If the connection is over, the side that was its server may
@@ -109,6 +128,7 @@ impl Gateway {
         if news.state_changed {
             self.table
                 .moved(id, |session| before.state(session.protocol));
+            self.note_neighbor_of(id);
             self.note_changed(id, before);
         }
     }
@@ -153,6 +173,10 @@ impl Gateway {
         }
         if !(any_segment && matches!(copy.tracker, Tracker::Tcp(_))) {
             follow(&mut copy, packet, direction)?;
+        }
+        if is_unanswered(session, direction) && !turns_back(session, direction) {
+            let to = session.translated(direction, &self.book);
+            self.check_neighbor(packet.now, &packet.parsed.key.src, egress, to.dst)?;
         }
         self.check_exit(packet, egress)?;
         Ok(egress)

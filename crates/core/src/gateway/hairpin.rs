@@ -35,7 +35,7 @@ impl Gateway {
             return None;
         }
         let port = self.port_with(&key.dst)?;
-        let decision = self.ruleset.decide(packet.port, port, key)?;
+        let decision = self.ruleset.decide(packet.port, port, key, false)?;
         if decision.action != Action::Accept {
             return None;
         }

@@ -34,7 +34,7 @@ impl Gateway {
         // else may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
         let from = parsed.key.src;
         let is_martian = packet::martian_source(from) || from == parsed.key.dst;
-        if is_martian || packet::link_local(from) {
+        if is_martian || from.is_link_local() {
             return Err(DropReason::Martian);
         }
         if !packet::checksum_ok(bytes, &parsed, offload) {

@@ -14,18 +14,23 @@ pub enum Budget {
     Refusals,
     /// Echo replies.
     Echo,
+    /// Looks at packets whose hop limit ends here: they share a socket with ARP, which must not wait.
+    Expired,
 }
 
 /// Echo replies a second: more than a person or a monitor asks for.
 const ECHO_REPLIES_PER_SECOND: u32 = 50_000;
+/// Packets a second without a hop left that are looked at: several hundred traceroutes at once.
+const EXPIRED_PER_SECOND: u32 = 10_000;
 
 /// A limiter for each budget.
-pub struct Budgets([Limiter; 3]);
+pub struct Budgets([Limiter; 4]);
 
 impl Budgets {
     /// With `errors` errors a second of each sort.
     pub fn new(errors: u32) -> Budgets {
-        Budgets([errors, errors, ECHO_REPLIES_PER_SECOND].map(Limiter::new))
+        let rates = [errors, errors, ECHO_REPLIES_PER_SECOND, EXPIRED_PER_SECOND];
+        Budgets(rates.map(Limiter::new))
     }
 
     /// Whether one more answer may be sent at `now`.

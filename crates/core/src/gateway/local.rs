@@ -1,6 +1,6 @@
 //! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::nat::Nat;
@@ -152,13 +152,13 @@ impl Gateway {
 
 /// The addresses to be answered for on each port, with their groups.
 pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
-    let with_group = |addr: Addr| Some((addr, nat.group(&addr)?));
-    let of_port = |port| {
-        config
-            .addresses_on(port)
-            .into_iter()
-            .filter_map(with_group)
-            .collect()
+    let of_port = |port: &config::Port| {
+        let group = |addr: &Addr| {
+            let own = port.link_local.iter().find(|own| own.addr == *addr);
+            own.map(|own| own.group).or_else(|| nat.group(addr))
+        };
+        let all = config.addresses_on(port).into_iter();
+        all.filter_map(|addr| Some((addr, group(&addr)?))).collect()
     };
     config.ports.iter().map(of_port).collect()
 }

@@ -36,6 +36,7 @@ mod random;
 mod reload;
 mod revalidate;
 mod snapshot;
+mod unresolved;
 mod uplinks;
 
 use std::collections::VecDeque;
@@ -155,6 +156,7 @@ pub struct Gateway {
     kernel_addresses: own::KernelAddresses,
     announcer: Announcer,
     neighbors: Neighbors,
+    unresolved: unresolved::Unresolved,
     budgets: Budgets,
     random: Random,
     counters: Counters,
@@ -209,6 +211,7 @@ impl Gateway {
             identifications: Identifications::default(),
             announcer: Announcer::new(&config),
             neighbors: Neighbors::default(),
+            unresolved: unresolved::Unresolved::default(),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),

@@ -48,6 +48,11 @@ impl Neighbors {
         }
     }
 
+    /// Whether `host` was heard, and is remembered.
+    pub(super) fn has_heard(&self, host: &(PortId, Addr)) -> bool {
+        self.heard.contains_key(host)
+    }
+
     /// The next host that was heard, in an order that stays.
     pub(super) fn heard_after(
         &self,

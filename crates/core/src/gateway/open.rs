@@ -111,14 +111,19 @@ impl Gateway {
             Ok(session) => session,
             Err(exhausted) => {
                 self.nat.note_exhausted(&exhausted);
-                if !exhausted.is_certain() || !self.free_a_port(packet, &plan) {
-                    return Err(DropReason::NatExhausted.into());
-                }
+                let chance = self.random.next();
+                let giver = self.port_giver(&plan, &packet.parsed.key.src, chance);
+                let giver = giver.filter(|_| exhausted.is_certain());
+                self.end_early(packet, giver.ok_or(DropReason::NatExhausted)?);
                 self.draft(packet, &plan, tracker, random)
                     .map_err(|_| DropReason::NatExhausted)?
             }
         };
-        Ok(self.insert(packet, session)?)
+        let id = self.insert(packet, session)?;
+        if let Some(egress) = plan.egress.filter(|_| !plan.turns_back) {
+            self.note_neighbor(packet.now, &packet.parsed.key.src, egress, plan.key.dst);
+        }
+        Ok(id)
     }
 
     /// Whether the packet may open a session, and how that is tracked: all that is decided without a
@@ -137,6 +142,9 @@ impl Gateway {
         let tracker = self.start_tracking(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
+        }
+        if let Some(egress) = plan.egress.filter(|_| !plan.turns_back) {
+            self.check_neighbor(packet.now, &packet.parsed.key.src, egress, plan.key.dst)?;
         }
         Ok(tracker)
     }
@@ -194,11 +202,15 @@ impl Gateway {
     /// The policy that decides about a packet of no session with this key, if one does.
     pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
         let mut key = *original;
-        if let Some(destination) = self.nat.destination(Some(port), original) {
+        let destination = self.nat.destination(Some(port), original);
+        if let Some(destination) = &destination {
             (key.dst, key.dst_port) = (destination.addr, destination.port);
         }
         let egress = egress(self.route_for(&key)).ok()?;
-        Some(self.ruleset.decide(port, egress, &key)?.policy)
+        let decision = self
+            .ruleset
+            .decide(port, egress, &key, destination.is_some());
+        Some(decision?.policy)
     }
 
     fn plan(&self, packet: &Packet<'_>, plan: &mut Plan) -> Result<(), Refused> {
@@ -214,7 +226,9 @@ impl Gateway {
         plan.turns_back = turning.is_some();
         let egress = turning.map_or_else(|| egress(plan.hop), Ok)?;
         plan.egress = Some(egress);
-        plan.decision = self.ruleset.decide(packet.port, egress, &plan.key);
+        plan.decision =
+            self.ruleset
+                .decide(packet.port, egress, &plan.key, plan.destination.is_some());
         let nat = judge(plan.decision)?;
         plan.nat = match plan.is_hairpin() {
             true => config::Nat::Egress,
@@ -304,13 +318,28 @@ impl Gateway {
         // What another unit is primary for is a copy, and that unit counts on it.
         let roles = &self.roles;
         let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
-        if let Some(id) = self.table.make_room(&source, is_own).map_err(no_room)? {
+        let limits = self.limits_by(packet.port);
+        if let Some(id) = self
+            .table
+            .make_room(&source, limits, is_own)
+            .map_err(no_room)?
+        {
             self.end_early(packet, id);
         }
         if let Some(id) = self.ports_yield(plan, &source)? {
             self.end_early(packet, id)
         }
         Ok(())
+    }
+
+    /// How much a source may have that sends by `port`.
+    pub(super) fn limits_by(&self, port: PortId) -> SourceLimits {
+        let quotas = &self.config.ports[port.index()].quotas;
+        let all = self.table.source_limits();
+        SourceLimits {
+            sessions: quotas.sessions.unwrap_or(all.sessions),
+            half_open: quotas.half_open.unwrap_or(all.half_open),
+        }
     }
 
     /// The session of a source that has as many external ports as it may that gives way to a new one.
@@ -322,7 +351,8 @@ impl Gateway {
         let Some(pool) = plan.source.filter(|_| Nat::has_mappings(plan.key.protocol)) else {
             return Ok(None);
         };
-        let limit = match self.config.limits.ports_per_source {
+        let quota = self.config.ports[plan.ingress.index()].quotas.ports;
+        let limit = match quota.or(self.config.limits.ports_per_source) {
             Some(limit) => limit,
             None => (self.nat.pool_ports(pool) / 2).max(LEAST_PORTS),
         };
@@ -347,31 +377,20 @@ impl Gateway {
         })
     }
 
-    /// Where all ports are taken: ends a session of whoever has the most, if that is somebody else.
-    fn free_a_port(&mut self, packet: &Packet<'_>, plan: &Plan) -> bool {
-        let source = packet.parsed.key.src;
-        let Some(pool) = plan.source else {
-            return false;
-        };
-        let found = if Nat::has_mappings(plan.key.protocol) {
-            let mut theirs = self.table.of_largest_port_holder(&source);
-            theirs
-                .by_ref()
-                .take(SESSIONS_LOOKED_AT)
-                .find(|id| self.frees_a_port(*id, pool))
-        } else {
-            self.tuple_holder(pool, &plan.key)
-        };
-        if let Some(id) = found {
-            self.end_early(packet, id);
+    /// Where all ports are taken: the session that gives one, of whoever has the most, if that is somebody else.
+    pub(super) fn port_giver(&self, plan: &Plan, source: &Addr, random: u64) -> Option<SessionId> {
+        let pool = plan.source?;
+        if !Nat::has_mappings(plan.key.protocol) {
+            return self.tuple_holder(pool, &plan.key, random);
         }
-        found.is_some()
+        let theirs = self.table.of_largest_port_holder(source);
+        let mut theirs = theirs.take(SESSIONS_LOOKED_AT);
+        theirs.find(|id| self.frees_a_port(*id, pool))
     }
 
     /// All ports towards a destination are taken: of some at random, the session of the source that holds
     /// the most sessions, if it holds more than this one.
-    fn tuple_holder(&mut self, pool: PoolId, key: &FlowKey) -> Option<SessionId> {
-        let random = self.random.next();
+    fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
         let own = self.table.holdings(&key.src).sessions;
         let holders = self.nat.sample(&self.table, &self.book, pool, key, random);
         let weigh = |id: SessionId| {

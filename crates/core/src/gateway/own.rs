@@ -68,9 +68,12 @@ impl Gateway {
         let mut changed = false;
         for port in (0..self.ports.len()).map(PortId::from_index) {
             let own = &self.addresses[port.index()];
-            let held = own
-                .iter()
-                .find(|(addr, _)| self.kernel_addresses.has(*addr));
+            // Each link has its own link-local addresses.
+            let has = |addr: Addr| match addr.is_link_local() {
+                true => self.kernel_addresses.0.contains(&(addr, Some(port))),
+                false => self.kernel_addresses.has(addr),
+            };
+            let held = own.iter().find(|(addr, _)| has(*addr));
             let fault = held.map(|(addr, _)| *addr);
             let before = std::mem::replace(&mut self.ports[port.index()].fault, fault);
             if before == fault {

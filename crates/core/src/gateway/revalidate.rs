@@ -214,7 +214,9 @@ impl Gateway {
         let original = session.key(Direction::Original, &self.book);
         let leaving = session.translated(Direction::Original, &self.book);
         let key = judged(&original, &leaving);
-        let decision = self.ruleset.decide(session.in_port, session.out_port, &key);
+        let forwarded = session.nat_dst != TranslatedAddr::SAME;
+        let ports = (session.in_port, session.out_port);
+        let decision = self.ruleset.decide(ports.0, ports.1, &key, forwarded);
         let accepted = decision.filter(|decision| decision.action == Action::Accept);
         if let Some(session) = self.table.get_mut(id) {
             session.policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
@@ -274,7 +276,8 @@ impl Gateway {
         if rules && let Some(why) = self.translation_gone(session, &original, &leaving) {
             return Finding::Forbidden(why);
         }
-        match self.ruleset.decide(in_port, out_port, &key) {
+        let forwarded = session.nat_dst != TranslatedAddr::SAME;
+        match self.ruleset.decide(in_port, out_port, &key, forwarded) {
             Some(Decision {
                 policy,
                 action: Action::Accept,

@@ -306,16 +306,7 @@ pub fn reserved(addr: Addr) -> bool {
 /// broadcast address, and not link-local (RFC 3927, section 7; RFC 4291, section 2.5.6).
 #[inline]
 pub fn forwardable(addr: Addr) -> bool {
-    !(link_local(addr) || multicast(addr) || broadcast(addr))
-}
-
-/// Whether the address is good on its link only (RFC 3927; RFC 4291, section 2.5.6).
-#[inline]
-pub fn link_local(addr: Addr) -> bool {
-    match addr.family() {
-        Family::V4 => addr.last4()[..2] == [169, 254],
-        Family::V6 => addr.octets()[0] == 0xfe && addr.octets()[1] & 0xc0 == 0x80,
-    }
+    !(addr.is_link_local() || multicast(addr) || broadcast(addr))
 }
 
 fn never_on_the_wire(addr: Addr) -> bool {

@@ -160,17 +160,16 @@ impl Holders {
         self.holdings_of(self.place(source))
     }
 
-    /// The session of a host that was opened first of those without an answer, if it has as many as it
-    /// may.
-    pub(super) fn half_open_too_many(&self, source: &Addr) -> Option<SessionId> {
+    /// The session of a host that was opened first of those without an answer, if it has as many as
+    /// `limit` says; 0 is none.
+    pub(super) fn half_open_too_many(&self, source: &Addr, limit: u32) -> Option<SessionId> {
         let list = self.places[self.place(source) as usize].half_open;
-        let limit = self.limits.half_open;
         (limit > 0 && list.len >= limit).then_some(SessionId(list.first))
     }
 
     /// Whether the /64 of a host that is counted by address has as many half-open sessions as it may.
-    pub(super) fn is_wide_full(&self, source: &Addr) -> bool {
-        let limit = self.limits.half_open.saturating_mul(WIDE_FACTOR);
+    pub(super) fn is_wide_full(&self, source: &Addr, limit: u32) -> bool {
+        let limit = limit.saturating_mul(WIDE_FACTOR);
         self.wide_place(source)
             .is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
     }

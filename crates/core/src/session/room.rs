@@ -51,7 +51,7 @@ impl Table {
         self.holders.remove_port(source);
     }
 
-    /// Whether there is room for one more session of `source`, and which one must end first: one that
+    /// Whether there is room for one more session of `source`, which may have as much as `limits` says, and which one must end first: one that
     /// `may` end. A copy of another unit's session may not, since that unit counts on it.
     ///
     /// # Errors
@@ -60,9 +60,11 @@ impl Table {
     pub fn room(
         &self,
         source: &Addr,
+        limits: SourceLimits,
         may: impl Fn(&Session) -> bool,
     ) -> Result<Option<SessionId>, NoRoom> {
-        if let Some(own) = self.holders.half_open_too_many(source) {
+        let too_many = self.holders.half_open_too_many(source, limits.half_open);
+        if let Some(own) = too_many {
             let is_half_open = |it: &Session| it.flags.contains(SessionFlags::HALF_OPEN);
             let goes = |id: &SessionId| self.get(*id).is_some_and(|it| is_half_open(it) && may(it));
             let own = std::iter::once(own).chain(self.holders.of_source(source).take(LOOKED_AT));
@@ -72,12 +74,12 @@ impl Table {
                 .ok_or(NoRoom::HalfOpenLimit)
                 .map(Some);
         }
-        if self.holders.is_wide_full(source) {
+        if self.holders.is_wide_full(source, limits.half_open) {
             let is_near = |it: &Session| is_same_network(&it.src, source) && may(it);
             let neighbor = self.oldest_dispensable(is_near);
             return neighbor.ok_or(NoRoom::HalfOpenLimit).map(Some);
         }
-        let limit = self.holders.limits().sessions;
+        let limit = limits.sessions;
         if limit > 0 && self.holdings(source).sessions >= limit {
             let own = self.least_used(self.holders.of_source(source), &may);
             let own = own.filter(|id| self.get(*id).is_some_and(|it| !it.is_connection()));
@@ -101,10 +103,11 @@ impl Table {
     pub fn make_room(
         &mut self,
         source: &Addr,
+        limits: SourceLimits,
         may: impl Fn(&Session) -> bool,
     ) -> Result<Option<SessionId>, NoRoom> {
-        let room = self.room(source, may);
-        if self.is_full() || self.holders.is_wide_full(source) {
+        let room = self.room(source, limits, may);
+        if self.is_full() || self.holders.is_wide_full(source, limits.half_open) {
             self.recent.skip(|id| room == Ok(Some(id)));
         }
         room
@@ -209,7 +212,8 @@ mod tests {
 
     /// Opens a session as the gateway does; returns who gave way.
     fn open(table: &mut Table, src: Addr, port: u16) -> Result<Option<SessionId>, NoRoom> {
-        let gave = table.make_room(&src, |_| true)?;
+        let limits = table.source_limits();
+        let gave = table.make_room(&src, limits, |_| true)?;
         let book = AddressBook::new();
         if let Some(id) = gave {
             table.remove(id, &book).unwrap();

@@ -593,11 +593,21 @@ mod tests {
         table.check_invariants(&book);
         let source = key(1, 2, 999, 53).src;
         // 64 with an answer are passed, then six more.
-        assert!(table.make_room(&source, |_| true).is_err());
-        assert_eq!(table.make_room(&source, |_| true), Ok(Some(ids[70])));
+        assert!(
+            table
+                .make_room(&source, table.source_limits(), |_| true)
+                .is_err()
+        );
+        assert_eq!(
+            table.make_room(&source, table.source_limits(), |_| true),
+            Ok(Some(ids[70]))
+        );
         table.remove(ids[70], &book);
         assert!(table.insert(session(key(1, 2, 999, 53)), &book).is_ok());
-        assert_eq!(table.make_room(&source, |_| true), Ok(Some(ids[71])));
+        assert_eq!(
+            table.make_room(&source, table.source_limits(), |_| true),
+            Ok(Some(ids[71]))
+        );
     }
 
     #[test]

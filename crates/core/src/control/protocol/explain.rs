@@ -180,6 +180,9 @@ pub enum Mismatch {
     Destination,
     /// `service`.
     Service,
+    /// `forwarded`: a forward has translated the destination, or it has not, or the packet is for the own
+    /// address of a forward's server.
+    Forwarded,
     /// A key that this version does not know.
     #[serde(other)]
     Unknown,

@@ -1,0 +1,213 @@
+//! How many hosts that may not exist the kernel is made to look for (RFC 6583).
+//!
+//! A packet to a host on a link that the kernel does not know takes a place in its neighbour table for as
+//! long as it asks, and there are a thousand or so places for everybody. One sender that goes through the
+//! addresses of a network would fill them all. So of hosts that have never answered only so many may be
+//! waited for, by source and in all; those that have answered are reached whatever others do.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::event::{DropReason, RouteTarget};
+use crate::flow::{Addr, Direction, Family, PortId};
+use crate::route::Hop;
+use crate::session::{Session, SessionFlags, SessionId};
+use crate::time::Time;
+
+use super::Gateway;
+
+/// Hosts waited for that one source has brought up. A scan of a network goes slower, at some 10 a second.
+const MOST_BY_SOURCE: u32 = 32;
+/// The same of all sources of one IPv6 /64, in which a host may take any address that it likes.
+const MOST_BY_NETWORK: u32 = 128;
+/// In all: well below `gc_thresh3` of the kernel, 1024.
+const MOST: usize = 384;
+/// The kernel gives up after three attempts, a second apart (arp(7), `mcast_solicit`).
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// No link has a network of a shorter prefix, IPv4 and IPv6. A default route without a next hop, or its halves, is that of
+/// a link between two ends, where nobody is looked for.
+const LEAST_PREFIX: [u8; 2] = [8, 32];
+/// Hosts remembered that have answered; the oldest go.
+const MOST_KNOWN: usize = 8192;
+
+/// A host on the link of a port.
+pub(super) type Host = (PortId, Addr);
+
+/// Hosts on links that the kernel may have to look for.
+#[derive(Default)]
+pub(super) struct Unresolved {
+    waiting: BTreeMap<Host, Attempt>,
+    /// In the order in which the attempts end; those of hosts that have answered meanwhile included.
+    ends: VecDeque<(Time, Host)>,
+    by_source: BTreeMap<Addr, u32>,
+    known: BTreeSet<Host>,
+    /// In the order in which they came to be known.
+    oldest: VecDeque<Host>,
+}
+
+struct Attempt {
+    until: Time,
+    source: Addr,
+}
+
+impl Unresolved {
+    /// Whether a packet of `source` may make the kernel look for `host`.
+    fn allows(&self, now: Time, host: &Host, source: &Addr) -> bool {
+        if self.known.contains(host) || self.waiting.get(host).is_some_and(|it| now < it.until) {
+            return true;
+        }
+        let over = self.over(now);
+        let taken = |counted: Addr, most: u32| {
+            let over = over
+                .iter()
+                .filter(|it| counts_under(it).contains(&Some(counted)));
+            let count = self.by_source.get(&counted).copied().unwrap_or(0);
+            count.saturating_sub(over.count() as u32) >= most
+        };
+        let [own, network] = counts_under(source);
+        self.waiting.len() - over.len() < MOST
+            && !own.is_some_and(|addr| taken(addr, MOST_BY_SOURCE))
+            && !network.is_some_and(|addr| taken(addr, MOST_BY_NETWORK))
+    }
+
+    /// The sources of attempts that are over, and have yet to be taken out.
+    fn over(&self, now: Time) -> Vec<Addr> {
+        let over = self.ends.iter().take_while(|(until, _)| *until <= now);
+        let waiting = over.filter_map(|(until, host)| {
+            let attempt = self.waiting.get(host)?;
+            (attempt.until == *until).then_some(attempt.source)
+        });
+        waiting.collect()
+    }
+
+    /// Takes note that the kernel may look for `host` now.
+    fn begin(&mut self, now: Time, host: Host, source: Addr) {
+        self.expire(now);
+        if self.known.contains(&host) || self.waiting.contains_key(&host) {
+            return;
+        }
+        let until = now + ATTEMPT;
+        self.waiting.insert(host, Attempt { until, source });
+        self.ends.push_back((until, host));
+        for counted in counts_under(&source).into_iter().flatten() {
+            *self.by_source.entry(counted).or_default() += 1;
+        }
+    }
+
+    fn expire(&mut self, now: Time) {
+        while let Some(&(until, host)) = self.ends.front()
+            && until <= now
+        {
+            self.ends.pop_front();
+            if self.waiting.get(&host).is_some_and(|it| it.until == until) {
+                self.end(&host);
+            }
+        }
+    }
+
+    fn end(&mut self, host: &Host) {
+        let Some(attempt) = self.waiting.remove(host) else {
+            return;
+        };
+        for counted in counts_under(&attempt.source).into_iter().flatten() {
+            match self.by_source.get_mut(&counted) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.by_source.remove(&counted)),
+            }
+        }
+    }
+
+    /// Takes note that `host` has answered, if it was waited for.
+    fn answered(&mut self, host: Host) {
+        if !self.waiting.contains_key(&host) {
+            return;
+        }
+        self.end(&host);
+        if self.known.insert(host) {
+            self.oldest.push_back(host);
+        }
+        if self.known.len() > MOST_KNOWN
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        // An answer leaves its entry behind; there must not be more of those than of answers in the time.
+        if self.ends.len() > 2 * MOST {
+            let waiting = &self.waiting;
+            self.ends
+                .retain(|(until, host)| waiting.get(host).is_some_and(|it| it.until == *until));
+        }
+    }
+}
+
+/// The address itself, and the network of an IPv6 address.
+fn counts_under(source: &Addr) -> [Option<Addr>; 2] {
+    let network = (source.family() == Family::V6).then(|| {
+        let mut octets = *source.octets();
+        // Not an address of a host: it can't be taken for the count of one.
+        octets[8..].fill(0xff);
+        Addr::v6(octets)
+    });
+    [Some(*source), network]
+}
+
+impl Gateway {
+    /// Whether a packet of `source` may go to `to` on the link of `egress`, for which the kernel may have to
+    /// look: nobody has answered from there yet.
+    pub(super) fn check_neighbor(
+        &self,
+        now: Time,
+        source: &Addr,
+        egress: PortId,
+        to: Addr,
+    ) -> Result<(), DropReason> {
+        let host = (egress, to);
+        let allows = self.unresolved.allows(now, &host, source);
+        match allows || self.neighbors.has_heard(&host) || !self.is_on_link(&host) {
+            true => Ok(()),
+            false => Err(DropReason::NeighborLimit),
+        }
+    }
+
+    /// Takes note that such a packet goes there.
+    pub(super) fn note_neighbor(&mut self, now: Time, source: &Addr, egress: PortId, to: Addr) {
+        let host = (egress, to);
+        if !self.neighbors.has_heard(&host) && self.is_on_link(&host) {
+            self.unresolved.begin(now, host, *source);
+        }
+    }
+
+    /// Takes note that the session has an answer.
+    pub(super) fn note_neighbor_of(&mut self, id: SessionId) {
+        if let Some(session) = self.table.get(id)
+            && session.flags.contains(SessionFlags::REPLIED)
+        {
+            let host = (
+                session.out_port,
+                session.translated(Direction::Original, &self.book).dst,
+            );
+            self.unresolved.answered(host);
+        }
+    }
+
+    fn is_on_link(&self, host: &Host) -> bool {
+        let (port, addr) = host;
+        let least = match addr.family() {
+            Family::V4 => LEAST_PREFIX[0],
+            Family::V6 => LEAST_PREFIX[1],
+        };
+        let direct = |hop: &Hop| {
+            hop.prefix_len >= least
+                && matches!(hop.target, RouteTarget::Port { port: by, gateway: None } if by == *port)
+        };
+        self.fib.lookup(addr).is_some_and(|hop| direct(&hop))
+    }
+}
+
+/// Whether a packet of this session goes to a host that has not answered in it.
+#[inline]
+pub(super) fn is_unanswered(session: &Session, direction: Direction) -> bool {
+    direction == Direction::Original
+        && session.flags.contains(SessionFlags::HALF_OPEN)
+        && !session.flags.contains(SessionFlags::REPLIED)
+}

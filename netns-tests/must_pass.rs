@@ -1,0 +1,112 @@
+//! Packets that gateways were seen to drop or to spoil, as real programs send them.
+
+use crate::capture::Capture;
+use crate::lab::{Lab, SERVER, WAN_GATEWAY, bracketed};
+use crate::services::family_number;
+use testkit::system::process::wait_until;
+
+/// NFS servers with `secure`, and rsh before them, trust ports below 1024 (RFC 4787, REQ-3a).
+#[test]
+fn source_ports_below_1024_stay_below() {
+    let lab = Lab::started();
+    for server in SERVER {
+        let seen = Capture::start(&lab.server, "eth0", "udp and dst port 2049");
+        lab.lan1.sh(&format!(
+            "echo x | socat -u - UDP{}:{}:2049,sourceport=700",
+            family_number(server),
+            bracketed(server)
+        ));
+        let line = seen.expect(&[&format!("> {server}.2049")]);
+        let (before, _) = line.rsplit_once(" > ").expect("a packet");
+        let port = before.rsplit('.').next().expect("a port");
+        assert!(port.parse::<u16>().expect("a number") < 1024, "{line}");
+    }
+}
+
+#[test]
+fn a_range_of_ports_is_forwarded_port_by_port() {
+    let mut lab = Lab::new();
+    lab.unit.config.push_str(
+        "[[forward]]\nname = \"range\"\nport = \"wan\"\nprotocol = \"udp\"\n\
+         external = \"10.77.2.1:5000-5100\"\ninternal = \"10.77.1.100:6000-6100\"\n\
+         [[policy]]\nname = \"in\"\nfrom = [\"wan\"]\nto = [\"lan\"]\naction = \"accept\"\n",
+    );
+    lab.unit.start();
+    for port in [5000, 5042, 5100] {
+        let seen = Capture::start(&lab.lan1, "eth0", "udp");
+        lab.server.sh(&format!(
+            "echo x | socat -u - UDP4:{}:{port}",
+            WAN_GATEWAY[0]
+        ));
+        seen.expect(&[&format!("> 10.77.1.100.{}", port + 1000)]);
+    }
+}
+
+/// A gateway is one hop, in what ping records too.
+#[test]
+fn record_route_has_the_gateway_once() {
+    let lab = Lab::started();
+    let said = lab.lan1.run(&format!("ping -R -c 1 -W 2 {}", SERVER[0]));
+    let slots: Vec<&str> = said
+        .lines()
+        .skip_while(|line| !line.starts_with("RR:"))
+        .take_while(|line| !line.trim().is_empty())
+        .map(|line| line.trim_start_matches("RR:").trim())
+        .collect();
+    let ours = slots
+        .iter()
+        .filter(|slot| ["10.77.1.1", "10.77.1.2", "10.77.2.1", "10.77.2.2"].contains(*slot));
+    // One on the way there, one on the way back.
+    assert_eq!(ours.count(), 2, "{said}");
+}
+
+/// A host on this machine leaves checksums to the hardware: that of the tunnel is none, that of the connection in it
+/// is unfinished when the gateway sees it.
+#[test]
+fn tunnels_with_unfinished_checksums_inside_pass() {
+    let lab = Lab::started();
+    lab.lan1.sh(&format!(
+        "ip link add tunnel type vxlan id 7 dev eth0 dstport 4789 remote {} noudpcsum
+         ip addr add 192.168.7.1/24 dev tunnel
+         ip link set tunnel up",
+        SERVER[0]
+    ));
+    lab.server.sh(&format!(
+        "ip link add tunnel type vxlan id 7 dev eth0 dstport 4789 remote {} noudpcsum
+         ip addr add 192.168.7.2/24 dev tunnel
+         ip link set tunnel up
+         ip neigh add 192.168.7.1 dev tunnel lladdr 02:00:00:00:00:07",
+        WAN_GATEWAY[0]
+    ));
+    let mac = lab.server.mac_text("tunnel");
+    lab.lan1
+        .run(&format!("ip neigh add 192.168.7.2 dev tunnel lladdr {mac}"));
+    let inside = Capture::start(&lab.server, "tunnel", "tcp and dst port 80");
+    let connect = lab
+        .lan1
+        .spawn("socat -u OPEN:/dev/null TCP4:192.168.7.2:80,connect-timeout=3");
+    let syn = inside.expect(&["192.168.7.1", "Flags [S]"]);
+    drop(connect);
+    // tcpdump says so with -v only; the server's kernel has no other way to say it.
+    assert!(!syn.contains("incorrect"), "{syn}");
+    let counters = || lab.server.run("cat /proc/net/snmp");
+    let wrong = |text: &str| {
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("Tcp:"))
+            .collect();
+        let at = lines[0].split(' ').position(|word| word == "InCsumErrors");
+        lines[1]
+            .split(' ')
+            .nth(at.expect("a counter"))
+            .map(str::to_owned)
+    };
+    let received = |text: &str| {
+        let line = text.lines().filter(|line| line.starts_with("Tcp:")).nth(1);
+        line.and_then(|line| line.split(' ').nth(10)?.parse::<u64>().ok())
+    };
+    wait_until("the server's TCP has seen it", || {
+        received(&counters()) > Some(0)
+    });
+    assert_eq!(wrong(&counters()).as_deref(), Some("0"), "{}", counters());
+}
