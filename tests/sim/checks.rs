@@ -36,6 +36,7 @@ impl World {
     /// Never two primaries of a group that hear each other, but for a moment.
     pub fn check_rivals(&mut self) {
         self.check_risings();
+        self.note_apart();
         for group in 0..self.shape.groups {
             let primaries = self.primaries(group);
             if primaries.len() > 1 {
@@ -112,10 +113,7 @@ impl World {
         if self.shape.guarantee == "bounded" && waited >= wait {
             return;
         }
-        // A peer that hears of two primaries takes the word of one, and acknowledges what the other
-        // sends nevertheless, until the next comparison.
-        let dual = self.last_dual[usize::from(view.group.0)];
-        if dual.is_some_and(|dual| self.now.since(dual) < Duration::from_secs(3)) {
+        if self.was_dual(usize::from(view.group.0)) {
             return;
         }
         let mut asked = Vec::new();
@@ -125,13 +123,7 @@ impl World {
             };
             let sync = cluster.sync();
             let in_sync = sync.in_sync_for(peer_id(turn.unit, peer), view.group);
-            let local = self.local_time(peer);
-            let follows = other
-                .cluster()
-                .and_then(|c| c.ha().group(local, view.group));
-            let follows = follows.is_some_and(|group| group.primary == Some(NAMES[turn.unit]));
-            // One that hears of another primary too goes by that.
-            if !in_sync || !follows {
+            if !in_sync || !self.follows(peer, turn.unit, view.group) {
                 continue;
             }
             let has = find(other, self.local_time(peer), |theirs| {
@@ -148,6 +140,64 @@ impl World {
             view.original,
             NAMES[turn.unit]
         );
+    }
+
+    /// What all peers in sync have acknowledged, each of them holds: whoever follows one primary.
+    pub fn check_copies(&self, turn: &Turn) {
+        let Some(cluster) = turn.gateway.cluster() else {
+            return;
+        };
+        let known = |gateway: &Gateway, now: Time| -> Sessions {
+            let entry = |view: SessionView| {
+                let key = (view.group.0, view.original.to_string());
+                (key, view.translated.to_string())
+            };
+            views(gateway, now).into_iter().map(entry).collect()
+        };
+        let synced: Vec<SessionView> = views(&turn.gateway, turn.now)
+            .into_iter()
+            .filter(|view| view.synced && turn.gateway.role_of(view.group) == Role::Primary)
+            .collect();
+        for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
+            let Some(other) = &self.units[peer].gateway else {
+                continue;
+            };
+            let theirs = known(other, self.local_time(peer));
+            for view in &synced {
+                let group = usize::from(view.group.0);
+                let in_sync = cluster
+                    .sync()
+                    .in_sync_for(peer_id(turn.unit, peer), view.group);
+                if !in_sync || !self.follows(peer, turn.unit, view.group) || self.was_dual(group) {
+                    continue;
+                }
+                let key = (view.group.0, view.original.to_string());
+                assert_eq!(
+                    theirs.get(&key),
+                    Some(&view.translated.to_string()),
+                    "{} has acknowledged {} to {}, and does not hold it",
+                    NAMES[peer],
+                    view.original,
+                    NAMES[turn.unit]
+                );
+            }
+        }
+    }
+
+    /// Whether a peer takes the word of `primary`. One that hears of another primary goes by that.
+    fn follows(&self, peer: usize, primary: usize, group: GroupId) -> bool {
+        let gateway = self.units[peer].gateway.as_ref();
+        let view = gateway
+            .and_then(|gateway| gateway.cluster())
+            .and_then(|c| c.ha().group(self.local_time(peer), group));
+        view.is_some_and(|view| view.primary == Some(NAMES[primary]))
+    }
+
+    /// A peer that hears of two primaries takes the word of one, and acknowledges what the other sends
+    /// nevertheless, until the next comparison.
+    fn was_dual(&self, group: usize) -> bool {
+        let dual = self.last_dual[group];
+        dual.is_some_and(|dual| self.now.since(dual) < Duration::from_secs(3))
     }
 
     /// One primary a group, and nothing changes any more.

@@ -7,6 +7,7 @@ use tandemgw_core::flow::FlowKey;
 use crate::checks::views;
 use crate::faults::Faults;
 use crate::setup::Shape;
+use crate::turn::sessions;
 use crate::world::{Death, World};
 
 const fn ms(ms: u64) -> Duration {
@@ -61,6 +62,16 @@ impl World {
         let views = views(gateway, self.local_time(unit)).into_iter();
         let lives = views.filter(|view| view.expires_s > 60);
         lives.map(|view| (view.original, view.translated)).collect()
+    }
+
+    /// The same of one group.
+    fn held_in(&self, unit: usize, group: u8) -> Vec<(FlowKey, FlowKey)> {
+        let Some(gateway) = &self.units[unit].gateway else {
+            return Vec::new();
+        };
+        let views = views(gateway, self.local_time(unit)).into_iter();
+        let own = views.filter(|view| view.group.0 == group && view.expires_s > 60);
+        own.map(|view| (view.original, view.translated)).collect()
     }
 
     /// Cuts a unit off from all others, on links and data ports, or joins it again.
@@ -168,6 +179,87 @@ fn a_stale_standby_of_higher_priority_does_not_take_over() {
         world.die(primary, Death::PowerLoss);
         world.run(ms(3000));
         assert_eq!(world.primaries(0), [0], "seed {seed}");
+        world.check_kept(&held);
+    }
+}
+
+/// A flood in one group fills the table of its primary, which is the standby of the other group.
+#[test]
+fn a_flood_in_one_group_takes_no_replica_of_another() {
+    let shape = Shape {
+        groups: 2,
+        max_sessions: 400,
+        ..shape(2)
+    };
+    crate::install_logger();
+    let mut world = World::new(7, shape, Faults::NONE);
+    world.run(ms(3000));
+    world.check_agreement();
+    // Each unit is primary of one group.
+    let flooded = world.primaries(0)[0];
+    if world.primaries(1) == [flooded] {
+        world.hand_over(flooded, 1).unwrap();
+        world.run(ms(2500));
+    }
+    assert_eq!(world.primaries(1), [1 - flooded]);
+    (0..40).for_each(|_| world.open_flow_in(1));
+    world.run(ms(2500));
+    let held: Vec<_> = world.held_in(1 - flooded, 1);
+    assert!(held.len() > 10, "{} sessions", held.len());
+    for round in 0..6 {
+        let ports = 10_000 + round * 200;
+        world.open_many(flooded, ports..ports + 200);
+        world.run(ms(100));
+    }
+    let full = world.units[flooded].gateway.as_ref().map(sessions);
+    assert!(full > Some(300), "the flood fills the table: {full:?}");
+    // What opens during the flood has its copy too, or does not open.
+    (0..20).for_each(|_| world.open_flow_in(1));
+    world.run(ms(1500));
+    let held: Vec<_> = world.held_in(1 - flooded, 1);
+    world.die(1 - flooded, Death::PowerLoss);
+    world.run(ms(1500));
+    assert_eq!(world.primaries(1), [flooded]);
+    let left = world.held_in(flooded, 1);
+    let lost: Vec<_> = held.iter().filter(|it| !left.contains(it)).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {}: {lost:?}",
+        lost.len(),
+        held.len()
+    );
+}
+
+/// A peer with a smaller table refuses what it has no room for. Under `strict` that is no copy: what
+/// passed is held.
+#[test]
+fn a_smaller_table_refuses_and_is_no_copy() {
+    for seed in 0..SEEDS {
+        crate::install_logger();
+        let mut world = World::new(seed, shape(2), Faults::NONE);
+        world.run(ms(3000));
+        let primary = world.primaries(0)[0];
+        let small = 1 - primary;
+        world.units[small].rules.small_table = true;
+        world.die(small, Death::Killed);
+        world.run(ms(300));
+        world.start(small);
+        world.run(ms(2500));
+        for _ in 0..4 {
+            open_flows(&mut world, 20);
+        }
+        let refused = |world: &World| {
+            let gateway = world.units[primary].gateway.as_ref().unwrap();
+            gateway.counters().guarantee_refused
+        };
+        assert!(refused(&world) > 0, "seed {seed}: the table is not full");
+        world.silent = true;
+        world.run(ms(1500));
+        let held = world.held_by(primary);
+        assert!(held.len() > 10, "seed {seed}: {} sessions", held.len());
+        world.die(primary, Death::PowerLoss);
+        world.run(ms(2000));
+        assert_eq!(world.primaries(0), [small]);
         world.check_kept(&held);
     }
 }

@@ -59,6 +59,34 @@ fn many_sessions_at_once_are_held_before_they_go() {
     }
 }
 
+/// One standby of two does not run, and is not missed yet: nothing waits for it.
+#[test]
+fn a_frozen_standby_of_two_holds_nothing_up() {
+    crate::install_logger();
+    let shape = Shape {
+        guarantee: "strict",
+        max_sessions: 4096,
+        ..SHAPE
+    };
+    let mut world = World::new(35, shape, Faults::NONE);
+    world.run(ms(3500));
+    world.check_agreement();
+    let first = world.primaries(0)[0];
+    world.pause((first + 1) % 3, ms(300));
+    for round in 0..6 {
+        let ports = 10_000 + round * 50;
+        world.open_many(first, ports..ports + 50);
+        world.run(ms(40));
+        assert_eq!(
+            world.forwarded_many,
+            u64::from(round + 1) * 50,
+            "round {round}"
+        );
+    }
+    world.run(ms(3000));
+    world.check_agreement();
+}
+
 /// Packets wait for peers that do not read; their unit is paused, and is not primary when it goes on.
 #[test]
 fn what_waits_is_not_sent_after_a_step_down() {

@@ -119,6 +119,11 @@ impl World {
     /// Opens a flow between random hosts, if its addresses and ports are free.
     pub fn open_flow(&mut self) {
         let group = self.random.below(self.shape.groups);
+        self.open_flow_in(group);
+    }
+
+    /// The same between hosts of one group.
+    pub fn open_flow_in(&mut self, group: usize) {
         let (lan, wan) = (2 * group, 2 * group + 1);
         let family = [Family::V4, Family::V6][self.random.below(2)];
         let inside = 1 + self.random.below(HOSTS - 1);

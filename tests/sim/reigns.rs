@@ -8,11 +8,13 @@ use tandemgw_core::gateway::{Gateway, Role};
 use tandemgw_core::time::Time;
 
 use crate::setup::NAMES;
-use crate::turn::Turn;
+use crate::turn::{HOLD, Turn};
 use crate::world::World;
 
 /// A unit that wins against a higher term has a higher one after this time.
 const RISES_WITHIN: Duration = Duration::from_millis(500);
+/// Times of packets are known to a tick, and told with another one.
+const SLACK: Duration = Duration::from_millis(400);
 
 /// What was seen of all reigns since the start of the world.
 #[derive(Debug, Default)]
@@ -25,6 +27,28 @@ pub struct Reigns {
     pub contests: u64,
     /// Group, unit, the term that it must rise above, and until when.
     risings: Vec<(usize, usize, u64, Time)>,
+    /// By unit and group: when it forwarded a packet last, out of the LAN and out of the WAN.
+    carried: BTreeMap<(usize, usize), [Time; 2]>,
+    /// By two units: the last time in which they did not hear each other.
+    apart: BTreeMap<(usize, usize), Apart>,
+}
+
+/// A time in which two units did not hear each other.
+#[derive(Debug)]
+struct Apart {
+    since: Time,
+    /// When it ended, and by group what the first and the second unit carried in it.
+    ended: Option<(Time, Vec<[Work; 2]>)>,
+}
+
+/// What a unit carried of a group in some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    Nothing,
+    /// Something, or it is not certain.
+    Some,
+    /// Packets in both directions, for certain.
+    BothWays,
 }
 
 /// The role of a unit in a group, and the highest term that it knows.
@@ -89,10 +113,95 @@ impl World {
         };
         let (_, won) = reign(gateway, self.local_time(winner), group);
         self.reigns.contests += 1;
+        self.check_claims(turn, group, winner);
         // One whose term carried nothing yields to a lower one, which then rises above it.
         if won <= lost {
             let until = self.now + RISES_WITHIN;
             self.reigns.risings.push((group, winner, lost, until));
+        }
+    }
+
+    /// Who carried sessions while two units were apart has a higher claim than who carried none,
+    /// whatever the terms.
+    fn check_claims(&self, turn: &Turn, group: usize, winner: usize) {
+        let loser = turn.unit;
+        let events = turn.gateway.cluster().map(|c| c.ha().events());
+        let why =
+            events.and_then(|mut events| events.rfind(|it| it.what.starts_with("standby of")));
+        let by_contest = format!("{} is primary, term", NAMES[winner]);
+        if why.is_none_or(|it| !it.why.starts_with(&by_contest)) {
+            return;
+        }
+        let apart = self
+            .reigns
+            .apart
+            .get(&(loser.min(winner), loser.max(winner)));
+        let Some((ended, work)) = apart.and_then(|apart| apart.ended.as_ref()) else {
+            return;
+        };
+        // Two that both think that they are the better one go by the terms after this time.
+        if self.now.since(*ended) > HOLD * 2 || self.primaries(group) != [winner] {
+            return;
+        }
+        let [first, second] = work[group];
+        let (lost, won) = match loser < winner {
+            true => (first, second),
+            false => (second, first),
+        };
+        assert!(
+            (lost, won) != (Work::BothWays, Work::Nothing),
+            "{} carried sessions of group {group} and yields to {}, which carried none",
+            NAMES[loser],
+            NAMES[winner]
+        );
+    }
+
+    /// `unit` has forwarded a packet that came in by `port`.
+    pub fn note_carried(&mut self, unit: usize, port: usize) {
+        let (group, side) = (port / 2, port % 2);
+        let now = self.now;
+        self.reigns
+            .carried
+            .entry((unit, group))
+            .or_insert([Time::ZERO; 2])[side] = now;
+    }
+
+    /// Takes note of which units hear each other.
+    pub fn note_apart(&mut self) {
+        for one in 0..self.shape.units {
+            for other in one + 1..self.shape.units {
+                let key = (one, other);
+                let known = self.reigns.apart.get(&key);
+                let is_apart = known.is_some_and(|it| it.ended.is_none());
+                match (self.hear_each_other(one, other), is_apart) {
+                    (false, false) => {
+                        let since = self.now;
+                        let ended = None;
+                        self.reigns.apart.insert(key, Apart { since, ended });
+                    }
+                    (true, true) => {
+                        let since = known.map_or(self.now, |it| it.since);
+                        let work = (0..self.shape.groups)
+                            .map(|group| [one, other].map(|unit| self.work(unit, group, since)));
+                        let ended = Some((self.now, work.collect()));
+                        self.reigns.apart.insert(key, Apart { since, ended });
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn work(&self, unit: usize, group: usize, since: Time) -> Work {
+        let Some(sides) = self.reigns.carried.get(&(unit, group)) else {
+            return Work::Nothing;
+        };
+        if sides.iter().all(|at| *at > since + HOLD + SLACK) {
+            Work::BothWays
+        } else if sides.iter().any(|at| *at + SLACK > since) {
+            Work::Some
+        } else {
+            Work::Nothing
         }
     }
 

@@ -11,6 +11,9 @@ use crate::faults::Faults;
 use crate::setup::{NAMES, Shape};
 use crate::world::World;
 
+/// The size of a table that is smaller than those of the peers.
+pub const SMALL_TABLE: u32 = 24;
+
 /// What the files of a run differ in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -30,6 +33,8 @@ pub struct Rules {
     pub patient: bool,
     /// Sessions end within seconds.
     pub brief: bool,
+    /// The table has room for [`SMALL_TABLE`] sessions; read at a start.
+    pub small_table: bool,
 }
 
 impl Rules {

@@ -7,7 +7,7 @@ use tandemgw_core::config::{self, Config};
 use tandemgw_core::event::{Route, RouteTarget};
 use tandemgw_core::flow::{Addr, Family, PeerId, PortId};
 
-use crate::reload::Rules;
+use crate::reload::{Rules, SMALL_TABLE};
 
 pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -33,7 +33,10 @@ impl Shape {
         match config::parse(Path::new("unit.toml"), &text) {
             Ok((mut config, _)) => {
                 // Less than a file may say.
-                config.node.max_sessions = self.max_sessions;
+                config.node.max_sessions = match rules.small_table {
+                    true => SMALL_TABLE.min(self.max_sessions),
+                    false => self.max_sessions,
+                };
                 config
             }
             Err(problems) => panic!("{problems:?} in {text}"),

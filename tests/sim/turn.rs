@@ -17,6 +17,8 @@ use crate::world::{Arrival, Death, TURN, World};
 pub const HOLD: Duration = Duration::from_millis(60);
 /// Turns between two looks at the invariants.
 const TURNS_PER_CHECK: u64 = 16;
+/// Turns between two comparisons of what was acknowledged with what is held.
+const TURNS_PER_COMPARISON: u64 = 128;
 
 /// A unit at work.
 pub struct Turn {
@@ -88,6 +90,9 @@ impl World {
 
     fn finish_turn(&mut self, turn: Turn, before: &[(Role, u64)]) {
         self.check_reigns(&turn, before);
+        if self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
+            self.check_copies(&turn);
+        }
         let after = self.reigns_of(&turn);
         let Turn {
             unit,
@@ -98,6 +103,8 @@ impl World {
         } = turn;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
             gateway.check_invariants();
+            let lost = gateway.counters().outputs_lost;
+            assert_eq!(lost, 0, "{} has dropped outputs", NAMES[unit]);
         }
         for (group, ((old, _), (new, term))) in before.iter().zip(after).enumerate() {
             if *old != new {
@@ -142,6 +149,7 @@ impl World {
     }
 
     fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
+        let segment = port;
         let known = sessions(&turn.gateway);
         let asked = packet::parse(&bytes, Offload::default()).map(|parsed| parsed.key);
         let port = PortId(port as u16);
@@ -158,6 +166,7 @@ impl World {
         match verdict {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
+                self.note_carried(turn.unit, segment);
                 if sessions(&turn.gateway) > known {
                     self.check_guarantee(turn, &bytes);
                 }
