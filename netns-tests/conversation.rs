@@ -45,9 +45,19 @@ impl Conversation {
     /// Connects, and says the first line.
     #[track_caller]
     pub fn start(client: &Namespace, address: &str) -> Conversation {
+        Conversation::with_options(client, address, "")
+    }
+
+    /// Connects from a source port of its own choice, and says the first line.
+    #[track_caller]
+    pub fn start_from(client: &Namespace, address: &str, port: u16) -> Conversation {
+        Conversation::with_options(client, address, &format!(",sourceport={port}"))
+    }
+
+    fn with_options(client: &Namespace, address: &str, options: &str) -> Conversation {
         let (family, address) = (family_number(address), bracketed(address));
         let mut command = client.command("socat");
-        command.args(["-", &format!("TCP{family}:{address}:{TCP_PORT}")]);
+        command.args(["-", &format!("TCP{family}:{address}:{TCP_PORT}{options}")]);
         command.stdin(Stdio::piped());
         let mut process =
             Process::spawn(command, &format!("{}# lines to {address}", client.name()));

@@ -10,7 +10,7 @@ use tandemgw_core::config::{Port, parse};
 use crate::conversation::{Conversation, Conversations, line_server};
 use crate::lab::{LAN1, Lab, SERVER, assign, bracketed, make_bridge, plug};
 use crate::pair::Pair;
-use crate::services::{Http, whoami};
+use crate::services::{self, Http, whoami};
 use crate::unit::Unit;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
@@ -251,6 +251,99 @@ fn active_active_shares_the_work_and_survives_either_unit() {
     // With `override` its group returns to gw-b when it is back.
     pair.b.start();
     wait_until_each_has_its_group(&pair);
+    sessions.iter_mut().for_each(Conversation::go_on);
+    sessions.into_iter().for_each(Conversation::finish);
+}
+
+/// Each unit answers for every group that it is primary of, whichever address of a port is the first.
+#[test]
+fn active_active_sends_errors_and_resets_for_every_group() {
+    let mut pair = Pair::new();
+    take_example(&mut pair, "active-active");
+    let (_switch, guest) = add_guests(&pair);
+    for interface in ["eth0", "eth1", "eth2"] {
+        let port = format!("interface = \"{interface}\"");
+        pair.edit(&port, &format!("{port}\nunsolicited-syn = \"reject\""));
+    }
+    for unit in [pair.a(), pair.b()] {
+        unit.ns.run("ip link set eth1 mtu 1400");
+    }
+    pair.a_mut().start();
+    pair.b.start();
+    wait_until_each_has_its_group(&pair);
+    for server in SERVER {
+        for host in [&pair.lab.lan1, &guest] {
+            services::assert_upload(&pair.lab, host, &pair.lab.server, server);
+            let route = host.run(&format!("ip route get {server}"));
+            assert!(route.contains("mtu 1400"), "not learned: {route}");
+        }
+    }
+    // 7: could not connect; 28 would be a timeout.
+    let refused = |host: &Namespace, address: &str| {
+        let url = format!("http://{}:81/", bracketed(address));
+        host.try_run(&format!("curl -sS -m 5 {url}")).code(7);
+    };
+    for (host, addresses) in [
+        (&pair.lab.server, &["10.77.2.1", "fd77:2::1"]),
+        (&pair.lab.server, &["10.77.2.4", "fd77:2::4"]),
+        (&pair.lab.lan1, &["10.77.1.1", "fd77:1::1"]),
+        (&guest, &["10.77.3.1", "fd77:3::1"]),
+    ] {
+        addresses.iter().for_each(|address| refused(host, address));
+    }
+}
+
+/// A config without the part that begins so, up to the next empty line.
+fn without(config: &str, beginning: &str) -> String {
+    let (before, rest) = config.split_once(beginning).expect("there is such a part");
+    let (_, after) = rest.split_once("\n\n").expect("it ends");
+    format!("{before}{after}")
+}
+
+/// A peer that has one of two groups: what it holds of that one counts, and it can have it.
+#[test]
+fn peer_that_lacks_a_group_is_in_sync_for_the_other() {
+    let mut pair = Pair::new();
+    take_example(&mut pair, "active-active");
+    pair.edit(
+        "[ha]",
+        "[ha]\npickup-guarantee = \"strict\"\npickup-guarantee-wait = \"1s\"",
+    );
+    let (_switch, guest) = add_guests(&pair);
+    for kind in ["port", "group", "nat-pool"] {
+        pair.b.config = without(&pair.b.config, &format!("[[{kind}]]\nname = \"guests\""));
+    }
+    pair.b.config = without(&pair.b.config, "[[policy]]\nname = \"guests-out\"");
+    pair.b
+        .edit("\"office\", \"guests\", \"wan\"", "\"office\", \"wan\"");
+    pair.b.edit(", \"10.77.2.4/24\"", "");
+    pair.b.edit(", \"fd77:2::4/64\"", "");
+    // Or it would give the office back: it has a port less.
+    pair.lab
+        .unit
+        .edit("\"office\", \"guests\", \"wan\"", "\"office\", \"wan\"");
+    pair.a_mut().start();
+    pair.b.start();
+    wait_until("gw-a has both groups", || primary_of(pair.a()).len() == 2);
+    wait_until("gw-b could take over the office", || {
+        pair.b().group()["ready"] == true && pair.a().peer()["in_sync"] == true
+    });
+    let _http = Http::start(&pair.lab, &pair.lab.server, 1);
+    for server in SERVER {
+        whoami(&pair.lab.lan1, &bracketed(server));
+    }
+    let guarantee = pair.a().status()["counters"]["pickup_guarantee"].clone();
+    assert!(guarantee["held"].as_u64() >= Some(2), "{guarantee:#}");
+    assert_eq!(guarantee["degraded"], 0, "{guarantee:#}");
+    // Nobody else has the guests: their sessions go without a guarantee.
+    assert_eq!(whoami(&guest, SERVER[0]), "10.77.2.4");
+    let guarantee = pair.a().status()["counters"]["pickup_guarantee"].clone();
+    assert!(guarantee["degraded"].as_u64() >= Some(1), "{guarantee:#}");
+    let _servers = SERVER.map(|address| line_server(&pair.lab.server, address));
+    let mut sessions = SERVER.map(|address| Conversation::start(&pair.lab.lan1, address));
+    pair.a().tandemgw("failover --group office").ok();
+    assert_eq!(primary_of(pair.b()), ["office"]);
+    assert_eq!(primary_of(pair.a()), ["guests"]);
     sessions.iter_mut().for_each(Conversation::go_on);
     sessions.into_iter().for_each(Conversation::finish);
 }

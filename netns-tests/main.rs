@@ -8,6 +8,7 @@
 //! `scripts/test` installs the programs that the tests use.
 
 mod capture;
+mod cluster;
 mod conversation;
 mod frame;
 mod lab;
@@ -18,6 +19,7 @@ mod unit;
 mod attack;
 mod book;
 mod client;
+mod compound;
 mod config;
 mod doctor;
 mod examples;

@@ -20,7 +20,7 @@ use testkit::system::process::wait_until;
 
 /// What a test may change before the start: `[ha]` without its links and peers. The hold time is long
 /// enough for a busy machine; no test depends on how long a takeover takes.
-const HA: &str = r#"
+pub const HA: &str = r#"
 [ha]
 group-id = 7
 priority = PRIORITY
@@ -48,10 +48,11 @@ impl Pair {
         assign(&b, "eth1", ["10.77.2.3", "fd77:2::3"]);
         wait_for_local_routes(&b);
         let mut b = Unit::new(b, lab.dir());
-        let links = (0..count).map(|n| sync_link(&lab, &b, n)).collect();
-        let keys = [&lab.unit, &b].map(|unit| make_key(&lab, unit, ""));
-        join(&mut lab.unit, 1, 200, ("gw-b", &keys[1]), count);
-        join(&mut b, 2, 100, ("gw-a", &keys[0]), count);
+        let hosts = [&lab.unit.ns, &b.ns];
+        let links = (0..count).map(|n| sync_link(&lab, &hosts, n)).collect();
+        let members = [member(&lab, &lab.unit, 1), member(&lab, &b, 2)];
+        join(&mut lab.unit, HA, 200, &members, count);
+        join(&mut b, HA, 100, &members, count);
         Pair { lab, b, links }
     }
 
@@ -245,18 +246,22 @@ fn identities(unit: &Unit) -> Vec<String> {
     all
 }
 
-fn sync_link(lab: &Lab, b: &Unit, number: usize) -> Namespace {
+/// A switch for synchronisation, with the interface `syncNUMBER` of each host.
+pub fn sync_link(lab: &Lab, hosts: &[&Namespace], number: usize) -> Namespace {
     let switch = lab.sw_lan.sibling(&format!("sw-sync{number}"));
     make_bridge(&switch);
     let interface = format!("sync{number}");
-    for (host, address) in [(&lab.unit.ns, 1), (&b.ns, 2)] {
+    for (host, own) in hosts.iter().zip(1..) {
         plug(&switch, host, &interface);
-        let network = 9 + number;
-        host.run(&format!(
-            "ip addr add 10.77.{network}.{address}/24 dev {interface}"
-        ));
+        let address = sync_address(number, own);
+        host.run(&format!("ip addr add {address}/24 dev {interface}"));
     }
     switch
+}
+
+/// The address of the unit with this number on a synchronisation link.
+fn sync_address(link: usize, unit: u8) -> String {
+    format!("10.77.{}.{unit}", 9 + link)
 }
 
 /// Makes a key and returns its public part.
@@ -266,23 +271,41 @@ fn make_key(lab: &Lab, unit: &Unit, suffix: &str) -> String {
     made.ok().stdout.trim().to_owned()
 }
 
-/// Makes a unit a member of the pair.
-fn join(unit: &mut Unit, own: u8, priority: u8, peer: (&str, &str), links: usize) {
+/// What the others must know of a unit.
+pub struct Member {
+    name: String,
+    number: u8,
+    key: String,
+}
+
+/// Makes a key for the unit with this number, counted from 1.
+pub fn member(lab: &Lab, unit: &Unit, number: u8) -> Member {
+    let name = unit.ns.name().to_owned();
+    let key = make_key(lab, unit, "");
+    Member { name, number, key }
+}
+
+/// Makes a unit one of the members of a cluster, with `ha` for what they have in common.
+pub fn join(unit: &mut Unit, ha: &str, priority: u8, members: &[Member], links: usize) {
     let name = unit.ns.name().to_owned();
     unit.edit("[node]", &format!("[node]\nkey = \"{name}.key\""));
-    let mut config = HA.replace("PRIORITY", &priority.to_string());
-    let mut addresses = Vec::new();
+    let mut config = ha.replace("PRIORITY", &priority.to_string());
+    let (own, peers): (Vec<&Member>, Vec<&Member>) =
+        members.iter().partition(|member| member.name == name);
     for link in 0..links {
-        let network = 9 + link;
         config.push_str(&format!(
-            "\n[[ha.link]]\ninterface = \"sync{link}\"\nlisten = \"10.77.{network}.{own}:7030\"\n"
+            "\n[[ha.link]]\ninterface = \"sync{link}\"\nlisten = \"{}:7030\"\n",
+            sync_address(link, own[0].number)
         ));
-        addresses.push(format!("\"10.77.{network}.{}:7030\"", 3 - own));
     }
-    let (name, key) = peer;
-    config.push_str(&format!(
-        "\n[[ha.peer]]\nname = \"{name}\"\naddresses = [{}]\npublic-key = \"{key}\"\n",
-        addresses.join(", ")
-    ));
+    for Member { name, number, key } in peers {
+        let addresses: Vec<String> = (0..links)
+            .map(|link| format!("\"{}:7030\"", sync_address(link, *number)))
+            .collect();
+        config.push_str(&format!(
+            "\n[[ha.peer]]\nname = \"{name}\"\naddresses = [{}]\npublic-key = \"{key}\"\n",
+            addresses.join(", ")
+        ));
+    }
     unit.config.push_str(&config);
 }
