@@ -189,11 +189,12 @@ impl ControlSocket {
         }
     }
 
-    /// Tells the clients for which a reload has begun what came of it: see [`Answer::tell_reload`].
-    pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
+    /// Tells the clients for which a reload has begun what came of it: see [`Answer::end_reload`].
+    pub fn end_reload(&mut self, outcome: &ReloadOutcome) {
         for client in self.slots.iter_mut() {
-            client.answer.tell_reload(outcome, ended_before);
+            client.answer.end_reload(outcome);
         }
+        self.slots.mark_where(|client| !client.answer.is_waiting());
     }
 
     /// Accepts clients; gives whether there may be more that have a place.

@@ -1,5 +1,4 @@
-//! The config file is read anew: for SIGHUP, and for `tandemgw reload`. Reading and compiling it is a job
-//! beside the loop.
+//! Reloads of the config file, for SIGHUP and for `tandemgw reload`: one state machine, [`State`].
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -24,23 +23,28 @@ const MAX_FILE: u64 = 64 << 20;
 /// Mistakes, or warnings, of a config that are shown.
 const MOST_SHOWN: usize = 20;
 
-/// Reloads that are asked for, and under way.
+/// Reloads: the one that is asked for, and the one that is under way.
 #[derive(Default)]
 pub(super) struct Reloading {
-    /// A signal asked for one.
+    /// A signal asked for one since the last one began.
     wanted: bool,
-    /// One was made, and clients may wait for its end.
-    told: bool,
-    /// The file is read and compiled beside the loop.
-    preparing: Option<Preparing>,
-    /// Routes and multicast groups have yet to follow.
-    unfinished: Option<Unfinished>,
+    state: State,
 }
 
-struct Preparing {
-    job: Job<Draft>,
-    /// Sessions that reloads had ended before this one.
-    ended_before: u64,
+/// How far the reload that is under way is. One turn of the loop makes at most one step.
+#[derive(Default)]
+enum State {
+    /// There is none. The next one begins when it is asked for.
+    #[default]
+    Idle,
+    /// A job beside the loop reads and compiles the file.
+    Preparing(Job<Draft>),
+    /// It is compiled, and put in force as soon as the gateway compares no sessions with its rules.
+    Prepared(Draft),
+    /// It is in force, or refused; routes and multicast groups of addresses follow.
+    Following(Unfinished),
+    /// The gateway compares the sessions with the new rules.
+    Comparing(Unfinished),
 }
 
 /// What a job has made of the config file, with warnings.
@@ -49,10 +53,12 @@ struct Draft {
     warnings: Vec<String>,
 }
 
+/// A reload that is in force, or refused, and not told yet.
 struct Unfinished {
     outcome: ReloadOutcome,
-    ended_before: u64,
-    /// The routes to addresses have yet to follow.
+    /// Sessions that the gateway had ended for its rules before.
+    forbidden_before: u64,
+    /// The thread that keeps rules and routes in place has yet to change those to addresses.
     routes_follow: bool,
 }
 
@@ -62,146 +68,130 @@ impl Shell {
         self.reloading.wanted = true;
     }
 
-    /// Goes on with a reload, or begins one if that is asked for and the last one is through.
+    /// Takes the next step of a reload, if that can be taken.
     pub(super) fn reload_some(&mut self, now: Time) {
-        self.reloading.told &= self.gateway.is_reloading();
-        let wanted = self.reloading.wanted || self.control.wants_reload();
-        let idle = self.reloading.unfinished.is_none() && self.reloading.preparing.is_none();
-        if wanted && idle && !self.gateway.is_reloading() {
-            self.reloading.wanted = false;
-            self.service.reloading();
-            self.control.begin_reload();
-            self.begin_reload();
-        }
-        self.install_if_prepared(now);
-        if self.reloading.unfinished.is_none() {
-            return;
-        }
-        let more_groups = self.chores.is_busy();
-        let Some(unfinished) = &mut self.reloading.unfinished else {
-            return;
+        self.reloading.state = match std::mem::take(&mut self.reloading.state) {
+            State::Idle if self.is_reload_wanted() => self.begin_reload(),
+            State::Idle => State::Idle,
+            State::Preparing(job) => match job.progress() {
+                Progress::UnderWay => State::Preparing(job),
+                Progress::Done(draft) => State::Prepared(draft),
+                Progress::Failed => State::Prepared(Draft {
+                    result: Err(refused("reading it failed: see the log".to_owned())),
+                    warnings: Vec::new(),
+                }),
+            },
+            State::Prepared(draft) if self.gateway.is_reloading() => State::Prepared(draft),
+            State::Prepared(draft) => self.install(now, draft),
+            State::Following(unfinished) => self.end_following(unfinished),
+            State::Comparing(unfinished) => self.end_if_compared(unfinished),
         };
-        if !unfinished.routes_follow && !more_groups {
-            self.control
-                .tell_reload(&unfinished.outcome, unfinished.ended_before);
-            self.service.reloaded();
-            self.reloading.unfinished = None;
-            self.reloading.told = true;
+    }
+
+    /// Whether the next step can be taken without waiting for anything.
+    pub(super) fn is_reload_due(&self) -> bool {
+        match &self.reloading.state {
+            State::Idle => self.is_reload_wanted(),
+            // The job wakes the loop.
+            State::Preparing(_) => false,
+            State::Following(unfinished) => !unfinished.routes_follow,
+            State::Prepared(_) | State::Comparing(_) => !self.gateway.is_reloading(),
         }
     }
 
-    /// Whether a reload is to go on without waiting for anything.
-    pub(super) fn is_reload_due(&self) -> bool {
-        let Reloading {
-            wanted,
-            told,
-            preparing,
-            unfinished,
-        } = &self.reloading;
-        let may_begin = preparing.is_none() && !self.gateway.is_reloading();
-        let is_ready = |unfinished: &Unfinished| !unfinished.routes_follow;
-        unfinished.as_ref().is_some_and(is_ready) || (*wanted || *told) && may_begin
+    fn is_reload_wanted(&self) -> bool {
+        self.reloading.wanted || self.control.wants_reload()
     }
 
-    fn begin_reload(&mut self) {
+    fn begin_reload(&mut self) -> State {
+        self.reloading.wanted = false;
+        self.service.reloading();
+        self.control.begin_reload();
         let (basis, file) = (self.gateway.basis(), self.view.config_file.clone());
-        self.prepare(self.gateway.counters().forbidden, move || {
+        self.prepare(move || {
             let (result, warnings) = match read(&file) {
                 Ok((config, warnings)) => (prepare(basis, config), warnings),
                 Err(refused) => (Err(refused), Vec::new()),
             };
             Draft { result, warnings }
-        });
+        })
     }
 
-    fn prepare(&mut self, ended_before: u64, work: impl FnOnce() -> Draft + Send + 'static) {
+    fn prepare(&mut self, work: impl FnOnce() -> Draft + Send + 'static) -> State {
         match Job::begin(&self.waker, work) {
-            Ok(job) => self.reloading.preparing = Some(Preparing { job, ended_before }),
+            Ok(job) => State::Preparing(job),
             Err(error) => {
                 let why = format!("there is no thread to read the file: {error}");
-                self.conclude(ended_before, Err(refused(why)), Vec::new(), false);
+                State::Prepared(Draft {
+                    result: Err(refused(why)),
+                    warnings: Vec::new(),
+                })
             }
         }
     }
 
-    /// Puts in force what was prepared, if it is ready: what is left to do by then is a swap.
-    fn install_if_prepared(&mut self, now: Time) {
-        let Some(Preparing { job, ended_before }) = &self.reloading.preparing else {
-            return;
-        };
-        let ended_before = *ended_before;
-        let draft = match job.progress() {
-            Progress::UnderWay => return,
-            Progress::Done(draft) => draft,
-            Progress::Failed => Draft {
-                result: Err(refused("reading it failed: see the log".to_owned())),
-                warnings: Vec::new(),
-            },
-        };
-        self.reloading.preparing = None;
+    /// Puts in force what was prepared: what is left to do by now is a swap.
+    fn install(&mut self, now: Time, draft: Draft) -> State {
         let Draft { result, warnings } = draft;
-        let (prepared, wanted) = match result {
-            Ok(ready) => *ready,
-            Err(refused) => {
-                return self.conclude(ended_before, Err(refused), warnings, false);
-            }
-        };
-        if !self.gateway.is_current(&prepared) {
-            let basis = self.gateway.basis();
-            return self.prepare(ended_before, move || Draft {
-                result: prepare(basis, wanted),
-                warnings,
-            });
-        }
+        let forbidden_before = self.gateway.counters().forbidden;
         let mut routes_follow = false;
-        let result = match self.gateway.install(now, prepared) {
-            Ok((reloaded, retired)) => {
-                if let Some(peers) = &mut self.peers {
-                    peers.revoke(&wanted);
-                }
-                worker::discard(&self.waker, (retired, wanted));
-                if reloaded.addresses_changed {
-                    self.order(Order::Readdress(self.gateway.shared_config()));
-                    routes_follow = true;
-                    self.change_groups();
-                }
-                Ok(reloaded)
+        let result = match result.map(|ready| *ready) {
+            Ok((prepared, wanted)) if !self.gateway.is_current(&prepared) => {
+                let basis = self.gateway.basis();
+                return self.prepare(move || Draft {
+                    result: prepare(basis, wanted),
+                    warnings,
+                });
             }
-            Err(why) => Err(refused(why)),
+            Ok((prepared, wanted)) => match self.gateway.install(now, prepared) {
+                Ok((reloaded, retired)) => {
+                    if let Some(peers) = &mut self.peers {
+                        peers.revoke(&wanted);
+                    }
+                    worker::discard(&self.waker, (retired, wanted));
+                    if reloaded.addresses_changed {
+                        self.order(Order::Readdress(self.gateway.shared_config()));
+                        routes_follow = true;
+                        self.change_groups();
+                    }
+                    Ok(reloaded)
+                }
+                Err(why) => Err(refused(why)),
+            },
+            Err(refused) => Err(refused),
         };
-        self.conclude(ended_before, result, warnings, routes_follow);
-    }
-
-    /// Says what has come of it; clients are told when routes and multicast groups have followed.
-    fn conclude(
-        &mut self,
-        ended_before: u64,
-        result: Result<Reloaded, ReloadRefused>,
-        warnings: Vec<String>,
-        routes_follow: bool,
-    ) {
-        if let Err(ReloadRefused { why, problems, .. }) = &result {
-            log::error!(
-                "reload refused why={} effect=\"nothing has changed\"",
-                InQuotes(&why)
-            );
-            for problem in problems {
-                log::error!("config mistake error={}", InQuotes(&problem));
-            }
-        }
-        for warning in &warnings {
-            log::warn!("reload warning why={}", InQuotes(&warning));
-        }
+        log_outcome(&result, &warnings);
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),
             result,
             warnings,
+            sessions_ended: 0,
         };
-        self.reloading.unfinished = Some(Unfinished {
+        State::Following(Unfinished {
             outcome,
-            ended_before,
+            forbidden_before,
             routes_follow,
-        });
+        })
+    }
+
+    fn end_following(&mut self, unfinished: Unfinished) -> State {
+        // Multicast groups are joined and left by the chores of the loop.
+        if unfinished.routes_follow || self.chores.is_busy() {
+            return State::Following(unfinished);
+        }
+        self.service.reloaded();
+        State::Comparing(unfinished)
+    }
+
+    fn end_if_compared(&mut self, mut unfinished: Unfinished) -> State {
+        if self.gateway.is_reloading() && unfinished.outcome.result.is_ok() {
+            return State::Comparing(unfinished);
+        }
+        let forbidden = self.gateway.counters().forbidden;
+        let ended = forbidden.saturating_sub(unfinished.forbidden_before);
+        unfinished.outcome.sessions_ended = ended;
+        self.control.end_reload(&unfinished.outcome);
+        State::Idle
     }
 
     /// Begins to join the multicast groups of the addresses as they are now.
@@ -220,16 +210,31 @@ impl Shell {
             log::warn!("reload warning why={}", InQuotes(&warning));
             self.warn_of_reload(warning);
         }
-        if let Some(unfinished) = &mut self.reloading.unfinished {
+        if let State::Following(unfinished) = &mut self.reloading.state {
             unfinished.routes_follow = false;
         }
     }
 
     /// Says of the reload that is under way what went wrong after it, if there is one.
     pub(super) fn warn_of_reload(&mut self, warning: String) {
-        if let Some(unfinished) = &mut self.reloading.unfinished {
+        if let State::Following(unfinished) = &mut self.reloading.state {
             unfinished.outcome.warnings.push(warning);
         }
+    }
+}
+
+fn log_outcome(result: &Result<Reloaded, ReloadRefused>, warnings: &[String]) {
+    if let Err(ReloadRefused { why, problems, .. }) = result {
+        log::error!(
+            "reload refused why={} effect=\"nothing has changed\"",
+            InQuotes(&why)
+        );
+        for problem in problems {
+            log::error!("config mistake error={}", InQuotes(&problem));
+        }
+    }
+    for warning in warnings {
+        log::warn!("reload warning why={}", InQuotes(warning));
     }
 }
 

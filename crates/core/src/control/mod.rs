@@ -25,7 +25,7 @@ use failover::Failover;
 use ha_set::HaSet;
 use listing::Listing;
 use protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, write_line};
-use reload::Reload;
+use reload::ReloadWait;
 
 pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::Filter;
@@ -45,7 +45,7 @@ pub enum Answer {
     /// Planned handovers that are under way.
     Failover(Failover),
     /// A reload that is asked for or under way.
-    Reload(Reload),
+    Reload(ReloadWait),
     /// A switch that waits for a reload to be prepared.
     HaSet(HaSet),
     /// A capture that runs.
@@ -117,7 +117,7 @@ impl Answer {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, force, now)?)
             }
-            Request::Reload => Answer::Reload(Reload::Wanted),
+            Request::Reload => Answer::Reload(ReloadWait::Next),
             Request::HaGet { key } => {
                 for row in ha_set::get(gateway, key.as_deref()).map_err(bad_request)? {
                     write_line(out, &row);
@@ -149,7 +149,7 @@ impl Answer {
             Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
-            Answer::Reload(reload) => reload.go_on(gateway, out),
+            Answer::Reload(reload) => reload.go_on(out),
             Answer::HaSet(set) => set.go_on(gateway, now, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
@@ -164,7 +164,8 @@ impl Answer {
     /// Whether the answer waits for something to happen, rather than for the client.
     pub fn is_waiting(&self) -> bool {
         match self {
-            Answer::Failover(_) | Answer::Reload(_) | Answer::HaSet(_) => true,
+            Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
+            Answer::Failover(_) | Answer::HaSet(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Listing(_)
             | Answer::Count(_)
@@ -174,24 +175,23 @@ impl Answer {
         }
     }
 
-    /// Whether the shell is to read the config file anew, and to call [`Answer::begin_reload`] then and
-    /// [`Answer::tell_reload`] when it is done.
+    /// Whether the shell is to begin a reload, as soon as none is under way: with [`Answer::begin_reload`],
+    /// and [`Answer::end_reload`] when it is through.
     pub fn wants_reload(&self) -> bool {
-        matches!(self, Answer::Reload(Reload::Wanted))
+        matches!(self, Answer::Reload(ReloadWait::Next))
     }
 
-    /// The config file is being read anew. No effect on an answer that does not wait for that.
+    /// A reload begins. No effect on an answer that does not wait for that.
     pub fn begin_reload(&mut self) {
-        if let Answer::Reload(reload) = self {
-            reload.note_begin();
+        if let Answer::Reload(wait) = self {
+            wait.note_begin();
         }
     }
 
-    /// The config file was read anew; `ended_before` is [`crate::gateway::Counters::forbidden`] of before.
-    /// No effect on an answer that did not wait for it when it began.
-    pub fn tell_reload(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
-        if let Answer::Reload(reload) = self {
-            reload.tell(outcome, ended_before);
+    /// The reload that is under way has ended. No effect on an answer that waits for another one.
+    pub fn end_reload(&mut self, outcome: &ReloadOutcome) {
+        if let Answer::Reload(wait) = self {
+            wait.note_end(outcome);
         }
     }
 

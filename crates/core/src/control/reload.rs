@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use crate::config::Difference;
-use crate::gateway::{Gateway, Reloaded};
+use crate::gateway::Reloaded;
 
 use super::Progress;
 use super::protocol::{Change, ErrorCode, Failure, ReloadDone, write_line};
 
-/// What came of reading the config file anew, as the shell tells.
+/// What came of a reload, as the shell tells.
 #[derive(Clone, Debug)]
 pub struct ReloadOutcome {
     /// The config file, absolute.
@@ -17,6 +17,8 @@ pub struct ReloadOutcome {
     pub result: Result<Reloaded, ReloadRefused>,
     /// What should be looked at nevertheless, a sentence each.
     pub warnings: Vec<String>,
+    /// Sessions that the new rules have ended.
+    pub sessions_ended: u64,
 }
 
 /// Why a reload has changed nothing.
@@ -30,56 +32,43 @@ pub struct ReloadRefused {
     pub text: String,
 }
 
-/// A client that waits for a reload.
+/// The reload that a client waits for.
 #[derive(Debug)]
-pub enum Reload {
-    /// The shell has yet to begin.
-    Wanted,
-    /// The shell has read the file.
-    Begun,
-    /// It was made; sessions may have yet to be compared with it.
-    Made {
-        outcome: Box<ReloadOutcome>,
-        /// Sessions that reloads had ended before this one.
-        ended_before: u64,
-    },
+pub enum ReloadWait {
+    /// The next one: one that is under way may have read the file before the client asked.
+    Next,
+    /// The one that is under way.
+    Current,
+    /// It has ended, and the client is to be told.
+    Ended(Box<ReloadOutcome>),
 }
 
-impl Reload {
+impl ReloadWait {
     pub fn note_begin(&mut self) {
-        if matches!(self, Reload::Wanted) {
-            *self = Reload::Begun;
+        if matches!(self, ReloadWait::Next) {
+            *self = ReloadWait::Current;
         }
     }
 
-    pub fn tell(&mut self, outcome: &ReloadOutcome, ended_before: u64) {
-        if matches!(self, Reload::Begun) {
-            *self = Reload::Made {
-                outcome: Box::new(outcome.clone()),
-                ended_before,
-            };
+    pub fn note_end(&mut self, outcome: &ReloadOutcome) {
+        if matches!(self, ReloadWait::Current) {
+            *self = ReloadWait::Ended(Box::new(outcome.clone()));
         }
     }
 
-    pub fn go_on(&mut self, gateway: &Gateway, out: &mut String) -> Result<Progress, Failure> {
-        let Reload::Made {
-            outcome,
-            ended_before,
-        } = self
-        else {
+    pub fn go_on(&mut self, out: &mut String) -> Result<Progress, Failure> {
+        let ReloadWait::Ended(outcome) = self else {
             return Ok(Progress::More);
         };
         let config = outcome.config_file.clone();
         match &outcome.result {
-            Ok(_) if gateway.is_reloading() => Ok(Progress::More),
             Ok(reloaded) => {
-                let ended = gateway.counters().forbidden.saturating_sub(*ended_before);
                 let done = ReloadDone {
                     config,
                     changed: Some(changes(&reloaded.applied)),
                     restart: Some(changes(&reloaded.waiting)),
                     more: Some(reloaded.more as u64),
-                    sessions_ended: Some(ended),
+                    sessions_ended: Some(outcome.sessions_ended),
                     warnings: Some(outcome.warnings.clone()),
                     ..ReloadDone::default()
                 };
