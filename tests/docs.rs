@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use tandemgw_core::config::{TableDoc, options, parse, render, tables};
+use tandemgw_core::config::{OptionDoc, Reload, TableDoc, options, parse, render, tables};
 use tandemgw_core::event::DropReason;
 use tandemgw_core::metrics::catalog;
 
@@ -30,6 +30,17 @@ fn the_admin_protocol_is_that_of_its_types() {
         "admin-protocol.md",
         &format!("{GENERATED}{}", protocol::chapter()),
     );
+}
+
+#[test]
+fn what_a_reload_applies_is_what_the_options_say() {
+    const BEGIN: &str = "<!-- Generated: UPDATE_DOCS=1 cargo test --test docs -->\n";
+    const END: &str = "<!-- End -->\n";
+    let text = fs::read_to_string(root().join("docs/reload.md")).unwrap();
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let table = reload_classes();
+    compare("reload.md", &format!("{before}{BEGIN}{table}{END}{after}"));
 }
 
 #[test]
@@ -296,6 +307,7 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - A service is a protocol with an optional destination port or range: `"tcp/443"`, `"tcp/8000-8099"`,
   `"tcp"`, `"udp/53"`, `"icmp"` (ICMP and ICMPv6), `"gre"`, `"esp"`, `"proto/47"`, `"any"`.
 - Names refer to each other: a policy names ports and pools, a group names ports and addresses.
+- "takes a" says how a changed value comes into force: by a [reload](reload.md) or a restart.
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
   only for `[[policy]]`, where the first match wins.
 
@@ -313,19 +325,56 @@ fn describe(out: &mut String, table: &TableDoc) {
     };
     let meaning = sentence(table.meaning);
     let _ = write!(out, "\n## `{heading}`\n\n{meaning}.{most}\n\n");
-    out.push_str("| key | value | default | meaning |\n|---|---|---|---|\n");
+    out.push_str("| key | value | default | takes a | meaning |\n|---|---|---|---|---|\n");
     for option in options().iter().filter(|option| option.table == table.name) {
         let (kind, default) = (option.kind_text(), option.default_text());
         assert!(!kind.is_empty() && !default.is_empty(), "{}", option.key);
         let _ = writeln!(
             out,
-            "| `{}` | {} | {} | {} |",
+            "| `{}` | {} | {} | {} | {} |",
             option.key,
             cell(&kind),
             cell(&default),
+            class(option),
             cell(option.meaning),
         );
     }
+}
+
+fn class(option: &OptionDoc) -> &'static str {
+    match option.reload {
+        Reload::Live(_) => "reload",
+        Reload::Restart => "restart",
+    }
+}
+
+/// By table, what of it a reload applies, and what takes a restart.
+fn reload_classes() -> String {
+    let mut out = String::from("| table | at once | after a restart |\n|---|---|---|\n");
+    for table in tables() {
+        let rows = options().iter().filter(|option| option.table == table.name);
+        let (live, restart): (Vec<_>, Vec<_>) = rows.partition(|row| class(row) == "reload");
+        let keys = |rows: &[&OptionDoc]| {
+            let keys = rows.iter().filter(|row| row.key != "name");
+            let keys: Vec<_> = keys.map(|row| format!("`{}`", row.key)).collect();
+            keys.join(", ")
+        };
+        let (live, restart) = match (live.is_empty(), restart.is_empty()) {
+            (true, _) => (String::new(), "all of it".to_owned()),
+            (_, true) => ("all of it".to_owned(), String::new()),
+            _ if table.repeated => {
+                let restart = keys(&restart);
+                (keys(&live), format!("added, removed, renamed; {restart}"))
+            }
+            _ => (keys(&live), keys(&restart)),
+        };
+        let name = match table.repeated {
+            true => format!("[[{}]]", table.name),
+            false => format!("[{}]", table.name),
+        };
+        let _ = writeln!(out, "| `{name}` | {live} | {restart} |");
+    }
+    out
 }
 
 fn drop_reasons() -> String {

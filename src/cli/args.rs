@@ -209,8 +209,7 @@ pub enum HaCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Change a switch: session-pickup, session-pickup-connectionless, session-pickup-delay,
-    /// pickup-guarantee, priority, override
+    /// Change a switch, such as priority or session-pickup: `ha get` lists them
     Set {
         /// The key, as in the config
         #[arg(value_name = "KEY")]

@@ -125,14 +125,14 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.node.routing_table, 7700);
     assert_eq!(config.timeouts.tcp_established, Duration::from_secs(7440));
     assert_eq!(config.timeouts.udp_unreplied, Duration::from_secs(120));
-    assert_eq!(config.limits.half_open_per_source, 65_535);
+    assert_eq!(config.source_limits().1, 65_535);
     assert!(config.ports.iter().all(|port| port.source_check));
     assert!(config.ports.iter().all(|port| port.offload));
     assert_eq!(config.groups.len(), 1);
     assert_eq!(config.groups[0].name, "default");
     assert!(config.policies.is_empty() && config.ha.is_none());
-    assert!(!config.limits.tcp_pickup);
-    assert!(accepted(&format!("{BASE_HA}\n{HA}")).limits.tcp_pickup);
+    assert!(!config.picks_up_tcp());
+    assert!(accepted(&format!("{BASE_HA}\n{HA}")).picks_up_tcp());
 }
 
 #[test]

@@ -116,11 +116,11 @@ pub fn config() -> Config {
         timeouts: timeouts(),
         metrics: None,
         limits: Limits {
-            sessions_per_source: 0,
-            half_open_per_source: 4096,
+            sessions_per_source: Some(0),
+            half_open_per_source: Some(4096),
             ports_per_source: None,
             icmp_errors_per_second: 1000,
-            tcp_pickup: false,
+            tcp_pickup: Some(false),
         },
         ha: None,
     }

@@ -453,11 +453,11 @@ pub(crate) mod tests {
             },
             metrics: None,
             limits: Limits {
-                sessions_per_source: 0,
-                half_open_per_source: 0,
+                sessions_per_source: Some(0),
+                half_open_per_source: Some(0),
                 ports_per_source: None,
                 icmp_errors_per_second: 0,
-                tcp_pickup: false,
+                tcp_pickup: Some(false),
             },
             ha: None,
         }

@@ -1,19 +1,15 @@
 //! What a changed config file means for a gateway that runs: what can be applied at once, and what waits
 //! for a restart.
 //!
-//! Every field of [`Config`] is named here, so that a new one does not compile before it is decided what
-//! a change of it does.
+//! That of an option is in its row (see [`super::options()`]). Policies, pools and forwards, links and peers
+//! are compared as wholes.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::value::show_duration;
-use super::{
-    Config, Forward, Group, Ha, HaPeer, Limits, Metrics, MssClamp, NatPool, Node, PickupGuarantee,
-    Policy, Port, Timeouts,
-};
+use super::field::Owner;
+use super::network::group_of;
+use super::options::{Live, Reload};
+use super::{Config, Forward, Group, Ha, HaPeer, NatPool, Policy, Port};
 use crate::flow::{Addr, PortId};
 
 /// A key that is not what it was.
@@ -32,6 +28,8 @@ pub struct Change {
     pub config: Config,
     /// What is applied thereby.
     pub applied: Vec<Difference>,
+    /// The options among what is applied.
+    pub live: BTreeSet<Live>,
     /// What waits for a restart.
     pub waiting: Vec<Difference>,
 }
@@ -54,14 +52,15 @@ impl Change {
         let mut change = Change {
             config: running.clone(),
             applied: Vec::new(),
+            live: BTreeSet::new(),
             waiting: Vec::new(),
         };
-        change.node(&running.node, node);
+        change.config.node = change.part("node", &running.node, node);
         change.ports(&running.ports, ports);
         change.groups(&running.groups, groups);
         change.rules(running, wanted);
-        change.timeouts(&running.timeouts, timeouts);
-        change.limits(running, limits, ha.is_some());
+        change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
+        change.config.limits = change.part("limits", &running.limits, limits);
         match (&running.ha, ha) {
             (None, None) => {}
             (Some(old), Some(new)) => change.ha(old, new, ports, &running.ports),
@@ -70,8 +69,8 @@ impl Change {
         }
         match (&running.metrics, metrics) {
             (None, None) => {}
-            (Some(old), Some(Metrics { listen })) => {
-                compare(&mut change.waiting, "metrics.listen", &old.listen, listen);
+            (Some(old), Some(new)) => {
+                change.config.metrics = Some(change.part("metrics", old, new))
             }
             (None, Some(_)) => change.wait("metrics", "added"),
             (Some(_), None) => change.wait("metrics", "removed"),
@@ -79,95 +78,40 @@ impl Change {
         change
     }
 
-    fn node(&mut self, old: &Node, new: &Node) {
-        let Node {
-            name,
-            key,
-            control_socket,
-            max_sessions,
-            routing_table,
-        } = new;
-        let waiting = &mut self.waiting;
-        compare(waiting, "node.name", &old.name, name);
-        compare(waiting, "node.key", &old.key, key);
-        let socket = &old.control_socket;
-        compare(waiting, "node.control-socket", socket, control_socket);
-        compare(
-            waiting,
-            "node.max-sessions",
-            &old.max_sessions,
-            max_sessions,
-        );
-        let table = &old.routing_table;
-        compare(waiting, "node.routing-table", table, routing_table);
+    /// Compares the options of a table; gives `old` with those values of `new` that need no restart.
+    fn part<T: Owner + Clone>(&mut self, table: &str, old: &T, new: &T) -> T {
+        let mut part = old.clone();
+        for (option, field) in T::options() {
+            let (before, after) = ((field.get)(old), (field.get)(new));
+            if before == after {
+                continue;
+            }
+            let (key, what) = (format!("{table}.{}", option.key), before.to(&after));
+            match option.reload {
+                Reload::Live(live) => {
+                    push(&mut self.applied, key, &what);
+                    self.live.insert(live);
+                    (field.set)(&mut part, after);
+                }
+                Reload::Restart => self.wait(key, &what),
+            }
+        }
+        part
     }
 
     fn ports(&mut self, old: &[Port], new: &[Port]) {
         let same = compare_names(&mut self.waiting, "port", names(old), names(new));
         for (old_at, new_at) in same {
-            let Port {
-                name,
-                interface,
-                virtual_addresses,
-                link_local,
-                source_check,
-                offload,
-                rejects_syns,
-                routing_headers,
-                reserved_addresses,
-                mss_clamp,
-                quotas,
-            } = &new[new_at];
-            let old = &old[old_at];
-            let key = |key| format!("port.{name}.{key}");
-            let waiting = &mut self.waiting;
-            compare(waiting, key("interface"), &old.interface, interface);
-            if (&old.virtual_addresses, &old.link_local) != (virtual_addresses, link_local) {
-                self.wait(key("virtual-addresses"), "changed");
-            }
-            compare(&mut self.waiting, key("offload"), &old.offload, offload);
-            let (applied, before) = (&mut self.applied, &old.source_check);
-            compare(applied, key("source-check"), before, source_check);
-            let before = &old.rejects_syns;
-            compare(applied, key("unsolicited-syn"), before, rejects_syns);
-            let before = &old.routing_headers;
-            compare(applied, key("routing-headers"), before, routing_headers);
-            let before = &old.reserved_addresses;
-            compare(
-                applied,
-                key("reserved-addresses"),
-                before,
-                reserved_addresses,
-            );
-            compare(applied, key("mss-clamp"), &old.mss_clamp, mss_clamp);
-            for (name, old, new) in [
-                ("sessions-per-source", old.quotas.sessions, quotas.sessions),
-                (
-                    "half-open-per-source",
-                    old.quotas.half_open,
-                    quotas.half_open,
-                ),
-                ("ports-per-source", old.quotas.ports, quotas.ports),
-            ] {
-                compare(applied, key(name), &old, &new);
-            }
-            let port = &mut self.config.ports[old_at];
-            port.quotas = *quotas;
-            port.mss_clamp = *mss_clamp;
-            port.source_check = *source_check;
-            port.rejects_syns = *rejects_syns;
-            port.routing_headers = *routing_headers;
-            port.reserved_addresses = *reserved_addresses;
+            let (old, new) = (&old[old_at], &new[new_at]);
+            self.config.ports[old_at] = self.part(&format!("port.{}", old.name), old, new);
         }
     }
 
     fn groups(&mut self, old: &[Group], new: &[Group]) {
         let same = compare_names(&mut self.waiting, "group", names(old), names(new));
         for (old_at, new_at) in same {
-            let Group { name, priority } = &new[new_at];
-            let key = format!("group.{name}.priority");
-            compare(&mut self.applied, key, &old[old_at].priority, priority);
-            self.config.groups[old_at].priority = *priority;
+            let (old, new) = (&old[old_at], &new[new_at]);
+            self.config.groups[old_at] = self.part(&format!("group.{}", old.name), old, new);
         }
     }
 
@@ -182,160 +126,39 @@ impl Change {
                 );
             }
         };
-        let applied = &mut self.applied;
-        compare_lists(applied, "nat-pool", &running.nat_pools, &wanted.nat_pools);
-        compare_lists(applied, "policy", &running.policies, &policies);
-        compare_lists(applied, "forward", &running.forwards, &forwards);
-        self.config.nat_pools = wanted.nat_pools.clone();
+        let pools = &wanted.nat_pools;
+        self.list(Live::NatPools, "nat-pool", &running.nat_pools, pools);
+        self.list(Live::Policies, "policy", &running.policies, &policies);
+        self.list(Live::Forwards, "forward", &running.forwards, &forwards);
+        self.config.nat_pools = pools.clone();
         self.config.policies = policies;
         self.config.forwards = forwards;
     }
 
-    fn timeouts(&mut self, old: &Timeouts, new: &Timeouts) {
-        let Timeouts {
-            tcp_established,
-            tcp_transitory,
-            tcp_syn,
-            tcp_time_wait,
-            tcp_reset,
-            udp,
-            udp_unreplied,
-            icmp,
-            other,
-        } = new;
-        for (key, old, new) in [
-            ("tcp-established", old.tcp_established, tcp_established),
-            ("tcp-transitory", old.tcp_transitory, tcp_transitory),
-            ("tcp-syn", old.tcp_syn, tcp_syn),
-            ("tcp-time-wait", old.tcp_time_wait, tcp_time_wait),
-            ("tcp-reset", old.tcp_reset, tcp_reset),
-            ("udp", old.udp, udp),
-            ("udp-unreplied", old.udp_unreplied, udp_unreplied),
-            ("icmp", old.icmp, icmp),
-            ("other", old.other, other),
-        ] {
-            compare(&mut self.applied, format!("timeouts.{key}"), &old, new);
-        }
-        self.config.timeouts = *new;
-    }
-
-    fn limits(&mut self, running: &Config, new: &Limits, ha: bool) {
-        let Limits {
-            sessions_per_source,
-            half_open_per_source,
-            ports_per_source,
-            icmp_errors_per_second,
-            tcp_pickup,
-        } = new;
-        let old = running.limits;
-        let applied = &mut self.applied;
-        let (key, before) = ("limits.sessions-per-source", old.sessions_per_source);
-        compare(applied, key, &before, sessions_per_source);
-        let (key, before) = ("limits.ports-per-source", old.ports_per_source);
-        compare(applied, key, &before, ports_per_source);
-        let key = "limits.half-open-per-source";
-        compare(
-            applied,
-            key,
-            &old.half_open_per_source,
-            half_open_per_source,
-        );
-        let (key, before) = ("limits.icmp-errors-per-second", old.icmp_errors_per_second);
-        compare(applied, key, &before, icmp_errors_per_second);
-        self.config.limits = *new;
-        // Its default depends on whether there is an `[ha]`, which waits.
-        if running.ha.is_some() == ha {
-            compare(applied, "limits.tcp-pickup", &old.tcp_pickup, tcp_pickup);
-        } else {
-            self.config.limits.tcp_pickup = old.tcp_pickup;
+    /// Compares tables that are replaced as a whole.
+    fn list<T: Named + PartialEq>(&mut self, live: Live, table: &str, old: &[T], new: &[T]) {
+        let before = self.applied.len();
+        compare_lists(&mut self.applied, table, old, new);
+        if self.applied.len() > before {
+            self.live.insert(live);
         }
     }
 
     fn ha(&mut self, old: &Ha, new: &Ha, new_ports: &[Port], running: &[Port]) {
-        let Ha {
-            group_id,
-            priority,
-            override_,
-            heartbeat_interval,
-            heartbeat_lost_threshold,
-            monitor,
-            session_pickup,
-            session_pickup_connectionless,
-            session_pickup_delay,
-            pickup_guarantee,
-            pickup_guarantee_wait,
-            pickup_guarantee_copies,
-            gratuitous_arps,
-            gratuitous_arp_interval,
-            links,
-            peers,
-        } = new;
-        let mut ha = Ha {
-            group_id: old.group_id,
-            // The timeouts of the connections are made of these.
-            heartbeat_interval: old.heartbeat_interval,
-            heartbeat_lost_threshold: old.heartbeat_lost_threshold,
-            monitor: old.monitor.clone(),
-            links: old.links.clone(),
-            peers: old.peers.clone(),
-            ..new.clone()
-        };
-        let waiting = &mut self.waiting;
-        let interval = &old.heartbeat_interval;
-        let threshold = &old.heartbeat_lost_threshold;
-        compare(waiting, "ha.group-id", &old.group_id, group_id);
-        compare(
-            waiting,
-            "ha.heartbeat-interval",
-            interval,
-            heartbeat_interval,
-        );
-        let key = "ha.heartbeat-lost-threshold";
-        compare(waiting, key, threshold, heartbeat_lost_threshold);
-        if old.links != *links {
-            self.wait("ha.link", "changed");
-        }
-        compare_lists(&mut self.waiting, "ha.peer", &old.peers, peers);
-        ha.monitor = self.monitor(&old.monitor, translate_ports(monitor, new_ports, running));
-        let to = &mut self.applied;
-        let connectionless = &old.session_pickup_connectionless;
-        let (wait, interval) = (&old.pickup_guarantee_wait, &old.gratuitous_arp_interval);
-        compare(to, "ha.priority", &old.priority, priority);
-        compare(to, "ha.override", &old.override_, override_);
-        compare(to, "ha.session-pickup", &old.session_pickup, session_pickup);
-        let key = "ha.session-pickup-connectionless";
-        compare(to, key, connectionless, session_pickup_connectionless);
-        let delay = &old.session_pickup_delay;
-        compare(to, "ha.session-pickup-delay", delay, session_pickup_delay);
-        let guarantee = &old.pickup_guarantee;
-        compare(to, "ha.pickup-guarantee", guarantee, pickup_guarantee);
-        compare(to, "ha.pickup-guarantee-wait", wait, pickup_guarantee_wait);
-        let (key, copies) = ("ha.pickup-guarantee-copies", &old.pickup_guarantee_copies);
-        compare(to, key, copies, pickup_guarantee_copies);
-        compare(
-            to,
-            "ha.gratuitous-arps",
-            &old.gratuitous_arps,
-            gratuitous_arps,
-        );
-        let key = "ha.gratuitous-arp-interval";
-        compare(to, key, interval, gratuitous_arp_interval);
-        self.config.ha = Some(ha);
-    }
-
-    fn monitor(&mut self, old: &[PortId], new: Result<Vec<PortId>, String>) -> Vec<PortId> {
-        match new {
-            Ok(new) => {
-                if new != old {
-                    push(&mut self.applied, "ha.monitor", "changed");
-                }
-                new
-            }
+        let mut new = new.clone();
+        // Ports are compared by name; their ids may be others.
+        new.monitor = match translate_ports(&new.monitor, new_ports, running) {
+            Ok(monitor) => monitor,
             Err(why) => {
                 self.wait("ha.monitor", &why);
-                old.to_vec()
+                old.monitor.clone()
             }
+        };
+        if old.links != new.links {
+            self.wait("ha.link", "changed");
         }
+        compare_lists(&mut self.waiting, "ha.peer", &old.peers, &new.peers);
+        self.config.ha = Some(self.part("ha", old, &new));
     }
 
     fn wait(&mut self, key: impl Into<String>, what: &str) {
@@ -377,7 +200,24 @@ fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, String> {
             )));
         }
     }
+    for pool in &wanted.nat_pools {
+        check_group(running, pool)?;
+    }
     Ok((policies, forwards))
+}
+
+/// The addresses of a pool move with one group: of those that are in force, which the file may not have.
+fn check_group(running: &Config, pool: &NatPool) -> Result<(), String> {
+    let group = |addr: &Addr| group_of(&running.ports, *addr);
+    let mut groups = pool.addresses.iter().map(group);
+    let first = groups.next();
+    match groups.all(|group| Some(group) == first) {
+        true => Ok(()),
+        false => Err(format!(
+            "nat-pool `{}` has addresses of several groups, as these are now",
+            pool.name
+        )),
+    }
 }
 
 /// The ports of the same names among those that run.
@@ -455,17 +295,6 @@ fn compare_lists<T: Named + PartialEq>(
     }
 }
 
-fn compare<T: PartialEq + Show>(
-    to: &mut Vec<Difference>,
-    key: impl Into<String>,
-    old: &T,
-    new: &T,
-) {
-    if old != new {
-        push(to, key, &format!("{} to {}", old.show(), new.show()));
-    }
-}
-
 fn push(to: &mut Vec<Difference>, key: impl Into<String>, what: &str) {
     to.push(Difference {
         key: key.into(),
@@ -473,63 +302,8 @@ fn push(to: &mut Vec<Difference>, key: impl Into<String>, what: &str) {
     });
 }
 
-/// A value as it stands in the file, without quotes.
-pub(super) trait Show {
-    fn show(&self) -> String;
-}
-
-macro_rules! show {
-    ($($kind:ty),*) => {
-        $(impl Show for $kind {
-            fn show(&self) -> String {
-                self.to_string()
-            }
-        })*
-    };
-}
-
-show!(bool, u8, u32, String, SocketAddr);
-
-impl Show for Duration {
-    fn show(&self) -> String {
-        show_duration(*self)
-    }
-}
-
-impl Show for PathBuf {
-    fn show(&self) -> String {
-        self.display().to_string()
-    }
-}
-
-impl<T: Show> Show for Option<T> {
-    fn show(&self) -> String {
-        self.as_ref().map_or_else(|| "none".to_owned(), Show::show)
-    }
-}
-
-impl Show for MssClamp {
-    fn show(&self) -> String {
-        match self {
-            MssClamp::Auto => "auto".to_owned(),
-            MssClamp::To(size) => size.to_string(),
-        }
-    }
-}
-
-impl Show for PickupGuarantee {
-    fn show(&self) -> String {
-        let word = match self {
-            PickupGuarantee::Off => "off",
-            PickupGuarantee::Bounded => "bounded",
-            PickupGuarantee::Strict => "strict",
-        };
-        word.to_owned()
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
@@ -542,32 +316,31 @@ mod tests {
             .0
     }
 
-    /// Every option: what of [`EVERYTHING`] is replaced by what, and the key that is named for it, with
-    /// a `!` if it waits for a restart.
-    const EDITS: &[(&str, &str, &str, &str)] = &[
+    /// Every option: what of [`EVERYTHING`] is replaced by what, and the key that is named for it.
+    pub(crate) const EDITS: &[(&str, &str, &str, &str)] = &[
         (
             "metrics.listen",
             "127.0.0.1:9",
             "127.0.0.1:10748",
-            "!metrics.listen",
+            "metrics.listen",
         ),
-        ("node.name", "name = \"a\"", "name = \"z\"", "!node.name"),
-        ("node.key", "a.key", "z.key", "!node.key"),
+        ("node.name", "name = \"a\"", "name = \"z\"", "node.name"),
+        ("node.key", "a.key", "z.key", "node.key"),
         (
             "node.control-socket",
             "/tmp/a.sock",
             "/tmp/z.sock",
-            "!node.control-socket",
+            "node.control-socket",
         ),
-        ("node.max-sessions", "5000", "6000", "!node.max-sessions"),
-        ("node.routing-table", "8000", "9000", "!node.routing-table"),
-        ("port.name", "\"lan\"", "\"net\"", "!port.lan"),
-        ("port.interface", "eth0", "eth9", "!port.lan.interface"),
+        ("node.max-sessions", "5000", "6000", "node.max-sessions"),
+        ("node.routing-table", "8000", "9000", "node.routing-table"),
+        ("port.name", "\"lan\"", "\"net\"", "port.lan"),
+        ("port.interface", "eth0", "eth9", "port.lan.interface"),
         (
             "port.virtual-addresses",
             "10.0.1.1/24",
             "10.0.1.1/25",
-            "!port.lan.virtual-addresses",
+            "port.lan.virtual-addresses",
         ),
         (
             "port.source-check",
@@ -575,7 +348,7 @@ mod tests {
             "",
             "port.lan.source-check",
         ),
-        ("port.offload", "offload = false", "", "!port.lan.offload"),
+        ("port.offload", "offload = false", "", "port.lan.offload"),
         (
             "port.unsolicited-syn",
             "syn = \"drop\"",
@@ -630,7 +403,7 @@ mod tests {
             "forwarded = true",
             "policy.p",
         ),
-        ("group.name", "\"g\"", "\"gg\"", "!group.g"),
+        ("group.name", "\"g\"", "\"gg\"", "group.g"),
         (
             "group.ports",
             "ports = [\"lan\"]\n        p",
@@ -674,7 +447,12 @@ mod tests {
         ("nat-pool.addresses", "10.0.1.9", "10.0.1.8", "nat-pool.n"),
         ("nat-pool.ports", "2000-3000", "2000-3001", "nat-pool.n"),
         ("forward.name", "\"f\"", "\"ff\"", "forward.f"),
-        ("forward.port", "\"lan\"", "\"net\"", "!port.lan"),
+        (
+            "forward.port",
+            "port = \"lan\"\n        protocol = \"udp\"\n        external = \"10.0.1.1:53\"",
+            "port = \"wan\"\n        protocol = \"udp\"\n        external = \"10.0.1.9:53\"",
+            "forward.f",
+        ),
         ("forward.protocol", "udp\"", "tcp\"", "forward.f"),
         (
             "forward.external",
@@ -773,25 +551,20 @@ mod tests {
             "pickup = true",
             "limits.tcp-pickup",
         ),
-        (
-            "ha.group-id",
-            "group-id = 1",
-            "group-id = 2",
-            "!ha.group-id",
-        ),
+        ("ha.group-id", "group-id = 1", "group-id = 2", "ha.group-id"),
         ("ha.priority", "priority = 0", "priority = 1", "ha.priority"),
         ("ha.override", "override = true", "", "ha.override"),
         (
             "ha.heartbeat-interval",
             "heartbeat-interval = \"1ms",
             "heartbeat-interval = \"2ms",
-            "!ha.heartbeat-interval",
+            "ha.heartbeat-interval",
         ),
         (
             "ha.heartbeat-lost-threshold",
             "threshold = 2",
             "threshold = 3",
-            "!ha.heartbeat-lost-threshold",
+            "ha.heartbeat-lost-threshold",
         ),
         ("ha.monitor", "monitor = [\"lan\"]", "", "ha.monitor"),
         (
@@ -836,21 +609,21 @@ mod tests {
             "arp-interval = \"2s",
             "ha.gratuitous-arp-interval",
         ),
-        ("ha.link.interface", "eth1", "eth2", "!ha.link"),
+        ("ha.link.interface", "eth1", "eth2", "ha.link"),
         (
             "ha.link.listen",
             "10.0.9.1:7030",
             "10.0.9.1:7031",
-            "!ha.link",
+            "ha.link",
         ),
-        ("ha.peer.name", "\"b\"", "\"c\"", "!ha.peer.b"),
+        ("ha.peer.name", "\"b\"", "\"c\"", "ha.peer.b"),
         (
             "ha.peer.addresses",
             "10.0.9.2:7030",
             "10.0.9.2:7031",
-            "!ha.peer.b",
+            "ha.peer.b",
         ),
-        ("ha.peer.public-key", "AAECAw", "BBECAw", "!ha.peer.b"),
+        ("ha.peer.public-key", "AAECAw", "BBECAw", "ha.peer.b"),
     ];
 
     #[test]
@@ -869,11 +642,17 @@ mod tests {
             }
             let wanted = read(&EVERYTHING.replace(from, to));
             let change = Change::new(&running, &wanted);
-            let (list, others, key) = match expected.strip_prefix('!') {
-                Some(key) => (&change.waiting, &change.applied, key),
-                None => (&change.applied, &change.waiting, *expected),
+            let row = options().iter();
+            let row = row.map(|row| (format!("{}.{}", row.table, row.key), row.reload));
+            let class = row
+                .filter(|(name, _)| name == option)
+                .map(|(_, reload)| reload);
+            let (list, others) = match class.last() {
+                Some(Reload::Restart) => (&change.waiting, &change.applied),
+                _ => (&change.applied, &change.waiting),
             };
-            assert!(list.iter().any(|d| d.key == key), "{option}: {change:#?}");
+            let named = list.iter().any(|d| d.key == *expected);
+            assert!(named, "{option}: {change:#?}");
             assert!(others.is_empty(), "{option}: {others:?}");
             // What is in force afterwards lacks nothing but what waits.
             let again = Change::new(&change.config, &wanted);

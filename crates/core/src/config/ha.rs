@@ -6,8 +6,6 @@ use std::net::SocketAddr;
 use super::diagnostic::Report;
 use super::names::{Names, check_interface, check_name};
 use super::network::Network;
-use super::parse::small;
-use super::policy::guarantee;
 use super::reader::{At, Span, Table};
 use super::value::{PublicKey, unusable};
 use super::{Ha, HaLink, HaPeer, PickupGuarantee};
@@ -19,29 +17,18 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
     let links = read_links(&mut table, network);
     let peers = read_peers(&mut table, node, &links);
     let monitor = table.list::<String>("monitor");
-    let guaranteed = table.choice("pickup-guarantee");
-    let ha = Ha {
-        group_id: byte(table.integer("group-id")),
-        priority: byte(table.integer("priority")),
-        override_: table.flag("override"),
-        heartbeat_interval: table.duration("heartbeat-interval"),
-        heartbeat_lost_threshold: small(table.integer("heartbeat-lost-threshold")),
+    let guarantee = table.span_of("pickup-guarantee");
+    let mut ha = Ha {
         monitor: network.resolve(report, &monitor),
-        session_pickup: table.flag("session-pickup"),
-        session_pickup_connectionless: table.flag("session-pickup-connectionless"),
-        session_pickup_delay: table.duration("session-pickup-delay"),
-        pickup_guarantee: guaranteed.as_ref().map_or(PickupGuarantee::Off, guarantee),
-        pickup_guarantee_wait: table.duration("pickup-guarantee-wait"),
-        pickup_guarantee_copies: small(table.integer("pickup-guarantee-copies")),
-        gratuitous_arps: small(table.integer("gratuitous-arps")),
-        gratuitous_arp_interval: table.duration("gratuitous-arp-interval"),
         links: links.into_iter().map(|link| link.value).collect(),
         peers,
+        ..Ha::default()
     };
-    if let Some(word) = guaranteed
+    table.fill(&mut ha);
+    if let Some(span) = guarantee
         && ha.pickup_guarantee != PickupGuarantee::Off
     {
-        warn_of_contradiction(report, &ha, &word.span);
+        warn_of_contradiction(report, &ha, &span);
     }
     table.finish();
     ha
@@ -190,8 +177,4 @@ fn check_endpoint(
     } else if known.insert(*value, ()).is_some() {
         report.error(span, format!("`{value}` is used twice"), "");
     }
-}
-
-fn byte(value: u64) -> u8 {
-    u8::try_from(value).unwrap_or(u8::MAX)
 }

@@ -8,6 +8,7 @@
 
 mod change;
 mod diagnostic;
+mod field;
 mod ha;
 mod metrics;
 mod names;
@@ -31,11 +32,19 @@ use ipnet::IpNet;
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 pub use change::{Change, Difference};
+/// A config with every option, and another value for each.
+#[cfg(test)]
+pub(crate) mod samples {
+    pub(crate) use super::change::tests::EDITS;
+    pub(crate) use super::options::tests::EVERYTHING;
+}
+
 pub use diagnostic::{Diagnostic, Severity, decode, render};
+pub use field::Value;
 pub use names::did_you_mean;
-pub use options::{DefaultValue, Kind, OptionDoc, TableDoc, options, tables};
+pub use options::{DefaultValue, Kind, Live, OptionDoc, Reload, TableDoc, options, tables};
 pub use parse::parse;
-pub use switch::{SWITCHES, Switched, set_switch, switches};
+pub use switch::{Switched, set_switch, switch_names, switches};
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +72,23 @@ pub struct Config {
 }
 
 impl Config {
+    /// Most sessions of one source, and most of them without an answer; 0 means no limit. What the file leaves
+    /// out follows `max-sessions`, and so the table that is in force.
+    pub fn source_limits(&self) -> (u32, u32) {
+        let (limits, most) = (&self.limits, self.node.max_sessions);
+        (
+            limits.sessions_per_source.unwrap_or((most / 2).max(4096)),
+            limits
+                .half_open_per_source
+                .unwrap_or((most / 16).clamp(4096, 65_535)),
+        )
+    }
+
+    /// Whether TCP connections are taken up in their middle: by default with `[ha]`.
+    pub fn picks_up_tcp(&self) -> bool {
+        self.limits.tcp_pickup.unwrap_or(self.ha.is_some())
+    }
+
     /// The addresses that hosts on `port` find at the gateway: first the virtual ones, then those of pools in
     /// their networks. A pool address outside of all networks is routed to us by others, and asked for
     /// by nobody.
@@ -88,7 +114,7 @@ impl Config {
 }
 
 /// `[node]`: this unit.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
     /// `name`
     pub name: String,
@@ -104,7 +130,7 @@ pub struct Node {
 }
 
 /// `[[port]]`: an interface whose packets the gateway handles.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Port {
     /// `name`, at most 11 bytes so that `tgw-<name>` is an interface name.
     pub name: String,
@@ -157,7 +183,7 @@ pub struct VirtualAddress {
 }
 
 /// `[[group]]`: virtual addresses that move as one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
     /// `name`
     pub name: String,
@@ -271,7 +297,7 @@ pub struct Forward {
 }
 
 /// `[timeouts]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// `tcp-established`, default 7440 s (RFC 5382, REQ-5).
     pub tcp_established: Duration,
@@ -293,25 +319,25 @@ pub struct Timeouts {
     pub other: Duration,
 }
 
-/// `[limits]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `[limits]`, as the file has it. What is left out depends on other options: [`Config::source_limits`],
+/// [`Config::picks_up_tcp`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// `sessions-per-source`: sessions of one source; default half of `max-sessions`, 0 means no limit.
-    pub sessions_per_source: u32,
-    /// `half-open-per-source`: those without an answer yet; default a sixteenth of `max-sessions`, 0 means
-    /// no limit.
-    pub half_open_per_source: u32,
+    /// `sessions-per-source`: sessions of one source; 0 means no limit.
+    pub sessions_per_source: Option<u32>,
+    /// `half-open-per-source`: those without an answer yet; 0 means no limit.
+    pub half_open_per_source: Option<u32>,
     /// `ports-per-source`: external ports of mappings of one source; by default half of those of the pool,
     /// 0 means no limit.
     pub ports_per_source: Option<u32>,
     /// `icmp-errors-per-second`: errors that the gateway itself makes; default 1000.
     pub icmp_errors_per_second: u32,
-    /// `tcp-pickup`: take up TCP sessions in their middle; default off without `[ha]`.
-    pub tcp_pickup: bool,
+    /// `tcp-pickup`: take up TCP sessions in their middle.
+    pub tcp_pickup: Option<bool>,
 }
 
 /// `[ha]`
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ha {
     /// `group-id`, 1 to 255: units with the same one belong together.
     pub group_id: u8,
@@ -369,12 +395,34 @@ pub struct HaPeer {
 }
 
 /// How long the first packet of a session waits for the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PickupGuarantee {
     /// Not at all.
+    #[default]
     Off,
     /// Until the peer has it or the wait is over; then it goes, and is counted.
     Bounded,
     /// Until the peer has it; dropped when the wait is over.
     Strict,
+}
+
+impl PickupGuarantee {
+    /// As in the file.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            PickupGuarantee::Off => "off",
+            PickupGuarantee::Bounded => "bounded",
+            PickupGuarantee::Strict => "strict",
+        }
+    }
+
+    /// What a word of the file means.
+    fn of_word(word: &str) -> Option<PickupGuarantee> {
+        match word {
+            "off" => Some(PickupGuarantee::Off),
+            "bounded" => Some(PickupGuarantee::Bounded),
+            "strict" => Some(PickupGuarantee::Strict),
+            _ => None,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::diagnostic::Report;
 use super::names::{Names, check_interface, check_name, check_port_name};
 use super::reader::{At, Span, Table};
 use super::value::{BareAddress, LinkAddress, unusable, unusable_in};
-use super::{Group, Port, Quotas, VirtualAddress};
+use super::{Group, Port, VirtualAddress};
 use crate::flow::{Addr, Family, GroupId, PortId};
 
 /// The ports, and what other tables are checked against.
@@ -71,11 +71,12 @@ impl Network {
             check_name(report, name.as_ref());
             names.declare(report, name.as_ref(), groups.len());
             self.assign(&mut table, groups.len());
-            let priority = table.optional_integer("priority");
-            groups.push(Group {
+            let mut group = Group {
                 name: name.map_or_else(String::new, |name| name.value),
-                priority: priority.and_then(|priority| u8::try_from(priority).ok()),
-            });
+                ..Group::default()
+            };
+            table.fill(&mut group);
+            groups.push(group);
             self.group_headers.push(table.header.clone());
             table.finish();
         }
@@ -127,31 +128,9 @@ impl Network {
         self.ports.iter().position(has).map(port_id)
     }
 
-    /// The group that an address of the gateway moves with: a virtual address with its own, one of a
-    /// pool with the first one of the port on whose link it is.
+    /// As [`group_of`].
     pub fn group_of(&self, addr: Addr) -> GroupId {
-        let own = |port: &Port| {
-            port.virtual_addresses
-                .iter()
-                .find(|v| v.addr == addr)
-                .cloned()
-        };
-        let ip = std::net::IpAddr::from(addr);
-        let on_link = |port: &&Port| {
-            port.virtual_addresses
-                .iter()
-                .any(|v| v.network.contains(&ip))
-        };
-        let first = || {
-            self.ports
-                .iter()
-                .find(on_link)?
-                .virtual_addresses
-                .first()
-                .cloned()
-        };
-        let address = self.ports.iter().find_map(own).or_else(first);
-        address.map_or(GroupId(0), |address| address.group)
+        group_of(&self.ports, addr)
     }
 
     /// The networks of all ports.
@@ -211,21 +190,14 @@ impl Network {
                 group: GroupId(0),
             });
         }
-        self.ports.push(Port {
+        let mut port = Port {
             name: name.map_or_else(String::new, |name| name.value),
             interface: interface.map_or_else(String::new, |name| name.value),
             virtual_addresses,
-            link_local: Vec::new(),
-            source_check: table.flag("source-check"),
-            offload: table.flag("offload"),
-            rejects_syns: table
-                .choice("unsolicited-syn")
-                .is_some_and(|word| word.value == "reject"),
-            routing_headers: table.flag("routing-headers"),
-            mss_clamp: table.take("mss-clamp").map(|at| at.value),
-            reserved_addresses: table.flag("reserved-addresses"),
-            quotas: read_quotas(&mut table),
-        });
+            ..Port::default()
+        };
+        table.fill(&mut port);
+        self.ports.push(port);
         table.finish();
     }
 
@@ -316,22 +288,23 @@ impl Network {
     }
 }
 
+/// The group that an address of the gateway moves with: a virtual address with its own, one of a pool with the
+/// first one of the port on whose link it is.
+pub(super) fn group_of(ports: &[Port], addr: Addr) -> GroupId {
+    let ip = std::net::IpAddr::from(addr);
+    let addresses = || ports.iter().flat_map(|port| &port.virtual_addresses);
+    let on_link = |port: &&Port| {
+        let mut own = port.virtual_addresses.iter();
+        own.any(|own| own.network.contains(&ip))
+    };
+    let of_link = || ports.iter().find(on_link)?.virtual_addresses.first();
+    let address = addresses().find(|own| own.addr == addr).or_else(of_link);
+    address.map_or(GroupId(0), |address| address.group)
+}
+
 /// The id of the port at `index`, of which there are at most 512.
 pub(super) fn port_id(index: usize) -> PortId {
     PortId::from_index(index)
-}
-
-fn read_quotas(table: &mut Table<'_>) -> Quotas {
-    // The ranges in the list of options fit.
-    let mut read = |key| {
-        let value = table.optional_integer(key);
-        value.map(|value| u32::try_from(value).unwrap_or(u32::MAX))
-    };
-    Quotas {
-        sessions: read("sessions-per-source"),
-        half_open: read("half-open-per-source"),
-        ports: read("ports-per-source"),
-    }
 }
 
 fn check_virtual_address(report: &Report, address: IpNet, span: &Span) {

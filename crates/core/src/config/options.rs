@@ -1,9 +1,12 @@
-//! What can be configured: every table and key with its type, range, default and meaning.
+//! What can be configured: every option is said once, in one row of [`OPTIONS`], with its type, range,
+//! default, field of the config, what a changed value takes, and meaning.
 //!
-//! The decoder takes the keys, ranges and defaults from here.
+//! The decoder, the comparison of two configs, `tandemgw ha set`, and the reference are made from these rows.
 
 use std::time::Duration;
 
+use super::Config;
+use super::field::{Access, Field, Value, field};
 use super::value::show_duration;
 
 /// A table of the config file.
@@ -20,7 +23,7 @@ pub struct TableDoc {
 }
 
 /// A key of the config file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct OptionDoc {
     /// The path of its table, such as `ha.link`.
     pub table: &'static str,
@@ -30,8 +33,80 @@ pub struct OptionDoc {
     pub kind: Kind,
     /// What it is if left out.
     pub default: DefaultValue,
+    /// What a changed value takes.
+    pub reload: Reload,
+    pub(super) access: Access,
     /// What it does, in one line.
     pub meaning: &'static str,
+}
+
+/// What a changed value of an option takes to be in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// A reload.
+    Live(Live),
+    /// A restart: a reload leaves the value in force, and says so.
+    Restart,
+}
+
+/// An option, or a table as a whole, that a reload changes. Who puts a reload in force matches all of them, so
+/// that there is none that changes and does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Live {
+    /// `source-check` of a `[[port]]`.
+    SourceCheck,
+    /// `unsolicited-syn` of a `[[port]]`.
+    UnsolicitedSyn,
+    /// `routing-headers` of a `[[port]]`.
+    RoutingHeaders,
+    /// `reserved-addresses` of a `[[port]]`.
+    ReservedAddresses,
+    /// `mss-clamp` of a `[[port]]`.
+    MssClamp,
+    /// `sessions-per-source` and the other quotas of a `[[port]]`.
+    PortQuotas,
+    /// `priority` of a `[[group]]`.
+    GroupPriority,
+    /// `[[policy]]`
+    Policies,
+    /// `[[nat-pool]]`
+    NatPools,
+    /// `[[forward]]`
+    Forwards,
+    /// Any of `[timeouts]`, which are put in force together.
+    Timeouts,
+    /// `sessions-per-source` of `[limits]`.
+    SessionsPerSource,
+    /// `half-open-per-source` of `[limits]`.
+    HalfOpenPerSource,
+    /// `ports-per-source` of `[limits]`.
+    PortsPerSource,
+    /// `icmp-errors-per-second` of `[limits]`.
+    IcmpErrorsPerSecond,
+    /// `tcp-pickup` of `[limits]`.
+    TcpPickup,
+    /// `priority` of `[ha]`.
+    Priority,
+    /// `override` of `[ha]`.
+    Override,
+    /// `monitor` of `[ha]`.
+    Monitor,
+    /// `session-pickup` of `[ha]`.
+    SessionPickup,
+    /// `session-pickup-connectionless` of `[ha]`.
+    SessionPickupConnectionless,
+    /// `session-pickup-delay` of `[ha]`.
+    SessionPickupDelay,
+    /// `pickup-guarantee` of `[ha]`.
+    PickupGuarantee,
+    /// `pickup-guarantee-wait` of `[ha]`.
+    PickupGuaranteeWait,
+    /// `pickup-guarantee-copies` of `[ha]`.
+    PickupGuaranteeCopies,
+    /// `gratuitous-arps` of `[ha]`.
+    GratuitousArps,
+    /// `gratuitous-arp-interval` of `[ha]`.
+    GratuitousArpInterval,
 }
 
 /// The type of an option, with its range.
@@ -49,6 +124,8 @@ pub enum Kind {
     Duration { min: Duration, max: Duration },
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// `"auto"`, or a number of bytes.
+    MssClamp,
 }
 
 /// What an option is if left out.
@@ -80,6 +157,25 @@ impl OptionDoc {
                 format!("duration, {} to {}", show_duration(min), show_duration(max))
             }
             Kind::Choice(words) => words.join(" | "),
+            Kind::MssClamp => "\"auto\", or an integer, 216 to 65495".to_owned(),
+        }
+    }
+
+    /// The value in `config`; of a `[[port]]` or `[[group]]`, that of the one at `index`. `None` if there is no
+    /// such table, or if the option is a part of tables that are compared as a whole.
+    pub fn value_in(&self, config: &Config, index: usize) -> Option<Value> {
+        fn of<T>(field: &Field<T>, part: Option<&T>) -> Option<Value> {
+            part.map(|part| (field.get)(part))
+        }
+        match &self.access {
+            Access::Node(field) => of(field, Some(&config.node)),
+            Access::Port(field) => of(field, config.ports.get(index)),
+            Access::Group(field) => of(field, config.groups.get(index)),
+            Access::Timeouts(field) => of(field, Some(&config.timeouts)),
+            Access::Limits(field) => of(field, Some(&config.limits)),
+            Access::Metrics(field) => of(field, config.metrics.as_ref()),
+            Access::Ha(field) => of(field, config.ha.as_ref()),
+            Access::Whole => None,
         }
     }
 
@@ -95,8 +191,6 @@ impl OptionDoc {
         }
     }
 }
-
-const MSS_CLAMP: &str = "\"auto\", or an integer, 216 to 65495";
 
 /// Every option, in the order in which a reader meets them.
 pub fn options() -> &'static [OptionDoc] {
@@ -174,101 +268,124 @@ const TABLES: &[TableDoc] = &[
     tables_of("ha.peer", 15, "another unit"),
 ];
 
-// One row an option: read as a table.
+/// Every option. One row each: read as a table.
 #[rustfmt::skip]
-const OPTIONS: &[OptionDoc] = &[
-    text("node", "name", "name", DefaultValue::Required, "the name of this unit; the peers know it by that"),
-    text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), "the private key of this unit, made by `tandemgw keygen`"),
-    text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), "where `tandemgw status` and other commands reach this unit"),
-    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, "size of the session table; memory is reserved at the start and taken as it fills"),
-    int("node", "routing-table", 256, 32_000, 7700, "first number of the routing tables and rule priorities that steer packets: one a port, 64 at least"),
+pub(super) const OPTIONS: &[OptionDoc] = &[
+    text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
+    text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
+    text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "where `tandemgw status` and other commands reach this unit"),
+    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, field!(Node.max_sessions), RESTART, "size of the session table; memory is reserved at the start and taken as it fills"),
+    int("node", "routing-table", 256, 32_000, 7700, field!(Node.routing_table), RESTART, "first number of the routing tables and rule priorities that steer packets: one a port, 64 at least"),
 
-    text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, "the name by which policies and peers know the port"),
-    text("port", "interface", "interface", DefaultValue::Required, "the kernel's interface that the hosts are on"),
-    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
-    flag("port", "source-check", true, "drop a packet whose source the routing expects on another port (RFC 3704)"),
-    choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
-    flag("port", "routing-headers", true, "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
-    flag("port", "reserved-addresses", false, "let 240.0.0.0/4 be a source and destination here, as some networks use it inside (RFC 6890 reserves it)"),
-    text("port", "mss-clamp", MSS_CLAMP, DefaultValue::Absent("not changed"), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
-    option("port", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), "sessions that a source which sends by this port may have"),
-    option("port", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), "those of them without an answer yet"),
-    option("port", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), "external ports for UDP and ICMP that such a source may have"),
-    flag("port", "offload", true, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
+    text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, WHOLE, RESTART, "the name by which policies and peers know the port"),
+    text("port", "interface", "interface", DefaultValue::Required, field!(Port.interface), RESTART, "the kernel's interface that the hosts are on"),
+    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, RESTART, "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
+    flag("port", "source-check", true, field!(Port.source_check), Reload::Live(Live::SourceCheck), "drop a packet whose source the routing expects on another port (RFC 3704)"),
+    choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), UNSOLICITED_SYN, Reload::Live(Live::UnsolicitedSyn), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
+    flag("port", "routing-headers", true, field!(Port.routing_headers), Reload::Live(Live::RoutingHeaders), "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
+    flag("port", "reserved-addresses", false, field!(Port.reserved_addresses), Reload::Live(Live::ReservedAddresses), "let 240.0.0.0/4 be a source and destination here, as some networks use it inside (RFC 6890 reserves it)"),
+    option("port", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("not changed"), field!(Port.mss_clamp), Reload::Live(Live::MssClamp), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
+    option("port", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.sessions), Reload::Live(Live::PortQuotas), "sessions that a source which sends by this port may have"),
+    option("port", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.half_open), Reload::Live(Live::PortQuotas), "those of them without an answer yet"),
+    option("port", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.ports), Reload::Live(Live::PortQuotas), "external ports for UDP and ICMP that such a source may have"),
+    flag("port", "offload", true, field!(Port.offload), RESTART, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
-    text("group", "name", "name", DefaultValue::Required, "the name of the group; the same on all units"),
-    list("group", "ports", "port name", DefaultValue::Absent("none"), "ports of which all virtual addresses belong to the group"),
-    list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), "single virtual addresses that belong to the group"),
-    option("group", "priority", Kind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), "priority of this unit in the election of the group's primary"),
+    text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
+    list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports of which all virtual addresses belong to the group"),
+    list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
+    option("group", "priority", Kind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
 
-    text("policy", "name", "name", DefaultValue::Required, "the name of the policy; sessions carry it to the peers"),
-    list("policy", "from", "port name", DefaultValue::Absent("any"), "ports that a session may come in by"),
-    list("policy", "to", "port name", DefaultValue::Absent("any"), "ports that a session may leave by"),
-    list("policy", "source", "prefix", DefaultValue::Absent("any"), "source addresses"),
-    list("policy", "destination", "prefix", DefaultValue::Absent("any"), "destination addresses, after a forward has translated them"),
-    list("policy", "service", "service: tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47, any", DefaultValue::Absent("any"), "protocols and destination ports"),
-    option("policy", "forwarded", Kind::Bool, DefaultValue::Absent("either, but not past a forward"), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
-    choice("policy", "action", ACTIONS, DefaultValue::Required, "what happens to a session that matches"),
-    flag("policy", "nat", false, "translate the source to the virtual address of the port that the session leaves by"),
-    text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), "translate the source to an address of this pool"),
-    flag("policy", "log", false, "log the start and the end of each session"),
-    text("policy", "mss-clamp", MSS_CLAMP, DefaultValue::Absent("that of the ports"), "lower the maximum segment size of connections that the policy accepts; goes before that of the ports"),
-    choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), "how long the first packet of a session waits for the peer"),
+    text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),
+    list("policy", "from", "port name", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "ports that a session may come in by"),
+    list("policy", "to", "port name", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "ports that a session may leave by"),
+    list("policy", "source", "prefix", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "source addresses"),
+    list("policy", "destination", "prefix", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "destination addresses, after a forward has translated them"),
+    list("policy", "service", "service: tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47, any", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "protocols and destination ports"),
+    option("policy", "forwarded", Kind::Bool, DefaultValue::Absent("either, but not past a forward"), WHOLE, Reload::Live(Live::Policies), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
+    choice("policy", "action", ACTIONS, DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "what happens to a session that matches"),
+    flag("policy", "nat", false, WHOLE, Reload::Live(Live::Policies), "translate the source to the virtual address of the port that the session leaves by"),
+    text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "translate the source to an address of this pool"),
+    flag("policy", "log", false, WHOLE, Reload::Live(Live::Policies), "log the start and the end of each session"),
+    option("policy", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; goes before that of the ports"),
+    choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), WHOLE, Reload::Live(Live::Policies), "how long the first packet of a session waits for the peer"),
 
-    text("nat-pool", "name", "name", DefaultValue::Required, "the name of the pool"),
-    list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, "the addresses, 4096 at most; the gateway answers for them"),
-    text("nat-pool", "ports", "first-last", DefaultValue::Text("1-65535"), "the ports that are allocated of each address; a source port below 1024 gets one below 1024 where it can (RFC 4787, REQ-3a), others never do"),
+    text("nat-pool", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the name of the pool"),
+    list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the addresses, 4096 at most; the gateway answers for them"),
+    text("nat-pool", "ports", "first-last", DefaultValue::Text("1-65535"), WHOLE, Reload::Live(Live::NatPools), "the ports that are allocated of each address; a source port below 1024 gets one below 1024 where it can (RFC 4787, REQ-3a), others never do"),
 
-    text("forward", "name", "name", DefaultValue::Required, "the name of the forward"),
-    text("forward", "port", "port name", DefaultValue::Required, "the port that the connections come in by"),
-    choice("forward", "protocol", &["tcp", "udp"], DefaultValue::Required, "the protocol"),
-    text("forward", "external", "address:port or address:first-last", DefaultValue::Required, "where clients connect to: a virtual address of the port, or one of a pool"),
-    text("forward", "internal", "address:port or address:first-last", DefaultValue::Required, "the server that they reach; for a range of ports, its first port or a range of the same length"),
+    text("forward", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the name of the forward"),
+    text("forward", "port", "port name", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the port that the connections come in by"),
+    choice("forward", "protocol", &["tcp", "udp"], DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the protocol"),
+    text("forward", "external", "address:port or address:first-last", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "where clients connect to: a virtual address of the port, or one of a pool"),
+    text("forward", "internal", "address:port or address:first-last", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the server that they reach; for a range of ports, its first port or a range of the same length"),
 
-    time("timeouts", "tcp-established", S, d(7), s(7440), "an open TCP connection (RFC 5382, REQ-5)"),
-    time("timeouts", "tcp-transitory", S, d(1), s(240), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
-    time("timeouts", "tcp-syn", S, d(1), s(240), "a SYN without an answer"),
-    time("timeouts", "tcp-time-wait", S, d(1), s(120), "a TCP connection closed from both sides"),
-    time("timeouts", "tcp-reset", S, d(1), s(10), "a TCP connection after a reset"),
-    time("timeouts", "udp", S, d(1), s(300), "UDP, answered (RFC 4787, REQ-5)"),
-    time("timeouts", "udp-unreplied", S, d(1), s(120), "UDP without an answer (RFC 4787, REQ-5)"),
-    time("timeouts", "icmp", S, d(1), s(60), "an ICMP query (RFC 5508, REQ-2)"),
-    time("timeouts", "other", S, d(1), s(600), "other protocols"),
+    time("timeouts", "tcp-established", S, d(7), s(7440), field!(Timeouts.tcp_established), Reload::Live(Live::Timeouts), "an open TCP connection (RFC 5382, REQ-5)"),
+    time("timeouts", "tcp-transitory", S, d(1), s(240), field!(Timeouts.tcp_transitory), Reload::Live(Live::Timeouts), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
+    time("timeouts", "tcp-syn", S, d(1), s(240), field!(Timeouts.tcp_syn), Reload::Live(Live::Timeouts), "a SYN without an answer"),
+    time("timeouts", "tcp-time-wait", S, d(1), s(120), field!(Timeouts.tcp_time_wait), Reload::Live(Live::Timeouts), "a TCP connection closed from both sides"),
+    time("timeouts", "tcp-reset", S, d(1), s(10), field!(Timeouts.tcp_reset), Reload::Live(Live::Timeouts), "a TCP connection after a reset"),
+    time("timeouts", "udp", S, d(1), s(300), field!(Timeouts.udp), Reload::Live(Live::Timeouts), "UDP, answered (RFC 4787, REQ-5)"),
+    time("timeouts", "udp-unreplied", S, d(1), s(120), field!(Timeouts.udp_unreplied), Reload::Live(Live::Timeouts), "UDP without an answer (RFC 4787, REQ-5)"),
+    time("timeouts", "icmp", S, d(1), s(60), field!(Timeouts.icmp), Reload::Live(Live::Timeouts), "an ICMP query (RFC 5508, REQ-2)"),
+    time("timeouts", "other", S, d(1), s(600), field!(Timeouts.other), Reload::Live(Live::Timeouts), "other protocols"),
 
-    option("limits", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
-    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), "those of them without an answer yet: above it, the oldest goes; 0 means no limit"),
-    option("limits", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
-    int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, "ICMP errors that the gateway itself sends a second"),
-    option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), "take up TCP connections in their middle"),
+    option("limits", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), field!(Limits.sessions_per_source), Reload::Live(Live::SessionsPerSource), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
+    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), field!(Limits.half_open_per_source), Reload::Live(Live::HalfOpenPerSource), "those of them without an answer yet: above it, the oldest goes; 0 means no limit"),
+    option("limits", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), field!(Limits.ports_per_source), Reload::Live(Live::PortsPerSource), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
+    int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, field!(Limits.icmp_errors_per_second), Reload::Live(Live::IcmpErrorsPerSecond), "ICMP errors that the gateway itself sends a second"),
+    option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "take up TCP connections in their middle"),
 
-    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), "where they are served, at /metrics, to everybody who can reach it: loopback or a management network"),
+    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to everybody who can reach it: loopback or a management network"),
 
-    option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, "units with the same one belong together"),
-    int("ha", "priority", 0, 255, 128, "the unit with the highest one is primary, as far as `override` says"),
-    flag("ha", "override", false, "take over from a unit of lower priority although it runs well"),
-    time("ha", "heartbeat-interval", ms(1), s(10), ms(20), "time between two heartbeats"),
-    int("ha", "heartbeat-lost-threshold", 2, 60, 5, "how many heartbeats must be lost until a peer counts as dead"),
-    list("ha", "monitor", "port name", DefaultValue::Absent("none"), "ports that must be up; a unit with fewer of them up loses the election"),
-    flag("ha", "session-pickup", true, "replicate TCP sessions and others that have a connection"),
-    flag("ha", "session-pickup-connectionless", true, "replicate UDP and ICMP sessions as well"),
-    time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, "replicate only sessions that live longer than this"),
-    choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), "how long the first packet of a session waits for the peer"),
-    time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), "how long at most; then it goes (bounded) or is dropped (strict)"),
-    int("ha", "pickup-guarantee-copies", 1, 15, 1, "how many peers must hold the session; not more than are in sync"),
-    int("ha", "gratuitous-arps", 1, 60, 5, "how often a takeover is announced to the hosts"),
-    time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), "time between two such announcements"),
+    option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same one belong together"),
+    int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest one is primary, as far as `override` says"),
+    flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a unit of lower priority although it runs well"),
+    time("ha", "heartbeat-interval", ms(1), s(10), ms(20), field!(Ha.heartbeat_interval), RESTART, "time between two heartbeats"),
+    int("ha", "heartbeat-lost-threshold", 2, 60, 5, field!(Ha.heartbeat_lost_threshold), RESTART, "how many heartbeats must be lost until a peer counts as dead"),
+    list("ha", "monitor", "port name", DefaultValue::Absent("none"), field!(Ha.monitor), Reload::Live(Live::Monitor), "ports that must be up; a unit with fewer of them up loses the election"),
+    flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP sessions and others that have a connection"),
+    flag("ha", "session-pickup-connectionless", true, field!(Ha.session_pickup_connectionless), Reload::Live(Live::SessionPickupConnectionless), "replicate UDP and ICMP sessions as well"),
+    time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.session_pickup_delay), Reload::Live(Live::SessionPickupDelay), "replicate only sessions that live longer than this"),
+    choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
+    time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "how long at most; then it goes (bounded) or is dropped (strict)"),
+    int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; not more than are in sync"),
+    int("ha", "gratuitous-arps", 1, 60, 5, field!(Ha.gratuitous_arps), Reload::Live(Live::GratuitousArps), "how often a takeover is announced to the hosts"),
+    time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), field!(Ha.gratuitous_arp_interval), Reload::Live(Live::GratuitousArpInterval), "time between two such announcements"),
 
-    text("ha.link", "interface", "interface", DefaultValue::Required, "the interface of the link"),
-    text("ha.link", "listen", "address:port", DefaultValue::Required, "this unit's address on the link"),
+    text("ha.link", "interface", "interface", DefaultValue::Required, WHOLE, RESTART, "the interface of the link"),
+    text("ha.link", "listen", "address:port", DefaultValue::Required, WHOLE, RESTART, "this unit's address on the link"),
 
-    text("ha.peer", "name", "node name", DefaultValue::Required, "the name of the peer's node"),
-    list("ha.peer", "addresses", "address:port", DefaultValue::Required, "the peer's addresses, one a link, in the order of the links"),
-    text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, "what `tandemgw pubkey` prints on the peer"),
+    text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, RESTART, "the name of the peer's node"),
+    list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, RESTART, "the peer's addresses, one a link, in the order of the links"),
+    text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, WHOLE, RESTART, "what `tandemgw pubkey` prints on the peer"),
 ];
 
 const ACTIONS: &[&str] = &["accept", "drop", "reject"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
+const RESTART: Reload = Reload::Restart;
+const WHOLE: Access = Access::Whole;
 const S: Duration = s(1);
+
+/// Two fields: the link-local ones are apart.
+const VIRTUAL_ADDRESSES: Access = Access::Port(Field {
+    get: |port| {
+        let all = port.virtual_addresses.iter().chain(&port.link_local);
+        Value::Addresses(all.copied().collect())
+    },
+    // They take a restart, and the decoder reads them by itself.
+    set: |_, _| {},
+});
+
+/// A flag of the config, two words in the file.
+const UNSOLICITED_SYN: Access = Access::Port(Field {
+    get: |port| {
+        Value::Word(match port.rejects_syns {
+            true => "reject",
+            false => "drop",
+        })
+    },
+    set: |port, value| port.rejects_syns = value == Value::Word("reject"),
+});
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -309,6 +426,8 @@ const fn option(
     key: &'static str,
     kind: Kind,
     default: DefaultValue,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
     OptionDoc {
@@ -316,6 +435,8 @@ const fn option(
         key,
         kind,
         default,
+        reload,
+        access,
         meaning,
     }
 }
@@ -325,9 +446,19 @@ const fn text(
     key: &'static str,
     form: &'static str,
     default: DefaultValue,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
-    option(table, key, Kind::Text(form), default, meaning)
+    option(
+        table,
+        key,
+        Kind::Text(form),
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
 const fn list(
@@ -335,43 +466,77 @@ const fn list(
     key: &'static str,
     form: &'static str,
     default: DefaultValue,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
-    option(table, key, Kind::List(form), default, meaning)
+    option(
+        table,
+        key,
+        Kind::List(form),
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
 const fn flag(
     table: &'static str,
     key: &'static str,
     default: bool,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
     let default = DefaultValue::Bool(default);
-    option(table, key, Kind::Bool, default, meaning)
+    option(table, key, Kind::Bool, default, access, reload, meaning)
 }
 
+#[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
 const fn int(
     table: &'static str,
     key: &'static str,
     min: u64,
     max: u64,
     default: u64,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
     let default = DefaultValue::Integer(default);
-    option(table, key, Kind::Integer { min, max }, default, meaning)
+    option(
+        table,
+        key,
+        Kind::Integer { min, max },
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
+#[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
 const fn time(
     table: &'static str,
     key: &'static str,
     min: Duration,
     max: Duration,
     default: Duration,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
     let default = DefaultValue::Duration(default);
-    option(table, key, Kind::Duration { min, max }, default, meaning)
+    option(
+        table,
+        key,
+        Kind::Duration { min, max },
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
 const fn choice(
@@ -379,9 +544,19 @@ const fn choice(
     key: &'static str,
     words: &'static [&'static str],
     default: DefaultValue,
+    access: Access,
+    reload: Reload,
     meaning: &'static str,
 ) -> OptionDoc {
-    option(table, key, Kind::Choice(words), default, meaning)
+    option(
+        table,
+        key,
+        Kind::Choice(words),
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
 #[cfg(test)]
@@ -414,6 +589,9 @@ pub(super) mod tests {
         sessions-per-source = 7
         half-open-per-source = 8
         ports-per-source = 9
+        [[port]]
+        name = "wan"
+        interface = "eth8"
         [[group]]
         name = "g"
         ports = ["lan"]

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, Error as TomlError};
 
 use super::diagnostic::{Diagnostic, Report};
+use super::field::Owner;
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
-use super::{Config, Limits, Node, Timeouts, ha, metrics, policy, translation};
+use super::{Config, Node, ha, metrics, policy, translation};
 
 /// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
 /// is not opened.
@@ -42,8 +43,8 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let pools = translation::read_pools(&mut root, &network);
     let policies = policy::read(&mut root, &network, &pools);
     let forwards = translation::read_forwards(&mut root, &network, &pools);
-    let timeouts = read_timeouts(root.table("timeouts"));
-    let limits = root.table("limits");
+    let timeouts = read_plain(root.table("timeouts"));
+    let limits = read_plain(root.table("limits"));
     let ha = root.optional_table("ha").map(|table| {
         let header = table.header.clone();
         if node_name.is_some() && node.key.is_none() {
@@ -52,7 +53,6 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         }
         ha::read(table, node_name.as_ref(), &network)
     });
-    let limits = read_limits(limits, ha.is_some(), node.max_sessions);
     let metrics = root
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
@@ -104,52 +104,23 @@ fn read_node(mut table: Table<'_>, folder: &Path) -> (Node, Option<At<String>>) 
             "the kernel takes no longer path for a socket",
         );
     }
-    let node = Node {
+    let mut node = Node {
         name: name_text.to_owned(),
         key: key.map(|path| folder.join(path.value)),
         control_socket,
-        max_sessions: small(table.integer("max-sessions")),
-        routing_table: small(table.integer("routing-table")),
+        ..Node::default()
     };
+    table.fill(&mut node);
     table.finish();
     (node, name)
 }
 
-fn read_timeouts(mut table: Table<'_>) -> Timeouts {
-    let timeouts = Timeouts {
-        tcp_established: table.duration("tcp-established"),
-        tcp_transitory: table.duration("tcp-transitory"),
-        tcp_syn: table.duration("tcp-syn"),
-        tcp_time_wait: table.duration("tcp-time-wait"),
-        tcp_reset: table.duration("tcp-reset"),
-        udp: table.duration("udp"),
-        udp_unreplied: table.duration("udp-unreplied"),
-        icmp: table.duration("icmp"),
-        other: table.duration("other"),
-    };
+/// A table of plain values.
+fn read_plain<T: Owner + Default>(mut table: Table<'_>) -> T {
+    let mut part = T::default();
+    table.fill(&mut part);
     table.finish();
-    timeouts
-}
-
-fn read_limits(mut table: Table<'_>, ha: bool, max_sessions: u32) -> Limits {
-    let limits = Limits {
-        sessions_per_source: table
-            .optional_integer("sessions-per-source")
-            .map_or((max_sessions / 2).max(4096), small),
-        half_open_per_source: table
-            .optional_integer("half-open-per-source")
-            .map_or((max_sessions / 16).clamp(4096, 65_535), small),
-        ports_per_source: table.optional_integer("ports-per-source").map(small),
-        icmp_errors_per_second: small(table.integer("icmp-errors-per-second")),
-        tcp_pickup: table.take("tcp-pickup").map_or(ha, |at| at.value),
-    };
-    table.finish();
-    limits
-}
-
-/// An integer of which the range in the list of options fits.
-pub(super) fn small(value: u64) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
+    part
 }
 
 fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {

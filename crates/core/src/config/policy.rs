@@ -31,15 +31,6 @@ pub(super) fn read(root: &mut Table<'_>, network: &Network, pools: &Pools) -> Ve
     policies
 }
 
-/// The word of an option as the guarantee that it means.
-pub(super) fn guarantee(word: &At<&'static str>) -> PickupGuarantee {
-    match word.value {
-        "bounded" => PickupGuarantee::Bounded,
-        "strict" => PickupGuarantee::Strict,
-        _ => PickupGuarantee::Off,
-    }
-}
-
 /// Warns of guarantees in a config without `[ha]`.
 pub(super) fn warn_of_guarantees(report: &Report, policies: &[At<Policy>]) {
     for At { value, span } in policies {
@@ -89,7 +80,7 @@ fn read_policy(
         action,
         nat: nat.value,
         log,
-        pickup_guarantee: pickup_guarantee.as_ref().map(guarantee),
+        pickup_guarantee: pickup_guarantee.and_then(|word| PickupGuarantee::of_word(word.value)),
         mss_clamp,
     };
     if ![Family::V4, Family::V6]

@@ -9,7 +9,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::MssClamp;
 use super::diagnostic::Report;
+use super::field::{Field, Owner, Value};
 use super::names::did_you_mean;
 use super::options::{self, DefaultValue, Kind, OptionDoc};
 use super::value::{FromToml, Problem, kind_of, show_duration};
@@ -161,14 +163,47 @@ impl<'a> Table<'a> {
         self.list(key)
     }
 
+    /// Sets the fields of `part` that this table has a plain value for, or a default: what needs no other part of
+    /// the config to be understood.
+    pub fn fill<T: Owner>(&mut self, part: &mut T) {
+        for (option, field) in T::options() {
+            self.fill_one(option, field, part);
+        }
+    }
+
+    /// Sets the field of one option, if its value is a plain one.
+    pub fn fill_one<T>(&mut self, option: &'static OptionDoc, field: &Field<T>, part: &mut T) {
+        let key = option.key;
+        let is_left_out = !self.left.contains_key(key);
+        let value = match option.kind {
+            Kind::Text(_) | Kind::List(_) => return,
+            _ if is_left_out && matches!(option.default, DefaultValue::Absent(_)) => Value::Absent,
+            Kind::Bool => Value::Bool(self.flag(key)),
+            Kind::Integer { .. } => Value::Integer(self.integer(key)),
+            Kind::Duration { .. } => Value::Duration(self.duration(key)),
+            Kind::Choice(_) => self
+                .choice(key)
+                .map_or(Value::Absent, |word| Value::Word(word.value)),
+            Kind::MssClamp => self
+                .take::<MssClamp>(key)
+                .map_or(Value::Absent, |size| Value::MssClamp(size.value)),
+        };
+        (field.set)(part, value);
+    }
+
+    /// Where the value of `key` stands, until it is taken.
+    pub fn span_of(&self, key: &str) -> Option<Span> {
+        self.left.get(key).map(|(_, value)| value.span())
+    }
+
     /// A boolean, or its default.
-    pub fn flag(&mut self, key: &'static str) -> bool {
+    pub(super) fn flag(&mut self, key: &'static str) -> bool {
         let default = self.option(key).default == DefaultValue::Bool(true);
         self.take(key).map_or(default, |at| at.value)
     }
 
     /// An integer within its range, or its default; the lowest one after an error.
-    pub fn integer(&mut self, key: &'static str) -> u64 {
+    fn integer(&mut self, key: &'static str) -> u64 {
         let option = self.option(key);
         let Kind::Integer { min, max } = option.kind else {
             unreachable!("`{key}` is no integer");
@@ -193,13 +228,8 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// An integer that may be left out.
-    pub fn optional_integer(&mut self, key: &'static str) -> Option<u64> {
-        self.left.contains_key(key).then(|| self.integer(key))
-    }
-
     /// A duration within its range, or its default; the shortest one after an error.
-    pub fn duration(&mut self, key: &'static str) -> Duration {
+    fn duration(&mut self, key: &'static str) -> Duration {
         let option = self.option(key);
         let (Kind::Duration { min, max }, DefaultValue::Duration(default)) =
             (option.kind, option.default)

@@ -2,29 +2,20 @@
 
 use toml::de::DeTable;
 
-use super::change::Show;
 use super::diagnostic::Report;
+use super::field::{Field, Owner};
 use super::names::did_you_mean;
-use super::options::{self, Kind};
-use super::policy::guarantee;
+use super::options::{self, Kind, Live, OptionDoc, Reload};
 use super::reader::Table;
-use super::{Config, Ha, PickupGuarantee};
+use super::{Config, Ha};
 
-/// The keys of `[ha]` that [`set_switch`] changes.
-pub const SWITCHES: [&str; 6] = [
-    "session-pickup",
-    "session-pickup-connectionless",
-    "session-pickup-delay",
-    "pickup-guarantee",
-    "priority",
-    "override",
-];
-
-/// `[ha]` with another value of one key.
+/// A key of `[ha]` with another value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Switched {
     /// All of `[ha]`.
     pub ha: Ha,
+    /// Which option it is.
+    pub live: Live,
     /// The value before, as in the file but without quotes.
     pub old: String,
     /// The value now, likewise.
@@ -33,25 +24,55 @@ pub struct Switched {
     pub toml: String,
 }
 
+/// A row of the options that is a switch.
+struct Switch {
+    option: &'static OptionDoc,
+    field: &'static Field<Ha>,
+    live: Live,
+}
+
+/// The switches: the options of `[ha]` that need no restart and have a single value.
+fn all() -> impl Iterator<Item = Switch> + Clone {
+    let rows = options::OPTIONS.iter().filter_map(|option| {
+        let field = Ha::field(option)?;
+        match (option.kind, option.reload) {
+            (Kind::Text(_) | Kind::List(_), _) | (_, Reload::Restart) => None,
+            (_, Reload::Live(live)) => Some(Switch {
+                option,
+                field,
+                live,
+            }),
+        }
+    });
+    rows
+}
+
+/// The keys that [`set_switch`] changes.
+pub fn switch_names() -> impl Iterator<Item = &'static str> + Clone {
+    all().map(|switch| switch.option.key)
+}
+
 /// Sets `key` of `[ha]` to `value`, which is written as in the file but without quotes.
 ///
 /// # Errors
 /// One sentence that says what is wrong, and what was probably meant.
 pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, String> {
-    let Some(key) = SWITCHES.into_iter().find(|known| *known == key) else {
+    let Some(Switch {
+        option,
+        field,
+        live,
+    }) = all().find(|switch| switch.option.key == key)
+    else {
         return Err(unknown(key));
     };
     let Some(ha) = &running.ha else {
         return Err("this gateway is standalone: it has no [ha]".to_owned());
     };
-    if key == "priority" && running.groups.iter().all(|group| group.priority.is_some()) {
+    if live == Live::Priority && running.groups.iter().all(|group| group.priority.is_some()) {
         return Err("each [[group]] has a priority of its own: \
              change it there, and reload"
             .to_owned());
     }
-    let Some(option) = options::find("ha", key) else {
-        return Err(unknown(key));
-    };
     let unreadable = || format!("`{key}` can't be `{value}`: it is {}", option.kind_text());
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '+');
     if value.is_empty() || !value.chars().all(plain) {
@@ -66,76 +87,37 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
     let report = Report::default();
     let mut table = Table::of("ha", document.get_ref(), &report);
     let mut changed = ha.clone();
-    let (old, new) = apply(&mut table, &mut changed, key);
+    table.fill_one(option, field, &mut changed);
     if let Some(problem) = report.into_sorted().into_iter().next() {
         let hint = problem.hint.map(|hint| format!("; {hint}"));
         let said = problem.message + &hint.unwrap_or_default();
         return Err(format!("`{key}` can't be `{value}`: {said}"));
     }
     Ok(Switched {
+        old: (field.get)(ha).show(),
+        new: (field.get)(&changed).show(),
         ha: changed,
-        old,
-        new,
+        live,
         toml,
     })
 }
 
 /// The value of each switch in force, as in the file but without quotes; none without `[ha]`.
-pub fn switches(running: &Config) -> Option<[(&'static str, String); SWITCHES.len()]> {
+pub fn switches(running: &Config) -> Option<Vec<(&'static str, String)>> {
     let ha = running.ha.as_ref()?;
-    Some(SWITCHES.map(|key| (key, value_of(ha, key))))
-}
-
-fn value_of(ha: &Ha, key: &str) -> String {
-    match key {
-        "session-pickup" => ha.session_pickup.show(),
-        "session-pickup-connectionless" => ha.session_pickup_connectionless.show(),
-        "session-pickup-delay" => ha.session_pickup_delay.show(),
-        "pickup-guarantee" => ha.pickup_guarantee.show(),
-        "priority" => ha.priority.show(),
-        _ => ha.override_.show(),
-    }
-}
-
-/// Reads one key into `ha`; gives the value before and after.
-fn apply(table: &mut Table<'_>, ha: &mut Ha, key: &str) -> (String, String) {
-    fn set<T: Show>(place: &mut T, value: T) -> (String, String) {
-        (place.show(), {
-            *place = value;
-            place.show()
-        })
-    }
-    match key {
-        "session-pickup" => set(&mut ha.session_pickup, table.flag("session-pickup")),
-        "session-pickup-connectionless" => set(
-            &mut ha.session_pickup_connectionless,
-            table.flag("session-pickup-connectionless"),
-        ),
-        "session-pickup-delay" => set(
-            &mut ha.session_pickup_delay,
-            table.duration("session-pickup-delay"),
-        ),
-        "pickup-guarantee" => {
-            let word = table.choice("pickup-guarantee");
-            let value = word.as_ref().map_or(PickupGuarantee::Off, guarantee);
-            set(&mut ha.pickup_guarantee, value)
-        }
-        "priority" => {
-            let value = u8::try_from(table.integer("priority")).unwrap_or(u8::MAX);
-            set(&mut ha.priority, value)
-        }
-        _ => set(&mut ha.override_, table.flag("override")),
-    }
+    let shown = |switch: Switch| (switch.option.key, (switch.field.get)(ha).show());
+    Some(all().map(shown).collect())
 }
 
 fn unknown(key: &str) -> String {
     if options::find("ha", key).is_some() {
         return format!(
-            "`{key}` is no switch: change it in the config file, then reload or restart"
+            "`{key}` can't be set on its own: change it in the config file, then reload or restart"
         );
     }
-    let hint = did_you_mean(key, SWITCHES.into_iter())
-        .unwrap_or_else(|| format!("the switches are {}", SWITCHES.join(", ")));
+    let names: Vec<&str> = switch_names().collect();
+    let hint = did_you_mean(key, names.iter().copied())
+        .unwrap_or_else(|| format!("the switches are {}", names.join(", ")));
     format!("there is no switch `{key}`; {hint}")
 }
 
@@ -208,7 +190,7 @@ mod tests {
         let before = running();
         for (key, value, said) in [
             ("priorty", "1", "did you mean `priority`?"),
-            ("frobnicate", "1", "the switches are session-pickup,"),
+            ("frobnicate", "1", "the switches are priority, override,"),
             ("heartbeat-interval", "1s", "change it in the config file"),
             ("priority", "300", "must be 0 to 255"),
             ("priority", "-1", "must be 0 to 255"),

@@ -18,7 +18,7 @@ pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Strin
     let switches = config::switches(gateway.config());
     let switches = switches.ok_or("this gateway is standalone: it has no [ha]")?;
     if let Some(key) = key {
-        known("switch", key, config::SWITCHES.into_iter())?;
+        known("switch", key, config::switch_names())?;
     }
     let wanted = switches
         .into_iter()

@@ -88,6 +88,13 @@ impl Announcer {
         }
     }
 
+    /// Whether it announces as often as `config` says.
+    pub fn follows(&self, config: &Config) -> bool {
+        let settings = |ha: &crate::config::Ha| (ha.gratuitous_arps, ha.gratuitous_arp_interval);
+        let wanted = config.ha.as_ref().map(settings);
+        wanted.is_none_or(|wanted| wanted == (self.repeats, self.interval))
+    }
+
     pub fn poll_timeout(&self) -> Option<Time> {
         let repeats = self.pending.iter().flatten().map(|pending| pending.at);
         let busy = self.rounds.iter().any(|rounds| !rounds.is_empty());

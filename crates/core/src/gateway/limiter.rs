@@ -33,6 +33,13 @@ impl Budgets {
         Budgets(rates.map(Limiter::new))
     }
 
+    /// Whether these are those of [`Budgets::new`] with `errors`.
+    pub fn are_of(&self, errors: u32) -> bool {
+        let rates = self.0.iter().map(|limiter| limiter.per_second);
+        let wanted = Budgets::new(errors);
+        rates.eq(wanted.0.iter().map(|limiter| limiter.per_second))
+    }
+
     /// Whether one more answer may be sent at `now`.
     pub fn allow(&mut self, budget: Budget, now: Time) -> bool {
         self.0[budget as usize].allow(now)

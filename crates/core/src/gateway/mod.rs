@@ -452,6 +452,7 @@ impl Gateway {
             cluster.sync().check_invariants(&self.table, &self.book);
         }
         assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
+        self.check_options();
     }
 }
 

@@ -242,7 +242,7 @@ impl Gateway {
     /// Whether the packet is one that may open a session, and how that session is tracked.
     fn start_tracking(&self, packet: &Packet<'_>) -> Result<Tracker, DropReason> {
         match packet.parsed.kind {
-            Kind::Tcp(segment) if segment.flags.syn() || !self.config.limits.tcp_pickup => {
+            Kind::Tcp(segment) if segment.flags.syn() || !self.config.picks_up_tcp() => {
                 tcp::Tracker::open(&segment).map(Tracker::Tcp)
             }
             Kind::Tcp(segment) => tcp::Tracker::pick_up(&segment).map(Tracker::Tcp),
@@ -483,9 +483,10 @@ pub(super) fn no_room(why: NoRoom) -> DropReason {
 
 /// How much a source may have. Of external ports, the limit depends on the pool.
 pub(super) fn source_limits(config: &Config) -> SourceLimits {
+    let (sessions, half_open) = config.source_limits();
     SourceLimits {
-        sessions: config.limits.sessions_per_source,
-        half_open: config.limits.half_open_per_source,
+        sessions,
+        half_open,
     }
 }
 

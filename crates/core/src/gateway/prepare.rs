@@ -7,6 +7,7 @@ use crate::config::{Change, Config, Difference};
 use crate::policy::Ruleset;
 
 use super::Gateway;
+use super::reload::Effects;
 
 /// Differences that are told, of each kind: an administrator does not read more.
 const MOST_TOLD: usize = 1000;
@@ -22,6 +23,8 @@ pub struct Basis {
 pub struct Prepared {
     pub(super) basis: Basis,
     pub(super) config: Arc<Config>,
+    /// What the parts of the gateway are to be told.
+    pub(super) effects: Effects,
     /// None if policies, pools and forwards are as before.
     pub(super) ruleset: Option<Arc<Ruleset>>,
     pub(super) told: Reloaded,
@@ -55,14 +58,14 @@ impl Prepared {
         let Change {
             config,
             mut applied,
+            live,
             mut waiting,
         } = Change::new(old, wanted);
-        let pools = old.nat_pools != config.nat_pools;
-        let forwards = old.forwards != config.forwards;
-        let policies = old.policies != config.policies;
+        let effects = Effects::of(live);
         // At which port the address of a pool is at home depends on the policies.
-        let addresses_changed = pools || forwards || policies && !config.nat_pools.is_empty();
-        let ruleset = (pools || forwards || policies)
+        let addresses_changed = effects.addresses || effects.rules && !config.nat_pools.is_empty();
+        let ruleset = effects
+            .rules
             .then(|| basis.ruleset.succeeded_by(&config).map(Arc::new))
             .transpose()?;
         let count = applied.len() + waiting.len();
@@ -77,6 +80,7 @@ impl Prepared {
         Ok(Prepared {
             basis,
             config: Arc::new(config),
+            effects,
             ruleset,
             told,
         })

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::config::{self, Config, Difference, Group, Ha, Switched};
+use crate::config::{self, Config, Difference, Live, Switched};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
@@ -60,10 +60,12 @@ impl Gateway {
         let Prepared {
             basis,
             config,
+            effects,
             ruleset,
             told,
         } = prepared;
-        self.adopt(now, config, ruleset);
+        self.config = config;
+        self.adopt(now, effects, ruleset);
         log_differences(&told);
         Ok((told, Retired::new(basis)))
     }
@@ -73,7 +75,7 @@ impl Gateway {
         self.revalidation.concerns_rules()
     }
 
-    /// Sets one of [`config::SWITCHES`], until the next reload or restart.
+    /// Sets one of [`config::switch_names`], until the next reload or restart.
     ///
     /// # Errors
     /// Why it can't be, as a sentence for the operator.
@@ -82,55 +84,94 @@ impl Gateway {
         let Some(config) = Arc::get_mut(&mut self.config) else {
             return Err("a reload is being prepared: try again in a moment".to_owned());
         };
-        let before = config.ha.replace(switched.ha.clone());
+        config.ha = Some(switched.ha.clone());
         let (old, new) = (&switched.old, &switched.new);
         log::info!("switch set key={key} old={old} new={new}");
-        let groups = self.config.groups.clone();
-        let pickup = before.is_some_and(|before| self.adopt_ha(now, &before, &groups));
-        self.announcer.reconfigure(&self.config);
-        if pickup {
-            self.revalidation.restart(Scope {
-                pickup,
-                ..Scope::default()
-            });
-        }
-        self.settle_cluster(now);
+        self.adopt(now, Effects::of([switched.live]), None);
         Ok(switched)
     }
 
-    /// Puts a configuration in force that has the same ports, groups, links and peers; with a ruleset if
-    /// policies, pools or forwards are others.
-    fn adopt(&mut self, now: Time, config: Arc<Config>, ruleset: Option<Arc<Ruleset>>) {
-        let old = std::mem::replace(&mut self.config, config);
-        let new = &self.config;
-        let rules = ruleset.is_some();
-        // A port that has come to check sources may have sessions that fail.
-        let ports = old.ports != new.ports;
-        if old.timeouts != new.timeouts {
-            self.table.set_timeouts(Timeouts::from(&new.timeouts));
-        }
-        if old.limits != new.limits {
+    /// Has the parts follow the options that have changed in the config; with a ruleset if policies, pools or
+    /// forwards are among them. Ports, groups, links and peers are the same as before.
+    fn adopt(&mut self, now: Time, effects: Effects, ruleset: Option<Arc<Ruleset>>) {
+        let Effects {
+            rules,
+            addresses: _,
+            sources,
+            timeouts,
+            source_limits,
+            icmp_errors,
+            announcements,
+            priorities,
+            override_,
+            monitor,
+            pickup,
+        } = effects;
+        if timeouts {
             self.table
-                .set_source_limits(super::open::source_limits(new));
+                .set_timeouts(Timeouts::from(&self.config.timeouts));
         }
-        if old.limits.icmp_errors_per_second != new.limits.icmp_errors_per_second {
-            self.budgets = Budgets::new(new.limits.icmp_errors_per_second);
+        if source_limits {
+            self.table
+                .set_source_limits(super::open::source_limits(&self.config));
         }
-        self.announcer.reconfigure(&self.config);
+        if icmp_errors {
+            self.budgets = Budgets::new(self.config.limits.icmp_errors_per_second);
+        }
+        if announcements {
+            self.announcer.reconfigure(&self.config);
+        }
         if let Some(ruleset) = ruleset {
             self.adopt_rules(now, ruleset);
         }
-        let before = old.ha.as_ref();
-        let pickup = before.is_some_and(|before| self.adopt_ha(now, before, &old.groups));
-        if rules || ports || pickup {
+        let config = Arc::clone(&self.config);
+        let mut more_are_replicated = false;
+        if let (Some(cluster), Some(ha)) = (&mut self.cluster, &config.ha) {
+            if priorities {
+                for (group, settings) in (0..).map(GroupId).zip(&config.groups) {
+                    let priority = settings.priority.unwrap_or(ha.priority);
+                    cluster.ha.set_priority(now, Some(group), priority);
+                }
+            }
+            if override_ {
+                cluster.ha.set_override(now, ha.override_);
+            }
+            if monitor {
+                let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
+                cluster.ha.set_monitor(now, &ha.monitor, &up);
+            }
+            if pickup {
+                more_are_replicated = cluster.sync.set_pickup(ha);
+            }
+        }
+        if rules || sources || more_are_replicated {
             self.revalidation.restart(Scope {
-                routes: ports,
+                routes: sources,
                 rules,
-                pickup,
+                pickup: more_are_replicated,
                 stepped_down: false,
             });
         }
         self.settle_cluster(now);
+    }
+
+    /// Checks that each part that keeps an option has the one that is in force.
+    pub(super) fn check_options(&self) {
+        let config = &self.config;
+        let timeouts = Timeouts::from(&config.timeouts);
+        assert!(*self.table.timeouts() == timeouts, "timeouts are in force");
+        let limits = super::open::source_limits(config);
+        assert!(self.table.source_limits() == limits, "limits are in force");
+        let errors = config.limits.icmp_errors_per_second;
+        assert!(
+            self.budgets.are_of(errors),
+            "the rate of errors is in force"
+        );
+        assert!(self.announcer.follows(config), "announcements follow");
+        if let (Some(cluster), Some(ha)) = (&self.cluster, &config.ha) {
+            assert!(cluster.ha.follows(config), "the election follows");
+            assert!(cluster.sync.follows(ha), "replication follows");
+        }
     }
 
     fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
@@ -163,27 +204,64 @@ impl Gateway {
             }
         }
     }
+}
 
-    /// Tells election and replication of their switches; gives whether more sessions are replicated.
-    fn adopt_ha(&mut self, now: Time, before: &Ha, groups: &[Group]) -> bool {
-        let (Some(cluster), Some(ha)) = (&mut self.cluster, &self.config.ha) else {
-            return false;
-        };
-        let groups = groups.iter().zip(&self.config.groups);
-        for (group, (old, new)) in (0..).map(GroupId).zip(groups) {
-            let priority = new.priority.unwrap_or(ha.priority);
-            if priority != old.priority.unwrap_or(before.priority) {
-                cluster.ha.set_priority(now, Some(group), priority);
+/// What the parts of the gateway that keep an option, or what follows from it, are to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Effects {
+    /// Policies, pools and forwards: there is another ruleset, and sessions are compared with it.
+    pub rules: bool,
+    /// The addresses that the gateway answers for, or translates to: the shell follows.
+    pub addresses: bool,
+    /// A port that has come to check sources may have sessions that fail.
+    sources: bool,
+    timeouts: bool,
+    source_limits: bool,
+    icmp_errors: bool,
+    announcements: bool,
+    priorities: bool,
+    override_: bool,
+    monitor: bool,
+    pickup: bool,
+}
+
+impl Effects {
+    /// Of these options, which have changed.
+    pub fn of(options: impl IntoIterator<Item = Live>) -> Effects {
+        let mut effects = Effects::default();
+        for option in options {
+            effects.add(option);
+        }
+        effects
+    }
+
+    fn add(&mut self, option: Live) {
+        match option {
+            Live::Policies => self.rules = true,
+            Live::NatPools | Live::Forwards => (self.rules, self.addresses) = (true, true),
+            Live::SourceCheck => self.sources = true,
+            Live::Timeouts => self.timeouts = true,
+            Live::SessionsPerSource | Live::HalfOpenPerSource => self.source_limits = true,
+            Live::IcmpErrorsPerSecond => self.icmp_errors = true,
+            Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
+            Live::GroupPriority | Live::Priority => self.priorities = true,
+            Live::Override => self.override_ = true,
+            Live::Monitor => self.monitor = true,
+            Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
+                self.pickup = true;
             }
+            // Read from the config where they are used.
+            Live::UnsolicitedSyn
+            | Live::RoutingHeaders
+            | Live::ReservedAddresses
+            | Live::MssClamp
+            | Live::PortQuotas
+            | Live::PortsPerSource
+            | Live::TcpPickup
+            | Live::PickupGuarantee
+            | Live::PickupGuaranteeWait
+            | Live::PickupGuaranteeCopies => {}
         }
-        if ha.override_ != before.override_ {
-            cluster.ha.set_override(now, ha.override_);
-        }
-        if ha.monitor != before.monitor {
-            let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
-            cluster.ha.set_monitor(now, &ha.monitor, &up);
-        }
-        cluster.sync.set_pickup(ha)
     }
 }
 
@@ -202,5 +280,105 @@ fn log_differences(told: &Reloaded) {
             key = InQuotes(&key),
             what = InQuotes(&what)
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::samples::{EDITS, EVERYTHING};
+    use crate::config::{OptionDoc, Reload, options, switch_names, switches};
+    use crate::gateway::Seed;
+
+    fn read(text: &str) -> Config {
+        let read = config::parse(Path::new("a.toml"), text);
+        read.unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
+            .0
+    }
+
+    fn row(name: &str) -> &'static OptionDoc {
+        let mut rows = options().iter();
+        let is_it = |row: &&OptionDoc| format!("{}.{}", row.table, row.key) == name;
+        rows.find(is_it).expect("EDITS name options")
+    }
+
+    #[test]
+    fn each_option_is_in_force_after_a_reload_or_named_as_waiting() {
+        let first = read(EVERYTHING);
+        for (name, from, to, key) in EDITS.iter().filter(|(.., key)| *key != "?") {
+            let row = row(name);
+            let mut gateway = Gateway::new(first.clone(), Seed([7; 32]), Time::ZERO);
+            let wanted = read(&EVERYTHING.replace(from, to));
+            let told = gateway.reload(Time::ZERO, &wanted).unwrap();
+            while gateway.is_reloading() {
+                gateway.handle_timeout(Time::ZERO);
+            }
+            gateway.check_invariants();
+            let values = [&first, &wanted, gateway.config()].map(|config| row.value_in(config, 0));
+            let [before, asked, now] = values;
+            assert!(asked.is_none() || before != asked, "{name}: another value");
+            let (list, expected) = match row.reload {
+                Reload::Live(_) => (&told.applied, asked),
+                Reload::Restart => (&told.waiting, before),
+            };
+            assert!(list.iter().any(|d| d.key == *key), "{name}: {told:?}");
+            assert_eq!(now, expected, "{name}");
+            if let (true, Reload::Live(live)) = (now.is_none(), row.reload) {
+                assert_eq!(
+                    rules(gateway.config(), live),
+                    rules(&wanted, live),
+                    "{name}"
+                );
+                assert_eq!(gateway.ruleset.digest(), Ruleset::new(&wanted).digest());
+            }
+            if row.table == "ha" && switch_names().any(|switch| switch == row.key) {
+                let shown = switches(gateway.config()).unwrap();
+                let value = now.map(|value| value.show());
+                let shown = shown.into_iter().find(|(switch, _)| *switch == row.key);
+                assert_eq!(shown.map(|(_, shown)| shown), value, "{name}");
+            }
+        }
+    }
+
+    /// What of a config is replaced as a whole.
+    fn rules(config: &Config, live: Live) -> String {
+        match live {
+            Live::Policies => format!("{:?}", config.policies),
+            Live::NatPools => format!("{:?}", config.nat_pools),
+            Live::Forwards => format!("{:?}", config.forwards),
+            other => panic!("{other:?} has a value of its own"),
+        }
+    }
+
+    /// The size of the table waits for a restart; what is derived from it must wait too.
+    #[test]
+    fn a_default_follows_the_value_that_is_in_force() {
+        let text = |sessions: u32, ha: bool| {
+            let text = EVERYTHING
+                .replace("max-sessions = 5000", &format!("max-sessions = {sessions}"))
+                .replace("sessions-per-source = 0", "")
+                .replace("half-open-per-source = 0", "")
+                .replace("tcp-pickup = false", "");
+            let end = if ha {
+                text.len()
+            } else {
+                text.find("[ha]").unwrap()
+            };
+            read(&text[..end])
+        };
+        let first = text(100_000, true);
+        let mut gateway = Gateway::new(first, Seed([7; 32]), Time::ZERO);
+        let told = gateway.reload(Time::ZERO, &text(1_000_000, false)).unwrap();
+        let keys: Vec<_> = told.waiting.iter().map(|d| d.key.as_str()).collect();
+        assert_eq!(
+            (keys, told.applied),
+            (vec!["node.max-sessions", "ha"], vec![])
+        );
+        gateway.check_invariants();
+        let limits = gateway.table.source_limits();
+        assert_eq!((limits.sessions, limits.half_open), (50_000, 6250));
+        assert!(gateway.config().picks_up_tcp(), "there is an [ha] still");
     }
 }

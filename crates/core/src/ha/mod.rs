@@ -430,6 +430,16 @@ impl Ha {
         self.settings_changed(now);
     }
 
+    /// Whether the settings that a reload can change are those of `config`.
+    pub fn follows(&self, config: &Config) -> bool {
+        let Some(ha) = &config.ha else { return false };
+        let priority = |group: &crate::config::Group| group.priority.unwrap_or(ha.priority);
+        let priorities = config.groups.iter().map(priority);
+        self.override_ == ha.override_
+            && self.monitor == ha.monitor
+            && priorities.eq(self.groups.iter().map(|group| group.priority))
+    }
+
     fn settings_changed(&mut self, now: Time) {
         for group in &mut self.groups {
             group.given_away = false;

@@ -158,7 +158,7 @@ pub struct Replicator {
 }
 
 /// Which sessions are replicated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pickup {
     connections: bool,
     connectionless: bool,
@@ -231,6 +231,11 @@ impl Replicator {
         let before = std::mem::replace(&mut self.pickup, Pickup::new(ha));
         let after = &self.pickup;
         after.connections && !before.connections || after.connectionless && !before.connectionless
+    }
+
+    /// Whether the switches of session pickup are those of `ha`.
+    pub fn follows(&self, ha: &Ha) -> bool {
+        self.pickup == Pickup::new(ha)
     }
 
     /// A session was opened here. No effect if it is replicated already.

@@ -105,7 +105,7 @@ pub enum Request {
     },
     /// Sets a switch of `[ha]`. The answer is one [`SwitchDone`].
     HaSet {
-        /// One of [`crate::config::SWITCHES`].
+        /// One of [`crate::config::switch_names`].
         key: String,
         /// The value as in the config, without quotes.
         value: String,
