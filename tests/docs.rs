@@ -414,7 +414,7 @@ fn advice(reason: DropReason) -> &'static str {
             "Capture on the port (`tcpdump -i INTERFACE`) and look at the sender; a scanner sends such packets."
         }
         DropReason::BadChecksum => {
-            "A broken network card or cable, or a forged packet. If it grows with ordinary traffic, turn off checksum offload of the interface (`ethtool -K INTERFACE rx off tx off`) to see whether the card is to blame."
+            "A broken network card or cable, or a forged packet. If it grows with ordinary traffic, turn off checksum offload of the interface (`ethtool -K INTERFACE rx off tx off`) to see whether the card is the cause."
         }
         DropReason::Martian => {
             "A misconfigured host, or a forged packet: look for the source with tcpdump."
@@ -423,7 +423,7 @@ fn advice(reason: DropReason) -> &'static str {
             "Type 0 is forbidden. Others are forwarded unless the port has `routing-headers = false`; segment routing through the gateway itself is not supported."
         }
         DropReason::HopLimit => {
-            "Normal: traceroute sends such packets. Many of one flow: a routing loop beyond the gateway."
+            "Normal: traceroute sends such packets. Many from one flow: a routing loop beyond the gateway."
         }
         DropReason::SpoofedSource => {
             "If the traffic is legitimate, routing is asymmetric: the route back to the source (`ip route get SOURCE`) must lead out of the port that the packet came in by. Add the route, or set `source-check = false` on that port."
@@ -432,7 +432,7 @@ fn advice(reason: DropReason) -> &'static str {
             "Normal: hosts send broadcasts and multicasts, which a router keeps on their link."
         }
         DropReason::NoPolicy => {
-            "If the traffic is wanted, add a `[[policy]]` with `action = \"accept\"`. `source`, `destination` and `service` are compared after a forward and before source translation."
+            "If the traffic is wanted, add a `[[policy]]` with `action = \"accept\"`. `source`, `destination` and `service` are matched after a forward and before source translation."
         }
         DropReason::PolicyDrop | DropReason::PolicyReject => {
             "As configured. The first policy that matches decides: look for an earlier, wider one."
@@ -450,17 +450,17 @@ fn advice(reason: DropReason) -> &'static str {
             "Normal: virtual addresses answer ping only. For a service behind one, add a `[[forward]]`; for one on the gateway machine, use its own address."
         }
         DropReason::TcpNoSession => {
-            "After a restart of a standalone gateway: connections from before are gone, clients connect anew. Otherwise: answers come by another way than the opening packets, or the session has expired (raise `tcp-established`, or turn on TCP keep-alives)."
+            "After a restart of a standalone gateway: earlier connections are gone, and clients reconnect. Otherwise: answers take another path than the opening packets, or the session has expired (raise `tcp-established`, or turn on TCP keep-alives)."
         }
         DropReason::TcpFlags => "A scanner, or a broken stack.",
         DropReason::TcpWindow => {
-            "A few are late or duplicate segments. Many in one direction: only one direction of a connection passes the gateway, or another device changes sequence numbers."
+            "A few are late or duplicate segments. Many in one direction: only one direction of the connection passes through the gateway, or another device changes sequence numbers."
         }
         DropReason::TcpUnexpectedSyn => {
             "A stale duplicate, a client that reuses a port at once, or an attempt to reset a connection."
         }
         DropReason::IcmpUnrelated => {
-            "Late or forged. Many after a restart: errors about sessions from before."
+            "Late or forged. Many after a restart: errors about earlier sessions."
         }
         DropReason::IcmpUnsupported => {
             "Normal: redirects, timestamps and the like are not forwarded."
@@ -476,29 +476,29 @@ fn advice(reason: DropReason) -> &'static str {
             "A host scans or is infected, or many users are behind one address: raise `sessions-per-source` or `ports-per-source` if it is legitimate."
         }
         DropReason::NeighborLimit => {
-            "Somebody goes through the addresses of a network behind a port (RFC 6583): 32 at a time are looked for, and the kernel gives up on one after 3 s. `tandemgw sessions --by source` shows who."
+            "Somebody scans the addresses of a network behind a port (RFC 6583): the gateway looks for 32 at a time, and the kernel gives up on each after 3 s. `tandemgw sessions --by source` shows who."
         }
         DropReason::NatExhausted => {
             "UDP and ICMP: each internal endpoint takes an external port. TCP: one per destination. Add addresses with a `[[nat-pool]]`, widen its `ports`, or shorten `udp` in `[timeouts]`. Also counted if the policy translates but there is no address of the packet's family."
         }
         DropReason::TooBig => {
-            "Normal path MTU discovery. If transfers hang, the sender does not get or heed the ICMP error: see Troubleshooting."
+            "Normal path MTU discovery. If transfers hang, the sender does not get the ICMP error, or ignores it: see Troubleshooting."
         }
         DropReason::FragmentOverlap => "An attack on reassembly, or a duplicated fragment.",
         DropReason::FragmentOrphan => {
-            "The first fragment was lost, refused, or came more than 2 s later than another; or too many datagrams were in flight."
+            "The first fragment was lost, refused, or arrived more than 2 s after another fragment; or too many datagrams were in flight."
         }
         DropReason::NotPrimary => {
-            "On a standby unit: hosts still send to it; they learn the new address by its announcements."
+            "On a standby unit: hosts still send to it; they learn the new address from the announcements."
         }
         DropReason::NotReplicated => {
-            "The peer did not acknowledge in `pickup-guarantee-wait`. Look at the lag and the links in `tandemgw status`."
+            "The peer did not acknowledge within `pickup-guarantee-wait`. Look at the lag and the links in `tandemgw status`."
         }
         DropReason::WaitsForPeer => {
-            "A client repeated its first packet while that one waited for the peer: a sign of a slow link between the units."
+            "A client repeated its first packet while the first one waited for the peer: a sign of a slow link between the units."
         }
         DropReason::WriteFailed => {
-            "The queue or the interface behind it is full or down. Normal for a moment when a link goes; otherwise look at `ip -s link` of the port and its `tgw-` device."
+            "The queue or the interface behind it is full or down. Normal for a moment when a link goes down; otherwise look at `ip -s link` of the port and its `tgw-` device."
         }
     }
 }

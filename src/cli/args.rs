@@ -1,5 +1,5 @@
-//! What can be typed: the definition of the command line. The build makes the man pages and the shell
-//! completion from this file, so it uses nothing but clap.
+//! The definition of the command line. The build generates the man pages and the shell completion
+//! from this file, so it uses only clap.
 
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ pub enum Command {
         #[arg(long)]
         system: bool,
     },
-    /// Check the machine for what a config needs of it, and how to put it right
+    /// Check whether the machine fits a config, and how to fix it
     Doctor {
         /// The config file
         #[arg(long, value_name = "FILE")]
@@ -78,16 +78,16 @@ pub enum Command {
         /// At most N sessions
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
-        /// The largest first; of `expires`, the soonest
+        /// Largest first; `expires`: soonest first
         #[arg(long, value_name = "KEY", value_enum)]
         sort: Option<SortKey>,
         /// Only count them
         #[arg(long, conflicts_with_all = ["sort", "limit", "top"])]
         count: bool,
-        /// Add them up, and show the N with the most bytes
+        /// Sum them up, and show the N with the most bytes
         #[arg(long, value_name = "N", requires = "by", conflicts_with_all = ["sort", "limit"])]
         top: Option<usize>,
-        /// What to add up
+        /// What to sum by
         #[arg(long, value_name = "WHAT", value_enum, requires = "top")]
         by: Option<Talker>,
         /// proto=tcp src=10.0.0.0/8 dst=… port=… state=… policy=… in=… out=… synced=no
@@ -95,7 +95,7 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<SessionsCommand>,
     },
-    /// Show what each policy has decided: hits, sessions, bytes, and when last
+    /// Show what each policy has decided: hits, sessions, bytes, time of the last hit
     Policies {
         /// As JSON, one object a line
         #[arg(long)]
@@ -126,10 +126,10 @@ pub enum Command {
         /// Only this group
         #[arg(long, value_name = "GROUP")]
         group: Option<String>,
-        /// The node that is to take over [default: the best one]
+        /// The node that takes over [default: the best one]
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
-        /// Even to a node that does not hold all sessions, or that has ports down
+        /// Even to a node that lacks sessions or has ports down
         #[arg(long)]
         force: bool,
         /// As JSON, one object a group
@@ -141,13 +141,13 @@ pub enum Command {
         #[command(subcommand)]
         command: HaCommand,
     },
-    /// Read the config file anew, as SIGHUP does; ends no session that the new policies allow
+    /// Reread the config file, as SIGHUP does; keeps sessions that the new policies allow
     Reload {
         /// As one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Write packets as the gateway sees them to a file for Wireshark, until Ctrl-C
+    /// Write the packets that the gateway sees to a file for Wireshark, until Ctrl-C
     Capture {
         /// The pcapng file; - for stdout
         #[arg(long, value_name = "FILE")]
@@ -164,7 +164,7 @@ pub enum Command {
     },
 }
 
-/// What sessions can be sorted by.
+/// Sort keys for sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SortKey {
     Bytes,
@@ -173,7 +173,7 @@ pub enum SortKey {
     Expires,
 }
 
-/// What sessions can be added up by.
+/// Keys to sum sessions by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Talker {
     Source,
@@ -186,7 +186,7 @@ pub enum Talker {
 pub enum SessionsCommand {
     /// End the sessions that match, on the peers too
     Clear {
-        /// All sessions; instead of a filter
+        /// All sessions, instead of a filter
         #[arg(long, conflicts_with = "filter")]
         all: bool,
         /// As one JSON object
@@ -200,7 +200,7 @@ pub enum SessionsCommand {
 
 #[derive(Subcommand)]
 pub enum HaCommand {
-    /// Show the switches as they are in force
+    /// Show the current switches
     Get {
         /// Only this one
         #[arg(value_name = "KEY")]
@@ -217,7 +217,7 @@ pub enum HaCommand {
         /// The value, as in the config
         #[arg(value_name = "VALUE")]
         value: String,
-        /// Write it to the config file too, whose comments stay
+        /// Write it to the config file too; comments are kept
         #[arg(long)]
         save: bool,
         /// As one JSON object

@@ -489,7 +489,7 @@ public-key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 "#, &[
         r#"1:1 error: there is no link to the peers | add an `[[ha.link]]` with `interface` and `listen`"#,
         r#"1:1 error: there is no peer | add an `[[ha.peer]]` with `name`, `addresses` and `public-key`"#,
-        r#"1:1 error: `group-id` is missing in `ha` | add `group-id`: units with the same one belong together (integer, 1 to 255)"#,
+        r#"1:1 error: `group-id` is missing in `ha` | add `group-id`: units with the same id belong together (integer, 1 to 255)"#,
     ]),
     (&[BASE_HA], r#"[ha]
 group-id = 300

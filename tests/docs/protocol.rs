@@ -22,12 +22,12 @@ const INTRODUCTION: &str = r#"# The admin protocol
 
 Everything that `tandemgw status`, `sessions`, `explain` and the other commands show comes from the control socket of
 the gateway: a Unix stream socket, `/run/tandemgw/NODE.sock` unless `control-socket` says otherwise, which only root can
-use. A script, an exporter or a web page can ask it the same questions. `--json` of each command prints the answers as
-they come.
+use. A script, an exporter or a web page can ask it the same questions. With `--json` each command prints the
+answers unchanged.
 
-A client writes a request as one line of JSON, and may write the next one when the answer is complete. The gateway
-answers with lines of JSON, and says last `{"done":true}`, or why it could not answer. While it works on a long answer it
-writes `{"working":true}` every two seconds, except in a capture.
+A client writes a request as one line of JSON, and may write the next one when the answer is complete. The
+gateway answers with lines of JSON; the last is `{"done":true}`, or the reason why it could not answer. While
+it works on a long answer it writes `{"working":true}` every two seconds, except in a capture.
 
 ```sh
 echo '{"command":"status"}' | socat -t 10 - UNIX-CONNECT:/run/tandemgw/gw-a.sock
@@ -35,10 +35,10 @@ echo '{"command":"status"}' | socat -t 10 - UNIX-CONNECT:/run/tandemgw/gw-a.sock
 
 Rules that keep clients and gateways of different versions working together:
 
-- A field never changes its name or its meaning. The version of the protocol rises when fields or requests are added.
+- A field never changes its name or its meaning. The protocol version is incremented when fields or requests are added.
 - Ignore fields that you do not know.
-- What is not known is `null`, never 0 or `true`. A field may be missing if the gateway is older than it.
-- A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its name says.
+- An unknown value is `null`, never 0 or `true`. A field may be missing if the gateway is older than the field.
+- A point in time is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its name gives.
 "#;
 
 /// The chapter.

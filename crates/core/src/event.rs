@@ -2,12 +2,12 @@
 
 use crate::flow::{Addr, LinkId, PeerId, PortId};
 
-/// What the kernel says about a packet beside its bytes (`struct virtio_net_hdr`, VIRTIO 1.2,
-/// section 5.1.6), as far as the core must know it.
+/// Metadata that the kernel passes with a packet (`struct virtio_net_hdr`, VIRTIO 1.2, section
+/// 5.1.6): the part that the core needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// The checksum that is not finished, if there is one (`VIRTIO_NET_HDR_F_NEEDS_CSUM`). Whoever sends
-    /// the packet on the wire completes it.
+    /// The unfinished checksum, if there is one (`VIRTIO_NET_HDR_F_NEEDS_CSUM`). It is completed
+    /// when the packet is sent on the wire.
     pub partial_checksum: Option<PartialChecksum>,
     /// The kernel has verified the transport checksum (`VIRTIO_NET_HDR_F_DATA_VALID`).
     pub checksum_verified: bool,
@@ -16,7 +16,7 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// Whether the checksum field at `at`, counted from the IP header, is the one that is not finished.
+    /// Whether the checksum field at `at`, counted from the IP header, is the unfinished one.
     #[inline]
     pub fn is_partial_at(&self, at: usize) -> bool {
         self.partial_checksum
@@ -25,23 +25,24 @@ impl Offload {
 }
 
 /// A checksum field that holds the uncomplemented sum of the pseudo-header only (VIRTIO 1.2, section
-/// 5.1.6.2). In a tunnel it may be that of the packet inside; all other checksums are finished.
+/// 5.1.6.2). In a tunnel it may belong to the inner packet; all other checksums are finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
-    /// Where the bytes that it covers begin; they go on to the end of the packet.
+    /// Start of the bytes that it covers; they extend to the end of the packet.
     pub start: u16,
     /// Where the field is. Both are offsets from the IP header, in bytes.
     pub field: u16,
 }
 
-/// What is to happen to the packet that was just handled.
+/// What to do with the packet that was just handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Write the same, edited buffer back to the TUN that it came from: the kernel routes it on.
+    /// Write the same, edited buffer back to the TUN that it came from: the kernel routes it from
+    /// there.
     Forward,
     /// Discard it; the reason is already counted.
     Drop(DropReason),
-    /// The gateway took it: it was answered, or it waits. Nothing is to be written.
+    /// The gateway kept it: it was answered, or it waits. Write nothing.
     Consumed,
 }
 
@@ -71,15 +72,15 @@ pub enum Output {
         /// The datagram.
         bytes: Vec<u8>,
     },
-    /// Have the kernel find out the hardware address of a neighbour, unless it knows.
+    /// Have the kernel resolve the hardware address of a neighbour, unless it knows it.
     Resolve {
         /// The port on whose link it is.
         port: PortId,
         /// The neighbour.
         addr: Addr,
     },
-    /// The replication stream to a peer is no longer used over this link: what is still in it must
-    /// not be taken for a part of a later one.
+    /// The replication stream to a peer no longer uses this link: data still in it must not be
+    /// mistaken for part of a later stream.
     CloseStream {
         /// The peer.
         peer: PeerId,
@@ -102,13 +103,14 @@ pub struct LinkState {
 /// A change of the kernel's routing that the core mirrors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteChange {
-    /// A dump begins. The routes stay, but those that it does not add again by its end are gone.
+    /// A dump begins. The routes stay, but those that it has not added again by its end are
+    /// removed.
     BeginDump,
     /// The dump is complete.
     EndDump,
-    /// A route was added, or replaced one of the same destination and metric.
+    /// A route was added, or replaced one with the same destination and metric.
     Add(Route),
-    /// A route is gone.
+    /// A route was removed.
     Remove(Route),
 }
 
@@ -135,7 +137,7 @@ pub enum RouteTarget {
         /// The next hop; none if the destination is on the link.
         gateway: Option<Addr>,
     },
-    /// Out of an interface that is no port of the gateway: nothing is forwarded there.
+    /// Out of an interface that is not a port of the gateway: nothing is forwarded there.
     Elsewhere,
     /// Nowhere: blackhole, unreachable, prohibit.
     Unreachable,
@@ -170,11 +172,11 @@ drop_reasons! {
     Truncated = "truncated",
     /// A header field has a value that no sender may use.
     Malformed = "malformed",
-    /// A transport checksum that is wrong, in a packet that would change a session's state.
+    /// A wrong transport checksum, in a packet that would change a session's state.
     BadChecksum = "bad-checksum",
     /// An address that can't be a source or destination here (RFC 6890), or a source route.
     Martian = "martian",
-    /// An IPv6 routing header: of type 0 (RFC 5095), refused by the port, or addressed to the gateway.
+    /// An IPv6 routing header that is of type 0 (RFC 5095), refused by the port, or addressed to the gateway.
     RoutingHeader = "routing-header",
     /// The source belongs to another port than the one it came from (RFC 3704).
     SpoofedSource = "spoofed-source",
@@ -188,50 +190,50 @@ drop_reasons! {
     PolicyReject = "policy-reject",
     /// The kernel has no route to the destination.
     NoRoute = "no-route",
-    /// The route leads out of an interface that is no port.
+    /// The route leads out of an interface that is not a port.
     NotAPort = "not-a-port",
-    /// The interface that it would leave by is down.
+    /// The interface that the packet would leave by is down.
     PortDown = "port-down",
-    /// For a virtual address of ours, on which nothing listens.
+    /// For a virtual address of ours on which nothing listens.
     NoListener = "no-listener",
-    /// TCP that belongs to no session and opens none.
+    /// A TCP segment that does not belong to a session and can't open one.
     TcpNoSession = "tcp-no-session",
-    /// A combination of TCP flags that nothing sends.
+    /// A combination of TCP flags that no stack sends.
     TcpFlags = "tcp-flags",
-    /// TCP outside of the window (RFC 9293, section 3.10.7.4; RFC 5961).
+    /// A TCP segment outside the window (RFC 9293, section 3.10.7.4; RFC 5961).
     TcpWindow = "tcp-window",
-    /// A SYN, or an answer to it, in a session that is past it (RFC 5961, section 4).
+    /// A SYN, or an answer to one, in a session that is past its handshake (RFC 5961, section 4).
     TcpUnexpectedSyn = "tcp-unexpected-syn",
-    /// An ICMP error about a packet of no session, or one that no session sent.
+    /// An ICMP error about a packet that no session sent.
     IcmpUnrelated = "icmp-unrelated",
     /// An ICMP message other than echo and errors.
     IcmpUnsupported = "icmp-unsupported",
     /// An echo request to a virtual address, beyond the budget for replies.
     EchoLimit = "echo-limit",
-    /// The session table is full, nobody holds much more than the source, and no unreplied session could be dropped early.
+    /// The session table is full, nobody holds many more sessions than the source, and no unreplied session could be removed early.
     TableFull = "table-full",
     /// The hosts of an IPv6 network have too many half-open sessions together.
     HalfOpenLimit = "half-open-limit",
-    /// The source has as many sessions, or external ports, as one may have.
+    /// The source has reached its limit of sessions or external ports.
     SourceLimit = "source-limit",
-    /// For a host on a link that has never answered, while its sender, or all together, wait for too many such.
+    /// For a host on a link that has never answered, while this sender, or all senders together, already wait for too many such hosts.
     NeighborLimit = "neighbor-limit",
     /// No free port or identifier to translate to.
     NatExhausted = "nat-exhausted",
-    /// Bigger than the MTU ahead, and not to be fragmented; the sender was told.
+    /// Bigger than the MTU of the way out, and must not be fragmented; the sender was notified.
     TooBig = "too-big",
     /// A fragment that overlaps another (RFC 5722; RFC 1858).
     FragmentOverlap = "fragment-overlap",
     /// A fragment whose first fragment did not come in time, or for which there was no room.
     FragmentOrphan = "fragment-orphan",
-    /// The hop limit ended here; the sender was told.
+    /// The hop limit expired here; the sender was notified.
     HopLimit = "hop-limit",
     /// This unit is not primary for the address.
     NotPrimary = "not-primary",
     /// With `pickup-guarantee = "strict"`: the peers did not get the session in time.
     NotReplicated = "not-replicated",
-    /// The first packet of the session waits for the peers; this is a repetition of it.
+    /// A repetition of the session's first packet, which still waits for the peers.
     WaitsForPeer = "waits-for-peer",
-    /// The kernel did not take the packet.
+    /// The kernel refused the packet.
     WriteFailed = "write-failed",
 }

@@ -273,13 +273,13 @@ const TABLES: &[TableDoc] = &[
 pub(super) const OPTIONS: &[OptionDoc] = &[
     text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
-    text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "where `tandemgw status` and other commands reach this unit"),
-    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, field!(Node.max_sessions), RESTART, "size of the session table; memory is reserved at the start and taken as it fills"),
-    int("node", "routing-table", 256, 32_000, 7700, field!(Node.routing_table), RESTART, "first number of the routing tables and rule priorities that steer packets: one a port, 64 at least"),
+    text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "the socket through which `tandemgw status` and other commands reach this unit"),
+    int("node", "max-sessions", 1024, 16_777_216, 1_048_576, field!(Node.max_sessions), RESTART, "size of the session table; memory is reserved at the start and used as the table fills"),
+    int("node", "routing-table", 256, 32_000, 7700, field!(Node.routing_table), RESTART, "first number of the routing tables and rule priorities that steer packets: one per port, at least 64"),
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, WHOLE, RESTART, "the name by which policies and peers know the port"),
     text("port", "interface", "interface", DefaultValue::Required, field!(Port.interface), RESTART, "the kernel's interface that the hosts are on"),
-    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, RESTART, "addresses that the gateway answers for, 4096 on all ports together; never those of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
+    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, RESTART, "addresses that the gateway answers for, at most 4096 on all ports together; never addresses of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
     flag("port", "source-check", true, field!(Port.source_check), Reload::Live(Live::SourceCheck), "drop a packet whose source the routing expects on another port (RFC 3704)"),
     choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), UNSOLICITED_SYN, Reload::Live(Live::UnsolicitedSyn), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
     flag("port", "routing-headers", true, field!(Port.routing_headers), Reload::Live(Live::RoutingHeaders), "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
@@ -291,7 +291,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     flag("port", "offload", true, field!(Port.offload), RESTART, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
     text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
-    list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports of which all virtual addresses belong to the group"),
+    list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
     option("group", "priority", Kind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
 
@@ -306,12 +306,12 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     flag("policy", "nat", false, WHOLE, Reload::Live(Live::Policies), "translate the source to the virtual address of the port that the session leaves by"),
     text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "translate the source to an address of this pool"),
     flag("policy", "log", false, WHOLE, Reload::Live(Live::Policies), "log the start and the end of each session"),
-    option("policy", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; goes before that of the ports"),
+    option("policy", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),
     choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), WHOLE, Reload::Live(Live::Policies), "how long the first packet of a session waits for the peer"),
 
     text("nat-pool", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the name of the pool"),
     list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the addresses, 4096 at most; the gateway answers for them"),
-    text("nat-pool", "ports", "first-last", DefaultValue::Text("1-65535"), WHOLE, Reload::Live(Live::NatPools), "the ports that are allocated of each address; a source port below 1024 gets one below 1024 where it can (RFC 4787, REQ-3a), others never do"),
+    text("nat-pool", "ports", "first-last", DefaultValue::Text("1-65535"), WHOLE, Reload::Live(Live::NatPools), "the ports that are allocated on each address; a source port below 1024 gets one below 1024 where it can (RFC 4787, REQ-3a), others never do"),
 
     text("forward", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the name of the forward"),
     text("forward", "port", "port name", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the port that the connections come in by"),
@@ -330,25 +330,25 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     time("timeouts", "other", S, d(1), s(600), field!(Timeouts.other), Reload::Live(Live::Timeouts), "other protocols"),
 
     option("limits", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), field!(Limits.sessions_per_source), Reload::Live(Live::SessionsPerSource), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
-    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), field!(Limits.half_open_per_source), Reload::Live(Live::HalfOpenPerSource), "those of them without an answer yet: above it, the oldest goes; 0 means no limit"),
+    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), field!(Limits.half_open_per_source), Reload::Live(Live::HalfOpenPerSource), "sessions of one source without an answer yet: above the limit, the oldest is removed; 0 means no limit"),
     option("limits", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), field!(Limits.ports_per_source), Reload::Live(Live::PortsPerSource), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
-    int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, field!(Limits.icmp_errors_per_second), Reload::Live(Live::IcmpErrorsPerSecond), "ICMP errors that the gateway itself sends a second"),
-    option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "take up TCP connections in their middle"),
+    int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, field!(Limits.icmp_errors_per_second), Reload::Live(Live::IcmpErrorsPerSecond), "ICMP errors that the gateway itself sends per second"),
+    option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "pick up TCP connections in the middle"),
 
-    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to everybody who can reach it: loopback or a management network"),
+    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to anybody who can reach it: loopback or a management network"),
 
-    option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same one belong together"),
-    int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest one is primary, as far as `override` says"),
-    flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a unit of lower priority although it runs well"),
+    option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same id belong together"),
+    int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest priority is primary, subject to `override`"),
+    flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a healthy unit of lower priority"),
     time("ha", "heartbeat-interval", ms(1), s(10), ms(20), field!(Ha.heartbeat_interval), RESTART, "time between two heartbeats"),
     int("ha", "heartbeat-lost-threshold", 2, 60, 5, field!(Ha.heartbeat_lost_threshold), RESTART, "how many heartbeats must be lost until a peer counts as dead"),
     list("ha", "monitor", "port name", DefaultValue::Absent("none"), field!(Ha.monitor), Reload::Live(Live::Monitor), "ports that must be up; a unit with fewer of them up loses the election"),
-    flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP sessions and others that have a connection"),
+    flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP and other connection-oriented sessions"),
     flag("ha", "session-pickup-connectionless", true, field!(Ha.session_pickup_connectionless), Reload::Live(Live::SessionPickupConnectionless), "replicate UDP and ICMP sessions as well"),
     time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.session_pickup_delay), Reload::Live(Live::SessionPickupDelay), "replicate only sessions that live longer than this"),
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
-    time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "how long at most; then it goes (bounded) or is dropped (strict)"),
-    int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; not more than are in sync"),
+    time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
+    int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
     int("ha", "gratuitous-arps", 1, 60, 5, field!(Ha.gratuitous_arps), Reload::Live(Live::GratuitousArps), "how often a takeover is announced to the hosts"),
     time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), field!(Ha.gratuitous_arp_interval), Reload::Live(Live::GratuitousArpInterval), "time between two such announcements"),
 
@@ -356,7 +356,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("ha.link", "listen", "address:port", DefaultValue::Required, WHOLE, RESTART, "this unit's address on the link"),
 
     text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, RESTART, "the name of the peer's node"),
-    list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, RESTART, "the peer's addresses, one a link, in the order of the links"),
+    list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, RESTART, "the peer's addresses, one per link, in the order of the links"),
     text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, WHOLE, RESTART, "what `tandemgw pubkey` prints on the peer"),
 ];
 

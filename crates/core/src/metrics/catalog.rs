@@ -18,27 +18,27 @@ macro_rules! metrics {
 
 metrics! {
     BUILD = Gauge "tandemgw_build_info" ["version", "node"]
-        "Always 1: the version that runs, and the name of the unit.";
+        "Always 1: the running version and the name of the unit.";
     UPTIME = Gauge "tandemgw_uptime_seconds" []
         "Time since the gateway was started.";
     HEALTH = Gauge "tandemgw_health" []
         "0 if all is well, 1 if redundancy or sessions are at risk, 2 if packets are not forwarded; `tandemgw status` says what is wrong.";
 
     FORWARDED = Counter "tandemgw_packets_forwarded_total" []
-        "Packets forwarded; a super-packet of up to 64 KB, which the kernel cuts up, counts as one.";
+        "Packets forwarded; a super-packet of up to 64 KB, which the kernel splits, counts as one.";
     DROPPED = Counter "tandemgw_packets_dropped_total" ["reason"]
         "Packets dropped, by reason.";
     OUTPUTS_LOST = Counter "tandemgw_outputs_lost_total" []
-        "Answers, announcements and heartbeats of the gateway's own that could not be sent.";
+        "Answers, announcements and heartbeats that the gateway could not send.";
     CONFLICTS = Counter "tandemgw_address_conflicts_total" []
         "Frames in which another machine claimed a virtual address of this unit.";
 
     PORT_UP = Gauge "tandemgw_port_up" ["port", "interface"]
         "Whether the interface of the port is up and has carrier.";
     PORT_PACKETS_IN = Counter "tandemgw_port_received_packets_total" ["port"]
-        "Packets that came in by the port, whatever became of them; a super-packet counts as one.";
+        "Packets received on the port, dropped ones included; a super-packet counts as one.";
     PORT_BYTES_IN = Counter "tandemgw_port_received_bytes_total" ["port"]
-        "Bytes of IP that came in by the port.";
+        "Bytes of IP received on the port.";
     PORT_PACKETS_OUT = Counter "tandemgw_port_forwarded_packets_total" ["port"]
         "Packets forwarded out of the port; a super-packet counts as one.";
     PORT_BYTES_OUT = Counter "tandemgw_port_forwarded_bytes_total" ["port"]
@@ -49,14 +49,14 @@ metrics! {
     SESSIONS_MAX = Gauge "tandemgw_sessions_max" []
         "Sessions that the table can hold.";
     SESSIONS_OPENED = Counter "tandemgw_sessions_opened_total" []
-        "Sessions opened by a packet on this unit; those of peers are not counted.";
+        "Sessions opened by a packet on this unit; those opened by peers are not counted.";
     SESSIONS_DROPPED_EARLY = Counter "tandemgw_sessions_dropped_early_total" []
-        "Sessions that were ended to make room: in a full table or pool, or above a limit of their source.";
+        "Sessions ended to make room: in a full table or pool, or above a limit of their source.";
     SESSIONS_CLEARED = Counter "tandemgw_sessions_cleared_total" []
-        "Sessions that were ended because a change of routes or policies forbids them.";
+        "Sessions ended because a change of routes or policies forbids them.";
 
     NAT_USED = Gauge "tandemgw_nat_pool_ports_used" ["pool", "protocol"]
-        "External ports in use by mappings and forwards; port:NAME is the implicit pool of a port. TCP uses a port again for each destination, and is not counted.";
+        "External ports in use by mappings and forwards; port:NAME is the implicit pool of a port. TCP reuses a port for each destination, and is not counted.";
     NAT_SIZE = Gauge "tandemgw_nat_pool_ports_size" ["pool", "protocol"]
         "External ports that the pool has.";
 
@@ -67,18 +67,18 @@ metrics! {
     GROUP_DEGRADED = Gauge "tandemgw_group_degraded" ["group"]
         "Whether the primary answers on the data ports only: the links to it are dead.";
     GROUP_TERM = Gauge "tandemgw_group_term" ["group"]
-        "The highest term of the group that is known; each takeover raises it.";
+        "The highest known term of the group; each takeover raises it.";
     TAKEOVERS = Counter "tandemgw_takeovers_total" ["group", "reason"]
         "How often this unit became primary: start, silent, process-ended, goodbye or handover.";
 
     PEER_CONNECTED = Gauge "tandemgw_peer_connected" ["peer"]
-        "Whether heartbeats of the peer come.";
+        "Whether heartbeats of the peer arrive.";
     PEER_IN_SYNC = Gauge "tandemgw_peer_in_sync" ["peer"]
         "Whether the peer and this unit hold each other's sessions.";
     PEER_DIGEST_EQUAL = Gauge "tandemgw_peer_digest_equal" ["peer"]
         "Whether both held exactly the same sessions at the last comparison; absent while the peer is not connected.";
     PEER_CONFIG_EQUAL = Gauge "tandemgw_peer_config_equal" ["peer"]
-        "Whether the peer has the same policies, pools and forwards; absent while it has not said so.";
+        "Whether the peer has the same policies, pools and forwards; absent until it has reported them.";
     LAG_CHANGES = Gauge "tandemgw_replication_lag_changes" ["peer"]
         "Changes of sessions that the peer has not acknowledged.";
     LAG_AGE = Gauge "tandemgw_replication_oldest_unacked_seconds" ["peer"]
@@ -92,38 +92,38 @@ metrics! {
     SYNC_BYTES_RECEIVED = Counter "tandemgw_replication_received_bytes_total" ["peer"]
         "Bytes of the replication stream from the peer, after decryption.";
     REFUSED = Counter "tandemgw_replication_refused_total" ["reason"]
-        "Records of peers that were refused: unknown port or group, table full, sender not primary, or in conflict with a session here.";
+        "Records from peers that were refused: unknown port or group, table full, sender not primary, or in conflict with a session here.";
     GUARANTEE = Counter "tandemgw_pickup_guarantee_total" ["outcome"]
         "Sessions under pickup-guarantee: held until the peers had them, expired before that, or degraded because no peer was in sync.";
 
     LINK_UP = Gauge "tandemgw_link_up" ["peer", "link"]
-        "Whether heartbeats of the peer come by the link, named by this unit's address on it.";
+        "Whether heartbeats of the peer arrive on the link, which is named after this unit's address on it.";
     RTT = Gauge "tandemgw_heartbeat_rtt_seconds" ["peer", "link"]
-        "Round trip of the last heartbeat, with the time that both units took; absent before the first.";
+        "Round-trip time of the last heartbeat, including processing time on both units; absent before the first.";
     HEARTBEATS_SENT = Counter "tandemgw_heartbeats_sent_total" ["peer", "link"]
-        "Heartbeats sent by the link.";
+        "Heartbeats sent on the link.";
     HEARTBEATS_RECEIVED = Counter "tandemgw_heartbeats_received_total" ["peer", "link"]
-        "Heartbeats received by the link.";
+        "Heartbeats received on the link.";
     HEARTBEATS_LOST = Counter "tandemgw_heartbeats_lost_total" ["peer", "link"]
         "Heartbeats missing in the sequence of those received while the link was up.";
     HEARTBEATS_REJECTED = Counter "tandemgw_heartbeats_rejected_total" ["reason"]
-        "Heartbeats that were ignored because they are of no use.";
+        "Heartbeats that were ignored because they were invalid.";
 
     TURN = Histogram "tandemgw_loop_turn_seconds" []
-        "How long each turn of the event loop took, without the wait before it; a packet that comes meanwhile waits.";
+        "How long each turn of the event loop took, without the wait before it; packets that arrive meanwhile wait.";
 
     CPU = Counter "process_cpu_seconds_total" []
         "User and system CPU time of the process.";
     RESIDENT = Gauge "process_resident_memory_bytes" []
         "Memory of the process that is in RAM.";
     VIRTUAL = Gauge "process_virtual_memory_bytes" []
-        "Memory that the process has mapped; that of the session table is taken only as it fills.";
+        "Memory that the process has mapped; the session table uses its part only as it fills.";
     OPEN_FDS = Gauge "process_open_fds" []
-        "File descriptors that are open.";
+        "Open file descriptors.";
     MAX_FDS = Gauge "process_max_fds" []
-        "File descriptors that may be open.";
+        "Limit of open file descriptors.";
     STARTED = Gauge "process_start_time_seconds" []
-        "Start of the process, since the epoch.";
+        "Start time of the process, in seconds since the epoch.";
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Endpoint, Session};
 
-/// The packet that is asked about, in the words of the operator.
+/// The packet to explain, as the operator typed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
@@ -18,16 +18,16 @@ pub struct ExplainRequest {
     pub in_port: String,
 }
 
-/// What would happen to a packet, and why. A step that it does not get to is `null`.
+/// What would happen to a packet, and why. A step that it does not reach is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The unit that was asked.
+    /// The unit that answers.
     pub node: Option<String>,
     /// The packet.
     pub flow: Flow,
-    /// What it is taken for, in words.
+    /// The assumed kind of packet, in words.
     pub explained_as: Option<String>,
-    /// What it belongs to.
+    /// What the packet belongs to.
     pub matches: Option<Matches>,
     /// Its session.
     pub session: Option<Session<'static>>,
@@ -37,12 +37,13 @@ pub struct Explanation {
     pub forward: Option<ForwardStep>,
     /// The route to its destination.
     pub route: Option<RouteStep>,
-    /// The policies that were asked, in their order: those passed over, then the one that decides.
+    /// The policies that were checked, in order: those that do not match, then the one that
+    /// decides.
     #[serde(default)]
     pub policies: Vec<PolicyStep>,
     /// The translation of its source.
     pub nat: Option<NatStep>,
-    /// Whether an unanswered session would have to end for it, since the table is full.
+    /// Whether the table is full, so that an unanswered session would have to end.
     #[serde(default)]
     pub makes_room: bool,
     /// The port that it leaves by.
@@ -57,7 +58,7 @@ pub struct Explanation {
     pub primary_here: Option<bool>,
     /// What the primary does with it.
     pub verdict: Verdict,
-    /// What this unit does with it, if that is not the same.
+    /// What this unit does with it, if different.
     pub verdict_here: Option<Verdict>,
     /// Whether its session would survive a takeover.
     pub survives: Option<Survival>,
@@ -84,9 +85,9 @@ pub struct Flow {
 pub enum Matches {
     /// A session.
     Session,
-    /// A virtual address, for which the gateway answers.
+    /// A virtual address that the gateway answers for.
     Gateway,
-    /// An address of the machine itself, whose packets its kernel takes.
+    /// An address of the machine itself; the kernel handles its packets.
     Machine,
     /// Nothing yet: it would open a session.
     Nothing,
@@ -115,7 +116,7 @@ impl FlowDirection {
     }
 }
 
-/// A forward that leads a packet elsewhere.
+/// A forward that redirects the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardStep {
     /// Its name.
@@ -147,13 +148,13 @@ pub enum RouteTarget {
     Port,
     /// Out of an interface that is not a port.
     Elsewhere,
-    /// Nowhere: the route says so.
+    /// Nowhere: blackhole, unreachable or prohibit.
     Unreachable,
     /// There is no route.
     None,
 }
 
-/// A policy that was asked.
+/// A policy that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyStep {
     /// Its name.
@@ -161,7 +162,7 @@ pub struct PolicyStep {
     /// The key that does not match; left out if all do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub differs: Option<Mismatch>,
-    /// What it does; left out if it does not match.
+    /// Its action; left out if it does not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<PolicyAction>,
 }
@@ -196,7 +197,7 @@ pub enum PolicyAction {
     Accept,
     /// It drops the packet.
     Drop,
-    /// It drops the packet and tells the sender.
+    /// It drops the packet and notifies the sender.
     Reject,
 }
 
@@ -246,7 +247,7 @@ pub struct Translated {
     pub dst: Endpoint,
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
@@ -259,15 +260,15 @@ pub enum Verdict {
     },
     /// The gateway answers it.
     Answer,
-    /// It does not come to the gateway: the kernel of the machine takes it, and no policy applies.
+    /// It does not reach the gateway: the machine's kernel handles it, and no policy applies.
     Kernel,
     /// It is dropped.
     Drop {
         /// Why; see docs/drop-reasons.md.
         reason: String,
-        /// What that means.
+        /// The meaning of the reason.
         meaning: String,
-        /// Whether its sender is told.
+        /// Whether the sender is notified.
         sender_is_told: bool,
     },
 }

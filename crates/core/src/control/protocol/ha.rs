@@ -31,40 +31,40 @@ pub struct SwitchRow {
 pub struct SwitchDone {
     /// The key.
     pub key: String,
-    /// The value before, as people write it.
+    /// The old value, in readable form.
     pub old: String,
     /// The value now.
     pub new: String,
-    /// The value now, as it stands in a TOML file.
+    /// The new value, as in a TOML file.
     pub toml: String,
     /// The config file, absolute.
     pub config: PathBuf,
-    /// Groups with a priority of their own, which a change of `priority` does not reach.
+    /// Groups with their own priority, which a change of `priority` does not affect.
     pub groups_with_their_own: Vec<String>,
     /// Whether the client wrote the value to the config file. Only `tandemgw ha set --save --json` says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saved: Option<bool>,
 }
 
-/// What came of reading the config file again. A reload that failed says `problems` and `text` and then the
-/// reason, as a failure; one that succeeded says all else.
+/// The result of rereading the config file. A failed reload has `problems` and `text`, and then the
+/// reason, as a failure; a successful one has all other fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadDone {
     /// The config file, absolute.
     pub config: PathBuf,
-    /// What has changed and is in force.
+    /// Changes that are in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<Vec<Change>>,
-    /// What has changed in the file and waits for a restart.
+    /// Changes in the file that wait for a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<Vec<Change>>,
-    /// How many further changes there are that are in neither list.
+    /// How many more changes there are in neither list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub more: Option<u64>,
-    /// Sessions that the new policies forbid, and that have ended for that.
+    /// Sessions that ended because the new policies forbid them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions_ended: Option<u64>,
-    /// What to look at although the reload succeeded, a sentence each.
+    /// Warnings although the reload succeeded, one sentence each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warnings: Option<Vec<String>>,
     /// Each mistake in the file, as `FILE:LINE:COL: …`.

@@ -34,7 +34,7 @@ pub use status::{
     PeerStatus, PortStatus, Role, SessionStatus, Status, Traffic, TroubleStatus,
 };
 
-/// The version of the protocol. Gateways that do not tell theirs have version 0.
+/// The version of the protocol. Gateways that do not send theirs have version 0.
 pub const VERSION: u32 = 1;
 
 /// The last line of an answer that is complete. Always these bytes, so that a client can compare.
@@ -97,7 +97,7 @@ pub enum Request {
     },
     /// Reads the config file again. The answer is one [`ReloadDone`].
     Reload,
-    /// The switches of `[ha]` as they are in force. The answer is a [`SwitchRow`] per switch.
+    /// The current switches of `[ha]`. The answer is a [`SwitchRow`] per switch.
     HaGet {
         /// Only this one.
         #[serde(default)]
@@ -132,7 +132,7 @@ pub struct Failure {
     pub error: String,
     /// The same for a program. See [`Failure::code`] for gateways that do not send it.
     pub code: Option<ErrorCode>,
-    /// Whether the request is wrong in itself, so that asking again is of no use.
+    /// Whether the request itself is wrong, so that retrying is useless.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub usage: bool,
     /// The version of the protocol that the gateway speaks.
@@ -143,19 +143,19 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// The gateway does not know the request: it is of an older version, or the line is no request.
+    /// The gateway does not know the request: it is older, or the line is not a request.
     UnknownRequest,
     /// The request is longer than 64 KiB.
     TooLong,
     /// A word of the request is wrong: a filter, a name, a value.
     BadRequest,
-    /// There is no group or peer of that name.
+    /// There is no group or peer with that name.
     NotFound,
     /// This unit is not the primary, and only the primary can do this.
     NotPrimary,
-    /// Something of the same kind is under way, and there is one at a time.
+    /// Another such request is in progress, and only one can run at a time.
     Busy,
-    /// It cannot be done in the present state; the sentence says what is in the way.
+    /// It cannot be done in the current state; the sentence says why.
     Refused,
     /// It did not end in time. It may still end.
     Timeout,
@@ -191,7 +191,7 @@ impl Failure {
         serde_json::from_str(line).ok()
     }
 
-    /// The code. Gateways of version 0 send none, but their sentences can be told apart.
+    /// The code. Gateways of version 0 send none; their sentences tell the failures apart.
     pub fn code(&self) -> ErrorCode {
         match self.code {
             Some(code) => code,

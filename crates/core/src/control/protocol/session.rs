@@ -11,10 +11,10 @@ use crate::flow::{Addr, FlowKey, Protocol};
 
 use super::PolicyAction;
 
-/// A session. The gateway writes it as it stands: no allocation for each.
+/// A session. The gateway writes it without an allocation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session<'a> {
-    /// Its slot in the table. A slot is used again once its session has ended.
+    /// Its slot in the table. A slot is reused after its session has ended.
     pub id: u32,
     /// `tcp`, `udp`, `icmp` or the number of the IP protocol.
     #[serde(with = "text")]
@@ -35,7 +35,7 @@ pub struct Session<'a> {
     pub state: Cow<'a, str>,
     /// The policy that accepted it; `-` if it is not known here.
     pub policy: Cow<'a, str>,
-    /// The group that it moves with.
+    /// The group that it belongs to.
     pub group: Cow<'a, str>,
     /// The node that handles its packets; `null` if none is known to.
     pub owner: Option<Cow<'a, str>>,
@@ -44,7 +44,7 @@ pub struct Session<'a> {
     pub synced: bool,
     /// Seconds since it was opened.
     pub age_s: u64,
-    /// Seconds until it expires if nothing more comes.
+    /// Seconds until it expires if no more packets arrive.
     pub expires_s: u64,
     /// Packets in both directions.
     pub packets: u64,
@@ -86,13 +86,13 @@ pub struct PolicyRow {
     pub name: Option<String>,
     /// What it does.
     pub action: PolicyAction,
-    /// Packets that would open a session, and that it decided.
+    /// Packets that would open a session and matched this policy.
     pub hits: u64,
-    /// How many seconds ago it last did so; `null` if it never did, or if that is not known.
+    /// How many seconds ago the last hit was; `null` if there was none or if it is unknown.
     pub last_hit_s: Option<f64>,
-    /// Its sessions now.
+    /// Its current sessions.
     pub sessions: u64,
-    /// Packets of its sessions, those that have ended here included.
+    /// Packets of its sessions, including those that have ended on this unit.
     pub packets: u64,
     /// Bytes of IP of these.
     pub bytes: u64,
@@ -185,7 +185,7 @@ impl<'de> Deserialize<'de> for Endpoint {
     }
 }
 
-/// A value that is told as the text that people read.
+/// A value that is sent as text.
 mod text {
     use super::*;
 

@@ -29,11 +29,11 @@ pub struct Status {
     pub sessions: SessionStatus,
     /// Counters since the start.
     pub counters: CounterStatus,
-    /// The rules of the kernel's packet filter that let nothing past the gateway.
+    /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: Option<BarrierStatus>,
     /// The capture that runs; `null` if none does.
     pub capture: Option<CaptureStatus>,
-    /// What happened lately, the newest first.
+    /// Recent events, the newest first.
     pub events: Vec<EventStatus>,
 }
 
@@ -91,7 +91,7 @@ pub struct PeerConfig {
     pub equal: Option<bool>,
 }
 
-/// What a peer is for a group, by its last heartbeat.
+/// A peer's state for a group, from its last heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerGroup {
     /// The group.
@@ -113,7 +113,7 @@ pub struct PeerGroup {
     pub would_be_lost: Option<u32>,
 }
 
-/// What a unit is for a group.
+/// The role of a unit for a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -138,7 +138,7 @@ impl Role {
 pub struct GroupStatus {
     /// Its name.
     pub name: String,
-    /// What this unit is for it.
+    /// The role of this unit.
     pub role: Role,
     /// Whether this unit has all sessions of the group.
     pub ready: bool,
@@ -152,7 +152,7 @@ pub struct GroupStatus {
     pub priority: Option<u8>,
     /// Whether the primary answers on the ports but not on any link; `null` without `[ha]`.
     pub degraded: Option<bool>,
-    /// Whether this unit still forwards the rest of what came before a handover; `null` without `[ha]`.
+    /// Whether this unit still forwards stragglers after a handover; `null` without `[ha]`.
     pub draining: Option<bool>,
 }
 
@@ -169,13 +169,14 @@ pub struct PeerStatus {
     pub role: Option<Role>,
     /// Its priority, if it has the same one for all groups; `null` if it was never heard.
     pub priority: Option<u8>,
-    /// The version of its program; `null` while there is no stream from it, or if it does not say it.
+    /// The version of its program; `null` while there is no stream from it, or if it does not send
+    /// it.
     pub version: Option<String>,
     /// How many of its monitored ports are up; `null` if it is not connected.
     pub ports_up: Option<u8>,
     /// Its config.
     pub config: Option<PeerConfig>,
-    /// What it is for each group.
+    /// Its state for each group.
     pub groups: Option<Vec<PeerGroup>>,
     /// Whether each has the sessions that the other sends.
     pub in_sync: bool,
@@ -228,9 +229,9 @@ pub struct PortStatus {
     pub mtu: u32,
     /// Offloads in use: `tso+uso`, `tso` or `none`.
     pub offload: String,
-    /// What came in by it.
+    /// Traffic that came in by it.
     pub r#in: Traffic,
-    /// What was forwarded out of it.
+    /// Traffic forwarded out of it.
     pub out: Traffic,
 }
 
@@ -299,7 +300,7 @@ pub struct GuaranteeCounters {
     pub refused: u64,
 }
 
-/// The rules of the kernel's packet filter that let nothing past the gateway.
+/// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BarrierStatus {
     /// Whether they are set.
@@ -324,11 +325,11 @@ pub struct CaptureStatus {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventStatus {
-    /// When, in seconds since 1970. Gateways of version 0 told the seconds since boot.
+    /// When, in seconds since 1970. Gateways of version 0 send seconds since boot.
     pub at: f64,
     /// How many seconds ago.
     pub ago_s: f64,
-    /// What.
+    /// What happened.
     pub what: String,
     /// Why.
     pub why: String,
