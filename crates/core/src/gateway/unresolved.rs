@@ -179,12 +179,14 @@ impl Gateway {
 
     /// Takes note that the session has an answer.
     pub(super) fn note_neighbor_of(&mut self, id: SessionId) {
-        if let Some(session) = self.table.get(id)
+        if let Some(session) = self.sessions.get(id)
             && session.flags.contains(SessionFlags::REPLIED)
         {
             let host = (
                 session.out_port,
-                session.translated(Direction::Original, &self.book).dst,
+                session
+                    .translated(Direction::Original, self.sessions.book())
+                    .dst,
             );
             self.unresolved.answered(host);
         }
