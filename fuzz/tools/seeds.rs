@@ -46,7 +46,11 @@ fn seed(bytes: &[u8], port: u8) -> Vec<u8> {
             push(&mut seed, port << 1, frame);
         }
         if !is_arp {
-            push(&mut seed, port << 1 | 2 << 3, frame.get(14..).unwrap_or_default());
+            push(
+                &mut seed,
+                port << 1 | 2 << 3,
+                frame.get(14..).unwrap_or_default(),
+            );
         }
         if seed.len() > MOST {
             break;
