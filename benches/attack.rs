@@ -72,6 +72,8 @@ fn main() -> ExitCode {
 struct Seen {
     loss: f64,
     p99: Duration,
+    /// Packets that the gateway dropped meanwhile.
+    dropped: u64,
 }
 
 fn measure(rounds: usize) -> Result<()> {
@@ -81,13 +83,13 @@ fn measure(rounds: usize) -> Result<()> {
     std::fs::remove_dir_all(&folder)?;
     let seen = result?;
     let quiet = median(&seen["nothing"]);
-    println!("| attack | packets a second | loss | p99 | p99 beside quiet |");
-    println!("|---|---|---|---|---|");
+    println!("| attack | packets a second | dropped | loss | p99 | p99 beside quiet |");
+    println!("|---|---|---|---|---|---|");
     for (attack, rate, _) in ATTACKS {
-        let Seen { loss, p99 } = median(&seen[attack]);
+        let Seen { loss, p99, dropped } = median(&seen[attack]);
         let more = p99.as_secs_f64() - quiet.p99.as_secs_f64();
         println!(
-            "| {attack} | {rate} | {:.2} % | {} µs | {:+.0} µs |",
+            "| {attack} | {rate} | {dropped} | {:.2} % | {} µs | {:+.0} µs |",
             loss * 100.0,
             p99.as_micros(),
             more * 1e6
@@ -101,9 +103,12 @@ fn median(seen: &[Seen]) -> Seen {
     let mut delays: Vec<Duration> = seen.iter().map(|it| it.p99).collect();
     losses.sort_by(f64::total_cmp);
     delays.sort();
+    let mut dropped: Vec<u64> = seen.iter().map(|it| it.dropped).collect();
+    dropped.sort_unstable();
     Seen {
         loss: losses[losses.len() / 2],
         p99: delays[delays.len() / 2],
+        dropped: dropped[dropped.len() / 2],
     }
 }
 
@@ -117,8 +122,10 @@ fn measure_in(folder: &Path, rounds: usize) -> Result<BTreeMap<&'static str, Vec
                 0 => None,
                 _ => Some(lab.flood(attack, from)?),
             };
-            seen.entry(attack).or_default().push(lab.victim()?);
+            let mut victim = lab.victim()?;
             drop(flood);
+            victim.dropped = dropped(folder)?;
+            seen.entry(attack).or_default().push(victim);
         }
     }
     Ok(seen)
@@ -169,12 +176,12 @@ impl Lab {
         switch.ip_batch(
             "link add br0 type bridge
              link set br0 up
-             link set gw master br0
-             link set gw up
-             link set v master br0
-             link set v up
-             link set a master br0
-             link set a up",
+             link set dev gw master br0
+             link set dev gw up
+             link set dev v master br0
+             link set dev v up
+             link set dev a master br0
+             link set dev a up",
         )?;
         server.ip_batch(
             "link set lo up
@@ -267,7 +274,7 @@ virtual-addresses = ["10.77.2.1/24", "fd77:2::1/64"]
 
 [[nat-pool]]
 name = "few"
-addresses = ["10.77.2.9"]
+addresses = ["10.77.2.9", "fd77:2::9"]
 ports = "20000-20099"
 
 [[policy]]
@@ -298,6 +305,18 @@ public-key = "{other}"
 "#,
         folder = folder.display()
     )
+}
+
+/// Packets that the gateway has dropped, for whatever reason: whether the attack was one.
+fn dropped(folder: &Path) -> Result<u64> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandemgw"));
+    command.arg("--socket").arg(folder.join("control.sock"));
+    let output = command.args(["status", "--json"]).output()?;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let reasons = status["counters"]["dropped"]
+        .as_object()
+        .ok_or("no counters")?;
+    Ok(reasons.values().filter_map(serde_json::Value::as_u64).sum())
 }
 
 fn echo() -> Result<()> {
@@ -346,6 +365,7 @@ fn ask() -> Result<Seen> {
     Ok(Seen {
         loss: lost as f64 / sent as f64,
         p99: p99.unwrap_or(PATIENCE),
+        dropped: 0,
     })
 }
 
