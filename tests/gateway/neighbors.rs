@@ -8,7 +8,7 @@ use tandemgw_core::gateway::Role;
 use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
 
 use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, ip, link, mac};
-use testkit::packets::udp;
+use testkit::packets::{echo_request, udp};
 
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 9, 9];
 
@@ -288,6 +288,10 @@ fn scan(lab: &mut Lab, net: &Net, source: Addr, hosts: std::ops::Range<u16>) -> 
 fn a_scan_of_a_link_waits_for_few_hosts_and_keeps_nobody_from_others() {
     for net in Net::both() {
         let mut lab = Lab::new();
+        // As each host does first.
+        for host in [net.host, net.neighbor] {
+            ask(&mut lab, LAN, &neighbor::solicit(net.lan_vip, host, THEIRS));
+        }
         let query = udp((net.neighbor, 4000), (net.dmz_host, 53));
         assert_eq!(lab.send(LAN, &query).verdict, Verdict::Forward);
         assert_eq!(lab.send(DMZ, &query.answer()).verdict, Verdict::Forward);
@@ -341,4 +345,41 @@ fn all_sources_together_leave_room_in_the_kernels_table() {
         }
     }
     assert_eq!(forwarded, 384);
+}
+
+#[test]
+fn answers_to_forged_senders_make_the_kernel_look_for_few_of_them() {
+    let net = Net::of(Family::V6);
+    let mut lab = Lab::new();
+    let forged = |number: u16| {
+        let mut octets = *net.host.octets();
+        octets[12] = 9;
+        octets[14..].copy_from_slice(&number.to_be_bytes());
+        Addr::v6(octets)
+    };
+    let pings = (0..300).map(|number| echo_request((forged(number), 7), net.lan_vip));
+    let answered = pings.filter(|ping| match lab.send(LAN, ping).verdict {
+        Verdict::Consumed => true,
+        Verdict::Drop(DropReason::NeighborLimit) => false,
+        verdict => panic!("{verdict:?}"),
+    });
+    assert_eq!(answered.count(), 128);
+    // A host that has looked for the gateway is one that is there.
+    let question = neighbor::solicit(net.lan_vip, net.host, THEIRS);
+    ask(&mut lab, LAN, &question);
+    let ping = echo_request((net.host, 7), net.lan_vip);
+    assert_eq!(lab.send(LAN, &ping).verdict, Verdict::Consumed);
+    // The replies of a server to forged senders are no other matter.
+    lab.pass(Duration::from_millis(3100));
+    let replies = (0..300).map(|number| {
+        let query = udp((forged(number), 4000), (net.dmz_host, 53));
+        assert_eq!(lab.send(LAN, &query).verdict, Verdict::Forward);
+        query.answer()
+    });
+    let replies: Vec<_> = replies.collect();
+    let passed = replies
+        .iter()
+        .filter(|it| lab.send(DMZ, it).verdict == Verdict::Forward);
+    // One place is that of the server, until it had answered.
+    assert!((127..=128).contains(&passed.count()));
 }

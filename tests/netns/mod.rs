@@ -70,7 +70,6 @@ pub fn config() -> Config {
                 }
             })
             .collect(),
-        link_local: Vec::new(),
         source_check: true,
         offload: true,
         rejects_syns: false,

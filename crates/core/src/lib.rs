@@ -16,8 +16,7 @@
 //! - [`session`]: the table, the TCP tracker, expiry.
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet without a session needs.
 //! - [`ha`]: election, heartbeats, planned handover.
-//! - [`store`]: the life of sessions: table, ports, change log and digests in step.
-//! - [`sync`]: replication: wire format, what goes to peers and what their records do.
+//! - [`sync`]: replication: change log, wire format, digests, installation of records.
 //! - [`gateway`]: composes them into one state machine.
 //! - [`pump`]: between the streams to the peers and the gateway.
 //! - [`capture`]: copies of packets for an administrator.
@@ -55,6 +54,5 @@ pub mod random;
 pub mod route;
 pub mod session;
 pub mod shell_view;
-pub mod store;
 pub mod sync;
 pub mod time;

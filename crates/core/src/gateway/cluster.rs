@@ -13,7 +13,8 @@ use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
 use crate::ha::{Ha, Hint};
 use crate::in_quotes::InQuotes;
-use crate::sync::{self, Context, Replicator};
+use crate::session::SessionId;
+use crate::sync::{self, Context, Phase, Replicator};
 use crate::time::Time;
 
 use super::Gateway;
@@ -178,9 +179,7 @@ impl Gateway {
         if path.link == Some(link) {
             // A stream that came up anew is another one.
             path.link = None;
-            cluster
-                .sync
-                .peer_disconnected(peer, self.sessions.journal_mut(), now);
+            cluster.sync.peer_disconnected(peer, now);
         }
         self.choose_sync_link(now, peer);
         self.settle_cluster(now);
@@ -214,19 +213,17 @@ impl Gateway {
                 return Ok(ignored);
             }
             let left = path.link.replace(link);
-            cluster
-                .sync
-                .peer_disconnected(peer, self.sessions.journal_mut(), now);
-            cluster
-                .sync
-                .peer_connected(peer, self.sessions.journal_mut());
+            cluster.sync.peer_disconnected(peer, now);
+            cluster.sync.peer_connected(peer);
             self.leave_stream(peer, left);
         }
         let Some(cluster) = &mut self.cluster else {
             return Ok(ignored);
         };
         let mut context = Context {
-            store: &mut self.sessions,
+            table: &mut self.table,
+            book: &mut self.book,
+            nat: &mut self.nat,
             now,
         };
         let path = &mut cluster.peers[peer.index()];
@@ -251,9 +248,7 @@ impl Gateway {
                     error = InQuotes(&error)
                 );
             }
-            cluster
-                .sync
-                .peer_disconnected(peer, self.sessions.journal_mut(), now);
+            cluster.sync.peer_disconnected(peer, now);
         }
         self.settle_cluster(now);
         received
@@ -279,7 +274,7 @@ impl Gateway {
         }
         cluster
             .sync
-            .poll_transmit(peer, out, SYNC_BUDGET, &mut self.sessions, now)
+            .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
     }
 
     /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
@@ -355,7 +350,7 @@ impl Gateway {
             return;
         };
         cluster.ha.handle_timeout(now);
-        cluster.sync.handle_timeout(now, &mut self.sessions);
+        cluster.sync.handle_timeout(now, &self.table, &self.book);
         self.renew_leases(now);
         self.keep_warm(now);
         for peer in self.peers() {
@@ -369,7 +364,7 @@ impl Gateway {
         let cluster = self.cluster.as_ref()?;
         let all = [
             cluster.ha.poll_timeout(now),
-            cluster.sync.poll_timeout(self.sessions.journal()),
+            cluster.sync.poll_timeout(),
             cluster.waiting.deadline(),
         ];
         all.into_iter().flatten().min()
@@ -382,6 +377,22 @@ impl Gateway {
         let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
         cluster.ha.handle_ports(now, &up);
         self.settle_cluster(now);
+    }
+
+    /// A session was opened by a packet here.
+    #[inline]
+    pub(super) fn note_opened(&mut self, now: Time, id: SessionId) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.opened(&self.table, &self.book, id, now);
+        }
+    }
+
+    /// A session has changed; `before` is what it was.
+    #[inline]
+    pub(super) fn note_changed(&mut self, id: SessionId, before: Phase) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.sync.changed(&self.table, &self.book, id, before);
+        }
     }
 
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.
@@ -416,15 +427,11 @@ impl Gateway {
         }
         let left = std::mem::replace(&mut path.link, best);
         if left.is_some() {
-            cluster
-                .sync
-                .peer_disconnected(peer, self.sessions.journal_mut(), now);
+            cluster.sync.peer_disconnected(peer, now);
         }
         if let Some(link) = best {
             log::debug!("replication stream chosen peer={} link={}", peer.0, link.0);
-            cluster
-                .sync
-                .peer_connected(peer, self.sessions.journal_mut());
+            cluster.sync.peer_connected(peer);
         }
         self.leave_stream(peer, left);
     }
@@ -436,9 +443,7 @@ impl Gateway {
                 return;
             };
             if let Some(link) = cluster.peers[peer.index()].link.take() {
-                cluster
-                    .sync
-                    .peer_disconnected(peer, self.sessions.journal_mut(), now);
+                cluster.sync.peer_disconnected(peer, now);
                 self.leave_stream(peer, Some(link));
                 self.choose_sync_link(now, peer);
             }

@@ -122,9 +122,7 @@ impl Gateway {
                     self.group_name(group)
                 );
                 if let Some(cluster) = &mut self.cluster {
-                    cluster
-                        .sync
-                        .set_sending(group, Some(term), self.sessions.journal_mut());
+                    cluster.sync.set_sending(group, Some(term));
                 }
             }
             ha::Output::Handover { group, to, term } => {
@@ -192,14 +190,12 @@ impl Gateway {
 
     fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
         if let Some(cluster) = &mut self.cluster {
-            cluster.sync.set_sending(
-                group,
-                (role == Role::Primary).then_some(term),
-                self.sessions.journal_mut(),
-            );
+            cluster
+                .sync
+                .set_sending(group, (role == Role::Primary).then_some(term));
         }
         if role == Role::Primary {
-            self.sessions.renew(group, now.tick());
+            self.table.renew(group, now.tick());
         } else {
             self.drop_waiting(group);
             self.revalidation.restart(Scope {
@@ -225,7 +221,7 @@ impl Gateway {
     pub(super) fn renew_leases(&mut self, now: Time) {
         for group in self.groups() {
             if !self.is_primary(group) {
-                self.sessions.renew(group, now.tick());
+                self.table.renew(group, now.tick());
             }
         }
     }

@@ -19,6 +19,9 @@ impl Gateway {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
             }
+            Ok(_) if !self.looks_for_sender(packet.now, packet.port, packet.parsed.key.src) => {
+                Verdict::Drop(DropReason::NeighborLimit)
+            }
             Ok(reply) => {
                 self.send_packet(packet.now, packet.port, reply);
                 Verdict::Consumed
@@ -55,7 +58,7 @@ impl Gateway {
         if packet.parsed.has_segments_left {
             return Err(DropReason::RoutingHeader);
         }
-        if !self.sessions.nat().group(&key.dst).is_some_and(is_primary) {
+        if !self.nat.group(&key.dst).is_some_and(is_primary) {
             return Err(DropReason::NotPrimary);
         }
         // The answer would hit whoever has that address, past all policies.
@@ -99,7 +102,7 @@ impl Gateway {
         if mac == self.ports[port.index()].link.mac {
             return;
         }
-        if self.cluster.is_some() && packet::forwardable(addr) {
+        if packet::forwardable(addr) {
             self.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
@@ -127,13 +130,13 @@ impl Gateway {
 
     /// Whether a peer may speak for `addr` already, since it is about to take it over.
     fn is_handing_over(&self, addr: &Addr) -> bool {
-        let group = self.sessions.nat().group(addr);
+        let group = self.nat.group(addr);
         let cluster = self.cluster.as_ref().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_handing_over(group))
     }
 
     fn was_taken_over_lately(&self, now: Time, addr: &Addr) -> bool {
-        let group = self.sessions.nat().group(addr);
+        let group = self.nat.group(addr);
         let cluster = self.cluster.as_ref().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_new(now, group))
     }

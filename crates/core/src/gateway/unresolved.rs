@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::event::{DropReason, RouteTarget};
 use crate::flow::{Addr, Direction, Family, PortId};
 use crate::route::Hop;
-use crate::session::{Session, SessionFlags, SessionId};
+use crate::session::{Session, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
 
 use super::Gateway;
@@ -177,18 +177,30 @@ impl Gateway {
         }
     }
 
-    /// Takes note that the session has an answer.
-    pub(super) fn note_neighbor_of(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get(id)
-            && session.flags.contains(SessionFlags::REPLIED)
-        {
-            let host = (
-                session.out_port,
-                session
-                    .translated(Direction::Original, self.sessions.book())
-                    .dst,
-            );
-            self.unresolved.answered(host);
+    /// Whether the gateway may answer `to` on the link of `port`, and that it does: the sender may be forged, and
+    /// nobody there.
+    pub(super) fn looks_for_sender(&mut self, now: Time, port: PortId, to: Addr) -> bool {
+        let allowed = self.check_neighbor(now, &to, port, to).is_ok();
+        if allowed {
+            self.note_neighbor(now, &to, port, to);
+        }
+        allowed
+    }
+
+    /// Takes note of which ends of a session have answered.
+    pub(super) fn note_neighbors_of(&mut self, id: SessionId) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        let to = session.translated(Direction::Original, &self.book).dst;
+        let (server, client) = ((session.out_port, to), (session.in_port, session.src));
+        // Of TCP the client has answered too, or it would not be established.
+        let settled = matches!(session.tracker, Tracker::Tcp(_)) && session.is_settled();
+        if session.flags.contains(SessionFlags::REPLIED) {
+            self.unresolved.answered(server);
+        }
+        if settled {
+            self.unresolved.answered(client);
         }
     }
 
@@ -206,10 +218,20 @@ impl Gateway {
     }
 }
 
-/// Whether a packet of this session goes to a host that has not answered in it.
+/// Whether a packet of this session goes to a host that has not answered in it. What opened it may have had a
+/// forged source.
 #[inline]
 pub(super) fn is_unanswered(session: &Session, direction: Direction) -> bool {
-    direction == Direction::Original
-        && session.flags.contains(SessionFlags::HALF_OPEN)
-        && !session.flags.contains(SessionFlags::REPLIED)
+    let replied = session.flags.contains(SessionFlags::REPLIED);
+    session.flags.contains(SessionFlags::HALF_OPEN)
+        && !(direction == Direction::Original && replied)
+}
+
+/// Who makes the kernel look for the destination of a packet: its sender, or whoever opened the session that it
+/// is a reply in.
+pub(super) fn asks_for(source: &Addr, to: &Addr, direction: Direction) -> Addr {
+    match direction {
+        Direction::Original => *source,
+        Direction::Reply => *to,
+    }
 }

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::codec::{self, FrameBuffer};
+use super::digest::Buckets;
+use super::log::Seq;
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
 use super::{Context, Event, ProtocolError, Received, Replicator};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
-use crate::store::digest::Buckets;
-use crate::store::{Journal, Seq, SessionStore};
+use crate::session::Table;
 
 /// Operations and frames handled in one call: some 200 µs.
 const WORK_PER_CALL: u32 = 256;
@@ -103,27 +104,20 @@ impl Replicator {
                 return self.handle_batch(at, seq, operations, budget, context);
             }
             Message::Ack { epoch, seq } => self.handle_ack(at, epoch, seq, context)?,
-            Message::Begin => {
-                let last = context.store.journal().log().last();
-                self.peers[at].receiver.begun_at = Some(last);
-            }
+            Message::Begin => self.peers[at].receiver.begun_at = Some(self.log.last()),
             Message::End(parts) => self.handle_end(at, &parts)?,
-            Message::Mark { seq, group, sums } => {
-                self.handle_mark(at, (seq, group, sums), context.store.journal());
-            }
+            Message::Mark { seq, group, sums } => self.handle_mark(at, seq, group, sums),
             Message::Verdict {
                 seq,
                 group,
                 differing,
             } => {
-                self.handle_verdict(at, (seq, group), &differing, context.store);
+                self.handle_verdict(at, seq, group, &differing, context.table);
             }
             Message::Claim { group, term, basis } => {
-                self.handle_claim(at, group, Some((term, basis)), context.store.journal());
+                self.handle_claim(at, group, Some((term, basis)));
             }
-            Message::Release { group } => {
-                self.handle_claim(at, group, None, context.store.journal());
-            }
+            Message::Release { group } => self.handle_claim(at, group, None),
             Message::Offer { group, operations } => {
                 return Ok(self.handle_offer(at, group, operations, budget, context)?);
             }
@@ -142,7 +136,7 @@ impl Replicator {
         &mut self,
         at: usize,
         hello: &Hello,
-        context: &mut Context<'_>,
+        context: &Context<'_>,
     ) -> Result<(), ProtocolError> {
         let peer = &mut self.peers[at];
         if hello.version != VERSION {
@@ -179,18 +173,17 @@ impl Replicator {
             (receiver.epoch, receiver.applied) = (hello.epoch, 0);
             peer.kept.fill(None);
         }
-        let log = context.store.journal_mut().log_mut();
         receiver.acknowledged = receiver.applied;
         let resumable = peer.resumable_until.take().is_some();
         let resume = hello
             .resume
             .filter(|(epoch, _)| *epoch == self.epoch && resumable);
-        let resumed = resume.filter(|(_, seq)| log.rewind(at, *seq));
+        let resumed = resume.filter(|(_, seq)| self.log.rewind(at, *seq));
         match resumed {
             Some((_, seq)) => peer.sender.start_at(seq, context.now),
             None => {
-                log.skip_to_end(at);
-                peer.sender.start_at(log.last(), context.now);
+                self.log.skip_to_end(at);
+                peer.sender.start_at(self.log.last(), context.now);
             }
         }
         let id = PeerId(at as u8);
@@ -246,16 +239,15 @@ impl Replicator {
         at: usize,
         epoch: u64,
         seq: Seq,
-        context: &mut Context<'_>,
+        context: &Context<'_>,
     ) -> Result<(), ProtocolError> {
         let sender = &mut self.peers[at].sender;
         if epoch != self.epoch || seq > sender.sent {
             return Err(ProtocolError::FutureAck);
         }
         sender.confirmed = sender.confirmed.max(seq);
-        let log = context.store.journal().log();
-        sender.settle(log.read_up_to(at), log.last(), context.now);
-        self.purge(context.store.journal_mut());
+        sender.settle(self.log.read_up_to(at), self.log.last(), context.now);
+        self.purge();
         Ok(())
     }
 
@@ -265,7 +257,7 @@ impl Replicator {
             .begun_at
             .take()
             .ok_or(ProtocolError::Unexpected)?;
-        let mut buckets = vec![Buckets::default(); self.ready.len()];
+        let mut buckets = vec![Buckets::default(); self.sending.len()];
         for (group, part) in parts {
             if let Some(group) = self.group_of(at, *group) {
                 buckets[usize::from(group.0)].extend(part);
@@ -285,9 +277,7 @@ impl Replicator {
         let Some(mut sweep) = self.peers[at].receiver.sweep.take() else {
             return;
         };
-        let store = &mut *context.store;
-        let (book, journal) = (store.book(), store.journal());
-        let (sessions, next) = store.table().page(sweep.slot, SLOTS_PER_STEP);
+        let (sessions, next) = context.table.page(sweep.slot, SLOTS_PER_STEP);
         for (id, session) in sessions {
             let group = usize::from(session.group.0);
             let Some(buckets) = sweep
@@ -298,16 +288,18 @@ impl Replicator {
                 continue;
             };
             // Named sessions were changed here since.
-            let key = session.key(Direction::Original, book);
-            if journal.seq_of(id).unwrap_or(0) <= sweep.until
-                && buckets.contains(journal.digest().bucket(&key))
+            if self.log.seq_of(id).unwrap_or(0) <= sweep.until
+                && buckets.contains(
+                    self.digest
+                        .bucket(&session.key(Direction::Original, context.book)),
+                )
             {
                 sweep.found.push(id);
             }
         }
         for id in sweep.found.drain(..) {
             self.counters.swept += 1;
-            store.end(id);
+            self.take_out(id, context);
         }
         if let Some(next) = next {
             sweep.slot = next;
@@ -315,7 +307,7 @@ impl Replicator {
         }
     }
 
-    fn handle_mark(&mut self, at: usize, (seq, group, sums): (Seq, u8, &[u8]), journal: &Journal) {
+    fn handle_mark(&mut self, at: usize, seq: Seq, group: u8, sums: &[u8]) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
@@ -325,7 +317,7 @@ impl Replicator {
             self.counters.refused_not_primary += 1;
             return;
         }
-        let differing = journal.digest().compare(group, sums);
+        let differing = self.digest.compare(group, sums);
         if self.waits_for_union(at, index, &differing) {
             return;
         }
@@ -344,9 +336,10 @@ impl Replicator {
     fn handle_verdict(
         &mut self,
         at: usize,
-        (seq, group): (Seq, u8),
+        seq: Seq,
+        group: u8,
         differing: &Buckets,
-        store: &mut SessionStore,
+        table: &Table,
     ) {
         let Some(group) = self.group_of(at, group) else {
             return;
@@ -368,7 +361,7 @@ impl Replicator {
             if !std::mem::replace(&mut mark.joined, true) {
                 self.events.push_back(Event::PeerReady(peer, group));
             }
-            self.forgive(at, group, seq, store);
+            self.forgive(at, group, seq, table);
             return;
         }
         mark.strikes = mark.strikes.saturating_add(1);
@@ -383,13 +376,7 @@ impl Replicator {
         }
     }
 
-    fn handle_claim(
-        &mut self,
-        at: usize,
-        group: u8,
-        claim: Option<(u64, Holding)>,
-        journal: &Journal,
-    ) {
+    fn handle_claim(&mut self, at: usize, group: u8, claim: Option<(u64, Holding)>) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
@@ -401,7 +388,7 @@ impl Replicator {
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
         receiver.handed[index] &= term.is_some();
-        self.weigh_claims(journal);
+        self.weigh_claims();
         if term.is_some() && self.peers[at].receiver.authority[index] == Authority::Owner {
             self.ready[index] = false;
         }

@@ -28,7 +28,8 @@ pub struct Digest {
 
 /// What of a session changes during its life and counts for the digest.
 ///
-/// Taken before and after each edit of a session; if they differ, counts, sums and peers have to follow.
+/// To be taken before and after a packet is tracked; if they differ, [`super::Replicator::changed`]
+/// wants to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase {
     /// The TCP state; 255 if it has none.
@@ -79,7 +80,7 @@ impl Digest {
 
     /// Adds a session.
     #[inline]
-    pub(super) fn add(&mut self, session: &Session, book: &AddressBook) {
+    pub fn add(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
         if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
             *count += 1;
@@ -94,7 +95,7 @@ impl Digest {
 
     /// Takes a session out.
     #[inline]
-    pub(super) fn subtract(&mut self, session: &Session, book: &AddressBook) {
+    pub fn subtract(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
         if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
             *count = count.saturating_sub(1);
@@ -109,7 +110,7 @@ impl Digest {
 
     /// Takes note that a session which was in phase `before` has changed.
     #[inline]
-    pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
+    pub fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
         let (bucket, identity) = self.identify(session, book);
         let (old, new) = (
             element(identity, before),
