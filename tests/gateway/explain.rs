@@ -205,3 +205,31 @@ fn a_port_that_the_largest_holder_gives_is_foretold() {
         }
     }
 }
+
+#[test]
+fn a_port_has_quotas_of_its_own() {
+    let quotas = "name = \"lan\"\nhalf-open-per-source = 2\nports-per-source = 3";
+    let config =
+        CONFIG.replacen("name = \"lan\"", quotas, 1) + "[limits]\nhalf-open-per-source = 0\n";
+    for net in Net::both() {
+        let mut lab = Lab::of(&config);
+        let syn = |port| tcp((net.host, port), (net.server, 443), SYN, 1, 0);
+        for port in 4000..4002 {
+            assert!(!foretold(&mut lab, LAN, &syn(port)).makes_room);
+        }
+        assert!(foretold(&mut lab, LAN, &syn(4002)).makes_room);
+        assert_eq!(lab.sessions(), 2);
+        // From another port the limits hold that are for all.
+        for port in 5000..5010 {
+            let syn = tcp((net.router, port), (net.wan_vip, 8080), SYN, 1, 0);
+            assert!(!foretold(&mut lab, WAN, &syn).makes_room);
+        }
+        let query = |port| udp((net.neighbor, port), (net.server, 53));
+        for port in 6000..6003 {
+            lab.send(LAN, &query(port));
+            lab.send(WAN, &query(port).src(net.wan_vip).answer());
+        }
+        // Its fourth external port costs the idle one of another session.
+        assert!(foretold(&mut lab, LAN, &query(6003)).makes_room);
+    }
+}
