@@ -21,6 +21,7 @@ mod book;
 mod client;
 mod compound;
 mod config;
+mod data_ports;
 mod doctor;
 mod examples;
 mod explain;

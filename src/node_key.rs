@@ -2,10 +2,13 @@
 
 use std::fmt;
 
+use curve25519_dalek::edwards::CompressedEdwardsY;
+use ring::digest;
 use zeroize::{Zeroize, Zeroizing};
 
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair};
+use tandemgw_core::ha::PortKeys;
 use tandemgw_core::identity::{KeyError, PublicKey, decode};
 
 use base64::Engine;
@@ -69,6 +72,33 @@ impl NodeKey {
         Zeroizing::new([&PREFIX[..], &self.seed[..]].concat())
     }
 
+    /// The keys that this unit and `peer` share for the frames on the data ports, and nobody else knows:
+    /// X25519 (RFC 7748) of the two identities, in their form as points of Curve25519, and HMAC-SHA-256 for
+    /// each direction. None if `peer` is no point of the curve, or one that gives the secret away.
+    ///
+    /// Static, so that two units know each other at a start when no link between them works.
+    pub fn port_keys(&self, peer: PublicKey) -> Option<PortKeys> {
+        const LABEL: &[u8] = b"tandemgw data port v1";
+        // RFC 8032, section 5.1.5: the secret scalar is the first half of the hash.
+        let hash = digest::digest(&digest::SHA512, &self.seed[..]);
+        let scalar: Zeroizing<[u8; 32]> = Zeroizing::new(*hash.as_ref().first_chunk()?);
+        let point = CompressedEdwardsY(peer.0).decompress()?.to_montgomery();
+        let shared = Zeroizing::new(point.mul_clamped(*scalar).to_bytes());
+        // RFC 7748, section 6.1: a point of small order.
+        if *shared == [0; 32] {
+            return None;
+        }
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &shared[..]);
+        let derive = |from: PublicKey, to: PublicKey| {
+            let tag = hmac::sign(&key, &[LABEL, &from.0, &to.0].concat());
+            tag.as_ref().first_chunk().copied()
+        };
+        Some(PortKeys {
+            send: derive(self.public, peer)?,
+            receive: derive(peer, self.public)?,
+        })
+    }
+
     /// A secret for another purpose: the same at each start, and nothing that reveals the key.
     pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &self.seed[..]);
@@ -114,6 +144,20 @@ mod tests {
         let again = NodeKey::from_file_text(&key.to_file_text()).unwrap();
         assert_eq!(again.public(), key.public());
         assert_eq!(again.to_pkcs8(), key.to_pkcs8());
+    }
+
+    #[test]
+    fn two_units_share_keys_that_differ_by_direction_and_pair() {
+        let [a, b, c] = [1, 2, 3].map(|seed| NodeKey::from_seed([seed; 32]));
+        let (ours, theirs) = (a.port_keys(b.public()), b.port_keys(a.public()));
+        let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+        assert_eq!((ours.send, ours.receive), (theirs.receive, theirs.send));
+        assert_ne!(ours.send, ours.receive);
+        assert_ne!(a.port_keys(c.public()).unwrap().send, ours.send);
+        // The neutral element; a coordinate beyond the field has no point.
+        let mut small = [0; 32];
+        small[0] = 1;
+        assert!(a.port_keys(PublicKey(small)).is_none());
     }
 
     #[test]

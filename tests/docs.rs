@@ -497,6 +497,12 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::WaitsForPeer => {
             "A client repeated its first packet while the first one waited for the peer: a sign of a slow link between the units."
         }
+        DropReason::BadHeartbeat => {
+            "A few after a restart are normal. Many: a peer has another key than the config says, two ports are on one network, or somebody forges or repeats frames of type 0x88b5: find the sender with tcpdump."
+        }
+        DropReason::HeartbeatLimit => {
+            "A flood of frames of type 0x88b5: 5000 a second are looked at. Find the sender with tcpdump."
+        }
         DropReason::WriteFailed => {
             "The queue or the interface behind it is full or down. Normal for a moment when a link goes down; otherwise look at `ip -s link` of the port and its `tgw-` device."
         }

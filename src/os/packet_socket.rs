@@ -7,10 +7,11 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
+use tandemgw_core::ha;
 use tandemgw_core::in_quotes::InQuotes;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
-/// Advertisements, packets whose hop limit ends here, and nothing else. Non-blocking, closed on exec.
+/// Advertisements, frames of peers, packets whose hop limit ends here, and nothing else. Non-blocking, closed on exec.
 #[derive(Debug)]
 pub struct PacketSocket {
     interface: String,
@@ -273,10 +274,10 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
 }
 
 /// The classic BPF program (Linux, `Documentation/networking/filter.rst`) that keeps incoming ARP,
-/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), and IP packets for this machine
+/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), frames of peers, and IP packets for this machine
 /// whose hop limit ends here; of no VLAN: a frame of a VLAN reaches this interface too, on its way to that
 /// of the VLAN, its tag already taken off.
-fn filter() -> [libc::sock_filter; 24] {
+fn filter() -> [libc::sock_filter; 25] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
@@ -299,14 +300,15 @@ fn filter() -> [libc::sock_filter; 24] {
     [
         // To another host, or from us.
         op(LOAD_BYTE, about(libc::SKF_AD_PKTTYPE)),
-        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 21, 0),
+        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 22, 0),
         // VLAN 0 is no VLAN, but a priority (IEEE 802.1Q, section 9.6).
         op(LOAD_BYTE, about(libc::SKF_AD_VLAN_TAG_PRESENT)),
         jump(IF_EQUAL, 0, 3, 0),
         op(LOAD_HALF, about(libc::SKF_AD_VLAN_TAG)),
         op(AND, 0x0fff),
-        jump(IF_EQUAL, 0, 0, 16),
+        jump(IF_EQUAL, 0, 0, 17),
         op(LOAD_HALF, ETHERTYPE),
+        jump(IF_EQUAL, u32::from(ha::ETHERTYPE), 14, 0),
         jump(IF_EQUAL, libc::ETH_P_ARP as u32, 13, 0),
         jump(IF_EQUAL, libc::ETH_P_IPV6 as u32, 3, 0),
         jump(IF_EQUAL, libc::ETH_P_IP as u32, 0, 12),
@@ -453,23 +455,25 @@ mod tests {
             let arp = frame(all, &[], 0x0806, &[0, 1, 8, 0, 6, 4, 0, 1]);
             let solicitation = frame(group, &[], 0x86dd, &ipv6(58, 135));
             let advertisement = frame(group, &[], 0x86dd, &ipv6(58, 136));
+            let peer = frame(all, &[], 0x88b5, &[1, 1, 0, 0]);
             let priority = frame(all, &[0x81, 0, 0xe0, 0], 0x0806, &[0, 1, 8, 0, 6, 4, 0, 2]);
             for unwanted in [
                 frame(all, &[], 0x0800, &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]),
                 frame(all, &[], 0x86dd, &ipv6(6, 135)),
                 frame(group, &[], 0x86dd, &ipv6(58, 128)),
                 frame(all, &[0x81, 0, 0, 5], 0x0806, &[0, 1, 8, 0]),
+                frame(all, &[], 0x88b6, &[1, 1, 0, 0]),
                 frame([2, 0, 0, 0, 0, 9], &[], 0x0806, &[0, 1, 8, 0]),
             ] {
                 there.send(&unwanted).unwrap();
             }
-            for wanted in [&arp, &solicitation, &advertisement, &priority] {
+            for wanted in [&arp, &solicitation, &advertisement, &peer, &priority] {
                 there.send(wanted).unwrap();
             }
 
             let mut frames = received(&here);
             let last = frames.pop().unwrap();
-            assert_eq!(frames, [arp, solicitation, advertisement]);
+            assert_eq!(frames, [arp, solicitation, advertisement, peer]);
             assert_eq!(last[..12], priority[..12], "VLAN 0, its tag taken off");
             assert_eq!(
                 received(&there),

@@ -224,9 +224,10 @@ impl Peers {
     }
 
     /// Ends at once, after a reload, what peers say whose keys the config does not name any more.
-    pub fn revoke(&mut self, wanted: &Config) {
+    pub fn revoke(&mut self, wanted: &Config, gateway: &mut Gateway) {
         let valid = wanted.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
         for (peer, revoked) in self.wires.transport.revoke(valid, Instant::now()) {
+            gateway.set_revoked(&peer, revoked);
             match revoked {
                 true => log::warn!(
                     "peer revoked peer={peer} why=\"its key is not in the config\" effect=\"its connections end at once\""

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use tandemgw_core::config::{Config, Port as PortConfig};
-use tandemgw_core::flow::Addr;
-use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::flow::{Addr, PortId};
+use tandemgw_core::gateway::{Conflict, Gateway, Seed};
+use tandemgw_core::ha::PortKeys;
+use tandemgw_core::identity::PublicKey;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::packet::neighbor::{self, Neighbor};
 
@@ -14,6 +16,7 @@ use super::capabilities;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
 use super::event_loop::{Port, Shell};
+use super::key_file;
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
@@ -27,6 +30,8 @@ use super::tun::Tun;
 /// since hosts come up together after a power cut; a gateway must forward again sooner than that, and
 /// goes on watching for conflicts.
 const PROBE_TIME: Duration = Duration::from_millis(200);
+/// Frames of a port that are looked at then.
+const MOST_FRAMES: usize = 4096;
 
 /// Why a gateway could not start or go on, and what was being done.
 #[derive(Debug)]
@@ -88,8 +93,11 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
     let ports = open_ports(&config)?;
-    probe_addresses(&config, &ports)?;
-    let (gateway, monitor) = prepare(&config)?;
+    let claims = probe_addresses(&config, &ports)?;
+    let (mut gateway, monitor) = prepare(&config)?;
+    for claim in claims {
+        gateway.handle_conflict(clock::now(), claim.port, claim.addr, claim.mac);
+    }
     let tuns = tun_indices(&ports)?;
     let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals)
         .map_err(doing("opening links and sockets"))
@@ -139,12 +147,13 @@ fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
     Ok(Port { tun, socket })
 }
 
-/// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1).
+/// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1). Who has is not
+/// ours to stop; the gateway serves, and says so.
 ///
-/// With `[ha]` that machine is our peer, so nothing is asked.
-fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
+/// With `[ha]` that machine may be our peer, and the election asks.
+fn probe_addresses(config: &Config, ports: &[Port]) -> Result<Vec<Conflict>, StartError> {
     if config.ha.is_some() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let mut netlink = Netlink::open().map_err(doing("opening netlink"))?;
     for (settings, port) in config.ports.iter().zip(ports) {
@@ -162,25 +171,23 @@ fn probe_addresses(config: &Config, ports: &[Port]) -> Result<(), StartError> {
         }
     }
     std::thread::sleep(PROBE_TIME);
-    for (settings, port) in config.ports.iter().zip(ports) {
-        if let Some((addr, mac)) = claim(&config.addresses_on(settings), port) {
-            let [a, b, c, d, e, f] = mac;
-            let what = format!(
-                "the virtual address {addr} of port `{}` is in use on {} by \
-                 {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}",
-                settings.name, settings.interface
-            );
-            let remedy = "remove it from that machine, or choose another address";
-            return Err(unfit(doing(what)(remedy)));
-        }
-    }
-    Ok(())
+    let all = config.ports.iter().zip(ports).enumerate();
+    let claims = all.filter_map(|(index, (settings, port))| {
+        let (addr, mac) = claim(&config.addresses_on(settings), port)?;
+        let port = PortId::from_index(index);
+        Some(Conflict { port, addr, mac })
+    });
+    Ok(claims.collect())
 }
 
 /// A claim of one of our addresses among the frames that have come in.
 fn claim(own: &[Addr], port: &Port) -> Option<(Addr, [u8; 6])> {
     let mut frame = [0; 2048];
-    while let Ok(Some(length)) = port.socket.recv(&mut frame) {
+    // As many as the socket holds; a flood goes on for ever.
+    for _ in 0..MOST_FRAMES {
+        let Ok(Some(length)) = port.socket.recv(&mut frame) else {
+            return None;
+        };
         let claimed = match neighbor::parse_frame(&frame[..length]) {
             Ok(Neighbor::Advertise(claim)) => (claim.addr, claim.mac),
             Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
@@ -204,11 +211,34 @@ fn tun_indices(ports: &[Port]) -> Result<Vec<u32>, StartError> {
     ports.iter().map(&mut index).collect()
 }
 
+/// The keys for the data ports, by peer.
+fn port_keys(config: &Config) -> Result<Vec<Option<PortKeys>>, StartError> {
+    let Some((ha, path)) = config.ha.as_ref().zip(config.node.key.as_deref()) else {
+        return Ok(Vec::new());
+    };
+    let key = key_file::load(path)
+        .map_err(doing("reading the key of this unit"))
+        .map_err(unfit)?;
+    let keys = ha.peers.iter().map(|peer| {
+        let keys = key.port_keys(PublicKey(peer.public_key));
+        if keys.is_none() {
+            log::warn!(
+                "public key is not usable on the data ports peer={} effect=\"the peer is not recognised there\" \
+                 remedy=\"set the key that `tandemgw pubkey` prints on that unit\"",
+                peer.name
+            );
+        }
+        keys
+    });
+    Ok(keys.collect())
+}
+
 fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
     let seed = clock::random_bytes()
         .map(Seed)
         .map_err(doing("reading random bytes"))?;
     let mut gateway = Gateway::new(config.clone(), seed, clock::now());
+    gateway.set_port_keys(port_keys(config)?);
     let (monitor, notices) = Monitor::start(config).map_err(doing("reading routes and links"))?;
     let now = clock::now();
     for notice in notices {

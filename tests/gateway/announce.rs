@@ -24,7 +24,7 @@ interface = "eth1"
 virtual-addresses = ["10.78.0.1/16", "fd77:2::1/64"]
 [[nat-pool]]
 name = "pool"
-addresses = ["10.78.16.0-10.78.31.255"]
+addresses = ["10.78.16.0-10.78.31.127", "fd77:2::1000-fd77:2::107f"]
 [[policy]]
 name = "out"
 from = ["lan"]
@@ -34,8 +34,12 @@ nat-pool = "pool"
 "#;
 
 #[test]
-fn a_pool_of_4096_is_announced_and_the_own_addresses_first() {
-    let (config, _) = config::parse(Path::new("gw.toml"), TEXT).unwrap();
+fn a_pool_of_4096_and_200_addresses_are_announced_and_the_own_addresses_first() {
+    // Half of the 200 are IPv6.
+    let more = (0..98).map(|i| format!(", \"10.77.1.{}/24\", \"fd77:1::2:{i:x}/64\"", 2 + i));
+    let more: String = more.collect();
+    let text = TEXT.replacen("/64\"]", &format!("/64\"{more}]"), 1);
+    let (config, _) = config::parse(Path::new("gw.toml"), &text).unwrap();
     let mut now = Time::from_nanos(1_000_000_000);
     let mut gateway = Gateway::new(config, Seed([1; 32]), now);
     for port in 0..2 {
@@ -62,15 +66,16 @@ fn a_pool_of_4096_is_announced_and_the_own_addresses_first() {
         now = gateway.poll_timeout(now).unwrap_or(end).max(now).min(end);
         gateway.handle_timeout(now);
     }
-    let own: BTreeSet<Addr> = order[..6].iter().copied().collect();
-    let wanted = ["10.77.1.1", "fd77:1::1", "10.78.0.1", "fd77:2::1"];
-    let wanted: BTreeSet<Addr> = wanted
-        .iter()
-        .map(|a| Addr::from(a.parse::<std::net::IpAddr>().unwrap()))
-        .collect();
-    assert_eq!(own, wanted);
+    // An IPv4 address has two frames.
+    let own: BTreeSet<Addr> = order[..300].iter().copied().collect();
+    let pooled = |addr: &Addr| {
+        let text = addr.to_string();
+        text.starts_with("10.78.") && text != "10.78.0.1" || text.starts_with("fd77:2::10")
+    };
+    assert_eq!(own.len(), 200);
+    assert!(!own.iter().any(pooled), "the own addresses come first");
     let all: BTreeSet<Addr> = order.iter().copied().collect();
-    assert_eq!(all.len(), 4096 + 4);
+    assert_eq!(all.len(), 4096 + 200);
     assert_eq!(gateway.counters().outputs_lost, 0);
 }
 

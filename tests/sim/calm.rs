@@ -217,3 +217,26 @@ fn large_tables_of_two_primaries_become_one() {
     world.check_agreement();
     assert!(world.count(0) >= u32::from(MANY + MANY / 2));
 }
+
+/// With links between the units, and without.
+#[test]
+fn a_host_that_sends_to_a_standby_is_told_where_the_primary_is() {
+    let mut world = calm(11, SHAPE);
+    let primary = world.primaries(0)[0];
+    let (old, new) = (world.macs(1 - primary, 0), world.macs(primary, 0));
+    for linked in [true, false] {
+        if !linked {
+            (world.cut_off[0][1], world.cut_off[1][0]) = (true, true);
+            world.run(ms(2000));
+        }
+        for host in &mut world.hosts[0] {
+            host.gateway = [Some(old); 2];
+        }
+        (0..40).for_each(|_| world.open_flow());
+        world.run(ms(1000));
+        // The first host is a server, and opens nothing.
+        for host in &world.hosts[0][1..] {
+            assert_eq!(host.gateway, [Some(new); 2], "linked {linked}");
+        }
+    }
+}

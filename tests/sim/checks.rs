@@ -17,6 +17,9 @@ use crate::world::World;
 /// Two primaries that hear each other must be one after this time.
 const RIVALS_SETTLE: Duration = Duration::from_millis(500);
 
+/// The same if they hear each other on a data port only.
+const RIVALS_MEET: Duration = Duration::from_secs(2);
+
 /// Sessions by group and the text of their original key, in what they translate to.
 pub type Sessions = BTreeMap<(u8, String), String>;
 
@@ -45,16 +48,21 @@ impl World {
             for one in 0..self.shape.units {
                 for other in one + 1..self.shape.units {
                     let both = primaries.contains(&one) && primaries.contains(&other);
-                    let key = (one, other, group);
-                    if both
-                        && self.runs(one)
-                        && self.runs(other)
-                        && self.hear_each_other(one, other)
-                    {
+                    let run = self.runs(one) && self.runs(other);
+                    let linked = self.hear_each_other(one, other);
+                    // They are given their time from the moment at which they hear each other so.
+                    let key = (one, other, group + usize::from(linked) * self.shape.groups);
+                    let another = (one, other, group + usize::from(!linked) * self.shape.groups);
+                    self.dual.remove(&another);
+                    if both && run && (linked || self.meet_on_a_port(one, other)) {
                         let since = *self.dual.entry(key).or_insert(self.now);
                         let long = self.now.since(since);
+                        let most = match linked {
+                            true => RIVALS_SETTLE,
+                            false => RIVALS_MEET,
+                        };
                         assert!(
-                            long < RIVALS_SETTLE,
+                            long < most,
                             "two primaries of group {group}: {one} and {other}"
                         );
                     } else {

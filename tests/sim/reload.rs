@@ -212,7 +212,9 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
             "round {round}: the peer accepts them"
         );
         // The second time, the unit without the rule has been standby meanwhile.
-        world.hand_over(there, 0).unwrap();
+        // It is not ready as long as its rules are others.
+        assert!(world.hand_over(there, 0).is_err());
+        world.force_over(there, 0).unwrap();
         world.run(Duration::from_secs(4));
         let gateway = world.units[here].gateway.as_ref().unwrap();
         assert_eq!(
@@ -221,7 +223,7 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
         );
         assert_eq!(dns(&world, here), 0, "round {round}");
         world.client_ports += 100;
-        world.hand_over(here, 0).unwrap();
+        world.force_over(here, 0).unwrap();
         world.run(Duration::from_secs(4));
     }
 }

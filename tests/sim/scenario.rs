@@ -264,6 +264,16 @@ impl World {
         Ok(())
     }
 
+    /// As [`World::hand_over`], also to a unit that is not ready.
+    pub fn force_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
+        let now = self.local_time(unit);
+        let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
+        gateway.handle_wake(now);
+        gateway.force_failover(now, GroupId(group as u8), None)?;
+        self.wake(unit);
+        Ok(())
+    }
+
     /// Puts hosts and units on one part of the data network or the other.
     fn split(&mut self) {
         self.note(|| "the data network is split, or is not".into());

@@ -6,6 +6,7 @@ use base64::Engine;
 use tandemgw_core::config::{self, Config};
 use tandemgw_core::event::{Route, RouteTarget};
 use tandemgw_core::flow::{Addr, Family, PeerId, PortId};
+use tandemgw_core::ha::PortKeys;
 
 use crate::reload::{Rules, SMALL_TABLE};
 
@@ -206,6 +207,17 @@ pub fn route(port: usize, family: Family) -> Route {
         },
         mtu: None,
     }
+}
+
+/// The keys that a unit shares with each of its peers.
+pub fn port_keys(unit: usize, units: usize) -> Vec<Option<PortKeys>> {
+    let key = |from: usize, to: usize| [(from * 16 + to + 1) as u8; 16];
+    let peers = (0..units).filter(|peer| *peer != unit);
+    let keys = peers.map(|peer| PortKeys {
+        send: key(unit, peer),
+        receive: key(peer, unit),
+    });
+    keys.map(Some).collect()
 }
 
 /// Who unit `unit` is to unit `of`.

@@ -14,7 +14,7 @@ use crate::faults::Faults;
 use crate::hosts::{Flow, Host};
 use crate::reigns::Reigns;
 use crate::reload::Rules;
-use crate::setup::{HOSTS, NAMES, Shape, route, unit_mac};
+use crate::setup::{HOSTS, NAMES, Shape, port_keys, route, unit_mac};
 use crate::transport::{Conn, connections};
 use crate::turn::link_state;
 use crate::wires::Heard;
@@ -222,6 +222,7 @@ impl World {
         machine.clock = clock;
         let now = Time::from_nanos(clock + self.now.as_nanos());
         let mut gateway = Gateway::new(config, seed, now);
+        gateway.set_port_keys(port_keys(unit, self.shape.units));
         for (port, state) in machine.ports.iter().enumerate() {
             gateway.handle_link(now, PortId(port as u16), link_state(unit, port, state.up));
             for family in [Family::V4, Family::V6] {
@@ -283,6 +284,15 @@ impl World {
     pub fn is_on(&self, unit: usize, segment: usize, part: usize) -> bool {
         let port = self.units[unit].ports[segment];
         port.up && port.part == part
+    }
+
+    /// Whether frames go both ways between two units on some port.
+    pub fn meet_on_a_port(&self, one: usize, other: usize) -> bool {
+        let segments = 0..self.shape.ports();
+        let mut parts = segments.map(|segment| (segment, self.units[other].ports[segment].part));
+        parts.any(|(segment, part)| {
+            self.is_on(one, segment, part) && self.is_on(other, segment, part)
+        })
     }
 
     pub fn set_port(&mut self, unit: usize, port: usize, up: bool) {

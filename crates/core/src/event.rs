@@ -234,6 +234,10 @@ drop_reasons! {
     NotReplicated = "not-replicated",
     /// A repetition of the session's first packet, which still waits for the peers.
     WaitsForPeer = "waits-for-peer",
+    /// A frame by which units recognise each other that no peer has signed, or that is old.
+    BadHeartbeat = "bad-heartbeat",
+    /// Such a frame, beyond the number that a port accepts per second.
+    HeartbeatLimit = "heartbeat-limit",
     /// The kernel refused the packet.
     WriteFailed = "write-failed",
 }

@@ -6,13 +6,13 @@
 mod index;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::hash::Hasher;
 
 use ipnet::IpNet;
-use siphasher::sip128::SipHasher24;
+use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::config::{Action, Config, Nat, Policy, Service};
-use crate::flow::{Addr, FlowKey, PolicyId, PortId, Protocol};
+use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
 
 use index::Index;
 
@@ -83,6 +83,8 @@ pub struct Ruleset {
     index: Option<Index>,
     servers: Servers,
     digest: [u8; 16],
+    /// All that must be the same on all units, by name, with a hash.
+    items: Vec<(String, u32)>,
     /// By [`PolicyId`]: the name, and the place in the config; empty and none for a policy that is no
     /// more. Its id is given to another one at the next change.
     names: Vec<(String, Option<usize>)>,
@@ -96,6 +98,7 @@ impl Ruleset {
             index: None,
             servers: Servers::new(),
             digest: [0; 16],
+            items: Vec::new(),
             names: Vec::new(),
         };
         // A config has fewer policies than there are ids.
@@ -109,7 +112,14 @@ impl Ruleset {
     /// If there are not enough ids for the policies of before and those that are new, as a sentence for
     /// the operator.
     pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, String> {
-        let hash = SipHasher24::new().hash(canonical(config).as_bytes());
+        let items = canonical(config);
+        let mut all = SipHasher24::new();
+        for (_, text) in &items {
+            all.write(text.as_bytes());
+            all.write(b"\n");
+        }
+        let hash = |text: &str| SipHasher24::new().hash(text.as_bytes()).h1 as u32;
+        let items = items.into_iter().map(|(name, text)| (name, hash(&text)));
         let known: BTreeMap<&str, usize> = (0..)
             .zip(&self.names)
             .filter(|(_, (_, place))| place.is_some())
@@ -138,7 +148,8 @@ impl Ruleset {
             rules,
             index: Index::new(&config.policies),
             servers: servers(config),
-            digest: hash.as_u128().to_le_bytes(),
+            digest: all.finish128().as_bytes(),
+            items: items.collect(),
             names,
         })
     }
@@ -200,7 +211,13 @@ impl Ruleset {
         }
     }
 
-    /// A digest of all that decides the fate of a new session: policies, pools and forwards.
+    /// All that must be the same on all units: virtual addresses of ports, groups, pools, forwards, and
+    /// policies, by name, each with a hash.
+    pub fn items(&self) -> &[(String, u32)] {
+        &self.items
+    }
+
+    /// A digest of the same.
     ///
     /// It is equal on units that would decide alike: it holds the names of ports and pools, not
     /// their numbers or interfaces. It detects differences, it does not authenticate.
@@ -318,45 +335,63 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
             .is_none_or(|(first, last)| (first..=last).contains(&key.dst_port))
 }
 
-/// The rules as a text in which everything has one spelling: no ids, no interfaces, and lists whose
-/// order has no meaning are sorted. Names are quoted, so no name can imitate another field.
-fn canonical(config: &Config) -> String {
-    let mut text = String::new();
-    for policy in &config.policies {
-        let forwarded = policy.forwarded.map(|it| format!(" forwarded {it}"));
-        // Writing to a string can't fail.
-        let _ = writeln!(
-            text,
-            "policy {:?} from {:?} to {:?} source {:?} destination {:?} service {:?} {:?} nat {}{}",
-            policy.name,
-            port_names(config, &policy.from),
-            port_names(config, &policy.to),
-            sorted(policy.source.iter().map(|net| net.trunc().to_string())),
-            sorted(policy.destination.iter().map(|net| net.trunc().to_string())),
-            sorted(
-                policy
-                    .service
-                    .iter()
-                    .map(|s| format!("{} {:?}", s.protocol.0, s.ports))
-            ),
-            policy.action,
-            nat_name(config, policy.nat),
-            forwarded.unwrap_or_default(),
-        );
-    }
-    let pools = config
-        .nat_pools
-        .iter()
-        .map(|pool| format!("pool {:?} {:?} {:?}", pool.name, pool.addresses, pool.ports));
+/// All that must be the same on all units, each item with its name and a text in which everything has one
+/// spelling: no ids, no interfaces, and lists whose order has no meaning are sorted. Names are quoted, so no
+/// name can imitate another field.
+fn canonical(config: &Config) -> Vec<(String, String)> {
+    let ports = config.ports.iter();
+    let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
+    let ports = ports.map(|port| {
+        let group = |group: GroupId| config.groups.get(usize::from(group.0)).map(|it| &it.name);
+        let addresses = port.virtual_addresses.iter();
+        let addresses =
+            addresses.map(|own| format!("{} {} {:?}", own.addr, own.network, group(own.group)));
+        let text = format!("port {:?} {:?}", port.name, sorted(addresses));
+        (format!("port {}", port.name), text)
+    });
+    let groups = config.groups.iter().map(|group| {
+        let text = format!("group {:?}", group.name);
+        (format!("group {}", group.name), text)
+    });
+    let pools = config.nat_pools.iter().map(|pool| {
+        let text = format!("pool {:?} {:?} {:?}", pool.name, pool.addresses, pool.ports);
+        (format!("nat-pool {}", pool.name), text)
+    });
     let forwards = config.forwards.iter().map(|forward| {
         let port = port_names(config, &[forward.port]);
-        let protocol = forward.protocol.0;
-        format!(
-            "forward {port:?} {protocol} {:?} {} {:?}",
-            forward.external, forward.last_external_port, forward.internal
-        )
+        let text = format!(
+            "forward {port:?} {} {:?} {} {:?}",
+            forward.protocol.0, forward.external, forward.last_external_port, forward.internal
+        );
+        (format!("forward {}", forward.name), text)
     });
-    text + &sorted(pools).join("\n") + "\n" + &sorted(forwards).join("\n")
+    let mut items: Vec<_> = ports.chain(groups).chain(pools).chain(forwards).collect();
+    items.sort_unstable();
+    // Of policies alone the order has a meaning.
+    items.extend(config.policies.iter().map(|policy| {
+        let name = format!("policy {}", policy.name);
+        (name, canonical_policy(config, policy))
+    }));
+    items
+}
+
+fn canonical_policy(config: &Config, policy: &Policy) -> String {
+    let networks = |networks: &[IpNet]| sorted(networks.iter().map(|net| net.trunc().to_string()));
+    let forwarded = policy.forwarded.map(|it| format!(" forwarded {it}"));
+    let services = policy.service.iter();
+    let services = services.map(|s| format!("{} {:?}", s.protocol.0, s.ports));
+    format!(
+        "policy {:?} from {:?} to {:?} source {:?} destination {:?} service {:?} {:?} nat {}{}",
+        policy.name,
+        port_names(config, &policy.from),
+        port_names(config, &policy.to),
+        networks(&policy.source),
+        networks(&policy.destination),
+        sorted(services),
+        policy.action,
+        nat_name(config, policy.nat),
+        forwarded.unwrap_or_default(),
+    )
 }
 
 fn port_names(config: &Config, ports: &[PortId]) -> Vec<String> {
@@ -720,7 +755,7 @@ pub(crate) mod tests {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        assert_eq!(hex, "03c65f639f87e69f2703c44d74956db0");
+        assert_eq!(hex, "d4481a58d9a2fc679cb892ce6e66f707");
     }
 
     fn some_networks() -> impl Strategy<Value = Vec<IpNet>> {

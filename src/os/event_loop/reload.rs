@@ -146,7 +146,7 @@ impl Shell {
             Ok((prepared, wanted)) => match self.gateway.install(now, prepared) {
                 Ok((reloaded, retired)) => {
                     if let Some(peers) = &mut self.peers {
-                        peers.revoke(&wanted);
+                        peers.revoke(&wanted, &mut self.gateway);
                     }
                     worker::discard(&self.waker, (retired, wanted));
                     if reloaded.addresses_changed {

@@ -555,6 +555,12 @@ pub(super) mod tests {
         ("ha.priority", "priority = 0", "priority = 1", "ha.priority"),
         ("ha.override", "override = true", "", "ha.override"),
         (
+            "ha.override-wait-time",
+            "override-wait-time = \"1s",
+            "override-wait-time = \"2s",
+            "ha.override-wait-time",
+        ),
+        (
             "ha.heartbeat-interval",
             "heartbeat-interval = \"1ms",
             "heartbeat-interval = \"2ms",

@@ -345,6 +345,8 @@ pub struct Ha {
     pub priority: u8,
     /// `override`, default false: a unit of higher priority takes over from one that runs well.
     pub override_: bool,
+    /// `override-wait-time`, default 0: how long a unit must be fit before it takes over by `override`.
+    pub override_wait: Duration,
     /// `heartbeat-interval`, default 20 ms; 1 ms to 10 s.
     pub heartbeat_interval: Duration,
     /// `heartbeat-lost-threshold`, default 5; 2 to 60.

@@ -89,6 +89,8 @@ pub enum Live {
     Priority,
     /// `override` of `[ha]`.
     Override,
+    /// `override-wait-time` of `[ha]`.
+    OverrideWaitTime,
     /// `monitor` of `[ha]`.
     Monitor,
     /// `session-pickup` of `[ha]`.
@@ -340,6 +342,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same id belong together"),
     int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest priority is primary, subject to `override`"),
     flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a healthy unit of lower priority"),
+    time("ha", "override-wait-time", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.override_wait), Reload::Live(Live::OverrideWaitTime), "how long a unit must be ready, with ports that carry traffic, before it takes over by `override`"),
     time("ha", "heartbeat-interval", ms(1), s(10), ms(20), field!(Ha.heartbeat_interval), RESTART, "time between two heartbeats"),
     int("ha", "heartbeat-lost-threshold", 2, 60, 5, field!(Ha.heartbeat_lost_threshold), RESTART, "how many heartbeats must be lost until a peer counts as dead"),
     list("ha", "monitor", "port name", DefaultValue::Absent("none"), field!(Ha.monitor), Reload::Live(Live::Monitor), "ports that must be up; a unit with fewer of them up loses the election"),
@@ -645,6 +648,7 @@ pub(super) mod tests {
         group-id = 1
         priority = 0
         override = true
+        override-wait-time = "1s"
         heartbeat-interval = "1ms"
         heartbeat-lost-threshold = 2
         monitor = ["lan"]

@@ -57,6 +57,21 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
                 .fault(port)
                 .map_or("?".to_owned(), |addr| addr.to_string())
         ),
+        Trouble::AddressConflict(port) => {
+            let conflict = gateway.conflicts().find(|it| it.port == port);
+            match conflict {
+                Some(it) => format!(
+                    "another machine ({}) uses the virtual address {} of port {}",
+                    it.mac_text(),
+                    it.addr,
+                    gateway.port_name(port)
+                ),
+                None => format!(
+                    "another machine used a virtual address of port {}",
+                    gateway.port_name(port)
+                ),
+            }
+        }
         Trouble::TableFull => "the session table is full: new sessions are refused".to_owned(),
         Trouble::TableNearlyFull => "the session table is nearly full".to_owned(),
         Trouble::PeerGone(peer) => {
@@ -84,8 +99,9 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
             )
         }
         Trouble::ConfigDiffers(peer) => format!(
-            "{} has other policies, pools or forwards than this unit",
-            peer_name(peer)
+            "{} has another config than this unit: {}",
+            peer_name(peer),
+            gateway.differing_settings(peer)
         ),
         Trouble::LinkDown(peer, link) => {
             format!("the link {} is down", link_name(peer, link, gateway))

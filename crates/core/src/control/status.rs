@@ -159,6 +159,7 @@ fn peer(
             .as_ref()
             .and_then(|view| view.gone_why)
             .map(str::to_owned),
+        heard_on: view.as_ref().map(|view| heard_on(gateway, view)),
         role: is_primary.map(|is_primary| match is_primary {
             0 => Role::Standby,
             _ => Role::Primary,
@@ -172,6 +173,7 @@ fn peer(
         config: Some(PeerConfig {
             checksum: about.map(|about| checksum(about.ruleset)),
             equal: about.map(|about| about.rules_equal),
+            differs: about.map(|about| about.differing.to_vec()),
         }),
         groups: Some(groups),
         in_sync: state.in_sync,
@@ -179,6 +181,13 @@ fn peer(
         lag: lag(gateway, id, now),
         links: links(gateway, cluster, config, id, now),
     }
+}
+
+/// The names of the ports on which a peer is heard.
+fn heard_on(gateway: &Gateway, view: &PeerView<'_>) -> Vec<String> {
+    let ports = gateway.config().ports.iter().zip(&view.heard_on);
+    let heard = ports.filter(|(_, is_heard)| **is_heard);
+    heard.map(|(port, _)| port.name.clone()).collect()
 }
 
 /// What a peer said of the groups of this unit.

@@ -13,6 +13,7 @@ use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
 use crate::ha::{Ha, Hint};
 use crate::in_quotes::InQuotes;
+use crate::policy::Ruleset;
 use crate::session::SessionId;
 use crate::sync::{self, Context, Phase, Replicator};
 use crate::time::Time;
@@ -88,7 +89,7 @@ impl Cluster {
         config: &Config,
         random: &mut super::random::Random,
         now: Time,
-        ruleset: [u8; 16],
+        ruleset: &Ruleset,
     ) -> Option<Cluster> {
         let settings = config.ha.as_ref()?;
         let path = |peer: &crate::config::HaPeer| PeerPath {

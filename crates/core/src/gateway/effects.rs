@@ -41,9 +41,10 @@ impl Gateway {
             }
             sync::Event::PeerConfigDiffers(peer) => {
                 log::warn!(
-                    "peer config differs peer={} why=\"it has other policies, pools or forwards\" \
-                     effect=\"new sessions fare differently after a takeover\"",
-                    name(peer)
+                    "peer config differs peer={} what=\"{}\" effect=\"neither counts as ready to take over from the \
+                     other\" remedy=\"make them the same on both units\"",
+                    name(peer),
+                    self.differing_settings(peer)
                 );
                 self.revalidation.owe_rules();
             }
@@ -114,6 +115,8 @@ impl Gateway {
             ha::Output::SendHeartbeat { peer, link, bytes } => {
                 self.push_urgent(Output::Heartbeat { peer, link, bytes });
             }
+            ha::Output::SendOnPort { port, to, bytes } => self.send_on_port(port, to, &bytes),
+            ha::Output::Stray { port, host } => self.tell_stray(now, port, host),
             ha::Output::Probe { group } => self.probe_group(group),
             ha::Output::Announce { group } => self.announce_group(now, group),
             ha::Output::Reassert { group, term } => {
@@ -277,8 +280,11 @@ impl Gateway {
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
                 .filter(|group| cluster.sync.digest_equal(peer, *group))
                 .for_each(|group| equal.insert(group));
+            if !cluster.sync.has_same_rules(peer) {
+                (ready, equal) = (GroupSet::default(), GroupSet::default());
+            }
             let applied = cluster.sync.applied(peer);
-            cluster.sync.set_heard(peer, cluster.ha.is_alive(peer));
+            cluster.sync.set_heard(peer, cluster.ha.is_linked(peer));
             cluster.ha.handle_sync(
                 now,
                 peer,
@@ -298,6 +304,16 @@ impl Gateway {
         }
     }
 
+    /// What of the settings of `peer` differs from this unit's, in words.
+    pub fn differing_settings(&self, peer: PeerId) -> String {
+        let about = self.cluster().and_then(|it| it.sync().about(peer));
+        match about.map(|about| about.differing) {
+            None => "unknown".to_owned(),
+            Some([]) => "the order of the policies, or one of many settings".to_owned(),
+            Some(names) => names.join(", "),
+        }
+    }
+
     /// The name of a peer's node.
     pub fn peer_name(&self, peer: PeerId) -> &str {
         let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
@@ -310,6 +326,9 @@ impl Gateway {
             .addresses_on(port)
             .find(|(own, _)| *own == addr)
             .map(|(_, group)| group);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.ha.handle_host(port);
+        }
         if let (Some(cluster), Some(group)) = (&mut self.cluster, group) {
             cluster.ha.handle_probe_answer(now, group);
             self.settle_cluster(now);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::time::Time;
 
-use super::{Gateway, Role};
+use super::Gateway;
 
 /// How often the conditions are looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -36,6 +36,8 @@ pub enum Trouble {
     PortDown(PortId),
     /// The kernel has a virtual address of the port, so that packets to it do not come to the gateway.
     PortFault(PortId),
+    /// Another machine claims a virtual address of the port.
+    AddressConflict(PortId),
     /// The table is full.
     TableFull,
     /// The table is nearly full.
@@ -46,7 +48,7 @@ pub enum Trouble {
     NotInSync(PeerId),
     /// The peer has fewer monitored ports up than this unit monitors.
     PeerPortsDown(PeerId),
-    /// The peer has other policies, pools or forwards.
+    /// The peer has other virtual addresses, groups, policies, pools or forwards.
     ConfigDiffers(PeerId),
     /// No heartbeat comes over the link.
     LinkDown(PeerId, LinkId),
@@ -134,6 +136,7 @@ impl Gateway {
     }
 
     pub(super) fn check_health(&mut self, now: Time) {
+        self.review_conflicts(now);
         let mut found = Vec::new();
         self.check_ports(&mut found);
         self.check_table(&mut found);
@@ -143,8 +146,7 @@ impl Gateway {
     }
 
     fn check_ports(&self, found: &mut Vec<(Trouble, Severity)>) {
-        let forwards = self.groups().any(|group| self.role(group) == Role::Primary);
-        let severity = match forwards {
+        let severity = match self.forwards() {
             true => Severity::Critical,
             false => Severity::Warning,
         };
@@ -153,6 +155,12 @@ impl Gateway {
                 found.push((Trouble::PortDown(PortId::from_index(index)), severity));
             } else if port.fault.is_some() {
                 found.push((Trouble::PortFault(PortId::from_index(index)), severity));
+            }
+        }
+        let mut last = None;
+        for port in self.conflicts().map(|it| it.port) {
+            if last.replace(port) != Some(port) {
+                found.push((Trouble::AddressConflict(port), Severity::Warning));
             }
         }
     }

@@ -47,7 +47,7 @@ impl Budgets {
 }
 
 /// Lets through a number of events a second, in bursts of up to a tenth of a second's worth.
-struct Limiter {
+pub(super) struct Limiter {
     per_second: u64,
     /// Tokens, each worth `NANOS`, so that refilling needs no division.
     credit: u64,
@@ -55,7 +55,7 @@ struct Limiter {
 }
 
 impl Limiter {
-    fn new(per_second: u32) -> Limiter {
+    pub(super) fn new(per_second: u32) -> Limiter {
         let per_second = u64::from(per_second);
         Limiter {
             per_second,
@@ -69,7 +69,7 @@ impl Limiter {
     }
 
     /// Whether one more event may happen at `now`.
-    fn allow(&mut self, now: Time) -> bool {
+    pub(super) fn allow(&mut self, now: Time) -> bool {
         let passed = now.since(self.refilled).as_nanos().min(u128::from(NANOS)) as u64;
         self.refilled = now;
         self.credit = (self.credit + passed * self.per_second).min(Self::burst(self.per_second));

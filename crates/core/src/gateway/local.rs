@@ -10,7 +10,7 @@ use crate::packet::{self, Kind};
 use crate::time::Time;
 
 use super::limiter::Budget;
-use super::{Gateway, Packet};
+use super::{Gateway, Packet, port_frames};
 
 impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
@@ -76,9 +76,12 @@ impl Gateway {
         }
     }
 
-    /// Handles a frame that the interface of `port` received: of ARP or ND, or one with an IP packet that has
-    /// no hop left. Others have no effect.
+    /// Handles a frame that the interface of `port` received: of ARP or ND, of a peer, or one with an IP packet
+    /// that has no hop left. Others have no effect.
     pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
+        if let Some(ours) = port_frames::parse(frame) {
+            return self.handle_port_frame(now, port, ours);
+        }
         if let Some(bytes) = neighbor::expired_packet(frame) {
             return self.handle_expired(now, port, bytes);
         }
@@ -106,24 +109,22 @@ impl Gateway {
             self.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
+        let is_ours = self.addresses_on(port).any(|(own, _)| own == addr);
+        let is_peer = self.is_peer(port, mac);
+        if is_ours && !is_peer {
+            self.note_conflict(now, port, addr, mac);
+        }
         if !self.defends(port, &addr) || self.is_handing_over(&addr) {
             return;
         }
-        // The former primary may still speak for what was taken over, and is told; that is no conflict.
-        if self.was_taken_over_lately(now, &addr) {
-            if self.announcer.may_defend(now, addr) {
-                self.announce_address(port, addr);
-            }
-            return;
-        }
-        self.counters.address_conflicts += 1;
+        // The former primary may still speak for what was taken over, and is told; that is no conflict. Of
+        // two primaries one yields as soon as they hear each other.
+        let is_conflict = !is_peer && !self.was_taken_over_lately(now, &addr);
+        self.counters.address_conflicts += u64::from(is_conflict);
         if self.announcer.may_defend(now, addr) {
-            let [a, b, c, d, e, f] = mac;
-            log::warn!(
-                "address conflict port={} addr={addr} claimed_by={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
-                 remedy=\"another machine uses this virtual address: remove it there\"",
-                self.config.ports[port.index()].name
-            );
+            if is_conflict {
+                self.warn_of_conflict(port, addr, mac);
+            }
             self.announce_address(port, addr);
         }
     }
@@ -142,7 +143,7 @@ impl Gateway {
     }
 
     /// Whether this unit answers for `addr` on `port`.
-    fn defends(&self, port: PortId, addr: &Addr) -> bool {
+    pub(super) fn defends(&self, port: PortId, addr: &Addr) -> bool {
         self.addresses_on(port)
             .any(|(own, group)| own == *addr && self.is_primary(group))
     }

@@ -14,6 +14,7 @@ mod ahead;
 mod announce;
 mod capture;
 mod cluster;
+mod conflict;
 mod effects;
 mod expired;
 mod explain;
@@ -31,11 +32,13 @@ mod neighbors;
 mod open;
 mod own;
 mod policy_usage;
+mod port_frames;
 mod prepare;
 mod random;
 mod reload;
 mod revalidate;
 mod snapshot;
+mod strays;
 mod unresolved;
 mod uplinks;
 
@@ -65,6 +68,7 @@ use random::Random;
 pub use crate::ha::Role;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
+pub use conflict::Conflict;
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
@@ -157,6 +161,9 @@ pub struct Gateway {
     announcer: Announcer,
     neighbors: Neighbors,
     unresolved: unresolved::Unresolved,
+    port_frames: port_frames::PortFrames,
+    conflicts: conflict::Conflicts,
+    strays: strays::Strays,
     budgets: Budgets,
     random: Random,
     counters: Counters,
@@ -202,7 +209,7 @@ impl Gateway {
             uplinks: [Vec::new(), Vec::new()],
             exit: None,
             policy_usages: PolicyUsages::new(&ruleset),
-            cluster: Cluster::new(&config, &mut random, now, ruleset.digest()).map(Box::new),
+            cluster: Cluster::new(&config, &mut random, now, &ruleset).map(Box::new),
             ruleset: Arc::new(ruleset),
             nat,
             book,
@@ -212,6 +219,9 @@ impl Gateway {
             announcer: Announcer::new(&config),
             neighbors: Neighbors::default(),
             unresolved: unresolved::Unresolved::default(),
+            port_frames: port_frames::PortFrames::new(config.ports.len()),
+            conflicts: conflict::Conflicts::default(),
+            strays: strays::Strays::default(),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),
@@ -258,7 +268,12 @@ impl Gateway {
         };
         match verdict {
             Verdict::Forward => self.counters.forwarded += 1,
-            Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,
+            Verdict::Drop(reason) => {
+                self.counters.dropped[reason as usize] += 1;
+                if reason == DropReason::NotPrimary {
+                    self.note_stray(now, port, bytes);
+                }
+            }
             Verdict::Consumed => {}
         }
         verdict
@@ -462,7 +477,7 @@ const MAX_OUTPUTS: usize = 4096;
 impl Gateway {
     /// Queues what nothing that strangers cause may delay or displace.
     fn push_urgent(&mut self, output: Output) {
-        let repeated = matches!(output, Output::Heartbeat { .. });
+        let repeated = matches!(output, Output::Heartbeat { .. } | Output::Frame { .. });
         if !repeated || self.urgent.len() < MAX_OUTPUTS {
             self.urgent.push_back(output);
         } else {

@@ -53,6 +53,11 @@ impl Neighbors {
         self.heard.contains_key(host)
     }
 
+    /// The hardware address of a host, if it was heard.
+    pub(super) fn mac_of(&self, host: (PortId, Addr)) -> Option<Mac> {
+        self.heard.get(&host).copied()
+    }
+
     /// The next host that was heard, in an order that stays.
     pub(super) fn heard_after(
         &self,

@@ -134,7 +134,7 @@ impl Gateway {
                 }
             }
             if override_ {
-                cluster.ha.set_override(now, ha.override_);
+                cluster.ha.set_override(now, ha.override_, ha.override_wait);
             }
             if monitor {
                 let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
@@ -245,7 +245,7 @@ impl Effects {
             Live::IcmpErrorsPerSecond => self.icmp_errors = true,
             Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
             Live::GroupPriority | Live::Priority => self.priorities = true,
-            Live::Override => self.override_ = true,
+            Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
                 self.pickup = true;

@@ -238,7 +238,7 @@ impl Gateway {
         let Some(cluster) = self.cluster() else {
             return PeerState::default();
         };
-        let (sync, connected) = (cluster.sync(), cluster.ha().is_alive(peer));
+        let (sync, connected) = (cluster.sync(), cluster.ha().is_linked(peer));
         let shared = self.groups();
         let mut shared = shared.filter(|group| sync.has_group(peer, *group) != Some(false));
         let digest_equal = shared.all(|group| match self.role(group) {
@@ -259,7 +259,7 @@ impl Gateway {
         };
         let (sync, ha) = (cluster.sync(), cluster.ha());
         let has = sync.has_group(peer, group);
-        let heard = ha.is_alive(peer) && has == Some(true);
+        let heard = ha.is_linked(peer) && has == Some(true);
         if self.role(group) == Role::Primary {
             return PeerGroupState {
                 in_sync: heard.then(|| sync.in_sync_for(peer, group)),

@@ -49,8 +49,14 @@ pub(super) struct Group {
     /// As primary: when a peer last said that it follows.
     pub followed: Option<Time>,
     pub vacancy: Option<Vacancy>,
+    /// Since when this unit has been fit to take over by `override`.
+    pub fit_since: Option<Time>,
     /// Another primary is heard.
     pub rivalry: Option<Rivalry>,
+    /// The group is left to that unit until then, and so not taken back.
+    pub given: Option<(PeerId, Time)>,
+    /// Since when somebody answers for the group's addresses, who may be the primary or a stranger.
+    pub claimed_since: Option<Time>,
 }
 
 /// Where this unit is in the election.
@@ -89,6 +95,8 @@ const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
 /// process that is no more. One that still runs answers a probe within a turn of its loop, some 100 µs.
 const LEAST_LAST_WAIT: Duration = Duration::from_micros(500);
 const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
+/// The time for which an answer that nobody has signed can hold up a takeover.
+const CLAIM_BOUND: Duration = Duration::from_secs(3);
 
 impl Group {
     pub fn new(name: &str, priority: u8, now: Time, until: Time) -> Group {
@@ -116,7 +124,10 @@ impl Group {
             carried: None,
             followed: None,
             vacancy: None,
+            fit_since: None,
             rivalry: None,
+            given: None,
+            claimed_since: None,
         }
     }
 
@@ -133,6 +144,7 @@ impl Ha {
     pub(super) fn evaluate_all(&mut self, now: Time) {
         for group in 0..self.groups.len() {
             self.learn_term(group);
+            self.note_fitness(now, group);
             if self.groups[group].state == State::Primary {
                 self.defend(now, group);
             } else {
@@ -146,7 +158,7 @@ impl Ha {
         let state = &self.groups[group];
         match state.state {
             State::Init { until, .. } => Some(until),
-            State::Standby => self.check_due(now, group),
+            State::Standby => self.given_until(now, group).or(self.check_due(now, group)),
             State::Checking { next, .. } => Some(next),
             State::Primary => state.handover.as_ref().map(|handover| handover.deadline),
         }
@@ -156,17 +168,23 @@ impl Ha {
     pub(super) fn group_state(&self, now: Time, group: usize) -> GroupState {
         let state = &self.groups[group];
         let primary = state.state == State::Primary;
-        let sees = match (primary, self.alive_primary(group)) {
-            (true, _) => heartbeat::hash(&self.name),
-            (false, Some(peer)) => self.peers[peer.index()].hash,
-            (false, None) => 0,
+        let given = state
+            .given
+            .filter(|_| self.given_until(now, group).is_some());
+        let sees = match (primary, self.alive_primary(group), given) {
+            (true, _, _) => heartbeat::hash(&self.name),
+            (false, Some(peer), _) | (false, None, Some((peer, _))) => {
+                self.peers[peer.index()].hash
+            }
+            (false, None, None) => 0,
         };
         GroupState {
             known: true,
             primary,
             ready: state.ready,
             override_: self.override_,
-            asks: self.override_ && !primary && !state.given_away && self.may_promote(),
+            asks: !primary && self.asks_for(now, group),
+            gives: !primary && given.is_some(),
             priority: state.priority,
             term: state.term,
             sees,
@@ -215,11 +233,17 @@ impl Ha {
         }
     }
 
-    /// An answer to a probe: the primary lives, and only the links to it are dead.
+    /// Somebody answers for the group's addresses. A peer that speaks on the data ports would have said so
+    /// there; only one that never did may be meant, and that holds the takeover up for a while, not for ever.
     pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {
-        let hold = self.hold();
+        let (hold, span) = (self.hold(), CLAIM_BOUND.max(self.hold()));
+        let may_be_peer = self.peers.iter().any(|peer| !peer.alive && !peer.spoke);
         let state = &mut self.groups[group];
-        if !matches!(state.state, State::Checking { .. }) {
+        if !matches!(state.state, State::Checking { .. }) || !may_be_peer {
+            return;
+        }
+        let since = *state.claimed_since.get_or_insert(now);
+        if now.since(since) >= span {
             return;
         }
         state.state = State::Standby;
@@ -227,8 +251,9 @@ impl Ha {
             vacancy.check_after = now + hold;
         }
         if !std::mem::replace(&mut state.degraded, true) {
-            let what = format!("{}: the primary answers on the data ports only", state.name);
-            self.events.warn(now, what, "the links to it are dead");
+            let what = format!("{}: somebody answers for the addresses", state.name);
+            let why = "it may be a peer that no link leads to";
+            self.events.warn(now, what, why);
         }
     }
 
@@ -240,6 +265,7 @@ impl Ha {
         for peer in &mut self.peers {
             // What it sent meanwhile is still in the socket.
             peer.alive_until = now + interval.max(peer.interval) * threshold;
+            peer.linked_until = peer.alive_until;
         }
         for group in 0..self.groups.len() {
             if self.groups[group].state == State::Primary {
@@ -281,7 +307,8 @@ impl Ha {
         state.rivalry = None;
         state.given_away = false;
         state.draining_until = None;
-        state.handover_after = now + super::handover::SETTLE;
+        (state.given, state.claimed_since) = (None, None);
+        state.handover_after = state.handover_after.max(now + super::handover::SETTLE);
         self.urgent = true;
         self.events.role(
             now,
@@ -358,6 +385,15 @@ impl Ha {
         if let Some(peer) = self.alive_primary(group) {
             return self.follow(now, group, peer);
         }
+        if let Some(giver) = self.giver(group) {
+            let term = self.next_term(group);
+            let why = format!("{} leaves it to this unit", self.peers[giver.index()].name);
+            return self.promote(now, group, term, (Takeover::Handover, why));
+        }
+        if self.given_until(now, group).is_some() {
+            return;
+        }
+        self.groups[group].given = None;
         if self.groups[group].degraded
             && let Some(witness) = self.witness(group)
         {
@@ -405,9 +441,15 @@ impl Ha {
         let state = &mut self.groups[group];
         let resumes = matches!(state.state, State::Init { resumes: true, .. });
         state.state = State::Standby;
+        (state.given, state.claimed_since) = (None, None);
         let vacant = state.vacancy.take().is_some();
         let news = state.primary.replace(peer) != Some(peer);
-        if std::mem::take(&mut state.degraded) || news || resumes {
+        let was_degraded = std::mem::replace(&mut state.degraded, !primary.linked);
+        if state.degraded && !was_degraded {
+            let what = format!("{}: the primary answers on the data ports only", state.name);
+            self.events.warn(now, what, "the links to it are dead");
+        }
+        if was_degraded && !state.degraded || news || resumes {
             let what = format!("{} is primary of {}", primary.name, state.name);
             let why = format!("term {}", primary.groups[group].term);
             self.events.info(now, what, why);
@@ -469,6 +511,7 @@ impl Ha {
                 probes: probes + 1,
                 next,
             };
+            self.ask_the_silent(now);
             self.push_output(Output::Probe {
                 group: GroupId(group as u8),
             });

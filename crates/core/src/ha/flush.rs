@@ -1,6 +1,8 @@
 //! When heartbeats are due, and what stands in them.
 
-use super::heartbeat::{self, GroupState};
+use std::time::Duration;
+
+use super::heartbeat::{self, GroupState, Header};
 use super::{Ha, Leaving, Output, peer};
 use crate::flow::{LinkId, PeerId};
 use crate::time::Time;
@@ -12,9 +14,8 @@ impl Ha {
             return;
         }
         self.next_heartbeat = now + self.interval;
-        let states: Vec<_> = (0..self.groups.len())
-            .map(|group| (self.groups[group].hash, self.group_state(now, group)))
-            .collect();
+        self.ask_when_due(now);
+        let states = self.group_states(now);
         let parts = states.chunks(heartbeat::MOST_GROUPS);
         let count = u8::try_from(parts.len()).unwrap_or(u8::MAX);
         for part in parts {
@@ -22,7 +23,7 @@ impl Ha {
             for peer in (0..self.peers.len()).map(|peer| PeerId(peer as u8)) {
                 for link in (0..self.links).map(LinkId) {
                     if self.peers[peer.index()].links[link.index()].up {
-                        let bytes = self.write_heartbeat(now, (peer, link), part, count);
+                        let bytes = self.write_for_link(now, (peer, link), part, count);
                         self.push_output(Output::SendHeartbeat { peer, link, bytes });
                     }
                 }
@@ -30,8 +31,34 @@ impl Ha {
         }
     }
 
+    /// What goes to `peer` by a data port: the datagrams that name all groups, with the numbers of those
+    /// that were sent over the links last.
+    pub(super) fn heartbeats_for_port(&self, now: Time, peer: PeerId) -> Vec<Vec<u8>> {
+        let states = self.group_states(now);
+        let parts = states.chunks(heartbeat::MOST_GROUPS);
+        let count = u8::try_from(parts.len()).unwrap_or(u8::MAX);
+        let first = (self.sequence + 1).saturating_sub(u64::from(count));
+        let numbered = parts.zip(first..);
+        numbered
+            .map(|(part, sequence)| {
+                let header = Header {
+                    sequence,
+                    ..self.header(now, peer, count)
+                };
+                encode(&header, part)
+            })
+            .collect()
+    }
+
+    /// All groups, each with the hash of its name.
+    fn group_states(&self, now: Time) -> Vec<(u32, GroupState)> {
+        (0..self.groups.len())
+            .map(|group| (self.groups[group].hash, self.group_state(now, group)))
+            .collect()
+    }
+
     /// A heartbeat to `peer` over `link` with the groups of `part`, one of `parts`.
-    fn write_heartbeat(
+    fn write_for_link(
         &mut self,
         now: Time,
         (peer, link): (PeerId, LinkId),
@@ -39,9 +66,19 @@ impl Ha {
         parts: u8,
     ) -> Vec<u8> {
         let to = &mut self.peers[peer.index()];
-        let (echo, echo_age) = to.echo(now, link);
         to.links[link.index()].counters.sent += 1;
-        let header = heartbeat::Header {
+        let (echo, echo_age) = to.echo(now, link);
+        let header = Header {
+            echo,
+            echo_age,
+            ..self.header(now, peer, parts)
+        };
+        encode(&header, part)
+    }
+
+    /// A heartbeat to `peer` that echoes nothing.
+    fn header(&self, now: Time, peer: PeerId, parts: u8) -> Header<'_> {
+        Header {
             group_id: self.group_id,
             goodbye: matches!(self.leaving, Some(Leaving::Goodbye(_))),
             ports_up: self.ports_up,
@@ -50,12 +87,15 @@ impl Ha {
             uptime: now.since(self.started),
             interval: self.interval,
             clock: peer::clock(now),
-            echo,
-            echo_age,
-            applied: to.sync.applied,
+            echo: 0,
+            echo_age: Duration::ZERO,
+            applied: self.peers[peer.index()].sync.applied,
             name: &self.name,
             parts,
-        };
-        heartbeat::encode(&header, part.iter().map(|(name, group)| (*name, group)))
+        }
     }
+}
+
+fn encode(header: &Header<'_>, part: &[(u32, GroupState)]) -> Vec<u8> {
+    heartbeat::encode(header, part.iter().map(|(name, group)| (*name, group)))
 }

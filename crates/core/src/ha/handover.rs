@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::election::State;
+use super::heartbeat;
 use super::order;
 use super::peer::Peer;
 use super::{Ha, Leaving, Output, Takeover};
@@ -33,6 +34,8 @@ const DRAIN_AT_EXIT: Duration = Duration::from_millis(500);
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
 /// Between a handover that failed and the next that nobody asked for.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long a unit waits, beyond two hold times, for the one that it leaves a group to.
+const GIVEN: Duration = Duration::from_millis(500);
 /// The old primary must have heard of the new one by then.
 const EXPECTED: Duration = Duration::from_secs(1);
 
@@ -175,7 +178,7 @@ impl Ha {
     pub(super) fn plan_handover(&mut self, now: Time, group: usize) {
         if let Some(handover) = &self.groups[group].handover {
             let peer = &self.peers[handover.to.index()];
-            if !peer.alive {
+            if !peer.linked {
                 let why = format!("{} is lost", peer.name);
                 self.fail_handover(now, group, &why);
             } else if now >= handover.deadline {
@@ -199,7 +202,51 @@ impl Ha {
             self.start_handover(now, group, to, "it has more ports up", false);
         } else if let Some(to) = self.best_successor(now, group, overrides) {
             self.start_handover(now, group, to, "its priority is higher", false);
+        } else if let Some(to) = self.better_off(now, group) {
+            self.leave_to(now, group, to);
         }
+    }
+
+    /// The best of the peers that no link leads to and that have more ports up: nothing can be handed
+    /// over to it, but hosts that this unit does not reach are better served there.
+    fn better_off(&self, now: Time, group: usize) -> Option<PeerId> {
+        self.best_of(now, group, |id| {
+            let peer = &self.peers[id.index()];
+            let state = &peer.groups[group];
+            // With one port, nothing is forwarded here. With more, sessions count for something.
+            let is_worth_it = state.ready || self.ports_up <= 1;
+            let is_heard = peer.alive && !peer.linked && state.known;
+            is_heard && peer.ports_up > self.ports_up && is_worth_it
+        })
+    }
+
+    /// Gives a group up in favour of a peer that is heard on data ports only.
+    fn leave_to(&mut self, now: Time, group: usize, to: PeerId) {
+        let name = &self.peers[to.index()].name;
+        let why = format!("{name} has more ports up, and no link leads there");
+        self.step_down(now, group, why);
+        let until = now + self.hold() * 2 + GIVEN;
+        let state = &mut self.groups[group];
+        state.given = Some((to, until));
+        state.primary = Some(to);
+        state.handover_after = until + PAUSE_AFTER_FAILURE;
+    }
+
+    /// Until when this unit leaves `group` to another one, if it does.
+    pub(super) fn given_until(&self, now: Time, group: usize) -> Option<Time> {
+        let (to, until) = self.groups[group].given?;
+        (now < until && self.peers[to.index()].alive).then_some(until)
+    }
+
+    /// A peer that leaves `group` to this unit.
+    pub(super) fn giver(&self, group: usize) -> Option<PeerId> {
+        let own = heartbeat::hash(&self.name);
+        let gives = |peer: &Peer| {
+            let state = &peer.groups[group];
+            peer.alive && state.gives && state.sees == own
+        };
+        let index = self.peers.iter().position(gives)?;
+        self.may_promote().then_some(PeerId(index as u8))
     }
 
     /// Whether `peer` being primary is what a handover under way waits for.
@@ -334,7 +381,8 @@ impl Ha {
     fn is_reachable(&self, _group: usize, peer: PeerId) -> Result<(), String> {
         match self.peers.get(peer.index()) {
             None => Err("there is no such peer".to_owned()),
-            Some(peer) if peer.alive => Ok(()),
+            Some(peer) if peer.linked => Ok(()),
+            Some(peer) if peer.alive => Err(format!("no link to {} works", peer.name)),
             Some(peer) => Err(format!("{} is not alive", peer.name)),
         }
     }

@@ -40,6 +40,7 @@ const PRIMARY: u8 = 1;
 const READY: u8 = 1 << 1;
 const OVERRIDE: u8 = 1 << 2;
 const ASKS: u8 = 1 << 3;
+const GIVES: u8 = 1 << 4;
 
 /// The highest term that the wire carries. A unit whose term has reached it stays there: then the
 /// order of the units decides alone.
@@ -117,6 +118,8 @@ pub(super) struct GroupState {
     pub override_: bool,
     /// The unit would take the group over from one of lower priority.
     pub asks: bool,
+    /// The unit was primary, and leaves the group to the one that it sees.
+    pub gives: bool,
     pub priority: u8,
     /// Its own term as primary, else the highest that it knows of.
     pub term: u64,
@@ -215,6 +218,7 @@ pub(super) fn encode<'a>(
             (group.ready, READY),
             (group.override_, OVERRIDE),
             (group.asks, ASKS),
+            (group.gives, GIVES),
         ];
         out.push(
             flags
@@ -295,6 +299,7 @@ fn read_group(record: &[u8]) -> Option<(u32, GroupState)> {
         ready: flags & READY != 0,
         override_: flags & OVERRIDE != 0,
         asks: flags & ASKS != 0,
+        gives: flags & GIVES != 0,
         priority,
         term: u64::from(reader.u32().ok()?),
         sees: reader.u32().ok()?,
@@ -356,29 +361,32 @@ mod tests {
     fn groups() -> impl Strategy<Value = Vec<(u32, GroupState)>> {
         let held = (any::<u32>(), any::<u32>(), any::<u64>());
         let state = (
-            any::<[bool; 4]>(),
+            any::<[bool; 5]>(),
             any::<u8>(),
             any::<[u32; 2]>(),
             held,
             any::<[u16; 2]>(),
         );
         let state = state.prop_map(
-            |([primary, ready, override_, asks], priority, [term, sees], held, ago)| GroupState {
-                known: true,
-                primary,
-                ready,
-                override_,
-                asks,
-                priority,
-                term: u64::from(term),
-                sees,
-                held: Holding {
-                    term: u64::from(held.0),
-                    epoch: u64::from(held.1),
-                    position: held.2,
-                },
-                carried: Ago(ago[0]),
-                followed: Ago(ago[1]),
+            |([primary, ready, override_, asks, gives], priority, [term, sees], held, ago)| {
+                GroupState {
+                    known: true,
+                    primary,
+                    ready,
+                    override_,
+                    asks,
+                    gives,
+                    priority,
+                    term: u64::from(term),
+                    sees,
+                    held: Holding {
+                        term: u64::from(held.0),
+                        epoch: u64::from(held.1),
+                        position: held.2,
+                    },
+                    carried: Ago(ago[0]),
+                    followed: Ago(ago[1]),
+                }
             },
         );
         proptest::collection::vec((any::<u32>(), state), 0..=MOST_GROUPS)

@@ -2,17 +2,22 @@
 //!
 //! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
 //! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
-//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram.
+//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram,
+//! `ports.rs` how units recognise each other on the data ports.
 
 mod contest;
 mod election;
 mod events;
+mod fitness;
 mod flush;
+mod frame;
 mod handover;
+mod hear;
 mod heartbeat;
 mod order;
 mod others;
 mod peer;
+mod ports;
 mod role;
 #[cfg(test)]
 mod simulation;
@@ -26,14 +31,16 @@ use std::time::Duration;
 
 use crate::config::{self, Config};
 use crate::evidence::Holding;
-use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::flow::{Addr, GroupId, LinkId, PeerId, PortId};
 use crate::time::Time;
 
 use election::Group;
 use events::Events;
 use peer::Peer;
+use ports::OwnPort;
 
 pub use events::Event;
+pub use frame::{ETHERTYPE, FrameError, PortKeys};
 pub use heartbeat::{HeartbeatError, MAX_TERM};
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
@@ -61,6 +68,23 @@ pub enum Output {
         link: LinkId,
         /// The datagram, at most 1100 bytes.
         bytes: Vec<u8>,
+    },
+    /// Send a frame of type [`ETHERTYPE`] out of `port`.
+    SendOnPort {
+        /// The port.
+        port: PortId,
+        /// The hardware address to send it to; to all if none.
+        to: Option<[u8; 6]>,
+        /// What follows the Ethernet header, at most 1200 bytes.
+        bytes: Vec<u8>,
+    },
+    /// `host`, on the link of `port`, sends to a standby what is for this unit: tell it where the virtual
+    /// addresses are.
+    Stray {
+        /// The port.
+        port: PortId,
+        /// The host.
+        host: Addr,
     },
     /// Ask by ARP and Neighbor Discovery on all ports that are up who has the addresses of `group`.
     ///
@@ -194,7 +218,9 @@ pub struct Ha {
     threshold: u32,
     monitor: Vec<PortId>,
     ports_up: u8,
+    ports: Vec<OwnPort>,
     override_: bool,
+    override_wait: Duration,
     groups: Vec<Group>,
     peers: Vec<Peer>,
     links: u8,
@@ -235,7 +261,10 @@ impl Ha {
         let peers = ha
             .peers
             .iter()
-            .map(|peer| Peer::new(peer, usize::from(links), config.groups.len()))
+            .map(|peer| {
+                let counts = (usize::from(links), config.ports.len(), config.groups.len());
+                Peer::new(peer, counts)
+            })
             .collect();
         let mut unit = Ha {
             name: config.node.name.clone(),
@@ -246,7 +275,13 @@ impl Ha {
             threshold: ha.heartbeat_lost_threshold,
             monitor: ha.monitor.clone(),
             ports_up: 0,
+            ports: config
+                .ports
+                .iter()
+                .map(|port| own_port(port, now))
+                .collect(),
             override_: ha.override_,
+            override_wait: ha.override_wait,
             groups: Vec::new(),
             peers,
             links,
@@ -347,9 +382,10 @@ impl Ha {
                 (peer.ended, peer.refused) = (true, false);
             }
             if meant && peer.alive {
-                peer.alive = false;
+                (peer.alive, peer.linked) = (false, false);
                 peer.refused = matches!(hint, Hint::Refused { .. });
                 peer.deaf_until = Some(deaf_until);
+                peer.deaf_since = Some(now);
                 peer.ended = ended;
                 peer.gone_why = Some(why);
                 self.events
@@ -362,6 +398,7 @@ impl Ha {
 
     /// The states of the ports, parallel to `config.ports`.
     pub fn handle_ports(&mut self, now: Time, up: &[bool]) {
+        self.note_ports(now, up);
         let is_up = |port: &&PortId| up.get(port.index()).copied().unwrap_or(false);
         let (count, all) = (
             self.monitor.iter().filter(is_up).count(),
@@ -373,11 +410,11 @@ impl Ha {
             self.events.ports(now, count, all, rank < before);
             self.urgent = true;
             self.evaluate_all(now);
-            self.flush(now);
         }
+        self.flush(now);
     }
 
-    /// Another unit, or another host, answered for an address of `group`.
+    /// Another unit, or another host, answered for an address of `group`. Nothing proves which.
     pub fn handle_probe_answer(&mut self, now: Time, group: GroupId) {
         if usize::from(group.0) < self.groups.len() {
             self.note_probe_answer(now, usize::from(group.0));
@@ -407,9 +444,10 @@ impl Ha {
         }
     }
 
-    /// Lets another unit take over from this one if its priority is higher; for all groups.
-    pub fn set_override(&mut self, now: Time, override_: bool) {
-        self.override_ = override_;
+    /// Lets another unit take over from this one if its priority is higher, and this unit, when it has been
+    /// fit for so long, from others; for all groups.
+    pub fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
+        (self.override_, self.override_wait) = (override_, wait);
         self.settings_changed(now);
     }
 
@@ -465,11 +503,11 @@ impl Ha {
         if self.is_gone() {
             return None;
         }
-        let peers = self
-            .peers
-            .iter()
-            .filter(|peer| peer.alive)
-            .map(|peer| peer.alive_until);
+        let peers = self.peers.iter().flat_map(|peer| {
+            let linked = peer.linked.then_some(peer.linked_until);
+            let alive = peer.alive.then_some(peer.alive_until);
+            linked.into_iter().chain(alive)
+        });
         let groups = (0..self.groups.len()).filter_map(|group| self.group_timeout(now, group));
         let leaving = match self.leaving {
             Some(Leaving::Goodbye(until)) => Some(until),
@@ -497,99 +535,28 @@ impl Ha {
         self.interval.max(peer.interval) * self.threshold
     }
 
-    fn accept_heartbeat(
-        &mut self,
-        now: Time,
-        id: PeerId,
-        link: LinkId,
-        bytes: &[u8],
-    ) -> Result<(), HeartbeatError> {
-        let (header, records) = heartbeat::decode(bytes)?;
-        let peer = self
-            .peers
-            .get_mut(id.index())
-            .ok_or(HeartbeatError::UnknownPeer)?;
-        if link.0 >= self.links {
-            return Err(HeartbeatError::UnknownPeer);
-        }
-        if header.group_id != self.group_id {
-            return Err(HeartbeatError::ForeignCluster);
-        }
-        if header.name != peer.name {
-            return Err(HeartbeatError::WrongName);
-        }
-        peer.measure(now, link, &header);
-        if !peer.is_news(&header) || peer.deaf_until.is_some_and(|until| now <= until) {
-            return Ok(());
-        }
-        let groups = &self.groups;
-        let own = records.enumerate().filter_map(|(index, (name, state))| {
-            let hint = groups
-                .get(index)
-                .filter(|group| group.hash == name)
-                .map(|_| index);
-            let found = hint.or_else(|| groups.iter().position(|group| group.hash == name))?;
-            Some((GroupId(found as u8), state))
-        });
-        let news = peer.update(now, &header, own);
-        let was_alive = std::mem::replace(&mut peer.alive, !header.goodbye);
-        peer.gone_why = header.goodbye.then_some("it said goodbye");
-        let hold = self.interval.max(peer.interval) * self.threshold;
-        peer.alive_until = now + hold;
-        if news.restarted {
-            peer.sync = SyncState::default();
-            self.events
-                .info(now, format!("{} has restarted", peer.name), "");
-        } else if !header.goodbye && !was_alive {
-            self.events.info(now, format!("{} is alive", peer.name), "");
-        } else if header.goodbye && was_alive {
-            self.events
-                .info(now, format!("{} says goodbye", peer.name), "");
-        }
-        if header.goodbye {
-            self.trust_goodbye(now, id);
-        }
-        if news.changed || !was_alive {
-            self.evaluate_all(now);
-        }
-        if !was_alive && !header.goodbye {
-            self.announce_again();
-        }
-        Ok(())
-    }
-
-    /// A peer that was not heard may have been primary meanwhile, and have stepped down as soon as it
-    /// heard this unit: hosts still look for the addresses there.
-    fn announce_again(&mut self) {
-        for group in 0..self.groups.len() {
-            if self.groups[group].state == election::State::Primary {
-                let group = GroupId(group as u8);
-                self.push_output(Output::Announce { group });
-            }
-        }
-    }
-
-    /// Finds the peers of which nothing was heard for too long.
-    fn expire_peers(&mut self, now: Time) {
-        for peer in &mut self.peers {
-            if peer.alive && now >= peer.alive_until {
-                peer.alive = false;
-                peer.gone_why = Some("no heartbeat came");
-                self.events
-                    .warn(now, format!("{} is lost", peer.name), "no heartbeat");
-            }
-        }
-    }
-
     /// Queues an effect; those that are repeated anyway are dropped if the caller has fallen behind.
     fn push_output(&mut self, output: Output) {
         let repeated = matches!(
             output,
-            Output::SendHeartbeat { .. } | Output::Probe { .. } | Output::Announce { .. }
+            Output::SendHeartbeat { .. }
+                | Output::SendOnPort { .. }
+                | Output::Stray { .. }
+                | Output::Probe { .. }
+                | Output::Announce { .. }
         );
         if !repeated || self.outputs.len() < MAX_OUTPUTS {
             self.outputs.push_back(output);
         }
+    }
+}
+
+fn own_port(port: &config::Port, now: Time) -> OwnPort {
+    OwnPort {
+        hash: heartbeat::hash(&port.name),
+        up: false,
+        up_since: now,
+        carried: false,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::frame::PortKeys;
 use super::heartbeat::{self, GroupState, Header};
+use super::ports::PortPath;
 use super::{Link, LinkCounters, SyncState};
 use crate::config::HaPeer;
 use crate::flow::{GroupId, LinkId};
@@ -22,10 +24,27 @@ pub(super) struct Peer {
     pub alive: bool,
     /// When it counts as dead if nothing more is heard.
     pub alive_until: Time,
+    /// The same of what came by links alone.
+    pub linked: bool,
+    pub linked_until: Time,
+    /// The last heartbeat by a link that was newer than those before.
+    pub link_heard: Option<Time>,
+    /// By data port.
+    pub ports: Vec<PortPath>,
+    /// The port at which the next questions begin.
+    pub next_port: usize,
+    /// It was heard on a data port once.
+    pub spoke: bool,
+    /// For the data ports.
+    pub keys: Option<PortKeys>,
+    /// The key is not valid any more.
+    pub is_revoked: bool,
     /// The last heartbeat that brought news.
     pub heard: Option<Time>,
     /// There was a hint that it died. What is heard until then may have been on its way before.
     pub deaf_until: Option<Time>,
+    /// When that hint came. An answer on a data port to a later question proves that it lives.
+    pub deaf_since: Option<Time>,
     /// The connection that its process held has ended; forgotten at the next heartbeat.
     pub ended: bool,
     /// Only a refusal, which can be forged, says that it died; forgotten at the next heartbeat.
@@ -44,6 +63,8 @@ pub(super) struct Peer {
     boot_id: Option<u64>,
     previous_boot_id: Option<u64>,
     sequence: u64,
+    /// The process and sequence of the newest heartbeat by a link.
+    link_sequence: (u64, u64),
     uptime: Duration,
 }
 
@@ -59,7 +80,7 @@ pub(super) struct PeerLink {
 }
 
 /// What a heartbeat changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
     /// What the peer says of itself or a group differs from before.
     pub changed: bool,
@@ -68,15 +89,25 @@ pub(super) struct News {
 }
 
 impl Peer {
-    pub fn new(config: &HaPeer, links: usize, groups: usize) -> Peer {
+    /// A peer that was not heard yet; there are so many links, ports and groups.
+    pub fn new(config: &HaPeer, (links, ports, groups): (usize, usize, usize)) -> Peer {
         Peer {
             name: config.name.clone(),
             hash: heartbeat::hash(&config.name),
             links: vec![PeerLink::default(); links],
             alive: false,
             alive_until: Time::ZERO,
+            linked: false,
+            linked_until: Time::ZERO,
+            link_heard: None,
+            ports: vec![PortPath::default(); ports],
+            next_port: 0,
+            spoke: false,
+            keys: None,
+            is_revoked: false,
             heard: None,
             deaf_until: None,
+            deaf_since: None,
             ended: false,
             refused: false,
             gone_why: None,
@@ -90,6 +121,7 @@ impl Peer {
             boot_id: None,
             previous_boot_id: None,
             sequence: 0,
+            link_sequence: (0, 0),
             uptime: Duration::ZERO,
         }
     }
@@ -129,6 +161,38 @@ impl Peer {
         }
     }
 
+    /// The same among those that came by links. What was sent with it may have come by a data port first.
+    pub fn is_news_by_link(&self, header: &Header<'_>) -> bool {
+        let (boot_id, sequence) = self.link_sequence;
+        if Some(header.boot_id) != self.boot_id {
+            return self.is_news(header);
+        }
+        match header.boot_id == boot_id {
+            true => header.sequence > sequence,
+            false => header.sequence >= self.sequence,
+        }
+    }
+
+    /// A heartbeat that is not old has come: the peer lives, or says goodbye.
+    pub fn live_on(&mut self, now: Time, header: &Header<'_>, hold: Duration, by_link: bool) {
+        if header.goodbye {
+            (self.alive, self.linked) = (false, false);
+            self.gone_why = Some("it said goodbye");
+            return;
+        }
+        self.alive = true;
+        self.alive_until = now + hold;
+        (self.deaf_until, self.deaf_since) = (None, None);
+        (self.ended, self.refused) = (false, false);
+        if by_link {
+            self.linked = true;
+            self.linked_until = now + hold;
+            self.link_heard = Some(now);
+            self.link_sequence = (header.boot_id, header.sequence);
+            self.gone_why = None;
+        }
+    }
+
     /// Takes over what a heartbeat says; `groups` are those of this unit that it names.
     pub fn update(
         &mut self,
@@ -152,9 +216,6 @@ impl Peer {
             self.away = now.since(heard);
         }
         self.heard = Some(now);
-        self.deaf_until = None;
-        self.ended = false;
-        self.refused = false;
         self.goodbye = header.goodbye;
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;

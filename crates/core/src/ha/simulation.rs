@@ -2,7 +2,8 @@
 //! long, and exactly one when all is quiet.
 //!
 //! The model: datagrams between two units are lost and delayed, links and the data network can be
-//! cut, units crash, restart and are stopped. A unit that is running and primary answers probes.
+//! cut, units crash, restart and are stopped. Frames on the data ports reach the units of the same segment
+//! whose port is up. A unit that is running and primary answers ARP, and so may a stranger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,8 @@ const GROUPS: usize = 2;
 const L: LinkId = LinkId(0);
 /// The time in which two primaries that hear each other must have become one.
 const SETTLE: Duration = ms(400);
+/// The same where they hear each other on a data port only.
+const SETTLE_ON_PORTS: Duration = ms(2000);
 
 /// The faults that a run may have; chances are per mille.
 #[derive(Clone, Copy)]
@@ -44,13 +47,15 @@ struct Unit {
     runs_from: Time,
     /// When its loop wakes next; earlier if a message arrives.
     wakes_at: Time,
-    /// On which part of the data network it is.
-    segment: usize,
+    /// On which part of the data network it is, by port.
+    segment: [usize; 2],
+    ports: [bool; 2],
     inbox: BTreeMap<(Time, u64), Message>,
 }
 
 enum Message {
     Heartbeat(PeerId, Vec<u8>),
+    Frame(PortId, [u8; 6], Vec<u8>),
     ProbeAnswer(GroupId),
     Handover(GroupId, PeerId, u64),
 }
@@ -67,6 +72,8 @@ struct Cluster {
     /// Since when two units that hear each other are both primary, by pair and group.
     dual: BTreeMap<(usize, usize, usize), Time>,
     trace: u64,
+    /// A host answers for all addresses.
+    stranger: bool,
 }
 
 /// The name of unit `i`, and who it is to unit `of`.
@@ -74,6 +81,24 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn peer_id(of: usize, unit: usize) -> PeerId {
     PeerId(if unit < of { unit } else { unit - 1 } as u8)
+}
+
+fn mac(unit: usize, port: PortId) -> [u8; 6] {
+    [2, 0, 0, 0, unit as u8, port.0 as u8]
+}
+
+/// Keys that two units share, one for each direction.
+fn port_keys(unit: usize, count: usize) -> Vec<Option<PortKeys>> {
+    let key = |from: usize, to: usize| [(1 + from * 16 + to) as u8; 16];
+    let others = (0..count).filter(|other| *other != unit);
+    others
+        .map(|other| {
+            Some(PortKeys {
+                send: key(unit, other),
+                receive: key(other, unit),
+            })
+        })
+        .collect()
 }
 
 fn unit_of(of: usize, peer: PeerId) -> usize {
@@ -97,6 +122,7 @@ impl Cluster {
             roles_changed: 0,
             dual: BTreeMap::new(),
             trace: 0,
+            stranger: false,
         };
         for _ in 0..units {
             let inbox = BTreeMap::new();
@@ -105,7 +131,8 @@ impl Cluster {
                 ha: None,
                 runs_from,
                 wakes_at,
-                segment: 0,
+                segment: [0; 2],
+                ports: [true; 2],
                 inbox,
             });
         }
@@ -125,7 +152,8 @@ impl Cluster {
             ha.override_ = self.seed.is_multiple_of(3);
         }
         let mut ha = Ha::new(&config, self.random.next(), self.now).unwrap();
-        ha.handle_ports(self.now, &[true, true]);
+        ha.set_port_keys(port_keys(unit, count));
+        ha.handle_ports(self.now, &self.units[unit].ports);
         for peer in 0..count - 1 {
             ha.handle_link(self.now, PeerId(peer as u8), L, true);
         }
@@ -137,6 +165,17 @@ impl Cluster {
 
     fn hears(&self, from: usize, to: usize) -> bool {
         !self.cut[from][to]
+    }
+
+    /// Whether frames of the units reach each other by `port`.
+    fn are_joined(&self, one: usize, other: usize, port: PortId) -> bool {
+        let (one, other, port) = (&self.units[one], &self.units[other], port.index());
+        one.segment[port] == other.segment[port] && one.ports[port] && other.ports[port]
+    }
+
+    /// Whether they do by any port.
+    fn meet(&self, one: usize, other: usize) -> bool {
+        (0..2).any(|port| self.are_joined(one, other, PortId(port)))
     }
 
     fn runs(&self, unit: usize) -> bool {
@@ -197,6 +236,10 @@ impl Cluster {
                 Message::Heartbeat(peer, bytes) => {
                     ha.handle_heartbeat(now, peer, L, &bytes).unwrap()
                 }
+                // One that was recorded is refused.
+                Message::Frame(port, source, bytes) => {
+                    let _ = ha.handle_port_frame(now, port, source, &bytes);
+                }
                 Message::ProbeAnswer(group) => ha.handle_probe_answer(now, group),
                 Message::Handover(group, from, term) => ha.handle_handover(now, group, from, term),
             }
@@ -242,15 +285,22 @@ impl Cluster {
                     self.send(to, Message::Handover(group, peer_id(to, unit), term));
                 }
             }
+            Output::SendOnPort { port, to, bytes } => {
+                for other in (0..self.units.len()).filter(|other| *other != unit) {
+                    let meant = to.is_none_or(|to| to == mac(other, port));
+                    if meant
+                        && self.are_joined(unit, other, port)
+                        && !self.random.chance(self.faults.loss)
+                    {
+                        self.send(other, Message::Frame(port, mac(unit, port), bytes.clone()));
+                    }
+                }
+            }
             Output::Probe { group } => {
-                let segment = self.units[unit].segment;
-                let answers = self
-                    .primaries(usize::from(group.0))
-                    .into_iter()
-                    .any(|other| {
-                        other != unit && self.runs(other) && self.units[other].segment == segment
-                    });
-                if answers {
+                let primaries = self.primaries(usize::from(group.0));
+                let mut others = primaries.into_iter().filter(|other| *other != unit);
+                let answers = others.any(|other| self.runs(other) && self.meet(unit, other));
+                if answers || self.stranger {
                     self.send(unit, Message::ProbeAnswer(group));
                 }
             }
@@ -285,17 +335,20 @@ impl Cluster {
     fn check(&mut self) {
         let units = self.units.len();
         for (one, other) in (0..units).flat_map(|i| (i + 1..units).map(move |j| (i, j))) {
-            let hear = self.runs(one)
-                && self.runs(other)
-                && self.hears(one, other)
-                && self.hears(other, one);
+            let run = self.runs(one) && self.runs(other);
+            let linked = self.hears(one, other) && self.hears(other, one);
+            let hear = run && (linked || self.meet(one, other));
+            let span = if linked { SETTLE } else { SETTLE_ON_PORTS };
             for group in 0..GROUPS {
-                let key = (one, other, group);
+                // They are given their time from the moment at which they hear each other so.
+                let key = (one, other, group + usize::from(linked) * GROUPS);
+                self.dual
+                    .remove(&(one, other, group + usize::from(!linked) * GROUPS));
                 if hear && self.is_primary(one, group) && self.is_primary(other, group) {
                     let since = *self.dual.entry(key).or_insert(self.now);
                     let seed = self.seed;
                     assert!(
-                        self.now.since(since) < SETTLE,
+                        self.now.since(since) < span,
                         "two primaries {key:?}, seed {seed}"
                     );
                 } else {
@@ -316,7 +369,8 @@ impl Cluster {
             }
         }
         if self.random.chance(self.faults.data_cut) {
-            self.units[one].segment = self.random.below(2);
+            let port = self.random.below(2);
+            self.units[one].segment[port] = self.random.below(2);
         }
         if self.random.chance(self.faults.crashes) {
             match self.units[one].ha {
@@ -330,6 +384,7 @@ impl Cluster {
         if self.random.chance(self.faults.commands) {
             let group = GroupId(self.random.below(GROUPS) as u8);
             let (now, up) = (self.now, [self.random.chance(700), self.random.chance(700)]);
+            self.units[one].ports = up;
             self.units[one].wakes_at = now;
             if let (true, Some(ha)) = (self.runs(one), &mut self.units[one].ha) {
                 let _ = ha.request_failover(now, group, None);
@@ -342,12 +397,24 @@ impl Cluster {
     fn heal(&mut self) {
         for unit in 0..self.units.len() {
             self.cut[unit].fill(false);
-            self.units[unit].segment = 0;
+            self.units[unit].segment = [0; 2];
+            self.units[unit].ports = [true; 2];
             self.units[unit].runs_from = self.now;
             self.units[unit].wakes_at = self.now;
             match &mut self.units[unit].ha {
                 Some(ha) => ha.handle_ports(self.now, &[true, true]),
                 None => self.start(unit),
+            }
+        }
+    }
+
+    /// All ports are up.
+    fn heal_ports(&mut self) {
+        for unit in 0..self.units.len() {
+            self.units[unit].ports = [true; 2];
+            self.units[unit].wakes_at = self.now;
+            if let Some(ha) = &mut self.units[unit].ha {
+                ha.handle_ports(self.now, &[true, true]);
             }
         }
     }
@@ -402,7 +469,7 @@ fn scenario(seed: u64, faults: Faults) -> u64 {
         // The links are dead, the data network is not: the primary stays the only one.
         0 => cluster.expect_one_primary_each(&[everyone]),
         _ => {
-            cluster.units[0].segment = 1;
+            cluster.units[0].segment = [1; 2];
             cluster.expect_one_primary_each(&[vec![0], everyone[1..].to_vec()]);
             cluster.heal();
             cluster.expect_one_primary_each(&[everyone]);
@@ -509,4 +576,187 @@ fn a_planned_handover_leaves_no_moment_without_an_owner() {
             "{primaries:?}, seed {seed}"
         );
     }
+}
+
+/// Cuts all links between all units.
+fn cut_all(cluster: &mut Cluster) {
+    for cut in &mut cluster.cut {
+        cut.fill(true);
+    }
+}
+
+#[test]
+fn two_primaries_without_links_become_one_as_soon_as_a_data_port_joins_them() {
+    for seed in 0..60 {
+        let units = 2 + seed as usize % 3;
+        let mut cluster = Cluster::new(seed, units, NONE);
+        cut_all(&mut cluster);
+        for unit in 0..units {
+            cluster.units[unit].segment = [unit; 2];
+        }
+        cluster.run(ms(3000));
+        assert_eq!(cluster.primaries(0).len(), units, "nobody hears anybody");
+        // Spanning tree: one port after the other, and of some units only one.
+        for unit in 0..units {
+            let wait = cluster.random.next() % 700;
+            cluster.run(ms(wait));
+            let port = seed as usize % 2;
+            cluster.units[unit].segment[port] = 9;
+        }
+        cluster.run(SETTLE_ON_PORTS);
+        assert_eq!(cluster.primaries(0).len(), 1, "seed {seed}");
+        let changes = cluster.roles_changed;
+        cluster.run(ms(5000));
+        assert_eq!(cluster.roles_changed, changes, "no flapping, seed {seed}");
+    }
+}
+
+#[test]
+fn units_that_start_together_without_links_have_one_primary() {
+    for seed in 0..40 {
+        let units = 2 + seed as usize % 3;
+        let mut cluster = Cluster::new(seed, units, NONE);
+        cut_all(&mut cluster);
+        for unit in 0..units {
+            cluster.units[unit].ports = [false; 2];
+            cluster.start(unit);
+        }
+        for _ in 0..units * 2 {
+            let unit = cluster.random.below(units);
+            let (now, wait) = (cluster.now, cluster.random.next() % 100);
+            cluster.units[unit].ports = [true; 2];
+            cluster.units[unit].wakes_at = now;
+            if let Some(ha) = &mut cluster.units[unit].ha {
+                ha.handle_ports(now, &[true; 2]);
+            }
+            cluster.run(ms(wait));
+        }
+        cluster.heal_ports();
+        cluster.run(SETTLE_ON_PORTS);
+        assert_eq!(cluster.primaries(0).len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_standby_that_serves_more_takes_over_without_links() {
+    for seed in 0..40 {
+        let mut cluster = Cluster::new(seed, 2 + seed as usize % 3, NONE);
+        cluster.run(ms(3000));
+        cut_all(&mut cluster);
+        let wait = cluster.random.next() % 3000;
+        cluster.run(ms(wait));
+        let primary = cluster.primaries(0)[0];
+        let now = cluster.now;
+        cluster.units[primary].ports = [false, true];
+        cluster.units[primary].wakes_at = now;
+        if let Some(ha) = &mut cluster.units[primary].ha {
+            ha.handle_ports(now, &[false, true]);
+        }
+        time_to_primary(&mut cluster, 0, primary);
+        cluster.run(ms(500));
+        let primaries = cluster.primaries(0);
+        assert!(
+            primaries.len() == 1 && primaries[0] != primary,
+            "{primaries:?}, seed {seed}"
+        );
+        let changes = cluster.roles_changed;
+        cluster.run(ms(10_000));
+        assert_eq!(cluster.roles_changed, changes, "no flapping, seed {seed}");
+    }
+}
+
+#[test]
+fn no_pause_below_the_hold_time_moves_the_role_of_a_primary_without_links() {
+    for seed in 0..60 {
+        let units = 2 + seed as usize % 3;
+        let mut cluster = Cluster::new(seed, units, NONE);
+        cluster.run(ms(3000));
+        // One unit's links, or all.
+        match seed % 2 {
+            0 => cut_all(&mut cluster),
+            _ => cluster.isolate_first(),
+        }
+        cluster.run(ms(1000));
+        let before = cluster.primaries(0);
+        for _ in 0..60 {
+            let unit = cluster.random.below(units);
+            let pause = cluster.random.next() % (HOLD - INTERVAL * 2).as_millis() as u64;
+            cluster.units[unit].runs_from = cluster.now + ms(pause);
+            let wait = pause + cluster.random.next() % 100;
+            cluster.run(ms(wait));
+        }
+        assert_eq!(cluster.primaries(0), before, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_pause_of_the_standby_of_any_length_moves_no_role() {
+    for pause in (0..500).step_by(5) {
+        let mut cluster = Cluster::new(pause, 2 + pause as usize % 2, NONE);
+        cluster.run(ms(3000));
+        cut_all(&mut cluster);
+        cluster.run(ms(1000));
+        let before = cluster.primaries(0);
+        let standby = (0..2).find(|unit| !before.contains(unit)).unwrap();
+        cluster.units[standby].runs_from = cluster.now + ms(pause);
+        cluster.run(ms(2000));
+        assert_eq!(cluster.primaries(0), before, "pause {pause}");
+    }
+}
+
+#[test]
+fn two_standbys_whose_link_is_cut_agree_on_one_primary() {
+    for seed in 0..100 {
+        let mut cluster = Cluster::new(seed, 3, NONE);
+        cluster.run(ms(3000));
+        let primary = cluster.primaries(0)[0];
+        let [one, other] = [(primary + 1) % 3, (primary + 2) % 3];
+        (cluster.cut[one][other], cluster.cut[other][one]) = (true, true);
+        let wait = cluster.random.next() % 2000;
+        cluster.run(ms(wait));
+        cluster.units[primary].ha = None;
+        time_to_primary(&mut cluster, 0, primary);
+        let began = cluster.now;
+        while cluster.primaries(0).len() != 1 {
+            cluster.run(ms(1));
+            assert!(cluster.now.since(began) < ms(1000), "seed {seed}");
+        }
+        cluster.run(ms(3000));
+        assert_eq!(cluster.primaries(0).len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_stranger_that_answers_for_all_addresses_holds_nothing_up() {
+    for seed in 0..30 {
+        let units = 2 + seed as usize % 3;
+        let mut cluster = Cluster::new(seed, units, NONE);
+        cluster.stranger = true;
+        cluster.run(ms(3000));
+        assert_eq!(cluster.primaries(0).len(), 1, "they start, seed {seed}");
+        let primary = cluster.primaries(0)[0];
+        if seed % 2 == 0 {
+            cut_all(&mut cluster);
+            cluster.run(ms(1000));
+            assert_eq!(cluster.primaries(0), [primary], "it lives, seed {seed}");
+        }
+        cluster.units[primary].ha = None;
+        let took = time_to_primary(&mut cluster, 0, primary);
+        assert!(
+            took <= HOLD + PROBE_WAIT + INTERVAL,
+            "{took:?}, seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_unit_that_never_heard_its_peer_waits_for_a_stranger_for_a_while_only() {
+    let mut cluster = Cluster::new(1, 2, NONE);
+    cluster.stranger = true;
+    cluster.units[1].ha = None;
+    cluster.start(0);
+    cluster.run(ms(2000));
+    assert!(cluster.primaries(0).is_empty(), "it may be the peer");
+    cluster.run(ms(2500));
+    assert_eq!(cluster.primaries(0), [0]);
 }

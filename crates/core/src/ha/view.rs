@@ -38,8 +38,10 @@ pub struct GroupView<'a> {
 pub struct PeerView<'a> {
     /// The name of its node.
     pub name: &'a str,
-    /// It was heard within the hold time.
+    /// It was heard over a link within the hold time.
     pub alive: bool,
+    /// By data port: it was heard there in the last seconds.
+    pub heard_on: Vec<bool>,
     /// Why it is not alive, if that is known.
     pub gone_why: Option<&'static str>,
     /// How many of its monitored ports are up, by its last heartbeat.
@@ -116,8 +118,9 @@ impl Ha {
         let hold = self.hold_of(peer);
         Some(PeerView {
             name: &peer.name,
-            alive: peer.alive,
-            gone_why: peer.gone_why.filter(|_| !peer.alive),
+            alive: peer.linked,
+            heard_on: peer.ports.iter().map(|path| path.is_heard(now)).collect(),
+            gone_why: peer.gone_why.filter(|_| !peer.linked),
             ports_up: peer.ports_up,
             groups: peer.groups.iter().map(peer_group).collect(),
             uptime: peer.boot_id().map(|_| peer.uptime(now)),
@@ -138,9 +141,9 @@ impl Ha {
         peer.ports_up < order::rank(self.monitor.len(), self.monitor.len())
     }
 
-    /// Whether `peer` was heard within the hold time.
-    pub fn is_alive(&self, peer: PeerId) -> bool {
-        self.peers.get(peer.index()).is_some_and(|peer| peer.alive)
+    /// Whether `peer` was heard over a link within the hold time.
+    pub fn is_linked(&self, peer: PeerId) -> bool {
+        self.peers.get(peer.index()).is_some_and(|peer| peer.linked)
     }
 
     /// This unit's role in `group`; standby of one that does not exist.

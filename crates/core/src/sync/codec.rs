@@ -1,7 +1,9 @@
 //! The bytes of [`super::message`].
 
 use super::digest::{Buckets, SUMS};
+use super::hello::write_hello;
 use super::message::{Hello, MAX_FRAME, Message, Operation, Record, Refusal};
+use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::Direction;
 use crate::flow::{Addr, FlowKey, Protocol};
@@ -351,43 +353,6 @@ fn write_term(out: &mut Vec<u8>, kind: u8, group: u8, term: u64) {
     out.extend_from_slice(&term.to_be_bytes());
 }
 
-fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
-    let (epoch, seq) = hello.resume.unwrap_or_default();
-    out.extend_from_slice(&hello.version.to_be_bytes());
-    out.extend_from_slice(&hello.epoch.to_be_bytes());
-    out.push(hello.group_id);
-    out.push(u8::from(hello.resume.is_some()));
-    out.extend_from_slice(&epoch.to_be_bytes());
-    out.extend_from_slice(&seq.to_be_bytes());
-    out.extend_from_slice(&hello.ruleset);
-    out.extend_from_slice(&hello.max_sessions.to_be_bytes());
-    write_name(out, &hello.node);
-    for list in [&hello.ports, &hello.groups, &hello.policies] {
-        let place = out.len();
-        out.extend_from_slice(&[0, 0]);
-        let mut count: u16 = 0;
-        for name in list.iter().take(usize::from(u16::MAX)) {
-            // Room for this name, for the counts that follow, and for the program.
-            if out.len() - start + name.len() + 8 + 256 > MAX_FRAME {
-                break;
-            }
-            write_name(out, name);
-            count += 1;
-        }
-        out[place..place + 2].copy_from_slice(&count.to_be_bytes());
-    }
-    if let Some(program) = &hello.program {
-        write_name(out, program);
-    }
-}
-
-/// A name, cut to 255 bytes: the config allows no longer ones.
-fn write_name(out: &mut Vec<u8>, name: &str) {
-    let name = &name.as_bytes()[..name.len().min(255)];
-    out.push(name.len() as u8);
-    out.extend_from_slice(name);
-}
-
 fn write_key(out: &mut Vec<u8>, key: &FlowKey, v6: bool) {
     out.push(key.protocol.0);
     write_addr(out, &key.src, v6);
@@ -586,7 +551,17 @@ impl<'a> Reader<'a> {
             groups: self.names()?,
             policies: self.names()?,
             // Units up to 0.1.0 end here.
-            program: self.name().ok(),
+            program: self.name().ok().filter(|name| !name.is_empty()),
+            settings: self.settings().unwrap_or_default(),
+        })
+    }
+
+    fn settings(&mut self) -> Result<Settings> {
+        let is_complete = self.u8()? != 0;
+        let items = (0..self.u16()?).map(|_| Ok((self.name()?, self.u32()?)));
+        Ok(Settings {
+            is_complete,
+            items: items.collect::<Result<_>>()?,
         })
     }
 }
@@ -719,7 +694,11 @@ mod tests {
                 node: "gw-a".into(),
                 ports: names.clone(),
                 groups: names.clone(),
-                policies: names,
+                policies: names.clone(),
+                settings: Settings {
+                    is_complete: set.contains(2),
+                    items: names.into_iter().map(|name| (name, a as u32)).collect(),
+                },
                 program: set.contains(1).then(|| "0.2.0".to_owned()),
             };
             let messages = [

@@ -9,6 +9,7 @@
 
 use super::digest::Buckets;
 use super::log::Seq;
+use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::FlowKey;
 use crate::session::{SessionFlags, tcp};
@@ -152,7 +153,8 @@ impl Refusal {
 
 /// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |
 /// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a name is `length: u8
-/// | UTF-8`, a list `count: u16 | names`. Units up to 0.1.0 do not send the program.
+/// | UTF-8`, a list `count: u16 | names`. After the program, which may be empty: `complete: u8 (0, 1) | count:
+/// u16 | count × (name | hash: u32)`, the settings. Units up to 0.1.0 do not send the program and what follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]
@@ -163,7 +165,7 @@ pub struct Hello {
     pub group_id: u8,
     /// The receiver's epoch and the last change that was applied of it.
     pub resume: Option<(u64, Seq)>,
-    /// The digest of policies, pools and forwards.
+    /// The digest of all that must be the same on all units.
     pub ruleset: [u8; 16],
     /// `max-sessions`
     pub max_sessions: u32,
@@ -178,6 +180,8 @@ pub struct Hello {
     pub policies: Vec<String>,
     /// The version of the program; none if the sender does not say it.
     pub program: Option<String>,
+    /// The items of the digest, by name.
+    pub settings: Settings,
 }
 
 /// `type: u8 | length: u8 | body`; other types are passed over.

@@ -16,10 +16,12 @@ pub mod log;
 pub mod message;
 
 mod error;
+mod hello;
 mod install;
 mod peer;
 mod receive;
 mod refusal;
+mod settings;
 mod transmit;
 mod union;
 mod view;
@@ -32,6 +34,7 @@ pub use error::ProtocolError;
 pub use log::Seq;
 pub use peer::{About, Traffic};
 pub use refusal::Copies;
+pub use settings::Settings;
 pub use view::{Counters, Lag};
 
 use crate::config::{Config, Ha};
@@ -73,7 +76,7 @@ pub enum Event {
         /// It goes on where the last connection was lost.
         resumed: bool,
     },
-    /// A peer has other policies, pools or forwards: after a takeover, new sessions fare differently.
+    /// A peer has other settings, of those that must be the same on all units: it does not count as ready.
     PeerConfigDiffers(PeerId),
     /// A peer does not take sessions of a group.
     PeerRefuses {
@@ -187,9 +190,8 @@ impl Pickup {
 impl Replicator {
     /// The replicator of a unit with `[ha]`; none without. It sends no group yet.
     ///
-    /// `epoch` is random, and another one in each process; `ruleset` is
-    /// [`Ruleset::digest`](crate::policy::Ruleset::digest).
-    pub fn new(config: &Config, epoch: u64, ruleset: [u8; 16]) -> Option<Replicator> {
+    /// `epoch` is random, and another one in each process; `ruleset` is that of `config`.
+    pub fn new(config: &Config, epoch: u64, ruleset: &Ruleset) -> Option<Replicator> {
         let ha = config.ha.as_ref()?;
         let groups = config.groups.len();
         let max_sessions = config.node.max_sessions;
@@ -220,6 +222,7 @@ impl Replicator {
     /// closed, since their Hello has what was before.
     pub fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
         let told = told_names(ruleset.names());
+        self.identity.settings = Settings::new(ruleset.items());
         let is_same = self.identity.ruleset == ruleset.digest() && self.identity.policies == told;
         (self.identity.ruleset, self.identity.policies) = (ruleset.digest(), told);
         !is_same
@@ -459,13 +462,14 @@ fn told_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     names.take_while(fits).map(str::to_owned).collect()
 }
 
-fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: [u8; 16]) -> message::Hello {
+fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message::Hello {
     message::Hello {
         version: message::VERSION,
         epoch,
         group_id: ha.group_id,
         resume: None,
-        ruleset,
+        ruleset: ruleset.digest(),
+        settings: Settings::new(ruleset.items()),
         max_sessions: config.node.max_sessions,
         node: config.node.name.clone(),
         ports: config.ports.iter().map(|port| port.name.clone()).collect(),

@@ -54,8 +54,10 @@ pub(super) struct Remote {
     pub(super) ports: Vec<Option<PortId>>,
     pub(super) groups: Vec<Option<GroupId>>,
     pub(super) policies: Vec<PolicyId>,
-    /// The digest of its policies, pools and forwards.
+    /// The digest of its settings.
     pub(super) ruleset: [u8; 16],
+    /// The names of those that differ from this unit's.
+    pub(super) differing: Vec<String>,
     /// The version of its program.
     pub(super) program: Option<String>,
     /// By own group: the peer has it too.
@@ -65,10 +67,12 @@ pub(super) struct Remote {
 /// What a connected peer said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct About<'a> {
-    /// The digest of its policies, pools and forwards.
+    /// The digest of its settings: virtual addresses, groups, policies, pools and forwards.
     pub ruleset: [u8; 16],
     /// Whether that is the digest of this unit too.
     pub rules_equal: bool,
+    /// The names of what differs, as far as it was told.
+    pub differing: &'a [String],
     /// The version of its program; none if it does not say it.
     pub program: Option<&'a str>,
 }
@@ -322,6 +326,12 @@ impl Replicator {
         }
     }
 
+    /// Whether the settings of `peer` are those of this unit, as far as it is known.
+    pub fn has_same_rules(&self, peer: PeerId) -> bool {
+        let peer = self.peers.get(peer.index());
+        peer.is_none_or(|peer| !peer.other_rules)
+    }
+
     /// Whether a peer has other policies, pools or forwards, as far as it is known.
     pub fn rules_differ(&self) -> bool {
         self.peers.iter().any(|peer| peer.other_rules)
@@ -333,11 +343,12 @@ impl Replicator {
         Some(About {
             ruleset: remote.ruleset,
             rules_equal: remote.ruleset == self.identity.ruleset,
+            differing: &remote.differing,
             program: remote.program.as_deref(),
         })
     }
 
-    /// The digest of the policies, pools and forwards of this unit.
+    /// The digest of the settings of this unit.
     pub fn ruleset(&self) -> [u8; 16] {
         self.identity.ruleset
     }

@@ -162,6 +162,10 @@ impl Replicator {
             .map(|policy| policy.unwrap_or(PolicyId::NONE))
             .collect(),
             ruleset: hello.ruleset,
+            differing: match hello.ruleset == self.identity.ruleset {
+                true => Vec::new(),
+                false => self.identity.settings.differing(&hello.settings),
+            },
             program: hello.program.clone(),
             has: (self.identity.groups.iter())
                 .map(|group| hello.groups.contains(group))

@@ -65,12 +65,12 @@ impl Unit {
         let config = config(units, me, extra);
         let mut book = AddressBook::new();
         let nat = Nat::new(&config, &mut book, &[3; 16]);
-        let ruleset = Ruleset::new(&config).digest();
+        let ruleset = Ruleset::new(&config);
         Unit {
             table: Table::new(1024, &[5; 16], Timeouts::from(&config.timeouts), 0),
             book,
             nat,
-            sync: Replicator::new(&config, epoch, ruleset).expect("it has [ha]"),
+            sync: Replicator::new(&config, epoch, &ruleset).expect("it has [ha]"),
             events: Vec::new(),
         }
     }

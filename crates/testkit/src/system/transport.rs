@@ -21,6 +21,7 @@ pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
         group_id: 1,
         priority: 128,
         override_: false,
+        override_wait: Duration::ZERO,
         heartbeat_interval: Duration::from_millis(20),
         heartbeat_lost_threshold: 5,
         monitor: Vec::new(),

@@ -85,10 +85,12 @@ pub struct ConfigStatus {
 /// The config of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerConfig {
-    /// The checksum of its policies, pools and forwards; `null` while there is no stream from it.
+    /// The checksum of its virtual addresses, groups, policies, pools and forwards; `null` while there is no stream from it.
     pub checksum: Option<String>,
     /// Whether this unit has the same; `null` while that is not known.
     pub equal: Option<bool>,
+    /// The names of what differs, at most eight and how many more; `null` while that is not known.
+    pub differs: Option<Vec<String>>,
 }
 
 /// A peer's state for a group, from its last heartbeat.
@@ -161,10 +163,12 @@ pub struct GroupStatus {
 pub struct PeerStatus {
     /// Its name.
     pub name: String,
-    /// Whether it was heard within the hold time.
+    /// Whether it was heard over a link within the hold time.
     pub connected: bool,
     /// Why it is not connected, as far as that is known.
     pub gone: Option<String>,
+    /// The ports of this unit on which it was heard in the last 3 s, whatever the links do.
+    pub heard_on: Option<Vec<String>>,
     /// Its role, if it has the same one for all groups; `null` if it is not connected.
     pub role: Option<Role>,
     /// Its priority, if it has the same one for all groups; `null` if it was never heard.

@@ -1,0 +1,90 @@
+//! Frames by which units recognise each other on the data ports: to and from the election.
+
+use crate::event::{DropReason, Output};
+use crate::flow::PortId;
+use crate::ha::{self, FrameError, PortKeys};
+use crate::time::Time;
+
+use super::Gateway;
+use super::limiter::Limiter;
+
+/// Frames a second that a port takes: several times what seven peers send at the shortest interval.
+const FRAMES_PER_SECOND: u32 = 5000;
+
+const ETHERNET_LEN: usize = 14;
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// How many more frames each port takes now.
+pub(super) struct PortFrames(Vec<Limiter>);
+
+impl PortFrames {
+    pub fn new(ports: usize) -> PortFrames {
+        PortFrames(
+            (0..ports)
+                .map(|_| Limiter::new(FRAMES_PER_SECOND))
+                .collect(),
+        )
+    }
+}
+
+/// What follows the Ethernet header of a frame of the units' own type, and who sent it.
+pub(super) fn parse(frame: &[u8]) -> Option<([u8; 6], &[u8])> {
+    let (header, rest) = frame.split_first_chunk::<ETHERNET_LEN>()?;
+    let &[_, _, _, _, _, _, a, b, c, d, e, f, t0, t1] = header;
+    let is_ours = u16::from_be_bytes([t0, t1]) == ha::ETHERTYPE;
+    is_ours.then_some(([a, b, c, d, e, f], rest))
+}
+
+impl Gateway {
+    /// The keys that this unit shares with each peer, in the order of the config, for the heartbeats on
+    /// the data ports. Without them there are none.
+    pub fn set_port_keys(&mut self, keys: Vec<Option<PortKeys>>) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.ha.set_port_keys(keys);
+        }
+    }
+
+    /// The key of the peer `name` is no longer in the config, or is again.
+    pub fn set_revoked(&mut self, name: &str, is_revoked: bool) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.ha.set_revoked(name, is_revoked);
+        }
+    }
+
+    pub(super) fn handle_port_frame(
+        &mut self,
+        now: Time,
+        port: PortId,
+        (source, bytes): ([u8; 6], &[u8]),
+    ) {
+        let Some(cluster) = &mut self.cluster else {
+            // Of a cluster on the same link.
+            return;
+        };
+        if !self.port_frames.0[port.index()].allow(now) {
+            return self.count_drop(DropReason::HeartbeatLimit);
+        }
+        match cluster.ha.handle_port_frame(now, port, source, bytes) {
+            Ok(()) => self.settle_cluster(now),
+            // A broadcast to another unit of the cluster, or of another cluster.
+            Err(FrameError::NotForUs) => {}
+            Err(error) => {
+                log::debug!(
+                    "heartbeat on a data port ignored port={} why={error:?}",
+                    port.0
+                );
+                self.count_drop(DropReason::BadHeartbeat);
+            }
+        }
+    }
+
+    pub(super) fn send_on_port(&mut self, port: PortId, to: Option<[u8; 6]>, bytes: &[u8]) {
+        let link = self.ports[port.index()].link;
+        if !link.up {
+            return;
+        }
+        let header = [to.unwrap_or(BROADCAST), link.mac].concat();
+        let bytes = [&header, &ha::ETHERTYPE.to_be_bytes()[..], bytes].concat();
+        self.push_urgent(Output::Frame { port, bytes });
+    }
+}

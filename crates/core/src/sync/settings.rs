@@ -1,0 +1,110 @@
+//! What must be the same on all units, told in the Hello item by item, so that each can say by name what
+//! differs: virtual addresses of ports, groups, pools, forwards, policies.
+
+use std::collections::BTreeMap;
+
+/// The items of a unit, each with a hash of what it says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// There are no others.
+    pub is_complete: bool,
+    /// Names such as `policy lan-out`, in an order of their own.
+    pub items: Vec<(String, u32)>,
+}
+
+/// Bytes of a Hello that the items may take.
+pub(super) const ROOM: usize = 16 * 1024;
+/// Names that are told.
+const MOST_NAMES: usize = 8;
+
+impl Settings {
+    /// As many of the items as have room in a Hello.
+    pub fn new(items: &[(String, u32)]) -> Settings {
+        let mut room = ROOM;
+        let fits = |(name, _): &&(String, u32)| {
+            let needed = size(name);
+            let fits = needed <= room;
+            room = room.saturating_sub(needed);
+            fits
+        };
+        let items_told: Vec<_> = items.iter().take_while(fits).cloned().collect();
+        Settings {
+            is_complete: items_told.len() == items.len(),
+            items: items_told,
+        }
+    }
+
+    /// The bytes that the items take in a Hello.
+    pub(super) fn size(&self) -> usize {
+        self.items.iter().map(|(name, _)| size(name)).sum()
+    }
+
+    /// The names of what differs from `other`, at most eight, and then how many more there are. Empty if it
+    /// is none that was told: then it is the order of policies, or one of those without room.
+    pub(super) fn differing(&self, other: &Settings) -> Vec<String> {
+        let [ours, theirs] = [self, other].map(|it| {
+            let items = it.items.iter();
+            items
+                .map(|(name, hash)| (name.as_str(), *hash))
+                .collect::<BTreeMap<_, _>>()
+        });
+        let changed = ours.iter().filter(|(name, hash)| match theirs.get(*name) {
+            Some(their) => their != *hash,
+            None => other.is_complete,
+        });
+        let changed = changed.map(|(name, _)| *name);
+        let missing = theirs.keys().copied();
+        let missing = missing.filter(|name| self.is_complete && !ours.contains_key(name));
+        let all: Vec<&str> = changed.chain(missing).collect();
+        let mut names: Vec<String> = all
+            .iter()
+            .take(MOST_NAMES)
+            .map(ToString::to_string)
+            .collect();
+        if all.len() > MOST_NAMES {
+            names.push(format!("and {} more", all.len() - MOST_NAMES));
+        }
+        names
+    }
+}
+
+fn size(name: &str) -> usize {
+    1 + name.len() + 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(items: &[(&str, u32)]) -> Settings {
+        let items: Vec<_> = items
+            .iter()
+            .map(|(name, hash)| ((*name).to_owned(), *hash))
+            .collect();
+        Settings::new(&items)
+    }
+
+    #[test]
+    fn what_differs_is_named_on_both_sides() {
+        let ours = settings(&[("port lan", 1), ("policy a", 2), ("policy b", 3)]);
+        let theirs = settings(&[("port lan", 9), ("policy a", 2), ("pool p", 4)]);
+        let names = ["policy b", "port lan", "pool p"];
+        assert_eq!(ours.differing(&theirs), names);
+        let mut same: Vec<_> = theirs.differing(&ours);
+        same.sort();
+        assert_eq!(same, ["policy b", "pool p", "port lan"]);
+        assert!(ours.differing(&ours).is_empty());
+    }
+
+    #[test]
+    fn many_are_counted_and_what_was_not_told_does_not_differ() {
+        let many: Vec<_> = (0..5000).map(|i| (format!("policy {i:04}"), i)).collect();
+        let (many, none) = (Settings::new(&many), settings(&[]));
+        assert!(!many.is_complete && many.size() <= ROOM);
+        let names = many.differing(&none);
+        assert_eq!(names.len(), MOST_NAMES + 1);
+        assert!(names[MOST_NAMES].starts_with("and "));
+        let cut = settings(&[("policy 9999", 1)]);
+        assert!(!many.differing(&cut).contains(&"policy 9999".to_owned()));
+    }
+}
