@@ -20,6 +20,7 @@ const CORE: &[&[&str]] = &[
     &["filter_words", "packet", "policy", "route", "shell_view"],
     &["fragment", "ha", "session"],
     &["capture", "nat"],
+    &["store"],
     &["sync"],
     &["gateway"],
     &["control", "metrics", "pump"],

@@ -7,8 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use tandemgw_core::config::{Config, parse};
 use tandemgw_core::evidence::Holding;
 use tandemgw_core::flow::{GroupId, PeerId};
-use tandemgw_core::nat::Nat;
-use tandemgw_core::session::{AddressBook, Table, Timeouts};
+use tandemgw_core::store::{Keys, SessionStore};
 use tandemgw_core::sync::message::{Hello, Message, VERSION};
 use tandemgw_core::sync::{Context, Received, Replicator, codec};
 use tandemgw_core::time::Time;
@@ -75,21 +74,21 @@ fn config() -> Config {
 fuzz_target!(|input: (bool, Option<u64>, &[u8])| {
     let (greeted, term, bytes) = input;
     let config = config();
-    let mut book = AddressBook::new();
-    let mut nat = Nat::new(&config, &mut book, &[1; 16]);
-    let mut table = Table::new(1024, &[2; 16], Timeouts::from(&config.timeouts), 0);
+    let keys = Keys {
+        nat: [1; 16],
+        table: [2; 16],
+    };
+    let mut store = SessionStore::new(&config, &keys);
     let mut sync = Replicator::new(&config, 1, [0; 16]).expect("it has [ha]");
     let (peer, group, now) = (PeerId(0), GroupId(0), Time::from_nanos(1 << 40));
-    sync.set_sending(group, term);
-    sync.peer_connected(peer);
+    sync.set_sending(group, term, store.journal_mut());
+    sync.peer_connected(peer, store.journal_mut());
     let mut stream = if greeted { greeting() } else { Vec::new() };
     stream.extend_from_slice(bytes);
     let mut rest = &stream[..];
     loop {
         let mut context = Context {
-            table: &mut table,
-            book: &mut book,
-            nat: &mut nat,
+            store: &mut store,
             now,
         };
         match sync.receive(peer, rest, &mut context) {
@@ -102,10 +101,9 @@ fuzz_target!(|input: (bool, Option<u64>, &[u8])| {
         }
         while sync.poll_event().is_some() {}
         let mut out = Vec::new();
-        sync.poll_transmit(peer, &mut out, 4096, &table, &book, now);
+        sync.poll_transmit(peer, &mut out, 4096, &mut store, now);
         assert!(out.len() <= 128 * 1024, "a bounded answer");
     }
-    table.check_invariants(&book);
-    nat.check_invariants(&table);
-    sync.check_invariants(&table, &book);
+    store.check_invariants();
+    sync.check_invariants(store.journal());
 });

@@ -70,6 +70,7 @@ pub fn config() -> Config {
                 }
             })
             .collect(),
+        link_local: Vec::new(),
         source_check: true,
         offload: true,
         rejects_syns: false,

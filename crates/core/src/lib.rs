@@ -16,7 +16,8 @@
 //! - [`session`]: the table, the TCP tracker, expiry.
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet without a session needs.
 //! - [`ha`]: election, heartbeats, planned handover.
-//! - [`sync`]: replication: change log, wire format, digests, installation of records.
+//! - [`store`]: the life of sessions: table, ports, change log and digests in step.
+//! - [`sync`]: replication: wire format, what goes to peers and what their records do.
 //! - [`gateway`]: composes them into one state machine.
 //! - [`pump`]: between the streams to the peers and the gateway.
 //! - [`capture`]: copies of packets for an administrator.
@@ -54,5 +55,6 @@ pub mod random;
 pub mod route;
 pub mod session;
 pub mod shell_view;
+pub mod store;
 pub mod sync;
 pub mod time;

@@ -17,7 +17,7 @@ const MANY_SESSIONS: u32 = 10_000;
 impl Gateway {
     /// How many packets the shell should read before it has them handled: 1 to [`READ_AHEAD`].
     pub fn read_ahead(&self) -> usize {
-        if self.table.len() < MANY_SESSIONS {
+        if self.sessions.table().len() < MANY_SESSIONS {
             1
         } else {
             READ_AHEAD
@@ -30,15 +30,15 @@ impl Gateway {
         let mut flows = [None; READ_AHEAD];
         for (flow, (bytes, offload)) in flows.iter_mut().zip(packets) {
             let key = packet::parse(bytes, offload).ok().map(|parsed| parsed.key);
-            *flow = key.map(|key| (self.table.hash(&key), key));
+            *flow = key.map(|key| (self.sessions.table().hash(&key), key));
         }
         // Each of these loops is short, so that the reads of all its turns are under way together.
         for (hash, _) in flows.iter().flatten() {
-            self.table.touch_index(*hash);
+            self.sessions.table().touch_index(*hash);
         }
         for (hash, key) in flows.iter().flatten() {
-            if !self.table.touch_session(*hash) {
-                self.nat.touch_source(key);
+            if !self.sessions.table().touch_session(*hash) {
+                self.sessions.nat().touch_source(key);
             }
         }
     }

@@ -161,15 +161,15 @@ impl Gateway {
     }
 
     fn known(&self, flow: &FlowKey) -> Option<Known> {
-        let (id, direction) = self.table.lookup(flow, &self.book)?;
-        let session = self.table.get(id)?;
+        let (id, direction) = self.sessions.lookup(flow)?;
+        let session = self.sessions.get(id)?;
         let original = Direction::Original;
         Some(Known {
             id,
             policy: session.policy,
             out_port: session.ports(direction).1,
-            translated: session.translated(original, &self.book)
-                != session.key(original, &self.book),
+            translated: session.translated(original, self.sessions.book())
+                != session.key(original, self.sessions.book()),
         })
     }
 

@@ -14,8 +14,7 @@ use crate::flow::{GroupId, LinkId, PeerId};
 use crate::ha::{Ha, Hint};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
-use crate::session::SessionId;
-use crate::sync::{self, Context, Phase, Replicator};
+use crate::sync::{self, Context, Replicator};
 use crate::time::Time;
 
 use super::Gateway;
@@ -180,7 +179,9 @@ impl Gateway {
         if path.link == Some(link) {
             // A stream that came up anew is another one.
             path.link = None;
-            cluster.sync.peer_disconnected(peer, now);
+            cluster
+                .sync
+                .peer_disconnected(peer, self.sessions.journal_mut(), now);
         }
         self.choose_sync_link(now, peer);
         self.settle_cluster(now);
@@ -214,17 +215,19 @@ impl Gateway {
                 return Ok(ignored);
             }
             let left = path.link.replace(link);
-            cluster.sync.peer_disconnected(peer, now);
-            cluster.sync.peer_connected(peer);
+            cluster
+                .sync
+                .peer_disconnected(peer, self.sessions.journal_mut(), now);
+            cluster
+                .sync
+                .peer_connected(peer, self.sessions.journal_mut());
             self.leave_stream(peer, left);
         }
         let Some(cluster) = &mut self.cluster else {
             return Ok(ignored);
         };
         let mut context = Context {
-            table: &mut self.table,
-            book: &mut self.book,
-            nat: &mut self.nat,
+            store: &mut self.sessions,
             now,
         };
         let path = &mut cluster.peers[peer.index()];
@@ -249,7 +252,9 @@ impl Gateway {
                     error = InQuotes(&error)
                 );
             }
-            cluster.sync.peer_disconnected(peer, now);
+            cluster
+                .sync
+                .peer_disconnected(peer, self.sessions.journal_mut(), now);
         }
         self.settle_cluster(now);
         received
@@ -275,7 +280,7 @@ impl Gateway {
         }
         cluster
             .sync
-            .poll_transmit(peer, out, SYNC_BUDGET, &self.table, &self.book, now)
+            .poll_transmit(peer, out, SYNC_BUDGET, &mut self.sessions, now)
     }
 
     /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
@@ -351,7 +356,7 @@ impl Gateway {
             return;
         };
         cluster.ha.handle_timeout(now);
-        cluster.sync.handle_timeout(now, &self.table, &self.book);
+        cluster.sync.handle_timeout(now, &mut self.sessions);
         self.renew_leases(now);
         self.keep_warm(now);
         for peer in self.peers() {
@@ -365,7 +370,7 @@ impl Gateway {
         let cluster = self.cluster.as_ref()?;
         let all = [
             cluster.ha.poll_timeout(now),
-            cluster.sync.poll_timeout(),
+            cluster.sync.poll_timeout(self.sessions.journal()),
             cluster.waiting.deadline(),
         ];
         all.into_iter().flatten().min()
@@ -378,22 +383,6 @@ impl Gateway {
         let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
         cluster.ha.handle_ports(now, &up);
         self.settle_cluster(now);
-    }
-
-    /// A session was opened by a packet here.
-    #[inline]
-    pub(super) fn note_opened(&mut self, now: Time, id: SessionId) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.sync.opened(&self.table, &self.book, id, now);
-        }
-    }
-
-    /// A session has changed; `before` is what it was.
-    #[inline]
-    pub(super) fn note_changed(&mut self, id: SessionId, before: Phase) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.sync.changed(&self.table, &self.book, id, before);
-        }
     }
 
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.
@@ -428,11 +417,15 @@ impl Gateway {
         }
         let left = std::mem::replace(&mut path.link, best);
         if left.is_some() {
-            cluster.sync.peer_disconnected(peer, now);
+            cluster
+                .sync
+                .peer_disconnected(peer, self.sessions.journal_mut(), now);
         }
         if let Some(link) = best {
             log::debug!("replication stream chosen peer={} link={}", peer.0, link.0);
-            cluster.sync.peer_connected(peer);
+            cluster
+                .sync
+                .peer_connected(peer, self.sessions.journal_mut());
         }
         self.leave_stream(peer, left);
     }
@@ -444,7 +437,9 @@ impl Gateway {
                 return;
             };
             if let Some(link) = cluster.peers[peer.index()].link.take() {
-                cluster.sync.peer_disconnected(peer, now);
+                cluster
+                    .sync
+                    .peer_disconnected(peer, self.sessions.journal_mut(), now);
                 self.leave_stream(peer, Some(link));
                 self.choose_sync_link(now, peer);
             }

@@ -125,7 +125,9 @@ impl Gateway {
                     self.group_name(group)
                 );
                 if let Some(cluster) = &mut self.cluster {
-                    cluster.sync.set_sending(group, Some(term));
+                    cluster
+                        .sync
+                        .set_sending(group, Some(term), self.sessions.journal_mut());
                 }
             }
             ha::Output::Handover { group, to, term } => {
@@ -193,12 +195,14 @@ impl Gateway {
 
     fn change_role(&mut self, now: Time, group: GroupId, role: Role, term: u64) {
         if let Some(cluster) = &mut self.cluster {
-            cluster
-                .sync
-                .set_sending(group, (role == Role::Primary).then_some(term));
+            cluster.sync.set_sending(
+                group,
+                (role == Role::Primary).then_some(term),
+                self.sessions.journal_mut(),
+            );
         }
         if role == Role::Primary {
-            self.table.renew(group, now.tick());
+            self.sessions.renew(group, now.tick());
         } else {
             self.drop_waiting(group);
             self.revalidation.restart(Scope {
@@ -224,7 +228,7 @@ impl Gateway {
     pub(super) fn renew_leases(&mut self, now: Time) {
         for group in self.groups() {
             if !self.is_primary(group) {
-                self.table.renew(group, now.tick());
+                self.sessions.renew(group, now.tick());
             }
         }
     }

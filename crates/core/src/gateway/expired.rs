@@ -40,7 +40,7 @@ impl Gateway {
             parsed,
             identification: None,
         };
-        let is_in_session = self.table.lookup(&parsed.key, &self.book).is_some();
+        let is_in_session = self.sessions.lookup(&parsed.key).is_some();
         let is_error = parsed.kind == Kind::IcmpError;
         let is_whole = parsed.fragment.is_none() && !is_error;
         if is_whole && !is_in_session && self.is_for_gateway(&packet) {

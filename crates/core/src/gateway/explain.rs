@@ -240,10 +240,10 @@ impl Gateway {
             fate_here: Fate::Forward,
             pickup: None,
         };
-        let known = self.table.lookup(&key, &self.book);
+        let known = self.sessions.lookup(&key);
         // The connection of that session is over: it gives way, if the packet may open another.
         let gives_way = |(id, direction)| {
-            let session = self.table.get(id);
+            let session = self.sessions.get(id);
             session.is_some_and(|session| forward::opens_after(session, direction, packet))
                 && !self.is_for_gateway(packet)
                 && self
@@ -258,7 +258,7 @@ impl Gateway {
             self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
         } else if self.is_for_gateway(packet) {
             explanation.matched = Matched::Gateway;
-            explanation.group = self.nat.group(&key.dst);
+            explanation.group = self.sessions.nat().group(&key.dst);
             match self.judge_local(packet, is_primary) {
                 Ok(_) => Fate::Answer,
                 Err(reason @ DropReason::NoListener) => Fate::Drop {
@@ -283,14 +283,14 @@ impl Gateway {
         carries: impl Fn(GroupId) -> bool,
         explanation: &mut Explanation,
     ) -> Fate {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return DropReason::TcpNoSession.into();
         };
         let view = Box::new(self.view(id, session, packet.now));
         explanation.matched = Matched::Session(view, direction);
         explanation.group = Some(session.group);
         explanation.egress = Some(session.ports(direction).1);
-        explanation.leaves_as = Some(session.translated(direction, &self.book));
+        explanation.leaves_as = Some(session.translated(direction, self.sessions.book()));
         let any_segment = scope == Scope::Flow;
         let result = self.try_in_session(
             packet,
@@ -302,7 +302,7 @@ impl Gateway {
         );
         match result {
             Ok(_) if turns_back(session, direction) => {
-                let to = session.translated(direction, &self.book);
+                let to = session.translated(direction, self.sessions.book());
                 self.explain_return(packet, &to, session.out_port, explanation)
             }
             Ok(_) => Fate::Forward,
@@ -324,7 +324,8 @@ impl Gateway {
         let source = packet.parsed.key.src;
         let is_own = |it: &Session| self.is_primary(it.group);
         let gives_way = self
-            .table
+            .sessions
+            .table()
             .room(&source, self.limits_by(packet.port), is_own)
             .map_err(no_room)?;
         let port_gives_way = self.ports_yield(&plan, &source)?;
@@ -342,14 +343,18 @@ impl Gateway {
             }
         };
         if let Some(source) = &mut explanation.source {
-            let addr = self.book.resolve(session.nat_src, session.src);
+            let addr = self.sessions.book().resolve(session.nat_src, session.src);
             source.to = Some((addr, session.nat_src_port));
         }
-        match self.table.check_insert(&session, &self.book) {
+        match self
+            .sessions
+            .table()
+            .check_insert(&session, self.sessions.book())
+        {
             Err(InsertError::Conflict(other)) if replaces == Some(other) => {}
             taken => taken.map_err(refusal)?,
         }
-        let to = session.translated(Direction::Original, &self.book);
+        let to = session.translated(Direction::Original, self.sessions.book());
         explanation.leaves_as = Some(to);
         if turns_back(&session, Direction::Original) {
             let fate = self.explain_return(packet, &to, session.out_port, explanation);
@@ -392,13 +397,13 @@ impl Gateway {
             reason: DropReason::NoListener,
             told: false,
         };
-        let Some((id, Direction::Reply)) = self.table.lookup(to, &self.book) else {
+        let Some((id, Direction::Reply)) = self.sessions.lookup(to) else {
             return nobody;
         };
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return nobody;
         };
-        explanation.leaves_as = Some(session.translated(Direction::Reply, &self.book));
+        explanation.leaves_as = Some(session.translated(Direction::Reply, self.sessions.book()));
         let carries = |group| self.carries(packet.now, group);
         match self.try_in_session(packet, port, session, Direction::Reply, carries, true) {
             Ok(_) => Fate::Forward,
@@ -410,7 +415,7 @@ impl Gateway {
     fn wait_of(&self, session: &Session) -> Fate {
         let guarantee = self.guarantee_of(session.policy);
         let waits = self.cluster.as_ref().is_some_and(|cluster| {
-            cluster.sync.pickup_delay(session.protocol) == Some(Duration::ZERO)
+            self.sessions.journal().pickup_delay(session.protocol) == Some(Duration::ZERO)
                 && cluster.sync.has_copy(session.group)
         });
         match guarantee {
@@ -475,9 +480,9 @@ impl Gateway {
         let Some(cluster) = &self.cluster else {
             return Pickup::Standalone;
         };
-        let sync = &cluster.sync;
-        let seq = session.and_then(|view| sync.seq_of(SessionId(view.id)));
-        let delay = match (sync.pickup_delay(protocol), seq) {
+        let (sync, journal) = (&cluster.sync, self.sessions.journal());
+        let seq = session.and_then(|view| journal.seq_of(SessionId(view.id)));
+        let delay = match (journal.pickup_delay(protocol), seq) {
             (None, None) if protocol != Protocol::TCP && self.replicates_connections() => {
                 return Pickup::ConnectionlessOff;
             }
@@ -504,8 +509,8 @@ impl Gateway {
     }
 
     fn replicates_connections(&self) -> bool {
-        let sync = self.cluster.as_ref().map(|cluster| &cluster.sync);
-        sync.is_some_and(|sync| sync.pickup_delay(Protocol::TCP).is_some())
+        let journal = self.sessions.journal();
+        journal.pickup_delay(Protocol::TCP).is_some()
     }
 
     fn guarantee_wait(&self) -> Duration {

@@ -5,7 +5,6 @@ use crate::flow::{Addr, Direction, FlowKey, GroupId, PortId, Protocol};
 use crate::packet::build::{self, Problem};
 use crate::packet::{self, Kind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
-use crate::sync::Phase;
 use crate::time::Time;
 
 use super::hairpin::turns_back;
@@ -22,38 +21,38 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        // The session is read once: in a big table, each time may be a cache miss.
-        let Some((session, stale)) = self.table.get_mut_with_staleness(id) else {
-            return Verdict::Drop(DropReason::TcpNoSession);
-        };
+        let roles = &self.roles;
         let carries = |group: GroupId| {
-            self.roles[usize::from(group.0)] == Role::Primary
+            roles[usize::from(group.0)] == Role::Primary
                 || cluster::is_draining(self.cluster.as_deref(), packet.now, group)
         };
         let checks_source = || self.config.ports[packet.port.index()].source_check;
-        let egress = match admit(session, direction, packet.port, checks_source, carries) {
-            Ok(egress) => egress,
-            Err(reason) => return Verdict::Drop(reason),
+        let traffic = &mut self.traffic;
+        let way = self.sessions.edit(id, |session, around| {
+            let egress = admit(session, direction, packet.port, checks_source, carries)?;
+            if is_taken_up(session, around.is_stale) {
+                take_up(session);
+            }
+            let to = session.translated(direction, around.book);
+            let (policy, turns_back) = (session.policy, turns_back(session, direction));
+            let unanswered = is_unanswered(session, direction) && !turns_back;
+            traffic[usize::from(session.group.0)].seen[direction as usize] =
+                Some(packet.now.tick());
+            let was_settled = session.is_settled();
+            let is_first_reply = follow(session, &packet, direction)?;
+            let has_answered = is_first_reply || session.is_settled() != was_settled;
+            Ok((to, egress, policy, turns_back, unanswered, has_answered))
+        });
+        let (to, egress, policy, turns_back, unanswered, has_answered) = match way {
+            Some(Ok(way)) => way,
+            Some(Err(DropReason::TcpUnexpectedSyn)) => {
+                return self.give_way(packet, id, direction);
+            }
+            Some(Err(reason)) => return Verdict::Drop(reason),
+            None => return Verdict::Drop(DropReason::TcpNoSession),
         };
-        let taken_up = is_taken_up(session, stale);
-        if taken_up {
-            take_up(session);
-        }
-        let before = Phase::of(session);
-        let to = session.translated(direction, &self.book);
-        let (policy, turns_back) = (session.policy, turns_back(session, direction));
-        let unanswered = is_unanswered(session, direction) && !turns_back;
-        let followed = follow(session, &packet, direction);
-        self.traffic[usize::from(session.group.0)].seen[direction as usize] =
-            Some(packet.now.tick());
-        if taken_up {
-            // One that was seen in one direction only does not live as long.
-            self.table.reschedule(id);
-        }
-        match followed {
-            Ok(news) => self.take_note(id, news, before),
-            Err(DropReason::TcpUnexpectedSyn) => return self.give_way(packet, id, direction),
-            Err(reason) => return Verdict::Drop(reason),
+        if has_answered {
+            self.note_neighbors_of(id);
         }
         if turns_back {
             return self.turn_back(&mut packet, to, egress);
@@ -87,7 +86,7 @@ impl Gateway {
     fn give_way(&mut self, packet: Packet<'_>, id: SessionId, direction: Direction) -> Verdict {
         let refused = Verdict::Drop(DropReason::TcpUnexpectedSyn);
         let is_over = self
-            .table
+            .sessions
             .get(id)
             .is_some_and(|session| opens_after(session, direction, &packet));
         if !is_over || self.is_for_gateway(&packet) {
@@ -104,46 +103,16 @@ impl Gateway {
         self.open_session(packet)
     }
 
-    /// Accounts for a packet of a session that no tracker judges.
-    pub(super) fn record(&mut self, packet: &Packet<'_>, id: SessionId, direction: Direction) {
-        if let Some(session) = self.table.get_mut(id) {
-            let before = Phase::of(session);
-            let news = account(session, packet, direction);
-            self.take_note(id, news, before);
-        }
-    }
-
-    #[inline]
-    fn take_note(&mut self, id: SessionId, news: News, before: Phase) {
-        if news.is_any() {
-            self.tell(id, news, before);
-        }
-    }
-
-    /// Tells the table and the peers. Apart from the way of all those packets that have no news.
-    #[inline(never)]
-    fn tell(&mut self, id: SessionId, news: News, before: Phase) {
-        if news.is_settled {
-            self.table.settle(id);
-        }
-        if news.state_changed {
-            self.table
-                .moved(id, |session| before.state(session.protocol));
-            self.note_neighbors_of(id);
-            self.note_changed(id, before);
-        }
-    }
-
     pub(super) fn send_in_session(
         &mut self,
         packet: &mut Packet<'_>,
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return Verdict::Drop(DropReason::TcpNoSession);
         };
-        let to = session.translated(direction, &self.book);
+        let to = session.translated(direction, self.sessions.book());
         let (_, egress) = session.ports(direction);
         let policy = session.policy;
         if turns_back(session, direction) {
@@ -169,14 +138,14 @@ impl Gateway {
         let checks_source = || self.config.ports[port.index()].source_check;
         let egress = admit(session, direction, port, checks_source, carries)?;
         let mut copy = session.clone();
-        if is_taken_up(session, self.table.is_stale(session)) {
+        if is_taken_up(session, self.sessions.table().is_stale(session)) {
             take_up(&mut copy);
         }
         if !(any_segment && matches!(copy.tracker, Tracker::Tcp(_))) {
             follow(&mut copy, packet, direction)?;
         }
         if is_unanswered(session, direction) && !turns_back(session, direction) {
-            let to = session.translated(direction, &self.book);
+            let to = session.translated(direction, self.sessions.book());
             let source = asks_for(&packet.parsed.key.src, &to.dst, direction);
             self.check_neighbor(packet.now, &source, egress, to.dst)?;
         }
@@ -257,8 +226,12 @@ impl Gateway {
     /// its session; one of any group that this unit is primary of.
     fn speaker(&self, packet: &Packet<'_>) -> Option<Addr> {
         let key = &packet.parsed.key;
-        if let Some(group) = self.nat.group(&key.dst)
-            && self.nat.destination(Some(packet.port), key).is_none()
+        if let Some(group) = self.sessions.nat().group(&key.dst)
+            && self
+                .sessions
+                .nat()
+                .destination(Some(packet.port), key)
+                .is_none()
         {
             let family = packet.parsed.family;
             return self
@@ -266,8 +239,8 @@ impl Gateway {
                 .or_else(|| self.own_address(packet.port, family, |it| self.is_primary(it)))
                 .filter(|_| self.is_primary(group));
         }
-        let session = self.table.lookup(key, &self.book);
-        let session = session.and_then(|(id, _)| self.table.get(id));
+        let session = self.sessions.lookup(key);
+        let session = session.and_then(|(id, _)| self.sessions.get(id));
         let address = |wanted: &dyn Fn(GroupId) -> bool| {
             self.own_address(packet.port, packet.parsed.family, |group| {
                 self.is_primary(group) && wanted(group)
@@ -352,30 +325,15 @@ fn take_up(session: &mut Session) {
     }
 }
 
-/// What a packet changed that the table and the peers must know.
-#[derive(Clone, Copy, Default)]
-struct News {
-    state_changed: bool,
-    is_settled: bool,
-}
-
-impl News {
-    #[inline]
-    fn is_any(self) -> bool {
-        self.state_changed | self.is_settled
-    }
-}
-
-/// Lets the session's tracker judge the packet, and accounts for it.
+/// Lets the session's tracker judge the packet, and accounts for it; gives whether it is the first reply.
 // Always: a packet must not pay for the call that an explanation shares.
 #[inline(always)]
 fn follow(
     session: &mut Session,
     packet: &Packet<'_>,
     direction: Direction,
-) -> Result<News, DropReason> {
+) -> Result<bool, DropReason> {
     fits(packet.parsed.kind, direction)?;
-    let mut state_changed = false;
     if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) = (packet.parsed.kind, &mut session.tracker)
     {
         if changes_state(segment.flags)
@@ -383,29 +341,23 @@ fn follow(
         {
             return Err(DropReason::BadChecksum);
         }
-        match tracker.handle(direction, &segment)? {
-            tcp::Change::Ignored => return Ok(News::default()),
-            tcp::Change::Same => {}
-            tcp::Change::State | tcp::Change::Reopened => state_changed = true,
+        if tracker.handle(direction, &segment)? == tcp::Change::Ignored {
+            return Ok(false);
         }
     }
-    let mut news = account(session, packet, direction);
-    news.state_changed |= state_changed;
-    Ok(news)
+    Ok(account(session, packet, direction))
 }
 
+/// Accounts for a packet of a session that it belongs to; gives whether it is the first reply.
 #[inline]
-fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> News {
+pub(super) fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> bool {
     session.record(direction, packet.parsed.total_len, packet.now.tick());
-    let first_reply =
+    let is_first_reply =
         direction == Direction::Reply && !session.flags.contains(SessionFlags::REPLIED);
-    if first_reply {
+    if is_first_reply {
         session.flags.set(SessionFlags::REPLIED);
     }
-    News {
-        state_changed: first_reply,
-        is_settled: session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled(),
-    }
+    is_first_reply
 }
 
 /// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is to

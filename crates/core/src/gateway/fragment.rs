@@ -7,7 +7,8 @@ use crate::packet::{self, Fragment, Kind, Parsed};
 use crate::session::Tracker;
 use crate::time::Time;
 
-use super::{Gateway, Packet, Role, cluster};
+use super::forward::account;
+use super::{Gateway, Packet};
 
 /// What later fragments need to follow the first: the flow that it showed, for they have no ports to
 /// look their session up by. It is looked up anew each time, so that they end with their session.
@@ -127,25 +128,27 @@ impl Gateway {
     }
 
     fn send_onward(&mut self, mut packet: Packet<'_>, onward: Onward) -> Verdict {
-        let Some((id, direction)) = self.table.lookup(&onward.flow, &self.book) else {
+        let known = self.sessions.lookup(&onward.flow);
+        let known = known.and_then(|it| Some((it, self.sessions.get(it.0)?.group)));
+        let Some(((id, direction), group)) = known else {
             return Verdict::Drop(DropReason::FragmentOrphan);
         };
-        let Some(session) = self.table.get_mut(id) else {
-            return Verdict::Drop(DropReason::FragmentOrphan);
-        };
-        if self.roles[usize::from(session.group.0)] != Role::Primary
-            && !cluster::is_draining(self.cluster.as_deref(), packet.now, session.group)
-        {
+        if !self.carries(packet.now, group) {
             return Verdict::Drop(DropReason::NotPrimary);
         }
-        if let (Tracker::Tcp(tracker), Some(base), Some(fragment)) =
-            (&mut session.tracker, onward.base, packet.parsed.fragment)
-        {
-            let end = u32::from(fragment.offset) + u32::from(fragment.len);
-            tracker.note_sent(direction, base.wrapping_add(end));
-        }
         packet.identification = onward.identification;
-        self.record(&packet, id, direction);
+        let is_first_reply = self.sessions.edit(id, |session, _| {
+            if let (Tracker::Tcp(tracker), Some(base), Some(fragment)) =
+                (&mut session.tracker, onward.base, packet.parsed.fragment)
+            {
+                let end = u32::from(fragment.offset) + u32::from(fragment.len);
+                tracker.note_sent(direction, base.wrapping_add(end));
+            }
+            account(session, &packet, direction)
+        });
+        if is_first_reply == Some(true) {
+            self.note_neighbors_of(id);
+        }
         self.send_in_session(&mut packet, id, direction)
     }
 }

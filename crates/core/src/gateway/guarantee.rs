@@ -11,7 +11,8 @@ use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
-use crate::sync::{Copies, Seq};
+use crate::store::Seq;
+use crate::sync::Copies;
 use crate::time::Time;
 
 use super::{Cluster, Gateway, Packet};
@@ -74,7 +75,7 @@ impl Waiting {
 impl Gateway {
     /// Sends the first packet of a session on, or lets it wait.
     pub(super) fn send_first(&mut self, mut packet: Packet<'_>, id: SessionId) -> Verdict {
-        let policy = self.table.get(id).map(|session| session.policy);
+        let policy = self.sessions.get(id).map(|session| session.policy);
         let mode = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
         if mode == PickupGuarantee::Off {
             return self.send_in_session(&mut packet, id, Direction::Original);
@@ -106,9 +107,9 @@ impl Gateway {
             return verdict;
         }
         packet::complete_checksum(packet.bytes, &packet.parsed, packet.offload);
-        if let Some(session) = self.table.get_mut(id) {
+        self.sessions.edit(id, |session, _| {
             session.flags.set(SessionFlags::WAITING);
-        }
+        });
         let wait = self
             .config
             .ha
@@ -139,9 +140,9 @@ impl Gateway {
         while let Some(Cluster { waiting, sync, .. }) = self.cluster.as_deref_mut()
             && waiting.count > 0
         {
-            let mut state = Copies::Awaited;
+            let (mut state, journal) = (Copies::Awaited, self.sessions.journal());
             let settled = |group: GroupId, held: &Held| {
-                state = sync.copies(held.id, held.seq, group, wanted);
+                state = sync.copies(journal, (held.id, group), held.seq, wanted);
                 state != Copies::Awaited
             };
             let Some(held) = waiting.pop_if(settled) else {
@@ -190,14 +191,14 @@ impl Gateway {
 
     /// Ends the wait of a session; gives whether it is still there. Its packet must not go without it.
     fn stop_waiting(&mut self, held: &Held) -> bool {
-        let Some(session) = self.table.get_mut(held.id) else {
-            return false;
-        };
-        if session.key(Direction::Original, &self.book) != held.key {
-            return false;
-        }
-        session.flags.clear(SessionFlags::WAITING);
-        true
+        let stopped = self.sessions.edit(held.id, |session, around| {
+            let is_it = session.key(Direction::Original, around.book) == held.key;
+            if is_it {
+                session.flags.clear(SessionFlags::WAITING);
+            }
+            is_it
+        });
+        stopped == Some(true)
     }
 
     fn release(&mut self, now: Time, held: Held) {
@@ -224,13 +225,11 @@ impl Gateway {
     /// The last change of a session, its group, and how its copies stand; none if it is not replicated.
     fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
         let sync = &self.cluster.as_ref()?.sync;
-        let group = self.table.get(id)?.group;
-        let seq = sync.seq_of(id)?;
-        Some((
-            seq,
-            group,
-            sync.copies(id, seq, group, self.wanted_copies()),
-        ))
+        let group = self.sessions.get(id)?.group;
+        let journal = self.sessions.journal();
+        let seq = journal.seq_of(id)?;
+        let copies = sync.copies(journal, (id, group), seq, self.wanted_copies());
+        Some((seq, group, copies))
     }
 
     fn wanted_copies(&self) -> u32 {

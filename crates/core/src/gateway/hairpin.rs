@@ -30,7 +30,7 @@ impl Gateway {
             _ => false,
         };
         // Else nobody can be behind the port.
-        let (nat, book) = (&self.nat, &self.book);
+        let (nat, book) = (self.sessions.nat(), self.sessions.book());
         if !may_open || !nat.is_used_port(book, key.dst, key.protocol, key.dst_port) {
             return None;
         }
@@ -39,8 +39,11 @@ impl Gateway {
         if decision.action != Action::Accept {
             return None;
         }
-        let pool = self.nat.pool(decision.nat, port)?;
-        self.nat.is_in_pool(pool, &key.dst).then_some(port)
+        let pool = self.sessions.nat().pool(decision.nat, port)?;
+        self.sessions
+            .nat()
+            .is_in_pool(pool, &key.dst)
+            .then_some(port)
     }
 
     /// The port at which the gateway answers for `addr`.
@@ -58,7 +61,7 @@ impl Gateway {
         port: PortId,
     ) -> Verdict {
         // It comes back by another session only, and for the side that opened that: so it ends there.
-        let Some((id, Direction::Reply)) = self.table.lookup(&to, &self.book) else {
+        let Some((id, Direction::Reply)) = self.sessions.lookup(&to) else {
             return Verdict::Drop(DropReason::NoListener);
         };
         if packet.parsed.fragment.is_some() {

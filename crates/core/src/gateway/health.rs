@@ -167,10 +167,10 @@ impl Gateway {
 
     fn check_table(&self, found: &mut Vec<(Trouble, Severity)>) {
         let (used, room) = (
-            u64::from(self.table.len()),
-            u64::from(self.table.capacity()),
+            u64::from(self.sessions.table().len()),
+            u64::from(self.sessions.table().capacity()),
         );
-        if self.table.is_full() {
+        if self.sessions.table().is_full() {
             found.push((Trouble::TableFull, Severity::Critical));
         } else if used * 100 >= room * NEARLY_FULL {
             found.push((Trouble::TableNearlyFull, Severity::Warning));

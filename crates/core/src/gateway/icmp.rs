@@ -67,10 +67,10 @@ impl Gateway {
         let quoted = icmp_error::quoted(bytes, &parsed)?;
         // The quoted packet is one that we sent; the answer to it has the key that we look up.
         let (id, direction) = self
-            .table
-            .lookup(&quoted.key.reply(), &self.book)
+            .sessions
+            .lookup(&quoted.key.reply())
             .ok_or(DropReason::IcmpUnrelated)?;
-        let session = self.table.get(id).ok_or(DropReason::IcmpUnrelated)?;
+        let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
         // Only the port tells: this kernel reports with any of its own addresses as source.
         let (ingress, egress) = session.ports(direction);
         if port != ingress && self.config.ports[port.index()].source_check {
@@ -84,8 +84,8 @@ impl Gateway {
             return Err(DropReason::PortDown);
         }
         let turns_back = turns_back(session, direction);
-        let as_received = session.key(direction, &self.book);
-        let as_sent = session.key(direction.flip(), &self.book);
+        let as_received = session.key(direction, self.sessions.book());
+        let as_sent = session.key(direction.flip(), self.sessions.book());
         // A router on the inside must not show its address (RFC 5508, section 4.2).
         let hidden = as_received.src != as_sent.dst;
         let outer_src = if hidden { as_sent.dst } else { parsed.key.src };

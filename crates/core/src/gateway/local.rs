@@ -58,7 +58,7 @@ impl Gateway {
         if packet.parsed.has_segments_left {
             return Err(DropReason::RoutingHeader);
         }
-        if !self.nat.group(&key.dst).is_some_and(is_primary) {
+        if !self.sessions.nat().group(&key.dst).is_some_and(is_primary) {
             return Err(DropReason::NotPrimary);
         }
         // The answer would hit whoever has that address, past all policies.
@@ -131,13 +131,13 @@ impl Gateway {
 
     /// Whether a peer may speak for `addr` already, since it is about to take it over.
     fn is_handing_over(&self, addr: &Addr) -> bool {
-        let group = self.nat.group(addr);
+        let group = self.sessions.nat().group(addr);
         let cluster = self.cluster.as_ref().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_handing_over(group))
     }
 
     fn was_taken_over_lately(&self, now: Time, addr: &Addr) -> bool {
-        let group = self.nat.group(addr);
+        let group = self.sessions.nat().group(addr);
         let cluster = self.cluster.as_ref().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_new(now, group))
     }

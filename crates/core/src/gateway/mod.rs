@@ -51,11 +51,11 @@ use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict}
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
 use crate::log_limit::SESSION_TARGET;
-use crate::nat::Nat;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
 use crate::route::Fib;
-use crate::session::{AddressBook, Holdings, SessionFlags, SessionId, Table};
+use crate::session::{Holdings, SessionFlags, SessionId};
+use crate::store::{Keys, SessionStore};
 use crate::time::{Tick, Time};
 
 use announce::Announcer;
@@ -151,9 +151,7 @@ pub struct Gateway {
     /// The port to whose TUN the packet goes that was let pass last.
     exit: Option<PortId>,
     ruleset: Arc<Ruleset>,
-    nat: Nat,
-    book: AddressBook,
-    table: Table,
+    sessions: SessionStore,
     fragments: Fragments<fragment::Onward>,
     identifications: Identifications,
     addresses: Vec<Vec<(Addr, GroupId)>>,
@@ -186,7 +184,6 @@ impl Gateway {
     /// group.
     pub fn new(config: Config, seed: Seed, now: Time) -> Gateway {
         let mut random = Random::new(seed);
-        let mut book = AddressBook::new();
         let down = PortState {
             link: LinkState {
                 up: false,
@@ -197,10 +194,13 @@ impl Gateway {
             counters: PortCounters::default(),
         };
         let ruleset = Ruleset::new(&config);
-        let nat = Nat::new(&config, &mut book, &random.key());
-        let table = open::new_table(&config, &random.key());
+        let keys = Keys {
+            nat: random.key(),
+            table: random.key(),
+        };
+        let sessions = SessionStore::new(&config, &keys);
         Gateway {
-            addresses: local::addresses(&config, &nat),
+            addresses: local::addresses(&config, sessions.nat()),
             kernel_addresses: own::KernelAddresses::default(),
             ports: vec![down; config.ports.len()],
             roles: vec![Role::Standby; config.groups.len()],
@@ -211,9 +211,7 @@ impl Gateway {
             policy_usages: PolicyUsages::new(&ruleset),
             cluster: Cluster::new(&config, &mut random, now, &ruleset).map(Box::new),
             ruleset: Arc::new(ruleset),
-            nat,
-            book,
-            table,
+            sessions,
             fragments: Fragments::new(&random.key()),
             identifications: Identifications::default(),
             announcer: Announcer::new(&config),
@@ -291,7 +289,7 @@ impl Gateway {
         if packet.parsed.kind == Kind::IcmpError {
             return self.handle_icmp_error(packet);
         }
-        match self.table.lookup(&packet.parsed.key, &self.book) {
+        match self.sessions.lookup(&packet.parsed.key) {
             Some((id, direction)) => self.forward_in_session(packet, id, direction),
             None => self.open_session(packet),
         }
@@ -359,7 +357,7 @@ impl Gateway {
         if self.revalidation.is_running() {
             return Some(now);
         }
-        let sweep = Some(self.table.next_sweep(now.tick()))
+        let sweep = Some(self.sessions.table().next_sweep(now.tick()))
             .filter(|tick| *tick != Tick::NEVER)
             .map(|tick| tick.time().max(now));
         [
@@ -383,11 +381,11 @@ impl Gateway {
 
     fn expire_sessions(&mut self, now: Time) {
         let mut expired = std::mem::take(&mut self.expired);
-        self.table.sweep(now.tick(), &mut expired);
+        self.sessions.sweep(now.tick(), &mut expired);
         for id in expired.drain(..) {
             // What another unit is primary for expires there.
             if self
-                .table
+                .sessions
                 .get(id)
                 .is_some_and(|session| self.is_primary(session.group))
             {
@@ -401,7 +399,7 @@ impl Gateway {
     /// another unit is primary of its group.
     pub fn clear_session(&mut self, now: Time, id: u32) -> bool {
         let id = SessionId(id);
-        let group = self.table.get(id).map(|session| session.group);
+        let group = self.sessions.get(id).map(|session| session.group);
         let is_ours = group.is_some_and(|group| self.is_primary(group));
         if is_ours {
             self.counters.cleared += 1;
@@ -412,25 +410,22 @@ impl Gateway {
 
     /// Removes a session with all that it holds.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
         if session.flags.contains(SessionFlags::LOG) {
             let line = self.describe(id, session, now);
             log::info!(target: SESSION_TARGET, "session end {line} why={why}");
         }
-        if let Some(cluster) = &mut self.cluster {
-            cluster.sync.removed(id, session, &self.book);
+        if let Some(session) = self.sessions.end(id) {
+            self.policy_usages.note_end(&session);
         }
-        self.policy_usages.note_end(session);
-        self.nat.release(&mut self.table, id);
-        self.table.remove(id, &self.book);
     }
 
     /// A source address of each host that has sessions, and what it holds: those with the most sessions
     /// first, to an eighth. Hosts whose addresses share a place under the keyed hash are counted together.
     pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
-        self.table.holders()
+        self.sessions.table().holders()
     }
 
     fn count_drop(&mut self, reason: DropReason) {
@@ -453,7 +448,7 @@ impl Gateway {
             .iter()
             .map(|v| v.addr)
             .filter(|addr| addr.family() == family)
-            .find(|addr| self.nat.group(addr).is_some_and(&wanted))
+            .find(|addr| self.sessions.nat().group(addr).is_some_and(&wanted))
     }
 
     /// Checks what must hold between any two calls; for tests and simulations.
@@ -461,10 +456,9 @@ impl Gateway {
     /// # Panics
     /// If it does not hold.
     pub fn check_invariants(&self) {
-        self.table.check_invariants(&self.book);
-        self.nat.check_invariants(&self.table);
+        self.sessions.check_invariants();
         if let Some(cluster) = &self.cluster {
-            cluster.sync().check_invariants(&self.table, &self.book);
+            cluster.sync().check_invariants(self.sessions.journal());
         }
         assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
         self.check_options();

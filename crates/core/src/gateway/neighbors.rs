@@ -94,10 +94,10 @@ impl Gateway {
             return;
         }
         self.neighbors.next = now + INTERVAL;
-        let (sessions, next) = self.table.page(self.neighbors.cursor, SLOTS);
+        let (sessions, next) = self.sessions.table().page(self.neighbors.cursor, SLOTS);
         let mut hops = Vec::new();
         for (_, session) in sessions {
-            let leaving = session.translated(Direction::Original, &self.book);
+            let leaving = session.translated(Direction::Original, self.sessions.book());
             hops.push((session.in_port, session.src));
             hops.push((session.out_port, leaving.dst));
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{self, Action, Config};
+use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::log_limit::SESSION_TARGET;
@@ -12,8 +12,7 @@ use crate::packet::{self, Kind};
 use crate::policy::Decision;
 use crate::route::Hop;
 use crate::session::{
-    InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table, Timeouts, Tracker,
-    tcp,
+    InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Tracker, tcp,
 };
 
 use super::{Gateway, Packet, Role};
@@ -110,7 +109,7 @@ impl Gateway {
         let session = match self.draft(packet, &plan, tracker.clone(), random) {
             Ok(session) => session,
             Err(exhausted) => {
-                self.nat.note_exhausted(&exhausted);
+                self.sessions.note_exhausted(&exhausted);
                 let chance = self.random.next();
                 let giver = self.port_giver(&plan, &packet.parsed.key.src, chance);
                 let giver = giver.filter(|_| exhausted.is_certain());
@@ -202,7 +201,7 @@ impl Gateway {
     /// The policy that decides about a packet of no session with this key, if one does.
     pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
         let mut key = *original;
-        let destination = self.nat.destination(Some(port), original);
+        let destination = self.sessions.nat().destination(Some(port), original);
         if let Some(destination) = &destination {
             (key.dst, key.dst_port) = (destination.addr, destination.port);
         }
@@ -214,7 +213,10 @@ impl Gateway {
     }
 
     fn plan(&self, packet: &Packet<'_>, plan: &mut Plan) -> Result<(), Refused> {
-        plan.destination = self.nat.destination(Some(packet.port), &plan.key);
+        plan.destination = self
+            .sessions
+            .nat()
+            .destination(Some(packet.port), &plan.key);
         if let Some(destination) = &plan.destination {
             (plan.key.dst, plan.key.dst_port) = (destination.addr, destination.port);
         }
@@ -234,7 +236,7 @@ impl Gateway {
             true => config::Nat::Egress,
             false => nat,
         };
-        plan.source = self.nat.pool(plan.nat, egress);
+        plan.source = self.sessions.nat().pool(plan.nat, egress);
         plan.group = self.group_of(packet, plan);
         Ok(())
     }
@@ -284,9 +286,7 @@ impl Gateway {
             session.nat_dst_port = destination.port;
         }
         if let Some(pool) = plan.source {
-            let source =
-                self.nat
-                    .allocate_source(&self.table, &self.book, pool, &plan.key, random)?;
+            let source = self.sessions.allocate_source(pool, &plan.key, random)?;
             let outgoing = plan.key.with_source_port(source.port);
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
             session.nat_dst_port = outgoing.dst_port;
@@ -295,12 +295,10 @@ impl Gateway {
     }
 
     fn insert(&mut self, packet: &Packet<'_>, session: Session) -> Result<SessionId, DropReason> {
-        let id = self.table.insert(session, &self.book).map_err(refusal)?;
-        self.nat.attach(&mut self.table, id);
-        self.note_opened(packet.now, id);
+        let id = self.sessions.insert(session, packet.now).map_err(refusal)?;
         self.counters.opened += 1;
         let is_logged = |session: &&Session| session.flags.contains(SessionFlags::LOG);
-        if let Some(session) = self.table.get(id).filter(is_logged) {
+        if let Some(session) = self.sessions.get(id).filter(is_logged) {
             let line = self.describe(id, session, packet.now);
             log::info!(target: SESSION_TARGET, "session start {line}");
         }
@@ -319,11 +317,8 @@ impl Gateway {
         let roles = &self.roles;
         let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
         let limits = self.limits_by(packet.port);
-        if let Some(id) = self
-            .table
-            .make_room(&source, limits, is_own)
-            .map_err(no_room)?
-        {
+        let room = self.sessions.make_room(&source, limits, is_own);
+        if let Some(id) = room.map_err(no_room)? {
             self.end_early(packet, id);
         }
         if let Some(id) = self.ports_yield(plan, &source)? {
@@ -335,7 +330,7 @@ impl Gateway {
     /// How much a source may have that sends by `port`.
     pub(super) fn limits_by(&self, port: PortId) -> SourceLimits {
         let quotas = &self.config.ports[port.index()].quotas;
-        let all = self.table.source_limits();
+        let all = self.sessions.table().source_limits();
         SourceLimits {
             sessions: quotas.sessions.unwrap_or(all.sessions),
             half_open: quotas.half_open.unwrap_or(all.half_open),
@@ -354,15 +349,19 @@ impl Gateway {
         let quota = self.config.ports[plan.ingress.index()].quotas.ports;
         let limit = match quota.or(self.config.limits.ports_per_source) {
             Some(limit) => limit,
-            None => (self.nat.pool_ports(pool) / 2).max(LEAST_PORTS),
+            None => (self.sessions.nat().pool_ports(pool) / 2).max(LEAST_PORTS),
         };
         if limit == 0
-            || self.table.holdings(source).ports < limit
-            || self.nat.has_mapping(&self.table, pool, &plan.key)
+            || self.sessions.table().holdings(source).ports < limit
+            || self.sessions.has_mapping(pool, &plan.key)
         {
             return Ok(None);
         }
-        let mut own = self.table.of_source(source).take(SESSIONS_LOOKED_AT);
+        let mut own = self
+            .sessions
+            .table()
+            .of_source(source)
+            .take(SESSIONS_LOOKED_AT);
         own.find(|id| self.frees_a_port(*id, pool))
             .ok_or(DropReason::SourceLimit)
             .map(Some)
@@ -370,10 +369,10 @@ impl Gateway {
 
     /// Whether the end of a session may free a port of `pool`, and nobody waits for its answer.
     fn frees_a_port(&self, id: SessionId, pool: PoolId) -> bool {
-        self.table.get(id).is_some_and(|session| {
+        self.sessions.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
                 && self.is_primary(session.group)
-                && self.nat.pool_has(pool, session.nat_src)
+                && self.sessions.nat().pool_has(pool, session.nat_src)
         })
     }
 
@@ -383,7 +382,7 @@ impl Gateway {
         if !Nat::has_mappings(plan.key.protocol) {
             return self.tuple_holder(pool, &plan.key, random);
         }
-        let theirs = self.table.of_largest_port_holder(source);
+        let theirs = self.sessions.table().of_largest_port_holder(source);
         let mut theirs = theirs.take(SESSIONS_LOOKED_AT);
         theirs.find(|id| self.frees_a_port(*id, pool))
     }
@@ -391,15 +390,18 @@ impl Gateway {
     /// All ports towards a destination are taken: of some at random, the session of the source that holds
     /// the most sessions, if it holds more than this one.
     fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
-        let own = self.table.holdings(&key.src).sessions;
-        let holders = self.nat.sample(&self.table, &self.book, pool, key, random);
+        let own = self.sessions.table().holdings(&key.src).sessions;
+        let holders = self.sessions.sample(pool, key, random);
         let weigh = |id: SessionId| {
-            let session = self.table.get(id).filter(|it| self.is_primary(it.group))?;
-            let sessions = self.table.holdings(&session.src).sessions;
+            let session = self
+                .sessions
+                .get(id)
+                .filter(|it| self.is_primary(it.group))?;
+            let sessions = self.sessions.table().holdings(&session.src).sessions;
             let is_more = sessions > own + own / 7 + 1;
             is_more.then_some(((sessions, session.is_dispensable()), id))
         };
-        let most = holders.into_iter().flatten().filter_map(weigh);
+        let most = holders.filter_map(weigh);
         most.max_by_key(|(weight, _)| *weight).map(|(_, id)| id)
     }
 
@@ -414,16 +416,16 @@ impl Gateway {
         let family = packet.parsed.family;
         let external = plan.destination.is_some().then_some(packet.parsed.key.dst);
         external
-            .or_else(|| self.nat.first_address(plan.source?, family))
+            .or_else(|| self.sessions.nat().first_address(plan.source?, family))
             .or_else(|| self.own_address(packet.port, family, |group| self.is_primary(group)))
             .or_else(|| self.own_address(packet.port, family, |_| true))
-            .and_then(|addr| self.nat.group(&addr))
+            .and_then(|addr| self.sessions.nat().group(&addr))
             .unwrap_or(GroupId(0))
     }
 
     /// Whether the gateway answers for `addr`, on whatever port.
     pub(super) fn is_own_address(&self, addr: &Addr) -> bool {
-        self.nat.group(addr).is_some()
+        self.sessions.nat().group(addr).is_some()
     }
 
     pub(super) fn is_primary(&self, group: GroupId) -> bool {
@@ -434,7 +436,11 @@ impl Gateway {
     pub(super) fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
         self.is_own_address(&key.dst)
-            && self.nat.destination(Some(packet.port), key).is_none()
+            && self
+                .sessions
+                .nat()
+                .destination(Some(packet.port), key)
+                .is_none()
             && self.turning_port(packet).is_none()
     }
 }
@@ -479,30 +485,6 @@ pub(super) fn no_room(why: NoRoom) -> DropReason {
         NoRoom::SourceLimit => DropReason::SourceLimit,
         NoRoom::HalfOpenLimit => DropReason::HalfOpenLimit,
     }
-}
-
-/// How much a source may have. Of external ports, the limit depends on the pool.
-pub(super) fn source_limits(config: &Config) -> SourceLimits {
-    let (sessions, half_open) = config.source_limits();
-    SourceLimits {
-        sessions,
-        half_open,
-    }
-}
-
-/// The table of sessions that `config` asks for.
-pub(super) fn new_table(config: &Config, key: &[u8; 16]) -> Table {
-    let timeouts = Timeouts::from(&config.timeouts);
-    let limits = source_limits(config);
-    let mut table = Table::new(config.node.max_sessions, key, timeouts, limits.half_open);
-    table.set_source_limits(limits);
-    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
-    for address in addresses {
-        if let ipnet::IpNet::V6(network) = address.network {
-            table.count_by_address(&network);
-        }
-    }
-    table
 }
 
 /// External ports that one source may have at least, if nothing is configured.

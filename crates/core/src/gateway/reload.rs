@@ -50,8 +50,8 @@ impl Gateway {
         let pools = config.nat_pools.iter().flat_map(|pool| &pool.addresses);
         let servers = config.forwards.iter().map(|forward| &forward.internal.0);
         let unknown = pools.chain(servers);
-        let unknown = unknown.filter(|addr| self.book.find(**addr).is_none());
-        if unknown.count() > self.book.room() {
+        let unknown = unknown.filter(|addr| self.sessions.book().find(**addr).is_none());
+        if unknown.count() > self.sessions.book().room() {
             return Err(
                 "there were too many addresses in pools and forwards since the start: restart"
                     .to_owned(),
@@ -108,12 +108,11 @@ impl Gateway {
             pickup,
         } = effects;
         if timeouts {
-            self.table
+            self.sessions
                 .set_timeouts(Timeouts::from(&self.config.timeouts));
         }
         if source_limits {
-            self.table
-                .set_source_limits(super::open::source_limits(&self.config));
+            self.sessions.set_limits(&self.config);
         }
         if icmp_errors {
             self.budgets = Budgets::new(self.config.limits.icmp_errors_per_second);
@@ -141,7 +140,7 @@ impl Gateway {
                 cluster.ha.set_monitor(now, &ha.monitor, &up);
             }
             if pickup {
-                more_are_replicated = cluster.sync.set_pickup(ha);
+                more_are_replicated = self.sessions.set_pickup(ha);
             }
         }
         if rules || sources || more_are_replicated {
@@ -158,28 +157,24 @@ impl Gateway {
     /// Checks that each part that keeps an option has the one that is in force.
     pub(super) fn check_options(&self) {
         let config = &self.config;
-        let timeouts = Timeouts::from(&config.timeouts);
-        assert!(*self.table.timeouts() == timeouts, "timeouts are in force");
-        let limits = super::open::source_limits(config);
-        assert!(self.table.source_limits() == limits, "limits are in force");
+        assert!(self.sessions.follows(config), "the sessions follow");
         let errors = config.limits.icmp_errors_per_second;
         assert!(
             self.budgets.are_of(errors),
             "the rate of errors is in force"
         );
         assert!(self.announcer.follows(config), "announcements follow");
-        if let (Some(cluster), Some(ha)) = (&self.cluster, &config.ha) {
+        if let Some(cluster) = &self.cluster {
             assert!(cluster.ha.follows(config), "the election follows");
-            assert!(cluster.sync.follows(ha), "replication follows");
         }
     }
 
     fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
         self.policy_usages.adopt(&self.ruleset, &ruleset);
         self.ruleset = ruleset;
-        self.nat.reconfigure(&self.config, &mut self.book);
+        self.sessions.reconfigure_nat(&self.config);
         self.fragments.forget_decisions();
-        let addresses = local::addresses(&self.config, &self.nat);
+        let addresses = local::addresses(&self.config, self.sessions.nat());
         let before = std::mem::replace(&mut self.addresses, addresses);
         self.announce_new(now, &before);
         self.find_faults(now);
@@ -377,7 +372,7 @@ mod tests {
             (vec!["node.max-sessions", "ha"], vec![])
         );
         gateway.check_invariants();
-        let limits = gateway.table.source_limits();
+        let limits = gateway.sessions.table().source_limits();
         assert_eq!((limits.sessions, limits.half_open), (50_000, 6250));
         assert!(gateway.config().picks_up_tcp(), "there is an [ha] still");
     }

@@ -9,7 +9,6 @@ use crate::event::RouteTarget;
 use crate::flow::{Addr, Direction, FlowKey, PolicyId, PortId};
 use crate::policy::Decision;
 use crate::session::{Session, SessionFlags, SessionId, TranslatedAddr};
-use crate::sync::Phase;
 use crate::time::Time;
 
 use super::Gateway;
@@ -128,7 +127,7 @@ impl Gateway {
             }
             false => PIECE,
         };
-        let (sessions, next) = self.table.page(cursor, most);
+        let (sessions, next) = self.sessions.table().page(cursor, most);
         let piece: Vec<SessionId> = sessions.map(|(id, _)| id).collect();
         for id in piece {
             self.revalidate(now, id);
@@ -148,7 +147,7 @@ impl Gateway {
 
     fn revalidate(&mut self, now: Time, id: SessionId) {
         let scope = self.revalidation.scope;
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
         // What another unit is primary for ends there; here it is only to be what it is there.
@@ -176,18 +175,14 @@ impl Gateway {
             self.counters.cleared += 1;
             self.revalidation.ended += 1;
             self.end_session(now, id, why);
-        } else if scope.pickup
-            && let Some(cluster) = &mut self.cluster
-            && cluster.sync.seq_of(id).is_none()
-        {
-            cluster.sync.opened(&self.table, &self.book, id, now);
+        } else if scope.pickup {
+            self.sessions.replicate(id, now);
         }
     }
 
     fn revalidate_foreign(&mut self, now: Time, id: SessionId) {
         let scope = self.revalidation.scope;
-        let sync = self.cluster.as_ref().map(|cluster| &cluster.sync);
-        if scope.stepped_down && sync.is_some_and(|sync| sync.seq_of(id).is_none()) {
+        if scope.stepped_down && self.sessions.journal().seq_of(id).is_none() {
             return self.end_session(now, id, "not-replicated");
         }
         if scope.routes || scope.rules || scope.pickup {
@@ -205,22 +200,21 @@ impl Gateway {
     /// Finds the policy of a session of another unit, if it has none that is known here: its id would be
     /// given to another policy. If that unit has yet to reload, it will tell.
     fn rename_policy(&mut self, id: SessionId) {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
         if self.ruleset.place(session.policy).is_some() {
             return;
         }
-        let original = session.key(Direction::Original, &self.book);
-        let leaving = session.translated(Direction::Original, &self.book);
+        let original = session.key(Direction::Original, self.sessions.book());
+        let leaving = session.translated(Direction::Original, self.sessions.book());
         let key = judged(&original, &leaving);
         let forwarded = session.nat_dst != TranslatedAddr::SAME;
         let ports = (session.in_port, session.out_port);
         let decision = self.ruleset.decide(ports.0, ports.1, &key, forwarded);
         let accepted = decision.filter(|decision| decision.action == Action::Accept);
-        if let Some(session) = self.table.get_mut(id) {
-            session.policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
-        }
+        let policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
+        self.sessions.rename_policy(id, policy);
     }
 
     fn change_session(
@@ -231,25 +225,22 @@ impl Gateway {
         policy: PolicyId,
     ) {
         let log = self.is_logged(policy);
-        let Some(session) = self.table.get_mut(id) else {
-            return;
-        };
-        (session.in_port, session.out_port) = (in_port, out_port);
-        session.policy = policy;
-        match log {
-            true => session.flags.set(SessionFlags::LOG),
-            false => session.flags.clear(SessionFlags::LOG),
-        }
-        let phase = Phase::of(session);
-        self.note_changed(id, phase);
+        self.sessions.edit(id, |session, _| {
+            (session.in_port, session.out_port) = (in_port, out_port);
+            session.policy = policy;
+            match log {
+                true => session.flags.set(SessionFlags::LOG),
+                false => session.flags.clear(SessionFlags::LOG),
+            }
+        });
     }
 
     fn inspect(&self, id: SessionId) -> Finding {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return Finding::Fine;
         };
-        let leaving = session.translated(Direction::Original, &self.book);
-        let original = session.key(Direction::Original, &self.book);
+        let leaving = session.translated(Direction::Original, self.sessions.book());
+        let original = session.key(Direction::Original, self.sessions.book());
         let key = judged(&original, &leaving);
         let in_port = if self.config.ports[session.in_port.index()].source_check {
             self.port_towards(&key.dst, &key.src, session.in_port)
@@ -313,7 +304,10 @@ impl Gateway {
         original: &FlowKey,
         leaving: &FlowKey,
     ) -> Option<&'static str> {
-        let forward = self.nat.destination(Some(session.in_port), original);
+        let forward = self
+            .sessions
+            .nat()
+            .destination(Some(session.in_port), original);
         let target = forward.map(|forward| (forward.addr, forward.port));
         let is_forwarded = (original.dst, original.dst_port) != (leaving.dst, leaving.dst_port);
         let current = is_forwarded.then_some((leaving.dst, leaving.dst_port));

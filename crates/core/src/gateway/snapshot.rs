@@ -218,19 +218,21 @@ impl Gateway {
 
     /// The number of sessions, by protocol.
     pub fn session_counts(&self) -> SessionCounts {
-        self.table.counts()
+        self.sessions.table().counts()
     }
 
     /// The number of sessions, by state.
     pub fn session_states(&self) -> &StateCounts {
-        self.table.states()
+        self.sessions.table().states()
     }
 
     /// How many external ports of the pool that `nat` means are taken for `protocol`, by mappings and
     /// forwards, and how many there are.
     pub fn pool_usage(&self, nat: Nat, egress: PortId, protocol: Protocol) -> (u64, u64) {
-        let pool = self.nat.pool(nat, egress);
-        pool.map_or((0, 0), |pool| self.nat.pool_usage(pool, protocol))
+        let pool = self.sessions.nat().pool(nat, egress);
+        pool.map_or((0, 0), |pool| {
+            self.sessions.nat().pool_usage(pool, protocol)
+        })
     }
 
     /// How `peer` stands to this unit.
@@ -265,7 +267,7 @@ impl Gateway {
                 in_sync: heard.then(|| sync.in_sync_for(peer, group)),
                 digest_equal: heard.then(|| sync.digest_equal(peer, group)),
                 applied: sync.acknowledged(peer).filter(|_| heard),
-                would_be_lost: sync.would_be_lost(peer, group, &self.table),
+                would_be_lost: sync.would_be_lost(peer, group, &self.sessions),
             };
         }
         // Two standbys know nothing of each other.
@@ -284,7 +286,17 @@ impl Gateway {
     pub fn lag(&self, peer: PeerId, now: Time) -> sync::Lag {
         let cluster = self.cluster();
         cluster.map_or_else(Default::default, |cluster| {
-            cluster.sync().lag(peer, &self.table, now)
+            cluster.sync().lag(peer, &self.sessions, now)
+        })
+    }
+
+    /// What of [`Gateway::lag`] costs nothing to tell: the changes that `peer` has not acknowledged, and the age
+    /// of the oldest of them.
+    pub fn backlog(&self, peer: PeerId, now: Time) -> (u64, Duration) {
+        let cluster = self.cluster();
+        cluster.map_or_else(Default::default, |cluster| {
+            let journal = self.sessions.journal();
+            cluster.sync().backlog(peer, journal, now)
         })
     }
 
@@ -296,7 +308,7 @@ impl Gateway {
         slots: u32,
         now: Time,
     ) -> (impl Iterator<Item = SessionView>, Option<u32>) {
-        let (sessions, next) = self.table.page(cursor, slots);
+        let (sessions, next) = self.sessions.table().page(cursor, slots);
         (
             sessions.map(move |(id, session)| self.view(id, session, now)),
             next,
@@ -306,7 +318,7 @@ impl Gateway {
     /// A session as shown to people and programs.
     pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
-        let deadline = self.table.deadline(id).unwrap_or(tick);
+        let deadline = self.sessions.table().deadline(id).unwrap_or(tick);
         SessionView {
             id: id.0,
             policy: session.policy,
@@ -315,11 +327,15 @@ impl Gateway {
                 .cluster
                 .as_ref()
                 .is_some_and(|cluster| match self.role(session.group) {
-                    Role::Primary => cluster.sync.is_synced(id, session.group),
+                    Role::Primary => {
+                        cluster
+                            .sync
+                            .is_synced(self.sessions.journal(), id, session.group)
+                    }
                     Role::Standby => cluster.sync.is_ready(session.group),
                 }),
-            original: session.key(Direction::Original, &self.book),
-            translated: session.translated(Direction::Original, &self.book),
+            original: session.key(Direction::Original, self.sessions.book()),
+            translated: session.translated(Direction::Original, self.sessions.book()),
             in_port: session.in_port,
             out_port: session.out_port,
             state: SessionState::of(session).name(),

@@ -189,10 +189,12 @@ impl Gateway {
 
     /// Takes note of which ends of a session have answered.
     pub(super) fn note_neighbors_of(&mut self, id: SessionId) {
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
-        let to = session.translated(Direction::Original, &self.book).dst;
+        let to = session
+            .translated(Direction::Original, self.sessions.book())
+            .dst;
         let (server, client) = ((session.out_port, to), (session.in_port, session.src));
         // Of TCP the client has answered too, or it would not be established.
         let settled = matches!(session.tracker, Tracker::Tcp(_)) && session.is_settled();

@@ -73,11 +73,11 @@ pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
 
 pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {
     let (gateway, now) = (view.gateway, view.now);
-    each_peer(gateway, page, &catalog::LAG_CHANGES, |peer, cluster| {
-        cluster.sync().backlog(peer, now).0
+    each_peer(gateway, page, &catalog::LAG_CHANGES, |peer, _| {
+        gateway.backlog(peer, now).0
     });
-    each_peer(gateway, page, &catalog::LAG_AGE, |peer, cluster| {
-        cluster.sync().backlog(peer, now).1.as_secs_f64()
+    each_peer(gateway, page, &catalog::LAG_AGE, |peer, _| {
+        gateway.backlog(peer, now).1.as_secs_f64()
     });
     each_peer(gateway, page, &catalog::CHANGES_SENT, |peer, cluster| {
         cluster.sync().traffic(peer).changes_sent

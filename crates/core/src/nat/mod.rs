@@ -368,7 +368,7 @@ impl Nat {
 
     /// Makes a session that was inserted part of its mapping, which comes into being with its first
     /// session. No effect on sessions without a mapping.
-    pub fn attach(&mut self, table: &mut Table, id: SessionId) {
+    pub(crate) fn attach(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
         };
@@ -386,7 +386,7 @@ impl Nat {
 
     /// Takes a session that will be removed out of its mapping, which ends with its last session.
     /// No effect on sessions without a mapping.
-    pub fn release(&mut self, table: &mut Table, id: SessionId) {
+    pub(crate) fn release(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
         };

@@ -42,12 +42,12 @@ impl Table {
     }
 
     /// Counts an external port that a source has from now on.
-    pub fn note_port(&mut self, source: &Addr) {
+    pub(crate) fn note_port(&mut self, source: &Addr) {
         self.holders.add_port(source);
     }
 
     /// Counts an external port that a source has no more.
-    pub fn forget_port(&mut self, source: &Addr) {
+    pub(crate) fn forget_port(&mut self, source: &Addr) {
         self.holders.remove_port(source);
     }
 
@@ -239,7 +239,7 @@ mod tests {
             let before = SessionState::of(table.get(id).unwrap());
             table.get_mut(id).unwrap().flags.set(SessionFlags::REPLIED);
             table.settle(id);
-            table.moved(id, |_| before);
+            table.moved(id, before);
         }
     }
 

@@ -94,7 +94,7 @@ impl Table {
 
     /// To be called when a session has changed to a state whose timeout may be shorter.
     #[inline]
-    pub fn reschedule(&mut self, id: SessionId) {
+    pub(super) fn reschedule(&mut self, id: SessionId) {
         let Some(deadline) = self.deadline(id) else {
             return;
         };
@@ -112,7 +112,7 @@ impl Table {
     /// The session with this id, to be changed, and whether it is stale: not seen here since its
     /// group's sessions were renewed.
     #[inline]
-    pub fn get_mut_with_staleness(&mut self, id: SessionId) -> Option<(&mut Session, bool)> {
+    pub(crate) fn get_mut_with_staleness(&mut self, id: SessionId) -> Option<(&mut Session, bool)> {
         let Slot::Used(session) = self.slots.get_mut(id.0 as usize)? else {
             return None;
         };
@@ -266,7 +266,7 @@ mod tests {
                             session.flags.clear(SessionFlags::REPLIED);
                             shortened.insert(id, now);
                         }
-                        table.moved(id, |_| before);
+                        table.moved(id, before);
                     }
                 }
             }

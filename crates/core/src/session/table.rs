@@ -154,7 +154,7 @@ impl Table {
     /// Adds a session, if neither of its keys is taken.
     ///
     /// One marked [`SessionFlags::HALF_OPEN`] counts against the limit of its source until it is
-    /// [settled](Table::settle) or removed.
+    /// settled or removed.
     ///
     /// # Errors
     ///
@@ -227,21 +227,21 @@ impl Table {
 
     /// The session with this id, to be changed.
     ///
-    /// After a change of its [`SessionState`], call [`Table::moved`]; after another one that can make
-    /// its deadline earlier, [`Table::reschedule`].
+    /// For the [store](crate::store) and the translator, which keep all else in step: after a change of its
+    /// [`SessionState`], [`Table::moved`] is to be called.
     #[inline]
-    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+    pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         match self.slots.get_mut(id.0 as usize) {
             Some(Slot::Used(session)) => Some(session),
             _ => None,
         }
     }
 
-    /// To be called when a session may have come to another state; `before` tells what it was.
+    /// To be called when a session may have come to another state than `before`.
     #[inline]
-    pub fn moved(&mut self, id: SessionId, before: impl FnOnce(&Session) -> SessionState) {
+    pub(crate) fn moved(&mut self, id: SessionId, before: SessionState) {
         if let Some(session) = self.get(id) {
-            let (before, after) = (before(session), SessionState::of(session));
+            let after = SessionState::of(session);
             self.states.subtract(before);
             self.states.add(after);
         }
@@ -250,7 +250,7 @@ impl Table {
 
     /// Takes a session out of the count of the half-open ones of its source, if it is in it: to be
     /// called when it is replied to (TCP: established).
-    pub fn settle(&mut self, id: SessionId) {
+    pub(crate) fn settle(&mut self, id: SessionId) {
         if let Some(Slot::Used(session)) = self.slots.get_mut(id.0 as usize)
             && session.flags.contains(SessionFlags::HALF_OPEN)
         {
@@ -588,7 +588,7 @@ mod tests {
         for id in &ids[..70] {
             let before = SessionState::of(table.get(*id).unwrap());
             table.get_mut(*id).unwrap().flags.set(SessionFlags::REPLIED);
-            table.moved(*id, |_| before);
+            table.moved(*id, before);
         }
         table.check_invariants(&book);
         let source = key(1, 2, 999, 53).src;

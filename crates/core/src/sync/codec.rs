@@ -1,6 +1,5 @@
 //! The bytes of [`super::message`].
 
-use super::digest::{Buckets, SUMS};
 use super::hello::write_hello;
 use super::message::{Hello, MAX_FRAME, Message, Operation, Record, Refusal};
 use super::settings::Settings;
@@ -9,6 +8,7 @@ use crate::flow::Direction;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::session::tcp::{self, TcpState};
 use crate::session::{AddressBook, Session, SessionFlags, Tracker, TranslatedAddr};
+use crate::store::digest::{Buckets, SUMS};
 use crate::time::Tick;
 
 /// Bytes that are no frame of the protocol.

@@ -2,9 +2,10 @@
 
 use super::message::{Record, Refusal};
 use super::peer::Authority;
-use super::{Context, Phase, Replicator};
+use super::{Context, Replicator};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr};
+use crate::store::{Phase, SessionStore};
 use crate::time::Tick;
 
 /// Sessions that one record can conflict with: one for each of its keys.
@@ -58,24 +59,22 @@ impl Replicator {
         };
         // Once more for each conflict, and for room that is made.
         for _ in 0..=MOST_CONFLICTS + 1 {
-            match context.table.insert(session.clone(), context.book) {
-                Ok(id) => {
-                    context.nat.attach(context.table, id);
-                    self.digest.add(&session, context.book);
-                    self.log.touch(id, true);
+            let store = &mut *context.store;
+            match store.insert_from_peer(session.clone()) {
+                Ok(_) => {
                     self.counters.installed += 1;
                     return;
                 }
-                Err(InsertError::Conflict(id)) if is_same_flow(id, &session, record, context) => {
-                    self.update(id, session, authority, context);
+                Err(InsertError::Conflict(id)) if is_same_flow(id, &session, record, store) => {
+                    self.update(id, session, authority, store);
                     return;
                 }
                 Err(InsertError::Conflict(other)) => {
-                    if !self.may_displace(at, other, authority, context) {
+                    if !self.may_displace(at, other, authority, store) {
                         return self.refuse(at, record, Refusal::Conflict);
                     }
                     self.counters.conflicts_lost += 1;
-                    self.take_out(other, context);
+                    store.end(other);
                 }
                 Err(InsertError::Full) if self.make_room(group, context) => {}
                 Err(InsertError::Full) => break,
@@ -102,22 +101,12 @@ impl Replicator {
                 return;
             }
         }
-        if let Some((id, Direction::Original)) = context.table.lookup(key, context.book)
-            && context
-                .table
-                .get(id)
-                .is_some_and(|session| session.group == group)
+        let store = &mut *context.store;
+        if let Some((id, Direction::Original)) = store.lookup(key)
+            && store.get(id).is_some_and(|session| session.group == group)
         {
             self.counters.removed += 1;
-            self.take_out(id, context);
-        }
-    }
-
-    /// Removes a session with all that it holds.
-    pub(super) fn take_out(&mut self, id: SessionId, context: &mut Context<'_>) {
-        context.nat.release(context.table, id);
-        if let Some(session) = context.table.remove(id, context.book) {
-            self.removed(id, &session, context.book);
+            store.end(id);
         }
     }
 
@@ -148,37 +137,21 @@ impl Replicator {
         id: SessionId,
         theirs: Session,
         authority: Authority,
-        context: &mut Context<'_>,
+        store: &mut SessionStore,
     ) {
-        let Some(ours) = context.table.get(id) else {
+        let Some(ours) = store.get(id) else {
             return;
         };
         let (before, after) = (Phase::of(ours), Phase::of(&theirs));
         if authority != Authority::Owner && !after.is_beyond(before) {
             self.counters.stale += 1;
-            if before.is_beyond(after) && self.log.seq_of(id).is_some() {
-                self.log.touch(id, true);
+            if before.is_beyond(after) {
+                store.send_again(id);
             }
             return;
         }
-        context.table.settle(id);
-        let Some(session) = context.table.get_mut(id) else {
-            return;
-        };
-        copy_state(session, theirs);
-        context
-            .table
-            .moved(id, |session| before.state(session.protocol));
         self.counters.updated += 1;
-        let Some(session) = context.table.get(id) else {
-            return;
-        };
-        if self.log.seq_of(id).is_some() {
-            self.digest.change(session, context.book, before);
-        } else {
-            self.digest.add(session, context.book);
-        }
-        self.log.touch(id, true);
+        store.edit_from_peer(id, |session| copy_state(session, theirs));
     }
 
     /// Whether a peer's session may take the place of `other`: if the peer has the last word in the
@@ -188,7 +161,7 @@ impl Replicator {
         at: usize,
         other: SessionId,
         authority: Authority,
-        context: &Context<'_>,
+        store: &SessionStore,
     ) -> bool {
         let wins = |authority| {
             matches!(
@@ -196,11 +169,11 @@ impl Replicator {
                 Authority::Owner | Authority::Shared { theirs_win: true }
             )
         };
-        let Some(other) = context.table.get(other) else {
+        let Some(other) = store.get(other) else {
             return true;
         };
         let index = usize::from(other.group.0);
-        let owned = self.sending.get(index).is_some_and(Option::is_some)
+        let owned = store.journal().term(other.group).is_some()
             || self
                 .peers
                 .iter()
@@ -215,7 +188,7 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
     let ago = |ticks: u32| Tick(now.0.saturating_sub(ticks));
     let mut translate = |before: Addr, after: Addr| match before == after {
         true => Some(TranslatedAddr::SAME),
-        false => context.book.intern(after),
+        false => context.store.intern(after),
     };
     let mut session = Session::new(&record.key, ago(record.age));
     session.nat_src = translate(record.key.src, record.outgoing.src)?;
@@ -228,7 +201,7 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
     session.bytes = record.bytes.map(|n| n.min(u64::MAX / 2));
     session.flags = record.flags;
     session.flags.set(SessionFlags::REMOTE);
-    if context.nat.group(&record.outgoing.dst).is_some() {
+    if context.store.nat().group(&record.outgoing.dst).is_some() {
         session.flags.set(SessionFlags::TURNS_BACK);
     }
     if let (Some(tcp), Protocol::TCP) = (&record.tcp, record.key.protocol) {
@@ -238,11 +211,11 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
 }
 
 /// Whether a session here is the peer's in all that can't change.
-fn is_same_flow(id: SessionId, theirs: &Session, record: &Record, context: &Context<'_>) -> bool {
-    context.table.get(id).is_some_and(|ours| {
+fn is_same_flow(id: SessionId, theirs: &Session, record: &Record, store: &SessionStore) -> bool {
+    store.get(id).is_some_and(|ours| {
         let tracks_tcp = |session: &Session| matches!(session.tracker, Tracker::Tcp(_));
-        ours.key(Direction::Original, context.book) == record.key
-            && ours.translated(Direction::Original, context.book) == record.outgoing
+        ours.key(Direction::Original, store.book()) == record.key
+            && ours.translated(Direction::Original, store.book()) == record.outgoing
             && ours.group == theirs.group
             && tracks_tcp(ours) == tracks_tcp(theirs)
     })

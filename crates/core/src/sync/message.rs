@@ -7,12 +7,12 @@
 //!
 //! `~` below is a number in LEB128. Times are durations, in units of 100 ms: clocks differ.
 
-use super::digest::Buckets;
-use super::log::Seq;
 use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::FlowKey;
 use crate::session::{SessionFlags, tcp};
+use crate::store::Seq;
+use crate::store::digest::Buckets;
 
 /// The version of the protocol; a unit talks to those of its own version.
 pub const VERSION: u16 = 2;

@@ -1,18 +1,17 @@
 //! Replication: every unit has the sessions of all groups, and those of a group come from its primary.
 //!
-//! State, not events: the [change log](log) holds each session once, in the order of the last changes,
-//! and each peer reads it at its own pace, taking the state that a session has by then. Whether two
-//! units agree is known from [digests](digest) of each group that are compared once a second; where
-//! they differ, the bucket concerned is sent anew. That is also how a unit that joins gets everything,
-//! and how anything heals that went wrong: resuming a stream after a lost link is an optimization.
+//! State, not events: the [change log](crate::store::log) holds each session once, in the order of the last
+//! changes, and each peer reads it at its own pace, taking the state that a session has by then. Whether
+//! two units agree is known from [digests](crate::store::digest) of each group that are compared once a
+//! second; where they differ, the bucket concerned is sent again. That is also how a unit that joins gets
+//! everything, and how anything heals that went wrong: resuming a stream after a lost link is an
+//! optimization.
 //!
-//! Modules in reading order: [`message`], [`codec`], [`log`], [`digest`], then the two directions
-//! (`transmit`, `receive`), what a record does to the table (`install`), and what units that were
-//! apart do before anything is removed (`union`).
+//! Modules in reading order: [`message`], [`codec`], then the two directions (`transmit`, `receive`), what
+//! a record does to the table (`install`), and what units that were apart do before anything is removed
+//! (`union`).
 
 pub mod codec;
-pub mod digest;
-pub mod log;
 pub mod message;
 
 mod error;
@@ -29,9 +28,7 @@ mod view;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use digest::Phase;
 pub use error::ProtocolError;
-pub use log::Seq;
 pub use peer::{About, Traffic};
 pub use refusal::Copies;
 pub use settings::Settings;
@@ -39,29 +36,19 @@ pub use view::{Counters, Lag};
 
 use crate::config::{Config, Ha};
 use crate::evidence::Holding;
-use crate::flow::{Direction, GroupId, PeerId, Protocol};
-use crate::nat::Nat;
+use crate::flow::{GroupId, PeerId};
 use crate::policy::Ruleset;
-use crate::session::{AddressBook, Session, SessionId, Table};
-use crate::time::{Tick, Time};
-use digest::Digest;
-use log::ChangeLog;
+use crate::store::{Journal, SessionStore};
+use crate::time::Time;
 use peer::{Authority, Peer};
 
 /// How long a peer whose connection was lost can take it up where it was.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
 
-/// Delayed sessions that enter the log in one go.
-const ENTRIES_PER_TIMEOUT: usize = 1024;
-
 /// What the replicator may change besides itself.
 pub struct Context<'a> {
     /// The sessions.
-    pub table: &'a mut Table,
-    /// The addresses they are translated to.
-    pub book: &'a mut AddressBook,
-    /// Where the external ports of received sessions are reserved.
-    pub nat: &'a mut Nat,
+    pub store: &'a mut SessionStore,
     /// The time.
     pub now: Time,
 }
@@ -130,61 +117,21 @@ pub struct Received {
 
 /// Replicates sessions to all peers, and keeps those that they replicate here.
 ///
-/// The owner calls [`Replicator::opened`], [`Replicator::changed`] and [`Replicator::removed`] for what
-/// its own packets and timers do to sessions, and leaves it to the replicator to do the same for what
-/// peers do. For each peer: [`Replicator::peer_connected`] when its stream is open, then
+/// What happens to sessions it reads in the [`Journal`] of the store that the owner passes to each call. For
+/// each peer: [`Replicator::peer_connected`] when its stream is open, then
 /// [`Replicator::receive`] with what it brings and [`Replicator::poll_transmit`] whenever it takes
 /// something, until [`Replicator::peer_disconnected`]. After each round of calls
 /// [`Replicator::poll_event`] until there is none.
 pub struct Replicator {
     identity: message::Hello,
-    pickup: Pickup,
     epoch: u64,
-    log: ChangeLog,
-    digest: Digest,
     peers: Vec<Peer>,
-    /// The terms of the groups that this unit sends.
-    sending: Vec<Option<u64>>,
     /// Groups of which this unit has all sessions.
     ready: Vec<bool>,
     /// What this unit holds of each group; as primary, what it held when its term began.
     held: Vec<Holding>,
-    /// Groups in which this unit has opened or changed a session since its term began.
-    touched: Vec<bool>,
-    /// Whether removals must be remembered for anybody.
-    has_readers: bool,
-    /// Sessions that are too young yet, in the order of the times at which they were opened.
-    delayed: VecDeque<(Tick, SessionId)>,
-    max_sessions: usize,
     events: VecDeque<Event>,
     counters: Counters,
-}
-
-/// Which sessions are replicated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pickup {
-    connections: bool,
-    connectionless: bool,
-    /// In ticks.
-    delay: u32,
-}
-
-impl Pickup {
-    fn new(ha: &Ha) -> Pickup {
-        Pickup {
-            connections: ha.session_pickup,
-            connectionless: ha.session_pickup && ha.session_pickup_connectionless,
-            delay: Tick::count(ha.session_pickup_delay),
-        }
-    }
-
-    #[inline]
-    fn covers(&self, protocol: Protocol) -> bool {
-        match protocol {
-            Protocol::TCP => self.connections,
-            _ => self.connectionless,
-        }
-    }
 }
 
 impl Replicator {
@@ -194,25 +141,16 @@ impl Replicator {
     pub fn new(config: &Config, epoch: u64, ruleset: &Ruleset) -> Option<Replicator> {
         let ha = config.ha.as_ref()?;
         let groups = config.groups.len();
-        let max_sessions = config.node.max_sessions;
         Some(Replicator {
             identity: identity(config, ha, epoch, ruleset),
-            pickup: Pickup::new(ha),
             epoch,
-            log: ChangeLog::new(max_sessions, ha.peers.len()),
-            digest: Digest::new(groups),
             peers: ha
                 .peers
                 .iter()
                 .map(|peer| Peer::new(&peer.name, groups))
                 .collect(),
-            sending: vec![None; groups],
             ready: vec![false; groups],
             held: vec![Holding::default(); groups],
-            touched: vec![false; groups],
-            has_readers: false,
-            delayed: VecDeque::new(),
-            max_sessions: max_sessions as usize,
             events: VecDeque::new(),
             counters: Counters::default(),
         })
@@ -228,78 +166,13 @@ impl Replicator {
         !is_same
     }
 
-    /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
-    /// whether there may be others that are to be now: call [`Replicator::opened`] again for these.
-    pub fn set_pickup(&mut self, ha: &Ha) -> bool {
-        let before = std::mem::replace(&mut self.pickup, Pickup::new(ha));
-        let after = &self.pickup;
-        after.connections && !before.connections || after.connectionless && !before.connectionless
-    }
-
-    /// Whether the switches of session pickup are those of `ha`.
-    pub fn follows(&self, ha: &Ha) -> bool {
-        self.pickup == Pickup::new(ha)
-    }
-
-    /// A session was opened here. No effect if it is replicated already.
-    #[inline]
-    pub fn opened(&mut self, table: &Table, book: &AddressBook, id: SessionId, now: Time) {
-        let Some(session) = table.get(id) else { return };
-        if !self.pickup.covers(session.protocol) {
-            return;
-        }
-        let is_old = session.created.after(self.pickup.delay) <= now.tick();
-        // Too many that wait: replicating one early does no harm.
-        if is_old || self.delayed.len() >= self.max_sessions {
-            self.enter(session, book, id);
-        } else {
-            // The queue stays ordered when sessions come to it late, because a switch was off before.
-            let last = self.delayed.back().map_or(Tick(0), |(since, _)| *since);
-            self.delayed.push_back((session.created.max(last), id));
-        }
-    }
-
-    /// A session has changed: its [`Phase`] was `before`, or it goes out by another port, or has other
-    /// flags. Times and counters alone are no change.
-    #[inline]
-    pub fn changed(&mut self, table: &Table, book: &AddressBook, id: SessionId, before: Phase) {
-        let Some(session) = table.get(id) else { return };
-        if self.log.seq_of(id).is_none() {
-            return;
-        }
-        if Phase::of(session).is_restart_of(before) && self.has_readers {
-            self.log
-                .restart(id, session.key(Direction::Original, book), session.group);
-        }
-        self.digest.change(session, book, before);
-        self.log.touch(id, false);
-        self.note_touched(session.group);
-    }
-
-    /// A session is being removed, or was; `session` is what it was last.
-    #[inline]
-    pub fn removed(&mut self, id: SessionId, session: &Session, book: &AddressBook) {
-        if self.log.seq_of(id).is_none() {
-            return;
-        }
-        self.digest.subtract(session, book);
-        for peer in &mut self.peers {
-            peer.refused.clear(id, session.group);
-        }
-        let bury = self.has_readers && self.term(session.group).is_some();
-        let key = || (session.key(Direction::Original, book), session.group);
-        self.log.remove(id, bury.then(key));
-    }
-
     /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
     /// changed until then is still sent when it stops.
-    pub fn set_sending(&mut self, group: GroupId, term: Option<u64>) {
-        let index = usize::from(group.0);
-        if let Some(sending) = self.sending.get_mut(index) {
-            let before = std::mem::replace(sending, term);
-            self.end_term(index, before);
-            self.weigh_claims();
+    pub fn set_sending(&mut self, group: GroupId, term: Option<u64>, journal: &mut Journal) {
+        if let Some(ended) = journal.set_sending(group, term) {
+            self.end_term(group, ended, journal);
         }
+        self.weigh_claims(journal);
     }
 
     /// What this unit holds of `group` may be stale: it counts as complete only after another
@@ -311,17 +184,17 @@ impl Replicator {
     }
 
     /// A stream to a peer is open, in both directions.
-    pub fn peer_connected(&mut self, peer: PeerId) {
+    pub fn peer_connected(&mut self, peer: PeerId, journal: &mut Journal) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.reset();
             peer.connected = true;
-            self.has_readers = true;
-            self.weigh_claims();
+            journal.begin_remembering();
+            self.weigh_claims(journal);
         }
     }
 
     /// The stream to a peer has ended.
-    pub fn peer_disconnected(&mut self, peer: PeerId, now: Time) {
+    pub fn peer_disconnected(&mut self, peer: PeerId, journal: &mut Journal, now: Time) {
         if let Some(peer) = self
             .peers
             .get_mut(peer.index())
@@ -329,8 +202,8 @@ impl Replicator {
         {
             peer.resumable_until = peer.remote.is_some().then(|| now + RESUME_WAIT);
             peer.reset();
-            self.weigh_claims();
-            self.purge();
+            self.weigh_claims(journal);
+            self.purge(journal);
         }
     }
 
@@ -366,33 +239,16 @@ impl Replicator {
     }
 
     /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.
-    pub fn handle_timeout(&mut self, now: Time, table: &Table, book: &AddressBook) {
-        for _ in 0..ENTRIES_PER_TIMEOUT {
-            let Some(&(since, id)) = self.delayed.front() else {
-                break;
-            };
-            if since.after(self.pickup.delay) > now.tick() {
-                break;
-            }
-            self.delayed.pop_front();
-            // The slot may have another session by now, which waits in its own right.
-            if let Some(session) = table.get(id)
-                && session.created.after(self.pickup.delay) <= now.tick()
-                && self.pickup.covers(session.protocol)
-            {
-                self.enter(session, book, id);
-            }
-        }
+    pub fn handle_timeout(&mut self, now: Time, store: &mut SessionStore) {
+        store.enter_delayed(now);
         for peer in self.peers.iter_mut().filter(|peer| !peer.connected) {
             peer.resumable_until = peer.resumable_until.filter(|until| *until > now);
         }
-        self.purge();
+        self.purge(store.journal_mut());
     }
 
     /// When [`Replicator::handle_timeout`] is to be called next.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        let delayed = self.delayed.front();
-        let delayed = delayed.map(|(since, _)| since.after(self.pickup.delay).time());
+    pub fn poll_timeout(&self, journal: &Journal) -> Option<Time> {
         let peers = self.peers.iter().filter_map(|peer| {
             let sends = peer.connected && peer.sender.told.iter().any(Option::is_some);
             // With more to send, it is the stream that says when.
@@ -400,41 +256,26 @@ impl Replicator {
             let resume = peer.resumable_until.filter(|_| !peer.connected);
             marks.into_iter().chain(resume).min()
         });
-        peers.chain(delayed).min()
-    }
-
-    /// Makes a session one of those that are replicated.
-    fn enter(&mut self, session: &Session, book: &AddressBook, id: SessionId) {
-        if self.log.seq_of(id).is_none() {
-            self.digest.add(session, book);
-            self.log.touch(id, false);
-            self.note_touched(session.group);
-        }
-    }
-
-    fn term(&self, group: GroupId) -> Option<u64> {
-        self.sending.get(usize::from(group.0)).copied().flatten()
+        peers.chain(journal.poll_timeout()).min()
     }
 
     /// Forgets removals that all know of whom they concern.
-    fn purge(&mut self) {
-        let counting = || self.peers.iter().filter(|peer| peer.counts());
-        self.has_readers = counting().next().is_some();
-        let known = counting().map(|peer| peer.sender.acked).min();
-        self.log.purge(known.unwrap_or(self.log.last()));
+    fn purge(&self, journal: &mut Journal) {
+        let counting = self.peers.iter().filter(|peer| peer.counts());
+        journal.set_known(counting.map(|peer| peer.sender.acked).min());
     }
 
     /// Decides anew who has a say in which group.
-    fn weigh_claims(&mut self) {
-        for group in 0..self.sending.len() {
+    fn weigh_claims(&mut self, journal: &Journal) {
+        for (group, mine) in journal.sending().iter().enumerate() {
             let claims = self
                 .peers
                 .iter()
                 .filter_map(|peer| peer.receiver.claims[group]);
             let highest = claims.max();
             for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
-                let (theirs, mine) = (receiver.claims[group], self.sending[group]);
-                receiver.authority[group] = match (theirs, mine) {
+                let theirs = receiver.claims[group];
+                receiver.authority[group] = match (theirs, *mine) {
                     (None, _) => Authority::None,
                     (Some(theirs), Some(mine)) if mine > theirs && !receiver.handed[group] => {
                         Authority::None

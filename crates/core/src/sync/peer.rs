@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::Replicator;
 use super::codec::FrameBuffer;
-use super::digest::Buckets;
-use super::log::Seq;
-use super::refusal::{Refusals, Refused};
-use crate::flow::{GroupId, PeerId, PolicyId, PortId, Protocol};
+use super::refusal::Refusals;
+use crate::flow::{GroupId, PeerId, PolicyId, PortId};
 use crate::session::SessionId;
-use crate::time::{Tick, Time};
+use crate::store::digest::Buckets;
+use crate::store::{Journal, Seq};
+use crate::time::Time;
 
 /// What went to a peer and came from it, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,8 +42,6 @@ pub(super) struct Peer {
     pub(super) incoming: FrameBuffer,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
-    /// What it does not hold of what it was sent.
-    pub(super) refused: Refused,
     /// By own group: what it held when it was last in sync, in this unit's changes.
     pub(super) kept: Vec<Option<Seq>>,
 }
@@ -244,7 +242,6 @@ impl Peer {
                 taken: Vec::new(),
                 refusals: Refusals::default(),
             },
-            refused: Refused::new(groups),
             kept: vec![None; groups],
         }
     }
@@ -260,16 +257,12 @@ impl Peer {
                 *kept
             };
         }
-        let (refused, kept) = (
-            std::mem::take(&mut self.refused),
-            std::mem::take(&mut self.kept),
-        );
+        let kept = std::mem::take(&mut self.kept);
         let (sender, receiver) = (&self.sender, &self.receiver);
         *self = Peer {
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
             traffic: self.traffic,
-            refused,
             kept,
             sender: Sender {
                 sent: sender.sent,
@@ -316,11 +309,11 @@ impl Peer {
 
 impl Replicator {
     /// What of [`Replicator::lag`] costs nothing to tell: the sequence gap and the oldest age.
-    pub fn backlog(&self, peer: PeerId, now: Time) -> (u64, Duration) {
+    pub fn backlog(&self, peer: PeerId, journal: &Journal, now: Time) -> (u64, Duration) {
         let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
             return Default::default();
         };
-        match self.log.last().saturating_sub(sender.acked) {
+        match journal.log().last().saturating_sub(sender.acked) {
             0 => Default::default(),
             gap => (gap, now.since(sender.watch.1)),
         }
@@ -365,12 +358,6 @@ impl Replicator {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.missed = !heard;
         }
-    }
-
-    /// How long a new session of `protocol` lives before it is replicated; none if it never is.
-    pub fn pickup_delay(&self, protocol: Protocol) -> Option<Duration> {
-        let covered = self.pickup.covers(protocol);
-        covered.then(|| Tick(self.pickup.delay).time().since(Time::ZERO))
     }
 }
 

@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::codec::{self, FrameBuffer};
-use super::digest::Buckets;
-use super::log::Seq;
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
 use super::{Context, Event, ProtocolError, Received, Replicator};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
-use crate::session::Table;
+use crate::store::digest::Buckets;
+use crate::store::{Journal, Seq, SessionStore};
 
 /// Operations and frames handled in one call: some 200 µs.
 const WORK_PER_CALL: u32 = 256;
@@ -104,20 +103,27 @@ impl Replicator {
                 return self.handle_batch(at, seq, operations, budget, context);
             }
             Message::Ack { epoch, seq } => self.handle_ack(at, epoch, seq, context)?,
-            Message::Begin => self.peers[at].receiver.begun_at = Some(self.log.last()),
+            Message::Begin => {
+                let last = context.store.journal().log().last();
+                self.peers[at].receiver.begun_at = Some(last);
+            }
             Message::End(parts) => self.handle_end(at, &parts)?,
-            Message::Mark { seq, group, sums } => self.handle_mark(at, seq, group, sums),
+            Message::Mark { seq, group, sums } => {
+                self.handle_mark(at, (seq, group, sums), context.store.journal());
+            }
             Message::Verdict {
                 seq,
                 group,
                 differing,
             } => {
-                self.handle_verdict(at, seq, group, &differing, context.table);
+                self.handle_verdict(at, (seq, group), &differing, context.store);
             }
             Message::Claim { group, term, basis } => {
-                self.handle_claim(at, group, Some((term, basis)));
+                self.handle_claim(at, group, Some((term, basis)), context.store.journal());
             }
-            Message::Release { group } => self.handle_claim(at, group, None),
+            Message::Release { group } => {
+                self.handle_claim(at, group, None, context.store.journal());
+            }
             Message::Offer { group, operations } => {
                 return Ok(self.handle_offer(at, group, operations, budget, context)?);
             }
@@ -136,7 +142,7 @@ impl Replicator {
         &mut self,
         at: usize,
         hello: &Hello,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         let peer = &mut self.peers[at];
         if hello.version != VERSION {
@@ -177,17 +183,18 @@ impl Replicator {
             (receiver.epoch, receiver.applied) = (hello.epoch, 0);
             peer.kept.fill(None);
         }
+        let log = context.store.journal_mut().log_mut();
         receiver.acknowledged = receiver.applied;
         let resumable = peer.resumable_until.take().is_some();
         let resume = hello
             .resume
             .filter(|(epoch, _)| *epoch == self.epoch && resumable);
-        let resumed = resume.filter(|(_, seq)| self.log.rewind(at, *seq));
+        let resumed = resume.filter(|(_, seq)| log.rewind(at, *seq));
         match resumed {
             Some((_, seq)) => peer.sender.start_at(seq, context.now),
             None => {
-                self.log.skip_to_end(at);
-                peer.sender.start_at(self.log.last(), context.now);
+                log.skip_to_end(at);
+                peer.sender.start_at(log.last(), context.now);
             }
         }
         let id = PeerId(at as u8);
@@ -243,15 +250,16 @@ impl Replicator {
         at: usize,
         epoch: u64,
         seq: Seq,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
     ) -> Result<(), ProtocolError> {
         let sender = &mut self.peers[at].sender;
         if epoch != self.epoch || seq > sender.sent {
             return Err(ProtocolError::FutureAck);
         }
         sender.confirmed = sender.confirmed.max(seq);
-        sender.settle(self.log.read_up_to(at), self.log.last(), context.now);
-        self.purge();
+        let log = context.store.journal().log();
+        sender.settle(log.read_up_to(at), log.last(), context.now);
+        self.purge(context.store.journal_mut());
         Ok(())
     }
 
@@ -261,7 +269,7 @@ impl Replicator {
             .begun_at
             .take()
             .ok_or(ProtocolError::Unexpected)?;
-        let mut buckets = vec![Buckets::default(); self.sending.len()];
+        let mut buckets = vec![Buckets::default(); self.ready.len()];
         for (group, part) in parts {
             if let Some(group) = self.group_of(at, *group) {
                 buckets[usize::from(group.0)].extend(part);
@@ -281,7 +289,9 @@ impl Replicator {
         let Some(mut sweep) = self.peers[at].receiver.sweep.take() else {
             return;
         };
-        let (sessions, next) = context.table.page(sweep.slot, SLOTS_PER_STEP);
+        let store = &mut *context.store;
+        let (book, journal) = (store.book(), store.journal());
+        let (sessions, next) = store.table().page(sweep.slot, SLOTS_PER_STEP);
         for (id, session) in sessions {
             let group = usize::from(session.group.0);
             let Some(buckets) = sweep
@@ -292,18 +302,16 @@ impl Replicator {
                 continue;
             };
             // Named sessions were changed here since.
-            if self.log.seq_of(id).unwrap_or(0) <= sweep.until
-                && buckets.contains(
-                    self.digest
-                        .bucket(&session.key(Direction::Original, context.book)),
-                )
+            let key = session.key(Direction::Original, book);
+            if journal.seq_of(id).unwrap_or(0) <= sweep.until
+                && buckets.contains(journal.digest().bucket(&key))
             {
                 sweep.found.push(id);
             }
         }
         for id in sweep.found.drain(..) {
             self.counters.swept += 1;
-            self.take_out(id, context);
+            store.end(id);
         }
         if let Some(next) = next {
             sweep.slot = next;
@@ -311,7 +319,7 @@ impl Replicator {
         }
     }
 
-    fn handle_mark(&mut self, at: usize, seq: Seq, group: u8, sums: &[u8]) {
+    fn handle_mark(&mut self, at: usize, (seq, group, sums): (Seq, u8, &[u8]), journal: &Journal) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
@@ -321,7 +329,7 @@ impl Replicator {
             self.counters.refused_not_primary += 1;
             return;
         }
-        let differing = self.digest.compare(group, sums);
+        let differing = journal.digest().compare(group, sums);
         if self.waits_for_union(at, index, &differing) {
             return;
         }
@@ -340,10 +348,9 @@ impl Replicator {
     fn handle_verdict(
         &mut self,
         at: usize,
-        seq: Seq,
-        group: u8,
+        (seq, group): (Seq, u8),
         differing: &Buckets,
-        table: &Table,
+        store: &mut SessionStore,
     ) {
         let Some(group) = self.group_of(at, group) else {
             return;
@@ -365,7 +372,7 @@ impl Replicator {
             if !std::mem::replace(&mut mark.joined, true) {
                 self.events.push_back(Event::PeerReady(peer, group));
             }
-            self.forgive(at, group, seq, table);
+            self.forgive(at, group, seq, store);
             return;
         }
         mark.strikes = mark.strikes.saturating_add(1);
@@ -380,7 +387,13 @@ impl Replicator {
         }
     }
 
-    fn handle_claim(&mut self, at: usize, group: u8, claim: Option<(u64, Holding)>) {
+    fn handle_claim(
+        &mut self,
+        at: usize,
+        group: u8,
+        claim: Option<(u64, Holding)>,
+        journal: &Journal,
+    ) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
@@ -392,7 +405,7 @@ impl Replicator {
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
         receiver.handed[index] &= term.is_some();
-        self.weigh_claims();
+        self.weigh_claims(journal);
         if term.is_some() && self.peers[at].receiver.authority[index] == Authority::Owner {
             self.ready[index] = false;
         }

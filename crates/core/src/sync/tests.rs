@@ -6,10 +6,11 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{Addr, FlowKey, PolicyId, PortId};
+use crate::flow::{Addr, Direction, FlowKey, PolicyId, PortId, Protocol};
 use crate::policy::Ruleset;
 use crate::random::SplitMix64;
-use crate::session::{SessionFlags, Timeouts, Tracker, tcp};
+use crate::session::{Session, SessionFlags, SessionId, Table, Timeouts, Tracker, tcp};
+use crate::store::{Keys, Phase};
 use tcp::TcpState;
 
 const G: GroupId = GroupId(0);
@@ -53,9 +54,7 @@ fn config(units: usize, me: usize, extra: &str) -> Config {
 }
 
 struct Unit {
-    table: Table,
-    book: AddressBook,
-    nat: Nat,
+    store: SessionStore,
     sync: Replicator,
     events: Vec<Event>,
 }
@@ -63,13 +62,13 @@ struct Unit {
 impl Unit {
     fn new(units: usize, me: usize, epoch: u64, extra: &str) -> Unit {
         let config = config(units, me, extra);
-        let mut book = AddressBook::new();
-        let nat = Nat::new(&config, &mut book, &[3; 16]);
+        let keys = Keys {
+            nat: [3; 16],
+            table: [5; 16],
+        };
         let ruleset = Ruleset::new(&config);
         Unit {
-            table: Table::new(1024, &[5; 16], Timeouts::from(&config.timeouts), 0),
-            book,
-            nat,
+            store: SessionStore::new(&config, &keys),
             sync: Replicator::new(&config, epoch, &ruleset).expect("it has [ha]"),
             events: Vec::new(),
         }
@@ -77,7 +76,7 @@ impl Unit {
 
     fn open(&mut self, key: FlowKey, nat: (Addr, u16), now: Time) -> Option<SessionId> {
         let mut session = Session::new(&key, now.tick());
-        session.nat_src = self.book.intern(nat.0)?;
+        session.nat_src = self.store.intern(nat.0)?;
         session.nat_src_port = nat.1;
         // The ports of unit b are in another order, but tests open with those of unit a.
         (session.in_port, session.out_port) = (PortId(0), PortId(1));
@@ -87,57 +86,65 @@ impl Unit {
                 state, 0xff, 0, [1; 2], [2; 2], [100; 2],
             ));
         }
-        let id = self.table.insert(session, &self.book).ok()?;
-        self.nat.attach(&mut self.table, id);
-        self.sync.opened(&self.table, &self.book, id, now);
-        Some(id)
+        self.store.insert(session, now).ok()
     }
 
     /// Moves a session to `state`, or marks it replied.
     fn advance(&mut self, id: SessionId, state: TcpState) {
-        let session = self.table.get_mut(id).expect("it exists");
-        let before = Phase::of(session);
-        match &mut session.tracker {
-            Tracker::Tcp(tracker) => tracker.state = state,
-            _ => session.flags.set(SessionFlags::REPLIED),
-        }
-        if Phase::of(session) != before {
-            self.table
-                .moved(id, |session| before.state(session.protocol));
-            self.sync.changed(&self.table, &self.book, id, before);
-        }
+        let edited = self
+            .store
+            .edit(id, |session, _| match &mut session.tracker {
+                Tracker::Tcp(tracker) => tracker.state = state,
+                _ => session.flags.set(SessionFlags::REPLIED),
+            });
+        edited.expect("it exists");
     }
 
     fn close(&mut self, id: SessionId) {
-        self.nat.release(&mut self.table, id);
-        let session = self.table.remove(id, &self.book).expect("it exists");
-        self.sync.removed(id, &session, &self.book);
+        self.store.end(id).expect("it exists");
+    }
+
+    fn set_sending(&mut self, group: GroupId, term: Option<u64>) {
+        self.sync.set_sending(group, term, self.store.journal_mut());
+    }
+
+    fn is_synced(&self, id: SessionId) -> bool {
+        self.sync.is_synced(self.store.journal(), id, G)
+    }
+
+    fn connect(&mut self, peer: PeerId) {
+        self.sync.peer_connected(peer, self.store.journal_mut());
+    }
+
+    fn disconnect(&mut self, peer: PeerId, now: Time) {
+        self.sync
+            .peer_disconnected(peer, self.store.journal_mut(), now);
     }
 
     fn ids(&self) -> Vec<SessionId> {
-        self.table.iter().map(|(id, _)| id).collect()
+        self.store.table().iter().map(|(id, _)| id).collect()
     }
 
     /// All that peers must agree on, by key.
     fn view(&self) -> BTreeMap<String, String> {
         let describe = |session: &Session| {
-            let original = session.key(Direction::Original, &self.book);
-            let outgoing = session.translated(Direction::Original, &self.book);
+            let original = session.key(Direction::Original, self.store.book());
+            let outgoing = session.translated(Direction::Original, self.store.book());
             (
                 original.to_string(),
                 format!("{outgoing} {:?} {:?}", session.group, Phase::of(session)),
             )
         };
-        self.table
+        self.store
+            .table()
             .iter()
             .map(|(_, session)| describe(session))
             .collect()
     }
 
     fn check(&self) {
-        self.table.check_invariants(&self.book);
-        self.nat.check_invariants(&self.table);
-        self.sync.check_invariants(&self.table, &self.book);
+        self.store.check_invariants();
+        self.sync.check_invariants(self.store.journal());
     }
 }
 
@@ -176,7 +183,7 @@ impl World {
         for (from, to) in [(a, b), (b, a)] {
             if let btree_map::Entry::Vacant(pipe) = self.pipes.entry((from, to)) {
                 pipe.insert(VecDeque::new());
-                self.units[from].sync.peer_connected(peer(from, to));
+                self.units[from].connect(peer(from, to));
             }
         }
     }
@@ -184,9 +191,7 @@ impl World {
     fn disconnect(&mut self, a: usize, b: usize) {
         for (from, to) in [(a, b), (b, a)] {
             if self.pipes.remove(&(from, to)).is_some() {
-                self.units[from]
-                    .sync
-                    .peer_disconnected(peer(from, to), self.now);
+                self.units[from].disconnect(peer(from, to), self.now);
             }
         }
     }
@@ -207,11 +212,9 @@ impl World {
         let Some(pipe) = self.pipes.get_mut(&(from, to)) else {
             return false;
         };
-        let Unit {
-            table, book, sync, ..
-        } = &mut self.units[from];
+        let Unit { store, sync, .. } = &mut self.units[from];
         let mut out = Vec::new();
-        let more = sync.poll_transmit(peer(from, to), &mut out, budget, table, book, self.now);
+        let more = sync.poll_transmit(peer(from, to), &mut out, budget, store, self.now);
         pipe.extend(&out);
         more || !out.is_empty()
     }
@@ -222,16 +225,12 @@ impl World {
         };
         let bytes: Vec<u8> = pipe.iter().take(most).copied().collect();
         let Unit {
-            table,
-            book,
-            nat,
+            store,
             sync,
             events,
         } = &mut self.units[to];
         let mut context = Context {
-            table,
-            book,
-            nat,
+            store,
             now: self.now,
         };
         let done = sync
@@ -266,11 +265,8 @@ impl World {
                 }
             }
             self.now = self.now + Duration::from_secs(1);
-            for Unit {
-                table, book, sync, ..
-            } in &mut self.units
-            {
-                sync.handle_timeout(self.now, table, book);
+            for Unit { store, sync, .. } in &mut self.units {
+                sync.handle_timeout(self.now, store);
             }
         }
     }
@@ -327,7 +323,7 @@ const NAT: (Addr, u16) = (Addr::v4([192, 0, 2, 1]), 5000);
 
 fn pair() -> World {
     let mut world = World::new(2, 1);
-    world.units[0].sync.set_sending(G, Some(1));
+    world.units[0].set_sending(G, Some(1));
     world
 }
 
@@ -340,7 +336,7 @@ proptest! {
         let mut world = World::new(units, seed);
         let mut primary = 0;
         let mut term = 1;
-        world.units[0].sync.set_sending(G, Some(term));
+        world.units[0].set_sending(G, Some(term));
         for _ in 0..300 {
             let (a, b) = (world.random.below(units), world.random.below(units));
             let (a, b) = (a, b);
@@ -351,16 +347,16 @@ proptest! {
                 // A takeover without goodbye.
                 3 => {
                     term += 1;
-                    world.units[primary].sync.set_sending(G, None);
-                    world.units[a].sync.set_sending(G, Some(term));
+                    world.units[primary].set_sending(G, None);
+                    world.units[a].set_sending(G, Some(term));
                     primary = a;
                 }
                 4 => world.now = world.now + Duration::from_secs(world.random.below(90) as u64),
                 5..25 => world.act(primary),
                 _ => world.churn(),
             }
-            for Unit { table, book, sync, .. } in &mut world.units {
-                sync.handle_timeout(world.now, table, book);
+            for Unit { store, sync, .. } in &mut world.units {
+                sync.handle_timeout(world.now, store);
             }
         }
         for a in 0..units {
@@ -372,11 +368,11 @@ proptest! {
             let sync = &world.units[primary].sync;
             let id = peer(primary, other);
             prop_assert!(sync.in_sync(id) && sync.digest_equal(id, G));
-            prop_assert_eq!(sync.lag(id, &world.units[primary].table, world.now), Lag::default());
+            prop_assert_eq!(sync.lag(id, &world.units[primary].store, world.now), Lag::default());
             prop_assert!(world.units[other].sync.is_ready(G));
         }
-        prop_assert_eq!(world.units[primary].sync.log.tombstones(), 0);
-        let synced = |id| world.units[primary].sync.is_synced(id, G);
+        prop_assert_eq!(world.units[primary].store.journal().log().tombstones(), 0);
+        let synced = |id| world.units[primary].is_synced(id);
         prop_assert!(world.units[primary].ids().into_iter().all(synced));
     }
 
@@ -411,8 +407,8 @@ proptest! {
             codec::encode(&mut claim, &message::Message::Claim { group: 0, term: seed, basis: Default::default() });
             good.splice(0..0, claim);
         }
-        let Unit { table, book, nat, sync, .. } = &mut world.units[0];
-        let mut context = Context { table, book, nat, now: world.now };
+        let Unit { store, sync, .. } = &mut world.units[0];
+        let mut context = Context { store, now: world.now };
         let mut rest = &good[..];
         loop {
             match sync.receive(PeerId(0), rest, &mut context) {
@@ -435,14 +431,14 @@ fn a_session_arrives_and_its_port_is_reserved() {
     let id = world.units[0]
         .open(key(Protocol::UDP, 1, 1), NAT, world.now)
         .unwrap();
-    assert!(!world.units[0].sync.is_synced(id, G));
+    assert!(!world.units[0].is_synced(id));
     world.calm(1);
-    assert!(world.units[0].sync.is_synced(id, G));
+    assert!(world.units[0].is_synced(id));
     world.assert_equal();
     let b = &world.units[1];
-    assert_eq!(b.nat.mappings(), 1);
+    assert_eq!(b.store.nat().mappings(), 1);
     // Ports are translated by name: b has them in another order.
-    let (_, session) = b.table.iter().next().unwrap();
+    let (_, session) = b.store.table().iter().next().unwrap();
     assert_eq!((session.in_port, session.out_port), (PortId(1), PortId(0)));
     assert_eq!(session.policy, PolicyId(0));
     assert!(b.events.contains(&Event::Ready(PeerId(0), G)));
@@ -538,13 +534,13 @@ fn a_handover_comes_after_everything_before_it() {
         world.deliver(0, 1, 100);
     }
     assert_eq!(world.units[0].view(), world.units[1].view());
-    world.units[1].sync.set_sending(G, Some(2));
+    world.units[1].set_sending(G, Some(2));
     // Opened by the old primary before it has seen the new one: still arrives.
     world.units[0]
         .open(key(Protocol::TCP, 77, 7), (NAT.0, 777), world.now)
         .unwrap();
     world.transmit(0, 1, 10_000);
-    world.units[0].sync.set_sending(G, None);
+    world.units[0].set_sending(G, None);
     world.calm(2);
     assert!(
         world.units[1]
@@ -565,7 +561,7 @@ fn two_primaries_merge_what_can_be_merged() {
         .open(key(Protocol::TCP, 1, 1), NAT, world.now)
         .unwrap();
     world.calm(2);
-    world.units[1].sync.set_sending(G, Some(1));
+    world.units[1].set_sending(G, Some(1));
     world.calm(1);
     // The same session is farther on b; a must not pull it back, but learn of it.
     let id = world.units[1].ids()[0];
@@ -581,9 +577,9 @@ fn two_primaries_merge_what_can_be_merged() {
         .unwrap();
     world.calm(1);
     let phase = |world: &World, unit: usize, host| {
-        let Unit { table, book, .. } = &world.units[unit];
-        let (id, _) = table.lookup(&key(Protocol::TCP, host, host.into()), book)?;
-        match &table.get(id)?.tracker {
+        let store = &world.units[unit].store;
+        let (id, _) = store.lookup(&key(Protocol::TCP, host, host.into()))?;
+        match &store.get(id)?.tracker {
             Tracker::Tcp(tracker) => Some(tracker.state()),
             _ => None,
         }
@@ -594,14 +590,14 @@ fn two_primaries_merge_what_can_be_merged() {
         phase(&world, 0, 2).is_some() && phase(&world, 1, 3).is_some(),
         "equal terms: each keeps its own"
     );
-    world.units[1].sync.set_sending(G, Some(2));
+    world.units[1].set_sending(G, Some(2));
     world.calm(1);
     let id = world.units[1].ids()[1];
     world.units[1].advance(id, TcpState::SynReceived);
     world.calm(1);
     assert!(phase(&world, 0, 2).is_none() && phase(&world, 0, 3).is_some());
     assert_eq!(world.units[0].sync.counters().conflicts_lost, 1);
-    world.units[0].sync.set_sending(G, None);
+    world.units[0].set_sending(G, None);
     world.calm(3);
     world.assert_equal();
 }
@@ -613,8 +609,8 @@ fn a_lower_term_has_no_say() {
         .open(key(Protocol::TCP, 1, 1), NAT, world.now)
         .unwrap();
     world.calm(1);
-    world.units[0].sync.set_sending(G, Some(5));
-    world.units[1].sync.set_sending(G, Some(4));
+    world.units[0].set_sending(G, Some(5));
+    world.units[1].set_sending(G, Some(4));
     world.units[1]
         .open(key(Protocol::TCP, 2, 2), (NAT.0, 2), world.now)
         .unwrap();
@@ -637,9 +633,10 @@ fn a_full_table_refuses() {
             .unwrap();
     }
     let config = config(2, 1, "");
-    world.units[1].table = Table::new(1000, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    let small = Table::new(1000, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.units[1].store.set_table(small);
     world.calm(30);
-    assert_eq!(world.units[1].table.len(), 1000);
+    assert_eq!(world.units[1].store.table().len(), 1000);
     assert!(!world.units[0].sync.in_sync(PeerId(0)));
     // It is tried again and again, at growing intervals.
     let refused = world.units[1].sync.counters().refused_full;
@@ -663,7 +660,10 @@ fn delayed_and_excluded_sessions() {
     let udp = unit.open(key(Protocol::UDP, 1, 1), NAT, now).unwrap();
     unit.close(short);
     unit.advance(tcp, TcpState::Established);
-    assert_eq!(unit.sync.poll_timeout(), Some(now + Duration::from_secs(5)));
+    assert_eq!(
+        unit.sync.poll_timeout(unit.store.journal()),
+        Some(now + Duration::from_secs(5))
+    );
     // In the slot of the one that has gone; its own delay has just begun.
     let later = now + Duration::from_secs(4);
     let reused = unit
@@ -671,13 +671,13 @@ fn delayed_and_excluded_sessions() {
         .unwrap();
     assert_eq!(reused, short);
     let at = now + Duration::from_secs(5);
-    unit.sync.handle_timeout(at, &unit.table, &unit.book);
-    let seqs = [tcp, reused, udp].map(|id| unit.sync.seq_of(id));
+    unit.sync.handle_timeout(at, &mut unit.store);
+    let seqs = [tcp, reused, udp].map(|id| unit.store.journal().seq_of(id));
     assert_eq!(seqs, [Some(1), None, None]);
     unit.check();
     unit.sync
-        .handle_timeout(at + Duration::from_secs(4), &unit.table, &unit.book);
-    assert_eq!(unit.sync.seq_of(reused), Some(2));
+        .handle_timeout(at + Duration::from_secs(4), &mut unit.store);
+    assert_eq!(unit.store.journal().seq_of(reused), Some(2));
 }
 
 #[test]
@@ -685,7 +685,7 @@ fn a_changed_delay_holds_for_those_that_wait() {
     let mut unit = Unit::new(2, 0, 1, "session-pickup-delay = \"1h\"");
     let set = |unit: &mut Unit, extra: &str| {
         let config = config(2, 0, extra);
-        unit.sync
+        unit.store
             .set_pickup(config.ha.as_ref().expect("it has [ha]"))
     };
     let now = Time::from_nanos(10_000_000_000);
@@ -694,17 +694,17 @@ fn a_changed_delay_holds_for_those_that_wait() {
     assert!(!set(&mut unit, "session-pickup-delay = \"5s\""));
     let new = unit.open(key(Protocol::TCP, 1, 2), (NAT.0, 2), at(2));
     let ids = [old, new.unwrap()];
-    let seqs = |unit: &Unit| ids.map(|id| unit.sync.seq_of(id));
-    assert_eq!(unit.sync.poll_timeout(), Some(at(5)));
-    unit.sync.handle_timeout(at(5), &unit.table, &unit.book);
+    let seqs = |unit: &Unit| ids.map(|id| unit.store.journal().seq_of(id));
+    assert_eq!(unit.sync.poll_timeout(unit.store.journal()), Some(at(5)));
+    unit.sync.handle_timeout(at(5), &mut unit.store);
     assert_eq!(seqs(&unit), [Some(1), None]);
     // What has come to be excluded does not enter, until it is not so any more.
     assert!(!set(&mut unit, "session-pickup = false"));
-    unit.sync.handle_timeout(at(9), &unit.table, &unit.book);
+    unit.sync.handle_timeout(at(9), &mut unit.store);
     assert_eq!(seqs(&unit), [Some(1), None]);
     assert!(set(&mut unit, "session-pickup-delay = \"5s\""));
     for id in ids {
-        unit.sync.opened(&unit.table, &unit.book, id, at(9));
+        unit.store.replicate(id, at(9));
     }
     assert_eq!(seqs(&unit), [Some(1), Some(2)]);
     unit.check();
@@ -742,22 +742,14 @@ fn wrong_peers_are_refused() {
         (vec![0xff; 8], ProtocolError::Malformed),
     ];
     for (bytes, expected) in cases {
-        a.sync.peer_connected(PeerId(0));
-        let Unit {
-            table,
-            book,
-            nat,
-            sync,
-            ..
-        } = &mut a;
+        a.connect(PeerId(0));
+        let Unit { store, sync, .. } = &mut a;
         let mut context = Context {
-            table,
-            book,
-            nat,
+            store,
             now: Time::ZERO,
         };
         assert_eq!(sync.receive(PeerId(0), &bytes, &mut context), Err(expected));
-        a.sync.peer_disconnected(PeerId(0), Time::ZERO);
+        a.disconnect(PeerId(0), Time::ZERO);
     }
 }
 
@@ -779,7 +771,7 @@ fn work_a_call_is_bounded() {
     assert!((1..=256).contains(&installed), "{installed}");
     let lag = world.units[0].sync.lag(
         PeerId(0),
-        &world.units[0].table,
+        &world.units[0].store,
         world.now + Duration::from_secs(2),
     );
     assert_eq!((lag.sequence_gap, lag.would_be_lost), (1000, 1000));
@@ -793,7 +785,8 @@ fn what_a_peer_refuses_is_no_copy() {
     let mut world = pair();
     world.calm(3);
     let config = config(2, 1, "");
-    world.units[1].table = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    let small = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.units[1].store.set_table(small);
     let open = |world: &mut World, n: u16| {
         let nat = (NAT.0, 1000 + n);
         let now = world.now;
@@ -804,21 +797,22 @@ fn what_a_peer_refuses_is_no_copy() {
     let (held, refused) = (open(&mut world, 1), open(&mut world, 2));
     world.calm(1);
     let copies = |world: &World, id| {
-        let sync = &world.units[0].sync;
-        sync.copies(id, sync.seq_of(id).unwrap(), G, 1)
+        let Unit { store, sync, .. } = &world.units[0];
+        let journal = store.journal();
+        sync.copies(journal, (id, G), journal.seq_of(id).unwrap(), 1)
     };
     assert_eq!(copies(&world, held), Copies::Held);
     assert_eq!(copies(&world, refused), Copies::Refused);
-    let Unit { table, sync, .. } = &world.units[0];
-    assert_eq!(sync.would_be_lost(PeerId(0), G, table), Some(1));
-    assert!(!sync.is_synced(refused, G));
+    let Unit { store, sync, .. } = &world.units[0];
+    assert_eq!(sync.would_be_lost(PeerId(0), G, store), Some(1));
+    assert!(!world.units[0].is_synced(refused));
 
     // With room there, the next comparison has it sent again.
     world.units[0].close(held);
     world.calm(12);
     assert_eq!(copies(&world, refused), Copies::Held);
-    let Unit { table, sync, .. } = &world.units[0];
-    assert_eq!(sync.would_be_lost(PeerId(0), G, table), Some(0));
+    let Unit { store, sync, .. } = &world.units[0];
+    assert_eq!(sync.would_be_lost(PeerId(0), G, store), Some(0));
 }
 
 #[test]
@@ -831,8 +825,8 @@ fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
         .unwrap();
     world.calm(1);
     let lost = |world: &World| {
-        let Unit { table, sync, .. } = &world.units[0];
-        sync.would_be_lost(PeerId(0), G, table)
+        let Unit { store, sync, .. } = &world.units[0];
+        sync.would_be_lost(PeerId(0), G, store)
     };
     assert_eq!(lost(&world), Some(0));
     world.disconnect(0, 1);
@@ -846,9 +840,9 @@ fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
     world.calm(1);
     world.disconnect(0, 1);
     let unit = &world.units[1];
-    let (Unit { table, sync, .. }, all) = (unit, unit.ids().len() as u32);
+    let (Unit { store, sync, .. }, all) = (unit, unit.ids().len() as u32);
     assert_eq!(
-        sync.would_be_lost(PeerId(0), G, table),
+        sync.would_be_lost(PeerId(0), G, store),
         None,
         "no primary: {all}"
     );

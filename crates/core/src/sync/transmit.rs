@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use super::digest::{Buckets, SUMS};
-use super::log::Entry;
 use super::message::{Hello, Message};
 use super::peer::{Peer, Scan};
 use super::{Replicator, codec};
 use crate::flow::{Direction, GroupId, PeerId};
-use crate::session::{AddressBook, Table};
+use crate::store::digest::{Buckets, SUMS};
+use crate::store::log::Entry;
+use crate::store::{Journal, SessionStore};
 use crate::time::Time;
 
 /// A batch is ended when it is longer.
@@ -27,10 +27,9 @@ const SLOTS_PER_STEP: u32 = 64;
 /// How often sums are compared.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the state is read from.
-struct View<'a> {
-    table: &'a Table,
-    book: &'a AddressBook,
+/// What is read from, when, and how much.
+struct Source<'a> {
+    store: &'a mut SessionStore,
     now: Time,
     /// The length of the output at which to stop.
     limit: usize,
@@ -44,8 +43,7 @@ impl Replicator {
         peer: PeerId,
         out: &mut Vec<u8>,
         budget: usize,
-        table: &Table,
-        book: &AddressBook,
+        store: &mut SessionStore,
         now: Time,
     ) -> bool {
         let at = peer.index();
@@ -53,22 +51,17 @@ impl Replicator {
         if !self.greet(at, out) {
             return false;
         }
-        let view = View {
-            table,
-            book,
-            now,
-            limit,
-        };
-        self.write_claims(at, out, now);
+        let mut source = Source { store, now, limit };
+        self.write_claims(at, out, &source);
         self.write_answers(at, out);
-        let at_end = self.write_changes(at, out, &view);
+        let at_end = self.write_changes(at, out, &mut source);
         if at_end {
-            self.write_releases(at, out);
+            self.write_releases(at, out, source.store.journal());
         }
-        let offering = self.write_offers(at, out, limit, (table, book, now.tick()));
-        let repairing = self.write_repairs(at, out, &view, at_end);
+        let offering = self.write_offers(at, out, limit, source.store, now.tick());
+        let repairing = self.write_repairs(at, out, &mut source, at_end);
         if at_end && !repairing {
-            self.write_marks(at, out, now);
+            self.write_marks(at, out, source.store.journal(), now);
         }
         let more = !at_end || repairing || offering;
         let peer = &mut self.peers[at];
@@ -96,13 +89,13 @@ impl Replicator {
     }
 
     /// Tells which groups this unit sends that the peer does not know of.
-    fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, now: Time) {
+    fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, source: &Source<'_>) {
         let Peer { sender, remote, .. } = &mut self.peers[at];
         let has = |group: usize| {
             let has = remote.as_ref().and_then(|remote| remote.has.get(group));
             has.is_some_and(|has| *has)
         };
-        for (group, sending) in self.sending.iter().enumerate() {
+        for (group, sending) in source.store.journal().sending().iter().enumerate() {
             if let Some(term) = *sending
                 && sender.told[group] != Some(term)
                 && has(group)
@@ -119,7 +112,7 @@ impl Replicator {
                 sender.told[group] = Some(term);
                 sender.marks[group] = Default::default();
                 sender.forget_repairs(group);
-                sender.next_mark = now;
+                sender.next_mark = source.now;
             }
         }
     }
@@ -154,36 +147,34 @@ impl Replicator {
     }
 
     /// Writes changes up to the limit; returns whether there are no more.
-    fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) -> bool {
+    fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) -> bool {
         let Peer {
-            sender,
-            traffic,
-            refused,
-            ..
+            sender, traffic, ..
         } = &mut self.peers[at];
+        let (now, limit) = (source.now, source.limit);
+        let (table, book, journal) = source.store.to_read();
         if sender.told.iter().all(Option::is_none) {
-            self.log.skip_to_end(at);
+            journal.log_mut().skip_to_end(at);
         }
         let mut batch = None;
         let mut at_end = false;
         for _ in 0..CHANGES_PER_CALL {
-            if out.len() >= view.limit {
+            if out.len() >= limit {
                 break;
             }
-            let Some(entry) = self.log.read(at) else {
+            let Some(entry) = journal.log_mut().read(at) else {
                 at_end = true;
                 break;
             };
             let told = |group: GroupId| sender.told[usize::from(group.0)].is_some();
             match entry {
                 Entry::Session(id) => {
-                    let Some(session) = view.table.get(id).filter(|s| told(s.group)) else {
+                    let Some(session) = table.get(id).filter(|s| told(s.group)) else {
                         continue;
                     };
                     open_batch(out, &mut batch);
-                    codec::write_session(out, session, view.book, view.now.tick());
-                    refused.clear(id, session.group);
-                    self.log.mark_shared(id);
+                    codec::write_session(out, session, book, now.tick());
+                    journal.sent(at, id, session.group);
                     self.counters.sent += 1;
                     traffic.changes_sent += 1;
                 }
@@ -195,20 +186,20 @@ impl Replicator {
                 Entry::Removed(_) => continue,
             }
             if let Some(start) = batch.take_if(|start| out.len() - *start > LONGEST_BATCH) {
-                sender.sent = self.log.read_up_to(at);
+                sender.sent = journal.log().read_up_to(at);
                 codec::end_batch(out, start, sender.sent);
             }
         }
         if let Some(start) = batch {
-            sender.sent = self.log.read_up_to(at);
+            sender.sent = journal.log().read_up_to(at);
             codec::end_batch(out, start, sender.sent);
         }
-        sender.settle(self.log.read_up_to(at), self.log.last(), view.now);
+        sender.settle(journal.log().read_up_to(at), journal.log().last(), now);
         at_end
     }
 
     /// After all changes: what ends a time as primary.
-    fn write_releases(&mut self, at: usize, out: &mut Vec<u8>) {
+    fn write_releases(&mut self, at: usize, out: &mut Vec<u8>, journal: &Journal) {
         let sender = &mut self.peers[at].sender;
         for (group, handover) in sender.handovers.iter_mut().enumerate() {
             if let Some(term) = handover.take() {
@@ -216,7 +207,7 @@ impl Replicator {
                 codec::encode(out, &Message::Handover { group, term });
             }
         }
-        for (group, sending) in self.sending.iter().enumerate() {
+        for (group, sending) in journal.sending().iter().enumerate() {
             if sending.is_none() && sender.told[group].is_some() {
                 codec::encode(out, &Message::Release { group: group as u8 });
                 sender.told[group] = None;
@@ -231,14 +222,14 @@ impl Replicator {
         &mut self,
         at: usize,
         out: &mut Vec<u8>,
-        view: &View<'_>,
+        source: &mut Source<'_>,
         at_end: bool,
     ) -> bool {
         let sender = &mut self.peers[at].sender;
         if !sender.is_repairing() {
             return false;
         }
-        if out.len() >= view.limit {
+        if out.len() >= source.limit {
             return true;
         }
         if sender.scan.is_none() {
@@ -251,21 +242,23 @@ impl Replicator {
                 through_at: None,
             });
         }
-        self.scan(at, out, view);
+        self.scan(at, out, source);
         let sender = &mut self.peers[at].sender;
-        let read = self.log.read_up_to(at);
+        let read = source.store.journal().log().read_up_to(at);
         let complete = |scan: &mut Scan| scan.through_at.is_some_and(|seq| at_end || read >= seq);
         if let Some(scan) = sender.scan.take_if(complete) {
             let parts = (0..)
                 .zip(scan.buckets)
                 .filter(|(_, buckets)| !buckets.is_empty());
             codec::encode(out, &Message::End(parts.collect()));
-            sender.next_mark = view.now + sender.patience();
+            sender.next_mark = source.now + sender.patience();
         }
         sender.is_repairing()
     }
 
-    fn scan(&mut self, at: usize, out: &mut Vec<u8>, view: &View<'_>) {
+    fn scan(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) {
+        let (now, limit) = (source.now, source.limit);
+        let (table, book, journal) = source.store.to_read();
         let Peer {
             sender, traffic, ..
         } = &mut self.peers[at];
@@ -278,26 +271,24 @@ impl Replicator {
         };
         let mut batch = None;
         for _ in 0..SLOTS_PER_CALL / SLOTS_PER_STEP {
-            if out.len() >= view.limit {
+            if out.len() >= limit {
                 break;
             }
-            let (sessions, next) = view.table.page(scan.slot, SLOTS_PER_STEP);
+            let (sessions, next) = table.page(scan.slot, SLOTS_PER_STEP);
             for (id, session) in sessions {
                 let group = usize::from(session.group.0);
                 let wanted = &scan.buckets[group];
-                if wanted.is_empty()
-                    || sender.told[group].is_none()
-                    || self.log.seq_of(id).is_none()
+                if wanted.is_empty() || sender.told[group].is_none() || journal.seq_of(id).is_none()
                 {
                     continue;
                 }
-                let key = session.key(Direction::Original, view.book);
-                if wanted.len() < SUMS as u32 && !wanted.contains(self.digest.bucket(&key)) {
+                let key = session.key(Direction::Original, book);
+                if wanted.len() < SUMS as u32 && !wanted.contains(journal.digest().bucket(&key)) {
                     continue;
                 }
                 open_batch(out, &mut batch);
-                codec::write_session(out, session, view.book, view.now.tick());
-                self.log.mark_shared(id);
+                codec::write_session(out, session, book, now.tick());
+                journal.log_mut().mark_shared(id);
                 self.counters.sent += 1;
                 traffic.changes_sent += 1;
             }
@@ -307,7 +298,7 @@ impl Replicator {
             match next {
                 Some(next) => scan.slot = next,
                 None => {
-                    scan.through_at = Some(self.log.last());
+                    scan.through_at = Some(journal.log().last());
                     break;
                 }
             }
@@ -318,7 +309,7 @@ impl Replicator {
     }
 
     /// Everything was sent: the peer's sums should be these.
-    fn write_marks(&mut self, at: usize, out: &mut Vec<u8>, now: Time) {
+    fn write_marks(&mut self, at: usize, out: &mut Vec<u8>, journal: &Journal, now: Time) {
         let sender = &mut self.peers[at].sender;
         if now < sender.next_mark {
             return;
@@ -329,8 +320,8 @@ impl Replicator {
             if sender.told[group].is_none() {
                 continue;
             }
-            if let Some(sums) = self.digest.bytes(GroupId(group as u8)) {
-                let seq = self.log.last();
+            if let Some(sums) = journal.digest().bytes(GroupId(group as u8)) {
+                let seq = journal.log().last();
                 mark.seq = seq;
                 mark.unanswered = mark.unanswered.saturating_add(1);
                 codec::encode(

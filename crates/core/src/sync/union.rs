@@ -7,13 +7,13 @@
 //! ([`Holding::covers`]) there is nothing to offer, and what it does not name has ended.
 
 use super::codec::{self, Malformed};
-use super::digest::{Buckets, SUMS};
 use super::message::{Message, Operation};
 use super::peer::{Authority, Offering, Peer, Union};
 use super::{Context, Replicator};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId};
-use crate::session::{AddressBook, Table};
+use crate::store::digest::{Buckets, SUMS};
+use crate::store::{Journal, SessionStore};
 use crate::time::Tick;
 
 /// Slots of the table passed in one call: 200 µs.
@@ -28,22 +28,14 @@ impl Replicator {
         held.copied().unwrap_or_default()
     }
 
-    #[inline]
-    pub(super) fn note_touched(&mut self, group: GroupId) {
-        if let Some(touched) = self.touched.get_mut(usize::from(group.0)) {
-            *touched = true;
-        }
-    }
-
-    /// A term of this unit as primary has ended, or another one has begun: what it holds by then.
-    pub(super) fn end_term(&mut self, group: usize, before: Option<u64>) {
-        let touched = std::mem::take(&mut self.touched[group]);
-        // A term in which nothing happened adds nothing to what was held before it.
-        if let Some(term) = before.filter(|_| touched) {
-            self.held[group] = Holding {
+    /// A term of this unit as primary, in which sessions of `group` were opened or changed here, has ended:
+    /// what it holds by then. A term in which nothing happened adds nothing to what was held before it.
+    pub(super) fn end_term(&mut self, group: GroupId, term: u64, journal: &Journal) {
+        if let Some(held) = self.held.get_mut(usize::from(group.0)) {
+            *held = Holding {
                 term,
                 epoch: self.epoch,
-                position: self.log.last(),
+                position: journal.log().last(),
             };
         }
     }
@@ -105,8 +97,10 @@ impl Replicator {
         at: usize,
         out: &mut Vec<u8>,
         limit: usize,
-        (table, book, now): (&Table, &AddressBook, Tick),
+        store: &SessionStore,
+        now: Tick,
     ) -> bool {
+        let (table, book, journal) = (store.table(), store.book(), store.journal());
         let Peer {
             receiver, traffic, ..
         } = &mut self.peers[at];
@@ -125,9 +119,9 @@ impl Replicator {
             for (id, session) in sessions {
                 let key = session.key(Direction::Original, book);
                 let wanted = session.group == offering.group
-                    && self.log.seq_of(id).is_some()
+                    && journal.seq_of(id).is_some()
                     && (offering.buckets.len() == SUMS as u32
-                        || offering.buckets.contains(self.digest.bucket(&key)));
+                        || offering.buckets.contains(journal.digest().bucket(&key)));
                 if !wanted {
                     continue;
                 }
@@ -165,7 +159,8 @@ impl Replicator {
         context: &mut Context<'_>,
     ) -> Result<bool, Malformed> {
         let ours = self.group_of(at, group);
-        let wanted = ours.is_some_and(|group| self.term(group).is_some());
+        let journal = context.store.journal();
+        let wanted = ours.is_some_and(|group| journal.term(group).is_some());
         let mut offset = self.peers[at].receiver.offset;
         while let Some(rest) = operations.get(offset..).filter(|rest| !rest.is_empty()) {
             if *budget == 0 {

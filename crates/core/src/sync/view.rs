@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use super::Replicator;
-use super::digest::Digest;
-use super::log::Seq;
 use super::peer::Peer;
 use crate::flow::{GroupId, PeerId};
-use crate::session::{AddressBook, SessionId, Table};
+use crate::store::{Journal, Seq, SessionStore};
 use crate::time::Time;
 
 /// Changes that [`Replicator::lag`] looks at, at most.
@@ -61,10 +59,10 @@ pub struct Counters {
 
 impl Replicator {
     /// How far a peer is behind, in all groups that this unit is primary of.
-    pub fn lag(&self, peer: PeerId, table: &Table, now: Time) -> Lag {
-        let (sequence_gap, oldest_unacked) = self.backlog(peer, now);
-        let groups = (0..self.sending.len()).map(|group| GroupId(group as u8));
-        let lost = groups.filter_map(|group| self.would_be_lost(peer, group, table));
+    pub fn lag(&self, peer: PeerId, store: &SessionStore, now: Time) -> Lag {
+        let (sequence_gap, oldest_unacked) = self.backlog(peer, store.journal(), now);
+        let groups = (0..self.ready.len()).map(|group| GroupId(group as u8));
+        let lost = groups.filter_map(|group| self.would_be_lost(peer, group, store));
         Lag {
             sequence_gap,
             oldest_unacked,
@@ -74,34 +72,36 @@ impl Replicator {
 
     /// Sessions of a group that the peer would not have, or not as they are, if this unit died now:
     /// all, if it is not known what the peer holds. None if this unit is not primary of the group.
-    pub fn would_be_lost(&self, peer: PeerId, group: GroupId, table: &Table) -> Option<u32> {
-        let index = usize::from(group.0);
-        self.term(group)?;
+    pub fn would_be_lost(&self, peer: PeerId, group: GroupId, store: &SessionStore) -> Option<u32> {
+        let (index, journal) = (usize::from(group.0), store.journal());
+        journal.term(group)?;
+        let refused = journal.refused(peer.index())?;
         let peer = self.peers.get(peer.index())?;
-        let all = self.digest.count(group);
+        let all = journal.digest().count(group);
         let holds = match peer.sender.marks[index].joined {
             true => Some(peer.sender.acked),
             false => peer.kept[index],
         };
-        let Some(holds) = holds.filter(|_| !peer.refuses_unnamed(group)) else {
+        let Some(holds) = holds.filter(|_| !refused.has_unnamed(group)) else {
             return Some(all);
         };
-        let newest = self.log.newest_first();
+        let newest = journal.log().newest_first();
         let newer = newest.take_while(|(_, seq)| *seq > holds);
         let (mut looked_at, mut lost) = (0, 0);
         for (id, _) in newer.take(LOST_LOOKED_AT) {
             looked_at += 1;
-            let session = table.get(id);
+            let session = store.get(id);
             // Those that were refused are counted below.
-            let counts = session.is_some_and(|it| it.group == group) && !peer.refuses(id, group);
+            let counts =
+                session.is_some_and(|it| it.group == group) && !refused.contains(id, group);
             lost += u32::from(counts);
         }
         // An estimate beyond what is worth counting.
         if looked_at == LOST_LOOKED_AT {
-            let gap = self.log.last().saturating_sub(holds);
+            let gap = journal.log().last().saturating_sub(holds);
             lost = u32::try_from(gap).unwrap_or(u32::MAX);
         }
-        Some(lost.saturating_add(peer.refused_count(group)).min(all))
+        Some(lost.saturating_add(refused.count(group)).min(all))
     }
 
     /// Whether any peer has all of a group that this unit sends.
@@ -126,17 +126,6 @@ impl Replicator {
         let peer = self.peers.get(peer.index());
         let peer = peer.filter(|peer| peer.connected && peer.remote.is_some())?;
         Some(peer.sender.acked)
-    }
-
-    /// The last change of a session; none if it is not replicated (yet).
-    #[inline]
-    pub fn seq_of(&self, id: SessionId) -> Option<Seq> {
-        self.log.seq_of(id)
-    }
-
-    /// The last change of all.
-    pub fn last_seq(&self) -> Seq {
-        self.log.last()
     }
 
     /// Whether a peer has got all sessions that this unit sends once, and their changes since.
@@ -172,31 +161,10 @@ impl Replicator {
         self.counters
     }
 
-    /// Panics if log, digest and table disagree: for tests and simulations. Reads all of them.
-    pub fn check_invariants(&self, table: &Table, book: &AddressBook) {
-        self.log.check_invariants();
-        let mut digest = Digest::new(self.sending.len());
-        let mut replicated = 0;
-        for (id, session) in table.iter() {
-            if self.log.seq_of(id).is_some() {
-                replicated += 1;
-                digest.add(session, book);
-            }
-        }
-        assert_eq!(
-            replicated,
-            self.log.len(),
-            "sessions in the log that are not in the table"
-        );
-        for group in (0..self.sending.len()).map(|group| GroupId(group as u8)) {
-            assert_eq!(
-                digest.sums(group),
-                self.digest.sums(group),
-                "a digest that drifted"
-            );
-        }
+    /// Panics if what is known of peers contradicts the journal: for tests and simulations.
+    pub fn check_invariants(&self, journal: &Journal) {
         for peer in &self.peers {
-            assert!(peer.sender.acked <= self.log.last());
+            assert!(peer.sender.acked <= journal.log().last());
             assert!(peer.sender.confirmed <= peer.sender.sent);
         }
     }

@@ -28,8 +28,7 @@ pub struct Digest {
 
 /// What of a session changes during its life and counts for the digest.
 ///
-/// To be taken before and after a packet is tracked; if they differ, [`super::Replicator::changed`]
-/// wants to know.
+/// Taken before and after each edit of a session; if they differ, counts, sums and peers have to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase {
     /// The TCP state; 255 if it has none.
@@ -80,7 +79,7 @@ impl Digest {
 
     /// Adds a session.
     #[inline]
-    pub fn add(&mut self, session: &Session, book: &AddressBook) {
+    pub(super) fn add(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
         if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
             *count += 1;
@@ -95,7 +94,7 @@ impl Digest {
 
     /// Takes a session out.
     #[inline]
-    pub fn subtract(&mut self, session: &Session, book: &AddressBook) {
+    pub(super) fn subtract(&mut self, session: &Session, book: &AddressBook) {
         let (bucket, identity) = self.identify(session, book);
         if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
             *count = count.saturating_sub(1);
@@ -110,7 +109,7 @@ impl Digest {
 
     /// Takes note that a session which was in phase `before` has changed.
     #[inline]
-    pub fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
+    pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
         let (bucket, identity) = self.identify(session, book);
         let (old, new) = (
             element(identity, before),

@@ -103,7 +103,7 @@ impl ChangeLog {
 
     /// Notes that a session was added or has changed. `shared`: a peer may know of it.
     #[inline]
-    pub fn touch(&mut self, id: SessionId, shared: bool) -> Seq {
+    pub(super) fn touch(&mut self, id: SessionId, shared: bool) -> Seq {
         let node = FIRST_SESSION as usize + id.0 as usize;
         if node >= self.nodes.len() {
             self.nodes.resize(node + 1, NOWHERE);
@@ -123,7 +123,7 @@ impl ChangeLog {
     /// Notes that a session has gone. With `bury`, and if a peer may know of it, readers will hear of
     /// it. No effect on one that is not in the log.
     #[inline]
-    pub fn remove(&mut self, id: SessionId, bury: Option<(FlowKey, GroupId)>) {
+    pub(super) fn remove(&mut self, id: SessionId, bury: Option<(FlowKey, GroupId)>) {
         let node = FIRST_SESSION.saturating_add(id.0);
         let Some(&Node { stamp, .. }) = self.nodes.get(node as usize) else {
             return;
@@ -141,7 +141,7 @@ impl ChangeLog {
 
     /// Notes that what peers know of a session that stays is void, so that they forget it before they
     /// get its next state.
-    pub fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
+    pub(super) fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
         if self.is_shared(id) {
             self.bury(key, group);
         }
@@ -240,7 +240,7 @@ impl ChangeLog {
     }
 
     /// Forgets the removals up to `seq`.
-    pub fn purge(&mut self, seq: Seq) {
+    pub(super) fn purge(&mut self, seq: Seq) {
         while self.tombstones.front().is_some_and(|t| t.seq <= seq) {
             self.drop_oldest_tombstone();
         }

@@ -1,0 +1,401 @@
+//! A session's life as one object's business: the [`SessionStore`] keeps the table, the ports that sessions
+//! take, and the [journal](Journal) from which peers learn of them, and keeps the three in step.
+//!
+//! Nobody else can change a session: the store lends the table, the address book and the translator for
+//! reading only. So there is no order of calls to keep when a session changes; what a change means for
+//! counts, deadlines, sums and peers is found out here.
+//!
+//! The [change log](log) holds each replicated session once, in the order of the last changes, and the
+//! [digest] says in a few numbers which sessions there are.
+
+pub mod digest;
+pub mod log;
+
+mod journal;
+mod refused;
+
+pub use digest::Phase;
+pub use journal::Journal;
+pub use log::Seq;
+pub use refused::Refused;
+
+use crate::config::{Config, Ha};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::nat::{Nat, NatExhausted, PoolId, Source};
+use crate::session::{
+    AddressBook, InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table,
+    Timeouts, TranslatedAddr,
+};
+use crate::time::{Tick, Time};
+
+/// All sessions of a unit, with what they hold and what peers have to learn of them.
+pub struct SessionStore {
+    table: Table,
+    book: AddressBook,
+    nat: Nat,
+    journal: Journal,
+}
+
+/// Random and secret keys of hashes.
+pub struct Keys {
+    /// Of the index of mappings.
+    pub nat: [u8; 16],
+    /// Of the index of sessions.
+    pub table: [u8; 16],
+}
+
+/// What an edit may want to know beside the session.
+pub struct Around<'a> {
+    /// The addresses that sessions are translated to.
+    pub book: &'a AddressBook,
+    /// No packet of the session was seen here since its group's leases were [renewed](SessionStore::renew).
+    pub is_stale: bool,
+}
+
+/// What of a session others keep account of: if an edit changes it, they are told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Noted {
+    phase: Phase,
+    policy: PolicyId,
+    ports: (PortId, PortId),
+    flags: SessionFlags,
+}
+
+impl Noted {
+    /// The marks that peers are told of, but for what is in the phase.
+    const TOLD: SessionFlags = SessionFlags(SessionFlags::PICKED_UP.0 | SessionFlags::LOG.0);
+
+    #[inline(always)]
+    fn of(session: &Session) -> Noted {
+        Noted {
+            phase: Phase::of(session),
+            policy: session.policy,
+            ports: (session.in_port, session.out_port),
+            flags: SessionFlags(session.flags.0 & Noted::TOLD.0),
+        }
+    }
+}
+
+impl SessionStore {
+    /// An empty store for what `config` allows.
+    pub fn new(config: &Config, keys: &Keys) -> SessionStore {
+        let mut book = AddressBook::new();
+        SessionStore {
+            nat: Nat::new(config, &mut book, &keys.nat),
+            table: new_table(config, &keys.table),
+            book,
+            journal: Journal::new(config),
+        }
+    }
+
+    /// The sessions.
+    #[inline]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The addresses that they are translated to.
+    #[inline]
+    pub fn book(&self) -> &AddressBook {
+        &self.book
+    }
+
+    /// The translator, and the ports that sessions take.
+    #[inline]
+    pub fn nat(&self) -> &Nat {
+        &self.nat
+    }
+
+    /// What peers have to learn.
+    #[inline]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The same, for replication.
+    pub fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// What a reader of the journal needs: the state of sessions, and the journal to read on in.
+    pub fn to_read(&mut self) -> (&Table, &AddressBook, &mut Journal) {
+        (&self.table, &self.book, &mut self.journal)
+    }
+
+    /// The session that a packet with `key` belongs to, and the packet's direction in it.
+    #[inline]
+    pub fn lookup(&self, key: &FlowKey) -> Option<(SessionId, Direction)> {
+        self.table.lookup(key, &self.book)
+    }
+
+    /// The session with this id.
+    #[inline]
+    pub fn get(&self, id: SessionId) -> Option<&Session> {
+        self.table.get(id)
+    }
+
+    /// Adds a session that was opened here at `now`, takes its external port, and has peers told of it, if
+    /// session pickup covers it.
+    ///
+    /// # Errors
+    /// [`InsertError`], with nothing changed.
+    pub fn insert(&mut self, session: Session, now: Time) -> Result<SessionId, InsertError> {
+        let id = self.table.insert(session, &self.book)?;
+        self.nat.attach(&mut self.table, id);
+        if let Some(session) = self.table.get(id) {
+            self.journal.opened(id, session, &self.book, now);
+        }
+        Ok(id)
+    }
+
+    /// Changes a session that this unit follows; none if it does not exist. What its key is made of must stay
+    /// as it is, and its times only go forward.
+    ///
+    /// The way of each packet: what did not change costs a few comparisons.
+    #[inline(always)]
+    pub fn edit<R>(
+        &mut self,
+        id: SessionId,
+        edit: impl FnOnce(&mut Session, Around<'_>) -> R,
+    ) -> Option<R> {
+        // The session is looked up once: in a big table, each time may be a cache miss.
+        let (session, is_stale) = self.table.get_mut_with_staleness(id)?;
+        let before = Noted::of(session);
+        let around = Around {
+            book: &self.book,
+            is_stale,
+        };
+        let result = edit(session, around);
+        let is_opening = session.flags.contains(SessionFlags::HALF_OPEN);
+        if Noted::of(session) != before || is_opening && session.is_settled() {
+            self.note_edit(id, before);
+        }
+        Some(result)
+    }
+
+    /// Tells those who keep account of a session that it has changed. Apart from the way of all those packets
+    /// that change nothing.
+    #[inline(never)]
+    fn note_edit(&mut self, id: SessionId, before: Noted) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        let (after, protocol) = (Noted::of(session), session.protocol);
+        if session.is_settled() {
+            self.table.settle(id);
+        }
+        if after.phase != before.phase {
+            self.table.moved(id, before.phase.state(protocol));
+        }
+        if after != before
+            && let Some(session) = self.table.get(id)
+        {
+            self.journal.changed(id, session, &self.book, before.phase);
+        }
+    }
+
+    /// Gives a session another policy, of the same meaning, under which this unit knows it. Peers have names
+    /// of their own for it.
+    pub fn rename_policy(&mut self, id: SessionId, policy: PolicyId) {
+        if let Some(session) = self.table.get_mut(id) {
+            session.policy = policy;
+        }
+    }
+
+    /// Ends a session: it gives back what it holds, and peers are told if this unit sends its group. Returns
+    /// what it was.
+    pub fn end(&mut self, id: SessionId) -> Option<Session> {
+        self.nat.release(&mut self.table, id);
+        let session = self.table.remove(id, &self.book)?;
+        self.journal.removed(id, &session, &self.book);
+        Some(session)
+    }
+
+    /// Has peers told of a session from now on, if session pickup covers it and they are not already.
+    pub fn replicate(&mut self, id: SessionId, now: Time) {
+        if self.journal.seq_of(id).is_none()
+            && let Some(session) = self.table.get(id)
+        {
+            self.journal.opened(id, session, &self.book, now);
+        }
+    }
+
+    /// Adds a session that a peer has sent, and takes its external port.
+    ///
+    /// # Errors
+    /// [`InsertError`], with nothing changed.
+    pub fn insert_from_peer(&mut self, session: Session) -> Result<SessionId, InsertError> {
+        let id = self.table.insert(session, &self.book)?;
+        self.nat.attach(&mut self.table, id);
+        if let Some(session) = self.table.get(id) {
+            self.journal.entered_by_peer(id, session, &self.book);
+        }
+        Ok(id)
+    }
+
+    /// Brings a session to what a peer has sent of it; its times may go back. What its key is made of must
+    /// stay as it is.
+    pub fn edit_from_peer(&mut self, id: SessionId, edit: impl FnOnce(&mut Session)) {
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
+        let before = Phase::of(session);
+        edit(session);
+        let protocol = session.protocol;
+        self.table.settle(id);
+        self.table.moved(id, before.state(protocol));
+        if let Some(session) = self.table.get(id) {
+            self.journal
+                .changed_by_peer(id, session, &self.book, before);
+        }
+    }
+
+    /// A peer has sent an older state of a session than it has here: it gets that again.
+    pub fn send_again(&mut self, id: SessionId) {
+        self.journal.send_again(id);
+    }
+
+    /// The index of an address that a session is to be translated to; none if the book is full.
+    pub fn intern(&mut self, addr: Addr) -> Option<TranslatedAddr> {
+        self.book.intern(addr)
+    }
+
+    /// See [`Table::make_room`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn make_room(
+        &mut self,
+        source: &Addr,
+        limits: SourceLimits,
+        may: impl Fn(&Session) -> bool,
+    ) -> Result<Option<SessionId>, NoRoom> {
+        self.table.make_room(source, limits, may)
+    }
+
+    /// See [`Table::early_drop_candidate`]. `may` is also told how many replicated sessions a group has.
+    pub fn early_drop_candidate(
+        &mut self,
+        may: impl Fn(&Session, &Journal) -> bool,
+    ) -> Option<SessionId> {
+        let journal = &self.journal;
+        self.table
+            .early_drop_candidate(|session| may(session, journal))
+    }
+
+    /// See [`Nat::allocate_source`].
+    ///
+    /// # Errors
+    /// [`NatExhausted`]
+    pub fn allocate_source(
+        &self,
+        pool: PoolId,
+        key: &FlowKey,
+        random: u64,
+    ) -> Result<Source, NatExhausted> {
+        self.nat
+            .allocate_source(&self.table, &self.book, pool, key, random)
+    }
+
+    /// See [`Nat::has_mapping`].
+    pub fn has_mapping(&self, pool: PoolId, key: &FlowKey) -> bool {
+        self.nat.has_mapping(&self.table, pool, key)
+    }
+
+    /// See [`Nat::sample`].
+    pub fn sample(
+        &self,
+        pool: PoolId,
+        key: &FlowKey,
+        random: u64,
+    ) -> impl Iterator<Item = SessionId> {
+        let sample = self.nat.sample(&self.table, &self.book, pool, key, random);
+        sample.into_iter().flatten()
+    }
+
+    /// See [`Nat::note_exhausted`].
+    pub fn note_exhausted(&mut self, exhausted: &NatExhausted) {
+        self.nat.note_exhausted(exhausted);
+    }
+
+    /// See [`Table::sweep`].
+    pub fn sweep(&mut self, now: Tick, expired: &mut Vec<SessionId>) -> bool {
+        self.table.sweep(now, expired)
+    }
+
+    /// Lets sessions enter the journal that were too young for it. When: [`Journal::poll_timeout`].
+    pub fn enter_delayed(&mut self, now: Time) {
+        self.journal.enter_delayed(&self.table, &self.book, now);
+    }
+
+    /// See [`Table::renew`].
+    pub fn renew(&mut self, group: GroupId, now: Tick) {
+        self.table.renew(group, now);
+    }
+
+    /// See [`Table::set_timeouts`].
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.table.set_timeouts(timeouts);
+    }
+
+    /// Takes over the limits for sources of a changed configuration.
+    pub fn set_limits(&mut self, config: &Config) {
+        self.table.set_source_limits(source_limits(config));
+    }
+
+    /// See [`Nat::reconfigure`].
+    pub fn reconfigure_nat(&mut self, config: &Config) {
+        self.nat.reconfigure(config, &mut self.book);
+    }
+
+    /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
+    /// whether there may be others that are to be now: call [`SessionStore::replicate`] for these.
+    pub fn set_pickup(&mut self, ha: &Ha) -> bool {
+        self.journal.set_pickup(ha)
+    }
+
+    /// A table of another size, in place of one that is empty or whose sessions are not to count any more.
+    #[cfg(test)]
+    pub(crate) fn set_table(&mut self, table: Table) {
+        self.table = table;
+    }
+
+    /// Whether timeouts, limits and the switches of session pickup are those of `config`.
+    pub fn follows(&self, config: &Config) -> bool {
+        let ha = config.ha.as_ref();
+        *self.table.timeouts() == Timeouts::from(&config.timeouts)
+            && self.table.source_limits() == source_limits(config)
+            && ha.is_none_or(|ha| self.journal.follows(ha))
+    }
+
+    /// Panics if the parts contradict each other: for tests and simulations. Reads all of them.
+    pub fn check_invariants(&self) {
+        self.table.check_invariants(&self.book);
+        self.nat.check_invariants(&self.table);
+        self.journal.check_invariants(&self.table, &self.book);
+    }
+}
+
+/// How much a source may have. Of external ports, the limit depends on the pool.
+fn source_limits(config: &Config) -> SourceLimits {
+    let (sessions, half_open) = config.source_limits();
+    SourceLimits {
+        sessions,
+        half_open,
+    }
+}
+
+/// The table of sessions that `config` asks for.
+fn new_table(config: &Config, key: &[u8; 16]) -> Table {
+    let timeouts = Timeouts::from(&config.timeouts);
+    let limits = source_limits(config);
+    let mut table = Table::new(config.node.max_sessions, key, timeouts, limits.half_open);
+    table.set_source_limits(limits);
+    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
+    for address in addresses {
+        if let ipnet::IpNet::V6(network) = address.network {
+            table.count_by_address(&network);
+        }
+    }
+    table
+}
