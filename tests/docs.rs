@@ -503,6 +503,9 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::HeartbeatLimit => {
             "A flood of frames of type 0x88b5: 5000 a second are looked at. Find the sender with tcpdump."
         }
+        DropReason::SessionGone => {
+            "Should stay at 0: the gateway looked the session up for this very packet. Please report it."
+        }
         DropReason::WriteFailed => {
             "The queue or the interface behind it is full or down. Normal for a moment when a link goes down; otherwise look at `ip -s link` of the port and its `tgw-` device."
         }

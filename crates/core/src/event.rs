@@ -238,6 +238,8 @@ drop_reasons! {
     BadHeartbeat = "bad-heartbeat",
     /// Such a frame, beyond the number that a port accepts per second.
     HeartbeatLimit = "heartbeat-limit",
+    /// Its session ended while the packet was being handled.
+    SessionGone = "session-gone",
     /// The kernel refused the packet.
     WriteFailed = "write-failed",
 }

@@ -284,7 +284,7 @@ impl Gateway {
         explanation: &mut Explanation,
     ) -> Fate {
         let Some(session) = self.sessions.get(id) else {
-            return DropReason::TcpNoSession.into();
+            return DropReason::SessionGone.into();
         };
         let view = Box::new(self.view(id, session, packet.now));
         explanation.matched = Matched::Session(view, direction);

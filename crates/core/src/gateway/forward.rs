@@ -49,7 +49,7 @@ impl Gateway {
                 return self.give_way(packet, id, direction);
             }
             Some(Err(reason)) => return Verdict::Drop(reason),
-            None => return Verdict::Drop(DropReason::TcpNoSession),
+            None => return Verdict::Drop(DropReason::SessionGone),
         };
         if has_answered {
             self.note_neighbors_of(id);
@@ -110,7 +110,7 @@ impl Gateway {
         direction: Direction,
     ) -> Verdict {
         let Some(session) = self.sessions.get(id) else {
-            return Verdict::Drop(DropReason::TcpNoSession);
+            return Verdict::Drop(DropReason::SessionGone);
         };
         let to = session.translated(direction, self.sessions.book());
         let (_, egress) = session.ports(direction);
