@@ -12,9 +12,6 @@ use tandemgw_core::gateway::{Gateway, Prepared, Seed};
 use tandemgw_core::packet::checksum;
 use tandemgw_core::time::Time;
 
-#[global_allocator]
-static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
-
 const SESSIONS: u32 = 1_000_000;
 
 fn main() {
@@ -140,6 +137,7 @@ fn parse(text: &str) -> Config {
 
 fn gateway(config: &Config, now: Time) -> Gateway {
     let mut gateway = Gateway::new(config.clone(), Seed([7; 32]), now);
+    tandemgw::os::memory::prefer_huge_pages(gateway.reserved_memory());
     for (port, destination) in [(PortId(0), "10.1.0.0/16"), (PortId(1), "0.0.0.0/0")] {
         let link = LinkState {
             up: true,

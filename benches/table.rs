@@ -14,9 +14,6 @@ use tandemgw_core::session::{
 };
 use tandemgw_core::time::Tick;
 
-#[global_allocator]
-static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
-
 /// A full table of the default size.
 const MILLION: u32 = 1 << 20;
 
@@ -66,7 +63,9 @@ fn table(capacity: u32) -> Table {
         icmp: seconds(60),
         other: seconds(600),
     };
-    Table::new(capacity, &[7; 16], Timeouts::from(&timeouts), 0)
+    let table = Table::new(capacity, &[7; 16], Timeouts::from(&timeouts), 0);
+    tandemgw::os::memory::prefer_huge_pages(table.reserved());
+    table
 }
 
 /// The session number `i`: one of many hosts, translated.

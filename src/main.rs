@@ -4,11 +4,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use tandemgw::os::memory::Allocator;
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
-
 fn main() -> ExitCode {
     cli::main()
 }

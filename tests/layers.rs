@@ -13,6 +13,7 @@ const CORE: &[&[&str]] = &[
         "flow",
         "identity",
         "in_quotes",
+        "memory",
         "random",
         "time",
     ],

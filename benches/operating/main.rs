@@ -23,9 +23,6 @@ use testkit::system::traffic::{FIRST_PORT, HELLO};
 use testkit::system::worker::Result;
 
 // What a full table touches depends on it.
-#[global_allocator]
-static ALLOCATOR: tandemgw::os::memory::Allocator = tandemgw::os::memory::Allocator;
-
 /// Sessions in the table: nearly all that it holds, so that the probe has room.
 const SESSIONS: u64 = 1_040_000;
 /// Of these as many must have been opened, since a sender that is too fast loses some.

@@ -111,6 +111,7 @@ fn full_gateway() -> Result<Gateway> {
     let (config, _) = config::parse(Path::new("bench.toml"), CONFIG).map_err(|_| "config")?;
     let now = clock::now();
     let mut gateway = Gateway::new(config, Seed([7; 32]), now);
+    tandemgw::os::memory::prefer_huge_pages(gateway.reserved_memory());
     for (port, destination) in [(PortId(0), "10.0.0.0/8"), (PortId(1), "0.0.0.0/0")] {
         let link = LinkState {
             up: true,

@@ -17,6 +17,7 @@ use super::clock;
 use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
 use super::event_loop::{Port, Shell};
 use super::key_file;
+use super::memory;
 use super::monitor::{Monitor, Notice};
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
@@ -239,6 +240,7 @@ fn prepare(config: &Config) -> Result<(Gateway, Monitor), StartError> {
         .map_err(doing("reading random bytes"))?;
     let mut gateway = Gateway::new(config.clone(), seed, clock::now());
     gateway.set_port_keys(port_keys(config)?);
+    memory::prefer_huge_pages(gateway.reserved_memory());
     let (monitor, notices) = Monitor::start(config).map_err(doing("reading routes and links"))?;
     let now = clock::now();
     for notice in notices {

@@ -29,6 +29,7 @@
 //! - [`random`]: reproducible numbers.
 //! - [`log_limit`]: how many log lines an event may write.
 //! - [`in_quotes`]: values of log lines.
+//! - [`memory`]: where the big tables keep their entries.
 
 #![forbid(unsafe_code)]
 
@@ -46,6 +47,7 @@ pub mod histogram;
 pub mod identity;
 pub mod in_quotes;
 pub mod log_limit;
+pub mod memory;
 pub mod metrics;
 pub mod nat;
 pub mod packet;

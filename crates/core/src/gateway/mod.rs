@@ -52,6 +52,7 @@ use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
 use crate::log_limit::SESSION_TARGET;
 use crate::packet::{self, Kind, Parsed};
+use crate::memory::Reserved;
 use crate::policy::Ruleset;
 use crate::route::Fib;
 use crate::session::{Holdings, SessionFlags, SessionId};
@@ -449,6 +450,11 @@ impl Gateway {
             .map(|v| v.addr)
             .filter(|addr| addr.family() == family)
             .find(|addr| self.sessions.nat().group(addr).is_some_and(&wanted))
+    }
+
+    /// The memory that the tables have reserved for `max-sessions`.
+    pub fn reserved_memory(&self) -> Vec<Reserved> {
+        self.sessions.reserved().collect()
     }
 
     /// Checks what must hold between any two calls; for tests and simulations.

@@ -1,6 +1,7 @@
 //! Endpoint-independent mappings, made of nothing but the sessions that share them.
 
 use crate::flow::{Addr, FlowKey, Protocol};
+use crate::memory::Reserved;
 use crate::session::{Index, KeyedHash, Links, Session, SessionId, Table, Tracker, TranslatedAddr};
 
 /// The internal endpoint of each mapping → the first session of the list of those that share it.
@@ -41,6 +42,10 @@ impl Mappings {
             index: Index::new(max_sessions as usize),
             hash,
         }
+    }
+
+    pub(super) fn reserved(&self) -> Reserved {
+        self.index.reserved()
     }
 
     /// Has what [`Mappings::port_of`] reads for the source of `key` brought near.

@@ -30,6 +30,7 @@ pub use pool::PoolId;
 
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
+use crate::memory::Reserved;
 use crate::session::{AddressBook, KeyedHash, Session, SessionId, Table, Tracker, TranslatedAddr};
 use connected::Connected;
 use crowded::{Crowded, Progress, Scope};
@@ -156,6 +157,11 @@ impl Nat {
     /// The first address of `family` in a pool. All addresses of a pool move with one group.
     pub fn first_address(&self, pool: PoolId, family: Family) -> Option<Addr> {
         self.pools.first_address(pool, family)
+    }
+
+    /// The memory of the index of mappings.
+    pub fn reserved(&self) -> Reserved {
+        self.mappings.reserved()
     }
 
     /// The group that an external address (virtual, or of a pool) moves with.

@@ -7,6 +7,7 @@
 use super::ranking::Ranking;
 use super::{KeyedHash, Session, SessionFlags, SessionId};
 use crate::flow::Addr;
+use crate::memory::Reserved;
 
 /// How much one host may have; 0 means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +99,10 @@ impl Holders {
                 sessions: 0,
             },
         }
+    }
+
+    pub(super) fn reserved(&self) -> Reserved {
+        Reserved::of_list(&self.links)
     }
 
     pub(super) fn set_limits(&mut self, limits: SourceLimits) {

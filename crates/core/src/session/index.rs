@@ -2,6 +2,8 @@
 
 use std::hint::black_box;
 
+use crate::memory::Reserved;
+
 /// Maps 32-bit hashes to 32-bit payloads; the caller says which payload is the right one.
 ///
 /// Open addressing with linear probing, entries of a run kept in the order of their home positions
@@ -27,6 +29,11 @@ impl Index {
             len: 0,
             max,
         }
+    }
+
+    /// Its memory.
+    pub fn reserved(&self) -> Reserved {
+        Reserved::of_index(&self.slots)
     }
 
     /// The number of entries.

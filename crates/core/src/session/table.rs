@@ -8,6 +8,7 @@ use super::{
     AddressBook, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts, Timeouts,
 };
 use crate::flow::{Direction, FlowKey, Protocol};
+use crate::memory::Reserved;
 use crate::time::Tick;
 
 /// The number of a slot of the [`Table`].
@@ -114,6 +115,16 @@ impl Table {
             recent: Recent::default(),
             holders: Holders::new(capacity, hash, half_open_per_source),
         }
+    }
+
+    /// The memory that it has reserved: bytes by the dozen for each session that it may hold.
+    pub fn reserved(&self) -> [Reserved; 4] {
+        [
+            Reserved::of_list(&self.slots),
+            Reserved::of_list(&self.check_at),
+            self.index.reserved(),
+            self.holders.reserved(),
+        ]
     }
 
     /// The session that a packet with `key` belongs to, and the packet's direction in it.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::flow::{FlowKey, GroupId};
+use crate::memory::Reserved;
 use crate::session::SessionId;
 
 /// The most peers that a log can have readers for.
@@ -99,6 +100,11 @@ impl ChangeLog {
         };
         (0..readers).for_each(|reader| log.link_last(node_of_reader(reader)));
         log
+    }
+
+    /// The memory of the log.
+    pub fn reserved(&self) -> Reserved {
+        Reserved::of_list(&self.nodes)
     }
 
     /// Notes that a session was added or has changed. `shared`: a peer may know of it.

@@ -19,6 +19,7 @@ pub use journal::Journal;
 pub use log::Seq;
 pub use refused::Refused;
 
+use crate::memory::Reserved;
 use crate::config::{Config, Ha};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::nat::{Nat, NatExhausted, PoolId, Source};
@@ -366,6 +367,12 @@ impl SessionStore {
         *self.table.timeouts() == Timeouts::from(&config.timeouts)
             && self.table.source_limits() == source_limits(config)
             && ha.is_none_or(|ha| self.journal.follows(ha))
+    }
+
+    /// The memory that the tables have reserved for `max-sessions`.
+    pub fn reserved(&self) -> impl Iterator<Item = Reserved> {
+        let table = self.table.reserved().into_iter();
+        table.chain([self.nat.reserved(), self.journal.log().reserved()])
     }
 
     /// Panics if the parts contradict each other: for tests and simulations. Reads all of them.
