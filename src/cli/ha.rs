@@ -1,5 +1,6 @@
 //! `tandemgw ha`.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 use tandemgw::os::file_lock::lock_folder;
 use tandemgw_core::config;
 use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
-use toml_edit::DocumentMut;
+use toml_edit::{DocumentMut, TomlError};
 
 use super::client::parse;
 use super::{fail, query};
@@ -89,35 +90,71 @@ enum Saved {
     Changed(String),
 }
 
+/// Why a value is not in the file.
+#[derive(Debug)]
+enum SaveError {
+    Io(io::Error),
+    /// The file is not TOML.
+    Toml(TomlError),
+    /// The file would not be a valid config then.
+    Mistakes,
+    /// The file has no `[ha]`.
+    NoHa,
+    /// Another process saves.
+    UnderWay,
+}
+
+impl From<io::Error> for SaveError {
+    fn from(error: io::Error) -> SaveError {
+        SaveError::Io(error)
+    }
+}
+
+impl From<TomlError> for SaveError {
+    fn from(error: TomlError) -> SaveError {
+        SaveError::Toml(error)
+    }
+}
+
+impl fmt::Display for SaveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SaveError::Io(error) => error.fmt(f),
+            SaveError::Toml(error) => f.write_str(error.message()),
+            SaveError::Mistakes => {
+                f.write_str("the file has mistakes; `tandemgw check` shows them")
+            }
+            SaveError::NoHa => f.write_str("there is no [ha] in the file"),
+            SaveError::UnderWay => f.write_str("another save is under way; try again"),
+        }
+    }
+}
+
 /// Sets `key` of `[ha]` in a config file, whose comments and order stay.
-fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, String> {
+fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> {
     // A link is to stay one.
-    let file = fs::canonicalize(file).map_err(|error| error.to_string())?;
+    let file = fs::canonicalize(file)?;
     let _lock = lock(&file)?;
-    let text = fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    let text = fs::read_to_string(&file)?;
     let (new, saved) = edit(&text, key, toml)?;
     if saved == Saved::Already {
         return Ok(saved);
     }
     if config::parse(&file, &new).is_err() {
-        return Err("the file has mistakes; `tandemgw check` shows them".to_owned());
+        return Err(SaveError::Mistakes);
     }
-    replace(&file, &new).map_err(|error| error.to_string())?;
+    replace(&file, &new)?;
     Ok(saved)
 }
 
 /// The text with another value of a key of `[ha]`.
-fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), String> {
-    let mut document: DocumentMut = text
-        .parse()
-        .map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
-    let value: toml_edit::Value = toml
-        .parse()
-        .map_err(|error: toml_edit::TomlError| error.message().to_owned())?;
+fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), SaveError> {
+    let mut document: DocumentMut = text.parse()?;
+    let value: toml_edit::Value = toml.parse()?;
     let table = document
         .get_mut("ha")
         .and_then(|item| item.as_table_like_mut())
-        .ok_or("there is no [ha] in the file")?;
+        .ok_or(SaveError::NoHa)?;
     let saved = match table.get_mut(key).and_then(|item| item.as_value_mut()) {
         Some(place) => {
             let before = place.clone().decorated("", "").to_string();
@@ -140,10 +177,10 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), String> {
 
 /// Keeps other saves away from a file, until the lock is dropped or the process ends: that of its folder,
 /// since the file is replaced.
-fn lock(file: &Path) -> Result<File, String> {
+fn lock(file: &Path) -> Result<File, SaveError> {
     lock_folder(folder(file)).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => "another save is under way; try again".to_owned(),
-        _ => error.to_string(),
+        io::ErrorKind::WouldBlock => SaveError::UnderWay,
+        _ => SaveError::Io(error),
     })
 }
 
@@ -224,14 +261,9 @@ mod tests {
 
     #[test]
     fn a_value_that_is_there_already_changes_nothing() {
-        assert_eq!(
-            edit(FILE, "priority", "100"),
-            Ok((FILE.to_owned(), Saved::Already))
-        );
-        assert!(
-            edit("[node]\n", "priority", "1")
-                .unwrap_err()
-                .contains("[ha]")
-        );
+        let (text, saved) = edit(FILE, "priority", "100").unwrap();
+        assert_eq!((text.as_str(), saved), (FILE, Saved::Already));
+        let error = edit("[node]\n", "priority", "1").unwrap_err();
+        assert!(matches!(error, SaveError::NoHa), "{error:?}");
     }
 }

@@ -259,7 +259,8 @@ impl World {
         let now = self.local_time(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
         gateway.handle_wake(now);
-        gateway.request_failover(now, GroupId(group as u8), None)?;
+        let asked = gateway.request_failover(now, GroupId(group as u8), None);
+        asked.map_err(|why| why.to_string())?;
         self.wake(unit);
         Ok(())
     }
@@ -269,7 +270,8 @@ impl World {
         let now = self.local_time(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
         gateway.handle_wake(now);
-        gateway.force_failover(now, GroupId(group as u8), None)?;
+        let forced = gateway.force_failover(now, GroupId(group as u8), None);
+        forced.map_err(|why| why.to_string())?;
         self.wake(unit);
         Ok(())
     }

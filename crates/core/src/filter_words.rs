@@ -1,5 +1,7 @@
 //! The words of a filter, `key=value` each, which listings and captures have in common.
 
+use std::error::Error;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,65 +12,127 @@ use crate::flow::Protocol;
 /// Words that a filter can have: each is compared with each session, or packet.
 pub const MAX_FILTER: usize = 32;
 
+/// What is wrong with a word that an administrator typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WordError {
+    /// More than [`MAX_FILTER`] words; how many.
+    TooMany(usize),
+    /// The word has no `=`.
+    NoEqualsSign(String),
+    /// A name that does not exist.
+    Unknown {
+        /// What it should name, such as `port`.
+        what: &'static str,
+        /// The name.
+        value: String,
+        /// The nearest one that exists, or some that do.
+        hint: String,
+    },
+    /// Neither an address nor a network.
+    NotNetwork(String),
+    /// Not the number of a port.
+    NotPort(String),
+    /// Neither `yes` nor `no`.
+    NotYesOrNo(String),
+    /// Not the id of a session.
+    NotSessionId(String),
+    /// A capture cannot see packets that are dropped for this reason.
+    UnseenReason,
+    /// In this word of a filter.
+    In(String, Box<WordError>),
+}
+
+impl fmt::Display for WordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WordError::TooMany(count) => {
+                write!(f, "a filter has at most {MAX_FILTER} words, not {count}")
+            }
+            WordError::NoEqualsSign(word) => write!(
+                f,
+                "filter `{word}` is not of the form key=value, as in proto=tcp"
+            ),
+            WordError::Unknown { what, value, hint } => {
+                write!(f, "unknown {what} `{value}`; {hint}")
+            }
+            WordError::NotNetwork(value) => {
+                write!(f, "`{value}` is no address or network, such as 10.0.0.0/8")
+            }
+            WordError::NotPort(value) => write!(f, "`{value}` is no port (0 to 65535)"),
+            WordError::NotYesOrNo(value) => write!(f, "`{value}`: expected yes or no"),
+            WordError::NotSessionId(value) => write!(f, "`{value}` is no id of a session"),
+            WordError::UnseenReason => f.write_str(
+                "a capture sees packets before they are written, as `forward`: \
+                 only the counter tells of this reason",
+            ),
+            WordError::In(word, error) => write!(f, "filter `{word}`: {error}"),
+        }
+    }
+}
+
+impl Error for WordError {}
+
 /// The words, unless they are too many.
-pub(crate) fn limited(words: &[String]) -> Result<&[String], String> {
+pub(crate) fn limited(words: &[String]) -> Result<&[String], WordError> {
     match words.len() {
         0..=MAX_FILTER => Ok(words),
-        count => Err(format!(
-            "a filter has at most {MAX_FILTER} words, not {count}"
-        )),
+        count => Err(WordError::TooMany(count)),
     }
 }
 
 /// The key and the value of a word.
-pub(crate) fn split(word: &str) -> Result<(&str, &str), String> {
+pub(crate) fn split(word: &str) -> Result<(&str, &str), WordError> {
     word.split_once('=')
-        .ok_or_else(|| format!("filter `{word}` is not of the form key=value, as in proto=tcp"))
+        .ok_or_else(|| WordError::NoEqualsSign(word.to_owned()))
 }
 
 /// A protocol by name or number.
-pub(crate) fn protocol(value: &str) -> Result<Protocol, String> {
+pub(crate) fn protocol(value: &str) -> Result<Protocol, WordError> {
     let names = ["tcp", "udp", "icmp", "a number from 0 to 255"];
     let protocol = value.parse();
     protocol.map_err(|_| unknown("protocol", value, names.into_iter()))
 }
 
 /// A network, or a host as one.
-pub(crate) fn network(value: &str) -> Result<IpNet, String> {
+pub(crate) fn network(value: &str) -> Result<IpNet, WordError> {
     let host = || value.parse::<IpAddr>().map(IpNet::from);
     let net = value.parse().or_else(|_| host());
-    net.map_err(|_| format!("`{value}` is no address or network, such as 10.0.0.0/8"))
+    net.map_err(|_| WordError::NotNetwork(value.to_owned()))
 }
 
 /// The number of a port.
-pub(crate) fn port(value: &str) -> Result<u16, String> {
+pub(crate) fn port(value: &str) -> Result<u16, WordError> {
     let number = value.parse();
-    number.map_err(|_| format!("`{value}` is no port (0 to 65535)"))
+    number.map_err(|_| WordError::NotPort(value.to_owned()))
 }
 
 /// The name of a port, if there is one of that name.
-pub(crate) fn known_port<'a>(value: &str, config: &'a Config) -> Result<&'a str, String> {
+pub(crate) fn known_port<'a>(value: &str, config: &'a Config) -> Result<&'a str, WordError> {
     let names = config.ports.iter().map(|port| port.name.as_str());
     known("port", value, names)
 }
 
 /// A name, if it is one of `names`.
 pub(crate) fn known<'a>(
-    kind: &str,
+    what: &'static str,
     value: &str,
     names: impl Iterator<Item = &'a str> + Clone,
-) -> Result<&'a str, String> {
+) -> Result<&'a str, WordError> {
     let found = names.clone().find(|name| *name == value);
-    found.ok_or_else(|| unknown(kind, value, names))
+    found.ok_or_else(|| unknown(what, value, names))
 }
 
 /// "unknown port `lna`; did you mean `lan`?", or all of the names, if none is close.
-pub(crate) fn unknown<'a>(kind: &str, value: &str, names: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn unknown<'a>(
+    what: &'static str,
+    value: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> WordError {
     const SHOWN: usize = 10;
     let names: Vec<&str> = names.collect();
     let hint = did_you_mean(value, names.iter().copied());
     let hint = hint.unwrap_or_else(|| match names.len() {
-        0 => format!("there is no {kind} at all"),
+        0 => format!("there is no {what} at all"),
         1..=SHOWN => format!("known: {}", names.join(", ")),
         more => format!(
             "known: {} and {} more",
@@ -76,5 +140,9 @@ pub(crate) fn unknown<'a>(kind: &str, value: &str, names: impl Iterator<Item = &
             more - SHOWN
         ),
     });
-    format!("unknown {kind} `{value}`; {hint}")
+    WordError::Unknown {
+        what,
+        value: value.to_owned(),
+        hint,
+    }
 }

@@ -6,6 +6,7 @@
 mod index;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::Hasher;
 
 use ipnet::IpNet;
@@ -90,6 +91,23 @@ pub struct Ruleset {
     names: Vec<(String, Option<usize>)>,
 }
 
+/// The policies of before and those that are new need more ids than there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyPolicies;
+
+impl fmt::Display for TooManyPolicies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "those that go and those that come are more than {} policies together: change \
+             them in two steps, or restart",
+            PolicyId::NONE.0
+        )
+    }
+}
+
+impl std::error::Error for TooManyPolicies {}
+
 impl Ruleset {
     /// Compiles the policies of `config`.
     pub fn new(config: &Config) -> Ruleset {
@@ -109,9 +127,8 @@ impl Ruleset {
     /// this ruleset: see [`Ruleset::place`].
     ///
     /// # Errors
-    /// If there are not enough ids for the policies of before and those that are new, as a sentence for
-    /// the operator.
-    pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, String> {
+    /// If there are not enough ids for the policies of before and those that are new.
+    pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, TooManyPolicies> {
         let items = canonical(config);
         let mut all = SipHasher24::new();
         for (_, text) in &items {
@@ -136,11 +153,7 @@ impl Ruleset {
             let id = u16::try_from(id).map(PolicyId);
             let id = id.ok().filter(|id| *id != PolicyId::NONE);
             let Some(id) = id else {
-                return Err(format!(
-                    "those that go and those that come are more than {} policies together: change \
-                     them in two steps, or restart",
-                    PolicyId::NONE.0
-                ));
+                return Err(TooManyPolicies);
             };
             rules.push(Rule::new(policy, id));
         }

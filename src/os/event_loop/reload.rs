@@ -156,7 +156,7 @@ impl Shell {
                     }
                     Ok(reloaded)
                 }
-                Err(why) => Err(refused(why)),
+                Err(why) => Err(refused(why.to_string())),
             },
             Err(refused) => Err(refused),
         };
@@ -241,7 +241,7 @@ fn log_outcome(result: &Result<Reloaded, ReloadRefused>, warnings: &[String]) {
 fn prepare(basis: Basis, wanted: Config) -> Result<Box<(Prepared, Config)>, ReloadRefused> {
     match Prepared::new(basis, &wanted) {
         Ok(prepared) => Ok(Box::new((prepared, wanted))),
-        Err(why) => Err(refused(why)),
+        Err(why) => Err(refused(why.to_string())),
     }
 }
 

@@ -6,7 +6,9 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::event::DropReason;
-use crate::filter_words::{known, known_port, limited, network, port, protocol, split, unknown};
+use crate::filter_words::{
+    WordError, known, known_port, limited, network, port, protocol, split, unknown,
+};
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::policy::Ruleset;
 
@@ -37,10 +39,6 @@ enum Condition {
     Reason(DropReason),
 }
 
-/// A packet is captured with its verdict, before the shell writes it.
-const UNSEEN: &str = "a capture sees packets before they are written, as `forward`: \
-                      only the counter tells of this reason";
-
 const KEYS: [&str; 11] = [
     "proto", "src", "dst", "host", "port", "in", "out", "policy", "session", "verdict", "reason",
 ];
@@ -50,7 +48,7 @@ impl Filter {
     ///
     /// # Errors
     /// A sentence that names the word and what would be valid.
-    pub fn parse(words: &[String], config: &Config) -> Result<Filter, String> {
+    pub fn parse(words: &[String], config: &Config) -> Result<Filter, WordError> {
         let conditions = limited(words)?
             .iter()
             .map(|word| condition(word, config))
@@ -95,9 +93,9 @@ impl Condition {
     }
 }
 
-fn condition(word: &str, config: &Config) -> Result<Condition, String> {
+fn condition(word: &str, config: &Config) -> Result<Condition, WordError> {
     let (key, value) = split(word)?;
-    let owned = |name: Result<&str, String>| name.map(str::to_owned);
+    let owned = |name: Result<&str, WordError>| name.map(str::to_owned);
     let condition = match key {
         "proto" => protocol(value).map(Condition::Protocol),
         "src" => network(value).map(Condition::Source),
@@ -112,20 +110,20 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
         }
         "session" => match value.parse() {
             Ok(id) => Ok(Condition::Session(id)),
-            Err(_) => Err(format!("`{value}` is no id of a session")),
+            Err(_) => Err(WordError::NotSessionId(value.to_owned())),
         },
         "verdict" => known("verdict", value, Fate::NAMES.into_iter()).map(Condition::Verdict),
         "reason" => {
             let names = DropReason::ALL.iter().map(|reason| reason.name());
             let reason = DropReason::ALL.iter().find(|reason| reason.name() == value);
             match reason.ok_or_else(|| unknown("drop reason", value, names)) {
-                Ok(DropReason::WriteFailed) => Err(UNSEEN.to_owned()),
+                Ok(DropReason::WriteFailed) => Err(WordError::UnseenReason),
                 reason => reason.copied().map(Condition::Reason),
             }
         }
         _ => Err(unknown("key", key, KEYS.into_iter())),
     };
-    condition.map_err(|error| format!("filter `{word}`: {error}"))
+    condition.map_err(|error| WordError::In(word.to_owned(), Box::new(error)))
 }
 
 #[cfg(test)]
@@ -138,7 +136,7 @@ mod tests {
     use crate::session::SessionId;
     use crate::time::Time;
 
-    fn parse(words: &str) -> Result<Filter, String> {
+    fn parse(words: &str) -> Result<Filter, WordError> {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         Filter::parse(&words, &config())
     }
@@ -217,7 +215,7 @@ mod tests {
             ("session=x", "`x` is no id of a session"),
             ("port=65536", "`65536` is no port"),
         ] {
-            let error = parse(words).unwrap_err();
+            let error = parse(words).unwrap_err().to_string();
             assert!(
                 error.contains(said) && !error.contains('\n'),
                 "{words}: {error}"

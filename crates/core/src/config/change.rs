@@ -5,6 +5,7 @@
 //! are compared as wholes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::field::Owner;
 use super::network::group_of;
@@ -150,7 +151,7 @@ impl Change {
         new.monitor = match translate_ports(&new.monitor, new_ports, running) {
             Ok(monitor) => monitor,
             Err(why) => {
-                self.wait("ha.monitor", &why);
+                self.wait("ha.monitor", &why.to_string());
                 old.monitor.clone()
             }
         };
@@ -166,38 +167,79 @@ impl Change {
     }
 }
 
+/// A port of this name does not run.
+struct NoPort(String);
+
+impl fmt::Display for NoPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "names the port `{}`, which does not run yet", self.0)
+    }
+}
+
+/// Why policies, pools and forwards cannot be in force before a restart.
+enum NotYet {
+    /// A policy, by name, and what is missing.
+    PolicyPort(String, NoPort),
+    /// A forward, by name, and what is missing.
+    ForwardPort(String, NoPort),
+    /// The external address of a forward is not the gateway's yet.
+    External(String, Addr),
+    /// The server of a forward is still a virtual address.
+    Internal(String, Addr),
+    /// A pool, by name, has addresses of several groups.
+    PoolGroups(String),
+}
+
+impl fmt::Display for NotYet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotYet::PolicyPort(policy, port) => write!(f, "policy `{policy}` {port}"),
+            NotYet::ForwardPort(forward, port) => write!(f, "forward `{forward}` {port}"),
+            NotYet::External(forward, addr) => write!(
+                f,
+                "forward `{forward}` has the external address {addr}, which is not there yet"
+            ),
+            NotYet::Internal(forward, addr) => write!(
+                f,
+                "forward `{forward}` leads to {addr}, which is a virtual address still"
+            ),
+            NotYet::PoolGroups(pool) => write!(
+                f,
+                "nat-pool `{pool}` has addresses of several groups, as these are now"
+            ),
+        }
+    }
+}
+
 type Rules = (Vec<Policy>, Vec<Forward>);
 
 /// Policies and forwards of `wanted` in terms of the ports that run, or why that can't be.
-fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, String> {
+fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
     let translate = |ports: &[PortId]| translate_ports(ports, &wanted.ports, &running.ports);
     let mut policies = wanted.policies.clone();
     for policy in &mut policies {
-        let said = |why| format!("policy `{}` {why}", policy.name);
+        let said = |port| NotYet::PolicyPort(policy.name.clone(), port);
         policy.from = translate(&policy.from).map_err(said)?;
         policy.to = translate(&policy.to).map_err(said)?;
     }
     let own = |addr: Addr, port: &Port| port.virtual_addresses.iter().any(|v| v.addr == addr);
     let mut forwards = wanted.forwards.clone();
     for forward in &mut forwards {
-        let said = |why| format!("forward `{}` {why}", forward.name);
+        let name = || forward.name.clone();
         let external = forward.external.0;
-        for port in translate(&[forward.port]).map_err(said)? {
+        let ports = translate(&[forward.port]);
+        for port in ports.map_err(|port| NotYet::ForwardPort(name(), port))? {
             forward.port = port;
         }
         let mut pools = wanted.nat_pools.iter();
         if !own(external, &running.ports[forward.port.index()])
             && !pools.any(|pool| pool.addresses.contains(&external))
         {
-            return Err(said(format!(
-                "has the external address {external}, which is not there yet"
-            )));
+            return Err(NotYet::External(name(), external));
         }
         let internal = forward.internal.0;
         if running.ports.iter().any(|port| own(internal, port)) {
-            return Err(said(format!(
-                "leads to {internal}, which is a virtual address still"
-            )));
+            return Err(NotYet::Internal(name(), internal));
         }
     }
     for pool in &wanted.nat_pools {
@@ -207,16 +249,13 @@ fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, String> {
 }
 
 /// The addresses of a pool move with one group: of those that are in force, which the file may not have.
-fn check_group(running: &Config, pool: &NatPool) -> Result<(), String> {
+fn check_group(running: &Config, pool: &NatPool) -> Result<(), NotYet> {
     let group = |addr: &Addr| group_of(&running.ports, *addr);
     let mut groups = pool.addresses.iter().map(group);
     let first = groups.next();
     match groups.all(|group| Some(group) == first) {
         true => Ok(()),
-        false => Err(format!(
-            "nat-pool `{}` has addresses of several groups, as these are now",
-            pool.name
-        )),
+        false => Err(NotYet::PoolGroups(pool.name.clone())),
     }
 }
 
@@ -225,12 +264,12 @@ fn translate_ports(
     ports: &[PortId],
     wanted: &[Port],
     running: &[Port],
-) -> Result<Vec<PortId>, String> {
+) -> Result<Vec<PortId>, NoPort> {
     let translate = |port: &PortId| {
         let name = &wanted[port.index()].name;
         let at = running.iter().position(|port| port.name == *name);
         at.map(PortId::from_index)
-            .ok_or_else(|| format!("names the port `{name}`, which does not run yet"))
+            .ok_or_else(|| NoPort(name.clone()))
     };
     ports.iter().map(translate).collect()
 }
@@ -687,6 +726,31 @@ pub(super) mod tests {
             (keys, change.applied),
             (vec!["port.lan.virtual-addresses"], Vec::new())
         );
+    }
+
+    #[test]
+    fn a_pool_across_the_groups_in_force_waits_with_the_rules() {
+        let of_group = |text: &str, two: &str| {
+            let lan = "virtual-addresses = [\"10.0.1.1/24\"]";
+            let wan = "interface = \"eth8\"\n        virtual-addresses = [\"10.0.2.1/24\"]";
+            let text = text.replace("interface = \"eth8\"", wan);
+            let text = text.replace("virtual-addresses = []", two);
+            assert!(text.contains(lan));
+            read(&text)
+        };
+        // The wan is of the group h; the file puts it into that of the lan, and has a pool across both.
+        let running = of_group(EVERYTHING, "ports = [\"wan\"]");
+        let text = EVERYTHING.replace("ports = [\"lan\"]", "ports = [\"lan\", \"wan\"]");
+        let pool = "addresses = [\"10.0.1.9\", \"10.0.2.9\"]";
+        let wanted = of_group(
+            &text.replace("addresses = [\"10.0.1.9\"]", pool),
+            "virtual-addresses = []",
+        );
+        let change = Change::new(&running, &wanted);
+        let rules = change.waiting.iter().find(|d| d.key.starts_with("policy"));
+        let why = "nat-pool `n` has addresses of several groups";
+        assert!(rules.is_some_and(|d| d.what.contains(why)), "{change:?}");
+        assert_eq!(change.config.nat_pools, running.nat_pools);
     }
 
     #[test]

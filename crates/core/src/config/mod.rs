@@ -44,7 +44,7 @@ pub use field::Value;
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, Live, OptionDoc, Reload, TableDoc, options, tables};
 pub use parse::parse;
-pub use switch::{Switched, set_switch, switch_names, switches};
+pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,7 @@
 //! Single keys of `[ha]` that are changed while the gateway runs.
 
+use std::fmt;
+
 use toml::de::DeTable;
 
 use super::diagnostic::Report;
@@ -23,6 +25,59 @@ pub struct Switched {
     /// The value now, as TOML.
     pub toml: String,
 }
+
+/// Why a switch is not set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwitchError {
+    /// There is no such key.
+    Unknown {
+        /// As it was typed.
+        key: String,
+        /// What was probably meant.
+        hint: String,
+    },
+    /// The key needs a restart, or has several values.
+    NotASwitch(String),
+    /// The gateway has no `[ha]`.
+    Standalone,
+    /// No group takes the priority of `[ha]`.
+    GroupsHavePriorities,
+    /// The value is not one of the key.
+    Value {
+        /// The key.
+        key: &'static str,
+        /// As it was typed.
+        value: String,
+        /// What is wrong with it, and what was probably meant.
+        why: String,
+    },
+    /// A reload is being prepared on the config in force.
+    ReloadUnderWay,
+}
+
+impl fmt::Display for SwitchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SwitchError::Unknown { key, hint } => write!(f, "there is no switch `{key}`; {hint}"),
+            SwitchError::NotASwitch(key) => write!(
+                f,
+                "`{key}` can't be set on its own: change it in the config file, then reload or restart"
+            ),
+            SwitchError::Standalone => f.write_str("this gateway is standalone: it has no [ha]"),
+            SwitchError::GroupsHavePriorities => {
+                f.write_str("each [[group]] has a priority of its own: change it there, and reload")
+            }
+            SwitchError::Value { key, value, why } => {
+                write!(f, "`{key}` can't be `{value}`: {why}")
+            }
+            SwitchError::ReloadUnderWay => {
+                f.write_str("a reload is being prepared: try again in a moment")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SwitchError {}
 
 /// A row of the options that is a switch.
 struct Switch {
@@ -55,8 +110,8 @@ pub fn switch_names() -> impl Iterator<Item = &'static str> + Clone {
 /// Sets `key` of `[ha]` to `value`, which is written as in the file but without quotes.
 ///
 /// # Errors
-/// One sentence that says what is wrong, and what was probably meant.
-pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, String> {
+/// What is wrong with the key, the value, or the config in force.
+pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, SwitchError> {
     let Some(Switch {
         option,
         field,
@@ -66,14 +121,17 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
         return Err(unknown(key));
     };
     let Some(ha) = &running.ha else {
-        return Err("this gateway is standalone: it has no [ha]".to_owned());
+        return Err(SwitchError::Standalone);
     };
     if live == Live::Priority && running.groups.iter().all(|group| group.priority.is_some()) {
-        return Err("each [[group]] has a priority of its own: \
-             change it there, and reload"
-            .to_owned());
+        return Err(SwitchError::GroupsHavePriorities);
     }
-    let unreadable = || format!("`{key}` can't be `{value}`: it is {}", option.kind_text());
+    let wrong = |why: String| SwitchError::Value {
+        key: option.key,
+        value: value.to_owned(),
+        why,
+    };
+    let unreadable = || wrong(format!("it is {}", option.kind_text()));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '+');
     if value.is_empty() || !value.chars().all(plain) {
         return Err(unreadable());
@@ -90,8 +148,7 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
     table.fill_one(option, field, &mut changed);
     if let Some(problem) = report.into_sorted().into_iter().next() {
         let hint = problem.hint.map(|hint| format!("; {hint}"));
-        let said = problem.message + &hint.unwrap_or_default();
-        return Err(format!("`{key}` can't be `{value}`: {said}"));
+        return Err(wrong(problem.message + &hint.unwrap_or_default()));
     }
     Ok(Switched {
         old: (field.get)(ha).show(),
@@ -109,16 +166,17 @@ pub fn switches(running: &Config) -> Option<Vec<(&'static str, String)>> {
     Some(all().map(shown).collect())
 }
 
-fn unknown(key: &str) -> String {
+fn unknown(key: &str) -> SwitchError {
     if options::find("ha", key).is_some() {
-        return format!(
-            "`{key}` can't be set on its own: change it in the config file, then reload or restart"
-        );
+        return SwitchError::NotASwitch(key.to_owned());
     }
     let names: Vec<&str> = switch_names().collect();
     let hint = did_you_mean(key, names.iter().copied())
         .unwrap_or_else(|| format!("the switches are {}", names.join(", ")));
-    format!("there is no switch `{key}`; {hint}")
+    SwitchError::Unknown {
+        key: key.to_owned(),
+        hint,
+    }
 }
 
 #[cfg(test)]
@@ -205,18 +263,14 @@ mod tests {
             ("pickup-guarantee", "stict", "did you mean `strict`?"),
             ("pickup-guarantee", "\"off\"", "off | bounded | strict"),
         ] {
-            let error = set_switch(&before, key, value).unwrap_err();
+            let error = set_switch(&before, key, value).unwrap_err().to_string();
             assert!(
                 error.contains(said) && !error.contains('\n') || value.contains('\n'),
                 "{error}"
             );
         }
         let alone = Config { ha: None, ..before };
-        assert!(
-            set_switch(&alone, "override", "true")
-                .unwrap_err()
-                .contains("standalone")
-        );
+        assert!(set_switch(&alone, "override", "true") == Err(SwitchError::Standalone));
     }
 
     #[test]
@@ -227,6 +281,6 @@ mod tests {
             .iter_mut()
             .for_each(|group| group.priority = Some(7));
         let error = set_switch(&before, "priority", "9").unwrap_err();
-        assert!(error.contains("[[group]]"), "{error}");
+        assert_eq!(error, SwitchError::GroupsHavePriorities);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::config::Action;
 use crate::event::DropReason;
+use crate::filter_words::WordError;
 use crate::gateway::{Gateway, SessionView};
 use crate::time::Time;
 
@@ -20,7 +21,7 @@ pub struct Count {
 }
 
 impl Count {
-    pub fn begin(filter: &[String], gateway: &Gateway) -> Result<Count, String> {
+    pub fn begin(filter: &[String], gateway: &Gateway) -> Result<Count, WordError> {
         Ok(Count {
             cursor: 0,
             filter: Filter::parse(filter, gateway.config())?,

@@ -1,10 +1,11 @@
 //! What would happen to a packet, for the protocol.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{self, Forward, PickupGuarantee};
 use crate::event::{self, DropReason};
-use crate::filter_words::{known_port, protocol};
+use crate::filter_words::{WordError, known_port, protocol};
 use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol, echo_port};
 use crate::gateway::{
     self, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
@@ -23,6 +24,90 @@ use super::protocol::{
 /// The identifier of an echo request if none is given.
 const USUAL_ID: u16 = 1;
 
+/// Why there is no explanation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExplainError {
+    /// The protocol or the port is wrong.
+    Word(WordError),
+    /// No packet can be made of the addresses.
+    NoSuchPacket,
+    /// Source and destination are of different address families.
+    TwoFamilies {
+        /// As it was typed.
+        source: String,
+        /// As it was typed.
+        destination: String,
+    },
+    /// Of ICMP, both ends have an identifier.
+    TwoIdentifiers,
+    /// Not an address, or not one with a port.
+    NotEndpoint {
+        /// Which end.
+        what: &'static str,
+        /// As it was typed.
+        word: String,
+    },
+    /// TCP and UDP have ports.
+    NeedsPort {
+        /// Which end.
+        what: &'static str,
+        /// As it was typed.
+        word: String,
+        /// The same with a port.
+        example: String,
+    },
+    /// The protocol has no ports.
+    NoPorts {
+        /// The protocol.
+        protocol: Protocol,
+        /// Which end.
+        what: &'static str,
+        /// Its address.
+        ip: IpAddr,
+    },
+}
+
+impl From<WordError> for ExplainError {
+    fn from(error: WordError) -> ExplainError {
+        ExplainError::Word(error)
+    }
+}
+
+impl fmt::Display for ExplainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExplainError::Word(error) => error.fmt(f),
+            ExplainError::NoSuchPacket => f.write_str("there is no such packet"),
+            ExplainError::TwoFamilies {
+                source,
+                destination,
+            } => write!(
+                f,
+                "`{source}` and `{destination}` are of two families: IPv4 and IPv6 do not mix"
+            ),
+            ExplainError::TwoIdentifiers => f.write_str(
+                "an identifier stands with the source (of an echo request) \
+                 or with the destination (of a reply), not with both",
+            ),
+            ExplainError::NotEndpoint { what, word } => write!(
+                f,
+                "the {what} `{word}` is no address with a port, such as 10.0.0.1:80 or [fd00::1]:80"
+            ),
+            ExplainError::NeedsPort {
+                what,
+                word,
+                example,
+            } => write!(f, "the {what} `{word}` needs a port: {example}"),
+            ExplainError::NoPorts { protocol, what, ip } => write!(
+                f,
+                "protocol {protocol} has no ports: the {what} is just {ip}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ExplainError {}
+
 /// The explanation of the packet that `request` is about.
 ///
 /// # Errors
@@ -31,9 +116,9 @@ pub fn explain(
     request: &ExplainRequest,
     gateway: &Gateway,
     now: Time,
-) -> Result<Explanation, String> {
+) -> Result<Explanation, ExplainError> {
     let (key, port) = parse(request, gateway)?;
-    let bytes = build::opening_packet(&key).ok_or("there is no such packet")?;
+    let bytes = build::opening_packet(&key).ok_or(ExplainError::NoSuchPacket)?;
     Ok(match gateway.explain(now, port, &bytes, Scope::Flow) {
         Ok(explanation) => show(&explanation, port, gateway, now),
         // As of a header that nobody may send.
@@ -44,7 +129,7 @@ pub fn explain(
     })
 }
 
-fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId), String> {
+fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId), ExplainError> {
     let protocol = match protocol(&request.protocol)? {
         Protocol::ICMPV6 => Protocol::ICMP,
         protocol => protocol,
@@ -52,18 +137,16 @@ fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId
     let (src, mut src_port) = endpoint("source", &request.source, protocol)?;
     let (dst, dst_port) = endpoint("destination", &request.destination, protocol)?;
     if src.family() != dst.family() {
-        let (source, destination) = (&request.source, &request.destination);
-        return Err(format!(
-            "`{source}` and `{destination}` are of two families: IPv4 and IPv6 do not mix"
-        ));
+        return Err(ExplainError::TwoFamilies {
+            source: request.source.clone(),
+            destination: request.destination.clone(),
+        });
     }
     if protocol == Protocol::ICMP && dst_port.is_none() {
         src_port = src_port.or(Some(USUAL_ID));
     }
     if protocol == Protocol::ICMP && src_port.is_some() && dst_port.is_some() {
-        return Err("an identifier stands with the source (of an echo request) \
-                        or with the destination (of a reply), not with both"
-            .to_owned());
+        return Err(ExplainError::TwoIdentifiers);
     }
     let name = known_port(&request.in_port, gateway.config())?;
     let ports = &gateway.config().ports;
@@ -84,7 +167,11 @@ fn parse(request: &ExplainRequest, gateway: &Gateway) -> Result<(FlowKey, PortId
 }
 
 /// `10.0.0.1`, `10.0.0.1:80`, `fd00::1`, `[fd00::1]` or `[fd00::1]:80`.
-fn endpoint(what: &str, word: &str, protocol: Protocol) -> Result<(Addr, Option<u16>), String> {
+fn endpoint(
+    what: &'static str,
+    word: &str,
+    protocol: Protocol,
+) -> Result<(Addr, Option<u16>), ExplainError> {
     let bare = word
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
@@ -93,9 +180,8 @@ fn endpoint(what: &str, word: &str, protocol: Protocol) -> Result<(Addr, Option<
         (Ok(ip), _) => (ip, None),
         (_, Ok(socket)) => (socket.ip(), Some(socket.port())),
         _ => {
-            return Err(format!(
-                "the {what} `{word}` is no address with a port, such as 10.0.0.1:80 or [fd00::1]:80"
-            ));
+            let word = word.to_owned();
+            return Err(ExplainError::NotEndpoint { what, word });
         }
     };
     let example = |port: u16| match ip {
@@ -103,13 +189,14 @@ fn endpoint(what: &str, word: &str, protocol: Protocol) -> Result<(Addr, Option<
         IpAddr::V6(_) => format!("[{ip}]:{port}"),
     };
     match (protocol, port) {
-        (Protocol::TCP | Protocol::UDP, None) => Err(format!(
-            "the {what} `{word}` needs a port: {}",
-            example(if what == "source" { 40000 } else { 443 })
-        )),
-        (protocol, Some(_)) if !protocol.has_ports() => Err(format!(
-            "protocol {protocol} has no ports: the {what} is just {ip}"
-        )),
+        (Protocol::TCP | Protocol::UDP, None) => Err(ExplainError::NeedsPort {
+            what,
+            word: word.to_owned(),
+            example: example(if what == "source" { 40000 } else { 443 }),
+        }),
+        (protocol, Some(_)) if !protocol.has_ports() => {
+            Err(ExplainError::NoPorts { protocol, what, ip })
+        }
         _ => Ok((Addr::from(ip), port)),
     }
 }

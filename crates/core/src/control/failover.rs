@@ -126,6 +126,6 @@ fn done(end: &HandoverEnd, gateway: &Gateway) -> HandoverDone {
         group: gateway.group_name(end.group).to_owned(),
         to: gateway.peer_name(end.to).to_owned(),
         took_ms: end.took.as_secs_f64() * 1e3,
-        refused: end.result.as_ref().err().cloned(),
+        refused: end.result.as_ref().err().map(ToString::to_string),
     }
 }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::filter_words::{known, known_port, limited, network, port, protocol, split, unknown};
+use crate::filter_words::{
+    WordError, known, known_port, limited, network, port, protocol, split, unknown,
+};
 use crate::flow::{Addr, GroupId, Protocol};
 use crate::gateway::{Gateway, SessionView};
 use crate::session::tcp::TcpState;
@@ -42,7 +44,7 @@ impl Filter {
     ///
     /// # Errors
     /// A sentence that names the word and the nearest valid one.
-    pub fn parse(words: &[String], config: &Config) -> Result<Filter, String> {
+    pub fn parse(words: &[String], config: &Config) -> Result<Filter, WordError> {
         let conditions = limited(words)?
             .iter()
             .map(|word| condition(word, config))
@@ -89,9 +91,9 @@ impl Condition {
     }
 }
 
-fn condition(word: &str, config: &Config) -> Result<Condition, String> {
+fn condition(word: &str, config: &Config) -> Result<Condition, WordError> {
     let (key, value) = split(word)?;
-    let within = |error: String| format!("filter `{word}`: {error}");
+    let within = |error| WordError::In(word.to_owned(), Box::new(error));
     let condition = match key {
         "proto" => protocol(value).map(Condition::Protocol),
         "src" => network(value).map(Condition::Source),
@@ -117,7 +119,7 @@ fn condition(word: &str, config: &Config) -> Result<Condition, String> {
         "synced" => match value {
             "yes" => Ok(Condition::Synced(true)),
             "no" => Ok(Condition::Synced(false)),
-            _ => Err(format!("`{value}` is no answer (yes or no)")),
+            _ => Err(WordError::NotYesOrNo(value.to_owned())),
         },
         _ => Err(unknown("key", key, KEYS.into_iter())),
     };
@@ -144,7 +146,7 @@ name = "lan-out"
 action = "accept"
 "#;
 
-    fn parse(word: &str) -> Result<Filter, String> {
+    fn parse(word: &str) -> Result<Filter, WordError> {
         let (config, _) = crate::config::parse(Path::new("test.toml"), CONFIG).unwrap();
         Filter::parse(&[word.to_owned()], &config)
     }
@@ -186,7 +188,7 @@ action = "accept"
             ),
             ("synced=maybe", "`maybe` is no answer (yes or no)"),
         ] {
-            let error = parse(word).expect_err(word);
+            let error = parse(word).expect_err(word).to_string();
             assert!(error.ends_with(said), "{error}");
             assert!(error.contains(word) && !error.contains('\n'), "{error}");
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config;
+use crate::config::{self, SwitchError};
 use crate::filter_words::known;
 use crate::gateway::Gateway;
 use crate::time::Time;
@@ -13,12 +13,12 @@ use super::{Progress, ShellView, bad_request};
 /// The switches in force, or the one that is asked for.
 ///
 /// # Errors
-/// Why there is none, as a sentence for the operator.
-pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, String> {
+/// Why there is none.
+pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Failure> {
     let switches = config::switches(gateway.config());
-    let switches = switches.ok_or("this gateway is standalone: it has no [ha]")?;
+    let switches = switches.ok_or_else(|| bad_request(SwitchError::Standalone))?;
     if let Some(key) = key {
-        known("switch", key, config::switch_names())?;
+        known("switch", key, config::switch_names()).map_err(bad_request)?;
     }
     let wanted = switches
         .into_iter()
@@ -43,13 +43,13 @@ impl HaSet {
     /// Looks whether that can be.
     ///
     /// # Errors
-    /// Why it can't, as a sentence for the operator.
+    /// Why it can't.
     pub fn begin(
         gateway: &Gateway,
         shell: &ShellView,
         key: String,
         value: String,
-    ) -> Result<HaSet, String> {
+    ) -> Result<HaSet, SwitchError> {
         config::set_switch(gateway.config(), &key, &value)?;
         Ok(HaSet {
             key,

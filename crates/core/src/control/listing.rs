@@ -1,5 +1,6 @@
 //! The session table, in pieces.
 
+use crate::filter_words::WordError;
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, SessionView};
 use crate::time::Time;
@@ -25,7 +26,7 @@ impl Listing {
         limit: Option<u64>,
         filter: &[String],
         gateway: &Gateway,
-    ) -> Result<Listing, String> {
+    ) -> Result<Listing, WordError> {
         Ok(Listing {
             cursor: 0,
             left: limit.unwrap_or(u64::MAX),

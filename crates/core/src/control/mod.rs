@@ -119,7 +119,7 @@ impl Answer {
             }
             Request::Reload => Answer::Reload(ReloadWait::Next),
             Request::HaGet { key } => {
-                for row in ha_set::get(gateway, key.as_deref()).map_err(bad_request)? {
+                for row in ha_set::get(gateway, key.as_deref())? {
                     write_line(out, &row);
                 }
                 Answer::Done
@@ -254,6 +254,6 @@ pub fn too_long() -> String {
 }
 
 /// The request is wrong in itself.
-fn bad_request(sentence: impl Into<String>) -> Failure {
-    Failure::new(ErrorCode::BadRequest, sentence)
+fn bad_request(why: impl std::fmt::Display) -> Failure {
+    Failure::new(ErrorCode::BadRequest, why.to_string())
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
-use crate::ha::{Ha, Hint};
+use crate::ha::{Ha, HandoverError, Hint};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
 use crate::sync::{self, Context, Replicator};
@@ -44,7 +44,7 @@ pub struct HandoverEnd {
     /// The time from the request to the end.
     pub took: Duration,
     /// Why it failed, if so.
-    pub result: Result<(), String>,
+    pub result: Result<(), HandoverError>,
 }
 
 /// The replication streams to one peer.
@@ -293,13 +293,13 @@ impl Gateway {
     /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
     ///
     /// # Errors
-    /// Why it can't be, as a sentence for the operator.
+    /// Why it can't be.
     pub fn request_failover(
         &mut self,
         now: Time,
         group: GroupId,
         to: Option<PeerId>,
-    ) -> Result<(), String> {
+    ) -> Result<(), HandoverError> {
         self.start_failover(now, |ha| ha.request_failover(now, group, to))
     }
 
@@ -312,19 +312,16 @@ impl Gateway {
         now: Time,
         group: GroupId,
         to: Option<PeerId>,
-    ) -> Result<(), String> {
+    ) -> Result<(), HandoverError> {
         self.start_failover(now, |ha| ha.force_failover(now, group, to))
     }
 
     fn start_failover(
         &mut self,
         now: Time,
-        start: impl FnOnce(&mut Ha) -> Result<(), String>,
-    ) -> Result<(), String> {
-        let cluster = self
-            .cluster
-            .as_mut()
-            .ok_or("this gateway is standalone: it has no [ha]")?;
+        start: impl FnOnce(&mut Ha) -> Result<(), HandoverError>,
+    ) -> Result<(), HandoverError> {
+        let cluster = self.cluster.as_mut().ok_or(HandoverError::Standalone)?;
         start(&mut cluster.ha)?;
         self.settle_cluster(now);
         Ok(())

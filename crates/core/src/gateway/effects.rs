@@ -175,7 +175,7 @@ impl Gateway {
         group: GroupId,
         to: PeerId,
         took: Duration,
-        result: &Result<(), String>,
+        result: &Result<(), ha::HandoverError>,
     ) {
         let (group, to, took) = (
             self.group_name(group),

@@ -51,8 +51,8 @@ use crate::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict}
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
 use crate::log_limit::SESSION_TARGET;
-use crate::packet::{self, Kind, Parsed};
 use crate::memory::Reserved;
+use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
 use crate::route::Fib;
 use crate::session::{Holdings, SessionFlags, SessionId};
@@ -74,6 +74,7 @@ pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, 
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
+pub use reload::ReloadError;
 pub use snapshot::{Counters, PeerGroupState, PeerState, PortCounters, SessionView};
 pub use uplinks::Uplink;
 

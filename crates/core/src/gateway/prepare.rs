@@ -7,7 +7,7 @@ use crate::config::{Change, Config, Difference};
 use crate::policy::Ruleset;
 
 use super::Gateway;
-use super::reload::Effects;
+use super::reload::{Effects, ReloadError};
 
 /// Differences that are told, of each kind: an administrator does not read more.
 const MOST_TOLD: usize = 1000;
@@ -52,8 +52,8 @@ impl Prepared {
     /// Works out what changes if `wanted` is to come after `basis`.
     ///
     /// # Errors
-    /// Why it can't, as a sentence for the operator.
-    pub fn new(basis: Basis, wanted: &Config) -> Result<Prepared, String> {
+    /// If there are too many policies.
+    pub fn new(basis: Basis, wanted: &Config) -> Result<Prepared, ReloadError> {
         let old = &basis.config;
         let Change {
             config,
@@ -67,7 +67,8 @@ impl Prepared {
         let ruleset = effects
             .rules
             .then(|| basis.ruleset.succeeded_by(&config).map(Arc::new))
-            .transpose()?;
+            .transpose()
+            .map_err(ReloadError::TooManyPolicies)?;
         let count = applied.len() + waiting.len();
         applied.truncate(MOST_TOLD);
         waiting.truncate(MOST_TOLD);

@@ -2,12 +2,13 @@
 //! sessions are compared with it afterwards, a piece at a time.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{self, Config, Difference, Live, Switched};
+use crate::config::{self, Config, Difference, Live, SwitchError, Switched};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::in_quotes::InQuotes;
-use crate::policy::Ruleset;
+use crate::policy::{Ruleset, TooManyPolicies};
 use crate::session::Timeouts;
 use crate::time::Time;
 
@@ -19,12 +20,42 @@ use super::{Gateway, local};
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
 
+/// Why a reload has changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadError {
+    /// Sessions have yet to be compared with the rules in force: see [`Gateway::is_reloading`].
+    UnderWay,
+    /// What it was prepared on is no longer in force.
+    Superseded,
+    /// The policies of both configs are too many together.
+    TooManyPolicies(TooManyPolicies),
+    /// No number is left for another address of a pool or forward.
+    TooManyAddresses,
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReloadError::UnderWay => f.write_str("a reload is under way: try again in a moment"),
+            ReloadError::Superseded => {
+                f.write_str("the configuration in force has changed meanwhile: try again")
+            }
+            ReloadError::TooManyPolicies(error) => error.fmt(f),
+            ReloadError::TooManyAddresses => f.write_str(
+                "there were too many addresses in pools and forwards since the start: restart",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
 impl Gateway {
     /// Prepares and installs a reload in one go, for those who have the time.
     ///
     /// # Errors
-    /// Why nothing was changed, as a sentence for the operator.
-    pub fn reload(&mut self, now: Time, wanted: &Config) -> Result<Reloaded, String> {
+    /// Why nothing was changed.
+    pub fn reload(&mut self, now: Time, wanted: &Config) -> Result<Reloaded, ReloadError> {
         let prepared = Prepared::new(self.basis(), wanted)?;
         Ok(self.install(now, prepared)?.0)
     }
@@ -34,17 +65,17 @@ impl Gateway {
     /// another reload.
     ///
     /// # Errors
-    /// Why nothing was changed, as a sentence for the operator.
+    /// Why nothing was changed.
     pub fn install(
         &mut self,
         now: Time,
         prepared: Prepared,
-    ) -> Result<(Reloaded, Retired), String> {
+    ) -> Result<(Reloaded, Retired), ReloadError> {
         if self.is_reloading() {
-            return Err("a reload is under way".to_owned());
+            return Err(ReloadError::UnderWay);
         }
         if !self.is_current(&prepared) {
-            return Err("the configuration in force has changed meanwhile: try again".to_owned());
+            return Err(ReloadError::Superseded);
         }
         let config = &prepared.config;
         let pools = config.nat_pools.iter().flat_map(|pool| &pool.addresses);
@@ -52,10 +83,7 @@ impl Gateway {
         let unknown = pools.chain(servers);
         let unknown = unknown.filter(|addr| self.sessions.book().find(**addr).is_none());
         if unknown.count() > self.sessions.book().room() {
-            return Err(
-                "there were too many addresses in pools and forwards since the start: restart"
-                    .to_owned(),
-            );
+            return Err(ReloadError::TooManyAddresses);
         }
         let Prepared {
             basis,
@@ -78,11 +106,16 @@ impl Gateway {
     /// Sets one of [`config::switch_names`], until the next reload or restart.
     ///
     /// # Errors
-    /// Why it can't be, as a sentence for the operator.
-    pub fn set_switch(&mut self, now: Time, key: &str, value: &str) -> Result<Switched, String> {
+    /// Why it can't be.
+    pub fn set_switch(
+        &mut self,
+        now: Time,
+        key: &str,
+        value: &str,
+    ) -> Result<Switched, SwitchError> {
         let switched = config::set_switch(&self.config, key, value)?;
         let Some(config) = Arc::get_mut(&mut self.config) else {
-            return Err("a reload is being prepared: try again in a moment".to_owned());
+            return Err(SwitchError::ReloadUnderWay);
         };
         config.ha = Some(switched.ha.clone());
         let (old, new) = (&switched.old, &switched.new);

@@ -3,6 +3,8 @@
 //! The peer becomes primary when it has applied all that was sent before the message. Until this
 //! unit hears so it stays primary; after that it forwards stragglers for a while.
 
+use std::fmt;
+use std::iter::repeat;
 use std::time::Duration;
 
 use super::election::State;
@@ -24,6 +26,82 @@ pub(super) struct Handover {
     by_operator: bool,
 }
 
+/// Why a planned handover does not begin, or has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandoverError {
+    /// There is no `[ha]`.
+    Standalone,
+    /// The group does not exist.
+    NoSuchGroup,
+    /// Only the primary can hand a group over.
+    NotPrimary {
+        /// The name of this unit.
+        unit: String,
+        /// The name of the group.
+        group: String,
+    },
+    /// Another handover of this group has not ended.
+    UnderWay(String),
+    /// No peer can take over, each for a reason of its own.
+    NoPeer(Vec<HandoverError>),
+    /// The peer does not exist.
+    NoSuchPeer,
+    /// The peer of this name is not heard.
+    NotAlive(String),
+    /// The peer of this name is heard on the data ports alone.
+    NoLink(String),
+    /// The peer of this name is not ready to be primary.
+    NotReady(String),
+    /// The peer of this name has not confirmed that it holds the same sessions.
+    NotEqual(String),
+    /// The peer would give the group back at once.
+    FewerPorts {
+        /// Its name.
+        peer: String,
+        /// Monitored ports that it has up.
+        up: u8,
+        /// Those of this unit.
+        own: u8,
+    },
+    /// It began, and did not come to its end.
+    Failed(String),
+}
+
+impl fmt::Display for HandoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HandoverError::Standalone => f.write_str("this gateway is standalone: it has no [ha]"),
+            HandoverError::NoSuchGroup => f.write_str("there is no such group"),
+            HandoverError::NotPrimary { unit, group } => {
+                write!(f, "{unit} is not primary of {group}")
+            }
+            HandoverError::UnderWay(group) => write!(f, "a handover of {group} is under way"),
+            HandoverError::NoPeer(reasons) => {
+                f.write_str("no peer can take over")?;
+                let lead = [": "].into_iter().chain(repeat("; "));
+                lead.zip(reasons)
+                    .try_for_each(|(lead, reason)| write!(f, "{lead}{reason}"))
+            }
+            HandoverError::NoSuchPeer => f.write_str("there is no such peer"),
+            HandoverError::NotAlive(peer) => write!(f, "{peer} is not alive"),
+            HandoverError::NoLink(peer) => write!(f, "no link to {peer} works"),
+            HandoverError::NotReady(peer) => write!(f, "{peer} is not ready"),
+            HandoverError::NotEqual(peer) => write!(
+                f,
+                "{peer} has not confirmed that it holds the same sessions"
+            ),
+            HandoverError::FewerPorts { peer, up, own } => write!(
+                f,
+                "{peer} has fewer monitored ports up ({up}) than this unit ({own}), and would \
+                 give it back"
+            ),
+            HandoverError::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for HandoverError {}
+
 /// The time that the peer has.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long stragglers are forwarded after it.
@@ -44,13 +122,13 @@ impl Ha {
     /// told by [`Output::HandoverDone`].
     ///
     /// # Errors
-    /// Why it can't be, as a sentence for the operator.
+    /// Why it can't be.
     pub fn request_failover(
         &mut self,
         now: Time,
         group: GroupId,
         to: Option<PeerId>,
-    ) -> Result<(), String> {
+    ) -> Result<(), HandoverError> {
         self.request(now, group, to, Ha::could_keep)
     }
 
@@ -64,7 +142,7 @@ impl Ha {
         now: Time,
         group: GroupId,
         to: Option<PeerId>,
-    ) -> Result<(), String> {
+    ) -> Result<(), HandoverError> {
         self.request(now, group, to, Ha::is_reachable)
     }
 
@@ -73,15 +151,18 @@ impl Ha {
         now: Time,
         group: GroupId,
         to: Option<PeerId>,
-        suits: fn(&Ha, usize, PeerId) -> Result<(), String>,
-    ) -> Result<(), String> {
+        suits: fn(&Ha, usize, PeerId) -> Result<(), HandoverError>,
+    ) -> Result<(), HandoverError> {
         let index = usize::from(group.0);
-        let state = self.groups.get(index).ok_or("there is no such group")?;
+        let state = self.groups.get(index).ok_or(HandoverError::NoSuchGroup)?;
         if state.state != State::Primary {
-            return Err(format!("{} is not primary of {}", self.name, state.name));
+            return Err(HandoverError::NotPrimary {
+                unit: self.name.clone(),
+                group: state.name.clone(),
+            });
         }
         if state.handover.is_some() {
-            return Err(format!("a handover of {} is under way", state.name));
+            return Err(HandoverError::UnderWay(state.name.clone()));
         }
         let to = match to {
             Some(peer) => suits(self, index, peer).map(|()| peer)?,
@@ -89,12 +170,8 @@ impl Ha {
                 let suits = |peer| suits(self, index, peer);
                 let best = self.best_of(now, index, |peer| suits(peer).is_ok());
                 best.ok_or_else(|| {
-                    let reasons =
-                        (0..self.peers.len()).filter_map(|peer| suits(PeerId(peer as u8)).err());
-                    format!(
-                        "no peer can take over: {}",
-                        reasons.collect::<Vec<_>>().join("; ")
-                    )
+                    let peers = (0..self.peers.len()).map(|peer| PeerId(peer as u8));
+                    HandoverError::NoPeer(peers.filter_map(|peer| suits(peer).err()).collect())
                 })?
             }
         };
@@ -295,7 +372,7 @@ impl Ha {
             group,
             to,
             took,
-            result: Err(why.to_owned()),
+            result: Err(HandoverError::Failed(why.to_owned())),
         });
     }
 
@@ -366,37 +443,36 @@ impl Ha {
     }
 
     /// Whether a peer can take the group over and would not give it back at once.
-    fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), String> {
+    fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
         self.can_take_over(group, peer)?;
         let Peer { name, ports_up, .. } = &self.peers[peer.index()];
         match *ports_up < self.ports_up {
-            true => Err(format!(
-                "{name} has fewer monitored ports up ({ports_up}) than this unit ({}), and would give it back",
-                self.ports_up
-            )),
+            true => Err(HandoverError::FewerPorts {
+                peer: name.clone(),
+                up: *ports_up,
+                own: self.ports_up,
+            }),
             false => Ok(()),
         }
     }
 
-    fn is_reachable(&self, _group: usize, peer: PeerId) -> Result<(), String> {
+    fn is_reachable(&self, _group: usize, peer: PeerId) -> Result<(), HandoverError> {
         match self.peers.get(peer.index()) {
-            None => Err("there is no such peer".to_owned()),
+            None => Err(HandoverError::NoSuchPeer),
             Some(peer) if peer.linked => Ok(()),
-            Some(peer) if peer.alive => Err(format!("no link to {} works", peer.name)),
-            Some(peer) => Err(format!("{} is not alive", peer.name)),
+            Some(peer) if peer.alive => Err(HandoverError::NoLink(peer.name.clone())),
+            Some(peer) => Err(HandoverError::NotAlive(peer.name.clone())),
         }
     }
 
-    fn can_take_over(&self, group: usize, peer: PeerId) -> Result<(), String> {
+    fn can_take_over(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
         self.is_reachable(group, peer)?;
         let peer = &self.peers[peer.index()];
         let name = &peer.name;
         if !peer.groups[group].ready {
-            Err(format!("{name} is not ready"))
+            Err(HandoverError::NotReady(name.clone()))
         } else if !peer.sync.equal.contains(GroupId(group as u8)) {
-            Err(format!(
-                "{name} has not confirmed that it holds the same sessions"
-            ))
+            Err(HandoverError::NotEqual(name.clone()))
         } else {
             Ok(())
         }

@@ -41,6 +41,7 @@ use ports::OwnPort;
 
 pub use events::Event;
 pub use frame::{ETHERTYPE, FrameError, PortKeys};
+pub use handover::HandoverError;
 pub use heartbeat::{HeartbeatError, MAX_TERM};
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
@@ -125,7 +126,7 @@ pub enum Output {
         /// The time from the request to the end.
         took: Duration,
         /// Why it failed, if so; this unit has then stayed primary unless a `SetRole` came before.
-        result: Result<(), String>,
+        result: Result<(), HandoverError>,
     },
     /// What this unit holds of `group` may be stale: compare it with what `from` has, and say
     /// `ready` only after that.

@@ -19,9 +19,9 @@ pub use journal::Journal;
 pub use log::Seq;
 pub use refused::Refused;
 
-use crate::memory::Reserved;
 use crate::config::{Config, Ha};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
+use crate::memory::Reserved;
 use crate::nat::{Nat, NatExhausted, PoolId, Source};
 use crate::session::{
     AddressBook, InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table,
