@@ -37,18 +37,18 @@ The config of the service tandemgw@\fINAME\fR, see \fBtandemgw.toml\fR(5).
 The control socket of a running gateway.
 .TP
 /usr/share/doc/tandemgw/examples
-Configs to begin with.
+Configs to start with.
 "#;
 
 /// Of `tandemgw` and `tandemgw run`.
 const RUN_SECTIONS: &str = r#".SH SIGNALS
 .TP
 SIGTERM, SIGINT
-Hands over to a ready peer if there is one, ends, and removes what was added to the kernel; a second one ends
-at once.
+Hands over to a ready peer if there is one, removes what was added to the kernel, and ends; a second signal ends
+it at once.
 .TP
 SIGHUP
-Reads the config anew.
+Rereads the config.
 .SH ENVIRONMENT
 .TP
 RUST_LOG
@@ -178,7 +178,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut command = args::Cli::command();
     let (man, completions) = (out.join("man"), out.join("completions"));
     for folder in [&man, &completions] {
-        // A page of a command that is no more would stay.
+        // The page of a removed command would stay otherwise.
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder)?;
     }

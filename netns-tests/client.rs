@@ -31,7 +31,8 @@ fn one_line(finished: Finished) -> String {
     said
 }
 
-/// A program that is no gateway, or an older one: answers each line with what `answer` makes of it.
+/// A program that is not a gateway, or an older one: answers each line with what `answer` returns
+/// for it.
 fn serve(path: &Path, answer: impl Fn(&str) -> String + Send + 'static) {
     let listener = UnixListener::bind(path).expect("binding");
     thread::spawn(move || {
@@ -66,7 +67,7 @@ fn no_gateway_or_no_socket_is_told_in_one_line() {
         said.contains("did you mean --socket") && said.contains("gw-x.sock"),
         "{said}"
     );
-    assert!(refused(&lab, &path("folder/gw-x.sock"), 3).contains("nobody listens"));
+    assert!(refused(&lab, &path("folder/gw-x.sock"), 3).contains("no gateway listens"));
     let _datagrams = UnixDatagram::bind(lab.dir().join("datagrams")).expect("binding");
     assert!(refused(&lab, &path("datagrams"), 3).contains("of another program"));
 }
@@ -147,7 +148,7 @@ fn the_only_gateway_that_lives_is_found_among_dead_ones() {
     lab.unit.ns.sh("rm /run/tandemgw/other.sock");
     lab.unit.kill();
     // The socket of the dead one is still there.
-    assert!(refused(&lab, "", 3).contains("nobody listens at /run/tandemgw/gw-a.sock"));
+    assert!(refused(&lab, "", 3).contains("no gateway listens at /run/tandemgw/gw-a.sock"));
     lab.unit
         .ns
         .sh("mv /run/tandemgw/gw-a.sock /run/tandemgw/dead.sock");

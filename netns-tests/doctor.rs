@@ -1,4 +1,4 @@
-//! `tandemgw doctor`: what is wrong is named with its remedy, what is right is listed.
+//! `tandemgw doctor`: problems are named with a remedy, and what is right is listed.
 
 use serde_json::Value;
 
@@ -96,7 +96,7 @@ const MACHINE: &[Breakage] = &[
         "umount /run/tandemgw",
         "control-socket",
         "error",
-        "no socket can be made in /run/tandemgw",
+        "no socket can be created in /run/tandemgw",
         "control-socket",
     ),
     (
@@ -255,7 +255,11 @@ fn a_good_machine_is_fit_before_the_start_and_beside_the_gateway() {
             ("mtu", "lan 1500, wan 1500"),
             (
                 "control-socket",
-                if is_running { "answers" } else { "can be made" },
+                if is_running {
+                    "answers"
+                } else {
+                    "can be created"
+                },
             ),
         ] {
             found.expect_ok(check, text);

@@ -110,7 +110,7 @@ fn a_drop_is_foretold_with_its_reason() {
             "{question}: {explanation:#}"
         );
     }
-    // It came to pass: what was asked about first.
+    // What was explained first then happened.
     let before = lab.unit.dropped("policy-reject");
     lab.lan1
         .try_run(&format!("curl -s -m 5 http://{server}:81/"))
@@ -196,7 +196,7 @@ fn a_wrong_question_is_answered_with_one_line() {
         ),
         (
             "tcp 10.0.0.1:1 10.0.0:2 --in lan",
-            "the destination `10.0.0:2` is no address",
+            "the destination `10.0.0:2` is not an address",
         ),
         (
             "tcp 10.0.0.1:1 [fd00::1]:2 --in lan",

@@ -381,7 +381,10 @@ fn a_file_in_the_place_of_the_control_socket_is_not_removed() {
         .ns
         .sh("mkdir -p /run/tandemgw; echo precious > /run/tandemgw/gw-a.sock");
     let said = lab.unit.start_in_vain().code(2).stderr;
-    assert!(said.contains("a file is there that is no socket"), "{said}");
+    assert!(
+        said.contains("there is a file that is not a socket"),
+        "{said}"
+    );
     assert_eq!(lab.unit.ns.run("cat /run/tandemgw/gw-a.sock"), "precious\n");
 }
 

@@ -1,9 +1,9 @@
-//! Somebody else changes what leads packets to the gateway: nothing passes it, not for one packet, and
-//! what can be put right is put right at once, with a word about it.
+//! Somebody else changes the steering: not one packet bypasses the gateway, and whatever can be
+//! repaired is repaired at once, with a log line.
 //!
-//! The machine forwards by itself wherever it is not hindered (`ip_forward`, IPv6 `forwarding`), hosts of
-//! both sides send to each other all the time in both families, and both sides count what reaches them
-//! untranslated.
+//! The machine forwards by itself wherever nothing stops it (`ip_forward`, IPv6 `forwarding`),
+//! hosts of both sides send to each other all the time in both families, and both sides count what
+//! reaches them untranslated.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER, bracketed, make_bridge};
 use crate::pair::Pair;
 use crate::services::Http;
 
-/// What reaches the WAN with an address of the LAN has gone past the gateway.
+/// A packet that reaches the WAN with a LAN address has bypassed the gateway.
 pub const LEAKED_OUT: &str = "src net 10.77.1.0/24 or ip6 src net fd77:1::/64";
 
 /// No policy lets anything in from the WAN: each request of the server that is seen on the LAN has leaked.
@@ -108,7 +108,7 @@ impl Siege {
     }
 }
 
-/// Has a machine forward by itself wherever nothing stops it.
+/// Makes a machine forward by itself wherever nothing stops it.
 pub fn forward_everywhere(machine: &Namespace) {
     machine.sysctl("ipv4/ip_forward", "1");
     machine.sysctl("ipv6/conf/all/forwarding", "1");
@@ -240,7 +240,7 @@ fn the_barrier_comes_back() {
         let table = siege.lab.unit.ns.run("nft list table inet tandemgw-gw-a");
         assert!(table.contains("oif @ports counter"), "{table}");
     }
-    // A thousand rules of somebody else are no concern of ours.
+    // A thousand rules of somebody else do not concern us.
     siege.lab.unit.ns.sh(
         "{ echo 'add table inet other; add chain inet other c'
         for n in $(seq 1000); do echo \"add rule inet other c meta mark $n drop\"; done; } | nft -f -",
@@ -464,7 +464,7 @@ fn doctor_and_status_tell_of_the_barrier() {
     wait_until("it is set again", || {
         check(&lab)["found"] == "in place, and has stopped nothing"
     });
-    // What a rule of somebody else leads past the gateway is stopped, counted and told.
+    // Packets that somebody else's rule routes past the gateway are stopped, counted and reported.
     lab.unit
         .ns
         .run("ip rule add iif eth0 lookup main priority 9");
@@ -483,7 +483,7 @@ fn doctor_and_status_tell_of_the_barrier() {
     assert!(log.contains("packets stopped count="), "{log}");
     let shown = lab.unit.tandemgw("status").stdout;
     assert!(
-        shown.contains("packets stopped that would have gone past"),
+        shown.contains("packets stopped that would have bypassed"),
         "{shown}"
     );
 }

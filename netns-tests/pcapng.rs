@@ -353,7 +353,7 @@ fn a_capture_is_private_and_writes_to_nothing_that_is_there() {
     for name in ["x", "link", "dangling", "pipe"] {
         let refused = unit.tandemgw(&format!("capture --write /run/{name}"));
         let said = refused.code(1).stderr;
-        let expected = format!("/run/{name}: it exists already and is not overwritten");
+        let expected = format!("/run/{name}: it exists and is not overwritten");
         assert!(said.contains(&expected), "{said}");
     }
     assert_eq!(

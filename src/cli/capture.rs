@@ -50,7 +50,7 @@ pub fn capture(
         Ok(()) => ExitCode::SUCCESS,
         Err(End::Refused(error)) => fail(error.code(), error),
         Err(End::Connection(what)) => fail(1, format!("{}: {what}{written}", path.display())),
-        // Whoever reads the pipe has seen enough.
+        // The reader of the pipe has seen enough.
         Err(End::File(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(End::File(error)) => fail(1, format!("{}: {error}{written}", write.display())),
     }
@@ -58,7 +58,7 @@ pub fn capture(
 
 /// Why a capture ended before its end.
 enum End {
-    /// The gateway does not want to.
+    /// The gateway refused.
     Refused(ClientError),
     /// The connection to the gateway failed.
     Connection(String),
@@ -86,17 +86,17 @@ fn fetch(stream: UnixStream, file: &mut Target) -> Result<(), End> {
             return Err(End::Refused(ClientError::Refused(failure)));
         }
         let said = serde_json::from_str(text).map_err(|_| {
-            End::Connection("the gateway answers in words of another version".to_owned())
+            End::Connection("the gateway answers in the format of another version".to_owned())
         })?;
         file.write(&said).map_err(End::File)?;
-        // What the gateway has sent at once goes to the disk, or the pipe, at once.
+        // Packets that the gateway sent together are written together.
         if reader.buffer().is_empty() {
             file.flush().map_err(End::File)?;
         }
     }
 }
 
-/// The file that is written, made when the gateway has agreed.
+/// The output file, created after the gateway has agreed.
 struct Target<'a> {
     path: &'a Path,
     writer: Option<Writer<BufWriter<Box<dyn Write>>>>,
@@ -112,12 +112,12 @@ struct Target<'a> {
     bytes: Vec<u8>,
 }
 
-/// Makes the file. One that is there is not overwritten.
+/// Creates the file. An existing file is not overwritten.
 fn create(path: &Path) -> io::Result<File> {
     private_file::create(path).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => io::Error::new(
             ErrorKind::AlreadyExists,
-            "it exists already and is not overwritten; choose another name, or remove it first",
+            "it exists and is not overwritten; choose another name, or remove it first",
         ),
         _ => error,
     })
@@ -222,14 +222,14 @@ impl<'a> Target<'a> {
         self.writer.as_mut().map_or(Ok(()), Writer::flush)
     }
 
-    /// Tells how many packets there were, if it began; gives the same for an error.
+    /// Prints how many packets there were, if it began; returns the same for an error.
     fn summary(&self) -> String {
         if self.writer.is_none() {
             return String::new();
         }
         let written = self.written;
         if !self.told {
-            return format!("; {written} packets were written before");
+            return format!("; {written} packets were written before that");
         }
         say(format_args!(
             "tandemgw: {written} packets, {} lost\n",
@@ -252,7 +252,7 @@ fn too_early() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "a packet before the beginning")
 }
 
-/// What became of a packet, in words for the comment.
+/// What happened to a packet, in words for the comment.
 fn describe(comment: &mut String, packet: &Packet<'_>) {
     comment.clear();
     let words = [

@@ -25,7 +25,7 @@ pub fn check(path: &Path, system: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints what is wrong with the machine; gives whether the gateway can start nevertheless.
+/// Prints the problems of the machine; returns whether the gateway can start nevertheless.
 pub fn can_start(config: &Config) -> bool {
     let problems = preflight::check(config, false);
     problems.iter().for_each(print_problem);

@@ -23,20 +23,20 @@ pub fn check(socket: Option<&Path>) -> ExitCode {
     let (code, line) = match asked {
         Ok(status) => judge(&status),
         Err(error @ ClientError::NotAllowed(_)) => (Code::Unknown, error.to_string()),
-        // One that does not answer forwards nothing either.
+        // A gateway that does not answer forwards nothing either.
         Err(error) => (Code::Critical, error.to_string()),
     };
-    // That nobody reads it changes nothing.
+    // It does not matter if nobody reads it.
     let _ = writeln!(io::stdout(), "{} - {line}", word(code));
     ExitCode::from(code as u8)
 }
 
-/// The code, and what to say after its word.
+/// The code, and the text after its word.
 fn judge(status: &Status) -> (Code, String) {
     let Some(health) = &status.health else {
         let version = &status.version;
         let line = format!(
-            "the running gateway is tandemgw {version}, which does not tell its health: restart it"
+            "the running gateway is tandemgw {version}, which does not report its health: restart it"
         );
         return (Code::Unknown, line);
     };
@@ -61,7 +61,7 @@ fn judge(status: &Status) -> (Code, String) {
     let since = duration(health.since as u64);
     let (sessions, max) = (status.sessions.total, status.sessions.max);
     let line = format!("{what}, for {since} | sessions={sessions};;;0;{max}");
-    // A bar would begin the figures.
+    // A bar would start the performance data.
     (code, line.replacen(['\n', '\r'], " ", usize::MAX))
 }
 

@@ -1,4 +1,5 @@
-//! The connection to a running gateway: its control socket, and what may be wrong with it, in one line.
+//! The connection to a running gateway through its control socket. Each failure is explained in one
+//! line.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -13,27 +14,27 @@ use tandemgw_core::control::protocol::{DONE, ErrorCode, Failure, Request, SIGN_O
 
 use super::{EXIT_NOT_RUNNING, EXIT_USAGE};
 
-/// Where gateways put their sockets unless told otherwise.
+/// Where gateways put their sockets by default.
 const SOCKET_FOLDER: &str = "/run/tandemgw";
 
-/// How long a gateway may be silent. Each piece of an answer begins it anew.
+/// How long a gateway may be silent. Each piece of an answer restarts this time.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest line of an answer, far beyond what a gateway says.
+/// The longest line of an answer, far longer than a gateway sends.
 const MAX_LINE: u64 = 16 << 20;
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum ClientError {
-    /// No gateway runs there.
+    /// No gateway is running there.
     NotRunning(String),
-    /// This user may not ask it.
+    /// This user may not connect to it.
     NotAllowed(String),
-    /// The gateway says no.
+    /// The gateway refused.
     Refused(Failure),
-    /// There may be a gateway, but it can't be asked.
+    /// There may be a gateway, but it does not answer.
     Failed(String),
-    /// What was to be done with a line of the answer failed.
+    /// Handling a line of the answer failed.
     Output(io::Error),
 }
 
@@ -66,13 +67,13 @@ impl From<io::Error> for ClientError {
     }
 }
 
-/// What the status of a gateway of any version says.
+/// The fields of a status that every version has.
 #[derive(Deserialize)]
 struct Named {
     version: String,
 }
 
-/// A line of an answer as its type.
+/// Parses a line of an answer as its type.
 pub fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
     serde_json::from_str(line).map_err(|error| {
         ClientError::Failed(format!(
@@ -126,7 +127,7 @@ impl Client {
         status
     }
 
-    /// The path of the socket and the bare connection, which waits without an end.
+    /// The path of the socket, and the bare connection, which has no timeout.
     pub fn into_stream(self) -> (PathBuf, UnixStream) {
         let stream = self.stream.into_inner();
         // It fails for a time of zero only.
@@ -228,7 +229,7 @@ impl Client {
         ))
     }
 
-    /// A gateway that does not know a request is of another version, which it can tell.
+    /// A gateway that does not know a request has another version, which its status says.
     fn explain_unknown(&mut self, failure: Failure) -> ClientError {
         let own = env!("CARGO_PKG_VERSION");
         let mut named = None;
@@ -253,7 +254,7 @@ pub fn send(request: &Request, mut to: impl Write) -> io::Result<()> {
     to.write_all(line.as_bytes())
 }
 
-/// As `UnixStream::connect`, which would wait for ever for a process that accepts nobody.
+/// Like `UnixStream::connect`, which would wait forever for a process that accepts nobody.
 fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_write_timeout(Some(patience))?;
@@ -284,7 +285,7 @@ fn connect_error(path: &Path, error: &io::Error) -> ClientError {
         }
         (ErrorKind::NotFound, _) => not_running(&format!("{shown} does not exist")),
         (ErrorKind::ConnectionRefused, _) => not_running(&format!(
-            "nobody listens at {shown}; if one was killed, start it anew"
+            "no gateway listens at {shown}; if it was killed, restart it"
         )),
         // A datagram socket, say.
         (_, Ok(_)) => not_running(&format!(

@@ -1,4 +1,4 @@
-//! `tandemgw doctor`: each thing that the gateway needs of the machine, and how it stands.
+//! `tandemgw doctor`: checks everything that the gateway needs from the machine.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use super::{EXIT_CONFIG, config_file, query};
 /// Columns of a result and a check's name, before what was found.
 const INDENT: usize = 30;
 
-/// Less than this for the text is not worth an indentation.
+/// With less room than this for the text, it is not indented.
 const NARROWEST: usize = 30;
 
 pub fn doctor(path: &Path, json: bool) -> ExitCode {
@@ -40,7 +40,7 @@ pub fn doctor(path: &Path, json: bool) -> ExitCode {
     }
 }
 
-/// All checks of the machine, and if the gateway runs, what it says of its peers.
+/// All checks of the machine, and of the peers if the gateway runs.
 pub fn examine(config: &Config) -> Vec<Check> {
     let status = query::status_of(config);
     let mut checks = preflight::examine(config, status.is_some());
@@ -62,15 +62,15 @@ fn running(status: &Status) -> Check {
     let own = env!("CARGO_PKG_VERSION");
     let problem = (other != own).then(|| {
         Problem::warning(
-            format!("the gateway that runs is version {other}, this program is {own}"),
-            "restart the gateway to have the new version",
+            format!("the running gateway is version {other}, this program is {own}"),
+            "restart the gateway to run the new version",
         )
     });
     let found = format!("{} runs, version {other}", status.node);
     Check::new("gateway", found, problem)
 }
 
-/// What the gateway that runs says of a peer.
+/// What the running gateway reports about a peer.
 fn peer(peer: &PeerStatus) -> Check {
     let name = &peer.name;
     let mut problems = Vec::new();
@@ -85,7 +85,7 @@ fn peer(peer: &PeerStatus) -> Check {
     } else if !peer.in_sync || peer.digest_equal == Some(false) {
         problems.push(Problem::warning(
             format!("{name} does not have all sessions yet"),
-            "wait for some seconds; if it stays so, see the logs of both units",
+            "wait some seconds; if this persists, see the logs of both units",
         ));
     }
     let down = peer.links.iter().filter(|link| !link.up);
@@ -95,7 +95,7 @@ fn peer(peer: &PeerStatus) -> Check {
             let ends = format!("{} - {}", or_dash(local), or_dash(remote));
             Problem::warning(
                 format!("the link {ends} to {name} is down"),
-                "check its cable or switch, and that a firewall on either side lets its UDP port through",
+                "check its cable and switch, and that no firewall on either side blocks its UDP port",
             )
         }));
     }

@@ -1,4 +1,4 @@
-//! `tandemgw explain`: the way of a packet through the gateway, step by step.
+//! `tandemgw explain`: the path of a packet through the gateway, step by step.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub fn explain(socket: Option<&Path>, json: bool, request: ExplainRequest) -> Ex
     })
 }
 
-/// Writes the explanation to `out`, a step a line.
+/// Writes the explanation to `out`, one step per line.
 fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
     let flow = &explanation.flow;
     let (proto, src, dst) = (&flow.proto, &flow.src, &flow.dst);
@@ -112,7 +112,11 @@ fn print_opening(explanation: &Explanation, out: &mut impl Write) -> io::Result<
         print_nat(nat, out)?;
     }
     if explanation.makes_room {
-        step(out, "room", "none: another session would have to go for it")?;
+        step(
+            out,
+            "room",
+            "none: another session would have to end to make room",
+        )?;
     }
     print_exit(explanation, out)
 }
@@ -130,7 +134,7 @@ fn print_route(route: &RouteStep, out: &mut impl Write) -> io::Result<()> {
             format!("{destination} by {prefix}, {way}, out of {port}")
         }
         RouteTarget::Elsewhere => {
-            format!("{destination} by {prefix}, out of an interface that is no port")
+            format!("{destination} by {prefix}, out of an interface that is not a port")
         }
         RouteTarget::Unreachable => format!("{destination} by {prefix}, which is unreachable"),
         RouteTarget::None => format!("none to {destination}"),
@@ -197,7 +201,7 @@ fn verdict(verdict: &Verdict, explanation: &Explanation) -> String {
             sender_is_told,
         } => {
             let told = match sender_is_told {
-                true => " The sender is told.",
+                true => " The sender is notified.",
                 false => "",
             };
             format!("DROP {reason}: {meaning}{told}")

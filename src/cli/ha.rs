@@ -68,20 +68,20 @@ fn print(done: &SwitchDone, saved: Option<&Saved>) -> io::Result<()> {
         false => writeln!(out, "{key} is now {new}, was {old}")?,
     }
     for group in &done.groups_with_their_own {
-        writeln!(out, "group {group} has a priority of its own, which stays")?;
+        writeln!(out, "group {group} has its own priority, which stays")?;
     }
     match saved {
         None => writeln!(
             out,
             "it lasts until the next restart or reload; --save writes it to {file}"
         ),
-        Some(Saved::Already) => writeln!(out, "{file} says so already"),
+        Some(Saved::Already) => writeln!(out, "{file} has this value already"),
         Some(Saved::Changed(before)) => writeln!(out, "{file}: {key} = {toml}, was {before}"),
         Some(Saved::Added) => writeln!(out, "{file}: added {key} = {toml}"),
     }
 }
 
-/// What saving has done to the file.
+/// What saving changed in the file.
 #[derive(Debug, PartialEq)]
 enum Saved {
     Already,
@@ -161,7 +161,7 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), SaveError>
             if before == toml {
                 return Ok((text.to_owned(), Saved::Already));
             }
-            // The comment behind the value is a part of it.
+            // The comment after the value is part of it.
             let decor = place.decor().clone();
             *place = value;
             *place.decor_mut() = decor;
@@ -188,13 +188,12 @@ fn folder(file: &Path) -> &Path {
     file.parent().unwrap_or(Path::new("/"))
 }
 
-/// Puts a file in the place of another one, of the same mode and owner: whoever reads it sees either
-/// the one or the other.
+/// Replaces a file, keeping its mode and owner: a reader sees either the old or the new one.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let metadata = fs::metadata(file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let temporary = file.with_file_name(format!(".{name}.new"));
-    // What a save left that was killed; it could not be another one's, which would have the lock.
+    // Left by a killed save; a running one would hold the lock.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -202,7 +201,7 @@ fn replace(file: &Path, text: &str) -> io::Result<()> {
     let written =
         write_like(&temporary, &metadata, text).and_then(|()| fs::rename(&temporary, file));
     if written.is_err() {
-        // It may never have come into being.
+        // It may never have been created.
         let _ = fs::remove_file(&temporary);
     }
     written?;

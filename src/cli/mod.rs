@@ -35,9 +35,9 @@ use args::{Command, HaCommand, SessionsCommand};
 
 /// Exit code for a bad config or an unfit machine.
 const EXIT_CONFIG: u8 = 2;
-/// Exit code for a command line that is wrong.
+/// Exit code for a wrong command line.
 const EXIT_USAGE: u8 = 2;
-/// Exit code when no gateway runs.
+/// Exit code if no gateway is running.
 const EXIT_NOT_RUNNING: u8 = 3;
 
 pub fn main() -> ExitCode {
@@ -131,13 +131,13 @@ fn run_sessions(socket: Option<&Path>, command: Command) -> ExitCode {
     }
 }
 
-/// Prints a sentence for people and gives the exit code.
+/// Prints a sentence and returns the exit code.
 fn fail(code: u8, sentence: impl std::fmt::Display) -> ExitCode {
     say(format_args!("tandemgw: {sentence}\n"));
     ExitCode::from(code)
 }
 
-/// Writes to stderr. That nobody reads it is no reason to end, let alone to panic as `eprintln` does.
+/// Writes to stderr. If nobody reads it, the program goes on; `eprintln` would panic.
 fn say(text: impl std::fmt::Display) {
     let _ = write!(std::io::stderr(), "{text}");
 }

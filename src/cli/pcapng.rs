@@ -1,4 +1,4 @@
-//! Writes pcapng (draft-ietf-opsawg-pcapng), as far as a capture needs it.
+//! Writes the parts of pcapng (draft-ietf-opsawg-pcapng) that a capture needs.
 
 use std::io::{self, Write};
 
@@ -20,17 +20,17 @@ pub struct Writer<W> {
     interfaces: u32,
 }
 
-/// A packet as it is written.
+/// A packet to write.
 pub struct Packet<'a> {
     /// What [`Writer::interface`] gave.
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub time: u64,
-    /// Whether it left by that interface, rather than came in.
+    /// Whether it left by that interface; otherwise it came in.
     pub outbound: bool,
-    /// The same for all sights of one packet.
+    /// The same for all copies of one packet.
     pub id: u64,
-    /// Its length, of which `bytes` may be the beginning only.
+    /// Its full length; `bytes` may be only the beginning.
     pub length: u32,
     /// From the IP header on.
     pub bytes: &'a [u8],
@@ -45,14 +45,14 @@ pub struct Statistics {
     pub start: u64,
     /// The same, of the end.
     pub end: u64,
-    /// Packets that the filter let pass.
+    /// Packets that matched the filter.
     pub matched: u64,
     /// Those of them that are missing.
     pub lost: u64,
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a file that says which program wrote it.
+    /// Starts a file; its header names the program that wrote it.
     ///
     /// # Errors
     /// Those of `out`, here and in the other functions.
@@ -74,7 +74,7 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
-    /// Describes an interface; gives its number.
+    /// Writes the description of an interface; returns its number.
     pub fn interface(&mut self, name: &str, description: &str, snapshot: u32) -> io::Result<u32> {
         let block = self.begin(INTERFACE_DESCRIPTION);
         put(block, &LINKTYPE_RAW.to_le_bytes());

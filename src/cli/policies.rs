@@ -39,7 +39,7 @@ fn row(policy: &PolicyRow) -> [String; HEADERS.len()] {
     ]
 }
 
-/// The exit code after the last of the output was written, which nobody may want any more.
+/// The exit code after the end of the output, which the reader may no longer want.
 pub fn finish(result: io::Result<()>, code: ExitCode) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => super::fail(1, error),

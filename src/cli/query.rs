@@ -12,7 +12,7 @@ use tandemgw_core::control::protocol::{HandoverDone, Request, Status};
 use super::client::{Client, ClientError, PATIENCE, parse};
 use super::{fail, status};
 
-/// How long a gateway may take to answer whether it runs.
+/// How long to wait for a gateway when checking whether it runs.
 const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn show_status(socket: Option<&Path>, json: bool) -> ExitCode {
@@ -51,8 +51,8 @@ pub fn status_of(config: &Config) -> Option<Status> {
     (status.node == config.node.name).then_some(status)
 }
 
-/// Sends a request whose answer is lines of `T`. Passes them on to stdout for programs (`json`), or hands
-/// each to `print`.
+/// Sends a request whose answer is lines of `T`. Copies them to stdout (`json`), or passes each to
+/// `print`.
 pub fn ask<T: DeserializeOwned>(
     socket: Option<&Path>,
     request: &Request,
@@ -68,7 +68,7 @@ pub fn ask<T: DeserializeOwned>(
     })
 }
 
-/// Sends a request and hands each line of the answer to `each`.
+/// Sends a request and passes each line of the answer to `each`.
 pub fn ask_lines(
     socket: Option<&Path>,
     request: &Request,
@@ -77,7 +77,7 @@ pub fn ask_lines(
     let client = Client::connect(socket, PATIENCE);
     match client.and_then(|mut client| client.ask(request, each)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(ClientError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -85,7 +85,7 @@ pub fn ask_lines(
     }
 }
 
-/// Passes a line of the answer on, for programs.
+/// Copies a line of the answer to stdout.
 pub fn print_line(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{line}")
 }

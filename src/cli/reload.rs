@@ -28,7 +28,7 @@ pub fn reload(socket: Option<&Path>, json: bool) -> ExitCode {
 
 fn print(done: &ReloadDone, out: &mut impl Write) -> io::Result<()> {
     if done.problems.is_some() {
-        // Ahead of the reason, which is an error too.
+        // Before the reason, which is an error too.
         say(done.text.as_deref().unwrap_or_default());
         return Ok(());
     }

@@ -11,7 +11,7 @@ use super::{EXIT_CONFIG, check, config_file, fail};
 
 pub fn run(path: &Path) -> ExitCode {
     logging::init();
-    // Ahead of all else: a SIGHUP that comes early must not end it.
+    // Before everything else: an early SIGHUP must not end the process.
     let signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return fail(1, format!("catching signals: {error}")),

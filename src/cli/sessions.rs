@@ -1,4 +1,4 @@
-//! `tandemgw sessions`: the session table, and the end of some of them.
+//! `tandemgw sessions`: lists sessions and ends them.
 
 use std::collections::BinaryHeap;
 use std::io::{self, BufWriter, Write};
@@ -27,7 +27,7 @@ const HEADERS: [&str; 9] = [
     "BYTES",
 ];
 
-/// Columns to do without on a narrow terminal, the first one first.
+/// Columns to leave out on a narrow terminal, in this order.
 const DROPPED_FIRST: [&str; 6] = [
     "PACKETS",
     "POLICY",
@@ -101,8 +101,7 @@ impl Output {
     }
 }
 
-/// Hands the lines of the sessions to `each` in order, the first `limit` ones. No more of them than that are
-/// kept.
+/// Passes the lines of the first `limit` sessions to `each` in order, and keeps no more than that.
 fn sorted(
     socket: Option<&Path>,
     key: SortKey,
@@ -113,7 +112,7 @@ fn sorted(
     let limit = limit.map_or(usize::MAX, |limit| {
         usize::try_from(limit).unwrap_or(usize::MAX)
     });
-    // The one that would come last is on top.
+    // The last one in the order is on top.
     let mut first = BinaryHeap::new();
     let request = Request::Sessions {
         limit: None,
@@ -137,7 +136,7 @@ fn sorted(
     code
 }
 
-/// The smaller, the earlier it comes.
+/// Smaller ones come first.
 fn rank(key: SortKey, session: &Session<'_>) -> u64 {
     match key {
         SortKey::Bytes => u64::MAX - session.bytes,
@@ -147,7 +146,7 @@ fn rank(key: SortKey, session: &Session<'_>) -> u64 {
     }
 }
 
-/// Says that there was nothing to show, or what the limit has left out.
+/// Prints that there was nothing to show, or how many the limit left out.
 fn tell_the_rest(socket: Option<&Path>, shown: u64, limit: Option<u64>, filter: Vec<String>) {
     if shown == 0 && limit != Some(0) {
         let what = match filter.is_empty() {
@@ -164,7 +163,7 @@ fn tell_the_rest(socket: Option<&Path>, shown: u64, limit: Option<u64>, filter: 
         });
         if counted == ExitCode::SUCCESS && all > shown {
             say(format_args!(
-                "tandemgw: {} more not shown, by --limit {shown}\n",
+                "tandemgw: {} more not shown because of --limit {shown}\n",
                 all - shown
             ));
         }
@@ -189,7 +188,7 @@ pub fn clear(socket: Option<&Path>, json: bool, all: bool, filter: Vec<String>) 
     ask(socket, &Request::Clear { filter, all }, json, print_cleared)
 }
 
-/// A word without `=` that was to be a command.
+/// A word without `=` that was meant as a command.
 fn misspelt_command(filter: &[String]) -> Option<String> {
     let word = filter.iter().find(|word| !word.contains('='))?;
     did_you_mean(word, ["clear"].into_iter())?;

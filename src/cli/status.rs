@@ -11,10 +11,10 @@ use tandemgw_core::event::DropReason;
 use super::paint::{self, Tone, paint};
 use super::table::{Table, bytes, count, duration, terminal_width};
 
-/// Events that are shown; the JSON has more.
+/// How many events are shown; the JSON has more.
 const EVENTS: usize = 10;
 
-/// Words that are coloured where colour is wanted, longer ones before those that they contain.
+/// Words that are coloured, longer ones before those that they contain.
 const TONES: [(&str, Tone); 17] = [
     ("CRITICAL", Tone::Bad),
     ("WARNING", Tone::Warning),
@@ -94,7 +94,7 @@ fn table<const N: usize>(
     Some(table)
 }
 
-/// A line that says whether all is well, and one for each thing more that is wrong.
+/// A line that says whether all is well, and one for each further problem.
 fn health(out: &mut String, status: &Status) {
     let Some(health) = &status.health else {
         return;
@@ -109,7 +109,7 @@ fn health(out: &mut String, status: &Status) {
     }
 }
 
-/// How bad it is, in one word; in capitals if somebody should look.
+/// The severity in one word; in capitals if somebody should look.
 pub fn health_word(state: HealthState) -> &'static str {
     match state {
         HealthState::Good => "good",
@@ -142,7 +142,7 @@ fn groups(status: &Status, limit: Option<usize>) -> Option<Table> {
     table(limit, headers, status.groups.iter().map(row))
 }
 
-/// How this unit stands for a group, in one word.
+/// The state of this unit for a group, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupState {
     Degraded,
@@ -185,7 +185,7 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
     table(limit, headers, status.peers.iter().map(row))
 }
 
-/// What the peers say of themselves; nothing if the gateway is too old to tell.
+/// What the peers report about themselves; nothing if the gateway is too old to send it.
 fn units(status: &Status, limit: Option<usize>) -> Option<Table> {
     status.protocol?;
     let headers = [
@@ -302,7 +302,7 @@ fn totals(out: &mut String, status: &Status) {
     }
 }
 
-/// The barrier, where there is something to say of it.
+/// The barrier, if there is something to report.
 fn barrier(out: &mut String, barrier: &BarrierStatus) {
     if let Some(why) = &barrier.why_not {
         let _ = writeln!(out, "barrier   NOT SET: {why}");
@@ -310,13 +310,13 @@ fn barrier(out: &mut String, barrier: &BarrierStatus) {
     if barrier.stopped > 0 {
         let _ = writeln!(
             out,
-            "barrier   {} packets stopped that would have gone past the gateway",
+            "barrier   {} packets stopped that would have bypassed the gateway",
             count(barrier.stopped)
         );
     }
 }
 
-/// What was dropped, the most frequent reason first.
+/// Drops by reason, the most frequent first.
 fn drops(status: &Status, limit: Option<usize>) -> Option<Table> {
     let mut reasons: Vec<(&String, u64)> = status
         .counters
@@ -346,7 +346,7 @@ fn events(status: &Status, limit: Option<usize>) -> Option<Table> {
     table(limit, ["TIME (UTC)", "EVENT", "WHY"], rows)
 }
 
-/// A moment as people read it, without the year: `11-26 14:52:43`, in UTC.
+/// A point in time without the year: `11-26 14:52:43`, in UTC.
 pub fn clock_time(seconds: f64) -> String {
     let whole = seconds as i64;
     let (days, second) = (whole.div_euclid(86_400), whole.rem_euclid(86_400));
@@ -358,8 +358,8 @@ pub fn clock_time(seconds: f64) -> String {
     )
 }
 
-/// The month and the day of it, of a day since 1970, by the Gregorian calendar. It counts in eras of 400 years that begin in March,
-/// so that the leap day is the last day of a year.
+/// Month and day of a day counted from 1970, in the Gregorian calendar. It counts in eras of 400
+/// years that begin in March, so that the leap day is the last day of a year.
 fn month_and_day(days: i64) -> (i64, i64) {
     let days = days + 719_468;
     let day_of_era = days.rem_euclid(146_097);
@@ -384,7 +384,7 @@ pub fn rtt(micros: Option<u64>) -> String {
     })
 }
 
-/// Colours the headers, and the words of [`TONES`] that stand in columns.
+/// Colours the headers, and the words of [`TONES`] in columns.
 fn color(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
@@ -399,7 +399,7 @@ fn color(text: &str) -> String {
     out
 }
 
-/// Colours words that make up the start of a column: two blanks or more are before them.
+/// Colours words at the start of a column: after two blanks or more.
 fn color_words(line: &str) -> String {
     let mut out = String::new();
     let mut rest = line;
@@ -423,12 +423,12 @@ fn color_words(line: &str) -> String {
     out
 }
 
-/// What is known as people write it; `-` for what is not.
+/// A known value in readable form; `-` for an unknown one.
 pub fn or_dash(value: Option<impl std::fmt::Display>) -> String {
     known(value, |value| value.to_string())
 }
 
-/// What is known as `show` writes it; `-` for what is not.
+/// A known value as `show` writes it; `-` for an unknown one.
 pub fn known<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "-".to_owned(), show)
 }

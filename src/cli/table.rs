@@ -1,35 +1,35 @@
-//! Tables for people, and how numbers stand in them.
+//! Tables for people, and the format of numbers in them.
 //!
-//! On a terminal the widest columns are shortened until a row fits; elsewhere nothing is.
+//! On a terminal the widest columns are shortened until a row fits; elsewhere nothing is shortened.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use ratatui::crossterm::terminal;
 
-/// Rows that wait for the widths of their columns to be known.
+/// Rows held back until the widths of their columns are known.
 const PAGE: usize = 128;
 
-/// What a column keeps of its width when others need the room.
+/// The width that a column keeps when others need room.
 const NARROWEST: usize = 6;
 
 /// Between two columns.
 const GAP: &str = "  ";
 
-/// A table that is printed a page at a time, so that a million rows take no memory. Columns only get
-/// wider from page to page. A column of nothing but numbers is aligned to the right.
+/// A table that is printed a page at a time, so that a million rows take no memory. Columns only
+/// get wider from page to page. A column of numbers is aligned to the right.
 pub struct Table {
     headers: Vec<String>,
     rows: Vec<Vec<String>>,
     widths: Vec<usize>,
     is_begun: bool,
-    /// Columns that were left out, each by its place when it was.
+    /// Columns that were left out, each by its position at that time.
     dropped: Vec<usize>,
-    /// Columns to leave out while a row does not fit, the first one first.
+    /// Columns to leave out while a row does not fit, in this order.
     drops: Vec<String>,
-    /// Whether the cells that are left are never cut.
+    /// Whether the remaining cells are never cut.
     is_whole: bool,
-    /// Columns of the terminal; none if stdout is no terminal.
+    /// Columns of the terminal; none if stdout is not a terminal.
     limit: Option<usize>,
 }
 
@@ -38,7 +38,7 @@ impl Table {
         Table::with_limit(headers, terminal_width())
     }
 
-    /// A table for a terminal of so many columns; for something else if none.
+    /// A table for a terminal of this many columns; `None` if stdout is something else.
     pub fn with_limit(headers: &[&str], limit: Option<usize>) -> Table {
         Table {
             headers: headers.iter().map(|header| (*header).to_owned()).collect(),
@@ -58,13 +58,13 @@ impl Table {
         self
     }
 
-    /// Never cuts a cell: what does not fit even so goes beyond the edge.
+    /// Never cuts a cell: one that still does not fit goes beyond the edge.
     pub fn whole(mut self) -> Table {
         self.is_whole = true;
         self
     }
 
-    /// Adds a row of as many cells as there are headers.
+    /// Adds a row with one cell per header.
     pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) -> &mut Table {
         let mut row: Vec<String> = cells.into_iter().map(Into::into).collect();
         for column in &self.dropped {
@@ -74,7 +74,7 @@ impl Table {
         self
     }
 
-    /// Adds a row; prints what there is if it is a page.
+    /// Adds a row; prints the rows when a page is full.
     pub fn stream(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) -> io::Result<()> {
         match self.row(cells).rows.len() {
             PAGE.. => self.print(),
@@ -82,7 +82,7 @@ impl Table {
         }
     }
 
-    /// Prints the rows that were not printed yet; before the first ones the headers.
+    /// Prints the remaining rows; the headers come before the first ones.
     pub fn print(&mut self) -> io::Result<()> {
         let text = self.render();
         io::stdout().lock().write_all(text.as_bytes())
@@ -130,7 +130,7 @@ impl Table {
         }
     }
 
-    /// Leaves out columns until a row fits, as far as that is wanted.
+    /// Leaves out columns until a row fits, as far as allowed.
     fn drop_columns(&mut self) {
         for drop in std::mem::take(&mut self.drops) {
             if self
@@ -160,7 +160,7 @@ impl Table {
     }
 }
 
-/// The columns of the terminal that stdout is; none if it is something else.
+/// The width of the terminal if stdout is one.
 pub fn terminal_width() -> Option<usize> {
     let size = || terminal::size().ok().map(|(columns, _)| columns.into());
     io::stdout().is_terminal().then(size).flatten()
@@ -203,7 +203,7 @@ fn row_width(widths: &[usize]) -> usize {
     widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1)
 }
 
-/// Takes from the widest columns until all of them fit.
+/// Shortens the widest columns until all of them fit.
 fn shorten(widths: &mut [usize], limit: usize) {
     while row_width(widths) > limit {
         let Some(widest) = widths
@@ -217,7 +217,7 @@ fn shorten(widths: &mut [usize], limit: usize) {
     }
 }
 
-/// Whether a cell is numbers with their units, or says that there is none.
+/// Whether a cell contains numbers with units, or `-`.
 fn is_number(cell: &str) -> bool {
     let is_unit = |c: char| c.is_ascii_alphabetic() || c == '%';
     let mut words = cell.split_whitespace();

@@ -15,7 +15,7 @@ use super::query::ask_lines;
 use super::say;
 use super::table::{Table, bytes, count};
 
-/// The sessions of one source, destination, policy or service, added up.
+/// The sum over the sessions of one source, destination, policy or service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sum {
     /// The source, destination, policy or service.
@@ -28,7 +28,7 @@ pub struct Sum {
     pub bytes: u64,
 }
 
-/// Sessions added up by one thing.
+/// Sessions summed by one key.
 pub struct Sums {
     by: Talker,
     sums: HashMap<String, Sum>,
@@ -63,7 +63,7 @@ impl Sums {
         sum.bytes += session.bytes;
     }
 
-    /// Those with the most bytes, the first ones first; and how many there are in all.
+    /// Those with the most bytes, largest first; and the total number.
     pub fn largest(self, count: usize) -> (Vec<Sum>, usize) {
         let all = self.sums.len();
         let mut sums: Vec<Sum> = self.sums.into_values().collect();

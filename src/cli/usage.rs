@@ -1,4 +1,4 @@
-//! What is said about a command line that is wrong: one line, with the nearest valid word.
+//! The error for a wrong command line: one line, with the nearest valid word.
 
 use std::process::ExitCode;
 
@@ -9,11 +9,11 @@ use tandemgw_core::config::did_you_mean;
 use super::args::Cli;
 use super::{EXIT_USAGE, fail};
 
-/// The command line; if it is wrong, or asks for help, that is said and the exit code given.
+/// Parses the command line. If it is wrong or asks for help, prints that and returns the exit code.
 pub fn parse() -> Result<Cli, ExitCode> {
     Cli::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // As if it had been read: `--help | head` is no failure.
+            // As if it had been read: `--help | head` is not a failure.
             let _ = error.print();
             ExitCode::SUCCESS
         }
@@ -67,7 +67,7 @@ fn suggestion(error: &clap::Error) -> String {
     })
 }
 
-/// Names the command whose help is of use.
+/// Names the command whose help to read.
 fn see_help(error: &clap::Error) -> String {
     let usage = error.get(ContextKind::Usage).map(ToString::to_string);
     let usage = usage.unwrap_or_default();

@@ -1,9 +1,9 @@
-//! The barrier: rules of the kernel's packet filter that let nothing pass between the ports but through
-//! the gateway, whatever becomes of routes and policy rules.
+//! The barrier: rules in the kernel's packet filter that let packets pass between the ports only
+//! through the gateway, whatever happens to routes and policy rules.
 //!
-//! [`super::steering`] leads packets to the gateway; anybody with ip(8) may undo that, a rename of an
-//! interface detaches it, and then the kernel would forward past the gateway. So that nothing hangs on
-//! it alone, there is a table of nf_tables, `tandemgw-NODE`, with a chain at the forward hook:
+//! [`super::steering`] routes packets to the gateway. Anybody with ip(8) can undo that, and
+//! renaming an interface detaches it; then the kernel would forward past the gateway. As a second
+//! protection there is an nf_tables table, `tandemgw-NODE`, with a chain at the forward hook:
 //!
 //! ```text
 //! a port's interface → its own TUN device     passes
@@ -11,10 +11,10 @@
 //! all else in from, or out to, one of these   is dropped, and counted
 //! ```
 //!
-//! Interfaces are known by number, which a rename does not change, *and* by name, which one that is
-//! removed and made again keeps. A drop is final: no chain of somebody else can overrule it. No
-//! connection is tracked for it. What the gateway forwards costs two or three lookups of four to eight
-//! bytes on each of its two passes; see ARCHITECTURE.md.
+//! Interfaces are matched by number, which a rename does not change, *and* by name, which a
+//! recreated interface keeps. A drop is final: no chain of somebody else can overrule it. No
+//! connection is tracked for it. What the gateway forwards costs two or three lookups of four to
+//! eight bytes on each of its two passes; see ARCHITECTURE.md.
 //!
 //! A second chain, at the prerouting hook, drops packets from the ports whose hop limit ends here, so that
 //! the kernel does not answer them with an address of its own: the gateway has seen them by then
@@ -72,7 +72,7 @@ pub struct Post {
 pub enum Condition {
     /// All of it is in place; how many packets it has stopped since it was set.
     Whole {
-        /// Packets that would have gone past the gateway.
+        /// Packets that would have bypassed the gateway.
         stopped: u64,
         /// Whether the kernel is kept from answering packets whose hop limit ends here.
         hops: bool,
@@ -162,7 +162,7 @@ impl Barrier {
     /// Removes it. Call it when forwarding is off, or as it was before the gateway.
     ///
     /// # Errors
-    /// What the kernel refuses; that it is gone already is no error.
+    /// If the kernel refuses; it is not an error if it is gone already.
     pub fn remove(&mut self) -> Result<(), NetlinkError> {
         let inet = self.remove_table(INET, &self.table.clone());
         // A kernel without bridges has no such family.

@@ -6,8 +6,8 @@ use caps::{CapSet, Capability, CapsHashSet};
 
 use super::check;
 
-/// What stays: steering is repaired and undone with the first, packet sockets are opened anew with the
-/// second when an interface comes back.
+/// The remaining rights: steering is repaired and undone with the first, packet sockets are
+/// reopened with the second when an interface comes back.
 const KEPT: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
 
 /// Gives up all capabilities but those of `KEPT` that the process has, for good: nothing that it might be

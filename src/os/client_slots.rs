@@ -1,5 +1,5 @@
-//! The clients of a listening socket: who may have something to do, whose turn it is, and who makes room for
-//! the next one. The control socket and the HTTP server differ in what they do for a client, not in this.
+//! The clients of a listening socket: which ones may have work, whose turn it is, and which one
+//! makes room for the next. The control socket and the HTTP server share this.
 
 use std::io::{self, ErrorKind};
 
@@ -12,13 +12,13 @@ use super::next_bit;
 /// Clients at a time; others wait in the socket's backlog.
 pub const MAX_CLIENTS: usize = 16;
 
-/// Clients that are accepted in one go: some 50 µs.
+/// Clients to accept at a time: some 50 µs.
 const ACCEPTS: usize = 8;
 
 /// The listening socket, as bit 0 of the sets.
 const LISTENER: u32 = 1;
 
-/// Who has something to do.
+/// Which socket has work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// The listening socket.
@@ -27,25 +27,25 @@ pub enum Turn {
     Client(usize),
 }
 
-/// What came of accepting clients.
+/// The result of accepting clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// There may be more of them.
     Some,
     /// There are no more.
     All,
-    /// There may be more of them, but no place.
+    /// There may be more, but no free slot.
     Full,
 }
 
-/// How readily a client makes room: the lower, the sooner. None for one that does not.
+/// How readily a client makes room: the lowest first. None for one that does not.
 pub type Rank = Option<(u8, Time)>;
 
 /// Slots for [`MAX_CLIENTS`] clients. Uses the tokens `first..=first + MAX_CLIENTS`.
 pub struct ClientSlots<C> {
     first: usize,
     clients: [Option<C>; MAX_CLIENTS],
-    /// Who may have something to do: the listener in bit 0, then the clients.
+    /// Which ones may have work: the listener in bit 0, then the clients.
     ready: u32,
     /// The bit whose turn it was last.
     last: u32,
@@ -67,12 +67,12 @@ impl<C> ClientSlots<C> {
         (self.first..=self.first + MAX_CLIENTS).contains(&token.0)
     }
 
-    /// Takes note of an event.
+    /// Records an event.
     pub fn mark(&mut self, token: Token) {
         self.ready |= 1 << (token.0 - self.first);
     }
 
-    /// The clients that `wants` admits have something to do, although there was no event.
+    /// Marks the clients that `wants` accepts as having work, although there was no event.
     pub fn mark_where(&mut self, wants: impl Fn(&C) -> bool) {
         for (slot, client) in self.clients.iter().enumerate() {
             let wants = client.as_ref().is_some_and(&wants);
@@ -80,22 +80,22 @@ impl<C> ClientSlots<C> {
         }
     }
 
-    /// There may be somebody to accept, although there was no event.
+    /// Marks the listener as possibly ready, although there was no event.
     pub fn mark_listener(&mut self) {
         self.ready |= LISTENER;
     }
 
-    /// Whether anybody may have something to do.
+    /// Whether any may have work.
     pub fn is_busy(&self) -> bool {
         self.ready != 0
     }
 
-    /// All that may have something to do now, for [`ClientSlots::take_turn`].
+    /// All that may have work now, for [`ClientSlots::take_turn`].
     pub fn all_ready(&self) -> u32 {
         self.ready
     }
 
-    /// Whose turn it is among `left`, from which that one is taken; in a circle, so that none waits for ever.
+    /// Takes the next one from `left`, round robin, so that none waits forever.
     pub fn take_turn(&mut self, left: &mut u32) -> Option<Turn> {
         let bit = next_bit(*left, self.last)?;
         self.last = bit;
@@ -106,7 +106,7 @@ impl<C> ClientSlots<C> {
         })
     }
 
-    /// There is nothing to do for that one until the next event.
+    /// That one has no work until the next event.
     pub fn rest(&mut self, turn: Turn) {
         self.ready &= !match turn {
             Turn::Listener => LISTENER,
@@ -130,13 +130,14 @@ impl<C> ClientSlots<C> {
         self.clients.iter_mut().flatten()
     }
 
-    /// Gives a slot up. The backlog may hold a client whose event has passed.
+    /// Frees a slot. The backlog may hold a client whose event has passed.
     pub fn remove(&mut self, slot: usize) -> Option<C> {
         self.mark_listener();
         self.clients[slot].take()
     }
 
-    /// Where the next client can be: a free slot, or that of the client that makes room most readily.
+    /// The slot for the next client: a free one, or that of the client that makes room most
+    /// readily.
     pub fn place(&self, rank: impl Fn(&C) -> Rank) -> Option<usize> {
         let rank_of = |slot: &usize| match &self.clients[*slot] {
             None => Some((0, Time::ZERO)),
@@ -146,8 +147,8 @@ impl<C> ClientSlots<C> {
         ranked.min().map(|(_, slot)| slot)
     }
 
-    /// Accepts clients, as many as have a place, but not too many in one go. `evict` is handed the one that
-    /// has to go for another.
+    /// Accepts clients while there are slots, but not too many at a time. `evict` gets each client
+    /// that has to make room.
     pub fn accept<S: Source>(
         &mut self,
         registry: &Registry,

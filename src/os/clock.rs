@@ -1,4 +1,4 @@
-//! What the core may not ask for itself: the time, and randomness.
+//! Time and randomness, which the core may not obtain itself.
 
 use std::io;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub fn now() -> Time {
     Time::ZERO + read(libc::CLOCK_BOOTTIME)
 }
 
-/// What is to be added to [`now`] for the nanoseconds since 1970, by the clock as it stands.
+/// The offset from [`now`] to nanoseconds since 1970, by the current clock.
 pub fn offset_since_1970() -> u64 {
     let offset = read(libc::CLOCK_REALTIME).saturating_sub(read(libc::CLOCK_BOOTTIME));
     offset.as_nanos() as u64
@@ -37,7 +37,7 @@ fn read(clock: libc::clockid_t) -> Duration {
     Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32)
 }
 
-/// Whether something keeps the clock of this machine right, as far as the kernel knows (adjtimex(2)).
+/// Whether the clock of this machine is synchronised, as far as the kernel knows (adjtimex(2)).
 pub fn is_synchronised() -> Option<bool> {
     // SAFETY: all bytes of a timex may be zero: it is numbers; no mode means that nothing is set.
     let mut state: libc::timex = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! What a config means in the terms of the machine: for the start, and for a reload.
+//! Translates a config into terms of the machine, for the start and for a reload.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,7 +8,7 @@ use tandemgw_core::config::{Config, Port as PortConfig};
 use super::packet_socket::solicited_node;
 use super::tun::Offloads;
 
-/// The config with paths that mean the same wherever it was read from.
+/// The config with absolute paths.
 ///
 /// # Errors
 /// If there is no working directory.

@@ -21,12 +21,12 @@ use tandemgw_core::time::Time;
 use super::client_slots::{Accepted, ClientSlots, Rank, Turn};
 use super::clock;
 
-/// After which time a client that does not read its answer may have to make room for another one. Until
-/// then nothing ends it: a person may be looking at it with a pager.
+/// The time after which a client that does not read its answer may have to make room for another
+/// one. Until then it stays: a person may be viewing the answer in a pager.
 const STUCK: Duration = Duration::from_secs(5);
 
-/// How often a client is told that its answer is still worked on, when there is nothing else to say. Well
-/// below what the command line waits for.
+/// How often a client is told that the gateway is still working, if there is nothing else to send.
+/// Well below the timeout of the commands.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// Output of a client that waits, in bytes, before the answer is continued.
@@ -35,9 +35,9 @@ const MAX_PENDING: usize = 256 * 1024;
 /// The time that all clients together take in one turn of the loop: a packet waits no longer.
 const BUDGET: Duration = Duration::from_micros(200);
 
-/// The time that is left to others, packets or processes, before the clients go on. A loop that never
-/// waits is what a scheduler takes the processor from, and for far longer than this, even if it is a
-/// real-time process (the deadline server for ordinary ones, Linux 6.8).
+/// The pause for packets and other processes before the clients continue. A scheduler takes the CPU
+/// away from a loop that never waits, and for far longer than this, even from a real-time process
+/// (the deadline server for ordinary ones, Linux 6.8).
 const REST: Duration = Duration::from_micros(100);
 
 /// The listening socket and its clients. Uses the tokens of [`ClientSlots`].
@@ -45,17 +45,17 @@ pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
     slots: ClientSlots<Client>,
-    /// When work that is left goes on.
+    /// When the remaining work continues.
     rests_until: Time,
-    /// Somebody may wait for a place.
+    /// Somebody may wait for a slot.
     is_full: bool,
 }
 
 struct Client {
     stream: UnixStream,
-    /// When it last said or took something.
+    /// When it last sent or read something.
     heard: Time,
-    /// When it was last told something.
+    /// When something was last sent to it.
     told: Time,
     input: Vec<u8>,
     output: String,
@@ -65,11 +65,11 @@ struct Client {
 }
 
 impl ControlSocket {
-    /// Listens at `path`, after removing what a dead gateway left there.
+    /// Listens at `path`, after removing the leftover of a dead gateway.
     ///
     /// # Errors
-    /// `AddrInUse` if a running gateway answers there, `AlreadyExists` if a file is there that is no socket;
-    /// what the kernel says otherwise.
+    /// `AddrInUse` if a running gateway answers there, `AlreadyExists` if there is a file that is
+    /// not a socket; otherwise the kernel's error.
     pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
@@ -98,13 +98,13 @@ impl ControlSocket {
         self.slots.owns(token)
     }
 
-    /// Takes note of an event.
+    /// Records an event.
     pub fn mark(&mut self, token: Token) {
         self.slots.mark(token);
     }
 
-    /// When [`ControlSocket::serve`] is to be called at the latest: to go on with what is left, or when a
-    /// client that does not read has to make room.
+    /// When to call [`ControlSocket::serve`] at the latest: to continue the remaining work, or when
+    /// a client that does not read has to make room.
     pub fn timeout(&self) -> Option<Time> {
         if self.slots.is_busy() {
             return Some(self.rests_until);
@@ -114,7 +114,7 @@ impl ControlSocket {
         stuck.map(|(_, client)| client.heard + STUCK).min()
     }
 
-    /// Works for the clients, in turn, until the budget is used up; one piece of work at least.
+    /// Serves the clients, in turn, until the budget is used up; at least one piece of work.
     pub fn serve(
         &mut self,
         registry: &Registry,
@@ -176,7 +176,7 @@ impl ControlSocket {
             .mark_where(|client| client.answer.is_waiting() && client.output.is_empty());
     }
 
-    /// Whether a client wants the config file to be read anew.
+    /// Whether a client asks for a reload of the config file.
     pub fn wants_reload(&self) -> bool {
         let mut clients = self.slots.iter();
         clients.any(|(_, client)| client.answer.wants_reload())
@@ -189,7 +189,7 @@ impl ControlSocket {
         }
     }
 
-    /// Tells the clients for which a reload has begun what came of it: see [`Answer::end_reload`].
+    /// Reports the result of a reload to the clients that wait for it: see [`Answer::end_reload`].
     pub fn end_reload(&mut self, outcome: &ReloadOutcome) {
         for client in self.slots.iter_mut() {
             client.answer.end_reload(outcome);
@@ -197,7 +197,7 @@ impl ControlSocket {
         self.slots.mark_where(|client| !client.answer.is_waiting());
     }
 
-    /// Accepts clients; gives whether there may be more that have a place.
+    /// Accepts clients; returns whether there may be more that fit.
     fn accept(&mut self, registry: &Registry, gateway: &mut Gateway, now: Time) -> bool {
         let listener = &self.listener;
         let accepted = self.slots.accept(
@@ -218,9 +218,9 @@ impl ControlSocket {
     }
 }
 
-/// Removes what a dead gateway left at `path`.
+/// Removes the leftover of a dead gateway at `path`.
 fn make_room(path: &Path) -> io::Result<()> {
-    // It does not wait, not even for a gateway that is stopped and has too many clients.
+    // It never waits, not even for a gateway that is stopped and has too many clients.
     match UnixStream::connect(path) {
         Ok(_) => Err(()),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Err(()),
@@ -231,7 +231,7 @@ fn make_room(path: &Path) -> io::Result<()> {
         Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path),
         Ok(_) => Err(io::Error::new(
             ErrorKind::AlreadyExists,
-            "a file is there that is no socket; remove it, or choose another `control-socket`",
+            "there is a file that is not a socket; remove it, or choose another `control-socket`",
         )),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -270,12 +270,12 @@ impl Client {
         }
     }
 
-    /// Whether it has asked nothing that is not answered.
+    /// Whether all of its requests are answered.
     fn is_idle(&self) -> bool {
         self.has_its_answer() && !self.input.contains(&b'\n')
     }
 
-    /// Whether it has all of the answer to what it asked last.
+    /// Whether it has the whole answer to its last request.
     fn has_its_answer(&self) -> bool {
         self.answer.is_done() && self.output.is_empty()
     }
@@ -285,8 +285,8 @@ impl Client {
         !self.output.is_empty()
     }
 
-    /// Works until `end`, one piece of the answer at least; gives whether more can be done at once. An error
-    /// means that the client is to be forgotten.
+    /// Works until `end`, at least one piece of the answer; returns whether more can be done at
+    /// once. After an error, drop the client.
     fn advance(
         &mut self,
         gateway: &mut Gateway,
@@ -338,7 +338,7 @@ impl Client {
             }
         }
         if self.input.len() >= MAX_REQUEST && !self.input.contains(&b'\n') {
-            // It may not read that; then it is closed all the same.
+            // It may not read that; then it is closed nevertheless.
             let _ = self.stream.write(too_long().as_bytes());
             return Err(ErrorKind::InvalidData.into());
         }
@@ -351,7 +351,7 @@ impl Client {
         Some(String::from_utf8_lossy(&line[..end]).into_owned())
     }
 
-    /// Writes what the client takes; gives whether there is more to do at once.
+    /// Writes as much as the client accepts; returns whether there is more to do at once.
     fn write(&mut self, now: Time) -> io::Result<bool> {
         while self.written < self.output.len() {
             match self.stream.write(&self.output.as_bytes()[self.written..]) {

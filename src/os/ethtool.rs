@@ -1,4 +1,4 @@
-//! What a driver says of an interface (`ethtool(8)`).
+//! What a driver reports about an interface (`ethtool(8)`).
 
 use std::ffi::c_char;
 use std::os::fd::AsRawFd;
@@ -15,7 +15,8 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// Whether the kernel merges packets that come in by `interface` (GRO); none if it does not say.
+/// Whether the kernel merges packets that come in by `interface` (GRO); none if it does not report
+/// it.
 pub fn receives_merged(interface: &str) -> Option<bool> {
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).ok()?;
     let mut value = EthtoolValue {

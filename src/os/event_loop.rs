@@ -1,8 +1,8 @@
-//! The one loop: waits for readable sources, feeds the core, carries out what it says.
+//! The event loop: waits for readable sources, feeds the core, carries out its outputs.
 //!
 //! Each wake: read the clock once; read each ready source up to a budget; drain the outputs; wait
 //! until the core's next timeout. mio reports a source once when it becomes readable, so a source
-//! that was left before it was empty stays marked ready, and the next wait has no length.
+//! that was not read until empty stays marked ready, and the next wait returns at once.
 
 mod addresses;
 mod notices;
@@ -50,7 +50,7 @@ use ready::Ready;
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
-/// The time after which no more packets of it are read in this turn, whatever they cost.
+/// The time after which reading from it stops in this turn, whatever the packets cost.
 const PACKET_TIME: Duration = Duration::from_micros(250);
 /// A packet longer than this is forwarded before the next one is read.
 const LONG_PACKET: usize = 4096;
@@ -66,7 +66,7 @@ const WATCH: Token = Token(LINKS + MAX_LINKS);
 const CONTROL: Token = Token(WATCH.0 + 1);
 const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + MAX_CLIENTS);
-/// Threads beside the loop have something to tell.
+/// Threads beside the loop have something to report.
 const WORKER: Token = Token(NEIGHBORS.0 + 1);
 const PORTS: usize = WORKER.0 + 1;
 
@@ -96,7 +96,7 @@ pub struct Shell {
     reloading: reload::Reloading,
     /// None until the loop runs.
     upkeep: Option<Upkeep>,
-    /// How often it was asked to stop: the second time it hands nothing over any more.
+    /// How often it was asked to stop: the second time it no longer hands over.
     stops: u32,
 }
 
@@ -182,8 +182,8 @@ impl Shell {
         })
     }
 
-    /// Runs until a signal ends it. Without `[ha]` it is primary from the start. A thread keeps the steering
-    /// in place meanwhile; it is given back, unless that thread has failed.
+    /// Runs until a signal ends it. Without `[ha]` it is primary from the start. A thread keeps the
+    /// steering in place meanwhile; it is returned unless that thread has failed.
     ///
     /// # Errors
     /// If the kernel refuses a wait or a thread; the process can't go on then.

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use super::check;
 
-/// Locks `folder` against others that lock it too (flock(2)), until the result is dropped or the process ends,
-/// however that ends.
+/// Locks `folder` against others that lock it too (flock(2)) until the result is dropped or the
+/// process ends, for whatever reason.
 ///
 /// # Errors
-/// `WouldBlock` if another process has the lock; what the kernel says otherwise.
+/// `WouldBlock` if another process has the lock; otherwise the kernel's error.
 pub fn lock_folder(folder: &Path) -> io::Result<File> {
     let file = File::open(folder)?;
     // SAFETY: flock takes no pointers, and the descriptor is open.

@@ -2,8 +2,8 @@
 //!
 //! No client can slow the gateway or keep others out: each turn of the event loop does one bounded
 //! piece of work for one of them, there are at most
-//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS), each has a deadline, and one that has not asked for
-//! anything yet makes room for the next.
+//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS), each has a deadline, and one that has not
+//! sent a request yet makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -25,14 +25,14 @@ use super::process;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long it may take to read the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-/// Bytes read from a client in one go.
+/// Bytes read from a client at a time.
 const PIECE: usize = 4096;
 
 /// The listening socket and its clients. Uses the tokens of [`ClientSlots`].
 pub struct HttpServer {
     listener: TcpListener,
     slots: ClientSlots<Client>,
-    /// When the first of the clients is closed, however far it is.
+    /// When the first of the clients is closed, whatever its progress.
     soonest: Option<Time>,
     /// Start of the process, since the epoch.
     started: Option<Duration>,
@@ -40,20 +40,21 @@ pub struct HttpServer {
 
 struct Client {
     stream: TcpStream,
-    /// When it is closed, however far it is.
+    /// When it is closed, whatever its progress.
     until: Time,
     phase: Phase,
 }
 
-/// How far a client is.
+/// The progress of a client.
 enum Phase {
-    /// It asks; what it has said so far.
+    /// It sends its request; the part received so far.
     Asking(Vec<u8>),
     /// It waits for the page.
     Waiting(Box<Writing>),
-    /// It reads; the answer, and how much of it is sent.
+    /// It reads the answer; the answer, and how much of it is sent.
     Reading(String, usize),
-    /// Its answer is sent; it is to end the connection, lest ours cut the answer off.
+    /// Its answer is sent; the client closes the connection, so that our close does not cut the
+    /// answer off.
     Leaving,
 }
 
@@ -69,7 +70,7 @@ impl HttpServer {
     /// Listens at `address`.
     ///
     /// # Errors
-    /// What the kernel says, such as `AddrInUse`.
+    /// The kernel's error, such as `AddrInUse`.
     pub fn open(address: SocketAddr, registry: &Registry, first: Token) -> io::Result<HttpServer> {
         let mut listener = TcpListener::bind(address)?;
         registry.register(&mut listener, first, Interest::READABLE)?;
@@ -81,7 +82,7 @@ impl HttpServer {
         })
     }
 
-    /// Takes note of an event.
+    /// Records an event.
     pub fn mark(&mut self, token: Token) {
         self.slots.mark(token);
     }
@@ -91,7 +92,7 @@ impl HttpServer {
         self.slots.is_busy()
     }
 
-    /// When [`HttpServer::serve`] is to be called at the latest.
+    /// When to call [`HttpServer::serve`] at the latest.
     #[inline]
     pub fn timeout(&self) -> Option<Time> {
         self.soonest
@@ -136,7 +137,7 @@ impl HttpServer {
         }
     }
 
-    /// Accepts clients; gives whether there may be more that have a place.
+    /// Accepts clients; returns whether there may be more that fit.
     fn accept(&mut self, now: Time, registry: &Registry) -> bool {
         let listener = &self.listener;
         let accepted = self.slots.accept(
@@ -177,8 +178,8 @@ impl Client {
         }
     }
 
-    /// Does one bounded piece of work and gives whether more can be done at once; an error means that
-    /// the client is to be forgotten.
+    /// Does one bounded piece of work and returns whether more can be done at once; after an error,
+    /// drop the client.
     fn advance(
         &mut self,
         now: Time,
@@ -250,7 +251,7 @@ fn answer(status: Status, head_only: bool, body: &str) -> Phase {
     Phase::Reading(text, 0)
 }
 
-/// Reads once; gives whether there may be more. The end of the stream is an error.
+/// Reads once; returns whether there may be more. The end of the stream is an error.
 fn read(stream: &mut TcpStream, mut take: impl FnMut(&[u8])) -> io::Result<bool> {
     let mut piece = [0; PIECE];
     match stream.read(&mut piece) {
@@ -263,7 +264,7 @@ fn read(stream: &mut TcpStream, mut take: impl FnMut(&[u8])) -> io::Result<bool>
     }
 }
 
-/// What an error means for a client that is served by events.
+/// Maps an error to its meaning for an event-driven client.
 fn wait_for_event(error: io::Error) -> io::Result<bool> {
     match error.kind() {
         ErrorKind::WouldBlock => Ok(false),

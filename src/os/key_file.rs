@@ -28,7 +28,7 @@ pub fn generate(path: &Path) -> io::Result<PublicKey> {
         io::ErrorKind::AlreadyExists => explain(
             path,
             &error,
-            "exists already and is not overwritten; choose another name, or remove it first",
+            "exists and is not overwritten; choose another name, or remove it first",
         ),
         _ => explain(path, &error, "can't be made"),
     })?;

@@ -1,4 +1,4 @@
-//! The log on stderr: one line an event, and never a wait for whoever reads it.
+//! The log on stderr: one line per event, and it never waits for the reader.
 //!
 //! Lines are written at once, without blocking. What the reader does not take waits in a bounded buffer;
 //! when that is full, lines are lost and counted. There is no thread for it: a lock that it would share with
@@ -114,7 +114,7 @@ fn with_sink<R>(f: impl FnOnce(&mut Sink) -> R) -> Option<R> {
     with(&SINK, |sink| sink.as_mut().map(f))
 }
 
-/// Leaves out what comes too often. DEBUG and TRACE are for whoever has asked for them, and are not limited.
+/// Suppresses lines that come too often. DEBUG and TRACE are only on by request, and not limited.
 struct Limited {
     lines: env_logger::Logger,
 }

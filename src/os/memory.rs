@@ -1,7 +1,7 @@
 //! Memory for the big tables: huge pages where the kernel has them.
 //!
-//! A lookup among a million sessions touches memory all over. With pages of 4 KiB nearly each touch
-//! misses the TLB as well as the cache; with 2 MiB it does not.
+//! A lookup among a million sessions touches memory all over. With pages of 4 KiB nearly every
+//! access misses the TLB as well as the cache; with 2 MiB it does not.
 
 use std::ptr;
 

@@ -1,4 +1,4 @@
-//! The shell: all that makes system calls or knows a file descriptor.
+//! The shell: all code that makes system calls or uses file descriptors.
 
 pub mod barrier;
 pub mod capabilities;
@@ -68,7 +68,7 @@ macro_rules! source_by_descriptor {
 }
 use source_by_descriptor;
 
-/// Makes of the result of a system call, -1 for an error, a `Result`.
+/// Turns the result of a system call (-1 for an error) into a `Result`.
 fn check(result: libc::c_int) -> std::io::Result<()> {
     match result {
         -1 => Err(std::io::Error::last_os_error()),

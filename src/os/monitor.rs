@@ -1,19 +1,19 @@
 //! Changes of the kernel's links, addresses, routes and rules, as they happen.
 //!
-//! One non-blocking socket gives both the notifications and the dumps that start and restart the
-//! mirror, so that they come in the order in which they happened (rtnetlink(7)).
+//! One non-blocking socket delivers both the notifications and the dumps that start and restart the
+//! mirror, so they arrive in the order in which they happened (rtnetlink(7)).
 //!
-//! Of the routes, the main table is mirrored: unicast and those that lead nowhere. Not mirrored are
-//! cached, local, multicast and link-local ones, those for a type of service, and the gateway's own to
-//! its TUN devices. Of a multipath route, the first hop counts; those of a
-//! default route are told as uplinks.
+//! The main table is mirrored: unicast routes and those that lead nowhere. Not mirrored are cached,
+//! local, multicast and link-local routes, those for a type of service, and the gateway's own
+//! routes to its TUN devices. For a multipath route, the first hop counts; the hops of a default
+//! route are reported as uplinks.
 //!
-//! The kernel does not say all: IPv4 routes vanish silently with a link that is set down or an address
-//! that is their preferred source, and a notification does not tell which of several routes of one
-//! destination and metric comes first. In these cases the routes are dumped anew, during which the
-//! mirror goes on with what it has. One case stays unseen: an IPv4 route put before another of the same
-//! destination and metric (`ip route prepend`) looks like a replacement, so that the other one is
-//! missing from the mirror when the first one goes, until the next dump.
+//! The kernel does not report everything: IPv4 routes vanish silently with a link that is set down
+//! or an address that is their preferred source, and a notification does not say which of several
+//! routes with the same destination and metric comes first. In these cases the routes are dumped
+//! again; meanwhile the mirror keeps its state. One case goes unnoticed: an IPv4 route put before
+//! another with the same destination and metric (`ip route prepend`) looks like a replacement. When
+//! it is removed, the other one is missing from the mirror until the next dump.
 
 mod links;
 mod ours;
@@ -51,14 +51,14 @@ use tandemgw_core::in_quotes::InQuotes;
 /// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
 const READ_BUDGET: usize = 32;
 
-/// How often in a row a dump is begun again because the routes changed meanwhile. After that its gaps
+/// How often in a row a dump is restarted because the routes changed meanwhile. After that its gaps
 /// are accepted: the notifications fill them.
 const DUMP_ATTEMPTS: u32 = 3;
 
-/// A change, or a fact of a dump.
+/// A change, or an item of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A link is there, or has changed.
+    /// A link exists, or has changed.
     Link {
         /// Its number.
         index: u32,
@@ -71,7 +71,7 @@ pub enum Notice {
         /// Why the port can't use it.
         detached: Option<Detached>,
     },
-    /// A link is gone, or has another name.
+    /// A link was removed or renamed.
     LinkGone {
         /// Its number.
         index: u32,
@@ -84,24 +84,24 @@ pub enum Notice {
     },
     /// Forget all addresses: a fresh dump follows.
     AddressesReset,
-    /// The kernel has an address of its own.
+    /// The kernel has this address.
     Address(OwnAddress),
-    /// The kernel has an address no longer.
+    /// The kernel no longer has this address.
     AddressGone(OwnAddress),
-    /// A change of the mirror of the main table. A route may be removed that is not there.
+    /// A change of the mirror of the main table. It may remove a route that does not exist.
     Route(RouteChange),
     /// Something that the steering has added may be gone or changed.
     Disturbed(Disturbance),
-    /// A route that is not ours has come into one of our tables.
+    /// Somebody else added a route to one of our tables.
     ForeignRoute(KernelRoute),
-    /// A rule that is not ours has come before ours.
+    /// Somebody else's rule now precedes ours.
     RuleBefore(Rule),
     /// The reverse path filter was set for all links.
     ReversePathFilter {
         /// 0 off, 1 strict, 2 loose.
         value: u32,
     },
-    /// The kernel had more to say than the queue holds. A fresh dump follows by itself.
+    /// The queue for notifications overflowed. A fresh dump follows automatically.
     Overrun,
 }
 
@@ -133,16 +133,16 @@ pub struct Monitor {
     /// The numbers of the TUN devices, which they keep if somebody renames them.
     tun_links: BTreeMap<u32, PortId>,
     links: BTreeMap<u32, Link>,
-    /// Hops of the routes for which one message may not tell the whole: those on a link, of which
-    /// there may be several of one destination and metric, and multipath routes.
+    /// Hops of the routes that one message may not describe completely: those on a link, which may
+    /// share destination and metric with others, and multipath routes.
     siblings: BTreeMap<(IpNet, u32), Vec<u32>>,
     defaults: uplinks::Defaults,
     dump: Dump,
 }
 
 impl Monitor {
-    /// Opens the socket in the network namespace of the calling thread, and waits for the state as it
-    /// is now: all links, addresses and routes.
+    /// Opens the socket in the network namespace of the calling thread, and waits for the current
+    /// state: all links, addresses and routes.
     pub fn start(config: &Config) -> io::Result<(Monitor, Vec<Notice>)> {
         let (socket, port) = socket::open()?;
         let names = |name: fn(&tandemgw_core::config::Port) -> String| {
@@ -176,7 +176,7 @@ impl Monitor {
     /// be more.
     ///
     /// # Errors
-    /// If the socket fails; it can't be used any longer then.
+    /// If the socket fails; then it is unusable.
     pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
         for _ in 0..READ_BUDGET {
             match self.read_one(out) {
@@ -290,7 +290,7 @@ impl Monitor {
         }
     }
 
-    /// The result says from where on the state must be dumped anew.
+    /// The result says from which stage on the state must be dumped again.
     fn take_change(
         &mut self,
         message: &RouteNetlinkMessage,
@@ -354,7 +354,7 @@ impl Monitor {
             out.push(Notice::Route(RouteChange::Add(mirrored)));
             return None;
         }
-        // One more of the same destination and metric: which one comes first?
+        // Another one with the same destination and metric: which one comes first?
         Some(Stage::RoutesV4)
     }
 
@@ -372,7 +372,7 @@ impl Monitor {
         None
     }
 
-    /// What the core is told of a route; none if it is not mirrored.
+    /// A route as the core sees it; none if it is not mirrored.
     fn mirrored(&self, route: &KernelRoute) -> Option<Route> {
         let destination = route.destination.addr();
         let is_link_local = match destination {
@@ -398,7 +398,7 @@ impl Monitor {
                     None => RouteTarget::Elsewhere,
                 }
             }
-            // `throw` goes on with the next rule, where there is no table that anybody uses.
+            // `throw` continues with the next rule, but no further rule has a table in use.
             RouteType::BlackHole
             | RouteType::Unreachable
             | RouteType::Prohibit
@@ -413,7 +413,7 @@ impl Monitor {
         })
     }
 
-    /// The result is false if there is another route of this destination and metric already.
+    /// The result is false if there is already another route with this destination and metric.
     fn remember_hops(&mut self, route: &KernelRoute) -> bool {
         let key = (route.destination, route.metric);
         let links: Vec<u32> = route.hops.iter().map(|hop| hop.link).collect();
@@ -444,7 +444,7 @@ impl Monitor {
         true
     }
 
-    /// Dumps the state anew from `stage` on: at once, or when the dump that is under way has ended.
+    /// Dumps the state again from `stage` on: at once, or when the current dump has ended.
     fn dump_from(&mut self, stage: Stage) -> io::Result<()> {
         if self.dump.stage.is_some() {
             self.dump.again = Some(self.dump.again.map_or(stage, |again| again.min(stage)));
@@ -468,8 +468,8 @@ impl Monitor {
         Ok(())
     }
 
-    /// Forgets what the dump will tell anew. Not before its first message: what comes until then is
-    /// older than the dump.
+    /// Forgets the state that the dump will report again. Only at its first message: whatever
+    /// arrives before is older than the dump.
     fn begin_stage(&mut self, out: &mut Vec<Notice>) {
         self.dump.begun = true;
         self.dump.last = None;
@@ -490,7 +490,7 @@ impl Monitor {
         }
     }
 
-    /// Goes on when the dump of one stage has ended.
+    /// Continues when the dump of one stage has ended.
     fn next_stage(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
         let routes_told = self.dump.stage == Some(Stage::RoutesV6);
         let next = match self.dump.stage.take() {
@@ -530,7 +530,7 @@ impl Monitor {
     }
 }
 
-/// What is dumped, in this order: routes can be told apart only when the links are known.
+/// The stages of a dump, in order: routes can be told apart only when the links are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Links,
@@ -539,16 +539,16 @@ enum Stage {
     RoutesV6,
 }
 
-/// The dump that is under way.
+/// The dump in progress.
 #[derive(Default)]
 struct Dump {
     stage: Option<Stage>,
-    /// Its first message has come.
+    /// Its first message has arrived.
     begun: bool,
     sequence: u32,
     interrupted: bool,
     attempts: u32,
-    /// From where to begin again afterwards.
+    /// The stage to restart from afterwards.
     again: Option<Stage>,
     /// Links that are there.
     seen: BTreeSet<u32>,

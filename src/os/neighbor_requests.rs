@@ -1,9 +1,9 @@
-//! Neighbours that the kernel leaves to us to ask for.
+//! Neighbours that we resolve in place of the kernel.
 //!
-//! Where a port has no IPv4 address of its own, the kernel would ask for hosts (ARP) from an address of
-//! another interface, or from none, which strict hosts do not answer. So it is told to ask this process
-//! first (`app_solicit`, arp(7)): it says whom it looks for (`RTM_GETNEIGH`), the gateway asks, and the
-//! kernel learns from the answer as if it had asked itself.
+//! On a port without its own IPv4 address, the kernel would send ARP requests from an address of
+//! another interface, or from none, which strict hosts do not answer. So it is told to ask this
+//! process first (`app_solicit`, arp(7)): it reports the address (`RTM_GETNEIGH`), the gateway
+//! sends the request, and the kernel learns from the answer as if it had asked itself.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,21 +24,22 @@ use tandemgw_core::in_quotes::InQuotes;
 /// Requests read in one turn, some 5 µs each.
 const READ_BUDGET: usize = 32;
 
-/// How often the kernel leaves it to us, a second apart, before it asks itself.
+/// How often the kernel asks us, a second apart, before it sends requests itself.
 const ATTEMPTS: &str = "3";
 
-/// A host that the kernel looks for.
+/// A host that the kernel wants to resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The number of the interface on whose link it is.
+    /// The number of the interface to its link.
     pub link: u32,
     /// Its address.
     pub addr: IpAddr,
 }
 
-/// The socket that hears what the kernel looks for, and the interfaces where it tells.
+/// The socket that receives the kernel's requests, and the interfaces that they are enabled on.
 ///
-/// Dropping it leaves the setting of those interfaces as it is: [`restore`](Self::restore) undoes it.
+/// Dropping it leaves the setting of those interfaces in place: [`restore`](Self::restore) undoes
+/// it.
 pub struct NeighborRequests {
     socket: Socket,
     buffer: Vec<u8>,
@@ -64,7 +65,7 @@ impl NeighborRequests {
         })
     }
 
-    /// Has the kernel leave it to us to ask for IPv4 hosts on `interface`, or ask itself.
+    /// Makes the kernel leave ARP requests on `interface` to us, or send them itself.
     ///
     /// # Errors
     /// If the parameter can't be written.
@@ -79,16 +80,17 @@ impl NeighborRequests {
         Ok(())
     }
 
-    /// Has the kernel ask for itself everywhere, as before.
+    /// Makes the kernel send requests itself everywhere, as before.
     pub fn restore(&mut self) {
         for interface in std::mem::take(&mut self.interfaces) {
-            // That of an interface that is gone is gone as well.
+            // The setting of a removed interface is gone as well.
             let _ = fs::write(path(&interface), "0");
         }
     }
 
-    /// Appends the hosts that the kernel looks for to `out`; the result is true if there may be more.
-    /// What is lost since too many wait, or can't be read, the kernel asks for again.
+    /// Appends the hosts that the kernel wants to resolve to `out`; the result is true if there may
+    /// be more. The kernel repeats requests that are lost because too many wait or that can't be
+    /// read.
     pub fn read(&mut self, out: &mut Vec<Request>) -> bool {
         for _ in 0..READ_BUDGET {
             match receive(&self.socket, &mut self.buffer) {
@@ -134,7 +136,8 @@ fn path(interface: &str) -> PathBuf {
     parts.iter().collect()
 }
 
-/// The kernel tells each change of a neighbour to the same group: they are dropped before they wake us.
+/// The kernel sends each change of a neighbour to the same group: the filter drops these before
+/// they wake us.
 fn keep_requests_only(socket: &Socket) -> io::Result<()> {
     const RTM_GETNEIGH: u16 = 30;
     const TYPE: u32 = 4;
@@ -144,7 +147,7 @@ fn keep_requests_only(socket: &Socket) -> io::Result<()> {
         jf,
         k,
     };
-    // The filter loads in network order what is in that of the host.
+    // The filter loads in network byte order a field that is in host byte order.
     let wanted = u32::from(RTM_GETNEIGH.to_be());
     let filter = [
         statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, TYPE, 0, 0),

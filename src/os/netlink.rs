@@ -103,7 +103,8 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Comforts of newer kernels (4.12 and 4.20): better messages, and dumps filtered over there.
+        // Features of newer kernels (4.12 and 4.20): better messages, and dumps filtered in the
+        // kernel.
         for result in [
             socket.set_ext_ack(true),
             socket.set_cap_ack(true),
@@ -155,7 +156,7 @@ impl Netlink {
         }
     }
 
-    /// The interface of that number, if there is one.
+    /// The interface with that number, if there is one.
     pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -233,8 +234,8 @@ impl Netlink {
         self.change("set the queue length", &object, request, 0)
     }
 
-    /// Has the kernel find out the hardware address of a neighbour on a link, if it does not know it,
-    /// as if there were a packet for it (`NTF_USE`). It does not wait for that.
+    /// Has the kernel resolve the hardware address of a neighbour on a link, if it does not know
+    /// it, as if there were a packet for it (`NTF_USE`). Does not wait for the result.
     pub fn resolve(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.ifindex = link;
@@ -251,7 +252,7 @@ impl Netlink {
         self.change("resolve the neighbour", &addr, request, NLM_F_CREATE)
     }
 
-    /// The way that a packet of this machine to `addr` would take; none if there is no route.
+    /// The route that a packet of this machine to `addr` would take; none if there is no route.
     pub fn route_to(&mut self, addr: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
         let (family, length) = match addr {
             IpAddr::V4(_) => (Family::V4, 32),
@@ -282,7 +283,8 @@ impl Netlink {
         }
     }
 
-    /// Whether there is a neighbour of that address on a link; none if the kernel does not know yet.
+    /// Whether there is a neighbour with that address on a link; none if the kernel does not know
+    /// yet.
     pub fn is_neighbour(&mut self, link: u32, addr: IpAddr) -> Result<Option<bool>, NetlinkError> {
         let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let all = self.dump("neighbours", &request, |message| match message {
@@ -318,8 +320,8 @@ impl Netlink {
         })
     }
 
-    /// Gives an interface an address that serves within this machine only (scope `host`); that it has
-    /// it already is no error.
+    /// Gives an interface an address that is valid only within this machine (scope `host`). It is
+    /// not an error if it has the address already.
     pub fn add_host_address(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
         (message.header.family, message.header.prefix_len) = match addr {
@@ -339,7 +341,7 @@ impl Netlink {
         self.change("add the address", &object, request, flags)
     }
 
-    /// The routes of one family in `table`, of those only that `protocol` made if it is not 0.
+    /// The routes of one family in `table`; if `protocol` is not 0, only those that it made.
     pub fn routes(
         &mut self,
         family: Family,
@@ -361,26 +363,26 @@ impl Netlink {
             _ => None,
         });
         match routes {
-            // The kernel makes a table with its first route.
+            // The kernel creates a table with its first route.
             Err(error) if error.is(libc::ENOENT) => Ok(Vec::new()),
             routes => routes,
         }
     }
 
-    /// Adds a route. It is an error if there is one of the same destination, table and metric.
+    /// Adds a route. It is an error if there is one with the same destination, table and metric.
     pub fn add_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::NewRoute(route.to_message());
         self.change("add the route", route, request, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Replaces the route of the same destination, table and metric in one step, or adds it.
+    /// Replaces the route with the same destination, table and metric atomically, or adds it.
     pub fn replace_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::NewRoute(route.to_message());
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         self.change("replace the route", route, request, flags)
     }
 
-    /// Removes a route; that it is gone already is no error.
+    /// Removes a route; it is not an error if it is gone already.
     pub fn remove_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::DelRoute(route.to_message());
         let gone = [libc::ESRCH, libc::ENOENT, libc::ENODEV];
@@ -404,7 +406,7 @@ impl Netlink {
         self.change("add the rule", rule, request, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Adds a rule that passes over default routes (`suppress_prefixlength 0`).
+    /// Adds a rule that ignores default routes (`suppress_prefixlength 0`).
     pub fn add_rule_but_for_defaults(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
         let mut message = rule.to_message();
         let attribute = RuleAttribute::SuppressPrefixLen(0);
@@ -413,7 +415,7 @@ impl Netlink {
         self.change("add the rule", rule, request, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Removes a rule; that it is gone already is no error.
+    /// Removes a rule; it is not an error if it is gone already.
     pub fn remove_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::DelRule(rule.to_message());
         self.remove("remove the rule", rule, request, &[libc::ENOENT])
@@ -460,7 +462,7 @@ impl Netlink {
         Ok(items)
     }
 
-    /// Sends a request and gives the messages of its answer to `take`. The result is false if the
+    /// Sends a request and passes the messages of its answer to `take`. The result is false if the
     /// kernel's state changed during a dump, so that the answer may have gaps.
     fn exchange(
         &mut self,

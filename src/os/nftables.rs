@@ -1,8 +1,8 @@
 //! Requests to the kernel's packet filter, nf_tables (linux/netfilter/nf_tables.h, nfnetlink).
 //!
-//! Changes are made in a [`Batch`]: the kernel carries out all of it or nothing, and no packet sees a
-//! state in between. Only the parts of nf_tables that [`super::barrier`] needs are here: tables, base
-//! chains, rules, and named sets.
+//! Changes are made in a [`Batch`]: the kernel applies all of it or nothing, and no packet sees a
+//! state in between. Only the parts of nf_tables that [`super::barrier`] needs are here: tables,
+//! base chains, rules, and named sets.
 
 mod message;
 
@@ -15,7 +15,7 @@ use super::netlink::{Answer, Messages, NetlinkError, extended_ack, receive};
 
 pub(super) use message::{Attributes, Expression, Message, attribute};
 
-/// Where a base chain sees packets, and before which others.
+/// Hook and priority of a base chain.
 pub(super) struct Hook {
     /// `NF_INET_FORWARD` and the like; a bridge has the same numbers.
     pub number: u32,
@@ -86,7 +86,7 @@ impl Nftables {
     /// Carries out all of `batch`, or nothing.
     ///
     /// # Errors
-    /// What the kernel says of the first change that it refuses.
+    /// The kernel's error for the first change that it refuses.
     pub fn commit(&mut self, mut batch: Batch) -> Result<(), NetlinkError> {
         let Batch {
             first_number,
@@ -105,7 +105,7 @@ impl Nftables {
     /// All objects that the request `kind` (`NFT_MSG_GETRULE` …) with these attributes lists.
     ///
     /// # Errors
-    /// What the kernel says; that there is no such table is no error, and lists nothing.
+    /// The kernel's error. A missing table is not an error, and lists nothing.
     pub fn list(
         &mut self,
         kind: libc::c_int,
@@ -133,8 +133,8 @@ impl Nftables {
         }
     }
 
-    /// Sends a request; gives the messages of its answer, which ends with the one of number `last` that
-    /// says so, or with the first error.
+    /// Sends a request; returns the messages of its answer, which ends with the one of number
+    /// `last` that says so, or with the first error.
     fn exchange(
         &mut self,
         operation: &'static str,
@@ -175,7 +175,7 @@ impl Nftables {
 /// Changes that the kernel makes all together or not at all.
 pub(super) struct Batch {
     bytes: Vec<u8>,
-    /// Where in them the message that was added last begins.
+    /// The start of the last message in them.
     last: usize,
     first_number: u32,
     next_number: u32,
@@ -191,12 +191,12 @@ impl Batch {
         });
     }
 
-    /// Removes the table with all that is in it: an error if there is none.
+    /// Removes the table with everything in it: an error if there is none.
     pub fn remove_table(&mut self) {
         self.add(libc::NFT_MSG_DELTABLE, 0, |_| {});
     }
 
-    /// Adds a chain that sees packets at `hook`, and lets pass what no rule of it drops.
+    /// Adds a chain that sees packets at `hook`, and accepts packets that none of its rules drops.
     pub fn add_chain(&mut self, name: &str, hook: &Hook) {
         const ACCEPT: u32 = 1;
         self.add(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, |message| {

@@ -68,12 +68,11 @@ impl PacketSocket {
         Ok(socket)
     }
 
-    /// Attaches to the interface of the same name again, after it was created anew; the groups are to be
-    /// joined by [`listen_to_some`](Self::listen_to_some). Gives the former socket, which the kernel
-    /// takes milliseconds to close.
+    /// Attaches to the interface of the same name again after it was recreated;
+    /// [`listen_to_some`](Self::listen_to_some) then joins the groups. Returns the former socket,
+    /// which takes the kernel milliseconds to close.
     ///
-    /// The socket must be registered again after: it is another one. It
-    /// stays as it was if this fails.
+    /// Register the socket again afterwards: it is a new one. On an error it stays as it was.
     ///
     /// # Errors
     ///
@@ -83,7 +82,7 @@ impl PacketSocket {
         Ok(std::mem::replace(self, socket))
     }
 
-    /// Whether it is attached to the interface of that number.
+    /// Whether it is attached to the interface with that number.
     pub fn is_on(&self, number: u32) -> bool {
         u32::try_from(self.index) == Ok(number)
     }
@@ -93,7 +92,7 @@ impl PacketSocket {
         !self.pending.is_empty()
     }
 
-    /// Other multicast groups in place of those of before, to be joined by
+    /// Replaces the multicast groups; they are joined by
     /// [`listen_to_some`](Self::listen_to_some).
     pub fn listen_to(&mut self, mut groups: Vec<Ipv6Addr>) {
         groups.sort_unstable();
@@ -111,12 +110,12 @@ impl PacketSocket {
         self.groups = groups;
     }
 
-    /// Joins or leaves up to `most` groups, each some 10 µs and more where there are thousands; gives whether
-    /// others are left.
+    /// Joins or leaves up to `most` groups, some 10 µs each, more if there are thousands; returns
+    /// whether others remain.
     ///
     /// # Errors
     ///
-    /// What the kernel says; then all that was left is given up.
+    /// The kernel's error; then the remaining groups are given up.
     pub fn listen_to_some(&mut self, most: usize) -> io::Result<bool> {
         if self.pending.is_empty() {
             return Ok(false);
@@ -136,12 +135,12 @@ impl PacketSocket {
         Ok(!self.pending.is_empty())
     }
 
-    /// Has the kernel be a listener of `group`, or no longer.
+    /// Makes the kernel start or stop listening to `group`.
     fn report(&mut self, index: libc::c_int, group: Ipv6Addr, joins: bool) {
         if self.is_refused && joins {
             return;
         }
-        // Of what was refused, nothing can be left.
+        // A refused group can't be left.
         if let Err(error) = self.try_to_report(index, group, joins)
             && !self.is_refused
         {
@@ -183,9 +182,9 @@ impl PacketSocket {
     ///
     /// # Errors
     ///
-    /// What the kernel says. That the interface went down is not an error: nothing comes, that's all.
+    /// The kernel's error. An interface that went down is not an error: no frames arrive.
     pub fn recv(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
-        // ENETDOWN is told once each time, and frames may wait behind it.
+        // ENETDOWN is reported once each time, and frames may wait behind it.
         const RETRIES: usize = 8;
         for _ in 0..RETRIES {
             // SAFETY: `frame` is writable for `frame.len()` bytes, and borrowed only for the call.
@@ -228,9 +227,9 @@ impl AsRawFd for PacketSocket {
 
 super::source_by_descriptor!(PacketSocket);
 
-/// Bytes of frames that may wait, some 400 of full length: a flood is cut here, before it costs the loop its time. What
-/// comes in two turns of the loop at the rate of a gigabit of short frames fits, so that a flood of packets without a hop
-/// left pushes out no ARP.
+/// Bytes of frames that may wait, some 400 of full length: a flood is limited here, before it costs
+/// the loop time. Short frames of two turns of the loop at a gigabit per second fit, so that a
+/// flood of packets with an expired hop limit does not push out ARP.
 const RECEIVE_BUFFER: libc::c_int = 1024 * 1024;
 
 fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
@@ -242,7 +241,8 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
         filter: filter.as_ptr().cast_mut(),
     };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-    // Beyond `net.core.rmem_max` (socket(7)), which takes a right that a process with this socket may not have.
+    // Beyond `net.core.rmem_max` (socket(7)), which needs a right that a process with this socket
+    // may lack.
     let sized = set_option(
         &socket,
         libc::SOL_SOCKET,
@@ -301,7 +301,7 @@ fn filter() -> [libc::sock_filter; 25] {
         // To another host, or from us.
         op(LOAD_BYTE, about(libc::SKF_AD_PKTTYPE)),
         jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 22, 0),
-        // VLAN 0 is no VLAN, but a priority (IEEE 802.1Q, section 9.6).
+        // VLAN 0 is not a VLAN but a priority tag (IEEE 802.1Q, section 9.6).
         op(LOAD_BYTE, about(libc::SKF_AD_VLAN_TAG_PRESENT)),
         jump(IF_EQUAL, 0, 3, 0),
         op(LOAD_HALF, about(libc::SKF_AD_VLAN_TAG)),

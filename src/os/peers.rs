@@ -1,4 +1,4 @@
-//! The way to the peers in the event loop: the connections behind the core's [`Pump`].
+//! The peers in the event loop: the connections behind the core's [`Pump`].
 
 use std::io;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use super::quic::Transport;
 use super::watch::Watch;
 
 /// Pause before the next attempt to bind the sockets of a link whose interface or address is missing,
-/// for when the kernel has not said that it came.
+/// in case the kernel has not reported that it is there.
 const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// The connections to all peers.
@@ -31,7 +31,7 @@ pub struct Peers {
     pump: Pump,
     wires: Wires,
     places: Vec<Place>,
-    /// What the clock of [`Wires::now`] is in the core's time.
+    /// The offset of the clock of [`Wires::now`] in the core's time.
     now: Time,
 }
 
@@ -45,7 +45,7 @@ struct Place {
     retry: Option<Time>,
 }
 
-/// What the pump moves bytes to and from.
+/// The streams of the pump.
 struct Wires {
     transport: Transport,
     watch: Watch,
@@ -105,12 +105,12 @@ impl Peers {
         }))
     }
 
-    /// Takes note of an event on the socket of `link`, of whatever kind.
+    /// Records an event of any kind on the socket of `link`.
     pub fn mark(&mut self, link: LinkId) {
         self.wires.readable |= 1 << link.0;
     }
 
-    /// Takes note of an event on the connections that watch the peers' processes.
+    /// Records an event on the connections that watch the peers' processes.
     pub fn mark_watch(&mut self) {
         self.wires.watch_ready = true;
     }
@@ -120,7 +120,7 @@ impl Peers {
         self.pump.is_busy() || self.wires.readable != 0
     }
 
-    /// When [`Peers::receive`] is to be called at the latest.
+    /// When to call [`Peers::receive`] at the latest.
     pub fn timeout(&mut self) -> Option<Time> {
         let transport = self.wires.transport.next_timeout();
         let transport = transport.map(|at| self.now + at.saturating_duration_since(self.wires.now));
@@ -128,8 +128,8 @@ impl Peers {
         transport.into_iter().chain(binding).min()
     }
 
-    /// Takes note of an interface: its carrier, for each link that goes over it, and whether it is
-    /// another one of that name, to which the sockets must be bound.
+    /// Records the state of an interface: its carrier, for each link over it, and whether it is a
+    /// new interface with that name, to which the sockets must be bound.
     pub fn note_interface(
         &mut self,
         interface: &str,
@@ -150,8 +150,8 @@ impl Peers {
         }
     }
 
-    /// Takes note that an interface has gained or lost an address. The kernel lets a socket keep one
-    /// that is gone, but what it refuses to send meanwhile leaves the socket slower than it was.
+    /// Records that an interface has gained or lost an address. The kernel lets a socket keep a
+    /// removed address, but refused sends meanwhile leave the socket slower.
     pub fn note_address(&mut self, addr: IpAddr, is_there: bool, now: Time) {
         for at in 0..self.places.len() {
             let is_bound = self.wires.transport.is_bound(LinkId(at as u8));
@@ -161,8 +161,7 @@ impl Peers {
         }
     }
 
-    /// Binds the sockets of a link to the interface and address as they are now, or plans the next
-    /// attempt.
+    /// Binds the sockets of a link to the current interface and address, or plans the next attempt.
     fn bind(&mut self, at: usize, now: Time) {
         let (place, wires) = (&mut self.places[at], &mut self.wires);
         let link = LinkId(at as u8);
@@ -172,7 +171,7 @@ impl Peers {
                 log::info!("link open interface={}", place.interface);
                 place.index = interface_number(&place.interface);
                 place.retry = None;
-                // What came before the poll knew the socket is not told of.
+                // There is no event for datagrams that arrived before the socket was registered.
                 wires.readable |= 1 << at;
             }
             Err(error) => {
@@ -200,14 +199,14 @@ impl Peers {
         }
     }
 
-    /// First half of a turn: what has come in.
+    /// First half of a turn: input.
     pub fn receive(&mut self, now: Time, gateway: &mut Gateway) {
         (self.now, self.wires.now) = (now, Instant::now());
         self.bind_due(now);
         self.pump.receive(now, gateway, &mut self.wires);
     }
 
-    /// Second half of a turn: what goes out.
+    /// Second half of a turn: output.
     pub fn send(&mut self, now: Time, gateway: &mut Gateway) {
         self.pump.send(now, gateway, &mut self.wires);
     }
@@ -218,12 +217,12 @@ impl Peers {
         let _ = transport.send_datagram(peer, link, bytes, Instant::now());
     }
 
-    /// Ends a stream that is not used any more; a fresh one is opened in its place.
+    /// Ends a stream that is no longer used; a fresh one replaces it.
     pub fn close_stream(&mut self, peer: PeerId, link: LinkId) {
         self.pump.close_stream(peer, link, &mut self.wires);
     }
 
-    /// Ends at once, after a reload, what peers say whose keys the config does not name any more.
+    /// After a reload, ends the connections of peers whose keys the config no longer lists.
     pub fn revoke(&mut self, wanted: &Config, gateway: &mut Gateway) {
         let valid = wanted.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
         for (peer, revoked) in self.wires.transport.revoke(valid, Instant::now()) {

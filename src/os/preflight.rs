@@ -1,5 +1,5 @@
-//! What the machine must be like for the gateway to work, each with its remedy: for the start, for
-//! `tandemgw check --system` and for `tandemgw doctor`.
+//! The requirements on the machine, each with its remedy: for the start, for `tandemgw check
+//! --system` and for `tandemgw doctor`.
 
 mod barrier;
 mod files;
@@ -17,7 +17,7 @@ use super::{steering, sysctl};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::Family;
 
-/// Something about the machine that is in the way.
+/// A problem with the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// What is wrong, as a sentence without its full stop.
@@ -47,10 +47,10 @@ impl Problem {
     }
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What it is about, as in `rp-filter` or `port lan`.
+    /// Its name, such as `rp-filter` or `port lan`.
     pub name: String,
     /// What was found, for when there is no problem.
     pub found: String,
@@ -73,11 +73,11 @@ impl Check {
     }
 }
 
-/// All problems that keep a gateway from starting or from working well, the machine's before those of
-/// the ports: what takes no time to find out.
+/// All problems that keep a gateway from starting or from working well, the machine's before those
+/// of the ports: the quick checks.
 ///
-/// It changes nothing and needs no privileges, though it sees less without them. That the TUN devices
-/// are in use is a problem unless this gateway `is_running`.
+/// It changes nothing and needs no privileges, though it sees less without them. TUN devices in use
+/// are a problem unless this gateway `is_running`.
 pub fn check(config: &Config, is_running: bool) -> Vec<Problem> {
     let network = Network::read(config);
     let checks = essentials(config, &network, is_running);
@@ -87,10 +87,10 @@ pub fn check(config: &Config, is_running: bool) -> Vec<Problem> {
         .collect()
 }
 
-/// Everything that can be said about the machine. It takes up to a second for each neighbour that
-/// does not answer, and changes nothing but the kernel's knowledge of neighbours.
+/// All checks of the machine. It takes up to a second for each neighbour that does not answer, and
+/// changes nothing but the kernel's knowledge of neighbours.
 ///
-/// The peers are looked for unless this gateway `is_running`: it knows better then.
+/// The peers are checked unless this gateway `is_running`: then it knows better.
 pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
     let network = Network::read(config);
     let mut checks = vec![machine::kernel(config)];
@@ -116,7 +116,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
     checks
 }
 
-/// What is looked at before each start.
+/// The checks before each start.
 fn essentials(
     config: &Config,
     network: &Result<Network, NetworkError>,

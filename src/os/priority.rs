@@ -1,10 +1,10 @@
-//! The process's place among others on the machine: a heartbeat that comes late is a takeover.
+//! The process's scheduling priority: a late heartbeat causes a takeover.
 
 use std::io;
 
 use super::check;
 
-/// The slice that the scheduler is asked for, in nanoseconds: the shortest that it grants. A short
+/// The requested time slice in nanoseconds: the shortest that the scheduler grants. A short
 /// slice makes a task that wakes up run sooner (EEVDF, Linux 6.12).
 const SLICE_NANOS: u64 = 100_000;
 
@@ -23,15 +23,16 @@ struct Attributes {
 
 const NICE: i32 = -20;
 
-/// Makes this process run before ordinary ones, and as soon as it wakes up.
+/// Gives this process priority over ordinary ones, so that it runs as soon as it wakes up.
 ///
 /// A unit of a pair (`has_peers`) is scheduled in real time, at the lowest such priority: on a busy
-/// machine even the nicest ordinary process waits for milliseconds, and a late heartbeat is a
-/// takeover. What else runs on its processor under full load is left the share that the kernel keeps
-/// for it (`kernel.sched_rt_runtime_us`, 5 %). Processes that it starts are ordinary again.
+/// machine even an ordinary process with the best niceness waits for milliseconds, and a late
+/// heartbeat causes a takeover. Under full load, other processes on its CPU get the share that the
+/// kernel reserves for them (`kernel.sched_rt_runtime_us`, 5 %). Processes that it starts are
+/// ordinary again.
 ///
 /// # Errors
-/// Without `CAP_SYS_NICE`; the gateway works all the same.
+/// Without `CAP_SYS_NICE`; the gateway works nevertheless.
 pub fn raise(has_peers: bool) -> io::Result<()> {
     if has_peers && real_time().is_ok() {
         return Ok(());
@@ -39,7 +40,7 @@ pub fn raise(has_peers: bool) -> io::Result<()> {
     ordinary()
 }
 
-/// Makes the calling thread one like those of other processes.
+/// Gives the calling thread ordinary priority.
 ///
 /// # Errors
 /// What the kernel says.

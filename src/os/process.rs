@@ -1,4 +1,4 @@
-//! What the kernel says of this process, for the metrics.
+//! Kernel statistics about this process, for the metrics.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ pub fn since_epoch() -> Option<Duration> {
     SystemTime::now().duration_since(UNIX_EPOCH).ok()
 }
 
-/// What is used now by a process that was started at `started`: some 30 µs.
+/// Current usage of a process that was started at `started`. Takes some 30 µs.
 pub fn usage(started: Option<Duration>) -> Process {
     // In pages: size, resident, … (proc_pid_statm(5)).
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -32,11 +32,11 @@ pub fn usage(started: Option<Duration>) -> Process {
     }
 }
 
-/// Keeps the memory of this process, with its key and all sessions, from debuggers of the same user and from
-/// core dumps (prctl(2), `PR_SET_DUMPABLE`; getrlimit(2), `RLIMIT_CORE`).
+/// Protects the memory of this process, with its key and all sessions, from debuggers of the same
+/// user and from core dumps (prctl(2), `PR_SET_DUMPABLE`; getrlimit(2), `RLIMIT_CORE`).
 ///
 /// # Errors
-/// What the kernel refuses.
+/// If the kernel refuses.
 pub fn keep_private() -> io::Result<()> {
     let none = libc::rlimit {
         rlim_cur: 0,
@@ -75,11 +75,11 @@ fn fd_limit() -> Option<u64> {
     Some(limit.rlim_cur)
 }
 
-/// Lets this process open as many files as it may: each port takes three descriptors, and the usual limit of
-/// 1024 is not enough for 512 of them.
+/// Raises the limit of open files to the maximum: each port takes three descriptors, and the usual
+/// limit of 1024 is not enough for 512 ports.
 ///
 /// # Errors
-/// What the kernel says; the process goes on with what it has.
+/// The kernel's error; the process then keeps its limit.
 pub fn raise_file_limit() -> io::Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -1,7 +1,7 @@
-//! What systemd is told (sd_notify(3)): ready, reloading, stopping, alive, and a line of status.
+//! Notifications to systemd (sd_notify(3)): ready, reloading, stopping, alive, and a status line.
 //!
-//! The gateway's loop itself says that it is alive, after a turn that has ended: a loop that hangs is
-//! restarted, which a thread of its own for that could not promise.
+//! The gateway's loop itself reports that it is alive, after each completed turn. So a hanging loop
+//! is restarted, which a separate thread could not guarantee.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -14,10 +14,10 @@ use tandemgw_core::gateway::{Gateway, Role};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-/// How often it is looked whether the status has changed.
+/// How often to check whether the status has changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The service manager, if there is one. Without one, each call is a look at an `Option`.
+/// The service manager, if there is one. Without one, each call only checks an `Option`.
 ///
 /// Legal calls: [`turn_ended`](Self::turn_ended) after each turn, [`reloading`](Self::reloading) and
 /// [`reloaded`](Self::reloaded) around a reload, [`stopping`](Self::stopping) once.
@@ -27,19 +27,19 @@ pub struct ServiceManager {
 
 struct Link {
     socket: UnixDatagram,
-    /// How often it wants a sign of life; `None` for never.
+    /// How often it expects a sign of life; `None` for never.
     watchdog: Option<Duration>,
     next_watchdog: Time,
     next_status: Time,
-    /// The first of these; what could not be said is said again then.
+    /// The first of these; notifications that failed are repeated then.
     due: Time,
     status: String,
-    /// It has yet to be told that the gateway is ready: without that it would end it.
+    /// It must still be told that the gateway is ready; otherwise it would kill it.
     owes_ready: bool,
 }
 
 impl ServiceManager {
-    /// The one that the environment names: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
+    /// The one from the environment: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
     pub fn from_environment() -> ServiceManager {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
             return ServiceManager { link: None };
@@ -57,8 +57,8 @@ impl ServiceManager {
         ServiceManager { link }
     }
 
-    /// To be called when a turn of the loop has ended: says that the gateway is ready, after the first one;
-    /// that it is alive, when that is due; and its status, when that has changed.
+    /// Call it after each turn of the loop. It reports that the gateway is ready, after the first
+    /// turn; that it is alive, when that is due; and its status, when that has changed.
     #[inline]
     pub fn turn_ended(&mut self, now: Time, gateway: &Gateway) {
         if let Some(link) = self.link.as_mut().filter(|link| now >= link.due) {
@@ -66,20 +66,20 @@ impl ServiceManager {
         }
     }
 
-    /// When a turn is due for the sake of the service manager.
+    /// When the service manager next needs a turn of the loop.
     #[inline]
     pub fn timeout(&self) -> Option<Time> {
         self.link.as_ref().map(|link| link.due)
     }
 
-    /// Says that the config is being read anew; [`reloaded`](Self::reloaded) must follow, whatever came of
-    /// it.
+    /// Reports that the config is being reloaded; [`reloaded`](Self::reloaded) must follow,
+    /// whatever the result.
     pub fn reloading(&self) {
         let micros = clock::monotonic().as_micros();
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
-    /// Says that a reload has ended, when the turn has.
+    /// Reports at the end of the turn that a reload has ended.
     pub fn reloaded(&mut self) {
         if let Some(link) = &mut self.link {
             link.owes_ready = true;
@@ -87,7 +87,7 @@ impl ServiceManager {
         }
     }
 
-    /// Says that the gateway is about to end, and why it may take a while.
+    /// Reports that the gateway is about to end, and why that may take a while.
     pub fn stopping(&mut self) {
         self.say("STOPPING=1\nSTATUS=handing over and removing what was added to the kernel");
     }
@@ -138,7 +138,7 @@ impl Link {
         }
     }
 
-    /// Gives whether it was said. What can't be said now is not waited for.
+    /// Returns whether it was sent. Does not wait.
     fn say(&self, text: &str) -> bool {
         let sent = self.socket.send(text.as_bytes());
         if let Err(error) = &sent {
@@ -176,7 +176,7 @@ fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// The time within which a sign of life is expected, if it is expected of this process.
+/// The time within which a sign of life is expected, if it is expected from this process.
 fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let is_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id()));

@@ -1,4 +1,4 @@
-//! The signals that the gateway obeys, as a source of the event loop.
+//! The signals that the gateway handles, as a source for the event loop.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,16 +9,16 @@ use std::sync::atomic::AtomicBool;
 use mio::{Interest, Registry, Token, event};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// What the operator, or the service manager, asks for.
+/// Requests from the operator or the service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM or SIGINT: hand over, clean up, end.
     Stop,
-    /// SIGHUP: read the config anew.
+    /// SIGHUP: reread the config.
     Reload,
 }
 
-/// Catches SIGTERM, SIGINT and SIGHUP from its creation on, for the whole process.
+/// Catches SIGTERM, SIGINT and SIGHUP for the whole process from its creation on.
 pub struct Signals(signal_hook_mio::v1_0::Signals);
 
 impl Signals {
@@ -26,12 +26,12 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// If the kernel has no descriptor left for the pipe.
+    /// If the kernel has no free descriptor for the pipe.
     pub fn new() -> io::Result<Signals> {
         signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP]).map(Signals)
     }
 
-    /// The signals since the last call; the same one sent twice in between may show once.
+    /// The signals since the last call; one that was sent twice in between may appear once.
     pub fn pending(&mut self) -> impl Iterator<Item = Signal> + '_ {
         self.0.pending().map(|number| match number {
             SIGHUP => Signal::Reload,
@@ -45,7 +45,7 @@ impl Signals {
 ///
 /// # Errors
 ///
-/// What the kernel says, if it refuses a handler or has no descriptor left.
+/// If the kernel refuses a handler or has no free descriptor.
 pub fn end_stream_on_signal(stream: &UnixStream) -> io::Result<()> {
     let again = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

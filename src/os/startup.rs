@@ -73,7 +73,7 @@ fn unfit(error: StartError) -> StartError {
 /// Runs a gateway until a signal ends it; those that came before it runs are obeyed then.
 ///
 /// # Errors
-/// What could not be done; whatever had been added to the kernel by then is removed again.
+/// What failed; everything added to the kernel until then is removed again.
 pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(

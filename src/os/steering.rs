@@ -1,5 +1,5 @@
-//! Steering: the rules, routes and kernel parameters that bring the packets of the ports to the TUN
-//! devices, and nothing past them.
+//! Steering: the rules, routes and kernel parameters that lead the packets of the ports to the TUN
+//! devices, and let none bypass them.
 //!
 //! For port number *i* with interface `eth0`, in routing table *T* = `routing-table` + *i*:
 //!
@@ -12,13 +12,13 @@
 //! net.ipv4.conf.eth0.forwarding=1, net.ipv6.conf.eth0.force_forwarding=1
 //! ```
 //!
-//! **It fails closed.** A TUN and its routes vanish with the process; the rule and the blackhole stay
-//! and discard what comes in by the port. So the blackhole comes before the rule, the rule before
-//! forwarding is turned on, and they go in the opposite order. Leftovers of a crash are taken over as
-//! they stand, never removed first.
+//! **It fails closed.** A TUN and its routes vanish with the process; the rule and the blackhole
+//! stay and discard what comes in by the port. So the blackhole is added before the rule, the rule
+//! before forwarding is turned on, and they are removed in the opposite order. Leftovers of a crash
+//! are adopted, never removed first.
 //!
-//! **It undoes itself.** All that is added has a protocol number of its own, so that it is recognised
-//! by the next start, and the number of a rule also says whether forwarding was off before:
+//! **It undoes itself.** Everything that is added has its own protocol number, so that the next
+//! start recognises it, and the number of a rule also says whether forwarding was off before:
 //! [`PROTOCOL_FORWARDING_WAS_OFF`]. So even a start after a crash knows what to restore.
 //!
 //! Neither the global `net.ipv4.ip_forward` nor, where the kernel has `force_forwarding` (6.17), the
@@ -69,7 +69,7 @@ pub const PROTOCOL_FORWARDING_WAS_OFF: u8 = 78;
 /// does not have more ports.
 const TABLES: u32 = 64;
 
-/// Worse than what the kernel makes of an address, so that its routes win where it has one.
+/// A worse metric than that of the kernel's routes for its addresses, so that those win.
 const METRIC: u32 = 1024;
 
 const METRIC_BLACKHOLE: u32 = u32::MAX;
@@ -79,7 +79,8 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// What is in place while the gateway runs.
 ///
 /// Legal calls: [`set_up`](Self::set_up), then [`disturb`](Self::disturb) and
-/// [`repair_some`](Self::repair_some) any number of times, then [`remove`](Self::remove). Dropping it without `remove` leaves all in place, as a crash does.
+/// [`repair_some`](Self::repair_some) any number of times, then [`remove`](Self::remove). Dropping
+/// it without `remove` leaves everything in place, as a crash does.
 pub struct Steering {
     netlink: Netlink,
     plan: Plan,
@@ -98,7 +99,7 @@ impl Steering {
     /// Steers the packets of all ports of `config` to `tuns`, the interface numbers of their TUN
     /// devices in the order of the ports. The devices must exist; they are set up here.
     ///
-    /// What a process that crashed has left is taken over. On an error all is removed again.
+    /// Adopts what a crashed process has left. On an error everything is removed again.
     ///
     /// # Errors
     ///
@@ -124,7 +125,7 @@ impl Steering {
         }
         for route in survey.intruders() {
             log::warn!(
-                "route removed route={} why=\"the table is the gateway's\"",
+                "route removed route={} why=\"the table belongs to the gateway\"",
                 InQuotes(route)
             );
             steering.netlink.remove_route(route)?;
@@ -145,15 +146,15 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Removes all that was added, and turns forwarding off where it was off before. Call it while
-    /// the TUN devices still exist.
+    /// Removes everything that was added, and turns forwarding off where it was off before. Call it
+    /// while the TUN devices still exist.
     pub fn remove(mut self) -> Result<(), SetupError> {
         let survey = Survey::take(&mut self.netlink, &self.plan)?;
-        // Each of a kind is tried even if one before failed: an error must not leave the rest behind.
+        // Tries each one even if an earlier one failed: an error must not leave the rest behind.
         let mut result = Ok(());
         for rule in &survey.rules {
             keep_first(&mut result, restore_forwarding(rule));
-            // An interface whose name somebody has changed.
+            // Somebody has renamed the interface.
             let posts = self.barrier.posts().iter();
             let index = posts
                 .filter(|post| Some(&post.interface) == rule.interface.as_ref())
@@ -189,7 +190,7 @@ impl Steering {
         result
     }
 
-    /// Adds what is missing, in an order that never lets a packet past.
+    /// Adds what is missing, in an order that never lets a packet bypass the gateway.
     fn apply(&mut self, survey: &Survey) -> Result<(), SetupError> {
         self.raise_barrier(|name| Some(survey.links.get(name)?.index));
         let Steering { netlink, plan, .. } = self;
@@ -222,7 +223,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Removes what an earlier process has left that this one does not need.
+    /// Removes leftovers of an earlier process that this one does not need.
     fn remove_stale(&mut self, survey: &Survey) -> Result<(), SetupError> {
         let Steering { netlink, plan, .. } = self;
         for rule in survey.rules.iter().filter(|rule| is_ours(rule)) {

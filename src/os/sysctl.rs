@@ -15,7 +15,7 @@ use tandemgw_core::flow::Family;
 pub struct SysctlError {
     /// The file.
     pub path: PathBuf,
-    /// What was to be written; none if it was read.
+    /// The value to write; none if it was read.
     pub value: Option<u32>,
     /// Why not.
     pub source: io::Error,
@@ -62,8 +62,8 @@ pub fn get(family: Family, interface: &str, key: &str) -> Result<Option<u32>, Sy
 }
 
 /// Sets parameter `key` of `interface` (or `all`), unless it has the value already: so a read-only
-/// `/proc/sys`, as in a container, is no obstacle where somebody else has set it. Gives whether it was
-/// changed.
+/// `/proc/sys`, as in a container, is not a problem if somebody else has set it. Returns whether it
+/// was changed.
 pub fn set(family: Family, interface: &str, key: &str, value: u32) -> Result<bool, SysctlError> {
     if get(family, interface, key)? == Some(value) {
         return Ok(false);

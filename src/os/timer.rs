@@ -1,4 +1,4 @@
-//! A timer finer than the millisecond that the wait of the event loop offers.
+//! A timer finer than the millisecond resolution of the event loop's wait.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use super::check;
 use tandemgw_core::time::Time;
 
-/// Becomes readable at a point of time of [`super::clock`].
+/// Becomes readable at a given time of [`super::clock`].
 #[derive(Debug)]
 pub struct Timer {
     fd: OwnedFd,
@@ -17,7 +17,7 @@ impl Timer {
     /// A timer that is not armed.
     ///
     /// # Errors
-    /// If the kernel has no descriptor left.
+    /// If the kernel has no free descriptor.
     pub fn new() -> io::Result<Timer> {
         // SAFETY: a new descriptor is made; nothing is passed by pointer.
         let fd = unsafe {
@@ -29,7 +29,8 @@ impl Timer {
         Ok(Timer { fd, armed: None })
     }
 
-    /// Fires at `at`, or never; at once if that has passed. Costs nothing if it is set so already.
+    /// Fires at `at`, or never; at once if that has passed. Costs nothing if it is already set to
+    /// that time.
     ///
     /// # Errors
     /// What the kernel says.
@@ -57,7 +58,7 @@ impl Timer {
         check(unsafe { libc::timerfd_settime(fd, flags, &setting, std::ptr::null_mut()) })
     }
 
-    /// To be called when it has fired, so that it can be set to the same time again.
+    /// Call it when the timer has fired, so that it can be set to the same time again.
     pub fn fired(&mut self) {
         self.armed = None;
     }

@@ -306,7 +306,7 @@ impl Level {
     }
 }
 
-/// Attaches the descriptor anew with a vnet header, which tun-tap can't ask for, and turns on what
+/// Reattaches the descriptor with a vnet header, which tun-tap can't request, and turns on what
 /// offloads the kernel has. The device must be persistent meanwhile, or it would vanish.
 fn rearm(iface: &Iface) -> io::Result<Level> {
     let fd = iface.as_raw_fd();
@@ -360,7 +360,7 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte must remain for the final zero, and `%` would make the kernel choose a name.
     if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains(['%', '/', '\0']) {
-        let message = format!("{name:?} is no name for an interface");
+        let message = format!("{name:?} is not a valid name for an interface");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -374,7 +374,7 @@ fn explain(error: io::Error, name: &str) -> io::Error {
         Some(libc::EBUSY) => "another process holds it; does a gateway run already?",
         Some(libc::EPERM | libc::EACCES) => "CAP_NET_ADMIN is needed",
         Some(libc::ENOENT | libc::ENODEV) => "/dev/net/tun is missing: modprobe tun",
-        Some(libc::EINVAL) => "an interface of this name exists that is no TUN device",
+        Some(libc::EINVAL) => "an interface with this name exists that is not a TUN device",
         _ => "can't create the device",
     };
     io::Error::new(error.kind(), format!("{name}: {hint} ({error})"))

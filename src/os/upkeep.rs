@@ -1,11 +1,11 @@
-//! A thread that keeps in place what leads packets to the gateway, and nothing past it.
+//! A thread that keeps the steering in place.
 //!
-//! Whatever reads or changes links, routes or rules waits for a lock of the kernel (`rtnl`) that all
-//! network namespaces of a machine share. Somebody else may hold it for seconds: one who starts a hundred
-//! containers does. So the loop never asks for it while it runs. It gives orders to this thread, which
-//! owns the [`Steering`], and hears of what came of them.
+//! Reading or changing links, routes or rules waits for a kernel lock (`rtnl`) that all network
+//! namespaces of a machine share. Somebody else may hold it for seconds, for instance by starting a
+//! hundred containers. So the loop never takes it while it runs. It sends orders to this thread,
+//! which owns the [`Steering`], and receives the results.
 //!
-//! What the kernel does not tell is looked at each [`AUDIT_INTERVAL`].
+//! State that the kernel does not report is checked every [`AUDIT_INTERVAL`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -34,26 +34,26 @@ use super::priority;
 use super::steering::{Disturbance, Restored, SetupError, Steering, Way};
 use super::tun::{Offloads, Tun};
 
-/// One port is looked at so often.
+/// How often one port is checked.
 const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The barrier is looked at in every so many audits.
+/// The barrier is checked once per this many audits.
 const BARRIER_AUDITS: u32 = 10;
 
-/// Whoever removes the same thing again so soon goes on until there is nothing left (`ip route flush`
-/// does, for half a minute).
+/// Somebody who removes the same thing again so soon continues until nothing is left (`ip route
+/// flush` does, for half a minute).
 const FIGHT: Duration = Duration::from_millis(50);
 
-/// And has to be given the time to finish.
+/// And must get the time to finish.
 const TRUCE: Duration = Duration::from_millis(20);
 
-/// Neighbours that wait to be resolved; more are left out, and asked for again later.
+/// Neighbours that wait to be resolved; any more are skipped and requested again later.
 const MOST_RESOLVED: usize = 256;
 
 const ORDERS: Token = Token(0);
 const BARRIER: Token = Token(1);
 
-/// What the loop wants done.
+/// An order from the loop.
 #[derive(Debug)]
 pub enum Order {
     /// Something may be gone.
@@ -68,25 +68,25 @@ pub enum Order {
     Resolve(u32, IpAddr),
 }
 
-/// What has come of an order, or of what was found.
+/// The result of an order or of a check.
 pub enum Report {
-    /// Something was missing and is there again.
+    /// Something was missing and is restored.
     Restored(Restored),
-    /// A port, or what concerns all, could not be repaired. It is tried again.
+    /// A port, or something that concerns all ports, could not be repaired. It is tried again.
     NotRepaired(Option<PortId>, SetupError),
     /// A TUN device was gone; this one is in its place.
     TunMade(PortId, Tun),
-    /// A TUN device is gone and could not be made.
+    /// A TUN device is gone and could not be recreated.
     TunNotMade(PortId, io::Error),
-    /// The barrier was not whole for this reason, and is set again.
+    /// The barrier was incomplete for this reason, and was set again.
     BarrierRestored(String),
-    /// How the barrier stands, if that is new.
+    /// The state of the barrier, if it changed.
     Barrier(BarrierView),
     /// A foreign route is removed, or why it is not.
     ForeignRemoved(KernelRoute, Option<NetlinkError>),
     /// The kernel follows among these next hops, or why it does not.
     Followed(Family, Vec<Way>, Option<NetlinkError>),
-    /// Routes to addresses are as ordered, but for these: why not.
+    /// Routes to addresses are as ordered, except these, with the reasons.
     Readdressed(Vec<NetlinkError>),
 }
 
@@ -103,7 +103,7 @@ impl Upkeep {
     /// Starts the thread, which wakes the poll of `loop_waker` after each report.
     ///
     /// # Errors
-    /// If the kernel has no thread, no descriptor or no netlink socket left.
+    /// If the kernel can't create a thread, a descriptor or a netlink socket.
     pub fn begin(
         steering: Steering,
         config: &Config,
@@ -144,7 +144,7 @@ impl Upkeep {
         })
     }
 
-    /// Has something done. It is done in the order of the calls.
+    /// Sends an order. Orders are carried out in the order of the calls.
     pub fn order(&self, order: Order) {
         if matches!(order, Order::Resolve(..)) {
             if self.resolving.load(Ordering::Relaxed) >= MOST_RESOLVED {
@@ -162,7 +162,8 @@ impl Upkeep {
     /// The next report, if there is one.
     ///
     /// # Errors
-    /// If the thread has ended, which it does only by a panic: nothing would be repaired any more.
+    /// If the thread has ended, which happens only by a panic: nothing would be repaired any
+    /// longer.
     pub fn next_report(&self) -> io::Result<Option<Report>> {
         match self.reports.try_recv() {
             Ok(report) => Ok(Some(report)),
@@ -173,7 +174,7 @@ impl Upkeep {
         }
     }
 
-    /// Ends the thread after what it is at; none if it has failed.
+    /// Ends the thread after its current work; none if it has failed.
     pub fn end(self) -> Option<Steering> {
         let Upkeep {
             orders,
@@ -189,7 +190,8 @@ impl Upkeep {
     }
 }
 
-/// Listens for changes of the barrier of the node of that name; none if the kernel has no packet filter.
+/// Listens for changes to the barrier of the node with that name; none if the kernel has no packet
+/// filter.
 fn watch_barrier(poll: &Poll, node: &str) -> Option<BarrierWatch> {
     let opened = BarrierWatch::open(node).and_then(|watch| {
         let mut source = SourceFd(&watch.as_raw_fd());
@@ -215,15 +217,15 @@ struct Keeper {
     offloads: Vec<Offloads>,
     next_audit: Time,
     audits: u32,
-    /// What was put back last of each port, and when.
+    /// What was last restored for each port, and when.
     restored: BTreeMap<Option<PortId>, (Time, Vec<String>)>,
-    /// Nothing is put back until then.
+    /// Nothing is restored until then.
     truce: Option<Time>,
     /// Ports that could not be repaired: tried again at the next audit.
     failed: BTreeSet<PortId>,
-    /// The watch may have something to tell.
+    /// The watch may have something to report.
     barrier_changed: bool,
-    /// What was told of it last.
+    /// The last report of it.
     barrier: BarrierView,
 }
 
@@ -234,7 +236,7 @@ impl Keeper {
         }
         let mut events = Events::with_capacity(4);
         loop {
-            // Orders first: a repair must know of all that was lost.
+            // Orders first: a repair must know everything that was lost.
             loop {
                 match self.orders.try_recv() {
                     Ok(order) => self.obey(order),
@@ -301,7 +303,7 @@ impl Keeper {
         }
     }
 
-    /// Looks at what is due, and repairs one thing, if one may be broken.
+    /// Does the checks that are due, and repairs one thing, if one may be broken.
     fn look_around(&mut self, now: Time) {
         if std::mem::take(&mut self.barrier_changed)
             && let Some(watch) = &mut self.watch
@@ -334,7 +336,8 @@ impl Keeper {
         }
     }
 
-    /// Notes what was put back. If it is what was put back just before, nothing is for a moment.
+    /// Records what was restored. If the same thing was restored just before, pauses repairs for a
+    /// moment.
     fn note_restored(&mut self, now: Time, restored: &Restored) {
         let last = self.restored.get(&restored.port);
         let is_again = last.is_some_and(|(at, before)| {
@@ -374,7 +377,7 @@ impl Keeper {
         }
     }
 
-    /// Makes a TUN device again that somebody has deleted, or moved to another namespace.
+    /// Recreates a TUN device that somebody has deleted or moved to another namespace.
     fn reopen_tun(&mut self, port: PortId, name: &str) {
         let offloads = self.offloads[port.index()];
         let made = Tun::open(name, offloads).and_then(|tun| match self.netlink.link(name) {

@@ -1,8 +1,9 @@
-//! A plain TCP connection to each peer over each link, on which nothing is said but at its end.
+//! A plain TCP connection to each peer over each link, which carries no data until its end.
 //!
-//! When a process dies its kernel ends its connections at once, long before a heartbeat is missed: the
-//! end of such a connection hints that the peer's process is gone. It is not authenticated, and so is
-//! never more than a hint; without it the next heartbeat that is refused tells the same a little later.
+//! When a process dies, its kernel closes its connections at once, long before a heartbeat is
+//! missed: the end of such a connection hints that the peer's process is gone. It is not
+//! authenticated, so it is never more than a hint; without it the refusal of the next heartbeat
+//! says the same a little later.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
@@ -19,7 +20,7 @@ use tandemgw_core::in_quotes::InQuotes;
 
 /// Connections accepted on one link in a turn.
 const ACCEPT_BUDGET: usize = 16;
-/// More than there are connections and listeners (8 links, 15 peers): one poll tells all.
+/// More than there are connections and listeners (8 links, 15 peers): one poll returns all events.
 const MAX_EVENTS: usize = 256;
 
 /// The connections to all peers; a nested poll, so that the loop has one source to wait for.
@@ -33,7 +34,7 @@ pub struct Watch {
 }
 
 struct Peer {
-    /// It is for us to dial.
+    /// This unit dials.
     dialled: bool,
     /// By link.
     addresses: Vec<SocketAddr>,
@@ -45,7 +46,7 @@ struct Line {
     established: bool,
 }
 
-/// What an event says about a line.
+/// The meaning of an event for a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Lives,
@@ -59,7 +60,7 @@ impl Watch {
     /// Listens on all links, by TCP on the port that QUIC uses.
     ///
     /// # Errors
-    /// If the kernel has no poll left; a port that is taken is only logged.
+    /// If the kernel can't create a poll; a port that is taken is only logged.
     pub fn open(ha: &Ha, node: &str) -> io::Result<Watch> {
         let poll = Poll::new()?;
         let peer = |peer: &tandemgw_core::config::HaPeer| Peer {
@@ -95,7 +96,7 @@ impl Watch {
         });
         match registered {
             Ok(listener) => self.listeners[link] = Some(listener),
-            // The link is missing, which was said of it as a whole.
+            // The link is missing, which was already reported.
             Err(error) if is_absent(&error) => {}
             Err(error) => log::warn!(
                 "peer watch off listen={} error={error} effect=\"a killed peer is noticed a little later\"",
@@ -105,8 +106,8 @@ impl Watch {
         }
     }
 
-    /// Connects to `peer`, if that is this unit's part. To be called when the peer is heard anew over
-    /// `link`; a connection that there was before is of no use then.
+    /// Connects to `peer`, if that is this unit's part. Call it when the peer is heard again over
+    /// `link`; an earlier connection is useless then.
     pub fn dial(&mut self, peer: PeerId, link: LinkId) {
         let Some(known) = self.peers.get(peer.index()).filter(|peer| peer.dialled) else {
             return;
@@ -124,7 +125,7 @@ impl Watch {
         }
     }
 
-    /// Takes what has happened; gives the peers whose connection has ended.
+    /// Handles events; returns the peers whose connection has ended.
     pub fn ended(&mut self) -> Vec<PeerId> {
         let mut ended = Vec::new();
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
@@ -133,7 +134,7 @@ impl Watch {
                 let number = event.token().0;
                 if number < self.links.len() {
                     self.accept(number);
-                } else if let Some(peer) = self.heed(number - self.links.len(), event) {
+                } else if let Some(peer) = self.handle_event(number - self.links.len(), event) {
                     ended.push(peer);
                 }
             }
@@ -142,7 +143,7 @@ impl Watch {
         ended
     }
 
-    /// Ends all connections of a process that ends in good order.
+    /// Ends all connections when the process ends regularly.
     pub fn close(&mut self) {
         self.listeners.fill_with(|| None);
         let lines = self.peers.iter_mut().flat_map(|peer| &mut peer.lines);
@@ -159,7 +160,7 @@ impl Watch {
                 let address = peer.addresses.get(link);
                 !peer.dialled && address.is_some_and(|address| address.ip() == from.ip())
             };
-            // Others are hung up on.
+            // Other connections are closed.
             if let Some(peer) = self.peers.iter().position(is_from) {
                 self.keep(peer, link, stream, true);
             }
@@ -180,10 +181,10 @@ impl Watch {
         }
     }
 
-    fn heed(&mut self, number: usize, event: &mio::event::Event) -> Option<PeerId> {
+    fn handle_event(&mut self, number: usize, event: &mio::event::Event) -> Option<PeerId> {
         let (peer, link) = (number / self.links.len(), number % self.links.len());
         let slot = self.peers.get_mut(peer)?.lines.get_mut(link)?;
-        let fate = slot.as_mut()?.heed(event);
+        let fate = slot.as_mut()?.handle_event(event);
         if fate != Fate::Lives {
             *slot = None;
         }
@@ -198,12 +199,12 @@ impl AsRawFd for Watch {
 }
 
 impl Line {
-    /// Ends it on purpose: the other side is told by a byte that it means nothing.
+    /// Ends it on purpose: a byte tells the other side that the end means nothing.
     fn hang_up(mut self) {
         let _ = self.stream.write(b".");
     }
 
-    fn heed(&mut self, event: &mio::event::Event) -> Fate {
+    fn handle_event(&mut self, event: &mio::event::Event) -> Fate {
         let over = if self.established {
             Fate::Ended
         } else {
@@ -372,7 +373,7 @@ mod tests {
             assert_eq!(first.ended(), []);
             first.peers[0].lines[0].is_none()
         });
-        // From 127.0.0.1, which is no peer.
+        // From 127.0.0.1, which is not a peer.
         drop(StdStream::connect("127.0.7.7:7030").unwrap());
         for _ in 0..100 {
             assert_eq!(first.ended(), []);

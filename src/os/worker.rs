@@ -1,7 +1,7 @@
-//! Work that takes long, beside the loop.
+//! Long-running work beside the loop.
 //!
-//! A job gets what it works on, and gives back what it has made: nothing of it is shared with the loop
-//! meanwhile, so there are no locks. The loop is woken when it is done.
+//! A job owns its input and returns its output: it shares nothing with the loop, so there are no
+//! locks. The loop is woken when it is done.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tandemgw_core::in_quotes::InQuotes;
 
 use super::priority;
 
-/// A job that is under way.
+/// A running job.
 pub struct Job<T> {
     result: Receiver<T>,
 }
@@ -23,18 +23,17 @@ pub struct Job<T> {
 pub enum Progress<T> {
     /// Not done; the loop is woken when it is.
     UnderWay,
-    /// What it has made.
+    /// Its result.
     Done(T),
     /// It ended without a result: it panicked.
     Failed,
 }
 
 impl<T: Send + 'static> Job<T> {
-    /// Has a thread of its own do `work`, at the priority of an ordinary process, and then wake the poll of
-    /// `waker`.
+    /// Runs `work` in a separate thread at ordinary priority, then wakes the poll of `waker`.
     ///
     /// # Errors
-    /// If the kernel has no thread left.
+    /// If the kernel can't create a thread.
     pub fn begin(
         waker: &Arc<Waker>,
         work: impl FnOnce() -> T + Send + 'static,
@@ -57,7 +56,7 @@ impl<T: Send + 'static> Job<T> {
         Ok(Job { result })
     }
 
-    /// What has come of it.
+    /// The state of the job.
     pub fn progress(&self) -> Progress<T> {
         match self.result.try_recv() {
             Ok(made) => Progress::Done(made),
@@ -67,7 +66,8 @@ impl<T: Send + 'static> Job<T> {
     }
 }
 
-/// Has a thread of its own drop what it takes long to drop; here and now if there is no thread.
+/// Drops a value that takes long to drop in a separate thread; in place if no thread can be
+/// created.
 pub fn discard<T: Send + 'static>(waker: &Arc<Waker>, garbage: T) {
     if let Err(error) = Job::begin(waker, move || drop(garbage)) {
         log::debug!("no thread error={}", InQuotes(&error));

@@ -1,4 +1,4 @@
-//! The words of a filter, `key=value` each, which listings and captures have in common.
+//! Filter words, `key=value` each, for listings and captures.
 
 use std::error::Error;
 use std::fmt;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::config::{Config, did_you_mean};
 use crate::flow::Protocol;
 
-/// Words that a filter can have: each is compared with each session, or packet.
+/// Maximum number of words: each is compared with each session or packet.
 pub const MAX_FILTER: usize = 32;
 
 /// What is wrong with a word that an administrator typed.

@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 /// An IP address of either family, in 16 bytes.
 ///
-/// IPv4 is held IPv4-mapped (RFC 4291, section 2.5.5.2), so that one code path serves both families.
-/// A packet of IPv6 that carries a mapped address is dropped as martian, so the two can't be confused.
+/// IPv4 is stored IPv4-mapped (RFC 4291, section 2.5.5.2), so that one code path serves both
+/// families. An IPv6 packet with a mapped address is dropped as martian, so the two can't be
+/// confused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr([u8; 16]);
 
@@ -41,7 +42,7 @@ impl Addr {
         &self.0
     }
 
-    /// The bytes as they stand in a packet: four or sixteen.
+    /// The bytes as in a packet: four or sixteen.
     pub fn wire(&self) -> &[u8] {
         if self.is_v4() { &self.0[12..] } else { &self.0 }
     }
@@ -51,7 +52,7 @@ impl Addr {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
-    /// Whether it is good on its link only (RFC 3927; RFC 4291, section 2.5.6).
+    /// Whether it is valid on its link only (RFC 3927; RFC 4291, section 2.5.6).
     #[inline]
     pub fn is_link_local(&self) -> bool {
         match self.family() {
@@ -121,7 +122,7 @@ impl Family {
 
 /// An IP protocol number (IANA "Assigned Internet Protocol Numbers").
 ///
-/// ICMP for IPv6 is held as [`Protocol::ICMP`] in a [`FlowKey`]: the family tells them apart, and
+/// ICMPv6 is stored as [`Protocol::ICMP`] in a [`FlowKey`]: the family tells them apart, and
 /// policies, timeouts and rendering need only one case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Protocol(pub u8);
@@ -133,7 +134,7 @@ impl Protocol {
     pub const TCP: Protocol = Protocol(6);
     /// UDP.
     pub const UDP: Protocol = Protocol(17);
-    /// ICMPv6, as it stands on the wire only.
+    /// ICMPv6; used on the wire only.
     pub const ICMPV6: Protocol = Protocol(58);
 
     /// Whether flows of this protocol have ports, or an ICMP identifier in their place.
@@ -170,7 +171,7 @@ impl FromStr for Protocol {
     }
 }
 
-/// What makes packets one flow: addresses, ports and protocol, as seen in one direction.
+/// Identifies a flow: addresses, ports and protocol, as seen in one direction.
 ///
 /// An ICMP echo request has its identifier as source port and [`echo_port`] as destination port; the reply
 /// has them the other way round, so that [`FlowKey::reply`] holds for ICMP too. Protocols without ports
@@ -189,9 +190,9 @@ pub struct FlowKey {
     pub protocol: Protocol,
 }
 
-/// What an ICMP echo with this identifier has in place of the port of its other end: 0, but for two
-/// identifiers. No request has the key of a reply this way, whatever the identifiers of both: else two
-/// hosts that ping each other with identifier 0 would be one flow.
+/// The value that stands for the port of the other end of an ICMP echo with this identifier: 0,
+/// except for two identifiers. This way no request has the key of a reply, whatever their
+/// identifiers: otherwise two hosts that ping each other with identifier 0 would be one flow.
 #[inline]
 pub const fn echo_port(identifier: u16) -> u16 {
     match identifier {
@@ -221,7 +222,7 @@ impl FlowKey {
         }
     }
 
-    /// The key that packets in the other direction have.
+    /// The key of packets in the other direction.
     pub fn reply(&self) -> FlowKey {
         FlowKey {
             src: self.dst,
@@ -283,13 +284,13 @@ impl PortId {
     }
 }
 
-/// A policy. It goes with the name: the place in the config that the gateway was started with, and what
-/// `Ruleset` says after the config has changed.
+/// A policy. The id belongs to its name: first it is the place in the config that the gateway was
+/// started with; after a change of the config `Ruleset` assigns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId(pub u16);
 
 impl PolicyId {
-    /// No policy of this unit: the session came from a peer, under a policy that is unknown here.
+    /// The session came from a peer, under a policy that is unknown here.
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 

@@ -1,13 +1,13 @@
 //! Tracking of IP fragments (RFC 791, section 3.2; RFC 8200, section 4.5).
 //!
-//! Only the first fragment of a datagram has the ports that decide its fate. The gateway decides it
-//! once and stores the decision here for the fragments that follow; those that come before the first
-//! are held for a short time. Nothing is reassembled: each fragment is translated and sent on by
-//! itself. A datagram of which two fragments overlap is dropped as a whole, whatever it holds
-//! (RFC 5722; RFC 1858 and RFC 3128 for the attacks that this prevents).
+//! Only the first fragment of a datagram has ports, which the decision depends on. The gateway
+//! decides once and stores the decision here for the fragments that follow; those that arrive
+//! before the first are held for a short time. Nothing is reassembled: each fragment is translated
+//! and forwarded by itself. A datagram with overlapping fragments is dropped as a whole (RFC 5722;
+//! RFC 1858 and RFC 3128 for the attacks that this prevents).
 //!
-//! A first fragment must hold the whole transport header; the caller drops it otherwise, before it
-//! asks here.
+//! A first fragment must contain the whole transport header; the caller drops others before it asks
+//! here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -19,14 +19,14 @@ use crate::event::DropReason;
 use crate::flow::{Addr, PortId, Protocol};
 use crate::time::Time;
 
-/// Fragments held of one datagram: 24 KB at an Ethernet MTU. Reordering displaces the first fragment
-/// by a few packets; more is rather a sender that never sends it.
+/// Fragments held per datagram: 24 KB at an Ethernet MTU. Reordering displaces the first fragment
+/// by a few packets; more suggests a sender that never sends it.
 pub const MAX_HELD_FRAGMENTS: usize = 16;
 
-/// Datagrams that wait for their first fragment: far more than reordering makes on a busy link.
+/// Datagrams that wait for their first fragment: far more than reordering causes on a busy link.
 pub const MAX_WAITING: usize = 1024;
 
-/// Bytes held in total: bounds memory where the counts above would allow 1 GB of large fragments.
+/// Bytes held in total: the counts above alone would allow 1 GB of large fragments.
 pub const MAX_HELD_BYTES: usize = 4 << 20;
 
 /// How long a fragment is held: reordering on a path is a matter of milliseconds, and the sender of a
@@ -37,12 +37,13 @@ pub const HOLD_TIME: Duration = Duration::from_secs(2);
 /// the ones in flight and the ones that lost a fragment.
 pub const MAX_KNOWN: usize = 4096;
 
-/// How long a decision is kept for the fragments that miss: the least that RFC 791 asks of a
-/// receiver. The 60 s of RFC 8200 would only keep dead state: a fast sender uses an identification
-/// again within seconds (RFC 4963), and would meet the remains of the datagram before.
+/// How long a decision is kept for the missing fragments: the minimum that RFC 791 requires of a
+/// receiver. The 60 s of RFC 8200 would only keep dead state: a fast sender reuses an
+/// identification within seconds (RFC 4963), and would meet the remains of the earlier datagram.
 pub const KNOWN_TIME: Duration = Duration::from_secs(15);
 
-/// Fragments of one datagram: 65 535 bytes at the 576 bytes that every IPv4 host takes make 119.
+/// Fragments per datagram: 65 535 bytes, cut to the 576 bytes that every IPv4 host accepts, make
+/// 119.
 pub const MAX_FRAGMENTS: usize = 128;
 
 /// What the fragments of one datagram have in common.
@@ -71,10 +72,10 @@ pub struct Piece {
     pub more: bool,
 }
 
-/// What is to happen to a fragment other than the first.
+/// What to do with a fragment other than the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup<D> {
-    /// The gateway has decided its datagram: it goes the same way.
+    /// The datagram is decided: it goes the same way.
     Known(D),
     /// It waits for the first fragment; a copy was taken.
     Held,
@@ -82,13 +83,13 @@ pub enum Lookup<D> {
     Drop(DropReason),
 }
 
-/// The fragmented datagrams that pass the gateway. `D` is the decision about a datagram; if it names
-/// a session, the caller checks that this still has the addresses of the fragment, for ids are used
-/// again.
+/// The fragmented datagrams in flight. `D` is the decision about a datagram; if it names a session,
+/// the caller checks that the session still has the addresses of the fragment, because ids are
+/// reused.
 ///
 /// For a fragment of offset zero, the caller asks [`Fragments::check_first`], decides, and then calls
-/// [`Fragments::first`]; for the others it calls [`Fragments::later`]. It calls [`Fragments::expire`] at
-/// the time that [`Fragments::poll_timeout`] names.
+/// [`Fragments::first`]; for the others it calls [`Fragments::later`]. It calls
+/// [`Fragments::expire`] at the time that [`Fragments::poll_timeout`] returns.
 pub struct Fragments<D> {
     datagrams: HashMap<FragmentKey, Datagram<D>, SipKey>,
     /// Datagrams without a decision, and those with one, each in the order of their age.
@@ -112,13 +113,13 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// Whether a first fragment fits what is known of its datagram, so that it may be decided. An overlap
-    /// dooms the datagram.
+    /// Whether a first fragment is consistent with what is known of its datagram, so that it may be
+    /// decided. An overlap poisons the datagram.
     ///
     /// # Errors
     ///
-    /// The reason why the fragment is to be dropped: `FragmentOverlap` if it overlaps with or repeats
-    /// another fragment, or another pair did; `Malformed`; `FragmentOrphan` if there are too many.
+    /// The reason to drop the fragment: `FragmentOverlap` if it overlaps or repeats another
+    /// fragment, or another pair did; `Malformed`; `FragmentOrphan` if there are too many.
     pub fn check_first(
         &mut self,
         key: &FragmentKey,
@@ -200,9 +201,9 @@ impl<D: Copy> Fragments<D> {
             .min()
     }
 
-    /// Forgets what is past its time. Returns how many held fragments have been discarded since the
-    /// last call, for this reason, for want of room, or because of an overlap: they were counted by
-    /// nobody yet, and go to [`DropReason::FragmentOrphan`].
+    /// Removes expired entries. Returns how many held fragments have been discarded since the last
+    /// call, because of expiry, lack of room, or an overlap: they were not counted yet, and go to
+    /// [`DropReason::FragmentOrphan`].
     pub fn expire(&mut self, now: Time) -> u32 {
         // Each turn removes a datagram, so the sizes of the tables bound these loops.
         while let Some(key) = overdue(&self.waiting, now) {
@@ -214,8 +215,8 @@ impl<D: Copy> Fragments<D> {
         std::mem::take(&mut self.discarded)
     }
 
-    /// Forgets all decisions, as is due when sessions end or policies change; later fragments of
-    /// those datagrams end as orphans. Held fragments stay.
+    /// Forgets all decisions, for when sessions end or policies change; later fragments of those
+    /// datagrams become orphans. Held fragments stay.
     pub fn forget_decisions(&mut self) {
         while let Some((_, entry)) = self.known.first_key_value() {
             let key = entry.key;
@@ -271,7 +272,8 @@ impl<D: Copy> Fragments<D> {
         Ok(())
     }
 
-    /// Whether a piece fits those of its datagram that have passed. If it overlaps, none may any more.
+    /// Whether a piece is consistent with those of its datagram that have passed. After an overlap
+    /// no more may pass.
     fn check_piece(
         &mut self,
         key: &FragmentKey,
@@ -289,7 +291,8 @@ impl<D: Copy> Fragments<D> {
         match datagram.pieces.fit(&piece) {
             Fit::Good if !hides_flags => Ok(()),
             Fit::Full => Err(DropReason::FragmentOrphan),
-            // The network repeated it. That is harmless, and dropped alone (RFC 8200, errata 5505).
+            // The network repeated it. That is harmless; only the repetition is dropped (RFC 8200,
+            // errata 5505).
             Fit::Duplicate => Err(DropReason::FragmentOverlap),
             Fit::Good | Fit::Overlap => {
                 self.set_state(key, now, State::Poisoned);
@@ -298,7 +301,7 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// Makes room for `len` bytes more of a datagram that waits; the oldest ones go first.
+    /// Makes room for `len` more bytes of a waiting datagram; the oldest ones go first.
     fn make_room(&mut self, key: &FragmentKey, len: usize) -> bool {
         if let Some(Datagram {
             state: State::Waiting(held),
@@ -416,8 +419,8 @@ impl Piece {
         self.offset == 0 && !self.more
     }
 
-    /// RFC 8200, section 4.5: a length that is no multiple of 8, unless it is the last, or a datagram
-    /// of more than 65 535 bytes, is an error.
+    /// RFC 8200, section 4.5: a length that is not a multiple of 8, except in the last fragment, or
+    /// a datagram of more than 65 535 bytes, is an error.
     fn is_valid(&self) -> bool {
         self.len > 0
             && self.offset.is_multiple_of(8)
@@ -463,7 +466,7 @@ struct Pieces {
     covered: u32,
 }
 
-/// How a piece goes with those that have passed.
+/// How a piece relates to those that have passed.
 enum Fit {
     Good,
     Duplicate,
@@ -556,7 +559,7 @@ mod tests {
         Fragments::new(&[1; 16])
     }
 
-    /// What the caller does with a first fragment that it decides to let go.
+    /// What the caller does with a first fragment that it forwards.
     fn let_go(
         f: &mut Fragments<u32>,
         key: FragmentKey,

@@ -1,11 +1,11 @@
-//! How often something took how long.
+//! A histogram of durations.
 
 use std::time::Duration;
 
 /// Counts durations by size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    /// By [`BOUNDS`], and one more for what is longer than all of them.
+    /// By [`BOUNDS`], plus one for longer durations.
     counts: [u64; BOUNDS.len() + 1],
     nanos: u64,
 }

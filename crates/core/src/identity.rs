@@ -1,5 +1,6 @@
-//! Who a unit is: an Ed25519 public key (RFC 8032). Peers know each other by public key alone, as in
-//! WireGuard: there are no certificates and no authority. The secret half stays in the shell.
+//! The identity of a unit: an Ed25519 public key (RFC 8032). Peers know each other by public key
+//! alone, as in WireGuard: there are no certificates and no authority. The secret half stays in the
+//! shell.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,7 +34,7 @@ impl FromStr for PublicKey {
     }
 }
 
-/// Why a text is no key.
+/// Why a text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyError {
     /// The first line is not that of a key file.

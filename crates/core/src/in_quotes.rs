@@ -1,9 +1,9 @@
-//! A value of a log line that may hold blanks: in quotes, so that programs find its end.
+//! A value of a log line that may contain blanks: quoted, so that programs find its end.
 
 use std::fmt::{self, Display, Write};
 
-/// Shows the value in double quotes; a quote or a backslash in it stands behind a backslash. What would break
-/// the line, such as a newline, is the logger's business.
+/// Shows the value in double quotes; a quote or a backslash in it is escaped with a backslash. The
+/// logger handles newlines and other characters that would break the line.
 pub struct InQuotes<T>(pub T);
 
 impl<T: Display> Display for InQuotes<T> {

@@ -1,33 +1,33 @@
-//! How many log lines a kind of event may write: no flood of packets may fill a disk or a journal, nor
-//! push what matters out of it.
+//! Limits the log lines of each kind of event: a flood of packets must not fill a disk or a
+//! journal, or push important lines out of it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::time::Time;
 
-/// Kinds that are counted apart; further ones share a place. A kind is a place in the source, so this is
-/// more than there are.
+/// Kinds that are counted separately; any more share one entry. A kind is a place in the source, so
+/// this is more than there are.
 const MAX_KINDS: usize = 256;
-/// A kind whose lines are left out says so once in this time.
+/// How often suppressed lines of a kind are reported.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 const NANOS: u64 = 1_000_000_000;
 
 /// The log target of the lines that policies with `log = true` write.
 pub const SESSION_TARGET: &str = "tandemgw::session";
 
-/// What a kind may write.
+/// The rate of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Lines a second in the long run.
     pub per_second: u64,
-    /// Lines at once, after a pause.
+    /// Burst of lines after a pause.
     pub burst: u64,
 }
 
 impl Rate {
-    /// Of the start and of the end of sessions, each. Both together stay below what journald takes from a
-    /// service before it drops lines on its own (10 000 in 30 s), bursts included.
+    /// For the start and for the end of sessions, each. Together they stay below the rate at which
+    /// journald drops lines of a service (10 000 in 30 s), bursts included.
     const SESSIONS: Rate = Rate {
         per_second: 150,
         burst: 500,
@@ -50,10 +50,10 @@ impl Rate {
 /// A place in the source that writes lines: file and line.
 pub type Kind = (&'static str, u32);
 
-/// Lines that were left out.
+/// Lines that were suppressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suppressed {
-    /// The words that such a line begins with.
+    /// The first words of such a line.
     pub event: String,
     /// How many.
     pub count: u64,
@@ -67,23 +67,23 @@ pub struct LogLimits {
 
 #[derive(Debug)]
 struct Bucket {
-    /// Lines that may be written, each worth `NANOS`, so that refilling needs no division.
+    /// Lines that may be written, each worth `NANOS`, so that a refill needs no division.
     credit: u64,
     refilled: Time,
-    /// What was left out since when.
+    /// What was suppressed, and since when.
     suppressed: Option<(Time, Suppressed)>,
 }
 
 impl LogLimits {
-    /// Limits that nothing has used up yet.
+    /// Unused limits.
     pub const fn new() -> LogLimits {
         LogLimits {
             kinds: BTreeMap::new(),
         }
     }
 
-    /// Whether a line of `kind` may be written at `now`. If not, it is counted under the words `event`
-    /// that it begins with.
+    /// Whether a line of `kind` may be written at `now`. If not, it is counted under `event`, its
+    /// first words.
     pub fn allow(
         &mut self,
         now: Time,
@@ -118,7 +118,7 @@ impl LogLimits {
         false
     }
 
-    /// What is to be said at `now` about lines that were left out; call it until it gives `None`.
+    /// Reports due at `now` about suppressed lines; call it until it returns `None`.
     pub fn poll_summary(&mut self, now: Time) -> Option<Suppressed> {
         let is_due = |(since, _): &mut (Time, Suppressed)| *since + SUMMARY_INTERVAL <= now;
         let mut buckets = self.kinds.values_mut();
@@ -126,7 +126,7 @@ impl LogLimits {
         Some(suppressed)
     }
 
-    /// When [`LogLimits::poll_summary`] has something to say; `None` if nothing was left out.
+    /// When [`LogLimits::poll_summary`] has something to report; `None` if nothing was suppressed.
     pub fn poll_timeout(&self) -> Option<Time> {
         let since = self.kinds.values().filter_map(|b| b.suppressed.as_ref());
         since.map(|(since, _)| *since + SUMMARY_INTERVAL).min()

@@ -1,7 +1,7 @@
 //! The ordered policies: which new session may pass, and how it is translated.
 //!
-//! Policies are asked once, for the packet that opens a session. They see the original source and, if
-//! a forward applies, the internal destination.
+//! Policies are checked once, for the packet that opens a session. They see the original source
+//! and, if a forward applies, the internal destination.
 
 mod index;
 
@@ -17,7 +17,7 @@ use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
 
 use index::Index;
 
-/// What the first policy that matches says.
+/// The decision of the first matching policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The policy.
@@ -52,8 +52,9 @@ enum Way {
     Direct,
     /// A forward has translated the destination.
     Forwarded,
-    /// By its own address, although it came in by the port of a forward to that server and port: who
-    /// lets others reach a server by a forward need not want its own address to be reachable too.
+    /// By its own address, although it came in by the port of a forward to that server and port:
+    /// somebody who publishes a server through a forward may not want its own address to be
+    /// reachable too.
     PastForward,
 }
 
@@ -76,8 +77,9 @@ fn servers(config: &Config) -> Servers {
 
 /// The policies in order, compiled for matching.
 ///
-/// Sessions hold the [`PolicyId`] of the policy that accepted them, which must not come to mean another
-/// one when the policies change: an id goes with the name. At the start it is the place in the config.
+/// Sessions hold the [`PolicyId`] of the policy that accepted them. It must not come to mean
+/// another policy when the policies change, so an id belongs to a name. At the start it is the
+/// place in the config.
 pub struct Ruleset {
     rules: Vec<Rule>,
     /// None where a scan is as fast.
@@ -86,8 +88,8 @@ pub struct Ruleset {
     digest: [u8; 16],
     /// All that must be the same on all units, by name, with a hash.
     items: Vec<(String, u32)>,
-    /// By [`PolicyId`]: the name, and the place in the config; empty and none for a policy that is no
-    /// more. Its id is given to another one at the next change.
+    /// By [`PolicyId`]: the name, and the place in the config; empty and none for a removed policy.
+    /// Its id is reused at the next change.
     names: Vec<(String, Option<usize>)>,
 }
 
@@ -123,8 +125,8 @@ impl Ruleset {
         nothing.succeeded_by(config).unwrap_or(nothing)
     }
 
-    /// Compiles the policies of a changed config. No session may have an id any more that is none of
-    /// this ruleset: see [`Ruleset::place`].
+    /// Compiles the policies of a changed config. By then no session may have an id that this
+    /// ruleset lacks: see [`Ruleset::place`].
     ///
     /// # Errors
     /// If there are not enough ids for the policies of before and those that are new.
@@ -167,12 +169,12 @@ impl Ruleset {
         })
     }
 
-    /// The place of a policy in [`Config::policies`]; none if it is no more, or never was.
+    /// The place of a policy in [`Config::policies`]; none if it was removed or never existed.
     pub fn place(&self, policy: PolicyId) -> Option<usize> {
         self.names.get(usize::from(policy.0))?.1
     }
 
-    /// The names of the policies, by [`PolicyId`]; empty for those that are no more.
+    /// The names of the policies, by [`PolicyId`]; empty for removed ones.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(|(name, _)| name.as_str())
     }
@@ -202,8 +204,8 @@ impl Ruleset {
         })
     }
 
-    /// Why the policies before the one that decides did not match, in their order. The policy that
-    /// decides is the next one; there is none if the result has an entry for each policy.
+    /// Why the policies before the deciding one did not match, in order. The deciding policy is the
+    /// next one; there is none if the result has an entry for each policy.
     pub fn trace(&self, from: PortId, to: PortId, key: &FlowKey, forwarded: bool) -> Vec<Mismatch> {
         let way = self.way(from, key, forwarded);
         self.rules
@@ -232,8 +234,8 @@ impl Ruleset {
 
     /// A digest of the same.
     ///
-    /// It is equal on units that would decide alike: it holds the names of ports and pools, not
-    /// their numbers or interfaces. It detects differences, it does not authenticate.
+    /// It is equal on units that would decide alike: it covers the names of ports and pools, not
+    /// their numbers or interfaces. It detects differences; it does not authenticate.
     pub fn digest(&self) -> [u8; 16] {
         self.digest
     }
@@ -326,7 +328,7 @@ impl Network {
         }
     }
 
-    /// IPv4 addresses are held mapped into IPv6, which must not make `::/0` match them.
+    /// IPv4 addresses are stored mapped into IPv6, but `::/0` must not match them.
     fn contains(&self, addr: &Addr) -> bool {
         bits(addr) & self.mask == self.base && addr.is_v4() == self.v4
     }

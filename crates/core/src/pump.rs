@@ -1,8 +1,8 @@
 //! The pump between the streams to the peers and the gateway: buffers, back-pressure, and the order
 //! of a turn.
 //!
-//! The shell has QUIC connections behind [`Streams`], the simulator has connections that it makes up.
-//! All that is decided between them and the [`Gateway`] is here, once.
+//! The shell implements [`Streams`] with QUIC connections, the simulator with simulated ones. All
+//! decisions between them and the [`Gateway`] are made here, once.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub enum PeerEvent {
         /// The link that the connection goes over.
         link: LinkId,
     },
-    /// Heartbeats can't be sent any more. A new connection is tried without being asked for.
+    /// Heartbeats can no longer be sent. A new connection is tried automatically.
     HeartbeatDown {
         /// Who was at the other end.
         peer: PeerId,
@@ -36,7 +36,7 @@ pub enum PeerEvent {
         /// Why it ended.
         reason: DownReason,
     },
-    /// A heartbeat came. Datagrams may be lost, repeated and reordered.
+    /// A heartbeat arrived. Datagrams may be lost, repeated and reordered.
     Datagram {
         /// Who sent it.
         peer: PeerId,
@@ -52,8 +52,8 @@ pub enum PeerEvent {
         /// The link that the streams go over.
         link: LinkId,
     },
-    /// The streams are gone, and with them what was written and not yet received. A new connection
-    /// is tried without being asked for.
+    /// The streams are gone, with everything written and not yet received. A new connection is
+    /// tried automatically.
     SyncDown {
         /// Who was at the other end.
         peer: PeerId,
@@ -78,8 +78,8 @@ pub enum PeerEvent {
         /// The link that the stream goes over.
         link: LinkId,
     },
-    /// A kernel at the peer's address says that no process listens there. Anyone on the link can
-    /// forge that: it is a hint to look, never a verdict.
+    /// A kernel at the peer's address reports that no process listens there. Anyone on the link can
+    /// forge that: it is a reason to check, never a verdict.
     Refused {
         /// Who seems to be gone.
         peer: PeerId,
@@ -91,11 +91,11 @@ pub enum PeerEvent {
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DownReason {
-    /// Nothing came for the idle timeout.
+    /// Nothing arrived for the idle timeout.
     TimedOut,
     /// The peer has restarted and does not know the connection (RFC 9000, section 10.3).
     Reset,
-    /// The peer shuts down, and said so.
+    /// The peer announced that it shuts down.
     Goodbye,
     /// The peer closed it.
     ClosedByPeer,
@@ -103,7 +103,7 @@ pub enum DownReason {
     Closed,
     /// The peer dialled again.
     Replaced,
-    /// Something that no unit does; the text is for the log.
+    /// A protocol violation; the text is for the log.
     Error(String),
 }
 
@@ -123,31 +123,31 @@ impl fmt::Display for DownReason {
 
 /// The connections to the peers, as the pump needs them.
 ///
-/// A stream is reliable and ordered while its connection lasts. What was written and not received when
+/// A stream is reliable and ordered while its connection lasts. Data written but not received when
 /// the connection ends is lost.
 pub trait Streams {
     /// The peers whose process is known to have ended since the last call.
     fn ended(&mut self) -> Vec<PeerId>;
 
-    /// Reads what has come in, and lets the connections do what is due.
+    /// Reads incoming data, and lets the connections do what is due.
     fn receive(&mut self);
 
-    /// The next event. Those of heartbeats overtake those of replication; within each the order is
-    /// that in which they happened.
+    /// The next event. Heartbeat events overtake replication events; each kind is in chronological
+    /// order.
     fn poll_event(&mut self) -> Option<PeerEvent>;
 
     /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it is the
     /// next event again, except for those of heartbeats.
     fn put_back(&mut self, peer: PeerId, link: LinkId, rest: Bytes);
 
-    /// Appends to the stream to `peer`, and returns how many bytes were taken. If not all,
-    /// [`PeerEvent::SyncWritable`] follows when there is room, or [`PeerEvent::SyncDown`].
+    /// Appends to the stream to `peer`, and returns how many bytes were taken. If not all were
+    /// taken, [`PeerEvent::SyncWritable`] follows when there is room, or [`PeerEvent::SyncDown`].
     ///
-    /// A stream whose [`PeerEvent::SyncUp`] is still to be polled takes nothing: what the caller
-    /// has to say is for the stream before it.
+    /// A stream whose [`PeerEvent::SyncUp`] has not been polled yet takes nothing: the caller's
+    /// data is for the stream before it.
     fn write_sync(&mut self, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize;
 
-    /// Closes the streams to `peer` over `link`. They are opened again without being asked for.
+    /// Closes the streams to `peer` over `link`. They are reopened automatically.
     fn close_sync(&mut self, peer: PeerId, link: LinkId);
 
     /// Sends what was written.
@@ -164,27 +164,26 @@ pub trait Streams {
 pub struct Pump {
     /// By peer.
     outgoing: Vec<Outgoing>,
-    /// By peer: the gateway has taken bytes of its stream and has not handled them all.
+    /// By peer: the gateway has taken bytes from its stream and has not handled them all.
     unfinished: u64,
     /// By link: its interface has carrier.
     carrier: Vec<bool>,
     busy: bool,
 }
 
-/// What a peer's stream has not taken yet.
+/// Bytes that a peer's stream has not taken yet.
 #[derive(Clone, Debug, Default)]
 struct Outgoing {
     bytes: Vec<u8>,
     written: usize,
     /// The link whose stream the bytes are for.
     link: Option<LinkId>,
-    /// The stream takes nothing until it says so.
+    /// The stream is full until it reports room.
     blocked: bool,
 }
 
 impl Pump {
-    /// A pump for `peers` peers (at most 64) and `links` links, of which all are assumed to have
-    /// carrier.
+    /// A pump for `peers` peers (at most 64) and `links` links, all assumed to have carrier.
     pub fn new(peers: usize, links: usize) -> Pump {
         Pump {
             outgoing: vec![Outgoing::default(); peers],
@@ -199,8 +198,7 @@ impl Pump {
         self.busy || self.unfinished != 0
     }
 
-    /// The interface of `link` has gained or lost carrier. If no link has carrier any more, that is a
-    /// hint.
+    /// The interface of `link` has gained or lost carrier. If no link has carrier, that is a hint.
     pub fn handle_carrier(&mut self, now: Time, link: LinkId, up: bool, gateway: &mut Gateway) {
         let Some(carrier) = self.carrier.get_mut(link.index()) else {
             return;
@@ -211,9 +209,9 @@ impl Pump {
         }
     }
 
-    /// First half of a turn: what has come in.
+    /// First half of a turn: input.
     pub fn receive(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
-        // First, since what the dead sent before they died may still wait.
+        // First, because data that dead peers had sent may still wait.
         for peer in streams.ended() {
             gateway.handle_hint(now, Hint::Ended { peer });
         }
@@ -222,7 +220,7 @@ impl Pump {
         self.handle_events(now, gateway, streams);
     }
 
-    /// Second half of a turn: what goes out.
+    /// Second half of a turn: output.
     pub fn send(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
         let mut wrote = false;
         for peer in gateway.peers() {
@@ -239,7 +237,7 @@ impl Pump {
     /// Closes a stream that the gateway has left.
     pub fn close_stream(&mut self, peer: PeerId, link: LinkId, streams: &mut impl Streams) {
         streams.close_sync(peer, link);
-        // What the closing tells is to be heard soon.
+        // The peer should learn of the close soon.
         self.busy = true;
     }
 
@@ -296,7 +294,7 @@ impl Pump {
         }
     }
 
-    /// Hands over a piece of a stream; gives back what was not taken, for a later turn: an earlier
+    /// Passes on a piece of a stream; returns what was not taken, for a later turn: an earlier
     /// piece may be more than one turn's work.
     fn deliver(
         &mut self,
@@ -309,7 +307,7 @@ impl Pump {
     ) -> Option<Bytes> {
         match gateway.handle_sync_data(now, peer, link, &bytes) {
             Ok(received) => {
-                // Bytes of a stream that is not in use are ignored, and say nothing about the other.
+                // Bytes of a stream that is not in use are ignored.
                 if gateway.sync_link(peer) == Some(link) {
                     let flag = 1 << peer.0;
                     self.unfinished =
@@ -327,7 +325,7 @@ impl Pump {
         }
     }
 
-    /// Goes on with what came before and was more than one turn's work.
+    /// Continues with earlier input that was more than one turn's work.
     fn go_on(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
         for peer in gateway.peers() {
             if self.unfinished & (1 << peer.0) == 0 {
@@ -342,7 +340,7 @@ impl Pump {
         }
     }
 
-    /// Gives the stream to `peer` what it takes; returns whether anything was written.
+    /// Writes as much as the stream to `peer` takes; returns whether anything was written.
     fn fill(
         &mut self,
         now: Time,

@@ -1,6 +1,7 @@
-//! Reproducible numbers out of one number: for choices that must repeat when a run is replayed.
+//! Reproducible numbers from one seed: for choices that must repeat when a run is replayed.
 //!
-//! They are not secret. What an attacker must not guess comes from the gateway's keyed generator.
+//! They are not secret. Values that an attacker must not guess come from the gateway's keyed
+//! generator.
 
 use std::time::Duration;
 

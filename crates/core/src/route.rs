@@ -1,8 +1,9 @@
 //! A mirror of the kernel's main routing table: destination → port, next hop, MTU.
 //!
-//! The kernel routes the packets; the mirror only tells the core beforehand where they will leave, so
-//! that policies and translation can be decided. It is asked once a session and not once a packet: a
-//! session keeps the port, and all sessions are looked at again when [`Fib::generation`] changes.
+//! The kernel routes the packets; the mirror only tells the core beforehand where they will leave,
+//! so that it can decide policies and translation. It is consulted once per session, not per
+//! packet: a session keeps its port, and all sessions are checked again when [`Fib::generation`]
+//! changes.
 
 use ipnet::IpNet;
 use prefix_trie::PrefixMap;
@@ -10,8 +11,8 @@ use prefix_trie::PrefixMap;
 use crate::event::{Route, RouteChange, RouteTarget};
 use crate::flow::{Addr, Family};
 
-/// Routes of one prefix that are kept. More than a handful of metrics for one prefix is a
-/// misconfiguration; the worst are forgotten then.
+/// Routes kept per prefix. More than a handful of metrics for one prefix is a misconfiguration;
+/// then the worst are dropped.
 const MAX_ROUTES_PER_PREFIX: usize = 8;
 
 /// The result of a lookup.
@@ -19,7 +20,7 @@ const MAX_ROUTES_PER_PREFIX: usize = 8;
 pub struct Hop {
     /// Where the packet goes.
     pub target: RouteTarget,
-    /// The MTU that the route itself sets; without one, that of the link counts.
+    /// The MTU that the route itself sets; without one, the link's MTU applies.
     pub mtu: Option<u32>,
     /// Length of the prefix that matched: 0 to 32 for IPv4, 0 to 128 for IPv6.
     pub prefix_len: u8,
@@ -31,21 +32,22 @@ pub struct Fib {
     v4: PrefixMap<Prefix, Vec<Candidate>>,
     v6: PrefixMap<Prefix, Vec<Candidate>>,
     generation: u32,
-    /// Counts the dumps that have begun. Unless one is under way, all routes are of the last one.
+    /// Counts the dumps that have begun. Unless one is in progress, all routes are from the last
+    /// one.
     dump: u16,
 }
 
 impl Fib {
-    /// An empty mirror, in which nothing has a route.
+    /// An empty mirror: nothing has a route.
     pub fn new() -> Fib {
         Fib::default()
     }
 
     /// Follows a change of the kernel's table.
     ///
-    /// An added route replaces one of the same destination and metric. A route is removed only if
-    /// destination, metric and target all agree, so that a late notice about a replaced route does no
-    /// harm. During a dump the old routes go on to count, so that there is always a way.
+    /// An added route replaces one with the same destination and metric. A route is removed only if
+    /// destination, metric and target all match, so that a late notification about a replaced route
+    /// does no harm. During a dump the old routes stay valid, so that there is always a route.
     pub fn apply(&mut self, change: RouteChange) {
         let changed = match change {
             RouteChange::BeginDump => {
@@ -61,7 +63,7 @@ impl Fib {
         }
     }
 
-    /// The route to `destination`: of the longest prefix, and of these the lowest metric.
+    /// The route to `destination`: the longest prefix, then the lowest metric.
     pub fn lookup(&self, destination: &Addr) -> Option<Hop> {
         let (prefix, candidates) = self
             .map(destination.family())
@@ -163,7 +165,7 @@ impl Fib {
     }
 }
 
-/// The bits of a prefix, from the top of the integer on, and their number.
+/// The bits of a prefix, from the top of the integer, and their number.
 type Prefix = (u128, u8);
 
 /// A route of some prefix; these are kept sorted by metric.

@@ -1,4 +1,4 @@
-//! What the shell tells of itself, for status and metrics.
+//! What the shell reports about itself, for status and metrics.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub struct ShellView {
     pub boot: Duration,
     /// How long the turns of the event loop took.
     pub turns: Histogram,
-    /// The rules of the kernel's packet filter that let nothing past the gateway.
+    /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: BarrierView,
 }
 

@@ -1,12 +1,12 @@
-//! The core's clock: it is told the time, it never asks for it.
+//! The core's clock: the shell passes in the time; the core never reads it.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point of monotonic time, in nanoseconds since an arbitrary start.
 ///
-/// Only differences have a meaning. The shell reads the clock once a wake and hands the value down;
-/// the simulator hands down virtual time.
+/// Only differences are meaningful. The shell reads the clock once per wake and passes the value
+/// in; the simulator passes in virtual time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
@@ -52,14 +52,14 @@ impl Sub<Time> for Time {
     }
 }
 
-/// A point of time in units of 100 ms: four bytes a stamp, and 13 years until it wraps.
+/// A point in time in units of 100 ms: four bytes per stamp, and 13 years until it wraps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tick(pub u32);
 
 impl Tick {
     const NANOS: u64 = 100_000_000;
 
-    /// Later than every point of time that occurs.
+    /// Later than any time that occurs.
     pub const NEVER: Tick = Tick(u32::MAX);
 
     /// The number of ticks in `duration`, rounded up.

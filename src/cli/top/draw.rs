@@ -1,4 +1,4 @@
-//! How `top` looks: from 80 columns by 24 lines on everything is there; on less, the most important.
+//! Draws `top`: 80 columns by 24 lines show everything; less shows the most important parts.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint::{self, Fill, Length, Max, Min};
@@ -17,10 +17,10 @@ use super::state::{Graph, Top};
 
 const HELP: &str = " q quit   p pause   + - interval";
 
-/// Lines of a graph with its heading, at least and at most.
+/// Minimum and maximum lines of a graph with its heading.
 const GRAPH: [u16; 2] = [3, 9];
 
-/// Columns of the table of ports; what is dropped stands beside it.
+/// Columns of the table of ports; drops are shown beside it.
 const PORTS_WIDTH: u16 = 45;
 
 pub fn draw(frame: &mut Frame, top: &Top) {
@@ -90,7 +90,7 @@ fn draw_body(frame: &mut Frame, area: Rect, top: &Top, status: &Status) {
     draw_events(frame, events, status);
 }
 
-/// Gives each part what it wants, the first ones first; what is left makes the graphs higher.
+/// Gives each part its lines, in order; remaining lines make the graphs higher.
 fn heights(available: u16, wanted: [u16; 6]) -> [u16; 6] {
     let mut left = available;
     let mut heights = wanted.map(|height| {

@@ -1,5 +1,5 @@
 //! `tandemgw top`: a live view of a gateway in the terminal. This file does the input and output;
-//! [`state`] knows what is shown, [`draw`] how.
+//! [`state`] holds what is shown, [`draw`] draws it.
 
 mod draw;
 mod state;
@@ -22,10 +22,10 @@ use super::fail;
 
 use state::{Command, Top};
 
-/// How long the view may stand still for a gateway that does not answer.
+/// How long the view may freeze for a gateway that does not answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The longest wait for a key: signals are looked at in between.
+/// The longest wait for a key: signals are checked in between.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 pub fn top(socket: Option<&Path>) -> ExitCode {
@@ -41,7 +41,7 @@ pub fn top(socket: Option<&Path>) -> ExitCode {
     };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGHUP] {
-        // Without it such a signal ends us without restoring the terminal, and no more.
+        // Without it such a signal would end us without restoring the terminal.
         let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
     }
     // It restores the terminal on a panic, too.

@@ -1,5 +1,5 @@
-//! What `top` knows: the last status, rates from the one before, and their history. It knows neither
-//! terminal nor clock.
+//! The state of `top`: the last status, rates from the one before, and their history. It uses
+//! neither a terminal nor a clock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use tandemgw_core::control::protocol::{PortStatus, Status};
 use tandemgw_core::time::Time;
 
-/// Rates that are remembered; a terminal is hardly wider.
+/// How many rates are kept; terminals are rarely wider.
 const HISTORY: usize = 512;
 
-/// The times between two questions that can be chosen.
+/// The available intervals between two requests.
 const INTERVALS: [Duration; 6] = [
     Duration::from_millis(250),
     Duration::from_millis(500),
@@ -20,7 +20,7 @@ const INTERVALS: [Duration; 6] = [
     Duration::from_secs(10),
 ];
 
-/// What is shown in the course of time.
+/// What the graphs show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Graph {
     /// Packets forwarded.
@@ -29,7 +29,7 @@ pub enum Graph {
     Bits,
     /// Sessions opened.
     Opened,
-    /// Packets dropped, for whatever reason.
+    /// Packets dropped, for any reason.
     Drops,
 }
 
@@ -45,7 +45,7 @@ pub enum Command {
     Faster,
 }
 
-/// The rates of a port, a second.
+/// The rates of a port, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PortRates {
     pub in_packets: f64,
@@ -67,7 +67,7 @@ pub struct Top {
     is_paused: bool,
 }
 
-/// A reason for which packets were dropped.
+/// A drop reason with its counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drop {
     pub reason: String,
@@ -98,7 +98,7 @@ impl Top {
         }
     }
 
-    /// Takes note of an answer that came at `now`.
+    /// Records an answer that arrived at `now`.
     pub fn update(&mut self, now: Time, status: Status) {
         let sample = Sample::of(now, &status);
         // Counters of another process can't be compared.
@@ -120,7 +120,7 @@ impl Top {
         self.trouble = None;
     }
 
-    /// Takes note that there was no answer.
+    /// Records that there was no answer.
     pub fn lose(&mut self, why: String) {
         self.trouble = Some(why);
         self.history
@@ -139,12 +139,12 @@ impl Top {
         }
     }
 
-    /// The last status that there was.
+    /// The last known status.
     pub fn status(&self) -> Option<&Status> {
         self.status.as_ref()
     }
 
-    /// Why what is shown is out of date.
+    /// Why the display is out of date.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
@@ -153,7 +153,7 @@ impl Top {
         self.is_paused
     }
 
-    /// The time between two questions.
+    /// The interval between two requests.
     pub fn interval(&self) -> Duration {
         INTERVALS[self.interval]
     }
@@ -178,7 +178,7 @@ impl Top {
         self.ports.get(name).copied()
     }
 
-    /// Why packets were dropped, what happens most now first.
+    /// Drop reasons, those with the highest current rate first.
     pub fn drops(&self) -> &[Drop] {
         &self.drops
     }
@@ -237,7 +237,7 @@ impl Sample {
         let drop = |(reason, total): (&String, &u64)| Drop {
             reason: reason.clone(),
             rate: before.map_or(0.0, |before| {
-                // A reason that was not there was at zero.
+                // A missing reason was at zero.
                 let then = before.drops.get(reason).copied().unwrap_or(0);
                 self.rate(before, *total, then)
             }),

@@ -1,4 +1,4 @@
-//! Whether somebody changes the barrier.
+//! Detects changes of the barrier.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,17 +9,18 @@ use super::table_name;
 use crate::os::netlink::{Messages, receive};
 use crate::os::nftables::{Attributes, attribute};
 
-/// Datagrams of one look. A firewall that loads thousands of rules sends thousands of messages.
+/// Datagrams to read at a time. A firewall that loads thousands of rules causes thousands of
+/// messages.
 const READ_BUDGET: usize = 16;
 
-/// Listens to all changes of the packet filter, and tells those of the barrier from others.
+/// Receives all changes of the packet filter, and filters those of the barrier.
 pub struct BarrierWatch {
     socket: Socket,
     table: String,
     buffer: Vec<u8>,
 }
 
-/// What a look has found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// Somebody, perhaps this process, has changed the barrier, or may have: more happened than the
@@ -30,7 +31,8 @@ pub struct Look {
 }
 
 impl BarrierWatch {
-    /// Listens, in the network namespace of the calling thread, for the barrier of the node of that name.
+    /// Listens, in the network namespace of the calling thread, for changes to the barrier of the
+    /// node with that name.
     ///
     /// # Errors
     /// If the kernel has no netfilter or no nf_tables, or the right is missing (`CAP_NET_ADMIN`).
@@ -59,7 +61,7 @@ impl BarrierWatch {
                         more: false,
                     };
                 }
-                // An overrun, above all.
+                // Mostly an overrun.
                 Err(_) => changed = true,
             }
         }

@@ -1,5 +1,5 @@
-//! The kernel's own addresses: what a change of them does to links and ports, and the neighbours that it
-//! leaves to the gateway to ask for.
+//! The kernel's own addresses: the effect of changes on links and ports, and the neighbours that
+//! the gateway resolves for the kernel.
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
@@ -15,7 +15,7 @@ use super::super::neighbor_requests::NeighborRequests;
 use super::super::steering::Disturbance;
 use super::{NEIGHBORS, Shell};
 
-/// Opens the socket for neighbours; without it the kernel asks for all of them.
+/// Opens the socket for neighbours; without it the kernel resolves all of them.
 pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
     let opened = NeighborRequests::open().and_then(|requests| {
         let mut source = SourceFd(&requests.as_raw_fd());
@@ -33,7 +33,7 @@ pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
 }
 
 impl Shell {
-    pub(super) fn heed_address(&mut self, now: Time, own: OwnAddress) {
+    pub(super) fn handle_address(&mut self, now: Time, own: OwnAddress) {
         if let Some(peers) = &mut self.peers {
             peers.note_address(own.addr, true, now);
         }
@@ -44,7 +44,7 @@ impl Shell {
 
     /// With an address of an interface its network's route goes, and with the last IPv4 address all its
     /// IPv4 routes, ours too; the kernel does not say so.
-    pub(super) fn heed_address_gone(&mut self, now: Time, gone: OwnAddress) {
+    pub(super) fn handle_address_gone(&mut self, now: Time, gone: OwnAddress) {
         self.gateway
             .handle_kernel_address(now, gone.addr.into(), gone.port, false);
         if let Some(port) = gone.port {
@@ -62,7 +62,7 @@ impl Shell {
         }
     }
 
-    /// Asks for the neighbours on all ports where the kernel has no address.
+    /// Resolves the neighbours on all ports where the kernel has no address.
     pub(super) fn ask_for_neighbors(&mut self) {
         for index in 0..self.ports.len() {
             self.ask_for(PortId::from_index(index));

@@ -1,4 +1,4 @@
-//! What the kernel says of interfaces, routes and rules, and what of it concerns the gateway.
+//! Handles what the kernel reports about interfaces, routes and rules.
 
 use tandemgw_core::event::{LinkState, RouteChange};
 use tandemgw_core::flow::{Addr, PortId};
@@ -18,11 +18,11 @@ impl Shell {
         }
         let notices = std::mem::take(&mut self.notices);
         for notice in notices {
-            self.heed(now, notice);
+            self.handle_notice(now, notice);
         }
     }
 
-    fn heed(&mut self, now: Time, notice: Notice) {
+    fn handle_notice(&mut self, now: Time, notice: Notice) {
         match notice {
             Notice::Route(change) => {
                 let is_told = change == RouteChange::EndDump;
@@ -41,7 +41,7 @@ impl Shell {
                 detached,
             } => {
                 if let Some(port) = port {
-                    self.heed_link(now, port, state, detached.as_ref());
+                    self.handle_link(now, port, state, detached.as_ref());
                     self.note_number(port, index);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
@@ -53,7 +53,7 @@ impl Shell {
                 ..
             } => {
                 if let Some(port) = port {
-                    self.heed_loss(now, port, &name, renamed.as_deref());
+                    self.handle_loss(now, port, &name, renamed.as_deref());
                 }
                 self.note_interface(now, &name, None, false);
             }
@@ -66,13 +66,19 @@ impl Shell {
                 self.disturb(Disturbance::KernelRules);
             }
             Notice::ReversePathFilter { value } => note_filter(value),
-            Notice::Address(own) => self.heed_address(now, own),
-            Notice::AddressGone(gone) => self.heed_address_gone(now, gone),
+            Notice::Address(own) => self.handle_address(now, own),
+            Notice::AddressGone(gone) => self.handle_address_gone(now, gone),
             Notice::AddressesReset => self.gateway.forget_kernel_addresses(),
         }
     }
 
-    fn heed_link(&mut self, now: Time, port: PortId, link: LinkState, detached: Option<&Detached>) {
+    fn handle_link(
+        &mut self,
+        now: Time,
+        port: PortId,
+        link: LinkState,
+        detached: Option<&Detached>,
+    ) {
         let before = self.gateway.link(port);
         if before == link {
             return;
@@ -97,15 +103,15 @@ impl Shell {
             None => {}
         }
         if link.up && !before.up {
-            // An interface that was made again has a number that the barrier has not seen.
+            // A recreated interface has a number that the barrier does not know.
             self.disturb(Disturbance::Expected(port));
             self.ask_for(port);
         }
         self.gateway.handle_link(now, port, link);
     }
 
-    /// The interface of a port is gone, or called otherwise.
-    fn heed_loss(&mut self, now: Time, port: PortId, interface: &str, renamed: Option<&str>) {
+    /// The interface of a port was removed or renamed.
+    fn handle_loss(&mut self, now: Time, port: PortId, interface: &str, renamed: Option<&str>) {
         let name = self.gateway.port_name(port);
         match renamed {
             Some(other) => log::warn!(
@@ -138,7 +144,7 @@ impl Shell {
     }
 }
 
-/// For all interfaces: of this value and that of an interface, the greater one counts.
+/// For all interfaces: the greater of this value and the interface's own applies.
 fn note_filter(value: u32) {
     if value == 1 {
         log::error!(

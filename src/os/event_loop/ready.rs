@@ -1,6 +1,6 @@
 //! Sources that may hold more than was read.
 
-/// A set of numbers below the size that it is made for.
+/// A set of numbers below a fixed size.
 #[derive(Default)]
 pub(super) struct Bits(Vec<u64>);
 
@@ -10,7 +10,7 @@ impl Bits {
         Bits(vec![0; size.div_ceil(64)])
     }
 
-    /// Adds a number; none that is too large.
+    /// Adds a number; ignores one that is too large.
     pub(super) fn insert(&mut self, number: usize) {
         if let Some(word) = self.0.get_mut(number / 64) {
             *word |= 1 << (number % 64);

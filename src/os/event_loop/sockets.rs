@@ -1,5 +1,5 @@
-//! The packet sockets of ports whose interface was made again, and the multicast groups that they join:
-//! one socket, or a few groups, a turn.
+//! The packet sockets of ports whose interface was recreated, and the multicast groups that they
+//! join: one socket, or a few groups, per turn.
 
 use mio::Interest;
 
@@ -13,10 +13,10 @@ use super::{Shell, socket_token};
 /// Multicast groups that are joined or left in one turn: two system calls each.
 const GROUPS_PER_TURN: usize = 4;
 
-/// What is to be done to the packet sockets.
+/// Pending work for the packet sockets.
 #[derive(Default)]
 pub(super) struct Chores {
-    /// Ports that have an interface of another number than their socket.
+    /// Ports whose interface has another number than their socket.
     stale: Bits,
     /// Groups wait to be joined or left.
     joining: bool,
@@ -48,7 +48,7 @@ impl Shell {
         self.chores.joining = true;
     }
 
-    /// Does one thing of what is to be done.
+    /// Does one piece of the pending work.
     pub(super) fn do_chores(&mut self) {
         if let Some(index) = self.chores.stale.next(0) {
             self.chores.stale.remove(index);
@@ -75,7 +75,7 @@ impl Shell {
             ),
         }
         self.chores.joining = true;
-        // What came before it was registered is not told of.
+        // There is no event for frames that arrived before it was registered.
         self.ready.sockets.insert(index);
     }
 

@@ -1,4 +1,4 @@
-//! What the thread that keeps rules, routes and devices in place has to tell.
+//! Handles reports from the thread that keeps rules, routes and devices in place.
 
 use std::io;
 
@@ -15,10 +15,10 @@ use super::super::upkeep::{Order, Report, Upkeep};
 use super::{Shell, tun_token};
 
 impl Shell {
-    /// Reads what the thread has to tell.
+    /// Reads the thread's reports.
     ///
     /// # Errors
-    /// If it has failed: what somebody removes would not be put back any more.
+    /// If it has failed: removed items would no longer be restored.
     pub(super) fn read_reports(&mut self) -> io::Result<()> {
         while let Some(report) = self.upkeep.as_ref().map_or(Ok(None), Upkeep::next_report)? {
             self.handle_report(report);
@@ -57,12 +57,12 @@ impl Shell {
         }
     }
 
-    /// Has the thread look at something that may be gone.
+    /// Has the thread check something that may be gone.
     pub(super) fn disturb(&self, disturbance: Disturbance) {
         self.order(Order::Disturb(disturbance));
     }
 
-    /// A rule of somebody else that the kernel asks first.
+    /// Somebody else's rule that takes precedence.
     pub(super) fn tell_rule(&self, rule: &Rule) {
         log::warn!(
             "rule before ours rule={} effect=\"packets that it matches don't reach the gateway, and are dropped\" \
@@ -75,7 +75,7 @@ impl Shell {
         let more = view.stopped.saturating_sub(self.view.barrier.stopped);
         if more > 0 {
             log::warn!(
-                "packets stopped count={more} by=barrier why=\"they would have gone past the gateway\" \
+                "packets stopped count={more} by=barrier why=\"they would have bypassed the gateway\" \
                  remedy=\"tandemgw doctor\""
             );
         }
@@ -99,7 +99,7 @@ impl Shell {
         }
     }
 
-    /// Goes on with a TUN device that was made in place of one that is gone.
+    /// Continues with a TUN device that replaces one that is gone.
     fn take_tun(&mut self, port: PortId, mut tun: Tun) {
         let name = self.gateway.port_name(port);
         let token = tun_token(port.index());
@@ -114,7 +114,7 @@ impl Shell {
     }
 }
 
-/// A route of somebody else in one of our tables may be better than ours.
+/// Somebody else's route in one of our tables may take precedence over ours.
 fn tell_foreign(route: &KernelRoute, error: Option<&NetlinkError>) {
     match error {
         None => log::warn!(

@@ -11,7 +11,7 @@ use super::super::upkeep::Order;
 use super::{Shell, Steering};
 
 impl Shell {
-    /// Takes note of a change of the routes, before the core does.
+    /// Records a change of the routes, before the core does.
     pub(super) fn note_default_route(&mut self, change: &RouteChange) {
         let is_default = match change {
             RouteChange::Add(route) | RouteChange::Remove(route) => {
@@ -25,8 +25,8 @@ impl Shell {
         }
     }
 
-    /// Has the kernel follow the gateway among the uplinks there are; the gateway chooses among them when it
-    /// does.
+    /// Makes the kernel follow the gateway's choice of uplinks; the gateway chooses among them once
+    /// it does.
     fn follow_uplinks(&mut self) {
         for family in [Family::V4, Family::V6] {
             let ways = self.monitor.uplinks(family);
@@ -37,7 +37,7 @@ impl Shell {
         }
     }
 
-    /// The same at the start, before the first packet.
+    /// The same at the start, before the first packet arrives.
     pub(super) fn follow_first(&mut self, steering: &mut Steering) {
         for family in [Family::V4, Family::V6] {
             let ways = self.monitor.uplinks(family);
@@ -46,7 +46,7 @@ impl Shell {
         }
     }
 
-    /// The kernel follows among these next hops, or does not.
+    /// The kernel now follows the choice among these next hops, or does not.
     pub(super) fn set_uplinks(
         &mut self,
         family: Family,
@@ -55,7 +55,7 @@ impl Shell {
     ) {
         if let Some(error) = error {
             log::error!(
-                "uplinks not followed error={} effect=\"the kernel chooses among them, past policies and translation\"",
+                "uplinks not followed error={} effect=\"the kernel chooses among them, regardless of policies and translation\"",
                 InQuotes(error)
             );
             return self.gateway.set_uplinks(family, Vec::new());

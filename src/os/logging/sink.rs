@@ -1,4 +1,4 @@
-//! Where the lines go: writes that never block, and a bounded buffer for what is not taken.
+//! Where the lines go: writes that never block, and a bounded buffer for the rest.
 
 use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions};
@@ -10,7 +10,7 @@ use super::super::check;
 
 /// Bytes that may wait for the reader: some thousand lines.
 const MAX_WAITING: usize = 256 * 1024;
-/// What a pipe that can be written to takes without blocking (`PIPE_BUF`).
+/// How much a writable pipe accepts without blocking (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
 /// Takes lines, and never waits.
@@ -21,11 +21,12 @@ pub(super) struct Sink {
 
 /// stderr, in a way that does not block.
 enum Out {
-    /// A pipe or a terminal, opened anew, so that its being non-blocking is no other process's business.
+    /// A pipe or a terminal, reopened so that making it non-blocking does not affect other
+    /// processes.
     Nonblocking(File),
-    /// A socket, as the journal's, of which each call can ask not to block.
+    /// A socket, such as the journal's, where each call can request not to block.
     Socket(File),
-    /// Anything else: a file, or a pipe that may not be opened anew. It is asked before each write.
+    /// Anything else: a file, or a pipe that can't be reopened. It is polled before each write.
     Asked(File),
 }
 
@@ -48,14 +49,14 @@ impl Sink {
         }
     }
 
-    /// Writes a line, or lets it wait, or loses it.
+    /// Writes a line, buffers it, or loses it.
     pub fn push(&mut self, line: &[u8]) {
         if let Some(out) = &self.out {
             self.waiting.push(line, |bytes| out.write(bytes));
         }
     }
 
-    /// Writes what waits, as far as it is taken.
+    /// Writes as many waiting lines as possible.
     pub fn flush(&mut self) {
         if let Some(out) = &self.out {
             self.waiting.flush(|bytes| out.write(bytes));
@@ -67,7 +68,7 @@ impl Sink {
         !self.waiting.bytes.is_empty()
     }
 
-    /// How many lines were lost, once that can be said.
+    /// How many lines were lost, once that can be reported.
     pub fn take_lost(&mut self) -> Option<u64> {
         if self.is_waiting() || self.waiting.lost == 0 {
             return None;
@@ -75,7 +76,7 @@ impl Sink {
         Some(std::mem::take(&mut self.waiting.lost))
     }
 
-    /// What the kernel says of stderr.
+    /// The kernel's error for stderr.
     pub fn metadata(&self) -> Option<Metadata> {
         self.out.as_ref()?.file().metadata().ok()
     }
@@ -89,7 +90,7 @@ impl Out {
         if kind.is_socket() {
             return Out::Socket(file);
         }
-        // A regular file opened anew would be written from its beginning.
+        // A reopened regular file would be written from its beginning.
         if !kind.is_fifo() && !kind.is_char_device() {
             return Out::Asked(file);
         }
@@ -136,7 +137,7 @@ fn is_writable(fd: RawFd) -> io::Result<bool> {
 impl Waiting {
     fn push(&mut self, line: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) {
         self.flush(&mut write);
-        // The order of lines is kept, and a gap is told before what comes after it.
+        // Lines stay in order, and a gap is reported before the lines after it.
         let is_held_up = !self.bytes.is_empty() || self.lost > 0;
         let taken = match is_held_up {
             true => 0,
@@ -162,7 +163,7 @@ impl Waiting {
     }
 }
 
-/// How many bytes were taken; all if the reader is gone for good.
+/// How many bytes were written; all if the reader is gone for good.
 fn write_all(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> usize {
     let mut taken = 0;
     while taken < bytes.len() {
@@ -212,8 +213,8 @@ mod tests {
         }
     }
 
-    /// The descriptors that stderr may be, with an end that nobody reads: a pipe, the same where it can't be
-    /// opened anew, and a socket as the journal's.
+    /// The kinds of descriptors that stderr may be, with an end that nobody reads: a pipe, a pipe
+    /// that can't be reopened, and a socket like the journal's.
     fn unread() -> Vec<(Out, OwnedFd)> {
         let pipe = || {
             let (reader, writer) = io::pipe().unwrap();
@@ -239,7 +240,7 @@ mod tests {
                 out: Some(out),
                 waiting: Waiting::default(),
             };
-            // Blocks for ever if it blocks at all.
+            // Blocks forever if it blocks at all.
             for _ in 0..10_000 {
                 sink.push(&[b'x'; 200]);
             }

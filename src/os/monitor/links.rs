@@ -1,4 +1,4 @@
-//! What changes of links and of their addresses say.
+//! Evaluates changes of links and their addresses.
 
 use super::{Address, Link, Monitor, Notice, OwnAddress, PortId, Stage};
 use crate::os::steering::Disturbance;
@@ -6,10 +6,10 @@ use crate::os::steering::Disturbance;
 /// Why a port can't use the interface that has its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detached {
-    /// It belongs to the bridge, bond or VRF of that name, by which its packets come in.
+    /// It belongs to the bridge, bond or VRF with that name, so its packets come in through that.
     Master(String),
-    /// It is the interface of another port: somebody exchanged the names. To follow would take one
-    /// network for the other.
+    /// It is the interface of another port: somebody exchanged the names. Following the names would
+    /// mistake one network for the other.
     OtherPort(PortId),
 }
 
@@ -30,7 +30,7 @@ impl Monitor {
         }
     }
 
-    /// The result is true if IPv4 routes have vanished silently, or lead elsewhere now.
+    /// The result is true if IPv4 routes have vanished silently or now lead elsewhere.
     pub(super) fn take_link(&mut self, link: Link, out: &mut Vec<Notice>) -> bool {
         if self.dump.stage == Some(Stage::Links) {
             self.dump.seen.insert(link.index);

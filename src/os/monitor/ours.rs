@@ -1,4 +1,4 @@
-//! Which changes concern what the gateway has added to the kernel.
+//! Which changes affect what the gateway has added to the kernel.
 
 use super::parameters::ParameterSet;
 use super::{KernelRoute, Link, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
@@ -9,7 +9,7 @@ use crate::os::steering::{Disturbance, KERNEL_TABLES, PROTOCOL, is_ours};
 const TABLE_LOCAL: u32 = 255;
 
 impl Monitor {
-    /// What a message means for the steering, beside what it says of the machine.
+    /// What a message means for the steering.
     pub(super) fn note_ours(&self, message: &RouteNetlinkMessage, out: &mut Vec<Notice>) {
         let disturbance = match message {
             RouteNetlinkMessage::DelRoute(message) => {
@@ -39,7 +39,7 @@ impl Monitor {
         out.extend(disturbance.map(Notice::Disturbed));
     }
 
-    /// A parameter of an interface was set: was it one of ours?
+    /// Whether a parameter that was set is one of ours.
     pub(super) fn note_parameter(&self, set: Option<ParameterSet>, out: &mut Vec<Notice>) {
         let Some(ParameterSet { link, rp_filter }) = set else {
             return;
@@ -58,7 +58,7 @@ impl Monitor {
         }
     }
 
-    /// The TUN device has changed: is it still as it must be?
+    /// Whether a TUN device that has changed is still correct.
     pub(super) fn note_tun(&mut self, link: &Link, out: &mut Vec<Notice>) {
         if let Some(port) = self.tuns.get(&link.name) {
             self.tun_links.insert(link.index, *port);
@@ -109,7 +109,7 @@ impl Monitor {
             .then_some(Disturbance::KernelRules)
     }
 
-    /// Whether the kernel asks a rule of others first, which may lead packets past the gateway.
+    /// Whether somebody else's rule comes first, which may route packets past the gateway.
     fn is_before_ours(&self, rule: &Rule) -> bool {
         let of_port = |name: &String| self.ports.contains_key(name);
         rule.priority < self.first_table

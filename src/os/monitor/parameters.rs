@@ -20,7 +20,7 @@ pub(super) struct ParameterSet {
     pub(super) rp_filter: Option<u32>,
 }
 
-/// Whether a message of that type tells of a parameter.
+/// Whether a message of that type reports a parameter.
 pub(super) fn is_netconf(kind: u16) -> bool {
     (RTM_NEWNETCONF..=RTM_NEWNETCONF + 1).contains(&kind)
 }

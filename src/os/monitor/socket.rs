@@ -1,4 +1,4 @@
-//! The socket that the kernel tells its changes to.
+//! The socket on which the kernel reports changes.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,7 +21,7 @@ const GROUPS: [libc::c_uint; 9] = [
     libc::RTNLGRP_IPV6_NETCONF,
 ];
 
-/// A socket that hears all that is mirrored, and the address that the kernel gave it.
+/// A socket that receives all mirrored changes, and the address that the kernel gave it.
 pub(super) fn open() -> io::Result<(Socket, u32)> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     enlarge_queue(&socket);
@@ -33,8 +33,8 @@ pub(super) fn open() -> io::Result<(Socket, u32)> {
     Ok((socket, port))
 }
 
-/// Beyond the limit for unprivileged processes if possible; the rest is a matter of luck and of
-/// [`super::Notice::Overrun`].
+/// Beyond the limit for unprivileged processes if possible; otherwise [`super::Notice::Overrun`]
+/// handles an overflow.
 fn enlarge_queue(socket: &Socket) {
     let size = RECEIVE_QUEUE;
     // SAFETY: the descriptor is open, and the option's value is a `c_int` of the length given, which

@@ -45,7 +45,7 @@ impl Monitor {
         if several { ways } else { Vec::new() }
     }
 
-    /// Whether not all is known that a dump tells.
+    /// Whether a dump is needed to know everything.
     pub fn is_dumping(&self) -> bool {
         self.dump.stage.is_some()
     }

@@ -1,4 +1,4 @@
-//! Links, addresses, routes and rules: what the kernel's messages say, and what is asked of it.
+//! Links, addresses, routes and rules in messages from and to the kernel.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -38,7 +38,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// What the core wants to know of it.
+    /// The part that the core needs.
     pub fn state(&self) -> LinkState {
         LinkState {
             up: self.admin_up && self.carrier,
@@ -105,14 +105,14 @@ impl Address {
     }
 }
 
-/// One of the ways that a route leads.
+/// One hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// The interface.
     pub link: u32,
     /// The router; none if the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// Its share of a multipath route, beside those of the others; 1 at least.
+    /// Its share of a multipath route, relative to the others; at least 1.
     pub weight: u32,
 }
 
@@ -169,7 +169,7 @@ impl KernelRoute {
         }
     }
 
-    /// Whether it leads out of `link` and to nothing else.
+    /// Whether it leads only out of `link`.
     pub fn leads_only_to(&self, link: u32) -> bool {
         matches!(self.hops.as_slice(), [hop] if hop.link == link)
     }
@@ -225,7 +225,7 @@ impl KernelRoute {
         })
     }
 
-    /// The request for a route with at most one hop, which is all that this program makes.
+    /// The request for a route with at most one hop: this program makes no others.
     pub(super) fn to_message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(net_family(&self.destination));
@@ -270,20 +270,20 @@ impl fmt::Display for KernelRoute {
     }
 }
 
-/// A policy routing rule: what comes in by an interface is looked up in a table.
+/// A policy routing rule: packets from an interface are looked up in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The family whose packets it is for.
     pub family: Family,
-    /// Rules are asked in the order of this number.
+    /// Rules apply in the order of this number.
     pub priority: u32,
     /// The interface that the packet came in by.
     pub interface: Option<String>,
-    /// The table that is asked; 0 if the rule does something else.
+    /// The table to look up; 0 if the rule does something else.
     pub table: u32,
     /// Who made it (`FRA_PROTOCOL`).
     pub protocol: u8,
-    /// It has conditions beside the interface, or an action other than a table.
+    /// It has conditions other than the interface, or an action other than a table.
     pub special: bool,
 }
 
@@ -304,7 +304,7 @@ impl Rule {
                 RuleAttribute::Iifname(name) => rule.interface = Some(name.clone()),
                 RuleAttribute::Table(table) => rule.table = *table,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
-                // "-1": reported on each rule, and without effect.
+                // "-1": reported for each rule, without effect.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.special = true,
             }
@@ -360,7 +360,7 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The network that holds all addresses of a family.
+/// The network that contains all addresses of a family.
 pub(in crate::os) fn default_network(family: Family) -> IpNet {
     match family {
         Family::V4 => ipnet::Ipv4Net::default().into(),

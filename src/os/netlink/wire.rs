@@ -72,7 +72,7 @@ pub(in crate::os) struct RawMessage<'a>(&'a [u8]);
 pub(in crate::os) enum Answer<'a> {
     /// An object: what follows the header of its message.
     Data(&'a [u8]),
-    /// The end of a list, or that a change was made.
+    /// The end of a list, or confirmation of a change.
     Done,
     /// A refusal: its number, and the attributes that explain it.
     Error(i32, Option<&'a [u8]>),
@@ -103,7 +103,7 @@ impl<'a> RawMessage<'a> {
         &self.0[RawMessage::HEADER..]
     }
 
-    /// What it is as a part of an answer.
+    /// Its kind as part of an answer.
     pub(in crate::os) fn answer(self) -> Answer<'a> {
         let code = self
             .body()
@@ -126,7 +126,8 @@ impl<'a> RawMessage<'a> {
     }
 }
 
-/// The kernel's words in an `NLMSG_ERROR`: they follow the header of the request (`NETLINK_CAP_ACK`).
+/// The kernel's error text in an `NLMSG_ERROR`: it follows the header of the request
+/// (`NETLINK_CAP_ACK`).
 pub(super) fn error_detail(flags: u16, quoted: &[u8]) -> Option<String> {
     if flags & NLM_F_ACK_TLVS == 0 {
         return None;

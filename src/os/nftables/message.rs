@@ -39,7 +39,7 @@ pub(in crate::os) mod attribute {
     pub const COUNTER_PACKETS: u16 = 2;
 }
 
-/// What nft(8) stores with a set whose keys are in the byte order of the machine.
+/// The data that nft(8) stores with a set whose keys are in host byte order.
 pub(super) const HOST_BYTE_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
 
 /// One step of a rule.
@@ -51,15 +51,15 @@ pub(in crate::os) enum Expression<'a> {
         /// The register: [`Expression::FIRST`], or [`Expression::SECOND`] for the rest of a longer key.
         register: u32,
     },
-    /// Goes on if the first register is in a set.
+    /// Continues if the first register is in a set.
     IsIn(&'a str),
     /// Loads a byte of the IP header, at this offset.
     LoadByte(u32),
-    /// Loads what kind of address the destination is for this machine (`RTN_*`).
+    /// Loads the type of the destination address for this machine (`RTN_*`).
     LoadDestinationType,
-    /// Goes on if the first register is these bytes.
+    /// Continues if the first register equals these bytes.
     Is(&'a [u8]),
-    /// Goes on if the first register is these bytes or less.
+    /// Continues if the first register is less than or equal to these bytes.
     IsAtMost(&'a [u8]),
     /// Counts the packet.
     Count,
@@ -200,7 +200,7 @@ pub(in crate::os) fn comment(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// Has the kernel answer to the message at the beginning of `bytes` even if all goes well.
+/// Makes the kernel answer the message at the start of `bytes` even on success.
 pub(super) fn ask_for_answer(bytes: &mut [u8]) {
     let flags = u16::from_ne_bytes([bytes[6], bytes[7]]) | NLM_F_ACK;
     bytes[6..8].copy_from_slice(&flags.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! The barrier that lets nothing past the gateway.
+//! The barrier that keeps packets from bypassing the gateway.
 
 use super::{Check, Network, Problem};
 use crate::os::barrier::{self, Condition, Post};
@@ -16,7 +16,7 @@ pub(super) fn check(config: &Config, network: &Network, is_running: bool) -> Che
         }
         (Ok(Condition::Whole { stopped, .. }), _) => {
             format!(
-                "in place; it has stopped {stopped} packets that would have gone past the gateway"
+                "in place; it has stopped {stopped} packets that would have bypassed the gateway"
             )
         }
         (Ok(Condition::Broken(_)), false) => "the gateway sets it when it starts".to_owned(),
@@ -31,7 +31,7 @@ fn broken(config: &Config, what: &str) -> Check {
     let table = barrier::table_name(&config.node.name);
     let problem = Problem::warning(
         format!(
-            "{what} (nftables table {table}): only routes and rules keep packets from going past the gateway"
+            "{what} (nftables table {table}): only routes and rules keep packets from bypassing the gateway"
         ),
         "find out who removes it (nft monitor); the gateway sets it again at once",
     );

@@ -12,7 +12,8 @@ use tandemgw_core::config::Config;
 /// Bytes of a Unix socket's path, without the zero at its end (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The key of this node, and whether it is taken for that of a peer; none if there is no key.
+/// The key of this node, and whether a peer is configured with the same key; none if there is no
+/// key.
 pub(super) fn key(config: &Config) -> Option<Check> {
     let path = config.node.key.as_ref()?;
     let key = match key_file::load(path) {
@@ -45,7 +46,7 @@ pub(super) fn key(config: &Config) -> Option<Check> {
     Some(Check::new("key", found, problems))
 }
 
-/// Where administrators ask the gateway.
+/// The socket for the commands.
 pub(super) fn control_socket(config: &Config, is_running: bool) -> Check {
     let path = config.node.control_socket.as_path();
     let shown = path.display();
@@ -68,7 +69,7 @@ pub(super) fn control_socket(config: &Config, is_running: bool) -> Check {
         ))
     } else if !is_writable(folder) {
         Some(Problem::fatal(
-            format!("no socket can be made in {}", folder.display()),
+            format!("no socket can be created in {}", folder.display()),
             "let the gateway's user write there, or choose another `control-socket` in `[node]`",
         ))
     } else {
@@ -77,12 +78,12 @@ pub(super) fn control_socket(config: &Config, is_running: bool) -> Check {
     let found = if is_running {
         format!("the gateway answers at {shown}")
     } else {
-        format!("{shown} can be made")
+        format!("{shown} can be created")
     };
     Check::new("control-socket", found, problem)
 }
 
-/// Whether this process may make files in a folder.
+/// Whether this process may create files in a folder.
 fn is_writable(folder: &Path) -> bool {
     let Ok(path) = CString::new(folder.as_os_str().as_bytes()) else {
         return false;

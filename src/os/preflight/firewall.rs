@@ -1,8 +1,8 @@
 //! Firewalls of this machine that would drop what the gateway forwards.
 //!
-//! The kernel carries each packet twice through its forward hook: to the TUN device and from it. What
-//! Docker, ufw and others set up there drops everything that they don't know. The rules are read by
-//! the tools that made them; where these are missing, nothing is said.
+//! Each packet passes the kernel's forward hook twice: to the TUN device and from it. Rules of
+//! Docker, ufw and others there drop everything unknown. The rules are read with the tools that
+//! made them; if these are missing, nothing is reported.
 
 use std::fs;
 use std::process::Command;
@@ -40,7 +40,7 @@ pub(super) fn check() -> Check {
         ("iptables-legacy", "/proc/net/ip_tables_names"),
         ("ip6tables-legacy", "/proc/net/ip6_tables_names"),
     ] {
-        // Unless there is such a table already, the tool would make one.
+        // If there is no such table yet, the tool would create one.
         let names = fs::read_to_string(tables).unwrap_or_default();
         if names.lines().any(|name| name == "filter") {
             let rules = output(tool, &["--list-rules"]);
@@ -146,7 +146,7 @@ fn nftables(json: &str) -> Vec<Problem> {
     chains.filter(drops).map(problem).collect()
 }
 
-/// Whether a rule drops or rejects everything that comes to it.
+/// Whether a rule drops or rejects everything that reaches it.
 fn is_drop(rule: &Value) -> bool {
     let steps = rule["expr"].as_array().into_iter().flatten();
     let names = steps.filter_map(|step| step.as_object()?.keys().next());

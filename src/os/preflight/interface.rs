@@ -1,10 +1,10 @@
-//! What holds for every interface that the config names.
+//! Checks for every interface that the config names.
 
 use std::net::IpAddr;
 
 use super::{Link, Network, Problem};
 
-/// The problem that there is no interface of this name; `whose` says who wants it.
+/// The problem that there is no interface with this name; `whose` says what needs it.
 pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
     let mut names: Vec<&str> = network
         .links
@@ -21,7 +21,7 @@ pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
     Problem::fatal(format!("{whose}: there is no interface {name}"), remedy)
 }
 
-/// The problem that nothing gets through; `at` names the interface and who wants it.
+/// The problem that nothing gets through; `at` names the interface and what needs it.
 pub(super) fn down(at: &str, link: &Link) -> Option<Problem> {
     if link.state().up {
         return None;

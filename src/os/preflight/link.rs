@@ -46,8 +46,8 @@ pub(super) fn check(
     }
     if config.ports.iter().any(|port| port.interface == *name) {
         problems.push(Problem::warning(
-            format!("{at} is a port as well: when it is busy or dead, so is the link"),
-            "connect the units by an interface of their own, or list a second link",
+            format!("{at} is also a port: when it is busy or dead, so is the link"),
+            "connect the units by a separate interface, or add a second link",
         ));
     }
     let addresses = network.addresses.iter();

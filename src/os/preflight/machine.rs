@@ -30,8 +30,8 @@ fn kernel_check(release: &str, has_ipv6: bool) -> Check {
     }
     let problem = (has_ipv6 && version < FORCE_FORWARDING).then(|| {
         Problem::warning(
-            format!("Linux {release} can forward IPv6 on all interfaces only or on none: the gateway turns it on for all"),
-            "use Linux 6.17 or newer, or see to it that no interface but the ports is to be kept from forwarding",
+            format!("Linux {release} can forward IPv6 only on all interfaces or on none: the gateway turns it on for all"),
+            "use Linux 6.17 or newer, or make sure that no other interface must be kept from forwarding",
         )
     });
     Check::new("kernel", found, problem)
@@ -86,10 +86,11 @@ pub(super) fn tun_driver() -> Check {
     Check::new("tun", "/dev/net/tun can be opened", problem)
 }
 
-/// What the kernel's reverse path filter does to what the gateway writes, whose sources are routed out
-/// of the ports' interfaces, not of the TUN devices. The kernel uses the greater of the values for
-/// `all` and for the device, and the gateway sets that of its devices to 0. Strict (1) would drop all of it. Loose
-/// (2) wants a route of any kind, and an address on the device, which the gateway gives it.
+/// The effect of the kernel's reverse path filter on packets that the gateway writes: their sources
+/// are routed out of the ports' interfaces, not of the TUN devices. The kernel uses the greater of
+/// the values for `all` and for the device, and the gateway sets that of its devices to 0. Strict
+/// (1) would drop all of them. Loose (2) requires any route, and an address on the device, which
+/// the gateway sets.
 pub(super) fn rp_filter(config: &Config, network: Option<&Network>) -> Check {
     let value = |name: &str| sysctl::get(Family::V4, name, "rp_filter").unwrap_or(None);
     let all = value("all").unwrap_or(0);
@@ -155,7 +156,7 @@ pub(super) fn routing(config: &Config, network: &Network) -> Check {
     Check::new("routing-table", found, problems)
 }
 
-/// Rules that the kernel asks before the gateway's, and that may lead packets past it.
+/// Rules that precede the gateway's and may route packets past it.
 fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<Problem> {
     let may_match = |rule: &&Rule| {
         let of_port = |name: &String| config.ports.iter().any(|port| port.interface == *name);
@@ -169,15 +170,15 @@ fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<Problem> {
         .filter(may_match)
         .map(|rule| {
             Problem::warning(
-                format!("the kernel asks the rule \"{rule}\" before the gateway's: packets that it matches go past the gateway"),
+                format!("the kernel asks the rule \"{rule}\" before the gateway's: packets that it matches bypass the gateway"),
                 format!("set `routing-table` in `[node]` to less than {}, or give that rule a greater priority number", rule.priority),
             )
         })
         .collect()
 }
 
-/// Whether the kernel forwards what comes in by the ports: the gateway turns it on when it starts. On
-/// before that, and without the gateway's rules, the kernel forwards past all policies.
+/// Whether the kernel forwards packets from the ports: the gateway turns that on when it starts. If
+/// it is on before, without the gateway's rules, the kernel forwards past all policies.
 pub(super) fn forwarding(config: &Config, network: &Network, is_running: bool) -> Check {
     let families = |port: &Port| {
         let has = |family: &Family| {
@@ -246,8 +247,8 @@ fn forwarding_problem(
     }
 }
 
-/// Whether the clock is right, for the log lines of several machines to be compared. Nothing else
-/// depends on it: units tell each other durations.
+/// Whether the clock is synchronised, so that log lines of several machines can be compared.
+/// Nothing else depends on it: units exchange durations.
 pub(super) fn clock() -> Check {
     let synchronised = clock::is_synchronised();
     let problem = (synchronised == Some(false)).then(|| {

@@ -1,4 +1,4 @@
-//! Whether the memory suffices for the table of sessions.
+//! Whether there is enough memory for the session table.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use tandemgw_core::config::Config;
 const SESSION: u64 = 162;
 const REPLICATED: u64 = 16;
 
-/// What a full table takes, against what there is.
+/// The size of a full table, compared with the available memory.
 pub(super) fn check(config: &Config, is_running: bool) -> Check {
     let needed = needed(config);
     let said = format!(
@@ -23,7 +23,7 @@ pub(super) fn check(config: &Config, is_running: bool) -> Check {
     let problem = match available {
         _ if is_running => None,
         _ if !memory::can_map(needed) => Some(Problem::fatal(
-            format!("{said}: this process can't have as much"),
+            format!("{said}: this process can't use as much"),
             "lower `max-sessions` in `[node]`, or raise the limit (ulimit -v, LimitAS=)",
         )),
         Some(available) if available < needed => Some(Problem::warning(
@@ -41,7 +41,8 @@ fn needed(config: &Config) -> u64 {
     u64::from(config.node.max_sessions) * (SESSION + replicated)
 }
 
-/// What this process may still take: of the machine, or of its control group if that has a limit.
+/// The memory still available to this process: of the machine, or of its control group if that has
+/// a limit.
 fn available() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok();
     let machine = machine.and_then(|text| {
@@ -52,7 +53,7 @@ fn available() -> Option<u64> {
     machine.into_iter().chain(control_group()).min()
 }
 
-/// What is left of `memory.max` (cgroups(7), version 2).
+/// The rest of `memory.max` (cgroups(7), version 2).
 fn control_group() -> Option<u64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;

@@ -1,5 +1,5 @@
-//! Whether the machines of the peers can be reached, for a gateway that does not run yet: the way, and
-//! whether there is somebody. A peer's gateway answers nobody who has not proved who it is.
+//! Whether the peers' machines can be reached, for a gateway that does not run yet: the route, and
+//! whether a machine answers. A peer's gateway answers only units that have proved their identity.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -10,7 +10,7 @@ use super::{Check, Network, Problem};
 use crate::os::netlink::{Netlink, NetlinkError, NextHop};
 use tandemgw_core::config::{Ha, HaLink};
 
-/// How long neighbours and hosts may take to answer; the kernel asks a neighbour once a second.
+/// How long neighbours and hosts may take to answer; the kernel solicits a neighbour once a second.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(2500);
 const REFUSAL_WAIT: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -36,8 +36,8 @@ fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String
     let interface = &link.interface;
     let Some(index) = network.link(interface).map(|link| link.index) else {
         return Err(Problem::warning(
-            format!("{address} was not looked for: there is no interface {interface}"),
-            "see the check of the link",
+            format!("{address} was not checked: there is no interface {interface}"),
+            "see the check for the link",
         ));
     };
     let ip = address.ip();
@@ -76,7 +76,7 @@ fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String
         }
         Err(error) => {
             return Err(Problem::warning(
-                format!("it can't be found out whether {next} is there: {error}"),
+                format!("can't find out whether {next} is there: {error}"),
                 "run it as root",
             ));
         }
@@ -101,7 +101,7 @@ fn wait_for_neighbour(hop: NextHop, next: IpAddr) -> Result<bool, NetlinkError> 
     }
 }
 
-/// Whether the peer's machine says that nobody listens at the address.
+/// Whether the peer's machine reports that nothing listens at the address.
 fn is_refused(link: &HaLink, address: SocketAddr) -> bool {
     // From a port of its own: what a running peer gets from a stranger it drops.
     let probe = || -> std::io::Result<usize> {

@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config, port: &Port, network: &Network, is_running:
     Check::new(name, interface::describe(link, network), problems)
 }
 
-/// Virtual addresses that the kernel has as well.
+/// Virtual addresses that the kernel also has.
 pub(super) fn virtual_addresses(config: &Config, network: &Network) -> Check {
     let mut problems = Vec::new();
     let virtual_addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
@@ -101,7 +101,7 @@ fn tun_in_use(port: &Port, network: &Network) -> Option<Problem> {
     let name = format!("tgw-{}", port.name);
     let link = network.link(&name)?;
     let holder = holder_of_tun(&name);
-    // A persistent TUN without a process has no carrier, and can be taken over.
+    // A persistent TUN without a process has no carrier, and can be reused.
     if !link.carrier && holder.is_none() {
         return None;
     }
@@ -115,8 +115,8 @@ fn tun_in_use(port: &Port, network: &Network) -> Option<Problem> {
     ))
 }
 
-/// The process, other than this one, that has the TUN device called `name`, if it may be seen. One of
-/// another network namespace has another device of that name.
+/// The other process that has the TUN device called `name`, if it is visible. A process in another
+/// network namespace has a different device with that name.
 fn holder_of_tun(name: &str) -> Option<u32> {
     let numbers = fs::read_dir("/proc").ok()?.flatten();
     let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -159,7 +159,7 @@ fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network)
         let master = network.links.iter().find(|other| other.index == master);
         let name = master.map_or("another device", |master| &master.name);
         problems.push(Problem::fatal(
-            format!("{at} belongs to {name}, by which its packets come in"),
+            format!("{at} belongs to {name}, so its packets come in through that"),
             format!(
                 "use `interface = \"{name}\"`, or take it out: ip link set {} nomaster",
                 link.name

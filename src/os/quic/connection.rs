@@ -20,7 +20,7 @@ pub(super) enum Phase {
     Unconfirmed,
     /// Both keys are accepted.
     Up,
-    /// Closed; it stays until late packets can't come any more.
+    /// Closed; it stays until no more late packets can arrive.
     Closed,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum Streams {
     Fine,
     /// Data can be written again.
     Writable,
-    /// The other side did what no unit does.
+    /// The other side violated the protocol.
     Violation,
 }
 
@@ -107,7 +107,8 @@ impl Conn {
         }
     }
 
-    /// Hands up to `budget` bytes of the stream to `sink`; clears `readable` if there are no more.
+    /// Passes up to `budget` bytes of the stream to `sink`; clears `readable` at the end of the
+    /// data.
     pub(super) fn read(&mut self, mut budget: usize, mut sink: impl FnMut(Bytes)) -> Streams {
         let Some(id) = self.receive else {
             self.readable = false;
@@ -143,7 +144,7 @@ impl Conn {
         result
     }
 
-    /// Writes what the windows allow, and returns how much that was.
+    /// Writes as much as the windows allow, and returns how much.
     pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
         let Some(id) = self.send.filter(|_| self.phase == Phase::Up) else {
             return 0;

@@ -1,11 +1,11 @@
-//! Which datagrams of a link QUIC gets to see.
+//! Filters the datagrams of a link before QUIC.
 //!
-//! A forged handshake costs its sender nothing and us a signature, some 170 µs. So what may begin one
-//! passes a bucket before any of that. Two things are known of a long header (RFC 8999, section 5.1)
-//! for the price of a hash: whether its destination is a connection ID that this unit gave out, and
-//! whether it is one that a peer made up who knows both public keys. The second key never crosses
-//! the link in the clear, so those who forge blindly can't make such an ID, and a flood of theirs
-//! keeps no peer out.
+//! A forged handshake costs its sender nothing and us a signature, some 170 µs. So a packet that
+//! may start one must pass a token bucket first. One hash tells two things about a long header (RFC
+//! 8999, section 5.1): whether its destination is a connection ID that this unit issued, and
+//! whether it was made by a peer that knows both public keys. The second key never crosses the link
+//! in the clear, so a blind attacker can't make such an ID, and a flood of forged packets keeps no
+//! peer out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -17,15 +17,15 @@ use super::shared::Peer;
 use super::tuning::Role;
 use tandemgw_core::identity::PublicKey;
 
-/// Handshakes begun by nobody known, from the address of a peer that is connected.
+/// Handshakes by an unknown sender, from the address of a connected peer.
 const CONNECTED: Rate = Rate::per_second(4);
-/// The same while it is not connected: it may be of a version that marks nothing.
+/// The same while the peer is not connected: it may have a version that sends no mark.
 const UNCONNECTED: Rate = Rate::per_second(40);
-/// Handshakes begun by nobody known, over all links.
+/// Handshakes by unknown senders, over all links.
 const ALL: Rate = Rate::per_second(60);
 /// Handshake packets that are marked as a peer's, or that answer ours. Those can be recorded and sent again.
 const MARKED: Rate = Rate::per_second(60);
-/// What a bucket lets pass at once: with the cost above less than a millisecond.
+/// Burst of a bucket: with the cost above less than a millisecond.
 const BURST: u32 = 4;
 
 /// Bytes of a connection ID that this unit gives out, and of the tag in it.
@@ -67,7 +67,7 @@ impl Bucket {
     }
 }
 
-/// Makes connection IDs that this unit knows again, also after a restart.
+/// Makes connection IDs that this unit recognises, also after a restart.
 pub(super) struct OwnIds(hmac::Key);
 
 impl OwnIds {
@@ -107,7 +107,7 @@ impl ConnectionIdGenerator for OwnIds {
     }
 }
 
-/// What those two know who have each other's public key in their config.
+/// A secret shared by two units that have each other's public key in their config.
 #[derive(Clone)]
 pub(super) struct Mark(hmac::Key);
 
@@ -191,7 +191,7 @@ impl Gate {
         now: Instant,
     ) -> bool {
         let Some(header) = LongHeader::parse(datagram) else {
-            // A short header of a connection that does not exist costs one look.
+            // A short header of a connection that does not exist costs one lookup.
             return datagram.first().is_some_and(|first| first & 0x80 == 0);
         };
         let Some(&(first, _)) = sender.peers.first() else {
@@ -214,7 +214,7 @@ impl Gate {
     }
 }
 
-/// What all versions of QUIC have in a long header (RFC 8999, section 5.1).
+/// The fields of a long header that all versions of QUIC share (RFC 8999, section 5.1).
 struct LongHeader<'a> {
     destination: &'a [u8],
     /// In version 1 (RFC 9000, section 17.2).

@@ -26,11 +26,11 @@ use tandemgw_core::pump::{DownReason, PeerEvent};
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest pause, reached by peers that refuse.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// A connection that lived this long was a good one.
+/// A connection that lasted this long counts as good.
 const GOOD_LIFE: Duration = Duration::from_secs(1);
 /// Datagrams handled in one call of [`Link::receive`], before the rest of the loop has its turn.
 const RECEIVE_BUDGET: usize = 128;
-/// The time after which it reads no more, whatever the datagrams cost.
+/// The time after which it stops reading, whatever the datagrams cost.
 const RECEIVE_TIME: Duration = Duration::from_micros(100);
 /// Send calls of one connection in one poll.
 const TRANSMIT_BUDGET: usize = 4;
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// When [`Link::poll`] is to be called again at the latest.
+    /// When to call [`Link::poll`] again at the latest.
     pub(super) fn next_timeout(&mut self, cx: &Context<'_>) -> Option<Instant> {
         let conns = self.conns.iter().flatten();
         let mut up = conns.filter(|conn| conn.phase == Phase::Up);
@@ -329,7 +329,7 @@ impl Link {
         }
     }
 
-    /// The address to dial, if it is we who dial that peer.
+    /// The address to dial, if this unit dials that peer.
     fn dialled(&self, index: usize, cx: &Context<'_>) -> Option<SocketAddr> {
         let peer = cx.shared.peers.get(index)?;
         let remote = self.remotes.get(index).copied().flatten()?;
@@ -388,7 +388,7 @@ impl Link {
         self.unfinished |= self
             .socket
             .transmit(&mut conn.quic, cx.now, TRANSMIT_BUDGET);
-        // Transmitting and reading may have made events of their own.
+        // Transmitting and reading may have caused events.
         let phase = conn.phase;
         self.exchange_events(handle, &mut conn, cx);
         self.unfinished |= conn.phase != phase;

@@ -61,18 +61,18 @@ pub enum SendError {
     TooLarge,
 }
 
-/// What the operator should be able to see.
+/// Counters for the operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Datagrams from addresses that no peer has.
     pub foreign_datagrams: u64,
     /// Handshakes that failed, mostly because of a key that is not in the config.
     pub handshakes_refused: u64,
-    /// Handshakes not begun because too many were open.
+    /// Handshakes not started because too many were open.
     pub handshakes_ignored: u64,
     /// Datagrams from the address of a peer that may begin a handshake, and were too many.
     pub initials_limited: u64,
-    /// Datagrams that the kernel did not take.
+    /// Datagrams that the kernel refused.
     pub send_errors: u64,
 }
 
@@ -146,7 +146,8 @@ impl Transport {
         })
     }
 
-    /// Has the poll of `registry` report the socket of each link under the token that `token` gives.
+    /// Makes the poll of `registry` report the socket of each link under the token that `token`
+    /// returns.
     pub fn register(
         &mut self,
         registry: &Registry,
@@ -168,7 +169,7 @@ impl Transport {
     /// again. Connections go on over it if the peer still has them.
     ///
     /// # Errors
-    /// If it can't be bound; it is unbound then, what is sent over it is lost, and nothing comes.
+    /// If it can't be bound; then it is unbound, data sent over it is lost, and nothing arrives.
     pub fn bind(&mut self, link: LinkId) -> io::Result<()> {
         match self.links.get_mut(link.index()) {
             Some(link) => link.socket.bind(),
@@ -215,14 +216,14 @@ impl Transport {
         links.filter_map(|link| link.next_timeout(&cx)).min()
     }
 
-    /// The next event. Those of heartbeats overtake those of replication; within each the order is
-    /// that in which they happened.
+    /// The next event. Heartbeat events overtake replication events; each kind is in chronological
+    /// order.
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
         self.out.pop()
     }
 
-    /// Takes back what is left of an [`PeerEvent::SyncData`] that could not be handled whole: it is the next
-    /// event again, but for heartbeats.
+    /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it is the
+    /// next event again, after heartbeats.
     pub fn put_back(&mut self, peer: PeerId, link: LinkId, bytes: Bytes) {
         self.out.put_back(PeerEvent::SyncData { peer, link, bytes });
     }
@@ -245,8 +246,8 @@ impl Transport {
     /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes were
     /// taken; if not all, [`PeerEvent::SyncWritable`] follows when there is room (or [`PeerEvent::SyncDown`]).
     ///
-    /// None are taken while [`PeerEvent::SyncUp`] waits to be polled: what the caller has to say is for
-    /// the stream before it.
+    /// None are taken while [`PeerEvent::SyncUp`] waits to be polled: the caller's data is for the
+    /// stream before it.
     pub fn write_sync(&mut self, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
         if self.out.is_unheard(peer, link) {
             return 0;
@@ -255,7 +256,7 @@ impl Transport {
             .map_or(0, |conn| conn.write(bytes))
     }
 
-    /// Whether the stream to the peer is open, and took all that it was last given.
+    /// Whether the stream to the peer is open, and accepted all of the last write.
     pub fn is_sync_writable(&mut self, peer: PeerId, link: LinkId) -> bool {
         self.up(peer, link, Role::Sync)
             .is_some_and(|conn| !conn.write_blocked)
@@ -303,7 +304,7 @@ impl Transport {
         self.close_roles(peer, link, &Role::ALL, now);
     }
 
-    /// Closes the streams to the peer over `link`, but not the heartbeats; they are dialled anew.
+    /// Closes the streams to the peer over `link`, but not the heartbeats; they are dialled again.
     pub fn close_sync(&mut self, peer: PeerId, link: LinkId, now: Instant) {
         self.close_roles(peer, link, &[Role::Sync], now);
     }
@@ -319,8 +320,9 @@ impl Transport {
         }
     }
 
-    /// Closes the connections to peers whose keys `valid` does not name under their names any more, and lets none of
-    /// these in before it does. Returns the names of those that lose, or get back, their place.
+    /// Closes the connections to peers whose keys `valid` no longer lists under their names, and
+    /// admits none of these until it does. Returns the names of those that lose, or regain, their
+    /// place.
     pub fn revoke(&mut self, valid: &[HaPeer], now: Instant) -> Vec<(String, bool)> {
         let mut changed = Vec::new();
         for (peer, id) in self.shared.peers.iter_mut().zip(0..) {
@@ -340,7 +342,7 @@ impl Transport {
         named.map(|(_, name, revoked)| (name, revoked)).collect()
     }
 
-    /// Says goodbye to all peers, before it returns, and closes everything for good.
+    /// Says goodbye to all peers before it returns, and closes everything permanently.
     pub fn close_all(&mut self, now: Instant) {
         self.out.leaving = true;
         let mut cx = Context {
@@ -362,7 +364,7 @@ impl Transport {
     }
 }
 
-/// Names decide who dials, and keys who is who: no two units may have the same.
+/// Names decide who dials, and keys identify units: no two units may share either.
 fn check_peers(ha: &Ha, node_name: &str, key: &NodeKey) -> io::Result<()> {
     let mut names = vec![node_name];
     let mut keys = vec![key.public().0];

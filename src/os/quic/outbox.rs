@@ -1,4 +1,4 @@
-//! What goes out to the caller.
+//! Events for the caller.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -24,7 +24,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// See the module.
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// These go first: a heartbeat must not wait until stream data was dealt with.
+    /// These come first: a heartbeat must not wait for stream data.
     heartbeat: VecDeque<PeerEvent>,
     sync: VecDeque<PeerEvent>,
     /// Stream bytes in `sync`.
@@ -32,7 +32,7 @@ pub(super) struct Outbox {
     /// By peer and link: how many [`PeerEvent::SyncUp`] are in `sync`.
     unheard: BTreeMap<(PeerId, LinkId), usize>,
     pub(super) counters: Counters,
-    /// Of handshakes that nobody known begins, over all links.
+    /// For handshakes by unknown senders, over all links.
     pub(super) strangers: Bucket,
     random: SplitMix64,
     last_log: Option<Instant>,
@@ -83,12 +83,12 @@ impl Outbox {
         }
     }
 
-    /// Whether the caller has still to hear that the streams to `peer` over `link` were opened.
+    /// Whether the caller has not yet polled that the streams to `peer` over `link` were opened.
     pub(super) fn is_unheard(&self, peer: PeerId, link: LinkId) -> bool {
         self.unheard.contains_key(&(peer, link))
     }
 
-    /// Takes back the rest of a piece of a stream, as the next event but for heartbeats.
+    /// Takes back the rest of a piece of a stream, as the next event after heartbeats.
     pub(super) fn put_back(&mut self, event: PeerEvent) {
         if let PeerEvent::SyncData { bytes, .. } = &event {
             self.bytes += bytes.len();

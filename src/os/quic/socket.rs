@@ -26,11 +26,11 @@ const KERNEL_RECEIVE_BUFFER: libc::c_int = 4 << 20;
 /// A non-blocking UDP socket, which may have to wait for its interface or address to be there.
 pub(super) struct Socket {
     link: HaLink,
-    /// None while it can't be bound: then nothing comes, and what is sent is lost.
+    /// None while it can't be bound: then nothing arrives, and data sent is lost.
     bound: Option<Bound>,
-    /// What is being sent, so that its memory is reused.
+    /// The data being sent; its memory is reused.
     buffer: Vec<u8>,
-    /// Set while `buffer` holds what the kernel did not take yet.
+    /// Set while `buffer` holds data that the kernel has not accepted yet.
     blocked: Option<Transmit>,
     registration: Option<(Registry, Token)>,
     /// Sends that failed for another reason than a full buffer.
@@ -67,7 +67,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Lets go of an interface that is gone.
+    /// Unbinds from an interface that is gone.
     pub(super) fn unbind(&mut self) {
         (self.bound, self.blocked) = (None, None);
     }
@@ -124,7 +124,7 @@ impl Socket {
         self.blocked.is_some()
     }
 
-    /// Sends what waited for room.
+    /// Sends data that waited for room.
     pub(super) fn flush(&mut self) {
         if let Some(transmit) = self.blocked.take() {
             self.send_buffer(transmit);
@@ -239,7 +239,7 @@ impl Bound {
                 );
             }
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
-                // Of no kind of its own in the standard library.
+                // The standard library has no kind for it.
                 let text = context("no such interface", error).to_string();
                 return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, text));
             }

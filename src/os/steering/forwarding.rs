@@ -1,8 +1,8 @@
-//! Whether the kernel forwards what comes in by an interface.
+//! Whether the kernel forwards packets from an interface.
 
 use super::{Family, PROTOCOL_FORWARDING_WAS_OFF, Rule, SysctlError, sysctl};
 
-/// The parameter that lets the kernel forward what comes in by `interface`: its interface and key.
+/// The parameter that makes the kernel forward packets from `interface`: its interface and key.
 ///
 /// IPv6 looks at `all.forwarding` and at the interface's `force_forwarding` only, which came with
 /// Linux 6.17; the interface's `forwarding` says whether it acts as a router there.
@@ -23,7 +23,7 @@ pub(super) fn is_forwarding(family: Family, interface: &str) -> Result<bool, Sys
     Ok(sysctl::get(family, interface, key)? == Some(1))
 }
 
-/// Turns it on; gives whether it was off.
+/// Turns it on; returns whether it was off.
 pub(super) fn forward(family: Family, interface: &str) -> Result<bool, SysctlError> {
     let (scope, key) = forwarding_key(family, interface)?;
     if scope == "all" && !is_forwarding(family, interface)? {

@@ -8,22 +8,22 @@ use super::{Family, Link, Netlink, SetupError, sysctl};
 
 /// The IPv4 address of each TUN device.
 ///
-/// A reverse path filter drops all that comes in by an interface without an address, even the loose
-/// one (`rp_filter=2`), unless the source is routed to just that interface. The address serves for
-/// nothing else: all of 127.0.0.0/8 leads to the loopback anyway, no neighbour can ask for it, and its
-/// scope keeps the kernel from sending from it.
+/// A reverse path filter, even the loose one (`rp_filter=2`), drops everything that comes in by an
+/// interface without an address, unless the source is routed to that very interface. The address
+/// has no other purpose: all of 127.0.0.0/8 leads to the loopback anyway, no neighbour can ask for
+/// it, and its scope keeps the kernel from sending from it.
 pub const TUN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 1));
 
 /// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
 /// burst; an Ethernet device has 1000.
 const TUN_QUEUE: u32 = 1000;
 
-/// What a TUN takes: the MTU of the way is that of the real interfaces, so a TUN must not be the
-/// narrowest part, whatever they have.
+/// The largest MTU of a TUN: the path MTU is that of the real interfaces, so a TUN must never be
+/// the bottleneck.
 const TUN_MTU: u32 = 65_535;
 
-/// Makes the TUN device of `port` what it must be, and says what was not so. Parameters come first: a
-/// device that is set up before it is told not to gives itself an address.
+/// Sets the state of the TUN device of `port`, and returns what was wrong. Parameters come first: a
+/// device that is set up before them gives itself an address.
 pub(super) fn prepare(
     netlink: &mut Netlink,
     port: &PortPlan,
@@ -45,8 +45,8 @@ pub(super) fn prepare(
             port.tun_name
         ));
     }
-    // An MTU of less than 1280 has taken away the parameters of IPv6, and all that it has there. A device
-    // that is up would give itself an address with a greater one.
+    // An MTU of less than 1280 has removed the parameters of IPv6 and everything it has there. With
+    // a greater MTU, a device that is up would give itself an address.
     if tun.mtu != TUN_MTU {
         netlink.set_link_down(tun.index)?;
         netlink.set_mtu(tun.index, TUN_MTU)?;
@@ -77,9 +77,9 @@ pub(super) fn prepare(
     Ok(changed)
 }
 
-/// Whether a parameter of the port or of its TUN device is not as it must be. It only reads, and only what
-/// the kernel tells without a lock: a reader of `addr_gen_mode` spins for as long as somebody holds `rtnl`,
-/// and it matters only to a device that comes up, which [`prepare`] sees to.
+/// Whether a parameter of the port or of its TUN device is wrong. It only reads, and only what the
+/// kernel reports without a lock: a reader of `addr_gen_mode` spins for as long as somebody holds
+/// `rtnl`, and it matters only to a device that comes up, which [`prepare`] sees to.
 pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
     let is_off = |family: Family, device: &str| matches!(is_forwarding(family, device), Ok(false));
     let devices = [&port.interface, &port.tun_name];

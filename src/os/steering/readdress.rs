@@ -14,13 +14,13 @@ use tandemgw_core::config::Config;
 pub enum RouteEdit {
     /// The address is new.
     Add(KernelRoute),
-    /// The address is no more.
+    /// The address was removed.
     Remove(KernelRoute),
 }
 
 impl Steering {
-    /// What is to be done to follow changed addresses of pools and forwards, of a config with the same
-    /// ports: to be carried out one after the other, by [`carry_out`](Self::carry_out).
+    /// The changes needed for new addresses of pools and forwards, in a config with the same ports.
+    /// Carry them out one after the other with [`carry_out`](Self::carry_out).
     pub fn readdress(&mut self, config: &Config) -> VecDeque<RouteEdit> {
         let plan = &mut self.plan;
         let tuns: Vec<u32> = plan.ports.iter().map(|port| port.tun).collect();
@@ -57,7 +57,7 @@ impl Steering {
 }
 
 impl PortPlan {
-    /// ICMP errors of this kernel about translated packets take this way.
+    /// ICMP errors of this kernel about translated packets take this path.
     pub(super) fn address_route(&self, address: IpNet) -> KernelRoute {
         KernelRoute::on_link(address, TABLE_MAIN, METRIC, PROTOCOL, self.tun)
     }

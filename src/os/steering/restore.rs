@@ -1,8 +1,8 @@
-//! What somebody else removes while the gateway runs is put back, piece by piece.
+//! Restores, piece by piece, what somebody else removes while the gateway runs.
 //!
-//! Nothing is listed for it: each thing is added on the condition that it is not there, so that the
-//! kernel itself says whether it was missing. One step takes some 100 µs, whatever the number of ports
-//! and routes.
+//! Nothing is listed for this: each item is added on the condition that it does not exist, so the
+//! kernel itself says whether it was missing. One step takes some 100 µs, regardless of the number
+//! of ports and routes.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -20,7 +20,7 @@ use crate::os::barrier::{Condition, Post};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 
-/// Routes to addresses that are looked at in one step: each is a system call of some 10 µs.
+/// Routes to addresses that are checked in one step: each is a system call of some 10 µs.
 const ROUTES_PER_STEP: usize = 8;
 
 /// `RT_TABLE_DEFAULT` (empty as a rule), `RT_TABLE_MAIN` and `RT_TABLE_LOCAL`.
@@ -36,16 +36,16 @@ pub enum Disturbance {
     Expected(PortId),
     /// A route in the main table to an address at this port.
     Addresses(PortId),
-    /// Any of that, of all ports.
+    /// Any of these, at any port.
     All,
     /// A rule that leads to the kernel's own tables. Without it the kernel forwards nothing.
     KernelRules,
 }
 
-/// What was put back.
+/// What was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// The port that it was missing from; none if it concerns all.
+    /// The port that it was missing at; none if it concerns all.
     pub port: Option<PortId>,
     /// What was missing.
     pub what: Vec<String>,
@@ -53,7 +53,7 @@ pub struct Restored {
     pub is_expected: bool,
 }
 
-/// Packets that the barrier has stopped, as far as it is known: its counters begin at 0 each time it is
+/// Packets that the barrier has stopped, as far as known: its counters start at 0 each time it is
 /// set.
 #[derive(Default)]
 pub(super) struct Stopped {
@@ -67,18 +67,18 @@ impl Stopped {
     }
 }
 
-/// What is still to be looked at.
+/// What is still to be checked.
 #[derive(Default)]
 pub(super) struct Repairs {
-    /// And whether nobody removed it.
+    /// Also whether the kernel removed it by itself.
     ports: VecDeque<(PortId, bool)>,
-    /// And from which one of its addresses on.
+    /// Also the address to continue from.
     addresses: VecDeque<(PortId, usize)>,
     kernel_rules: bool,
 }
 
 impl Steering {
-    /// Takes note that something may be gone. It is looked at by [`repair_some`](Self::repair_some).
+    /// Records that something may be gone. [`repair_some`](Self::repair_some) checks it.
     pub fn disturb(&mut self, disturbance: Disturbance) {
         let repairs = &mut self.repairs;
         let ports = match disturbance {
@@ -104,8 +104,8 @@ impl Steering {
         }
     }
 
-    /// Looks at the parameters of a port, of which the kernel does not tell all. Where there are several
-    /// uplinks, at everything: the monitor does not watch their tables.
+    /// Checks the parameters of a port, because the kernel does not report all changes. With
+    /// several uplinks, checks everything: the monitor does not watch their tables.
     pub fn audit(&mut self, port: PortId) {
         let has_uplinks = self.uplinks.iter().any(|ways| !ways.is_empty());
         let plan = self.plan.ports.iter().find(|plan| plan.id == port);
@@ -114,7 +114,7 @@ impl Steering {
         }
     }
 
-    /// Whether there is something to look at.
+    /// Whether there is something to check.
     pub fn is_disturbed(&self) -> bool {
         let Repairs {
             ports,
@@ -124,11 +124,12 @@ impl Steering {
         *kernel_rules || !ports.is_empty() || !addresses.is_empty()
     }
 
-    /// Looks at one of the things that may be gone, and puts back what is; says what was.
+    /// Checks one of the items that may be gone, restores it if it is, and reports it.
     ///
     /// # Errors
     /// [`SetupError::NoTun`] if the TUN device of that port is gone: make it again and call
-    /// [`replace_tun`](Self::replace_tun). Else what the kernel refuses. The port is named.
+    /// [`replace_tun`](Self::replace_tun). Otherwise the kernel's refusal. The error names the
+    /// port.
     pub fn repair_some(&mut self) -> Result<Restored, (Option<PortId>, SetupError)> {
         let restored = |port, what| Restored {
             port,
@@ -161,7 +162,8 @@ impl Steering {
         }
     }
 
-    /// Removes a route that somebody has added to one of our tables, where it may be better than ours.
+    /// Removes a route that somebody has added to one of our tables, where it may take precedence
+    /// over ours.
     pub fn remove_foreign(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let port = self
             .plan
@@ -175,7 +177,7 @@ impl Steering {
         self.netlink.remove_route(route)
     }
 
-    /// Goes on with a TUN device that was made in place of one that is gone.
+    /// Continues with a TUN device that replaces one that is gone.
     pub fn replace_tun(&mut self, port: PortId, index: u32) {
         if let Some(plan) = self.plan.ports.get_mut(port.index()) {
             plan.tun = index;
@@ -184,7 +186,7 @@ impl Steering {
         }
     }
 
-    /// Looks whether the barrier is whole, and sets it again if not; says what was wrong with it.
+    /// Checks whether the barrier is complete, and sets it again if not; returns what was wrong.
     pub fn repair_barrier(&mut self) -> Option<String> {
         let condition = match self.barrier_fault.take() {
             None => self.barrier.examine(),
@@ -213,12 +215,12 @@ impl Steering {
         self.barrier_fault.as_deref()
     }
 
-    /// How many packets the barrier had stopped when it was looked at last.
+    /// How many packets the barrier had stopped at the last check.
     pub fn stopped(&self) -> u64 {
         self.stopped.by_former_ones + self.stopped.by_this_one
     }
 
-    /// Sets the barrier for the interfaces as they are now, if that is something new. It must be there
+    /// Sets the barrier for the current interfaces, if they have changed. It must be in place
     /// before the kernel forwards.
     pub(super) fn raise_barrier(&mut self, index_of: impl Fn(&str) -> Option<u32>) {
         let post = |port: &PortPlan| Post {
@@ -237,7 +239,7 @@ impl Steering {
             let fault = error.to_string();
             if had_fault.as_ref() != Some(&fault) {
                 log::warn!(
-                    "barrier not set error={} effect=\"only routes and rules keep packets from going past the gateway\"",
+                    "barrier not set error={} effect=\"only routes and rules keep packets from bypassing the gateway\"",
                     InQuotes(&fault)
                 );
             }
@@ -279,8 +281,8 @@ impl Steering {
         Ok(restored)
     }
 
-    /// Finds the interface of a port, and tells the barrier its number. None if there is none of that
-    /// name, or if it is that of another port: somebody exchanged their names.
+    /// Finds the interface of a port, and gives its number to the barrier. None if there is no
+    /// interface with that name, or if it belongs to another port: somebody exchanged their names.
     fn attach(&mut self, port: usize) -> Result<Option<Link>, NetlinkError> {
         let posts = self.barrier.posts();
         let known = posts.get(port).and_then(|post| post.index);
@@ -303,7 +305,7 @@ impl Steering {
         Ok(link)
     }
 
-    /// Tells the barrier that a port's interface has another number, or none, now.
+    /// Tells the barrier that a port's interface now has another number, or none.
     fn renumber(&mut self, changed: usize, index: Option<u32>) {
         let interface = self.plan.ports[changed].interface.clone();
         let known: Vec<(String, Option<u32>)> = self
@@ -361,8 +363,8 @@ impl Steering {
     }
 }
 
-/// The rules that lead all packets to the kernel's own tables. That to the main table belongs to them even
-/// if it is missing already: without it the kernel forwards nothing.
+/// The rules that lead all packets to the kernel's own tables. The one to the main table is
+/// included even if it is already missing: without it the kernel forwards nothing.
 pub(super) fn kernel_rules(
     netlink: &mut Netlink,
     families: &[Family],

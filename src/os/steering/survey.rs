@@ -59,7 +59,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// What of the numbers that the ports need is used by something else.
+    /// Tables and rule priorities of the ports that something else uses.
     pub(super) fn taken(&self, plan: &Plan) -> Vec<String> {
         let is_needed = |number: u32| plan.ports.iter().any(|port| port.table == number);
         let rules = self
@@ -74,8 +74,8 @@ impl Survey {
             .collect()
     }
 
-    /// Routes of others in the tables that an earlier process of ours has left: they came later, and may
-    /// be better than ours.
+    /// Routes of others in the tables that an earlier process of ours has left: they were added
+    /// later, and may take precedence over ours.
     pub(super) fn intruders(&self) -> impl Iterator<Item = &KernelRoute> {
         let routes = self.foreign_routes();
         routes.filter(|route| self.is_led_to_by_us(route.table))

@@ -1,6 +1,6 @@
 //! Several uplinks: the kernel follows the gateway's choice among the next hops of a default route.
 //!
-//! What leaves by port `wan`, one of several uplinks, is written to `tgw-wan`, for which there are:
+//! Packets that leave by port `wan`, one of several uplinks, are written to `tgw-wan`, which has:
 //!
 //! ```text
 //! T:      iif tgw-wan lookup main suppress_prefixlength 0     all but default routes
@@ -9,8 +9,9 @@
 //! blackhole default metric 4294967295                         in table U
 //! ```
 //!
-//! With *T* the port's number and *U* = 1 952 907 264 + *T*, where nobody has tables. They are there only while
-//! a default route has next hops on several ports, since the kernel asks all rules for each packet.
+//! *T* is the port's number and *U* = 1 952 907 264 + *T*, a number that nobody uses. The rules
+//! exist only while a default route has next hops on several ports, because the kernel evaluates
+//! all rules for each packet.
 
 use super::plan::{Plan, PortPlan};
 use super::{
@@ -31,10 +32,11 @@ const LAST_PRIORITY: u32 = 32_765;
 pub type Way = (PortId, NextHop);
 
 impl Steering {
-    /// Has the kernel follow the gateway among these next hops of `family`; none if there is only one.
+    /// Makes the kernel follow the gateway's choice among these next hops of `family`; none if
+    /// there is only one.
     ///
     /// # Errors
-    /// What the kernel refuses; then the kernel does not follow, and may choose by itself.
+    /// If the kernel refuses; then it does not follow, and may choose by itself.
     pub fn follow(&mut self, family: Family, ways: &[Way]) -> Result<(), NetlinkError> {
         let Steering {
             netlink,
@@ -54,7 +56,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Puts back what somebody has removed of it, or the kernel with a link, at `port`.
+    /// Restores the parts at `port` that somebody, or the kernel with a link, has removed.
     pub(super) fn restore_uplink(&mut self, port: PortId) {
         let Steering {
             netlink,

@@ -16,9 +16,9 @@ use super::{Facts, Fate};
 
 /// A conjunction of conditions.
 ///
-/// Addresses, protocol and ports are compared with the packet as it came in and as it left: one that
-/// fits is enough. Ports of the gateway and policies are held by name, since a reload may give them
-/// other numbers.
+/// Addresses, protocol and ports are compared with the packet as it came in and as it left: one
+/// match is enough. Ports of the gateway and policies are stored by name, because a reload may give
+/// them other numbers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
     conditions: Vec<Condition>,
@@ -56,7 +56,7 @@ impl Filter {
         Ok(Filter { conditions })
     }
 
-    /// Whether a packet fulfils all conditions.
+    /// Whether a packet meets all conditions.
     pub fn matches(&self, facts: &Facts, config: &Config, ruleset: &Ruleset) -> bool {
         self.conditions
             .iter()
@@ -193,7 +193,7 @@ mod tests {
             ("prot", "not of the form key=value, as in proto=tcp"),
             ("prot=tcp", "unknown key `prot`; did you mean `proto`?"),
             ("proto=tpc", "unknown protocol `tpc`; did you mean `tcp`?"),
-            ("src=10.0.0.300", "`10.0.0.300` is no address"),
+            ("src=10.0.0.300", "`10.0.0.300` is not an address"),
             ("in=lna", "unknown port `lna`; did you mean `lan`?"),
             ("out=internet", "known: lan, wan"),
             (
@@ -212,8 +212,8 @@ mod tests {
                 "reason=write-failed",
                 "a capture sees packets before they are written",
             ),
-            ("session=x", "`x` is no id of a session"),
-            ("port=65536", "`65536` is no port"),
+            ("session=x", "`x` is not a session id"),
+            ("port=65536", "`65536` is not a port"),
         ] {
             let error = parse(words).unwrap_err().to_string();
             assert!(

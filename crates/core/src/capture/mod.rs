@@ -1,8 +1,8 @@
-//! A capture: what an administrator wants to see of the packets, and copies of those until a client
+//! A capture: the filter that an administrator set, and copies of matching packets until a client
 //! has fetched them.
 //!
-//! It never delays a packet: if the client is slower than the packets, the copies that find no room are
-//! lost, and counted. The gateway records (`gateway/capture.rs`); `control/capture.rs` fetches.
+//! It never delays a packet: if the client is too slow, copies that do not fit are lost, and
+//! counted. The gateway records (`gateway/capture.rs`); `control/capture.rs` fetches.
 
 mod filter;
 mod ring;
@@ -18,12 +18,12 @@ use ring::Ring;
 
 pub use filter::Filter;
 
-/// Bytes of a packet that are captured unless told otherwise: all.
+/// Bytes captured of each packet by default: all.
 pub const MAX_SNAPSHOT: u32 = 262_144;
-/// The fewest bytes of a packet that can be asked for: room for the headers.
+/// The smallest snapshot length: room for the headers.
 pub const MIN_SNAPSHOT: u32 = 64;
 
-/// What is to be captured.
+/// What to capture.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Which packets.
@@ -34,21 +34,21 @@ pub struct Options {
     pub count: u64,
 }
 
-/// What became of a packet.
+/// What happened to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was sent on.
+    /// It was forwarded.
     Forward,
     /// It was discarded.
     Drop(DropReason),
-    /// The gateway took it: it answered, or the packet waits.
+    /// The gateway kept it: it answered, or the packet waits.
     Consumed,
     /// The gateway made it, to answer another one.
     Answer,
 }
 
 impl Fate {
-    /// The words that name a fate in filters and comments.
+    /// The names of the fates in filters and comments.
     pub const NAMES: [&str; 4] = ["forward", "drop", "consumed", "answer"];
 
     /// One of [`Fate::NAMES`].
@@ -80,24 +80,24 @@ impl From<Verdict> for Fate {
     }
 }
 
-/// What is known about a packet once it was handled.
+/// What is known about a packet after it was handled.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// When the gateway took it up, or made it.
+    /// When the gateway received or created it.
     pub at: Time,
     /// The port that it came in by; none if the gateway made it.
     pub in_port: Option<PortId>,
     /// The port that it left by.
     pub out_port: Option<PortId>,
-    /// What became of it.
+    /// What happened to it.
     pub fate: Fate,
     /// Its session.
     pub session: Option<SessionId>,
     /// The policy that accepted its session, or that refused it.
     pub policy: Option<PolicyId>,
-    /// The flow that it showed as it came in; none if it could not be read.
+    /// Its flow as it came in; none if it could not be parsed.
     pub before: Option<FlowKey>,
-    /// The flow that it showed as it left.
+    /// Its flow as it left.
     pub after: Option<FlowKey>,
     /// Whether its session translates it.
     pub translated: bool,
@@ -118,7 +118,7 @@ pub struct Record {
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,
-    /// Length of the packet, of which `bytes` may be the beginning only.
+    /// Full length of the packet; `bytes` may be only the beginning.
     pub length: u32,
     /// The packet from its IP header on.
     pub bytes: Box<[u8]>,
@@ -129,7 +129,7 @@ pub struct Record {
 pub struct Statistics {
     /// Copies that matched the filter.
     pub matched: u64,
-    /// Those of them for which there was no room.
+    /// Those of them that were lost for lack of room.
     pub lost: u64,
 }
 
@@ -139,13 +139,13 @@ pub struct Sight<'a> {
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,
-    /// The packet, of which the rest beyond the snapshot length may be missing.
+    /// The packet; bytes beyond the snapshot length may be missing.
     pub bytes: &'a [u8],
     /// The length of the whole packet.
     pub length: usize,
 }
 
-/// A capture that is under way.
+/// A running capture.
 pub struct Capture {
     options: Options,
     started: Time,
@@ -159,7 +159,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// A capture that starts at `now`, of a gateway with so many ports.
+    /// A capture that starts at `now`, for a gateway with this many ports.
     pub fn new(options: Options, ports: usize, now: Time) -> Capture {
         Capture {
             started: now,
@@ -173,12 +173,12 @@ impl Capture {
         }
     }
 
-    /// Whether it still takes packets; what it has taken may have to be fetched yet.
+    /// Whether it still takes packets; some may still have to be fetched.
     pub fn is_recording(&self) -> bool {
         self.recording
     }
 
-    /// Takes no more packets.
+    /// Stops taking packets.
     pub fn finish(&mut self) {
         self.recording = false;
     }
@@ -203,7 +203,7 @@ impl Capture {
         &self.statistics
     }
 
-    /// The same, of all ports together.
+    /// The same for all ports together.
     pub fn total(&self) -> Statistics {
         let add = |sum: Statistics, port: &Statistics| Statistics {
             matched: sum.matched + port.matched,
@@ -212,12 +212,12 @@ impl Capture {
         self.statistics.iter().fold(Statistics::default(), add)
     }
 
-    /// Where the copies of the packet that comes next will stand.
+    /// The place of the copies of the next packet.
     pub(crate) fn place(&self) -> usize {
         self.ring.len()
     }
 
-    /// A copy of `bytes` up to the snapshot length, in a buffer that is to be given back to
+    /// A copy of `bytes` up to the snapshot length, in a buffer to return to
     /// [`Capture::take_back`].
     pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut copy = std::mem::take(&mut self.copy);
@@ -230,7 +230,7 @@ impl Capture {
         self.copy = copy;
     }
 
-    /// Whether the filter asks for a packet.
+    /// Whether the filter matches a packet.
     pub(crate) fn wants(&self, facts: &Facts, config: &Config, ruleset: &Ruleset) -> bool {
         self.recording && self.options.filter.matches(facts, config, ruleset)
     }

@@ -1,10 +1,10 @@
-//! The copies that wait for the client: a queue with a limit of packets and of bytes.
+//! The copies that wait for the client: a queue limited in packets and in bytes.
 
 use std::collections::VecDeque;
 
 use super::Record;
 
-/// Copies that may wait.
+/// How many copies may wait.
 const MAX_RECORDS: usize = 16_384;
 /// Their memory in bytes.
 const MAX_BYTES: usize = 8 << 20;
@@ -16,13 +16,13 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Whether so many more copies fit, with so many bytes of packets in total.
+    /// Whether this many more copies fit, with this many bytes in total.
     pub fn has_room(&self, records: usize, bytes: usize) -> bool {
         self.records.len() + records <= MAX_RECORDS
             && self.bytes + bytes + records * size_of::<Record>() <= MAX_BYTES
     }
 
-    /// Puts a copy at `place`, near the end. The caller has asked whether it has room.
+    /// Puts a copy at `place`, near the end. The caller has checked that there is room.
     pub fn insert(&mut self, place: usize, record: Record) {
         self.bytes += memory(&record);
         self.records.insert(place.min(self.records.len()), record);

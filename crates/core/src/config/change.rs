@@ -13,7 +13,7 @@ use super::options::{Live, Reload};
 use super::{Config, Forward, Group, Ha, HaPeer, NatPool, Policy, Port};
 use crate::flow::{Addr, PortId};
 
-/// A key that is not what it was.
+/// A changed key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The key, such as `ha.priority` or `policy.web`.
@@ -25,18 +25,18 @@ pub struct Difference {
 /// The way from the configuration in force to another one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// What is to be in force: the other one, but for what waits for a restart.
+    /// The config to put in force: the new one, except parts that wait for a restart.
     pub config: Config,
     /// What is applied thereby.
     pub applied: Vec<Difference>,
-    /// The options among what is applied.
+    /// The applied options.
     pub live: BTreeSet<Live>,
     /// What waits for a restart.
     pub waiting: Vec<Difference>,
 }
 
 impl Change {
-    /// What changes when `running` is to become `wanted`.
+    /// The changes from `running` to `wanted`.
     pub fn new(running: &Config, wanted: &Config) -> Change {
         let Config {
             node,

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
-/// Problems of one file that are told: each takes some 10 µs, and the file may be something else altogether.
+/// How many problems of one file are reported: each takes some 10 µs, and the file may be something
+/// else altogether.
 const MOST: usize = 1000;
 
 /// How bad a [`Diagnostic`] is.

@@ -1,4 +1,4 @@
-//! Names: what they may look like, who has which, and what was meant by a wrong one.
+//! Names: their syntax, their owners, and suggestions for wrong ones.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ impl Names {
 
 /// "did you mean `x`?", if one of `candidates` is close to `wrong`.
 pub fn did_you_mean<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
-    // Longer ones are no slips of a pen, and the distance takes quadratic time.
+    // Longer ones are not typos, and the distance takes quadratic time.
     const LONGEST: usize = 64;
     if wrong.len() > LONGEST {
         return None;

@@ -16,8 +16,8 @@ use super::{Config, Node, ha, metrics, policy, translation};
 ///
 /// # Errors
 ///
-/// All problems of the text, in its order, warnings among them. If it is no TOML, only those of syntax.
-/// A config that is accepted can have warnings too: they come along with it.
+/// All problems of the text, in its order, warnings among them. If it is not TOML, only syntax
+/// errors. A config that is accepted can have warnings too: they come along with it.
 pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
     let report = Report::default();
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -124,7 +124,7 @@ fn read_plain<T: Owner + Default>(mut table: Table<'_>) -> T {
 }
 
 fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
-    // Where lines end: a file that is no TOML at all has an error in each of them.
+    // At line ends: a file that is not TOML at all has an error in each line.
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
     let mut last_line = None;
     for error in errors {

@@ -1,4 +1,4 @@
-//! A capture, as it is fetched: the answer in pieces.
+//! Answers a capture request, in pieces.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use super::protocol::capture::{Begin, Line, Packet, Port, Statistics};
 use super::protocol::{ErrorCode, Failure, write_line};
 use super::{Progress, bad_request};
 
-/// Bytes of answer in a piece, give or take a packet: some 100 µs.
+/// Bytes of answer per piece, plus or minus one packet: some 100 µs.
 const PIECE: usize = 64 * 1024;
 
 /// An answer that lasts until the capture ends.
@@ -89,13 +89,13 @@ impl Stream {
         Progress::Done
     }
 
-    /// Whether there is nothing to say until there are packets.
+    /// Whether there is nothing to send until packets arrive.
     pub fn is_idle(&self) -> bool {
         self.idle
     }
 }
 
-/// Ends a capture, whether its client has fetched all of it or not.
+/// Ends a capture, whether or not its client has fetched everything.
 pub fn end(gateway: &mut Gateway) {
     if let Some(capture) = gateway.capture() {
         let total = capture.total();

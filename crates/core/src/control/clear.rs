@@ -1,4 +1,4 @@
-//! The end of sessions that an administrator wants gone, in pieces.
+//! Ends sessions at an administrator's request, in pieces.
 
 use crate::flow::GroupId;
 use crate::gateway::{Gateway, Role, SessionView};
@@ -18,15 +18,15 @@ pub struct Clear {
     /// The filter as it was typed.
     words: String,
     cleared: u64,
-    /// Sessions that match but are another unit's to end, by group.
+    /// Sessions that match but that another unit must end, by group.
     skipped: Vec<u64>,
 }
 
 impl Clear {
-    /// Begins to end the sessions that match `filter`; `all` of them only if that is said.
+    /// Starts to end the sessions that match `filter`; ends all only with `all`.
     ///
     /// # Errors
-    /// A sentence for the operator: the filter is wrong, or no session is this unit's to end.
+    /// A sentence for the operator: the filter is wrong, or this unit may not end any session.
     pub(super) fn begin(
         filter: &[String],
         all: bool,

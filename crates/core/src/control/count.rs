@@ -1,4 +1,4 @@
-//! Sessions counted, all together or by policy, in pieces.
+//! Counts sessions in pieces, in total or by policy.
 
 use crate::config::Action;
 use crate::event::DropReason;
@@ -14,7 +14,7 @@ use super::{Filter, Progress};
 /// The sessions that match a filter are being counted.
 #[derive(Debug)]
 pub struct Count {
-    /// The next slot of the table to look at.
+    /// The next slot of the table to check.
     cursor: u32,
     filter: Filter,
     count: SessionCount,
@@ -60,7 +60,7 @@ impl Policies {
         let (sessions, next) = gateway.page(self.cursor, PIECE, now);
         for session in sessions {
             let index = usize::from(session.policy.0);
-            // A session of a peer may have a policy that is not known here.
+            // A session from a peer may have a policy that is unknown here.
             if gateway.policy(session.policy).is_some() {
                 if index >= self.counts.len() {
                     self.counts.resize(index + 1, SessionCount::default());

@@ -111,7 +111,7 @@ impl std::error::Error for ExplainError {}
 /// The explanation of the packet that `request` is about.
 ///
 /// # Errors
-/// A sentence that names the word that is wrong, and the remedy.
+/// A sentence that names the wrong word and the remedy.
 pub fn explain(
     request: &ExplainRequest,
     gateway: &Gateway,
@@ -121,7 +121,7 @@ pub fn explain(
     let bytes = build::opening_packet(&key).ok_or(ExplainError::NoSuchPacket)?;
     Ok(match gateway.explain(now, port, &bytes, Scope::Flow) {
         Ok(explanation) => show(&explanation, port, gateway, now),
-        // As of a header that nobody may send.
+        // As for a header that nobody may send.
         Err(reason) => {
             let reason = reason.unwrap_or(DropReason::Malformed);
             unparsed(&key, port, reason, gateway)
@@ -201,7 +201,7 @@ fn endpoint(
     }
 }
 
-/// A packet of which not even the header is accepted.
+/// A packet whose very header is refused.
 fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) -> Explanation {
     Explanation {
         node: Some(gateway.config().node.name.clone()),
@@ -363,7 +363,7 @@ fn out(port: PortId, gateway: &Gateway) -> ExitPort {
     }
 }
 
-/// The policies that were asked, in their order: those passed over, then the one that decides.
+/// The policies that were checked, in order: those that do not match, then the one that decides.
 fn policies(explanation: &gateway::Explanation, gateway: &Gateway) -> Vec<PolicyStep> {
     let policies = &gateway.config().policies;
     let passed_over = explanation.passed_over.iter().zip(policies);

@@ -1,4 +1,4 @@
-//! Planned handovers that an administrator asks for.
+//! Planned handovers requested by an administrator.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use super::protocol::{ErrorCode, Failure, HandoverDone, write_line};
 /// A handover ends by itself long before.
 const FAILOVER_WAIT: Duration = Duration::from_secs(5);
 
-/// Planned handovers that are under way.
+/// Planned handovers in progress.
 #[derive(Debug)]
 pub struct Failover {
     groups: Vec<GroupId>,
-    /// When to stop waiting for them.
+    /// When to give up waiting.
     deadline: Time,
 }
 
@@ -61,7 +61,7 @@ impl Failover {
     }
 }
 
-/// Starts the handovers that a request asks for; gives their groups.
+/// Starts the requested handovers; returns their groups.
 fn begin_failover(
     gateway: &mut Gateway,
     group: Option<&str>,

@@ -52,7 +52,7 @@ impl Filter {
         Ok(Filter { conditions })
     }
 
-    /// Whether a session fulfils all conditions.
+    /// Whether a session meets all conditions.
     pub fn matches(&self, session: &SessionView, gateway: &Gateway) -> bool {
         self.conditions
             .iter()
@@ -169,9 +169,9 @@ action = "accept"
             ),
             (
                 "src=10.0.0.300",
-                "is no address or network, such as 10.0.0.0/8",
+                "is not an address or network, such as 10.0.0.0/8",
             ),
-            ("port=70000", "`70000` is no port (0 to 65535)"),
+            ("port=70000", "`70000` is not a port (0 to 65535)"),
             (
                 "state=establishd",
                 "unknown state `establishd`; did you mean `established`?",
@@ -186,7 +186,7 @@ action = "accept"
                 "group=defualt",
                 "unknown group `defualt`; did you mean `default`?",
             ),
-            ("synced=maybe", "`maybe` is no answer (yes or no)"),
+            ("synced=maybe", "expected yes or no, not `maybe`"),
         ] {
             let error = parse(word).expect_err(word).to_string();
             assert!(error.ends_with(said), "{error}");

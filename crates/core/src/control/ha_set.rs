@@ -1,4 +1,4 @@
-//! The switches of `[ha]`, which are shown and set while the gateway runs.
+//! Shows and sets the switches of `[ha]` while the gateway runs.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::time::Time;
 use super::protocol::{Failure, SwitchDone, SwitchRow, write_line};
 use super::{Progress, ShellView, bad_request};
 
-/// The switches in force, or the one that is asked for.
+/// The current switches, or the requested one.
 ///
 /// # Errors
 /// Why there is none.
@@ -31,7 +31,7 @@ pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Failu
         .collect())
 }
 
-/// A switch that is to be set, at once or when no reload is being prepared any more.
+/// A switch to set at once, or when no reload is being prepared any longer.
 #[derive(Debug)]
 pub struct HaSet {
     key: String,
@@ -40,7 +40,7 @@ pub struct HaSet {
 }
 
 impl HaSet {
-    /// Looks whether that can be.
+    /// Checks whether that is possible.
     ///
     /// # Errors
     /// Why it can't.

@@ -1,4 +1,4 @@
-//! What is wrong, in words.
+//! Describes what is wrong.
 
 use crate::flow::{LinkId, PeerId};
 use crate::gateway::{Gateway, Severity, Trouble};

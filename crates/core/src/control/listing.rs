@@ -8,7 +8,7 @@ use crate::time::Time;
 use super::protocol::{Endpoint, Session, write_line};
 use super::{Filter, Progress};
 
-/// Slots of the table looked at in one piece: some 50 µs if all of them are listed.
+/// Slots of the table per piece: some 50 µs if all of them are listed.
 pub(super) const PIECE: u32 = 64;
 
 /// The rest of a listing.
@@ -55,13 +55,13 @@ impl Listing {
     }
 }
 
-/// The node that handles the packets of each group, if one is known to.
+/// The node that handles the packets of each group, if known.
 pub(super) fn owners(gateway: &Gateway, now: Time) -> Vec<Option<&str>> {
     let groups = gateway.groups();
     groups.map(|group| owner(gateway, group, now)).collect()
 }
 
-/// The node that handles the packets of a group, if one is known to.
+/// The node that handles the packets of a group, if known.
 pub(super) fn owner(gateway: &Gateway, group: GroupId, now: Time) -> Option<&str> {
     match gateway.cluster() {
         None => Some(&gateway.config().node.name),
@@ -69,7 +69,7 @@ pub(super) fn owner(gateway: &Gateway, group: GroupId, now: Time) -> Option<&str
     }
 }
 
-/// A session as the protocol tells it; borrows the names.
+/// A session in the form of the protocol; borrows the names.
 pub(super) fn row<'a>(
     view: &SessionView,
     gateway: &'a Gateway,

@@ -1,7 +1,7 @@
-//! What an administrator asks a running gateway, and the answers: JSON lines, no socket.
+//! Requests from an administrator to a running gateway, and the answers: JSON lines, no socket.
 //!
-//! [`protocol`] has the types of both, which the commands use too. [`Answer`] makes an answer in pieces, as
-//! fast as its client reads.
+//! [`protocol`] has the types of both, which the commands use too. [`Answer`] produces an answer in
+//! pieces, as fast as its client reads.
 
 mod capture;
 mod clear;
@@ -31,7 +31,7 @@ pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::Filter;
 pub use reload::{ReloadOutcome, ReloadRefused};
 
-/// An answer that is being given: it is produced in pieces, as fast as the client reads.
+/// An answer in progress: it is produced in pieces, as fast as the client reads.
 #[derive(Debug)]
 pub enum Answer {
     /// The rest of a listing.
@@ -42,9 +42,9 @@ pub enum Answer {
     Policies(Policies),
     /// The rest of the sessions are still to be ended.
     Clear(Clear),
-    /// Planned handovers that are under way.
+    /// Planned handovers in progress.
     Failover(Failover),
-    /// A reload that is asked for or under way.
+    /// A reload that is requested or in progress.
     Reload(ReloadWait),
     /// A switch that waits for a reload to be prepared.
     HaSet(HaSet),
@@ -54,16 +54,16 @@ pub enum Answer {
     Done,
 }
 
-/// How an answer stands after a piece of it.
+/// The state of an answer after a piece.
 pub enum Progress {
-    /// There is more to say.
+    /// There is more to send.
     More,
     /// All is said.
     Done,
 }
 
 impl Answer {
-    /// Begins to answer a request line; writes the first piece to `out`.
+    /// Starts the answer to a request line; writes the first piece to `out`.
     pub fn begin(
         line: &str,
         gateway: &mut Gateway,
@@ -141,7 +141,7 @@ impl Answer {
         })
     }
 
-    /// Writes the next piece to `out`, if there is one yet; does nothing once all is said.
+    /// Writes the next piece to `out`, if there is one yet; does nothing after the end.
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
@@ -161,7 +161,7 @@ impl Answer {
         }
     }
 
-    /// Whether the answer waits for something to happen, rather than for the client.
+    /// Whether the answer waits for an event, not for the client.
     pub fn is_waiting(&self) -> bool {
         match self {
             Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
@@ -175,8 +175,8 @@ impl Answer {
         }
     }
 
-    /// Whether the shell is to begin a reload, as soon as none is under way: with [`Answer::begin_reload`],
-    /// and [`Answer::end_reload`] when it is through.
+    /// Whether the shell should start a reload as soon as none is in progress. It then calls
+    /// [`Answer::begin_reload`], and [`Answer::end_reload`] at the end.
     pub fn wants_reload(&self) -> bool {
         matches!(self, Answer::Reload(ReloadWait::Next))
     }
@@ -188,14 +188,14 @@ impl Answer {
         }
     }
 
-    /// The reload that is under way has ended. No effect on an answer that waits for another one.
+    /// The current reload has ended. No effect on an answer that waits for another one.
     pub fn end_reload(&mut self, outcome: &ReloadOutcome) {
         if let Answer::Reload(wait) = self {
             wait.note_end(outcome);
         }
     }
 
-    /// Says that it is still worked on, if that is not to be expected.
+    /// Reports that the gateway is still working, unless the client expects to wait.
     pub fn give_sign_of_life(&self, out: &mut String) {
         match self {
             Answer::Capture(_) | Answer::Done => {}
@@ -212,7 +212,7 @@ impl Answer {
         }
     }
 
-    /// The client will ask for nothing more: an answer without an end of its own comes to its end.
+    /// The client has ended its side: an answer without an end of its own ends now.
     pub fn finish(&mut self, gateway: &mut Gateway) {
         if let Answer::Capture(_) = self
             && let Some(capture) = gateway.capture_mut()
@@ -221,7 +221,7 @@ impl Answer {
         }
     }
 
-    /// The client is gone: what the answer holds is given back.
+    /// The client is gone: releases what the answer holds.
     pub fn abandon(self, gateway: &mut Gateway) {
         if let Answer::Capture(_) = self {
             capture::end(gateway);

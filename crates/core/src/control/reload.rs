@@ -1,4 +1,4 @@
-//! A reload of the config that an administrator asks for.
+//! A reload of the config, requested by an administrator.
 
 use std::path::PathBuf;
 
@@ -8,25 +8,25 @@ use crate::gateway::Reloaded;
 use super::Progress;
 use super::protocol::{Change, ErrorCode, Failure, ReloadDone, write_line};
 
-/// What came of a reload, as the shell tells.
+/// The result of a reload, from the shell.
 #[derive(Clone, Debug)]
 pub struct ReloadOutcome {
     /// The config file, absolute.
     pub config_file: PathBuf,
     /// What has changed, or why nothing has.
     pub result: Result<Reloaded, ReloadRefused>,
-    /// What should be looked at nevertheless, a sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
     /// Sessions that the new rules have ended.
     pub sessions_ended: u64,
 }
 
-/// Why a reload has changed nothing.
+/// Why a reload failed.
 #[derive(Clone, Debug)]
 pub struct ReloadRefused {
     /// In one sentence.
     pub why: String,
-    /// Each mistake in the file, as `FILE:LINE:COL: …`, a line each.
+    /// The mistakes in the file, one line each: `FILE:LINE:COL: …`.
     pub problems: Vec<String>,
     /// The same as `tandemgw check` shows it.
     pub text: String,
@@ -35,11 +35,11 @@ pub struct ReloadRefused {
 /// The reload that a client waits for.
 #[derive(Debug)]
 pub enum ReloadWait {
-    /// The next one: one that is under way may have read the file before the client asked.
+    /// The next one: the current one may have read the file before the client asked.
     Next,
-    /// The one that is under way.
+    /// The current one.
     Current,
-    /// It has ended, and the client is to be told.
+    /// It has ended, and the client must be informed.
     Ended(Box<ReloadOutcome>),
 }
 

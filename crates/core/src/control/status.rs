@@ -190,7 +190,7 @@ fn heard_on(gateway: &Gateway, view: &PeerView<'_>) -> Vec<String> {
     heard.map(|(port, _)| port.name.clone()).collect()
 }
 
-/// What a peer said of the groups of this unit.
+/// What a peer reported about the groups of this unit.
 fn peer_groups(
     gateway: &Gateway,
     peer: PeerId,
@@ -217,7 +217,7 @@ fn peer_groups(
     groups.collect()
 }
 
-/// How far a peer is behind. One that is not connected may hold nothing any more.
+/// How far a peer is behind. One that is not connected may no longer hold anything.
 fn lag(gateway: &Gateway, id: PeerId, now: Time) -> LagStatus {
     if !gateway.peer_state(id).connected {
         return LagStatus {
@@ -234,7 +234,7 @@ fn lag(gateway: &Gateway, id: PeerId, now: Time) -> LagStatus {
     }
 }
 
-/// The sessions of the groups that this unit is primary of, if that is known without counting them.
+/// The sessions of the groups that this unit is primary of, if known without counting.
 fn own_sessions(gateway: &Gateway) -> Option<u64> {
     let count = gateway.groups().count();
     let primary = gateway
@@ -247,7 +247,7 @@ fn own_sessions(gateway: &Gateway) -> Option<u64> {
     }
 }
 
-/// A digest as people compare it.
+/// A digest in readable form.
 fn checksum(digest: [u8; 16]) -> String {
     digest[..8]
         .iter()

@@ -1,4 +1,4 @@
-//! Reading ahead: what the next few packets need from memory is fetched for all of them together.
+//! Reading ahead: the memory that the next few packets need is fetched for all of them together.
 //!
 //! Among a million sessions nearly each read of a table misses the cache: index, session, mapping.
 //! One after the other these waits are more than half of the gateway's own work on a packet.

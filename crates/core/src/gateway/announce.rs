@@ -1,8 +1,9 @@
 //! Gratuitous ARP and unsolicited neighbor advertisements: when, how often, and how fast.
 //!
-//! What is to be announced is a place in a list, not a queue of frames: however many addresses and hosts
-//! there are, nothing is lost and nothing else waits behind it. The frames are made some at a time: the
-//! virtual addresses of all groups first, then the hosts that are told by unicast, then the pools.
+//! Pending announcements are a position in a list, not a queue of frames: however many addresses
+//! and hosts there are, nothing is lost and nothing else waits behind it. The frames are made some
+//! at a time: the virtual addresses of all groups first, then the hosts that are informed by
+//! unicast, then the pools.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -18,7 +19,8 @@ use super::{Gateway, Role};
 /// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Addresses of a port that each host is told of by itself; a pool's many are broadcast only.
+/// Addresses of a port that are announced to each host by unicast; a pool's many addresses are only
+/// broadcast.
 const MAX_UNICAST: usize = 2;
 
 /// What is still to be announced, and a schedule of repeats for each group.
@@ -81,7 +83,7 @@ impl Announcer {
         announcer
     }
 
-    /// Takes over how often is announced; what is under way goes on with the new interval.
+    /// Sets how often to announce; announcements in progress continue with the new interval.
     pub fn reconfigure(&mut self, config: &Config) {
         if let Some(ha) = &config.ha {
             (self.repeats, self.interval) = (ha.gratuitous_arps, ha.gratuitous_arp_interval);
@@ -191,7 +193,7 @@ impl Gateway {
         self.announce_some(now);
     }
 
-    /// Announces what is on a port whose link came up or whose hardware address changed.
+    /// Announces the addresses of a port whose link came up or whose hardware address changed.
     pub(super) fn announce_port(&mut self, now: Time, port: PortId) {
         let groups: Vec<GroupId> = self.addresses_on(port).map(|(_, group)| group).collect();
         for group in self.groups().filter(|group| groups.contains(group)) {
@@ -223,7 +225,7 @@ impl Gateway {
 
     /// Makes as many of the frames that are due as may be sent now.
     fn announce_some(&mut self, now: Time) {
-        // The shell is behind: it gets no more before it has taken these.
+        // The shell is behind: it gets nothing more before it has taken these.
         if self.announcements.len() >= PIECE as usize {
             return;
         }

@@ -235,7 +235,8 @@ fn facts(at: Time, fate: Fate, known: Option<&Known>) -> Facts {
     }
 }
 
-/// Completes the checksum that was left to the hardware, unless a part of what it covers is missing.
+/// Completes the checksum that was left to the hardware, unless part of the covered data is
+/// missing.
 fn complete(copy: &mut [u8], arrival: &Arrival) {
     if let Some(parsed) = arrival.parsed.filter(|_| copy.len() == arrival.length) {
         packet::complete_checksum(copy, &parsed, arrival.offload);

@@ -1,4 +1,4 @@
-//! What election and replication decide, carried out on the gateway; and what they are told in turn.
+//! Carries out decisions of election and replication on the gateway, and reports back to them.
 
 use std::time::Duration;
 

@@ -52,7 +52,7 @@ impl Gateway {
         if packet::martian(&parsed.key) || !packet::forwardable(parsed.key.src) {
             return Err(DropReason::Martian);
         }
-        // The answer would hit whoever has that address.
+        // The answer would go to the owner of that address.
         self.check_source(&packet)?;
         self.answer_error(&packet, Problem::TimeExceeded);
         Err(DropReason::HopLimit)

@@ -15,7 +15,7 @@ use super::hairpin::turns_back;
 use super::open::{Plan, Refused, no_room, refusal};
 use super::{Gateway, Packet, Role, SessionView, forward};
 
-/// How literally a packet is to be taken.
+/// How literally to take a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// As it stands.
@@ -99,7 +99,7 @@ pub enum Fate {
     Drop {
         /// Why.
         reason: DropReason,
-        /// Whether its sender is told.
+        /// Whether its sender is notified.
         told: bool,
     },
 }

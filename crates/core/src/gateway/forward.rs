@@ -315,7 +315,7 @@ fn is_taken_up(session: &Session, stale: bool) -> bool {
     stale || session.flags.contains(SessionFlags::REMOTE)
 }
 
-/// Makes a session that another unit has followed fit to be followed here: what was not seen of it
+/// Prepares a session that another unit has tracked for tracking here: what was not seen of it
 /// must not be held against it.
 #[cold]
 fn take_up(session: &mut Session) {

@@ -11,7 +11,7 @@ use super::forward::account;
 use super::{Gateway, Packet};
 
 /// What later fragments need to follow the first: the flow that it showed, for they have no ports to
-/// look their session up by. It is looked up anew each time, so that they end with their session.
+/// look their session up by. It is looked up again each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Onward {
     pub(super) flow: FlowKey,
@@ -80,7 +80,7 @@ impl Gateway {
         piece: Piece,
     ) -> Verdict {
         let (now, port, mut onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
-        // First, so that what is dropped has opened nothing and counts for nothing.
+        // First, so that a dropped packet has opened and counted nothing.
         if let Err(reason) = self.fragments.check_first(&key, piece, now) {
             return Verdict::Drop(reason);
         }

@@ -2,7 +2,7 @@
 //! `pickup-guarantee-copies` says, or as are in sync.
 //!
 //! Nothing but that packet waits. If no peer is in sync nothing can be guaranteed: the packet goes at
-//! once, and is counted. A peer that refuses the session is no copy.
+//! once, and is counted. A peer that refuses the session does not count as a copy.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -134,7 +134,7 @@ impl Gateway {
         Verdict::Consumed
     }
 
-    /// Sends what the peers have acknowledged, and ends the wait for what they refuse.
+    /// Sends packets of acknowledged sessions, and ends the wait for refused ones.
     pub(super) fn release_acknowledged(&mut self, now: Time) {
         let wanted = self.wanted_copies();
         while let Some(Cluster { waiting, sync, .. }) = self.cluster.as_deref_mut()

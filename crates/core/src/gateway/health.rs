@@ -1,4 +1,4 @@
-//! Is this unit, and what it sees of the others, as it should be? What is wrong, and since when.
+//! The health of this unit and of what it sees of the others: what is wrong, and since when.
 //!
 //! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at which one
 //! began is true to that. Nothing here is on the path of a packet.
@@ -95,7 +95,7 @@ impl Health {
         self.well_since
     }
 
-    /// Takes note of what is wrong now. What was wrong before keeps its time.
+    /// Records what is wrong now. Problems that already existed keep their time.
     fn update(&mut self, now: Time, found: Vec<(Trouble, Severity)>) {
         let before = std::mem::take(&mut self.standing);
         let since = |trouble| {

@@ -12,7 +12,7 @@ use super::hairpin::turns_back;
 use super::{Gateway, Packet};
 
 impl Gateway {
-    /// Finds the session of the packet that the error quotes, and passes the error to whoever sent
+    /// Finds the session of the packet that the error quotes, and passes the error to the sender of
     /// that packet, with all addresses as the sender knows them.
     pub(super) fn handle_icmp_error(&mut self, packet: Packet<'_>) -> Verdict {
         match self.translate_icmp_error(packet) {

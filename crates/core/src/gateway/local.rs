@@ -61,7 +61,7 @@ impl Gateway {
         if !self.sessions.nat().group(&key.dst).is_some_and(is_primary) {
             return Err(DropReason::NotPrimary);
         }
-        // The answer would hit whoever has that address, past all policies.
+        // The answer would go to the owner of that address, regardless of policies.
         self.check_source(packet)?;
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum);
@@ -117,8 +117,8 @@ impl Gateway {
         if !self.defends(port, &addr) || self.is_handing_over(&addr) {
             return;
         }
-        // The former primary may still speak for what was taken over, and is told; that is no conflict. Of
-        // two primaries one yields as soon as they hear each other.
+        // The former primary may still claim the addresses, and is informed; that is not a
+        // conflict. Of two primaries one yields as soon as they hear each other.
         let is_conflict = !is_peer && !self.was_taken_over_lately(now, &addr);
         self.counters.address_conflicts += u64::from(is_conflict);
         if self.announcer.may_defend(now, addr) {

@@ -4,7 +4,7 @@
 //!
 //! - `handle_*` with what happened: a packet, a frame, a link or route change. Each may queue outputs.
 //! - [`Gateway::poll_output`] until it returns `None`, after each batch of the above.
-//! - [`Gateway::poll_timeout`] for the time at which [`Gateway::handle_timeout`] is to be called.
+//! - [`Gateway::poll_timeout`] for the time to call [`Gateway::handle_timeout`].
 //!
 //! A packet's way: [`Gateway::handle_packet`] → session found → tracked, translated, forwarded
 //! (`forward.rs`); no session → `open.rs`; for the gateway itself → `local.rs`; an ICMP error →
@@ -116,7 +116,7 @@ struct PortState {
 }
 
 impl PortState {
-    /// Whether packets can come in and leave by it, for all that is known here.
+    /// Whether packets can come in and leave by it, as far as known here.
     fn works(&self) -> bool {
         self.link.up && self.fault.is_none()
     }
@@ -238,7 +238,7 @@ impl Gateway {
     }
 
     /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only for
-    /// people to read. [`Gateway::handle_packet`] is to be called for each as well.
+    /// people to read. Call [`Gateway::handle_packet`] for each as well.
     pub fn handle_batch(&mut self, port: PortId, packets: usize, bytes: usize) {
         let counters = &mut self.ports[port.index()].counters;
         counters.in_packets += packets as u64;
@@ -397,7 +397,7 @@ impl Gateway {
         self.expired = expired;
     }
 
-    /// Ends a session for the administrator, on the peers too. Gives false, and does nothing, if
+    /// Ends a session for the administrator, on the peers too. Returns false, and does nothing, if
     /// another unit is primary of its group.
     pub fn clear_session(&mut self, now: Time, id: u32) -> bool {
         let id = SessionId(id);

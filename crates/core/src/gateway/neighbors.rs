@@ -68,7 +68,7 @@ impl Neighbors {
         rest.next().map(|(host, mac)| (*host, *mac))
     }
 
-    /// Whether the kernel is to be told to resolve a next hop, at `now`.
+    /// Whether to make the kernel resolve a next hop, at `now`.
     fn is_cold(&mut self, now: Time, hop: (PortId, Addr)) -> bool {
         let known = self.warm.len();
         match self.warm.get_mut(&hop) {

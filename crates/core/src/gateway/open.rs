@@ -17,7 +17,7 @@ use crate::session::{
 
 use super::{Gateway, Packet, Role};
 
-/// A refusal, and what the sender is told about it.
+/// A refusal, and the answer to the sender.
 pub(super) struct Refused {
     pub reason: DropReason,
     pub answer: Option<Problem>,
@@ -310,7 +310,7 @@ impl Gateway {
     }
 
     /// Ends the session that has to give way to a new one of this source, if one has. Before anything is
-    /// searched: a source above its limits costs no more than a look at them.
+    /// searched: a source above its limits costs only this check.
     fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
         let source = packet.parsed.key.src;
         // What another unit is primary for is a copy, and that unit counts on it.
@@ -376,7 +376,8 @@ impl Gateway {
         })
     }
 
-    /// Where all ports are taken: the session that gives one, of whoever has the most, if that is somebody else.
+    /// If all ports are taken: the session that loses its port, one of the largest holder's, unless
+    /// that is the same source.
     pub(super) fn port_giver(&self, plan: &Plan, source: &Addr, random: u64) -> Option<SessionId> {
         let pool = plan.source?;
         if !Nat::has_mappings(plan.key.protocol) {
@@ -478,7 +479,7 @@ pub(super) fn refusal(error: InsertError) -> DropReason {
     }
 }
 
-/// What it means for the packet that there is no room for its session.
+/// The result for a packet if there is no room for its session.
 pub(super) fn no_room(why: NoRoom) -> DropReason {
     match why {
         NoRoom::Full => DropReason::TableFull,

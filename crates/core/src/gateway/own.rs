@@ -48,7 +48,8 @@ impl Gateway {
         self.kernel_addresses.has(addr)
     }
 
-    /// All that the kernel has is told again, and then [`Gateway::check_kernel_addresses`] is called.
+    /// All of the kernel's addresses are reported again, and then
+    /// [`Gateway::check_kernel_addresses`] is called.
     pub fn forget_kernel_addresses(&mut self) {
         self.kernel_addresses.0.clear();
     }
@@ -63,7 +64,7 @@ impl Gateway {
         self.ports[port.index()].fault
     }
 
-    /// Looks anew which ports have an address that the kernel has too.
+    /// Checks again which ports have an address that the kernel also has.
     pub(super) fn find_faults(&mut self, now: Time) {
         let mut changed = false;
         for port in (0..self.ports.len()).map(PortId::from_index) {

@@ -9,7 +9,7 @@ use crate::policy::Ruleset;
 use super::Gateway;
 use super::reload::{Effects, ReloadError};
 
-/// Differences that are told, of each kind: an administrator does not read more.
+/// How many differences of each kind are reported: an administrator does not read more.
 const MOST_TOLD: usize = 1000;
 
 /// What is in force, for a reload to be prepared on: a few reference counts.
@@ -108,7 +108,8 @@ impl Gateway {
         Arc::strong_count(&self.config) > 1
     }
 
-    /// Whether what a reload was prepared on is still in force; else it is to be prepared again.
+    /// Whether the basis of a prepared reload is still in force; otherwise it must be prepared
+    /// again.
     pub fn is_current(&self, prepared: &Prepared) -> bool {
         Arc::ptr_eq(&self.config, &prepared.basis.config)
     }

@@ -70,8 +70,8 @@ impl Revalidation {
         }
     }
 
-    /// A peer has other rules: what it opens is to be compared with those of this unit, once that is
-    /// primary for it.
+    /// A peer has other rules: sessions that it opens must be checked against those of this unit,
+    /// once that is primary for it.
     pub fn owe_rules(&mut self) {
         let rules = Scope {
             rules: true,
@@ -80,7 +80,7 @@ impl Revalidation {
         self.owed = Some(rules.and(self.owed));
     }
 
-    /// Begins a pass if one is owed to sessions that this unit has just become primary for.
+    /// Starts a pass if one is due for sessions that this unit has just become primary for.
     pub fn catch_up(&mut self) {
         if let Some(scope) = self.owed.take() {
             self.restart(scope);
@@ -150,7 +150,7 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        // What another unit is primary for ends there; here it is only to be what it is there.
+        // The primary ends its sessions; here they only follow its state.
         let group = session.group;
         if !self.is_primary(group) {
             return self.revalidate_foreign(now, id);
@@ -295,9 +295,9 @@ impl Gateway {
         }
     }
 
-    /// Why a session can't keep its translation: a forward that is no more or leads elsewhere, or an
-    /// address that is not the unit's any more, or has become so. Another pool is no reason: the session
-    /// keeps its address, as in conntrack.
+    /// Why a session can't keep its translation: its forward was removed or leads elsewhere, or an
+    /// address no longer belongs to the unit, or now does. Another pool is not a reason: the
+    /// session keeps its address, as in conntrack.
     fn translation_gone(
         &self,
         session: &Session,

@@ -201,7 +201,7 @@ impl Gateway {
         self.policy(policy).map_or("-", |policy| &policy.name)
     }
 
-    /// The configuration of `policy`; none if it is no more, or a peer's.
+    /// The configuration of `policy`; none if it was removed, or is a peer's.
     pub fn policy(&self, policy: PolicyId) -> Option<&Policy> {
         self.config.policies.get(self.ruleset.place(policy)?)
     }

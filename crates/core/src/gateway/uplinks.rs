@@ -107,7 +107,7 @@ impl Gateway {
         all.any(|uplink| uplink.port == port)
     }
 
-    /// One of those that are up, each in proportion to its weight; none if no one is.
+    /// One of those that are up, each in proportion to its weight; none if all are down.
     fn choose(&self, family: Family, src: &Addr, dst: &Addr) -> Option<RouteTarget> {
         let up = |uplink: &&Uplink| self.ports[uplink.port.index()].link.up;
         let uplinks = || self.uplinks[family as usize].iter().filter(up);
@@ -116,7 +116,7 @@ impl Gateway {
             return None;
         }
         let bytes = [*src.octets(), *dst.octets()].concat();
-        // The same on all units; who sends to whom is no secret that a key could keep.
+        // The same on all units; a key could not hide who sends to whom anyway.
         let mut rest = SipHasher13::new().hash(&bytes) % total;
         let mut chosen = uplinks().skip_while(|uplink| {
             let is_beyond = rest >= u64::from(uplink.weight);

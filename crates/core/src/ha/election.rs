@@ -77,7 +77,7 @@ pub(super) enum State {
     Primary,
 }
 
-/// There is no primary that is alive.
+/// No primary is alive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vacancy {
     since: Time,
@@ -92,7 +92,8 @@ const PROBES: u32 = 3;
 const LEAST_PROBE_WAIT: Duration = Duration::from_millis(1);
 const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
 /// The same if the connection that the primary's process held has ended: its kernel closes it for a
-/// process that is no more. One that still runs answers a probe within a turn of its loop, some 100 µs.
+/// process that has ended. One that still runs answers a probe within a turn of its loop, some 100
+/// µs.
 const LEAST_LAST_WAIT: Duration = Duration::from_micros(500);
 const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
 /// The time for which an answer that nobody has signed can hold up a takeover.
@@ -324,7 +325,7 @@ impl Ha {
         });
     }
 
-    /// Makes this unit, which is primary, standby; what it holds counts as complete for now.
+    /// Turns this unit from primary to standby; what it holds counts as complete for now.
     pub(super) fn step_down(&mut self, now: Time, group: usize, why: String) {
         self.fail_handover(now, group, &why);
         let state = &mut self.groups[group];
@@ -347,7 +348,7 @@ impl Ha {
         });
     }
 
-    /// Whether this unit can be of use as primary at all.
+    /// Whether this unit could work as primary at all.
     pub(super) fn may_promote(&self) -> bool {
         self.leaving.is_none() && (self.monitor.is_empty() || self.ports_up > 0)
     }

@@ -114,7 +114,7 @@ pub(super) const SETTLE: Duration = Duration::from_secs(1);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// How long a unit waits, beyond two hold times, for the one that it leaves a group to.
 const GIVEN: Duration = Duration::from_millis(500);
-/// The old primary must have heard of the new one by then.
+/// Until then the old primary must have heard of the new one.
 const EXPECTED: Duration = Duration::from_secs(1);
 
 impl Ha {
@@ -326,7 +326,7 @@ impl Ha {
         self.may_promote().then_some(PeerId(index as u8))
     }
 
-    /// Whether `peer` being primary is what a handover under way waits for.
+    /// Whether a handover in progress waits for `peer` to be primary.
     pub(super) fn completes_handover(&self, group: usize, peer: PeerId) -> bool {
         let theirs = self.peers[peer.index()].groups[group].term;
         let handover = self.groups[group].handover.as_ref();

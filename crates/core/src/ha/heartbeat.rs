@@ -1,4 +1,4 @@
-//! The heartbeat datagram: what a unit tells its peers about itself.
+//! The heartbeat datagram: a unit's report to its peers about itself.
 //!
 //! All numbers are big-endian:
 //!
@@ -59,7 +59,7 @@ pub enum HeartbeatError {
     ForeignCluster,
     /// The node name is not that of the peer whose connection it came by.
     WrongName,
-    /// There is no such peer or link in the config.
+    /// The config has no such peer or link.
     UnknownPeer,
 }
 

@@ -1,4 +1,4 @@
-//! How this unit compares with the others, and what it takes from what they hear.
+//! Compares this unit with the others, and uses what they hear.
 
 use super::Ha;
 use super::election::State;

@@ -10,7 +10,7 @@ use crate::config::HaPeer;
 use crate::flow::{GroupId, LinkId};
 use crate::time::Time;
 
-/// A round trip longer than this is no measurement but nonsense.
+/// A longer round trip than this is not a valid measurement.
 const LONGEST_RTT: Duration = Duration::from_secs(60);
 /// The longest interval that the config allows, and so that a peer is believed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
@@ -193,7 +193,7 @@ impl Peer {
         }
     }
 
-    /// Takes over what a heartbeat says; `groups` are those of this unit that it names.
+    /// Applies a heartbeat; `groups` are those of this unit that it names.
     pub fn update(
         &mut self,
         now: Time,

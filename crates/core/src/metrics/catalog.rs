@@ -1,4 +1,4 @@
-//! Every metric, with what it means. The book's table is made of it.
+//! Every metric, with its meaning. The book's table is generated from it.
 
 use super::page::{Kind, Metric};
 

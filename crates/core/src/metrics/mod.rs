@@ -1,6 +1,6 @@
-//! What a Prometheus server scrapes: the names ([`catalog`]), the text, and the HTTP around it; no
-//! socket. The state is read when it is asked for, so that nothing is paid for it before, and in
-//! pieces, so that no packet waits for a scrape.
+//! The page that a Prometheus server scrapes: the names ([`catalog`]), the text, and the HTTP
+//! around it; no socket. The state is read only at a scrape, so it costs nothing before, and in
+//! pieces, so that no packet waits.
 
 pub mod catalog;
 pub mod http;
@@ -20,7 +20,7 @@ pub use page::{Kind, Metric};
 
 use page::Page;
 
-/// A piece of the page is at an end when it is longer, in bytes: some 20 µs.
+/// A piece of the page ends when it is longer than this, in bytes: some 20 µs.
 const PIECE: usize = 16 * 1024;
 
 /// What the metrics are read from.
@@ -28,15 +28,15 @@ const PIECE: usize = 16 * 1024;
 pub struct View<'a> {
     /// The core.
     pub gateway: &'a Gateway,
-    /// What the shell knows beside.
+    /// What only the shell knows.
     pub shell: &'a ShellView,
-    /// What the kernel says of the process.
+    /// The kernel's statistics about the process.
     pub process: &'a Process,
     /// The time.
     pub now: Time,
 }
 
-/// What the kernel says of the process; what it does not say is left out.
+/// The kernel's statistics about the process; unknown values are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Process {
     /// Its start, since the epoch.

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::Histogram;
 
-/// A metric: its name without that of its samples, and what there is to know of it.
+/// A metric: its name, and its description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
     /// The name, with the unit at its end, and `_total` if it is a counter.
@@ -20,7 +20,7 @@ pub struct Metric {
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only rises, but begins anew with the process.
+    /// Only rises, but restarts with the process.
     Counter,
     /// Rises and falls.
     Gauge,
@@ -29,7 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As it stands in the format.
+    /// Its name in the format.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Counter => "counter",
@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// Appends samples to a text, all of a metric in one go.
+/// Appends samples to a text, all of a metric together.
 pub(super) struct Page<'a> {
     pub out: &'a mut String,
 }

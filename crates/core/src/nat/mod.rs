@@ -203,7 +203,7 @@ impl Nat {
         }
     }
 
-    /// Chooses what the source of a new session is translated to.
+    /// Chooses the translation for the source of a new session.
     ///
     /// `key` is that of its first packet after destination translation. All sessions of a host get
     /// the same address of the pool as long as it has free ports (RFC 4787, REQ-2). The port is kept

@@ -12,9 +12,9 @@ use crate::session::{AddressBook, KeyedHash, TranslatedAddr};
 /// The ports of the pool that every port has.
 const IMPLICIT_RANGE: (u16, u16) = (1, 65_535);
 
-/// Hosts are spread over the addresses of a pool under this key, which is no secret: after a takeover,
-/// the other unit has to choose the same address for a host (RFC 4787, REQ-2). All that one gains by
-/// knowing it is to pick internal addresses that share an external one.
+/// Hosts are spread over the addresses of a pool under this key, which is not secret: after a
+/// takeover, the other unit has to choose the same address for a host (RFC 4787, REQ-2). All that
+/// one gains by knowing it is to pick internal addresses that share an external one.
 const PAIRING_KEY: [u8; 16] = *b"tandemgw pairing";
 
 /// A set of addresses that sources are translated to.

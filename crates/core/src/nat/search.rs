@@ -1,4 +1,5 @@
-//! The search for an external port: it costs what an ordinary packet costs, whatever is taken.
+//! The search for an external port: it costs no more than an ordinary packet, however many are
+//! taken.
 
 use super::crowded::Progress;
 use super::is_mapped;

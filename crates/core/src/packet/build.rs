@@ -1,4 +1,4 @@
-//! Packets that the gateway makes itself. They need no offload.
+//! Packets that the gateway originates. They need no offload.
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
 
@@ -11,7 +11,7 @@ use crate::flow::{Addr, Family, FlowKey, Protocol};
 /// Bytes of a UDP header (RFC 768).
 const UDP_HEADER_LEN: u16 = 8;
 
-/// What an ICMP error of ours reports about a packet.
+/// The reason for an ICMP error that we send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Fragmentation needed (RFC 1191) or packet too big (RFC 4443, section 3.2).
@@ -37,7 +37,7 @@ pub enum Problem {
 pub fn may_answer(parsed: &Parsed) -> bool {
     let answerable = match parsed.kind {
         Kind::Tcp(_) | Kind::Udp | Kind::IcmpRequest | Kind::IcmpReply | Kind::Other => true,
-        // Redirect and other messages of which not all can be known to be no errors.
+        // Redirect and other messages that may be errors.
         Kind::IcmpError | Kind::IcmpOther | Kind::LaterFragment => false,
     };
     answerable && !martian(&parsed.key) && !multicast(parsed.key.dst) && !broadcast(parsed.key.dst)
@@ -45,7 +45,7 @@ pub fn may_answer(parsed: &Parsed) -> bool {
 
 /// The reply to an echo request, with all of its data (RFC 792; RFC 4443, section 4.2).
 ///
-/// None if it is no whole echo request with a right checksum, or must not be answered.
+/// None if it is not a whole echo request with a correct checksum, or must not be answered.
 pub fn echo_reply(request: &[u8], parsed: &Parsed) -> Option<Vec<u8>> {
     let intact = checksum_ok(request, parsed, Offload::default());
     if parsed.kind != Kind::IcmpRequest
@@ -91,7 +91,7 @@ pub fn tcp_reset(parsed: &Parsed) -> Option<Vec<u8>> {
     Header::new(key.src, key.dst, Protocol::TCP).packet(reset.to_bytes().to_vec())
 }
 
-/// The smallest packet that begins a conversation with this key: a SYN, an empty UDP datagram, an echo
+/// The smallest packet that starts a flow with this key: a SYN, an empty UDP datagram, an echo
 /// request or reply, or a bare IP header.
 ///
 /// None if the addresses are not of one family.
@@ -124,13 +124,13 @@ pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
     Header::new(key.src, key.dst, key.protocol).packet(transport)
 }
 
-/// An ICMP error from `from` to the source of `original`, which was received as it stands.
+/// An ICMP error from `from` to the source of `original`, which is unchanged since it was received.
 ///
 /// It quotes as much as RFC 1812, section 4.3.2.3 (576 bytes in all) and RFC 4443, section 2.4(c)
 /// (1280 in all) allow. If the original had a partial checksum, so has the quotation; nobody checks it.
 ///
-/// None if no error may be sent about the packet, or `from` is of the other family. Limiting their
-/// rate is the caller's duty (RFC 4443, section 2.4(f)).
+/// None if no error may be sent about the packet, or `from` is of the other family. The caller must
+/// limit the rate (RFC 4443, section 2.4(f)).
 pub fn icmp_error(
     problem: Problem,
     from: Addr,

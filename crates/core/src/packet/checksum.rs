@@ -4,15 +4,15 @@ use crate::flow::{Addr, Protocol};
 
 /// A one's complement sum over 16-bit words.
 ///
-/// It is kept in the machine's own byte order, which the sum doesn't mind (RFC 1071, section 2(B)),
-/// and swapped once at the end.
+/// It is kept in host byte order, which does not affect the sum (RFC 1071, section 2(B)), and
+/// swapped once at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
 impl Sum {
     /// Adds bytes that begin at an even offset of what is summed; the last byte may be odd.
     ///
-    /// All that is added to one sum must be less than 8 GiB.
+    /// The total added to one sum must be less than 8 GiB.
     #[inline]
     pub fn add(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<4>();
@@ -32,7 +32,7 @@ impl Sum {
         self.add(src.wire());
         self.add(dst.wire());
         self.add(&[0, protocol.0]);
-        // Of a length beyond 65535 the upper half counts too; IPv4 has no such length.
+        // For a length beyond 65535 the upper half counts too; IPv4 has no such length.
         self.add(&(len as u32).to_be_bytes());
     }
 

@@ -7,8 +7,8 @@ use super::{Kind, Parsed, array_at, u16_at, u32_at};
 use crate::event::Offload;
 use crate::flow::Family;
 
-/// What tells the fragments of a datagram from those of others: 16 bits of the IPv4 header, 32 of the fragment
-/// header of IPv6. None for a packet of IPv6 that has no such header.
+/// The identification, which tells the fragments of different datagrams apart: 16 bits of the IPv4
+/// header, 32 bits of the IPv6 fragment header. None for an IPv6 packet without such a header.
 pub fn identification(bytes: &[u8], parsed: &Parsed) -> Option<u32> {
     let at = place_of_identification(bytes, parsed)?;
     match parsed.family {
@@ -79,7 +79,7 @@ pub fn clamp_mss(bytes: &mut [u8], parsed: &Parsed, offload: Offload, most: u16)
         return;
     };
     let field = header + fields.checksum;
-    // Whoever finishes a checksum sums up the options too.
+    // Finishing the checksum sums up the options too.
     if !offload.is_partial_at(field) {
         update_checksum(bytes, field, |checksum| change.apply(checksum));
     }

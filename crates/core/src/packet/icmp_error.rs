@@ -8,15 +8,15 @@ use super::{Kind, Parsed, u16_at, u32_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Family, FlowKey};
 
-/// What an ICMP error says, and about which packet.
+/// An ICMP error and the packet that it quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
     /// The flow of the quoted packet, in the direction in which it was sent: the error goes to its
     /// source.
     pub key: FlowKey,
-    /// What befell it.
+    /// What happened to it.
     pub error: ErrorKind,
-    /// Sequence number of the quoted segment, if it is TCP. One outside of what was sent and not yet
+    /// Sequence number of the quoted segment, if it is TCP. One outside the range sent and not yet
     /// acknowledged is a forgery (RFC 5927, section 4.1).
     pub tcp_seq: Option<u32>,
 }
@@ -40,7 +40,7 @@ pub enum ErrorKind {
 /// Reads the packet that an ICMP error quotes, which may be cut off after 8 bytes of transport.
 ///
 /// # Errors
-/// - [`DropReason::Truncated`]: less is quoted than RFC 792 and RFC 4443 ask for;
+/// - [`DropReason::Truncated`]: less is quoted than RFC 792 and RFC 4443 require;
 /// - [`DropReason::IcmpUnrelated`]: not an ICMP error, or it quotes a later fragment or another ICMP
 ///   error, which belong to no session;
 /// - [`DropReason::Malformed`], [`DropReason::Martian`]: as [`super::parse`], for the quoted header.
@@ -96,7 +96,7 @@ pub fn translate_error(
 
 pub(super) const ICMP_HEADER_LEN: usize = 8;
 
-/// The quoted packet: whose it is, and where in the buffer.
+/// The quoted packet: its flow, and its place in the buffer.
 struct Located {
     key: FlowKey,
     place: Place,

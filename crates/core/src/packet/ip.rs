@@ -172,7 +172,7 @@ fn total_len(
     }
 }
 
-/// RFC 791, section 3.1. A source route makes the addresses of the header a lie.
+/// RFC 791, section 3.1. With a source route, the header does not show the real destination.
 #[cold]
 fn check_v4_options(mut options: &[u8]) -> Result<(), DropReason> {
     const END: u8 = 0;
@@ -273,7 +273,7 @@ fn enter_fragment(ip: &mut Ip, rest: &[u8], length: Length) -> Result<(), DropRe
     }
 }
 
-/// Refuses jumbograms (RFC 2675) and options that don't add up.
+/// Refuses jumbograms (RFC 2675) and options with inconsistent lengths.
 fn check_hop_by_hop(mut options: &[u8]) -> Result<(), DropReason> {
     const PAD1: u8 = 0;
     const JUMBO_PAYLOAD: u8 = 0xc2;

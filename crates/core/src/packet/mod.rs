@@ -1,4 +1,4 @@
-//! Packets: what is asked about them, validated once ([`parse`]), and what is done to them.
+//! Packets: validated once ([`parse`]), then edited in place.
 //!
 //! - [`parse`] and [`checksum_ok`]: a packet that was received;
 //! - [`translate()`], [`add_hop_limit`]: edits in place, with incremental checksums;
@@ -27,10 +27,10 @@ use checksum::Sum;
 use crate::event::{DropReason, Offload, PartialChecksum};
 use crate::flow::{Addr, Family, FlowKey, Protocol};
 
-/// All that the core asks about a packet, validated against its bytes.
+/// Everything that the core needs to know about a packet, validated against its bytes.
 ///
-/// It describes the bytes that it was parsed from and no others: edit them with the functions of this
-/// module only. After a translation the key is the old one; everything else still holds.
+/// It describes only the bytes that it was parsed from: edit them only with the functions of this
+/// module. After a translation the key is the old one; everything else still holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// The flow, as this packet shows it. Both ports are 0 in later fragments, ICMP errors and
@@ -65,7 +65,7 @@ impl Parsed {
 /// What a packet is above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP, with what a tracker must know.
+    /// TCP, with the fields that a tracker needs.
     Tcp(TcpSegment),
     /// UDP.
     Udp,
@@ -83,16 +83,16 @@ pub enum Kind {
     LaterFragment,
 }
 
-/// A TCP segment, as far as a tracker must know it (RFC 9293, section 3.1).
+/// The fields of a TCP segment that a tracker needs (RFC 9293, section 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpSegment {
     /// Sequence number of the first byte, or of the SYN.
     pub seq: u32,
-    /// Acknowledgment number; without meaning unless the ACK flag is set.
+    /// Acknowledgment number; meaningless unless the ACK flag is set.
     pub ack: u32,
     /// Payload bytes in this packet.
     pub payload_len: u32,
-    /// Window as it stands in the header, unscaled.
+    /// Window from the header, unscaled.
     pub window: u16,
     /// The flags: one of the combinations that a sender may use.
     pub flags: TcpFlags,
@@ -160,7 +160,7 @@ impl std::ops::BitOr for TcpFlags {
 /// Validates the IP packet at the start of `bytes`; bytes beyond its length are allowed.
 ///
 /// The IPv4 header checksum is not verified (the kernel has done it), nor is the transport checksum:
-/// see [`checksum_ok`]. Whether the addresses make sense is for [`martian`] to say.
+/// see [`checksum_ok`]. [`martian`] checks the addresses.
 ///
 /// # Errors
 /// - [`DropReason::Truncated`]: shorter than its headers say; a first fragment without its whole
@@ -217,7 +217,7 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
         if u16_at(transport, field.checksum) == Some(0) {
             return true;
         }
-        // Bytes beyond the UDP length are no part of the datagram (RFC 768).
+        // Bytes beyond the UDP length are not part of the datagram (RFC 768).
         if let Some(length @ 8..) = u16_at(transport, 4) {
             transport = transport.get(..usize::from(length)).unwrap_or(transport);
         }
@@ -271,7 +271,7 @@ pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
     let mut sum = Sum::default();
     sum.add(covered);
     let checksum = match sum.checksum() {
-        // The same number to all but UDP, where 0 means that there is no checksum.
+        // The same value except in UDP, where 0 means that there is no checksum.
         0 => 0xffff,
         checksum => checksum,
     };
@@ -296,7 +296,7 @@ pub fn martian_source(addr: Addr) -> bool {
 }
 
 /// Whether the address is of 240.0.0.0/4, which RFC 6890 reserves (section 2.2.2, table 15: neither source
-/// nor destination), and which networks use inside all the same.
+/// nor destination), and which some networks use internally nevertheless.
 #[inline]
 pub fn reserved(addr: Addr) -> bool {
     addr.is_v4() && addr.last4()[0] >= 240 && !broadcast(addr)
@@ -333,7 +333,7 @@ fn broadcast(addr: Addr) -> bool {
     addr == Addr::v4([255; 4])
 }
 
-/// The number that stands in an IP header of `family` for `protocol`.
+/// The number for `protocol` in an IP header of `family`.
 fn wire_protocol(protocol: Protocol, family: Family) -> Protocol {
     match (protocol, family) {
         (Protocol::ICMP, Family::V6) => Protocol::ICMPV6,

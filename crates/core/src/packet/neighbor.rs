@@ -1,4 +1,4 @@
-//! Who has which address on a link: ARP (RFC 826, RFC 5227) and Neighbor Discovery (RFC 4861), as
+//! Address resolution on a link: ARP (RFC 826, RFC 5227) and Neighbor Discovery (RFC 4861), as
 //! Ethernet frames.
 
 use std::net::Ipv6Addr;
@@ -20,18 +20,18 @@ pub enum Neighbor {
     Solicit(Solicit),
     /// Somebody says that it has an address, asked or not.
     Advertise(Advertise),
-    /// Nothing of the kind.
+    /// Neither.
     Other,
 }
 
 /// Somebody asks who has an address: an ARP request or a neighbor solicitation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Solicit {
-    /// The address that is asked for.
+    /// The address to resolve.
     pub target: Addr,
-    /// Who asks; unspecified for an ARP probe or duplicate address detection.
+    /// The sender's address; unspecified for an ARP probe or duplicate address detection.
     pub sender: Addr,
-    /// The hardware address of the one that asks.
+    /// The sender's hardware address.
     pub sender_mac: Mac,
 }
 
@@ -114,11 +114,11 @@ pub fn reply(solicit: &Solicit, mac: Mac) -> Vec<u8> {
     }
 }
 
-/// The frames that tell everybody on the link that `mac` has `addr` now.
+/// The frames that tell everybody on the link that `mac` now has `addr`.
 ///
-/// For IPv4 both forms of gratuitous ARP: the request of RFC 5227, section 3, which most hosts heed,
-/// and the reply of RFC 5944, section 4.6, since some equipment updates its cache by replies only. For
-/// IPv6 an unsolicited advertisement (RFC 4861, section 7.2.6).
+/// For IPv4 both forms of gratuitous ARP: the request of RFC 5227, section 3, which most hosts
+/// accept, and the reply of RFC 5944, section 4.6, because some equipment updates its cache only
+/// from replies. For IPv6 an unsolicited advertisement (RFC 4861, section 7.2.6).
 pub fn announce(addr: Addr, mac: Mac) -> Vec<Vec<u8>> {
     match addr.family() {
         Family::V4 => vec![
@@ -143,7 +143,7 @@ pub fn announce(addr: Addr, mac: Mac) -> Vec<Vec<u8>> {
     }
 }
 
-/// Tells one neighbour, which did not ask, that `mac` has `addr` now.
+/// Tells one neighbour, unsolicited, that `mac` now has `addr`.
 pub fn announce_to(addr: Addr, mac: Mac, neighbor: Addr, neighbor_mac: Mac) -> Vec<u8> {
     match addr.family() {
         Family::V4 => arp(
@@ -289,7 +289,8 @@ fn parse_nd(packet: &[u8], frame_src: Mac) -> Result<Neighbor, DropReason> {
     }))
 }
 
-/// What RFC 4861, sections 7.1.1 and 7.1.2 ask of both messages; no fragments, by RFC 6980.
+/// The requirements of RFC 4861, sections 7.1.1 and 7.1.2 for both messages; no fragments, by RFC
+/// 6980.
 fn check_nd(packet: &[u8], parsed: &Parsed, message: &[u8]) -> Result<(), DropReason> {
     if message.len() < ND_HEADER_LEN {
         return Err(DropReason::Truncated);

@@ -55,9 +55,9 @@ fn edit_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) {
     }
 }
 
-/// Gives back what this machine took of the IPv4 options of a packet on its way in, which it takes again
-/// on its way out: a slot of record route (RFC 791, section 3.1), a slot or a count of the timestamp option.
-/// A router takes one.
+/// Reverts what this machine added to the IPv4 options of a packet on its way in, because it adds
+/// it again on the way out: a slot of record route (RFC 791, section 3.1), a slot or a count of the
+/// timestamp option. A router adds one.
 ///
 /// Where a slot of record route was the last one, nothing is taken on the way out, and it stays.
 #[inline]
@@ -161,7 +161,7 @@ pub(super) struct Place {
     /// Offset of the transport header.
     pub transport: usize,
     pub family: Family,
-    /// What is to be edited above IP, if anything.
+    /// The fields to edit above IP, if any.
     pub fields: Option<Fields>,
 }
 

@@ -7,7 +7,7 @@ use super::{Kind, TcpFlags, TcpSegment, u16_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Family, FlowKey, Protocol, echo_port};
 
-/// What was found above IP.
+/// The parsed header above IP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transport {
     pub kind: Kind,
@@ -73,7 +73,7 @@ impl Fields {
     };
     const ICMP_IDENTIFIER: usize = 4;
 
-    /// None if nothing above IP is to be edited.
+    /// None if there is nothing to edit above IP.
     #[inline]
     pub fn of(kind: Kind, family: Family) -> Option<Fields> {
         // RFC 4443, section 2.3; ICMP for IPv4 has no pseudo-header (RFC 792).
@@ -158,7 +158,7 @@ pub(super) fn parse_quoted(ip: &Ip, bytes: &[u8]) -> Result<QuotedTransport, Dro
     }
 }
 
-/// The protocol as it stands in a [`FlowKey`].
+/// The protocol as stored in a [`FlowKey`].
 #[inline]
 pub(super) fn key_protocol(wire: Protocol) -> Protocol {
     if wire == Protocol::ICMPV6 {
@@ -248,7 +248,7 @@ fn check_flags(flags: TcpFlags) -> Result<(), DropReason> {
     }
 }
 
-/// Options that don't add up end the walk: the packet is its receiver's to judge.
+/// Inconsistent options end the walk: the receiver judges the packet.
 fn window_scale(mut options: &[u8]) -> Option<u8> {
     const END: u8 = 0;
     const NOP: u8 = 1;

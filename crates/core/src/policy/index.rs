@@ -1,10 +1,10 @@
-//! Which rules may match a flow, without looking at all of them.
+//! Finds the rules that may match a flow, without checking all of them.
 //!
-//! A rule stands under one of its conditions: the networks of its sources or of its destinations, or its
-//! services, whichever it shares with the fewest other rules; or with those that are looked at always. A
-//! lookup takes the rules that stand under what the flow has, in their order: of each prefix length that
-//! occurs one list, of the service one or two. So the price of a decision grows with the rules that are
-//! alike, not with all.
+//! A rule is indexed under one of its conditions: its source networks, its destination networks or
+//! its services, whichever it shares with the fewest other rules. Rules without a condition are
+//! checked always. A lookup merges, in order, the lists that the flow's values select: one for each
+//! prefix length in use, one or two for the service. So the cost of a decision grows with the
+//! number of similar rules, not with all rules.
 
 use std::collections::BTreeMap;
 
@@ -21,13 +21,13 @@ type Places = Vec<u32>;
 /// Below this number of rules a scan is as fast.
 const WORTHWHILE: usize = 32;
 
-/// The rules by the condition that they stand under.
+/// The rules by the condition that they are indexed under.
 #[derive(Default)]
 pub(super) struct Index {
     sources: Networks,
     destinations: Networks,
     services: BTreeMap<(Protocol, Option<u16>), Places>,
-    /// Those that stand under nothing.
+    /// Those without a condition.
     always: Places,
 }
 
@@ -71,7 +71,7 @@ impl Index {
     ) -> Option<usize> {
         let mut best = u32::MAX;
         let mut look_at = |places: &[u32]| {
-            // What comes after the best so far need not be looked at.
+            // Rules after the best so far need not be checked.
             let mut before = places.iter().copied().take_while(|place| *place < best);
             if let Some(place) = before.find(|place| matches(*place as usize)) {
                 best = place;
@@ -92,7 +92,7 @@ impl Index {
 /// Rules by a network.
 #[derive(Default)]
 struct Networks {
-    /// For each prefix length that occurs, of the mapped address, and family: the rules by network.
+    /// The rules by network, for each family and prefix length (of the mapped address) in use.
     lengths: Vec<(Length, BTreeMap<u128, Places>)>,
     growing: BTreeMap<Length, BTreeMap<u128, Places>>,
 }
@@ -126,7 +126,7 @@ impl Networks {
     }
 }
 
-/// What a rule stands under.
+/// The condition that a rule is indexed under.
 #[derive(Clone, Copy)]
 enum Condition {
     Source,

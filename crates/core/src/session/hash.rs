@@ -37,7 +37,8 @@ impl KeyedHash {
         }
     }
 
-    /// The hash of whoever holds `addr`: a host, or for IPv6 the /64 that it can pick addresses from.
+    /// The hash of the holder of `addr`: a host, or for IPv6 the /64 that it can pick addresses
+    /// from.
     #[inline]
     pub fn source(&self, addr: &Addr) -> u32 {
         if addr.is_v4() {

@@ -205,7 +205,8 @@ impl Holders {
 
     fn of_ranking(&self, ranking: &Ranking, source: &Addr) -> impl Iterator<Item = SessionId> {
         let own = self.place(source);
-        // An eighth more, as the ranking is no more exact than that: else two would take turns.
+        // An eighth more, as the ranking is not more exact than that: otherwise two would take
+        // turns.
         let enough = ranking.count(own) + ranking.count(own) / 7 + 1;
         let largest = ranking.largest();
         self.of_place(largest.filter(|it| *it != own && ranking.count(*it) > enough))

@@ -46,7 +46,8 @@ impl Index {
         self.len == 0
     }
 
-    /// Reads what a [`find`](Index::find) of `hash` reads first, so that it is in the cache then.
+    /// Touches the memory that a [`find`](Index::find) of `hash` reads first, so that it is in the
+    /// cache.
     ///
     /// Nothing depends on what is read: the processor goes on meanwhile, and reads that follow each
     /// other closely wait for memory together.

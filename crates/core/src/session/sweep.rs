@@ -78,7 +78,7 @@ impl Table {
         self.sweep.owed > 0
     }
 
-    /// When [`Table::sweep`] is to be called next; [`Tick::NEVER`] if there is nothing to expire.
+    /// When to call [`Table::sweep`] next; [`Tick::NEVER`] if there is nothing to expire.
     pub fn next_sweep(&self, now: Tick) -> Tick {
         match (self.is_empty(), self.sweep.owed) {
             (true, _) => Tick::NEVER,
@@ -103,8 +103,8 @@ impl Table {
         }
     }
 
-    /// Gives every session of `group` a fresh lease, as if a packet of each had come at `now`: what
-    /// another unit has seen of them is not known here.
+    /// Gives every session of `group` a fresh lease, as if a packet of each had arrived at `now`:
+    /// what another unit has seen of them is not known here.
     pub fn renew(&mut self, group: GroupId, now: Tick) {
         self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
     }

@@ -96,7 +96,7 @@ pub(super) const ONE_SIDED: u8 = 8;
 pub(super) const MAX_SCALE: u8 = 14;
 pub(super) const NO_SCALE: u8 = 15;
 pub(super) const NO_SYN: u8 = 255;
-/// The largest window (RFC 7323, section 2.3), but for the half of it that the margin takes.
+/// The largest window (RFC 7323, section 2.3), except the half of it that the margin takes.
 const MAX_WINDOW: u32 = 1 << 29;
 
 /// Acknowledgments may be this much older than the newest even if windows are small: a super-packet
@@ -108,7 +108,7 @@ impl Tracker {
     ///
     /// # Errors
     ///
-    /// The reason to drop the segment, if it is no such SYN.
+    /// The reason to drop the segment, if it is not such a SYN.
     pub fn open(syn: &Segment) -> Result<Tracker, DropReason> {
         check_flags(syn)?;
         if !syn.has(TcpFlags::SYN) || syn.has(TcpFlags::ACK) {
@@ -297,7 +297,7 @@ impl Tracker {
                 self.note_fresh_syn(segment);
                 Ok(Change::Ignored)
             }
-            // A session is no way in for a connection in the other direction.
+            // A session does not admit a connection in the other direction.
             (false, Direction::Reply) => self.repeated_syn(sender, segment),
             (true, _)
                 if self.state == TcpState::SynReceived && self.acks_exactly(sender, segment) =>
@@ -350,7 +350,7 @@ impl Tracker {
         Err(DropReason::TcpWindow)
     }
 
-    /// Takes over what a segment in the window says.
+    /// Applies a segment inside the window.
     pub(super) fn follow(&mut self, sender: Direction, segment: &Segment) -> Change {
         let r = sender.flip() as usize;
         if self.state == TcpState::SynReceived && !is_before(segment.ack, self.acked[r]) {
@@ -1270,7 +1270,7 @@ mod tests {
         }
     }
 
-    /// What happens next: who acts, what it does, how much it sends.
+    /// The next step: who acts, what it does, how much it sends.
     fn step() -> impl Strategy<Value = (bool, u8, u32, [u32; 3])> {
         (any::<bool>(), 0..12u8, 1..70_000u32, any::<[u32; 3]>())
     }
@@ -1307,7 +1307,7 @@ mod tests {
                         let flags = [ACK, RST, SYN, SYN_ACK, FIN, RST_ACK][what as usize % 6];
                         let forged = seg(flags, random[0], random[1], random[2] % 1460);
                         // Blind: a hit by chance is what RFC 5961 leaves. When both have closed,
-                        // there is nothing left to protect, and a SYN may begin anew.
+                        // there is nothing left to protect, and a SYN may start over.
                         let near = |x: u32, y: u32| is_within(x, y, 200_000, 200_000);
                         if t.state() < TcpState::TimeWait && !near(forged.seq, end.next) && !near(forged.ack, ends[1 - me].next) {
                             let _ = t.handle(from, &forged);

@@ -29,7 +29,7 @@ impl Tracker {
         }
         self.unmark(sender, UNSEEN);
         if !agrees {
-            // One of them is forged, or what is known of the other is old.
+            // One of them is forged, or the state known of the other is old.
             self.mark(other, UNSEEN);
             return match self.is_one_sided() {
                 true => Change::Same,

@@ -8,9 +8,9 @@ use crate::session::{AddressBook, Session, SessionFlags, SessionState, Tracker};
 /// Buckets of a group.
 pub const SUMS: usize = 256;
 
-/// Part of the protocol: units that compare must hash alike. It need not be secret: whoever makes
-/// sessions collide on purpose would hide a difference of his own sessions, and only if he also
-/// caused it.
+/// Part of the protocol: units that compare must hash alike. It need not be secret: anybody who
+/// makes sessions collide on purpose would hide a difference of his own sessions, and only if he
+/// also caused it.
 const KEY: [u8; 16] = *b"tandemgw/1digest";
 
 /// The sums of all groups.

@@ -12,7 +12,7 @@ pub const MAX_READERS: usize = 15;
 /// The number of a change; every change has a higher one than those before. 0 is before the first.
 pub type Seq = u64;
 
-/// Every replicated session once, in the order of its last change, and what was removed.
+/// Every replicated session once, in the order of its last change, and the removed ones.
 ///
 /// A reader's place is an element of the list like the sessions, so that nothing has to be fixed up
 /// when a session moves or goes: each operation is O(1) whatever the number of readers. The log holds
@@ -28,7 +28,7 @@ pub struct ChangeLog {
     tombstones: VecDeque<Tombstone>,
     /// The number of tombstones that were ever dropped from the front.
     dropped: u64,
-    /// The newest change whose tombstone is no more.
+    /// The newest change whose tombstone was dropped.
     purged: Seq,
     max_tombstones: usize,
 }
@@ -251,7 +251,8 @@ impl ChangeLog {
             self.drop_oldest_tombstone();
         }
         if self.tombstones.is_empty() {
-            // So that the ring begins at the start of its memory again, and touches no more of it.
+            // So that the ring starts at the beginning of its memory again, and touches no further
+            // part of it.
             self.tombstones.clear();
         }
     }
@@ -476,7 +477,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever has read to the end and missed nothing knows exactly what is.
+        /// A reader that has read to the end and missed nothing knows the exact state.
         #[test]
         fn readers_know_what_is(ops in prop::collection::vec(op(), 1..200)) {
             let mut log = ChangeLog::new(12, 3);

@@ -11,7 +11,7 @@ use crate::session::{AddressBook, Session, SessionFlags, Tracker, TranslatedAddr
 use crate::store::digest::{Buckets, SUMS};
 use crate::time::Tick;
 
-/// Bytes that are no frame of the protocol.
+/// Bytes that are not a frame of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
@@ -304,7 +304,7 @@ pub fn write_removal(out: &mut Vec<u8>, key: &FlowKey, group: u8) {
 }
 
 /// Reads the first operation of a batch: what it is, or none if it is of a newer version, and the
-/// bytes it takes. To be called with what is left, until that is empty.
+/// bytes it takes. Call it with the rest until that is empty.
 pub fn next_operation(operations: &[u8]) -> Result<(Option<Operation>, usize)> {
     let mut from = Reader(operations);
     let (kind, length) = (from.u8()?, usize::from(from.u8()?));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::message;
 
-/// Why a connection to a peer is of no use; it should be closed.
+/// Why a connection to a peer must be closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
     /// Bytes that make no sense.
@@ -17,7 +17,7 @@ pub enum ProtocolError {
     GroupId(u8),
     /// The peer says that it is another node.
     WrongNode(String),
-    /// An acknowledgment of what was not sent.
+    /// An acknowledgment of something that was not sent.
     FutureAck,
 }
 

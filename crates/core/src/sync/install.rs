@@ -19,7 +19,7 @@ const REPLICATED: [SessionFlags; 3] = [
 ];
 
 impl Replicator {
-    /// Brings a session to what a record says, or refuses it, and counts that. A session that is new takes
+    /// Applies a record to a session, or refuses it, and counts that. A session that is new takes
     /// the place of those that its packets belong to so far, if the peer's word counts more than theirs.
     pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         let Some(group) = self.group_of(at, record.group) else {
@@ -32,7 +32,8 @@ impl Replicator {
         self.place(at, record, authority, context);
     }
 
-    /// Takes what a standby offers to this unit, the primary: it may add sessions and move them forward.
+    /// Takes sessions that a standby offers to this unit, the primary: it may add sessions and move
+    /// them forward.
     pub(super) fn merge(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         self.place(at, record, Authority::Shared { theirs_win: false }, context);
     }
@@ -83,7 +84,7 @@ impl Replicator {
         self.refuse(at, record, Refusal::Full);
     }
 
-    /// Removes a session that a peer says is no more.
+    /// Removes a session that has ended according to a peer.
     pub(super) fn uninstall(
         &mut self,
         at: usize,

@@ -40,7 +40,7 @@ pub enum Message<'a> {
         /// Of the last batch.
         seq: Seq,
     },
-    /// 4: some buckets are sent anew from here on, among other changes.
+    /// 4: some buckets are sent again from here on, among other changes.
     Begin,
     /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; what was not named since
     /// [`Message::Begin`] does not exist.
@@ -98,7 +98,7 @@ pub enum Message<'a> {
         /// The group, in the list of the sender of this frame.
         group: u8,
     },
-    /// 13, `group: u8`: the primary has taken what was offered; marks that follow count again.
+    /// 13, `group: u8`: the primary has taken the offered sessions; marks that follow count again.
     OfferTaken {
         /// The group.
         group: u8,
@@ -175,7 +175,7 @@ pub struct Hello {
     pub ports: Vec<String>,
     /// The names of its groups.
     pub groups: Vec<String>,
-    /// The names of its policies, empty for those that are no more; the last ones are left out if the
+    /// The names of its policies, empty for removed ones; the last ones are left out if the
     /// frame would get too long.
     pub policies: Vec<String>,
     /// The version of the program; none if the sender does not say it.
@@ -189,7 +189,7 @@ pub struct Hello {
 pub enum Operation {
     /// 1: a session as it is now.
     Put(Record),
-    /// 2, `family and group: u8 × 2 | key`: a session that is no more.
+    /// 2, `family and group: u8 × 2 | key`: a session that has ended.
     Remove {
         /// The key of its original direction.
         key: FlowKey,

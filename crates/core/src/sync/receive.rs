@@ -35,7 +35,7 @@ impl Replicator {
     ///
     /// # Errors
     ///
-    /// [`ProtocolError`]: the connection is to be closed.
+    /// [`ProtocolError`]: close the connection.
     pub fn receive(
         &mut self,
         peer: PeerId,
@@ -284,7 +284,7 @@ impl Replicator {
         Ok(())
     }
 
-    /// Removes sessions that a peer did not name while it sent their buckets anew: one step.
+    /// Removes sessions that a peer did not name while it resent their buckets: one step.
     fn sweep(&mut self, at: usize, context: &mut Context<'_>) {
         let Some(mut sweep) = self.peers[at].receiver.sweep.take() else {
             return;
@@ -436,13 +436,13 @@ impl Replicator {
     }
 }
 
-/// For each name of a peer, what it is here.
+/// For each name of a peer, the local counterpart.
 fn translate<Id>(
     theirs: &[String],
     ours: &[String],
     id: impl Fn(usize) -> Option<Id>,
 ) -> Vec<Option<Id>> {
-    // A policy that is no more has an empty name.
+    // A removed policy has an empty name.
     let named = ours.iter().enumerate().filter(|(_, name)| !name.is_empty());
     let known: BTreeMap<&str, usize> = named.map(|(index, name)| (name.as_str(), index)).collect();
     theirs

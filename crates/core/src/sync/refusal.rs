@@ -1,4 +1,4 @@
-//! Acknowledged means held: what a unit does not take is told to the sender before the change is
+//! Acknowledged means held: a unit reports what it does not take to the sender before the change is
 //! acknowledged, and never counts as a copy.
 
 use super::message::{Message, Record, Refusal};
@@ -10,7 +10,7 @@ use crate::store::{Journal, Seq, SessionStore};
 /// Refusals that wait to be told; beyond it the group as a whole counts as not held.
 const MOST_REFUSALS: usize = 1024;
 
-/// What is to be told to a peer.
+/// A report to a peer.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     named: Vec<(u8, Refusal, FlowKey)>,

@@ -96,7 +96,7 @@ impl Replicator {
                 session.is_some_and(|it| it.group == group) && !refused.contains(id, group);
             lost += u32::from(counts);
         }
-        // An estimate beyond what is worth counting.
+        // An estimate: an exact count is not worth it.
         if looked_at == LOST_LOOKED_AT {
             let gap = journal.log().last().saturating_sub(holds);
             lost = u32::try_from(gap).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! Properties of all packets: whatever is done to one gives what building it anew would.
+//! Properties of all packets: every edit gives the same bytes as building the packet from scratch.
 
 use proptest::prelude::*;
 
@@ -39,7 +39,7 @@ fn keys_of(family: Family, sort: Sort) -> impl Strategy<Value = FlowKey> {
         .prop_map(move |(src, dst, src_port, dst_port)| key(sort, src, dst, src_port, dst_port))
 }
 
-/// A sort of packet, and two flows of one family that it may belong to.
+/// A kind of packet, and two flows of one family that it may belong to.
 fn pairs() -> impl Strategy<Value = (Sort, FlowKey, FlowKey)> {
     pairs_of(sorts())
 }
