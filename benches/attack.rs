@@ -1,7 +1,8 @@
 //! What attacks cost a host that does nothing wrong: its loss and its delays, beside those without the attack.
 //!
 //! `cargo bench --bench attack [-- ROUNDS]`; root, or in `unshare -rn`. In each round all attacks take turns with
-//! a quiet time, so that a busy machine is as busy for all of them; the median of the rounds is told.
+//! a quiet time, so that a busy machine is as busy for all of them; the median of the rounds is
+//! printed.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -116,7 +117,7 @@ fn measure_in(folder: &Path, rounds: usize) -> Result<BTreeMap<&'static str, Vec
     let mut seen: BTreeMap<&str, Vec<Seen>> = BTreeMap::new();
     for _ in 0..rounds {
         for (attack, rate, from) in ATTACKS {
-            // A gateway of its own: what one attack leaves behind is not another one's.
+            // A separate gateway: an attack must not see what another one left behind.
             let lab = Lab::new(folder)?;
             let flood = match rate {
                 0 => None,
@@ -224,7 +225,7 @@ impl Lab {
         Ok(worker)
     }
 
-    /// Asks the server again and again; a tenth of it from ports of which no session is there yet.
+    /// Asks the server again and again; a tenth of them from ports without a session yet.
     fn victim(&self) -> Result<Seen> {
         let seen = self
             .victim
@@ -475,7 +476,7 @@ fn udp6(mac: [u8; 6], from: [u16; 8], to: [u16; 8]) -> Vec<u8> {
     frame
 }
 
-/// Initials as a unit sends them whose key nobody knows, from the peer's address.
+/// Initials as sent by a unit with an unknown key, from the peer's address.
 fn initials(mac: [u8; 6]) -> Result<Vec<Vec<u8>>> {
     let target = UdpSocket::bind("127.0.0.1:0")?;
     target.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -19,7 +19,7 @@ use testkit::system::worker::Result;
 /// come together are one turn of the loop), packets of a short and of a long run, whose difference is
 /// without start and end.
 const LOADS: [(u64, u64, [u64; 2]); 2] = [(1, 3000, [3000, 23_000]), (64, 12_800, [6400, 134_400])];
-/// The best of so many runs; what differs is how the packets fall into turns.
+/// The best of this many runs; they differ in how the packets fall into turns.
 const ROUNDS: usize = 4;
 /// Scrapes and status requests of a run that asks.
 const QUESTIONS: u64 = 20;

@@ -48,7 +48,7 @@ fn fill(lab: &mut Lab) {
     assert_eq!(lab.sessions(), SESSIONS);
 }
 
-/// Measures all of a scrape but for the socket.
+/// Measures a whole scrape except the socket.
 fn scrape(lab: &Lab) {
     let ports = lab.gateway.config().ports.iter();
     let shell = ShellView {

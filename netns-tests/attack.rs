@@ -17,7 +17,7 @@ use crate::lab::{LAN2, Lab, SERVER};
 use crate::pair::Pair;
 use crate::unit::Unit;
 
-/// Initials as a unit sends them whose key nobody knows.
+/// Initials as sent by a unit with an unknown key.
 fn forged_initials(count: usize) -> Vec<Vec<u8>> {
     let key = NodeKey::from_seed([99; 32]);
     let target = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -49,7 +49,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Begins to send `frames` out of an interface, so many a second.
+    /// Starts to send `frames` out of an interface, at this rate per second.
     pub fn start(ns: &Namespace, interface: &str, rate: u32, frames: Vec<Vec<u8>>) -> Flood {
         let socket = FrameSocket::open(ns, interface);
         let stop = Arc::new(AtomicBool::new(false));

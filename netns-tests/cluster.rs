@@ -6,7 +6,8 @@
 //!                                        sw-sync0
 //! ```
 //!
-//! Hosts share their source ports, and no session is taken up in its middle: what is lost stays lost.
+//! Hosts share their source ports, and no session is picked up in the middle: what is lost stays
+//! lost.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +60,7 @@ impl Cluster {
         Cluster { lab, others, link }
     }
 
-    /// Units of which gw-a is primary and the others are ready, whatever the priorities.
+    /// Units with gw-a as primary and the others ready, whatever the priorities.
     #[track_caller]
     pub fn started(priorities: &[u8]) -> Cluster {
         let mut cluster = Cluster::new(priorities);
@@ -129,7 +130,7 @@ impl Cluster {
         });
     }
 
-    /// Waits until one unit is primary and all follow it; gives which.
+    /// Waits until one unit is primary and all follow it; returns that unit.
     #[track_caller]
     pub fn wait_for_one_primary(&self) -> usize {
         let primaries = || (0..self.len()).filter(|n| self.unit(*n).is_primary());
@@ -227,7 +228,7 @@ impl Cluster {
     }
 }
 
-/// Hosts that datagrams come from; every so many sessions have the same source port.
+/// Hosts that datagrams come from; source ports repeat after this many sessions.
 const HOSTS: u16 = 20;
 
 fn identity(session: &Value) -> String {

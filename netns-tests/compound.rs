@@ -15,7 +15,7 @@ const DATAGRAMS: u16 = 400;
 const CLIENTS: u16 = 3;
 
 /// A standby that was alone promotes itself, and comes back with the higher term: its comparison ends
-/// nothing, whoever stays primary.
+/// nothing, whichever unit stays primary.
 fn isolated_standby_ends_nothing(priorities: &[u8]) {
     let cluster = Cluster::started(priorities);
     let mut clients = Clients::start(&cluster.lab, CLIENTS);
@@ -76,7 +76,7 @@ fn a_stale_standby_does_not_take_over() {
     clients.finish();
 }
 
-/// What the smaller table of a peer can't take is refused, told, and no copy.
+/// Sessions that do not fit in a peer's smaller table are refused and reported, and are not copies.
 #[test]
 fn a_smaller_table_is_no_copy() {
     let mut cluster = Cluster::new(&[200, 100]);

@@ -1,12 +1,12 @@
-//! Mistakes in the config and in the machine's setup are told in one sentence, before anything is
-//! changed.
+//! Mistakes in the config and in the machine's setup are reported in one sentence, before anything
+//! is changed.
 
 use std::fs;
 
 use crate::lab::Lab;
 use crate::unit::Unit;
 
-/// Writes the config as edited, checks it, and returns what was said.
+/// Writes the config as edited, checks it, and returns the output.
 #[track_caller]
 fn check_fails(unit: &Unit) -> String {
     fs::write(unit.config_path(), &unit.config).expect("writing the config");
@@ -182,7 +182,7 @@ fn check_of_the_machine_beside_the_running_gateway_finds_nothing() {
     let said = check_system(&lab.unit);
     assert!(said.trim_end().ends_with("no errors"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
-    // A second one is refused as ever.
+    // A second one is refused as usual.
     let config = lab.unit.config_path().display();
     let said = lab.unit.tandemgw(&format!("run --config {config}")).code(2);
     assert!(said.stderr.contains("in use by process"), "{}", said.stderr);

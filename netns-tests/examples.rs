@@ -1,4 +1,4 @@
-//! The example configs as they are shipped, but for the keys. Of pairs: traffic passes, and lives on when
+//! The example configs as shipped, except for the keys. Of pairs: traffic passes, and lives on when
 //! the primary is killed.
 
 use std::fs;
@@ -255,7 +255,8 @@ fn active_active_shares_the_work_and_survives_either_unit() {
     sessions.into_iter().for_each(Conversation::finish);
 }
 
-/// Each unit answers for every group that it is primary of, whichever address of a port is the first.
+/// Each unit answers for every group that it is primary of, whichever address of a port comes
+/// first.
 #[test]
 fn active_active_sends_errors_and_resets_for_every_group() {
     let mut pair = Pair::new();
@@ -318,7 +319,7 @@ fn peer_that_lacks_a_group_is_in_sync_for_the_other() {
         .edit("\"office\", \"guests\", \"wan\"", "\"office\", \"wan\"");
     pair.b.edit(", \"10.77.2.4/24\"", "");
     pair.b.edit(", \"fd77:2::4/64\"", "");
-    // Or it would give the office back: it has a port less.
+    // Otherwise it would hand the office back: it has one port less.
     pair.lab
         .unit
         .edit("\"office\", \"guests\", \"wan\"", "\"office\", \"wan\"");

@@ -1,4 +1,4 @@
-//! The status is true: what is wrong, for people, programs and monitoring.
+//! The status is true: problems are shown to people, programs and monitoring.
 
 use serde_json::Value;
 

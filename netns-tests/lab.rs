@@ -168,7 +168,7 @@ pub fn make_bridge(switch: &Namespace) {
     switch.run("ip link set br0 up");
 }
 
-/// Connects an interface of `host` to a port of the switch, both made anew.
+/// Connects a new interface of `host` to a new port of the switch.
 pub fn plug(switch: &Namespace, host: &Namespace, interface: &str) {
     let port = switch_port(host, interface);
     switch.run(&format!(

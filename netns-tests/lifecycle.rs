@@ -7,7 +7,7 @@ use crate::capture::Capture;
 use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER, bracketed};
 use crate::services::{Http, udp_echo, udp_echoes, whoami};
 
-/// What must never be seen on the WAN: an address of the LAN.
+/// Must never be seen on the WAN: an address of the LAN.
 const LEAKS: &str = "net 10.77.1.0/24 or ip6 net fd77:1::/64";
 
 /// Hosts that go on sending to a dead gateway: their neighbour entries do not expire.
@@ -62,7 +62,7 @@ fn killed_gateway_lets_nothing_through() {
         .join(":");
     lab.unit.kill();
     // From now on not even a translated packet; what the unit's kernel
-    // says for itself (ARP, ND, MLD) is no leak.
+    // sends for itself (ARP, ND, MLD) is not a leak.
     let after = Capture::start(
         &lab.server,
         "eth0",

@@ -61,7 +61,7 @@ impl Pair {
         Pair::with_links(1)
     }
 
-    /// A pair of which gw-a is primary and gw-b is ready.
+    /// A pair with gw-a as primary and gw-b ready.
     #[track_caller]
     pub fn started() -> Pair {
         let mut pair = Pair::new();
@@ -98,7 +98,7 @@ impl Pair {
         self.b.edit(from, to);
     }
 
-    /// Another key for gw-b, of which gw-a knows nothing.
+    /// Another key for gw-b, unknown to gw-a.
     pub fn change_key_of_b(&mut self) {
         make_key(&self.lab, &self.b, "-other");
         self.b.edit("gw-b.key", "gw-b-other.key");

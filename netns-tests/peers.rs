@@ -11,7 +11,7 @@ use crate::unit::Unit;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
-/// Starts a pair whose units have nothing to do with each other, and checks that they keep apart.
+/// Starts two units that do not belong together, and checks that they stay apart.
 fn stays_apart(pair: &mut Pair) {
     pair.lab.unit.start();
     wait_until("gw-a is primary", || pair.a().is_primary());
@@ -126,7 +126,7 @@ fn nobody_can_read_the_synchronisation_link() {
     });
     assert!(
         contains(&on_link, &[10, 77, 9, 1]) && on_link.len() > 2000,
-        "{} bytes are no record of the link",
+        "{} bytes are not a record of the link",
         on_link.len()
     );
     for secret in secrets {

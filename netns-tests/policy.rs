@@ -1,4 +1,4 @@
-//! Policies: what is refused, and how the sender learns of it.
+//! Policies: refused packets, and how the sender learns of it.
 
 use std::time::{Duration, Instant};
 

@@ -71,7 +71,7 @@ fn reloads_lose_no_packet_and_no_session() {
         lab.unit.log().contains("timeouts.udp: 100s to 120s")
     });
 
-    // Back to the beginning: the pool and what was opened by it is no more.
+    // Back to the start: the pool and its sessions are gone.
     lab.unit.config = first;
     let answer = lab.unit.reload();
     assert_eq!(
@@ -438,7 +438,7 @@ fn switch_is_saved_and_the_file_stays_as_it_is() {
     );
 }
 
-/// A policy for each of many hosts, none of which is there.
+/// A policy for each of many hosts that don't exist.
 fn many_policies(count: usize) -> String {
     let policy = |n: usize| {
         let [_, b, c, d] = (n as u32).to_be_bytes();
@@ -457,7 +457,7 @@ fn loop_goes_on_while_a_long_config_is_read() {
     let longer = format!("{}{}", lab.unit.config, many_policies(4000));
     fs::write(lab.unit.config_path(), longer).expect("writing the config");
     let mut reload = lab.unit.spawn_tandemgw("reload --json");
-    // Whoever asks meanwhile is answered, and packets go on.
+    // Requests are answered meanwhile, and packets flow on.
     let mut answered = 0;
     while reload.is_running() {
         lab.unit.status();

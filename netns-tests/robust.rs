@@ -44,7 +44,7 @@ fn survives_flood(mut lab: Lab, source: impl Fn(u32) -> ([u8; 4], u16)) {
         }
     }
     socket.finish();
-    assert!(sent > 5000, "only {sent} SYNs are no flood");
+    assert!(sent > 5000, "only {sent} SYNs are not a flood");
     // New sessions are served while half-open ones fill the table.
     for server in SERVER {
         whoami(&lab.lan1, &bracketed(server));
@@ -224,7 +224,7 @@ fn addresses(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Source routes and options whose length is a lie.
+/// Source routes, and options with a wrong length.
 fn options(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let with = |option: [u8; 8]| {
         let mut frame = good.to_vec();
@@ -440,7 +440,7 @@ fn malformed_packets_are_counted_by_reason() {
             counted += 1;
         }
     }
-    assert_eq!(counted, COUNTED.len(), "one of the names is no packet");
+    assert_eq!(counted, COUNTED.len(), "one of the names is not a packet");
     socket.finish();
 }
 

@@ -1,4 +1,5 @@
-//! As a service: what systemd is told, the rights that are left, the sandbox of the unit file, the log.
+//! As a service: notifications to systemd, the remaining rights, the sandbox of the unit file, the
+//! log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -56,7 +57,7 @@ impl Manager {
         Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
-    /// The next message that is no sign of life.
+    /// The next message other than a sign of life.
     #[track_caller]
     fn next_but_watchdog(&self) -> String {
         loop {
@@ -67,7 +68,7 @@ impl Manager {
         }
     }
 
-    /// Waits for a message that has this line; gives those before.
+    /// Waits for a message that has this line; returns those before.
     #[track_caller]
     fn expect(&self, line: &str) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
@@ -205,7 +206,7 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
     ] {
         assert_eq!(process_status(lab.unit.pid(), key), value, "{key}");
     }
-    // They are enough for what has to be repaired, and for the end.
+    // They are enough for repairs, and for the end.
     lab.unit.ns.run("ip rule del pref 7700");
     lab.unit.ns.run("ip link set eth1 down");
     lab.unit.ns.run("ip link set eth1 up");
@@ -284,7 +285,7 @@ fn rights_of_the_unit_file_are_enough() {
     };
     assert_eq!(process_status(pid, "Uid").split('\t').next(), Some(user));
     assert_memory_is_private(pid);
-    // In a namespace of users nothing gives that right.
+    // In a user namespace nothing grants that right.
     if is_root_of_the_machine() {
         let priority = pair.a().ns.run(&format!("chrt -p {pid}"));
         assert!(priority.contains("SCHED_RR"), "{priority}");

@@ -62,7 +62,7 @@ impl Http {
     fn get(&self, client: &Namespace, address: &str, path: &str) -> Download<'_> {
         let server = address.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let file = self.dir.join(format!("{}-from-{server}", client.name()));
-        // A file of an earlier download is no progress of this one.
+        // A file of an earlier download does not count as progress.
         let _ = fs::remove_file(&file);
         let line = format!(
             "curl -sSf -m 50 -o {} http://{address}/{path}",

@@ -82,7 +82,7 @@ impl Unit {
         fs::write(&self.path, &self.config).expect("writing the config");
     }
 
-    /// Writes the config to its file and has the gateway read it; what it says of that.
+    /// Writes the config to its file and reloads the gateway; returns its output.
     #[track_caller]
     pub fn reload(&self) -> Value {
         self.write_config();
@@ -103,7 +103,7 @@ impl Unit {
         self.process = Some(process);
     }
 
-    /// Starts the gateway, whose log goes elsewhere or looks otherwise, and waits until it answers.
+    /// Starts the gateway with another log target or format, and waits until it answers.
     #[track_caller]
     pub fn start_unheard(&mut self) {
         self.process = Some(self.launch());
@@ -112,7 +112,7 @@ impl Unit {
         });
     }
 
-    /// Launches the gateway by a shell script, of which `"$@"` is its command line.
+    /// Launches the gateway with a shell script in which `"$@"` is its command line.
     pub fn launch_by(&mut self, script: &str) {
         self.launcher = ["sh", "-ec", script, "sh"].map(str::to_owned).to_vec();
     }

@@ -71,7 +71,7 @@ fn rolling_upgrade_loses_nothing() {
     }
 }
 
-/// A unit gets another key by coming back as another node, which its peer knows by then.
+/// A unit gets another key by coming back as another node, which its peer already knows.
 #[test]
 fn key_is_changed_without_loss() {
     let mut pair = Pair::started();

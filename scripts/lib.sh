@@ -32,9 +32,9 @@ need() {
     mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
     echo "Installing ${packages[*]}, which $why."
     command -v apt-get >/dev/null ||
-        die "this is no Debian; install the equivalents of: ${packages[*]}"
+        die "this is not Debian; install the equivalents of: ${packages[*]}"
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
-        die "that needs root, and there is no sudo; as root: apt-get install ${packages[*]}"
+        die "this needs root, and sudo is not installed; as root: apt-get install ${packages[*]}"
     # Debian starts the services of what it installs (a web server among them), now and at each boot. The
     # tests run their own: those that come with these packages are not started, and disabled.
     # shellcheck disable=SC2016 # The shell that is root expands it.
@@ -64,12 +64,12 @@ as_root() {
         echo "(as root, through sudo)"
         sudo sh -c "$1" sh "${@:2}"
     else
-        die "this needs root, and there is no sudo; run as root: $1"
+        die "this needs root, and sudo is not installed; run as root: $1"
     fi
 }
 
 need_rust() {
-    command -v cargo >/dev/null || die "there is no cargo; install Rust: https://rustup.rs"
+    command -v cargo >/dev/null || die "cargo is not installed; install Rust: https://rustup.rs"
     # Not gcc: the C library that it links with is only recommended there.
     need "links what Rust compiles" cc=build-essential
 }
@@ -77,7 +77,7 @@ need_rust() {
 need_lab() {
     need "the network tests use" "${LAB_PROGRAMS[@]}"
     [ -e /dev/net/tun ] || as_root "modprobe tun" || true
-    [ -e /dev/net/tun ] || die "there is no /dev/net/tun: load the module tun, or in a container pass --device /dev/net/tun"
+    [ -e /dev/net/tun ] || die "/dev/net/tun is missing: load the module tun, or in a container pass --device /dev/net/tun"
     if ! { [ -r /dev/net/tun ] && [ -w /dev/net/tun ]; }; then
         die "you may not open /dev/net/tun: run this as root, or let everybody (which is the usual" \
             "setting, and gives no rights over the network): sudo chmod 0666 /dev/net/tun"

@@ -1,4 +1,4 @@
-//! What gateways of each release so far have answered, and what their clients have asked, is still
+//! Answers of gateways of each release so far, and the requests of their clients, can still be
 //! understood: tests/admin/RELEASE holds it as it was recorded.
 
 // Clippy lets test functions unwrap, but not their helpers.

@@ -1,4 +1,4 @@
-//! The core depends on nothing that makes system calls: the lock file says what it is built from.
+//! The core depends on nothing that makes system calls: the lock file lists its dependencies.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,5 +1,5 @@
 //! The reference chapters of the book are what the code says: `UPDATE_DOCS=1 cargo test --test docs`
-//! writes them anew.
+//! regenerates them.
 
 // Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -241,7 +241,7 @@ fn code(text: &str) -> Vec<&str> {
     found
 }
 
-/// The word that is no command or option, if there is one. What is written in capitals stands for
+/// The first word that is not a command or option, if any. What is written in capitals stands for
 /// something else.
 fn check_command<'a>(cli: &clap::Command, typed: &'a str) -> Result<(), &'a str> {
     let mut command = cli;
@@ -348,7 +348,7 @@ fn class(option: &OptionDoc) -> &'static str {
     }
 }
 
-/// By table, what of it a reload applies, and what takes a restart.
+/// By table: the keys that a reload applies, and those that need a restart.
 fn reload_classes() -> String {
     let mut out = String::from("| table | at once | after a restart |\n|---|---|---|\n");
     for table in tables() {
@@ -406,7 +406,7 @@ full TUN queue) is not in these counters; `ip -s link show tgw-PORT` and `nstat`
 |---|---|---|
 "#;
 
-/// What an operator does about it. Exhaustive, so that no reason is added without.
+/// What an operator does about it. Exhaustive, so that each new reason needs an entry.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn advice(reason: DropReason) -> &'static str {
     match reason {

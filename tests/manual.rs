@@ -1,5 +1,5 @@
 //! The man pages and the shell completion are valid, and tandemgw.toml(5) is what the decoder takes:
-//! `UPDATE_DOCS=1 cargo test --test manual` writes that page anew.
+//! `UPDATE_DOCS=1 cargo test --test manual` regenerates that page.
 
 // Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -136,7 +136,7 @@ const END: &str = r#".SH FILES
 The config of the service tandemgw@\fINAME\fR.
 .TP
 /usr/share/doc/tandemgw/examples
-Configs to begin with.
+Configs to start with.
 .SH "SEE ALSO"
 .BR tandemgw (1),
 .BR tandemgw\-check (1)

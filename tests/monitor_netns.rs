@@ -412,7 +412,7 @@ fn a_port_that_is_renamed_or_enslaved_is_down() {
 struct Mirror {
     monitor: Monitor,
     routes: BTreeMap<(IpNet, u32), Route>,
-    /// Routes that the dump under way has not told again yet.
+    /// Routes that the current dump has not reported again yet.
     unconfirmed: BTreeMap<(IpNet, u32), Route>,
     dumps: u32,
     links: BTreeMap<String, (Option<PortId>, bool)>,

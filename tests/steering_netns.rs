@@ -252,7 +252,7 @@ fn repairs_what_the_kernel_drops() {
     });
 }
 
-/// Repairs all that may be broken; says what was.
+/// Repairs everything that may be broken; returns what was.
 fn repair(steering: &mut Steering) -> Result<Vec<String>, SetupError> {
     steering.disturb(Disturbance::All);
     for port in [PortId(0), PortId(1)] {
@@ -397,7 +397,7 @@ fn rules() -> State {
     of("rule").union(&of("-6 rule")).cloned().collect()
 }
 
-/// Says what differs, rather than all there is.
+/// Shows only the differences.
 #[track_caller]
 fn assert_same(now: &State, before: &State, context: &str) {
     let difference: Vec<_> = now.symmetric_difference(before).collect();

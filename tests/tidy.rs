@@ -10,7 +10,8 @@ use tandemgw_core::event::DropReason;
 /// Lines of a source file that are not tests.
 const MAX_LINES: usize = 600;
 
-/// What only the shell may use: the core is told the time, the randomness and what the system did.
+/// Only the shell may use these: the core gets time, randomness and the system's results as
+/// arguments.
 const SYSTEM: &[&str] = &[
     "libc",
     "std::fs",
@@ -31,14 +32,14 @@ const SYSTEM: &[&str] = &[
     "unsafe ",
 ];
 
-/// What the commands may use beside: they read files, and talk to the control socket.
+/// The commands may also use these: they read files and talk to the control socket.
 const CLI: &[&str] = &["std::fs", "std::os::", "UnixStream"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files below `folder`, but for what is built or generated.
+/// All files below `folder`, except build output and generated files.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let skipped = [
         "target",

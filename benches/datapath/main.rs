@@ -1,7 +1,7 @@
 //! Throughput of the whole process beside what is physically possible and what the kernel does:
 //! `cargo bench --bench datapath -- [tcp|udp|new-sessions|all]`. Needs root, or `unshare -rn`.
 //!
-//! Each run builds its network anew, in namespaces that vanish with this process; the gateways take
+//! Each run builds a new network, in namespaces that vanish with this process; the gateways take
 //! turns, so that a change of the machine's pace hits all of them, and the best run counts.
 //!
 //! What is fair about it and what is not:

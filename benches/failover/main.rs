@@ -1,7 +1,7 @@
 //! What a takeover costs, beside keepalived + conntrackd in the same lab and the same run:
 //! `cargo bench --bench failover -- [ROW…]`. Needs root, or `unshare -rn` for tandemgw alone.
 //!
-//! Each run builds its network anew, in namespaces that vanish with this process; the kinds of gateway
+//! Each run builds a new network, in namespaces that vanish with this process; the kinds of gateway
 //! take turns. Clients and servers run at real-time priority: on a busy machine the figures are those
 //! of the gateways still, but not the best ones.
 

@@ -102,7 +102,7 @@ const NAMES: [&str; 2] = ["a", "b"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Pair {
-    /// Builds it anew, and waits until the pair is one.
+    /// Builds a new one, and waits until the pair is ready.
     pub fn new(settings: Settings, folder: &Path) -> Result<Pair> {
         let switch = Namespace::first("switch");
         let (client, server) = (Namespace::first("client"), Namespace::first("server"));
@@ -383,8 +383,8 @@ fn connect(
         host.ip_batch(&format!("link set lo up\nlink set {interface} up"))?;
     }
     // The kernel tells at once that a cable is out, unless it told of any other link of the machine within
-    // the last second (linkwatch); other namespaces are no part of this machine. If both ends of a veth
-    // have different numbers it always tells at once.
+    // the last second (linkwatch); other namespaces are not part of this machine. If both ends of a
+    // veth have different numbers it always tells at once.
     a.ip_batch(&format!(
         "link add sync0 index 40 type veth peer name sync0 netns {}",
         b.path()
@@ -413,7 +413,7 @@ fn connect(
     units
         .iter()
         .try_for_each(|unit| unit.namespace.ip_batch(&neighbours))?;
-    // Whoever forwards a packet to the server pays for its reception as well: it must be cheap.
+    // The forwarder of a packet to the server also pays for its reception, so that must be cheap.
     let (first, last) = (
         testkit::system::traffic::FIRST_PORT,
         testkit::system::traffic::FIRST_PORT + testkit::system::traffic::PORTS - 1,

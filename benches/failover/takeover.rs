@@ -103,7 +103,7 @@ pub fn gap(
                 Ok(at)
             })?;
             before.add(*kind, echo.longest_gap(0.0, at));
-            // An end that is never noticed is no gap of nothing.
+            // An end that is never noticed is not a gap of zero.
             let last = echo.received.last().map_or(0.0, |(_, at)| *at);
             let end = echo.sent.last().copied().unwrap_or_default();
             let silence = (end - last).max(0.0) * 1e3;

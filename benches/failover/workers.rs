@@ -1,4 +1,4 @@
-//! The workers that run inside the namespaces: each is this same binary, started anew.
+//! The workers that run inside the namespaces: each is another process of this same binary.
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -32,7 +32,7 @@ pub enum Worker {
     TcpEchoServer { at: SocketAddr },
     /// Opens TCP connections; once told to on stdin, tries each of them.
     Sessions(Sessions),
-    /// Sends one TCP stream at a steady pace, and counts what had to be sent again.
+    /// Sends one TCP stream at a steady pace, and counts retransmissions.
     Stream {
         to: SocketAddr,
         seconds: f64,
@@ -93,7 +93,7 @@ pub fn monotonic() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// What measures must not wait for what is measured.
+/// The measuring process must not wait for the measured one.
 fn become_real_time() {
     let parameters = libc::sched_param { sched_priority: 10 };
     // SAFETY: the kernel reads `parameters` only. A refusal shows in the figures.

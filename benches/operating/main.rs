@@ -27,7 +27,7 @@ use testkit::system::worker::Result;
 const SESSIONS: u64 = 1_040_000;
 /// Of these as many must have been opened, since a sender that is too fast loses some.
 const ENOUGH: u64 = 1_000_000;
-/// Runs with and without, alternating: what else the machine does only adds to a delay, so the best
+/// Runs with and without, alternating: other work on the machine only adds to a delay, so the best
 /// run of each kind tells most.
 const ROUNDS: usize = 5;
 /// The filter for all sessions but the one of the probe.
@@ -250,7 +250,7 @@ impl Bench {
         Ok(self.lab.sessions()?.ok_or("no sessions")?)
     }
 
-    /// Asks the gateway, and gives how many lines the answer has.
+    /// Asks the gateway, and returns the number of lines in the answer.
     fn ask(&self, request: &str) -> Result<u64> {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.write_all(format!("{request}\n").as_bytes())?;
@@ -281,7 +281,7 @@ impl Bench {
         }
     }
 
-    /// Bytes of the gateway's process that are in memory, the most that there ever were.
+    /// Peak resident memory of the gateway's process in bytes.
     fn memory(&self) -> Result<u64> {
         let mut text = String::new();
         std::fs::File::open(format!("/proc/{}/status", self.pid))?.read_to_string(&mut text)?;
@@ -355,7 +355,7 @@ fn probe(socket: &UdpSocket, stop: &AtomicBool) -> std::io::Result<Delays> {
     })
 }
 
-/// What measures must not wait for what is measured. For a process, or 0 for this thread.
+/// The measuring process must not wait for the measured one. For a process, or 0 for this thread.
 fn make_real_time(pid: u32) {
     let parameters = libc::sched_param { sched_priority: 10 };
     // SAFETY: the kernel reads `parameters` only. A refusal shows in the figures.

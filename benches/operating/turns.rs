@@ -63,7 +63,8 @@ pub fn measure(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has a client ask, and gives the longest turn and the number of turns until it has its answer.
+/// Lets a client send a request; returns the longest turn and the number of turns until it has its
+/// answer.
 fn serve(
     gateway: &mut Gateway,
     path: &Path,

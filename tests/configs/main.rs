@@ -1,4 +1,4 @@
-//! The example configs are right, and wrong ones are told all that is wrong, in the right place.
+//! The example configs are right; for wrong ones all mistakes are reported, in the right place.
 
 // Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -53,7 +53,7 @@ fn every_example_has_its_section_in_the_book() {
     }
 }
 
-/// `NAME-a.toml` and `NAME-b.toml` are the two units of a pair: alike but for who they are.
+/// `NAME-a.toml` and `NAME-b.toml` are the two units of a pair: equal except for their identity.
 #[test]
 fn the_units_of_each_pair_belong_together() {
     let names = examples().into_iter().map(|(file, _)| file);

@@ -1,4 +1,4 @@
-//! Wrong parts of configs, and what is said about them.
+//! Mistakes in configs, and the errors for them.
 
 /// The shortest config.
 pub const BASE: &str = r#"[node]

@@ -1,4 +1,4 @@
-//! Announcements: all of them, the gateway's own addresses first, however many there are.
+//! Announcements: all of them are sent, the gateway's own addresses first, however many there are.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Captures: what is recorded of each packet, in which order, and what a slow client costs.
+//! Captures: the records for each packet, their order, and the cost of a slow client.
 
 use proptest::prelude::*;
 use tandemgw_core::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
@@ -24,7 +24,7 @@ fn start(lab: &mut Lab, words: &str, count: u64) {
     lab.gateway.start_capture(lab.now, options);
 }
 
-/// Hands a packet over as the shell does; gives the verdict and the packet as it left.
+/// Passes a packet in as the shell does; returns the verdict and the packet as it left.
 fn send(lab: &mut Lab, port: PortId, bytes: &[u8], offload: Offload) -> (Verdict, Vec<u8>) {
     let mut bytes = bytes.to_vec();
     let handle = if lab.gateway.is_capturing() {

@@ -1,4 +1,4 @@
-//! Fragments: they follow the first one, whatever order they come in, and nothing else.
+//! Fragments: they follow only the first one, in whatever order they arrive.
 
 use std::time::Duration;
 

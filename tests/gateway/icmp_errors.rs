@@ -150,7 +150,7 @@ fn what_is_not_passed_on() {
     }
 }
 
-/// RFC 5927, section 4.1: an error about TCP must quote what is under way.
+/// RFC 5927, section 4.1: an error about TCP must quote a segment in flight.
 #[test]
 fn about_tcp_only_if_the_quoted_segment_is_under_way() {
     for net in Net::both() {
@@ -187,7 +187,8 @@ fn about_tcp_only_if_the_quoted_segment_is_under_way() {
     }
 }
 
-/// Whoever knows addresses and ports can quote a datagram; so it can't lower the path MTU by much.
+/// Anybody who knows addresses and ports can quote a datagram, so such an error can't lower the
+/// path MTU by much.
 #[test]
 fn too_big_without_sequence_numbers_has_a_least_mtu() {
     for net in Net::both() {

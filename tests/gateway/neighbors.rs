@@ -273,7 +273,7 @@ fn nobody(net: &Net, number: u16) -> Addr {
     }
 }
 
-/// Sends a datagram to each of so many hosts that don't exist; returns to how many it was forwarded.
+/// Sends a datagram to each of this many hosts that don't exist; returns how many were forwarded.
 fn scan(lab: &mut Lab, net: &Net, source: Addr, hosts: std::ops::Range<u16>) -> usize {
     let hosts = hosts.map(|number| udp((source, 4000), (nobody(net, number), 9)));
     let forwarded = hosts.filter(|packet| match lab.send(LAN, packet).verdict {

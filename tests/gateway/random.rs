@@ -1,6 +1,6 @@
 //! Hosts that behave and attackers that don't, in random order under virtual time.
 //!
-//! A model watches what passes: who may reach whom, and that both ends see one conversation. A seed
+//! A model checks the traffic: who may reach whom, and that both ends see one conversation. A seed
 //! that fails is printed; `TANDEMGW_SEED=n` replays it alone, `TANDEMGW_SEEDS=n` tries n of them.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ fn run(seed: u64) {
         }
     }
     world.lab.gateway.check_invariants();
-    // It was no trivial run, though the unit may have been standby for long.
+    // The run was not trivial, though the unit may have been standby for long.
     let counters = world.lab.gateway.counters();
     assert!(counters.forwarded > u64::from(STEPS) / 40, "{counters:?}");
     let out = PORTS.map(|port| world.lab.gateway.port_counters(port).out_packets);

@@ -1,4 +1,4 @@
-//! What is not forwarded, and what the sender is told.
+//! Packets that are not forwarded, and the answers to their senders.
 
 use std::time::Duration;
 

@@ -121,7 +121,8 @@ fn a_route_that_is_gone_for_a_moment_ends_nothing() {
     }
 }
 
-/// The port of exit of a flow to the `n`th host beyond two uplinks, of which the second has three times the weight.
+/// The egress port of a flow to the `n`th host beyond two uplinks; the second has three times the
+/// weight.
 fn exit_to(lab: &mut Lab, net: &Net, n: u16) -> Option<PortId> {
     let server = match net.host.is_v4() {
         true => ip(&format!("203.0.113.{n}")),
@@ -196,7 +197,7 @@ fn sources_beyond_any_uplink_are_expected_there() {
         for (port, source) in [(WAN, 5), (DMZ, 6)] {
             let seen = lab.send(port, &udp((stranger, source), (net.host, 7)));
             assert_eq!(seen.verdict, Verdict::Forward, "by {port:?}");
-            assert_eq!(lab.gateway.exit(), None, "the LAN is no uplink");
+            assert_eq!(lab.gateway.exit(), None, "the LAN is not an uplink");
         }
         lab.drops(
             LAN,

@@ -562,7 +562,7 @@ fn a_host_that_holds_all_ports_of_a_pool_gives_some() {
                 udp((net.neighbor, port), (net.server, 53)),
                 tcp((net.neighbor, port), (net.server, 443), SYN, 1, 0),
             ] {
-                // The search comes to its end before somebody has to give.
+                // The search ends before somebody has to give up a port.
                 let passed = (0..10).any(|_| lab.send(LAN, &theirs).verdict == Verdict::Forward);
                 assert!(passed, "{port}");
             }

@@ -36,7 +36,7 @@ fn find(
 }
 
 impl World {
-    /// Never two primaries of a group that hear each other, but for a moment.
+    /// Two primaries of a group never hear each other, except for a moment.
     pub fn check_rivals(&mut self) {
         self.check_risings();
         self.note_apart();
@@ -150,7 +150,7 @@ impl World {
         );
     }
 
-    /// What all peers in sync have acknowledged, each of them holds: whoever follows one primary.
+    /// Each peer in sync that follows the same primary holds what all of them have acknowledged.
     pub fn check_copies(&self, turn: &Turn) {
         let Some(cluster) = turn.gateway.cluster() else {
             return;

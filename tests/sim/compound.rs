@@ -27,7 +27,7 @@ fn shape(units: usize) -> Shape {
     }
 }
 
-/// A cluster whose units agree, with flows open. Gives the primary as well.
+/// A cluster whose units agree, with open flows. Also returns the primary.
 fn calm(seed: u64, shape: Shape) -> (World, usize) {
     crate::install_logger();
     let mut world = World::new(seed, shape, Faults::NONE);
@@ -230,8 +230,8 @@ fn a_flood_in_one_group_takes_no_replica_of_another() {
     );
 }
 
-/// A peer with a smaller table refuses what it has no room for. Under `strict` that is no copy: what
-/// passed is held.
+/// A peer with a smaller table refuses sessions that do not fit. Under `strict` that is not a copy:
+/// what passed is held.
 #[test]
 fn a_smaller_table_refuses_and_is_no_copy() {
     for seed in 0..SEEDS {

@@ -1,4 +1,4 @@
-//! Hosts: they find the gateway by ARP and ND, open flows, answer, and repeat what was not answered.
+//! Hosts: they find the gateway by ARP and ND, open flows, answer, and retransmit.
 //!
 //! Every packet carries the number of its flow and of the exchange, so that one that reaches the wrong
 //! flow is seen. All sequence numbers follow from that number.
@@ -265,7 +265,7 @@ impl World {
     /// A packet that a unit has forwarded.
     pub fn host_receives(&mut self, place: (usize, usize), bytes: &[u8]) {
         let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
-            panic!("a host got what is no packet: {bytes:02x?}");
+            panic!("a host got an invalid packet: {bytes:02x?}");
         };
         assert!(
             packet::checksum_ok(bytes, &parsed, Offload::default()),
@@ -449,7 +449,7 @@ impl World {
     /// Hands a forwarded packet to the host that it is for.
     pub fn deliver_packet(&mut self, unit: usize, bytes: Vec<u8>) {
         let Ok(parsed) = packet::parse(&bytes, Offload::default()) else {
-            panic!("a unit forwarded what is no packet");
+            panic!("a unit forwarded an invalid packet");
         };
         let (segment, last) = place_of(&parsed.key.dst);
         let Some(host) = last.checked_sub(10).filter(|host| *host < HOSTS) else {

@@ -166,7 +166,7 @@ impl World {
             .or_insert([Time::ZERO; 2])[side] = now;
     }
 
-    /// Takes note of which units hear each other.
+    /// Records which units hear each other.
     pub fn note_apart(&mut self) {
         for one in 0..self.shape.units {
             for other in one + 1..self.shape.units {

@@ -1,5 +1,5 @@
 //! Configurations that change while everything else does: each unit has a file of its own, which is
-//! edited and read anew, and switches that are set without it.
+//! edited and reloaded, and switches that are set without it.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// A unit reads its file; gives whether it did.
+    /// A unit reads its file; returns whether it did.
     pub fn reload(&mut self, unit: usize) -> bool {
         let (now, rules) = (self.local_time(unit), self.units[unit].rules);
         let config = self.shape.config(unit, &rules);

@@ -1,4 +1,4 @@
-//! What happens in a run: chaos; quiet, in which all must agree; then single failures, of which each
+//! The phases of a run: chaos; quiet, in which all must agree; then single failures, each of which
 //! must cost no session.
 
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub enum Failure {
     StreamEnds,
     Handover,
     StandbyDies,
-    /// No failure, but no more is to be lost by it.
+    /// Not a failure, but nothing more may be lost by it.
     Reload,
 }
 
@@ -64,7 +64,7 @@ const FAILURE_KINDS: [Failure; 13] = [
     Failure::Reload,
 ];
 
-/// A whole run; gives the hash of its trace.
+/// A whole run; returns the hash of its trace.
 pub fn run(seed: u64) -> u64 {
     let mut random = SplitMix64(seed ^ 0x5eed);
     let units = [2, 2, 3, 4][random.below(4)];
@@ -297,7 +297,7 @@ impl World {
     /// Everything works again.
     fn heal(&mut self) {
         self.note(|| "healed".into());
-        // An attacker is no fault that could be mended.
+        // An attacker is not a fault that could be repaired.
         let attacks = self.faults.attacks;
         self.faults = Faults {
             attacks,

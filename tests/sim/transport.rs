@@ -42,7 +42,7 @@ pub struct Conn {
 struct End {
     /// The unit knows of this connection.
     known: Option<u64>,
-    /// What is told to the unit comes in order.
+    /// Events for the unit are in order.
     last: Time,
     /// Written, and held back since the link is cut.
     stalled: VecDeque<Vec<u8>>,
@@ -253,7 +253,7 @@ impl World {
         }
     }
 
-    /// Appends to the stream; gives how many bytes it took.
+    /// Appends to the stream; returns how many bytes it took.
     pub fn write_sync(&mut self, unit: usize, peer: PeerId, link: LinkId, bytes: &[u8]) -> usize {
         let at = self.find(Kind::Sync, unit, peer, link);
         let window = self.faults.stream_window;

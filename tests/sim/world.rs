@@ -200,7 +200,7 @@ impl World {
         world
     }
 
-    /// Notes what happened: shown for a seed that is replayed, and part of the trace's hash.
+    /// Records an event: shown when a seed is replayed, and part of the trace's hash.
     pub fn note(&mut self, what: impl FnOnce() -> String) {
         let text = what();
         if self.verbose {

@@ -163,7 +163,7 @@ pub fn to_port(port: PortId) -> RouteTarget {
     }
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub verdict: Verdict,
@@ -247,14 +247,14 @@ impl Lab {
         self.gateway.handle_link(self.now, port, link);
     }
 
-    /// Lets the gateway finish what it does in pieces.
+    /// Lets the gateway finish work that it does in pieces.
     pub fn settle(&mut self) {
         while self.gateway.poll_timeout(self.now) == Some(self.now) {
             self.gateway.handle_timeout(self.now);
         }
     }
 
-    /// Hands a packet to the gateway.
+    /// Passes a packet to the gateway.
     pub fn send_bytes(&mut self, port: PortId, mut bytes: Vec<u8>, offload: Offload) -> Seen {
         let verdict = self
             .gateway
@@ -297,7 +297,7 @@ impl Lab {
         self.drops_and_sends(port, packet, reason, &[]);
     }
 
-    /// `packet` is dropped, and its sender is told.
+    /// `packet` is dropped, and its sender is notified.
     #[track_caller]
     pub fn refuses(&mut self, port: PortId, packet: &Pkt, reason: DropReason, answer: &Pkt) {
         let output = Output::Packet {
@@ -325,7 +325,7 @@ impl Lab {
         assert_same(&seen, &expected);
     }
 
-    /// What a call other than of a packet did.
+    /// The result of a call that is not about a packet.
     pub fn moved(&mut self) -> (Vec<Output>, String) {
         let seen = self.seen(Verdict::Consumed, Vec::new());
         (seen.outputs, seen.moved)
@@ -381,7 +381,7 @@ impl Lab {
         }
     }
 
-    /// Every counter that there is, and the sessions.
+    /// All counters, and the sessions.
     fn count(&self) -> BTreeMap<String, u64> {
         let counters = self.gateway.counters();
         let sessions = self.gateway.session_counts();

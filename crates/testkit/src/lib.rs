@@ -1,7 +1,7 @@
-//! What tests, benches and the simulator share.
+//! Helpers shared by tests, benches and the simulator.
 //!
 //! - [`lab`]: a gateway's core with its network; each step names every counter that moves.
-//! - [`packets`]: packets described by what they mean, built by etherparse.
+//! - [`packets`]: packets described by their meaning, built by etherparse.
 //! - `system` (feature `system`): network namespaces, and processes in them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]

@@ -1,5 +1,5 @@
-//! Packets described by what they mean, and built by etherparse: so that what the gateway made of one
-//! can be compared, byte for byte, with what it should have made.
+//! Packets described by their meaning and built by etherparse, so that the gateway's result can be
+//! compared, byte for byte, with the expected packet.
 
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder,
@@ -15,7 +15,7 @@ pub const RST: TcpFlags = TcpFlags::RST;
 pub const SYN_ACK: TcpFlags = TcpFlags(SYN.0 | ACK.0);
 pub const FIN_ACK: TcpFlags = TcpFlags(FIN.0 | ACK.0);
 
-/// A packet, in terms of both families.
+/// A packet of either family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pkt {
     pub src: Addr,
@@ -153,7 +153,7 @@ impl Pkt {
         }
     }
 
-    /// As a gateway sends it of its own accord.
+    /// As the gateway originates it.
     pub fn own(self) -> Pkt {
         Pkt {
             hop_limit: 64,
@@ -190,7 +190,7 @@ impl Pkt {
         Pkt { hop_limit, ..self }
     }
 
-    /// With one hop more: what the gateway gives back.
+    /// With one hop more: the gateway gives one back.
     pub fn forwarded(self) -> Pkt {
         Pkt {
             hop_limit: self.hop_limit + 1,
@@ -359,7 +359,7 @@ impl Segment {
                 .set_options(&[TcpOptionElement::WindowScale(7)])
                 .unwrap();
         }
-        // A reset of the gateway offers no window.
+        // The gateway's resets offer no window.
         if header.rst {
             header.window_size = 0;
         }

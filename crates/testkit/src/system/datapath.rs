@@ -17,7 +17,7 @@ use super::worker::{Result, Worker};
 pub enum Kind {
     /// A loop that copies packets through TUNs: the limit of what a gateway in a process can do.
     Bare,
-    /// The kernel, nothing but routing.
+    /// The kernel, routing only.
     Kernel,
     /// The kernel with nftables masquerade and conntrack.
     Masquerade,
@@ -39,7 +39,7 @@ pub struct Lab {
 /// The address of the server.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 100);
 
-/// The CPU that the gateway's process is bound to, if the measurement asks for that.
+/// The CPU that the gateway's process is bound to, if the measurement needs that.
 pub const GATEWAY_CPU: usize = 1;
 /// The CPU that the sender is bound to.
 pub const SENDER_CPU: usize = 0;
@@ -74,7 +74,7 @@ impl Lab {
         Lab::launched(kind, pinned, folder, &Launch::of(binary))
     }
 
-    /// As [`Lab::new`], with a gateway that is started in a way of its own.
+    /// Like [`Lab::new`], with a gateway that is started in a special way.
     pub fn launched(kind: Kind, pinned: bool, folder: &Path, launch: &Launch) -> Result<Lab> {
         let mut lab = Lab {
             client: Namespace::first("client"),
@@ -85,7 +85,7 @@ impl Lab {
             control_socket: folder.join("control.sock"),
             binary: launch.binary.clone(),
         };
-        // The virtual addresses of tandemgw are none of the kernel.
+        // The kernel does not have tandemgw's virtual addresses.
         let host = if kind == Kind::Tandemgw { 2 } else { 1 };
         lab.gateway.ip_batch(&format!(
             "link set lo up
@@ -110,7 +110,8 @@ impl Lab {
         let sources = (0..SOURCES).map(|n| Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));
         let neighbours = sources.map(|ip| format!("neigh add {ip} lladdr {mac} dev lan\n"));
         lab.gateway.ip_batch(&neighbours.collect::<String>())?;
-        // Whoever forwards a packet to the server pays for its reception as well: it must be cheap.
+        // The forwarder of a packet to the server also pays for its reception, so that must be
+        // cheap.
         lab.server.nft(&format!(
             "table netdev sink {{
                chain early {{

@@ -1,7 +1,7 @@
 //! Network namespaces, the processes in them, and what benchmarks send through them.
 //!
 //! - [`namespace`]: a network namespace, held by a process that ends with the test.
-//! - [`process`]: child processes whose output is at hand while they run.
+//! - [`process`]: child processes whose output is available while they run.
 //! - [`worker`]: processes of a benchmark, bound to a CPU.
 //! - [`datapath`]: a client, a gateway and a server in a row; [`traffic`]: what they send.
 //! - [`transport`]: QUIC transports of several units in one process.

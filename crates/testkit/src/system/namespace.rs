@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::process::{Finished, Process};
 
-/// What the holder runs: `/run` becomes private, IPv6 addresses are usable at once, and settings that
-/// new namespaces copy from the machine are as the kernel's defaults have them. Then it waits for the
-/// end of its stdin, which is the end of the test.
+/// The holder's script: `/run` becomes private, IPv6 addresses are usable at once, and settings
+/// that new namespaces copy from the machine get the kernel's defaults. Then it waits for the end
+/// of its stdin, which is the end of the test.
 const HOLDER: &str = "set -e
 mount -t tmpfs -o mode=0755 tmpfs /run
 cd /proc/sys/net
@@ -30,7 +30,7 @@ const REMEDY: &str = "the tests need network namespaces: run them as root, or al
 user namespaces (sysctl user.max_user_namespaces > 0; on Ubuntu \
 kernel.apparmor_restrict_unprivileged_userns=0; in Docker --privileged)";
 
-/// A network namespace with a mount namespace of its own, gone when dropped.
+/// A network namespace with its own mount namespace, removed when dropped.
 pub struct Namespace {
     name: String,
     holder: Child,
@@ -56,7 +56,7 @@ impl Namespace {
         Namespace::hold(name, command)
     }
 
-    /// A path that names it for `ip`.
+    /// A path by which `ip` can find it.
     pub fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.holder.id())
     }
@@ -106,7 +106,7 @@ impl Namespace {
         command
     }
 
-    /// Has `command` run inside, and end with the calling thread.
+    /// Makes `command` run inside, and end with the calling thread.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let user = if is_root() { 0 } else { libc::CLONE_NEWUSER };
         let namespaces = user | libc::CLONE_NEWNET | libc::CLONE_NEWNS;
@@ -234,8 +234,8 @@ fn open_pidfd(pid: u32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Whether the tests run as the root of the machine, and not of a namespace of users, in which there is
-/// nobody else.
+/// Whether the tests run as the machine's root, not as root of a user namespace without other
+/// users.
 pub fn is_root_of_the_machine() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("the kernel tells that");
     is_root() && map.split_whitespace().last() == Some("4294967295")

@@ -1,4 +1,4 @@
-//! Child processes whose output is at hand while they run, and which never outlive their test.
+//! Child processes whose output is available while they run, and which never outlive their test.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything but a hang takes on a busy machine.
+/// Longer than anything takes on a busy machine, except a hang.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running child process; killed when dropped.
@@ -34,7 +34,7 @@ impl Process {
         Process::spawn_with_stdout(command, Stdio::piped(), name)
     }
 
-    /// The same, with its stdout going elsewhere.
+    /// The same, with another stdout.
     #[track_caller]
     pub fn spawn_with_stdout(mut command: Command, stdout: Stdio, name: &str) -> Process {
         let mut child = command
@@ -44,7 +44,7 @@ impl Process {
             .unwrap_or_else(|e| {
                 panic!("can't run `{name}`: {e}; scripts/test installs what is needed")
             });
-        // The command holds our copies of descriptors that are the child's now.
+        // The command holds our copies of descriptors that now belong to the child.
         drop(command);
         let stdout = child
             .stdout
@@ -141,7 +141,7 @@ impl Process {
         }
     }
 
-    /// Ends it with SIGTERM, which it must obey, and returns all of its output.
+    /// Ends it with SIGTERM, which must work, and returns all of its output.
     #[track_caller]
     pub fn stop(self) -> Finished {
         self.signal(libc::SIGTERM);
@@ -272,7 +272,7 @@ impl Stream {
         }
     }
 
-    /// A grandchild may keep the pipe open, so this does not wait for ever.
+    /// A grandchild may keep the pipe open, so this does not wait forever.
     fn wait_closed(&self) {
         let state = self.0.state.lock().expect("no panic under this lock");
         let second = Duration::from_secs(1);

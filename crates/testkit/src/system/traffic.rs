@@ -1,4 +1,4 @@
-//! The workers that run inside the namespaces: each is this same binary, started anew.
+//! The workers that run inside the namespaces: each is another process of this same binary.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 use tandemgw::os::packet_socket::PacketSocket;
 use tandemgw::os::tun::{Buffer, Offloads, Tun};
 
-/// First of the sources of UDP flows; they belong to nobody, so that nobody complains of answers.
+/// First of the sources of UDP flows; nobody has these addresses, so nobody rejects the answers.
 pub const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 128);
 /// Number of the sources of UDP flows.
 pub const SOURCES: u32 = 64;
@@ -27,7 +27,7 @@ pub const HELLO: u8 = b'H';
 #[derive(Parser)]
 #[command(no_binary_name = true)]
 pub enum Worker {
-    /// The physical limit: reads packets from TUNs and writes them back unseen.
+    /// The upper limit: reads packets from TUNs and writes them back unchanged.
     BareLoop {
         /// Names of the devices.
         devices: Vec<String>,
@@ -36,7 +36,7 @@ pub enum Worker {
     TcpBlast { to: SocketAddr, seconds: f64 },
     /// Receives one TCP stream.
     TcpSink { at: SocketAddr },
-    /// Answers UDP packets. The lab lets only those through to it that ask for that.
+    /// Answers UDP packets. The lab lets only packets that ask for an answer through to it.
     UdpEcho { at: Ipv4Addr },
     /// Sends small UDP packets as raw frames, so that sending is cheaper than forwarding.
     UdpBlast(UdpBlast),
@@ -49,19 +49,20 @@ pub struct UdpBlast {
     /// Ethernet address of the gateway.
     gateway: String,
     to: Ipv4Addr,
-    /// Flows that are used in turn; with as many as there are packets, each opens a new session.
+    /// Number of flows to use in turn; with as many flows as packets, each packet opens a new
+    /// session.
     #[arg(long)]
     flows: u64,
-    /// Ends after so many packets.
+    /// Ends after this many packets.
     #[arg(long, default_value_t = u64::MAX)]
     packets: u64,
-    /// Ends after so many seconds.
+    /// Ends after this many seconds.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
     /// Packets a second; flat out if 0.
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// Packets that are sent together, at most 64.
+    /// Packets to send together, at most 64.
     #[arg(long, default_value_t = 64)]
     batch: u64,
     /// Asks for an answer to each packet.
@@ -82,7 +83,7 @@ impl Worker {
     }
 }
 
-/// As the gateway's loop, but without a gateway: turns among the devices, 64 packets each.
+/// Like the gateway's loop, but without a gateway: the devices take turns, 64 packets each.
 fn bare_loop(devices: &[String]) -> Result<(), Box<dyn Error>> {
     const BUDGET: usize = 64;
     let mut poll = Poll::new()?;
@@ -249,7 +250,7 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Sends all frames with as few calls as can be; gives the number that the kernel took.
+/// Sends all frames with as few calls as possible; returns the number that the kernel accepted.
 fn send_all(socket: &PacketSocket, frames: &[[u8; FRAME]]) -> io::Result<u64> {
     // SAFETY: mmsghdr and iovec are plain old data, for which all zeroes are valid.
     let mut parts: [libc::iovec; 64] = unsafe { std::mem::zeroed() };

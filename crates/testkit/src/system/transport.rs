@@ -57,7 +57,7 @@ pub fn free_address() -> SocketAddr {
 
 pub struct Unit {
     pub transport: Transport,
-    /// All events that were not looked for yet.
+    /// All events that were not consumed yet.
     pub events: Vec<PeerEvent>,
 }
 
@@ -128,7 +128,7 @@ impl Net {
         }
     }
 
-    /// Runs until `done` says so; false after `limit`.
+    /// Runs until `done` returns true; false after `limit`.
     pub fn run(&mut self, limit: Duration, mut done: impl FnMut(&mut Net) -> bool) -> bool {
         let start = Instant::now();
         while start.elapsed() < limit {
@@ -167,7 +167,7 @@ impl Net {
     }
 }
 
-/// What two units are made from, so that one can be started again.
+/// The settings of two units, so that one can be restarted.
 pub struct Pair {
     pub names: [String; 2],
     pub keys: [NodeKey; 2],

@@ -1,5 +1,5 @@
-//! Processes of a benchmark in a namespace: bound to a CPU, put before the machine's other work, and
-//! gone with this process.
+//! Processes of a benchmark in a namespace: bound to a CPU, with priority over other work, and
+//! ending with this process.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::namespace::Namespace;
 
-/// What a benchmark's steps give.
+/// The result of a benchmark's step.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A process that is killed when this is dropped, or when this process dies.
@@ -53,7 +53,7 @@ impl Namespace {
         Ok(Worker(self.enter_on(command, cpu).spawn()?))
     }
 
-    /// Has `command` run inside, before the machine's other work, and bound to `cpu`.
+    /// Makes `command` run inside, with priority over other work, and bound to `cpu`.
     pub fn enter_on<'a>(&self, command: &'a mut Command, cpu: Option<usize>) -> &'a mut Command {
         self.enter(command);
         let prepare = move || {
@@ -77,9 +77,9 @@ impl Namespace {
     }
 }
 
-/// Puts this process before the other work of a busy machine, if that is allowed. In a session of its
-/// own, since sessions share the machine equally, whatever their processes' niceness (autogroup,
-/// sched(7)).
+/// Gives this process priority over the other work of a busy machine, if allowed. It gets its own
+/// session, because sessions share the machine equally, whatever the niceness of their processes
+/// (autogroup, sched(7)).
 ///
 /// It may be called between fork and exec.
 pub fn prefer_this_process() {
