@@ -208,3 +208,31 @@ fn too_big_without_sequence_numbers_has_a_least_mtu() {
         }
     }
 }
+
+/// What others say of a session is no packet of it: it lives no longer, and is not answered.
+#[test]
+fn an_error_leaves_its_session_as_it_is() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.server, 53));
+        lab.send(LAN, &first);
+        lab.pass(std::time::Duration::from_secs(5));
+        lab.outputs();
+        let of_session = |lab: &Lab| {
+            let mut sessions = lab.gateway.page(0, u32::MAX, lab.now).0;
+            let it = sessions.next().expect("a session");
+            (it.state, it.packets, it.bytes, it.expires_s)
+        };
+        let before = of_session(&lab);
+        let outside = first.clone().src(net.wan_vip).forwarded();
+        let error = icmp_error(PortUnreachable, net.server, net.wan_vip, &outside.bytes());
+        let inside = icmp_error(
+            PortUnreachable,
+            net.server,
+            net.host,
+            &first.forwarded().bytes(),
+        );
+        lab.forwards(WAN, &error, &inside, "");
+        assert_eq!(of_session(&lab), before);
+    }
+}

@@ -8,7 +8,7 @@ use testkit::packets::{ACK, ErrorCode, FIN_ACK, Pkt, RST, SYN, SYN_ACK, icmp_err
 use crate::faults::Faults;
 use crate::hosts::{Flow, Stage, family_index};
 use crate::scenario::Failure;
-use crate::setup::{HOSTS, Shape};
+use crate::setup::{HOSTS, Shape, unit_mac};
 use crate::world::World;
 
 /// The payload of what the attacker sends: shorter than a host's own.
@@ -82,7 +82,12 @@ impl World {
     fn send_forged(&mut self, segment: usize, packet: Pkt) {
         let host = self.random.below(HOSTS);
         let family = packet.src.family();
-        if let Some(mac) = self.hosts[segment][host].gateway[family_index(family)] {
+        // To a standby as well: nobody keeps the attacker from it.
+        let to = match self.random.chance(200) {
+            true => Some(unit_mac(self.random.below(self.shape.units), segment)),
+            false => self.hosts[segment][host].gateway[family_index(family)],
+        };
+        if let Some(mac) = to {
             self.forged += 1;
             self.carry_packet((segment, host), mac, packet.bytes());
         }

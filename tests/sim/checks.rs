@@ -1,12 +1,13 @@
 //! What must hold: at any moment, when all is quiet, and after a single failure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use tandemgw_core::event::Offload;
 use tandemgw_core::flow::{FlowKey, GroupId};
 use tandemgw_core::gateway::{Gateway, Role, SessionView};
 use tandemgw_core::packet;
+use tandemgw_core::session::SessionId;
 use tandemgw_core::time::Time;
 
 use crate::hosts::Stage;
@@ -92,8 +93,21 @@ impl World {
         );
     }
 
-    /// With a guarantee: what opens a session goes when a peer in sync has it, or, if the wait is
-    /// bounded, when that is over.
+    /// Only a primary forwards, and for a while who has handed the group over.
+    pub fn check_role(&self, turn: &Turn, port: usize) {
+        let group = GroupId((port / 2) as u8);
+        let ha = turn.gateway.cluster().map(|cluster| cluster.ha());
+        let drains = ha.is_some_and(|ha| ha.is_draining(turn.now, group));
+        assert!(
+            drains || turn.gateway.role_of(group) == Role::Primary,
+            "{} forwards for group {} as a standby",
+            NAMES[turn.unit],
+            group.0
+        );
+    }
+
+    /// With a guarantee: what opens a session goes when as many peers in sync have it as are wanted, or,
+    /// if the wait is bounded, when that is over.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
         if self.shape.guarantee == "off" || self.units[turn.unit].switched {
             return;
@@ -124,7 +138,8 @@ impl World {
         if self.was_dual(usize::from(view.group.0)) {
             return;
         }
-        let mut asked = Vec::new();
+        let copies = (turn.gateway.config().ha.as_ref()).map_or(1, |ha| ha.pickup_guarantee_copies);
+        let (mut asked, mut holders) = (Vec::new(), 0);
         for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
             let Some(other) = &self.units[peer].gateway else {
                 continue;
@@ -137,14 +152,12 @@ impl World {
             let has = find(other, self.local_time(peer), |theirs| {
                 (theirs.original, theirs.translated) == (view.original, view.translated)
             });
-            if has.is_some() {
-                return;
-            }
+            holders += usize::from(has.is_some());
             asked.push(NAMES[peer]);
         }
         assert!(
-            asked.is_empty(),
-            "{} has left {}, and none of {asked:?} has it",
+            holders >= asked.len().min(copies as usize),
+            "{} has left {}, and {holders} of {asked:?} have it",
             view.original,
             NAMES[turn.unit]
         );
@@ -190,6 +203,56 @@ impl World {
                 );
             }
         }
+    }
+
+    /// A unit that has applied all changes up to one, by its own account, holds the sessions that its
+    /// primary had changed until then. It acknowledges no more than that.
+    pub fn check_applied(&self, turn: &Turn) {
+        let Some(sync) = turn.gateway.cluster().map(|cluster| cluster.sync()) else {
+            return;
+        };
+        let counters = sync.counters();
+        let refused = counters.refused_full + counters.conflicts_won + counters.refused_not_primary;
+        let mut held = None;
+        for primary in (0..self.shape.units).filter(|unit| *unit != turn.unit) {
+            let Some(gateway) = &self.units[primary].gateway else {
+                continue;
+            };
+            let Some(theirs) = gateway.cluster().map(|cluster| cluster.sync()) else {
+                continue;
+            };
+            let applied = sync.applied(peer_id(turn.unit, primary));
+            for view in views(gateway, self.local_time(primary)) {
+                let follower = peer_id(primary, turn.unit);
+                let counts = gateway.role_of(view.group) == Role::Primary
+                    && theirs.in_sync_for(follower, view.group)
+                    && theirs
+                        .seq_of(SessionId(view.id))
+                        .is_some_and(|seq| seq <= applied)
+                    && self.takes_the_word(turn, primary, view.group)
+                    && !self.was_dual(usize::from(view.group.0));
+                if refused > 0 || !counts {
+                    continue;
+                }
+                let held: &HashSet<_> = held.get_or_insert_with(|| {
+                    let own = views(&turn.gateway, turn.now).into_iter();
+                    own.map(|view| (view.original, view.translated)).collect()
+                });
+                assert!(
+                    held.contains(&(view.original, view.translated)),
+                    "{} has applied all up to {applied} of {}, and lacks {}",
+                    NAMES[turn.unit],
+                    NAMES[primary],
+                    view.original
+                );
+            }
+        }
+    }
+
+    fn takes_the_word(&self, turn: &Turn, primary: usize, group: GroupId) -> bool {
+        let ha = turn.gateway.cluster().map(|cluster| cluster.ha());
+        let view = ha.and_then(|ha| ha.group(turn.now, group));
+        view.is_some_and(|view| view.primary == Some(NAMES[primary]))
     }
 
     /// Whether a peer takes the word of `primary`. One that hears of another primary goes by that.

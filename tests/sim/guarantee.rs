@@ -59,6 +59,37 @@ fn many_sessions_at_once_are_held_before_they_go() {
     }
 }
 
+/// A guarantee of two copies among four units, one of which is slow.
+#[test]
+fn two_copies_are_two() {
+    crate::install_logger();
+    let shape = Shape {
+        units: 4,
+        guarantee: "strict",
+        ..SHAPE
+    };
+    let mut world = World::new(36, shape, Faults::NONE);
+    for unit in 0..4 {
+        world.units[unit].rules = Rules {
+            two_copies: true,
+            patient: true,
+            ..Rules::default()
+        };
+        assert!(world.reload(unit));
+    }
+    world.run(ms(3500));
+    world.check_agreement();
+    let first = world.primaries(0)[0];
+    for slow in [(first + 1) % 4, (first + 2) % 4] {
+        world.units[slow].reads_from = world.now + ms(120);
+    }
+    world.open_many(first, 10_000..10_050);
+    world.run(ms(80));
+    assert_eq!(world.forwarded_many, 0, "one copy is not enough");
+    world.run(ms(100));
+    assert_eq!(world.forwarded_many, 50);
+}
+
 /// One standby of two does not run, and is not missed yet: nothing waits for it.
 #[test]
 fn a_frozen_standby_of_two_holds_nothing_up() {
@@ -106,7 +137,8 @@ fn what_waits_is_not_sent_after_a_step_down() {
         world.units[unit].reads_from = world.now + ms(400);
     }
     (0..8).for_each(|_| world.open_flow());
-    world.run(ms(40));
+    // Hosts repeat what is not answered: that waits too.
+    world.run(ms(150));
     let held = world.held(first);
     assert!(held > 3, "{held} packets wait");
     assert_eq!(world.exchanges(), 0, "nothing has passed");

@@ -31,6 +31,8 @@ pub struct Rules {
     pub short: bool,
     /// The guarantee may wait for long.
     pub patient: bool,
+    /// The guarantee is of two copies.
+    pub two_copies: bool,
     /// Sessions end within seconds.
     pub brief: bool,
     /// The table has room for [`SMALL_TABLE`] sessions; read at a start.

@@ -85,6 +85,9 @@ impl Shape {
         if rules.patient {
             text += "pickup-guarantee-wait = \"200ms\"\n";
         }
+        if rules.two_copies {
+            text += "pickup-guarantee-copies = 2\n";
+        }
         for link in 0..self.links {
             text += &format!(
                 "[[ha.link]]\ninterface = \"sync{link}\"\nlisten = \"{}\"\n",

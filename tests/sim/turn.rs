@@ -93,6 +93,10 @@ impl World {
         if self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
             self.check_copies(&turn);
         }
+        // A unit in the middle of a batch is the one that could promise too much.
+        if turn.pump.is_busy() || self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
+            self.check_applied(&turn);
+        }
         let after = self.reigns_of(&turn);
         let Turn {
             unit,
@@ -166,6 +170,7 @@ impl World {
         match verdict {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
+                self.check_role(turn, segment);
                 self.note_carried(turn.unit, segment);
                 if sessions(&turn.gateway) > known {
                     self.check_guarantee(turn, &bytes);
