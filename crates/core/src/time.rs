@@ -82,3 +82,43 @@ impl Tick {
         Duration::from_nanos(u64::from(self.0.saturating_sub(earlier.0)) * Self::NANOS)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NANO: Duration = Duration::from_nanos(1);
+
+    #[test]
+    fn nanoseconds_are_added_and_never_wrap() {
+        let time = Time::from_nanos(1_234_567_890);
+        assert_eq!(time.as_nanos(), 1_234_567_890);
+        assert_eq!((time + NANO * 10).as_nanos(), 1_234_567_900);
+        assert_eq!((time + NANO * 10).since(time), NANO * 10);
+        assert_eq!((time + NANO * 10) - time, NANO * 10);
+        assert_eq!(time.since(time + NANO), Duration::ZERO);
+        assert_eq!(time + Duration::MAX, Time(u64::MAX));
+    }
+
+    #[test]
+    fn a_tick_lasts_100_ms() {
+        let at = |nanos| Time::from_nanos(nanos).tick();
+        assert_eq!([at(0), at(99_999_999)], [Tick(0); 2]);
+        assert_eq!([at(100_000_000), at(199_999_999)], [Tick(1); 2]);
+        assert_eq!(Tick(7).time(), Time::from_nanos(700_000_000));
+        assert_eq!(Tick(7).time().tick(), Tick(7));
+    }
+
+    #[test]
+    fn ticks_are_counted_rounded_up_and_never_wrap() {
+        let ms = Duration::from_millis;
+        assert_eq!(Tick::count(Duration::ZERO), 0);
+        assert_eq!([Tick::count(NANO), Tick::count(ms(100))], [1; 2]);
+        assert_eq!(Tick::count(ms(100) + NANO), 2);
+        assert_eq!(Tick::count(Duration::MAX), u32::MAX);
+        assert_eq!(Tick(3).after(4), Tick(7));
+        assert!(Tick(3).after(u32::MAX) < Tick::NEVER);
+        assert_eq!(Tick(7).since(Tick(3)), ms(400));
+        assert_eq!(Tick(3).since(Tick(7)), Duration::ZERO);
+    }
+}

@@ -847,3 +847,75 @@ fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
         "no primary: {all}"
     );
 }
+
+/// A comparison says nothing of what was refused after it began.
+#[test]
+fn a_comparison_forgives_no_later_refusal() {
+    let mut world = pair();
+    world.calm(3);
+    let config = config(2, 1, "");
+    world.units[1].table = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    let open = |world: &mut World, n: u16| {
+        let now = world.now;
+        let id = world.units[0].open(key(Protocol::TCP, n as u8, n), (NAT.0, 1000 + n), now);
+        id.unwrap()
+    };
+    open(&mut world, 1);
+    world.calm(1);
+    world.now = world.now + Duration::from_secs(2);
+    // The sums go first, and the answer to them comes after the refusal.
+    world.transmit(0, 1, 10_000);
+    let late = open(&mut world, 2);
+    for _ in 0..4 {
+        world.transmit(0, 1, 10_000);
+        world.deliver(0, 1, 10_000);
+        world.transmit(1, 0, 10_000);
+        world.deliver(1, 0, 10_000);
+    }
+    let sync = &world.units[0].sync;
+    let seq = sync.seq_of(late).unwrap();
+    assert_eq!(sync.copies(late, seq, G, 1), Copies::Refused);
+}
+
+/// The numbers of one process say nothing of another's, also if these two never spoke.
+#[test]
+fn a_stream_of_another_process_is_not_resumed() {
+    let mut world = pair();
+    (0..50).for_each(|_| world.open(0));
+    world.calm(2);
+    world.restart(0);
+    world.units[0].sync.set_sending(G, Some(4));
+    // More changes than the process before has made.
+    (0..200).for_each(|_| world.act(0));
+    world.transmit(1, 0, 10_000);
+    world.deliver(1, 0, 10_000);
+    // The stream ends before unit 1 hears of the other process.
+    world.disconnect(0, 1);
+    world.connect(0, 1);
+    world.calm(4);
+    assert!(!world.units[0].events.contains(&Event::PeerKnown {
+        peer: PeerId(0),
+        resumed: true
+    }));
+    world.assert_equal();
+}
+
+#[test]
+fn a_removal_is_kept_for_the_slowest_peer() {
+    let mut world = World::new(3, 1);
+    world.units[0].sync.set_sending(G, Some(1));
+    (0..20).for_each(|_| world.open(0));
+    world.calm(2);
+    let id = world.units[0].ids()[0];
+    world.units[0].close(id);
+    for other in [1, 2] {
+        for _ in 0..4 {
+            world.transmit(0, other, 10_000);
+            world.deliver(0, other, 10_000);
+            world.transmit(other, 0, 10_000);
+            world.deliver(other, 0, 10_000);
+        }
+        assert_eq!(world.units[other].view(), world.units[0].view());
+    }
+    assert_eq!(world.units[2].sync.counters().removed, 1);
+}
