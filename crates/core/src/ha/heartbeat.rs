@@ -514,4 +514,26 @@ mod tests {
         let (_, mut records) = decode(&bytes).unwrap();
         assert_eq!(records.next().map(|(_, group)| group.term), Some(MAX_TERM));
     }
+
+    #[test]
+    fn what_a_peer_holds_and_carries_is_no_news_by_itself() {
+        let before = GroupState::default();
+        let held = Holding {
+            term: 1,
+            epoch: 2,
+            position: 3,
+        };
+        let after = GroupState {
+            held,
+            carried: Ago(1),
+            followed: Ago(2),
+            ..before
+        };
+        assert_eq!(after.essence(), before.essence());
+        let ready = GroupState {
+            ready: true,
+            ..before
+        };
+        assert_ne!(ready.essence(), before.essence());
+    }
 }

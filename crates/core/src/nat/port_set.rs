@@ -50,26 +50,16 @@ impl PortSet {
             return None;
         }
         let (first_word, last_word) = (usize::from(first) / 64, usize::from(last) / 64);
-        for (word, bits) in self
-            .words
-            .iter()
-            .enumerate()
-            .take(last_word + 1)
-            .skip(first_word)
-        {
-            let before = if word == first_word {
-                (1 << (first % 64)) - 1
-            } else {
-                0
+        (first_word..=last_word).find_map(|word| {
+            let before = match word == first_word {
+                true => (1 << (first % 64)) - 1,
+                false => 0,
             };
-            let missing = !(bits | before);
-            if missing != 0 {
-                let port = word * 64 + missing.trailing_zeros() as usize;
-                // Less than 65 536, for the word and the bit are in range.
-                return Some(port as u16).filter(|port| *port <= last);
-            }
-        }
-        None
+            let missing = !(self.words[word] | before);
+            // Less than 65 536, for the word and the bit are in range.
+            let port = || (word * 64 + missing.trailing_zeros() as usize) as u16;
+            (missing != 0).then(port).filter(|port| *port <= last)
+        })
     }
 }
 
@@ -105,16 +95,19 @@ mod tests {
     #[test]
     fn ports_come_and_go() {
         let mut set = PortSet::new();
+        assert!(set.is_empty());
         for port in [0, 63, 64, 65_535] {
             assert!(set.insert(port));
             assert!(!set.insert(port));
             assert!(set.contains(port));
         }
         assert_eq!(set.len(), 4);
-        set.remove(64);
-        set.remove(64);
-        assert!(!set.contains(64) && set.contains(63));
-        assert_eq!(set.len(), 3);
+        assert!(!set.is_empty());
+        for _ in 0..2 {
+            set.remove(64);
+            assert!(!set.contains(64) && set.contains(63));
+            assert_eq!(set.len(), 3);
+        }
         for port in 0..=65_535 {
             set.insert(port);
         }
