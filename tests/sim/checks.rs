@@ -7,7 +7,6 @@ use tandemgw_core::event::Offload;
 use tandemgw_core::flow::{FlowKey, GroupId};
 use tandemgw_core::gateway::{Gateway, Role, SessionView};
 use tandemgw_core::packet;
-use tandemgw_core::session::SessionId;
 use tandemgw_core::time::Time;
 
 use crate::hosts::Stage;
@@ -226,8 +225,8 @@ impl World {
                 let follower = peer_id(primary, turn.unit);
                 let counts = gateway.role_of(view.group) == Role::Primary
                     && theirs.in_sync_for(follower, view.group)
-                    && theirs
-                        .seq_of(SessionId(view.id))
+                    && gateway
+                        .last_change(view.id)
                         .is_some_and(|seq| seq <= applied)
                     && self.takes_the_word(turn, primary, view.group)
                     && !self.was_dual(usize::from(view.group.0));

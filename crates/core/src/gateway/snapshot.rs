@@ -7,6 +7,7 @@ use crate::config::{Config, Nat, Policy};
 use crate::event::{DropReason, LinkState};
 use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
+use crate::store::Seq;
 use crate::sync;
 use crate::time::Time;
 
@@ -298,6 +299,12 @@ impl Gateway {
             let journal = self.sessions.journal();
             cluster.sync().backlog(peer, journal, now)
         })
+    }
+
+    /// The number of the last change of the session in slot `id`, by which peers count what they have
+    /// applied; none if it is not replicated.
+    pub fn last_change(&self, id: u32) -> Option<Seq> {
+        self.sessions.journal().seq_of(SessionId(id))
     }
 
     /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there

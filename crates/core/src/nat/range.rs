@@ -73,6 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn both_ends_belong_to_a_range() {
+        for (first, last, size) in [(7, 7, 1), (1024, 2047, 1024), (0, u16::MAX, 65_536)] {
+            let range = Range::new(first, last);
+            assert_eq!(range.size(), size);
+            assert!(range.contains(first) && range.contains(last));
+        }
+    }
+
+    #[test]
     fn a_port_gets_one_of_its_class() {
         let candidates = |range: Range, wanted| range.candidates(wanted).collect::<Vec<_>>();
         let [low, reserved, ordinary] = CLASSES;

@@ -1166,6 +1166,16 @@ mod tests {
     }
 
     #[test]
+    fn a_second_fresh_syn_has_none_of_the_data_of_the_first() {
+        let mut t = established();
+        t.note_fresh_syn(&c(SYN, 5000, 0, 100));
+        assert!(t.answers_fresh_syn(Reply, &s(SYN_ACK, 0, 5051, 0)));
+        t.note_fresh_syn(&c(SYN, 9000, 0, 0));
+        assert!(t.answers_fresh_syn(Reply, &s(SYN_ACK, 0, 9001, 0)));
+        assert!(!t.answers_fresh_syn(Reply, &s(SYN_ACK, 0, 9051, 0)));
+    }
+
+    #[test]
     fn late_copies_of_the_handshake_restart_nothing() {
         let mut t = established();
         run(

@@ -854,7 +854,8 @@ fn a_comparison_forgives_no_later_refusal() {
     let mut world = pair();
     world.calm(3);
     let config = config(2, 1, "");
-    world.units[1].table = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    let small = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.units[1].store.set_table(small);
     let open = |world: &mut World, n: u16| {
         let now = world.now;
         let id = world.units[0].open(key(Protocol::TCP, n as u8, n), (NAT.0, 1000 + n), now);
@@ -872,9 +873,10 @@ fn a_comparison_forgives_no_later_refusal() {
         world.transmit(1, 0, 10_000);
         world.deliver(1, 0, 10_000);
     }
-    let sync = &world.units[0].sync;
-    let seq = sync.seq_of(late).unwrap();
-    assert_eq!(sync.copies(late, seq, G, 1), Copies::Refused);
+    let Unit { store, sync, .. } = &world.units[0];
+    let journal = store.journal();
+    let seq = journal.seq_of(late).unwrap();
+    assert_eq!(sync.copies(journal, (late, G), seq, 1), Copies::Refused);
 }
 
 /// The numbers of one process say nothing of another's, also if these two never spoke.
@@ -884,7 +886,7 @@ fn a_stream_of_another_process_is_not_resumed() {
     (0..50).for_each(|_| world.open(0));
     world.calm(2);
     world.restart(0);
-    world.units[0].sync.set_sending(G, Some(4));
+    world.units[0].set_sending(G, Some(4));
     // More changes than the process before has made.
     (0..200).for_each(|_| world.act(0));
     world.transmit(1, 0, 10_000);
@@ -903,7 +905,7 @@ fn a_stream_of_another_process_is_not_resumed() {
 #[test]
 fn a_removal_is_kept_for_the_slowest_peer() {
     let mut world = World::new(3, 1);
-    world.units[0].sync.set_sending(G, Some(1));
+    world.units[0].set_sending(G, Some(1));
     (0..20).for_each(|_| world.open(0));
     world.calm(2);
     let id = world.units[0].ids()[0];
