@@ -180,7 +180,7 @@ fn two_clients_that_end_all_sessions_end_each_once() {
 fn descriptors_that_run_out_neither_spin_nor_last() {
     let mut lab = Lab::new();
     lab.unit.config.push_str("\n[metrics]\n");
-    lab.unit.launch_by("ulimit -n 26; exec \"$@\"");
+    lab.unit.launch_by("ulimit -n 30; exec \"$@\"");
     lab.unit.start();
     let page = "curl -sS -m 20 -f -o /dev/null http://127.0.0.1:10747/metrics";
     lab.unit.ns.run(page);

@@ -356,13 +356,20 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
 fn canonical(config: &Config) -> Vec<(String, String)> {
     let ports = config.ports.iter();
     let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
-    let ports = ports.map(|port| {
-        let group = |group: GroupId| config.groups.get(usize::from(group.0)).map(|it| &it.name);
-        let addresses = port.virtual_addresses.iter();
-        let addresses =
-            addresses.map(|own| format!("{} {} {:?}", own.addr, own.network, group(own.group)));
-        let text = format!("port {:?} {:?}", port.name, sorted(addresses));
-        (format!("port {}", port.name), text)
+    // An item for each group, so that a unit that lacks one agrees about the others.
+    let ports = ports.flat_map(|port| {
+        let groups = (0..).map(GroupId).zip(&config.groups);
+        groups.filter_map(|(id, group)| {
+            let addresses = port.virtual_addresses.iter();
+            let addresses = addresses.filter(|own| own.group == id);
+            let addresses = sorted(addresses.map(|own| format!("{} {}", own.addr, own.network)));
+            let text = format!("port {:?} {:?} {addresses:?}", port.name, group.name);
+            let name = match config.groups.len() {
+                1 => format!("port {}", port.name),
+                _ => format!("port {} (group {})", port.name, group.name),
+            };
+            (!addresses.is_empty()).then_some((name, text))
+        })
     });
     let groups = config.groups.iter().map(|group| {
         let text = format!("group {:?}", group.name);

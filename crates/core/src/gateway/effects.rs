@@ -40,9 +40,13 @@ impl Gateway {
                 );
             }
             sync::Event::PeerConfigDiffers(peer) => {
+                let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
+                let effect = match agrees {
+                    true => "groups that only one unit has stay there",
+                    false => "neither counts as ready to take over from the other",
+                };
                 log::warn!(
-                    "peer config differs peer={} what=\"{}\" effect=\"neither counts as ready to take over from the \
-                     other\" remedy=\"make them the same on both units\"",
+                    "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",
                     name(peer),
                     self.differing_settings(peer)
                 );
@@ -284,7 +288,7 @@ impl Gateway {
                 .filter(|group| self.roles[usize::from(group.0)] == Role::Primary)
                 .filter(|group| cluster.sync.digest_equal(peer, *group))
                 .for_each(|group| equal.insert(group));
-            if !cluster.sync.has_same_rules(peer) {
+            if !cluster.sync.agrees(peer) {
                 (ready, equal) = (GroupSet::default(), GroupSet::default());
             }
             let applied = cluster.sync.applied(peer);

@@ -56,6 +56,8 @@ pub(super) struct Remote {
     pub(super) ruleset: [u8; 16],
     /// The names of those that differ from this unit's.
     pub(super) differing: Vec<String>,
+    /// What differs keeps either from taking over.
+    pub(super) conflicts: bool,
     /// The version of its program.
     pub(super) program: Option<String>,
     /// By own group: the peer has it too.
@@ -319,10 +321,11 @@ impl Replicator {
         }
     }
 
-    /// Whether the settings of `peer` are those of this unit, as far as it is known.
-    pub fn has_same_rules(&self, peer: PeerId) -> bool {
-        let peer = self.peers.get(peer.index());
-        peer.is_none_or(|peer| !peer.other_rules)
+    /// Whether the settings of `peer` agree with those of this unit, as far as it is known. One that lacks a
+    /// group may lack what that group needs; all else must be the same.
+    pub fn agrees(&self, peer: PeerId) -> bool {
+        let remote = self.peers.get(peer.index()).map(|peer| &peer.remote);
+        !matches!(remote, Some(Some(remote)) if remote.conflicts)
     }
 
     /// Whether a peer has other policies, pools or forwards, as far as it is known.

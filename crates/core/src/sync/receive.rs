@@ -168,6 +168,11 @@ impl Replicator {
             .map(|policy| policy.unwrap_or(PolicyId::NONE))
             .collect(),
             ruleset: hello.ruleset,
+            // A unit that serves only some of the groups lacks what the others need.
+            conflicts: match hello.groups.len() == self.identity.groups.len() {
+                true => hello.ruleset != self.identity.ruleset,
+                false => self.identity.settings.contradicts(&hello.settings),
+            },
             differing: match hello.ruleset == self.identity.ruleset {
                 true => Vec::new(),
                 false => self.identity.settings.differing(&hello.settings),

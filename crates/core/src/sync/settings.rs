@@ -1,7 +1,7 @@
 //! What must be the same on all units, told in the Hello item by item, so that each can say by name what
 //! differs: virtual addresses of ports, groups, pools, forwards, policies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The items of a unit, each with a hash of what it says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,17 @@ impl Settings {
     /// The bytes that the items take in a Hello.
     pub(super) fn size(&self) -> usize {
         self.items.iter().map(|(name, _)| size(name)).sum()
+    }
+
+    /// Whether something that both have is not the same, or policies that both have are in another order.
+    pub(super) fn contradicts(&self, other: &Settings) -> bool {
+        let common = |these: &Settings, those: &Settings| -> Vec<(String, u32)> {
+            let names: BTreeSet<&str> = those.items.iter().map(|(name, _)| name.as_str()).collect();
+            let items = these.items.iter();
+            let common = items.filter(|(name, _)| names.contains(name.as_str()));
+            common.cloned().collect()
+        };
+        common(self, other) != common(other, self)
     }
 
     /// The names of what differs from `other`, at most eight, and then how many more there are. Empty if it
@@ -94,6 +105,18 @@ mod tests {
         same.sort();
         assert_eq!(same, ["policy b", "pool p", "port lan"]);
         assert!(ours.differing(&ours).is_empty());
+    }
+
+    #[test]
+    fn what_only_one_has_contradicts_nothing() {
+        let ours = settings(&[("policy a", 2), ("policy b", 3), ("policy c", 4)]);
+        assert!(!ours.contradicts(&settings(&[
+            ("policy a", 2),
+            ("policy c", 4),
+            ("pool p", 5)
+        ])));
+        assert!(ours.contradicts(&settings(&[("policy a", 9)])));
+        assert!(ours.contradicts(&settings(&[("policy c", 4), ("policy a", 2)])));
     }
 
     #[test]
