@@ -56,11 +56,11 @@ impl fmt::Display for WordError {
                 write!(f, "unknown {what} `{value}`; {hint}")
             }
             WordError::NotNetwork(value) => {
-                write!(f, "`{value}` is no address or network, such as 10.0.0.0/8")
+                write!(f, "`{value}` is not an address or network, such as 10.0.0.0/8")
             }
-            WordError::NotPort(value) => write!(f, "`{value}` is no port (0 to 65535)"),
-            WordError::NotYesOrNo(value) => write!(f, "`{value}`: expected yes or no"),
-            WordError::NotSessionId(value) => write!(f, "`{value}` is no id of a session"),
+            WordError::NotPort(value) => write!(f, "`{value}` is not a port (0 to 65535)"),
+            WordError::NotYesOrNo(value) => write!(f, "expected yes or no, not `{value}`"),
+            WordError::NotSessionId(value) => write!(f, "`{value}` is not a session id"),
             WordError::UnseenReason => f.write_str(
                 "a capture sees packets before they are written, as `forward`: \
                  only the counter tells of this reason",

@@ -91,7 +91,7 @@ impl fmt::Display for ExplainError {
             ),
             ExplainError::NotEndpoint { what, word } => write!(
                 f,
-                "the {what} `{word}` is no address with a port, such as 10.0.0.1:80 or [fd00::1]:80"
+                "the {what} `{word}` is not an address with a port, such as 10.0.0.1:80 or [fd00::1]:80"
             ),
             ExplainError::NeedsPort {
                 what,
