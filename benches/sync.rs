@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tandemgw_core::config::{Config, parse};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, PeerId, PortId, Protocol};
 use tandemgw_core::packet::{TcpFlags, TcpSegment};
+use tandemgw_core::policy::Ruleset;
 use tandemgw_core::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use tandemgw_core::store::{Keys, SessionStore};
 use tandemgw_core::sync::{Context, Replicator};
@@ -197,7 +198,8 @@ impl Unit {
         };
         Unit {
             store: SessionStore::new(&config, &keys),
-            sync: Replicator::new(&config, u64::from(max_sessions), [0; 16]).expect("it has [ha]"),
+            sync: Replicator::new(&config, u64::from(max_sessions), &Ruleset::new(&config))
+                .expect("it has [ha]"),
             now: NOW,
         }
     }

@@ -56,7 +56,10 @@ impl fmt::Display for WordError {
                 write!(f, "unknown {what} `{value}`; {hint}")
             }
             WordError::NotNetwork(value) => {
-                write!(f, "`{value}` is not an address or network, such as 10.0.0.0/8")
+                write!(
+                    f,
+                    "`{value}` is not an address or network, such as 10.0.0.0/8"
+                )
             }
             WordError::NotPort(value) => write!(f, "`{value}` is not a port (0 to 65535)"),
             WordError::NotYesOrNo(value) => write!(f, "expected yes or no, not `{value}`"),

@@ -689,10 +689,10 @@ pub(super) mod tests {
             let change = Change::new(&running, &wanted);
             let row = options().iter();
             let row = row.map(|row| (format!("{}.{}", row.table, row.key), row.reload));
-            let class = row
+            let mut class = row
                 .filter(|(name, _)| name == option)
                 .map(|(_, reload)| reload);
-            let (list, others) = match class.last() {
+            let (list, others) = match class.next_back() {
                 Some(Reload::Restart) => (&change.waiting, &change.applied),
                 _ => (&change.applied, &change.waiting),
             };

@@ -88,7 +88,7 @@ struct Switch {
 
 /// The switches: the options of `[ha]` that need no restart and have a single value.
 fn all() -> impl Iterator<Item = Switch> + Clone {
-    let rows = options::OPTIONS.iter().filter_map(|option| {
+    options::OPTIONS.iter().filter_map(|option| {
         let field = Ha::field(option)?;
         match (option.kind, option.reload) {
             (Kind::Text(_) | Kind::List(_), _) | (_, Reload::Restart) => None,
@@ -98,8 +98,7 @@ fn all() -> impl Iterator<Item = Switch> + Clone {
                 live,
             }),
         }
-    });
-    rows
+    })
 }
 
 /// The keys that [`set_switch`] changes.

@@ -146,20 +146,12 @@ impl Gateway {
                 result,
             } => {
                 self.log_handover(group, to, took, &result);
-                if let Some(cluster) = &mut self.cluster {
-                    if result.is_err() {
-                        cluster.sync.cancel_handover(to, group);
-                    }
-                    if cluster.handovers.len() == MAX_HANDOVERS {
-                        cluster.handovers.pop_front();
-                    }
-                    cluster.handovers.push_back(HandoverEnd {
-                        group,
-                        to,
-                        took,
-                        result,
-                    });
-                }
+                self.note_handover(HandoverEnd {
+                    group,
+                    to,
+                    took,
+                    result,
+                });
             }
             ha::Output::Resync { group, .. } => {
                 if let Some(cluster) = &mut self.cluster {
@@ -172,6 +164,19 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    fn note_handover(&mut self, end: HandoverEnd) {
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        if end.result.is_err() {
+            cluster.sync.cancel_handover(end.to, end.group);
+        }
+        if cluster.handovers.len() == MAX_HANDOVERS {
+            cluster.handovers.pop_front();
+        }
+        cluster.handovers.push_back(end);
     }
 
     fn log_handover(

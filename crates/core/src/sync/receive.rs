@@ -138,23 +138,9 @@ impl Replicator {
         Ok(true)
     }
 
-    fn handle_hello(
-        &mut self,
-        at: usize,
-        hello: &Hello,
-        context: &mut Context<'_>,
-    ) -> Result<(), ProtocolError> {
-        let peer = &mut self.peers[at];
-        if hello.version != VERSION {
-            return Err(ProtocolError::Version(hello.version));
-        }
-        if hello.group_id != self.identity.group_id {
-            return Err(ProtocolError::GroupId(hello.group_id));
-        }
-        if hello.node != peer.name {
-            return Err(ProtocolError::WrongNode(hello.node.clone()));
-        }
-        peer.remote = Some(Remote {
+    /// What a Hello says, in the terms of this unit.
+    fn remote(&self, hello: &Hello) -> Remote {
+        Remote {
             ports: translate(&hello.ports, &self.identity.ports, |i| {
                 Some(PortId::from_index(i))
             }),
@@ -181,7 +167,27 @@ impl Replicator {
             has: (self.identity.groups.iter())
                 .map(|group| hello.groups.contains(group))
                 .collect(),
-        });
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        at: usize,
+        hello: &Hello,
+        context: &mut Context<'_>,
+    ) -> Result<(), ProtocolError> {
+        if hello.version != VERSION {
+            return Err(ProtocolError::Version(hello.version));
+        }
+        if hello.group_id != self.identity.group_id {
+            return Err(ProtocolError::GroupId(hello.group_id));
+        }
+        if hello.node != self.peers[at].name {
+            return Err(ProtocolError::WrongNode(hello.node.clone()));
+        }
+        let remote = self.remote(hello);
+        let peer = &mut self.peers[at];
+        peer.remote = Some(remote);
         peer.other_rules = hello.ruleset != self.identity.ruleset;
         let receiver = &mut peer.receiver;
         if receiver.epoch != hello.epoch {
