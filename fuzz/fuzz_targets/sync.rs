@@ -7,6 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use tandemgw_core::config::{Config, parse};
 use tandemgw_core::evidence::Holding;
 use tandemgw_core::flow::{GroupId, PeerId};
+use tandemgw_core::policy::Ruleset;
 use tandemgw_core::store::{Keys, SessionStore};
 use tandemgw_core::sync::message::{Hello, Message, VERSION};
 use tandemgw_core::sync::{Context, Received, Replicator, codec};
@@ -79,7 +80,7 @@ fuzz_target!(|input: (bool, Option<u64>, &[u8])| {
         table: [2; 16],
     };
     let mut store = SessionStore::new(&config, &keys);
-    let mut sync = Replicator::new(&config, 1, [0; 16]).expect("it has [ha]");
+    let mut sync = Replicator::new(&config, 1, &Ruleset::new(&config)).expect("it has [ha]");
     let (peer, group, now) = (PeerId(0), GroupId(0), Time::from_nanos(1 << 40));
     sync.set_sending(group, term, store.journal_mut());
     sync.peer_connected(peer, store.journal_mut());

@@ -70,8 +70,8 @@ pub struct NatExhausted {
 /// The translator.
 ///
 /// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`], insert
-/// it into the table, [`Nat::attach`]. Nothing is taken before `attach`. Before a session is removed
-/// from the table: [`Nat::release`]. A session that a peer sent is only attached: its port is
+/// it into the table, `attach`. Nothing is taken before `attach`. Before a session is removed
+/// from the table: `release`. A session that a peer sent is only attached: its port is
 /// reserved thereby.
 ///
 /// On a new configuration: [`Nat::reconfigure`]. Mappings stay as they are, since they belong to
