@@ -70,15 +70,17 @@ fn other_policies_are_told() {
     let mut pair = Pair::new();
     pair.b
         .prepend_policy("name = \"no\"\nservice = [\"tcp/81\"]\naction = \"drop\"");
-    pair.start();
+    pair.a_mut().start();
+    wait_until("gw-a is primary", || pair.a().is_primary());
+    pair.b.start();
     for unit in [pair.a(), pair.b()] {
         wait_until("it warns of the other policies", || {
-            lines_with(unit, "has other policies") > 0
+            lines_with(unit, "peer config differs") > 0
         });
-        assert_eq!(lines_with(unit, "has other policies"), 1);
+        assert_eq!(lines_with(unit, "peer config differs"), 1);
     }
+    // They are replicated all the same.
     let sessions = Conversations::start(&pair.lab);
-    pair.a().wait_for_ready_peer();
     pair.wait_for_same_sessions();
     sessions.finish();
 }
@@ -87,7 +89,7 @@ fn other_policies_are_told() {
 fn same_policies_are_no_news() {
     let pair = Pair::started();
     for unit in [pair.a(), pair.b()] {
-        assert_eq!(lines_with(unit, "has other policies"), 0);
+        assert_eq!(lines_with(unit, "peer config differs"), 0);
     }
 }
 

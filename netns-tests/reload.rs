@@ -261,10 +261,8 @@ fn what_needs_a_restart_is_named_and_the_rest_applied() {
     lab.unit.edit("nat = true", "nat = true\nlog = true");
     lab.unit.write_config();
     let said = lab.unit.tandemgw("reload").ok().stdout;
-    // The quotas of a source follow the table's size.
-    let wanted = "changed:\n  policy.lan-out               changed\n  \
-                  limits.sessions-per-source   524288 to 4096\n  \
-                  limits.half-open-per-source  65535 to 4096\n\
+    // The quotas of a source follow the size that the table has, not the one that waits.
+    let wanted = "changed:\n  policy.lan-out  changed\n\
                   waits for a restart:\n  node.max-sessions  1048576 to 4096\n  \
                   port.wan.offload   true to false\n";
     assert_eq!(said, wanted);
@@ -302,14 +300,21 @@ fn pair_is_in_sync_again_after_both_have_reloaded() {
     pair.edit("[ha]", &format!("{POOL}[ha]"));
     for unit in [pair.a(), pair.b()] {
         assert_eq!(unit.reload()["sessions_ended"], 0);
-        pair.a().wait_for_ready_peer();
-        pair.b().wait_until_ready();
+        // Neither is ready to take over while the other has other policies.
+        let is_same = unit.status()["node"] == pair.b().status()["node"];
+        wait_until("both know whether their policies are the same", || {
+            pair.a().peer()["config"]["equal"] == is_same && pair.a().peer()["connected"] == true
+        });
+        if is_same {
+            pair.a().wait_for_ready_peer();
+            pair.b().wait_until_ready();
+        }
         // They go by the pool now: the unit that was not reloaded yet can hold them too.
         let mut more = Conversations::start_more(&pair.lab);
         more.go_on();
-        pair.a().wait_for_ready_peer();
         more.finish();
     }
+    pair.a().wait_for_ready_peer();
     assert_eq!((pair.a().is_primary(), pair.a().term()), (role, term));
     sessions.go_on();
     streams.wait_for_more();

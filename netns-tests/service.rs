@@ -202,7 +202,8 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
         ("CapBnd", NO_CAPABILITY),
         ("CapAmb", NO_CAPABILITY),
         ("NoNewPrivs", "1"),
-        ("Threads", "1"),
+        // The loop, and the one that keeps rules and routes.
+        ("Threads", "2"),
     ] {
         assert_eq!(process_status(lab.unit.pid(), key), value, "{key}");
     }

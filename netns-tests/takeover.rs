@@ -8,10 +8,13 @@ use crate::services::Http;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
-/// What a unit sends by an interface, except what its kernel says for itself.
+/// What a unit sends by an interface, except what its kernel says for itself and the frames by which units
+/// recognise each other.
 fn traffic_of(unit: &Namespace, interface: &str) -> String {
     let mac = mac_of(unit, interface);
-    format!("ether src {mac} and not arp and not icmp6 and not ip6 proto 0")
+    format!(
+        "ether src {mac} and not arp and not icmp6 and not ip6 proto 0 and not ether proto 0x88b5"
+    )
 }
 
 fn mac_of(unit: &Namespace, interface: &str) -> String {
