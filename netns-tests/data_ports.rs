@@ -157,6 +157,37 @@ fn a_stranger_that_answers_arp_keeps_no_unit_from_serving() {
 }
 
 #[test]
+fn override_waits_until_the_ports_carry() {
+    let mut pair = Pair::new();
+    pair.edit("monitor = [", "override = true\nmonitor = [");
+    pair.start();
+    assert!(pair.a().is_primary(), "by its priority");
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(1);
+    // As spanning tree does with a port that has come up. (The bridge of the kernel blocks none by hand.)
+    let port = switch_port(&pair.a().ns, "eth0");
+    for line in [
+        "add table bridge stp".to_owned(),
+        "add chain bridge stp c { type filter hook forward priority 0; }".to_owned(),
+        format!("add rule bridge stp c iifname {port} drop"),
+        format!("add rule bridge stp c oifname {port} drop"),
+    ] {
+        pair.lab.sw_lan.sh(&format!("nft '{line}'"));
+    }
+    pair.a_mut().start();
+    pair.a().wait_until_ready();
+    thread::sleep(MOMENT);
+    assert!(
+        pair.b().is_primary() && !pair.a().is_primary(),
+        "hosts do not reach gw-a"
+    );
+    pair.lab.sw_lan.run("nft delete table bridge stp");
+    wait_until("gw-a takes back", || {
+        pair.a().is_primary() && !pair.b().is_primary()
+    });
+}
+
+#[test]
 fn a_unit_with_another_config_is_not_ready_and_both_say_what_differs() {
     let mut pair = Pair::new();
     pair.b.edit("10.77.2.1/24", "10.77.2.9/24");
