@@ -327,6 +327,23 @@ fn pair() -> World {
     world
 }
 
+/// A pair in sync whose standby has room for one session.
+fn pair_with_small_table() -> World {
+    let mut world = pair();
+    world.calm(3);
+    let config = config(2, 1, "");
+    let small = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.units[1].store.set_table(small);
+    world
+}
+
+/// Opens a session at the primary that no other number has.
+fn open_numbered(world: &mut World, n: u16) -> SessionId {
+    let now = world.now;
+    let id = world.units[0].open(key(Protocol::TCP, n as u8, n), (NAT.0, 1000 + n), now);
+    id.unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -782,19 +799,8 @@ fn work_a_call_is_bounded() {
 
 #[test]
 fn what_a_peer_refuses_is_no_copy() {
-    let mut world = pair();
-    world.calm(3);
-    let config = config(2, 1, "");
-    let small = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
-    world.units[1].store.set_table(small);
-    let open = |world: &mut World, n: u16| {
-        let nat = (NAT.0, 1000 + n);
-        let now = world.now;
-        world.units[0]
-            .open(key(Protocol::TCP, n as u8, n), nat, now)
-            .unwrap()
-    };
-    let (held, refused) = (open(&mut world, 1), open(&mut world, 2));
+    let mut world = pair_with_small_table();
+    let (held, refused) = (open_numbered(&mut world, 1), open_numbered(&mut world, 2));
     world.calm(1);
     let copies = |world: &World, id| {
         let Unit { store, sync, .. } = &world.units[0];
@@ -851,22 +857,13 @@ fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
 /// A comparison says nothing of what was refused after it began.
 #[test]
 fn a_comparison_forgives_no_later_refusal() {
-    let mut world = pair();
-    world.calm(3);
-    let config = config(2, 1, "");
-    let small = Table::new(1, &[5; 16], Timeouts::from(&config.timeouts), 0);
-    world.units[1].store.set_table(small);
-    let open = |world: &mut World, n: u16| {
-        let now = world.now;
-        let id = world.units[0].open(key(Protocol::TCP, n as u8, n), (NAT.0, 1000 + n), now);
-        id.unwrap()
-    };
-    open(&mut world, 1);
+    let mut world = pair_with_small_table();
+    open_numbered(&mut world, 1);
     world.calm(1);
     world.now = world.now + Duration::from_secs(2);
     // The sums go first, and the answer to them comes after the refusal.
     world.transmit(0, 1, 10_000);
-    let late = open(&mut world, 2);
+    let late = open_numbered(&mut world, 2);
     for _ in 0..4 {
         world.transmit(0, 1, 10_000);
         world.deliver(0, 1, 10_000);
