@@ -14,7 +14,7 @@ use crate::flow::{Addr, GroupId, PortId};
 use crate::packet::neighbor;
 use crate::time::Time;
 
-use super::{Gateway, Role};
+use super::Gateway;
 
 /// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
@@ -174,18 +174,6 @@ impl Announcer {
 }
 
 impl Gateway {
-    /// Begins to work: a standalone gateway is primary of every group at once.
-    pub fn start(&mut self, now: Time) {
-        if self.cluster.is_some() {
-            self.handle_wake(now);
-            self.tell_ports(now);
-            return;
-        }
-        for group in self.groups() {
-            self.set_role(now, group, Role::Primary);
-        }
-    }
-
     /// Announces all addresses of a group that this unit has just become primary for.
     pub(super) fn announce_group(&mut self, now: Time, group: GroupId) {
         self.begin_announcement(group);
@@ -226,7 +214,7 @@ impl Gateway {
     /// Makes as many of the frames that are due as may be sent now.
     fn announce_some(&mut self, now: Time) {
         // The shell is behind: it gets nothing more before it has taken these.
-        if self.announcements.len() >= PIECE as usize {
+        if self.outbox.announcements() >= PIECE as usize {
             return;
         }
         let mut left = self.announcer.allowed(now);
@@ -272,7 +260,7 @@ impl Gateway {
                 }
                 for bytes in neighbor::announce(addr, link.mac) {
                     *left = left.saturating_sub(1);
-                    self.announcements.push_back(Output::Frame { port, bytes });
+                    self.outbox.push_announcement(Output::Frame { port, bytes });
                 }
             }
             (round.port, round.at) = (round.port + 1, 0);
@@ -297,7 +285,7 @@ impl Gateway {
             for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
                 let bytes = neighbor::announce_to(*addr, link.mac, host, mac);
                 *left = left.saturating_sub(1);
-                self.announcements.push_back(Output::Frame { port, bytes });
+                self.outbox.push_announcement(Output::Frame { port, bytes });
             }
         }
     }

@@ -11,14 +11,15 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
-use crate::ha::{Ha, HandoverError, Hint};
+use crate::ha::{self, GroupSet, Ha, HandoverError, Hint, SyncState};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
+use crate::store::{Journal, SessionStore};
 use crate::sync::{self, Context, Replicator};
 use crate::time::Time;
 
-use super::Gateway;
 use super::guarantee::Waiting;
+use super::{Gateway, Role, Traffic};
 
 /// Bytes of the stream that are encoded for a peer in one turn: some 300 µs.
 const SYNC_BUDGET: usize = 256 * 1024;
@@ -32,6 +33,14 @@ pub struct Cluster {
     /// Ends of planned handovers that somebody may be waiting for.
     pub(super) handovers: VecDeque<HandoverEnd>,
     pub(super) gone: bool,
+}
+
+/// What is to be done at the gateway.
+pub(super) enum Step {
+    /// Replication has something to tell.
+    Told(sync::Event),
+    /// The election has decided something; replication knows.
+    Decided(ha::Output),
 }
 
 /// The end of a planned handover.
@@ -107,6 +116,105 @@ impl Cluster {
         })
     }
 
+    /// The next thing to do for the gateway. What election and replication have to tell each other is passed on
+    /// before: a takeover is announced by one and carried out by the other in the same call.
+    pub(super) fn poll_step(
+        &mut self,
+        now: Time,
+        roles: &[Role],
+        traffic: &[Traffic],
+        store: &mut SessionStore,
+    ) -> Option<Step> {
+        if let Some(event) = self.sync.poll_event() {
+            if let sync::Event::HandoverReceived { peer, group, term } = event {
+                self.ha.handle_handover(now, group, peer, term);
+            }
+            return Some(Step::Told(event));
+        }
+        let output = self.ha.poll_output().or_else(|| {
+            self.tell_election(now, roles, traffic);
+            self.ha.poll_output()
+        })?;
+        self.tell_replication(&output, store.journal_mut());
+        Some(Step::Decided(output))
+    }
+
+    /// Tells the election what replication has reached.
+    fn tell_election(&mut self, now: Time, roles: &[Role], traffic: &[Traffic]) {
+        let groups = || (0..roles.len()).map(|group| GroupId(group as u8));
+        for (group, traffic) in groups().zip(traffic) {
+            let held = self.sync.held(group);
+            self.ha.handle_evidence(group, held, traffic.carried());
+        }
+        for peer in (0..self.peers.len()).map(|peer| PeerId(peer as u8)) {
+            let mut ready = GroupSet::default();
+            groups()
+                .filter(|group| self.sync.is_ready(*group))
+                .for_each(|group| ready.insert(group));
+            let mut equal = GroupSet::default();
+            groups()
+                .filter(|group| roles[usize::from(group.0)] == Role::Primary)
+                .filter(|group| self.sync.digest_equal(peer, *group))
+                .for_each(|group| equal.insert(group));
+            if !self.sync.agrees(peer) {
+                (ready, equal) = (GroupSet::default(), GroupSet::default());
+            }
+            let applied = self.sync.applied(peer);
+            self.sync.set_heard(peer, self.ha.is_linked(peer));
+            self.ha.handle_sync(
+                now,
+                peer,
+                SyncState {
+                    ready,
+                    equal,
+                    applied,
+                },
+            );
+        }
+    }
+
+    /// Tells replication what the election has decided.
+    fn tell_replication(&mut self, output: &ha::Output, journal: &mut Journal) {
+        match output {
+            ha::Output::SetRole {
+                group, role, term, ..
+            } => {
+                let term = (*role == Role::Primary).then_some(*term);
+                self.sync.set_sending(*group, term, journal);
+            }
+            ha::Output::Reassert { group, term } => {
+                self.sync.set_sending(*group, Some(*term), journal);
+            }
+            ha::Output::Handover { group, to, term } => self.sync.send_handover(*to, *group, *term),
+            ha::Output::HandoverDone {
+                group,
+                to,
+                took,
+                result,
+            } => {
+                if result.is_err() {
+                    self.sync.cancel_handover(*to, *group);
+                }
+                if self.handovers.len() == MAX_HANDOVERS {
+                    self.handovers.pop_front();
+                }
+                self.handovers.push_back(HandoverEnd {
+                    group: *group,
+                    to: *to,
+                    took: *took,
+                    result: result.clone(),
+                });
+            }
+            ha::Output::Resync { group, .. } => self.sync.doubt(*group),
+            ha::Output::Gone => self.gone = true,
+            ha::Output::SendHeartbeat { .. }
+            | ha::Output::SendOnPort { .. }
+            | ha::Output::Stray { .. }
+            | ha::Output::Probe { .. }
+            | ha::Output::Announce { .. } => {}
+        }
+    }
+
     /// The election.
     pub fn ha(&self) -> &Ha {
         &self.ha
@@ -137,31 +245,23 @@ impl Gateway {
 
     /// Handles a datagram of the heartbeat connection to `peer` over `link`.
     pub fn handle_heartbeat(&mut self, now: Time, peer: PeerId, link: LinkId, bytes: &[u8]) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
-        if let Err(error) = cluster.ha.handle_heartbeat(now, peer, link, bytes) {
-            log::debug!("heartbeat ignored peer={} why={}", peer.0, error.name());
-        }
-        self.settle_cluster(now);
+        self.in_cluster(now, |cluster, _| {
+            if let Err(error) = cluster.ha.handle_heartbeat(now, peer, link, bytes) {
+                log::debug!("heartbeat ignored peer={} why={}", peer.0, error.name());
+            }
+        });
     }
 
     /// The heartbeat connection to `peer` over `link` came up or went down.
     pub fn handle_heartbeat_link(&mut self, now: Time, peer: PeerId, link: LinkId, up: bool) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
-        cluster.ha.handle_link(now, peer, link, up);
-        self.settle_cluster(now);
+        self.in_cluster(now, |cluster, _| {
+            cluster.ha.handle_link(now, peer, link, up)
+        });
     }
 
     /// Something hints that a peer has died.
     pub fn handle_hint(&mut self, now: Time, hint: Hint) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
-        cluster.ha.handle_hint(now, hint);
-        self.settle_cluster(now);
+        self.in_cluster(now, |cluster, _| cluster.ha.handle_hint(now, hint));
     }
 
     /// The stream to `peer` over `link` came up or went down.
@@ -321,10 +421,8 @@ impl Gateway {
         now: Time,
         start: impl FnOnce(&mut Ha) -> Result<(), HandoverError>,
     ) -> Result<(), HandoverError> {
-        let cluster = self.cluster.as_mut().ok_or(HandoverError::Standalone)?;
-        start(&mut cluster.ha)?;
-        self.settle_cluster(now);
-        Ok(())
+        self.in_cluster(now, |cluster, _| start(&mut cluster.ha))
+            .unwrap_or(Err(HandoverError::Standalone))
     }
 
     /// The end of the next planned handover of `group`, if it has come.
@@ -336,11 +434,7 @@ impl Gateway {
 
     /// Hands over all groups and says goodbye; [`Gateway::is_gone`] tells when that is done.
     pub fn shut_down(&mut self, now: Time) {
-        match &mut self.cluster {
-            Some(cluster) => cluster.ha.shut_down(now),
-            None => return,
-        }
-        self.settle_cluster(now);
+        self.in_cluster(now, |cluster, _| cluster.ha.shut_down(now));
     }
 
     /// Whether the process may end.
@@ -374,12 +468,8 @@ impl Gateway {
     }
 
     pub(super) fn tell_ports(&mut self, now: Time) {
-        let Some(cluster) = &mut self.cluster else {
-            return;
-        };
         let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
-        cluster.ha.handle_ports(now, &up);
-        self.settle_cluster(now);
+        self.in_cluster(now, |cluster, _| cluster.ha.handle_ports(now, &up));
     }
 
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.

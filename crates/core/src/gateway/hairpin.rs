@@ -40,10 +40,9 @@ impl Gateway {
             return None;
         }
         let pool = self.sessions.nat().pool(decision.nat, port)?;
-        self.sessions
-            .nat()
-            .is_in_pool(pool, &key.dst)
-            .then_some(port)
+        let addr = self.sessions.book().find(key.dst)?;
+        let is_of_pool = self.sessions.nat().is_in_pool(pool, addr);
+        is_of_pool.then_some(port)
     }
 
     /// The port at which the gateway answers for `addr`.

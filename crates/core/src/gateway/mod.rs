@@ -15,7 +15,8 @@ mod announce;
 mod capture;
 mod cluster;
 mod conflict;
-mod effects;
+mod counters;
+mod events;
 mod expired;
 mod explain;
 mod forward;
@@ -30,6 +31,7 @@ mod local;
 mod mss;
 mod neighbors;
 mod open;
+mod outbox;
 mod own;
 mod policy_usage;
 mod port_frames;
@@ -37,12 +39,12 @@ mod prepare;
 mod random;
 mod reload;
 mod revalidate;
-mod snapshot;
+mod roles;
 mod strays;
 mod unresolved;
 mod uplinks;
+mod view;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::capture::Capture;
@@ -63,6 +65,7 @@ use announce::Announcer;
 use identification::Identifications;
 use limiter::Budgets;
 use neighbors::Neighbors;
+use outbox::Outbox;
 use policy_usage::PolicyUsages;
 use random::Random;
 
@@ -70,13 +73,14 @@ pub use crate::ha::Role;
 pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use conflict::Conflict;
+pub use counters::{Counters, PortCounters};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use reload::ReloadError;
-pub use snapshot::{Counters, PeerGroupState, PeerState, PortCounters, SessionView};
 pub use uplinks::Uplink;
+pub use view::{PeerGroupState, PeerState, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
@@ -172,11 +176,7 @@ pub struct Gateway {
     health: Health,
     policy_usages: PolicyUsages,
     capture: Option<Box<Capture>>,
-    outputs: VecDeque<Output>,
-    /// Heartbeats, and what else must not wait behind answers to strangers.
-    urgent: VecDeque<Output>,
-    /// Frames of announcements; [`Announcer`] paces them.
-    announcements: VecDeque<Output>,
+    outbox: Outbox,
     started: Time,
     expired: Vec<SessionId>,
 }
@@ -228,9 +228,7 @@ impl Gateway {
             revalidation: revalidate::Revalidation::default(),
             capture: None,
             health: Health::new(now),
-            outputs: VecDeque::new(),
-            urgent: VecDeque::new(),
-            announcements: VecDeque::new(),
+            outbox: Outbox::default(),
             started: now,
             expired: Vec::new(),
             config: Arc::new(config),
@@ -333,16 +331,6 @@ impl Gateway {
         }
     }
 
-    /// Makes this unit primary or standby for `group`.
-    pub fn set_role(&mut self, now: Time, group: GroupId, role: Role) {
-        let before = std::mem::replace(&mut self.roles[usize::from(group.0)], role);
-        match (before, role) {
-            (Role::Standby, Role::Primary) => self.announce_group(now, group),
-            (Role::Primary, Role::Standby) => self.announcer.cancel(group),
-            _ => {}
-        }
-    }
-
     /// Does what is due at `now`: expires sessions and fragments, repeats announcements.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_sessions(now);
@@ -375,10 +363,7 @@ impl Gateway {
 
     /// The next effect to carry out.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.urgent
-            .pop_front()
-            .or_else(|| self.outputs.pop_front())
-            .or_else(|| self.announcements.pop_front())
+        self.outbox.pop()
     }
 
     fn expire_sessions(&mut self, now: Time) {
@@ -467,31 +452,21 @@ impl Gateway {
         if let Some(cluster) = &self.cluster {
             cluster.sync().check_invariants(self.sessions.journal());
         }
-        assert!(self.outputs.len() <= MAX_OUTPUTS, "outputs are bounded");
+        self.outbox.check_invariants();
         self.check_options();
     }
 }
 
-/// Outputs that may wait for the shell; beyond it, replies to the network are dropped.
-const MAX_OUTPUTS: usize = 4096;
-
 impl Gateway {
     /// Queues what nothing that strangers cause may delay or displace.
     fn push_urgent(&mut self, output: Output) {
-        let repeated = matches!(output, Output::Heartbeat { .. } | Output::Frame { .. });
-        if !repeated || self.urgent.len() < MAX_OUTPUTS {
-            self.urgent.push_back(output);
-        } else {
-            self.counters.outputs_lost += 1;
-        }
+        let has_room = self.outbox.push_urgent(output);
+        self.counters.outputs_lost += u64::from(!has_room);
     }
 
     /// Queues a packet or frame made by the gateway; drops it if the shell has fallen far behind.
     fn push_output(&mut self, output: Output) {
-        if self.outputs.len() < MAX_OUTPUTS {
-            self.outputs.push_back(output);
-        } else {
-            self.counters.outputs_lost += 1;
-        }
+        let has_room = self.outbox.push(output);
+        self.counters.outputs_lost += u64::from(!has_room);
     }
 }

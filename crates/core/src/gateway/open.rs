@@ -372,7 +372,7 @@ impl Gateway {
         self.sessions.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
                 && self.is_primary(session.group)
-                && self.sessions.nat().pool_has(pool, session.nat_src)
+                && self.sessions.nat().is_in_pool(pool, session.nat_src)
         })
     }
 

@@ -189,12 +189,6 @@ impl Nat {
         }
     }
 
-    /// Whether `addr` is one of a pool.
-    pub fn is_in_pool(&self, pool: PoolId, addr: &Addr) -> bool {
-        let pool = self.pools.get(pool);
-        pool.is_some_and(|pool| self.pools.has_address(pool, addr))
-    }
-
     /// Has what [`Nat::allocate_source`] reads for a packet with `key` brought near.
     #[inline]
     pub fn touch_source(&self, key: &FlowKey) {
@@ -293,7 +287,7 @@ impl Nat {
     }
 
     /// Whether an external address is one of a pool.
-    pub fn pool_has(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
+    pub fn is_in_pool(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
         self.pools.contains(pool, addr)
     }
 
@@ -347,11 +341,10 @@ impl Nat {
         id: PoolId,
         key: &FlowKey,
     ) -> Option<Source> {
-        let pool = self.pools.get(id)?;
         let group = self.group(&self.pools.first_address(id, key.src.family())?);
         let of_port = self.pools.port_of(id);
         let suits = |end: &&ExternalEnd| {
-            let is_in_pool = || self.pools.has_address(pool, &end.addr);
+            let is_in_pool = || self.pools.contains(id, end.translated);
             (of_port == Some(end.port) || is_in_pool()) && self.group(&end.addr) == group
         };
         self.forwards

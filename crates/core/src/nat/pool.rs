@@ -135,15 +135,6 @@ impl Pools {
         (index < self.ports).then(|| PortId::from_index(index))
     }
 
-    pub(super) fn has_address(&self, pool: &Pool, addr: &Addr) -> bool {
-        let mut list = pool.list(addr.family()).iter();
-        list.any(|index| {
-            self.externals
-                .get(*index)
-                .is_some_and(|it| it.addr == *addr)
-        })
-    }
-
     pub(super) fn first_address(&self, id: PoolId, family: Family) -> Option<Addr> {
         let first = self.get(id)?.list(family).first()?;
         Some(self.externals.get(*first)?.addr)

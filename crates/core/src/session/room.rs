@@ -108,7 +108,7 @@ impl Table {
     ) -> Result<Option<SessionId>, NoRoom> {
         let room = self.room(source, limits, may);
         if self.is_full() || self.holders.is_wide_full(source, limits.half_open) {
-            self.recent.skip(|id| room == Ok(Some(id)));
+            self.pass_recent(room.ok().flatten());
         }
         room
     }
@@ -116,15 +116,23 @@ impl Table {
     /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go. Looks at 64 at
     /// most; those that may not go stay for later.
     pub fn early_drop_candidate(&mut self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
+        let oldest = self.oldest_dispensable(may);
+        self.pass_recent(oldest);
+        oldest
+    }
+
+    /// Has the next search among the sessions opened lately begin behind `found`, or behind those that were
+    /// looked at. What may still give way to another search stays for later.
+    fn pass_recent(&mut self, found: Option<SessionId>) {
         for _ in 0..Recent::POPS {
-            let id = self.recent.pop()?;
-            match self.get(id).filter(|session| session.is_dispensable()) {
-                Some(session) if may(session) => return Some(id),
-                Some(_) => self.recent.push(id),
-                None => {}
+            let Some(id) = self.recent.pop() else { return };
+            if Some(id) == found {
+                return;
+            }
+            if self.get(id).is_some_and(Session::is_dispensable) {
+                self.recent.push(id);
             }
         }
-        None
     }
 
     /// Sessions of the host that has the most external ports, if that is not `source`: those that give way

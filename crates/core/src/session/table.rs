@@ -472,15 +472,6 @@ impl Recent {
         places.map(|place| SessionId(self.ids[place]))
     }
 
-    /// Forgets the oldest ones that were looked at: up to the one that `is_found`, 64 at most.
-    pub(super) fn skip(&mut self, is_found: impl Fn(SessionId) -> bool) {
-        for _ in 0..Self::POPS {
-            if self.pop().is_none_or(&is_found) {
-                return;
-            }
-        }
-    }
-
     pub(super) fn pop(&mut self) -> Option<SessionId> {
         self.len = self.len.checked_sub(1)?;
         let id = self.ids[self.oldest];

@@ -1,0 +1,189 @@
+//! What election and replication decide, carried out on the gateway.
+//!
+//! The [`Cluster`] takes from both what concerns the other; what is left comes here, one [`Step`] at a time.
+
+use std::time::Duration;
+
+use crate::event::Output;
+use crate::flow::{Addr, GroupId, PeerId, PortId};
+use crate::ha;
+use crate::in_quotes::InQuotes;
+use crate::store::SessionStore;
+use crate::sync;
+use crate::time::Time;
+
+use super::Gateway;
+use super::cluster::{Cluster, Step};
+
+impl Gateway {
+    /// Has the cluster do something, and carries out what comes of it; none without an `[ha]`.
+    ///
+    /// All that happens in the cluster comes this way, so nobody else has to ask whether there is one.
+    pub(super) fn in_cluster<R>(
+        &mut self,
+        now: Time,
+        act: impl FnOnce(&mut Cluster, &mut SessionStore) -> R,
+    ) -> Option<R> {
+        let result = act(self.cluster.as_deref_mut()?, &mut self.sessions);
+        self.settle_cluster(now);
+        Some(result)
+    }
+
+    /// Carries out what election and replication have decided, until neither has more to say.
+    pub(super) fn settle_cluster(&mut self, now: Time) {
+        while let Some(cluster) = self.cluster.as_deref_mut()
+            && let Some(step) =
+                cluster.poll_step(now, &self.roles, &self.traffic, &mut self.sessions)
+        {
+            match step {
+                Step::Told(event) => self.handle_sync_event(event),
+                Step::Decided(output) => self.handle_decision(now, output),
+            }
+        }
+        self.release_acknowledged(now);
+    }
+
+    fn handle_decision(&mut self, now: Time, output: ha::Output) {
+        match output {
+            ha::Output::SetRole {
+                group,
+                role,
+                term,
+                why,
+            } => {
+                log::info!(
+                    "role group={} role={} term={term} why={why}",
+                    self.group_name(group),
+                    role.name(),
+                    why = InQuotes(&why)
+                );
+                self.change_role(now, group, role);
+            }
+            ha::Output::SendHeartbeat { peer, link, bytes } => {
+                self.push_urgent(Output::Heartbeat { peer, link, bytes });
+            }
+            ha::Output::SendOnPort { port, to, bytes } => self.send_on_port(port, to, &bytes),
+            ha::Output::Stray { port, host } => self.tell_stray(now, port, host),
+            ha::Output::Probe { group } => self.probe_group(group),
+            ha::Output::Announce { group } => self.announce_group(now, group),
+            ha::Output::Reassert { group, term } => log::info!(
+                "role group={} role=primary term={term}",
+                self.group_name(group)
+            ),
+            ha::Output::HandoverDone {
+                group,
+                to,
+                took,
+                result,
+            } => self.log_handover(group, to, took, &result),
+            // The cluster itself has done what they ask for.
+            ha::Output::Handover { .. } | ha::Output::Resync { .. } | ha::Output::Gone => {}
+        }
+    }
+
+    /// Writes into the log what replication has to tell.
+    fn handle_sync_event(&mut self, event: sync::Event) {
+        let name = |peer: PeerId| self.peer_name(peer).to_owned();
+        match event {
+            sync::Event::PeerKnown { peer, resumed } => {
+                let link = self.sync_link(peer).map_or(0, |link| link.0);
+                log::info!(
+                    "replication started peer={} link={link} resumed={resumed}",
+                    name(peer)
+                );
+            }
+            sync::Event::PeerConfigDiffers(peer) => {
+                let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
+                let effect = match agrees {
+                    true => "groups that only one unit has stay there",
+                    false => "neither counts as ready to take over from the other",
+                };
+                log::warn!(
+                    "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",
+                    name(peer),
+                    self.differing_settings(peer)
+                );
+                self.revalidation.owe_rules();
+            }
+            sync::Event::PeerRefuses {
+                peer,
+                group,
+                reason,
+            } => log::warn!(
+                "peer refuses sessions peer={} group={} why=\"{}\" effect=\"they are not guaranteed, and lost if \
+                 this unit dies\"",
+                name(peer),
+                self.group_name(group),
+                reason.text()
+            ),
+            sync::Event::PeerTableSmaller { peer, max_sessions } => log::warn!(
+                "peer has a smaller table peer={} max_sessions={max_sessions} ours={} effect=\"what it can't hold is \
+                 not guaranteed\" remedy=\"give all units the same max-sessions\"",
+                name(peer),
+                self.config.node.max_sessions
+            ),
+            sync::Event::PeerReady(peer, group) => {
+                log::info!(
+                    "peer ready peer={} group={}",
+                    name(peer),
+                    self.group_name(group)
+                );
+            }
+            sync::Event::Ready(peer, group) => {
+                log::info!(
+                    "group ready group={} primary={}",
+                    self.group_name(group),
+                    name(peer)
+                );
+            }
+            sync::Event::DigestDiffers {
+                peer,
+                group,
+                buckets,
+            } => log::warn!(
+                "digest differs peer={} group={} buckets={buckets} effect=\"they are sent again\"",
+                name(peer),
+                self.group_name(group)
+            ),
+            // The election has it.
+            sync::Event::HandoverReceived { .. } => {}
+        }
+    }
+
+    fn log_handover(
+        &self,
+        group: GroupId,
+        to: PeerId,
+        took: Duration,
+        result: &Result<(), ha::HandoverError>,
+    ) {
+        let (group, to, took) = (
+            self.group_name(group),
+            self.peer_name(to),
+            took.as_secs_f64() * 1e3,
+        );
+        match result {
+            Ok(()) => log::info!("handover done group={group} to={to} took_ms={took:.3}"),
+            Err(why) => {
+                log::warn!(
+                    "handover failed group={group} to={to} took_ms={took:.3} why={}",
+                    InQuotes(&why)
+                )
+            }
+        }
+    }
+
+    /// An address of a group was claimed by another machine: the election may be asking for that.
+    pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: Addr) {
+        let group = self
+            .addresses_on(port)
+            .find(|(own, _)| *own == addr)
+            .map(|(_, group)| group);
+        self.in_cluster(now, |cluster, _| {
+            cluster.ha.handle_host(port);
+            if let Some(group) = group {
+                cluster.ha.handle_probe_answer(now, group);
+            }
+        });
+    }
+}

@@ -1,0 +1,86 @@
+//! What a unit does when it becomes primary or standby of a group.
+
+use crate::event::Output;
+use crate::flow::{GroupId, PortId};
+use crate::packet::neighbor;
+use crate::time::Time;
+
+use super::revalidate::Scope;
+use super::{Gateway, Role};
+
+impl Gateway {
+    /// Begins to work: a standalone gateway is primary of every group at once.
+    pub fn start(&mut self, now: Time) {
+        if self.cluster.is_some() {
+            self.handle_wake(now);
+            self.tell_ports(now);
+            return;
+        }
+        for group in self.groups() {
+            self.set_role(now, group, Role::Primary);
+        }
+    }
+
+    /// Makes this unit primary or standby for `group`.
+    pub fn set_role(&mut self, now: Time, group: GroupId, role: Role) {
+        let before = std::mem::replace(&mut self.roles[usize::from(group.0)], role);
+        match (before, role) {
+            (Role::Standby, Role::Primary) => self.announce_group(now, group),
+            (Role::Primary, Role::Standby) => self.announcer.cancel(group),
+            _ => {}
+        }
+    }
+
+    /// Carries out what the election has decided; replication knows already.
+    pub(super) fn change_role(&mut self, now: Time, group: GroupId, role: Role) {
+        if role == Role::Primary {
+            self.sessions.renew(group, now.tick());
+        } else {
+            self.drop_waiting(group);
+            self.revalidation.restart(Scope {
+                stepped_down: true,
+                ..Scope::default()
+            });
+        }
+        self.set_role(now, group, role);
+        if role == Role::Primary {
+            self.announce_to_neighbors(now, group);
+            if self
+                .cluster
+                .as_ref()
+                .is_some_and(|it| it.sync.rules_differ())
+            {
+                self.revalidation.owe_rules();
+            }
+            self.revalidation.catch_up();
+        }
+    }
+
+    /// Sessions of other units' groups do not expire here, since their packets are not seen here.
+    pub(super) fn renew_leases(&mut self, now: Time) {
+        for group in self.groups() {
+            if !self.is_primary(group) {
+                self.sessions.renew(group, now.tick());
+            }
+        }
+    }
+
+    /// Asks on all ports who has the addresses of `group`.
+    pub(super) fn probe_group(&mut self, group: GroupId) {
+        for index in 0..self.config.ports.len() {
+            let port = PortId::from_index(index);
+            let link = self.ports[index].link;
+            let addresses: Vec<_> = self
+                .addresses_on(port)
+                .filter(|(_, g)| *g == group)
+                .map(|(a, _)| a)
+                .collect();
+            for addr in addresses.into_iter().filter(|_| link.up) {
+                self.push_output(Output::Frame {
+                    port,
+                    bytes: neighbor::probe(addr, link.mac),
+                });
+            }
+        }
+    }
+}
