@@ -161,6 +161,15 @@ fn routes_and_rules_that_are_removed_come_back_and_nothing_leaks() {
             "ip -6 route add fd77:2::/64 dev eth1 table 7700",
             "route removed",
         ),
+        // With the gateway's own protocol number, as after `ip route restore`.
+        (
+            "ip route add default dev eth1 table 7700 proto 77",
+            "route removed",
+        ),
+        (
+            "ip route add unreachable 10.77.2.0/24 table 7700 proto 77",
+            "route removed",
+        ),
     ] {
         siege.suffer(script, word);
     }
@@ -206,13 +215,15 @@ fn a_killed_gateway_stays_closed_whatever_is_removed_after_it() {
         "ip link set eth0 name lan0",
         "ip link set eth1 name wan0; ip link set eth0 name lan0",
         "nft flush ruleset",
+        BRIDGES[0],
+        MACVLANS[0],
     ] {
         let siege = Siege::begin();
         siege.lab.unit.signal(libc::SIGKILL);
         siege.lab.unit.ns.sh(removed);
         std::thread::sleep(Duration::from_millis(300));
         let mut lab = siege.end();
-        if !removed.contains("lan0") {
+        if !removed.contains("lan0") && !removed.contains("link add") {
             lab.unit.kill_remains();
             lab.unit.start();
             wait_until("it serves again", || {
@@ -265,6 +276,7 @@ fn tun_devices_come_back() {
         ),
         ("ip link set tgw-lan name elsewhere", "the name of tgw-lan"),
         ("ip link set tgw-wan mtu 1000", "the MTU of tgw-wan"),
+        ("ip link set tgw-lan txqueuelen 0", "the queue of tgw-lan"),
         ("ip link del tgw-lan", "device=tgw-lan"),
         ("ip link del tgw-wan; ip link del tgw-lan", "device=tgw-wan"),
         (
@@ -305,8 +317,21 @@ fn parameters_come_back() {
             set("ipv4/conf/tgw-wan/accept_local", 0),
             "accept_local of tgw-wan",
         ),
+        (set("ipv4/conf/eth0/proxy_arp", 1), "proxy_arp of eth0"),
+        (set("ipv4/conf/all/proxy_arp", 1), "proxy_arp of all"),
     ] {
         siege.suffer(&script, word);
+    }
+    for device in ["eth1", "all"] {
+        siege
+            .lab
+            .unit
+            .ns
+            .sh(&set(&format!("ipv6/conf/{device}/disable_ipv6"), 1));
+        // The kernel gives itself an address again, which takes its time.
+        wait_until("IPv6 is back", || siege.serves());
+        let log = siege.lab.unit.log();
+        assert!(log.contains("disable_ipv6 of eth1"), "{log}");
     }
     siege.end();
 }
@@ -403,6 +428,52 @@ fn a_port_in_a_bridge_is_down_and_comes_back() {
         siege.expect_service("out of the bridge again");
     }
     siege.end();
+}
+
+/// Each port is put below a device of its own, which gets its addresses: what comes in by the ports comes in by
+/// devices that are no ports, and the machine forwards between those. And what undoes it.
+const BRIDGES: [&str; 2] = [
+    "for n in 0 1; do
+        ip link add br$n type bridge; ip link set br$n up; ip addr flush dev eth$n
+        ip link set eth$n master br$n
+        ip addr add 10.77.$((n + 1)).2/24 dev br$n; ip addr add fd77:$((n + 1))::2/64 dev br$n nodad
+    done",
+    "ip link del br0; ip link del br1
+    for n in 1 2; do ip addr add 10.77.$n.2/24 dev eth$((n - 1)); ip addr add fd77:$n::2/64 dev eth$((n - 1)) nodad; done",
+];
+
+/// The same with macvlans that take all packets of the ports.
+const MACVLANS: [&str; 2] = [
+    "for n in 0 1; do
+        ip link add link eth$n name mv$n type macvlan mode passthru; ip addr flush dev eth$n
+        ip link set mv$n up
+        ip addr add 10.77.$((n + 1)).2/24 dev mv$n; ip addr add fd77:$((n + 1))::2/64 dev mv$n nodad
+    done",
+    "ip link del mv0; ip link del mv1
+    for n in 1 2; do ip addr add 10.77.$n.2/24 dev eth$((n - 1)); ip addr add fd77:$n::2/64 dev eth$((n - 1)) nodad; done",
+];
+
+#[test]
+fn devices_above_the_ports_forward_nothing_between_them() {
+    for ([script, undo], word) in [
+        (BRIDGES, "it belongs to br1 now"),
+        (MACVLANS, "mv1, above it, takes its packets"),
+    ] {
+        let siege = Siege::begin();
+        siege.lab.unit.ns.sh(script);
+        wait_until("both ports are down", || !siege.port(0) && !siege.port(1));
+        let log = siege.lab.unit.log();
+        assert!(log.contains(word), "{log}");
+        wait_until("the barrier has stopped something", || {
+            siege.lab.unit.status()["barrier"]["stopped"].as_u64() > Some(0)
+        });
+        assert!(!siege.serves());
+        // The machine itself is still reached, through the new devices.
+        siege.lab.lan1.run("ping -c 1 -W 1 10.77.1.2");
+        siege.lab.unit.ns.sh(undo);
+        siege.expect_service("without the devices");
+        siege.end();
+    }
 }
 
 #[test]

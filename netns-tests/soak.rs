@@ -72,6 +72,11 @@ const CHANGES: &[Change] = &[
         "ip -6 route add fd77:1::/64 dev eth0 table 7701",
         "",
     ),
+    change(
+        Part::Steering,
+        "ip route add default dev eth1 table 7700 proto 77",
+        "",
+    ),
     // Rules.
     change(Part::Steering, "ip rule flush", ""),
     change(Part::Steering, "ip -6 rule flush", ""),
@@ -154,6 +159,17 @@ const CHANGES: &[Change] = &[
         "ip link add br9 type bridge; ip link set br9 up; ip link set eth0 master br9; ip link set eth1 master br9",
         "ip link del br9",
     ),
+    change(
+        Part::Steering,
+        "for n in 0 1; do ip link add br$n type bridge; ip link set br$n up; ip link set eth$n master br$n; done",
+        "ip link del br0; ip link del br1",
+    ),
+    change(
+        Part::Steering,
+        "for n in 0 1; do ip link add link eth$n name mv$n type macvlan mode passthru; ip link set mv$n up; done",
+        "ip link del mv0; ip link del mv1",
+    ),
+    change(Part::Neither, "ip link set tgw-wan txqueuelen 0", ""),
     // Addresses.
     change(
         Part::Neither,
@@ -167,6 +183,11 @@ const CHANGES: &[Change] = &[
     ),
     change(Part::Neither, "ip neigh flush all", ""),
     // Parameters.
+    change(
+        Part::Neither,
+        "echo 1 > /proc/sys/net/ipv4/conf/eth0/proxy_arp",
+        "",
+    ),
     change(
         Part::Neither,
         "echo 0 > /proc/sys/net/ipv4/ip_forward",

@@ -20,17 +20,26 @@
 //! the kernel does not answer them with an address of its own: the gateway has seen them by then
 //! ([`super::packet_socket`]) and answers with the virtual one. What is for the machine itself stays.
 //!
+//! A device above a port (a bridge, a bond, a macvlan) takes its packets, which then come in by that
+//! device: nothing tells any more that they are of a port. So a chain at the ingress hook of each port marks
+//! what comes in, and one at the prerouting hook drops what has that mark and comes by another device,
+//! except what is for the machine itself, and takes the mark off everything else: nobody else sees it.
+//!
 //! A second table, of the family `bridge`, drops what a bridge would forward from one port to another,
 //! if both are put into it.
 //!
 //! The tables outlive the process, are replaced as a whole by the next start, and go with a clean end.
 
+mod found;
+mod rules;
 mod watch;
 
 use std::collections::BTreeSet;
 
-use super::netlink::NetlinkError;
-use super::nftables::{Attributes, BRIDGE, Expression, Hook, INET, Nftables, Set, attribute};
+use super::netlink::{NetlinkError, interface_name};
+use super::nftables::{BRIDGE, Hook, INET, Nftables, attribute};
+use found::Found;
+use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
 use tandemgw_core::in_quotes::InQuotes;
 
 pub use watch::BarrierWatch;
@@ -38,21 +47,14 @@ pub use watch::BarrierWatch;
 /// Before what other programs do there: the sooner a packet is dropped, the less it costs.
 const PRIORITY: i32 = -350;
 
-const CHAIN: &str = "forward";
+/// `NF_INET_INGRESS` (linux/netfilter.h).
+const NF_INET_INGRESS: u32 = 5;
 
-/// The chain for packets whose hop limit ends here.
-const HOPS: &str = "hops";
+/// Devices of one chain; the kernel takes less than 256 (`NFT_NETDEVICE_MAX`).
+const DEVICES_PER_CHAIN: usize = 128;
 
 /// What the names of all our tables begin with.
 const PREFIX: &str = "tandemgw-";
-
-/// `IFNAMSIZ`: how the kernel compares names.
-const NAME_LENGTH: usize = libc::IFNAMSIZ;
-
-/// Data types of nft(8), for those who list the table.
-const TYPE_INTERFACE: u32 = 20;
-const TYPE_NAME: u32 = 41;
-const TYPE_PAIR: u32 = (TYPE_INTERFACE << 6) | TYPE_INTERFACE;
 
 /// A port as the barrier knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub enum Condition {
         stopped: u64,
         /// Whether the kernel is kept from answering packets whose hop limit ends here.
         hops: bool,
+        /// Whether packets that a device above a port takes are stopped too.
+        detour: bool,
     },
     /// It is missing, or changed: what is wrong with it.
     Broken(String),
@@ -92,6 +96,8 @@ pub struct Barrier {
     posts: Vec<Post>,
     /// Whether the kernel has taken the chain for hop limits.
     has_hops: bool,
+    /// Whether it has taken the chains for packets that a device above a port takes.
+    has_detour: bool,
 }
 
 impl Barrier {
@@ -102,6 +108,7 @@ impl Barrier {
             table: table_name(node),
             posts: Vec::new(),
             has_hops: false,
+            has_detour: false,
         }
     }
 
@@ -125,7 +132,17 @@ impl Barrier {
     /// # Errors
     /// What the kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
-        self.replace_table(INET, rules())?;
+        self.replace_table(INET, rules::forward())?;
+        let detour = self.add_detour();
+        self.has_detour = detour.is_ok();
+        if let Err(error) = detour {
+            log::warn!(
+                "ports not marked error={} effect=\"if ports are put into bridges, bonds or macvlans, what these \
+                 forward bypasses the gateway\" remedy=\"modprobe nft_fib_inet (CONFIG_NETFILTER_INGRESS, \
+                 CONFIG_NFT_FIB_INET; Linux 5.10)\"",
+                InQuotes(&error)
+            );
+        }
         let hops = self.add_hops();
         self.has_hops = hops.is_ok();
         if let Err(error) = hops {
@@ -135,7 +152,7 @@ impl Barrier {
                 InQuotes(&error)
             );
         }
-        if let Err(error) = self.replace_table(BRIDGE, bridge_rules()) {
+        if let Err(error) = self.replace_table(BRIDGE, rules::bridge()) {
             log::debug!(
                 "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
                 InQuotes(&error)
@@ -151,12 +168,20 @@ impl Barrier {
     pub fn examine(&mut self) -> Result<Condition, NetlinkError> {
         let table = self.table.clone();
         let found = Found::read(self.nftables()?, &table)?;
-        Ok(match found.judge(&Sets::of(&self.posts)) {
+        let broken = |what: &str| Ok(Condition::Broken(what.to_owned()));
+        let is_marked = |device: &String| found.devices.contains(device);
+        if self.has_detour && !self.devices().iter().all(is_marked) {
+            return broken("ports are not marked");
+        }
+        match found.judge(&Sets::of(&self.posts)) {
             Condition::Whole { hops: false, .. } if self.has_hops => {
-                Condition::Broken("the chain for hop limits is missing, or changed".to_owned())
+                broken("the chain for hop limits is missing, or changed")
             }
-            condition => condition,
-        })
+            Condition::Whole { detour: false, .. } if self.has_detour => {
+                broken("the chain for marked packets is missing, or changed")
+            }
+            condition => Ok(condition),
+        }
     }
 
     /// Removes it. Call it when forwarding is off, or as it was before the gateway.
@@ -181,9 +206,9 @@ impl Barrier {
             |table| others.extend(table.text(attribute::TABLE_NAME).map(str::to_owned)),
         )?;
         others.retain(|name| name.starts_with(PREFIX) && *name != self.table);
-        let ours: BTreeSet<Vec<u8>> = names(&self.posts).into_iter().collect();
+        let ours: BTreeSet<Vec<u8>> = rules::names(&self.posts).into_iter().collect();
         for table in others {
-            let keys = keys(self.nftables()?, &table, NAMES)?;
+            let keys = found::keys(self.nftables()?, &table, NAMES)?;
             if !ours.is_disjoint(&keys) {
                 log::info!("barrier removed table={table} why=\"an earlier process left it\"");
                 self.remove_table(INET, &table)?;
@@ -214,6 +239,7 @@ impl Barrier {
         let hook = Hook {
             number: libc::NF_INET_FORWARD as u32,
             priority: PRIORITY,
+            devices: Vec::new(),
         };
         batch.add_chain(CHAIN, &hook);
         for (set, _) in &sets.each() {
@@ -234,12 +260,49 @@ impl Barrier {
         let hook = Hook {
             number: libc::NF_INET_PRE_ROUTING as u32,
             priority: PRIORITY,
+            devices: Vec::new(),
         };
         batch.add_chain(HOPS, &hook);
-        for (steps, comment) in hop_rules() {
+        for (steps, comment) in rules::hops() {
             batch.add_rule(HOPS, &steps, comment);
         }
         nftables.commit(batch)
+    }
+
+    /// Adds the chains that mark what comes in by the ports, and that drop what is marked and comes by
+    /// another device. Apart from the others for the same reason.
+    fn add_detour(&mut self) -> Result<(), NetlinkError> {
+        let (table, devices) = (self.table.clone(), self.devices());
+        let nftables = self.nftables()?;
+        let mut batch = nftables.batch(INET, &table);
+        let hook = Hook {
+            number: libc::NF_INET_PRE_ROUTING as u32,
+            priority: PRIORITY,
+            devices: Vec::new(),
+        };
+        batch.add_chain(DETOUR, &hook);
+        for (steps, comment) in rules::detour() {
+            batch.add_rule(DETOUR, &steps, comment);
+        }
+        for (number, devices) in devices.chunks(DEVICES_PER_CHAIN).enumerate() {
+            let hook = Hook {
+                number: NF_INET_INGRESS,
+                priority: PRIORITY,
+                devices: devices.to_vec(),
+            };
+            let chain = arrivals(number);
+            batch.add_chain(&chain, &hook);
+            for (steps, comment) in rules::arrivals_of_a_port() {
+                batch.add_rule(&chain, &steps, comment);
+            }
+        }
+        nftables.commit(batch)
+    }
+
+    /// The interfaces of the ports that are there, by the names that they have now.
+    fn devices(&self) -> Vec<String> {
+        let there = self.posts.iter().filter_map(|post| post.index);
+        there.filter_map(interface_name).collect()
     }
 
     fn nftables(&mut self) -> Result<&mut Nftables, NetlinkError> {
@@ -263,296 +326,6 @@ pub fn examine(node: &str, posts: &[Post]) -> Result<Condition, NetlinkError> {
 /// The name of the tables of a node.
 pub fn table_name(node: &str) -> String {
     format!("{PREFIX}{node}")
-}
-
-const PAIRS: &str = "port-and-its-tun";
-const PORTS: &str = "ports";
-const TUNS: &str = "tuns";
-const NAMES: &str = "names";
-
-/// The keys of the sets.
-struct Sets {
-    /// Number of a port's interface, number of its TUN device.
-    pairs: Vec<Vec<u8>>,
-    ports: Vec<Vec<u8>>,
-    tuns: Vec<Vec<u8>>,
-    names: Vec<Vec<u8>>,
-}
-
-impl Sets {
-    fn of(posts: &[Post]) -> Sets {
-        let number = |number: u32| number.to_ne_bytes().to_vec();
-        let present = posts
-            .iter()
-            .filter_map(|post| Some((post.index?, post.tun)));
-        let pair = |(port, tun): (u32, u32)| [number(port), number(tun)].concat();
-        let sorted = |keys: BTreeSet<Vec<u8>>| keys.into_iter().collect();
-        Sets {
-            pairs: sorted(present.clone().map(pair).collect()),
-            ports: sorted(present.map(|(port, _)| number(port)).collect()),
-            tuns: sorted(posts.iter().map(|post| number(post.tun)).collect()),
-            names: names(posts),
-        }
-    }
-
-    fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 4] {
-        let set = |name, data_type, key_length, keys| {
-            let set = Set {
-                name,
-                data_type,
-                key_length,
-                keys,
-            };
-            (set, keys)
-        };
-        [
-            set(PAIRS, TYPE_PAIR, 8, &self.pairs[..]),
-            set(PORTS, TYPE_INTERFACE, 4, &self.ports),
-            set(TUNS, TYPE_INTERFACE, 4, &self.tuns),
-            set(NAMES, TYPE_NAME, NAME_LENGTH, &self.names),
-        ]
-    }
-}
-
-/// The names of all interfaces and TUN devices, as the kernel compares them.
-fn names(posts: &[Post]) -> Vec<Vec<u8>> {
-    let all = posts
-        .iter()
-        .flat_map(|post| [&post.interface, &post.tun_name]);
-    let padded = |name: &String| {
-        let mut bytes = name.clone().into_bytes();
-        bytes.resize(NAME_LENGTH, 0);
-        bytes
-    };
-    let keys: BTreeSet<Vec<u8>> = all.map(padded).collect();
-    keys.into_iter().collect()
-}
-
-type Rule = (Vec<Expression<'static>>, &'static str);
-
-/// The first two are for what the gateway forwards, the rest for what must not pass.
-fn rules() -> Vec<Rule> {
-    use Expression::{Accept, Count, Drop, IsIn};
-    let drop_if = |key, set| vec![load(key), IsIn(set), Count, Drop];
-    let second = Expression::Load {
-        key: libc::NFT_META_OIF,
-        register: Expression::SECOND,
-    };
-    let (iif, oif) = (libc::NFT_META_IIF, libc::NFT_META_OIF);
-    vec![
-        (
-            vec![load(iif), second, IsIn(PAIRS), Accept],
-            "to the gateway",
-        ),
-        (
-            vec![load(iif), IsIn(TUNS), load(oif), IsIn(PORTS), Accept],
-            "from the gateway",
-        ),
-        (drop_if(iif, PORTS), "from a port past the gateway"),
-        (drop_if(oif, PORTS), "to a port past the gateway"),
-        (drop_if(iif, TUNS), "from the gateway to no port"),
-        (drop_if(oif, TUNS), "to the gateway from no port of it"),
-        (
-            drop_if(libc::NFT_META_IIFNAME, NAMES),
-            "from an interface that has just been made",
-        ),
-        (
-            drop_if(libc::NFT_META_OIFNAME, NAMES),
-            "to an interface that has just been made",
-        ),
-    ]
-}
-
-/// What comes in by a port, is not for this machine, and has no hop left.
-fn hop_rules() -> Vec<Rule> {
-    use Expression::{Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType};
-    const UNICAST: [u8; 4] = (libc::RTN_UNICAST as u32).to_ne_bytes();
-    let rule = |family: &'static [u8], hop_limit| {
-        vec![
-            load(libc::NFT_META_NFPROTO),
-            Is(family),
-            LoadByte(hop_limit),
-            IsAtMost(&[1]),
-            load(libc::NFT_META_IIF),
-            IsIn(PORTS),
-            LoadDestinationType,
-            Is(const { &UNICAST }),
-            Drop,
-        ]
-    };
-    vec![
-        (
-            rule(&[libc::NFPROTO_IPV4 as u8], 8),
-            "the gateway answers IPv4",
-        ),
-        (
-            rule(&[libc::NFPROTO_IPV6 as u8], 7),
-            "the gateway answers IPv6",
-        ),
-    ]
-}
-
-/// What goes from one port to another within a bridge.
-fn bridge_rules() -> Vec<Rule> {
-    use Expression::{Count, Drop, IsIn};
-    let between = |iif, oif, set| vec![load(iif), IsIn(set), load(oif), IsIn(set), Count, Drop];
-    vec![
-        (
-            between(libc::NFT_META_IIF, libc::NFT_META_OIF, PORTS),
-            "from port to port past the gateway",
-        ),
-        (
-            between(libc::NFT_META_IIFNAME, libc::NFT_META_OIFNAME, NAMES),
-            "from port to port past the gateway, just made",
-        ),
-    ]
-}
-
-fn load(key: libc::c_int) -> Expression<'static> {
-    Expression::Load {
-        key,
-        register: Expression::FIRST,
-    }
-}
-
-/// What is in the table, as far as it matters.
-struct Found {
-    table_flags: Option<u32>,
-    /// Hook and priority of the chain.
-    hook: Option<(Option<u32>, Option<u32>)>,
-    /// The comments of the rules, in order.
-    comments: Vec<String>,
-    /// The same of the chain for packets whose hop limit ends here.
-    hops: Vec<String>,
-    stopped: u64,
-    keys: [BTreeSet<Vec<u8>>; 4],
-}
-
-impl Found {
-    fn read(nftables: &mut Nftables, table: &str) -> Result<Found, NetlinkError> {
-        let is_ours = |object: &Attributes<'_>| object.text(attribute::TABLE_NAME) == Some(table);
-        let mut found = Found {
-            table_flags: None,
-            hook: None,
-            comments: Vec::new(),
-            hops: Vec::new(),
-            stopped: 0,
-            keys: Default::default(),
-        };
-        nftables.list(
-            libc::NFT_MSG_GETTABLE,
-            INET,
-            |_| {},
-            |object| {
-                if is_ours(&object) {
-                    found.table_flags = Some(object.u32(attribute::TABLE_FLAGS).unwrap_or(0));
-                }
-            },
-        )?;
-        if found.table_flags.is_none() {
-            return Ok(found);
-        }
-        nftables.list(
-            libc::NFT_MSG_GETCHAIN,
-            INET,
-            |_| {},
-            |object| {
-                if is_ours(&object) && object.text(attribute::CHAIN_NAME) == Some(CHAIN) {
-                    let hook = object.nested(attribute::CHAIN_HOOK);
-                    let number = hook.u32(attribute::HOOK_NUMBER);
-                    found.hook = Some((number, hook.u32(attribute::HOOK_PRIORITY)));
-                }
-            },
-        )?;
-        let of_table = |message: &mut super::nftables::Message| {
-            message.text(attribute::TABLE_NAME, table);
-        };
-        nftables.list(libc::NFT_MSG_GETRULE, INET, of_table, |object| match object
-            .text(attribute::RULE_CHAIN)
-        {
-            Some(CHAIN) if is_ours(&object) => {
-                found.comments.push(comment(object));
-                found.stopped += counted(object);
-            }
-            Some(HOPS) if is_ours(&object) => found.hops.push(comment(object)),
-            _ => {}
-        })?;
-        for (keys, set) in found.keys.iter_mut().zip([PAIRS, PORTS, TUNS, NAMES]) {
-            *keys = self::keys(nftables, table, set)?;
-        }
-        Ok(found)
-    }
-
-    fn judge(self, sets: &Sets) -> Condition {
-        let hook = (Some(libc::NF_INET_FORWARD as u32), Some(PRIORITY as u32));
-        let wanted: Vec<&str> = rules().iter().map(|(_, comment)| *comment).collect();
-        let broken = |what: &str| Condition::Broken(what.to_owned());
-        match self.table_flags {
-            None => return broken("the table is missing"),
-            Some(0) => {}
-            Some(_) => return broken("the table is dormant"),
-        }
-        if self.hook != Some(hook) {
-            return broken("the chain is missing, or at another hook");
-        }
-        if self.comments != wanted {
-            return broken("rules are missing, or others are among them");
-        }
-        let mut sets = sets.each().into_iter().zip(&self.keys);
-        if !sets.all(|((_, keys), found)| keys.iter().eq(found)) {
-            return broken("it is for other interfaces");
-        }
-        let hops: Vec<&str> = hop_rules().iter().map(|(_, comment)| *comment).collect();
-        Condition::Whole {
-            stopped: self.stopped,
-            hops: self.hops == hops,
-        }
-    }
-}
-
-fn keys(
-    nftables: &mut Nftables,
-    table: &str,
-    set: &str,
-) -> Result<BTreeSet<Vec<u8>>, NetlinkError> {
-    let mut keys = BTreeSet::new();
-    let of_set = |message: &mut super::nftables::Message| {
-        message.text(attribute::TABLE_NAME, table);
-        message.text(attribute::ELEMENTS_SET, set);
-    };
-    nftables.list(libc::NFT_MSG_GETSETELEM, INET, of_set, |object| {
-        let elements = object.nested(attribute::ELEMENTS);
-        let elements = elements.each(attribute::LIST_ELEMENT);
-        let key = |element: Attributes<'_>| {
-            let key = element.nested(attribute::ELEMENT_KEY);
-            Some(key.bytes(attribute::DATA_VALUE)?.to_vec())
-        };
-        keys.extend(elements.filter_map(key));
-    })?;
-    Ok(keys)
-}
-
-/// The comment of a rule: type, length, text with its zero.
-fn comment(rule: Attributes<'_>) -> String {
-    let stored = rule.bytes(attribute::RULE_USER_DATA).unwrap_or_default();
-    let text = stored.get(2..).unwrap_or_default();
-    String::from_utf8_lossy(text)
-        .trim_end_matches('\0')
-        .to_owned()
-}
-
-/// The packets that a rule has counted.
-fn counted(rule: Attributes<'_>) -> u64 {
-    let expressions = rule.nested(attribute::RULE_EXPRESSIONS);
-    let counters = expressions
-        .each(attribute::LIST_ELEMENT)
-        .filter(|expression| expression.text(attribute::EXPRESSION_NAME) == Some("counter"));
-    counters
-        .filter_map(|counter| {
-            let data = counter.nested(attribute::EXPRESSION_DATA);
-            data.u64(attribute::COUNTER_PACKETS)
-        })
-        .sum()
 }
 
 #[cfg(test)]

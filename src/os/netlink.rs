@@ -521,6 +521,18 @@ pub fn interface_number(name: &str) -> Option<u32> {
     (number != 0).then_some(number)
 }
 
+/// The name of the interface of that number, if there is one.
+pub fn interface_name(number: u32) -> Option<String> {
+    let mut name = [0; libc::IFNAMSIZ];
+    // SAFETY: the kernel writes a name of at most IFNAMSIZ bytes, with its zero, into the array.
+    let found = unsafe { libc::if_indextoname(number, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    let bytes = name.iter().take_while(|c| **c != 0).map(|c| *c as u8);
+    String::from_utf8(bytes.collect()).ok()
+}
+
 /// The state of the neighbour if it is the one on `link` with `addr`.
 fn neighbour_state(message: &NeighbourMessage, link: u32, addr: IpAddr) -> Option<NeighbourState> {
     let is_address = |attribute: &NeighbourAttribute| match (attribute, addr) {

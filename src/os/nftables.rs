@@ -21,6 +21,8 @@ pub(super) struct Hook {
     pub number: u32,
     /// The lowest priority sees a packet first.
     pub priority: i32,
+    /// The devices whose packets it sees; of all if there are none. Only for the ingress hook.
+    pub devices: Vec<String>,
 }
 
 /// A named set of keys of one length.
@@ -206,6 +208,13 @@ impl Batch {
             message.nest(attribute::CHAIN_HOOK, |message| {
                 message.u32(attribute::HOOK_NUMBER, hook.number);
                 message.u32(attribute::HOOK_PRIORITY, hook.priority as u32);
+                if !hook.devices.is_empty() {
+                    message.nest(attribute::HOOK_DEVICES, |message| {
+                        for device in &hook.devices {
+                            message.text(attribute::DEVICE_NAME, device);
+                        }
+                    });
+                }
             });
         });
     }

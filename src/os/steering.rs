@@ -56,6 +56,7 @@ pub use parameters::TUN_ADDRESS;
 pub use readdress::RouteEdit;
 pub(super) use restore::KERNEL_TABLES;
 pub use restore::{Disturbance, Restored};
+pub(super) use uplinks::FIRST_TABLE as FIRST_UPLINK_TABLE;
 pub use uplinks::Way;
 
 /// `rtm_protocol` of the routes and `FRA_PROTOCOL` of the rules that the gateway adds.
@@ -70,9 +71,9 @@ pub const PROTOCOL_FORWARDING_WAS_OFF: u8 = 78;
 const TABLES: u32 = 64;
 
 /// A worse metric than that of the kernel's routes for its addresses, so that those win.
-const METRIC: u32 = 1024;
+pub(super) const METRIC: u32 = 1024;
 
-const METRIC_BLACKHOLE: u32 = u32::MAX;
+pub(super) const METRIC_BLACKHOLE: u32 = u32::MAX;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -211,6 +212,7 @@ impl Steering {
             let Some(link) = survey.links.get(&port.interface) else {
                 return Err(SetupError::NoInterface(port.interface.clone()));
             };
+            parameters::prepare_port(port)?;
             for route in port.network_routes(&plan.families, link, &survey.addresses) {
                 ensure_route(netlink, survey, &route)?;
             }

@@ -1,5 +1,8 @@
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::os::netlink::Netlink;
+use crate::os::packet_socket::PacketSocket;
 use crate::os::test_namespace::{in_namespace, ip};
 
 fn index(name: &str) -> u32 {
@@ -45,6 +48,8 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
             "oif @ports counter packets 0 bytes 0 drop",
             "iifname @names counter packets 0 bytes 0 drop",
             "\"lan\" . \"tgw-lan\"",
+            "meta mark set meta mark | 0x40000000",
+            "meta mark & 0x40000000 == 0x40000000 iif != @ports fib daddr type unicast counter packets 0 bytes 0 drop",
         ] {
             assert!(shown.contains(line), "{line}: {shown}");
         }
@@ -70,6 +75,9 @@ fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
             "flush chain inet tandemgw-a forward",
             "insert rule inet tandemgw-a forward accept",
             "add rule inet tandemgw-a forward accept",
+            "flush chain inet tandemgw-a arrivals",
+            "insert rule inet tandemgw-a arrivals accept",
+            "flush chain inet tandemgw-a detour",
             "add table inet tandemgw-a { flags dormant; }",
         ] {
             assert!(!watch.look().changed, "before {damage}");
@@ -116,6 +124,75 @@ fn is_for_the_interfaces_that_are_there() {
             tables.contains("tandemgw-b") && tables.contains("tandemgw-c"),
             "{tables}"
         );
+    });
+}
+
+/// A frame with a VLAN tag is of another network; VLAN 0 only says a priority.
+#[test]
+fn marks_all_but_what_is_of_a_vlan() {
+    in_namespace(|| {
+        lab();
+        ip("link set lan up");
+        ip("link set to-lan up");
+        let mut barrier = Barrier::new("a");
+        barrier.set(posts()).unwrap();
+        nft(
+            "add table inet seen; add chain inet seen c { type filter hook ingress device lan priority 0; }",
+        );
+        nft("add rule inet seen c ip daddr 10.9.9.9 meta mark & 0x40000000 != 0 counter");
+        nft("add rule inet seen c ip daddr 10.9.9.9 counter");
+        let sender = PacketSocket::open("to-lan", &[]).unwrap();
+        let (mut marked, mut all) = (0, 0);
+        for (tag, is_marked) in [
+            (&[][..], true),
+            (&[0x81, 0, 0, 7], false),
+            (&[0x88, 0xa8, 0, 7], false),
+            (&[0x81, 0, 0xe0, 0], true),
+        ] {
+            let ethernet = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2], tag, &[8, 0]].concat();
+            let packet = [
+                0x45, 0, 0, 20, 0, 0, 0, 0, 64, 59, 0, 0, 10, 9, 9, 1, 10, 9, 9, 9,
+            ];
+            let mut frame = [&ethernet[..], &packet].concat();
+            frame.resize(60, 0);
+            sender.send(&frame).unwrap();
+            (marked, all) = (marked + u32::from(is_marked), all + 1);
+            let begin = Instant::now();
+            let shown = loop {
+                let shown = nft("list table inet seen");
+                if shown.contains(&format!("10.9.9.9 counter packets {all} ")) {
+                    break shown;
+                }
+                assert!(begin.elapsed() < Duration::from_secs(20), "{shown}");
+            };
+            let wanted = format!("0x00000000 counter packets {marked} ");
+            assert!(shown.contains(&wanted), "{tag:?}, {wanted}: {shown}");
+        }
+    });
+}
+
+/// More devices than one chain may have.
+#[test]
+fn as_many_ports_as_there_may_be_are_marked() {
+    in_namespace(|| {
+        let names: Vec<String> = (0..258).map(|n| format!("p{n}")).collect();
+        for pair in names.chunks(2) {
+            ip(&format!(
+                "link add {} type veth peer name {}",
+                pair[0], pair[1]
+            ));
+        }
+        let post = |name: &String| Post {
+            interface: name.clone(),
+            index: Some(index(name)),
+            tun_name: format!("tgw-{name}"),
+            tun: 90_000,
+        };
+        let mut barrier = Barrier::new("a");
+        barrier.set(names.iter().map(post).collect()).unwrap();
+        assert_eq!(barrier.examine().unwrap(), whole());
+        nft("delete chain inet tandemgw-a arrivals-1");
+        assert!(matches!(barrier.examine().unwrap(), Condition::Broken(_)));
     });
 }
 
@@ -207,5 +284,6 @@ fn whole() -> Condition {
     Condition::Whole {
         stopped: 0,
         hops: true,
+        detour: true,
     }
 }

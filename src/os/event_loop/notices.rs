@@ -95,6 +95,10 @@ impl Shell {
                 "port detached port={name} interface={interface} why=\"it belongs to {master} now, by \
                  which its packets come in\" remedy=\"ip link set {interface} nomaster\""
             ),
+            Some(Detached::Taken(taker)) => log::warn!(
+                "port detached port={name} interface={interface} why=\"{taker}, above it, takes its packets\" \
+                 remedy=\"ip link del {taker}\""
+            ),
             Some(Detached::OtherPort(other)) => log::warn!(
                 "port detached port={name} interface={interface} why=\"that is the interface of port {} \
                  until now\" remedy=\"give both their names back, or restart the gateway\"",

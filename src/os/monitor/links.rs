@@ -8,6 +8,8 @@ use crate::os::steering::Disturbance;
 pub enum Detached {
     /// It belongs to the bridge, bond or VRF with that name, so its packets come in through that.
     Master(String),
+    /// The macvlan with that name, in mode passthru, takes its packets.
+    Taken(String),
     /// It is the interface of another port: somebody exchanged the names. Following the names would
     /// mistake one network for the other.
     OtherPort(PortId),
@@ -36,6 +38,11 @@ impl Monitor {
             self.dump.seen.insert(link.index);
         }
         let before = self.links.insert(link.index, link.clone());
+        let taken_before = before.as_ref().and_then(|before| before.takes);
+        if link.takes != taken_before {
+            self.look_again(link.takes, out);
+            self.look_again(taken_before, out);
+        }
         let renamed = before.as_ref().filter(|before| before.name != link.name);
         if let Some(before) = renamed.filter(|before| self.ports.contains_key(&before.name)) {
             self.gone(before.clone(), Some(link.name.clone()), out);
@@ -46,6 +53,11 @@ impl Monitor {
         let detached = match (named, owner, link.master) {
             (Some(named), Some(owner), _) if owner != named => Some(Detached::OtherPort(owner)),
             (Some(_), _, Some(master)) => Some(Detached::Master(self.name_of(master))),
+            (Some(_), _, None) => {
+                let mut all = self.links.values();
+                let taker = all.find(|other| other.takes == Some(link.index));
+                taker.map(|taker| Detached::Taken(taker.name.clone()))
+            }
             _ => None,
         };
         let mut state = link.state();
@@ -60,6 +72,13 @@ impl Monitor {
         before.is_some_and(|before| (before.admin_up && !link.admin_up) || before.name != link.name)
     }
 
+    /// What is known of a link may mean something else now.
+    fn look_again(&mut self, index: Option<u32>, out: &mut Vec<Notice>) {
+        if let Some(link) = index.and_then(|index| self.links.get(&index)).cloned() {
+            self.take_link(link, out);
+        }
+    }
+
     pub(super) fn gone(&mut self, link: Link, renamed: Option<String>, out: &mut Vec<Notice>) {
         if renamed.is_none()
             && let Some(port) = self.tun_links.remove(&link.index)
@@ -68,6 +87,7 @@ impl Monitor {
         }
         if renamed.is_none() {
             self.owners.remove(&link.index);
+            self.look_again(link.takes, out);
         }
         out.push(Notice::LinkGone {
             index: link.index,

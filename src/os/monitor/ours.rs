@@ -3,7 +3,10 @@
 use super::parameters::ParameterSet;
 use super::{KernelRoute, Link, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
 use crate::os::netlink::TABLE_MAIN;
-use crate::os::steering::{Disturbance, KERNEL_TABLES, PROTOCOL, is_ours};
+use crate::os::steering::{
+    Disturbance, FIRST_UPLINK_TABLE, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours,
+};
+use netlink_packet_route::route::RouteType;
 
 /// `RT_TABLE_LOCAL`.
 const TABLE_LOCAL: u32 = 255;
@@ -17,9 +20,7 @@ impl Monitor {
             }
             RouteNetlinkMessage::NewRoute(message) => {
                 let route = KernelRoute::from_message(message);
-                let foreign = route.filter(|route| {
-                    self.port_of_table(route.table).is_some() && route.protocol != PROTOCOL
-                });
+                let foreign = route.filter(|route| self.is_foreign(route));
                 out.extend(foreign.map(Notice::ForeignRoute));
                 None
             }
@@ -86,8 +87,31 @@ impl Monitor {
         is_port.then_some(PortId(number as u16))
     }
 
-    fn of_lost_route(&self, route: &KernelRoute) -> Option<Disturbance> {
+    /// Whether a route in one of our tables is not one that we add. The protocol number alone does not tell:
+    /// a table may have been saved and restored, with other devices.
+    fn is_foreign(&self, route: &KernelRoute) -> bool {
         if let Some(port) = self.port_of_table(route.table) {
+            let to_tun = match route.hops[..] {
+                [hop] => self.tun_links.get(&hop.link) == Some(&port),
+                _ => false,
+            };
+            let is_whole = route.destination.prefix_len() == 0;
+            let is_blackhole =
+                route.kind == RouteType::BlackHole && route.metric == METRIC_BLACKHOLE;
+            let is_default = route.kind == RouteType::Unicast && route.metric == METRIC && to_tun;
+            return route.protocol != PROTOCOL || !is_whole || !(is_blackhole || is_default);
+        }
+        self.port_of_uplink_table(route.table).is_some() && route.protocol != PROTOCOL
+    }
+
+    /// The port that packets leave by which are looked up in that table, if it is one of an uplink.
+    fn port_of_uplink_table(&self, table: u32) -> Option<PortId> {
+        self.port_of_table(table.checked_sub(FIRST_UPLINK_TABLE)?)
+    }
+
+    fn of_lost_route(&self, route: &KernelRoute) -> Option<Disturbance> {
+        let of_table = self.port_of_table(route.table);
+        if let Some(port) = of_table.or_else(|| self.port_of_uplink_table(route.table)) {
             return Some(Disturbance::Port(port));
         }
         if route.table != TABLE_MAIN || route.protocol != PROTOCOL {
@@ -101,7 +125,9 @@ impl Monitor {
     }
 
     fn of_lost_rule(&self, rule: &Rule) -> Option<Disturbance> {
-        if let Some(port) = self.port_of_table(rule.priority) {
+        let of_uplink = rule.interface.as_ref().filter(|_| is_ours(rule));
+        let of_uplink = of_uplink.and_then(|name| self.tuns.get(name)).copied();
+        if let Some(port) = self.port_of_table(rule.priority).or(of_uplink) {
             return Some(Disturbance::Port(port));
         }
         KERNEL_TABLES

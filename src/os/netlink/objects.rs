@@ -6,7 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    MacVlanMode,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
     RouteVia,
@@ -35,6 +38,10 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Index of the bridge, bond or VRF that it belongs to.
     pub master: Option<u32>,
+    /// Index of the interface whose packets it takes, all of them: it is a macvlan or macvtap in mode passthru.
+    pub takes: Option<u32>,
+    /// Packets that it queues to send (`txqueuelen`).
+    pub queue_length: u32,
 }
 
 impl Link {
@@ -58,7 +65,10 @@ impl Link {
             mtu: 0,
             mac: [0; 6],
             master: None,
+            takes: None,
+            queue_length: 0,
         };
+        let (mut lower, mut is_passthru) = (None, false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -67,10 +77,24 @@ impl Link {
                 LinkAttribute::Address(mac) => {
                     link.mac = mac.as_slice().try_into().unwrap_or([0; 6]);
                 }
+                LinkAttribute::TxQueueLen(packets) => link.queue_length = *packets,
+                LinkAttribute::Link(index) => lower = Some(*index),
+                LinkAttribute::LinkInfo(info) => is_passthru = info.iter().any(is_passthru_of),
                 _ => {}
             }
         }
+        link.takes = lower.filter(|_| is_passthru);
         (!link.name.is_empty()).then_some(link)
+    }
+}
+
+fn is_passthru_of(info: &LinkInfo) -> bool {
+    use InfoData::{MacVlan, MacVtap};
+    const MODE: MacVlanMode = MacVlanMode::Passthrough;
+    match info {
+        LinkInfo::Data(MacVlan(data)) => data.contains(&InfoMacVlan::Mode(MODE)),
+        LinkInfo::Data(MacVtap(data)) => data.contains(&InfoMacVtap::Mode(MODE)),
+        _ => false,
     }
 }
 

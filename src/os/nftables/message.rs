@@ -18,6 +18,9 @@ pub(in crate::os) mod attribute {
     pub const CHAIN_TYPE: u16 = 7;
     pub const HOOK_NUMBER: u16 = 1;
     pub const HOOK_PRIORITY: u16 = 2;
+    pub const HOOK_DEVICE: u16 = 3;
+    pub const HOOK_DEVICES: u16 = 4;
+    pub const DEVICE_NAME: u16 = 1;
     pub const RULE_CHAIN: u16 = 2;
     pub const RULE_EXPRESSIONS: u16 = 4;
     pub const RULE_USER_DATA: u16 = 7;
@@ -53,12 +56,27 @@ pub(in crate::os) enum Expression<'a> {
     },
     /// Continues if the first register is in a set.
     IsIn(&'a str),
+    /// Continues if the first register is not in a set.
+    IsNotIn(&'a str),
+    /// Loads two bytes of the Ethernet header with its tags, at this offset.
+    LoadLink(u32),
+    /// Of the first register, keeps some bits and flips others.
+    Change {
+        /// The bits that stay; the others become 0.
+        keep: &'a [u8],
+        /// The bits that are flipped then.
+        flip: &'a [u8],
+    },
+    /// Sets the packet's mark to the first register.
+    SetMark,
     /// Loads a byte of the IP header, at this offset.
     LoadByte(u32),
     /// Loads the type of the destination address for this machine (`RTN_*`).
     LoadDestinationType,
     /// Continues if the first register equals these bytes.
     Is(&'a [u8]),
+    /// Continues if the first register differs from these bytes.
+    IsNot(&'a [u8]),
     /// Continues if the first register is less than or equal to these bytes.
     IsAtMost(&'a [u8]),
     /// Counts the packet.
@@ -109,11 +127,12 @@ impl Message {
     pub(super) fn expression(&mut self, expression: &Expression<'_>) {
         use attribute::{EXPRESSION_DATA, EXPRESSION_NAME, LIST_ELEMENT};
         let name = match expression {
-            Expression::Load { .. } => "meta",
-            Expression::IsIn(_) => "lookup",
-            Expression::LoadByte(_) => "payload",
+            Expression::Load { .. } | Expression::SetMark => "meta",
+            Expression::IsIn(_) | Expression::IsNotIn(_) => "lookup",
+            Expression::LoadByte(_) | Expression::LoadLink(_) => "payload",
             Expression::LoadDestinationType => "fib",
-            Expression::Is(_) | Expression::IsAtMost(_) => "cmp",
+            Expression::Change { .. } => "bitwise",
+            Expression::Is(_) | Expression::IsNot(_) | Expression::IsAtMost(_) => "cmp",
             Expression::Count => "counter",
             Expression::Accept | Expression::Drop => "immediate",
         };
@@ -125,17 +144,26 @@ impl Message {
                     message.u32(2, *key as u32);
                     message.u32(1, *register);
                 }
-                // NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG
-                Expression::IsIn(set) => {
-                    message.text(1, set);
-                    message.u32(2, Expression::FIRST);
+                // NFTA_META_KEY, NFTA_META_SREG
+                Expression::SetMark => {
+                    message.u32(2, libc::NFT_META_MARK as u32);
+                    message.u32(3, Expression::FIRST);
                 }
-                // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+                Expression::IsIn(set) => message.look_up(set, 0),
+                Expression::IsNotIn(set) => message.look_up(set, libc::NFT_LOOKUP_F_INV as u32),
                 Expression::LoadByte(offset) => {
+                    message.load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, 1);
+                }
+                Expression::LoadLink(offset) => {
+                    message.load_payload(libc::NFT_PAYLOAD_LL_HEADER, *offset, 2);
+                }
+                // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK and _XOR with a value in each
+                Expression::Change { keep, flip } => {
                     message.u32(1, Expression::FIRST);
-                    message.u32(2, libc::NFT_PAYLOAD_NETWORK_HEADER as u32);
-                    message.u32(3, *offset);
-                    message.u32(4, 1);
+                    message.u32(2, Expression::FIRST);
+                    message.u32(3, keep.len() as u32);
+                    message.nest(4, |message| message.bytes(1, keep));
+                    message.nest(5, |message| message.bytes(1, flip));
                 }
                 // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR)
                 Expression::LoadDestinationType => {
@@ -144,6 +172,7 @@ impl Message {
                     message.u32(3, 2);
                 }
                 Expression::Is(bytes) => message.compare(libc::NFT_CMP_EQ, bytes),
+                Expression::IsNot(bytes) => message.compare(libc::NFT_CMP_NEQ, bytes),
                 Expression::IsAtMost(bytes) => message.compare(libc::NFT_CMP_LTE, bytes),
                 Expression::Count => {}
                 Expression::Accept => message.verdict(libc::NF_ACCEPT),
@@ -156,6 +185,23 @@ impl Message {
         let length = (self.0.len() as u32).to_ne_bytes();
         self.0[..4].copy_from_slice(&length);
         self.0
+    }
+
+    /// NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_LOOKUP_FLAGS
+    fn look_up(&mut self, set: &str, flags: u32) {
+        self.text(1, set);
+        self.u32(2, Expression::FIRST);
+        if flags != 0 {
+            self.u32(5, flags);
+        }
+    }
+
+    /// NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+    fn load_payload(&mut self, base: libc::c_int, offset: u32, length: u32) {
+        self.u32(1, Expression::FIRST);
+        self.u32(2, base as u32);
+        self.u32(3, offset);
+        self.u32(4, length);
     }
 
     /// NFTA_CMP_SREG, NFTA_CMP_OP, and NFTA_CMP_DATA with a value in it.

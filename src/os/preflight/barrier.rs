@@ -10,6 +10,7 @@ pub(super) fn check(config: &Config, network: &Network, is_running: bool) -> Che
         barrier::examine(&config.node.name, &posts(config, network)),
         is_running,
     ) {
+        (Ok(Condition::Whole { detour: false, .. }), true) => return no_detour(),
         (Ok(Condition::Whole { hops: false, .. }), true) => return no_hops(),
         (Ok(Condition::Whole { stopped: 0, .. }), _) => {
             "in place, and has stopped nothing".to_owned()
@@ -36,6 +37,15 @@ fn broken(config: &Config, what: &str) -> Check {
         "find out who removes it (nft monitor); the gateway sets it again at once",
     );
     Check::new("barrier", "", [problem])
+}
+
+fn no_detour() -> Check {
+    let problem = Problem::warning(
+        "packets are not marked as they come in by the ports: if ports are put into bridges, bonds or macvlans, what \
+         these forward bypasses the gateway",
+        "use a kernel with CONFIG_NETFILTER_INGRESS and CONFIG_NFT_FIB_INET (Linux 5.10), and restart the gateway",
+    );
+    Check::new("barrier", "in place, but for marks", [problem])
 }
 
 fn no_hops() -> Check {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
-use super::{Family, Link, Netlink, SetupError, sysctl};
+use super::{Family, Link, Netlink, SetupError, SysctlError, net_family, sysctl};
 
 /// The IPv4 address of each TUN device.
 ///
@@ -67,14 +67,48 @@ pub(super) fn prepare(
         netlink.add_host_address(tun.index, TUN_ADDRESS)?;
         changed.push(format!("address {TUN_ADDRESS} of {}", port.tun_name));
     }
-    if !tun.admin_up || tun.mtu != TUN_MTU {
+    let is_first = !tun.admin_up || tun.mtu != TUN_MTU;
+    if tun.queue_length < TUN_QUEUE {
         netlink.set_queue_length(tun.index, TUN_QUEUE)?;
+        if !is_first {
+            changed.push(format!("the queue of {}", port.tun_name));
+        }
+    }
+    if is_first {
         netlink.set_link_up(tun.index)?;
     }
     if !tun.admin_up {
         changed.push(format!("up: {}", port.tun_name));
     }
     Ok(changed)
+}
+
+/// Sets what the interface of a port needs, and returns what was wrong.
+pub(super) fn prepare_port(port: &PortPlan) -> Result<Vec<String>, SysctlError> {
+    let mut changed = Vec::new();
+    for (family, device, key) in switched_off(port) {
+        let exists = sysctl::get(family, device, key)?.is_some();
+        if exists && sysctl::set(family, device, key, 0)? {
+            changed.push(format!("{key} of {device}"));
+        }
+    }
+    Ok(changed)
+}
+
+/// Parameters that must be 0, with their devices.
+fn switched_off(port: &PortPlan) -> Vec<(Family, &str, &'static str)> {
+    // Everything that comes in by a port is routed to its TUN device. So with either of these on, the kernel
+    // would answer ARP for every address: those of other hosts, and a standby's virtual ones.
+    const PROXY_ARP: &str = "proxy_arp";
+    let mut parameters = vec![
+        (Family::V4, port.interface.as_str(), PROXY_ARP),
+        (Family::V4, "all", PROXY_ARP),
+    ];
+    let mut networks = port.networks.iter();
+    if networks.any(|network| net_family(network) == Family::V6) {
+        parameters.push((Family::V6, port.interface.as_str(), "disable_ipv6"));
+    }
+    parameters
 }
 
 /// Whether a parameter of the port or of its TUN device is wrong. It only reads, and only what the
@@ -89,7 +123,11 @@ pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
     let mut forwarding = present.flat_map(|device| families.iter().map(move |f| (*f, device)));
     let all = parameters(families).into_iter();
     let mut others = all.filter(|(_, key, _)| *key != ADDR_GEN_MODE);
+    let mut switched_off = switched_off(port).into_iter();
     forwarding.any(|(family, device)| is_off(family, device))
+        || switched_off.any(|(family, device, key)| {
+            matches!(sysctl::get(family, device, key), Ok(Some(found)) if found != 0)
+        })
         || others.any(|(family, key, value)| {
             matches!(sysctl::get(family, &port.tun_name, key), Ok(found) if found != Some(value))
         })

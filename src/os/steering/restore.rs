@@ -14,7 +14,7 @@ use super::forwarding::forward;
 use super::plan::PortPlan;
 use super::{
     Family, KernelRoute, Link, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
-    TABLE_MAIN, net_family, parameters,
+    TABLE_MAIN, net_family, parameters, uplinks,
 };
 use crate::os::barrier::{Condition, Post};
 use tandemgw_core::flow::PortId;
@@ -104,8 +104,8 @@ impl Steering {
         }
     }
 
-    /// Checks the parameters of a port, because the kernel does not report all changes. With
-    /// several uplinks, checks everything: the monitor does not watch their tables.
+    /// Checks the parameters of a port, because the kernel does not report all changes. Of several uplinks it
+    /// reports those of the tables, but not that a link that came up lacks its route.
     pub fn audit(&mut self, port: PortId) {
         let has_uplinks = self.uplinks.iter().any(|ways| !ways.is_empty());
         let plan = self.plan.ports.iter().find(|plan| plan.id == port);
@@ -165,11 +165,10 @@ impl Steering {
     /// Removes a route that somebody has added to one of our tables, where it may take precedence
     /// over ours.
     pub fn remove_foreign(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
-        let port = self
-            .plan
-            .ports
-            .iter()
-            .find(|port| port.table == route.table);
+        let mut ports = self.plan.ports.iter();
+        let port = ports.find(|port| {
+            route.table == port.table || route.table == uplinks::FIRST_TABLE + port.table
+        });
         let Some(port) = port.map(|port| port.id) else {
             return Ok(());
         };
@@ -268,6 +267,7 @@ impl Steering {
             put_back_route(netlink, port, &port.default_route(*family), &mut restored)?;
         }
         if let Some(link) = &link {
+            restored.extend(parameters::prepare_port(port)?);
             let addresses = netlink.addresses_of(link.index)?;
             for route in port.network_routes(families, link, &addresses) {
                 put_back_route(netlink, port, &route, &mut restored)?;

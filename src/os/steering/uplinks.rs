@@ -22,8 +22,8 @@ use crate::os::netlink::NextHop;
 use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 
-/// `tg` in the upper half.
-const FIRST_TABLE: u32 = 0x7467_0000;
+/// `tg` in the upper half: the table of a port, as an uplink, has this number and that of its other table.
+pub(in crate::os) const FIRST_TABLE: u32 = 0x7467_0000;
 
 /// The last one before the kernel's own rule for the main table.
 const LAST_PRIORITY: u32 = 32_765;

@@ -1,0 +1,205 @@
+//! What is found of the barrier, and what is wrong with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::rules::{self, ARRIVALS, CHAIN, DETOUR, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TUNS};
+use super::{Condition, PRIORITY};
+use crate::os::netlink::NetlinkError;
+use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
+
+/// What is in the table, as far as it matters.
+pub(super) struct Found {
+    table_flags: Option<u32>,
+    /// Hook and priority of the chain.
+    hook: Option<(Option<u32>, Option<u32>)>,
+    /// The comments of the rules, in order.
+    comments: Vec<String>,
+    /// The same of the chain for packets whose hop limit ends here.
+    hops: Vec<String>,
+    /// The same of the chain for marked packets.
+    detour: Vec<String>,
+    /// The devices of whose packets chains take note, if those are as they should be.
+    pub(super) devices: BTreeSet<String>,
+    /// The rules of the chains that mark.
+    arrivals: BTreeMap<String, Vec<String>>,
+    stopped: u64,
+    keys: [BTreeSet<Vec<u8>>; 4],
+}
+
+impl Found {
+    pub(super) fn read(nftables: &mut Nftables, table: &str) -> Result<Found, NetlinkError> {
+        let is_ours = |object: &Attributes<'_>| object.text(attribute::TABLE_NAME) == Some(table);
+        let mut found = Found {
+            table_flags: None,
+            hook: None,
+            comments: Vec::new(),
+            hops: Vec::new(),
+            detour: Vec::new(),
+            devices: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
+            stopped: 0,
+            keys: Default::default(),
+        };
+        nftables.list(
+            libc::NFT_MSG_GETTABLE,
+            INET,
+            |_| {},
+            |object| {
+                if is_ours(&object) {
+                    found.table_flags = Some(object.u32(attribute::TABLE_FLAGS).unwrap_or(0));
+                }
+            },
+        )?;
+        if found.table_flags.is_none() {
+            return Ok(found);
+        }
+        let mut marking = BTreeMap::new();
+        nftables.list(
+            libc::NFT_MSG_GETCHAIN,
+            INET,
+            |_| {},
+            |object| match object.text(attribute::CHAIN_NAME) {
+                Some(CHAIN) if is_ours(&object) => {
+                    let hook = object.nested(attribute::CHAIN_HOOK);
+                    let number = hook.u32(attribute::HOOK_NUMBER);
+                    found.hook = Some((number, hook.u32(attribute::HOOK_PRIORITY)));
+                }
+                Some(name) if is_ours(&object) && name.starts_with(ARRIVALS) => {
+                    marking.insert(name.to_owned(), devices(object));
+                }
+                _ => {}
+            },
+        )?;
+        found.read_rules(nftables, table, marking)?;
+        for (keys, set) in found.keys.iter_mut().zip([PAIRS, PORTS, TUNS, NAMES]) {
+            *keys = self::keys(nftables, table, set)?;
+        }
+        Ok(found)
+    }
+
+    fn read_rules(
+        &mut self,
+        nftables: &mut Nftables,
+        table: &str,
+        marking: BTreeMap<String, Vec<String>>,
+    ) -> Result<(), NetlinkError> {
+        let is_ours = |object: &Attributes<'_>| object.text(attribute::TABLE_NAME) == Some(table);
+        let of_table = |message: &mut Message| {
+            message.text(attribute::TABLE_NAME, table);
+        };
+        nftables.list(libc::NFT_MSG_GETRULE, INET, of_table, |object| match object
+            .text(attribute::RULE_CHAIN)
+        {
+            Some(CHAIN) if is_ours(&object) => {
+                self.comments.push(comment(object));
+                self.stopped += counted(object);
+            }
+            Some(HOPS) if is_ours(&object) => self.hops.push(comment(object)),
+            Some(DETOUR) if is_ours(&object) => {
+                self.detour.push(comment(object));
+                self.stopped += counted(object);
+            }
+            Some(chain) if is_ours(&object) && chain.starts_with(ARRIVALS) => {
+                let rules = self.arrivals.entry(chain.to_owned()).or_default();
+                rules.push(comment(object));
+            }
+            _ => {}
+        })?;
+        let wanted = comments(&rules::arrivals_of_a_port());
+        for (chain, devices) in marking {
+            if self.arrivals.get(&chain) == Some(&wanted) {
+                self.devices.extend(devices);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn judge(self, sets: &Sets) -> Condition {
+        let hook = (Some(libc::NF_INET_FORWARD as u32), Some(PRIORITY as u32));
+        let broken = |what: &str| Condition::Broken(what.to_owned());
+        match self.table_flags {
+            None => return broken("the table is missing"),
+            Some(0) => {}
+            Some(_) => return broken("the table is dormant"),
+        }
+        if self.hook != Some(hook) {
+            return broken("the chain is missing, or at another hook");
+        }
+        if self.comments != comments(&rules::forward()) {
+            return broken("rules are missing, or others are among them");
+        }
+        let mut sets = sets.each().into_iter().zip(&self.keys);
+        if !sets.all(|((_, keys), found)| keys.iter().eq(found)) {
+            return broken("it is for other interfaces");
+        }
+        Condition::Whole {
+            stopped: self.stopped,
+            hops: self.hops == comments(&rules::hops()),
+            detour: self.detour == comments(&rules::detour()),
+        }
+    }
+}
+
+pub(super) fn keys(
+    nftables: &mut Nftables,
+    table: &str,
+    set: &str,
+) -> Result<BTreeSet<Vec<u8>>, NetlinkError> {
+    let mut keys = BTreeSet::new();
+    let of_set = |message: &mut Message| {
+        message.text(attribute::TABLE_NAME, table);
+        message.text(attribute::ELEMENTS_SET, set);
+    };
+    nftables.list(libc::NFT_MSG_GETSETELEM, INET, of_set, |object| {
+        let elements = object.nested(attribute::ELEMENTS);
+        let elements = elements.each(attribute::LIST_ELEMENT);
+        let key = |element: Attributes<'_>| {
+            let key = element.nested(attribute::ELEMENT_KEY);
+            Some(key.bytes(attribute::DATA_VALUE)?.to_vec())
+        };
+        keys.extend(elements.filter_map(key));
+    })?;
+    Ok(keys)
+}
+
+/// The devices that a chain is hooked to.
+fn devices(chain: Attributes<'_>) -> Vec<String> {
+    let hook = chain.nested(attribute::CHAIN_HOOK);
+    let listed = hook.nested(attribute::HOOK_DEVICES);
+    let several = listed.all(attribute::DEVICE_NAME);
+    // A kernel may list a single device the old way, or both ways.
+    let single = hook.all(attribute::HOOK_DEVICE);
+    let names = several.chain(single).map(|name| {
+        let name = name.strip_suffix(&[0]).unwrap_or(name);
+        String::from_utf8_lossy(name).into_owned()
+    });
+    names.collect()
+}
+
+fn comments(rules: &[Rule]) -> Vec<String> {
+    let comments = rules.iter().map(|(_, comment)| (*comment).to_owned());
+    comments.collect()
+}
+
+/// The comment of a rule: type, length, text with its zero.
+fn comment(rule: Attributes<'_>) -> String {
+    let stored = rule.bytes(attribute::RULE_USER_DATA).unwrap_or_default();
+    let text = stored.get(2..).unwrap_or_default();
+    String::from_utf8_lossy(text)
+        .trim_end_matches('\0')
+        .to_owned()
+}
+
+/// The packets that a rule has counted.
+fn counted(rule: Attributes<'_>) -> u64 {
+    let expressions = rule.nested(attribute::RULE_EXPRESSIONS);
+    let counters = expressions
+        .each(attribute::LIST_ELEMENT)
+        .filter(|expression| expression.text(attribute::EXPRESSION_NAME) == Some("counter"));
+    counters
+        .filter_map(|counter| {
+            let data = counter.nested(attribute::EXPRESSION_DATA);
+            data.u64(attribute::COUNTER_PACKETS)
+        })
+        .sum()
+}
