@@ -75,6 +75,12 @@ impl World {
 
     /// A unit that has not run for a while sends nothing of a session before it knows who is primary.
     pub fn check_awake(&self, turn: &Turn, bytes: &[u8]) {
+        // One that has become primary in this turn knows it: that role is a new one.
+        let reigns = self.reigns_of(turn);
+        let rose = |view: &SessionView| {
+            let group = usize::from(view.group.0);
+            reigns[group].0 == Role::Primary && reigns[group] != turn.before[group]
+        };
         if !turn.resumed {
             return;
         }
@@ -85,7 +91,7 @@ impl World {
             |view: &SessionView| [view.translated, view.original.reply()].contains(&parsed.key);
         let session = find(&turn.gateway, turn.now, is_it);
         assert!(
-            session.is_none(),
+            session.as_ref().is_none_or(rose),
             "{} was paused, and sends {}",
             NAMES[turn.unit],
             parsed.key
@@ -145,7 +151,10 @@ impl World {
             };
             let sync = cluster.sync();
             let in_sync = sync.in_sync_for(peer_id(turn.unit, peer), view.group);
-            if !in_sync || !self.follows(peer, turn.unit, view.group) {
+            if !in_sync
+                || !self.follows(peer, turn.unit, view.group)
+                || !self.knows_process(turn, peer)
+            {
                 continue;
             }
             let has = find(other, self.local_time(peer), |theirs| {
@@ -188,7 +197,11 @@ impl World {
                 let in_sync = cluster
                     .sync()
                     .in_sync_for(peer_id(turn.unit, peer), view.group);
-                if !in_sync || !self.follows(peer, turn.unit, view.group) || self.was_dual(group) {
+                if !in_sync
+                    || !self.follows(peer, turn.unit, view.group)
+                    || !self.knows_process(turn, peer)
+                    || self.was_dual(group)
+                {
                     continue;
                 }
                 let key = (view.group.0, view.original.to_string());
@@ -261,6 +274,16 @@ impl World {
             .and_then(|gateway| gateway.cluster())
             .and_then(|c| c.ha().group(self.local_time(peer), group));
         view.is_some_and(|view| view.primary == Some(NAMES[primary]))
+    }
+
+    /// Whether what the unit knows of a peer is about the process that runs there now: one that has just
+    /// started hears of the primary on a data port before the primary hears that it has restarted.
+    fn knows_process(&self, turn: &Turn, peer: usize) -> bool {
+        let gateway = self.units[peer].gateway.as_ref();
+        let runs_for = gateway.map(|gateway| gateway.uptime(self.local_time(peer)));
+        let ha = turn.gateway.cluster().map(|cluster| cluster.ha());
+        let view = ha.and_then(|ha| ha.peer(turn.now, peer_id(turn.unit, peer)));
+        view.is_some_and(|view| view.uptime <= runs_for)
     }
 
     /// A peer that hears of two primaries takes the word of one, and acknowledges what the other sends

@@ -28,6 +28,8 @@ pub struct Turn {
     pub pump: Pump,
     /// The unit did not run for longer than the hold time.
     pub resumed: bool,
+    /// By group: its role and term at the start of the turn.
+    pub before: Vec<(Role, u64)>,
 }
 
 impl World {
@@ -46,8 +48,9 @@ impl World {
             gateway,
             pump,
             resumed: self.now.since(last_turn) > HOLD,
+            before: Vec::new(),
         };
-        let before = self.reigns_of(&turn);
+        turn.before = self.reigns_of(&turn);
         turn.gateway.handle_wake(now);
         let due = self.due(unit);
         let mut packets = Vec::new();
@@ -75,7 +78,7 @@ impl World {
         let mut wires = Wires::of(self, unit);
         turn.pump.send(now, &mut turn.gateway, &mut wires);
         self.drain(&mut turn);
-        self.finish_turn(turn, &before);
+        self.finish_turn(turn);
     }
 
     /// What has arrived on the ports of `unit`.
@@ -88,8 +91,8 @@ impl World {
         due
     }
 
-    fn finish_turn(&mut self, turn: Turn, before: &[(Role, u64)]) {
-        self.check_reigns(&turn, before);
+    fn finish_turn(&mut self, turn: Turn) {
+        self.check_reigns(&turn, &turn.before);
         if self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
             self.check_copies(&turn);
         }
@@ -103,6 +106,7 @@ impl World {
             now,
             gateway,
             pump,
+            before,
             ..
         } = turn;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
@@ -154,7 +158,8 @@ impl World {
 
     fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
         let segment = port;
-        let known = sessions(&turn.gateway);
+        // Not the number of sessions: in a full table a new one takes the place of another.
+        let known = turn.gateway.counters().opened;
         let asked = packet::parse(&bytes, Offload::default()).map(|parsed| parsed.key);
         let port = PortId(port as u16);
         let offload = Offload::default();
@@ -162,7 +167,7 @@ impl World {
             .gateway
             .handle_packet(turn.now, port, &mut bytes, offload);
         if let Ok(key) = asked
-            && sessions(&turn.gateway) > known
+            && turn.gateway.counters().opened > known
         {
             let session = (turn.unit, key.to_string());
             self.asked.insert(session, self.now);
@@ -172,7 +177,7 @@ impl World {
                 self.check_awake(turn, &bytes);
                 self.check_role(turn, segment);
                 self.note_carried(turn.unit, segment);
-                if sessions(&turn.gateway) > known {
+                if turn.gateway.counters().opened > known {
                     self.check_guarantee(turn, &bytes);
                 }
                 self.deliver_packet(turn.unit, bytes);

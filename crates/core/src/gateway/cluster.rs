@@ -160,7 +160,8 @@ impl Cluster {
                 (ready, equal) = (GroupSet::default(), GroupSet::default());
             }
             let applied = self.sync.applied(peer);
-            self.sync.set_heard(peer, self.ha.is_linked(peer));
+            let (linked, boot_id) = (self.ha.is_linked(peer), self.ha.boot_id(peer));
+            self.sync.set_heard(peer, linked, boot_id);
             self.ha.handle_sync(
                 now,
                 peer,

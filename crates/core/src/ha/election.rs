@@ -279,6 +279,8 @@ impl Ha {
                 continue;
             }
             let state = &mut self.groups[group];
+            // The new primary may have ended sessions, and given their ports to others.
+            state.draining_until = None;
             match &mut state.state {
                 State::Init { until, .. } => *until = (*until).max(now + hold),
                 other => *other = State::Standby,

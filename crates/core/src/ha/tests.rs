@@ -588,6 +588,24 @@ fn after_a_pause_it_follows_who_took_over() {
 }
 
 #[test]
+fn a_pause_ends_the_draining_after_a_handover() {
+    let mut voices = [b()];
+    let mut bench = Bench::primary(&mut voices);
+    voices[0].group.ready = true;
+    bench.hear(&mut voices[0]);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.request_failover(bench.now, G, None).unwrap();
+    bench.drain();
+    bench.run(ms(10), &mut voices);
+    voices[0].primary(2);
+    bench.hear(&mut voices[0]);
+    assert!(bench.view().draining);
+    bench.now = bench.now + HOLD + ms(1);
+    bench.ha.handle_wake(bench.now);
+    assert!(!bench.view().draining);
+}
+
+#[test]
 fn a_paused_standby_gives_the_primary_time_to_be_heard() {
     let mut voices = [b()];
     let mut bench = Bench::standby(&mut voices);

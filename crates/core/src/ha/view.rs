@@ -146,6 +146,11 @@ impl Ha {
         self.peers.get(peer.index()).is_some_and(|peer| peer.linked)
     }
 
+    /// The random number that the process of `peer` which was heard last has chosen at its start.
+    pub fn boot_id(&self, peer: PeerId) -> Option<u64> {
+        self.peers.get(peer.index())?.boot_id()
+    }
+
     /// This unit's role in `group`; standby of one that does not exist.
     pub fn role(&self, group: GroupId) -> Role {
         self.groups

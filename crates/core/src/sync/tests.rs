@@ -822,6 +822,21 @@ fn what_a_peer_refuses_is_no_copy() {
 }
 
 #[test]
+fn a_process_that_has_restarted_is_no_copy() {
+    let mut world = pair();
+    world.calm(3);
+    let hear = |world: &mut World, boot_id| {
+        let sync = &mut world.units[0].sync;
+        sync.set_heard(PeerId(0), true, Some(boot_id));
+        sync.in_sync(PeerId(0))
+    };
+    assert!(hear(&mut world, 1));
+    // Its connection has not ended yet.
+    assert!(!hear(&mut world, 2));
+    assert!(hear(&mut world, 1));
+}
+
+#[test]
 fn a_peer_that_is_gone_loses_what_it_does_not_hold() {
     let mut world = pair();
     world.calm(3);
