@@ -1,5 +1,5 @@
-//! Makes the man pages and the shell completion from the definition of the command line, in `OUT_DIR`;
-//! `scripts/package` takes them from there.
+//! Makes the man pages from the definition of the command line, in `OUT_DIR`, and puts the shell completion
+//! beside them; `scripts/package` takes them from there.
 
 use std::error::Error;
 use std::fs;
@@ -7,7 +7,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
-use clap_complete::Shell;
 use clap_mangen::Man;
 
 #[allow(dead_code, reason = "only the definition is of use here")]
@@ -157,6 +156,61 @@ const EXAMPLES: &[Examples] = &[
         )],
     ),
     (
+        "tandemgw-config-show",
+        &[
+            (
+                "What was changed by ha set, or is not in force yet?",
+                "tandemgw config show --json | jq .differs",
+            ),
+            (
+                "Keep a copy of what is in force.",
+                "tandemgw config show > gw-a.toml",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-reload",
+        &[(
+            "Put a changed file in force; keeps the old config if it has mistakes.",
+            "tandemgw reload",
+        )],
+    ),
+    (
+        "tandemgw-run",
+        &[(
+            "In the foreground, with more to read.",
+            "RUST_LOG=debug tandemgw run --config gw-a.toml",
+        )],
+    ),
+    (
+        "tandemgw-doctor",
+        &[(
+            "What would stop the gateway on this machine?",
+            "tandemgw doctor --config /etc/tandemgw/gw-a.toml",
+        )],
+    ),
+    (
+        "tandemgw-keygen",
+        &[(
+            "The key of a unit; the other unit needs what this prints.",
+            "tandemgw keygen --out /etc/tandemgw/gw-a.key",
+        )],
+    ),
+    (
+        "tandemgw-pubkey",
+        &[(
+            "The public key again.",
+            "tandemgw pubkey --key /etc/tandemgw/gw-a.key",
+        )],
+    ),
+    (
+        "tandemgw-top",
+        &[(
+            "Another gateway on the same machine.",
+            "tandemgw top --socket /run/tandemgw/gw-b.sock",
+        )],
+    ),
+    (
         "tandemgw-capture",
         &[
             (
@@ -182,8 +236,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder)?;
     }
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut command, "tandemgw", &completions)?;
+    // They ask `tandemgw complete`, which reads the same definition.
+    for name in ["tandemgw.bash", "_tandemgw", "tandemgw.fish"] {
+        let from = Path::new("packaging/completion").join(name);
+        println!("cargo::rerun-if-changed={}", from.display());
+        fs::copy(&from, completions.join(name))?;
     }
     // The pages name no page of a command that only prints them.
     let without_help = |command: Command| command.disable_help_subcommand(true);

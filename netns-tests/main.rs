@@ -40,6 +40,7 @@ mod must_pass;
 mod nat;
 mod neighbor;
 mod offload;
+mod operate;
 mod own_address;
 mod pcapng;
 mod peers;

@@ -78,30 +78,35 @@ fn each_command_has_a_page_without_a_mistake() {
     }
 }
 
+/// What bash offers when Tab is pressed after `line`.
+fn completed(line: &str) -> Vec<String> {
+    let file = made("completions").join("tandemgw.bash");
+    let binary = env!("CARGO_BIN_EXE_tandemgw");
+    let script = format!(
+        ". {} && complete -p tandemgw >/dev/null && COMP_LINE=$1 COMP_POINT=${{#1}} COMP_WORDS=({binary}) && \
+         _tandemgw 2>/dev/null; printf '%s\n' \"${{COMPREPLY[@]}}\"",
+        file.display()
+    );
+    let words = output(Command::new("bash").args(["--norc", "-c", &script, "bash", line]));
+    words.lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn bash_completes_commands_and_options() {
-    let file = made("completions").join("tandemgw.bash");
-    let complete = |words: &str| {
-        // What bash does when Tab is pressed after these words.
-        let script = format!(
-            ". {} && complete -p tandemgw >/dev/null && COMP_WORDS=({words} '') && \
-             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) && _tandemgw tandemgw '' \"${{COMP_WORDS[-2]}}\" && \
-             echo \"${{COMPREPLY[@]}}\"",
-            file.display()
-        );
-        output(Command::new("bash").args(["--norc", "-c", &script]))
-    };
-    let commands = complete("tandemgw");
+    let commands = completed("tandemgw ");
     for command in ["run", "check", "status", "sessions", "failover"] {
-        assert!(
-            commands.split_whitespace().any(|w| w == command),
-            "{commands}"
-        );
+        assert!(commands.iter().any(|word| word == command), "{commands:?}");
     }
-    assert!(complete("tandemgw ha").contains("set"));
+    assert_eq!(completed("tandemgw ha s"), ["set"]);
+    // bash replaces what comes after the last `=`.
+    assert_eq!(completed("tandemgw sessions proto=t"), ["tcp"]);
+    assert_eq!(completed("tandemgw sessions pol"), ["policy="]);
     for name in ["_tandemgw", "tandemgw.fish"] {
         let text = fs::read_to_string(made("completions").join(name)).unwrap();
-        assert!(text.contains("failover"), "{name}");
+        assert!(
+            text.contains("tandemgw") && text.contains("complete --"),
+            "{name}"
+        );
     }
 }
 

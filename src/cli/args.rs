@@ -136,10 +136,27 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hand over and stay standby while this unit is worked on, also over restarts
+    Maintenance {
+        /// on, or off
+        #[arg(value_name = "ON", value_enum)]
+        state: OnOff,
+        /// End by itself after this time, such as 30m, 2h or 1d
+        #[arg(long = "for", value_name = "TIME")]
+        time: Option<String>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Change settings of the pair while it runs
     Ha {
         #[command(subcommand)]
         command: HaCommand,
+    },
+    /// Show the config in force, and what differs from the file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
     },
     /// Reread the config file, as SIGHUP does; keeps sessions that the new policies allow
     Reload {
@@ -162,6 +179,33 @@ pub enum Command {
         /// reason=no-policy
         filter: Vec<String>,
     },
+    /// Print what could complete a command line
+    #[command(hide = true)]
+    Complete {
+        /// The line up to the cursor
+        #[arg(value_name = "LINE")]
+        line: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Print the config in force as a config file; first, in comments, how the file differs from it
+    Show {
+        /// What has its default value, too
+        #[arg(long)]
+        full: bool,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
 }
 
 /// Sort keys for sessions.

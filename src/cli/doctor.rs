@@ -88,6 +88,17 @@ fn peer(peer: &PeerStatus) -> Check {
             "wait some seconds; if this persists, see the logs of both units",
         ));
     }
+    let config = peer.config.as_ref();
+    if config.is_some_and(|config| config.equal == Some(false)) {
+        let differs = config.and_then(|config| config.differs.as_deref());
+        problems.push(Problem::warning(
+            format!(
+                "{name} has another config than this unit: {}",
+                differs.unwrap_or_default().join(", ")
+            ),
+            "make them the same on both units, and reload",
+        ));
+    }
     let down = peer.links.iter().filter(|link| !link.up);
     if peer.connected {
         problems.extend(down.map(|link: &LinkStatus| {
@@ -167,9 +178,15 @@ fn render(checks: &[Check], width: Option<usize>, color: bool) -> String {
     let problems = || checks.iter().flat_map(|check| &check.problems);
     let errors = problems().filter(|problem| problem.fatal).count();
     let warnings = problems().count() - errors;
-    let _ = match errors {
-        0 => writeln!(out, "\nfit, with {warnings} warnings"),
-        _ => writeln!(out, "\nnot fit: {errors} errors, {warnings} warnings"),
+    let number = |count, word| match count {
+        1 => format!("1 {word}"),
+        _ => format!("{count} {word}s"),
+    };
+    let (errors_text, warnings_text) = (number(errors, "error"), number(warnings, "warning"));
+    let _ = match (errors, warnings) {
+        (0, 0) => writeln!(out, "\nfit"),
+        (0, _) => writeln!(out, "\nfit, with {warnings_text}"),
+        _ => writeln!(out, "\nnot fit: {errors_text}, {warnings_text}"),
     };
     out
 }
@@ -198,6 +215,7 @@ fn paragraph(out: &mut String, head: &str, text: &str, width: usize) {
 mod tests {
     use super::*;
     use crate::cli::sample;
+    use tandemgw_core::control::protocol::PeerConfig;
 
     fn checks() -> Vec<Check> {
         vec![
@@ -222,7 +240,7 @@ warning  port lan             interface eth0 has no carrier
 error    port lan             it belongs to br0
                               → use br0
 
-not fit: 1 errors, 1 warnings
+not fit: 1 error, 1 warning
 ";
         assert_eq!(render(&checks(), None, false), wanted);
         assert!(!is_fit(&checks()));
@@ -263,6 +281,16 @@ not fit: 1 errors, 1 warnings
             (bad(|peer| peer.connected = false), "no connection"),
             (bad(|peer| peer.in_sync = false), "all sessions"),
             (bad(|peer| peer.digest_equal = Some(false)), "all sessions"),
+            (
+                bad(|peer| {
+                    peer.config = Some(PeerConfig {
+                        equal: Some(false),
+                        differs: Some(vec!["policy.web".to_owned()]),
+                        ..PeerConfig::default()
+                    });
+                }),
+                "policy.web",
+            ),
             (
                 bad(|peer| peer.links[0].up = false),
                 "10.77.9.1:7030 - 10.77.9.2:7030",

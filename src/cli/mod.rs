@@ -5,11 +5,14 @@ mod capture;
 mod check;
 mod check_plugin;
 mod client;
+mod complete;
 mod config_file;
+mod config_show;
 mod doctor;
 mod explain;
 mod ha;
 mod key;
+mod maintenance;
 mod paint;
 mod pcapng;
 mod policies;
@@ -31,7 +34,7 @@ use std::process::ExitCode;
 
 use tandemgw_core::control::protocol::{ExplainRequest, Request};
 
-use args::{Command, HaCommand, SessionsCommand};
+use args::{Command, ConfigCommand, HaCommand, SessionsCommand};
 
 /// Exit code for a bad config or an unfit machine.
 const EXIT_CONFIG: u8 = 2;
@@ -78,6 +81,9 @@ pub fn main() -> ExitCode {
             force,
             json,
         } => query::failover(socket, json, Request::Failover { group, to, force }),
+        Command::Maintenance { state, time, json } => {
+            maintenance::set(socket, json, state, time.as_deref())
+        }
         Command::Ha {
             command: HaCommand::Get { key, json },
         } => ha::get(socket, json, key),
@@ -90,7 +96,11 @@ pub fn main() -> ExitCode {
                     json,
                 },
         } => ha::set(socket, json, key, value, save),
+        Command::Config {
+            command: ConfigCommand::Show { full, json },
+        } => config_show::show(socket, full, json),
         Command::Reload { json } => reload::reload(socket, json),
+        Command::Complete { line } => complete::complete(&line),
         Command::Capture {
             write,
             count,

@@ -15,7 +15,8 @@ use super::table::{Table, bytes, count, duration, terminal_width};
 const EVENTS: usize = 10;
 
 /// Words that are coloured, longer ones before those that they contain.
-const TONES: [(&str, Tone); 17] = [
+const TONES: [(&str, Tone); 18] = [
+    ("MAINTENANCE", Tone::Bad),
     ("CRITICAL", Tone::Bad),
     ("WARNING", Tone::Warning),
     ("DIFFERS", Tone::Bad),
@@ -54,6 +55,7 @@ fn render(status: &Status, limit: Option<usize>) -> String {
         status.version,
         duration(status.uptime_s)
     );
+    maintenance(&mut out, status);
     health(&mut out, status);
     for table in [
         groups(status, limit),
@@ -92,6 +94,18 @@ fn table<const N: usize>(
         table.row(row);
     }
     Some(table)
+}
+
+/// A line that says that the unit is in maintenance.
+fn maintenance(out: &mut String, status: &Status) {
+    let Some(maintenance) = &status.maintenance else {
+        return;
+    };
+    let since = duration(maintenance.since as u64);
+    let _ = writeln!(out, "state   MAINTENANCE  for {since}");
+    if let Some(why) = &maintenance.not_saved {
+        let _ = writeln!(out, "        a restart would forget it: {why}");
+    }
 }
 
 /// A line that says whether all is well, and one for each further problem.
@@ -173,7 +187,11 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
         let lag = &peer.lag;
         [
             peer.name.clone(),
-            choose(peer.connected, "connected", "NOT CONNECTED"),
+            match (peer.connected, peer.maintenance) {
+                (false, _) => "NOT CONNECTED".to_owned(),
+                (true, Some(true)) => "MAINTENANCE".to_owned(),
+                (true, _) => "connected".to_owned(),
+            },
             sync.to_owned(),
             known(lag.sequence_gap, |gap| format!("{} changes", count(gap))),
             known(lag.oldest_unacked_ms, |ms| format!("{ms} ms")),

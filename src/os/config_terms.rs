@@ -15,6 +15,7 @@ use super::tun::Offloads;
 pub fn with_absolute_paths(mut config: Config) -> io::Result<Config> {
     let node = &mut config.node;
     node.control_socket = std::path::absolute(&node.control_socket)?;
+    node.state_directory = std::path::absolute(&node.state_directory)?;
     node.key = node.key.as_ref().map(std::path::absolute).transpose()?;
     Ok(config)
 }

@@ -41,6 +41,7 @@ use super::packet_socket::PacketSocket;
 use super::peers::Peers;
 use super::service_manager::ServiceManager;
 use super::signal::{Signal, Signals};
+use super::state_file::StateFile;
 use super::steering::Steering;
 use super::timer::Timer;
 use super::tun::{Buffer, Tun};
@@ -94,6 +95,7 @@ pub struct Shell {
     ready: Ready,
     chores: sockets::Chores,
     reloading: reload::Reloading,
+    state: StateFile,
     /// None until the loop runs.
     upkeep: Option<Upkeep>,
     /// How often it was asked to stop: the second time it no longer hands over.
@@ -120,6 +122,7 @@ impl Shell {
         mut ports: Vec<Port>,
         monitor: Monitor,
         mut signals: Signals,
+        state: StateFile,
     ) -> io::Result<Shell> {
         let poll = Poll::new()?;
         let registry = poll.registry();
@@ -163,6 +166,7 @@ impl Shell {
                 turns: Histogram::default(),
                 barrier: BarrierView::default(),
                 boot: Duration::ZERO,
+                state_not_saved: None,
             },
             monitor,
             neighbors,
@@ -177,6 +181,7 @@ impl Shell {
             ready,
             chores,
             reloading: reload::Reloading::default(),
+            state,
             upkeep: None,
             stops: 0,
         })
@@ -329,6 +334,10 @@ impl Shell {
             http.serve(now, registry, &self.gateway, &self.view);
         }
         self.reload_some(now);
+        let state = self.state.follow(self.gateway.maintenance(), &self.waker);
+        if self.view.state_not_saved.as_deref() != state {
+            self.view.state_not_saved = state.map(str::to_owned);
+        }
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }

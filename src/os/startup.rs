@@ -24,6 +24,7 @@ use super::packet_socket::PacketSocket;
 use super::priority;
 use super::process;
 use super::signal::Signals;
+use super::state_file::StateFile;
 use super::steering::Steering;
 use super::tun::Tun;
 
@@ -99,8 +100,10 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     for claim in claims {
         gateway.handle_conflict(clock::now(), claim.port, claim.addr, claim.mac);
     }
+    let (state, maintenance) = StateFile::open(&config);
+    gateway.begin_in_maintenance(clock::now(), maintenance);
     let tuns = tun_indices(&ports)?;
-    let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals)
+    let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals, state)
         .map_err(doing("opening links and sockets"))
         .map_err(unfit)?;
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;

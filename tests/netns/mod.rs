@@ -92,6 +92,7 @@ pub fn config() -> Config {
         node: Node {
             name: "test".into(),
             key: None,
+            state_directory: "/nowhere".into(),
             control_socket: "/nowhere".into(),
             max_sessions: 1024,
             routing_table: 7700,

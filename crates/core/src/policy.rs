@@ -484,6 +484,7 @@ pub(crate) mod tests {
             node: Node {
                 name: "gw".into(),
                 key: None,
+                state_directory: "/nowhere".into(),
                 control_socket: "/run/gw.sock".into(),
                 max_sessions: 1024,
                 routing_table: 7700,

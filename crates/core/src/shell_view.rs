@@ -18,6 +18,8 @@ pub struct ShellView {
     pub turns: Histogram,
     /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: BarrierView,
+    /// Why what the unit remembers over restarts is not in its file; none if it is.
+    pub state_not_saved: Option<String>,
 }
 
 /// What the shell knows of the barrier.

@@ -39,7 +39,8 @@ enum Condition {
     Reason(DropReason),
 }
 
-const KEYS: [&str; 11] = [
+/// The keys of a filter.
+pub const KEYS: [&str; 11] = [
     "proto", "src", "dst", "host", "port", "in", "out", "policy", "session", "verdict", "reason",
 ];
 

@@ -16,7 +16,7 @@ use crate::time::Time;
 
 use ring::Ring;
 
-pub use filter::Filter;
+pub use filter::{Filter, KEYS as FILTER_KEYS};
 
 /// Bytes captured of each packet by default: all.
 pub const MAX_SNAPSHOT: u32 = 262_144;

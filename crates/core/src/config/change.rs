@@ -371,6 +371,12 @@ pub(super) mod tests {
             "/tmp/z.sock",
             "node.control-socket",
         ),
+        (
+            "node.state-directory",
+            "/tmp/state",
+            "/tmp/other",
+            "node.state-directory",
+        ),
         ("node.max-sessions", "5000", "6000", "node.max-sessions"),
         ("node.routing-table", "8000", "9000", "node.routing-table"),
         ("port.name", "\"lan\"", "\"net\"", "port.lan"),

@@ -18,6 +18,7 @@ mod parse;
 mod policy;
 mod reader;
 mod shadow;
+mod show;
 mod switch;
 mod translation;
 mod value;
@@ -44,6 +45,7 @@ pub use field::Value;
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Kind, Live, OptionDoc, Reload, TableDoc, options, tables};
 pub use parse::parse;
+pub use show::{ConfigText, text_of};
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 
 /// The whole configuration of one unit.
@@ -122,6 +124,8 @@ pub struct Node {
     pub key: Option<PathBuf>,
     /// `control-socket`, default `/run/tandemgw/<name>.sock`.
     pub control_socket: PathBuf,
+    /// `state-directory`, default `/var/lib/tandemgw`.
+    pub state_directory: PathBuf,
     /// `max-sessions`, default 1 048 576; 1024 to 16 777 216.
     pub max_sessions: u32,
     /// `routing-table`: number of the first of the routing tables and rule priorities that steer

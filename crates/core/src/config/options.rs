@@ -276,6 +276,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
     text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "the socket through which `tandemgw status` and other commands reach this unit"),
+    text("node", "state-directory", "path, relative to this file", DefaultValue::Text("/var/lib/tandemgw"), field!(Node.state_directory), RESTART, "where this unit keeps what it remembers over restarts, such as that it is in maintenance"),
     int("node", "max-sessions", 1024, 16_777_216, 1_048_576, field!(Node.max_sessions), RESTART, "size of the session table; memory is reserved at the start and used as the table fills"),
     int("node", "routing-table", 256, 32_000, 7700, field!(Node.routing_table), RESTART, "first number of the routing tables and rule priorities that steer packets: one per port, at least 64"),
 
@@ -577,6 +578,7 @@ pub(super) mod tests {
         name = "a"
         key = "a.key"
         control-socket = "/tmp/a.sock"
+        state-directory = "/tmp/state"
         max-sessions = 5000
         routing-table = 8000
         [[port]]

@@ -83,7 +83,8 @@ fn read_node(mut table: Table<'_>, folder: &Path) -> (Node, Option<At<String>>) 
     check_name(report, name.as_ref());
     let key = table.take::<String>("key");
     let socket = table.take::<String>("control-socket");
-    for path in [&key, &socket].into_iter().flatten() {
+    let state = table.take::<String>("state-directory");
+    for path in [&key, &socket, &state].into_iter().flatten() {
         if path.value.is_empty() {
             report.error(&path.span, "the path is empty", "");
         }
@@ -108,6 +109,7 @@ fn read_node(mut table: Table<'_>, folder: &Path) -> (Node, Option<At<String>>) 
         name: name_text.to_owned(),
         key: key.map(|path| folder.join(path.value)),
         control_socket,
+        state_directory: state.map_or_else(PathBuf::new, |path| folder.join(path.value)),
         ..Node::default()
     };
     table.fill(&mut node);

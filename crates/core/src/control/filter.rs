@@ -32,7 +32,8 @@ enum Condition {
     Synced(bool),
 }
 
-const KEYS: [&str; 10] = [
+/// The keys of a filter.
+pub const KEYS: [&str; 10] = [
     "proto", "src", "dst", "port", "state", "policy", "in", "out", "group", "synced",
 ];
 

@@ -38,7 +38,6 @@ pub fn health(gateway: &Gateway, now: Time) -> HealthStatus {
 }
 
 fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
-    let peer_name = |peer| gateway.peer_name(peer);
     match trouble {
         Trouble::NoPrimary(group) => format!("group {} has no primary", gateway.group_name(group)),
         Trouble::Degraded(group) => format!(
@@ -74,6 +73,20 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
         }
         Trouble::TableFull => "the session table is full: new sessions are refused".to_owned(),
         Trouble::TableNearlyFull => "the session table is nearly full".to_owned(),
+        Trouble::Maintenance => maintenance(gateway, now),
+        Trouble::PeerGone(_)
+        | Trouble::PeerMaintenance(_)
+        | Trouble::NotInSync(_)
+        | Trouble::PeerPortsDown(_)
+        | Trouble::ConfigDiffers(_)
+        | Trouble::LinkDown(..) => words_of_peer(trouble, gateway, now),
+    }
+}
+
+/// The same of troubles with peers; empty of others.
+fn words_of_peer(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
+    let peer_name = |peer| gateway.peer_name(peer);
+    match trouble {
         Trouble::PeerGone(peer) => {
             let view = gateway.cluster().and_then(|it| it.ha().peer(now, peer));
             let why = view.and_then(|view| view.gone_why);
@@ -81,6 +94,12 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
                 Some(why) => format!("{} is gone: {why}", peer_name(peer)),
                 None => format!("{} was never heard", peer_name(peer)),
             }
+        }
+        Trouble::PeerMaintenance(peer) => {
+            format!(
+                "{} is in maintenance, and takes over only if no other unit is left",
+                peer_name(peer)
+            )
         }
         Trouble::NotInSync(peer) => {
             format!(
@@ -106,7 +125,24 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
         Trouble::LinkDown(peer, link) => {
             format!("the link {} is down", link_name(peer, link, gateway))
         }
+        _ => String::new(),
     }
+}
+
+fn maintenance(gateway: &Gateway, now: Time) -> String {
+    let name = &gateway.config().node.name;
+    let serves = match gateway
+        .cluster()
+        .is_some_and(|it| it.ha().serves_in_maintenance())
+    {
+        true => ", but no other unit can take over",
+        false => "",
+    };
+    let end = match gateway.maintenance().and_then(|it| it.until) {
+        Some(until) => format!("it ends by itself in {} s", until.since(now).as_secs()),
+        None => "`tandemgw maintenance off` ends it".to_owned(),
+    };
+    format!("{name} is in maintenance{serves}; {end}")
 }
 
 /// A link as its two ends: `10.77.9.1:7030 - 10.77.9.2:7030 to gw-b`.

@@ -5,6 +5,7 @@
 
 mod capture;
 mod clear;
+mod config;
 mod count;
 mod explain;
 mod failover;
@@ -12,6 +13,7 @@ mod filter;
 mod ha_set;
 mod health;
 mod listing;
+mod maintenance;
 pub mod protocol;
 mod reload;
 mod status;
@@ -20,15 +22,17 @@ use crate::gateway::Gateway;
 use crate::time::Time;
 
 use clear::Clear;
+use config::ConfigShow;
 use count::{Count, Policies};
 use failover::Failover;
 use ha_set::HaSet;
 use listing::Listing;
+use maintenance::MaintenanceWait;
 use protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, write_line};
 use reload::ReloadWait;
 
 pub use crate::shell_view::{BarrierView, PortIo, ShellView};
-pub use filter::Filter;
+pub use filter::{Filter, KEYS as FILTER_KEYS};
 pub use reload::{ReloadOutcome, ReloadRefused};
 
 /// An answer in progress: it is produced in pieces, as fast as the client reads.
@@ -36,6 +40,8 @@ pub use reload::{ReloadOutcome, ReloadRefused};
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the config.
+    Config(ConfigShow),
     /// The rest of the sessions are still to be counted.
     Count(Count),
     /// The same, by policy.
@@ -44,6 +50,8 @@ pub enum Answer {
     Clear(Clear),
     /// Planned handovers in progress.
     Failover(Failover),
+    /// The handovers of a unit in maintenance.
+    Maintenance(MaintenanceWait),
     /// A reload that is requested or in progress.
     Reload(ReloadWait),
     /// A switch that waits for a reload to be prepared.
@@ -104,6 +112,7 @@ impl Answer {
             Request::Count { filter } => {
                 Answer::Count(Count::begin(&filter, gateway).map_err(bad_request)?)
             }
+            Request::ConfigShow { full } => Answer::Config(ConfigShow::begin(gateway, full)),
             Request::Policies => Answer::Policies(Policies::default()),
             Request::Clear { filter, all } => {
                 Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
@@ -116,6 +125,10 @@ impl Answer {
             Request::Failover { group, to, force } => {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, force, now)?)
+            }
+            Request::Maintenance { on, for_s } => {
+                let wanted = (on, for_s);
+                Answer::Maintenance(MaintenanceWait::begin(gateway, shell, wanted, now)?)
             }
             Request::Reload => Answer::Reload(ReloadWait::Next),
             Request::HaGet { key } => {
@@ -145,10 +158,12 @@ impl Answer {
     pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
+            Answer::Config(config) => Ok(config.go_on(out)),
             Answer::Count(count) => Ok(count.go_on(gateway, now, out)),
             Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
             Answer::Failover(failover) => failover.go_on(gateway, now, out),
+            Answer::Maintenance(wait) => Ok(wait.go_on(gateway, now, out)),
             Answer::Reload(reload) => reload.go_on(out),
             Answer::HaSet(set) => set.go_on(gateway, now, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
@@ -165,9 +180,10 @@ impl Answer {
     pub fn is_waiting(&self) -> bool {
         match self {
             Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
-            Answer::Failover(_) | Answer::HaSet(_) => true,
+            Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Listing(_)
+            | Answer::Config(_)
             | Answer::Count(_)
             | Answer::Policies(_)
             | Answer::Clear(_)
@@ -200,10 +216,12 @@ impl Answer {
         match self {
             Answer::Capture(_) | Answer::Done => {}
             Answer::Listing(_)
+            | Answer::Config(_)
             | Answer::Count(_)
             | Answer::Policies(_)
             | Answer::Clear(_)
             | Answer::Failover(_)
+            | Answer::Maintenance(_)
             | Answer::Reload(_)
             | Answer::HaSet(_) => {
                 out.push_str(SIGN_OF_LIFE);

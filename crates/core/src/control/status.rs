@@ -13,8 +13,8 @@ use super::ShellView;
 use super::health;
 use super::protocol::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
-    GuaranteeCounters, LagStatus, LinkStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role,
-    SessionStatus, Status, Traffic, VERSION,
+    GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus,
+    PortStatus, Role, SessionStatus, Status, Traffic, VERSION,
 };
 
 pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
@@ -32,6 +32,7 @@ pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: gateway.uptime(now).as_secs(),
         health: Some(health::health(gateway, now)),
+        maintenance: maintenance(gateway, shell, now),
         config: Some(ConfigStatus {
             file: shell.config_file.display().to_string(),
             checksum: checksum(gateway.rules_digest()),
@@ -49,6 +50,20 @@ pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
         capture: capture(gateway, now),
         events: events(gateway, shell, now),
     }
+}
+
+fn maintenance(gateway: &Gateway, shell: &ShellView, now: Time) -> Option<MaintenanceStatus> {
+    let maintenance = gateway.maintenance()?;
+    Some(MaintenanceStatus {
+        since: seconds(now.since(maintenance.since)),
+        until: maintenance.until.map(|at| since_1970(shell, at)),
+        not_saved: shell.state_not_saved.clone(),
+    })
+}
+
+/// A moment as the protocol tells it.
+pub(super) fn since_1970(shell: &ShellView, at: Time) -> f64 {
+    seconds(shell.boot + at.since(Time::ZERO))
 }
 
 fn sessions(gateway: &Gateway) -> SessionStatus {
@@ -170,6 +185,10 @@ fn peer(
             .as_ref()
             .filter(|view| view.alive)
             .map(|view| view.ports_up),
+        maintenance: view
+            .as_ref()
+            .filter(|view| view.alive)
+            .map(|view| view.maintenance),
         config: Some(PeerConfig {
             checksum: about.map(|about| checksum(about.ruleset)),
             equal: about.map(|about| about.rules_equal),
@@ -289,7 +308,7 @@ fn events(gateway: &Gateway, shell: &ShellView, now: Time) -> Vec<EventStatus> {
         .flat_map(|cluster| cluster.ha().events().rev());
     events
         .map(|event| EventStatus {
-            at: seconds(shell.boot + event.at.since(Time::ZERO)),
+            at: since_1970(shell, event.at),
             ago_s: seconds(now.since(event.at)),
             what: event.what.clone(),
             why: event.why.clone(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::event::Output;
 use crate::flow::{GroupId, LinkId, PeerId};
-use crate::ha::{self, GroupSet, Ha, HandoverError, Hint, SyncState};
+use crate::ha::{self, GroupSet, Ha, HandoverError, Hint, Maintenance, SyncState};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
@@ -431,6 +431,35 @@ impl Gateway {
         let handovers = &mut self.cluster.as_mut()?.handovers;
         let at = handovers.iter().position(|end| end.group == group)?;
         handovers.remove(at)
+    }
+
+    /// Begins or ends the maintenance of this unit: see [`Ha::set_maintenance`].
+    ///
+    /// # Errors
+    /// A gateway without `[ha]` has nobody to hand over to.
+    pub fn set_maintenance(
+        &mut self,
+        now: Time,
+        wanted: Option<Maintenance>,
+    ) -> Result<(), HandoverError> {
+        self.in_cluster(now, |cluster, _| cluster.ha.set_maintenance(now, wanted))
+            .ok_or(HandoverError::Standalone)?;
+        self.check_health(now);
+        Ok(())
+    }
+
+    /// Before the start: the unit was in maintenance when it ended.
+    pub fn begin_in_maintenance(&mut self, now: Time, maintenance: Option<Maintenance>) {
+        if maintenance.is_some() {
+            self.in_cluster(now, |cluster, _| {
+                cluster.ha.set_maintenance(now, maintenance)
+            });
+        }
+    }
+
+    /// The maintenance of this unit, if it is in one.
+    pub fn maintenance(&self) -> Option<Maintenance> {
+        self.cluster.as_ref()?.ha.maintenance()
     }
 
     /// Hands over all groups and says goodbye; [`Gateway::is_gone`] tells when that is done.

@@ -44,6 +44,10 @@ pub enum Trouble {
     TableNearlyFull,
     /// The peer is not connected.
     PeerGone(PeerId),
+    /// This unit is in maintenance.
+    Maintenance,
+    /// The peer is in maintenance.
+    PeerMaintenance(PeerId),
     /// The peer and this unit do not hold the same sessions.
     NotInSync(PeerId),
     /// The peer has fewer monitored ports up than this unit monitors.
@@ -181,6 +185,9 @@ impl Gateway {
         let Some(cluster) = &self.cluster else {
             return;
         };
+        if cluster.ha.maintenance().is_some() {
+            found.push((Trouble::Maintenance, Severity::Warning));
+        }
         for group in self.groups() {
             let Some(view) = cluster.ha.group(now, group) else {
                 continue;
@@ -199,6 +206,9 @@ impl Gateway {
                 // All else follows from it.
                 found.push((Trouble::PeerGone(id), Severity::Warning));
                 continue;
+            }
+            if peer.maintenance {
+                found.push((Trouble::PeerMaintenance(id), Severity::Warning));
             }
             let state = self.peer_state(id);
             if !state.in_sync || !state.digest_equal {

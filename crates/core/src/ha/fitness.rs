@@ -34,7 +34,7 @@ impl Ha {
         let state = &self.groups[group];
         let is_standby = state.state != State::Primary;
         let is_fit = self.override_ && is_standby && state.ready && self.may_promote();
-        let is_fit = is_fit && self.monitored_ports_carry(now);
+        let is_fit = is_fit && self.maintenance.is_none() && self.monitored_ports_carry(now);
         let since = state.fit_since.unwrap_or(now);
         self.groups[group].fit_since = is_fit.then_some(since);
     }

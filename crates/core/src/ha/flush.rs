@@ -81,6 +81,7 @@ impl Ha {
         Header {
             group_id: self.group_id,
             goodbye: matches!(self.leaving, Some(Leaving::Goodbye(_))),
+            maintenance: self.maintenance.is_some(),
             ports_up: self.ports_up,
             boot_id: self.boot_id,
             sequence: self.sequence,

@@ -54,6 +54,8 @@ pub enum HandoverError {
     NotReady(String),
     /// The peer of this name has not confirmed that it holds the same sessions.
     NotEqual(String),
+    /// The peer of this name is in maintenance, and so to stay standby.
+    InMaintenance(String),
     /// The peer would give the group back at once.
     FewerPorts {
         /// Its name.
@@ -90,6 +92,7 @@ impl fmt::Display for HandoverError {
                 f,
                 "{peer} has not confirmed that it holds the same sessions"
             ),
+            HandoverError::InMaintenance(peer) => write!(f, "{peer} is in maintenance"),
             HandoverError::FewerPorts { peer, up, own } => write!(
                 f,
                 "{peer} has fewer monitored ports up ({up}) than this unit ({own}), and would \
@@ -269,13 +272,25 @@ impl Ha {
             return;
         }
         let (ports_up, priority) = (self.ports_up, state.priority);
-        let better_connected = |peer: PeerId| self.peers[peer.index()].ports_up > ports_up;
+        let better_connected = |peer: PeerId| {
+            let peer = &self.peers[peer.index()];
+            // One that is being worked on is still better than one that reaches nobody.
+            peer.ports_up > ports_up && (!peer.maintenance || ports_up == 0)
+        };
+        let replaces = |peer: PeerId| {
+            let peer = &self.peers[peer.index()];
+            let can_serve = self.monitor.is_empty() || peer.ports_up > 0;
+            self.maintenance.is_some() && !peer.maintenance && can_serve
+        };
         let overrides = |peer: PeerId| {
             let peer = &self.peers[peer.index()];
             let theirs = &peer.groups[group];
-            theirs.asks && theirs.priority > priority && peer.ports_up >= ports_up
+            let is_wanted = theirs.asks && !peer.maintenance;
+            is_wanted && theirs.priority > priority && peer.ports_up >= ports_up
         };
-        if let Some(to) = self.best_successor(now, group, better_connected) {
+        if let Some(to) = self.best_successor(now, group, replaces) {
+            self.start_handover(now, group, to, "this unit is in maintenance", true);
+        } else if let Some(to) = self.best_successor(now, group, better_connected) {
             self.start_handover(now, group, to, "it has more ports up", false);
         } else if let Some(to) = self.best_successor(now, group, overrides) {
             self.start_handover(now, group, to, "its priority is higher", false);
@@ -293,7 +308,8 @@ impl Ha {
             // With one port, nothing is forwarded here. With more, sessions count for something.
             let is_worth_it = state.ready || self.ports_up <= 1;
             let is_heard = peer.alive && !peer.linked && state.known;
-            is_heard && peer.ports_up > self.ports_up && is_worth_it
+            let may = !peer.maintenance || self.ports_up == 0;
+            is_heard && may && peer.ports_up > self.ports_up && is_worth_it
         })
     }
 
@@ -445,7 +461,15 @@ impl Ha {
     /// Whether a peer can take the group over and would not give it back at once.
     fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
         self.can_take_over(group, peer)?;
-        let Peer { name, ports_up, .. } = &self.peers[peer.index()];
+        let Peer {
+            name,
+            ports_up,
+            maintenance,
+            ..
+        } = &self.peers[peer.index()];
+        if *maintenance {
+            return Err(HandoverError::InMaintenance(name.clone()));
+        }
         match *ports_up < self.ports_up {
             true => Err(HandoverError::FewerPorts {
                 peer: name.clone(),

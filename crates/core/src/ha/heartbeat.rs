@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 1 | version, 2 |
 //! | 1 | group-id of the cluster |
-//! | 1 | flags: 1 = goodbye |
+//! | 1 | flags: 1 = goodbye, 2 = in maintenance |
 //! | 1 | monitored ports that are up |
 //! | 8 | boot id |
 //! | 8 | sequence |
@@ -32,6 +32,7 @@ use crate::evidence::Holding;
 
 const VERSION: u8 = 2;
 const GOODBYE: u8 = 1;
+const MAINTENANCE: u8 = 1 << 1;
 const RECORD: usize = 34;
 /// Groups that one datagram names.
 pub(super) const MOST_GROUPS: usize = 28;
@@ -92,6 +93,8 @@ impl HeartbeatError {
 pub(super) struct Header<'a> {
     pub group_id: u8,
     pub goodbye: bool,
+    /// The unit is to stay standby.
+    pub maintenance: bool,
     pub ports_up: u8,
     pub boot_id: u64,
     pub sequence: u64,
@@ -190,7 +193,7 @@ pub(super) fn encode<'a>(
     out.extend([
         VERSION,
         header.group_id,
-        u8::from(header.goodbye) * GOODBYE,
+        u8::from(header.goodbye) * GOODBYE + u8::from(header.maintenance) * MAINTENANCE,
         header.ports_up,
     ]);
     out.extend(header.boot_id.to_be_bytes());
@@ -266,9 +269,11 @@ pub(super) fn decode(
     }
     let records = reader.take(usize::from(count) * usize::from(record))?;
     let goodbye = flags & GOODBYE != 0;
+    let maintenance = flags & MAINTENANCE != 0;
     let header = Header {
         group_id,
         goodbye,
+        maintenance,
         ports_up,
         boot_id,
         sequence,
@@ -407,6 +412,7 @@ mod tests {
         Header {
             group_id: flags as u8,
             goodbye: flags & 0x100 != 0,
+            maintenance: flags & 0x200 != 0,
             ports_up: (flags >> 16) as u8,
             boot_id: u64::from(boot) << 32,
             sequence: u64::from(sequence) << 16,

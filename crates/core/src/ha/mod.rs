@@ -14,6 +14,7 @@ mod frame;
 mod handover;
 mod hear;
 mod heartbeat;
+mod maintenance;
 mod order;
 mod others;
 mod peer;
@@ -43,6 +44,7 @@ pub use events::Event;
 pub use frame::{ETHERTYPE, FrameError, PortKeys};
 pub use handover::HandoverError;
 pub use heartbeat::{HeartbeatError, MAX_TERM};
+pub use maintenance::Maintenance;
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
 pub use view::{GroupView, Link, LinkCounters, PeerGroup, PeerView};
@@ -231,6 +233,7 @@ pub struct Ha {
     urgent: bool,
     last_wake: Time,
     leaving: Option<Leaving>,
+    maintenance: Option<Maintenance>,
     rejected: [u64; HeartbeatError::ALL.len()],
     outputs: VecDeque<Output>,
     events: Events,
@@ -291,6 +294,7 @@ impl Ha {
             urgent: false,
             last_wake: now,
             leaving: None,
+            maintenance: None,
             rejected: [0; HeartbeatError::ALL.len()],
             outputs: VecDeque::new(),
             events: Events::default(),
@@ -491,6 +495,7 @@ impl Ha {
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_peers(now);
+        self.expire_maintenance(now);
         self.evaluate_all(now);
         self.continue_leaving(now);
         if now >= self.next_heartbeat {
@@ -517,6 +522,7 @@ impl Ha {
         let next = peers
             .chain(groups)
             .chain(leaving)
+            .chain(self.maintenance_until())
             .fold(self.next_heartbeat, Time::min);
         Some(next.max(now))
     }

@@ -13,6 +13,8 @@ const UPTIME_MARGIN: Duration = Duration::from_secs(300);
 pub(super) struct Candidate<'a> {
     /// It holds all sessions of the group.
     pub ready: bool,
+    /// It is to stay standby, if another unit can be primary.
+    pub maintenance: bool,
     /// What it holds of them.
     pub held: Holding,
     /// How many of its monitored ports are up.
@@ -29,8 +31,8 @@ pub(super) struct Candidate<'a> {
 
 /// The index of the best of `candidates`.
 ///
-/// First who can serve anybody at all; then ready before unready; then who holds more; then more
-/// monitored ports up; then, if any unit has `override`, the higher priority, else the older (with a
+/// First who can serve anybody at all; then ready before unready; then who is not in maintenance; then who
+/// holds more; then more monitored ports up; then, if any unit has `override`, the higher priority, else the older (with a
 /// margin) and then the higher priority; then the smaller name.
 ///
 /// Ages are compared with that of the oldest, not with each other: with a margin, pairwise comparison
@@ -40,7 +42,8 @@ pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     let by_priority = candidates.iter().any(|c| c.override_);
     let rank = |c: &Candidate<'_>| {
         let old = by_priority || longest.saturating_sub(c.uptime) <= UPTIME_MARGIN;
-        (c.ports_up > 0, c.ready, c.held, c.ports_up, old, c.priority)
+        let can_serve = (c.ports_up > 0, c.ready, !c.maintenance);
+        (can_serve, c.held, c.ports_up, old, c.priority)
     };
     let (index, _) = candidates
         .iter()
@@ -67,6 +70,7 @@ mod tests {
     fn unit(name: &str) -> Candidate<'_> {
         Candidate {
             ready: true,
+            maintenance: false,
             held: Holding::default(),
             ports_up: 2,
             override_: false,
@@ -115,8 +119,20 @@ mod tests {
         assert_eq!(winner(&[a, b]), "b");
         let a = Candidate { held, ..a };
         assert_eq!(winner(&[a, b]), "b", "for its ports");
+        let [at_work, more] = [true, false].map(|maintenance| Candidate { maintenance, ..b });
+        assert_eq!(
+            winner(&[a, at_work]),
+            "a",
+            "the other one is to stay standby"
+        );
+        assert_eq!(winner(&[a, more]), "b");
         let b = Candidate { ready: false, ..b };
         assert_eq!(winner(&[a, b]), "a");
+        let a = Candidate {
+            maintenance: true,
+            ..a
+        };
+        assert_eq!(winner(&[a, b]), "a", "the last one that has the sessions");
         let a = Candidate { ports_up: 0, ..a };
         assert_eq!(winner(&[a, b]), "b", "the other one reaches nobody");
     }

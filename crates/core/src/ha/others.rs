@@ -13,6 +13,7 @@ impl Ha {
         let state = &self.groups[group];
         Candidate {
             ready: state.ready,
+            maintenance: self.maintenance.is_some(),
             held: state.held,
             ports_up: self.ports_up,
             override_: self.override_,
@@ -27,6 +28,7 @@ impl Ha {
         let state = &peer.groups[group];
         Candidate {
             ready: state.ready,
+            maintenance: peer.maintenance,
             held: state.held,
             ports_up: peer.ports_up,
             override_: state.override_,

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     /// Why it is not alive, as far as it is known.
     pub gone_why: Option<&'static str>,
     pub goodbye: bool,
+    /// It is to stay standby.
+    pub maintenance: bool,
     pub groups: Vec<GroupState>,
     /// By group: the heartbeat that named it last.
     named: Vec<u64>,
@@ -112,6 +114,7 @@ impl Peer {
             refused: false,
             gone_why: None,
             goodbye: false,
+            maintenance: false,
             groups: vec![GroupState::default(); groups],
             named: vec![0; groups],
             away: Duration::ZERO,
@@ -209,7 +212,8 @@ impl Peer {
         let mut changed = restarted
             || self.heard.is_none()
             || self.ports_up != header.ports_up
-            || self.goodbye != header.goodbye;
+            || self.goodbye != header.goodbye
+            || self.maintenance != header.maintenance;
         self.sequence = header.sequence;
         if !self.alive {
             let heard = self.heard.unwrap_or(Time::ZERO);
@@ -217,6 +221,7 @@ impl Peer {
         }
         self.heard = Some(now);
         self.goodbye = header.goodbye;
+        self.maintenance = header.maintenance;
         self.ports_up = header.ports_up;
         self.uptime = header.uptime;
         self.interval = header.interval.min(LONGEST_INTERVAL);

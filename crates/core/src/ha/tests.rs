@@ -84,6 +84,7 @@ struct Voice {
     boot_id: u64,
     sequence: u64,
     goodbye: bool,
+    maintenance: bool,
     ports_up: u8,
     uptime: Duration,
     group: GroupState,
@@ -245,6 +246,7 @@ impl Voice {
             boot_id: 2,
             sequence: 0,
             goodbye: false,
+            maintenance: false,
             ports_up: 2,
             uptime: Duration::ZERO,
             group,
@@ -255,6 +257,7 @@ impl Voice {
         let header = Header {
             group_id: 7,
             goodbye: self.goodbye,
+            maintenance: self.maintenance,
             ports_up: self.ports_up,
             boot_id: self.boot_id,
             sequence: self.sequence,
@@ -893,6 +896,65 @@ fn it_says_goodbye_after_handing_over() {
 }
 
 #[test]
+fn a_unit_in_maintenance_hands_over_and_stays_standby() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    let work = Maintenance {
+        since: bench.now,
+        until: Some(bench.now + ms(60_000)),
+    };
+    // Nobody else has the sessions: it goes on.
+    bench.ha.set_maintenance(bench.now, Some(work));
+    bench.run(ms(100), &mut voices);
+    assert_eq!(bench.role(), Role::Primary);
+    assert!(bench.ha.serves_in_maintenance());
+    let says = |bench: &Bench| {
+        heartbeat::decode(bench.last_heartbeat())
+            .unwrap()
+            .0
+            .maintenance
+    };
+    assert!(says(&bench));
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.run(ms(50), &mut voices);
+    assert_eq!(bench.count(|o| matches!(o, Output::Handover { .. })), 1);
+    voices[0].primary(2);
+    bench.run(ms(100), &mut voices);
+    assert_eq!(bench.role(), Role::Standby);
+    // Ports do not call it back.
+    voices[0].ports_up = 1;
+    bench.run(ms(3000), &mut voices);
+    assert_eq!(bench.role(), Role::Standby);
+    // It is the last one.
+    bench.time_to_primary(ms(500), &mut []);
+    // The other one has come back, and has all.
+    voices[0].group.primary = false;
+    voices[0].ports_up = 2;
+    bench.outputs.clear();
+    bench.run(ms(2000), &mut voices);
+    assert_eq!(bench.count(|o| matches!(o, Output::Handover { .. })), 1);
+    bench.run(ms(60_000), &mut voices);
+    assert_eq!(bench.ha.maintenance(), None, "its time is over");
+    assert!(!says(&bench));
+}
+
+#[test]
+fn nothing_is_handed_to_a_unit_in_maintenance_but_by_force() {
+    let mut voices = [b().ready()];
+    voices[0].maintenance = true;
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    let refused = bench.ha.request_failover(bench.now, G, Some(B));
+    assert_eq!(refused, Err(HandoverError::InMaintenance("b".to_owned())));
+    // It has more ports up, and this unit still serves.
+    bench.ha.handle_ports(bench.now, &[true, false]);
+    bench.run(ms(3000), &mut voices);
+    assert_eq!(bench.role(), Role::Primary);
+    assert_eq!(bench.count(|o| matches!(o, Output::Handover { .. })), 0);
+    assert_eq!(bench.ha.force_failover(bench.now, G, Some(B)), Ok(()));
+}
+
+#[test]
 fn without_a_successor_it_goes_at_once() {
     let mut bench = Bench::primary(&mut [b()]);
     bench.ha.shut_down(bench.now);
@@ -980,6 +1042,7 @@ fn round_trips_are_measured_without_the_time_spent_at_the_peer() {
     let header = Header {
         group_id: 7,
         goodbye: false,
+        maintenance: false,
         ports_up: 2,
         boot_id: 2,
         sequence: 1,

@@ -46,6 +46,8 @@ pub struct PeerView<'a> {
     pub gone_why: Option<&'static str>,
     /// How many of its monitored ports are up, by its last heartbeat.
     pub ports_up: u8,
+    /// Whether it is in maintenance, by its last heartbeat.
+    pub maintenance: bool,
     /// The groups by its last heartbeat, in the order of the config of this unit.
     pub groups: Vec<PeerGroup>,
     /// How long it has been running, if it was ever heard.
@@ -122,6 +124,7 @@ impl Ha {
             heard_on: peer.ports.iter().map(|path| path.is_heard(now)).collect(),
             gone_why: peer.gone_why.filter(|_| !peer.linked),
             ports_up: peer.ports_up,
+            maintenance: peer.maintenance,
             groups: peer.groups.iter().map(peer_group).collect(),
             uptime: peer.boot_id().map(|_| peer.uptime(now)),
             sync: peer.sync,

@@ -26,6 +26,26 @@ pub struct SwitchRow {
     pub value: String,
 }
 
+/// A maintenance has begun or ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaintenanceDone {
+    /// The unit.
+    pub node: String,
+    /// Whether it is in maintenance now.
+    pub on: bool,
+    /// When that ends by itself, in seconds since 1970; `null` if it does not.
+    pub until: Option<f64>,
+    /// Groups that it is still primary of. It hands them over as soon as another unit can take them.
+    pub primary_of: Vec<String>,
+}
+
+/// A part of the config in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigPart {
+    /// One table, as it stands in a config file.
+    pub text: String,
+}
+
 /// A switch of `[ha]` was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchDone {

@@ -26,12 +26,15 @@ pub use explain::{
     Mismatch, NatStep, PolicyAction, PolicyStep, RouteStep, RouteTarget, Survival, Translated,
     Verdict,
 };
-pub use ha::{Change, HandoverDone, ReloadDone, SwitchDone, SwitchRow};
+pub use ha::{
+    Change, ConfigPart, HandoverDone, MaintenanceDone, ReloadDone, SwitchDone, SwitchRow,
+};
 pub use session::{Cleared, Endpoint, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
-    GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, PeerConfig, PeerGroup,
-    PeerStatus, PortStatus, Role, SessionStatus, Status, Traffic, TroubleStatus,
+    GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, MaintenanceStatus,
+    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, Traffic,
+    TroubleStatus,
 };
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.
@@ -95,8 +98,23 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
+    /// Begins or ends the maintenance of this unit: it hands its groups over and stays standby, unless it is
+    /// the only one that can have them. The answer is one [`MaintenanceDone`].
+    Maintenance {
+        /// Whether it is to be in maintenance.
+        on: bool,
+        /// It ends by itself after so many seconds.
+        #[serde(default)]
+        for_s: Option<u64>,
+    },
     /// Reads the config file again. The answer is one [`ReloadDone`].
     Reload,
+    /// The config in force. The answer is a [`ConfigPart`] per table.
+    ConfigShow {
+        /// What has its default value, too.
+        #[serde(default)]
+        full: bool,
+    },
     /// The current switches of `[ha]`. The answer is a [`SwitchRow`] per switch.
     HaGet {
         /// Only this one.

@@ -17,6 +17,8 @@ pub struct Status {
     pub uptime_s: u64,
     /// Whether all is well with this unit and with what it sees of the others.
     pub health: Option<HealthStatus>,
+    /// The maintenance of this unit; `null` if it is in none.
+    pub maintenance: Option<MaintenanceStatus>,
     /// The config in force.
     pub config: Option<ConfigStatus>,
     /// The groups of virtual addresses.
@@ -71,6 +73,17 @@ pub enum HealthState {
     Warning,
     /// Packets are not forwarded.
     Critical,
+}
+
+/// A maintenance that is under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaintenanceStatus {
+    /// For how many seconds.
+    pub since: f64,
+    /// When it ends by itself, in seconds since 1970; `null` if it does not.
+    pub until: Option<f64>,
+    /// Why it would be forgotten by a restart; `null` if it would not.
+    pub not_saved: Option<String>,
 }
 
 /// The config that is in force.
@@ -178,6 +191,8 @@ pub struct PeerStatus {
     pub version: Option<String>,
     /// How many of its monitored ports are up; `null` if it is not connected.
     pub ports_up: Option<u8>,
+    /// Whether it is in maintenance; `null` if it is not connected.
+    pub maintenance: Option<bool>,
     /// Its config.
     pub config: Option<PeerConfig>,
     /// Its state for each group.

@@ -1,0 +1,57 @@
+//! Maintenance: the operator works on a unit, so it hands its groups over and stays standby, unless it is the
+//! only one that can have them. Others know of it from its heartbeats.
+
+use super::{Ha, election::State};
+use crate::time::Time;
+
+/// A maintenance that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// Since when; after a restart, since that.
+    pub since: Time,
+    /// When it ends by itself.
+    pub until: Option<Time>,
+}
+
+impl Ha {
+    /// Begins or ends the maintenance of this unit. As primary it hands over as soon as another unit that is
+    /// not in maintenance holds the same sessions.
+    pub fn set_maintenance(&mut self, now: Time, wanted: Option<Maintenance>) {
+        let before = std::mem::replace(&mut self.maintenance, wanted);
+        match (before, wanted) {
+            (None, Some(_)) => {
+                let why = "asked for by the operator";
+                self.events.warn(now, "maintenance begins", why);
+            }
+            (Some(_), None) => self.events.info(now, "maintenance ends", ""),
+            _ => {}
+        }
+        for group in &mut self.groups {
+            // Asked for, and so at once.
+            group.handover_after = now;
+        }
+        self.settings_changed(now);
+    }
+
+    /// The maintenance that is under way.
+    pub fn maintenance(&self) -> Option<Maintenance> {
+        self.maintenance
+    }
+
+    /// Whether this unit is in maintenance and primary of a group all the same.
+    pub fn serves_in_maintenance(&self) -> bool {
+        let mut groups = self.groups.iter();
+        self.maintenance.is_some() && groups.any(|group| group.state == State::Primary)
+    }
+
+    /// Ends a maintenance whose time is over.
+    pub(super) fn expire_maintenance(&mut self, now: Time) {
+        if self.maintenance_until().is_some_and(|until| now >= until) {
+            self.set_maintenance(now, None);
+        }
+    }
+
+    pub(super) fn maintenance_until(&self) -> Option<Time> {
+        self.maintenance?.until
+    }
+}
