@@ -33,6 +33,7 @@ mod hostile;
 mod interference;
 mod lifecycle;
 mod limits;
+mod link_monitor;
 mod links;
 mod metrics;
 mod mtu;

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use tandemgw_core::control::protocol::{
-    BarrierStatus, GroupStatus, HealthState, LinkStatus, PeerStatus, Status,
+    BarrierStatus, GroupStatus, HealthState, LinkStatus, PeerStatus, PortStatus, Status,
+    TargetState, TargetStatus,
 };
 use tandemgw_core::event::DropReason;
 
@@ -15,7 +16,9 @@ use super::table::{Table, bytes, count, duration, terminal_width};
 const EVENTS: usize = 10;
 
 /// Words that are coloured, longer ones before those that they contain.
-const TONES: [(&str, Tone); 18] = [
+const TONES: [(&str, Tone); 20] = [
+    ("DEAD", Tone::Bad),
+    ("alive", Tone::Good),
     ("MAINTENANCE", Tone::Bad),
     ("CRITICAL", Tone::Bad),
     ("WARNING", Tone::Warning),
@@ -63,6 +66,7 @@ fn render(status: &Status, limit: Option<usize>) -> String {
         units(status, limit),
         links(status, limit),
         ports(status, limit),
+        targets(status, limit),
     ] {
         section(&mut out, table);
     }
@@ -271,6 +275,36 @@ fn ports(status: &Status, limit: Option<usize>) -> Option<Table> {
         ]
     });
     table(limit, headers, rows)
+}
+
+fn targets(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let headers = ["TARGET", "BEHIND", "BY", "STATE", "SINCE", "RTT", "LOST"];
+    let row = |(port, target): (&PortStatus, &TargetStatus)| {
+        let state = match (&target.why_not, target.state) {
+            (Some(why), _) => format!("unknown: {why}"),
+            (None, None) => "unknown".to_owned(),
+            (None, Some(TargetState::Alive)) => "alive".to_owned(),
+            (None, Some(TargetState::Dead)) => "DEAD".to_owned(),
+        };
+        [
+            target.server.clone(),
+            port.name.clone(),
+            target.protocol.clone(),
+            state,
+            duration(target.since as u64),
+            rtt(target.rtt_us),
+            format!(
+                "{} of {}",
+                target.sent.saturating_sub(target.answered),
+                target.sent
+            ),
+        ]
+    };
+    let targets = status.ports.iter().flat_map(|port| {
+        let targets = port.targets.iter().flatten();
+        targets.map(move |target| (port, target))
+    });
+    table(limit, headers, targets.map(row))
 }
 
 /// `1234 of 1048576 (0.1 %)  tcp 1000 …`

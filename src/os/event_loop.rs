@@ -39,6 +39,7 @@ use super::monitor::{Monitor, Notice};
 use super::neighbor_requests::NeighborRequests;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
+use super::probes::{MOST_MONITORS, Probes};
 use super::service_manager::ServiceManager;
 use super::signal::{Signal, Signals};
 use super::state_file::StateFile;
@@ -69,7 +70,9 @@ const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + MAX_CLIENTS);
 /// Threads beside the loop have something to report.
 const WORKER: Token = Token(NEIGHBORS.0 + 1);
-const PORTS: usize = WORKER.0 + 1;
+/// The targets of `[[link-monitor]]`.
+const PROBES: Token = Token(WORKER.0 + 1);
+const PORTS: usize = PROBES.0 + MOST_MONITORS;
 
 /// `[[ha.link]]`s that a config can have.
 const MAX_LINKS: usize = 8;
@@ -90,6 +93,7 @@ pub struct Shell {
     timer: Timer,
     service: ServiceManager,
     peers: Option<Peers>,
+    probes: Probes,
     buffers: [Buffer; READ_AHEAD],
     notices: Vec<Notice>,
     ready: Ready,
@@ -176,6 +180,7 @@ impl Shell {
             timer,
             service: ServiceManager::from_environment(),
             peers,
+            probes: Probes::new(PROBES),
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new(),
             ready,
@@ -284,6 +289,7 @@ impl Shell {
                 }
             }
             token if self.control.owns(token) => self.control.mark(token),
+            token if self.probes.mark(token) => {}
             token if token.0 < PORTS => {
                 if let Some(http) = &mut self.http {
                     http.mark(token);
@@ -319,6 +325,9 @@ impl Shell {
         }
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
+        }
+        while let Some((monitor, sequence)) = self.probes.poll_answer() {
+            self.gateway.handle_target_answer(now, monitor, sequence);
         }
         // A takeover or a step-down comes before the packets that it concerns.
         self.drain_outputs();
@@ -462,6 +471,14 @@ impl Shell {
                 }
                 Output::Resolve { port, addr } => {
                     self.resolve(*port, *addr);
+                    Ok(())
+                }
+                Output::Probe {
+                    monitor,
+                    sequence,
+                    source,
+                } => {
+                    self.probe(*monitor, *sequence, *source);
                     Ok(())
                 }
                 Output::CloseStream { peer, link } => {

@@ -22,6 +22,7 @@ pub mod peers;
 pub mod preflight;
 pub mod priority;
 pub mod private_file;
+pub mod probes;
 pub mod process;
 pub mod quic;
 pub mod service_manager;

@@ -107,6 +107,7 @@ pub fn config() -> Config {
         }],
         policies: vec![policy()],
         nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],
+        link_monitors: Vec::new(),
         forwards: vec![Forward {
             name: "web".into(),
             port: PortId(0),

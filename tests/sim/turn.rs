@@ -205,7 +205,7 @@ impl World {
                     self.send_datagram(turn.unit, peer, link, &bytes);
                 }
                 // The kernels of this world know their neighbours.
-                Output::Resolve { .. } => {}
+                Output::Resolve { .. } | Output::Probe { .. } => {}
                 Output::CloseStream { peer, link } => {
                     self.note(|| {
                         format!(

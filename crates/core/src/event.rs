@@ -79,6 +79,16 @@ pub enum Output {
         /// The neighbour.
         addr: Addr,
     },
+    /// Ask a target of `[[link-monitor]]` from an address that the kernel has on its port; the answer goes to
+    /// [`Gateway::handle_target_answer`](crate::gateway::Gateway::handle_target_answer).
+    Probe {
+        /// The place of the monitor in the config.
+        monitor: usize,
+        /// The number of the probe.
+        sequence: u16,
+        /// The address to ask from.
+        source: Addr,
+    },
     /// The replication stream to a peer no longer uses this link: data still in it must not be
     /// mistaken for part of a later stream.
     CloseStream {

@@ -46,6 +46,7 @@ pub mod ha;
 pub mod histogram;
 pub mod identity;
 pub mod in_quotes;
+pub mod link_monitor;
 pub mod log_limit;
 pub mod memory;
 pub mod metrics;

@@ -498,6 +498,7 @@ pub(crate) mod tests {
             policies,
             nat_pools: Vec::new(),
             forwards: Vec::new(),
+            link_monitors: Vec::new(),
             timeouts: Timeouts {
                 tcp_established: second,
                 tcp_transitory: second,

@@ -141,6 +141,23 @@ impl Shell {
         self.order(Order::Resolve(link, addr.into()));
     }
 
+    /// Asks a target. If that fails, it counts as silent.
+    pub(super) fn probe(&mut self, index: usize, sequence: u16, source: Addr) {
+        let config = self.gateway.config();
+        let Some(monitor) = config.link_monitors.get(index) else {
+            return;
+        };
+        let interface = &config.ports[monitor.port.index()].interface;
+        let registry = self.poll.registry();
+        let (probe, source) = ((index, sequence), source.into());
+        let sent = self
+            .probes
+            .send(registry, probe, monitor, interface, source);
+        if let Err(error) = sent {
+            log::debug!("probe not sent monitor={index} error={}", InQuotes(&error));
+        }
+    }
+
     fn note_interface(&mut self, now: Time, interface: &str, index: Option<u32>, up: bool) {
         if let Some(peers) = &mut self.peers {
             peers.note_interface(interface, index, up, &mut self.gateway, now);

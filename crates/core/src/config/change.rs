@@ -10,7 +10,7 @@ use std::fmt;
 use super::field::Owner;
 use super::network::group_of;
 use super::options::{Live, Reload};
-use super::{Config, Forward, Group, Ha, HaPeer, NatPool, Policy, Port};
+use super::{Config, Forward, Group, Ha, HaPeer, LinkMonitor, NatPool, Policy, Port};
 use crate::flow::{Addr, PortId};
 
 /// A changed key.
@@ -45,6 +45,7 @@ impl Change {
             policies: _,
             nat_pools: _,
             forwards: _,
+            link_monitors: _,
             timeouts,
             limits,
             ha,
@@ -60,6 +61,7 @@ impl Change {
         change.ports(&running.ports, ports);
         change.groups(&running.groups, groups);
         change.rules(running, wanted);
+        change.link_monitors(running, wanted);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
         change.config.limits = change.part("limits", &running.limits, limits);
         match (&running.ha, ha) {
@@ -134,6 +136,27 @@ impl Change {
         self.config.nat_pools = pools.clone();
         self.config.policies = policies;
         self.config.forwards = forwards;
+    }
+
+    /// The monitors of ports that run. They have no names: all of them are replaced.
+    fn link_monitors(&mut self, running: &Config, wanted: &Config) {
+        let translate = |monitor: &LinkMonitor| {
+            let ports = translate_ports(&[monitor.port], &wanted.ports, &running.ports)?;
+            Ok(LinkMonitor {
+                port: ports.first().copied().unwrap_or(monitor.port),
+                ..monitor.clone()
+            })
+        };
+        let monitors: Result<Vec<_>, NoPort> = wanted.link_monitors.iter().map(translate).collect();
+        match monitors {
+            Ok(monitors) if monitors == running.link_monitors => {}
+            Ok(monitors) => {
+                push(&mut self.applied, "link-monitor", "changed");
+                self.live.insert(Live::LinkMonitors);
+                self.config.link_monitors = monitors;
+            }
+            Err(why) => self.wait("link-monitor", &why.to_string()),
+        }
     }
 
     /// Compares tables that are replaced as a whole.
@@ -510,6 +533,54 @@ pub(super) mod tests {
             "10.0.1.5:53",
             "10.0.1.5:54",
             "forward.f",
+        ),
+        (
+            "link-monitor.port",
+            "port = \"lan\"\n        server",
+            "port = \"wan\"\n        server",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.server",
+            "10.0.1.50",
+            "10.0.1.51",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.protocol",
+            "protocol = \"arp\"",
+            "",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.interval",
+            "interval = \"100ms",
+            "interval = \"200ms",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.failtime",
+            "failtime = 3",
+            "failtime = 9",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.recoverytime",
+            "recoverytime = 4",
+            "recoverytime = 9",
+            "link-monitor",
+        ),
+        (
+            "link-monitor.ha-priority",
+            "ha-priority = 2",
+            "ha-priority = 9",
+            "link-monitor",
+        ),
+        (
+            "ha.pingserver-failover-threshold",
+            "failover-threshold = 1",
+            "failover-threshold = 2",
+            "ha.pingserver-failover-threshold",
         ),
         (
             "timeouts.tcp-established",

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::options::{OPTIONS, OptionDoc};
 use super::value::show_duration;
 use super::{
-    Group, Ha, Limits, Metrics, MssClamp, Node, PickupGuarantee, Port, Timeouts, VirtualAddress,
+    Group, Ha, Limits, LinkMonitor, Metrics, MssClamp, Node, PickupGuarantee, Port, Timeouts,
+    VirtualAddress,
 };
 use crate::flow::PortId;
 
@@ -74,6 +75,7 @@ pub(super) enum Access {
     Node(Field<Node>),
     Port(Field<Port>),
     Group(Field<Group>),
+    LinkMonitor(Field<LinkMonitor>),
     Timeouts(Field<Timeouts>),
     Limits(Field<Limits>),
     Metrics(Field<Metrics>),
@@ -109,7 +111,16 @@ macro_rules! owners {
     };
 }
 
-owners!(Node, Port, Group, Timeouts, Limits, Metrics, Ha);
+owners!(
+    Node,
+    Port,
+    Group,
+    LinkMonitor,
+    Timeouts,
+    Limits,
+    Metrics,
+    Ha
+);
 
 /// The access to a field, as in `field!(Timeouts.udp)`.
 macro_rules! field {

@@ -10,6 +10,7 @@ mod change;
 mod diagnostic;
 mod field;
 mod ha;
+mod link_monitor;
 mod metrics;
 mod names;
 mod network;
@@ -63,6 +64,8 @@ pub struct Config {
     pub nat_pools: Vec<NatPool>,
     /// `[[forward]]`
     pub forwards: Vec<Forward>,
+    /// `[[link-monitor]]`
+    pub link_monitors: Vec<LinkMonitor>,
     /// `[timeouts]`
     pub timeouts: Timeouts,
     /// `[limits]`
@@ -300,6 +303,67 @@ pub struct Forward {
     pub internal: (Addr, u16),
 }
 
+/// `[[link-monitor]]`: a target that must answer behind a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkMonitor {
+    /// `port` that it is behind.
+    pub port: PortId,
+    /// `server`
+    pub server: IpAddr,
+    /// The port of `server`, for TCP.
+    pub server_port: Option<u16>,
+    /// `protocol`, default ping.
+    pub protocol: MonitorProtocol,
+    /// `interval` between two probes, default 500 ms; 20 ms to 1 h.
+    pub interval: Duration,
+    /// `failtime`: so many missed probes in a row, and it is dead; default 5.
+    pub failtime: u32,
+    /// `recoverytime`: so many answers in a row, and it is alive again; default 5.
+    pub recoverytime: u32,
+    /// `ha-priority`: what it weighs if it is dead; default 1, 1 to 50.
+    pub ha_priority: u32,
+}
+
+impl LinkMonitor {
+    /// `server` as in the file.
+    pub fn server_text(&self) -> String {
+        match self.server_port {
+            Some(port) => SocketAddr::new(self.server, port).to_string(),
+            None => self.server.to_string(),
+        }
+    }
+}
+
+/// How a target is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MonitorProtocol {
+    /// By an ICMP echo request.
+    Ping,
+    /// By ARP, or by Neighbor Discovery: it must be on the link.
+    Arp,
+    /// By opening a TCP connection, which it may refuse.
+    Tcp,
+}
+
+impl MonitorProtocol {
+    /// As in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            MonitorProtocol::Ping => "ping",
+            MonitorProtocol::Arp => "arp",
+            MonitorProtocol::Tcp => "tcp",
+        }
+    }
+
+    fn of_word(word: &str) -> MonitorProtocol {
+        match word {
+            "arp" => MonitorProtocol::Arp,
+            "tcp" => MonitorProtocol::Tcp,
+            _ => MonitorProtocol::Ping,
+        }
+    }
+}
+
 /// `[timeouts]`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
@@ -355,6 +419,8 @@ pub struct Ha {
     pub heartbeat_interval: Duration,
     /// `heartbeat-lost-threshold`, default 5; 2 to 60.
     pub heartbeat_lost_threshold: u32,
+    /// `pingserver-failover-threshold`, default 0: a port is good while its dead targets weigh no more.
+    pub failover_threshold: u32,
     /// `monitor`: ports that must be up.
     pub monitor: Vec<PortId>,
     /// `session-pickup`, default true: replicate TCP sessions (and those of other protocols that

@@ -73,6 +73,8 @@ pub enum Live {
     NatPools,
     /// `[[forward]]`
     Forwards,
+    /// `[[link-monitor]]`
+    LinkMonitors,
     /// Any of `[timeouts]`, which are put in force together.
     Timeouts,
     /// `sessions-per-source` of `[limits]`.
@@ -93,6 +95,8 @@ pub enum Live {
     OverrideWaitTime,
     /// `monitor` of `[ha]`.
     Monitor,
+    /// `pingserver-failover-threshold` of `[ha]`.
+    FailoverThreshold,
     /// `session-pickup` of `[ha]`.
     SessionPickup,
     /// `session-pickup-connectionless` of `[ha]`.
@@ -173,6 +177,7 @@ impl OptionDoc {
             Access::Node(field) => of(field, Some(&config.node)),
             Access::Port(field) => of(field, config.ports.get(index)),
             Access::Group(field) => of(field, config.groups.get(index)),
+            Access::LinkMonitor(field) => of(field, config.link_monitors.get(index)),
             Access::Timeouts(field) => of(field, Some(&config.timeouts)),
             Access::Limits(field) => of(field, Some(&config.limits)),
             Access::Metrics(field) => of(field, config.metrics.as_ref()),
@@ -252,6 +257,11 @@ const TABLES: &[TableDoc] = &[
         4096,
         "destination translation; the policies then see the internal address",
     ),
+    tables_of(
+        "link-monitor",
+        64,
+        "a target that must answer behind a port: one with carrier can lead nowhere",
+    ),
     table("timeouts", "how long a session lives without a packet"),
     table("limits", "protection against floods"),
     table(
@@ -322,6 +332,14 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("forward", "external", "address:port or address:first-last", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "where clients connect to: a virtual address of the port, or one of a pool"),
     text("forward", "internal", "address:port or address:first-last", DefaultValue::Required, WHOLE, Reload::Live(Live::Forwards), "the server that they reach; for a range of ports, its first port or a range of the same length"),
 
+    text("link-monitor", "port", "port name", DefaultValue::Required, WHOLE, Reload::Live(Live::LinkMonitors), "the port that the target is behind"),
+    text("link-monitor", "server", "address; with `protocol = \"tcp\"` address:port", DefaultValue::Required, WHOLE, Reload::Live(Live::LinkMonitors), "the target; asked from this unit's own address on the port, or from the virtual one while it is primary"),
+    choice("link-monitor", "protocol", MONITOR_PROTOCOLS, DefaultValue::Text("ping"), WHOLE, Reload::Live(Live::LinkMonitors), "how it is asked: an echo request, ARP or Neighbor Discovery for a target on the link, or a TCP connection, which it may refuse"),
+    time("link-monitor", "interval", ms(20), h(1), ms(500), field!(LinkMonitor.interval), Reload::Live(Live::LinkMonitors), "time between two probes"),
+    int("link-monitor", "failtime", 1, 3600, 5, field!(LinkMonitor.failtime), Reload::Live(Live::LinkMonitors), "how many probes in a row must be lost until the target counts as dead"),
+    int("link-monitor", "recoverytime", 1, 3600, 5, field!(LinkMonitor.recoverytime), Reload::Live(Live::LinkMonitors), "how many probes in a row must be answered until it counts as alive again; doubled each time that it soon dies again"),
+    int("link-monitor", "ha-priority", 1, 50, 1, field!(LinkMonitor.ha_priority), Reload::Live(Live::LinkMonitors), "what a dead target weighs: see `pingserver-failover-threshold` of `[ha]`"),
+
     time("timeouts", "tcp-established", S, d(7), s(7440), field!(Timeouts.tcp_established), Reload::Live(Live::Timeouts), "an open TCP connection (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-transitory", S, d(1), s(240), field!(Timeouts.tcp_transitory), Reload::Live(Live::Timeouts), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-syn", S, d(1), s(240), field!(Timeouts.tcp_syn), Reload::Live(Live::Timeouts), "a SYN without an answer"),
@@ -347,6 +365,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     time("ha", "heartbeat-interval", ms(1), s(10), ms(20), field!(Ha.heartbeat_interval), RESTART, "time between two heartbeats"),
     int("ha", "heartbeat-lost-threshold", 2, 60, 5, field!(Ha.heartbeat_lost_threshold), RESTART, "how many heartbeats must be lost until a peer counts as dead"),
     list("ha", "monitor", "port name", DefaultValue::Absent("none"), field!(Ha.monitor), Reload::Live(Live::Monitor), "ports that must be up; a unit with fewer of them up loses the election"),
+    int("ha", "pingserver-failover-threshold", 0, 3200, 0, field!(Ha.failover_threshold), Reload::Live(Live::FailoverThreshold), "a port counts as down when its dead targets weigh more than this, by the `ha-priority` of each `[[link-monitor]]`"),
     flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP and other connection-oriented sessions"),
     flag("ha", "session-pickup-connectionless", true, field!(Ha.session_pickup_connectionless), Reload::Live(Live::SessionPickupConnectionless), "replicate UDP and ICMP sessions as well"),
     time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.session_pickup_delay), Reload::Live(Live::SessionPickupDelay), "replicate only sessions that live longer than this"),
@@ -365,6 +384,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
 ];
 
 const ACTIONS: &[&str] = &["accept", "drop", "reject"];
+const MONITOR_PROTOCOLS: &[&str] = &["ping", "arp", "tcp"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
 const RESTART: Reload = Reload::Restart;
 const WHOLE: Access = Access::Whole;
@@ -628,6 +648,14 @@ pub(super) mod tests {
         protocol = "udp"
         external = "10.0.1.1:53"
         internal = "10.0.1.5:53"
+        [[link-monitor]]
+        port = "lan"
+        server = "10.0.1.50"
+        protocol = "arp"
+        interval = "100ms"
+        failtime = 3
+        recoverytime = 4
+        ha-priority = 2
         [timeouts]
         tcp-established = "1h"
         tcp-transitory = "60s"
@@ -654,6 +682,7 @@ pub(super) mod tests {
         heartbeat-interval = "1ms"
         heartbeat-lost-threshold = 2
         monitor = ["lan"]
+        pingserver-failover-threshold = 1
         session-pickup = true
         session-pickup-connectionless = false
         session-pickup-delay = "1s"

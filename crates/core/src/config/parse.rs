@@ -9,7 +9,7 @@ use super::field::Owner;
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
-use super::{Config, Node, ha, metrics, policy, translation};
+use super::{Config, Node, ha, link_monitor, metrics, policy, translation};
 
 /// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
 /// is not opened.
@@ -43,6 +43,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let pools = translation::read_pools(&mut root, &network);
     let policies = policy::read(&mut root, &network, &pools);
     let forwards = translation::read_forwards(&mut root, &network, &pools);
+    let link_monitors = link_monitor::read(&mut root, &network);
     let timeouts = read_plain(root.table("timeouts"));
     let limits = read_plain(root.table("limits"));
     let ha = root.optional_table("ha").map(|table| {
@@ -56,6 +57,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let metrics = root
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
+    link_monitor::warn_of_ports(&root, &link_monitors, ha.as_ref(), &network);
     if ha.is_none() {
         policy::warn_of_guarantees(root.report, &policies);
         network.warn_of_groups(root.report);
@@ -68,6 +70,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         policies: policies.into_iter().map(|at| at.value).collect(),
         nat_pools: pools.pools,
         forwards,
+        link_monitors,
         timeouts,
         limits,
         metrics,

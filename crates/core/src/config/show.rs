@@ -57,6 +57,7 @@ fn count(config: &Config, table: &str) -> usize {
         "policy" => config.policies.len(),
         "nat-pool" => config.nat_pools.len(),
         "forward" => config.forwards.len(),
+        "link-monitor" => config.link_monitors.len(),
         "metrics" => usize::from(config.metrics.is_some()),
         "ha" => usize::from(ha.is_some()),
         "ha.link" => ha.map_or(0, |ha| ha.links.len()),
@@ -112,6 +113,12 @@ fn write_whole(out: &mut String, config: &Config, table: &str, index: usize) {
         "policy" => write_policy(out, config, &config.policies[index]),
         "nat-pool" => write_pool(out, &config.nat_pools[index]),
         "forward" => write_forward(out, config, &config.forwards[index]),
+        "link-monitor" => {
+            let monitor = &config.link_monitors[index];
+            write_text(out, "port", &config.ports[monitor.port.index()].name);
+            write_text(out, "server", &monitor.server_text());
+            write_text(out, "protocol", monitor.protocol.word());
+        }
         "ha.link" => {
             if let Some(link) = config.ha.as_ref().and_then(|ha| ha.links.get(index)) {
                 write_text(out, "interface", &link.interface);

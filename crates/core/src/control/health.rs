@@ -49,6 +49,15 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
             gateway.port_name(port),
             gateway.config().ports[port.index()].interface
         ),
+        Trouble::TargetDead(index) => {
+            let monitor = &gateway.config().link_monitors[index];
+            format!(
+                "{} behind port {} does not answer ({})",
+                monitor.server_text(),
+                gateway.port_name(monitor.port),
+                monitor.protocol.word()
+            )
+        }
         Trouble::PortFault(port) => format!(
             "port {} does not work: its virtual address {} was added to this machine",
             gateway.port_name(port),

@@ -10,12 +10,12 @@ use crate::ha::PeerView;
 use crate::time::Time;
 
 use super::ShellView;
-use super::health;
 use super::protocol::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
     GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus,
-    PortStatus, Role, SessionStatus, Status, Traffic, VERSION,
+    PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION,
 };
+use super::{health, protocol};
 
 pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
     gateway.health(now);
@@ -39,7 +39,7 @@ pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
         }),
         groups: gateway.groups().map(|id| group(gateway, id, now)).collect(),
         peers: peers.collect(),
-        ports: ports.map(|id| port(gateway, shell, id)).collect(),
+        ports: ports.map(|id| port(gateway, shell, id, now)).collect(),
         sessions: sessions(gateway),
         counters: counters(gateway),
         barrier: Some(BarrierStatus {
@@ -127,7 +127,7 @@ pub(super) fn role(role: gateway::Role) -> Role {
     }
 }
 
-fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> PortStatus {
+fn port(gateway: &Gateway, shell: &ShellView, id: PortId, now: Time) -> PortStatus {
     let port = &gateway.config().ports[id.index()];
     let link = gateway.link(id);
     let counters = gateway.port_counters(id);
@@ -138,6 +138,7 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> PortStatus {
         fault: gateway
             .fault(id)
             .map(|addr| format!("the virtual address {addr} is an address of this machine")),
+        targets: Some(targets(gateway, id, now)),
         mtu: link.mtu,
         offload: shell.ports[id.index()].offload.to_owned(),
         r#in: Traffic {
@@ -149,6 +150,28 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId) -> PortStatus {
             bytes: counters.out_bytes,
         },
     }
+}
+
+fn targets(gateway: &Gateway, port: PortId, now: Time) -> Vec<TargetStatus> {
+    use crate::link_monitor::TargetState as State;
+    let own = gateway
+        .targets()
+        .filter(|target| target.config.port == port);
+    own.map(|target| TargetStatus {
+        server: target.config.server_text(),
+        protocol: target.config.protocol.word().to_owned(),
+        state: match target.state {
+            State::Unknown => None,
+            State::Alive => Some(protocol::TargetState::Alive),
+            State::Dead => Some(protocol::TargetState::Dead),
+        },
+        since: seconds(now.since(target.since)),
+        rtt_us: target.rtt.map(|rtt| rtt.as_micros() as u64),
+        sent: target.sent,
+        answered: target.answered,
+        why_not: target.why_not.map(str::to_owned),
+    })
+    .collect()
 }
 
 fn peer(

@@ -498,8 +498,16 @@ impl Gateway {
     }
 
     pub(super) fn tell_ports(&mut self, now: Time) {
-        let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
+        let up = self.ports_up();
         self.in_cluster(now, |cluster, _| cluster.ha.handle_ports(now, &up));
+    }
+
+    /// By port, whether packets can pass it and lead somewhere, as far as known here.
+    pub(super) fn ports_up(&self) -> Vec<bool> {
+        let ports = self.ports.iter().enumerate();
+        ports
+            .map(|(index, port)| port.works() && self.leads_on(index))
+            .collect()
     }
 
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::link_monitor::TargetState;
 use crate::time::Time;
 
 use super::Gateway;
@@ -34,6 +35,8 @@ pub enum Trouble {
     Degraded(GroupId),
     /// The interface of the port is down.
     PortDown(PortId),
+    /// A target behind the port does not answer; its place among the monitors.
+    TargetDead(usize),
     /// The kernel has a virtual address of the port, so that packets to it do not come to the gateway.
     PortFault(PortId),
     /// Another machine claims a virtual address of the port.
@@ -159,6 +162,11 @@ impl Gateway {
                 found.push((Trouble::PortDown(PortId::from_index(index)), severity));
             } else if port.fault.is_some() {
                 found.push((Trouble::PortFault(PortId::from_index(index)), severity));
+            }
+        }
+        for (index, target) in self.targets().enumerate() {
+            if target.state == TargetState::Dead {
+                found.push((Trouble::TargetDead(index), Severity::Warning));
             }
         }
         let mut last = None;

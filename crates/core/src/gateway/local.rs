@@ -15,6 +15,9 @@ use super::{Gateway, Packet, port_frames};
 impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
     pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
+        if self.takes_probe_answer(&packet) {
+            return Verdict::Consumed;
+        }
         match self.judge_local(&packet, |group| self.is_primary(group)) {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
@@ -109,6 +112,7 @@ impl Gateway {
             self.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
+        self.note_target(now, port, addr);
         let is_ours = self.addresses_on(port).any(|(own, _)| own == addr);
         let is_peer = self.is_peer(port, mac);
         if is_ours && !is_peer {

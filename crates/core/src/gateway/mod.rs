@@ -41,6 +41,7 @@ mod reload;
 mod revalidate;
 mod roles;
 mod strays;
+mod targets;
 mod unresolved;
 mod uplinks;
 mod view;
@@ -168,6 +169,7 @@ pub struct Gateway {
     port_frames: port_frames::PortFrames,
     conflicts: conflict::Conflicts,
     strays: strays::Strays,
+    targets: targets::Targets,
     budgets: Budgets,
     random: Random,
     counters: Counters,
@@ -222,6 +224,7 @@ impl Gateway {
             port_frames: port_frames::PortFrames::new(config.ports.len()),
             conflicts: conflict::Conflicts::default(),
             strays: strays::Strays::default(),
+            targets: targets::Targets::new(&config, now),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
             random,
             counters: Counters::default(),
@@ -338,6 +341,7 @@ impl Gateway {
         self.counters.dropped[DropReason::FragmentOrphan as usize] += orphans;
         self.send_due_announcements(now);
         self.revalidate_some(now);
+        self.probe_targets(now);
         self.cluster_timeout(now);
         self.check_health_if_due(now);
     }
@@ -354,6 +358,7 @@ impl Gateway {
             sweep,
             self.fragments.poll_timeout(),
             self.announcer.poll_timeout(),
+            self.targets.monitors.poll_timeout(),
             self.poll_cluster_timeout(now),
         ]
         .into_iter()

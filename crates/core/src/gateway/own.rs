@@ -20,6 +20,12 @@ impl KernelAddresses {
         let mut from = self.0.range((addr, None)..);
         from.next().is_some_and(|(first, _)| *first == addr)
     }
+
+    /// The addresses on the interface of `port`.
+    pub(super) fn on(&self, port: PortId) -> impl Iterator<Item = Addr> {
+        let here = self.0.iter().filter(move |(_, at)| *at == Some(port));
+        here.map(|(addr, _)| *addr)
+    }
 }
 
 impl Gateway {

@@ -138,8 +138,12 @@ impl Gateway {
             priorities,
             override_,
             monitor,
+            targets,
             pickup,
         } = effects;
+        if targets {
+            self.targets.follow(&self.config, now);
+        }
         if timeouts {
             self.sessions
                 .set_timeouts(Timeouts::from(&self.config.timeouts));
@@ -157,6 +161,7 @@ impl Gateway {
             self.adopt_rules(now, ruleset);
         }
         let config = Arc::clone(&self.config);
+        let up = self.ports_up();
         let mut more_are_replicated = false;
         if let (Some(cluster), Some(ha)) = (&mut self.cluster, &config.ha) {
             if priorities {
@@ -168,8 +173,7 @@ impl Gateway {
             if override_ {
                 cluster.ha.set_override(now, ha.override_, ha.override_wait);
             }
-            if monitor {
-                let up: Vec<bool> = self.ports.iter().map(super::PortState::works).collect();
+            if monitor || targets {
                 cluster.ha.set_monitor(now, &ha.monitor, &up);
             }
             if pickup {
@@ -197,6 +201,8 @@ impl Gateway {
             "the rate of errors is in force"
         );
         assert!(self.announcer.follows(config), "announcements follow");
+        let monitors = &self.targets.monitors;
+        assert!(monitors.follows(config), "the targets follow");
         if let Some(cluster) = &self.cluster {
             assert!(cluster.ha.follows(config), "the election follows");
         }
@@ -250,6 +256,7 @@ pub(super) struct Effects {
     priorities: bool,
     override_: bool,
     monitor: bool,
+    targets: bool,
     pickup: bool,
 }
 
@@ -275,6 +282,7 @@ impl Effects {
             Live::GroupPriority | Live::Priority => self.priorities = true,
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
+            Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
                 self.pickup = true;
             }
@@ -376,6 +384,7 @@ mod tests {
             Live::Policies => format!("{:?}", config.policies),
             Live::NatPools => format!("{:?}", config.nat_pools),
             Live::Forwards => format!("{:?}", config.forwards),
+            Live::LinkMonitors => format!("{:?}", config.link_monitors),
             other => panic!("{other:?} has a value of its own"),
         }
     }

@@ -50,6 +50,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
         override_wait: Duration::ZERO,
         heartbeat_interval: INTERVAL,
         heartbeat_lost_threshold: 5,
+        failover_threshold: 0,
         monitor: vec![PortId(0), PortId(1)],
         session_pickup: true,
         session_pickup_connectionless: true,

@@ -44,6 +44,15 @@ metrics! {
     PORT_BYTES_OUT = Counter "tandemgw_port_forwarded_bytes_total" ["port"]
         "Bytes of IP forwarded out of the port.";
 
+    TARGET_UP = Gauge "tandemgw_link_monitor_up" ["port", "server", "protocol"]
+        "Whether the target of a [[link-monitor]] answers; left out while that is not known.";
+    TARGET_RTT = Gauge "tandemgw_link_monitor_rtt_seconds" ["port", "server", "protocol"]
+        "Round-trip time of its last answer.";
+    TARGET_SENT = Counter "tandemgw_link_monitor_probes_total" ["port", "server", "protocol"]
+        "Probes sent to it.";
+    TARGET_ANSWERED = Counter "tandemgw_link_monitor_answers_total" ["port", "server", "protocol"]
+        "Probes that it has answered.";
+
     SESSIONS = Gauge "tandemgw_sessions" ["protocol", "state"]
         "Sessions in the table.";
     SESSIONS_MAX = Gauge "tandemgw_sessions_max" []

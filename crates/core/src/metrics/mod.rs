@@ -68,6 +68,7 @@ const PARTS: &[Part] = &[
     traffic::build,
     traffic::packets,
     traffic::ports,
+    traffic::targets,
     traffic::sessions,
     traffic::pools,
     cluster::groups,

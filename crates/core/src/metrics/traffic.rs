@@ -4,6 +4,7 @@ use crate::config::Nat;
 use crate::event::DropReason;
 use crate::flow::{PortId, Protocol};
 use crate::gateway::{Gateway, PortCounters, Severity};
+use crate::link_monitor::{TargetState, TargetView};
 use crate::session::SessionState;
 
 use super::page::Page;
@@ -55,6 +56,32 @@ pub(super) fn ports(view: &View<'_>, page: &mut Page<'_>) {
     each(&catalog::PORT_BYTES_IN, |port| port.in_bytes);
     each(&catalog::PORT_PACKETS_OUT, |port| port.out_packets);
     each(&catalog::PORT_BYTES_OUT, |port| port.out_bytes);
+}
+
+pub(super) fn targets(view: &View<'_>, page: &mut Page<'_>) {
+    let mut each = |metric, value: fn(&TargetView<'_>) -> Option<f64>| {
+        let mut samples = page.begin(metric);
+        for target in view.gateway.targets() {
+            let monitor = target.config;
+            let port = view.gateway.port_name(monitor.port);
+            let labels = [port, &monitor.server_text(), monitor.protocol.word()];
+            if let Some(value) = value(&target) {
+                samples.add(&labels, value);
+            }
+        }
+    };
+    each(&catalog::TARGET_UP, |target| match target.state {
+        TargetState::Unknown => None,
+        TargetState::Alive => Some(1.0),
+        TargetState::Dead => Some(0.0),
+    });
+    each(&catalog::TARGET_RTT, |target| {
+        target.rtt.map(|rtt| rtt.as_secs_f64())
+    });
+    each(&catalog::TARGET_SENT, |target| Some(target.sent as f64));
+    each(&catalog::TARGET_ANSWERED, |target| {
+        Some(target.answered as f64)
+    });
 }
 
 pub(super) fn sessions(view: &View<'_>, page: &mut Page<'_>) {

@@ -24,6 +24,7 @@ pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
         override_wait: Duration::ZERO,
         heartbeat_interval: Duration::from_millis(20),
         heartbeat_lost_threshold: 5,
+        failover_threshold: 0,
         monitor: Vec::new(),
         session_pickup: true,
         session_pickup_connectionless: true,

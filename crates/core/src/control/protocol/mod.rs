@@ -33,8 +33,8 @@ pub use session::{Cleared, Endpoint, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
     GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, MaintenanceStatus,
-    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, Traffic,
-    TroubleStatus,
+    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetState,
+    TargetStatus, Traffic, TroubleStatus,
 };
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.

@@ -234,7 +234,7 @@ pub struct LinkStatus {
 }
 
 /// A port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortStatus {
     /// Its name.
     pub name: String,
@@ -244,6 +244,8 @@ pub struct PortStatus {
     pub up: bool,
     /// Why the gateway does not use it although it is up; `null` if it does.
     pub fault: Option<String>,
+    /// The targets of `[[link-monitor]]` behind it; `null` from gateways without them.
+    pub targets: Option<Vec<TargetStatus>>,
     /// The MTU of the interface.
     pub mtu: u32,
     /// Offloads in use: `tso+uso`, `tso` or `none`.
@@ -252,6 +254,37 @@ pub struct PortStatus {
     pub r#in: Traffic,
     /// Traffic forwarded out of it.
     pub out: Traffic,
+}
+
+/// A target of a `[[link-monitor]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// The target, as in the config.
+    pub server: String,
+    /// `ping`, `arp` or `tcp`.
+    pub protocol: String,
+    /// Whether it answers; `null` while that is not known.
+    pub state: Option<TargetState>,
+    /// For how many seconds that has been so.
+    pub since: f64,
+    /// The round-trip time of its last answer in microseconds; `null` if it never answered.
+    pub rtt_us: Option<u64>,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes answered.
+    pub answered: u64,
+    /// Why it can't be asked; `null` if it is.
+    pub why_not: Option<String>,
+}
+
+/// Whether a target answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetState {
+    /// It answers.
+    Alive,
+    /// It does not.
+    Dead,
 }
 
 /// Packets and bytes of IP; a super-packet counts as one packet.
