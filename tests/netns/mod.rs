@@ -91,11 +91,10 @@ pub fn config() -> Config {
     Config {
         node: Node {
             name: "test".into(),
-            key: None,
-            state_directory: "/nowhere".into(),
             control_socket: "/nowhere".into(),
             max_sessions: 1024,
             routing_table: 7700,
+            ..Node::default()
         },
         ports: vec![
             port("lan", ["10.77.1.1/24", "fd77:1::1/64"]),
