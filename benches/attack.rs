@@ -394,7 +394,7 @@ fn flood(attack: &str, interface: &str, gateway: &str) -> Result<()> {
         *byte = u8::from_str_radix(hex, 16)?;
     }
     let frames = frames(attack, mac)?;
-    let socket = PacketSocket::open(interface, &[])?;
+    let socket = PacketSocket::open(interface)?;
     let (start, mut sent) = (Instant::now(), 0u64);
     loop {
         let due = (start.elapsed().as_secs_f64() * *rate as f64) as u64;

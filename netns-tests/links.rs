@@ -175,3 +175,85 @@ fn address_of_the_unit_may_change() {
     wait_until("traffic passes", || reaches(&lab.lan1, SERVER[0]));
     assert_eq!(whoami(&lab.lan1, SERVER[0]), "10.77.2.1");
 }
+
+/// Calls that wait for the kernel lock of links and routes (`rtnl`), which all namespaces of a machine share.
+const LOCKED: [&str; 9] = [
+    "_MEMBERSHIP",
+    "MULTICAST_IF",
+    "TUNSETIFF",
+    "TUNSETPERSIST",
+    "SIOCSIF",
+    "SIOCETHTOOL",
+    "close(",
+    "RTM_NEW",
+    "RTM_DEL",
+];
+
+/// Closing one of these waits too. strace knows the protocols of sockets, but not that of a packet socket.
+const LOCKED_TO_CLOSE: [&str; 2] = ["/dev/net/tun", "<socket:["];
+
+#[test]
+fn the_loop_waits_for_no_lock_of_the_kernel() {
+    let mut lab = Lab::new();
+    lab.unit.edit(
+        "nat = true",
+        "nat-pool = \"pool\"\n[[nat-pool]]\nname = \"pool\"\naddresses = [\"10.77.2.10\", \"fd77:2::10\"]",
+    );
+    let trace = lab.dir().join("trace");
+    let calls = "trace=setsockopt,ioctl,close,sendto,sendmsg,write";
+    lab.unit.launch_by(&format!(
+        "exec strace -D -f -yy -qq -s 200 -e {calls} -o {} \"$@\"",
+        trace.display()
+    ));
+    lab.unit.start();
+    // An interface and a TUN device made again, addresses that come and go, a route that is put back.
+    lab.unit.ns.run("ip link del eth0");
+    wait_until("the port is down", || {
+        lab.unit.status()["ports"][0]["up"] == false
+    });
+    lab.attach_lan();
+    lab.unit.ns.run("ip link del tgw-wan");
+    wait_until("the TUN device is back", || {
+        lab.unit.log().contains("what=\"the MTU of tgw-wan")
+    });
+    lab.unit.ns.run("ip route flush table 7700");
+    lab.unit.ns.run("ip addr flush dev eth1 scope global");
+    lab.unit.edit("fd77:2::10\"", "fd77:2::10-fd77:2::20\"");
+    lab.unit.write_config();
+    lab.unit.tandemgw("reload").ok();
+    let joined = || lab.unit.ns.run("ip maddr show dev eth1");
+    wait_until("groups of the new addresses are joined", || {
+        joined().contains("ff02::1:ff00:20")
+    });
+    let joined = || lab.unit.ns.run("ip maddr show dev eth0");
+    wait_until("groups are joined on the new interface", || {
+        joined().contains("ff02::1:ff00:1")
+    });
+    wait_until("it forwards", || {
+        let ping = lab.lan1.try_run("ping -c 1 -W 1 10.77.2.100");
+        ping.status.success()
+    });
+    let main = format!("{} ", lab.unit.pid());
+    let text = std::fs::read_to_string(&trace).expect("strace has written");
+    let is_locked = |call: &str| {
+        let closes = call.contains("close(");
+        let found = LOCKED.iter().any(|name| call.contains(name));
+        found && (!closes || LOCKED_TO_CLOSE.iter().any(|name| call.contains(name)))
+    };
+    let ours = text.lines().filter_map(|line| line.strip_prefix(&main));
+    let running: Vec<&str> = ours.skip_while(|call| !call.contains("ready")).collect();
+    assert!(running.len() > 10, "{text}");
+    let locked: Vec<&&str> = running.iter().filter(|call| is_locked(call)).collect();
+    assert!(locked.is_empty(), "in the loop: {locked:#?}");
+    // The test sees them where they are.
+    let others = text.lines().filter(|line| !line.starts_with(&main));
+    let elsewhere: Vec<&str> = others.filter(|call| is_locked(call)).collect();
+    for name in ["_MEMBERSHIP", "RTM_NEW", "/dev/net/tun", "<socket:["] {
+        let some: Vec<&&str> = elsewhere.iter().take(40).collect();
+        assert!(
+            elsewhere.iter().any(|call| call.contains(name)),
+            "{name}: {some:#?}"
+        );
+    }
+    lab.unit.stop();
+}

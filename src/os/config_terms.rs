@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use tandemgw_core::config::{Config, Port as PortConfig};
 
-use super::packet_socket::solicited_node;
+use super::multicast::solicited_node;
 use super::tun::Offloads;
 
 /// The config with absolute paths.

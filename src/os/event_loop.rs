@@ -36,6 +36,7 @@ use super::control_socket::ControlSocket;
 use super::http::HttpServer;
 use super::logging;
 use super::monitor::{Monitor, Notice};
+use super::multicast::Groups;
 use super::neighbor_requests::NeighborRequests;
 use super::packet_socket::PacketSocket;
 use super::peers::Peers;
@@ -197,11 +198,15 @@ impl Shell {
     ///
     /// # Errors
     /// If the kernel refuses a wait or a thread; the process can't go on then.
-    pub fn run(&mut self, mut steering: Steering) -> (io::Result<()>, Option<Steering>) {
+    pub fn run(
+        &mut self,
+        mut steering: Steering,
+        groups: Vec<Groups>,
+    ) -> (io::Result<()>, Option<Steering>) {
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
         self.follow_first(&mut steering);
-        match Upkeep::begin(steering, self.gateway.config(), &self.waker) {
+        match Upkeep::begin(steering, groups, self.gateway.config(), &self.waker) {
             Ok(upkeep) => self.upkeep = Some(upkeep),
             Err(error) => return (Err(error), None),
         }

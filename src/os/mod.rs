@@ -14,6 +14,7 @@ pub mod key_file;
 pub mod logging;
 pub mod memory;
 pub mod monitor;
+pub mod multicast;
 mod neighbor_requests;
 pub mod netlink;
 mod nftables;

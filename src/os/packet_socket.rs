@@ -1,9 +1,7 @@
 //! Address resolution on a link: ARP and Neighbor Discovery frames, received and sent raw.
 
-use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
-use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
@@ -17,60 +15,26 @@ pub struct PacketSocket {
     interface: String,
     /// The number of the interface that it is attached to.
     index: libc::c_int,
-    groups: Vec<Ipv6Addr>,
     socket: OwnedFd,
-    /// Holds the memberships for which the kernel sends MLD reports.
-    listener: Option<OwnedFd>,
-    /// Whether the kernel has refused to report a group: it is not asked again.
-    is_refused: bool,
-    /// Groups yet to be joined (true) or left.
-    pending: VecDeque<(Ipv6Addr, bool)>,
-}
-
-/// The multicast group that a Neighbor Solicitation for `address` is sent to (RFC 4291, section
-/// 2.7.1): `ff02::1:ffXX:XXXX`.
-pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
-    let [.., a, b, c] = address.octets();
-    let (high, low) = (u16::from_be_bytes([0xff, a]), u16::from_be_bytes([b, c]));
-    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, high, low)
 }
 
 impl PacketSocket {
-    /// Opens a socket on `interface`, and joins the multicast `groups` there: see
-    /// [`solicited_node`].
-    ///
-    /// The groups are joined twice: for the interface's hardware filter, and in the kernel's IPv6,
-    /// so that it reports them (MLD, RFC 3810) and snooping switches deliver. If the kernel refuses
-    /// the second, for instance since it was built without IPv6, a warning says so.
+    /// Opens a socket on `interface`.
     ///
     /// # Errors
     ///
     /// `NotFound` if there is no such interface; what the kernel says otherwise (no `CAP_NET_RAW`).
-    pub fn open(interface: &str, groups: &[Ipv6Addr]) -> io::Result<PacketSocket> {
-        let mut socket = PacketSocket::attach(interface, groups)?;
-        while socket.listen_to_some(usize::MAX)? {}
-        Ok(socket)
-    }
-
-    /// Attached, with its groups yet to be joined.
-    fn attach(interface: &str, groups: &[Ipv6Addr]) -> io::Result<PacketSocket> {
+    pub fn open(interface: &str) -> io::Result<PacketSocket> {
         let index = interface_index(interface)?;
-        let mut socket = PacketSocket {
+        Ok(PacketSocket {
             interface: interface.to_owned(),
             index,
             socket: open_socket(index)?,
-            groups: Vec::new(),
-            listener: None,
-            is_refused: false,
-            pending: VecDeque::new(),
-        };
-        socket.listen_to(groups.to_vec());
-        Ok(socket)
+        })
     }
 
-    /// Attaches to the interface of the same name again after it was recreated;
-    /// [`listen_to_some`](Self::listen_to_some) then joins the groups. Returns the former socket,
-    /// which takes the kernel milliseconds to close.
+    /// Attaches to the interface of the same name again after it was recreated. Returns the former
+    /// socket, which takes the kernel milliseconds to close.
     ///
     /// Register the socket again afterwards: it is a new one. On an error it stays as it was.
     ///
@@ -78,103 +42,13 @@ impl PacketSocket {
     ///
     /// As for [`PacketSocket::open`].
     pub fn reopen(&mut self) -> io::Result<PacketSocket> {
-        let socket = PacketSocket::attach(&self.interface, &self.groups)?;
+        let socket = PacketSocket::open(&self.interface)?;
         Ok(std::mem::replace(self, socket))
     }
 
     /// Whether it is attached to the interface with that number.
     pub fn is_on(&self, number: u32) -> bool {
         u32::try_from(self.index) == Ok(number)
-    }
-
-    /// Whether there are groups to be joined or left.
-    pub fn has_groups_to_join(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
-    /// Replaces the multicast groups; they are joined by
-    /// [`listen_to_some`](Self::listen_to_some).
-    pub fn listen_to(&mut self, mut groups: Vec<Ipv6Addr>) {
-        groups.sort_unstable();
-        groups.dedup();
-        let missing = |groups: &[Ipv6Addr], of: &[Ipv6Addr]| -> Vec<Ipv6Addr> {
-            let is_missing = |group: &&Ipv6Addr| groups.binary_search(group).is_err();
-            of.iter().filter(is_missing).copied().collect()
-        };
-        let new = missing(&self.groups, &groups);
-        let gone = missing(&groups, &self.groups);
-        self.pending
-            .extend(new.into_iter().map(|group| (group, true)));
-        self.pending
-            .extend(gone.into_iter().map(|group| (group, false)));
-        self.groups = groups;
-    }
-
-    /// Joins or leaves up to `most` groups, some 10 µs each, more if there are thousands; returns
-    /// whether others remain.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's error; then the remaining groups are given up.
-    pub fn listen_to_some(&mut self, most: usize) -> io::Result<bool> {
-        if self.pending.is_empty() {
-            return Ok(false);
-        }
-        let pending = std::mem::take(&mut self.pending);
-        let index = interface_index(&self.interface)?;
-        let mut left = pending;
-        for (group, joins) in left.drain(..most.min(left.len())) {
-            let operation = match joins {
-                true => libc::PACKET_ADD_MEMBERSHIP,
-                false => libc::PACKET_DROP_MEMBERSHIP,
-            };
-            join_hardware(&self.socket, index, group, operation)?;
-            self.report(index, group, joins);
-        }
-        self.pending = left;
-        Ok(!self.pending.is_empty())
-    }
-
-    /// Makes the kernel start or stop listening to `group`.
-    fn report(&mut self, index: libc::c_int, group: Ipv6Addr, joins: bool) {
-        if self.is_refused && joins {
-            return;
-        }
-        // A refused group can't be left.
-        if let Err(error) = self.try_to_report(index, group, joins)
-            && !self.is_refused
-        {
-            self.is_refused = true;
-            log::warn!(
-                "mld reports off interface={} error={} \
-                 effect=\"switches that snoop may not deliver neighbour solicitations\"",
-                self.interface,
-                InQuotes(&error)
-            );
-        }
-    }
-
-    fn try_to_report(
-        &mut self,
-        index: libc::c_int,
-        group: Ipv6Addr,
-        joins: bool,
-    ) -> io::Result<()> {
-        let listener = match &mut self.listener {
-            Some(listener) => listener,
-            none => none.insert(new_socket(libc::AF_INET6, libc::SOCK_DGRAM)?),
-        };
-        let request = libc::ipv6_mreq {
-            ipv6mr_multiaddr: libc::in6_addr {
-                s6_addr: group.octets(),
-            },
-            ipv6mr_interface: index as libc::c_uint,
-        };
-        let name = match joins {
-            true => libc::IPV6_ADD_MEMBERSHIP,
-            false => libc::IPV6_DROP_MEMBERSHIP,
-        };
-        set_option(listener, libc::IPPROTO_IPV6, name, &request)
     }
 
     /// Reads the next frame, from its destination address on, into `frame`; gives its length, cut
@@ -339,25 +213,7 @@ fn jump(code: u32, k: u32, if_true: u8, if_false: u8) -> libc::sock_filter {
     }
 }
 
-/// Has the interface receive frames to the Ethernet address of `group` (RFC 2464, section 7), or no
-/// longer: `operation` is `PACKET_ADD_MEMBERSHIP` or `PACKET_DROP_MEMBERSHIP`.
-fn join_hardware(
-    socket: &OwnedFd,
-    index: libc::c_int,
-    group: Ipv6Addr,
-    operation: libc::c_int,
-) -> io::Result<()> {
-    let [.., a, b, c, d] = group.octets();
-    let request = libc::packet_mreq {
-        mr_ifindex: index,
-        mr_type: libc::PACKET_MR_MULTICAST as libc::c_ushort,
-        mr_alen: 6,
-        mr_address: [0x33, 0x33, a, b, c, d, 0, 0],
-    };
-    set_option(socket, libc::SOL_PACKET, operation, &request)
-}
-
-fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
+pub(super) fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
     let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: plain system call without pointers.
     let fd = unsafe { libc::socket(family, kind, 0) };
@@ -366,7 +222,7 @@ fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(super) fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     let value: *const T = value;
     // SAFETY: `value` is readable for `length` bytes, and borrowed for the call. What it points to in
@@ -374,7 +230,7 @@ fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Resu
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) })
 }
 
-fn interface_index(name: &str) -> io::Result<libc::c_int> {
+pub(super) fn interface_index(name: &str) -> io::Result<libc::c_int> {
     let c_name = CString::new(name)?;
     // SAFETY: `c_name` is a string that ends in zero, and borrowed only for the call.
     let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
@@ -436,19 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn solicited_node_group_as_in_the_rfc() {
-        let address = "4037::01:800:200e:8c6c".parse().unwrap();
-        assert_eq!(solicited_node(address).to_string(), "ff02::1:ff0e:8c6c");
-    }
-
-    #[test]
     fn receives_address_resolution_and_nothing_else() {
         in_namespace(|| {
             // The kernel's own Neighbor Discovery would mix with ours.
             std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
             wire();
-            let here = PacketSocket::open("here", &[]).unwrap();
-            let there = PacketSocket::open("there", &[]).unwrap();
+            let here = PacketSocket::open("here").unwrap();
+            let there = PacketSocket::open("there").unwrap();
 
             let all = [0xff; 6];
             let group = [0x33, 0x33, 0xff, 0, 0, 1];
@@ -484,47 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn joins_the_groups_in_hardware_and_kernel() {
-        in_namespace(|| {
-            wire();
-            let group = solicited_node("fd77::12:3456".parse().unwrap());
-            let count = |text: &str, needle: &str| text.matches(needle).count();
-            let memberships = || {
-                let hardware = std::fs::read_to_string("/proc/thread-self/net/dev_mcast").unwrap();
-                let kernel = std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
-                (
-                    count(&hardware, "3333ff123456"),
-                    count(&kernel, "ff0200000000000000000001ff123456"),
-                )
-            };
-            assert_eq!(memberships(), (0, 0));
-            let socket = PacketSocket::open("here", &[group, group]).unwrap();
-            assert_eq!(memberships(), (1, 1));
-            let mut socket = socket;
-            socket.listen_to(Vec::new());
-            while socket.listen_to_some(1).unwrap() {}
-            assert_eq!(memberships(), (0, 0));
-            socket.listen_to(vec![group, group]);
-            while socket.listen_to_some(1).unwrap() {}
-            assert_eq!(memberships(), (1, 1));
-            drop(socket);
-            assert_eq!(memberships(), (0, 0));
-
-            std::fs::write("/proc/sys/net/ipv6/conf/here/disable_ipv6", "1").unwrap();
-            let _socket = PacketSocket::open("here", &[group]).unwrap();
-            assert_eq!(
-                memberships().0,
-                1,
-                "without IPv6 the frames come nevertheless"
-            );
-        });
-    }
-
-    #[test]
     fn survives_its_interface() {
         in_namespace(|| {
             wire();
-            let mut here = PacketSocket::open("here", &[]).unwrap();
+            let mut here = PacketSocket::open("here").unwrap();
             ip("link set here down");
             assert_eq!(here.recv(&mut [0; 64]).unwrap(), None);
             assert!(here.send(&[0xff; 60]).is_err());
@@ -536,7 +349,7 @@ mod tests {
 
             wire();
             drop(here.reopen().unwrap());
-            let there = PacketSocket::open("there", &[]).unwrap();
+            let there = PacketSocket::open("there").unwrap();
             let arp = frame([0xff; 6], &[], 0x0806, &[0, 1, 8, 0, 6, 4, 0, 1]);
             there.send(&arp).unwrap();
             assert!(received(&here).contains(&arp));

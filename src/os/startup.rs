@@ -19,6 +19,7 @@ use super::event_loop::{Port, Shell};
 use super::key_file;
 use super::memory;
 use super::monitor::{Monitor, Notice};
+use super::multicast::Groups;
 use super::netlink::Netlink;
 use super::packet_socket::PacketSocket;
 use super::priority;
@@ -95,6 +96,7 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
     let ports = open_ports(&config)?;
+    let groups = join_groups(&config).map_err(unfit)?;
     let claims = probe_addresses(&config, &ports)?;
     let (mut gateway, monitor) = prepare(&config)?;
     for claim in claims {
@@ -116,7 +118,7 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
             InQuotes(&error)
         );
     }
-    let (result, steering) = shell.run(steering);
+    let (result, steering) = shell.run(steering, groups);
     let result = result.map_err(doing("running"));
     // Steering goes before the TUN devices would, so that nothing slips past on the way out.
     let removed = match steering {
@@ -130,19 +132,27 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
 }
 
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
-    config
-        .ports
-        .iter()
-        .map(|port| open_port(config, port))
-        .collect()
+    config.ports.iter().map(open_port).collect()
 }
 
-fn open_port(config: &Config, port: &PortConfig) -> Result<Port, StartError> {
+/// Joins the multicast groups of all ports.
+fn join_groups(config: &Config) -> Result<Vec<Groups>, StartError> {
+    let join = |port: &PortConfig| {
+        let mut groups = Groups::new(&port.interface);
+        groups.set(solicited_groups(config, port));
+        while groups.change_some(usize::MAX)? {}
+        Ok(groups)
+    };
+    let joined: Result<Vec<Groups>, std::io::Error> = config.ports.iter().map(join).collect();
+    joined.map_err(doing("joining the multicast groups of the addresses"))
+}
+
+fn open_port(port: &PortConfig) -> Result<Port, StartError> {
     let name = format!("tgw-{}", port.name);
     let tun = Tun::open(&name, offloads(port))
         .map_err(doing(format!("opening the TUN device {name}")))
         .map_err(unfit)?;
-    let socket = PacketSocket::open(&port.interface, &solicited_groups(config, port))
+    let socket = PacketSocket::open(&port.interface)
         .map_err(doing(format!(
             "listening for ARP and ND on {}",
             port.interface

@@ -28,7 +28,8 @@ use tandemgw_core::time::Time;
 
 use super::barrier::BarrierWatch;
 use super::clock;
-use super::config_terms::offloads;
+use super::config_terms::{offloads, solicited_groups};
+use super::multicast::Groups;
 use super::netlink::{KernelRoute, Netlink, NetlinkError};
 use super::priority;
 use super::steering::{Disturbance, Restored, SetupError, Steering, Way};
@@ -47,6 +48,9 @@ const FIGHT: Duration = Duration::from_millis(50);
 /// And must get the time to finish.
 const TRUCE: Duration = Duration::from_millis(20);
 
+/// Multicast groups joined or left before repairs get their turn: two system calls each.
+const GROUPS_AT_A_TIME: usize = 16;
+
 /// Neighbours that wait to be resolved; any more are skipped and requested again later.
 const MOST_RESOLVED: usize = 256;
 
@@ -62,8 +66,10 @@ pub enum Order {
     RemoveForeign(KernelRoute),
     /// The default routes of a family have these next hops.
     Follow(Family, Vec<Way>),
-    /// Pools and forwards have the addresses of this config.
+    /// Pools and forwards have the addresses of this config: routes and multicast groups follow.
     Readdress(Arc<Config>),
+    /// The interface of this port was recreated: join its multicast groups.
+    Rejoin(PortId),
     /// Keep this neighbour at the interface of that number warm.
     Resolve(u32, IpAddr),
 }
@@ -86,8 +92,10 @@ pub enum Report {
     ForeignRemoved(KernelRoute, Option<NetlinkError>),
     /// The kernel follows among these next hops, or why it does not.
     Followed(Family, Vec<Way>, Option<NetlinkError>),
-    /// Routes to addresses are as ordered, except these, with the reasons.
-    Readdressed(Vec<NetlinkError>),
+    /// Routes and multicast groups are as ordered, except these, with the reasons.
+    Readdressed(Vec<String>),
+    /// Multicast groups of a recreated interface can't be joined, for this reason.
+    NotJoined(String),
 }
 
 /// The loop's end of the thread.
@@ -106,6 +114,7 @@ impl Upkeep {
     /// If the kernel can't create a thread, a descriptor or a netlink socket.
     pub fn begin(
         steering: Steering,
+        groups: Vec<Groups>,
         config: &Config,
         loop_waker: &Arc<Waker>,
     ) -> io::Result<Upkeep> {
@@ -116,6 +125,8 @@ impl Upkeep {
         let resolving = Arc::new(AtomicUsize::new(0));
         let keeper = Keeper {
             steering,
+            groups,
+            readdressing: None,
             netlink: Netlink::open()?,
             watch: watch_barrier(&poll, &config.node.name),
             poll,
@@ -206,6 +217,10 @@ fn watch_barrier(poll: &Poll, node: &str) -> Option<BarrierWatch> {
 /// The thread's end.
 struct Keeper {
     steering: Steering,
+    /// By port.
+    groups: Vec<Groups>,
+    /// What has gone wrong since new addresses were ordered, until it is reported.
+    readdressing: Option<Vec<String>>,
     netlink: Netlink,
     poll: Poll,
     watch: Option<BarrierWatch>,
@@ -251,7 +266,9 @@ impl Keeper {
 
     fn wait(&mut self, events: &mut Events) {
         let now = clock::now();
-        let is_busy = self.barrier_changed || self.steering.is_disturbed() && self.truce.is_none();
+        let is_busy = self.barrier_changed
+            || self.groups.iter().any(Groups::is_pending)
+            || self.steering.is_disturbed() && self.truce.is_none();
         let due = self
             .truce
             .map_or(self.next_audit, |t| t.min(self.next_audit));
@@ -291,8 +308,19 @@ impl Keeper {
             Order::Readdress(config) => {
                 let edits = self.steering.readdress(&config);
                 let done = edits.iter().map(|edit| self.steering.carry_out(edit));
-                let errors = done.filter_map(Result::err).collect();
-                self.tell(Report::Readdressed(errors));
+                let errors = done.filter_map(Result::err);
+                let warnings = errors.map(|error| format!("the route of a pool address: {error}"));
+                self.readdressing
+                    .get_or_insert_default()
+                    .extend(warnings.collect::<Vec<_>>());
+                for (groups, port) in self.groups.iter_mut().zip(&config.ports) {
+                    groups.set(solicited_groups(&config, port));
+                }
+            }
+            Order::Rejoin(port) => {
+                if let Some(groups) = self.groups.get_mut(port.index()) {
+                    groups.rejoin();
+                }
             }
             Order::Resolve(link, addr) => {
                 self.resolving.fetch_sub(1, Ordering::Relaxed);
@@ -318,6 +346,7 @@ impl Keeper {
             self.next_audit = now + AUDIT_INTERVAL;
             self.audit();
         }
+        self.change_groups();
         self.truce.take_if(|until| *until <= now);
         if !self.steering.is_disturbed() || self.truce.is_some() {
             return;
@@ -333,6 +362,25 @@ impl Keeper {
                 self.failed.extend(port);
                 self.tell(Report::NotRepaired(port, error));
             }
+        }
+    }
+
+    /// Joins and leaves some of the multicast groups. What was ordered is reported when all are done.
+    fn change_groups(&mut self) {
+        let mut pending = self.groups.iter_mut().filter(|groups| groups.is_pending());
+        if let Some(groups) = pending.next()
+            && let Err(error) = groups.change_some(GROUPS_AT_A_TIME)
+        {
+            let warning = format!("multicast groups on {}: {error}", groups.interface());
+            match &mut self.readdressing {
+                Some(warnings) => warnings.push(warning),
+                None => self.tell(Report::NotJoined(warning)),
+            }
+        }
+        if !self.groups.iter().any(Groups::is_pending)
+            && let Some(warnings) = self.readdressing.take()
+        {
+            self.tell(Report::Readdressed(warnings));
         }
     }
 

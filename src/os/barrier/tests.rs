@@ -141,7 +141,7 @@ fn marks_all_but_what_is_of_a_vlan() {
         );
         nft("add rule inet seen c ip daddr 10.9.9.9 meta mark & 0x40000000 != 0 counter");
         nft("add rule inet seen c ip daddr 10.9.9.9 counter");
-        let sender = PacketSocket::open("to-lan", &[]).unwrap();
+        let sender = PacketSocket::open("to-lan").unwrap();
         let (mut marked, mut all) = (0, 0);
         for (tag, is_marked) in [
             (&[][..], true),

@@ -11,8 +11,7 @@ use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::config_terms::{solicited_groups, with_absolute_paths};
-use super::super::netlink::NetlinkError;
+use super::super::config_terms::with_absolute_paths;
 use super::super::upkeep::Order;
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
@@ -152,7 +151,6 @@ impl Shell {
                     if reloaded.addresses_changed {
                         self.order(Order::Readdress(self.gateway.shared_config()));
                         routes_follow = true;
-                        self.change_groups();
                     }
                     Ok(reloaded)
                 }
@@ -175,8 +173,7 @@ impl Shell {
     }
 
     fn end_following(&mut self, unfinished: Unfinished) -> State {
-        // Multicast groups are joined and left by the chores of the loop.
-        if unfinished.routes_follow || self.chores.is_busy() {
+        if unfinished.routes_follow {
             return State::Following(unfinished);
         }
         self.service.reloaded();
@@ -194,19 +191,9 @@ impl Shell {
         State::Idle
     }
 
-    /// Begins to join the multicast groups of the addresses as they are now.
-    fn change_groups(&mut self) {
-        let config = self.gateway.config();
-        for (port, settings) in self.ports.iter_mut().zip(&config.ports) {
-            port.socket.listen_to(solicited_groups(config, settings));
-        }
-        self.note_groups();
-    }
-
-    /// Routes to addresses have followed, but for these.
-    pub(super) fn routes_followed(&mut self, errors: &[NetlinkError]) {
-        for error in errors {
-            let warning = format!("the route of a pool address: {error}");
+    /// Routes to addresses and multicast groups have followed; what went wrong.
+    pub(super) fn routes_followed(&mut self, warnings: Vec<String>) {
+        for warning in warnings {
             log::warn!("reload warning why={}", InQuotes(&warning));
             self.warn_of_reload(warning);
         }
@@ -216,7 +203,7 @@ impl Shell {
     }
 
     /// Says of the reload that is under way what went wrong after it, if there is one.
-    pub(super) fn warn_of_reload(&mut self, warning: String) {
+    fn warn_of_reload(&mut self, warning: String) {
         if let State::Following(unfinished) = &mut self.reloading.state {
             unfinished.outcome.warnings.push(warning);
         }

@@ -12,6 +12,7 @@ use super::super::netlink::{KernelRoute, NetlinkError, Rule};
 use super::super::steering::{Disturbance, Restored};
 use super::super::tun::Tun;
 use super::super::upkeep::{Order, Report, Upkeep};
+use super::super::worker;
 use super::{Shell, tun_token};
 
 impl Shell {
@@ -46,7 +47,10 @@ impl Shell {
             Report::Barrier(view) => self.take_barrier(view),
             Report::ForeignRemoved(route, error) => tell_foreign(&route, error.as_ref()),
             Report::Followed(family, ways, error) => self.set_uplinks(family, ways, error.as_ref()),
-            Report::Readdressed(errors) => self.routes_followed(&errors),
+            Report::Readdressed(warnings) => self.routes_followed(warnings),
+            Report::NotJoined(warning) => {
+                log::warn!("groups not joined why={}", InQuotes(&warning))
+            }
         }
     }
 
@@ -109,7 +113,9 @@ impl Shell {
         }
         log::warn!("tun made again port={name} device=tgw-{name} why=\"somebody else removed it\"");
         self.view.ports[port.index()].offload = tun.offload();
-        self.ports[port.index()].tun = tun;
+        // Closing it waits for the same kernel lock as the thread does.
+        let former = std::mem::replace(&mut self.ports[port.index()].tun, tun);
+        worker::discard(&self.waker, former);
         self.ready.tuns.insert(port.index());
     }
 }

@@ -180,7 +180,7 @@ fn udp_echo(at: Ipv4Addr) -> Result<(), Box<dyn Error>> {
 
 fn udp_blast(options: &UdpBlast) -> Result<(), Box<dyn Error>> {
     const BATCH: u64 = 64;
-    let socket = PacketSocket::open(&options.interface, &[])?;
+    let socket = PacketSocket::open(&options.interface)?;
     let kind = if options.hello { HELLO } else { 0 };
     let template = frame(&options.gateway, options.to, kind)?;
     let mut frames = vec![template; BATCH as usize];
