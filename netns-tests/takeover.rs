@@ -197,6 +197,14 @@ fn a_link_local_router_is_carried_over() {
         "{}",
         neighbor()
     );
+    let answers = Capture::start(&pair.lab.lan1, "eth0", "icmp6 and src host fe80::1");
+    // From a link-local address and from a global one.
+    for options in ["", "-I fd77:1::100"] {
+        let ping = format!("ping -c 3 -i 0.1 -W 2 {options} fe80::1%eth0");
+        let said = pair.lab.lan1.run(&ping);
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    }
+    answers.expect(&["echo reply"]);
     let announced = Capture::start(&pair.lab.lan2, "eth0", "icmp6");
     let term = pair.a().term();
     pair.lab.unit.kill();
@@ -207,6 +215,8 @@ fn a_link_local_router_is_carried_over() {
         .lan1
         .run(&format!("ping -c 10 -i 0.05 -W 2 {}", SERVER[1]));
     assert!(said.contains(" 0% packet loss"), "{said}");
+    let pong = pair.lab.lan1.run("ping -c 2 -i 0.1 -W 2 fe80::1%eth0");
+    assert!(pong.contains(" 0% packet loss"), "{pong}");
     let neighbor = pair.lab.lan1.run("ip neigh show fe80::1");
     assert!(
         neighbor.contains(&mac_of(&pair.b().ns, "eth0")),

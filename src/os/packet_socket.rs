@@ -148,10 +148,10 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
 }
 
 /// The classic BPF program (Linux, `Documentation/networking/filter.rst`) that keeps incoming ARP,
-/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), frames of peers, and IP packets for this machine
-/// whose hop limit ends here; of no VLAN: a frame of a VLAN reaches this interface too, on its way to that
+/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), frames of peers, IP packets for this machine
+/// whose hop limit ends here, and pings to link-local addresses (128), which the kernel does not route; of no VLAN: a frame of a VLAN reaches this interface too, on its way to that
 /// of the VLAN, its tag already taken off.
-fn filter() -> [libc::sock_filter; 25] {
+fn filter() -> [libc::sock_filter; 29] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
@@ -166,6 +166,7 @@ fn filter() -> [libc::sock_filter; 25] {
     const IPV4_TTL: u32 = 14 + 8;
     const IPV6_NEXT_HEADER: u32 = 14 + 6;
     const IPV6_HOP_LIMIT: u32 = 14 + 7;
+    const IPV6_DESTINATION: u32 = 14 + 24;
     const ICMPV6_TYPE: u32 = 14 + 40;
     const fn about(what: libc::c_int) -> u32 {
         (libc::SKF_AD_OFF + what) as u32
@@ -174,26 +175,31 @@ fn filter() -> [libc::sock_filter; 25] {
     [
         // To another host, or from us.
         op(LOAD_BYTE, about(libc::SKF_AD_PKTTYPE)),
-        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 22, 0),
+        jump(IF_AT_LEAST, u32::from(libc::PACKET_OTHERHOST), 26, 0),
         // VLAN 0 is not a VLAN but a priority tag (IEEE 802.1Q, section 9.6).
         op(LOAD_BYTE, about(libc::SKF_AD_VLAN_TAG_PRESENT)),
         jump(IF_EQUAL, 0, 3, 0),
         op(LOAD_HALF, about(libc::SKF_AD_VLAN_TAG)),
         op(AND, 0x0fff),
-        jump(IF_EQUAL, 0, 0, 17),
+        jump(IF_EQUAL, 0, 0, 21),
         op(LOAD_HALF, ETHERTYPE),
-        jump(IF_EQUAL, u32::from(ha::ETHERTYPE), 14, 0),
-        jump(IF_EQUAL, libc::ETH_P_ARP as u32, 13, 0),
+        jump(IF_EQUAL, u32::from(ha::ETHERTYPE), 18, 0),
+        jump(IF_EQUAL, libc::ETH_P_ARP as u32, 17, 0),
         jump(IF_EQUAL, libc::ETH_P_IPV6 as u32, 3, 0),
-        jump(IF_EQUAL, libc::ETH_P_IP as u32, 0, 12),
+        jump(IF_EQUAL, libc::ETH_P_IP as u32, 0, 16),
         op(LOAD_BYTE, IPV4_TTL),
-        op(GO, 6),
+        op(GO, 10),
         // IPv6.
         op(LOAD_BYTE, IPV6_NEXT_HEADER),
-        jump(IF_EQUAL, libc::IPPROTO_ICMPV6 as u32, 0, 3),
+        jump(IF_EQUAL, libc::IPPROTO_ICMPV6 as u32, 0, 7),
         op(LOAD_BYTE, ICMPV6_TYPE),
-        jump(IF_EQUAL, 135, 5, 0),
-        jump(IF_EQUAL, 136, 4, 0),
+        jump(IF_EQUAL, 135, 9, 0),
+        jump(IF_EQUAL, 136, 8, 0),
+        // A ping to a link-local address.
+        jump(IF_EQUAL, 128, 0, 3),
+        op(LOAD_HALF, IPV6_DESTINATION),
+        op(AND, 0xffc0),
+        jump(IF_EQUAL, 0xfe80, 2, 0),
         op(LOAD_BYTE, IPV6_HOP_LIMIT),
         // The hop limit, of either family.
         jump(IF_AT_LEAST, 2, 3, 0),
@@ -252,9 +258,11 @@ mod tests {
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
+    const HERE: [u8; 6] = [2, 0, 0, 0, 0, 7];
+
     /// Two ends of a wire, `here` and `there`.
     fn wire() {
-        ip("link add here type veth peer name there");
+        ip("link add here address 02:00:00:00:00:07 type veth peer name there");
         ip("link set here up");
         ip("link set there up");
     }
@@ -307,7 +315,16 @@ mod tests {
             let advertisement = frame(group, &[], 0x86dd, &ipv6(58, 136));
             let peer = frame(all, &[], 0x88b5, &[1, 1, 0, 0]);
             let priority = frame(all, &[0x81, 0, 0xe0, 0], 0x0806, &[0, 1, 8, 0, 6, 4, 0, 2]);
+            let ping = |first: u8, to: [u8; 6]| {
+                let mut packet = ipv6(58, 128);
+                packet[24] = first;
+                packet[25] = 0x80;
+                frame(to, &[], 0x86dd, &packet)
+            };
+            let link_local = ping(0xfe, HERE);
             for unwanted in [
+                ping(0xfd, HERE),
+                ping(0xfe, all),
                 frame(all, &[], 0x0800, &[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]),
                 frame(all, &[], 0x86dd, &ipv6(6, 135)),
                 frame(group, &[], 0x86dd, &ipv6(58, 128)),
@@ -317,13 +334,20 @@ mod tests {
             ] {
                 there.send(&unwanted).unwrap();
             }
-            for wanted in [&arp, &solicitation, &advertisement, &peer, &priority] {
+            for wanted in [
+                &arp,
+                &solicitation,
+                &advertisement,
+                &peer,
+                &link_local,
+                &priority,
+            ] {
                 there.send(wanted).unwrap();
             }
 
             let mut frames = received(&here);
             let last = frames.pop().unwrap();
-            assert_eq!(frames, [arp, solicitation, advertisement, peer]);
+            assert_eq!(frames, [arp, solicitation, advertisement, peer, link_local]);
             assert_eq!(last[..12], priority[..12], "VLAN 0, its tag taken off");
             assert_eq!(
                 received(&there),

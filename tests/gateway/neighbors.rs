@@ -8,7 +8,7 @@ use tandemgw_core::gateway::Role;
 use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
 
 use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, ip, link, mac};
-use testkit::packets::{echo_request, udp};
+use testkit::packets::{echo_reply, echo_request, udp};
 
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 9, 9];
 
@@ -240,7 +240,23 @@ fn each_link_has_its_link_local_router() {
         }
     }
     assert_eq!(ask(&mut lab, DMZ, &question).0, []);
-    // It answers no packet: hosts far away could not reach it.
+    // The kernel routes no ping to it, so that comes as a frame, from an address of either kind.
+    for sender in [host, Net::of(Family::V6).host] {
+        let ping =
+            |to| neighbor::ipv6_frame(mac(LAN), THEIRS, &echo_request((sender, 7), to).bytes());
+        let pong = echo_reply(router, (sender, 7)).own().bytes();
+        let answer = Output::Frame {
+            port: LAN,
+            bytes: neighbor::ipv6_frame(THEIRS, mac(LAN), &pong),
+        };
+        assert_eq!(ask(&mut lab, LAN, &ping(router)).0, [answer]);
+        assert_eq!(ask(&mut lab, DMZ, &ping(router)).0, []);
+        assert_eq!(ask(&mut lab, LAN, &ping(ip("fe80::2"))).0, []);
+        let mut broken = ping(router);
+        *broken.last_mut().unwrap() ^= 1;
+        assert_eq!(ask(&mut lab, LAN, &broken).0, []);
+    }
+    // It sends nothing else from it: hosts far away could not reach it.
     let net = Net::of(Family::V6);
     let lost = udp((net.host, 4000), (net.unrouted, 53));
     let told = lab.send(LAN, &lost).outputs;

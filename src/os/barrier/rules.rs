@@ -131,30 +131,39 @@ pub(super) fn forward() -> Vec<Rule> {
     ]
 }
 
-/// What comes in by a port, is not for this machine, and has no hop left.
+/// What comes in by a port, is not for this machine, and the kernel would answer: it has no hop left, or is for a
+/// link-local address.
 pub(super) fn hops() -> Vec<Rule> {
-    use Expression::{Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType};
-    let rule = |family: &'static [u8], hop_limit| {
-        vec![
-            load(libc::NFT_META_NFPROTO),
-            Is(family),
-            LoadByte(hop_limit),
-            IsAtMost(&[1]),
+    use Expression::{Change, Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType, LoadHalf};
+    const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
+    const IPV6: &[u8] = &[libc::NFPROTO_IPV6 as u8];
+    /// Of the destination.
+    const IPV6_PREFIX: Expression<'_> = LoadHalf(24);
+    const FIRST_TEN_BITS: Expression<'_> = Change {
+        keep: &[0xff, 0xc0],
+        flip: &[0, 0],
+    };
+    let rule = |family, condition: Vec<Expression<'static>>| {
+        let mut steps = vec![load(libc::NFT_META_NFPROTO), Is(family)];
+        steps.extend(condition);
+        let for_others = [
             load(libc::NFT_META_IIF),
             IsIn(PORTS),
             LoadDestinationType,
             Is(&UNICAST),
             Drop,
-        ]
+        ];
+        steps.extend(for_others);
+        steps
     };
+    let ends = |hop_limit| vec![LoadByte(hop_limit), IsAtMost(&[1])];
+    let link_local = vec![IPV6_PREFIX, FIRST_TEN_BITS, Is(&[0xfe, 0x80])];
     vec![
+        (rule(IPV4, ends(8)), "the gateway answers IPv4"),
+        (rule(IPV6, ends(7)), "the gateway answers IPv6"),
         (
-            rule(&[libc::NFPROTO_IPV4 as u8], 8),
-            "the gateway answers IPv4",
-        ),
-        (
-            rule(&[libc::NFPROTO_IPV6 as u8], 7),
-            "the gateway answers IPv6",
+            rule(IPV6, link_local),
+            "the gateway answers link-local pings",
         ),
     ]
 }

@@ -71,6 +71,8 @@ pub(in crate::os) enum Expression<'a> {
     SetMark,
     /// Loads a byte of the IP header, at this offset.
     LoadByte(u32),
+    /// Loads two bytes of it.
+    LoadHalf(u32),
     /// Loads the type of the destination address for this machine (`RTN_*`).
     LoadDestinationType,
     /// Continues if the first register equals these bytes.
@@ -129,7 +131,9 @@ impl Message {
         let name = match expression {
             Expression::Load { .. } | Expression::SetMark => "meta",
             Expression::IsIn(_) | Expression::IsNotIn(_) => "lookup",
-            Expression::LoadByte(_) | Expression::LoadLink(_) => "payload",
+            Expression::LoadByte(_) | Expression::LoadHalf(_) | Expression::LoadLink(_) => {
+                "payload"
+            }
             Expression::LoadDestinationType => "fib",
             Expression::Change { .. } => "bitwise",
             Expression::Is(_) | Expression::IsNot(_) | Expression::IsAtMost(_) => "cmp",
@@ -153,6 +157,9 @@ impl Message {
                 Expression::IsNotIn(set) => message.look_up(set, libc::NFT_LOOKUP_F_INV as u32),
                 Expression::LoadByte(offset) => {
                     message.load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, 1);
+                }
+                Expression::LoadHalf(offset) => {
+                    message.load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, 2);
                 }
                 Expression::LoadLink(offset) => {
                     message.load_payload(libc::NFT_PAYLOAD_LL_HEADER, *offset, 2);

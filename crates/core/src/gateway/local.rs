@@ -1,7 +1,7 @@
 //! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
 
 use crate::config::{self, Config};
-use crate::event::{DropReason, Output, Verdict};
+use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
 use crate::nat::Nat;
 use crate::packet::build::{self, Problem};
@@ -88,6 +88,9 @@ impl Gateway {
         if let Some(bytes) = neighbor::expired_packet(frame) {
             return self.handle_expired(now, port, bytes);
         }
+        if let Some((bytes, sender)) = neighbor::link_local_ping(frame) {
+            return self.answer_link_local(now, port, bytes, sender);
+        }
         match neighbor::parse_frame(frame) {
             Ok(Neighbor::Solicit(solicit)) => {
                 let mac = self.ports[port.index()].link.mac;
@@ -101,6 +104,27 @@ impl Gateway {
             Ok(Neighbor::Other) => {}
             Err(reason) => self.count_drop(reason),
         }
+    }
+
+    /// Answers a ping to a link-local address of the port. The kernel routes no packet to such an address, so it
+    /// comes as a frame, and the answer goes back to where it came from.
+    fn answer_link_local(&mut self, now: Time, port: PortId, bytes: &[u8], sender: neighbor::Mac) {
+        let parsed = match packet::parse(bytes, Offload::default()) {
+            Ok(parsed) => parsed,
+            Err(reason) => return self.count_drop(reason),
+        };
+        if !self.defends(port, &parsed.key.dst) {
+            return;
+        }
+        let Some(reply) = build::echo_reply(bytes, &parsed) else {
+            return self.count_drop(DropReason::Malformed);
+        };
+        if !self.budgets.allow(Budget::Echo, now) {
+            return self.count_drop(DropReason::EchoLimit);
+        }
+        let mac = self.ports[port.index()].link.mac;
+        let bytes = neighbor::ipv6_frame(sender, mac, &reply);
+        self.push_output(Output::Frame { port, bytes });
     }
 
     /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.

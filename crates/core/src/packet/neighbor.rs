@@ -86,6 +86,30 @@ pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
     left.is_some_and(|left| *left <= 1).then_some(payload)
 }
 
+/// The echo request to a link-local address in a frame, and the hardware address of its sender. Other packets to such
+/// an address are none.
+pub fn link_local_ping(frame: &[u8]) -> Option<(&[u8], Mac)> {
+    const NEXT_HEADER: usize = 6;
+    const DESTINATION: usize = 24;
+    /// After the header; one with extensions is not for us.
+    const MESSAGE: usize = 40;
+    const ECHO_REQUEST: u8 = 128;
+    let (header, payload) = frame.split_first_chunk::<ETHERNET_LEN>()?;
+    let &[_, _, _, _, _, _, s0, s1, s2, s3, s4, s5, t0, t1] = header;
+    let is_ipv6 = EtherType(u16::from_be_bytes([t0, t1])) == EtherType::IPV6;
+    let to = Addr::v6(array_at(payload, DESTINATION)?);
+    let is_icmp = payload.get(NEXT_HEADER) == Some(&Protocol::ICMPV6.0);
+    let is_ping = payload.get(MESSAGE) == Some(&ECHO_REQUEST);
+    let sender = [s0, s1, s2, s3, s4, s5];
+    (is_ipv6 && is_icmp && is_ping && to.is_link_local()).then_some((payload, sender))
+}
+
+/// A frame from `mac` to another host with an IPv6 packet.
+pub fn ipv6_frame(to: Mac, mac: Mac, packet: &[u8]) -> Vec<u8> {
+    let ethertype = EtherType::IPV6.0.to_be_bytes();
+    [&to[..], &mac, &ethertype, packet].concat()
+}
+
 /// The answer to `solicit`: `mac` has its target. A probe for an IPv6 address is answered to all nodes
 /// (RFC 4861, section 7.2.4).
 pub fn reply(solicit: &Solicit, mac: Mac) -> Vec<u8> {
