@@ -169,6 +169,27 @@ const EXAMPLES: &[Examples] = &[
         ],
     ),
     (
+        "tandemgw-events",
+        &[
+            ("What happens, as it happens?", "tandemgw events --follow"),
+            (
+                "Only what somebody should look at.",
+                "tandemgw events --follow --json | jq -c 'select(.severity != \"info\")'",
+            ),
+            (
+                "A mail for each; see the examples for webhooks and BGP.",
+                "tandemgw events --exec /usr/share/doc/tandemgw/examples/events/mail",
+            ),
+        ],
+    ),
+    (
+        "tandemgw-maintenance",
+        &[(
+            "Work on this unit for two hours at most.",
+            "tandemgw maintenance on --for 2h",
+        )],
+    ),
+    (
         "tandemgw-reload",
         &[(
             "Put a changed file in force; keeps the old config if it has mistakes.",

@@ -23,6 +23,7 @@ mod compound;
 mod config;
 mod data_ports;
 mod doctor;
+mod events;
 mod examples;
 mod explain;
 mod forward;

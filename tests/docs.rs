@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use tandemgw_core::config::{OptionDoc, Reload, TableDoc, options, parse, render, tables};
+use tandemgw_core::control::protocol::{Event, EventSeverity};
 use tandemgw_core::event::DropReason;
 use tandemgw_core::metrics::catalog;
 
@@ -98,6 +99,50 @@ fn alerts_point_at_sections_that_exist() {
         assert!(anchors.any(|anchor| anchor == section), "{place}");
     }
     assert_eq!(after("- alert: ").count(), after("runbook: ").count());
+}
+
+/// Each field of an event and each of its names is in the schema, and each name in the chapter.
+#[test]
+fn the_schema_of_events_is_that_of_their_type() {
+    let text = fs::read_to_string(root().join("docs/event.schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let event = Event {
+        run: String::new(),
+        sequence: 1,
+        missed: 0,
+        at: 0.0,
+        id: String::new(),
+        state: None,
+        severity: EventSeverity::Info,
+        node: String::new(),
+        group: None,
+        peer: None,
+        port: None,
+        what: String::new(),
+        why: None,
+    };
+    let event = serde_json::to_value(event).unwrap();
+    let keys = |value: &serde_json::Value| -> Vec<String> {
+        value.as_object().unwrap().keys().cloned().collect()
+    };
+    assert_eq!(keys(&schema["properties"]), keys(&event));
+    let ids = schema["properties"]["id"]["enum"].as_array().unwrap();
+    let source = fs::read_to_string(root().join("crates/core/src/gateway/trouble.rs")).unwrap();
+    let end = source.find("fn group(self)").unwrap();
+    let named = source[..end]
+        .lines()
+        .filter_map(|line| line.split("=> \"").nth(1));
+    for id in named.filter_map(|rest| rest.split('"').next()) {
+        assert!(
+            ids.iter().any(|known| known == id),
+            "{id} is not in the schema"
+        );
+    }
+    let chapter = fs::read_to_string(root().join("docs/events.md")).unwrap();
+    for id in ids {
+        let id = format!("`{}`", id.as_str().unwrap());
+        assert!(chapter.contains(&id), "{id} is not in docs/events.md");
+    }
 }
 
 /// Links from one chapter to another, and to files of the repository, lead somewhere.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use tandemgw_core::config::{self, Config};
+use tandemgw_core::control::protocol::Right;
 use tandemgw_core::control::{Answer, BarrierView, PortIo, ShellView};
 use tandemgw_core::event::{LinkState, Offload, Output, PartialChecksum, RouteChange};
 use tandemgw_core::flow::{LinkId, PeerId, PortId};
@@ -175,12 +176,12 @@ impl World {
             return;
         };
         let (mut out, gateway) = (String::new(), &mut self.units[unit]);
-        let mut answer = Answer::begin(line, gateway, &shell(), self.now, &mut out);
+        let mut answer = Answer::begin((line, Right::Change), gateway, &shell(), self.now, &mut out);
         for _ in 0..16 {
             if answer.is_done() || out.len() > MOST_READ {
                 break;
             }
-            answer.go_on(gateway, self.now, &mut out);
+            answer.go_on(gateway, &shell(), self.now, &mut out);
         }
         answer.abandon(gateway);
     }

@@ -101,6 +101,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what has happened to this unit, and what happens; or run a program for each event
+    Events {
+        /// Go on until Ctrl-C, also over restarts of the gateway
+        #[arg(long)]
+        follow: bool,
+        /// Run this program for each event to come, with the event as JSON on its stdin; implies --follow
+        #[arg(long, value_name = "PROGRAM")]
+        exec: Option<PathBuf>,
+        /// Only events after this number
+        #[arg(long, value_name = "N")]
+        after: Option<u64>,
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Watch roles, throughput, sessions, lag and drops in the terminal
     Top,
     /// Say what would happen to a packet, and why

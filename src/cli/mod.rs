@@ -9,6 +9,7 @@ mod complete;
 mod config_file;
 mod config_show;
 mod doctor;
+mod events;
 mod explain;
 mod ha;
 mod key;
@@ -59,6 +60,12 @@ pub fn main() -> ExitCode {
         Command::Status { json, .. } => query::show_status(socket, json),
         sessions @ Command::Sessions { .. } => run_sessions(socket, sessions),
         Command::Policies { json } => policies::show(socket, json),
+        Command::Events {
+            follow,
+            exec,
+            after,
+            json,
+        } => events::events(socket, (follow, exec.as_deref()), after, json),
         Command::Top => top::top(socket),
         Command::Explain {
             protocol,

@@ -1,4 +1,5 @@
-//! The control socket: a Unix stream socket with mode 0600, JSON lines both ways.
+//! The control socket: a Unix stream socket with mode 0660, JSON lines both ways. Root and the user of the
+//! gateway may change things; others in its group may read.
 //!
 //! A client can't slow the gateway: input and output of each are bounded, an answer is produced only
 //! as fast as the client reads it, and there are at most
@@ -6,6 +7,7 @@
 //! that asks nothing, or reads nothing, makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use tandemgw_core::control::protocol::MAX_REQUEST;
+use tandemgw_core::control::protocol::{MAX_REQUEST, Right};
 use tandemgw_core::control::{Answer, ReloadOutcome, ShellView, too_long};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::time::Time;
@@ -53,6 +55,7 @@ pub struct ControlSocket {
 
 struct Client {
     stream: UnixStream,
+    right: Right,
     /// When it last sent or read something.
     heard: Time,
     /// When something was last sent to it.
@@ -77,12 +80,12 @@ impl ControlSocket {
         make_room(path)?;
         // The mode is set by the mask, so that there is no moment at which others could connect.
         // SAFETY: umask only swaps a number of this process, and no other thread creates files here.
-        let mask = unsafe { libc::umask(0o177) };
+        let mask = unsafe { libc::umask(0o117) };
         let listener = UnixListener::bind(path);
         // SAFETY: as above.
         unsafe { libc::umask(mask) };
         let mut listener = listener?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(ControlSocket {
             listener,
@@ -109,9 +112,16 @@ impl ControlSocket {
         if self.slots.is_busy() {
             return Some(self.rests_until);
         }
-        let clients = self.slots.iter().filter(|_| self.is_full);
-        let stuck = clients.filter(|(_, client)| client.owes_reading());
-        stuck.map(|(_, client)| client.heard + STUCK).min()
+        let due = self.slots.iter().filter_map(|(_, client)| {
+            let stuck = self.is_full && client.owes_reading();
+            let waits = !client.owes_reading() && client.answer.is_waiting();
+            match (stuck, waits) {
+                (true, _) => Some(client.heard + STUCK),
+                (false, true) => Some(client.told + SIGN_OF_LIFE),
+                (false, false) => None,
+            }
+        });
+        due.min()
     }
 
     /// Serves the clients, in turn, until the budget is used up; at least one piece of work.
@@ -122,7 +132,7 @@ impl ControlSocket {
         shell: &mut ShellView,
         now: Time,
     ) {
-        self.mark_waiting();
+        self.mark_waiting(gateway, now);
         if self.is_full && self.slots.place(|client| client.rank(now)).is_some() {
             self.slots.mark_listener();
         }
@@ -171,9 +181,11 @@ impl ControlSocket {
 
     /// Clients whose answer waits for something to happen, and who have taken what there was until now: one
     /// that does not read is left alone until it does.
-    fn mark_waiting(&mut self) {
-        self.slots
-            .mark_where(|client| client.answer.is_waiting() && client.output.is_empty());
+    fn mark_waiting(&mut self, gateway: &Gateway, now: Time) {
+        self.slots.mark_where(|client| {
+            let waits = client.answer.is_waiting() && client.output.is_empty();
+            waits && (client.answer.has_news(gateway) || client.told + SIGN_OF_LIFE <= now)
+        });
     }
 
     /// Whether a client asks for a reload of the config file.
@@ -218,6 +230,32 @@ impl ControlSocket {
     }
 }
 
+/// What the user at the other end may do, by the kernel's account (unix(7), `SO_PEERCRED`).
+fn right_of(stream: &UnixStream) -> Right {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and `peer` is a valid ucred of that length, borrowed only for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    // SAFETY: geteuid can't fail.
+    let own = unsafe { libc::geteuid() };
+    match result == 0 && (peer.uid == 0 || peer.uid == own) {
+        true => Right::Change,
+        false => Right::Read,
+    }
+}
+
 /// Removes the leftover of a dead gateway at `path`.
 fn make_room(path: &Path) -> io::Result<()> {
     // It never waits, not even for a gateway that is stopped and has too many clients.
@@ -247,6 +285,7 @@ impl Drop for ControlSocket {
 impl Client {
     fn new(stream: UnixStream, now: Time) -> Client {
         Client {
+            right: right_of(&stream),
             stream,
             heard: now,
             told: now,
@@ -265,6 +304,9 @@ impl Client {
             Some((1, self.heard))
         } else if self.owes_reading() && self.heard + STUCK <= now {
             Some((2, self.heard))
+        } else if self.answer.is_follower() {
+            // It comes back, and goes on where it was.
+            Some((3, self.heard))
         } else {
             None
         }
@@ -302,14 +344,15 @@ impl Client {
             match self.next_line() {
                 Some(line) => {
                     self.told = now;
-                    self.answer = Answer::begin(&line, gateway, shell, now, &mut self.output);
+                    let asked = (line.as_str(), self.right);
+                    self.answer = Answer::begin(asked, gateway, shell, now, &mut self.output);
                 }
                 None if self.closing => return Err(ErrorKind::UnexpectedEof.into()),
                 None => return Ok(false),
             }
         }
         while self.output.len() - self.written < MAX_PENDING && !self.answer.is_done() {
-            self.answer.go_on(gateway, now, &mut self.output);
+            self.answer.go_on(gateway, shell, now, &mut self.output);
             if self.answer.is_waiting() || clock::now() >= end {
                 break;
             }
@@ -388,6 +431,12 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_user_may_change_things() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert_eq!(right_of(&ours), Right::Change);
+    }
 
     #[test]
     fn output_for_a_slow_but_steady_client_does_not_grow() {

@@ -9,6 +9,7 @@ pub mod control_socket;
 mod ethtool;
 pub mod event_loop;
 pub mod file_lock;
+pub mod hook;
 pub mod http;
 pub mod key_file;
 pub mod logging;

@@ -7,6 +7,7 @@ mod capture;
 mod clear;
 mod config;
 mod count;
+mod events;
 mod explain;
 mod failover;
 mod filter;
@@ -24,11 +25,12 @@ use crate::time::Time;
 use clear::Clear;
 use config::ConfigShow;
 use count::{Count, Policies};
+use events::Events;
 use failover::Failover;
 use ha_set::HaSet;
 use listing::Listing;
 use maintenance::MaintenanceWait;
-use protocol::{DONE, ErrorCode, Failure, Request, SIGN_OF_LIFE, write_line};
+use protocol::{DONE, ErrorCode, Failure, Request, Right, SIGN_OF_LIFE, write_line};
 use reload::ReloadWait;
 
 pub use crate::shell_view::{BarrierView, PortIo, ShellView};
@@ -40,6 +42,8 @@ pub use reload::{ReloadOutcome, ReloadRefused};
 pub enum Answer {
     /// The rest of a listing.
     Listing(Listing),
+    /// The rest of the events, and those to come.
+    Events(Events),
     /// The rest of the config.
     Config(ConfigShow),
     /// The rest of the sessions are still to be counted.
@@ -71,9 +75,9 @@ pub enum Progress {
 }
 
 impl Answer {
-    /// Starts the answer to a request line; writes the first piece to `out`.
+    /// Starts the answer to a request line of a client with that right; writes the first piece to `out`.
     pub fn begin(
-        line: &str,
+        (line, right): (&str, Right),
         gateway: &mut Gateway,
         shell: &ShellView,
         now: Time,
@@ -86,7 +90,10 @@ impl Answer {
                     format!("unknown request: {error}"),
                 )
             })
-            .and_then(|request| Answer::to(request, gateway, shell, now, out));
+            .and_then(|request| match request.needs() <= right {
+                true => Answer::to(request, gateway, shell, now, out),
+                false => Err(not_allowed()),
+            });
         match answer {
             Ok(Answer::Done) => done(out),
             Ok(answer) => answer,
@@ -113,6 +120,10 @@ impl Answer {
                 Answer::Count(Count::begin(&filter, gateway).map_err(bad_request)?)
             }
             Request::ConfigShow { full } => Answer::Config(ConfigShow::begin(gateway, full)),
+            Request::Events { after, run, follow } => {
+                let since = (after, run.as_deref());
+                Answer::Events(Events::begin(gateway, since, follow))
+            }
             Request::Policies => Answer::Policies(Policies::default()),
             Request::Clear { filter, all } => {
                 Answer::Clear(Clear::begin(&filter, all, gateway, now)?)
@@ -155,10 +166,11 @@ impl Answer {
     }
 
     /// Writes the next piece to `out`, if there is one yet; does nothing after the end.
-    pub fn go_on(&mut self, gateway: &mut Gateway, now: Time, out: &mut String) {
+    pub fn go_on(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time, out: &mut String) {
         let progress = match self {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Config(config) => Ok(config.go_on(out)),
+            Answer::Events(events) => Ok(events.go_on(gateway, shell, out)),
             Answer::Count(count) => Ok(count.go_on(gateway, now, out)),
             Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
@@ -182,6 +194,7 @@ impl Answer {
             Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
             Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
+            Answer::Events(events) => events.is_idle(),
             Answer::Listing(_)
             | Answer::Config(_)
             | Answer::Count(_)
@@ -189,6 +202,19 @@ impl Answer {
             | Answer::Clear(_)
             | Answer::Done => false,
         }
+    }
+
+    /// Whether an answer that waits may have something to say. Cheap: it is asked each turn.
+    pub fn has_news(&self, gateway: &Gateway) -> bool {
+        match self {
+            Answer::Events(events) => events.has_news(gateway),
+            _ => true,
+        }
+    }
+
+    /// Whether it has no end of its own, and its client can come back and go on.
+    pub fn is_follower(&self) -> bool {
+        matches!(self, Answer::Events(_)) && self.is_waiting()
     }
 
     /// Whether the shell should start a reload as soon as none is in progress. It then calls
@@ -218,6 +244,7 @@ impl Answer {
             Answer::Listing(_)
             | Answer::Config(_)
             | Answer::Count(_)
+            | Answer::Events(_)
             | Answer::Policies(_)
             | Answer::Clear(_)
             | Answer::Failover(_)
@@ -232,6 +259,9 @@ impl Answer {
 
     /// The client has ended its side: an answer without an end of its own ends now.
     pub fn finish(&mut self, gateway: &mut Gateway) {
+        if let Answer::Events(events) = self {
+            events.finish();
+        }
         if let Answer::Capture(_) = self
             && let Some(capture) = gateway.capture_mut()
         {
@@ -271,7 +301,68 @@ pub fn too_long() -> String {
     out
 }
 
+fn not_allowed() -> Failure {
+    let why = "this user may only read: run this as root, or as the user of the gateway";
+    Failure::new(ErrorCode::NotAllowed, why.to_owned())
+}
+
 /// The request is wrong in itself.
 fn bad_request(why: impl std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::BadRequest, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::gateway::Seed;
+
+    #[test]
+    fn who_may_only_read_changes_nothing() {
+        let config = "[node]\nname = \"a\"\n[[port]]\nname = \"lan\"\ninterface = \"eth0\"\n";
+        let (config, _) = crate::config::parse(Path::new("a.toml"), config).unwrap();
+        let mut gateway = Gateway::new(config, Seed([7; 32]), Time::ZERO);
+        let shell = ShellView {
+            ports: vec![PortIo { offload: "none" }],
+            ..ShellView::default()
+        };
+        let mut ask = |line: &str, right| {
+            let mut out = String::new();
+            let mut answer =
+                Answer::begin((line, right), &mut gateway, &shell, Time::ZERO, &mut out);
+            for _ in 0..9 {
+                answer.go_on(&mut gateway, &shell, Time::ZERO, &mut out);
+            }
+            answer.abandon(&mut gateway);
+            out
+        };
+        for line in [
+            r#"{"command":"status"}"#,
+            r#"{"command":"sessions"}"#,
+            r#"{"command":"policies"}"#,
+            r#"{"command":"events"}"#,
+            r#"{"command":"config-show"}"#,
+        ] {
+            assert_eq!(ask(line, Right::Read), ask(line, Right::Change), "{line}");
+            assert!(
+                ask(line, Right::Read).ends_with("{\"done\":true}\n"),
+                "{line}"
+            );
+        }
+        for line in [
+            r#"{"command":"clear","all":true}"#,
+            r#"{"command":"failover"}"#,
+            r#"{"command":"maintenance","on":true}"#,
+            r#"{"command":"reload"}"#,
+            r#"{"command":"ha-set","key":"priority","value":"1"}"#,
+            r#"{"command":"capture"}"#,
+        ] {
+            let refused = ask(line, Right::Read);
+            let failure = Failure::parse(refused.trim()).unwrap();
+            assert_eq!(failure.code, Some(ErrorCode::NotAllowed), "{line}");
+            let allowed = ask(line, Right::Change);
+            assert!(!allowed.contains("not-allowed"), "{line}: {allowed}");
+        }
+    }
 }

@@ -57,7 +57,9 @@ impl Gateway {
                     role.name(),
                     why = InQuotes(&why)
                 );
+                self.log_role(now, group, (role, term), &why);
                 self.change_role(now, group, role);
+                self.check_health(now);
             }
             ha::Output::SendHeartbeat { peer, link, bytes } => {
                 self.push_urgent(Output::Heartbeat { peer, link, bytes });
@@ -75,7 +77,16 @@ impl Gateway {
                 to,
                 took,
                 result,
-            } => self.log_handover(group, to, took, &result),
+            } => {
+                self.log_handover(group, to, took, &result);
+                let (what, why) = match &result {
+                    Ok(()) => ("handed over", String::new()),
+                    Err(why) => ("not handed over", why.to_string()),
+                };
+                let (name, to) = (self.group_name(group), self.peer_name(to));
+                let what = format!("{name} {what} to {to}");
+                self.log_event(now, "handover", what, &why, Some(group));
+            }
             // The cluster itself has done what they ask for.
             ha::Output::Handover { .. } | ha::Output::Resync { .. } | ha::Output::Gone => {}
         }

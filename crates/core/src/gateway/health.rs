@@ -80,6 +80,8 @@ pub struct Health {
     /// Since when nothing is wrong.
     well_since: Time,
     next: Time,
+    /// How each was described when it began.
+    described: Vec<(Trouble, String)>,
 }
 
 impl Health {
@@ -89,6 +91,7 @@ impl Health {
             standing: Vec::new(),
             well_since: now,
             next: now,
+            described: Vec::new(),
         }
     }
 
@@ -150,6 +153,32 @@ impl Gateway {
         self.check_cluster(now, &mut found);
         self.health.update(now, found);
         self.health.next = now + INTERVAL;
+        self.log_troubles(now);
+        self.check_drops(now);
+    }
+
+    /// Writes down what has begun and what has ended since the last time.
+    fn log_troubles(&mut self, now: Time) {
+        let standing = self.health.standing.clone();
+        let is_standing = |trouble: Trouble| standing.iter().any(|it| it.trouble == trouble);
+        let known = std::mem::take(&mut self.health.described);
+        let (mut known, ended): (Vec<_>, Vec<_>) =
+            known.into_iter().partition(|(it, _)| is_standing(*it));
+        for (trouble, what) in ended {
+            self.log_trouble(now, trouble, None, what);
+        }
+        for Standing {
+            trouble, severity, ..
+        } in standing
+        {
+            if known.iter().any(|(it, _)| *it == trouble) {
+                continue;
+            }
+            let what = self.describe_trouble(trouble, now);
+            known.push((trouble, what.clone()));
+            self.log_trouble(now, trouble, Some(severity), what);
+        }
+        self.health.described = known;
     }
 
     fn check_ports(&self, found: &mut Vec<(Trouble, Severity)>) {

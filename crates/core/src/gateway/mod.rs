@@ -16,6 +16,7 @@ mod capture;
 mod cluster;
 mod conflict;
 mod counters;
+mod event_log;
 mod events;
 mod expired;
 mod explain;
@@ -42,6 +43,7 @@ mod revalidate;
 mod roles;
 mod strays;
 mod targets;
+mod trouble;
 mod unresolved;
 mod uplinks;
 mod view;
@@ -75,6 +77,7 @@ pub use ahead::READ_AHEAD;
 pub use cluster::{Cluster, HandoverEnd};
 pub use conflict::Conflict;
 pub use counters::{Counters, PortCounters};
+pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
 pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
@@ -176,6 +179,8 @@ pub struct Gateway {
     revalidation: revalidate::Revalidation,
     cluster: Option<Box<Cluster>>,
     health: Health,
+    events: EventLog,
+    drop_alarm: event_log::DropAlarm,
     policy_usages: PolicyUsages,
     capture: Option<Box<Capture>>,
     outbox: Outbox,
@@ -226,11 +231,13 @@ impl Gateway {
             strays: strays::Strays::default(),
             targets: targets::Targets::new(&config, now),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
+            events: EventLog::new(random.next()),
             random,
             counters: Counters::default(),
             revalidation: revalidate::Revalidation::default(),
             capture: None,
             health: Health::new(now),
+            drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
             started: now,
             expired: Vec::new(),

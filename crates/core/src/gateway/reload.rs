@@ -95,6 +95,13 @@ impl Gateway {
         self.config = config;
         self.adopt(now, effects, ruleset);
         log_differences(&told);
+        let keys = told.applied.iter().map(|it| it.key.as_str());
+        let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();
+        let what = format!(
+            "config: {} changes in force",
+            told.applied.len() + told.more
+        );
+        self.log_event(now, "config", what, &keys.join(", "), None);
         Ok((told, Retired::new(basis)))
     }
 
@@ -120,7 +127,9 @@ impl Gateway {
         config.ha = Some(switched.ha.clone());
         let (old, new) = (&switched.old, &switched.new);
         log::info!("switch set key={key} old={old} new={new}");
+        let what = format!("{key} = {new}, was {old}");
         self.adopt(now, Effects::of([switched.live]), None);
+        self.log_event(now, "switch", what, "", None);
         Ok(switched)
     }
 

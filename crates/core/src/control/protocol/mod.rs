@@ -14,6 +14,7 @@
 //! - A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its name says.
 
 pub mod capture;
+mod events;
 mod explain;
 mod ha;
 mod session;
@@ -21,6 +22,7 @@ mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use events::{Event, EventSeverity, EventState};
 pub use explain::{
     ExitPort, ExplainRequest, Explanation, Flow, FlowDirection, ForwardStep, Guarantee, Matches,
     Mismatch, NatStep, PolicyAction, PolicyStep, RouteStep, RouteTarget, Survival, Translated,
@@ -75,6 +77,19 @@ pub enum Request {
     /// What the policies have decided. The answer is a [`PolicyRow`] per policy, in their order, and one for
     /// packets that no policy matches.
     Policies,
+    /// What has happened to this unit, the oldest first. The answer is an [`Event`] per line. With `follow` it
+    /// goes on until the client ends its side of the connection.
+    Events {
+        /// Only those after this number.
+        #[serde(default)]
+        after: Option<u64>,
+        /// The `run` that the number is of; of another one, all events are new.
+        #[serde(default)]
+        run: Option<String>,
+        /// Those to come, too.
+        #[serde(default)]
+        follow: bool,
+    },
     /// Ends sessions. The answer is one [`Cleared`].
     Clear {
         /// Only those that match all of these, `key=value` each.
@@ -143,6 +158,37 @@ pub enum Request {
     },
 }
 
+/// What a client may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Right {
+    /// Ask what is there.
+    Read,
+    /// That, and change it, and see what is in packets.
+    Change,
+}
+
+impl Request {
+    /// The right that it takes.
+    pub fn needs(&self) -> Right {
+        match self {
+            Request::Status
+            | Request::Sessions { .. }
+            | Request::Count { .. }
+            | Request::Policies
+            | Request::Events { .. }
+            | Request::Explain(_)
+            | Request::ConfigShow { .. }
+            | Request::HaGet { .. } => Right::Read,
+            Request::Clear { .. }
+            | Request::Failover { .. }
+            | Request::Maintenance { .. }
+            | Request::Reload
+            | Request::HaSet { .. }
+            | Request::Capture { .. } => Right::Change,
+        }
+    }
+}
+
 /// The last line of an answer that the gateway could not complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -165,6 +211,8 @@ pub enum ErrorCode {
     UnknownRequest,
     /// The request is longer than 64 KiB.
     TooLong,
+    /// This client may only read: the request takes the user of the gateway, or root.
+    NotAllowed,
     /// A word of the request is wrong: a filter, a name, a value.
     BadRequest,
     /// There is no group or peer with that name.

@@ -1,0 +1,99 @@
+//! What has happened, and what happens from now on.
+
+use crate::gateway::{Gateway, Severity, Stage};
+
+use super::protocol::{Event, EventSeverity, EventState, write_line};
+use super::status::since_1970;
+use super::{Progress, ShellView};
+
+/// Events per piece.
+const PIECE: usize = 64;
+
+/// The rest of the events, and those to come if the client follows.
+#[derive(Debug)]
+pub struct Events {
+    /// The number of the last event that was told.
+    after: u64,
+    follow: bool,
+    idle: bool,
+}
+
+impl Events {
+    /// From the one after `after` of that run on; of another run, all that are kept.
+    pub fn begin(
+        gateway: &Gateway,
+        (after, run): (Option<u64>, Option<&str>),
+        follow: bool,
+    ) -> Events {
+        let is_same = run.is_none_or(|run| run == run_text(gateway));
+        let after = match after {
+            Some(after) if is_same => after.min(gateway.events().last()),
+            _ => 0,
+        };
+        Events {
+            after,
+            follow,
+            idle: false,
+        }
+    }
+
+    pub fn go_on(&mut self, gateway: &Gateway, shell: &ShellView, out: &mut String) -> Progress {
+        for _ in 0..PIECE {
+            let Some(event) = gateway.events().after(self.after) else {
+                self.idle = true;
+                return match self.follow {
+                    true => Progress::More,
+                    false => Progress::Done,
+                };
+            };
+            // Some are missing only if the reader was away for too long.
+            let missed = event.sequence - self.after - 1;
+            self.after = event.sequence;
+            let line = Event {
+                run: run_text(gateway),
+                sequence: event.sequence,
+                missed,
+                at: since_1970(shell, event.at),
+                id: event.id.to_owned(),
+                state: match event.stage {
+                    Stage::Once => None,
+                    Stage::Begin => Some(EventState::Begin),
+                    Stage::End => Some(EventState::End),
+                },
+                severity: match event.severity {
+                    None => EventSeverity::Info,
+                    Some(Severity::Warning) => EventSeverity::Warning,
+                    Some(Severity::Critical) => EventSeverity::Critical,
+                },
+                node: gateway.config().node.name.clone(),
+                group: event.subject.group.clone(),
+                peer: event.subject.peer.clone(),
+                port: event.subject.port.clone(),
+                what: event.what.clone(),
+                why: Some(event.why.clone()).filter(|why| !why.is_empty()),
+            };
+            write_line(out, &line);
+        }
+        self.idle = false;
+        Progress::More
+    }
+
+    /// Whether it waits for something to happen.
+    pub fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    /// Whether something has happened since.
+    pub fn has_news(&self, gateway: &Gateway) -> bool {
+        !self.follow || gateway.events().last() != self.after
+    }
+
+    /// The client has heard enough.
+    pub fn finish(&mut self) {
+        self.follow = false;
+    }
+}
+
+fn run_text(gateway: &Gateway) -> String {
+    format!("{:016x}", gateway.events().run())
+}
