@@ -125,6 +125,8 @@ fn forged_handshakes_move_no_role_and_keep_no_peer_out() {
     let sent = flood.stop();
     assert!(sent > 10_000, "only {sent} were sent");
     assert!(pair.a().is_primary());
+    let refused = pair.a().status()["counters"]["handshakes_limited"].as_u64();
+    assert!(refused > Some(1000), "{refused:?}");
 }
 
 #[test]

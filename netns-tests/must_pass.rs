@@ -1,8 +1,12 @@
 //! Packets that gateways were seen to drop or to spoil, as real programs send them.
 
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
 use crate::capture::Capture;
-use crate::lab::{Lab, SERVER, WAN_GATEWAY, bracketed};
+use crate::lab::{LAN1, LAN2, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::services::family_number;
+use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
 /// NFS servers with `secure`, and rsh before them, trust ports below 1024 (RFC 4787, REQ-3a).
@@ -109,4 +113,49 @@ fn tunnels_with_unfinished_checksums_inside_pass() {
         received(&counters()) > Some(0)
     });
     assert_eq!(wrong(&counters()).as_deref(), Some("0"), "{}", counters());
+}
+
+/// As two programs behind one gateway do that have learned their external endpoints from a STUN server, and try
+/// each other's (RFC 4787, REQ-9; RFC 8445).
+#[test]
+fn two_hosts_inside_talk_by_their_external_endpoints() {
+    let lab = Lab::started();
+    for family in [0, 1] {
+        let open = |host: &Namespace, address: &str| {
+            let local = format!("{}:5000", bracketed(address));
+            let socket = host.inside(|| UdpSocket::bind(&local).expect("the port is free"));
+            let patience = Some(Duration::from_millis(50));
+            socket.set_read_timeout(patience).expect("a timeout");
+            socket
+        };
+        let stun = open(&lab.server, SERVER[family]);
+        let server = stun.local_addr().expect("its address");
+        let sockets = [open(&lab.lan1, LAN1[family]), open(&lab.lan2, LAN2[family])];
+        let external = |socket: &UdpSocket| {
+            let begin = Instant::now();
+            loop {
+                socket.send_to(b"who am I?", server).expect("a route");
+                match stun.recv_from(&mut [0; 64]) {
+                    Ok((_, from)) => return from,
+                    Err(_) => assert!(begin.elapsed() < Duration::from_secs(20)),
+                }
+            }
+        };
+        let ends = [external(&sockets[0]), external(&sockets[1])];
+        assert_eq!(ends[0].ip().to_string(), WAN_GATEWAY[family]);
+        assert_ne!(ends[0], ends[1]);
+        let (begin, mut heard) = (Instant::now(), [false; 2]);
+        while heard != [true; 2] {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{heard:?}");
+            for me in [0, 1] {
+                let sent = sockets[me].send_to(b"hello", ends[1 - me]);
+                sent.expect("a route");
+                let mut answer = [0; 64];
+                if let Ok((length, from)) = sockets[me].recv_from(&mut answer) {
+                    assert_eq!((&answer[..length], from), (&b"hello"[..], ends[1 - me]));
+                    heard[me] = true;
+                }
+            }
+        }
+    }
 }

@@ -346,6 +346,10 @@ fn totals(out: &mut String, status: &Status) {
             counters.address_conflicts,
             "claims of our addresses by others",
         ),
+        (
+            counters.handshakes_limited.unwrap_or(0),
+            "handshakes on the links refused: too many",
+        ),
         (counters.outputs_lost, "answers and announcements not sent"),
     ] {
         if number > 0 {

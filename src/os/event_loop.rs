@@ -172,6 +172,7 @@ impl Shell {
                 barrier: BarrierView::default(),
                 boot: Duration::ZERO,
                 state_not_saved: None,
+                refused: None,
             },
             monitor,
             neighbors,
@@ -330,6 +331,7 @@ impl Shell {
         }
         if let Some(peers) = &mut self.peers {
             peers.receive(now, &mut self.gateway);
+            self.view.refused = Some(peers.refused());
         }
         while let Some((monitor, sequence)) = self.probes.poll_answer() {
             self.gateway.handle_target_answer(now, monitor, sequence);

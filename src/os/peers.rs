@@ -14,6 +14,7 @@ use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::pump::{PeerEvent, Pump, Streams};
+use tandemgw_core::shell_view::LinkRefusals;
 use tandemgw_core::time::Time;
 
 use super::clock;
@@ -103,6 +104,16 @@ impl Peers {
             places,
             now: clock::now(),
         }))
+    }
+
+    /// What was refused on the links.
+    pub fn refused(&self) -> LinkRefusals {
+        let counters = self.wires.transport.counters();
+        LinkRefusals {
+            handshakes_limited: counters.initials_limited + counters.handshakes_ignored,
+            handshakes_failed: counters.handshakes_refused,
+            foreign_datagrams: counters.foreign_datagrams,
+        }
     }
 
     /// Records an event of any kind on the socket of `link`.

@@ -20,6 +20,19 @@ pub struct ShellView {
     pub barrier: BarrierView,
     /// Why what the unit remembers over restarts is not in its file; none if it is.
     pub state_not_saved: Option<String>,
+    /// What was refused on the links to the peers; none without `[ha]`.
+    pub refused: Option<LinkRefusals>,
+}
+
+/// What was refused on the links to the peers, before a connection came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkRefusals {
+    /// Datagrams that may begin a handshake, from the address of a peer, and were too many.
+    pub handshakes_limited: u64,
+    /// Handshakes that failed, mostly because of a key that is not in the config.
+    pub handshakes_failed: u64,
+    /// Datagrams from addresses that no peer has.
+    pub foreign_datagrams: u64,
 }
 
 /// What the shell knows of the barrier.

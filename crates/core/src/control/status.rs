@@ -41,7 +41,7 @@ pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
         peers: peers.collect(),
         ports: ports.map(|id| port(gateway, shell, id, now)).collect(),
         sessions: sessions(gateway),
-        counters: counters(gateway),
+        counters: counters(gateway, shell),
         barrier: Some(BarrierStatus {
             set: shell.barrier.why_not.is_none(),
             why_not: shell.barrier.why_not.clone(),
@@ -344,7 +344,7 @@ pub(super) fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
-fn counters(gateway: &Gateway) -> CounterStatus {
+fn counters(gateway: &Gateway, shell: &ShellView) -> CounterStatus {
     let counters = gateway.counters();
     let dropped = DropReason::ALL
         .iter()
@@ -360,6 +360,7 @@ fn counters(gateway: &Gateway) -> CounterStatus {
         forbidden: counters.forbidden,
         outputs_lost: counters.outputs_lost,
         address_conflicts: counters.address_conflicts,
+        handshakes_limited: shell.refused.map(|refused| refused.handshakes_limited),
         pickup_guarantee: GuaranteeCounters {
             held: counters.guarantee_held,
             expired: counters.guarantee_expired,

@@ -115,6 +115,11 @@ pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {
 }
 
 pub(super) fn links(view: &View<'_>, page: &mut Page<'_>) {
+    if let Some(refused) = &view.shell.refused {
+        page.one(&catalog::HANDSHAKES_LIMITED, refused.handshakes_limited);
+        page.one(&catalog::HANDSHAKES_FAILED, refused.handshakes_failed);
+        page.one(&catalog::FOREIGN_DATAGRAMS, refused.foreign_datagrams);
+    }
     each_link(view, page, &catalog::LINK_UP, |link| {
         Some(f64::from(u8::from(link.connected && link.alive)))
     });

@@ -334,6 +334,9 @@ pub struct CounterStatus {
     pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
+    /// Datagrams from a peer's address that may begin a handshake on a link, and were too many; none without `[ha]`.
+    #[serde(default)]
+    pub handshakes_limited: Option<u64>,
     /// First packets of sessions with `pickup-guarantee`.
     pub pickup_guarantee: GuaranteeCounters,
 }
