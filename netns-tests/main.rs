@@ -36,6 +36,7 @@ mod lifecycle;
 mod limits;
 mod link_monitor;
 mod links;
+mod local_in;
 mod metrics;
 mod mtu;
 mod must_pass;

@@ -25,12 +25,15 @@
 //! what comes in, and one at the prerouting hook drops what has that mark and comes by another device,
 //! except what is for the machine itself, and takes the mark off everything else: nobody else sees it.
 //!
+//! A chain at the input hook has the policies of `[[local-in]]`, if there are any (`local_in.rs`).
+//!
 //! A second table, of the family `bridge`, drops what a bridge would forward from one port to another,
 //! if both are put into it.
 //!
 //! The tables outlive the process, are replaced as a whole by the next start, and go with a clean end.
 
 mod found;
+mod local_in;
 mod rules;
 mod watch;
 
@@ -39,7 +42,9 @@ use std::collections::BTreeSet;
 use super::netlink::{NetlinkError, interface_name};
 use super::nftables::{BRIDGE, Hook, INET, Nftables, attribute};
 use found::Found;
+use local_in::{LOCAL_IN, LocalPort};
 use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
+use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
 pub use watch::BarrierWatch;
@@ -94,6 +99,8 @@ pub struct Barrier {
     nftables: Option<Nftables>,
     table: String,
     posts: Vec<Post>,
+    /// What may reach the machine itself, by port.
+    local: Vec<LocalPort>,
     /// Whether the kernel has taken the chain for hop limits.
     has_hops: bool,
     /// Whether it has taken the chains for packets that a device above a port takes.
@@ -107,9 +114,15 @@ impl Barrier {
             nftables: None,
             table: table_name(node),
             posts: Vec::new(),
+            local: Vec::new(),
             has_hops: false,
             has_detour: false,
         }
+    }
+
+    /// From the next call of [`Barrier::set`] on, only what the config allows may reach the machine itself.
+    pub fn limit_local(&mut self, config: &Config) {
+        self.local = local_in::ports(config);
     }
 
     /// Sets the barrier for these ports, in place of what was there, in one step.
@@ -173,6 +186,10 @@ impl Barrier {
         if self.has_detour && !self.devices().iter().all(is_marked) {
             return broken("ports are not marked");
         }
+        let local = local_in::rules(&self.local, &self.posts);
+        if !self.local.is_empty() && !local.iter().map(|rule| &rule.comment).eq(&found.local) {
+            return broken("rules of [[local-in]] are missing, or others are among them");
+        }
         match found.judge(&Sets::of(&self.posts)) {
             Condition::Whole { hops: false, .. } if self.has_hops => {
                 broken("the chain for hop limits is missing, or changed")
@@ -230,6 +247,7 @@ impl Barrier {
 
     fn replace_table(&mut self, family: u8, rules: Vec<Rule>) -> Result<(), NetlinkError> {
         let (table, sets) = (self.table.clone(), Sets::of(&self.posts));
+        let local = local_in::rules(&self.local, &self.posts);
         let nftables = self.nftables()?;
         let mut batch = nftables.batch(family, &table);
         // It must exist to be removed without an error.
@@ -247,6 +265,16 @@ impl Barrier {
         }
         for (steps, comment) in rules {
             batch.add_rule(CHAIN, &steps, comment);
+        }
+        if family == INET && !local.is_empty() {
+            let hook = Hook {
+                number: libc::NF_INET_LOCAL_IN as u32,
+                ..hook
+            };
+            batch.add_chain(LOCAL_IN, &hook);
+            for rule in &local {
+                batch.add_rule(LOCAL_IN, &rule.expressions(), &rule.comment);
+            }
         }
         nftables.commit(batch)
     }

@@ -11,6 +11,7 @@ mod memory;
 mod neighbors;
 mod peer;
 mod port;
+mod services;
 
 use super::netlink::{Address, Link, Netlink, Rule};
 use super::{steering, sysctl};
@@ -98,6 +99,11 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
     checks.push(firewall::connection_tracking());
     if let Ok(network) = &network {
         checks.push(barrier::check(config, network, is_running));
+        checks.push(services::check(config, |port| {
+            let link = network.link(&port.interface);
+            let own = link.iter().flat_map(|link| network.addresses_of(link));
+            own.map(|own| own.addr).collect()
+        }));
         checks.push(machine::forwarding(config, network, is_running));
         checks.push(port::mtus(config, network));
         checks.push(port::receive_offload(config));

@@ -107,10 +107,12 @@ impl Steering {
     /// If a table or a rule priority is used by something else, an interface doesn't exist, or the
     /// kernel refuses.
     pub fn set_up(netlink: Netlink, config: &Config, tuns: &[u32]) -> Result<Steering, SetupError> {
+        let mut barrier = Barrier::new(&config.node.name);
+        barrier.limit_local(config);
         let mut steering = Steering {
             netlink,
             plan: Plan::new(config, tuns),
-            barrier: Barrier::new(&config.node.name),
+            barrier,
             barrier_fault: None,
             stopped: restore::Stopped::default(),
             kernel_rules: Vec::new(),

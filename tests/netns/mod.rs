@@ -70,14 +70,10 @@ pub fn config() -> Config {
                 }
             })
             .collect(),
-        link_local: Vec::new(),
         source_check: true,
         offload: true,
-        rejects_syns: false,
-        mss_clamp: None,
         routing_headers: true,
-        reserved_addresses: false,
-        quotas: Default::default(),
+        ..Port::default()
     };
     let pool = |name: &str, addresses: &[&str]| NatPool {
         name: name.into(),
@@ -107,6 +103,7 @@ pub fn config() -> Config {
         policies: vec![policy()],
         nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],
         link_monitors: Vec::new(),
+        local_in: Vec::new(),
         forwards: vec![Forward {
             name: "web".into(),
             port: PortId(0),

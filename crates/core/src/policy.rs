@@ -499,6 +499,7 @@ pub(crate) mod tests {
             nat_pools: Vec::new(),
             forwards: Vec::new(),
             link_monitors: Vec::new(),
+            local_in: Vec::new(),
             timeouts: Timeouts {
                 tcp_established: second,
                 tcp_transitory: second,

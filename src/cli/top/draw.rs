@@ -1,4 +1,5 @@
-//! Draws `top`: 80 columns by 24 lines show everything; less shows the most important parts.
+//! Draws `top`: 80 columns by 24 lines show everything; less shows the most important parts, and a large terminal
+//! the hosts with the most sessions and the policies as well.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint::{self, Fill, Length, Max, Min};
@@ -7,11 +8,11 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, SparklineBar, Table, Wrap};
 use tandemgw_core::control::protocol::{
-    EventStatus, GroupStatus, LinkStatus, PeerStatus, PortStatus, Status,
+    EventStatus, GroupStatus, HostRow, LinkStatus, PeerStatus, PolicyRow, PortStatus, Status,
 };
 
 use crate::cli::status::{GroupState, group_state, known, or_dash, rtt, session_counts};
-use crate::cli::table::{count, duration};
+use crate::cli::table::{bytes, count, duration};
 
 use super::state::{Graph, Top};
 
@@ -20,11 +21,32 @@ const HELP: &str = " q quit   p pause   + - interval";
 /// Minimum and maximum lines of a graph with its heading.
 const GRAPH: [u16; 2] = [3, 9];
 
+/// Lines from which on hosts and policies have room, and those that stay for all else.
+const TALL: u16 = 32;
+const USUAL: u16 = 24;
+
 /// Columns of the table of ports; drops are shown beside it.
 const PORTS_WIDTH: u16 = 45;
 
+/// Whether a terminal of so many lines has room for hosts and policies.
+pub fn is_tall(lines: u16) -> bool {
+    lines >= TALL
+}
+
 pub fn draw(frame: &mut Frame, top: &Top) {
-    let [title, body, help] = Layout::vertical([Length(1), Min(0), Length(1)]).areas(frame.area());
+    let area = frame.area();
+    let extra = match is_tall(area.height) && !(top.hosts.is_empty() && top.policies.is_empty()) {
+        true => area.height - USUAL.max(area.height / 2),
+        false => 0,
+    };
+    let heights = [Length(1), Min(0), Length(extra), Length(1)];
+    let [title, body, bottom, help] = Layout::vertical(heights).areas(area);
+    if extra > 0 {
+        let halves = Layout::horizontal([Length(46), Min(0)]).spacing(2);
+        let [hosts, policies] = halves.areas(bottom);
+        draw_hosts(frame, hosts, top);
+        draw_policies(frame, policies, top);
+    }
     draw_title(frame, title, top);
     match top.status() {
         Some(status) => draw_body(frame, body, top, status),
@@ -308,6 +330,34 @@ fn draw_events(frame: &mut Frame, area: Rect, status: &Status) {
     }
 }
 
+fn draw_hosts(frame: &mut Frame, area: Rect, top: &Top) {
+    let row = |host: &HostRow| {
+        Row::new([
+            Cell::from(host.source.clone()),
+            right(count(host.sessions.into())),
+            right(count(host.half_open.into())),
+        ])
+    };
+    let widths = [Min(16), Length(8), Length(9)];
+    let headers = ["HOST", "SESSIONS", "HALF-OPEN"];
+    table(frame, area, headers, widths, top.hosts.iter().map(row));
+}
+
+fn draw_policies(frame: &mut Frame, area: Rect, top: &Top) {
+    let row = |policy: &PolicyRow| {
+        let name = policy.name.clone();
+        Row::new([
+            Cell::from(name.unwrap_or_else(|| "(no policy matches)".to_owned())),
+            right(count(policy.hits)),
+            right(count(policy.sessions)),
+            right(bytes(policy.bytes)),
+        ])
+    };
+    let widths = [Min(12), Length(7), Length(8), Length(9)];
+    let headers = ["POLICY", "   HITS", "SESSIONS", "    BYTES"];
+    table(frame, area, headers, widths, top.policies.iter().map(row));
+}
+
 fn table<'a, const N: usize>(
     frame: &mut Frame,
     area: Rect,
@@ -435,6 +485,39 @@ wan         DOWN    333   2.7M    166   1.3M       0       5 tcp-unexpected-syn
  12m 10s peer gw-b connected                      link 0
  q quit   p pause   + - interval";
         assert_eq!(screen(&watched(4), 80, 24), wanted);
+    }
+
+    #[test]
+    fn a_large_terminal_has_hosts_and_policies() {
+        let mut top = watched(4);
+        top.hosts = vec![HostRow {
+            source: "10.77.1.100".to_owned(),
+            sessions: 1234,
+            half_open: 5,
+            ports: 6,
+        }];
+        top.policies = vec![PolicyRow {
+            name: Some("lan-out".to_owned()),
+            action: tandemgw_core::control::protocol::PolicyAction::Accept,
+            hits: 77,
+            last_hit_s: None,
+            sessions: 3,
+            packets: 9,
+            bytes: 5000,
+        }];
+        let seen = screen(&top, 100, 40);
+        for part in [
+            "10.77.1.100",
+            "1234",
+            "lan-out",
+            "77",
+            "q quit",
+            "PACKETS/S",
+            "peer gw-b connected",
+        ] {
+            assert!(seen.contains(part), "{part}:\n{seen}");
+        }
+        assert!(!screen(&top, 80, 24).contains("lan-out"));
     }
 
     #[test]

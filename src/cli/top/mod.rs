@@ -15,9 +15,10 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use signal_hook::consts::{SIGHUP, SIGTERM};
 use tandemgw::os::clock;
-use tandemgw_core::control::protocol::Status;
+use tandemgw_core::control::protocol::{HostRow, PolicyRow, Request, Status};
+use tandemgw_core::time::Time;
 
-use super::client::{Client, ClientError};
+use super::client::{Client, ClientError, parse};
 use super::fail;
 
 use state::{Command, Top};
@@ -54,10 +55,14 @@ pub fn top(socket: Option<&Path>) -> ExitCode {
     }
 }
 
+/// Between two looks at the policies, for which the gateway counts all sessions.
+const POLICIES: Duration = Duration::from_secs(5);
+
 /// The gateway that is watched. It may end and come back.
 struct Source {
     path: PathBuf,
     client: Option<Client>,
+    policies_due: Time,
 }
 
 impl Source {
@@ -65,11 +70,14 @@ impl Source {
         Source {
             path: client.path().to_owned(),
             client: Some(client),
+            policies_due: Time::ZERO,
         }
     }
 
-    fn update(&mut self, top: &mut Top) {
-        match self.ask() {
+    /// Asks for what is shown; `is_tall`: for what a large terminal has room for, too.
+    fn update(&mut self, top: &mut Top, is_tall: bool) {
+        let asked = self.ask(top, is_tall);
+        match asked {
             Ok(status) => top.update(clock::now(), status),
             Err(error) => {
                 self.client = None;
@@ -78,14 +86,39 @@ impl Source {
         }
     }
 
-    fn ask(&mut self) -> Result<Status, ClientError> {
+    fn ask(&mut self, top: &mut Top, is_tall: bool) -> Result<Status, ClientError> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => Client::connect(Some(&self.path), PATIENCE)?,
         };
         let status = client.status()?;
+        if is_tall {
+            let hosts = Request::Hosts { limit: Some(64) };
+            top.hosts = rows::<HostRow>(&mut client, &hosts)?;
+            let now = clock::now();
+            if now >= self.policies_due {
+                top.policies = rows::<PolicyRow>(&mut client, &Request::Policies)?;
+                self.policies_due = now + POLICIES;
+            }
+        }
         self.client = Some(client);
         Ok(status)
+    }
+}
+
+/// The lines of an answer. A gateway that does not know the request has none.
+fn rows<T: serde::de::DeserializeOwned>(
+    client: &mut Client,
+    request: &Request,
+) -> Result<Vec<T>, ClientError> {
+    let mut rows = Vec::new();
+    let asked = client.ask(request, |line| {
+        rows.push(parse(line)?);
+        Ok(())
+    });
+    match asked {
+        Err(ClientError::Refused(_)) => Ok(Vec::new()),
+        asked => asked.map(|()| rows),
     }
 }
 
@@ -95,7 +128,8 @@ fn run(terminal: &mut DefaultTerminal, source: &mut Source, stop: &AtomicBool) -
     while !stop.load(Ordering::Relaxed) {
         let now = clock::now();
         if now >= due && !top.is_paused() {
-            source.update(&mut top);
+            let is_tall = draw::is_tall(terminal.size()?.height);
+            source.update(&mut top, is_tall);
             due = now + top.interval();
         }
         terminal.draw(|frame| draw::draw(frame, &top))?;

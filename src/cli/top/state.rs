@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use tandemgw_core::control::protocol::{PortStatus, Status};
+use tandemgw_core::control::protocol::{HostRow, PolicyRow, PortStatus, Status};
 use tandemgw_core::time::Time;
 
 /// How many rates are kept; terminals are rarely wider.
@@ -65,6 +65,10 @@ pub struct Top {
     history: [VecDeque<Option<f64>>; Graph::ALL.len()],
     interval: usize,
     is_paused: bool,
+    /// Hosts with the most sessions; empty if there is no room for them.
+    pub hosts: Vec<HostRow>,
+    /// The policies, in their order; empty if there is no room for them.
+    pub policies: Vec<PolicyRow>,
 }
 
 /// A drop reason with its counts.
@@ -95,6 +99,8 @@ impl Top {
             history: Default::default(),
             interval: 2,
             is_paused: false,
+            hosts: Vec::new(),
+            policies: Vec::new(),
         }
     }
 

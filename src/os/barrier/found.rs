@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::local_in::LOCAL_IN;
 use super::rules::{self, ARRIVALS, CHAIN, DETOUR, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TUNS};
 use super::{Condition, PRIORITY};
 use crate::os::netlink::NetlinkError;
@@ -18,6 +19,8 @@ pub(super) struct Found {
     hops: Vec<String>,
     /// The same of the chain for marked packets.
     detour: Vec<String>,
+    /// The same of the chain for what reaches the machine itself.
+    pub(super) local: Vec<String>,
     /// The devices of whose packets chains take note, if those are as they should be.
     pub(super) devices: BTreeSet<String>,
     /// The rules of the chains that mark.
@@ -35,6 +38,7 @@ impl Found {
             comments: Vec::new(),
             hops: Vec::new(),
             detour: Vec::new(),
+            local: Vec::new(),
             devices: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             stopped: 0,
@@ -94,6 +98,7 @@ impl Found {
                 self.comments.push(comment(object));
                 self.stopped += counted(object);
             }
+            Some(LOCAL_IN) if is_ours(&object) => self.local.push(comment(object)),
             Some(HOPS) if is_ours(&object) => self.hops.push(comment(object)),
             Some(DETOUR) if is_ours(&object) => {
                 self.detour.push(comment(object));

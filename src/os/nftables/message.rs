@@ -73,12 +73,23 @@ pub(in crate::os) enum Expression<'a> {
     LoadByte(u32),
     /// Loads two bytes of it.
     LoadHalf(u32),
+    /// Loads bytes of a header into the first register.
+    LoadPayload {
+        /// Which header: `NFT_PAYLOAD_*`.
+        base: libc::c_int,
+        /// Where in it.
+        offset: u32,
+        /// How many bytes, at most 16.
+        length: u32,
+    },
     /// Loads the type of the destination address for this machine (`RTN_*`).
     LoadDestinationType,
     /// Continues if the first register equals these bytes.
     Is(&'a [u8]),
     /// Continues if the first register differs from these bytes.
     IsNot(&'a [u8]),
+    /// Continues if the first register is greater than or equal to these bytes.
+    IsAtLeast(&'a [u8]),
     /// Continues if the first register is less than or equal to these bytes.
     IsAtMost(&'a [u8]),
     /// Counts the packet.
@@ -131,12 +142,16 @@ impl Message {
         let name = match expression {
             Expression::Load { .. } | Expression::SetMark => "meta",
             Expression::IsIn(_) | Expression::IsNotIn(_) => "lookup",
-            Expression::LoadByte(_) | Expression::LoadHalf(_) | Expression::LoadLink(_) => {
-                "payload"
-            }
+            Expression::LoadByte(_)
+            | Expression::LoadHalf(_)
+            | Expression::LoadLink(_)
+            | Expression::LoadPayload { .. } => "payload",
             Expression::LoadDestinationType => "fib",
             Expression::Change { .. } => "bitwise",
-            Expression::Is(_) | Expression::IsNot(_) | Expression::IsAtMost(_) => "cmp",
+            Expression::Is(_)
+            | Expression::IsNot(_)
+            | Expression::IsAtLeast(_)
+            | Expression::IsAtMost(_) => "cmp",
             Expression::Count => "counter",
             Expression::Accept | Expression::Drop => "immediate",
         };
@@ -161,6 +176,11 @@ impl Message {
                 Expression::LoadHalf(offset) => {
                     message.load_payload(libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, 2);
                 }
+                Expression::LoadPayload {
+                    base,
+                    offset,
+                    length,
+                } => message.load_payload(*base, *offset, *length),
                 Expression::LoadLink(offset) => {
                     message.load_payload(libc::NFT_PAYLOAD_LL_HEADER, *offset, 2);
                 }
@@ -180,6 +200,7 @@ impl Message {
                 }
                 Expression::Is(bytes) => message.compare(libc::NFT_CMP_EQ, bytes),
                 Expression::IsNot(bytes) => message.compare(libc::NFT_CMP_NEQ, bytes),
+                Expression::IsAtLeast(bytes) => message.compare(libc::NFT_CMP_GTE, bytes),
                 Expression::IsAtMost(bytes) => message.compare(libc::NFT_CMP_LTE, bytes),
                 Expression::Count => {}
                 Expression::Accept => message.verdict(libc::NF_ACCEPT),

@@ -10,7 +10,7 @@ use std::fmt;
 use super::field::Owner;
 use super::network::group_of;
 use super::options::{Live, Reload};
-use super::{Config, Forward, Group, Ha, HaPeer, LinkMonitor, NatPool, Policy, Port};
+use super::{Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, NatPool, Policy, Port};
 use crate::flow::{Addr, PortId};
 
 /// A changed key.
@@ -46,6 +46,7 @@ impl Change {
             nat_pools: _,
             forwards: _,
             link_monitors: _,
+            local_in,
             timeouts,
             limits,
             ha,
@@ -62,6 +63,7 @@ impl Change {
         change.groups(&running.groups, groups);
         change.rules(running, wanted);
         change.link_monitors(running, wanted);
+        compare_lists(&mut change.waiting, "local-in", &running.local_in, local_in);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
         change.config.limits = change.part("limits", &running.limits, limits);
         match (&running.ha, ha) {
@@ -312,7 +314,7 @@ macro_rules! named {
     };
 }
 
-named!(Port, Group, Policy, NatPool, Forward, HaPeer);
+named!(Port, Group, LocalIn, Policy, NatPool, Forward, HaPeer);
 
 fn names<T: Named>(tables: &[T]) -> Vec<&str> {
     tables.iter().map(Named::name).collect()
@@ -533,6 +535,21 @@ pub(super) mod tests {
             "10.0.1.5:53",
             "10.0.1.5:54",
             "forward.f",
+        ),
+        ("local-in.name", "\"ssh\"", "\"sshd\"", "local-in.ssh"),
+        ("local-in.from", "from = [\"wan\"]", "", "local-in.ssh"),
+        (
+            "local-in.source",
+            "source = [\"10.9.0.0/16\"]",
+            "",
+            "local-in.ssh",
+        ),
+        ("local-in.service", "tcp/22", "tcp/23", "local-in.ssh"),
+        (
+            "local-in.action",
+            "action = \"drop\"",
+            "action = \"accept\"",
+            "local-in.ssh",
         ),
         (
             "link-monitor.port",

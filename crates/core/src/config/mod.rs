@@ -11,6 +11,7 @@ mod diagnostic;
 mod field;
 mod ha;
 mod link_monitor;
+mod local_in;
 mod metrics;
 mod names;
 mod network;
@@ -66,6 +67,8 @@ pub struct Config {
     pub forwards: Vec<Forward>,
     /// `[[link-monitor]]`
     pub link_monitors: Vec<LinkMonitor>,
+    /// `[[local-in]]`; the first match wins.
+    pub local_in: Vec<LocalIn>,
     /// `[timeouts]`
     pub timeouts: Timeouts,
     /// `[limits]`
@@ -332,6 +335,21 @@ impl LinkMonitor {
             None => self.server.to_string(),
         }
     }
+}
+
+/// `[[local-in]]`: what may reach the machine itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalIn {
+    /// `name`, unique.
+    pub name: String,
+    /// `from`: ports that it comes in by; empty means any.
+    pub from: Vec<PortId>,
+    /// `source`; empty means any.
+    pub source: Vec<IpNet>,
+    /// `service`; empty means any.
+    pub service: Vec<Service>,
+    /// `action`: whether it is accepted, or else dropped.
+    pub accepts: bool,
 }
 
 /// How a target is asked.

@@ -262,6 +262,11 @@ const TABLES: &[TableDoc] = &[
         64,
         "a target that must answer behind a port: one with carrier can lead nowhere",
     ),
+    tables_of(
+        "local-in",
+        256,
+        "what may reach the machine itself; a port that none of them names stays open",
+    ),
     table("timeouts", "how long a session lives without a packet"),
     table("limits", "protection against floods"),
     table(
@@ -340,6 +345,12 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     int("link-monitor", "recoverytime", 1, 3600, 5, field!(LinkMonitor.recoverytime), Reload::Live(Live::LinkMonitors), "how many probes in a row must be answered until it counts as alive again; doubled each time that it soon dies again"),
     int("link-monitor", "ha-priority", 1, 50, 1, field!(LinkMonitor.ha_priority), Reload::Live(Live::LinkMonitors), "what a dead target weighs: see `pingserver-failover-threshold` of `[ha]`"),
 
+    text("local-in", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the policy"),
+    list("local-in", "from", "port name", DefaultValue::Absent("any"), WHOLE, RESTART, "ports that the packet comes in by; what reaches the machine by them and matches no policy is dropped"),
+    list("local-in", "source", "prefix", DefaultValue::Absent("any"), WHOLE, RESTART, "source addresses"),
+    list("local-in", "service", "service, as of a policy", DefaultValue::Absent("any"), WHOLE, RESTART, "protocols and ports of the machine"),
+    choice("local-in", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, RESTART, "what happens to the packet"),
+
     time("timeouts", "tcp-established", S, d(7), s(7440), field!(Timeouts.tcp_established), Reload::Live(Live::Timeouts), "an open TCP connection (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-transitory", S, d(1), s(240), field!(Timeouts.tcp_transitory), Reload::Live(Live::Timeouts), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-syn", S, d(1), s(240), field!(Timeouts.tcp_syn), Reload::Live(Live::Timeouts), "a SYN without an answer"),
@@ -385,6 +396,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
 
 const ACTIONS: &[&str] = &["accept", "drop", "reject"];
 const MONITOR_PROTOCOLS: &[&str] = &["ping", "arp", "tcp"];
+const LOCAL_ACTIONS: &[&str] = &["accept", "drop"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
 const RESTART: Reload = Reload::Restart;
 const WHOLE: Access = Access::Whole;
@@ -656,6 +668,12 @@ pub(super) mod tests {
         failtime = 3
         recoverytime = 4
         ha-priority = 2
+        [[local-in]]
+        name = "ssh"
+        from = ["wan"]
+        source = ["10.9.0.0/16"]
+        service = ["tcp/22"]
+        action = "drop"
         [timeouts]
         tcp-established = "1h"
         tcp-transitory = "60s"

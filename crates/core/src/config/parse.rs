@@ -9,7 +9,7 @@ use super::field::Owner;
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
-use super::{Config, Node, ha, link_monitor, metrics, policy, translation};
+use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation};
 
 /// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
 /// is not opened.
@@ -44,6 +44,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let policies = policy::read(&mut root, &network, &pools);
     let forwards = translation::read_forwards(&mut root, &network, &pools);
     let link_monitors = link_monitor::read(&mut root, &network);
+    let local_in = local_in::read(&mut root, &network);
     let timeouts = read_plain(root.table("timeouts"));
     let limits = read_plain(root.table("limits"));
     let ha = root.optional_table("ha").map(|table| {
@@ -71,6 +72,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         nat_pools: pools.pools,
         forwards,
         link_monitors,
+        local_in,
         timeouts,
         limits,
         metrics,

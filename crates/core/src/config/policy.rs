@@ -140,7 +140,7 @@ fn read_nat(table: &mut Table<'_>, pools: &Pools) -> At<Nat> {
     }
 }
 
-fn prefixes(report: &Report, listed: &[At<Prefix>]) -> Vec<IpNet> {
+pub(super) fn prefixes(report: &Report, listed: &[At<Prefix>]) -> Vec<IpNet> {
     let mut nets = Vec::new();
     for At { value, span } in listed {
         let net = value.0.trunc();
@@ -154,7 +154,7 @@ fn prefixes(report: &Report, listed: &[At<Prefix>]) -> Vec<IpNet> {
 }
 
 /// Empty if `any` is among them.
-fn services(listed: &[At<ServiceOrAny>]) -> Vec<Service> {
+pub(super) fn services(listed: &[At<ServiceOrAny>]) -> Vec<Service> {
     let all: Option<Vec<Service>> = listed.iter().map(|at| at.value.0).collect();
     all.unwrap_or_default()
 }

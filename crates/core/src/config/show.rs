@@ -9,7 +9,9 @@ use ipnet::IpNet;
 
 use super::field::Value;
 use super::options::{self, DefaultValue, OptionDoc};
-use super::{Action, Config, Forward, MssClamp, Nat, NatPool, Policy, Service, VirtualAddress};
+use super::{
+    Action, Config, Forward, LocalIn, MssClamp, Nat, NatPool, Policy, Service, VirtualAddress,
+};
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
 /// Writes a config table by table, so that nobody waits for all of a large one.
@@ -58,6 +60,7 @@ fn count(config: &Config, table: &str) -> usize {
         "nat-pool" => config.nat_pools.len(),
         "forward" => config.forwards.len(),
         "link-monitor" => config.link_monitors.len(),
+        "local-in" => config.local_in.len(),
         "metrics" => usize::from(config.metrics.is_some()),
         "ha" => usize::from(ha.is_some()),
         "ha.link" => ha.map_or(0, |ha| ha.links.len()),
@@ -119,6 +122,7 @@ fn write_whole(out: &mut String, config: &Config, table: &str, index: usize) {
             write_text(out, "server", &monitor.server_text());
             write_text(out, "protocol", monitor.protocol.word());
         }
+        "local-in" => write_local_in(out, config, &config.local_in[index]),
         "ha.link" => {
             if let Some(link) = config.ha.as_ref().and_then(|ha| ha.links.get(index)) {
                 write_text(out, "interface", &link.interface);
@@ -179,6 +183,21 @@ fn write_policy(out: &mut String, config: &Config, policy: &Policy) {
     if let Some(size) = policy.mss_clamp {
         write_value(out, config, "mss-clamp", &Value::MssClamp(size));
     }
+}
+
+fn write_local_in(out: &mut String, config: &Config, policy: &LocalIn) {
+    write_text(out, "name", &policy.name);
+    if !policy.from.is_empty() {
+        write_list(out, "from", names(config, &policy.from));
+    }
+    if !policy.source.is_empty() {
+        write_list(out, "source", policy.source.iter().map(IpNet::to_string));
+    }
+    if !policy.service.is_empty() {
+        write_list(out, "service", policy.service.iter().map(service));
+    }
+    let action = if policy.accepts { "accept" } else { "drop" };
+    write_text(out, "action", action);
 }
 
 fn write_pool(out: &mut String, pool: &NatPool) {

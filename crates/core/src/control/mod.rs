@@ -30,12 +30,15 @@ use failover::Failover;
 use ha_set::HaSet;
 use listing::Listing;
 use maintenance::MaintenanceWait;
-use protocol::{DONE, ErrorCode, Failure, Request, Right, SIGN_OF_LIFE, write_line};
+use protocol::{DONE, ErrorCode, Failure, HostRow, Request, Right, SIGN_OF_LIFE, write_line};
 use reload::ReloadWait;
 
 pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
 pub use reload::{ReloadOutcome, ReloadRefused};
+
+/// Hosts that are told at once: some 100 µs.
+const MOST_HOSTS: usize = 200;
 
 /// An answer in progress: it is produced in pieces, as fast as the client reads.
 #[derive(Debug)]
@@ -123,6 +126,19 @@ impl Answer {
             Request::Events { after, run, follow } => {
                 let since = (after, run.as_deref());
                 Answer::Events(Events::begin(gateway, since, follow))
+            }
+            Request::Hosts { limit } => {
+                let most = limit.map_or(MOST_HOSTS, |limit| MOST_HOSTS.min(limit as usize));
+                for (source, held) in gateway.holders().take(most) {
+                    let row = HostRow {
+                        source: source.to_string(),
+                        sessions: held.sessions,
+                        half_open: held.half_open,
+                        ports: held.ports,
+                    };
+                    write_line(out, &row);
+                }
+                Answer::Done
             }
             Request::Policies => Answer::Policies(Policies::default()),
             Request::Clear { filter, all } => {

@@ -31,7 +31,7 @@ pub use explain::{
 pub use ha::{
     Change, ConfigPart, HandoverDone, MaintenanceDone, ReloadDone, SwitchDone, SwitchRow,
 };
-pub use session::{Cleared, Endpoint, PolicyRow, Session, SessionCount, Skipped};
+pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
     GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, MaintenanceStatus,
@@ -77,6 +77,12 @@ pub enum Request {
     /// What the policies have decided. The answer is a [`PolicyRow`] per policy, in their order, and one for
     /// packets that no policy matches.
     Policies,
+    /// The hosts with the most sessions, the largest first. The answer is a [`HostRow`] per host.
+    Hosts {
+        /// At most this many, and at most 200.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
     /// What has happened to this unit, the oldest first. The answer is an [`Event`] per line. With `follow` it
     /// goes on until the client ends its side of the connection.
     Events {
@@ -175,6 +181,7 @@ impl Request {
             | Request::Sessions { .. }
             | Request::Count { .. }
             | Request::Policies
+            | Request::Hosts { .. }
             | Request::Events { .. }
             | Request::Explain(_)
             | Request::ConfigShow { .. }

@@ -11,6 +11,20 @@ use crate::flow::{Addr, FlowKey, Protocol};
 
 use super::PolicyAction;
 
+/// A host that has sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRow {
+    /// An address of it. Hosts of a /64 that is on no link of the gateway count as one, and an unlucky few share a
+    /// place.
+    pub source: String,
+    /// Its sessions.
+    pub sessions: u32,
+    /// Those without an answer yet.
+    pub half_open: u32,
+    /// Its external ports for UDP and ICMP.
+    pub ports: u32,
+}
+
 /// A session. The gateway writes it without an allocation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session<'a> {

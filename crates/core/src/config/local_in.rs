@@ -1,0 +1,49 @@
+//! `[[local-in]]`: what may reach the machine itself.
+
+use super::names::{Names, check_name};
+use super::network::Network;
+use super::policy::{prefixes, services};
+use super::reader::Table;
+use super::{Config, LocalIn};
+use crate::flow::PortId;
+
+/// Reads them, in order.
+pub(super) fn read(root: &mut Table<'_>, network: &Network) -> Vec<LocalIn> {
+    let mut names = Names::new("local-in policy");
+    let mut policies = Vec::new();
+    for mut table in root.tables("local-in") {
+        let report = table.report;
+        let name = table.require::<String>("name");
+        check_name(report, name.as_ref());
+        names.declare(report, name.as_ref(), policies.len());
+        let from = table.any_or_list::<String>("from");
+        let source = prefixes(report, &table.any_or_list("source"));
+        let service = services(&table.any_or_list("service"));
+        let action = table.choice("action");
+        policies.push(LocalIn {
+            name: name.map_or_else(String::new, |name| name.value),
+            from: network.resolve(report, &from),
+            source,
+            service,
+            accepts: action.is_some_and(|word| word.value == "accept"),
+        });
+        table.finish();
+    }
+    policies
+}
+
+impl LocalIn {
+    /// Whether it is for packets that come in by `port`.
+    pub fn is_for(&self, port: PortId) -> bool {
+        self.from.is_empty() || self.from.contains(&port)
+    }
+}
+
+impl Config {
+    /// The policies for what reaches the machine itself by `port`. If there are any, the rest is dropped; if
+    /// there are none, all of it passes.
+    pub fn local_in_of(&self, port: PortId) -> impl Iterator<Item = &LocalIn> {
+        let all = self.local_in.iter();
+        all.filter(move |policy| policy.is_for(port))
+    }
+}
