@@ -119,8 +119,8 @@ impl Gateway {
 
     /// Whether `mac` is that of a peer, by what it has signed.
     pub(super) fn is_peer(&self, port: PortId, mac: Mac) -> bool {
-        let cluster = self.cluster.as_ref();
-        cluster.is_some_and(|cluster| cluster.ha.is_peer(port, mac))
+        self.cluster()
+            .is_some_and(|cluster| cluster.ha.is_peer(port, mac))
     }
 
     /// Whether some group's addresses are served here.

@@ -29,6 +29,11 @@ impl Gateway {
         Some(result)
     }
 
+    /// Tells the cluster what nothing comes of at once.
+    pub(super) fn with_cluster(&mut self, act: impl FnOnce(&mut Cluster)) {
+        self.cluster.as_deref_mut().map(act);
+    }
+
     /// Carries out what election and replication have decided, until neither has more to say.
     pub(super) fn settle_cluster(&mut self, now: Time) {
         while let Some(cluster) = self.cluster.as_deref_mut()
@@ -36,6 +41,9 @@ impl Gateway {
                 cluster.poll_step(now, &self.roles, &self.traffic, &mut self.sessions)
         {
             match step {
+                Step::CloseStream(peer, link) => {
+                    self.push_urgent(Output::CloseStream { peer, link });
+                }
                 Step::Told(event) => self.handle_sync_event(event),
                 Step::Decided(output) => self.handle_decision(now, output),
             }

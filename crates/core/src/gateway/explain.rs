@@ -414,7 +414,7 @@ impl Gateway {
     /// Whether the first packet of a session would wait for the peers.
     fn wait_of(&self, session: &Session) -> Fate {
         let guarantee = self.guarantee_of(session.policy);
-        let waits = self.cluster.as_ref().is_some_and(|cluster| {
+        let waits = self.cluster().is_some_and(|cluster| {
             self.sessions.journal().pickup_delay(session.protocol) == Some(Duration::ZERO)
                 && cluster.sync.has_copy(session.group)
         });
@@ -477,10 +477,10 @@ impl Gateway {
         protocol: Protocol,
         session: Option<&SessionView>,
     ) -> Pickup {
-        let Some(cluster) = &self.cluster else {
+        let Some(sync) = self.cluster().map(super::Cluster::sync) else {
             return Pickup::Standalone;
         };
-        let (sync, journal) = (&cluster.sync, self.sessions.journal());
+        let journal = self.sessions.journal();
         let seq = session.and_then(|view| journal.seq_of(SessionId(view.id)));
         let delay = match (journal.pickup_delay(protocol), seq) {
             (None, None) if protocol != Protocol::TCP && self.replicates_connections() => {

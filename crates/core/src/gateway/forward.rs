@@ -11,7 +11,7 @@ use super::hairpin::turns_back;
 use super::limiter::Budget;
 use super::open::Plan;
 use super::unresolved::{asks_for, is_unanswered};
-use super::{Gateway, Packet, PortState, Role, cluster};
+use super::{Gateway, Packet, PortState, Role};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -21,10 +21,10 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let roles = &self.roles;
+        let (roles, cluster) = (&self.roles, self.cluster.as_deref());
         let carries = |group: GroupId| {
             roles[usize::from(group.0)] == Role::Primary
-                || cluster::is_draining(self.cluster.as_deref(), packet.now, group)
+                || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
         };
         let checks_source = || self.config.ports[packet.port.index()].source_check;
         let traffic = &mut self.traffic;

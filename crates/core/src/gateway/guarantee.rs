@@ -11,8 +11,8 @@ use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
-use crate::store::Seq;
-use crate::sync::Copies;
+use crate::store::{Journal, Seq};
+use crate::sync::{Copies, Replicator};
 use crate::time::Time;
 
 use super::{Cluster, Gateway, Packet};
@@ -70,6 +70,22 @@ impl Waiting {
         self.bytes -= held.bytes.len();
         Some(held)
     }
+
+    /// The first packet of any group whose copies no longer have to be awaited: `wanted` peers hold its
+    /// session, or refuse it, or are gone.
+    fn pop_settled(
+        &mut self,
+        sync: &Replicator,
+        journal: &Journal,
+        wanted: u32,
+    ) -> Option<(Held, Copies)> {
+        let mut copies = Copies::Awaited;
+        let held = self.pop_if(|group, held| {
+            copies = sync.copies(journal, (held.id, group), held.seq, wanted);
+            copies != Copies::Awaited
+        })?;
+        Some((held, copies))
+    }
 }
 
 impl Gateway {
@@ -95,10 +111,8 @@ impl Gateway {
             }
         };
         let strict = mode == PickupGuarantee::Strict;
-        let room = self
-            .cluster
-            .as_ref()
-            .is_some_and(|c| c.waiting.has_room(packet.bytes.len()));
+        let len = packet.bytes.len();
+        let room = self.cluster().is_some_and(|it| it.waiting.has_room(len));
         if !room {
             return self.give_up(packet, id, strict);
         }
@@ -118,18 +132,16 @@ impl Gateway {
         let port = self.exit().unwrap_or(packet.port);
         let (deadline, bytes) = (packet.now + wait, packet.bytes.to_vec());
         let key = packet.parsed.key;
-        if let Some(cluster) = &mut self.cluster {
-            let held = Held {
-                id,
-                key,
-                seq,
-                deadline,
-                strict,
-                port,
-                bytes,
-            };
-            cluster.waiting.push(group, held);
-        }
+        let held = Held {
+            id,
+            key,
+            seq,
+            deadline,
+            strict,
+            port,
+            bytes,
+        };
+        self.with_cluster(|cluster| cluster.waiting.push(group, held));
         self.counters.guarantee_held += 1;
         Verdict::Consumed
     }
@@ -137,18 +149,10 @@ impl Gateway {
     /// Sends packets of acknowledged sessions, and ends the wait for refused ones.
     pub(super) fn release_acknowledged(&mut self, now: Time) {
         let wanted = self.wanted_copies();
-        while let Some(Cluster { waiting, sync, .. }) = self.cluster.as_deref_mut()
-            && waiting.count > 0
-        {
-            let (mut state, journal) = (Copies::Awaited, self.sessions.journal());
-            let settled = |group: GroupId, held: &Held| {
-                state = sync.copies(journal, (held.id, group), held.seq, wanted);
-                state != Copies::Awaited
-            };
-            let Some(held) = waiting.pop_if(settled) else {
-                break;
-            };
-            if state == Copies::Refused {
+        while let Some((held, copies)) = self.pop_waiting(|cluster, journal| {
+            cluster.waiting.pop_settled(&cluster.sync, journal, wanted)
+        }) {
+            if copies == Copies::Refused {
                 self.counters.guarantee_refused += 1;
                 self.end_wait(now, held);
             } else {
@@ -159,8 +163,8 @@ impl Gateway {
 
     /// Ends the wait of those whose time is over.
     pub(super) fn release_overdue(&mut self, now: Time) {
-        while let Some(cluster) = &mut self.cluster
-            && let Some(held) = cluster.waiting.pop_if(|_, held| held.deadline <= now)
+        while let Some(held) =
+            self.pop_waiting(|cluster, _| cluster.waiting.pop_if(|_, held| held.deadline <= now))
         {
             self.counters.guarantee_expired += 1;
             self.end_wait(now, held);
@@ -180,13 +184,20 @@ impl Gateway {
     /// Drops what waits in sessions of a group that this unit is no longer primary of: the sender
     /// repeats it, to the unit that is.
     pub(super) fn drop_waiting(&mut self, group: GroupId) {
-        while let Some(cluster) = &mut self.cluster
-            && let Some(held) = cluster.waiting.pop_if(|its, _| its == group)
+        while let Some(held) =
+            self.pop_waiting(|cluster, _| cluster.waiting.pop_if(|its, _| its == group))
         {
             if self.stop_waiting(&held) {
                 self.count_drop(DropReason::NotPrimary);
             }
         }
+    }
+
+    fn pop_waiting<H>(
+        &mut self,
+        pop: impl FnOnce(&mut Cluster, &Journal) -> Option<H>,
+    ) -> Option<H> {
+        pop(self.cluster.as_deref_mut()?, self.sessions.journal())
     }
 
     /// Ends the wait of a session; gives whether it is still there. Its packet must not go without it.
@@ -224,7 +235,7 @@ impl Gateway {
 
     /// The last change of a session, its group, and how its copies stand; none if it is not replicated.
     fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
-        let sync = &self.cluster.as_ref()?.sync;
+        let sync = self.cluster()?.sync();
         let group = self.sessions.get(id)?.group;
         let journal = self.sessions.journal();
         let seq = journal.seq_of(id)?;

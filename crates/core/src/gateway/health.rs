@@ -219,7 +219,7 @@ impl Gateway {
     }
 
     fn check_cluster(&self, now: Time, found: &mut Vec<(Trouble, Severity)>) {
-        let Some(cluster) = &self.cluster else {
+        let Some(cluster) = self.cluster() else {
             return;
         };
         if cluster.ha.maintenance().is_some() {

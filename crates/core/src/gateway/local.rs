@@ -160,13 +160,13 @@ impl Gateway {
     /// Whether a peer may speak for `addr` already, since it is about to take it over.
     fn is_handing_over(&self, addr: &Addr) -> bool {
         let group = self.sessions.nat().group(addr);
-        let cluster = self.cluster.as_ref().zip(group);
+        let cluster = self.cluster().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_handing_over(group))
     }
 
     fn was_taken_over_lately(&self, now: Time, addr: &Addr) -> bool {
         let group = self.sessions.nat().group(addr);
-        let cluster = self.cluster.as_ref().zip(group);
+        let cluster = self.cluster().zip(group);
         cluster.is_some_and(|(cluster, group)| cluster.ha.is_new(now, group))
     }
 

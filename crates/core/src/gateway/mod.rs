@@ -42,6 +42,7 @@ mod reload;
 mod revalidate;
 mod roles;
 mod strays;
+mod streams;
 mod targets;
 mod trouble;
 mod unresolved;
@@ -461,7 +462,7 @@ impl Gateway {
     /// If it does not hold.
     pub fn check_invariants(&self) {
         self.sessions.check_invariants();
-        if let Some(cluster) = &self.cluster {
+        if let Some(cluster) = self.cluster() {
             cluster.sync().check_invariants(self.sessions.journal());
         }
         self.outbox.check_invariants();

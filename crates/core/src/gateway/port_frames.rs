@@ -39,16 +39,12 @@ impl Gateway {
     /// The keys that this unit shares with each peer, in the order of the config, for the heartbeats on
     /// the data ports. Without them there are none.
     pub fn set_port_keys(&mut self, keys: Vec<Option<PortKeys>>) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.ha.set_port_keys(keys);
-        }
+        self.with_cluster(|cluster| cluster.ha.set_port_keys(keys));
     }
 
     /// The key of the peer `name` is no longer in the config, or is again.
     pub fn set_revoked(&mut self, name: &str, is_revoked: bool) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.ha.set_revoked(name, is_revoked);
-        }
+        self.with_cluster(|cluster| cluster.ha.set_revoked(name, is_revoked));
     }
 
     pub(super) fn handle_port_frame(
@@ -57,18 +53,17 @@ impl Gateway {
         port: PortId,
         (source, bytes): ([u8; 6], &[u8]),
     ) {
-        let Some(cluster) = &mut self.cluster else {
-            // Of a cluster on the same link.
-            return;
-        };
-        if !self.port_frames.0[port.index()].allow(now) {
+        // A standalone gateway may hear a cluster on the same link.
+        if self.cluster().is_some() && !self.port_frames.0[port.index()].allow(now) {
             return self.count_drop(DropReason::HeartbeatLimit);
         }
-        match cluster.ha.handle_port_frame(now, port, source, bytes) {
-            Ok(()) => self.settle_cluster(now),
+        let handled = self.in_cluster(now, |cluster, _| {
+            cluster.ha.handle_port_frame(now, port, source, bytes)
+        });
+        match handled {
             // A broadcast to another unit of the cluster, or of another cluster.
-            Err(FrameError::NotForUs) => {}
-            Err(error) => {
+            None | Some(Ok(()) | Err(FrameError::NotForUs)) => {}
+            Some(Err(error)) => {
                 log::debug!(
                     "heartbeat on a data port ignored port={} why={error:?}",
                     port.0

@@ -15,7 +15,7 @@ use crate::time::Time;
 use super::limiter::Budgets;
 use super::prepare::{Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
-use super::{Gateway, local};
+use super::{Cluster, Gateway, local};
 
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
@@ -144,10 +144,11 @@ impl Gateway {
             source_limits,
             icmp_errors,
             announcements,
-            priorities,
-            override_,
-            monitor,
             targets,
+            // The cluster's.
+            priorities: _,
+            override_: _,
+            monitor: _,
             pickup,
         } = effects;
         if targets {
@@ -171,24 +172,9 @@ impl Gateway {
         }
         let config = Arc::clone(&self.config);
         let up = self.ports_up();
-        let mut more_are_replicated = false;
-        if let (Some(cluster), Some(ha)) = (&mut self.cluster, &config.ha) {
-            if priorities {
-                for (group, settings) in (0..).map(GroupId).zip(&config.groups) {
-                    let priority = settings.priority.unwrap_or(ha.priority);
-                    cluster.ha.set_priority(now, Some(group), priority);
-                }
-            }
-            if override_ {
-                cluster.ha.set_override(now, ha.override_, ha.override_wait);
-            }
-            if monitor || targets {
-                cluster.ha.set_monitor(now, &ha.monitor, &up);
-            }
-            if pickup {
-                more_are_replicated = self.sessions.set_pickup(ha);
-            }
-        }
+        self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
+        let replicated = config.ha.as_ref().filter(|_| pickup);
+        let more_are_replicated = replicated.is_some_and(|ha| self.sessions.set_pickup(ha));
         if rules || sources || more_are_replicated {
             self.revalidation.restart(Scope {
                 routes: sources,
@@ -212,9 +198,9 @@ impl Gateway {
         assert!(self.announcer.follows(config), "announcements follow");
         let monitors = &self.targets.monitors;
         assert!(monitors.follows(config), "the targets follow");
-        if let Some(cluster) = &self.cluster {
-            assert!(cluster.ha.follows(config), "the election follows");
-        }
+        let election = self.cluster().map(Cluster::ha);
+        let follows = election.is_none_or(|ha| ha.follows(config));
+        assert!(follows, "the election follows");
     }
 
     fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
@@ -226,11 +212,10 @@ impl Gateway {
         let before = std::mem::replace(&mut self.addresses, addresses);
         self.announce_new(now, &before);
         self.find_faults(now);
-        if let Some(cluster) = &mut self.cluster
-            && cluster.sync.set_policies(&self.ruleset)
-        {
-            self.reopen_streams(now);
-        }
+        let ruleset = Arc::clone(&self.ruleset);
+        self.in_cluster(now, |cluster, store| {
+            cluster.set_policies(now, &ruleset, store.journal_mut());
+        });
     }
 
     /// Announces the groups that have addresses which they did not have `before`.
@@ -262,10 +247,10 @@ pub(super) struct Effects {
     source_limits: bool,
     icmp_errors: bool,
     announcements: bool,
-    priorities: bool,
-    override_: bool,
-    monitor: bool,
-    targets: bool,
+    pub priorities: bool,
+    pub override_: bool,
+    pub monitor: bool,
+    pub targets: bool,
     pickup: bool,
 }
 

@@ -11,7 +11,7 @@ use super::{Gateway, Role};
 impl Gateway {
     /// Begins to work: a standalone gateway is primary of every group at once.
     pub fn start(&mut self, now: Time) {
-        if self.cluster.is_some() {
+        if self.cluster().is_some() {
             self.handle_wake(now);
             self.tell_ports(now);
             return;
@@ -45,11 +45,7 @@ impl Gateway {
         self.set_role(now, group, role);
         if role == Role::Primary {
             self.announce_to_neighbors(now, group);
-            if self
-                .cluster
-                .as_ref()
-                .is_some_and(|it| it.sync.rules_differ())
-            {
+            if self.cluster().is_some_and(|it| it.sync.rules_differ()) {
                 self.revalidation.owe_rules();
             }
             self.revalidation.catch_up();

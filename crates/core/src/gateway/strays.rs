@@ -57,7 +57,7 @@ impl Gateway {
     /// A packet came in by `port` that the primary should have got.
     #[cold]
     pub(super) fn note_stray(&mut self, now: Time, port: PortId, bytes: &[u8]) {
-        if self.cluster.is_none() {
+        if self.cluster().is_none() {
             return;
         }
         let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
@@ -71,12 +71,11 @@ impl Gateway {
         let mut groups: Vec<_> = groups.filter(|group| !self.is_primary(*group)).collect();
         groups.sort_unstable();
         groups.dedup();
-        if let Some(cluster) = &mut self.cluster {
+        self.in_cluster(now, |cluster, _| {
             for group in groups {
                 cluster.ha.name_stray(now, group, port, host);
             }
-        }
-        self.settle_cluster(now);
+        });
     }
 
     /// A peer says that `host`, on the link of `port`, sends to it what is for this unit.

@@ -11,7 +11,7 @@ use crate::store::Seq;
 use crate::sync;
 use crate::time::Time;
 
-use super::{Counters, Gateway, PortCounters, Role};
+use super::{Cluster, Counters, Gateway, PortCounters, Role};
 
 /// How a peer stands to this unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,11 +161,8 @@ impl Gateway {
 
     /// The peers.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
-        let count = self
-            .cluster
-            .as_ref()
-            .map_or(0, |cluster| cluster.peers.len());
-        (0..count).map(|peer| PeerId(peer as u8))
+        let peers = self.cluster().map(|cluster| cluster.paths.peers());
+        peers.into_iter().flatten()
     }
 
     /// The name of a peer's node.
@@ -186,28 +183,24 @@ impl Gateway {
 
     /// How `peer` stands to this unit.
     pub fn peer_state(&self, peer: PeerId) -> PeerState {
-        let Some(cluster) = self.cluster() else {
-            return PeerState::default();
-        };
-        let (sync, connected) = (cluster.sync(), cluster.ha().is_linked(peer));
-        let shared = self.groups();
-        let mut shared = shared.filter(|group| sync.has_group(peer, *group) != Some(false));
-        let digest_equal = shared.all(|group| match self.role(group) {
-            Role::Primary => sync.digest_equal(peer, group),
-            Role::Standby => sync.is_ready(group),
-        });
-        PeerState {
-            connected,
-            in_sync: connected && (sync.in_sync(peer) || digest_equal),
-            digest_equal,
-        }
+        self.cluster()
+            .map_or_else(PeerState::default, |it| it.peer_state(peer, &self.roles))
     }
 
     /// How `peer` stands to this unit in `group`.
     pub fn peer_group_state(&self, now: Time, peer: PeerId, group: GroupId) -> PeerGroupState {
-        let Some(cluster) = self.cluster() else {
-            return PeerGroupState::default();
-        };
+        self.cluster()
+            .map(|it| self.peer_group_state_in(it, now, peer, group))
+            .unwrap_or_default()
+    }
+
+    fn peer_group_state_in(
+        &self,
+        cluster: &Cluster,
+        now: Time,
+        peer: PeerId,
+        group: GroupId,
+    ) -> PeerGroupState {
         let (sync, ha) = (cluster.sync(), cluster.ha());
         let has = sync.has_group(peer, group);
         let heard = ha.is_linked(peer) && has == Some(true);
@@ -279,8 +272,7 @@ impl Gateway {
             policy: session.policy,
             group: session.group,
             synced: self
-                .cluster
-                .as_ref()
+                .cluster()
                 .is_some_and(|cluster| match self.role(session.group) {
                     Role::Primary => {
                         cluster
@@ -315,6 +307,24 @@ impl Gateway {
             id,
             session,
             now,
+        }
+    }
+}
+
+impl Cluster {
+    /// How `peer` stands to this unit, which has these roles.
+    fn peer_state(&self, peer: PeerId, roles: &[Role]) -> PeerState {
+        let (sync, connected) = (self.sync(), self.ha().is_linked(peer));
+        let groups = (0..).map(GroupId).zip(roles);
+        let mut shared = groups.filter(|(group, _)| sync.has_group(peer, *group) != Some(false));
+        let digest_equal = shared.all(|(group, role)| match role {
+            Role::Primary => sync.digest_equal(peer, group),
+            Role::Standby => sync.is_ready(group),
+        });
+        PeerState {
+            connected,
+            in_sync: connected && (sync.in_sync(peer) || digest_equal),
+            digest_equal,
         }
     }
 }

@@ -97,10 +97,9 @@ pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {
         &catalog::SYNC_BYTES_RECEIVED,
         |peer, cluster| cluster.sync().traffic(peer).bytes_received,
     );
-    let Some(cluster) = gateway.cluster() else {
+    let Some(sync) = gateway.cluster().map(|it| it.sync().counters()) else {
         return;
     };
-    let sync = cluster.sync().counters();
     let mut refused = page.begin(&catalog::REFUSED);
     refused.add(&["unknown-name"], sync.refused_unknown);
     refused.add(&["table-full"], sync.refused_full);
@@ -169,7 +168,7 @@ fn each_link<T: Display>(
     value: impl Fn(&Link) -> Option<T>,
 ) {
     let gateway = view.gateway;
-    let (Some(cluster), Some(ha)) = (gateway.cluster(), &gateway.config().ha) else {
+    let Some((cluster, ha)) = gateway.cluster().zip(gateway.config().ha.as_ref()) else {
         return;
     };
     let mut samples = page.begin(metric);

@@ -1,0 +1,262 @@
+//! Which link carries the replication stream to each peer.
+//!
+//! The unit with the smaller node name dials, and decides: it takes the first link on which the peer
+//! answers, stays there as long as it works, and moves on at the first heartbeat that fails to come by
+//! it. The other unit follows to the link on which the stream comes in.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::{Config, Ha, HaPeer};
+use crate::flow::{LinkId, PeerId};
+use crate::in_quotes::InQuotes;
+use crate::policy::Ruleset;
+use crate::store::{Journal, SessionStore};
+use crate::sync::{Context, ProtocolError, Received};
+use crate::time::Time;
+
+use super::cluster::Cluster;
+
+/// Bytes of the stream that are encoded for a peer in one turn: some 300 µs.
+const SYNC_BUDGET: usize = 256 * 1024;
+
+/// The streams to all peers.
+pub(super) struct Paths {
+    peers: Vec<PeerPath>,
+    /// Streams that are no longer used, for the shell to close. Each was open, and is down now.
+    closed: VecDeque<(PeerId, LinkId)>,
+}
+
+/// The replication streams to one peer.
+struct PeerPath {
+    /// The name of its node, for the log.
+    name: String,
+    /// This unit decides which link is used.
+    decides: bool,
+    /// By link.
+    streams: Vec<Stream>,
+    /// The link in use.
+    link: Option<LinkId>,
+    /// Why a stream was closed last, and when that was logged.
+    complaint: Option<(Time, ProtocolError)>,
+}
+
+/// A stream that is closed for the same reason again and again is logged once in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The stream to a peer over one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// There is none, or one that is about to be closed: what still comes by it is void.
+    Down,
+    /// Open, and nothing has come by it.
+    Fresh,
+    /// Open, and in use.
+    Used,
+}
+
+impl Paths {
+    pub(super) fn new(config: &Config, ha: &Ha) -> Paths {
+        let path = |peer: &HaPeer| PeerPath {
+            name: peer.name.clone(),
+            decides: config.node.name < peer.name,
+            streams: vec![Stream::Down; ha.links.len()],
+            link: None,
+            complaint: None,
+        };
+        Paths {
+            peers: ha.peers.iter().map(path).collect(),
+            closed: VecDeque::new(),
+        }
+    }
+
+    /// The peers, in the order of the config.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
+        (0..self.peers.len()).map(|peer| PeerId(peer as u8))
+    }
+
+    /// The link that the stream to `peer` goes over; none if there is no stream.
+    pub(super) fn link(&self, peer: PeerId) -> Option<LinkId> {
+        self.peers.get(peer.index())?.link
+    }
+
+    /// A stream for the shell to close.
+    pub(super) fn poll_closed(&mut self) -> Option<(PeerId, LinkId)> {
+        self.closed.pop_front()
+    }
+
+    /// Has a stream closed that is no longer used.
+    fn leave(&mut self, peer: PeerId, link: LinkId) {
+        let stream = &mut self.peers[peer.index()].streams[link.index()];
+        // One that is down needs no closing, and another may soon be in its place.
+        if std::mem::replace(stream, Stream::Down) != Stream::Down {
+            self.closed.push_back((peer, link));
+        }
+    }
+}
+
+impl PeerPath {
+    /// The stream was closed for `error`: logged unless that was just logged.
+    fn complain(&mut self, now: Time, error: &ProtocolError) {
+        let known = self.complaint.as_ref();
+        let news =
+            known.is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);
+        if news {
+            self.complaint = Some((now, error.clone()));
+            log::warn!(
+                "replication stream closed peer={} why={error}",
+                self.name,
+                error = InQuotes(&error)
+            );
+        }
+    }
+}
+
+impl Cluster {
+    /// The stream to a peer over a link came up or went down.
+    pub(super) fn handle_stream(
+        &mut self,
+        now: Time,
+        (peer, link): (PeerId, LinkId),
+        up: bool,
+        journal: &mut Journal,
+    ) {
+        let Some(path) = self.paths.peers.get_mut(peer.index()) else {
+            return;
+        };
+        let Some(stream) = path.streams.get_mut(link.index()) else {
+            return;
+        };
+        *stream = if up { Stream::Fresh } else { Stream::Down };
+        if path.link == Some(link) {
+            // A stream that has come up again is another one.
+            path.link = None;
+            self.sync.peer_disconnected(peer, journal, now);
+        }
+        self.choose_link(now, peer, journal);
+    }
+
+    /// Takes what came by the stream of a peer over a link.
+    pub(super) fn receive(
+        &mut self,
+        now: Time,
+        (peer, link): (PeerId, LinkId),
+        bytes: &[u8],
+        store: &mut SessionStore,
+    ) -> Result<Received, ProtocolError> {
+        if !self.follow_stream(now, (peer, link), bytes, store.journal_mut()) {
+            return Ok(ignored(bytes));
+        }
+        self.paths.peers[peer.index()].streams[link.index()] = Stream::Used;
+        let received = self.sync.receive(peer, bytes, &mut Context { store, now });
+        if let Err(error) = &received {
+            let path = &mut self.paths.peers[peer.index()];
+            path.link = None;
+            path.streams[link.index()] = Stream::Down;
+            path.complain(now, error);
+            self.sync.peer_disconnected(peer, store.journal_mut(), now);
+        }
+        received
+    }
+
+    /// Whether bytes that came by a stream count. The peer may have moved to another link with them.
+    fn follow_stream(
+        &mut self,
+        now: Time,
+        (peer, link): (PeerId, LinkId),
+        bytes: &[u8],
+        journal: &mut Journal,
+    ) -> bool {
+        let Some(path) = self.paths.peers.get_mut(peer.index()) else {
+            return false;
+        };
+        let Some(stream) = path.streams.get(link.index()) else {
+            return false;
+        };
+        if path.link == Some(link) {
+            return true;
+        }
+        // Only the beginning of a stream can be followed.
+        if path.decides || bytes.is_empty() || *stream != Stream::Fresh {
+            return false;
+        }
+        let left = path.link.replace(link);
+        self.sync.peer_disconnected(peer, journal, now);
+        self.sync.peer_connected(peer, journal);
+        if let Some(left) = left {
+            self.paths.leave(peer, left);
+        }
+        true
+    }
+
+    /// Appends what `peer` should get now to `out`. Returns whether to call again as soon as the stream takes
+    /// more.
+    pub(super) fn poll_stream(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        out: &mut Vec<u8>,
+        store: &mut SessionStore,
+    ) -> bool {
+        let is_open = self.paths.link(peer).is_some();
+        is_open && self.sync.poll_transmit(peer, out, SYNC_BUDGET, store, now)
+    }
+
+    /// Takes the best link for the stream to `peer`, if this unit decides that.
+    pub(super) fn choose_link(&mut self, now: Time, peer: PeerId, journal: &mut Journal) {
+        let path = &mut self.paths.peers[peer.index()];
+        if !path.decides {
+            return;
+        }
+        let view = self.ha.peer(now, peer);
+        let alive = |link: LinkId| {
+            view.as_ref()
+                .and_then(|v| v.links.get(link.index()))
+                .is_some_and(|link| link.alive)
+        };
+        let usable = |link: LinkId| path.streams[link.index()] != Stream::Down;
+        let links = || (0..path.streams.len()).map(|link| LinkId(link as u8));
+        let best = links()
+            .find(|link| usable(*link) && alive(*link))
+            .or_else(|| path.link.filter(|link| usable(*link)))
+            .or_else(|| links().find(|link| usable(*link)));
+        let stays = path.link.is_some_and(|link| usable(link) && alive(link)) || path.link == best;
+        if stays {
+            return;
+        }
+        let left = std::mem::replace(&mut path.link, best);
+        if left.is_some() {
+            self.sync.peer_disconnected(peer, journal, now);
+        }
+        if let Some(link) = best {
+            log::debug!("replication stream chosen peer={} link={}", peer.0, link.0);
+            self.sync.peer_connected(peer, journal);
+        }
+        if let Some(left) = left {
+            self.paths.leave(peer, left);
+        }
+    }
+
+    /// Tells the peers of the policies in force. If that changes what stands in a Hello, all streams are
+    /// opened again, and resume where they were.
+    pub(super) fn set_policies(&mut self, now: Time, ruleset: &Ruleset, journal: &mut Journal) {
+        if !self.sync.set_policies(ruleset) {
+            return;
+        }
+        for peer in self.paths.peers() {
+            if let Some(link) = self.paths.peers[peer.index()].link.take() {
+                self.sync.peer_disconnected(peer, journal, now);
+                self.paths.leave(peer, link);
+                self.choose_link(now, peer, journal);
+            }
+        }
+    }
+}
+
+/// Bytes of a stream that is not in use are dropped.
+pub(super) fn ignored(bytes: &[u8]) -> Received {
+    Received {
+        taken: bytes.len(),
+        more: false,
+    }
+}
