@@ -177,7 +177,7 @@ impl Gateway {
     /// Announces all addresses of a group that this unit has just become primary for.
     pub(super) fn announce_group(&mut self, now: Time, group: GroupId) {
         self.begin_announcement(group);
-        self.announcer.start(now, group);
+        self.hosts.announcer.start(now, group);
         self.announce_some(now);
     }
 
@@ -193,7 +193,7 @@ impl Gateway {
 
     pub(super) fn send_due_announcements(&mut self, now: Time) {
         for group in self.groups() {
-            if self.announcer.take_due(now, group) {
+            if self.hosts.announcer.take_due(now, group) {
                 self.begin_announcement(group);
             }
         }
@@ -201,13 +201,13 @@ impl Gateway {
     }
 
     fn begin_announcement(&mut self, group: GroupId) {
-        self.announcer.begin(group, Part::Own);
-        self.announcer.begin(group, Part::Pools);
+        self.hosts.announcer.begin(group, Part::Own);
+        self.hosts.announcer.begin(group, Part::Pools);
     }
 
     /// Tells all hosts that were heard where the addresses of `group` are now.
     pub(super) fn announce_to_neighbors(&mut self, now: Time, group: GroupId) {
-        self.announcer.begin(group, Part::Hosts);
+        self.hosts.announcer.begin(group, Part::Hosts);
         self.announce_some(now);
     }
 
@@ -217,10 +217,10 @@ impl Gateway {
         if self.outbox.announcements() >= PIECE as usize {
             return;
         }
-        let mut left = self.announcer.allowed(now);
+        let mut left = self.hosts.announcer.allowed(now);
         let mut looks = MOST_LOOKED_AT;
         while left > 0 && looks > 0 {
-            let Some(mut round) = self.announcer.next_round() else {
+            let Some(mut round) = self.hosts.announcer.next_round() else {
                 break;
             };
             let done = match round.part {
@@ -228,19 +228,19 @@ impl Gateway {
                 Part::Own | Part::Pools => self.tell_all(&mut round, &mut left, &mut looks),
             };
             if !done {
-                self.announcer.rounds[round.part as usize].push_front(round);
+                self.hosts.announcer.rounds[round.part as usize].push_front(round);
             }
         }
-        self.announcer.allowance.0 = left;
+        self.hosts.announcer.allowance.0 = left;
     }
 
     /// Goes on with a round of broadcasts; gives whether it is complete.
     fn tell_all(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
-        while round.port < self.addresses.len() {
+        while round.port < self.rules.config().ports.len() {
             let port = PortId::from_index(round.port);
-            let link = self.ports[round.port].link;
-            let addresses = &self.addresses[round.port];
-            let settings = &self.config.ports[round.port];
+            let link = *self.links.link(port);
+            let addresses = self.rules.addresses(port);
+            let settings = self.rules.port(port);
             let own = settings.virtual_addresses.len() + settings.link_local.len();
             let own = own.min(addresses.len());
             let (first, end) = match round.part {
@@ -274,13 +274,13 @@ impl Gateway {
             if *left == 0 || *looks == 0 {
                 return false;
             }
-            let Some(((port, host), mac)) = self.neighbors.heard_after(round.host) else {
+            let Some(((port, host), mac)) = self.hosts.neighbors.heard_after(round.host) else {
                 return true;
             };
             *looks -= 1;
             round.host = Some((port, host));
-            let link = self.ports[port.index()].link;
-            let own = self.addresses[port.index()].iter();
+            let link = *self.links.link(port);
+            let own = self.rules.addresses(port).iter();
             let own = own.filter(|(addr, g)| *g == round.group && addr.family() == host.family());
             for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
                 let bytes = neighbor::announce_to(*addr, link.mac, host, mac);
@@ -291,7 +291,7 @@ impl Gateway {
     }
 
     pub(super) fn announce_address(&mut self, port: PortId, addr: Addr) {
-        let link = self.ports[port.index()].link;
+        let link = *self.links.link(port);
         if !link.up {
             return;
         }

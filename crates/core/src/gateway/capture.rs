@@ -32,7 +32,7 @@ impl Gateway {
     /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs at
     /// a time: another one ends.
     pub fn start_capture(&mut self, now: Time, options: Options) {
-        let capture = Capture::new(options, self.config.ports.len(), now);
+        let capture = Capture::new(options, self.rules.config().ports.len(), now);
         self.capture = Some(Box::new(capture));
     }
 
@@ -112,7 +112,7 @@ impl Gateway {
         let Some(capture) = &mut self.capture else {
             return;
         };
-        if !capture.wants(&facts, &self.config, &self.ruleset) {
+        if !capture.wants(&facts, self.rules.config(), self.rules.ruleset()) {
             return capture.take_back(before);
         }
         let incoming = |bytes| Sight {
@@ -207,7 +207,7 @@ impl Gateway {
         let Some(capture) = &mut self.capture else {
             return;
         };
-        if capture.wants(&facts, &self.config, &self.ruleset) {
+        if capture.wants(&facts, self.rules.config(), self.rules.ruleset()) {
             let sight = Sight {
                 port,
                 outbound: true,

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::flow::{GroupId, LinkId, PeerId};
+use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::ha::{self, GroupSet, Ha, HandoverError, Hint, Maintenance, SyncState};
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
@@ -16,8 +16,9 @@ use crate::time::Time;
 
 use super::guarantee::Waiting;
 use super::reload::Effects;
+use super::roles::Groups;
 use super::streams::{self, Paths};
-use super::{Gateway, Role, Traffic};
+use super::{Gateway, Role};
 
 /// Election, replication, and the way to each peer.
 pub struct Cluster {
@@ -79,8 +80,7 @@ impl Cluster {
     pub(super) fn poll_step(
         &mut self,
         now: Time,
-        roles: &[Role],
-        traffic: &[Traffic],
+        groups: &Groups,
         store: &mut SessionStore,
     ) -> Option<Step> {
         if let Some((peer, link)) = self.paths.poll_closed() {
@@ -93,7 +93,7 @@ impl Cluster {
             return Some(Step::Told(event));
         }
         let output = self.ha.poll_output().or_else(|| {
-            self.tell_election(now, roles, traffic);
+            self.tell_election(now, groups);
             self.ha.poll_output()
         })?;
         self.tell_replication(&output, store.journal_mut());
@@ -101,7 +101,7 @@ impl Cluster {
     }
 
     /// Tells the election what replication has reached.
-    fn tell_election(&mut self, now: Time, roles: &[Role], traffic: &[Traffic]) {
+    fn tell_election(&mut self, now: Time, Groups { roles, traffic }: &Groups) {
         let groups = || (0..roles.len()).map(|group| GroupId(group as u8));
         for (group, traffic) in groups().zip(traffic) {
             let held = self.sync.held(group);
@@ -408,10 +408,8 @@ impl Gateway {
 
     /// By port, whether packets can pass it and lead somewhere, as far as known here.
     pub(super) fn ports_up(&self) -> Vec<bool> {
-        let ports = self.ports.iter().enumerate();
-        ports
-            .map(|(index, port)| port.works() && self.leads_on(index))
-            .collect()
+        let works = |port: PortId| self.links.works(port) && self.leads_on(port.index());
+        self.links.ports().map(works).collect()
     }
 
     /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.

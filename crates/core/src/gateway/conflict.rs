@@ -55,7 +55,7 @@ impl Gateway {
     /// Another machine claims `addr`, an address of ours on `port`.
     pub(super) fn note_conflict(&mut self, now: Time, port: PortId, addr: Addr, mac: Mac) {
         let is_certain = self.defends(port, &addr);
-        let claim = self.conflicts.0.entry((port, addr)).or_insert(Claim {
+        let claim = self.hosts.conflicts.0.entry((port, addr)).or_insert(Claim {
             mac,
             last: now,
             asked: now,
@@ -83,6 +83,7 @@ impl Gateway {
     /// The conflicts that last, of addresses that this unit answers for.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
         let certain = self
+            .hosts
             .conflicts
             .0
             .iter()
@@ -97,19 +98,20 @@ impl Gateway {
 
     /// Forgets conflicts that are over, and asks those that claim an address whether they still do.
     pub(super) fn review_conflicts(&mut self, now: Time) {
-        self.conflicts
+        self.hosts
+            .conflicts
             .0
             .retain(|_, claim| now.since(claim.last) < OVER);
-        let due = self.conflicts.0.iter();
+        let due = self.hosts.conflicts.0.iter();
         let due = due.filter(|((port, addr), claim)| {
             now.since(claim.asked) >= ASK && self.defends(*port, addr)
         });
         let due: Vec<_> = due.map(|(place, _)| *place).take(MOST_ASKED).collect();
         for (port, addr) in due {
-            if let Some(claim) = self.conflicts.0.get_mut(&(port, addr)) {
+            if let Some(claim) = self.hosts.conflicts.0.get_mut(&(port, addr)) {
                 claim.asked = now;
             }
-            let link = self.ports[port.index()].link;
+            let link = *self.links.link(port);
             if link.up {
                 let bytes = neighbor::probe(addr, link.mac);
                 self.push_output(Output::Frame { port, bytes });

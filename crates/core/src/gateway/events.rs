@@ -37,8 +37,7 @@ impl Gateway {
     /// Carries out what election and replication have decided, until neither has more to say.
     pub(super) fn settle_cluster(&mut self, now: Time) {
         while let Some(cluster) = self.cluster.as_deref_mut()
-            && let Some(step) =
-                cluster.poll_step(now, &self.roles, &self.traffic, &mut self.sessions)
+            && let Some(step) = cluster.poll_step(now, &self.groups, &mut self.sessions)
         {
             match step {
                 Step::CloseStream(peer, link) => {
@@ -139,7 +138,7 @@ impl Gateway {
                 "peer has a smaller table peer={} max_sessions={max_sessions} ours={} effect=\"what it can't hold is \
                  not guaranteed\" remedy=\"give all units the same max-sessions\"",
                 name(peer),
-                self.config.node.max_sessions
+                self.rules.config().node.max_sessions
             ),
             sync::Event::PeerReady(peer, group) => {
                 log::info!(

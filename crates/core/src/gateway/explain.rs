@@ -250,7 +250,7 @@ impl Gateway {
                     .decide(packet, &mut Plan::new(packet), &is_primary)
                     .is_ok()
         };
-        explanation.fate = if self.kernel_addresses.has(key.dst) && !packet::martian(&key) {
+        explanation.fate = if self.links.kernel_has(key.dst) && !packet::martian(&key) {
             explanation.matched = Matched::Machine;
             Fate::Kernel
         } else if let Some((id, direction)) = known.filter(|it| !gives_way(*it)) {
@@ -433,7 +433,8 @@ impl Gateway {
         let Some(egress) = plan.egress else { return };
         explanation.egress = Some(egress);
         explanation.passed_over =
-            self.ruleset
+            self.rules
+                .ruleset()
                 .trace(packet.port, egress, &plan.key, plan.destination.is_some());
         explanation.decision = plan.decision;
         let is_accepted = plan
@@ -513,8 +514,8 @@ impl Gateway {
         journal.pickup_delay(Protocol::TCP).is_some()
     }
 
-    fn guarantee_wait(&self) -> Duration {
-        let ha = self.config.ha.as_ref();
+    pub(super) fn guarantee_wait(&self) -> Duration {
+        let ha = self.rules.ha();
         ha.map_or(Duration::ZERO, |ha| ha.pickup_guarantee_wait)
     }
 }

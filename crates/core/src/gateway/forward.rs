@@ -11,7 +11,7 @@ use super::hairpin::turns_back;
 use super::limiter::Budget;
 use super::open::Plan;
 use super::unresolved::{asks_for, is_unanswered};
-use super::{Gateway, Packet, PortState, Role};
+use super::{Gateway, Packet, Role};
 
 impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
@@ -21,13 +21,13 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let (roles, cluster) = (&self.roles, self.cluster.as_deref());
+        let (roles, cluster) = (&self.groups.roles, self.cluster.as_deref());
         let carries = |group: GroupId| {
             roles[usize::from(group.0)] == Role::Primary
                 || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
         };
-        let checks_source = || self.config.ports[packet.port.index()].source_check;
-        let traffic = &mut self.traffic;
+        let checks_source = || self.rules.port(packet.port).source_check;
+        let traffic = &mut self.groups.traffic;
         let way = self.sessions.edit(id, |session, around| {
             let egress = admit(session, direction, packet.port, checks_source, carries)?;
             if is_taken_up(session, around.is_stale) {
@@ -135,7 +135,7 @@ impl Gateway {
         carries: impl Fn(GroupId) -> bool,
         any_segment: bool,
     ) -> Result<PortId, DropReason> {
-        let checks_source = || self.config.ports[port.index()].source_check;
+        let checks_source = || self.rules.port(port).source_check;
         let egress = admit(session, direction, port, checks_source, carries)?;
         let mut copy = session.clone();
         if is_taken_up(session, self.sessions.table().is_stale(session)) {
@@ -155,7 +155,7 @@ impl Gateway {
 
     /// Whether the packet can leave by `egress`.
     pub(super) fn check_exit(&self, packet: &Packet<'_>, egress: PortId) -> Result<(), DropReason> {
-        check_link(&self.ports[egress.index()].link, packet)
+        check_link(self.links.link(egress), packet)
     }
 
     /// The last part of each forwarded packet's way: size, translation, hop count.
@@ -165,23 +165,22 @@ impl Gateway {
         to: &FlowKey,
         egress: PortId,
     ) -> Verdict {
-        let PortState { link, counters, .. } = &mut self.ports[egress.index()];
-        if let Err(reason) = check_link(link, packet) {
+        let port = self.links.port_mut(egress);
+        let mtu = port.link().mtu;
+        if let Err(reason) = check_link(port.link(), packet) {
             if reason == DropReason::TooBig {
-                let mtu = link.mtu;
                 self.answer_error(packet, Problem::TooBig { mtu });
             }
             return Verdict::Drop(reason);
         }
-        counters.count_out(packet.bytes.len());
-        let mtu = link.mtu;
+        port.count_out(packet.bytes.len());
         if is_reassembled(packet, mtu) {
             self.identify(packet, to);
         }
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::give_back_options(packet.bytes, &packet.parsed);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
-        self.note_exit(packet.parsed.family, egress);
+        self.routes.note_exit(packet.parsed.family, egress);
         Verdict::Forward
     }
 

@@ -124,11 +124,7 @@ impl Gateway {
         self.sessions.edit(id, |session, _| {
             session.flags.set(SessionFlags::WAITING);
         });
-        let wait = self
-            .config
-            .ha
-            .as_ref()
-            .map_or_else(Default::default, |ha| ha.pickup_guarantee_wait);
+        let wait = self.guarantee_wait();
         let port = self.exit().unwrap_or(packet.port);
         let (deadline, bytes) = (packet.now + wait, packet.bytes.to_vec());
         let key = packet.parsed.key;
@@ -244,13 +240,13 @@ impl Gateway {
     }
 
     fn wanted_copies(&self) -> u32 {
-        let ha = self.config.ha.as_ref();
+        let ha = self.rules.ha();
         ha.map_or(1, |ha| ha.pickup_guarantee_copies)
     }
 
     /// What sessions of a policy are guaranteed.
     pub(super) fn guarantee_of(&self, policy: PolicyId) -> PickupGuarantee {
-        let Some(ha) = self.config.ha.as_ref() else {
+        let Some(ha) = self.rules.ha() else {
             return PickupGuarantee::Off;
         };
         self.policy(policy)

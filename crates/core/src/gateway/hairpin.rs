@@ -7,7 +7,7 @@
 
 use crate::config::Action;
 use crate::event::{DropReason, Verdict};
-use crate::flow::{Addr, Direction, FlowKey, PortId};
+use crate::flow::{Direction, FlowKey, PortId};
 use crate::packet::{self, Kind};
 use crate::session::{Session, SessionFlags};
 
@@ -34,8 +34,8 @@ impl Gateway {
         if !may_open || !nat.is_used_port(book, key.dst, key.protocol, key.dst_port) {
             return None;
         }
-        let port = self.port_with(&key.dst)?;
-        let decision = self.ruleset.decide(packet.port, port, key, false)?;
+        let port = self.rules.port_with(&key.dst)?;
+        let decision = self.rules.ruleset().decide(packet.port, port, key, false)?;
         if decision.action != Action::Accept {
             return None;
         }
@@ -43,12 +43,6 @@ impl Gateway {
         let addr = self.sessions.book().find(key.dst)?;
         let is_of_pool = self.sessions.nat().is_in_pool(pool, addr);
         is_of_pool.then_some(port)
-    }
-
-    /// The port at which the gateway answers for `addr`.
-    pub(super) fn port_with(&self, addr: &Addr) -> Option<PortId> {
-        let has = |list: &Vec<(Addr, _)>| list.iter().any(|(own, _)| own == addr);
-        self.addresses.iter().position(has).map(PortId::from_index)
     }
 
     /// Sends a packet out of `port` as `to`, whose destination is ours, and takes it in again.

@@ -186,11 +186,11 @@ impl Gateway {
             true => Severity::Critical,
             false => Severity::Warning,
         };
-        for (index, port) in self.ports.iter().enumerate() {
-            if !port.link.up {
-                found.push((Trouble::PortDown(PortId::from_index(index)), severity));
-            } else if port.fault.is_some() {
-                found.push((Trouble::PortFault(PortId::from_index(index)), severity));
+        for port in self.links.ports() {
+            if !self.links.is_up(port) {
+                found.push((Trouble::PortDown(port), severity));
+            } else if self.links.fault(port).is_some() {
+                found.push((Trouble::PortFault(port), severity));
             }
         }
         for (index, target) in self.targets().enumerate() {

@@ -73,14 +73,14 @@ impl Gateway {
         let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
         // Only the port tells: this kernel reports with any of its own addresses as source.
         let (ingress, egress) = session.ports(direction);
-        if port != ingress && self.config.ports[port.index()].source_check {
+        if port != ingress && self.rules.port(port).source_check {
             return Err(DropReason::SpoofedSource);
         }
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
         check_quote(session, direction.flip(), &quoted)?;
-        if !self.ports[egress.index()].link.up {
+        if !self.links.is_up(egress) {
             return Err(DropReason::PortDown);
         }
         let turns_back = turns_back(session, direction);
@@ -102,8 +102,8 @@ impl Gateway {
                 identification: None,
             });
         }
-        self.ports[egress.index()].counters.count_out(bytes.len());
-        self.note_exit(parsed.family, egress);
+        self.links.port_mut(egress).count_out(bytes.len());
+        self.routes.note_exit(parsed.family, egress);
         Ok(())
     }
 }

@@ -1,9 +1,7 @@
 //! Packets and frames for the gateway's own addresses: ping, refusals, ARP and ND.
 
-use crate::config::{self, Config};
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
-use crate::nat::Nat;
 use crate::packet::build::{self, Problem};
 use crate::packet::neighbor::{self, Neighbor};
 use crate::packet::{self, Kind};
@@ -44,7 +42,7 @@ impl Gateway {
     pub(super) fn tells_of_no_listener(&self, packet: &Packet<'_>) -> bool {
         let is_syn = matches!(packet.parsed.kind, Kind::Tcp(segment)
             if segment.flags.syn() && !segment.flags.ack());
-        !is_syn || self.config.ports[packet.port.index()].rejects_syns
+        !is_syn || self.rules.port(packet.port).rejects_syns
     }
 
     /// The reply to a packet for an address of the gateway.
@@ -93,7 +91,7 @@ impl Gateway {
         }
         match neighbor::parse_frame(frame) {
             Ok(Neighbor::Solicit(solicit)) => {
-                let mac = self.ports[port.index()].link.mac;
+                let mac = self.links.link(port).mac;
                 if self.defends(port, &solicit.target) && solicit.sender_mac != mac {
                     let bytes = neighbor::reply(&solicit, mac);
                     self.push_output(Output::Frame { port, bytes });
@@ -122,18 +120,18 @@ impl Gateway {
         if !self.budgets.allow(Budget::Echo, now) {
             return self.count_drop(DropReason::EchoLimit);
         }
-        let mac = self.ports[port.index()].link.mac;
+        let mac = self.links.link(port).mac;
         let bytes = neighbor::ipv6_frame(sender, mac, &reply);
         self.push_output(Output::Frame { port, bytes });
     }
 
     /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.
     fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
-        if mac == self.ports[port.index()].link.mac {
+        if mac == self.links.link(port).mac {
             return;
         }
         if packet::forwardable(addr) {
-            self.neighbors.hear(port, addr, mac);
+            self.hosts.neighbors.hear(port, addr, mac);
         }
         self.note_answer(now, port, addr);
         self.note_target(now, port, addr);
@@ -149,7 +147,7 @@ impl Gateway {
         // conflict. Of two primaries one yields as soon as they hear each other.
         let is_conflict = !is_peer && !self.was_taken_over_lately(now, &addr);
         self.counters.address_conflicts += u64::from(is_conflict);
-        if self.announcer.may_defend(now, addr) {
+        if self.hosts.announcer.may_defend(now, addr) {
             if is_conflict {
                 self.warn_of_conflict(port, addr, mac);
             }
@@ -178,19 +176,6 @@ impl Gateway {
 
     /// The addresses that hosts on `port` find at this gateway, with their groups.
     pub(super) fn addresses_on(&self, port: PortId) -> impl Iterator<Item = (Addr, GroupId)> {
-        self.addresses[port.index()].iter().copied()
+        self.rules.addresses(port).iter().copied()
     }
-}
-
-/// The addresses to be answered for on each port, with their groups.
-pub(super) fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
-    let of_port = |port: &config::Port| {
-        let group = |addr: &Addr| {
-            let own = port.link_local.iter().find(|own| own.addr == *addr);
-            own.map(|own| own.group).or_else(|| nat.group(addr))
-        };
-        let all = config.addresses_on(port).into_iter();
-        all.filter_map(|addr| Some((addr, group(&addr)?))).collect()
-    };
-    config.ports.iter().map(of_port).collect()
 }

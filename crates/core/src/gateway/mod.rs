@@ -25,9 +25,11 @@ mod fragment;
 mod guarantee;
 mod hairpin;
 mod health;
+mod hosts;
 mod icmp;
 mod identification;
 mod limiter;
+mod links;
 mod local;
 mod mss;
 mod neighbors;
@@ -41,15 +43,14 @@ mod random;
 mod reload;
 mod revalidate;
 mod roles;
+mod routes;
+mod rules;
 mod strays;
 mod streams;
 mod targets;
 mod trouble;
 mod unresolved;
-mod uplinks;
 mod view;
-
-use std::sync::Arc;
 
 use crate::capture::Capture;
 use crate::config::Config;
@@ -60,18 +61,19 @@ use crate::log_limit::SESSION_TARGET;
 use crate::memory::Reserved;
 use crate::packet::{self, Kind, Parsed};
 use crate::policy::Ruleset;
-use crate::route::Fib;
 use crate::session::{Holdings, SessionFlags, SessionId};
 use crate::store::{Keys, SessionStore};
 use crate::time::{Tick, Time};
 
-use announce::Announcer;
+use hosts::Hosts;
 use identification::Identifications;
 use limiter::Budgets;
-use neighbors::Neighbors;
+use links::Links;
 use outbox::Outbox;
-use policy_usage::PolicyUsages;
 use random::Random;
+use roles::Groups;
+use routes::Routes;
+use rules::Rules;
 
 pub use crate::ha::Role;
 pub use ahead::READ_AHEAD;
@@ -84,7 +86,7 @@ pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use reload::ReloadError;
-pub use uplinks::Uplink;
+pub use routes::Uplink;
 pub use view::{PeerGroupState, PeerState, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -115,78 +117,40 @@ impl Packet<'_> {
     }
 }
 
-/// A port at run time.
-#[derive(Clone)]
-struct PortState {
-    link: LinkState,
-    /// An address of ours that the kernel has too, so that the port does not work.
-    fault: Option<Addr>,
-    counters: PortCounters,
-}
-
-impl PortState {
-    /// Whether packets can come in and leave by it, as far as known here.
-    fn works(&self) -> bool {
-        self.link.up && self.fault.is_none()
-    }
-}
-
-/// When packets of a group's sessions were last handled here.
-#[derive(Clone, Copy, Default)]
-struct Traffic {
-    /// By [`crate::flow::Direction`].
-    seen: [Option<Tick>; 2],
-}
-
-impl Traffic {
-    /// When they went both ways: the older of the two.
-    fn carried(&self) -> Option<Time> {
-        let [original, reply] = self.seen;
-        Some(original?.min(reply?).time())
-    }
-}
-
 /// Bytes of a UDP header (RFC 768).
 const UDP_HEADER: u32 = 8;
 
-/// The state machine of one unit.
+/// The state machine of one unit: its parts, each of which owns what it keeps.
 pub struct Gateway {
-    config: Arc<Config>,
-    ports: Vec<PortState>,
-    roles: Vec<Role>,
-    /// By group.
-    traffic: Vec<Traffic>,
-    fib: Fib,
-    /// By family.
-    uplinks: [Vec<Uplink>; 2],
-    /// The port to whose TUN the packet goes that was let pass last.
-    exit: Option<PortId>,
-    ruleset: Arc<Ruleset>,
+    /// What the configuration decides.
+    rules: Rules,
+    /// The ports' interfaces.
+    links: Links,
+    /// Where packets go on.
+    routes: Routes,
+    /// What this unit is for each group.
+    groups: Groups,
     sessions: SessionStore,
     fragments: Fragments<fragment::Onward>,
     identifications: Identifications,
-    addresses: Vec<Vec<(Addr, GroupId)>>,
-    kernel_addresses: own::KernelAddresses,
-    announcer: Announcer,
-    neighbors: Neighbors,
-    unresolved: unresolved::Unresolved,
-    port_frames: port_frames::PortFrames,
-    conflicts: conflict::Conflicts,
-    strays: strays::Strays,
+    /// The machines on the links.
+    hosts: Hosts,
+    /// The targets of `[[link-monitor]]`.
     targets: targets::Targets,
     budgets: Budgets,
     random: Random,
     counters: Counters,
     revalidation: revalidate::Revalidation,
+    /// None on a standalone gateway.
     cluster: Option<Box<Cluster>>,
     health: Health,
+    /// What has happened, for people and programs to follow.
     events: EventLog,
     drop_alarm: event_log::DropAlarm,
-    policy_usages: PolicyUsages,
+    /// What somebody watches.
     capture: Option<Box<Capture>>,
     outbox: Outbox,
     started: Time,
-    expired: Vec<SessionId>,
 }
 
 impl Gateway {
@@ -194,15 +158,6 @@ impl Gateway {
     /// group.
     pub fn new(config: Config, seed: Seed, now: Time) -> Gateway {
         let mut random = Random::new(seed);
-        let down = PortState {
-            link: LinkState {
-                up: false,
-                mtu: 1500,
-                mac: [0; 6],
-            },
-            fault: None,
-            counters: PortCounters::default(),
-        };
         let ruleset = Ruleset::new(&config);
         let keys = Keys {
             nat: random.key(),
@@ -210,26 +165,13 @@ impl Gateway {
         };
         let sessions = SessionStore::new(&config, &keys);
         Gateway {
-            addresses: local::addresses(&config, sessions.nat()),
-            kernel_addresses: own::KernelAddresses::default(),
-            ports: vec![down; config.ports.len()],
-            roles: vec![Role::Standby; config.groups.len()],
-            traffic: vec![Traffic::default(); config.groups.len()],
-            fib: Fib::new(),
-            uplinks: [Vec::new(), Vec::new()],
-            exit: None,
-            policy_usages: PolicyUsages::new(&ruleset),
+            links: Links::new(config.ports.len()),
+            routes: Routes::new(),
+            groups: Groups::new(config.groups.len()),
             cluster: Cluster::new(&config, &mut random, now, &ruleset).map(Box::new),
-            ruleset: Arc::new(ruleset),
-            sessions,
             fragments: Fragments::new(&random.key()),
             identifications: Identifications::default(),
-            announcer: Announcer::new(&config),
-            neighbors: Neighbors::default(),
-            unresolved: unresolved::Unresolved::default(),
-            port_frames: port_frames::PortFrames::new(config.ports.len()),
-            conflicts: conflict::Conflicts::default(),
-            strays: strays::Strays::default(),
+            hosts: Hosts::new(&config),
             targets: targets::Targets::new(&config, now),
             budgets: Budgets::new(config.limits.icmp_errors_per_second),
             events: EventLog::new(random.next()),
@@ -241,17 +183,15 @@ impl Gateway {
             drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
             started: now,
-            expired: Vec::new(),
-            config: Arc::new(config),
+            rules: Rules::new(config, ruleset, sessions.nat()),
+            sessions,
         }
     }
 
     /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only for
     /// people to read. Call [`Gateway::handle_packet`] for each as well.
     pub fn handle_batch(&mut self, port: PortId, packets: usize, bytes: usize) {
-        let counters = &mut self.ports[port.index()].counters;
-        counters.in_packets += packets as u64;
-        counters.in_bytes += bytes as u64;
+        self.links.count_in(port, packets, bytes);
     }
 
     /// Handles an IP packet that the TUN of `port` delivered; edits it in place if it goes on.
@@ -319,11 +259,11 @@ impl Gateway {
 
     /// Takes note of the state of a port's interface.
     pub fn handle_link(&mut self, now: Time, port: PortId, link: LinkState) {
-        let before = std::mem::replace(&mut self.ports[port.index()].link, link);
+        let before = self.links.set(port, link);
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
         }
-        if link.up != before.up && self.has_uplink(port) {
+        if link.up != before.up && self.routes.has_uplink(port) {
             self.revalidate_routes();
         }
         self.tell_ports(now);
@@ -332,13 +272,8 @@ impl Gateway {
 
     /// Takes note of a change of the kernel's routes.
     pub fn handle_route(&mut self, change: RouteChange) {
-        let before = self.fib.generation();
-        self.fib.apply(change);
-        if self.fib.generation() != before {
-            self.revalidation.restart(revalidate::Scope {
-                routes: true,
-                ..Default::default()
-            });
+        if self.routes.apply(change) {
+            self.revalidate_routes();
         }
     }
 
@@ -365,7 +300,7 @@ impl Gateway {
         [
             sweep,
             self.fragments.poll_timeout(),
-            self.announcer.poll_timeout(),
+            self.hosts.announcer.poll_timeout(),
             self.targets.monitors.poll_timeout(),
             self.poll_cluster_timeout(now),
         ]
@@ -380,9 +315,9 @@ impl Gateway {
     }
 
     fn expire_sessions(&mut self, now: Time) {
-        let mut expired = std::mem::take(&mut self.expired);
+        let mut expired = Vec::new();
         self.sessions.sweep(now.tick(), &mut expired);
-        for id in expired.drain(..) {
+        for id in expired {
             // What another unit is primary for expires there.
             if self
                 .sessions
@@ -392,7 +327,6 @@ impl Gateway {
                 self.end_session(now, id, "expired");
             }
         }
-        self.expired = expired;
     }
 
     /// Ends a session for the administrator, on the peers too. Returns false, and does nothing, if
@@ -418,7 +352,7 @@ impl Gateway {
             log::info!(target: SESSION_TARGET, "session end {line} why={why}");
         }
         if let Some(session) = self.sessions.end(id) {
-            self.policy_usages.note_end(&session);
+            self.rules.note_end(&session);
         }
     }
 
@@ -433,7 +367,7 @@ impl Gateway {
     }
 
     fn role(&self, group: GroupId) -> Role {
-        self.roles[usize::from(group.0)]
+        self.groups.role(group)
     }
 
     /// The first virtual address of `family` on `port` whose group is wanted.
@@ -443,7 +377,7 @@ impl Gateway {
         family: Family,
         wanted: impl Fn(GroupId) -> bool,
     ) -> Option<Addr> {
-        let addresses = &self.config.ports[port.index()].virtual_addresses;
+        let addresses = &self.rules.port(port).virtual_addresses;
         addresses
             .iter()
             .map(|v| v.addr)
@@ -465,6 +399,7 @@ impl Gateway {
         if let Some(cluster) = self.cluster() {
             cluster.sync().check_invariants(self.sessions.journal());
         }
+        self.rules.check_invariants(self.sessions.nat());
         self.outbox.check_invariants();
         self.check_options();
     }

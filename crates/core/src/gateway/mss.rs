@@ -37,7 +37,7 @@ impl Gateway {
             MssClamp::Auto => self.fitting_mss(packet, to, ports),
             MssClamp::To(size) => size,
         };
-        let of_port = |port: &PortId| self.config.ports[port.index()].mss_clamp;
+        let of_port = |port: &PortId| self.rules.port(*port).mss_clamp;
         match self.policy(policy).and_then(|policy| policy.mss_clamp) {
             Some(clamp) => Some(most(clamp)),
             None => ports.iter().filter_map(of_port).map(most).min(),
@@ -49,8 +49,8 @@ impl Gateway {
     fn fitting_mss(&self, packet: &Packet<'_>, to: &FlowKey, ports: [PortId; 2]) -> u16 {
         const TCP_HEADER: u32 = 20;
         let headers = packet.parsed.family.header_len() + TCP_HEADER;
-        let links = ports.map(|port| Some(self.ports[port.index()].link.mtu));
-        let routes = [&packet.parsed.key.src, &to.dst].map(|addr| self.fib.lookup(addr)?.mtu);
+        let links = ports.map(|port| Some(self.links.link(port).mtu));
+        let routes = [&packet.parsed.key.src, &to.dst].map(|addr| self.routes.lookup(addr)?.mtu);
         let mtu = links.into_iter().chain(routes).flatten().min();
         let size = mtu.unwrap_or(u32::MAX).saturating_sub(headers);
         u16::try_from(size).unwrap_or(u16::MAX)

@@ -90,36 +90,40 @@ impl Gateway {
     /// Has the kernel resolve the hosts that sessions of other units' groups lead to: a piece.
     pub(super) fn keep_warm(&mut self, now: Time) {
         let standby = self.groups().any(|group| !self.is_primary(group));
-        if !standby || now < self.neighbors.next {
+        if !standby || now < self.hosts.neighbors.next {
             return;
         }
-        self.neighbors.next = now + INTERVAL;
-        let (sessions, next) = self.sessions.table().page(self.neighbors.cursor, SLOTS);
+        self.hosts.neighbors.next = now + INTERVAL;
+        let (sessions, next) = self
+            .sessions
+            .table()
+            .page(self.hosts.neighbors.cursor, SLOTS);
         let mut hops = Vec::new();
         for (_, session) in sessions {
             let leaving = session.translated(Direction::Original, self.sessions.book());
             hops.push((session.in_port, session.src));
             hops.push((session.out_port, leaving.dst));
         }
-        self.neighbors.cursor = next.unwrap_or(0);
+        self.hosts.neighbors.cursor = next.unwrap_or(0);
         hops.sort_unstable();
         hops.dedup();
         for (port, addr) in hops {
             let Some(hop) = self.next_hop(port, addr) else {
                 continue;
             };
-            if self.neighbors.is_cold(now, (port, hop)) {
+            if self.hosts.neighbors.is_cold(now, (port, hop)) {
                 self.push_output(Output::Resolve { port, addr: hop });
             }
         }
-        self.neighbors
+        self.hosts
+            .neighbors
             .warm
             .retain(|_, at| now.since(*at) < 4 * WARM_FOR);
     }
 
     /// The neighbour on `port` by which `addr` is reached.
     fn next_hop(&self, port: PortId, addr: Addr) -> Option<Addr> {
-        match self.way_by(port, &addr)? {
+        match self.routes.by_port(port, &addr)? {
             RouteTarget::Port { gateway, .. } => Some(gateway.unwrap_or(addr)),
             _ => None,
         }

@@ -98,7 +98,7 @@ impl Gateway {
         // Not while draining either: nobody would tell the new primary of the session.
         let decided = self.decide(packet, &mut plan, |group| self.is_primary(group));
         if let Some(decision) = plan.decision {
-            self.policy_usages.hit(decision.policy, packet.now);
+            self.rules.note_hit(decision.policy, packet.now);
         }
         let tracker = decided?;
         self.make_room(packet, &plan)?;
@@ -156,7 +156,7 @@ impl Gateway {
             return Err(DropReason::NotForwardable);
         }
         let is_reserved = packet::reserved(key.src) || packet::reserved(key.dst);
-        let port = &self.config.ports[packet.port.index()];
+        let port = &self.rules.port(packet.port);
         if packet::martian(key) || is_reserved && !port.reserved_addresses {
             return Err(DropReason::Martian);
         }
@@ -171,7 +171,7 @@ impl Gateway {
 
     /// The source must be one that the routing expects on this port, if the port is to check that.
     pub(super) fn check_source(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
-        let port = &self.config.ports[packet.port.index()];
+        let port = &self.rules.port(packet.port);
         if port.source_check && !self.is_expected_source(packet.port, &packet.parsed.key) {
             return Err(DropReason::SpoofedSource);
         }
@@ -182,7 +182,8 @@ impl Gateway {
     fn is_directed_broadcast(&self, addr: &Addr) -> bool {
         let ip = IpAddr::from(*addr);
         let mut networks = self
-            .config
+            .rules
+            .config()
             .ports
             .iter()
             .flat_map(|port| &port.virtual_addresses)
@@ -195,7 +196,7 @@ impl Gateway {
         if self.is_own_address(&key.src) {
             return false;
         }
-        self.way_by(port, &key.src).is_some()
+        self.routes.by_port(port, &key.src).is_some()
     }
 
     /// The policy that decides about a packet of no session with this key, if one does.
@@ -207,7 +208,8 @@ impl Gateway {
         }
         let egress = egress(self.route_for(&key)).ok()?;
         let decision = self
-            .ruleset
+            .rules
+            .ruleset()
             .decide(port, egress, &key, destination.is_some());
         Some(decision?.policy)
     }
@@ -229,7 +231,8 @@ impl Gateway {
         let egress = turning.map_or_else(|| egress(plan.hop), Ok)?;
         plan.egress = Some(egress);
         plan.decision =
-            self.ruleset
+            self.rules
+                .ruleset()
                 .decide(packet.port, egress, &plan.key, plan.destination.is_some());
         let nat = judge(plan.decision)?;
         plan.nat = match plan.is_hairpin() {
@@ -244,7 +247,7 @@ impl Gateway {
     /// Whether the packet is one that may open a session, and how that session is tracked.
     fn start_tracking(&self, packet: &Packet<'_>) -> Result<Tracker, DropReason> {
         match packet.parsed.kind {
-            Kind::Tcp(segment) if segment.flags.syn() || !self.config.picks_up_tcp() => {
+            Kind::Tcp(segment) if segment.flags.syn() || !self.rules.config().picks_up_tcp() => {
                 tcp::Tracker::open(&segment).map(Tracker::Tcp)
             }
             Kind::Tcp(segment) => tcp::Tracker::pick_up(&segment).map(Tracker::Tcp),
@@ -314,7 +317,7 @@ impl Gateway {
     fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
         let source = packet.parsed.key.src;
         // What another unit is primary for is a copy, and that unit counts on it.
-        let roles = &self.roles;
+        let roles = &self.groups.roles;
         let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
         let limits = self.limits_by(packet.port);
         let room = self.sessions.make_room(&source, limits, is_own);
@@ -329,7 +332,7 @@ impl Gateway {
 
     /// How much a source may have that sends by `port`.
     pub(super) fn limits_by(&self, port: PortId) -> SourceLimits {
-        let quotas = &self.config.ports[port.index()].quotas;
+        let quotas = &self.rules.port(port).quotas;
         let all = self.sessions.table().source_limits();
         SourceLimits {
             sessions: quotas.sessions.unwrap_or(all.sessions),
@@ -346,8 +349,8 @@ impl Gateway {
         let Some(pool) = plan.source.filter(|_| Nat::has_mappings(plan.key.protocol)) else {
             return Ok(None);
         };
-        let quota = self.config.ports[plan.ingress.index()].quotas.ports;
-        let limit = match quota.or(self.config.limits.ports_per_source) {
+        let quota = self.rules.port(plan.ingress).quotas.ports;
+        let limit = match quota.or(self.rules.config().limits.ports_per_source) {
             Some(limit) => limit,
             None => (self.sessions.nat().pool_ports(pool) / 2).max(LEAST_PORTS),
         };

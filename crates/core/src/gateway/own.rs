@@ -1,7 +1,6 @@
 //! The addresses that the kernel has: one that is ours makes a port useless, and where it has none the
 //! gateway asks for neighbours in its stead.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::event::Output;
@@ -10,23 +9,6 @@ use crate::packet::neighbor;
 use crate::time::Time;
 
 use super::Gateway;
-
-/// The kernel's addresses, each with the port whose interface has it.
-#[derive(Default)]
-pub(super) struct KernelAddresses(BTreeSet<(Addr, Option<PortId>)>);
-
-impl KernelAddresses {
-    pub(super) fn has(&self, addr: Addr) -> bool {
-        let mut from = self.0.range((addr, None)..);
-        from.next().is_some_and(|(first, _)| *first == addr)
-    }
-
-    /// The addresses on the interface of `port`.
-    pub(super) fn on(&self, port: PortId) -> impl Iterator<Item = Addr> {
-        let here = self.0.iter().filter(move |(_, at)| *at == Some(port));
-        here.map(|(addr, _)| *addr)
-    }
-}
 
 impl Gateway {
     /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
@@ -40,10 +22,7 @@ impl Gateway {
         port: Option<PortId>,
         has_it: bool,
     ) {
-        match has_it {
-            true => self.kernel_addresses.0.insert((addr, port)),
-            false => self.kernel_addresses.0.remove(&(addr, port)),
-        };
+        self.links.set_kernel_address(addr, port, has_it);
         if self.is_own_address(&addr) {
             self.find_faults(now);
         }
@@ -51,13 +30,13 @@ impl Gateway {
 
     /// Whether packets for `addr` are the kernel's.
     pub(super) fn is_kernel_address(&self, addr: Addr) -> bool {
-        self.kernel_addresses.has(addr)
+        self.links.kernel_has(addr)
     }
 
     /// All of the kernel's addresses are reported again, and then
     /// [`Gateway::check_kernel_addresses`] is called.
     pub fn forget_kernel_addresses(&mut self) {
-        self.kernel_addresses.0.clear();
+        self.links.forget_kernel_addresses();
     }
 
     /// All that the kernel has was told.
@@ -67,25 +46,17 @@ impl Gateway {
 
     /// An address of `port` that the kernel has as well, so that the port does not work.
     pub fn fault(&self, port: PortId) -> Option<Addr> {
-        self.ports[port.index()].fault
+        self.links.fault(port)
     }
 
     /// Checks again which ports have an address that the kernel also has.
     pub(super) fn find_faults(&mut self, now: Time) {
         let mut changed = false;
-        for port in (0..self.ports.len()).map(PortId::from_index) {
-            let own = &self.addresses[port.index()];
-            // Each link has its own link-local addresses.
-            let has = |addr: Addr| match addr.is_link_local() {
-                true => self.kernel_addresses.0.contains(&(addr, Some(port))),
-                false => self.kernel_addresses.has(addr),
-            };
-            let held = own.iter().find(|(addr, _)| has(*addr));
-            let fault = held.map(|(addr, _)| *addr);
-            let before = std::mem::replace(&mut self.ports[port.index()].fault, fault);
-            if before == fault {
+        for port in self.links.ports() {
+            let own = self.rules.addresses(port);
+            let Some(fault) = self.links.check_fault(port, own) else {
                 continue;
-            }
+            };
             changed = true;
             let name = self.port_name(port);
             match fault {
@@ -106,28 +77,25 @@ impl Gateway {
     /// (ARP) from an address of another network, which strict hosts do not answer. IPv6 asks from the
     /// link-local address.
     pub fn asks_for_neighbors(&self, port: PortId) -> bool {
-        let all = self.kernel_addresses.0.iter();
-        let here = all.filter(|(_, at)| *at == Some(port));
-        let own: Vec<IpAddr> = here.map(|(addr, _)| IpAddr::from(*addr)).collect();
-        let networks = self.config.ports[port.index()].virtual_addresses.iter();
+        let networks = self.rules.port(port).virtual_addresses.iter();
         let mut networks = networks
             .map(|own| own.network)
             .filter(|network| network.addr().is_ipv4() && network.prefix_len() < 32);
-        networks.any(|network| !own.iter().any(|addr| network.contains(addr)))
+        networks.any(|network| !self.links.kernel_is_in(port, &network))
     }
 
     /// The kernel looks for the host `addr` on the link of `port`, and leaves it to us to ask: from the
     /// virtual address of its network if this unit has that, else from none (RFC 5227, section 2.1.1).
     /// The kernel learns from the answer by itself.
     pub fn handle_neighbor_request(&mut self, port: PortId, addr: Addr) {
-        let Some(state) = self.ports.get(port.index()) else {
+        let Some(link) = self.links.find(port) else {
             return;
         };
-        let (mac, ip) = (state.link.mac, IpAddr::from(addr));
-        if addr.family() != Family::V4 || !state.link.up {
+        let (mac, ip) = (link.mac, IpAddr::from(addr));
+        if addr.family() != Family::V4 || !link.up {
             return;
         }
-        let own = self.config.ports[port.index()].virtual_addresses.iter();
+        let own = self.rules.port(port).virtual_addresses.iter();
         let mut own = own.filter(|own| own.network.contains(&ip) && self.is_primary(own.group));
         let sender = own.next().map(|own| own.addr);
         let bytes = match sender {

@@ -46,6 +46,11 @@ impl PolicyUsages {
         }
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (PolicyId, PolicyUsage)> {
+        let numbered = (0..).map(PolicyId).zip(&self.usages);
+        numbered.map(|(id, usage)| (id, *usage))
+    }
+
     #[inline]
     pub fn hit(&mut self, policy: PolicyId, now: Time) {
         if let Some(usage) = self.usages.get_mut(usize::from(policy.0)) {
@@ -66,14 +71,6 @@ impl PolicyUsages {
 impl Gateway {
     /// The policies in force with what they have decided, in the order of the config.
     pub fn policy_usages(&self) -> Vec<(PolicyId, PolicyUsage)> {
-        let ids = (0..self.policy_usages.usages.len()).map(|index| PolicyId(index as u16));
-        let mut placed: Vec<_> = ids
-            .filter_map(|id| Some((self.ruleset.place(id)?, id)))
-            .collect();
-        placed.sort_unstable();
-        placed
-            .into_iter()
-            .map(|(_, id)| (id, self.policy_usages.usages[usize::from(id.0)]))
-            .collect()
+        self.rules.usages()
     }
 }

@@ -54,7 +54,7 @@ impl Gateway {
         (source, bytes): ([u8; 6], &[u8]),
     ) {
         // A standalone gateway may hear a cluster on the same link.
-        if self.cluster().is_some() && !self.port_frames.0[port.index()].allow(now) {
+        if self.cluster().is_some() && !self.hosts.port_frames.0[port.index()].allow(now) {
             return self.count_drop(DropReason::HeartbeatLimit);
         }
         let handled = self.in_cluster(now, |cluster, _| {
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     pub(super) fn send_on_port(&mut self, port: PortId, to: Option<[u8; 6]>, bytes: &[u8]) {
-        let link = self.ports[port.index()].link;
+        let link = *self.links.link(port);
         if !link.up {
             return;
         }

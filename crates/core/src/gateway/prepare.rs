@@ -97,20 +97,17 @@ impl Retired {
 impl Gateway {
     /// What is in force.
     pub fn basis(&self) -> Basis {
-        Basis {
-            config: Arc::clone(&self.config),
-            ruleset: Arc::clone(&self.ruleset),
-        }
+        self.rules.basis()
     }
 
     /// Whether a [`Basis`] is still about: no switch can be set then.
     pub fn is_lent(&self) -> bool {
-        Arc::strong_count(&self.config) > 1
+        self.rules.is_lent()
     }
 
     /// Whether the basis of a prepared reload is still in force; otherwise it must be prepared
     /// again.
     pub fn is_current(&self, prepared: &Prepared) -> bool {
-        Arc::ptr_eq(&self.config, &prepared.basis.config)
+        self.rules.is_current(&prepared.basis)
     }
 }

@@ -13,9 +13,9 @@ use crate::session::Timeouts;
 use crate::time::Time;
 
 use super::limiter::Budgets;
-use super::prepare::{Prepared, Reloaded, Retired};
+use super::prepare::{Basis, Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
-use super::{Cluster, Gateway, local};
+use super::{Cluster, Gateway};
 
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
@@ -92,7 +92,7 @@ impl Gateway {
             ruleset,
             told,
         } = prepared;
-        self.config = config;
+        self.rules.set_config(config);
         self.adopt(now, effects, ruleset);
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
@@ -120,11 +120,10 @@ impl Gateway {
         key: &str,
         value: &str,
     ) -> Result<Switched, SwitchError> {
-        let switched = config::set_switch(&self.config, key, value)?;
-        let Some(config) = Arc::get_mut(&mut self.config) else {
+        let switched = config::set_switch(self.rules.config(), key, value)?;
+        if !self.rules.set_ha(switched.ha.clone()) {
             return Err(SwitchError::ReloadUnderWay);
-        };
-        config.ha = Some(switched.ha.clone());
+        }
         let (old, new) = (&switched.old, &switched.new);
         log::info!("switch set key={key} old={old} new={new}");
         let what = format!("{key} = {new}, was {old}");
@@ -152,25 +151,25 @@ impl Gateway {
             pickup,
         } = effects;
         if targets {
-            self.targets.follow(&self.config, now);
+            self.targets.follow(self.rules.config(), now);
         }
         if timeouts {
             self.sessions
-                .set_timeouts(Timeouts::from(&self.config.timeouts));
+                .set_timeouts(Timeouts::from(&self.rules.config().timeouts));
         }
         if source_limits {
-            self.sessions.set_limits(&self.config);
+            self.sessions.set_limits(self.rules.config());
         }
         if icmp_errors {
-            self.budgets = Budgets::new(self.config.limits.icmp_errors_per_second);
+            self.budgets = Budgets::new(self.rules.config().limits.icmp_errors_per_second);
         }
         if announcements {
-            self.announcer.reconfigure(&self.config);
+            self.hosts.announcer.reconfigure(self.rules.config());
         }
         if let Some(ruleset) = ruleset {
             self.adopt_rules(now, ruleset);
         }
-        let config = Arc::clone(&self.config);
+        let Basis { config, .. } = self.rules.basis();
         let up = self.ports_up();
         self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
         let replicated = config.ha.as_ref().filter(|_| pickup);
@@ -188,14 +187,14 @@ impl Gateway {
 
     /// Checks that each part that keeps an option has the one that is in force.
     pub(super) fn check_options(&self) {
-        let config = &self.config;
+        let config = self.rules.config();
         assert!(self.sessions.follows(config), "the sessions follow");
         let errors = config.limits.icmp_errors_per_second;
         assert!(
             self.budgets.are_of(errors),
             "the rate of errors is in force"
         );
-        assert!(self.announcer.follows(config), "announcements follow");
+        assert!(self.hosts.announcer.follows(config), "announcements follow");
         let monitors = &self.targets.monitors;
         assert!(monitors.follows(config), "the targets follow");
         let election = self.cluster().map(Cluster::ha);
@@ -204,15 +203,13 @@ impl Gateway {
     }
 
     fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
-        self.policy_usages.adopt(&self.ruleset, &ruleset);
-        self.ruleset = ruleset;
-        self.sessions.reconfigure_nat(&self.config);
+        self.sessions.reconfigure_nat(self.rules.config());
         self.fragments.forget_decisions();
-        let addresses = local::addresses(&self.config, self.sessions.nat());
-        let before = std::mem::replace(&mut self.addresses, addresses);
+        let before = self
+            .rules
+            .set_ruleset(Arc::clone(&ruleset), self.sessions.nat());
         self.announce_new(now, &before);
         self.find_faults(now);
-        let ruleset = Arc::clone(&self.ruleset);
         self.in_cluster(now, |cluster, store| {
             cluster.set_policies(now, &ruleset, store.journal_mut());
         });
@@ -361,7 +358,10 @@ mod tests {
                     rules(&wanted, live),
                     "{name}"
                 );
-                assert_eq!(gateway.ruleset.digest(), Ruleset::new(&wanted).digest());
+                assert_eq!(
+                    gateway.rules.ruleset().digest(),
+                    Ruleset::new(&wanted).digest()
+                );
             }
             if row.table == "ha" && switch_names().any(|switch| switch == row.key) {
                 let shown = switches(gateway.config()).unwrap();

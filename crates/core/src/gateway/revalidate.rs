@@ -122,7 +122,7 @@ impl Gateway {
         let most = match self.revalidation.scope.rules {
             // Where there are many, an index leaves few to compare with.
             true => {
-                let compared = self.config.policies.len().min(MOST_COMPARED);
+                let compared = self.rules.config().policies.len().min(MOST_COMPARED);
                 (MATCHES / (compared + 1)).clamp(8, PIECE as usize) as u32
             }
             false => PIECE,
@@ -203,7 +203,7 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        if self.ruleset.place(session.policy).is_some() {
+        if self.rules.ruleset().place(session.policy).is_some() {
             return;
         }
         let original = session.key(Direction::Original, self.sessions.book());
@@ -211,7 +211,10 @@ impl Gateway {
         let key = judged(&original, &leaving);
         let forwarded = session.nat_dst != TranslatedAddr::SAME;
         let ports = (session.in_port, session.out_port);
-        let decision = self.ruleset.decide(ports.0, ports.1, &key, forwarded);
+        let decision = self
+            .rules
+            .ruleset()
+            .decide(ports.0, ports.1, &key, forwarded);
         let accepted = decision.filter(|decision| decision.action == Action::Accept);
         let policy = accepted.map_or(PolicyId::NONE, |decision| decision.policy);
         self.sessions.rename_policy(id, policy);
@@ -242,14 +245,14 @@ impl Gateway {
         let leaving = session.translated(Direction::Original, self.sessions.book());
         let original = session.key(Direction::Original, self.sessions.book());
         let key = judged(&original, &leaving);
-        let in_port = if self.config.ports[session.in_port.index()].source_check {
+        let in_port = if self.rules.port(session.in_port).source_check {
             self.port_towards(&key.dst, &key.src, session.in_port)
         } else {
             Some(session.in_port)
         };
         let turns_back = session.flags.contains(SessionFlags::TURNS_BACK);
         let out_port = match turns_back {
-            true => self.port_with(&key.dst).or(Some(session.out_port)),
+            true => self.rules.port_with(&key.dst).or(Some(session.out_port)),
             false => self.port_towards(&key.src, &key.dst, session.out_port),
         };
         let (Some(in_port), Some(out_port)) = (in_port, out_port) else {
@@ -268,7 +271,11 @@ impl Gateway {
             return Finding::Forbidden(why);
         }
         let forwarded = session.nat_dst != TranslatedAddr::SAME;
-        match self.ruleset.decide(in_port, out_port, &key, forwarded) {
+        match self
+            .rules
+            .ruleset()
+            .decide(in_port, out_port, &key, forwarded)
+        {
             Some(Decision {
                 policy,
                 action: Action::Accept,

@@ -1,12 +1,48 @@
 //! What a unit does when it becomes primary or standby of a group.
 
 use crate::event::Output;
-use crate::flow::{GroupId, PortId};
+use crate::flow::GroupId;
 use crate::packet::neighbor;
-use crate::time::Time;
+use crate::time::{Tick, Time};
 
 use super::revalidate::Scope;
 use super::{Gateway, Role};
+
+/// What this unit is for each group, and the traffic that it sees of it.
+pub(super) struct Groups {
+    pub(super) roles: Vec<Role>,
+    pub(super) traffic: Vec<Traffic>,
+}
+
+/// When packets of a group's sessions were last handled here.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Traffic {
+    /// By [`crate::flow::Direction`].
+    pub(super) seen: [Option<Tick>; 2],
+}
+
+impl Traffic {
+    /// When they went both ways: the older of the two.
+    pub(super) fn carried(&self) -> Option<Time> {
+        let [original, reply] = self.seen;
+        Some(original?.min(reply?).time())
+    }
+}
+
+impl Groups {
+    /// Standby for all of them.
+    pub(super) fn new(count: usize) -> Groups {
+        Groups {
+            roles: vec![Role::Standby; count],
+            traffic: vec![Traffic::default(); count],
+        }
+    }
+
+    #[inline]
+    pub(super) fn role(&self, group: GroupId) -> Role {
+        self.roles[usize::from(group.0)]
+    }
+}
 
 impl Gateway {
     /// Begins to work: a standalone gateway is primary of every group at once.
@@ -23,10 +59,10 @@ impl Gateway {
 
     /// Makes this unit primary or standby for `group`.
     pub fn set_role(&mut self, now: Time, group: GroupId, role: Role) {
-        let before = std::mem::replace(&mut self.roles[usize::from(group.0)], role);
+        let before = std::mem::replace(&mut self.groups.roles[usize::from(group.0)], role);
         match (before, role) {
             (Role::Standby, Role::Primary) => self.announce_group(now, group),
-            (Role::Primary, Role::Standby) => self.announcer.cancel(group),
+            (Role::Primary, Role::Standby) => self.hosts.announcer.cancel(group),
             _ => {}
         }
     }
@@ -63,9 +99,8 @@ impl Gateway {
 
     /// Asks on all ports who has the addresses of `group`.
     pub(super) fn probe_group(&mut self, group: GroupId) {
-        for index in 0..self.config.ports.len() {
-            let port = PortId::from_index(index);
-            let link = self.ports[index].link;
+        for port in self.links.ports() {
+            let link = *self.links.link(port);
             let addresses: Vec<_> = self
                 .addresses_on(port)
                 .filter(|(_, g)| *g == group)

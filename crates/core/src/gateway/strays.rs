@@ -64,7 +64,7 @@ impl Gateway {
             return;
         };
         let host = parsed.key.src;
-        if !packet::forwardable(host) || !self.strays.is_due(now, (port, host)) {
+        if !packet::forwardable(host) || !self.hosts.strays.is_due(now, (port, host)) {
             return;
         }
         let groups = self.addresses_on(port).map(|(_, group)| group);
@@ -80,19 +80,18 @@ impl Gateway {
 
     /// A peer says that `host`, on the link of `port`, sends to it what is for this unit.
     pub(super) fn tell_stray(&mut self, now: Time, port: PortId, host: Addr) {
-        let Some(state) = self.ports.get(port.index()) else {
+        let Some(link) = self.links.find(port).copied() else {
             return;
         };
-        let link = state.link;
         let allowed = link.up && packet::forwardable(host);
-        if !allowed || !self.strays.is_due(now, (port, host)) {
+        if !allowed || !self.hosts.strays.is_due(now, (port, host)) {
             return;
         }
-        let own = self.config.ports[port.index()].virtual_addresses.iter();
+        let own = self.rules.port(port).virtual_addresses.iter();
         let own =
             own.filter(|own| own.addr.family() == host.family() && self.is_primary(own.group));
         let (ip, family) = (IpAddr::from(host), host.family());
-        let is_neighbor = self.config.ports[port.index()].virtual_addresses.iter();
+        let is_neighbor = self.rules.port(port).virtual_addresses.iter();
         let is_neighbor = is_neighbor
             .filter(|own| own.addr.family() == family)
             .any(|own| own.network.contains(&ip));
@@ -100,7 +99,7 @@ impl Gateway {
         for addr in own {
             if !is_neighbor {
                 // It is behind a router of the link, and that one is to hear of it.
-                if self.announcer.may_defend(now, addr) {
+                if self.hosts.announcer.may_defend(now, addr) {
                     self.announce_address(port, addr);
                 }
                 continue;
@@ -109,7 +108,7 @@ impl Gateway {
             // 7.2.3), and by unicast if it was heard.
             let bytes = neighbor::solicit(host, addr, link.mac);
             self.push_output(Output::Frame { port, bytes });
-            if let Some(mac) = self.neighbors.mac_of((port, host)) {
+            if let Some(mac) = self.hosts.neighbors.mac_of((port, host)) {
                 let bytes = neighbor::announce_to(addr, link.mac, host, mac);
                 self.push_output(Output::Frame { port, bytes });
             }

@@ -63,10 +63,10 @@ impl Gateway {
 
     /// A host on the link of `port` has said that it is at `addr`: it may be a target.
     pub(super) fn note_target(&mut self, now: Time, port: PortId, addr: Addr) {
-        if self.config.link_monitors.is_empty() {
+        if self.rules.config().link_monitors.is_empty() {
             return;
         }
-        let config = std::sync::Arc::clone(&self.config);
+        let config = self.shared_config();
         for (index, monitor) in config.link_monitors.iter().enumerate() {
             let is_it = monitor.port == port && Addr::from(monitor.server) == addr;
             if is_it && monitor.protocol == MonitorProtocol::Arp {
@@ -98,7 +98,7 @@ impl Gateway {
         let mut changed = false;
         while let Some((index, state)) = self.targets.monitors.poll_change() {
             changed = true;
-            let monitor = &self.config.link_monitors[index];
+            let monitor = &self.rules.config().link_monitors[index];
             let (port, server) = (self.port_name(monitor.port), monitor.server_text());
             let protocol = monitor.protocol.word();
             match state {
@@ -123,10 +123,10 @@ impl Gateway {
     /// # Errors
     /// Why it can't be sent.
     fn send_probe(&mut self, now: Time, probe: Probe) -> Result<(), &'static str> {
-        let monitor = &self.config.link_monitors[probe.monitor];
+        let monitor = &self.rules.config().link_monitors[probe.monitor];
         let (port, protocol) = (monitor.port, monitor.protocol);
         let (server, server_port) = (Addr::from(monitor.server), monitor.server_port);
-        if !self.ports[port.index()].works() {
+        if !self.links.works(port) {
             return Err("its port is down");
         }
         if protocol == MonitorProtocol::Arp {
@@ -142,7 +142,7 @@ impl Gateway {
             let bytes = build::opening_packet(&key).ok_or("its address is of another family")?;
             self.targets
                 .keys
-                .resize(self.config.link_monitors.len(), None);
+                .resize(self.rules.config().link_monitors.len(), None);
             self.targets.keys[probe.monitor] = Some(key);
             self.send_packet(now, port, bytes);
         }
@@ -151,12 +151,12 @@ impl Gateway {
 
     /// An address that the kernel has on the port, rather in a network of the port than in another one.
     fn probe_source(&self, port: PortId, server: Addr) -> Option<Addr> {
-        let networks = &self.config.ports[port.index()].virtual_addresses;
+        let networks = &self.rules.port(port).virtual_addresses;
         let is_apart = |addr: &Addr| {
             let ip = std::net::IpAddr::from(*addr);
             !networks.iter().any(|own| own.network.contains(&ip))
         };
-        let own = self.kernel_addresses.on(port);
+        let own = self.links.kernel_on(port);
         own.filter(|addr| suits(*addr, server)).min_by_key(is_apart)
     }
 
@@ -187,9 +187,9 @@ impl Gateway {
     /// Asks on the link for a host, from the virtual address of its network if this unit has that, else from
     /// none.
     fn ask_link(&mut self, port: PortId, server: Addr) {
-        let mac = self.ports[port.index()].link.mac;
+        let mac = self.links.link(port).mac;
         let ip = std::net::IpAddr::from(server);
-        let mut own = self.config.ports[port.index()].virtual_addresses.iter();
+        let mut own = self.rules.port(port).virtual_addresses.iter();
         let sender = own.find(|own| own.network.contains(&ip) && self.is_primary(own.group));
         let bytes = match sender {
             Some(own) => neighbor::solicit(server, own.addr, mac),

@@ -74,7 +74,7 @@ impl Gateway {
                 Some(port)
             }
             Trouble::TargetDead(index) => {
-                let monitor = self.config.link_monitors.get(index);
+                let monitor = self.rules.config().link_monitors.get(index);
                 monitor.map(|monitor| monitor.port)
             }
             _ => None,

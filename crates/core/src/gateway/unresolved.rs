@@ -162,8 +162,8 @@ impl Gateway {
         to: Addr,
     ) -> Result<(), DropReason> {
         let host = (egress, to);
-        let allows = self.unresolved.allows(now, &host, source);
-        match allows || self.neighbors.has_heard(&host) || !self.is_on_link(&host) {
+        let allows = self.hosts.unresolved.allows(now, &host, source);
+        match allows || self.hosts.neighbors.has_heard(&host) || !self.is_on_link(&host) {
             true => Ok(()),
             false => Err(DropReason::NeighborLimit),
         }
@@ -172,8 +172,8 @@ impl Gateway {
     /// Takes note that such a packet goes there.
     pub(super) fn note_neighbor(&mut self, now: Time, source: &Addr, egress: PortId, to: Addr) {
         let host = (egress, to);
-        if !self.neighbors.has_heard(&host) && self.is_on_link(&host) {
-            self.unresolved.begin(now, host, *source);
+        if !self.hosts.neighbors.has_heard(&host) && self.is_on_link(&host) {
+            self.hosts.unresolved.begin(now, host, *source);
         }
     }
 
@@ -199,10 +199,10 @@ impl Gateway {
         // Of TCP the client has answered too, or it would not be established.
         let settled = matches!(session.tracker, Tracker::Tcp(_)) && session.is_settled();
         if session.flags.contains(SessionFlags::REPLIED) {
-            self.unresolved.answered(server);
+            self.hosts.unresolved.answered(server);
         }
         if settled {
-            self.unresolved.answered(client);
+            self.hosts.unresolved.answered(client);
         }
     }
 
@@ -216,7 +216,7 @@ impl Gateway {
             hop.prefix_len >= least
                 && matches!(hop.target, RouteTarget::Port { port: by, gateway: None } if by == *port)
         };
-        self.fib.lookup(addr).is_some_and(|hop| direct(&hop))
+        self.routes.lookup(addr).is_some_and(|hop| direct(&hop))
     }
 }
 

@@ -77,17 +77,17 @@ impl Gateway {
 
     /// The digest of the policies, pools and forwards in force: equal on units that decide alike.
     pub fn rules_digest(&self) -> [u8; 16] {
-        self.ruleset.digest()
+        self.rules.ruleset().digest()
     }
 
     /// The configuration in force.
     pub fn config(&self) -> &Config {
-        &self.config
+        self.rules.config()
     }
 
     /// The same, for those who keep it.
     pub fn shared_config(&self) -> std::sync::Arc<Config> {
-        std::sync::Arc::clone(&self.config)
+        self.rules.basis().config
     }
 
     /// The time since the gateway was started.
@@ -102,22 +102,22 @@ impl Gateway {
 
     /// The state of the interface of `port`.
     pub fn link(&self, port: PortId) -> LinkState {
-        self.ports[port.index()].link
+        *self.links.link(port)
     }
 
     /// What went through `port`.
     pub fn port_counters(&self, port: PortId) -> PortCounters {
-        self.ports[port.index()].counters
+        *self.links.counters(port)
     }
 
     /// Bytes forwarded, out of all ports.
     pub fn forwarded_bytes(&self) -> u64 {
-        self.ports.iter().map(|port| port.counters.out_bytes).sum()
+        self.links.out_bytes()
     }
 
     /// The configured name of `port`.
     pub fn port_name(&self, port: PortId) -> &str {
-        &self.config.ports[port.index()].name
+        &self.rules.port(port).name
     }
 
     /// The configured name of `policy`.
@@ -127,17 +127,17 @@ impl Gateway {
 
     /// The configuration of `policy`; none if it was removed, or is a peer's.
     pub fn policy(&self, policy: PolicyId) -> Option<&Policy> {
-        self.config.policies.get(self.ruleset.place(policy)?)
+        self.rules.policy(policy)
     }
 
     /// All groups.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + Clone + use<> {
-        (0..self.config.groups.len()).map(|index| GroupId(index as u8))
+        (0..self.rules.config().groups.len()).map(|index| GroupId(index as u8))
     }
 
     /// The configured name of `group`.
     pub fn group_name(&self, group: GroupId) -> &str {
-        &self.config.groups[usize::from(group.0)].name
+        &self.rules.config().groups[usize::from(group.0)].name
     }
 
     /// The number of sessions, by protocol.
@@ -167,7 +167,7 @@ impl Gateway {
 
     /// The name of a peer's node.
     pub fn peer_name(&self, peer: PeerId) -> &str {
-        let peers = self.config.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
+        let peers = self.rules.ha().map_or(&[][..], |ha| &ha.peers);
         peers.get(peer.index()).map_or("?", |peer| &peer.name)
     }
 
@@ -183,8 +183,9 @@ impl Gateway {
 
     /// How `peer` stands to this unit.
     pub fn peer_state(&self, peer: PeerId) -> PeerState {
-        self.cluster()
-            .map_or_else(PeerState::default, |it| it.peer_state(peer, &self.roles))
+        self.cluster().map_or_else(PeerState::default, |it| {
+            it.peer_state(peer, &self.groups.roles)
+        })
     }
 
     /// How `peer` stands to this unit in `group`.

@@ -1,0 +1,39 @@
+//! What is known of the machines on the links, and how often each is told something.
+
+use crate::config::Config;
+
+use super::announce::Announcer;
+use super::conflict::Conflicts;
+use super::neighbors::Neighbors;
+use super::port_frames::PortFrames;
+use super::strays::Strays;
+use super::unresolved::Unresolved;
+
+/// The machines on the links. Each part bounds what strangers can make it keep.
+pub(super) struct Hosts {
+    /// Tells them where the virtual addresses are.
+    pub announcer: Announcer,
+    /// Hosts that were heard, and next hops that are kept resolved.
+    pub neighbors: Neighbors,
+    /// Hosts that the kernel looks for.
+    pub unresolved: Unresolved,
+    /// Peers, by their frames on the data ports.
+    pub port_frames: PortFrames,
+    /// Machines that claim a virtual address.
+    pub conflicts: Conflicts,
+    /// Hosts that send to a unit which is not primary.
+    pub strays: Strays,
+}
+
+impl Hosts {
+    pub(super) fn new(config: &Config) -> Hosts {
+        Hosts {
+            announcer: Announcer::new(config),
+            neighbors: Neighbors::default(),
+            unresolved: Unresolved::default(),
+            port_frames: PortFrames::new(config.ports.len()),
+            conflicts: Conflicts::default(),
+            strays: Strays::default(),
+        }
+    }
+}

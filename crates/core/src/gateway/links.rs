@@ -1,0 +1,165 @@
+//! The ports at run time: the state of their interfaces, which of them work, and what went through each.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::event::LinkState;
+use crate::flow::{Addr, GroupId, PortId};
+
+use super::counters::PortCounters;
+
+/// All ports, in the order of the config.
+pub(super) struct Links {
+    ports: Vec<Port>,
+    /// The kernel's addresses, each with the port whose interface has it.
+    kernel: BTreeSet<(Addr, Option<PortId>)>,
+}
+
+/// A port at run time.
+#[derive(Clone)]
+pub(super) struct Port {
+    link: LinkState,
+    /// An address of ours that the kernel has too, so that the port does not work.
+    fault: Option<Addr>,
+    counters: PortCounters,
+}
+
+impl Port {
+    #[inline]
+    pub(super) fn link(&self) -> &LinkState {
+        &self.link
+    }
+
+    /// A packet of that length leaves by it.
+    #[inline]
+    pub(super) fn count_out(&mut self, bytes: usize) {
+        self.counters.count_out(bytes);
+    }
+}
+
+impl Links {
+    /// All of them down, and a kernel without addresses.
+    pub(super) fn new(ports: usize) -> Links {
+        let down = Port {
+            link: LinkState {
+                up: false,
+                mtu: 1500,
+                mac: [0; 6],
+            },
+            fault: None,
+            counters: PortCounters::default(),
+        };
+        Links {
+            ports: vec![down; ports],
+            kernel: BTreeSet::new(),
+        }
+    }
+
+    /// The port, to send by it.
+    #[inline]
+    pub(super) fn port_mut(&mut self, port: PortId) -> &mut Port {
+        &mut self.ports[port.index()]
+    }
+
+    /// The state of the interface of a port of the config.
+    #[inline]
+    pub(super) fn link(&self, port: PortId) -> &LinkState {
+        &self.ports[port.index()].link
+    }
+
+    /// As [`Links::link`]; none if there is no such port.
+    pub(super) fn find(&self, port: PortId) -> Option<&LinkState> {
+        self.ports.get(port.index()).map(|port| &port.link)
+    }
+
+    #[inline]
+    pub(super) fn is_up(&self, port: PortId) -> bool {
+        self.link(port).up
+    }
+
+    /// The interface of `port` has come to be in this state; returns the one before.
+    pub(super) fn set(&mut self, port: PortId, link: LinkState) -> LinkState {
+        std::mem::replace(&mut self.ports[port.index()].link, link)
+    }
+
+    /// Whether packets can come in and leave by `port`, as far as its link tells: it is up, and has no fault.
+    pub(super) fn works(&self, port: PortId) -> bool {
+        let port = &self.ports[port.index()];
+        port.link.up && port.fault.is_none()
+    }
+
+    pub(super) fn ports(&self) -> impl Iterator<Item = PortId> + use<> {
+        (0..self.ports.len()).map(PortId::from_index)
+    }
+
+    /// Packets have come in by `port`, with that many bytes in all.
+    pub(super) fn count_in(&mut self, port: PortId, packets: usize, bytes: usize) {
+        let counters = &mut self.ports[port.index()].counters;
+        counters.in_packets += packets as u64;
+        counters.in_bytes += bytes as u64;
+    }
+
+    pub(super) fn counters(&self, port: PortId) -> &PortCounters {
+        &self.ports[port.index()].counters
+    }
+
+    /// Bytes that have left by all ports.
+    pub(super) fn out_bytes(&self) -> u64 {
+        self.ports.iter().map(|port| port.counters.out_bytes).sum()
+    }
+
+    /// An address of `port` that the kernel has as well, so that the port does not work.
+    pub(super) fn fault(&self, port: PortId) -> Option<Addr> {
+        self.ports[port.index()].fault
+    }
+
+    /// Compares the addresses that the gateway answers for on `port` with the kernel's; returns the fault if
+    /// it is another one than before.
+    pub(super) fn check_fault(
+        &mut self,
+        port: PortId,
+        own: &[(Addr, GroupId)],
+    ) -> Option<Option<Addr>> {
+        // Each link has its own link-local addresses.
+        let has = |addr: Addr| match addr.is_link_local() {
+            true => self.kernel.contains(&(addr, Some(port))),
+            false => self.kernel_has(addr),
+        };
+        let held = own.iter().find(|(addr, _)| has(*addr));
+        let fault = held.map(|(addr, _)| *addr);
+        let before = std::mem::replace(&mut self.ports[port.index()].fault, fault);
+        (before != fault).then_some(fault)
+    }
+
+    /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
+    pub(super) fn set_kernel_address(&mut self, addr: Addr, port: Option<PortId>, has_it: bool) {
+        match has_it {
+            true => self.kernel.insert((addr, port)),
+            false => self.kernel.remove(&(addr, port)),
+        };
+    }
+
+    pub(super) fn forget_kernel_addresses(&mut self) {
+        self.kernel.clear();
+    }
+
+    /// Whether packets for `addr` are the kernel's.
+    pub(super) fn kernel_has(&self, addr: Addr) -> bool {
+        let mut from = self.kernel.range((addr, None)..);
+        from.next().is_some_and(|(first, _)| *first == addr)
+    }
+
+    /// The kernel's addresses on the interface of `port`.
+    pub(super) fn kernel_on(&self, port: PortId) -> impl Iterator<Item = Addr> {
+        let here = self.kernel.iter().filter(move |(_, at)| *at == Some(port));
+        here.map(|(addr, _)| *addr)
+    }
+
+    /// Whether the kernel has an address in a network on the interface of `port`.
+    pub(super) fn kernel_is_in(&self, port: PortId, network: &IpNet) -> bool {
+        self.kernel_on(port)
+            .any(|addr| network.contains(&IpAddr::from(addr)))
+    }
+}

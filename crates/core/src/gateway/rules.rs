@@ -1,0 +1,163 @@
+//! What the configuration decides: replaced as a whole by a reload.
+
+use std::sync::Arc;
+
+use crate::config::{Config, Ha, Policy, Port};
+use crate::flow::{Addr, GroupId, PolicyId, PortId};
+use crate::nat::Nat;
+use crate::policy::Ruleset;
+use crate::session::Session;
+use crate::time::Time;
+
+use super::policy_usage::{PolicyUsage, PolicyUsages};
+use super::prepare::Basis;
+
+/// The config in force, with all that follows from it alone.
+pub(super) struct Rules {
+    config: Arc<Config>,
+    /// The policies of the config, compiled.
+    ruleset: Arc<Ruleset>,
+    /// The addresses that the gateway answers for, by port.
+    addresses: Vec<Vec<(Addr, GroupId)>>,
+    /// One for each policy of the ruleset.
+    usages: PolicyUsages,
+}
+
+impl Rules {
+    /// The rules of `config`; `nat` is that of the same config.
+    pub(super) fn new(config: Config, ruleset: Ruleset, nat: &Nat) -> Rules {
+        Rules {
+            addresses: addresses(&config, nat),
+            usages: PolicyUsages::new(&ruleset),
+            ruleset: Arc::new(ruleset),
+            config: Arc::new(config),
+        }
+    }
+
+    #[inline]
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The settings of a port.
+    #[inline]
+    pub(super) fn port(&self, port: PortId) -> &Port {
+        &self.config.ports[port.index()]
+    }
+
+    /// The settings of the cluster; none without `[ha]`.
+    pub(super) fn ha(&self) -> Option<&Ha> {
+        self.config.ha.as_ref()
+    }
+
+    #[inline]
+    pub(super) fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// What is in force, for those who keep it.
+    pub(super) fn basis(&self) -> Basis {
+        Basis {
+            config: Arc::clone(&self.config),
+            ruleset: Arc::clone(&self.ruleset),
+        }
+    }
+
+    /// Whether somebody keeps the config, so that no switch can be set.
+    pub(super) fn is_lent(&self) -> bool {
+        Arc::strong_count(&self.config) > 1
+    }
+
+    /// Whether `basis` is in force.
+    pub(super) fn is_current(&self, basis: &Basis) -> bool {
+        Arc::ptr_eq(&self.config, &basis.config)
+    }
+
+    /// Replaces the settings of the cluster; returns false, and does nothing, if somebody keeps the config.
+    pub(super) fn set_ha(&mut self, ha: Ha) -> bool {
+        let config = Arc::get_mut(&mut self.config);
+        config.map(|config| config.ha = Some(ha)).is_some()
+    }
+
+    /// Puts a config in force whose policies, pools and forwards are those of the one before, or whose ruleset
+    /// and addresses follow by [`Rules::set_ruleset`].
+    pub(super) fn set_config(&mut self, config: Arc<Config>) {
+        self.config = config;
+    }
+
+    /// Puts the ruleset of the config in force; `nat` is that of the same config. Returns the addresses of
+    /// before.
+    pub(super) fn set_ruleset(
+        &mut self,
+        ruleset: Arc<Ruleset>,
+        nat: &Nat,
+    ) -> Vec<Vec<(Addr, GroupId)>> {
+        self.usages.adopt(&self.ruleset, &ruleset);
+        self.ruleset = ruleset;
+        let addresses = addresses(&self.config, nat);
+        std::mem::replace(&mut self.addresses, addresses)
+    }
+
+    /// The configuration of `policy`; none if it was removed, or is a peer's.
+    pub(super) fn policy(&self, policy: PolicyId) -> Option<&Policy> {
+        self.config.policies.get(self.ruleset.place(policy)?)
+    }
+
+    /// The addresses that hosts on `port` find at this gateway, with their groups.
+    pub(super) fn addresses(&self, port: PortId) -> &[(Addr, GroupId)] {
+        &self.addresses[port.index()]
+    }
+
+    /// The port at which the gateway answers for `addr`.
+    pub(super) fn port_with(&self, addr: &Addr) -> Option<PortId> {
+        let has = |list: &Vec<(Addr, _)>| list.iter().any(|(own, _)| own == addr);
+        self.addresses.iter().position(has).map(PortId::from_index)
+    }
+
+    /// A policy has decided about a packet that would open a session.
+    #[inline]
+    pub(super) fn note_hit(&mut self, policy: PolicyId, now: Time) {
+        self.usages.hit(policy, now);
+    }
+
+    /// A session of a policy has ended here.
+    #[inline]
+    pub(super) fn note_end(&mut self, session: &Session) {
+        self.usages.note_end(session);
+    }
+
+    /// The policies with what they have decided, in the order of the config.
+    pub(super) fn usages(&self) -> Vec<(PolicyId, PolicyUsage)> {
+        let mut placed: Vec<_> = self
+            .usages
+            .iter()
+            .filter_map(|(id, usage)| Some((self.ruleset.place(id)?, (id, usage))))
+            .collect();
+        placed.sort_unstable_by_key(|(place, _)| *place);
+        placed.into_iter().map(|(_, usage)| usage).collect()
+    }
+
+    /// Panics if the parts are not those of one config.
+    pub(super) fn check_invariants(&self, nat: &Nat) {
+        let wanted = addresses(&self.config, nat);
+        assert_eq!(self.addresses, wanted, "the addresses follow the config");
+        assert_eq!(
+            self.usages.iter().count(),
+            self.ruleset.names().count(),
+            "each policy is counted"
+        );
+    }
+}
+
+/// The addresses to be answered for on each port, with their groups.
+fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
+    let of_port = |port: &Port| {
+        let group = |addr: &Addr| {
+            let own = port.link_local.iter().find(|own| own.addr == *addr);
+            own.map(|own| own.group).or_else(|| nat.group(addr))
+        };
+        let all = config.addresses_on(port).into_iter();
+        all.filter_map(|addr| Some((addr, group(&addr)?))).collect()
+    };
+    config.ports.iter().map(of_port).collect()
+}
