@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use testkit::system::datapath::{Kind, Lab, Launch, SERVER};
+use testkit::system::datapath::{Forwarder, Lab, Launch, SERVER};
 use testkit::system::worker::Result;
 
 /// Traffic: packets that come together, packets a second (slow enough for valgrind, so that those that
@@ -124,7 +124,7 @@ fn run(
             ("WATCHDOG_USEC", "1000000".to_owned()),
         ];
     }
-    let lab = Lab::launched(Kind::Tandemgw, false, folder, &launch)?;
+    let lab = Lab::launched(Forwarder::Tandemgw, false, folder, &launch)?;
     let mac = lab.gateway.mac_text("lan");
     let [count, batch, rate] = [packets, batch, rate].map(|number| number.to_string());
     let server = SERVER.to_string();

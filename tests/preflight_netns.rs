@@ -5,7 +5,7 @@
 mod netns;
 
 use tandemgw::os::netlink::Netlink;
-use tandemgw::os::preflight::{Problem, check};
+use tandemgw::os::preflight::{MachineProblem, check};
 use tandemgw::os::steering::Steering;
 use tun_tap::{Iface, Mode};
 
@@ -122,7 +122,7 @@ fn sees_who_has_the_tun_and_which_interface_was_meant() {
 #[track_caller]
 fn expect(breakage: &str, fatal: bool, what: &str) {
     let problems = check(&config(), false);
-    let is_it = |problem: &Problem| problem.what.contains(what) && problem.fatal == fatal;
+    let is_it = |problem: &MachineProblem| problem.what.contains(what) && problem.fatal == fatal;
     match problems.as_slice() {
         [] if what.is_empty() => {}
         [problem] if !what.is_empty() && is_it(problem) => {}

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use testkit::system::datapath::{Kind, Lab, SENDER_CPU, SERVER};
+use testkit::system::datapath::{Forwarder, Lab, SENDER_CPU, SERVER};
 use testkit::system::worker::Result;
 
 #[derive(Parser)]
@@ -37,7 +37,7 @@ struct Options {
         value_delimiter = ',',
         default_value = "bare,kernel,masquerade,tandemgw"
     )]
-    kinds: Vec<Kind>,
+    kinds: Vec<Forwarder>,
     /// Runs of each, of which the best counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -142,7 +142,7 @@ fn measure_all(options: &Options, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn measure(what: What, kind: Kind, options: &Options, folder: &Path) -> Result<Sample> {
+fn measure(what: What, kind: Forwarder, options: &Options, folder: &Path) -> Result<Sample> {
     let lab = Lab::new(kind, what != What::Tcp, folder, &tandemgw())?;
     match what {
         What::Tcp => tcp(&lab, options.seconds),
@@ -271,7 +271,7 @@ impl Meter {
     }
 }
 
-fn report(what: What, kinds: &[Kind], best: &[Option<Sample>]) {
+fn report(what: What, kinds: &[Forwarder], best: &[Option<Sample>]) {
     let (title, unit) = match what {
         What::Tcp => ("One TCP stream", "Gbit/s"),
         What::Udp => ("Small UDP packets of established sessions", "packets/s"),
@@ -301,7 +301,11 @@ fn report(what: What, kinds: &[Kind], best: &[Option<Sample>]) {
             .position(|k| *k == kind)
             .and_then(|index| best[index])
     };
-    let (tandemgw, bare, masquerade) = (of(Kind::Tandemgw), of(Kind::Bare), of(Kind::Masquerade));
+    let (tandemgw, bare, masquerade) = (
+        of(Forwarder::Tandemgw),
+        of(Forwarder::Bare),
+        of(Forwarder::Masquerade),
+    );
     let cpu = |sample: Option<Sample>| sample.and_then(|sample| sample.cpu);
     let rate = |sample: Option<Sample>| sample.map(|sample| sample.rate);
     match what {

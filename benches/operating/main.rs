@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use testkit::system::datapath::{Kind, Lab, SERVER};
+use testkit::system::datapath::{Forwarder, Lab, SERVER};
 use testkit::system::traffic::{FIRST_PORT, HELLO};
 use testkit::system::worker::Result;
 
@@ -64,7 +64,7 @@ fn drive() -> Result<()> {
 fn measure(folder: &Path) -> Result<()> {
     println!("{:<52} {:>10} {:>10}  met", "what", "result", "wanted");
     turns::measure(folder)?;
-    let lab = Lab::new(Kind::Tandemgw, false, folder, &tandemgw())?;
+    let lab = Lab::new(Forwarder::Tandemgw, false, folder, &tandemgw())?;
     let bench = Bench {
         pid: lab.pid().ok_or("no process")?,
         socket: folder.join("control.sock"),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::os::preflight::{self, Problem};
+use tandemgw::os::preflight::{self, MachineProblem};
 use tandemgw_core::config::Config;
 
 use super::{EXIT_CONFIG, config_file, doctor, say};
@@ -32,7 +32,7 @@ pub fn can_start(config: &Config) -> bool {
     !problems.iter().any(|problem| problem.fatal)
 }
 
-fn print_problem(problem: &Problem) {
+fn print_problem(problem: &MachineProblem) {
     let kind = if problem.fatal { "error" } else { "warning" };
     say(format_args!(
         "{kind}: {}; {}\n",

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use tandemgw::os::preflight::{self, Check, Problem};
+use tandemgw::os::preflight::{self, Check, MachineProblem};
 use tandemgw_core::config::Config;
 use tandemgw_core::control::protocol::{LinkStatus, PeerStatus, Status};
 
@@ -61,7 +61,7 @@ fn running(status: &Status) -> Check {
     let other = &status.version;
     let own = env!("CARGO_PKG_VERSION");
     let problem = (other != own).then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             format!("the running gateway is version {other}, this program is {own}"),
             "restart the gateway to run the new version",
         )
@@ -75,7 +75,7 @@ fn peer(peer: &PeerStatus) -> Check {
     let name = &peer.name;
     let mut problems = Vec::new();
     if !peer.connected {
-        problems.push(Problem::warning(
+        problems.push(MachineProblem::warning(
             format!("the gateway has no connection to {name}"),
             format!(
                 "start the gateway on {name}; run `tandemgw doctor` there, and compare names, addresses and \
@@ -83,7 +83,7 @@ fn peer(peer: &PeerStatus) -> Check {
             ),
         ));
     } else if !peer.in_sync || peer.digest_equal == Some(false) {
-        problems.push(Problem::warning(
+        problems.push(MachineProblem::warning(
             format!("{name} does not have all sessions yet"),
             "wait some seconds; if this persists, see the logs of both units",
         ));
@@ -91,7 +91,7 @@ fn peer(peer: &PeerStatus) -> Check {
     let config = peer.config.as_ref();
     if config.is_some_and(|config| config.equal == Some(false)) {
         let differs = config.and_then(|config| config.differs.as_deref());
-        problems.push(Problem::warning(
+        problems.push(MachineProblem::warning(
             format!(
                 "{name} has another config than this unit: {}",
                 differs.unwrap_or_default().join(", ")
@@ -104,7 +104,7 @@ fn peer(peer: &PeerStatus) -> Check {
         problems.extend(down.map(|link: &LinkStatus| {
             let (local, remote) = (link.local.as_ref(), link.remote.as_ref());
             let ends = format!("{} - {}", or_dash(local), or_dash(remote));
-            Problem::warning(
+            MachineProblem::warning(
                 format!("the link {ends} to {name} is down"),
                 "check its cable and switch, and that no firewall on either side blocks its UDP port",
             )
@@ -126,7 +126,7 @@ fn lines(check: &Check) -> Vec<Line<'_>> {
     if check.problems.is_empty() {
         return vec![("ok", Tone::Good, &check.found, None)];
     }
-    let line = |problem: &'_ Problem| -> (&'static str, Tone) {
+    let line = |problem: &'_ MachineProblem| -> (&'static str, Tone) {
         match problem.fatal {
             true => ("error", Tone::Bad),
             false => ("warning", Tone::Warning),
@@ -224,8 +224,8 @@ mod tests {
                 "port lan",
                 "eth0 up",
                 [
-                    Problem::warning("interface eth0 has no carrier", "plug in the cable"),
-                    Problem::fatal("it belongs to br0", "use br0"),
+                    MachineProblem::warning("interface eth0 has no carrier", "plug in the cable"),
+                    MachineProblem::fatal("it belongs to br0", "use br0"),
                 ],
             ),
         ]

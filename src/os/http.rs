@@ -42,11 +42,11 @@ struct Client {
     stream: TcpStream,
     /// When it is closed, whatever its progress.
     until: Time,
-    phase: Phase,
+    phase: ClientPhase,
 }
 
 /// The progress of a client.
-enum Phase {
+enum ClientPhase {
     /// It sends its request; the part received so far.
     Asking(Vec<u8>),
     /// It waits for the page.
@@ -164,7 +164,7 @@ impl Client {
         Client {
             stream,
             until: now + REQUEST_TIME,
-            phase: Phase::Asking(Vec::new()),
+            phase: ClientPhase::Asking(Vec::new()),
         }
     }
 
@@ -172,9 +172,9 @@ impl Client {
     /// answered does not.
     fn rank(&self) -> Rank {
         match self.phase {
-            Phase::Leaving => Some((1, self.until)),
-            Phase::Asking(_) => Some((2, self.until)),
-            Phase::Waiting(_) | Phase::Reading(..) => None,
+            ClientPhase::Leaving => Some((1, self.until)),
+            ClientPhase::Asking(_) => Some((2, self.until)),
+            ClientPhase::Waiting(_) | ClientPhase::Reading(..) => None,
         }
     }
 
@@ -188,7 +188,7 @@ impl Client {
         started: Option<Duration>,
     ) -> io::Result<bool> {
         match &mut self.phase {
-            Phase::Asking(input) => {
+            ClientPhase::Asking(input) => {
                 let more = read(&mut self.stream, |bytes| input.extend_from_slice(bytes))?;
                 let Some(request) = http::parse(input) else {
                     return Ok(more);
@@ -197,7 +197,7 @@ impl Client {
                 self.phase = begin(request, started);
                 Ok(true)
             }
-            Phase::Waiting(writing) => {
+            ClientPhase::Waiting(writing) => {
                 let view = View {
                     gateway,
                     shell,
@@ -210,7 +210,7 @@ impl Client {
                 }
                 Ok(true)
             }
-            Phase::Reading(answer, sent) => {
+            ClientPhase::Reading(answer, sent) => {
                 match self.stream.write(&answer.as_bytes()[*sent..]) {
                     Ok(0) => return Err(ErrorKind::WriteZero.into()),
                     Ok(count) => *sent += count,
@@ -218,21 +218,21 @@ impl Client {
                 }
                 if *sent == answer.len() {
                     self.stream.shutdown(Shutdown::Write)?;
-                    self.phase = Phase::Leaving;
+                    self.phase = ClientPhase::Leaving;
                 }
                 Ok(true)
             }
-            Phase::Leaving => read(&mut self.stream, |_| {}),
+            ClientPhase::Leaving => read(&mut self.stream, |_| {}),
         }
     }
 }
 
-fn begin(request: Request, started: Option<Duration>) -> Phase {
+fn begin(request: Request, started: Option<Duration>) -> ClientPhase {
     let status = match request.target {
         Target::Error(status) => status,
         Target::Index => Status::Ok,
         Target::Metrics => {
-            return Phase::Waiting(Box::new(Writing {
+            return ClientPhase::Waiting(Box::new(Writing {
                 request,
                 process: process::usage(started),
                 page: Exposition::default(),
@@ -243,12 +243,12 @@ fn begin(request: Request, started: Option<Duration>) -> Phase {
     answer(status, request.head_only, &http::body(request.target))
 }
 
-fn answer(status: Status, head_only: bool, body: &str) -> Phase {
+fn answer(status: Status, head_only: bool, body: &str) -> ClientPhase {
     let mut text = http::head(status, body.len());
     if !head_only {
         text.push_str(body);
     }
-    Phase::Reading(text, 0)
+    ClientPhase::Reading(text, 0)
 }
 
 /// Reads once; returns whether there may be more. The end of the stream is an error.

@@ -37,8 +37,8 @@ use netlink_packet_route::route::RouteType;
 use netlink_sys::Socket;
 
 use super::netlink::{
-    Address, KernelRoute, Link, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode, receive,
-    route_dump,
+    Address, KernelLink, KernelRoute, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode,
+    receive, route_dump,
 };
 pub use links::Detached;
 
@@ -132,7 +132,7 @@ pub struct Monitor {
     owners: BTreeMap<u32, PortId>,
     /// The numbers of the TUN devices, which they keep if somebody renames them.
     tun_links: BTreeMap<u32, PortId>,
-    links: BTreeMap<u32, Link>,
+    links: BTreeMap<u32, KernelLink>,
     /// Hops of the routes that one message may not describe completely: those on a link, which may
     /// share destination and metric with others, and multipath routes.
     siblings: BTreeMap<(IpNet, u32), Vec<u32>>,
@@ -265,7 +265,7 @@ impl Monitor {
     fn take_dumped(&mut self, message: &RouteNetlinkMessage, out: &mut Vec<Notice>) {
         match message {
             RouteNetlinkMessage::NewLink(link) => {
-                if let Some(link) = Link::from_message(link) {
+                if let Some(link) = KernelLink::from_message(link) {
                     self.take_link(link, out);
                 }
             }
@@ -299,7 +299,7 @@ impl Monitor {
     ) -> Option<Stage> {
         match message {
             RouteNetlinkMessage::NewLink(message) => {
-                let link = Link::from_message(message)?;
+                let link = KernelLink::from_message(message)?;
                 let routes_vanish = self.take_link(link, out);
                 routes_vanish.then_some(Stage::RoutesV4)
             }

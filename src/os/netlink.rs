@@ -30,7 +30,7 @@ use tandemgw_core::flow::Family;
 use tandemgw_core::in_quotes::InQuotes;
 
 use objects::address_family;
-pub use objects::{Address, KernelRoute, Link, NextHop, Rule};
+pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};
 use wire::error_detail;
 pub(super) use wire::{Answer, Messages, RawMessage, encode, extended_ack, receive};
@@ -122,16 +122,16 @@ impl Netlink {
     }
 
     /// All interfaces.
-    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+    pub fn links(&mut self) -> Result<Vec<KernelLink>, NetlinkError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         self.dump("links", &request, |message| match message {
-            RouteNetlinkMessage::NewLink(link) => Link::from_message(&link),
+            RouteNetlinkMessage::NewLink(link) => KernelLink::from_message(&link),
             _ => None,
         })
     }
 
     /// The interface called `name`, if there is one.
-    pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+    pub fn link(&mut self, name: &str) -> Result<Option<KernelLink>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
         self.find_link(name, message)
@@ -141,12 +141,12 @@ impl Netlink {
         &mut self,
         what: &str,
         message: LinkMessage,
-    ) -> Result<Option<Link>, NetlinkError> {
+    ) -> Result<Option<KernelLink>, NetlinkError> {
         let request = RouteNetlinkMessage::GetLink(message);
         let mut found = None;
         let answer = self.exchange("find the interface", &what, request, NLM_F_ACK, |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
-                found = Link::from_message(&link);
+                found = KernelLink::from_message(&link);
             }
         });
         match answer {
@@ -157,7 +157,7 @@ impl Netlink {
     }
 
     /// The interface with that number, if there is one.
-    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+    pub fn link_at(&mut self, index: u32) -> Result<Option<KernelLink>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         self.find_link(&format!("#{index}"), message)

@@ -13,14 +13,14 @@ mod peer;
 mod port;
 mod services;
 
-use super::netlink::{Address, Link, Netlink, Rule};
+use super::netlink::{Address, KernelLink, Netlink, Rule};
 use super::{steering, sysctl};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::Family;
 
 /// A problem with the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct MachineProblem {
     /// What is wrong, as a sentence without its full stop.
     pub what: String,
     /// What to do about it, likewise.
@@ -29,10 +29,10 @@ pub struct Problem {
     pub fatal: bool,
 }
 
-impl Problem {
+impl MachineProblem {
     /// A problem with which the gateway can't work.
-    pub fn fatal(what: impl Into<String>, remedy: impl Into<String>) -> Problem {
-        Problem {
+    pub fn fatal(what: impl Into<String>, remedy: impl Into<String>) -> MachineProblem {
+        MachineProblem {
             what: what.into(),
             remedy: remedy.into(),
             fatal: true,
@@ -40,10 +40,10 @@ impl Problem {
     }
 
     /// A problem that the administrator should know of.
-    pub fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Problem {
-        Problem {
+    pub fn warning(what: impl Into<String>, remedy: impl Into<String>) -> MachineProblem {
+        MachineProblem {
             fatal: false,
-            ..Problem::fatal(what, remedy)
+            ..MachineProblem::fatal(what, remedy)
         }
     }
 }
@@ -56,7 +56,7 @@ pub struct Check {
     /// What was found, for when there is no problem.
     pub found: String,
     /// What is wrong with it.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<MachineProblem>,
 }
 
 impl Check {
@@ -64,7 +64,7 @@ impl Check {
     pub fn new(
         name: impl Into<String>,
         found: impl Into<String>,
-        problems: impl IntoIterator<Item = Problem>,
+        problems: impl IntoIterator<Item = MachineProblem>,
     ) -> Check {
         Check {
             name: name.into(),
@@ -79,7 +79,7 @@ impl Check {
 ///
 /// It changes nothing and needs no privileges, though it sees less without them. TUN devices in use
 /// are a problem unless this gateway `is_running`.
-pub fn check(config: &Config, is_running: bool) -> Vec<Problem> {
+pub fn check(config: &Config, is_running: bool) -> Vec<MachineProblem> {
     let network = Network::read(config);
     let checks = essentials(config, &network, is_running);
     checks
@@ -146,7 +146,11 @@ fn essentials(
             let remedy =
                 "check that the kernel has rtnetlink and that no seccomp filter forbids it";
             let what = format!("the kernel's network configuration can't be read: {error}");
-            checks.push(Check::new("network", "", [Problem::fatal(what, remedy)]));
+            checks.push(Check::new(
+                "network",
+                "",
+                [MachineProblem::fatal(what, remedy)],
+            ));
         }
     }
     checks
@@ -156,7 +160,7 @@ type NetworkError = Box<dyn std::error::Error>;
 
 /// The kernel's network configuration.
 struct Network {
-    links: Vec<Link>,
+    links: Vec<KernelLink>,
     addresses: Vec<Address>,
     rules: Vec<Rule>,
     /// Tables and rule priorities of the gateway that something else uses.
@@ -178,7 +182,7 @@ impl Network {
         })
     }
 
-    fn link(&self, name: &str) -> Option<&Link> {
+    fn link(&self, name: &str) -> Option<&KernelLink> {
         self.links.iter().find(|link| link.name == name)
     }
 
@@ -187,7 +191,7 @@ impl Network {
         link.map_or("?", |link| &link.name)
     }
 
-    fn addresses_of(&self, link: &Link) -> impl Iterator<Item = &Address> {
+    fn addresses_of(&self, link: &KernelLink) -> impl Iterator<Item = &Address> {
         let index = link.index;
         self.addresses
             .iter()

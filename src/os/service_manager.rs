@@ -22,10 +22,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Legal calls: [`turn_ended`](Self::turn_ended) after each turn, [`reloading`](Self::reloading) and
 /// [`reloaded`](Self::reloaded) around a reload, [`stopping`](Self::stopping) once.
 pub struct ServiceManager {
-    link: Option<Link>,
+    link: Option<ManagerLink>,
 }
 
-struct Link {
+struct ManagerLink {
     socket: UnixDatagram,
     /// How often it expects a sign of life; `None` for never.
     watchdog: Option<Duration>,
@@ -45,7 +45,7 @@ impl ServiceManager {
             return ServiceManager { link: None };
         };
         let link = match connect(name.as_bytes()) {
-            Ok(socket) => Some(Link::new(socket, watchdog())),
+            Ok(socket) => Some(ManagerLink::new(socket, watchdog())),
             Err(error) => {
                 log::warn!(
                     "service manager not reached socket={name:?} error={}",
@@ -99,9 +99,9 @@ impl ServiceManager {
     }
 }
 
-impl Link {
-    fn new(socket: UnixDatagram, watchdog: Option<Duration>) -> Link {
-        Link {
+impl ManagerLink {
+    fn new(socket: UnixDatagram, watchdog: Option<Duration>) -> ManagerLink {
+        ManagerLink {
             socket,
             watchdog,
             next_watchdog: Time::ZERO,
@@ -205,7 +205,7 @@ mod tests {
         ];
         let names = [format!("@{name}"), path.to_string_lossy().into_owned()];
         for (listener, name) in listeners.iter().zip(names) {
-            let link = Link::new(connect(name.as_bytes()).unwrap(), None);
+            let link = ManagerLink::new(connect(name.as_bytes()).unwrap(), None);
             let manager = ServiceManager { link: Some(link) };
             manager.reloading();
             let text = received(listener);
@@ -218,7 +218,7 @@ mod tests {
     fn a_manager_that_does_not_read_is_not_waited_for() {
         let (socket, unread) = UnixDatagram::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut link = Link::new(socket, None);
+        let mut link = ManagerLink::new(socket, None);
         while link.say("WATCHDOG=1") {}
         // Without that word it would end a gateway that forwards.
         link.say_ready();

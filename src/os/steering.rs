@@ -40,7 +40,7 @@ use ipnet::IpNet;
 
 use super::barrier::Barrier;
 use super::netlink::{
-    KernelRoute, Link, Netlink, NetlinkError, Rule, TABLE_MAIN, default_network, net_family,
+    KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_MAIN, default_network, net_family,
 };
 use super::sysctl::{self, SysctlError};
 use forwarding::{forward, restore_forwarding};

@@ -30,10 +30,10 @@ pub struct Watch {
     links: Vec<HaLink>,
     /// By link; `None` if its port is taken.
     listeners: Vec<Option<TcpListener>>,
-    peers: Vec<Peer>,
+    peers: Vec<WatchedPeer>,
 }
 
-struct Peer {
+struct WatchedPeer {
     /// This unit dials.
     dialled: bool,
     /// By link.
@@ -48,7 +48,7 @@ struct Line {
 
 /// The meaning of an event for a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum LineFate {
     Lives,
     /// It was up, and the other side ended it.
     Ended,
@@ -63,7 +63,7 @@ impl Watch {
     /// If the kernel can't create a poll; a port that is taken is only logged.
     pub fn open(ha: &Ha, node: &str) -> io::Result<Watch> {
         let poll = Poll::new()?;
-        let peer = |peer: &tandemgw_core::config::HaPeer| Peer {
+        let peer = |peer: &tandemgw_core::config::HaPeer| WatchedPeer {
             dialled: node < peer.name.as_str(),
             addresses: peer.addresses.clone(),
             lines: ha.links.iter().map(|_| None).collect(),
@@ -156,7 +156,7 @@ impl Watch {
             else {
                 return;
             };
-            let is_from = |peer: &Peer| {
+            let is_from = |peer: &WatchedPeer| {
                 let address = peer.addresses.get(link);
                 !peer.dialled && address.is_some_and(|address| address.ip() == from.ip())
             };
@@ -185,10 +185,10 @@ impl Watch {
         let (peer, link) = (number / self.links.len(), number % self.links.len());
         let slot = self.peers.get_mut(peer)?.lines.get_mut(link)?;
         let fate = slot.as_mut()?.handle_event(event);
-        if fate != Fate::Lives {
+        if fate != LineFate::Lives {
             *slot = None;
         }
-        (fate == Fate::Ended).then_some(PeerId(peer as u8))
+        (fate == LineFate::Ended).then_some(PeerId(peer as u8))
     }
 }
 
@@ -204,11 +204,11 @@ impl Line {
         let _ = self.stream.write(b".");
     }
 
-    fn handle_event(&mut self, event: &mio::event::Event) -> Fate {
+    fn handle_event(&mut self, event: &mio::event::Event) -> LineFate {
         let over = if self.established {
-            Fate::Ended
+            LineFate::Ended
         } else {
-            Fate::Useless
+            LineFate::Useless
         };
         // The state of the connection counts, for the event may be of the one before in this place.
         if !matches!(self.stream.take_error(), Ok(None)) {
@@ -216,11 +216,11 @@ impl Line {
         }
         self.established |= event.is_writable() && self.stream.peer_addr().is_ok();
         match self.stream.read(&mut [0; 1]) {
-            Ok(0) if self.established => Fate::Ended,
-            Ok(_) => Fate::Useless,
+            Ok(0) if self.established => LineFate::Ended,
+            Ok(_) => LineFate::Useless,
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NotConnected => {
-                    Fate::Lives
+                    LineFate::Lives
                 }
                 _ => over,
             },

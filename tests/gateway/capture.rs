@@ -1,7 +1,7 @@
 //! Captures: the records for each packet, their order, and the cost of a slow client.
 
 use proptest::prelude::*;
-use tandemgw_core::capture::{Fate, Filter, MAX_SNAPSHOT, Options, Record};
+use tandemgw_core::capture::{CapturedFate, Filter, MAX_SNAPSHOT, Options, Record};
 use tandemgw_core::event::{DropReason, Offload, PartialChecksum, Verdict};
 use tandemgw_core::flow::PortId;
 
@@ -42,7 +42,7 @@ fn fetch(lab: &mut Lab) -> Vec<Record> {
 }
 
 /// Port, direction, fate and bytes: what a record is about.
-fn sights(records: &[Record]) -> Vec<(PortId, bool, Fate, String)> {
+fn sights(records: &[Record]) -> Vec<(PortId, bool, CapturedFate, String)> {
     let sight = |r: &Record| (r.port, r.outbound, r.facts.fate, hex(&r.bytes));
     records.iter().map(sight).collect()
 }
@@ -64,8 +64,8 @@ fn a_captured_packet_fares_as_any_other() {
         assert_eq!(
             sights(&records),
             [
-                (LAN, false, Fate::Forward, hex(&query.bytes())),
-                (WAN, true, Fate::Forward, hex(&bytes)),
+                (LAN, false, CapturedFate::Forward, hex(&query.bytes())),
+                (WAN, true, CapturedFate::Forward, hex(&bytes)),
             ]
         );
         assert_eq!(records[0].packet, records[1].packet);
@@ -92,11 +92,11 @@ fn answers_follow_what_they_answer() {
         assert_eq!(
             seen,
             [
-                (false, Fate::Consumed),
-                (true, Fate::Answer),
-                (false, Fate::Drop(DropReason::PolicyReject)),
-                (true, Fate::Answer),
-                (false, Fate::Drop(DropReason::PolicyDrop)),
+                (false, CapturedFate::Consumed),
+                (true, CapturedFate::Answer),
+                (false, CapturedFate::Drop(DropReason::PolicyReject)),
+                (true, CapturedFate::Answer),
+                (false, CapturedFate::Drop(DropReason::PolicyDrop)),
             ]
         );
         let name = |record: &Record| {
@@ -122,15 +122,15 @@ fn fragments_that_waited_leave_after_the_first() {
         }
         let records = fetch(&mut lab);
         let into = |index: usize, fate| (LAN, false, fate, hex(&arriving[index]));
-        let out = |index: usize| (WAN, true, Fate::Forward, hex(&leaving[index]));
+        let out = |index: usize| (WAN, true, CapturedFate::Forward, hex(&leaving[index]));
         assert_eq!(
             sights(&records),
             [
-                into(1, Fate::Consumed),
-                into(0, Fate::Forward),
+                into(1, CapturedFate::Consumed),
+                into(0, CapturedFate::Forward),
                 out(0),
                 out(1),
-                into(2, Fate::Forward),
+                into(2, CapturedFate::Forward),
                 out(2),
             ]
         );
@@ -277,7 +277,7 @@ proptest! {
             prop_assert_eq!(lab.outputs(), seen.outputs);
             let records = fetch(&mut lab);
             prop_assert_eq!(records[0].length as usize, bytes.len());
-            prop_assert_eq!(records[0].facts.fate, Fate::from(verdict));
+            prop_assert_eq!(records[0].facts.fate, CapturedFate::from(verdict));
         }
     }
 }

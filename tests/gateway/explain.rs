@@ -4,7 +4,7 @@
 use tandemgw_core::config::Nat;
 use tandemgw_core::event::{DropReason, LinkState, Verdict};
 use tandemgw_core::flow::{GroupId, PortId};
-use tandemgw_core::gateway::{Explanation, Fate, Matched, Pickup, Role, Scope, Survives};
+use tandemgw_core::gateway::{Explanation, Matched, PacketFate, Pickup, Role, Scope, Survives};
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link};
 use testkit::packets::{Pkt, SYN, echo_request, tcp, udp};
@@ -18,10 +18,10 @@ fn foretold(lab: &mut Lab, port: PortId, packet: &Pkt) -> Explanation {
         .expect("a whole packet");
     assert_eq!(lab.moved().1, "", "an explanation counts nothing");
     let verdict = match explanation.fate_here {
-        Fate::Forward => Verdict::Forward,
-        Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
-        Fate::Drop { reason, .. } => Verdict::Drop(reason),
-        Fate::Kernel => panic!("what the kernel takes does not come to a TUN"),
+        PacketFate::Forward => Verdict::Forward,
+        PacketFate::Answer | PacketFate::Wait(_) => Verdict::Consumed,
+        PacketFate::Drop { reason, .. } => Verdict::Drop(reason),
+        PacketFate::Kernel => panic!("what the kernel takes does not come to a TUN"),
     };
     assert_eq!(lab.send(port, packet).verdict, verdict, "{explanation:#?}");
     explanation
@@ -30,7 +30,7 @@ fn foretold(lab: &mut Lab, port: PortId, packet: &Pkt) -> Explanation {
 #[track_caller]
 fn assert_dropped(explanation: &Explanation, expected: DropReason) {
     match explanation.fate {
-        Fate::Drop { reason, .. } => assert_eq!(reason, expected),
+        PacketFate::Drop { reason, .. } => assert_eq!(reason, expected),
         fate => panic!("{fate:?}"),
     }
 }
@@ -45,16 +45,16 @@ fn what_is_for_an_address_of_the_machine_is_the_kernels() {
             let explained = lab.gateway.explain(lab.now, LAN, &syn, Scope::Flow);
             explained.expect("a whole packet")
         };
-        assert_eq!(explain(&lab).fate, Fate::Forward);
+        assert_eq!(explain(&lab).fate, PacketFate::Forward);
         lab.gateway
             .handle_kernel_address(lab.now, own, Some(WAN), true);
         let explanation = explain(&lab);
         assert!(matches!(explanation.matched, Matched::Machine));
-        assert_eq!(explanation.fate, Fate::Kernel);
+        assert_eq!(explanation.fate, PacketFate::Kernel);
         assert_eq!(explanation.passed_over, [], "no policy is asked");
         lab.gateway
             .handle_kernel_address(lab.now, own, Some(WAN), false);
-        assert_eq!(explain(&lab).fate, Fate::Forward);
+        assert_eq!(explain(&lab).fate, PacketFate::Forward);
     }
 }
 
@@ -67,7 +67,7 @@ fn a_full_table_makes_room_or_refuses() {
         // The oldest has no answer: it goes.
         let explanation = foretold(&mut lab, LAN, &query(30_000));
         assert!(explanation.makes_room);
-        assert_eq!(explanation.fate, Fate::Forward);
+        assert_eq!(explanation.fate, PacketFate::Forward);
         // All have answers: none goes.
         lab.gateway.check_invariants();
         let answers = (1..1024).map(|n| query(20_000 + n)).chain([query(30_000)]);
@@ -83,10 +83,13 @@ fn a_source_with_too_many_half_open_sessions_gives_its_oldest() {
         let mut lab = Lab::with("[limits]\nhalf-open-per-source = 2\n");
         let syn = |port| tcp((net.host, port), (net.server, 443), SYN, 1, 0);
         for port in [4000, 4001] {
-            assert_eq!(foretold(&mut lab, LAN, &syn(port)).fate, Fate::Forward);
+            assert_eq!(
+                foretold(&mut lab, LAN, &syn(port)).fate,
+                PacketFate::Forward
+            );
         }
         let explanation = foretold(&mut lab, LAN, &syn(4002));
-        assert_eq!(explanation.fate, Fate::Forward);
+        assert_eq!(explanation.fate, PacketFate::Forward);
         assert!(explanation.makes_room);
     }
 }
@@ -149,19 +152,19 @@ fn a_standby_explains_what_the_primary_does() {
         let mut lab = Lab::new();
         lab.gateway.set_role(lab.now, GroupId(0), Role::Standby);
         lab.moved();
-        let not_primary = Fate::Drop {
+        let not_primary = PacketFate::Drop {
             reason: DropReason::NotPrimary,
             told: false,
         };
         let syn = tcp((net.host, 4000), (net.server, 443), SYN, 1, 0);
         let explanation = foretold(&mut lab, LAN, &syn);
-        assert_eq!(explanation.fate, Fate::Forward);
+        assert_eq!(explanation.fate, PacketFate::Forward);
         assert_eq!(explanation.fate_here, not_primary);
         assert_eq!(explanation.leaves_as.unwrap().src, net.wan_vip);
         let ping = echo_request((net.host, 7), net.lan_vip);
         let explanation = foretold(&mut lab, LAN, &ping);
         assert!(matches!(explanation.matched, Matched::Gateway));
-        assert_eq!(explanation.fate, Fate::Answer);
+        assert_eq!(explanation.fate, PacketFate::Answer);
         assert_eq!(explanation.fate_here, not_primary);
     }
 }
@@ -199,7 +202,7 @@ fn a_port_that_the_largest_holder_gives_is_foretold() {
             };
             lab.flood((0..16).map(|n| (LAN, packet(net.host, 20_000 + n))));
             let explanation = foretold(&mut lab, LAN, &packet(net.neighbor, 30_000));
-            assert_eq!(explanation.fate, Fate::Forward);
+            assert_eq!(explanation.fate, PacketFate::Forward);
             assert!(explanation.makes_room);
             assert_eq!(lab.sessions(), 16);
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tandemgw_core::config;
 use tandemgw_core::event::{DropReason, LinkState, Offload, Output, RouteChange, Verdict};
 use tandemgw_core::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
-use tandemgw_core::gateway::{Explanation, Fate, Matched, Role, Scope};
-use tandemgw_core::packet::{self, Kind, Parsed, icmp_error as errors, neighbor};
+use tandemgw_core::gateway::{Explanation, Matched, PacketFate, Role, Scope};
+use tandemgw_core::packet::{self, PacketKind, Parsed, icmp_error as errors, neighbor};
 use tandemgw_core::random::SplitMix64;
 
 use testkit::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
@@ -155,13 +155,13 @@ impl World {
         let key = parsed.key;
         let (src, dst) = ((key.dst, key.dst_port), (key.src, key.src_port));
         let answer = match parsed.kind {
-            Kind::Tcp(segment) => {
+            PacketKind::Tcp(segment) => {
                 let flags = self.random.of(&[SYN_ACK, SYN_ACK, ACK, FIN_ACK, RST]);
                 tcp(src, dst, flags, segment.ack, segment.seq.wrapping_add(1)).payload(b"x")
             }
-            Kind::Udp => udp(src, dst).payload(&self.random.next().to_be_bytes()),
-            Kind::IcmpRequest => echo_request(dst, src.0).answer(),
-            Kind::Other => other(key.protocol.0, src.0, dst.0),
+            PacketKind::Udp => udp(src, dst).payload(&self.random.next().to_be_bytes()),
+            PacketKind::IcmpRequest => echo_request(dst, src.0).answer(),
+            PacketKind::Other => other(key.protocol.0, src.0, dst.0),
             _ => return,
         };
         self.inject(home(&key.dst), answer.bytes());
@@ -239,7 +239,7 @@ impl World {
             return;
         };
         let parsed = packet::parse(&came, PLAIN).unwrap();
-        if parsed.fragment.is_some() || parsed.kind != Kind::Udp {
+        if parsed.fragment.is_some() || parsed.kind != PacketKind::Udp {
             return;
         }
         let key = parsed.key;
@@ -375,10 +375,10 @@ impl World {
             Err(None) => return,
         };
         let fate = match foretold.fate_here {
-            Fate::Forward => Verdict::Forward,
-            Fate::Answer | Fate::Wait(_) => Verdict::Consumed,
-            Fate::Drop { reason, .. } => Verdict::Drop(reason),
-            Fate::Kernel => panic!("what the kernel takes does not come to a TUN"),
+            PacketFate::Forward => Verdict::Forward,
+            PacketFate::Answer | PacketFate::Wait(_) => Verdict::Consumed,
+            PacketFate::Drop { reason, .. } => Verdict::Drop(reason),
+            PacketFate::Kernel => panic!("what the kernel takes does not come to a TUN"),
         };
         assert_eq!(fate, verdict, "{foretold:#?}");
         if verdict != Verdict::Forward {
@@ -412,12 +412,15 @@ impl World {
             "{}",
             before.key
         );
-        if before.kind == Kind::IcmpError {
+        if before.kind == PacketKind::IcmpError {
             self.check_error(port, &came, &before, &left, &after);
         } else {
             self.check_way(port, &after.key);
         }
-        if !matches!(before.kind, Kind::IcmpError | Kind::LaterFragment) {
+        if !matches!(
+            before.kind,
+            PacketKind::IcmpError | PacketKind::LaterFragment
+        ) {
             assert_eq!(payload(&came, &before), payload(&left, &after));
             self.check_translation(port, &before.key, &after.key);
         }
@@ -525,11 +528,15 @@ impl World {
 
 /// What the transport carries.
 fn payload<'a>(bytes: &'a [u8], parsed: &Parsed) -> &'a [u8] {
-    let header = if let Kind::Other = parsed.kind { 0 } else { 8 };
+    let header = if let PacketKind::Other = parsed.kind {
+        0
+    } else {
+        8
+    };
     let transport = parsed.transport(bytes);
     match parsed.kind {
         // All but ports and checksum.
-        Kind::Tcp(_) => &transport[18..],
+        PacketKind::Tcp(_) => &transport[18..],
         _ => &transport[header..],
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tandemgw_core::event::Offload;
 use tandemgw_core::flow::{Addr, Family, Protocol};
 use tandemgw_core::packet::neighbor::{self, Neighbor};
-use tandemgw_core::packet::{self, Kind};
+use tandemgw_core::packet::{self, PacketKind};
 use tandemgw_core::time::Time;
 
 use crate::attack::is_forged;
@@ -272,7 +272,7 @@ impl World {
             "a wrong checksum: {}",
             parsed.key
         );
-        if is_forged(bytes) || parsed.kind == Kind::IcmpError {
+        if is_forged(bytes) || parsed.kind == PacketKind::IcmpError {
             return;
         }
         let key = parsed.key;
@@ -281,11 +281,11 @@ impl World {
             return;
         }
         let (own, other) = ((key.dst, key.dst_port), (key.src, key.src_port));
-        let serves = matches!(own.1, 443 | 53 | 80) || parsed.kind == Kind::IcmpRequest;
+        let serves = matches!(own.1, 443 | 53 | 80) || parsed.kind == PacketKind::IcmpRequest;
         if serves {
             self.serve(place, bytes, &parsed);
         } else {
-            let own = if parsed.kind == Kind::IcmpReply {
+            let own = if parsed.kind == PacketKind::IcmpReply {
                 (key.dst, key.dst_port)
             } else {
                 own
@@ -298,7 +298,7 @@ impl World {
         let key = parsed.key;
         let (own, client) = ((key.dst, key.dst_port), (key.src, key.src_port));
         let answer = match parsed.kind {
-            Kind::Tcp(segment) => {
+            PacketKind::Tcp(segment) => {
                 let connections = &mut self.hosts[place.0][place.1].connections;
                 let entry = (own.1, client.0, client.1);
                 let flags = segment.flags;
@@ -346,7 +346,7 @@ impl World {
                 };
                 self.note_source(id, client);
                 let answer = match parsed.kind {
-                    Kind::Udp => udp(own, client),
+                    PacketKind::Udp => udp(own, client),
                     _ => {
                         let id = key.src_port;
                         let body = Body::Echo {
@@ -397,7 +397,7 @@ impl World {
         let think = self.random.up_to(THINKING);
         let ask_at = self.now + think;
         let flow = &mut self.flows[id];
-        if let Kind::Tcp(segment) = parsed.kind {
+        if let PacketKind::Tcp(segment) = parsed.kind {
             let flags = segment.flags;
             if flags.rst() {
                 flow.stage = if flow.stage == Stage::Closing {

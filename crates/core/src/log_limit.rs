@@ -48,7 +48,7 @@ impl Rate {
 }
 
 /// A place in the source that writes lines: file and line.
-pub type Kind = (&'static str, u32);
+pub type LineKind = (&'static str, u32);
 
 /// Lines that were suppressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct Suppressed {
 /// A token bucket for each kind of line.
 #[derive(Debug, Default)]
 pub struct LogLimits {
-    kinds: BTreeMap<Kind, Bucket>,
+    kinds: BTreeMap<LineKind, Bucket>,
 }
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl LogLimits {
     pub fn allow(
         &mut self,
         now: Time,
-        kind: Kind,
+        kind: LineKind,
         rate: Rate,
         event: impl FnOnce() -> String,
     ) -> bool {
@@ -137,7 +137,7 @@ impl LogLimits {
 mod tests {
     use super::*;
 
-    const KIND: Kind = ("a.rs", 1);
+    const KIND: LineKind = ("a.rs", 1);
     const RATE: Rate = Rate {
         per_second: 10,
         burst: 20,
@@ -147,7 +147,7 @@ mod tests {
         Time::from_nanos(1) + Duration::from_millis(ms)
     }
 
-    fn flood(limits: &mut LogLimits, kind: Kind, ms: std::ops::Range<u64>) -> usize {
+    fn flood(limits: &mut LogLimits, kind: LineKind, ms: std::ops::Range<u64>) -> usize {
         ms.filter(|ms| limits.allow(at(*ms), kind, RATE, || "flood".to_owned()))
             .count()
     }

@@ -1,6 +1,6 @@
 //! Evaluates changes of links and their addresses.
 
-use super::{Address, Link, Monitor, Notice, OwnAddress, PortId, Stage};
+use super::{Address, KernelLink, Monitor, Notice, OwnAddress, PortId, Stage};
 use crate::os::steering::Disturbance;
 
 /// Why a port can't use the interface that has its name.
@@ -17,7 +17,7 @@ pub enum Detached {
 
 impl Monitor {
     /// The port whose interface a link is: by its name, unless it had that of another port before.
-    pub(super) fn port_of_interface(&self, link: &Link) -> Option<PortId> {
+    pub(super) fn port_of_interface(&self, link: &KernelLink) -> Option<PortId> {
         let named = *self.ports.get(&link.name)?;
         let owner = self.owners.get(&link.index);
         owner.is_none_or(|owner| *owner == named).then_some(named)
@@ -33,7 +33,7 @@ impl Monitor {
     }
 
     /// The result is true if IPv4 routes have vanished silently or now lead elsewhere.
-    pub(super) fn take_link(&mut self, link: Link, out: &mut Vec<Notice>) -> bool {
+    pub(super) fn take_link(&mut self, link: KernelLink, out: &mut Vec<Notice>) -> bool {
         if self.dump.stage == Some(Stage::Links) {
             self.dump.seen.insert(link.index);
         }
@@ -79,7 +79,12 @@ impl Monitor {
         }
     }
 
-    pub(super) fn gone(&mut self, link: Link, renamed: Option<String>, out: &mut Vec<Notice>) {
+    pub(super) fn gone(
+        &mut self,
+        link: KernelLink,
+        renamed: Option<String>,
+        out: &mut Vec<Notice>,
+    ) {
         if renamed.is_none()
             && let Some(port) = self.tun_links.remove(&link.index)
         {

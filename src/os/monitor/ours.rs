@@ -1,7 +1,7 @@
 //! Which changes affect what the gateway has added to the kernel.
 
 use super::parameters::ParameterSet;
-use super::{KernelRoute, Link, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
+use super::{KernelLink, KernelRoute, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
 use crate::os::netlink::TABLE_MAIN;
 use crate::os::steering::{
     Disturbance, FIRST_UPLINK_TABLE, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours,
@@ -60,7 +60,7 @@ impl Monitor {
     }
 
     /// Whether a TUN device that has changed is still correct.
-    pub(super) fn note_tun(&mut self, link: &Link, out: &mut Vec<Notice>) {
+    pub(super) fn note_tun(&mut self, link: &KernelLink, out: &mut Vec<Notice>) {
         if let Some(port) = self.tuns.get(&link.name) {
             self.tun_links.insert(link.index, *port);
         }
@@ -70,7 +70,7 @@ impl Monitor {
     }
 
     /// The port whose interface or TUN device a link is.
-    pub(super) fn port_of(&self, link: &Link) -> Option<PortId> {
+    pub(super) fn port_of(&self, link: &KernelLink) -> Option<PortId> {
         let tun = self.tun_links.get(&link.index);
         tun.copied().or_else(|| self.port_of_interface(link))
     }

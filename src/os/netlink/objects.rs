@@ -21,7 +21,7 @@ use tandemgw_core::flow::Family;
 
 /// A network interface, as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct KernelLink {
     /// The number that the kernel knows it by.
     pub index: u32,
     /// Its name.
@@ -44,7 +44,7 @@ pub struct Link {
     pub queue_length: u32,
 }
 
-impl Link {
+impl KernelLink {
     /// The part that the core needs.
     pub fn state(&self) -> LinkState {
         LinkState {
@@ -54,9 +54,9 @@ impl Link {
         }
     }
 
-    pub(in crate::os) fn from_message(message: &LinkMessage) -> Option<Link> {
+    pub(in crate::os) fn from_message(message: &LinkMessage) -> Option<KernelLink> {
         let flags = message.header.flags;
-        let mut link = Link {
+        let mut link = KernelLink {
             index: message.header.index,
             name: String::new(),
             admin_up: flags.contains(LinkFlags::Up),
@@ -78,7 +78,7 @@ impl Link {
                     link.mac = mac.as_slice().try_into().unwrap_or([0; 6]);
                 }
                 LinkAttribute::TxQueueLen(packets) => link.queue_length = *packets,
-                LinkAttribute::Link(index) => lower = Some(*index),
+                LinkAttribute::KernelLink(index) => lower = Some(*index),
                 LinkAttribute::LinkInfo(info) => is_passthru = info.iter().any(is_passthru_of),
                 _ => {}
             }

@@ -1,6 +1,6 @@
 //! The barrier that keeps packets from bypassing the gateway.
 
-use super::{Check, Network, Problem};
+use super::{Check, MachineProblem, Network};
 use crate::os::barrier::{self, Condition, Post};
 use tandemgw_core::config::Config;
 
@@ -30,7 +30,7 @@ pub(super) fn check(config: &Config, network: &Network, is_running: bool) -> Che
 
 fn broken(config: &Config, what: &str) -> Check {
     let table = barrier::table_name(&config.node.name);
-    let problem = Problem::warning(
+    let problem = MachineProblem::warning(
         format!(
             "{what} (nftables table {table}): only routes and rules keep packets from bypassing the gateway"
         ),
@@ -40,7 +40,7 @@ fn broken(config: &Config, what: &str) -> Check {
 }
 
 fn no_detour() -> Check {
-    let problem = Problem::warning(
+    let problem = MachineProblem::warning(
         "packets are not marked as they come in by the ports: if ports are put into bridges, bonds or macvlans, what \
          these forward bypasses the gateway",
         "use a kernel with CONFIG_NETFILTER_INGRESS and CONFIG_NFT_FIB_INET (Linux 5.10), and restart the gateway",
@@ -49,7 +49,7 @@ fn no_detour() -> Check {
 }
 
 fn no_hops() -> Check {
-    let problem = Problem::warning(
+    let problem = MachineProblem::warning(
         "the kernel answers packets whose hop limit ends here: traceroute shows an address of this unit",
         "modprobe nft_fib_inet (CONFIG_NFT_FIB_INET), and restart the gateway; or find out who removes the chain `hops`",
     );
@@ -57,7 +57,7 @@ fn no_hops() -> Check {
 }
 
 fn missing(error: &str) -> Check {
-    let problem = Problem::warning(
+    let problem = MachineProblem::warning(
         format!(
             "this kernel has no packet filter that the gateway can use ({error}): only routes and rules keep \
              packets from going past it"

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{Check, Problem};
+use super::{Check, MachineProblem};
 use crate::os::key_file;
 use tandemgw_core::config::Config;
 
@@ -21,14 +21,14 @@ pub(super) fn key(config: &Config) -> Option<Check> {
         Err(error) => {
             let remedy =
                 "make a key with `tandemgw keygen --out FILE`, or correct `key` in `[node]`";
-            let problem = Problem::fatal(error.to_string(), remedy);
+            let problem = MachineProblem::fatal(error.to_string(), remedy);
             return Some(Check::new("key", "", [problem]));
         }
     };
     let peers = config.ha.iter().flat_map(|ha| &ha.peers);
     let mistaken = peers.filter(|peer| key.0 == peer.public_key);
     let problems = mistaken.map(|peer| {
-        Problem::fatal(
+        MachineProblem::fatal(
             format!(
                 "the `public-key` of peer {} is that of this node",
                 peer.name
@@ -56,19 +56,19 @@ pub(super) fn control_socket(config: &Config, is_running: bool) -> Check {
         .find(|folder| folder.exists())
         .unwrap_or(Path::new("/"));
     let problem = if path.as_os_str().len() > MAX_SOCKET_PATH {
-        Some(Problem::fatal(
+        Some(MachineProblem::fatal(
             format!(
                 "the path of the control socket is longer than {MAX_SOCKET_PATH} bytes: {shown}"
             ),
             "choose a shorter `control-socket` in `[node]`",
         ))
     } else if !is_running && UnixStream::connect(path).is_ok() {
-        Some(Problem::fatal(
+        Some(MachineProblem::fatal(
             format!("another program answers at the control socket {shown}"),
             "stop it, or choose another `control-socket` in `[node]`",
         ))
     } else if !is_writable(folder) {
-        Some(Problem::fatal(
+        Some(MachineProblem::fatal(
             format!("no socket can be created in {}", folder.display()),
             "let the gateway's user write there, or choose another `control-socket` in `[node]`",
         ))

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Check, Problem};
+use super::{Check, MachineProblem};
 
 /// A rule that names the gateway's devices was made for it, whatever it says.
 const DEVICES: &str = "tgw-";
@@ -70,7 +70,7 @@ fn nft_ruleset() -> Option<String> {
 }
 
 /// The problem that a rule has turned on connection tracking, and none exempts the gateway's packets.
-fn tracking(json: &str) -> Option<Problem> {
+fn tracking(json: &str) -> Option<MachineProblem> {
     let ruleset: Value = serde_json::from_str(json).ok()?;
     let rules = || {
         let objects = ruleset["nftables"].as_array().into_iter().flatten();
@@ -86,7 +86,7 @@ fn tracking(json: &str) -> Option<Problem> {
     };
     let rule = rules().find(tracks).filter(|_| !is_exempt)?;
     let part = |key: &str| rule[key].as_str().unwrap_or("?").to_owned();
-    Some(Problem::warning(
+    Some(MachineProblem::warning(
         format!(
             "a rule of the nftables chain {} of table {} {} has the kernel track connections: it does so twice for each packet that the gateway forwards, and drops them when its table is full",
             part("chain"),
@@ -106,7 +106,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     String::from_utf8(output.stdout).ok()
 }
 
-fn nftables(json: &str) -> Vec<Problem> {
+fn nftables(json: &str) -> Vec<MachineProblem> {
     let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
     let Some(objects) = ruleset["nftables"].as_array() else {
         return Vec::new();
@@ -132,7 +132,7 @@ fn nftables(json: &str) -> Vec<Problem> {
         let [family, table, name] = ["family", "table", "name"].map(text);
         let rule =
             |key| format!("nft 'insert rule {family} {table} {name} {key} \"{DEVICES}*\" accept'");
-        Problem::warning(
+        MachineProblem::warning(
             format!(
                 "the nftables chain {name} of table {family} {table} drops what the gateway forwards, unless a rule accepts it"
             ),
@@ -154,10 +154,10 @@ fn is_drop(rule: &Value) -> bool {
     matches!(verdict[..], [name] if name == "drop" || name == "reject")
 }
 
-fn legacy(tool: &str, rules: &str) -> Option<Problem> {
+fn legacy(tool: &str, rules: &str) -> Option<MachineProblem> {
     let drops = rules.lines().any(|line| line == "-P FORWARD DROP");
     (drops && !rules.contains(DEVICES)).then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             format!("the chain FORWARD of {tool} drops what the gateway forwards, unless a rule accepts it"),
             format!("{tool} -I FORWARD -i {DEVICES}+ -j ACCEPT and {tool} -I FORWARD -o {DEVICES}+ -j ACCEPT"),
         )

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Link, Network, Problem};
+use super::{KernelLink, MachineProblem, Network};
 
 /// The problem that there is no interface with this name; `whose` says what needs it.
-pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
+pub(super) fn missing(whose: &str, name: &str, network: &Network) -> MachineProblem {
     let mut names: Vec<&str> = network
         .links
         .iter()
@@ -18,11 +18,11 @@ pub(super) fn missing(whose: &str, name: &str, network: &Network) -> Problem {
         Some(_) => format!("this machine has: {}", names.join(", ")),
         None => "this machine has no interface but loopback".into(),
     };
-    Problem::fatal(format!("{whose}: there is no interface {name}"), remedy)
+    MachineProblem::fatal(format!("{whose}: there is no interface {name}"), remedy)
 }
 
 /// The problem that nothing gets through; `at` names the interface and what needs it.
-pub(super) fn down(at: &str, link: &Link) -> Option<Problem> {
+pub(super) fn down(at: &str, link: &KernelLink) -> Option<MachineProblem> {
     if link.state().up {
         return None;
     }
@@ -34,11 +34,11 @@ pub(super) fn down(at: &str, link: &Link) -> Option<Problem> {
     } else {
         ("is down", format!("ip link set {} up", link.name))
     };
-    Some(Problem::warning(format!("{at} {what}"), remedy))
+    Some(MachineProblem::warning(format!("{at} {what}"), remedy))
 }
 
 /// An interface in a few words: `eth0 up, MTU 1500, 10.77.1.2/24`.
-pub(super) fn describe(link: &Link, network: &Network) -> String {
+pub(super) fn describe(link: &KernelLink, network: &Network) -> String {
     let up = if link.state().up { "up" } else { "down" };
     let mut text = format!("{} {up}, MTU {}", link.name, link.mtu);
     let is_link_local = |addr: IpAddr| match addr {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::UdpSocket;
 
 use super::port::IPV6_MIN_MTU;
-use super::{Check, Network, Problem, interface};
+use super::{Check, MachineProblem, Network, interface};
 use tandemgw_core::config::{Config, HaLink};
 
 /// The MTU of Ethernet, which a link should have as well.
@@ -28,7 +28,7 @@ pub(super) fn check(
         return Check::new(check, "", [without_link(missing)]);
     };
     let at = format!("{whose}: interface {name}");
-    let mut problems: Vec<Problem> = interface::down(&at, link).into_iter().collect();
+    let mut problems: Vec<MachineProblem> = interface::down(&at, link).into_iter().collect();
     if link.mtu < ETHERNET_MTU {
         let remedy = format!("ip link set {name} mtu {ETHERNET_MTU}");
         let what = format!("{at} has an MTU of {}", link.mtu);
@@ -37,15 +37,15 @@ pub(super) fn check(
             false => IPV6_MIN_MTU,
         };
         problems.push(match link.mtu < least {
-            true => Problem::fatal(format!("{what}: it needs {least}"), remedy),
-            false => Problem::warning(
+            true => MachineProblem::fatal(format!("{what}: it needs {least}"), remedy),
+            false => MachineProblem::warning(
                 format!("{what}: sessions are replicated in smaller packets"),
                 remedy,
             ),
         });
     }
     if config.ports.iter().any(|port| port.interface == *name) {
-        problems.push(Problem::warning(
+        problems.push(MachineProblem::warning(
             format!("{at} is also a port: when it is busy or dead, so is the link"),
             "connect the units by a separate interface, or add a second link",
         ));
@@ -60,7 +60,7 @@ pub(super) fn check(
     } else {
         let elsewhere = holders.first().map(|index| network.name_of(*index));
         let place = elsewhere.map_or("nowhere".to_owned(), |other| format!("on {other}"));
-        problems.push(without_link(Problem::warning(
+        problems.push(without_link(MachineProblem::warning(
             format!(
                 "{at} does not have the address {}, which is {place}",
                 listen.ip()
@@ -80,13 +80,13 @@ pub(super) fn check(
 }
 
 /// The gateway starts without a link, and uses it as soon as it is there.
-fn without_link(problem: Problem) -> Problem {
+fn without_link(problem: MachineProblem) -> MachineProblem {
     let effect = "until it is there, no peer is heard over this link";
-    Problem::warning(format!("{} ({effect})", problem.what), problem.remedy)
+    MachineProblem::warning(format!("{} ({effect})", problem.what), problem.remedy)
 }
 
 /// The problem that something else has the UDP port.
-fn port_in_use(settings: &HaLink, is_running: bool) -> Option<Problem> {
+fn port_in_use(settings: &HaLink, is_running: bool) -> Option<MachineProblem> {
     if is_running {
         return None;
     }
@@ -98,7 +98,7 @@ fn port_in_use(settings: &HaLink, is_running: bool) -> Option<Problem> {
         ),
         _ => "correct `listen`".to_owned(),
     };
-    Some(Problem::fatal(
+    Some(MachineProblem::fatal(
         format!("UDP {} can't be used: {error}", settings.listen),
         remedy,
     ))

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use super::{Check, Network, Problem, Rule};
+use super::{Check, MachineProblem, Network, Rule};
 use crate::os::{clock, steering, sysctl};
 use tandemgw_core::config::{Config, Port};
 use tandemgw_core::flow::Family;
@@ -29,7 +29,7 @@ fn kernel_check(release: &str, has_ipv6: bool) -> Check {
         found.push_str(" (6.2 would take UDP in super-packets)");
     }
     let problem = (has_ipv6 && version < FORCE_FORWARDING).then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             format!("Linux {release} can forward IPv6 only on all interfaces or on none: the gateway turns it on for all"),
             "use Linux 6.17 or newer, or make sure that no other interface must be kept from forwarding",
         )
@@ -51,7 +51,7 @@ pub(super) fn privileges() -> Check {
         .iter()
         .filter(|(bit, _)| effective & (1 << bit) == 0)
         .map(|(_, name)| {
-            Problem::fatal(
+            MachineProblem::fatal(
                 format!("this process has no {name}"),
                 "run it as root, or with `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW` in its \
                  systemd unit",
@@ -81,7 +81,7 @@ pub(super) fn tun_driver() -> Check {
             }
             _ => "let this process read and write it: it usually has mode 0666",
         };
-        Problem::fatal(format!("/dev/net/tun can't be opened: {error}"), remedy)
+        MachineProblem::fatal(format!("/dev/net/tun can't be opened: {error}"), remedy)
     });
     Check::new("tun", "/dev/net/tun can be opened", problem)
 }
@@ -97,7 +97,7 @@ pub(super) fn rp_filter(config: &Config, network: Option<&Network>) -> Check {
     let tuns = config.ports.iter().map(|port| format!("tgw-{}", port.name));
     let mut problems = Vec::new();
     if all == 1 {
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             "net.ipv4.conf.all.rp_filter is 1: the kernel would drop what the gateway forwards",
             "sysctl -w net.ipv4.conf.all.rp_filter=2 (or 0, and 1 for single interfaces), and the \
              same in /etc/sysctl.d; the gateway checks sources itself (`source-check`)",
@@ -119,7 +119,7 @@ pub(super) fn rp_filter(config: &Config, network: Option<&Network>) -> Check {
 }
 
 /// Of a TUN device that is in use.
-fn tun_filter_problem(tun: &str, filter: u32, has_address: bool) -> Option<Problem> {
+fn tun_filter_problem(tun: &str, filter: u32, has_address: bool) -> Option<MachineProblem> {
     let (what, remedy) = match (filter, has_address) {
         (1, _) => (
             format!(
@@ -139,16 +139,16 @@ fn tun_filter_problem(tun: &str, filter: u32, has_address: bool) -> Option<Probl
         ),
         _ => return None,
     };
-    Some(Problem::fatal(what, remedy))
+    Some(MachineProblem::fatal(what, remedy))
 }
 
 /// The tables and rules that steer packets to the gateway.
 pub(super) fn routing(config: &Config, network: &Network) -> Check {
     let taken = network.taken.iter().map(|taken| {
         let remedy = "set `routing-table` in `[node]` to the first of as many free numbers as there are ports";
-        Problem::fatal(taken, remedy)
+        MachineProblem::fatal(taken, remedy)
     });
-    let mut problems: Vec<Problem> = taken.collect();
+    let mut problems: Vec<MachineProblem> = taken.collect();
     problems.extend(earlier_rules(config, &network.rules));
     let first = config.node.routing_table;
     let last = first + config.ports.len() as u32 - 1;
@@ -157,7 +157,7 @@ pub(super) fn routing(config: &Config, network: &Network) -> Check {
 }
 
 /// Rules that precede the gateway's and may route packets past it.
-fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<Problem> {
+fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<MachineProblem> {
     let may_match = |rule: &&Rule| {
         let of_port = |name: &String| config.ports.iter().any(|port| port.interface == *name);
         rule.priority > 0
@@ -169,7 +169,7 @@ fn earlier_rules(config: &Config, rules: &[Rule]) -> Vec<Problem> {
         .iter()
         .filter(may_match)
         .map(|rule| {
-            Problem::warning(
+            MachineProblem::warning(
                 format!("the kernel asks the rule \"{rule}\" before the gateway's: packets that it matches bypass the gateway"),
                 format!("set `routing-table` in `[node]` to less than {}, or give that rule a greater priority number", rule.priority),
             )
@@ -217,13 +217,13 @@ fn forwarding_problem(
     interface: &str,
     is_running: bool,
     steered: bool,
-) -> Option<Problem> {
+) -> Option<MachineProblem> {
     let (scope, key) = steering::forwarding_key(family, interface).ok()?;
     let is_on = sysctl::get(family, scope, key).ok()?? == 1;
     let path = sysctl::path(family, scope, key);
     let path = path.display();
     match (is_running, is_on) {
-        (true, false) => Some(Problem::fatal(
+        (true, false) => Some(MachineProblem::fatal(
             format!(
                 "the kernel does not forward what comes in by {interface}: somebody has written 0 to {path}"
             ),
@@ -231,7 +231,7 @@ fn forwarding_problem(
                 "echo 1 > {path}, and find out what turned it off (a file in /etc/sysctl.d, perhaps)"
             ),
         )),
-        (false, true) if !steered => Some(Problem::warning(
+        (false, true) if !steered => Some(MachineProblem::warning(
             format!(
                 "while no gateway runs, the kernel itself forwards what comes in by {interface}, past all policies"
             ),
@@ -239,7 +239,7 @@ fn forwarding_problem(
                 "echo 0 > {path} (and take it from /etc/sysctl.d): the gateway turns it on when it starts, and off when it ends"
             ),
         )),
-        (false, false) if !sysctl::is_writable(family, scope, key) => Some(Problem::fatal(
+        (false, false) if !sysctl::is_writable(family, scope, key) => Some(MachineProblem::fatal(
             format!("forwarding can't be turned on for {interface}: {path} is not writable"),
             "run it as root; in a container: mount /proc/sys writable, or set it to 1 from outside",
         )),
@@ -252,7 +252,7 @@ fn forwarding_problem(
 pub(super) fn clock() -> Check {
     let synchronised = clock::is_synchronised();
     let problem = (synchronised == Some(false)).then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             "the clock is not synchronised: times in the logs of two units can't be compared",
             "run chrony or systemd-timesyncd (nothing but the log depends on it)",
         )

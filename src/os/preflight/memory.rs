@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Check, Problem};
+use super::{Check, MachineProblem};
 use crate::os::memory;
 use tandemgw_core::config::Config;
 
@@ -22,11 +22,11 @@ pub(super) fn check(config: &Config, is_running: bool) -> Check {
     let available = available();
     let problem = match available {
         _ if is_running => None,
-        _ if !memory::can_map(needed) => Some(Problem::fatal(
+        _ if !memory::can_map(needed) => Some(MachineProblem::fatal(
             format!("{said}: this process can't use as much"),
             "lower `max-sessions` in `[node]`, or raise the limit (ulimit -v, LimitAS=)",
         )),
-        Some(available) if available < needed => Some(Problem::warning(
+        Some(available) if available < needed => Some(MachineProblem::warning(
             format!("{said}, and {} are available", show(available)),
             "lower `max-sessions` in `[node]`, or give the machine more memory: without it the \
              process is killed when it needs it",

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use super::{Check, Problem};
+use super::{Check, MachineProblem};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::Family;
 
@@ -49,11 +49,11 @@ fn too_small(
     folder: &str,
     hosts: u64,
     [first, second, third]: Thresholds,
-) -> Option<Problem> {
+) -> Option<MachineProblem> {
     let needed = hosts.saturating_add(LOOKED_FOR);
     let wanted = needed.next_power_of_two();
     if third < needed {
-        return Some(Problem::warning(
+        return Some(MachineProblem::warning(
             format!(
                 "the networks of the ports have room for {hosts} {name} hosts, the kernel's neighbour table for {third}: when \
                  it is full, some hosts are not reached"
@@ -67,7 +67,7 @@ fn too_small(
         ));
     }
     (first > second || second > third).then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             format!(
                 "the thresholds of the {name} neighbour table are out of order: {first}, {second}, {third}"
             ),

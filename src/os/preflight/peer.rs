@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Check, Network, Problem};
+use super::{Check, MachineProblem, Network};
 use crate::os::netlink::{Netlink, NetlinkError, NextHop};
 use tandemgw_core::config::{Ha, HaLink};
 
@@ -32,10 +32,10 @@ pub(super) fn check_all(ha: &Ha, network: &Network) -> Vec<Check> {
         .collect()
 }
 
-fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String, Problem> {
+fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String, MachineProblem> {
     let interface = &link.interface;
     let Some(index) = network.link(interface).map(|link| link.index) else {
-        return Err(Problem::warning(
+        return Err(MachineProblem::warning(
             format!("{address} was not checked: there is no interface {interface}"),
             "see the check for the link",
         ));
@@ -45,13 +45,13 @@ fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String
         .ok()
         .and_then(|mut netlink| netlink.route_to(ip).ok().flatten());
     let Some(hop) = hop else {
-        return Err(Problem::warning(
+        return Err(MachineProblem::warning(
             format!("the kernel has no route to {ip}"),
             format!("give {interface} an address in its network, or add a route by {interface}"),
         ));
     };
     if hop.link != index {
-        return Err(Problem::warning(
+        return Err(MachineProblem::warning(
             format!(
                 "the route to {ip} leads out of {}, not of {interface}",
                 network.name_of(hop.link)
@@ -65,7 +65,7 @@ fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String
     match wait_for_neighbour(hop, next) {
         Ok(true) => {}
         Ok(false) => {
-            return Err(Problem::warning(
+            return Err(MachineProblem::warning(
                 format!(
                     "nobody on {interface} answers for {next}: the peer is off, or the link leads elsewhere"
                 ),
@@ -75,7 +75,7 @@ fn reach(link: &HaLink, address: SocketAddr, network: &Network) -> Result<String
             ));
         }
         Err(error) => {
-            return Err(Problem::warning(
+            return Err(MachineProblem::warning(
                 format!("can't find out whether {next} is there: {error}"),
                 "run it as root",
             ));

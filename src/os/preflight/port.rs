@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 
-use super::{Check, Link, Network, Problem, interface};
+use super::{Check, KernelLink, MachineProblem, Network, interface};
 use crate::os::{ethtool, sysctl};
 use tandemgw_core::config::{Config, Port};
 use tandemgw_core::flow::Family;
@@ -37,7 +37,7 @@ pub(super) fn virtual_addresses(config: &Config, network: &Network) -> Check {
             continue;
         };
         let name = network.name_of(own.link);
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             format!("the virtual address {ip} is an address of this machine's interface {name}"),
             format!(
                 "ip addr del {ip}/{} dev {name} (and from the configuration that adds it): the \
@@ -64,7 +64,7 @@ pub(super) fn mtus(config: &Config, network: &Network) -> Check {
     let list = list.collect::<Vec<_>>().join(", ");
     let differ = mtus.windows(2).any(|pair| pair[0].1 != pair[1].1);
     let problem = differ.then(|| {
-        Problem::warning(
+        MachineProblem::warning(
             format!("the ports have different MTUs: {list}"),
             "where the links allow it, make them equal (ip link set … mtu …); else see to it that \
              ICMP \"too big\" reaches the hosts, and that they obey it",
@@ -86,7 +86,7 @@ pub(super) fn receive_offload(config: &Config) -> Check {
         .collect();
     let problem = (!off.is_empty()).then(|| {
         let enable = off.iter().map(|name| format!("ethtool -K {name} gro on"));
-        Problem::warning(
+        MachineProblem::warning(
             format!(
                 "{} without generic receive offload: the gateway handles each packet of a stream alone",
                 off.join(", ")
@@ -97,7 +97,7 @@ pub(super) fn receive_offload(config: &Config) -> Check {
     Check::new("offload", "generic receive offload is on", problem)
 }
 
-fn tun_in_use(port: &Port, network: &Network) -> Option<Problem> {
+fn tun_in_use(port: &Port, network: &Network) -> Option<MachineProblem> {
     let name = format!("tgw-{}", port.name);
     let link = network.link(&name)?;
     let holder = holder_of_tun(&name);
@@ -106,7 +106,7 @@ fn tun_in_use(port: &Port, network: &Network) -> Option<Problem> {
         return None;
     }
     let who = holder.map_or("another process".into(), |pid| format!("process {pid}"));
-    Some(Problem::fatal(
+    Some(MachineProblem::fatal(
         format!(
             "the device {name} of port \"{}\" is in use by {who}",
             port.name
@@ -137,7 +137,12 @@ fn holder_of_tun(name: &str) -> Option<u32> {
         .find(has_it)
 }
 
-fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network) -> Vec<Problem> {
+fn check_interface(
+    config: &Config,
+    port: &Port,
+    link: &KernelLink,
+    network: &Network,
+) -> Vec<MachineProblem> {
     let mut problems = Vec::new();
     let at = format!("port \"{}\": interface {}", port.name, link.name);
     let is_own_tun = config
@@ -150,7 +155,7 @@ fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network)
         } else {
             "the loopback"
         };
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             format!("{at} is {what}"),
             "name the interface that the hosts are on",
         ));
@@ -158,7 +163,7 @@ fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network)
     if let Some(master) = link.master {
         let master = network.links.iter().find(|other| other.index == master);
         let name = master.map_or("another device", |master| &master.name);
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             format!("{at} belongs to {name}, so its packets come in through that"),
             format!(
                 "use `interface = \"{name}\"`, or take it out: ip link set {} nomaster",
@@ -177,10 +182,10 @@ fn check_interface(config: &Config, port: &Port, link: &Link, network: &Network)
     problems
 }
 
-fn check_ipv6(at: &str, link: &Link) -> Vec<Problem> {
+fn check_ipv6(at: &str, link: &KernelLink) -> Vec<MachineProblem> {
     let mut problems = Vec::new();
     if !sysctl::has_family(Family::V6) {
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             format!("{at} has IPv6 virtual addresses, but this kernel has no IPv6"),
             "start the kernel without ipv6.disable=1, or leave them out",
         ));
@@ -188,13 +193,13 @@ fn check_ipv6(at: &str, link: &Link) -> Vec<Problem> {
         sysctl::get(Family::V6, &link.name, "disable_ipv6"),
         Ok(Some(1))
     ) {
-        problems.push(Problem::fatal(
+        problems.push(MachineProblem::fatal(
             format!("{at} has IPv6 virtual addresses, but IPv6 is disabled there"),
             format!("sysctl -w net/ipv6/conf/{}/disable_ipv6=0", link.name),
         ));
     }
     if link.mtu < IPV6_MIN_MTU {
-        problems.push(Problem::warning(
+        problems.push(MachineProblem::warning(
             format!(
                 "{at} has an MTU of {}, less than IPv6 needs (RFC 8200)",
                 link.mtu

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
-use super::{Family, Link, Netlink, SetupError, SysctlError, net_family, sysctl};
+use super::{Family, KernelLink, Netlink, SetupError, SysctlError, net_family, sysctl};
 
 /// The IPv4 address of each TUN device.
 ///
@@ -27,7 +27,7 @@ const TUN_MTU: u32 = 65_535;
 pub(super) fn prepare(
     netlink: &mut Netlink,
     port: &PortPlan,
-    tun: &Link,
+    tun: &KernelLink,
     families: &[Family],
 ) -> Result<Vec<String>, SetupError> {
     let mut changed = Vec::new();

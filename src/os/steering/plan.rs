@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use super::forwarding::is_forwarding;
 use super::survey::Survey;
 use super::{
-    FAMILIES, KernelRoute, Link, METRIC, METRIC_BLACKHOLE, PROTOCOL, PROTOCOL_FORWARDING_WAS_OFF,
-    Rule, SysctlError, TABLE_MAIN, TABLES, default_network, is_ours, net_family, sysctl,
+    FAMILIES, KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL,
+    PROTOCOL_FORWARDING_WAS_OFF, Rule, SysctlError, TABLE_MAIN, TABLES, default_network, is_ours,
+    net_family, sysctl,
 };
 use crate::os::netlink::Address;
 use tandemgw_core::config::{Config, Nat};
@@ -138,7 +139,7 @@ impl PortPlan {
     pub(super) fn network_routes(
         &self,
         families: &[Family],
-        link: &Link,
+        link: &KernelLink,
         addresses: &[Address],
     ) -> Vec<KernelRoute> {
         let has_address_in = |network: &IpNet| {

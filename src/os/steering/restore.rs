@@ -13,7 +13,7 @@ use netlink_packet_route::route::RouteProtocol;
 use super::forwarding::forward;
 use super::plan::PortPlan;
 use super::{
-    Family, KernelRoute, Link, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
+    Family, KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
     TABLE_MAIN, net_family, parameters, uplinks,
 };
 use crate::os::barrier::{Condition, Post};
@@ -283,7 +283,7 @@ impl Steering {
 
     /// Finds the interface of a port, and gives its number to the barrier. None if there is no
     /// interface with that name, or if it belongs to another port: somebody exchanged their names.
-    fn attach(&mut self, port: usize) -> Result<Option<Link>, NetlinkError> {
+    fn attach(&mut self, port: usize) -> Result<Option<KernelLink>, NetlinkError> {
         let posts = self.barrier.posts();
         let known = posts.get(port).and_then(|post| post.index);
         let of_others: Vec<u32> = posts

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::Plan;
-use super::{KernelRoute, Link, Netlink, NetlinkError, PROTOCOL, Rule, TABLE_MAIN, is_ours};
+use super::{KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, TABLE_MAIN, is_ours};
 use crate::os::netlink::Address;
 
 /// What is in place, as far as it matters.
 pub(super) struct Survey {
-    pub(super) links: BTreeMap<String, Link>,
+    pub(super) links: BTreeMap<String, KernelLink>,
     pub(super) addresses: Vec<Address>,
     /// Rules that are ours, or that use our numbers.
     pub(super) rules: Vec<Rule>,

@@ -12,7 +12,7 @@ use crate::filter_words::{
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::policy::Ruleset;
 
-use super::{Facts, Fate};
+use super::{CapturedFate, Facts};
 
 /// A conjunction of conditions.
 ///
@@ -113,7 +113,9 @@ fn condition(word: &str, config: &Config) -> Result<Condition, WordError> {
             Ok(id) => Ok(Condition::Session(id)),
             Err(_) => Err(WordError::NotSessionId(value.to_owned())),
         },
-        "verdict" => known("verdict", value, Fate::NAMES.into_iter()).map(Condition::Verdict),
+        "verdict" => {
+            known("verdict", value, CapturedFate::NAMES.into_iter()).map(Condition::Verdict)
+        }
         "reason" => {
             let names = DropReason::ALL.iter().map(|reason| reason.name());
             let reason = DropReason::ALL.iter().find(|reason| reason.name() == value);
@@ -174,7 +176,7 @@ mod tests {
             at: Time::ZERO,
             in_port: Some(PortId(0)),
             out_port: Some(PortId(1)),
-            fate: Fate::Forward,
+            fate: CapturedFate::Forward,
             session: Some(SessionId(17)),
             policy: Some(PolicyId(0)),
             before: Some(before),
@@ -265,7 +267,7 @@ mod tests {
             session: None,
             policy: None,
             out_port: None,
-            fate: Fate::Drop(DropReason::Malformed),
+            fate: CapturedFate::Drop(DropReason::Malformed),
             ..translated()
         };
         let config = config();

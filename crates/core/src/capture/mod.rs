@@ -36,7 +36,7 @@ pub struct Options {
 
 /// What happened to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum CapturedFate {
     /// It was forwarded.
     Forward,
     /// It was discarded.
@@ -47,35 +47,35 @@ pub enum Fate {
     Answer,
 }
 
-impl Fate {
+impl CapturedFate {
     /// The names of the fates in filters and comments.
     pub const NAMES: [&str; 4] = ["forward", "drop", "consumed", "answer"];
 
-    /// One of [`Fate::NAMES`].
+    /// One of [`CapturedFate::NAMES`].
     pub fn name(self) -> &'static str {
         match self {
-            Fate::Forward => Fate::NAMES[0],
-            Fate::Drop(_) => Fate::NAMES[1],
-            Fate::Consumed => Fate::NAMES[2],
-            Fate::Answer => Fate::NAMES[3],
+            CapturedFate::Forward => CapturedFate::NAMES[0],
+            CapturedFate::Drop(_) => CapturedFate::NAMES[1],
+            CapturedFate::Consumed => CapturedFate::NAMES[2],
+            CapturedFate::Answer => CapturedFate::NAMES[3],
         }
     }
 
     /// Why it was dropped, if it was.
     pub fn reason(self) -> Option<DropReason> {
         match self {
-            Fate::Drop(reason) => Some(reason),
+            CapturedFate::Drop(reason) => Some(reason),
             _ => None,
         }
     }
 }
 
-impl From<Verdict> for Fate {
-    fn from(verdict: Verdict) -> Fate {
+impl From<Verdict> for CapturedFate {
+    fn from(verdict: Verdict) -> CapturedFate {
         match verdict {
-            Verdict::Forward => Fate::Forward,
-            Verdict::Drop(reason) => Fate::Drop(reason),
-            Verdict::Consumed => Fate::Consumed,
+            Verdict::Forward => CapturedFate::Forward,
+            Verdict::Drop(reason) => CapturedFate::Drop(reason),
+            Verdict::Consumed => CapturedFate::Consumed,
         }
     }
 }
@@ -90,7 +90,7 @@ pub struct Facts {
     /// The port that it left by.
     pub out_port: Option<PortId>,
     /// What happened to it.
-    pub fate: Fate,
+    pub fate: CapturedFate,
     /// Its session.
     pub session: Option<SessionId>,
     /// The policy that accepted its session, or that refused it.

@@ -51,7 +51,7 @@ fn memory(record: &Record) -> usize {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Facts, Fate};
+    use super::super::{CapturedFate, Facts};
     use super::*;
     use crate::flow::PortId;
     use crate::time::Time;
@@ -62,7 +62,7 @@ mod tests {
                 at: Time::ZERO,
                 in_port: None,
                 out_port: None,
-                fate: Fate::Consumed,
+                fate: CapturedFate::Consumed,
                 session: None,
                 policy: None,
                 before: None,

@@ -23,7 +23,7 @@ pub enum Value {
     Integer(u64),
     /// A duration.
     Duration(Duration),
-    /// One of the words of a [`super::Kind::Choice`].
+    /// One of the words of a [`super::OptionKind::Choice`].
     Word(&'static str),
     /// `mss-clamp`.
     MssClamp(MssClamp),

@@ -45,7 +45,7 @@ pub(crate) mod samples {
 pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use field::Value;
 pub use names::did_you_mean;
-pub use options::{DefaultValue, Kind, Live, OptionDoc, Reload, TableDoc, options, tables};
+pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::parse;
 pub use show::{ConfigText, text_of};
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};

@@ -30,7 +30,7 @@ pub struct OptionDoc {
     /// The key itself.
     pub key: &'static str,
     /// What values it takes.
-    pub kind: Kind,
+    pub kind: OptionKind,
     /// What it is if left out.
     pub default: DefaultValue,
     /// What a changed value takes.
@@ -117,7 +117,7 @@ pub enum Live {
 
 /// The type of an option, with its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum OptionKind {
     /// A string of the form described.
     Text(&'static str),
     /// An array of strings of the form described.
@@ -155,15 +155,15 @@ impl OptionDoc {
     /// The type and range for a person, such as `integer, 1 to 255`.
     pub fn kind_text(&self) -> String {
         match self.kind {
-            Kind::Text(form) => form.to_owned(),
-            Kind::List(form) => format!("array of {form}"),
-            Kind::Bool => "true or false".to_owned(),
-            Kind::Integer { min, max } => format!("integer, {min} to {max}"),
-            Kind::Duration { min, max } => {
+            OptionKind::Text(form) => form.to_owned(),
+            OptionKind::List(form) => format!("array of {form}"),
+            OptionKind::Bool => "true or false".to_owned(),
+            OptionKind::Integer { min, max } => format!("integer, {min} to {max}"),
+            OptionKind::Duration { min, max } => {
                 format!("duration, {} to {}", show_duration(min), show_duration(max))
             }
-            Kind::Choice(words) => words.join(" | "),
-            Kind::MssClamp => "\"auto\", or an integer, 216 to 65495".to_owned(),
+            OptionKind::Choice(words) => words.join(" | "),
+            OptionKind::MssClamp => "\"auto\", or an integer, 216 to 65495".to_owned(),
         }
     }
 
@@ -302,16 +302,16 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), UNSOLICITED_SYN, Reload::Live(Live::UnsolicitedSyn), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
     flag("port", "routing-headers", true, field!(Port.routing_headers), Reload::Live(Live::RoutingHeaders), "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
     flag("port", "reserved-addresses", false, field!(Port.reserved_addresses), Reload::Live(Live::ReservedAddresses), "let 240.0.0.0/4 be a source and destination here, as some networks use it inside (RFC 6890 reserves it)"),
-    option("port", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("not changed"), field!(Port.mss_clamp), Reload::Live(Live::MssClamp), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
-    option("port", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.sessions), Reload::Live(Live::PortQuotas), "sessions that a source which sends by this port may have"),
-    option("port", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.half_open), Reload::Live(Live::PortQuotas), "those of them without an answer yet"),
-    option("port", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.ports), Reload::Live(Live::PortQuotas), "external ports for UDP and ICMP that such a source may have"),
+    option("port", "mss-clamp", OptionKind::MssClamp, DefaultValue::Absent("not changed"), field!(Port.mss_clamp), Reload::Live(Live::MssClamp), "lower the maximum segment size that TCP connections through the port agree on: to what fits the links and routes on their way, or to so many bytes; for a path with a smaller MTU on which ICMP errors are lost"),
+    option("port", "sessions-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.sessions), Reload::Live(Live::PortQuotas), "sessions that a source which sends by this port may have"),
+    option("port", "half-open-per-source", OptionKind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.half_open), Reload::Live(Live::PortQuotas), "those of them without an answer yet"),
+    option("port", "ports-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.ports), Reload::Live(Live::PortQuotas), "external ports for UDP and ICMP that such a source may have"),
     flag("port", "offload", true, field!(Port.offload), RESTART, "take packets from the kernel before it segments them and completes their checksums; off costs most of the throughput"),
 
     text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
     list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
-    option("group", "priority", Kind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
+    option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
 
     text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),
     list("policy", "from", "port name", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "ports that a session may come in by"),
@@ -319,12 +319,12 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("policy", "source", "prefix", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "source addresses"),
     list("policy", "destination", "prefix", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "destination addresses, after a forward has translated them"),
     list("policy", "service", "service: tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47, any", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "protocols and destination ports"),
-    option("policy", "forwarded", Kind::Bool, DefaultValue::Absent("either, but not past a forward"), WHOLE, Reload::Live(Live::Policies), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
+    option("policy", "forwarded", OptionKind::Bool, DefaultValue::Absent("either, but not past a forward"), WHOLE, Reload::Live(Live::Policies), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
     choice("policy", "action", ACTIONS, DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "what happens to a session that matches"),
     flag("policy", "nat", false, WHOLE, Reload::Live(Live::Policies), "translate the source to the virtual address of the port that the session leaves by"),
     text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "translate the source to an address of this pool"),
     flag("policy", "log", false, WHOLE, Reload::Live(Live::Policies), "log the start and the end of each session"),
-    option("policy", "mss-clamp", Kind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),
+    option("policy", "mss-clamp", OptionKind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),
     choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), WHOLE, Reload::Live(Live::Policies), "how long the first packet of a session waits for the peer"),
 
     text("nat-pool", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the name of the pool"),
@@ -361,15 +361,15 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     time("timeouts", "icmp", S, d(1), s(60), field!(Timeouts.icmp), Reload::Live(Live::Timeouts), "an ICMP query (RFC 5508, REQ-2)"),
     time("timeouts", "other", S, d(1), s(600), field!(Timeouts.other), Reload::Live(Live::Timeouts), "other protocols"),
 
-    option("limits", "sessions-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), field!(Limits.sessions_per_source), Reload::Live(Live::SessionsPerSource), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
-    option("limits", "half-open-per-source", Kind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), field!(Limits.half_open_per_source), Reload::Live(Live::HalfOpenPerSource), "sessions of one source without an answer yet: above the limit, the oldest is removed; 0 means no limit"),
-    option("limits", "ports-per-source", Kind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), field!(Limits.ports_per_source), Reload::Live(Live::PortsPerSource), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
+    option("limits", "sessions-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of max-sessions, at least 4096"), field!(Limits.sessions_per_source), Reload::Live(Live::SessionsPerSource), "sessions that one source may have (IPv6: a host on the link of a port, elsewhere a /64); 0 means no limit"),
+    option("limits", "half-open-per-source", OptionKind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("a sixteenth of max-sessions, at least 4096"), field!(Limits.half_open_per_source), Reload::Live(Live::HalfOpenPerSource), "sessions of one source without an answer yet: above the limit, the oldest is removed; 0 means no limit"),
+    option("limits", "ports-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("half of the ports of the pool, at least 1024"), field!(Limits.ports_per_source), Reload::Live(Live::PortsPerSource), "external ports for UDP and ICMP that one source may have; 0 means no limit"),
     int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, field!(Limits.icmp_errors_per_second), Reload::Live(Live::IcmpErrorsPerSecond), "ICMP errors that the gateway itself sends per second"),
-    option("limits", "tcp-pickup", Kind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "pick up TCP connections in the middle"),
+    option("limits", "tcp-pickup", OptionKind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "pick up TCP connections in the middle"),
 
     text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to anybody who can reach it: loopback or a management network"),
 
-    option("ha", "group-id", Kind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same id belong together"),
+    option("ha", "group-id", OptionKind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same id belong together"),
     int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest priority is primary, subject to `override`"),
     flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a healthy unit of lower priority"),
     time("ha", "override-wait-time", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.override_wait), Reload::Live(Live::OverrideWaitTime), "how long a unit must be ready, with ports that carry traffic, before it takes over by `override`"),
@@ -460,7 +460,7 @@ const fn tables_of(name: &'static str, most: usize, meaning: &'static str) -> Ta
 const fn option(
     table: &'static str,
     key: &'static str,
-    kind: Kind,
+    kind: OptionKind,
     default: DefaultValue,
     access: Access,
     reload: Reload,
@@ -489,7 +489,7 @@ const fn text(
     option(
         table,
         key,
-        Kind::Text(form),
+        OptionKind::Text(form),
         default,
         access,
         reload,
@@ -509,7 +509,7 @@ const fn list(
     option(
         table,
         key,
-        Kind::List(form),
+        OptionKind::List(form),
         default,
         access,
         reload,
@@ -526,7 +526,15 @@ const fn flag(
     meaning: &'static str,
 ) -> OptionDoc {
     let default = DefaultValue::Bool(default);
-    option(table, key, Kind::Bool, default, access, reload, meaning)
+    option(
+        table,
+        key,
+        OptionKind::Bool,
+        default,
+        access,
+        reload,
+        meaning,
+    )
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
@@ -544,7 +552,7 @@ const fn int(
     option(
         table,
         key,
-        Kind::Integer { min, max },
+        OptionKind::Integer { min, max },
         default,
         access,
         reload,
@@ -567,7 +575,7 @@ const fn time(
     option(
         table,
         key,
-        Kind::Duration { min, max },
+        OptionKind::Duration { min, max },
         default,
         access,
         reload,
@@ -587,7 +595,7 @@ const fn choice(
     option(
         table,
         key,
-        Kind::Choice(words),
+        OptionKind::Choice(words),
         default,
         access,
         reload,
@@ -752,13 +760,15 @@ pub(super) mod tests {
         for option in OPTIONS {
             let fits = match (option.kind, option.default) {
                 (_, DefaultValue::Required | DefaultValue::Absent(_)) => true,
-                (Kind::Bool, DefaultValue::Bool(_)) => true,
-                (Kind::Integer { min, max }, DefaultValue::Integer(n)) => (min..=max).contains(&n),
-                (Kind::Duration { min, max }, DefaultValue::Duration(d)) => {
+                (OptionKind::Bool, DefaultValue::Bool(_)) => true,
+                (OptionKind::Integer { min, max }, DefaultValue::Integer(n)) => {
+                    (min..=max).contains(&n)
+                }
+                (OptionKind::Duration { min, max }, DefaultValue::Duration(d)) => {
                     (min..=max).contains(&d)
                 }
-                (Kind::Choice(words), DefaultValue::Text(word)) => words.contains(&word),
-                (Kind::Text(_), DefaultValue::Text(_)) => true,
+                (OptionKind::Choice(words), DefaultValue::Text(word)) => words.contains(&word),
+                (OptionKind::Text(_), DefaultValue::Text(_)) => true,
                 _ => false,
             };
             assert!(fits, "{option:?}");

@@ -13,8 +13,8 @@ use super::MssClamp;
 use super::diagnostic::Report;
 use super::field::{Field, Owner, Value};
 use super::names::did_you_mean;
-use super::options::{self, DefaultValue, Kind, OptionDoc};
-use super::value::{FromToml, Problem, kind_of, show_duration};
+use super::options::{self, DefaultValue, OptionDoc, OptionKind};
+use super::value::{FromToml, ValueProblem, kind_of, show_duration};
 
 /// A byte range of the file's text.
 pub(super) type Span = Range<usize>;
@@ -176,15 +176,15 @@ impl<'a> Table<'a> {
         let key = option.key;
         let is_left_out = !self.left.contains_key(key);
         let value = match option.kind {
-            Kind::Text(_) | Kind::List(_) => return,
+            OptionKind::Text(_) | OptionKind::List(_) => return,
             _ if is_left_out && matches!(option.default, DefaultValue::Absent(_)) => Value::Absent,
-            Kind::Bool => Value::Bool(self.flag(key)),
-            Kind::Integer { .. } => Value::Integer(self.integer(key)),
-            Kind::Duration { .. } => Value::Duration(self.duration(key)),
-            Kind::Choice(_) => self
+            OptionKind::Bool => Value::Bool(self.flag(key)),
+            OptionKind::Integer { .. } => Value::Integer(self.integer(key)),
+            OptionKind::Duration { .. } => Value::Duration(self.duration(key)),
+            OptionKind::Choice(_) => self
                 .choice(key)
                 .map_or(Value::Absent, |word| Value::Word(word.value)),
-            Kind::MssClamp => self
+            OptionKind::MssClamp => self
                 .take::<MssClamp>(key)
                 .map_or(Value::Absent, |size| Value::MssClamp(size.value)),
         };
@@ -205,7 +205,7 @@ impl<'a> Table<'a> {
     /// An integer within its range, or its default; the lowest one after an error.
     fn integer(&mut self, key: &'static str) -> u64 {
         let option = self.option(key);
-        let Kind::Integer { min, max } = option.kind else {
+        let OptionKind::Integer { min, max } = option.kind else {
             unreachable!("`{key}` is no integer");
         };
         let given = match option.default {
@@ -231,7 +231,7 @@ impl<'a> Table<'a> {
     /// A duration within its range, or its default; the shortest one after an error.
     fn duration(&mut self, key: &'static str) -> Duration {
         let option = self.option(key);
-        let (Kind::Duration { min, max }, DefaultValue::Duration(default)) =
+        let (OptionKind::Duration { min, max }, DefaultValue::Duration(default)) =
             (option.kind, option.default)
         else {
             unreachable!("`{key}` is no duration");
@@ -251,7 +251,7 @@ impl<'a> Table<'a> {
     /// One of a few words. `None` if it is left out or wrong; the latter is recorded.
     pub fn choice(&mut self, key: &'static str) -> Option<At<&'static str>> {
         let option = self.option(key);
-        let Kind::Choice(words) = option.kind else {
+        let OptionKind::Choice(words) = option.kind else {
             unreachable!("`{key}` is no choice");
         };
         let given = match option.default {
@@ -318,7 +318,7 @@ impl<'a> Table<'a> {
         let span = value.span();
         match T::from_toml(value.get_ref()) {
             Ok(value) => Some(At { value, span }),
-            Err(Problem { message, hint }) => {
+            Err(ValueProblem { message, hint }) => {
                 self.report.error(&span, message, hint);
                 None
             }

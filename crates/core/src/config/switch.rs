@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::diagnostic::Report;
 use super::field::{Field, Owner};
 use super::names::did_you_mean;
-use super::options::{self, Kind, Live, OptionDoc, Reload};
+use super::options::{self, Live, OptionDoc, OptionKind, Reload};
 use super::reader::Table;
 use super::{Config, Ha};
 
@@ -91,7 +91,7 @@ fn all() -> impl Iterator<Item = Switch> + Clone {
     options::OPTIONS.iter().filter_map(|option| {
         let field = Ha::field(option)?;
         match (option.kind, option.reload) {
-            (Kind::Text(_) | Kind::List(_), _) | (_, Reload::Restart) => None,
+            (OptionKind::Text(_) | OptionKind::List(_), _) | (_, Reload::Restart) => None,
             (_, Reload::Live(live)) => Some(Switch {
                 option,
                 field,
@@ -136,7 +136,7 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
         return Err(unreadable());
     }
     let toml = match option.kind {
-        Kind::Bool | Kind::Integer { .. } => value.to_owned(),
+        OptionKind::Bool | OptionKind::Integer { .. } => value.to_owned(),
         _ => format!("{value:?}"),
     };
     let text = format!("{key} = {toml}");

@@ -14,14 +14,14 @@ use crate::flow::{Addr, Family, Protocol};
 
 /// Why a value can't be read. An empty hint means none.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct ValueProblem {
     pub message: String,
     pub hint: String,
 }
 
-impl Problem {
-    fn new(message: impl Into<String>, hint: impl Into<String>) -> Problem {
-        Problem {
+impl ValueProblem {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> ValueProblem {
+        ValueProblem {
             message: message.into(),
             hint: hint.into(),
         }
@@ -30,7 +30,7 @@ impl Problem {
 
 /// A type that a TOML value can be read as.
 pub(super) trait FromToml: Sized {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Problem>;
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueProblem>;
 }
 
 /// Network and host bits of an address on a link: `10.0.0.1/24`.
@@ -154,18 +154,21 @@ pub(super) fn unusable_in(network: IpNet, addr: IpAddr) -> Option<&'static str> 
 }
 
 impl FromToml for String {
-    fn from_toml(value: &DeValue<'_>) -> Result<String, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<String, ValueProblem> {
         text(value, "a string").map(str::to_owned)
     }
 }
 
 impl FromToml for bool {
-    fn from_toml(value: &DeValue<'_>) -> Result<bool, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
         match value {
             DeValue::Boolean(value) => Ok(*value),
             DeValue::String(text) if matches!(text.as_ref(), "true" | "false") => {
                 let hint = format!("write {text} without quotes");
-                Err(Problem::new("expected true or false, found a string", hint))
+                Err(ValueProblem::new(
+                    "expected true or false, found a string",
+                    hint,
+                ))
             }
             other => Err(expected("true or false", other)),
         }
@@ -173,21 +176,24 @@ impl FromToml for bool {
 }
 
 impl FromToml for i128 {
-    fn from_toml(value: &DeValue<'_>) -> Result<i128, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<i128, ValueProblem> {
         let DeValue::Integer(integer) = value else {
             return Err(expected("an integer", value));
         };
         i128::from_str_radix(integer.as_str(), integer.radix())
-            .map_err(|_| Problem::new("the number is too large", ""))
+            .map_err(|_| ValueProblem::new("the number is too large", ""))
     }
 }
 
 impl FromToml for Duration {
-    fn from_toml(value: &DeValue<'_>) -> Result<Duration, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Duration, ValueProblem> {
         const HINT: &str = r#"write a number and a unit, such as "50ms", "2s", "5m", "2h" or "1d""#;
         if let DeValue::Integer(number) = value {
             let hint = format!("write the unit as well, such as \"{number}s\" or \"{number}ms\"");
-            return Err(Problem::new("expected a duration, found an integer", hint));
+            return Err(ValueProblem::new(
+                "expected a duration, found an integer",
+                hint,
+            ));
         }
         let text = text(value, "a duration")?;
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -198,29 +204,37 @@ impl FromToml for Duration {
             "m" => 60_000,
             "h" => 3_600_000,
             "d" => 86_400_000,
-            _ => return Err(Problem::new(format!("`{text}` is not a duration"), HINT)),
+            _ => {
+                return Err(ValueProblem::new(
+                    format!("`{text}` is not a duration"),
+                    HINT,
+                ));
+            }
         };
         let wrong = |_| match number {
-            "" => Problem::new(format!("`{text}` is not a duration"), HINT),
-            _ => Problem::new("the duration is too long", ""),
+            "" => ValueProblem::new(format!("`{text}` is not a duration"), HINT),
+            _ => ValueProblem::new("the duration is too long", ""),
         };
         let number: u64 = number.parse().map_err(wrong)?;
         number
             .checked_mul(milliseconds)
             .map(Duration::from_millis)
-            .ok_or_else(|| Problem::new("the duration is too long", ""))
+            .ok_or_else(|| ValueProblem::new("the duration is too long", ""))
     }
 }
 
 impl FromToml for LinkAddress {
-    fn from_toml(value: &DeValue<'_>) -> Result<LinkAddress, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<LinkAddress, ValueProblem> {
         let text = text(value, "an address with its prefix length")?;
         match network(text) {
             Some(net) => Ok(LinkAddress(net)),
             None if text.parse::<IpAddr>().is_ok() => {
                 let length = if text.contains(':') { 64 } else { 24 };
                 let hint = format!("write the one of the link, such as \"{text}/{length}\"");
-                Err(Problem::new(format!("`{text}` has no prefix length"), hint))
+                Err(ValueProblem::new(
+                    format!("`{text}` has no prefix length"),
+                    hint,
+                ))
             }
             None => Err(no_address(text, "10.0.0.1/24")),
         }
@@ -228,18 +242,18 @@ impl FromToml for LinkAddress {
 }
 
 impl FromToml for Prefix {
-    fn from_toml(value: &DeValue<'_>) -> Result<Prefix, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Prefix, ValueProblem> {
         let text = text(value, "a prefix")?;
         if text == "any" || text == "all" {
             let hint = "leave the key out to match any address";
-            return Err(Problem::new(format!("`{text}` is not a prefix"), hint));
+            return Err(ValueProblem::new(format!("`{text}` is not a prefix"), hint));
         }
         let net = network(text).or_else(|| text.parse().ok().map(host));
         let net = net.ok_or_else(|| no_address(text, "10.0.0.0/8"))?;
         match net.addr() {
             IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
                 let hint = "write the IPv4 prefix";
-                Err(Problem::new(format!("`{text}` is IPv4-mapped"), hint))
+                Err(ValueProblem::new(format!("`{text}` is IPv4-mapped"), hint))
             }
             _ => Ok(Prefix(net)),
         }
@@ -247,7 +261,7 @@ impl FromToml for Prefix {
 }
 
 impl FromToml for BareAddress {
-    fn from_toml(value: &DeValue<'_>) -> Result<BareAddress, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<BareAddress, ValueProblem> {
         let text = text(value, "an address")?;
         let addr = network(text).map(|net| net.addr());
         let addr = addr.or_else(|| text.parse().ok());
@@ -257,7 +271,7 @@ impl FromToml for BareAddress {
 }
 
 impl FromToml for AddressRange {
-    fn from_toml(value: &DeValue<'_>) -> Result<AddressRange, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<AddressRange, ValueProblem> {
         const EXAMPLE: &str = "10.0.0.10-10.0.0.12";
         let text = text(value, "a range of addresses")?;
         let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -265,11 +279,11 @@ impl FromToml for AddressRange {
         let (first, last): (IpAddr, IpAddr) = (address(first)?, address(last)?);
         if first.is_ipv4() != last.is_ipv4() {
             let message = format!("`{text}` begins in one address family and ends in the other");
-            return Err(Problem::new(message, ""));
+            return Err(ValueProblem::new(message, ""));
         }
         if first > last {
             let hint = format!("write \"{last}-{first}\"");
-            return Err(Problem::new(
+            return Err(ValueProblem::new(
                 format!("`{text}` ends before it begins"),
                 hint,
             ));
@@ -279,13 +293,13 @@ impl FromToml for AddressRange {
 }
 
 impl FromToml for PortRange {
-    fn from_toml(value: &DeValue<'_>) -> Result<PortRange, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<PortRange, ValueProblem> {
         port_range(text(value, "a range of ports such as \"1024-65535\"")?)
     }
 }
 
 impl FromToml for SocketAddr {
-    fn from_toml(value: &DeValue<'_>) -> Result<SocketAddr, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
         let text = text(value, "an address and a port")?;
         let Ok(socket) = text.parse::<SocketAddr>() else {
             let hint = match text.parse::<IpAddr>() {
@@ -294,17 +308,20 @@ impl FromToml for SocketAddr {
                 Err(_) => "write \"10.0.0.1:80\" or \"[fd00::1]:80\"".into(),
             };
             let message = format!("`{text}` is not an address with a port");
-            return Err(Problem::new(message, hint));
+            return Err(ValueProblem::new(message, hint));
         };
         match socket.port() {
-            0 => Err(Problem::new("port 0 can't be used", "ports are 1 to 65535")),
+            0 => Err(ValueProblem::new(
+                "port 0 can't be used",
+                "ports are 1 to 65535",
+            )),
             _ => Ok(socket),
         }
     }
 }
 
 impl FromToml for Endpoints {
-    fn from_toml(value: &DeValue<'_>) -> Result<Endpoints, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Endpoints, ValueProblem> {
         let text = text(value, "an address and a port")?;
         // `[fd00::1]:80-90`: a `-` stands in no address.
         let Some((socket, last)) = text.split_once('-') else {
@@ -325,46 +342,46 @@ impl FromToml for Endpoints {
             _ => {
                 let message =
                     format!("`{text}` does not end with a port that comes after its first one");
-                Err(Problem::new(message, "write \"10.0.0.1:5000-5100\""))
+                Err(ValueProblem::new(message, "write \"10.0.0.1:5000-5100\""))
             }
         }
     }
 }
 
 impl FromToml for MssClamp {
-    fn from_toml(value: &DeValue<'_>) -> Result<MssClamp, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<MssClamp, ValueProblem> {
         const HINT: &str = "write \"auto\", or a number of bytes from 216 to 65495";
         match value {
             DeValue::String(text) if text.as_ref() == "auto" => Ok(MssClamp::Auto),
             DeValue::Integer(_) => match u16::try_from(i128::from_toml(value)?) {
                 Ok(size @ 216..=65_495) => Ok(MssClamp::To(size)),
-                _ => Err(Problem::new("no such segment size", HINT)),
+                _ => Err(ValueProblem::new("no such segment size", HINT)),
             },
             other => {
                 let message = format!("expected \"auto\" or an integer, found {}", kind_of(other));
-                Err(Problem::new(message, HINT))
+                Err(ValueProblem::new(message, HINT))
             }
         }
     }
 }
 
 impl FromToml for PublicKey {
-    fn from_toml(value: &DeValue<'_>) -> Result<PublicKey, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<PublicKey, ValueProblem> {
         const HINT: &str = "copy what `tandemgw pubkey` prints on the peer";
         let text = text(value, "a public key")?;
         let bytes = BASE64
             .decode(text)
-            .map_err(|_| Problem::new("the public key is not valid base64", HINT))?;
+            .map_err(|_| ValueProblem::new("the public key is not valid base64", HINT))?;
         let found = bytes.len();
-        let key = bytes
-            .try_into()
-            .map_err(|_| Problem::new(format!("the public key has {found} bytes, not 32"), HINT))?;
+        let key = bytes.try_into().map_err(|_| {
+            ValueProblem::new(format!("the public key has {found} bytes, not 32"), HINT)
+        })?;
         Ok(PublicKey(key))
     }
 }
 
 impl FromToml for ServiceOrAny {
-    fn from_toml(value: &DeValue<'_>) -> Result<ServiceOrAny, Problem> {
+    fn from_toml(value: &DeValue<'_>) -> Result<ServiceOrAny, ValueProblem> {
         let text = text(value, "a service")?;
         if text == "any" {
             return Ok(ServiceOrAny(None));
@@ -373,7 +390,7 @@ impl FromToml for ServiceOrAny {
     }
 }
 
-fn service(text: &str) -> Result<Service, Problem> {
+fn service(text: &str) -> Result<Service, ValueProblem> {
     const HINT: &str = "write tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47 or any";
     let (name, detail) = match text.split_once('/') {
         Some((name, detail)) => (name, Some(detail)),
@@ -391,13 +408,13 @@ fn service(text: &str) -> Result<Service, Problem> {
             Ok(number) => Protocol(number),
             Err(_) => {
                 let message = format!("`{number}` is not a protocol number");
-                return Err(Problem::new(message, "protocol numbers are 0 to 255"));
+                return Err(ValueProblem::new(message, "protocol numbers are 0 to 255"));
             }
         },
         _ => {
             let names = ["tcp", "udp", "icmp", "gre", "esp", "proto", "any"];
             let hint = did_you_mean(name, names.into_iter()).unwrap_or_else(|| HINT.into());
-            return Err(Problem::new(format!("unknown service `{text}`"), hint));
+            return Err(ValueProblem::new(format!("unknown service `{text}`"), hint));
         }
     };
     let ports = match detail {
@@ -407,18 +424,18 @@ fn service(text: &str) -> Result<Service, Problem> {
         }
         Some(_) if name != "proto" => {
             let message = format!("`{name}` has no ports");
-            return Err(Problem::new(message, format!("write \"{name}\"")));
+            return Err(ValueProblem::new(message, format!("write \"{name}\"")));
         }
         _ => None,
     };
     Ok(Service { protocol, ports })
 }
 
-fn port_range(text: &str) -> Result<PortRange, Problem> {
+fn port_range(text: &str) -> Result<PortRange, ValueProblem> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let port = |part: &str| match part.trim().parse::<u16>() {
         Ok(port) if port != 0 => Ok(port),
-        _ => Err(Problem::new(
+        _ => Err(ValueProblem::new(
             format!("`{part}` is not a port"),
             "ports are 1 to 65535",
         )),
@@ -426,18 +443,18 @@ fn port_range(text: &str) -> Result<PortRange, Problem> {
     let (first, last) = (port(first)?, port(last)?);
     if first > last {
         let message = format!("`{text}` ends before it begins");
-        return Err(Problem::new(message, format!("write {last}-{first}")));
+        return Err(ValueProblem::new(message, format!("write {last}-{first}")));
     }
     Ok(PortRange(first, last))
 }
 
-fn text<'a>(value: &'a DeValue<'_>, wanted: &str) -> Result<&'a str, Problem> {
+fn text<'a>(value: &'a DeValue<'_>, wanted: &str) -> Result<&'a str, ValueProblem> {
     value.as_str().ok_or_else(|| expected(wanted, value))
 }
 
-fn expected(wanted: &str, found: &DeValue<'_>) -> Problem {
+fn expected(wanted: &str, found: &DeValue<'_>) -> ValueProblem {
     let message = format!("expected {wanted}, found {}", kind_of(found));
-    Problem::new(message, "")
+    ValueProblem::new(message, "")
 }
 
 /// An address with its prefix length, without leading zeros: some programs take `010` for eight.
@@ -450,7 +467,7 @@ fn network(text: &str) -> Option<IpNet> {
     IpNet::new(addr.parse().ok()?, length.parse().ok()?).ok()
 }
 
-fn no_address(text: &str, example: &str) -> Problem {
+fn no_address(text: &str, example: &str) -> ValueProblem {
     let parts = text.split(['.', '/', '-', ':']);
     let decimal = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     let mut padded = parts.filter(|part| part.len() > 1 && part.starts_with('0') && decimal(part));
@@ -459,10 +476,10 @@ fn no_address(text: &str, example: &str) -> Problem {
     {
         let message = format!("`{part}` in `{text}` has a leading zero");
         let hint = "leave it out: some programs take such a number for an octal one";
-        return Problem::new(message, hint);
+        return ValueProblem::new(message, hint);
     }
     let message = format!("`{text}` can't be read as an address");
-    Problem::new(message, format!("write it as in \"{example}\""))
+    ValueProblem::new(message, format!("write it as in \"{example}\""))
 }
 
 /// The prefix that contains only `addr`.
@@ -482,7 +499,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read<T: FromToml>(text: &str) -> Result<T, Problem> {
+    fn read<T: FromToml>(text: &str) -> Result<T, ValueProblem> {
         T::from_toml(&DeValue::String(text.into()))
     }
 

@@ -8,7 +8,7 @@ use crate::event::{self, DropReason};
 use crate::filter_words::{WordError, known_port, protocol};
 use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol, echo_port};
 use crate::gateway::{
-    self, Fate, Gateway, Matched, Pickup, Role, Scope, SourceTranslation, Survives,
+    self, Gateway, Matched, PacketFate, Pickup, Role, Scope, SourceTranslation, Survives,
 };
 use crate::packet::build;
 use crate::policy;
@@ -220,7 +220,7 @@ fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) 
         group: None,
         owner: None,
         primary_here: None,
-        verdict: verdict(Fate::Drop {
+        verdict: verdict(PacketFate::Drop {
             reason,
             told: false,
         }),
@@ -409,15 +409,15 @@ fn endpoint_of((addr, port): (Addr, u16), protocol: Protocol) -> Endpoint {
     Endpoint::new(addr, port, protocol)
 }
 
-fn verdict(fate: Fate) -> Verdict {
+fn verdict(fate: PacketFate) -> Verdict {
     match fate {
-        Fate::Forward => Verdict::Forward,
-        Fate::Wait(guarantee) => Verdict::Wait {
+        PacketFate::Forward => Verdict::Forward,
+        PacketFate::Wait(guarantee) => Verdict::Wait {
             guarantee: self::guarantee(guarantee),
         },
-        Fate::Answer => Verdict::Answer,
-        Fate::Kernel => Verdict::Kernel,
-        Fate::Drop { reason, told } => Verdict::Drop {
+        PacketFate::Answer => Verdict::Answer,
+        PacketFate::Kernel => Verdict::Kernel,
+        PacketFate::Drop { reason, told } => Verdict::Drop {
             reason: reason.name().to_owned(),
             meaning: reason.meaning().to_owned(),
             sender_is_told: told,

@@ -1,9 +1,9 @@
 //! Packets while an administrator captures them: copies are taken around the ordinary way.
 
-use crate::capture::{Capture, Facts, Fate, Options, Sight};
+use crate::capture::{Capture, CapturedFate, Facts, Options, Sight};
 use crate::event::{DropReason, Offload, Verdict};
 use crate::flow::{Direction, FlowKey, PolicyId, PortId};
-use crate::packet::{self, Kind, Parsed, icmp_error};
+use crate::packet::{self, PacketKind, Parsed, icmp_error};
 use crate::session::SessionId;
 use crate::time::Time;
 
@@ -83,8 +83,8 @@ impl Gateway {
     fn arrival(&self, now: Time, port: PortId, bytes: &[u8], offload: Offload) -> Arrival {
         let parsed = packet::parse(bytes, offload).ok();
         let flow = parsed.as_ref().and_then(|parsed| match parsed.kind {
-            Kind::IcmpError => Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply()),
-            Kind::LaterFragment => {
+            PacketKind::IcmpError => Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply()),
+            PacketKind::LaterFragment => {
                 let key = fragment::key(parsed, &parsed.fragment?, port);
                 Some(self.fragments.decision(&key)?.flow)
             }
@@ -184,7 +184,7 @@ impl Gateway {
         let facts = Facts {
             released: true,
             before: Some(*flow),
-            ..facts(now, Fate::Forward, Some(&known))
+            ..facts(now, CapturedFate::Forward, Some(&known))
         };
         self.capture_sent(facts, known.out_port, bytes);
     }
@@ -194,7 +194,7 @@ impl Gateway {
         if self.is_capturing() {
             let facts = Facts {
                 out_port: Some(port),
-                ..facts(now, Fate::Answer, None)
+                ..facts(now, CapturedFate::Answer, None)
             };
             self.capture_sent(facts, port, bytes);
         }
@@ -219,7 +219,7 @@ impl Gateway {
     }
 }
 
-fn facts(at: Time, fate: Fate, known: Option<&Known>) -> Facts {
+fn facts(at: Time, fate: CapturedFate, known: Option<&Known>) -> Facts {
     Facts {
         at,
         in_port: None,

@@ -36,7 +36,7 @@ pub(super) enum Step {
     /// Nothing that comes by this stream counts any longer.
     CloseStream(PeerId, LinkId),
     /// Replication has something to tell.
-    Told(sync::Event),
+    Told(sync::SyncEvent),
     /// The election has decided something; replication knows.
     Decided(ha::Output),
 }
@@ -87,7 +87,7 @@ impl Cluster {
             return Some(Step::CloseStream(peer, link));
         }
         if let Some(event) = self.sync.poll_event() {
-            if let sync::Event::HandoverReceived { peer, group, term } = event {
+            if let sync::SyncEvent::HandoverReceived { peer, group, term } = event {
                 self.ha.handle_handover(now, group, peer, term);
             }
             return Some(Step::Told(event));

@@ -100,17 +100,17 @@ impl Gateway {
     }
 
     /// Writes into the log what replication has to tell.
-    fn handle_sync_event(&mut self, event: sync::Event) {
+    fn handle_sync_event(&mut self, event: sync::SyncEvent) {
         let name = |peer: PeerId| self.peer_name(peer).to_owned();
         match event {
-            sync::Event::PeerKnown { peer, resumed } => {
+            sync::SyncEvent::PeerKnown { peer, resumed } => {
                 let link = self.sync_link(peer).map_or(0, |link| link.0);
                 log::info!(
                     "replication started peer={} link={link} resumed={resumed}",
                     name(peer)
                 );
             }
-            sync::Event::PeerConfigDiffers(peer) => {
+            sync::SyncEvent::PeerConfigDiffers(peer) => {
                 let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
                 let effect = match agrees {
                     true => "groups that only one unit has stay there",
@@ -123,7 +123,7 @@ impl Gateway {
                 );
                 self.revalidation.owe_rules();
             }
-            sync::Event::PeerRefuses {
+            sync::SyncEvent::PeerRefuses {
                 peer,
                 group,
                 reason,
@@ -134,27 +134,27 @@ impl Gateway {
                 self.group_name(group),
                 reason.text()
             ),
-            sync::Event::PeerTableSmaller { peer, max_sessions } => log::warn!(
+            sync::SyncEvent::PeerTableSmaller { peer, max_sessions } => log::warn!(
                 "peer has a smaller table peer={} max_sessions={max_sessions} ours={} effect=\"what it can't hold is \
                  not guaranteed\" remedy=\"give all units the same max-sessions\"",
                 name(peer),
                 self.rules.config().node.max_sessions
             ),
-            sync::Event::PeerReady(peer, group) => {
+            sync::SyncEvent::PeerReady(peer, group) => {
                 log::info!(
                     "peer ready peer={} group={}",
                     name(peer),
                     self.group_name(group)
                 );
             }
-            sync::Event::Ready(peer, group) => {
+            sync::SyncEvent::Ready(peer, group) => {
                 log::info!(
                     "group ready group={} primary={}",
                     self.group_name(group),
                     name(peer)
                 );
             }
-            sync::Event::DigestDiffers {
+            sync::SyncEvent::DigestDiffers {
                 peer,
                 group,
                 buckets,
@@ -164,7 +164,7 @@ impl Gateway {
                 self.group_name(group)
             ),
             // The election has it.
-            sync::Event::HandoverReceived { .. } => {}
+            sync::SyncEvent::HandoverReceived { .. } => {}
         }
     }
 

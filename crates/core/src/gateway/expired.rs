@@ -3,8 +3,8 @@
 
 use crate::event::{DropReason, Offload};
 use crate::flow::PortId;
-use crate::packet::build::Problem;
-use crate::packet::{self, Kind};
+use crate::packet::build::IcmpProblem;
+use crate::packet::{self, PacketKind};
 use crate::time::Time;
 
 use super::limiter::Budget;
@@ -31,7 +31,7 @@ impl Gateway {
             return Ok(());
         }
         // A sender on this machine may have left the checksum unfinished, and nobody says so.
-        offload.checksum_verified = matches!(parsed.kind, Kind::Tcp(_) | Kind::Udp);
+        offload.checksum_verified = matches!(parsed.kind, PacketKind::Tcp(_) | PacketKind::Udp);
         let packet = Packet {
             now,
             port,
@@ -41,7 +41,7 @@ impl Gateway {
             identification: None,
         };
         let is_in_session = self.sessions.lookup(&parsed.key).is_some();
-        let is_error = parsed.kind == Kind::IcmpError;
+        let is_error = parsed.kind == PacketKind::IcmpError;
         let is_whole = parsed.fragment.is_none() && !is_error;
         if is_whole && !is_in_session && self.is_for_gateway(&packet) {
             match self.handle_local(packet) {
@@ -54,7 +54,7 @@ impl Gateway {
         }
         // The answer would go to the owner of that address.
         self.check_source(&packet)?;
-        self.answer_error(&packet, Problem::TimeExceeded);
+        self.answer_error(&packet, IcmpProblem::TimeExceeded);
         Err(DropReason::HopLimit)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::{self, PickupGuarantee};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
-use crate::packet::{self, Kind};
+use crate::packet::{self, PacketKind};
 use crate::policy::{Decision, Mismatch};
 use crate::route::Hop;
 use crate::session::{InsertError, Session, SessionId, Tracker};
@@ -53,9 +53,9 @@ pub struct Explanation {
     /// The group that it, or its session, moves with.
     pub group: Option<GroupId>,
     /// What the primary of that group does with it.
-    pub fate: Fate,
+    pub fate: PacketFate,
     /// What this unit does with it.
-    pub fate_here: Fate,
+    pub fate_here: PacketFate,
     /// Whether its session would survive a takeover; `None` if there is no session.
     pub pickup: Option<Pickup>,
 }
@@ -86,7 +86,7 @@ pub struct SourceTranslation {
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum PacketFate {
     /// It goes on.
     Forward,
     /// It goes on once the peers have its session; if they have it too late, as the guarantee says.
@@ -157,22 +157,22 @@ impl Pickup {
     }
 }
 
-impl Fate {
+impl PacketFate {
     fn is_not_primary(self) -> bool {
-        matches!(self, Fate::Drop { reason, .. } if reason == DropReason::NotPrimary)
+        matches!(self, PacketFate::Drop { reason, .. } if reason == DropReason::NotPrimary)
     }
 }
 
-impl From<DropReason> for Fate {
-    fn from(reason: DropReason) -> Fate {
+impl From<DropReason> for PacketFate {
+    fn from(reason: DropReason) -> PacketFate {
         let told = matches!(reason, DropReason::TooBig | DropReason::NoListener);
-        Fate::Drop { reason, told }
+        PacketFate::Drop { reason, told }
     }
 }
 
-impl From<Refused> for Fate {
-    fn from(refused: Refused) -> Fate {
-        Fate::Drop {
+impl From<Refused> for PacketFate {
+    fn from(refused: Refused) -> PacketFate {
+        PacketFate::Drop {
             reason: refused.reason,
             told: refused.answer.is_some(),
         }
@@ -194,7 +194,7 @@ impl Gateway {
     ) -> Result<Explanation, Option<DropReason>> {
         let offload = Offload::default();
         let parsed = packet::parse(bytes, offload).map_err(Some)?;
-        if parsed.fragment.is_some() || parsed.kind == Kind::IcmpError {
+        if parsed.fragment.is_some() || parsed.kind == PacketKind::IcmpError {
             return Err(None);
         }
         let mut bytes = bytes.to_vec();
@@ -236,8 +236,8 @@ impl Gateway {
             makes_room: false,
             leaves_as: None,
             group: None,
-            fate: Fate::Forward,
-            fate_here: Fate::Forward,
+            fate: PacketFate::Forward,
+            fate_here: PacketFate::Forward,
             pickup: None,
         };
         let known = self.sessions.lookup(&key);
@@ -252,7 +252,7 @@ impl Gateway {
         };
         explanation.fate = if self.links.kernel_has(key.dst) && !packet::martian(&key) {
             explanation.matched = Matched::Machine;
-            Fate::Kernel
+            PacketFate::Kernel
         } else if let Some((id, direction)) = known.filter(|it| !gives_way(*it)) {
             let carries = |group| is_primary(group) || self.carries(packet.now, group);
             self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
@@ -260,8 +260,8 @@ impl Gateway {
             explanation.matched = Matched::Gateway;
             explanation.group = self.sessions.nat().group(&key.dst);
             match self.judge_local(packet, is_primary) {
-                Ok(_) => Fate::Answer,
-                Err(reason @ DropReason::NoListener) => Fate::Drop {
+                Ok(_) => PacketFate::Answer,
+                Err(reason @ DropReason::NoListener) => PacketFate::Drop {
                     reason,
                     told: self.tells_of_no_listener(packet),
                 },
@@ -282,7 +282,7 @@ impl Gateway {
         (id, direction): (SessionId, Direction),
         carries: impl Fn(GroupId) -> bool,
         explanation: &mut Explanation,
-    ) -> Fate {
+    ) -> PacketFate {
         let Some(session) = self.sessions.get(id) else {
             return DropReason::SessionGone.into();
         };
@@ -305,7 +305,7 @@ impl Gateway {
                 let to = session.translated(direction, self.sessions.book());
                 self.explain_return(packet, &to, session.out_port, explanation)
             }
-            Ok(_) => Fate::Forward,
+            Ok(_) => PacketFate::Forward,
             Err(reason) => reason.into(),
         }
     }
@@ -316,7 +316,7 @@ impl Gateway {
         is_primary: impl Fn(GroupId) -> bool,
         replaces: Option<SessionId>,
         explanation: &mut Explanation,
-    ) -> Result<Fate, Fate> {
+    ) -> Result<PacketFate, PacketFate> {
         let mut plan = Plan::new(packet);
         let decided = self.decide(packet, &mut plan, is_primary);
         self.note_plan(packet, &plan, explanation);
@@ -359,7 +359,7 @@ impl Gateway {
         if turns_back(&session, Direction::Original) {
             let fate = self.explain_return(packet, &to, session.out_port, explanation);
             return match fate {
-                Fate::Forward => Ok(self.wait_of(&session)),
+                PacketFate::Forward => Ok(self.wait_of(&session)),
                 fate => Err(fate),
             };
         }
@@ -375,7 +375,7 @@ impl Gateway {
         mut plan: Plan,
         tracker: Tracker,
         explanation: &mut Explanation,
-    ) -> Result<Fate, Fate> {
+    ) -> Result<PacketFate, PacketFate> {
         explanation.makes_room = true;
         plan.source = None;
         let session = self
@@ -392,8 +392,8 @@ impl Gateway {
         to: &FlowKey,
         port: PortId,
         explanation: &mut Explanation,
-    ) -> Fate {
-        let nobody = Fate::Drop {
+    ) -> PacketFate {
+        let nobody = PacketFate::Drop {
             reason: DropReason::NoListener,
             told: false,
         };
@@ -406,22 +406,22 @@ impl Gateway {
         explanation.leaves_as = Some(session.translated(Direction::Reply, self.sessions.book()));
         let carries = |group| self.carries(packet.now, group);
         match self.try_in_session(packet, port, session, Direction::Reply, carries, true) {
-            Ok(_) => Fate::Forward,
+            Ok(_) => PacketFate::Forward,
             Err(reason) => reason.into(),
         }
     }
 
     /// Whether the first packet of a session would wait for the peers.
-    fn wait_of(&self, session: &Session) -> Fate {
+    fn wait_of(&self, session: &Session) -> PacketFate {
         let guarantee = self.guarantee_of(session.policy);
         let waits = self.cluster().is_some_and(|cluster| {
             self.sessions.journal().pickup_delay(session.protocol) == Some(Duration::ZERO)
                 && cluster.sync.has_copy(session.group)
         });
         match guarantee {
-            PickupGuarantee::Off => Fate::Forward,
-            guarantee if waits => Fate::Wait(guarantee),
-            _ => Fate::Forward,
+            PickupGuarantee::Off => PacketFate::Forward,
+            guarantee if waits => PacketFate::Wait(guarantee),
+            _ => PacketFate::Forward,
         }
     }
 
@@ -457,7 +457,7 @@ impl Gateway {
             (Matched::Session(view, _), _) => {
                 Some(self.pickup_of(group, view.original.protocol, Some(view)))
             }
-            (Matched::Nothing, Fate::Forward | Fate::Wait(_)) => {
+            (Matched::Nothing, PacketFate::Forward | PacketFate::Wait(_)) => {
                 let pickup = self.pickup_of(group, explanation.key.protocol, None);
                 let policy = explanation.decision.map(|it| it.policy);
                 let guarantee = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));

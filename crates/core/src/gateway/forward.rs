@@ -2,8 +2,8 @@
 
 use crate::event::{DropReason, LinkState, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PortId, Protocol};
-use crate::packet::build::{self, Problem};
-use crate::packet::{self, Kind, TcpFlags};
+use crate::packet::build::{self, IcmpProblem};
+use crate::packet::{self, PacketKind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use crate::time::Time;
 
@@ -169,7 +169,7 @@ impl Gateway {
         let mtu = port.link().mtu;
         if let Err(reason) = check_link(port.link(), packet) {
             if reason == DropReason::TooBig {
-                self.answer_error(packet, Problem::TooBig { mtu });
+                self.answer_error(packet, IcmpProblem::TooBig { mtu });
             }
             return Verdict::Drop(reason);
         }
@@ -185,12 +185,12 @@ impl Gateway {
     }
 
     /// Tells the sender of `packet` why it was not forwarded, within the limits for such answers.
-    pub(super) fn answer_error(&mut self, packet: &Packet<'_>, problem: Problem) {
+    pub(super) fn answer_error(&mut self, packet: &Packet<'_>, problem: IcmpProblem) {
         let Some(from) = self.speaker(packet) else {
             return;
         };
         let budget = match problem {
-            Problem::TooBig { .. } => Budget::KeepsAlive,
+            IcmpProblem::TooBig { .. } => Budget::KeepsAlive,
             _ => Budget::Refusals,
         };
         if let Some(error) = build::icmp_error(problem, from, packet.bytes, &packet.parsed) {
@@ -199,7 +199,7 @@ impl Gateway {
     }
 
     /// Refuses a packet the way its protocol expects: a TCP reset, or an ICMP error.
-    pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, problem: Problem) {
+    pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, problem: IcmpProblem) {
         if packet.parsed.key.protocol != Protocol::TCP {
             return self.answer_error(packet, problem);
         }
@@ -262,7 +262,7 @@ pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Pack
     let Tracker::Tcp(tracker) = &session.tracker else {
         return false;
     };
-    let is_syn = matches!(packet.parsed.kind, Kind::Tcp(segment)
+    let is_syn = matches!(packet.parsed.kind, PacketKind::Tcp(segment)
         if segment.flags.syn() && !segment.flags.ack());
     is_syn && direction == Direction::Reply && tracker.state() >= tcp::TcpState::TimeWait
 }
@@ -333,7 +333,8 @@ fn follow(
     direction: Direction,
 ) -> Result<bool, DropReason> {
     fits(packet.parsed.kind, direction)?;
-    if let (Kind::Tcp(segment), Tracker::Tcp(tracker)) = (packet.parsed.kind, &mut session.tracker)
+    if let (PacketKind::Tcp(segment), Tracker::Tcp(tracker)) =
+        (packet.parsed.kind, &mut session.tracker)
     {
         if changes_state(segment.flags)
             && !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload)
@@ -362,12 +363,11 @@ pub(super) fn account(session: &mut Session, packet: &Packet<'_>, direction: Dir
 /// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is to
 /// depend on that alone.
 #[inline]
-fn fits(kind: Kind, direction: Direction) -> Result<(), DropReason> {
+fn fits(kind: PacketKind, direction: Direction) -> Result<(), DropReason> {
     match (kind, direction) {
-        (Kind::IcmpRequest, Direction::Reply) | (Kind::IcmpReply, Direction::Original) => {
-            Err(DropReason::IcmpUnrelated)
-        }
-        (Kind::IcmpOther, _) => Err(DropReason::IcmpUnsupported),
+        (PacketKind::IcmpRequest, Direction::Reply)
+        | (PacketKind::IcmpReply, Direction::Original) => Err(DropReason::IcmpUnrelated),
+        (PacketKind::IcmpOther, _) => Err(DropReason::IcmpUnsupported),
         _ => Ok(()),
     }
 }

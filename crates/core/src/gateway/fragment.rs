@@ -3,7 +3,7 @@
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Family, FlowKey, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
-use crate::packet::{self, Fragment, Kind, Parsed};
+use crate::packet::{self, Fragment, PacketKind, Parsed};
 use crate::session::Tracker;
 use crate::time::Time;
 
@@ -24,7 +24,7 @@ pub struct Onward {
 impl Onward {
     fn of(parsed: &Parsed) -> Onward {
         let base = match parsed.kind {
-            Kind::Tcp(segment) => {
+            PacketKind::Tcp(segment) => {
                 let len = parsed.total_len - u32::from(parsed.header_len);
                 let header_len = len - segment.payload_len;
                 let data = segment.seq.wrapping_add(u32::from(segment.flags.syn()));
@@ -63,7 +63,7 @@ impl Gateway {
             len: fragment.len,
             more: fragment.more,
         };
-        if packet.parsed.kind != Kind::LaterFragment {
+        if packet.parsed.kind != PacketKind::LaterFragment {
             return self.handle_first_fragment(packet, key, piece);
         }
         match self.fragments.later(key, piece, packet.bytes, packet.now) {

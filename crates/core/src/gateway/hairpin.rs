@@ -8,7 +8,7 @@
 use crate::config::Action;
 use crate::event::{DropReason, Verdict};
 use crate::flow::{Direction, FlowKey, PortId};
-use crate::packet::{self, Kind};
+use crate::packet::{self, PacketKind};
 use crate::session::{Session, SessionFlags};
 
 use super::{Gateway, Packet};
@@ -25,8 +25,8 @@ impl Gateway {
     pub(super) fn turning_port(&self, packet: &Packet<'_>) -> Option<PortId> {
         let key = &packet.parsed.key;
         let may_open = match packet.parsed.kind {
-            Kind::Tcp(segment) => segment.flags.syn() && !segment.flags.ack(),
-            Kind::Udp => true,
+            PacketKind::Tcp(segment) => segment.flags.syn() && !segment.flags.ack(),
+            PacketKind::Udp => true,
             _ => false,
         };
         // Else nobody can be behind the port.

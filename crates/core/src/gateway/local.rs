@@ -2,9 +2,9 @@
 
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Addr, GroupId, PortId};
-use crate::packet::build::{self, Problem};
+use crate::packet::build::{self, IcmpProblem};
 use crate::packet::neighbor::{self, Neighbor};
-use crate::packet::{self, Kind};
+use crate::packet::{self, PacketKind};
 use crate::time::Time;
 
 use super::limiter::Budget;
@@ -29,7 +29,7 @@ impl Gateway {
             }
             Err(reason) => {
                 if reason == DropReason::NoListener && self.tells_of_no_listener(&packet) {
-                    self.answer_refusal(&packet, Problem::PortUnreachable);
+                    self.answer_refusal(&packet, IcmpProblem::PortUnreachable);
                 }
                 Verdict::Drop(reason)
             }
@@ -40,7 +40,7 @@ impl Gateway {
     /// be about to open the connection from its side, and a reset would end both attempts (RFC 5382,
     /// REQ-4).
     pub(super) fn tells_of_no_listener(&self, packet: &Packet<'_>) -> bool {
-        let is_syn = matches!(packet.parsed.kind, Kind::Tcp(segment)
+        let is_syn = matches!(packet.parsed.kind, PacketKind::Tcp(segment)
             if segment.flags.syn() && !segment.flags.ack());
         !is_syn || self.rules.port(packet.port).rejects_syns
     }
@@ -68,11 +68,11 @@ impl Gateway {
             return Err(DropReason::BadChecksum);
         }
         match packet.parsed.kind {
-            Kind::IcmpRequest => {
+            PacketKind::IcmpRequest => {
                 build::echo_reply(packet.bytes, &packet.parsed).ok_or(DropReason::Malformed)
             }
-            Kind::IcmpReply => Err(DropReason::IcmpUnrelated),
-            Kind::IcmpOther => Err(DropReason::IcmpUnsupported),
+            PacketKind::IcmpReply => Err(DropReason::IcmpUnrelated),
+            PacketKind::IcmpOther => Err(DropReason::IcmpUnsupported),
             _ => Err(DropReason::NoListener),
         }
     }

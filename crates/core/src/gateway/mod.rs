@@ -59,7 +59,7 @@ use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::fragment::Fragments;
 use crate::log_limit::SESSION_TARGET;
 use crate::memory::Reserved;
-use crate::packet::{self, Kind, Parsed};
+use crate::packet::{self, PacketKind, Parsed};
 use crate::policy::Ruleset;
 use crate::session::{Holdings, SessionFlags, SessionId};
 use crate::store::{Keys, SessionStore};
@@ -81,7 +81,7 @@ pub use cluster::{Cluster, HandoverEnd};
 pub use conflict::Conflict;
 pub use counters::{Counters, PortCounters};
 pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
-pub use explain::{Explanation, Fate, Matched, Pickup, Scope, SourceTranslation, Survives};
+pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
@@ -109,7 +109,7 @@ impl Packet<'_> {
     fn wire_len(&self) -> u32 {
         match (self.offload.segment_size, self.parsed.kind) {
             (0, _) => self.parsed.total_len,
-            (size, Kind::Tcp(segment)) => {
+            (size, PacketKind::Tcp(segment)) => {
                 self.parsed.total_len - segment.payload_len + u32::from(size)
             }
             (size, _) => u32::from(self.parsed.header_len) + UDP_HEADER + u32::from(size),
@@ -237,7 +237,7 @@ impl Gateway {
 
     /// A packet whose transport header is known.
     fn handle_whole(&mut self, packet: Packet<'_>) -> Verdict {
-        if packet.parsed.kind == Kind::IcmpError {
+        if packet.parsed.kind == PacketKind::IcmpError {
             return self.handle_icmp_error(packet);
         }
         match self.sessions.lookup(&packet.parsed.key) {

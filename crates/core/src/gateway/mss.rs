@@ -2,7 +2,7 @@
 
 use crate::config::MssClamp;
 use crate::flow::{FlowKey, PolicyId, PortId};
-use crate::packet::{self, Kind};
+use crate::packet::{self, PacketKind};
 
 use super::{Gateway, Packet};
 
@@ -17,7 +17,7 @@ impl Gateway {
         policy: PolicyId,
         egress: PortId,
     ) {
-        if matches!(packet.parsed.kind, Kind::Tcp(segment) if segment.flags.syn())
+        if matches!(packet.parsed.kind, PacketKind::Tcp(segment) if segment.flags.syn())
             && let Some(most) = self.highest_mss(packet, to, policy, egress)
         {
             packet::clamp_mss(packet.bytes, &packet.parsed, packet.offload, most);

@@ -7,8 +7,8 @@ use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::log_limit::SESSION_TARGET;
 use crate::nat::{Destination, Nat, NatExhausted, PoolId};
-use crate::packet::build::Problem;
-use crate::packet::{self, Kind};
+use crate::packet::build::IcmpProblem;
+use crate::packet::{self, PacketKind};
 use crate::policy::Decision;
 use crate::route::Hop;
 use crate::session::{
@@ -20,7 +20,7 @@ use super::{Gateway, Packet, Role};
 /// A refusal, and the answer to the sender.
 pub(super) struct Refused {
     pub reason: DropReason,
-    pub answer: Option<Problem>,
+    pub answer: Option<IcmpProblem>,
 }
 
 impl From<DropReason> for Refused {
@@ -247,14 +247,16 @@ impl Gateway {
     /// Whether the packet is one that may open a session, and how that session is tracked.
     fn start_tracking(&self, packet: &Packet<'_>) -> Result<Tracker, DropReason> {
         match packet.parsed.kind {
-            Kind::Tcp(segment) if segment.flags.syn() || !self.rules.config().picks_up_tcp() => {
+            PacketKind::Tcp(segment)
+                if segment.flags.syn() || !self.rules.config().picks_up_tcp() =>
+            {
                 tcp::Tracker::open(&segment).map(Tracker::Tcp)
             }
-            Kind::Tcp(segment) => tcp::Tracker::pick_up(&segment).map(Tracker::Tcp),
-            Kind::Udp | Kind::IcmpRequest | Kind::Other => Ok(Tracker::None),
-            Kind::IcmpReply | Kind::IcmpError => Err(DropReason::IcmpUnrelated),
-            Kind::IcmpOther => Err(DropReason::IcmpUnsupported),
-            Kind::LaterFragment => Err(DropReason::FragmentOrphan),
+            PacketKind::Tcp(segment) => tcp::Tracker::pick_up(&segment).map(Tracker::Tcp),
+            PacketKind::Udp | PacketKind::IcmpRequest | PacketKind::Other => Ok(Tracker::None),
+            PacketKind::IcmpReply | PacketKind::IcmpError => Err(DropReason::IcmpUnrelated),
+            PacketKind::IcmpOther => Err(DropReason::IcmpUnsupported),
+            PacketKind::LaterFragment => Err(DropReason::FragmentOrphan),
         }
     }
 
@@ -455,7 +457,7 @@ fn egress(hop: Option<Hop>) -> Result<PortId, Refused> {
         Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),
         Some(RouteTarget::Unreachable) | None => Err(Refused {
             reason: DropReason::NoRoute,
-            answer: Some(Problem::NoRoute),
+            answer: Some(IcmpProblem::NoRoute),
         }),
     }
 }
@@ -469,7 +471,7 @@ fn judge(decision: Option<Decision>) -> Result<config::Nat, Refused> {
         Action::Drop => Err(DropReason::PolicyDrop.into()),
         Action::Reject => Err(Refused {
             reason: DropReason::PolicyReject,
-            answer: Some(Problem::AdminProhibited),
+            answer: Some(IcmpProblem::AdminProhibited),
         }),
     }
 }

@@ -1,12 +1,12 @@
 //! Every metric, with its meaning. The book's table is generated from it.
 
-use super::page::{Kind, Metric};
+use super::page::{Metric, MetricKind};
 
 macro_rules! metrics {
     ($($id:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(pub(super) const $id: Metric = Metric {
             name: $name,
-            kind: Kind::$kind,
+            kind: MetricKind::$kind,
             labels: &[$($label),*],
             help: $help,
         };)*
@@ -152,7 +152,12 @@ mod tests {
         for metric in ALL {
             assert!(names.insert(metric.name), "{} is there twice", metric.name);
             let is_total = metric.name.ends_with("_total");
-            assert_eq!(is_total, metric.kind == Kind::Counter, "{}", metric.name);
+            assert_eq!(
+                is_total,
+                metric.kind == MetricKind::Counter,
+                "{}",
+                metric.name
+            );
             assert!(metric.help.ends_with('.'), "{}", metric.name);
             assert!(!metric.help.contains(['\n', '\\']), "{}", metric.name);
         }

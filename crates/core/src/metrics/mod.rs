@@ -16,7 +16,7 @@ use crate::shell_view::ShellView;
 use crate::time::Time;
 
 pub use crate::histogram::Histogram;
-pub use page::{Kind, Metric};
+pub use page::{Metric, MetricKind};
 
 use page::Page;
 

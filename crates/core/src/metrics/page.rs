@@ -10,7 +10,7 @@ pub struct Metric {
     /// The name, with the unit at its end, and `_total` if it is a counter.
     pub name: &'static str,
     /// How to read its values.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// What it means, in a sentence.
@@ -19,7 +19,7 @@ pub struct Metric {
 
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only rises, but restarts with the process.
     Counter,
     /// Rises and falls.
@@ -28,13 +28,13 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     /// Its name in the format.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         }
     }
 }
@@ -126,13 +126,13 @@ mod tests {
 
     const WITH_LABELS: Metric = Metric {
         name: "a_total",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: &["x", "y"],
         help: "What it is.",
     };
     const TURNS: Metric = Metric {
         name: "b_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         labels: &[],
         help: "How long.",
     };

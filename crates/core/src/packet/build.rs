@@ -4,7 +4,7 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
 
 use super::checksum::Sum;
 use super::icmp_error::ICMP_HEADER_LEN;
-use super::{Kind, Parsed, broadcast, checksum_ok, martian, multicast, wire_protocol};
+use super::{PacketKind, Parsed, broadcast, checksum_ok, martian, multicast, wire_protocol};
 use crate::event::Offload;
 use crate::flow::{Addr, Family, FlowKey, Protocol};
 
@@ -13,7 +13,7 @@ const UDP_HEADER_LEN: u16 = 8;
 
 /// The reason for an ICMP error that we send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum IcmpProblem {
     /// Fragmentation needed (RFC 1191) or packet too big (RFC 4443, section 3.2).
     TooBig {
         /// MTU of the next hop in bytes of IP. IPv4 can say at most 65535, IPv6 no less than 1280.
@@ -36,9 +36,13 @@ pub enum Problem {
 /// source that isn't one host.
 pub fn may_answer(parsed: &Parsed) -> bool {
     let answerable = match parsed.kind {
-        Kind::Tcp(_) | Kind::Udp | Kind::IcmpRequest | Kind::IcmpReply | Kind::Other => true,
+        PacketKind::Tcp(_)
+        | PacketKind::Udp
+        | PacketKind::IcmpRequest
+        | PacketKind::IcmpReply
+        | PacketKind::Other => true,
         // Redirect and other messages that may be errors.
-        Kind::IcmpError | Kind::IcmpOther | Kind::LaterFragment => false,
+        PacketKind::IcmpError | PacketKind::IcmpOther | PacketKind::LaterFragment => false,
     };
     answerable && !martian(&parsed.key) && !multicast(parsed.key.dst) && !broadcast(parsed.key.dst)
 }
@@ -48,7 +52,7 @@ pub fn may_answer(parsed: &Parsed) -> bool {
 /// None if it is not a whole echo request with a correct checksum, or must not be answered.
 pub fn echo_reply(request: &[u8], parsed: &Parsed) -> Option<Vec<u8>> {
     let intact = checksum_ok(request, parsed, Offload::default());
-    if parsed.kind != Kind::IcmpRequest
+    if parsed.kind != PacketKind::IcmpRequest
         || parsed.fragment.is_some()
         || !intact
         || !may_answer(parsed)
@@ -73,7 +77,7 @@ pub fn echo_reply(request: &[u8], parsed: &Parsed) -> Option<Vec<u8>> {
 ///
 /// None if the segment is itself a reset, a fragment, not TCP, or must not be answered.
 pub fn tcp_reset(parsed: &Parsed) -> Option<Vec<u8>> {
-    let Kind::Tcp(segment) = parsed.kind else {
+    let PacketKind::Tcp(segment) = parsed.kind else {
         return None;
     };
     if segment.flags.rst() || parsed.fragment.is_some() || !may_answer(parsed) {
@@ -132,7 +136,7 @@ pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
 /// None if no error may be sent about the packet, or `from` is of the other family. The caller must
 /// limit the rate (RFC 4443, section 2.4(f)).
 pub fn icmp_error(
-    problem: Problem,
+    problem: IcmpProblem,
     from: Addr,
     original: &[u8],
     parsed: &Parsed,
@@ -158,22 +162,22 @@ pub fn icmp_error(
     .packet(message)
 }
 
-impl Problem {
+impl IcmpProblem {
     /// Type, code, and the second word of the ICMP header.
     fn on_the_wire(self, family: Family) -> (u8, u8, u32) {
         match (self, family) {
-            (Problem::TooBig { mtu }, Family::V4) => (3, 4, mtu.min(0xffff)),
-            (Problem::TooBig { mtu }, Family::V6) => (2, 0, mtu.max(1280)),
-            (Problem::AdminProhibited, Family::V4) => (3, 13, 0),
-            (Problem::AdminProhibited, Family::V6) => (1, 1, 0),
-            (Problem::PortUnreachable, Family::V4) => (3, 3, 0),
-            (Problem::PortUnreachable, Family::V6) => (1, 4, 0),
-            (Problem::HostUnreachable, Family::V4) => (3, 1, 0),
-            (Problem::HostUnreachable, Family::V6) => (1, 3, 0),
-            (Problem::NoRoute, Family::V4) => (3, 0, 0),
-            (Problem::NoRoute, Family::V6) => (1, 0, 0),
-            (Problem::TimeExceeded, Family::V4) => (11, 0, 0),
-            (Problem::TimeExceeded, Family::V6) => (3, 0, 0),
+            (IcmpProblem::TooBig { mtu }, Family::V4) => (3, 4, mtu.min(0xffff)),
+            (IcmpProblem::TooBig { mtu }, Family::V6) => (2, 0, mtu.max(1280)),
+            (IcmpProblem::AdminProhibited, Family::V4) => (3, 13, 0),
+            (IcmpProblem::AdminProhibited, Family::V6) => (1, 1, 0),
+            (IcmpProblem::PortUnreachable, Family::V4) => (3, 3, 0),
+            (IcmpProblem::PortUnreachable, Family::V6) => (1, 4, 0),
+            (IcmpProblem::HostUnreachable, Family::V4) => (3, 1, 0),
+            (IcmpProblem::HostUnreachable, Family::V6) => (1, 3, 0),
+            (IcmpProblem::NoRoute, Family::V4) => (3, 0, 0),
+            (IcmpProblem::NoRoute, Family::V6) => (1, 0, 0),
+            (IcmpProblem::TimeExceeded, Family::V4) => (11, 0, 0),
+            (IcmpProblem::TimeExceeded, Family::V6) => (3, 0, 0),
         }
     }
 }
@@ -275,7 +279,7 @@ mod tests {
     fn reset_of(bytes: &[u8]) -> Option<(FlowKey, TcpSegment)> {
         let reset = parsed(&tcp_reset(&parsed(bytes))?);
         match reset.kind {
-            Kind::Tcp(segment) => Some((reset.key, segment)),
+            PacketKind::Tcp(segment) => Some((reset.key, segment)),
             kind => panic!("{kind:?}"),
         }
     }
@@ -307,7 +311,7 @@ mod tests {
                 let packet = parsed(&bytes);
                 assert_eq!(packet.key, key);
                 assert!(checksum_ok(&bytes, &packet, Offload::default()), "{key}");
-                if let Kind::Tcp(segment) = packet.kind {
+                if let PacketKind::Tcp(segment) = packet.kind {
                     assert_eq!(segment.flags, TcpFlags::SYN);
                 }
             }
@@ -382,7 +386,7 @@ mod tests {
             .write(&mut big, &[0; 2000])
             .unwrap();
         let error = icmp_error(
-            Problem::TooBig { mtu: 1400 },
+            IcmpProblem::TooBig { mtu: 1400 },
             Addr::v4([10, 0, 0, 254]),
             &big,
             &parsed(&big),
@@ -402,13 +406,13 @@ mod tests {
             .write(&mut big, &[0; 2000])
             .unwrap();
         let from = Addr::v6([0x33; 16]);
-        let error = icmp_error(Problem::AdminProhibited, from, &big, &parsed(&big)).unwrap();
+        let error = icmp_error(IcmpProblem::AdminProhibited, from, &big, &parsed(&big)).unwrap();
         assert_eq!((error.len(), &error[40..42]), (1280, &[1u8, 1][..]));
         assert_eq!(
             quoted(&error, &parsed(&error)).unwrap().error,
             ErrorKind::Unreachable
         );
-        let other_family = icmp_error(Problem::NoRoute, Addr::v4(A), &big, &parsed(&big));
+        let other_family = icmp_error(IcmpProblem::NoRoute, Addr::v4(A), &big, &parsed(&big));
         assert_eq!(other_family, None);
     }
 

@@ -3,7 +3,7 @@
 use super::checksum::Change;
 use super::translate::{V4_CHECKSUM, put, update_checksum};
 use super::transport::Fields;
-use super::{Kind, Parsed, array_at, u16_at, u32_at};
+use super::{PacketKind, Parsed, array_at, u16_at, u32_at};
 use crate::event::Offload;
 use crate::flow::Family;
 
@@ -56,7 +56,7 @@ fn place_of_identification(bytes: &[u8], parsed: &Parsed) -> Option<usize> {
 /// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293, section 3.7.1). A SYN without the
 /// option offers 536 or 1220 bytes, and stays as it is.
 pub fn clamp_mss(bytes: &mut [u8], parsed: &Parsed, offload: Offload, most: u16) {
-    let Kind::Tcp(_) = parsed.kind else {
+    let PacketKind::Tcp(_) = parsed.kind else {
         return;
     };
     let header = usize::from(parsed.header_len);

@@ -4,7 +4,7 @@ use super::checksum::Change;
 use super::ip::{self, Length};
 use super::translate::Place;
 use super::transport::{self, Fields, QuotedTransport};
-use super::{Kind, Parsed, u16_at, u32_at};
+use super::{PacketKind, Parsed, u16_at, u32_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Family, FlowKey};
 
@@ -104,7 +104,7 @@ struct Located {
 }
 
 fn locate(bytes: &[u8], parsed: &Parsed) -> Result<Located, DropReason> {
-    if parsed.kind != Kind::IcmpError {
+    if parsed.kind != PacketKind::IcmpError {
         return Err(DropReason::IcmpUnrelated);
     }
     let start = usize::from(parsed.header_len) + ICMP_HEADER_LEN;

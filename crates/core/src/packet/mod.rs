@@ -39,7 +39,7 @@ pub struct Parsed {
     /// The IP version.
     pub family: Family,
     /// What the packet is above IP.
-    pub kind: Kind,
+    pub kind: PacketKind,
     /// Offset of the transport header (of the fragment's data, if a later fragment), in bytes.
     pub header_len: u16,
     /// Length of the packet by its IP header, in bytes; never more than the buffer.
@@ -64,7 +64,7 @@ impl Parsed {
 
 /// What a packet is above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PacketKind {
     /// TCP, with the fields that a tracker needs.
     Tcp(TcpSegment),
     /// UDP.
@@ -213,7 +213,7 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
         return true;
     }
     let mut transport = parsed.transport(bytes);
-    if parsed.kind == Kind::Udp {
+    if parsed.kind == PacketKind::Udp {
         if u16_at(transport, field.checksum) == Some(0) {
             return true;
         }

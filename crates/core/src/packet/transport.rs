@@ -3,20 +3,20 @@
 use etherparse::TcpHeaderSlice;
 
 use super::ip::Ip;
-use super::{Kind, TcpFlags, TcpSegment, u16_at};
+use super::{PacketKind, TcpFlags, TcpSegment, u16_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Family, FlowKey, Protocol, echo_port};
 
 /// The parsed header above IP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transport {
-    pub kind: Kind,
+    pub kind: PacketKind,
     pub src_port: u16,
     pub dst_port: u16,
 }
 
 impl Transport {
-    fn without_ports(kind: Kind) -> Transport {
+    fn without_ports(kind: PacketKind) -> Transport {
         Transport {
             kind,
             src_port: 0,
@@ -75,25 +75,25 @@ impl Fields {
 
     /// None if there is nothing to edit above IP.
     #[inline]
-    pub fn of(kind: Kind, family: Family) -> Option<Fields> {
+    pub fn of(kind: PacketKind, family: Family) -> Option<Fields> {
         // RFC 4443, section 2.3; ICMP for IPv4 has no pseudo-header (RFC 792).
         let icmp = Fields {
             pseudo_header: family == Family::V6,
             ..Self::ICMP
         };
         match kind {
-            Kind::Tcp(_) => Some(Self::TCP),
-            Kind::Udp => Some(Self::UDP),
-            Kind::IcmpRequest => Some(Fields {
+            PacketKind::Tcp(_) => Some(Self::TCP),
+            PacketKind::Udp => Some(Self::UDP),
+            PacketKind::IcmpRequest => Some(Fields {
                 src_port: Some(Self::ICMP_IDENTIFIER),
                 ..icmp
             }),
-            Kind::IcmpReply => Some(Fields {
+            PacketKind::IcmpReply => Some(Fields {
                 dst_port: Some(Self::ICMP_IDENTIFIER),
                 ..icmp
             }),
-            Kind::IcmpError | Kind::IcmpOther => Some(icmp),
-            Kind::Other | Kind::LaterFragment => None,
+            PacketKind::IcmpError | PacketKind::IcmpOther => Some(icmp),
+            PacketKind::Other | PacketKind::LaterFragment => None,
         }
     }
 }
@@ -142,13 +142,13 @@ pub(super) fn parse_quoted(ip: &Ip, bytes: &[u8]) -> Result<QuotedTransport, Dro
     let (kind, identifier) = (icmp_kind(ip.family, a), u16::from_be_bytes([e, f]));
     let fields = Fields::of(kind, ip.family);
     match kind {
-        Kind::IcmpRequest => Ok(QuotedTransport {
+        PacketKind::IcmpRequest => Ok(QuotedTransport {
             fields,
             src_port: identifier,
             dst_port: echo_port(identifier),
             ..none
         }),
-        Kind::IcmpReply => Ok(QuotedTransport {
+        PacketKind::IcmpReply => Ok(QuotedTransport {
             fields,
             src_port: echo_port(identifier),
             dst_port: identifier,
@@ -179,19 +179,19 @@ pub(super) fn parse(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport
         Protocol::TCP => parse_tcp(bytes),
         Protocol::UDP => parse_udp(ip, bytes, offload),
         Protocol::ICMP => parse_icmp(ip.family, bytes),
-        _ => Ok(Transport::without_ports(Kind::Other)),
+        _ => Ok(Transport::without_ports(PacketKind::Other)),
     }
 }
 
 /// What an ICMP message is, by its type.
-pub(super) fn icmp_kind(family: Family, icmp_type: u8) -> Kind {
+pub(super) fn icmp_kind(family: Family, icmp_type: u8) -> PacketKind {
     match (family, icmp_type) {
-        (Family::V4, 8) | (Family::V6, 128) => Kind::IcmpRequest,
-        (Family::V4, 0) | (Family::V6, 129) => Kind::IcmpReply,
+        (Family::V4, 8) | (Family::V6, 128) => PacketKind::IcmpRequest,
+        (Family::V4, 0) | (Family::V6, 129) => PacketKind::IcmpReply,
         // RFC 792 and RFC 4443. Redirect and source quench are errors too (RFC 1122, section 3.2.2),
         // but not to be forwarded (RFC 1812, section 5.2.7.2; RFC 6633, section 4).
-        (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => Kind::IcmpError,
-        _ => Kind::IcmpOther,
+        (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => PacketKind::IcmpError,
+        _ => PacketKind::IcmpOther,
     }
 }
 
@@ -200,7 +200,7 @@ fn parse_later_fragment(ip: &Ip) -> Result<Transport, DropReason> {
     if ip.protocol == Protocol::TCP && ip.fragment.is_some_and(|fragment| fragment.offset < 20) {
         return Err(DropReason::FragmentOverlap);
     }
-    Ok(Transport::without_ports(Kind::LaterFragment))
+    Ok(Transport::without_ports(PacketKind::LaterFragment))
 }
 
 #[inline]
@@ -225,7 +225,7 @@ fn parse_tcp(bytes: &[u8]) -> Result<Transport, DropReason> {
         },
     };
     Ok(Transport {
-        kind: Kind::Tcp(segment),
+        kind: PacketKind::Tcp(segment),
         src_port: header.source_port(),
         dst_port: header.destination_port(),
     })
@@ -280,7 +280,7 @@ fn parse_udp(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport, DropR
         _ => {}
     }
     Ok(Transport {
-        kind: Kind::Udp,
+        kind: PacketKind::Udp,
         src_port: u16::from_be_bytes([s0, s1]),
         dst_port: u16::from_be_bytes([d0, d1]),
     })
@@ -295,12 +295,12 @@ fn parse_icmp(family: Family, bytes: &[u8]) -> Result<Transport, DropReason> {
     let identifier = u16_at(bytes, IDENTIFIER).unwrap_or(0);
     let kind = icmp_kind(family, icmp_type);
     Ok(match kind {
-        Kind::IcmpRequest => Transport {
+        PacketKind::IcmpRequest => Transport {
             kind,
             src_port: identifier,
             dst_port: echo_port(identifier),
         },
-        Kind::IcmpReply => Transport {
+        PacketKind::IcmpReply => Transport {
             kind,
             src_port: echo_port(identifier),
             dst_port: identifier,

@@ -36,7 +36,7 @@ pub(super) struct Holders {
     sessions: Ranking,
     ports: Ranking,
     /// By [`SessionId`].
-    links: Vec<Link>,
+    links: Vec<ChainLink>,
     /// Half-open sessions of each /64 whose hosts are counted by address.
     wide: Vec<u32>,
     hash: KeyedHash,
@@ -58,7 +58,7 @@ struct List {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct ChainLink {
     prev: u32,
     next: u32,
     place: u32,
@@ -123,7 +123,7 @@ impl Holders {
         let place = self.place(&session.src);
         let index = id.0 as usize;
         if index >= self.links.len() {
-            let nowhere = Link {
+            let nowhere = ChainLink {
                 prev: NONE,
                 next: NONE,
                 place: 0,
@@ -273,7 +273,7 @@ impl Holders {
     }
 
     fn take_out(&mut self, id: u32, half_open: bool) {
-        let Link { prev, next, .. } = self.links[id as usize];
+        let ChainLink { prev, next, .. } = self.links[id as usize];
         let list = self.list(id, half_open);
         list.len -= 1;
         if prev == NONE {

@@ -30,17 +30,17 @@ pub struct Digest {
 ///
 /// Taken before and after each edit of a session; if they differ, counts, sums and peers have to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
+pub struct SessionPhase {
     /// The TCP state; 255 if it has none.
     progress: u8,
     replied: bool,
 }
 
-impl Phase {
+impl SessionPhase {
     /// The phase of a session.
     #[inline]
-    pub fn of(session: &Session) -> Phase {
-        Phase {
+    pub fn of(session: &Session) -> SessionPhase {
+        SessionPhase {
             progress: match &session.tracker {
                 Tracker::Tcp(tcp) => tcp.state().progress(),
                 _ => u8::MAX,
@@ -56,13 +56,13 @@ impl Phase {
     }
 
     /// Whether a session in phase `self` is farther than one in phase `other`.
-    pub fn is_beyond(self, other: Phase) -> bool {
+    pub fn is_beyond(self, other: SessionPhase) -> bool {
         (self.progress, self.replied) > (other.progress, other.replied)
     }
 
     /// Whether a session has begun again, if it was in phase `before`.
     #[inline]
-    pub fn is_restart_of(self, before: Phase) -> bool {
+    pub fn is_restart_of(self, before: SessionPhase) -> bool {
         self.progress < before.progress
     }
 }
@@ -88,7 +88,7 @@ impl Digest {
             session.group,
             bucket,
             0,
-            element(identity, Phase::of(session)),
+            element(identity, SessionPhase::of(session)),
         );
     }
 
@@ -102,18 +102,18 @@ impl Digest {
         self.update(
             session.group,
             bucket,
-            element(identity, Phase::of(session)),
+            element(identity, SessionPhase::of(session)),
             0,
         );
     }
 
     /// Takes note that a session which was in phase `before` has changed.
     #[inline]
-    pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: Phase) {
+    pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: SessionPhase) {
         let (bucket, identity) = self.identify(session, book);
         let (old, new) = (
             element(identity, before),
-            element(identity, Phase::of(session)),
+            element(identity, SessionPhase::of(session)),
         );
         self.update(session.group, bucket, old, new);
     }
@@ -199,7 +199,7 @@ impl Digest {
 /// The hash of a session; `identity` is one of its keys already, so mixing is enough (the finalizer of
 /// MurmurHash3: a bijection).
 #[inline]
-fn element(identity: u64, phase: Phase) -> u64 {
+fn element(identity: u64, phase: SessionPhase) -> u64 {
     let step = 1 + 2 * u64::from(phase.progress) + u64::from(phase.replied);
     let mut x = identity ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ x >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::digest::{Digest, Phase};
+use super::digest::{Digest, SessionPhase};
 use super::log::{ChangeLog, Seq};
 use super::refused::Refused;
 use crate::config::{Config, Ha};
@@ -262,19 +262,19 @@ impl Journal {
         }
     }
 
-    /// A session has changed here, whose [`Phase`] was `before`.
+    /// A session has changed here, whose [`SessionPhase`] was `before`.
     #[inline]
     pub(super) fn changed(
         &mut self,
         id: SessionId,
         session: &Session,
         book: &AddressBook,
-        before: Phase,
+        before: SessionPhase,
     ) {
         if self.log.seq_of(id).is_none() {
             return;
         }
-        if Phase::of(session).is_restart_of(before) && self.has_readers {
+        if SessionPhase::of(session).is_restart_of(before) && self.has_readers {
             let key = session.key(Direction::Original, book);
             self.log.restart(id, key, session.group);
         }
@@ -304,13 +304,13 @@ impl Journal {
         self.log.touch(id, true);
     }
 
-    /// A peer has changed a session, whose [`Phase`] was `before`.
+    /// A peer has changed a session, whose [`SessionPhase`] was `before`.
     pub(super) fn changed_by_peer(
         &mut self,
         id: SessionId,
         session: &Session,
         book: &AddressBook,
-        before: Phase,
+        before: SessionPhase,
     ) {
         if self.log.seq_of(id).is_some() {
             self.digest.change(session, book, before);

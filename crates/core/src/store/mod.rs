@@ -14,7 +14,7 @@ pub mod log;
 mod journal;
 mod refused;
 
-pub use digest::Phase;
+pub use digest::SessionPhase;
 pub use journal::Journal;
 pub use log::Seq;
 pub use refused::Refused;
@@ -56,7 +56,7 @@ pub struct Around<'a> {
 /// What of a session others keep account of: if an edit changes it, they are told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Noted {
-    phase: Phase,
+    phase: SessionPhase,
     policy: PolicyId,
     ports: (PortId, PortId),
     flags: SessionFlags,
@@ -69,7 +69,7 @@ impl Noted {
     #[inline(always)]
     fn of(session: &Session) -> Noted {
         Noted {
-            phase: Phase::of(session),
+            phase: SessionPhase::of(session),
             policy: session.policy,
             ports: (session.in_port, session.out_port),
             flags: SessionFlags(session.flags.0 & Noted::TOLD.0),
@@ -240,7 +240,7 @@ impl SessionStore {
         let Some(session) = self.table.get_mut(id) else {
             return;
         };
-        let before = Phase::of(session);
+        let before = SessionPhase::of(session);
         edit(session);
         let protocol = session.protocol;
         self.table.settle(id);

@@ -5,7 +5,7 @@ use super::peer::Authority;
 use super::{Context, Replicator};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr};
-use crate::store::{Phase, SessionStore};
+use crate::store::{SessionPhase, SessionStore};
 use crate::time::Tick;
 
 /// Sessions that one record can conflict with: one for each of its keys.
@@ -143,7 +143,7 @@ impl Replicator {
         let Some(ours) = store.get(id) else {
             return;
         };
-        let (before, after) = (Phase::of(ours), Phase::of(&theirs));
+        let (before, after) = (SessionPhase::of(ours), SessionPhase::of(&theirs));
         if authority != Authority::Owner && !after.is_beyond(before) {
             self.counters.stale += 1;
             if before.is_beyond(after) {

@@ -40,7 +40,7 @@ use crate::flow::{GroupId, PeerId};
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
-use peer::{Authority, Peer};
+use peer::{Authority, SyncPeer};
 
 /// How long a peer whose connection was lost can take it up where it was.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
@@ -55,7 +55,7 @@ pub struct Context<'a> {
 
 /// What the owner should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum SyncEvent {
     /// The Hello of a peer has come.
     PeerKnown {
         /// The peer.
@@ -125,12 +125,12 @@ pub struct Received {
 pub struct Replicator {
     identity: message::Hello,
     epoch: u64,
-    peers: Vec<Peer>,
+    peers: Vec<SyncPeer>,
     /// Groups of which this unit has all sessions.
     ready: Vec<bool>,
     /// What this unit holds of each group; as primary, what it held when its term began.
     held: Vec<Holding>,
-    events: VecDeque<Event>,
+    events: VecDeque<SyncEvent>,
     counters: Counters,
 }
 
@@ -147,7 +147,7 @@ impl Replicator {
             peers: ha
                 .peers
                 .iter()
-                .map(|peer| Peer::new(&peer.name, groups))
+                .map(|peer| SyncPeer::new(&peer.name, groups))
                 .collect(),
             ready: vec![false; groups],
             held: vec![Holding::default(); groups],
@@ -234,7 +234,7 @@ impl Replicator {
     }
 
     /// The next event.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<SyncEvent> {
         self.events.pop_front()
     }
 

@@ -26,7 +26,7 @@ pub struct Traffic {
 
 /// One peer: its connection, what goes there, and what comes from there.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct SyncPeer {
     pub(super) name: String,
     pub(super) connected: bool,
     /// The election hears nothing of it, or of another process. Its connection takes longer to end.
@@ -205,9 +205,9 @@ pub(super) enum Authority {
     Owner,
 }
 
-impl Peer {
-    pub(super) fn new(name: &str, groups: usize) -> Peer {
-        Peer {
+impl SyncPeer {
+    pub(super) fn new(name: &str, groups: usize) -> SyncPeer {
+        SyncPeer {
             name: name.to_owned(),
             connected: false,
             missed: false,
@@ -254,7 +254,7 @@ impl Peer {
     /// Forgets what holds for one connection only; keeps what a next one can resume from.
     pub(super) fn reset(&mut self) {
         let groups = self.sender.told.len();
-        let fresh = Peer::new(&self.name, groups);
+        let fresh = SyncPeer::new(&self.name, groups);
         for (kept, mark) in self.kept.iter_mut().zip(&self.sender.marks) {
             *kept = if mark.joined {
                 Some(self.sender.acked)
@@ -264,7 +264,7 @@ impl Peer {
         }
         let kept = std::mem::take(&mut self.kept);
         let (sender, receiver) = (&self.sender, &self.receiver);
-        *self = Peer {
+        *self = SyncPeer {
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
             traffic: self.traffic,
@@ -316,7 +316,7 @@ impl Peer {
 impl Replicator {
     /// What of [`Replicator::lag`] costs nothing to tell: the sequence gap and the oldest age.
     pub fn backlog(&self, peer: PeerId, journal: &Journal, now: Time) -> (u64, Duration) {
-        let Some(Peer { sender, .. }) = self.peers.get(peer.index()) else {
+        let Some(SyncPeer { sender, .. }) = self.peers.get(peer.index()) else {
             return Default::default();
         };
         match journal.log().last().saturating_sub(sender.acked) {

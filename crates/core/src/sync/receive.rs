@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::codec::{self, FrameBuffer};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
-use super::{Context, Event, ProtocolError, Received, Replicator};
+use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
 use crate::store::digest::Buckets;
@@ -209,15 +209,15 @@ impl Replicator {
             }
         }
         let id = PeerId(at as u8);
-        self.events.push_back(Event::PeerKnown {
+        self.events.push_back(SyncEvent::PeerKnown {
             peer: id,
             resumed: resumed.is_some(),
         });
         if self.peers[at].other_rules {
-            self.events.push_back(Event::PeerConfigDiffers(id));
+            self.events.push_back(SyncEvent::PeerConfigDiffers(id));
         }
         if hello.max_sessions < self.identity.max_sessions {
-            self.events.push_back(Event::PeerTableSmaller {
+            self.events.push_back(SyncEvent::PeerTableSmaller {
                 peer: id,
                 max_sessions: hello.max_sessions,
             });
@@ -348,7 +348,8 @@ impl Replicator {
         receiver.verdicts.retain(|(_, other, _)| *other != group);
         receiver.verdicts.push((seq, group, differing));
         if differing.is_empty() && !self.ready[index] {
-            self.events.push_back(Event::Ready(PeerId(at as u8), group));
+            self.events
+                .push_back(SyncEvent::Ready(PeerId(at as u8), group));
         }
         self.ready[index] = differing.is_empty();
         if differing.is_empty() {
@@ -381,7 +382,7 @@ impl Replicator {
         if differing.is_empty() {
             mark.strikes = 0;
             if !std::mem::replace(&mut mark.joined, true) {
-                self.events.push_back(Event::PeerReady(peer, group));
+                self.events.push_back(SyncEvent::PeerReady(peer, group));
             }
             self.forgive(at, group, seq, store);
             return;
@@ -390,7 +391,7 @@ impl Replicator {
         sender.pending[index].extend(differing);
         if was_equal || mark.strikes == 2 {
             let buckets = differing.len();
-            self.events.push_back(Event::DigestDiffers {
+            self.events.push_back(SyncEvent::DigestDiffers {
                 peer,
                 group,
                 buckets,
@@ -433,7 +434,7 @@ impl Replicator {
             return;
         }
         receiver.handed[index] = true;
-        self.events.push_back(Event::HandoverReceived {
+        self.events.push_back(SyncEvent::HandoverReceived {
             peer: PeerId(at as u8),
             group,
             term,

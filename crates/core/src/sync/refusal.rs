@@ -2,7 +2,7 @@
 //! acknowledged, and never counts as a copy.
 
 use super::message::{Message, Record, Refusal};
-use super::{Context, Event, Replicator, codec};
+use super::{Context, Replicator, SyncEvent, codec};
 use crate::flow::{Direction, FlowKey, GroupId, PeerId};
 use crate::session::SessionId;
 use crate::store::{Journal, Seq, SessionStore};
@@ -139,7 +139,7 @@ impl Replicator {
         }
         if is_news {
             let peer = PeerId(at as u8);
-            self.events.push_back(Event::PeerRefuses {
+            self.events.push_back(SyncEvent::PeerRefuses {
                 peer,
                 group,
                 reason,

@@ -10,7 +10,7 @@ use crate::flow::{Addr, Direction, FlowKey, PolicyId, PortId, Protocol};
 use crate::policy::Ruleset;
 use crate::random::SplitMix64;
 use crate::session::{Session, SessionFlags, SessionId, Table, Timeouts, Tracker, tcp};
-use crate::store::{Keys, Phase};
+use crate::store::{Keys, SessionPhase};
 use tcp::TcpState;
 
 const G: GroupId = GroupId(0);
@@ -56,7 +56,7 @@ fn config(units: usize, me: usize, extra: &str) -> Config {
 struct Unit {
     store: SessionStore,
     sync: Replicator,
-    events: Vec<Event>,
+    events: Vec<SyncEvent>,
 }
 
 impl Unit {
@@ -132,7 +132,11 @@ impl Unit {
             let outgoing = session.translated(Direction::Original, self.store.book());
             (
                 original.to_string(),
-                format!("{outgoing} {:?} {:?}", session.group, Phase::of(session)),
+                format!(
+                    "{outgoing} {:?} {:?}",
+                    session.group,
+                    SessionPhase::of(session)
+                ),
             )
         };
         self.store
@@ -458,11 +462,11 @@ fn a_session_arrives_and_its_port_is_reserved() {
     let (_, session) = b.store.table().iter().next().unwrap();
     assert_eq!((session.in_port, session.out_port), (PortId(1), PortId(0)));
     assert_eq!(session.policy, PolicyId(0));
-    assert!(b.events.contains(&Event::Ready(PeerId(0), G)));
+    assert!(b.events.contains(&SyncEvent::Ready(PeerId(0), G)));
     assert!(
         world.units[0]
             .events
-            .contains(&Event::PeerReady(PeerId(0), G))
+            .contains(&SyncEvent::PeerReady(PeerId(0), G))
     );
 }
 
@@ -501,7 +505,7 @@ fn a_corrupted_standby_is_found_and_only_its_bucket_resent() {
         world.assert_equal();
         let resent = world.units[0].sync.counters().sent - before;
         assert!(resent <= 12, "{resent} sessions for one bucket of 256");
-        let found = Event::DigestDiffers {
+        let found = SyncEvent::DigestDiffers {
             peer: PeerId(0),
             group: G,
             buckets: 1,
@@ -528,7 +532,7 @@ fn a_lost_connection_is_resumed() {
     world.assert_equal();
     assert_eq!(world.units[0].sync.counters().sent - before, 1);
     assert_eq!(world.units[1].sync.counters().swept, 0);
-    assert!(world.units[0].events.contains(&Event::PeerKnown {
+    assert!(world.units[0].events.contains(&SyncEvent::PeerKnown {
         peer: PeerId(0),
         resumed: true
     }));
@@ -541,7 +545,7 @@ fn a_handover_comes_after_everything_before_it() {
     world.calm(1);
     (0..40).for_each(|_| world.open(0));
     world.units[0].sync.send_handover(PeerId(0), G, 2);
-    let handed = Event::HandoverReceived {
+    let handed = SyncEvent::HandoverReceived {
         peer: PeerId(0),
         group: G,
         term: 2,
@@ -907,7 +911,7 @@ fn a_stream_of_another_process_is_not_resumed() {
     world.disconnect(0, 1);
     world.connect(0, 1);
     world.calm(4);
-    assert!(!world.units[0].events.contains(&Event::PeerKnown {
+    assert!(!world.units[0].events.contains(&SyncEvent::PeerKnown {
         peer: PeerId(0),
         resumed: true
     }));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::message::{Hello, Message};
-use super::peer::{Peer, Scan};
+use super::peer::{Scan, SyncPeer};
 use super::{Replicator, codec};
 use crate::flow::{Direction, GroupId, PeerId};
 use crate::store::digest::{Buckets, SUMS};
@@ -90,7 +90,7 @@ impl Replicator {
 
     /// Tells which groups this unit sends that the peer does not know of.
     fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, source: &Source<'_>) {
-        let Peer { sender, remote, .. } = &mut self.peers[at];
+        let SyncPeer { sender, remote, .. } = &mut self.peers[at];
         let has = |group: usize| {
             let has = remote.as_ref().and_then(|remote| remote.has.get(group));
             has.is_some_and(|has| *has)
@@ -148,7 +148,7 @@ impl Replicator {
 
     /// Writes changes up to the limit; returns whether there are no more.
     fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) -> bool {
-        let Peer {
+        let SyncPeer {
             sender, traffic, ..
         } = &mut self.peers[at];
         let (now, limit) = (source.now, source.limit);
@@ -259,7 +259,7 @@ impl Replicator {
     fn scan(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) {
         let (now, limit) = (source.now, source.limit);
         let (table, book, journal) = source.store.to_read();
-        let Peer {
+        let SyncPeer {
             sender, traffic, ..
         } = &mut self.peers[at];
         let Some(scan) = sender

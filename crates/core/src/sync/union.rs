@@ -8,7 +8,7 @@
 
 use super::codec::{self, Malformed};
 use super::message::{Message, Operation};
-use super::peer::{Authority, Offering, Peer, Union};
+use super::peer::{Authority, Offering, SyncPeer, Union};
 use super::{Context, Replicator};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId};
@@ -101,7 +101,7 @@ impl Replicator {
         now: Tick,
     ) -> bool {
         let (table, book, journal) = (store.table(), store.book(), store.journal());
-        let Peer {
+        let SyncPeer {
             receiver, traffic, ..
         } = &mut self.peers[at];
         if receiver.offering.is_none() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Replicator;
-use super::peer::Peer;
+use super::peer::SyncPeer;
 use crate::flow::{GroupId, PeerId};
 use crate::store::{Journal, Seq, SessionStore};
 use crate::time::Time;
@@ -130,7 +130,9 @@ impl Replicator {
 
     /// Whether a peer has got all sessions that this unit sends once, and their changes since.
     pub fn in_sync(&self, peer: PeerId) -> bool {
-        self.peers.get(peer.index()).is_some_and(Peer::is_in_sync)
+        self.peers
+            .get(peer.index())
+            .is_some_and(SyncPeer::is_in_sync)
     }
 
     /// Whether a peer had exactly the sessions of a group that this unit sends, when last compared.

@@ -14,7 +14,7 @@ use super::worker::{Result, Worker};
 /// The kernel forwards on the CPU of the sender, and pays for sending too; the other CPU is idle
 /// then. Moved to the other one (receive packet steering) it was slower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum Forwarder {
     /// A loop that copies packets through TUNs: the limit of what a gateway in a process can do.
     Bare,
     /// The kernel, routing only.
@@ -31,7 +31,7 @@ pub struct Lab {
     pub gateway: Namespace,
     pub server: Namespace,
     process: Option<Worker>,
-    kind: Kind,
+    kind: Forwarder,
     control_socket: PathBuf,
     binary: PathBuf,
 }
@@ -70,12 +70,12 @@ impl Launch {
 
 impl Lab {
     /// Builds it, with a gateway of `kind`; `pinned` binds its process to [`GATEWAY_CPU`].
-    pub fn new(kind: Kind, pinned: bool, folder: &Path, binary: &Path) -> Result<Lab> {
+    pub fn new(kind: Forwarder, pinned: bool, folder: &Path, binary: &Path) -> Result<Lab> {
         Lab::launched(kind, pinned, folder, &Launch::of(binary))
     }
 
     /// Like [`Lab::new`], with a gateway that is started in a special way.
-    pub fn launched(kind: Kind, pinned: bool, folder: &Path, launch: &Launch) -> Result<Lab> {
+    pub fn launched(kind: Forwarder, pinned: bool, folder: &Path, launch: &Launch) -> Result<Lab> {
         let mut lab = Lab {
             client: Namespace::first("client"),
             gateway: Namespace::first("gateway"),
@@ -86,7 +86,7 @@ impl Lab {
             binary: launch.binary.clone(),
         };
         // The kernel does not have tandemgw's virtual addresses.
-        let host = if kind == Kind::Tandemgw { 2 } else { 1 };
+        let host = if kind == Forwarder::Tandemgw { 2 } else { 1 };
         lab.gateway.ip_batch(&format!(
             "link set lo up
              link add lan type veth peer name eth0 netns {client}
@@ -140,13 +140,13 @@ impl Lab {
     /// The sessions in the gateway's table; `None` if it has none.
     pub fn sessions(&self) -> Result<Option<u64>> {
         match self.kind {
-            Kind::Bare | Kind::Kernel => Ok(None),
-            Kind::Masquerade => {
+            Forwarder::Bare | Forwarder::Kernel => Ok(None),
+            Forwarder::Masquerade => {
                 let count = "/proc/sys/net/netfilter/nf_conntrack_count";
                 let text = self.gateway.inside(|| std::fs::read_to_string(count))?;
                 Ok(Some(text.trim().parse()?))
             }
-            Kind::Tandemgw => {
+            Forwarder::Tandemgw => {
                 let mut command = Command::new(&self.binary);
                 command.arg("--socket").arg(&self.control_socket);
                 let output = command.args(["status", "--json"]).output()?;
@@ -158,19 +158,19 @@ impl Lab {
 
     fn start(
         &mut self,
-        kind: Kind,
+        kind: Forwarder,
         cpu: Option<usize>,
         folder: &Path,
         launch: &Launch,
     ) -> Result<()> {
         let gateway = &self.gateway;
-        if kind != Kind::Tandemgw {
+        if kind != Forwarder::Tandemgw {
             gateway.sysctl("ipv4/ip_forward", "1");
             gateway.sysctl("ipv4/conf/all/rp_filter", "0");
         }
         match kind {
-            Kind::Kernel => {}
-            Kind::Masquerade => gateway.nft(
+            Forwarder::Kernel => {}
+            Forwarder::Masquerade => gateway.nft(
                 "table ip nat {
                    chain post {
                      type nat hook postrouting priority srcnat
@@ -178,7 +178,7 @@ impl Lab {
                    }
                  }",
             )?,
-            Kind::Bare => {
+            Forwarder::Bare => {
                 let worker = gateway.worker(&["bare-loop", "tgw-lan", "tgw-wan"], cpu)?;
                 self.process = Some(worker);
                 self.wait_for_tuns()?;
@@ -197,7 +197,7 @@ impl Lab {
                     }
                 }
             }
-            Kind::Tandemgw => {
+            Forwarder::Tandemgw => {
                 let config = folder.join("gw.toml");
                 std::fs::write(&config, configuration(folder) + launch.config)?;
                 let mut words = launch.launcher.iter().map(PathBuf::from);

@@ -195,17 +195,20 @@ fn malformed_ipv6() {
         ("chain of 9", chain(9), Malformed),
     ]);
     let parsed = parse(&chain(8), PLAIN).unwrap();
-    assert_eq!((parsed.header_len, parsed.kind), (40 + 64, Kind::Udp));
+    assert_eq!((parsed.header_len, parsed.kind), (40 + 64, PacketKind::Udp));
     let finished_routing = with([UDP, 0, 4, 0, 0, 0, 0, 0], ROUTING);
     let finished = parse(&finished_routing, PLAIN).unwrap();
     assert_eq!(
         (finished.kind, finished.has_segments_left),
-        (Kind::Udp, false)
+        (PacketKind::Udp, false)
     );
     for routing_type in [2, 3, 4, 253] {
         let routed = with([UDP, 0, routing_type, 1, 0, 0, 0, 0], ROUTING);
         let parsed = parse(&routed, PLAIN).unwrap();
-        assert_eq!((parsed.kind, parsed.has_segments_left), (Kind::Udp, true));
+        assert_eq!(
+            (parsed.kind, parsed.has_segments_left),
+            (PacketKind::Udp, true)
+        );
         assert!(checksum_ok(&routed, &parsed, PLAIN), "nobody here can tell");
     }
     let router_alert = with([UDP, 0, 5, 2, 0, 0, 1, 0], HOP_BY_HOP);
@@ -284,7 +287,7 @@ fn window_scale_of_a_syn() {
             .write(&mut bytes, b"")
             .unwrap();
         match parse(&bytes, PLAIN).unwrap().kind {
-            Kind::Tcp(segment) => segment.window_scale,
+            PacketKind::Tcp(segment) => segment.window_scale,
             kind => panic!("{kind:?}"),
         }
     };
@@ -316,7 +319,7 @@ fn fragments_of_both_families() {
     );
     for (bytes, id) in [(first4, 0x1234), (first6, 0xdead_beef)] {
         let parsed = parse(&bytes, PLAIN).unwrap();
-        assert_eq!((parsed.kind, parsed.key.src_port), (Kind::Udp, 4000));
+        assert_eq!((parsed.kind, parsed.key.src_port), (PacketKind::Udp, 4000));
         let expected = Fragment {
             id,
             offset: 0,
@@ -329,7 +332,10 @@ fn fragments_of_both_families() {
     let (last4, last6) = (v4_packet(UDP, 2, &[], b"end"), v6_fragment(UDP, 16, b"end"));
     for (bytes, id) in [(last4, 0x1234), (last6, 0xdead_beef)] {
         let parsed = parse(&bytes, PLAIN).unwrap();
-        assert_eq!((parsed.kind, parsed.key.src_port), (Kind::LaterFragment, 0));
+        assert_eq!(
+            (parsed.kind, parsed.key.src_port),
+            (PacketKind::LaterFragment, 0)
+        );
         assert_eq!(parsed.key.protocol, Protocol::UDP);
         assert_eq!(
             parsed.fragment,
@@ -350,7 +356,7 @@ fn an_atomic_fragment_is_a_packet() {
     let parsed = parse(&bytes, PLAIN).unwrap();
     assert_eq!(
         (parsed.kind, parsed.fragment, parsed.header_len),
-        (Kind::Udp, None, 48)
+        (PacketKind::Udp, None, 48)
     );
 }
 
@@ -473,7 +479,7 @@ fn super_packets() {
     let payload = vec![7; 60000];
     for (src, dst) in [(A4, B4), (A6, B6)] {
         let bytes = sample(Sort::Tcp, &key(Sort::Tcp, src, dst, 1, 2), &payload);
-        let Kind::Tcp(segment) = parse(&bytes, offload).unwrap().kind else {
+        let PacketKind::Tcp(segment) = parse(&bytes, offload).unwrap().kind else {
             panic!()
         };
         assert_eq!(segment.payload_len, 60000);
@@ -481,7 +487,7 @@ fn super_packets() {
         let mut udp = sample(Sort::Udp, &key(Sort::Udp, src, dst, 1, 2), &payload);
         let at = header_len(&udp) + 4;
         udp[at..at + 2].fill(0);
-        assert_eq!(parse(&udp, offload).unwrap().kind, Kind::Udp);
+        assert_eq!(parse(&udp, offload).unwrap().kind, PacketKind::Udp);
 
         // Too big for the length field of IP.
         let mut huge = bytes.clone();

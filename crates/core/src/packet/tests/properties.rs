@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::packet::build::{Problem, echo_reply, icmp_error, may_answer, tcp_reset};
+use crate::packet::build::{IcmpProblem, echo_reply, icmp_error, may_answer, tcp_reset};
 use crate::packet::icmp_error::{ErrorKind, Quoted, quoted, translate_error};
 
 fn sorts() -> impl Strategy<Value = Sort> {
@@ -106,7 +106,7 @@ proptest! {
         prop_assert_eq!(parsed.fragment, None);
         prop_assert!(checksum_ok(&bytes, &parsed, PLAIN));
         match (sort, parsed.kind) {
-            (Sort::Tcp, Kind::Tcp(segment)) => {
+            (Sort::Tcp, PacketKind::Tcp(segment)) => {
                 prop_assert_eq!(segment, TcpSegment {
                     seq: 1000,
                     ack: 77,
@@ -116,9 +116,9 @@ proptest! {
                     window_scale: None,
                 });
             }
-            (Sort::Udp | Sort::UdpWithoutChecksum, Kind::Udp)
-            | (Sort::EchoRequest, Kind::IcmpRequest)
-            | (Sort::EchoReply, Kind::IcmpReply) => {}
+            (Sort::Udp | Sort::UdpWithoutChecksum, PacketKind::Udp)
+            | (Sort::EchoRequest, PacketKind::IcmpRequest)
+            | (Sort::EchoReply, PacketKind::IcmpReply) => {}
             (_, kind) => prop_assert!(false, "{:?}", kind),
         }
     }
@@ -243,7 +243,7 @@ proptest! {
         let mut bytes = error_sample(to.dst, from.src, &quote(&from));
         let original = bytes.clone();
         let parsed = parse(&bytes, PLAIN).unwrap();
-        prop_assert_eq!(parsed.kind, Kind::IcmpError);
+        prop_assert_eq!(parsed.kind, PacketKind::IcmpError);
         let expected = Quoted {
             key: from,
             error: ErrorKind::TooBig { mtu: 1300 },
@@ -274,7 +274,7 @@ proptest! {
     fn our_packets_are_right((sort, key, _) in pairs(), payload in payloads(), mtu: u32) {
         let bytes = sample(sort, &key, &payload);
         let parsed = parse(&bytes, PLAIN).unwrap();
-        let problem = Problem::TooBig { mtu };
+        let problem = IcmpProblem::TooBig { mtu };
         let built = [
             echo_reply(&bytes, &parsed),
             tcp_reset(&parsed),
@@ -307,7 +307,7 @@ fn exercise(bytes: &[u8], offload: Offload, keys: &[FlowKey]) -> Result<(), Test
     prop_assert!(parsed.total_len as usize <= bytes.len());
     let _ = checksum_ok(bytes, &parsed, offload);
     let _ = (echo_reply(bytes, &parsed), tcp_reset(&parsed));
-    if let Some(error) = icmp_error(Problem::NoRoute, parsed.key.dst, bytes, &parsed) {
+    if let Some(error) = icmp_error(IcmpProblem::NoRoute, parsed.key.dst, bytes, &parsed) {
         let limit = if parsed.family == Family::V4 {
             576
         } else {
@@ -315,7 +315,7 @@ fn exercise(bytes: &[u8], offload: Offload, keys: &[FlowKey]) -> Result<(), Test
         };
         prop_assert!(error.len() <= limit);
         let outer = parse(&error, PLAIN).unwrap();
-        prop_assert_eq!(outer.kind, Kind::IcmpError);
+        prop_assert_eq!(outer.kind, PacketKind::IcmpError);
     }
     for to in keys.iter().filter(|to| to.src.family() == parsed.family) {
         let mut edited = bytes.to_vec();
@@ -334,12 +334,12 @@ fn exercise(bytes: &[u8], offload: Offload, keys: &[FlowKey]) -> Result<(), Test
         prop_assert_eq!((again.key.src, again.key.dst), (to.src, to.dst));
         prop_assert_eq!(again.kind, parsed.kind);
         match parsed.kind {
-            Kind::Tcp(_) | Kind::Udp => {
+            PacketKind::Tcp(_) | PacketKind::Udp => {
                 prop_assert_eq!(again.key.src_port, to.src_port);
                 prop_assert_eq!(again.key.dst_port, to.dst_port);
             }
-            Kind::IcmpRequest => prop_assert_eq!(again.key.src_port, to.src_port),
-            Kind::IcmpReply => prop_assert_eq!(again.key.dst_port, to.dst_port),
+            PacketKind::IcmpRequest => prop_assert_eq!(again.key.src_port, to.src_port),
+            PacketKind::IcmpReply => prop_assert_eq!(again.key.dst_port, to.dst_port),
             _ => prop_assert_eq!((again.key.src_port, again.key.dst_port), (0, 0)),
         }
     }
