@@ -74,7 +74,7 @@ impl NodeKey {
 
     /// The keys that this unit and `peer` share for the frames on the data ports, and nobody else knows:
     /// X25519 (RFC 7748) of the two identities, in their form as points of Curve25519, and HMAC-SHA-256 for
-    /// each direction. None if `peer` is no point of the curve, or one that gives the secret away.
+    /// each direction. None if `peer` is not a point of the curve, or one that gives the secret away.
     ///
     /// Static, so that two units know each other at a start when no link between them works.
     pub fn port_keys(&self, peer: PublicKey) -> Option<PortKeys> {

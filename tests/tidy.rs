@@ -149,6 +149,47 @@ fn no_file_is_too_long() {
     assert_none(&problems, "split by subject");
 }
 
+/// Words that readers stumble over, with what to write instead.
+const MANNERED: &[(&str, &str)] = &[
+    ("anew", "again"),
+    ("heed", "handle, follow"),
+    ("heeds", "handles, follows"),
+    ("owe", "schedule"),
+    ("owes", "schedules"),
+    ("owed", "scheduled, due"),
+    ("bury", "remove"),
+    ("buries", "removes"),
+];
+
+/// Also within names and messages: `begin_anew` counts.
+#[test]
+fn the_words_are_the_usual_ones() {
+    let here = Path::new("tests/tidy.rs");
+    let mut found = Vec::new();
+    for path in files(&root()) {
+        let name = path.strip_prefix(root()).unwrap();
+        let kinds = ["rs", "md", "toml", "patch", "sh"];
+        let is_text = name
+            .extension()
+            .is_some_and(|ext| kinds.contains(&ext.to_string_lossy().as_ref()));
+        if !is_text || name == here {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap().to_lowercase();
+        for (number, line) in (1..).zip(text.lines()) {
+            let words = line.split(|c: char| !c.is_alphabetic());
+            let mut mannered = words.filter_map(|word| MANNERED.iter().find(|it| it.0 == word));
+            if let Some((word, instead)) = mannered.next() {
+                found.push(format!("{}:{number}: {word}: {instead}", name.display()));
+            }
+            if line.contains("such a one") {
+                found.push(format!("{}:{number}: such a one: name it", name.display()));
+            }
+        }
+    }
+    assert_none(&found, "write the usual word");
+}
+
 #[test]
 fn every_module_says_what_it_is() {
     let problems: Vec<String> = sources()

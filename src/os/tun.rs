@@ -55,7 +55,7 @@ impl Tun {
     ///
     /// # Errors
     ///
-    /// `ResourceBusy` if another process holds the device; `InvalidInput` for a name that is no
+    /// `ResourceBusy` if another process holds the device; `InvalidInput` for a name that is not an
     /// interface name; what the kernel says otherwise (no `/dev/net/tun`, no `CAP_NET_ADMIN`).
     pub fn open(name: &str, offloads: Offloads) -> io::Result<Tun> {
         let tun = match offloads {

@@ -296,7 +296,7 @@ mod tests {
         top.update(at(10), status(5, 1000, &[("no-policy", 7)]));
         assert_eq!(top.rate(Graph::Packets), None, "nothing to compare with");
         assert_eq!(top.port("lan"), None);
-        assert_eq!(top.drops()[0].rate, 0.0, "what came before is no rate");
+        assert_eq!(top.drops()[0].rate, 0.0, "what came before does not count");
         let drops = [("no-policy", 7), ("no-route", 4)];
         top.update(at(12), status(7, 3000, &drops));
         let rates = Graph::ALL.map(|graph| top.rate(graph).unwrap());

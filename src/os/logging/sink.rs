@@ -94,11 +94,11 @@ impl Out {
         if !kind.is_fifo() && !kind.is_char_device() {
             return Out::Asked(file);
         }
-        let anew = OpenOptions::new()
+        let reopened = OpenOptions::new()
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        anew.map_or(Out::Asked(file), Out::Nonblocking)
+        reopened.map_or(Out::Asked(file), Out::Nonblocking)
     }
 
     fn file(&self) -> &File {

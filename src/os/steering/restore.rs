@@ -62,7 +62,7 @@ pub(super) struct Stopped {
 }
 
 impl Stopped {
-    fn begin_anew(&mut self) {
+    fn reset(&mut self) {
         self.by_former_ones += std::mem::take(&mut self.by_this_one);
     }
 }
@@ -199,7 +199,7 @@ impl Steering {
             Ok(Condition::Broken(wrong)) => wrong,
             Err(error) => error.to_string(),
         };
-        self.stopped.begin_anew();
+        self.stopped.reset();
         match self.barrier.restore() {
             Ok(()) => Some(wrong),
             Err(error) => {
@@ -233,7 +233,7 @@ impl Steering {
             return;
         }
         let had_fault = self.barrier_fault.take();
-        self.stopped.begin_anew();
+        self.stopped.reset();
         if let Err(error) = self.barrier.set(posts) {
             let fault = error.to_string();
             if had_fault.as_ref() != Some(&fault) {

@@ -800,7 +800,7 @@ pub(super) mod tests {
         );
     }
 
-    /// The tables and keys of all values below `table` that are no tables themselves.
+    /// The tables and keys of all values below `table` that are not tables themselves.
     fn collect(path: &str, table: &DeTable<'_>, keys: &mut BTreeSet<(String, String)>) {
         for (key, value) in table {
             let below = match path {

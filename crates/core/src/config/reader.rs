@@ -206,7 +206,7 @@ impl<'a> Table<'a> {
     fn integer(&mut self, key: &'static str) -> u64 {
         let option = self.option(key);
         let OptionKind::Integer { min, max } = option.kind else {
-            unreachable!("`{key}` is no integer");
+            unreachable!("`{key}` is not an integer");
         };
         let given = match option.default {
             DefaultValue::Required => self.require::<i128>(key),
@@ -234,7 +234,7 @@ impl<'a> Table<'a> {
         let (OptionKind::Duration { min, max }, DefaultValue::Duration(default)) =
             (option.kind, option.default)
         else {
-            unreachable!("`{key}` is no duration");
+            unreachable!("`{key}` is not a duration");
         };
         match self.take::<Duration>(key) {
             None => default,
@@ -252,7 +252,7 @@ impl<'a> Table<'a> {
     pub fn choice(&mut self, key: &'static str) -> Option<At<&'static str>> {
         let option = self.option(key);
         let OptionKind::Choice(words) = option.kind else {
-            unreachable!("`{key}` is no choice");
+            unreachable!("`{key}` is not a choice");
         };
         let given = match option.default {
             DefaultValue::Required => self.require::<String>(key),

@@ -121,7 +121,7 @@ impl Gateway {
                     name(peer),
                     self.differing_settings(peer)
                 );
-                self.revalidation.owe_rules();
+                self.revalidation.schedule_rules();
             }
             sync::SyncEvent::PeerRefuses {
                 peer,

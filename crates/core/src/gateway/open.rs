@@ -398,7 +398,7 @@ impl Gateway {
     fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
         let own = self.sessions.table().holdings(&key.src).sessions;
         let holders = self.sessions.sample(pool, key, random);
-        let weigh = |id: SessionId| {
+        let excess = |id: SessionId| {
             let session = self
                 .sessions
                 .get(id)
@@ -407,7 +407,7 @@ impl Gateway {
             let is_more = sessions > own + own / 7 + 1;
             is_more.then_some(((sessions, session.is_dispensable()), id))
         };
-        let most = holders.filter_map(weigh);
+        let most = holders.filter_map(excess);
         most.max_by_key(|(weight, _)| *weight).map(|(_, id)| id)
     }
 

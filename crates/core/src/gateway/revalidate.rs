@@ -31,8 +31,9 @@ pub struct Revalidation {
     ended: u64,
     /// Another pass is to follow.
     next: Option<Scope>,
-    /// Sessions of other units' groups were passed over, or come from a unit with other rules.
-    owed: Option<Scope>,
+    /// To do once this unit is primary: sessions of other units' groups were passed over, or come from a unit
+    /// with other rules.
+    scheduled: Option<Scope>,
 }
 
 /// What has changed.
@@ -72,17 +73,17 @@ impl Revalidation {
 
     /// A peer has other rules: sessions that it opens must be checked against those of this unit,
     /// once that is primary for it.
-    pub fn owe_rules(&mut self) {
+    pub fn schedule_rules(&mut self) {
         let rules = Scope {
             rules: true,
             ..Scope::default()
         };
-        self.owed = Some(rules.and(self.owed));
+        self.scheduled = Some(rules.and(self.scheduled));
     }
 
     /// Starts a pass if one is due for sessions that this unit has just become primary for.
     pub fn catch_up(&mut self) {
-        if let Some(scope) = self.owed.take() {
+        if let Some(scope) = self.scheduled.take() {
             self.restart(scope);
         }
     }
@@ -190,7 +191,7 @@ impl Gateway {
                 stepped_down: false,
                 ..scope
             };
-            self.revalidation.owed = Some(later.and(self.revalidation.owed));
+            self.revalidation.scheduled = Some(later.and(self.revalidation.scheduled));
         }
         if scope.rules {
             self.rename_policy(id);

@@ -82,7 +82,7 @@ impl Gateway {
         if role == Role::Primary {
             self.announce_to_neighbors(now, group);
             if self.cluster().is_some_and(|it| it.sync.rules_differ()) {
-                self.revalidation.owe_rules();
+                self.revalidation.schedule_rules();
             }
             self.revalidation.catch_up();
         }

@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(
             with(61, 0xff),
             Some(HeartbeatError::Malformed),
-            "a name that is no UTF-8"
+            "a name that is not UTF-8"
         );
     }
 

@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(
             name,
             reversed[best(&reversed).unwrap()].name,
-            "the list's order is no matter"
+            "the list's order does not matter"
         );
         name
     }

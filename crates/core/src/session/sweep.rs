@@ -20,10 +20,10 @@ pub(super) struct Sweep {
     /// The next slot.
     cursor: usize,
     /// Slots to be passed before the sweep is up to date.
-    owed: usize,
+    due: usize,
     /// Slots to be looked at whatever their deadline says.
     recheck: usize,
-    /// The time that `owed` is of.
+    /// When `due` was last updated.
     at: Tick,
 }
 
@@ -46,9 +46,9 @@ impl Table {
     /// early, and each about a second after its deadline at the latest. A session that is not removed
     /// is reported again by the next pass.
     pub fn sweep(&mut self, now: Tick, expired: &mut Vec<SessionId>) -> bool {
-        self.owe(now);
+        self.add_due(now);
         let (mut found, mut looks) = (0, 0);
-        for _ in 0..self.sweep.owed.min(SLOTS_PER_SWEEP) {
+        for _ in 0..self.sweep.due.min(SLOTS_PER_SWEEP) {
             if found == EXPIRED_PER_SWEEP || looks == LOOKS_PER_SWEEP {
                 break;
             }
@@ -58,7 +58,7 @@ impl Table {
                 0
             };
             self.sweep.cursor = at + 1;
-            self.sweep.owed -= 1;
+            self.sweep.due -= 1;
             let recheck = self.sweep.recheck > 0;
             self.sweep.recheck -= usize::from(recheck);
             if self.check_at[at] > now && !recheck {
@@ -75,12 +75,12 @@ impl Table {
                 expired.push(SessionId(at as u32));
             }
         }
-        self.sweep.owed > 0
+        self.sweep.due > 0
     }
 
     /// When to call [`Table::sweep`] next; [`Tick::NEVER`] if there is nothing to expire.
     pub fn next_sweep(&self, now: Tick) -> Tick {
-        match (self.is_empty(), self.sweep.owed) {
+        match (self.is_empty(), self.sweep.due) {
             (true, _) => Tick::NEVER,
             (false, 0) => self.sweep.at.after(1).max(now),
             (false, _) => now,
@@ -142,15 +142,15 @@ impl Table {
     }
 
     /// Adds the slots that are due since the last call: a tenth of all a tick, one pass at most.
-    fn owe(&mut self, now: Tick) {
+    fn add_due(&mut self, now: Tick) {
         let ticks = now.0.saturating_sub(self.sweep.at.0) as usize;
         if ticks == 0 {
             return;
         }
         let slots = self.slots.len();
         let share = slots.div_ceil(TICKS_PER_PASS);
-        let due = share.saturating_mul(ticks.min(TICKS_PER_PASS));
-        self.sweep.owed = (self.sweep.owed + due).min(slots);
+        let added = share.saturating_mul(ticks.min(TICKS_PER_PASS));
+        self.sweep.due = (self.sweep.due + added).min(slots);
         self.sweep.at = now;
     }
 }

@@ -298,7 +298,7 @@ impl Journal {
         self.log.remove(id, is_told.then(key));
     }
 
-    /// A session of a peer was inserted. Peers know of it, and it is no work of this unit's term.
+    /// A session of a peer was inserted. Peers know of it, and this unit's term has not changed it.
     pub(super) fn entered_by_peer(&mut self, id: SessionId, session: &Session, book: &AddressBook) {
         self.digest.add(session, book);
         self.log.touch(id, true);

@@ -126,10 +126,10 @@ impl ChangeLog {
         self.last
     }
 
-    /// Notes that a session has gone. With `bury`, and if a peer may know of it, readers will hear of
-    /// it. No effect on one that is not in the log.
+    /// Notes that a session has gone. With `tombstone`, if a peer may know of it, readers learn of
+    /// its end. Does nothing if the log does not have it.
     #[inline]
-    pub(super) fn remove(&mut self, id: SessionId, bury: Option<(FlowKey, GroupId)>) {
+    pub(super) fn remove(&mut self, id: SessionId, tombstone: Option<(FlowKey, GroupId)>) {
         let node = FIRST_SESSION.saturating_add(id.0);
         let Some(&Node { stamp, .. }) = self.nodes.get(node as usize) else {
             return;
@@ -140,8 +140,8 @@ impl ChangeLog {
         self.unlink(node);
         self.nodes[node as usize] = NOWHERE;
         self.live -= 1;
-        if let (Some((key, group)), 1) = (bury, stamp & 1) {
-            self.bury(key, group);
+        if let (Some((key, group)), 1) = (tombstone, stamp & 1) {
+            self.leave_tombstone(key, group);
         }
     }
 
@@ -149,11 +149,11 @@ impl ChangeLog {
     /// get its next state.
     pub(super) fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
         if self.is_shared(id) {
-            self.bury(key, group);
+            self.leave_tombstone(key, group);
         }
     }
 
-    fn bury(&mut self, key: FlowKey, group: GroupId) {
+    fn leave_tombstone(&mut self, key: FlowKey, group: GroupId) {
         self.last += 1;
         if self.tombstones.len() == self.max_tombstones {
             self.drop_oldest_tombstone();

@@ -85,8 +85,8 @@ pub enum SyncEvent {
     PeerReady(PeerId, GroupId),
     /// This unit has all sessions of a group that the peer sends.
     Ready(PeerId, GroupId),
-    /// A peer that had all sessions of a group has not, or sending them anew has not helped; they are
-    /// being sent anew.
+    /// A peer that had all sessions of a group no longer has, or sending them again has not helped. The
+    /// buckets that differ are sent again.
     DigestDiffers {
         /// The peer.
         peer: PeerId,
@@ -172,7 +172,7 @@ impl Replicator {
         if let Some(ended) = journal.set_sending(group, term) {
             self.end_term(group, ended, journal);
         }
-        self.weigh_claims(journal);
+        self.compare_claims(journal);
     }
 
     /// What this unit holds of `group` may be stale: it counts as complete only after another
@@ -189,7 +189,7 @@ impl Replicator {
             peer.reset();
             peer.connected = true;
             journal.begin_remembering();
-            self.weigh_claims(journal);
+            self.compare_claims(journal);
         }
     }
 
@@ -202,7 +202,7 @@ impl Replicator {
         {
             peer.resumable_until = peer.remote.is_some().then(|| now + RESUME_WAIT);
             peer.reset();
-            self.weigh_claims(journal);
+            self.compare_claims(journal);
             self.purge(journal);
         }
     }
@@ -225,8 +225,8 @@ impl Replicator {
         }
     }
 
-    /// The stream to a peer takes nothing now: [`Replicator::poll_transmit`] is called again as soon as
-    /// it does, and no timer is of use before.
+    /// The stream to a peer takes nothing now. [`Replicator::poll_transmit`] is called when it does, so no
+    /// timer runs until then.
     pub fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.sender.blocked = true;
@@ -265,8 +265,8 @@ impl Replicator {
         journal.set_known(counting.map(|peer| peer.sender.acked).min());
     }
 
-    /// Decides anew who has a say in which group.
-    fn weigh_claims(&mut self, journal: &Journal) {
+    /// Decides again whose changes of a group count.
+    fn compare_claims(&mut self, journal: &Journal) {
         for (group, mine) in journal.sending().iter().enumerate() {
             let claims = self
                 .peers

@@ -103,7 +103,7 @@ pub(super) struct Sender {
     pub(super) blocked: bool,
 }
 
-/// A pass over the table that sends some buckets anew.
+/// A pass over the table that sends some buckets again.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) slot: u32,
@@ -142,7 +142,7 @@ pub(super) struct Receiver {
     pub(super) authority: Vec<Authority>,
     /// Groups that it handed over to this unit, and whose last changes may still come.
     pub(super) handed: Vec<bool>,
-    /// The last own change before it began to send buckets anew.
+    /// The last own change before it began to send buckets again.
     pub(super) begun_at: Option<Seq>,
     pub(super) sweep: Option<Sweep>,
     /// To be sent; one a group at most.
@@ -375,7 +375,7 @@ impl Replicator {
 }
 
 impl Sender {
-    /// Starts anew: the peer has what there was up to `seq`, or will be told by other means.
+    /// Starts at `seq`: the peer has all changes up to it, or learns of them in another way.
     pub(super) fn start_at(&mut self, seq: Seq, now: Time) {
         (self.sent, self.confirmed, self.acked) = (seq, seq, seq);
         self.watch = (seq, now);
@@ -401,7 +401,7 @@ impl Sender {
         }
     }
 
-    /// Whether buckets are to be sent anew.
+    /// Whether there are buckets to send again.
     pub(super) fn is_repairing(&self) -> bool {
         self.scan.is_some() || self.pending.iter().any(|buckets| !buckets.is_empty())
     }

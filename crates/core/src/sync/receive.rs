@@ -417,7 +417,7 @@ impl Replicator {
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
         receiver.handed[index] &= term.is_some();
-        self.weigh_claims(journal);
+        self.compare_claims(journal);
         if term.is_some() && self.peers[at].receiver.authority[index] == Authority::Owner {
             self.ready[index] = false;
         }

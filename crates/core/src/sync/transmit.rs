@@ -1,5 +1,4 @@
-//! What goes to a peer: first what keeps it alive to the state of things, then changes, then buckets
-//! that are sent anew, then marks.
+//! What goes to a peer, in this order: control messages, changes, buckets that are sent again, marks.
 
 use std::time::Duration;
 
@@ -217,7 +216,7 @@ impl Replicator {
         }
     }
 
-    /// Goes on sending buckets anew; returns whether that is still to be continued.
+    /// Continues to send buckets again; returns whether there is more of them.
     fn write_repairs(
         &mut self,
         at: usize,

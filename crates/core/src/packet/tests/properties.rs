@@ -124,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn translation_equals_building_anew((sort, from, to) in pairs(), payload in payloads()) {
+    fn translation_equals_building_again((sort, from, to) in pairs(), payload in payloads()) {
         let mut bytes = sample(sort, &from, &payload);
         let original = bytes.clone();
         translate(&mut bytes, &parse(&original, PLAIN).unwrap(), PLAIN, &to);
@@ -229,7 +229,7 @@ proptest! {
     }
 
     #[test]
-    fn error_translation_equals_building_anew(
+    fn error_translation_equals_building_again(
         (sort, from, to) in pairs(),
         payload in payloads(),
         cut in 0usize..60,
