@@ -20,9 +20,9 @@ use index::Index;
 /// The decision of the first matching policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The policy.
+    /// The first policy that matches.
     pub policy: PolicyId,
-    /// Its action.
+    /// What it says about the packet.
     pub action: Action,
     /// Its source translation.
     pub nat: Nat,

@@ -44,7 +44,7 @@ pub(super) enum Step {
 /// The end of a planned handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverEnd {
-    /// The group.
+    /// The group that was handed over, or stays.
     pub group: GroupId,
     /// The peer that was to take over.
     pub to: PeerId,
@@ -226,12 +226,12 @@ impl Cluster {
         self.ha.is_draining(now, group)
     }
 
-    /// The election.
+    /// Who is primary of which group, and which peers are alive.
     pub fn ha(&self) -> &Ha {
         &self.ha
     }
 
-    /// The replication.
+    /// What each peer holds of the sessions, and this unit of theirs.
     pub fn sync(&self) -> &Replicator {
         &self.sync
     }

@@ -36,9 +36,9 @@ struct Claim {
 /// A virtual address that another machine claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The port.
+    /// The port on whose link it was claimed.
     pub port: PortId,
-    /// The address.
+    /// The virtual address, which this unit answers for.
     pub addr: Addr,
     /// Who claims it.
     pub mac: Mac,

@@ -37,11 +37,11 @@ pub struct Counters {
 pub struct PortCounters {
     /// Packets that came in by it, whatever became of them; see [`Gateway::handle_batch`].
     pub in_packets: u64,
-    /// Their bytes.
+    /// Bytes of `in_packets`.
     pub in_bytes: u64,
     /// Packets forwarded out of it, as soon as they were translated; not what the gateway says itself.
     pub out_packets: u64,
-    /// Their bytes.
+    /// Bytes of `out_packets`.
     pub out_bytes: u64,
 }
 

@@ -70,7 +70,7 @@ pub struct SessionView {
 }
 
 impl Gateway {
-    /// The counters.
+    /// What was counted since the start of the process.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -159,7 +159,7 @@ impl Gateway {
         })
     }
 
-    /// The peers.
+    /// The peers, in the order of the config; none without `[ha]`.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
         let peers = self.cluster().map(|cluster| cluster.paths.peers());
         peers.into_iter().flatten()

@@ -67,7 +67,7 @@ pub struct NatExhausted {
     is_certain: bool,
 }
 
-/// The translator.
+/// Chooses and keeps the external addresses and ports of translated sessions (RFC 4787, RFC 5382).
 ///
 /// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`], insert
 /// it into the table, `attach`. Nothing is taken before `attach`. Before a session is removed

@@ -30,7 +30,7 @@ pub(super) struct Pools {
     pairing: KeyedHash,
 }
 
-/// A pool.
+/// The external addresses of a `[[nat-pool]]`, or the own addresses of a port.
 pub(super) struct Pool {
     /// Indices of externals, by family.
     addresses: [Vec<usize>; 2],

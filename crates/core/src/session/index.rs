@@ -31,7 +31,7 @@ impl Index {
         }
     }
 
-    /// Its memory.
+    /// The memory that it took at the start, for huge pages.
     pub fn reserved(&self) -> Reserved {
         Reserved::of_index(&self.slots)
     }

@@ -67,7 +67,7 @@ pub struct Session {
     pub policy: PolicyId,
     /// What has happened to it.
     pub flags: SessionFlags,
-    /// The protocol.
+    /// The protocol of both flows.
     pub protocol: Protocol,
     /// The port that packets of [`Direction::Original`] come in by.
     pub in_port: PortId,

@@ -59,7 +59,7 @@ pub struct Tombstone {
     pub seq: Seq,
     /// The key of its original direction.
     pub key: FlowKey,
-    /// Its group.
+    /// The group that it belonged to, whose primary sends the tombstone.
     pub group: GroupId,
 }
 

@@ -89,7 +89,7 @@ impl SessionStore {
         }
     }
 
-    /// The sessions.
+    /// All sessions, to read.
     #[inline]
     pub fn table(&self) -> &Table {
         &self.table

@@ -20,7 +20,7 @@ pub const VERSION: u16 = 2;
 /// The longest frame without its length field.
 pub const MAX_FRAME: usize = 64 * 1024;
 
-/// A frame.
+/// A frame of a replication stream.
 #[derive(Debug, PartialEq)]
 pub enum Message<'a> {
     /// 1: who the sender is.
@@ -49,7 +49,7 @@ pub enum Message<'a> {
     Mark {
         /// Tells marks apart.
         seq: Seq,
-        /// The group.
+        /// Its place in the list of the sender of this frame.
         group: u8,
         /// 256 numbers.
         sums: &'a [u8],
@@ -66,21 +66,21 @@ pub enum Message<'a> {
     /// 8, `group: u8 | term: u64 | held term: u64 | held epoch: u64 | held position: u64`: the sender
     /// is primary of the group, and sends its sessions.
     Claim {
-        /// The group.
+        /// Its place in the list of the sender of this frame.
         group: u8,
-        /// Its term.
+        /// The term with which the sender is primary.
         term: u64,
         /// What the sender held of the group when that term began.
         basis: Holding,
     },
     /// 9, `group: u8`: the sender sends no more sessions of the group.
     Release {
-        /// The group.
+        /// Its place in the list of the sender of this frame.
         group: u8,
     },
     /// 10, `group: u8 | term: u64`: the receiver is to be primary with this term.
     Handover {
-        /// The group.
+        /// Its place in the list of the sender of this frame.
         group: u8,
         /// The new term.
         term: u64,

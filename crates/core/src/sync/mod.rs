@@ -47,9 +47,9 @@ const RESUME_WAIT: Duration = Duration::from_secs(60);
 
 /// What the replicator may change besides itself.
 pub struct Context<'a> {
-    /// The sessions.
+    /// Sessions that peers send go here, and what has changed is read from here.
     pub store: &'a mut SessionStore,
-    /// The time.
+    /// When the bytes have come.
     pub now: Time,
 }
 
@@ -58,7 +58,7 @@ pub struct Context<'a> {
 pub enum SyncEvent {
     /// The Hello of a peer has come.
     PeerKnown {
-        /// The peer.
+        /// The sender of the Hello.
         peer: PeerId,
         /// It goes on where the last connection was lost.
         resumed: bool,
@@ -67,16 +67,16 @@ pub enum SyncEvent {
     PeerConfigDiffers(PeerId),
     /// A peer does not take sessions of a group.
     PeerRefuses {
-        /// The peer.
+        /// Who does not hold the sessions.
         peer: PeerId,
-        /// The group.
+        /// One of which this unit is primary.
         group: GroupId,
-        /// Why.
+        /// The reason in its last refusal.
         reason: message::Refusal,
     },
     /// A peer's table is smaller than this unit's.
     PeerTableSmaller {
-        /// The peer.
+        /// Who can't hold all that this unit may send.
         peer: PeerId,
         /// How many sessions it can hold.
         max_sessions: u32,
@@ -88,18 +88,18 @@ pub enum SyncEvent {
     /// A peer that had all sessions of a group no longer has, or sending them again has not helped. The
     /// buckets that differ are sent again.
     DigestDiffers {
-        /// The peer.
+        /// The standby whose sums differ.
         peer: PeerId,
-        /// The group.
+        /// One of which this unit is primary.
         group: GroupId,
-        /// How many of its 256 buckets differ.
+        /// How many of the group's 256 buckets differ.
         buckets: u32,
     },
     /// A peer hands a group over; all that it sent before is applied.
     HandoverReceived {
-        /// The peer.
+        /// The primary until now.
         peer: PeerId,
-        /// The group.
+        /// The one to take over.
         group: GroupId,
         /// The term to take over with.
         term: u64,
