@@ -14,6 +14,7 @@ use crate::time::Time;
 
 use super::Gateway;
 use super::cluster::{Cluster, Step};
+use super::revalidate::Scope;
 
 impl Gateway {
     /// Has the cluster do something, and carries out what comes of it; none without an `[ha]`.
@@ -146,6 +147,17 @@ impl Gateway {
                     name(peer),
                     self.group_name(group)
                 );
+            }
+            sync::SyncEvent::Merged(peer, group) => {
+                log::info!(
+                    "sessions merged peer={} group={}",
+                    name(peer),
+                    self.group_name(group)
+                );
+                self.revalidation.restart(Scope {
+                    rules: true,
+                    ..Scope::default()
+                });
             }
             sync::SyncEvent::Ready(peer, group) => {
                 log::info!(

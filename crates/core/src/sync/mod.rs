@@ -85,6 +85,9 @@ pub enum SyncEvent {
     PeerReady(PeerId, GroupId),
     /// This unit has all sessions of a group that the peer sends.
     Ready(PeerId, GroupId),
+    /// A standby has offered all that this unit, the primary of the group, lacked. Its rules may have been others
+    /// than those of this unit when it got them.
+    Merged(PeerId, GroupId),
     /// A peer that had all sessions of a group no longer has, or sending them again has not helped. The
     /// buckets that differ are sent again.
     DigestDiffers {

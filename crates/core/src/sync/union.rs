@@ -9,9 +9,9 @@
 use super::codec::{self, Malformed};
 use super::message::{Message, Operation};
 use super::peer::{Authority, Offering, SyncPeer, Union};
-use super::{Context, Replicator};
+use super::{Context, Replicator, SyncEvent};
 use crate::evidence::Holding;
-use crate::flow::{Direction, GroupId};
+use crate::flow::{Direction, GroupId, PeerId};
 use crate::store::digest::{Buckets, SUMS};
 use crate::store::{Journal, SessionStore};
 use crate::time::Tick;
@@ -191,6 +191,8 @@ impl Replicator {
         let peer = &mut self.peers[at];
         if !peer.receiver.taken.contains(&group) {
             peer.receiver.taken.push(group);
+            self.events
+                .push_back(SyncEvent::Merged(PeerId(at as u8), group));
         }
         // So that the comparison that counts comes at once.
         peer.sender.next_mark = context.now;
