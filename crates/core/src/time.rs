@@ -62,6 +62,9 @@ impl Tick {
     /// Later than any time that occurs.
     pub const NEVER: Tick = Tick(u32::MAX);
 
+    /// From the beginning of one tick to that of the next.
+    pub const DURATION: Duration = Duration::from_nanos(Self::NANOS);
+
     /// The number of ticks in `duration`, rounded up.
     pub fn count(duration: Duration) -> u32 {
         u32::try_from(duration.as_nanos().div_ceil(u128::from(Self::NANOS))).unwrap_or(u32::MAX)

@@ -1,7 +1,7 @@
 //! The connections to the peers: QUIC (RFC 9000), driven by the one event loop.
 //!
 //! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
-//! application protocol `tandemgw-hb/2`) and one for replication (an ordered stream in each
+//! application protocol `tandemgw-hb/3`) and one for replication (an ordered stream in each
 //! direction; `tandemgw/2`), so that bulk never delays a heartbeat. The unit whose name sorts first
 //! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the config
 //! does not get past the handshake.

@@ -48,7 +48,7 @@ impl Role {
     /// replication protocol.
     pub(super) fn alpn(self) -> &'static [u8] {
         match self {
-            Role::Heartbeat => b"tandemgw-hb/2",
+            Role::Heartbeat => b"tandemgw-hb/3",
             Role::Sync => b"tandemgw/2",
         }
     }

@@ -1,54 +1,74 @@
 //! Two primaries that hear each other: who stays.
 //!
-//! Both were primary while they did not hear each other, and the one whose term mattered stays: sessions
+//! Both were primary while they did not hear each other, and the one whose reign was worth more stays: sessions
 //! went through it, or others followed it, in that time. Only then does the higher term decide. So a unit
 //! that was cut off from everything and promoted itself yields when it comes back, whatever its term.
+//!
+//! Each unit judges its own reign, once, when it first hears the other, and says so in its heartbeats. Both compare
+//! the same two words, and so they agree, whenever each of them judges.
 
 use std::cmp::Ordering;
-use std::time::Duration;
 
 use super::election::State;
-use super::heartbeat::{Ago, GroupState, MAX_TERM};
+use super::heartbeat::{self, MAX_TERM, Worth};
 use super::order;
+use super::peer::Peer;
 use super::{Ha, Output};
 use crate::flow::{GroupId, PeerId};
-use crate::time::Time;
+use crate::time::{Tick, Time};
 
 /// Another primary that is heard.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rivalry {
     since: Time,
-    /// How this unit's standing compares, as of when the other one was first heard.
-    standing: Ordering,
-}
-
-/// What a term was worth while two units did not hear each other. The greater one stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Standing {
-    /// Sessions went through the unit in both directions.
-    carried: bool,
-    /// Another unit followed it.
-    followed: bool,
-}
-
-impl Standing {
-    fn new(state: &GroupState, apart: Duration) -> Standing {
-        let since = |ago: Ago| ago.is_within(apart);
-        Standing {
-            carried: since(state.carried),
-            followed: since(state.followed),
-        }
-    }
+    /// What this unit's reign was worth until then.
+    pub worth: Worth,
+    /// This unit is to stay, by what both have said.
+    won: bool,
 }
 
 impl Ha {
     /// Two primaries that hear each other: one steps down.
     pub(super) fn contest(&mut self, now: Time, group: usize, peer: PeerId) {
         let rivalry = self.rivalry_with(now, group, peer);
-        let is_new = rivalry.since == now;
+        let Some(verdict) = self.verdict(now, group, peer, &rivalry) else {
+            return;
+        };
+        if verdict == Ordering::Less {
+            return self.yield_to(now, group, peer);
+        }
+        if rivalry.won {
+            return;
+        }
+        self.groups[group].rivalry = Some(Rivalry {
+            won: true,
+            ..rivalry
+        });
+        // Others go by the term.
+        let rival = &self.peers[peer.index()].groups[group];
+        let theirs = rival.term;
+        let by_worth = rival.worth.is_some_and(|worth| rivalry.worth > worth);
+        if by_worth && theirs >= self.groups[group].term && theirs < MAX_TERM {
+            self.rise_above(group, theirs);
+        }
+        self.urgent = true;
+        self.push_output(Output::Announce {
+            group: GroupId(group as u8),
+        });
+    }
+
+    /// Whether this unit has the higher claim; `None` while the other one has not said what its reign was worth.
+    fn verdict(
+        &self,
+        now: Time,
+        group: usize,
+        peer: PeerId,
+        rivalry: &Rivalry,
+    ) -> Option<Ordering> {
         let rival = &self.peers[peer.index()];
-        let state = &self.groups[group];
-        let (mine, theirs) = (state.term, rival.groups[group].term);
+        let theirs = &rival.groups[group];
+        let by_worth = theirs.worth.map(|worth| rivalry.worth.cmp(&worth));
+        let by_term = self.groups[group].term.cmp(&theirs.term);
         let by_rank = || {
             let pair = [
                 self.own_candidate(now, group),
@@ -59,30 +79,14 @@ impl Ha {
                 _ => Ordering::Greater,
             }
         };
-        // If both think that they are the better one, terms and names decide.
-        let verdict = match now >= rivalry.since + self.hold() * 2 {
-            true => mine.cmp(&theirs).then(rival.name.cmp(&self.name)),
-            false => (rivalry.standing)
-                .then(mine.cmp(&theirs))
-                .then_with(by_rank),
-        };
-        if verdict == Ordering::Less {
-            // A claim of a lower term may be an old heartbeat that was held up on its way: a unit that has
-            // yielded meanwhile does not repeat it.
-            if mine > theirs && now < rivalry.since + self.interval * 2 {
-                return;
+        // One that does not hear this unit never says anything, and terms decide. If both think that they are
+        // the better one, their names do.
+        match now >= rivalry.since + self.hold() * 2 {
+            false => by_worth.map(|worth| worth.then(by_term).then_with(by_rank)),
+            true => {
+                let by_worth = by_worth.unwrap_or(Ordering::Equal);
+                Some(by_worth.then(by_term).then(rival.name.cmp(&self.name)))
             }
-            return self.yield_to(now, group, peer);
-        }
-        // Others go by the term.
-        if is_new && theirs >= mine && theirs < MAX_TERM && rivalry.standing == Ordering::Greater {
-            self.rise_above(group, theirs);
-        }
-        if is_new {
-            self.urgent = true;
-            self.push_output(Output::Announce {
-                group: GroupId(group as u8),
-            });
         }
     }
 
@@ -116,27 +120,58 @@ impl Ha {
             return rivalry;
         }
         let rival = &self.peers[peer.index()];
-        // What happened before they lost each other says nothing of the time after.
-        let apart = rival.away.saturating_sub(self.hold_of(rival));
-        let (mine, theirs) = (self.group_state(now, group), &rival.groups[group]);
-        let standing = Standing::new(&mine, apart).cmp(&Standing::new(theirs, apart));
-        let what = format!(
-            "{} is primary of {} too",
-            rival.name, self.groups[group].name
+        let worth = self.worth_beside(now, group, rival);
+        let state = &self.groups[group];
+        let what = format!("{} is primary of {} too", rival.name, state.name);
+        let terms = format!(
+            "its term is {}; ours is {}",
+            rival.groups[group].term, state.term
         );
-        let worth = match standing {
-            Ordering::Less => ", which carried sessions or was followed meanwhile",
-            Ordering::Equal => "",
-            Ordering::Greater => ", which carried nothing and was not followed meanwhile",
+        let why = match worth.carried || worth.followed {
+            true => format!("{terms}, and carried sessions or was followed meanwhile"),
+            false => format!("{terms}, and carried nothing and was not followed meanwhile"),
         };
-        let why = format!("its term is {}{worth}; ours is {}", theirs.term, mine.term);
         self.events.warn(now, what, why);
+        // The other one judges when it knows this.
+        self.urgent = true;
         let rivalry = Rivalry {
             since: now,
-            standing,
+            worth,
+            won: false,
         };
         self.groups[group].rivalry = Some(rivalry);
         rivalry
+    }
+
+    /// What this unit's reign was worth since the rival can have been primary beside it.
+    fn worth_beside(&self, now: Time, group: usize, rival: &Peer) -> Worth {
+        let state = &self.groups[group];
+        // What happened before they lost each other says nothing of the time after. If that was just now, or the
+        // rival was heard all the time, the last moments count.
+        let alone = rival.not_primary[group] + self.hold_of(rival);
+        let recent = Time::ZERO + now.since(Time::ZERO).saturating_sub(self.hold());
+        let since = alone.min(recent).max(state.since);
+        // It is known to a tick.
+        let carried_until = |at: Time| at + Tick::DURATION;
+        Worth {
+            carried: state.carried.is_some_and(|at| carried_until(at) > since),
+            followed: state.followed.is_some_and(|at| at > since),
+        }
+    }
+
+    /// Takes note of whether a peer follows this unit. One that has just begun to, since it hears two primaries,
+    /// says nothing of what the reign was worth.
+    pub(super) fn note_followers(&mut self, now: Time, group: usize) {
+        let own = heartbeat::hash(&self.name);
+        let mut peers = self.peers.iter();
+        let is_followed = peers.any(|peer| peer.alive && peer.groups[group].sees == own);
+        let hold = self.hold();
+        let state = &mut self.groups[group];
+        let since = state.followed_since.unwrap_or(now);
+        state.followed_since = is_followed.then_some(since);
+        if is_followed && now.since(since) >= hold {
+            state.followed = Some(now);
+        }
     }
 
     fn yield_to(&mut self, now: Time, group: usize, peer: PeerId) {

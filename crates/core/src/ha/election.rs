@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Role;
 use super::contest::Rivalry;
 use super::handover::Handover;
-use super::heartbeat::{self, Ago, GroupState, MAX_TERM};
+use super::heartbeat::{self, GroupState, MAX_TERM};
 use super::peer::Peer;
 use super::{Ha, Output, Takeover, Takeovers};
 use crate::evidence::Holding;
@@ -46,8 +46,9 @@ pub(super) struct Group {
     pub held: Holding,
     /// As primary: when sessions went through it last, in both directions.
     pub carried: Option<Time>,
-    /// As primary: when a peer last said that it follows.
+    /// As primary: when a peer last said that it follows, and since when one does.
     pub followed: Option<Time>,
+    pub followed_since: Option<Time>,
     pub vacancy: Option<Vacancy>,
     /// Since when this unit has been fit to take over by `override`.
     pub fit_since: Option<Time>,
@@ -124,6 +125,7 @@ impl Group {
             held: Holding::default(),
             carried: None,
             followed: None,
+            followed_since: None,
             vacancy: None,
             fit_since: None,
             rivalry: None,
@@ -190,8 +192,7 @@ impl Ha {
             term: state.term,
             sees,
             held: state.held,
-            carried: Ago::of(state.carried.map(|at| now.since(at))),
-            followed: Ago::of(state.followed.map(|at| now.since(at))),
+            worth: state.rivalry.filter(|_| primary).map(|it| it.worth),
         }
     }
 
@@ -308,6 +309,7 @@ impl Ha {
         state.degraded = false;
         state.vacancy = None;
         state.rivalry = None;
+        state.followed_since = None;
         state.given_away = false;
         state.draining_until = None;
         (state.given, state.claimed_since) = (None, None);
@@ -557,11 +559,7 @@ impl Ha {
 
     /// Primary: contest with other primaries, and hand over to where the group belongs.
     fn defend(&mut self, now: Time, group: usize) {
-        let own = heartbeat::hash(&self.name);
-        let mut peers = self.peers.iter();
-        if peers.any(|peer| peer.alive && peer.groups[group].sees == own) {
-            self.groups[group].followed = Some(now);
-        }
+        self.note_followers(now, group);
         let state = &self.groups[group];
         let rival = self.alive_primary(group).filter(|peer| {
             let older = self.peers[peer.index()].groups[group].term <= state.term;

@@ -1,6 +1,6 @@
 //! What a heartbeat says of its sender, and what silence does.
 
-use super::election::State;
+use super::election::{Group, State};
 use super::heartbeat::{self, GroupState, Header, HeartbeatError};
 use super::peer::News;
 use super::{Ha, Output, SyncState};
@@ -26,10 +26,14 @@ impl Ha {
         peer.measure(now, link, &header);
         self.admit(&header, id)?;
         let peer = &mut self.peers[id.index()];
-        if peer.deaf_until.is_some_and(|until| now <= until) || !peer.is_news_by_link(&header) {
+        if peer.deaf_until.is_some_and(|until| now <= until) {
             return Ok(());
         }
-        self.take_heartbeat(now, id, &header, records, true);
+        if peer.is_news_by_link(&header) {
+            self.take_heartbeat(now, id, &header, records, true);
+        } else if peer.update_overtaken(now, &header, of_ours(&self.groups, records)) {
+            self.evaluate_all(now);
+        }
         Ok(())
     }
 
@@ -53,20 +57,15 @@ impl Ha {
         records: impl Iterator<Item = (u32, GroupState)>,
         by_link: bool,
     ) {
-        let groups = &self.groups;
-        let own = records.enumerate().filter_map(|(index, (name, state))| {
-            let hint = groups
-                .get(index)
-                .filter(|group| group.hash == name)
-                .map(|_| index);
-            let found = hint.or_else(|| groups.iter().position(|group| group.hash == name))?;
-            Some((GroupId(found as u8), state))
-        });
+        let own = of_ours(&self.groups, records);
         let peer = &mut self.peers[id.index()];
         // Another path may have brought it before.
         let news = match peer.is_news(header) {
             true => peer.update(now, header, own),
-            false => News::default(),
+            false => News {
+                changed: peer.update_overtaken(now, header, own),
+                restarted: false,
+            },
         };
         let was = (peer.alive, peer.linked);
         peer.live_on(
@@ -128,4 +127,19 @@ impl Ha {
             }
         }
     }
+}
+
+/// Those of the groups named by a heartbeat that this unit has.
+fn of_ours(
+    groups: &[Group],
+    records: impl Iterator<Item = (u32, GroupState)>,
+) -> impl Iterator<Item = (GroupId, GroupState)> {
+    records.enumerate().filter_map(|(index, (name, state))| {
+        let hint = groups
+            .get(index)
+            .filter(|group| group.hash == name)
+            .map(|_| index);
+        let found = hint.or_else(|| groups.iter().position(|group| group.hash == name))?;
+        Some((GroupId(found as u8), state))
+    })
 }

@@ -4,7 +4,7 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 1 | version, 2 |
+//! | 1 | version, 3 |
 //! | 1 | group-id of the cluster |
 //! | 1 | flags: 1 = goodbye, 2 = in maintenance |
 //! | 1 | monitored ports that are up |
@@ -19,8 +19,8 @@
 //! | 1 + n | length and bytes of the node name |
 //! | 1 | datagrams that name all groups |
 //! | 1 | number of groups in this one |
-//! | 1 | bytes of each group's record, at least 34 |
-//! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4), what is held: term (4), epoch (4), position (8); traffic carried (2) and followed (2), how long ago in 100 ms |
+//! | 1 | bytes of each group's record, at least 30 |
+//! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4), what is held: term (4), epoch (4), position (8) |
 //!
 //! Names of groups are hashed to 32 bits, and a heartbeat names [`MOST_GROUPS`] of them, so that it fits
 //! into a datagram that any path carries; the other groups come with the next datagrams. Bytes that a
@@ -30,10 +30,10 @@ use std::time::Duration;
 
 use crate::evidence::Holding;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const GOODBYE: u8 = 1;
 const MAINTENANCE: u8 = 1 << 1;
-const RECORD: usize = 34;
+const RECORD: usize = 30;
 /// Groups that one datagram names.
 pub(super) const MOST_GROUPS: usize = 28;
 
@@ -42,6 +42,9 @@ const READY: u8 = 1 << 1;
 const OVERRIDE: u8 = 1 << 2;
 const ASKS: u8 = 1 << 3;
 const GIVES: u8 = 1 << 4;
+const CONTESTS: u8 = 1 << 5;
+const CARRIED: u8 = 1 << 6;
+const FOLLOWED: u8 = 1 << 7;
 
 /// The highest term that the wire carries. A unit whose term has reached it stays there: then the
 /// order of the units decides alone.
@@ -130,10 +133,17 @@ pub(super) struct GroupState {
     pub sees: u32,
     /// What it holds; as primary, what it held when its term began. Epochs have 32 bits here.
     pub held: Holding,
-    /// As primary: how long ago sessions went through it in both directions.
-    pub carried: Ago,
-    /// As primary: how long ago a peer said that it follows it.
-    pub followed: Ago,
+    /// As primary that hears another one: what its reign was worth until it heard that one.
+    pub worth: Option<Worth>,
+}
+
+/// What the reign of a primary was worth while it did not hear another primary. The greater one stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Worth {
+    /// Sessions went through the unit in both directions.
+    pub carried: bool,
+    /// Another unit followed it.
+    pub followed: bool,
 }
 
 impl GroupState {
@@ -141,38 +151,8 @@ impl GroupState {
     pub fn essence(&self) -> GroupState {
         GroupState {
             held: Holding::default(),
-            carried: Ago::NEVER,
-            followed: Ago::NEVER,
             ..*self
         }
-    }
-}
-
-/// A time that has passed, in units of 100 ms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ago(pub u16);
-
-impl Default for Ago {
-    fn default() -> Ago {
-        Ago::NEVER
-    }
-}
-
-impl Ago {
-    /// It has never happened, or longer ago than can be told.
-    pub const NEVER: Ago = Ago(u16::MAX);
-
-    /// The time since something happened, if it did.
-    pub fn of(passed: Option<Duration>) -> Ago {
-        let units = passed.map(|passed| passed.as_millis().div_ceil(100));
-        Ago(units
-            .and_then(|units| u16::try_from(units).ok())
-            .unwrap_or(u16::MAX))
-    }
-
-    /// Whether it happened within `span`, for sure.
-    pub fn is_within(self, span: Duration) -> bool {
-        self != Ago::NEVER && Duration::from_millis(u64::from(self.0) * 100) < span
     }
 }
 
@@ -222,6 +202,9 @@ pub(super) fn encode<'a>(
             (group.override_, OVERRIDE),
             (group.asks, ASKS),
             (group.gives, GIVES),
+            (group.worth.is_some(), CONTESTS),
+            (group.worth.is_some_and(|worth| worth.carried), CARRIED),
+            (group.worth.is_some_and(|worth| worth.followed), FOLLOWED),
         ];
         out.push(
             flags
@@ -237,8 +220,6 @@ pub(super) fn encode<'a>(
         out.extend((held.term.min(MAX_TERM) as u32).to_be_bytes());
         out.extend((held.epoch as u32).to_be_bytes());
         out.extend(held.position.to_be_bytes());
-        out.extend(group.carried.0.to_be_bytes());
-        out.extend(group.followed.0.to_be_bytes());
     }
     out
 }
@@ -313,8 +294,10 @@ fn read_group(record: &[u8]) -> Option<(u32, GroupState)> {
             epoch: u64::from(reader.u32().ok()?),
             position: reader.u64().ok()?,
         },
-        carried: Ago(reader.u16().ok()?),
-        followed: Ago(reader.u16().ok()?),
+        worth: (flags & CONTESTS != 0).then_some(Worth {
+            carried: flags & CARRIED != 0,
+            followed: flags & FOLLOWED != 0,
+        }),
     };
     Some((name, group))
 }
@@ -349,10 +332,6 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    fn u16(&mut self) -> Result<u16, HeartbeatError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
     fn u64(&mut self) -> Result<u64, HeartbeatError> {
         self.array().map(u64::from_be_bytes)
     }
@@ -370,10 +349,10 @@ mod tests {
             any::<u8>(),
             any::<[u32; 2]>(),
             held,
-            any::<[u16; 2]>(),
+            any::<Option<[bool; 2]>>(),
         );
         let state = state.prop_map(
-            |([primary, ready, override_, asks, gives], priority, [term, sees], held, ago)| {
+            |([primary, ready, override_, asks, gives], priority, [term, sees], held, worth)| {
                 GroupState {
                     known: true,
                     primary,
@@ -389,8 +368,7 @@ mod tests {
                         epoch: u64::from(held.1),
                         position: held.2,
                     },
-                    carried: Ago(ago[0]),
-                    followed: Ago(ago[1]),
+                    worth: worth.map(|[carried, followed]| Worth { carried, followed }),
                 }
             },
         );
@@ -522,19 +500,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_holds_and_carries_is_no_news_by_itself() {
+    fn what_a_peer_holds_is_no_news_by_itself() {
         let before = GroupState::default();
         let held = Holding {
             term: 1,
             epoch: 2,
             position: 3,
         };
-        let after = GroupState {
-            held,
-            carried: Ago(1),
-            followed: Ago(2),
-            ..before
-        };
+        let after = GroupState { held, ..before };
         assert_eq!(after.essence(), before.essence());
         let ready = GroupState {
             ready: true,

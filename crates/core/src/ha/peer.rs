@@ -57,8 +57,8 @@ pub(super) struct Peer {
     pub groups: Vec<GroupState>,
     /// By group: the heartbeat that named it last.
     named: Vec<u64>,
-    /// How long nothing was heard of it before it was heard again.
-    pub away: Duration,
+    /// By group: when it said last that it is not the primary.
+    pub not_primary: Vec<Time>,
     pub ports_up: u8,
     pub interval: Duration,
     pub sync: SyncState,
@@ -117,7 +117,7 @@ impl Peer {
             maintenance: false,
             groups: vec![GroupState::default(); groups],
             named: vec![0; groups],
-            away: Duration::ZERO,
+            not_primary: vec![Time::ZERO; groups],
             ports_up: 0,
             interval: Duration::ZERO,
             sync: SyncState::default(),
@@ -215,10 +215,6 @@ impl Peer {
             || self.goodbye != header.goodbye
             || self.maintenance != header.maintenance;
         self.sequence = header.sequence;
-        if !self.alive {
-            let heard = self.heard.unwrap_or(Time::ZERO);
-            self.away = now.since(heard);
-        }
         self.heard = Some(now);
         self.goodbye = header.goodbye;
         self.maintenance = header.maintenance;
@@ -226,10 +222,7 @@ impl Peer {
         self.uptime = header.uptime;
         self.interval = header.interval.min(LONGEST_INTERVAL);
         for (group, state) in groups {
-            let index = usize::from(group.0);
-            self.named[index] = header.sequence;
-            let before = std::mem::replace(&mut self.groups[index], state);
-            changed |= before.essence() != state.essence();
+            changed |= self.name_group(now, header, group, state);
         }
         // Others may have been lost on their way; those that were not are not there any more.
         let lately = match header.parts {
@@ -244,6 +237,44 @@ impl Peer {
             *named = (*named).min(header.sequence);
         }
         News { changed, restarted }
+    }
+
+    /// Applies a part of the last heartbeat that was overtaken by another part of it; returns whether it has
+    /// changed anything. Nothing else that is not news counts.
+    pub fn update_overtaken(
+        &mut self,
+        now: Time,
+        header: &Header<'_>,
+        groups: impl Iterator<Item = (GroupId, GroupState)>,
+    ) -> bool {
+        let behind = self.sequence.checked_sub(header.sequence);
+        let is_part = behind.is_some_and(|behind| behind < u64::from(header.parts));
+        if Some(header.boot_id) != self.boot_id || !is_part {
+            return false;
+        }
+        let mut changed = false;
+        for (group, state) in groups {
+            if self.named[usize::from(group.0)] < header.sequence {
+                changed |= self.name_group(now, header, group, state);
+            }
+        }
+        changed
+    }
+
+    fn name_group(
+        &mut self,
+        now: Time,
+        header: &Header<'_>,
+        group: GroupId,
+        state: GroupState,
+    ) -> bool {
+        let index = usize::from(group.0);
+        self.named[index] = header.sequence;
+        if !state.primary {
+            self.not_primary[index] = now;
+        }
+        let before = std::mem::replace(&mut self.groups[index], state);
+        before.essence() != state.essence()
     }
 
     /// How long it has been running, by its own account.

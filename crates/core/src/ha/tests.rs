@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::heartbeat::{self, GroupState, Header};
+use super::heartbeat::{self, GroupState, Header, Worth};
 use super::*;
 use crate::config::{Ha as HaConfig, HaLink, HaPeer, PickupGuarantee};
 
@@ -280,11 +280,13 @@ impl Voice {
         self
     }
 
+    /// Is primary, and hears the unit under test.
     fn primary(&mut self, term: u64) {
         self.group = GroupState {
             primary: true,
             ready: true,
             term,
+            worth: Some(Worth::default()),
             ..self.group
         };
     }
