@@ -1,6 +1,8 @@
 //! Two things that go wrong one after the other. No session is lost that any unit still holds.
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tandemgw_core::flow::Addr;
 use tandemgw_core::packet::neighbor;
@@ -212,7 +214,7 @@ fn many_groups_and_hosts_move_at_once() {
         let gateway = Addr::v6([0xfd, 0x77, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         host.send(&neighbor::solicit(gateway, own, [2, 0, 0, 9, high, low]));
         if n % 16 == 0 {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
     host.finish();
@@ -241,4 +243,104 @@ fn many_groups_and_hosts_move_at_once() {
         let missed = format!("{other} is lost");
         assert!(!events.iter().any(|it| it.contains(&missed)), "{events:#?}");
     }
+}
+
+/// How long units may be primary beside each other, though a path leads from one to the other.
+const MOST_DUAL: Duration = Duration::from_secs(1);
+
+/// Watches the units that run, and gives the longest time in which more than one was primary.
+fn longest_dual(cluster: &Cluster, running: &[usize], span: Duration) -> Duration {
+    let began = Instant::now();
+    let (mut since, mut longest) = (None, Duration::ZERO);
+    while began.elapsed() < span {
+        let primaries = running.iter().filter(|n| cluster.unit(**n).is_primary());
+        since = (primaries.count() > 1).then(|| since.unwrap_or_else(Instant::now));
+        longest = longest.max(since.map_or(Duration::ZERO, |since| since.elapsed()));
+    }
+    longest
+}
+
+/// The two standbys of three do not hear each other over the links when their primary dies. They find each
+/// other on the data ports, and one takes over with all sessions.
+#[test]
+fn two_standbys_without_a_link_become_one_primary() {
+    let mut cluster = Cluster::started(&[200, 150, 100]);
+    let mut clients = Clients::start(&cluster.lab, CLIENTS);
+    cluster.cut(1, 2);
+    wait_until("gw-c is missed by gw-b", || {
+        cluster.peer_of(1, 2)["connected"] == false
+    });
+    cluster.open_datagrams(0, DATAGRAMS, 0);
+    cluster.wait_until_equal(0, &[]);
+    let held = cluster.held_by(0);
+    cluster.unit_mut(0).kill();
+    wait_until("there is a primary", || {
+        [1, 2].iter().any(|n| cluster.unit(*n).is_primary())
+    });
+    let dual = longest_dual(&cluster, &[1, 2], Duration::from_secs(4));
+    assert!(dual < MOST_DUAL, "two primaries for {dual:?}");
+    let primaries = [1, 2].into_iter().filter(|n| cluster.unit(*n).is_primary());
+    let primaries: Vec<usize> = primaries.collect();
+    assert_eq!(primaries.len(), 1, "primaries: {primaries:?}");
+    cluster.assert_holds(primaries[0], &held);
+    clients.go_on();
+    clients.finish();
+}
+
+/// The links of one unit are cut, and it does not run for some time, as on a machine that is busy: it takes
+/// nothing from a primary that lives.
+#[test]
+fn a_stall_of_a_unit_without_links_moves_no_role() {
+    let cluster = Cluster::started(&[100, 110, 200]);
+    let mut clients = Clients::start(&cluster.lab, CLIENTS);
+    for other in [0, 1] {
+        cluster.cut(2, other);
+    }
+    wait_until("gw-c hears the primary on data ports only", || {
+        cluster.unit(2).group()["degraded"] == true
+    });
+    let (term, held) = (cluster.unit(0).term(), cluster.held_by(0));
+    for stall in [40, 80, 100, 120, 140, 155, 165, 175, 190, 220, 300, 500] {
+        cluster.unit(2).signal(libc::SIGSTOP);
+        thread::sleep(Duration::from_millis(stall));
+        cluster.unit(2).signal(libc::SIGCONT);
+        let dual = longest_dual(&cluster, &[0, 1, 2], Duration::from_millis(400));
+        assert_eq!(dual, Duration::ZERO, "stall of {stall} ms");
+        let events = cluster.unit(2).events();
+        assert!(cluster.unit(0).is_primary(), "{stall} ms: {events:#?}");
+    }
+    assert_eq!(cluster.unit(0).term(), term);
+    cluster.assert_holds(0, &held);
+    clients.go_on();
+    clients.finish();
+}
+
+/// The whole machine stalls while one unit has no links: all units stop at once. One that holds everything is
+/// primary afterwards.
+#[test]
+fn a_stall_of_all_units_loses_nothing() {
+    let cluster = Cluster::started(&[100, 110, 200]);
+    let mut clients = Clients::start(&cluster.lab, CLIENTS);
+    for other in [0, 1] {
+        cluster.cut(2, other);
+    }
+    wait_until("gw-c hears the primary on data ports only", || {
+        cluster.unit(2).group()["degraded"] == true
+    });
+    clients.start_more(&cluster.lab, CLIENTS);
+    cluster.wait_until_equal(0, &[2]);
+    let held = cluster.held_by(0);
+    for stall in [60, 120, 165, 200, 400] {
+        (0..3).for_each(|n| cluster.unit(n).signal(libc::SIGSTOP));
+        thread::sleep(Duration::from_millis(stall));
+        (0..3).for_each(|n| cluster.unit(n).signal(libc::SIGCONT));
+        let dual = longest_dual(&cluster, &[0, 1, 2], Duration::from_secs(2));
+        assert!(dual < MOST_DUAL, "two primaries for {dual:?}");
+        let holder = [0, 1].into_iter().find(|n| cluster.unit(*n).is_primary());
+        let holder = holder.expect("one of those that hold all is primary");
+        assert!(!cluster.unit(2).is_primary());
+        cluster.assert_holds(holder, &held);
+    }
+    clients.go_on();
+    clients.finish();
 }

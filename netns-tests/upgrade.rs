@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::cluster::{Clients, Cluster};
 use crate::conversation::{Conversations, Streams};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::Pair;
@@ -104,4 +105,28 @@ fn key_is_changed_without_loss() {
     pair.wait_for_takeover_by_b(1);
     sessions.go_on();
     sessions.finish();
+}
+
+/// Four units are restarted one after the other, the primary last, while datagrams pass in both directions each
+/// millisecond: none is lost.
+#[test]
+fn rolling_restart_of_four_units_loses_no_packet() {
+    let mut cluster = Cluster::started(&[200, 150, 120, 100]);
+    let mut clients = Clients::start(&cluster.lab, 3);
+    let streams = Streams::start(&cluster.lab);
+    for unit in [1, 2, 3, 0] {
+        if cluster.unit(unit).is_primary() {
+            hand_over(cluster.unit(unit));
+        }
+        cluster.unit_mut(unit).stop();
+        cluster.unit_mut(unit).start();
+        let primary = cluster.wait_for_one_primary();
+        cluster.wait_until_equal(primary, &[]);
+        clients.go_on();
+        streams.wait_for_more();
+    }
+    assert!(!cluster.unit(0).is_primary());
+    streams.assert_whole();
+    clients.go_on();
+    clients.finish();
 }

@@ -10,13 +10,13 @@ use crate::setup::Shape;
 use crate::turn::sessions;
 use crate::world::{Death, World};
 
-const fn ms(ms: u64) -> Duration {
+pub const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
 const SEEDS: u64 = 2;
 
-fn shape(units: usize) -> Shape {
+pub fn shape(units: usize) -> Shape {
     Shape {
         units,
         groups: 1,
@@ -28,7 +28,7 @@ fn shape(units: usize) -> Shape {
 }
 
 /// A cluster whose units agree, with open flows. Also returns the primary.
-fn calm(seed: u64, shape: Shape) -> (World, usize) {
+pub fn calm(seed: u64, shape: Shape) -> (World, usize) {
     crate::install_logger();
     let mut world = World::new(seed, shape, Faults::NONE);
     world.run(ms(3000));
@@ -38,7 +38,7 @@ fn calm(seed: u64, shape: Shape) -> (World, usize) {
     (world, primary)
 }
 
-fn open_flows(world: &mut World, count: usize) {
+pub fn open_flows(world: &mut World, count: usize) {
     for _ in 0..count {
         world.open_flow();
     }
@@ -55,7 +55,7 @@ impl World {
     }
 
     /// What a unit holds, of connections that live on for a while.
-    fn held_by(&self, unit: usize) -> Vec<(FlowKey, FlowKey)> {
+    pub fn held_by(&self, unit: usize) -> Vec<(FlowKey, FlowKey)> {
         let Some(gateway) = &self.units[unit].gateway else {
             return Vec::new();
         };
@@ -75,7 +75,7 @@ impl World {
     }
 
     /// Cuts a unit off from all others, on links and data ports, or joins it again.
-    fn isolate(&mut self, unit: usize, cut: bool) {
+    pub fn isolate(&mut self, unit: usize, cut: bool) {
         for other in (0..self.shape.units).filter(|other| *other != unit) {
             self.cut_off[unit][other] = cut;
             self.cut_off[other][unit] = cut;
@@ -261,5 +261,47 @@ fn a_smaller_table_refuses_and_is_no_copy() {
         world.run(ms(2000));
         assert_eq!(world.primaries(0), [small]);
         world.check_kept(&held);
+    }
+}
+
+/// Groups, and the hosts of each.
+const MANY_GROUPS: usize = 40;
+
+/// All groups move at once: each is announced at once, and no heartbeat waits behind announcements.
+#[test]
+fn many_groups_move_at_once() {
+    crate::install_logger();
+    let shape = Shape {
+        groups: MANY_GROUPS,
+        guarantee: "off",
+        ..shape(3)
+    };
+    let mut world = World::new(11, shape, Faults::NONE);
+    world.run(ms(4000));
+    let primary = world.primaries(0)[0];
+    for group in 0..MANY_GROUPS {
+        assert_eq!(world.primaries(group), [primary], "group {group}");
+    }
+    world.die(primary, Death::Killed);
+    world.run(ms(80));
+    let next = world.primaries(0)[0];
+    for segment in 0..shape.ports() {
+        assert_eq!(world.primaries(segment / 2), [next]);
+        for host in &world.hosts[segment] {
+            let found = host.gateway.map(|mac| mac.map(|mac| mac[4]));
+            assert_eq!(found, [Some(next as u8); 2], "segment {segment}");
+        }
+    }
+    // Others that live were heard all the time.
+    world.run(ms(2000));
+    for group in 0..MANY_GROUPS {
+        assert_eq!(world.primaries(group), [next], "group {group}");
+    }
+    for unit in (0..3).filter(|unit| *unit != primary) {
+        let gateway = world.units[unit].gateway.as_ref().unwrap();
+        assert_eq!(gateway.counters().outputs_lost, 0);
+        let events = gateway.cluster().unwrap().ha().events();
+        let missed = format!("{} is lost", crate::setup::NAMES[3 - primary - unit]);
+        assert!(!events.into_iter().any(|event| event.what == missed));
     }
 }

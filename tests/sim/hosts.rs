@@ -115,6 +115,11 @@ pub fn family_index(family: Family) -> usize {
     usize::from(family == Family::V6)
 }
 
+/// Whether a packet goes from a client to its server.
+pub fn is_request(parsed: &packet::Parsed) -> bool {
+    matches!(parsed.key.dst_port, 443 | 53 | 80 | 8080) || parsed.kind == Kind::IcmpRequest
+}
+
 impl World {
     /// Opens a flow between random hosts, if its addresses and ports are free.
     pub fn open_flow(&mut self) {

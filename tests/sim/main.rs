@@ -13,6 +13,7 @@ mod compound;
 mod faults;
 mod guarantee;
 mod hosts;
+mod links;
 mod reigns;
 mod reload;
 mod scenario;

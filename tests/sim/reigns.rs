@@ -27,7 +27,7 @@ pub struct Reigns {
     pub contests: u64,
     /// Group, unit, the term that it must rise above, and until when.
     risings: Vec<(usize, usize, u64, Time)>,
-    /// By unit and group: when it forwarded a packet last, out of the LAN and out of the WAN.
+    /// By unit and group: when it forwarded an answer last, and a request.
     carried: BTreeMap<(usize, usize), [Time; 2]>,
     /// By two units: the last time in which they did not hear each other.
     apart: BTreeMap<(usize, usize), Apart>,
@@ -156,14 +156,11 @@ impl World {
         );
     }
 
-    /// `unit` has forwarded a packet that came in by `port`.
-    pub fn note_carried(&mut self, unit: usize, port: usize) {
-        let (group, side) = (port / 2, port % 2);
+    /// `unit` has forwarded a packet of `group`: a request, or an answer.
+    pub fn note_carried(&mut self, unit: usize, group: usize, asks: bool) {
         let now = self.now;
-        self.reigns
-            .carried
-            .entry((unit, group))
-            .or_insert([Time::ZERO; 2])[side] = now;
+        let carried = self.reigns.carried.entry((unit, group));
+        carried.or_insert([Time::ZERO; 2])[usize::from(asks)] = now;
     }
 
     /// Records which units hear each other.

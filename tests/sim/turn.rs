@@ -9,6 +9,7 @@ use tandemgw_core::packet;
 use tandemgw_core::pump::Pump;
 use tandemgw_core::time::Time;
 
+use crate::hosts::is_request;
 use crate::setup::{NAMES, unit_mac};
 use crate::wires::Wires;
 use crate::world::{Arrival, Death, TURN, World};
@@ -160,7 +161,9 @@ impl World {
         let segment = port;
         // Not the number of sessions: in a full table a new one takes the place of another.
         let known = turn.gateway.counters().opened;
-        let asked = packet::parse(&bytes, Offload::default()).map(|parsed| parsed.key);
+        let parsed = packet::parse(&bytes, Offload::default());
+        let asks = parsed.as_ref().is_ok_and(is_request);
+        let asked = parsed.map(|parsed| parsed.key);
         let port = PortId(port as u16);
         let offload = Offload::default();
         let verdict = turn
@@ -176,7 +179,7 @@ impl World {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
                 self.check_role(turn, segment);
-                self.note_carried(turn.unit, segment);
+                self.note_carried(turn.unit, segment / 2, asks);
                 if turn.gateway.counters().opened > known {
                     self.check_guarantee(turn, &bytes);
                 }
