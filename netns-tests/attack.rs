@@ -12,8 +12,8 @@ use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 use testkit::system::transport::{free_address, ha, peer};
 
-use crate::frame::{Ends, FrameSocket};
-use crate::lab::{LAN2, Lab, SERVER};
+use crate::frame::{Ends, FrameSocket, fix_ipv4_checksum};
+use crate::lab::{LAN_GATEWAY, LAN2, Lab, SERVER};
 use crate::pair::Pair;
 use crate::unit::Unit;
 
@@ -194,4 +194,34 @@ fn datagrams_to_random_addresses_of_a_link_cost_nobody_else_a_packet() {
     let refused = lab.unit.dropped("neighbor-limit");
     flood.stop();
     assert!(refused > 800, "{refused}");
+}
+
+/// Packets whose hop limit ends here come by the socket that ARP and Neighbor Discovery come by.
+#[test]
+fn a_flood_of_expired_packets_delays_no_address_resolution() {
+    let lab = Lab::started();
+    let ends = Ends {
+        mac: (lab.lan2.mac("eth0"), lab.unit.ns.mac("eth0")),
+        ip: ([10, 77, 1, 101], [10, 77, 2, 100]),
+        port: (4000, 9),
+    };
+    const TTL: usize = 14 + 8;
+    let mut expired = ends.udp(b"x");
+    expired[TTL] = 1;
+    fix_ipv4_checksum(&mut expired);
+    let flood = Flood::start(&lab.lan2, "eth0", 20_000, vec![expired]);
+    wait_until("the limit is reached", || {
+        lab.unit.dropped("hop-limit") > 20_000
+    });
+    for gateway in LAN_GATEWAY.iter().cycle().take(20) {
+        lab.lan1.run("ip neigh flush dev eth0");
+        let said = lab.lan1.run(&format!("ping -c 1 -W 1 {gateway}"));
+        let time = said.split("time=").nth(1).expect("a time");
+        let millis: f64 = time[..time.find(' ').expect("its unit")]
+            .parse()
+            .expect("a number");
+        // A request that is lost is repeated after a second.
+        assert!(millis < 900.0, "{said}");
+    }
+    assert!(flood.stop() > 20_000);
 }

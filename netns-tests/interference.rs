@@ -496,6 +496,32 @@ fn an_interface_made_again_is_never_open() {
     siege.end();
 }
 
+/// They are somebody's decision, so they stay; what they route past the gateway is stopped.
+#[test]
+fn rules_that_come_first_are_told() {
+    let siege = Siege::begin();
+    for (rule, shown) in [
+        ("iif eth0 lookup main pref 9", "9: iif eth0 lookup 254"),
+        (
+            "iif eth1 lookup main pref 7700",
+            "7700: iif eth1 lookup 254",
+        ),
+        ("lookup main pref 7", "7: iif any lookup 254"),
+        ("iif tgw-lan blackhole pref 1", "1: iif tgw-lan"),
+    ] {
+        let before = siege.lab.unit.log().len();
+        siege.lab.unit.ns.run(&format!("ip rule add {rule}"));
+        wait_until(&format!("a WARN tells of {rule}"), || {
+            let log = siege.lab.unit.log();
+            let mut lines = log[before..].lines();
+            lines.any(|line| line.contains("rule before ours") && line.contains(shown))
+        });
+        siege.lab.unit.ns.run(&format!("ip rule del {rule}"));
+        siege.expect_service("without the rule");
+    }
+    siege.end();
+}
+
 #[test]
 fn a_lost_port_is_a_reason_to_hand_over() {
     for script in [

@@ -183,19 +183,20 @@ impl Barrier {
         let found = Found::read(self.nftables()?, &table)?;
         let broken = |what: &str| Ok(Condition::Broken(what.to_owned()));
         let is_marked = |device: &String| found.devices.contains(device);
-        if self.has_detour && !self.devices().iter().all(is_marked) {
-            return broken("ports are not marked");
-        }
+        let are_marked = !self.has_detour || self.devices().iter().all(is_marked);
         let local = local_in::rules(&self.local, &self.posts);
-        if !self.local.is_empty() && !local.iter().map(|rule| &rule.comment).eq(&found.local) {
-            return broken("rules of [[local-in]] are missing, or others are among them");
-        }
+        let is_local =
+            self.local.is_empty() || local.iter().map(|rule| &rule.comment).eq(&found.local);
         match found.judge(&Sets::of(&self.posts)) {
             Condition::Whole { hops: false, .. } if self.has_hops => {
                 broken("the chain for hop limits is missing, or changed")
             }
             Condition::Whole { detour: false, .. } if self.has_detour => {
                 broken("the chain for marked packets is missing, or changed")
+            }
+            Condition::Whole { .. } if !are_marked => broken("packets of ports are not marked"),
+            Condition::Whole { .. } if !is_local => {
+                broken("rules of [[local-in]] are missing, or others are among them")
             }
             condition => Ok(condition),
         }

@@ -212,6 +212,47 @@ fn many_ports_are_no_problem() {
     });
 }
 
+/// What the barrier can do without, a kernel may lack.
+#[test]
+fn doctor_names_what_it_lacks() {
+    in_namespace(|| {
+        lab();
+        let text = r#"
+            node = { name = "a" }
+            port = [
+                { name = "lan", interface = "lan", virtual-addresses = ["10.1.0.1/16"] },
+                { name = "wan", interface = "wan", virtual-addresses = ["10.2.0.1/16"] },
+            ]
+        "#;
+        let parsed = tandemgw_core::config::parse(std::path::Path::new("a.toml"), text);
+        let (config, _) = parsed.expect("a config");
+        let told = || {
+            let checks = crate::os::preflight::examine(&config, true);
+            let mut checks = checks.into_iter().filter(|check| check.name == "barrier");
+            let problems = checks.next().expect("a check of the barrier").problems;
+            problems
+                .into_iter()
+                .map(|problem| problem.what)
+                .collect::<String>()
+        };
+        for (removed, what) in [
+            (
+                "hops",
+                "the kernel answers packets whose hop limit ends here",
+            ),
+            ("detour", "packets are not marked as they come in"),
+            ("forward", "the chain is missing"),
+        ] {
+            Barrier::new("a").set(posts()).unwrap();
+            assert_eq!(told(), "");
+            let chain = format!("chain inet tandemgw-a {removed}");
+            nft(&format!("flush {chain}; delete {chain}"));
+            let told = told();
+            assert!(told.contains(what), "{told}");
+        }
+    });
+}
+
 /// Lets this thread see a kernel without netfilter: it gets no socket of protocol `NETLINK_NETFILTER`.
 fn hide_netfilter() {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;

@@ -137,8 +137,9 @@ impl Monitor {
 
     /// Whether somebody else's rule comes first, which may route packets past the gateway.
     fn is_before_ours(&self, rule: &Rule) -> bool {
-        let of_port = |name: &String| self.ports.contains_key(name);
-        rule.priority < self.first_table
+        let of_port = |name: &String| self.ports.contains_key(name) || self.tuns.contains_key(name);
+        // One of the number of ours comes before those of further ports.
+        rule.priority < self.first_table + self.ports.len() as u32
             && rule.table != TABLE_LOCAL
             && !is_ours(rule)
             && rule.interface.as_ref().is_none_or(of_port)
