@@ -190,6 +190,13 @@ const EXAMPLES: &[Examples] = &[
         )],
     ),
     (
+        "tandemgw-web",
+        &[(
+            "From elsewhere.",
+            "ssh -L 10748:127.0.0.1:10748 gw-a tandemgw web",
+        )],
+    ),
+    (
         "tandemgw-reload",
         &[(
             "Put a changed file in force; keeps the old config if it has mistakes.",

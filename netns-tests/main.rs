@@ -61,3 +61,4 @@ mod takeover;
 mod top;
 mod upgrade;
 mod uplinks;
+mod web;

@@ -1,6 +1,7 @@
 //! The definition of the command line. The build generates the man pages and the shell completion
 //! from this file, so it uses only clap.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -118,6 +119,12 @@ pub enum Command {
     },
     /// Watch roles, throughput, sessions, lag and drops in the terminal
     Top,
+    /// Serve a page that shows the pair, on loopback
+    Web {
+        /// Where to listen; a loopback address
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10748")]
+        listen: SocketAddr,
+    },
     /// Say what would happen to a packet, and why
     Explain {
         /// tcp, udp, icmp, or a protocol number

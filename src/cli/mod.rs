@@ -28,6 +28,7 @@ mod table;
 mod talkers;
 mod top;
 mod usage;
+mod web;
 
 use std::io::Write;
 use std::path::Path;
@@ -67,6 +68,7 @@ pub fn main() -> ExitCode {
             json,
         } => events::events(socket, (follow, exec.as_deref()), after, json),
         Command::Top => top::top(socket),
+        Command::Web { listen } => web::web(socket, listen),
         Command::Explain {
             protocol,
             source,
@@ -91,18 +93,7 @@ pub fn main() -> ExitCode {
         Command::Maintenance { state, time, json } => {
             maintenance::set(socket, json, state, time.as_deref())
         }
-        Command::Ha {
-            command: HaCommand::Get { key, json },
-        } => ha::get(socket, json, key),
-        Command::Ha {
-            command:
-                HaCommand::Set {
-                    key,
-                    value,
-                    save,
-                    json,
-                },
-        } => ha::set(socket, json, key, value, save),
+        Command::Ha { command } => run_ha(socket, command),
         Command::Config {
             command: ConfigCommand::Show { full, json },
         } => config_show::show(socket, full, json),
@@ -114,6 +105,19 @@ pub fn main() -> ExitCode {
             snapshot_length,
             filter,
         } => capture::capture(socket, &write, count, snapshot_length, filter),
+    }
+}
+
+/// The forms of `ha`.
+fn run_ha(socket: Option<&Path>, command: HaCommand) -> ExitCode {
+    match command {
+        HaCommand::Get { key, json } => ha::get(socket, json, key),
+        HaCommand::Set {
+            key,
+            value,
+            save,
+            json,
+        } => ha::set(socket, json, key, value, save),
     }
 }
 

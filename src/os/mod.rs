@@ -37,6 +37,7 @@ pub mod timer;
 pub mod tun;
 mod upkeep;
 pub mod watch;
+pub mod web;
 mod worker;
 
 #[cfg(test)]

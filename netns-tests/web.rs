@@ -1,0 +1,79 @@
+//! `tandemgw web`: the page, its stream, and who is refused.
+
+use serde_json::Value;
+
+use crate::pair::Pair;
+use testkit::system::process::wait_until;
+
+#[test]
+fn the_page_shows_the_pair_as_it_changes_and_lets_nobody_else_in() {
+    let mut pair = Pair::started();
+    let page = pair.b().spawn_tandemgw("web --listen 127.0.0.1:8748");
+    page.expect_stderr("address", |line| line.contains("http://127.0.0.1:8748/"));
+    let ns = &pair.b().ns;
+    let curl = |arguments: &str| ns.sh(&format!("curl -s -i --max-time 5 {arguments} || true"));
+    wait_until("it listens", || {
+        curl("http://127.0.0.1:8748/").contains("200 OK")
+    });
+    let html = curl("http://127.0.0.1:8748/");
+    assert!(
+        html.contains("Content-Security-Policy: default-src 'none'; script-src 'self'"),
+        "{html}"
+    );
+    assert!(
+        !html.contains("<script>") && !html.contains("onclick"),
+        "{html}"
+    );
+    for (path, part) in [("app.js", "EventSource"), ("style.css", "color-scheme")] {
+        let file = curl(&format!("http://localhost:8748/{path}"));
+        assert!(file.contains("200 OK") && file.contains(part), "{file}");
+        assert!(
+            !file.contains("http://") && !file.contains("https://"),
+            "nothing from elsewhere: {path}"
+        );
+    }
+    for (refused, status) in [
+        ("-H 'Host: evil.example' http://127.0.0.1:8748/", "403"),
+        ("-X POST http://127.0.0.1:8748/", "405"),
+        ("http://127.0.0.1:8748/etc/passwd", "404"),
+    ] {
+        let said = curl(refused);
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{said}");
+    }
+    let stream = pair.b().ns.spawn("curl -s -N http://127.0.0.1:8748/stream");
+    let last = || -> Option<Value> {
+        let stdout = stream.stdout();
+        let line = stdout
+            .lines()
+            .rfind(|line| line.starts_with("data: {") && line.ends_with('}'))?;
+        serde_json::from_str(line.strip_prefix("data: ")?).ok()
+    };
+    wait_until("the pair is shown", || {
+        last().is_some_and(|data| data["status"]["peers"][0]["connected"] == true)
+    });
+    let data = last().expect("it came");
+    assert_eq!(data["policies"][0]["name"], "lan-out", "{data:#}");
+    pair.a_mut().kill();
+    wait_until("the page turns", || {
+        last().is_some_and(|data| data["status"]["groups"][0]["role"] == "primary")
+    });
+    wait_until("the event is shown", || {
+        let data = last().unwrap_or_default();
+        let events = data["events"].as_array().cloned().unwrap_or_default();
+        events.iter().any(|event| event["id"] == "peer-gone")
+    });
+    pair.b.kill();
+    wait_until("it says that the gateway is gone", || {
+        last().is_some_and(|data| {
+            data["error"]
+                .as_str()
+                .is_some_and(|why| why.contains("no running gateway"))
+        })
+    });
+    pair.b.start();
+    wait_until("it is back", || {
+        last().is_some_and(|data| data["status"]["node"] == "gw-b")
+    });
+    let refused = pair.b().tandemgw("web --listen 0.0.0.0:8749").code(2);
+    assert!(refused.stderr.contains("ssh -L"), "{}", refused.stderr);
+}
