@@ -352,6 +352,7 @@ fn shell() -> ShellView {
         boot: Duration::ZERO,
         turns: Histogram::default(),
         barrier: BarrierView::default(),
+        state_not_saved: None,
     }
 }
 

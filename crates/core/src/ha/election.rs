@@ -37,6 +37,8 @@ pub(super) struct Group {
     pub draining_until: Option<Time>,
     /// The operator moved the group away: do not ask for it back.
     pub given_away: bool,
+    /// How often this unit has lost the group to its own ports lately, and when last.
+    pub losses: (u32, Option<Time>),
     /// The unit that handed the group to this one may say that it is primary until it has heard.
     pub expected: Option<(PeerId, Time)>,
     /// The primary that was seen last.
@@ -119,6 +121,7 @@ impl Group {
             handover_after: now,
             draining_until: None,
             given_away: false,
+            losses: (0, None),
             expected: None,
             primary: None,
             takeovers: Takeovers::default(),

@@ -7,12 +7,38 @@
 use std::time::Duration;
 
 use super::Ha;
-use super::election::State;
+use super::election::{Group, State};
 use crate::flow::PortId;
 use crate::time::Time;
 
 /// No switch blocks a port for longer; what is silent then is a network without hosts.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(60);
+
+/// A loss that long after the one before is the first again.
+const LATELY: Duration = Duration::from_secs(600);
+/// How long a unit must be fit that has lost a group twice lately; twice as long with each loss more.
+const CALM: Duration = Duration::from_secs(10);
+/// The longest such time.
+const MOST_CALM: Duration = Duration::from_secs(300);
+
+impl Group {
+    /// This unit has handed the group over because another one has more ports up.
+    pub(super) fn note_loss(&mut self, now: Time) {
+        let (count, last) = self.losses;
+        let is_late = last.is_none_or(|at| now.since(at) > LATELY);
+        let count = if is_late { 1 } else { count.saturating_add(1) };
+        self.losses = (count, Some(now));
+    }
+
+    /// How long this unit must be fit before it asks for the group, so that one that flaps does not take the
+    /// group to and fro.
+    fn calm_wait(&self) -> Duration {
+        match self.losses.0 {
+            0 | 1 => Duration::ZERO,
+            count => (CALM * (1 << (count - 2).min(8))).min(MOST_CALM),
+        }
+    }
+}
 
 impl Ha {
     /// A host or a peer was heard on `port`.
@@ -25,7 +51,8 @@ impl Ha {
     /// Whether this unit asks for a group that one of lower priority has.
     pub(super) fn asks_for(&self, now: Time, group: usize) -> bool {
         let state = &self.groups[group];
-        let waited = |since| now.since(since) >= self.override_wait;
+        let wait = self.override_wait.max(state.calm_wait());
+        let waited = |since| now.since(since) >= wait;
         state.fit_since.is_some_and(waited) && !state.given_away
     }
 

@@ -354,13 +354,17 @@ impl Ha {
         let Some(handover) = self.groups[group].handover.take() else {
             return;
         };
-        let name = &self.peers[peer.index()].name;
+        let Peer { name, ports_up, .. } = &self.peers[peer.index()];
+        let was_worse = self.ports_up < *ports_up;
         let why = format!("handed over to {name}");
         let took = now.since(handover.started);
         self.groups[group].term = self.peers[peer.index()].groups[group].term;
         self.step_down(now, group, why);
         let state = &mut self.groups[group];
         state.given_away = handover.by_operator;
+        if !handover.by_operator && was_worse {
+            state.note_loss(now);
+        }
         state.draining_until = Some(now + DRAIN);
         state.ready = true;
         state.primary = Some(peer);

@@ -879,6 +879,48 @@ fn it_asks_for_a_group_when_its_ports_have_carried_for_the_wait_time() {
 }
 
 #[test]
+fn a_unit_that_flaps_takes_its_group_back_later_each_time() {
+    let mut config = config("a", &["b"], 1);
+    if let Some(ha) = &mut config.ha {
+        (ha.override_, ha.priority) = (true, 200);
+    }
+    let mut bench = Bench::with(&config);
+    let mut voices = [b().ready()];
+    bench.run(ms(2000), &mut voices);
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(bench.role(), Role::Primary);
+        bench.ha.handle_sync(bench.now, B, READY);
+        bench.run(ms(1200), &mut voices);
+        bench.outputs.clear();
+        bench.ha.handle_ports(bench.now, &[true, false]);
+        bench.run(ms(50), &mut voices);
+        let term = bench.outputs.iter().find_map(|output| match output {
+            Output::Handover { term, .. } => Some(*term),
+            _ => None,
+        });
+        voices[0].primary(term.expect("it hands over"));
+        bench.run(ms(100), &mut voices);
+        assert_eq!(bench.role(), Role::Standby);
+        bench.ha.handle_ports(bench.now, &[true, true]);
+        bench.ha.handle_host(PortId(0));
+        bench.ha.handle_host(PortId(1));
+        bench.ha.handle_sync(bench.now, B, READY);
+        let begun = bench.now;
+        while !bench.ha.group_state(bench.now, 0).asks {
+            bench.run(ms(20), &mut voices);
+            assert!(bench.now.since(begun) < ms(100_000), "it never asks");
+        }
+        waits.push(bench.now.since(begun).as_secs());
+        let term = bench.view().term;
+        bench.ha.handle_handover(bench.now, G, B, term + 1);
+        voices[0].group.primary = false;
+        bench.run(ms(100), &mut voices);
+    }
+    assert_eq!(waits, [0, 10, 20, 40]);
+}
+
+#[test]
 fn it_says_goodbye_after_handing_over() {
     let mut voices = [b().ready()];
     let mut bench = Bench::primary(&mut voices);
