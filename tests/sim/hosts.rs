@@ -117,7 +117,7 @@ pub fn family_index(family: Family) -> usize {
 
 /// Whether a packet goes from a client to its server.
 pub fn is_request(parsed: &packet::Parsed) -> bool {
-    matches!(parsed.key.dst_port, 443 | 53 | 80 | 8080) || parsed.kind == Kind::IcmpRequest
+    matches!(parsed.key.dst_port, 443 | 53 | 80 | 8080) || parsed.kind == PacketKind::IcmpRequest
 }
 
 impl World {

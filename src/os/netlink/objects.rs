@@ -78,7 +78,7 @@ impl KernelLink {
                     link.mac = mac.as_slice().try_into().unwrap_or([0; 6]);
                 }
                 LinkAttribute::TxQueueLen(packets) => link.queue_length = *packets,
-                LinkAttribute::KernelLink(index) => lower = Some(*index),
+                LinkAttribute::Link(index) => lower = Some(*index),
                 LinkAttribute::LinkInfo(info) => is_passthru = info.iter().any(is_passthru_of),
                 _ => {}
             }

@@ -773,7 +773,10 @@ pub(super) mod tests {
             .map(|option| format!("{}.{}", option.table, option.key))
             .collect();
         for (option, from, to, expected) in EDITS {
-            assert!(left.remove(*option), "{option} is not an option, or is here twice");
+            assert!(
+                left.remove(*option),
+                "{option} is not an option, or is here twice"
+            );
             assert!(EVERYTHING.contains(from), "{option}: no `{from}`");
             if *expected == "?" {
                 // The two say in which group an address is; see the test below.

@@ -111,19 +111,7 @@ impl Gateway {
                     name(peer)
                 );
             }
-            sync::SyncEvent::PeerConfigDiffers(peer) => {
-                let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
-                let effect = match agrees {
-                    true => "groups that only one unit has stay there",
-                    false => "neither counts as ready to take over from the other",
-                };
-                log::warn!(
-                    "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",
-                    name(peer),
-                    self.differing_settings(peer)
-                );
-                self.revalidation.schedule_rules();
-            }
+            sync::SyncEvent::PeerConfigDiffers(peer) => self.handle_other_config(peer),
             sync::SyncEvent::PeerRefuses {
                 peer,
                 group,
@@ -154,10 +142,11 @@ impl Gateway {
                     name(peer),
                     self.group_name(group)
                 );
-                self.revalidation.restart(Scope {
+                let rules = Scope {
                     rules: true,
                     ..Scope::default()
-                });
+                };
+                self.revalidation.restart(rules);
             }
             sync::SyncEvent::Ready(peer, group) => {
                 log::info!(
@@ -178,6 +167,21 @@ impl Gateway {
             // The election has it.
             sync::SyncEvent::HandoverReceived { .. } => {}
         }
+    }
+
+    /// The settings of a peer are not those of this unit.
+    fn handle_other_config(&mut self, peer: PeerId) {
+        let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
+        let effect = match agrees {
+            true => "groups that only one unit has stay there",
+            false => "neither counts as ready to take over from the other",
+        };
+        log::warn!(
+            "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",
+            self.peer_name(peer),
+            self.differing_settings(peer)
+        );
+        self.revalidation.schedule_rules();
     }
 
     fn log_handover(
