@@ -125,7 +125,7 @@ impl Terminal {
     /// Waits until what the whole screen shows is `wanted`. Only what changes is written, but for a new
     /// size, after which all is, the help last.
     #[track_caller]
-    fn expect_anew(&self, wanted: impl Fn(&str) -> bool) {
+    fn expect_next(&self, wanted: impl Fn(&str) -> bool) {
         let mut columns = 80;
         wait_until("the screen is as wanted", || {
             columns = 180 - columns;
@@ -228,7 +228,7 @@ fn shows_roles_and_sessions_follows_the_size_and_restores_the_terminal() {
     top.press("p");
     top.expect("PAUSED");
     top.press("p+");
-    top.expect_anew(|seen| seen.contains("every 2s") && !seen.contains("PAUSED"));
+    top.expect_next(|seen| seen.contains("every 2s") && !seen.contains("PAUSED"));
     assert!(!top.written().contains(LEAVE));
     top.press("q");
     assert!(top.end().success());
@@ -244,7 +244,7 @@ fn waits_for_a_gateway_that_restarts() {
     lab.unit.kill();
     top.expect("not running, waiting");
     lab.unit.start();
-    top.expect_anew(|seen| seen.contains("primary") && !seen.contains("waiting"));
+    top.expect_next(|seen| seen.contains("primary") && !seen.contains("waiting"));
     top.press("\x03");
     assert!(top.end().success());
     assert!(top.is_cooked());

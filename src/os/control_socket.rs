@@ -113,8 +113,8 @@ impl ControlSocket {
             return Some(self.rests_until);
         }
         let due = self.slots.iter().filter_map(|(_, client)| {
-            let stuck = self.is_full && client.owes_reading();
-            let waits = !client.owes_reading() && client.answer.is_waiting();
+            let stuck = self.is_full && client.has_unread_answer();
+            let waits = !client.has_unread_answer() && client.answer.is_waiting();
             match (stuck, waits) {
                 (true, _) => Some(client.heard + STUCK),
                 (false, true) => Some(client.told + SIGN_OF_LIFE),
@@ -302,7 +302,7 @@ impl Client {
     fn rank(&self, now: Time) -> Rank {
         if self.is_idle() {
             Some((1, self.heard))
-        } else if self.owes_reading() && self.heard + STUCK <= now {
+        } else if self.has_unread_answer() && self.heard + STUCK <= now {
             Some((2, self.heard))
         } else if self.answer.is_follower() {
             // It comes back, and goes on where it was.
@@ -323,7 +323,7 @@ impl Client {
     }
 
     /// Whether there is something that it has yet to read.
-    fn owes_reading(&self) -> bool {
+    fn has_unread_answer(&self) -> bool {
         !self.output.is_empty()
     }
 
@@ -357,7 +357,7 @@ impl Client {
                 break;
             }
         }
-        if self.owes_reading() {
+        if self.has_unread_answer() {
             self.told = now;
         } else if self.told + SIGN_OF_LIFE <= now {
             self.told = now;

@@ -35,7 +35,7 @@ struct ManagerLink {
     due: Time,
     status: String,
     /// It must still be told that the gateway is ready; otherwise it would kill it.
-    owes_ready: bool,
+    has_to_say_ready: bool,
 }
 
 impl ServiceManager {
@@ -82,7 +82,7 @@ impl ServiceManager {
     /// Reports at the end of the turn that a reload has ended.
     pub fn reloaded(&mut self) {
         if let Some(link) = &mut self.link {
-            link.owes_ready = true;
+            link.has_to_say_ready = true;
             link.due = Time::ZERO;
         }
     }
@@ -108,7 +108,7 @@ impl ManagerLink {
             next_status: Time::ZERO,
             due: Time::ZERO,
             status: String::new(),
-            owes_ready: true,
+            has_to_say_ready: true,
         }
     }
 
@@ -133,8 +133,8 @@ impl ManagerLink {
     }
 
     fn say_ready(&mut self) {
-        if self.owes_ready {
-            self.owes_ready = !self.say("READY=1");
+        if self.has_to_say_ready {
+            self.has_to_say_ready = !self.say("READY=1");
         }
     }
 
@@ -222,10 +222,10 @@ mod tests {
         while link.say("WATCHDOG=1") {}
         // Without that word it would end a gateway that forwards.
         link.say_ready();
-        assert!(link.owes_ready);
+        assert!(link.has_to_say_ready);
         assert_eq!(received(&unread), "WATCHDOG=1");
         link.say_ready();
-        assert!(!link.owes_ready);
+        assert!(!link.has_to_say_ready);
         let mut said = received(&unread);
         while said != "READY=1" {
             said = received(&unread);

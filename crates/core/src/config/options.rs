@@ -526,15 +526,8 @@ const fn flag(
     meaning: &'static str,
 ) -> OptionDoc {
     let default = DefaultValue::Bool(default);
-    option(
-        table,
-        key,
-        OptionKind::Bool,
-        default,
-        access,
-        reload,
-        meaning,
-    )
+    let kind = OptionKind::Bool;
+    option(table, key, kind, default, access, reload, meaning)
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
