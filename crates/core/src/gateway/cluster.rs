@@ -390,6 +390,9 @@ impl Gateway {
     }
 
     pub(super) fn cluster_timeout(&mut self, now: Time) {
+        if self.cluster().is_none() {
+            return;
+        }
         self.renew_leases(now);
         self.keep_warm(now);
         self.release_overdue(now);

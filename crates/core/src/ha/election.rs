@@ -221,23 +221,6 @@ impl Ha {
         }
     }
 
-    /// Takes over what replication says about this unit being ready for the groups of `peer`.
-    pub(super) fn learn_ready(&mut self, now: Time, peer: PeerId) {
-        let known = &self.peers[peer.index()];
-        for (index, group) in self.groups.iter_mut().enumerate() {
-            let ready = known.sync.ready.contains(GroupId(index as u8));
-            if group.state == State::Primary || group.primary != Some(peer) || group.ready == ready
-            {
-                continue;
-            }
-            group.ready = ready;
-            self.urgent = true;
-            let what = if ready { "ready" } else { "not ready" };
-            self.events
-                .info(now, format!("{what} to take over {}", group.name), "");
-        }
-    }
-
     /// Somebody answers for the group's addresses. A peer that speaks on the data ports would have said so
     /// there; only one that never did may be meant, and that holds the takeover up for a while, not for ever.
     pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {

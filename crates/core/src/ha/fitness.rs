@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Ha;
 use super::election::{Group, State};
-use crate::flow::PortId;
+use crate::flow::{GroupId, PeerId, PortId};
 use crate::time::Time;
 
 /// No switch blocks a port for longer; what is silent then is a network without hosts.
@@ -45,6 +45,23 @@ impl Ha {
     pub fn handle_host(&mut self, port: PortId) {
         if let Some(own) = self.ports.get_mut(port.index()) {
             own.carried = true;
+        }
+    }
+
+    /// Takes over what replication says about this unit being ready for the groups of `peer`.
+    pub(super) fn learn_ready(&mut self, now: Time, peer: PeerId) {
+        let known = &self.peers[peer.index()];
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            let ready = known.sync.ready.contains(GroupId(index as u8));
+            if group.state == State::Primary || group.primary != Some(peer) || group.ready == ready
+            {
+                continue;
+            }
+            group.ready = ready;
+            self.urgent = true;
+            let what = if ready { "ready" } else { "not ready" };
+            self.events
+                .info(now, format!("{what} to take over {}", group.name), "");
         }
     }
 
