@@ -224,15 +224,24 @@ fn an_ipv6_address_serves_too_and_one_that_is_taken_is_named() {
 #[test]
 fn every_metric_is_there_and_dashboard_and_alerts_use_no_other() {
     let mut pair = Pair::new();
-    pair.lab.unit.config.push_str("\n[metrics]\n");
-    pair.b.config.push_str("\n[metrics]\n");
+    // A standby without an address of its own can ask by ARP alone.
+    let more = format!(
+        "\n[metrics]\n\n[[link-monitor]]\nport = \"wan\"\nserver = \"{}\"\nprotocol = \"arp\"\ninterval = \"50ms\"\n",
+        SERVER[0]
+    );
+    pair.lab.unit.config.push_str(&more);
+    pair.b.config.push_str(&more);
     pair.start();
     let catalog: BTreeSet<String> = catalog::ALL.iter().map(|m| m.name.to_owned()).collect();
     for unit in [pair.a(), pair.b()] {
-        wait_until("a heartbeat has come back", || {
-            let rtt = "tandemgw_heartbeat_rtt_seconds";
-            names(&samples(unit)).contains(rtt)
-        });
+        for rtt in [
+            "tandemgw_heartbeat_rtt_seconds",
+            "tandemgw_link_monitor_rtt_seconds",
+        ] {
+            wait_until("an answer has come back", || {
+                names(&samples(unit)).contains(rtt)
+            });
+        }
         assert_page_is_clean(unit);
         assert_eq!(names(&samples(unit)), catalog, "{}", unit.ns.name());
         // The page has them in the order of the catalog, so that neither has a hole.
