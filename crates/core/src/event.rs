@@ -178,7 +178,9 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// Shorter than its headers say, or too short to have any.
+    /// Shorter than its headers say, or too short to have any. An IPv6 packet whose extension headers lead
+    /// beyond its end does not get here: the kernel drops it at the barrier's ingress hook, and counts it as
+    /// `Ip6InHdrErrors` (`nstat`).
     Truncated = "truncated",
     /// A header field has a value that no sender may use.
     Malformed = "malformed",

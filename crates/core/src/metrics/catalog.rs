@@ -33,13 +33,6 @@ metrics! {
     CONFLICTS = Counter "tandemgw_address_conflicts_total" []
         "Frames in which another machine claimed a virtual address of this unit.";
 
-    HANDSHAKES_LIMITED = Counter "tandemgw_link_handshakes_limited_total" []
-        "Datagrams that may begin a handshake, from the address of a peer, refused because there were too many.";
-    HANDSHAKES_FAILED = Counter "tandemgw_link_handshakes_failed_total" []
-        "Handshakes on the links that failed, mostly because of a key that is not in the config.";
-    FOREIGN_DATAGRAMS = Counter "tandemgw_link_foreign_datagrams_total" []
-        "Datagrams on the links from addresses that no peer has.";
-
     PORT_UP = Gauge "tandemgw_port_up" ["port", "interface"]
         "Whether the interface of the port is up and has carrier.";
     PORT_PACKETS_IN = Counter "tandemgw_port_received_packets_total" ["port"]
@@ -112,6 +105,12 @@ metrics! {
     GUARANTEE = Counter "tandemgw_pickup_guarantee_total" ["outcome"]
         "Sessions under pickup-guarantee: held until the peers had them, expired before that, or degraded because no peer was in sync.";
 
+    HANDSHAKES_LIMITED = Counter "tandemgw_link_handshakes_limited_total" []
+        "Datagrams that may begin a handshake, from the address of a peer, refused because there were too many.";
+    HANDSHAKES_FAILED = Counter "tandemgw_link_handshakes_failed_total" []
+        "Handshakes on the links that failed, mostly because of a key that is not in the config.";
+    FOREIGN_DATAGRAMS = Counter "tandemgw_link_foreign_datagrams_total" []
+        "Datagrams on the links from addresses that no peer has.";
     LINK_UP = Gauge "tandemgw_link_up" ["peer", "link"]
         "Whether heartbeats of the peer arrive on the link, which is named after this unit's address on it.";
     RTT = Gauge "tandemgw_heartbeat_rtt_seconds" ["peer", "link"]
