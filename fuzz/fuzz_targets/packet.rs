@@ -353,6 +353,7 @@ fn shell() -> ShellView {
         turns: Histogram::default(),
         barrier: BarrierView::default(),
         state_not_saved: None,
+        refused: None,
     }
 }
 
