@@ -176,7 +176,8 @@ impl World {
             return;
         };
         let (mut out, gateway) = (String::new(), &mut self.units[unit]);
-        let mut answer = Answer::begin((line, Right::Change), gateway, &shell(), self.now, &mut out);
+        let mut answer =
+            Answer::begin((line, Right::Change), gateway, &shell(), self.now, &mut out);
         for _ in 0..16 {
             if answer.is_done() || out.len() > MOST_READ {
                 break;
