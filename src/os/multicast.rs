@@ -1,7 +1,7 @@
 //! The multicast groups to which Neighbor Solicitations for the addresses of a port are sent.
 //!
 //! Joining one waits for a kernel lock (`rtnl`) that others may hold for seconds, so this is not done in the
-//! loop but by the thread of [`super::upkeep`], with sockets of its own: a membership is of an interface, not of
+//! loop but by the thread of `upkeep`, with sockets of its own: a membership is of an interface, not of
 //! the socket that receives.
 
 use std::collections::VecDeque;

@@ -35,7 +35,7 @@ pub struct Counters {
 /// What went through a port. Bytes are those of IP; a super-packet counts as one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortCounters {
-    /// Packets that came in by it, whatever became of them; see [`Gateway::handle_batch`].
+    /// Packets that came in by it, whatever became of them; see [`Gateway::handle_batch`](super::Gateway::handle_batch).
     pub in_packets: u64,
     /// Bytes of `in_packets`.
     pub in_bytes: u64,
