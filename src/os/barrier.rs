@@ -40,7 +40,7 @@ mod watch;
 use std::collections::BTreeSet;
 
 use super::netlink::{NetlinkError, interface_name};
-use super::nftables::{BRIDGE, Hook, INET, Nftables, attribute};
+use super::nftables::{BRIDGE, Batch, Hook, INET, Nftables, attribute};
 use found::Found;
 use local_in::{LOCAL_IN, LocalPort};
 use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
@@ -286,15 +286,7 @@ impl Barrier {
         let table = self.table.clone();
         let nftables = self.nftables()?;
         let mut batch = nftables.batch(INET, &table);
-        let hook = Hook {
-            number: libc::NF_INET_PRE_ROUTING as u32,
-            priority: PRIORITY,
-            devices: Vec::new(),
-        };
-        batch.add_chain(HOPS, &hook);
-        for (steps, comment) in rules::hops() {
-            batch.add_rule(HOPS, &steps, comment);
-        }
+        add_chain(&mut batch, HOPS, &prerouting(), rules::hops());
         nftables.commit(batch)
     }
 
@@ -304,26 +296,19 @@ impl Barrier {
         let (table, devices) = (self.table.clone(), self.devices());
         let nftables = self.nftables()?;
         let mut batch = nftables.batch(INET, &table);
-        let hook = Hook {
-            number: libc::NF_INET_PRE_ROUTING as u32,
-            priority: PRIORITY,
-            devices: Vec::new(),
-        };
-        batch.add_chain(DETOUR, &hook);
-        for (steps, comment) in rules::detour() {
-            batch.add_rule(DETOUR, &steps, comment);
-        }
+        add_chain(&mut batch, DETOUR, &prerouting(), rules::detour());
         for (number, devices) in devices.chunks(DEVICES_PER_CHAIN).enumerate() {
             let hook = Hook {
                 number: NF_INET_INGRESS,
                 priority: PRIORITY,
                 devices: devices.to_vec(),
             };
-            let chain = arrivals(number);
-            batch.add_chain(&chain, &hook);
-            for (steps, comment) in rules::arrivals_of_a_port() {
-                batch.add_rule(&chain, &steps, comment);
-            }
+            add_chain(
+                &mut batch,
+                &arrivals(number),
+                &hook,
+                rules::arrivals_of_a_port(),
+            );
         }
         nftables.commit(batch)
     }
@@ -355,6 +340,23 @@ pub fn examine(node: &str, posts: &[Post]) -> Result<Condition, NetlinkError> {
 /// The name of the tables of a node.
 pub fn table_name(node: &str) -> String {
     format!("{PREFIX}{node}")
+}
+
+/// Where packets are that come in, before they are routed.
+fn prerouting() -> Hook {
+    Hook {
+        number: libc::NF_INET_PRE_ROUTING as u32,
+        priority: PRIORITY,
+        devices: Vec::new(),
+    }
+}
+
+/// Adds a chain with its rules.
+fn add_chain(batch: &mut Batch, chain: &str, hook: &Hook, rules: Vec<Rule>) {
+    batch.add_chain(chain, hook);
+    for (steps, comment) in rules {
+        batch.add_rule(chain, &steps, comment);
+    }
 }
 
 #[cfg(test)]
