@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tandemgw_core::flow::FlowKey;
+use tandemgw_core::flow::{FlowKey, Protocol};
+use testkit::packets::{ACK, Pkt, tcp, udp};
 
 use crate::checks::views;
 use crate::faults::Faults;
 use crate::setup::Shape;
 use crate::turn::sessions;
-use crate::world::{Death, World};
+use crate::world::{Arrival, Death, World};
 
 pub const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -103,6 +104,46 @@ impl World {
         held.any(|(from, to)| from == *original || to.reply() == translated.reply())
     }
 
+    /// Answers the datagrams of [`World::open_many`] once.
+    fn answer_many(&mut self, unit: usize) {
+        for (_, outside) in self.held_by(unit) {
+            if (10_000..11_000).contains(&outside.src_port) {
+                let answer = udp(
+                    (outside.dst, outside.dst_port),
+                    (outside.src, outside.src_port),
+                );
+                self.arrive_on_wan(unit, &answer);
+            }
+        }
+    }
+
+    /// Sends packets of sessions in both directions to a unit whose LAN is down.
+    fn send_both_ways(&mut self, unit: usize) {
+        let (mut out, mut back) = (0, 0);
+        for (inside, outside) in self.held_by(unit) {
+            let is_udp = inside.protocol == Protocol::UDP;
+            let packet = match inside.dst_port {
+                53 if is_udp => udp((outside.dst, 53), (outside.src, outside.src_port)),
+                8080 => tcp(
+                    (inside.src, inside.src_port),
+                    (inside.dst, 8080),
+                    ACK,
+                    1_000_001,
+                    9_000_001,
+                ),
+                _ => continue,
+            };
+            *(if is_udp { &mut back } else { &mut out }) += 1;
+            self.arrive_on_wan(unit, &packet);
+        }
+        assert!(out > 0 && back > 0, "{out} and {back} sessions");
+    }
+
+    fn arrive_on_wan(&mut self, unit: usize, packet: &Pkt) {
+        let bytes = packet.bytes();
+        self.arrive(unit, self.now, Arrival::Packet { port: 1, bytes });
+    }
+
     fn cut_link(&mut self, one: usize, other: usize) {
         self.cut_off[one][other] = true;
         self.cut_off[other][one] = true;
@@ -129,6 +170,32 @@ fn an_isolated_standby_that_returns_ends_nothing() {
             world.check_kept(&held);
             world.check_agreement_soon();
         }
+    }
+}
+
+/// A standby promotes itself while one of its ports is down. It hears hosts on the other port, and forwards nothing.
+/// The primary opens sessions meanwhile, with one packet each way: it stays.
+#[test]
+fn a_unit_that_only_hears_hosts_has_carried_nothing() {
+    for seed in 0..SEEDS {
+        let (mut world, primary) = calm(seed, shape(2));
+        let other = 1 - primary;
+        open_flows(&mut world, 20);
+        world.silent = true;
+        world.set_port(other, 0, false);
+        world.isolate(other, true);
+        world.run(ms(1000));
+        assert!(world.is_primary(other, 0), "it promotes itself");
+        world.open_many(primary, 10_000..10_020);
+        world.run(ms(50));
+        world.send_both_ways(other);
+        world.answer_many(primary);
+        world.run(ms(300));
+        let held = world.held_in(primary, 0);
+        world.isolate(other, false);
+        world.run(ms(2500));
+        assert_eq!(world.primaries(0), [primary], "seed {seed}");
+        world.check_kept(&held);
     }
 }
 

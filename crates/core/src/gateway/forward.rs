@@ -27,7 +27,6 @@ impl Gateway {
                 || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
         };
         let checks_source = || self.rules.port(packet.port).source_check;
-        let traffic = &mut self.groups.traffic;
         let way = self.sessions.edit(id, |session, around| {
             let egress = admit(session, direction, packet.port, checks_source, carries)?;
             if is_taken_up(session, around.is_stale) {
@@ -36,14 +35,21 @@ impl Gateway {
             let to = session.translated(direction, around.book);
             let (policy, turns_back) = (session.policy, turns_back(session, direction));
             let unanswered = is_unanswered(session, direction) && !turns_back;
-            traffic[usize::from(session.group.0)].seen[direction as usize] =
-                Some(packet.now.tick());
             let was_settled = session.is_settled();
             let is_first_reply = follow(session, &packet, direction)?;
             let has_answered = is_first_reply || session.is_settled() != was_settled;
-            Ok((to, egress, policy, turns_back, unanswered, has_answered))
+            let group = session.group;
+            Ok((
+                to,
+                egress,
+                policy,
+                group,
+                turns_back,
+                unanswered,
+                has_answered,
+            ))
         });
-        let (to, egress, policy, turns_back, unanswered, has_answered) = match way {
+        let (to, egress, policy, group, turns_back, unanswered, has_answered) = match way {
             Some(Ok(way)) => way,
             Some(Err(DropReason::TcpUnexpectedSyn)) => {
                 return self.give_way(packet, id, direction);
@@ -62,7 +68,10 @@ impl Gateway {
             return Verdict::Drop(reason);
         }
         self.clamp_mss(&mut packet, &to, policy, egress);
-        self.send(&mut packet, &to, egress)
+        let verdict = self.send(&mut packet, &to, egress);
+        self.groups
+            .note_traffic(group, direction, packet.now, &verdict);
+        verdict
     }
 
     /// Lets a packet go to a host that has not answered in its session, within the limits for those.
@@ -114,12 +123,15 @@ impl Gateway {
         };
         let to = session.translated(direction, self.sessions.book());
         let (_, egress) = session.ports(direction);
-        let policy = session.policy;
+        let (policy, group) = (session.policy, session.group);
         if turns_back(session, direction) {
             return self.turn_back(packet, to, egress);
         }
         self.clamp_mss(packet, &to, policy, egress);
-        self.send(packet, &to, egress)
+        let verdict = self.send(packet, &to, egress);
+        self.groups
+            .note_traffic(group, direction, packet.now, &verdict);
+        verdict
     }
 
     /// What [`Gateway::forward_in_session`] would decide about a packet that comes in by `port`, and where it

@@ -1,7 +1,7 @@
 //! What a unit does when it becomes primary or standby of a group.
 
-use crate::event::Output;
-use crate::flow::GroupId;
+use crate::event::{Output, Verdict};
+use crate::flow::{Direction, GroupId};
 use crate::packet::neighbor;
 use crate::time::{Tick, Time};
 
@@ -14,7 +14,8 @@ pub(super) struct Groups {
     pub(super) traffic: Vec<Traffic>,
 }
 
-/// When packets of a group's sessions were last handled here.
+/// When packets of a group's sessions were last forwarded here. What came and was dropped says nothing: a unit
+/// whose other port is down hears much, and serves nobody.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Traffic {
     /// By [`crate::flow::Direction`].
@@ -35,6 +36,20 @@ impl Groups {
         Groups {
             roles: vec![Role::Standby; count],
             traffic: vec![Traffic::default(); count],
+        }
+    }
+
+    /// Takes note of what became of a packet of a session.
+    #[inline]
+    pub(super) fn note_traffic(
+        &mut self,
+        group: GroupId,
+        direction: Direction,
+        now: Time,
+        verdict: &Verdict,
+    ) {
+        if *verdict == Verdict::Forward {
+            self.traffic[usize::from(group.0)].seen[direction as usize] = Some(now.tick());
         }
     }
 
