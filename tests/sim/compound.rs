@@ -199,6 +199,22 @@ fn a_unit_that_only_hears_hosts_has_carried_nothing() {
     }
 }
 
+/// A standby restarts twice in a short time: its heartbeats and its streams come in any order, and it is a copy
+/// again.
+#[test]
+fn a_unit_that_restarts_twice_is_a_copy_again() {
+    for gap in (0..240).step_by(8) {
+        let (mut world, primary) = calm(gap, shape(2));
+        let standby = 1 - primary;
+        for _ in 0..2 {
+            world.die(standby, Death::Killed);
+            world.start(standby);
+            world.run(ms(gap));
+        }
+        world.check_agreement_soon();
+    }
+}
+
 /// The primary's side loses, since the other one went on with hosts of its own: all is united.
 #[test]
 fn a_split_that_both_sides_carried_loses_no_session_of_either() {

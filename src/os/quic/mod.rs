@@ -2,7 +2,7 @@
 //!
 //! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
 //! application protocol `tandemgw-hb/3`) and one for replication (an ordered stream in each
-//! direction; `tandemgw/2`), so that bulk never delays a heartbeat. The unit whose name sorts first
+//! direction; `tandemgw/3`), so that bulk never delays a heartbeat. The unit whose name sorts first
 //! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the config
 //! does not get past the handshake.
 

@@ -49,7 +49,7 @@ impl Role {
     pub(super) fn alpn(self) -> &'static [u8] {
         match self {
             Role::Heartbeat => b"tandemgw-hb/3",
-            Role::Sync => b"tandemgw/2",
+            Role::Sync => b"tandemgw/3",
         }
     }
 

@@ -65,9 +65,11 @@ impl Cluster {
         now: Time,
         ruleset: &Ruleset,
     ) -> Option<Cluster> {
+        // Heartbeats and streams name the process by the same number.
+        let process = random.next();
         Some(Cluster {
-            ha: Ha::new(config, random.next(), now)?,
-            sync: Replicator::new(config, random.next(), ruleset)?,
+            ha: Ha::new(config, process, now)?,
+            sync: Replicator::new(config, process, ruleset)?,
             paths: Paths::new(config, config.ha.as_ref()?),
             waiting: Waiting::default(),
             handovers: VecDeque::new(),

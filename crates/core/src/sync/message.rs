@@ -15,7 +15,7 @@ use crate::store::Seq;
 use crate::store::digest::Buckets;
 
 /// The version of the protocol; a unit talks to those of its own version.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The longest frame without its length field.
 pub const MAX_FRAME: usize = 64 * 1024;
@@ -159,7 +159,7 @@ impl Refusal {
 pub struct Hello {
     /// [`VERSION`]
     pub version: u16,
-    /// A random number of the process: changes are counted from 0 in each.
+    /// The random number of the process, as in its heartbeats: changes are counted from 0 in each.
     pub epoch: u64,
     /// `group-id` of `[ha]`.
     pub group_id: u8,

@@ -140,7 +140,7 @@ pub struct Replicator {
 impl Replicator {
     /// The replicator of a unit with `[ha]`; none without. It sends no group yet.
     ///
-    /// `epoch` is random, and another one in each process; `ruleset` is that of `config`.
+    /// `epoch` is random, another one in each process, and the boot identifier of its heartbeats; `ruleset` is that of `config`.
     pub fn new(config: &Config, epoch: u64, ruleset: &Ruleset) -> Option<Replicator> {
         let ha = config.ha.as_ref()?;
         let groups = config.groups.len();

@@ -31,8 +31,6 @@ pub(super) struct SyncPeer {
     pub(super) connected: bool,
     /// The election hears nothing of it, or of another process. Its connection takes longer to end.
     pub(super) missed: bool,
-    /// The process that the election hears, by its boot identifier, and the epoch of its streams.
-    process: (Option<u64>, u64),
     /// Until when a peer that was lost may take up its stream where it was.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
@@ -211,7 +209,6 @@ impl SyncPeer {
             name: name.to_owned(),
             connected: false,
             missed: false,
-            process: (None, 0),
             resumable_until: None,
             hello_sent: false,
             remote: None,
@@ -268,7 +265,6 @@ impl SyncPeer {
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
             traffic: self.traffic,
-            process: self.process,
             kept,
             sender: Sender {
                 sent: sender.sent,
@@ -361,16 +357,12 @@ impl Replicator {
 
     /// Whether the election hears `peer` by a link, and the boot identifier of the process there. A peer
     /// that it does not hear is not in sync: nobody waits for it. Nor is one whose process is another
-    /// than the stream leads to: it has restarted, and holds nothing yet.
+    /// than the stream leads to: it has restarted, and holds nothing yet. A process has one number, which its
+    /// heartbeats and its Hello carry, so it does not matter which of them come first.
     pub fn set_heard(&mut self, peer: PeerId, heard: bool, boot_id: Option<u64>) {
-        let Some(peer) = self.peers.get_mut(peer.index()) else {
-            return;
-        };
-        let epoch = peer.receiver.epoch;
-        if peer.process.0 != boot_id && peer.process.1 != epoch {
-            peer.process = (boot_id, epoch);
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.missed = !heard || boot_id != Some(peer.receiver.epoch);
         }
-        peer.missed = !heard || peer.process.0 != boot_id;
     }
 }
 

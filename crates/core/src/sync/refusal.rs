@@ -32,13 +32,16 @@ impl Refusals {
             let key = Some(key);
             codec::encode(out, &Message::Refuse { group, reason, key });
         }
+        let more = std::mem::take(&mut self.more);
+        if more == [0; 4] {
+            return;
+        }
         for group in 0..=u8::MAX {
-            if self.more[usize::from(group >> 6)] >> (group & 63) & 1 != 0 {
+            if more[usize::from(group >> 6)] >> (group & 63) & 1 != 0 {
                 let (reason, key) = (Refusal::Full, None);
                 codec::encode(out, &Message::Refuse { group, reason, key });
             }
         }
-        self.more = [0; 4];
     }
 }
 

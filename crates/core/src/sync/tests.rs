@@ -825,6 +825,7 @@ fn what_a_peer_refuses_is_no_copy() {
     assert_eq!(sync.would_be_lost(PeerId(0), G, store), Some(0));
 }
 
+/// Whichever comes first of a new process, its heartbeat or its Hello.
 #[test]
 fn a_process_that_has_restarted_is_no_copy() {
     let mut world = pair();
@@ -834,10 +835,17 @@ fn a_process_that_has_restarted_is_no_copy() {
         sync.set_heard(PeerId(0), true, Some(boot_id));
         sync.in_sync(PeerId(0))
     };
-    assert!(hear(&mut world, 1));
+    let first = world.units[1].sync.epoch;
+    assert!(hear(&mut world, first));
     // Its connection has not ended yet.
-    assert!(!hear(&mut world, 2));
-    assert!(hear(&mut world, 1));
+    assert!(!hear(&mut world, first + 1));
+    assert!(hear(&mut world, first));
+    world.restart(1);
+    world.calm(3);
+    let second = world.units[1].sync.epoch;
+    assert_ne!(first, second);
+    assert!(!hear(&mut world, first), "its heartbeats are late");
+    assert!(hear(&mut world, second));
 }
 
 #[test]
