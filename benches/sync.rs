@@ -14,6 +14,7 @@ use tandemgw_core::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use tandemgw_core::store::{Keys, SessionStore};
 use tandemgw_core::sync::{Context, Replicator};
 use tandemgw_core::time::Time;
+use testkit::system::cpu_clock::thread_time;
 
 const PEER: PeerId = PeerId(0);
 const GROUP: GroupId = GroupId(0);
@@ -78,9 +79,9 @@ fn snapshot(a: &mut Unit, b: &mut Unit) {
     for unit in [&mut *a, &mut *b] {
         unit.sync.peer_connected(PEER, unit.store.journal_mut());
     }
-    let start = cpu_time();
+    let start = thread_time();
     let cost = exchange(a, b);
-    let total = cpu_time().saturating_sub(start);
+    let total = thread_time().saturating_sub(start);
     assert_eq!(a.store.table().len(), b.store.table().len());
     assert!(a.sync.digest_equal(PEER, GROUP) && b.sync.is_ready(GROUP));
     let n = f64::from(a.store.table().len());
@@ -288,13 +289,6 @@ fn time(work: impl FnOnce()) -> Duration {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// CPU time of this thread: other processes make the clock useless on a busy machine.
-fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("proc is mounted");
-    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("a number"))
 }
 
 /// Bytes of memory that the process has touched.

@@ -18,6 +18,7 @@ use tandemgw_core::gateway::{Gateway, Seed};
 use tandemgw_core::packet::build::opening_packet;
 
 use crate::show;
+use testkit::system::cpu_clock::thread_time;
 use testkit::system::worker::Result;
 
 const CONFIG: &str = r#"
@@ -96,9 +97,9 @@ fn serve(
         poll.poll(&mut events, Some(Duration::from_millis(wait)))?;
         events.iter().for_each(|event| socket.mark(event.token()));
         let now = clock::now();
-        let start = cpu_time();
+        let start = thread_time();
         socket.serve(poll.registry(), gateway, &mut view, now);
-        longest = longest.max(cpu_time() - start);
+        longest = longest.max(thread_time() - start);
         turns += 1;
     }
     let heard = client.join().map_err(|_| "panic")??;
@@ -148,15 +149,4 @@ fn full_gateway() -> Result<Gateway> {
     }
     while gateway.poll_output().is_some() {}
     Ok(gateway)
-}
-
-/// The CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the kernel writes to `time` only.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -81,7 +81,7 @@ impl Shell {
                 }),
             },
             State::Prepared(draft) if self.gateway.is_reloading() => State::Prepared(draft),
-            State::Prepared(draft) => self.install(now, draft),
+            State::Prepared(draft) => self.install_if_ready(now, draft),
             State::Following(unfinished) => self.end_following(unfinished),
             State::Comparing(unfinished) => self.end_if_compared(unfinished),
         };
@@ -125,6 +125,22 @@ impl Shell {
                     result: Err(refused(why)),
                     warnings: Vec::new(),
                 })
+            }
+        }
+    }
+
+    /// Puts in force what was prepared, if there is room for its addresses; otherwise makes some.
+    fn install_if_ready(&mut self, now: Time, mut draft: Draft) -> State {
+        let room = match &mut draft.result {
+            Ok(ready) => self.gateway.number_some(&mut ready.0),
+            Err(_) => Ok(true),
+        };
+        match room {
+            Ok(false) => State::Prepared(draft),
+            Ok(true) => self.install(now, draft),
+            Err(why) => {
+                draft.result = Err(refused(why.to_string()));
+                self.install(now, draft)
             }
         }
     }

@@ -183,7 +183,7 @@ impl Gateway {
             drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
             started: now,
-            rules: Rules::new(config, ruleset, sessions.nat()),
+            rules: Rules::new(config, ruleset),
             sessions,
         }
     }

@@ -1,13 +1,16 @@
 //! The part of a reload that takes long, made beside the loop: it reads copies that nobody changes, and what it
 //! makes is only put in place by [`Gateway::install`](super::Gateway::install).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::{Change, Config, Difference};
+use crate::flow::{Addr, GroupId};
+use crate::nat;
 use crate::policy::Ruleset;
 
-use super::Gateway;
 use super::reload::{Effects, ReloadError};
+use super::{Gateway, rules};
 
 /// How many differences of each kind are reported: an administrator does not read more.
 const MOST_TOLD: usize = 1000;
@@ -27,7 +30,34 @@ pub struct Prepared {
     pub(super) effects: Effects,
     /// None if policies, pools and forwards are as before.
     pub(super) ruleset: Option<Arc<Ruleset>>,
+    /// None if pools and forwards are as before.
+    pub(super) addresses: Option<Addresses>,
     pub(super) told: Reloaded,
+}
+
+/// The addresses of a config.
+pub(super) struct Addresses {
+    /// Pools and forwards.
+    pub(super) layout: nat::Layout,
+    /// Those to be answered for, by port.
+    pub(super) own: Vec<Vec<(Addr, GroupId)>>,
+    /// The groups that have addresses which they did not have before.
+    pub(super) grown: BTreeSet<GroupId>,
+}
+
+impl Addresses {
+    fn new(old: &Config, new: &Config) -> Addresses {
+        let layout = nat::Layout::new(new);
+        let own = rules::addresses(new, layout.groups());
+        let before = rules::addresses(old, &nat::groups(old));
+        let mut grown = BTreeSet::new();
+        for (own, before) in own.iter().zip(&before) {
+            let before: BTreeSet<&(Addr, GroupId)> = before.iter().collect();
+            let new = own.iter().filter(|own| !before.contains(own));
+            grown.extend(new.map(|(_, group)| *group));
+        }
+        Addresses { layout, own, grown }
+    }
 }
 
 /// What a reload has done.
@@ -46,7 +76,11 @@ pub struct Reloaded {
 /// What was in force before a reload. To drop it takes long where there are many policies.
 pub struct Retired {
     _basis: Basis,
+    _addresses: Option<FormerAddresses>,
 }
+
+/// The addresses that were in force, by port, and what translated to them.
+pub(super) type FormerAddresses = (Vec<Vec<(Addr, GroupId)>>, nat::Layout);
 
 impl Prepared {
     /// Works out what changes if `wanted` is to come after `basis`.
@@ -69,6 +103,7 @@ impl Prepared {
             .then(|| basis.ruleset.succeeded_by(&config).map(Arc::new))
             .transpose()
             .map_err(ReloadError::TooManyPolicies)?;
+        let addresses = effects.addresses.then(|| Addresses::new(old, &config));
         let count = applied.len() + waiting.len();
         applied.truncate(MOST_TOLD);
         waiting.truncate(MOST_TOLD);
@@ -83,14 +118,18 @@ impl Prepared {
             config: Arc::new(config),
             effects,
             ruleset,
+            addresses,
             told,
         })
     }
 }
 
 impl Retired {
-    pub(super) fn new(basis: Basis) -> Retired {
-        Retired { _basis: basis }
+    pub(super) fn new(basis: Basis, addresses: Option<FormerAddresses>) -> Retired {
+        Retired {
+            _basis: basis,
+            _addresses: addresses,
+        }
     }
 }
 

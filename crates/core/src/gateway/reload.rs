@@ -1,24 +1,25 @@
 //! A changed configuration while the gateway runs: what can be applied is applied at once, and the
 //! sessions are compared with it afterwards, a piece at a time.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::config::{self, Config, Difference, Live, SwitchError, Switched};
-use crate::flow::{Addr, GroupId, PortId};
 use crate::in_quotes::InQuotes;
 use crate::policy::{Ruleset, TooManyPolicies};
 use crate::session::Timeouts;
 use crate::time::Time;
 
 use super::limiter::Budgets;
-use super::prepare::{Basis, Prepared, Reloaded, Retired};
+use super::prepare::{Addresses, Basis, FormerAddresses, Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
 use super::{Cluster, Gateway};
 
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
+
+/// Addresses that are looked up in one piece: some 100 µs.
+const NUMBERED_AT_A_TIME: usize = 512;
 
 /// Why a reload has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Gateway {
     pub fn install(
         &mut self,
         now: Time,
-        prepared: Prepared,
+        mut prepared: Prepared,
     ) -> Result<(Reloaded, Retired), ReloadError> {
         if self.is_reloading() {
             return Err(ReloadError::UnderWay);
@@ -77,23 +78,17 @@ impl Gateway {
         if !self.is_current(&prepared) {
             return Err(ReloadError::Superseded);
         }
-        let config = &prepared.config;
-        let pools = config.nat_pools.iter().flat_map(|pool| &pool.addresses);
-        let servers = config.forwards.iter().map(|forward| &forward.internal.0);
-        let unknown = pools.chain(servers);
-        let unknown = unknown.filter(|addr| self.sessions.book().find(**addr).is_none());
-        if unknown.count() > self.sessions.book().room() {
-            return Err(ReloadError::TooManyAddresses);
-        }
+        while !self.number_some(&mut prepared)? {}
         let Prepared {
             basis,
             config,
             effects,
             ruleset,
+            addresses,
             told,
         } = prepared;
         self.rules.set_config(config);
-        self.adopt(now, effects, ruleset);
+        let former = self.adopt(now, effects, ruleset.zip(Some(addresses)));
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
         let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();
@@ -102,7 +97,20 @@ impl Gateway {
             told.applied.len() + told.more
         );
         self.log_event(now, "config", what, &keys.join(", "), None);
-        Ok((told, Retired::new(basis)))
+        Ok((told, Retired::new(basis, former)))
+    }
+
+    /// Does some of what takes long in [`Gateway::install`]; returns whether nothing of it is left.
+    ///
+    /// # Errors
+    /// If there are more addresses in pools and forwards than can be held.
+    pub fn number_some(&mut self, prepared: &mut Prepared) -> Result<bool, ReloadError> {
+        let Some(addresses) = &mut prepared.addresses else {
+            return Ok(true);
+        };
+        let layout = &mut addresses.layout;
+        let numbered = self.sessions.number_some(layout, NUMBERED_AT_A_TIME);
+        numbered.map_err(|_| ReloadError::TooManyAddresses)
     }
 
     /// Whether sessions have yet to be compared with the rules of the last reload.
@@ -134,7 +142,12 @@ impl Gateway {
 
     /// Has the parts follow the options that have changed in the config; with a ruleset if policies, pools or
     /// forwards are among them. Ports, groups, links and peers are the same as before.
-    fn adopt(&mut self, now: Time, effects: Effects, ruleset: Option<Arc<Ruleset>>) {
+    fn adopt(
+        &mut self,
+        now: Time,
+        effects: Effects,
+        new_rules: Option<(Arc<Ruleset>, Option<Addresses>)>,
+    ) -> Option<FormerAddresses> {
         let Effects {
             rules,
             addresses: _,
@@ -166,9 +179,8 @@ impl Gateway {
         if announcements {
             self.hosts.announcer.reconfigure(self.rules.config());
         }
-        if let Some(ruleset) = ruleset {
-            self.adopt_rules(now, ruleset);
-        }
+        let former =
+            new_rules.and_then(|(ruleset, addresses)| self.adopt_rules(now, ruleset, addresses));
         let Basis { config, .. } = self.rules.basis();
         let up = self.ports_up();
         self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
@@ -183,6 +195,7 @@ impl Gateway {
             });
         }
         self.settle_cluster(now);
+        former
     }
 
     /// Checks that each part that keeps an option has the one that is in force.
@@ -202,32 +215,29 @@ impl Gateway {
         assert!(follows, "the election follows");
     }
 
-    fn adopt_rules(&mut self, now: Time, ruleset: Arc<Ruleset>) {
-        self.sessions.reconfigure_nat(self.rules.config());
+    fn adopt_rules(
+        &mut self,
+        now: Time,
+        ruleset: Arc<Ruleset>,
+        addresses: Option<Addresses>,
+    ) -> Option<FormerAddresses> {
         self.fragments.forget_decisions();
-        let before = self
-            .rules
-            .set_ruleset(Arc::clone(&ruleset), self.sessions.nat());
-        self.announce_new(now, &before);
-        self.find_faults(now);
+        self.rules.set_ruleset(Arc::clone(&ruleset));
+        let former = addresses.map(|Addresses { layout, own, grown }| {
+            let former = self.sessions.reconfigure_nat(layout);
+            let before = self.rules.set_addresses(own);
+            for group in grown {
+                if self.is_primary(group) {
+                    self.announce_group(now, group);
+                }
+            }
+            self.find_faults(now);
+            (before, former)
+        });
         self.in_cluster(now, |cluster, store| {
             cluster.set_policies(now, &ruleset, store.journal_mut());
         });
-    }
-
-    /// Announces the groups that have addresses which they did not have `before`.
-    fn announce_new(&mut self, now: Time, before: &[Vec<(Addr, GroupId)>]) {
-        let mut groups = Vec::new();
-        for (port, before) in (0..).map(PortId).zip(before) {
-            let before: BTreeSet<&(Addr, GroupId)> = before.iter().collect();
-            let new = self.addresses_on(port).filter(|own| !before.contains(own));
-            groups.extend(new.map(|(_, group)| group));
-        }
-        for group in self.groups().filter(|group| groups.contains(group)) {
-            if self.is_primary(group) {
-                self.announce_group(now, group);
-            }
-        }
+        former
     }
 }
 

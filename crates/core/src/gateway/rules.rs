@@ -1,10 +1,11 @@
 //! What the configuration decides: replaced as a whole by a reload.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Config, Ha, Policy, Port};
 use crate::flow::{Addr, GroupId, PolicyId, PortId};
-use crate::nat::Nat;
+use crate::nat::{self, Nat};
 use crate::policy::Ruleset;
 use crate::session::Session;
 use crate::time::Time;
@@ -24,10 +25,10 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The rules of `config`; `nat` is that of the same config.
-    pub(super) fn new(config: Config, ruleset: Ruleset, nat: &Nat) -> Rules {
+    /// The rules of `config`.
+    pub(super) fn new(config: Config, ruleset: Ruleset) -> Rules {
         Rules {
-            addresses: addresses(&config, nat),
+            addresses: addresses(&config, &nat::groups(&config)),
             usages: PolicyUsages::new(&ruleset),
             ruleset: Arc::new(ruleset),
             config: Arc::new(config),
@@ -80,21 +81,22 @@ impl Rules {
     }
 
     /// Puts a config in force whose policies, pools and forwards are those of the one before, or whose ruleset
-    /// and addresses follow by [`Rules::set_ruleset`].
+    /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
         self.config = config;
     }
 
-    /// Puts the ruleset of the config in force; `nat` is that of the same config. Returns the addresses of
-    /// before.
-    pub(super) fn set_ruleset(
-        &mut self,
-        ruleset: Arc<Ruleset>,
-        nat: &Nat,
-    ) -> Vec<Vec<(Addr, GroupId)>> {
+    /// Puts the ruleset of the config in force.
+    pub(super) fn set_ruleset(&mut self, ruleset: Arc<Ruleset>) {
         self.usages.adopt(&self.ruleset, &ruleset);
         self.ruleset = ruleset;
-        let addresses = addresses(&self.config, nat);
+    }
+
+    /// Puts the [`addresses`] of the config in force. Returns those of before.
+    pub(super) fn set_addresses(
+        &mut self,
+        addresses: Vec<Vec<(Addr, GroupId)>>,
+    ) -> Vec<Vec<(Addr, GroupId)>> {
         std::mem::replace(&mut self.addresses, addresses)
     }
 
@@ -139,7 +141,10 @@ impl Rules {
 
     /// Panics if the parts are not those of one config.
     pub(super) fn check_invariants(&self, nat: &Nat) {
-        let wanted = addresses(&self.config, nat);
+        let groups = nat::groups(&self.config);
+        let follows = |(addr, group): (&Addr, &GroupId)| nat.group(addr) == Some(*group);
+        assert!(groups.iter().all(follows), "the groups follow the config");
+        let wanted = addresses(&self.config, &groups);
         assert_eq!(self.addresses, wanted, "the addresses follow the config");
         assert_eq!(
             self.usages.iter().count(),
@@ -149,12 +154,16 @@ impl Rules {
     }
 }
 
-/// The addresses to be answered for on each port, with their groups.
-fn addresses(config: &Config, nat: &Nat) -> Vec<Vec<(Addr, GroupId)>> {
+/// The addresses to be answered for on each port, with their groups. `groups` are those of the config.
+pub(super) fn addresses(
+    config: &Config,
+    groups: &BTreeMap<Addr, GroupId>,
+) -> Vec<Vec<(Addr, GroupId)>> {
     let of_port = |port: &Port| {
         let group = |addr: &Addr| {
             let own = port.link_local.iter().find(|own| own.addr == *addr);
-            own.map(|own| own.group).or_else(|| nat.group(addr))
+            own.map(|own| own.group)
+                .or_else(|| groups.get(addr).copied())
         };
         let all = config.addresses_on(port).into_iter();
         all.filter_map(|addr| Some((addr, group(&addr)?))).collect()

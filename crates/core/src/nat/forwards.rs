@@ -79,6 +79,18 @@ impl Forwards {
         forwards
     }
 
+    /// Has addresses stand in a book at these numbers, each at the place that it has had so far.
+    pub(super) fn renumber(&mut self, numbers: &[TranslatedAddr]) {
+        let renumber = |addr: &mut TranslatedAddr| *addr = numbers[usize::from(addr.0)];
+        for inward in &mut self.inward {
+            renumber(&mut inward.translated);
+            renumber(&mut inward.destination.translated);
+        }
+        for end in &mut self.outward {
+            renumber(&mut end.translated);
+        }
+    }
+
     fn add(&mut self, index: u16, forward: &Forward, book: &mut AddressBook) -> Option<()> {
         let (addr, first) = forward.external;
         let (internal, internal_first) = forward.internal;

@@ -17,6 +17,7 @@
 mod connected;
 mod crowded;
 mod forwards;
+mod layout;
 mod mappings;
 mod pool;
 mod port_set;
@@ -26,7 +27,8 @@ mod search;
 use std::collections::BTreeMap;
 
 pub use forwards::Destination;
-pub use pool::PoolId;
+pub use layout::{BookFull, Layout};
+pub use pool::{PoolId, groups};
 
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
@@ -85,7 +87,7 @@ pub struct Nat {
     /// that of a peer. At most [`MAX_STRANGERS`], and those of a configuration before.
     strangers: BTreeMap<TranslatedAddr, Taken>,
     /// How many owners too many a port has; it is free after the last one. Two units that were primary
-    /// at once may have given a port to different endpoints, and a peer may use that of a forward.
+    /// at once may have given a port to different endpoints.
     shared: BTreeMap<Place, u32>,
     crowded: Crowded,
     connected: Connected,
@@ -105,34 +107,42 @@ impl NatExhausted {
 impl Nat {
     /// The translator of `config`, with no mappings. `key` is random and secret.
     pub fn new(config: &Config, book: &mut AddressBook, key: &[u8; 16]) -> Nat {
-        let mut nat = Nat {
-            forwards: Forwards::new(config, book),
-            pools: Pools::new(config, book),
-            groups: pool::groups(config),
+        let mut layout = Layout::new(config);
+        // There is room for all that a layout can have in a book that is empty.
+        while layout.number_some(book, AddressBook::CAPACITY) == Ok(false) {}
+        layout.renumber();
+        let Layout {
+            forwards,
+            pools,
+            groups,
+            ..
+        } = layout;
+        Nat {
+            forwards,
+            pools,
+            groups,
             mappings: Mappings::new(config.node.max_sessions, KeyedHash::new(key)),
             strangers: BTreeMap::new(),
             shared: BTreeMap::new(),
             crowded: Crowded::new(key),
             connected: Connected::default(),
-        };
-        nat.take_forwarded_ports();
-        nat
+        }
     }
 
-    /// Takes over the pools and forwards of another configuration with the same ports and groups.
+    /// Takes over the pools and forwards of another configuration with the same ports and groups. All of
+    /// its addresses must have numbers: see [`Layout::number_some`].
     ///
     /// Sessions keep their translation, and mappings their ports, even on addresses that are in no pool
-    /// any more: the caller ends those. Takes time for addresses and forwards, not for sessions.
-    pub fn reconfigure(&mut self, config: &Config, book: &mut AddressBook) {
-        for place in self.forward_ends() {
-            self.free_port(place);
-        }
-        self.forwards = Forwards::new(config, book);
-        let before = std::mem::replace(&mut self.pools, Pools::new(config, book));
-        self.pools.inherit(before, &mut self.strangers);
-        self.take_forwarded_ports();
-        self.groups = pool::groups(config);
+    /// any more: the caller ends those. Takes time for addresses, not for sessions. Returns what is no longer
+    /// needed, which takes long to drop.
+    pub fn reconfigure(&mut self, mut layout: Layout) -> Layout {
+        layout.renumber();
+        std::mem::swap(&mut self.forwards, &mut layout.forwards);
+        std::mem::swap(&mut self.pools, &mut layout.pools);
+        std::mem::swap(&mut self.groups, &mut layout.groups);
+        self.pools.inherit(&mut layout.pools, &mut self.strangers);
         self.crowded.clear();
+        layout
     }
 
     /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is for
@@ -440,12 +450,9 @@ impl Nat {
         assert!(self.shared.keys().all(|place| owners.contains_key(place)));
     }
 
-    /// How many mappings and forwards each external port has that has any.
+    /// How many mappings each external port has that has any.
     fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
         let mut owners = BTreeMap::new();
-        for place in self.forward_ends() {
-            owners.insert(place, 1);
-        }
         for mapping in self.mappings.check_invariants(table) {
             *owners.entry(mapping.place()).or_default() += 1;
         }
@@ -473,25 +480,6 @@ impl Nat {
     }
 
     /// The external ends of the forwards on addresses of pools, once each.
-    fn forward_ends(&self) -> Vec<Place> {
-        let mut ends = Vec::new();
-        for (translated, protocol, range) in self.forwards.externals() {
-            if self.pools.index_of(translated).is_some() {
-                let ports = range.first..=range.last;
-                ends.extend(ports.map(|port| (translated, protocol.0, port)));
-            }
-        }
-        // Forwards of several ports may have one external end.
-        ends.dedup();
-        ends
-    }
-
-    fn take_forwarded_ports(&mut self) {
-        for place in self.forward_ends() {
-            self.take_port(place);
-        }
-    }
-
     /// A session has gone whose external port nothing else keeps.
     fn note_freed(&mut self, session: &Session) {
         if session.nat_dst != TranslatedAddr::SAME {
@@ -541,16 +529,18 @@ impl Nat {
             }
             None => {}
         }
-        for range in self.pools.ranges_of(addr) {
-            for range in range.last_candidates().filter(|range| range.contains(port)) {
-                let scope = Scope::of_mappings(addr, Protocol(protocol), range);
-                self.crowded.freed(&scope, port);
-            }
-        }
         if let Some(index) = self.pools.index_of(addr) {
-            self.pools.externals[index]
-                .taken
-                .remove(Protocol(protocol), port);
+            let external = &mut self.pools.externals[index];
+            external.taken.remove(Protocol(protocol), port);
+            if external.is_forwarded(Protocol(protocol), port) {
+                return;
+            }
+            for range in self.pools.ranges_of(addr) {
+                for range in range.last_candidates().filter(|range| range.contains(port)) {
+                    let scope = Scope::of_mappings(addr, Protocol(protocol), range);
+                    self.crowded.freed(&scope, port);
+                }
+            }
         } else if let Some(taken) = self.strangers.get_mut(&addr) {
             taken.remove(Protocol(protocol), port);
             if taken.is_empty() {
@@ -696,7 +686,9 @@ mod tests {
         }
 
         fn reconfigure(&mut self, config: Config) {
-            self.nat.reconfigure(&config, &mut self.book);
+            let mut layout = Layout::new(&config);
+            while !layout.number_some(&mut self.book, 2).unwrap() {}
+            self.nat.reconfigure(layout);
             self.config = config;
         }
 

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::forwards::Forwards;
 use super::mappings::Endpoint;
-use super::port_set::PortSet;
+use super::port_set::{PortSet, next_missing};
 use super::range::Range;
 use crate::config::{Config, Nat};
 use crate::flow::{Addr, Family, GroupId, PortId, Protocol};
@@ -17,6 +18,8 @@ const IMPLICIT_RANGE: (u16, u16) = (1, 65_535);
 /// one gains by knowing it is to pick internal addresses that share an external one.
 const PAIRING_KEY: [u8; 16] = *b"tandemgw pairing";
 
+const NONE: u32 = u32::MAX;
+
 /// A set of addresses that sources are translated to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolId(u16);
@@ -26,7 +29,8 @@ pub(super) struct Pools {
     pools: Vec<Pool>,
     ports: usize,
     pub(super) externals: Vec<External>,
-    by_translated: BTreeMap<TranslatedAddr, usize>,
+    /// The external of each number of an address, or [`NONE`]: read for each session, and quick to build.
+    by_translated: Vec<u32>,
     pairing: KeyedHash,
 }
 
@@ -45,13 +49,15 @@ pub(super) struct Pool {
 pub(super) struct External {
     pub(super) addr: Addr,
     pub(super) translated: TranslatedAddr,
+    /// The ports of mappings.
     pub(super) taken: Taken,
+    /// The ports of forwards, which no mapping gets.
+    forwarded: Taken,
     /// The pools that it is in, and where in their lists.
     memberships: Vec<(usize, usize)>,
 }
 
-/// Ports of an external address that can't be allocated: those of forwards and, for protocols with
-/// mappings, those of mappings.
+/// Ports of an external address that can't be allocated, by protocol.
 #[derive(Default)]
 pub(super) struct Taken([Option<PortSet>; 3]);
 
@@ -61,7 +67,7 @@ impl Pools {
             pools: Vec::new(),
             ports: config.ports.len(),
             externals: Vec::new(),
-            by_translated: BTreeMap::new(),
+            by_translated: Vec::new(),
             pairing: KeyedHash::new(&PAIRING_KEY),
         };
         for port in &config.ports {
@@ -78,11 +84,37 @@ impl Pools {
         pools
     }
 
+    /// Keeps the ports of forwards from mappings.
+    pub(super) fn reserve(&mut self, forwards: &Forwards) {
+        for (translated, protocol, range) in forwards.externals() {
+            let Some(index) = self.index_of(translated) else {
+                continue;
+            };
+            let forwarded = &mut self.externals[index].forwarded;
+            for port in range.first..=range.last {
+                forwarded.insert(protocol, port);
+            }
+        }
+    }
+
+    /// Has addresses stand in a book at these numbers, each at the place that it has had so far.
+    pub(super) fn renumber(&mut self, numbers: &[TranslatedAddr]) {
+        self.by_translated.clear();
+        for (index, external) in (0..).zip(&mut self.externals) {
+            external.translated = numbers[usize::from(external.translated.0)];
+            let number = usize::from(external.translated.0);
+            if self.by_translated.len() <= number {
+                self.by_translated.resize(number + 1, NONE);
+            }
+            self.by_translated[number] = index;
+        }
+    }
+
     /// Takes over what is in use: from `before`, and of addresses that were strangers so far. What is in
     /// use of addresses that are in no pool any more is put among the `strangers`.
     pub(super) fn inherit(
         &mut self,
-        before: Pools,
+        before: &mut Pools,
         strangers: &mut BTreeMap<TranslatedAddr, Taken>,
     ) {
         let Pools {
@@ -97,13 +129,18 @@ impl Pools {
             .iter()
             .map(|pool| (addresses(pool), pool.reach))
             .collect();
-        for external in externals {
-            if !external.taken.is_empty() {
-                strangers.insert(external.translated, external.taken);
+        let known = std::mem::take(strangers);
+        let pooled = externals
+            .iter_mut()
+            .filter(|external| !external.taken.is_empty())
+            .map(|external| (external.translated, std::mem::take(&mut external.taken)));
+        for (translated, taken) in pooled.chain(known) {
+            match self.index_of(translated) {
+                Some(index) => self.externals[index].taken = taken,
+                None => {
+                    strangers.insert(translated, taken);
+                }
             }
-        }
-        for external in &mut self.externals {
-            external.taken = strangers.remove(&external.translated).unwrap_or_default();
         }
         for pool in &mut self.pools {
             let mut members = pool.addresses.iter().flatten();
@@ -196,8 +233,9 @@ impl Pools {
         };
         let each = u64::from(pool.range.size());
         let addresses = || pool.addresses.iter().flatten();
-        let taken = addresses().filter_map(|index| self.externals[*index].taken.ports(protocol));
-        let used = taken.map(|ports| ports.len() as u64).sum();
+        let taken = addresses().flat_map(|index| self.externals[*index].ports(protocol));
+        let used: usize = taken.map(PortSet::len).sum();
+        let used = used as u64;
         (used, addresses().count() as u64 * each)
     }
 
@@ -221,7 +259,10 @@ impl Pools {
     }
 
     pub(super) fn index_of(&self, translated: TranslatedAddr) -> Option<usize> {
-        self.by_translated.get(&translated).copied()
+        let index = self.by_translated.get(usize::from(translated.0));
+        index
+            .filter(|index| **index != NONE)
+            .map(|index| *index as usize)
     }
 
     fn add(
@@ -241,12 +282,18 @@ impl Pools {
                 continue;
             };
             let next = self.externals.len();
-            let index = *self.by_translated.entry(translated).or_insert(next);
+            let index = self.index_of(translated).unwrap_or(next);
             if index == next {
+                let number = usize::from(translated.0);
+                if self.by_translated.len() <= number {
+                    self.by_translated.resize(number + 1, NONE);
+                }
+                self.by_translated[number] = next as u32;
                 self.externals.push(External {
                     addr,
                     translated,
                     taken: Taken::default(),
+                    forwarded: Taken::default(),
                     memberships: Vec::new(),
                 });
             }
@@ -277,18 +324,38 @@ impl Pool {
     }
 }
 
-impl Taken {
-    pub(super) fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        self.ports(protocol)
-            .is_some_and(|ports| ports.contains(port))
+impl External {
+    /// The ports that no mapping can get.
+    fn ports(&self, protocol: Protocol) -> impl Iterator<Item = &PortSet> {
+        let all = [&self.taken, &self.forwarded];
+        all.into_iter()
+            .filter_map(move |taken| taken.ports(protocol))
+    }
+
+    /// Whether a mapping or a forward has a port.
+    pub(super) fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
+        self.ports(protocol).any(|ports| ports.contains(port))
+    }
+
+    /// Whether a forward has a port.
+    pub(super) fn is_forwarded(&self, protocol: Protocol, port: u16) -> bool {
+        self.forwarded.contains(protocol, port)
     }
 
     /// The first port of `first..=last` that is not taken.
     pub(super) fn next_free(&self, protocol: Protocol, first: u16, last: u16) -> Option<u16> {
-        match self.ports(protocol) {
-            Some(ports) => ports.next_missing(first, last),
-            None => (first <= last).then_some(first),
+        match (self.taken.ports(protocol), self.forwarded.ports(protocol)) {
+            (Some(taken), Some(forwarded)) => next_missing(&[taken, forwarded], first, last),
+            (Some(ports), None) | (None, Some(ports)) => next_missing(&[ports], first, last),
+            (None, None) => next_missing(&[], first, last),
         }
+    }
+}
+
+impl Taken {
+    pub(super) fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        self.ports(protocol)
+            .is_some_and(|ports| ports.contains(port))
     }
 
     /// Takes a port; returns whether it was free.
@@ -319,7 +386,7 @@ impl Taken {
 }
 
 /// The group that each external address moves with.
-pub(super) fn groups(config: &Config) -> BTreeMap<Addr, GroupId> {
+pub fn groups(config: &Config) -> BTreeMap<Addr, GroupId> {
     let mut groups = BTreeMap::new();
     for addr in config.nat_pools.iter().flat_map(|pool| &pool.addresses) {
         // A pool belongs to the port on whose link its addresses are.

@@ -46,7 +46,7 @@ impl Request<'_> {
     }
 
     fn is_taken(&self, port: u16) -> bool {
-        self.external.taken.contains(self.key.protocol, port)
+        self.external.is_taken(self.key.protocol, port)
     }
 }
 
@@ -121,11 +121,7 @@ impl Search {
         let start = random_port(&mut self.random, range);
         let mut is_any_free = false;
         for (mut from, to) in [(start, last), (first, start.saturating_sub(1))] {
-            while let Some(port) = request
-                .external
-                .taken
-                .next_free(request.key.protocol, from, to)
-            {
+            while let Some(port) = request.external.next_free(request.key.protocol, from, to) {
                 is_any_free = true;
                 if self.try_port(request, port).is_some() {
                     return Ok(port);

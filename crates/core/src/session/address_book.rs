@@ -50,6 +50,16 @@ impl AddressBook {
         self.index.get(&addr).copied().map(TranslatedAddr)
     }
 
+    /// How many addresses it holds.
+    pub fn len(&self) -> usize {
+        self.addrs.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.addrs.is_empty()
+    }
+
     /// How many more addresses there is room for.
     pub fn room(&self) -> usize {
         Self::CAPACITY - self.addrs.len()

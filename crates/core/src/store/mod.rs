@@ -22,7 +22,7 @@ pub use refused::Refused;
 use crate::config::{Config, Ha};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::memory::Reserved;
-use crate::nat::{Nat, NatExhausted, PoolId, Source};
+use crate::nat::{BookFull, Layout, Nat, NatExhausted, PoolId, Source};
 use crate::session::{
     AddressBook, InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table,
     Timeouts, TranslatedAddr,
@@ -344,9 +344,17 @@ impl SessionStore {
         self.table.set_source_limits(source_limits(config));
     }
 
+    /// See [`Layout::number_some`].
+    ///
+    /// # Errors
+    /// If there is no room for all addresses.
+    pub fn number_some(&mut self, layout: &mut Layout, most: usize) -> Result<bool, BookFull> {
+        layout.number_some(&mut self.book, most)
+    }
+
     /// See [`Nat::reconfigure`].
-    pub fn reconfigure_nat(&mut self, config: &Config) {
-        self.nat.reconfigure(config, &mut self.book);
+    pub fn reconfigure_nat(&mut self, layout: Layout) -> Layout {
+        self.nat.reconfigure(layout)
     }
 
     /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns

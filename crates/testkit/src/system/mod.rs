@@ -3,9 +3,11 @@
 //! - [`namespace`]: a network namespace, held by a process that ends with the test.
 //! - [`process`]: child processes whose output is available while they run.
 //! - [`worker`]: processes of a benchmark, bound to a CPU.
+//! - [`cpu_clock`]: what a thread has used, on a machine that others use too.
 //! - [`datapath`]: a client, a gateway and a server in a row; [`traffic`]: what they send.
 //! - [`transport`]: QUIC transports of several units in one process.
 
+pub mod cpu_clock;
 pub mod datapath;
 pub mod namespace;
 pub mod process;
