@@ -322,6 +322,7 @@ impl Shell {
             self.read_neighbor_requests();
         }
         self.read_reports()?;
+        self.ask_some();
         self.do_chores();
         // The answers to a check before what comes by the links, of which there may be a flood.
         let mut next = self.ready.sockets.next(0);

@@ -48,8 +48,11 @@ use tandemgw_core::event::{LinkState, Route, RouteChange, RouteTarget};
 use tandemgw_core::flow::{Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 
-/// Datagrams of one [`Monitor::read`]; each is up to 32 KiB, some 300 routes.
+/// Messages of one [`Monitor::read`], some 2 µs each.
 const READ_BUDGET: usize = 32;
+
+/// What one [`Monitor::read`] frees of what is known no longer.
+const FREED_AT_A_TIME: usize = 256;
 
 /// How often in a row a dump is restarted because the routes changed meanwhile. After that its gaps
 /// are accepted: the notifications fill them.
@@ -116,6 +119,9 @@ pub struct OwnAddress {
     pub port: Option<PortId>,
 }
 
+/// By destination and metric, the links of the hops.
+type Siblings = BTreeMap<(IpNet, u32), Vec<u32>>;
+
 /// The listening socket.
 ///
 /// Legal calls: [`start`](Self::start) once, then [`read`](Self::read) whenever the descriptor is
@@ -124,7 +130,9 @@ pub struct Monitor {
     socket: Socket,
     /// The address that the kernel gave the socket.
     port: u32,
+    /// A datagram, of which so many bytes are handled.
     buffer: Vec<u8>,
+    handled: usize,
     first_table: u32,
     ports: BTreeMap<String, PortId>,
     tuns: BTreeMap<String, PortId>,
@@ -135,7 +143,9 @@ pub struct Monitor {
     links: BTreeMap<u32, KernelLink>,
     /// Hops of the routes that one message may not describe completely: those on a link, which may
     /// share destination and metric with others, and multipath routes.
-    siblings: BTreeMap<(IpNet, u32), Vec<u32>>,
+    siblings: Siblings,
+    /// Those of before a dump, to be freed some at a time.
+    outdated: Vec<Siblings>,
     defaults: uplinks::Defaults,
     dump: Dump,
 }
@@ -153,13 +163,15 @@ impl Monitor {
             socket,
             port,
             buffer: Vec::new(),
+            handled: 0,
             first_table: config.node.routing_table,
             ports: names(|port| port.interface.clone()),
             tuns: names(|port| format!("tgw-{}", port.name)),
             owners: BTreeMap::new(),
             tun_links: BTreeMap::new(),
             links: BTreeMap::new(),
-            siblings: BTreeMap::new(),
+            siblings: Siblings::new(),
+            outdated: Vec::new(),
             defaults: uplinks::Defaults::default(),
             dump: Dump::default(),
         };
@@ -172,20 +184,34 @@ impl Monitor {
         Ok((monitor, notices))
     }
 
-    /// Appends what has happened to `out`. The result is true if the budget stopped it and there may
+    /// Appends some of what has happened to `out`. The result is true if the budget stopped it and there may
     /// be more.
     ///
     /// # Errors
     /// If the socket fails; then it is unusable.
     pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
+        self.free_some();
         for _ in 0..READ_BUDGET {
             match self.read_one(out) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(!self.outdated.is_empty());
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(true)
+    }
+
+    fn free_some(&mut self) {
+        for _ in 0..FREED_AT_A_TIME {
+            let Some(last) = self.outdated.last_mut() else {
+                return;
+            };
+            if last.pop_first().is_none() {
+                self.outdated.pop();
+            }
+        }
     }
 
     /// The number of the link called `name`.
@@ -199,19 +225,38 @@ impl Monitor {
         self.ports.get(&self.links.get(&index)?.name).copied()
     }
 
+    /// Handles one message.
     fn read_one(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let result = match receive(&self.socket, &mut buffer) {
-            Ok(()) => Messages::new(&buffer).try_for_each(|raw| self.handle(raw, out)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                out.push(Notice::Overrun);
-                self.dump_from(Stage::Links)
+        if self.handled >= self.buffer.len() {
+            self.handled = 0;
+            match receive(&self.socket, &mut self.buffer) {
+                Ok(()) => {}
+                Err(error) => {
+                    self.buffer.clear();
+                    return self.note_failure(error, out);
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error),
-        };
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut messages = Messages::new(&buffer[self.handled..]);
+        let message = messages.next();
+        // What is no message ends the datagram.
+        let left = message.map_or(0, |_| messages.left());
+        self.handled = buffer.len() - left;
+        let result = message.map_or(Ok(()), |message| self.handle(message, out));
         self.buffer = buffer;
         result
+    }
+
+    fn note_failure(&mut self, error: io::Error, out: &mut Vec<Notice>) -> io::Result<()> {
+        if error.raw_os_error() == Some(libc::ENOBUFS) {
+            out.push(Notice::Overrun);
+            return self.dump_from(Stage::Links);
+        }
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            _ => Err(error),
+        }
     }
 
     fn handle(&mut self, raw: RawMessage<'_>, out: &mut Vec<Notice>) -> io::Result<()> {
@@ -477,14 +522,16 @@ impl Monitor {
             Some(Stage::Links) => self.dump.seen.clear(),
             Some(Stage::Addresses) => out.push(Notice::AddressesReset),
             Some(Stage::RoutesV4) => {
-                self.siblings.clear();
+                self.outdated.push(std::mem::take(&mut self.siblings));
                 self.defaults.forget(Family::V4);
                 out.push(Notice::Route(RouteChange::BeginDump));
             }
             Some(Stage::RoutesV6) => {
                 self.defaults.forget(Family::V6);
-                self.siblings
-                    .retain(|(network, _), _| matches!(network, IpNet::V4(_)));
+                // All of IPv4 come first.
+                let first = IpNet::V6(ipnet::Ipv6Net::default());
+                let outdated = self.siblings.split_off(&(first, 0));
+                self.outdated.push(outdated);
             }
             None => {}
         }

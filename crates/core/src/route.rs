@@ -26,15 +26,24 @@ pub struct Hop {
     pub prefix_len: u8,
 }
 
+/// Prefixes that one call of [`Fib::sweep`] checks: some 100 µs.
+const SWEPT_AT_A_TIME: usize = 1024;
+
 /// The mirror of the kernel's main table, both families. A table with 10⁶ routes fits.
 #[derive(Default)]
 pub struct Fib {
-    v4: PrefixMap<Prefix, Vec<Candidate>>,
-    v6: PrefixMap<Prefix, Vec<Candidate>>,
+    v4: PrefixMap<Prefix, Entry>,
+    v6: PrefixMap<Prefix, Entry>,
+    /// All prefixes, each at [`Entry::place`].
+    prefixes: Vec<(Family, Prefix)>,
     generation: u32,
     /// Counts the dumps that have begun. Unless one is in progress, all routes are from the last
-    /// one.
+    /// one, but those that the sweep has not reached.
     dump: u16,
+    /// How many of the first `prefixes` are still to be swept.
+    unswept: usize,
+    /// The sweep has removed a route.
+    has_swept: bool,
 }
 
 impl Fib {
@@ -47,14 +56,19 @@ impl Fib {
     ///
     /// An added route replaces one with the same destination and metric. A route is removed only if
     /// destination, metric and target all match, so that a late notification about a replaced route
-    /// does no harm. During a dump the old routes stay valid, so that there is always a route.
+    /// does no harm. During a dump the old routes stay valid, so that there is always a route. Those that it
+    /// has not confirmed go at its end; [`Fib::sweep`] removes them, if there are many prefixes.
     pub fn apply(&mut self, change: RouteChange) {
         let changed = match change {
             RouteChange::BeginDump => {
                 self.dump = self.dump.wrapping_add(1);
-                false
+                self.unswept = 0;
+                std::mem::take(&mut self.has_swept)
             }
-            RouteChange::EndDump => self.remove_unconfirmed(),
+            RouteChange::EndDump => {
+                self.unswept = self.prefixes.len();
+                return self.sweep();
+            }
             RouteChange::Add(route) => self.add(&route),
             RouteChange::Remove(route) => self.remove(&route),
         };
@@ -65,10 +79,10 @@ impl Fib {
 
     /// The route to `destination`: the longest prefix, then the lowest metric.
     pub fn lookup(&self, destination: &Addr) -> Option<Hop> {
-        let (prefix, candidates) = self
+        let (prefix, entry) = self
             .map(destination.family())
             .get_lpm(&host_prefix(destination))?;
-        let best = candidates.first()?;
+        let best = entry.candidates.first()?;
         Some(Hop {
             target: best.target,
             mtu: best.mtu,
@@ -83,7 +97,7 @@ impl Fib {
 
     /// The number of prefixes that have a route.
     pub fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
+        self.prefixes.len()
     }
 
     /// Whether there is no route at all.
@@ -91,17 +105,27 @@ impl Fib {
         self.len() == 0
     }
 
-    fn remove_unconfirmed(&mut self) -> bool {
-        let mut changed = false;
-        for map in [&mut self.v4, &mut self.v6] {
-            for candidates in map.values_mut() {
-                let before = candidates.len();
-                candidates.retain(|candidate| candidate.dump == self.dump);
-                changed |= candidates.len() != before;
-            }
-            map.retain(|_, candidates| !candidates.is_empty());
+    /// Whether [`Fib::sweep`] has something to do.
+    pub fn is_sweeping(&self) -> bool {
+        self.unswept > 0
+    }
+
+    /// Removes some of the routes that the last dump has not confirmed.
+    pub fn sweep(&mut self) {
+        for _ in 0..SWEPT_AT_A_TIME {
+            self.unswept = self.unswept.min(self.prefixes.len());
+            let Some(place) = self.unswept.checked_sub(1) else {
+                break;
+            };
+            // From the end, where the place of one that is removed is filled with one that was swept.
+            self.unswept = place;
+            let (family, prefix) = self.prefixes[place];
+            let dump = self.dump;
+            self.has_swept |= self.retain(family, prefix, |candidate| candidate.dump == dump);
         }
-        changed
+        if self.unswept == 0 && std::mem::take(&mut self.has_swept) {
+            self.generation = self.generation.wrapping_add(1);
+        }
     }
 
     fn add(&mut self, route: &Route) -> bool {
@@ -112,10 +136,13 @@ impl Fib {
             target: route.target,
             dump: self.dump,
         };
+        let place = self.prefixes.len();
         let map = self.map_mut(family);
-        let Some(candidates) = map.get_mut(&prefix) else {
+        let Some(Entry { candidates, .. }) = map.get_mut(&prefix) else {
             // `vec!` allocates for exactly one, which is what nearly every prefix has.
-            map.insert(prefix, vec![new]);
+            let candidates = vec![new];
+            map.insert(prefix, Entry { candidates, place });
+            self.prefixes.push((family, prefix));
             return true;
         };
         if let Some(old) = candidates.iter_mut().find(|c| c.metric == new.metric) {
@@ -137,27 +164,45 @@ impl Fib {
 
     fn remove(&mut self, route: &Route) -> bool {
         let (family, prefix) = net_prefix(&route.destination);
+        self.retain(family, prefix, |c| {
+            c.metric != route.metric || c.target != route.target
+        })
+    }
+
+    /// Removes routes of a prefix; returns whether there were any.
+    fn retain(
+        &mut self,
+        family: Family,
+        prefix: Prefix,
+        keep: impl Fn(&Candidate) -> bool,
+    ) -> bool {
         let map = self.map_mut(family);
-        let Some(candidates) = map.get_mut(&prefix) else {
+        let Some(Entry { candidates, place }) = map.get_mut(&prefix) else {
             return false;
         };
-        let before = candidates.len();
-        candidates.retain(|c| c.metric != route.metric || c.target != route.target);
+        let (before, place) = (candidates.len(), *place);
+        candidates.retain(keep);
         let after = candidates.len();
         if after == 0 {
             map.remove(&prefix);
+            self.prefixes.swap_remove(place);
+            if let Some((family, moved)) = self.prefixes.get(place).copied()
+                && let Some(entry) = self.map_mut(family).get_mut(&moved)
+            {
+                entry.place = place;
+            }
         }
         after != before
     }
 
-    fn map(&self, family: Family) -> &PrefixMap<Prefix, Vec<Candidate>> {
+    fn map(&self, family: Family) -> &PrefixMap<Prefix, Entry> {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         }
     }
 
-    fn map_mut(&mut self, family: Family) -> &mut PrefixMap<Prefix, Vec<Candidate>> {
+    fn map_mut(&mut self, family: Family) -> &mut PrefixMap<Prefix, Entry> {
         match family {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
@@ -168,7 +213,15 @@ impl Fib {
 /// The bits of a prefix, from the top of the integer, and their number.
 type Prefix = (u128, u8);
 
-/// A route of some prefix; these are kept sorted by metric.
+/// The routes of a prefix.
+struct Entry {
+    /// Sorted by metric, never empty.
+    candidates: Vec<Candidate>,
+    /// Where the prefix is listed.
+    place: usize,
+}
+
+/// A route of some prefix.
 #[derive(Clone, Copy)]
 struct Candidate {
     metric: u32,
@@ -348,11 +401,77 @@ mod tests {
         for metric in (0..100).rev() {
             fib.apply(RouteChange::Add(route("0.0.0.0/0", metric, metric as u16)));
         }
-        assert_eq!(fib.v4.get(&(0, 0)).unwrap().len(), MAX_ROUTES_PER_PREFIX);
+        assert_eq!(
+            fib.v4.get(&(0, 0)).unwrap().candidates.len(),
+            MAX_ROUTES_PER_PREFIX
+        );
         assert_eq!(port_of(&fib, "192.0.2.1"), Some(0));
         let before = fib.generation();
         fib.apply(RouteChange::Add(route("0.0.0.0/0", 99, 1)));
         assert_eq!(fib.generation(), before);
+    }
+
+    #[test]
+    fn many_routes_that_were_not_dumped_go_in_pieces() {
+        let mut fib = Fib::new();
+        let many = 4 * SWEPT_AT_A_TIME as u32;
+        let net = |number: u32| format!("{}/32", Ipv4Addr::from(number));
+        for number in 0..many {
+            fib.apply(RouteChange::Add(route(&net(number), 0, 1)));
+        }
+        fib.apply(RouteChange::BeginDump);
+        for number in (0..many).step_by(4) {
+            fib.apply(RouteChange::Add(route(&net(number), 0, 1)));
+        }
+        fib.apply(RouteChange::EndDump);
+        let (mut pieces, mut generation) = (1, fib.generation());
+        while fib.is_sweeping() {
+            // Meanwhile one comes, and one that was confirmed goes.
+            fib.apply(RouteChange::Add(route(&net(many + pieces), 0, 2)));
+            fib.apply(RouteChange::Remove(route(&net(4 * pieces), 0, 1)));
+            generation = generation.wrapping_add(2);
+            assert_eq!(fib.generation(), generation, "told once, at the end");
+            fib.sweep();
+            pieces += 1;
+        }
+        assert_eq!(fib.generation(), generation.wrapping_add(1));
+        assert!(pieces >= 4, "{pieces} pieces");
+        for number in 0..many {
+            let is_kept = number % 4 == 0 && !(4..4 * pieces).contains(&number);
+            let found = port_of(&fib, &Ipv4Addr::from(number).to_string());
+            assert_eq!(found, is_kept.then_some(1), "{number}");
+        }
+        assert_eq!(
+            port_of(&fib, &Ipv4Addr::from(many + 1).to_string()),
+            Some(2)
+        );
+        check_places(&fib);
+    }
+
+    #[test]
+    fn a_sweep_that_another_dump_cuts_short_is_told_all_the_same() {
+        let mut fib = Fib::new();
+        let many = 2 * SWEPT_AT_A_TIME as u32;
+        let net = |number: u32| format!("{}/32", Ipv4Addr::from(number));
+        for number in 0..many {
+            fib.apply(RouteChange::Add(route(&net(number), 0, 1)));
+        }
+        fib.apply(RouteChange::BeginDump);
+        let before = fib.generation();
+        fib.apply(RouteChange::EndDump);
+        assert_eq!(fib.generation(), before);
+        fib.apply(RouteChange::BeginDump);
+        assert_eq!(fib.generation(), before.wrapping_add(1));
+        assert!(!fib.is_sweeping());
+    }
+
+    /// Panics if a prefix is not where it is listed.
+    fn check_places(fib: &Fib) {
+        for (place, (family, prefix)) in fib.prefixes.iter().enumerate() {
+            let entry = fib.map(*family).get(prefix).unwrap();
+            assert_eq!((entry.place, entry.candidates.is_empty()), (place, false));
+        }
+        assert_eq!(fib.prefixes.len(), fib.v4.len() + fib.v6.len());
     }
 
     proptest! {
@@ -377,6 +496,7 @@ mod tests {
                     fib.apply(RouteChange::Remove(route));
                 }
             }
+            check_places(&fib);
             for bits in targets {
                 let ip = IpAddr::from(Ipv4Addr::from(bits << 26));
                 let expected = model

@@ -13,7 +13,11 @@ use tandemgw_core::time::Time;
 use super::super::monitor::OwnAddress;
 use super::super::neighbor_requests::NeighborRequests;
 use super::super::steering::Disturbance;
+use super::ready::Bits;
 use super::{NEIGHBORS, Shell};
+
+/// Ports that [`Shell::ask_some`] looks at in a turn, some 10 µs each.
+const ASKED_AT_A_TIME: usize = 8;
 
 /// Opens the socket for neighbours; without it the kernel resolves all of them.
 pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
@@ -69,17 +73,30 @@ impl Shell {
         }
     }
 
+    /// Has the kernel leave ARP requests on a port to us, or send them itself, in one of the next turns.
     pub(super) fn ask_for(&mut self, port: PortId) {
+        self.ready.asking.insert(port.index());
+    }
+
+    /// Does what [`Shell::ask_for`] says for some ports: each costs a file in `/proc`.
+    pub(super) fn ask_some(&mut self) {
         let Some(requests) = &mut self.neighbors else {
+            self.ready.asking = Bits::default();
             return;
         };
-        let interface = &self.gateway.config().ports[port.index()].interface;
-        let asks_us = self.gateway.asks_for_neighbors(port);
-        if let Err(error) = requests.set(interface, asks_us) {
-            log::debug!(
-                "neighbour requests not set interface={interface} error={}",
-                InQuotes(&error)
-            );
+        for _ in 0..ASKED_AT_A_TIME {
+            let Some(index) = self.ready.asking.next(0) else {
+                return;
+            };
+            self.ready.asking.remove(index);
+            let asks_us = self.gateway.asks_for_neighbors(PortId::from_index(index));
+            let interface = &self.gateway.config().ports[index].interface;
+            if let Err(error) = requests.set(interface, asks_us) {
+                log::debug!(
+                    "neighbour requests not set interface={interface} error={}",
+                    InQuotes(&error)
+                );
+            }
         }
     }
 

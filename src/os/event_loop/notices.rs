@@ -1,24 +1,41 @@
 //! Handles what the kernel reports about interfaces, routes and rules.
 
+use std::time::Duration;
+
 use tandemgw_core::event::{LinkState, RouteChange};
 use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::clock;
 use super::super::monitor::Detached;
 use super::super::steering::Disturbance;
 use super::super::upkeep::Order;
 use super::{Notice, Shell};
 
+/// The time after which what the kernel reports waits for the next turn.
+const MONITOR_TIME: Duration = Duration::from_micros(200);
+
 impl Shell {
     pub(super) fn read_monitor(&mut self, now: Time) {
-        match self.monitor.read(&mut self.notices) {
-            Ok(more) => self.ready.monitor |= more,
-            Err(error) => log::error!("netlink not read error={}", InQuotes(&error)),
-        }
-        let notices = std::mem::take(&mut self.notices);
-        for notice in notices {
-            self.handle_notice(now, notice);
+        let began = clock::now();
+        loop {
+            let more = match self.monitor.read(&mut self.notices) {
+                Ok(more) => more,
+                Err(error) => {
+                    log::error!("netlink not read error={}", InQuotes(&error));
+                    false
+                }
+            };
+            let mut notices = std::mem::take(&mut self.notices);
+            for notice in notices.drain(..) {
+                self.handle_notice(now, notice);
+            }
+            self.notices = notices;
+            if !more || clock::now().since(began) >= MONITOR_TIME {
+                self.ready.monitor |= more;
+                return;
+            }
         }
     }
 

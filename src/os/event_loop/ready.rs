@@ -54,6 +54,10 @@ pub(super) struct Ready {
     pub(super) sockets: Bits,
     pub(super) monitor: bool,
     pub(super) neighbors: bool,
+    /// Reports of the thread beside the loop.
+    pub(super) reports: bool,
+    /// By port: who asks for its neighbours is to be settled.
+    pub(super) asking: Bits,
 }
 
 impl Ready {
@@ -64,12 +68,15 @@ impl Ready {
             sockets: Bits::new(ports),
             monitor: true,
             neighbors: false,
+            reports: false,
+            asking: Bits::new(ports),
         }
     }
 
     pub(super) fn any(&self) -> bool {
         let ports = !self.tuns.is_empty() || !self.sockets.is_empty();
-        ports || self.monitor || self.neighbors
+        let others = self.monitor || self.neighbors || self.reports;
+        ports || others || !self.asking.is_empty()
     }
 }
 

@@ -15,15 +15,23 @@ use super::super::upkeep::{Order, Report, Upkeep};
 use super::super::worker;
 use super::{Shell, tun_token};
 
+/// Reports read in a turn: each may be a line of the log.
+const REPORTS_AT_A_TIME: usize = 16;
+
 impl Shell {
-    /// Reads the thread's reports.
+    /// Reads some of the thread's reports.
     ///
     /// # Errors
     /// If it has failed: removed items would no longer be restored.
     pub(super) fn read_reports(&mut self) -> io::Result<()> {
-        while let Some(report) = self.upkeep.as_ref().map_or(Ok(None), Upkeep::next_report)? {
+        self.ready.reports = false;
+        for _ in 0..REPORTS_AT_A_TIME {
+            let Some(report) = self.upkeep.as_ref().map_or(Ok(None), Upkeep::next_report)? else {
+                return Ok(());
+            };
             self.handle_report(report);
         }
+        self.ready.reports = true;
         Ok(())
     }
 

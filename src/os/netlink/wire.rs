@@ -47,6 +47,11 @@ impl<'a> Messages<'a> {
     pub(in crate::os) fn new(datagram: &'a [u8]) -> Self {
         Messages(datagram)
     }
+
+    /// How many bytes are left.
+    pub(in crate::os) fn left(&self) -> usize {
+        self.0.len()
+    }
 }
 
 impl<'a> Iterator for Messages<'a> {

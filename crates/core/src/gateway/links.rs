@@ -23,6 +23,8 @@ pub(super) struct Port {
     link: LinkState,
     /// An address of ours that the kernel has too, so that the port does not work.
     fault: Option<Addr>,
+    /// The kernel's addresses on its interface.
+    kernel: BTreeSet<Addr>,
     counters: PortCounters,
 }
 
@@ -49,6 +51,7 @@ impl Links {
                 mac: [0; 6],
             },
             fault: None,
+            kernel: BTreeSet::new(),
             counters: PortCounters::default(),
         };
         Links {
@@ -135,14 +138,23 @@ impl Links {
 
     /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
     pub(super) fn set_kernel_address(&mut self, addr: Addr, port: Option<PortId>, has_it: bool) {
+        let here = port.and_then(|port| self.ports.get_mut(port.index()));
+        let here = here.map(|port| &mut port.kernel);
         match has_it {
-            true => self.kernel.insert((addr, port)),
-            false => self.kernel.remove(&(addr, port)),
+            true => {
+                self.kernel.insert((addr, port));
+                here.map(|here| here.insert(addr));
+            }
+            false => {
+                self.kernel.remove(&(addr, port));
+                here.map(|here| here.remove(&addr));
+            }
         };
     }
 
     pub(super) fn forget_kernel_addresses(&mut self) {
         self.kernel.clear();
+        self.ports.iter_mut().for_each(|port| port.kernel.clear());
     }
 
     /// Whether packets for `addr` are the kernel's.
@@ -153,13 +165,15 @@ impl Links {
 
     /// The kernel's addresses on the interface of `port`.
     pub(super) fn kernel_on(&self, port: PortId) -> impl Iterator<Item = Addr> {
-        let here = self.kernel.iter().filter(move |(_, at)| *at == Some(port));
-        here.map(|(addr, _)| *addr)
+        self.ports[port.index()].kernel.iter().copied()
     }
 
     /// Whether the kernel has an address in a network on the interface of `port`.
     pub(super) fn kernel_is_in(&self, port: PortId, network: &IpNet) -> bool {
-        self.kernel_on(port)
-            .any(|addr| network.contains(&IpAddr::from(addr)))
+        let here = &self.ports[port.index()].kernel;
+        // The addresses of a network stand together.
+        let mut from = here.range(Addr::from(network.network())..);
+        let first = from.next();
+        first.is_some_and(|addr| network.contains(&IpAddr::from(*addr)))
     }
 }

@@ -283,6 +283,7 @@ impl Gateway {
         let orphans = u64::from(self.fragments.expire(now));
         self.counters.dropped[DropReason::FragmentOrphan as usize] += orphans;
         self.send_due_announcements(now);
+        self.sweep_routes();
         self.revalidate_some(now);
         self.probe_targets(now);
         self.cluster_timeout(now);
@@ -291,7 +292,7 @@ impl Gateway {
 
     /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        if self.revalidation.is_running() {
+        if self.revalidation.is_running() || self.routes.is_sweeping() {
             return Some(now);
         }
         let sweep = Some(self.sessions.table().next_sweep(now.tick()))

@@ -52,6 +52,18 @@ impl Routes {
         self.fib.generation() != before
     }
 
+    /// Whether routes wait to be removed.
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.fib.is_sweeping()
+    }
+
+    /// Removes some of the routes that the kernel has not dumped again; returns whether it makes a difference.
+    fn sweep(&mut self) -> bool {
+        let before = self.fib.generation();
+        self.fib.sweep();
+        self.fib.generation() != before
+    }
+
     /// Sets the ways of the default route; returns whether they are other ones.
     fn set_uplinks(&mut self, family: Family, uplinks: Vec<Uplink>) -> bool {
         let known = &mut self.uplinks[family as usize];
@@ -167,6 +179,13 @@ impl Gateway {
     /// Where a session between these goes that left by `before`: by the same uplink while that is up.
     pub(super) fn way_on(&self, from: &Addr, to: &Addr, before: PortId) -> Option<RouteTarget> {
         self.routes.of_session(from, to, before, &self.links)
+    }
+
+    /// Removes some of the routes that the kernel has not dumped again.
+    pub(super) fn sweep_routes(&mut self) {
+        if self.routes.is_sweeping() && self.routes.sweep() {
+            self.revalidate_routes();
+        }
     }
 
     /// Sessions are to be compared with the routes again.
