@@ -26,14 +26,14 @@ pub const LEAKED_IN: &str = "(icmp[icmptype] == icmp-echo and src net 10.77.2.0/
 const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A gateway under traffic, with a count of what passes it.
-struct Siege {
-    lab: Lab,
+pub struct Siege {
+    pub lab: Lab,
     _pings: Vec<Process>,
     leaks: [Capture; 2],
 }
 
 impl Siege {
-    fn begin() -> Siege {
+    pub fn begin() -> Siege {
         Siege::with(Lab::new())
     }
 
@@ -74,7 +74,7 @@ impl Siege {
 
     /// Waits until both families pass the gateway.
     #[track_caller]
-    fn expect_service(&self, when: &str) {
+    pub fn expect_service(&self, when: &str) {
         let begin = Instant::now();
         wait_until(&format!("{when} the gateway serves"), || self.serves());
         let took = begin.elapsed();
@@ -95,12 +95,13 @@ impl Siege {
         wait_until(&format!("after {script} a WARN tells of {word}"), tells);
     }
 
-    fn port(&self, index: usize) -> bool {
+    /// Whether a port is up.
+    pub fn port(&self, index: usize) -> bool {
         self.lab.unit.status()["ports"][index]["up"] == true
     }
 
     #[track_caller]
-    fn end(self) -> Lab {
+    pub fn end(self) -> Lab {
         for leaks in self.leaks {
             leaks.assert_empty();
         }

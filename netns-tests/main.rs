@@ -22,6 +22,7 @@ mod client;
 mod compound;
 mod config;
 mod data_ports;
+mod detour;
 mod doctor;
 mod events;
 mod examples;

@@ -321,7 +321,7 @@ impl Shell {
         if std::mem::take(&mut self.ready.neighbors) {
             self.read_neighbor_requests();
         }
-        self.read_reports()?;
+        self.read_reports(now)?;
         self.ask_some();
         self.do_chores();
         // The answers to a check before what comes by the links, of which there may be a flood.

@@ -15,37 +15,34 @@
 //! another with the same destination and metric (`ip route prepend`) looks like a replacement. When
 //! it is removed, the other one is missing from the mirror until the next dump.
 
+mod dump;
 mod links;
 mod ours;
 mod parameters;
 mod socket;
 mod uplinks;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_APPEND, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_DUMP_INTR, NLM_F_REPLACE, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteType;
 use netlink_sys::Socket;
 
 use super::netlink::{
-    Address, KernelLink, KernelRoute, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, encode,
-    receive, route_dump,
+    Address, KernelLink, KernelRoute, Messages, NextHop, RawMessage, Rule, TABLE_MAIN, receive,
 };
+use dump::{Dump, Stage};
 pub use links::Detached;
 
 use super::steering::Disturbance;
 use tandemgw_core::config::Config;
 use tandemgw_core::event::{LinkState, Route, RouteChange, RouteTarget};
-use tandemgw_core::flow::{Family, PortId};
+use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 
 /// Messages of one [`Monitor::read`], some 2 µs each.
@@ -53,10 +50,6 @@ const READ_BUDGET: usize = 32;
 
 /// What one [`Monitor::read`] frees of what is known no longer.
 const FREED_AT_A_TIME: usize = 256;
-
-/// How often in a row a dump is restarted because the routes changed meanwhile. After that its gaps
-/// are accepted: the notifications fill them.
-const DUMP_ATTEMPTS: u32 = 3;
 
 /// A change, or an item of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -488,119 +481,6 @@ impl Monitor {
         known.extend(route.hops.iter().map(|hop| hop.link));
         true
     }
-
-    /// Dumps the state again from `stage` on: at once, or when the current dump has ended.
-    fn dump_from(&mut self, stage: Stage) -> io::Result<()> {
-        if self.dump.stage.is_some() {
-            self.dump.again = Some(self.dump.again.map_or(stage, |again| again.min(stage)));
-            return Ok(());
-        }
-        self.request(stage)
-    }
-
-    fn request(&mut self, stage: Stage) -> io::Result<()> {
-        let request = match stage {
-            Stage::Links => RouteNetlinkMessage::GetLink(LinkMessage::default()),
-            Stage::Addresses => RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-            Stage::RoutesV4 => RouteNetlinkMessage::GetRoute(route_dump(Family::V4)),
-            Stage::RoutesV6 => RouteNetlinkMessage::GetRoute(route_dump(Family::V6)),
-        };
-        self.dump.stage = Some(stage);
-        self.dump.begun = false;
-        self.dump.sequence = self.dump.sequence.wrapping_add(1);
-        let bytes = encode(request, NLM_F_DUMP, self.dump.sequence);
-        self.socket.send(&bytes, 0)?;
-        Ok(())
-    }
-
-    /// Forgets the state that the dump will report again. Only at its first message: whatever
-    /// arrives before is older than the dump.
-    fn begin_stage(&mut self, out: &mut Vec<Notice>) {
-        self.dump.begun = true;
-        self.dump.last = None;
-        match self.dump.stage {
-            Some(Stage::Links) => self.dump.seen.clear(),
-            Some(Stage::Addresses) => out.push(Notice::AddressesReset),
-            Some(Stage::RoutesV4) => {
-                self.outdated.push(std::mem::take(&mut self.siblings));
-                self.defaults.forget(Family::V4);
-                out.push(Notice::Route(RouteChange::BeginDump));
-            }
-            Some(Stage::RoutesV6) => {
-                self.defaults.forget(Family::V6);
-                // All of IPv4 come first.
-                let first = IpNet::V6(ipnet::Ipv6Net::default());
-                let outdated = self.siblings.split_off(&(first, 0));
-                self.outdated.push(outdated);
-            }
-            None => {}
-        }
-    }
-
-    /// Continues when the dump of one stage has ended.
-    fn next_stage(&mut self, out: &mut Vec<Notice>) -> io::Result<()> {
-        let routes_told = self.dump.stage == Some(Stage::RoutesV6);
-        let next = match self.dump.stage.take() {
-            Some(Stage::Links) => {
-                let seen = std::mem::take(&mut self.dump.seen);
-                let unseen = self.links.keys().filter(|index| !seen.contains(index));
-                for index in unseen.copied().collect::<Vec<u32>>() {
-                    if let Some(link) = self.links.remove(&index) {
-                        self.gone(link, None, out);
-                    }
-                }
-                Some(Stage::Addresses)
-            }
-            Some(Stage::Addresses) => Some(Stage::RoutesV4),
-            Some(Stage::RoutesV4) => Some(Stage::RoutesV6),
-            Some(Stage::RoutesV6) | None => None,
-        };
-        if let Some(next) = next {
-            return self.request(next);
-        }
-        let interrupted = std::mem::take(&mut self.dump.interrupted);
-        self.dump.attempts = if interrupted {
-            self.dump.attempts + 1
-        } else {
-            0
-        };
-        let mut again = self.dump.again.take();
-        if interrupted && self.dump.attempts < DUMP_ATTEMPTS {
-            again = Some(Stage::Links);
-        } else if routes_told {
-            out.push(Notice::Route(RouteChange::EndDump));
-        }
-        match again {
-            Some(stage) => self.request(stage),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The stages of a dump, in order: routes can be told apart only when the links are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    Links,
-    Addresses,
-    RoutesV4,
-    RoutesV6,
-}
-
-/// The dump in progress.
-#[derive(Default)]
-struct Dump {
-    stage: Option<Stage>,
-    /// Its first message has arrived.
-    begun: bool,
-    sequence: u32,
-    interrupted: bool,
-    attempts: u32,
-    /// The stage to restart from afterwards.
-    again: Option<Stage>,
-    /// Links that are there.
-    seen: BTreeSet<u32>,
-    /// The route before.
-    last: Option<(IpNet, u32)>,
 }
 
 fn is_on_link(route: &KernelRoute) -> bool {

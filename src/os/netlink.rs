@@ -254,20 +254,39 @@ impl Netlink {
 
     /// The route that a packet of this machine to `addr` would take; none if there is no route.
     pub fn route_to(&mut self, addr: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
-        let (family, length) = match addr {
-            IpAddr::V4(_) => (Family::V4, 32),
-            IpAddr::V6(_) => (Family::V6, 128),
-        };
-        let mut message = RouteMessage::default();
-        message.header.address_family = address_family(family);
-        message.header.destination_prefix_length = length;
-        let destination = match addr {
-            IpAddr::V4(ip) => RouteAddress::Inet(ip),
-            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-        };
+        match self.get_route(&addr, route_request(addr)) {
+            Ok(found) => Ok(found.and_then(|route| route.hops.first().copied())),
+            Err(error) if error.is(libc::ENETUNREACH) || error.is(libc::EHOSTUNREACH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The route that a packet would take which comes in from elsewhere.
+    ///
+    /// # Errors
+    /// Also why the kernel would drop it: EXDEV for the reverse path filter, EINVAL for a blackhole, or for a
+    /// source that can't be.
+    pub(super) fn passage(&mut self, passage: &Passage) -> Result<KernelRoute, NetlinkError> {
+        let mut message = route_request(passage.to);
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        let source = RouteAttribute::Source(route_address(passage.from));
         message
             .attributes
-            .push(RouteAttribute::Destination(destination));
+            .extend([source, RouteAttribute::Iif(passage.by)]);
+        let found = self.get_route(&passage.to, message)?;
+        found.ok_or_else(|| NetlinkError {
+            operation: "find the route to",
+            object: passage.to.to_string(),
+            source: io::ErrorKind::NotFound.into(),
+            detail: None,
+        })
+    }
+
+    fn get_route(
+        &mut self,
+        object: &IpAddr,
+        message: RouteMessage,
+    ) -> Result<Option<KernelRoute>, NetlinkError> {
         let request = RouteNetlinkMessage::GetRoute(message);
         let mut found = None;
         let take = |message| {
@@ -275,12 +294,8 @@ impl Netlink {
                 found = KernelRoute::from_message(&route);
             }
         };
-        let answer = self.exchange("find the route to", &addr, request, NLM_F_ACK, take);
-        match answer {
-            Ok(_) => Ok(found.and_then(|route| route.hops.first().copied())),
-            Err(error) if error.is(libc::ENETUNREACH) || error.is(libc::EHOSTUNREACH) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.exchange("find the route to", object, request, NLM_F_ACK, take)?;
+        Ok(found)
     }
 
     /// Whether there is a neighbour with that address on a link; none if the kernel does not know
@@ -510,6 +525,37 @@ impl Netlink {
                 }
             }
         }
+    }
+}
+
+/// A packet that comes in from elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Passage {
+    /// Its source.
+    pub(super) from: IpAddr,
+    /// Its destination.
+    pub(super) to: IpAddr,
+    /// The interface that it comes in by.
+    pub(super) by: u32,
+}
+
+fn route_request(to: IpAddr) -> RouteMessage {
+    let (family, length) = match to {
+        IpAddr::V4(_) => (Family::V4, 32),
+        IpAddr::V6(_) => (Family::V6, 128),
+    };
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.destination_prefix_length = length;
+    let destination = RouteAttribute::Destination(route_address(to));
+    message.attributes.push(destination);
+    message
+}
+
+fn route_address(addr: IpAddr) -> RouteAddress {
+    match addr {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
     }
 }
 

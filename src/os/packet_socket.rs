@@ -46,6 +46,11 @@ impl PacketSocket {
         Ok(std::mem::replace(self, socket))
     }
 
+    /// Takes note that its interface is gone, or has another name.
+    pub fn lose(&mut self) {
+        self.index = 0;
+    }
+
     /// Whether it is attached to the interface with that number.
     pub fn is_on(&self, number: u32) -> bool {
         u32::try_from(self.index) == Ok(number)

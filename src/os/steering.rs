@@ -25,6 +25,7 @@
 //! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
 //! interface that it came in by, since a TUN is always between.
 
+mod detour;
 mod error;
 mod forwarding;
 mod parameters;

@@ -121,6 +121,10 @@ impl Shell {
                  until now\" remedy=\"give both their names back, or restart the gateway\"",
                 self.gateway.port_name(*other)
             ),
+            Some(Detached::WithoutArp) => log::warn!(
+                "port detached port={name} interface={interface} why=\"its ARP is off, so that it reaches no \
+                 host\" remedy=\"ip link set {interface} arp on\""
+            ),
             None => {}
         }
         if link.up && !before.up {
@@ -146,6 +150,8 @@ impl Shell {
             ..self.gateway.link(port)
         };
         self.gateway.handle_link(now, port, gone);
+        // It may come back with the same number, and the kernel has taken the socket off it.
+        self.ports[port.index()].socket.lose();
         self.disturb(Disturbance::Port(port));
     }
 

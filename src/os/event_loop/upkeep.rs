@@ -7,6 +7,7 @@ use mio::Interest;
 use tandemgw_core::control::BarrierView;
 use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
 
 use super::super::netlink::{KernelRoute, NetlinkError, Rule};
 use super::super::steering::{Disturbance, Restored};
@@ -23,20 +24,21 @@ impl Shell {
     ///
     /// # Errors
     /// If it has failed: removed items would no longer be restored.
-    pub(super) fn read_reports(&mut self) -> io::Result<()> {
+    pub(super) fn read_reports(&mut self, now: Time) -> io::Result<()> {
         self.ready.reports = false;
         for _ in 0..REPORTS_AT_A_TIME {
             let Some(report) = self.upkeep.as_ref().map_or(Ok(None), Upkeep::next_report)? else {
                 return Ok(());
             };
-            self.handle_report(report);
+            self.handle_report(now, report);
         }
         self.ready.reports = true;
         Ok(())
     }
 
-    fn handle_report(&mut self, report: Report) {
+    fn handle_report(&mut self, now: Time, report: Report) {
         match report {
+            Report::Detour(port, detour) => self.gateway.handle_detour(now, port, detour),
             Report::Restored(restored) => self.tell_restored(&restored),
             Report::NotRepaired(port, error) => log::error!(
                 "steering not repaired port={} error={}",

@@ -13,6 +13,8 @@ pub enum Detached {
     /// It is the interface of another port: somebody exchanged the names. Following the names would
     /// mistake one network for the other.
     OtherPort(PortId),
+    /// ARP and neighbour discovery are off: it reaches no host.
+    WithoutArp,
 }
 
 impl Monitor {
@@ -56,7 +58,8 @@ impl Monitor {
             (Some(_), _, None) => {
                 let mut all = self.links.values();
                 let taker = all.find(|other| other.takes == Some(link.index));
-                taker.map(|taker| Detached::Taken(taker.name.clone()))
+                let taker = taker.map(|taker| Detached::Taken(taker.name.clone()));
+                taker.or(link.no_arp.then_some(Detached::WithoutArp))
             }
             _ => None,
         };

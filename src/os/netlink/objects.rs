@@ -30,6 +30,8 @@ pub struct KernelLink {
     pub admin_up: bool,
     /// With carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// Without ARP and neighbour discovery (`IFF_NOARP`).
+    pub no_arp: bool,
     /// A loopback device.
     pub loopback: bool,
     /// MTU in bytes.
@@ -61,6 +63,7 @@ impl KernelLink {
             name: String::new(),
             admin_up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
+            no_arp: flags.contains(LinkFlags::Noarp),
             loopback: flags.contains(LinkFlags::Loopback),
             mtu: 0,
             mac: [0; 6],

@@ -135,9 +135,7 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId, now: Time) -> PortStat
         name: port.name.clone(),
         interface: port.interface.clone(),
         up: link.up,
-        fault: gateway
-            .fault(id)
-            .map(|addr| format!("the virtual address {addr} is an address of this machine")),
+        fault: gateway.fault(id).map(|fault| fault.to_string()),
         targets: Some(targets(gateway, id, now)),
         mtu: link.mtu,
         offload: shell.ports[id.index()].offload.to_owned(),

@@ -1,6 +1,7 @@
 //! The ports at run time: the state of their interfaces, which of them work, and what went through each.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,6 +10,26 @@ use crate::event::LinkState;
 use crate::flow::{Addr, GroupId, PortId};
 
 use super::counters::PortCounters;
+
+/// Why a port does not work although its link is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortFault {
+    /// An address of ours that the kernel has too.
+    KernelHas(Addr),
+    /// The kernel does not lead packets where they belong; this is what it does, in words.
+    Detour(String),
+}
+
+impl fmt::Display for PortFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PortFault::KernelHas(addr) => {
+                write!(f, "the virtual address {addr} was added to this machine")
+            }
+            PortFault::Detour(what) => f.write_str(what),
+        }
+    }
+}
 
 /// All ports, in the order of the config.
 pub(super) struct Links {
@@ -23,6 +44,8 @@ pub(super) struct Port {
     link: LinkState,
     /// An address of ours that the kernel has too, so that the port does not work.
     fault: Option<Addr>,
+    /// Where the kernel leads packets instead, so that it does not work either.
+    detour: Option<String>,
     /// The kernel's addresses on its interface.
     kernel: BTreeSet<Addr>,
     counters: PortCounters,
@@ -51,6 +74,7 @@ impl Links {
                 mac: [0; 6],
             },
             fault: None,
+            detour: None,
             kernel: BTreeSet::new(),
             counters: PortCounters::default(),
         };
@@ -90,7 +114,7 @@ impl Links {
     /// Whether packets can come in and leave by `port`, as far as its link tells: it is up, and has no fault.
     pub(super) fn works(&self, port: PortId) -> bool {
         let port = &self.ports[port.index()];
-        port.link.up && port.fault.is_none()
+        port.link.up && port.fault.is_none() && port.detour.is_none()
     }
 
     pub(super) fn ports(&self) -> impl Iterator<Item = PortId> + use<> {
@@ -113,9 +137,16 @@ impl Links {
         self.ports.iter().map(|port| port.counters.out_bytes).sum()
     }
 
-    /// An address of `port` that the kernel has as well, so that the port does not work.
-    pub(super) fn fault(&self, port: PortId) -> Option<Addr> {
-        self.ports[port.index()].fault
+    /// Why `port` does not work although its link is up.
+    pub(super) fn fault(&self, port: PortId) -> Option<PortFault> {
+        let port = &self.ports[port.index()];
+        let held = port.fault.map(PortFault::KernelHas);
+        held.or_else(|| port.detour.clone().map(PortFault::Detour))
+    }
+
+    /// Where the kernel leads the packets of `port` instead; none if all is well.
+    pub(super) fn set_detour(&mut self, port: PortId, detour: Option<String>) {
+        self.ports[port.index()].detour = detour;
     }
 
     /// Compares the addresses that the gateway answers for on `port` with the kernel's; returns the fault if

@@ -83,6 +83,7 @@ pub use counters::{Counters, PortCounters};
 pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
 pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
+pub use links::PortFault;
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use reload::ReloadError;

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use crate::event::Output;
 use crate::flow::{Addr, Family, PortId};
+use crate::in_quotes::InQuotes;
 use crate::packet::neighbor;
 use crate::time::Time;
 
 use super::Gateway;
+use super::links::PortFault;
 
 impl Gateway {
     /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
@@ -44,9 +46,26 @@ impl Gateway {
         self.find_faults(now);
     }
 
-    /// An address of `port` that the kernel has as well, so that the port does not work.
-    pub fn fault(&self, port: PortId) -> Option<Addr> {
+    /// Why `port` does not work although its link is up.
+    pub fn fault(&self, port: PortId) -> Option<PortFault> {
         self.links.fault(port)
+    }
+
+    /// The kernel does not lead packets of `port` where they belong: this is what it does, in words. None if all is
+    /// well again.
+    pub fn handle_detour(&mut self, now: Time, port: PortId, detour: Option<String>) {
+        let name = self.port_name(port);
+        match &detour {
+            Some(what) => log::error!(
+                "port does not work port={name} why={} remedy=\"look for it in ip rule, ip route show table all and \
+                 sysctl net.ipv4.conf.all\"",
+                InQuotes(what)
+            ),
+            None => log::info!("port works again port={name}"),
+        }
+        self.links.set_detour(port, detour);
+        self.tell_ports(now);
+        self.check_health(now);
     }
 
     /// Checks again which ports have an address that the kernel also has.

@@ -184,11 +184,11 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
             )
         }
         Trouble::PortFault(port) => format!(
-            "port {} does not work: its virtual address {} was added to this machine",
+            "port {} does not work: {}",
             gateway.port_name(port),
             gateway
                 .fault(port)
-                .map_or("?".to_owned(), |addr| addr.to_string())
+                .map_or("?".to_owned(), |fault| fault.to_string())
         ),
         Trouble::AddressConflict(port) => {
             let conflict = gateway.conflicts().find(|it| it.port == port);

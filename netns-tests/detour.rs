@@ -1,0 +1,130 @@
+//! What others do to the kernel's routing or to a port that keeps packets from the gateway, though all that the
+//! gateway has added is in place: it is told, and another unit takes over.
+
+use std::time::{Duration, Instant};
+
+use testkit::system::process::wait_until;
+
+use crate::interference::Siege;
+use crate::pair::Pair;
+
+/// What is done, what undoes it, and a word of what is said.
+const DETOURS: &[(&str, &str, &str)] = &[
+    (
+        "ip route add local 10.77.2.1 dev lo table local",
+        "ip route del local 10.77.2.1 dev lo table local",
+        "keeps packets to 10.77.2.1 ",
+    ),
+    (
+        "ip -6 route add local fd77:1::1 dev lo table local",
+        "ip -6 route del local fd77:1::1 dev lo table local",
+        "keeps packets to fd77:1::1 ",
+    ),
+    (
+        "ip route add blackhole 10.77.1.1 table local",
+        "ip route del blackhole 10.77.1.1 table local",
+        "packets to 10.77.1.1 ",
+    ),
+    (
+        "ip rule add priority 100 iif eth0 lookup main",
+        "ip rule del priority 100",
+        "packets to ",
+    ),
+    (
+        "ip -6 rule add priority 100 iif eth1 prohibit",
+        "ip -6 rule del priority 100",
+        "packets to ",
+    ),
+    (
+        "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        "rp_filter",
+    ),
+];
+
+const ARP_OFF: (&str, &str) = ("ip link set eth1 arp off", "ip link set eth1 arp on");
+
+/// All is told, and another unit serves, within this time.
+const WITHIN: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_kernel_that_leads_packets_elsewhere_is_told_and_nothing_leaks() {
+    let siege = Siege::begin();
+    for (script, undo, word) in DETOURS {
+        let status = || siege.lab.unit.status();
+        siege.lab.unit.ns.sh(script);
+        let begin = Instant::now();
+        wait_until(&format!("after {script} a port has a fault"), || {
+            let ports = status()["ports"].as_array().expect("a list").clone();
+            let mut faults = ports.iter().filter_map(|port| port["fault"].as_str());
+            faults.any(|fault| fault.contains(word))
+        });
+        let took = begin.elapsed();
+        assert!(took < WITHIN, "{script}: it took {took:?}");
+        siege.lab.unit.ns.sh(undo);
+        wait_until(&format!("after {undo} no port has a fault"), || {
+            let ports = status()["ports"].as_array().expect("a list").clone();
+            ports.iter().all(|port| port["fault"].is_null())
+        });
+        siege.expect_service(undo);
+    }
+    siege.end();
+}
+
+#[test]
+fn a_port_without_arp_is_down_until_it_has_it_again() {
+    let siege = Siege::begin();
+    let (script, undo) = ARP_OFF;
+    siege.lab.unit.ns.sh(script);
+    wait_until("the port is down", || !siege.port(1));
+    let log = siege.lab.unit.log();
+    assert!(log.contains("its ARP is off"), "{log}");
+    siege.lab.unit.ns.sh(undo);
+    siege.expect_service(undo);
+    siege.end();
+}
+
+#[test]
+fn another_unit_takes_over_from_one_whose_kernel_leads_packets_elsewhere() {
+    let told = DETOURS.iter().map(|(script, undo, _)| (*script, *undo));
+    let mut pair = Pair::started();
+    for (script, undo) in told.chain([ARP_OFF]) {
+        let on_a = pair.a().is_primary();
+        let unit = if on_a { pair.a() } else { pair.b() };
+        unit.ns.sh(script);
+        let begin = Instant::now();
+        wait_until(&format!("after {script} the other unit is primary"), || {
+            let roles = [pair.a(), pair.b()].map(|unit| unit.is_primary());
+            roles == [!on_a, on_a]
+        });
+        let took = begin.elapsed();
+        assert!(took < WITHIN, "{script}: it took {took:?}");
+        unit.ns.sh(undo);
+        wait_until("both units are well again", || {
+            let units = [pair.a(), pair.b()];
+            units.iter().all(|unit| unit.group()["ready"] == true)
+                && unit.status()["ports"].as_array().is_some_and(|ports| {
+                    ports
+                        .iter()
+                        .all(|port| port["up"] == true && port["fault"].is_null())
+                })
+        });
+    }
+    pair.a_mut().assert_running();
+}
+
+/// The interface has the number that it had before, so nothing but its absence tells that sockets are no longer on it.
+#[test]
+fn a_port_that_was_in_another_namespace_serves_again() {
+    let siege = Siege::begin();
+    let unit = &siege.lab.unit.ns;
+    unit.sh(
+        "unshare --net sleep 600 & holder=$!; sleep 0.2; ip link set eth1 netns $holder; sleep 0.3
+        nsenter -t $holder -n ip link set eth1 netns $$; kill $holder
+        ip addr add 10.77.2.2/24 dev eth1; ip addr add fd77:2::2/64 dev eth1 nodad; ip link set eth1 up",
+    );
+    // What the server knew of the gateway is forgotten meanwhile: it asks again.
+    siege.lab.server.run("ip neigh flush all");
+    siege.expect_service("back from another namespace");
+    siege.end();
+}
