@@ -320,17 +320,21 @@ fn parameters_come_back() {
         ),
         (set("ipv4/conf/eth0/proxy_arp", 1), "proxy_arp of eth0"),
         (set("ipv4/conf/all/proxy_arp", 1), "proxy_arp of all"),
+        (
+            set("ipv4/neigh/eth1/mcast_solicit", 0) + "; ip neigh flush all",
+            "mcast_solicit of eth1",
+        ),
+        (
+            set("ipv6/neigh/eth0/mcast_solicit", 0) + "; ip -6 neigh flush all",
+            "mcast_solicit of eth0",
+        ),
     ] {
         siege.suffer(&script, word);
     }
     for device in ["eth1", "all"] {
-        siege
-            .lab
-            .unit
-            .ns
-            .sh(&set(&format!("ipv6/conf/{device}/disable_ipv6"), 1));
-        // The kernel gives itself an address again, which takes its time.
-        wait_until("IPv6 is back", || siege.serves());
+        let script = set(&format!("ipv6/conf/{device}/disable_ipv6"), 1);
+        siege.lab.unit.ns.sh(&script);
+        siege.expect_service(&script);
         let log = siege.lab.unit.log();
         assert!(log.contains("disable_ipv6 of eth1"), "{log}");
     }

@@ -24,9 +24,7 @@ fn unit_without_own_addresses_works_as_well() {
     let mut lab = Lab::new();
     make_strict(&lab);
     for interface in ["eth0", "eth1"] {
-        lab.unit
-            .ns
-            .run(&format!("ip -4 addr flush dev {interface}"));
+        lab.unit.ns.run(&format!("ip addr flush dev {interface}"));
     }
     lab.unit.write_config();
     let config = lab.unit.config_path().display().to_string();
@@ -54,7 +52,7 @@ fn unit_without_own_addresses_works_as_well() {
     lab.unit.stop();
     for port in ["eth0", "eth1"] {
         let left = lab.unit.ns.sh(&format!(
-            "cat /proc/sys/net/ipv4/neigh/{port}/app_solicit; ip route show dev {port}"
+            "cat /proc/sys/net/ipv4/neigh/{port}/app_solicit; ip route show dev {port}; ip addr show dev {port} | grep inet || true"
         ));
         assert_eq!(left.trim(), "0", "left behind on {port}");
     }
@@ -83,6 +81,22 @@ fn own_address_may_go_and_come_back() {
         log.contains("address removed") && log.contains("10.77.2.2"),
         "{log}"
     );
+}
+
+/// The kernel asks for IPv6 neighbours from the link-local address only, and makes no other.
+#[test]
+fn an_interface_that_loses_all_addresses_finds_its_neighbors() {
+    let lab = Lab::started();
+    lab.unit
+        .ns
+        .sh("for port in eth0 eth1; do ip addr flush dev $port; done; ip neigh flush all");
+    for server in SERVER {
+        wait_until(&format!("traffic to {server} passes"), || {
+            reaches(&lab.lan1, server)
+        });
+    }
+    let log = lab.unit.log();
+    assert!(log.contains("address fe80::"), "{log}");
 }
 
 #[test]

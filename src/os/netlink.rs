@@ -4,6 +4,7 @@
 //! kernel gives at once. It serves the start, the end and the repair of the steering, and keeps a standby's neighbours warm;
 //! nothing in the path of a packet or of a takeover uses it. [`super::monitor`] listens to changes.
 
+mod addresses;
 mod objects;
 mod wire;
 
@@ -17,7 +18,6 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -310,50 +310,6 @@ impl Netlink {
             NeighbourState::Incomplete | NeighbourState::None => None,
             state => Some(*state != NeighbourState::Failed),
         }))
-    }
-
-    /// The addresses of one interface.
-    pub fn addresses_of(&mut self, link: u32) -> Result<Vec<Address>, NetlinkError> {
-        let mut message = AddressMessage::default();
-        message.header.index = link;
-        let request = RouteNetlinkMessage::GetAddress(message);
-        self.dump("addresses", &request, |message| match message {
-            // Kernels before 4.20 don't filter.
-            RouteNetlinkMessage::NewAddress(address) => {
-                Address::from_message(&address).filter(|address| address.link == link)
-            }
-            _ => None,
-        })
-    }
-
-    /// All addresses of this machine.
-    pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
-        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.dump("addresses", &request, |message| match message {
-            RouteNetlinkMessage::NewAddress(address) => Address::from_message(&address),
-            _ => None,
-        })
-    }
-
-    /// Gives an interface an address that is valid only within this machine (scope `host`). It is
-    /// not an error if it has the address already.
-    pub fn add_host_address(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
-        let mut message = AddressMessage::default();
-        (message.header.family, message.header.prefix_len) = match addr {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        message.header.index = link;
-        message.header.scope = AddressScope::Host;
-        let address = [
-            AddressAttribute::Local(addr),
-            AddressAttribute::Address(addr),
-        ];
-        message.attributes.extend(address);
-        let request = RouteNetlinkMessage::NewAddress(message);
-        let object = format!("{addr} to interface #{link}");
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change("add the address", &object, request, flags)
     }
 
     /// The routes of one family in `table`; if `protocol` is not 0, only those that it made.

@@ -28,6 +28,7 @@
 mod detour;
 mod error;
 mod forwarding;
+mod link_local;
 mod parameters;
 mod plan;
 mod readdress;
@@ -188,6 +189,12 @@ impl Steering {
         for route in survey.routes.iter().filter(|r| r.table != TABLE_MAIN) {
             keep_first(&mut result, self.netlink.remove_route(route));
         }
+        for port in &self.plan.ports {
+            if let Some(link) = survey.links.get(&port.interface) {
+                let removed = link_local::remove(&mut self.netlink, link.index);
+                keep_first(&mut result, removed);
+            }
+        }
         if self.barrier_fault.is_none() {
             keep_first(&mut result, self.barrier.remove());
         }
@@ -215,7 +222,8 @@ impl Steering {
             let Some(link) = survey.links.get(&port.interface) else {
                 return Err(SetupError::NoInterface(port.interface.clone()));
             };
-            parameters::prepare_port(port)?;
+            parameters::prepare_port(netlink, port, link)?;
+            link_local::ensure(netlink, port, link, &survey.addresses);
             for route in port.network_routes(&plan.families, link, &survey.addresses) {
                 ensure_route(netlink, survey, &route)?;
             }

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 
 use tandemgw_core::flow::Family;
 
+/// How many requests for a neighbour are broadcast, or sent to its group.
+pub const MCAST_SOLICIT: &str = "mcast_solicit";
+
 /// A parameter that could not be read or written.
 #[derive(Debug)]
 pub struct SysctlError {
@@ -91,7 +94,11 @@ pub fn path(family: Family, interface: &str, key: &str) -> PathBuf {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",
     };
-    ["/proc/sys/net", family, "conf", interface, key]
+    let folder = match key {
+        MCAST_SOLICIT => "neigh",
+        _ => "conf",
+    };
+    ["/proc/sys/net", family, folder, interface, key]
         .iter()
         .collect()
 }

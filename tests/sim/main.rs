@@ -18,6 +18,7 @@ mod reigns;
 mod reload;
 mod scenario;
 mod setup;
+mod spanning_tree;
 mod transport;
 mod turn;
 mod wires;

@@ -110,17 +110,21 @@ pub struct Address {
     pub addr: IpAddr,
     /// The length of its network's prefix.
     pub prefix_len: u8,
+    /// Who has added it, as far as the kernel knows (`IFA_PROTO`, Linux 5.18); 0 if it does not.
+    pub protocol: u8,
 }
 
 impl Address {
     pub(in crate::os) fn from_message(message: &AddressMessage) -> Option<Address> {
         let mut local = None;
         let mut address = None;
+        let mut protocol = 0;
         for attribute in &message.attributes {
             match attribute {
                 // On a point-to-point link, IFA_ADDRESS is the address of the other end.
                 AddressAttribute::Local(ip) => local = Some(*ip),
                 AddressAttribute::Address(ip) => address = Some(*ip),
+                AddressAttribute::Protocol(by) => protocol = u8::from(*by),
                 _ => {}
             }
         }
@@ -128,6 +132,7 @@ impl Address {
             link: message.header.index,
             addr: local.or(address)?,
             prefix_len: message.header.prefix_len,
+            protocol,
         })
     }
 }

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
-use super::{Family, KernelLink, Netlink, SetupError, SysctlError, net_family, sysctl};
+use super::{Family, KernelLink, Netlink, SetupError, SysctlError, link_local, net_family, sysctl};
+use sysctl::MCAST_SOLICIT;
 
 /// The IPv4 address of each TUN device.
 ///
@@ -21,6 +22,9 @@ const TUN_QUEUE: u32 = 1000;
 /// The largest MTU of a TUN: the path MTU is that of the real interfaces, so a TUN must never be
 /// the bottleneck.
 const TUN_MTU: u32 = 65_535;
+
+/// Requests for a neighbour: the kernel's default.
+const REQUESTS: u32 = 3;
 
 /// Sets the state of the TUN device of `port`, and returns what was wrong. Parameters come first: a
 /// device that is set up before them gives itself an address.
@@ -84,15 +88,62 @@ pub(super) fn prepare(
 }
 
 /// Sets what the interface of a port needs, and returns what was wrong.
-pub(super) fn prepare_port(port: &PortPlan) -> Result<Vec<String>, SysctlError> {
+pub(super) fn prepare_port(
+    netlink: &mut Netlink,
+    port: &PortPlan,
+    link: &KernelLink,
+) -> Result<Vec<String>, SysctlError> {
     let mut changed = Vec::new();
     for (family, device, key) in switched_off(port) {
-        let exists = sysctl::get(family, device, key)?.is_some();
-        if exists && sysctl::set(family, device, key, 0)? {
-            changed.push(format!("{key} of {device}"));
+        let value = sysctl::get(family, device, key)?;
+        if value.is_none_or(|value| value == 0) {
+            continue;
+        }
+        match key {
+            DISABLE_IPV6 => enable_ipv6(netlink, port, link)?,
+            _ => drop(sysctl::set(family, device, key, 0)?),
+        }
+        changed.push(format!("{key} of {device}"));
+    }
+    for family in families_that_ask_for_none(port) {
+        if sysctl::set(family, &port.interface, MCAST_SOLICIT, REQUESTS)? {
+            changed.push(format!("{MCAST_SOLICIT} of {}", port.interface));
         }
     }
     Ok(changed)
+}
+
+/// The families in which the kernel is told to ask for no neighbours on the port: it would reach no host.
+fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
+    let has_hosts = move |family: &Family| {
+        let mut networks = port.networks.iter();
+        networks.any(|network| net_family(network) == *family)
+    };
+    let asks_none = move |family: &Family| {
+        let found = sysctl::get(*family, &port.interface, MCAST_SOLICIT);
+        matches!(found, Ok(Some(0)))
+    };
+    let families = [Family::V4, Family::V6].into_iter();
+    families.filter(has_hosts).filter(asks_none)
+}
+
+/// Enables IPv6 on the interface of a port. By itself the kernel would make an address that is of no use until it
+/// knows that nobody else has it: a second or two in which no neighbour is found. The one that is made here is
+/// valid at once; the interface had it before.
+fn enable_ipv6(
+    netlink: &mut Netlink,
+    port: &PortPlan,
+    link: &KernelLink,
+) -> Result<(), SysctlError> {
+    let interface = port.interface.as_str();
+    let mode = sysctl::get(Family::V6, interface, ADDR_GEN_MODE)?;
+    sysctl::set(Family::V6, interface, ADDR_GEN_MODE, ADDR_GEN_MODE_NONE)?;
+    sysctl::set(Family::V6, interface, DISABLE_IPV6, 0)?;
+    link_local::ensure(netlink, port, link, &[]);
+    if let Some(mode) = mode {
+        sysctl::set(Family::V6, interface, ADDR_GEN_MODE, mode)?;
+    }
+    Ok(())
 }
 
 /// Parameters that must be 0, with their devices.
@@ -106,7 +157,7 @@ fn switched_off(port: &PortPlan) -> Vec<(Family, &str, &'static str)> {
     ];
     let mut networks = port.networks.iter();
     if networks.any(|network| net_family(network) == Family::V6) {
-        parameters.push((Family::V6, port.interface.as_str(), "disable_ipv6"));
+        parameters.push((Family::V6, port.interface.as_str(), DISABLE_IPV6));
     }
     parameters
 }
@@ -125,6 +176,7 @@ pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
     let mut others = all.filter(|(_, key, _)| *key != ADDR_GEN_MODE);
     let mut switched_off = switched_off(port).into_iter();
     forwarding.any(|(family, device)| is_off(family, device))
+        || families_that_ask_for_none(port).next().is_some()
         || switched_off.any(|(family, device, key)| {
             matches!(sysctl::get(family, device, key), Ok(Some(found)) if found != 0)
         })
@@ -134,9 +186,12 @@ pub(super) fn differ(port: &PortPlan, families: &[Family]) -> bool {
 }
 
 const ADDR_GEN_MODE: &str = "addr_gen_mode";
+/// `IN6_ADDR_GEN_MODE_NONE`.
+const ADDR_GEN_MODE_NONE: u32 = 1;
+
+const DISABLE_IPV6: &str = "disable_ipv6";
 
 fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
-    const ADDR_GEN_MODE_NONE: u32 = 1;
     let mut parameters = vec![
         // What the gateway writes has sources that the kernel would expect on the port's interface.
         (Family::V4, "rp_filter", 0),
@@ -148,7 +203,7 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
         parameters.extend([
             (Family::V6, ADDR_GEN_MODE, ADDR_GEN_MODE_NONE),
             (Family::V6, "accept_ra", 0),
-            (Family::V6, "disable_ipv6", 0),
+            (Family::V6, DISABLE_IPV6, 0),
         ]);
     }
     parameters

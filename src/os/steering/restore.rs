@@ -14,7 +14,7 @@ use super::forwarding::forward;
 use super::plan::PortPlan;
 use super::{
     Family, KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
-    TABLE_MAIN, net_family, parameters, uplinks,
+    TABLE_MAIN, link_local, net_family, parameters, uplinks,
 };
 use crate::os::barrier::{Condition, Post};
 use tandemgw_core::flow::PortId;
@@ -267,8 +267,10 @@ impl Steering {
             put_back_route(netlink, port, &port.default_route(*family), &mut restored)?;
         }
         if let Some(link) = &link {
-            restored.extend(parameters::prepare_port(port)?);
+            restored.extend(parameters::prepare_port(netlink, port, link)?);
             let addresses = netlink.addresses_of(link.index)?;
+            let made = link_local::ensure(netlink, port, link, &addresses);
+            restored.extend(made.map(|addr| format!("address {addr} of {}", port.interface)));
             for route in port.network_routes(families, link, &addresses) {
                 put_back_route(netlink, port, &route, &mut restored)?;
             }
