@@ -75,8 +75,19 @@ fn iperf_udp_without_loss_to_speak_of() {
 
 #[test]
 fn traceroute_shows_one_hop_the_virtual_address() {
-    let lab = Lab::started();
-    for (family, options) in [(0, "-4"), (0, "-4 -I"), (1, "-6")] {
+    expect_one_hop(&Lab::started());
+}
+
+/// Traces the route from the LAN to the server: the gateway is one hop, by its virtual address.
+#[track_caller]
+pub fn expect_one_hop(lab: &Lab) {
+    for (family, options) in [
+        (0, "-4"),
+        (0, "-4 -I"),
+        (0, "-4 -T -p 80"),
+        (1, "-6"),
+        (1, "-6 -I"),
+    ] {
         let (server, gateway) = (SERVER[family], LAN_GATEWAY[family]);
         // -N 1: one probe at a time, or rate limits of the hosts' kernels eat answers.
         let text = lab.lan1.run(&format!(

@@ -223,11 +223,62 @@ const CHANGES: &[Change] = &[
         "echo 2 > /proc/sys/net/ipv4/conf/all/rp_filter",
         "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
     ),
+    // What leads packets elsewhere.
+    change(
+        Part::Neither,
+        "ip route add local 10.77.2.1 dev lo table local",
+        "ip route del local 10.77.2.1 dev lo table local",
+    ),
+    change(
+        Part::Steering,
+        "ip rule add priority 100 iif eth0 lookup main",
+        "ip rule del priority 100",
+    ),
+    change(
+        Part::Neither,
+        "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
+    ),
+    change(
+        Part::Neither,
+        "ip link set eth1 arp off",
+        "ip link set eth1 arp on",
+    ),
+    change(
+        Part::Neither,
+        "ip addr flush dev eth1; ip neigh flush all",
+        "addresses",
+    ),
+    change(
+        Part::Neither,
+        "echo 0 > /proc/sys/net/ipv6/neigh/eth0/mcast_solicit",
+        "",
+    ),
+    change(
+        Part::Neither,
+        "echo 1 > /proc/sys/net/ipv6/conf/eth1/disable_ipv6",
+        "addresses",
+    ),
+    change(
+        Part::Steering,
+        "unshare --net sleep 9 & holder=$!; sleep 0.1; ip link set eth1 netns $holder; sleep 0.1
+        nsenter -t $holder -n ip link set eth1 netns $$; kill $holder; ip link set eth1 up",
+        "addresses",
+    ),
     // The process. An end in good order is not among it: the machine then forwards as it did before.
     change(Part::Neither, KILL, RESTART),
     change(Part::Neither, KILL, RESTART),
     change(Part::Neither, PAUSE, ""),
 ];
+
+/// Says what a script waits for that does not end: it may be the tool, we, or a lock of the kernel.
+const SLOW: &str = "(
+    sleep 10 > /dev/null
+    for pid in $(pgrep -x 'nft|ip|sh'); do
+        echo slow: $(tr '\\0' ' ' < /proc/$pid/cmdline) state $(cut -d' ' -f3 /proc/$pid/stat) in \
+            $(cat /proc/$pid/wchan) $(cat /proc/$pid/stack)
+    done
+) 2> /dev/null & slow=$!";
 
 /// Not scripts, but signals.
 const KILL: &str = "(kill)";
@@ -356,7 +407,12 @@ impl Soak {
                 }
             }
             // What is gone already can't be removed.
-            script => drop(unit.ns.sh(&format!("{{ {script}; }} 2> /dev/null || true"))),
+            script => {
+                let said = unit.ns.sh(&format!(
+                    "{SLOW}\n{{ {script}; }} 2> /dev/null || true; kill $slow"
+                ));
+                print!("{said}");
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::capture::Capture;
 use crate::conversation::{Conversations, Streams};
+use crate::forward::expect_one_hop;
 use crate::lab::{LAN_GATEWAY, SERVER, bracketed};
 use crate::pair::Pair;
 use crate::services::Http;
@@ -50,6 +51,17 @@ fn killed_primary_costs_no_session() {
     }
     sessions.finish();
     assert_eq!(pair.b().peer()["connected"], false);
+}
+
+#[test]
+fn traceroute_shows_the_same_hop_before_and_after() {
+    let mut pair = Pair::started();
+    expect_one_hop(&pair.lab);
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(term);
+    expect_one_hop(&pair.lab);
 }
 
 #[test]

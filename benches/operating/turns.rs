@@ -15,6 +15,7 @@ use tandemgw_core::control::ShellView;
 use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
 use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
 use tandemgw_core::gateway::{Gateway, Seed};
+use tandemgw_core::metrics::{Exposition, Process, View};
 use tandemgw_core::packet::build::opening_packet;
 
 use crate::show;
@@ -47,10 +48,30 @@ half-open-per-source = 0
 /// A full table of the default size.
 const SESSIONS: u32 = 1 << 20;
 
-/// Shows the longest turns of a listing and of the end of all sessions.
+/// Ports, groups and policies of the largest config.
+const PORTS: usize = 512;
+const GROUPS: usize = 64;
+const POLICIES: usize = 50_000;
+
+/// Shows the longest turns of a listing and of the end of all sessions, and of what a large config makes long.
 pub fn measure(folder: &Path) -> Result<()> {
-    let mut gateway = full_gateway()?;
     let path = folder.join("turns.sock");
+    let mut large = large_gateway()?;
+    let explain = r#"{"command":"explain","protocol":"tcp","source":"10.0.0.9:1","destination":"10.0.1.9:2","in_port":"p0"}"#;
+    for (what, request, lines) in [
+        ("status", r#"{"command":"status"}"#, 2),
+        ("policies", r#"{"command":"policies"}"#, POLICIES as u32 + 2),
+        ("explain", explain, 2),
+    ] {
+        let (longest, turns) = serve(&mut large, &path, request, lines)?;
+        let title = format!(
+            "{what}, {PORTS} ports, {POLICIES} policies, longest of {turns} turns (CPU time)"
+        );
+        show(&title, longest.as_secs_f64() * 1e3, "ms", Some(1.0));
+    }
+    scrape(&large);
+    drop(large);
+    let mut gateway = full_gateway()?;
     for (what, request, lines) in [
         ("listing", r#"{"command":"sessions"}"#, SESSIONS + 1),
         ("sessions clear", r#"{"command":"clear","all":true}"#, 2),
@@ -62,6 +83,78 @@ pub fn measure(folder: &Path) -> Result<()> {
     let left = gateway.session_counts();
     assert_eq!(left.tcp, 0, "all sessions are ended");
     Ok(())
+}
+
+/// Shows the longest piece of the metrics.
+fn scrape(gateway: &Gateway) {
+    let (shell, process) = (ShellView::default(), Process::default());
+    let view = View {
+        gateway,
+        shell: &shell,
+        process: &process,
+        now: clock::now(),
+    };
+    let (mut page, mut out) = (Exposition::default(), String::new());
+    let (mut longest, mut more) = (Duration::ZERO, true);
+    while more {
+        let start = thread_time();
+        more = page.go_on(&view, &mut out);
+        longest = longest.max(thread_time() - start);
+    }
+    let title = format!("metrics, {PORTS} ports, {POLICIES} policies, longest piece (CPU time)");
+    show(&title, longest.as_secs_f64() * 1e3, "ms", Some(1.0));
+}
+
+fn large_gateway() -> Result<Gateway> {
+    let mut text = String::from("[node]\nname = \"gw\"\nmax-sessions = 4096\n");
+    for group in 0..GROUPS {
+        let ports: Vec<String> = (group..PORTS)
+            .step_by(GROUPS)
+            .map(|port| format!("\"p{port}\""))
+            .collect();
+        let ports = ports.join(", ");
+        text.push_str(&format!(
+            "[[group]]\nname = \"g{group}\"\nports = [{ports}]\n"
+        ));
+    }
+    for port in 0..PORTS {
+        let (a, b) = (port / 256, port % 256);
+        text.push_str(&format!(
+            "[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\n\
+             virtual-addresses = [\"10.{a}.{b}.1/24\", \"fd00:{a}:{b}::1/64\"]\n"
+        ));
+    }
+    for policy in 0..POLICIES {
+        text.push_str(&format!(
+            "[[policy]]\nname = \"policy-{policy}\"\nsource = [\"192.168.{}.0/24\"]\naction = \"accept\"\n",
+            policy % 256
+        ));
+    }
+    let (config, _) = config::parse(Path::new("bench.toml"), &text)
+        .map_err(|problems| format!("{:?}", problems.first()))?;
+    let now = clock::now();
+    let mut gateway = Gateway::new(config, Seed([7; 32]), now);
+    for index in 0..PORTS {
+        let (port, mac) = (PortId(index as u16), [2, 0, 0, 0, 0, 1]);
+        let link = LinkState {
+            up: true,
+            mtu: 1500,
+            mac,
+        };
+        gateway.handle_link(now, port, link);
+        gateway.handle_route(RouteChange::Add(Route {
+            destination: format!("10.{}.{}.0/24", index / 256, index % 256).parse()?,
+            metric: 0,
+            target: RouteTarget::Port {
+                port,
+                gateway: None,
+            },
+            mtu: None,
+        }));
+    }
+    gateway.start(now);
+    while gateway.poll_output().is_some() {}
+    Ok(gateway)
 }
 
 /// Lets a client send a request; returns the longest turn and the number of turns until it has its

@@ -97,6 +97,10 @@ fn print_opening(explanation: &Explanation, out: &mut impl Write) -> io::Result<
         print_route(route, out)?;
     }
     let mut label = "policy";
+    if explanation.policies_before > 0 {
+        let what = format!("{} others are passed over", explanation.policies_before);
+        step(out, std::mem::take(&mut label), &what)?;
+    }
     for policy in &explanation.policies {
         let name = &policy.name;
         let what = match policy.action {

@@ -51,7 +51,7 @@ fn what_is_for_an_address_of_the_machine_is_the_kernels() {
         let explanation = explain(&lab);
         assert!(matches!(explanation.matched, Matched::Machine));
         assert_eq!(explanation.fate, PacketFate::Kernel);
-        assert_eq!(explanation.passed_over, [], "no policy is asked");
+        assert_eq!(explanation.passed_over.mismatches, [], "no policy is asked");
         lab.gateway
             .handle_kernel_address(lab.now, own, Some(WAN), false);
         assert_eq!(explain(&lab).fate, PacketFate::Forward);

@@ -33,7 +33,10 @@ fn a_forwards_server_is_not_reached_by_its_own_address_unless_a_policy_says_so()
                     .gateway
                     .explain(lab.now, WAN, &packet.bytes(), Scope::Flow)
                     .expect("a whole packet");
-                let told = explained.passed_over.contains(&Mismatch::Forwarded);
+                let told = explained
+                    .passed_over
+                    .mismatches
+                    .contains(&Mismatch::Forwarded);
                 assert_eq!((explained.decision.is_some(), told), (passes, !passes));
                 assert_eq!(
                     lab.send(WAN, &packet).verdict,

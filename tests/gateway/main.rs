@@ -10,6 +10,7 @@ mod fragments;
 mod icmp_errors;
 mod must_pass;
 mod neighbors;
+mod odd_packets;
 mod random;
 mod refusals;
 mod reload;

@@ -174,6 +174,24 @@ impl Ruleset {
         self.names.get(usize::from(policy.0))?.1
     }
 
+    /// The policy at a place in [`Config::policies`].
+    pub fn at(&self, place: usize) -> Option<PolicyId> {
+        self.rules.get(place).map(|rule| rule.id)
+    }
+
+    /// How many ids there are, those of removed policies too.
+    pub fn ids(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The ids that belong to other policies than `before`.
+    pub fn newcomers(&self, before: &Ruleset) -> Vec<PolicyId> {
+        let known = before.names().map(Some).chain(std::iter::repeat(None));
+        let ids = (0..).map(PolicyId).zip(self.names().zip(known));
+        let new = ids.filter(|(_, (name, before))| Some(*name) != *before);
+        new.map(|(id, _)| id).collect()
+    }
+
     /// The names of the policies, by [`PolicyId`]; empty for removed ones.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(|(name, _)| name.as_str())
@@ -204,14 +222,28 @@ impl Ruleset {
         })
     }
 
-    /// Why the policies before the deciding one did not match, in order. The deciding policy is the
-    /// next one; there is none if the result has an entry for each policy.
-    pub fn trace(&self, from: PortId, to: PortId, key: &FlowKey, forwarded: bool) -> Vec<Mismatch> {
+    /// Why the policies before the deciding one did not match, in order, the last `most` of them. The deciding
+    /// policy is the next one; there is none if the last one comes before it.
+    pub fn trace(
+        &self,
+        from: PortId,
+        to: PortId,
+        key: &FlowKey,
+        forwarded: bool,
+        most: usize,
+    ) -> Trace {
         let way = self.way(from, key, forwarded);
-        self.rules
-            .iter()
-            .map_while(|rule| rule.mismatch(from, to, key, way))
-            .collect()
+        let decision = self.decide(from, to, key, forwarded);
+        let place = decision.and_then(|decision| self.place(decision.policy));
+        let end = place.unwrap_or(self.rules.len());
+        let first = end.saturating_sub(most);
+        let before = self.rules[first..end].iter();
+        Trace {
+            first,
+            mismatches: before
+                .filter_map(|rule| rule.mismatch(from, to, key, way))
+                .collect(),
+        }
     }
 
     fn way(&self, from: PortId, key: &FlowKey, forwarded: bool) -> Way {
@@ -239,6 +271,15 @@ impl Ruleset {
     pub fn digest(&self) -> [u8; 16] {
         self.digest
     }
+}
+
+/// Why policies did not match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// The place in [`Config::policies`] of the first one that is listed.
+    pub first: usize,
+    /// One for each policy from there on, up to the one that decides.
+    pub mismatches: Vec<Mismatch>,
 }
 
 struct Rule {
@@ -608,16 +649,17 @@ pub(crate) mod tests {
             nat: Nat::Egress,
         };
         assert_eq!(ruleset.decide(LAN, WAN, &key, false), Some(expected));
-        assert_eq!(
-            ruleset.trace(LAN, WAN, &key, false),
-            [
-                Mismatch::From,
-                Mismatch::To,
-                Mismatch::Source,
-                Mismatch::Destination,
-                Mismatch::Service
-            ]
-        );
+        let all = [
+            Mismatch::From,
+            Mismatch::To,
+            Mismatch::Source,
+            Mismatch::Destination,
+            Mismatch::Service,
+        ];
+        for (most, first) in [(9, 0), (5, 0), (2, 3), (0, 5)] {
+            let trace = ruleset.trace(LAN, WAN, &key, false, most);
+            assert_eq!((trace.first, &trace.mismatches[..]), (first, &all[first..]));
+        }
     }
 
     #[test]
@@ -628,7 +670,8 @@ pub(crate) mod tests {
         }]));
         let key = key(Protocol::UDP, "10.0.0.1", "192.0.2.1", 53);
         assert_eq!(ruleset.decide(LAN, WAN, &key, false), None);
-        assert_eq!(ruleset.trace(LAN, WAN, &key, false), [Mismatch::From]);
+        let trace = ruleset.trace(LAN, WAN, &key, false, 9);
+        assert_eq!(trace.mismatches, [Mismatch::From]);
         assert!(ruleset.decide(WAN, LAN, &key, false).is_some());
     }
 
@@ -712,8 +755,8 @@ pub(crate) mod tests {
             ];
             assert_eq!(found.map(|it| it.is_some()), expected, "{forwarded:?}");
         }
-        let traced = rules(None).trace(WAN, LAN, &web(80), false);
-        assert_eq!(traced, [Mismatch::Forwarded]);
+        let traced = rules(None).trace(WAN, LAN, &web(80), false, 9);
+        assert_eq!(traced.mismatches, [Mismatch::Forwarded]);
         assert_ne!(rules(None).digest(), rules(Some(true)).digest());
     }
 

@@ -212,6 +212,7 @@ fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) 
         direction: None,
         forward: None,
         route: None,
+        policies_before: 0,
         policies: Vec::new(),
         nat: None,
         makes_room: false,
@@ -269,6 +270,7 @@ fn show(
             to: endpoint_of(led_to(forward, &explanation.key), forward.protocol),
         }),
         route: explanation.route.map(|route| self::route(route, gateway)),
+        policies_before: explanation.passed_over.first,
         policies: policies(explanation, gateway),
         nat: explanation
             .source
@@ -365,8 +367,9 @@ fn out(port: PortId, gateway: &Gateway) -> ExitPort {
 
 /// The policies that were checked, in order: those that do not match, then the one that decides.
 fn policies(explanation: &gateway::Explanation, gateway: &Gateway) -> Vec<PolicyStep> {
-    let policies = &gateway.config().policies;
-    let passed_over = explanation.passed_over.iter().zip(policies);
+    let policies = gateway.config().policies.iter();
+    let policy::Trace { first, mismatches } = &explanation.passed_over;
+    let passed_over = mismatches.iter().zip(policies.skip(*first));
     let passed_over = passed_over.map(|(mismatch, policy)| PolicyStep {
         name: policy.name.clone(),
         differs: Some(differs(*mismatch)),

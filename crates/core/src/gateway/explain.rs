@@ -6,7 +6,7 @@ use crate::config::{self, PickupGuarantee};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::packet::{self, PacketKind};
-use crate::policy::{Decision, Mismatch};
+use crate::policy::{Decision, Trace};
 use crate::route::Hop;
 use crate::session::{InsertError, Session, SessionId, Tracker};
 use crate::time::Time;
@@ -24,6 +24,9 @@ pub enum Scope {
     Flow,
 }
 
+/// Policies that are explained: a person reads no more, and each costs the loop some 100 ns, and more to tell.
+const MOST_TRACED: usize = 1000;
+
 /// What would happen to a packet, and why.
 ///
 /// It follows the packet as far as it comes: what lies beyond its end is `None`. A unit that is not
@@ -40,8 +43,8 @@ pub struct Explanation {
     pub route: Option<(Addr, Option<Hop>)>,
     /// The port that it leaves by.
     pub egress: Option<PortId>,
-    /// Why the policies before the one that decides did not match, in their order.
-    pub passed_over: Vec<Mismatch>,
+    /// Why the policies before the one that decides did not match, in their order: the last 1000 of them.
+    pub passed_over: Trace,
     /// What the policy said that decided.
     pub decision: Option<Decision>,
     /// The translation of its source; `None` if there is none.
@@ -230,7 +233,7 @@ impl Gateway {
             forward: None,
             route: None,
             egress: None,
-            passed_over: Vec::new(),
+            passed_over: Trace::default(),
             decision: None,
             source: None,
             makes_room: false,
@@ -432,10 +435,10 @@ impl Gateway {
         explanation.route = is_routed.then_some((plan.key.dst, plan.hop));
         let Some(egress) = plan.egress else { return };
         explanation.egress = Some(egress);
+        let (key, is_forwarded) = (&plan.key, plan.destination.is_some());
+        let ruleset = self.rules.ruleset();
         explanation.passed_over =
-            self.rules
-                .ruleset()
-                .trace(packet.port, egress, &plan.key, plan.destination.is_some());
+            ruleset.trace(packet.port, egress, key, is_forwarded, MOST_TRACED);
         explanation.decision = plan.decision;
         let is_accepted = plan
             .decision

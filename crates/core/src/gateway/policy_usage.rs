@@ -28,27 +28,27 @@ pub(super) struct PolicyUsages {
 
 impl PolicyUsages {
     pub fn new(ruleset: &Ruleset) -> PolicyUsages {
-        let count = ruleset.names().count();
         PolicyUsages {
-            usages: vec![PolicyUsage::default(); count],
+            usages: vec![PolicyUsage::default(); ruleset.ids()],
         }
     }
 
-    /// The policies have changed. An id that belongs to another policy now begins again.
-    pub fn adopt(&mut self, before: &Ruleset, ruleset: &Ruleset) {
-        let count = ruleset.names().count();
-        self.usages.resize(count, PolicyUsage::default());
-        let names = before.names().zip(ruleset.names());
-        for (usage, (before, name)) in self.usages.iter_mut().zip(names) {
-            if before != name {
+    /// The policies have changed: there are ids for so many, and some belong to other policies now.
+    pub fn adopt(&mut self, ids: usize, newcomers: &[PolicyId]) {
+        self.usages.resize(ids, PolicyUsage::default());
+        for id in newcomers {
+            if let Some(usage) = self.usages.get_mut(usize::from(id.0)) {
                 *usage = PolicyUsage::default();
             }
         }
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (PolicyId, PolicyUsage)> {
-        let numbered = (0..).map(PolicyId).zip(&self.usages);
-        numbered.map(|(id, usage)| (id, *usage))
+    pub fn len(&self) -> usize {
+        self.usages.len()
+    }
+
+    pub fn get(&self, policy: PolicyId) -> Option<PolicyUsage> {
+        self.usages.get(usize::from(policy.0)).copied()
     }
 
     #[inline]
@@ -69,8 +69,8 @@ impl PolicyUsages {
 }
 
 impl Gateway {
-    /// The policies in force with what they have decided, in the order of the config.
-    pub fn policy_usages(&self) -> Vec<(PolicyId, PolicyUsage)> {
-        self.rules.usages()
+    /// The policy at a place in the config, with what it has decided.
+    pub fn policy_usage(&self, place: usize) -> Option<(PolicyId, PolicyUsage)> {
+        self.rules.usage(place)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::{Change, Config, Difference};
-use crate::flow::{Addr, GroupId};
+use crate::flow::{Addr, GroupId, PolicyId};
 use crate::nat;
 use crate::policy::Ruleset;
 
@@ -29,10 +29,17 @@ pub struct Prepared {
     /// What the parts of the gateway are to be told.
     pub(super) effects: Effects,
     /// None if policies, pools and forwards are as before.
-    pub(super) ruleset: Option<Arc<Ruleset>>,
+    pub(super) rules: Option<NewRules>,
+    pub(super) told: Reloaded,
+}
+
+/// Policies, pools and forwards of a config.
+pub(super) struct NewRules {
+    pub(super) ruleset: Arc<Ruleset>,
+    /// The policies whose ids belonged to others before, or to none.
+    pub(super) newcomers: Vec<PolicyId>,
     /// None if pools and forwards are as before.
     pub(super) addresses: Option<Addresses>,
-    pub(super) told: Reloaded,
 }
 
 /// The addresses of a config.
@@ -103,7 +110,11 @@ impl Prepared {
             .then(|| basis.ruleset.succeeded_by(&config).map(Arc::new))
             .transpose()
             .map_err(ReloadError::TooManyPolicies)?;
-        let addresses = effects.addresses.then(|| Addresses::new(old, &config));
+        let rules = ruleset.map(|ruleset| NewRules {
+            newcomers: ruleset.newcomers(&basis.ruleset),
+            addresses: effects.addresses.then(|| Addresses::new(old, &config)),
+            ruleset,
+        });
         let count = applied.len() + waiting.len();
         applied.truncate(MOST_TOLD);
         waiting.truncate(MOST_TOLD);
@@ -117,8 +128,7 @@ impl Prepared {
             basis,
             config: Arc::new(config),
             effects,
-            ruleset,
-            addresses,
+            rules,
             told,
         })
     }

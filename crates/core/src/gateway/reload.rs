@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::config::{self, Config, Difference, Live, SwitchError, Switched};
 use crate::in_quotes::InQuotes;
-use crate::policy::{Ruleset, TooManyPolicies};
+use crate::policy::TooManyPolicies;
 use crate::session::Timeouts;
 use crate::time::Time;
 
 use super::limiter::Budgets;
-use super::prepare::{Addresses, Basis, FormerAddresses, Prepared, Reloaded, Retired};
+use super::prepare::{Addresses, Basis, FormerAddresses, NewRules, Prepared, Reloaded, Retired};
 use super::revalidate::Scope;
 use super::{Cluster, Gateway};
 
@@ -83,12 +83,11 @@ impl Gateway {
             basis,
             config,
             effects,
-            ruleset,
-            addresses,
+            rules,
             told,
         } = prepared;
         self.rules.set_config(config);
-        let former = self.adopt(now, effects, ruleset.zip(Some(addresses)));
+        let former = self.adopt(now, effects, rules);
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
         let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();
@@ -105,7 +104,8 @@ impl Gateway {
     /// # Errors
     /// If there are more addresses in pools and forwards than can be held.
     pub fn number_some(&mut self, prepared: &mut Prepared) -> Result<bool, ReloadError> {
-        let Some(addresses) = &mut prepared.addresses else {
+        let rules = prepared.rules.as_mut();
+        let Some(addresses) = rules.and_then(|rules| rules.addresses.as_mut()) else {
             return Ok(true);
         };
         let layout = &mut addresses.layout;
@@ -146,7 +146,7 @@ impl Gateway {
         &mut self,
         now: Time,
         effects: Effects,
-        new_rules: Option<(Arc<Ruleset>, Option<Addresses>)>,
+        new_rules: Option<NewRules>,
     ) -> Option<FormerAddresses> {
         let Effects {
             rules,
@@ -179,8 +179,7 @@ impl Gateway {
         if announcements {
             self.hosts.announcer.reconfigure(self.rules.config());
         }
-        let former =
-            new_rules.and_then(|(ruleset, addresses)| self.adopt_rules(now, ruleset, addresses));
+        let former = new_rules.and_then(|rules| self.adopt_rules(now, rules));
         let Basis { config, .. } = self.rules.basis();
         let up = self.ports_up();
         self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
@@ -215,14 +214,14 @@ impl Gateway {
         assert!(follows, "the election follows");
     }
 
-    fn adopt_rules(
-        &mut self,
-        now: Time,
-        ruleset: Arc<Ruleset>,
-        addresses: Option<Addresses>,
-    ) -> Option<FormerAddresses> {
+    fn adopt_rules(&mut self, now: Time, rules: NewRules) -> Option<FormerAddresses> {
+        let NewRules {
+            ruleset,
+            newcomers,
+            addresses,
+        } = rules;
         self.fragments.forget_decisions();
-        self.rules.set_ruleset(Arc::clone(&ruleset));
+        self.rules.set_ruleset(Arc::clone(&ruleset), &newcomers);
         let former = addresses.map(|Addresses { layout, own, grown }| {
             let former = self.sessions.reconfigure_nat(layout);
             let before = self.rules.set_addresses(own);
@@ -328,6 +327,7 @@ mod tests {
     use crate::config::samples::{EDITS, EVERYTHING};
     use crate::config::{OptionDoc, Reload, options, switch_names, switches};
     use crate::gateway::Seed;
+    use crate::policy::Ruleset;
 
     fn read(text: &str) -> Config {
         let read = config::parse(Path::new("a.toml"), text);

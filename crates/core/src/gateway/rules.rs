@@ -86,9 +86,9 @@ impl Rules {
         self.config = config;
     }
 
-    /// Puts the ruleset of the config in force.
-    pub(super) fn set_ruleset(&mut self, ruleset: Arc<Ruleset>) {
-        self.usages.adopt(&self.ruleset, &ruleset);
+    /// Puts the ruleset of the config in force, with its [`Ruleset::newcomers`].
+    pub(super) fn set_ruleset(&mut self, ruleset: Arc<Ruleset>, newcomers: &[PolicyId]) {
+        self.usages.adopt(ruleset.ids(), newcomers);
         self.ruleset = ruleset;
     }
 
@@ -128,15 +128,10 @@ impl Rules {
         self.usages.note_end(session);
     }
 
-    /// The policies with what they have decided, in the order of the config.
-    pub(super) fn usages(&self) -> Vec<(PolicyId, PolicyUsage)> {
-        let mut placed: Vec<_> = self
-            .usages
-            .iter()
-            .filter_map(|(id, usage)| Some((self.ruleset.place(id)?, (id, usage))))
-            .collect();
-        placed.sort_unstable_by_key(|(place, _)| *place);
-        placed.into_iter().map(|(_, usage)| usage).collect()
+    /// The policy at a place in the config, with what it has decided.
+    pub(super) fn usage(&self, place: usize) -> Option<(PolicyId, PolicyUsage)> {
+        let id = self.ruleset.at(place)?;
+        Some((id, self.usages.get(id)?))
     }
 
     /// Panics if the parts are not those of one config.
@@ -147,8 +142,8 @@ impl Rules {
         let wanted = addresses(&self.config, &groups);
         assert_eq!(self.addresses, wanted, "the addresses follow the config");
         assert_eq!(
-            self.usages.iter().count(),
-            self.ruleset.names().count(),
+            self.usages.len(),
+            self.ruleset.ids(),
             "each policy is counted"
         );
     }

@@ -37,6 +37,9 @@ pub struct Explanation {
     pub forward: Option<ForwardStep>,
     /// The route to its destination.
     pub route: Option<RouteStep>,
+    /// How many policies were checked before the first of `policies`, which has the last 1000.
+    #[serde(default)]
+    pub policies_before: usize,
     /// The policies that were checked, in order: those that do not match, then the one that
     /// decides.
     #[serde(default)]
