@@ -326,6 +326,39 @@ fn a_scan_of_a_link_waits_for_few_hosts_and_keeps_nobody_from_others() {
     }
 }
 
+/// More are heard than are remembered: somebody makes them up.
+#[test]
+fn hosts_that_answer_arp_are_waited_for_no_longer() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        for number in 0..3000_u16 {
+            let mut octets = *net.host.octets();
+            [octets[14], octets[15]] = (number + 300).to_be_bytes();
+            let made_up = match net.family {
+                Family::V4 => Addr::v4([octets[12], octets[13], octets[14], octets[15]]),
+                Family::V6 => Addr::v6(octets),
+            };
+            ask(
+                &mut lab,
+                LAN,
+                &neighbor::solicit(net.lan_vip, made_up, THEIRS),
+            );
+        }
+        assert_eq!(scan(&mut lab, &net, net.host, 20..120), 32);
+        // Of those that are waited for ten answer the kernel, and so leave their places.
+        for number in 20..30 {
+            let answer = neighbor::announce(nobody(&net, number), THEIRS).remove(0);
+            ask(&mut lab, DMZ, &answer);
+        }
+        assert_eq!(scan(&mut lab, &net, net.host, 120..220), 10);
+        assert_eq!(
+            scan(&mut lab, &net, net.neighbor, 20..30),
+            10,
+            "they are known"
+        );
+    }
+}
+
 #[test]
 fn all_the_addresses_of_a_host_share_the_places_of_their_network() {
     let net = Net::of(Family::V6);

@@ -270,7 +270,7 @@ fn show(
             to: endpoint_of(led_to(forward, &explanation.key), forward.protocol),
         }),
         route: explanation.route.map(|route| self::route(route, gateway)),
-        policies_before: explanation.passed_over.first,
+        policies_before: explanation.passed_over.first as u32,
         policies: policies(explanation, gateway),
         nat: explanation
             .source

@@ -132,6 +132,8 @@ impl Gateway {
         }
         if packet::forwardable(addr) {
             self.hosts.neighbors.hear(port, addr, mac);
+            // Also where so many are remembered that this one is not.
+            self.hosts.unresolved.answered((port, addr));
         }
         self.note_answer(now, port, addr);
         self.note_target(now, port, addr);

@@ -118,7 +118,7 @@ impl Unresolved {
     }
 
     /// Takes note that `host` has answered, if it was waited for.
-    fn answered(&mut self, host: Host) {
+    pub(super) fn answered(&mut self, host: Host) {
         if !self.waiting.contains_key(&host) {
             return;
         }

@@ -39,7 +39,7 @@ pub struct Explanation {
     pub route: Option<RouteStep>,
     /// How many policies were checked before the first of `policies`, which has the last 1000.
     #[serde(default)]
-    pub policies_before: usize,
+    pub policies_before: u32,
     /// The policies that were checked, in order: those that do not match, then the one that
     /// decides.
     #[serde(default)]
