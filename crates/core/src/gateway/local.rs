@@ -16,11 +16,13 @@ impl Gateway {
         if self.takes_probe_answer(&packet) {
             return Verdict::Consumed;
         }
+        let source = packet.parsed.key.src;
         match self.judge_local(&packet, |group| self.is_primary(group)) {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
             }
-            Ok(_) if !self.looks_for_sender(packet.now, packet.port, packet.parsed.key.src) => {
+            // The sender may be forged, and nobody there.
+            Ok(_) if !self.looks_for(packet.now, &source, packet.port, source) => {
                 Verdict::Drop(DropReason::NeighborLimit)
             }
             Ok(reply) => {
@@ -64,13 +66,13 @@ impl Gateway {
         }
         // The answer would go to the owner of that address, regardless of policies.
         self.check_source(packet)?;
+        if packet.parsed.kind == PacketKind::IcmpRequest {
+            return build::echo_reply(packet.bytes, &packet.parsed, packet.offload);
+        }
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum);
         }
         match packet.parsed.kind {
-            PacketKind::IcmpRequest => {
-                build::echo_reply(packet.bytes, &packet.parsed).ok_or(DropReason::Malformed)
-            }
             PacketKind::IcmpReply => Err(DropReason::IcmpUnrelated),
             PacketKind::IcmpOther => Err(DropReason::IcmpUnsupported),
             _ => Err(DropReason::NoListener),
@@ -114,8 +116,9 @@ impl Gateway {
         if !self.defends(port, &parsed.key.dst) {
             return;
         }
-        let Some(reply) = build::echo_reply(bytes, &parsed) else {
-            return self.count_drop(DropReason::Malformed);
+        let reply = match build::echo_reply(bytes, &parsed, Offload::default()) {
+            Ok(reply) => reply,
+            Err(reason) => return self.count_drop(reason),
         };
         if !self.budgets.allow(Budget::Echo, now) {
             return self.count_drop(DropReason::EchoLimit);

@@ -5,7 +5,7 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
 use super::checksum::Sum;
 use super::icmp_error::ICMP_HEADER_LEN;
 use super::{PacketKind, Parsed, broadcast, checksum_ok, martian, multicast, wire_protocol};
-use crate::event::Offload;
+use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Family, FlowKey, Protocol};
 
 /// Bytes of a UDP header (RFC 768).
@@ -49,27 +49,29 @@ pub fn may_answer(parsed: &Parsed) -> bool {
 
 /// The reply to an echo request, with all of its data (RFC 792; RFC 4443, section 4.2).
 ///
-/// None if it is not a whole echo request with a correct checksum, or must not be answered.
-pub fn echo_reply(request: &[u8], parsed: &Parsed) -> Option<Vec<u8>> {
-    let intact = checksum_ok(request, parsed, Offload::default());
-    if parsed.kind != PacketKind::IcmpRequest
-        || parsed.fragment.is_some()
-        || !intact
-        || !may_answer(parsed)
-    {
-        return None;
+/// # Errors
+/// - [`DropReason::BadChecksum`];
+/// - [`DropReason::Malformed`]: not a whole echo request, or one that must not be answered.
+pub fn echo_reply(
+    request: &[u8],
+    parsed: &Parsed,
+    offload: Offload,
+) -> Result<Vec<u8>, DropReason> {
+    if !checksum_ok(request, parsed, offload) {
+        return Err(DropReason::BadChecksum);
     }
-    let mut message = parsed.transport(request).to_vec();
-    message.get_mut(..4)?.copy_from_slice(&[
-        match parsed.family {
-            Family::V4 => 0,
-            Family::V6 => 129,
-        },
-        0,
-        0,
-        0,
-    ]);
-    Header::new(parsed.key.dst, parsed.key.src, Protocol::ICMP).packet(message)
+    let is_whole = parsed.kind == PacketKind::IcmpRequest && parsed.fragment.is_none();
+    let rest = parsed.transport(request).get(4..);
+    let Some(rest) = rest.filter(|_| is_whole && may_answer(parsed)) else {
+        return Err(DropReason::Malformed);
+    };
+    let icmp_type = match parsed.family {
+        Family::V4 => 0,
+        Family::V6 => 129,
+    };
+    Header::new(parsed.key.dst, parsed.key.src, Protocol::ICMP)
+        .packet(&[icmp_type, 0, 0, 0], rest)
+        .ok_or(DropReason::Malformed)
 }
 
 /// The reset that answers a TCP segment for which there is no connection, from its destination
@@ -92,7 +94,7 @@ pub fn tcp_reset(parsed: &Parsed) -> Option<Vec<u8>> {
         reset.ack = true;
         reset.acknowledgment_number = segment.seq.wrapping_add(segment.sequence_len());
     }
-    Header::new(key.src, key.dst, Protocol::TCP).packet(reset.to_bytes().to_vec())
+    Header::new(key.src, key.dst, Protocol::TCP).packet(&reset.to_bytes(), &[])
 }
 
 /// The smallest packet that starts a flow with this key: a SYN, an empty UDP datagram, an echo
@@ -125,7 +127,7 @@ pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
         }
         _ => Vec::new(),
     };
-    Header::new(key.src, key.dst, key.protocol).packet(transport)
+    Header::new(key.src, key.dst, key.protocol).packet(&transport, &[])
 }
 
 /// An ICMP error from `from` to the source of `original`, which is unchanged since it was received.
@@ -151,15 +153,13 @@ pub fn icmp_error(
     };
     let (icmp_type, code, rest) = problem.on_the_wire(parsed.family);
     let quote_len = room.min(parsed.total_len as usize).min(original.len());
-    let mut message = Vec::with_capacity(ICMP_HEADER_LEN + quote_len);
-    message.extend_from_slice(&[icmp_type, code, 0, 0]);
-    message.extend_from_slice(&rest.to_be_bytes());
-    message.extend_from_slice(&original[..quote_len]);
+    let [a, b, c, d] = rest.to_be_bytes();
+    let message = [icmp_type, code, 0, 0, a, b, c, d];
     Header {
         traffic_class,
         ..Header::new(from, parsed.key.src, Protocol::ICMP)
     }
-    .packet(message)
+    .packet(&message, &original[..quote_len])
 }
 
 impl IcmpProblem {
@@ -205,9 +205,9 @@ impl Header {
         }
     }
 
-    /// The packet with `transport`, whose checksum field is 0 and gets filled in, if it is one of TCP,
-    /// UDP or ICMP. None if it is too big for IP.
-    pub fn packet(self, mut transport: Vec<u8>) -> Option<Vec<u8>> {
+    /// The packet with a transport header and what follows it. The checksum field in `transport` is 0 and gets
+    /// filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for IP.
+    pub fn packet(self, transport: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
         let family = self.src.family();
         let protocol = wire_protocol(self.protocol, family);
         let field = match self.protocol {
@@ -216,26 +216,30 @@ impl Header {
             Protocol::ICMP => Some(2),
             _ => None,
         };
+        let header_len = family.header_len() as usize;
+        let len = transport.len() + rest.len();
+        let mut packet = Vec::with_capacity(header_len + len);
+        match family {
+            Family::V4 => packet.extend_from_slice(&self.v4(protocol, u16::try_from(len).ok()?)?),
+            Family::V6 => packet.extend_from_slice(&self.v6(protocol, u16::try_from(len).ok()?)),
+        }
+        packet.extend_from_slice(transport);
+        packet.extend_from_slice(rest);
         if let Some(field) = field {
+            let transport = packet.get_mut(header_len..)?;
             let mut sum = Sum::default();
             if protocol != Protocol::ICMP {
-                sum.add_pseudo_header(self.src, self.dst, protocol, transport.len());
+                sum.add_pseudo_header(self.src, self.dst, protocol, len);
             }
-            sum.add(&transport);
+            sum.add(transport);
             transport
                 .get_mut(field..field + 2)?
                 .copy_from_slice(&sum.checksum().to_be_bytes());
         }
-        let len = u16::try_from(transport.len()).ok()?;
-        let mut packet = match family {
-            Family::V4 => self.v4(protocol, len)?,
-            Family::V6 => self.v6(protocol, len),
-        };
-        packet.append(&mut transport);
         Some(packet)
     }
 
-    fn v4(self, protocol: Protocol, len: u16) -> Option<Vec<u8>> {
+    fn v4(self, protocol: Protocol, len: u16) -> Option<[u8; 20]> {
         let (src, dst) = (self.src.last4(), self.dst.last4());
         let mut header =
             Ipv4Header::new(len, self.hop_limit, IpNumber(protocol.0), src, dst).ok()?;
@@ -243,10 +247,10 @@ impl Header {
         // Never fragmented, so it needs no identification (RFC 6864, section 4.1).
         header.dont_fragment = true;
         header.header_checksum = header.calc_header_checksum();
-        Some(header.to_bytes().to_vec())
+        header.to_bytes().as_slice().try_into().ok()
     }
 
-    fn v6(self, protocol: Protocol, len: u16) -> Vec<u8> {
+    fn v6(self, protocol: Protocol, len: u16) -> [u8; 40] {
         let header = Ipv6Header {
             traffic_class: self.traffic_class,
             flow_label: Ipv6FlowLabel::ZERO,
@@ -256,7 +260,7 @@ impl Header {
             source: *self.src.octets(),
             destination: *self.dst.octets(),
         };
-        header.to_bytes().to_vec()
+        header.to_bytes()
     }
 }
 
@@ -364,7 +368,8 @@ mod tests {
         let mut request = Vec::new();
         let step = PacketBuilder::ipv6(A6, B6, 60).icmpv6_echo_request(7, 9);
         step.write(&mut request, b"ping").unwrap();
-        let reply = echo_reply(&request, &parsed(&request)).unwrap();
+        let plain = Offload::default();
+        let reply = echo_reply(&request, &parsed(&request), plain).unwrap();
         let mut expected = Vec::new();
         let step = PacketBuilder::ipv6(B6, A6, 64).icmpv6_echo_reply(7, 9);
         step.write(&mut expected, b"ping").unwrap();
@@ -372,9 +377,8 @@ mod tests {
 
         request[50] ^= 1;
         assert_eq!(
-            echo_reply(&request, &parsed(&request)),
-            None,
-            "wrong checksum"
+            echo_reply(&request, &parsed(&request), plain),
+            Err(DropReason::BadChecksum)
         );
     }
 

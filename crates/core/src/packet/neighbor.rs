@@ -396,7 +396,7 @@ fn nd_frame(message: Vec<u8>, from: (Addr, Mac), to: (Addr, Mac)) -> Vec<u8> {
         ..Header::new(from.0, to.0, Protocol::ICMP)
     };
     // An ND message has 32 bytes at most: it always fits.
-    let packet = header.packet(message).unwrap_or_default();
+    let packet = header.packet(&message, &[]).unwrap_or_default();
     frame(to.1, from.1, EtherType::IPV6, &packet)
 }
 

@@ -276,7 +276,7 @@ proptest! {
         let parsed = parse(&bytes, PLAIN).unwrap();
         let problem = IcmpProblem::TooBig { mtu };
         let built = [
-            echo_reply(&bytes, &parsed),
+            echo_reply(&bytes, &parsed, PLAIN).ok(),
             tcp_reset(&parsed),
             icmp_error(problem, key.dst, &bytes, &parsed),
         ];
@@ -306,7 +306,7 @@ fn exercise(bytes: &[u8], offload: Offload, keys: &[FlowKey]) -> Result<(), Test
     prop_assert!(u32::from(parsed.header_len) <= parsed.total_len);
     prop_assert!(parsed.total_len as usize <= bytes.len());
     let _ = checksum_ok(bytes, &parsed, offload);
-    let _ = (echo_reply(bytes, &parsed), tcp_reset(&parsed));
+    let _ = (echo_reply(bytes, &parsed, offload), tcp_reset(&parsed));
     if let Some(error) = icmp_error(IcmpProblem::NoRoute, parsed.key.dst, bytes, &parsed) {
         let limit = if parsed.family == Family::V4 {
             576
