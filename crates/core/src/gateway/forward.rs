@@ -64,28 +64,14 @@ impl Gateway {
             return self.turn_back(&mut packet, to, egress);
         }
         let source = asks_for(&packet.parsed.key.src, &to.dst, direction);
-        if unanswered && let Err(reason) = self.look_for(packet.now, &source, egress, to.dst) {
-            return Verdict::Drop(reason);
+        if unanswered && !self.looks_for(packet.now, &source, egress, to.dst) {
+            return Verdict::Drop(DropReason::NeighborLimit);
         }
         self.clamp_mss(&mut packet, &to, policy, egress);
         let verdict = self.send(&mut packet, &to, egress);
         self.groups
             .note_traffic(group, direction, packet.now, &verdict);
         verdict
-    }
-
-    /// Lets a packet go to a host that has not answered in its session, within the limits for those.
-    #[cold]
-    fn look_for(
-        &mut self,
-        now: Time,
-        source: &Addr,
-        egress: PortId,
-        to: Addr,
-    ) -> Result<(), DropReason> {
-        self.check_neighbor(now, source, egress, to)?;
-        self.note_neighbor(now, source, egress, to);
-        Ok(())
     }
 
     /// A SYN that the session does not take. If the connection is over, the side that was its server may
@@ -159,7 +145,9 @@ impl Gateway {
         if is_unanswered(session, direction) && !turns_back(session, direction) {
             let to = session.translated(direction, self.sessions.book());
             let source = asks_for(&packet.parsed.key.src, &to.dst, direction);
-            self.check_neighbor(packet.now, &source, egress, to.dst)?;
+            if !self.may_look_for(packet.now, &source, egress, to.dst) {
+                return Err(DropReason::NeighborLimit);
+            }
         }
         self.check_exit(packet, egress)?;
         Ok(egress)
@@ -223,7 +211,7 @@ impl Gateway {
     fn send_answer(&mut self, packet: &Packet<'_>, answer: Vec<u8>, budget: Budget) {
         let to = packet.parsed.key.src;
         if self.speaker(packet).is_some()
-            && self.looks_for_sender(packet.now, packet.port, to)
+            && self.looks_for(packet.now, &to, packet.port, to)
             && self.budgets.allow(budget, packet.now)
         {
             self.send_packet(packet.now, packet.port, answer);

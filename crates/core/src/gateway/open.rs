@@ -1,7 +1,5 @@
 //! Packets of no session: may they open one, and how is it translated?
 
-use std::net::IpAddr;
-
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
@@ -15,6 +13,7 @@ use crate::session::{
     InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Tracker, tcp,
 };
 
+use super::unresolved::Host;
 use super::{Gateway, Packet, Role};
 
 /// A refusal, and the answer to the sender.
@@ -50,6 +49,8 @@ pub(super) struct Plan {
     pub nat: config::Nat,
     pub source: Option<PoolId>,
     pub group: GroupId,
+    /// The host on the link of `egress` that the kernel would have to look for.
+    pub unresolved: Option<Host>,
 }
 
 impl Plan {
@@ -65,6 +66,7 @@ impl Plan {
             nat: config::Nat::Off,
             source: None,
             group: GroupId(0),
+            unresolved: None,
         }
     }
 
@@ -119,8 +121,9 @@ impl Gateway {
             }
         };
         let id = self.insert(packet, session)?;
-        if let Some(egress) = plan.egress.filter(|_| !plan.turns_back) {
-            self.note_neighbor(packet.now, &packet.parsed.key.src, egress, plan.key.dst);
+        if let Some(host) = plan.unresolved {
+            let source = packet.parsed.key.src;
+            self.hosts.unresolved.begin(packet.now, host, source);
         }
         Ok(id)
     }
@@ -142,8 +145,12 @@ impl Gateway {
         if !packet::checksum_ok(packet.bytes, &packet.parsed, packet.offload) {
             return Err(DropReason::BadChecksum.into());
         }
-        if let Some(egress) = plan.egress.filter(|_| !plan.turns_back) {
-            self.check_neighbor(packet.now, &packet.parsed.key.src, egress, plan.key.dst)?;
+        if let (Some(egress), Some(hop), false) = (plan.egress, &plan.hop, plan.turns_back) {
+            plan.unresolved = self.unresolved_by(packet.now, egress, plan.key.dst, hop);
+        }
+        let source = &packet.parsed.key.src;
+        if plan.unresolved.is_some() && !self.hosts.unresolved.allows(packet.now, source) {
+            return Err(DropReason::NeighborLimit.into());
         }
         Ok(tracker)
     }
@@ -163,7 +170,7 @@ impl Gateway {
         if packet.parsed.has_segments_left && !port.routing_headers {
             return Err(DropReason::RoutingHeader);
         }
-        if !packet::forwardable(key.src) || self.is_directed_broadcast(&key.dst) {
+        if !packet::forwardable(key.src) || self.rules.is_directed_broadcast(&key.dst) {
             return Err(DropReason::NotForwardable);
         }
         self.check_source(packet)
@@ -176,19 +183,6 @@ impl Gateway {
             return Err(DropReason::SpoofedSource);
         }
         Ok(())
-    }
-
-    /// Whether `addr` is the broadcast address of the network of a port (RFC 2644: not forwarded).
-    fn is_directed_broadcast(&self, addr: &Addr) -> bool {
-        let ip = IpAddr::from(*addr);
-        let mut networks = self
-            .rules
-            .config()
-            .ports
-            .iter()
-            .flat_map(|port| &port.virtual_addresses)
-            .map(|v| v.network);
-        ip.is_ipv4() && networks.any(|net| net.prefix_len() < 31 && net.broadcast() == ip)
     }
 
     /// Whether the best route back to the source leads out of the port that the packet came in by.
@@ -224,8 +218,8 @@ impl Gateway {
         }
         plan.hop = self.route_for(&plan.key);
         let turning = match plan.destination {
-            None => self.turning_port(packet),
-            Some(_) => None,
+            None if self.is_own_address(&plan.key.dst) => self.turning_port(packet),
+            _ => None,
         };
         plan.turns_back = turning.is_some();
         let egress = turning.map_or_else(|| egress(plan.hop), Ok)?;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::config::{Config, Ha, Policy, Port};
 use crate::flow::{Addr, GroupId, PolicyId, PortId};
 use crate::nat::{self, Nat};
@@ -20,6 +22,8 @@ pub(super) struct Rules {
     ruleset: Arc<Ruleset>,
     /// The addresses that the gateway answers for, by port.
     addresses: Vec<Vec<(Addr, GroupId)>>,
+    /// The broadcast addresses of the ports' networks.
+    broadcasts: Vec<Addr>,
     /// One for each policy of the ruleset.
     usages: PolicyUsages,
 }
@@ -29,6 +33,7 @@ impl Rules {
     pub(super) fn new(config: Config, ruleset: Ruleset) -> Rules {
         Rules {
             addresses: addresses(&config, &nat::groups(&config)),
+            broadcasts: broadcasts(&config),
             usages: PolicyUsages::new(&ruleset),
             ruleset: Arc::new(ruleset),
             config: Arc::new(config),
@@ -83,6 +88,7 @@ impl Rules {
     /// Puts a config in force whose policies, pools and forwards are those of the one before, or whose ruleset
     /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
+        self.broadcasts = broadcasts(&config);
         self.config = config;
     }
 
@@ -108,6 +114,11 @@ impl Rules {
     /// The addresses that hosts on `port` find at this gateway, with their groups.
     pub(super) fn addresses(&self, port: PortId) -> &[(Addr, GroupId)] {
         &self.addresses[port.index()]
+    }
+
+    /// Whether `addr` is the broadcast address of the network of a port (RFC 2644: not forwarded).
+    pub(super) fn is_directed_broadcast(&self, addr: &Addr) -> bool {
+        addr.is_v4() && self.broadcasts.contains(addr)
     }
 
     /// The port at which the gateway answers for `addr`.
@@ -141,12 +152,25 @@ impl Rules {
         assert!(groups.iter().all(follows), "the groups follow the config");
         let wanted = addresses(&self.config, &groups);
         assert_eq!(self.addresses, wanted, "the addresses follow the config");
+        assert_eq!(self.broadcasts, broadcasts(&self.config));
         assert_eq!(
             self.usages.len(),
             self.ruleset.ids(),
             "each policy is counted"
         );
     }
+}
+
+/// The broadcast addresses of the IPv4 networks of all ports that have one.
+fn broadcasts(config: &Config) -> Vec<Addr> {
+    let own = config.ports.iter().flat_map(|port| &port.virtual_addresses);
+    let broadcasts = own.filter_map(|own| match own.network {
+        IpNet::V4(network) if network.prefix_len() < 31 => {
+            Some(Addr::v4(network.broadcast().octets()))
+        }
+        _ => None,
+    });
+    broadcasts.collect()
 }
 
 /// The addresses to be answered for on each port, with their groups. `groups` are those of the config.

@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::event::{DropReason, RouteTarget};
+use crate::event::RouteTarget;
 use crate::flow::{Addr, Direction, Family, PortId};
 use crate::route::Hop;
 use crate::session::{Session, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
 
 use super::Gateway;
+use super::hosts::Hosts;
 
 /// Hosts waited for that one source has brought up. A scan of a network goes slower, at some 10 a second.
 const MOST_BY_SOURCE: u32 = 32;
@@ -51,11 +52,13 @@ struct Attempt {
 }
 
 impl Unresolved {
-    /// Whether a packet of `source` may make the kernel look for `host`.
-    fn allows(&self, now: Time, host: &Host, source: &Addr) -> bool {
-        if self.known.contains(host) || self.waiting.get(host).is_some_and(|it| now < it.until) {
-            return true;
-        }
+    /// Whether `host` has answered, or is waited for already.
+    fn has(&self, now: Time, host: &Host) -> bool {
+        self.known.contains(host) || self.waiting.get(host).is_some_and(|it| now < it.until)
+    }
+
+    /// Whether a packet of `source` may make the kernel look for one more host.
+    pub(super) fn allows(&self, now: Time, source: &Addr) -> bool {
         let over = self.over(now);
         let taken = |counted: Addr, most: u32| {
             let over = over
@@ -80,10 +83,10 @@ impl Unresolved {
         waiting.collect()
     }
 
-    /// Takes note that the kernel may look for `host` now.
-    fn begin(&mut self, now: Time, host: Host, source: Addr) {
+    /// Takes note that the kernel may look for `host` from now on.
+    pub(super) fn begin(&mut self, now: Time, host: Host, source: Addr) {
         self.expire(now);
-        if self.known.contains(&host) || self.waiting.contains_key(&host) {
+        if self.has(now, &host) {
             return;
         }
         let until = now + ATTEMPT;
@@ -152,37 +155,51 @@ fn counts_under(source: &Addr) -> [Option<Addr>; 2] {
 }
 
 impl Gateway {
-    /// Whether a packet of `source` may go to `to` on the link of `egress`, for which the kernel may have to
-    /// look: nobody has answered from there yet.
-    pub(super) fn check_neighbor(
+    /// The host that a packet to `to` on the link of `port` would make the kernel look for. None if somebody has
+    /// answered from there, if the kernel looks for it already, or if it is not on the link.
+    pub(super) fn unresolved(&self, now: Time, port: PortId, to: Addr) -> Option<Host> {
+        let host = self.not_known(now, port, to)?;
+        let hop = self.routes.lookup(&to)?;
+        is_direct(&hop, &host).then_some(host)
+    }
+
+    /// The same for a packet whose route is known.
+    pub(super) fn unresolved_by(
         &self,
         now: Time,
-        source: &Addr,
-        egress: PortId,
+        port: PortId,
         to: Addr,
-    ) -> Result<(), DropReason> {
-        let host = (egress, to);
-        let allows = self.hosts.unresolved.allows(now, &host, source);
-        match allows || self.hosts.neighbors.has_heard(&host) || !self.is_on_link(&host) {
-            true => Ok(()),
-            false => Err(DropReason::NeighborLimit),
-        }
+        hop: &Hop,
+    ) -> Option<Host> {
+        let is_direct = is_direct(hop, &(port, to));
+        is_direct.then(|| self.not_known(now, port, to))?
     }
 
-    /// Takes note that such a packet goes there.
-    pub(super) fn note_neighbor(&mut self, now: Time, source: &Addr, egress: PortId, to: Addr) {
-        let host = (egress, to);
-        if !self.hosts.neighbors.has_heard(&host) && self.is_on_link(&host) {
-            self.hosts.unresolved.begin(now, host, *source);
-        }
+    fn not_known(&self, now: Time, port: PortId, to: Addr) -> Option<Host> {
+        let host = (port, to);
+        let Hosts {
+            neighbors,
+            unresolved,
+            ..
+        } = &self.hosts;
+        (!neighbors.has_heard(&host) && !unresolved.has(now, &host)).then_some(host)
     }
 
-    /// Whether the gateway may answer `to` on the link of `port`, and that it does: the sender may be forged, and
-    /// nobody there.
-    pub(super) fn looks_for_sender(&mut self, now: Time, port: PortId, to: Addr) -> bool {
-        let allowed = self.check_neighbor(now, &to, port, to).is_ok();
+    /// Whether a packet of `source` may go to `to` on the link of `port`, for which the kernel may have to look.
+    pub(super) fn may_look_for(&self, now: Time, source: &Addr, port: PortId, to: Addr) -> bool {
+        self.unresolved(now, port, to).is_none() || self.hosts.unresolved.allows(now, source)
+    }
+
+    /// The same, and takes note that such a packet goes there if it may.
+    // Rare for a packet of a session, whose way must stay short.
+    #[inline(never)]
+    pub(super) fn looks_for(&mut self, now: Time, source: &Addr, port: PortId, to: Addr) -> bool {
+        let Some(host) = self.unresolved(now, port, to) else {
+            return true;
+        };
+        let allowed = self.hosts.unresolved.allows(now, source);
         if allowed {
-            self.note_neighbor(now, &to, port, to);
+            self.hosts.unresolved.begin(now, host, *source);
         }
         allowed
     }
@@ -205,19 +222,16 @@ impl Gateway {
             self.hosts.unresolved.answered(client);
         }
     }
+}
 
-    fn is_on_link(&self, host: &Host) -> bool {
-        let (port, addr) = host;
-        let least = match addr.family() {
-            Family::V4 => LEAST_PREFIX[0],
-            Family::V6 => LEAST_PREFIX[1],
-        };
-        let direct = |hop: &Hop| {
-            hop.prefix_len >= least
-                && matches!(hop.target, RouteTarget::Port { port: by, gateway: None } if by == *port)
-        };
-        self.routes.lookup(addr).is_some_and(|hop| direct(&hop))
-    }
+/// Whether a route leads to the host itself, on the link of its port.
+fn is_direct(hop: &Hop, (port, addr): &Host) -> bool {
+    let least = match addr.family() {
+        Family::V4 => LEAST_PREFIX[0],
+        Family::V6 => LEAST_PREFIX[1],
+    };
+    hop.prefix_len >= least
+        && matches!(hop.target, RouteTarget::Port { port: by, gateway: None } if by == *port)
 }
 
 /// Whether a packet of this session goes to a host that has not answered in it. What opened it may have had a
