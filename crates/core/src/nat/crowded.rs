@@ -56,6 +56,8 @@ pub(super) struct Progress {
 /// [`Crowded::freed`] is called.
 pub(super) struct Crowded {
     places: Vec<Place>,
+    /// Nothing was noted yet, as is usual.
+    is_empty: bool,
     hasher: SipHasher13,
 }
 
@@ -73,12 +75,16 @@ impl Crowded {
     pub(super) fn new(key: &[u8; 16]) -> Crowded {
         Crowded {
             places: vec![Place::default(); PLACES],
+            is_empty: true,
             hasher: SipHasher13::new_with_key(key),
         }
     }
 
     /// How far the search in a scope has come; none if it has not failed since a port became free.
     pub(super) fn progress(&self, scope: &Scope) -> Option<Progress> {
+        if self.is_empty {
+            return None;
+        }
         let (place, tag) = self.find(scope);
         let place = self.places[place];
         (place.tag == tag).then_some(place.progress)
@@ -88,10 +94,14 @@ impl Crowded {
     pub(super) fn note(&mut self, scope: &Scope, progress: Progress) {
         let (place, tag) = self.find(scope);
         self.places[place] = Place { tag, progress };
+        self.is_empty = false;
     }
 
     /// Notes that `port` is free again: the next search begins with it.
     pub(super) fn freed(&mut self, scope: &Scope, port: u16) {
+        if self.is_empty {
+            return;
+        }
         let (place, tag) = self.find(scope);
         if self.places[place].tag == tag {
             let progress = Progress {
@@ -105,6 +115,7 @@ impl Crowded {
     /// Forgets all: after a change of the pools.
     pub(super) fn clear(&mut self) {
         self.places.fill(Place::default());
+        self.is_empty = true;
     }
 
     fn find(&self, scope: &Scope) -> (usize, u32) {

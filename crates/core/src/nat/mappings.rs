@@ -2,12 +2,15 @@
 
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::memory::Reserved;
-use crate::session::{Index, KeyedHash, Links, Session, SessionId, Table, Tracker, TranslatedAddr};
+use crate::session::{
+    Index, KeyedHash, Last, Links, Session, SessionId, Table, Tracker, TranslatedAddr,
+};
 
 /// The internal endpoint of each mapping → the first session of the list of those that share it.
 pub(super) struct Mappings {
     index: Index,
     hash: KeyedHash,
+    last: Last<(Addr, u16, Protocol), u32>,
 }
 
 /// An internal endpoint and the external address that it is translated to.
@@ -41,6 +44,7 @@ impl Mappings {
         Mappings {
             index: Index::new(max_sessions as usize),
             hash,
+            last: Last::new(),
         }
     }
 
@@ -51,8 +55,8 @@ impl Mappings {
     /// Has what [`Mappings::port_of`] reads for the source of `key` brought near.
     #[inline]
     pub(super) fn touch(&self, key: &FlowKey) {
-        self.index
-            .touch(self.hash(&key.src, key.src_port, key.protocol));
+        let hash = self.hash.endpoint(&key.src, key.src_port, key.protocol);
+        self.index.touch(hash);
     }
 
     /// The external port of `endpoint`, if it has a mapping.
@@ -154,18 +158,15 @@ impl Mappings {
 
     /// Of what is internal only, so that it is known before the external address is: an endpoint
     /// has few of these.
-    fn hash(&self, src: &Addr, src_port: u16, protocol: Protocol) -> u32 {
-        self.hash.flow(&FlowKey {
-            src: *src,
-            dst: *src,
-            src_port,
-            dst_port: 0,
-            protocol,
-        })
-    }
-
     fn endpoint_hash(&self, endpoint: &Endpoint) -> u32 {
-        self.hash(&endpoint.src, endpoint.src_port, endpoint.protocol)
+        let Endpoint {
+            src,
+            src_port,
+            protocol,
+            ..
+        } = *endpoint;
+        let hash = || self.hash.endpoint(&src, src_port, protocol);
+        self.last.get((src, src_port, protocol), hash)
     }
 }
 

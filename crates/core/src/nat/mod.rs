@@ -387,7 +387,7 @@ impl Nat {
         }
         let mapping = mappings::mapping_of(session);
         if self.mappings.add(table, id, &mapping) {
-            table.note_port(&mapping.endpoint.src);
+            table.note_port(id);
             self.pools.note_mapping(&mapping.endpoint);
             self.take_port(mapping.place());
         }
@@ -408,7 +408,7 @@ impl Nat {
         };
         let mapping = mappings::mapping_of(session);
         if self.mappings.remove(table, id, &mapping.endpoint, links) {
-            table.forget_port(&mapping.endpoint.src);
+            table.forget_port(id);
             self.free_port(mapping.place());
         }
     }

@@ -308,7 +308,10 @@ impl Pools {
 
     /// Where in a list of `len` addresses the search for `src` starts.
     fn start(&self, src: &Addr, len: usize) -> usize {
-        self.pairing.bytes(src.octets()) as usize % len.max(1)
+        match len {
+            0 | 1 => 0,
+            _ => self.pairing.bytes(src.octets()) as usize % len,
+        }
     }
 }
 

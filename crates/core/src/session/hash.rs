@@ -1,8 +1,10 @@
 //! The keyed hash of all tables that network input can reach.
 
+use std::cell::Cell;
+
 use siphasher::sip::SipHasher13;
 
-use crate::flow::{Addr, FlowKey};
+use crate::flow::{Addr, FlowKey, Protocol};
 
 /// SipHash-1-3 under a secret key: without the key, nobody can choose packets that collide.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +50,48 @@ impl KeyedHash {
         }
     }
 
+    /// The hash of an end of flows.
+    #[inline]
+    pub fn endpoint(&self, addr: &Addr, port: u16, protocol: Protocol) -> u32 {
+        let (mut buf, wire) = ([0; 19], addr.wire());
+        buf[..wire.len()].copy_from_slice(wire);
+        let [high, low] = port.to_be_bytes();
+        buf[wire.len()..][..3].copy_from_slice(&[high, low, protocol.0]);
+        self.bytes(&buf[..wire.len() + 3])
+    }
+
     /// The hash of any bytes.
     #[inline]
     pub fn bytes(&self, bytes: &[u8]) -> u32 {
         // Any 32 of its 64 bits are as good as the others.
         self.sip.hash(bytes) as u32
+    }
+}
+
+/// What was worked out last, and for what: a packet without a session asks for the same several times.
+#[derive(Debug)]
+pub(crate) struct Last<K: Copy, V: Copy>(Cell<Option<(K, V)>>);
+
+impl<K: Copy + PartialEq, V: Copy> Last<K, V> {
+    pub(crate) fn new() -> Last<K, V> {
+        Last(Cell::new(None))
+    }
+
+    /// What belongs to `key`, which `work_out` says if it was not asked for last.
+    #[inline]
+    pub(crate) fn get(&self, key: K, work_out: impl FnOnce() -> V) -> V {
+        match self.0.get() {
+            Some((last, value)) if last == key => value,
+            _ => {
+                let value = work_out();
+                self.0.set(Some((key, value)));
+                value
+            }
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.set(None);
     }
 }
 
@@ -66,7 +105,6 @@ fn ports_and_protocol(key: &FlowKey, buf: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Protocol;
 
     #[test]
     fn every_field_and_the_key_count() {

@@ -5,7 +5,7 @@
 //! aim at the place of another; an unlucky few share one.
 
 use super::ranking::Ranking;
-use super::{KeyedHash, Session, SessionFlags, SessionId};
+use super::{KeyedHash, Last, Session, SessionFlags, SessionId};
 use crate::flow::Addr;
 use crate::memory::Reserved;
 
@@ -40,6 +40,7 @@ pub(super) struct Holders {
     /// Half-open sessions of each /64 whose hosts are counted by address.
     wide: Vec<u32>,
     hash: KeyedHash,
+    last: Last<Addr, Whose>,
     networks: Vec<(u128, u128)>,
     limits: SourceLimits,
 }
@@ -48,6 +49,14 @@ pub(super) struct Holders {
 struct Place {
     half_open: List,
     settled: List,
+}
+
+/// Where the host is counted that has an address.
+#[derive(Clone, Copy, Debug)]
+struct Whose {
+    place: u32,
+    /// The place of its /64, if the hosts of that are counted by address.
+    wide: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +102,7 @@ impl Holders {
             links: Vec::with_capacity(capacity as usize),
             wide: vec![0; WIDE_PLACES],
             hash,
+            last: Last::new(),
             networks: vec![(0xfe80 << 112, u128::MAX << 118)],
             limits: SourceLimits {
                 half_open,
@@ -117,10 +127,11 @@ impl Holders {
     /// before there are sessions.
     pub(super) fn add_network(&mut self, base: u128, mask: u128) {
         self.networks.push((base, mask));
+        self.last.clear();
     }
 
     pub(super) fn add(&mut self, id: SessionId, session: &Session) {
-        let place = self.place(&session.src);
+        let Whose { place, wide } = self.whose(&session.src);
         let index = id.0 as usize;
         if index >= self.links.len() {
             let nowhere = ChainLink {
@@ -134,7 +145,7 @@ impl Holders {
         self.sessions.add(place);
         self.append(id.0, is_half_open(session));
         if is_half_open(session)
-            && let Some(wide) = self.wide_place(&session.src)
+            && let Some(wide) = wide
         {
             self.wide[wide] += 1;
         }
@@ -153,12 +164,13 @@ impl Holders {
         self.narrow(session);
     }
 
-    pub(super) fn add_port(&mut self, source: &Addr) {
-        self.ports.add(self.place(source));
+    /// Counts an external port of the host that has this session.
+    pub(super) fn add_port(&mut self, id: SessionId) {
+        self.ports.add(self.links[id.0 as usize].place);
     }
 
-    pub(super) fn remove_port(&mut self, source: &Addr) {
-        self.ports.remove(self.place(source));
+    pub(super) fn remove_port(&mut self, id: SessionId) {
+        self.ports.remove(self.links[id.0 as usize].place);
     }
 
     pub(super) fn holdings(&self, source: &Addr) -> Holdings {
@@ -175,8 +187,8 @@ impl Holders {
     /// Whether the /64 of a host that is counted by address has as many half-open sessions as it may.
     pub(super) fn is_wide_full(&self, source: &Addr, limit: u32) -> bool {
         let limit = limit.saturating_mul(WIDE_FACTOR);
-        self.wide_place(source)
-            .is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
+        let wide = self.whose(source).wide;
+        wide.is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
     }
 
     /// Of the host that has the most sessions, those that may give: half-open ones first, the oldest
@@ -234,23 +246,31 @@ impl Holders {
 
     fn narrow(&mut self, session: &Session) {
         if is_half_open(session)
-            && let Some(wide) = self.wide_place(&session.src)
+            && let Some(wide) = self.whose(&session.src).wide
         {
             self.wide[wide] -= 1;
         }
     }
 
     fn place(&self, source: &Addr) -> u32 {
-        let hash = match self.is_on_link(source) {
-            true => self.hash.bytes(source.octets()),
-            false => self.hash.source(source),
-        };
-        hash % self.places.len() as u32
+        self.whose(source).place
     }
 
-    fn wide_place(&self, source: &Addr) -> Option<usize> {
-        let is_wide = self.is_on_link(source);
-        is_wide.then(|| self.hash.source(source) as usize % WIDE_PLACES)
+    fn whose(&self, source: &Addr) -> Whose {
+        self.last.get(*source, || {
+            let places = self.places.len() as u32;
+            let network = self.hash.source(source);
+            match self.is_on_link(source) {
+                true => Whose {
+                    place: self.hash.bytes(source.octets()) % places,
+                    wide: Some(network as usize % WIDE_PLACES),
+                },
+                false => Whose {
+                    place: network % places,
+                    wide: None,
+                },
+            }
+        })
     }
 
     fn is_on_link(&self, source: &Addr) -> bool {

@@ -21,6 +21,7 @@ mod timeouts;
 
 pub use address_book::{AddressBook, TranslatedAddr};
 pub use hash::KeyedHash;
+pub(crate) use hash::Last;
 pub use holders::{Holdings, SourceLimits};
 pub use index::Index;
 pub use state::{SessionState, StateCounts};

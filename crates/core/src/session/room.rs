@@ -41,14 +41,14 @@ impl Table {
         all.filter_map(|(id, holdings)| Some((self.get(id)?.src, holdings)))
     }
 
-    /// Counts an external port that a source has from now on.
-    pub(crate) fn note_port(&mut self, source: &Addr) {
-        self.holders.add_port(source);
+    /// Counts an external port that the source of a session has from now on.
+    pub(crate) fn note_port(&mut self, id: SessionId) {
+        self.holders.add_port(id);
     }
 
-    /// Counts an external port that a source has no more.
-    pub(crate) fn forget_port(&mut self, source: &Addr) {
-        self.holders.remove_port(source);
+    /// Counts an external port that the source of a session has no more.
+    pub(crate) fn forget_port(&mut self, id: SessionId) {
+        self.holders.remove_port(id);
     }
 
     /// Whether there is room for one more session of `source`, which may have as much as `limits` says, and which one must end first: one that
