@@ -32,7 +32,7 @@ const SWEPT_AT_A_TIME: usize = 1024;
 /// The mirror of the kernel's main table, both families. A table with 10⁶ routes fits.
 #[derive(Default)]
 pub struct Fib {
-    v4: PrefixMap<Prefix, Entry>,
+    v4: PrefixMap<(u32, u8), Entry>,
     v6: PrefixMap<Prefix, Entry>,
     /// All prefixes, each at [`Entry::place`].
     prefixes: Vec<(Family, Prefix)>,
@@ -79,14 +79,22 @@ impl Fib {
 
     /// The route to `destination`: the longest prefix, then the lowest metric.
     pub fn lookup(&self, destination: &Addr) -> Option<Hop> {
-        let (prefix, entry) = self
-            .map(destination.family())
-            .get_lpm(&host_prefix(destination))?;
+        let (bits, len) = host_prefix(destination);
+        let (prefix_len, entry) = match destination.family() {
+            Family::V4 => {
+                let ((_, len), entry) = self.v4.get_lpm(&v4((bits, len)))?;
+                (len, entry)
+            }
+            Family::V6 => {
+                let ((_, len), entry) = self.v6.get_lpm(&(bits, len))?;
+                (len, entry)
+            }
+        };
         let best = entry.candidates.first()?;
         Some(Hop {
             target: best.target,
             mtu: best.mtu,
-            prefix_len: prefix.1,
+            prefix_len,
         })
     }
 
@@ -137,11 +145,14 @@ impl Fib {
             dump: self.dump,
         };
         let place = self.prefixes.len();
-        let map = self.map_mut(family);
-        let Some(Entry { candidates, .. }) = map.get_mut(&prefix) else {
+        let Some(Entry { candidates, .. }) = self.entry(family, prefix) else {
             // `vec!` allocates for exactly one, which is what nearly every prefix has.
             let candidates = vec![new];
-            map.insert(prefix, Entry { candidates, place });
+            let entry = Entry { candidates, place };
+            match family {
+                Family::V4 => self.v4.insert(v4(prefix), entry),
+                Family::V6 => self.v6.insert(prefix, entry),
+            };
             self.prefixes.push((family, prefix));
             return true;
         };
@@ -176,18 +187,20 @@ impl Fib {
         prefix: Prefix,
         keep: impl Fn(&Candidate) -> bool,
     ) -> bool {
-        let map = self.map_mut(family);
-        let Some(Entry { candidates, place }) = map.get_mut(&prefix) else {
+        let Some(Entry { candidates, place }) = self.entry(family, prefix) else {
             return false;
         };
         let (before, place) = (candidates.len(), *place);
         candidates.retain(keep);
         let after = candidates.len();
         if after == 0 {
-            map.remove(&prefix);
+            match family {
+                Family::V4 => self.v4.remove(&v4(prefix)),
+                Family::V6 => self.v6.remove(&prefix),
+            };
             self.prefixes.swap_remove(place);
             if let Some((family, moved)) = self.prefixes.get(place).copied()
-                && let Some(entry) = self.map_mut(family).get_mut(&moved)
+                && let Some(entry) = self.entry(family, moved)
             {
                 entry.place = place;
             }
@@ -195,23 +208,21 @@ impl Fib {
         after != before
     }
 
-    fn map(&self, family: Family) -> &PrefixMap<Prefix, Entry> {
+    fn entry(&mut self, family: Family, prefix: Prefix) -> Option<&mut Entry> {
         match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        }
-    }
-
-    fn map_mut(&mut self, family: Family) -> &mut PrefixMap<Prefix, Entry> {
-        match family {
-            Family::V4 => &mut self.v4,
-            Family::V6 => &mut self.v6,
+            Family::V4 => self.v4.get_mut(&v4(prefix)),
+            Family::V6 => self.v6.get_mut(&prefix),
         }
     }
 }
 
 /// The bits of a prefix, from the top of the integer, and their number.
 type Prefix = (u128, u8);
+
+/// The same of an IPv4 prefix in as many bits as it needs, which makes a lookup faster.
+fn v4((bits, len): Prefix) -> (u32, u8) {
+    ((bits >> 96) as u32, len)
+}
 
 /// The routes of a prefix.
 struct Entry {
@@ -468,7 +479,11 @@ mod tests {
     /// Panics if a prefix is not where it is listed.
     fn check_places(fib: &Fib) {
         for (place, (family, prefix)) in fib.prefixes.iter().enumerate() {
-            let entry = fib.map(*family).get(prefix).unwrap();
+            let entry = match family {
+                Family::V4 => fib.v4.get(&v4(*prefix)),
+                Family::V6 => fib.v6.get(prefix),
+            };
+            let entry = entry.unwrap();
             assert_eq!((entry.place, entry.candidates.is_empty()), (place, false));
         }
         assert_eq!(fib.prefixes.len(), fib.v4.len() + fib.v6.len());
