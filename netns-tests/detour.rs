@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use testkit::system::process::wait_until;
 
 use crate::interference::Siege;
+use crate::lab::{Lab, SERVER};
 use crate::pair::Pair;
+use crate::unit::Unit;
 
 /// What is done, what undoes it, and a word of what is said.
 const DETOURS: &[(&str, &str, &str)] = &[
@@ -47,28 +49,53 @@ const ARP_OFF: (&str, &str) = ("ip link set eth1 arp off", "ip link set eth1 arp
 /// All is told, and another unit serves, within this time.
 const WITHIN: Duration = Duration::from_secs(2);
 
+/// Waits until a port has a fault that is described with `word`.
+#[track_caller]
+fn expect_fault(unit: &Unit, word: &str) {
+    wait_until(&format!("a port has a fault: {word}"), || {
+        let ports = unit.status()["ports"].as_array().expect("a list").clone();
+        let mut faults = ports.iter().filter_map(|port| port["fault"].as_str());
+        faults.any(|fault| fault.contains(word))
+    });
+}
+
+#[track_caller]
+fn expect_no_fault(unit: &Unit) {
+    wait_until("no port has a fault", || {
+        let ports = unit.status()["ports"].as_array().expect("a list").clone();
+        ports
+            .iter()
+            .all(|port| port["up"] == true && port["fault"].is_null())
+    });
+}
+
 #[test]
 fn a_kernel_that_leads_packets_elsewhere_is_told_and_nothing_leaks() {
     let siege = Siege::begin();
     for (script, undo, word) in DETOURS {
-        let status = || siege.lab.unit.status();
         siege.lab.unit.ns.sh(script);
-        let begin = Instant::now();
-        wait_until(&format!("after {script} a port has a fault"), || {
-            let ports = status()["ports"].as_array().expect("a list").clone();
-            let mut faults = ports.iter().filter_map(|port| port["fault"].as_str());
-            faults.any(|fault| fault.contains(word))
-        });
-        let took = begin.elapsed();
-        assert!(took < WITHIN, "{script}: it took {took:?}");
+        expect_fault(&siege.lab.unit, word);
         siege.lab.unit.ns.sh(undo);
-        wait_until(&format!("after {undo} no port has a fault"), || {
-            let ports = status()["ports"].as_array().expect("a list").clone();
-            ports.iter().all(|port| port["fault"].is_null())
-        });
+        expect_no_fault(&siege.lab.unit);
         siege.expect_service(undo);
     }
     siege.end();
+}
+
+/// The kernel takes all of IPv6 off such a link, and says nothing.
+#[test]
+fn an_mtu_that_is_too_small_for_ipv6_is_told() {
+    let lab = Lab::started();
+    lab.unit.ns.sh("ip link set eth1 mtu 1000");
+    expect_fault(&lab.unit, "the MTU of eth1 is 1000");
+    let log = lab.unit.log();
+    assert!(!log.contains("steering not repaired"), "{log}");
+    lab.unit.ns.sh("ip link set eth1 mtu 1500");
+    expect_no_fault(&lab.unit);
+    wait_until("IPv6 hosts are reached", || {
+        let ping = lab.lan1.try_run(&format!("ping -c 1 -W 1 {}", SERVER[1]));
+        ping.status.success()
+    });
 }
 
 #[test]
@@ -100,14 +127,10 @@ fn another_unit_takes_over_from_one_whose_kernel_leads_packets_elsewhere() {
         let took = begin.elapsed();
         assert!(took < WITHIN, "{script}: it took {took:?}");
         unit.ns.sh(undo);
-        wait_until("both units are well again", || {
+        expect_no_fault(unit);
+        wait_until("both units are ready again", || {
             let units = [pair.a(), pair.b()];
             units.iter().all(|unit| unit.group()["ready"] == true)
-                && unit.status()["ports"].as_array().is_some_and(|ports| {
-                    ports
-                        .iter()
-                        .all(|port| port["up"] == true && port["fault"].is_null())
-                })
         });
     }
     pair.a_mut().assert_running();

@@ -418,11 +418,12 @@ impl Keeper {
         let audits = self.audits;
         self.audits = audits.wrapping_add(1);
         let ports = self.offloads.len().max(1) as u32;
+        // Before what can't be repaired is tried again.
+        self.ask_for_detours();
         for port in std::mem::take(&mut self.failed) {
             self.steering.disturb(Disturbance::Port(port));
         }
         self.steering.audit(PortId((audits % ports) as u16));
-        self.ask_for_detours();
         if audits.is_multiple_of(BARRIER_AUDITS) {
             self.repair_barrier();
         }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use netlink_packet_route::route::RouteType;
 
 use super::plan::PortPlan;
-use super::{Netlink, NetlinkError, Steering, net_family};
+use super::{Family, Netlink, NetlinkError, Steering, net_family};
 use crate::os::netlink::{Passage, interface_name};
 use tandemgw_core::flow::PortId;
 
@@ -21,6 +21,9 @@ const FAR: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
+
+/// The least MTU of a link with IPv6 (RFC 8200, section 5).
+pub(super) const IPV6_MTU: u32 = 1280;
 
 /// Hosts of a network that are tried as a source: one may be the network's own address, or one of this machine,
 /// from which the kernel lets nothing come in.
@@ -43,7 +46,8 @@ impl fmt::Display for Detour {
         let Detour { how, wanted, .. } = self;
         write!(
             f,
-            "the kernel {how} packets to {to} that come in by {by}, {wanted} (ip route get {to} from {from} iif {by})"
+            "the kernel {how} packets to {to} that come in by {by}, {wanted}: look for the rule, the route or the sysctl \
+             with ip route get {to} from {from} iif {by}"
         )
     }
 }
@@ -63,6 +67,14 @@ impl Steering {
             let mut networks = port.networks.iter();
             networks.find(|network| net_family(network) == *family)
         });
+        let has_ipv6 = |network: &IpNet| net_family(network) == Family::V6;
+        if link.mtu < IPV6_MTU && port.networks.iter().any(has_ipv6) {
+            return Some(format!(
+                "the MTU of {0} is {1}, and the kernel has no IPv6 there with less than {IPV6_MTU}: ip link set {0} mtu \
+                 {IPV6_MTU}, or more",
+                port.interface, link.mtu
+            ));
+        }
         let others = plan.ports.iter().filter(|other| other.id != port.id);
         let others = others.flat_map(|other| &other.networks);
         networks.find_map(|network| {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::detour::IPV6_MTU;
 use super::forwarding::is_forwarding;
 use super::survey::Survey;
 use super::{
@@ -135,7 +136,7 @@ impl PortPlan {
         }
     }
 
-    /// The networks of this port that the kernel has no address in, and so no route to.
+    /// The networks of this port that the kernel has no address in, and so no route to, and can have one.
     pub(super) fn network_routes(
         &self,
         families: &[Family],
@@ -148,7 +149,8 @@ impl PortPlan {
                 address.link == link.index && own.is_ok_and(|own| own.trunc().contains(network))
             })
         };
-        let networks = self.networks.iter().filter(|_| link.admin_up);
+        let can_have = |network: &&IpNet| link.admin_up && can_carry(link, net_family(network));
+        let networks = self.networks.iter().filter(can_have);
         networks
             .filter(|network| families.contains(&net_family(network)) && !has_address_in(network))
             .map(|network| KernelRoute::on_link(*network, TABLE_MAIN, METRIC, PROTOCOL, link.index))
@@ -176,6 +178,11 @@ impl PortPlan {
             .filter(|route| families.contains(&net_family(&route.destination)))
             .collect()
     }
+}
+
+/// Whether the kernel has the family on a link at all.
+pub(super) fn can_carry(link: &KernelLink, family: Family) -> bool {
+    family == Family::V4 || link.mtu >= IPV6_MTU
 }
 
 /// The port at which each address that the gateway translates to or answers for is at home.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use netlink_packet_route::route::RouteProtocol;
 
 use super::forwarding::forward;
-use super::plan::PortPlan;
+use super::plan::{PortPlan, can_carry};
 use super::{
     Family, KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
     TABLE_MAIN, link_local, net_family, parameters, uplinks,
@@ -274,7 +274,7 @@ impl Steering {
             for route in port.network_routes(families, link, &addresses) {
                 put_back_route(netlink, port, &route, &mut restored)?;
             }
-            for family in families {
+            for family in families.iter().filter(|family| can_carry(link, **family)) {
                 if forward(*family, &port.interface)? {
                     restored.push(format!("forwarding of {}", port.interface));
                 }

@@ -56,11 +56,7 @@ impl Gateway {
     pub fn handle_detour(&mut self, now: Time, port: PortId, detour: Option<String>) {
         let name = self.port_name(port);
         match &detour {
-            Some(what) => log::error!(
-                "port does not work port={name} why={} remedy=\"look for it in ip rule, ip route show table all and \
-                 sysctl net.ipv4.conf.all\"",
-                InQuotes(what)
-            ),
+            Some(what) => log::error!("port does not work port={name} why={}", InQuotes(what)),
             None => log::info!("port works again port={name}"),
         }
         self.links.set_detour(port, detour);
