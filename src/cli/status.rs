@@ -184,8 +184,8 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
     let row = |peer: &PeerStatus| {
         let sync = match (peer.in_sync, peer.digest_equal) {
             _ if !peer.connected => "-",
-            (true, Some(true)) => "in sync",
-            (true, _) => "in sync, digest differs",
+            (true, Some(false)) => "in sync, digest differs",
+            (true, _) => "in sync",
             _ => "NOT IN SYNC",
         };
         let lag = &peer.lag;

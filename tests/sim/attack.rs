@@ -8,7 +8,7 @@ use testkit::packets::{ACK, ErrorCode, FIN_ACK, Pkt, RST, SYN, SYN_ACK, icmp_err
 use crate::faults::Faults;
 use crate::hosts::{Flow, Stage, family_index};
 use crate::scenario::Failure;
-use crate::setup::{HOSTS, Shape, unit_mac};
+use crate::setup::{HOSTS, Shape};
 use crate::world::World;
 
 /// The payload of what the attacker sends: shorter than a host's own.
@@ -84,7 +84,10 @@ impl World {
         let family = packet.src.family();
         // To a standby as well: nobody keeps the attacker from it.
         let to = match self.random.chance(200) {
-            true => Some(unit_mac(self.random.below(self.shape.units), segment)),
+            true => {
+                let unit = self.random.below(self.shape.units);
+                Some(self.macs(unit, segment))
+            }
             false => self.hosts[segment][host].gateway[family_index(family)],
         };
         if let Some(mac) = to {
@@ -110,6 +113,7 @@ fn a_blind_attacker_ends_no_flow() {
             guarantee: "off",
             override_: false,
             max_sessions: 256,
+            ..Shape::PAIR
         };
         let faults = Faults {
             attacks: 1000,

@@ -23,6 +23,7 @@ const SHAPE: Shape = Shape {
     guarantee: "off",
     override_: false,
     max_sessions: 256,
+    ..Shape::PAIR
 };
 
 /// More than any call of the replication handles: changes, slots of a table, operations.

@@ -18,7 +18,7 @@ use crate::world::World;
 const RIVALS_SETTLE: Duration = Duration::from_millis(500);
 
 /// The same if they hear each other on a data port only.
-const RIVALS_MEET: Duration = Duration::from_secs(2);
+const RIVALS_MEET: Duration = Duration::from_secs(1);
 
 /// Sessions by group and the text of their original key, in what they translate to.
 pub type Sessions = BTreeMap<(u8, String), String>;
@@ -99,8 +99,8 @@ impl World {
     }
 
     /// Only a primary forwards, and for a while who has handed the group over.
-    pub fn check_role(&self, turn: &Turn, port: usize) {
-        let group = GroupId((port / 2) as u8);
+    pub fn check_role(&self, turn: &Turn, group: usize) {
+        let group = GroupId(group as u8);
         let ha = turn.gateway.cluster().map(|cluster| cluster.ha());
         let drains = ha.is_some_and(|ha| ha.is_draining(turn.now, group));
         assert!(
@@ -268,7 +268,7 @@ impl World {
     }
 
     /// Whether a peer takes the word of `primary`. One that hears of another primary goes by that.
-    fn follows(&self, peer: usize, primary: usize, group: GroupId) -> bool {
+    pub fn follows(&self, peer: usize, primary: usize, group: GroupId) -> bool {
         let gateway = self.units[peer].gateway.as_ref();
         let view = gateway
             .and_then(|gateway| gateway.cluster())
@@ -288,7 +288,7 @@ impl World {
 
     /// A peer that hears of two primaries takes the word of one, and acknowledges what the other sends
     /// nevertheless, until the next comparison.
-    fn was_dual(&self, group: usize) -> bool {
+    pub fn was_dual(&self, group: usize) -> bool {
         let dual = self.last_dual[group];
         dual.is_some_and(|dual| self.now.since(dual) < Duration::from_secs(3))
     }

@@ -25,6 +25,7 @@ pub fn shape(units: usize) -> Shape {
         guarantee: "strict",
         override_: false,
         max_sessions: 256,
+        ..Shape::PAIR
     }
 }
 
@@ -223,7 +224,7 @@ fn a_split_that_both_sides_carried_loses_no_session_of_either() {
         let other = 1 - primary;
         world.isolate(other, true);
         // The last host of each segment goes with it.
-        for segment in 0..world.shape.ports() {
+        for segment in 0..world.shape.segments() {
             world.hosts[segment][2].part = 1;
             world.hosts[segment][2].gateway = [None; 2];
         }
@@ -368,7 +369,7 @@ fn many_groups_move_at_once() {
     world.die(primary, Death::Killed);
     world.run(ms(80));
     let next = world.primaries(0)[0];
-    for segment in 0..shape.ports() {
+    for segment in 0..shape.segments() {
         assert_eq!(world.primaries(segment / 2), [next]);
         for host in &world.hosts[segment] {
             let found = host.gateway.map(|mac| mac.map(|mac| mac[4]));

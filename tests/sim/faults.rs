@@ -22,6 +22,8 @@ pub struct Faults {
     /// The data network falls into two parts.
     pub splits: u64,
     pub port_downs: u64,
+    /// A port that carries one way only.
+    pub half_ports: u64,
     /// A stream ends while its link works.
     pub stream_breaks: u64,
     /// A stream that is slower than what is written, from its beginning to its end.
@@ -61,6 +63,7 @@ impl Faults {
         isolations: 60,
         splits: 80,
         port_downs: 80,
+        half_ports: 50,
         stream_breaks: 100,
         slow_streams: 200,
         slow_readers: 150,
@@ -88,6 +91,7 @@ impl Faults {
         isolations: 0,
         splits: 0,
         port_downs: 0,
+        half_ports: 0,
         stream_breaks: 0,
         slow_streams: 0,
         slow_readers: 0,

@@ -23,6 +23,7 @@ const SHAPE: Shape = Shape {
     guarantee: "bounded",
     override_: false,
     max_sessions: 256,
+    ..Shape::PAIR
 };
 
 #[test]

@@ -14,7 +14,7 @@ use tandemgw_core::packet::{self, PacketKind};
 use tandemgw_core::time::Time;
 
 use crate::attack::is_forged;
-use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, vip};
+use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, unit_mac, vip};
 use crate::world::{Event, World};
 use testkit::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 
@@ -441,13 +441,11 @@ impl World {
         let part = self.hosts[segment][host].part;
         let unit = (0..self.shape.units).find(|unit| self.macs(*unit, segment) == mac);
         let Some(unit) = unit else { return };
-        if !self.is_on(unit, segment, part) || self.random.chance(self.faults.packet_loss) {
+        if !self.hears(unit, segment, part) || self.random.chance(self.faults.packet_loss) {
             return;
         }
-        let arrival = crate::world::Arrival::Packet {
-            port: segment,
-            bytes,
-        };
+        let port = self.shape.port_of(segment);
+        let arrival = crate::world::Arrival::Packet { port, bytes };
         self.arrive_soon(unit, arrival);
     }
 
@@ -461,7 +459,7 @@ impl World {
             return;
         };
         let part = self.hosts[segment][host].part;
-        if !self.is_on(unit, segment, part) || self.random.chance(self.faults.packet_loss) {
+        if !self.speaks(unit, segment, part) || self.random.chance(self.faults.packet_loss) {
             return;
         }
         let delay = self.random.up_to(self.faults.most_delay);
@@ -474,14 +472,30 @@ impl World {
         );
     }
 
-    /// Puts a frame of a host or unit on a segment.
+    /// Puts a frame of a unit on the networks behind a port.
+    pub fn carry_from_port(&mut self, unit: usize, port: usize, frame: Vec<u8>) {
+        let state = self.units[unit].ports[port];
+        if state.up && !state.mute {
+            self.carry(port, state.part, unit_mac(unit, port), frame);
+        }
+    }
+
+    /// Puts a frame of a host on its segment.
     pub fn carry_frame(&mut self, segment: usize, from: [u8; 6], frame: Vec<u8>) {
-        let Some(part) = self.part_of(segment, from) else {
-            return;
-        };
+        let host = (0..HOSTS).find(|host| host_mac(segment, *host) == from);
+        if let Some(host) = host {
+            let part = self.hosts[segment][host].part;
+            self.carry(self.shape.port_of(segment), part, from, frame);
+        }
+    }
+
+    fn carry(&mut self, port: usize, part: usize, from: [u8; 6], frame: Vec<u8>) {
         let to: [u8; 6] = frame[..6].try_into().unwrap();
         let is_group = to[0] & 1 != 0;
-        for host in 0..HOSTS {
+        let places = self.shape.segments_of(port);
+        for (segment, host) in
+            places.flat_map(|segment| (0..HOSTS).map(move |host| (segment, host)))
+        {
             let mac = host_mac(segment, host);
             let heard = mac != from && (is_group || mac == to);
             if heard && self.hosts[segment][host].part == part {
@@ -497,28 +511,14 @@ impl World {
             }
         }
         for unit in 0..self.shape.units {
-            let mac = self.macs(unit, segment);
-            if mac != from && (is_group || mac == to) && self.is_on(unit, segment, part) {
+            let mac = unit_mac(unit, port);
+            let state = self.units[unit].ports[port];
+            let is_reached = state.up && state.part == part && !state.deaf;
+            if mac != from && (is_group || mac == to) && is_reached {
                 let bytes = frame.clone();
-                self.arrive_soon(
-                    unit,
-                    crate::world::Arrival::Frame {
-                        port: segment,
-                        bytes,
-                    },
-                );
+                self.arrive_soon(unit, crate::world::Arrival::Frame { port, bytes });
             }
         }
-    }
-
-    fn part_of(&self, segment: usize, mac: [u8; 6]) -> Option<usize> {
-        let host = (0..HOSTS).find(|host| host_mac(segment, *host) == mac);
-        if let Some(host) = host {
-            return Some(self.hosts[segment][host].part);
-        }
-        let unit = (0..self.shape.units).find(|unit| self.macs(*unit, segment) == mac)?;
-        let port = &self.units[unit].ports[segment];
-        port.up.then_some(port.part)
     }
 
     /// All flows that ask for something, and how far they are.

@@ -11,6 +11,7 @@ mod calm;
 mod checks;
 mod compound;
 mod faults;
+mod figures;
 mod guarantee;
 mod hosts;
 mod links;

@@ -67,11 +67,13 @@ const FAILURE_KINDS: [Failure; 13] = [
 /// A whole run; returns the hash of its trace.
 pub fn run(seed: u64) -> u64 {
     let mut random = SplitMix64(seed ^ 0x5eed);
-    let units = [2, 2, 3, 4][random.below(4)];
-    let groups = 1 + random.below(2);
+    let units = [2, 2, 2, 3, 3, 4, 4, 5 + random.below(4)][random.below(8)];
+    let groups = [1, 1, 2, 2, 3, 4][random.below(6)];
     let shape = Shape {
         units,
         groups,
+        shared_wan: random.chance(400),
+        spread: random.chance(500),
         links: 1 + random.below(2),
         guarantee: ["off", "bounded", "strict"][random.below(3)],
         override_: random.chance(300),
@@ -122,6 +124,7 @@ fn some_of(random: &mut SplitMix64) -> Faults {
         &mut faults.isolations,
         &mut faults.splits,
         &mut faults.port_downs,
+        &mut faults.half_ports,
         &mut faults.stream_breaks,
         &mut faults.slow_streams,
         &mut faults.slow_readers,
@@ -179,6 +182,9 @@ impl World {
             let up = !self.units[one].ports[port].up;
             self.set_port(one, port, up);
         }
+        if self.random.chance(faults.half_ports) {
+            self.break_a_direction(one);
+        }
         if self.random.chance(faults.stream_breaks) {
             self.break_some_stream();
         }
@@ -189,6 +195,19 @@ impl World {
         self.disturb_a_reader(one, other);
         self.change_a_process(one, other);
         self.change_some_config(one);
+    }
+
+    /// A port carries one way only, or both ways again.
+    fn break_a_direction(&mut self, unit: usize) {
+        let at = self.random.below(self.shape.ports());
+        let is_deaf = self.random.chance(500);
+        let port = &mut self.units[unit].ports[at];
+        match is_deaf {
+            true => port.deaf ^= true,
+            false => port.mute ^= true,
+        }
+        let state = *port;
+        self.note(|| format!("{} port {at} is {state:?}", NAMES[unit]));
     }
 
     fn disturb_a_reader(&mut self, one: usize, other: usize) {
@@ -316,10 +335,9 @@ impl World {
                 .for_each(|segment| segment[host].part = 0);
         }
         for unit in 0..self.shape.units {
-            self.units[unit]
-                .ports
-                .iter_mut()
-                .for_each(|port| port.part = 0);
+            for port in &mut self.units[unit].ports {
+                (port.part, port.deaf, port.mute) = (0, false, false);
+            }
             self.units[unit].runs_from = self.now;
             self.units[unit].reads_from = self.now;
             self.set_carrier(unit, true);
@@ -333,7 +351,7 @@ impl World {
 
     /// Hosts that no primary can reach find that their gateway is gone (RFC 4861, section 7.3).
     fn let_hosts_notice_outage(&mut self) {
-        for segment in 0..self.shape.ports() {
+        for segment in 0..self.shape.segments() {
             let primaries = self.primaries(segment / 2);
             for host in 0..HOSTS {
                 let part = self.hosts[segment][host].part;
@@ -423,7 +441,7 @@ impl World {
                 self.pause(unit, pause);
             }
             Failure::PortDown => {
-                let port = 2 * group + self.random.below(2);
+                let port = self.shape.port_of(2 * group + self.random.below(2));
                 self.set_port(unit, port, false);
             }
             Failure::AllLinksDown => {

@@ -10,14 +10,18 @@ use tandemgw_core::ha::PortKeys;
 
 use crate::reload::{Rules, SMALL_TABLE};
 
-pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+pub const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
 /// The size of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub units: usize,
-    /// Each has a LAN and a WAN of its own: ports `2 * group` and `2 * group + 1`.
+    /// Each has a LAN and a WAN with networks of their own: the segments `2 * group` and `2 * group + 1`.
     pub groups: usize,
+    /// The WANs of all groups are behind one port.
+    pub shared_wan: bool,
+    /// Each unit has the highest priority in another group.
+    pub spread: bool,
     pub links: usize,
     pub guarantee: &'static str,
     pub override_: bool,
@@ -25,8 +29,42 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A pair with one group.
+    pub const PAIR: Shape = Shape {
+        units: 2,
+        groups: 1,
+        shared_wan: false,
+        spread: false,
+        links: 1,
+        guarantee: "off",
+        override_: false,
+        max_sessions: 256,
+    };
+
     pub fn ports(&self) -> usize {
+        match self.shared_wan {
+            true => self.groups + 1,
+            false => self.segments(),
+        }
+    }
+
+    pub fn segments(&self) -> usize {
         self.groups * 2
+    }
+
+    /// The port that leads to a segment.
+    pub fn port_of(&self, segment: usize) -> usize {
+        match (self.shared_wan, segment % 2) {
+            (false, _) => segment,
+            (true, 0) => segment / 2,
+            (true, _) => self.groups,
+        }
+    }
+
+    /// The segments behind a port.
+    pub fn segments_of(&self, port: usize) -> impl Iterator<Item = usize> + use<> {
+        let shape = *self;
+        (0..shape.segments()).filter(move |segment| shape.port_of(*segment) == port)
     }
 
     pub fn config(&self, unit: usize, rules: &Rules) -> Config {
@@ -47,13 +85,18 @@ impl Shape {
     fn text(&self, unit: usize, rules: &Rules) -> String {
         let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
         for port in 0..self.ports() {
-            let (v4, v6) = (vip(port, Family::V4), vip(port, Family::V6));
+            let addresses = self.segments_of(port).map(|segment| {
+                let (v4, v6) = (vip(segment, Family::V4), vip(segment, Family::V6));
+                format!("\"{v4}/24\", \"{v6}/64\"")
+            });
+            let addresses: Vec<String> = addresses.collect();
+            let addresses = addresses.join(", ");
             text += &format!(
-                "[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\nvirtual-addresses = [\"{v4}/24\", \"{v6}/64\"]\n"
+                "[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\nvirtual-addresses = [{addresses}]\n"
             );
         }
         for group in 0..self.groups {
-            text += &self.rules(group, rules);
+            text += &self.rules(unit, group, rules);
         }
         if rules.brief {
             text += "[timeouts]\n";
@@ -108,8 +151,9 @@ impl Shape {
         text
     }
 
-    fn rules(&self, group: usize, rules: &Rules) -> String {
+    fn rules(&self, unit: usize, group: usize, rules: &Rules) -> String {
         let (lan, wan) = (2 * group, 2 * group + 1);
+        let [inner, outer] = [lan, wan].map(|segment| self.port_of(segment));
         let outside = vip(wan, Family::V4);
         let web = WEB + usize::from(rules.moved_forward);
         let web = host_address(lan, web, Family::V4);
@@ -117,16 +161,18 @@ impl Shape {
             false => ["out", "in"],
             true => ["exit", "entry"],
         };
-        let nat = match rules.pool && rules.pooled {
-            false => "nat = true".to_owned(),
-            true => format!("nat-pool = \"pool{group}\""),
+        let nat = match (rules.pool && rules.pooled, self.shared_wan) {
+            (false, false) => "nat = true".to_owned(),
+            // Of several addresses of the port, that of the group.
+            (false, true) => format!("nat-pool = \"own{group}\""),
+            (true, _) => format!("nat-pool = \"pool{group}\""),
         };
         let mut policies = [
             format!(
-                "[[policy]]\nname = \"{out}{group}\"\nfrom = [\"p{lan}\"]\nto = [\"p{wan}\"]\naction = \"accept\"\n{nat}\n"
+                "[[policy]]\nname = \"{out}{group}\"\nfrom = [\"p{inner}\"]\nto = [\"p{outer}\"]\naction = \"accept\"\n{nat}\n"
             ),
             format!(
-                "[[policy]]\nname = \"{inwards}{group}\"\nfrom = [\"p{wan}\"]\nto = [\"p{lan}\"]\naction = \"accept\"\n"
+                "[[policy]]\nname = \"{inwards}{group}\"\nfrom = [\"p{outer}\"]\nto = [\"p{inner}\"]\naction = \"accept\"\n"
             ),
         ];
         if rules.renamed {
@@ -135,7 +181,7 @@ impl Shape {
         let mut text = String::new();
         if rules.no_dns {
             text += &format!(
-                "[[policy]]\nname = \"dns{group}\"\nfrom = [\"p{lan}\"]\nservice = [\"udp/53\"]\naction = \"drop\"\n"
+                "[[policy]]\nname = \"dns{group}\"\nfrom = [\"p{inner}\"]\nservice = [\"udp/53\"]\naction = \"drop\"\n"
             );
         }
         text += &policies.concat();
@@ -148,11 +194,26 @@ impl Shape {
             );
         }
         text += &format!(
-            "[[forward]]\nname = \"web{group}\"\nport = \"p{wan}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
+            "[[forward]]\nname = \"web{group}\"\nport = \"p{outer}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
         );
-        if self.groups > 1 {
-            // Neighbouring units are the preferred ones of different groups.
-            text += &format!("[[group]]\nname = \"g{group}\"\nports = [\"p{lan}\", \"p{wan}\"]\n");
+        if self.shared_wan {
+            let [v4, v6] = [Family::V4, Family::V6].map(|family| vip(wan, family));
+            text +=
+                &format!("[[nat-pool]]\nname = \"own{group}\"\naddresses = [\"{v4}\", \"{v6}\"]\n");
+        }
+        if self.groups > 1 || self.shared_wan {
+            let what = match self.shared_wan {
+                false => format!("ports = [\"p{inner}\", \"p{outer}\"]"),
+                true => {
+                    let [v4, v6] = [Family::V4, Family::V6].map(|family| vip(wan, family));
+                    format!("ports = [\"p{inner}\"]\nvirtual-addresses = [\"{v4}\", \"{v6}\"]")
+                }
+            };
+            text += &format!("[[group]]\nname = \"g{group}\"\n{what}\n");
+        }
+        if self.groups > 1 && self.spread {
+            let priority = 100 + (unit + group) % self.units;
+            text += &format!("priority = {priority}\n");
         }
         text
     }
@@ -198,9 +259,10 @@ pub fn place_of(addr: &Addr) -> (usize, usize) {
     }
 }
 
-pub fn route(port: usize, family: Family) -> Route {
+/// The route to the network of a segment, behind a port.
+pub fn route(segment: usize, port: usize, family: Family) -> Route {
     let length = if family == Family::V4 { 24 } else { 64 };
-    let net = address(port, 0, family);
+    let net = address(segment, 0, family);
     Route {
         destination: format!("{net}/{length}").parse().unwrap(),
         metric: 0,

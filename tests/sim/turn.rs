@@ -10,7 +10,7 @@ use tandemgw_core::pump::Pump;
 use tandemgw_core::time::Time;
 
 use crate::hosts::is_request;
-use crate::setup::{NAMES, unit_mac};
+use crate::setup::{NAMES, place_of, unit_mac};
 use crate::wires::Wires;
 use crate::world::{Arrival, Death, TURN, World};
 
@@ -20,6 +20,9 @@ pub const HOLD: Duration = Duration::from_millis(60);
 const TURNS_PER_CHECK: u64 = 16;
 /// Turns between two comparisons of what was acknowledged with what is held.
 const TURNS_PER_COMPARISON: u64 = 128;
+
+/// Turns between two comparisons of the status with what peers hold.
+const TURNS_PER_AUDIT: u64 = 32;
 
 /// A unit at work.
 pub struct Turn {
@@ -97,6 +100,9 @@ impl World {
         if self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
             self.check_copies(&turn);
         }
+        if self.turns.is_multiple_of(TURNS_PER_AUDIT) {
+            self.check_figures(&turn);
+        }
         // A unit in the middle of a batch is the one that could promise too much.
         if turn.pump.is_busy() || self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
             self.check_applied(&turn);
@@ -158,7 +164,6 @@ impl World {
     }
 
     fn handle_packet(&mut self, turn: &mut Turn, port: usize, mut bytes: Vec<u8>) {
-        let segment = port;
         // Not the number of sessions: in a full table a new one takes the place of another.
         let known = turn.gateway.counters().opened;
         let parsed = packet::parse(&bytes, Offload::default());
@@ -178,8 +183,10 @@ impl World {
         match verdict {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
-                self.check_role(turn, segment);
-                self.note_carried(turn.unit, segment / 2, asks);
+                if let Some(group) = group_of(&bytes).filter(|it| *it < self.shape.groups) {
+                    self.check_role(turn, group);
+                    self.note_carried(turn.unit, group, asks);
+                }
                 if turn.gateway.counters().opened > known {
                     self.check_guarantee(turn, &bytes);
                 }
@@ -201,8 +208,7 @@ impl World {
                     self.deliver_packet(turn.unit, bytes);
                 }
                 Output::Frame { port, bytes } => {
-                    let segment = port.index();
-                    self.carry_frame(segment, unit_mac(turn.unit, segment), bytes);
+                    self.carry_from_port(turn.unit, port.index(), bytes);
                 }
                 Output::Heartbeat { peer, link, bytes } => {
                     self.send_datagram(turn.unit, peer, link, &bytes);
@@ -222,6 +228,12 @@ impl World {
             }
         }
     }
+}
+
+/// The group of the hosts that a packet goes to.
+fn group_of(bytes: &[u8]) -> Option<usize> {
+    let parsed = packet::parse(bytes, Offload::default()).ok()?;
+    Some(place_of(&parsed.key.dst).0 / 2)
 }
 
 pub fn sessions(gateway: &Gateway) -> u32 {

@@ -102,6 +102,19 @@ pub struct Unit {
 pub struct Port {
     pub up: bool,
     pub part: usize,
+    /// Nothing comes in by it, and nobody says so.
+    pub deaf: bool,
+    /// Nothing goes out by it.
+    pub mute: bool,
+}
+
+impl Port {
+    const FINE: Port = Port {
+        up: true,
+        part: 0,
+        deaf: false,
+        mute: false,
+    };
 }
 
 /// Everything.
@@ -136,6 +149,11 @@ pub struct World {
     pub turns: u64,
     pub dual: BTreeMap<(usize, usize, usize), Time>,
     pub reigns: Reigns,
+    /// What fails and what works, and since when that is so.
+    pub condition: Vec<bool>,
+    pub calm_since: Time,
+    /// How often a peer's figures were compared with what it holds.
+    pub figures: u64,
     /// By group: when there were two primaries last, whether they heard each other or not.
     pub last_dual: Vec<Option<Time>>,
     events: BTreeMap<(Time, u64), Event>,
@@ -164,7 +182,7 @@ impl World {
             news: BTreeMap::new(),
             heard: Heard::default(),
             reads_from: Time::ZERO,
-            ports: vec![Port { up: true, part: 0 }; shape.ports()],
+            ports: vec![Port::FINE; shape.ports()],
             carrier: vec![true; shape.links],
         };
         let hosts = || (0..HOSTS).map(|_| Host::default()).collect();
@@ -175,7 +193,7 @@ impl World {
             random: SplitMix64(seed),
             faults,
             units: (0..shape.units).map(|_| unit()).collect(),
-            hosts: (0..shape.ports()).map(|_| hosts()).collect(),
+            hosts: (0..shape.segments()).map(|_| hosts()).collect(),
             flows: Vec::new(),
             conns: connections(shape.units, shape.links),
             cuts: vec![nothing.clone(); shape.links],
@@ -191,6 +209,9 @@ impl World {
             turns: 0,
             dual: BTreeMap::new(),
             reigns: Reigns::default(),
+            condition: Vec::new(),
+            calm_since: Time::ZERO,
+            figures: 0,
             last_dual: vec![None; shape.groups],
             events: BTreeMap::new(),
             serial: 0,
@@ -225,8 +246,11 @@ impl World {
         gateway.set_port_keys(port_keys(unit, self.shape.units));
         for (port, state) in machine.ports.iter().enumerate() {
             gateway.handle_link(now, PortId(port as u16), link_state(unit, port, state.up));
+        }
+        for segment in 0..self.shape.segments() {
+            let port = self.shape.port_of(segment);
             for family in [Family::V4, Family::V6] {
-                gateway.handle_route(RouteChange::Add(route(port, family)));
+                gateway.handle_route(RouteChange::Add(route(segment, port, family)));
             }
         }
         gateway.start(now);
@@ -276,23 +300,33 @@ impl World {
             .collect()
     }
 
-    pub fn macs(&self, unit: usize, port: usize) -> [u8; 6] {
-        unit_mac(unit, port)
+    /// The hardware address of `unit` on a segment.
+    pub fn macs(&self, unit: usize, segment: usize) -> [u8; 6] {
+        unit_mac(unit, self.shape.port_of(segment))
     }
 
     /// Whether the port of `unit` is on that part of the segment.
     pub fn is_on(&self, unit: usize, segment: usize, part: usize) -> bool {
-        let port = self.units[unit].ports[segment];
+        let port = self.units[unit].ports[self.shape.port_of(segment)];
         port.up && port.part == part
+    }
+
+    /// Whether what is sent on that part of the segment comes to `unit`.
+    pub fn hears(&self, unit: usize, segment: usize, part: usize) -> bool {
+        self.is_on(unit, segment, part) && !self.units[unit].ports[self.shape.port_of(segment)].deaf
+    }
+
+    /// Whether what `unit` sends comes to that part of the segment.
+    pub fn speaks(&self, unit: usize, segment: usize, part: usize) -> bool {
+        self.is_on(unit, segment, part) && !self.units[unit].ports[self.shape.port_of(segment)].mute
     }
 
     /// Whether frames go both ways between two units on some port.
     pub fn meet_on_a_port(&self, one: usize, other: usize) -> bool {
-        let segments = 0..self.shape.ports();
-        let mut parts = segments.map(|segment| (segment, self.units[other].ports[segment].part));
-        parts.any(|(segment, part)| {
-            self.is_on(one, segment, part) && self.is_on(other, segment, part)
-        })
+        let pairs = self.units[one].ports.iter().zip(&self.units[other].ports);
+        let carries = |port: &Port| port.up && !port.deaf && !port.mute;
+        let mut pairs = pairs.filter(|(one, other)| carries(one) && carries(other));
+        pairs.any(|(one, other)| one.part == other.part)
     }
 
     pub fn set_port(&mut self, unit: usize, port: usize, up: bool) {
@@ -382,6 +416,7 @@ impl World {
                     self.attack();
                 }
             }
+            self.note_condition();
             self.check_rivals();
         }
         while let Some(entry) = self.events.first_entry().filter(|e| e.key().0 <= self.now) {

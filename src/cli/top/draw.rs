@@ -177,8 +177,8 @@ fn peer_rows(status: &Status) -> Vec<Row<'static>> {
             false => ("DOWN", bad()),
         };
         let (sync, sync_style) = match (peer.in_sync, peer.digest_equal) {
-            (true, Some(true)) => ("in sync", good()),
-            (true, _) => ("digest differs", warning()),
+            (true, Some(false)) => ("digest differs", warning()),
+            (true, _) => ("in sync", good()),
             _ => ("NOT IN SYNC", bad()),
         };
         Row::new([

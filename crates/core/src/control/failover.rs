@@ -105,7 +105,7 @@ fn begin_failover(
         started.map_err(|why| {
             let is_any_alive = gateway
                 .peers()
-                .any(|peer| gateway.peer_state(peer).connected);
+                .any(|peer| gateway.peer_state(now, peer).connected);
             let hint = match is_any_alive && !force {
                 true => "; --force hands over all the same",
                 false => "",

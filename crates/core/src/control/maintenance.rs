@@ -65,7 +65,7 @@ impl MaintenanceWait {
         let own: Vec<_> = own.collect();
         let has_peers = gateway
             .peers()
-            .any(|peer| gateway.peer_state(peer).connected);
+            .any(|peer| gateway.peer_state(now, peer).connected);
         if self.on && !own.is_empty() && has_peers && now < self.deadline {
             return Progress::More;
         }

@@ -178,7 +178,7 @@ fn peer(
     id: PeerId,
     now: Time,
 ) -> PeerStatus {
-    let state = gateway.peer_state(id);
+    let state = gateway.peer_state(now, id);
     let view = cluster.ha().peer(now, id);
     let about = cluster.sync().about(id).filter(|_| state.connected);
     let groups = peer_groups(gateway, id, view.as_ref(), now);
@@ -217,7 +217,7 @@ fn peer(
         }),
         groups: Some(groups),
         in_sync: state.in_sync,
-        digest_equal: state.connected.then_some(state.digest_equal),
+        digest_equal: state.digest_equal,
         lag: lag(gateway, id, now),
         links: links(gateway, cluster, config, id, now),
     }
@@ -248,7 +248,7 @@ fn peer_groups(
             group: gateway.group_name(id).to_owned(),
             role: said(alive).map(|group| role(group.role)),
             priority: said(view).map(|group| group.priority),
-            in_sync: state.in_sync.or(said(alive).map(|group| group.ready)),
+            in_sync: state.in_sync,
             digest_equal: state.digest_equal,
             applied: state.applied,
             would_be_lost: state.would_be_lost,
@@ -257,33 +257,15 @@ fn peer_groups(
     groups.collect()
 }
 
-/// How far a peer is behind. One that is not connected may no longer hold anything.
+/// How far a peer is behind.
 fn lag(gateway: &Gateway, id: PeerId, now: Time) -> LagStatus {
-    if !gateway.peer_state(id).connected {
-        return LagStatus {
-            sequence_gap: None,
-            oldest_unacked_ms: None,
-            would_be_lost: own_sessions(gateway),
-        };
-    }
+    let connected = gateway.peer_state(now, id).connected;
     let lag = gateway.lag(id, now);
+    let oldest_ms = lag.oldest_unacked.as_millis() as u64;
     LagStatus {
-        sequence_gap: Some(lag.sequence_gap),
-        oldest_unacked_ms: Some(lag.oldest_unacked.as_millis() as u64),
+        sequence_gap: connected.then_some(lag.sequence_gap),
+        oldest_unacked_ms: connected.then_some(oldest_ms),
         would_be_lost: Some(u64::from(lag.would_be_lost)),
-    }
-}
-
-/// The sessions of the groups that this unit is primary of, if known without counting.
-fn own_sessions(gateway: &Gateway) -> Option<u64> {
-    let count = gateway.groups().count();
-    let primary = gateway
-        .groups()
-        .filter(|group| gateway.role_of(*group) == gateway::Role::Primary);
-    match primary.count() {
-        0 => Some(0),
-        own if own == count => Some(sessions(gateway).total),
-        _ => None,
     }
 }
 
@@ -315,7 +297,7 @@ fn links(
                 up,
                 rtt_us: link.rtt.filter(|_| up).map(|rtt| rtt.as_micros() as u64),
                 carries_sync: up
-                    && gateway.peer_state(id).connected
+                    && gateway.peer_state(now, id).connected
                     && gateway.sync_link(id).map(LinkId::index) == Some(index),
             }
         })

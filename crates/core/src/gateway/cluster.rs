@@ -123,8 +123,8 @@ impl Cluster {
                 (ready, equal) = (GroupSet::default(), GroupSet::default());
             }
             let applied = self.sync.applied(peer);
-            let (linked, boot_id) = (self.ha.is_linked(peer), self.ha.boot_id(peer));
-            self.sync.set_heard(peer, linked, boot_id);
+            let heard = (self.ha.is_linked(peer), self.ha.is_alive(peer));
+            self.sync.set_heard(peer, heard, self.ha.boot_id(peer));
             self.ha.handle_sync(
                 now,
                 peer,

@@ -247,8 +247,8 @@ impl Gateway {
             if peer.maintenance {
                 found.push((Trouble::PeerMaintenance(id), Severity::Warning));
             }
-            let state = self.peer_state(id);
-            if !state.in_sync || !state.digest_equal {
+            let state = self.peer_state(now, id);
+            if !state.in_sync || state.digest_equal == Some(false) {
                 found.push((Trouble::NotInSync(id), Severity::Warning));
             }
             if cluster.ha.has_ports_down(&peer) {

@@ -20,8 +20,9 @@ pub struct PeerState {
     pub connected: bool,
     /// Each has the sessions that the other sends.
     pub in_sync: bool,
-    /// Both had exactly the same at the last comparison.
-    pub digest_equal: bool,
+    /// Both had exactly the same at the last comparison, in all groups of which one of them is primary; none if
+    /// there is no such group, or the peer is not connected.
+    pub digest_equal: Option<bool>,
 }
 
 /// How a peer stands to this unit in one group. What is not known is none.
@@ -182,10 +183,25 @@ impl Gateway {
     }
 
     /// How `peer` stands to this unit.
-    pub fn peer_state(&self, peer: PeerId) -> PeerState {
-        self.cluster().map_or_else(PeerState::default, |it| {
-            it.peer_state(peer, &self.groups.roles)
-        })
+    pub fn peer_state(&self, now: Time, peer: PeerId) -> PeerState {
+        let Some(cluster) = self.cluster().filter(|it| it.ha().is_linked(peer)) else {
+            return PeerState::default();
+        };
+        let groups = self.groups();
+        let shared = groups.filter(|group| cluster.sync().has_group(peer, *group) != Some(false));
+        let (mut in_sync, mut digest_equal) = (true, None);
+        for group in shared {
+            let state = self.peer_group_state_in(cluster, now, peer, group);
+            in_sync &= state.in_sync == Some(true);
+            if let Some(equal) = state.digest_equal {
+                digest_equal = Some(equal && digest_equal != Some(false));
+            }
+        }
+        PeerState {
+            connected: true,
+            in_sync,
+            digest_equal,
+        }
     }
 
     /// How `peer` stands to this unit in `group`.
@@ -213,12 +229,21 @@ impl Gateway {
                 would_be_lost: sync.would_be_lost(peer, group, &self.sessions),
             };
         }
-        // Two standbys know nothing of each other.
+        // Of two standbys, each knows only what the other says of itself.
         let view = ha.group(now, group);
         let follows = view.is_some_and(|view| view.primary == Some(self.peer_name(peer)));
         let follows = follows && heard;
+        let is_linked = ha.is_linked(peer);
+        let said = || {
+            let view = ha.peer(now, peer).filter(|_| is_linked)?;
+            let group = view.groups.get(usize::from(group.0))?;
+            group.known.then_some(group.ready)
+        };
         PeerGroupState {
-            in_sync: follows.then(|| sync.is_ready(group)),
+            in_sync: match follows {
+                true => Some(sync.is_ready(group)),
+                false => said(),
+            },
             digest_equal: follows.then(|| sync.is_ready(group)),
             applied: follows.then(|| sync.applied(peer)),
             would_be_lost: None,
@@ -308,24 +333,6 @@ impl Gateway {
             id,
             session,
             now,
-        }
-    }
-}
-
-impl Cluster {
-    /// How `peer` stands to this unit, which has these roles.
-    fn peer_state(&self, peer: PeerId, roles: &[Role]) -> PeerState {
-        let (sync, connected) = (self.sync(), self.ha().is_linked(peer));
-        let groups = (0..).map(GroupId).zip(roles);
-        let mut shared = groups.filter(|(group, _)| sync.has_group(peer, *group) != Some(false));
-        let digest_equal = shared.all(|(group, role)| match role {
-            Role::Primary => sync.digest_equal(peer, group),
-            Role::Standby => sync.is_ready(group),
-        });
-        PeerState {
-            connected,
-            in_sync: connected && (sync.in_sync(peer) || digest_equal),
-            digest_equal,
         }
     }
 }

@@ -149,6 +149,11 @@ impl Ha {
         self.peers.get(peer.index()).is_some_and(|peer| peer.linked)
     }
 
+    /// Whether `peer` was heard within the hold time, over a link or on a data port.
+    pub fn is_alive(&self, peer: PeerId) -> bool {
+        self.peers.get(peer.index()).is_some_and(|peer| peer.alive)
+    }
+
     /// The random number that the process of `peer` which was heard last has chosen at its start.
     pub fn boot_id(&self, peer: PeerId) -> Option<u64> {
         self.peers.get(peer.index())?.boot_id()

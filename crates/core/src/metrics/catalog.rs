@@ -85,7 +85,7 @@ metrics! {
     PEER_IN_SYNC = Gauge "tandemgw_peer_in_sync" ["peer"]
         "Whether the peer and this unit hold each other's sessions.";
     PEER_DIGEST_EQUAL = Gauge "tandemgw_peer_digest_equal" ["peer"]
-        "Whether both held exactly the same sessions at the last comparison; absent while the peer is not connected.";
+        "Whether both held exactly the same sessions at the last comparison; absent while the peer is not connected, or both are standby.";
     PEER_CONFIG_EQUAL = Gauge "tandemgw_peer_config_equal" ["peer"]
         "Whether the peer has the same policies, pools and forwards; absent until it has reported them.";
     LAG_CHANGES = Gauge "tandemgw_replication_lag_changes" ["peer"]

@@ -40,15 +40,15 @@ pub(super) fn groups(view: &View<'_>, page: &mut Page<'_>) {
 }
 
 pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
-    let gateway = view.gateway;
+    let (gateway, now) = (view.gateway, view.now);
     let mut each = |metric, value: &dyn Fn(PeerId) -> bool| {
         each_peer(gateway, page, metric, |peer, _| u8::from(value(peer)));
     };
     each(&catalog::PEER_CONNECTED, &|peer| {
-        gateway.peer_state(peer).connected
+        gateway.peer_state(now, peer).connected
     });
     each(&catalog::PEER_IN_SYNC, &|peer| {
-        gateway.peer_state(peer).in_sync
+        gateway.peer_state(now, peer).in_sync
     });
     if gateway.cluster().is_none() {
         return;
@@ -62,8 +62,7 @@ pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
         }
     };
     each_known(&catalog::PEER_DIGEST_EQUAL, &|peer| {
-        let state = gateway.peer_state(peer);
-        state.connected.then_some(state.digest_equal)
+        gateway.peer_state(now, peer).digest_equal
     });
     each_known(&catalog::PEER_CONFIG_EQUAL, &|peer| {
         let about = gateway.cluster()?.sync().about(peer)?;

@@ -35,6 +35,8 @@ pub struct SessionStore {
     book: AddressBook,
     nat: Nat,
     journal: Journal,
+    /// By group: how many sessions there are.
+    counts: Vec<u32>,
 }
 
 /// Random and secret keys of hashes.
@@ -86,6 +88,7 @@ impl SessionStore {
             table: new_table(config, &keys.table),
             book,
             journal: Journal::new(config),
+            counts: vec![0; config.groups.len()],
         }
     }
 
@@ -141,12 +144,27 @@ impl SessionStore {
     /// # Errors
     /// [`InsertError`], with nothing changed.
     pub fn insert(&mut self, session: Session, now: Time) -> Result<SessionId, InsertError> {
-        let id = self.table.insert(session, &self.book)?;
+        let id = self.insert_counted(session)?;
         self.nat.attach(&mut self.table, id);
         if let Some(session) = self.table.get(id) {
             self.journal.opened(id, session, &self.book, now);
         }
         Ok(id)
+    }
+
+    fn insert_counted(&mut self, session: Session) -> Result<SessionId, InsertError> {
+        let group = usize::from(session.group.0);
+        let id = self.table.insert(session, &self.book)?;
+        if let Some(count) = self.counts.get_mut(group) {
+            *count += 1;
+        }
+        Ok(id)
+    }
+
+    /// How many sessions of a group there are, replicated or not.
+    pub fn count(&self, group: GroupId) -> u32 {
+        let count = self.counts.get(usize::from(group.0));
+        count.copied().unwrap_or(0)
     }
 
     /// Changes a session that this unit follows; none if it does not exist. What its key is made of must stay
@@ -208,6 +226,9 @@ impl SessionStore {
     pub fn end(&mut self, id: SessionId) -> Option<Session> {
         self.nat.release(&mut self.table, id);
         let session = self.table.remove(id, &self.book)?;
+        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
+            *count = count.saturating_sub(1);
+        }
         self.journal.removed(id, &session, &self.book);
         Some(session)
     }
@@ -226,7 +247,7 @@ impl SessionStore {
     /// # Errors
     /// [`InsertError`], with nothing changed.
     pub fn insert_from_peer(&mut self, session: Session) -> Result<SessionId, InsertError> {
-        let id = self.table.insert(session, &self.book)?;
+        let id = self.insert_counted(session)?;
         self.nat.attach(&mut self.table, id);
         if let Some(session) = self.table.get(id) {
             self.journal.entered_by_peer(id, session, &self.book);
@@ -388,6 +409,11 @@ impl SessionStore {
         self.table.check_invariants(&self.book);
         self.nat.check_invariants(&self.table);
         self.journal.check_invariants(&self.table, &self.book);
+        for (group, count) in (0..).map(GroupId).zip(&self.counts) {
+            let sessions = self.table.iter();
+            let own = sessions.filter(|(_, session)| session.group == group);
+            assert_eq!(own.count(), *count as usize, "the sessions of {group:?}");
+        }
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct SyncPeer {
     pub(super) connected: bool,
     /// The election hears nothing of it, or of another process. Its connection takes longer to end.
     pub(super) missed: bool,
+    /// The process that its last stream led to is known to live, if only from the data ports.
+    pub(super) lives: bool,
     /// Until when a peer that was lost may take up its stream where it was.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
@@ -209,6 +211,7 @@ impl SyncPeer {
             name: name.to_owned(),
             connected: false,
             missed: false,
+            lives: true,
             resumable_until: None,
             hello_sent: false,
             remote: None,
@@ -264,6 +267,7 @@ impl SyncPeer {
         *self = SyncPeer {
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
+            lives: self.lives,
             traffic: self.traffic,
             kept,
             sender: Sender {
@@ -359,9 +363,13 @@ impl Replicator {
     /// that it does not hear is not in sync: nobody waits for it. Nor is one whose process is another
     /// than the stream leads to: it has restarted, and holds nothing yet. A process has one number, which its
     /// heartbeats and its Hello carry, so it does not matter which of them come first.
-    pub fn set_heard(&mut self, peer: PeerId, heard: bool, boot_id: Option<u64>) {
+    ///
+    /// `lives` if it is heard at all, by a link or a data port.
+    pub fn set_heard(&mut self, peer: PeerId, (heard, lives): (bool, bool), boot_id: Option<u64>) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
-            peer.missed = !heard || boot_id != Some(peer.receiver.epoch);
+            let is_other = boot_id != Some(peer.receiver.epoch);
+            peer.missed = !heard || is_other;
+            peer.lives = lives && !is_other;
         }
     }
 }

@@ -832,7 +832,7 @@ fn a_process_that_has_restarted_is_no_copy() {
     world.calm(3);
     let hear = |world: &mut World, boot_id| {
         let sync = &mut world.units[0].sync;
-        sync.set_heard(PeerId(0), true, Some(boot_id));
+        sync.set_heard(PeerId(0), (true, true), Some(boot_id));
         sync.in_sync(PeerId(0))
     };
     let first = world.units[1].sync.epoch;

@@ -70,19 +70,24 @@ impl Replicator {
         }
     }
 
-    /// Sessions of a group that the peer would not have, or not as they are, if this unit died now:
-    /// all, if it is not known what the peer holds. None if this unit is not primary of the group.
+    /// Sessions of a group that the peer would not have, or not as they are, if this unit died now. None if this
+    /// unit is not primary of the group.
+    ///
+    /// All of them if it is not known what the peer holds, or that its process still lives. Those that are never
+    /// replicated, or not yet, are lost as well.
     pub fn would_be_lost(&self, peer: PeerId, group: GroupId, store: &SessionStore) -> Option<u32> {
         let (index, journal) = (usize::from(group.0), store.journal());
         journal.term(group)?;
         let refused = journal.refused(peer.index())?;
         let peer = self.peers.get(peer.index())?;
-        let all = journal.digest().count(group);
+        let all = store.count(group);
+        let alone = all.saturating_sub(journal.digest().count(group));
         let holds = match peer.sender.marks[index].joined {
             true => Some(peer.sender.acked),
             false => peer.kept[index],
         };
-        let Some(holds) = holds.filter(|_| !refused.has_unnamed(group)) else {
+        let holds = holds.filter(|_| peer.lives && !refused.has_unnamed(group));
+        let Some(holds) = holds else {
             return Some(all);
         };
         let newest = journal.log().newest_first();
@@ -101,7 +106,10 @@ impl Replicator {
             let gap = journal.log().last().saturating_sub(holds);
             lost = u32::try_from(gap).unwrap_or(u32::MAX);
         }
-        Some(lost.saturating_add(refused.count(group)).min(all))
+        let lost = lost
+            .saturating_add(refused.count(group))
+            .saturating_add(alone);
+        Some(lost.min(all))
     }
 
     /// Whether any peer has all of a group that this unit sends.

@@ -197,9 +197,10 @@ pub struct PeerStatus {
     pub config: Option<PeerConfig>,
     /// Its state for each group.
     pub groups: Option<Vec<PeerGroup>>,
-    /// Whether each has the sessions that the other sends.
+    /// Whether each has the sessions that the other sends. Of groups that neither sends, the peer's own word counts.
     pub in_sync: bool,
-    /// Whether both had exactly the same at the last comparison; `null` if it is not connected.
+    /// Whether both had exactly the same at the last comparison; `null` if it is not connected, or neither of them
+    /// is primary of any group.
     pub digest_equal: Option<bool>,
     /// How far it is behind.
     pub lag: LagStatus,
@@ -214,7 +215,8 @@ pub struct LagStatus {
     pub sequence_gap: Option<u64>,
     /// The age of the oldest of them, in milliseconds; `null` if it is not connected.
     pub oldest_unacked_ms: Option<u64>,
-    /// Sessions of this unit that would end if it died now: those that the peer does not hold.
+    /// Sessions of this unit that would end if it died now: those that the peer does not hold, and those that are not
+    /// replicated. All if it is not known whether the peer lives.
     pub would_be_lost: Option<u64>,
 }
 
