@@ -32,7 +32,7 @@ impl Gateway {
         }
         // A sender on this machine may have left the checksum unfinished, and nobody says so.
         offload.checksum_verified = matches!(parsed.kind, PacketKind::Tcp(_) | PacketKind::Udp);
-        let packet = Packet {
+        let mut packet = Packet {
             now,
             port,
             bytes: &mut bytes,
@@ -44,7 +44,7 @@ impl Gateway {
         let is_error = parsed.kind == PacketKind::IcmpError;
         let is_whole = parsed.fragment.is_none() && !is_error;
         if is_whole && !is_in_session && self.is_for_gateway(&packet) {
-            match self.handle_local(packet) {
+            match self.handle_local(&mut packet) {
                 crate::event::Verdict::Drop(reason) => return Err(reason),
                 _ => return Ok(()),
             }

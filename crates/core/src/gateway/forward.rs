@@ -1,7 +1,7 @@
 //! Packets of known sessions: the hot path.
 
 use crate::event::{DropReason, LinkState, Verdict};
-use crate::flow::{Addr, Direction, FlowKey, GroupId, PortId, Protocol};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::packet::build::{self, IcmpProblem};
 use crate::packet::{self, PacketKind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
@@ -17,7 +17,7 @@ impl Gateway {
     /// Tracks, translates and forwards a packet of a session.
     pub(super) fn forward_in_session(
         &mut self,
-        mut packet: Packet<'_>,
+        packet: &mut Packet<'_>,
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
@@ -27,50 +27,55 @@ impl Gateway {
                 || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
         };
         let checks_source = || self.rules.port(packet.port).source_check;
-        let way = self.sessions.edit(id, |session, around| {
-            let egress = admit(session, direction, packet.port, checks_source, carries)?;
+        // Filled in place: it would be copied on its way out of the closure.
+        let mut way = Way::unknown(packet);
+        let followed = self.sessions.follow(id, |session, around| {
+            way.egress = admit(session, direction, packet.port, checks_source, carries)?;
             if is_taken_up(session, around.is_stale) {
                 take_up(session);
             }
-            let to = session.translated(direction, around.book);
-            let (policy, turns_back) = (session.policy, turns_back(session, direction));
-            let unanswered = is_unanswered(session, direction) && !turns_back;
+            way.to = session.translated(direction, around.book);
+            (way.policy, way.group) = (session.policy, session.group);
+            way.turns_back = turns_back(session, direction);
+            way.is_unanswered = is_unanswered(session, direction) && !way.turns_back;
             let was_settled = session.is_settled();
-            let is_first_reply = follow(session, &packet, direction)?;
-            let has_answered = is_first_reply || session.is_settled() != was_settled;
-            let group = session.group;
-            Ok((
-                to,
-                egress,
-                policy,
-                group,
-                turns_back,
-                unanswered,
-                has_answered,
-            ))
+            let is_first_reply = follow(session, packet, direction)?;
+            way.has_answered = is_first_reply || session.is_settled() != was_settled;
+            Ok(())
         });
-        let (to, egress, policy, group, turns_back, unanswered, has_answered) = match way {
-            Some(Ok(way)) => way,
-            Some(Err(DropReason::TcpUnexpectedSyn)) => {
-                return self.give_way(packet, id, direction);
-            }
-            Some(Err(reason)) => return Verdict::Drop(reason),
-            None => return Verdict::Drop(DropReason::SessionGone),
-        };
-        if has_answered {
+        match followed {
+            Some(Ok(())) => self.go_on(packet, id, direction, &way),
+            Some(Err(DropReason::TcpUnexpectedSyn)) => self.give_way(packet, id, direction),
+            Some(Err(reason)) => Verdict::Drop(reason),
+            None => Verdict::Drop(DropReason::SessionGone),
+        }
+    }
+
+    /// The way of a packet that its session has taken.
+    #[inline(always)]
+    fn go_on(
+        &mut self,
+        packet: &mut Packet<'_>,
+        id: SessionId,
+        direction: Direction,
+        way: &Way,
+    ) -> Verdict {
+        if way.has_answered {
             self.note_neighbors_of(id);
         }
-        if turns_back {
-            return self.turn_back(&mut packet, to, egress);
+        if way.turns_back {
+            return self.turn_back(packet, way.to, way.egress);
         }
-        let source = asks_for(&packet.parsed.key.src, &to.dst, direction);
-        if unanswered && !self.looks_for(packet.now, &source, egress, to.dst) {
-            return Verdict::Drop(DropReason::NeighborLimit);
+        if way.is_unanswered {
+            let source = asks_for(&packet.parsed.key.src, &way.to.dst, direction);
+            if !self.looks_for(packet.now, &source, way.egress, way.to.dst) {
+                return Verdict::Drop(DropReason::NeighborLimit);
+            }
         }
-        self.clamp_mss(&mut packet, &to, policy, egress);
-        let verdict = self.send(&mut packet, &to, egress);
+        self.clamp_mss(packet, &way.to, way.policy, way.egress);
+        let verdict = self.send(packet, &way.to, way.egress);
         self.groups
-            .note_traffic(group, direction, packet.now, &verdict);
+            .note_traffic(way.group, direction, packet.now, &verdict);
         verdict
     }
 
@@ -78,18 +83,23 @@ impl Gateway {
     /// open the next one between the same ports (RFC 1122, section 4.2.2.13), where the policies accept
     /// that as they would accept it without the old session.
     #[cold]
-    fn give_way(&mut self, packet: Packet<'_>, id: SessionId, direction: Direction) -> Verdict {
+    fn give_way(
+        &mut self,
+        packet: &mut Packet<'_>,
+        id: SessionId,
+        direction: Direction,
+    ) -> Verdict {
         let refused = Verdict::Drop(DropReason::TcpUnexpectedSyn);
         let is_over = self
             .sessions
             .get(id)
-            .is_some_and(|session| opens_after(session, direction, &packet));
-        if !is_over || self.is_for_gateway(&packet) {
+            .is_some_and(|session| opens_after(session, direction, packet));
+        if !is_over || self.is_for_gateway(packet) {
             return refused;
         }
         let is_primary = |group| self.is_primary(group);
         if self
-            .decide(&packet, &mut Plan::new(&packet), is_primary)
+            .decide(packet, &mut Plan::new(packet), is_primary)
             .is_err()
         {
             return refused;
@@ -159,6 +169,7 @@ impl Gateway {
     }
 
     /// The last part of each forwarded packet's way: size, translation, hop count.
+    #[inline(always)]
     pub(super) fn send(
         &mut self,
         packet: &mut Packet<'_>,
@@ -253,6 +264,36 @@ impl Gateway {
     pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {
         self.capture_answer(now, port, &bytes);
         self.push_output(crate::event::Output::Packet { port, bytes });
+    }
+}
+
+/// Where a packet of a session goes, and what that means to others.
+struct Way {
+    to: FlowKey,
+    egress: PortId,
+    policy: PolicyId,
+    group: GroupId,
+    /// See [`turns_back`].
+    turns_back: bool,
+    /// It goes to a host that has not answered in the session.
+    is_unanswered: bool,
+    /// It shows that a host has.
+    has_answered: bool,
+}
+
+impl Way {
+    /// That of a packet which its session has not seen.
+    #[inline(always)]
+    fn unknown(packet: &Packet<'_>) -> Way {
+        Way {
+            to: packet.parsed.key,
+            egress: packet.port,
+            policy: PolicyId::NONE,
+            group: GroupId(0),
+            turns_back: false,
+            is_unanswered: false,
+            has_answered: false,
+        }
     }
 }
 

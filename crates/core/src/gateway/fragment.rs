@@ -56,7 +56,11 @@ pub(super) fn key(parsed: &Parsed, fragment: &Fragment, in_port: PortId) -> Frag
 }
 
 impl Gateway {
-    pub(super) fn handle_fragment(&mut self, packet: Packet<'_>, fragment: Fragment) -> Verdict {
+    pub(super) fn handle_fragment(
+        &mut self,
+        packet: &mut Packet<'_>,
+        fragment: Fragment,
+    ) -> Verdict {
         let key = key(&packet.parsed, &fragment, packet.port);
         let piece = Piece {
             offset: fragment.offset,
@@ -75,7 +79,7 @@ impl Gateway {
 
     fn handle_first_fragment(
         &mut self,
-        packet: Packet<'_>,
+        packet: &mut Packet<'_>,
         key: FragmentKey,
         piece: Piece,
     ) -> Verdict {
@@ -84,13 +88,9 @@ impl Gateway {
         if let Err(reason) = self.fragments.check_first(&key, piece, now) {
             return Verdict::Drop(reason);
         }
-        let (bytes, parsed) = (packet.bytes, packet.parsed);
-        let verdict = self.handle_whole(Packet {
-            bytes: &mut *bytes,
-            ..packet
-        });
+        let verdict = self.handle_whole(packet);
         if verdict == Verdict::Forward {
-            onward.identification = packet::identification(bytes, &parsed);
+            onward.identification = packet::identification(packet.bytes, &packet.parsed);
             for bytes in self.fragments.first(key, piece, now, onward) {
                 self.release_fragment(now, port, bytes, onward);
             }
@@ -103,7 +103,7 @@ impl Gateway {
         let offload = Offload::default();
         let verdict = match packet::parse(&bytes, offload) {
             Ok(parsed) => self.send_onward(
-                Packet {
+                &mut Packet {
                     now,
                     port,
                     bytes: &mut bytes,
@@ -127,7 +127,7 @@ impl Gateway {
         }
     }
 
-    fn send_onward(&mut self, mut packet: Packet<'_>, onward: Onward) -> Verdict {
+    fn send_onward(&mut self, packet: &mut Packet<'_>, onward: Onward) -> Verdict {
         let known = self.sessions.lookup(&onward.flow);
         let known = known.and_then(|it| Some((it, self.sessions.get(it.0)?.group)));
         let Some(((id, direction), group)) = known else {
@@ -137,18 +137,18 @@ impl Gateway {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         packet.identification = onward.identification;
-        let is_first_reply = self.sessions.edit(id, |session, _| {
+        let is_first_reply = self.sessions.follow(id, |session, _| {
             if let (Tracker::Tcp(tracker), Some(base), Some(fragment)) =
                 (&mut session.tracker, onward.base, packet.parsed.fragment)
             {
                 let end = u32::from(fragment.offset) + u32::from(fragment.len);
                 tracker.note_sent(direction, base.wrapping_add(end));
             }
-            account(session, &packet, direction)
+            account(session, packet, direction)
         });
         if is_first_reply == Some(true) {
             self.note_neighbors_of(id);
         }
-        self.send_in_session(&mut packet, id, direction)
+        self.send_in_session(packet, id, direction)
     }
 }

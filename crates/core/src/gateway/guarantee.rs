@@ -90,11 +90,11 @@ impl Waiting {
 
 impl Gateway {
     /// Sends the first packet of a session on, or lets it wait.
-    pub(super) fn send_first(&mut self, mut packet: Packet<'_>, id: SessionId) -> Verdict {
+    pub(super) fn send_first(&mut self, packet: &mut Packet<'_>, id: SessionId) -> Verdict {
         let policy = self.sessions.get(id).map(|session| session.policy);
         let mode = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
         if mode == PickupGuarantee::Off {
-            return self.send_in_session(&mut packet, id, Direction::Original);
+            return self.send_in_session(packet, id, Direction::Original);
         }
         let (seq, group) = match self.copies_of(id) {
             Some((seq, group, Copies::Awaited)) => (seq, group),
@@ -103,11 +103,11 @@ impl Gateway {
                 return self.give_up(packet, id, mode == PickupGuarantee::Strict);
             }
             Some((_, _, Copies::Held)) => {
-                return self.send_in_session(&mut packet, id, Direction::Original);
+                return self.send_in_session(packet, id, Direction::Original);
             }
             Some((_, _, Copies::NoPeer)) | None => {
                 self.counters.guarantee_degraded += 1;
-                return self.send_in_session(&mut packet, id, Direction::Original);
+                return self.send_in_session(packet, id, Direction::Original);
             }
         };
         let strict = mode == PickupGuarantee::Strict;
@@ -116,7 +116,7 @@ impl Gateway {
         if !room {
             return self.give_up(packet, id, strict);
         }
-        let verdict = self.send_in_session(&mut packet, id, Direction::Original);
+        let verdict = self.send_in_session(packet, id, Direction::Original);
         if verdict != Verdict::Forward {
             return verdict;
         }
@@ -220,13 +220,13 @@ impl Gateway {
         });
     }
 
-    fn give_up(&mut self, mut packet: Packet<'_>, id: SessionId, strict: bool) -> Verdict {
+    fn give_up(&mut self, packet: &mut Packet<'_>, id: SessionId, strict: bool) -> Verdict {
         self.counters.guarantee_expired += 1;
         if strict {
             self.end_session(packet.now, id, "not-replicated");
             return Verdict::Drop(DropReason::NotReplicated);
         }
-        self.send_in_session(&mut packet, id, Direction::Original)
+        self.send_in_session(packet, id, Direction::Original)
     }
 
     /// The last change of a session, its group, and how its copies stand; none if it is not replicated.

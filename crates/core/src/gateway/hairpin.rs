@@ -63,7 +63,7 @@ impl Gateway {
         packet::translate(packet.bytes, &packet.parsed, packet.offload, &to);
         let mut parsed = packet.parsed;
         parsed.key = to;
-        let again = Packet {
+        let mut again = Packet {
             now: packet.now,
             port,
             bytes: &mut *packet.bytes,
@@ -71,6 +71,6 @@ impl Gateway {
             parsed,
             identification: packet.identification,
         };
-        self.forward_in_session(again, id, Direction::Reply)
+        self.forward_in_session(&mut again, id, Direction::Reply)
     }
 }

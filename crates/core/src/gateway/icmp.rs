@@ -14,22 +14,22 @@ use super::{Gateway, Packet};
 impl Gateway {
     /// Finds the session of the packet that the error quotes, and passes the error to the sender of
     /// that packet, with all addresses as the sender knows them.
-    pub(super) fn handle_icmp_error(&mut self, packet: Packet<'_>) -> Verdict {
+    pub(super) fn handle_icmp_error(&mut self, packet: &mut Packet<'_>) -> Verdict {
         match self.translate_icmp_error(packet) {
             Ok(()) => Verdict::Forward,
             Err(reason) => Verdict::Drop(reason),
         }
     }
 
-    fn translate_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
+    fn translate_icmp_error(&mut self, packet: &mut Packet<'_>) -> Result<(), DropReason> {
         let Packet {
             now,
             port,
-            bytes,
             parsed,
             offload,
             ..
-        } = packet;
+        } = *packet;
+        let bytes = &mut *packet.bytes;
         // What it quotes tells whether it is true. The routers on the way may have addresses that nothing
         // else may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
         let from = parsed.key.src;

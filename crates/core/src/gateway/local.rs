@@ -12,12 +12,12 @@ use super::{Gateway, Packet, port_frames};
 
 impl Gateway {
     /// Answers a ping to a virtual address; refuses everything else, since nothing listens there.
-    pub(super) fn handle_local(&mut self, packet: Packet<'_>) -> Verdict {
-        if self.takes_probe_answer(&packet) {
+    pub(super) fn handle_local(&mut self, packet: &mut Packet<'_>) -> Verdict {
+        if self.takes_probe_answer(packet) {
             return Verdict::Consumed;
         }
         let source = packet.parsed.key.src;
-        match self.judge_local(&packet, |group| self.is_primary(group)) {
+        match self.judge_local(packet, |group| self.is_primary(group)) {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
             }
@@ -30,8 +30,8 @@ impl Gateway {
                 Verdict::Consumed
             }
             Err(reason) => {
-                if reason == DropReason::NoListener && self.tells_of_no_listener(&packet) {
-                    self.answer_refusal(&packet, IcmpProblem::PortUnreachable);
+                if reason == DropReason::NoListener && self.tells_of_no_listener(packet) {
+                    self.answer_refusal(packet, IcmpProblem::PortUnreachable);
                 }
                 Verdict::Drop(reason)
             }

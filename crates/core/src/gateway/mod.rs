@@ -206,7 +206,7 @@ impl Gateway {
         offload: Offload,
     ) -> Verdict {
         let verdict = match packet::parse(bytes, offload) {
-            Ok(parsed) => self.handle_parsed(Packet {
+            Ok(parsed) => self.handle_parsed(&mut Packet {
                 now,
                 port,
                 bytes,
@@ -229,7 +229,7 @@ impl Gateway {
         verdict
     }
 
-    fn handle_parsed(&mut self, packet: Packet<'_>) -> Verdict {
+    fn handle_parsed(&mut self, packet: &mut Packet<'_>) -> Verdict {
         match packet.parsed.fragment {
             None => self.handle_whole(packet),
             Some(fragment) => self.handle_fragment(packet, fragment),
@@ -237,7 +237,8 @@ impl Gateway {
     }
 
     /// A packet whose transport header is known.
-    fn handle_whole(&mut self, packet: Packet<'_>) -> Verdict {
+    #[inline(always)]
+    fn handle_whole(&mut self, packet: &mut Packet<'_>) -> Verdict {
         if packet.parsed.kind == PacketKind::IcmpError {
             return self.handle_icmp_error(packet);
         }

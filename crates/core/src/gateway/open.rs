@@ -80,15 +80,15 @@ impl Plan {
 }
 
 impl Gateway {
-    pub(super) fn open_session(&mut self, packet: Packet<'_>) -> Verdict {
-        if self.is_for_gateway(&packet) {
+    pub(super) fn open_session(&mut self, packet: &mut Packet<'_>) -> Verdict {
+        if self.is_for_gateway(packet) {
             return self.handle_local(packet);
         }
-        match self.try_open(&packet) {
+        match self.try_open(packet) {
             Ok(id) => self.send_first(packet, id),
             Err(Refused { reason, answer }) => {
                 if let Some(kind) = answer {
-                    self.answer_refusal(&packet, kind);
+                    self.answer_refusal(packet, kind);
                 }
                 Verdict::Drop(reason)
             }

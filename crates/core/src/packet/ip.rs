@@ -63,15 +63,24 @@ impl Ip {
 
 #[inline]
 pub(super) fn parse(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
+    match version(bytes)? {
+        Family::V4 => parse_v4(bytes, length),
+        Family::V6 => parse_v6(bytes, length),
+    }
+}
+
+/// The family that the packet says it is of.
+#[inline]
+pub(super) fn version(bytes: &[u8]) -> Result<Family, DropReason> {
     match bytes.first().ok_or(DropReason::Truncated)? >> 4 {
-        4 => parse_v4(bytes, length),
-        6 => parse_v6(bytes, length),
+        4 => Ok(Family::V4),
+        6 => Ok(Family::V6),
         _ => Err(DropReason::Malformed),
     }
 }
 
-#[inline]
-fn parse_v4(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
+#[inline(always)]
+pub(super) fn parse_v4(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
     use etherparse::err::ipv4::HeaderSliceError;
     let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|error| match error {
         HeaderSliceError::Len(_) => DropReason::Truncated,
@@ -119,8 +128,8 @@ fn parse_v4(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
     })
 }
 
-#[inline]
-fn parse_v6(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
+#[inline(always)]
+pub(super) fn parse_v6(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
     const HEADER_LEN: usize = 40;
     let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
     let payload_len = usize::from(header.payload_length());

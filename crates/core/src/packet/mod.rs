@@ -179,7 +179,15 @@ pub fn parse(bytes: &[u8], offload: Offload) -> Result<Parsed, DropReason> {
     } else {
         ip::Length::Super
     };
-    let ip = ip::parse(bytes, length)?;
+    // Each family goes all the way: a header that may be of either would be copied byte by byte.
+    match ip::version(bytes)? {
+        Family::V4 => parse_transport(bytes, offload, ip::parse_v4(bytes, length)?),
+        Family::V6 => parse_transport(bytes, offload, ip::parse_v6(bytes, length)?),
+    }
+}
+
+#[inline(always)]
+fn parse_transport(bytes: &[u8], offload: Offload, ip: ip::Ip) -> Result<Parsed, DropReason> {
     let transport = transport::parse(&ip, &bytes[ip.header_len..ip.total_len], offload)?;
     Ok(Parsed {
         key: transport.key(&ip),

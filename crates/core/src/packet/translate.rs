@@ -170,7 +170,7 @@ impl Place {
     /// change of all bytes from the IP header on, that payload left out.
     ///
     /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
-    #[inline]
+    #[inline(always)]
     pub fn translate(
         self,
         bytes: &mut [u8],
@@ -224,6 +224,7 @@ impl Place {
         change
     }
 
+    #[inline]
     fn put_addresses(self, bytes: &mut [u8], to: &FlowKey) -> Change {
         let mut change = Change::default();
         match self.family {

@@ -169,7 +169,7 @@ pub(super) fn key_protocol(wire: Protocol) -> Protocol {
 }
 
 /// Validates the transport header; `bytes` begin with it and end with the packet.
-#[inline]
+#[inline(always)]
 pub(super) fn parse(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport, DropReason> {
     let protocol = key_protocol(ip.protocol);
     if ip.is_later_fragment() {

@@ -74,7 +74,7 @@ impl AddressBook {
     /// The address at `index`, or `original` if it is not translated.
     #[inline]
     pub fn resolve(&self, index: TranslatedAddr, original: Addr) -> Addr {
-        self.get(index).unwrap_or(original)
+        *self.addrs.get(usize::from(index.0)).unwrap_or(&original)
     }
 }
 

@@ -57,7 +57,7 @@ impl Index {
     }
 
     /// The payload with `hash` that satisfies `is_it`.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let hash = stored(hash);
         let mut position = self.home(hash);

@@ -170,14 +170,12 @@ impl SessionStore {
     /// Changes a session that this unit follows; none if it does not exist. What its key is made of must stay
     /// as it is, and its times only go forward.
     ///
-    /// The way of each packet: what did not change costs a few comparisons.
-    #[inline(always)]
+    /// For what a packet does, see [`SessionStore::follow`].
     pub fn edit<R>(
         &mut self,
         id: SessionId,
         edit: impl FnOnce(&mut Session, Around<'_>) -> R,
     ) -> Option<R> {
-        // The session is looked up once: in a big table, each time may be a cache miss.
         let (session, is_stale) = self.table.get_mut_with_staleness(id)?;
         let before = Noted::of(session);
         let around = Around {
@@ -185,9 +183,33 @@ impl SessionStore {
             is_stale,
         };
         let result = edit(session, around);
-        let is_opening = session.flags.contains(SessionFlags::HALF_OPEN);
-        if Noted::of(session) != before || is_opening && session.is_settled() {
+        if Noted::of(session) != before || is_to_settle(session) {
             self.note_edit(id, before);
+        }
+        Some(result)
+    }
+
+    /// Changes a session as a packet of it does: its counts and times, and of what others keep account of its
+    /// phase alone, so that no more is compared.
+    #[inline(always)]
+    pub fn follow<R>(
+        &mut self,
+        id: SessionId,
+        follow: impl FnOnce(&mut Session, Around<'_>) -> R,
+    ) -> Option<R> {
+        // The session is looked up once: in a big table, each time may be a cache miss.
+        let (session, is_stale) = self.table.get_mut_with_staleness(id)?;
+        let phase = SessionPhase::of(session);
+        let noted = cfg!(debug_assertions).then(|| Noted::of(session));
+        let around = Around {
+            book: &self.book,
+            is_stale,
+        };
+        let result = follow(session, around);
+        let after = Noted::of(session);
+        debug_assert!(noted.is_none_or(|before| Noted { phase, ..after } == before));
+        if after.phase != phase || is_to_settle(session) {
+            self.note_edit(id, Noted { phase, ..after });
         }
         Some(result)
     }
@@ -415,6 +437,12 @@ impl SessionStore {
             assert_eq!(own.count(), *count as usize, "the sessions of {group:?}");
         }
     }
+}
+
+/// Whether a session is past its opening, and still counts as half open.
+#[inline]
+fn is_to_settle(session: &Session) -> bool {
+    session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled()
 }
 
 /// How much a source may have. Of external ports, the limit depends on the pool.
