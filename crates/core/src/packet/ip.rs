@@ -57,8 +57,21 @@ pub(super) struct Ip {
 impl Ip {
     /// Whether this is a fragment other than the first.
     pub fn is_later_fragment(&self) -> bool {
-        self.fragment.is_some_and(|fragment| fragment.offset > 0)
+        is_later(self.fragment)
     }
+}
+
+fn is_later(fragment: Option<Fragment>) -> bool {
+    fragment.is_some_and(|fragment| fragment.offset > 0)
+}
+
+/// How far the headers of an IPv6 packet are read, and what they say so far.
+struct Chain {
+    /// What comes next.
+    protocol: Protocol,
+    header_len: usize,
+    fragment: Option<Fragment>,
+    has_segments_left: bool,
 }
 
 #[inline]
@@ -143,25 +156,30 @@ pub(super) fn parse_v6(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
     if src.is_v4() || dst.is_v4() {
         return Err(DropReason::Martian);
     }
-    let mut ip = Ip {
-        family: Family::V6,
-        src,
-        dst,
+    let mut chain = Chain {
         protocol: Protocol(header.next_header().0),
         header_len: HEADER_LEN,
-        total_len,
-        hop_limit: header.hop_limit(),
-        dont_fragment: true,
         fragment: None,
         has_segments_left: false,
     };
-    if is_extension(ip.protocol) {
-        walk_extensions(&mut ip, &bytes[..total_len], length)?;
+    if is_extension(chain.protocol) {
+        walk_extensions(&mut chain, &bytes[..total_len], length)?;
     }
-    if ip.protocol == Protocol::ICMP {
+    if chain.protocol == Protocol::ICMP {
         return Err(DropReason::Malformed);
     }
-    Ok(ip)
+    Ok(Ip {
+        family: Family::V6,
+        src,
+        dst,
+        protocol: chain.protocol,
+        header_len: chain.header_len,
+        total_len,
+        hop_limit: header.hop_limit(),
+        dont_fragment: true,
+        fragment: chain.fragment,
+        has_segments_left: chain.has_segments_left,
+    })
 }
 
 /// The real length of the packet; `header_len <=` it `<= buffer`.
@@ -224,47 +242,55 @@ fn is_extension(protocol: Protocol) -> bool {
     )
 }
 
-/// Advances `ip` past the extension headers that `packet` has (RFC 8200, section 4).
-fn walk_extensions(ip: &mut Ip, packet: &[u8], length: Length) -> Result<(), DropReason> {
+/// Advances `chain` past the extension headers that `packet` has (RFC 8200, section 4).
+#[cold]
+fn walk_extensions(chain: &mut Chain, packet: &[u8], length: Length) -> Result<(), DropReason> {
     const MAX_HEADERS: usize = 8;
     let mut fragmented = false;
     for index in 0..=MAX_HEADERS {
-        if !is_extension(ip.protocol) || ip.is_later_fragment() {
+        if !is_extension(chain.protocol) || is_later(chain.fragment) {
             return Ok(());
         }
         if index == MAX_HEADERS {
             break;
         }
-        let rest = packet.get(ip.header_len..).ok_or(DropReason::Truncated)?;
-        if ip.protocol.0 == IpNumber::IPV6_FRAGMENTATION_HEADER.0 {
+        let rest = packet
+            .get(chain.header_len..)
+            .ok_or(DropReason::Truncated)?;
+        if chain.protocol.0 == IpNumber::IPV6_FRAGMENTATION_HEADER.0 {
             if std::mem::replace(&mut fragmented, true) {
                 return Err(DropReason::Malformed);
             }
-            enter_fragment(ip, rest, length)?;
+            enter_fragment(chain, rest, packet.len(), length)?;
             continue;
         }
         // RFC 8200, section 4.1: it comes first.
-        let hop_by_hop = ip.protocol.0 == IpNumber::IPV6_HEADER_HOP_BY_HOP.0;
+        let hop_by_hop = chain.protocol.0 == IpNumber::IPV6_HEADER_HOP_BY_HOP.0;
         if hop_by_hop && index > 0 {
             return Err(DropReason::Malformed);
         }
         let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| DropReason::Truncated)?;
         if hop_by_hop {
             check_hop_by_hop(header.payload())?;
-        } else if ip.protocol.0 == IpNumber::IPV6_ROUTE_HEADER.0 {
-            ip.has_segments_left |= check_routing(header.payload())?;
+        } else if chain.protocol.0 == IpNumber::IPV6_ROUTE_HEADER.0 {
+            chain.has_segments_left |= check_routing(header.payload())?;
         }
-        ip.header_len += header.slice().len();
-        ip.protocol = Protocol(header.next_header().0);
+        chain.header_len += header.slice().len();
+        chain.protocol = Protocol(header.next_header().0);
     }
     Err(DropReason::Malformed)
 }
 
-fn enter_fragment(ip: &mut Ip, rest: &[u8], length: Length) -> Result<(), DropReason> {
+fn enter_fragment(
+    chain: &mut Chain,
+    rest: &[u8],
+    total_len: usize,
+    length: Length,
+) -> Result<(), DropReason> {
     let header = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| DropReason::Truncated)?;
-    let overhead = ip.header_len - 40;
-    ip.header_len += header.slice().len();
-    ip.protocol = Protocol(header.next_header().0);
+    let overhead = chain.header_len - 40;
+    chain.header_len += header.slice().len();
+    chain.protocol = Protocol(header.next_header().0);
     if !header.is_fragmenting_payload() {
         return Ok(());
     }
@@ -272,9 +298,9 @@ fn enter_fragment(ip: &mut Ip, rest: &[u8], length: Length) -> Result<(), DropRe
         id: header.identification(),
         offset: header.fragment_offset().value() * 8,
         more: header.more_fragments(),
-        len: fragment_len(ip.total_len - ip.header_len)?,
+        len: fragment_len(total_len - chain.header_len)?,
     };
-    ip.fragment = Some(fragment);
+    chain.fragment = Some(fragment);
     if length == Length::Quoted {
         Ok(())
     } else {
