@@ -96,7 +96,8 @@ pub struct Shell {
     peers: Option<Peers>,
     probes: Probes,
     buffers: [Buffer; READ_AHEAD],
-    notices: Vec<Notice>,
+    /// What the monitor has read, and is still to be handled.
+    notices: std::vec::IntoIter<Notice>,
     ready: Ready,
     chores: sockets::Chores,
     reloading: reload::Reloading,
@@ -184,7 +185,7 @@ impl Shell {
             peers,
             probes: Probes::new(PROBES),
             buffers: std::array::from_fn(|_| Buffer::new()),
-            notices: Vec::new(),
+            notices: Vec::new().into_iter(),
             ready,
             chores,
             reloading: reload::Reloading::default(),

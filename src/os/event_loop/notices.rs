@@ -17,25 +17,32 @@ use super::{Notice, Shell};
 const MONITOR_TIME: Duration = Duration::from_micros(200);
 
 impl Shell {
+    /// Handles what the kernel reports, until the time for this turn is over.
     pub(super) fn read_monitor(&mut self, now: Time) {
         let began = clock::now();
+        let is_over = || clock::now().since(began) >= MONITOR_TIME;
+        let mut more = true;
         loop {
-            let more = match self.monitor.read(&mut self.notices) {
+            while let Some(notice) = self.notices.next() {
+                self.handle_notice(now, notice);
+                if is_over() {
+                    self.ready.monitor = true;
+                    return;
+                }
+            }
+            if !more || is_over() {
+                self.ready.monitor |= more;
+                return;
+            }
+            let mut read = Vec::new();
+            more = match self.monitor.read(&mut read) {
                 Ok(more) => more,
                 Err(error) => {
                     log::error!("netlink not read error={}", InQuotes(&error));
                     false
                 }
             };
-            let mut notices = std::mem::take(&mut self.notices);
-            for notice in notices.drain(..) {
-                self.handle_notice(now, notice);
-            }
-            self.notices = notices;
-            if !more || clock::now().since(began) >= MONITOR_TIME {
-                self.ready.monitor |= more;
-                return;
-            }
+            self.notices = read.into_iter();
         }
     }
 

@@ -3,6 +3,7 @@
 //! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at which one
 //! began is true to that. Nothing here is on the path of a packet.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
@@ -27,7 +28,7 @@ pub enum Severity {
 }
 
 /// Something that is not as it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     /// No unit is known to be primary of the group.
     NoPrimary(GroupId),
@@ -81,7 +82,7 @@ pub struct Health {
     well_since: Time,
     next: Time,
     /// How each was described when it began.
-    described: Vec<(Trouble, String)>,
+    described: BTreeMap<Trouble, String>,
 }
 
 impl Health {
@@ -91,7 +92,7 @@ impl Health {
             standing: Vec::new(),
             well_since: now,
             next: now,
-            described: Vec::new(),
+            described: BTreeMap::new(),
         }
     }
 
@@ -108,10 +109,9 @@ impl Health {
     /// Records what is wrong now. Problems that already existed keep their time.
     fn update(&mut self, now: Time, found: Vec<(Trouble, Severity)>) {
         let before = std::mem::take(&mut self.standing);
-        let since = |trouble| {
-            let known = before.iter().find(|standing| standing.trouble == trouble);
-            known.map_or(now, |standing| standing.since)
-        };
+        let known = before.iter().map(|it| (it.trouble, it.since));
+        let known: BTreeMap<Trouble, Time> = known.collect();
+        let since = |trouble| known.get(&trouble).copied().unwrap_or(now);
         let standing = found.into_iter().map(|(trouble, severity)| Standing {
             trouble,
             severity,
@@ -160,10 +160,11 @@ impl Gateway {
     /// Writes down what has begun and what has ended since the last time.
     fn log_troubles(&mut self, now: Time) {
         let standing = self.health.standing.clone();
-        let is_standing = |trouble: Trouble| standing.iter().any(|it| it.trouble == trouble);
+        let is_standing: BTreeSet<Trouble> = standing.iter().map(|it| it.trouble).collect();
         let known = std::mem::take(&mut self.health.described);
-        let (mut known, ended): (Vec<_>, Vec<_>) =
-            known.into_iter().partition(|(it, _)| is_standing(*it));
+        let (mut known, ended): (BTreeMap<_, _>, BTreeMap<_, _>) = known
+            .into_iter()
+            .partition(|(trouble, _)| is_standing.contains(trouble));
         for (trouble, what) in ended {
             self.log_trouble(now, trouble, None, what);
         }
@@ -171,11 +172,11 @@ impl Gateway {
             trouble, severity, ..
         } in standing
         {
-            if known.iter().any(|(it, _)| *it == trouble) {
+            if known.contains_key(&trouble) {
                 continue;
             }
             let what = self.describe_trouble(trouble, now);
-            known.push((trouble, what.clone()));
+            known.insert(trouble, what.clone());
             self.log_trouble(now, trouble, Some(severity), what);
         }
         self.health.described = known;
