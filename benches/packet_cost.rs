@@ -117,6 +117,7 @@ fn gateway() -> Gateway {
                 gateway: None,
             },
             mtu: None,
+            hops: Vec::new(),
         }));
     }
     gateway.start(now);

@@ -164,6 +164,7 @@ fn gateway(config: &Config, now: Time) -> Gateway {
             target,
             metric: 0,
             mtu: None,
+            hops: Vec::new(),
         }));
     }
     gateway.start(now);

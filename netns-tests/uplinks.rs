@@ -1,4 +1,4 @@
-//! Several uplinks: a default route whose next hops are on two ports.
+//! Several uplinks: a default route, or one with a prefix, whose next hops are on two ports.
 
 use crate::capture::Capture;
 use crate::lab::{Lab, assign, make_bridge, plug};
@@ -40,12 +40,18 @@ impl Uplinks {
     }
 
     fn add_default_routes(&self) {
-        self.lab.unit.ns.run(
-            "ip route add default nexthop via 10.77.2.100 dev eth1 nexthop via 10.77.8.100 dev eth2",
-        );
-        self.lab.unit.ns.run(
-            "ip -6 route add default nexthop via fd77:2::100 dev eth1 nexthop via fd77:8::100 dev eth2",
-        );
+        self.add_routes("default", "default");
+    }
+
+    /// Routes with a next hop by each of both.
+    fn add_routes(&self, v4: &str, v6: &str) {
+        let ns = &self.lab.unit.ns;
+        ns.run(&format!(
+            "ip route add {v4} nexthop via 10.77.2.100 dev eth1 nexthop via 10.77.8.100 dev eth2"
+        ));
+        ns.run(&format!(
+            "ip -6 route add {v6} nexthop via fd77:2::100 dev eth1 nexthop via fd77:8::100 dev eth2"
+        ));
     }
 
     /// How many of the hosts answer.
@@ -66,8 +72,9 @@ virtual-addresses = ["10.77.8.1/24", "fd77:8::1/64"]
 
 [[policy]]"#;
 
-const BEYOND: &str = "icmp[icmptype] == icmp-echo and dst net 198.51.100.0/24 \
-                      or icmp6[icmp6type] == icmp6-echo and dst net 2001:db8::/64";
+// `and` and `or` bind alike (pcap-filter(7)).
+const BEYOND: &str = "(icmp[icmptype] == icmp-echo and dst net 198.51.100.0/24) \
+                      or (icmp6[icmp6type] == icmp6-echo and dst net 2001:db8::/64)";
 
 /// Fails unless there are requests, and all of them are from one of these addresses.
 #[track_caller]
@@ -76,7 +83,13 @@ fn all_are_from(seen: &str, own: [&str; 2], where_: &str) {
         .lines()
         .filter(|line| line.contains("echo request"))
         .collect();
-    assert!(!requests.is_empty(), "nothing left by {where_}");
+    for own in own {
+        let is_own = |line: &&str| line.contains(&format!("{own} > "));
+        assert!(
+            requests.iter().any(is_own),
+            "nothing left by {where_} from {own}"
+        );
+    }
     for line in requests {
         let is_own = own.iter().any(|own| line.contains(&format!("{own} > ")));
         assert!(is_own, "by {where_}, of another port: {line}");
@@ -147,4 +160,90 @@ fn policy_of_an_uplink_is_not_passed_by() {
     net.lab.unit.stop();
     let left = net.lab.unit.ns.run("ip rule") + &net.lab.unit.ns.run("ip route show table all");
     assert!(!left.contains("tgw-") && !left.contains("1952"), "{left}");
+}
+
+#[test]
+fn next_hops_of_a_prefix_are_followed_and_longer_ones_stay() {
+    let mut net = Uplinks::new();
+    let ns = |net: &Uplinks, command: &str| net.lab.unit.ns.sh(command);
+    net.add_routes("198.51.100.0/24", "2001:db8::/64");
+    // The first four hosts are beyond the second provider alone.
+    ns(&net, "ip route add 198.51.100.0/30 via 10.77.8.100");
+    ns(&net, "ip -6 route add 2001:db8::/126 via fd77:8::100");
+    net.lab.unit.start();
+    let first = Capture::start(&net.lab.server, "eth0", BEYOND);
+    let second = Capture::start(&net.isp2, "eth0", BEYOND);
+    wait_until("all hosts are reached", || {
+        net.reached() == 2 * HOSTS as usize
+    });
+    let (first, second) = (first.stop(), second.stop());
+    all_are_from(&first, ["10.77.2.1", "fd77:2::1"], "wan");
+    all_are_from(&second, ["10.77.8.1", "fd77:8::1"], "wan2");
+    for host in ["198.51.100.1:", "198.51.100.3:", "2001:db8::2:"] {
+        assert!(!first.contains(host), "{host} {first}");
+        assert!(second.contains(host), "{host} {second}");
+    }
+
+    // What somebody removes is put back, and the routes of a link that was down.
+    ns(
+        &net,
+        "ip route flush table 1952980501; ip -6 route flush table 1952980501",
+    );
+    ns(
+        &net,
+        "ip route flush table 1952980502; ip rule del pref 7702 iif tgw-wan2",
+    );
+    wait_until("what was removed is put back", || {
+        net.reached() == 2 * HOSTS as usize
+    });
+    set_port(&net.sw_wan2, &net.lab.unit.ns, "eth2", "down");
+    set_port(&net.sw_wan2, &net.lab.unit.ns, "eth2", "up");
+    for route in [
+        "198.51.100.0/30 via 10.77.8.100",
+        "2001:db8::/126 via fd77:8::100",
+    ] {
+        ns(&net, &format!("ip route replace {route}"));
+    }
+    wait_until("all hosts are reached after the link was down", || {
+        net.reached() == 2 * HOSTS as usize
+    });
+
+    ns(
+        &net,
+        "ip route del 198.51.100.0/24; ip -6 route del 2001:db8::/64",
+    );
+    wait_until("the rules are gone", || {
+        let rules = ns(&net, "ip rule") + &ns(&net, "ip -6 rule");
+        !rules.contains("iif tgw-")
+    });
+    net.lab.unit.stop();
+    let left = ns(&net, "ip rule") + &ns(&net, "ip route show table all");
+    assert!(!left.contains("tgw-") && !left.contains("19529"), "{left}");
+}
+
+/// A rule of somebody else makes the kernel send packets by another port than the gateway knows of.
+#[test]
+fn no_packet_leaves_by_another_port_than_it_was_judged_for() {
+    let mut net = Uplinks::new();
+    let ns = |net: &Uplinks, command: &str| net.lab.unit.ns.sh(command);
+    ns(&net, "ip route add default via 10.77.2.100");
+    ns(&net, "ip -6 route add default via fd77:2::100");
+    net.lab.unit.start();
+    assert_eq!(net.reached(), 2 * HOSTS as usize);
+    let second = Capture::start(&net.isp2, "eth0", BEYOND);
+    ns(&net, "ip route add default via 10.77.8.100 table 99");
+    ns(&net, "ip -6 route add default via fd77:8::100 table 99");
+    ns(&net, "ip rule add to 198.51.100.0/24 lookup 99 pref 9000");
+    ns(&net, "ip -6 rule add to 2001:db8::/64 lookup 99 pref 9000");
+    assert_eq!(
+        net.reached(),
+        0,
+        "they are for wan, and can't leave by wan2"
+    );
+    second.assert_empty();
+    wait_until("it is said", || {
+        net.lab.unit.log().contains("packets stopped")
+    });
+    ns(&net, "ip rule del pref 9000; ip -6 rule del pref 9000");
+    assert_eq!(net.reached(), 2 * HOSTS as usize);
 }

@@ -150,6 +150,7 @@ fn large_gateway() -> Result<Gateway> {
                 gateway: None,
             },
             mtu: None,
+            hops: Vec::new(),
         }));
     }
     gateway.start(now);
@@ -222,6 +223,7 @@ fn full_gateway() -> Result<Gateway> {
                 gateway: None,
             },
             mtu: None,
+            hops: Vec::new(),
         }));
     }
     gateway.start(now);

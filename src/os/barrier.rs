@@ -7,9 +7,13 @@
 //!
 //! ```text
 //! a port's interface → its own TUN device     passes
-//! a TUN device       → a port's interface     passes
+//! a TUN device       → its own port's         passes
 //! all else in from, or out to, one of these   is dropped, and counted
 //! ```
+//!
+//! The second line makes the kernel agree with the gateway: a packet is written to the TUN device of the
+//! port that its policy and translation are for, and can leave by that port or not at all, whatever route
+//! the kernel finds for it.
 //!
 //! Interfaces are matched by number, which a rename does not change, *and* by name, which a
 //! recreated interface keeps. A drop is final: no chain of somebody else can overrule it. No

@@ -9,8 +9,8 @@ mod notices;
 mod ready;
 mod reload;
 mod sockets;
+mod spread;
 mod upkeep;
-mod uplinks;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -87,6 +87,8 @@ pub struct Shell {
     ports: Vec<Port>,
     view: ShellView,
     monitor: Monitor,
+    /// Of routes with several next hops.
+    followed: spread::Followed,
     neighbors: Option<NeighborRequests>,
     control: ControlSocket,
     http: Option<HttpServer>,
@@ -176,6 +178,7 @@ impl Shell {
                 refused: None,
             },
             monitor,
+            followed: spread::Followed::default(),
             neighbors,
             control,
             http,
@@ -359,6 +362,8 @@ impl Shell {
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
+        // What the gateway has just learned of the routes, or removed of them.
+        self.follow_routes();
         self.drain_outputs();
         if let Some(peers) = &mut self.peers {
             peers.send(now, &mut self.gateway);
@@ -393,12 +398,8 @@ impl Shell {
                 if verdict != Verdict::Forward {
                     continue;
                 }
-                let tun = &self.ports[index].tun;
-                let written = match self.gateway.exit() {
-                    None => tun.write(buffer),
-                    Some(exit) => self.ports[exit.index()].tun.write_from(tun, buffer),
-                };
-                if written.is_err() {
+                let exit = &self.ports[self.gateway.exit().index()].tun;
+                if exit.write(buffer).is_err() {
                     self.gateway.handle_write_failure();
                 }
             }

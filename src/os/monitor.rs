@@ -5,8 +5,7 @@
 //!
 //! The main table is mirrored: unicast routes and those that lead nowhere. Not mirrored are cached,
 //! local, multicast and link-local routes, those for a type of service, and the gateway's own
-//! routes to its TUN devices. For a multipath route, the first hop counts; the hops of a default
-//! route are reported as uplinks.
+//! routes to its TUN devices.
 //!
 //! The kernel does not report everything: IPv4 routes vanish silently with a link that is set down
 //! or an address that is their preferred source, and a notification does not say which of several
@@ -16,11 +15,11 @@
 //! it is removed, the other one is missing from the mirror until the next dump.
 
 mod dump;
+mod hops;
 mod links;
 mod ours;
 mod parameters;
 mod socket;
-mod uplinks;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -139,7 +138,6 @@ pub struct Monitor {
     siblings: Siblings,
     /// Those of before a dump, to be freed some at a time.
     outdated: Vec<Siblings>,
-    defaults: uplinks::Defaults,
     dump: Dump,
 }
 
@@ -165,7 +163,6 @@ impl Monitor {
             links: BTreeMap::new(),
             siblings: Siblings::new(),
             outdated: Vec::new(),
-            defaults: uplinks::Defaults::default(),
             dump: Dump::default(),
         };
         let mut notices = Vec::new();
@@ -319,7 +316,6 @@ impl Monitor {
                     // The kernel lists routes in the order in which it prefers them.
                     let is_first = !self.is_sibling_of_last(&route) && self.remember_hops(&route);
                     if is_first {
-                        self.defaults.add(&route);
                         out.push(Notice::Route(RouteChange::Add(mirrored)));
                     }
                 }
@@ -388,7 +384,6 @@ impl Monitor {
             return Some(Stage::RoutesV4);
         }
         if self.remember_hops(route) {
-            self.defaults.add(route);
             out.push(Notice::Route(RouteChange::Add(mirrored)));
             return None;
         }
@@ -405,7 +400,6 @@ impl Monitor {
                 return Some(Stage::RoutesV4);
             }
         }
-        self.defaults.remove(route);
         out.push(Notice::Route(RouteChange::Remove(mirrored)));
         None
     }
@@ -421,26 +415,19 @@ impl Monitor {
         if is_other || is_link_local {
             return None;
         }
-        let target = match route.kind {
+        let (target, hops) = match route.kind {
             RouteType::Unicast => {
                 let hop = route.hops.first()?;
-                let link = self.links.get(&hop.link);
                 if self.tun_links.contains_key(&hop.link) {
                     return None;
                 }
-                match link.and_then(|link| self.port_of_interface(link)) {
-                    Some(port) => RouteTarget::Port {
-                        port,
-                        gateway: hop.gateway.map(Into::into),
-                    },
-                    None => RouteTarget::Elsewhere,
-                }
+                self.ways(route)
             }
             // `throw` continues with the next rule, but no further rule has a table in use.
             RouteType::BlackHole
             | RouteType::Unreachable
             | RouteType::Prohibit
-            | RouteType::Throw => RouteTarget::Unreachable,
+            | RouteType::Throw => (RouteTarget::Unreachable, Vec::new()),
             _ => return None,
         };
         Some(Route {
@@ -448,6 +435,7 @@ impl Monitor {
             metric: route.metric,
             target,
             mtu: route.mtu,
+            hops,
         })
     }
 

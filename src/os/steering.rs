@@ -33,8 +33,8 @@ mod parameters;
 mod plan;
 mod readdress;
 mod restore;
+mod spread;
 mod survey;
-mod uplinks;
 
 use std::collections::BTreeSet;
 
@@ -51,6 +51,7 @@ use survey::{Survey, ensure_route, ensure_rule};
 use tandemgw_core::config::Config;
 use tandemgw_core::flow::Family;
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::route::Spread;
 
 pub use error::SetupError;
 pub(super) use forwarding::forwarding_key;
@@ -58,8 +59,7 @@ pub use parameters::TUN_ADDRESS;
 pub use readdress::RouteEdit;
 pub(super) use restore::KERNEL_TABLES;
 pub use restore::{Disturbance, Restored};
-pub(super) use uplinks::FIRST_TABLE as FIRST_UPLINK_TABLE;
-pub use uplinks::Way;
+pub(super) use spread::number_in;
 
 /// `rtm_protocol` of the routes and `FRA_PROTOCOL` of the rules that the gateway adds.
 pub const PROTOCOL: u8 = 77;
@@ -94,8 +94,8 @@ pub struct Steering {
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
-    /// By family: the next hops among which the kernel follows.
-    uplinks: [Vec<uplinks::Way>; 2],
+    /// By family: the routes among whose next hops the kernel follows; none before the first are known.
+    spread: [Option<Spread>; 2],
 }
 
 impl Steering {
@@ -119,7 +119,7 @@ impl Steering {
             stopped: restore::Stopped::default(),
             kernel_rules: Vec::new(),
             repairs: restore::Repairs::default(),
-            uplinks: [Vec::new(), Vec::new()],
+            spread: [None, None],
         };
         steering.kernel_rules =
             restore::kernel_rules(&mut steering.netlink, &steering.plan.families)?;

@@ -40,8 +40,10 @@ pub struct Buffer {
 /// What the kernel granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
-    /// No vnet header at all.
+    /// No vnet header at all: the kernel has refused it.
     Plain,
+    /// A header and no offloads: nothing is read that needs some, and what other devices gave is written.
+    Header,
     /// Checksums and TCP segmentation.
     Tso,
     /// And UDP segmentation (Linux 6.2).
@@ -58,10 +60,7 @@ impl Tun {
     /// `ResourceBusy` if another process holds the device; `InvalidInput` for a name that is not an
     /// interface name; what the kernel says otherwise (no `/dev/net/tun`, no `CAP_NET_ADMIN`).
     pub fn open(name: &str, offloads: Offloads) -> io::Result<Tun> {
-        let tun = match offloads {
-            Offloads::Off => Tun::open_plain(name)?,
-            Offloads::Auto => Tun::open_with_offloads(name)?,
-        };
+        let tun = Tun::open_with_header(name, offloads)?;
         set_nonblocking(tun.as_raw_fd())?;
         // A gateway killed in the middle of `rearm` has left it persistent: it must vanish with us.
         set_persistent(tun.as_raw_fd(), false)?;
@@ -76,7 +75,7 @@ impl Tun {
     /// The offloads in use, as the status shows them: `tso+uso`, `tso` or `none`.
     pub fn offload(&self) -> &'static str {
         match self.level {
-            Level::Plain => "none",
+            Level::Plain | Level::Header => "none",
             Level::Tso => "tso",
             Level::TsoUso => "tso+uso",
         }
@@ -119,34 +118,24 @@ impl Tun {
         }
     }
 
-    /// Hands the packet in `buffer`, read from this device, to the kernel as what it was: a
+    /// Hands the packet in `buffer`, whatever device it was read from, to the kernel as what it was: a
     /// super-packet stays one. Tried once.
     ///
     /// # Errors
     ///
-    /// The packet is lost and to be counted: `EINVAL` if its headers contradict the offload header,
-    /// `EIO` if the device is down, `WouldBlock` or `ENOMEM` if there is no room.
+    /// The packet is lost and to be counted: `EINVAL` if its headers contradict the offload header, or if it
+    /// needs an offload and this device can't have any; `EIO` if the device is down, `WouldBlock` or `ENOMEM`
+    /// if there is no room.
     #[inline]
     pub fn write(&self, buffer: &Buffer) -> io::Result<()> {
+        let needs_offload =
+            buffer.offload.partial_checksum.is_some() || buffer.offload.segment_size > 0;
+        if self.level == Level::Plain && needs_offload {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let end = Buffer::PACKET + buffer.length;
         self.iface.send(&buffer.bytes[self.level.start()..end])?;
         Ok(())
-    }
-
-    /// Hands a packet to the kernel that was read from another device.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Tun::write`]; also if it needs an offload that this device has not.
-    pub fn write_from(&self, source: &Tun, buffer: &mut Buffer) -> io::Result<()> {
-        match (source.level, self.level) {
-            (_, Level::Plain) if buffer.offload != Offload::default() => {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            (Level::Plain, _) => buffer.bytes[..Buffer::PACKET].fill(0),
-            _ => {}
-        }
-        self.write(buffer)
     }
 
     /// Hands a packet that the gateway made, with complete checksums, to the kernel. Tried once.
@@ -179,9 +168,9 @@ impl Tun {
         Ok(Tun { iface, level })
     }
 
-    fn open_with_offloads(name: &str) -> io::Result<Tun> {
+    fn open_with_header(name: &str, offloads: Offloads) -> io::Result<Tun> {
         let mut tun = Tun::open_plain(name)?;
-        match rearm(&tun.iface) {
+        match rearm(&tun.iface, offloads) {
             Ok(level) => {
                 tun.level = level;
                 Ok(tun)
@@ -264,6 +253,7 @@ impl Buffer {
     fn take_header(&mut self, level: Level) {
         if level == Level::Plain {
             self.offload = Offload::default();
+            self.bytes[..Self::PACKET].fill(0);
             return;
         }
         let flags = self.bytes[Self::FLAGS];
@@ -301,14 +291,14 @@ impl Level {
     fn start(self) -> usize {
         match self {
             Level::Plain => Buffer::PACKET,
-            Level::Tso | Level::TsoUso => Buffer::PACKET - Buffer::HEADER,
+            Level::Header | Level::Tso | Level::TsoUso => Buffer::PACKET - Buffer::HEADER,
         }
     }
 }
 
 /// Reattaches the descriptor with a vnet header, which tun-tap can't request, and turns on what
-/// offloads the kernel has. The device must be persistent meanwhile, or it would vanish.
-fn rearm(iface: &Iface) -> io::Result<Level> {
+/// offloads are wanted and the kernel has. The device must be persistent meanwhile, or it would vanish.
+fn rearm(iface: &Iface, offloads: Offloads) -> io::Result<Level> {
     let fd = iface.as_raw_fd();
     set_persistent(fd, true)?;
     let fresh = OpenOptions::new()
@@ -326,6 +316,10 @@ fn rearm(iface: &Iface) -> io::Result<Level> {
     // SAFETY: TUNSETIFF takes an ifreq with name and flags; `request` is one and outlives the call.
     check(unsafe { libc::ioctl(fd, libc::TUNSETIFF as _, &mut request) })?;
 
+    if offloads == Offloads::Off {
+        set_offloads(fd, 0)?;
+        return Ok(Level::Header);
+    }
     // ECN: a super-packet with CWR set is passed on whole as any other.
     let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;

@@ -24,6 +24,7 @@ use tandemgw_core::config::Config;
 use tandemgw_core::control::BarrierView;
 use tandemgw_core::flow::{Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::route::Spread;
 use tandemgw_core::time::Time;
 
 use super::barrier::BarrierWatch;
@@ -32,7 +33,7 @@ use super::config_terms::{offloads, solicited_groups};
 use super::multicast::Groups;
 use super::netlink::{KernelRoute, Netlink, NetlinkError};
 use super::priority;
-use super::steering::{Disturbance, Restored, SetupError, Steering, Way};
+use super::steering::{Disturbance, Restored, SetupError, Steering};
 use super::tun::{Offloads, Tun};
 
 /// How often one port is checked.
@@ -72,8 +73,8 @@ pub enum Order {
     Disturb(Disturbance),
     /// Remove a route of somebody else from one of our tables.
     RemoveForeign(KernelRoute),
-    /// The default routes of a family have these next hops.
-    Follow(Family, Vec<Way>),
+    /// The routes of a family with next hops on several ports are these.
+    Follow(Family, Spread),
     /// Pools and forwards have the addresses of this config: routes and multicast groups follow.
     Readdress(Arc<Config>),
     /// The interface of this port was recreated: join its multicast groups.
@@ -98,8 +99,8 @@ pub enum Report {
     Barrier(BarrierView),
     /// A foreign route is removed, or why it is not.
     ForeignRemoved(KernelRoute, Option<NetlinkError>),
-    /// The kernel follows among these next hops, or why it does not.
-    Followed(Family, Vec<Way>, Option<NetlinkError>),
+    /// Why the kernel does not follow the gateway's choice among next hops.
+    NotFollowed(NetlinkError),
     /// Routes and multicast groups are as ordered, except these, with the reasons.
     Readdressed(Vec<String>),
     /// The kernel has come to lead the packets of a port elsewhere, in these words, or no longer does.
@@ -317,9 +318,10 @@ impl Keeper {
                 let error = self.steering.remove_foreign(&route).err();
                 self.tell(Report::ForeignRemoved(route, error));
             }
-            Order::Follow(family, ways) => {
-                let error = self.steering.follow(family, &ways).err();
-                self.tell(Report::Followed(family, ways, error));
+            Order::Follow(family, spread) => {
+                if let Err(error) = self.steering.follow(family, &spread) {
+                    self.tell(Report::NotFollowed(error));
+                }
             }
             Order::Readdress(config) => {
                 let edits = self.steering.readdress(&config);
@@ -445,12 +447,11 @@ impl Keeper {
             let detour = self.steering.find_detour(port);
             let times = self.misled.get(&port).copied().unwrap_or(0);
             match detour {
-                None if self.misled.remove(&port).is_some() => {
-                    if times >= TIMES_WRONG {
+                None => {
+                    if self.misled.remove(&port).is_some() && times >= TIMES_WRONG {
                         self.tell(Report::Detour(port, None));
                     }
                 }
-                None => {}
                 Some(why) => {
                     self.misled.insert(port, times.saturating_add(1));
                     if times + 1 == TIMES_WRONG {

@@ -73,7 +73,7 @@ fn out_of_order() {
         let seen = lab.send_bytes(LAN, arriving[0].clone(), PLAIN);
         forwarded(&seen, &leaving[0], "forwarded+3 udp+1");
         let held = [2, 1].map(|i| Output::Packet {
-            port: LAN,
+            port: WAN,
             bytes: leaving[i].clone(),
         });
         assert_eq!(seen.outputs, held);

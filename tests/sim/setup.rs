@@ -271,6 +271,7 @@ pub fn route(segment: usize, port: usize, family: Family) -> Route {
             gateway: None,
         },
         mtu: None,
+        hops: Vec::new(),
     }
 }
 

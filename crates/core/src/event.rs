@@ -37,8 +37,8 @@ pub struct PartialChecksum {
 /// What to do with the packet that was just handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Write the same, edited buffer back to the TUN that it came from: the kernel routes it from
-    /// there.
+    /// Write the same, edited buffer to the TUN of [`Gateway::exit`](crate::gateway::Gateway::exit): the
+    /// kernel routes it from there.
     Forward,
     /// Discard it; the reason is already counted.
     Drop(DropReason),
@@ -135,6 +135,30 @@ pub struct Route {
     pub target: RouteTarget,
     /// The route's own MTU, if it sets one.
     pub mtu: Option<u32>,
+    /// Of a route with next hops on several links, those on ports; empty if it has one way only. The target is
+    /// the first.
+    pub hops: Vec<PortHop>,
+}
+
+/// A next hop of a route that has several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortHop {
+    /// The port that it is on.
+    pub port: PortId,
+    /// The next hop; none if the destination is on the link.
+    pub gateway: Option<Addr>,
+    /// Its share, beside those of the others; 1 at least.
+    pub weight: u32,
+}
+
+impl PortHop {
+    /// Where it leads.
+    pub fn target(&self) -> RouteTarget {
+        RouteTarget::Port {
+            port: self.port,
+            gateway: self.gateway,
+        }
+    }
 }
 
 /// Where a route leads.

@@ -5,15 +5,35 @@
 //! packet: a session keeps its port, and all sessions are checked again when [`Fib::generation`]
 //! changes.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use prefix_trie::PrefixMap;
 
-use crate::event::{Route, RouteChange, RouteTarget};
+use crate::event::{PortHop, Route, RouteChange, RouteTarget};
 use crate::flow::{Addr, Family};
 
 /// Routes kept per prefix. More than a handful of metrics for one prefix is a misconfiguration;
 /// then the worst are dropped.
 const MAX_ROUTES_PER_PREFIX: usize = 8;
+
+/// Routes with one way each that are told as exceptions from those with several, for a family. Each is a route
+/// in a table of the kernel, for each port.
+const MOST_EXCEPTIONS: usize = 16_384;
+
+/// What the kernel must have in its tables to send each packet out of the port that the gateway has chosen among
+/// the next hops of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// The routes with several next hops.
+    pub routes: Vec<(IpNet, Vec<PortHop>)>,
+    /// Longer prefixes of other routes within those, except within a default route.
+    pub exceptions: Vec<IpNet>,
+    /// Routes left out, since there are too many exceptions from them.
+    pub left_out: Vec<IpNet>,
+}
 
 /// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +56,8 @@ pub struct Fib {
     v6: PrefixMap<Prefix, Entry>,
     /// All prefixes, each at [`Entry::place`].
     prefixes: Vec<(Family, Prefix)>,
+    /// By family: prefixes that have a route with several next hops.
+    spread: [BTreeSet<Prefix>; 2],
     generation: u32,
     /// Counts the dumps that have begun. Unless one is in progress, all routes are from the last
     /// one, but those that the sweep has not reached.
@@ -79,6 +101,11 @@ impl Fib {
 
     /// The route to `destination`: the longest prefix, then the lowest metric.
     pub fn lookup(&self, destination: &Addr) -> Option<Hop> {
+        Some(self.lookup_all(destination)?.0)
+    }
+
+    /// The same, and its next hops if it has several.
+    pub fn lookup_all(&self, destination: &Addr) -> Option<(Hop, &[PortHop])> {
         let (bits, len) = host_prefix(destination);
         let (prefix_len, entry) = match destination.family() {
             Family::V4 => {
@@ -91,11 +118,49 @@ impl Fib {
             }
         };
         let best = entry.candidates.first()?;
-        Some(Hop {
+        let hop = Hop {
             target: best.target,
             mtu: best.mtu,
             prefix_len,
-        })
+        };
+        Some((hop, best.hops()))
+    }
+
+    /// Whether a route of `family` has next hops on several links.
+    pub fn is_spread(&self, family: Family) -> bool {
+        !self.spread[family as usize].is_empty()
+    }
+
+    /// The routes of `family` with several next hops, and the exceptions from them.
+    pub fn spread(&self, family: Family) -> Spread {
+        let hops_of = |prefix: &Prefix| self.at(family, *prefix)?.first().map(Candidate::hops);
+        let is_spread = |prefix: &Prefix| hops_of(prefix).is_some_and(|hops| !hops.is_empty());
+        let mut spread = Spread::default();
+        let mut outer: Option<Prefix> = None;
+        // In the order of networks: a prefix comes before those within it.
+        for prefix in self.spread[family as usize].iter() {
+            let hops = hops_of(prefix).unwrap_or_default();
+            if hops.is_empty() {
+                continue;
+            }
+            let is_within = prefix.1 == 0 || outer.is_some_and(|outer| contains(&outer, prefix));
+            if !is_within {
+                let others = self.within(family, *prefix).filter(|it| !is_spread(it));
+                let room = MOST_EXCEPTIONS - spread.exceptions.len();
+                let others: Vec<IpNet> = others
+                    .take(room + 1)
+                    .map(|inner| network(family, &inner))
+                    .collect();
+                if others.len() > room {
+                    spread.left_out.push(network(family, prefix));
+                    continue;
+                }
+                spread.exceptions.extend(others);
+                outer = Some(*prefix);
+            }
+            spread.routes.push((network(family, prefix), hops.to_vec()));
+        }
+        spread
     }
 
     /// Differs from an earlier value if any route has changed in between. It wraps around.
@@ -136,12 +201,31 @@ impl Fib {
         }
     }
 
+    fn note_spread(&mut self, family: Family, prefix: Prefix) {
+        let candidates = self.at(family, prefix);
+        let has_several = candidates.is_some_and(|all| all.iter().any(|it| it.hops.is_some()));
+        match has_several {
+            true => self.spread[family as usize].insert(prefix),
+            false => self.spread[family as usize].remove(&prefix),
+        };
+    }
+
     fn add(&mut self, route: &Route) -> bool {
         let (family, prefix) = net_prefix(&route.destination);
+        let changed = self.add_candidate(route, family, prefix);
+        if changed && (!route.hops.is_empty() || self.is_spread(family)) {
+            self.note_spread(family, prefix);
+        }
+        changed
+    }
+
+    fn add_candidate(&mut self, route: &Route, family: Family, prefix: Prefix) -> bool {
+        let hops = (!route.hops.is_empty()).then(|| Arc::new(route.hops.clone()));
         let new = Candidate {
             metric: route.metric,
             mtu: route.mtu,
             target: route.target,
+            hops,
             dump: self.dump,
         };
         let place = self.prefixes.len();
@@ -157,7 +241,7 @@ impl Fib {
             return true;
         };
         if let Some(old) = candidates.iter_mut().find(|c| c.metric == new.metric) {
-            let changed = (old.target, old.mtu) != (new.target, new.mtu);
+            let changed = (old.target, old.mtu, &old.hops) != (new.target, new.mtu, &new.hops);
             *old = new;
             return changed;
         }
@@ -205,7 +289,30 @@ impl Fib {
                 entry.place = place;
             }
         }
+        if self.is_spread(family) {
+            self.note_spread(family, prefix);
+        }
         after != before
+    }
+
+    /// The routes of a prefix.
+    fn at(&self, family: Family, prefix: Prefix) -> Option<&[Candidate]> {
+        let entry = match family {
+            Family::V4 => self.v4.get(&v4(prefix)),
+            Family::V6 => self.v6.get(&prefix),
+        };
+        Some(&entry?.candidates)
+    }
+
+    /// A prefix, if it has a route, and those within it.
+    fn within(&self, family: Family, prefix: Prefix) -> Box<dyn Iterator<Item = Prefix> + '_> {
+        match family {
+            Family::V4 => {
+                let inner = self.v4.children(&v4(prefix));
+                Box::new(inner.map(|((bits, len), _)| (u128::from(bits) << 96, len)))
+            }
+            Family::V6 => Box::new(self.v6.children(&prefix).map(|(inner, _)| inner)),
+        }
     }
 
     fn entry(&mut self, family: Family, prefix: Prefix) -> Option<&mut Entry> {
@@ -233,13 +340,35 @@ struct Entry {
 }
 
 /// A route of some prefix.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Candidate {
     metric: u32,
     mtu: Option<u32>,
     target: RouteTarget,
+    /// Its next hops, if there are several. A pointer: nearly no route has any.
+    hops: Option<Arc<Vec<PortHop>>>,
     /// The last dump in or since which it was added.
     dump: u16,
+}
+
+impl Candidate {
+    fn hops(&self) -> &[PortHop] {
+        self.hops.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+fn contains(outer: &Prefix, inner: &Prefix) -> bool {
+    let mask = u128::MAX.checked_shl(128 - u32::from(outer.1)).unwrap_or(0);
+    outer.1 <= inner.1 && inner.0 & mask == outer.0
+}
+
+fn network(family: Family, (bits, length): &Prefix) -> IpNet {
+    let ip = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from((bits >> 96) as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(*bits)),
+    };
+    // The length is that of a network of this family.
+    IpNet::new(ip, *length).unwrap_or_else(|_| IpNet::from(ip))
 }
 
 fn host_prefix(addr: &Addr) -> Prefix {
@@ -266,10 +395,10 @@ mod tests {
     use super::*;
     use crate::flow::PortId;
     use proptest::prelude::*;
-    use std::net::{IpAddr, Ipv4Addr};
 
     fn route(net: &str, metric: u32, port: u16) -> Route {
         Route {
+            hops: Vec::new(),
             destination: net.parse().unwrap(),
             metric,
             target: RouteTarget::Port {

@@ -153,6 +153,7 @@ pub fn route(destination: &str, target: RouteTarget) -> Route {
         metric: 0,
         target,
         mtu: None,
+        hops: Vec::new(),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::local_in::LOCAL_IN;
-use super::rules::{self, ARRIVALS, CHAIN, DETOUR, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TUNS};
+use super::rules::{
+    self, ARRIVALS, CHAIN, DETOUR, EXITS, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TUNS,
+};
 use super::{Condition, PRIORITY};
 use crate::os::netlink::NetlinkError;
 use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
@@ -26,7 +28,7 @@ pub(super) struct Found {
     /// The rules of the chains that mark.
     arrivals: BTreeMap<String, Vec<String>>,
     stopped: u64,
-    keys: [BTreeSet<Vec<u8>>; 4],
+    keys: [BTreeSet<Vec<u8>>; 5],
 }
 
 impl Found {
@@ -75,7 +77,11 @@ impl Found {
             },
         )?;
         found.read_rules(nftables, table, marking)?;
-        for (keys, set) in found.keys.iter_mut().zip([PAIRS, PORTS, TUNS, NAMES]) {
+        for (keys, set) in found
+            .keys
+            .iter_mut()
+            .zip([PAIRS, EXITS, PORTS, TUNS, NAMES])
+        {
             *keys = self::keys(nftables, table, set)?;
         }
         Ok(found)

@@ -34,6 +34,7 @@ const TYPE_NAME: u32 = 41;
 const TYPE_PAIR: u32 = (TYPE_INTERFACE << 6) | TYPE_INTERFACE;
 
 pub(super) const PAIRS: &str = "port-and-its-tun";
+pub(super) const EXITS: &str = "tun-and-its-port";
 pub(super) const PORTS: &str = "ports";
 pub(super) const TUNS: &str = "tuns";
 pub(super) const NAMES: &str = "names";
@@ -42,6 +43,8 @@ pub(super) const NAMES: &str = "names";
 pub(super) struct Sets {
     /// Number of a port's interface, number of its TUN device.
     pairs: Vec<Vec<u8>>,
+    /// The same, the other way round.
+    exits: Vec<Vec<u8>>,
     ports: Vec<Vec<u8>>,
     tuns: Vec<Vec<u8>>,
     names: Vec<Vec<u8>>,
@@ -57,13 +60,19 @@ impl Sets {
         let sorted = |keys: BTreeSet<Vec<u8>>| keys.into_iter().collect();
         Sets {
             pairs: sorted(present.clone().map(pair).collect()),
+            exits: sorted(
+                present
+                    .clone()
+                    .map(|(port, tun)| pair((tun, port)))
+                    .collect(),
+            ),
             ports: sorted(present.map(|(port, _)| number(port)).collect()),
             tuns: sorted(posts.iter().map(|post| number(post.tun)).collect()),
             names: names(posts),
         }
     }
 
-    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 4] {
+    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 5] {
         let set = |name, data_type, key_length, keys| {
             let set = Set {
                 name,
@@ -75,6 +84,7 @@ impl Sets {
         };
         [
             set(PAIRS, TYPE_PAIR, 8, &self.pairs[..]),
+            set(EXITS, TYPE_PAIR, 8, &self.exits),
             set(PORTS, TYPE_INTERFACE, 4, &self.ports),
             set(TUNS, TYPE_INTERFACE, 4, &self.tuns),
             set(NAMES, TYPE_NAME, NAME_LENGTH, &self.names),
@@ -102,22 +112,25 @@ pub(super) type Rule = (Vec<Expression<'static>>, &'static str);
 pub(super) fn forward() -> Vec<Rule> {
     use Expression::{Accept, Count, Drop, IsIn};
     let drop_if = |key, set| vec![load(key), IsIn(set), Count, Drop];
-    let second = Expression::Load {
+    let second = || Expression::Load {
         key: libc::NFT_META_OIF,
         register: Expression::SECOND,
     };
     let (iif, oif) = (libc::NFT_META_IIF, libc::NFT_META_OIF);
     vec![
         (
-            vec![load(iif), second, IsIn(PAIRS), Accept],
+            vec![load(iif), second(), IsIn(PAIRS), Accept],
             "to the gateway",
         ),
         (
-            vec![load(iif), IsIn(TUNS), load(oif), IsIn(PORTS), Accept],
+            vec![load(iif), second(), IsIn(EXITS), Accept],
             "from the gateway",
         ),
         (drop_if(iif, PORTS), "from a port past the gateway"),
-        (drop_if(oif, PORTS), "to a port past the gateway"),
+        (
+            drop_if(oif, PORTS),
+            "to a port past the gateway, or by another port than it is for",
+        ),
         (drop_if(iif, TUNS), "from the gateway to no port"),
         (drop_if(oif, TUNS), "to the gateway from no port of it"),
         (

@@ -44,7 +44,7 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
         for line in [
             "type filter hook forward priority -350; policy accept;",
             "iif . oif @port-and-its-tun accept",
-            "iif @tuns oif @ports accept",
+            "iif . oif @tun-and-its-port accept",
             "oif @ports counter packets 0 bytes 0 drop",
             "iifname @names counter packets 0 bytes 0 drop",
             "\"lan\" . \"tgw-lan\"",

@@ -50,7 +50,6 @@ impl Shell {
         match notice {
             Notice::Route(change) => {
                 let is_told = change == RouteChange::EndDump;
-                self.note_default_route(&change);
                 self.gateway.handle_route(change);
                 if is_told {
                     self.gateway.check_kernel_addresses(now);

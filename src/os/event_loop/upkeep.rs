@@ -14,7 +14,7 @@ use super::super::steering::{Disturbance, Restored};
 use super::super::tun::Tun;
 use super::super::upkeep::{Order, Report, Upkeep};
 use super::super::worker;
-use super::{Shell, tun_token};
+use super::{Shell, spread, tun_token};
 
 /// Reports read in a turn: each may be a line of the log.
 const REPORTS_AT_A_TIME: usize = 16;
@@ -56,7 +56,7 @@ impl Shell {
             }
             Report::Barrier(view) => self.take_barrier(view),
             Report::ForeignRemoved(route, error) => tell_foreign(&route, error.as_ref()),
-            Report::Followed(family, ways, error) => self.set_uplinks(family, ways, error.as_ref()),
+            Report::NotFollowed(error) => spread::tell_not_followed(&error),
             Report::Readdressed(warnings) => self.routes_followed(warnings),
             Report::NotJoined(warning) => {
                 log::warn!("groups not joined why={}", InQuotes(&warning))
@@ -89,7 +89,7 @@ impl Shell {
         let more = view.stopped.saturating_sub(self.view.barrier.stopped);
         if more > 0 {
             log::warn!(
-                "packets stopped count={more} by=barrier why=\"they would have bypassed the gateway\" \
+                "packets stopped count={more} by=barrier why=\"they would have bypassed the gateway, or left by another port than their policy is for\" \
                  remedy=\"tandemgw doctor\""
             );
         }

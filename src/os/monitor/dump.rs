@@ -53,11 +53,9 @@ impl Monitor {
             Some(Stage::Addresses) => out.push(Notice::AddressesReset),
             Some(Stage::RoutesV4) => {
                 self.outdated.push(std::mem::take(&mut self.siblings));
-                self.defaults.forget(Family::V4);
                 out.push(Notice::Route(RouteChange::BeginDump));
             }
             Some(Stage::RoutesV6) => {
-                self.defaults.forget(Family::V6);
                 // All of IPv4 come first.
                 let first = IpNet::V6(ipnet::Ipv6Net::default());
                 let outdated = self.siblings.split_off(&(first, 0));

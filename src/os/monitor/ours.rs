@@ -4,7 +4,7 @@ use super::parameters::ParameterSet;
 use super::{KernelLink, KernelRoute, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
 use crate::os::netlink::TABLE_MAIN;
 use crate::os::steering::{
-    Disturbance, FIRST_UPLINK_TABLE, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours,
+    Disturbance, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours, number_in,
 };
 use netlink_packet_route::route::RouteType;
 
@@ -101,17 +101,17 @@ impl Monitor {
             let is_default = route.kind == RouteType::Unicast && route.metric == METRIC && to_tun;
             return route.protocol != PROTOCOL || !is_whole || !(is_blackhole || is_default);
         }
-        self.port_of_uplink_table(route.table).is_some() && route.protocol != PROTOCOL
+        self.port_of_spread_table(route.table).is_some() && route.protocol != PROTOCOL
     }
 
-    /// The port that packets leave by which are looked up in that table, if it is one of an uplink.
-    fn port_of_uplink_table(&self, table: u32) -> Option<PortId> {
-        self.port_of_table(table.checked_sub(FIRST_UPLINK_TABLE)?)
+    /// The port that packets leave by which are looked up in that table, if it is one for several next hops.
+    fn port_of_spread_table(&self, table: u32) -> Option<PortId> {
+        self.port_of_table(number_in(table)?)
     }
 
     fn of_lost_route(&self, route: &KernelRoute) -> Option<Disturbance> {
         let of_table = self.port_of_table(route.table);
-        if let Some(port) = of_table.or_else(|| self.port_of_uplink_table(route.table)) {
+        if let Some(port) = of_table.or_else(|| self.port_of_spread_table(route.table)) {
             return Some(Disturbance::Port(port));
         }
         if route.table != TABLE_MAIN || route.protocol != PROTOCOL {
@@ -125,9 +125,9 @@ impl Monitor {
     }
 
     fn of_lost_rule(&self, rule: &Rule) -> Option<Disturbance> {
-        let of_uplink = rule.interface.as_ref().filter(|_| is_ours(rule));
-        let of_uplink = of_uplink.and_then(|name| self.tuns.get(name)).copied();
-        if let Some(port) = self.port_of_table(rule.priority).or(of_uplink) {
+        let of_tun = rule.interface.as_ref().filter(|_| is_ours(rule));
+        let of_tun = of_tun.and_then(|name| self.tuns.get(name)).copied();
+        if let Some(port) = self.port_of_table(rule.priority).or(of_tun) {
             return Some(Disturbance::Port(port));
         }
         KERNEL_TABLES

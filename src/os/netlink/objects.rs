@@ -11,8 +11,8 @@ use netlink_packet_route::link::{
     MacVlanMode,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
-    RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteScope,
+    RouteType, RouteVia,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
@@ -148,6 +148,22 @@ pub struct NextHop {
     pub weight: u32,
 }
 
+impl NextHop {
+    fn gateway_attribute(self) -> Option<RouteAttribute> {
+        Some(RouteAttribute::Gateway(self.gateway?.into()))
+    }
+
+    /// As a part of a multipath route.
+    fn part(self) -> RouteNextHop {
+        let mut part = RouteNextHop::default();
+        part.interface_index = self.link;
+        // One less than the weight (rtnetlink(7)), which the kernel bounds as well.
+        part.hops = u8::try_from(self.weight.saturating_sub(1)).unwrap_or(u8::MAX);
+        part.attributes.extend(self.gateway_attribute());
+        part
+    }
+}
+
 /// A route of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelRoute {
@@ -257,7 +273,7 @@ impl KernelRoute {
         })
     }
 
-    /// The request for a route with at most one hop: this program makes no others.
+    /// The request for a route.
     pub(super) fn to_message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(net_family(&self.destination));
@@ -272,14 +288,22 @@ impl KernelRoute {
             attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
         }
         // A blackhole of IPv6 is reported with the loopback device, which must not be sent back.
-        if self.kind == RouteType::Unicast
-            && let Some(hop) = self.hops.first()
-        {
-            message.header.scope = RouteScope::Link;
-            attributes.push(RouteAttribute::Oif(hop.link));
-            if let Some(gateway) = hop.gateway {
-                message.header.scope = RouteScope::Universe;
-                attributes.push(RouteAttribute::Gateway(gateway.into()));
+        if self.kind == RouteType::Unicast {
+            let is_direct = self.hops.iter().all(|hop| hop.gateway.is_none());
+            message.header.scope = match is_direct {
+                true => RouteScope::Link,
+                false => RouteScope::Universe,
+            };
+            match self.hops.as_slice() {
+                [] => {}
+                [hop] => {
+                    attributes.push(RouteAttribute::Oif(hop.link));
+                    attributes.extend(hop.gateway_attribute());
+                }
+                several => {
+                    let hops = several.iter().map(|hop| hop.part()).collect();
+                    attributes.push(RouteAttribute::MultiPath(hops));
+                }
             }
         }
         message

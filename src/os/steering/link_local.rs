@@ -45,8 +45,8 @@ pub(super) fn ensure(
 /// Removes what [`ensure`] has added to an interface.
 pub(super) fn remove(netlink: &mut Netlink, link: u32) -> Result<(), NetlinkError> {
     let addresses = netlink.addresses_of(link)?;
-    let ours = addresses.iter().filter(|own| own.protocol == PROTOCOL);
-    ours.map(|own| netlink.remove_address(own)).collect()
+    let mut ours = addresses.iter().filter(|own| own.protocol == PROTOCOL);
+    ours.try_for_each(|own| netlink.remove_address(own))
 }
 
 /// As the kernel makes one of a hardware address (RFC 4291, appendix A); none for an interface without.

@@ -14,7 +14,7 @@ use super::forwarding::forward;
 use super::plan::{PortPlan, can_carry};
 use super::{
     Family, KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, SetupError, Steering,
-    TABLE_MAIN, link_local, net_family, parameters, uplinks,
+    TABLE_MAIN, link_local, net_family, number_in, parameters,
 };
 use crate::os::barrier::{Condition, Post};
 use tandemgw_core::flow::PortId;
@@ -104,12 +104,13 @@ impl Steering {
         }
     }
 
-    /// Checks the parameters of a port, because the kernel does not report all changes. Of several uplinks it
-    /// reports those of the tables, but not that a link that came up lacks its route.
+    /// Checks the parameters of a port, because the kernel does not report all changes. Of several next hops
+    /// it reports what is removed from the tables, but not that a link that came up lacks its routes.
     pub fn audit(&mut self, port: PortId) {
-        let has_uplinks = self.uplinks.iter().any(|ways| !ways.is_empty());
         let plan = self.plan.ports.iter().find(|plan| plan.id == port);
-        if has_uplinks || plan.is_some_and(|plan| parameters::differ(plan, &self.plan.families)) {
+        if self.is_spread()
+            || plan.is_some_and(|plan| parameters::differ(plan, &self.plan.families))
+        {
             self.disturb(Disturbance::Port(port));
         }
     }
@@ -143,7 +144,7 @@ impl Steering {
             };
         }
         if let Some((port, is_expected)) = self.repairs.ports.pop_front() {
-            self.restore_uplink(port);
+            self.restore_spread(port);
             let what = self.restore(port).map_err(|error| (Some(port), error))?;
             if !what.is_empty() || is_expected {
                 self.disturb(Disturbance::Addresses(port));
@@ -166,9 +167,8 @@ impl Steering {
     /// over ours.
     pub fn remove_foreign(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let mut ports = self.plan.ports.iter();
-        let port = ports.find(|port| {
-            route.table == port.table || route.table == uplinks::FIRST_TABLE + port.table
-        });
+        let table = number_in(route.table).unwrap_or(route.table);
+        let port = ports.find(|port| port.table == table);
         let Some(port) = port.map(|port| port.id) else {
             return Ok(());
         };

@@ -44,7 +44,10 @@ impl Gateway {
             Ok(())
         });
         match followed {
-            Some(Ok(())) => self.go_on(packet, id, direction, &way),
+            Some(Ok(())) => {
+                way.egress = self.way_out(way.egress, direction, &way.to);
+                self.go_on(packet, id, direction, &way)
+            }
             Some(Err(DropReason::TcpUnexpectedSyn)) => self.give_way(packet, id, direction),
             Some(Err(reason)) => Verdict::Drop(reason),
             None => Verdict::Drop(DropReason::SessionGone),
@@ -120,6 +123,7 @@ impl Gateway {
         let to = session.translated(direction, self.sessions.book());
         let (_, egress) = session.ports(direction);
         let (policy, group) = (session.policy, session.group);
+        let egress = self.way_out(egress, direction, &to);
         if turns_back(session, direction) {
             return self.turn_back(packet, to, egress);
         }
@@ -144,7 +148,9 @@ impl Gateway {
         any_segment: bool,
     ) -> Result<PortId, DropReason> {
         let checks_source = || self.rules.port(port).source_check;
+        let to = session.translated(direction, self.sessions.book());
         let egress = admit(session, direction, port, checks_source, carries)?;
+        let egress = self.way_out(egress, direction, &to);
         let mut copy = session.clone();
         if is_taken_up(session, self.sessions.table().is_stale(session)) {
             take_up(&mut copy);
@@ -153,7 +159,6 @@ impl Gateway {
             follow(&mut copy, packet, direction)?;
         }
         if is_unanswered(session, direction) && !turns_back(session, direction) {
-            let to = session.translated(direction, self.sessions.book());
             let source = asks_for(&packet.parsed.key.src, &to.dst, direction);
             if !self.may_look_for(packet.now, &source, egress, to.dst) {
                 return Err(DropReason::NeighborLimit);
@@ -191,7 +196,7 @@ impl Gateway {
         packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
         packet::give_back_options(packet.bytes, &packet.parsed);
         packet::add_hop_limit(packet.bytes, packet.parsed.family);
-        self.routes.note_exit(packet.parsed.family, egress);
+        self.routes.note_exit(egress);
         Verdict::Forward
     }
 
@@ -225,7 +230,8 @@ impl Gateway {
             && self.looks_for(packet.now, &to, packet.port, to)
             && self.budgets.allow(budget, packet.now)
         {
-            self.send_packet(packet.now, packet.port, answer);
+            let port = self.way_back(packet.port, &packet.parsed.key.dst, &to);
+            self.send_packet(packet.now, port, answer);
         }
     }
 

@@ -119,7 +119,7 @@ impl Gateway {
             Verdict::Forward => {
                 self.counters.forwarded += 1;
                 self.capture_released(now, &onward.flow, &bytes);
-                let port = self.exit().unwrap_or(port);
+                let port = self.exit();
                 self.push_output(Output::Packet { port, bytes });
             }
             Verdict::Drop(reason) => self.count_drop(reason),

@@ -125,7 +125,7 @@ impl Gateway {
             session.flags.set(SessionFlags::WAITING);
         });
         let wait = self.guarantee_wait();
-        let port = self.exit().unwrap_or(packet.port);
+        let port = self.exit();
         let (deadline, bytes) = (packet.now + wait, packet.bytes.to_vec());
         let key = packet.parsed.key;
         let held = Held {

@@ -80,6 +80,8 @@ impl Gateway {
             return Err(DropReason::NotPrimary);
         }
         check_quote(session, direction.flip(), &quoted)?;
+        let to = session.translated(direction, self.sessions.book());
+        let egress = self.way_out(egress, direction, &to);
         if !self.links.is_up(egress) {
             return Err(DropReason::PortDown);
         }
@@ -103,7 +105,7 @@ impl Gateway {
             });
         }
         self.links.port_mut(egress).count_out(bytes.len());
-        self.routes.note_exit(parsed.family, egress);
+        self.routes.note_exit(egress);
         Ok(())
     }
 }

@@ -87,7 +87,6 @@ pub use links::PortFault;
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use reload::ReloadError;
-pub use routes::Uplink;
 pub use view::{PeerGroupState, PeerState, SessionView};
 
 /// Randomness that the gateway is given once, at creation.
@@ -265,7 +264,7 @@ impl Gateway {
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
         }
-        if link.up != before.up && self.routes.has_uplink(port) {
+        if link.up != before.up && self.routes.has_choice() {
             self.revalidate_routes();
         }
         self.tell_ports(now);

@@ -81,11 +81,15 @@ impl Revalidation {
         self.scheduled = Some(rules.and(self.scheduled));
     }
 
-    /// Starts a pass if one is due for sessions that this unit has just become primary for.
+    /// Starts a pass over sessions that this unit has just become primary for: its routes may be others than
+    /// those of the unit that opened them.
     pub fn catch_up(&mut self) {
-        if let Some(scope) = self.scheduled.take() {
-            self.restart(scope);
-        }
+        let routes = Scope {
+            routes: true,
+            ..Scope::default()
+        };
+        let scope = routes.and(self.scheduled.take());
+        self.restart(scope);
     }
 
     pub fn is_running(&self) -> bool {

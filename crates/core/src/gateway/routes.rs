@@ -1,47 +1,33 @@
-//! Where packets go on; among several uplinks too: a default route with next hops on more than one port.
+//! Where packets go on, and the choice among the next hops of a route that has several on different ports.
 //!
 //! The kernel would choose one of them for each flow by itself, after policies and translation were decided
-//! for another. So the gateway chooses, and the kernel is made to follow: what leaves by such a port is
-//! written to the TUN of that port, whose default route leads out there and nowhere else (see the
-//! steering's `uplinks`). The choice goes by source and destination, so that all connections of a host
+//! for another. So the gateway chooses, and the kernel is made to follow: a packet is written to the TUN of
+//! the port that it is to leave by, whose routes with several next hops lead out there and nowhere else (see
+//! the steering's `spread`). The choice goes by source and destination, so that all connections of a host
 //! to a server leave alike; sessions keep their port while it is up.
 
 use siphasher::sip::SipHasher13;
 
-use crate::event::{RouteChange, RouteTarget};
-use crate::flow::{Addr, Family, FlowKey, PortId};
-use crate::route::{Fib, Hop};
+use crate::event::{PortHop, RouteChange, RouteTarget};
+use crate::flow::{Addr, Direction, Family, FlowKey, PortId};
+use crate::route::{Fib, Hop, Spread};
 
 use super::Gateway;
 use super::links::Links;
 use super::revalidate::Scope;
 
-/// One way of a default route that has several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    /// The port that it leaves by.
-    pub port: PortId,
-    /// The next hop; none if all is on the link.
-    pub gateway: Option<Addr>,
-    /// Its share, beside those of the others; 1 at least.
-    pub weight: u32,
-}
-
-/// Where packets go on: the kernel's routes, and the choice among several uplinks.
+/// Where packets go on: the kernel's routes, and the choice among several next hops.
 pub(super) struct Routes {
     fib: Fib,
-    /// By family.
-    uplinks: [Vec<Uplink>; 2],
-    /// The port to whose TUN the packet goes that was let pass last.
-    exit: Option<PortId>,
+    /// The port by which the packet leaves that was let pass last.
+    exit: PortId,
 }
 
 impl Routes {
     pub(super) fn new() -> Routes {
         Routes {
             fib: Fib::new(),
-            uplinks: [Vec::new(), Vec::new()],
-            exit: None,
+            exit: PortId(0),
         }
     }
 
@@ -64,36 +50,21 @@ impl Routes {
         self.fib.generation() != before
     }
 
-    /// Sets the ways of the default route; returns whether they are other ones.
-    fn set_uplinks(&mut self, family: Family, uplinks: Vec<Uplink>) -> bool {
-        let known = &mut self.uplinks[family as usize];
-        let is_new = *known != uplinks;
-        *known = uplinks;
-        is_new
-    }
-
-    /// What the kernel's table says, whichever uplink is chosen.
+    /// What the kernel's table says, whichever next hop is chosen.
     pub(super) fn lookup(&self, addr: &Addr) -> Option<Hop> {
         self.fib.lookup(addr)
     }
 
     /// Takes note of the way of a packet that passes.
     #[inline(always)]
-    pub(super) fn note_exit(&mut self, family: Family, egress: PortId) {
-        let uplinks = &self.uplinks[family as usize];
-        self.exit = uplinks
-            .iter()
-            .any(|uplink| uplink.port == egress)
-            .then_some(egress);
+    pub(super) fn note_exit(&mut self, egress: PortId) {
+        self.exit = egress;
     }
 
     /// Where a new flow goes.
     pub(super) fn of_flow(&self, key: &FlowKey, links: &Links) -> Option<Hop> {
-        let hop = self.fib.lookup(&key.dst)?;
-        let target = match hop.prefix_len {
-            0 => self.choose(&key.src, &key.dst, links),
-            _ => None,
-        };
+        let (hop, all) = self.fib.lookup_all(&key.dst)?;
+        let target = choose(all, &key.src, &key.dst, links);
         Some(Hop {
             target: target.unwrap_or(hop.target),
             ..hop
@@ -102,17 +73,15 @@ impl Routes {
 
     /// Where `port` leads to, on the way to `addr`; none if it is not the way.
     pub(super) fn by_port(&self, port: PortId, addr: &Addr) -> Option<RouteTarget> {
-        let hop = self.fib.lookup(addr)?;
-        let mut uplinks = self.uplinks[addr.family() as usize].iter();
-        let uplink = uplinks.find(|uplink| hop.prefix_len == 0 && uplink.port == port);
-        match (uplink, hop.target) {
-            (Some(uplink), _) => Some(target(uplink)),
+        let (hop, all) = self.fib.lookup_all(addr)?;
+        match (all.iter().find(|hop| hop.port == port), hop.target) {
+            (Some(hop), _) => Some(hop.target()),
             (None, RouteTarget::Port { port: out, .. }) if out == port => Some(hop.target),
             _ => None,
         }
     }
 
-    /// Where a session between these goes that left by `before`: by the same uplink while that is up.
+    /// Where a session between these goes that left by `before`: by the same port while that is up.
     fn of_session(
         &self,
         from: &Addr,
@@ -120,54 +89,57 @@ impl Routes {
         before: PortId,
         links: &Links,
     ) -> Option<RouteTarget> {
-        let hop = self.fib.lookup(to)?;
-        if hop.prefix_len > 0 {
-            return Some(hop.target);
-        }
-        let kept = links.is_up(before).then(|| self.by_port(before, to));
-        let chosen = || self.choose(from, to, links);
-        kept.flatten().or_else(chosen).or(Some(hop.target))
+        let (hop, all) = self.fib.lookup_all(to)?;
+        let is_kept = |hop: &&PortHop| hop.port == before && links.is_up(before);
+        let kept = all.iter().find(is_kept).map(PortHop::target);
+        let chosen = || choose(all, from, to, links);
+        kept.or_else(chosen).or(Some(hop.target))
     }
 
     /// Whether a link that goes or comes changes the choice.
-    pub(super) fn has_uplink(&self, port: PortId) -> bool {
-        let mut all = self.uplinks.iter().flatten();
-        all.any(|uplink| uplink.port == port)
-    }
-
-    /// One of those that are up, each in proportion to its weight; none if all are down.
-    fn choose(&self, src: &Addr, dst: &Addr, links: &Links) -> Option<RouteTarget> {
-        let all = &self.uplinks[dst.family() as usize];
-        let uplinks = || all.iter().filter(|uplink| links.is_up(uplink.port));
-        let total: u64 = uplinks().map(|uplink| u64::from(uplink.weight)).sum();
-        if total == 0 {
-            return None;
-        }
-        let bytes = [*src.octets(), *dst.octets()].concat();
-        // The same on all units; a key could not hide who sends to whom anyway.
-        let mut rest = SipHasher13::new().hash(&bytes) % total;
-        let mut chosen = uplinks().skip_while(|uplink| {
-            let is_beyond = rest >= u64::from(uplink.weight);
-            rest = rest.saturating_sub(u64::from(uplink.weight));
-            is_beyond
-        });
-        chosen.next().map(target)
+    pub(super) fn has_choice(&self) -> bool {
+        self.fib.is_spread(Family::V4) || self.fib.is_spread(Family::V6)
     }
 }
 
+/// One of those that are up, each in proportion to its weight; none if all are down.
+fn choose(all: &[PortHop], src: &Addr, dst: &Addr, links: &Links) -> Option<RouteTarget> {
+    if all.is_empty() {
+        return None;
+    }
+    let usable = || all.iter().filter(|hop| links.is_up(hop.port));
+    let total: u64 = usable().map(|hop| u64::from(hop.weight)).sum();
+    if total == 0 {
+        return None;
+    }
+    let bytes = [*src.octets(), *dst.octets()].concat();
+    // The same on all units; a key could not hide who sends to whom anyway.
+    let mut rest = SipHasher13::new().hash(&bytes) % total;
+    let mut chosen = usable().skip_while(|hop| {
+        let is_beyond = rest >= u64::from(hop.weight);
+        rest = rest.saturating_sub(u64::from(hop.weight));
+        is_beyond
+    });
+    chosen.next().map(PortHop::target)
+}
+
 impl Gateway {
-    /// The ways of the best default route of `family`, when the kernel follows the gateway's choice among
-    /// them; empty if it has only one.
-    pub fn set_uplinks(&mut self, family: Family, uplinks: Vec<Uplink>) {
-        if self.routes.set_uplinks(family, uplinks) {
-            self.revalidate_routes();
-        }
+    /// Counts changes of the routes: [`Gateway::spread`] may differ if it does.
+    pub fn routes_generation(&self) -> u32 {
+        self.routes.fib.generation()
     }
 
-    /// The port to whose TUN the packet is to be written that [`Gateway::handle_packet`] has just let
-    /// pass; none if that is the one that it came from.
+    /// What the kernel must have in its tables to follow the gateway's choice among the next hops of routes of
+    /// `family`; none if no route has several.
+    pub fn spread(&self, family: Family) -> Option<Spread> {
+        let fib = &self.routes.fib;
+        fib.is_spread(family).then(|| fib.spread(family))
+    }
+
+    /// The port by which the packet leaves that [`Gateway::handle_packet`] has just let pass. It is to be
+    /// written to the TUN of that port: the kernel sends it out there or nowhere (see the shell's `barrier`).
     #[inline]
-    pub fn exit(&self) -> Option<PortId> {
+    pub fn exit(&self) -> PortId {
         self.routes.exit
     }
 
@@ -188,18 +160,38 @@ impl Gateway {
         }
     }
 
+    /// By which port a packet of a session leaves whose port that way is `port`.
+    #[inline(always)]
+    pub(super) fn way_out(&self, port: PortId, direction: Direction, to: &FlowKey) -> PortId {
+        match direction {
+            Direction::Original => port,
+            Direction::Reply => self.way_back(port, &to.src, &to.dst),
+        }
+    }
+
+    /// By which port a packet from `from` leaves for a host that sends by `port`. Where no source is checked,
+    /// the way back to a host may be another one than it sends by: the one that the kernel has.
+    #[inline(always)]
+    pub(super) fn way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
+        match self.rules.port(port).source_check {
+            true => port,
+            false => self.other_way_back(port, from, host),
+        }
+    }
+
+    #[cold]
+    fn other_way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
+        match self.way_on(from, host, port) {
+            Some(RouteTarget::Port { port, .. }) => port,
+            Some(RouteTarget::Elsewhere | RouteTarget::Unreachable) | None => port,
+        }
+    }
+
     /// Sessions are to be compared with the routes again.
     pub(super) fn revalidate_routes(&mut self) {
         self.revalidation.restart(Scope {
             routes: true,
             ..Default::default()
         });
-    }
-}
-
-fn target(uplink: &Uplink) -> RouteTarget {
-    RouteTarget::Port {
-        port: uplink.port,
-        gateway: uplink.gateway,
     }
 }
