@@ -7,5 +7,7 @@
 //!
 //! The commands are in the binary (`src/cli`). ARCHITECTURE.md says how it works and why.
 
+#![warn(missing_docs, unreachable_pub)]
+
 pub mod node_key;
 pub mod os;

@@ -17,7 +17,7 @@ struct EthtoolValue {
 
 /// Whether the kernel merges packets that come in by `interface` (GRO); none if it does not report
 /// it.
-pub fn receives_merged(interface: &str) -> Option<bool> {
+pub(super) fn receives_merged(interface: &str) -> Option<bool> {
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).ok()?;
     let mut value = EthtoolValue {
         command: GET_GRO,

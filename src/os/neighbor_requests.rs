@@ -29,7 +29,7 @@ const ATTEMPTS: &str = "3";
 
 /// A host that the kernel wants to resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub(super) struct Request {
     /// The number of the interface to its link.
     pub link: u32,
     /// Its address.
@@ -40,7 +40,7 @@ pub struct Request {
 ///
 /// Dropping it leaves the setting of those interfaces in place: [`restore`](Self::restore) undoes
 /// it.
-pub struct NeighborRequests {
+pub(super) struct NeighborRequests {
     socket: Socket,
     buffer: Vec<u8>,
     interfaces: BTreeSet<String>,
@@ -51,7 +51,7 @@ impl NeighborRequests {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn open() -> io::Result<NeighborRequests> {
+    pub(super) fn open() -> io::Result<NeighborRequests> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         keep_requests_only(&socket)?;
         socket.bind_auto()?;
@@ -69,7 +69,7 @@ impl NeighborRequests {
     ///
     /// # Errors
     /// If the parameter can't be written.
-    pub fn set(&mut self, interface: &str, asks_us: bool) -> io::Result<()> {
+    pub(super) fn set(&mut self, interface: &str, asks_us: bool) -> io::Result<()> {
         let changed = match asks_us {
             true => self.interfaces.insert(interface.to_owned()),
             false => self.interfaces.remove(interface),
@@ -81,7 +81,7 @@ impl NeighborRequests {
     }
 
     /// Makes the kernel send requests itself everywhere, as before.
-    pub fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         for interface in std::mem::take(&mut self.interfaces) {
             // The setting of a removed interface is gone as well.
             let _ = fs::write(path(&interface), "0");
@@ -91,7 +91,7 @@ impl NeighborRequests {
     /// Appends the hosts that the kernel wants to resolve to `out`; the result is true if there may
     /// be more. The kernel repeats requests that are lost because too many wait or that can't be
     /// read.
-    pub fn read(&mut self, out: &mut Vec<Request>) -> bool {
+    pub(super) fn read(&mut self, out: &mut Vec<Request>) -> bool {
         for _ in 0..READ_BUDGET {
             match receive(&self.socket, &mut self.buffer) {
                 Ok(()) => {}

@@ -56,7 +56,7 @@ impl Nftables {
     ///
     /// # Errors
     /// `ProtocolNotSupported` (`EPROTONOSUPPORT`) if the kernel has no netfilter.
-    pub fn open() -> io::Result<Nftables> {
+    pub(super) fn open() -> io::Result<Nftables> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -72,7 +72,7 @@ impl Nftables {
     }
 
     /// An empty batch for the table of that name in a family.
-    pub fn batch(&self, family: u8, table: &str) -> Batch {
+    pub(super) fn batch(&self, family: u8, table: &str) -> Batch {
         let mut batch = Batch {
             bytes: Vec::new(),
             last: 0,
@@ -89,7 +89,7 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's error for the first change that it refuses.
-    pub fn commit(&mut self, mut batch: Batch) -> Result<(), NetlinkError> {
+    pub(super) fn commit(&mut self, mut batch: Batch) -> Result<(), NetlinkError> {
         let Batch {
             first_number,
             next_number,
@@ -108,7 +108,7 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's error. A missing table is not an error, and lists nothing.
-    pub fn list(
+    pub(super) fn list(
         &mut self,
         kind: libc::c_int,
         family: u8,
@@ -187,19 +187,19 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Adds the table, unless it is there.
-    pub fn add_table(&mut self) {
+    pub(super) fn add_table(&mut self) {
         self.add(libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, |message| {
             message.u32(attribute::TABLE_FLAGS, 0);
         });
     }
 
     /// Removes the table with everything in it: an error if there is none.
-    pub fn remove_table(&mut self) {
+    pub(super) fn remove_table(&mut self) {
         self.add(libc::NFT_MSG_DELTABLE, 0, |_| {});
     }
 
     /// Adds a chain that sees packets at `hook`, and accepts packets that none of its rules drops.
-    pub fn add_chain(&mut self, name: &str, hook: &Hook) {
+    pub(super) fn add_chain(&mut self, name: &str, hook: &Hook) {
         const ACCEPT: u32 = 1;
         self.add(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, |message| {
             message.text(attribute::CHAIN_NAME, name);
@@ -220,7 +220,7 @@ impl Batch {
     }
 
     /// Adds a set with its keys; they can't change as long as a rule uses it.
-    pub fn add_set(&mut self, set: &Set<'_>) {
+    pub(super) fn add_set(&mut self, set: &Set<'_>) {
         let id = self.next_number;
         self.add(libc::NFT_MSG_NEWSET, NLM_F_CREATE, |message| {
             message.text(attribute::SET_NAME, set.name);
@@ -250,7 +250,7 @@ impl Batch {
     }
 
     /// Adds a rule at the end of a chain; the comment is what nft(8) shows beside it.
-    pub fn add_rule(&mut self, chain: &str, expressions: &[Expression<'_>], comment: &str) {
+    pub(super) fn add_rule(&mut self, chain: &str, expressions: &[Expression<'_>], comment: &str) {
         self.add(
             libc::NFT_MSG_NEWRULE,
             NLM_F_CREATE | NLM_F_APPEND,

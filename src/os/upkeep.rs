@@ -68,7 +68,7 @@ const BARRIER: Token = Token(1);
 
 /// An order from the loop.
 #[derive(Debug)]
-pub enum Order {
+pub(super) enum Order {
     /// Something may be gone.
     Disturb(Disturbance),
     /// Remove a route of somebody else from one of our tables.
@@ -84,7 +84,7 @@ pub enum Order {
 }
 
 /// The result of an order or of a check.
-pub enum Report {
+pub(super) enum Report {
     /// Something was missing and is restored.
     Restored(Restored),
     /// A port, or something that concerns all ports, could not be repaired. It is tried again.
@@ -110,7 +110,7 @@ pub enum Report {
 }
 
 /// The loop's end of the thread.
-pub struct Upkeep {
+pub(super) struct Upkeep {
     orders: Sender<Order>,
     wake: Waker,
     reports: Receiver<Report>,
@@ -123,7 +123,7 @@ impl Upkeep {
     ///
     /// # Errors
     /// If the kernel can't create a thread, a descriptor or a netlink socket.
-    pub fn begin(
+    pub(super) fn begin(
         steering: Steering,
         groups: Vec<Groups>,
         config: &Config,
@@ -169,7 +169,7 @@ impl Upkeep {
     }
 
     /// Sends an order. Orders are carried out in the order of the calls.
-    pub fn order(&self, order: Order) {
+    pub(super) fn order(&self, order: Order) {
         if matches!(order, Order::Resolve(..)) {
             if self.resolving.load(Ordering::Relaxed) >= MOST_RESOLVED {
                 return;
@@ -188,7 +188,7 @@ impl Upkeep {
     /// # Errors
     /// If the thread has ended, which happens only by a panic: nothing would be repaired any
     /// longer.
-    pub fn next_report(&self) -> io::Result<Option<Report>> {
+    pub(super) fn next_report(&self) -> io::Result<Option<Report>> {
         match self.reports.try_recv() {
             Ok(report) => Ok(Some(report)),
             Err(TryRecvError::Empty) => Ok(None),
@@ -199,7 +199,7 @@ impl Upkeep {
     }
 
     /// Ends the thread after its current work; none if it has failed.
-    pub fn end(self) -> Option<Steering> {
+    pub(super) fn end(self) -> Option<Steering> {
         let Upkeep {
             orders,
             wake,

@@ -14,13 +14,13 @@ use tandemgw_core::in_quotes::InQuotes;
 use super::priority;
 
 /// A running job.
-pub struct Job<T> {
+pub(super) struct Job<T> {
     result: Receiver<T>,
 }
 
 /// How far a job is.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Progress<T> {
+pub(super) enum Progress<T> {
     /// Not done; the loop is woken when it is.
     UnderWay,
     /// Its result.
@@ -34,7 +34,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// # Errors
     /// If the kernel can't create a thread.
-    pub fn begin(
+    pub(super) fn begin(
         waker: &Arc<Waker>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Job<T>> {
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Job<T> {
     }
 
     /// The state of the job.
-    pub fn progress(&self) -> Progress<T> {
+    pub(super) fn progress(&self) -> Progress<T> {
         match self.result.try_recv() {
             Ok(made) => Progress::Done(made),
             Err(TryRecvError::Empty) => Progress::UnderWay,
@@ -68,7 +68,7 @@ impl<T: Send + 'static> Job<T> {
 
 /// Drops a value that takes long to drop in a separate thread; in place if no thread can be
 /// created.
-pub fn discard<T: Send + 'static>(waker: &Arc<Waker>, garbage: T) {
+pub(super) fn discard<T: Send + 'static>(waker: &Arc<Waker>, garbage: T) {
     if let Err(error) = Job::begin(waker, move || drop(garbage)) {
         log::debug!("no thread error={}", InQuotes(&error));
     }

@@ -18,7 +18,7 @@ pub struct Offload {
 impl Offload {
     /// Whether the checksum field at `at`, counted from the IP header, is the unfinished one.
     #[inline]
-    pub fn is_partial_at(&self, at: usize) -> bool {
+    pub(crate) fn is_partial_at(&self, at: usize) -> bool {
         self.partial_checksum
             .is_some_and(|partial| usize::from(partial.field) == at)
     }

@@ -18,7 +18,7 @@ pub struct Holding {
 
 impl Holding {
     /// Whether the holder of `self` has seen everything that the holder of `other` has.
-    pub fn covers(&self, other: &Holding) -> bool {
+    pub(crate) fn covers(&self, other: &Holding) -> bool {
         (self.term, self.epoch) == (other.term, other.epoch) && self.position >= other.position
     }
 }

@@ -10,7 +10,7 @@ use crate::config::{Config, did_you_mean};
 use crate::flow::Protocol;
 
 /// Maximum number of words: each is compared with each session or packet.
-pub const MAX_FILTER: usize = 32;
+pub(crate) const MAX_FILTER: usize = 32;
 
 /// What is wrong with a word that an administrator typed.
 #[derive(Clone, Debug, PartialEq, Eq)]

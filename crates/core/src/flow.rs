@@ -138,7 +138,7 @@ impl Protocol {
     pub const ICMPV6: Protocol = Protocol(58);
 
     /// Whether flows of this protocol have ports, or an ICMP identifier in their place.
-    pub fn has_ports(self) -> bool {
+    pub(crate) fn has_ports(self) -> bool {
         matches!(self, Protocol::ICMP | Protocol::TCP | Protocol::UDP)
     }
 }
@@ -204,13 +204,13 @@ pub const fn echo_port(identifier: u16) -> u16 {
 
 impl FlowKey {
     /// Whether it is that of an ICMP echo reply.
-    pub fn is_echo_reply(&self) -> bool {
+    pub(crate) fn is_echo_reply(&self) -> bool {
         self.protocol == Protocol::ICMP && self.dst_port != echo_port(self.src_port)
     }
 
     /// The same with another source port; for ICMP, another identifier.
     #[inline]
-    pub fn with_source_port(self, port: u16) -> FlowKey {
+    pub(crate) fn with_source_port(self, port: u16) -> FlowKey {
         let dst_port = match self.protocol {
             Protocol::ICMP => echo_port(port),
             _ => self.dst_port,

@@ -49,7 +49,7 @@ impl Histogram {
     }
 
     /// Each upper bound, none being infinity, with the number of those that were not longer.
-    pub fn cumulated(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
+    pub(crate) fn cumulated(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         let bounds = BOUNDS.iter().copied().map(Duration::from_nanos);
         let bounds = bounds.map(Some).chain([None]);
         bounds.zip(self.counts.iter().scan(0, |sum, count| {

@@ -32,6 +32,7 @@
 //! - [`memory`]: where the big tables keep their entries.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod capture;
 pub mod config;

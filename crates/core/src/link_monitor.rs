@@ -132,7 +132,7 @@ impl LinkMonitors {
     }
 
     /// The next probe to send.
-    pub fn poll_probe(&mut self) -> Option<Probe> {
+    pub(crate) fn poll_probe(&mut self) -> Option<Probe> {
         let monitor = self.targets.iter().position(|target| target.due)?;
         let target = &mut self.targets[monitor];
         target.due = false;
@@ -142,21 +142,21 @@ impl LinkMonitors {
 
     /// The probe that was handed out last could not be sent: nothing follows from its silence. A target that
     /// was dead stays so for a while, else two units would pass a group to and fro.
-    pub fn cannot_send(&mut self, now: Time, monitor: usize, why: &'static str) {
+    pub(crate) fn cannot_send(&mut self, now: Time, monitor: usize, why: &'static str) {
         if let Some(target) = self.targets.get_mut(monitor) {
             target.cannot_send(now, why);
         }
     }
 
     /// A target has answered; `sequence` if the answer names it.
-    pub fn handle_answer(&mut self, now: Time, monitor: usize, sequence: Option<u16>) {
+    pub(crate) fn handle_answer(&mut self, now: Time, monitor: usize, sequence: Option<u16>) {
         if let Some(target) = self.targets.get_mut(monitor) {
             target.handle_answer(now, sequence);
         }
     }
 
     /// A target whose state has changed since the last call, and its state now.
-    pub fn poll_change(&mut self) -> Option<(usize, TargetState)> {
+    pub(crate) fn poll_change(&mut self) -> Option<(usize, TargetState)> {
         let mut targets = self.targets.iter_mut().enumerate();
         let (index, target) = targets.find(|(_, target)| target.told != target.state)?;
         target.told = target.state;

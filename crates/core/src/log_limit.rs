@@ -14,7 +14,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 const NANOS: u64 = 1_000_000_000;
 
 /// The log target of the lines that policies with `log = true` write.
-pub const SESSION_TARGET: &str = "tandemgw::session";
+pub(crate) const SESSION_TARGET: &str = "tandemgw::session";
 
 /// The rate of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -63,7 +63,7 @@ impl Tick {
     pub const NEVER: Tick = Tick(u32::MAX);
 
     /// From the beginning of one tick to that of the next.
-    pub const DURATION: Duration = Duration::from_nanos(Self::NANOS);
+    pub(crate) const DURATION: Duration = Duration::from_nanos(Self::NANOS);
 
     /// The number of ticks in `duration`, rounded up.
     pub fn count(duration: Duration) -> u32 {

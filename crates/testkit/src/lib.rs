@@ -5,6 +5,7 @@
 //! - `system` (feature `system`): network namespaces, and processes in them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![warn(unreachable_pub)]
 
 pub mod lab;
 pub mod packets;

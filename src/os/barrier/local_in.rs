@@ -43,7 +43,7 @@ enum Step {
 
 impl Rule {
     /// As the kernel is told.
-    pub fn expressions(&self) -> Vec<Expression<'_>> {
+    pub(super) fn expressions(&self) -> Vec<Expression<'_>> {
         self.steps.iter().flat_map(Step::expressions).collect()
     }
 }

@@ -38,7 +38,7 @@ struct Waiting {
 
 impl Sink {
     /// Writes to stderr; to nowhere if there is none.
-    pub fn stderr() -> Sink {
+    pub(super) fn stderr() -> Sink {
         let out = io::stderr()
             .as_fd()
             .try_clone_to_owned()
@@ -50,26 +50,26 @@ impl Sink {
     }
 
     /// Writes a line, buffers it, or loses it.
-    pub fn push(&mut self, line: &[u8]) {
+    pub(super) fn push(&mut self, line: &[u8]) {
         if let Some(out) = &self.out {
             self.waiting.push(line, |bytes| out.write(bytes));
         }
     }
 
     /// Writes as many waiting lines as possible.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if let Some(out) = &self.out {
             self.waiting.flush(|bytes| out.write(bytes));
         }
     }
 
     /// Whether lines wait.
-    pub fn is_waiting(&mut self) -> bool {
+    pub(super) fn is_waiting(&mut self) -> bool {
         !self.waiting.bytes.is_empty()
     }
 
     /// How many lines were lost, once that can be reported.
-    pub fn take_lost(&mut self) -> Option<u64> {
+    pub(super) fn take_lost(&mut self) -> Option<u64> {
         if self.is_waiting() || self.waiting.lost == 0 {
             return None;
         }
@@ -77,7 +77,7 @@ impl Sink {
     }
 
     /// The kernel's error for stderr.
-    pub fn metadata(&self) -> Option<Metadata> {
+    pub(super) fn metadata(&self) -> Option<Metadata> {
         self.out.as_ref()?.file().metadata().ok()
     }
 }

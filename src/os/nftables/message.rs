@@ -10,36 +10,36 @@ const FAMILY_HEADER: usize = 4;
 
 /// Attributes by what they are in: `NFTA_TABLE_*`, `NFTA_CHAIN_*` and so on.
 pub(in crate::os) mod attribute {
-    pub const TABLE_NAME: u16 = 1;
-    pub const TABLE_FLAGS: u16 = 2;
-    pub const CHAIN_NAME: u16 = 3;
-    pub const CHAIN_HOOK: u16 = 4;
-    pub const CHAIN_POLICY: u16 = 5;
-    pub const CHAIN_TYPE: u16 = 7;
-    pub const HOOK_NUMBER: u16 = 1;
-    pub const HOOK_PRIORITY: u16 = 2;
-    pub const HOOK_DEVICE: u16 = 3;
-    pub const HOOK_DEVICES: u16 = 4;
-    pub const DEVICE_NAME: u16 = 1;
-    pub const RULE_CHAIN: u16 = 2;
-    pub const RULE_EXPRESSIONS: u16 = 4;
-    pub const RULE_USER_DATA: u16 = 7;
-    pub const SET_NAME: u16 = 2;
-    pub const SET_FLAGS: u16 = 3;
-    pub const SET_KEY_TYPE: u16 = 4;
-    pub const SET_KEY_LENGTH: u16 = 5;
-    pub const SET_DESCRIPTION: u16 = 9;
-    pub const SET_ID: u16 = 10;
-    pub const SET_USER_DATA: u16 = 13;
-    pub const SET_SIZE: u16 = 1;
-    pub const ELEMENTS_SET: u16 = 2;
-    pub const ELEMENTS: u16 = 3;
-    pub const LIST_ELEMENT: u16 = 1;
-    pub const ELEMENT_KEY: u16 = 1;
-    pub const DATA_VALUE: u16 = 1;
-    pub const EXPRESSION_NAME: u16 = 1;
-    pub const EXPRESSION_DATA: u16 = 2;
-    pub const COUNTER_PACKETS: u16 = 2;
+    pub(crate) const TABLE_NAME: u16 = 1;
+    pub(crate) const TABLE_FLAGS: u16 = 2;
+    pub(crate) const CHAIN_NAME: u16 = 3;
+    pub(crate) const CHAIN_HOOK: u16 = 4;
+    pub(crate) const CHAIN_POLICY: u16 = 5;
+    pub(crate) const CHAIN_TYPE: u16 = 7;
+    pub(crate) const HOOK_NUMBER: u16 = 1;
+    pub(crate) const HOOK_PRIORITY: u16 = 2;
+    pub(crate) const HOOK_DEVICE: u16 = 3;
+    pub(crate) const HOOK_DEVICES: u16 = 4;
+    pub(crate) const DEVICE_NAME: u16 = 1;
+    pub(crate) const RULE_CHAIN: u16 = 2;
+    pub(crate) const RULE_EXPRESSIONS: u16 = 4;
+    pub(crate) const RULE_USER_DATA: u16 = 7;
+    pub(crate) const SET_NAME: u16 = 2;
+    pub(crate) const SET_FLAGS: u16 = 3;
+    pub(crate) const SET_KEY_TYPE: u16 = 4;
+    pub(crate) const SET_KEY_LENGTH: u16 = 5;
+    pub(crate) const SET_DESCRIPTION: u16 = 9;
+    pub(crate) const SET_ID: u16 = 10;
+    pub(crate) const SET_USER_DATA: u16 = 13;
+    pub(crate) const SET_SIZE: u16 = 1;
+    pub(crate) const ELEMENTS_SET: u16 = 2;
+    pub(crate) const ELEMENTS: u16 = 3;
+    pub(crate) const LIST_ELEMENT: u16 = 1;
+    pub(crate) const ELEMENT_KEY: u16 = 1;
+    pub(crate) const DATA_VALUE: u16 = 1;
+    pub(crate) const EXPRESSION_NAME: u16 = 1;
+    pub(crate) const EXPRESSION_DATA: u16 = 2;
+    pub(crate) const COUNTER_PACKETS: u16 = 2;
 }
 
 /// The data that nft(8) stores with a set whose keys are in host byte order.
@@ -102,9 +102,9 @@ pub(in crate::os) enum Expression<'a> {
 
 impl Expression<'_> {
     /// The register that sets are looked up with.
-    pub const FIRST: u32 = libc::NFT_REG_1 as u32;
+    pub(crate) const FIRST: u32 = libc::NFT_REG_1 as u32;
     /// The four bytes after the first four of it.
-    pub const SECOND: u32 = libc::NFT_REG32_01 as u32;
+    pub(crate) const SECOND: u32 = libc::NFT_REG32_01 as u32;
 }
 
 /// A request that is being built.
@@ -116,16 +116,16 @@ impl Message {
         Message(header(kind, flags, sequence, family, 0))
     }
 
-    pub fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
         self.nest_as(kind, |message| message.0.extend(value));
     }
 
-    pub fn u32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn u32(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
     /// A string with its zero.
-    pub fn text(&mut self, kind: u16, text: &str) {
+    pub(crate) fn text(&mut self, kind: u16, text: &str) {
         self.nest_as(kind, |message| {
             message.0.extend(text.bytes());
             message.0.push(0);
@@ -133,7 +133,7 @@ impl Message {
     }
 
     /// An attribute that `fill` fills with others.
-    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) {
         self.nest_as(kind | NLA_F_NESTED, fill);
     }
 
@@ -299,17 +299,17 @@ pub(in crate::os) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// Those that follow a `struct nfgenmsg`.
-    pub fn after_header(body: &'a [u8]) -> Attributes<'a> {
+    pub(crate) fn after_header(body: &'a [u8]) -> Attributes<'a> {
         Attributes(body.get(FAMILY_HEADER..).unwrap_or_default())
     }
 
     /// The value of the first one of that type.
-    pub fn bytes(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(self, kind: u16) -> Option<&'a [u8]> {
         self.all(kind).next()
     }
 
     /// The values of all of that type.
-    pub fn all(self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn all(self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         NlasIterator::new(self.0)
             .map_while(Result::ok)
             .filter(move |attribute| attribute.kind() == kind)
@@ -319,25 +319,25 @@ impl<'a> Attributes<'a> {
             })
     }
 
-    pub fn nested(self, kind: u16) -> Attributes<'a> {
+    pub(crate) fn nested(self, kind: u16) -> Attributes<'a> {
         Attributes(self.bytes(kind).unwrap_or_default())
     }
 
     /// The attributes in each one of that type.
-    pub fn each(self, kind: u16) -> impl Iterator<Item = Attributes<'a>> + use<'a> {
+    pub(crate) fn each(self, kind: u16) -> impl Iterator<Item = Attributes<'a>> + use<'a> {
         self.all(kind).map(Attributes)
     }
 
-    pub fn text(self, kind: u16) -> Option<&'a str> {
+    pub(crate) fn text(self, kind: u16) -> Option<&'a str> {
         let bytes = self.bytes(kind)?;
         std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
     }
 
-    pub fn u32(self, kind: u16) -> Option<u32> {
+    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.bytes(kind)?.try_into().ok()?))
     }
 
-    pub fn u64(self, kind: u16) -> Option<u64> {
+    pub(crate) fn u64(self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.bytes(kind)?.try_into().ok()?))
     }
 }

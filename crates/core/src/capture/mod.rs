@@ -21,7 +21,7 @@ pub use filter::{Filter, KEYS as FILTER_KEYS};
 /// Bytes captured of each packet by default: all.
 pub const MAX_SNAPSHOT: u32 = 262_144;
 /// The smallest snapshot length: room for the headers.
-pub const MIN_SNAPSHOT: u32 = 64;
+pub(crate) const MIN_SNAPSHOT: u32 = 64;
 
 /// What to capture.
 #[derive(Clone, Debug)]
@@ -174,7 +174,7 @@ impl Capture {
     }
 
     /// Whether it still takes packets; some may still have to be fetched.
-    pub fn is_recording(&self) -> bool {
+    pub(crate) fn is_recording(&self) -> bool {
         self.recording
     }
 
@@ -194,7 +194,7 @@ impl Capture {
     }
 
     /// Whether all that was captured has been fetched.
-    pub fn is_fetched(&self) -> bool {
+    pub(crate) fn is_fetched(&self) -> bool {
         self.ring.is_empty()
     }
 

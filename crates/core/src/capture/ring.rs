@@ -10,35 +10,35 @@ const MAX_RECORDS: usize = 16_384;
 const MAX_BYTES: usize = 8 << 20;
 
 #[derive(Default)]
-pub struct Ring {
+pub(super) struct Ring {
     records: VecDeque<Record>,
     bytes: usize,
 }
 
 impl Ring {
     /// Whether this many more copies fit, with this many bytes in total.
-    pub fn has_room(&self, records: usize, bytes: usize) -> bool {
+    pub(super) fn has_room(&self, records: usize, bytes: usize) -> bool {
         self.records.len() + records <= MAX_RECORDS
             && self.bytes + bytes + records * size_of::<Record>() <= MAX_BYTES
     }
 
     /// Puts a copy at `place`, near the end. The caller has checked that there is room.
-    pub fn insert(&mut self, place: usize, record: Record) {
+    pub(super) fn insert(&mut self, place: usize, record: Record) {
         self.bytes += memory(&record);
         self.records.insert(place.min(self.records.len()), record);
     }
 
-    pub fn pop(&mut self) -> Option<Record> {
+    pub(super) fn pop(&mut self) -> Option<Record> {
         let record = self.records.pop_front()?;
         self.bytes -= memory(&record);
         Some(record)
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 }

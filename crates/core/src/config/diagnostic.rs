@@ -95,23 +95,33 @@ pub(super) struct Report {
 
 impl Report {
     /// Records an error. An empty `hint` means none.
-    pub fn error(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+    pub(super) fn error(
+        &self,
+        span: &Range<usize>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         self.errors.set(self.errors.get() + 1);
         self.push(Severity::Error, span, message.into(), hint.into());
     }
 
     /// Records a warning. An empty `hint` means none.
-    pub fn warn(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+    pub(super) fn warn(
+        &self,
+        span: &Range<usize>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         self.push(Severity::Warning, span, message.into(), hint.into());
     }
 
     /// How many errors there are: checks that build on a part of the file are skipped if it has some.
-    pub fn errors(&self) -> usize {
+    pub(super) fn errors(&self) -> usize {
         self.errors.get()
     }
 
     /// All of them, in the order of the file.
-    pub fn into_sorted(self) -> Vec<Diagnostic> {
+    pub(super) fn into_sorted(self) -> Vec<Diagnostic> {
         let mut found = self.found.into_inner();
         found.sort_by_key(|d| (d.span.start, d.span.end));
         let left_out = self.left_out.get();

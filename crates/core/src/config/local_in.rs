@@ -34,7 +34,7 @@ pub(super) fn read(root: &mut Table<'_>, network: &Network) -> Vec<LocalIn> {
 
 impl LocalIn {
     /// Whether it is for packets that come in by `port`.
-    pub fn is_for(&self, port: PortId) -> bool {
+    pub(crate) fn is_for(&self, port: PortId) -> bool {
         self.from.is_empty() || self.from.contains(&port)
     }
 }

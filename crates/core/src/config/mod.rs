@@ -47,7 +47,7 @@ pub use field::Value;
 pub use names::did_you_mean;
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::parse;
-pub use show::{ConfigText, text_of};
+pub use show::ConfigText;
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 
 /// The whole configuration of one unit.
@@ -329,7 +329,7 @@ pub struct LinkMonitor {
 
 impl LinkMonitor {
     /// `server` as in the file.
-    pub fn server_text(&self) -> String {
+    pub(crate) fn server_text(&self) -> String {
         match self.server_port {
             Some(port) => SocketAddr::new(self.server, port).to_string(),
             None => self.server.to_string(),

@@ -13,7 +13,7 @@ pub(super) struct Names {
 
 impl Names {
     /// No names yet; `kind` is for messages, such as "port".
-    pub fn new(kind: &'static str) -> Names {
+    pub(super) fn new(kind: &'static str) -> Names {
         Names {
             kind,
             known: BTreeMap::new(),
@@ -23,7 +23,7 @@ impl Names {
     /// Gives `name` to the thing with that index; an error if another one has it.
     ///
     /// `None`, a name that could not be read, was reported before.
-    pub fn declare(&mut self, report: &Report, name: Option<&At<String>>, index: usize) {
+    pub(super) fn declare(&mut self, report: &Report, name: Option<&At<String>>, index: usize) {
         let Some(name) = name else { return };
         let (kind, text) = (self.kind, &name.value);
         if self.known.contains_key(text) {
@@ -35,7 +35,7 @@ impl Names {
     }
 
     /// The index of the thing with that name; an error if there is none.
-    pub fn resolve(&self, report: &Report, name: &At<String>) -> Option<usize> {
+    pub(super) fn resolve(&self, report: &Report, name: &At<String>) -> Option<usize> {
         let found = self.known.get(&name.value).copied();
         if found.is_none() {
             let hint = match did_you_mean(&name.value, self.known.keys().map(String::as_str)) {
@@ -50,7 +50,7 @@ impl Names {
     }
 
     /// As [`Names::resolve`] for a list, in which a name should stand once.
-    pub fn resolve_all(&self, report: &Report, names: &[At<String>]) -> Vec<usize> {
+    pub(super) fn resolve_all(&self, report: &Report, names: &[At<String>]) -> Vec<usize> {
         let mut found = Vec::new();
         for name in names {
             match self.resolve(report, name) {

@@ -37,7 +37,7 @@ impl Network {
     const MOST_ADDRESSES: usize = 4096;
 
     /// Reads the ports.
-    pub fn read(root: &mut Table<'_>) -> Network {
+    pub(super) fn read(root: &mut Table<'_>) -> Network {
         let report = root.report;
         let before = report.errors();
         let mut network = Network {
@@ -61,7 +61,7 @@ impl Network {
     }
 
     /// Reads the groups and puts each virtual address into its one.
-    pub fn read_groups(&mut self, root: &mut Table<'_>) -> Vec<Group> {
+    pub(super) fn read_groups(&mut self, root: &mut Table<'_>) -> Vec<Group> {
         let report = root.report;
         let before = report.errors();
         let mut names = Names::new("group");
@@ -96,7 +96,7 @@ impl Network {
     }
 
     /// Warns of groups in a config without `[ha]`.
-    pub fn warn_of_groups(&self, report: &Report) {
+    pub(super) fn warn_of_groups(&self, report: &Report) {
         if let Some(header) = self.group_headers.first() {
             let hint = "remove the groups, or add `[ha]`";
             report.warn(header, "groups have no effect without `[ha]`", hint);
@@ -104,7 +104,7 @@ impl Network {
     }
 
     /// Whether `port` has a virtual address of `family`.
-    pub fn has_family(&self, port: PortId, family: Family) -> bool {
+    pub(super) fn has_family(&self, port: PortId, family: Family) -> bool {
         let port = self.ports.get(port.index());
         port.is_some_and(|port| {
             let addresses = &port.virtual_addresses;
@@ -114,7 +114,7 @@ impl Network {
     }
 
     /// The ports, whose link-local addresses are apart from the others.
-    pub fn into_ports(mut self) -> Vec<Port> {
+    pub(super) fn into_ports(mut self) -> Vec<Port> {
         for port in &mut self.ports {
             let link_local = |own: &mut VirtualAddress| own.addr.is_link_local();
             port.link_local = port.virtual_addresses.extract_if(.., link_local).collect();
@@ -123,29 +123,29 @@ impl Network {
     }
 
     /// The port that has this virtual address.
-    pub fn port_of(&self, addr: Addr) -> Option<PortId> {
+    pub(super) fn port_of(&self, addr: Addr) -> Option<PortId> {
         let has = |port: &Port| port.virtual_addresses.iter().any(|v| v.addr == addr);
         self.ports.iter().position(has).map(port_id)
     }
 
     /// As [`group_of`].
-    pub fn group_of(&self, addr: Addr) -> GroupId {
+    pub(super) fn group_of(&self, addr: Addr) -> GroupId {
         group_of(&self.ports, addr)
     }
 
     /// The networks of all ports.
-    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+    pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> {
         let addresses = self.ports.iter().flat_map(|port| &port.virtual_addresses);
         addresses.map(|address| address.network)
     }
 
     /// The ids of all ports.
-    pub fn all(&self) -> Vec<PortId> {
+    pub(super) fn all(&self) -> Vec<PortId> {
         (0..self.ports.len()).map(port_id).collect()
     }
 
     /// The ids of the named ports.
-    pub fn resolve(&self, report: &Report, names: &[At<String>]) -> Vec<PortId> {
+    pub(super) fn resolve(&self, report: &Report, names: &[At<String>]) -> Vec<PortId> {
         let indices = self.port_names.resolve_all(report, names);
         indices.into_iter().map(port_id).collect()
     }

@@ -124,10 +124,20 @@ pub enum OptionKind {
     List(&'static str),
     /// `true` or `false`.
     Bool,
-    /// An integer; both ends included.
-    Integer { min: u64, max: u64 },
-    /// A duration such as `"50ms"`; both ends included.
-    Duration { min: Duration, max: Duration },
+    /// An integer.
+    Integer {
+        /// The smallest that is accepted.
+        min: u64,
+        /// The largest that is accepted.
+        max: u64,
+    },
+    /// A duration such as `"50ms"`.
+    Duration {
+        /// The shortest that is accepted.
+        min: Duration,
+        /// The longest that is accepted.
+        max: Duration,
+    },
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `"auto"`, or a number of bytes.
@@ -169,7 +179,7 @@ impl OptionDoc {
 
     /// The value in `config`; of a `[[port]]` or `[[group]]`, that of the one at `index`. `None` if there is no
     /// such table, or if the option is a part of tables that are compared as a whole.
-    pub fn value_in(&self, config: &Config, index: usize) -> Option<Value> {
+    pub(crate) fn value_in(&self, config: &Config, index: usize) -> Option<Value> {
         fn of<T>(field: &Field<T>, part: Option<&T>) -> Option<Value> {
             part.map(|part| (field.get)(part))
         }

@@ -38,17 +38,17 @@ pub(super) struct Table<'a> {
 
 impl<'a> Table<'a> {
     /// The document itself.
-    pub fn root(document: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
+    pub(super) fn root(document: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
         Table::of("", document, report)
     }
 
     /// A table of that path which is a document of its own.
-    pub fn of(name: &'static str, table: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
+    pub(super) fn of(name: &'static str, table: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
         Table::new(name, 0..0, table, report)
     }
 
     /// The subtable of that path; if there is none, an empty one, which yields the defaults.
-    pub fn table(&mut self, name: &'static str) -> Table<'a> {
+    pub(super) fn table(&mut self, name: &'static str) -> Table<'a> {
         self.optional_table(name).unwrap_or(Table {
             name,
             header: self.header.clone(),
@@ -58,7 +58,7 @@ impl<'a> Table<'a> {
     }
 
     /// As [`Table::table`], but `None` if there is none.
-    pub fn optional_table(&mut self, name: &'static str) -> Option<Table<'a>> {
+    pub(super) fn optional_table(&mut self, name: &'static str) -> Option<Table<'a>> {
         let value = self.value(last_segment(name))?;
         match value.get_ref() {
             DeValue::Table(table) => Some(Table::new(name, value.span(), table, self.report)),
@@ -72,7 +72,7 @@ impl<'a> Table<'a> {
     }
 
     /// The array of subtables of that path, of which there should be at most `most`.
-    pub fn tables(&mut self, name: &'static str) -> Vec<Table<'a>> {
+    pub(super) fn tables(&mut self, name: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.value(last_segment(name)) else {
             return Vec::new();
         };
@@ -104,7 +104,7 @@ impl<'a> Table<'a> {
     }
 
     /// The value of a key that may be left out, or its default if that is a text.
-    pub fn take<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
+    pub(super) fn take<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
             let DefaultValue::Text(text) = option.default else {
@@ -117,7 +117,7 @@ impl<'a> Table<'a> {
     }
 
     /// The value of a key that must be there. `None` is an error, and recorded.
-    pub fn require<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
+    pub(super) fn require<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
             self.missing(option);
@@ -127,7 +127,7 @@ impl<'a> Table<'a> {
     }
 
     /// The elements of a list that can be read; none if it is left out.
-    pub fn list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
+    pub(super) fn list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
             if option.default == DefaultValue::Required {
@@ -152,7 +152,7 @@ impl<'a> Table<'a> {
     }
 
     /// As [`Table::list`], for a list of which the absence means "any": it must not be empty.
-    pub fn any_or_list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
+    pub(super) fn any_or_list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
         if let Some((_, value)) = self.left.get(key)
             && matches!(value.get_ref(), DeValue::Array(array) if array.is_empty())
         {
@@ -165,14 +165,19 @@ impl<'a> Table<'a> {
 
     /// Sets the fields of `part` that this table has a plain value for, or a default: what needs no other part of
     /// the config to be understood.
-    pub fn fill<T: Owner>(&mut self, part: &mut T) {
+    pub(super) fn fill<T: Owner>(&mut self, part: &mut T) {
         for (option, field) in T::options() {
             self.fill_one(option, field, part);
         }
     }
 
     /// Sets the field of one option, if its value is a plain one.
-    pub fn fill_one<T>(&mut self, option: &'static OptionDoc, field: &Field<T>, part: &mut T) {
+    pub(super) fn fill_one<T>(
+        &mut self,
+        option: &'static OptionDoc,
+        field: &Field<T>,
+        part: &mut T,
+    ) {
         let key = option.key;
         let is_left_out = !self.left.contains_key(key);
         let value = match option.kind {
@@ -192,7 +197,7 @@ impl<'a> Table<'a> {
     }
 
     /// Where the value of `key` stands, until it is taken.
-    pub fn span_of(&self, key: &str) -> Option<Span> {
+    pub(super) fn span_of(&self, key: &str) -> Option<Span> {
         self.left.get(key).map(|(_, value)| value.span())
     }
 
@@ -249,7 +254,7 @@ impl<'a> Table<'a> {
     }
 
     /// One of a few words. `None` if it is left out or wrong; the latter is recorded.
-    pub fn choice(&mut self, key: &'static str) -> Option<At<&'static str>> {
+    pub(super) fn choice(&mut self, key: &'static str) -> Option<At<&'static str>> {
         let option = self.option(key);
         let OptionKind::Choice(words) = option.kind else {
             unreachable!("`{key}` is not a choice");
@@ -272,7 +277,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reports the keys that nobody took.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         for (key, (span, _)) in &self.left {
             let known: Vec<&str> = options::keys_of(self.name).collect();
             let hint = did_you_mean(key, known.iter().copied())

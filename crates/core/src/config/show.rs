@@ -41,13 +41,6 @@ impl ConfigText {
     }
 }
 
-/// The whole of `config` as a file, without what has its default value.
-pub fn text_of(config: &Config) -> String {
-    let mut parts = ConfigText::default();
-    let parts = std::iter::from_fn(|| parts.next(config, false));
-    parts.collect::<Vec<_>>().join("\n")
-}
-
 /// How many tables of that name a file for `config` has.
 fn count(config: &Config, table: &str) -> usize {
     let ha = config.ha.as_ref();
@@ -308,6 +301,13 @@ mod tests {
         let read = crate::config::parse(Path::new("a.toml"), text);
         read.unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
             .0
+    }
+
+    /// The whole of `config` as a file, without what has its default value.
+    fn text_of(config: &Config) -> String {
+        let mut parts = ConfigText::default();
+        let parts = std::iter::from_fn(|| parts.next(config, false));
+        parts.collect::<Vec<_>>().join("\n")
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Pools {
     const MOST_ADDRESSES: u128 = 4096;
 
     /// Whether a pool has an address of `family`.
-    pub fn has_family(&self, pool: usize, family: Family) -> bool {
+    pub(super) fn has_family(&self, pool: usize, family: Family) -> bool {
         let pool = self.pools.get(pool);
         pool.is_some_and(|pool| pool.addresses.iter().any(|addr| addr.family() == family))
     }

@@ -54,12 +54,12 @@ pub(super) struct AddressRange {
 
 impl AddressRange {
     /// How many addresses there are.
-    pub fn len(&self) -> u128 {
+    pub(super) fn len(&self) -> u128 {
         (number(self.last) - number(self.first)).saturating_add(1)
     }
 
     /// Each address; check [`AddressRange::len`] before.
-    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let v4 = self.first.is_ipv4();
         (number(self.first)..=number(self.last)).map(move |n| match u32::try_from(n) {
             Ok(n) if v4 => IpAddr::V4(n.into()),

@@ -96,7 +96,7 @@ impl Stream {
 }
 
 /// Ends a capture, whether or not its client has fetched everything.
-pub fn end(gateway: &mut Gateway) {
+pub(super) fn end(gateway: &mut Gateway) {
     if let Some(capture) = gateway.capture() {
         let total = capture.total();
         log::info!("capture end packets={} lost={}", total.matched, total.lost);

@@ -26,7 +26,7 @@ const USUAL_ID: u16 = 1;
 
 /// Why there is no explanation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExplainError {
+pub(super) enum ExplainError {
     /// The protocol or the port is wrong.
     Word(WordError),
     /// No packet can be made of the addresses.
@@ -112,7 +112,7 @@ impl std::error::Error for ExplainError {}
 ///
 /// # Errors
 /// A sentence that names the wrong word and the remedy.
-pub fn explain(
+pub(super) fn explain(
     request: &ExplainRequest,
     gateway: &Gateway,
     now: Time,

@@ -61,7 +61,7 @@ impl Filter {
     }
 
     /// Whether sessions of `group` can match.
-    pub fn admits_group(&self, group: GroupId, gateway: &Gateway) -> bool {
+    pub(crate) fn admits_group(&self, group: GroupId, gateway: &Gateway) -> bool {
         let refuses = |condition: &Condition| matches!(condition, Condition::Group(name) if gateway.group_name(group) != name);
         !self.conditions.iter().any(refuses)
     }

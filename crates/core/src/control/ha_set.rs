@@ -14,7 +14,7 @@ use super::{Progress, ShellView, bad_request};
 ///
 /// # Errors
 /// Why there is none.
-pub fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Failure> {
+pub(super) fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Failure> {
     let switches = config::switches(gateway.config());
     let switches = switches.ok_or_else(|| bad_request(SwitchError::Standalone))?;
     if let Some(key) = key {

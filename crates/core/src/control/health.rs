@@ -7,7 +7,7 @@ use super::protocol::{HealthState, HealthStatus, TroubleStatus};
 use super::status::seconds;
 
 /// What was wrong when the gateway last looked.
-pub fn health(gateway: &Gateway, now: Time) -> HealthStatus {
+pub(super) fn health(gateway: &Gateway, now: Time) -> HealthStatus {
     let health = gateway.last_health();
     let standing = health.standing().iter();
     let troubles: Vec<TroubleStatus> = standing

@@ -44,13 +44,13 @@ pub enum ReloadWait {
 }
 
 impl ReloadWait {
-    pub fn note_begin(&mut self) {
+    pub(crate) fn note_begin(&mut self) {
         if matches!(self, ReloadWait::Next) {
             *self = ReloadWait::Current;
         }
     }
 
-    pub fn note_end(&mut self, outcome: &ReloadOutcome) {
+    pub(crate) fn note_end(&mut self, outcome: &ReloadOutcome) {
         if matches!(self, ReloadWait::Current) {
             *self = ReloadWait::Ended(Box::new(outcome.clone()));
         }

@@ -17,7 +17,7 @@ use super::protocol::{
 };
 use super::{health, protocol};
 
-pub fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
+pub(super) fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
     gateway.health(now);
     let gateway = &*gateway;
     let config = gateway.config();

@@ -103,7 +103,7 @@ const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
 const CLAIM_BOUND: Duration = Duration::from_secs(3);
 
 impl Group {
-    pub fn new(name: &str, priority: u8, now: Time, until: Time) -> Group {
+    pub(super) fn new(name: &str, priority: u8, now: Time, until: Time) -> Group {
         Group {
             name: name.to_owned(),
             hash: heartbeat::hash(name),
@@ -137,7 +137,7 @@ impl Group {
         }
     }
 
-    pub fn role(&self) -> Role {
+    pub(super) fn role(&self) -> Role {
         match self.state {
             State::Primary => Role::Primary,
             _ => Role::Standby,

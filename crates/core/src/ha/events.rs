@@ -29,7 +29,7 @@ pub(super) const MOST_EVENTS: usize = 64;
 
 impl Events {
     /// Notes something that is as it should be.
-    pub fn info(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+    pub(super) fn info(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.push(Event {
             at,
             warn: false,
@@ -39,7 +39,7 @@ impl Events {
     }
 
     /// Notes something that somebody should look at.
-    pub fn warn(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+    pub(super) fn warn(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.push(Event {
             at,
             warn: true,
@@ -49,7 +49,7 @@ impl Events {
     }
 
     /// Notes how many of the monitored ports are up; fewer are something to look at.
-    pub fn ports(&mut self, at: Time, up: usize, all: usize, fewer: bool) {
+    pub(super) fn ports(&mut self, at: Time, up: usize, all: usize, fewer: bool) {
         let what = format!("monitored ports up: {up} of {all}");
         match fewer {
             true => self.warn(at, what, ""),
@@ -58,7 +58,7 @@ impl Events {
     }
 
     /// Notes a change of role, which is logged where it is carried out.
-    pub fn role(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
+    pub(super) fn role(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.keep(Event {
             at,
             warn: false,
@@ -92,7 +92,7 @@ impl Events {
         self.ring.push_back(event);
     }
 
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
         self.ring.iter()
     }
 }

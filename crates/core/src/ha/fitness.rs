@@ -42,7 +42,7 @@ impl Group {
 
 impl Ha {
     /// A host or a peer was heard on `port`.
-    pub fn handle_host(&mut self, port: PortId) {
+    pub(crate) fn handle_host(&mut self, port: PortId) {
         if let Some(own) = self.ports.get_mut(port.index()) {
             own.carried = true;
         }

@@ -96,7 +96,13 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Whether that was this boot, within `span` before `now`, and after `since`.
-    pub fn is_fresh(&self, boot_id: u64, now: Time, span: Duration, since: Option<Time>) -> bool {
+    pub(super) fn is_fresh(
+        &self,
+        boot_id: u64,
+        now: Time,
+        span: Duration,
+        since: Option<Time>,
+    ) -> bool {
         let span = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         let age = clock(now).checked_sub(self.clock);
         self.boot_id == boot_id

@@ -186,7 +186,7 @@ impl Ha {
     /// A peer hands `group` over to this unit, which has applied all that the peer sent before.
     ///
     /// Ignored, with an event, if it is out of date or this unit can't be primary.
-    pub fn handle_handover(&mut self, now: Time, group: GroupId, from: PeerId, term: u64) {
+    pub(crate) fn handle_handover(&mut self, now: Time, group: GroupId, from: PeerId, term: u64) {
         let index = usize::from(group.0);
         let (Some(state), Some(peer)) = (self.groups.get(index), self.peers.get(from.index()))
         else {

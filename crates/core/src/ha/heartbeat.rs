@@ -48,7 +48,7 @@ const FOLLOWED: u8 = 1 << 7;
 
 /// The highest term that the wire carries. A unit whose term has reached it stays there: then the
 /// order of the units decides alone.
-pub const MAX_TERM: u64 = u32::MAX as u64;
+pub(crate) const MAX_TERM: u64 = u32::MAX as u64;
 
 /// Why a heartbeat was ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub(super) struct Worth {
 
 impl GroupState {
     /// What peers must act on at once when it changes.
-    pub fn essence(&self) -> GroupState {
+    pub(super) fn essence(&self) -> GroupState {
         GroupState {
             held: Holding::default(),
             ..*self

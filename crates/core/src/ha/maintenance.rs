@@ -16,7 +16,7 @@ pub struct Maintenance {
 impl Ha {
     /// Begins or ends the maintenance of this unit. As primary it hands over as soon as another unit that is
     /// not in maintenance holds the same sessions.
-    pub fn set_maintenance(&mut self, now: Time, wanted: Option<Maintenance>) {
+    pub(crate) fn set_maintenance(&mut self, now: Time, wanted: Option<Maintenance>) {
         let before = std::mem::replace(&mut self.maintenance, wanted);
         match (before, wanted) {
             (None, Some(_)) => {
@@ -39,7 +39,7 @@ impl Ha {
     }
 
     /// Whether this unit is in maintenance and primary of a group all the same.
-    pub fn serves_in_maintenance(&self) -> bool {
+    pub(crate) fn serves_in_maintenance(&self) -> bool {
         let mut groups = self.groups.iter();
         self.maintenance.is_some() && groups.any(|group| group.state == State::Primary)
     }

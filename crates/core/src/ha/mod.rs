@@ -43,7 +43,8 @@ use ports::OwnPort;
 pub use events::Event;
 pub use frame::{ETHERTYPE, FrameError, PortKeys};
 pub use handover::HandoverError;
-pub use heartbeat::{HeartbeatError, MAX_TERM};
+pub use heartbeat::HeartbeatError;
+pub(crate) use heartbeat::MAX_TERM;
 pub use maintenance::Maintenance;
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
@@ -370,7 +371,7 @@ impl Ha {
     }
 
     /// Starts a check at once if the peer in question was primary.
-    pub fn handle_hint(&mut self, now: Time, hint: Hint) {
+    pub(crate) fn handle_hint(&mut self, now: Time, hint: Hint) {
         let why = match hint {
             Hint::Refused { .. } | Hint::Ended { .. } => "its process ended",
             Hint::CarrierLost => "no link has carrier",
@@ -402,7 +403,7 @@ impl Ha {
     }
 
     /// The states of the ports, parallel to `config.ports`.
-    pub fn handle_ports(&mut self, now: Time, up: &[bool]) {
+    pub(crate) fn handle_ports(&mut self, now: Time, up: &[bool]) {
         self.note_ports(now, up);
         let is_up = |port: &&PortId| up.get(port.index()).copied().unwrap_or(false);
         let (count, all) = (
@@ -420,14 +421,14 @@ impl Ha {
     }
 
     /// Another unit, or another host, answered for an address of `group`. Nothing proves which.
-    pub fn handle_probe_answer(&mut self, now: Time, group: GroupId) {
+    pub(crate) fn handle_probe_answer(&mut self, now: Time, group: GroupId) {
         if usize::from(group.0) < self.groups.len() {
             self.note_probe_answer(now, usize::from(group.0));
         }
     }
 
     /// What replication has to say of `peer`; as often as it likes.
-    pub fn handle_sync(&mut self, now: Time, peer: PeerId, state: SyncState) {
+    pub(crate) fn handle_sync(&mut self, now: Time, peer: PeerId, state: SyncState) {
         let Some(known) = self.peers.get_mut(peer.index()) else {
             return;
         };
@@ -441,7 +442,7 @@ impl Ha {
 
     /// What this unit holds of `group`, and when packets of its sessions went through it last, in each
     /// direction; as often as the caller likes.
-    pub fn handle_evidence(&mut self, group: GroupId, held: Holding, carried: Option<Time>) {
+    pub(crate) fn handle_evidence(&mut self, group: GroupId, held: Holding, carried: Option<Time>) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
             // As it comes from the wire, so that it can be compared.
             let epoch = u64::from(held.epoch as u32);
@@ -451,13 +452,13 @@ impl Ha {
 
     /// Lets another unit take over from this one if its priority is higher, and this unit, when it has been
     /// fit for so long, from others; for all groups.
-    pub fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
+    pub(crate) fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
         (self.override_, self.override_wait) = (override_, wait);
         self.settings_changed(now);
     }
 
     /// Sets this unit's priority for `group`, or for all.
-    pub fn set_priority(&mut self, now: Time, group: Option<GroupId>, priority: u8) {
+    pub(crate) fn set_priority(&mut self, now: Time, group: Option<GroupId>, priority: u8) {
         for (index, state) in self.groups.iter_mut().enumerate() {
             if group.is_none_or(|group| usize::from(group.0) == index) {
                 state.priority = priority;
@@ -467,7 +468,7 @@ impl Ha {
     }
 
     /// Sets the ports that must be up, of those whose states are `up`, parallel to `config.ports`.
-    pub fn set_monitor(&mut self, now: Time, monitor: &[PortId], up: &[bool]) {
+    pub(crate) fn set_monitor(&mut self, now: Time, monitor: &[PortId], up: &[bool]) {
         self.monitor = monitor.to_vec();
         self.handle_ports(now, up);
         self.settings_changed(now);

@@ -92,7 +92,7 @@ pub(super) struct News {
 
 impl Peer {
     /// A peer that was not heard yet; there are so many links, ports and groups.
-    pub fn new(config: &HaPeer, (links, ports, groups): (usize, usize, usize)) -> Peer {
+    pub(super) fn new(config: &HaPeer, (links, ports, groups): (usize, usize, usize)) -> Peer {
         Peer {
             name: config.name.clone(),
             hash: heartbeat::hash(&config.name),
@@ -130,7 +130,7 @@ impl Peer {
     }
 
     /// Takes note of a heartbeat's clock, whether or not it brings news; `link` exists.
-    pub fn measure(&mut self, now: Time, link: LinkId, header: &Header<'_>) {
+    pub(super) fn measure(&mut self, now: Time, link: LinkId, header: &Header<'_>) {
         let Some(link) = self.links.get_mut(link.index()) else {
             return;
         };
@@ -148,7 +148,7 @@ impl Peer {
     }
 
     /// The echo to send on `link`: the peer's clock, and how long ago it came.
-    pub fn echo(&self, now: Time, link: LinkId) -> (u64, Duration) {
+    pub(super) fn echo(&self, now: Time, link: LinkId) -> (u64, Duration) {
         match self.links.get(link.index()).and_then(|link| link.last) {
             Some((at, clock)) => (clock, now.since(at)),
             None => (0, Duration::ZERO),
@@ -156,7 +156,7 @@ impl Peer {
     }
 
     /// Whether the heartbeat is newer than all before; copies by other links are not.
-    pub fn is_news(&self, header: &Header<'_>) -> bool {
+    pub(super) fn is_news(&self, header: &Header<'_>) -> bool {
         let boot_id = Some(header.boot_id);
         match boot_id == self.boot_id {
             true => header.sequence > self.sequence,
@@ -165,7 +165,7 @@ impl Peer {
     }
 
     /// The same among those that came by links. What was sent with it may have come by a data port first.
-    pub fn is_news_by_link(&self, header: &Header<'_>) -> bool {
+    pub(super) fn is_news_by_link(&self, header: &Header<'_>) -> bool {
         let (boot_id, sequence) = self.link_sequence;
         if Some(header.boot_id) != self.boot_id {
             return self.is_news(header);
@@ -177,7 +177,13 @@ impl Peer {
     }
 
     /// A heartbeat that is not old has come: the peer lives, or says goodbye.
-    pub fn live_on(&mut self, now: Time, header: &Header<'_>, hold: Duration, by_link: bool) {
+    pub(super) fn live_on(
+        &mut self,
+        now: Time,
+        header: &Header<'_>,
+        hold: Duration,
+        by_link: bool,
+    ) {
         if header.goodbye {
             (self.alive, self.linked) = (false, false);
             self.gone_why = Some("it said goodbye");
@@ -197,7 +203,7 @@ impl Peer {
     }
 
     /// Applies a heartbeat; `groups` are those of this unit that it names.
-    pub fn update(
+    pub(super) fn update(
         &mut self,
         now: Time,
         header: &Header<'_>,
@@ -241,7 +247,7 @@ impl Peer {
 
     /// Applies a part of the last heartbeat that was overtaken by another part of it; returns whether it has
     /// changed anything. Nothing else that is not news counts.
-    pub fn update_overtaken(
+    pub(super) fn update_overtaken(
         &mut self,
         now: Time,
         header: &Header<'_>,
@@ -278,17 +284,17 @@ impl Peer {
     }
 
     /// How long it has been running, by its own account.
-    pub fn uptime(&self, now: Time) -> Duration {
+    pub(super) fn uptime(&self, now: Time) -> Duration {
         let since = self.heard.map_or(Duration::ZERO, |heard| now.since(heard));
         self.uptime.saturating_add(since)
     }
 
-    pub fn boot_id(&self) -> Option<u64> {
+    pub(super) fn boot_id(&self) -> Option<u64> {
         self.boot_id
     }
 
     /// The state of `link` for the operator.
-    pub fn link(&self, now: Time, link: usize, hold: Duration) -> Link {
+    pub(super) fn link(&self, now: Time, link: usize, hold: Duration) -> Link {
         let link = self.links.get(link).copied().unwrap_or_default();
         Link {
             connected: link.up,
@@ -301,7 +307,7 @@ impl Peer {
 
 impl PeerLink {
     /// What comes next follows on nothing: the link was down meanwhile.
-    pub fn forget_sequence(&mut self) {
+    pub(super) fn forget_sequence(&mut self) {
         self.sequence = None;
     }
 

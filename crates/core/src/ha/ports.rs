@@ -41,7 +41,7 @@ pub(super) struct PortPath {
 
 impl PortPath {
     /// Whether the peer is heard by it.
-    pub fn is_heard(&self, now: Time) -> bool {
+    pub(super) fn is_heard(&self, now: Time) -> bool {
         self.heard.is_some_and(|at| now.since(at) < HEARD)
     }
 }
@@ -77,7 +77,7 @@ impl Ha {
     ///
     /// # Errors
     /// If it was ignored.
-    pub fn handle_port_frame(
+    pub(crate) fn handle_port_frame(
         &mut self,
         now: Time,
         port: PortId,
@@ -112,7 +112,7 @@ impl Ha {
     }
 
     /// Whether a peer has answered lately from the hardware address `mac` on `port`.
-    pub fn is_peer(&self, port: PortId, mac: [u8; 6]) -> bool {
+    pub(crate) fn is_peer(&self, port: PortId, mac: [u8; 6]) -> bool {
         let mut paths = self
             .peers
             .iter()
@@ -253,7 +253,7 @@ impl Ha {
 
     /// Names a host that sends to this unit, on the link of `port`, to the primary of `group`, if that is heard
     /// there.
-    pub fn name_stray(&mut self, now: Time, group: GroupId, port: PortId, host: Addr) {
+    pub(crate) fn name_stray(&mut self, now: Time, group: GroupId, port: PortId, host: Addr) {
         let Some(id) = self.alive_primary(usize::from(group.0)) else {
             return;
         };

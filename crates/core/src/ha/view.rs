@@ -135,17 +135,17 @@ impl Ha {
     }
 
     /// How many ports this unit monitors.
-    pub fn monitored_ports(&self) -> usize {
+    pub(crate) fn monitored_ports(&self) -> usize {
         self.monitor.len()
     }
 
     /// Whether `peer` said last that fewer ports are up there than this unit monitors.
-    pub fn has_ports_down(&self, peer: &PeerView<'_>) -> bool {
+    pub(crate) fn has_ports_down(&self, peer: &PeerView<'_>) -> bool {
         peer.ports_up < order::rank(self.monitor.len(), self.monitor.len())
     }
 
     /// Whether `peer` was heard over a link within the hold time.
-    pub fn is_linked(&self, peer: PeerId) -> bool {
+    pub(crate) fn is_linked(&self, peer: PeerId) -> bool {
         self.peers.get(peer.index()).is_some_and(|peer| peer.linked)
     }
 
@@ -155,7 +155,7 @@ impl Ha {
     }
 
     /// The random number that the process of `peer` which was heard last has chosen at its start.
-    pub fn boot_id(&self, peer: PeerId) -> Option<u64> {
+    pub(crate) fn boot_id(&self, peer: PeerId) -> Option<u64> {
         self.peers.get(peer.index())?.boot_id()
     }
 
@@ -176,20 +176,15 @@ impl Ha {
     }
 
     /// Whether this unit, still primary of `group`, is handing it over.
-    pub fn is_handing_over(&self, group: GroupId) -> bool {
+    pub(crate) fn is_handing_over(&self, group: GroupId) -> bool {
         let group = self.groups.get(usize::from(group.0));
         group.is_some_and(|group| group.handover.is_some())
     }
 
     /// Whether this unit has its role in `group` for so short a time that others may not know yet.
-    pub fn is_new(&self, now: Time, group: GroupId) -> bool {
+    pub(crate) fn is_new(&self, now: Time, group: GroupId) -> bool {
         let group = self.groups.get(usize::from(group.0));
         group.is_some_and(|group| now.since(group.since) < super::handover::SETTLE)
-    }
-
-    /// Whether [`Ha::shut_down`] was called.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.is_some()
     }
 
     /// Whether [`super::Output::Gone`] was given.
@@ -203,7 +198,7 @@ impl Ha {
     }
 
     /// How many heartbeats were ignored because of `error`.
-    pub fn rejected(&self, error: HeartbeatError) -> u64 {
+    pub(crate) fn rejected(&self, error: HeartbeatError) -> u64 {
         self.rejected[error as usize]
     }
 

@@ -52,7 +52,7 @@ pub(super) struct Samples<'a> {
 
 impl Page<'_> {
     /// Begins a metric.
-    pub fn begin(&mut self, metric: &'static Metric) -> Samples<'_> {
+    pub(super) fn begin(&mut self, metric: &'static Metric) -> Samples<'_> {
         let Metric {
             name, kind, help, ..
         } = metric;
@@ -66,14 +66,14 @@ impl Page<'_> {
     }
 
     /// A metric without labels.
-    pub fn one(&mut self, metric: &'static Metric, value: impl Display) {
+    pub(super) fn one(&mut self, metric: &'static Metric, value: impl Display) {
         self.begin(metric).add(&[], value);
     }
 }
 
 impl Samples<'_> {
     /// Adds a sample; `labels` are the values of [`Metric::labels`].
-    pub fn add(&mut self, labels: &[&str], value: impl Display) {
+    pub(super) fn add(&mut self, labels: &[&str], value: impl Display) {
         debug_assert_eq!(labels.len(), self.metric.labels.len());
         self.out.push_str(self.metric.name);
         for (index, (name, value)) in self.metric.labels.iter().zip(labels).enumerate() {
@@ -89,7 +89,7 @@ impl Samples<'_> {
     }
 
     /// Adds a histogram, which has no labels of its own.
-    pub fn histogram(&mut self, histogram: &Histogram) {
+    pub(super) fn histogram(&mut self, histogram: &Histogram) {
         let name = self.metric.name;
         for (bound, count) in histogram.cumulated() {
             let _ = match bound {

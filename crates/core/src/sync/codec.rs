@@ -18,7 +18,7 @@ pub struct Malformed;
 type Result<T> = std::result::Result<T, Malformed>;
 
 /// Bytes of a frame before its body.
-pub const HEADER: usize = 5;
+pub(crate) const HEADER: usize = 5;
 
 const V6: u8 = 1;
 const NAT_SRC: u8 = 2;
@@ -35,7 +35,7 @@ const MAX_WINDOW: u32 = 65_535 << 14;
 
 /// Received bytes until they make a frame: at most one frame and as much again.
 #[derive(Debug, Default)]
-pub struct FrameBuffer {
+pub(crate) struct FrameBuffer {
     bytes: Vec<u8>,
     start: usize,
 }
@@ -44,12 +44,12 @@ impl FrameBuffer {
     const CAPACITY: usize = 2 * (MAX_FRAME + HEADER);
 
     /// How many bytes there is room for.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         Self::CAPACITY - (self.bytes.len() - self.start)
     }
 
     /// Takes as many of `bytes` as there is room for; returns how many.
-    pub fn push(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
         let taken = &bytes[..bytes.len().min(self.room())];
         if self.start == self.bytes.len() {
             self.bytes.clear();
@@ -63,7 +63,7 @@ impl FrameBuffer {
     }
 
     /// The type and body of the frame that is next; none until it is complete.
-    pub fn frame(&self) -> Result<Option<(u8, &[u8])>> {
+    pub(crate) fn frame(&self) -> Result<Option<(u8, &[u8])>> {
         let bytes = &self.bytes[self.start..];
         let Some((length, rest)) = bytes.split_first_chunk() else {
             return Ok(None);
@@ -79,7 +79,7 @@ impl FrameBuffer {
     }
 
     /// Goes on to the frame after the one that [`FrameBuffer::frame`] gives.
-    pub fn next(&mut self) {
+    pub(crate) fn next(&mut self) {
         if let Ok(Some((_, body))) = self.frame() {
             self.start += HEADER + body.len();
         }
@@ -87,7 +87,7 @@ impl FrameBuffer {
 }
 
 /// Reads the body of a frame.
-pub fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
+pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
     let mut from = Reader(body);
     Ok(match kind {
         1 => Message::Hello(Box::new(from.hello()?)),
@@ -224,23 +224,23 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
 }
 
 /// Begins a batch at the end of `out`: operations and [`end_batch`] are to follow.
-pub fn begin_batch(out: &mut Vec<u8>, seq: u64) {
+pub(crate) fn begin_batch(out: &mut Vec<u8>, seq: u64) {
     begin_frame(out, 2);
     out.extend_from_slice(&seq.to_be_bytes());
 }
 
 /// Begins an offer at the end of `out`: operations and [`end_offer`] are to follow.
-pub fn begin_offer(out: &mut Vec<u8>, group: u8) {
+pub(crate) fn begin_offer(out: &mut Vec<u8>, group: u8) {
     write_group(out, 11, group);
 }
 
 /// Ends the offer that begins at `start`.
-pub fn end_offer(out: &mut [u8], start: usize) {
+pub(crate) fn end_offer(out: &mut [u8], start: usize) {
     end_frame(out, start);
 }
 
 /// Ends the batch that begins at `start`, and says how far it brings the receiver.
-pub fn end_batch(out: &mut [u8], start: usize, seq: u64) {
+pub(crate) fn end_batch(out: &mut [u8], start: usize, seq: u64) {
     if let Some(place) = out.get_mut(start + HEADER..start + HEADER + 8) {
         place.copy_from_slice(&seq.to_be_bytes());
     }
@@ -248,7 +248,7 @@ pub fn end_batch(out: &mut [u8], start: usize, seq: u64) {
 }
 
 /// Writes [`Operation::Put`] for a session.
-pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, now: Tick) {
+pub(crate) fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, now: Tick) {
     let start = begin_operation(out, 1);
     let outgoing = session.translated(Direction::Original, book);
     let translated = |index, before: u16, after| index != TranslatedAddr::SAME || before != after;
@@ -295,7 +295,7 @@ pub fn write_session(out: &mut Vec<u8>, session: &Session, book: &AddressBook, n
 }
 
 /// Writes [`Operation::Remove`].
-pub fn write_removal(out: &mut Vec<u8>, key: &FlowKey, group: u8) {
+pub(crate) fn write_removal(out: &mut Vec<u8>, key: &FlowKey, group: u8) {
     let start = begin_operation(out, 2);
     let v6 = !key.src.is_v4();
     out.extend_from_slice(&[u8::from(v6), group]);
@@ -305,7 +305,7 @@ pub fn write_removal(out: &mut Vec<u8>, key: &FlowKey, group: u8) {
 
 /// Reads the first operation of a batch: what it is, or none if it is of a newer version, and the
 /// bytes it takes. Call it with the rest until that is empty.
-pub fn next_operation(operations: &[u8]) -> Result<(Option<Operation>, usize)> {
+pub(crate) fn next_operation(operations: &[u8]) -> Result<(Option<Operation>, usize)> {
     let mut from = Reader(operations);
     let (kind, length) = (from.u8()?, usize::from(from.u8()?));
     let mut body = Reader(from.take(length)?);

@@ -18,7 +18,7 @@ use crate::store::digest::Buckets;
 pub const VERSION: u16 = 3;
 
 /// The longest frame without its length field.
-pub const MAX_FRAME: usize = 64 * 1024;
+pub(crate) const MAX_FRAME: usize = 64 * 1024;
 
 /// A frame of a replication stream.
 #[derive(Debug, PartialEq)]

@@ -161,7 +161,7 @@ impl Replicator {
 
     /// Takes over the policies of a changed configuration. Returns whether streams that are open must be
     /// closed, since their Hello has what was before.
-    pub fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
+    pub(crate) fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
         let told = told_names(ruleset.names());
         self.identity.settings = Settings::new(ruleset.items());
         let is_same = self.identity.ruleset == ruleset.digest() && self.identity.policies == told;
@@ -180,7 +180,7 @@ impl Replicator {
 
     /// What this unit holds of `group` may be stale: it counts as complete only after another
     /// comparison with the primary.
-    pub fn doubt(&mut self, group: GroupId) {
+    pub(crate) fn doubt(&mut self, group: GroupId) {
         if let Some(ready) = self.ready.get_mut(usize::from(group.0)) {
             *ready = false;
         }
@@ -197,7 +197,7 @@ impl Replicator {
     }
 
     /// The stream to a peer has ended.
-    pub fn peer_disconnected(&mut self, peer: PeerId, journal: &mut Journal, now: Time) {
+    pub(crate) fn peer_disconnected(&mut self, peer: PeerId, journal: &mut Journal, now: Time) {
         if let Some(peer) = self
             .peers
             .get_mut(peer.index())
@@ -211,12 +211,12 @@ impl Replicator {
     }
 
     /// Asks a peer to take over a group with `term`, after all that has changed until now.
-    pub fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
+    pub(crate) fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
         self.plan_handover(peer, group, Some(term));
     }
 
     /// Does not ask any more, if that was not sent yet: the handover has failed.
-    pub fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
+    pub(crate) fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
         self.plan_handover(peer, group, None);
     }
 
@@ -230,7 +230,7 @@ impl Replicator {
 
     /// The stream to a peer takes nothing now. [`Replicator::poll_transmit`] is called when it does, so no
     /// timer runs until then.
-    pub fn peer_blocked(&mut self, peer: PeerId) {
+    pub(crate) fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.sender.blocked = true;
         }

@@ -327,13 +327,13 @@ impl Replicator {
 
     /// Whether the settings of `peer` agree with those of this unit, as far as it is known. One that lacks a
     /// group may lack what that group needs; all else must be the same.
-    pub fn agrees(&self, peer: PeerId) -> bool {
+    pub(crate) fn agrees(&self, peer: PeerId) -> bool {
         let remote = self.peers.get(peer.index()).map(|peer| &peer.remote);
         !matches!(remote, Some(Some(remote)) if remote.conflicts)
     }
 
     /// Whether a peer has other policies, pools or forwards, as far as it is known.
-    pub fn rules_differ(&self) -> bool {
+    pub(crate) fn rules_differ(&self) -> bool {
         self.peers.iter().any(|peer| peer.other_rules)
     }
 

@@ -92,7 +92,7 @@ impl Replicator {
     }
 
     /// Whether all peers that are in sync have the session of `group` as it is; not if none is.
-    pub fn is_synced(&self, journal: &Journal, id: SessionId, group: GroupId) -> bool {
+    pub(crate) fn is_synced(&self, journal: &Journal, id: SessionId, group: GroupId) -> bool {
         let seq = journal.seq_of(id);
         let copies = |seq| self.copies(journal, (id, group), seq, u32::MAX);
         seq.is_some_and(|seq| copies(seq) == Copies::Held)

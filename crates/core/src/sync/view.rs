@@ -113,7 +113,7 @@ impl Replicator {
     }
 
     /// Whether any peer has all of a group that this unit sends.
-    pub fn has_copy(&self, group: GroupId) -> bool {
+    pub(crate) fn has_copy(&self, group: GroupId) -> bool {
         self.peers.iter().any(|peer| peer.is_in_sync_for(group))
     }
 
@@ -124,7 +124,7 @@ impl Replicator {
     }
 
     /// Whether a peer has a group; none before its Hello.
-    pub fn has_group(&self, peer: PeerId, group: GroupId) -> Option<bool> {
+    pub(crate) fn has_group(&self, peer: PeerId, group: GroupId) -> Option<bool> {
         let remote = self.peers.get(peer.index())?.remote.as_ref()?;
         remote.has.get(usize::from(group.0)).copied()
     }

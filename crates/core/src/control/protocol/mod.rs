@@ -51,8 +51,6 @@ pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
 /// The longest request, in bytes with its newline.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-pub use crate::filter_words::MAX_FILTER;
-
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
