@@ -65,18 +65,18 @@ pub enum Output {
     },
     /// A datagram for the heartbeat connection to a peer.
     Heartbeat {
-        /// The peer.
+        /// Its place among `[[ha.peer]]`.
         peer: PeerId,
-        /// The link.
+        /// Its place among `[[ha.link]]`.
         link: LinkId,
-        /// The datagram.
+        /// The payload, of at most 1100 bytes; nobody sends it again if it is lost.
         bytes: Vec<u8>,
     },
     /// Have the kernel resolve the hardware address of a neighbour, unless it knows it.
     Resolve {
         /// The port on whose link it is.
         port: PortId,
-        /// The neighbour.
+        /// On a network of that port.
         addr: Addr,
     },
     /// Ask a target of `[[link-monitor]]` from an address that the kernel has on its port; the answer goes to
@@ -92,9 +92,9 @@ pub enum Output {
     /// The replication stream to a peer no longer uses this link: data still in it must not be
     /// mistaken for part of a later stream.
     CloseStream {
-        /// The peer.
+        /// Its place among `[[ha.peer]]`.
         peer: PeerId,
-        /// The link.
+        /// Its place among `[[ha.link]]`.
         link: LinkId,
     },
 }
@@ -166,7 +166,7 @@ impl PortHop {
 pub enum RouteTarget {
     /// Out of the interface of a port.
     Port {
-        /// The port.
+        /// The one whose interface the route names.
         port: PortId,
         /// The next hop; none if the destination is on the link.
         gateway: Option<Addr>,

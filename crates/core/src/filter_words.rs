@@ -23,7 +23,7 @@ pub enum WordError {
     Unknown {
         /// What it should name, such as `port`.
         what: &'static str,
-        /// The name.
+        /// As it was typed.
         value: String,
         /// The nearest one that exists, or some that do.
         hint: String,
@@ -34,7 +34,7 @@ pub enum WordError {
     NotPort(String),
     /// Neither `yes` nor `no`.
     NotYesOrNo(String),
-    /// Not the id of a session.
+    /// `id` is followed by this, which is not a number of a slot.
     NotSessionId(String),
     /// A capture cannot see packets that are dropped for this reason.
     UnseenReason,

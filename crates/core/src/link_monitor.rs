@@ -29,7 +29,7 @@ const MOST_DOUBLINGS: u32 = 6;
 pub enum TargetState {
     /// Not decided yet, or this unit has no address to ask from. Counts as good.
     Unknown,
-    /// It answers.
+    /// It counts as reachable: enough probes in a row were answered, and no `failtime` in a row missed since.
     Alive,
     /// It does not.
     Dead,

@@ -97,7 +97,7 @@ pub enum DownReason {
     Reset,
     /// The peer announced that it shuts down.
     Goodbye,
-    /// The peer closed it.
+    /// The peer has said that no more bytes come; what came before counts.
     ClosedByPeer,
     /// We closed it.
     Closed,
@@ -162,7 +162,7 @@ pub trait Streams {
 /// [`is_busy`](Self::is_busy) the next turn follows without waiting.
 #[derive(Debug)]
 pub struct Pump {
-    /// By peer.
+    /// Indexed by [`PeerId`].
     outgoing: Vec<Outgoing>,
     /// By peer: the gateway has taken bytes from its stream and has not handled them all.
     unfinished: u64,

@@ -10,7 +10,7 @@ use crate::histogram::Histogram;
 pub struct ShellView {
     /// The config file, absolute.
     pub config_file: PathBuf,
-    /// By port.
+    /// Indexed by [`PortId`](crate::flow::PortId).
     pub ports: Vec<PortIo>,
     /// The time of boot, since 1970: what [`Time`](crate::time::Time) counts from.
     pub boot: Duration,

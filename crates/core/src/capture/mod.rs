@@ -26,7 +26,7 @@ pub(crate) const MIN_SNAPSHOT: u32 = 64;
 /// What to capture.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which packets.
+    /// A packet is captured if it matches as it came in or as it leaves.
     pub filter: Filter,
     /// Bytes of each packet, from [`MIN_SNAPSHOT`] to [`MAX_SNAPSHOT`].
     pub snapshot: u32,
@@ -89,9 +89,9 @@ pub struct Facts {
     pub in_port: Option<PortId>,
     /// The port that it left by.
     pub out_port: Option<PortId>,
-    /// What happened to it.
+    /// What became of it, so far as is known when the copy is made.
     pub fate: CapturedFate,
-    /// Its session.
+    /// The one that it belongs to, or has opened; none if it has ended by then.
     pub session: Option<SessionId>,
     /// The policy that accepted its session, or that refused it.
     pub policy: Option<PolicyId>,

@@ -36,7 +36,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// The changes from `running` to `wanted`.
+    /// Compares option by option, and whole tables by name: `running` is in force, `wanted` was read from the file.
     pub fn new(running: &Config, wanted: &Config) -> Change {
         let Config {
             node,

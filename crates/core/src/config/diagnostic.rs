@@ -27,7 +27,7 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// Where: a byte range of the file's text.
     pub span: Range<usize>,
-    /// What is wrong.
+    /// One line, which names the key or table; the place is in [`Diagnostic::span`].
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,

@@ -19,9 +19,9 @@ pub enum Value {
     Absent,
     /// `true` or `false`.
     Bool(bool),
-    /// An integer.
+    /// Within the range of its [`super::OptionKind::Integer`].
     Integer(u64),
-    /// A duration.
+    /// Within the range of its [`super::OptionKind::Duration`].
     Duration(Duration),
     /// One of the words of a [`super::OptionKind::Choice`].
     Word(&'static str),

@@ -10,6 +10,7 @@ mod change;
 mod diagnostic;
 mod field;
 mod ha;
+mod kind;
 mod link_monitor;
 mod local_in;
 mod metrics;
@@ -53,7 +54,7 @@ pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `[node]`
+    /// `[node]`: the name and the sizes of this unit.
     pub node: Node,
     /// `[[port]]`, indexed by [`PortId`]; 1 to 512 of them.
     pub ports: Vec<Port>,
@@ -61,17 +62,17 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// `[[policy]]`; the first match wins.
     pub policies: Vec<Policy>,
-    /// `[[nat-pool]]`
+    /// `[[nat-pool]]`, indexed by [`Nat::Pool`].
     pub nat_pools: Vec<NatPool>,
-    /// `[[forward]]`
+    /// `[[forward]]`; no two take the same external port.
     pub forwards: Vec<Forward>,
-    /// `[[link-monitor]]`
+    /// `[[link-monitor]]`, in the order in which probes name them.
     pub link_monitors: Vec<LinkMonitor>,
     /// `[[local-in]]`; the first match wins.
     pub local_in: Vec<LocalIn>,
-    /// `[timeouts]`
+    /// `[timeouts]`: how long a session without packets stays.
     pub timeouts: Timeouts,
-    /// `[limits]`
+    /// `[limits]`: what one source may take, and how much the gateway sends of its own.
     pub limits: Limits,
     /// `[metrics]`; without it nothing listens.
     pub metrics: Option<Metrics>,
@@ -124,7 +125,7 @@ impl Config {
 /// `[node]`: this unit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
-    /// `name`
+    /// `name`, unique among those of its kind; other units, logs and events refer to it.
     pub name: String,
     /// `key`, absolute or relative to the working directory.
     pub key: Option<PathBuf>,
@@ -144,7 +145,7 @@ pub struct Node {
 pub struct Port {
     /// `name`, at most 11 bytes so that `tgw-<name>` is an interface name.
     pub name: String,
-    /// `interface`
+    /// `interface`: its name in the kernel, at most 15 bytes.
     pub interface: String,
     /// `virtual-addresses` with their prefix lengths, but for link-local ones.
     pub virtual_addresses: Vec<VirtualAddress>,
@@ -184,7 +185,7 @@ pub struct Quotas {
 /// An address that the gateway answers for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VirtualAddress {
-    /// The address.
+    /// Which of the two families it has is that of [`VirtualAddress::network`].
     pub addr: Addr,
     /// The network on the link.
     pub network: IpNet,
@@ -195,13 +196,14 @@ pub struct VirtualAddress {
 /// `[[group]]`: virtual addresses that move as one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
-    /// `name`
+    /// `name`, unique among those of its kind; other units, logs and events refer to it.
     pub name: String,
     /// `priority`, overriding that of `[ha]`.
     pub priority: Option<u8>,
 }
 
-/// `[[policy]]`
+/// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of a session that exists
+/// are not asked again until a reload or a change of routes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// `name`, unique.
@@ -219,7 +221,7 @@ pub struct Policy {
     /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` is either, but for a
     /// packet that comes in by the port of a forward and is for the address and port of its server.
     pub forwarded: Option<bool>,
-    /// `action`
+    /// `action` on a packet that would open a session.
     pub action: Action,
     /// `nat` and `nat-pool`
     pub nat: Nat,
@@ -243,13 +245,13 @@ pub enum MssClamp {
 /// What a service of a policy matches: `tcp/443`, `tcp/8000-8099`, `udp/53`, `icmp`, `gre`, `proto/47`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The protocol.
+    /// The number in the IP header (of the last one, for IPv6).
     pub protocol: Protocol,
     /// First and last destination port, for TCP and UDP; `None` means any.
     pub ports: Option<(u16, u16)>,
 }
 
-/// `action`
+/// `action` of a `[[policy]]`. Packets that no policy matches are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Forward, and keep a session.
@@ -263,7 +265,7 @@ pub enum Action {
 /// Source translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nat {
-    /// None.
+    /// The source stays as it is.
     Off,
     /// To the first virtual address of the packet's family on the port that it leaves by.
     Egress,
@@ -278,10 +280,11 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
-/// `[[nat-pool]]`
+/// `[[nat-pool]]`: external addresses for source translation. A host keeps the same one for all its sessions
+/// (RFC 4787, REQ-2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct NatPool {
-    /// `name`
+    /// `name`, unique among those of its kind; other units, logs and events refer to it.
     pub name: String,
     /// `addresses`, ranges expanded; at most 4096.
     pub addresses: Vec<Addr>,
@@ -292,7 +295,7 @@ pub struct NatPool {
 /// `[[forward]]`: destination translation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forward {
-    /// `name`
+    /// `name`, unique among those of its kind; other units, logs and events refer to it.
     pub name: String,
     /// `port` that the connections come in by.
     pub port: PortId,
@@ -311,7 +314,7 @@ pub struct Forward {
 pub struct LinkMonitor {
     /// `port` that it is behind.
     pub port: PortId,
-    /// `server`
+    /// `server`: the address to probe. It has to be on the network of the port for ARP.
     pub server: IpAddr,
     /// The port of `server`, for TCP.
     pub server_port: Option<u16>,
@@ -382,7 +385,7 @@ impl MonitorProtocol {
     }
 }
 
-/// `[timeouts]`
+/// `[timeouts]`: idle times after which a session ends, from 1 s on. A packet of the session starts them again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// `tcp-established`, default 7440 s (RFC 5382, REQ-5).
@@ -422,7 +425,7 @@ pub struct Limits {
     pub tcp_pickup: Option<bool>,
 }
 
-/// `[ha]`
+/// `[ha]`: how this unit takes part in a cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ha {
     /// `group-id`, 1 to 255: units with the same one belong together.
@@ -467,9 +470,9 @@ pub struct Ha {
 /// `[[ha.link]]`: an interface for heartbeats and replication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HaLink {
-    /// `interface`
+    /// `interface`: its name in the kernel, at most 15 bytes.
     pub interface: String,
-    /// `listen`
+    /// `listen`: the address and UDP port of this unit on the link, for all peers.
     pub listen: SocketAddr,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::field::{Access, Field, Value, field};
+pub use super::kind::{DefaultValue, OptionKind};
 use super::value::show_duration;
 
 /// A table of the config file.
@@ -43,7 +44,7 @@ pub struct OptionDoc {
 /// What a changed value of an option takes to be in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// A reload.
+    /// A reload: it puts this in force, and no session ends for it unless the new rules forbid it.
     Live(Live),
     /// A restart: a reload leaves the value in force, and says so.
     Restart,
@@ -113,52 +114,6 @@ pub enum Live {
     GratuitousArps,
     /// `gratuitous-arp-interval` of `[ha]`.
     GratuitousArpInterval,
-}
-
-/// The type of an option, with its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OptionKind {
-    /// A string of the form described.
-    Text(&'static str),
-    /// An array of strings of the form described.
-    List(&'static str),
-    /// `true` or `false`.
-    Bool,
-    /// An integer.
-    Integer {
-        /// The smallest that is accepted.
-        min: u64,
-        /// The largest that is accepted.
-        max: u64,
-    },
-    /// A duration such as `"50ms"`.
-    Duration {
-        /// The shortest that is accepted.
-        min: Duration,
-        /// The longest that is accepted.
-        max: Duration,
-    },
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// `"auto"`, or a number of bytes.
-    MssClamp,
-}
-
-/// What an option is if left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DefaultValue {
-    /// It can't be left out.
-    Required,
-    /// What its absence means.
-    Absent(&'static str),
-    /// A value.
-    Bool(bool),
-    /// A value.
-    Integer(u64),
-    /// A value.
-    Duration(Duration),
-    /// A value.
-    Text(&'static str),
 }
 
 impl OptionDoc {

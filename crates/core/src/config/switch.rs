@@ -16,7 +16,7 @@ use super::{Config, Ha};
 pub struct Switched {
     /// All of `[ha]`.
     pub ha: Ha,
-    /// Which option it is.
+    /// What has to be put in force.
     pub live: Live,
     /// The value before, as in the file but without quotes.
     pub old: String,
@@ -44,7 +44,7 @@ pub enum SwitchError {
     GroupsHavePriorities,
     /// The value is not one of the key.
     Value {
-        /// The key.
+        /// As the file spells it.
         key: &'static str,
         /// As it was typed.
         value: String,

@@ -80,7 +80,7 @@ pub(super) struct Endpoints {
     pub last: u16,
 }
 
-/// A public key.
+/// An Ed25519 public key, written as 44 characters of base64.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PublicKey(pub [u8; 32]);
 

@@ -42,14 +42,14 @@ pub(super) enum ExplainError {
     TwoIdentifiers,
     /// Not an address, or not one with a port.
     NotEndpoint {
-        /// Which end.
+        /// `source` or `destination`.
         what: &'static str,
         /// As it was typed.
         word: String,
     },
     /// TCP and UDP have ports.
     NeedsPort {
-        /// Which end.
+        /// `source` or `destination`.
         what: &'static str,
         /// As it was typed.
         word: String,
@@ -58,11 +58,11 @@ pub(super) enum ExplainError {
     },
     /// The protocol has no ports.
     NoPorts {
-        /// The protocol.
+        /// As it was asked for.
         protocol: Protocol,
-        /// Which end.
+        /// `source` or `destination`.
         what: &'static str,
-        /// Its address.
+        /// As it was typed.
         ip: IpAddr,
     },
 }

@@ -25,7 +25,7 @@ pub enum Stage {
     Once,
     /// It lasts from now on.
     Begin,
-    /// It is over.
+    /// What began with an event of the same [`LoggedEvent::id`] and subject is over.
     End,
 }
 
@@ -34,7 +34,7 @@ pub enum Stage {
 pub struct LoggedEvent {
     /// Its number: one more than that of the event before.
     pub sequence: u64,
-    /// When.
+    /// When it was noticed, on the clock of this unit.
     pub at: Time,
     /// Which kind, by a name that never changes.
     pub id: &'static str,
@@ -46,18 +46,18 @@ pub struct LoggedEvent {
     pub what: String,
     /// Why; may be empty.
     pub why: String,
-    /// What it concerns.
+    /// The group, peer or port that it is about.
     pub subject: Subject,
 }
 
 /// What an event concerns, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// The group.
+    /// The name of a `[[group]]`; none if it is about no particular one.
     pub group: Option<String>,
-    /// The peer.
+    /// The node name of a peer; none if it is about no particular one.
     pub peer: Option<String>,
-    /// The port.
+    /// The name of a `[[port]]`; none if it is about no particular one.
     pub port: Option<String>,
 }
 

@@ -35,7 +35,7 @@ const MOST_TRACED: usize = 1000;
 pub struct Explanation {
     /// The flow of the packet as it came in.
     pub key: FlowKey,
-    /// What it belongs to.
+    /// The session, address or flow that it belongs to.
     pub matched: Matched,
     /// The forward that applies: an index into [`config::Config::forwards`].
     pub forward: Option<u16>,
@@ -90,7 +90,7 @@ pub struct SourceTranslation {
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketFate {
-    /// It goes on.
+    /// It leaves by [`Explanation::egress`].
     Forward,
     /// It goes on once the peers have its session; if they have it too late, as the guarantee says.
     Wait(PickupGuarantee),
@@ -98,9 +98,9 @@ pub enum PacketFate {
     Answer,
     /// It does not come to the gateway: the kernel takes it, and no policy applies.
     Kernel,
-    /// It is discarded.
+    /// It ends here, and a counter moves.
     Drop {
-        /// Why.
+        /// The counter that it moves.
         reason: DropReason,
         /// Whether its sender is notified.
         told: bool,
@@ -137,7 +137,7 @@ pub enum Pickup {
 /// Whether a session would survive a takeover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survives {
-    /// It would.
+    /// At least one unit that may take over holds it as it is now.
     Yes,
     /// It would not, and waiting does not help.
     No,

@@ -42,15 +42,15 @@ pub enum Trouble {
     PortFault(PortId),
     /// Another machine claims a virtual address of the port.
     AddressConflict(PortId),
-    /// The table is full.
+    /// No slot is free: a new session takes the place of an unanswered one, or is refused.
     TableFull,
-    /// The table is nearly full.
+    /// Nine in ten slots are taken.
     TableNearlyFull,
     /// The peer is not connected.
     PeerGone(PeerId),
     /// This unit is in maintenance.
     Maintenance,
-    /// The peer is in maintenance.
+    /// The peer is in maintenance, so it does not take over.
     PeerMaintenance(PeerId),
     /// The peer and this unit do not hold the same sessions.
     NotInSync(PeerId),
@@ -65,7 +65,7 @@ pub enum Trouble {
 /// A trouble and the time at which it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// What is wrong.
+    /// Which trouble, and at what.
     pub trouble: Trouble,
     /// How urgent it is.
     pub severity: Severity,

@@ -144,7 +144,7 @@ impl Retired {
 }
 
 impl Gateway {
-    /// What is in force.
+    /// What is in force, for a thread that prepares a reload beside the loop. While it is lent, nothing changes it.
     pub fn basis(&self) -> Basis {
         self.rules.basis()
     }

@@ -38,8 +38,8 @@ pub struct Revalidation {
 
 /// What has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// Routes.
+pub(super) struct Scope {
+    /// The main table, addresses or links: sessions may have to leave by another port.
     pub routes: bool,
     /// Policies, pools or forwards.
     pub rules: bool,

@@ -33,7 +33,7 @@ struct PeerPath {
     name: String,
     /// This unit decides which link is used.
     decides: bool,
-    /// By link.
+    /// Indexed by [`LinkId`].
     streams: Vec<Stream>,
     /// The link in use.
     link: Option<LinkId>,

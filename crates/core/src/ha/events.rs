@@ -8,7 +8,7 @@ use crate::time::Time;
 /// Something that an operator may want to know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When.
+    /// When it was noticed, on the clock of this unit.
     pub at: Time,
     /// Whether somebody should look at it.
     pub warn: bool,

@@ -90,7 +90,7 @@ pub(super) struct Envelope {
 pub(super) struct Asked {
     /// The boot of the unit that asks.
     pub boot_id: u64,
-    /// Its clock.
+    /// Its clock, in nanoseconds; comparable with readings of the same boot only.
     pub clock: u64,
 }
 

@@ -58,7 +58,7 @@ pub enum HandoverError {
     InMaintenance(String),
     /// The peer would give the group back at once.
     FewerPorts {
-        /// Its name.
+        /// The node name of that peer.
         peer: String,
         /// Monitored ports that it has up.
         up: u8,

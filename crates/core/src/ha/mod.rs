@@ -55,7 +55,7 @@ pub use view::{GroupView, Link, LinkCounters, PeerGroup, PeerView};
 pub enum Output {
     /// This unit is now primary or standby of `group`: `Gateway::set_role`, at once.
     SetRole {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
         /// The new role; never the one before.
         role: Role,
@@ -66,16 +66,16 @@ pub enum Output {
     },
     /// Send a datagram to `peer` over the heartbeat connection of `link`; drop it if there is none.
     SendHeartbeat {
-        /// The peer.
+        /// Its place among `[[ha.peer]]`.
         peer: PeerId,
-        /// The link.
+        /// Its place among `[[ha.link]]`.
         link: LinkId,
         /// The datagram, at most 1100 bytes.
         bytes: Vec<u8>,
     },
     /// Send a frame of type [`ETHERTYPE`] out of `port`.
     SendOnPort {
-        /// The port.
+        /// Its place among `[[port]]`.
         port: PortId,
         /// The hardware address to send it to; to all if none.
         to: Option<[u8; 6]>,
@@ -85,26 +85,26 @@ pub enum Output {
     /// `host`, on the link of `port`, sends to a standby what is for this unit: tell it where the virtual
     /// addresses are.
     Stray {
-        /// The port.
+        /// Its place among `[[port]]`.
         port: PortId,
-        /// The host.
+        /// The source of the packet that came astray.
         host: Addr,
     },
     /// Ask by ARP and Neighbor Discovery on all ports that are up who has the addresses of `group`.
     ///
     /// An answer from any hardware address but our own goes to [`Ha::handle_probe_answer`].
     Probe {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
     },
     /// Announce the addresses of `group` again: another unit did so meanwhile.
     Announce {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
     },
     /// This unit stays primary of `group`, with a higher term than before: another one had that.
     Reassert {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
         /// Its new term.
         term: u64,
@@ -113,16 +113,16 @@ pub enum Output {
     ///
     /// The peer applies all of it, and then calls [`Ha::handle_handover`] with `term`.
     Handover {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
         /// The next primary.
         to: PeerId,
-        /// Its term.
+        /// To become primary with; higher than that of this unit.
         term: u64,
     },
     /// A planned handover has ended: the answer to whoever asked for it.
     HandoverDone {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
         /// The peer that was to take over.
         to: PeerId,
@@ -134,9 +134,9 @@ pub enum Output {
     /// What this unit holds of `group` may be stale: compare it with what `from` has, and say
     /// `ready` only after that.
     Resync {
-        /// The group.
+        /// Its place among `[[group]]`.
         group: GroupId,
-        /// Its primary.
+        /// Who is primary now, and sends its sessions.
         from: PeerId,
     },
     /// [`Ha::shut_down`] is complete: the process may end.
@@ -149,25 +149,25 @@ pub enum Hint {
     /// The kernel of the peer's machine says that nobody listens there any more. Anybody on the link
     /// can forge it, so checks that get no answer decide only once the hold time is over.
     Refused {
-        /// The peer.
+        /// Its place among `[[ha.peer]]`.
         peer: PeerId,
     },
     /// The connection that the peer's process held for this purpose has ended without a word: the
     /// kernel closes it for a process that is no more. Stronger than a refusal, and so the check is shorter.
     Ended {
-        /// The peer.
+        /// Its place among `[[ha.peer]]`.
         peer: PeerId,
     },
     /// No interface of an `[[ha.link]]` has carrier.
     CarrierLost,
 }
 
-/// A set of groups.
+/// A set of groups, as one bit each: a config has at most 64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupSet(u64);
 
 impl GroupSet {
-    /// The set of all groups.
+    /// All 64, whether or not the config has them.
     pub const ALL: GroupSet = GroupSet(u64::MAX);
 
     /// Adds `group`.

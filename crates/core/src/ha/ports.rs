@@ -49,7 +49,7 @@ impl PortPath {
 /// A port of this unit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnPort {
-    /// Of its name.
+    /// By which heartbeats name the port, so that units may list theirs in any order.
     pub hash: u32,
     pub up: bool,
     pub up_since: Time,

@@ -63,11 +63,11 @@ pub struct PeerView<'a> {
 pub struct PeerGroup {
     /// Whether its config has the group.
     pub known: bool,
-    /// Its role.
+    /// What it takes itself for; a unit that was cut off may still say primary.
     pub role: Role,
     /// Whether it holds all sessions of the group.
     pub ready: bool,
-    /// Its priority.
+    /// 0 to 255; the highest wins.
     pub priority: u8,
     /// The highest term that it knows.
     pub term: u64,
@@ -76,7 +76,7 @@ pub struct PeerGroup {
 /// Heartbeats over one link, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// Sent.
+    /// Given to the shell for sending; whether they went out is not known.
     pub sent: u64,
     /// Received, whether or not another link brought the same one before.
     pub received: u64,

@@ -20,11 +20,11 @@ pub struct Request {
 /// What is to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The metrics.
+    /// The page of metrics: `GET /metrics`.
     Metrics,
     /// A few words on where they are.
     Index,
-    /// An error.
+    /// Only a status line, and then the connection is closed.
     Error(Status),
 }
 

@@ -26,13 +26,13 @@ const PIECE: usize = 16 * 1024;
 /// What the metrics are read from.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// The core.
+    /// The core, from which nearly all samples come.
     pub gateway: &'a Gateway,
     /// What only the shell knows.
     pub shell: &'a ShellView,
     /// The kernel's statistics about the process.
     pub process: &'a Process,
-    /// The time.
+    /// The moment of the scrape: ages are told relative to it.
     pub now: Time,
 }
 

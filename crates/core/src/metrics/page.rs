@@ -51,7 +51,7 @@ pub(super) struct Samples<'a> {
 }
 
 impl Page<'_> {
-    /// Begins a metric.
+    /// Writes the `HELP` and `TYPE` lines of a metric; its samples follow.
     pub(super) fn begin(&mut self, metric: &'static Metric) -> Samples<'_> {
         let Metric {
             name, kind, help, ..

@@ -39,7 +39,7 @@ struct Inward {
 
 /// Where the forward to an internal endpoint begins.
 pub(super) struct ExternalEnd {
-    /// What it leads to.
+    /// The server; its ports follow those of the external range in order.
     internal: (Addr, Protocol),
     internal_ports: Range,
     /// The external address.

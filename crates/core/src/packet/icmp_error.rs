@@ -14,7 +14,7 @@ pub struct Quoted {
     /// The flow of the quoted packet, in the direction in which it was sent: the error goes to its
     /// source.
     pub key: FlowKey,
-    /// What happened to it.
+    /// What happened to the quoted packet.
     pub error: ErrorKind,
     /// Sequence number of the quoted segment, if it is TCP. One outside the range sent and not yet
     /// acknowledged is a forgery (RFC 5927, section 4.1).

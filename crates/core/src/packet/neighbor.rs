@@ -20,7 +20,7 @@ pub enum Neighbor {
     Solicit(Solicit),
     /// Somebody says that it has an address, asked or not.
     Advertise(Advertise),
-    /// Neither.
+    /// It is not about the resolution of an address.
     Other,
 }
 
@@ -46,7 +46,7 @@ impl Solicit {
 /// Somebody says that it has an address: an ARP reply or announcement, or a neighbor advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertise {
-    /// The address.
+    /// The one that the sender claims as its own.
     pub addr: Addr,
     /// The hardware address that is said to have it.
     pub mac: Mac,

@@ -44,7 +44,7 @@ pub(super) struct Fields {
     pub src_port: Option<usize>,
     /// The destination port, or the identifier of an echo reply.
     pub dst_port: Option<usize>,
-    /// The checksum.
+    /// The offset of the checksum from the transport header.
     pub checksum: usize,
     /// Whether the checksum covers the pseudo-header.
     pub pseudo_header: bool,

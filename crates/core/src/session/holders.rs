@@ -12,7 +12,7 @@ use crate::memory::Reserved;
 /// How much one host may have; 0 means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceLimits {
-    /// Sessions.
+    /// All that it has opened, and that still are in the table.
     pub sessions: u32,
     /// Sessions without an answer yet.
     pub half_open: u32,
@@ -21,7 +21,7 @@ pub struct SourceLimits {
 /// What a host has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
-    /// Sessions.
+    /// All that it has opened, and that still are in the table.
     pub sessions: u32,
     /// Those without an answer yet.
     pub half_open: u32,

@@ -13,7 +13,7 @@ const COUNT: usize = TcpState::COUNT + 2 * OTHERS.len();
 const OTHERS: [&str; 3] = ["udp", "icmp", "other"];
 
 impl SessionState {
-    /// The state of a session.
+    /// The state as listings show it: that of TCP, or whether an answer has come.
     #[inline]
     pub fn of(session: &Session) -> SessionState {
         let tcp = match &session.tracker {

@@ -130,7 +130,7 @@ impl Digest {
         count.copied().unwrap_or(0)
     }
 
-    /// The sums of a group.
+    /// One sum per bucket of a group, which are compared by a mark; none if there is no such group.
     pub fn sums(&self, group: GroupId) -> Option<&[u64; SUMS]> {
         self.groups.get(usize::from(group.0))
     }
@@ -251,7 +251,7 @@ impl Buckets {
         bytes
     }
 
-    /// From a message.
+    /// Reads what [`Buckets::to_bytes`] wrote: 64 buckets a word, in network byte order.
     pub fn from_bytes(bytes: [u8; SUMS / 8]) -> Buckets {
         let mut words = [0; SUMS / 64];
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {

@@ -25,7 +25,7 @@ pub struct Journal {
     pickup: Pickup,
     log: ChangeLog,
     digest: Digest,
-    /// By peer.
+    /// Indexed by peer.
     refused: Vec<Refused>,
     /// By group: the term in which this unit sends it.
     sending: Vec<Option<u64>>,

@@ -55,7 +55,7 @@ struct Reader {
 /// A session that was removed after a peer may have got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tombstone {
-    /// Of the removal.
+    /// When it was removed: what is read up to here knows of it.
     pub seq: Seq,
     /// The key of its original direction.
     pub key: FlowKey,

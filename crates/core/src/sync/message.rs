@@ -108,7 +108,7 @@ pub enum Message<'a> {
     Refuse {
         /// The group, in the list of the receiver of this frame.
         group: u8,
-        /// Why.
+        /// Why it does not hold them.
         reason: Refusal,
         /// The key of its original direction.
         key: Option<FlowKey>,
@@ -140,7 +140,7 @@ impl Refusal {
         Refusal::NotPrimary,
     ];
 
-    /// For people.
+    /// As logs and events put it, after `since`.
     pub fn text(self) -> &'static str {
         match self {
             Refusal::Full => "its table is full",
@@ -157,7 +157,7 @@ impl Refusal {
 /// u16 | count × (name | hash: u32)`, the settings. Units up to 0.1.0 do not send the program and what follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// [`VERSION`]
+    /// [`VERSION`]; a unit of another one is not talked to.
     pub version: u16,
     /// The random number of the process, as in its heartbeats: changes are counted from 0 in each.
     pub epoch: u64,
@@ -167,7 +167,7 @@ pub struct Hello {
     pub resume: Option<(u64, Seq)>,
     /// The digest of all that must be the same on all units.
     pub ruleset: [u8; 16],
-    /// `max-sessions`
+    /// `max-sessions`: what does not fit there is refused.
     pub max_sessions: u32,
     /// The name of the node.
     pub node: String,
@@ -225,10 +225,10 @@ pub struct Record {
     pub idle: u32,
     /// Since it was opened, in ticks.
     pub age: u32,
-    /// By direction.
+    /// Indexed by [`Direction`](crate::flow::Direction), as counted by the primary.
     pub packets: [u64; 2],
-    /// By direction.
+    /// Indexed likewise, from the IP header on.
     pub bytes: [u64; 2],
-    /// For TCP.
+    /// The sequence numbers that are expected; only of TCP.
     pub tcp: Option<tcp::Tracker>,
 }

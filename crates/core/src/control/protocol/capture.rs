@@ -19,7 +19,7 @@ pub enum Line<'a> {
     Statistics(Statistics<'a>),
 }
 
-/// What a capture is of.
+/// Where and how a capture is made.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Begin<'a> {
     /// When it began, in nanoseconds since boot, as all times here (`CLOCK_BOOTTIME`).
@@ -28,14 +28,14 @@ pub struct Begin<'a> {
     pub node: Cow<'a, str>,
     /// Bytes captured of each packet.
     pub snapshot: u32,
-    /// The ports.
+    /// The ports that it watches.
     pub ports: Vec<Port<'a>>,
 }
 
 /// A port of the gateway.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Port<'a> {
-    /// Its name.
+    /// `name` of the `[[port]]`.
     pub name: Cow<'a, str>,
     /// The kernel interface.
     pub interface: Cow<'a, str>,
@@ -66,7 +66,7 @@ pub struct Packet<'a> {
     /// The policy that accepted its session, or refused it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Cow<'a, str>>,
-    /// Its session.
+    /// The slot of its session, as `sessions` shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<u32>,
     /// Whether the session translates it.
@@ -86,7 +86,7 @@ pub struct Packet<'a> {
 pub struct Statistics<'a> {
     /// When the capture ended, in nanoseconds since boot.
     pub at: u64,
-    /// The port.
+    /// `name` of the `[[port]]`.
     pub port: Cow<'a, str>,
     /// Packets that matched the filter.
     pub matched: u64,

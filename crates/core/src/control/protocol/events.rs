@@ -19,7 +19,7 @@ pub struct Event {
     pub state: Option<EventState>,
     /// How urgent it is. The end of something is never urgent.
     pub severity: EventSeverity,
-    /// The unit.
+    /// The name of the unit that noticed it.
     pub node: String,
     /// The group that it concerns; `null` if none.
     pub group: Option<String>,
@@ -39,7 +39,7 @@ pub struct Event {
 pub enum EventState {
     /// It lasts from now on.
     Begin,
-    /// It is over.
+    /// What began with an event of the same `id` is over.
     End,
 }
 

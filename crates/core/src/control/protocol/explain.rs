@@ -23,13 +23,13 @@ pub struct ExplainRequest {
 pub struct Explanation {
     /// The unit that answers.
     pub node: Option<String>,
-    /// The packet.
+    /// The packet as it comes in.
     pub flow: Flow,
     /// The assumed kind of packet, in words.
     pub explained_as: Option<String>,
     /// What the packet belongs to.
     pub matches: Option<Matches>,
-    /// Its session.
+    /// Its session, as `sessions` lists it; `null` if there is none.
     pub session: Option<Session<'static>>,
     /// Its direction in the session.
     pub direction: Option<FlowDirection>,
@@ -69,14 +69,14 @@ pub struct Explanation {
     pub why: Option<String>,
 }
 
-/// A packet.
+/// A packet as it comes in, by its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// `tcp`, `udp`, `icmp` or a number.
     pub proto: String,
-    /// Its source.
+    /// Where it comes from.
     pub src: Endpoint,
-    /// Its destination.
+    /// Where it goes.
     pub dst: Endpoint,
     /// The port that it comes in by.
     pub r#in: String,
@@ -86,7 +86,7 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Matches {
-    /// A session.
+    /// A session that is in the table.
     Session,
     /// A virtual address that the gateway answers for.
     Gateway,
@@ -110,7 +110,7 @@ pub enum FlowDirection {
 }
 
 impl FlowDirection {
-    /// The word for it.
+    /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             FlowDirection::Original => "original",
@@ -122,7 +122,7 @@ impl FlowDirection {
 /// A forward that redirects the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardStep {
-    /// Its name.
+    /// `name` in the config.
     pub name: String,
     /// Where it leads.
     pub to: Endpoint,
@@ -131,7 +131,7 @@ pub struct ForwardStep {
 /// The route to a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteStep {
-    /// The destination.
+    /// The address that was looked up: the one behind a forward, if that applies.
     pub destination: String,
     /// The prefix that matches; `null` if none does.
     pub prefix: Option<String>,
@@ -160,7 +160,7 @@ pub enum RouteTarget {
 /// A policy that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyStep {
-    /// Its name.
+    /// `name` in the config.
     pub name: String,
     /// The key that does not match; left out if all do.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,7 +205,7 @@ pub enum PolicyAction {
 }
 
 impl PolicyAction {
-    /// The word for it.
+    /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             PolicyAction::Accept => "accept",
@@ -231,22 +231,22 @@ pub struct NatStep {
 /// The port that a packet leaves by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitPort {
-    /// Its name.
+    /// `name` of the `[[port]]`.
     pub port: String,
     /// The kernel interface.
     pub interface: String,
     /// Whether it is up.
     pub up: bool,
-    /// Its MTU.
+    /// The MTU of the interface, in bytes.
     pub mtu: u32,
 }
 
 /// The addresses of a packet as it leaves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Translated {
-    /// Its source.
+    /// Where it comes from.
     pub src: Endpoint,
-    /// Its destination.
+    /// Where it goes.
     pub dst: Endpoint,
 }
 
@@ -254,7 +254,7 @@ pub struct Translated {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It goes on.
+    /// It leaves by the port in `out`.
     Forward,
     /// It goes on once the peers have its session.
     Wait {
@@ -265,7 +265,7 @@ pub enum Verdict {
     Answer,
     /// It does not reach the gateway: the machine's kernel handles it, and no policy applies.
     Kernel,
-    /// It is dropped.
+    /// It ends here, and the counter of the reason moves.
     Drop {
         /// Why; see docs/drop-reasons.md.
         reason: String,
@@ -280,7 +280,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Guarantee {
-    /// None.
+    /// Nothing waits: a session may be lost if the primary dies before the peers have it.
     Off,
     /// The first packet waits for a limited time.
     Bounded,
@@ -289,7 +289,7 @@ pub enum Guarantee {
 }
 
 impl Guarantee {
-    /// The word for it.
+    /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Guarantee::Off => "off",
@@ -302,7 +302,7 @@ impl Guarantee {
 /// Whether a session would survive a takeover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Survival {
-    /// It would.
+    /// A unit that may take over holds it.
     #[serde(rename = "yes")]
     Yes,
     /// It would not.
@@ -314,7 +314,7 @@ pub enum Survival {
 }
 
 impl Survival {
-    /// The word for it.
+    /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Survival::Yes => "yes",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The end of the planned handover of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HandoverDone {
-    /// The group.
+    /// `name` of the `[[group]]`.
     pub group: String,
     /// The node that was asked to take over.
     pub to: String,
@@ -20,7 +20,7 @@ pub struct HandoverDone {
 /// A switch of `[ha]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchRow {
-    /// The key.
+    /// The key of `[ha]`, such as `priority`.
     pub key: String,
     /// The value in force, as in the config but without quotes.
     pub value: String,
@@ -29,7 +29,7 @@ pub struct SwitchRow {
 /// A maintenance has begun or ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceDone {
-    /// The unit.
+    /// The name of the unit that answers.
     pub node: String,
     /// Whether it is in maintenance now.
     pub on: bool,
@@ -49,7 +49,7 @@ pub struct ConfigPart {
 /// A switch of `[ha]` was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchDone {
-    /// The key.
+    /// The key of `[ha]`, such as `priority`.
     pub key: String,
     /// The old value, in readable form.
     pub old: String,
@@ -100,6 +100,6 @@ pub struct ReloadDone {
 pub struct Change {
     /// The key, or the table with its name.
     pub key: String,
-    /// What is different.
+    /// What is different, such as `20 → 30` or `added`.
     pub what: String,
 }

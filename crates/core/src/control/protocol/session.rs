@@ -17,7 +17,7 @@ pub struct HostRow {
     /// An address of it. Hosts of a /64 that is on no link of the gateway count as one, and an unlucky few share a
     /// place.
     pub source: String,
-    /// Its sessions.
+    /// Sessions that it has opened.
     pub sessions: u32,
     /// Those without an answer yet.
     pub half_open: u32,
@@ -85,7 +85,7 @@ impl Session<'_> {
 /// How many sessions there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCount {
-    /// Sessions.
+    /// Sessions that match, at the moment of the answer.
     pub sessions: u64,
     /// Their packets in both directions.
     pub packets: u64,
@@ -98,7 +98,7 @@ pub struct SessionCount {
 pub struct PolicyRow {
     /// Its name; `null` for the drop of packets that no policy matches.
     pub name: Option<String>,
-    /// What it does.
+    /// What it does with a packet that would open a session.
     pub action: PolicyAction,
     /// Packets that would open a session and matched this policy.
     pub hits: u64,
@@ -124,7 +124,7 @@ pub struct Cleared {
 /// Sessions of a group that another unit has to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// The group.
+    /// `name` of the `[[group]]`.
     pub group: String,
     /// Its primary; `null` if none is known.
     pub owner: Option<String>,
@@ -135,19 +135,19 @@ pub struct Skipped {
 /// An end of a flow: `10.0.0.1:80`, `[fd00::1]:80`, or an address alone if the protocol has no ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The address.
+    /// Without a zone, as in an IP header.
     pub addr: Addr,
     /// The port, or the identifier of ICMP.
     pub port: Option<u16>,
 }
 
 impl Endpoint {
-    /// The source of a flow.
+    /// The source of a flow; its port only if the protocol has ports.
     pub fn source(key: &FlowKey) -> Endpoint {
         Endpoint::new(key.src, key.src_port, key.protocol)
     }
 
-    /// The destination of a flow.
+    /// The destination of a flow; its port only if the protocol has ports.
     pub fn destination(key: &FlowKey) -> Endpoint {
         Endpoint::new(key.dst, key.dst_port, key.protocol)
     }

@@ -25,7 +25,7 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The other units.
     pub peers: Vec<PeerStatus>,
-    /// The ports.
+    /// The ports, in the order of the config.
     pub ports: Vec<PortStatus>,
     /// The session table.
     pub sessions: SessionStatus,
@@ -57,7 +57,7 @@ pub struct HealthStatus {
 pub struct TroubleStatus {
     /// How bad it is.
     pub state: HealthState,
-    /// What is wrong.
+    /// What is wrong, in one sentence.
     pub reason: String,
     /// For how many seconds that has been so.
     pub since: f64,
@@ -95,7 +95,7 @@ pub struct ConfigStatus {
     pub checksum: String,
 }
 
-/// The config of a peer.
+/// How the config of a peer compares with that of this unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerConfig {
     /// The checksum of its virtual addresses, groups, policies, pools and forwards; `null` while there is no stream from it.
@@ -109,7 +109,7 @@ pub struct PeerConfig {
 /// A peer's state for a group, from its last heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerGroup {
-    /// The group.
+    /// `name` of the `[[group]]`.
     pub group: String,
     /// Its role; `null` if it is not connected.
     pub role: Option<Role>,
@@ -139,7 +139,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word for it.
+    /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Role::Primary => "primary",
@@ -193,7 +193,7 @@ pub struct PeerStatus {
     pub ports_up: Option<u8>,
     /// Whether it is in maintenance; `null` if it is not connected.
     pub maintenance: Option<bool>,
-    /// Its config.
+    /// How its config compares with this one.
     pub config: Option<PeerConfig>,
     /// Its state for each group.
     pub groups: Option<Vec<PeerGroup>>,
@@ -204,7 +204,7 @@ pub struct PeerStatus {
     pub digest_equal: Option<bool>,
     /// How far it is behind.
     pub lag: LagStatus,
-    /// The links to it.
+    /// The links to it, in the order of the config.
     pub links: Vec<LinkStatus>,
 }
 
@@ -235,7 +235,7 @@ pub struct LinkStatus {
     pub carries_sync: bool,
 }
 
-/// A port.
+/// A port: an interface whose packets the gateway handles.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortStatus {
     /// Its name.
@@ -283,7 +283,7 @@ pub struct TargetStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetState {
-    /// It answers.
+    /// Its last probes were answered.
     Alive,
     /// It does not.
     Dead,
@@ -292,9 +292,9 @@ pub enum TargetState {
 /// Packets and bytes of IP; a super-packet counts as one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
-    /// Packets.
+    /// Packets since the start.
     pub packets: u64,
-    /// Bytes.
+    /// Bytes of these packets, from the IP header on.
     pub bytes: u64,
 }
 
@@ -386,9 +386,9 @@ pub struct EventStatus {
     pub at: f64,
     /// How many seconds ago.
     pub ago_s: f64,
-    /// What happened.
+    /// What happened, in a sentence.
     pub what: String,
-    /// Why.
+    /// Why; empty if that is not known.
     pub why: String,
     /// Whether somebody should look at it.
     pub warn: Option<bool>,

@@ -1,0 +1,49 @@
+//! The types of options, with their ranges and defaults.
+
+use std::time::Duration;
+
+/// The type of an option, with its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptionKind {
+    /// A string of the form described.
+    Text(&'static str),
+    /// An array of strings of the form described.
+    List(&'static str),
+    /// `true` or `false`.
+    Bool,
+    /// A whole number, written without a unit.
+    Integer {
+        /// The smallest that is accepted.
+        min: u64,
+        /// The largest that is accepted.
+        max: u64,
+    },
+    /// A duration such as `"50ms"`.
+    Duration {
+        /// The shortest that is accepted.
+        min: Duration,
+        /// The longest that is accepted.
+        max: Duration,
+    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `"auto"`, or a number of bytes.
+    MssClamp,
+}
+
+/// What an option is if left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    /// It can't be left out.
+    Required,
+    /// What its absence means.
+    Absent(&'static str),
+    /// For [`OptionKind::Bool`].
+    Bool(bool),
+    /// For [`OptionKind::Integer`].
+    Integer(u64),
+    /// For [`OptionKind::Duration`].
+    Duration(Duration),
+    /// For [`OptionKind::Text`] and [`OptionKind::Choice`], as it would stand in the file.
+    Text(&'static str),
+}
