@@ -35,6 +35,28 @@ pub enum TargetState {
     Dead,
 }
 
+/// Why no probe can be sent to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unaskable {
+    /// The port that it is behind is down.
+    PortDown,
+    /// The address to ask from and that of the target are of different families.
+    OtherFamily,
+    /// The kernel has no address on the port, and this unit is not primary of a virtual one there.
+    NoAddress,
+}
+
+impl Unaskable {
+    /// For the operator.
+    pub fn text(self) -> &'static str {
+        match self {
+            Unaskable::PortDown => "its port is down",
+            Unaskable::OtherFamily => "its address is of another family",
+            Unaskable::NoAddress => "this unit has no address on the port to ask from",
+        }
+    }
+}
+
 /// A question to send to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
@@ -60,7 +82,7 @@ pub struct TargetView<'a> {
     /// Probes answered.
     pub answered: u64,
     /// Why no probe can be sent; none if they are.
-    pub why_not: Option<&'static str>,
+    pub why_not: Option<Unaskable>,
 }
 
 /// All targets.
@@ -96,7 +118,7 @@ struct Target {
     smooth: Option<Duration>,
     sent: u64,
     answered: u64,
-    why_not: Option<&'static str>,
+    why_not: Option<Unaskable>,
 }
 
 impl LinkMonitors {
@@ -142,7 +164,7 @@ impl LinkMonitors {
 
     /// The probe that was handed out last could not be sent: nothing follows from its silence. A target that
     /// was dead stays so for a while, else two units would pass a group to and fro.
-    pub(crate) fn cannot_send(&mut self, now: Time, monitor: usize, why: &'static str) {
+    pub(crate) fn cannot_send(&mut self, now: Time, monitor: usize, why: Unaskable) {
         if let Some(target) = self.targets.get_mut(monitor) {
             target.cannot_send(now, why);
         }
@@ -257,7 +279,7 @@ impl Target {
         self.change(now, TargetState::Dead);
     }
 
-    fn cannot_send(&mut self, now: Time, why: &'static str) {
+    fn cannot_send(&mut self, now: Time, why: Unaskable) {
         (self.awaited, self.open) = (None, false);
         (self.missed, self.in_a_row) = (0, 0);
         self.why_not = Some(why);
@@ -494,7 +516,9 @@ mod tests {
             bench.now = bench.now + INTERVAL;
             bench.monitors.handle_timeout(bench.now);
             while bench.monitors.poll_probe().is_some() {
-                bench.monitors.cannot_send(bench.now, 0, "no address");
+                bench
+                    .monitors
+                    .cannot_send(bench.now, 0, Unaskable::NoAddress);
             }
         }
         assert_eq!(bench.state(), TargetState::Unknown);
@@ -502,9 +526,9 @@ mod tests {
         bench.monitors.targets[0].change(bench.now, TargetState::Dead);
         let later = |seconds| bench.now + Duration::from_secs(seconds);
         let (soon, late) = (later(59), later(61));
-        bench.monitors.cannot_send(soon, 0, "no address");
+        bench.monitors.cannot_send(soon, 0, Unaskable::NoAddress);
         assert_eq!(bench.state(), TargetState::Dead);
-        bench.monitors.cannot_send(late, 0, "no address");
+        bench.monitors.cannot_send(late, 0, Unaskable::NoAddress);
         assert_eq!(bench.state(), TargetState::Unknown);
     }
 }

@@ -167,7 +167,7 @@ fn targets(gateway: &Gateway, port: PortId, now: Time) -> Vec<TargetStatus> {
         rtt_us: target.rtt.map(|rtt| rtt.as_micros() as u64),
         sent: target.sent,
         answered: target.answered,
-        why_not: target.why_not.map(str::to_owned),
+        why_not: target.why_not.map(|why| why.text().to_owned()),
     })
     .collect()
 }

@@ -7,7 +7,7 @@
 use crate::config::MonitorProtocol;
 use crate::event::Output;
 use crate::flow::{Addr, Family, FlowKey, PortId, Protocol, echo_port};
-use crate::link_monitor::{LinkMonitors, Probe, TargetState, TargetView};
+use crate::link_monitor::{LinkMonitors, Probe, TargetState, TargetView, Unaskable};
 use crate::packet::{build, neighbor};
 use crate::time::Time;
 
@@ -122,12 +122,12 @@ impl Gateway {
 
     /// # Errors
     /// Why it can't be sent.
-    fn send_probe(&mut self, now: Time, probe: Probe) -> Result<(), &'static str> {
+    fn send_probe(&mut self, now: Time, probe: Probe) -> Result<(), Unaskable> {
         let monitor = &self.rules.config().link_monitors[probe.monitor];
         let (port, protocol) = (monitor.port, monitor.protocol);
         let (server, server_port) = (Addr::from(monitor.server), monitor.server_port);
         if !self.links.works(port) {
-            return Err("its port is down");
+            return Err(Unaskable::PortDown);
         }
         if protocol == MonitorProtocol::Arp {
             self.ask_link(port, server);
@@ -139,7 +139,7 @@ impl Gateway {
             });
         } else {
             let key = self.probe_key(port, (server, server_port), protocol, probe.sequence)?;
-            let bytes = build::opening_packet(&key).ok_or("its address is of another family")?;
+            let bytes = build::opening_packet(&key).ok_or(Unaskable::OtherFamily)?;
             self.targets
                 .keys
                 .resize(self.rules.config().link_monitors.len(), None);
@@ -167,9 +167,9 @@ impl Gateway {
         (server, server_port): (Addr, Option<u16>),
         protocol: MonitorProtocol,
         sequence: u16,
-    ) -> Result<FlowKey, &'static str> {
+    ) -> Result<FlowKey, Unaskable> {
         let source = self.own_address(port, server.family(), |group| self.is_primary(group));
-        let source = source.ok_or("this unit has no address on the port to ask from")?;
+        let source = source.ok_or(Unaskable::NoAddress)?;
         let number = FIRST_PORT | sequence & !FIRST_PORT;
         let (protocol, dst_port) = match protocol {
             MonitorProtocol::Tcp => (Protocol::TCP, server_port.unwrap_or(0)),
@@ -211,4 +211,53 @@ fn suits(source: Addr, server: Addr) -> bool {
     }
     let link_local = |addr: Addr| addr.family() == Family::V6 && addr.is_link_local();
     source.family() == server.family() && link_local(source) == link_local(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::samples::EVERYTHING;
+    use crate::event::LinkState;
+    use crate::gateway::Seed;
+
+    /// The only monitored port, whose only target weighs more than may be dead.
+    #[test]
+    fn the_election_hears_of_dead_targets() {
+        let (config, _) = crate::config::parse(Path::new("a.toml"), EVERYTHING).unwrap();
+        let mut now = Time::ZERO;
+        let mut gateway = Gateway::new(config, Seed([7; 32]), now);
+        for port in [0, 1].map(PortId) {
+            let link = LinkState {
+                up: true,
+                mtu: 1500,
+                mac: [2; 6],
+            };
+            gateway.handle_link(now, port, link);
+        }
+        let told = |gateway: &Gateway, what: &str| {
+            let mut events = gateway.cluster().unwrap().ha().events();
+            events
+                .rfind(|it| it.what.starts_with("monitored ports"))
+                .is_some_and(|it| it.what.ends_with(what))
+        };
+        assert!(told(&gateway, "1 of 1"));
+        while gateway.leads_on(0) {
+            now = now + Duration::from_millis(20);
+            gateway.handle_wake(now);
+            gateway.handle_timeout(now);
+            assert!(now < Time::ZERO + Duration::from_secs(5), "it never dies");
+        }
+        assert!(told(&gateway, "0 of 1"));
+        let target = Addr::v4([10, 0, 1, 50]);
+        for _ in 0..40 {
+            now = now + Duration::from_millis(50);
+            gateway.handle_timeout(now);
+            gateway.note_target(now, PortId(0), target);
+        }
+        assert!(gateway.leads_on(0), "it answers again");
+        assert!(told(&gateway, "1 of 1"));
+    }
 }
