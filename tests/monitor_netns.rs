@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod netns;
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +12,7 @@ use tandemgw::os::steering::Disturbance;
 use tandemgw_core::event::{Route, RouteChange, RouteTarget};
 use tandemgw_core::flow::PortId;
 
-use netns::{config, in_namespace, ip, write_sysctl};
+use testkit::system::kernel::{config, in_namespace, ip, write_sysctl};
 
 #[test]
 fn mirrors_the_main_table() {

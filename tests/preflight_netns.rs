@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod netns;
-
 use tandemgw::os::netlink::Netlink;
 use tandemgw::os::preflight::{MachineProblem, check};
 use tandemgw::os::steering::Steering;
 use tun_tap::{Iface, Mode};
 
-use netns::{config, in_namespace, ip, write_sysctl};
+use testkit::system::kernel::{config, in_namespace, ip, write_sysctl};
 
 #[test]
 fn finds_nothing_wrong_with_a_good_machine() {

@@ -5,8 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod netns;
-
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -22,7 +20,7 @@ use tandemgw_core::config::Config;
 use tandemgw_core::flow::PortId;
 use tun_tap::{Iface, Mode};
 
-use netns::{config, in_namespace, ip, write_sysctl};
+use testkit::system::kernel::{config, in_namespace, ip, write_sysctl};
 
 #[test]
 fn adds_what_it_says_and_removes_it_even_after_a_crash() {

@@ -1,5 +1,6 @@
 //! Network namespaces, the processes in them, and what benchmarks send through them.
 //!
+//! - [`kernel`]: tests of the shell that need no other machine.
 //! - [`namespace`]: a network namespace, held by a process that ends with the test.
 //! - [`process`]: child processes whose output is available while they run.
 //! - [`worker`]: processes of a benchmark, bound to a CPU.
@@ -9,6 +10,7 @@
 
 pub mod cpu_clock;
 pub mod datapath;
+pub mod kernel;
 pub mod namespace;
 pub mod process;
 pub mod traffic;

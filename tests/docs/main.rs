@@ -14,10 +14,9 @@ use tandemgw_core::control::protocol::{Event, EventSeverity};
 use tandemgw_core::event::DropReason;
 use tandemgw_core::metrics::catalog;
 
-#[path = "../src/cli/args.rs"]
+#[path = "../../src/cli/args.rs"]
 #[allow(dead_code, reason = "only what clap makes of it is looked at")]
 mod args;
-#[path = "docs/protocol.rs"]
 mod protocol;
 
 #[test]

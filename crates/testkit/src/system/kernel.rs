@@ -1,4 +1,4 @@
-//! What the tests in network namespaces share.
+//! Tests of the shell against a kernel: each test runs alone in a process and a network namespace of its own.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -11,6 +11,7 @@ use tandemgw_core::config::{
 };
 use tandemgw_core::flow::{GroupId, PortId, Protocol};
 
+/// Runs `ip`; returns what it prints.
 pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip")
         .args(arguments.split(' '))
@@ -25,7 +26,7 @@ pub fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-#[allow(dead_code, reason = "not all tests change parameters")]
+/// Sets a parameter below `/proc/sys/net`.
 pub fn write_sysctl(path: &str, value: &str) {
     std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
 }
@@ -55,6 +56,7 @@ pub fn in_namespace(name: &str, test: impl FnOnce()) {
     );
 }
 
+/// A gateway between `lan` and `wan`, with pools and a forward.
 pub fn config() -> Config {
     let port = |name: &str, addresses: [&str; 2]| Port {
         name: name.into(),
