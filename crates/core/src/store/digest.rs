@@ -80,42 +80,37 @@ impl Digest {
     /// Adds a session.
     #[inline]
     pub(super) fn add(&mut self, session: &Session, book: &AddressBook) {
-        let (bucket, identity) = self.identify(session, book);
-        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
-            *count += 1;
-        }
-        self.update(
-            session.group,
-            bucket,
-            0,
-            element(identity, SessionPhase::of(session)),
-        );
+        self.exchange(session, book, (None, Some(SessionPhase::of(session))));
     }
 
     /// Takes a session out.
     #[inline]
     pub(super) fn subtract(&mut self, session: &Session, book: &AddressBook) {
-        let (bucket, identity) = self.identify(session, book);
-        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
-            *count = count.saturating_sub(1);
-        }
-        self.update(
-            session.group,
-            bucket,
-            element(identity, SessionPhase::of(session)),
-            0,
-        );
+        self.exchange(session, book, (Some(SessionPhase::of(session)), None));
     }
 
     /// Takes note that a session which was in phase `before` has changed.
     #[inline]
     pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: SessionPhase) {
+        let phase = SessionPhase::of(session);
+        self.exchange(session, book, (Some(before), Some(phase)));
+    }
+
+    /// Puts the session in its new phase in the place of that in its old one; `None` is no session.
+    #[inline]
+    fn exchange(
+        &mut self,
+        session: &Session,
+        book: &AddressBook,
+        (before, after): (Option<SessionPhase>, Option<SessionPhase>),
+    ) {
         let (bucket, identity) = self.identify(session, book);
-        let (old, new) = (
-            element(identity, before),
-            element(identity, SessionPhase::of(session)),
-        );
-        self.update(session.group, bucket, old, new);
+        if let Some(count) = self.counts.get_mut(usize::from(session.group.0)) {
+            let more = *count + u32::from(after.is_some());
+            *count = more.saturating_sub(u32::from(before.is_some()));
+        }
+        let element = |phase: Option<SessionPhase>| phase.map_or(0, |it| element(identity, it));
+        self.update(session.group, bucket, element(before), element(after));
     }
 
     /// The bucket of a session with this original key.
