@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -232,4 +233,117 @@ fn every_drop_reason_is_documented() {
         .filter(|name| !text.contains(&format!("`{name}`")))
         .collect();
     assert_none(&problems, "drop reasons that docs/ do not explain");
+}
+
+/// Names so broad that a reader would ask: of what? One type of the product may have each; all others say it.
+const BROAD: &[&str] = &["Event", "Fate", "Kind", "Link", "Peer", "Phase", "Problem"];
+
+#[test]
+fn a_broad_name_means_one_thing() {
+    let mut found: Vec<(&str, String)> = Vec::new();
+    for (name, text) in sources() {
+        for (number, line) in code(&text) {
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric()).collect();
+            let defined = words
+                .windows(2)
+                .filter(|pair| ["struct", "enum", "trait", "type"].contains(&pair[0]))
+                .filter_map(|pair| BROAD.iter().find(|broad| **broad == pair[1]));
+            found.extend(defined.map(|broad| (*broad, format!("{name}:{number}: {broad}"))));
+        }
+    }
+    let is_repeated = |broad: &str| found.iter().filter(|it| it.0 == broad).count() > 1;
+    let repeated = found.iter().filter(|(broad, _)| is_repeated(broad));
+    let problems: Vec<String> = repeated.map(|(_, place)| place.clone()).collect();
+    assert_none(&problems, "say of what it is");
+}
+
+/// The words of `text`, with those of `CamelCase` and `snake_case` names taken apart.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for c in text.chars() {
+        if !c.is_alphabetic() || c.is_uppercase() {
+            parts.push(String::new());
+        }
+        if c.is_alphabetic() {
+            let last = parts.last_mut().unwrap();
+            last.extend(c.to_lowercase());
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+#[test]
+fn docs_of_the_core_say_more_than_the_name() {
+    let filler = ["a", "an", "its", "of", "the", "this", "what", "which"];
+    let mut problems = Vec::new();
+    for (name, text) in sources() {
+        if !name.starts_with("crates/core/") {
+            continue;
+        }
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (index, three) in lines.windows(3).enumerate() {
+            let (Some(doc), false) = (three[1].strip_prefix("/// "), three[0].starts_with("///"))
+            else {
+                continue;
+            };
+            // A name in backticks is where it comes from: a key of the config, or a protocol.
+            if doc.contains('`') || !three[2].starts_with("pub ") {
+                continue;
+            }
+            let names = parts(three[2]);
+            let says = |word: &String| {
+                let is_name = names
+                    .iter()
+                    .any(|name| name.trim_end_matches('s') == word.trim_end_matches('s'));
+                !is_name && !filler.contains(&word.as_str())
+            };
+            if !parts(doc).iter().any(|word| says(word)) {
+                problems.push(format!("{name}:{}: {doc}", index + 2));
+            }
+        }
+    }
+    assert_none(
+        &problems,
+        "say what a reader does not know: unit, range, meaning",
+    );
+}
+
+/// `Type::name` in a comment or in ARCHITECTURE.md is a name of the code.
+#[test]
+fn what_comments_name_exists() {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut known = BTreeSet::new();
+    let mut told = Vec::new();
+    for folder in ["src", "crates", "tests", "benches", "netns-tests"] {
+        for path in files(&root().join(folder)) {
+            if path.extension().is_none_or(|ext| ext != "rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            for (number, line) in (1..).zip(text.lines()) {
+                match line.trim_start().starts_with("//") {
+                    true => told.push((format!("{}:{number}", path.display()), line.to_owned())),
+                    false => known.extend(line.split(|c| !is_word(c)).map(str::to_owned)),
+                }
+            }
+        }
+    }
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let page = (1..).zip(page.lines());
+    told.extend(page.map(|(number, line)| (format!("ARCHITECTURE.md:{number}"), line.to_owned())));
+    let mut problems = Vec::new();
+    for (place, line) in &told {
+        for quoted in line.split('`').skip(1).step_by(2) {
+            let path = quoted.trim_end_matches("()");
+            let mut parts = path.split("::");
+            if path.contains("::")
+                && parts.all(|part| !part.is_empty() && part.chars().all(is_word))
+            {
+                let unknown = path.split("::").find(|part| !known.contains(*part));
+                problems.extend(unknown.map(|part| format!("{place}: {quoted}: {part}")));
+            }
+        }
+    }
+    assert_none(&problems, "it has another name now");
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid, RandomConnectionIdGenerator};
 use ring::hmac;
 
-use super::shared::Peer;
+use super::shared::QuicPeer;
 use super::tuning::Role;
 use tandemgw_core::identity::PublicKey;
 
@@ -144,7 +144,7 @@ impl Mark {
 pub(super) fn peers_at<'a>(
     ip: IpAddr,
     remotes: &[Option<SocketAddr>],
-    peers: &'a [Peer],
+    peers: &'a [QuicPeer],
 ) -> Vec<(usize, &'a Mark)> {
     let remotes = remotes.iter().zip(peers).enumerate();
     let there = remotes.filter(|(_, (remote, _))| remote.is_some_and(|addr| addr.ip() == ip));

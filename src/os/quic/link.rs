@@ -28,7 +28,7 @@ const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A connection that lasted this long counts as good.
 const GOOD_LIFE: Duration = Duration::from_secs(1);
-/// Datagrams handled in one call of [`Link::receive`], before the rest of the loop has its turn.
+/// Datagrams handled in one call of [`QuicLink::receive`], before the rest of the loop has its turn.
 const RECEIVE_BUDGET: usize = 128;
 /// The time after which it stops reading, whatever the datagrams cost.
 const RECEIVE_TIME: Duration = Duration::from_micros(100);
@@ -56,7 +56,7 @@ struct Slot {
 }
 
 /// See the module.
-pub(super) struct Link {
+pub(super) struct QuicLink {
     id: LinkId,
     pub(super) socket: Socket,
     /// Why the socket could not be bound at first.
@@ -74,7 +74,7 @@ pub(super) struct Link {
     response: Vec<u8>,
 }
 
-impl Link {
+impl QuicLink {
     pub(super) fn new(
         id: LinkId,
         config: &HaLink,
@@ -82,7 +82,7 @@ impl Link {
         gate: Gate,
         shared: &Shared,
         remotes: Vec<Option<SocketAddr>>,
-    ) -> Link {
+    ) -> QuicLink {
         let mut socket = Socket::new(config);
         let unbound = socket.bind().err();
         let [server, _] = &shared.servers;
@@ -92,7 +92,7 @@ impl Link {
             !socket.may_fragment(),
             None,
         );
-        Link {
+        QuicLink {
             id,
             socket,
             unbound,
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// When to call [`Link::poll`] again at the latest.
+    /// When to call [`QuicLink::poll`] again at the latest.
     pub(super) fn next_timeout(&mut self, cx: &Context<'_>) -> Option<Instant> {
         let conns = self.conns.iter().flatten();
         let mut up = conns.filter(|conn| conn.phase == Phase::Up);

@@ -24,9 +24,9 @@ use mio::{Registry, Token};
 use quinn_proto::ConnectionError;
 
 use self::gate::{Gate, Mark};
-use self::link::Link;
+use self::link::QuicLink;
 use self::outbox::Outbox;
-use self::shared::{Context, Peer, Shared, code};
+use self::shared::{Context, QuicPeer, Shared, code};
 use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};
@@ -91,7 +91,7 @@ pub struct Counters {
 /// Events that are not taken hold back the peer's stream: at most 1 MiB of it waits here, 8 MiB in
 /// QUIC, and the rest at the peer.
 pub struct Transport {
-    links: Vec<Link>,
+    links: Vec<QuicLink>,
     shared: Shared,
     out: Outbox,
     buffer: Vec<u8>,
@@ -115,7 +115,7 @@ impl Transport {
             let remotes = remotes.map(|peer| peer.addresses.get(usize::from(id)).copied());
             let endpoint = tuning::endpoint(key);
             let gate = Gate::new(&key.derive(tuning::OWN_IDS), ha.peers.len());
-            Link::new(
+            QuicLink::new(
                 LinkId(id),
                 config,
                 endpoint,
@@ -124,7 +124,7 @@ impl Transport {
                 remotes.collect(),
             )
         });
-        let mut links: Vec<Link> = links.collect();
+        let mut links: Vec<QuicLink> = links.collect();
         for link in &mut links {
             match link.unbound.take() {
                 Some(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
@@ -404,7 +404,7 @@ fn shared(ha: &Ha, node_name: &str, key: &NodeKey) -> Result<Shared, rustls::Err
             let mark = Mark::new(own, theirs);
             tuning::client(&credentials, theirs, mark, role, timeouts)
         };
-        peers.push(Peer {
+        peers.push(QuicPeer {
             name: peer.name.clone(),
             key: theirs,
             revoked: false,

@@ -19,7 +19,7 @@ pub(super) mod code {
 }
 
 /// A peer, as all links see it.
-pub(super) struct Peer {
+pub(super) struct QuicPeer {
     pub(super) name: String,
     pub(super) key: PublicKey,
     /// A reload has taken its key out of the config: it is neither dialled nor let in.
@@ -34,7 +34,7 @@ pub(super) struct Peer {
 
 /// What all links share; no link changes it.
 pub(super) struct Shared {
-    pub(super) peers: Vec<Peer>,
+    pub(super) peers: Vec<QuicPeer>,
     /// By role.
     pub(super) servers: [Arc<ServerConfig>; 2],
 }
