@@ -8,16 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the core, from the ground up. A module may use those in the rows above its own.
 const CORE: &[&[&str]] = &[
-    &[
-        "evidence",
-        "flow",
-        "identity",
-        "in_quotes",
-        "memory",
-        "random",
-        "time",
-    ],
-    &["config", "event", "histogram", "log_limit"],
+    &["flow", "identity", "in_quotes", "memory", "random", "time"],
+    &["config", "event", "evidence", "histogram", "log_limit"],
     &[
         "filter_words",
         "link_monitor",

@@ -1,6 +1,8 @@
 //! What a unit knows of a group's sessions. Units are ranked by this evidence before anything that
 //! an administrator has set.
 
+use crate::flow::GroupSet;
+
 /// What a unit holds of a group: every change up to `position` of the process `epoch`, which was
 /// primary with `term`. All zero: nothing.
 ///
@@ -21,4 +23,28 @@ impl Holding {
     pub(crate) fn covers(&self, other: &Holding) -> bool {
         (self.term, self.epoch) == (other.term, other.epoch) && self.position >= other.position
     }
+}
+
+/// How far this unit and one peer are with the sessions of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncState {
+    /// The groups of which this unit has received from the peer all that the peer has.
+    ///
+    /// A stream that breaks does not take that back, for what was received may soon be all that is
+    /// left; a new stream of another process of the peer does, and so does the doubt of the election, `ha::Output::Resync`.
+    pub ready: GroupSet,
+    /// The groups of which this unit is primary and whose sessions the peer held, each of them, at
+    /// the last comparison; the stream to it is up.
+    pub equal: GroupSet,
+    /// The last sequence of the peer that this unit has applied.
+    pub applied: u64,
+}
+
+/// Which process of a peer is heard, by its boot identifier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The one whose heartbeats come by a link.
+    pub by_link: Option<u64>,
+    /// The one that lives, if only from what comes by the data ports.
+    pub at_all: Option<u64>,
 }

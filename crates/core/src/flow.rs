@@ -128,11 +128,11 @@ impl Family {
 pub struct Protocol(pub u8);
 
 impl Protocol {
-    /// ICMP of either family.
+    /// ICMP of either family: in IPv6 packets the header says 58.
     pub const ICMP: Protocol = Protocol(1);
-    /// TCP.
+    /// TCP (RFC 9293).
     pub const TCP: Protocol = Protocol(6);
-    /// UDP.
+    /// UDP (RFC 768).
     pub const UDP: Protocol = Protocol(17);
     /// ICMPv6; used on the wire only.
     pub const ICMPV6: Protocol = Protocol(58);
@@ -297,6 +297,25 @@ impl PolicyId {
 /// A group of virtual addresses that moves as one: an index into the configured groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u8);
+
+/// A set of groups, as one bit each: a config has at most 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupSet(u64);
+
+impl GroupSet {
+    /// All 64, whether or not the config has them.
+    pub const ALL: GroupSet = GroupSet(u64::MAX);
+
+    /// Adds `group`.
+    pub fn insert(&mut self, group: GroupId) {
+        self.0 |= 1 << (group.0 & 63);
+    }
+
+    /// Whether `group` is in it.
+    pub fn contains(self, group: GroupId) -> bool {
+        self.0 & (1 << (group.0 & 63)) != 0
+    }
+}
 
 /// A peer: the index of its `[[ha.peer]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

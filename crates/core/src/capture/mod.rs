@@ -114,7 +114,7 @@ pub struct Record {
     pub facts: Facts,
     /// The same in both copies of a packet: as it came in, and as it left.
     pub packet: u64,
-    /// The port.
+    /// The one whose interface it passes.
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,
@@ -135,7 +135,7 @@ pub struct Statistics {
 
 /// A packet to be recorded, as it passes one of the ports.
 pub struct Sight<'a> {
-    /// The port.
+    /// The one whose interface it passes.
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,

@@ -47,3 +47,40 @@ impl Config {
         all.filter(move |policy| policy.is_for(port))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_policy_is_for_its_ports_or_for_all() {
+        let text = r#"
+            [node]
+            name = "a"
+            [[port]]
+            name = "lan"
+            interface = "eth0"
+            [[port]]
+            name = "wan"
+            interface = "eth1"
+            [[local-in]]
+            name = "ssh"
+            from = ["lan"]
+            service = ["tcp/22"]
+            action = "accept"
+            [[local-in]]
+            name = "ping"
+            service = ["icmp"]
+            action = "accept"
+        "#;
+        let (config, _) = crate::config::parse(Path::new("a.toml"), text).unwrap();
+        let names = |port| {
+            let policies = config.local_in_of(PortId(port));
+            policies.map(|it| it.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(0), ["ssh", "ping"]);
+        assert_eq!(names(1), ["ping"]);
+    }
+}

@@ -97,3 +97,68 @@ impl Events {
 fn run_text(gateway: &Gateway) -> String {
     format!("{:016x}", gateway.events().run())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::event::LinkState;
+    use crate::flow::PortId;
+    use crate::gateway::Seed;
+    use crate::time::Time;
+
+    fn gateway() -> Gateway {
+        let config = "[node]\nname = \"a\"\n[[port]]\nname = \"lan\"\ninterface = \"eth0\"\n";
+        let (config, _) = crate::config::parse(Path::new("a.toml"), config).unwrap();
+        Gateway::new(config, Seed([7; 32]), Time::ZERO)
+    }
+
+    /// The port comes up and goes down so often: one event each.
+    fn flap(gateway: &mut Gateway, times: usize) {
+        for up in [true, false].into_iter().cycle().take(times) {
+            let link = LinkState {
+                up,
+                mtu: 1500,
+                mac: [2; 6],
+            };
+            gateway.handle_link(Time::ZERO, PortId(0), link);
+        }
+    }
+
+    fn read(gateway: &Gateway, after: (Option<u64>, Option<&str>)) -> Vec<Event> {
+        let (mut events, mut out) = (Events::begin(gateway, after, false), String::new());
+        while matches!(
+            events.go_on(gateway, &ShellView::default(), &mut out),
+            Progress::More
+        ) {}
+        let parse = |line| serde_json::from_str(line).unwrap();
+        out.lines().map(parse).collect()
+    }
+
+    #[test]
+    fn a_reader_goes_on_in_the_same_run_only() {
+        let mut gateway = gateway();
+        flap(&mut gateway, 5);
+        let all = read(&gateway, (None, None));
+        assert!(all.len() >= 4, "{all:?}");
+        for (event, number) in all.iter().zip(1..) {
+            assert_eq!((event.sequence, event.missed), (number, 0));
+        }
+        let run = all[0].run.clone();
+        assert_eq!(read(&gateway, (Some(2), Some(&run))), all[2..]);
+        assert_eq!(read(&gateway, (Some(999), Some(&run))), []);
+        assert_eq!(read(&gateway, (Some(2), Some("another"))), all);
+    }
+
+    #[test]
+    fn a_reader_that_was_away_for_long_is_told_what_it_missed() {
+        let mut gateway = gateway();
+        flap(&mut gateway, 3000);
+        let all = read(&gateway, (Some(1), None));
+        let missed: Vec<u64> = all.iter().map(|event| event.missed).collect();
+        assert!(missed[0] > 1000, "{}", missed[0]);
+        assert_eq!(all[0].sequence, 1 + missed[0] + 1);
+        assert!(missed[1..].iter().all(|missed| *missed == 0));
+    }
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
-use crate::ha::{self, GroupSet, Ha, HandoverError, Hint, Maintenance, SyncState};
+use crate::ha::{self, Ha, HandoverError, Hint, Maintenance};
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
 use crate::sync::{self, Replicator};
@@ -79,61 +79,61 @@ impl Cluster {
 
     /// The next thing to do for the gateway. What election and replication have to tell each other is passed on
     /// before: a takeover is announced by one and carried out by the other in the same call.
-    pub(super) fn poll_step(
-        &mut self,
-        now: Time,
-        groups: &Groups,
-        store: &mut SessionStore,
-    ) -> Option<Step> {
+    pub(super) fn poll_step(&mut self, now: Time, store: &mut SessionStore) -> Option<Step> {
         if let Some((peer, link)) = self.paths.poll_closed() {
             return Some(Step::CloseStream(peer, link));
         }
         if let Some(event) = self.sync.poll_event() {
-            if let sync::SyncEvent::HandoverReceived { peer, group, term } = event {
-                self.ha.handle_handover(now, group, peer, term);
-            }
+            self.tell_election(now, &event);
             return Some(Step::Told(event));
         }
-        let output = self.ha.poll_output().or_else(|| {
-            self.tell_election(now, groups);
-            self.ha.poll_output()
-        })?;
+        let output = self.ha.poll_output()?;
         self.tell_replication(&output, store.journal_mut());
         Some(Step::Decided(output))
     }
 
     /// Tells the election what replication has reached.
-    fn tell_election(&mut self, now: Time, Groups { roles, traffic }: &Groups) {
-        let groups = || (0..roles.len()).map(|group| GroupId(group as u8));
-        for (group, traffic) in groups().zip(traffic) {
-            let held = self.sync.held(group);
-            self.ha.handle_evidence(group, held, traffic.carried());
+    fn tell_election(&mut self, now: Time, event: &sync::SyncEvent) {
+        match *event {
+            sync::SyncEvent::Reached(peer, state) => self.ha.handle_sync(now, peer, state),
+            sync::SyncEvent::Holds(group, held) => self.ha.handle_holding(group, held),
+            sync::SyncEvent::HandoverReceived { peer, group, term } => {
+                self.ha.handle_handover(now, group, peer, term);
+            }
+            sync::SyncEvent::PeerKnown { .. }
+            | sync::SyncEvent::PeerConfigDiffers(_)
+            | sync::SyncEvent::PeerRefuses { .. }
+            | sync::SyncEvent::PeerTableSmaller { .. }
+            | sync::SyncEvent::PeerReady(..)
+            | sync::SyncEvent::Ready(..)
+            | sync::SyncEvent::Merged(..)
+            | sync::SyncEvent::DigestDiffers { .. } => {}
+        }
+    }
+
+    /// Tells the election of the packets that went through this unit.
+    pub(super) fn tell_traffic(&mut self, groups: &Groups) {
+        for (group, traffic) in (0..).map(GroupId).zip(&groups.traffic) {
+            self.ha.handle_traffic(group, traffic.carried());
+        }
+    }
+
+    /// Panics if election and replication know something else of each other than what holds: for tests and
+    /// simulations.
+    pub(super) fn check_invariants(&self, journal: &Journal) {
+        self.sync.check_invariants(journal);
+        if !self.sync.is_told() || !self.ha.is_drained() {
+            return;
         }
         for peer in self.paths.peers() {
-            let mut ready = GroupSet::default();
-            groups()
-                .filter(|group| self.sync.is_ready(*group))
-                .for_each(|group| ready.insert(group));
-            let mut equal = GroupSet::default();
-            groups()
-                .filter(|group| roles[usize::from(group.0)] == Role::Primary)
-                .filter(|group| self.sync.digest_equal(peer, *group))
-                .for_each(|group| equal.insert(group));
-            if !self.sync.agrees(peer) {
-                (ready, equal) = (GroupSet::default(), GroupSet::default());
-            }
-            let applied = self.sync.applied(peer);
-            let heard = (self.ha.is_linked(peer), self.ha.is_alive(peer));
-            self.sync.set_heard(peer, heard, self.ha.boot_id(peer));
-            self.ha.handle_sync(
-                now,
-                peer,
-                SyncState {
-                    ready,
-                    equal,
-                    applied,
-                },
-            );
+            let reached = Some(self.sync.reached(peer));
+            assert_eq!(self.ha.reached(peer), reached, "of peer {}", peer.0);
+            let heard = self.ha.hearing(peer);
+            assert_eq!(self.sync.heard(peer), heard, "of peer {}", peer.0);
+        }
+        for group in self.sync.groups() {
+            let held = self.sync.held(group);
+            assert!(self.ha.knows_held(group, held), "of group {}", group.0);
         }
     }
 
@@ -162,6 +162,7 @@ impl Cluster {
                 result: result.clone(),
             }),
             ha::Output::Resync { group, .. } => self.sync.doubt(*group),
+            ha::Output::Heard { peer, heard } => self.sync.set_heard(*peer, *heard),
             ha::Output::Gone => self.gone = true,
             ha::Output::SendHeartbeat { .. }
             | ha::Output::SendOnPort { .. }

@@ -25,7 +25,9 @@ impl Gateway {
         now: Time,
         act: impl FnOnce(&mut Cluster, &mut SessionStore) -> R,
     ) -> Option<R> {
-        let result = act(self.cluster.as_deref_mut()?, &mut self.sessions);
+        let cluster = self.cluster.as_deref_mut()?;
+        cluster.tell_traffic(&self.groups);
+        let result = act(cluster, &mut self.sessions);
         self.settle_cluster(now);
         Some(result)
     }
@@ -38,7 +40,7 @@ impl Gateway {
     /// Carries out what election and replication have decided, until neither has more to say.
     pub(super) fn settle_cluster(&mut self, now: Time) {
         while let Some(cluster) = self.cluster.as_deref_mut()
-            && let Some(step) = cluster.poll_step(now, &self.groups, &mut self.sessions)
+            && let Some(step) = cluster.poll_step(now, &mut self.sessions)
         {
             match step {
                 Step::CloseStream(peer, link) => {
@@ -96,7 +98,10 @@ impl Gateway {
                 self.log_event(now, "handover", what, &why, Some(group));
             }
             // The cluster itself has done what they ask for.
-            ha::Output::Handover { .. } | ha::Output::Resync { .. } | ha::Output::Gone => {}
+            ha::Output::Handover { .. }
+            | ha::Output::Resync { .. }
+            | ha::Output::Heard { .. }
+            | ha::Output::Gone => {}
         }
     }
 
@@ -165,7 +170,9 @@ impl Gateway {
                 self.group_name(group)
             ),
             // The election has it.
-            sync::SyncEvent::HandoverReceived { .. } => {}
+            sync::SyncEvent::HandoverReceived { .. }
+            | sync::SyncEvent::Reached(..)
+            | sync::SyncEvent::Holds(..) => {}
         }
     }
 

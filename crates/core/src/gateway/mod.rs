@@ -399,7 +399,7 @@ impl Gateway {
     pub fn check_invariants(&self) {
         self.sessions.check_invariants();
         if let Some(cluster) = self.cluster() {
-            cluster.sync().check_invariants(self.sessions.journal());
+            cluster.check_invariants(self.sessions.journal());
         }
         self.rules.check_invariants(self.sessions.nat());
         self.outbox.check_invariants();

@@ -27,14 +27,14 @@ pub(super) struct PolicyUsages {
 }
 
 impl PolicyUsages {
-    pub fn new(ruleset: &Ruleset) -> PolicyUsages {
+    pub(super) fn new(ruleset: &Ruleset) -> PolicyUsages {
         PolicyUsages {
             usages: vec![PolicyUsage::default(); ruleset.ids()],
         }
     }
 
     /// The policies have changed: there are ids for so many, and some belong to other policies now.
-    pub fn adopt(&mut self, ids: usize, newcomers: &[PolicyId]) {
+    pub(super) fn adopt(&mut self, ids: usize, newcomers: &[PolicyId]) {
         self.usages.resize(ids, PolicyUsage::default());
         for id in newcomers {
             if let Some(usage) = self.usages.get_mut(usize::from(id.0)) {
@@ -43,11 +43,11 @@ impl PolicyUsages {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.usages.len()
     }
 
-    pub fn get(&self, policy: PolicyId) -> Option<PolicyUsage> {
+    pub(super) fn get(&self, policy: PolicyId) -> Option<PolicyUsage> {
         self.usages.get(usize::from(policy.0)).copied()
     }
 

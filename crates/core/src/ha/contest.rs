@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 use super::election::State;
 use super::heartbeat::{self, MAX_TERM, Worth};
 use super::order;
-use super::peer::Peer;
+use super::peer::ElectionPeer;
 use super::{Ha, Output};
 use crate::flow::{GroupId, PeerId};
 use crate::time::{Tick, Time};
@@ -144,7 +144,7 @@ impl Ha {
     }
 
     /// What this unit's reign was worth since the rival can have been primary beside it.
-    fn worth_beside(&self, now: Time, group: usize, rival: &Peer) -> Worth {
+    fn worth_beside(&self, now: Time, group: usize, rival: &ElectionPeer) -> Worth {
         let state = &self.groups[group];
         // What happened before they lost each other says nothing of the time after. If that was just now, or the
         // rival was heard all the time, the last moments count.

@@ -13,7 +13,7 @@ use super::Role;
 use super::contest::Rivalry;
 use super::handover::Handover;
 use super::heartbeat::{self, GroupState, MAX_TERM};
-use super::peer::Peer;
+use super::peer::ElectionPeer;
 use super::{Ha, Output, Takeover, Takeovers};
 use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
@@ -357,7 +357,7 @@ impl Ha {
     }
 
     /// The primary of `group` that was seen last.
-    fn last_primary(&self, group: usize) -> Option<&Peer> {
+    fn last_primary(&self, group: usize) -> Option<&ElectionPeer> {
         self.peers.get(self.groups[group].primary?.index())
     }
 

@@ -7,7 +7,7 @@ use crate::time::Time;
 
 /// Something that an operator may want to know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct ElectionEvent {
     /// When it was noticed, on the clock of this unit.
     pub at: Time,
     /// Whether somebody should look at it.
@@ -21,7 +21,7 @@ pub struct Event {
 /// The last events, oldest first. Each is also logged, at INFO or WARN.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    ring: VecDeque<Event>,
+    ring: VecDeque<ElectionEvent>,
 }
 
 /// Events that are kept.
@@ -30,7 +30,7 @@ pub(super) const MOST_EVENTS: usize = 64;
 impl Events {
     /// Notes something that is as it should be.
     pub(super) fn info(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
-        self.push(Event {
+        self.push(ElectionEvent {
             at,
             warn: false,
             what: what.into(),
@@ -40,7 +40,7 @@ impl Events {
 
     /// Notes something that somebody should look at.
     pub(super) fn warn(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
-        self.push(Event {
+        self.push(ElectionEvent {
             at,
             warn: true,
             what: what.into(),
@@ -59,7 +59,7 @@ impl Events {
 
     /// Notes a change of role, which is logged where it is carried out.
     pub(super) fn role(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
-        self.keep(Event {
+        self.keep(ElectionEvent {
             at,
             warn: false,
             what: what.into(),
@@ -67,7 +67,7 @@ impl Events {
         });
     }
 
-    fn push(&mut self, event: Event) {
+    fn push(&mut self, event: ElectionEvent) {
         let level = if event.warn {
             log::Level::Warn
         } else {
@@ -85,14 +85,14 @@ impl Events {
         self.keep(event);
     }
 
-    fn keep(&mut self, event: Event) {
+    fn keep(&mut self, event: ElectionEvent) {
         if self.ring.len() == MOST_EVENTS {
             self.ring.pop_front();
         }
         self.ring.push_back(event);
     }
 
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &ElectionEvent> {
         self.ring.iter()
     }
 }

@@ -10,6 +10,7 @@ use crate::time::Time;
 impl Ha {
     /// Sends heartbeats to all peers over all links that are up, if they are due.
     pub(super) fn flush(&mut self, now: Time) {
+        self.tell_heard();
         if !std::mem::take(&mut self.urgent) || self.is_gone() {
             return;
         }
@@ -27,6 +28,16 @@ impl Ha {
                         self.push_output(Output::SendHeartbeat { peer, link, bytes });
                     }
                 }
+            }
+        }
+    }
+
+    /// Tells replication whom this unit hears, where that has changed.
+    fn tell_heard(&mut self) {
+        for (peer, known) in (0..).map(PeerId).zip(&mut self.peers) {
+            let heard = known.hearing();
+            if std::mem::replace(&mut known.told_heard, heard) != heard {
+                self.outputs.push_back(Output::Heard { peer, heard });
             }
         }
     }

@@ -68,7 +68,7 @@ pub enum FrameError {
 
 /// Which of the three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     Question,
     Answer,
     /// A host on the link of the port sends to a standby.
@@ -78,7 +78,7 @@ pub(super) enum Kind {
 /// All of a frame but its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Envelope {
-    pub kind: Kind,
+    pub kind: FrameKind,
     pub from: u32,
     pub to: u32,
     pub port: u32,
@@ -115,9 +115,9 @@ impl Asked {
 pub(super) fn seal(envelope: &Envelope, body: &[u8], key: &[u8; 16]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + body.len() + TAG);
     let kind = match envelope.kind {
-        Kind::Question => 1,
-        Kind::Answer => 2,
-        Kind::Stray => 3,
+        FrameKind::Question => 1,
+        FrameKind::Answer => 2,
+        FrameKind::Stray => 3,
     };
     out.extend([VERSION, kind]);
     out.extend((body.len() as u16).to_be_bytes());
@@ -141,9 +141,9 @@ pub(super) fn peek(frame: &[u8]) -> Result<Envelope, FrameError> {
     };
     let long = |at| u64::from(number(at)) << 32 | u64::from(number(at + 4));
     let kind = match header[..2] {
-        [VERSION, 1] => Kind::Question,
-        [VERSION, 2] => Kind::Answer,
-        [VERSION, 3] => Kind::Stray,
+        [VERSION, 1] => FrameKind::Question,
+        [VERSION, 2] => FrameKind::Answer,
+        [VERSION, 3] => FrameKind::Stray,
         _ => return Err(FrameError::Malformed),
     };
     Ok(Envelope {
@@ -195,7 +195,11 @@ mod tests {
     fn envelope(numbers: [u32; 3], times: [u64; 2], asks: bool) -> Envelope {
         let [from, to, port] = numbers;
         let [boot_id, clock] = times;
-        let kind = if asks { Kind::Question } else { Kind::Answer };
+        let kind = if asks {
+            FrameKind::Question
+        } else {
+            FrameKind::Answer
+        };
         Envelope {
             kind,
             from,

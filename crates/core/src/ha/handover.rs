@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::election::State;
 use super::heartbeat;
 use super::order;
-use super::peer::Peer;
+use super::peer::ElectionPeer;
 use super::{Ha, Leaving, Output, Takeover};
 use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
@@ -334,7 +334,7 @@ impl Ha {
     /// A peer that leaves `group` to this unit.
     pub(super) fn giver(&self, group: usize) -> Option<PeerId> {
         let own = heartbeat::hash(&self.name);
-        let gives = |peer: &Peer| {
+        let gives = |peer: &ElectionPeer| {
             let state = &peer.groups[group];
             peer.alive && state.gives && state.sees == own
         };
@@ -354,7 +354,7 @@ impl Ha {
         let Some(handover) = self.groups[group].handover.take() else {
             return;
         };
-        let Peer { name, ports_up, .. } = &self.peers[peer.index()];
+        let ElectionPeer { name, ports_up, .. } = &self.peers[peer.index()];
         let was_worse = self.ports_up < *ports_up;
         let why = format!("handed over to {name}");
         let took = now.since(handover.started);
@@ -465,7 +465,7 @@ impl Ha {
     /// Whether a peer can take the group over and would not give it back at once.
     fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
         self.can_take_over(group, peer)?;
-        let Peer {
+        let ElectionPeer {
             name,
             ports_up,
             maintenance,

@@ -3,7 +3,7 @@
 use super::election::{Group, State};
 use super::heartbeat::{self, GroupState, Header, HeartbeatError};
 use super::peer::News;
-use super::{Ha, Output, SyncState};
+use super::{Ha, Output};
 use crate::flow::{GroupId, LinkId, PeerId};
 use crate::time::Time;
 
@@ -76,7 +76,6 @@ impl Ha {
         );
         let is = (peer.alive, peer.linked);
         if news.restarted {
-            peer.sync = SyncState::default();
             self.events
                 .info(now, format!("{} has restarted", peer.name), "");
         } else if is.0 && !was.0 {

@@ -31,16 +31,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::{self, Config};
-use crate::evidence::Holding;
+use crate::evidence::{Heard, Holding, SyncState};
 use crate::flow::{Addr, GroupId, LinkId, PeerId, PortId};
 use crate::time::Time;
 
 use election::Group;
 use events::Events;
-use peer::Peer;
+use peer::ElectionPeer;
 use ports::OwnPort;
 
-pub use events::Event;
+pub use events::ElectionEvent;
 pub use frame::{ETHERTYPE, FrameError, PortKeys};
 pub use handover::HandoverError;
 pub use heartbeat::HeartbeatError;
@@ -48,12 +48,12 @@ pub(crate) use heartbeat::MAX_TERM;
 pub use maintenance::Maintenance;
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
-pub use view::{GroupView, Link, LinkCounters, PeerGroup, PeerView};
+pub use view::{GroupView, LinkCounters, LinkView, PeerGroup, PeerView};
 
 /// An effect that the caller carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// This unit is now primary or standby of `group`: `Gateway::set_role`, at once.
+    /// This unit is now primary or standby of `group`: `Gateway::change_role`, at once.
     SetRole {
         /// Its place among `[[group]]`.
         group: GroupId,
@@ -63,6 +63,13 @@ pub enum Output {
         term: u64,
         /// For the log; it is among the events as well.
         why: String,
+    },
+    /// Who is heard of a peer has changed: replication does not count on a process that is not.
+    Heard {
+        /// Its place among `[[ha.peer]]`.
+        peer: PeerId,
+        /// Which process, and how.
+        heard: Heard,
     },
     /// Send a datagram to `peer` over the heartbeat connection of `link`; drop it if there is none.
     SendHeartbeat {
@@ -162,40 +169,6 @@ pub enum Hint {
     CarrierLost,
 }
 
-/// A set of groups, as one bit each: a config has at most 64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GroupSet(u64);
-
-impl GroupSet {
-    /// All 64, whether or not the config has them.
-    pub const ALL: GroupSet = GroupSet(u64::MAX);
-
-    /// Adds `group`.
-    pub fn insert(&mut self, group: GroupId) {
-        self.0 |= 1 << (group.0 & 63);
-    }
-
-    /// Whether `group` is in it.
-    pub fn contains(self, group: GroupId) -> bool {
-        self.0 & (1 << (group.0 & 63)) != 0
-    }
-}
-
-/// What replication says of one peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SyncState {
-    /// The groups of which this unit has received from the peer all that the peer has.
-    ///
-    /// A stream that breaks does not take that back, for what was received may soon be all that is
-    /// left; a new stream of another process of the peer does, and so does [`Output::Resync`].
-    pub ready: GroupSet,
-    /// The groups of which this unit is primary and whose sessions the peer held, each of them, at
-    /// the last comparison; the stream to it is up.
-    pub equal: GroupSet,
-    /// The last sequence of the peer that this unit has applied.
-    pub applied: u64,
-}
-
 /// The high-availability state machine of one unit.
 ///
 /// Each turn of the caller's loop, with one reading of the clock:
@@ -226,7 +199,7 @@ pub struct Ha {
     override_: bool,
     override_wait: Duration,
     groups: Vec<Group>,
-    peers: Vec<Peer>,
+    peers: Vec<ElectionPeer>,
     links: u8,
     sequence: u64,
     next_heartbeat: Time,
@@ -268,7 +241,7 @@ impl Ha {
             .iter()
             .map(|peer| {
                 let counts = (usize::from(links), config.ports.len(), config.groups.len());
-                Peer::new(peer, counts)
+                ElectionPeer::new(peer, counts)
             })
             .collect();
         let mut unit = Ha {
@@ -427,7 +400,7 @@ impl Ha {
         }
     }
 
-    /// What replication has to say of `peer`; as often as it likes.
+    /// What replication has reached with `peer`, whenever that changes.
     pub(crate) fn handle_sync(&mut self, now: Time, peer: PeerId, state: SyncState) {
         let Some(known) = self.peers.get_mut(peer.index()) else {
             return;
@@ -440,13 +413,18 @@ impl Ha {
         }
     }
 
-    /// What this unit holds of `group`, and when packets of its sessions went through it last, in each
-    /// direction; as often as the caller likes.
-    pub(crate) fn handle_evidence(&mut self, group: GroupId, held: Holding, carried: Option<Time>) {
+    /// What this unit holds of `group`, whenever that changes.
+    pub(crate) fn handle_holding(&mut self, group: GroupId, held: Holding) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
-            // As it comes from the wire, so that it can be compared.
-            let epoch = u64::from(held.epoch as u32);
-            (state.held, state.carried) = (Holding { epoch, ..held }, carried);
+            state.held = as_sent(held);
+        }
+    }
+
+    /// When packets of the sessions of `group` last went through this unit in both directions; as often as the
+    /// caller likes.
+    pub(crate) fn handle_traffic(&mut self, group: GroupId, carried: Option<Time>) {
+        if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
+            state.carried = carried;
         }
     }
 
@@ -539,7 +517,7 @@ impl Ha {
     }
 
     /// The time after which `peer`, which may send more rarely, counts as dead.
-    fn hold_of(&self, peer: &Peer) -> Duration {
+    fn hold_of(&self, peer: &ElectionPeer) -> Duration {
         self.interval.max(peer.interval) * self.threshold
     }
 
@@ -557,6 +535,12 @@ impl Ha {
             self.outputs.push_back(output);
         }
     }
+}
+
+/// As it comes from the wire, so that it can be compared with what others hold.
+fn as_sent(held: Holding) -> Holding {
+    let epoch = u64::from(held.epoch as u32);
+    Holding { epoch, ..held }
 }
 
 fn own_port(port: &config::Port, now: Time) -> OwnPort {

@@ -4,7 +4,7 @@ use super::Ha;
 use super::election::State;
 use super::heartbeat;
 use super::order::{self, Candidate};
-use super::peer::Peer;
+use super::peer::ElectionPeer;
 use crate::flow::PeerId;
 use crate::time::Time;
 
@@ -52,7 +52,7 @@ impl Ha {
     /// A peer that is alive and hears a primary of `group` which this unit does not hear.
     pub(super) fn witness(&self, group: usize) -> Option<PeerId> {
         let own = heartbeat::hash(&self.name);
-        let sees_one = |peer: &Peer| {
+        let sees_one = |peer: &ElectionPeer| {
             let seen = peer.groups[group].sees;
             let by_us = self.peers.iter().find(|other| other.hash == seen);
             peer.alive

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::frame::PortKeys;
 use super::heartbeat::{self, GroupState, Header};
 use super::ports::PortPath;
-use super::{Link, LinkCounters, SyncState};
+use super::{LinkCounters, LinkView};
 use crate::config::HaPeer;
+use crate::evidence::{Heard, SyncState};
 use crate::flow::{GroupId, LinkId};
 use crate::time::Time;
 
@@ -16,7 +17,7 @@ const LONGEST_RTT: Duration = Duration::from_secs(60);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct ElectionPeer {
     pub name: String,
     pub hash: u32,
     pub links: Vec<PeerLink>,
@@ -63,6 +64,8 @@ pub(super) struct Peer {
     pub interval: Duration,
     pub sync: SyncState,
     boot_id: Option<u64>,
+    /// What replication was told last of [`ElectionPeer::hearing`].
+    pub told_heard: Heard,
     previous_boot_id: Option<u64>,
     sequence: u64,
     /// The process and sequence of the newest heartbeat by a link.
@@ -90,10 +93,13 @@ pub(super) struct News {
     pub restarted: bool,
 }
 
-impl Peer {
+impl ElectionPeer {
     /// A peer that was not heard yet; there are so many links, ports and groups.
-    pub(super) fn new(config: &HaPeer, (links, ports, groups): (usize, usize, usize)) -> Peer {
-        Peer {
+    pub(super) fn new(
+        config: &HaPeer,
+        (links, ports, groups): (usize, usize, usize),
+    ) -> ElectionPeer {
+        ElectionPeer {
             name: config.name.clone(),
             hash: heartbeat::hash(&config.name),
             links: vec![PeerLink::default(); links],
@@ -122,6 +128,7 @@ impl Peer {
             interval: Duration::ZERO,
             sync: SyncState::default(),
             boot_id: None,
+            told_heard: Heard::default(),
             previous_boot_id: None,
             sequence: 0,
             link_sequence: (0, 0),
@@ -289,14 +296,23 @@ impl Peer {
         self.uptime.saturating_add(since)
     }
 
+    /// The boot identifier of its process; none before it was heard.
     pub(super) fn boot_id(&self) -> Option<u64> {
         self.boot_id
     }
 
+    /// Which process of it is heard.
+    pub(super) fn hearing(&self) -> Heard {
+        Heard {
+            by_link: self.boot_id.filter(|_| self.linked),
+            at_all: self.boot_id.filter(|_| self.alive),
+        }
+    }
+
     /// The state of `link` for the operator.
-    pub(super) fn link(&self, now: Time, link: usize, hold: Duration) -> Link {
+    pub(super) fn link(&self, now: Time, link: usize, hold: Duration) -> LinkView {
         let link = self.links.get(link).copied().unwrap_or_default();
-        Link {
+        LinkView {
             connected: link.up,
             alive: link.last.is_some_and(|(at, _)| now.since(at) < hold),
             rtt: link.rtt,

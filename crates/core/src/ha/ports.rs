@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use super::frame::{self, Asked, Envelope, FrameError, Kind, PortKeys};
+use super::frame::{self, Asked, Envelope, FrameError, FrameKind, PortKeys};
 use super::heartbeat;
-use super::peer::{self, Peer};
+use super::peer::{self, ElectionPeer};
 use super::{Ha, Output};
 use crate::flow::{Addr, GroupId, PeerId, PortId};
 use crate::time::Time;
@@ -103,9 +103,11 @@ impl Ha {
         }
         let peer = PeerId(index as u8);
         match envelope.kind {
-            Kind::Question => self.answer(now, (peer, port), source, envelope.asked)?,
-            Kind::Stray => self.hear_stray(port, body)?,
-            Kind::Answer => self.hear_answer(now, (peer, port), source, (envelope.asked, body))?,
+            FrameKind::Question => self.answer(now, (peer, port), source, envelope.asked)?,
+            FrameKind::Stray => self.hear_stray(port, body)?,
+            FrameKind::Answer => {
+                self.hear_answer(now, (peer, port), source, (envelope.asked, body))?
+            }
         }
         self.flush(now);
         Ok(())
@@ -194,7 +196,7 @@ impl Ha {
             path.due = now + pause;
             let to_mac = path.mac.filter(|_| path.is_heard(now));
             let envelope = Envelope {
-                kind: Kind::Question,
+                kind: FrameKind::Question,
                 from,
                 to,
                 port: self.ports[port].hash,
@@ -227,7 +229,7 @@ impl Ha {
             return Err(FrameError::NotSigned);
         };
         let envelope = Envelope {
-            kind: Kind::Answer,
+            kind: FrameKind::Answer,
             from: self.label(heartbeat::hash(&self.name)),
             to: self.label(known.hash),
             port: self.ports[port.index()].hash,
@@ -266,7 +268,7 @@ impl Ha {
             return;
         };
         let envelope = Envelope {
-            kind: Kind::Stray,
+            kind: FrameKind::Stray,
             from: self.label(heartbeat::hash(&self.name)),
             to: self.label(peer.hash),
             port: own.hash,
@@ -308,7 +310,7 @@ impl Ha {
     }
 }
 
-impl Peer {
+impl ElectionPeer {
     fn valid_keys(&self) -> Option<&PortKeys> {
         self.keys.as_ref().filter(|_| !self.is_revoked)
     }

@@ -12,6 +12,7 @@ use crate::random::SplitMix64;
 
 use super::tests::{HOLD, INTERVAL, PROBE_WAIT, config, ms};
 use super::*;
+use crate::flow::GroupSet;
 
 const GROUPS: usize = 2;
 const L: LinkId = LinkId(0);

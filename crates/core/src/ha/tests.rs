@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::heartbeat::{self, GroupState, Header, Worth};
 use super::*;
 use crate::config::{Ha as HaConfig, HaLink, HaPeer, PickupGuarantee};
+use crate::flow::GroupSet;
 
 pub(super) const INTERVAL: Duration = ms(20);
 pub(super) const HOLD: Duration = ms(100);

@@ -6,7 +6,8 @@ use super::Role;
 use super::election::State;
 use super::heartbeat::GroupState;
 use super::order;
-use super::{Event, Ha, HeartbeatError, Leaving, SyncState, Takeovers};
+use super::{ElectionEvent, Ha, HeartbeatError, Leaving, Takeovers};
+use crate::evidence::{Heard, Holding, SyncState};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -55,7 +56,7 @@ pub struct PeerView<'a> {
     /// What replication said last.
     pub sync: SyncState,
     /// Each link to it, in the order of the config.
-    pub links: Vec<Link>,
+    pub links: Vec<LinkView>,
 }
 
 /// What a peer said of a group in its last heartbeat.
@@ -86,7 +87,7 @@ pub struct LinkCounters {
 
 /// One link to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct LinkView {
     /// The heartbeat connection is up.
     pub connected: bool,
     /// A heartbeat came by it within the hold time.
@@ -154,9 +155,25 @@ impl Ha {
         self.peers.get(peer.index()).is_some_and(|peer| peer.alive)
     }
 
-    /// The random number that the process of `peer` which was heard last has chosen at its start.
-    pub(crate) fn boot_id(&self, peer: PeerId) -> Option<u64> {
-        self.peers.get(peer.index())?.boot_id()
+    /// What replication has told last of `peer`.
+    pub(crate) fn reached(&self, peer: PeerId) -> Option<SyncState> {
+        self.peers.get(peer.index()).map(|peer| peer.sync)
+    }
+
+    /// Whether `held` is what replication has told last of `group`.
+    pub(crate) fn knows_held(&self, group: GroupId, held: Holding) -> bool {
+        let group = self.groups.get(usize::from(group.0));
+        group.is_some_and(|group| group.held == super::as_sent(held))
+    }
+
+    /// Which process of `peer` is heard.
+    pub(crate) fn hearing(&self, peer: PeerId) -> Option<Heard> {
+        self.peers.get(peer.index()).map(|peer| peer.hearing())
+    }
+
+    /// Whether all effects were taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.outputs.is_empty()
     }
 
     /// This unit's role in `group`; standby of one that does not exist.
@@ -193,7 +210,7 @@ impl Ha {
     }
 
     /// The last events, oldest first; at most 64.
-    pub fn events(&self) -> impl DoubleEndedIterator<Item = &Event> {
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = &ElectionEvent> {
         self.events.iter()
     }
 

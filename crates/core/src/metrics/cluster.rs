@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::{Cluster, Gateway, Role};
-use crate::ha::{HeartbeatError, Link, Takeover};
+use crate::ha::{HeartbeatError, LinkView, Takeover};
 
 use super::page::Page;
 use super::{Metric, View, catalog};
@@ -164,7 +164,7 @@ fn each_link<T: Display>(
     view: &View<'_>,
     page: &mut Page<'_>,
     metric: &'static Metric,
-    value: impl Fn(&Link) -> Option<T>,
+    value: impl Fn(&LinkView) -> Option<T>,
 ) {
     let gateway = view.gateway;
     let Some((cluster, ha)) = gateway.cluster().zip(gateway.config().ha.as_ref()) else {

@@ -207,7 +207,7 @@ impl Header {
 
     /// The packet with a transport header and what follows it. The checksum field in `transport` is 0 and gets
     /// filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for IP.
-    pub fn packet(self, transport: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn packet(self, transport: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
         let family = self.src.family();
         let protocol = wire_protocol(self.protocol, family);
         let field = match self.protocol {

@@ -18,6 +18,7 @@ mod error;
 mod hello;
 mod install;
 mod peer;
+mod progress;
 mod receive;
 mod refusal;
 mod settings;
@@ -35,12 +36,13 @@ pub use settings::Settings;
 pub use view::{Counters, Lag};
 
 use crate::config::{Config, Ha};
-use crate::evidence::Holding;
+use crate::evidence::{Holding, SyncState};
 use crate::flow::{GroupId, PeerId};
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
 use peer::{Authority, SyncPeer};
+use progress::Untold;
 
 /// How long a peer whose connection was lost can take it up where it was.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
@@ -98,6 +100,10 @@ pub enum SyncEvent {
         /// How many of the group's 256 buckets differ.
         buckets: u32,
     },
+    /// What this unit and a peer have of each other's sessions, each time that it changes.
+    Reached(PeerId, SyncState),
+    /// What this unit holds of a group, each time that it changes.
+    Holds(GroupId, Holding),
     /// A peer hands a group over; all that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
@@ -134,6 +140,7 @@ pub struct Replicator {
     /// What this unit holds of each group; as primary, what it held when its term began.
     held: Vec<Holding>,
     events: VecDeque<SyncEvent>,
+    untold: Untold,
     counters: Counters,
 }
 
@@ -155,6 +162,7 @@ impl Replicator {
             ready: vec![false; groups],
             held: vec![Holding::default(); groups],
             events: VecDeque::new(),
+            untold: Untold::new(ha.peers.len(), groups),
             counters: Counters::default(),
         })
     }
@@ -172,25 +180,41 @@ impl Replicator {
     /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
     /// changed until then is still sent when it stops.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>, journal: &mut Journal) {
+        if journal.term(group) != term {
+            // What a comparison found counts for the term in which it was made.
+            self.forget_comparisons(group);
+        }
         if let Some(ended) = journal.set_sending(group, term) {
             self.end_term(group, ended, journal);
         }
         self.compare_claims(journal);
     }
 
+    fn forget_comparisons(&mut self, group: GroupId) {
+        for sender in self.peers.iter_mut().map(|peer| &mut peer.sender) {
+            if let Some(mark) = sender.marks.get_mut(usize::from(group.0)) {
+                mark.equal = false;
+            }
+        }
+        self.untold.note_all_peers();
+    }
+
     /// What this unit holds of `group` may be stale: it counts as complete only after another
     /// comparison with the primary.
     pub(crate) fn doubt(&mut self, group: GroupId) {
-        if let Some(ready) = self.ready.get_mut(usize::from(group.0)) {
-            *ready = false;
+        let group = usize::from(group.0);
+        if group < self.ready.len() {
+            self.set_ready(group, false);
         }
     }
 
     /// A stream to a peer is open, in both directions.
     pub fn peer_connected(&mut self, peer: PeerId, journal: &mut Journal) {
-        if let Some(peer) = self.peers.get_mut(peer.index()) {
+        let at = peer.index();
+        if let Some(peer) = self.peers.get_mut(at) {
             peer.reset();
             peer.connected = true;
+            self.untold.note_peer(at);
             journal.begin_remembering();
             self.compare_claims(journal);
         }
@@ -198,13 +222,11 @@ impl Replicator {
 
     /// The stream to a peer has ended.
     pub(crate) fn peer_disconnected(&mut self, peer: PeerId, journal: &mut Journal, now: Time) {
-        if let Some(peer) = self
-            .peers
-            .get_mut(peer.index())
-            .filter(|peer| peer.connected)
-        {
+        let at = peer.index();
+        if let Some(peer) = self.peers.get_mut(at).filter(|peer| peer.connected) {
             peer.resumable_until = peer.remote.is_some().then(|| now + RESUME_WAIT);
             peer.reset();
+            self.untold.note_peer(at);
             self.compare_claims(journal);
             self.purge(journal);
         }
@@ -238,7 +260,7 @@ impl Replicator {
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<SyncEvent> {
-        self.events.pop_front()
+        self.events.pop_front().or_else(|| self.poll_untold())
     }
 
     /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.

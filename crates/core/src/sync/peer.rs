@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Replicator;
 use super::codec::FrameBuffer;
 use super::refusal::Refusals;
+use crate::evidence::Heard;
 use crate::flow::{GroupId, PeerId, PolicyId, PortId};
 use crate::session::SessionId;
 use crate::store::digest::Buckets;
@@ -29,10 +30,8 @@ pub struct Traffic {
 pub(super) struct SyncPeer {
     pub(super) name: String,
     pub(super) connected: bool,
-    /// The election hears nothing of it, or of another process. Its connection takes longer to end.
-    pub(super) missed: bool,
-    /// The process that its last stream led to is known to live, if only from the data ports.
-    pub(super) lives: bool,
+    /// Which process of it the election hears: a connection takes longer to end.
+    pub(super) heard: Heard,
     /// Until when a peer that was lost may take up its stream where it was.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
@@ -210,8 +209,7 @@ impl SyncPeer {
         SyncPeer {
             name: name.to_owned(),
             connected: false,
-            missed: false,
-            lives: true,
+            heard: Heard::default(),
             resumable_until: None,
             hello_sent: false,
             remote: None,
@@ -265,9 +263,9 @@ impl SyncPeer {
         let kept = std::mem::take(&mut self.kept);
         let (sender, receiver) = (&self.sender, &self.receiver);
         *self = SyncPeer {
+            heard: self.heard,
             resumable_until: self.resumable_until,
             other_rules: self.other_rules,
-            lives: self.lives,
             traffic: self.traffic,
             kept,
             sender: Sender {
@@ -291,13 +289,24 @@ impl SyncPeer {
         self.connected || self.resumable_until.is_some()
     }
 
+    /// Whether the election hears the process that the stream leads to.
+    #[inline]
+    fn is_heard(&self) -> bool {
+        self.heard.by_link == Some(self.receiver.epoch)
+    }
+
+    /// Whether the process that its last stream led to is known to live, if only from the data ports.
+    pub(super) fn lives(&self) -> bool {
+        self.heard.at_all == Some(self.receiver.epoch)
+    }
+
     /// Whether it has all of a group that it was told of, and no more than the newest changes is under way.
     #[inline]
     pub(super) fn is_in_sync_for(&self, group: GroupId) -> bool {
         let index = usize::from(group.0);
         let told = self.sender.told.get(index).is_some_and(Option::is_some);
         let joined = self.sender.marks.get(index).is_some_and(|mark| mark.joined);
-        self.connected && !self.missed && told && joined
+        self.connected && self.is_heard() && told && joined
     }
 
     /// Whether it has all groups that it was told of, and no more than the newest changes is under way.
@@ -309,7 +318,10 @@ impl SyncPeer {
                 .zip(&self.sender.marks)
                 .filter(|(t, _)| t.is_some())
         };
-        self.connected && !self.missed && told().count() > 0 && told().all(|(_, mark)| mark.joined)
+        self.connected
+            && self.is_heard()
+            && told().count() > 0
+            && told().all(|(_, mark)| mark.joined)
     }
 }
 
@@ -359,17 +371,14 @@ impl Replicator {
         peer.map_or_else(Traffic::default, |peer| peer.traffic)
     }
 
-    /// Whether the election hears `peer` by a link, and the boot identifier of the process there. A peer
-    /// that it does not hear is not in sync: nobody waits for it. Nor is one whose process is another
+    /// Which process of `peer` the election hears, whenever that changes. A peer
+    /// that it does not hear by a link is not in sync: nobody waits for it. Nor is one whose process is another
     /// than the stream leads to: it has restarted, and holds nothing yet. A process has one number, which its
     /// heartbeats and its Hello carry, so it does not matter which of them come first.
-    ///
-    /// `lives` if it is heard at all, by a link or a data port.
-    pub fn set_heard(&mut self, peer: PeerId, (heard, lives): (bool, bool), boot_id: Option<u64>) {
-        if let Some(peer) = self.peers.get_mut(peer.index()) {
-            let is_other = boot_id != Some(peer.receiver.epoch);
-            peer.missed = !heard || is_other;
-            peer.lives = lives && !is_other;
+    pub fn set_heard(&mut self, peer: PeerId, heard: Heard) {
+        if let Some(known) = self.peers.get_mut(peer.index()) {
+            known.heard = heard;
+            self.untold.note_peer(peer.index());
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::codec::{self, FrameBuffer};
+use super::codec::{self, FrameBuffer, Malformed};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
@@ -24,8 +24,8 @@ const SLOTS_PER_STEP: u32 = 128;
 /// Events that may wait; the stream waits for them to be fetched.
 const MOST_EVENTS: usize = 64;
 
-impl From<codec::Malformed> for ProtocolError {
-    fn from(_: codec::Malformed) -> ProtocolError {
+impl From<Malformed> for ProtocolError {
+    fn from(_: Malformed) -> ProtocolError {
         ProtocolError::Malformed
     }
 }
@@ -188,6 +188,7 @@ impl Replicator {
         let remote = self.remote(hello);
         let peer = &mut self.peers[at];
         peer.remote = Some(remote);
+        self.untold.note_peer(at);
         peer.other_rules = hello.ruleset != self.identity.ruleset;
         let receiver = &mut peer.receiver;
         if receiver.epoch != hello.epoch {
@@ -233,6 +234,30 @@ impl Replicator {
         budget: &mut u32,
         context: &mut Context<'_>,
     ) -> Result<bool, ProtocolError> {
+        let is_done =
+            self.each_operation(at, operations, budget, |this, operation| match operation {
+                Some(Operation::Put(record)) => this.install(at, &record, context),
+                Some(Operation::Remove { key, group }) => this.uninstall(at, &key, group, context),
+                None => {}
+            })?;
+        if is_done {
+            let receiver = &mut self.peers[at].receiver;
+            receiver.applied = receiver.applied.max(seq);
+            self.untold.note_peer(at);
+            self.hold_more(at);
+        }
+        Ok(is_done)
+    }
+
+    /// Has the operations of a frame applied, from where the last call ended, while there is budget; returns
+    /// whether all are. One of an unknown kind is `None`.
+    pub(super) fn each_operation(
+        &mut self,
+        at: usize,
+        operations: &[u8],
+        budget: &mut u32,
+        mut apply: impl FnMut(&mut Self, Option<Operation>),
+    ) -> Result<bool, Malformed> {
         let mut offset = self.peers[at].receiver.offset;
         while let Some(rest) = operations.get(offset..).filter(|rest| !rest.is_empty()) {
             if *budget == 0 {
@@ -241,18 +266,11 @@ impl Replicator {
             }
             *budget -= 1;
             let (operation, length) = codec::next_operation(rest)?;
-            match operation {
-                Some(Operation::Put(record)) => self.install(at, &record, context),
-                Some(Operation::Remove { key, group }) => self.uninstall(at, &key, group, context),
-                None => {}
-            }
+            apply(self, operation);
             self.peers[at].traffic.changes_received += 1;
             offset += length;
         }
-        let receiver = &mut self.peers[at].receiver;
-        receiver.offset = 0;
-        receiver.applied = receiver.applied.max(seq);
-        self.hold_more(at);
+        self.peers[at].receiver.offset = 0;
         Ok(true)
     }
 
@@ -351,7 +369,7 @@ impl Replicator {
             self.events
                 .push_back(SyncEvent::Ready(PeerId(at as u8), group));
         }
-        self.ready[index] = differing.is_empty();
+        self.set_ready(index, differing.is_empty());
         if differing.is_empty() {
             self.hold_all(at, index);
         }
@@ -379,6 +397,9 @@ impl Replicator {
             mark.unanswered - 1
         };
         let was_equal = std::mem::replace(&mut mark.equal, differing.is_empty());
+        if was_equal != mark.equal {
+            self.untold.note_peer(at);
+        }
         if differing.is_empty() {
             mark.strikes = 0;
             if !std::mem::replace(&mut mark.joined, true) {
@@ -419,7 +440,7 @@ impl Replicator {
         receiver.handed[index] &= term.is_some();
         self.compare_claims(journal);
         if term.is_some() && self.peers[at].receiver.authority[index] == Authority::Owner {
-            self.ready[index] = false;
+            self.set_ready(index, false);
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::evidence::Heard;
 use crate::flow::{Addr, Direction, FlowKey, PolicyId, PortId, Protocol};
 use crate::policy::Ruleset;
 use crate::random::SplitMix64;
@@ -162,6 +163,13 @@ struct World {
     epoch: u64,
 }
 
+fn heard(process: u64) -> Heard {
+    Heard {
+        by_link: Some(process),
+        at_all: Some(process),
+    }
+}
+
 fn peer(of: usize, other: usize) -> PeerId {
     PeerId((other - usize::from(other > of)) as u8)
 }
@@ -187,7 +195,10 @@ impl World {
         for (from, to) in [(a, b), (b, a)] {
             if let btree_map::Entry::Vacant(pipe) = self.pipes.entry((from, to)) {
                 pipe.insert(VecDeque::new());
-                self.units[from].connect(peer(from, to));
+                let process = self.units[to].sync.epoch;
+                let unit = &mut self.units[from];
+                unit.sync.set_heard(peer(from, to), heard(process));
+                unit.connect(peer(from, to));
             }
         }
     }
@@ -832,7 +843,7 @@ fn a_process_that_has_restarted_is_no_copy() {
     world.calm(3);
     let hear = |world: &mut World, boot_id| {
         let sync = &mut world.units[0].sync;
-        sync.set_heard(PeerId(0), (true, true), Some(boot_id));
+        sync.set_heard(PeerId(0), heard(boot_id));
         sync.in_sync(PeerId(0))
     };
     let first = world.units[1].sync.epoch;

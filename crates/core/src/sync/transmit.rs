@@ -110,6 +110,7 @@ impl Replicator {
                 );
                 sender.told[group] = Some(term);
                 sender.marks[group] = Default::default();
+                self.untold.note_peer(at);
                 sender.forget_repairs(group);
                 sender.next_mark = source.now;
             }
@@ -212,6 +213,7 @@ impl Replicator {
                 sender.told[group] = None;
                 sender.pending[group] = Buckets::default();
                 sender.marks[group] = Default::default();
+                self.untold.note_peer(at);
             }
         }
     }

@@ -37,6 +37,7 @@ impl Replicator {
                 epoch: self.epoch,
                 position: journal.log().last(),
             };
+            self.untold.note_group(usize::from(group.0));
         }
     }
 
@@ -49,6 +50,7 @@ impl Replicator {
                 && receiver.epoch == held.epoch;
             if follows {
                 held.position = receiver.applied;
+                self.untold.note_group(group);
             }
         }
     }
@@ -62,6 +64,7 @@ impl Replicator {
                 epoch: receiver.epoch,
                 position: receiver.applied,
             };
+            self.untold.note_group(group);
         }
     }
 
@@ -161,26 +164,13 @@ impl Replicator {
         let ours = self.group_of(at, group);
         let journal = context.store.journal();
         let wanted = ours.is_some_and(|group| journal.term(group).is_some());
-        let mut offset = self.peers[at].receiver.offset;
-        while let Some(rest) = operations.get(offset..).filter(|rest| !rest.is_empty()) {
-            if *budget == 0 {
-                self.peers[at].receiver.offset = offset;
-                return Ok(false);
+        self.each_operation(at, operations, budget, |this, operation| match operation {
+            Some(Operation::Put(record)) if wanted && record.group == group => {
+                this.counters.taken += 1;
+                this.merge(at, &record, context);
             }
-            *budget -= 1;
-            let (operation, length) = codec::next_operation(rest)?;
-            match operation {
-                Some(Operation::Put(record)) if wanted && record.group == group => {
-                    self.counters.taken += 1;
-                    self.merge(at, &record, context);
-                }
-                _ => self.counters.refused_not_primary += 1,
-            }
-            self.peers[at].traffic.changes_received += 1;
-            offset += length;
-        }
-        self.peers[at].receiver.offset = 0;
-        Ok(true)
+            _ => this.counters.refused_not_primary += 1,
+        })
     }
 
     /// A standby has offered all.

@@ -86,7 +86,7 @@ impl Replicator {
             true => Some(peer.sender.acked),
             false => peer.kept[index],
         };
-        let holds = holds.filter(|_| peer.lives && !refused.has_unnamed(group));
+        let holds = holds.filter(|_| peer.lives() && !refused.has_unnamed(group));
         let Some(holds) = holds else {
             return Some(all);
         };

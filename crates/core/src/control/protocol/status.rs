@@ -151,7 +151,7 @@ impl Role {
 /// A group of virtual addresses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupStatus {
-    /// Its name.
+    /// `name` of the `[[group]]`; `default` without one.
     pub name: String,
     /// The role of this unit.
     pub role: Role,
@@ -174,7 +174,7 @@ pub struct GroupStatus {
 /// Another unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Its name.
+    /// `name` of the peer in `[[ha.peer]]`.
     pub name: String,
     /// Whether it was heard over a link within the hold time.
     pub connected: bool,
@@ -238,7 +238,7 @@ pub struct LinkStatus {
 /// A port: an interface whose packets the gateway handles.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortStatus {
-    /// Its name.
+    /// `name` of the `[[port]]`.
     pub name: String,
     /// The kernel interface.
     pub interface: String,
