@@ -194,6 +194,13 @@ fn sessions_that_are_not_replicated_end_where_they_are_left() {
     assert_eq!(sessions(&world, primary), sessions(&world, 1 - primary));
 }
 
+/// How many sessions to that port a unit has.
+fn sessions_to(world: &World, unit: usize, port: u16) -> usize {
+    let gateway = world.units[unit].gateway.as_ref().unwrap();
+    let views = views(gateway, world.local_time(unit)).into_iter();
+    views.filter(|view| view.original.dst_port == port).count()
+}
+
 /// A unit ends what its own rules forbid when it takes over, also what came after it had read them.
 #[test]
 fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
@@ -203,17 +210,11 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
     world.units[here].rules.no_dns = true;
     assert!(world.reload(here));
     world.run(Duration::from_secs(2));
-    let dns = |world: &World, unit: usize| {
-        let gateway = world.units[unit].gateway.as_ref().unwrap();
-        let views = views(gateway, world.local_time(unit));
-        let is_dns = |view: &&tandemgw_core::gateway::SessionView| view.original.dst_port == 53;
-        views.iter().filter(is_dns).count()
-    };
     for round in 0..2 {
         (0..40).for_each(|_| world.open_flow());
         world.run(Duration::from_secs(2));
         assert!(
-            dns(&world, here) > 0,
+            sessions_to(&world, here, 53) > 0,
             "round {round}: the peer accepts them"
         );
         // The second time, the unit without the rule has been standby meanwhile.
@@ -226,9 +227,35 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
             gateway.role_of(tandemgw_core::flow::GroupId(0)),
             Role::Primary
         );
-        assert_eq!(dns(&world, here), 0, "round {round}");
+        assert_eq!(sessions_to(&world, here, 53), 0, "round {round}");
         world.client_ports += 100;
         world.force_over(here, 0).unwrap();
         world.run(Duration::from_secs(4));
     }
+}
+
+/// What a standby offers after both units were primary came under its rules: the primary goes by its own.
+#[test]
+fn merged_sessions_are_compared_with_the_rules_of_the_primary() {
+    let mut world = calm_pair();
+    let there = world.primaries(0)[0];
+    let here = 1 - there;
+    world.units[here].rules.no_dns = true;
+    assert!(world.reload(here));
+    world.run(Duration::from_secs(2));
+    world.cut_off_fully(there, here, true);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.primaries(0), [0, 1], "two primaries");
+    world.open_many(there, 10_000..10_040);
+    world.run(Duration::from_millis(200));
+    assert_eq!(sessions_to(&world, there, 53), 40);
+    world.cut_off_fully(there, here, false);
+    world.run(Duration::from_secs(9));
+    // Who became primary last has the higher term; nobody has answered, so nothing else counts.
+    assert_eq!(world.primaries(0), [here]);
+    let sync = world.units[here].gateway.as_ref().unwrap();
+    let merged = sync.cluster().unwrap().sync().counters().taken;
+    assert!(merged >= 40, "{merged} were offered");
+    assert_eq!(sessions_to(&world, here, 53), 0);
+    assert_eq!(sessions_to(&world, there, 53), 0);
 }
