@@ -205,12 +205,7 @@ impl Gateway {
     }
 
     /// How `peer` stands to this unit in `group`.
-    pub fn peer_group_state(
-        &self,
-        now: Time,
-        peer: PeerId,
-        group: GroupId,
-    ) -> PeerGroupState {
+    pub fn peer_group_state(&self, now: Time, peer: PeerId, group: GroupId) -> PeerGroupState {
         self.cluster()
             .map(|it| self.peer_group_state_in(it, now, peer, group))
             .unwrap_or_default()
