@@ -938,7 +938,9 @@ fn it_says_goodbye_after_handing_over() {
     assert_eq!(bench.count(|o| *o == Output::Gone), 1);
     bench.outputs.clear();
     bench.run(ms(600), &mut []);
-    assert_eq!(bench.outputs, [], "silent, and no takeover");
+    // Replication may still hear whom this unit no longer hears.
+    let said = bench.count(|output| !matches!(output, Output::Heard { .. }));
+    assert_eq!(said, 0, "silent, and no takeover");
 }
 
 #[test]
