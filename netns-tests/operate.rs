@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::conversation::Conversations;
 use crate::lab::Lab;
 use crate::pair::{Pair, set_port};
 use testkit::system::process::wait_until;
@@ -144,4 +145,32 @@ fn a_maintenance_ends_by_itself() {
     let alone = Lab::started();
     let refused = alone.unit.tandemgw("maintenance on").code(1);
     assert!(refused.stderr.contains("standalone"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_drained_unit_has_no_group_and_forwards_nothing() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    pair.a().wait_for_ready_peer();
+    let wrong = pair.a().tandemgw("drain gw-b").code(1);
+    assert!(wrong.stderr.contains("on gw-b"), "{}", wrong.stderr);
+    let wrong = pair.a().tandemgw("drain gw-x").code(1);
+    assert!(wrong.stderr.contains("no unit `gw-x`"), "{}", wrong.stderr);
+    assert!(pair.a().is_primary());
+    let said = pair.a().tandemgw("drain gw-a").ok().stdout;
+    assert!(said.starts_with("gw-a is drained"), "{said}");
+    let status = pair.a().status();
+    assert_eq!(status["groups"][0]["role"], "standby", "{status:#}");
+    assert_eq!(status["groups"][0]["draining"], false, "{status:#}");
+    assert!(pair.b().is_primary());
+    sessions.go_on();
+    sessions.finish();
+    // Nobody is left to hand over to.
+    let refused = pair.b().tandemgw("drain gw-b").code(1);
+    assert!(
+        refused.stderr.contains("gw-b is not drained"),
+        "{}",
+        refused.stderr
+    );
+    assert!(pair.b().is_primary());
 }

@@ -1,6 +1,7 @@
 //! Peers that do not fit: another key, another cluster, other policies. And what others can read.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 
@@ -138,4 +139,65 @@ fn nobody_can_read_the_synchronisation_link() {
     for visible in &secrets[..3] {
         assert!(contains(&on_lan, visible), "{visible:?} is not on the LAN");
     }
+}
+
+/// Has gw-b run a copy of the program with another name of a protocol, of the same length.
+fn forge_version(pair: &mut Pair, from: &str, to: &str) {
+    let mut program = fs::read(env!("CARGO_BIN_EXE_tandemgw")).expect("the program");
+    let length = from.len();
+    let places =
+        (0..program.len() - length).filter(|at| program[*at..].starts_with(from.as_bytes()));
+    let places: Vec<usize> = places.collect();
+    assert!(!places.is_empty(), "the program does not name `{from}`");
+    for at in places {
+        program[at..at + length].copy_from_slice(to.as_bytes());
+    }
+    let dir = pair.lab.dir();
+    let (forged, script) = (dir.join("forged"), dir.join("launch"));
+    fs::write(&forged, program).expect("the copy is written");
+    let launch = format!("#!/bin/sh\nshift\nexec {} \"$@\"\n", forged.display());
+    fs::write(&script, launch).expect("the script is written");
+    for file in [&forged, &script] {
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(file, mode).expect("it is executable");
+    }
+    pair.b.launcher = vec![script.display().to_string()];
+}
+
+/// Both units say in status and log that the other one has another version of `what`, and which of their own.
+fn is_told_on_both(pair: &mut Pair, what: &str) {
+    pair.lab.unit.start();
+    wait_until("gw-a is primary", || pair.a().is_primary());
+    pair.b.start();
+    for unit in [pair.a(), pair.b()] {
+        wait_until("the status says why", || {
+            let peer = unit.peer();
+            let refused = peer["refused"].as_str().unwrap_or_default().to_owned();
+            refused.contains(what) && refused.contains("update the older one")
+        });
+        wait_until("the log says why", || {
+            let log = unit.log();
+            let mut lines = log.lines();
+            lines.any(|line| line.contains("peer refused") && line.contains(what))
+        });
+        let peer = unit.peer();
+        assert_eq!(peer["in_sync"], false, "{peer:#}");
+        let said = unit.tandemgw("status").stdout;
+        assert!(said.contains("update the older one"), "{said}");
+    }
+    assert!(pair.a().is_primary());
+}
+
+#[test]
+fn another_version_of_heartbeats_is_told_on_both() {
+    let mut pair = Pair::new();
+    forge_version(&mut pair, "tandemgw-hb/3", "tandemgw-hb/9");
+    is_told_on_both(&mut pair, "heartbeat protocol");
+}
+
+#[test]
+fn another_version_of_replication_is_told_on_both() {
+    let mut pair = Pair::new();
+    forge_version(&mut pair, "tandemgw/3", "tandemgw/9");
+    is_told_on_both(&mut pair, "replication protocol");
 }

@@ -158,6 +158,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take all groups off a unit and wait until no host sends there any more; to be run there
+    Drain {
+        /// The node that is to be drained
+        #[arg(value_name = "UNIT")]
+        unit: String,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Hand over and stay standby while this unit is worked on, also over restarts
     Maintenance {
         /// on, or off

@@ -1,9 +1,11 @@
-//! `tandemgw maintenance on|off`.
+//! `tandemgw maintenance on|off` and `tandemgw drain UNIT`.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use tandemgw::os::clock;
 use tandemgw_core::control::protocol::{MaintenanceDone, Request, Status};
 
 use super::args::OnOff;
@@ -27,6 +29,67 @@ pub fn set(socket: Option<&Path>, json: bool, state: OnOff, time: Option<&str>) 
             Err(error) => fail(1, error),
         },
     }
+}
+
+/// A unit forwards what hosts still send to it for some seconds after a handover.
+const DRAINED_WITHIN: Duration = Duration::from_secs(15);
+/// Between two looks at the status.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Begins the maintenance of this unit, which must be `unit`, and waits until it forwards nothing any longer.
+pub fn drain(socket: Option<&Path>, json: bool, unit: &str) -> ExitCode {
+    match try_drain(socket, unit) {
+        Err(error) => fail(error.code(), error),
+        Ok(done) if !done.primary_of.is_empty() => {
+            let groups = done.primary_of.join(", ");
+            fail(
+                1,
+                format_args!(
+                    "{unit} is not drained: it is still primary of {groups}, and no other unit can take over; \
+                     it hands over as soon as one can"
+                ),
+            )
+        }
+        Ok(done) => match report_drained(json, &done) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(1, error),
+        },
+    }
+}
+
+fn try_drain(socket: Option<&Path>, unit: &str) -> Result<MaintenanceDone, ClientError> {
+    let before = Client::connect(socket, PATIENCE)?.status()?;
+    if before.node != unit {
+        let is_peer = before.peers.iter().any(|peer| peer.name == unit);
+        let node = before.node;
+        return Err(ClientError::Failed(match is_peer {
+            true => format!("this is {node}: run `tandemgw drain {unit}` on {unit}"),
+            false => format!("there is no unit `{unit}`: this is {node}"),
+        }));
+    }
+    let (done, mut status) = ask(socket, true, None)?;
+    let until = clock::now() + DRAINED_WITHIN;
+    let drains = |status: &Status| status.groups.iter().any(|it| it.draining == Some(true));
+    while drains(&status) {
+        if clock::now() >= until {
+            let why = "hosts are still forwarded; see `tandemgw status`";
+            return Err(ClientError::Failed(why.to_owned()));
+        }
+        clock::sleep(LOOK);
+        status = Client::connect(socket, PATIENCE)?.status()?;
+    }
+    Ok(done)
+}
+
+fn report_drained(json: bool, done: &MaintenanceDone) -> io::Result<()> {
+    if json {
+        return query::print_line(&serde_json::to_string(done)?);
+    }
+    let node = &done.node;
+    writeln!(
+        io::stdout().lock(),
+        "{node} is drained: standby of all groups, and no host sends to it; `tandemgw maintenance off` ends that"
+    )
 }
 
 /// Sets it; the answer comes when the unit is primary of nothing any longer, or it is clear that it stays that.

@@ -90,6 +90,7 @@ pub fn main() -> ExitCode {
             force,
             json,
         } => query::failover(socket, json, Request::Failover { group, to, force }),
+        Command::Drain { unit, json } => maintenance::drain(socket, json, &unit),
         Command::Maintenance { state, time, json } => {
             maintenance::set(socket, json, state, time.as_deref())
         }

@@ -25,6 +25,11 @@ pub fn monotonic() -> Duration {
     read(libc::CLOCK_MONOTONIC)
 }
 
+/// Does nothing for so long. Not for the loop of the gateway.
+pub fn sleep(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
 fn read(clock: libc::clockid_t) -> Duration {
     let mut spec = libc::timespec {
         tv_sec: 0,

@@ -8,9 +8,10 @@ use tandemgw_core::gateway::{Gateway, PeerGroupState, Role};
 use tandemgw_core::time::Time;
 
 use crate::checks::views;
+use crate::compound::{calm, ms, open_flows, shape};
 use crate::setup::{NAMES, peer_id};
 use crate::turn::Turn;
-use crate::world::World;
+use crate::world::{Death, World};
 
 /// Nothing has failed or come back for so long: what can be known is known.
 const CALM: Duration = Duration::from_millis(1000);
@@ -53,11 +54,18 @@ impl World {
         condition.extend(self.cut_off.iter().flatten());
         condition.extend(self.conns.iter().map(|conn| conn.up));
         condition.push(self.silent);
-        for group in 0..self.shape.groups {
-            condition.extend((0..self.shape.units).map(|unit| self.is_primary(unit, group)));
-        }
         if condition != self.condition {
             self.condition = condition;
+            self.calm_since = self.now;
+        }
+    }
+
+    /// The same of who is primary of what; not in the middle of a turn.
+    pub fn note_primaries(&mut self) {
+        let groups = 0..self.shape.groups;
+        let primaries: Vec<_> = groups.map(|group| self.primaries(group)).collect();
+        if primaries != self.seen_primaries {
+            self.seen_primaries = primaries;
             self.calm_since = self.now;
         }
     }
@@ -150,6 +158,22 @@ impl World {
         if !self.is_primary(peer, usize::from(group.0)) {
             assert_eq!(state.digest_equal, None, "two standbys: {what}");
             assert_eq!(state.applied, None, "two standbys: {what}");
+            let primaries = self.primaries(usize::from(group.0));
+            if let [primary] = primaries[..]
+                && state.in_sync == Some(true)
+                && self.silent
+                && self.is_calm(QUIET)
+                && self.hear_each_other(primary, turn.unit)
+                && let Some(gateway) = &self.units[primary].gateway
+            {
+                let all = held(gateway, self.local_time(primary), group, true);
+                let theirs = held(other, self.local_time(peer), group, false);
+                assert_eq!(
+                    missing(&all, &theirs),
+                    0,
+                    "not what the primary has: {what}"
+                );
+            }
         } else if state.digest_equal == Some(true) && self.silent && self.is_calm(QUIET) {
             let ours = held(&turn.gateway, turn.now, group, true);
             let theirs = held(other, self.local_time(peer), group, true);
@@ -183,4 +207,48 @@ impl World {
             }
         }
     }
+}
+
+/// The link between the primary and one of two standbys is cut. What opens then is at the other one only, and both
+/// know what the status may say: it is out of sync, and two standbys were never compared.
+#[test]
+fn a_standby_that_lags_is_told_from_one_that_does_not() {
+    let (mut world, primary) = calm(5, shape(3));
+    let [lagging, other] = [(primary + 1) % 3, (primary + 2) % 3];
+    let of = |world: &World, unit: usize, peer: usize| {
+        let gateway = world.units[unit].gateway.as_ref().unwrap();
+        let (id, now) = (peer_id(unit, peer), world.local_time(unit));
+        (
+            gateway.peer_state(now, id),
+            gateway.peer_group_state(now, id, GroupId(0)),
+        )
+    };
+    world.run(ms(1500));
+    assert!(of(&world, other, lagging).0.in_sync);
+    world.cut_off[primary][lagging] = true;
+    world.cut_off[lagging][primary] = true;
+    world.run(ms(1000));
+    let held = world.held_by(primary).len();
+    open_flows(&mut world, 12);
+    world.silent = true;
+    world.run(ms(4000));
+    let opened = (world.held_by(primary).len() - held) as u32;
+    assert!(opened > 3, "{opened} sessions opened");
+    let (whole, group) = of(&world, other, lagging);
+    assert!(whole.connected && !whole.in_sync, "{whole:?}");
+    assert_eq!((whole.digest_equal, group.in_sync), (None, Some(false)));
+    let (whole, group) = of(&world, primary, lagging);
+    assert!(!whole.connected, "no link leads there");
+    // Its answers on the data ports prove that it still has the rest.
+    assert!(group.would_be_lost >= Some(opened), "{group:?}");
+    let all = world.held_by(primary).len() as u32;
+    assert!(group.would_be_lost < Some(all), "{group:?}");
+    let (whole, group) = of(&world, primary, other);
+    assert!(whole.in_sync && group.would_be_lost == Some(0), "{group:?}");
+    // Nothing is left of a process that has ended.
+    world.die(lagging, Death::PowerLoss);
+    world.run(ms(500));
+    let (_, group) = of(&world, primary, lagging);
+    assert!(group.would_be_lost >= Some(all), "{group:?}");
+    assert!(world.figures > 0);
 }

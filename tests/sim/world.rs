@@ -151,6 +151,8 @@ pub struct World {
     pub reigns: Reigns,
     /// What fails and what works, and since when that is so.
     pub condition: Vec<bool>,
+    /// By group.
+    pub seen_primaries: Vec<Vec<usize>>,
     pub calm_since: Time,
     /// How often a peer's figures were compared with what it holds.
     pub figures: u64,
@@ -210,6 +212,7 @@ impl World {
             dual: BTreeMap::new(),
             reigns: Reigns::default(),
             condition: Vec::new(),
+            seen_primaries: Vec::new(),
             calm_since: Time::ZERO,
             figures: 0,
             last_dual: vec![None; shape.groups],
@@ -417,6 +420,7 @@ impl World {
                 }
             }
             self.note_condition();
+            self.note_primaries();
             self.check_rivals();
         }
         while let Some(entry) = self.events.first_entry().filter(|e| e.key().0 <= self.now) {

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::flow::{LinkId, PeerId};
-use crate::gateway::Gateway;
+use crate::gateway::{Channel, Gateway};
 use crate::ha::Hint;
 use crate::in_quotes::InQuotes;
 use crate::time::Time;
@@ -77,6 +77,15 @@ pub enum PeerEvent {
         peer: PeerId,
         /// The link that the stream goes over.
         link: LinkId,
+    },
+    /// A handshake with the peer's address ended because the two have no version of the protocol in common.
+    Incompatible {
+        /// Who seems to be at that address.
+        peer: PeerId,
+        /// What the connection was for.
+        channel: Channel,
+        /// Why, for people.
+        why: String,
     },
     /// A kernel at the peer's address reports that no process listens there. Anyone on the link can
     /// forge that: it is a reason to check, never a verdict.
@@ -289,6 +298,9 @@ impl Pump {
             PeerEvent::SyncWritable { peer, link } => {
                 let outgoing = &mut self.outgoing[peer.index()];
                 outgoing.blocked &= outgoing.link != Some(link);
+            }
+            PeerEvent::Incompatible { peer, channel, why } => {
+                gateway.handle_incompatible(now, peer, channel, &why);
             }
             PeerEvent::Refused { peer, .. } => gateway.handle_hint(now, Hint::Refused { peer }),
         }

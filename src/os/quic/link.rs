@@ -17,7 +17,7 @@ use super::gate::{self, Gate, Sender};
 use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
 use super::tuning::Role;
-use super::{SendError, down_reason, tls};
+use super::{SendError, down_reason, refusal, tls};
 use tandemgw_core::config::HaLink;
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::pump::{DownReason, PeerEvent};
@@ -317,11 +317,8 @@ impl QuicLink {
         {
             Ok((handle, quic)) => self.insert(handle, Conn::new(quic, role, None)),
             Err(error) => {
-                let cause = error.cause;
-                cx.out.refused(
-                    cx.now,
-                    format_args!("handshake of {remote} refused: {cause}"),
-                );
+                let peer = self.peer_at(remote.ip());
+                refusal::of_handshake(&error.cause, peer, remote, role, cx);
                 if let Some(transmit) = error.response {
                     self.socket.send(transmit, &self.response);
                 }
@@ -550,17 +547,8 @@ impl QuicLink {
                 | ConnectionError::VersionMismatch
         );
         if refused && matches!(conn.phase, Phase::Handshaking | Phase::Unconfirmed) {
-            let role = conn.role;
-            match conn.peer.and_then(|peer| cx.shared.peers.get(peer.index())) {
-                Some(peer) => cx.out.refused(
-                    cx.now,
-                    format_args!("no {role:?} connection to {} at {remote}: {error}; do the public keys in both configs match?", peer.name),
-                ),
-                None => cx.out.refused(
-                    cx.now,
-                    format_args!("no {role:?} connection from {remote}: {error}; is its public key that of a peer?"),
-                ),
-            }
+            let peers = (conn.peer, self.peer_at(remote.ip()));
+            refusal::of_connection(error, peers, remote, conn.role, cx);
         }
         self.retire(handle, conn, down_reason(error), cx);
         conn.phase = Phase::Closed;

@@ -10,6 +10,7 @@ mod connection;
 mod gate;
 mod link;
 mod outbox;
+mod refusal;
 mod shared;
 mod socket;
 mod tls;

@@ -53,6 +53,7 @@ impl Outbox {
             PeerEvent::HeartbeatUp { .. }
             | PeerEvent::HeartbeatDown { .. }
             | PeerEvent::Datagram { .. }
+            | PeerEvent::Incompatible { .. }
             | PeerEvent::Refused { .. } => return self.heartbeat.push_back(event),
             PeerEvent::SyncData { bytes, .. } => self.bytes += bytes.len(),
             PeerEvent::SyncUp { peer, link } => {

@@ -18,6 +18,7 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
     let peers = read_peers(&mut table, node, &links);
     let monitor = table.list::<String>("monitor");
     let guarantee = table.span_of("pickup-guarantee");
+    let copies = table.span_of("pickup-guarantee-copies");
     let mut ha = Ha {
         monitor: network.resolve(report, &monitor),
         links: links.into_iter().map(|link| link.value).collect(),
@@ -29,6 +30,13 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
         && ha.pickup_guarantee != PickupGuarantee::Off
     {
         warn_of_contradiction(report, &ha, &span);
+    }
+    if let Some(span) = copies.filter(|_| ha.pickup_guarantee_copies as usize > ha.peers.len()) {
+        let message = format!(
+            "more copies than peers: only {} can hold a session",
+            ha.peers.len()
+        );
+        report.warn(&span, message, "name more peers, or ask for fewer copies");
     }
     table.finish();
     ha

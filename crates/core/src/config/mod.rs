@@ -46,6 +46,7 @@ pub(crate) mod samples {
 pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use field::Value;
 pub use names::did_you_mean;
+pub(crate) use network::group_of;
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::parse;
 pub use show::ConfigText;

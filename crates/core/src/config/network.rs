@@ -1,5 +1,6 @@
 //! `[[port]]` and `[[group]]`: the interfaces and the virtual addresses.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -289,16 +290,15 @@ impl Network {
 }
 
 /// The group that an address of the gateway moves with: a virtual address with its own, one of a pool with the
-/// first one of the port on whose link it is.
-pub(super) fn group_of(ports: &[Port], addr: Addr) -> GroupId {
+/// first one on whose network it is. So each group can have pools behind a port that several groups share.
+pub(crate) fn group_of(ports: &[Port], addr: Addr) -> GroupId {
     let ip = std::net::IpAddr::from(addr);
     let addresses = || ports.iter().flat_map(|port| &port.virtual_addresses);
-    let on_link = |port: &&Port| {
-        let mut own = port.virtual_addresses.iter();
-        own.any(|own| own.network.contains(&ip))
+    let on_network = || {
+        let near = addresses().filter(|own| own.network.contains(&ip));
+        near.min_by_key(|own| Reverse(own.network.prefix_len()))
     };
-    let of_link = || ports.iter().find(on_link)?.virtual_addresses.first();
-    let address = addresses().find(|own| own.addr == addr).or_else(of_link);
+    let address = addresses().find(|own| own.addr == addr).or_else(on_network);
     address.map_or(GroupId(0), |address| address.group)
 }
 
@@ -330,5 +330,44 @@ fn check_virtual_address(report: &Report, address: IpNet, span: &Span) {
             format!("`{address}` is on a link with all addresses"),
             hint,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::parse;
+
+    #[test]
+    fn a_pool_moves_with_the_group_whose_network_it_is_in() {
+        let text = r#"
+            [node]
+            name = "a"
+            [[port]]
+            name = "wan"
+            interface = "eth1"
+            virtual-addresses = ["10.0.1.1/24", "10.0.2.1/24", "10.0.2.129/25", "10.0.2.4/24"]
+            [[group]]
+            name = "one"
+            virtual-addresses = ["10.0.1.1"]
+            [[group]]
+            name = "two"
+            virtual-addresses = ["10.0.2.1", "10.0.2.4"]
+            [[group]]
+            name = "three"
+            virtual-addresses = ["10.0.2.129"]
+        "#;
+        let (config, _) = parse(Path::new("a.toml"), text).expect("a config");
+        let group = |last: [u8; 4]| group_of(&config.ports, Addr::v4(last)).0;
+        assert_eq!(group([10, 0, 1, 9]), 0);
+        assert_eq!(
+            group([10, 0, 2, 9]),
+            1,
+            "not that of the first address of the port"
+        );
+        assert_eq!(group([10, 0, 2, 200]), 2, "the narrowest network counts");
+        assert_eq!(group([10, 9, 9, 9]), 0, "on no network");
     }
 }

@@ -193,8 +193,14 @@ fn peer(
         connected: state.connected,
         gone: view
             .as_ref()
-            .and_then(|view| view.gone_why)
+            .and_then(|view| {
+                gateway
+                    .refused(id)
+                    .filter(|_| !view.alive)
+                    .or(view.gone_why)
+            })
             .map(str::to_owned),
+        refused: gateway.refused(id).map(str::to_owned),
         heard_on: view.as_ref().map(|view| heard_on(gateway, view)),
         role: is_primary.map(|is_primary| match is_primary {
             0 => Role::Standby,

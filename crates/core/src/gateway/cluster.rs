@@ -17,7 +17,7 @@ use crate::time::Time;
 use super::guarantee::Waiting;
 use super::reload::Effects;
 use super::roles::Groups;
-use super::streams::{self, Paths};
+use super::streams::{self, Channel, Paths};
 use super::{Gateway, Role};
 
 /// Election, replication, and the way to each peer.
@@ -85,6 +85,9 @@ impl Cluster {
         }
         if let Some(event) = self.sync.poll_event() {
             self.tell_election(now, &event);
+            if let sync::SyncEvent::PeerKnown { peer, .. } = event {
+                self.paths.note_refused(peer, Channel::Stream, None);
+            }
             return Some(Step::Told(event));
         }
         let output = self.ha.poll_output()?;
@@ -258,10 +261,27 @@ impl Gateway {
     /// Handles a datagram of the heartbeat connection to `peer` over `link`.
     pub fn handle_heartbeat(&mut self, now: Time, peer: PeerId, link: LinkId, bytes: &[u8]) {
         self.in_cluster(now, |cluster, _| {
-            if let Err(error) = cluster.ha.handle_heartbeat(now, peer, link, bytes) {
+            let result = cluster.ha.handle_heartbeat(now, peer, link, bytes);
+            let why = result.err().map(|error| {
                 log::debug!("heartbeat ignored peer={} why={}", peer.0, error.name());
-            }
+                error.to_string()
+            });
+            cluster.paths.note_refused(peer, Channel::Heartbeats, why);
         });
+    }
+
+    /// A connection of `peer` was refused before anything came by it; `why` is for people.
+    pub fn handle_incompatible(&mut self, now: Time, peer: PeerId, channel: Channel, why: &str) {
+        self.in_cluster(now, |cluster, _| {
+            cluster
+                .paths
+                .note_refused(peer, channel, Some(why.to_owned()));
+        });
+    }
+
+    /// Why heartbeats or the stream of `peer` were refused last; none once they are accepted.
+    pub fn refused(&self, peer: PeerId) -> Option<&str> {
+        self.cluster()?.paths.refused(peer)
     }
 
     /// The heartbeat connection to `peer` over `link` came up or went down.

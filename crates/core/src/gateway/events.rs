@@ -178,10 +178,15 @@ impl Gateway {
 
     /// The settings of a peer are not those of this unit.
     fn handle_other_config(&mut self, peer: PeerId) {
-        let agrees = self.cluster().is_none_or(|it| it.sync().agrees(peer));
-        let effect = match agrees {
-            true => "groups that only one unit has stay there",
-            false => "neither counts as ready to take over from the other",
+        let sync = self.cluster().map(Cluster::sync);
+        let agrees = sync.is_none_or(|sync| sync.agrees(peer));
+        let about = sync.and_then(|sync| sync.about(peer));
+        let effect = match (agrees, about.is_some_and(|about| about.rules_equal)) {
+            (false, _) => "neither counts as ready to take over from the other",
+            (true, false) => "groups that only one unit has stay there",
+            (true, true) => {
+                "a unit that only one of them knows may become primary beside the other"
+            }
         };
         log::warn!(
             "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",

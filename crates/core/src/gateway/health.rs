@@ -255,7 +255,8 @@ impl Gateway {
             if cluster.ha.has_ports_down(&peer) {
                 found.push((Trouble::PeerPortsDown(id), Severity::Warning));
             }
-            if cluster.sync.about(id).is_some_and(|it| !it.rules_equal) {
+            let about = cluster.sync.about(id);
+            if about.is_some_and(|it| !it.rules_equal || !it.differing.is_empty()) {
                 found.push((Trouble::ConfigDiffers(id), Severity::Warning));
             }
             for (link, state) in peer.links.iter().enumerate() {

@@ -87,6 +87,7 @@ pub use links::PortFault;
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Basis, Prepared, Reloaded, Retired};
 pub use reload::ReloadError;
+pub use streams::Channel;
 pub use view::{PeerGroupState, PeerState, SessionView};
 
 /// Randomness that the gateway is given once, at creation.

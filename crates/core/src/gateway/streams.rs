@@ -39,6 +39,17 @@ struct PeerPath {
     link: Option<LinkId>,
     /// Why a stream was closed last, and when that was logged.
     complaint: Option<(Time, ProtocolError)>,
+    /// Why its heartbeats, and its stream, were refused last; none once they are accepted.
+    refused: [Option<String>; 2],
+}
+
+/// What a peer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// Heartbeats.
+    Heartbeats,
+    /// The stream of sessions.
+    Stream,
 }
 
 /// A stream that is closed for the same reason again and again is logged once in this time.
@@ -63,6 +74,7 @@ impl Paths {
             streams: vec![Stream::Down; ha.links.len()],
             link: None,
             complaint: None,
+            refused: [None, None],
         };
         Paths {
             peers: ha.peers.iter().map(path).collect(),
@@ -78,6 +90,19 @@ impl Paths {
     /// The link that the stream to `peer` goes over; none if there is no stream.
     pub(super) fn link(&self, peer: PeerId) -> Option<LinkId> {
         self.peers.get(peer.index())?.link
+    }
+
+    /// Takes note of why a peer was refused, or that it was accepted.
+    pub(super) fn note_refused(&mut self, peer: PeerId, channel: Channel, why: Option<String>) {
+        if let Some(path) = self.peers.get_mut(peer.index()) {
+            path.refused[channel as usize] = why;
+        }
+    }
+
+    /// Why a peer was refused last.
+    pub(super) fn refused(&self, peer: PeerId) -> Option<&str> {
+        let path = self.peers.get(peer.index())?;
+        path.refused.iter().flatten().next().map(String::as_str)
     }
 
     /// A stream for the shell to close.
@@ -98,6 +123,7 @@ impl Paths {
 impl PeerPath {
     /// The stream was closed for `error`: logged unless that was just logged.
     fn complain(&mut self, now: Time, error: &ProtocolError) {
+        self.refused[Channel::Stream as usize] = Some(error.to_string());
         let known = self.complaint.as_ref();
         let news =
             known.is_none_or(|(at, known)| known != error || now.since(*at) >= COMPLAINT_INTERVAL);

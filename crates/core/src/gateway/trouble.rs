@@ -224,7 +224,7 @@ fn words_of_peer(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
         Trouble::PeerGone(peer) => {
             let view = gateway.cluster().and_then(|it| it.ha().peer(now, peer));
             let why = view.and_then(|view| view.gone_why);
-            match why {
+            match gateway.refused(peer).or(why) {
                 Some(why) => format!("{} is gone: {why}", peer_name(peer)),
                 None => format!("{} was never heard", peer_name(peer)),
             }
@@ -236,9 +236,11 @@ fn words_of_peer(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
             )
         }
         Trouble::NotInSync(peer) => {
+            let why = gateway.refused(peer).map(|why| format!(": {why}"));
             format!(
-                "{} and this unit do not hold the same sessions",
-                peer_name(peer)
+                "{} and this unit do not hold the same sessions{}",
+                peer_name(peer),
+                why.unwrap_or_default()
             )
         }
         Trouble::PeerPortsDown(peer) => {

@@ -229,15 +229,22 @@ impl Gateway {
                 would_be_lost: sync.would_be_lost(peer, group, &self.sessions),
             };
         }
-        // Of two standbys, each knows only what the other says of itself.
         let view = ha.group(now, group);
-        let follows = view.is_some_and(|view| view.primary == Some(self.peer_name(peer)));
-        let follows = follows && heard;
-        let is_linked = ha.is_linked(peer);
+        let primary = view.as_ref().and_then(|view| view.primary);
+        let follows = heard && primary == Some(self.peer_name(peer));
+        // This unit knows what the primary has.
+        let is_fresh = sync.is_ready(group) && view.as_ref().is_some_and(|view| !view.degraded);
+        // Of two standbys, one knows what the other says that it holds.
         let said = || {
-            let view = ha.peer(now, peer).filter(|_| is_linked)?;
-            let group = view.groups.get(usize::from(group.0))?;
-            group.known.then_some(group.ready)
+            let view = ha.peer(now, peer).filter(|view| view.alive)?;
+            let said = view
+                .groups
+                .get(usize::from(group.0))
+                .filter(|it| it.known)?;
+            match said.ready {
+                true => (is_fresh && primary.is_some()).then_some(said.keeps_up),
+                false => Some(false),
+            }
         };
         PeerGroupState {
             in_sync: match follows {

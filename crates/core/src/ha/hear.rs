@@ -67,6 +67,18 @@ impl Ha {
                 restarted: false,
             },
         };
+        for (index, group) in self.groups.iter().enumerate() {
+            peer.compare_holdings(now, index, group.held);
+            if news.changed && peer.is_newly_equal(index, group.priority) {
+                let (name, priority) = (&peer.name, group.priority);
+                let what = format!(
+                    "{name} has the same priority for {}: {priority}",
+                    group.name
+                );
+                let why = "of two equal units the older one is preferred, then the smaller name";
+                self.events.info(now, what, why);
+            }
+        }
         let was = (peer.alive, peer.linked);
         peer.live_on(
             now,

@@ -26,6 +26,7 @@
 //! into a datagram that any path carries; the other groups come with the next datagrams. Bytes that a
 //! newer version adds to a record, or after the last one, are ignored.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::evidence::Holding;
@@ -78,7 +79,7 @@ impl HeartbeatError {
         HeartbeatError::UnknownPeer,
     ];
 
-    /// The name that the operator sees.
+    /// The name of its counter.
     pub fn name(self) -> &'static str {
         match self {
             HeartbeatError::Truncated => "truncated",
@@ -88,6 +89,22 @@ impl HeartbeatError {
             HeartbeatError::WrongName => "wrong-name",
             HeartbeatError::UnknownPeer => "unknown-peer",
         }
+    }
+}
+
+impl fmt::Display for HeartbeatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HeartbeatError::Truncated | HeartbeatError::Malformed => "its heartbeats make no sense",
+            HeartbeatError::Version => {
+                "its heartbeats have another version than those of this unit: update the older one"
+            }
+            HeartbeatError::ForeignCluster => "its `group-id` is not ours: give both the same",
+            HeartbeatError::WrongName => {
+                "its node has another name: set `name` in [[ha.peer]] to its own"
+            }
+            HeartbeatError::UnknownPeer => "the config has no such peer or link",
+        })
     }
 }
 

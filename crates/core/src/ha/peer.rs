@@ -7,7 +7,7 @@ use super::heartbeat::{self, GroupState, Header};
 use super::ports::PortPath;
 use super::{LinkCounters, LinkView};
 use crate::config::HaPeer;
-use crate::evidence::{Heard, SyncState};
+use crate::evidence::{Heard, Holding, SyncState};
 use crate::flow::{GroupId, LinkId};
 use crate::time::Time;
 
@@ -15,6 +15,9 @@ use crate::time::Time;
 const LONGEST_RTT: Duration = Duration::from_secs(60);
 /// The longest interval that the config allows, and so that a peer is believed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A unit that does not catch up for so long is behind.
+const BEHIND: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct ElectionPeer {
@@ -60,6 +63,10 @@ pub(super) struct ElectionPeer {
     named: Vec<u64>,
     /// By group: when it said last that it is not the primary.
     pub not_primary: Vec<Time>,
+    /// By group: when it last held all that this unit held the time before, and what this unit held then.
+    abreast: Vec<(Time, Holding)>,
+    /// By group: the priority that it has in common with this unit, of which the log was told.
+    equal_priority: Vec<Option<u8>>,
     pub ports_up: u8,
     pub interval: Duration,
     pub sync: SyncState,
@@ -124,6 +131,8 @@ impl ElectionPeer {
             groups: vec![GroupState::default(); groups],
             named: vec![0; groups],
             not_primary: vec![Time::ZERO; groups],
+            equal_priority: vec![None; groups],
+            abreast: vec![(Time::ZERO, Holding::default()); groups],
             ports_up: 0,
             interval: Duration::ZERO,
             sync: SyncState::default(),
@@ -288,6 +297,35 @@ impl ElectionPeer {
         }
         let before = std::mem::replace(&mut self.groups[index], state);
         before.essence() != state.essence()
+    }
+
+    /// Whether the peer has the priority `own` for a group, and did not before.
+    pub fn is_newly_equal(&mut self, group: usize, own: u8) -> bool {
+        let (Some(state), Some(told)) =
+            (self.groups.get(group), self.equal_priority.get_mut(group))
+        else {
+            return false;
+        };
+        let equal = (state.known && state.priority == own).then_some(own);
+        std::mem::replace(told, equal) != equal && equal.is_some()
+    }
+
+    /// A heartbeat has come: compares what it holds of a group with what this unit holds.
+    pub fn compare_holdings(&mut self, now: Time, group: usize, ours: Holding) {
+        let (Some(theirs), Some(abreast)) = (self.groups.get(group), self.abreast.get_mut(group))
+        else {
+            return;
+        };
+        // What this unit held when the heartbeat before came: the last changes may be under way to it.
+        if theirs.held.covers(&abreast.1) || theirs.held.covers(&ours) {
+            *abreast = (now, ours);
+        }
+    }
+
+    /// Whether it holds what this unit holds of a group, but for the last changes.
+    pub fn keeps_up(&self, now: Time, group: usize) -> bool {
+        let abreast = self.abreast.get(group);
+        abreast.is_some_and(|(at, _)| now.since(*at) < BEHIND)
     }
 
     /// How long it has been running, by its own account.

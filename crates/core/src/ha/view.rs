@@ -68,6 +68,9 @@ pub struct PeerGroup {
     pub role: Role,
     /// Whether it holds all sessions of the group.
     pub ready: bool,
+    /// It holds what this unit holds of the group, but for the last changes. Says nothing if this unit is primary:
+    /// then replication knows it.
+    pub keeps_up: bool,
     /// 0 to 255; the highest wins.
     pub priority: u8,
     /// The highest term that it knows.
@@ -126,7 +129,9 @@ impl Ha {
             gone_why: peer.gone_why.filter(|_| !peer.linked),
             ports_up: peer.ports_up,
             maintenance: peer.maintenance,
-            groups: peer.groups.iter().map(peer_group).collect(),
+            groups: (0..peer.groups.len())
+                .map(|group| peer_group(&peer.groups[group], peer.keeps_up(now, group)))
+                .collect(),
             uptime: peer.boot_id().map(|_| peer.uptime(now)),
             sync: peer.sync,
             links: (0..peer.links.len())
@@ -238,7 +243,7 @@ impl Ha {
     }
 }
 
-fn peer_group(state: &GroupState) -> PeerGroup {
+fn peer_group(state: &GroupState, keeps_up: bool) -> PeerGroup {
     PeerGroup {
         known: state.known,
         role: match state.primary {
@@ -246,6 +251,7 @@ fn peer_group(state: &GroupState) -> PeerGroup {
             false => Role::Standby,
         },
         ready: state.ready,
+        keeps_up,
         priority: state.priority,
         term: state.term,
     }

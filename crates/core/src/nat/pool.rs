@@ -6,7 +6,7 @@ use super::forwards::Forwards;
 use super::mappings::Endpoint;
 use super::port_set::{PortSet, next_missing};
 use super::range::Range;
-use crate::config::{Config, Nat};
+use crate::config::{self, Config, Nat};
 use crate::flow::{Addr, Family, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, TranslatedAddr};
 
@@ -392,16 +392,7 @@ impl Taken {
 pub fn groups(config: &Config) -> BTreeMap<Addr, GroupId> {
     let mut groups = BTreeMap::new();
     for addr in config.nat_pools.iter().flat_map(|pool| &pool.addresses) {
-        // A pool belongs to the port on whose link its addresses are.
-        let ip = std::net::IpAddr::from(*addr);
-        let on_link = |port: &&crate::config::Port| {
-            port.virtual_addresses
-                .iter()
-                .any(|address| address.network.contains(&ip))
-        };
-        let port = config.ports.iter().find(on_link);
-        let first = port.and_then(|port| port.virtual_addresses.first());
-        groups.insert(*addr, first.map_or(GroupId(0), |address| address.group));
+        groups.insert(*addr, config::group_of(&config.ports, *addr));
     }
     for address in config.ports.iter().flat_map(|port| &port.virtual_addresses) {
         groups.insert(address.addr, address.group);

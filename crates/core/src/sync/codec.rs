@@ -553,6 +553,7 @@ impl<'a> Reader<'a> {
             // Units up to 0.1.0 end here.
             program: self.name().ok().filter(|name| !name.is_empty()),
             settings: self.settings().unwrap_or_default(),
+            units: self.names().unwrap_or_default(),
         })
     }
 
@@ -695,6 +696,7 @@ mod tests {
                 ports: names.clone(),
                 groups: names.clone(),
                 policies: names.clone(),
+                units: names.iter().take(2).cloned().collect(),
                 settings: Settings {
                     is_complete: set.contains(2),
                     items: names.into_iter().map(|name| (name, a as u32)).collect(),

@@ -20,7 +20,8 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
         let mut count: u16 = 0;
         for name in list.iter().take(usize::from(u16::MAX)) {
             // Room for this name, for the counts that follow, for the program and the settings.
-            if out.len() - start + name.len() + 16 + 256 + hello.settings.size() > MAX_FRAME {
+            let after = 16 + 256 + hello.settings.size() + size_of_names(&hello.units);
+            if out.len() - start + name.len() + after > MAX_FRAME {
                 break;
             }
             write_name(out, name);
@@ -36,6 +37,14 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
         write_name(out, name);
         out.extend_from_slice(&hash.to_be_bytes());
     }
+    out.extend_from_slice(&(hello.units.len() as u16).to_be_bytes());
+    for name in &hello.units {
+        write_name(out, name);
+    }
+}
+
+fn size_of_names(names: &[String]) -> usize {
+    2 + names.iter().map(|name| 1 + name.len()).sum::<usize>()
 }
 
 /// A name, cut to 255 bytes: the config allows no longer ones.

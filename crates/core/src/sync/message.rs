@@ -154,7 +154,8 @@ impl Refusal {
 /// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |
 /// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a name is `length: u8
 /// | UTF-8`, a list `count: u16 | names`. After the program, which may be empty: `complete: u8 (0, 1) | count:
-/// u16 | count × (name | hash: u32)`, the settings. Units up to 0.1.0 do not send the program and what follows.
+/// u16 | count × (name | hash: u32)`, the settings; then `units`, a list. Units up to 0.1.0 do not send the program and
+/// what follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit of another one is not talked to.
@@ -182,6 +183,8 @@ pub struct Hello {
     pub program: Option<String>,
     /// The items of the digest, by name.
     pub settings: Settings,
+    /// The names of all units of the cluster that the sender knows, itself among them; empty if it does not say.
+    pub units: Vec<String>,
 }
 
 /// `type: u8 | length: u8 | body`; other types are passed over.

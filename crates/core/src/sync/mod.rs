@@ -328,6 +328,14 @@ fn told_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     names.take_while(fits).map(str::to_owned).collect()
 }
 
+/// The names of all units of the cluster, in order.
+fn units(config: &Config, ha: &Ha) -> Vec<String> {
+    let peers = ha.peers.iter().map(|peer| peer.name.clone());
+    let mut units: Vec<String> = peers.chain([config.node.name.clone()]).collect();
+    units.sort();
+    units
+}
+
 fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message::Hello {
     message::Hello {
         version: message::VERSION,
@@ -336,6 +344,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
         resume: None,
         ruleset: ruleset.digest(),
         settings: Settings::new(ruleset.items()),
+        units: units(config, ha),
         max_sessions: config.node.max_sessions,
         node: config.node.name.clone(),
         ports: config.ports.iter().map(|port| port.name.clone()).collect(),

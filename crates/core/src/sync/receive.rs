@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::codec::{self, FrameBuffer, Malformed};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
+use super::settings::units_of_one;
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
@@ -159,9 +160,12 @@ impl Replicator {
                 true => hello.ruleset != self.identity.ruleset,
                 false => self.identity.settings.contradicts(&hello.settings),
             },
-            differing: match hello.ruleset == self.identity.ruleset {
-                true => Vec::new(),
-                false => self.identity.settings.differing(&hello.settings),
+            differing: {
+                let mut names = units_of_one(&self.identity.units, &hello.units);
+                if hello.ruleset != self.identity.ruleset {
+                    names.extend(self.identity.settings.differing(&hello.settings));
+                }
+                names
             },
             program: hello.program.clone(),
             has: (self.identity.groups.iter())
@@ -214,7 +218,8 @@ impl Replicator {
             peer: id,
             resumed: resumed.is_some(),
         });
-        if self.peers[at].other_rules {
+        let differs = (self.peers[at].remote.as_ref()).is_some_and(|it| !it.differing.is_empty());
+        if self.peers[at].other_rules || differs {
             self.events.push_back(SyncEvent::PeerConfigDiffers(id));
         }
         if hello.max_sessions < self.identity.max_sessions {

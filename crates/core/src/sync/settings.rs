@@ -79,6 +79,16 @@ impl Settings {
     }
 }
 
+/// The units that only one of two knows, as they are named among what differs.
+pub(super) fn units_of_one(ours: &[String], theirs: &[String]) -> Vec<String> {
+    if theirs.is_empty() {
+        return Vec::new();
+    }
+    let [ours, theirs] = [ours, theirs].map(|units| units.iter().collect::<BTreeSet<_>>());
+    let one = ours.symmetric_difference(&theirs).take(MOST_NAMES);
+    one.map(|name| format!("unit {name}")).collect()
+}
+
 fn size(name: &str) -> usize {
     1 + name.len() + 4
 }
@@ -105,6 +115,16 @@ mod tests {
         same.sort();
         assert_eq!(same, ["policy b", "pool p", "port lan"]);
         assert!(ours.differing(&ours).is_empty());
+    }
+
+    #[test]
+    fn units_that_only_one_knows_are_named() {
+        let units = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (two, three) = (units(&["a", "b"]), units(&["a", "b", "c"]));
+        assert_eq!(units_of_one(&two, &three), ["unit c"]);
+        assert_eq!(units_of_one(&three, &two), ["unit c"]);
+        assert!(units_of_one(&two, &two).is_empty());
+        assert!(units_of_one(&two, &[]).is_empty(), "it does not say");
     }
 
     #[test]

@@ -180,6 +180,10 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Why it is not connected, as far as that is known.
     pub gone: Option<String>,
+    /// Why its heartbeats or its stream were refused last, such as another version of a protocol; `null` once they are
+    /// accepted.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// The ports of this unit on which it was heard in the last 3 s, whatever the links do.
     pub heard_on: Option<Vec<String>>,
     /// Its role, if it has the same one for all groups; `null` if it is not connected.
