@@ -298,7 +298,7 @@ fn docs_of_the_core_say_more_than_the_name() {
                     .any(|name| name.trim_end_matches('s') == word.trim_end_matches('s'));
                 !is_name && !filler.contains(&word.as_str())
             };
-            if !parts(doc).iter().any(|word| says(word)) {
+            if !parts(doc).iter().any(says) {
                 problems.push(format!("{name}:{}: {doc}", index + 2));
             }
         }
