@@ -162,6 +162,8 @@ proptest! {
         payload in payloads(),
     ) {
         let whole = sample(inner, &carried, &payload);
+        // Finished without knowing the protocol, 0 becomes 0xffff, which is equal in one's complement.
+        prop_assume!(u16_at(&whole, checksum_at(&whole, inner)) != Some(0));
         let mut unfinished = whole.clone();
         make_partial(&mut unfinished, inner);
         let wrap = |key, inner: &[u8]| sample(outer, key, &[&vec![9; tunnel_header], inner].concat());
