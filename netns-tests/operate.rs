@@ -149,7 +149,9 @@ fn a_maintenance_ends_by_itself() {
 
 #[test]
 fn a_drained_unit_has_no_group_and_forwards_nothing() {
-    let pair = Pair::started();
+    let mut pair = Pair::new();
+    pair.edit("[node]", "[node]\nstate-directory = \"state\"");
+    pair.start();
     let mut sessions = Conversations::start(&pair.lab);
     pair.a().wait_for_ready_peer();
     let wrong = pair.a().tandemgw("drain gw-b").code(1);

@@ -253,6 +253,9 @@ impl Unit {
 
     fn launch(&self) -> Process {
         self.write_config();
+        if !self.config.contains("state-directory") {
+            assert_nothing_remembered();
+        }
         let mut words = self.launcher.iter().map(String::as_str).chain([BINARY]);
         let mut command = self.ns.command(words.next().expect("there is the binary"));
         command
@@ -262,6 +265,19 @@ impl Unit {
             .arg(&self.path);
         command.env("RUST_BACKTRACE", "1");
         Process::spawn(command, &format!("{}# tandemgw run", self.ns.name()))
+    }
+}
+
+/// Units of tests have the names of others that ran on this machine: what those remember would count for them.
+fn assert_nothing_remembered() {
+    let states = fs::read_dir("/var/lib/tandemgw").into_iter().flatten();
+    for state in states.flatten() {
+        let name = state.file_name();
+        assert!(
+            !Path::new(&name).extension().is_some_and(|it| it == "state"),
+            "/var/lib/tandemgw/{} is of a unit that ran here: remove it",
+            name.display()
+        );
     }
 }
 
