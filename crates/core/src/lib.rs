@@ -32,7 +32,7 @@
 //! - [`memory`]: where the big tables keep their entries.
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod capture;
 pub mod config;

@@ -24,7 +24,7 @@ const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_UNICAST: usize = 2;
 
 /// What is still to be announced, and a schedule of repeats for each group.
-pub struct Announcer {
+pub(super) struct Announcer {
     repeats: u32,
     interval: Duration,
     pending: Vec<Option<Pending>>,
@@ -70,7 +70,7 @@ struct Pending {
 }
 
 impl Announcer {
-    pub fn new(config: &Config) -> Announcer {
+    pub(super) fn new(config: &Config) -> Announcer {
         let mut announcer = Announcer {
             repeats: 5,
             interval: Duration::from_secs(1),
@@ -84,20 +84,20 @@ impl Announcer {
     }
 
     /// Sets how often to announce; announcements in progress continue with the new interval.
-    pub fn reconfigure(&mut self, config: &Config) {
+    pub(super) fn reconfigure(&mut self, config: &Config) {
         if let Some(ha) = &config.ha {
             (self.repeats, self.interval) = (ha.gratuitous_arps, ha.gratuitous_arp_interval);
         }
     }
 
     /// Whether it announces as often as `config` says.
-    pub fn follows(&self, config: &Config) -> bool {
+    pub(super) fn follows(&self, config: &Config) -> bool {
         let settings = |ha: &crate::config::Ha| (ha.gratuitous_arps, ha.gratuitous_arp_interval);
         let wanted = config.ha.as_ref().map(settings);
         wanted.is_none_or(|wanted| wanted == (self.repeats, self.interval))
     }
 
-    pub fn poll_timeout(&self) -> Option<Time> {
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
         let repeats = self.pending.iter().flatten().map(|pending| pending.at);
         let busy = self.rounds.iter().any(|rounds| !rounds.is_empty());
         let piece = busy.then_some(self.allowance.1 + PACE);
@@ -155,7 +155,7 @@ impl Announcer {
     }
 
     /// Forgets the repeats of a group that this unit no longer answers for.
-    pub fn cancel(&mut self, group: GroupId) {
+    pub(super) fn cancel(&mut self, group: GroupId) {
         self.pending[usize::from(group.0)] = None;
         for rounds in &mut self.rounds {
             rounds.retain(|round| round.group != group);
@@ -163,7 +163,7 @@ impl Announcer {
     }
 
     /// Whether one of our addresses may be defended now; at most once in [`DEFEND_INTERVAL`].
-    pub fn may_defend(&mut self, now: Time, addr: Addr) -> bool {
+    pub(super) fn may_defend(&mut self, now: Time, addr: Addr) -> bool {
         let last = self.defended.get(&addr);
         let allowed = last.is_none_or(|last| now.since(*last) >= DEFEND_INTERVAL);
         if allowed {

@@ -11,7 +11,7 @@ use crate::time::Time;
 use super::health::Severity;
 
 /// Events that are kept.
-pub const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 
 /// From so many dropped packets a second on there is an event.
 const MANY_DROPS: u64 = 1000;
@@ -120,7 +120,7 @@ pub(super) struct DropAlarm {
 
 impl DropAlarm {
     /// Takes note of the number of all drops so far. `Some` if many begin or end.
-    pub fn look(&mut self, now: Time, total: u64) -> Option<Stage> {
+    pub(super) fn look(&mut self, now: Time, total: u64) -> Option<Stage> {
         let (at, before) = self.last.unwrap_or((now, total));
         let passed = now.since(at).as_millis() as u64;
         if passed < 500 && self.last.is_some() {

@@ -13,7 +13,7 @@ use super::{Gateway, Packet};
 /// What later fragments need to follow the first: the flow that it showed, for they have no ports to
 /// look their session up by. It is looked up again each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Onward {
+pub(super) struct Onward {
     pub(super) flow: FlowKey,
     /// For TCP, the sequence number that offset 0 of the datagram would have.
     base: Option<u32>,

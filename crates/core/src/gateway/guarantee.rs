@@ -24,7 +24,7 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// The packets that wait.
 #[derive(Default)]
-pub struct Waiting {
+pub(super) struct Waiting {
     /// By group, in the order of their sequence numbers and of their deadlines.
     queues: BTreeMap<GroupId, VecDeque<Held>>,
     count: usize,
@@ -45,7 +45,7 @@ struct Held {
 
 impl Waiting {
     /// When the wait of the first packet is over.
-    pub fn deadline(&self) -> Option<Time> {
+    pub(super) fn deadline(&self) -> Option<Time> {
         let first = self.queues.values().filter_map(VecDeque::front);
         first.map(|held| held.deadline).min()
     }

@@ -7,7 +7,7 @@ const NANOS: u64 = 1_000_000_000;
 
 /// What an answer is for. Each has tokens of its own, so that junk can't use up those of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Budget {
+pub(super) enum Budget {
     /// Errors that keep working connections alive: "packet too big".
     KeepsAlive,
     /// All that tells of a refusal.
@@ -24,24 +24,24 @@ const ECHO_REPLIES_PER_SECOND: u32 = 50_000;
 const EXPIRED_PER_SECOND: u32 = 10_000;
 
 /// A limiter for each budget.
-pub struct Budgets([Limiter; 4]);
+pub(super) struct Budgets([Limiter; 4]);
 
 impl Budgets {
     /// With `errors` errors a second of each sort.
-    pub fn new(errors: u32) -> Budgets {
+    pub(super) fn new(errors: u32) -> Budgets {
         let rates = [errors, errors, ECHO_REPLIES_PER_SECOND, EXPIRED_PER_SECOND];
         Budgets(rates.map(Limiter::new))
     }
 
     /// Whether these are those of [`Budgets::new`] with `errors`.
-    pub fn are_of(&self, errors: u32) -> bool {
+    pub(super) fn are_of(&self, errors: u32) -> bool {
         let rates = self.0.iter().map(|limiter| limiter.per_second);
         let wanted = Budgets::new(errors);
         rates.eq(wanted.0.iter().map(|limiter| limiter.per_second))
     }
 
     /// Whether one more answer may be sent at `now`.
-    pub fn allow(&mut self, budget: Budget, now: Time) -> bool {
+    pub(super) fn allow(&mut self, budget: Budget, now: Time) -> bool {
         self.0[budget as usize].allow(now)
     }
 }

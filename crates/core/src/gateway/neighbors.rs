@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// What is known of the hosts on the links.
 #[derive(Default)]
-pub struct Neighbors {
+pub(super) struct Neighbors {
     /// Next hops of sessions, and when the kernel was last told to resolve them.
     warm: BTreeMap<(PortId, Addr), Time>,
     /// Hosts that were heard.
@@ -37,7 +37,7 @@ pub struct Neighbors {
 
 impl Neighbors {
     /// Remembers that `addr` was heard from `mac`.
-    pub fn hear(&mut self, port: PortId, addr: Addr, mac: Mac) {
+    pub(super) fn hear(&mut self, port: PortId, addr: Addr, mac: Mac) {
         let known = self.heard.len();
         match self.heard.get_mut(&(port, addr)) {
             Some(known) => *known = mac,

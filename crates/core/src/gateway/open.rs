@@ -54,7 +54,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(packet: &Packet<'_>) -> Plan {
+    pub(super) fn new(packet: &Packet<'_>) -> Plan {
         Plan {
             ingress: packet.port,
             key: packet.parsed.key,
@@ -71,7 +71,7 @@ impl Plan {
     }
 
     /// Whether client and server are behind the same port, so that answers must be led back here.
-    pub fn is_hairpin(&self) -> bool {
+    pub(super) fn is_hairpin(&self) -> bool {
         let (Some(egress), Some(_)) = (self.egress, &self.destination) else {
             return false;
         };

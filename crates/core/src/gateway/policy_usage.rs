@@ -52,7 +52,7 @@ impl PolicyUsages {
     }
 
     #[inline]
-    pub fn hit(&mut self, policy: PolicyId, now: Time) {
+    pub(super) fn hit(&mut self, policy: PolicyId, now: Time) {
         if let Some(usage) = self.usages.get_mut(usize::from(policy.0)) {
             usage.hits += 1;
             usage.last_hit = Some(now);
@@ -60,7 +60,7 @@ impl PolicyUsages {
     }
 
     #[inline]
-    pub fn note_end(&mut self, session: &Session) {
+    pub(super) fn note_end(&mut self, session: &Session) {
         if let Some(usage) = self.usages.get_mut(usize::from(session.policy.0)) {
             usage.ended_packets += session.packets.iter().sum::<u64>();
             usage.ended_bytes += session.bytes.iter().sum::<u64>();

@@ -18,7 +18,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 pub(super) struct PortFrames(Vec<Limiter>);
 
 impl PortFrames {
-    pub fn new(ports: usize) -> PortFrames {
+    pub(super) fn new(ports: usize) -> PortFrames {
         PortFrames(
             (0..ports)
                 .map(|_| Limiter::new(FRAMES_PER_SECOND))

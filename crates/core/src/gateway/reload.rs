@@ -262,7 +262,7 @@ pub(super) struct Effects {
 
 impl Effects {
     /// Of these options, which have changed.
-    pub fn of(options: impl IntoIterator<Item = Live>) -> Effects {
+    pub(super) fn of(options: impl IntoIterator<Item = Live>) -> Effects {
         let mut effects = Effects::default();
         for option in options {
             effects.add(option);

@@ -24,7 +24,7 @@ const MOST_COMPARED: usize = 128;
 
 /// Where the pass over the table stands.
 #[derive(Default)]
-pub struct Revalidation {
+pub(super) struct Revalidation {
     cursor: Option<u32>,
     scope: Scope,
     /// Sessions ended by the pass that is under way.
@@ -64,7 +64,7 @@ impl Scope {
 
 impl Revalidation {
     /// Begins a pass; if one is under way, another follows it.
-    pub fn restart(&mut self, scope: Scope) {
+    pub(super) fn restart(&mut self, scope: Scope) {
         match self.cursor {
             None => self.begin(scope),
             Some(_) => self.next = Some(scope.and(self.next)),
@@ -73,7 +73,7 @@ impl Revalidation {
 
     /// A peer has other rules: sessions that it opens must be checked against those of this unit,
     /// once that is primary for it.
-    pub fn schedule_rules(&mut self) {
+    pub(super) fn schedule_rules(&mut self) {
         let rules = Scope {
             rules: true,
             ..Scope::default()
@@ -83,7 +83,7 @@ impl Revalidation {
 
     /// Starts a pass over sessions that this unit has just become primary for: its routes may be others than
     /// those of the unit that opened them.
-    pub fn catch_up(&mut self) {
+    pub(super) fn catch_up(&mut self) {
         let routes = Scope {
             routes: true,
             ..Scope::default()
@@ -92,12 +92,12 @@ impl Revalidation {
         self.restart(scope);
     }
 
-    pub fn is_running(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         self.cursor.is_some()
     }
 
     /// Whether sessions have yet to be compared with the rules.
-    pub fn concerns_rules(&self) -> bool {
+    pub(super) fn concerns_rules(&self) -> bool {
         self.is_running() && self.scope.and(self.next).rules
     }
 

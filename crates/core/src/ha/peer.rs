@@ -300,7 +300,7 @@ impl ElectionPeer {
     }
 
     /// Whether the peer has the priority `own` for a group, and did not before.
-    pub fn is_newly_equal(&mut self, group: usize, own: u8) -> bool {
+    pub(super) fn is_newly_equal(&mut self, group: usize, own: u8) -> bool {
         let (Some(state), Some(told)) =
             (self.groups.get(group), self.equal_priority.get_mut(group))
         else {
@@ -311,7 +311,7 @@ impl ElectionPeer {
     }
 
     /// A heartbeat has come: compares what it holds of a group with what this unit holds.
-    pub fn compare_holdings(&mut self, now: Time, group: usize, ours: Holding) {
+    pub(super) fn compare_holdings(&mut self, now: Time, group: usize, ours: Holding) {
         let (Some(theirs), Some(abreast)) = (self.groups.get(group), self.abreast.get_mut(group))
         else {
             return;
@@ -323,7 +323,7 @@ impl ElectionPeer {
     }
 
     /// Whether it holds what this unit holds of a group, but for the last changes.
-    pub fn keeps_up(&self, now: Time, group: usize) -> bool {
+    pub(super) fn keeps_up(&self, now: Time, group: usize) -> bool {
         let abreast = self.abreast.get(group);
         abreast.is_some_and(|(at, _)| now.since(*at) < BEHIND)
     }

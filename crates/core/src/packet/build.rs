@@ -194,7 +194,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub fn new(src: Addr, dst: Addr, protocol: Protocol) -> Header {
+    pub(super) fn new(src: Addr, dst: Addr, protocol: Protocol) -> Header {
         // IANA "IP Parameters": the recommended default hop limit.
         Header {
             src,

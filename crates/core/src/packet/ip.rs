@@ -56,7 +56,7 @@ pub(super) struct Ip {
 
 impl Ip {
     /// Whether this is a fragment other than the first.
-    pub fn is_later_fragment(&self) -> bool {
+    pub(super) fn is_later_fragment(&self) -> bool {
         is_later(self.fragment)
     }
 }

@@ -171,7 +171,7 @@ impl Place {
     ///
     /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
     #[inline(always)]
-    pub fn translate(
+    pub(super) fn translate(
         self,
         bytes: &mut [u8],
         offload: Offload,

@@ -26,7 +26,7 @@ impl Transport {
 
     /// The flow key of the packet whose IP header is `ip`.
     #[inline]
-    pub fn key(&self, ip: &Ip) -> FlowKey {
+    pub(super) fn key(&self, ip: &Ip) -> FlowKey {
         FlowKey {
             src: ip.src,
             dst: ip.dst,
@@ -75,7 +75,7 @@ impl Fields {
 
     /// None if there is nothing to edit above IP.
     #[inline]
-    pub fn of(kind: PacketKind, family: Family) -> Option<Fields> {
+    pub(super) fn of(kind: PacketKind, family: Family) -> Option<Fields> {
         // RFC 4443, section 2.3; ICMP for IPv4 has no pseudo-header (RFC 792).
         let icmp = Fields {
             pseudo_header: family == Family::V6,
