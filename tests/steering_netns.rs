@@ -423,19 +423,21 @@ struct Copier(Vec<std::thread::JoinHandle<()>>, Vec<Arc<Iface>>);
 
 impl Copier {
     fn start(tuns: &[Arc<Iface>]) -> Copier {
-        let thread = |tun: &Arc<Iface>| {
-            let tun = Arc::clone(tun);
+        // What comes from one of the two leaves by the other.
+        let thread = |(tun, other): (&Arc<Iface>, &Arc<Iface>)| {
+            let (tun, other) = (Arc::clone(tun), Arc::clone(other));
             std::thread::spawn(move || {
                 let mut buffer = [0; 2048];
                 while let Ok(length) = tun.recv(&mut buffer) {
                     if buffer[..length].ends_with(b"stop copying") {
                         return;
                     }
-                    let _ = tun.send(&buffer[..length]);
+                    let _ = other.send(&buffer[..length]);
                 }
             })
         };
-        Copier(tuns.iter().map(thread).collect(), tuns.to_vec())
+        let pairs = tuns.iter().zip(tuns.iter().rev());
+        Copier(pairs.map(thread).collect(), tuns.to_vec())
     }
 
     /// The virtual addresses lead to the TUN devices: a datagram to each ends its thread.
