@@ -18,6 +18,8 @@
 //! packet. Default routes have a table of their own so that no exceptions from them are needed, which may
 //! be all routes of the Internet.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::plan::PortPlan;
 use super::{
     Family, KernelRoute, METRIC, METRIC_BLACKHOLE, Netlink, NetlinkError, PROTOCOL, Rule, Steering,
@@ -125,9 +127,11 @@ fn follow_at(
     let [prefix, main, default] = rules(port, family);
     let has = |table: u32| wanted.iter().any(|route| route.table == table);
     let [has_prefix, has_default] = tables.map(has);
-    let mut installed = Vec::new();
+    // By their keys: there may be thousands of exceptions.
+    let mut installed = BTreeMap::new();
     for table in tables {
-        installed.extend(netlink.routes(family, table, PROTOCOL)?);
+        let routes = netlink.routes(family, table, PROTOCOL)?;
+        installed.extend(routes.into_iter().map(|route| (key(&route), route)));
     }
     for (rule, is_wanted) in [
         (&prefix, has_prefix),
@@ -138,14 +142,13 @@ fn follow_at(
             netlink.remove_rule(rule)?;
         }
     }
-    for route in &installed {
-        let key = |route: &KernelRoute| (route.table, route.destination, route.metric);
-        if !wanted.iter().any(|other| key(other) == key(route)) {
-            netlink.remove_route(route)?;
-        }
+    let keys: BTreeSet<_> = wanted.iter().map(key).collect();
+    for (_, route) in installed.iter().filter(|(key, _)| !keys.contains(key)) {
+        netlink.remove_route(route)?;
     }
     for route in &wanted {
-        if installed.iter().any(|other| is_same(route, other)) {
+        let found = installed.get(&key(route));
+        if found.is_some_and(|found| is_same(route, found)) {
             continue;
         }
         match netlink.replace_route(route) {
@@ -205,12 +208,15 @@ fn wanted_routes(port: &PortPlan, family: Family, spread: &Spread, link: u32) ->
     wanted
 }
 
-/// A route of IPv6 that leads nowhere is reported with the loopback device as its hop.
+/// What the kernel tells routes apart by.
+fn key(route: &KernelRoute) -> (u32, IpNet, u32) {
+    (route.table, route.destination, route.metric)
+}
+
+/// Whether two routes of one key lead the same way. One of IPv6 that leads nowhere is reported with the loopback
+/// device as its hop.
 fn is_same(wanted: &KernelRoute, found: &KernelRoute) -> bool {
-    let key = |route: &KernelRoute| (route.table, route.destination, route.metric);
-    key(wanted) == key(found)
-        && wanted.kind == found.kind
-        && (wanted.hops.is_empty() || wanted.hops == found.hops)
+    wanted.kind == found.kind && (wanted.hops.is_empty() || wanted.hops == found.hops)
 }
 
 fn rules(port: &PortPlan, family: Family) -> [Rule; 3] {
