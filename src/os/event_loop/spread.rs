@@ -43,7 +43,7 @@ impl Shell {
     /// What the kernel must be told now; none if it knows.
     fn note_spread(&mut self, family: Family) -> Option<Spread> {
         self.followed.generation = self.gateway.routes_generation();
-        let spread = self.gateway.spread(family).unwrap_or_default();
+        let spread = self.gateway.spread(family);
         let known = &mut self.followed.spread[family as usize];
         if *known == spread {
             return None;

@@ -19,6 +19,11 @@ use tandemgw_core::flow::Family;
 const DUMP_ATTEMPTS: u32 = 3;
 
 impl Monitor {
+    /// Whether a dump is needed to know everything.
+    pub fn is_dumping(&self) -> bool {
+        self.dump.stage.is_some()
+    }
+
     /// Dumps the state again from `stage` on: at once, or when the current dump has ended.
     pub(super) fn dump_from(&mut self, stage: Stage) -> io::Result<()> {
         if self.dump.stage.is_some() {

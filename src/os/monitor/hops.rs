@@ -26,9 +26,4 @@ impl Monitor {
         };
         (target, hops)
     }
-
-    /// Whether a dump is needed to know everything.
-    pub fn is_dumping(&self) -> bool {
-        self.dump.stage.is_some()
-    }
 }

@@ -334,7 +334,7 @@ impl Gateway {
     }
 
     /// The port that leads from `from` to `to` now, which was `before`; none if it is beyond all ports.
-    fn port_towards(&self, from: &Addr, to: &Addr, before: PortId) -> Option<PortId> {
+    pub(super) fn port_towards(&self, from: &Addr, to: &Addr, before: PortId) -> Option<PortId> {
         match self.way_on(from, to, before) {
             Some(RouteTarget::Port { port, .. }) => Some(port),
             // The route may come back: the link went down for a moment. Nothing can leak meanwhile,

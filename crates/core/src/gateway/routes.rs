@@ -130,10 +130,9 @@ impl Gateway {
     }
 
     /// What the kernel must have in its tables to follow the gateway's choice among the next hops of routes of
-    /// `family`; none if no route has several.
-    pub fn spread(&self, family: Family) -> Option<Spread> {
-        let fib = &self.routes.fib;
-        fib.is_spread(family).then(|| fib.spread(family))
+    /// `family`; empty if no route has several.
+    pub fn spread(&self, family: Family) -> Spread {
+        self.routes.fib.spread(family)
     }
 
     /// The port by which the packet leaves that [`Gateway::handle_packet`] has just let pass. It is to be
@@ -175,15 +174,7 @@ impl Gateway {
     pub(super) fn way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
         match self.rules.port(port).source_check {
             true => port,
-            false => self.other_way_back(port, from, host),
-        }
-    }
-
-    #[cold]
-    fn other_way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
-        match self.way_on(from, host, port) {
-            Some(RouteTarget::Port { port, .. }) => port,
-            Some(RouteTarget::Elsewhere | RouteTarget::Unreachable) | None => port,
+            false => self.port_towards(from, host, port).unwrap_or(port),
         }
     }
 
