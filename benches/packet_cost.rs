@@ -6,10 +6,11 @@ use std::hint::black_box;
 use std::path::Path;
 
 use tandemgw_core::config;
-use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::event::{LinkState, Offload, RouteChange, Verdict};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::gateway::{Gateway, Seed};
 use tandemgw_core::time::Time;
+use testkit::lab::{route, to_port};
 
 const LAN: PortId = PortId(0);
 const WAN: PortId = PortId(1);
@@ -109,16 +110,7 @@ fn gateway() -> Gateway {
                 mac: [2, 0, 0, 0, 0, 1],
             },
         );
-        gateway.handle_route(RouteChange::Add(Route {
-            destination: destination.parse().expect("a network"),
-            metric: 0,
-            target: RouteTarget::Port {
-                port,
-                gateway: None,
-            },
-            mtu: None,
-            hops: Vec::new(),
-        }));
+        gateway.handle_route(RouteChange::Add(route(destination, to_port(port))));
     }
     gateway.start(now);
     gateway

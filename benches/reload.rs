@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use tandemgw_core::config::{self, Config};
-use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::event::{LinkState, Offload, RouteChange, Verdict};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::gateway::{Gateway, Prepared, Seed};
 use tandemgw_core::packet::checksum;
 use tandemgw_core::time::Time;
+use testkit::lab::{route, to_port};
 use testkit::system::cpu_clock::thread_time;
 
 const SESSIONS: u32 = 1_000_000;
@@ -155,17 +156,7 @@ fn gateway(config: &Config, now: Time) -> Gateway {
             mac: [2, 0, 0, 0, 0, port.0 as u8],
         };
         gateway.handle_link(now, port, link);
-        let target = RouteTarget::Port {
-            port,
-            gateway: None,
-        };
-        gateway.handle_route(RouteChange::Add(Route {
-            destination: destination.parse().unwrap_or_else(|_| panic!()),
-            target,
-            metric: 0,
-            mtu: None,
-            hops: Vec::new(),
-        }));
+        gateway.handle_route(RouteChange::Add(route(destination, to_port(port))));
     }
     gateway.start(now);
     while gateway.poll_timeout(now) == Some(now) {

@@ -12,13 +12,14 @@ use tandemgw::os::clock;
 use tandemgw::os::control_socket::ControlSocket;
 use tandemgw_core::config;
 use tandemgw_core::control::ShellView;
-use tandemgw_core::event::{LinkState, Offload, Route, RouteChange, RouteTarget, Verdict};
+use tandemgw_core::event::{LinkState, Offload, RouteChange, Verdict};
 use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
 use tandemgw_core::gateway::{Gateway, Seed};
 use tandemgw_core::metrics::{Exposition, Process, View};
 use tandemgw_core::packet::build::opening_packet;
 
 use crate::show;
+use testkit::lab::{route, to_port};
 use testkit::system::cpu_clock::thread_time;
 use testkit::system::worker::Result;
 
@@ -142,16 +143,10 @@ fn large_gateway() -> Result<Gateway> {
             mac,
         };
         gateway.handle_link(now, port, link);
-        gateway.handle_route(RouteChange::Add(Route {
-            destination: format!("10.{}.{}.0/24", index / 256, index % 256).parse()?,
-            metric: 0,
-            target: RouteTarget::Port {
-                port,
-                gateway: None,
-            },
-            mtu: None,
-            hops: Vec::new(),
-        }));
+        gateway.handle_route(RouteChange::Add(route(
+            &format!("10.{}.{}.0/24", index / 256, index % 256),
+            to_port(port),
+        )));
     }
     gateway.start(now);
     while gateway.poll_output().is_some() {}
@@ -215,16 +210,7 @@ fn full_gateway() -> Result<Gateway> {
             mac: [2; 6],
         };
         gateway.handle_link(now, port, link);
-        gateway.handle_route(RouteChange::Add(Route {
-            destination: destination.parse()?,
-            metric: 0,
-            target: RouteTarget::Port {
-                port,
-                gateway: None,
-            },
-            mtu: None,
-            hops: Vec::new(),
-        }));
+        gateway.handle_route(RouteChange::Add(route(destination, to_port(port))));
     }
     gateway.start(now);
     for number in 0..SESSIONS {

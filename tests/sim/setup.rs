@@ -4,7 +4,7 @@ use std::path::Path;
 
 use base64::Engine;
 use tandemgw_core::config::{self, Config};
-use tandemgw_core::event::{Route, RouteTarget};
+use tandemgw_core::event::Route;
 use tandemgw_core::flow::{Addr, Family, PeerId, PortId};
 use tandemgw_core::ha::PortKeys;
 
@@ -263,16 +263,10 @@ pub fn place_of(addr: &Addr) -> (usize, usize) {
 pub fn route(segment: usize, port: usize, family: Family) -> Route {
     let length = if family == Family::V4 { 24 } else { 64 };
     let net = address(segment, 0, family);
-    Route {
-        destination: format!("{net}/{length}").parse().unwrap(),
-        metric: 0,
-        target: RouteTarget::Port {
-            port: PortId(port as u16),
-            gateway: None,
-        },
-        mtu: None,
-        hops: Vec::new(),
-    }
+    testkit::lab::route(
+        &format!("{net}/{length}"),
+        testkit::lab::to_port(PortId(port as u16)),
+    )
 }
 
 /// The keys that a unit shares with each of its peers.
