@@ -12,7 +12,7 @@ use crate::turn::{HOLD, Turn};
 use crate::world::World;
 
 /// A unit that wins against a higher term has a higher one after this time.
-const RISES_WITHIN: Duration = Duration::from_millis(500);
+const RISES_WITHIN: Duration = Duration::from_millis(1600);
 /// Times of packets are known to a tick, and told with another one.
 const SLACK: Duration = Duration::from_millis(400);
 
