@@ -86,7 +86,7 @@ fn own_address_may_go_and_come_back() {
 /// The kernel asks for IPv6 neighbours from the link-local address only, and makes no other.
 #[test]
 fn an_interface_that_loses_all_addresses_finds_its_neighbors() {
-    let lab = Lab::started();
+    let mut lab = Lab::started();
     lab.unit
         .ns
         .sh("for port in eth0 eth1; do ip addr flush dev $port; done; ip neigh flush all");
@@ -97,6 +97,9 @@ fn an_interface_that_loses_all_addresses_finds_its_neighbors() {
     }
     let log = lab.unit.log();
     assert!(log.contains("address fe80::"), "{log}");
+    lab.unit.stop();
+    let left = lab.unit.ns.run("ip -6 route show table all proto 77");
+    assert_eq!(left, "", "left behind");
 }
 
 #[test]

@@ -38,6 +38,9 @@ pub(super) use wire::{Answer, Messages, RawMessage, encode, extended_ack, receiv
 /// The number of the main routing table (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
+/// The number of the table of the machine's own addresses (`RT_TABLE_LOCAL`).
+pub(super) const TABLE_LOCAL: u32 = 255;
+
 /// How often a dump is begun again because the kernel's state changed meanwhile.
 const DUMP_ATTEMPTS: u32 = 5;
 

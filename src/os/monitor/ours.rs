@@ -2,14 +2,11 @@
 
 use super::parameters::ParameterSet;
 use super::{KernelLink, KernelRoute, Monitor, Notice, PortId, RouteNetlinkMessage, Rule};
-use crate::os::netlink::TABLE_MAIN;
+use crate::os::netlink::{TABLE_LOCAL, TABLE_MAIN};
 use crate::os::steering::{
     Disturbance, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours, number_in,
 };
 use netlink_packet_route::route::RouteType;
-
-/// `RT_TABLE_LOCAL`.
-const TABLE_LOCAL: u32 = 255;
 
 impl Monitor {
     /// What a message means for the steering.

@@ -6,9 +6,16 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Address, Netlink, NetlinkError};
+use super::{Address, Netlink, NetlinkError, TABLE_LOCAL};
+
+/// Seconds that a route to an address lasts which the kernel is about to make itself.
+const ROUTE_LIFETIME: u32 = 60;
+
+/// A worse metric than that of the kernel's own.
+const ROUTE_METRIC: u32 = 1024;
 
 impl Netlink {
     /// The addresses of one interface.
@@ -45,6 +52,9 @@ impl Netlink {
 
     /// Gives an interface a link-local address, which is valid at once (RFC 4862, section 5.4: no duplicates are
     /// looked for), and notes who has added it.
+    ///
+    /// The kernel makes the route to it in a thread of its own, and on a busy machine later than the first answer
+    /// of a neighbour arrives, which is then lost. So a route of ours fills in, and ends by itself.
     pub fn add_link_local(
         &mut self,
         link: u32,
@@ -57,7 +67,31 @@ impl Netlink {
             AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Permanent),
             AddressAttribute::Protocol(AddressProtocol::from(protocol)),
         ]);
-        self.add_address(link, addr.into(), message, NLM_F_CREATE | NLM_F_EXCL)
+        self.add_address(link, addr.into(), message, NLM_F_CREATE | NLM_F_EXCL)?;
+        let mut route = route_to_own(link, addr, protocol);
+        let lifetime = RouteAttribute::Expires(ROUTE_LIFETIME);
+        route.attributes.push(lifetime);
+        let object = format!("local {addr} dev #{link}");
+        let request = RouteNetlinkMessage::NewRoute(route);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change("add the route", &object, request, flags)
+    }
+
+    /// Takes an address that [`add_link_local`](Self::add_link_local) has added from its interface. It is not an
+    /// error if it is gone already.
+    pub fn remove_link_local(&mut self, address: &Address) -> Result<(), NetlinkError> {
+        if let IpAddr::V6(addr) = address.addr {
+            let route = route_to_own(address.link, addr, address.protocol);
+            let object = format!("local {addr} dev #{}", address.link);
+            let request = RouteNetlinkMessage::DelRoute(route);
+            let gone = [libc::ESRCH, libc::ENODEV];
+            self.remove("remove the route", &object, request, &gone)?;
+        }
+        let message = message(address.link, address.addr, address.prefix_len);
+        let request = RouteNetlinkMessage::DelAddress(message);
+        let object = format!("{} from interface #{}", address.addr, address.link);
+        let gone = [libc::EADDRNOTAVAIL, libc::ENODEV];
+        self.remove("remove the address", &object, request, &gone)
     }
 
     fn add_address(
@@ -71,20 +105,22 @@ impl Netlink {
         let object = format!("{addr} to interface #{link}");
         self.change("add the address", &object, request, flags)
     }
+}
 
-    /// Takes an address from its interface. It is not an error if it is gone already.
-    pub fn remove_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
-        let Address {
-            link,
-            addr,
-            prefix_len,
-            ..
-        } = *address;
-        let request = RouteNetlinkMessage::DelAddress(message(link, addr, prefix_len));
-        let object = format!("{addr} from interface #{link}");
-        let gone = [libc::EADDRNOTAVAIL, libc::ENODEV];
-        self.remove("remove the address", &object, request, &gone)
-    }
+/// A route to an address of this machine itself, with a worse metric than the kernel's.
+fn route_to_own(link: u32, addr: Ipv6Addr, protocol: u8) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet6;
+    route.header.destination_prefix_length = 128;
+    route.header.protocol = protocol.into();
+    route.header.kind = RouteType::Local;
+    route.attributes.extend([
+        RouteAttribute::Table(TABLE_LOCAL),
+        RouteAttribute::Priority(ROUTE_METRIC),
+        RouteAttribute::Destination(addr.into()),
+        RouteAttribute::Oif(link),
+    ]);
+    route
 }
 
 fn message(link: u32, addr: IpAddr, prefix_len: u8) -> AddressMessage {

@@ -46,7 +46,7 @@ pub(super) fn ensure(
 pub(super) fn remove(netlink: &mut Netlink, link: u32) -> Result<(), NetlinkError> {
     let addresses = netlink.addresses_of(link)?;
     let mut ours = addresses.iter().filter(|own| own.protocol == PROTOCOL);
-    ours.try_for_each(|own| netlink.remove_address(own))
+    ours.try_for_each(|own| netlink.remove_link_local(own))
 }
 
 /// As the kernel makes one of a hardware address (RFC 4291, appendix A); none for an interface without.
