@@ -219,6 +219,37 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
     assert_eq!(lab.unit.ns.run("ip rule"), before);
 }
 
+/// The priority of a session, where the kernel groups tasks by session; "" where it does not.
+fn priority_of_session(pid: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    let (_, nice) = text.trim().split_once(" nice ").unwrap_or_default();
+    nice.to_owned()
+}
+
+#[test]
+fn only_a_session_of_its_own_is_raised_over_others() {
+    let ours = priority_of_session(std::process::id());
+    let raised = if ours.is_empty() { "" } else { "-20" };
+    for (starts, expected) in [
+        ("exec \"$@\"", ours.as_str()),
+        ("exec setsid \"$@\"", raised),
+    ] {
+        let mut lab = Lab::new();
+        lab.unit.launch_by(starts);
+        lab.unit.start();
+        assert_eq!(priority_of_session(lab.unit.pid()), expected, "{starts}");
+        assert_eq!(nice_of(lab.unit.pid()), -20, "{starts}");
+    }
+}
+
+/// The niceness of the first thread (proc_pid_stat(5)).
+fn nice_of(pid: u32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let nice = fields.split(' ').nth(16).expect("more fields");
+    nice.parse().expect("a number")
+}
+
 /// No core dump, and no debugger of the same user (proc(5): files of such a process are root's).
 #[track_caller]
 fn assert_memory_is_private(pid: u32) {

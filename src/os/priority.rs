@@ -57,11 +57,21 @@ fn real_time() -> io::Result<()> {
 
 fn ordinary() -> io::Result<()> {
     set_ordinary(NICE, SLICE_NANOS)?;
-    // Where tasks are grouped by session (sched_autogroup), niceness counts within the group only.
+    // Where tasks are grouped by session (sched_autogroup), niceness counts within the group only. A session
+    // that is not ours may hold anything: with a group so far above them, the kernel's own threads would wait
+    // for seconds, and with them what the kernel does with addresses and routes.
+    if !leads_a_session() {
+        return Ok(());
+    }
     match std::fs::write("/proc/self/autogroup", NICE.to_string()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+fn leads_a_session() -> bool {
+    // SAFETY: neither call takes a pointer, and neither can fail for the calling process.
+    unsafe { libc::getsid(0) == libc::getpid() }
 }
 
 /// Of this task; a slice of 0 is the kernel's default.
