@@ -1,11 +1,13 @@
 //! Stretches without faults, or with one only: what costs nothing must cost nothing, and what is large
 //! or slow must come to the same end.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tandemgw_core::flow::{Family, GroupId};
 use testkit::packets::udp;
 
+use crate::checks::views;
 use crate::faults::Faults;
 use crate::hosts::Stage;
 use crate::reload::Rules;
@@ -83,6 +85,15 @@ impl World {
         }
     }
 
+    /// The flows of the sessions that a unit holds, and what they are translated to.
+    fn translations(&self, unit: usize) -> BTreeSet<String> {
+        let gateway = self.units[unit].gateway.as_ref().unwrap();
+        let views = views(gateway, self.local_time(unit)).into_iter();
+        views
+            .map(|view| format!("{} as {}", view.original, view.translated))
+            .collect()
+    }
+
     fn count(&self, unit: usize) -> u32 {
         let gateway = self.units[unit].gateway.as_ref().unwrap();
         crate::turn::sessions(gateway)
@@ -125,6 +136,44 @@ fn sessions_that_end_leave_nothing_to_repair() {
         assert!(most > 20, "{most} sessions");
         assert!(world.count(0) < most / 2, "sessions do not end");
         assert_eq!(world.swept(), 0);
+    }
+}
+
+/// Flows that go on for many times the timeout of their sessions, while their group moves from unit to unit: no
+/// session of theirs ends on any unit.
+#[test]
+fn nothing_expires_while_a_unit_forwards_it() {
+    let mut world = calm(12, Shape { units: 3, ..SHAPE });
+    for unit in 0..3 {
+        world.units[unit].rules.brief = true;
+        assert!(world.reload(unit));
+    }
+    world.run(ms(2500));
+    (0..24).for_each(|_| world.open_flow());
+    world.run(ms(1000));
+    for round in 0..6 {
+        let before = world.progress();
+        assert!(before.len() > 10, "{} flows", before.len());
+        let primary = world.primaries(0)[0];
+        match round % 2 {
+            0 => world.hand_over(primary, 0).unwrap(),
+            _ => world.die(primary, Death::PowerLoss),
+        }
+        // The timeouts are 3 s.
+        world.run(ms(7000));
+        let still: BTreeMap<usize, u32> = before.iter().map(|(id, _)| (*id, 0)).collect();
+        world.check_flows(&before, &still);
+        if !world.is_alive(primary) {
+            world.start(primary);
+            world.run(ms(4000));
+        }
+        let owner = world.primaries(0)[0];
+        let all = world.translations(owner);
+        assert!(all.len() >= before.len());
+        for (unit, name) in NAMES.iter().enumerate().take(3) {
+            let held = world.translations(unit);
+            assert_eq!(all.difference(&held).next(), None, "{name}");
+        }
     }
 }
 

@@ -20,6 +20,9 @@ const RIVALS_SETTLE: Duration = Duration::from_millis(500);
 /// The same if they hear each other on a data port only.
 const RIVALS_MEET: Duration = Duration::from_secs(1);
 
+/// Looks at the cluster between two at who owns what.
+const LOOKS_PER_OWNERS: u64 = 40;
+
 /// Sessions by group and the text of their original key, in what they translate to.
 pub type Sessions = BTreeMap<(u8, String), String>;
 
@@ -76,7 +79,7 @@ impl World {
     /// A unit that has not run for a while sends nothing of a session before it knows who is primary.
     pub fn check_awake(&self, turn: &Turn, bytes: &[u8]) {
         // One that has become primary in this turn knows it: that role is a new one.
-        let reigns = self.reigns_of(turn);
+        let reigns = self.known_reigns(turn);
         let rose = |view: &SessionView| {
             let group = usize::from(view.group.0);
             reigns[group].0 == Role::Primary && reigns[group] != turn.before[group]
@@ -114,7 +117,8 @@ impl World {
     /// With a guarantee: what opens a session goes when as many peers in sync have it as are wanted, or,
     /// if the wait is bounded, when that is over.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
-        if self.shape.guarantee == "off" || self.units[turn.unit].switched {
+        let is_off = self.shape.guarantee == "off";
+        if is_off || self.units[turn.unit].switched || self.liar.is_some() {
             return;
         }
         let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
@@ -367,6 +371,27 @@ impl World {
             ((view.group.0, view.original.to_string()), value)
         };
         views.iter().map(entry).collect()
+    }
+
+    /// At any moment, no two primaries of different groups have sessions with the same packets: a translated
+    /// address and port belongs to one unit.
+    pub fn check_owners(&mut self) {
+        if self.shape.groups < 2 || !self.looks.is_multiple_of(LOOKS_PER_OWNERS) {
+            self.looks += 1;
+            return;
+        }
+        self.looks += 1;
+        let mut owners: BTreeMap<String, (usize, u8)> = BTreeMap::new();
+        for (unit, view) in self.owned() {
+            if self.was_dual(usize::from(view.group.0)) {
+                continue;
+            }
+            let owner = (unit, view.group.0);
+            for key in [view.original, view.translated.reply()] {
+                let other = owners.insert(key.to_string(), owner);
+                assert_eq!(other, None, "{key} is of unit and group {owner:?} too");
+            }
+        }
     }
 
     /// No two sessions have the same packets, over all primaries.

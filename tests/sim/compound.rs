@@ -67,7 +67,7 @@ impl World {
     }
 
     /// The same of one group.
-    fn held_in(&self, unit: usize, group: u8) -> Vec<(FlowKey, FlowKey)> {
+    pub fn held_in(&self, unit: usize, group: u8) -> Vec<(FlowKey, FlowKey)> {
         let Some(gateway) = &self.units[unit].gateway else {
             return Vec::new();
         };

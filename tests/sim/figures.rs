@@ -77,7 +77,7 @@ impl World {
     /// Compares what the unit says of each peer in each group with what the peer holds.
     pub fn check_figures(&mut self, turn: &Turn) {
         self.note_condition();
-        if !self.is_calm(CALM) {
+        if !self.is_calm(CALM) || self.liar.is_some() || self.shape.lacks.is_some() {
             return;
         }
         for group in (0..self.shape.groups).map(|group| GroupId(group as u8)) {

@@ -277,6 +277,10 @@ impl World {
             "a wrong checksum: {}",
             parsed.key
         );
+        let is_reset = matches!(parsed.kind, PacketKind::Tcp(segment) if segment.flags.rst());
+        if is_reset || parsed.kind == PacketKind::IcmpError {
+            self.refusals.push((place.0, parsed.key.src));
+        }
         if is_forged(bytes) || parsed.kind == PacketKind::IcmpError {
             return;
         }

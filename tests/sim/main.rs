@@ -12,8 +12,10 @@ mod checks;
 mod compound;
 mod faults;
 mod figures;
+mod groups;
 mod guarantee;
 mod hosts;
+mod liar;
 mod links;
 mod reigns;
 mod reload;
@@ -22,6 +24,7 @@ mod setup;
 mod spanning_tree;
 mod transport;
 mod turn;
+mod unhealed;
 mod wires;
 mod world;
 

@@ -83,6 +83,7 @@ pub fn run(seed: u64) -> u64 {
         } else {
             ROOMY
         },
+        ..Shape::PAIR
     };
     run_with(seed, shape, random)
 }

@@ -26,6 +26,10 @@ pub struct Shape {
     pub guarantee: &'static str,
     pub override_: bool,
     pub max_sessions: u32,
+    /// The unit whose table has room for [`SMALL_TABLE`] sessions only.
+    pub small: Option<usize>,
+    /// The unit that does not have the last group, nor addresses on its ports.
+    pub lacks: Option<usize>,
 }
 
 impl Shape {
@@ -39,6 +43,8 @@ impl Shape {
         guarantee: "off",
         override_: false,
         max_sessions: 256,
+        small: None,
+        lacks: None,
     };
 
     pub fn ports(&self) -> usize {
@@ -72,7 +78,7 @@ impl Shape {
         match config::parse(Path::new("unit.toml"), &text) {
             Ok((mut config, _)) => {
                 // Less than a file may say.
-                config.node.max_sessions = match rules.small_table {
+                config.node.max_sessions = match rules.small_table || self.small == Some(unit) {
                     true => SMALL_TABLE.min(self.max_sessions),
                     false => self.max_sessions,
                 };
@@ -82,10 +88,17 @@ impl Shape {
         }
     }
 
+    /// The groups that a unit has.
+    fn groups_of(&self, unit: usize) -> usize {
+        self.groups - usize::from(self.lacks == Some(unit))
+    }
+
     fn text(&self, unit: usize, rules: &Rules) -> String {
+        let groups = self.groups_of(unit);
         let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
         for port in 0..self.ports() {
-            let addresses = self.segments_of(port).map(|segment| {
+            let segments = self.segments_of(port).filter(|it| it / 2 < groups);
+            let addresses = segments.map(|segment| {
                 let (v4, v6) = (vip(segment, Family::V4), vip(segment, Family::V6));
                 format!("\"{v4}/24\", \"{v6}/64\"")
             });
@@ -95,7 +108,7 @@ impl Shape {
                 "[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\nvirtual-addresses = [{addresses}]\n"
             );
         }
-        for group in 0..self.groups {
+        for group in 0..groups {
             text += &self.rules(unit, group, rules);
         }
         if rules.brief {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::time::Time;
 
+use crate::liar::emptied;
 use crate::setup::{peer_id, unit_of};
 use crate::world::{Death, News, World};
 
@@ -266,7 +267,8 @@ impl World {
         let taken = bytes.len().min(window.saturating_sub(end.in_flight));
         end.in_flight += taken;
         end.blocked = taken < bytes.len();
-        let mut rest = &bytes[..taken];
+        let emptied = (self.liar == Some(unit_of(unit, peer))).then(|| emptied(&bytes[..taken]));
+        let mut rest = emptied.as_deref().unwrap_or(&bytes[..taken]);
         while !rest.is_empty() {
             let (piece, others) = rest.split_at(1 + self.random.below(rest.len()));
             rest = others;

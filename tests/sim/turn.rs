@@ -54,7 +54,7 @@ impl World {
             resumed: self.now.since(last_turn) > HOLD,
             before: Vec::new(),
         };
-        turn.before = self.reigns_of(&turn);
+        turn.before = self.known_reigns(&turn);
         turn.gateway.handle_wake(now);
         let due = self.due(unit);
         let mut packets = Vec::new();
@@ -85,6 +85,14 @@ impl World {
         self.finish_turn(turn);
     }
 
+    /// The roles and terms of a unit, by group; not followed where units do not have the same groups.
+    pub fn known_reigns(&self, turn: &Turn) -> Vec<(Role, u64)> {
+        match self.shape.lacks {
+            None => self.reigns_of(turn),
+            Some(_) => Vec::new(),
+        }
+    }
+
     /// What has arrived on the ports of `unit`.
     fn due(&mut self, unit: usize) -> Vec<Arrival> {
         let inbox = &mut self.units[unit].inbox;
@@ -97,17 +105,18 @@ impl World {
 
     fn finish_turn(&mut self, turn: Turn) {
         self.check_reigns(&turn, &turn.before);
-        if self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
+        if self.turns.is_multiple_of(TURNS_PER_COMPARISON) && self.liar.is_none() {
             self.check_copies(&turn);
         }
         if self.turns.is_multiple_of(TURNS_PER_AUDIT) {
             self.check_figures(&turn);
         }
         // A unit in the middle of a batch is the one that could promise too much.
-        if turn.pump.is_busy() || self.turns.is_multiple_of(TURNS_PER_COMPARISON) {
+        let is_sample = self.turns.is_multiple_of(TURNS_PER_COMPARISON);
+        if (turn.pump.is_busy() || is_sample) && self.liar.is_none() {
             self.check_applied(&turn);
         }
-        let after = self.reigns_of(&turn);
+        let after = self.known_reigns(&turn);
         let Turn {
             unit,
             now,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tandemgw_core::event::RouteChange;
-use tandemgw_core::flow::{Family, GroupId, LinkId, PeerId, PortId};
+use tandemgw_core::flow::{Addr, Family, GroupId, LinkId, PeerId, PortId};
 use tandemgw_core::gateway::{Gateway, Role, Seed};
 use tandemgw_core::pump::Pump;
 use tandemgw_core::random::SplitMix64;
@@ -137,6 +137,12 @@ pub struct World {
     pub forwarded_many: u64,
     /// Packets that an attacker has sent.
     pub forged: u64,
+    /// A unit that acknowledges all that is sent to it, says that it has it, and takes none of it.
+    pub liar: Option<usize>,
+    /// How often it was looked at who owns what.
+    pub looks: u64,
+    /// ICMP errors and resets that a host on this segment got, and from where.
+    pub refusals: Vec<(usize, Addr)>,
     /// By unit and session: when its first packet came.
     pub asked: BTreeMap<(usize, String), Time>,
     /// Hosts are silent.
@@ -203,6 +209,9 @@ impl World {
             crossed: 0,
             forwarded_many: 0,
             forged: 0,
+            liar: None,
+            looks: 0,
+            refusals: Vec::new(),
             asked: BTreeMap::new(),
             silent: false,
             client_ports: 40_000,
@@ -294,6 +303,8 @@ impl World {
 
     pub fn is_primary(&self, unit: usize, group: usize) -> bool {
         let gateway = self.units[unit].gateway.as_ref();
+        let has_it = |g: &&Gateway| group < g.config().groups.len();
+        let gateway = gateway.filter(has_it);
         gateway.is_some_and(|g| g.role_of(GroupId(group as u8)) == Role::Primary)
     }
 
@@ -422,6 +433,7 @@ impl World {
             self.note_condition();
             self.note_primaries();
             self.check_rivals();
+            self.check_owners();
         }
         while let Some(entry) = self.events.first_entry().filter(|e| e.key().0 <= self.now) {
             match entry.remove() {

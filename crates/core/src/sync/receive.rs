@@ -8,7 +8,6 @@ use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
 use super::settings::units_of_one;
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
-use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
 use crate::store::digest::Buckets;
 use crate::store::{Journal, Seq, SessionStore};
@@ -119,8 +118,8 @@ impl Replicator {
             } => {
                 self.handle_verdict(at, (seq, group), &differing, context.store);
             }
-            Message::Claim { group, term, basis } => {
-                self.handle_claim(at, group, Some((term, basis)), context.store.journal());
+            Message::Claim { group, term, .. } => {
+                self.handle_claim(at, group, Some(term), context.store.journal());
             }
             Message::Release { group } => {
                 self.handle_claim(at, group, None, context.store.journal());
@@ -425,21 +424,14 @@ impl Replicator {
         }
     }
 
-    fn handle_claim(
-        &mut self,
-        at: usize,
-        group: u8,
-        claim: Option<(u64, Holding)>,
-        journal: &Journal,
-    ) {
+    fn handle_claim(&mut self, at: usize, group: u8, term: Option<u64>, journal: &Journal) {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
         let index = usize::from(group.0);
-        if let Some((term, basis)) = &claim {
-            self.plan_union(at, index, *term, basis);
+        if let Some(term) = term {
+            self.plan_union(at, index, term);
         }
-        let term = claim.map(|(term, _)| term);
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;
         receiver.handed[index] &= term.is_some();

@@ -956,3 +956,25 @@ fn a_removal_is_kept_for_the_slowest_peer() {
     }
     assert_eq!(world.units[2].sync.counters().removed, 1);
 }
+
+/// A unit that takes over says that it holds everything, and has lost it: others keep theirs, and it gets them back.
+#[test]
+fn a_primary_that_lacks_what_it_claims_ends_nothing() {
+    let mut world = World::new(3, 1);
+    world.units[0].set_sending(G, Some(1));
+    (0..20).for_each(|_| world.open(0));
+    world.calm(3);
+    let all = world.units[0].view();
+    assert_eq!(world.units[2].view(), all);
+    for id in world.units[1].ids() {
+        world.units[1].close(id);
+    }
+    let held = world.units[1].sync.held(G);
+    assert_eq!(held, world.units[2].sync.held(G), "by its own account");
+    world.disconnect(0, 1);
+    world.disconnect(0, 2);
+    world.units[1].set_sending(G, Some(2));
+    world.calm(4);
+    assert_eq!(world.units[2].view(), all);
+    assert_eq!(world.units[1].view(), all);
+}

@@ -3,8 +3,9 @@
 //! A unit that becomes primary may lack sessions that a standby has: the last changes of the one before
 //! it came to the standby alone, or both were primary for a while without knowing. So the first
 //! comparison under a new term never removes: the standby offers what differs, the primary takes what
-//! it lacks, and only a later comparison counts. Where the primary has seen all that the standby has
-//! ([`Holding::covers`]) there is nothing to offer, and what it does not name has ended.
+//! it lacks, and only a later comparison counts. Nor does it matter what the primary says that it holds: one that
+//! is wrong about that has lost its own copies, and must not end those of others. The price is small: a session
+//! whose end only the primary has seen comes back, and ends when it times out.
 
 use super::codec::{self, Malformed};
 use super::message::{Message, Operation};
@@ -68,12 +69,13 @@ impl Replicator {
         }
     }
 
-    /// A peer says that it is primary, and what it held when it became so.
-    pub(super) fn plan_union(&mut self, at: usize, group: usize, term: u64, basis: &Holding) {
+    /// A peer says that it is primary. If this unit does not follow it under that term already, it offers what
+    /// differs.
+    pub(super) fn plan_union(&mut self, at: usize, group: usize, term: u64) {
         let held = &self.held[group];
         let receiver = &mut self.peers[at].receiver;
         let follows = (held.term, held.epoch) == (term, receiver.epoch);
-        receiver.unions[group] = match follows || basis.covers(held) {
+        receiver.unions[group] = match follows {
             true => Union::Done,
             false => Union::Due,
         };
