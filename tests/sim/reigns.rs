@@ -85,6 +85,8 @@ impl World {
                     "{} takes over with term {term}, and knew {old_term}",
                     NAMES[unit]
                 );
+                // What it carried in an earlier reign says nothing of this one.
+                self.reigns.carried.remove(&(unit, group));
                 let last = self.reigns.last.insert((group, unit), term);
                 assert!(last < Some(term), "the terms of {} fall", NAMES[unit]);
             }
