@@ -51,7 +51,7 @@ const WITHIN: Duration = Duration::from_secs(2);
 
 /// Waits until a port has a fault that is described with `word`.
 #[track_caller]
-fn expect_fault(unit: &Unit, word: &str) {
+pub fn expect_fault(unit: &Unit, word: &str) {
     wait_until(&format!("a port has a fault: {word}"), || {
         let ports = unit.status()["ports"].as_array().expect("a list").clone();
         let mut faults = ports.iter().filter_map(|port| port["fault"].as_str());
@@ -60,7 +60,7 @@ fn expect_fault(unit: &Unit, word: &str) {
 }
 
 #[track_caller]
-fn expect_no_fault(unit: &Unit) {
+pub fn expect_no_fault(unit: &Unit) {
     wait_until("no port has a fault", || {
         let ports = unit.status()["ports"].as_array().expect("a list").clone();
         ports

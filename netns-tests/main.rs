@@ -43,6 +43,7 @@ mod mtu;
 mod must_pass;
 mod nat;
 mod neighbor;
+mod obstacles;
 mod offload;
 mod operate;
 mod own_address;

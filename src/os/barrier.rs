@@ -38,6 +38,7 @@
 
 mod found;
 mod local_in;
+mod others;
 mod rules;
 mod watch;
 
@@ -51,6 +52,7 @@ use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
 use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
+pub use others::DroppingChain;
 pub use watch::BarrierWatch;
 
 /// Before what other programs do there: the sooner a packet is dropped, the less it costs.
@@ -85,6 +87,8 @@ pub enum Condition {
     Whole {
         /// Packets that would have bypassed the gateway.
         stopped: u64,
+        /// Packets that it has let pass to the gateway.
+        let_pass: u64,
         /// Whether the kernel is kept from answering packets whose hop limit ends here.
         hops: bool,
         /// Whether packets that a device above a port takes are stopped too.
@@ -204,6 +208,12 @@ impl Barrier {
             }
             condition => Ok(condition),
         }
+    }
+
+    /// A chain of somebody else that drops what is forwarded, and has no rule for the gateway; none if the packet
+    /// filter can't be read.
+    pub fn dropping_chain(&mut self) -> Option<DroppingChain> {
+        others::find(self.nftables().ok()?).ok().flatten()
     }
 
     /// Removes it. Call it when forwarding is off, or as it was before the gateway.

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod objects;
+mod traffic;
 mod wire;
 
 use std::ffi::CString;
@@ -32,6 +33,7 @@ use tandemgw_core::in_quotes::InQuotes;
 use objects::address_family;
 pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};
+pub use traffic::{Queue, Traffic};
 use wire::error_detail;
 pub(super) use wire::{Answer, Messages, RawMessage, encode, extended_ack, receive};
 

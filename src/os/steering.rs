@@ -29,6 +29,7 @@ mod detour;
 mod error;
 mod forwarding;
 mod link_local;
+mod obstacle;
 mod parameters;
 mod plan;
 mod readdress;
@@ -91,6 +92,9 @@ pub struct Steering {
     /// Why there is no barrier.
     barrier_fault: Option<String>,
     stopped: restore::Stopped,
+    /// What the barrier had let pass to the gateway at its last check.
+    let_pass: u64,
+    obstacles: obstacle::Obstacles,
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
@@ -117,6 +121,8 @@ impl Steering {
             barrier,
             barrier_fault: None,
             stopped: restore::Stopped::default(),
+            let_pass: 0,
+            obstacles: obstacle::Obstacles::default(),
             kernel_rules: Vec::new(),
             repairs: restore::Repairs::default(),
             spread: [None, None],

@@ -47,8 +47,8 @@ const AUDITS_FOR_ALL: usize = 4;
 /// As many times in a row it must be wrong, since something may just be repaired.
 const TIMES_WRONG: u32 = 3;
 
-/// The barrier is checked once per this many audits.
-const BARRIER_AUDITS: u32 = 10;
+/// The barrier is checked once per this many audits, and whether anything stops the packets.
+const BARRIER_AUDITS: u32 = 5;
 
 /// Somebody who removes the same thing again so soon continues until nothing is left (`ip route
 /// flush` does, for half a minute).
@@ -428,6 +428,7 @@ impl Keeper {
         self.steering.audit(PortId((audits % ports) as u16));
         if audits.is_multiple_of(BARRIER_AUDITS) {
             self.repair_barrier();
+            self.steering.look_for_obstacles();
         }
     }
 

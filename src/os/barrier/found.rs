@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::local_in::LOCAL_IN;
 use super::rules::{
-    self, ARRIVALS, CHAIN, DETOUR, EXITS, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TUNS,
+    self, ARRIVALS, CHAIN, DETOUR, EXITS, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TO_THE_GATEWAY,
+    TUNS,
 };
 use super::{Condition, PRIORITY};
 use crate::os::netlink::NetlinkError;
@@ -28,6 +29,7 @@ pub(super) struct Found {
     /// The rules of the chains that mark.
     arrivals: BTreeMap<String, Vec<String>>,
     stopped: u64,
+    let_pass: u64,
     keys: [BTreeSet<Vec<u8>>; 5],
 }
 
@@ -44,6 +46,7 @@ impl Found {
             devices: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             stopped: 0,
+            let_pass: 0,
             keys: Default::default(),
         };
         nftables.list(
@@ -101,8 +104,12 @@ impl Found {
             .text(attribute::RULE_CHAIN)
         {
             Some(CHAIN) if is_ours(&object) => {
-                self.comments.push(comment(object));
-                self.stopped += counted(object);
+                let comment = comment(object);
+                match comment == TO_THE_GATEWAY {
+                    true => self.let_pass += counted(object),
+                    false => self.stopped += counted(object),
+                }
+                self.comments.push(comment);
             }
             Some(LOCAL_IN) if is_ours(&object) => self.local.push(comment(object)),
             Some(HOPS) if is_ours(&object) => self.hops.push(comment(object)),
@@ -145,6 +152,7 @@ impl Found {
         }
         Condition::Whole {
             stopped: self.stopped,
+            let_pass: self.let_pass,
             hops: self.hops == comments(&rules::hops()),
             detour: self.detour == comments(&rules::detour()),
         }

@@ -106,6 +106,9 @@ pub(super) fn names(posts: &[Post]) -> Vec<Vec<u8>> {
     keys.into_iter().collect()
 }
 
+/// The comment of the rule that counts what it lets pass.
+pub(super) const TO_THE_GATEWAY: &str = "to the gateway";
+
 pub(super) type Rule = (Vec<Expression<'static>>, &'static str);
 
 /// The first two are for what the gateway forwards, the rest for what must not pass.
@@ -119,8 +122,8 @@ pub(super) fn forward() -> Vec<Rule> {
     let (iif, oif) = (libc::NFT_META_IIF, libc::NFT_META_OIF);
     vec![
         (
-            vec![load(iif), second(), IsIn(PAIRS), Accept],
-            "to the gateway",
+            vec![load(iif), second(), IsIn(PAIRS), Count, Accept],
+            TO_THE_GATEWAY,
         ),
         (
             vec![load(iif), second(), IsIn(EXITS), Accept],

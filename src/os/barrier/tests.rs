@@ -43,7 +43,7 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
         let shown = nft("list table inet tandemgw-gw-a");
         for line in [
             "type filter hook forward priority -350; policy accept;",
-            "iif . oif @port-and-its-tun accept",
+            "iif . oif @port-and-its-tun counter packets 0 bytes 0 accept",
             "iif . oif @tun-and-its-port accept",
             "oif @ports counter packets 0 bytes 0 drop",
             "iifname @names counter packets 0 bytes 0 drop",
@@ -324,6 +324,7 @@ fn a_kernel_without_netfilter_is_told_and_steers_all_the_same() {
 fn whole() -> Condition {
     Condition::Whole {
         stopped: 0,
+        let_pass: 0,
         hops: true,
         detour: true,
     }

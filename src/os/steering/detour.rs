@@ -53,9 +53,14 @@ impl fmt::Display for Detour {
 }
 
 impl Steering {
-    /// What the kernel does with packets of `port` that it should not do, in words; none if all is well, or if the
-    /// port is down, or if that can't be found out.
+    /// What the kernel, or somebody else in it, does with packets of `port` that it should not do, in words; none if
+    /// all is well, or if the port is down, or if that can't be found out.
     pub fn find_detour(&mut self, port: PortId) -> Option<String> {
+        let detour = self.ask_for_detour(port);
+        detour.or_else(|| self.obstacle(port))
+    }
+
+    fn ask_for_detour(&mut self, port: PortId) -> Option<String> {
         let Steering { netlink, plan, .. } = self;
         let families = &plan.families;
         let port = plan.ports.iter().find(|plan| plan.id == port)?;

@@ -198,6 +198,8 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
         // With it off the kernel looks each source up once more where there are rules, to refuse its
         // own addresses. The interface that the packet came in by has refused them already.
         (Family::V4, "accept_local", 1),
+        // Loopback addresses have no business on a link, in neither direction.
+        (Family::V4, "route_localnet", 0),
     ];
     if families.contains(&Family::V6) {
         parameters.extend([

@@ -192,8 +192,11 @@ impl Steering {
             Some(fault) => Ok(Condition::Broken(fault)),
         };
         let wrong = match condition {
-            Ok(Condition::Whole { stopped, .. }) => {
+            Ok(Condition::Whole {
+                stopped, let_pass, ..
+            }) => {
                 self.stopped.by_this_one = stopped;
+                self.let_pass = let_pass;
                 return None;
             }
             Ok(Condition::Broken(wrong)) => wrong,

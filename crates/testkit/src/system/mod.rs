@@ -16,3 +16,4 @@ pub mod process;
 pub mod traffic;
 pub mod transport;
 pub mod worker;
+pub mod xdp;

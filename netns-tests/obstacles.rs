@@ -1,0 +1,194 @@
+//! What others put in the way of packets that the kernel leads well: packet filters, queues, filters of tc. What stops all
+//! packets of a port is told with its remedy, and another unit takes over; what stops none is no concern.
+
+use std::time::{Duration, Instant};
+
+use testkit::system::process::{Process, wait_until};
+use testkit::system::xdp;
+
+use crate::detour::{expect_fault, expect_no_fault};
+use crate::lab::{Lab, SERVER};
+use crate::pair::Pair;
+
+/// A chain as Docker's and ufw's, for both families.
+const FIREWALL: &str = "nft add table inet fw; \
+    nft 'add chain inet fw FORWARD { type filter hook forward priority 0; policy drop; }'";
+
+/// What is done, what undoes it, and a word of what is said.
+const OBSTACLES: &[(&str, &str, &str)] = &[
+    (
+        FIREWALL,
+        "nft delete table inet fw",
+        "chain FORWARD of table inet fw",
+    ),
+    (
+        "nft add table inet fw; nft 'add chain inet fw last { type filter hook forward priority 10; }'; \
+         nft add rule inet fw last counter reject",
+        "nft delete table inet fw",
+        "chain last of table inet fw",
+    ),
+    (
+        "tc qdisc add dev eth1 root pfifo limit 0",
+        "tc qdisc del dev eth1 root",
+        "the queue of eth1 (pfifo)",
+    ),
+    (
+        "tc qdisc add dev eth1 clsact; tc filter add dev eth1 egress bpf da bytecode '1,6 0 0 2'",
+        "tc qdisc del dev eth1 clsact",
+        "tc qdisc del dev eth1 clsact",
+    ),
+    (
+        "tc qdisc add dev eth0 ingress; tc filter add dev eth0 ingress bpf da bytecode '1,6 0 0 2'",
+        "tc qdisc del dev eth0 ingress",
+        "tc qdisc del dev eth0 ingress",
+    ),
+    (
+        "tc qdisc add dev eth1 clsact; tc filter add dev eth1 ingress bpf da bytecode '1,6 0 0 2'",
+        "tc qdisc del dev eth1 clsact",
+        "tc qdisc del dev eth1 clsact",
+    ),
+    (
+        "tc qdisc add dev eth0 clsact; \
+         tc filter add dev eth0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev lo",
+        "tc qdisc del dev eth0 clsact",
+        "tc qdisc del dev eth0 clsact",
+    ),
+];
+
+/// Harmless: some of the packets are lost, or all are just looked at.
+const HARMLESS: &[(&str, &str)] = &[
+    (
+        "tc qdisc add dev eth1 root tbf rate 100kbit burst 2000 limit 3000",
+        "tc qdisc del dev eth1 root",
+    ),
+    (
+        "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress bpf da bytecode '1,6 0 0 0'",
+        "tc qdisc del dev eth0 clsact",
+    ),
+    (
+        "nft add table inet fw; nft 'add chain inet fw f { type filter hook forward priority 0; policy drop; }'; \
+         nft 'add rule inet fw f iifname tgw-* accept'; nft 'add rule inet fw f oifname tgw-* accept'",
+        "nft delete table inet fw",
+    ),
+];
+
+/// All is told, and another unit serves, within this time; the machine may be busy.
+const WITHIN: Duration = Duration::from_secs(4);
+
+fn traffic(lab: &Lab) -> Vec<Process> {
+    let ping = |server: &&str| lab.lan1.spawn(&format!("ping -q -i 0.01 -W 1 {server}"));
+    SERVER.iter().map(ping).collect()
+}
+
+fn serves(lab: &Lab) -> bool {
+    SERVER.iter().all(|server| {
+        let ping = lab.lan1.try_run(&format!("ping -c 1 -W 1 {server}"));
+        ping.status.success()
+    })
+}
+
+#[test]
+fn another_unit_takes_over_from_one_whose_packets_are_stopped() {
+    let pair = Pair::started();
+    let _pings = traffic(&pair.lab);
+    for (script, undo, word) in OBSTACLES {
+        let on_a = pair.a().is_primary();
+        let unit = if on_a { pair.a() } else { pair.b() };
+        // So that it has forwarded for a moment.
+        std::thread::sleep(Duration::from_millis(1200));
+        let before = unit.log().len();
+        unit.ns.sh(script);
+        let begin = Instant::now();
+        wait_until(&format!("after {script} the other unit is primary"), || {
+            let roles = [pair.a(), pair.b()].map(|unit| unit.is_primary());
+            roles == [!on_a, on_a]
+        });
+        let took = begin.elapsed();
+        assert!(took < WITHIN, "{script}: it took {took:?}");
+        wait_until("hosts are served", || serves(&pair.lab));
+        expect_fault(unit, word);
+        let log = unit.log();
+        assert!(log[before..].contains("port does not work"), "{log}");
+        // Without traffic it is still there.
+        std::thread::sleep(Duration::from_millis(1500));
+        expect_fault(unit, word);
+        unit.ns.sh(undo);
+        expect_no_fault(unit);
+        wait_until("both units are ready again", || {
+            let units = [pair.a(), pair.b()];
+            units.iter().all(|unit| unit.group()["ready"] == true)
+        });
+    }
+}
+
+/// It counts nothing that anybody else could read, and no other command undoes what it does.
+#[test]
+fn another_unit_takes_over_from_one_behind_a_program_that_drops_all() {
+    let pair = Pair::started();
+    let _pings = traffic(&pair.lab);
+    std::thread::sleep(Duration::from_millis(1200));
+    let program = xdp::drop_all(&pair.a().ns, "eth1");
+    let begin = Instant::now();
+    wait_until("gw-b is primary", || pair.b().is_primary());
+    let took = begin.elapsed();
+    assert!(took < WITHIN, "it took {took:?}");
+    wait_until("hosts are served", || serves(&pair.lab));
+    expect_fault(pair.a(), "XDP program");
+    let log = pair.a().log();
+    assert!(log.contains("xdp program on a port"), "{log}");
+    drop(program);
+    expect_no_fault(pair.a());
+}
+
+#[test]
+fn what_others_look_at_or_drop_a_part_of_is_no_fault() {
+    let lab = Lab::started();
+    let _pings = traffic(&lab);
+    for (script, undo) in HARMLESS {
+        lab.unit.ns.sh(script);
+        std::thread::sleep(Duration::from_millis(2500));
+        for port in lab.unit.status()["ports"].as_array().expect("a list") {
+            assert!(port["fault"].is_null(), "{script}: {port}");
+        }
+        lab.unit.ns.sh(undo);
+    }
+    // Hosts that do not exist are no obstacle, whatever filter there is.
+    lab.unit.ns.sh(FIREWALL);
+    lab.unit
+        .ns
+        .sh("nft 'add rule inet fw FORWARD ip saddr 10.77.0.0/16 accept'");
+    lab.unit
+        .ns
+        .sh("nft 'add rule inet fw FORWARD ip6 saddr fd77::/16 accept'");
+    lab.unit
+        .ns
+        .sh("nft 'add rule inet fw FORWARD ct state established accept'");
+    std::thread::sleep(Duration::from_millis(2500));
+    for port in lab.unit.status()["ports"].as_array().expect("a list") {
+        assert!(port["fault"].is_null(), "{port}");
+    }
+}
+
+/// As Docker does, whose chain is for IPv4 alone.
+#[test]
+fn a_chain_that_drops_one_family_is_told() {
+    let lab = Lab::started();
+    let _pings = traffic(&lab);
+    wait_until("hosts are served", || serves(&lab));
+    lab.unit.ns.sh("nft add table ip filter; \
+        nft 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'");
+    wait_until("it is told", || {
+        let log = lab.unit.log();
+        log.contains("packets dropped by others")
+            && log.contains("chain FORWARD of table ip filter")
+    });
+    // The remedy works.
+    let log = lab.unit.log();
+    let line = log.lines().find(|line| line.contains("dropped by others"));
+    let remedies = line.expect("a line").split("nft '").skip(1);
+    for remedy in remedies {
+        let (rule, _) = remedy.split_once('\'').expect("it ends");
+        lab.unit.ns.sh(&format!("nft '{}'", rule.replace('\\', "")));
+    }
+    wait_until("hosts are served again", || serves(&lab));
+}
