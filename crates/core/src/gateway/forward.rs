@@ -193,9 +193,8 @@ impl Gateway {
         if is_reassembled(packet, mtu) {
             self.identify(packet, to);
         }
-        packet::translate(packet.bytes, &packet.parsed, packet.offload, to);
+        packet::translate_with_hop(packet.bytes, &packet.parsed, packet.offload, to);
         packet::give_back_options(packet.bytes, &packet.parsed);
-        packet::add_hop_limit(packet.bytes, packet.parsed.family);
         self.routes.note_exit(egress);
         Verdict::Forward
     }

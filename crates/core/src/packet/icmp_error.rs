@@ -1,9 +1,8 @@
 //! ICMP errors and the packet that they quote (RFC 792, RFC 4443; NAT: RFC 5508, section 4).
 
-use super::checksum::Change;
 use super::ip::{self, Length};
-use super::translate::Place;
-use super::transport::{self, Fields, QuotedTransport};
+use super::translate::{Edited, Place};
+use super::transport::{self, QuotedTransport};
 use super::{PacketKind, Parsed, u16_at, u32_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Addr, Family, FlowKey};
@@ -75,23 +74,17 @@ pub fn translate_error(
     };
     let inner = inner
         .place
-        .translate(packet, Offload::default(), quoted, Change::default());
-    let outer = Place {
-        ip: 0,
-        transport: usize::from(parsed.header_len),
-        family: parsed.family,
-        fields: Fields::of(parsed.kind, parsed.family),
+        .translate(packet, Offload::default(), quoted, Edited::default());
+    let edited = Edited {
+        payload: inner,
+        ..Edited::default()
     };
-    outer.translate(
-        packet,
-        offload,
-        &FlowKey {
-            src,
-            dst,
-            ..parsed.key
-        },
-        inner,
-    );
+    let outer = FlowKey {
+        src,
+        dst,
+        ..parsed.key
+    };
+    Place::of(parsed).translate(packet, offload, &outer, edited);
 }
 
 pub(super) const ICMP_HEADER_LEN: usize = 8;

@@ -20,7 +20,9 @@ mod tests;
 
 pub use header::{clamp_mss, identification, set_identification};
 pub use ip::Fragment;
-pub use translate::{add_hop_limit, give_back_options, take_hop_limit, translate};
+pub use translate::{
+    add_hop_limit, give_back_options, take_hop_limit, translate, translate_with_hop,
+};
 
 use checksum::Sum;
 

@@ -13,13 +13,18 @@ use crate::flow::{Family, FlowKey};
 /// come from the same bytes. For ICMP errors see [`super::icmp_error::translate_error`].
 #[inline]
 pub fn translate(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
-    let place = Place {
-        ip: 0,
-        transport: usize::from(parsed.header_len),
-        family: parsed.family,
-        fields: Fields::of(parsed.kind, parsed.family),
+    Place::of(parsed).translate(bytes, offload, to, Edited::default());
+}
+
+/// Gives the packet what [`translate`] and [`add_hop_limit`] give it, with one update of the IPv4 header's
+/// checksum.
+#[inline]
+pub fn translate_with_hop(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
+    let edited = Edited {
+        header: put_hop_limit(bytes, parsed.family, |hops| hops.saturating_add(1)),
+        ..Edited::default()
     };
-    place.translate(bytes, offload, to, Change::default());
+    Place::of(parsed).translate(bytes, offload, to, edited);
 }
 
 /// Gives the packet one hop more, at most 255.
@@ -38,21 +43,27 @@ pub fn take_hop_limit(bytes: &mut [u8], family: Family) {
 
 #[inline]
 fn edit_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) {
+    let change = put_hop_limit(bytes, family, edit);
+    if family == Family::V4 {
+        update_checksum(bytes, V4_CHECKSUM, |checksum| change.apply(checksum));
+    }
+}
+
+/// Edits the hop limit, and not the checksum.
+#[inline]
+fn put_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) -> Change {
     // The 16-bit word that holds the hop limit, and where in it.
     let (word, index) = match family {
         Family::V4 => (8, 0),
         Family::V6 => (6, 1),
     };
-    let Some(old) = array_at::<2>(bytes, word) else {
-        return;
-    };
-    let mut new = old;
-    new[index] = edit(old[index]);
     let mut change = Change::default();
-    put(bytes, word, new, &mut change);
-    if family == Family::V4 {
-        update_checksum(bytes, V4_CHECKSUM, |checksum| change.apply(checksum));
+    if let Some(old) = array_at::<2>(bytes, word) {
+        let mut new = old;
+        new[index] = edit(old[index]);
+        put(bytes, word, new, &mut change);
     }
+    change
 }
 
 /// Reverts what this machine added to the IPv4 options of a packet on its way in, because it adds
@@ -165,9 +176,29 @@ pub(super) struct Place {
     pub fields: Option<Fields>,
 }
 
+/// What was already changed in a packet that is to be translated.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Edited {
+    /// In the IP header.
+    pub header: Change,
+    /// In the payload above the transport header.
+    pub payload: Change,
+}
+
 impl Place {
-    /// Rewrites the packet, whose transport payload was already changed by `payload`. Returns the
-    /// change of all bytes from the IP header on, that payload left out.
+    /// That of a packet at the start of its buffer.
+    #[inline]
+    pub(super) fn of(parsed: &Parsed) -> Place {
+        Place {
+            ip: 0,
+            transport: usize::from(parsed.header_len),
+            family: parsed.family,
+            fields: Fields::of(parsed.kind, parsed.family),
+        }
+    }
+
+    /// Rewrites the packet, and updates its checksums by this and by what was `edited` before. Returns the
+    /// change of all bytes from the IP header on, that edit left out.
     ///
     /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
     #[inline(always)]
@@ -176,7 +207,7 @@ impl Place {
         bytes: &mut [u8],
         offload: Offload,
         to: &FlowKey,
-        payload: Change,
+        edited: Edited,
     ) -> Change {
         if to.src.family() != self.family || to.dst.family() != self.family {
             debug_assert!(false, "translation to another family: {to}");
@@ -186,7 +217,8 @@ impl Place {
         let addresses = self.put_addresses(bytes, to);
         if self.family == Family::V4 {
             let at = self.ip + V4_CHECKSUM;
-            change = update_checksum(bytes, at, |checksum| addresses.apply(checksum));
+            let header = addresses.and(edited.header);
+            change = update_checksum(bytes, at, |checksum| header.apply(checksum));
         }
         if let Some(fields) = self.fields {
             let ports = self.put_ports(bytes, fields, to);
@@ -195,7 +227,7 @@ impl Place {
             } else {
                 Change::default()
             };
-            let covered = pseudo.and(ports).and(payload);
+            let covered = pseudo.and(ports).and(edited.payload);
             let at = self.transport + fields.checksum;
             let checksum = update_checksum(bytes, at, |checksum| match checksum {
                 _ if offload.is_partial_at(at) => pseudo.apply_to_sum(checksum),

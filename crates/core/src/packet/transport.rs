@@ -203,7 +203,7 @@ fn parse_later_fragment(ip: &Ip) -> Result<Transport, DropReason> {
     Ok(Transport::without_ports(PacketKind::LaterFragment))
 }
 
-#[inline]
+#[inline(always)]
 fn parse_tcp(bytes: &[u8]) -> Result<Transport, DropReason> {
     use etherparse::err::tcp::HeaderSliceError;
     let header = TcpHeaderSlice::from_slice(bytes).map_err(|error| match error {
@@ -233,7 +233,7 @@ fn parse_tcp(bytes: &[u8]) -> Result<Transport, DropReason> {
 
 /// A segment opens, goes on or ends, and all but the first and a reset acknowledge something
 /// (RFC 9293, section 3.10.7).
-#[inline]
+#[inline(always)]
 fn check_flags(flags: TcpFlags) -> Result<(), DropReason> {
     const ACK: u8 = TcpFlags::ACK.0;
     const SYN: u8 = TcpFlags::SYN.0;
@@ -265,7 +265,7 @@ fn window_scale(mut options: &[u8]) -> Option<u8> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_udp(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport, DropReason> {
     const HEADER_LEN: usize = 8;
     let &[s0, s1, d0, d1, l0, l1, _, _, ..] = bytes else {

@@ -215,6 +215,24 @@ proptest! {
     }
 
     #[test]
+    fn a_translation_with_a_hop_is_both_in_one(
+        (sort, from, to) in pairs(),
+        payload in payloads(),
+        hops: u8,
+    ) {
+        let mut apart = sample(sort, &from, &payload);
+        for _ in 0..hops {
+            take_hop_limit(&mut apart, from.src.family());
+        }
+        let mut together = apart.clone();
+        let parsed = parse(&apart, PLAIN).unwrap();
+        translate(&mut apart, &parsed, PLAIN, &to);
+        add_hop_limit(&mut apart, parsed.family);
+        translate_with_hop(&mut together, &parsed, PLAIN, &to);
+        prop_assert_eq!(apart, together);
+    }
+
+    #[test]
     fn hop_limit_round_trip((sort, key, _) in pairs(), hops: u8) {
         let mut bytes = sample(sort, &key, b"");
         let at = if key.src.is_v4() { 8 } else { 7 };
