@@ -660,6 +660,33 @@ mod tests {
     }
 
     #[test]
+    fn a_route_that_a_piece_of_a_sweep_removes_is_not_remembered() {
+        let mut fib = Fib::new();
+        let many = 4 * SWEPT_AT_A_TIME as u32;
+        let addr = |number: u32| Ipv4Addr::from(number).to_string();
+        for number in 0..many {
+            fib.apply(RouteChange::Add(route(
+                &format!("{}/32", addr(number)),
+                0,
+                1,
+            )));
+        }
+        fib.apply(RouteChange::BeginDump);
+        fib.apply(RouteChange::EndDump);
+        loop {
+            let left = fib.len() as u32;
+            for number in 0..many {
+                let found = port_of(&fib, &addr(number));
+                assert_eq!(found, (number < left).then_some(1), "{number}");
+            }
+            if !fib.is_sweeping() {
+                return;
+            }
+            fib.sweep();
+        }
+    }
+
+    #[test]
     fn a_sweep_that_another_dump_cuts_short_is_told_all_the_same() {
         let mut fib = Fib::new();
         let many = 2 * SWEPT_AT_A_TIME as u32;
