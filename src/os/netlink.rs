@@ -324,9 +324,8 @@ impl Netlink {
         table: u32,
         protocol: u8,
     ) -> Result<Vec<KernelRoute>, NetlinkError> {
-        let mut message = route_dump(family);
+        let mut message = route_dump(family, table);
         message.header.protocol = protocol.into();
-        message.attributes.push(RouteAttribute::Table(table));
         let request = RouteNetlinkMessage::GetRoute(message);
         // Kernels before 4.20 don't filter.
         let wanted = |route: &KernelRoute| {

@@ -10,7 +10,7 @@ use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 
 use super::{Monitor, Notice};
-use crate::os::netlink::{encode, route_dump};
+use crate::os::netlink::{TABLE_MAIN, encode, route_dump};
 use tandemgw_core::event::RouteChange;
 use tandemgw_core::flow::Family;
 
@@ -34,11 +34,12 @@ impl Monitor {
     }
 
     fn request(&mut self, stage: Stage) -> io::Result<()> {
+        let routes = |family| RouteNetlinkMessage::GetRoute(route_dump(family, TABLE_MAIN));
         let request = match stage {
             Stage::Links => RouteNetlinkMessage::GetLink(LinkMessage::default()),
             Stage::Addresses => RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-            Stage::RoutesV4 => RouteNetlinkMessage::GetRoute(route_dump(Family::V4)),
-            Stage::RoutesV6 => RouteNetlinkMessage::GetRoute(route_dump(Family::V6)),
+            Stage::RoutesV4 => routes(Family::V4),
+            Stage::RoutesV6 => routes(Family::V6),
         };
         self.dump.stage = Some(stage);
         self.dump.begun = false;

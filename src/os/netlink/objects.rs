@@ -392,10 +392,11 @@ impl fmt::Display for Rule {
     }
 }
 
-/// The request for a dump of all routes of a family.
-pub(in crate::os) fn route_dump(family: Family) -> RouteMessage {
+/// The request for a dump of the routes of a family in a table. Kernels before 4.20 dump all tables.
+pub(in crate::os) fn route_dump(family: Family, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
+    message.attributes.push(RouteAttribute::Table(table));
     message
 }
 
