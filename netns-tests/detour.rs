@@ -38,6 +38,11 @@ const DETOURS: &[(&str, &str, &str)] = &[
         "packets to ",
     ),
     (
+        "ip route add 10.77.1.0/24 dev tgw-wan metric 0 src 127.77.0.1 || ip route prepend 10.77.1.0/24 dev tgw-wan",
+        "ip route del 10.77.1.0/24 dev tgw-wan",
+        "hosts of 10.77.1.0/24 by tgw-wan",
+    ),
+    (
         "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
         "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
         "rp_filter",

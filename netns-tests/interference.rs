@@ -65,7 +65,7 @@ impl Siege {
         siege
     }
 
-    fn serves(&self) -> bool {
+    pub fn serves(&self) -> bool {
         SERVER.iter().all(|server| {
             let ping = self.lab.lan1.try_run(&format!("ping -c 1 -W 1 {server}"));
             ping.status.success()

@@ -58,6 +58,7 @@ mod service;
 mod sessions;
 mod soak;
 mod split;
+mod strangers;
 mod sync_links;
 mod takeover;
 mod top;

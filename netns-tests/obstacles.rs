@@ -28,6 +28,17 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "chain last of table inet fw",
     ),
     (
+        "nft add table inet p; nft 'add chain inet p out { type filter hook postrouting priority 0; }'; \
+         nft 'add rule inet p out oifname tgw-* drop'",
+        "nft delete table inet p",
+        "before the gateway sees it",
+    ),
+    (
+        "tc qdisc replace dev tgw-lan root pfifo limit 0",
+        "tc qdisc del dev tgw-lan root",
+        "the queue of tgw-lan (pfifo)",
+    ),
+    (
         "tc qdisc add dev eth1 root pfifo limit 0",
         "tc qdisc del dev eth1 root",
         "the queue of eth1 (pfifo)",

@@ -350,6 +350,8 @@ impl Monitor {
             RouteNetlinkMessage::NewAddress(message) => {
                 let address = Address::from_message(message)?;
                 out.push(Notice::Address(self.own(&address)));
+                let of_tun = self.tun_links.get(&address.link).copied();
+                out.extend(of_tun.map(|port| Notice::Disturbed(Disturbance::Port(port))));
                 None
             }
             RouteNetlinkMessage::DelAddress(message) => {

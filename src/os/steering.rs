@@ -230,7 +230,7 @@ impl Steering {
             };
             parameters::prepare_port(netlink, port, link)?;
             link_local::ensure(netlink, port, link, &survey.addresses);
-            for route in port.network_routes(&plan.families, link, &survey.addresses) {
+            for route in port.network_routes(&plan.families, link, &survey.addresses, |_| true) {
                 ensure_route(netlink, survey, &route)?;
             }
         }

@@ -6,7 +6,7 @@ use crate::os::netlink::{TABLE_LOCAL, TABLE_MAIN};
 use crate::os::steering::{
     Disturbance, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours, number_in,
 };
-use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::{RouteProtocol, RouteType};
 
 impl Monitor {
     /// What a message means for the steering.
@@ -111,7 +111,15 @@ impl Monitor {
         if let Some(port) = of_table.or_else(|| self.port_of_spread_table(route.table)) {
             return Some(Disturbance::Port(port));
         }
-        if route.table != TABLE_MAIN || route.protocol != PROTOCOL {
+        if route.table != TABLE_MAIN {
+            return None;
+        }
+        // To the network of an address, which may be that of a port.
+        if RouteProtocol::from(route.protocol) == RouteProtocol::Kernel {
+            let link = self.links.get(&route.hops.first()?.link)?;
+            return self.port_of_interface(link).map(Disturbance::Expected);
+        }
+        if route.protocol != PROTOCOL {
             return None;
         }
         let link = route.hops.first()?.link;

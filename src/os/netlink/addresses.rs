@@ -87,6 +87,11 @@ impl Netlink {
             let gone = [libc::ESRCH, libc::ENODEV];
             self.remove("remove the route", &object, request, &gone)?;
         }
+        self.remove_address(address)
+    }
+
+    /// Takes an address from its interface. It is not an error if it is gone already.
+    pub fn remove_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
         let message = message(address.link, address.addr, address.prefix_len);
         let request = RouteNetlinkMessage::DelAddress(message);
         let object = format!("{} from interface #{}", address.addr, address.link);

@@ -110,7 +110,40 @@ fn find(
         (!detour.is_kept || Some(to) == own).then_some(detour)
     });
     let first = inward.map(|detour| detour.to_string()).next();
+    let first = first.or_else(|| misrouted(netlink, port, network, far, link));
     first.or_else(|| filtered(netlink, port, own?, other?).map(|detour| detour.to_string()))
+}
+
+/// Where the kernel sends what the gateway forwards to the network of the port, if not there.
+fn misrouted(
+    netlink: &mut Netlink,
+    port: &PortPlan,
+    network: &IpNet,
+    from: IpAddr,
+    link: u32,
+) -> Option<String> {
+    let is_own = |host: &IpAddr| port.addresses.iter().any(|own| own.addr() == *host);
+    let mut elsewhere = None;
+    for to in hosts(network).filter(|host| !is_own(host)) {
+        let by = port.tun;
+        let route = netlink.passage(&Passage { from, to, by }).ok();
+        // What is refused is another matter, and a host may be this machine, or have a route of its own.
+        let route = route.filter(|route| route.kind == RouteType::Unicast);
+        let Some(hop) = route.and_then(|route| route.hops.first().map(|hop| hop.link)) else {
+            continue;
+        };
+        if hop == link {
+            return None;
+        }
+        elsewhere = Some((to, hop));
+    }
+    let (to, hop) = elsewhere?;
+    let hop = interface_name(hop).unwrap_or_else(|| format!("#{hop}"));
+    let (network, interface) = (network.trunc(), &port.interface);
+    Some(format!(
+        "the kernel sends packets to hosts of {network} by {hop} and not by {interface}: look for the route with ip route \
+         get {to}"
+    ))
 }
 
 /// Whether a reverse path filter drops what the gateway has forwarded to the port. IPv6 has none.
@@ -187,7 +220,7 @@ fn misled(
 }
 
 /// Some hosts of a network.
-fn hosts(network: &IpNet) -> impl Iterator<Item = IpAddr> + Clone + use<> {
+pub(super) fn hosts(network: &IpNet) -> impl Iterator<Item = IpAddr> + Clone + use<> {
     let network = *network;
     (1..=HOSTS_TRIED).filter_map(move |number| {
         let host = match network.trunc().addr() {

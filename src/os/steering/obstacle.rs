@@ -27,6 +27,9 @@ const LOOKS: u32 = 2;
 /// For so many looks a program or a filter is new: if nothing passes from then on, that is why. Most count nothing.
 const NEW_FOR: u32 = 8;
 
+/// For so many looks without traffic, what has no known cause is taken to be there still.
+const UNKNOWN_FOR: u32 = 40;
+
 /// What stops packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Cause {
@@ -36,6 +39,8 @@ enum Cause {
     Program(u32),
     /// A chain of somebody else.
     Chain,
+    /// The barrier has let packets pass that the gateway has not seen.
+    Unknown,
 }
 
 struct Obstacle {
@@ -129,7 +134,7 @@ impl Steering {
                     written: inside.received,
                     left: outside.sent,
                 };
-                flows.insert(port.id, (link, flow));
+                flows.insert(port.id, ([link, port.tun], flow));
             }
         }
         let reached = flows.values().map(|(_, flow)| flow.delivered + flow.lost);
@@ -156,9 +161,11 @@ impl Steering {
             more: &more,
             chain: chain.as_ref(),
         };
-        for (port, (link, flow)) in &flows {
-            self.obstacles.note_new(*port, *link, &look);
-            self.obstacles.judge(*port, *link, *flow, &look);
+        for (port, (links, flow)) in &flows {
+            for link in links {
+                self.obstacles.note_new(*port, *link, &look);
+            }
+            self.obstacles.judge(*port, *links, *flow, &look);
         }
         let fed = flows.iter().filter(|(_, (_, flow))| flow.passes_inward());
         self.obstacles.fed = fed.map(|(port, _)| *port).collect();
@@ -211,12 +218,13 @@ impl Obstacles {
         self.new.retain(|_, (_, looks)| *looks <= NEW_FOR);
     }
 
-    fn judge(&mut self, port: PortId, link: u32, flow: Flow, look: &Look<'_>) {
+    fn judge(&mut self, port: PortId, links: [u32; 2], flow: Flow, look: &Look<'_>) {
         if let Some(obstacle) = self.found.get_mut(&port) {
             let still_there = match &obstacle.cause {
                 Cause::Chain => look.chain.is_some(),
                 Cause::Program(link) => look.traffic.get(link).is_some_and(|it| it.has_xdp),
                 Cause::Queue(link, kind) => look.has_queue(*link, kind),
+                Cause::Unknown => obstacle.looks < UNKNOWN_FOR,
             };
             let passes = match obstacle.is_inward {
                 true => flow.passes_inward(),
@@ -229,9 +237,14 @@ impl Obstacles {
             self.found.remove(&port);
         }
         let new = self.new.get(&port).map(|(cause, _)| cause);
-        let new = new.filter(|_| flow.arrived >= LEAST && !flow.passes_inward());
+        let stops = flow.arrived >= LEAST && !flow.passes_inward() || flow.is_mute();
+        let new = new.filter(|_| stops);
         let new = new.and_then(|cause| Some((cause.clone(), told_of(cause)?)));
-        if let Some((cause, text)) = look.cause(link, flow).or(new) {
+        if let Some((cause, text)) = look
+            .cause(links, flow)
+            .or(new)
+            .or_else(|| look.unknown(flow))
+        {
             let obstacle = Obstacle {
                 cause,
                 is_inward: !flow.is_mute(),
@@ -250,14 +263,14 @@ impl Look<'_> {
     }
 
     /// What stops the packets of a port, if all of them are stopped.
-    fn cause(&self, link: u32, flow: Flow) -> Option<(Cause, String)> {
-        let of_port = self.more.iter().filter(|queue| queue.link == link);
+    fn cause(&self, links: [u32; 2], flow: Flow) -> Option<(Cause, String)> {
+        let of_port = self.more.iter().filter(|queue| links.contains(&queue.link));
         let stops = |queue: &&Queue| match queue.is_filter {
             true => flow.is_deaf(queue.dropped) || flow.is_mute(),
             false => queue.passed == 0,
         };
         if let Some(queue) = of_port.filter(|queue| queue.dropped >= LEAST).find(stops) {
-            let cause = Cause::Queue(link, queue.kind.clone());
+            let cause = Cause::Queue(queue.link, queue.kind.clone());
             let text = told_of(&cause)?;
             return Some((cause, text));
         }
@@ -265,16 +278,24 @@ impl Look<'_> {
         let chain = self.chain.filter(|_| stops)?;
         Some((Cause::Chain, chain.to_string()))
     }
+
+    /// What is certain without a known cause.
+    fn unknown(&self, flow: Flow) -> Option<(Cause, String)> {
+        let text = "the kernel drops what comes in by it before the gateway sees it: look at nft list ruleset, \
+                    and iptables-legacy-save";
+        let stops = flow.is_deaf(self.stopped);
+        stops.then(|| (Cause::Unknown, text.to_owned()))
+    }
 }
 
-/// In words, with the remedy; none if the interface is gone, or for a chain, which says it itself.
+/// In words, with the remedy; none if the interface is gone, or if the cause is elsewhere.
 fn told_of(cause: &Cause) -> Option<String> {
     match cause {
-        Cause::Chain => None,
+        Cause::Chain | Cause::Unknown => None,
         Cause::Program(link) => {
             let name = interface_name(*link)?;
             Some(format!(
-                "since an XDP program is at {name}, nothing that comes in reaches the gateway: ip link set {name} xdp off"
+                "since an XDP program is at {name}, nothing passes: ip link set {name} xdp off"
             ))
         }
         Cause::Queue(link, kind) if kind == "clsact" || kind == "ingress" => {
@@ -349,7 +370,7 @@ mod tests {
                 more,
                 chain: None,
             };
-            obstacles.judge(PORT, 1, *flow, &look);
+            obstacles.judge(PORT, [1, 2], *flow, &look);
             let found = obstacles.found.get(&PORT);
             found.is_some_and(|obstacle| obstacle.looks >= LOOKS)
         };

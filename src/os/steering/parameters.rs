@@ -71,6 +71,14 @@ pub(super) fn prepare(
         netlink.add_host_address(tun.index, TUN_ADDRESS)?;
         changed.push(format!("address {TUN_ADDRESS} of {}", port.tun_name));
     }
+    // An address brings a route to its network, which would lead the hosts' packets back here.
+    for other in addresses.iter().filter(|own| own.addr != TUN_ADDRESS) {
+        netlink.remove_address(other)?;
+        changed.push(format!(
+            "no address on {} (it had {})",
+            port.tun_name, other.addr
+        ));
+    }
     let is_first = !tun.admin_up || tun.mtu != TUN_MTU;
     if tun.queue_length < TUN_QUEUE {
         netlink.set_queue_length(tun.index, TUN_QUEUE)?;

@@ -136,12 +136,14 @@ impl PortPlan {
         }
     }
 
-    /// The networks of this port that the kernel has no address in, and so no route to, and can have one.
+    /// Routes to the networks of this port to which the kernel has none but can have one: it has no address in them,
+    /// or they are not `is_routed`, since somebody has removed what came with the address.
     pub(super) fn network_routes(
         &self,
         families: &[Family],
         link: &KernelLink,
         addresses: &[Address],
+        mut is_routed: impl FnMut(&IpNet) -> bool,
     ) -> Vec<KernelRoute> {
         let has_address_in = |network: &IpNet| {
             addresses.iter().any(|address| {
@@ -152,7 +154,8 @@ impl PortPlan {
         let can_have = |network: &&IpNet| link.admin_up && can_carry(link, net_family(network));
         let networks = self.networks.iter().filter(can_have);
         networks
-            .filter(|network| families.contains(&net_family(network)) && !has_address_in(network))
+            .filter(|network| families.contains(&net_family(network)))
+            .filter(|network| !has_address_in(network) || !is_routed(network))
             .map(|network| KernelRoute::on_link(*network, TABLE_MAIN, METRIC, PROTOCOL, link.index))
             .collect()
     }

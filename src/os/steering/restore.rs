@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use netlink_packet_route::route::RouteProtocol;
 
+use super::detour::hosts;
 use super::forwarding::forward;
 use super::plan::{PortPlan, can_carry};
 use super::{
@@ -274,7 +275,9 @@ impl Steering {
             let addresses = netlink.addresses_of(link.index)?;
             let made = link_local::ensure(netlink, port, link, &addresses);
             restored.extend(made.map(|addr| format!("address {addr} of {}", port.interface)));
-            for route in port.network_routes(families, link, &addresses) {
+            let is_routed = |network: &IpNet| is_on_link(netlink, network, link.index);
+            let routes = port.network_routes(families, link, &addresses, is_routed);
+            for route in routes {
                 put_back_route(netlink, port, &route, &mut restored)?;
             }
             for family in families.iter().filter(|family| can_carry(link, **family)) {
@@ -395,6 +398,17 @@ pub(super) fn kernel_rules(
 
 fn is_for_all(rule: &Rule) -> bool {
     !rule.special && rule.interface.is_none()
+}
+
+/// Whether the kernel takes a network to be on a link. Some of its hosts may have routes of their own.
+fn is_on_link(netlink: &mut Netlink, network: &IpNet, link: u32) -> bool {
+    let mut hosts = hosts(network).peekable();
+    // What can't be asked for is taken to be well.
+    hosts.peek().is_none()
+        || hosts.any(|host| match netlink.route_to(host) {
+            Ok(Some(hop)) => hop.link == link && hop.gateway.is_none(),
+            _ => false,
+        })
 }
 
 fn put_back_route(
