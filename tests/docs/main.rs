@@ -506,9 +506,7 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::IcmpUnrelated => {
             "Late or forged. Many after a restart: errors about earlier sessions."
         }
-        DropReason::IcmpUnsupported => {
-            "Normal: redirects, timestamps and the like are not forwarded."
-        }
+        DropReason::IcmpUnsupported => "Normal: redirects and the like are not forwarded.",
         DropReason::EchoLimit => "A flood of pings: 50 000 a second are answered.",
         DropReason::TableFull => {
             "`tandemgw sessions` shows who holds the sessions. Raise `max-sessions` (restart), shorten `[timeouts]`, or lower `half-open-per-source`."

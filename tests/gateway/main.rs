@@ -4,6 +4,7 @@
 
 mod announce;
 mod capture;
+mod corners;
 mod explain;
 mod forwarded;
 mod fragments;
@@ -16,3 +17,4 @@ mod refusals;
 mod reload;
 mod routes;
 mod sessions;
+mod takeover;

@@ -242,7 +242,7 @@ drop_reasons! {
     TcpUnexpectedSyn = "tcp-unexpected-syn",
     /// An ICMP error about a packet that no session sent.
     IcmpUnrelated = "icmp-unrelated",
-    /// An ICMP message other than echo and errors.
+    /// An ICMP message other than queries and errors.
     IcmpUnsupported = "icmp-unsupported",
     /// An echo request to a virtual address, beyond the budget for replies.
     EchoLimit = "echo-limit",

@@ -356,7 +356,7 @@ fn admit(
 
 /// Whether a session was followed elsewhere since a packet of it was last seen here.
 #[inline]
-fn is_taken_up(session: &Session, stale: bool) -> bool {
+pub(super) fn is_taken_up(session: &Session, stale: bool) -> bool {
     stale || session.flags.contains(SessionFlags::REMOTE)
 }
 
@@ -365,6 +365,7 @@ fn is_taken_up(session: &Session, stale: bool) -> bool {
 #[cold]
 fn take_up(session: &mut Session) {
     session.flags.clear(SessionFlags::REMOTE);
+    session.flags.set(SessionFlags::QUIET);
     if let Tracker::Tcp(tracker) = &mut session.tracker {
         tracker.resume();
     }
@@ -379,6 +380,7 @@ fn follow(
     direction: Direction,
 ) -> Result<bool, DropReason> {
     fits(packet.parsed.kind, direction)?;
+    let mut has_data = false;
     if let (PacketKind::Tcp(segment), Tracker::Tcp(tracker)) =
         (packet.parsed.kind, &mut session.tracker)
     {
@@ -387,11 +389,21 @@ fn follow(
         {
             return Err(DropReason::BadChecksum);
         }
-        if tracker.handle(direction, &segment)? == tcp::Change::Ignored {
-            return Ok(false);
+        match tracker.handle(direction, &segment)? {
+            tcp::Change::Ignored => return Ok(false),
+            tcp::Change::Doubted => {
+                session.flags.set(SessionFlags::NOTABLE);
+                return Ok(false);
+            }
+            // A keep-alive may have a byte of old data.
+            _ => has_data = segment.payload_len > 1,
         }
     }
-    Ok(account(session, packet, direction))
+    let is_first_reply = account(session, packet, direction);
+    if has_data {
+        session.note_data(direction, packet.parsed.total_len);
+    }
+    Ok(is_first_reply)
 }
 
 /// Accounts for a packet of a session that it belongs to; gives whether it is the first reply.

@@ -8,6 +8,7 @@ use crate::packet::{
 };
 use crate::session::{Session, Tracker};
 
+use super::forward::is_taken_up;
 use super::hairpin::turns_back;
 use super::{Gateway, Packet};
 
@@ -79,7 +80,8 @@ impl Gateway {
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
-        check_quote(session, direction.flip(), &quoted)?;
+        let is_taken_up = is_taken_up(session, self.sessions.table().is_stale(session));
+        check_quote(session, direction.flip(), &quoted, is_taken_up)?;
         let to = session.translated(direction, self.sessions.book());
         let egress = self.way_out(egress, direction, &to);
         if !self.links.is_up(egress) {
@@ -118,9 +120,14 @@ const LEAST_MTU: u32 = 1280;
 
 /// Whether `sender` of the session can have sent the packet that an error quotes (RFC 5927, section 4).
 /// The host that the error goes to would check as much, if it does.
-fn check_quote(session: &Session, sender: Direction, quoted: &Quoted) -> Result<(), DropReason> {
+fn check_quote(
+    session: &Session,
+    sender: Direction,
+    quoted: &Quoted,
+    is_taken_up: bool,
+) -> Result<(), DropReason> {
     let is_plausible = match (&session.tracker, quoted.tcp_seq, quoted.error) {
-        (Tracker::Tcp(tcp), Some(seq), _) => tcp.is_in_flight(sender, seq),
+        (Tracker::Tcp(tcp), Some(seq), _) => tcp.is_in_flight(sender, seq, is_taken_up),
         (_, _, ErrorKind::TooBig { mtu }) => mtu >= LEAST_MTU,
         _ => true,
     };

@@ -51,6 +51,7 @@ pub fn may_answer(parsed: &Parsed) -> bool {
 ///
 /// # Errors
 /// - [`DropReason::BadChecksum`];
+/// - [`DropReason::IcmpUnsupported`]: another query;
 /// - [`DropReason::Malformed`]: not a whole echo request, or one that must not be answered.
 pub fn echo_reply(
     request: &[u8],
@@ -60,17 +61,21 @@ pub fn echo_reply(
     if !checksum_ok(request, parsed, offload) {
         return Err(DropReason::BadChecksum);
     }
+    let (echo, reply) = match parsed.family {
+        Family::V4 => (8, 0),
+        Family::V6 => (128, 129),
+    };
+    let transport = parsed.transport(request);
     let is_whole = parsed.kind == PacketKind::IcmpRequest && parsed.fragment.is_none();
-    let rest = parsed.transport(request).get(4..);
+    if is_whole && transport.first() != Some(&echo) {
+        return Err(DropReason::IcmpUnsupported);
+    }
+    let rest = transport.get(4..);
     let Some(rest) = rest.filter(|_| is_whole && may_answer(parsed)) else {
         return Err(DropReason::Malformed);
     };
-    let icmp_type = match parsed.family {
-        Family::V4 => 0,
-        Family::V6 => 129,
-    };
     Header::new(parsed.key.dst, parsed.key.src, Protocol::ICMP)
-        .packet(&[icmp_type, 0, 0, 0], rest)
+        .packet(&[reply, 0, 0, 0], rest)
         .ok_or(DropReason::Malformed)
 }
 

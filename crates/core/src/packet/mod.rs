@@ -71,9 +71,9 @@ pub enum PacketKind {
     Tcp(TcpSegment),
     /// UDP.
     Udp,
-    /// ICMP echo request.
+    /// An ICMP query: an echo request, or another that has an identifier.
     IcmpRequest,
-    /// ICMP echo reply.
+    /// The reply to one.
     IcmpReply,
     /// An ICMP error about another packet; see [`icmp_error`].
     IcmpError,

@@ -193,7 +193,7 @@ impl Place {
             ip: 0,
             transport: usize::from(parsed.header_len),
             family: parsed.family,
-            fields: Fields::of(parsed.kind, parsed.family),
+            fields: Fields::to_translate(parsed),
         }
     }
 

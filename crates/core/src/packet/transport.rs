@@ -3,7 +3,7 @@
 use etherparse::TcpHeaderSlice;
 
 use super::ip::Ip;
-use super::{PacketKind, TcpFlags, TcpSegment, u16_at};
+use super::{PacketKind, Parsed, TcpFlags, TcpSegment, u16_at};
 use crate::event::{DropReason, Offload};
 use crate::flow::{Family, FlowKey, Protocol, echo_port};
 
@@ -72,8 +72,32 @@ impl Fields {
         ..Self::TCP
     };
     const ICMP_IDENTIFIER: usize = 4;
+    /// UDP-Lite (RFC 3828) and DCCP (RFC 4340), whose ports stay: their checksums cover the addresses.
+    const CHECKSUM_ONLY: Fields = Fields {
+        src_port: None,
+        dst_port: None,
+        checksum: 6,
+        ..Self::TCP
+    };
 
-    /// None if there is nothing to edit above IP.
+    /// What a translation of the packet edits; none if there is nothing to edit above IP.
+    #[inline]
+    pub(super) fn to_translate(parsed: &Parsed) -> Option<Fields> {
+        match parsed.kind {
+            PacketKind::Other => Self::of_other(parsed.key.protocol),
+            kind => Self::of(kind, parsed.family),
+        }
+    }
+
+    fn of_other(protocol: Protocol) -> Option<Fields> {
+        const DCCP: Protocol = Protocol(33);
+        const UDP_LITE: Protocol = Protocol(136);
+        [DCCP, UDP_LITE]
+            .contains(&protocol)
+            .then_some(Self::CHECKSUM_ONLY)
+    }
+
+    /// The same for those protocols whose whole header the gateway knows. None if there is nothing to edit above IP.
     #[inline]
     pub(super) fn of(kind: PacketKind, family: Family) -> Option<Fields> {
         // RFC 4443, section 2.3; ICMP for IPv4 has no pseudo-header (RFC 792).
@@ -117,7 +141,8 @@ pub(super) fn parse_quoted(ip: &Ip, bytes: &[u8]) -> Result<QuotedTransport, Dro
         tcp_seq: None,
     };
     if !protocol.has_ports() {
-        return Ok(none);
+        let fields = Fields::of_other(protocol);
+        return Ok(QuotedTransport { fields, ..none });
     }
     let &[a, b, c, d, e, f, g, h] = bytes.first_chunk().ok_or(DropReason::Truncated)?;
     let ports = QuotedTransport {
@@ -186,8 +211,10 @@ pub(super) fn parse(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport
 /// What an ICMP message is, by its type.
 pub(super) fn icmp_kind(family: Family, icmp_type: u8) -> PacketKind {
     match (family, icmp_type) {
-        (Family::V4, 8) | (Family::V6, 128) => PacketKind::IcmpRequest,
-        (Family::V4, 0) | (Family::V6, 129) => PacketKind::IcmpReply,
+        // Echo, and of IPv4 the requests for a timestamp, for information and for an address mask, which have an
+        // identifier in the same place (RFC 792, RFC 950; RFC 5508, REQ-1).
+        (Family::V4, 8 | 13 | 15 | 17) | (Family::V6, 128) => PacketKind::IcmpRequest,
+        (Family::V4, 0 | 14 | 16 | 18) | (Family::V6, 129) => PacketKind::IcmpReply,
         // RFC 792 and RFC 4443. Redirect and source quench are errors too (RFC 1122, section 3.2.2),
         // but not to be forwarded (RFC 1812, section 5.2.7.2; RFC 6633, section 4).
         (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => PacketKind::IcmpError,

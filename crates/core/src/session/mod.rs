@@ -78,7 +78,10 @@ pub struct Session {
     pub group: GroupId,
 }
 
-/// Two cache lines; 4 bytes of it are still free.
+/// Peers are told the numbers of a connection each time that this many bytes have passed in one direction.
+pub const TOLD_EACH: u64 = 1 << 20;
+
+/// Two cache lines; 2 bytes of it are still free.
 const _: () = assert!(size_of::<Session>() == 128);
 const _: () = assert!(size_of::<Tracker>() == 32);
 
@@ -148,6 +151,17 @@ impl Session {
         self.bytes[direction as usize] += u64::from(bytes);
     }
 
+    /// Takes note that the packet of `bytes` bytes which was recorded last has moved TCP's numbers.
+    ///
+    /// The session becomes notable if it was quiet, and each [`TOLD_EACH`] bytes.
+    #[inline]
+    pub fn note_data(&mut self, direction: Direction, bytes: u32) {
+        let beyond = self.bytes[direction as usize] % TOLD_EACH;
+        if beyond < u64::from(bytes) || self.flags.contains(SessionFlags::QUIET) {
+            self.flags.set(SessionFlags::NOTABLE);
+        }
+    }
+
     /// Whether nobody would miss it: no answer yet, a TCP handshake that is not complete, or a
     /// connection that is over.
     pub fn is_dispensable(&self) -> bool {
@@ -160,6 +174,12 @@ impl Session {
     /// Whether it is a TCP connection that is alive.
     pub fn is_connection(&self) -> bool {
         matches!(&self.tracker, Tracker::Tcp(tcp) if tcp.is_alive())
+    }
+
+    /// Whether it is a connection that this unit follows, and that is not known to be quiet.
+    pub(super) fn carries_data(&self) -> bool {
+        let silent = SessionFlags(SessionFlags::QUIET.0 | SessionFlags::REMOTE.0);
+        !self.flags.intersects(silent) && self.is_connection()
     }
 
     /// Whether it is past its opening, and no longer counts as half open.
@@ -241,6 +261,16 @@ impl SessionFlags {
     /// Its destination is an external address of the gateway: what it sends comes back, to another session
     /// (a hairpin, RFC 4787, REQ-9).
     pub const TURNS_BACK: SessionFlags = SessionFlags(1 << 6);
+    /// Its last packet did more than most: the store looks at it, and clears the mark.
+    pub const NOTABLE: SessionFlags = SessionFlags(1 << 7);
+    /// It carries no data, and peers have its numbers or will soon: the next data is notable.
+    pub const QUIET: SessionFlags = SessionFlags(1 << 8);
+
+    /// Whether any mark of `other` is set.
+    #[inline]
+    pub fn intersects(self, other: SessionFlags) -> bool {
+        self.0 & other.0 != 0
+    }
 
     /// Whether all marks of `other` are set.
     #[inline]

@@ -1,7 +1,7 @@
 //! Expiry: one pass a second over the deadlines, a slice at a time.
 
 use super::table::{MAX_GROUPS, Slot};
-use super::{Session, SessionId, Table, Timeouts};
+use super::{Session, SessionFlags, SessionId, Table, Timeouts};
 use crate::flow::GroupId;
 use crate::time::Tick;
 
@@ -13,6 +13,9 @@ pub const SLOTS_PER_SWEEP: usize = 65_536;
 /// The most sessions that one call reads to find out their deadline; each may be a cache miss.
 const LOOKS_PER_SWEEP: usize = 1024;
 const TICKS_PER_PASS: usize = 10;
+
+/// Without a packet for so long, a connection counts as quiet: 2 s.
+const QUIET_AFTER: u32 = 20;
 
 /// How far the sweep has come.
 #[derive(Debug, Default)]
@@ -73,9 +76,47 @@ impl Table {
             if deadline <= now {
                 found += 1;
                 expired.push(SessionId(at as u32));
+            } else if self.quiet.is_some() && session.carries_data() {
+                self.look_again(SessionId(at as u32), now);
             }
         }
         self.sweep.due > 0
+    }
+
+    /// A connection that has had data: is it quiet now? If not, it is looked at again.
+    fn look_again(&mut self, id: SessionId, now: Tick) {
+        let at = id.0 as usize;
+        let Slot::Used(session) = &mut self.slots[at] else {
+            return;
+        };
+        let quiet_at = session.last_seen.after(QUIET_AFTER);
+        if quiet_at > now {
+            self.check_at[at] = quiet_at.min(self.check_at[at]);
+            return;
+        }
+        session.flags.set(SessionFlags::QUIET);
+        if let Some(quiet) = &mut self.quiet {
+            quiet.push(id);
+        }
+    }
+
+    /// From now on [`Table::pop_quiet`] tells of connections that become quiet.
+    pub(crate) fn report_quiet(&mut self) {
+        self.quiet = Some(Vec::new());
+    }
+
+    /// To be called when a quiet connection has data again: it will be looked at when it may be quiet again.
+    pub(crate) fn watch(&mut self, id: SessionId) {
+        let at = id.0 as usize;
+        if let Some(Slot::Used(session)) = self.slots.get_mut(at) {
+            session.flags.clear(SessionFlags::QUIET);
+            self.check_at[at] = session.last_seen.after(QUIET_AFTER).min(self.check_at[at]);
+        }
+    }
+
+    /// A connection that [`Table::sweep`] has found quiet since the last such call.
+    pub(crate) fn pop_quiet(&mut self) -> Option<SessionId> {
+        self.quiet.as_mut()?.pop()
     }
 
     /// When to call [`Table::sweep`] next; [`Tick::NEVER`] if there is nothing to expire.
@@ -94,7 +135,7 @@ impl Table {
 
     /// To be called when a session has changed to a state whose timeout may be shorter.
     #[inline]
-    pub(super) fn reschedule(&mut self, id: SessionId) {
+    pub(crate) fn reschedule(&mut self, id: SessionId) {
         let Some(deadline) = self.deadline(id) else {
             return;
         };
@@ -170,7 +211,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::flow::{Addr, FlowKey, Protocol};
-    use crate::session::{AddressBook, Session, SessionFlags, SessionState};
+    use crate::session::{AddressBook, Session, SessionState};
 
     /// Seconds for replied and unreplied UDP.
     fn timeouts(udp: u64, unreplied: u64) -> Timeouts {

@@ -62,6 +62,8 @@ pub struct Table {
     pub(super) check_at: Vec<Tick>,
     pub(super) timeouts: Timeouts,
     pub(super) sweep: Sweep,
+    /// Connections that were found quiet, and that nobody has asked for yet; none if nobody wants to know.
+    pub(super) quiet: Option<Vec<SessionId>>,
     /// No session of a group counts as last seen before this.
     pub(super) renewed: [Tick; MAX_GROUPS],
     index: Index,
@@ -105,6 +107,7 @@ impl Table {
             check_at: Vec::with_capacity(capacity as usize),
             timeouts,
             sweep: Sweep::default(),
+            quiet: None,
             renewed: [Tick(0); MAX_GROUPS],
             index: Index::new(2 * capacity as usize),
             hash,

@@ -9,7 +9,9 @@
 //!
 //! - A reset ends the session only if its sequence number is exactly the next that the receiver has
 //!   acknowledged (RFC 5961, section 3). Elsewhere in the window it passes: the receiver answers with a
-//!   challenge ACK, whose answer is exact.
+//!   challenge ACK, whose answer is exact. With data under way, a reset right after that data is exact for
+//!   the receiver if it has the data, and not if the data was forged. So that one shortens the life of
+//!   the session until a segment shows that both ends are still there ([`Change::Doubted`]).
 //! - A FIN counts once it is acknowledged. Until then it may be a forgery that the receiver ignores.
 //! - The numbers of a side come from its own segments. What the other side says of them counts as far
 //!   as the two agree, so nobody who can forge the segments of one side can move the other.
@@ -53,6 +55,8 @@ pub enum Change {
     Reopened,
     /// It may pass, but it proves nothing: it must not keep the session alive, nor count as a reply.
     Ignored,
+    /// The same, but its receiver may have taken it for a reset: unless more comes, the session ends early.
+    Doubted,
 }
 
 /// The state of one connection. Arrays are by [`Direction`] of the sender that they are about.
@@ -70,7 +74,7 @@ pub struct Tracker {
     /// connection, without its data; valid if `fresh` is not [`NO_SYN`].
     pub(crate) fresh_start: u32,
     /// Of that SYN: in the lower half the window scale (a shift or [`NO_SCALE`]), in the upper half how
-    /// many bits the length of its data has; or [`NO_SYN`].
+    /// many bits the length of its data has. Or [`NO_SYN`], with doubts in the lower half.
     pub(crate) fresh: u8,
     /// The shifts of both directions, four bits each; [`NO_SCALE`] where none was offered.
     pub(crate) scales: u8,
@@ -92,12 +96,23 @@ pub(super) const INCOMPLETE: u8 = 8;
 /// (For both, in the reply's half.) Picked up in its middle, and only one direction was seen since.
 pub(super) const ONE_SIDED: u8 = 8;
 
+/// (A doubt, shifted by the direction.) Between what is acknowledged and the end, something may be missing.
+const HOLE: u8 = 1;
+/// (A doubt, shifted by the direction.) A reset came right after the end, and nothing since.
+const RESET: u8 = 4;
+/// No SYN, and nothing is known of holes.
+pub(super) const NOTHING_KNOWN: u8 = NO_SYN | HOLE | HOLE << 1;
+
 /// The largest shift (RFC 7323, section 2.3).
 pub(super) const MAX_SCALE: u8 = 14;
 pub(super) const NO_SCALE: u8 = 15;
-pub(super) const NO_SYN: u8 = 255;
+pub(super) const NO_SYN: u8 = 0xf0;
 /// The largest window (RFC 7323, section 2.3), except the half of it that the margin takes.
 const MAX_WINDOW: u32 = 1 << 29;
+
+/// What a unit that takes a connection over may not have been told of, of one direction: what passes between
+/// two [reports](crate::session::TOLD_EACH), and as much for each of some that were under way.
+const UNTOLD: u32 = 4 * crate::session::TOLD_EACH as u32;
 
 /// Acknowledgments may be this much older than the newest even if windows are small: a super-packet
 /// that was overtaken. It is what conntrack allows.
@@ -157,7 +172,7 @@ impl Tracker {
             acked,
             max_window,
             fresh_start: 0,
-            fresh: NO_SYN,
+            fresh: NOTHING_KNOWN,
             scales,
             marks,
             state,
@@ -169,6 +184,13 @@ impl Tracker {
     pub fn resume(&mut self) {
         self.mark(Direction::Original, UNSEEN | INCOMPLETE);
         self.mark(Direction::Reply, UNSEEN);
+        self.fresh = NOTHING_KNOWN;
+    }
+
+    /// Whether one side may have ended the connection by a reset, and nothing has come since that shows the
+    /// contrary.
+    pub fn is_doubted(&self) -> bool {
+        self.fresh & (NO_SYN | RESET | RESET << 1) > NO_SYN
     }
 
     /// How far the connection is.
@@ -196,13 +218,18 @@ impl Tracker {
     }
 
     /// Whether `sender` can have sent a segment with `seq` that nobody has acknowledged: what an ICMP
-    /// error may quote (RFC 5927, section 4.1). While the numbers are not known, any can be.
-    pub fn is_in_flight(&self, sender: Direction, seq: u32) -> bool {
+    /// error may quote (RFC 5927, section 4.1). `is_taken_up`: another unit has seen packets that this one
+    /// has not, and [`Tracker::resume`] was not called yet.
+    pub fn is_in_flight(&self, sender: Direction, seq: u32, is_taken_up: bool) -> bool {
         let s = sender as usize;
-        let sent = self.in_flight(s);
-        let margin = self.margin(sender);
+        let (mut sent, mut margin) = (self.in_flight(s), self.margin(sender));
+        if is_taken_up || self.is_unsure() {
+            let window = self.max_window[sender.flip() as usize].min(MAX_WINDOW);
+            sent = sent.min(window);
+            margin = 2 * window + UNTOLD;
+        }
         // A keep-alive is one number before, and so is a SYN.
-        self.is_unsure() || is_within(seq, self.acked[s], 1 + margin, sent + margin)
+        is_within(seq, self.acked[s], 1 + margin, sent + margin)
     }
 
     /// `sender` has sent data up to `end`, of which the segment that was handled showed only the
@@ -345,9 +372,22 @@ impl Tracker {
             && self.answers_fresh_syn(sender, segment);
         // The same window as for data: what the receiver may take for a valid reset may pass.
         if refuses_fresh_syn || self.is_seq_acceptable(sender, segment) {
-            return Ok(Change::Ignored);
+            return Ok(self.doubt(sender, segment.seq));
         }
         Err(DropReason::TcpWindow)
+    }
+
+    /// Takes note of a reset that is not exact, but may be so for the receiver: it comes right after data that
+    /// has no hole.
+    #[cold]
+    fn doubt(&mut self, sender: Direction, seq: u32) -> Change {
+        let [hole, reset] = [HOLE, RESET].map(|doubt| doubt << sender as u8);
+        let is_next = seq == self.end[sender as usize];
+        if !is_next || self.has_fresh_syn() || self.fresh & (hole | reset) != 0 {
+            return Change::Ignored;
+        }
+        self.fresh |= reset;
+        Change::Doubted
     }
 
     /// Applies a segment inside the window.
@@ -355,6 +395,9 @@ impl Tracker {
         let r = sender.flip() as usize;
         if self.state == TcpState::SynReceived && !is_before(segment.ack, self.acked[r]) {
             self.mark(sender.flip(), SYN_ACKED);
+        }
+        if self.is_doubted() {
+            self.note_life(sender, segment);
         }
         self.note_end(sender, segment);
         self.acked[r] = later(self.acked[r], self.agreed(sender, segment.ack));
@@ -369,6 +412,9 @@ impl Tracker {
     fn note_end(&mut self, sender: Direction, segment: &Segment) {
         let (s, end) = (sender as usize, segment.end());
         let is_new = is_before(self.end[s], end);
+        if is_new {
+            self.note_holes(sender, segment.seq);
+        }
         self.note_sent(sender, end);
         if segment.has(TcpFlags::FIN) {
             if is_new {
@@ -376,6 +422,31 @@ impl Tracker {
             }
         } else if end == self.end[s] && segment.payload_len > 0 {
             self.unmark(sender, FIN);
+        }
+    }
+
+    /// Takes note whether new data, which begins at `seq`, leaves a hole.
+    #[inline]
+    fn note_holes(&mut self, sender: Direction, seq: u32) {
+        let (s, hole) = (sender as usize, HOLE << sender as u8);
+        if self.has_fresh_syn() {
+            return;
+        }
+        if self.acked[s] == self.end[s] {
+            self.fresh &= !hole;
+        }
+        if is_before(self.end[s], seq) {
+            self.fresh |= hole;
+        }
+    }
+
+    /// A segment shows that a reset has not ended the connection: its receiver goes on, or its supposed sender
+    /// has more to send.
+    #[cold]
+    fn note_life(&mut self, sender: Direction, segment: &Segment) {
+        self.fresh &= !(RESET << sender.flip() as u8);
+        if is_before(self.end[sender as usize], segment.end()) {
+            self.fresh &= !(RESET << sender as u8);
         }
     }
 
@@ -423,7 +494,9 @@ impl Tracker {
         }
         self.state = state;
         // A SYN that came until now was of this connection.
-        self.fresh = NO_SYN;
+        if self.has_fresh_syn() {
+            self.fresh = NOTHING_KNOWN;
+        }
         Change::State
     }
 
@@ -577,7 +650,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use Change::{Ignored, Reopened, Same, State};
+    use Change::{Doubted, Ignored, Reopened, Same, State};
     use Direction::{Original, Reply};
     use DropReason::{TcpFlags as BadFlags, TcpNoSession, TcpUnexpectedSyn, TcpWindow};
 
@@ -680,7 +753,7 @@ mod tests {
                 let window = window.min(MAX_WINDOW);
                 let state = TcpState::Established;
                 let mut t = Tracker::restore(state, 0, marks, ackeds, ends, [window; 2]);
-                let _ = t.is_in_flight(Original, 5);
+                let _ = t.is_in_flight(Original, 5, marks & 1 == 0);
                 let _ = t.handle(Original, &c(ACK, 1, 1, 0));
                 let _ = t.handle(Reply, &s(FIN, 1, 1, 500));
             }
@@ -873,12 +946,84 @@ mod tests {
             &mut t,
             &[
                 (Original, c(ACK, 1, 1, 500), Ok(Same)),
-                (Original, c(RST, 501, 0, 0), Ok(Ignored)),
+                (Original, c(RST, 501, 0, 0), Ok(Doubted)),
                 (Original, c(RST, 1, 0, 0), Ok(State)),
                 (Reply, s(ACK, 1, 501, 0), Ok(Same)),
             ],
         );
         assert_eq!(t.state(), TcpState::Closed);
+    }
+
+    /// An end that aborts sends no more, and the other, which has all of its data, sends nothing at all.
+    #[test]
+    fn a_reset_after_data_that_is_not_acknowledged_is_believed_until_more_comes() {
+        let reset = |number| c(RST_ACK, number, 1, 0);
+        let data = |seq, len| (Original, c(ACK, seq, 1, len), Ok(Same));
+        let cases: [(&[_], u32, bool); 6] = [
+            (&[data(1, 500)], 501, true),
+            (&[data(1, 500), data(501, 400)], 901, true),
+            (&[(Original, c(FIN, 1, 1, 500), Ok(Same))], 502, true),
+            (&[data(1, 500), data(1, 500)], 501, true), // sent again
+            (&[data(101, 1)], 102, false),              // in the window, and perhaps forged
+            (&[data(1, 500), data(601, 1)], 602, false),
+        ];
+        for (script, number, is_believed) in cases {
+            let mut t = established();
+            run(&mut t, script);
+            let verdict = if is_believed { Doubted } else { Ignored };
+            run(
+                &mut t,
+                &[
+                    (Original, reset(number), Ok(verdict)),
+                    (Original, reset(number), Ok(Ignored)), // again
+                    (Original, reset(number + 1), Ok(Ignored)),
+                ],
+            );
+            assert_eq!(
+                (t.state(), t.is_doubted()),
+                (TcpState::Established, is_believed)
+            );
+        }
+        // The receiver challenges it, acknowledges the data, or goes on; or so does its supposed sender.
+        for life in [
+            (Reply, s(ACK, 1, 1, 0), Ok(Same)),
+            (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+            (Reply, s(ACK, 1, 1, 100), Ok(Same)),
+            (Original, c(ACK, 501, 1, 100), Ok(Same)),
+        ] {
+            let mut t = established();
+            run(
+                &mut t,
+                &[data(1, 500), (Original, reset(501), Ok(Doubted)), life],
+            );
+            assert!(!t.is_doubted(), "{life:?}");
+        }
+        // A segment of before is late.
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                data(1, 500),
+                (Original, reset(501), Ok(Doubted)),
+                data(1, 200),
+            ],
+        );
+        assert!(t.is_doubted());
+        // What was sent through another unit is not known here.
+        let mut t = established();
+        run(&mut t, &[data(1, 500)]);
+        t.resume();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 501, 1, 100), Ok(Same)),
+                (Reply, s(ACK, 1, 1, 0), Ok(Same)),
+                (Original, reset(601), Ok(Ignored)),
+                (Reply, s(ACK, 1, 601, 0), Ok(Same)),
+                data(601, 100),
+                (Original, reset(701), Ok(Doubted)),
+            ],
+        );
     }
 
     #[test]
@@ -1381,10 +1526,11 @@ mod tests {
                         let ack = near(ends[1 - me].next, random[1]);
                         let len = if flags == RST { 0 } else { random[2] % 1460 };
                         // What the other end has acknowledged is not known to one who sees nothing of it.
-                        if seq != ends[1 - me].received && seq != t.acked[me] {
+                        // And what comes right after the end of what is sent, it can only guess.
+                        if seq != ends[1 - me].received && seq != t.acked[me] && seq != t.end[me] {
                             let _ = t.handle(from, &seg(flags, seq, ack, len));
                             prop_assert_eq!(t.state(), TcpState::Established);
-                            prop_assert!(!t.is_one_sided());
+                            prop_assert!(!t.is_one_sided() && !t.is_doubted());
                         }
                         continue;
                     }
@@ -1428,7 +1574,7 @@ mod tests {
                     Err(_) => prop_assert_eq!(&t, &before),
                     Ok(Reopened) => prop_assert!(t.state() <= TcpState::SynReceived),
                     Ok(State) => prop_assert!(t.state() > before.state()),
-                    Ok(Same | Ignored) => prop_assert_eq!(t.state(), before.state()),
+                    Ok(Same | Ignored | Doubted) => prop_assert_eq!(t.state(), before.state()),
                 }
             }
         }

@@ -7,11 +7,16 @@ use crate::flow::Direction;
 const MAX_DATA_BITS: u32 = 14;
 
 impl Tracker {
+    #[inline]
+    pub(super) fn has_fresh_syn(&self) -> bool {
+        self.fresh < NO_SYN
+    }
+
     /// Keeps a SYN that was let through.
     pub(super) fn note_fresh_syn(&mut self, syn: &Segment) {
         let start = syn.seq.wrapping_add(1);
         let mut bits = (u32::BITS - syn.payload_len.leading_zeros()).min(MAX_DATA_BITS);
-        if self.fresh != NO_SYN && start == self.fresh_start {
+        if self.has_fresh_syn() && start == self.fresh_start {
             // Sent again, perhaps without its data.
             bits = bits.max(u32::from(self.fresh >> 4));
         }
@@ -21,9 +26,9 @@ impl Tracker {
 
     /// Whether a segment acknowledges the fresh SYN and nothing that can't have been sent with it.
     pub(super) fn answers_fresh_syn(&self, sender: Direction, answer: &Segment) -> bool {
-        let data = (1 << (self.fresh >> 4)) - 1;
+        let data = (1u32 << (self.fresh >> 4)) - 1;
         sender == Direction::Reply
-            && self.fresh != NO_SYN
+            && self.has_fresh_syn()
             && is_within(answer.ack, self.fresh_start, 0, data)
     }
 

@@ -12,8 +12,8 @@
 //! numbers are not known nothing but an exact reset ends the connection, and its timeout stays.
 
 use super::tcp::{
-    Change, FIN, INCOMPLETE, MAX_SCALE, MIN_ACK_RANGE, NO_SYN, ONE_SIDED, SYN_ACKED, Segment,
-    TcpFlags, TcpState, Tracker, UNSEEN, is_within, later,
+    Change, FIN, INCOMPLETE, MAX_SCALE, MIN_ACK_RANGE, NOTHING_KNOWN, ONE_SIDED, SYN_ACKED,
+    Segment, TcpFlags, TcpState, Tracker, UNSEEN, is_within, later,
 };
 use crate::event::DropReason;
 use crate::flow::Direction;
@@ -122,7 +122,7 @@ impl Tracker {
             acked: [segment.ack; 2],
             max_window: [0; 2],
             fresh_start: 0,
-            fresh: NO_SYN,
+            fresh: NOTHING_KNOWN,
             scales: MAX_SCALE << 4 | MAX_SCALE,
             marks: 0,
             state: TcpState::Established,

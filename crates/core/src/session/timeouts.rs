@@ -59,6 +59,7 @@ impl Timeouts {
         // A single stray segment must not buy two hours in the table.
         let state = match tcp.state() {
             TcpState::Established if tcp.is_one_sided() => TcpState::SynReceived,
+            TcpState::Established if tcp.is_doubted() => TcpState::LastAck,
             state => state,
         };
         self.tcp[state as usize]

@@ -89,6 +89,11 @@ impl Journal {
         }
     }
 
+    /// Whether there is anybody to tell, now or later.
+    pub(super) fn has_peers(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     /// The order of changes.
     pub fn log(&self) -> &ChangeLog {
         &self.log

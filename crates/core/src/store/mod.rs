@@ -143,7 +143,10 @@ impl SessionStore {
     ///
     /// # Errors
     /// [`InsertError`], with nothing changed.
-    pub fn insert(&mut self, session: Session, now: Time) -> Result<SessionId, InsertError> {
+    pub fn insert(&mut self, mut session: Session, now: Time) -> Result<SessionId, InsertError> {
+        if self.journal.has_peers() {
+            session.flags.set(SessionFlags::QUIET);
+        }
         let id = self.insert_counted(session)?;
         self.nat.attach(&mut self.table, id);
         if let Some(session) = self.table.get(id) {
@@ -183,7 +186,7 @@ impl SessionStore {
             is_stale,
         };
         let result = edit(session, around);
-        if Noted::of(session) != before || is_to_settle(session) {
+        if Noted::of(session) != before || is_to_note(session) {
             self.note_edit(id, before);
         }
         Some(result)
@@ -208,7 +211,7 @@ impl SessionStore {
         let result = follow(session, around);
         let after = Noted::of(session);
         debug_assert!(noted.is_none_or(|before| Noted { phase, ..after } == before));
-        if after.phase != phase || is_to_settle(session) {
+        if after.phase != phase || is_to_note(session) {
             self.note_edit(id, Noted { phase, ..after });
         }
         Some(result)
@@ -228,11 +231,29 @@ impl SessionStore {
         if after.phase != before.phase {
             self.table.moved(id, before.phase.state(protocol));
         }
-        if after != before
+        let is_news = self.take_notable(id);
+        if (after != before || is_news)
             && let Some(session) = self.table.get(id)
         {
             self.journal.changed(id, session, &self.book, before.phase);
         }
+    }
+
+    /// Sees to a session that is [notable](SessionFlags::NOTABLE). Returns whether peers are to be told.
+    fn take_notable(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.table.get_mut(id) else {
+            return false;
+        };
+        if !session.flags.contains(SessionFlags::NOTABLE) {
+            return false;
+        }
+        session.flags.clear(SessionFlags::NOTABLE);
+        if session.flags.contains(SessionFlags::QUIET) {
+            self.table.watch(id);
+            return false;
+        }
+        self.table.reschedule(id);
+        true
     }
 
     /// Gives a session another policy, of the same meaning, under which this unit knows it. Peers have names
@@ -362,9 +383,16 @@ impl SessionStore {
         self.nat.note_exhausted(exhausted);
     }
 
-    /// See [`Table::sweep`].
+    /// See [`Table::sweep`]. Peers are told the numbers of the connections that have become quiet.
     pub fn sweep(&mut self, now: Tick, expired: &mut Vec<SessionId>) -> bool {
-        self.table.sweep(now, expired)
+        let more = self.table.sweep(now, expired);
+        while let Some(id) = self.table.pop_quiet() {
+            if let Some(session) = self.table.get(id) {
+                let phase = SessionPhase::of(session);
+                self.journal.changed(id, session, &self.book, phase);
+            }
+        }
+        more
     }
 
     /// Lets sessions enter the journal that were too young for it. When: [`Journal::poll_timeout`].
@@ -439,10 +467,12 @@ impl SessionStore {
     }
 }
 
-/// Whether a session is past its opening, and still counts as half open.
+/// Whether a session is notable, or is past its opening and still counts as half open.
 #[inline]
-fn is_to_settle(session: &Session) -> bool {
-    session.flags.contains(SessionFlags::HALF_OPEN) && session.is_settled()
+fn is_to_note(session: &Session) -> bool {
+    let marks = SessionFlags(SessionFlags::NOTABLE.0 | SessionFlags::HALF_OPEN.0);
+    session.flags.intersects(marks)
+        && (session.flags.contains(SessionFlags::NOTABLE) || session.is_settled())
 }
 
 /// How much a source may have. Of external ports, the limit depends on the pool.
@@ -460,6 +490,9 @@ fn new_table(config: &Config, key: &[u8; 16]) -> Table {
     let limits = source_limits(config);
     let mut table = Table::new(config.node.max_sessions, key, timeouts, limits.half_open);
     table.set_source_limits(limits);
+    if config.ha.is_some() {
+        table.report_quiet();
+    }
     let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
     for address in addresses {
         if let ipnet::IpNet::V6(network) = address.network {

@@ -1,0 +1,203 @@
+//! What a unit knows of connections that it takes over, and what somebody can do about them who sees none of
+//! their segments.
+
+use std::time::Duration;
+
+use tandemgw_core::event::{DropReason, Verdict};
+use tandemgw_core::random::SplitMix64;
+
+use testkit::lab::{LAN, Net, WAN};
+use testkit::packets::ErrorCode::TooBig;
+use testkit::packets::{ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, icmp_error, tcp};
+use testkit::pair::Pair;
+
+const RST_ACK: tandemgw_core::packet::TcpFlags = tandemgw_core::packet::TcpFlags(RST.0 | ACK.0);
+
+const A: usize = 0;
+const B: usize = 1;
+
+/// A connection through the pair: how far each side is.
+struct Connection {
+    out: Pkt,
+    back: Pkt,
+    client: u32,
+    server: u32,
+}
+
+impl Connection {
+    fn open(pair: &mut Pair, net: &Net, port: u16) -> Connection {
+        let out = tcp((net.host, port), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        let mut connection = Connection {
+            out,
+            back,
+            client: 101,
+            server: 900_001,
+        };
+        let syn = connection.out.clone();
+        let syn_ack = connection.back.clone().segment(SYN_ACK, 900_000, 101);
+        assert_eq!(pair.send(A, LAN, &syn), Verdict::Forward);
+        assert_eq!(pair.send(A, WAN, &syn_ack), Verdict::Forward);
+        connection.client_sends(pair, A, 0);
+        connection
+    }
+
+    /// What the client sends next.
+    fn request(&self) -> Pkt {
+        self.out.clone().segment(ACK, self.client, self.server)
+    }
+
+    /// What the server sends next.
+    fn answer(&self) -> Pkt {
+        self.back.clone().segment(ACK, self.server, self.client)
+    }
+
+    #[track_caller]
+    fn client_sends(&mut self, pair: &mut Pair, unit: usize, len: usize) {
+        let segment = self.request().payload(&vec![7; len]);
+        assert_eq!(pair.send(unit, LAN, &segment), Verdict::Forward);
+        self.client += len as u32;
+    }
+
+    #[track_caller]
+    fn server_sends(&mut self, pair: &mut Pair, unit: usize, len: usize) {
+        let segment = self.answer().payload(&vec![7; len]);
+        assert_eq!(pair.send(unit, WAN, &segment), Verdict::Forward);
+        self.server += len as u32;
+    }
+
+    /// A download of `len` bytes, of which each segment is acknowledged.
+    fn download(&mut self, pair: &mut Pair, unit: usize, len: usize) {
+        let end = self.server + len as u32;
+        while self.server < end {
+            self.server_sends(pair, unit, 1400);
+            self.client_sends(pair, unit, 0);
+        }
+    }
+}
+
+fn states(pair: &Pair, unit: usize) -> Vec<(&'static str, u64)> {
+    let views = pair.units[unit].page(0, u32::MAX, pair.now).0;
+    views.map(|view| (view.state, view.expires_s)).collect()
+}
+
+/// So a reset that is exact ends it at once, as before the takeover.
+#[test]
+fn the_numbers_of_a_quiet_connection_are_known_after_a_takeover() {
+    for net in Net::both() {
+        for from_client in [true, false] {
+            let mut pair = Pair::new();
+            let mut connection = Connection::open(&mut pair, &net, 40000);
+            connection.download(&mut pair, A, 70_000);
+            connection.client_sends(&mut pair, A, 300);
+            connection.server_sends(&mut pair, A, 0);
+            // It counts as quiet after 2 s, and is found to be so within another.
+            pair.pass(Duration::from_millis(3500));
+            pair.take_over();
+            assert_eq!(states(&pair, B)[0].0, "established");
+            let (port, reset) = match from_client {
+                true => (LAN, connection.request()),
+                false => (WAN, connection.answer()),
+            };
+            let (seq, ack) = match from_client {
+                true => (connection.client, connection.server),
+                false => (connection.server, connection.client),
+            };
+            for wrong in [(seq + 1, ack), (seq, ack + 1)] {
+                let blind = reset.clone().segment(RST_ACK, wrong.0, wrong.1);
+                assert_eq!(pair.send(B, port, &blind), Verdict::Forward);
+                assert_eq!(states(&pair, B)[0].0, "established");
+            }
+            let exact = reset.segment(RST_ACK, seq, ack);
+            assert_eq!(pair.send(B, port, &exact), Verdict::Forward);
+            assert_eq!(states(&pair, B)[0].0, "closed");
+        }
+    }
+}
+
+/// What an error may quote is bounded by what is known, although a transfer is under way.
+#[test]
+fn the_numbers_of_a_busy_connection_are_known_within_a_few_mebibytes() {
+    for net in Net::both() {
+        let mut pair = Pair::new();
+        let mut connection = Connection::open(&mut pair, &net, 40000);
+        pair.exchange();
+        for _ in 0..20 {
+            connection.download(&mut pair, A, 500_000);
+            pair.exchange();
+        }
+        pair.take_over();
+        let quoted = |seq| {
+            let quoted = connection.answer().segment(ACK, seq, connection.client);
+            let inside = quoted.dst(net.host).payload(&[7; 1400]).forwarded();
+            icmp_error(TooBig(1300), net.neighbor, net.server, &inside.bytes())
+        };
+        for (off, verdict) in [
+            (0, Verdict::Forward),
+            (1400, Verdict::Forward),
+            (64 << 20, Verdict::Drop(DropReason::IcmpUnrelated)),
+            (1 << 31, Verdict::Drop(DropReason::IcmpUnrelated)),
+            (-(64 << 20), Verdict::Drop(DropReason::IcmpUnrelated)),
+        ] {
+            let seq = (i64::from(connection.server) + off) as u32;
+            assert_eq!(pair.send(B, LAN, &quoted(seq)), verdict, "{off}");
+        }
+        connection.download(&mut pair, B, 500_000);
+    }
+}
+
+/// A burst of segments in the name of one side right after a takeover; then the hosts go on.
+#[test]
+fn blind_segments_after_a_takeover_end_no_connection() {
+    let mut random = SplitMix64(5);
+    for (net, as_client) in Net::both()
+        .into_iter()
+        .flat_map(|net| [(net, true), (net, false)])
+    {
+        let mut pair = Pair::new();
+        let mut connections: Vec<Connection> = (0..20)
+            .map(|number| Connection::open(&mut pair, &net, 40_000 + number))
+            .collect();
+        for connection in &mut connections {
+            connection.download(&mut pair, A, 20_000);
+        }
+        pair.exchange();
+        // Some are known to be quiet, others have sent more since.
+        pair.pass(Duration::from_millis(3500));
+        for connection in connections.iter_mut().take(10) {
+            connection.download(&mut pair, A, 200_000);
+        }
+        pair.take_over();
+        for _ in 0..200 {
+            for connection in &connections {
+                let flags = [RST, RST_ACK, FIN_ACK, ACK, SYN, SYN_ACK][random.below(6)];
+                let [seq, ack] = [0; 2].map(|_| random.next() as u32);
+                let (port, base) = match as_client {
+                    true => (LAN, &connection.out),
+                    false => (WAN, &connection.back),
+                };
+                pair.send(
+                    B,
+                    port,
+                    &base.clone().segment(flags, seq, ack).payload(b"x"),
+                );
+            }
+        }
+        let is_whole = |(state, expires): &(&str, u64)| *state == "established" && *expires > 7000;
+        assert!(
+            states(&pair, B).iter().all(is_whole),
+            "{:?}",
+            states(&pair, B)
+        );
+        for connection in &mut connections {
+            connection.client_sends(&mut pair, B, 300);
+            connection.download(&mut pair, B, 5000);
+        }
+        assert!(
+            states(&pair, B).iter().all(is_whole),
+            "{:?}",
+            states(&pair, B)
+        );
+        assert_eq!(states(&pair, B).len(), 20);
+    }
+}
