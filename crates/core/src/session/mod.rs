@@ -14,6 +14,7 @@ mod room;
 mod state;
 mod sweep;
 mod table;
+mod tcp_doubt;
 mod tcp_fresh;
 mod tcp_state;
 mod tcp_unsure;

@@ -25,6 +25,7 @@
 use crate::event::DropReason;
 use crate::flow::Direction;
 
+use super::tcp_doubt::NOTHING_KNOWN;
 pub use super::tcp_state::TcpState;
 pub use crate::packet::{TcpFlags, TcpSegment as Segment};
 
@@ -95,13 +96,6 @@ pub(super) const UNSEEN: u8 = 4;
 pub(super) const INCOMPLETE: u8 = 8;
 /// (For both, in the reply's half.) Picked up in its middle, and only one direction was seen since.
 pub(super) const ONE_SIDED: u8 = 8;
-
-/// (A doubt, shifted by the direction.) Between what is acknowledged and the end, something may be missing.
-const HOLE: u8 = 1;
-/// (A doubt, shifted by the direction.) A reset came right after the end, and nothing since.
-const RESET: u8 = 4;
-/// No SYN, and nothing is known of holes.
-pub(super) const NOTHING_KNOWN: u8 = NO_SYN | HOLE | HOLE << 1;
 
 /// The largest shift (RFC 7323, section 2.3).
 pub(super) const MAX_SCALE: u8 = 14;
@@ -185,12 +179,6 @@ impl Tracker {
         self.mark(Direction::Original, UNSEEN | INCOMPLETE);
         self.mark(Direction::Reply, UNSEEN);
         self.fresh = NOTHING_KNOWN;
-    }
-
-    /// Whether one side may have ended the connection by a reset, and nothing has come since that shows the
-    /// contrary.
-    pub fn is_doubted(&self) -> bool {
-        self.fresh & (NO_SYN | RESET | RESET << 1) > NO_SYN
     }
 
     /// How far the connection is.
@@ -377,19 +365,6 @@ impl Tracker {
         Err(DropReason::TcpWindow)
     }
 
-    /// Takes note of a reset that is not exact, but may be so for the receiver: it comes right after data that
-    /// has no hole.
-    #[cold]
-    fn doubt(&mut self, sender: Direction, seq: u32) -> Change {
-        let [hole, reset] = [HOLE, RESET].map(|doubt| doubt << sender as u8);
-        let is_next = seq == self.end[sender as usize];
-        if !is_next || self.has_fresh_syn() || self.fresh & (hole | reset) != 0 {
-            return Change::Ignored;
-        }
-        self.fresh |= reset;
-        Change::Doubted
-    }
-
     /// Applies a segment inside the window.
     pub(super) fn follow(&mut self, sender: Direction, segment: &Segment) -> Change {
         let r = sender.flip() as usize;
@@ -422,31 +397,6 @@ impl Tracker {
             }
         } else if end == self.end[s] && segment.payload_len > 0 {
             self.unmark(sender, FIN);
-        }
-    }
-
-    /// Takes note whether new data, which begins at `seq`, leaves a hole.
-    #[inline]
-    fn note_holes(&mut self, sender: Direction, seq: u32) {
-        let (s, hole) = (sender as usize, HOLE << sender as u8);
-        if self.has_fresh_syn() {
-            return;
-        }
-        if self.acked[s] == self.end[s] {
-            self.fresh &= !hole;
-        }
-        if is_before(self.end[s], seq) {
-            self.fresh |= hole;
-        }
-    }
-
-    /// A segment shows that a reset has not ended the connection: its receiver goes on, or its supposed sender
-    /// has more to send.
-    #[cold]
-    fn note_life(&mut self, sender: Direction, segment: &Segment) {
-        self.fresh &= !(RESET << sender.flip() as u8);
-        if is_before(self.end[sender as usize], segment.end()) {
-            self.fresh &= !(RESET << sender as u8);
         }
     }
 

@@ -12,9 +12,10 @@
 //! numbers are not known nothing but an exact reset ends the connection, and its timeout stays.
 
 use super::tcp::{
-    Change, FIN, INCOMPLETE, MAX_SCALE, MIN_ACK_RANGE, NOTHING_KNOWN, ONE_SIDED, SYN_ACKED,
-    Segment, TcpFlags, TcpState, Tracker, UNSEEN, is_within, later,
+    Change, FIN, INCOMPLETE, MAX_SCALE, MIN_ACK_RANGE, ONE_SIDED, SYN_ACKED, Segment, TcpFlags,
+    TcpState, Tracker, UNSEEN, is_within, later,
 };
+use super::tcp_doubt::NOTHING_KNOWN;
 use crate::event::DropReason;
 use crate::flow::Direction;
 
