@@ -101,6 +101,20 @@ pub fn expect_one_hop(lab: &Lab) {
         );
         assert!(hops[1].contains(server), "{options}:\n{text}");
     }
+    for (server, gateway) in SERVER.into_iter().zip(LAN_GATEWAY) {
+        for options in ["", "--udp"] {
+            let text = lab
+                .lan1
+                .run(&format!("mtr -n -r -c 3 -i 0.3 -m 5 {options} {server}"));
+            let hops: Vec<&str> = text.lines().filter(|line| line.contains("|--")).collect();
+            let is_at = |at: usize, host: &str| {
+                hops.get(at)
+                    .is_some_and(|line| line.contains(&format!("-- {host} ")))
+            };
+            assert_eq!(hops.len(), 2, "{text}");
+            assert!(is_at(0, gateway) && is_at(1, server), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod doctor;
 mod events;
 mod examples;
 mod explain;
+mod forged;
 mod forward;
 mod guarantee;
 mod handover;

@@ -13,17 +13,24 @@ use testkit::system::process::wait_until;
 #[test]
 fn source_ports_below_1024_stay_below() {
     let lab = Lab::started();
-    for server in SERVER {
-        let seen = Capture::start(&lab.server, "eth0", "udp and dst port 2049");
-        lab.lan1.sh(&format!(
-            "echo x | socat -u - UDP{}:{}:2049,sourceport=700",
-            family_number(server),
-            bracketed(server)
-        ));
-        let line = seen.expect(&[&format!("> {server}.2049")]);
-        let (before, _) = line.rsplit_once(" > ").expect("a packet");
-        let port = before.rsplit('.').next().expect("a port");
-        assert!(port.parse::<u16>().expect("a number") < 1024, "{line}");
+    // The second host has chosen the same ports.
+    for (server, host) in SERVER
+        .into_iter()
+        .flat_map(|server| [(server, &lab.lan1), (server, &lab.lan2)])
+    {
+        for (source, range) in [(512, 512..1024), (1023, 512..1024), (111, 1..512)] {
+            let seen = Capture::start(&lab.server, "eth0", "udp and dst port 2049");
+            host.sh(&format!(
+                "echo x | socat -u - UDP{}:{}:2049,sourceport={source}",
+                family_number(server),
+                bracketed(server)
+            ));
+            let line = seen.expect(&[&format!("> {server}.2049")]);
+            let (before, _) = line.rsplit_once(" > ").expect("a packet");
+            let port = before.rsplit('.').next().expect("a port");
+            let port: u16 = port.parse().expect("a number");
+            assert!(range.contains(&port), "{source} became {port}: {line}");
+        }
     }
 }
 
@@ -62,6 +69,24 @@ fn record_route_has_the_gateway_once() {
         .filter(|slot| ["10.77.1.1", "10.77.1.2", "10.77.2.1", "10.77.2.2"].contains(*slot));
     // One on the way there, one on the way back.
     assert_eq!(ours.count(), 2, "{said}");
+    // With a timestamp, where there are four slots; the second is that of the server.
+    let said = lab
+        .lan1
+        .run(&format!("ping -T tsandaddr -c 1 -W 2 {}", SERVER[0]));
+    let mut slots = said.lines().skip_while(|line| !line.starts_with("TS:"));
+    let named = |line: Option<&str>, host: &str| {
+        assert!(
+            line.is_some_and(|line| line.contains(host)),
+            "{host}: {said}"
+        );
+    };
+    named(slots.next(), LAN1[0]);
+    let gateway = slots.next();
+    assert!(
+        gateway.is_some_and(|line| line.contains("10.77.")),
+        "{said}"
+    );
+    named(slots.next(), SERVER[0]);
 }
 
 /// A host on this machine leaves checksums to the hardware: that of the tunnel is none, that of the connection in it

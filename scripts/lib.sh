@@ -16,7 +16,7 @@ die() {
 # The programs that the tests and the demo use, each with the Debian package that has it.
 LAB_PROGRAMS=(
     ip=iproute2 ss=iproute2 nft=nftables unshare=util-linux ping=iputils-ping curl=curl
-    nginx=nginx-light iperf3=iperf3 tcpdump=tcpdump traceroute=traceroute dig=dnsutils
+    nginx=nginx-light iperf3=iperf3 tcpdump=tcpdump traceroute=traceroute mtr=mtr-tiny dig=dnsutils
     dnsmasq=dnsmasq-base socat=socat ethtool=ethtool cmp=diffutils jq=jq tshark=tshark
     mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus
 )
