@@ -375,7 +375,7 @@ impl Replicator {
         }
         self.set_ready(index, differing.is_empty());
         if differing.is_empty() {
-            self.hold_all(at, index);
+            self.hold_all(at, index, seq);
         }
     }
 

@@ -14,7 +14,7 @@ use super::{Context, Replicator, SyncEvent};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId};
 use crate::store::digest::{Buckets, SUMS};
-use crate::store::{Journal, SessionStore};
+use crate::store::{Journal, Seq, SessionStore};
 use crate::time::Tick;
 
 /// Slots of the table passed in one call: 200 µs.
@@ -50,20 +50,21 @@ impl Replicator {
                 && receiver.claims[group] == Some(held.term)
                 && receiver.epoch == held.epoch;
             if follows {
-                held.position = receiver.applied;
+                held.position = held.position.max(receiver.applied);
                 self.untold.note_group(group);
             }
         }
     }
 
-    /// A comparison with the primary found no difference.
-    pub(super) fn hold_all(&mut self, at: usize, group: usize) {
+    /// A comparison with the primary at its change `seq` found no difference. The last changes before that may have
+    /// been none of this unit's business: they count too, so that all units that hold the same say the same.
+    pub(super) fn hold_all(&mut self, at: usize, group: usize, seq: Seq) {
         let receiver = &self.peers[at].receiver;
         if let Some(term) = receiver.claims[group] {
             self.held[group] = Holding {
                 term,
                 epoch: receiver.epoch,
-                position: receiver.applied,
+                position: receiver.applied.max(seq),
             };
             self.untold.note_group(group);
         }
