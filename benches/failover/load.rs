@@ -20,7 +20,7 @@ pub fn replication(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let mut rate = Figure::new(
         "new UDP sessions replicated",
         "sessions/s",
-        Target::AtLeast(150_000.0),
+        Target::AtLeast(200_000.0),
     );
     let mut missing = Figure::new("of those not replicated", "%", Target::AtMost(0.0));
     let mut sender = Figure::new(
@@ -28,7 +28,7 @@ pub fn replication(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         "µs a session",
         Target::AtMost(1.0),
     );
-    let mut receiver = Figure::new("CPU of the receiver", "µs a session", Target::AtMost(1.0));
+    let mut receiver = Figure::new("CPU of the receiver", "µs a session", Target::AtMost(1.2));
     for _ in 0..options.runs {
         for kind in &options.kinds {
             let run = replicate(*kind, true, folder)?;

@@ -5,6 +5,8 @@
 //! take turns. Clients and servers run at real-time priority: on a busy machine the figures are those
 //! of the gateways still, but not the best ones.
 
+mod cluster;
+mod compound;
 mod keepalived;
 mod load;
 mod pair;
@@ -41,6 +43,9 @@ struct Options {
     /// Sessions that a unit that joins has to get.
     #[arg(long, default_value_t = 1_000_000)]
     snapshot_sessions: u64,
+    /// Runs of the row `dual`; the worst counts.
+    #[arg(long, default_value_t = 100)]
+    dual_runs: usize,
     /// Leaves configs and logs of the last run in this folder.
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -71,6 +76,16 @@ enum Row {
     Strict,
     /// Takeovers without a reason.
     False,
+    /// Sessions lost where two things go wrong.
+    Faults,
+    /// Two primaries beside each other.
+    Dual,
+    /// Many groups move at once.
+    Groups,
+    /// Four units are restarted.
+    Rolling,
+    /// What more peers cost the owner of a session.
+    Copies,
 }
 
 /// A line of the table.
@@ -159,6 +174,11 @@ fn measure(row: Row, options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         Row::Snapshot => load::snapshot(options, folder),
         Row::Throughput => load::throughput(options, folder),
         Row::False => load::calm(options, folder),
+        Row::Faults => compound::faults(options, folder),
+        Row::Dual => compound::dual(options, folder),
+        Row::Groups => compound::groups(options, folder),
+        Row::Rolling => compound::rolling(options, folder),
+        Row::Copies => compound::copies(options, folder),
     }
 }
 

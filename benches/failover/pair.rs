@@ -314,7 +314,8 @@ impl Drop for Pair {
 }
 
 impl Unit {
-    fn new() -> Result<Unit> {
+    /// A machine without links.
+    pub fn new() -> Result<Unit> {
         let namespace = Namespace::first("unit");
         let mut command = Command::new("ip");
         command.args(["-batch", "-"]).stdin(Stdio::piped());
@@ -334,7 +335,8 @@ impl Unit {
         self.switch.tell(&lines.join("\n"))
     }
 
-    fn signal(&self, signal: i32) -> Result<()> {
+    /// Sends a signal to its processes.
+    pub fn signal(&self, signal: i32) -> Result<()> {
         for process in &self.processes {
             for id in keepalived::family(process.id()) {
                 send_signal(id, signal)?;
@@ -344,7 +346,8 @@ impl Unit {
     }
 }
 
-fn send_signal(process: u32, signal: i32) -> Result<()> {
+/// Sends a signal to a process.
+pub fn send_signal(process: u32, signal: i32) -> Result<()> {
     // SAFETY: plain system call without pointers.
     match unsafe { libc::kill(process as i32, signal) } {
         0 => Ok(()),

@@ -11,7 +11,7 @@ use crate::{Figure, Options, Target};
 use testkit::system::worker::Result;
 
 /// The port of the echo servers.
-const PORT: u16 = 7;
+pub const PORT: u16 = 7;
 /// Sessions of the row of that name, and how many are opened a second.
 const SESSIONS: usize = 7000;
 const SESSION_RATE: usize = 1000;
@@ -58,7 +58,8 @@ impl Echo {
         times
     }
 
-    fn lost(&self) -> usize {
+    /// How many packets got no answer.
+    pub fn lost(&self) -> usize {
         let mut answered: Vec<usize> = self.received.iter().map(|(number, _)| *number).collect();
         answered.sort_unstable();
         answered.dedup();

@@ -1,5 +1,6 @@
 //! The workers that run inside the namespaces: each is another process of this same binary.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -11,6 +12,9 @@ use mio::{Events, Interest, Poll, Token};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use tandemgw::os::packet_socket::PacketSocket;
+use tandemgw_core::flow::Addr;
+use tandemgw_core::packet::neighbor::{self, Neighbor};
 use testkit::system::traffic;
 use testkit::system::worker::Result;
 
@@ -42,6 +46,10 @@ pub enum Worker {
     },
     /// Keeps a processor busy.
     Burn,
+    /// Makes so many hosts heard, which ask for the first virtual address.
+    Hosts { interface: String, count: u16 },
+    /// Notes when each address is first announced by ARP.
+    Announcements { interface: String, seconds: f64 },
     #[command(flatten)]
     Traffic(traffic::Worker),
 }
@@ -77,6 +85,8 @@ impl Worker {
             Worker::Burn => loop {
                 std::hint::spin_loop();
             },
+            Worker::Hosts { interface, count } => hosts(&interface, count),
+            Worker::Announcements { interface, seconds } => announcements(&interface, seconds),
             Worker::Traffic(worker) => worker.run(),
         }
     }
@@ -101,6 +111,42 @@ fn become_real_time() {
     if result != 0 {
         log::warn!("no real-time priority: {}", io::Error::last_os_error());
     }
+}
+
+fn hosts(interface: &str, count: u16) -> Result<()> {
+    let socket = PacketSocket::open(interface)?;
+    for number in 0..count {
+        let [high, low] = number.to_be_bytes();
+        let own = Addr::v6([0xfd, 0x77, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, high, low]);
+        let gateway = Addr::v6([0xfd, 0x77, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        socket.send(&neighbor::solicit(gateway, own, [2, 0, 0, 9, high, low]))?;
+        if number % 16 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    println!("{{}}");
+    Ok(())
+}
+
+fn announcements(interface: &str, seconds: f64) -> Result<()> {
+    let socket = PacketSocket::open(interface)?;
+    become_real_time();
+    println!("ready");
+    let mut seen: BTreeMap<String, f64> = BTreeMap::new();
+    let end = monotonic() + seconds;
+    let mut buffer = [0; 2048];
+    while monotonic() < end {
+        match socket.recv(&mut buffer) {
+            Ok(Some(length)) => {
+                if let Ok(Neighbor::Advertise(claim)) = neighbor::parse_frame(&buffer[..length]) {
+                    seen.entry(claim.addr.to_string()).or_insert_with(monotonic);
+                }
+            }
+            _ => std::thread::sleep(Duration::from_micros(50)),
+        }
+    }
+    println!("{}", json!(seen));
+    Ok(())
 }
 
 fn raise_file_limit() {
