@@ -311,7 +311,7 @@ fn peer_that_lacks_a_group_is_in_sync_for_the_other() {
         "[ha]\npickup-guarantee = \"strict\"\npickup-guarantee-wait = \"1s\"",
     );
     let (_switch, guest) = add_guests(&pair);
-    for kind in ["port", "group", "nat-pool"] {
+    for kind in ["port", "group"] {
         pair.b.config = without(&pair.b.config, &format!("[[{kind}]]\nname = \"guests\""));
     }
     pair.b.config = without(&pair.b.config, "[[policy]]\nname = \"guests-out\"");

@@ -32,6 +32,7 @@ mod forward;
 mod guarantee;
 mod handover;
 mod health;
+mod high_volume;
 mod hostile;
 mod interference;
 mod lifecycle;

@@ -239,6 +239,43 @@ ports = ["lan", "wan"]
 "#, &[
         r#"1:1 warning: groups have no effect without `[ha]` | remove the groups, or add `[ha]`"#,
     ]),
+    // Answers that may come to another unit.
+    (&[BASE_HA, HA], r#"[[port]]
+name = "dmz"
+interface = "eth2"
+virtual-addresses = ["10.0.3.1/24"]
+[[group]]
+name = "one"
+ports = ["lan", "wan"]
+[[group]]
+name = "two"
+ports = ["dmz"]
+[[nat-pool]]
+name = "pool"
+addresses = ["10.0.2.9"]
+[[policy]]
+name = "pooled"
+from = ["dmz"]
+to = ["wan"]
+source = ["10.0.3.128/25"]
+action = "accept"
+nat-pool = "pool"
+[[policy]]
+name = "out"
+from = ["lan", "dmz"]
+to = ["wan"]
+action = "accept"
+nat = true
+[[policy]]
+name = "plain"
+from = ["dmz"]
+to = ["lan"]
+action = "accept"
+"#, &[
+        r#"15:8 warning: sessions of policy `pooled` from port `dmz` belong to group `two`, but pool `pool` to another one: if another unit has that, their answers go there and are lost | give group `two` a pool of its own, or say `nat = true`"#,
+        r#"22:8 warning: sessions of policy `out` from port `dmz` belong to group `two`, but port `wan` has no IPv4 address of it: if another unit has that, their answers go there and are lost | give port `wan` an address of group `two`"#,
+        r#"28:8 warning: sessions of policy `plain` from port `dmz` belong to group `two`, but port `lan` has no address of it that answers could be sent to: if another unit has that, their answers go there and are lost | give port `lan` an address of group `two`"#,
+    ]),
     // Policies.
     (&[BASE], r#"[[policy]]
 name = "a"

@@ -48,6 +48,7 @@ fn errors_and_resets_are_sent_for_every_group_of_a_port() {
         for group in 0..groups {
             let primaries = world.primaries(group);
             assert_eq!(primaries.len(), 1);
+            world.check_translations(primaries[0], group);
             world.check_refusals_of(primaries[0], group);
         }
         let first = world.primaries(0);
@@ -56,6 +57,19 @@ fn errors_and_resets_are_sent_for_every_group_of_a_port() {
 }
 
 impl World {
+    /// `nat = true` translates to the address of the group, of several that the port has.
+    fn check_translations(&self, unit: usize, group: usize) {
+        let wan = 2 * group + 1;
+        let mut count = 0;
+        for (from, to) in self.held_in(unit, group as u8) {
+            if from.src != to.src {
+                assert_eq!(to.src, vip(wan, to.src.family()), "group {group}: {from}");
+                count += 1;
+            }
+        }
+        assert!(count > 0, "no session of group {group} is translated");
+    }
+
     fn check_refusals_of(&mut self, unit: usize, group: usize) {
         let wan = 2 * group + 1;
         for family in [Family::V4, Family::V6] {

@@ -174,11 +174,10 @@ impl Shape {
             false => ["out", "in"],
             true => ["exit", "entry"],
         };
-        let nat = match (rules.pool && rules.pooled, self.shared_wan) {
-            (false, false) => "nat = true".to_owned(),
+        let nat = match rules.pool && rules.pooled {
             // Of several addresses of the port, that of the group.
-            (false, true) => format!("nat-pool = \"own{group}\""),
-            (true, _) => format!("nat-pool = \"pool{group}\""),
+            false => "nat = true".to_owned(),
+            true => format!("nat-pool = \"pool{group}\""),
         };
         let mut policies = [
             format!(
@@ -209,11 +208,6 @@ impl Shape {
         text += &format!(
             "[[forward]]\nname = \"web{group}\"\nport = \"p{outer}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
         );
-        if self.shared_wan {
-            let [v4, v6] = [Family::V4, Family::V6].map(|family| vip(wan, family));
-            text +=
-                &format!("[[nat-pool]]\nname = \"own{group}\"\naddresses = [\"{v4}\", \"{v6}\"]\n");
-        }
         if self.groups > 1 || self.shared_wan {
             let what = match self.shared_wan {
                 false => format!("ports = [\"p{inner}\", \"p{outer}\"]"),

@@ -25,6 +25,7 @@ mod show;
 mod switch;
 mod translation;
 mod value;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

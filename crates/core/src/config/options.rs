@@ -286,7 +286,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("policy", "service", "service: tcp/443, tcp/8000-8099, tcp, udp/53, icmp, gre, esp, proto/47, any", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "protocols and destination ports"),
     option("policy", "forwarded", OptionKind::Bool, DefaultValue::Absent("either, but not past a forward"), WHOLE, Reload::Live(Live::Policies), "whether a forward has translated the destination; without it a policy matches either, but no packet that comes in by the port of a forward and is for the own address and port of its server: for that, write false"),
     choice("policy", "action", ACTIONS, DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "what happens to a session that matches"),
-    flag("policy", "nat", false, WHOLE, Reload::Live(Live::Policies), "translate the source to the virtual address of the port that the session leaves by"),
+    flag("policy", "nat", false, WHOLE, Reload::Live(Live::Policies), "translate the source to the virtual address of the port that the session leaves by; of several groups that it has, that of the group that the session came by"),
     text("policy", "nat-pool", "pool name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "translate the source to an address of this pool"),
     flag("policy", "log", false, WHOLE, Reload::Live(Live::Policies), "log the start and the end of each session"),
     option("policy", "mss-clamp", OptionKind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),

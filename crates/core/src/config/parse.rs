@@ -9,7 +9,7 @@ use super::field::Owner;
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
-use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation};
+use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation, ways};
 
 /// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
 /// is not opened.
@@ -59,6 +59,9 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
     link_monitor::warn_of_ports(&root, &link_monitors, ha.as_ref(), &network);
+    if ha.is_some() {
+        ways::warn_of_ways(root.report, &policies, &groups, &network, &pools);
+    }
     if ha.is_none() {
         policy::warn_of_guarantees(root.report, &policies);
         network.warn_of_groups(root.report);

@@ -233,7 +233,7 @@ impl Gateway {
             true => config::Nat::Egress,
             false => nat,
         };
-        plan.source = self.sessions.nat().pool(plan.nat, egress);
+        plan.source = self.source_pool(packet, plan, egress);
         plan.group = self.group_of(packet, plan);
         Ok(())
     }
@@ -408,6 +408,39 @@ impl Gateway {
     fn end_early(&mut self, packet: &Packet<'_>, id: SessionId) {
         self.counters.dropped_early += 1;
         self.end_session(packet.now, id, "early-drop");
+    }
+
+    /// The pool that the source of a session is translated to. Of a port with addresses of several groups, it is that
+    /// of the group by which the packet came, so that answers come to the unit that has the session: that of the
+    /// forward, or of the port that it came in by. If that port has several too, one of which this unit is primary.
+    fn source_pool(&self, packet: &Packet<'_>, plan: &Plan, egress: PortId) -> Option<PoolId> {
+        let nat = self.sessions.nat();
+        let pool = nat.pool(plan.nat, egress)?;
+        let family = packet.parsed.family;
+        let shared = nat.groups_on(egress, family);
+        if plan.nat != config::Nat::Egress || shared.clone().next().is_none() {
+            return Some(pool);
+        }
+        let of = |wanted: &dyn Fn(GroupId) -> bool| {
+            let mut shared = shared.clone();
+            shared
+                .find(|(group, _)| wanted(*group))
+                .map(|(_, pool)| pool)
+        };
+        let forwarded = plan.destination.is_some();
+        let forwarded = forwarded
+            .then(|| nat.group(&packet.parsed.key.dst))
+            .flatten();
+        let came_by = |group| {
+            self.own_address(packet.port, family, |it| it == group)
+                .is_some()
+        };
+        forwarded
+            .and_then(|group| of(&|it| it == group))
+            .or_else(|| of(&|it| came_by(it) && self.is_primary(it)))
+            .or_else(|| of(&came_by))
+            .or_else(|| of(&|it| self.is_primary(it)))
+            .or(Some(pool))
     }
 
     /// The group that a session moves with: that of the address it is translated to, or of the port

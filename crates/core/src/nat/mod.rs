@@ -164,7 +164,19 @@ impl Nat {
         self.pools.id(nat, out_port)
     }
 
-    /// The first address of `family` in a pool. All addresses of a pool move with one group.
+    /// The groups that have an address of `family` on a port which has addresses of several groups, in the order of
+    /// these, and the pool of each. None if the port has one group: then [`Nat::pool`] is all there is.
+    pub fn groups_on(
+        &self,
+        port: PortId,
+        family: Family,
+    ) -> impl Iterator<Item = (GroupId, PoolId)> + Clone {
+        let shared = self.pools.shared(port).iter().copied();
+        shared.filter(move |(_, pool)| self.first_address(*pool, family).is_some())
+    }
+
+    /// The first address of `family` in a pool. All addresses of a pool move with one group, but for the pool of a
+    /// port that [`Nat::groups_on`] has groups for.
     pub fn first_address(&self, pool: PoolId, family: Family) -> Option<Addr> {
         self.pools.first_address(pool, family)
     }

@@ -24,10 +24,13 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolId(u16);
 
-/// All pools: one for each port, with its virtual addresses, then the configured ones.
+/// All pools: one for each port, with the first virtual address of each of its groups and families, then the
+/// configured ones, then one for each group of a port that has several.
 pub(super) struct Pools {
     pools: Vec<Pool>,
     ports: usize,
+    /// By port: its groups, in the order of its addresses, and the pool of each. Empty if it has only one.
+    shared: Vec<Vec<(GroupId, PoolId)>>,
     pub(super) externals: Vec<External>,
     /// The external of each number of an address, or [`NONE`]: read for each session, and quick to build.
     by_translated: Vec<u32>,
@@ -66,22 +69,36 @@ impl Pools {
         let mut pools = Pools {
             pools: Vec::new(),
             ports: config.ports.len(),
+            shared: vec![Vec::new(); config.ports.len()],
             externals: Vec::new(),
             by_translated: Vec::new(),
             pairing: KeyedHash::new(&PAIRING_KEY),
         };
         for port in &config.ports {
-            let first = |family| {
-                let mut addrs = port.virtual_addresses.iter().map(|address| address.addr);
-                addrs.find(|addr| addr.family() == family)
-            };
-            let addrs = [Family::V4, Family::V6].into_iter().filter_map(first);
+            let groups = groups_of(port);
+            let addrs = groups.iter().flat_map(|group| first_of(port, *group));
             pools.add(addrs, IMPLICIT_RANGE, book);
         }
         for pool in &config.nat_pools {
             pools.add(pool.addresses.iter().copied(), pool.ports, book);
         }
+        for (index, port) in config.ports.iter().enumerate() {
+            let groups = groups_of(port);
+            for group in groups.iter().filter(|_| groups.len() > 1) {
+                let Ok(id) = u16::try_from(pools.pools.len()).map(PoolId) else {
+                    continue;
+                };
+                pools.add(first_of(port, *group), IMPLICIT_RANGE, book);
+                pools.shared[index].push((*group, id));
+            }
+        }
         pools
+    }
+
+    /// The groups of a port that has several, in the order of its addresses, and the pool of each.
+    #[inline]
+    pub(super) fn shared(&self, port: PortId) -> &[(GroupId, PoolId)] {
+        self.shared.get(port.index()).map_or(&[], Vec::as_slice)
     }
 
     /// Keeps the ports of forwards from mappings.
@@ -169,7 +186,12 @@ impl Pools {
     /// The port whose pool this is; none for a configured one.
     pub(super) fn port_of(&self, id: PoolId) -> Option<PortId> {
         let index = usize::from(id.0);
-        (index < self.ports).then(|| PortId::from_index(index))
+        let of_group = |all: &Vec<(GroupId, PoolId)>| all.iter().any(|(_, pool)| *pool == id);
+        let port = match index < self.ports {
+            true => Some(index),
+            false => self.shared.iter().position(of_group),
+        };
+        port.map(PortId::from_index)
     }
 
     pub(super) fn first_address(&self, id: PoolId, family: Family) -> Option<Addr> {
@@ -313,6 +335,26 @@ impl Pools {
             _ => self.pairing.bytes(src.octets()) as usize % len,
         }
     }
+}
+
+/// The groups of a port's virtual addresses, in the order of these.
+fn groups_of(port: &config::Port) -> Vec<GroupId> {
+    let mut groups = Vec::new();
+    for address in &port.virtual_addresses {
+        if !groups.contains(&address.group) {
+            groups.push(address.group);
+        }
+    }
+    groups
+}
+
+/// The first virtual address of each family that a port has of a group.
+fn first_of(port: &config::Port, group: GroupId) -> impl Iterator<Item = Addr> {
+    let first = move |family| {
+        let own = port.virtual_addresses.iter().filter(|it| it.group == group);
+        own.map(|it| it.addr).find(|addr| addr.family() == family)
+    };
+    [Family::V4, Family::V6].into_iter().filter_map(first)
 }
 
 impl Pool {

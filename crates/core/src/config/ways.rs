@@ -1,0 +1,111 @@
+//! Whether answers come to the unit that has the session: what a policy lets in by a port of one group must leave by
+//! an address of the same group, since groups may be primary on different units.
+
+use super::diagnostic::Report;
+use super::network::Network;
+use super::reader::At;
+use super::translation::Pools;
+use super::{Action, Group, Nat, Policy};
+use crate::flow::{Family, GroupId, PortId};
+
+/// Warns of policies whose answers may come to another unit. Only ports that a policy names are looked at, and only
+/// those whose hosts all use the same group.
+pub(super) fn warn_of_ways(
+    report: &Report,
+    policies: &[At<Policy>],
+    groups: &[Group],
+    network: &Network,
+    pools: &Pools,
+) {
+    if groups.len() < 2 || !network.complete || !pools.complete {
+        return;
+    }
+    for At {
+        value: policy,
+        span,
+    } in policies
+    {
+        let accepts = policy.action == Action::Accept;
+        let pairs = policy
+            .from
+            .iter()
+            .flat_map(|from| policy.to.iter().map(move |to| (*from, *to)));
+        for (from, to) in pairs.filter(|(from, to)| accepts && from != to) {
+            if let Some(group) = network.only_group(from)
+                && let Some(problem) = problem_of(policy, group, (from, to), network, pools)
+            {
+                let [from, to] = [from, to].map(|port| &network.ports[port.index()].name);
+                let group = &groups[usize::from(group.0)].name;
+                let message = format!(
+                    "sessions of policy `{}` from port `{from}` belong to group `{group}`, but {problem}: \
+                     if another unit has that, their answers go there and are lost",
+                    policy.name
+                );
+                let hint = match policy.nat {
+                    Nat::Pool(_) => {
+                        format!("give group `{group}` a pool of its own, or say `nat = true`")
+                    }
+                    _ => format!("give port `{to}` an address of group `{group}`"),
+                };
+                report.warn(span, message, hint);
+            }
+        }
+    }
+}
+
+/// Why answers to sessions of a group that leave by a port may go elsewhere.
+fn problem_of(
+    policy: &Policy,
+    group: GroupId,
+    (from, to): (PortId, PortId),
+    network: &Network,
+    pools: &Pools,
+) -> Option<String> {
+    let has = |family| network.has_in_group(to, group, family);
+    let port = &network.ports[to.index()].name;
+    match policy.nat {
+        Nat::Pool(pool) => {
+            let pool = pools.pools.get(pool)?;
+            let first = *pool.addresses.first()?;
+            let is_other = network.group_of(first) != group;
+            is_other.then(|| format!("pool `{}` to another one", pool.name))
+        }
+        Nat::Egress => {
+            let families = [(Family::V4, "IPv4"), (Family::V6, "IPv6")].into_iter();
+            let lacks = |family| {
+                let used = [from, to].iter().all(|it| network.has_family(*it, family));
+                used && !has(family)
+            };
+            let missing = families.filter(|(family, _)| lacks(*family));
+            let missing: Vec<&str> = missing.map(|(_, name)| name).collect();
+            let all = missing.join(" or ");
+            (!missing.is_empty()).then(|| format!("port `{port}` has no {all} address of it"))
+        }
+        Nat::Off => {
+            let has_any = has(Family::V4) || has(Family::V6);
+            (!has_any).then(|| {
+                format!("port `{port}` has no address of it that answers could be sent to")
+            })
+        }
+    }
+}
+
+impl Network {
+    /// The group of all virtual addresses of a port; none if there are several, or no address.
+    fn only_group(&self, port: PortId) -> Option<GroupId> {
+        let addresses = &self.ports.get(port.index())?.virtual_addresses;
+        let first = addresses.first()?.group;
+        addresses
+            .iter()
+            .all(|it| it.group == first)
+            .then_some(first)
+    }
+
+    fn has_in_group(&self, port: PortId, group: GroupId, family: Family) -> bool {
+        let port = self.ports.get(port.index());
+        port.is_some_and(|port| {
+            let mut addresses = port.virtual_addresses.iter();
+            addresses.any(|it| it.group == group && it.addr.family() == family)
+        })
+    }
+}
