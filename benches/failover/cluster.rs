@@ -101,8 +101,8 @@ impl Cluster {
             ))?;
         }
         let mut cables = vec![
-            (&self.client, "eth0", "lan", "c"),
-            (&self.server, "eth0", "wan", "s"),
+            (&self.client, "eth0", "lan", "client"),
+            (&self.server, "eth0", "wan", "server"),
         ];
         for (unit, name) in self.units.iter().zip(NAMES) {
             let ports = [("eth0", "lan"), ("eth1", "wan"), ("sync0", "sync")];
