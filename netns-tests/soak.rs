@@ -223,6 +223,29 @@ const CHANGES: &[Change] = &[
         "echo 2 > /proc/sys/net/ipv4/conf/all/rp_filter",
         "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
     ),
+    // Routes and addresses that lead the packets of hosts elsewhere, or nowhere.
+    change(
+        Part::Neither,
+        "ip route del 10.77.2.0/24; ip -6 route del fd77:1::/64",
+        "",
+    ),
+    change(Part::Neither, "ip addr add 10.77.1.50/24 dev tgw-lan", ""),
+    change(
+        Part::Neither,
+        "echo 1 > /proc/sys/net/ipv4/conf/tgw-wan/route_localnet",
+        "",
+    ),
+    // What stops them.
+    change(
+        Part::Neither,
+        "tc qdisc replace dev eth1 root pfifo limit 0",
+        "tc qdisc del dev eth1 root",
+    ),
+    change(
+        Part::Neither,
+        "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress bpf da bytecode '1,6 0 0 2'",
+        "tc qdisc del dev eth0 clsact",
+    ),
     // What leads packets elsewhere.
     change(
         Part::Neither,
@@ -409,7 +432,7 @@ impl Soak {
             // What is gone already can't be removed.
             script => {
                 let said = unit.ns.sh(&format!(
-                    "{SLOW}\n{{ {script}; }} 2> /dev/null || true; kill $slow"
+                    "{SLOW}\n{{ {script}; }} 2> /dev/null || true; kill $slow 2> /dev/null || true"
                 ));
                 print!("{said}");
             }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 use tandemgw::os::clock;
 use tandemgw::os::control_socket::ControlSocket;
+use tandemgw::os::monitor::{Monitor, Notice};
 use tandemgw_core::config;
-use tandemgw_core::control::ShellView;
+use tandemgw_core::control::{PortIo, ShellView};
 use tandemgw_core::event::{LinkState, Offload, RouteChange, Verdict};
 use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
 use tandemgw_core::gateway::{Gateway, Seed};
@@ -21,6 +22,7 @@ use tandemgw_core::packet::build::opening_packet;
 use crate::show;
 use testkit::lab::{route, to_port};
 use testkit::system::cpu_clock::thread_time;
+use testkit::system::namespace::Namespace;
 use testkit::system::worker::Result;
 
 const CONFIG: &str = r#"
@@ -54,6 +56,9 @@ const PORTS: usize = 512;
 const GROUPS: usize = 64;
 const POLICIES: usize = 50_000;
 
+/// Routes of a big network, or of a part of the internet.
+const ROUTES: u32 = 100_000;
+
 /// Shows the longest turns of a listing and of the end of all sessions, and of what a large config makes long.
 pub fn measure(folder: &Path) -> Result<()> {
     let path = folder.join("turns.sock");
@@ -72,6 +77,7 @@ pub fn measure(folder: &Path) -> Result<()> {
     }
     scrape(&large);
     drop(large);
+    routes_again(folder)?;
     let mut gateway = full_gateway()?;
     for (what, request, lines) in [
         ("listing", r#"{"command":"sessions"}"#, SESSIONS + 1),
@@ -88,7 +94,7 @@ pub fn measure(folder: &Path) -> Result<()> {
 
 /// Shows the longest piece of the metrics.
 fn scrape(gateway: &Gateway) {
-    let (shell, process) = (ShellView::default(), Process::default());
+    let (shell, process) = (view(), Process::default());
     let view = View {
         gateway,
         shell: &shell,
@@ -104,6 +110,53 @@ fn scrape(gateway: &Gateway) {
     }
     let title = format!("metrics, {PORTS} ports, {POLICIES} policies, longest piece (CPU time)");
     show(&title, longest.as_secs_f64() * 1e3, "ms", Some(1.0));
+}
+
+/// Shows the longest piece in which routes are read again, as after the loss of an address.
+fn routes_again(folder: &Path) -> Result<()> {
+    let network = Namespace::first("routes");
+    network.sh("for n in 0 1; do ip link add eth$n type veth peer name peer$n; ip link set eth$n up; ip link set peer$n up
+        ip addr add 10.$n.0.2/24 dev eth$n; done");
+    let add = |n: u32| {
+        let [_, a, b, c] = n.to_be_bytes();
+        format!("route add 20.{a}.{b}.{c}/32 via 10.0.0.9\n")
+    };
+    let batch = folder.join("routes");
+    std::fs::write(&batch, (0..ROUTES).map(add).collect::<String>())?;
+    network.run(&format!("ip -batch {}", batch.display()));
+    let (config, _) = config::parse(Path::new("bench.toml"), CONFIG).map_err(|_| "config")?;
+    let (longest, told) = network.inside(|| -> std::io::Result<(Duration, usize)> {
+        let (mut monitor, notices) = Monitor::start(&config)?;
+        let mut gateway = Gateway::new(config, Seed([7; 32]), clock::now());
+        let mut told = 0;
+        let mut tell = |notices: Vec<Notice>| {
+            for notice in notices {
+                if let Notice::Route(change) = notice {
+                    told += 1;
+                    gateway.handle_route(change);
+                }
+            }
+        };
+        tell(notices);
+        for change in ["add", "del"] {
+            let change = ["addr", change, "10.0.9.9/24", "dev", "eth1"];
+            std::process::Command::new("ip").args(change).status()?;
+        }
+        let (mut longest, mut more) = (Duration::ZERO, true);
+        while more || monitor.is_dumping() {
+            let (mut notices, start) = (Vec::new(), thread_time());
+            more = monitor.read(&mut notices)?;
+            tell(notices);
+            longest = longest.max(thread_time() - start);
+        }
+        Ok((longest, told))
+    })?;
+    if told < 2 * ROUTES as usize {
+        return Err(format!("only {told} routes").into());
+    }
+    let title = format!("{ROUTES} routes read again, longest piece (CPU time)");
+    show(&title, longest.as_secs_f64() * 1e3, "ms", Some(1.0));
+    Ok(())
 }
 
 fn large_gateway() -> Result<Gateway> {
@@ -153,6 +206,13 @@ fn large_gateway() -> Result<Gateway> {
     Ok(gateway)
 }
 
+fn view() -> ShellView {
+    ShellView {
+        ports: vec![PortIo { offload: "tso" }; PORTS],
+        ..ShellView::default()
+    }
+}
+
 /// Lets a client send a request; returns the longest turn and the number of turns until it has its
 /// answer.
 fn serve(
@@ -177,8 +237,7 @@ fn serve(
         }
         Ok(count)
     });
-    // Neither of the two looks at it.
-    let mut view = ShellView::default();
+    let mut view = view();
     let (mut longest, mut turns) = (Duration::ZERO, 0);
     let mut events = Events::with_capacity(8);
     while !client.is_finished() {

@@ -103,3 +103,22 @@ fn port_in_use(settings: &HaLink, is_running: bool) -> Option<MachineProblem> {
         remedy,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_book_names_the_mtus_that_are_judged() {
+        for page in ["doctor.md", "pair.md", "troubleshooting.md"] {
+            let path = format!("{}/docs/{page}", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(path).unwrap();
+            let mut lines = text.lines();
+            let names = |line: &str| {
+                let least = [IPV4_MIN_MTU, IPV6_MIN_MTU];
+                least.iter().all(|mtu| line.contains(&mtu.to_string()))
+            };
+            assert!(lines.any(names), "{page}");
+        }
+    }
+}

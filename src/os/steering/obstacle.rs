@@ -84,11 +84,6 @@ struct Flow {
 }
 
 impl Flow {
-    /// Nothing that comes in reaches the gateway. Somebody has stopped some of it.
-    fn is_deaf(self, stopped: u64) -> bool {
-        self.arrived > 0 && !self.passes_inward() && stopped >= LEAST
-    }
-
     /// Next to nothing of what the gateway forwards leaves; some frames are the gateway's own.
     fn is_mute(self) -> bool {
         self.written >= LEAST && self.left <= self.written / 4
@@ -105,8 +100,9 @@ impl Flow {
 
 /// What is known at a look.
 struct Look<'a> {
-    /// Packets that the barrier has let pass to the gateway, and that it has not read.
-    stopped: u64,
+    /// The barrier has let packets pass to the gateway, which has read none of any port. Where it reads some, others
+    /// may be on their way, or came too fast.
+    is_deaf: bool,
     queues: &'a [Queue],
     traffic: &'a BTreeMap<u32, Traffic>,
     /// By how much the queues have grown since the last look.
@@ -142,9 +138,10 @@ impl Steering {
         let passed = let_pass.saturating_sub(self.obstacles.let_pass);
         let more = grown(&queues, &self.obstacles.queues);
         let stopped = passed.saturating_sub(reached);
+        let is_deaf = stopped >= LEAST && flows.values().all(|(_, flow)| !flow.passes_inward());
         let is_doubtful = !self.obstacles.found.is_empty()
             || stopped >= LEAST
-            || (flows.values()).any(|(_, flow)| flow.is_deaf(stopped) || flow.is_mute());
+            || flows.values().any(|(_, flow)| flow.is_mute());
         let chain = is_doubtful.then(|| self.barrier.dropping_chain()).flatten();
         if stopped >= LEAST && chain.is_some() && chain != self.obstacles.told {
             let what = chain.iter().map(ToString::to_string).collect::<String>();
@@ -155,7 +152,7 @@ impl Steering {
             self.obstacles.told = chain.clone();
         }
         let look = Look {
-            stopped,
+            is_deaf,
             queues: &queues,
             traffic: &traffic,
             more: &more,
@@ -219,7 +216,8 @@ impl Obstacles {
     }
 
     fn judge(&mut self, port: PortId, links: [u32; 2], flow: Flow, look: &Look<'_>) {
-        if let Some(obstacle) = self.found.get_mut(&port) {
+        let known = self.found.get_mut(&port);
+        if let Some(obstacle) = known.filter(|obstacle| obstacle.looks >= LOOKS) {
             let still_there = match &obstacle.cause {
                 Cause::Chain => look.chain.is_some(),
                 Cause::Program(link) => look.traffic.get(link).is_some_and(|it| it.has_xdp),
@@ -240,15 +238,16 @@ impl Obstacles {
         let stops = flow.arrived >= LEAST && !flow.passes_inward() || flow.is_mute();
         let new = new.filter(|_| stops);
         let new = new.and_then(|cause| Some((cause.clone(), told_of(cause)?)));
-        if let Some((cause, text)) = look
-            .cause(links, flow)
-            .or(new)
-            .or_else(|| look.unknown(flow))
-        {
+        let seen = look.cause(links, flow).or(new);
+        let seen = seen.or_else(|| look.unknown(flow));
+        // Until it is told, each look must see it.
+        let before = self.found.remove(&port);
+        if let Some((cause, text)) = seen {
+            let before = before.filter(|obstacle| obstacle.cause == cause);
             let obstacle = Obstacle {
                 cause,
                 is_inward: !flow.is_mute(),
-                looks: 1,
+                looks: before.map_or(1, |obstacle| obstacle.looks + 1),
                 text,
             };
             self.found.insert(port, obstacle);
@@ -266,7 +265,8 @@ impl Look<'_> {
     fn cause(&self, links: [u32; 2], flow: Flow) -> Option<(Cause, String)> {
         let of_port = self.more.iter().filter(|queue| links.contains(&queue.link));
         let stops = |queue: &&Queue| match queue.is_filter {
-            true => flow.is_deaf(queue.dropped) || flow.is_mute(),
+            // What comes in may be what they are there for; those that are new are judged anyway.
+            true => flow.is_mute(),
             false => queue.passed == 0,
         };
         if let Some(queue) = of_port.filter(|queue| queue.dropped >= LEAST).find(stops) {
@@ -274,7 +274,7 @@ impl Look<'_> {
             let text = told_of(&cause)?;
             return Some((cause, text));
         }
-        let stops = flow.is_deaf(self.stopped) || flow.is_mute();
+        let stops = self.is_deaf && flow.arrived > 0 || flow.is_mute();
         let chain = self.chain.filter(|_| stops)?;
         Some((Cause::Chain, chain.to_string()))
     }
@@ -283,7 +283,7 @@ impl Look<'_> {
     fn unknown(&self, flow: Flow) -> Option<(Cause, String)> {
         let text = "the kernel drops what comes in by it before the gateway sees it: look at nft list ruleset, \
                     and iptables-legacy-save";
-        let stops = flow.is_deaf(self.stopped);
+        let stops = self.is_deaf && flow.arrived > 0;
         stops.then(|| (Cause::Unknown, text.to_owned()))
     }
 }
@@ -361,10 +361,14 @@ mod tests {
 
     /// Whether a port is told to have an obstacle after each of these looks.
     fn told(looks: &[(Flow, &[Queue])]) -> Vec<bool> {
+        told_if(false, looks)
+    }
+
+    fn told_if(is_deaf: bool, looks: &[(Flow, &[Queue])]) -> Vec<bool> {
         let mut obstacles = Obstacles::default();
         let judge = |(flow, more): &(Flow, &[Queue])| {
             let look = Look {
-                stopped: 0,
+                is_deaf,
                 queues: more,
                 traffic: &BTreeMap::new(),
                 more,
@@ -399,6 +403,23 @@ mod tests {
         let idle = &[queue("clsact", 100, 0), queue("fq", 3, 0)][..];
         assert_eq!(
             told(&[(unanswered, idle), (unanswered, idle)]),
+            [false, false]
+        );
+    }
+
+    #[test]
+    fn what_vanishes_must_do_so_at_two_looks_in_a_row() {
+        let arrives = Flow {
+            arrived: 100,
+            ..Flow::default()
+        };
+        let calm = Flow::default();
+        assert_eq!(
+            told_if(true, &[(arrives, &[]), (arrives, &[])]),
+            [false, true]
+        );
+        assert_eq!(
+            told_if(true, &[(arrives, &[]), (calm, &[])]),
             [false, false]
         );
     }
