@@ -135,7 +135,7 @@ fn three_units_share_the_work_and_none_is_missed() {
     cluster.unit_mut(1).start();
     wait_until_each_has_its_group(&cluster);
     clients.iter_mut().for_each(Conversation::go_on);
-    cluster.unit(2).tandemgw("drain gw-c").ok();
+    cluster.unit(0).tandemgw("drain gw-c").ok();
     wait_until_others_have_all(&cluster, 2);
     clients.iter_mut().for_each(Conversation::go_on);
     cluster.unit(2).tandemgw("maintenance off").ok();

@@ -154,8 +154,15 @@ fn a_drained_unit_has_no_group_and_forwards_nothing() {
     pair.start();
     let mut sessions = Conversations::start(&pair.lab);
     pair.a().wait_for_ready_peer();
-    let wrong = pair.a().tandemgw("drain gw-b").code(1);
-    assert!(wrong.stderr.contains("on gw-b"), "{}", wrong.stderr);
+    // The other unit, from here.
+    let said = pair.a().tandemgw("drain gw-b").ok().stdout;
+    assert!(said.starts_with("gw-b is drained"), "{said}");
+    assert_eq!(pair.a().peer()["maintenance"], true);
+    pair.b.tandemgw("maintenance off").ok();
+    wait_until("gw-b is in service", || {
+        pair.a().peer()["maintenance"] == false
+    });
+    pair.a().wait_for_ready_peer();
     let wrong = pair.a().tandemgw("drain gw-x").code(1);
     assert!(wrong.stderr.contains("no unit `gw-x`"), "{}", wrong.stderr);
     assert!(pair.a().is_primary());

@@ -158,7 +158,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take all groups off a unit and wait until no host sends there any more; to be run there
+    /// Take all groups off a unit, this one or another, and wait until no host sends there any more
     Drain {
         /// The node that is to be drained
         #[arg(value_name = "UNIT")]

@@ -22,7 +22,7 @@ pub fn set(socket: Option<&Path>, json: bool, state: OnOff, time: Option<&str>) 
     if for_s.is_some() && !on {
         return fail(EXIT_USAGE, "--for goes with `on` only");
     }
-    match ask(socket, on, for_s) {
+    match ask(socket, on, for_s, None) {
         Err(error) => fail(error.code(), error),
         Ok((done, status)) => match report(json, &done, &status, for_s) {
             Ok(()) => ExitCode::SUCCESS,
@@ -35,8 +35,10 @@ pub fn set(socket: Option<&Path>, json: bool, state: OnOff, time: Option<&str>) 
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
 /// Between two looks at the status.
 const LOOK: Duration = Duration::from_millis(100);
+/// For so long another unit forwards what hosts still send to it, and a bit more: its status is not seen from here.
+const STRAGGLERS: Duration = Duration::from_millis(2500);
 
-/// Begins the maintenance of this unit, which must be `unit`, and waits until it forwards nothing any longer.
+/// Begins the maintenance of `unit`, this one or a peer, and waits until it forwards nothing any longer.
 pub fn drain(socket: Option<&Path>, json: bool, unit: &str) -> ExitCode {
     match try_drain(socket, unit) {
         Err(error) => fail(error.code(), error),
@@ -62,12 +64,14 @@ fn try_drain(socket: Option<&Path>, unit: &str) -> Result<MaintenanceDone, Clien
     if before.node != unit {
         let is_peer = before.peers.iter().any(|peer| peer.name == unit);
         let node = before.node;
-        return Err(ClientError::Failed(match is_peer {
-            true => format!("this is {node}: run `tandemgw drain {unit}` on {unit}"),
-            false => format!("there is no unit `{unit}`: this is {node}"),
-        }));
+        return match is_peer {
+            true => drain_peer(socket, unit),
+            false => Err(ClientError::Failed(format!(
+                "there is no unit `{unit}`: this is {node}"
+            ))),
+        };
     }
-    let (done, mut status) = ask(socket, true, None)?;
+    let (done, mut status) = ask(socket, true, None, None)?;
     let until = clock::now() + DRAINED_WITHIN;
     let drains = |status: &Status| status.groups.iter().any(|it| it.draining == Some(true));
     while drains(&status) {
@@ -81,6 +85,19 @@ fn try_drain(socket: Option<&Path>, unit: &str) -> Result<MaintenanceDone, Clien
     Ok(done)
 }
 
+fn drain_peer(socket: Option<&Path>, unit: &str) -> Result<MaintenanceDone, ClientError> {
+    let (done, _) = ask(socket, true, None, Some(unit))?;
+    if !done.on {
+        return Err(ClientError::Failed(format!(
+            "{unit} has not begun a maintenance: if it runs an older release, run `tandemgw drain {unit}` there"
+        )));
+    }
+    if done.primary_of.is_empty() {
+        clock::sleep(STRAGGLERS);
+    }
+    Ok(done)
+}
+
 fn report_drained(json: bool, done: &MaintenanceDone) -> io::Result<()> {
     if json {
         return query::print_line(&serde_json::to_string(done)?);
@@ -88,7 +105,7 @@ fn report_drained(json: bool, done: &MaintenanceDone) -> io::Result<()> {
     let node = &done.node;
     writeln!(
         io::stdout().lock(),
-        "{node} is drained: standby of all groups, and no host sends to it; `tandemgw maintenance off` ends that"
+        "{node} is drained: standby of all groups, and no host sends to it; `tandemgw maintenance off` on it ends that"
     )
 }
 
@@ -97,10 +114,12 @@ fn ask(
     socket: Option<&Path>,
     on: bool,
     for_s: Option<u64>,
+    unit: Option<&str>,
 ) -> Result<(MaintenanceDone, Status), ClientError> {
     let mut client = Client::connect(socket, PATIENCE)?;
     let mut answer = None;
-    client.ask(&Request::Maintenance { on, for_s }, |line| {
+    let unit = unit.map(str::to_owned);
+    client.ask(&Request::Maintenance { on, for_s, unit }, |line| {
         answer = Some(parse::<MaintenanceDone>(line)?);
         Ok(())
     })?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::gateway::{Gateway, Role};
+use crate::flow::{GroupId, PeerId};
+use crate::gateway::{Cluster, Gateway, Role};
 use crate::ha::Maintenance;
 use crate::time::Time;
 
@@ -23,14 +24,30 @@ pub struct MaintenanceWait {
     on: bool,
     until: Option<f64>,
     deadline: Time,
+    /// Not this unit, but a peer of it.
+    peer: Option<PeerId>,
 }
 
 impl MaintenanceWait {
-    /// Begins or ends it; one that is under way gets another end.
+    /// Begins or ends that of this unit, or begins that of a peer.
     ///
     /// # Errors
     /// Why it can't.
-    pub fn begin(
+    pub fn of(
+        gateway: &mut Gateway,
+        shell: &ShellView,
+        unit: Option<String>,
+        wanted: (bool, Option<u64>),
+        now: Time,
+    ) -> Result<MaintenanceWait, Failure> {
+        match unit.filter(|unit| *unit != gateway.config().node.name) {
+            Some(unit) => MaintenanceWait::ask(gateway, &unit, wanted, now),
+            None => MaintenanceWait::begin(gateway, shell, wanted, now),
+        }
+    }
+
+    /// One of this unit that is under way gets another end.
+    fn begin(
         gateway: &mut Gateway,
         shell: &ShellView,
         (on, for_s): (bool, Option<u64>),
@@ -55,10 +72,68 @@ impl MaintenanceWait {
                 .and_then(|it| it.until)
                 .map(|at| since_1970(shell, at)),
             deadline: now + HANDOVER,
+            peer: None,
         })
     }
 
+    /// Has the peer of that name begin one.
+    fn ask(
+        gateway: &mut Gateway,
+        unit: &str,
+        (on, for_s): (bool, Option<u64>),
+        now: Time,
+    ) -> Result<MaintenanceWait, Failure> {
+        let peer = gateway.peers().find(|it| gateway.peer_name(*it) == unit);
+        let peer = peer.ok_or_else(|| super::bad_request(format!("there is no unit `{unit}`")))?;
+        if !on || for_s.is_some() {
+            let why = "of another unit a maintenance can only begin, without an end";
+            return Err(super::bad_request(why.to_owned()));
+        }
+        gateway
+            .ask_to_drain(now, peer)
+            .map_err(|error| Failure::new(ErrorCode::Refused, error.to_string()))?;
+        Ok(MaintenanceWait {
+            on,
+            until: None,
+            deadline: now + HANDOVER,
+            peer: Some(peer),
+        })
+    }
+
+    fn go_on_with_peer(
+        &self,
+        gateway: &Gateway,
+        peer: PeerId,
+        now: Time,
+        out: &mut String,
+    ) -> Progress {
+        let node = gateway.peer_name(peer);
+        let ha = gateway.cluster().map(Cluster::ha);
+        let own = |group: &GroupId| {
+            let view = ha.and_then(|ha| ha.group(now, *group));
+            view.is_some_and(|view| view.primary == Some(node))
+        };
+        let own: Vec<_> = gateway.groups().filter(own).collect();
+        let on = ha.and_then(|ha| ha.peer(now, peer));
+        let on = on.is_some_and(|view| view.maintenance);
+        if now < self.deadline && (!on || !own.is_empty()) {
+            return Progress::More;
+        }
+        let names = own.iter().map(|group| gateway.group_name(*group));
+        let done = MaintenanceDone {
+            node: node.to_owned(),
+            on,
+            until: None,
+            primary_of: names.map(str::to_owned).collect(),
+        };
+        write_line(out, &done);
+        Progress::Done
+    }
+
     pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) -> Progress {
+        if let Some(peer) = self.peer {
+            return self.go_on_with_peer(gateway, peer, now, out);
+        }
         let own = gateway
             .groups()
             .filter(|group| gateway.role_of(*group) == Role::Primary);

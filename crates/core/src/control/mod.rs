@@ -153,9 +153,8 @@ impl Answer {
                 let (group, to) = (group.as_deref(), to.as_deref());
                 Answer::Failover(Failover::begin(gateway, group, to, force, now)?)
             }
-            Request::Maintenance { on, for_s } => {
-                let wanted = (on, for_s);
-                Answer::Maintenance(MaintenanceWait::begin(gateway, shell, wanted, now)?)
+            Request::Maintenance { on, for_s, unit } => {
+                Answer::Maintenance(MaintenanceWait::of(gateway, shell, unit, (on, for_s), now)?)
             }
             Request::Reload => Answer::Reload(ReloadWait::Next),
             Request::HaGet { key } => {

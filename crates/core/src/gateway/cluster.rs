@@ -103,6 +103,7 @@ impl Cluster {
             sync::SyncEvent::HandoverReceived { peer, group, term } => {
                 self.ha.handle_handover(now, group, peer, term);
             }
+            sync::SyncEvent::DrainAsked(_) => self.ha.begin_maintenance(now),
             sync::SyncEvent::PeerKnown { .. }
             | sync::SyncEvent::PeerConfigDiffers(_)
             | sync::SyncEvent::PeerRefuses { .. }
@@ -386,6 +387,18 @@ impl Gateway {
             .ok_or(HandoverError::Standalone)?;
         self.check_health(now);
         Ok(())
+    }
+
+    /// Has a peer begin a maintenance, as an operator there would.
+    ///
+    /// # Errors
+    /// No stream leads to it.
+    pub fn ask_to_drain(&mut self, now: Time, peer: PeerId) -> Result<(), HandoverError> {
+        let asked = self.in_cluster(now, |cluster, _| cluster.sync.send_drain(peer));
+        match asked.ok_or(HandoverError::Standalone)? {
+            true => Ok(()),
+            false => Err(HandoverError::NoLink(self.peer_name(peer).to_owned())),
+        }
     }
 
     /// Before the start: the unit was in maintenance when it ended.

@@ -169,6 +169,10 @@ impl Gateway {
                 name(peer),
                 self.group_name(group)
             ),
+            sync::SyncEvent::DrainAsked(peer) => log::warn!(
+                "maintenance peer={} why=\"an operator asked for it on that unit\"",
+                name(peer)
+            ),
             // The election has it.
             sync::SyncEvent::HandoverReceived { .. }
             | sync::SyncEvent::Reached(..)

@@ -33,6 +33,14 @@ impl Ha {
         self.settings_changed(now);
     }
 
+    /// Begins a maintenance without an end; one that is under way goes on.
+    pub(crate) fn begin_maintenance(&mut self, now: Time) {
+        let since = now;
+        if self.maintenance.is_none() {
+            self.set_maintenance(now, Some(Maintenance { since, until: None }));
+        }
+    }
+
     /// The maintenance that is under way.
     pub fn maintenance(&self) -> Option<Maintenance> {
         self.maintenance

@@ -148,6 +148,7 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
             };
             Message::Refuse { group, reason, key }
         }
+        15 => Message::Drain,
         _ => Message::Unknown,
     })
 }
@@ -209,6 +210,7 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         }
         Message::OfferEnd { group } => write_group(out, 12, *group),
         Message::OfferTaken { group } => write_group(out, 13, *group),
+        Message::Drain => begin_frame(out, 15),
         Message::Refuse { group, reason, key } => {
             write_group(out, 14, *group);
             out.extend_from_slice(&[*reason as u8, u8::from(key.is_some())]);
@@ -718,6 +720,7 @@ mod tests {
                 Message::Offer { group: c, operations: &operations },
                 Message::OfferEnd { group: c },
                 Message::OfferTaken { group: c },
+                Message::Drain,
                 Message::Refuse { group: c, reason: Refusal::Conflict, key: None },
             ];
             let mut bytes = Vec::new();

@@ -113,6 +113,9 @@ pub enum Message<'a> {
         /// The key of its original direction.
         key: Option<FlowKey>,
     },
+    /// 15, nothing more: an operator asks by way of the sender that the receiver begins a maintenance. A unit that
+    /// does not know this passes over it.
+    Drain,
     /// Of a newer version.
     Unknown,
 }

@@ -104,6 +104,8 @@ pub enum SyncEvent {
     Reached(PeerId, SyncState),
     /// What this unit holds of a group, each time that it changes.
     Holds(GroupId, Holding),
+    /// An operator asks by way of a peer that this unit begins a maintenance.
+    DrainAsked(PeerId),
     /// A peer hands a group over; all that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
@@ -235,6 +237,16 @@ impl Replicator {
     /// Asks a peer to take over a group with `term`, after all that has changed until now.
     pub(crate) fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
         self.plan_handover(peer, group, Some(term));
+    }
+
+    /// Has a peer asked to begin a maintenance; returns whether a stream leads there.
+    pub(crate) fn send_drain(&mut self, peer: PeerId) -> bool {
+        let peer = self.peers.get_mut(peer.index());
+        let Some(peer) = peer.filter(|peer| peer.connected && peer.remote.is_some()) else {
+            return false;
+        };
+        peer.sender.drain = true;
+        true
     }
 
     /// Does not ask any more, if that was not sent yet: the handover has failed.

@@ -98,6 +98,8 @@ pub(super) struct Sender {
     pub(super) next_mark: Time,
     /// The terms of handovers that are to be sent after all changes.
     pub(super) handovers: Vec<Option<u64>>,
+    /// It is to be asked to begin a maintenance.
+    pub(super) drain: bool,
     /// There was more to send than the stream took.
     pub(super) blocked: bool,
 }
@@ -227,6 +229,7 @@ impl SyncPeer {
                 marks: vec![Mark::default(); groups],
                 next_mark: Time::ZERO,
                 handovers: vec![None; groups],
+                drain: false,
                 blocked: false,
             },
             receiver: Receiver {

@@ -133,6 +133,7 @@ impl Replicator {
                 self.handle_refuse(at, (group, reason, key), context);
             }
             Message::Handover { group, term } => self.handle_handover(at, group, term),
+            Message::Drain => (self.events).push_back(SyncEvent::DrainAsked(PeerId(at as u8))),
             Message::Unknown => {}
         }
         Ok(true)

@@ -144,6 +144,9 @@ impl Replicator {
         for group in receiver.taken.drain(..) {
             codec::encode(out, &Message::OfferTaken { group: group.0 });
         }
+        if std::mem::take(&mut self.peers[at].sender.drain) {
+            codec::encode(out, &Message::Drain);
+        }
     }
 
     /// Writes changes up to the limit; returns whether there are no more.

@@ -125,6 +125,9 @@ pub enum Request {
         /// It ends by itself after so many seconds.
         #[serde(default)]
         for_s: Option<u64>,
+        /// Another unit that is to begin one, without an end; without it, this unit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unit: Option<String>,
     },
     /// Reads the config file again. The answer is one [`ReloadDone`].
     Reload,
