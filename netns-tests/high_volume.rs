@@ -118,6 +118,8 @@ fn assert_own_addresses(cluster: &Cluster) {
 #[test]
 fn three_units_share_the_work_and_none_is_missed() {
     let mut cluster = high_volume();
+    // A unit that is drained writes that down.
+    cluster.edit("[node]", "[node]\nstate-directory = \"state\"");
     cluster.start();
     wait_until_each_has_its_group(&cluster);
     let _servers = LAN1.map(|address| line_server(&cluster.lab.lan1, address));

@@ -138,8 +138,13 @@ impl World {
             return;
         };
         let (mut out, gateway) = (String::new(), &mut self.0.units[unit]);
-        let mut answer =
-            Answer::begin((line, Right::Change), gateway, &shell(), self.0.now, &mut out);
+        let mut answer = Answer::begin(
+            (line, Right::Change),
+            gateway,
+            &shell(),
+            self.0.now,
+            &mut out,
+        );
         for _ in 0..16 {
             if answer.is_done() || out.len() > MOST_READ {
                 break;
