@@ -120,13 +120,12 @@ impl Pair {
         };
         pair.configure()?;
         pair.start(0)?;
+        // Of two that start together, the one that is ready first is primary, and that may be the second.
+        pair.wait_for_primary()?;
         if pair.settings.both {
             pair.start(1)?;
             pair.wait_for_pair()?;
         } else {
-            pair.wait("the first unit to be primary", |pair| {
-                Ok(pair.status(0)?["groups"][0]["role"] == "primary")
-            })?;
             // It comes up before it has read all routes.
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -248,6 +247,15 @@ impl Pair {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(start.elapsed())
+    }
+
+    fn wait_for_primary(&self) -> Result<Duration> {
+        self.wait("the first unit to be primary", |pair| {
+            match pair.settings.kind {
+                Kind::Tandemgw => Ok(pair.status(0)?["groups"][0]["role"] == "primary"),
+                Kind::Keepalived => keepalived::is_master(&pair.units[0].namespace),
+            }
+        })
     }
 
     fn wait_for_pair(&self) -> Result<()> {
