@@ -122,7 +122,7 @@ fn the_numbers_of_a_busy_connection_are_known_within_a_few_mebibytes() {
         let mut pair = Pair::new();
         let mut connection = Connection::open(&mut pair, &net, 40000);
         pair.exchange();
-        for _ in 0..20 {
+        for _ in 0..160 {
             connection.download(&mut pair, A, 500_000);
             pair.exchange();
         }
