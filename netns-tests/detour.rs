@@ -1,7 +1,7 @@
 //! What others do to the kernel's routing or to a port that keeps packets from the gateway, though all that the
 //! gateway has added is in place: it is told, and another unit takes over.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use testkit::system::process::wait_until;
 
@@ -124,12 +124,7 @@ fn another_unit_takes_over_from_one_whose_kernel_leads_packets_elsewhere() {
         let on_a = pair.a().is_primary();
         let unit = if on_a { pair.a() } else { pair.b() };
         unit.ns.sh(script);
-        let begin = Instant::now();
-        wait_until(&format!("after {script} the other unit is primary"), || {
-            let roles = [pair.a(), pair.b()].map(|unit| unit.is_primary());
-            roles == [!on_a, on_a]
-        });
-        let took = begin.elapsed();
+        let took = pair.wait_until_other_is_primary(on_a, script);
         assert!(took < WITHIN, "{script}: it took {took:?}");
         unit.ns.sh(undo);
         expect_no_fault(unit);

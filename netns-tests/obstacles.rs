@@ -109,12 +109,7 @@ fn another_unit_takes_over_from_one_whose_packets_are_stopped() {
         std::thread::sleep(Duration::from_millis(1200));
         let before = unit.log().len();
         unit.ns.sh(script);
-        let begin = Instant::now();
-        wait_until(&format!("after {script} the other unit is primary"), || {
-            let roles = [pair.a(), pair.b()].map(|unit| unit.is_primary());
-            roles == [!on_a, on_a]
-        });
-        let took = begin.elapsed();
+        let took = pair.wait_until_other_is_primary(on_a, script);
         assert!(took < WITHIN, "{script}: it took {took:?}");
         wait_until("hosts are served", || serves(&pair.lab));
         expect_fault(unit, word);

@@ -11,6 +11,8 @@
 //! gw-a has the higher priority and is started first. The synchronisation links go through switches of
 //! their own, so that a link can be cut with or without a loss of carrier.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::lab::{Lab, assign, make_bridge, plug, switch_port, wait_for_local_routes};
@@ -96,6 +98,17 @@ impl Pair {
     pub fn edit(&mut self, from: &str, to: &str) {
         self.lab.unit.edit(from, to);
         self.b.edit(from, to);
+    }
+
+    /// Waits until the unit takes over that is not primary now, and gives how long that took.
+    #[track_caller]
+    pub fn wait_until_other_is_primary(&self, on_a: bool, after: &str) -> Duration {
+        let begin = Instant::now();
+        wait_until(&format!("after {after} the other unit is primary"), || {
+            let roles = [self.a(), self.b()].map(|unit| unit.is_primary());
+            roles == [!on_a, on_a]
+        });
+        begin.elapsed()
     }
 
     /// Another key for gw-b, unknown to gw-a.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Setup, last};
-use crate::pair::{CLIENTS, Kind, SERVER};
-use crate::takeover::{Echo, PORT};
+use crate::pair::{Kind, SERVER};
+use crate::takeover::{Echo, PORT, open_sessions};
 use crate::{Figure, Options, Target};
 use testkit::system::worker::{Result, Worker};
 
@@ -24,22 +24,7 @@ struct Clients {
 
 impl Clients {
     fn start(cluster: &Cluster) -> Result<Clients> {
-        let at = format!("{SERVER}:{PORT}");
-        let mut server = cluster.server.worker(&["tcp-echo-server", &at], None)?;
-        server.line()?;
-        let (count, rate) = (SESSIONS.to_string(), RATE.to_string());
-        let arguments = [
-            "sessions",
-            &at,
-            "--sources",
-            CLIENTS,
-            "--count",
-            &count,
-            "--rate",
-            &rate,
-        ];
-        let mut client = cluster.client.worker(&arguments, None)?;
-        client.line()?;
+        let (client, server) = open_sessions(&cluster.client, &cluster.server, SESSIONS, RATE)?;
         std::thread::sleep(Duration::from_secs(1));
         Ok(Clients {
             client,

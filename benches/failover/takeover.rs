@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::pair::{CLIENTS, Event, Kind, Pair, SERVER, Settings};
 use crate::workers::monotonic;
 use crate::{Figure, Options, Target};
-use testkit::system::worker::Result;
+use testkit::system::namespace::Namespace;
+use testkit::system::worker::{Result, Worker};
 
 /// The port of the echo servers.
 pub const PORT: u16 = 7;
@@ -190,22 +191,8 @@ pub fn sessions(options: &Options, folder: &Path, while_opening: bool) -> Result
 }
 
 fn lost_sessions(pair: &mut Pair, count: usize, while_opening: bool) -> Result<Value> {
-    let at = format!("{SERVER}:{PORT}");
-    let mut server = pair.server.worker(&["tcp-echo-server", &at], None)?;
-    server.line()?;
-    let (count, rate) = (count.to_string(), SESSION_RATE.to_string());
-    let arguments = [
-        "sessions",
-        &at,
-        "--sources",
-        CLIENTS,
-        "--count",
-        &count,
-        "--rate",
-        &rate,
-    ];
-    let mut client = pair.client.worker(&arguments, None)?;
-    client.line()?;
+    let rate = SESSION_RATE;
+    let (mut client, _server) = open_sessions(&pair.client, &pair.server, count, rate)?;
     if while_opening {
         std::thread::sleep(Duration::from_millis(1500));
         pair.fire(Event::Power)?;
@@ -217,4 +204,31 @@ fn lost_sessions(pair: &mut Pair, count: usize, while_opening: bool) -> Result<V
     // As at once as a machine can notice it: those that are idle have nothing to fear.
     client.tell("go")?;
     client.json()
+}
+
+/// Begins to open TCP sessions of two clients with the same source ports, `rate` a second; the processes of the
+/// clients and of the server.
+pub fn open_sessions(
+    client: &Namespace,
+    server: &Namespace,
+    count: usize,
+    rate: usize,
+) -> Result<(Worker, Worker)> {
+    let at = format!("{SERVER}:{PORT}");
+    let mut server = server.worker(&["tcp-echo-server", &at], None)?;
+    server.line()?;
+    let (count, rate) = (count.to_string(), rate.to_string());
+    let arguments = [
+        "sessions",
+        &at,
+        "--sources",
+        CLIENTS,
+        "--count",
+        &count,
+        "--rate",
+        &rate,
+    ];
+    let mut client = client.worker(&arguments, None)?;
+    client.line()?;
+    Ok((client, server))
 }

@@ -196,15 +196,12 @@ impl Obstacles {
         }
         let is_new_program = has_program && before.is_some_and(|it| !it.has_xdp);
         let program = is_new_program.then_some(Cause::Program(link));
-        let was_there = |queue: &Queue| {
-            let mut before = self.queues.iter();
-            before.any(|it| (it.link, &it.kind) == (queue.link, &queue.kind))
-        };
+        let was_there = |queue: &Queue| find(&self.queues, queue.link, &queue.kind).is_some();
         let of_port = look.queues.iter().filter(|queue| queue.link == link);
+        let mut of_port = of_port.filter(|queue| queue.is_filter && !was_there(queue));
         let filter = of_port
-            .filter(|queue| queue.is_filter && !was_there(queue))
-            .map(|queue| Cause::Queue(link, queue.kind.clone()))
-            .next();
+            .next()
+            .map(|queue| Cause::Queue(link, queue.kind.clone()));
         match program.or(filter) {
             Some(cause) if self.fed.contains(&port) => drop(self.new.insert(port, (cause, 0))),
             _ => {}
@@ -221,7 +218,7 @@ impl Obstacles {
             let still_there = match &obstacle.cause {
                 Cause::Chain => look.chain.is_some(),
                 Cause::Program(link) => look.traffic.get(link).is_some_and(|it| it.has_xdp),
-                Cause::Queue(link, kind) => look.has_queue(*link, kind),
+                Cause::Queue(link, kind) => find(look.queues, *link, kind).is_some(),
                 Cause::Unknown => obstacle.looks < UNKNOWN_FOR,
             };
             let passes = match obstacle.is_inward {
@@ -256,11 +253,6 @@ impl Obstacles {
 }
 
 impl Look<'_> {
-    fn has_queue(&self, link: u32, kind: &str) -> bool {
-        let mut queues = self.queues.iter();
-        queues.any(|queue| queue.link == link && queue.kind == kind)
-    }
-
     /// What stops the packets of a port, if all of them are stopped.
     fn cause(&self, links: [u32; 2], flow: Flow) -> Option<(Cause, String)> {
         let of_port = self.more.iter().filter(|queue| links.contains(&queue.link));
@@ -328,11 +320,15 @@ fn more(now: &BTreeMap<u32, Traffic>, before: &BTreeMap<u32, Traffic>, link: u32
     }
 }
 
+fn find<'a>(queues: &'a [Queue], link: u32, kind: &str) -> Option<&'a Queue> {
+    let mut queues = queues.iter();
+    queues.find(|queue| queue.link == link && queue.kind == kind)
+}
+
 /// By how much the counters of queues have grown; those that were not there before began with 0.
 fn grown(now: &[Queue], before: &[Queue]) -> Vec<Queue> {
     let difference = |queue: &Queue| {
-        let mut before = before.iter();
-        let same = before.find(|it| (it.link, &it.kind) == (queue.link, &queue.kind));
+        let same = find(before, queue.link, &queue.kind);
         let (passed, dropped) = same.map_or((0, 0), |it| (it.passed, it.dropped));
         Queue {
             passed: queue.passed.saturating_sub(passed),
