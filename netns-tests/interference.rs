@@ -75,10 +75,15 @@ impl Siege {
     /// Waits until both families pass the gateway.
     #[track_caller]
     pub fn expect_service(&self, when: &str) {
+        self.expect_service_within(REPAIRED_WITHIN, when);
+    }
+
+    #[track_caller]
+    pub fn expect_service_within(&self, limit: Duration, when: &str) {
         let begin = Instant::now();
         wait_until(&format!("{when} the gateway serves"), || self.serves());
         let took = begin.elapsed();
-        assert!(took < REPAIRED_WITHIN, "{when}: it took {took:?}");
+        assert!(took < limit, "{when}: it took {took:?}");
     }
 
     /// Does something to the machine that the gateway must put right, saying `word`.
