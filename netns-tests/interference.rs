@@ -292,6 +292,11 @@ fn tun_devices_come_back() {
         ("ip link set tgw-lan txqueuelen 0", "the queue of tgw-lan"),
         ("ip link del tgw-lan", "device=tgw-lan"),
         ("ip link del tgw-wan; ip link del tgw-lan", "device=tgw-wan"),
+        // What is put right before something else fails is told too.
+        (
+            "ip rule del priority 7700; ip link del tgw-lan",
+            "7700: iif eth0",
+        ),
         (
             "ip netns add away; ip link set tgw-lan netns away; ip netns del away",
             "device=tgw-lan",

@@ -250,6 +250,34 @@ fn repairs_what_the_kernel_drops() {
     });
 }
 
+/// The kernel drops routes of an interface by itself. That is no excuse for what somebody does at the same time.
+#[test]
+fn what_somebody_changed_is_told_from_what_the_kernel_dropped() {
+    in_namespace(
+        "what_somebody_changed_is_told_from_what_the_kernel_dropped",
+        || {
+            let _hosts = lab();
+            let config = config();
+            let tuns = tuns();
+            let mut steering = set_up(&config, &tuns).unwrap();
+            repair(&mut steering).unwrap();
+            ip("link set tgw-lan name elsewhere");
+            ip("rule del priority 7700");
+            ip("addr del 10.77.1.2/24 dev lan");
+            steering.disturb(Disturbance::Port(PortId(0)));
+            steering.disturb(Disturbance::Expected(PortId(0)));
+            let (restored, result) = steering.repair_some();
+            result.unwrap();
+            let what = restored.what.join(", ");
+            assert!(what.contains("the name of tgw-lan"), "{restored:?}");
+            assert!(what.contains("rule 7700: iif lan"), "{restored:?}");
+            let by_kernel = restored.by_kernel.join(", ");
+            assert!(by_kernel.contains("10.77.1.0/24"), "{restored:?}");
+            steering.remove().unwrap();
+        },
+    );
+}
+
 /// Repairs everything that may be broken; returns what was.
 fn repair(steering: &mut Steering) -> Result<Vec<String>, SetupError> {
     steering.disturb(Disturbance::All);
@@ -259,8 +287,9 @@ fn repair(steering: &mut Steering) -> Result<Vec<String>, SetupError> {
     steering.disturb(Disturbance::KernelRules);
     let mut restored = Vec::new();
     while steering.is_disturbed() {
-        let Restored { what, .. } = steering.repair_some().map_err(|(_, error)| error)?;
+        let (Restored { what, .. }, result) = steering.repair_some();
         restored.extend(what);
+        result?;
     }
     Ok(restored)
 }

@@ -221,14 +221,14 @@ impl Steering {
             let Some(device) = survey.links.values().find(|link| link.index == port.tun) else {
                 return Err(SetupError::NoTun(port.tun_name.clone()));
             };
-            parameters::prepare(netlink, port, device, &plan.families)?;
+            parameters::prepare(netlink, port, device, &plan.families, &mut Vec::new())?;
             for route in port.tun_routes(&plan.families) {
                 ensure_route(netlink, survey, &route)?;
             }
             let Some(link) = survey.links.get(&port.interface) else {
                 return Err(SetupError::NoInterface(port.interface.clone()));
             };
-            parameters::prepare_port(netlink, port, link)?;
+            parameters::prepare_port(netlink, port, link, &mut Vec::new())?;
             link_local::ensure(netlink, port, link, &survey.addresses);
             for route in port.network_routes(&plan.families, link, &survey.addresses, |_| true) {
                 ensure_route(netlink, survey, &route)?;

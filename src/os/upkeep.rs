@@ -369,14 +369,16 @@ impl Keeper {
         if !self.steering.is_disturbed() || self.truce.is_some() {
             return;
         }
-        match self.steering.repair_some() {
-            Ok(restored) if restored.what.is_empty() => {}
-            Ok(restored) => {
-                self.note_restored(now, &restored);
-                self.tell(Report::Restored(restored));
-            }
-            Err((Some(port), SetupError::NoTun(name))) => self.reopen_tun(port, &name),
-            Err((port, error)) => {
+        let (restored, result) = self.steering.repair_some();
+        let port = restored.port;
+        if !restored.is_empty() {
+            self.note_restored(now, &restored);
+            self.tell(Report::Restored(restored));
+        }
+        match (port, result) {
+            (_, Ok(())) => {}
+            (Some(port), Err(SetupError::NoTun(name))) => self.reopen_tun(port, &name),
+            (port, Err(error)) => {
                 self.failed.extend(port);
                 self.tell(Report::NotRepaired(port, error));
             }
@@ -405,14 +407,15 @@ impl Keeper {
     /// Records what was restored. If the same thing was restored just before, pauses repairs for a
     /// moment.
     fn note_restored(&mut self, now: Time, restored: &Restored) {
+        let mut what = restored.what.clone();
+        what.extend_from_slice(&restored.by_kernel);
         let last = self.restored.get(&restored.port);
         let is_again = last.is_some_and(|(at, before)| {
-            now.since(*at) < FIGHT && restored.what.iter().any(|what| before.contains(what))
+            now.since(*at) < FIGHT && what.iter().any(|what| before.contains(what))
         });
         if is_again {
             self.truce = Some(now + TRUCE);
         }
-        let what = restored.what.clone();
         self.restored.insert(restored.port, (now, what));
     }
 

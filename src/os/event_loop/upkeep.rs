@@ -102,10 +102,13 @@ impl Shell {
 
     fn tell_restored(&self, restored: &Restored) {
         let port = self.name_of(restored.port);
-        let what = restored.what.join(", ");
-        if restored.is_expected {
+        let list = |what: &[String]| what.join(", ");
+        if !restored.by_kernel.is_empty() {
+            let what = list(&restored.by_kernel);
             log::info!("steering restored port={port} what={}", InQuotes(&what));
-        } else {
+        }
+        if !restored.what.is_empty() {
+            let what = list(&restored.what);
             log::warn!(
                 "steering restored port={port} what={} why=\"somebody else removed or changed it\"",
                 InQuotes(&what)

@@ -26,15 +26,15 @@ const TUN_MTU: u32 = 65_535;
 /// Requests for a neighbour: the kernel's default.
 const REQUESTS: u32 = 3;
 
-/// Sets the state of the TUN device of `port`, and returns what was wrong. Parameters come first: a
+/// Sets the state of the TUN device of `port`, and notes what was wrong. Parameters come first: a
 /// device that is set up before them gives itself an address.
 pub(super) fn prepare(
     netlink: &mut Netlink,
     port: &PortPlan,
     tun: &KernelLink,
     families: &[Family],
-) -> Result<Vec<String>, SetupError> {
-    let mut changed = Vec::new();
+    changed: &mut Vec<String>,
+) -> Result<(), SetupError> {
     if tun.name != port.tun_name {
         netlink.rename_link(tun.index, &port.tun_name)?;
         changed.push(format!(
@@ -92,16 +92,16 @@ pub(super) fn prepare(
     if !tun.admin_up {
         changed.push(format!("up: {}", port.tun_name));
     }
-    Ok(changed)
+    Ok(())
 }
 
-/// Sets what the interface of a port needs, and returns what was wrong.
+/// Sets what the interface of a port needs, and notes what was wrong.
 pub(super) fn prepare_port(
     netlink: &mut Netlink,
     port: &PortPlan,
     link: &KernelLink,
-) -> Result<Vec<String>, SysctlError> {
-    let mut changed = Vec::new();
+    changed: &mut Vec<String>,
+) -> Result<(), SysctlError> {
     for (family, device, key) in switched_off(port) {
         let value = sysctl::get(family, device, key)?;
         if value.is_none_or(|value| value == 0) {
@@ -118,7 +118,7 @@ pub(super) fn prepare_port(
             changed.push(format!("{MCAST_SOLICIT} of {}", port.interface));
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// The families in which the kernel is told to ask for no neighbours on the port: it would reach no host.

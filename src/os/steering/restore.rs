@@ -44,14 +44,21 @@ pub enum Disturbance {
 }
 
 /// What was restored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// The port that it was missing at; none if it concerns all.
     pub port: Option<PortId>,
-    /// What was missing.
+    /// What somebody had removed or changed.
     pub what: Vec<String>,
-    /// The kernel dropped it by itself: nobody removed it.
-    pub is_expected: bool,
+    /// What the kernel had dropped by itself.
+    pub by_kernel: Vec<String>,
+}
+
+impl Restored {
+    /// Whether nothing was missing.
+    pub fn is_empty(&self) -> bool {
+        self.what.is_empty() && self.by_kernel.is_empty()
+    }
 }
 
 /// Packets that the barrier has stopped, as far as known: its counters start at 0 each time it is
@@ -126,42 +133,36 @@ impl Steering {
         *kernel_rules || !ports.is_empty() || !addresses.is_empty()
     }
 
-    /// Checks one of the items that may be gone, restores it if it is, and reports it.
+    /// Checks one of the items that may be gone, restores it if it is, and reports it: also what was restored before
+    /// the kernel refused something.
     ///
     /// # Errors
     /// [`SetupError::NoTun`] if the TUN device of that port is gone: make it again and call
-    /// [`replace_tun`](Self::replace_tun). Otherwise the kernel's refusal. The error names the
-    /// port.
-    pub fn repair_some(&mut self) -> Result<Restored, (Option<PortId>, SetupError)> {
-        let restored = |port, what| Restored {
-            port,
-            what,
-            is_expected: false,
-        };
+    /// [`replace_tun`](Self::replace_tun). Otherwise the kernel's refusal.
+    pub fn repair_some(&mut self) -> (Restored, Result<(), SetupError>) {
+        let mut restored = Restored::default();
+        let result = self.repair_into(&mut restored);
+        (restored, result)
+    }
+
+    fn repair_into(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
         if std::mem::take(&mut self.repairs.kernel_rules) {
-            return match self.restore_kernel_rules() {
-                Ok(what) => Ok(restored(None, what)),
-                Err(error) => Err((None, error.into())),
-            };
+            return Ok(self.restore_kernel_rules(&mut restored.what)?);
         }
         if let Some((port, is_expected)) = self.repairs.ports.pop_front() {
+            restored.port = Some(port);
             self.restore_spread(port);
-            let what = self.restore(port).map_err(|error| (Some(port), error))?;
-            if !what.is_empty() || is_expected {
+            let result = self.restore(port, is_expected, restored);
+            if !restored.is_empty() || is_expected {
                 self.disturb(Disturbance::Addresses(port));
             }
-            return Ok(Restored {
-                is_expected,
-                ..restored(Some(port), what)
-            });
+            return result;
         }
-        let Some((port, from)) = self.repairs.addresses.pop_front() else {
-            return Ok(restored(None, Vec::new()));
-        };
-        match self.restore_addresses(port, from) {
-            Ok(what) => Ok(restored(Some(port), what)),
-            Err(error) => Err((Some(port), error.into())),
+        if let Some((port, from)) = self.repairs.addresses.pop_front() {
+            restored.port = Some(port);
+            self.restore_addresses(port, from, &mut restored.what)?;
         }
+        Ok(())
     }
 
     /// Removes a route that somebody has added to one of our tables, where it may take precedence
@@ -250,43 +251,67 @@ impl Steering {
         }
     }
 
-    fn restore(&mut self, port: PortId) -> Result<Vec<String>, SetupError> {
+    fn restore(
+        &mut self,
+        port: PortId,
+        is_expected: bool,
+        restored: &mut Restored,
+    ) -> Result<(), SetupError> {
         let Some(index) = self.plan.ports.iter().position(|plan| plan.id == port) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         let link = self.attach(index)?;
+        let Restored {
+            what, by_kernel, ..
+        } = restored;
+        self.restore_way(index, what)?;
+        // Of these the kernel drops some by itself: nobody removed them.
+        let what = if is_expected { by_kernel } else { what };
+        link.map_or(Ok(()), |link| self.restore_interface(index, &link, what))
+    }
+
+    /// Rule, table and TUN device of a port, in the order in which a start adds them.
+    fn restore_way(&mut self, index: usize, restored: &mut Vec<String>) -> Result<(), SetupError> {
         let Steering { netlink, plan, .. } = self;
         let (port, families) = (&plan.ports[index], &plan.families);
-        let mut restored = Vec::new();
-        // In the order in which a start adds them.
         for family in families {
-            put_back_route(netlink, port, &port.blackhole(*family), &mut restored)?;
-            put_back_rule(netlink, &port.rule(*family), &mut restored)?;
+            put_back_route(netlink, port, &port.blackhole(*family), restored)?;
+            put_back_rule(netlink, &port.rule(*family), restored)?;
         }
         let Some(device) = netlink.link_at(port.tun)? else {
             return Err(SetupError::NoTun(port.tun_name.clone()));
         };
-        restored.extend(parameters::prepare(netlink, port, &device, families)?);
+        parameters::prepare(netlink, port, &device, families, restored)?;
         for family in families {
-            put_back_route(netlink, port, &port.default_route(*family), &mut restored)?;
+            put_back_route(netlink, port, &port.default_route(*family), restored)?;
         }
-        if let Some(link) = &link {
-            restored.extend(parameters::prepare_port(netlink, port, link)?);
-            let addresses = netlink.addresses_of(link.index)?;
-            let made = link_local::ensure(netlink, port, link, &addresses);
-            restored.extend(made.map(|addr| format!("address {addr} of {}", port.interface)));
-            let is_routed = |network: &IpNet| is_on_link(netlink, network, link.index);
-            let routes = port.network_routes(families, link, &addresses, is_routed);
-            for route in routes {
-                put_back_route(netlink, port, &route, &mut restored)?;
-            }
-            for family in families.iter().filter(|family| can_carry(link, **family)) {
-                if forward(*family, &port.interface)? {
-                    restored.push(format!("forwarding of {}", port.interface));
-                }
+        Ok(())
+    }
+
+    /// What the interface of a port needs.
+    fn restore_interface(
+        &mut self,
+        index: usize,
+        link: &KernelLink,
+        restored: &mut Vec<String>,
+    ) -> Result<(), SetupError> {
+        let Steering { netlink, plan, .. } = self;
+        let (port, families) = (&plan.ports[index], &plan.families);
+        parameters::prepare_port(netlink, port, link, restored)?;
+        let addresses = netlink.addresses_of(link.index)?;
+        let made = link_local::ensure(netlink, port, link, &addresses);
+        restored.extend(made.map(|addr| format!("address {addr} of {}", port.interface)));
+        let is_routed = |network: &IpNet| is_on_link(netlink, network, link.index);
+        let routes = port.network_routes(families, link, &addresses, is_routed);
+        for route in routes {
+            put_back_route(netlink, port, &route, restored)?;
+        }
+        for family in families.iter().filter(|family| can_carry(link, **family)) {
+            if forward(*family, &port.interface)? {
+                restored.push(format!("forwarding of {}", port.interface));
             }
         }
-        Ok(restored)
+        Ok(())
     }
 
     /// Finds the interface of a port, and gives its number to the barrier. None if there is no
@@ -330,28 +355,31 @@ impl Steering {
         });
     }
 
-    fn restore_addresses(&mut self, id: PortId, from: usize) -> Result<Vec<String>, NetlinkError> {
+    fn restore_addresses(
+        &mut self,
+        id: PortId,
+        from: usize,
+        restored: &mut Vec<String>,
+    ) -> Result<(), NetlinkError> {
         let Steering { netlink, plan, .. } = self;
         let Some(port) = plan.ports.iter().find(|port| port.id == id) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         let until = (from + ROUTES_PER_STEP).min(port.addresses.len());
         let addresses = port.addresses.get(from..until).unwrap_or_default();
-        let mut restored = Vec::new();
         let wanted = |address: &&IpNet| plan.families.contains(&net_family(address));
         for address in addresses.iter().filter(wanted) {
-            put_back_route(netlink, port, &port.address_route(*address), &mut restored)?;
+            put_back_route(netlink, port, &port.address_route(*address), restored)?;
         }
         if until < port.addresses.len() {
             self.repairs.addresses.push_back((id, until));
         }
-        Ok(restored)
+        Ok(())
     }
 
     /// `ip rule flush` removes the kernel's own rules too, and with them all routing. Those that were
     /// there at the start come back, unless another rule leads to the same table.
-    fn restore_kernel_rules(&mut self) -> Result<Vec<String>, NetlinkError> {
-        let mut restored = Vec::new();
+    fn restore_kernel_rules(&mut self, restored: &mut Vec<String>) -> Result<(), NetlinkError> {
         for family in self.plan.families.clone() {
             let rules = self.netlink.rules(family)?;
             for wanted in self
@@ -363,11 +391,11 @@ impl Steering {
                     .iter()
                     .any(|rule| rule.table == wanted.table && is_for_all(rule))
                 {
-                    put_back_rule(&mut self.netlink, wanted, &mut restored)?;
+                    put_back_rule(&mut self.netlink, wanted, restored)?;
                 }
             }
         }
-        Ok(restored)
+        Ok(())
     }
 }
 
