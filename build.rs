@@ -1,5 +1,5 @@
-//! Makes the man pages from the definition of the command line, in `OUT_DIR`, and puts the shell completion
-//! beside them; `scripts/package` takes them from there.
+//! Makes the man pages from the definition of the command line, in `OUT_DIR`, and puts the shell
+//! completion beside them; `scripts/package` takes them from there.
 
 use std::error::Error;
 use std::fs;
@@ -13,7 +13,7 @@ use clap_mangen::Man;
 #[path = "src/cli/args.rs"]
 mod args;
 
-/// What the definition of the command line does not say.
+/// Sections that the definition of the command line lacks.
 const SECTIONS: &str = r#".SH "EXIT STATUS"
 .TP
 0
@@ -58,7 +58,7 @@ NOTIFY_SOCKET, WATCHDOG_USEC, JOURNAL_STREAM
 Set by \fBsystemd\fR(1).
 "#;
 
-/// What to do with a command, and what to type for it.
+/// A command's purpose, and examples of it.
 type Examples = (&'static str, &'static [(&'static str, &'static str)]);
 
 const EXAMPLES: &[Examples] = &[

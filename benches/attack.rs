@@ -1,8 +1,9 @@
-//! What attacks cost a host that does nothing wrong: its loss and its delays, beside those without the attack.
+//! The cost of attacks for a host that does nothing wrong: its loss and its delays, beside those
+//! without the attack.
 //!
-//! `cargo bench --bench attack [-- ROUNDS]`; root, or in `unshare -rn`. In each round all attacks take turns with
-//! a quiet time, so that a busy machine is as busy for all of them; the median of the rounds is
-//! printed.
+//! `cargo bench --bench attack [-- ROUNDS]`; root, or in `unshare -rn`. In each round all attacks
+//! take turns with a quiet time, so that a busy machine is as busy for all of them; the median of
+//! the rounds is printed.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the victim has seen.
+/// The victim's packets.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     loss: f64,
@@ -132,7 +133,8 @@ fn measure_in(folder: &Path, rounds: usize) -> Result<BTreeMap<&'static str, Vec
     Ok(seen)
 }
 
-/// Victim and attacker on one link, the gateway, a server, and the link to a peer that is not there.
+/// Victim and attacker on one link, the gateway, a server, and the link to a peer that is not
+/// there.
 struct Lab {
     victim: Namespace,
     attacker: Namespace,

@@ -1,5 +1,5 @@
-//! Instructions a packet, counted by valgrind, so that a machine under load gives the same numbers as
-//! an idle one: `cargo bench --bench instructions`.
+//! Instructions a packet, counted by valgrind, so that a machine under load gives the same numbers
+//! as an idle one: `cargo bench --bench instructions`.
 
 use std::fs;
 use std::hint::black_box;

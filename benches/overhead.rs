@@ -1,5 +1,5 @@
-//! What metrics, watchdog and control socket cost a packet: instructions of the whole process, counted by
-//! valgrind, with all of them off and with all of them on.
+//! The cost of metrics, watchdog and control socket for a packet: instructions of the whole
+//! process, counted by valgrind, with all of them off and with all of them on.
 //!
 //! `cargo bench --bench overhead`; root, or in `unshare -rn`.
 
@@ -15,9 +15,9 @@ use clap::Parser;
 use testkit::system::datapath::{Forwarder, Lab, Launch, SERVER};
 use testkit::system::worker::Result;
 
-/// Traffic: packets that come together, packets a second (slow enough for valgrind, so that those that
-/// come together are one turn of the loop), packets of a short and of a long run, whose difference is
-/// without start and end.
+/// Traffic: packets that come together, packets a second (slow enough for valgrind, so that those
+/// that come together are one turn of the loop), packets of a short and of a long run, whose
+/// difference is without start and end.
 const LOADS: [(u64, u64, [u64; 2]); 2] = [(1, 3000, [3000, 23_000]), (64, 12_800, [6400, 134_400])];
 /// The best of this many runs; they differ in how the packets fall into turns.
 const ROUNDS: usize = 4;

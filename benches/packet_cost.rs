@@ -1,5 +1,6 @@
-//! What a packet and a session cost, in nanoseconds of CPU and bytes, with few sessions and with a million:
-//! `cargo bench --bench packet_cost`. All of the gateway is in it: NAT, policies, timeouts.
+//! The cost of a packet and a session, in nanoseconds of CPU and bytes, with few sessions and with
+//! a million: `cargo bench --bench packet_cost`. `cargo bench --bench packet_cost`. All of the
+//! gateway is in it: NAT, policies, timeouts.
 
 use std::fs;
 use std::hint::black_box;

@@ -1,5 +1,5 @@
-//! What metrics cost: a scrape with a million sessions, and what the event loop does for them each turn
-//! whether or not anybody scrapes: `cargo bench --bench scrape`.
+//! The cost of metrics: a scrape with a million sessions, and the work of the event loop for them
+//! each turn whether or not anybody scrapes: `cargo bench --bench scrape`.
 
 use std::hint::black_box;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use testkit::packets::udp;
 const SESSIONS: u32 = 1_000_000;
 const SCRAPES: u32 = 1000;
 const TURNS: u32 = 1_000_000;
-/// What the event loop reads from a port in a turn at most.
+/// Packets that the event loop reads from a port in a turn at most.
 const PACKETS_A_TURN: f64 = 64.0;
 
 fn main() {
@@ -90,8 +90,8 @@ fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times[times.len() * percent / 100]
 }
 
-/// Measures what a turn pays for the histogram: an observation, and a reading of the clock if it does
-/// not read it anyway, which it does before each wait.
+/// Measures what a turn pays for the histogram: an observation, and a reading of the clock if it
+/// does not read it anyway, which it does before each wait.
 fn turn() {
     let mut turns = Histogram::default();
     let began = clock::now();

@@ -1,7 +1,7 @@
-//! What replication costs, in memory: `cargo bench --bench sync -- [SESSIONS]`, default 1 000 000.
+//! The cost of replication, in memory: `cargo bench --bench sync -- [SESSIONS]`, default 1 000 000.
 //!
-//! Two replicators in one process, with a copy in between and no transport. Best of a few rounds where
-//! the thing can be repeated.
+//! Two replicators in one process, with a copy in between and no transport. Best of a few rounds
+//! where the thing can be repeated.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-/// What the gateway pays on each change.
+/// The gateway's cost on each change.
 fn hooks(a: &mut Unit, sessions: u32) {
     let before = resident();
     let mut ids = Vec::with_capacity(sessions as usize);

@@ -1,4 +1,4 @@
-//! What the connections to a peer cost: `cargo bench --bench transport`.
+//! The cost of the connections to a peer: `cargo bench --bench transport`.
 //!
 //! Two transports in one thread over the loopback interface, so that the figures hold both ends.
 #![allow(clippy::unwrap_used)]

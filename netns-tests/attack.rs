@@ -76,7 +76,8 @@ impl Flood {
     }
 }
 
-/// Initials for both units, from the address of the other one, as somebody at their switch sends them.
+/// Initials for both units, from the address of the other one, as somebody at their switch sends
+/// them.
 fn frames_for_links(pair: &Pair, initials: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let macs = [pair.a(), pair.b()].map(|unit| unit.ns.mac("sync0"));
     let addresses = [[10, 77, 9, 1], [10, 77, 9, 2]];

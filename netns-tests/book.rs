@@ -1,4 +1,5 @@
-//! The commands of the book, as written: each code block marked `sh lab` of a page, one after the other.
+//! The commands of the book, as written: each code block marked `sh lab` of a page, one after the
+//! other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,7 +57,7 @@ fn lab_runs_the_examples() {
     }
 }
 
-/// What programs read: no field is missing from the chapter about the commands.
+/// The JSON that programs read: the chapter about the commands has every field.
 #[test]
 fn json_has_the_fields_that_the_book_tells_of() {
     let page = fs::read_to_string(Path::new(ROOT).join("docs/cli.md")).expect("the page");

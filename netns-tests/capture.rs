@@ -1,4 +1,4 @@
-//! What passes an interface, as text lines of tcpdump.
+//! Watches the packets of an interface, as text lines of tcpdump.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -12,8 +12,8 @@ use testkit::system::process::{PATIENCE, Process};
 
 /// A running capture.
 ///
-/// socat takes the frames off the interface, and tcpdump, which refuses to work in an ordinary user's
-/// namespace, reads them from a pipe outside of it.
+/// socat takes the frames off the interface, and tcpdump, which refuses to work in an ordinary
+/// user's namespace, reads them from a pipe outside of it.
 pub struct Capture {
     socat: Process,
     tcpdump: Process,
@@ -61,7 +61,7 @@ impl Capture {
             .expect_stdout(&what, |line| parts.iter().all(|part| line.contains(part)))
     }
 
-    /// What it has seen until now.
+    /// The packets seen so far.
     pub fn seen(&self) -> String {
         self.tcpdump.stdout()
     }

@@ -1,4 +1,4 @@
-//! What a command says when there is no gateway to ask, or the wrong one: one line, and an exit code.
+//! Commands without a gateway to ask, or with the wrong one: one line, and an exit code.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,8 @@ use crate::lab::Lab;
 use crate::pair::Pair;
 use testkit::system::process::Finished;
 
-/// Runs `status` with that socket; the exit code must be `code`, and stderr one line, which is given.
+/// Runs `status` with that socket; the exit code must be `code`, and stderr one line, which is
+/// given.
 #[track_caller]
 fn refused(lab: &Lab, socket: &str, code: i32) -> String {
     let arguments = if socket.is_empty() {

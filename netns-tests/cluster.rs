@@ -23,7 +23,7 @@ use testkit::system::process::{Process, wait_until};
 
 const NAMES: [&str; 4] = ["gw-a", "gw-b", "gw-c", "gw-d"];
 
-/// What all units have: datagrams that nobody answers are sessions for as long as a test lasts.
+/// The config of all units: datagrams that nobody answers are sessions for as long as a test lasts.
 const COMMON: &str = "
 [limits]
 tcp-pickup = false
@@ -102,7 +102,8 @@ impl Cluster {
         (0..self.len()).for_each(|n| self.unit_mut(n).edit(from, to));
     }
 
-    /// Waits until the primary knows that all others hold what it holds, but for those that are `away`.
+    /// Waits until the primary knows that all others hold what it holds, but for those that are
+    /// `away`.
     #[track_caller]
     pub fn wait_until_equal(&self, primary: usize, away: &[usize]) {
         let away: Vec<&str> = away.iter().map(|n| NAMES[*n]).collect();
@@ -141,7 +142,7 @@ impl Cluster {
         primaries().next().expect("one is")
     }
 
-    /// What `unit` says of `peer`.
+    /// The report of `unit` about `peer`.
     #[track_caller]
     pub fn peer_of(&self, unit: usize, peer: usize) -> Value {
         let status = self.unit(unit).status();
@@ -185,8 +186,8 @@ impl Cluster {
         }
     }
 
-    /// Opens `count` sessions through `unit` with datagrams that nobody answers, from hosts that share
-    /// their source ports, from the number `first` on.
+    /// Opens `count` sessions through `unit` with datagrams that nobody answers, from hosts that
+    /// share their source ports, from the number `first` on.
     pub fn open_datagrams(&self, unit: usize, count: u16, first: u16) {
         let socket = FrameSocket::open(&self.lab.lan2, "eth0");
         let mut ends = Ends {

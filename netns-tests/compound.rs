@@ -16,8 +16,8 @@ use testkit::system::process::wait_until;
 const DATAGRAMS: u16 = 400;
 const CLIENTS: u16 = 3;
 
-/// A standby that was alone promotes itself, and comes back with the higher term: its comparison ends
-/// nothing, whichever unit stays primary.
+/// A standby that was alone promotes itself, and comes back with the higher term: its comparison
+/// ends nothing, whichever unit stays primary.
 fn isolated_standby_ends_nothing(priorities: &[u8]) {
     let cluster = Cluster::started(priorities);
     let mut clients = Clients::start(&cluster.lab, CLIENTS);
@@ -52,7 +52,8 @@ fn an_isolated_standby_of_three_ends_nothing() {
     isolated_standby_ends_nothing(&[200, 150, 100]);
 }
 
-/// A standby that has missed all since its link to the primary was cut, and has the highest priority.
+/// A standby that has missed all since its link to the primary was cut, and has the highest
+/// priority.
 #[test]
 fn a_stale_standby_does_not_take_over() {
     let mut cluster = Cluster::started(&[100, 110, 200]);
@@ -200,8 +201,8 @@ fn announced(seen: &str) -> BTreeMap<usize, f64> {
     first
 }
 
-/// All groups move at once, and each host that was heard is told of each: announcements and heartbeats
-/// leave each other room.
+/// All groups move at once, and each host that was heard is told of each: announcements and
+/// heartbeats leave each other room.
 #[test]
 fn many_groups_and_hosts_move_at_once() {
     let mut cluster = Cluster::new(&[200, 150, 100]);
@@ -260,8 +261,8 @@ fn longest_dual(cluster: &Cluster, running: &[usize], span: Duration) -> Duratio
     longest
 }
 
-/// The two standbys of three do not hear each other over the links when their primary dies. They find each
-/// other on the data ports, and one takes over with all sessions.
+/// The two standbys of three do not hear each other over the links when their primary dies. They
+/// find each other on the data ports, and one takes over with all sessions.
 #[test]
 fn two_standbys_without_a_link_become_one_primary() {
     let mut cluster = Cluster::started(&[200, 150, 100]);
@@ -297,8 +298,8 @@ fn isolate_last(cluster: &Cluster) {
     });
 }
 
-/// The links of one unit are cut, and it does not run for some time, as on a machine that is busy: it takes
-/// nothing from a primary that lives.
+/// The links of one unit are cut, and it does not run for some time, as on a machine that is busy:
+/// it takes nothing from a primary that lives.
 #[test]
 fn a_stall_of_a_unit_without_links_moves_no_role() {
     let cluster = Cluster::started(&[100, 110, 200]);
@@ -320,8 +321,8 @@ fn a_stall_of_a_unit_without_links_moves_no_role() {
     clients.finish();
 }
 
-/// The whole machine stalls while one unit has no links: all units stop at once. One that holds everything is
-/// primary afterwards.
+/// The whole machine stalls while one unit has no links: all units stop at once. One that holds
+/// everything is primary afterwards.
 #[test]
 fn a_stall_of_all_units_loses_nothing() {
     let cluster = Cluster::started(&[100, 110, 200]);

@@ -163,7 +163,7 @@ fn missing_tun_device_is_refused() {
     refuses("mount -t tmpfs tmpfs /dev/net", &["/dev/net/tun"]);
 }
 
-/// What is said without the hints about the clock of the machine and the offloads of virtual links.
+/// The output, without the hints about the clock of the machine and the offloads of virtual links.
 fn check_system(unit: &Unit) -> String {
     let config = unit.config_path().display();
     let checked = unit.tandemgw(&format!("check --config {config} --system"));

@@ -164,7 +164,8 @@ fn override_waits_until_the_ports_carry() {
     assert!(pair.a().is_primary(), "by its priority");
     pair.a_mut().kill();
     pair.wait_for_takeover_by_b(1);
-    // As spanning tree does with a port that has come up. (The bridge of the kernel blocks none by hand.)
+    // As spanning tree does with a port that has come up. (The bridge of the kernel blocks none by
+    // hand.)
     let port = switch_port(&pair.a().ns, "eth0");
     for line in [
         "add table bridge stp".to_owned(),

@@ -1,5 +1,6 @@
-//! What others do to the kernel's routing or to a port that keeps packets from the gateway, though all that the
-//! gateway has added is in place: it is told, and another unit takes over.
+//! Changes by others to the kernel's routing, or to a port, that keep packets from the gateway
+//! although everything that it has added is in place: the gateway reports them, and another unit
+//! takes over.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::lab::{Lab, SERVER};
 use crate::pair::Pair;
 use crate::unit::Unit;
 
-/// What is done, what undoes it, and a word of what is said.
+/// The change, its reversal, and a word of the report.
 const DETOURS: &[(&str, &str, &str)] = &[
     (
         "ip route add local 10.77.2.1 dev lo table local",
@@ -136,7 +137,8 @@ fn another_unit_takes_over_from_one_whose_kernel_leads_packets_elsewhere() {
     pair.a_mut().assert_running();
 }
 
-/// The interface has the number that it had before, so nothing but its absence tells that sockets are no longer on it.
+/// The interface has the number that it had before, so nothing but its absence tells that sockets
+/// are no longer on it.
 #[test]
 fn a_port_that_was_in_another_namespace_serves_again() {
     let siege = Siege::begin();
@@ -146,7 +148,7 @@ fn a_port_that_was_in_another_namespace_serves_again() {
         nsenter -t $holder -n ip link set eth1 netns $$; kill $holder
         ip addr add 10.77.2.2/24 dev eth1; ip addr add fd77:2::2/64 dev eth1 nodad; ip link set eth1 up",
     );
-    // What the server knew of the gateway is forgotten meanwhile: it asks again.
+    // The server forgets the gateway's address meanwhile: it asks again.
     siege.lab.server.run("ip neigh flush all");
     siege.expect_service("back from another namespace");
     siege.end();

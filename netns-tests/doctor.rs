@@ -7,8 +7,7 @@ use crate::pair::Pair;
 use crate::unit::Unit;
 use testkit::system::process::wait_until;
 
-/// What is broken and repaired, and what is then said: check, result, parts of what was found and of the
-/// remedy.
+/// A breakage, its repair, and the report: check, result, parts of the finding and of the remedy.
 type Breakage = (
     &'static str,
     &'static str,
@@ -177,8 +176,8 @@ const LINKS: &[Breakage] = &[
     ),
 ];
 
-/// The results as `(check, result, found, remedy)`, and whether the machine is fit, which the exit code
-/// must say too.
+/// The results as `(check, result, found, remedy)`, and whether the machine is fit, which the exit
+/// code must say too.
 struct Findings {
     all: Vec<[String; 4]>,
     is_fit: bool,

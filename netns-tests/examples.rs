@@ -96,7 +96,8 @@ fn dual_sync_link_survives_a_link_and_its_primary() {
 fn aggressive_timers_survive_their_primary() {
     let mut pair = Pair::new();
     take_example(&mut pair, "aggressive-timers");
-    // 6 ms would test the load of this machine, not the example: it steps down whenever it is paused.
+    // 6 ms would test the load of this machine, not the example: it steps down whenever it is
+    // paused.
     pair.edit(
         "heartbeat-lost-threshold = 3",
         "heartbeat-lost-threshold = 60",

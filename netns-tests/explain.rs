@@ -110,7 +110,7 @@ fn a_drop_is_foretold_with_its_reason() {
             "{question}: {explanation:#}"
         );
     }
-    // What was explained first then happened.
+    // The first explanation came true.
     let before = lab.unit.dropped("policy-reject");
     lab.lan1
         .try_run(&format!("curl -s -m 5 http://{server}:81/"))

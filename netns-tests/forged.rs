@@ -1,5 +1,5 @@
-//! Floods of forged packets: what a host loses that has nothing to do with them, beside a quiet time, and whether
-//! connections live on.
+//! Floods of forged packets: what a host loses that has nothing to do with them, beside a quiet
+//! time, and whether connections live on.
 
 use std::thread;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn frames(
         .collect()
 }
 
-/// What pings of the first host lose, in percent, and their mean time in milliseconds.
+/// The loss of the first host's pings, in percent, and their mean time in milliseconds.
 fn victim(lab: &Lab) -> (f64, f64) {
     let said = lab
         .lan1
@@ -47,8 +47,8 @@ fn victim(lab: &Lab) -> (f64, f64) {
     )
 }
 
-/// Another host's flood costs the victim at most 1 %, and some times what its packets take anyway: the machine may be
-/// busy with something else.
+/// Another host's flood costs the victim at most 1 %, and some times what its packets take anyway:
+/// the machine may be busy with something else.
 #[track_caller]
 fn costs_little(lab: &Lab, flood: impl FnOnce() -> Flood, is_under_way: impl Fn() -> bool) {
     let quiet = victim(lab);
@@ -129,8 +129,8 @@ fn junk_to_the_virtual_address_costs_no_error_that_keeps_connections_alive() {
     flood.stop();
 }
 
-/// Somebody knows addresses and ports of connections, and sends a burst in the name of their server to the unit that
-/// has just taken over.
+/// Somebody knows addresses and ports of connections, and sends a burst in the name of their server
+/// to the unit that has just taken over.
 #[test]
 fn blind_segments_of_a_server_after_a_takeover_end_no_connection() {
     let as_server = |client, server| (server, (ip(WAN_GATEWAY[0]), client));
@@ -146,7 +146,8 @@ fn blind_segments_of_a_client_after_a_takeover_end_no_connection() {
 
 type End = (Addr, u16);
 
-/// A burst from a host to an interface of gw-b, between the ends that are made of a client's port and the server.
+/// A burst from a host to an interface of gw-b, between the ends that are made of a client's port
+/// and the server.
 #[track_caller]
 fn no_connection_ends(
     interface: &str,

@@ -1,5 +1,6 @@
-//! Active-active, high-volume: three units with a group each. Every unit forwards what comes to the addresses of its
-//! group; a unit that dies or is drained leaves its group to another one, and nothing is lost.
+//! Active-active, high-volume: three units with a group each. Every unit forwards what comes to the
+//! addresses of its group; a unit that dies or is drained leaves its group to another one, and
+//! nothing is lost.
 
 use serde_json::Value;
 
@@ -96,7 +97,8 @@ fn wait_until_others_have_all(cluster: &Cluster, gone: usize) {
     });
 }
 
-/// The sessions of each unit are translated to the LAN address of its own group, so that answers come back to it.
+/// The sessions of each unit are translated to the LAN address of its own group, so that answers
+/// come back to it.
 fn assert_own_addresses(cluster: &Cluster) {
     for (unit, name) in NAMES.iter().enumerate() {
         let sessions = cluster.unit(unit).sessions("port=7100");

@@ -1,4 +1,5 @@
-//! Clients, files and signals at their worst: nobody is kept out, no packet is lost, nothing is left behind.
+//! Clients, files and signals at their worst: nobody is kept out, no packet is lost, nothing is
+//! left behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -340,7 +341,7 @@ fn a_save_that_is_killed_or_has_no_room_leaves_a_whole_file() {
         unit.tandemgw(&format!("check --config {}", file.display()))
             .ok();
     }
-    // What they left behind is in nobody's way, nor are several at once.
+    // Their leftovers are in nobody's way, nor are several at once.
     let save = |key: &str| unit.spawn_tandemgw(&format!("ha set {key} --save"));
     let both = [save("priority 210"), save("override true")];
     for one in both {

@@ -18,7 +18,8 @@ use crate::services::Http;
 /// A packet that reaches the WAN with a LAN address has bypassed the gateway.
 pub const LEAKED_OUT: &str = "src net 10.77.1.0/24 or ip6 src net fd77:1::/64";
 
-/// No policy lets anything in from the WAN: each request of the server that is seen on the LAN has leaked.
+/// No policy lets anything in from the WAN: each request of the server that is seen on the LAN has
+/// leaked.
 pub const LEAKED_IN: &str = "(icmp[icmptype] == icmp-echo and src net 10.77.2.0/24) or \
     (icmp6 and ip6[40] == 128 and ip6 src net fd77:2::/64)";
 
@@ -352,7 +353,8 @@ fn parameters_come_back() {
     ] {
         siege.suffer(&script, word);
     }
-    // Each time it comes back before the kernel, busy with other things, has made the routes of the addresses.
+    // Each time it comes back before the kernel, busy with other things, has made the routes of the
+    // addresses.
     let hogs: Vec<Process> = (0..4)
         .map(|_| siege.lab.sw_lan.spawn("sha1sum /dev/zero"))
         .collect();
@@ -461,8 +463,9 @@ fn a_port_in_a_bridge_is_down_and_comes_back() {
     siege.end();
 }
 
-/// Each port is put below a device of its own, which gets its addresses: what comes in by the ports comes in by
-/// devices that are no ports, and the machine forwards between those. And what undoes it.
+/// Each port is put below a device of its own, which gets its addresses: what comes in by the ports
+/// comes in by devices that are no ports, and the machine forwards between those. And what undoes
+/// it.
 const BRIDGES: [&str; 2] = [
     "for n in 0 1; do
         ip link add br$n type bridge; ip link set br$n up; ip addr flush dev eth$n

@@ -148,7 +148,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // What can't be removed lies in the build directory, where it does no harm.
+        // A file that can't be removed lies in the build directory, where it does no harm.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

@@ -9,7 +9,7 @@ use crate::pair::Pair;
 use crate::unit::Unit;
 use testkit::system::process::wait_until;
 
-/// What stands of a target in the status.
+/// The row of a target in the status.
 fn target(unit: &Unit, server: &str) -> Value {
     let status = unit.status();
     let ports = status["ports"].as_array().expect("a list");

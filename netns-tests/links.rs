@@ -176,7 +176,8 @@ fn address_of_the_unit_may_change() {
     assert_eq!(whoami(&lab.lan1, SERVER[0]), "10.77.2.1");
 }
 
-/// Calls that wait for the kernel lock of links and routes (`rtnl`), which all namespaces of a machine share.
+/// Calls that wait for the kernel lock of links and routes (`rtnl`), which all namespaces of a
+/// machine share.
 const LOCKED: [&str; 9] = [
     "_MEMBERSHIP",
     "MULTICAST_IF",
@@ -189,7 +190,8 @@ const LOCKED: [&str; 9] = [
     "RTM_DEL",
 ];
 
-/// Closing one of these waits too. strace knows the protocols of sockets, but not that of a packet socket.
+/// Closing one of these waits too. strace knows the protocols of sockets, but not that of a packet
+/// socket.
 const LOCKED_TO_CLOSE: [&str; 2] = ["/dev/net/tun", "<socket:["];
 
 #[test]
@@ -206,7 +208,8 @@ fn the_loop_waits_for_no_lock_of_the_kernel() {
         trace.display()
     ));
     lab.unit.start();
-    // An interface and a TUN device made again, addresses that come and go, a route that is put back.
+    // An interface and a TUN device made again, addresses that come and go, a route that is put
+    // back.
     lab.unit.ns.run("ip link del eth0");
     wait_until("the port is down", || {
         lab.unit.status()["ports"][0]["up"] == false

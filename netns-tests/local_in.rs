@@ -1,4 +1,4 @@
-//! What reaches the machine itself: `[[local-in]]`.
+//! Packets to the machine itself: `[[local-in]]`.
 
 use crate::lab::{LAN1, LAN2, Lab, bracketed};
 use testkit::system::namespace::Namespace;

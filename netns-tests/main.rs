@@ -1,9 +1,9 @@
 //! The real binary in network namespaces: hosts, switches and servers around one gateway.
 //!
-//! Each test makes a [`lab::Lab`] of its own, so they run in parallel and can't disturb each other or
-//! the machine. A namespace lives as long as the process that holds it, and that one ends when the
-//! test does, even if it is killed: nothing is left behind. Ordinary users can run the tests where
-//! the system allows unprivileged user namespaces.
+//! Each test makes a [`lab::Lab`] of its own, so they run in parallel and can't disturb each other
+//! or the machine. A namespace lives as long as the process that holds it, and that one ends when
+//! the test does, even if it is killed: nothing is left behind. Ordinary users can run the tests
+//! where the system allows unprivileged user namespaces.
 //!
 //! `scripts/test` installs the programs that the tests use.
 

@@ -56,7 +56,8 @@ fn value(unit: &Unit, series: &str) -> f64 {
         .unwrap_or_else(|| panic!("no {series} among {:#?}", all.keys()))
 }
 
-/// The names of the metrics of a page that have samples; those of a histogram without their endings.
+/// The names of the metrics of a page that have samples; those of a histogram without their
+/// endings.
 fn names(samples: &BTreeMap<String, f64>) -> BTreeSet<String> {
     let name = |series: &String| {
         let name = series.split('{').next().unwrap_or_default();

@@ -89,8 +89,8 @@ fn record_route_has_the_gateway_once() {
     named(slots.next(), SERVER[0]);
 }
 
-/// A host on this machine leaves checksums to the hardware: that of the tunnel is none, that of the connection in it
-/// is unfinished when the gateway sees it.
+/// A host on this machine leaves checksums to the hardware: that of the tunnel is none, that of the
+/// connection in it is unfinished when the gateway sees it.
 #[test]
 fn tunnels_with_unfinished_checksums_inside_pass() {
     let lab = Lab::started();
@@ -140,8 +140,8 @@ fn tunnels_with_unfinished_checksums_inside_pass() {
     assert_eq!(wrong(&counters()).as_deref(), Some("0"), "{}", counters());
 }
 
-/// As two programs behind one gateway do that have learned their external endpoints from a STUN server, and try
-/// each other's (RFC 4787, REQ-9; RFC 8445).
+/// As two programs behind one gateway do that have learned their external endpoints from a STUN
+/// server, and try each other's (RFC 4787, REQ-9; RFC 8445).
 #[test]
 fn two_hosts_inside_talk_by_their_external_endpoints() {
     let lab = Lab::started();

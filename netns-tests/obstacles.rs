@@ -1,5 +1,7 @@
-//! What others put in the way of packets that the kernel leads well: packet filters, queues, filters of tc. What stops all
-//! packets of a port is told with its remedy, and another unit takes over; what stops none is no concern.
+//! Obstacles that others put in the way of packets that the kernel routes well: packet filters,
+//! queues, filters of tc. An obstacle that stops all packets of a port is reported with its remedy,
+//! and another unit takes over; one that stops none is not reported. What stops all packets of a
+//! port is told with its remedy, and another unit takes over; what stops none is no concern.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use crate::pair::Pair;
 const FIREWALL: &str = "nft add table inet fw; \
     nft 'add chain inet fw FORWARD { type filter hook forward priority 0; policy drop; }'";
 
-/// What is done, what undoes it, and a word of what is said.
+/// The obstacle, its removal, and a word of the report.
 const OBSTACLES: &[(&str, &str, &str)] = &[
     (
         FIREWALL,

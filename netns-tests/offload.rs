@@ -1,4 +1,5 @@
-//! Checksums and segmentation are right, whatever the interfaces and the gateway leave to each other.
+//! Checksums and segmentation are right, whatever the interfaces and the gateway leave to each
+//! other.
 
 use crate::lab::{Lab, SERVER, bracketed};
 use crate::services::{self, Http};

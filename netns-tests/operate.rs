@@ -1,4 +1,4 @@
-//! What an operator does with a unit: reads its config, completes command lines, works on it.
+//! An operator's work on a unit: reading its config, completing command lines, maintenance.
 
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ fn the_config_in_force_is_shown_with_what_differs_from_the_file() {
     let shown = show(&lab);
     assert!(shown.contains("node.max-sessions"), "{shown}");
     assert!(!shown.contains("#   timeouts.udp"), "{shown}");
-    // What is shown is a config.
+    // The output is a config.
     let copy = lab.dir().join("copy.toml");
     std::fs::write(&copy, &shown).expect("writing a file");
     let check = lab

@@ -1,4 +1,5 @@
-//! The unit's own addresses on its ports: none at all, gone while it runs, and a virtual one among them.
+//! The unit's own addresses on its ports: none at all, gone while it runs, and a virtual one among
+//! them.
 
 use crate::capture::Capture;
 use crate::lab::{LAN1, Lab, SERVER};

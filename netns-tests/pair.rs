@@ -8,8 +8,8 @@
 //!                eth0 [ gw-b .3, virtual .1 ] eth1
 //! ```
 //!
-//! gw-a has the higher priority and is started first. The synchronisation links go through switches of
-//! their own, so that a link can be cut with or without a loss of carrier.
+//! gw-a has the higher priority and is started first. The synchronisation links go through switches
+//! of their own, so that a link can be cut with or without a loss of carrier.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ use crate::unit::Unit;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
-/// What a test may change before the start: `[ha]` without its links and peers. The hold time is long
-/// enough for a busy machine; no test depends on how long a takeover takes.
+/// The part that a test may change before the start: `[ha]` without its links and peers. The hold
+/// time is long enough for a busy machine; no test depends on how long a takeover takes.
 pub const HA: &str = r#"
 [ha]
 group-id = 7
@@ -175,7 +175,7 @@ impl Pair {
     }
 }
 
-/// What a test asks of a unit of a pair.
+/// A test's questions to a unit of a pair.
 impl Unit {
     /// `groups[0]` of the status.
     #[track_caller]
@@ -284,7 +284,7 @@ fn make_key(lab: &Lab, unit: &Unit, suffix: &str) -> String {
     made.ok().stdout.trim().to_owned()
 }
 
-/// What the others must know of a unit.
+/// The facts about a unit that the others must know.
 pub struct Member {
     name: String,
     number: u8,

@@ -78,7 +78,7 @@ fn tshark(file: &Path, arguments: &[&str]) -> String {
 /// The packets of a file, in which nothing may be malformed, nor have a wrong checksum.
 #[track_caller]
 fn read(file: &Path) -> Vec<Seen> {
-    // What an ICMP error quotes may lack the checksum that the hardware was to complete.
+    // The packet that an ICMP error quotes may lack the checksum that the hardware was to complete.
     let bad = "_ws.malformed || ip.checksum.status == Bad || icmp.checksum.status == Bad \
                || icmpv6.checksum.status == Bad || (!icmp && !icmpv6 \
                && (tcp.checksum.status == Bad || udp.checksum.status == Bad))";

@@ -164,7 +164,8 @@ fn forge_version(pair: &mut Pair, from: &str, to: &str) {
     pair.b.launcher = vec![script.display().to_string()];
 }
 
-/// Both units say in status and log that the other one has another version of `what`, and which of their own.
+/// Both units say in status and log that the other one has another version of `what`, and which of
+/// their own.
 fn is_told_on_both(pair: &mut Pair, what: &str) {
     pair.lab.unit.start();
     wait_until("gw-a is primary", || pair.a().is_primary());

@@ -372,7 +372,7 @@ fn pickup_switches_take_effect_on_new_sessions_and_on_those_that_run() {
         .tandemgw("ha set session-pickup-connectionless false")
         .ok();
     assert!(udp_echoes(&pair.lab, &pair.lab.lan1, SERVER[0], 10));
-    // What is replicated comes in order: a later TCP session has arrived.
+    // Replicated changes come in order: a later TCP session has arrived.
     let mut sessions = Conversations::start(&pair.lab);
     wait_until("TCP is replicated", || {
         pair.b().sessions("proto=tcp").len() == 2

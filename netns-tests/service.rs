@@ -147,7 +147,7 @@ fn signs_of_life_come_under_full_load_and_from_a_standby_that_is_cut_off() {
     pair.b().wait_for_event("answers on the data ports only");
     let clear = pair.a().spawn_tandemgw("sessions clear --all");
     for manager in &managers {
-        // What has gathered until now does not count.
+        // Earlier messages do not count.
         while manager.next(Duration::from_millis(1)).is_some() {}
         for _ in 0..3 {
             let told = manager.next(Duration::from_secs(2));
@@ -274,8 +274,8 @@ fn assert_memory_is_private(pid: u32) {
     );
 }
 
-/// Starts the gateway as the unit file has it: with its capabilities and limits only, and, where the tests
-/// run as root, as an ordinary user.
+/// Starts the gateway as the unit file has it: with its capabilities and limits only, and, where
+/// the tests run as root, as an ordinary user.
 fn sandbox() -> String {
     let capabilities = unit_value("AmbientCapabilities");
     assert_eq!(capabilities, unit_value("CapabilityBoundingSet"));
@@ -369,7 +369,8 @@ fn rights_of_the_unit_file_are_enough() {
     pair.a().ns.sh(socket);
 }
 
-/// Has gw-a, the primary, read a config with new addresses while it runs; both families then use them.
+/// Has gw-a, the primary, read a config with new addresses while it runs; both families then use
+/// them.
 fn use_a_pool(pair: &mut Pair) {
     let pool =
         "[[nat-pool]]\nname = \"pool\"\naddresses = [\"10.77.2.10-10.77.2.11\", \"fd77:2::10\"]\n";
@@ -429,7 +430,7 @@ fn members(groups: &BTreeMap<String, BTreeSet<String>>, name: &str) -> BTreeSet<
         .collect()
 }
 
-/// What the unit file lets the process call.
+/// The system calls that the unit file allows.
 fn allowed_calls() -> BTreeSet<String> {
     let groups = call_groups();
     let mut allowed = members(&groups, "@default");
@@ -506,7 +507,7 @@ fn system_calls_are_those_of_the_unit_file() {
         assert!(forbidden.contains(expected), "{expected} is not called");
     }
     forbidden.retain(|call| !allowed.contains(call));
-    // What starts it is systemd's.
+    // systemd itself calls it to start the process.
     forbidden.remove("execve");
     assert!(
         forbidden.is_empty(),
@@ -536,8 +537,8 @@ pub fn open_sessions(lab: &Lab, count: u16) {
     socket.finish();
 }
 
-/// The length of a value in quotes, of which `text` follows the first: the one that ends it has no backslash
-/// before it.
+/// The length of a value in quotes, of which `text` follows the first: the one that ends it has no
+/// backslash before it.
 fn quoted_length(text: &str) -> usize {
     let plain = text.replace("\\\\", "..").replace("\\\"", "..");
     plain.find('"').map_or(0, |at| at + 2)

@@ -10,8 +10,8 @@ use crate::lab::{Lab, bracketed};
 use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
 
-/// nginx on ports 80 of both families: `/whoami` answers with the client's address as the server sees
-/// it, `/big` is a file, `/slow` the same file at 2 MB/s.
+/// nginx on ports 80 of both families: `/whoami` answers with the client's address as the server
+/// sees it, `/big` is a file, `/slow` the same file at 2 MB/s.
 pub struct Http {
     big: Vec<u8>,
     dir: PathBuf,

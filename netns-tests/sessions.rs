@@ -49,7 +49,7 @@ fn what_is_ended_is_ended_on_both_units() {
         ended.stdout
     );
     assert_eq!(count(pair.a(), "proto=tcp"), 2, "the others stay");
-    // What the gateway is told is what it logs and counts.
+    // The log and the counters match the request.
     let logged = "sessions cleared filter=\"proto=udp port=7000\" count=2 skipped=0";
     wait_until("it is logged", || pair.a().log().contains(logged));
     assert_eq!(pair.a().status()["counters"]["cleared"], 4);

@@ -1,7 +1,7 @@
 //! Random changes of the machines of a pair under traffic: `scripts/soak MINUTES`.
 //!
-//! Each round does one to three things to one of the two machines, undoes what an administrator would
-//! have to undo, and asks three oracles:
+//! Each round does one to three things to one of the two machines, undoes what an administrator
+//! would have to undo, and asks three oracles:
 //!
 //! - *nothing leaked*: no packet came untranslated out on either side, in either family;
 //! - *recovered*: both families pass within 2 s after the last change;
@@ -25,8 +25,8 @@ use crate::pair::Pair;
 
 const RECOVERED_WITHIN: Duration = Duration::from_secs(2);
 
-/// What protects what: of these two, at most one is hurt in a round, for each holds without the other,
-/// and nothing holds without both.
+/// The layers of protection: of these two, at most one is hurt in a round, for each holds without
+/// the other, and nothing holds without both.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Steering,
@@ -38,7 +38,7 @@ enum Part {
 struct Change {
     part: Part,
     script: &'static str,
-    /// What an administrator has to undo.
+    /// The command with which an administrator undoes it.
     undo: &'static str,
 }
 
@@ -235,7 +235,7 @@ const CHANGES: &[Change] = &[
         "echo 1 > /proc/sys/net/ipv4/conf/tgw-wan/route_localnet",
         "",
     ),
-    // What stops them.
+    // Rules that stop packets.
     change(
         Part::Neither,
         "tc qdisc replace dev eth1 root pfifo limit 0",
@@ -246,7 +246,7 @@ const CHANGES: &[Change] = &[
         "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress bpf da bytecode '1,6 0 0 2'",
         "tc qdisc del dev eth0 clsact",
     ),
-    // What leads packets elsewhere.
+    // Rules that lead packets elsewhere.
     change(
         Part::Neither,
         "ip route add local 10.77.2.1 dev lo table local",
@@ -288,7 +288,8 @@ const CHANGES: &[Change] = &[
         nsenter -t $holder -n ip link set eth1 netns $$; kill $holder; ip link set eth1 up",
         "addresses",
     ),
-    // The process. An end in good order is not among it: the machine then forwards as it did before.
+    // The process. An end in good order is not among it: the machine then forwards as it did
+    // before.
     change(Part::Neither, KILL, RESTART),
     change(Part::Neither, KILL, RESTART),
     change(Part::Neither, PAUSE, ""),
@@ -429,7 +430,7 @@ impl Soak {
                     ));
                 }
             }
-            // What is gone already can't be removed.
+            // An interface that is gone already can't be removed.
             script => {
                 let said = unit.ns.sh(&format!(
                     "{SLOW}\n{{ {script}; }} 2> /dev/null || true; kill $slow 2> /dev/null || true"
@@ -531,7 +532,7 @@ impl Line {
             }
         });
         let stream = here.inside(|| TcpStream::connect(&listen).expect("the server accepts"));
-        // What TCP needs to send again after a loss that backed off.
+        // The time that TCP needs to send again after a loss that backed off.
         let patience = Duration::from_secs(10);
         stream.set_read_timeout(Some(patience)).expect("a timeout");
         stream.set_nodelay(true).expect("an option");

@@ -37,7 +37,7 @@ fn no_split_brain(cut: impl Fn(&Pair), mend: impl Fn(&Pair)) {
     pair.b().wait_for_event("answers on the data ports only");
     assert_roles_stay(&pair);
     assert_eq!(pair.a().peer()["connected"], false);
-    // What is opened now reaches the standby later.
+    // Sessions opened now reach the standby later.
     let mut more = Conversations::start_more(&pair.lab);
     sessions.go_on();
     mend(&pair);

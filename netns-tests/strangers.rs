@@ -1,10 +1,11 @@
-//! What else strangers do to a machine: afterwards, or once it is undone, the gateway serves within 2 s, and nothing leaks.
+//! More that strangers do to a machine: afterwards, or once it is undone, the gateway serves within
+//! 2 s, and nothing leaks.
 
 use std::time::Duration;
 
 use crate::interference::Siege;
 
-/// What is done, and what undoes what is somebody's decision.
+/// The deed, and the undoing of anything that somebody decided on purpose.
 const DEEDS: &[(&str, &str)] = &[
     (
         "ip route flush table main; ip -6 route flush table main",
@@ -98,7 +99,8 @@ const DEEDS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The kernel believes an entry for 5 s, asks its host three times in vain, and then everybody (arp(7)).
+/// The kernel believes an entry for 5 s, asks its host three times in vain, and then everybody
+/// (arp(7)).
 const NEIGHBOUR_IS_FOUND_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]

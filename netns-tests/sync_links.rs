@@ -63,7 +63,8 @@ fn unit_starts_without_its_link_and_binds_when_it_comes() {
         pair.a().wait_for_ready_peer();
         pair.b().wait_until_ready();
         assert!(pair.a().is_primary());
-        // A peer that is killed is noticed by the end of a TCP connection, on the new interface as well.
+        // A peer that is killed is noticed by the end of a TCP connection, on the new interface as
+        // well.
         pair.a_mut().kill();
         wait_until("gw-b is primary", || pair.b().is_primary());
     }
@@ -107,7 +108,7 @@ fn link_comes_back_by_itself() {
     wait_until("gw-b is primary", || pair.b().is_primary());
 }
 
-/// What doctor and the book call the least MTU of a link.
+/// The least MTU of a link, according to doctor and the book.
 #[test]
 fn pair_works_over_a_link_with_the_least_mtu() {
     let mut pair = Pair::new();

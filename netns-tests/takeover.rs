@@ -9,8 +9,8 @@ use crate::services::Http;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
-/// What a unit sends by an interface, except what its kernel says for itself and the frames by which units
-/// recognise each other.
+/// Frames of a unit on an interface, except those of its kernel and those by which units recognise
+/// each other.
 fn traffic_of(unit: &Namespace, interface: &str) -> String {
     let mac = mac_of(unit, interface);
     format!(
@@ -159,8 +159,8 @@ fn new_primary_answers_for_the_virtual_addresses() {
     }
 }
 
-/// All namespaces of a machine share one lock for what concerns links, routes and rules. Who starts or ends
-/// many containers holds it for long.
+/// All namespaces of a machine share one lock for what concerns links, routes and rules. Who starts
+/// or ends many containers holds it for long.
 #[test]
 fn a_machine_that_makes_and_removes_many_links_costs_no_heartbeat() {
     let pair = Pair::started();

@@ -15,7 +15,7 @@ use testkit::system::process::wait_until;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
 
-/// What leaves the alternate screen, on which the view is.
+/// The sequence that leaves the alternate screen, on which the view is.
 const LEAVE: &str = "\x1b[?1049l";
 
 /// A program in a terminal; killed when dropped.
@@ -96,7 +96,7 @@ impl Terminal {
         self.host.write_all(keys.as_bytes()).expect("typing");
     }
 
-    /// What was written since the start, or since the last [`Terminal::forget`].
+    /// The output since the start, or since the last [`Terminal::forget`].
     fn written(&self) -> String {
         let bytes = self
             .screen
@@ -122,8 +122,8 @@ impl Terminal {
         });
     }
 
-    /// Waits until what the whole screen shows is `wanted`. Only what changes is written, but for a new
-    /// size, after which all is, the help last.
+    /// Waits until what the whole screen shows is `wanted`. Only what changes is written, but for a
+    /// new size, after which all is, the help last.
     #[track_caller]
     fn expect_next(&self, wanted: impl Fn(&str) -> bool) {
         let mut columns = 80;
@@ -165,7 +165,8 @@ impl Drop for Terminal {
     }
 }
 
-/// The text between the control sequences; where the cursor jumps, which it does over blanks, is one.
+/// The text between the control sequences; where the cursor jumps, which it does over blanks, is
+/// one.
 fn visible(written: &str) -> String {
     let mut pieces = written.split("\x1b[");
     let mut text = pieces.next().unwrap_or("").to_owned();

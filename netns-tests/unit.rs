@@ -12,8 +12,8 @@ use testkit::system::process::{Finished, PATIENCE, Process, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
 
-/// The config that a unit has if a test does not change it: LAN hosts may reach everything behind the
-/// WAN, translated.
+/// The config that a unit has if a test does not change it: LAN hosts may reach everything behind
+/// the WAN, translated.
 const CONFIG: &str = r#"[node]
 name = "NAME"
 
@@ -176,7 +176,7 @@ impl Unit {
         );
     }
 
-    /// What the gateway has logged since its start.
+    /// The log of the gateway since its start.
     pub fn log(&self) -> String {
         self.process.as_ref().expect("the gateway runs").stderr()
     }
@@ -268,7 +268,8 @@ impl Unit {
     }
 }
 
-/// Units of tests have the names of others that ran on this machine: what those remember would count for them.
+/// Units of tests have the names of others that ran on this machine: what those remember would
+/// count for them.
 fn assert_nothing_remembered() {
     let states = fs::read_dir("/var/lib/tandemgw").into_iter().flatten();
     for state in states.flatten() {

@@ -1,4 +1,5 @@
-//! A pair is upgraded one unit after the other, in the order of docs/upgrade.md, while traffic passes.
+//! A pair is upgraded one unit after the other, in the order of docs/upgrade.md, while traffic
+//! passes.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::services::Http;
 use crate::unit::Unit;
 use testkit::system::process::{PATIENCE, Process, wait_until};
 
-/// What docs/upgrade.md has for a unit that could take over without loss.
+/// The test in docs/upgrade.md for a unit that could take over without loss.
 const READY: &str = ".[0] | any(.peers[]?; .connected and .digest_equal) and all(.groups[]; .ready and (.degraded | not))";
 
 /// Waits as the page says: for the answer of jq to `status --json`.
@@ -27,7 +28,8 @@ fn wait_until_ready(pair: &Pair, unit: &Unit) {
     });
 }
 
-/// The primary may hear a moment later than its peer that the peer is ready, and refuses until then.
+/// The primary may hear a moment later than its peer that the peer is ready, and refuses until
+/// then.
 #[track_caller]
 fn hand_over(primary: &Unit) {
     wait_until("the role is handed over", || {
@@ -107,8 +109,8 @@ fn key_is_changed_without_loss() {
     sessions.finish();
 }
 
-/// Four units are restarted one after the other, the primary last, while datagrams pass in both directions each
-/// millisecond: none is lost.
+/// Four units are restarted one after the other, the primary last, while datagrams pass in both
+/// directions each millisecond: none is lost.
 #[test]
 fn rolling_restart_of_four_units_loses_no_packet() {
     let mut cluster = Cluster::started(&[200, 150, 120, 100]);

@@ -184,7 +184,7 @@ fn next_hops_of_a_prefix_are_followed_and_longer_ones_stay() {
         assert!(second.contains(host), "{host} {second}");
     }
 
-    // What somebody removes is put back, and the routes of a link that was down.
+    // Removed routes are put back, and the routes of a link that was down.
     ns(
         &net,
         "ip route flush table 1952980501; ip -6 route flush table 1952980501",

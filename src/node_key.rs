@@ -17,8 +17,8 @@ use base64::engine::general_purpose::STANDARD;
 /// The first line of a key file.
 const HEADER: &str = "tandemgw node key v1: keep secret";
 
-/// The secret key of this unit. Its `Debug` shows the public key only, and its memory is overwritten when it
-/// is dropped.
+/// The secret key of this unit. Its `Debug` shows the public key only, and its memory is
+/// overwritten when it is dropped.
 #[derive(Clone)]
 pub struct NodeKey {
     seed: Zeroizing<[u8; 32]>,
@@ -72,9 +72,10 @@ impl NodeKey {
         Zeroizing::new([&PREFIX[..], &self.seed[..]].concat())
     }
 
-    /// The keys that this unit and `peer` share for the frames on the data ports, and nobody else knows:
-    /// X25519 (RFC 7748) of the two identities, in their form as points of Curve25519, and HMAC-SHA-256 for
-    /// each direction. None if `peer` is not a point of the curve, or one that gives the secret away.
+    /// The keys that this unit and `peer` share for the frames on the data ports, and nobody else
+    /// knows: X25519 (RFC 7748) of the two identities, in their form as points of Curve25519, and
+    /// HMAC-SHA-256 for each direction. None if `peer` is not a point of the curve, or one that
+    /// gives the secret away.
     ///
     /// Static, so that two units know each other at a start when no link between them works.
     pub fn port_keys(&self, peer: PublicKey) -> Option<PortKeys> {

@@ -33,7 +33,8 @@ const SYSTEM: &[&str] = &[
 ];
 const SYSTEM_FAMILIES: &[&str] = &["quinn", "netlink-", "windows", "aws-lc", "libbpf", "aya"];
 
-/// A package of a lock file: its name and version, and what it depends on, as `name` or `name version`.
+/// A package of a lock file: its name and version, and what it depends on, as `name` or `name
+/// version`.
 struct Package {
     name: String,
     version: String,

@@ -26,7 +26,8 @@ const CORE: &[&[&str]] = &[
     &["control", "metrics", "pump"],
 ];
 
-/// Modules of the shell that must not know of each other's callers: the second may not use the first.
+/// Modules of the shell that must not know of each other's callers: the second may not use the
+/// first.
 const SHELL: &[(&str, &str)] = &[
     ("src/os/startup", "src/os/event_loop"),
     ("src/cli/doctor", "src/cli/config_file"),
@@ -83,7 +84,7 @@ fn heads(code: &str, prefix: &str) -> BTreeSet<String> {
     found
 }
 
-/// What stands at the beginning of each element of a group, up to its closing brace.
+/// The beginning of each element of a group, up to its closing brace.
 fn heads_of_group(group: &str) -> impl Iterator<Item = &str> {
     let (mut depth, mut starts, mut end) = (0, vec![0], group.len());
     for (at, c) in group.char_indices() {

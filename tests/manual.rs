@@ -1,5 +1,5 @@
-//! The man pages and the shell completion are valid, and tandemgw.toml(5) is what the decoder takes:
-//! `UPDATE_DOCS=1 cargo test --test manual` regenerates that page.
+//! The man pages and the shell completion are valid, and tandemgw.toml(5) is what the decoder
+//! takes: `UPDATE_DOCS=1 cargo test --test manual` regenerates that page.
 
 // Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -13,7 +13,7 @@ use tandemgw_core::config::{TableDoc, options, tables};
 
 const CONFIG_PAGE: &str = "packaging/tandemgw.toml.5";
 
-/// What the build has made.
+/// The output of the build.
 fn made(folder: &str) -> PathBuf {
     Path::new(env!("OUT_DIR")).join(folder)
 }
@@ -78,7 +78,7 @@ fn each_command_has_a_page_without_a_mistake() {
     }
 }
 
-/// What bash offers when Tab is pressed after `line`.
+/// Completions that bash offers when Tab is pressed after `line`.
 fn completed(line: &str) -> Vec<String> {
     let file = made("completions").join("tandemgw.bash");
     let binary = env!("CARGO_BIN_EXE_tandemgw");

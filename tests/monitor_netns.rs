@@ -38,7 +38,7 @@ fn mirrors_the_main_table() {
         let mtu = |route: &&Route| route.mtu == Some(1400);
         assert_eq!(mirror.routes.values().filter(mtu).count(), 1);
 
-        // What comes, is replaced, and goes.
+        // A route comes, is replaced, and goes.
         ip("route add default via 10.77.2.9");
         ip("-6 route add default via fd77:2::9 metric 7");
         ip("route replace 198.51.100.0/24 via 10.77.1.9 metric 5");
@@ -415,7 +415,7 @@ struct Mirror {
     dumps: u32,
     links: BTreeMap<String, (Option<PortId>, bool)>,
     addresses: Vec<IpAddr>,
-    /// What of the steering may be gone, rules that come first, routes in its tables.
+    /// Parts of the steering that may be gone: rules that come first, routes in its tables.
     disturbed: Vec<Disturbance>,
     foreign: Vec<String>,
     detached: Vec<Detached>,

@@ -1,4 +1,5 @@
-//! A packet of a session costs no allocation: neither time nor memory depends on the allocator's mood.
+//! A packet of a session costs no allocation: neither time nor memory depends on the allocator's
+//! mood.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -147,7 +147,7 @@ fn packets_go_through_the_tuns_or_not_at_all() {
             )
         };
 
-        // What is tested below would be forwarded if nothing stopped it.
+        // Without protection the kernel would forward the packets tested below.
         write_sysctl("ipv4/conf/lan/forwarding", "1");
         write_sysctl("ipv6/conf/lan/force_forwarding", "1");
         assert_eq!(reached(), (true, true), "the lab itself");
@@ -162,8 +162,8 @@ fn packets_go_through_the_tuns_or_not_at_all() {
         assert_eq!(reached(), (true, true), "while the process copies");
         assert_eq!(sysctl("ipv6/conf/all/forwarding"), "0");
 
-        // An error that this kernel makes on the way out reaches the host. On the way in the barrier drops
-        // what has no hop left: the gateway answers that, which does not run here.
+        // An error that this kernel makes on the way out reaches the host. On the way in the
+        // barrier drops what has no hop left: the gateway answers that, which does not run here.
         for target in ["10.77.2.9", "fd77:2::9"] {
             for (hops, answers) in [("1", false), ("2", true)] {
                 let out = lan.run(&format!("ping -n -c 1 -W 2 -t {hops} {target}"));
@@ -452,7 +452,7 @@ struct Copier(Vec<std::thread::JoinHandle<()>>, Vec<Arc<Iface>>);
 
 impl Copier {
     fn start(tuns: &[Arc<Iface>]) -> Copier {
-        // What comes from one of the two leaves by the other.
+        // Packets from one of the two leave by the other.
         let thread = |(tun, other): (&Arc<Iface>, &Arc<Iface>)| {
             let (tun, other) = (Arc::clone(tun), Arc::clone(other));
             std::thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! The rules of the architecture that a compiler does not know, checked over the text of the source.
+//! The rules of the architecture that a compiler does not know, checked over the text of the
+//! source.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -191,6 +192,34 @@ fn the_words_are_the_usual_ones() {
     assert_none(&found, "write the usual word");
 }
 
+/// Columns of a line, as `rustfmt.toml` has it. That formats the code, but leaves comments as they
+/// are.
+const WIDTH: usize = 100;
+
+#[test]
+fn comments_fit_the_width() {
+    let folders = ["src", "crates", "tests", "netns-tests", "benches", "fuzz"];
+    let mut problems = Vec::new();
+    for path in folders
+        .iter()
+        .flat_map(|folder| files(&root().join(folder)))
+    {
+        if path.extension().is_none_or(|ext| ext != "rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in (1..).zip(text.lines().map(str::trim_end)) {
+            // A row of a table is one line.
+            let words = line.trim_start().trim_start_matches(['/', '!', ' ']);
+            let is_comment = line.trim_start().starts_with("//") && !words.starts_with('|');
+            if is_comment && line.chars().count() > WIDTH {
+                problems.push(format!("{}:{number}", path.display()));
+            }
+        }
+    }
+    assert_none(&problems, "break the line");
+}
+
 #[test]
 fn every_module_says_what_it_is() {
     let problems: Vec<String> = sources()
@@ -235,7 +264,8 @@ fn every_drop_reason_is_documented() {
     assert_none(&problems, "drop reasons that docs/ do not explain");
 }
 
-/// Names so broad that a reader would ask: of what? One type of the product may have each; all others say it.
+/// Names so broad that a reader would ask: of what? One type of the product may have each; all
+/// others say it.
 const BROAD: &[&str] = &["Event", "Fate", "Kind", "Link", "Peer", "Phase", "Problem"];
 
 #[test]

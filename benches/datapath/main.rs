@@ -6,14 +6,17 @@
 //!
 //! What is fair about it and what is not:
 //!
-//! - Gateways in a process have a CPU of their own; the kernel's forward on the CPU of the sender, and
-//!   pay for sending, while the other one is idle: the ratio to masquerade is not one of CPU time.
+//! - Gateways in a process have a CPU of their own; the kernel's forward on the CPU of the sender,
+//!   and pay for sending, while the other one is idle: the ratio to masquerade is not one of CPU
+//!   time.
 //! - All of them pay for the server's reception, which ends in a drop at its ingress.
-//! - `bare` reads and writes as tandemgw does and in the same kernel settings; it does not read ahead.
-//! - A new session counts when its first packet arrives. Afterwards the table of the gateway must hold
-//!   as many sessions as packets arrived, or the row says so: a kernel whose `nf_conntrack_max` is
-//!   reached drops or replaces. For `--sessions` beyond it raise that, and `nf_conntrack_buckets` to
-//!   the same number, in the first namespace: they are the same for all namespaces.
+//! - `bare` reads and writes as tandemgw does and in the same kernel settings; it does not read
+//!   ahead.
+//! - A new session counts when its first packet arrives. Afterwards the table of the gateway must
+//!   hold as many sessions as packets arrived, or the row says so: a kernel whose
+//!   `nf_conntrack_max` is reached drops or replaces. For `--sessions` beyond it raise that, and
+//!   `nf_conntrack_buckets` to the same number, in the first namespace: they are the same for all
+//!   namespaces.
 //! - Tables begin empty, so the cost of their growth is in it. Sessions end after the measurement.
 
 use std::path::{Path, PathBuf};
@@ -27,7 +30,7 @@ use testkit::system::worker::Result;
 
 #[derive(Parser)]
 struct Options {
-    /// What to measure.
+    /// The measurement to make.
     #[arg(value_enum, default_value_t = What::All)]
     what: What,
     /// Which gateways take part.
@@ -233,7 +236,7 @@ fn new_sessions(lab: &Lab, options: &Options) -> Result<Sample> {
     Ok(sample)
 }
 
-/// What has arrived and what it has cost, since a point of time.
+/// Packets that have arrived and their cost, since a point in time.
 struct Meter {
     start: Instant,
     cpu: Option<Duration>,

@@ -1,7 +1,7 @@
 //! Two to four gateways between a LAN and a WAN, with a switch between them.
 //!
-//! Client 10.77.1.100 (and .101), server 10.77.2.100, virtual addresses 10.77.1.1 and 10.77.2.1; unit `n` is
-//! 10.77.1.(n + 2), 10.77.2.(n + 2) and, between the units, 10.77.9.(n + 1).
+//! Client 10.77.1.100 (and .101), server 10.77.2.100, virtual addresses 10.77.1.1 and 10.77.2.1;
+//! unit `n` is 10.77.1.(n + 2), 10.77.2.(n + 2) and, between the units, 10.77.9.(n + 1).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -67,7 +67,8 @@ pub fn last(group: usize) -> usize {
 }
 
 impl Cluster {
-    /// Builds a new one, and waits until its first unit is primary and all others hold what it holds.
+    /// Builds a new one, and waits until its first unit is primary and all others hold what it
+    /// holds.
     pub fn new(setup: Setup, folder: &Path) -> Result<Cluster> {
         let switch = Namespace::first("switch");
         let (client, server) = (Namespace::first("client"), Namespace::first("server"));
@@ -138,7 +139,7 @@ impl Cluster {
              route add default via 10.77.1.1",
         )?;
         self.server.ip_batch("addr add 10.77.2.100/24 dev eth0")?;
-        // What only opens sessions is to cost the server little.
+        // Flows that are only opened should cost the server little.
         self.server.nft(
             "table netdev sink {
                chain early {
@@ -285,7 +286,7 @@ impl Cluster {
         ))
     }
 
-    /// What a unit says of itself.
+    /// The status of a unit.
     pub fn status(&self, unit: usize) -> Result<Value> {
         let path = self.folder.join(format!("{}.sock", NAMES[unit]));
         let mut stream = UnixStream::connect(path)?;
@@ -319,7 +320,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until `primary` knows that all others hold what it holds, but for those that are `away`.
+    /// Waits until `primary` knows that all others hold what it holds, but for those that are
+    /// `away`.
     pub fn wait_until_equal(&self, primary: usize, away: &[usize]) -> Result<()> {
         let away: Vec<&str> = away.iter().map(|unit| NAMES[*unit]).collect();
         self.wait("the units to hold the same", |it| {

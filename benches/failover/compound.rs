@@ -131,7 +131,8 @@ fn smaller_table(folder: &Path) -> Result<f64> {
     clients.lost()
 }
 
-/// The two standbys of three do not hear each other over the link when their primary dies: how long both are primary.
+/// The two standbys of three do not hear each other over the link when their primary dies: how long
+/// both are primary.
 pub fn dual(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let mut longest = Figure::new(
         format!(
@@ -174,7 +175,8 @@ fn longest_dual(cluster: &Cluster) -> Result<f64> {
 const GROUPS: usize = 64;
 const HOSTS: &str = "1000";
 
-/// All groups move at once: when the last of them is announced, after the end of the primary was noticed.
+/// All groups move at once: when the last of them is announced, after the end of the primary was
+/// noticed.
 pub fn groups(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let what = format!("{GROUPS} groups, {HOSTS} hosts heard, primary killed: ");
     let mut first = Figure::new(format!("{what}first group announced"), "ms", Target::None);
@@ -258,7 +260,7 @@ pub fn rolling(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
 /// Sessions of one measurement of what a copy costs.
 const COPIED: u64 = 100_000;
 
-/// What each peer beyond the first costs the owner, a new session.
+/// The cost of a new session for its owner, for each peer beyond the first.
 pub fn copies(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let figure = |what: &str| {
         let what = format!("CPU of the owner for the {what} peer");

@@ -20,7 +20,7 @@ pub fn configure(namespace: &Namespace, name: &str, folder: &Path) -> Result<()>
            }
          }",
     )?;
-    // What a unit takes up in its middle it has not seen the windows of.
+    // The kernel has not seen the windows of connections that it picks up in the middle.
     namespace.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
     let path = |file: &str| folder.join(format!("{name}-{file}"));
     let at = folder.join(format!("{name}-"));

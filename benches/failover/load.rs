@@ -1,4 +1,4 @@
-//! What replication costs a pair that is well.
+//! The cost of replication for a healthy pair.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

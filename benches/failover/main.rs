@@ -1,9 +1,9 @@
-//! What a takeover costs, beside keepalived + conntrackd in the same lab and the same run:
-//! `cargo bench --bench failover -- [ROW…]`. Needs root, or `unshare -rn` for tandemgw alone.
+//! The cost of a takeover, beside keepalived + conntrackd in the same lab and the same run: `cargo
+//! bench --bench failover -- [ROW…]`. Needs root, or `unshare -rn` for tandemgw alone.
 //!
 //! Each run builds a new network, in namespaces that vanish with this process; the kinds of gateway
-//! take turns. Clients and servers run at real-time priority: on a busy machine the figures are those
-//! of the gateways still, but not the best ones.
+//! take turns. Clients and servers run at real-time priority: on a busy machine the figures are
+//! those of the gateways still, but not the best ones.
 
 mod cluster;
 mod compound;
@@ -23,7 +23,7 @@ use testkit::system::worker::Result;
 
 #[derive(Parser)]
 struct Options {
-    /// What to measure; all of them if none is named.
+    /// The rows to measure; all of them if none is named.
     #[arg(value_enum)]
     rows: Vec<Row>,
     /// Which gateways take part.
@@ -84,7 +84,7 @@ enum Row {
     Groups,
     /// Four units are restarted.
     Rolling,
-    /// What more peers cost the owner of a session.
+    /// The cost of more peers for the owner of a session.
     Copies,
 }
 
@@ -92,7 +92,7 @@ enum Row {
 struct Figure {
     what: String,
     unit: &'static str,
-    /// What ours is to be.
+    /// The target value for our gateway.
     target: Target,
     ours: Vec<f64>,
     theirs: Vec<f64>,
@@ -150,7 +150,7 @@ fn drive(options: &Options) -> Result<()> {
     for row in rows {
         match measure(*row, options, &folder) {
             Ok(more) => figures.extend(more),
-            // What was measured before is still worth a table.
+            // Earlier measurements are still worth a table.
             Err(error) => {
                 eprintln!("{row:?}: {error}");
                 failed = Some(error);

@@ -20,7 +20,7 @@ pub const SERVER: &str = "10.77.2.100";
 /// The addresses of the client.
 pub const CLIENTS: &str = "10.77.1.100,10.77.1.101";
 
-/// What the gateways run.
+/// The software that the gateways run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     Tandemgw,
@@ -120,7 +120,8 @@ impl Pair {
         };
         pair.configure()?;
         pair.start(0)?;
-        // Of two that start together, the one that is ready first is primary, and that may be the second.
+        // Of two that start together, the one that is ready first is primary, and that may be the
+        // second.
         pair.wait_for_primary()?;
         if pair.settings.both {
             pair.start(1)?;
@@ -193,7 +194,7 @@ impl Pair {
         }
     }
 
-    /// What a unit of tandemgw says of itself.
+    /// The status of a unit of tandemgw.
     pub fn status(&self, unit: usize) -> Result<Value> {
         self.ask(unit, r#"{"command": "status"}"#)
     }
@@ -393,9 +394,9 @@ fn connect(
         ))?;
         host.ip_batch(&format!("link set lo up\nlink set {interface} up"))?;
     }
-    // The kernel tells at once that a cable is out, unless it told of any other link of the machine within
-    // the last second (linkwatch); other namespaces are not part of this machine. If both ends of a
-    // veth have different numbers it always tells at once.
+    // The kernel tells at once that a cable is out, unless it told of any other link of the machine
+    // within the last second (linkwatch); other namespaces are not part of this machine. If both
+    // ends of a veth have different numbers it always tells at once.
     a.ip_batch(&format!(
         "link add sync0 index 40 type veth peer name sync0 netns {}",
         b.path()

@@ -1,4 +1,4 @@
-//! What clients notice of the end of a primary.
+//! The end of a primary, as clients notice it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub const PORT: u16 = 7;
 const SESSIONS: usize = 7000;
 const SESSION_RATE: usize = 1000;
 
-/// What a steady echo tells, on the monotonic clock in seconds.
+/// Facts from a steady echo, on the monotonic clock in seconds.
 pub struct Echo {
     pub sent: Vec<f64>,
     /// Number and time.
@@ -115,7 +115,7 @@ pub fn gap(
     Ok(vec![gap, before])
 }
 
-/// What a planned handover costs.
+/// The cost of a planned handover.
 pub fn handover(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let mut lost = Figure::new("planned handover: packets lost", "", Target::AtMost(0.0));
     let mut gap = Figure::new("planned handover: longest gap", "ms", Target::None);
@@ -206,8 +206,8 @@ fn lost_sessions(pair: &mut Pair, count: usize, while_opening: bool) -> Result<V
     client.json()
 }
 
-/// Begins to open TCP sessions of two clients with the same source ports, `rate` a second; the processes of the
-/// clients and of the server.
+/// Begins to open TCP sessions of two clients with the same source ports, `rate` a second; the
+/// processes of the clients and of the server.
 pub fn open_sessions(
     client: &Namespace,
     server: &Namespace,

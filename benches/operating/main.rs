@@ -1,5 +1,5 @@
-//! What an administrator costs the packets: status, a listing and the end of a million sessions, asked
-//! of the real binary between a client and a server.
+//! The cost of an administrator's commands for the packets: status, a listing and the end of a
+//! million sessions, asked of the real binary between a client and a server.
 //!
 //! `cargo bench --bench operating`; root, or in `unshare -rn`.
 
@@ -22,7 +22,7 @@ use testkit::system::datapath::{Forwarder, Lab, SERVER};
 use testkit::system::traffic::{FIRST_PORT, HELLO};
 use testkit::system::worker::Result;
 
-// What a full table touches depends on it.
+// The memory that a full table touches depends on it.
 /// Sessions in the table: nearly all that it holds, so that the probe has room.
 const SESSIONS: u64 = 1_040_000;
 /// Of these as many must have been opened, since a sender that is too fast loses some.
@@ -88,7 +88,7 @@ struct Bench {
     socket: PathBuf,
 }
 
-/// What probe packets saw.
+/// The probe packets' delays.
 #[derive(Clone, Copy)]
 struct Delays {
     worst: Duration,
@@ -318,8 +318,8 @@ impl Bench {
 
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// One packet after the other to the server and back: some 10 kHz. A packet that takes longer than the
-/// others was held up.
+/// One packet after the other to the server and back: some 10 kHz. A packet that takes longer than
+/// the others was held up.
 fn probe(socket: &UdpSocket, stop: &AtomicBool) -> std::io::Result<Delays> {
     make_real_time(0);
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;

@@ -1,5 +1,6 @@
-//! How long one turn of the loop is busy with an administrator: the same code as in the gateway, without
-//! the packets. CPU time, so that a machine under load gives nearly the figures of an idle one.
+//! How long one turn of the loop is busy with an administrator: the same code as in the gateway,
+//! without the packets. CPU time, so that a machine under load gives nearly the figures of an idle
+//! one.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -59,7 +60,8 @@ const POLICIES: usize = 50_000;
 /// Routes of a big network, or of a part of the internet.
 const ROUTES: u32 = 100_000;
 
-/// Shows the longest turns of a listing and of the end of all sessions, and of what a large config makes long.
+/// Shows the longest turns of a listing and of the end of all sessions, and of what a large config
+/// makes long.
 pub fn measure(folder: &Path) -> Result<()> {
     let path = folder.join("turns.sock");
     let mut large = large_gateway()?;

@@ -1,8 +1,9 @@
-//! Whatever comes in by TUN, wire, control socket or from an authenticated peer, two units that follow
-//! each other keep their invariants.
+//! Whatever comes in by TUN, wire, control socket or from an authenticated peer, two units that
+//! follow each other keep their invariants.
 //!
-//! The input is a list of steps: what to do, a length of two bytes (the low one first), and that many bytes.
-//! See [`World::step`]. `fuzz/seeds/packet` has steps made from captures of real programs.
+//! The input is a list of steps: what to do, a length of two bytes (the low one first), and that
+//! many bytes. See [`World::step`]. `fuzz/seeds/packet` has steps made from captures of real
+//! programs.
 #![no_main]
 
 use std::path::PathBuf;
@@ -77,8 +78,8 @@ impl World {
         self.0.exchange();
     }
 
-    /// Carries out a step. Its lowest bit says on which unit, the next two by which port, then come three bits for the
-    /// kind, and two for what the kernel says of the packet.
+    /// Carries out a step. Its lowest bit says on which unit, the next two by which port, then come
+    /// three bits for the kind, and two for what the kernel says of the packet.
     fn step(&mut self, what: u8, bytes: &[u8]) {
         let unit = usize::from(what & 1);
         let port = PORTS[usize::from(what >> 1 & 3) % PORTS.len()];

@@ -1,8 +1,8 @@
 //! Makes seeds of the target `packet` out of captures of real programs.
 //!
-//! `cargo run --manifest-path fuzz/Cargo.toml --bin seeds -- lan FILE.pcap …` writes a file for each capture into
-//! `fuzz/seeds/packet`. Captures are those of tcpdump, of an Ethernet interface in the network of the tests or of
-//! `scripts/lab`; `lan` or `wan` says which.
+//! `cargo run --manifest-path fuzz/Cargo.toml --bin seeds -- lan FILE.pcap …` writes a file for
+//! each capture into `fuzz/seeds/packet`. Captures are those of tcpdump, of an Ethernet interface
+//! in the network of the tests or of `scripts/lab`; `lan` or `wan` says which.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,8 @@ fn main() {
     }
 }
 
-/// Steps that hand each packet of a capture to the first unit: IP by the TUN, ARP and ND by the wire.
+/// Steps that hand each packet of a capture to the first unit: IP by the TUN, ARP and ND by the
+/// wire.
 fn seed(bytes: &[u8], port: u8) -> Vec<u8> {
     assert_eq!(bytes[..4], MAGIC, "a capture of tcpdump");
     let (mut rest, mut seed) = (&bytes[24..], Vec::new());

@@ -66,7 +66,8 @@ pub enum Command {
         /// As one JSON object
         #[arg(long)]
         json: bool,
-        /// As a monitoring plugin: one line, exit code 0 (good), 1 (warning), 2 (critical) or 3 (unknown)
+        /// As a monitoring plugin: one line, exit code 0 (good), 1 (warning), 2 (critical) or 3
+        /// (unknown)
         #[arg(long, conflicts_with = "json")]
         check: bool,
     },
@@ -88,7 +89,7 @@ pub enum Command {
         /// Sum them up, and show the N with the most bytes
         #[arg(long, value_name = "N", requires = "by", conflicts_with_all = ["sort", "limit"])]
         top: Option<usize>,
-        /// What to sum by
+        /// The key to sum by
         #[arg(long, value_name = "WHAT", value_enum, requires = "top")]
         by: Option<Talker>,
         /// proto=tcp src=10.0.0.0/8 dst=… port=… state=… policy=… in=… out=… synced=no
@@ -107,7 +108,8 @@ pub enum Command {
         /// Go on until Ctrl-C, also over restarts of the gateway
         #[arg(long)]
         follow: bool,
-        /// Run this program for each event to come, with the event as JSON on its stdin; implies --follow
+        /// Run this program for each event to come, with the event as JSON on its stdin; implies
+        /// --follow
         #[arg(long, value_name = "PROGRAM")]
         exec: Option<PathBuf>,
         /// Only events after this number
@@ -223,7 +225,7 @@ pub enum Command {
 pub enum ConfigCommand {
     /// Print the config in force as a config file; first, in comments, how the file differs from it
     Show {
-        /// What has its default value, too
+        /// Include options with their default value, too
         #[arg(long)]
         full: bool,
         /// As one JSON object

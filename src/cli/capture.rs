@@ -252,7 +252,7 @@ fn too_early() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "a packet before the beginning")
 }
 
-/// What happened to a packet, in words for the comment.
+/// Describes the fate of a packet, for its comment.
 fn describe(comment: &mut String, packet: &Packet<'_>) {
     comment.clear();
     let words = [

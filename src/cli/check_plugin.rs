@@ -1,4 +1,5 @@
-//! `tandemgw status --check`: one line and an exit code, as monitoring plugins answer (Nagios, Icinga).
+//! `tandemgw status --check`: one line and an exit code, as monitoring plugins answer (Nagios,
+//! Icinga).
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -175,8 +175,8 @@ impl Client {
         })
     }
 
-    /// Connects to the only gateway that has its socket in `folder`. A gateway that was killed leaves
-    /// its socket behind.
+    /// Connects to the only gateway that has its socket in `folder`. A gateway that was killed
+    /// leaves its socket behind.
     fn find(folder: &Path, patience: Duration) -> Result<Client, ClientError> {
         let (mut alive, mut failed) = (Vec::new(), Vec::new());
         for path in sockets(folder)? {

@@ -1,7 +1,8 @@
-//! `tandemgw complete LINE`, for the completion of shells: what the last word of a command line can become.
+//! `tandemgw complete LINE`, for the completion of shells: what the last word of a command line can
+//! become.
 //!
-//! Commands and options come from the definition of the command line. What a running gateway knows (peers,
-//! groups, ports, policies) comes from its control socket, if it answers at once.
+//! Commands and options come from the definition of the command line. A running gateway names its
+//! own things (peers, groups, ports, policies) on its control socket, if it answers at once.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ fn socket_of<'a>(words: &[&'a str]) -> Option<&'a Path> {
     after.or(joined).map(Path::new)
 }
 
-/// What only a running gateway knows; asked at most once each.
+/// Names that only a running gateway knows; asked at most once each.
 trait Known {
     fn status(&self) -> Option<&Status>;
     fn policies(&self) -> Vec<String>;
@@ -88,13 +89,13 @@ impl Known for Source {
             names.extend(parse::<PolicyRow>(line)?.name);
             Ok(())
         });
-        // What came before an error is right.
+        // The words before an error are right.
         let _ = asked;
         names
     }
 }
 
-/// What `word` can become after `before`.
+/// The words that `word` can become after `before`.
 fn candidates(before: &[&str], word: &str, known: &dyn Known) -> Vec<String> {
     let mut cli = Cli::command();
     cli.build();

@@ -21,7 +21,7 @@ struct Shown {
     config: String,
     /// The file that it was read from.
     file: String,
-    /// What a reload or a restart would change; `null` if the file can't be read.
+    /// The changes that a reload or a restart would make; `null` if the file can't be read.
     differs: Option<Vec<Row>>,
     /// Why the file can't be compared; `null` if it can.
     error: Option<String>,
@@ -69,7 +69,7 @@ fn ask(socket: Option<&Path>, full: bool) -> Result<Shown, ClientError> {
     })
 }
 
-/// What the file would change of the config in force.
+/// The changes that the file would make to the config in force.
 fn compare(running: &str, file: &Path) -> Result<Change, String> {
     let read = |name: &Path, text: &str| -> Result<Config, String> {
         let mistakes = |_| "it has mistakes, which `tandemgw check` shows".to_owned();

@@ -70,7 +70,7 @@ fn running(status: &Status) -> Check {
     Check::new("gateway", found, problem)
 }
 
-/// What the running gateway reports about a peer.
+/// The running gateway's report about a peer.
 fn peer(peer: &PeerStatus) -> Check {
     let name = &peer.name;
     let mut problems = Vec::new();

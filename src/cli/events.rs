@@ -1,5 +1,5 @@
-//! `tandemgw events`: what has happened to a unit, and what happens. A program that is run for each event can
-//! hold nothing but this process.
+//! `tandemgw events`: what has happened to a unit, and what happens. A program that is run for each
+//! event can hold nothing but this process.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -26,7 +26,7 @@ struct Place {
     after: Option<u64>,
 }
 
-/// What becomes of each event.
+/// The use of each event.
 #[derive(Clone, Copy)]
 enum Use<'a> {
     Show,

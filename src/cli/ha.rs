@@ -81,7 +81,7 @@ fn print(done: &SwitchDone, saved: Option<&Saved>) -> io::Result<()> {
     }
 }
 
-/// What saving changed in the file.
+/// The change that saving made to the file.
 #[derive(Debug, PartialEq)]
 enum Saved {
     Already,
@@ -175,8 +175,8 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), SaveError>
     Ok((document.to_string(), saved))
 }
 
-/// Keeps other saves away from a file, until the lock is dropped or the process ends: that of its folder,
-/// since the file is replaced.
+/// Keeps other saves away from a file, until the lock is dropped or the process ends: that of its
+/// folder, since the file is replaced.
 fn lock(file: &Path) -> Result<File, SaveError> {
     lock_folder(folder(file)).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => SaveError::UnderWay,

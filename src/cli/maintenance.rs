@@ -35,10 +35,12 @@ pub fn set(socket: Option<&Path>, json: bool, state: OnOff, time: Option<&str>) 
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
 /// Between two looks at the status.
 const LOOK: Duration = Duration::from_millis(100);
-/// For so long another unit forwards what hosts still send to it, and a bit more: its status is not seen from here.
+/// For so long another unit forwards what hosts still send to it, and a bit more: its status is not
+/// seen from here.
 const STRAGGLERS: Duration = Duration::from_millis(2500);
 
-/// Begins the maintenance of `unit`, this one or a peer, and waits until it forwards nothing any longer.
+/// Begins the maintenance of `unit`, this one or a peer, and waits until it forwards nothing any
+/// longer.
 pub fn drain(socket: Option<&Path>, json: bool, unit: &str) -> ExitCode {
     match try_drain(socket, unit) {
         Err(error) => fail(error.code(), error),
@@ -109,7 +111,8 @@ fn report_drained(json: bool, done: &MaintenanceDone) -> io::Result<()> {
     )
 }
 
-/// Sets it; the answer comes when the unit is primary of nothing any longer, or it is clear that it stays that.
+/// Sets it; the answer comes when the unit is primary of nothing any longer, or it is clear that it
+/// stays that.
 fn ask(
     socket: Option<&Path>,
     on: bool,

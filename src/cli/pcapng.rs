@@ -22,7 +22,7 @@ pub struct Writer<W> {
 
 /// A packet to write.
 pub struct Packet<'a> {
-    /// What [`Writer::interface`] gave.
+    /// The number that [`Writer::interface`] returned.
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub time: u64,
@@ -37,9 +37,9 @@ pub struct Packet<'a> {
     pub comment: &'a str,
 }
 
-/// What was seen at an interface.
+/// Packet counts of an interface.
 pub struct Statistics {
-    /// What [`Writer::interface`] gave.
+    /// The number that [`Writer::interface`] returned.
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub start: u64,

@@ -207,7 +207,7 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
     table(limit, headers, status.peers.iter().map(row))
 }
 
-/// What the peers report about themselves; nothing if the gateway is too old to send it.
+/// The peers' reports about themselves; nothing if the gateway is too old to send them.
 fn units(status: &Status, limit: Option<usize>) -> Option<Table> {
     status.protocol?;
     let headers = [

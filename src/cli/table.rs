@@ -52,7 +52,8 @@ impl Table {
         }
     }
 
-    /// Leaves out these columns, in this order, while a row does not fit the terminal; all others stay.
+    /// Leaves out these columns, in this order, while a row does not fit the terminal; all others
+    /// stay.
     pub fn dropping(mut self, drops: &[&str]) -> Table {
         self.drops = drops.iter().map(|drop| (*drop).to_owned()).collect();
         self
@@ -88,7 +89,7 @@ impl Table {
         io::stdout().lock().write_all(text.as_bytes())
     }
 
-    /// What [`Table::print`] prints.
+    /// The text that [`Table::print`] prints.
     pub fn render(&mut self) -> String {
         let is_first = !std::mem::replace(&mut self.is_begun, true);
         if is_first {

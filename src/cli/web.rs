@@ -82,7 +82,7 @@ impl Source {
         })
     }
 
-    /// What the page shows, as one line of JSON.
+    /// The content of the page, as one line of JSON.
     fn ask(&mut self) -> String {
         match self.ask_gateway() {
             Ok(text) => text,

@@ -11,30 +11,32 @@
 //! all else in from, or out to, one of these   is dropped, and counted
 //! ```
 //!
-//! The second line makes the kernel agree with the gateway: a packet is written to the TUN device of the
-//! port that its policy and translation are for, and can leave by that port or not at all, whatever route
-//! the kernel finds for it.
+//! The second line makes the kernel agree with the gateway: a packet is written to the TUN device
+//! of the port that its policy and translation are for, and can leave by that port or not at all,
+//! whatever route the kernel finds for it.
 //!
 //! Interfaces are matched by number, which a rename does not change, *and* by name, which a
 //! recreated interface keeps. A drop is final: no chain of somebody else can overrule it. No
-//! connection is tracked for it. What the gateway forwards costs two or three lookups of four to
-//! eight bytes on each of its two passes; see ARCHITECTURE.md.
+//! connection is tracked for it. Packets for the machine itself still reach it.
 //!
-//! A second chain, at the prerouting hook, drops packets from the ports whose hop limit ends here, so that
-//! the kernel does not answer them with an address of its own: the gateway has seen them by then
-//! ([`super::packet_socket`]) and answers with the virtual one. What is for the machine itself stays.
+//! A second chain, at the prerouting hook, drops packets from the ports whose hop limit ends here,
+//! so that the kernel does not answer them with an address of its own: the gateway has seen them by
+//! then ([`super::packet_socket`]) and answers with the virtual one. What is for the machine itself
+//! stays.
 //!
-//! A device above a port (a bridge, a bond, a macvlan) takes its packets, which then come in by that
-//! device: nothing tells any more that they are of a port. So a chain at the ingress hook of each port marks
-//! what comes in, and one at the prerouting hook drops what has that mark and comes by another device,
-//! except what is for the machine itself, and takes the mark off everything else: nobody else sees it.
+//! A device above a port (a bridge, a bond, a macvlan) takes its packets, which then come in by
+//! that device: nothing tells any more that they are of a port. So a chain at the ingress hook of
+//! each port marks what comes in, and one at the prerouting hook drops what has that mark and comes
+//! by another device, except what is for the machine itself, and takes the mark off everything
+//! else: nobody else sees it.
 //!
 //! A chain at the input hook has the policies of `[[local-in]]`, if there are any (`local_in.rs`).
 //!
-//! A second table, of the family `bridge`, drops what a bridge would forward from one port to another,
-//! if both are put into it.
+//! A second table, of the family `bridge`, drops what a bridge would forward from one port to
+//! another, if both are put into it.
 //!
-//! The tables outlive the process, are replaced as a whole by the next start, and go with a clean end.
+//! The tables outlive the process, are replaced as a whole by the next start, and go with a clean
+//! end.
 
 mod found;
 mod local_in;
@@ -64,7 +66,7 @@ const NF_INET_INGRESS: u32 = 5;
 /// Devices of one chain; the kernel takes less than 256 (`NFT_NETDEVICE_MAX`).
 const DEVICES_PER_CHAIN: usize = 128;
 
-/// What the names of all our tables begin with.
+/// Prefix of the names of all our tables.
 const PREFIX: &str = "tandemgw-";
 
 /// A port as the barrier knows it.
@@ -80,7 +82,7 @@ pub struct Post {
     pub tun: u32,
 }
 
-/// What is found of the barrier.
+/// The condition of the barrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// All of it is in place; how many packets it has stopped since it was set.
@@ -100,14 +102,14 @@ pub enum Condition {
 
 /// The barrier of one gateway.
 ///
-/// Legal calls: [`new`](Self::new), then [`set`](Self::set) whenever a number of an interface changes,
-/// then [`remove`](Self::remove). Dropping it leaves the tables in place.
+/// Legal calls: [`new`](Self::new), then [`set`](Self::set) whenever a number of an interface
+/// changes, then [`remove`](Self::remove). Dropping it leaves the tables in place.
 pub struct Barrier {
     /// None until it is needed: the kernel may have none.
     nftables: Option<Nftables>,
     table: String,
     posts: Vec<Post>,
-    /// What may reach the machine itself, by port.
+    /// The policies for packets to the machine itself, by port.
     local: Vec<LocalPort>,
     /// Whether the kernel has taken the chain for hop limits.
     has_hops: bool,
@@ -128,7 +130,8 @@ impl Barrier {
         }
     }
 
-    /// From the next call of [`Barrier::set`] on, only what the config allows may reach the machine itself.
+    /// From the next call of [`Barrier::set`] on, only what the config allows may reach the machine
+    /// itself.
     pub fn limit_local(&mut self, config: &Config) {
         self.local = local_in::ports(config);
     }
@@ -210,8 +213,8 @@ impl Barrier {
         }
     }
 
-    /// A chain of somebody else that drops what is forwarded, and has no rule for the gateway; none if the packet
-    /// filter can't be read.
+    /// A chain of somebody else that drops what is forwarded, and has no rule for the gateway; none
+    /// if the packet filter can't be read.
     pub fn dropping_chain(&mut self) -> Option<DroppingChain> {
         others::find(self.nftables().ok()?).ok().flatten()
     }
@@ -294,8 +297,8 @@ impl Barrier {
         nftables.commit(batch)
     }
 
-    /// Adds the chain for packets whose hop limit ends here. Apart from the others: a kernel may lack what
-    /// its rules need.
+    /// Adds the chain for packets whose hop limit ends here. Apart from the others: a kernel may
+    /// lack what its rules need.
     fn add_hops(&mut self) -> Result<(), NetlinkError> {
         let table = self.table.clone();
         let nftables = self.nftables()?;
@@ -304,8 +307,8 @@ impl Barrier {
         nftables.commit(batch)
     }
 
-    /// Adds the chains that mark what comes in by the ports, and that drop what is marked and comes by
-    /// another device. Apart from the others for the same reason.
+    /// Adds the chains that mark what comes in by the ports, and that drop what is marked and comes
+    /// by another device. Apart from the others for the same reason.
     fn add_detour(&mut self) -> Result<(), NetlinkError> {
         let (table, devices) = (self.table.clone(), self.devices());
         let nftables = self.nftables()?;

@@ -1,10 +1,10 @@
-//! The control socket: a Unix stream socket with mode 0660, JSON lines both ways. Root and the user of the
-//! gateway may change things; others in its group may read.
+//! The control socket: a Unix stream socket with mode 0660, JSON lines both ways. Root and the user
+//! of the gateway may change things; others in its group may read.
 //!
-//! A client can't slow the gateway: input and output of each are bounded, an answer is produced only
-//! as fast as the client reads it, and there are at most
-//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS). Nor can it keep others out: one
-//! that asks nothing, or reads nothing, makes room for the next.
+//! A client can't slow the gateway: input and output of each are bounded, an answer is produced
+//! only as fast as the client reads it, and there are at most
+//! [`MAX_CLIENTS`](super::client_slots::MAX_CLIENTS). Nor can it keep others out: one that asks
+//! nothing, or reads nothing, makes room for the next.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -79,7 +79,8 @@ impl ControlSocket {
         }
         make_room(path)?;
         // The mode is set by the mask, so that there is no moment at which others could connect.
-        // SAFETY: umask only swaps a number of this process, and no other thread creates files here.
+        // SAFETY: umask only swaps a number of this process, and no other thread creates files
+        // here.
         let mask = unsafe { libc::umask(0o117) };
         let listener = UnixListener::bind(path);
         // SAFETY: as above.
@@ -179,8 +180,8 @@ impl ControlSocket {
         }
     }
 
-    /// Clients whose answer waits for something to happen, and who have taken what there was until now: one
-    /// that does not read is left alone until it does.
+    /// Clients whose answer waits for something to happen, and who have taken what there was until
+    /// now: one that does not read is left alone until it does.
     fn mark_waiting(&mut self, gateway: &Gateway, now: Time) {
         self.slots.mark_where(|client| {
             let waits = client.answer.is_waiting() && client.output.is_empty();
@@ -194,7 +195,8 @@ impl ControlSocket {
         clients.any(|(_, client)| client.answer.wants_reload())
     }
 
-    /// Tells the clients that want a reload that it has begun: those that come later want another one.
+    /// Tells the clients that want a reload that it has begun: those that come later want another
+    /// one.
     pub fn begin_reload(&mut self) {
         for client in self.slots.iter_mut() {
             client.answer.begin_reload();
@@ -230,7 +232,7 @@ impl ControlSocket {
     }
 }
 
-/// What the user at the other end may do, by the kernel's account (unix(7), `SO_PEERCRED`).
+/// The rights of the user at the other end, according to the kernel (unix(7), `SO_PEERCRED`).
 fn right_of(stream: &UnixStream) -> Right {
     let mut peer = libc::ucred {
         pid: 0,
@@ -238,7 +240,8 @@ fn right_of(stream: &UnixStream) -> Right {
         gid: u32::MAX,
     };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the descriptor is open, and `peer` is a valid ucred of that length, borrowed only for the call.
+    // SAFETY: the descriptor is open, and `peer` is a valid ucred of that length, borrowed only for
+    // the call.
     let result = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),
@@ -297,8 +300,8 @@ impl Client {
         }
     }
 
-    /// One that has asked nothing for the longest time makes room first, then one that has not read its
-    /// answer for long; others do not.
+    /// One that has asked nothing for the longest time makes room first, then one that has not read
+    /// its answer for long; others do not.
     fn rank(&self, now: Time) -> Rank {
         if self.is_idle() {
             Some((1, self.heard))

@@ -1,4 +1,4 @@
-//! What a driver reports about an interface (`ethtool(8)`).
+//! A driver's report about an interface (`ethtool(8)`).
 
 use std::ffi::c_char;
 use std::os::fd::AsRawFd;
@@ -32,8 +32,8 @@ pub(super) fn receives_merged(interface: &str) -> Option<bool> {
         *to = *from as c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request has a name that ends with a zero and points to a value of the size that the
-    // command has; both live until the call is over.
+    // SAFETY: the request has a name that ends with a zero and points to a value of the size that
+    // the command has; both live until the call is over.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) }).ok()?;
     Some(value.data != 0)
 }

@@ -98,7 +98,7 @@ pub struct Shell {
     peers: Option<Peers>,
     probes: Probes,
     buffers: [Buffer; READ_AHEAD],
-    /// What the monitor has read, and is still to be handled.
+    /// Notices that the monitor has read, still to be handled.
     notices: std::vec::IntoIter<Notice>,
     ready: Ready,
     chores: sockets::Chores,
@@ -362,7 +362,7 @@ impl Shell {
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
-        // What the gateway has just learned of the routes, or removed of them.
+        // Routes that the gateway has just learned or removed.
         self.follow_routes();
         self.drain_outputs();
         if let Some(peers) = &mut self.peers {
@@ -525,7 +525,7 @@ fn open_http(config: &Config, registry: &Registry) -> io::Result<Option<HttpServ
     Ok(Some(server))
 }
 
-/// A jumbo frame. What is longer is cut, and then refused as truncated.
+/// A jumbo frame. A longer frame is cut, and then refused as truncated.
 const LONGEST_FRAME: usize = 9216;
 
 fn tun_token(index: usize) -> Token {

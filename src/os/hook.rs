@@ -42,8 +42,8 @@ impl fmt::Display for HookError {
     }
 }
 
-/// Runs `program` with these variables and this input, and waits for its end. One that takes longer than `limit`
-/// is killed.
+/// Runs `program` with these variables and this input, and waits for its end. One that takes longer
+/// than `limit` is killed.
 ///
 /// # Errors
 /// If it can't be run, fails, or takes too long.

@@ -168,8 +168,8 @@ impl Client {
         }
     }
 
-    /// One that has its answer makes room first, then the one that has taken longest to ask; one that is being
-    /// answered does not.
+    /// One that has its answer makes room first, then the one that has taken longest to ask; one
+    /// that is being answered does not.
     fn rank(&self) -> Rank {
         match self.phase {
             ClientPhase::Leaving => Some((1, self.until)),

@@ -1,11 +1,11 @@
 //! The log on stderr: one line per event, and it never waits for the reader.
 //!
-//! Lines are written at once, without blocking. What the reader does not take waits in a bounded buffer;
-//! when that is full, lines are lost and counted. There is no thread for it: a lock that it would share with
-//! the loop could delay a packet as well.
+//! Lines are written at once, without blocking. Lines that the reader does not take wait in a
+//! bounded buffer; when that is full, lines are lost and counted. There is no thread for it: a lock
+//! that it would share with the loop could delay a packet as well.
 //!
-//! Under systemd each line begins with its priority, `<6>`, and has no timestamp, since the journal adds one
-//! (sd-daemon(3)).
+//! Under systemd each line begins with its priority, `<6>`, and has no timestamp, since the journal
+//! adds one (sd-daemon(3)).
 
 mod sink;
 
@@ -32,7 +32,8 @@ const NEVER: u64 = u64::MAX;
 
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
 static LIMITS: Mutex<LogLimits> = Mutex::new(LogLimits::new());
-/// When [`tick`] has something to do. The locks above are only touched by lines and when this is due.
+/// When [`tick`] has something to do. The locks above are only touched by lines and when this is
+/// due.
 static DUE: AtomicU64 = AtomicU64::new(NEVER);
 
 /// Begins to log to stderr, as `RUST_LOG` says; from `info` on if that is not set.
@@ -53,8 +54,8 @@ pub fn init() {
     let _ = log::set_boxed_logger(Box::new(Limited { lines }));
 }
 
-/// Writes what is due: lines that had to wait, and how many were left out or lost. Costs nothing if nothing
-/// is.
+/// Writes what is due: lines that had to wait, and how many were left out or lost. Costs nothing if
+/// nothing is.
 pub fn tick(now: Time) {
     if DUE.load(Ordering::Relaxed) > now.as_nanos() {
         return;
@@ -193,7 +194,8 @@ fn plain_line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     )
 }
 
-/// The text with what would break the line, or steer a terminal, written out: some of it is a peer's.
+/// The text with what would break the line, or steer a terminal, written out: some of it is a
+/// peer's.
 fn one_line(record: &Record<'_>) -> String {
     let text = record.args().to_string();
     if !text.contains(char::is_control) {

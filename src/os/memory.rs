@@ -13,8 +13,8 @@ const LARGE: usize = 16 << 20;
 /// Linux 5.14. An older kernel refuses, and provides the memory when it is touched.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
-/// Asks the kernel for huge pages for these tables, those that are large. To be called when they are
-/// made, before they fill: memory that was touched keeps its small pages.
+/// Asks the kernel for huge pages for these tables, those that are large. To be called when they
+/// are made, before they fill: memory that was touched keeps its small pages.
 ///
 /// Memory is still only taken when it is touched, but for that of hash indices: a few dozen entries
 /// touch each of its huge pages anyway, and each would stall the packet that comes upon it.

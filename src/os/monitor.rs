@@ -47,7 +47,7 @@ use tandemgw_core::in_quotes::InQuotes;
 /// Messages of one [`Monitor::read`], some 2 µs each.
 const READ_BUDGET: usize = 32;
 
-/// What one [`Monitor::read`] frees of what is known no longer.
+/// Stale entries that one [`Monitor::read`] frees.
 const FREED_AT_A_TIME: usize = 256;
 
 /// A change, or an item of a dump.
@@ -174,8 +174,8 @@ impl Monitor {
         Ok((monitor, notices))
     }
 
-    /// Appends some of what has happened to `out`. The result is true if the budget stopped it and there may
-    /// be more.
+    /// Appends some of what has happened to `out`. The result is true if the budget stopped it and
+    /// there may be more.
     ///
     /// # Errors
     /// If the socket fails; then it is unusable.
@@ -230,7 +230,7 @@ impl Monitor {
         let buffer = std::mem::take(&mut self.buffer);
         let mut messages = Messages::new(&buffer[self.handled..]);
         let message = messages.next();
-        // What is no message ends the datagram.
+        // A malformed message ends the datagram.
         let left = message.map_or(0, |_| messages.left());
         self.handled = buffer.len() - left;
         let result = message.map_or(Ok(()), |message| self.handle(message, out));

@@ -1,8 +1,8 @@
 //! The multicast groups to which Neighbor Solicitations for the addresses of a port are sent.
 //!
-//! Joining one waits for a kernel lock (`rtnl`) that others may hold for seconds, so this is not done in the
-//! loop but by the thread of `upkeep`, with sockets of its own: a membership is of an interface, not of
-//! the socket that receives.
+//! Joining one waits for a kernel lock (`rtnl`) that others may hold for seconds, so this is not
+//! done in the loop but by the thread of `upkeep`, with sockets of its own: a membership is of an
+//! interface, not of the socket that receives.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,9 +22,9 @@ pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
 
 /// The groups of one interface.
 ///
-/// They are joined twice: for the interface's hardware filter, and in the kernel's IPv6, so that it reports
-/// them (MLD, RFC 3810) and snooping switches deliver. If the kernel refuses the second, for instance since it
-/// was built without IPv6, a warning says so. Dropping this leaves them.
+/// They are joined twice: for the interface's hardware filter, and in the kernel's IPv6, so that it
+/// reports them (MLD, RFC 3810) and snooping switches deliver. If the kernel refuses the second,
+/// for instance since it was built without IPv6, a warning says so. Dropping this leaves them.
 #[derive(Debug)]
 pub struct Groups {
     interface: String,

@@ -1,8 +1,9 @@
 //! Requests to the kernel's routing (rtnetlink(7)): links, addresses, routes and rules.
 //!
-//! [`Netlink`] is a blocking socket: each call sends one request and waits for its answer, which the
-//! kernel gives at once. It serves the start, the end and the repair of the steering, and keeps a standby's neighbours warm;
-//! nothing in the path of a packet or of a takeover uses it. [`super::monitor`] listens to changes.
+//! [`Netlink`] is a blocking socket: each call sends one request and waits for its answer, which
+//! the kernel gives at once. It serves the start, the end and the repair of the steering, and keeps
+//! a standby's neighbours warm; nothing in the path of a packet or of a takeover uses it.
+//! [`super::monitor`] listens to changes.
 
 mod addresses;
 mod objects;
@@ -49,9 +50,9 @@ const DUMP_ATTEMPTS: u32 = 5;
 /// A request that the kernel refused, or that could not be made.
 #[derive(Debug)]
 pub struct NetlinkError {
-    /// What was asked for, as in "can't add the route".
+    /// The operation, as in "can't add the route".
     pub operation: &'static str,
-    /// What it was about.
+    /// The object of the operation.
     pub object: String,
     /// The error number.
     pub source: io::Error,
@@ -269,8 +270,8 @@ impl Netlink {
     /// The route that a packet would take which comes in from elsewhere.
     ///
     /// # Errors
-    /// Also why the kernel would drop it: EXDEV for the reverse path filter, EINVAL for a blackhole, or for a
-    /// source that can't be.
+    /// Also why the kernel would drop it: EXDEV for the reverse path filter, EINVAL for a
+    /// blackhole, or for a source that can't be.
     pub(super) fn passage(&mut self, passage: &Passage) -> Result<KernelRoute, NetlinkError> {
         let mut message = route_request(passage.to);
         message.header.source_prefix_length = message.header.destination_prefix_length;

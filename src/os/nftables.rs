@@ -44,7 +44,8 @@ pub(super) const BRIDGE: u8 = libc::NFPROTO_BRIDGE as u8;
 /// Keys in one message: an attribute holds 64 KiB.
 const KEYS_PER_MESSAGE: usize = 1000;
 
-/// A socket for requests to nf_tables. Each call waits for its answer, which the kernel gives at once.
+/// A socket for requests to nf_tables. Each call waits for its answer, which the kernel gives at
+/// once.
 pub(super) struct Nftables {
     socket: Socket,
     sequence: u32,

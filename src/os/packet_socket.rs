@@ -9,7 +9,8 @@ use tandemgw_core::ha;
 use tandemgw_core::in_quotes::InQuotes;
 
 /// A raw socket on one interface that sees incoming ARP, Neighbor Solicitations and Neighbor
-/// Advertisements, frames of peers, packets whose hop limit ends here, and nothing else. Non-blocking, closed on exec.
+/// Advertisements, frames of peers, packets whose hop limit ends here, and nothing else.
+/// Non-blocking, closed on exec.
 #[derive(Debug)]
 pub struct PacketSocket {
     interface: String,
@@ -153,9 +154,10 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
 }
 
 /// The classic BPF program (Linux, `Documentation/networking/filter.rst`) that keeps incoming ARP,
-/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), frames of peers, IP packets for this machine
-/// whose hop limit ends here, and pings to link-local addresses (128), which the kernel does not route; of no VLAN: a frame of a VLAN reaches this interface too, on its way to that
-/// of the VLAN, its tag already taken off.
+/// Neighbor Solicitations (type 135) and Neighbor Advertisements (136), frames of peers, IP packets
+/// for this machine whose hop limit ends here, and pings to link-local addresses (128), which the
+/// kernel does not route; of no VLAN: a frame of a VLAN reaches this interface too, on its way to
+/// that of the VLAN, its tag already taken off.
 fn filter() -> [libc::sock_filter; 29] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
@@ -236,8 +238,8 @@ pub(super) fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<O
 pub(super) fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     let value: *const T = value;
-    // SAFETY: `value` is readable for `length` bytes, and borrowed for the call. What it points to in
-    // turn (a filter) is alive in the caller, and copied by the kernel.
+    // SAFETY: `value` is readable for `length` bytes, and borrowed for the call. Anything it points
+    // to (a filter) is alive in the caller, and copied by the kernel.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) })
 }
 
@@ -287,7 +289,7 @@ mod tests {
         packet
     }
 
-    /// What `socket` receives within a while after the last frame.
+    /// The frames that `socket` receives within a while after the last one.
     fn received(socket: &PacketSocket) -> Vec<Vec<u8>> {
         let mut frames = vec![];
         let mut buffer = [0; 2048];

@@ -23,8 +23,8 @@ use super::netlink::interface_number;
 use super::quic::Transport;
 use super::watch::Watch;
 
-/// Pause before the next attempt to bind the sockets of a link whose interface or address is missing,
-/// in case the kernel has not reported that it is there.
+/// Pause before the next attempt to bind the sockets of a link whose interface or address is
+/// missing, in case the kernel has not reported that it is there.
 const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// The connections to all peers.
@@ -106,7 +106,7 @@ impl Peers {
         }))
     }
 
-    /// What was refused on the links.
+    /// Connection attempts refused on the links.
     pub fn refused(&self) -> LinkRefusals {
         let counters = self.wires.transport.counters();
         LinkRefusals {

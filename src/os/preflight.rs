@@ -21,9 +21,9 @@ use tandemgw_core::flow::Family;
 /// A problem with the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineProblem {
-    /// What is wrong, as a sentence without its full stop.
+    /// The problem, as a sentence without its full stop.
     pub what: String,
-    /// What to do about it, likewise.
+    /// The remedy, likewise.
     pub remedy: String,
     /// The gateway can't work with it. Otherwise it can, but perhaps not as expected.
     pub fatal: bool,
@@ -53,9 +53,9 @@ impl MachineProblem {
 pub struct Check {
     /// Its name, such as `rp-filter` or `port lan`.
     pub name: String,
-    /// What was found, for when there is no problem.
+    /// The finding, for when there is no problem.
     pub found: String,
-    /// What is wrong with it.
+    /// The problems found.
     pub problems: Vec<MachineProblem>,
 }
 

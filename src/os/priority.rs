@@ -57,9 +57,10 @@ fn real_time() -> io::Result<()> {
 
 fn ordinary() -> io::Result<()> {
     set_ordinary(NICE, SLICE_NANOS)?;
-    // Where tasks are grouped by session (sched_autogroup), niceness counts within the group only. A session
-    // that is not ours may hold anything: with a group so far above them, the kernel's own threads would wait
-    // for seconds, and with them what the kernel does with addresses and routes.
+    // Where tasks are grouped by session (sched_autogroup), niceness counts within the group only.
+    // A session that is not ours may hold anything: with a group so far above them, the kernel's
+    // own threads would wait for seconds, and with them what the kernel does with addresses and
+    // routes.
     if !leads_a_session() {
         return Ok(());
     }
@@ -86,7 +87,8 @@ fn set_ordinary(nice: i32, slice: u64) -> io::Result<()> {
         deadline: 0,
         period: 0,
     };
-    // SAFETY: the kernel reads `size` bytes of `attributes`, which outlives the call; 0 is this task.
+    // SAFETY: the kernel reads `size` bytes of `attributes`, which outlives the call; 0 is this
+    // task.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     check(result as libc::c_int)
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Makes the file `path` with mode 0600. What is there, or a symbolic link to somewhere else, is left alone (open(2),
-/// `O_EXCL` and `O_NOFOLLOW`): the folder may be one that others write to, such as /tmp.
+/// Makes the file `path` with mode 0600. An existing file, or a symbolic link to somewhere else, is
+/// left alone (open(2), `O_EXCL` and `O_NOFOLLOW`): the folder may be one that others write to,
+/// such as /tmp.
 ///
 /// # Errors
 /// `AlreadyExists` if there is something of that name; what the kernel says otherwise.

@@ -1,9 +1,9 @@
-//! Asks the targets of `[[link-monitor]]` from an address of this machine: pings and TCP connections, through
-//! sockets that the loop waits for.
+//! Asks the targets of `[[link-monitor]]` from an address of this machine: pings and TCP
+//! connections, through sockets that the loop waits for.
 //!
-//! A socket is bound to the port's interface, so that a question leaves where the target is expected, whatever
-//! the routes say. That of a ping stays open, since answers may take longer than an interval; a connection is
-//! closed with its answer, or at the next probe.
+//! A socket is bound to the port's interface, so that a question leaves where the target is
+//! expected, whatever the routes say. That of a ping stays open, since answers may take longer than
+//! an interval; a connection is closed with its answer, or at the next probe.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -72,7 +72,8 @@ impl Probes {
     /// Sends a probe. The one before, of the same monitor, is no longer waited for.
     ///
     /// # Errors
-    /// What the kernel refuses: no route, an address that is gone. The target counts as silent then.
+    /// What the kernel refuses: no route, an address that is gone. The target counts as silent
+    /// then.
     pub fn send(
         &mut self,
         registry: &Registry,

@@ -19,8 +19,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The service manager, if there is one. Without one, each call only checks an `Option`.
 ///
-/// Legal calls: [`turn_ended`](Self::turn_ended) after each turn, [`reloading`](Self::reloading) and
-/// [`reloaded`](Self::reloaded) around a reload, [`stopping`](Self::stopping) once.
+/// Legal calls: [`turn_ended`](Self::turn_ended) after each turn, [`reloading`](Self::reloading)
+/// and [`reloaded`](Self::reloaded) around a reload, [`stopping`](Self::stopping) once.
 pub struct ServiceManager {
     link: Option<ManagerLink>,
 }

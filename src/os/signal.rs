@@ -40,8 +40,8 @@ impl Signals {
     }
 }
 
-/// Lets the first SIGINT or SIGTERM end our side of `stream`, so that the peer learns of it and can end
-/// in order; the next one ends the process as usual.
+/// Lets the first SIGINT or SIGTERM end our side of `stream`, so that the peer learns of it and can
+/// end in order; the next one ends the process as usual.
 ///
 /// # Errors
 ///

@@ -30,8 +30,8 @@ use super::steering::Steering;
 use super::tun::Tun;
 
 /// How long a machine that has one of our addresses may take to say so. RFC 5227 waits for seconds,
-/// since hosts come up together after a power cut; a gateway must forward again sooner than that, and
-/// goes on watching for conflicts.
+/// since hosts come up together after a power cut; a gateway must forward again sooner than that,
+/// and goes on watching for conflicts.
 const PROBE_TIME: Duration = Duration::from_millis(200);
 /// Frames of a port that are looked at then.
 const MOST_FRAMES: usize = 4096;
@@ -161,8 +161,8 @@ fn open_port(port: &PortConfig) -> Result<Port, StartError> {
     Ok(Port { tun, socket })
 }
 
-/// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1). Who has is not
-/// ours to stop; the gateway serves, and says so.
+/// Asks each link whether another machine has one of our addresses (RFC 5227, section 2.1.1). Who
+/// has is not ours to stop; the gateway serves, and says so.
 ///
 /// With `[ha]` that machine may be our peer, and the election asks.
 fn probe_addresses(config: &Config, ports: &[Port]) -> Result<Vec<Conflict>, StartError> {

@@ -1,6 +1,7 @@
-//! What a unit remembers over restarts: whether it is in maintenance, and until when.
+//! Remembers over restarts whether a unit is in maintenance, and until when.
 //!
-//! One small file for each unit in the state directory. The loop never waits for it: a thread writes it.
+//! One small file for each unit in the state directory. The loop never waits for it: a thread
+//! writes it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -18,7 +19,7 @@ use tandemgw_core::time::Time;
 use super::clock;
 use super::worker::{Job, Progress};
 
-/// What stands in the file; without a maintenance there is none.
+/// The content of the file; without a maintenance there is no file.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saved {
@@ -29,7 +30,7 @@ struct Saved {
 /// The file, and what of it is yet to be written.
 pub struct StateFile {
     path: PathBuf,
-    /// What is in the file, as far as it is known.
+    /// The content of the file, as far as it is known.
     saved: Option<Saved>,
     job: Option<Job<io::Result<()>>>,
     /// Why the last write failed.

@@ -21,9 +21,9 @@
 //! start recognises it, and the number of a rule also says whether forwarding was off before:
 //! [`PROTOCOL_FORWARDING_WAS_OFF`]. So even a start after a crash knows what to restore.
 //!
-//! Neither the global `net.ipv4.ip_forward` nor, where the kernel has `force_forwarding` (6.17), the
-//! global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves by the
-//! interface that it came in by, since a TUN is always between.
+//! Neither the global `net.ipv4.ip_forward` nor, where the kernel has `force_forwarding` (6.17),
+//! the global IPv6 switch is touched. `send_redirects` is left alone as well: a packet never leaves
+//! by the interface that it came in by, since a TUN is always between.
 
 mod detour;
 mod error;
@@ -69,8 +69,8 @@ pub const PROTOCOL: u8 = 77;
 /// rule goes, because it was off when the rule came.
 pub const PROTOCOL_FORWARDING_WAS_OFF: u8 = 78;
 
-/// The numbers of tables and rule priorities, from `routing-table` on, that belong to one gateway, if it
-/// does not have more ports.
+/// The numbers of tables and rule priorities, from `routing-table` on, that belong to one gateway,
+/// if it does not have more ports.
 const TABLES: u32 = 64;
 
 /// A worse metric than that of the kernel's routes for its addresses, so that those win.
@@ -80,7 +80,7 @@ pub(super) const METRIC_BLACKHOLE: u32 = u32::MAX;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// What is in place while the gateway runs.
+/// The routes, rules and devices in place while the gateway runs.
 ///
 /// Legal calls: [`set_up`](Self::set_up), then [`disturb`](Self::disturb) and
 /// [`repair_some`](Self::repair_some) any number of times, then [`remove`](Self::remove). Dropping
@@ -92,13 +92,14 @@ pub struct Steering {
     /// Why there is no barrier.
     barrier_fault: Option<String>,
     stopped: restore::Stopped,
-    /// What the barrier had let pass to the gateway at its last check.
+    /// Packets that the barrier had let pass to the gateway at its last check.
     let_pass: u64,
     obstacles: obstacle::Obstacles,
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
-    /// By family: the routes among whose next hops the kernel follows; none before the first are known.
+    /// By family: the routes among whose next hops the kernel follows; none before the first are
+    /// known.
     spread: [Option<Spread>; 2],
 }
 

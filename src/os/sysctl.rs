@@ -1,7 +1,7 @@
 //! Kernel parameters of interfaces, under `/proc/sys/net`.
 //!
-//! Paths, not dotted names: an interface may be called `eth0.100`. The kernel shows each process the
-//! parameters of the network namespace that it is in.
+//! Paths, not dotted names: an interface may be called `eth0.100`. The kernel shows each process
+//! the parameters of the network namespace that it is in.
 
 use std::fmt;
 use std::fs;

@@ -54,7 +54,8 @@ impl Timer {
             it_value: value,
         };
         let (fd, flags) = (self.fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME);
-        // SAFETY: `setting` is a valid itimerspec that outlives the call; no old value is asked for.
+        // SAFETY: `setting` is a valid itimerspec that outlives the call; no old value is asked
+        // for.
         check(unsafe { libc::timerfd_settime(fd, flags, &setting, std::ptr::null_mut()) })
     }
 

@@ -37,12 +37,13 @@ pub struct Buffer {
     offload: Offload,
 }
 
-/// What the kernel granted.
+/// The level that the kernel granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     /// No vnet header at all: the kernel has refused it.
     Plain,
-    /// A header and no offloads: nothing is read that needs some, and what other devices gave is written.
+    /// A header and no offloads: nothing is read that needs some, and what other devices gave is
+    /// written.
     Header,
     /// Checksums and TCP segmentation.
     Tso,
@@ -118,14 +119,14 @@ impl Tun {
         }
     }
 
-    /// Hands the packet in `buffer`, whatever device it was read from, to the kernel as what it was: a
-    /// super-packet stays one. Tried once.
+    /// Hands the packet in `buffer`, whatever device it was read from, to the kernel as what it
+    /// was: a super-packet stays one. Tried once.
     ///
     /// # Errors
     ///
-    /// The packet is lost and to be counted: `EINVAL` if its headers contradict the offload header, or if it
-    /// needs an offload and this device can't have any; `EIO` if the device is down, `WouldBlock` or `ENOMEM`
-    /// if there is no room.
+    /// The packet is lost and to be counted: `EINVAL` if its headers contradict the offload header,
+    /// or if it needs an offload and this device can't have any; `EIO` if the device is down,
+    /// `WouldBlock` or `ENOMEM` if there is no room.
     #[inline]
     pub fn write(&self, buffer: &Buffer) -> io::Result<()> {
         let needs_offload =
@@ -224,7 +225,7 @@ impl Buffer {
         }
     }
 
-    /// What the kernel said about the packet.
+    /// The kernel's description of the packet.
     #[inline]
     pub fn offload(&self) -> Offload {
         self.offload
@@ -273,8 +274,8 @@ impl Buffer {
                 0
             },
         };
-        // Only a receiver is told DATA_VALID; a sender must not set it (section 5.1.6.2.1). The rest
-        // goes back as it came: the positions and sizes that it gives don't change.
+        // Only a receiver is told DATA_VALID; a sender must not set it (section 5.1.6.2.1). The
+        // rest goes back as it came: the positions and sizes that it gives don't change.
         self.bytes[Self::FLAGS] = flags & Self::NEEDS_CSUM;
     }
 }
@@ -297,7 +298,8 @@ impl Level {
 }
 
 /// Reattaches the descriptor with a vnet header, which tun-tap can't request, and turns on what
-/// offloads are wanted and the kernel has. The device must be persistent meanwhile, or it would vanish.
+/// offloads are wanted and the kernel has. The device must be persistent meanwhile, or it would
+/// vanish.
 fn rearm(iface: &Iface, offloads: Offloads) -> io::Result<Level> {
     let fd = iface.as_raw_fd();
     set_persistent(fd, true)?;

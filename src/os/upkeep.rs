@@ -39,8 +39,8 @@ use super::tun::{Offloads, Tun};
 /// How often one port is checked.
 const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ports of which the kernel is asked at an audit where it leads their packets, some 50 µs each: all within four
-/// audits, where there are few.
+/// Ports of which the kernel is asked at an audit where it leads their packets, some 50 µs each:
+/// all within four audits, where there are few.
 const ASKED_AT_A_TIME: usize = 16;
 const AUDITS_FOR_ALL: usize = 4;
 
@@ -103,7 +103,8 @@ pub(super) enum Report {
     NotFollowed(NetlinkError),
     /// Routes and multicast groups are as ordered, except these, with the reasons.
     Readdressed(Vec<String>),
-    /// The kernel has come to lead the packets of a port elsewhere, in these words, or no longer does.
+    /// The kernel has come to lead the packets of a port elsewhere, in these words, or no longer
+    /// does.
     Detour(PortId, Option<String>),
     /// Multicast groups of a recreated interface can't be joined, for this reason.
     NotJoined(String),
@@ -232,7 +233,7 @@ struct Keeper {
     steering: Steering,
     /// By port.
     groups: Vec<Groups>,
-    /// What has gone wrong since new addresses were ordered, until it is reported.
+    /// Failures since new addresses were ordered, until they are reported.
     readdressing: Option<Vec<String>>,
     netlink: Netlink,
     poll: Poll,
@@ -245,7 +246,7 @@ struct Keeper {
     offloads: Vec<Offloads>,
     next_audit: Time,
     audits: u32,
-    /// What was last restored for each port, and when.
+    /// The last restoration for each port, and when.
     restored: BTreeMap<Option<PortId>, (Time, Vec<String>)>,
     /// Nothing is restored until then.
     truce: Option<Time>,
@@ -385,7 +386,7 @@ impl Keeper {
         }
     }
 
-    /// Joins and leaves some of the multicast groups. What was ordered is reported when all are done.
+    /// Joins and leaves some of the multicast groups. The result is reported when all are done.
     fn change_groups(&mut self) {
         let mut pending = self.groups.iter_mut().filter(|groups| groups.is_pending());
         if let Some(groups) = pending.next()
@@ -435,7 +436,8 @@ impl Keeper {
         }
     }
 
-    /// Asks the kernel about some ports where it leads their packets, unless something is just being repaired.
+    /// Asks the kernel about some ports where it leads their packets, unless something is just
+    /// being repaired.
     fn ask_for_detours(&mut self) {
         if self.steering.is_disturbed() {
             return;

@@ -81,7 +81,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Listens on `link`, once more if it does already: call it when the interface or the address is there again.
+    /// Listens on `link`, once more if it does already: call it when the interface or the address
+    /// is there again.
     pub fn listen(&mut self, link: usize) {
         let Some(settings) = self.links.get(link) else {
             return;
@@ -165,7 +166,8 @@ impl Watch {
                 self.keep(peer, link, stream, true);
             }
         }
-        // What is left is not reported again before another one comes; nor does anybody need it.
+        // Remaining packets are not reported again before another one comes; nor does anybody need
+        // them.
     }
 
     fn keep(&mut self, peer: usize, link: usize, mut stream: TcpStream, established: bool) {

@@ -1,5 +1,5 @@
-//! The HTTP server of `tandemgw web`: a process of its own, with a thread for each connection. It serves files
-//! from the binary, and one stream of server-sent events to all clients.
+//! The HTTP server of `tandemgw web`: a process of its own, with a thread for each connection. It
+//! serves files from the binary, and one stream of server-sent events to all clients.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two questions to the gateway.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What each answer says: the page loads nothing from elsewhere, runs no script but its own, and is in nobody's
-/// frame.
+/// Headers of every answer: the page loads nothing from elsewhere, runs no script but its own, and
+/// can't be framed.
 const HEADERS: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
     X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
@@ -33,7 +33,7 @@ pub struct File {
     pub path: &'static str,
     /// Its type.
     pub kind: &'static str,
-    /// What is in it.
+    /// The text of the page.
     pub text: &'static str,
 }
 
@@ -65,7 +65,8 @@ impl Latest {
     }
 }
 
-/// Serves until the process ends. `ask` is called once a second, however many clients there are, and gives one line.
+/// Serves until the process ends. `ask` is called once a second, however many clients there are,
+/// and gives one line.
 ///
 /// # Errors
 /// If it can't listen there.
@@ -154,8 +155,8 @@ fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 /// Why a request is refused: the status, and a sentence.
 type Refusal = (&'static str, &'static str);
 
-/// The path that is asked for. A page of another origin whose name leads to this address is refused, for its
-/// requests name that origin as the host.
+/// The path that is asked for. A page of another origin whose name leads to this address is
+/// refused, for its requests name that origin as the host.
 fn judge(head: &[u8], own: IpAddr) -> Result<String, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut headers);

@@ -43,7 +43,8 @@ impl<T: Send + 'static> Job<T> {
         thread::Builder::new()
             .name("worker".to_owned())
             .spawn(move || {
-                // In a panic too, the result is lost before the loop is woken: dropped in this order.
+                // In a panic too, the result is lost before the loop is woken: dropped in this
+                // order.
                 let _wake = Wake(waker);
                 let sender = sender;
                 if let Err(error) = priority::be_ordinary() {

@@ -39,7 +39,8 @@ addresses = ["10.0.9.2:7030"]
 public-key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 "#;
 
-/// Parts that are right, what is appended to them, and the problems, with lines counted in the latter.
+/// Parts that are right, what is appended to them, and the problems, with lines counted in the
+/// latter.
 pub type Wrong = (
     &'static [&'static str],
     &'static str,

@@ -1,5 +1,5 @@
-//! The reference chapters of the book are what the code says: `UPDATE_DOCS=1 cargo test --test docs`
-//! regenerates them.
+//! The reference chapters of the book are what the code says: `UPDATE_DOCS=1 cargo test --test
+//! docs` regenerates them.
 
 // Clippy lets test functions unwrap, but not their helpers.
 #![allow(clippy::unwrap_used)]
@@ -285,8 +285,8 @@ fn code(text: &str) -> Vec<&str> {
     found
 }
 
-/// The first word that is not a command or option, if any. What is written in capitals stands for
-/// something else.
+/// The first word that is not a command or option, if any. Words in capitals stand for something
+/// else.
 fn check_command<'a>(cli: &clap::Command, typed: &'a str) -> Result<(), &'a str> {
     let mut command = cli;
     let mut words = typed.split_whitespace().peekable();
@@ -450,7 +450,7 @@ full TUN queue) is not in these counters; `ip -s link show tgw-PORT` and `nstat`
 |---|---|---|
 "#;
 
-/// What an operator does about it. Exhaustive, so that each new reason needs an entry.
+/// The advice for an operator. Exhaustive, so that each new reason needs an entry.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn advice(reason: DropReason) -> &'static str {
     match reason {

@@ -95,7 +95,8 @@ fn checksums_of_udp_lite_and_dccp_follow_the_addresses() {
     }
 }
 
-/// What carries a packet: the ports of UDP, or the protocol of IP; and the length of the tunnel's header.
+/// The carrier of a packet: the ports of UDP, or the protocol of IP; and the length of the tunnel's
+/// header.
 const TUNNELS: [(u8, u16, usize); 10] = [
     (17, 4789, 8 + 14),  // VXLAN
     (17, 4790, 8),       // VXLAN-GPE with IP inside
@@ -109,8 +110,8 @@ const TUNNELS: [(u8, u16, usize); 10] = [
     (4, 0, 0),           // IPIP and SIT
 ];
 
-/// The sender leaves the checksum of the innermost packet to the hardware; the gateway's translation is not
-/// about that one.
+/// The sender leaves the checksum of the innermost packet to the hardware; the gateway's
+/// translation is not about that one.
 #[test]
 fn unfinished_checksums_inside_of_tunnels() {
     for (net, carried) in Net::both()
@@ -221,7 +222,8 @@ fn the_segment_size_of_a_super_packet_is_lowered() {
     }
 }
 
-/// Junk for the virtual address costs the hosts none of the errors that keep their connections alive.
+/// Junk for the virtual address costs the hosts none of the errors that keep their connections
+/// alive.
 #[test]
 fn errors_that_keep_connections_alive_are_told_whatever_else_is_refused() {
     for net in Net::both() {
@@ -321,7 +323,8 @@ fn a_connection_that_was_reset_after_its_last_data_does_not_stay() {
     }
 }
 
-/// Through a forward: both sides have closed, and the server inside opens from the port that it served.
+/// Through a forward: both sides have closed, and the server inside opens from the port that it
+/// served.
 #[test]
 fn a_server_opens_a_connection_to_its_client_of_before() {
     for net in Net::both() {

@@ -1,5 +1,5 @@
-//! What is explained is what happens, where tables and ports run out too. The usual ways are compared
-//! with random packets in `random.rs`.
+//! Explanations come true, also when tables and ports run out. The usual ways are compared with
+//! random packets in `random.rs`.
 
 use tandemgw_core::config::Nat;
 use tandemgw_core::event::{DropReason, LinkState, Verdict};
@@ -177,7 +177,7 @@ fn without_peers_nothing_would_survive() {
     let pickup = foretold(&mut lab, LAN, &syn).pickup.unwrap();
     assert_eq!(pickup, Pickup::Standalone);
     assert_eq!(pickup.survives(), Survives::No);
-    // What is dropped or answered has no session.
+    // A packet that is dropped or answered has no session.
     let ping = echo_request((net.host, 7), net.lan_vip);
     assert_eq!(foretold(&mut lab, LAN, &ping).pickup, None);
     let unwanted = tcp((net.server, 4000), (net.host, 443), SYN, 1, 0);

@@ -209,7 +209,8 @@ fn too_big_without_sequence_numbers_has_a_least_mtu() {
     }
 }
 
-/// What others say of a session is no packet of it: it lives no longer, and is not answered.
+/// An error about a session is not a packet of it: it neither prolongs the session nor counts as an
+/// answer.
 #[test]
 fn an_error_leaves_its_session_as_it_is() {
     for net in Net::both() {

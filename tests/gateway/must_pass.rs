@@ -1,5 +1,5 @@
-//! Packets that other gateways were seen to drop or to spoil, and that must pass; and what must not pass for
-//! all that.
+//! Packets that other gateways were seen to drop or to spoil, and that must pass; and what must not
+//! pass for all that.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ fn with_port_key(port: &str, line: &str) -> String {
 /// The server's first number: far from 0.
 const SERVER: u32 = 1 << 30;
 
-/// A connection from the LAN to the server: what the client and the server send, the latter as it comes.
+/// A connection from the LAN to the server: what the client and the server send, the latter as it
+/// comes.
 fn connected(lab: &mut Lab, net: &Net) -> (Pkt, Pkt) {
     let out = tcp((net.host, 40000), (net.server, 443), SYN, 100, 0);
     let back = out.clone().src(net.wan_vip).answer();
@@ -121,7 +122,8 @@ fn after_time_wait_either_side_may_open() {
     }
 }
 
-/// RFC 5382, REQ-4: a reset would end the attempt of a host inside that is about to open from its side.
+/// RFC 5382, REQ-4: a reset would end the attempt of a host inside that is about to open from its
+/// side.
 #[test]
 fn an_unsolicited_syn_is_not_answered() {
     for net in Net::both() {
@@ -324,7 +326,8 @@ fn with_options(packet: &Pkt, options: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The kernel takes a slot on the way to the gateway and one on the way out: the first is given back.
+/// The kernel takes a slot on the way to the gateway and one on the way out: the first is given
+/// back.
 #[test]
 fn one_slot_of_record_route_and_timestamp() {
     let net = Net::both()[0];
@@ -393,8 +396,8 @@ fn one_slot_of_record_route_and_timestamp() {
     }
 }
 
-/// SIT, IPIP and GRE are flows without ports; errors about them quote no more than 8 bytes of what is
-/// inside, or all of it.
+/// SIT, IPIP and GRE are flows without ports; errors about them quote no more than 8 bytes of what
+/// is inside, or all of it.
 #[test]
 fn errors_about_tunnels() {
     for net in Net::both() {
@@ -763,7 +766,7 @@ fn the_hop_limit_ends_at_the_virtual_address() {
                     (vec![told], "drop.hop-limit+1".to_owned())
                 );
             }
-            // What is for the virtual address has arrived.
+            // A ping to the virtual address has arrived.
             let ping = echo_request((net.host, 7), net.wan_vip).hops(hops);
             let reply = ping.answer().hops(64).dont_fragment();
             let reply = Output::Packet {

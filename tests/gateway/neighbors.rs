@@ -312,7 +312,7 @@ fn a_scan_of_a_link_waits_for_few_hosts_and_keeps_nobody_from_others() {
         assert_eq!(lab.send(LAN, &query).verdict, Verdict::Forward);
         assert_eq!(lab.send(DMZ, &query.answer()).verdict, Verdict::Forward);
         assert_eq!(scan(&mut lab, &net, net.host, 20..120), 32);
-        // What goes to a host that is waited for already makes the kernel look for no other one.
+        // Packets to a host that is being looked for don't make the kernel look for another one.
         assert_eq!(scan(&mut lab, &net, net.host, 20..120), 32);
         // Another source has places of its own, and reaches who has answered in any case.
         assert_eq!(scan(&mut lab, &net, net.neighbor, 130..200), 32);

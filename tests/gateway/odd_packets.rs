@@ -1,4 +1,5 @@
-//! Packets that are legal and rare: they pass, and nothing in them changes but what translation must change.
+//! Packets that are legal and rare: they pass, and nothing in them changes but what translation
+//! must change.
 
 use tandemgw_core::event::{DropReason, Offload, Verdict};
 use tandemgw_core::packet::checksum::Sum;
@@ -8,7 +9,8 @@ use testkit::lab::{LAN, Lab, Net, WAN, hex};
 use testkit::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
 use testkit::packets::{Body, Pkt, SYN, icmp_error, tcp, udp};
 
-/// Makes the lengths and the header checksum of an IP packet right after something was added to its end.
+/// Makes the lengths and the header checksum of an IP packet right after something was added to its
+/// end.
 fn fit(bytes: &mut [u8]) {
     let len = bytes.len();
     if bytes[0] >> 4 == 4 {
@@ -41,7 +43,7 @@ fn becomes(
     assert_eq!(hex(&seen.bytes), hex(&left));
 }
 
-/// What stands behind the datagram and within the packet are its options (RFC 9868).
+/// Bytes behind the datagram and within the packet are its options (RFC 9868).
 #[test]
 fn options_of_udp_stay() {
     for net in Net::both() {
@@ -119,7 +121,8 @@ fn flags_of_ecn_and_urgent_data_pass() {
     }
 }
 
-/// Objects behind the quoted packet (RFC 4884), as of MPLS routers: they are about the sender of the error.
+/// Objects behind the quoted packet (RFC 4884), as of MPLS routers: they are about the sender of
+/// the error.
 #[test]
 fn errors_with_objects_keep_them() {
     for net in Net::both() {
@@ -148,8 +151,8 @@ fn errors_with_objects_keep_them() {
     }
 }
 
-/// A problem with a header (RFC 792, RFC 4443 section 3.4) is an error like others. Advice that nobody should
-/// follow is none that passes: source quench (RFC 6633) and redirects.
+/// A problem with a header (RFC 792, RFC 4443 section 3.4) is an error like others. Advice that
+/// nobody should follow is none that passes: source quench (RFC 6633) and redirects.
 #[test]
 fn parameter_problems_pass_and_redirects_do_not() {
     for net in Net::both() {

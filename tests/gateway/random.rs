@@ -80,7 +80,7 @@ struct World {
     primary: bool,
     /// Packets that were explained beforehand.
     explained: u32,
-    /// What inside flow each flow outside stands for, the last one that left.
+    /// The inside flow that each flow outside stands for, the last one that left.
     inside_of: BTreeMap<String, (FlowKey, FlowKey)>,
     /// Packets that passed, as they came in and as they left, with the port of arrival.
     passed: Vec<(PortId, Vec<u8>, Vec<u8>)>,
@@ -362,7 +362,7 @@ impl World {
         self.check_outputs(Some(port));
     }
 
-    /// What was foretold has come true: verdict, translation, and the session that was opened.
+    /// The explanation has come true: verdict, translation, and the session that was opened.
     fn check_explanation(
         &self,
         foretold: Result<Explanation, Option<DropReason>>,
@@ -438,7 +438,7 @@ impl World {
     fn check_way(&self, port: PortId, after: &FlowKey) {
         let net = Net::of(after.src.family());
         match (port, home(&after.dst)) {
-            // What answers a policy without NAT, which the forward needs, is not translated.
+            // Answers under a policy without NAT, which the forward needs, are not translated.
             (LAN, WAN) if (after.src, after.src_port) == (net.web, 80) => {}
             (LAN, WAN) => assert!(
                 after.src == net.wan_vip || POOL.map(ip).contains(&after.src),
@@ -496,7 +496,8 @@ impl World {
         let inside = errors::quoted(left, after).unwrap().key;
         let known = self.inside_of.get(&outside.to_string());
         let known = known.map(|(_, inside)| *inside);
-        // A session whose first packet was dropped, at a port that was down, may have the end since.
+        // A session whose first packet was dropped, at a port that was down, may have the end
+        // since.
         assert!(
             known == Some(inside) || known.is_some() && self.lives(&inside, &outside),
             "an error about {outside}, which was {known:?}, was told {inside}"
@@ -507,8 +508,8 @@ impl World {
         assert!(inside == outside || way != (LAN, LAN, WAN), "{}", after.key);
     }
 
-    /// Answers of the gateway itself go back where the packet came from; a packet that had waited goes where the
-    /// kernel leads it.
+    /// Answers of the gateway itself go back where the packet came from; a packet that had waited
+    /// goes where the kernel leads it.
     fn check_outputs(&mut self, from: Option<PortId>) {
         for output in self.lab.outputs() {
             let Output::Packet { port, bytes } = output else {
@@ -528,7 +529,7 @@ impl World {
     }
 }
 
-/// What the transport carries.
+/// The payload of the transport.
 fn payload<'a>(bytes: &'a [u8], parsed: &Parsed) -> &'a [u8] {
     let header = if let PacketKind::Other = parsed.kind {
         0

@@ -48,8 +48,8 @@ fn a_session_stays_as_long_as_a_policy_accepts_it() {
     }
 }
 
-/// A fragment without ports goes where its first one went. If the rules have changed since, it waits for
-/// one that the new rules accept.
+/// A fragment without ports goes where its first one went. If the rules have changed since, it
+/// waits for one that the new rules accept.
 #[test]
 fn a_later_fragment_does_not_follow_rules_of_before() {
     for net in Net::both() {

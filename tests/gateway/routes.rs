@@ -209,7 +209,8 @@ fn sources_beyond_any_uplink_are_expected_there() {
     }
 }
 
-/// A route with a prefix has next hops on two ports, and within it there is one with a longer prefix.
+/// A route with a prefix has next hops on two ports, and within it there is one with a longer
+/// prefix.
 #[test]
 fn flows_are_spread_over_the_next_hops_of_any_route() {
     for net in Net::both() {

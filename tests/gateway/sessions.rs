@@ -296,8 +296,8 @@ fn a_partial_checksum_stays_one() {
     }
 }
 
-/// VXLAN of a virtual machine: the outer UDP has no checksum, and that of the TCP inside is unfinished.
-/// The outer one stays none (RFC 6935), and the inner one is not ours.
+/// VXLAN of a virtual machine: the outer UDP has no checksum, and that of the TCP inside is
+/// unfinished. The outer one stays none (RFC 6935), and the inner one is not ours.
 #[test]
 fn the_unfinished_checksum_of_a_packet_in_a_tunnel_is_left_alone() {
     for (net, carried) in Net::both()
@@ -333,7 +333,7 @@ fn the_unfinished_checksum_of_a_packet_in_a_tunnel_is_left_alone() {
     }
 }
 
-/// What the kernel says of the packet that [`partial`] makes, if it begins at `at`.
+/// The kernel's description of the packet that [`partial`] makes, if it begins at `at`.
 fn partial_offload(packet: &Pkt, at: usize) -> Offload {
     let start = at + if packet.src.is_v4() { 20 } else { 40 };
     let field = start + if packet.key().protocol.0 == 6 { 16 } else { 6 };

@@ -1,5 +1,5 @@
-//! What a unit knows of connections that it takes over, and what somebody can do about them who sees none of
-//! their segments.
+//! The knowledge of a unit about connections that it takes over, and attacks on them by somebody
+//! who sees none of their segments.
 
 use std::time::Duration;
 
@@ -42,12 +42,12 @@ impl Connection {
         connection
     }
 
-    /// What the client sends next.
+    /// The client's next segment.
     fn request(&self) -> Pkt {
         self.out.clone().segment(ACK, self.client, self.server)
     }
 
-    /// What the server sends next.
+    /// The server's next segment.
     fn answer(&self) -> Pkt {
         self.back.clone().segment(ACK, self.server, self.client)
     }
@@ -115,7 +115,7 @@ fn the_numbers_of_a_quiet_connection_are_known_after_a_takeover() {
     }
 }
 
-/// What an error may quote is bounded by what is known, although a transfer is under way.
+/// The numbers that an error may quote are bounded, although a transfer is under way.
 #[test]
 fn the_numbers_of_a_busy_connection_are_known_within_a_few_mebibytes() {
     for net in Net::both() {

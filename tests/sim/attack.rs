@@ -14,8 +14,8 @@ use crate::world::World;
 /// The payload of what the attacker sends: shorter than a host's own.
 const MARK: &[u8] = b"evil";
 
-/// Whether a packet that reached a host is one of the attacker's. The host ignores it, as its numbers are
-/// wrong (RFC 5961): the gateway may let it through, but must not believe it.
+/// Whether a packet that reached a host is one of the attacker's. The host ignores it, as its
+/// numbers are wrong (RFC 5961): the gateway may let it through, but must not believe it.
 pub fn is_forged(bytes: &[u8]) -> bool {
     bytes.ends_with(MARK)
 }

@@ -1,5 +1,5 @@
-//! Stretches without faults, or with one only: what costs nothing must cost nothing, and what is large
-//! or slow must come to the same end.
+//! Stretches without faults, or with one only: what costs nothing must cost nothing, and what is
+//! large or slow must come to the same end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -139,8 +139,8 @@ fn sessions_that_end_leave_nothing_to_repair() {
     }
 }
 
-/// Flows that go on for many times the timeout of their sessions, while their group moves from unit to unit: no
-/// session of theirs ends on any unit.
+/// Flows that go on for many times the timeout of their sessions, while their group moves from unit
+/// to unit: no session of theirs ends on any unit.
 #[test]
 fn nothing_expires_while_a_unit_forwards_it() {
     let mut world = calm(12, Shape { units: 3, ..SHAPE });

@@ -1,4 +1,4 @@
-//! What must hold: at any moment, when all is quiet, and after a single failure.
+//! Properties that must hold: at any moment, when all is quiet, and after a single failure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -76,7 +76,8 @@ impl World {
         }
     }
 
-    /// A unit that has not run for a while sends nothing of a session before it knows who is primary.
+    /// A unit that has not run for a while sends nothing of a session before it knows who is
+    /// primary.
     pub fn check_awake(&self, turn: &Turn, bytes: &[u8]) {
         // One that has become primary in this turn knows it: that role is a new one.
         let reigns = self.known_reigns(turn);
@@ -114,8 +115,8 @@ impl World {
         );
     }
 
-    /// With a guarantee: what opens a session goes when as many peers in sync have it as are wanted, or,
-    /// if the wait is bounded, when that is over.
+    /// With a guarantee: what opens a session goes when as many peers in sync have it as are
+    /// wanted, or, if the wait is bounded, when that is over.
     pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
         let is_off = self.shape.guarantee == "off";
         if is_off || self.units[turn.unit].switched || self.liar.is_some() {
@@ -221,8 +222,8 @@ impl World {
         }
     }
 
-    /// A unit that has applied all changes up to one, by its own account, holds the sessions that its
-    /// primary had changed until then. It acknowledges no more than that.
+    /// A unit that has applied all changes up to one, by its own account, holds the sessions that
+    /// its primary had changed until then. It acknowledges no more than that.
     pub fn check_applied(&self, turn: &Turn) {
         let Some(sync) = turn.gateway.cluster().map(|cluster| cluster.sync()) else {
             return;
@@ -280,8 +281,9 @@ impl World {
         view.is_some_and(|view| view.primary == Some(NAMES[primary]))
     }
 
-    /// Whether what the unit knows of a peer is about the process that runs there now: one that has just
-    /// started hears of the primary on a data port before the primary hears that it has restarted.
+    /// Whether what the unit knows of a peer is about the process that runs there now: one that has
+    /// just started hears of the primary on a data port before the primary hears that it has
+    /// restarted.
     fn knows_process(&self, turn: &Turn, peer: usize) -> bool {
         let gateway = self.units[peer].gateway.as_ref();
         let runs_for = gateway.map(|gateway| gateway.uptime(self.local_time(peer)));
@@ -290,8 +292,8 @@ impl World {
         view.is_some_and(|view| view.uptime <= runs_for)
     }
 
-    /// A peer that hears of two primaries takes the word of one, and acknowledges what the other sends
-    /// nevertheless, until the next comparison.
+    /// A peer that hears of two primaries takes the word of one, and acknowledges what the other
+    /// sends nevertheless, until the next comparison.
     pub fn was_dual(&self, group: usize) -> bool {
         let dual = self.last_dual[group];
         dual.is_some_and(|dual| self.now.since(dual) < Duration::from_secs(3))
@@ -373,8 +375,8 @@ impl World {
         views.iter().map(entry).collect()
     }
 
-    /// At any moment, no two primaries of different groups have sessions with the same packets: a translated
-    /// address and port belongs to one unit.
+    /// At any moment, no two primaries of different groups have sessions with the same packets: a
+    /// translated address and port belongs to one unit.
     pub fn check_owners(&mut self) {
         if self.shape.groups < 2 || !self.looks.is_multiple_of(LOOKS_PER_OWNERS) {
             self.looks += 1;
@@ -419,7 +421,7 @@ impl World {
         all
     }
 
-    /// What was acknowledged, and would live on for a while: no single failure may lose it.
+    /// Acknowledged sessions that would live on for a while: no single failure may lose them.
     pub fn acknowledged(&self) -> Vec<(FlowKey, FlowKey)> {
         let lives = |(unit, view): &(usize, SessionView)| {
             assert!(

@@ -56,7 +56,7 @@ impl World {
         self.silent = false;
     }
 
-    /// What a unit holds, of connections that live on for a while.
+    /// The sessions that a unit holds, of connections that live on for a while.
     pub fn held_by(&self, unit: usize) -> Vec<(FlowKey, FlowKey)> {
         let Some(gateway) = &self.units[unit].gateway else {
             return Vec::new();
@@ -174,8 +174,8 @@ fn an_isolated_standby_that_returns_ends_nothing() {
     }
 }
 
-/// A standby promotes itself while one of its ports is down. It hears hosts on the other port, and forwards nothing.
-/// The primary opens sessions meanwhile, with one packet each way: it stays.
+/// A standby promotes itself while one of its ports is down. It hears hosts on the other port, and
+/// forwards nothing. The primary opens sessions meanwhile, with one packet each way: it stays.
 #[test]
 fn a_unit_that_only_hears_hosts_has_carried_nothing() {
     for seed in 0..SEEDS {
@@ -200,8 +200,8 @@ fn a_unit_that_only_hears_hosts_has_carried_nothing() {
     }
 }
 
-/// A standby restarts twice in a short time: its heartbeats and its streams come in any order, and it is a copy
-/// again.
+/// A standby restarts twice in a short time: its heartbeats and its streams come in any order, and
+/// it is a copy again.
 #[test]
 fn a_unit_that_restarts_twice_is_a_copy_again() {
     for gap in (0..240).step_by(8) {
@@ -249,7 +249,8 @@ fn a_split_that_both_sides_carried_loses_no_session_of_either() {
     }
 }
 
-/// A standby that missed everything since its link was cut must not win over one that missed nothing.
+/// A standby that missed everything since its link was cut must not win over one that missed
+/// nothing.
 #[test]
 fn a_stale_standby_of_higher_priority_does_not_take_over() {
     for seed in 0..SEEDS {
@@ -297,7 +298,7 @@ fn a_flood_in_one_group_takes_no_replica_of_another() {
     }
     let full = world.units[flooded].gateway.as_ref().map(sessions);
     assert!(full > Some(300), "the flood fills the table: {full:?}");
-    // What opens during the flood has its copy too, or does not open.
+    // A session that opens during the flood has its copy too, or does not open.
     (0..20).for_each(|_| world.open_flow_in(1));
     world.run(ms(1500));
     let held: Vec<_> = world.held_in(1 - flooded, 1);

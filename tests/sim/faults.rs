@@ -1,9 +1,9 @@
-//! What may go wrong in a run, and how often.
+//! The faults of a run, and how often they happen.
 
 use std::time::Duration;
 
-/// The faults that a run may have. Chances are per mille: of a datagram or packet, or of each moment
-/// at which something is changed.
+/// The faults that a run may have. Chances are per mille: of a datagram or packet, or of each
+/// moment at which something is changed.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
     pub heartbeat_loss: u64,

@@ -1,4 +1,4 @@
-//! What the status says of each peer and group, compared with what the peer really holds.
+//! The status of each peer and group, compared with the sessions that the peer really holds.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -98,7 +98,7 @@ impl World {
         self.check_sums(turn);
     }
 
-    /// What a primary says of a peer.
+    /// Checks the report of a primary about a peer.
     fn check_figures_of(&self, turn: &Turn, peer: usize, group: GroupId, state: PeerGroupState) {
         let what = format!(
             "{} says of {} in group {}: {state:?}",
@@ -138,7 +138,7 @@ impl World {
         }
     }
 
-    /// What a standby says of a peer.
+    /// Checks the report of a standby about a peer.
     fn check_figures_of_standby(
         &self,
         turn: &Turn,
@@ -209,8 +209,9 @@ impl World {
     }
 }
 
-/// The link between the primary and one of two standbys is cut. What opens then is at the other one only, and both
-/// know what the status may say: it is out of sync, and two standbys were never compared.
+/// The link between the primary and one of two standbys is cut. Sessions opened then are at the
+/// other one only, and both know what the status may say: it is out of sync, and two standbys were
+/// never compared.
 #[test]
 fn a_standby_that_lags_is_told_from_one_that_does_not() {
     let (mut world, primary) = calm(5, shape(3));

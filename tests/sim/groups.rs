@@ -25,8 +25,8 @@ impl World {
     }
 }
 
-/// A port has addresses of several groups, which have other primaries. Errors and resets are sent for each of them,
-/// from its own address, whichever address of the port comes first.
+/// A port has addresses of several groups, which have other primaries. Errors and resets are sent
+/// for each of them, from its own address, whichever address of the port comes first.
 #[test]
 fn errors_and_resets_are_sent_for_every_group_of_a_port() {
     for groups in [2, 3] {
@@ -95,7 +95,8 @@ impl World {
     }
 }
 
-/// A peer that lacks one of two groups holds the other one: that counts for the guarantee, and can be handed over.
+/// A peer that lacks one of two groups holds the other one: that counts for the guarantee, and can
+/// be handed over.
 #[test]
 fn a_peer_that_lacks_a_group_is_a_copy_of_the_other() {
     for seed in 0..4 {

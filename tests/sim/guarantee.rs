@@ -1,5 +1,5 @@
-//! The guarantee of new sessions, with more than two units and while roles change. What is checked at
-//! each packet is in `checks.rs`.
+//! The guarantee of new sessions, with more than two units and while roles change. `checks.rs` has
+//! the checks at each packet.
 
 use std::time::Duration;
 
@@ -119,7 +119,8 @@ fn a_frozen_standby_of_two_holds_nothing_up() {
     world.check_agreement();
 }
 
-/// Packets wait for peers that do not read; their unit is paused, and is not primary when it goes on.
+/// Packets wait for peers that do not read; their unit is paused, and is not primary when it goes
+/// on.
 #[test]
 fn what_waits_is_not_sent_after_a_step_down() {
     crate::install_logger();

@@ -1,7 +1,7 @@
 //! Hosts: they find the gateway by ARP and ND, open flows, answer, and retransmit.
 //!
-//! Every packet carries the number of its flow and of the exchange, so that one that reaches the wrong
-//! flow is seen. All sequence numbers follow from that number.
+//! Every packet carries the number of its flow and of the exchange, so that one that reaches the
+//! wrong flow is seen. All sequence numbers follow from that number.
 
 use std::collections::BTreeMap;
 use std::fmt;

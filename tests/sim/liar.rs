@@ -14,8 +14,8 @@ const SEQ: usize = 8;
 /// The sequence and group at the start of a mark.
 const MARKED: usize = SEQ + 1;
 
-/// Frames on their way to a unit, without the sessions in them, and with the sums of a unit that has none. So it
-/// acknowledges what it does not hold, and by its own account it holds everything.
+/// Frames on their way to a unit, without the sessions in them, and with the sums of a unit that
+/// has none. So it acknowledges what it does not hold, and by its own account it holds everything.
 pub fn emptied(mut frames: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     while let Some((length, rest)) = frames.split_first_chunk::<LENGTH>() {
@@ -55,7 +55,8 @@ fn with_liar(seed: u64, units: usize, liar: usize) -> World {
     world
 }
 
-/// The liar has the higher priority, and takes over. What the other standby holds it keeps, and the liar gets it.
+/// The liar has the higher priority, and takes over. The other standby keeps the sessions that it
+/// holds, and the liar gets them.
 #[test]
 fn a_liar_that_takes_over_ends_nothing() {
     for seed in 0..4 {
@@ -72,7 +73,8 @@ fn a_liar_that_takes_over_ends_nothing() {
     }
 }
 
-/// The same by a planned handover: the unit that hands over keeps what it has, and the next primary gets it.
+/// The same by a planned handover: the unit that hands over keeps what it has, and the next primary
+/// gets it.
 #[test]
 fn a_liar_that_a_group_is_handed_to_ends_nothing() {
     for seed in 0..4 {

@@ -1,4 +1,5 @@
-//! The links between the units fail, and the units live: who is primary while they are cut, and after it.
+//! The links between the units fail, and the units live: who is primary while they are cut, and
+//! after it.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::world::{Death, World};
 const MOST_DUAL: Duration = ms(1000);
 
 impl World {
-    /// Lets time pass, and gives the longest time in which more than one unit that runs was primary, and that in
-    /// which none was.
+    /// Lets time pass, and gives the longest time in which more than one unit that runs was
+    /// primary, and that in which none was.
     fn watch(&mut self, duration: Duration) -> (Duration, Duration) {
         let end = self.now + duration;
         let mut since: [Option<Time>; 2] = [None; 2];
@@ -35,8 +36,8 @@ impl World {
     }
 }
 
-/// The standbys do not hear each other, and their primary dies at any time after that: they find each other on
-/// the data ports.
+/// The standbys do not hear each other, and their primary dies at any time after that: they find
+/// each other on the data ports.
 #[test]
 fn two_standbys_without_a_link_become_one_primary() {
     for seed in 0..40 {
@@ -58,8 +59,8 @@ fn two_standbys_without_a_link_become_one_primary() {
     }
 }
 
-/// The links of one unit are cut, and the machine stalls: the standby for any time, the primary for less than
-/// the hold time, or all units at once, as on a host that is busy.
+/// The links of one unit are cut, and the machine stalls: the standby for any time, the primary for
+/// less than the hold time, or all units at once, as on a host that is busy.
 #[test]
 fn a_stall_without_links_moves_no_role() {
     for stall in (5..330).step_by(20) {
@@ -90,7 +91,8 @@ fn a_stall_without_links_moves_no_role() {
     }
 }
 
-/// All units stall at once for longer than the hold time: one of those that hold everything is primary afterwards.
+/// All units stall at once for longer than the hold time: one of those that hold everything is
+/// primary afterwards.
 #[test]
 fn a_stall_of_all_units_loses_nothing() {
     for stall in (40..400).step_by(25) {
@@ -115,8 +117,8 @@ fn a_stall_of_all_units_loses_nothing() {
     }
 }
 
-/// Splits of every length around the timers. Hosts stay with the primary: so does the role, and the group is
-/// never without a primary after the units meet again.
+/// Splits of every length around the timers. Hosts stay with the primary: so does the role, and the
+/// group is never without a primary after the units meet again.
 #[test]
 fn a_split_of_any_length_leaves_the_role_where_the_hosts_are() {
     for length in (0..=400).step_by(5) {

@@ -1,8 +1,8 @@
-//! The deterministic simulation of the whole core: real gateways with election and replication, hosts
-//! with flows, and everything that can go wrong between them, in virtual time.
+//! The deterministic simulation of the whole core: real gateways with election and replication,
+//! hosts with flows, and everything that can go wrong between them, in virtual time.
 //!
-//! `TANDEMGW_SEEDS=n` tries more seeds; `TANDEMGW_SEED=x` replays one, and shows what happens in it;
-//! `scripts/simulate` does the first with an optimized build.
+//! `TANDEMGW_SEEDS=n` tries more seeds; `TANDEMGW_SEED=x` replays one, and shows what happens in
+//! it; `scripts/simulate` does the first with an optimized build.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 

@@ -16,7 +16,7 @@ const RISES_WITHIN: Duration = Duration::from_millis(1600);
 /// Times of packets are known to a tick, and told with another one.
 const SLACK: Duration = Duration::from_millis(400);
 
-/// What was seen of all reigns since the start of the world.
+/// Records of all reigns since the start of the world.
 #[derive(Debug, Default)]
 pub struct Reigns {
     /// By group and term: the unit that was primary.
@@ -41,7 +41,7 @@ struct Apart {
     ended: Option<(Time, Vec<[Work; 2]>)>,
 }
 
-/// What a unit carried of a group in some time.
+/// The traffic of a unit in a group during some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Work {
     Nothing,
@@ -65,8 +65,8 @@ impl World {
         self.reigns.last.retain(|(_, owner), _| *owner != unit);
     }
 
-    /// After a turn: a term has one owner, terms rise from reign to reign, and who yields in a contest
-    /// has the lower claim. `before` is what the unit knew of each group before the turn.
+    /// After a turn: a term has one owner, terms rise from reign to reign, and who yields in a
+    /// contest has the lower claim. `before` is what the unit knew of each group before the turn.
     pub fn check_reigns(&mut self, turn: &Turn, before: &[(Role, u64)]) {
         for (group, (old_role, old_term)) in before.iter().enumerate() {
             let (role, term) = reign(&turn.gateway, turn.now, group);
@@ -85,7 +85,7 @@ impl World {
                     "{} takes over with term {term}, and knew {old_term}",
                     NAMES[unit]
                 );
-                // What it carried in an earlier reign says nothing of this one.
+                // Its traffic in an earlier reign does not count in this one.
                 self.reigns.carried.remove(&(unit, group));
                 let last = self.reigns.last.insert((group, unit), term);
                 assert!(last < Some(term), "the terms of {} fall", NAMES[unit]);

@@ -14,7 +14,7 @@ use crate::world::World;
 /// The size of a table that is smaller than those of the peers.
 pub const SMALL_TABLE: u32 = 24;
 
-/// What the files of a run differ in.
+/// The differences between the files of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// There is a pool of addresses.
@@ -142,7 +142,7 @@ impl World {
         self.roll_out(rules);
     }
 
-    /// What held with a strict guarantee before it was set is over after a while.
+    /// Guarantees from before the switch to strict end after a while.
     pub fn forget_switches(&mut self) {
         self.units.iter_mut().for_each(|unit| unit.switched = false);
     }
@@ -234,7 +234,8 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
     }
 }
 
-/// What a standby offers after both units were primary came under its rules: the primary goes by its own.
+/// Sessions that a standby offers after both units were primary came under its rules: the primary
+/// goes by its own.
 #[test]
 fn merged_sessions_are_compared_with_the_rules_of_the_primary() {
     let mut world = calm_pair();

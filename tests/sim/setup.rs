@@ -16,7 +16,8 @@ pub const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub units: usize,
-    /// Each has a LAN and a WAN with networks of their own: the segments `2 * group` and `2 * group + 1`.
+    /// Each has a LAN and a WAN with networks of their own: the segments `2 * group` and `2 * group
+    /// + 1`.
     pub groups: usize,
     /// The WANs of all groups are behind one port.
     pub shared_wan: bool,

@@ -1,5 +1,5 @@
-//! Ports of a switch that blocks for a while after their link has come up, as with spanning tree: a unit takes a
-//! group back by `override` when its ports carry, not when their links are up.
+//! Ports of a switch that blocks for a while after their link has come up, as with spanning tree: a
+//! unit takes a group back by `override` when its ports carry, not when their links are up.
 
 use std::time::Duration;
 
@@ -57,7 +57,8 @@ fn pair(seed: u64) -> World {
     world
 }
 
-/// It is the other unit's until the ports carry, and then that of unit 1; hosts are served all the time.
+/// It is the other unit's until the ports carry, and then that of unit 1; hosts are served all the
+/// time.
 fn expect_no_outage(mut world: World, blocked: Duration, what: &str) {
     let step = ms(250);
     let (mut passed, mut longest) = (Duration::ZERO, Duration::ZERO);

@@ -1,9 +1,9 @@
-//! The connections between units, as `os::quic` provides them: heartbeats in datagrams, and a reliable
-//! stream for replication, on every link between every two units.
+//! The connections between units, as `os::quic` provides them: heartbeats in datagrams, and a
+//! reliable stream for replication, on every link between every two units.
 //!
 //! A connection whose link is cut stalls, and ends after an idle timeout; its end is told to both
-//! units, at different times. What was written and not received is lost then. The unit of the smaller
-//! name dials again.
+//! units, at different times. Bytes that were written and not received are lost then. The unit of
+//! the smaller name dials again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::liar::emptied;
 use crate::setup::{peer_id, unit_of};
 use crate::world::{Death, News, World};
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Heartbeat,
@@ -341,7 +341,8 @@ impl World {
         }
     }
 
-    /// Limits the speed of the streams between two units, in bytes per millisecond, while they last.
+    /// Limits the speed of the streams between two units, in bytes per millisecond, while they
+    /// last.
     pub fn slow_down(&mut self, one: usize, other: usize, rate: usize) {
         for at in self.streams_between(one, other) {
             self.conns[at].rate = Some(rate);

@@ -85,7 +85,8 @@ impl World {
         self.finish_turn(turn);
     }
 
-    /// The roles and terms of a unit, by group; not followed where units do not have the same groups.
+    /// The roles and terms of a unit, by group; not followed where units do not have the same
+    /// groups.
     pub fn known_reigns(&self, turn: &Turn) -> Vec<(Role, u64)> {
         match self.shape.lacks {
             None => self.reigns_of(turn),
@@ -93,7 +94,7 @@ impl World {
         }
     }
 
-    /// What has arrived on the ports of `unit`.
+    /// The packets that have arrived on the ports of `unit`.
     fn due(&mut self, unit: usize) -> Vec<Arrival> {
         let inbox = &mut self.units[unit].inbox;
         let mut due = Vec::new();

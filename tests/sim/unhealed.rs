@@ -1,5 +1,5 @@
-//! Failures that begin from a cluster that is not well: a link is cut, a standby is dead, has a port down, a small
-//! table or a slow stream. What any survivor held the new owner holds.
+//! Failures that begin from a cluster that is not well: a link is cut, a standby is dead, has a
+//! port down, a small table or a slow stream. Any survivor's sessions are held by the new owner.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ const SEEDS: u64 = 12;
 /// Failures in a run, one after the other.
 const ROUNDS: usize = 3;
 
-/// What is wrong, and stays so, when something more fails.
+/// A fault that stays when something more fails.
 #[derive(Clone, Copy, Debug)]
 enum Standing {
     /// No link leads from the primary to a standby.
@@ -58,7 +58,7 @@ fn run(seed: u64) {
     let groups = [1, 1, 2, 3][random.below(4)];
     let small = random.chance(400).then(|| random.below(units));
     let is_full = random.chance(250);
-    // What does not fit on a peer passes without a copy under `bounded`.
+    // A session that does not fit on a peer passes without a copy under `bounded`.
     let guarantees = match small.is_some() || is_full {
         false => ["off", "bounded", "strict"],
         true => ["off", "strict", "strict"],
@@ -146,7 +146,7 @@ impl World {
         groups.map(|group| group as u8).collect()
     }
 
-    /// What the others hold of each group that lives on for a while.
+    /// The sessions that the others hold of each group that lives on for a while.
     fn held_by_others(&self, unit: usize) -> BTreeSet<(u8, String)> {
         let others = (0..self.shape.units).filter(|other| *other != unit);
         let groups = self.groups_of(unit);

@@ -10,7 +10,7 @@ use crate::setup::{NAMES, peer_id, unit_of};
 use crate::transport::Kind;
 use crate::world::{News, World};
 
-/// What a unit has read, and not handled yet.
+/// News that a unit has read, and not handled yet.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     heartbeats: VecDeque<News>,
@@ -74,7 +74,7 @@ impl Wires<'_> {
         }
     }
 
-    /// What the unit makes of it; `None` if it is out of date.
+    /// The unit's event for it; `None` if it is out of date.
     fn event(&mut self, news: News) -> Option<PeerEvent> {
         let conn = match news {
             News::Up(conn, _) | News::Down(conn) | News::Writable(conn, _) => conn,

@@ -19,7 +19,7 @@ use crate::transport::{Conn, connections};
 use crate::turn::link_state;
 use crate::wires::Heard;
 
-/// What a unit finds on its ports.
+/// A packet or frame on the ports of a unit.
 #[derive(Clone, Debug)]
 pub enum Arrival {
     Frame { port: usize, bytes: Vec<u8> },
@@ -28,7 +28,7 @@ pub enum Arrival {
     Carrier { link: usize, up: bool },
 }
 
-/// What a unit hears of a peer, or of the connections to it.
+/// News of a peer, or of the connections to it.
 #[derive(Clone, Debug)]
 pub enum News {
     Up(usize, u64),
@@ -59,7 +59,7 @@ pub enum Death {
     PowerLoss,
 }
 
-/// What happens to a host.
+/// An event at a host.
 #[derive(Debug)]
 pub enum Event {
     Packet {
@@ -77,10 +77,10 @@ pub struct Unit {
     /// None while it is dead, or at work.
     pub gateway: Option<Gateway>,
     pub alive: bool,
-    /// What its clock says at the start of the world: each boot has another one.
+    /// The reading of its clock at the start of the world: each boot has another one.
     clock: u64,
     pub runs_from: Time,
-    /// What its config file says.
+    /// The rules in its config file.
     pub rules: Rules,
     /// Switches may not be what the file says.
     pub switched: bool,
@@ -155,7 +155,7 @@ pub struct World {
     pub turns: u64,
     pub dual: BTreeMap<(usize, usize, usize), Time>,
     pub reigns: Reigns,
-    /// What fails and what works, and since when that is so.
+    /// The links that work and those that fail, and since when.
     pub condition: Vec<bool>,
     /// By group.
     pub seen_primaries: Vec<Vec<usize>>,

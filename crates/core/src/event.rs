@@ -24,8 +24,9 @@ impl Offload {
     }
 }
 
-/// A checksum field that holds the uncomplemented sum of the pseudo-header only (VIRTIO 1.2, section
-/// 5.1.6.2). In a tunnel it may belong to the inner packet; all other checksums are finished.
+/// A checksum field that holds the uncomplemented sum of the pseudo-header only (VIRTIO 1.2,
+/// section 5.1.6.2). In a tunnel it may belong to the inner packet; all other checksums are
+/// finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
     /// Start of the bytes that it covers; they extend to the end of the packet.
@@ -34,11 +35,11 @@ pub struct PartialChecksum {
     pub field: u16,
 }
 
-/// What to do with the packet that was just handled.
+/// The shell's next step for the packet just handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Write the same, edited buffer to the TUN of [`Gateway::exit`](crate::gateway::Gateway::exit): the
-    /// kernel routes it from there.
+    /// Write the same, edited buffer to the TUN of
+    /// [`Gateway::exit`](crate::gateway::Gateway::exit): the kernel routes it from there.
     Forward,
     /// Discard it; the reason is already counted.
     Drop(DropReason),
@@ -79,7 +80,8 @@ pub enum Output {
         /// On a network of that port.
         addr: Addr,
     },
-    /// Ask a target of `[[link-monitor]]` from an address that the kernel has on its port; the answer goes to
+    /// Ask a target of `[[link-monitor]]` from an address that the kernel has on its port; the
+    /// answer goes to
     /// [`Gateway::handle_target_answer`](crate::gateway::Gateway::handle_target_answer).
     Probe {
         /// The place of the monitor in the config.
@@ -135,8 +137,8 @@ pub struct Route {
     pub target: RouteTarget,
     /// The route's own MTU, if it sets one.
     pub mtu: Option<u32>,
-    /// Of a route with next hops on several links, those on ports; empty if it has one way only. The target is
-    /// the first.
+    /// Of a route with next hops on several links, those on ports; empty if it has one way only.
+    /// The target is the first.
     pub hops: Vec<PortHop>,
 }
 
@@ -193,7 +195,7 @@ macro_rules! drop_reasons {
                 match self { $(DropReason::$variant => $name,)* }
             }
 
-            /// What it means, in a sentence.
+            /// Its meaning, in a sentence.
             pub fn meaning(self) -> &'static str {
                 match self { $(DropReason::$variant => concat!($($doc),*).trim_ascii(),)* }
             }
@@ -202,9 +204,9 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// Shorter than its headers say, or too short to have any. An IPv6 packet whose extension headers lead
-    /// beyond its end does not get here: the kernel drops it at the barrier's ingress hook, and counts it as
-    /// `Ip6InHdrErrors` (`nstat`).
+    /// Shorter than its headers say, or too short to have any. An IPv6 packet whose extension
+    /// headers lead beyond its end does not get here: the kernel drops it at the barrier's ingress
+    /// hook, and counts it as `Ip6InHdrErrors` (`nstat`).
     Truncated = "truncated",
     /// A header field has a value that no sender may use.
     Malformed = "malformed",
@@ -212,7 +214,8 @@ drop_reasons! {
     BadChecksum = "bad-checksum",
     /// An address that can't be a source or destination here (RFC 6890), or a source route.
     Martian = "martian",
-    /// An IPv6 routing header that is of type 0 (RFC 5095), refused by the port, or addressed to the gateway.
+    /// An IPv6 routing header that is of type 0 (RFC 5095), refused by the port, or addressed to
+    /// the gateway.
     RoutingHeader = "routing-header",
     /// The source belongs to another port than the one it came from (RFC 3704).
     SpoofedSource = "spoofed-source",
@@ -246,13 +249,15 @@ drop_reasons! {
     IcmpUnsupported = "icmp-unsupported",
     /// An echo request to a virtual address, beyond the budget for replies.
     EchoLimit = "echo-limit",
-    /// The session table is full, nobody holds many more sessions than the source, and no unreplied session could be removed early.
+    /// The session table is full, nobody holds many more sessions than the source, and no unreplied
+    /// session could be removed early.
     TableFull = "table-full",
     /// The hosts of an IPv6 network have too many half-open sessions together.
     HalfOpenLimit = "half-open-limit",
     /// The source has reached its limit of sessions or external ports.
     SourceLimit = "source-limit",
-    /// For a host on a link that has never answered, while this sender, or all senders together, already wait for too many such hosts.
+    /// For a host on a link that has never answered, while this sender, or all senders together,
+    /// already wait for too many such hosts.
     NeighborLimit = "neighbor-limit",
     /// No free port or identifier to translate to.
     NatExhausted = "nat-exhausted",

@@ -1,9 +1,9 @@
-//! What a unit knows of a group's sessions. Units are ranked by this evidence before anything that
-//! an administrator has set.
+//! Evidence of how complete a unit's copy of a group's sessions is. Units are ranked by this
+//! evidence before anything that an administrator has set.
 
 use crate::flow::GroupSet;
 
-/// What a unit holds of a group: every change up to `position` of the process `epoch`, which was
+/// A unit's copy of a group: every change up to `position` of the process `epoch`, which was
 /// primary with `term`. All zero: nothing.
 ///
 /// Holdings with the same term and epoch are ordered by position; those of different epochs in one
@@ -31,7 +31,8 @@ pub struct SyncState {
     /// The groups of which this unit has received from the peer all that the peer has.
     ///
     /// A stream that breaks does not take that back, for what was received may soon be all that is
-    /// left; a new stream of another process of the peer does, and so does the doubt of the election, `ha::Output::Resync`.
+    /// left; a new stream of another process of the peer does, and so does the doubt of the
+    /// election, `ha::Output::Resync`.
     pub ready: GroupSet,
     /// The groups of which this unit is primary and whose sessions the peer held, each of them, at
     /// the last comparison; the stream to it is up.

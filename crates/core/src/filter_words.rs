@@ -12,7 +12,7 @@ use crate::flow::Protocol;
 /// Maximum number of words: each is compared with each session or packet.
 pub(crate) const MAX_FILTER: usize = 32;
 
-/// What is wrong with a word that an administrator typed.
+/// A mistake in a word that an administrator typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WordError {
     /// More than [`MAX_FILTER`] words; how many.
@@ -21,7 +21,7 @@ pub enum WordError {
     NoEqualsSign(String),
     /// A name that does not exist.
     Unknown {
-        /// What it should name, such as `port`.
+        /// The expected kind of name, such as `port`.
         what: &'static str,
         /// As it was typed.
         value: String,

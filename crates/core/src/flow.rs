@@ -173,9 +173,9 @@ impl FromStr for Protocol {
 
 /// Identifies a flow: addresses, ports and protocol, as seen in one direction.
 ///
-/// An ICMP echo request has its identifier as source port and [`echo_port`] as destination port; the reply
-/// has them the other way round, so that [`FlowKey::reply`] holds for ICMP too. Protocols without ports
-/// have both ports 0.
+/// An ICMP echo request has its identifier as source port and [`echo_port`] as destination port;
+/// the reply has them the other way round, so that [`FlowKey::reply`] holds for ICMP too. Protocols
+/// without ports have both ports 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Source address.

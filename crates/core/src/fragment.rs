@@ -29,8 +29,8 @@ pub const MAX_WAITING: usize = 1024;
 /// Bytes held in total: the counts above alone would allow 1 GB of large fragments.
 pub const MAX_HELD_BYTES: usize = 4 << 20;
 
-/// How long a fragment is held: reordering on a path is a matter of milliseconds, and the sender of a
-/// lost datagram repeats it after about a second.
+/// How long a fragment is held: reordering on a path is a matter of milliseconds, and the sender of
+/// a lost datagram repeats it after about a second.
 pub const HOLD_TIME: Duration = Duration::from_secs(2);
 
 /// Datagrams whose first fragment is known. A complete datagram is forgotten at once, so these are
@@ -46,7 +46,7 @@ pub const KNOWN_TIME: Duration = Duration::from_secs(15);
 /// 119.
 pub const MAX_FRAGMENTS: usize = 128;
 
-/// What the fragments of one datagram have in common.
+/// Identifies the fragments of one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     /// Source address, as it came in.
@@ -72,7 +72,7 @@ pub struct Piece {
     pub more: bool,
 }
 
-/// What to do with a fragment other than the first.
+/// The decision about a fragment other than the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup<D> {
     /// The datagram is decided: it goes the same way.
@@ -87,8 +87,8 @@ pub enum Lookup<D> {
 /// the caller checks that the session still has the addresses of the fragment, because ids are
 /// reused.
 ///
-/// For a fragment of offset zero, the caller asks [`Fragments::check_first`], decides, and then calls
-/// [`Fragments::first`]; for the others it calls [`Fragments::later`]. It calls
+/// For a fragment of offset zero, the caller asks [`Fragments::check_first`], decides, and then
+/// calls [`Fragments::first`]; for the others it calls [`Fragments::later`]. It calls
 /// [`Fragments::expire`] at the time that [`Fragments::poll_timeout`] returns.
 pub struct Fragments<D> {
     datagrams: HashMap<FragmentKey, Datagram<D>, SipKey>,
@@ -137,8 +137,8 @@ impl<D: Copy> Fragments<D> {
     }
 
     /// Stores the decision about a datagram, made from its first fragment, which
-    /// [`Fragments::check_first`] has found to fit. Returns the copies of the fragments that waited for
-    /// it, to be treated alike, in the order of their arrival.
+    /// [`Fragments::check_first`] has found to fit. Returns the copies of the fragments that waited
+    /// for it, to be treated alike, in the order of their arrival.
     pub fn first(
         &mut self,
         key: FragmentKey,
@@ -559,7 +559,7 @@ mod tests {
         Fragments::new(&[1; 16])
     }
 
-    /// What the caller does with a first fragment that it forwards.
+    /// Sends the waiting fragments after a first fragment, as a caller does.
     fn let_go(
         f: &mut Fragments<u32>,
         key: FragmentKey,

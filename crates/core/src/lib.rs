@@ -1,10 +1,10 @@
 //! The pure core of tandemgw: everything the gateway decides.
 //!
-//! It makes no system call, reads no clock and rolls no dice. Time, randomness and whatever the kernel
-//! says come in as arguments; packets, frames and other effects go out as data (only log lines go
-//! straight to [`log`]). The shell, in the crate `tandemgw`, carries the effects out. So the simulator,
-//! the tests and the benches run the same core as the gateway does. ARCHITECTURE.md says how it works
-//! and why.
+//! It makes no system call, reads no clock and rolls no dice. Time, randomness and whatever the
+//! kernel says come in as arguments; packets, frames and other effects go out as data (only log
+//! lines go straight to [`log`]). The shell, in the crate `tandemgw`, carries the effects out. So
+//! the simulator, the tests and the benches run the same core as the gateway does. ARCHITECTURE.md
+//! says how it works and why.
 //!
 //! In reading order:
 //!

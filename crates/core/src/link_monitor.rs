@@ -1,11 +1,13 @@
 //! Whether the targets of `[[link-monitor]]` answer: a port can have carrier and lead nowhere.
 //!
-//! It sends nothing itself. Each turn: [`LinkMonitors::handle_timeout`], then [`LinkMonitors::poll_probe`] until
-//! there is none, and [`LinkMonitors::handle_answer`] for what came back, in any order.
+//! It sends nothing itself. Each turn: [`LinkMonitors::handle_timeout`], then
+//! [`LinkMonitors::poll_probe`] until there is none, and [`LinkMonitors::handle_answer`] for what
+//! came back, in any order.
 //!
-//! A probe that has no answer within a few round trips counts as missed; `failtime` of them in a row, and the
-//! target is dead. So that takes no longer than `failtime` intervals and that time. A target that has come back
-//! counts when it has answered `recoverytime` probes in a row, and the more of them the sooner it dies again.
+//! A probe that has no answer within a few round trips counts as missed; `failtime` of them in a
+//! row, and the target is dead. So that takes no longer than `failtime` intervals and that time. A
+//! target that has come back counts when it has answered `recoverytime` probes in a row, and the
+//! more of them the sooner it dies again.
 
 use std::time::Duration;
 
@@ -29,7 +31,8 @@ const MOST_DOUBLINGS: u32 = 6;
 pub enum TargetState {
     /// Not decided yet, or this unit has no address to ask from. Counts as good.
     Unknown,
-    /// It counts as reachable: enough probes in a row were answered, and no `failtime` in a row missed since.
+    /// It counts as reachable: enough probes in a row were answered, and no `failtime` in a row
+    /// missed since.
     Alive,
     /// It does not.
     Dead,
@@ -62,7 +65,7 @@ impl Unaskable {
 pub struct Probe {
     /// Which monitor, by its place in the config.
     pub monitor: usize,
-    /// What the answer must name, where it can.
+    /// The number that the answer must name, where it can.
     pub sequence: u16,
 }
 
@@ -162,8 +165,8 @@ impl LinkMonitors {
         Some(Probe { monitor, sequence })
     }
 
-    /// The probe that was handed out last could not be sent: nothing follows from its silence. A target that
-    /// was dead stays so for a while, else two units would pass a group to and fro.
+    /// The probe that was handed out last could not be sent: nothing follows from its silence. A
+    /// target that was dead stays so for a while, else two units would pass a group to and fro.
     pub(crate) fn cannot_send(&mut self, now: Time, monitor: usize, why: Unaskable) {
         if let Some(target) = self.targets.get_mut(monitor) {
             target.cannot_send(now, why);
@@ -190,8 +193,8 @@ impl LinkMonitors {
         self.targets.iter().map(Target::timeout).min()
     }
 
-    /// Whether enough of the targets behind `port` answer: the `ha-priority` of those that are dead is no more
-    /// than `pingserver-failover-threshold`.
+    /// Whether enough of the targets behind `port` answer: the `ha-priority` of those that are dead
+    /// is no more than `pingserver-failover-threshold`.
     pub fn is_good(&self, port: PortId) -> bool {
         let own = self.targets.iter().filter(|it| it.config.port == port);
         let dead = own.filter(|it| it.state == TargetState::Dead);

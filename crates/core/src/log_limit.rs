@@ -70,7 +70,7 @@ struct Bucket {
     /// Lines that may be written, each worth `NANOS`, so that a refill needs no division.
     credit: u64,
     refilled: Time,
-    /// What was suppressed, and since when.
+    /// The suppressed lines, and since when.
     suppressed: Option<(Time, Suppressed)>,
 }
 

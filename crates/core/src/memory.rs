@@ -7,7 +7,8 @@ use std::ops::Range;
 pub struct Reserved {
     /// The addresses, used or not yet.
     pub addresses: Range<usize>,
-    /// Even few entries are spread over all of it, as in a hash index. Else it fills from its beginning.
+    /// Even few entries are spread over all of it, as in a hash index. Else it fills from its
+    /// beginning.
     pub is_scattered: bool,
 }
 

@@ -22,7 +22,7 @@ use index::Index;
 pub struct Decision {
     /// The first policy that matches.
     pub policy: PolicyId,
-    /// What it says about the packet.
+    /// The action on the packet.
     pub action: Action,
     /// Its source translation.
     pub nat: Nat,
@@ -197,11 +197,11 @@ impl Ruleset {
         self.names.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The decision of the first policy that matches a session that comes in by `from` and leaves by
-    /// `to`; none if no policy does.
+    /// The decision of the first policy that matches a session that comes in by `from` and leaves
+    /// by `to`; none if no policy does.
     ///
-    /// `key` is that of the opening packet after destination translation, before source translation;
-    /// `forwarded` is whether a forward has translated the destination.
+    /// `key` is that of the opening packet after destination translation, before source
+    /// translation; `forwarded` is whether a forward has translated the destination.
     pub fn decide(
         &self,
         from: PortId,
@@ -222,8 +222,8 @@ impl Ruleset {
         })
     }
 
-    /// Why the policies before the deciding one did not match, in order, the last `most` of them. The deciding
-    /// policy is the next one; there is none if the last one comes before it.
+    /// Why the policies before the deciding one did not match, in order, the last `most` of them.
+    /// The deciding policy is the next one; there is none if the last one comes before it.
     pub fn trace(
         &self,
         from: PortId,
@@ -258,8 +258,8 @@ impl Ruleset {
         }
     }
 
-    /// All that must be the same on all units: virtual addresses of ports, groups, pools, forwards, and
-    /// policies, by name, each with a hash.
+    /// All that must be the same on all units: virtual addresses of ports, groups, pools, forwards,
+    /// and policies, by name, each with a hash.
     pub fn items(&self) -> &[(String, u32)] {
         &self.items
     }
@@ -391,9 +391,9 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
             .is_none_or(|(first, last)| (first..=last).contains(&key.dst_port))
 }
 
-/// All that must be the same on all units, each item with its name and a text in which everything has one
-/// spelling: no ids, no interfaces, and lists whose order has no meaning are sorted. Names are quoted, so no
-/// name can imitate another field.
+/// All that must be the same on all units, each item with its name and a text in which everything
+/// has one spelling: no ids, no interfaces, and lists whose order has no meaning are sorted. Names
+/// are quoted, so no name can imitate another field.
 fn canonical(config: &Config) -> Vec<(String, String)> {
     let ports = config.ports.iter();
     let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
@@ -740,7 +740,8 @@ pub(crate) mod tests {
             Ruleset::new(&config)
         };
         let web = |port| key(Protocol::TCP, "192.0.2.9", "10.0.0.1", port);
-        // By the forward, past it, past it from another port than that of the forward, another service.
+        // By the forward, past it, past it from another port than that of the forward, another
+        // service.
         for (forwarded, expected) in [
             (None, [true, false, true, true]),
             (Some(true), [true, false, false, false]),
@@ -793,7 +794,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_digest_is_the_same_in_every_build() {
-        // Units of neighbouring versions compare it: a change of this value is a change of protocol.
+        // Units of neighbouring versions compare it: a change of this value is a change of
+        // protocol.
         let mut config = config(vec![Policy {
             from: vec![WAN, LAN],
             source: nets(&["fd00::/8", "10.0.0.0/8"]),

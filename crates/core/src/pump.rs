@@ -17,7 +17,7 @@ use crate::time::Time;
 /// Events that one half of a turn handles: 64 pieces of streams take some 300 µs.
 const EVENTS_PER_CALL: usize = 64;
 
-/// What happened on a connection to a peer.
+/// An event on a connection to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerEvent {
     /// Heartbeats can be sent; the peer has proved its key, and has accepted ours.
@@ -78,11 +78,12 @@ pub enum PeerEvent {
         /// The link that the stream goes over.
         link: LinkId,
     },
-    /// A handshake with the peer's address ended because the two have no version of the protocol in common.
+    /// A handshake with the peer's address ended because the two have no version of the protocol in
+    /// common.
     Incompatible {
         /// Who seems to be at that address.
         peer: PeerId,
-        /// What the connection was for.
+        /// The purpose of the connection.
         channel: Channel,
         /// Why, for people.
         why: String,
@@ -166,8 +167,8 @@ pub trait Streams {
 /// Moves replication between the streams and the gateway, and tells the gateway what happens to its
 /// peers.
 ///
-/// In each turn of the loop, [`receive`](Self::receive) comes before packets are handled (a takeover
-/// must precede the packets that it concerns), and [`send`](Self::send) after them. While
+/// In each turn of the loop, [`receive`](Self::receive) comes before packets are handled (a
+/// takeover must precede the packets that it concerns), and [`send`](Self::send) after them. While
 /// [`is_busy`](Self::is_busy) the next turn follows without waiting.
 #[derive(Debug)]
 pub struct Pump {

@@ -20,12 +20,12 @@ use crate::flow::{Addr, Family};
 /// then the worst are dropped.
 const MAX_ROUTES_PER_PREFIX: usize = 8;
 
-/// Routes with one way each that are told as exceptions from those with several, for a family. Each is a route
-/// in a table of the kernel, for each port.
+/// Routes with one way each that are told as exceptions from those with several, for a family. Each
+/// is a route in a table of the kernel, for each port.
 const MOST_EXCEPTIONS: usize = 16_384;
 
-/// What the kernel must have in its tables to send each packet out of the port that the gateway has chosen among
-/// the next hops of a route.
+/// The rules and tables that the kernel needs to send each packet out of the port that the gateway
+/// has chosen among the next hops of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spread {
     /// The routes with several next hops.
@@ -70,10 +70,10 @@ pub struct Fib {
     recent: Recent,
 }
 
-/// Destinations that were looked up lately, and where they lead: hosts and servers return. Walking the trie takes
-/// 300 to 800 instructions, this 40.
+/// Destinations that were looked up lately, and where they lead: hosts and servers return. Walking
+/// the trie takes 300 to 800 instructions, this 40.
 struct Recent {
-    /// Changes with every route. What was found before is not used again.
+    /// Changes with every route. Results from before are not used again.
     epoch: u64,
     places: Box<[Cell<Option<Found>>]>,
 }
@@ -132,8 +132,9 @@ impl Fib {
     ///
     /// An added route replaces one with the same destination and metric. A route is removed only if
     /// destination, metric and target all match, so that a late notification about a replaced route
-    /// does no harm. During a dump the old routes stay valid, so that there is always a route. Those that it
-    /// has not confirmed go at its end; [`Fib::sweep`] removes them, if there are many prefixes.
+    /// does no harm. During a dump the old routes stay valid, so that there is always a route.
+    /// Those that it has not confirmed go at its end; [`Fib::sweep`] removes them, if there are
+    /// many prefixes.
     pub fn apply(&mut self, change: RouteChange) {
         let changed = match change {
             RouteChange::BeginDump => {
@@ -260,7 +261,8 @@ impl Fib {
             let Some(place) = self.unswept.checked_sub(1) else {
                 break;
             };
-            // From the end, where the place of one that is removed is filled with one that was swept.
+            // From the end, where the place of one that is removed is filled with one that was
+            // swept.
             self.unswept = place;
             let (family, prefix) = self.prefixes[place];
             let dump = self.dump;
@@ -579,7 +581,7 @@ mod tests {
             assert_eq!(port_of(&fib, "10.2.0.1"), Some(2));
             assert_eq!(port_of(&fib, "fd00::1"), Some(3));
         }
-        // What happens meanwhile counts at once, and stays.
+        // A change meanwhile counts at once, and stays.
         fib.apply(RouteChange::Add(route("10.3.0.0/16", 1, 4)));
         fib.apply(RouteChange::Remove(route("fd00::/8", 1, 3)));
         assert_eq!(port_of(&fib, "10.3.0.1"), Some(4));
@@ -737,7 +739,7 @@ mod tests {
                     model.retain(|r| *r != route);
                     fib.apply(RouteChange::Remove(route));
                 }
-                // What is looked up between the changes is remembered.
+                // Lookups between the changes are remembered.
                 for bits in &targets {
                     let ip = IpAddr::from(Ipv4Addr::from(bits << 26));
                     let expected = model

@@ -1,11 +1,11 @@
-//! What the shell reports about itself, for status and metrics.
+//! The shell's report about itself, for status and metrics.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::histogram::Histogram;
 
-/// What the shell knows and the core does not.
+/// Facts that the shell knows and the core does not.
 #[derive(Clone, Debug, Default)]
 pub struct ShellView {
     /// The config file, absolute.
@@ -20,11 +20,11 @@ pub struct ShellView {
     pub barrier: BarrierView,
     /// Why what the unit remembers over restarts is not in its file; none if it is.
     pub state_not_saved: Option<String>,
-    /// What was refused on the links to the peers; none without `[ha]`.
+    /// Refusals on the links to the peers; none without `[ha]`.
     pub refused: Option<LinkRefusals>,
 }
 
-/// What was refused on the links to the peers, before a connection came of it.
+/// Connection attempts refused on the links to the peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkRefusals {
     /// Datagrams that may begin a handshake, from the address of a peer, and were too many.
@@ -35,7 +35,7 @@ pub struct LinkRefusals {
     pub foreign_datagrams: u64,
 }
 
-/// What the shell knows of the barrier.
+/// The state of the barrier.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BarrierView {
     /// Why there is none; none if there is one.
@@ -44,7 +44,7 @@ pub struct BarrierView {
     pub stopped: u64,
 }
 
-/// What the shell knows of a port.
+/// The state of a port in the shell.
 #[derive(Clone, Debug)]
 pub struct PortIo {
     /// Offloads in use: `tso+uso`, `tso` or `none`.

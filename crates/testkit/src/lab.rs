@@ -1,5 +1,5 @@
-//! A gateway with its network: each step names the verdict, the bytes, the outputs and every counter
-//! that moves. Any other counter that moves fails the step.
+//! A gateway with its network: each step names the verdict, the bytes, the outputs and every
+//! counter that moves. Any other counter that moves fails the step.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

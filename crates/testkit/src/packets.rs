@@ -26,7 +26,7 @@ pub struct Pkt {
     pub body: Body,
 }
 
-/// What a packet is above IP.
+/// The content of a packet above IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     Udp {

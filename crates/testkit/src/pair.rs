@@ -21,7 +21,7 @@ pub const LINK: LinkId = LinkId(0);
 pub struct Pair {
     /// gw-a and gw-b.
     pub units: [Gateway; 2],
-    /// What each has been sent by the stream, and has not taken.
+    /// The bytes that each has been sent by the stream, and has not taken.
     pub streams: [Vec<u8>; 2],
     /// Whether heartbeats and streams pass.
     connected: bool,
@@ -95,7 +95,8 @@ impl Pair {
         self.carry_out();
     }
 
-    /// Moves heartbeats, streams and frames between the units, until nothing more comes or it is enough.
+    /// Moves heartbeats, streams and frames between the units, until nothing more comes or it is
+    /// enough.
     pub fn exchange(&mut self) {
         for _ in 0..8 {
             self.carry_out();
@@ -141,7 +142,7 @@ impl Pair {
         }
     }
 
-    /// What the units want: heartbeats arrive, all else does not matter here.
+    /// Carries out the units' effects: heartbeats arrive, the rest does not matter here.
     pub fn carry_out(&mut self) {
         for unit in 0..2 {
             while let Some(output) = self.units[unit].poll_output() {

@@ -1,5 +1,5 @@
-//! Draws `top`: 80 columns by 24 lines show everything; less shows the most important parts, and a large terminal
-//! the hosts with the most sessions and the policies as well.
+//! Draws `top`: 80 columns by 24 lines show everything; less shows the most important parts, and a
+//! large terminal the hosts with the most sessions and the policies as well.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint::{self, Fill, Length, Max, Min};

@@ -20,7 +20,7 @@ const INTERVALS: [Duration; 6] = [
     Duration::from_secs(10),
 ];
 
-/// What the graphs show.
+/// The values that the graphs show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Graph {
     /// Packets forwarded.
@@ -37,7 +37,7 @@ impl Graph {
     pub const ALL: [Graph; 4] = [Graph::Packets, Graph::Bits, Graph::Opened, Graph::Drops];
 }
 
-/// What a key asks for.
+/// The command behind a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     Pause,

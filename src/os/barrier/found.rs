@@ -1,4 +1,4 @@
-//! What is found of the barrier, and what is wrong with it.
+//! Compares the barrier in the kernel with the one that was set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use super::{Condition, PRIORITY};
 use crate::os::netlink::NetlinkError;
 use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
 
-/// What is in the table, as far as it matters.
+/// The content of the table, as far as it matters.
 pub(super) struct Found {
     table_flags: Option<u32>,
     /// Hook and priority of the chain.

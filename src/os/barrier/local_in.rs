@@ -1,8 +1,9 @@
 //! The rules of `[[local-in]]`: what may reach the machine itself by a port.
 //!
-//! No connection is tracked for them: a router should not do that for what it forwards. So they judge what opens
-//! something: the first segment of a TCP connection, a datagram to a port below those that the kernel
-//! gives to clients, an echo request. What answers passes.
+//! No connection is tracked for them: a router should not do that for what it forwards. So they
+//! judge what opens something: the first segment of a TCP connection, a datagram to a port below
+//! those that the kernel gives to clients, an echo request. The rules of `[[local-in]]`: which
+//! packets may reach the machine itself by a port.
 
 use std::net::IpAddr;
 
@@ -112,7 +113,8 @@ pub(super) fn rules(ports: &[LocalPort], posts: &[Post]) -> Vec<Rule> {
     let mut rules = Vec::new();
     let named = ports.iter().zip(posts);
     for (port, post) in named.filter(|(port, _)| !port.policies.is_empty()) {
-        // By number, which a rename does not change, and by name, which a recreated interface keeps.
+        // By number, which a rename does not change, and by name, which a recreated interface
+        // keeps.
         let number = post.index.map(|index| {
             let index = Step::Is(index.to_ne_bytes().to_vec());
             vec![Step::Load(libc::NFT_META_IIF), index]
@@ -172,7 +174,7 @@ fn add_port(rules: &mut Vec<Rule>, from: &[Step], port: &LocalPort) {
     add(Vec::new(), Step::Drop, "the rest");
 }
 
-/// What opens nothing.
+/// Packets that open nothing.
 fn answers() -> [(Vec<Step>, &'static str); 4] {
     const SYN_AND_ACK: u8 = 0x12;
     const SYN: u8 = 0x02;

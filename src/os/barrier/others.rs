@@ -48,7 +48,8 @@ impl fmt::Display for DroppingChain {
     }
 }
 
-/// The first chain of somebody else that drops what is forwarded, and has no rule that names our devices.
+/// The first chain of somebody else that drops what is forwarded, and has no rule that names our
+/// devices.
 ///
 /// # Errors
 /// If the packet filter can't be read.

@@ -1,4 +1,4 @@
-//! What the tables of the barrier consist of.
+//! The rules in the tables of the barrier.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub(super) const HOPS: &str = "hops";
 /// The chain for packets that a device above a port has taken.
 pub(super) const DETOUR: &str = "detour";
 
-/// What the names of the chains begin with that mark what comes in by the ports.
+/// Prefix of the names of the chains that mark packets from the ports.
 pub(super) const ARRIVALS: &str = "arrivals";
 
 /// The mark: a bit that nobody sees beyond the prerouting hook.
@@ -147,8 +147,8 @@ pub(super) fn forward() -> Vec<Rule> {
     ]
 }
 
-/// What comes in by a port, is not for this machine, and the kernel would answer: it has no hop left, or is for a
-/// link-local address.
+/// Packets that come in by a port, are not for this machine, and that the kernel would answer: they
+/// have no hop left, or are for a link-local address.
 pub(super) fn hops() -> Vec<Rule> {
     use Expression::{Change, Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType, LoadHalf};
     const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
@@ -192,8 +192,8 @@ pub(super) fn arrivals(number: usize) -> String {
     }
 }
 
-/// At the ingress hook, before a bridge, a bond or a macvlan takes the packet: marks it. What has a VLAN tag is
-/// of another network, which may be forwarded without us.
+/// At the ingress hook, before a bridge, a bond or a macvlan takes the packet: marks it. A packet
+/// with a VLAN tag is of another network, which may be forwarded without us.
 pub(super) fn arrivals_of_a_port() -> Vec<Rule> {
     use Expression::{Accept, Change, Is, IsNot, LoadLink, SetMark};
     const NOTHING: [u8; 4] = [0; 4];
@@ -223,7 +223,8 @@ pub(super) fn arrivals_of_a_port() -> Vec<Rule> {
     ]
 }
 
-/// At the prerouting hook: what is marked must have come in by a port itself, or be for this machine.
+/// At the prerouting hook: what is marked must have come in by a port itself, or be for this
+/// machine.
 pub(super) fn detour() -> Vec<Rule> {
     use Expression::{Change, Count, Drop, Is, IsNotIn, LoadDestinationType, SetMark};
     const NOTHING: [u8; 4] = [0; 4];
@@ -254,7 +255,7 @@ pub(super) fn detour() -> Vec<Rule> {
     ]
 }
 
-/// What goes from one port to another within a bridge.
+/// Packets from one port to another within a bridge.
 pub(super) fn bridge() -> Vec<Rule> {
     use Expression::{Count, Drop, IsIn};
     let between = |iif, oif, set| vec![load(iif), IsIn(set), load(oif), IsIn(set), Count, Drop];

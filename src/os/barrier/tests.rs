@@ -212,7 +212,7 @@ fn many_ports_are_no_problem() {
     });
 }
 
-/// What the barrier can do without, a kernel may lack.
+/// A kernel may lack the optional parts of the barrier.
 #[test]
 fn doctor_names_what_it_lacks() {
     in_namespace(|| {
@@ -253,12 +253,14 @@ fn doctor_names_what_it_lacks() {
     });
 }
 
-/// Lets this thread see a kernel without netfilter: it gets no socket of protocol `NETLINK_NETFILTER`.
+/// Lets this thread see a kernel without netfilter: it gets no socket of protocol
+/// `NETLINK_NETFILTER`.
 fn hide_netfilter() {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    // Offsets in `struct seccomp_data`: the number of the call, and the lower half of its arguments.
+    // Offsets in `struct seccomp_data`: the number of the call, and the lower half of its
+    // arguments.
     let argument = |n: u32| 16 + 8 * n + if cfg!(target_endian = "big") { 4 } else { 0 };
     let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
     let refusal = libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32;
@@ -276,8 +278,8 @@ fn hide_netfilter() {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: `filter` points to a program of the length that it says; both live until the calls have
-    // copied them. They affect this thread only.
+    // SAFETY: `filter` points to a program of the length that it says; both live until the calls
+    // have copied them. They affect this thread only.
     let set = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::prctl(

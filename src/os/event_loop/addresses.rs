@@ -46,8 +46,8 @@ impl Shell {
         own.port.into_iter().for_each(|port| self.ask_for(port));
     }
 
-    /// With an address of an interface its network's route goes, and with the last IPv4 address all its
-    /// IPv4 routes, ours too; the kernel does not say so.
+    /// With an address of an interface its network's route goes, and with the last IPv4 address all
+    /// its IPv4 routes, ours too; the kernel does not say so.
     pub(super) fn handle_address_gone(&mut self, now: Time, gone: OwnAddress) {
         self.gateway
             .handle_kernel_address(now, gone.addr.into(), gone.port, false);
@@ -73,7 +73,8 @@ impl Shell {
         }
     }
 
-    /// Has the kernel leave ARP requests on a port to us, or send them itself, in one of the next turns.
+    /// Has the kernel leave ARP requests on a port to us, or send them itself, in one of the next
+    /// turns.
     pub(super) fn ask_for(&mut self, port: PortId) {
         self.ready.asking.insert(port.index());
     }

@@ -161,7 +161,8 @@ impl Shell {
         self.disturb(Disturbance::Port(port));
     }
 
-    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover waits.
+    /// Keeps a neighbour of the standby warm; if that fails, the first packet after a takeover
+    /// waits.
     pub(super) fn resolve(&mut self, port: PortId, addr: Addr) {
         let interface = &self.gateway.config().ports[port.index()].interface;
         let Some(link) = self.monitor.index_of(interface) else {

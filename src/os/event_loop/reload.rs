@@ -46,7 +46,7 @@ enum State {
     Comparing(Unfinished),
 }
 
-/// What a job has made of the config file, with warnings.
+/// A config file that a job has read, with warnings.
 struct Draft {
     result: Result<Box<(Prepared, Config)>, ReloadRefused>,
     warnings: Vec<String>,

@@ -8,7 +8,7 @@ use super::super::netlink::NetlinkError;
 use super::super::upkeep::Order;
 use super::{Shell, Steering};
 
-/// What the kernel was told last.
+/// The state that the kernel was last told.
 #[derive(Default)]
 pub(super) struct Followed {
     /// The routes that it was made from.
@@ -40,7 +40,7 @@ impl Shell {
         }
     }
 
-    /// What the kernel must be told now; none if it knows.
+    /// The update that the kernel needs now; none if it is up to date.
     fn note_spread(&mut self, family: Family) -> Option<Spread> {
         self.followed.generation = self.gateway.routes_generation();
         let spread = self.gateway.spread(family);

@@ -75,7 +75,7 @@ impl Monitor {
         before.is_some_and(|before| (before.admin_up && !link.admin_up) || before.name != link.name)
     }
 
-    /// What is known of a link may mean something else now.
+    /// The entry for a link may mean something else now.
     fn look_again(&mut self, index: Option<u32>, out: &mut Vec<Notice>) {
         if let Some(link) = index.and_then(|index| self.links.get(&index)).cloned() {
             self.take_link(link, out);

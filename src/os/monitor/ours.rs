@@ -9,7 +9,7 @@ use crate::os::steering::{
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 
 impl Monitor {
-    /// What a message means for the steering.
+    /// Tells the steering what a message means for it.
     pub(super) fn note_ours(&self, message: &RouteNetlinkMessage, out: &mut Vec<Notice>) {
         let disturbance = match message {
             RouteNetlinkMessage::DelRoute(message) => {
@@ -84,8 +84,8 @@ impl Monitor {
         is_port.then_some(PortId(number as u16))
     }
 
-    /// Whether a route in one of our tables is not one that we add. The protocol number alone does not tell:
-    /// a table may have been saved and restored, with other devices.
+    /// Whether a route in one of our tables is not one that we add. The protocol number alone does
+    /// not tell: a table may have been saved and restored, with other devices.
     fn is_foreign(&self, route: &KernelRoute) -> bool {
         if let Some(port) = self.port_of_table(route.table) {
             let to_tun = match route.hops[..] {
@@ -101,7 +101,8 @@ impl Monitor {
         self.port_of_spread_table(route.table).is_some() && route.protocol != PROTOCOL
     }
 
-    /// The port that packets leave by which are looked up in that table, if it is one for several next hops.
+    /// The port that packets leave by which are looked up in that table, if it is one for several
+    /// next hops.
     fn port_of_spread_table(&self, table: u32) -> Option<PortId> {
         self.port_of_table(number_in(table)?)
     }

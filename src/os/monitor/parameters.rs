@@ -11,7 +11,7 @@ const NETCONFA_RP_FILTER: u16 = 3;
 const NETCONFA_IFINDEX_ALL: i32 = -1;
 const NETCONFA_IFINDEX_DEFAULT: i32 = -2;
 
-/// What was set.
+/// A parameter that was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ParameterSet {
     /// The number of the interface; none if it was set for all.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tandemgw_core::in_quotes::InQuotes;
 
-/// What the kernel may queue while the process is busy: some 10 000 notifications.
+/// Notifications that the kernel may queue while the process is busy: some 10 000.
 const RECEIVE_QUEUE: libc::c_int = 8 * 1024 * 1024;
 
 const GROUPS: [libc::c_uint; 9] = [
@@ -27,8 +27,8 @@ pub(super) fn open() -> io::Result<(Socket, u32)> {
     enlarge_queue(&socket);
     let port = socket.bind_auto()?.port_number();
     socket.connect(&SocketAddr::new(0, 0))?;
-    // Dumps of one table (Linux 4.20). Without rules, the table of the machine's own addresses is a part of the main
-    // one: to list it, the kernel looks at all routes at once, for milliseconds.
+    // Dumps of one table (Linux 4.20). Without rules, the table of the machine's own addresses is a
+    // part of the main one: to list it, the kernel looks at all routes at once, for milliseconds.
     if let Err(error) = socket.set_netlink_get_strict_chk(true) {
         log::debug!("netlink socket option not set error={}", InQuotes(&error));
     }
@@ -42,8 +42,8 @@ pub(super) fn open() -> io::Result<(Socket, u32)> {
 /// handles an overflow.
 fn enlarge_queue(socket: &Socket) {
     let size = RECEIVE_QUEUE;
-    // SAFETY: the descriptor is open, and the option's value is a `c_int` of the length given, which
-    // the kernel only reads.
+    // SAFETY: the descriptor is open, and the option's value is a `c_int` of the length given,
+    // which the kernel only reads.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -50,11 +50,12 @@ impl Netlink {
         self.add_address(link, addr, message, flags)
     }
 
-    /// Gives an interface a link-local address, which is valid at once (RFC 4862, section 5.4: no duplicates are
-    /// looked for), and notes who has added it.
+    /// Gives an interface a link-local address, which is valid at once (RFC 4862, section 5.4: no
+    /// duplicates are looked for), and notes who has added it.
     ///
-    /// The kernel makes the route to it in a thread of its own, and on a busy machine later than the first answer
-    /// of a neighbour arrives, which is then lost. So a route of ours fills in, and ends by itself.
+    /// The kernel makes the route to it in a thread of its own, and on a busy machine later than
+    /// the first answer of a neighbour arrives, which is then lost. So a route of ours fills in,
+    /// and ends by itself.
     pub fn add_link_local(
         &mut self,
         link: u32,
@@ -77,8 +78,8 @@ impl Netlink {
         self.change("add the route", &object, request, flags)
     }
 
-    /// Takes an address that [`add_link_local`](Self::add_link_local) has added from its interface. It is not an
-    /// error if it is gone already.
+    /// Takes an address that [`add_link_local`](Self::add_link_local) has added from its interface.
+    /// It is not an error if it is gone already.
     pub fn remove_link_local(&mut self, address: &Address) -> Result<(), NetlinkError> {
         if let IpAddr::V6(addr) = address.addr {
             let route = route_to_own(address.link, addr, address.protocol);

@@ -40,7 +40,8 @@ pub struct KernelLink {
     pub mac: [u8; 6],
     /// Index of the bridge, bond or VRF that it belongs to.
     pub master: Option<u32>,
-    /// Index of the interface whose packets it takes, all of them: it is a macvlan or macvtap in mode passthru.
+    /// Index of the interface whose packets it takes, all of them: it is a macvlan or macvtap in
+    /// mode passthru.
     pub takes: Option<u32>,
     /// Packets that it queues to send (`txqueuelen`).
     pub queue_length: u32,
@@ -392,7 +393,8 @@ impl fmt::Display for Rule {
     }
 }
 
-/// The request for a dump of the routes of a family in a table. Kernels before 4.20 dump all tables.
+/// The request for a dump of the routes of a family in a table. Kernels before 4.20 dump all
+/// tables.
 pub(in crate::os) fn route_dump(family: Family, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);

@@ -8,7 +8,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcStats2};
 
 use super::{Netlink, NetlinkError};
 
-/// What an interface has counted since it was made.
+/// Packets that an interface has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets that came in by it.
@@ -26,7 +26,7 @@ pub struct Traffic {
 pub struct Queue {
     /// The interface.
     pub link: u32,
-    /// What it is, as in `fq_codel` or `clsact`.
+    /// The kind, such as `fq_codel` or `clsact`.
     pub kind: String,
     /// It is a place of filters, `ingress` or `clsact`, and not the queue that packets leave by.
     pub is_filter: bool,

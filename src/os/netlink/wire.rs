@@ -103,7 +103,7 @@ impl<'a> RawMessage<'a> {
         u16::from_ne_bytes([self.0[4], self.0[5]])
     }
 
-    /// What follows the header.
+    /// The payload after the header.
     pub(in crate::os) fn body(self) -> &'a [u8] {
         &self.0[RawMessage::HEADER..]
     }

@@ -1,4 +1,5 @@
-//! Messages of nf_tables as bytes: header, `struct nfgenmsg`, attributes. Numbers in them are big-endian.
+//! Messages of nf_tables as bytes: header, `struct nfgenmsg`, attributes. Numbers in them are
+//! big-endian.
 
 use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_REQUEST, NlasIterator};
 
@@ -54,7 +55,8 @@ pub(in crate::os) enum Expression<'a> {
     Load {
         /// The fact.
         key: libc::c_int,
-        /// The register: [`Expression::FIRST`], or [`Expression::SECOND`] for the rest of a longer key.
+        /// The register: [`Expression::FIRST`], or [`Expression::SECOND`] for the rest of a longer
+        /// key.
         register: u32,
     },
     /// Continues if the first register is in a set.

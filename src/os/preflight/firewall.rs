@@ -69,7 +69,8 @@ fn nft_ruleset() -> Option<String> {
     output("nft", &["--json", "--terse", "list", "ruleset"])
 }
 
-/// The problem that a rule has turned on connection tracking, and none exempts the gateway's packets.
+/// The problem that a rule has turned on connection tracking, and none exempts the gateway's
+/// packets.
 fn tracking(json: &str) -> Option<MachineProblem> {
     let ruleset: Value = serde_json::from_str(json).ok()?;
     let rules = || {

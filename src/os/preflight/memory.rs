@@ -6,8 +6,8 @@ use super::{Check, MachineProblem};
 use crate::os::memory;
 use tandemgw_core::config::Config;
 
-/// Bytes of a session that is translated and has a mapping, and what replication adds: see the chapter
-/// about sizing.
+/// Bytes of a session that is translated and has a mapping, and what replication adds: see the
+/// chapter about sizing.
 const SESSION: u64 = 162;
 const REPLICATED: u64 = 16;
 

@@ -76,8 +76,9 @@ fn too_small(
     })
 }
 
-/// How many hosts the networks of the ports have room for; none if no port has such an address. An IPv6
-/// network has room for any number, which says nothing: as many as the kernel expects by default count.
+/// How many hosts the networks of the ports have room for; none if no port has such an address. An
+/// IPv6 network has room for any number, which says nothing: as many as the kernel expects by
+/// default count.
 fn hosts(config: &Config, family: Family) -> Option<u64> {
     let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
     let networks = addresses.filter(|address| address.addr.family() == family);

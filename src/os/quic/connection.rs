@@ -24,7 +24,7 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// What a stream event means to the link.
+/// The meaning of a stream event for the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Streams {
     /// Nothing to do.

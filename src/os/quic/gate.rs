@@ -23,7 +23,8 @@ const CONNECTED: Rate = Rate::per_second(4);
 const UNCONNECTED: Rate = Rate::per_second(40);
 /// Handshakes by unknown senders, over all links.
 const ALL: Rate = Rate::per_second(60);
-/// Handshake packets that are marked as a peer's, or that answer ours. Those can be recorded and sent again.
+/// Handshake packets that are marked as a peer's, or that answer ours. Those can be recorded and
+/// sent again.
 const MARKED: Rate = Rate::per_second(60);
 /// Burst of a bucket: with the cost above less than a millisecond.
 const BURST: u32 = 4;

@@ -28,7 +28,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A connection that lasted this long counts as good.
 const GOOD_LIFE: Duration = Duration::from_secs(1);
-/// Datagrams handled in one call of [`QuicLink::receive`], before the rest of the loop has its turn.
+/// Datagrams handled in one call of [`QuicLink::receive`], before the rest of the loop has its
+/// turn.
 const RECEIVE_BUDGET: usize = 128;
 /// The time after which it stops reading, whatever the datagrams cost.
 const RECEIVE_TIME: Duration = Duration::from_micros(100);

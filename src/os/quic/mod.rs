@@ -3,8 +3,8 @@
 //! Over each link a unit has two connections to each peer: one for heartbeats (datagrams, RFC 9221;
 //! application protocol `tandemgw-hb/3`) and one for replication (an ordered stream in each
 //! direction; `tandemgw/3`), so that bulk never delays a heartbeat. The unit whose name sorts first
-//! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the config
-//! does not get past the handshake.
+//! dials. Each side proves its key ([`tandemgw_core::identity`]), and one whose key is not in the
+//! config does not get past the handshake.
 
 mod connection;
 mod gate;
@@ -100,11 +100,12 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Binds the sockets of all links. Dialling begins with the first [`poll`](Self::poll). A link whose interface or
-    /// address is missing is left unbound: see [`bind`](Self::bind).
+    /// Binds the sockets of all links. Dialling begins with the first [`poll`](Self::poll). A link
+    /// whose interface or address is missing is left unbound: see [`bind`](Self::bind).
     ///
     /// # Errors
-    /// If a socket can't be bound for another reason, or if a peer is not to be told from this unit.
+    /// If a socket can't be bound for another reason, or if a peer is not to be told from this
+    /// unit.
     ///
     /// `seed` varies the pauses between attempts; it need not be secret.
     pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
@@ -166,8 +167,8 @@ impl Transport {
         link.is_some_and(|link| link.socket.is_bound())
     }
 
-    /// Binds the socket of `link`, once more if it is bound already: call it when the interface or the address is there
-    /// again. Connections go on over it if the peer still has them.
+    /// Binds the socket of `link`, once more if it is bound already: call it when the interface or
+    /// the address is there again. Connections go on over it if the peer still has them.
     ///
     /// # Errors
     /// If it can't be bound; then it is unbound, data sent over it is lost, and nothing arrives.
@@ -205,8 +206,8 @@ impl Transport {
         }
     }
 
-    /// When [`poll`](Self::poll) is to be called at the latest; the time of the last poll if it left
-    /// something undone.
+    /// When [`poll`](Self::poll) is to be called at the latest; the time of the last poll if it
+    /// left something undone.
     pub fn next_timeout(&mut self) -> Option<Instant> {
         let cx = Context {
             shared: &self.shared,
@@ -244,8 +245,9 @@ impl Transport {
             .send_datagram(peer, bytes, now)
     }
 
-    /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes were
-    /// taken; if not all, [`PeerEvent::SyncWritable`] follows when there is room (or [`PeerEvent::SyncDown`]).
+    /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes
+    /// were taken; if not all, [`PeerEvent::SyncWritable`] follows when there is room (or
+    /// [`PeerEvent::SyncDown`]).
     ///
     /// None are taken while [`PeerEvent::SyncUp`] waits to be polled: the caller's data is for the
     /// stream before it.

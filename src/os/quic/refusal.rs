@@ -10,8 +10,8 @@ use tandemgw_core::pump::PeerEvent;
 use super::shared::Context;
 use super::tuning::Role;
 
-/// A connection ended before it was up. `peers` are the one that it leads to, if it was dialled or its key is known,
-/// and the one whose address that is.
+/// A connection ended before it was up. `peers` are the one that it leads to, if it was dialled or
+/// its key is known, and the one whose address that is.
 pub(super) fn of_connection(
     error: &ConnectionError,
     peers: (Option<PeerId>, Option<PeerId>),

@@ -1,4 +1,4 @@
-//! What all links share.
+//! The parts that all links share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,7 @@ pub(super) struct QuicPeer {
     pub(super) clients: [ClientConfig; 2],
 }
 
-/// What all links share; no link changes it.
+/// The parts that all links share; no link changes them.
 pub(super) struct Shared {
     pub(super) peers: Vec<QuicPeer>,
     /// By role.

@@ -19,8 +19,9 @@ pub(super) const RECEIVE_BATCH: usize = 4;
 pub(super) const RECEIVE_BUFFER: usize = 64 << 10;
 /// Datagrams in one send call: 32 of 1452 bytes stay below the 64 KiB that the kernel takes.
 const MAX_SEGMENTS: usize = 32;
-/// Received bytes that the kernel may keep: a burst of stream data must not push out heartbeats while
-/// the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind it.
+/// Received bytes that the kernel may keep: a burst of stream data must not push out heartbeats
+/// while the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind
+/// it.
 const KERNEL_RECEIVE_BUFFER: libc::c_int = 4 << 20;
 
 /// A non-blocking UDP socket, which may have to wait for its interface or address to be there.
@@ -55,8 +56,8 @@ impl Socket {
         }
     }
 
-    /// Binds it to the address of its link, and to the interface if the kernel lets us: for the first
-    /// time, or once more when either was removed and made again. On an error it is unbound.
+    /// Binds it to the address of its link, and to the interface if the kernel lets us: for the
+    /// first time, or once more when either was removed and made again. On an error it is unbound.
     pub(super) fn bind(&mut self) -> io::Result<()> {
         self.unbind();
         let mut bound = Bound::new(&self.link)?;
@@ -262,7 +263,8 @@ impl Bound {
     }
 }
 
-/// Beyond `net.core.rmem_max` if we have CAP_NET_ADMIN (socket(7), `SO_RCVBUFFORCE`), else up to it.
+/// Beyond `net.core.rmem_max` if we have CAP_NET_ADMIN (socket(7), `SO_RCVBUFFORCE`), else up to
+/// it.
 fn grow_receive_buffer(socket: &mio::net::UdpSocket) {
     let size = KERNEL_RECEIVE_BUFFER;
     for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {

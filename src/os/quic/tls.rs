@@ -26,7 +26,7 @@ const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
 
-/// What this unit needs to prove who it is.
+/// The keys with which this unit proves who it is.
 pub(super) struct Credentials {
     provider: Arc<CryptoProvider>,
     key: Arc<CertifiedKey>,

@@ -16,10 +16,11 @@ use crate::node_key::NodeKey;
 use tandemgw_core::config::Ha;
 use tandemgw_core::identity::PublicKey;
 
-/// Received stream bytes that wait for the application, and the most that a peer may have in flight.
+/// Received stream bytes that wait for the application, and the most that a peer may have in
+/// flight.
 const SYNC_RECEIVE_WINDOW: u32 = 8 << 20;
-/// Written stream bytes that are kept until acknowledged. Small, because what is written here can no
-/// longer be replaced by a newer state of the same session.
+/// Written stream bytes that are kept until acknowledged. Small, because what is written here can
+/// no longer be replaced by a newer state of the same session.
 const SYNC_SEND_WINDOW: u64 = 2 << 20;
 /// A LAN takes this much in the first round trip.
 const SYNC_INITIAL_WINDOW: u64 = 256 << 10;
@@ -32,7 +33,7 @@ const INITIAL_RTT: Duration = Duration::from_millis(20);
 /// Bytes of heartbeats in flight, whatever is lost (see [`FixedWindow`]).
 const HEARTBEAT_WINDOW: u64 = 1 << 20;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// Datagrams that must not wait behind anything.
@@ -53,9 +54,9 @@ impl Role {
         }
     }
 
-    /// A client says its role in the first byte of the connection ID that it makes up for the server
-    /// (RFC 9000, section 7.2), so that the server can choose its parameters before it answers. It
-    /// is a hint only: with a wrong one the application protocols do not match.
+    /// A client says its role in the first byte of the connection ID that it makes up for the
+    /// server (RFC 9000, section 7.2), so that the server can choose its parameters before it
+    /// answers. It is a hint only: with a wrong one the application protocols do not match.
     pub(super) fn of_initial_id(id: &ConnectionId) -> Role {
         match id.first() {
             Some(byte) if byte & 1 == Role::Sync as u8 => Role::Sync,
@@ -82,7 +83,7 @@ impl Timeouts {
     }
 }
 
-/// What the secret of [`OwnIds`] is derived for.
+/// The label under which the secret of [`OwnIds`] is derived.
 pub(super) const OWN_IDS: &str = "quic connection ids";
 
 /// The configuration of an endpoint whose resets a peer believes after a restart too.
@@ -162,8 +163,8 @@ fn transport(role: Role, timeouts: Timeouts) -> TransportConfig {
 
 /// A congestion window that never changes.
 ///
-/// Heartbeats are a low and constant load (RFC 8085, section 3.1.3), and they are what tells a lossy
-/// link from a dead one: they must go on when others are lost.
+/// Heartbeats are a low and constant load (RFC 8085, section 3.1.3), and they are what tells a
+/// lossy link from a dead one: they must go on when others are lost.
 #[derive(Clone)]
 struct FixedWindow;
 

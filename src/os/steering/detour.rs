@@ -1,9 +1,9 @@
 //! Where the kernel leads the packets of a port, in its own words.
 //!
-//! Somebody else's rule before ours, a route in the table `local`, a reverse path filter for all interfaces:
-//! each keeps packets from the gateway, or drops what it has forwarded, though all that the gateway has
-//! added is in place. Nobody can list all that others may do. So the kernel is asked (`RTM_GETROUTE`) what it
-//! would do with packets like those that matter.
+//! Somebody else's rule before ours, a route in the table `local`, a reverse path filter for all
+//! interfaces: each keeps packets from the gateway, or drops what it has forwarded, though all that
+//! the gateway has added is in place. Nobody can list all that others may do. So the kernel is
+//! asked (`RTM_GETROUTE`) what it would do with packets like those that matter.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,14 +25,14 @@ const FAR: [IpAddr; 2] = [
 /// The least MTU of a link with IPv6 (RFC 8200, section 5).
 pub(super) const IPV6_MTU: u32 = 1280;
 
-/// Hosts of a network that are tried as a source: one may be the network's own address, or one of this machine,
-/// from which the kernel lets nothing come in.
+/// Hosts of a network that are tried as a source: one may be the network's own address, or one of
+/// this machine, from which the kernel lets nothing come in.
 const HOSTS_TRIED: u128 = 4;
 
 /// Packets that the kernel does not lead where it should.
 struct Detour {
     what: Passage,
-    /// What it does with them.
+    /// The kernel's treatment of them.
     how: String,
     /// It takes them for its own.
     is_kept: bool,
@@ -53,8 +53,8 @@ impl fmt::Display for Detour {
 }
 
 impl Steering {
-    /// What the kernel, or somebody else in it, does with packets of `port` that it should not do, in words; none if
-    /// all is well, or if the port is down, or if that can't be found out.
+    /// A wrong treatment of the packets of `port` by the kernel, or by somebody else in it, in
+    /// words; none if all is well, if the port is down, or if it can't be found out.
     pub fn find_detour(&mut self, port: PortId) -> Option<String> {
         let detour = self.ask_for_detour(port);
         detour.or_else(|| self.obstacle(port))
@@ -127,7 +127,7 @@ fn misrouted(
     for to in hosts(network).filter(|host| !is_own(host)) {
         let by = port.tun;
         let route = netlink.passage(&Passage { from, to, by }).ok();
-        // What is refused is another matter, and a host may be this machine, or have a route of its own.
+        // A refusal is another matter, and a host may be this machine, or have a route of its own.
         let route = route.filter(|route| route.kind == RouteType::Unicast);
         let Some(hop) = route.and_then(|route| route.hops.first().map(|hop| hop.link)) else {
             continue;
@@ -167,7 +167,8 @@ fn filtered(netlink: &mut Netlink, port: &PortPlan, to: IpAddr, other: &IpNet) -
     })
 }
 
-/// What the kernel does with packets to `to` that come in by the port, if it does not give them to the gateway.
+/// The kernel's treatment of packets to `to` that come in by the port, if it does not give them to
+/// the gateway.
 fn misled(
     netlink: &mut Netlink,
     port: &PortPlan,

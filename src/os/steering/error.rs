@@ -1,4 +1,4 @@
-//! What can go wrong while packets are being steered.
+//! The errors of steering.
 
 use std::fmt;
 

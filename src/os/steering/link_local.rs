@@ -1,8 +1,8 @@
 //! The IPv6 link-local address of a port's interface.
 //!
-//! The kernel asks for neighbours from it (RFC 4861, section 7.2.2) and from nothing else, so without one it
-//! reaches no host, however many virtual addresses there are. Somebody who removes all addresses of an interface
-//! removes this one too, and the kernel makes no other.
+//! The kernel asks for neighbours from it (RFC 4861, section 7.2.2) and from nothing else, so
+//! without one it reaches no host, however many virtual addresses there are. Somebody who removes
+//! all addresses of an interface removes this one too, and the kernel makes no other.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -49,7 +49,8 @@ pub(super) fn remove(netlink: &mut Netlink, link: u32) -> Result<(), NetlinkErro
     ours.try_for_each(|own| netlink.remove_link_local(own))
 }
 
-/// As the kernel makes one of a hardware address (RFC 4291, appendix A); none for an interface without.
+/// As the kernel makes one of a hardware address (RFC 4291, appendix A); none for an interface
+/// without.
 fn of_mac(mac: [u8; 6]) -> Option<Ipv6Addr> {
     let [a, b, c, d, e, f] = mac;
     let addr = [

@@ -1,9 +1,10 @@
 //! Where packets vanish between a port and the gateway, though the kernel leads them well.
 //!
-//! A packet filter of somebody else, a queue, or filters of tc may drop what comes for the gateway or what it has
-//! forwarded. Any of these may also be of use and drop nothing that matters. So none is judged by what it says, but
-//! by what the interfaces count: a port has an obstacle if nothing passes while something should, and a cause is
-//! found. It stays until the cause is gone, or something passes: a unit that has handed over has no traffic.
+//! A packet filter of somebody else, a queue, or filters of tc may drop what comes for the gateway
+//! or what it has forwarded. Any of these may also be of use and drop nothing that matters. So none
+//! is judged by what it says, but by what the interfaces count: a port has an obstacle if nothing
+//! passes while something should, and a cause is found. It stays until the cause is gone, or
+//! something passes: a unit that has handed over has no traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,19 +19,21 @@ use super::plan::PortPlan;
 /// With fewer packets between two looks, nothing is concluded.
 const LEAST: u64 = 8;
 
-/// So many packets between two looks may be errors that this kernel sends to a virtual address itself.
+/// So many packets between two looks may be errors that this kernel sends to a virtual address
+/// itself.
 const STRAY: u64 = 2;
 
 /// As many looks in a row must agree.
 const LOOKS: u32 = 2;
 
-/// For so many looks a program or a filter is new: if nothing passes from then on, that is why. Most count nothing.
+/// For so many looks a program or a filter is new: if nothing passes from then on, that is why.
+/// Most count nothing.
 const NEW_FOR: u32 = 8;
 
 /// For so many looks without traffic, what has no known cause is taken to be there still.
 const UNKNOWN_FOR: u32 = 40;
 
-/// What stops packets.
+/// Something that stops packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Cause {
     /// The queue or the filters of an interface.
@@ -52,23 +55,23 @@ struct Obstacle {
     text: String,
 }
 
-/// What was seen at the last look, and what follows from it.
+/// The state at the last look, and the conclusions from it.
 #[derive(Default)]
 pub(super) struct Obstacles {
     traffic: BTreeMap<u32, Traffic>,
     queues: Vec<Queue>,
-    /// What the barrier has let pass to the gateway.
+    /// Packets that the barrier has let pass to the gateway.
     let_pass: u64,
     /// Ports that the gateway read packets of, at the last look.
     fed: BTreeSet<PortId>,
-    /// What has come to see the packets of a port that the gateway read until then; and the looks since.
+    /// New readers of the packets of a port that the gateway read until then; and the looks since.
     new: BTreeMap<PortId, (Cause, u32)>,
     /// A chain of somebody else that drops some of the packets, already told.
     told: Option<DroppingChain>,
     found: BTreeMap<PortId, Obstacle>,
 }
 
-/// What a port has done since the last look.
+/// The traffic of a port since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
     /// Packets that came in by its interface.
@@ -98,10 +101,10 @@ impl Flow {
     }
 }
 
-/// What is known at a look.
+/// The facts known at a look.
 struct Look<'a> {
-    /// The barrier has let packets pass to the gateway, which has read none of any port. Where it reads some, others
-    /// may be on their way, or came too fast.
+    /// The barrier has let packets pass to the gateway, which has read none of any port. Where it
+    /// reads some, others may be on their way, or came too fast.
     is_deaf: bool,
     queues: &'a [Queue],
     traffic: &'a BTreeMap<u32, Traffic>,
@@ -175,7 +178,7 @@ impl Steering {
         self.obstacles.let_pass = let_pass;
     }
 
-    /// What stops the packets of a port, in words.
+    /// The obstacle to the packets of a port, in words.
     pub(super) fn obstacle(&self, port: PortId) -> Option<String> {
         let obstacle = self.obstacles.found.get(&port)?;
         (obstacle.looks >= LOOKS).then(|| obstacle.text.clone())
@@ -253,11 +256,12 @@ impl Obstacles {
 }
 
 impl Look<'_> {
-    /// What stops the packets of a port, if all of them are stopped.
+    /// The cause, if all packets of a port are stopped.
     fn cause(&self, links: [u32; 2], flow: Flow) -> Option<(Cause, String)> {
         let of_port = self.more.iter().filter(|queue| links.contains(&queue.link));
         let stops = |queue: &&Queue| match queue.is_filter {
-            // What comes in may be what they are there for; those that are new are judged anyway.
+            // Incoming packets may be meant for the queues and filters that were there before; new
+            // ones are judged anyway.
             true => flow.is_mute(),
             false => queue.passed == 0,
         };
@@ -271,7 +275,7 @@ impl Look<'_> {
         Some((Cause::Chain, chain.to_string()))
     }
 
-    /// What is certain without a known cause.
+    /// A certain stop without a known cause.
     fn unknown(&self, flow: Flow) -> Option<(Cause, String)> {
         let text = "the kernel drops what comes in by it before the gateway sees it: look at nft list ruleset, \
                     and iptables-legacy-save";

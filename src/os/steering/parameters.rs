@@ -121,7 +121,8 @@ pub(super) fn prepare_port(
     Ok(())
 }
 
-/// The families in which the kernel is told to ask for no neighbours on the port: it would reach no host.
+/// The families in which the kernel is told to ask for no neighbours on the port: it would reach no
+/// host.
 fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
     let has_hosts = move |family: &Family| {
         let mut networks = port.networks.iter();
@@ -135,9 +136,9 @@ fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
     families.filter(has_hosts).filter(asks_none)
 }
 
-/// Enables IPv6 on the interface of a port. By itself the kernel would make an address that is of no use until it
-/// knows that nobody else has it: a second or two in which no neighbour is found. The one that is made here is
-/// valid at once; the interface had it before.
+/// Enables IPv6 on the interface of a port. By itself the kernel would make an address that is of
+/// no use until it knows that nobody else has it: a second or two in which no neighbour is found.
+/// The one that is made here is valid at once; the interface had it before.
 fn enable_ipv6(
     netlink: &mut Netlink,
     port: &PortPlan,
@@ -156,8 +157,9 @@ fn enable_ipv6(
 
 /// Parameters that must be 0, with their devices.
 fn switched_off(port: &PortPlan) -> Vec<(Family, &str, &'static str)> {
-    // Everything that comes in by a port is routed to its TUN device. So with either of these on, the kernel
-    // would answer ARP for every address: those of other hosts, and a standby's virtual ones.
+    // Everything that comes in by a port is routed to its TUN device. So with either of these on,
+    // the kernel would answer ARP for every address: those of other hosts, and a standby's virtual
+    // ones.
     const PROXY_ARP: &str = "proxy_arp";
     let mut parameters = vec![
         (Family::V4, port.interface.as_str(), PROXY_ARP),
@@ -201,10 +203,11 @@ const DISABLE_IPV6: &str = "disable_ipv6";
 
 fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
     let mut parameters = vec![
-        // What the gateway writes has sources that the kernel would expect on the port's interface.
+        // Packets from the gateway have sources that the kernel would expect on the port's
+        // interface.
         (Family::V4, "rp_filter", 0),
-        // With it off the kernel looks each source up once more where there are rules, to refuse its
-        // own addresses. The interface that the packet came in by has refused them already.
+        // With it off the kernel looks each source up once more where there are rules, to refuse
+        // its own addresses. The interface that the packet came in by has refused them already.
         (Family::V4, "accept_local", 1),
         // Loopback addresses have no business on a link, in neither direction.
         (Family::V4, "route_localnet", 0),

@@ -1,4 +1,4 @@
-//! What is to be in place.
+//! The routes and rules that must be in place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::os::netlink::Address;
 use tandemgw_core::config::{Config, Nat};
 use tandemgw_core::flow::{Addr, Family, PortId};
 
-/// What is to be in place.
+/// The routes and rules that must be in place.
 pub(super) struct Plan {
     pub(super) first_table: u32,
     pub(super) families: Vec<Family>,
@@ -136,8 +136,9 @@ impl PortPlan {
         }
     }
 
-    /// Routes to the networks of this port to which the kernel has none but can have one: it has no address in them,
-    /// or they are not `is_routed`, since somebody has removed what came with the address.
+    /// Routes to the networks of this port to which the kernel has none but can have one: it has no
+    /// address in them, or they are not `is_routed`, since somebody has removed what came with the
+    /// address.
     pub(super) fn network_routes(
         &self,
         families: &[Family],

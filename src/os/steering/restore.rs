@@ -32,8 +32,8 @@ pub(in crate::os) const KERNEL_TABLES: RangeInclusive<u32> = 253..=255;
 pub enum Disturbance {
     /// A rule, a route of its table, the TUN device, or a parameter of this port.
     Port(PortId),
-    /// The same, but nobody removed it: the kernel drops some of it when an interface goes down, and with
-    /// an address.
+    /// The same, but nobody removed it: the kernel drops some of it when an interface goes down,
+    /// and with an address.
     Expected(PortId),
     /// A route in the main table to an address at this port.
     Addresses(PortId),
@@ -43,7 +43,7 @@ pub enum Disturbance {
     KernelRules,
 }
 
-/// What was restored.
+/// Things that were restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// The port that it was missing at; none if it concerns all.
@@ -75,7 +75,7 @@ impl Stopped {
     }
 }
 
-/// What is still to be checked.
+/// Checks still to be made.
 #[derive(Default)]
 pub(super) struct Repairs {
     /// Also whether the kernel removed it by itself.
@@ -112,8 +112,9 @@ impl Steering {
         }
     }
 
-    /// Checks the parameters of a port, because the kernel does not report all changes. Of several next hops
-    /// it reports what is removed from the tables, but not that a link that came up lacks its routes.
+    /// Checks the parameters of a port, because the kernel does not report all changes. Of several
+    /// next hops it reports what is removed from the tables, but not that a link that came up lacks
+    /// its routes.
     pub fn audit(&mut self, port: PortId) {
         let plan = self.plan.ports.iter().find(|plan| plan.id == port);
         if self.is_spread()
@@ -133,8 +134,8 @@ impl Steering {
         *kernel_rules || !ports.is_empty() || !addresses.is_empty()
     }
 
-    /// Checks one of the items that may be gone, restores it if it is, and reports it: also what was restored before
-    /// the kernel refused something.
+    /// Checks one of the items that may be gone, restores it if it is, and reports it: also what
+    /// was restored before the kernel refused something.
     ///
     /// # Errors
     /// [`SetupError::NoTun`] if the TUN device of that port is gone: make it again and call
@@ -377,8 +378,8 @@ impl Steering {
         Ok(())
     }
 
-    /// `ip rule flush` removes the kernel's own rules too, and with them all routing. Those that were
-    /// there at the start come back, unless another rule leads to the same table.
+    /// `ip rule flush` removes the kernel's own rules too, and with them all routing. Those that
+    /// were there at the start come back, unless another rule leads to the same table.
     fn restore_kernel_rules(&mut self, restored: &mut Vec<String>) -> Result<(), NetlinkError> {
         for family in self.plan.families.clone() {
             let rules = self.netlink.rules(family)?;
@@ -428,10 +429,11 @@ fn is_for_all(rule: &Rule) -> bool {
     !rule.special && rule.interface.is_none()
 }
 
-/// Whether the kernel takes a network to be on a link. Some of its hosts may have routes of their own.
+/// Whether the kernel takes a network to be on a link. Some of its hosts may have routes of their
+/// own.
 fn is_on_link(netlink: &mut Netlink, network: &IpNet, link: u32) -> bool {
     let mut hosts = hosts(network).peekable();
-    // What can't be asked for is taken to be well.
+    // Anything that can't be checked is taken to be well.
     hosts.peek().is_none()
         || hosts.any(|host| match netlink.route_to(host) {
             Ok(Some(hop)) => hop.link == link && hop.gateway.is_none(),

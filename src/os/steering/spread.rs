@@ -1,22 +1,23 @@
 //! Routes with next hops on several ports: the kernel follows the gateway's choice among them.
 //!
-//! Packets that leave by port `wan` are written to `tgw-wan`. If a next hop of such a route is on that port:
+//! Packets that leave by port `wan` are written to `tgw-wan`. If a next hop of such a route is on
+//! that port:
 //!
 //! ```text
 //! T:      iif tgw-wan lookup V                                routes with a prefix
 //! 32764:  iif tgw-wan lookup main suppress_prefixlength 0     all but default routes
 //! 32765:  iif tgw-wan lookup U                                the default route
 //!
-//! throw 10.5.6.0/24 metric 1024                               in table V: main has this longer prefix
+//! throw 10.5.6.0/24 metric 1024                               in table V: longer prefix in main
 //! 10.5.0.0/16 via GATEWAY dev eth1 metric 1024                in table V
 //! default via GATEWAY dev eth1 metric 1024                    in table U
 //! blackhole default metric 4294967295                         in table U
 //! ```
 //!
-//! *T* is the port's number, *U* = 1 952 907 264 + *T* and *V* = *U* + 65 536, numbers that nobody uses. Each
-//! part exists only while there is a route that needs it, because the kernel evaluates all rules for each
-//! packet. Default routes have a table of their own so that no exceptions from them are needed, which may
-//! be all routes of the Internet.
+//! *T* is the port's number, *U* = 1 952 907 264 + *T* and *V* = *U* + 65 536, numbers that nobody
+//! uses. Each part exists only while there is a route that needs it, because the kernel evaluates
+//! all rules for each packet. Default routes have a table of their own so that no exceptions from
+//! them are needed, which may be all routes of the Internet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +34,8 @@ use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::route::Spread;
 
-/// `tg` in the upper half: the table of a port for the default route has this number and that of its first one.
+/// `tg` in the upper half: the table of a port for the default route has this number and that of
+/// its first one.
 const FIRST_DEFAULT_TABLE: u32 = 0x7467_0000;
 
 /// The same of the table for all other routes.
@@ -53,10 +55,12 @@ pub(in crate::os) fn number_in(table: u32) -> Option<u32> {
 }
 
 impl Steering {
-    /// Makes the kernel follow the gateway's choice among the next hops of these routes of `family`.
+    /// Makes the kernel follow the gateway's choice among the next hops of these routes of
+    /// `family`.
     ///
     /// # Errors
-    /// If the kernel refuses; then it does not follow, and what it would send out of another port is dropped.
+    /// If the kernel refuses; then it does not follow, and what it would send out of another port
+    /// is dropped.
     pub fn follow(&mut self, family: Family, spread: &Spread) -> Result<(), NetlinkError> {
         let before = self.spread[family as usize].replace(spread.clone());
         let mut result = Ok(());
@@ -208,13 +212,13 @@ fn wanted_routes(port: &PortPlan, family: Family, spread: &Spread, link: u32) ->
     wanted
 }
 
-/// What the kernel tells routes apart by.
+/// The key by which the kernel tells routes apart.
 fn key(route: &KernelRoute) -> (u32, IpNet, u32) {
     (route.table, route.destination, route.metric)
 }
 
-/// Whether two routes of one key lead the same way. One of IPv6 that leads nowhere is reported with the loopback
-/// device as its hop.
+/// Whether two routes of one key lead the same way. One of IPv6 that leads nowhere is reported with
+/// the loopback device as its hop.
 fn is_same(wanted: &KernelRoute, found: &KernelRoute) -> bool {
     wanted.kind == found.kind && (wanted.hops.is_empty() || wanted.hops == found.hops)
 }

@@ -1,4 +1,4 @@
-//! What is in place, as far as it matters.
+//! The routes and rules found in place, as far as they matter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::{KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, TABLE_MAIN, is_ours};
 use crate::os::netlink::Address;
 
-/// What is in place, as far as it matters.
+/// The routes and rules found in place, as far as they matter.
 pub(super) struct Survey {
     pub(super) links: BTreeMap<String, KernelLink>,
     pub(super) addresses: Vec<Address>,

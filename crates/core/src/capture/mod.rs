@@ -34,7 +34,7 @@ pub struct Options {
     pub count: u64,
 }
 
-/// What happened to a packet.
+/// The outcome for a captured packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapturedFate {
     /// It was forwarded.
@@ -80,7 +80,7 @@ impl From<Verdict> for CapturedFate {
     }
 }
 
-/// What is known about a packet after it was handled.
+/// Facts about a packet, known once it was handled.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// When the gateway received or created it.
@@ -89,7 +89,7 @@ pub struct Facts {
     pub in_port: Option<PortId>,
     /// The port that it left by.
     pub out_port: Option<PortId>,
-    /// What became of it, so far as is known when the copy is made.
+    /// Its outcome, as far as known when the copy is made.
     pub fate: CapturedFate,
     /// The one that it belongs to, or has opened; none if it has ended by then.
     pub session: Option<SessionId>,
@@ -110,7 +110,7 @@ pub struct Facts {
 /// A copy of a packet at one of the ports.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// What is known about the packet.
+    /// Facts about the packet.
     pub facts: Facts,
     /// The same in both copies of a packet: as it came in, and as it left.
     pub packet: u64,

@@ -1,8 +1,8 @@
-//! What a changed config file means for a gateway that runs: what can be applied at once, and what waits
-//! for a restart.
+//! Compares a changed config file with the config in force: what can be applied at once, and what
+//! waits for a restart.
 //!
-//! That of an option is in its row (see [`super::options()`]). Policies, pools and forwards, links and peers
-//! are compared as wholes.
+//! That of an option is in its row (see [`super::options()`]). Policies, pools and forwards, links
+//! and peers are compared as wholes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::flow::{Addr, PortId};
 pub struct Difference {
     /// The key, such as `ha.priority` or `policy.web`.
     pub key: String,
-    /// What of it has changed: `added`, `removed`, `128 to 200`, …
+    /// How it changed: `added`, `removed`, `128 to 200`, …
     pub what: String,
 }
 
@@ -27,16 +27,17 @@ pub struct Difference {
 pub struct Change {
     /// The config to put in force: the new one, except parts that wait for a restart.
     pub config: Config,
-    /// What is applied thereby.
+    /// Changes applied at once.
     pub applied: Vec<Difference>,
     /// The applied options.
     pub live: BTreeSet<Live>,
-    /// What waits for a restart.
+    /// Changes that need a restart.
     pub waiting: Vec<Difference>,
 }
 
 impl Change {
-    /// Compares option by option, and whole tables by name: `running` is in force, `wanted` was read from the file.
+    /// Compares option by option, and whole tables by name: `running` is in force, `wanted` was
+    /// read from the file.
     pub fn new(running: &Config, wanted: &Config) -> Change {
         let Config {
             node,
@@ -83,7 +84,8 @@ impl Change {
         change
     }
 
-    /// Compares the options of a table; gives `old` with those values of `new` that need no restart.
+    /// Compares the options of a table; gives `old` with those values of `new` that need no
+    /// restart.
     fn part<T: Owner + Clone>(&mut self, table: &str, old: &T, new: &T) -> T {
         let mut part = old.clone();
         for (option, field) in T::options() {
@@ -273,7 +275,8 @@ fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
     Ok((policies, forwards))
 }
 
-/// The addresses of a pool move with one group: of those that are in force, which the file may not have.
+/// The addresses of a pool move with one group: of those that are in force, which the file may not
+/// have.
 fn check_group(running: &Config, pool: &NatPool) -> Result<(), NotYet> {
     let group = |addr: &Addr| group_of(&running.ports, *addr);
     let mut groups = pool.addresses.iter().map(group);
@@ -320,7 +323,8 @@ fn names<T: Named>(tables: &[T]) -> Vec<&str> {
     tables.iter().map(Named::name).collect()
 }
 
-/// Notes tables that were added, removed or moved; gives the places of the others, before and after.
+/// Notes tables that were added, removed or moved; gives the places of the others, before and
+/// after.
 fn compare_names(
     to: &mut Vec<Difference>,
     table: &str,
@@ -796,7 +800,7 @@ pub(super) mod tests {
             let named = list.iter().any(|d| d.key == *expected);
             assert!(named, "{option}: {change:#?}");
             assert!(others.is_empty(), "{option}: {others:?}");
-            // What is in force afterwards lacks nothing but what waits.
+            // Afterwards only the changes that need a restart are missing.
             let again = Change::new(&change.config, &wanted);
             assert_eq!(
                 (again.applied, again.waiting),
@@ -835,7 +839,8 @@ pub(super) mod tests {
             assert!(text.contains(lan));
             read(&text)
         };
-        // The wan is of the group h; the file puts it into that of the lan, and has a pool across both.
+        // The wan is of the group h; the file puts it into that of the lan, and has a pool across
+        // both.
         let running = of_group(EVERYTHING, "ports = [\"wan\"]");
         let text = EVERYTHING.replace("ports = [\"lan\"]", "ports = [\"lan\", \"wan\"]");
         let pool = "addresses = [\"10.0.1.9\", \"10.0.2.9\"]";

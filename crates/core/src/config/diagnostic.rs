@@ -70,8 +70,8 @@ impl Diagnostic {
 
 /// Shows `diagnostics` about `text`, the content of `file`, to a person.
 ///
-/// Each begins with `FILE:LINE:COL: ` (lines and columns from 1, columns in characters) and shows the
-/// line with a caret and the hint. `color` adds ANSI escapes.
+/// Each begins with `FILE:LINE:COL: ` (lines and columns from 1, columns in characters) and shows
+/// the line with a caret and the hint. `color` adds ANSI escapes.
 pub fn render(diagnostics: &[Diagnostic], file: &Path, text: &str, color: bool) -> String {
     let renderer = match color {
         true => Renderer::styled(),
@@ -115,7 +115,8 @@ impl Report {
         self.push(Severity::Warning, span, message.into(), hint.into());
     }
 
-    /// How many errors there are: checks that build on a part of the file are skipped if it has some.
+    /// How many errors there are: checks that build on a part of the file are skipped if it has
+    /// some.
     pub(super) fn errors(&self) -> usize {
         self.errors.get()
     }

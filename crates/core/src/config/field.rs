@@ -52,7 +52,7 @@ impl Value {
         }
     }
 
-    /// What a change from this value to another one is called.
+    /// Describes a change from this value to another one.
     pub(super) fn to(&self, new: &Value) -> String {
         match self {
             Value::Ports(_) | Value::Addresses(_) => "changed".to_owned(),

@@ -31,12 +31,12 @@ pub enum OptionKind {
     MssClamp,
 }
 
-/// What an option is if left out.
+/// The value of an option that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DefaultValue {
     /// It can't be left out.
     Required,
-    /// What its absence means.
+    /// The meaning of its absence.
     Absent(&'static str),
     /// For [`OptionKind::Bool`].
     Bool(bool),

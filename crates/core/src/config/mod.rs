@@ -2,9 +2,9 @@
 //!
 //! A `Config` that exists is valid: no later stage checks it again.
 //!
-//! [`parse()`] reports all problems of a file at once, each with its place; [`render`] shows them to a
-//! person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults and ranges
-//! from there, so that generated documentation can't drift from what it does.
+//! [`parse()`] reports all problems of a file at once, each with its place; [`render`] shows them
+//! to a person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults
+//! and ranges from there, so that generated documentation can't drift from what it does.
 
 mod change;
 mod diagnostic;
@@ -83,8 +83,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Most sessions of one source, and most of them without an answer; 0 means no limit. What the file leaves
-    /// out follows `max-sessions`, and so the table that is in force.
+    /// Most sessions of one source, and most of them without an answer; 0 means no limit. An
+    /// omitted value follows `max-sessions`, and so the table in force.
     pub fn source_limits(&self) -> (u32, u32) {
         let (limits, most) = (&self.limits, self.node.max_sessions);
         (
@@ -100,9 +100,9 @@ impl Config {
         self.limits.tcp_pickup.unwrap_or(self.ha.is_some())
     }
 
-    /// The addresses that hosts on `port` find at the gateway: first the virtual ones, then those of pools in
-    /// their networks. A pool address outside of all networks is routed to us by others, and asked for
-    /// by nobody.
+    /// The addresses that hosts on `port` find at the gateway: first the virtual ones, then those
+    /// of pools in their networks. A pool address outside of all networks is routed to us by
+    /// others, and asked for by nobody.
     pub fn addresses_on(&self, port: &Port) -> Vec<Addr> {
         let within = |addr: &&Addr| {
             let ip = IpAddr::from(**addr);
@@ -151,29 +151,32 @@ pub struct Port {
     pub interface: String,
     /// `virtual-addresses` with their prefix lengths, but for link-local ones.
     pub virtual_addresses: Vec<VirtualAddress>,
-    /// Those of `virtual-addresses` that are link-local: hosts find their router at them, and nothing is sent
-    /// from or to them. Other ports may have the same ones.
+    /// Those of `virtual-addresses` that are link-local: hosts find their router at them, and
+    /// nothing is sent from or to them. Other ports may have the same ones.
     pub link_local: Vec<VirtualAddress>,
-    /// `source-check`, default true: drop a packet whose source the routing expects on another port.
+    /// `source-check`, default true: drop a packet whose source the routing expects on another
+    /// port.
     pub source_check: bool,
-    /// `offload`, default true: take super-packets and unfinished checksums from the kernel where it
-    /// offers them.
+    /// `offload`, default true: take super-packets and unfinished checksums from the kernel where
+    /// it offers them.
     pub offload: bool,
-    /// `unsolicited-syn`: whether a SYN to an address of the gateway on which nothing listens is reset at
-    /// once; default false (RFC 5382, REQ-4).
+    /// `unsolicited-syn`: whether a SYN to an address of the gateway on which nothing listens is
+    /// reset at once; default false (RFC 5382, REQ-4).
     pub rejects_syns: bool,
-    /// `routing-headers`, default true: forward IPv6 packets that are yet to visit other routers. Those of
-    /// type 0 are always dropped (RFC 5095).
+    /// `routing-headers`, default true: forward IPv6 packets that are yet to visit other routers.
+    /// Those of type 0 are always dropped (RFC 5095).
     pub routing_headers: bool,
     /// `mss-clamp` for the connections that pass the port.
     pub mss_clamp: Option<MssClamp>,
-    /// `reserved-addresses`, default false: 240.0.0.0/4 may be a source and destination on this port.
+    /// `reserved-addresses`, default false: 240.0.0.0/4 may be a source and destination on this
+    /// port.
     pub reserved_addresses: bool,
     /// How much a source that sends by this port may have, where that is not as in `[limits]`.
     pub quotas: Quotas,
 }
 
-/// `sessions-per-source`, `half-open-per-source` and `ports-per-source` of a `[[port]]`; none where `[limits]` holds.
+/// `sessions-per-source`, `half-open-per-source` and `ports-per-source` of a `[[port]]`; none where
+/// `[limits]` holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quotas {
     /// Sessions of one source; 0 means no limit.
@@ -204,8 +207,8 @@ pub struct Group {
     pub priority: Option<u8>,
 }
 
-/// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of a session that exists
-/// are not asked again until a reload or a change of routes.
+/// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of a session
+/// that exists are not asked again until a reload or a change of routes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// `name`, unique.
@@ -220,8 +223,9 @@ pub struct Policy {
     pub destination: Vec<IpNet>,
     /// `service`; empty means any.
     pub service: Vec<Service>,
-    /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` is either, but for a
-    /// packet that comes in by the port of a forward and is for the address and port of its server.
+    /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` is either, but
+    /// for a packet that comes in by the port of a forward and is for the address and port of its
+    /// server.
     pub forwarded: Option<bool>,
     /// `action` on a packet that would open a session.
     pub action: Action,
@@ -238,13 +242,14 @@ pub struct Policy {
 /// `mss-clamp`: the highest maximum segment size that a SYN may offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MssClamp {
-    /// What fits the links and routes that the connection takes.
+    /// The largest segment that fits the links and routes of the connection.
     Auto,
     /// So many bytes.
     To(u16),
 }
 
-/// What a service of a policy matches: `tcp/443`, `tcp/8000-8099`, `udp/53`, `icmp`, `gre`, `proto/47`.
+/// The services that a policy matches: `tcp/443`, `tcp/8000-8099`, `udp/53`, `icmp`, `gre`,
+/// `proto/47`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The number in the IP header (of the last one, for IPv6).
@@ -282,8 +287,8 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
-/// `[[nat-pool]]`: external addresses for source translation. A host keeps the same one for all its sessions
-/// (RFC 4787, REQ-2).
+/// `[[nat-pool]]`: external addresses for source translation. A host keeps the same one for all its
+/// sessions (RFC 4787, REQ-2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct NatPool {
     /// `name`, unique among those of its kind; other units, logs and events refer to it.
@@ -387,7 +392,8 @@ impl MonitorProtocol {
     }
 }
 
-/// `[timeouts]`: idle times after which a session ends, from 1 s on. A packet of the session starts them again.
+/// `[timeouts]`: idle times after which a session ends, from 1 s on. A packet of the session starts
+/// them again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// `tcp-established`, default 7440 s (RFC 5382, REQ-5).
@@ -410,16 +416,16 @@ pub struct Timeouts {
     pub other: Duration,
 }
 
-/// `[limits]`, as the file has it. What is left out depends on other options: [`Config::source_limits`],
-/// [`Config::picks_up_tcp`].
+/// `[limits]`, as the file has it. Omitted values depend on other options:
+/// [`Config::source_limits`], [`Config::picks_up_tcp`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// `sessions-per-source`: sessions of one source; 0 means no limit.
     pub sessions_per_source: Option<u32>,
     /// `half-open-per-source`: those without an answer yet; 0 means no limit.
     pub half_open_per_source: Option<u32>,
-    /// `ports-per-source`: external ports of mappings of one source; by default half of those of the pool,
-    /// 0 means no limit.
+    /// `ports-per-source`: external ports of mappings of one source; by default half of those of
+    /// the pool, 0 means no limit.
     pub ports_per_source: Option<u32>,
     /// `icmp-errors-per-second`: errors that the gateway itself makes; default 1000.
     pub icmp_errors_per_second: u32,
@@ -436,13 +442,15 @@ pub struct Ha {
     pub priority: u8,
     /// `override`, default false: a unit of higher priority takes over from one that runs well.
     pub override_: bool,
-    /// `override-wait-time`, default 0: how long a unit must be fit before it takes over by `override`.
+    /// `override-wait-time`, default 0: how long a unit must be fit before it takes over by
+    /// `override`.
     pub override_wait: Duration,
     /// `heartbeat-interval`, default 20 ms; 1 ms to 10 s.
     pub heartbeat_interval: Duration,
     /// `heartbeat-lost-threshold`, default 5; 2 to 60.
     pub heartbeat_lost_threshold: u32,
-    /// `pingserver-failover-threshold`, default 0: a port is good while its dead targets weigh no more.
+    /// `pingserver-failover-threshold`, default 0: a port is good while its dead targets weigh no
+    /// more.
     pub failover_threshold: u32,
     /// `monitor`: ports that must be up.
     pub monitor: Vec<PortId>,
@@ -511,7 +519,7 @@ impl PickupGuarantee {
         }
     }
 
-    /// What a word of the file means.
+    /// The meaning of a word in the file.
     fn of_word(word: &str) -> Option<PickupGuarantee> {
         match word {
             "off" => Some(PickupGuarantee::Off),

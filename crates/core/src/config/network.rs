@@ -16,7 +16,8 @@ use crate::flow::{Addr, Family, GroupId, PortId};
 pub(super) struct Network {
     pub ports: Vec<Port>,
     pub port_names: Names,
-    /// Whether all ports could be read: else an address that seems to be missing may be a wrong one.
+    /// Whether all ports could be read: else an address that seems to be missing may be a wrong
+    /// one.
     pub complete: bool,
     /// Where each virtual address stands in the file.
     places: Vec<Place>,
@@ -289,8 +290,9 @@ impl Network {
     }
 }
 
-/// The group that an address of the gateway moves with: a virtual address with its own, one of a pool with the
-/// first one on whose network it is. So each group can have pools behind a port that several groups share.
+/// The group that an address of the gateway moves with: a virtual address with its own, one of a
+/// pool with the first one on whose network it is. So each group can have pools behind a port that
+/// several groups share.
 pub(crate) fn group_of(ports: &[Port], addr: Addr) -> GroupId {
     let ip = std::net::IpAddr::from(addr);
     let addresses = || ports.iter().flat_map(|port| &port.virtual_addresses);

@@ -1,7 +1,8 @@
-//! What can be configured: every option is said once, in one row of [`OPTIONS`], with its type, range,
-//! default, field of the config, what a changed value takes, and meaning.
+//! All options: each is one row of [`OPTIONS`], with its type, range, default, config field, reload
+//! class, and meaning.
 //!
-//! The decoder, the comparison of two configs, `tandemgw ha set`, and the reference are made from these rows.
+//! The decoder, the comparison of two configs, `tandemgw ha set`, and the reference are made from
+//! these rows.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct TableDoc {
     pub repeated: bool,
     /// How many there can be.
     pub most: usize,
-    /// What it is, in one line.
+    /// Its meaning, in one line.
     pub meaning: &'static str,
 }
 
@@ -30,18 +31,18 @@ pub struct OptionDoc {
     pub table: &'static str,
     /// The key itself.
     pub key: &'static str,
-    /// What values it takes.
+    /// The values it accepts.
     pub kind: OptionKind,
-    /// What it is if left out.
+    /// The value if it is left out.
     pub default: DefaultValue,
-    /// What a changed value takes.
+    /// Whether a change needs a restart.
     pub reload: Reload,
     pub(super) access: Access,
-    /// What it does, in one line.
+    /// Its meaning, in one line.
     pub meaning: &'static str,
 }
 
-/// What a changed value of an option takes to be in force.
+/// How a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
     /// A reload: it puts this in force, and no session ends for it unless the new rules forbid it.
@@ -50,8 +51,8 @@ pub enum Reload {
     Restart,
 }
 
-/// An option, or a table as a whole, that a reload changes. Who puts a reload in force matches all of them, so
-/// that there is none that changes and does nothing.
+/// An option, or a table as a whole, that a reload changes. Who puts a reload in force matches all
+/// of them, so that there is none that changes and does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Live {
     /// `source-check` of a `[[port]]`.
@@ -132,8 +133,8 @@ impl OptionDoc {
         }
     }
 
-    /// The value in `config`; of a `[[port]]` or `[[group]]`, that of the one at `index`. `None` if there is no
-    /// such table, or if the option is a part of tables that are compared as a whole.
+    /// The value in `config`; of a `[[port]]` or `[[group]]`, that of the one at `index`. `None` if
+    /// there is no such table, or if the option is a part of tables that are compared as a whole.
     pub(crate) fn value_in(&self, config: &Config, index: usize) -> Option<Value> {
         fn of<T>(field: &Field<T>, part: Option<&T>) -> Option<Value> {
             part.map(|part| (field.get)(part))

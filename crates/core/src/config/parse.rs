@@ -11,8 +11,8 @@ use super::network::Network;
 use super::reader::{At, Table};
 use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation, ways};
 
-/// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which itself
-/// is not opened.
+/// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which
+/// itself is not opened.
 ///
 /// # Errors
 ///
@@ -139,7 +139,7 @@ fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
     let mut last_line = None;
     for error in errors {
         let span = error.span().unwrap_or(text.len()..text.len());
-        // What follows on the same line is mostly a consequence of the first.
+        // Later mistakes on the same line mostly follow from the first.
         let line = ends.partition_point(|end| *end < span.start);
         if last_line.replace(line) != Some(line) {
             report.error(&span, error.message(), "");

@@ -21,7 +21,7 @@ pub(super) fn read(root: &mut Table<'_>, network: &Network, pools: &Pools) -> Ve
     let before = report.errors();
     for table in root.tables("policy") {
         let policy = read_policy(table, network, pools, &mut names, policies.len());
-        // What can't be read of an earlier policy would seem to match anything.
+        // An earlier policy that can't be read would seem to match anything.
         if report.errors() == before {
             earlier.warn_if_shadowed(report, &policies, &policy);
         }
@@ -166,8 +166,8 @@ fn can_match(policy: &Policy, wanted: Family) -> bool {
     allows(&policy.source) && allows(&policy.destination)
 }
 
-/// Whether packets of `family` are to be expected: the prefixes name it, or a port that the policy's
-/// sessions come in by has such addresses.
+/// Whether packets of `family` are to be expected: the prefixes name it, or a port that the
+/// policy's sessions come in by has such addresses.
 fn expects(policy: &Policy, network: &Network, wanted: Family) -> bool {
     let named = |nets: &[IpNet]| nets.iter().any(|net| family(net.addr()) == wanted);
     let ingress = ports_or_all(&policy.from, network);

@@ -163,8 +163,8 @@ impl<'a> Table<'a> {
         self.list(key)
     }
 
-    /// Sets the fields of `part` that this table has a plain value for, or a default: what needs no other part of
-    /// the config to be understood.
+    /// Sets the fields of `part` that this table has a plain value for, or a default: what needs no
+    /// other part of the config to be understood.
     pub(super) fn fill<T: Owner>(&mut self, part: &mut T) {
         for (option, field) in T::options() {
             self.fill_one(option, field, part);

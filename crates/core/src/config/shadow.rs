@@ -9,8 +9,8 @@ use super::reader::At;
 use super::{Policy, Service};
 use crate::flow::{PortId, Protocol};
 
-/// Policies that one is compared with at most: there are configs with tens of thousands, and not every
-/// such pair need be found.
+/// Policies that one is compared with at most: there are configs with tens of thousands, and not
+/// every such pair need be found.
 const MOST_COMPARED: usize = 1000;
 
 /// The policies before the one at hand, by a condition that another one must meet to be covered.
@@ -76,7 +76,8 @@ fn by_network(lists: &mut BTreeMap<IpNet, Vec<usize>>, networks: &[IpNet], place
     }
 }
 
-/// The lists of the networks that contain the first one; that one is any IPv4 address if there is none.
+/// The lists of the networks that contain the first one; that one is any IPv4 address if there is
+/// none.
 fn above<'a>(
     lists: &'a BTreeMap<IpNet, Vec<usize>>,
     networks: &[IpNet],

@@ -23,8 +23,8 @@ pub struct ConfigText {
 }
 
 impl ConfigText {
-    /// The text of the next table of `config`, which is the same one in each call. Leaves out what has its
-    /// default value, unless `full`. `None` at the end.
+    /// The text of the next table of `config`, which is the same one in each call. Leaves out what
+    /// has its default value, unless `full`. `None` at the end.
     pub fn next(&mut self, config: &Config, full: bool) -> Option<String> {
         loop {
             let table = options::tables().get(self.table)?;
@@ -263,7 +263,7 @@ fn is_default(option: &OptionDoc, value: &Value) -> bool {
 fn write_value(out: &mut String, config: &Config, key: &str, value: &Value) {
     let link = |own: &VirtualAddress| format!("{}/{}", own.addr, own.network.prefix_len());
     match value {
-        // What it means depends on other options.
+        // Its meaning depends on other options.
         Value::Absent => {}
         Value::Bool(_) | Value::Integer(_) | Value::MssClamp(MssClamp::To(_)) => {
             let _ = writeln!(out, "{key} = {}", value.show());

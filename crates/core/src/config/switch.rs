@@ -16,7 +16,7 @@ use super::{Config, Ha};
 pub struct Switched {
     /// All of `[ha]`.
     pub ha: Ha,
-    /// What has to be put in force.
+    /// The settings to put in force.
     pub live: Live,
     /// The value before, as in the file but without quotes.
     pub old: String,
@@ -33,7 +33,7 @@ pub enum SwitchError {
     Unknown {
         /// As it was typed.
         key: String,
-        /// What was probably meant.
+        /// The nearest valid key.
         hint: String,
     },
     /// The key needs a restart, or has several values.
@@ -48,7 +48,7 @@ pub enum SwitchError {
         key: &'static str,
         /// As it was typed.
         value: String,
-        /// What is wrong with it, and what was probably meant.
+        /// The mistake, and the nearest valid value.
         why: String,
     },
     /// A reload is being prepared on the config in force.

@@ -261,7 +261,8 @@ struct Taken {
 }
 
 impl Taken {
-    /// As many ports as an address has: what all forwards together may take of memory and of a reload.
+    /// As many ports as an address has: what all forwards together may take of memory and of a
+    /// reload.
     const MOST_PORTS: usize = 65_535;
 
     /// Adds a range, unless it shares a port with another, whose place it gives then.

@@ -88,7 +88,7 @@ pub(super) struct PublicKey(pub [u8; 32]);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ServiceOrAny(pub Option<Service>);
 
-/// What kind of value this is, with an article.
+/// The kind of this value, with an article.
 pub(super) fn kind_of(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",

@@ -1,4 +1,4 @@
-//! What has happened, and what happens from now on.
+//! Past events, and new ones as they happen.
 
 use crate::gateway::{Gateway, Severity, Stage};
 

@@ -1,4 +1,4 @@
-//! What would happen to a packet, for the protocol.
+//! Explanations of packets, in the terms of the protocol.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! What is wrong, for the protocol.
+//! The health of the gateway, in the terms of the protocol.
 
 use crate::gateway::{Gateway, Severity};
 use crate::time::Time;
@@ -6,7 +6,7 @@ use crate::time::Time;
 use super::protocol::{HealthState, HealthStatus, TroubleStatus};
 use super::status::seconds;
 
-/// What was wrong when the gateway last looked.
+/// Problems found at the gateway's last health check.
 pub(super) fn health(gateway: &Gateway, now: Time) -> HealthStatus {
     let health = gateway.last_health();
     let standing = health.standing().iter();

@@ -14,8 +14,8 @@ use super::{Progress, ShellView};
 /// The longest time that can be named, in seconds: a year. For longer, name none.
 const LONGEST: u64 = 366 * 86_400;
 
-/// How long the answer waits for the handovers: one takes a second at most, and a peer that has just come back
-/// has to fetch the sessions before.
+/// How long the answer waits for the handovers: one takes a second at most, and a peer that has
+/// just come back has to fetch the sessions before.
 const HANDOVER: Duration = Duration::from_secs(5);
 
 /// A maintenance that was set, until its groups are handed over, or it is clear that they are not.

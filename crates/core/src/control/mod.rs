@@ -78,7 +78,8 @@ pub enum Progress {
 }
 
 impl Answer {
-    /// Starts the answer to a request line of a client with that right; writes the first piece to `out`.
+    /// Starts the answer to a request line of a client with that right; writes the first piece to
+    /// `out`.
     pub fn begin(
         (line, right): (&str, Right),
         gateway: &mut Gateway,

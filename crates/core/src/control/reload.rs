@@ -13,7 +13,7 @@ use super::protocol::{Change, ErrorCode, Failure, ReloadDone, write_line};
 pub struct ReloadOutcome {
     /// The config file, absolute.
     pub config_file: PathBuf,
-    /// What has changed, or why nothing has.
+    /// The changes, or the reason why nothing changed.
     pub result: Result<Reloaded, ReloadRefused>,
     /// Warnings, one sentence each.
     pub warnings: Vec<String>,

@@ -236,7 +236,7 @@ fn heard_on(gateway: &Gateway, view: &PeerView<'_>) -> Vec<String> {
     heard.map(|(port, _)| port.name.clone()).collect()
 }
 
-/// What a peer reported about the groups of this unit.
+/// A peer's report about the groups of this unit.
 fn peer_groups(
     gateway: &Gateway,
     peer: PeerId,

@@ -23,12 +23,12 @@ const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 /// broadcast.
 const MAX_UNICAST: usize = 2;
 
-/// What is still to be announced, and a schedule of repeats for each group.
+/// Pending announcements, and a schedule of repeats for each group.
 pub(super) struct Announcer {
     repeats: u32,
     interval: Duration,
     pending: Vec<Option<Pending>>,
-    /// What is being announced, by [`Part`].
+    /// Announcements in progress, by [`Part`].
     rounds: [VecDeque<Round>; 3],
     /// Frames that may be sent now, and as of when.
     allowance: (u32, Time),
@@ -42,7 +42,7 @@ const PACE: Duration = Duration::from_micros(500);
 /// Addresses that are looked at for one piece.
 const MOST_LOOKED_AT: u32 = 8192;
 
-/// What of a group is announced.
+/// A part of a group's announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     /// Its virtual addresses.

@@ -9,7 +9,7 @@ use crate::time::Time;
 
 use super::{Gateway, fragment};
 
-/// What is known of a packet before it is handled.
+/// Facts about a packet before it is handled.
 struct Arrival {
     now: Time,
     port: PortId,
@@ -20,7 +20,7 @@ struct Arrival {
     flow: Option<FlowKey>,
 }
 
-/// What is known of the session of a packet.
+/// Facts about the session of a packet.
 struct Known {
     id: SessionId,
     policy: PolicyId,
@@ -29,8 +29,8 @@ struct Known {
 }
 
 impl Gateway {
-    /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs at
-    /// a time: another one ends.
+    /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs
+    /// at a time: another one ends.
     pub fn start_capture(&mut self, now: Time, options: Options) {
         let capture = Capture::new(options, self.rules.config().ports.len(), now);
         self.capture = Some(Box::new(capture));
@@ -58,8 +58,8 @@ impl Gateway {
             .is_some_and(|capture| capture.is_recording())
     }
 
-    /// As [`Gateway::handle_packet`], with a copy of the packet for the capture as it came in, and as
-    /// it left.
+    /// As [`Gateway::handle_packet`], with a copy of the packet for the capture as it came in, and
+    /// as it left.
     ///
     /// The shell asks [`Gateway::is_capturing`] once a batch and then calls this one, so that a
     /// capture that is off costs a packet nothing at all.

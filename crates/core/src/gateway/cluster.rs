@@ -31,7 +31,7 @@ pub struct Cluster {
     gone: bool,
 }
 
-/// What is to be done at the gateway.
+/// A change that the gateway must carry out.
 pub(super) enum Step {
     /// Nothing that comes by this stream counts any longer.
     CloseStream(PeerId, LinkId),
@@ -77,8 +77,8 @@ impl Cluster {
         })
     }
 
-    /// The next thing to do for the gateway. What election and replication have to tell each other is passed on
-    /// before: a takeover is announced by one and carried out by the other in the same call.
+    /// The next thing to do for the gateway. News between election and replication are exchanged
+    /// first: one announces a takeover and the other carries it out in the same call.
     pub(super) fn poll_step(&mut self, now: Time, store: &mut SessionStore) -> Option<Step> {
         if let Some((peer, link)) = self.paths.poll_closed() {
             return Some(Step::CloseStream(peer, link));
@@ -122,8 +122,8 @@ impl Cluster {
         }
     }
 
-    /// Panics if election and replication know something else of each other than what holds: for tests and
-    /// simulations.
+    /// Panics if election and replication know something else of each other than what holds: for
+    /// tests and simulations.
     pub(super) fn check_invariants(&self, journal: &Journal) {
         self.sync.check_invariants(journal);
         if !self.sync.is_told() || !self.ha.is_drained() {
@@ -238,7 +238,7 @@ impl Cluster {
         &self.ha
     }
 
-    /// What each peer holds of the sessions, and this unit of theirs.
+    /// Replication: the sessions that each peer holds of this unit's, and this unit of theirs.
     pub fn sync(&self) -> &Replicator {
         &self.sync
     }
@@ -250,8 +250,8 @@ impl Gateway {
         self.cluster.as_deref()
     }
 
-    /// To be called first in each turn, before any packet: a unit that was stopped for longer than the
-    /// hold time gives up its roles.
+    /// To be called first in each turn, before any packet: a unit that was stopped for longer than
+    /// the hold time gives up its roles.
     pub fn handle_wake(&mut self, now: Time) {
         let cluster = self.cluster.as_deref_mut();
         if cluster.is_some_and(|cluster| cluster.ha.handle_wake(now)) {
@@ -304,8 +304,8 @@ impl Gateway {
         });
     }
 
-    /// Handles bytes of the stream of `peer` over `link`. Returns how many were taken, and whether to
-    /// call again soon; what was not taken must come again.
+    /// Handles bytes of the stream of `peer` over `link`. Returns how many were taken, and whether
+    /// to call again soon; what was not taken must come again.
     ///
     /// # Errors
     /// What the peer has sent against the protocol. Its stream must be closed.
@@ -339,7 +339,8 @@ impl Gateway {
         self.with_cluster(|cluster| cluster.sync.peer_blocked(peer));
     }
 
-    /// Hands `group` over to a peer, to the best one if `to` is none; see [`Gateway::poll_handover`].
+    /// Hands `group` over to a peer, to the best one if `to` is none; see
+    /// [`Gateway::poll_handover`].
     ///
     /// # Errors
     /// Why it can't be.
@@ -355,7 +356,8 @@ impl Gateway {
         .unwrap_or(Err(HandoverError::Standalone))
     }
 
-    /// As [`Gateway::request_failover`], to a peer that only has to be alive; see [`Ha::force_failover`].
+    /// As [`Gateway::request_failover`], to a peer that only has to be alive; see
+    /// [`Ha::force_failover`].
     ///
     /// # Errors
     /// Why it can't be done.

@@ -1,7 +1,7 @@
 //! Other machines that claim a virtual address of ours.
 //!
-//! The gateway serves on: hosts are told again where the address is, at most once in 10 s, and whoever claims it
-//! is asked again, so that the operator sees a conflict for as long as it lasts.
+//! The gateway serves on: hosts are told again where the address is, at most once in 10 s, and
+//! whoever claims it is asked again, so that the operator sees a conflict for as long as it lasts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

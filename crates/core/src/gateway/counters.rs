@@ -1,4 +1,4 @@
-//! What the gateway counts.
+//! The counters of the gateway.
 
 use crate::event::DropReason;
 
@@ -32,14 +32,16 @@ pub struct Counters {
     pub address_conflicts: u64,
 }
 
-/// What went through a port. Bytes are those of IP; a super-packet counts as one packet.
+/// Traffic of a port. Bytes are those of IP; a super-packet counts as one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortCounters {
-    /// Packets that came in by it, whatever became of them; see [`Gateway::handle_batch`](super::Gateway::handle_batch).
+    /// Packets that came in by it, whatever became of them; see
+    /// [`Gateway::handle_batch`](super::Gateway::handle_batch).
     pub in_packets: u64,
     /// Bytes of `in_packets`.
     pub in_bytes: u64,
-    /// Packets forwarded out of it, as soon as they were translated; not what the gateway says itself.
+    /// Packets forwarded out of it, as soon as they were translated; not what the gateway says
+    /// itself.
     pub out_packets: u64,
     /// Bytes of `out_packets`.
     pub out_bytes: u64,

@@ -1,7 +1,8 @@
-//! What has happened to this unit, numbered, for those who follow it from outside.
+//! A numbered log of this unit's events, for outside readers.
 //!
-//! Conditions that last, such as a port that is down, are told when they begin and when they end; the rest once.
-//! The last [`MOST`] are kept, so that a reader who was away finds out what it has missed.
+//! Conditions that last, such as a port that is down, are told when they begin and when they end;
+//! the rest once. The last [`MOST`] are kept, so that a reader who was away finds out what it has
+//! missed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub enum Stage {
     Once,
     /// It lasts from now on.
     Begin,
-    /// What began with an event of the same [`LoggedEvent::id`] and subject is over.
+    /// The condition that began with the event of the same [`LoggedEvent::id`] and subject is over.
     End,
 }
 
@@ -42,7 +43,7 @@ pub struct LoggedEvent {
     pub stage: Stage,
     /// How urgent it is; none if it is as it should be.
     pub severity: Option<Severity>,
-    /// What has happened, in a sentence.
+    /// The event, in a sentence.
     pub what: String,
     /// Why; may be empty.
     pub why: String,
@@ -50,7 +51,7 @@ pub struct LoggedEvent {
     pub subject: Subject,
 }
 
-/// What an event concerns, by name.
+/// The subject of an event, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
     /// The name of a `[[group]]`; none if it is about no particular one.

@@ -1,6 +1,7 @@
-//! What election and replication decide, carried out on the gateway.
+//! Carries out on the gateway what election and replication decide.
 //!
-//! The [`Cluster`] takes from both what concerns the other; what is left comes here, one [`Step`] at a time.
+//! The [`Cluster`] takes from both what concerns the other; what is left comes here, one [`Step`]
+//! at a time.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use super::revalidate::Scope;
 impl Gateway {
     /// Has the cluster do something, and carries out what comes of it; none without an `[ha]`.
     ///
-    /// All that happens in the cluster comes this way, so nobody else has to ask whether there is one.
+    /// All that happens in the cluster comes this way, so nobody else has to ask whether there is
+    /// one.
     pub(super) fn in_cluster<R>(
         &mut self,
         now: Time,

@@ -1,5 +1,6 @@
-//! Packets whose hop limit ends here. The kernel would answer them with an address of this unit, which changes
-//! with a takeover; so they come as frames, and the gateway answers with the virtual address of the port.
+//! Packets whose hop limit ends here. The kernel would answer them with an address of this unit,
+//! which changes with a takeover; so they come as frames, and the gateway answers with the virtual
+//! address of the port.
 
 use crate::event::{DropReason, Offload};
 use crate::flow::PortId;
@@ -11,8 +12,8 @@ use super::limiter::Budget;
 use super::{Gateway, Packet};
 
 impl Gateway {
-    /// Handles an IP packet with no hop left that the interface of `port` received. What is for an address
-    /// of the gateway itself has arrived (RFC 1122, section 3.2.1.7).
+    /// Handles an IP packet with no hop left that the interface of `port` received. A packet to an
+    /// address of the gateway itself has arrived (RFC 1122, section 3.2.1.7).
     pub(super) fn handle_expired(&mut self, now: Time, port: PortId, bytes: &[u8]) {
         if !self.budgets.allow(Budget::Expired, now) {
             self.count_drop(DropReason::HopLimit);
@@ -26,7 +27,7 @@ impl Gateway {
         let mut offload = Offload::default();
         let parsed = packet::parse(&bytes, offload)?;
         let dst = parsed.key.dst;
-        // What is for this machine, or for many, is the kernel's.
+        // Packets to this machine, or to many, are the kernel's.
         if !packet::forwardable(dst) || self.is_kernel_address(dst) {
             return Ok(());
         }

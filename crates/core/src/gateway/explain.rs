@@ -1,4 +1,4 @@
-//! What would happen to a packet, and why: the decisions of the packet path, without their effects.
+//! Explains the fate of a packet: the decisions of the packet path, without their effects.
 
 use std::time::Duration;
 
@@ -24,10 +24,11 @@ pub enum Scope {
     Flow,
 }
 
-/// Policies that are explained: a person reads no more, and each costs the loop some 100 ns, and more to tell.
+/// Policies that are explained: a person reads no more, and each costs the loop some 100 ns, and
+/// more to tell.
 const MOST_TRACED: usize = 1000;
 
-/// What would happen to a packet, and why.
+/// The fate of a packet, with reasons.
 ///
 /// It follows the packet as far as it comes: what lies beyond its end is `None`. A unit that is not
 /// primary of the packet's group explains what the primary does, as far as it knows.
@@ -43,9 +44,10 @@ pub struct Explanation {
     pub route: Option<(Addr, Option<Hop>)>,
     /// The port that it leaves by.
     pub egress: Option<PortId>,
-    /// Why the policies before the one that decides did not match, in their order: the last 1000 of them.
+    /// Why the policies before the one that decides did not match, in their order: the last 1000 of
+    /// them.
     pub passed_over: Trace,
-    /// What the policy said that decided.
+    /// The decision of the matching policy.
     pub decision: Option<Decision>,
     /// The translation of its source; `None` if there is none.
     pub source: Option<SourceTranslation>,
@@ -55,15 +57,15 @@ pub struct Explanation {
     pub leaves_as: Option<FlowKey>,
     /// The group that it, or its session, moves with.
     pub group: Option<GroupId>,
-    /// What the primary of that group does with it.
+    /// The outcome at the primary of that group.
     pub fate: PacketFate,
-    /// What this unit does with it.
+    /// The outcome at this unit.
     pub fate_here: PacketFate,
     /// Whether its session would survive a takeover; `None` if there is no session.
     pub pickup: Option<Pickup>,
 }
 
-/// What a packet belongs to.
+/// The session, address or flow that a packet belongs to.
 #[derive(Clone, Debug)]
 pub enum Matched {
     /// A session, in this direction.
@@ -87,7 +89,7 @@ pub struct SourceTranslation {
     pub to: Option<(Addr, u16)>,
 }
 
-/// What becomes of a packet.
+/// The outcome for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketFate {
     /// It leaves by [`Explanation::egress`].
@@ -183,11 +185,11 @@ impl From<Refused> for PacketFate {
 }
 
 impl Gateway {
-    /// What would happen to a packet that the TUN of `port` delivered now, with no effect.
+    /// The fate of a packet, if the TUN of `port` delivered it now. Has no effect.
     ///
     /// # Errors
-    /// A packet that is malformed is dropped for that reason. A fragment or an ICMP error is none of a
-    /// flow, and is not explained: there is no reason then.
+    /// A packet that is malformed is dropped for that reason. A fragment or an ICMP error is none
+    /// of a flow, and is not explained: there is no reason then.
     pub fn explain(
         &self,
         now: Time,
@@ -333,7 +335,7 @@ impl Gateway {
             .map_err(no_room)?;
         let port_gives_way = self.ports_yield(&plan, &source)?;
         explanation.makes_room = gives_way.or(port_gives_way).is_some();
-        // What the packet would draw.
+        // The random numbers that the packet would draw.
         let mut random = self.random.clone();
         let session = match self.draft(packet, &plan, tracker.clone(), random.next()) {
             Ok(session) => session,
@@ -370,8 +372,8 @@ impl Gateway {
         Ok(self.wait_of(&session))
     }
 
-    /// A session that somebody else has to give its external port for. Which one that is, is known when it has
-    /// ended.
+    /// A session that somebody else has to give its external port for. Which one that is, is known
+    /// when it has ended.
     fn explain_given_port(
         &self,
         packet: &Packet<'_>,
@@ -388,7 +390,8 @@ impl Gateway {
         Ok(self.wait_of(&session))
     }
 
-    /// What becomes of a packet that has left as `to` for an address of the gateway, and comes back by `port`.
+    /// The outcome for a packet that has left as `to` for an address of the gateway, and comes back
+    /// by `port`.
     fn explain_return(
         &self,
         packet: &Packet<'_>,
@@ -430,7 +433,7 @@ impl Gateway {
 
     fn note_plan(&self, packet: &Packet<'_>, plan: &Plan, explanation: &mut Explanation) {
         explanation.forward = plan.destination.map(|destination| destination.forward);
-        // What has an address that may not be never comes to be routed.
+        // A packet with a forbidden address is never routed.
         let is_routed = plan.hop.is_some() || self.check_addresses(packet).is_ok();
         explanation.route = is_routed.then_some((plan.key.dst, plan.hop));
         let Some(egress) = plan.egress else { return };

@@ -82,9 +82,9 @@ impl Gateway {
         verdict
     }
 
-    /// A SYN that the session does not take. If the connection is over, the side that was its server may
-    /// open the next one between the same ports (RFC 1122, section 4.2.2.13), where the policies accept
-    /// that as they would accept it without the old session.
+    /// A SYN that the session does not take. If the connection is over, the side that was its
+    /// server may open the next one between the same ports (RFC 1122, section 4.2.2.13), where the
+    /// policies accept that as they would accept it without the old session.
     #[cold]
     fn give_way(
         &mut self,
@@ -134,8 +134,8 @@ impl Gateway {
         verdict
     }
 
-    /// What [`Gateway::forward_in_session`] would decide about a packet that comes in by `port`, and where it
-    /// would go.
+    /// The decision of [`Gateway::forward_in_session`] about a packet that comes in by `port`, and
+    /// its destination.
     ///
     /// With `any_segment`, TCP is taken for a segment that its tracker accepts.
     pub(super) fn try_in_session(
@@ -237,8 +237,8 @@ impl Gateway {
     /// The virtual address as which this unit answers the sender of `packet`; none if it is not the
     /// router that the sender sees: a standby tells it nothing.
     ///
-    /// A port may have addresses of several groups: that which the packet is for; one of the group of
-    /// its session; one of any group that this unit is primary of.
+    /// A port may have addresses of several groups: that which the packet is for; one of the group
+    /// of its session; one of any group that this unit is primary of.
     fn speaker(&self, packet: &Packet<'_>) -> Option<Addr> {
         let key = &packet.parsed.key;
         if let Some(group) = self.sessions.nat().group(&key.dst)
@@ -302,8 +302,8 @@ impl Way {
     }
 }
 
-/// Whether the packet is the SYN of a connection of its own, in the direction that is not that of the
-/// session, which is over.
+/// Whether the packet is the SYN of a connection of its own, in the direction that is not that of
+/// the session, which is over.
 pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Packet<'_>) -> bool {
     let Tracker::Tcp(tracker) = &session.tracker else {
         return false;
@@ -313,8 +313,8 @@ pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Pack
     is_syn && direction == Direction::Reply && tracker.state() >= tcp::TcpState::TimeWait
 }
 
-/// Whether the receiver is to put the packet together out of fragments: they are on their way already, or
-/// the kernel makes them.
+/// Whether the receiver is to put the packet together out of fragments: they are on their way
+/// already, or the kernel makes them.
 #[inline]
 pub(super) fn is_reassembled(packet: &Packet<'_>, mtu: u32) -> bool {
     packet.parsed.fragment.is_some() || !packet.parsed.dont_fragment && packet.wire_len() > mtu
@@ -371,7 +371,8 @@ fn take_up(session: &mut Session) {
     }
 }
 
-/// Lets the session's tracker judge the packet, and accounts for it; gives whether it is the first reply.
+/// Lets the session's tracker judge the packet, and accounts for it; gives whether it is the first
+/// reply.
 // Always: a packet must not pay for the call that an explanation shares.
 #[inline(always)]
 fn follow(
@@ -418,8 +419,8 @@ pub(super) fn account(session: &mut Session, packet: &Packet<'_>, direction: Dir
     is_first_reply
 }
 
-/// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is to
-/// depend on that alone.
+/// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is
+/// to depend on that alone.
 #[inline]
 fn fits(kind: PacketKind, direction: Direction) -> Result<(), DropReason> {
     match (kind, direction) {

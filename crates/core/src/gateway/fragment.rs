@@ -10,8 +10,8 @@ use crate::time::Time;
 use super::forward::account;
 use super::{Gateway, Packet};
 
-/// What later fragments need to follow the first: the flow that it showed, for they have no ports to
-/// look their session up by. It is looked up again each time, so that they end with their session.
+/// The flow of the first fragment, for the later ones: they have no ports to look their session up
+/// by. It is looked up again each time, so that they end with their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Onward {
     pub(super) flow: FlowKey,
@@ -40,7 +40,7 @@ impl Onward {
     }
 }
 
-/// What the fragments of a datagram have in common.
+/// The key that all fragments of a datagram share.
 pub(super) fn key(parsed: &Parsed, fragment: &Fragment, in_port: PortId) -> FragmentKey {
     FragmentKey {
         src: parsed.key.src,

@@ -1,8 +1,8 @@
 //! Guaranteed pickup: the first packet of a session waits until as many peers have the session as
 //! `pickup-guarantee-copies` says, or as are in sync.
 //!
-//! Nothing but that packet waits. If no peer is in sync nothing can be guaranteed: the packet goes at
-//! once, and is counted. A peer that refuses the session does not count as a copy.
+//! Nothing but that packet waits. If no peer is in sync nothing can be guaranteed: the packet goes
+//! at once, and is counted. A peer that refuses the session does not count as a copy.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -71,8 +71,8 @@ impl Waiting {
         Some(held)
     }
 
-    /// The first packet of any group whose copies no longer have to be awaited: `wanted` peers hold its
-    /// session, or refuse it, or are gone.
+    /// The first packet of any group whose copies no longer have to be awaited: `wanted` peers hold
+    /// its session, or refuse it, or are gone.
     fn pop_settled(
         &mut self,
         sync: &Replicator,
@@ -196,7 +196,8 @@ impl Gateway {
         pop(self.cluster.as_deref_mut()?, self.sessions.journal())
     }
 
-    /// Ends the wait of a session; gives whether it is still there. Its packet must not go without it.
+    /// Ends the wait of a session; gives whether it is still there. Its packet must not go without
+    /// it.
     fn stop_waiting(&mut self, held: &Held) -> bool {
         let stopped = self.sessions.edit(held.id, |session, around| {
             let is_it = session.key(Direction::Original, around.book) == held.key;
@@ -229,7 +230,8 @@ impl Gateway {
         self.send_in_session(packet, id, Direction::Original)
     }
 
-    /// The last change of a session, its group, and how its copies stand; none if it is not replicated.
+    /// The last change of a session, its group, and how its copies stand; none if it is not
+    /// replicated.
     fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
         let sync = self.cluster()?.sync();
         let group = self.sessions.get(id)?.group;
@@ -244,7 +246,7 @@ impl Gateway {
         ha.map_or(1, |ha| ha.pickup_guarantee_copies)
     }
 
-    /// What sessions of a policy are guaranteed.
+    /// The pickup guarantee for sessions of a policy.
     pub(super) fn guarantee_of(&self, policy: PolicyId) -> PickupGuarantee {
         let Some(ha) = self.rules.ha() else {
             return PickupGuarantee::Off;

@@ -1,9 +1,10 @@
-//! Hairpins without a forward: two hosts inside that each send to the external endpoint of the other, which
-//! a third party has told them (RFC 4787, REQ-9; RFC 5382, REQ-8).
+//! Hairpins without a forward: two hosts inside that each send to the external endpoint of the
+//! other, which a third party has told them (RFC 4787, REQ-9; RFC 5382, REQ-8).
 //!
 //! Each has a session of its own, as if the other were outside, under a policy that lets it out and
-//! translates it. What one of them sends leaves by its session, and comes back at once as a packet of the
-//! other's, if that one has sent there too: the filter is the same as for packets from outside.
+//! translates it. A packet from one of them leaves by its session, and comes back at once as a
+//! packet of the other's, if that one has sent there too: the filter is the same as for packets
+//! from outside.
 
 use crate::config::Action;
 use crate::event::{DropReason, Verdict};
@@ -20,8 +21,8 @@ pub(super) fn turns_back(session: &Session, direction: Direction) -> bool {
 }
 
 impl Gateway {
-    /// The port by which a packet for an external address would leave and come back; none if it opens no
-    /// session of that kind, and is for the gateway itself.
+    /// The port by which a packet for an external address would leave and come back; none if it
+    /// opens no session of that kind, and is for the gateway itself.
     pub(super) fn turning_port(&self, packet: &Packet<'_>) -> Option<PortId> {
         let key = &packet.parsed.key;
         let may_open = match packet.parsed.kind {
@@ -53,7 +54,8 @@ impl Gateway {
         to: FlowKey,
         port: PortId,
     ) -> Verdict {
-        // It comes back by another session only, and for the side that opened that: so it ends there.
+        // It comes back by another session only, and for the side that opened that: so it ends
+        // there.
         let Some((id, Direction::Reply)) = self.sessions.lookup(&to) else {
             return Verdict::Drop(DropReason::NoListener);
         };

@@ -1,7 +1,7 @@
 //! The health of this unit and of what it sees of the others: what is wrong, and since when.
 //!
-//! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at which one
-//! began is true to that. Nothing here is on the path of a packet.
+//! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at
+//! which one began is true to that. Nothing here is on the path of a packet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -38,7 +38,8 @@ pub enum Trouble {
     PortDown(PortId),
     /// A target behind the port does not answer; its place among the monitors.
     TargetDead(usize),
-    /// The kernel has a virtual address of the port, so that packets to it do not come to the gateway.
+    /// The kernel has a virtual address of the port, so that packets to it do not come to the
+    /// gateway.
     PortFault(PortId),
     /// Another machine claims a virtual address of the port.
     AddressConflict(PortId),
@@ -73,7 +74,7 @@ pub struct Standing {
     pub since: Time,
 }
 
-/// What is wrong now. Empty means that all is well.
+/// The current problems. Empty means that all is well.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// The most urgent ones first, and of these those that began first.
@@ -96,7 +97,7 @@ impl Health {
         }
     }
 
-    /// What is wrong, the most urgent first.
+    /// The problems, most urgent first.
     pub fn standing(&self) -> &[Standing] {
         &self.standing
     }
@@ -127,13 +128,14 @@ impl Health {
 }
 
 impl Gateway {
-    /// What is wrong now, and since when.
+    /// The current problems, and since when.
     pub fn health(&mut self, now: Time) -> &Health {
         self.check_health(now);
         &self.health
     }
 
-    /// What was wrong when it was last looked at, half a second ago at most while the gateway has timers.
+    /// The problems found by the last check, half a second ago at most while the gateway has
+    /// timers.
     pub fn last_health(&self) -> &Health {
         &self.health
     }

@@ -1,4 +1,4 @@
-//! What is known of the machines on the links, and how often each is told something.
+//! Facts about the machines on the links, and limits on how often each is notified.
 
 use crate::config::Config;
 

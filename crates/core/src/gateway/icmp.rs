@@ -31,8 +31,8 @@ impl Gateway {
             ..
         } = *packet;
         let bytes = &mut *packet.bytes;
-        // What it quotes tells whether it is true. The routers on the way may have addresses that nothing
-        // else may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
+        // The quoted packet proves it. The routers on the way may have addresses that nothing else
+        // may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
         let from = parsed.key.src;
         let is_martian = packet::martian_source(from) || from == parsed.key.dst;
         if is_martian || from.is_link_local() {
@@ -112,14 +112,14 @@ impl Gateway {
     }
 }
 
-/// The least that "packet too big" may claim where nothing in the quote proves that its author has seen a
-/// packet of the session. Every link of IPv6 carries as much (RFC 8200, section 5), so do the tunnels of
-/// IPv4, and QUIC ends below it (RFC 9000, section 14). A host keeps the value for all that it sends to
-/// that destination.
+/// The least that "packet too big" may claim where nothing in the quote proves that its author has
+/// seen a packet of the session. Every link of IPv6 carries as much (RFC 8200, section 5), so do
+/// the tunnels of IPv4, and QUIC ends below it (RFC 9000, section 14). A host keeps the value for
+/// all that it sends to that destination.
 const LEAST_MTU: u32 = 1280;
 
-/// Whether `sender` of the session can have sent the packet that an error quotes (RFC 5927, section 4).
-/// The host that the error goes to would check as much, if it does.
+/// Whether `sender` of the session can have sent the packet that an error quotes (RFC 5927, section
+/// 4). The host that the error goes to would check as much, if it does.
 fn check_quote(
     session: &Session,
     sender: Direction,

@@ -1,5 +1,5 @@
-//! Identifications of datagrams that are put together out of fragments: hosts behind one address may have
-//! chosen the same, and the receiver would mix their fragments (RFC 6864, section 5.3).
+//! Identifications of datagrams that are put together out of fragments: hosts behind one address
+//! may have chosen the same, and the receiver would mix their fragments (RFC 6864, section 5.3).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::time::Time;
 
 use super::{Gateway, Packet};
 
-/// How long a receiver waits for the rest of a datagram: Linux 30 s, others up to 60 s (RFC 8200, section
-/// 4.5).
+/// How long a receiver waits for the rest of a datagram: Linux 30 s, others up to 60 s (RFC 8200,
+/// section 4.5).
 const REASSEMBLY_TIME: Duration = Duration::from_secs(60);
 
 /// Datagrams that are remembered. Beyond it the oldest are forgotten.
@@ -32,8 +32,9 @@ pub(super) struct Identifications {
 }
 
 impl Identifications {
-    /// An identification for a datagram of `sender`, which leaves as `to`: the `wanted` one, or another if
-    /// somebody else has that on the way to the same receiver. A host keeps its own apart by itself.
+    /// An identification for a datagram of `sender`, which leaves as `to`: the `wanted` one, or
+    /// another if somebody else has that on the way to the same receiver. A host keeps its own
+    /// apart by itself.
     fn choose(
         &mut self,
         now: Time,
@@ -76,8 +77,8 @@ impl Identifications {
 }
 
 impl Gateway {
-    /// Gives a packet that is a fragment, or becomes several, an identification that is unique among those
-    /// with its new addresses.
+    /// Gives a packet that is a fragment, or becomes several, an identification that is unique
+    /// among those with its new addresses.
     #[cold]
     pub(super) fn identify(&mut self, packet: &mut Packet<'_>, to: &FlowKey) {
         let sender = packet.parsed.key.src;

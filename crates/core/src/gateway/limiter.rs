@@ -5,7 +5,8 @@ use crate::time::Time;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// What an answer is for. Each has tokens of its own, so that junk can't use up those of the others.
+/// What an answer is for. Each has tokens of its own, so that junk can't use up those of the
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Budget {
     /// Errors that keep working connections alive: "packet too big".
@@ -14,7 +15,8 @@ pub(super) enum Budget {
     Refusals,
     /// Echo replies.
     Echo,
-    /// Looks at packets whose hop limit ends here: they share a socket with ARP, which must not wait.
+    /// Looks at packets whose hop limit ends here: they share a socket with ARP, which must not
+    /// wait.
     Expired,
 }
 

@@ -1,4 +1,5 @@
-//! The ports at run time: the state of their interfaces, which of them work, and what went through each.
+//! The ports at run time: the state of their interfaces, which of them work, and what went through
+//! each.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -111,7 +112,8 @@ impl Links {
         std::mem::replace(&mut self.ports[port.index()].link, link)
     }
 
-    /// Whether packets can come in and leave by `port`, as far as its link tells: it is up, and has no fault.
+    /// Whether packets can come in and leave by `port`, as far as its link tells: it is up, and has
+    /// no fault.
     pub(super) fn works(&self, port: PortId) -> bool {
         let port = &self.ports[port.index()];
         port.link.up && port.fault.is_none() && port.detour.is_none()
@@ -149,8 +151,8 @@ impl Links {
         self.ports[port.index()].detour = detour;
     }
 
-    /// Compares the addresses that the gateway answers for on `port` with the kernel's; returns the fault if
-    /// it is another one than before.
+    /// Compares the addresses that the gateway answers for on `port` with the kernel's; returns the
+    /// fault if it is another one than before.
     pub(super) fn check_fault(
         &mut self,
         port: PortId,

@@ -38,9 +38,9 @@ impl Gateway {
         }
     }
 
-    /// Whether the sender learns that nothing listens at this address. Not for a SYN: the host behind it may
-    /// be about to open the connection from its side, and a reset would end both attempts (RFC 5382,
-    /// REQ-4).
+    /// Whether the sender learns that nothing listens at this address. Not for a SYN: the host
+    /// behind it may be about to open the connection from its side, and a reset would end both
+    /// attempts (RFC 5382, REQ-4).
     pub(super) fn tells_of_no_listener(&self, packet: &Packet<'_>) -> bool {
         let is_syn = matches!(packet.parsed.kind, PacketKind::Tcp(segment)
             if segment.flags.syn() && !segment.flags.ack());
@@ -79,8 +79,8 @@ impl Gateway {
         }
     }
 
-    /// Handles a frame that the interface of `port` received: of ARP or ND, of a peer, or one with an IP packet
-    /// that has no hop left. Others have no effect.
+    /// Handles a frame that the interface of `port` received: of ARP or ND, of a peer, or one with
+    /// an IP packet that has no hop left. Others have no effect.
     pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
         if let Some(ours) = port_frames::parse(frame) {
             return self.handle_port_frame(now, port, ours);
@@ -106,8 +106,8 @@ impl Gateway {
         }
     }
 
-    /// Answers a ping to a link-local address of the port. The kernel routes no packet to such an address, so it
-    /// comes as a frame, and the answer goes back to where it came from.
+    /// Answers a ping to a link-local address of the port. The kernel routes no packet to such an
+    /// address, so it comes as a frame, and the answer goes back to where it came from.
     fn answer_link_local(&mut self, now: Time, port: PortId, bytes: &[u8], sender: neighbor::Mac) {
         let parsed = match packet::parse(bytes, Offload::default()) {
             Ok(parsed) => parsed,
@@ -128,7 +128,8 @@ impl Gateway {
         self.push_output(Output::Frame { port, bytes });
     }
 
-    /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it again.
+    /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it
+    /// again.
     fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
         if mac == self.links.link(port).mac {
             return;

@@ -2,7 +2,8 @@
 //!
 //! It makes no system call. The shell calls, in any order and as often as it likes:
 //!
-//! - `handle_*` with what happened: a packet, a frame, a link or route change. Each may queue outputs.
+//! - `handle_*` with what happened: a packet, a frame, a link or route change. Each may queue
+//!   outputs.
 //! - [`Gateway::poll_output`] until it returns `None`, after each batch of the above.
 //! - [`Gateway::poll_timeout`] for the time to call [`Gateway::handle_timeout`].
 //!
@@ -101,7 +102,8 @@ struct Packet<'a> {
     bytes: &'a mut [u8],
     offload: Offload,
     parsed: Parsed,
-    /// The identification that the datagram has on its way out, if its first fragment was given one.
+    /// The identification that the datagram has on its way out, if its first fragment was given
+    /// one.
     identification: Option<u32>,
 }
 
@@ -189,8 +191,8 @@ impl Gateway {
         }
     }
 
-    /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only for
-    /// people to read. Call [`Gateway::handle_packet`] for each as well.
+    /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only
+    /// for people to read. Call [`Gateway::handle_packet`] for each as well.
     pub fn handle_batch(&mut self, port: PortId, packets: usize, bytes: usize) {
         self.links.count_in(port, packets, bytes);
     }
@@ -359,8 +361,9 @@ impl Gateway {
         }
     }
 
-    /// A source address of each host that has sessions, and what it holds: those with the most sessions
-    /// first, to an eighth. Hosts whose addresses share a place under the keyed hash are counted together.
+    /// A source address of each host that has sessions, and what it holds: those with the most
+    /// sessions first, to an eighth. Hosts whose addresses share a place under the keyed hash are
+    /// counted together.
     pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
         self.sessions.table().holders()
     }

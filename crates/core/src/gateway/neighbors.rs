@@ -1,9 +1,9 @@
 //! The hosts on the links, as far as a takeover needs them.
 //!
-//! A standby keeps its kernel's neighbour entries of the hosts that its sessions lead to warm, so that
-//! the first packets after a takeover do not wait for ARP or Neighbor Discovery. And it remembers the
-//! hardware addresses of those that it hears, to tell them by unicast too when it takes over: some
-//! switches and hosts are slow to believe a broadcast.
+//! A standby keeps its kernel's neighbour entries of the hosts that its sessions lead to warm, so
+//! that the first packets after a takeover do not wait for ARP or Neighbor Discovery. And it
+//! remembers the hardware addresses of those that it hears, to tell them by unicast too when it
+//! takes over: some switches and hosts are slow to believe a broadcast.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -31,8 +31,8 @@ impl From<DropReason> for Refused {
     }
 }
 
-/// Where a new session leads, before source translation: filled step by step. Where a step refuses the
-/// packet, those after it are not known.
+/// Where a new session leads, before source translation: filled step by step. Where a step refuses
+/// the packet, those after it are not known.
 pub(super) struct Plan {
     pub ingress: PortId,
     /// The flow, after destination translation once that is decided.
@@ -128,8 +128,8 @@ impl Gateway {
         Ok(id)
     }
 
-    /// Whether the packet may open a session, and how that is tracked: all that is decided without a
-    /// look at the table of sessions.
+    /// Whether the packet may open a session, and how that is tracked: all that is decided without
+    /// a look at the table of sessions.
     pub(super) fn decide(
         &self,
         packet: &Packet<'_>,
@@ -158,7 +158,8 @@ impl Gateway {
     /// Martian, unforwardable and spoofed addresses (RFC 6890, RFC 3704).
     pub(super) fn check_addresses(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let key = &packet.parsed.key;
-        // First, since hosts that have no address yet send from none: DHCP, duplicate address detection.
+        // First, since hosts that have no address yet send from none: DHCP, duplicate address
+        // detection.
         if !packet::forwardable(key.dst) {
             return Err(DropReason::NotForwardable);
         }
@@ -308,8 +309,8 @@ impl Gateway {
         self.policy(policy).is_some_and(|policy| policy.log)
     }
 
-    /// Ends the session that has to give way to a new one of this source, if one has. Before anything is
-    /// searched: a source above its limits costs only this check.
+    /// Ends the session that has to give way to a new one of this source, if one has. Before
+    /// anything is searched: a source above its limits costs only this check.
     fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
         let source = packet.parsed.key.src;
         // What another unit is primary for is a copy, and that unit counts on it.
@@ -336,7 +337,8 @@ impl Gateway {
         }
     }
 
-    /// The session of a source that has as many external ports as it may that gives way to a new one.
+    /// The session of a source that has as many external ports as it may that gives way to a new
+    /// one.
     pub(super) fn ports_yield(
         &self,
         plan: &Plan,
@@ -387,8 +389,8 @@ impl Gateway {
         theirs.find(|id| self.frees_a_port(*id, pool))
     }
 
-    /// All ports towards a destination are taken: of some at random, the session of the source that holds
-    /// the most sessions, if it holds more than this one.
+    /// All ports towards a destination are taken: of some at random, the session of the source that
+    /// holds the most sessions, if it holds more than this one.
     fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
         let own = self.sessions.table().holdings(&key.src).sessions;
         let holders = self.sessions.sample(pool, key, random);
@@ -410,9 +412,10 @@ impl Gateway {
         self.end_session(packet.now, id, "early-drop");
     }
 
-    /// The pool that the source of a session is translated to. Of a port with addresses of several groups, it is that
-    /// of the group by which the packet came, so that answers come to the unit that has the session: that of the
-    /// forward, or of the port that it came in by. If that port has several too, one of which this unit is primary.
+    /// The pool that the source of a session is translated to. Of a port with addresses of several
+    /// groups, it is that of the group by which the packet came, so that answers come to the unit
+    /// that has the session: that of the forward, or of the port that it came in by. If that port
+    /// has several too, one of which this unit is primary.
     fn source_pool(&self, packet: &Packet<'_>, plan: &Plan, egress: PortId) -> Option<PoolId> {
         let nat = self.sessions.nat();
         let pool = nat.pool(plan.nat, egress)?;
@@ -503,7 +506,7 @@ fn judge(decision: Option<Decision>) -> Result<config::Nat, Refused> {
     }
 }
 
-/// What it means for the packet that its session can't be inserted.
+/// The drop reason for a packet whose session can't be inserted.
 pub(super) fn refusal(error: InsertError) -> DropReason {
     match error {
         InsertError::Conflict(_) => DropReason::NatExhausted,

@@ -1,4 +1,4 @@
-//! What the gateway has to say itself, until the shell fetches it: bounded, and in order of urgency.
+//! Packets of the gateway itself, until the shell fetches them: bounded, and in order of urgency.
 
 use std::collections::VecDeque;
 
@@ -19,8 +19,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Queues what nothing that strangers cause may delay or displace; returns whether there was room.
-    /// Only heartbeats, over links or on data ports, can find none: the next ones replace them.
+    /// Queues what nothing that strangers cause may delay or displace; returns whether there was
+    /// room. Only heartbeats, over links or on data ports, can find none: the next ones replace
+    /// them.
     #[must_use]
     pub(super) fn push_urgent(&mut self, output: Output) -> bool {
         let is_repeated = matches!(output, Output::Heartbeat { .. } | Output::Frame { .. });

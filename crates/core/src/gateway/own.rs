@@ -1,5 +1,5 @@
-//! The addresses that the kernel has: one that is ours makes a port useless, and where it has none the
-//! gateway asks for neighbours in its stead.
+//! The addresses that the kernel has: one that is ours makes a port useless, and where it has none
+//! the gateway asks for neighbours in its stead.
 
 use std::net::IpAddr;
 
@@ -15,8 +15,8 @@ use super::links::PortFault;
 impl Gateway {
     /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
     ///
-    /// What it has it keeps for itself: if `addr` is one that the gateway answers for or translates to,
-    /// the packets for it do not come here. The port counts as down for the election then.
+    /// What it has it keeps for itself: if `addr` is one that the gateway answers for or translates
+    /// to, the packets for it do not come here. The port counts as down for the election then.
     pub fn handle_kernel_address(
         &mut self,
         now: Time,
@@ -51,8 +51,8 @@ impl Gateway {
         self.links.fault(port)
     }
 
-    /// The kernel does not lead packets of `port` where they belong: this is what it does, in words. None if all is
-    /// well again.
+    /// The kernel does not lead packets of `port` where they belong: this is what it does, in
+    /// words. None if all is well again.
     pub fn handle_detour(&mut self, now: Time, port: PortId, detour: Option<String>) {
         let name = self.port_name(port);
         match &detour {
@@ -88,9 +88,9 @@ impl Gateway {
         }
     }
 
-    /// Whether the kernel has no address in an IPv4 network of `port`, so that it would ask for hosts
-    /// (ARP) from an address of another network, which strict hosts do not answer. IPv6 asks from the
-    /// link-local address.
+    /// Whether the kernel has no address in an IPv4 network of `port`, so that it would ask for
+    /// hosts (ARP) from an address of another network, which strict hosts do not answer. IPv6 asks
+    /// from the link-local address.
     pub fn asks_for_neighbors(&self, port: PortId) -> bool {
         let networks = self.rules.port(port).virtual_addresses.iter();
         let mut networks = networks
@@ -99,9 +99,9 @@ impl Gateway {
         networks.any(|network| !self.links.kernel_is_in(port, &network))
     }
 
-    /// The kernel looks for the host `addr` on the link of `port`, and leaves it to us to ask: from the
-    /// virtual address of its network if this unit has that, else from none (RFC 5227, section 2.1.1).
-    /// The kernel learns from the answer by itself.
+    /// The kernel looks for the host `addr` on the link of `port`, and leaves it to us to ask: from
+    /// the virtual address of its network if this unit has that, else from none (RFC 5227, section
+    /// 2.1.1). The kernel learns from the answer by itself.
     pub fn handle_neighbor_request(&mut self, port: PortId, addr: Addr) {
         let Some(link) = self.links.find(port) else {
             return;

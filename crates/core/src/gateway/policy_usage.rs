@@ -7,7 +7,7 @@ use crate::time::Time;
 
 use super::Gateway;
 
-/// What a policy has decided since the start, or since it was added.
+/// How often a policy decided since the start, or since it was added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyUsage {
     /// Packets that would open a session, and that it decided.

@@ -27,7 +27,7 @@ impl PortFrames {
     }
 }
 
-/// What follows the Ethernet header of a frame of the units' own type, and who sent it.
+/// The sender and payload of a frame of the units' own type.
 pub(super) fn parse(frame: &[u8]) -> Option<([u8; 6], &[u8])> {
     let (header, rest) = frame.split_first_chunk::<ETHERNET_LEN>()?;
     let &[_, _, _, _, _, _, a, b, c, d, e, f, t0, t1] = header;
@@ -36,8 +36,8 @@ pub(super) fn parse(frame: &[u8]) -> Option<([u8; 6], &[u8])> {
 }
 
 impl Gateway {
-    /// The keys that this unit shares with each peer, in the order of the config, for the heartbeats on
-    /// the data ports. Without them there are none.
+    /// The keys that this unit shares with each peer, in the order of the config, for the
+    /// heartbeats on the data ports. Without them there are none.
     pub fn set_port_keys(&mut self, keys: Vec<Option<PortKeys>>) {
         self.with_cluster(|cluster| cluster.ha.set_port_keys(keys));
     }

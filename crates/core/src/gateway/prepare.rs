@@ -1,5 +1,5 @@
-//! The part of a reload that takes long, made beside the loop: it reads copies that nobody changes, and what it
-//! makes is only put in place by [`Gateway::install`](super::Gateway::install).
+//! The part of a reload that takes long, made beside the loop: it reads copies that nobody changes,
+//! and what it makes is only put in place by [`Gateway::install`](super::Gateway::install).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::{Gateway, rules};
 /// How many differences of each kind are reported: an administrator does not read more.
 const MOST_TOLD: usize = 1000;
 
-/// What is in force, for a reload to be prepared on: a few reference counts.
+/// The rules in force, as the basis of a reload: a few reference counts.
 #[derive(Clone)]
 pub struct Basis {
     pub(super) config: Arc<Config>,
@@ -26,7 +26,7 @@ pub struct Basis {
 pub struct Prepared {
     pub(super) basis: Basis,
     pub(super) config: Arc<Config>,
-    /// What the parts of the gateway are to be told.
+    /// The changes that the parts of the gateway must follow.
     pub(super) effects: Effects,
     /// None if policies, pools and forwards are as before.
     pub(super) rules: Option<NewRules>,
@@ -67,12 +67,12 @@ impl Addresses {
     }
 }
 
-/// What a reload has done.
+/// The effect of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
-    /// What has changed, up to a thousand.
+    /// Changes applied at once, up to a thousand.
     pub applied: Vec<Difference>,
-    /// What waits for a restart, up to a thousand.
+    /// Changes that need a restart, up to a thousand.
     pub waiting: Vec<Difference>,
     /// How many more have changed, or wait.
     pub more: usize,
@@ -80,7 +80,7 @@ pub struct Reloaded {
     pub addresses_changed: bool,
 }
 
-/// What was in force before a reload. To drop it takes long where there are many policies.
+/// The rules in force before a reload. To drop it takes long where there are many policies.
 pub struct Retired {
     _basis: Basis,
     _addresses: Option<FormerAddresses>,
@@ -144,7 +144,8 @@ impl Retired {
 }
 
 impl Gateway {
-    /// What is in force, for a thread that prepares a reload beside the loop. While it is lent, nothing changes it.
+    /// The rules in force, for a thread that prepares a reload beside the loop. While it is lent,
+    /// nothing changes it.
     pub fn basis(&self) -> Basis {
         self.rules.basis()
     }

@@ -26,7 +26,7 @@ const NUMBERED_AT_A_TIME: usize = 512;
 pub enum ReloadError {
     /// Sessions have yet to be compared with the rules in force: see [`Gateway::is_reloading`].
     UnderWay,
-    /// What it was prepared on is no longer in force.
+    /// The rules changed since it was prepared.
     Superseded,
     /// The policies of both configs are too many together.
     TooManyPolicies(TooManyPolicies),
@@ -61,8 +61,8 @@ impl Gateway {
         Ok(self.install(now, prepared)?.0)
     }
 
-    /// Puts a reload in force, as far as that can be without a restart. Sessions that
-    /// it forbids end in the next turns, until [`Gateway::is_reloading`] is false; only then may there be
+    /// Puts a reload in force, as far as that can be without a restart. Sessions that it forbids
+    /// end in the next turns, until [`Gateway::is_reloading`] is false; only then may there be
     /// another reload.
     ///
     /// # Errors
@@ -140,8 +140,9 @@ impl Gateway {
         Ok(switched)
     }
 
-    /// Has the parts follow the options that have changed in the config; with a ruleset if policies, pools or
-    /// forwards are among them. Ports, groups, links and peers are the same as before.
+    /// Has the parts follow the options that have changed in the config; with a ruleset if
+    /// policies, pools or forwards are among them. Ports, groups, links and peers are the same as
+    /// before.
     fn adopt(
         &mut self,
         now: Time,
@@ -240,7 +241,8 @@ impl Gateway {
     }
 }
 
-/// What the parts of the gateway that keep an option, or what follows from it, are to be told.
+/// The changes that parts of the gateway must follow, because they keep an option or a value
+/// derived from one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Effects {
     /// Policies, pools and forwards: there is another ruleset, and sessions are compared with it.
@@ -382,7 +384,7 @@ mod tests {
         }
     }
 
-    /// What of a config is replaced as a whole.
+    /// The parts of a config that are replaced as a whole.
     fn rules(config: &Config, live: Live) -> String {
         match live {
             Live::Policies => format!("{:?}", config.policies),

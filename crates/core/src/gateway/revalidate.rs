@@ -1,8 +1,8 @@
-//! After a change of routes or of the configuration: may each session still go where it goes, as a new
-//! one would?
+//! After a change of routes or of the configuration: may each session still go where it goes, as a
+//! new one would?
 //!
-//! Sessions do not look at routes or policies a packet; instead the whole table is passed once after a
-//! change, a bounded piece at a time.
+//! Sessions do not look at routes or policies a packet; instead the whole table is passed once
+//! after a change, a bounded piece at a time.
 
 use crate::config::{Action, Nat};
 use crate::event::RouteTarget;
@@ -31,12 +31,12 @@ pub(super) struct Revalidation {
     ended: u64,
     /// Another pass is to follow.
     next: Option<Scope>,
-    /// To do once this unit is primary: sessions of other units' groups were passed over, or come from a unit
-    /// with other rules.
+    /// To do once this unit is primary: sessions of other units' groups were passed over, or come
+    /// from a unit with other rules.
     scheduled: Option<Scope>,
 }
 
-/// What has changed.
+/// The changes that a session may be affected by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scope {
     /// The main table, addresses or links: sessions may have to leave by another port.
@@ -45,8 +45,8 @@ pub(super) struct Scope {
     pub rules: bool,
     /// Which sessions are replicated: there may be more now.
     pub pickup: bool,
-    /// This unit is no longer primary of a group: sessions that its peers were not told of have to end
-    /// here, since nobody else can, and a standby lets none expire.
+    /// This unit is no longer primary of a group: sessions that its peers were not told of have to
+    /// end here, since nobody else can, and a standby lets none expire.
     pub stepped_down: bool,
 }
 
@@ -81,8 +81,8 @@ impl Revalidation {
         self.scheduled = Some(rules.and(self.scheduled));
     }
 
-    /// Starts a pass over sessions that this unit has just become primary for: its routes may be others than
-    /// those of the unit that opened them.
+    /// Starts a pass over sessions that this unit has just become primary for: its routes may be
+    /// others than those of the unit that opened them.
     pub(super) fn catch_up(&mut self) {
         let routes = Scope {
             routes: true,
@@ -202,8 +202,8 @@ impl Gateway {
         }
     }
 
-    /// Finds the policy of a session of another unit, if it has none that is known here: its id would be
-    /// given to another policy. If that unit has yet to reload, it will tell.
+    /// Finds the policy of a session of another unit, if it has none that is known here: its id
+    /// would be given to another policy. If that unit has yet to reload, it will tell.
     fn rename_policy(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -333,7 +333,8 @@ impl Gateway {
         (!has_address).then_some("address-gone")
     }
 
-    /// The port that leads from `from` to `to` now, which was `before`; none if it is beyond all ports.
+    /// The port that leads from `from` to `to` now, which was `before`; none if it is beyond all
+    /// ports.
     pub(super) fn port_towards(&self, from: &Addr, to: &Addr, before: PortId) -> Option<PortId> {
         match self.way_on(from, to, before) {
             Some(RouteTarget::Port { port, .. }) => Some(port),

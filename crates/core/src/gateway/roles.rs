@@ -1,4 +1,4 @@
-//! What a unit does when it becomes primary or standby of a group.
+//! The steps when a unit becomes primary or standby of a group.
 
 use crate::event::{Output, Verdict};
 use crate::flow::{Direction, GroupId};
@@ -8,14 +8,14 @@ use crate::time::{Tick, Time};
 use super::revalidate::Scope;
 use super::{Gateway, Role};
 
-/// What this unit is for each group, and the traffic that it sees of it.
+/// This unit's role in each group, and the traffic that it sees of it.
 pub(super) struct Groups {
     pub(super) roles: Vec<Role>,
     pub(super) traffic: Vec<Traffic>,
 }
 
-/// When packets of a group's sessions were last forwarded here. What came and was dropped says nothing: a unit
-/// whose other port is down hears much, and serves nobody.
+/// When packets of a group's sessions were last forwarded here. Packets that were dropped don't
+/// count: a unit whose other port is down hears much, and serves nobody.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Traffic {
     /// By [`crate::flow::Direction`].

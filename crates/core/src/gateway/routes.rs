@@ -1,10 +1,12 @@
-//! Where packets go on, and the choice among the next hops of a route that has several on different ports.
+//! Where packets go on, and the choice among the next hops of a route that has several on different
+//! ports.
 //!
-//! The kernel would choose one of them for each flow by itself, after policies and translation were decided
-//! for another. So the gateway chooses, and the kernel is made to follow: a packet is written to the TUN of
-//! the port that it is to leave by, whose routes with several next hops lead out there and nowhere else (see
-//! the steering's `spread`). The choice goes by source and destination, so that all connections of a host
-//! to a server leave alike; sessions keep their port while it is up.
+//! The kernel would choose one of them for each flow by itself, after policies and translation were
+//! decided for another. So the gateway chooses, and the kernel is made to follow: a packet is
+//! written to the TUN of the port that it is to leave by, whose routes with several next hops lead
+//! out there and nowhere else (see the steering's `spread`). The choice goes by source and
+//! destination, so that all connections of a host to a server leave alike; sessions keep their port
+//! while it is up.
 
 use siphasher::sip::SipHasher13;
 
@@ -43,14 +45,15 @@ impl Routes {
         self.fib.is_sweeping()
     }
 
-    /// Removes some of the routes that the kernel has not dumped again; returns whether it makes a difference.
+    /// Removes some of the routes that the kernel has not dumped again; returns whether it makes a
+    /// difference.
     fn sweep(&mut self) -> bool {
         let before = self.fib.generation();
         self.fib.sweep();
         self.fib.generation() != before
     }
 
-    /// What the kernel's table says, whichever next hop is chosen.
+    /// The route in the kernel's table, before one of several next hops is chosen.
     pub(super) fn lookup(&self, addr: &Addr) -> Option<Hop> {
         self.fib.lookup(addr)
     }
@@ -129,14 +132,15 @@ impl Gateway {
         self.routes.fib.generation()
     }
 
-    /// What the kernel must have in its tables to follow the gateway's choice among the next hops of routes of
-    /// `family`; empty if no route has several.
+    /// The rules and tables that the kernel needs to follow the gateway's choice among the next
+    /// hops of routes of `family`; empty if no route has several.
     pub fn spread(&self, family: Family) -> Spread {
         self.routes.fib.spread(family)
     }
 
-    /// The port by which the packet leaves that [`Gateway::handle_packet`] has just let pass. It is to be
-    /// written to the TUN of that port: the kernel sends it out there or nowhere (see the shell's `barrier`).
+    /// The port by which the packet leaves that [`Gateway::handle_packet`] has just let pass. It is
+    /// to be written to the TUN of that port: the kernel sends it out there or nowhere (see the
+    /// shell's `barrier`).
     #[inline]
     pub fn exit(&self) -> PortId {
         self.routes.exit
@@ -147,7 +151,8 @@ impl Gateway {
         self.routes.of_flow(key, &self.links)
     }
 
-    /// Where a session between these goes that left by `before`: by the same uplink while that is up.
+    /// Where a session between these goes that left by `before`: by the same uplink while that is
+    /// up.
     pub(super) fn way_on(&self, from: &Addr, to: &Addr, before: PortId) -> Option<RouteTarget> {
         self.routes.of_session(from, to, before, &self.links)
     }
@@ -168,8 +173,9 @@ impl Gateway {
         }
     }
 
-    /// By which port a packet from `from` leaves for a host that sends by `port`. Where no source is checked,
-    /// the way back to a host may be another one than it sends by: the one that the kernel has.
+    /// By which port a packet from `from` leaves for a host that sends by `port`. Where no source
+    /// is checked, the way back to a host may be another one than it sends by: the one that the
+    /// kernel has.
     #[inline(always)]
     pub(super) fn way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
         match self.rules.port(port).source_check {

@@ -1,4 +1,4 @@
-//! What the configuration decides: replaced as a whole by a reload.
+//! Everything that the configuration decides: a reload replaces it as a whole.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Rules {
         &self.ruleset
     }
 
-    /// What is in force, for those who keep it.
+    /// The rules in force, for those who keep them.
     pub(super) fn basis(&self) -> Basis {
         Basis {
             config: Arc::clone(&self.config),
@@ -79,14 +79,15 @@ impl Rules {
         Arc::ptr_eq(&self.config, &basis.config)
     }
 
-    /// Replaces the settings of the cluster; returns false, and does nothing, if somebody keeps the config.
+    /// Replaces the settings of the cluster; returns false, and does nothing, if somebody keeps the
+    /// config.
     pub(super) fn set_ha(&mut self, ha: Ha) -> bool {
         let config = Arc::get_mut(&mut self.config);
         config.map(|config| config.ha = Some(ha)).is_some()
     }
 
-    /// Puts a config in force whose policies, pools and forwards are those of the one before, or whose ruleset
-    /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
+    /// Puts a config in force whose policies, pools and forwards are those of the one before, or
+    /// whose ruleset and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
         self.broadcasts = broadcasts(&config);
         self.config = config;
@@ -173,7 +174,8 @@ fn broadcasts(config: &Config) -> Vec<Addr> {
     broadcasts.collect()
 }
 
-/// The addresses to be answered for on each port, with their groups. `groups` are those of the config.
+/// The addresses to be answered for on each port, with their groups. `groups` are those of the
+/// config.
 pub(super) fn addresses(
     config: &Config,
     groups: &BTreeMap<Addr, GroupId>,

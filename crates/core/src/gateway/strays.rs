@@ -1,5 +1,5 @@
-//! Hosts that still send to a unit that is not primary, since they missed all announcements: the unit names
-//! them to the primary, which tells each where the address is now.
+//! Hosts that still send to a unit that is not primary, since they missed all announcements: the
+//! unit names them to the primary, which tells each where the address is now.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -104,8 +104,8 @@ impl Gateway {
                 }
                 continue;
             }
-            // By a question from the address, which whoever is asked believes (RFC 826; RFC 4861, section
-            // 7.2.3), and by unicast if it was heard.
+            // By a question from the address, which whoever is asked believes (RFC 826; RFC 4861,
+            // section 7.2.3), and by unicast if it was heard.
             let bytes = neighbor::solicit(host, addr, link.mac);
             self.push_output(Output::Frame { port, bytes });
             if let Some(mac) = self.hosts.neighbors.mac_of((port, host)) {

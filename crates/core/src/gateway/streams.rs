@@ -1,8 +1,8 @@
 //! Which link carries the replication stream to each peer.
 //!
-//! The unit with the smaller node name dials, and decides: it takes the first link on which the peer
-//! answers, stays there as long as it works, and moves on at the first heartbeat that fails to come by
-//! it. The other unit follows to the link on which the stream comes in.
+//! The unit with the smaller node name dials, and decides: it takes the first link on which the
+//! peer answers, stays there as long as it works, and moves on at the first heartbeat that fails to
+//! come by it. The other unit follows to the link on which the stream comes in.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,7 +43,7 @@ struct PeerPath {
     refused: [Option<String>; 2],
 }
 
-/// What a peer sends.
+/// The kinds of stream from a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
     /// Heartbeats.
@@ -185,7 +185,8 @@ impl Cluster {
         received
     }
 
-    /// Whether bytes that came by a stream count. The peer may have moved to another link with them.
+    /// Whether bytes that came by a stream count. The peer may have moved to another link with
+    /// them.
     fn follow_stream(
         &mut self,
         now: Time,
@@ -215,8 +216,8 @@ impl Cluster {
         true
     }
 
-    /// Appends what `peer` should get now to `out`. Returns whether to call again as soon as the stream takes
-    /// more.
+    /// Appends what `peer` should get now to `out`. Returns whether to call again as soon as the
+    /// stream takes more.
     pub(super) fn poll_stream(
         &mut self,
         now: Time,
@@ -263,8 +264,8 @@ impl Cluster {
         }
     }
 
-    /// Tells the peers of the policies in force. If that changes what stands in a Hello, all streams are
-    /// opened again, and resume where they were.
+    /// Tells the peers of the policies in force. If that changes what stands in a Hello, all
+    /// streams are opened again, and resume where they were.
     pub(super) fn set_policies(&mut self, now: Time, ruleset: &Ruleset, journal: &mut Journal) {
         if !self.sync.set_policies(ruleset) {
             return;

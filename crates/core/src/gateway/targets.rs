@@ -1,8 +1,8 @@
 //! Sends the probes of `[[link-monitor]]`, and recognises their answers.
 //!
-//! Probes are sent from an address that the kernel has on the port, through a socket of the shell. A unit
-//! without one asks from its virtual address while it is primary: then its own packets and their answers take
-//! the way of all others.
+//! Probes are sent from an address that the kernel has on the port, through a socket of the shell.
+//! A unit without one asks from its virtual address while it is primary: then its own packets and
+//! their answers take the way of all others.
 
 use crate::config::MonitorProtocol;
 use crate::event::Output;
@@ -76,8 +76,8 @@ impl Gateway {
         self.follow_targets(now);
     }
 
-    /// Whether a packet for a virtual address answers a probe; takes note of it, and ends a connection that
-    /// the target has accepted.
+    /// Whether a packet for a virtual address answers a probe; takes note of it, and ends a
+    /// connection that the target has accepted.
     pub(super) fn takes_probe_answer(&mut self, packet: &Packet<'_>) -> bool {
         let reply = packet.parsed.key.reply();
         let mut keys = self.targets.keys.iter();
@@ -93,7 +93,7 @@ impl Gateway {
         true
     }
 
-    /// What follows from targets that have died or come back.
+    /// Follows changes of targets that have died or come back.
     fn follow_targets(&mut self, now: Time) {
         let mut changed = false;
         while let Some((index, state)) = self.targets.monitors.poll_change() {
@@ -149,7 +149,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// An address that the kernel has on the port, rather in a network of the port than in another one.
+    /// An address that the kernel has on the port, rather in a network of the port than in another
+    /// one.
     fn probe_source(&self, port: PortId, server: Addr) -> Option<Addr> {
         let networks = &self.rules.port(port).virtual_addresses;
         let is_apart = |addr: &Addr| {
@@ -184,8 +185,8 @@ impl Gateway {
         })
     }
 
-    /// Asks on the link for a host, from the virtual address of its network if this unit has that, else from
-    /// none.
+    /// Asks on the link for a host, from the virtual address of its network if this unit has that,
+    /// else from none.
     fn ask_link(&mut self, port: PortId, server: Addr) {
         let mac = self.links.link(port).mac;
         let ip = std::net::IpAddr::from(server);

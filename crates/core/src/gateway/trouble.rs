@@ -51,12 +51,12 @@ impl Trouble {
 }
 
 impl Gateway {
-    /// What has happened.
+    /// The recent events.
     pub fn events(&self) -> &EventLog {
         &self.events
     }
 
-    /// What is wrong, in a sentence.
+    /// The problem, in a sentence.
     pub fn describe_trouble(&self, trouble: Trouble, now: Time) -> String {
         words(trouble, self, now)
     }

@@ -1,9 +1,10 @@
 //! How many hosts that may not exist the kernel is made to look for (RFC 6583).
 //!
-//! A packet to a host on a link that the kernel does not know takes a place in its neighbour table for as
-//! long as it asks, and there are a thousand or so places for everybody. One sender that goes through the
-//! addresses of a network would fill them all. So of hosts that have never answered only so many may be
-//! waited for, by source and in all; those that have answered are reached whatever others do.
+//! A packet to a host on a link that the kernel does not know takes a place in its neighbour table
+//! for as long as it asks, and there are a thousand or so places for everybody. One sender that
+//! goes through the addresses of a network would fill them all. So of hosts that have never
+//! answered only so many may be waited for, by source and in all; those that have answered are
+//! reached whatever others do.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::time::Time;
 use super::Gateway;
 use super::hosts::Hosts;
 
-/// Hosts waited for that one source has brought up. A scan of a network goes slower, at some 10 a second.
+/// Hosts waited for that one source has brought up. A scan of a network goes slower, at some 10 a
+/// second.
 const MOST_BY_SOURCE: u32 = 32;
 /// The same of all sources of one IPv6 /64, in which a host may take any address that it likes.
 const MOST_BY_NETWORK: u32 = 128;
@@ -25,8 +27,8 @@ const MOST_BY_NETWORK: u32 = 128;
 const MOST: usize = 384;
 /// The kernel gives up after three attempts, a second apart (arp(7), `mcast_solicit`).
 const ATTEMPT: Duration = Duration::from_secs(3);
-/// No link has a network of a shorter prefix, IPv4 and IPv6. A default route without a next hop, or its halves, is that of
-/// a link between two ends, where nobody is looked for.
+/// No link has a network of a shorter prefix, IPv4 and IPv6. A default route without a next hop, or
+/// its halves, is that of a link between two ends, where nobody is looked for.
 const LEAST_PREFIX: [u8; 2] = [8, 32];
 /// Hosts remembered that have answered; the oldest go.
 const MOST_KNOWN: usize = 8192;
@@ -38,7 +40,8 @@ pub(super) type Host = (PortId, Addr);
 #[derive(Default)]
 pub(super) struct Unresolved {
     waiting: BTreeMap<Host, Attempt>,
-    /// In the order in which the attempts end; those of hosts that have answered meanwhile included.
+    /// In the order in which the attempts end; those of hosts that have answered meanwhile
+    /// included.
     ends: VecDeque<(Time, Host)>,
     by_source: BTreeMap<Addr, u32>,
     known: BTreeSet<Host>,
@@ -134,7 +137,8 @@ impl Unresolved {
         {
             self.known.remove(&oldest);
         }
-        // An answer leaves its entry behind; there must not be more of those than of answers in the time.
+        // An answer leaves its entry behind; there must not be more of those than of answers in the
+        // time.
         if self.ends.len() > 2 * MOST {
             let waiting = &self.waiting;
             self.ends
@@ -155,8 +159,9 @@ fn counts_under(source: &Addr) -> [Option<Addr>; 2] {
 }
 
 impl Gateway {
-    /// The host that a packet to `to` on the link of `port` would make the kernel look for. None if somebody has
-    /// answered from there, if the kernel looks for it already, or if it is not on the link.
+    /// The host that a packet to `to` on the link of `port` would make the kernel look for. None if
+    /// somebody has answered from there, if the kernel looks for it already, or if it is not on the
+    /// link.
     pub(super) fn unresolved(&self, now: Time, port: PortId, to: Addr) -> Option<Host> {
         let host = self.not_known(now, port, to)?;
         let hop = self.routes.lookup(&to)?;
@@ -185,7 +190,8 @@ impl Gateway {
         (!neighbors.has_heard(&host) && !unresolved.has(now, &host)).then_some(host)
     }
 
-    /// Whether a packet of `source` may go to `to` on the link of `port`, for which the kernel may have to look.
+    /// Whether a packet of `source` may go to `to` on the link of `port`, for which the kernel may
+    /// have to look.
     pub(super) fn may_look_for(&self, now: Time, source: &Addr, port: PortId, to: Addr) -> bool {
         self.unresolved(now, port, to).is_none() || self.hosts.unresolved.allows(now, source)
     }
@@ -234,8 +240,8 @@ fn is_direct(hop: &Hop, (port, addr): &Host) -> bool {
         && matches!(hop.target, RouteTarget::Port { port: by, gateway: None } if by == *port)
 }
 
-/// Whether a packet of this session goes to a host that has not answered in it. What opened it may have had a
-/// forged source.
+/// Whether a packet of this session goes to a host that has not answered in it. The packet that
+/// opened it may have had a forged source.
 #[inline]
 pub(super) fn is_unanswered(session: &Session, direction: Direction) -> bool {
     let replied = session.flags.contains(SessionFlags::REPLIED);
@@ -243,8 +249,8 @@ pub(super) fn is_unanswered(session: &Session, direction: Direction) -> bool {
         && !(direction == Direction::Original && replied)
 }
 
-/// Who makes the kernel look for the destination of a packet: its sender, or whoever opened the session that it
-/// is a reply in.
+/// Who makes the kernel look for the destination of a packet: its sender, or whoever opened the
+/// session that it is a reply in.
 pub(super) fn asks_for(source: &Addr, to: &Addr, direction: Direction) -> Addr {
     match direction {
         Direction::Original => *source,

@@ -1,4 +1,4 @@
-//! What the gateway shows of itself: names, peers and sessions, for status and logs.
+//! A view of the gateway: names, peers and sessions, for status and logs.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,12 +20,13 @@ pub struct PeerState {
     pub connected: bool,
     /// Each has the sessions that the other sends.
     pub in_sync: bool,
-    /// Both had exactly the same at the last comparison, in all groups of which one of them is primary; none if
-    /// there is no such group, or the peer is not connected.
+    /// Both had exactly the same at the last comparison, in all groups of which one of them is
+    /// primary; none if there is no such group, or the peer is not connected.
     pub digest_equal: Option<bool>,
 }
 
-/// How a peer stands to this unit in one group. What is not known is none.
+/// How a peer stands to this unit in one group. The state of a peer in one group. Unknown is
+/// `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerGroupState {
     /// The primary of the two has sent all, and the other holds it.
@@ -71,7 +72,7 @@ pub struct SessionView {
 }
 
 impl Gateway {
-    /// What was counted since the start of the process.
+    /// Totals since the start of the process.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -96,7 +97,7 @@ impl Gateway {
         now.since(self.started)
     }
 
-    /// What this unit is for `group`.
+    /// The role of this unit in `group`.
     pub fn role_of(&self, group: GroupId) -> Role {
         self.role(group)
     }
@@ -106,7 +107,7 @@ impl Gateway {
         *self.links.link(port)
     }
 
-    /// What went through `port`.
+    /// Traffic counters of `port`.
     pub fn port_counters(&self, port: PortId) -> PortCounters {
         *self.links.counters(port)
     }
@@ -151,8 +152,8 @@ impl Gateway {
         self.sessions.table().states()
     }
 
-    /// How many external ports of the pool that `nat` means are taken for `protocol`, by mappings and
-    /// forwards, and how many there are.
+    /// How many external ports of the pool that `nat` means are taken for `protocol`, by mappings
+    /// and forwards, and how many there are.
     pub fn pool_usage(&self, nat: Nat, egress: PortId, protocol: Protocol) -> (u64, u64) {
         let pool = self.sessions.nat().pool(nat, egress);
         pool.map_or((0, 0), |pool| {
@@ -172,7 +173,7 @@ impl Gateway {
         peers.get(peer.index()).map_or("?", |peer| &peer.name)
     }
 
-    /// What of the settings of `peer` differs from this unit's, in words.
+    /// The settings that differ between `peer` and this unit, in words.
     pub fn differing_settings(&self, peer: PeerId) -> String {
         let about = self.cluster().and_then(|it| it.sync().about(peer));
         match about.map(|about| about.differing) {
@@ -265,8 +266,8 @@ impl Gateway {
         })
     }
 
-    /// What of [`Gateway::lag`] costs nothing to tell: the changes that `peer` has not acknowledged, and the age
-    /// of the oldest of them.
+    /// The cheap part of [`Gateway::lag`]: the changes that `peer` has not acknowledged, and the
+    /// age of the oldest of them.
     pub fn backlog(&self, peer: PeerId, now: Time) -> (u64, Duration) {
         let cluster = self.cluster();
         cluster.map_or_else(Default::default, |cluster| {
@@ -275,14 +276,14 @@ impl Gateway {
         })
     }
 
-    /// The number of the last change of the session in slot `id`, by which peers count what they have
-    /// applied; none if it is not replicated.
+    /// The number of the last change of the session in slot `id`, by which peers count what they
+    /// have applied; none if it is not replicated.
     pub fn last_change(&self, id: u32) -> Option<Seq> {
         self.sessions.journal().seq_of(SessionId(id))
     }
 
-    /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if there
-    /// are more slots.
+    /// The sessions in the `slots` slots of the table from `cursor` on, and the next cursor if
+    /// there are more slots.
     pub fn page(
         &self,
         cursor: u32,

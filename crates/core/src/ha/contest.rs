@@ -1,11 +1,12 @@
 //! Two primaries that hear each other: who stays.
 //!
-//! Both were primary while they did not hear each other, and the one whose reign was worth more stays: sessions
-//! went through it, or others followed it, in that time. Only then does the higher term decide. So a unit
-//! that was cut off from everything and promoted itself yields when it comes back, whatever its term.
+//! Both were primary while they did not hear each other, and the one whose reign was worth more
+//! stays: sessions went through it, or others followed it, in that time. Only then does the higher
+//! term decide. So a unit that was cut off from everything and promoted itself yields when it comes
+//! back, whatever its term.
 //!
-//! Each unit judges its own reign, once, when it first hears the other, and says so in its heartbeats. Both compare
-//! the same two words, and so they agree, whenever each of them judges.
+//! Each unit judges its own reign, once, when it first hears the other, and says so in its
+//! heartbeats. Both compare the same two words, and so they agree, whenever each of them judges.
 
 use std::cmp::Ordering;
 
@@ -21,7 +22,7 @@ use crate::time::{Tick, Time};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rivalry {
     since: Time,
-    /// What this unit's reign was worth until then.
+    /// The worth of this unit's reign until then.
     pub worth: Worth,
     /// This unit is to stay, by what both have said.
     won: bool,
@@ -57,7 +58,8 @@ impl Ha {
         });
     }
 
-    /// Whether this unit has the higher claim; `None` while the other one has not said what its reign was worth.
+    /// Whether this unit has the higher claim; `None` while the other one has not said what its
+    /// reign was worth.
     fn verdict(
         &self,
         now: Time,
@@ -79,8 +81,8 @@ impl Ha {
                 _ => Ordering::Greater,
             }
         };
-        // One that does not hear this unit never says anything, and terms decide. If both think that they are
-        // the better one, their names do.
+        // One that does not hear this unit never says anything, and terms decide. If both think
+        // that they are the better one, their names do.
         match now >= rivalry.since + self.hold() * 2 {
             false => by_worth.map(|worth| worth.then(by_term).then_with(by_rank)),
             true => {
@@ -90,8 +92,8 @@ impl Ha {
         }
     }
 
-    /// Primary without a rival: a unit that was primary with a higher term has yielded before this one
-    /// heard of it. Others go by the term, so this one takes a higher one.
+    /// Primary without a rival: a unit that was primary with a higher term has yielded before this
+    /// one heard of it. Others go by the term, so this one takes a higher one.
     pub(super) fn rise_above_yielded(&mut self, group: usize) {
         if self.groups[group].handover.is_some() {
             return;
@@ -143,10 +145,10 @@ impl Ha {
         rivalry
     }
 
-    /// What this unit's reign was worth since the rival can have been primary beside it.
+    /// The worth of this unit's reign since the rival can have been primary beside it.
     fn worth_beside(&self, now: Time, group: usize, rival: &ElectionPeer) -> Worth {
         let state = &self.groups[group];
-        // What happened before they lost each other says nothing of the time after. If that was just now, or the
+        // The traffic before they lost each other does not count. If that was just now, or the
         // rival was heard all the time, the last moments count.
         let alone = rival.not_primary[group] + self.hold_of(rival);
         let recent = Time::ZERO + now.since(Time::ZERO).saturating_sub(self.hold());
@@ -159,8 +161,8 @@ impl Ha {
         }
     }
 
-    /// Takes note of whether a peer follows this unit. One that has just begun to, since it hears two primaries,
-    /// says nothing of what the reign was worth.
+    /// Takes note of whether a peer follows this unit. One that has just begun to, since it hears
+    /// two primaries, says nothing of what the reign was worth.
     pub(super) fn note_followers(&mut self, now: Time, group: usize) {
         let own = heartbeat::hash(&self.name);
         let mut peers = self.peers.iter();

@@ -44,7 +44,7 @@ pub(super) struct Group {
     /// The primary that was seen last.
     pub primary: Option<PeerId>,
     pub takeovers: Takeovers,
-    /// What this unit holds; as primary, what it held when its term began.
+    /// The evidence of this unit; as primary, that from when its term began.
     pub held: Holding,
     /// As primary: when sessions went through it last, in both directions.
     pub carried: Option<Time>,
@@ -170,7 +170,7 @@ impl Ha {
         }
     }
 
-    /// What this unit says of `group` in its heartbeats.
+    /// The state of `group` in this unit's heartbeats.
     pub(super) fn group_state(&self, now: Time, group: usize) -> GroupState {
         let state = &self.groups[group];
         let primary = state.state == State::Primary;
@@ -199,7 +199,8 @@ impl Ha {
         }
     }
 
-    /// The peer that is primary of `group` and alive; that of the highest term if there are several.
+    /// The peer that is primary of `group` and alive; that of the highest term if there are
+    /// several.
     pub(super) fn alive_primary(&self, group: usize) -> Option<PeerId> {
         let peers = self.peers.iter().enumerate();
         let primaries = peers.filter(|(_, peer)| peer.alive && peer.groups[group].primary);
@@ -221,8 +222,9 @@ impl Ha {
         }
     }
 
-    /// Somebody answers for the group's addresses. A peer that speaks on the data ports would have said so
-    /// there; only one that never did may be meant, and that holds the takeover up for a while, not for ever.
+    /// Somebody answers for the group's addresses. A peer that speaks on the data ports would have
+    /// said so there; only one that never did may be meant, and that holds the takeover up for a
+    /// while, not for ever.
     pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {
         let (hold, span) = (self.hold(), CLAIM_BOUND.max(self.hold()));
         let may_be_peer = self.peers.iter().any(|peer| !peer.alive && !peer.spoke);
@@ -251,7 +253,7 @@ impl Ha {
         self.events.warn(now, why.clone(), "this unit did not run");
         let (hold, interval, threshold) = (self.hold(), self.interval, self.threshold);
         for peer in &mut self.peers {
-            // What it sent meanwhile is still in the socket.
+            // Heartbeats that it sent meanwhile are still in the socket.
             peer.alive_until = now + interval.max(peer.interval) * threshold;
             peer.linked_until = peer.alive_until;
         }

@@ -1,4 +1,4 @@
-//! What happened lately, for the operator.
+//! Recent events, for the operator.
 
 use std::collections::VecDeque;
 

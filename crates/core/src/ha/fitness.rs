@@ -1,8 +1,8 @@
 //! Whether this unit is fit to take a group over from one that runs well (`override`).
 //!
-//! A port that is up need not carry: a switch keeps one that has just come up blocked for up to 50 s (spanning
-//! tree, IEEE 802.1D). So a port counts only when something came in by it: an answer of a peer, or ARP or
-//! Neighbor Discovery of any host.
+//! A port that is up need not carry: a switch keeps one that has just come up blocked for up to 50
+//! s (spanning tree, IEEE 802.1D). So a port counts only when something came in by it: an answer of
+//! a peer, or ARP or Neighbor Discovery of any host.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ const BLOCKED_AT_MOST: Duration = Duration::from_secs(60);
 
 /// A loss that long after the one before is the first again.
 const LATELY: Duration = Duration::from_secs(600);
-/// How long a unit must be fit that has lost a group twice lately; twice as long with each loss more.
+/// How long a unit must be fit that has lost a group twice lately; twice as long with each loss
+/// more.
 const CALM: Duration = Duration::from_secs(10);
 /// The longest such time.
 const MOST_CALM: Duration = Duration::from_secs(300);
@@ -30,8 +31,8 @@ impl Group {
         self.losses = (count, Some(now));
     }
 
-    /// How long this unit must be fit before it asks for the group, so that one that flaps does not take the
-    /// group to and fro.
+    /// How long this unit must be fit before it asks for the group, so that one that flaps does not
+    /// take the group to and fro.
     fn calm_wait(&self) -> Duration {
         match self.losses.0 {
             0 | 1 => Duration::ZERO,

@@ -42,8 +42,8 @@ impl Ha {
         }
     }
 
-    /// What goes to `peer` by a data port: the datagrams that name all groups, with the numbers of those
-    /// that were sent over the links last.
+    /// Heartbeats for `peer` by a data port: the datagrams that name all groups, with the numbers
+    /// of those that were sent over the links last.
     pub(super) fn heartbeats_for_port(&self, now: Time, peer: PeerId) -> Vec<Vec<u8>> {
         let states = self.group_states(now);
         let parts = states.chunks(heartbeat::MOST_GROUPS);

@@ -1,5 +1,5 @@
-//! The frame by which two units recognise each other on the data ports: a question, and its answer. A third kind
-//! names a host to the primary.
+//! The frame by which two units recognise each other on the data ports: a question, and its answer.
+//! A third kind names a host to the primary.
 //!
 //! It is what follows the Ethernet header, whose type is [`ETHERTYPE`]. All numbers are big-endian:
 //!
@@ -16,8 +16,9 @@
 //! | … | the body: none of a question, a heartbeat of an answer, 16 bytes of a stray: the host's address, mapped if IPv4 |
 //! | 16 | tag: SipHash-2-4 with 128 bits of all that precedes, under the key of the pair and direction |
 //!
-//! An answer proves that its sender lives now: it names a boot and a moment of the receiver, so one that
-//! was recorded is worth nothing later. A question proves nothing; it costs whoever gets it one answer.
+//! An answer proves that its sender lives now: it names a boot and a moment of the receiver, so one
+//! that was recorded is worth nothing later. A question proves nothing; it costs whoever gets it
+//! one answer.
 
 use std::hash::Hasher;
 use std::time::Duration;
@@ -27,7 +28,8 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use super::peer::clock;
 use crate::time::Time;
 
-/// The Ethernet type of these frames: IEEE 802, local experimental 1 (IEEE 802-2014, section 9.2.4).
+/// The Ethernet type of these frames: IEEE 802, local experimental 1 (IEEE 802-2014, section
+/// 9.2.4).
 pub const ETHERTYPE: u16 = 0x88b5;
 
 const VERSION: u8 = 1;
@@ -54,7 +56,8 @@ impl std::fmt::Debug for PortKeys {
 pub enum FrameError {
     /// Shorter than its fields say, or of a version that this unit does not speak.
     Malformed,
-    /// From or to a unit that is not configured, or for another one. Frames that are broadcast reach all.
+    /// From or to a unit that is not configured, or for another one. Frames that are broadcast
+    /// reach all.
     NotForUs,
     /// The peer has not signed it.
     NotSigned,

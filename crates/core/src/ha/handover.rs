@@ -135,8 +135,8 @@ impl Ha {
         self.request(now, group, to, Ha::could_keep)
     }
 
-    /// As [`Ha::request_failover`], even to a peer that lacks sessions or has ports down. It only has to
-    /// be alive; sessions that it does not hold end.
+    /// As [`Ha::request_failover`], even to a peer that lacks sessions or has ports down. It only
+    /// has to be alive; sessions that it does not hold end.
     ///
     /// # Errors
     /// As of [`Ha::request_failover`].
@@ -299,8 +299,8 @@ impl Ha {
         }
     }
 
-    /// The best of the peers that no link leads to and that have more ports up: nothing can be handed
-    /// over to it, but hosts that this unit does not reach are better served there.
+    /// The best of the peers that no link leads to and that have more ports up: nothing can be
+    /// handed over to it, but hosts that this unit does not reach are better served there.
     fn better_off(&self, now: Time, group: usize) -> Option<PeerId> {
         self.best_of(now, group, |id| {
             let peer = &self.peers[id.index()];

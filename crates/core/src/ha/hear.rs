@@ -1,4 +1,4 @@
-//! What a heartbeat says of its sender, and what silence does.
+//! Handles received heartbeats, and silence.
 
 use super::election::{Group, State};
 use super::heartbeat::{self, GroupState, Header, HeartbeatError};
@@ -48,7 +48,8 @@ impl Ha {
         }
     }
 
-    /// Takes over what a heartbeat says that proves that the peer lives: by a link, or by a data port.
+    /// Takes over what a heartbeat says that proves that the peer lives: by a link, or by a data
+    /// port.
     pub(super) fn take_heartbeat(
         &mut self,
         now: Time,
@@ -107,8 +108,8 @@ impl Ha {
         }
     }
 
-    /// A peer that was not heard may have been primary meanwhile, and have stepped down as soon as it
-    /// heard this unit: hosts still look for the addresses there.
+    /// A peer that was not heard may have been primary meanwhile, and have stepped down as soon as
+    /// it heard this unit: hosts still look for the addresses there.
     fn announce_again(&mut self) {
         for group in 0..self.groups.len() {
             if self.groups[group].state == State::Primary {

@@ -22,9 +22,9 @@
 //! | 1 | bytes of each group's record, at least 30 |
 //! | … | the groups: name hash (4), flags (1), priority (1), term (4), hash of the primary's name (4), what is held: term (4), epoch (4), position (8) |
 //!
-//! Names of groups are hashed to 32 bits, and a heartbeat names [`MOST_GROUPS`] of them, so that it fits
-//! into a datagram that any path carries; the other groups come with the next datagrams. Bytes that a
-//! newer version adds to a record, or after the last one, are ignored.
+//! Names of groups are hashed to 32 bits, and a heartbeat names [`MOST_GROUPS`] of them, so that it
+//! fits into a datagram that any path carries; the other groups come with the next datagrams. Bytes
+//! that a newer version adds to a record, or after the last one, are ignored.
 
 use std::fmt;
 use std::time::Duration;
@@ -131,7 +131,7 @@ pub(super) struct Header<'a> {
     pub parts: u8,
 }
 
-/// What a unit says about one group.
+/// A unit's state in one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct GroupState {
     /// The unit has the group; false in [`Default`] only.
@@ -148,13 +148,13 @@ pub(super) struct GroupState {
     pub term: u64,
     /// Hash of the name of the primary that it sees, or 0.
     pub sees: u32,
-    /// What it holds; as primary, what it held when its term began. Epochs have 32 bits here.
+    /// Its evidence; as primary, that from when its term began. Epochs have 32 bits here.
     pub held: Holding,
     /// As primary that hears another one: what its reign was worth until it heard that one.
     pub worth: Option<Worth>,
 }
 
-/// What the reign of a primary was worth while it did not hear another primary. The greater one stays.
+/// The worth of a primary's reign while it did not hear another primary. The greater one stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Worth {
     /// Sessions went through the unit in both directions.
@@ -164,7 +164,7 @@ pub(super) struct Worth {
 }
 
 impl GroupState {
-    /// What peers must act on at once when it changes.
+    /// The part that peers must act on at once when it changes.
     pub(super) fn essence(&self) -> GroupState {
         GroupState {
             held: Holding::default(),

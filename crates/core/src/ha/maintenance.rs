@@ -1,5 +1,5 @@
-//! Maintenance: the operator works on a unit, so it hands its groups over and stays standby, unless it is the
-//! only one that can have them. Others know of it from its heartbeats.
+//! Maintenance: the operator works on a unit, so it hands its groups over and stays standby, unless
+//! it is the only one that can have them. Others know of it from its heartbeats.
 
 use super::{Ha, election::State};
 use crate::time::Time;
@@ -14,8 +14,8 @@ pub struct Maintenance {
 }
 
 impl Ha {
-    /// Begins or ends the maintenance of this unit. As primary it hands over as soon as another unit that is
-    /// not in maintenance holds the same sessions.
+    /// Begins or ends the maintenance of this unit. As primary it hands over as soon as another
+    /// unit that is not in maintenance holds the same sessions.
     pub(crate) fn set_maintenance(&mut self, now: Time, wanted: Option<Maintenance>) {
         let before = std::mem::replace(&mut self.maintenance, wanted);
         match (before, wanted) {

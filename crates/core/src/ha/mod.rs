@@ -2,8 +2,8 @@
 //!
 //! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
 //! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
-//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is best, `heartbeat.rs` the datagram,
-//! `ports.rs` how units recognise each other on the data ports.
+//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is
+//! best, `heartbeat.rs` the datagram, `ports.rs` how units recognise each other on the data ports.
 
 mod contest;
 mod election;
@@ -86,11 +86,11 @@ pub enum Output {
         port: PortId,
         /// The hardware address to send it to; to all if none.
         to: Option<[u8; 6]>,
-        /// What follows the Ethernet header, at most 1200 bytes.
+        /// The payload after the Ethernet header, at most 1200 bytes.
         bytes: Vec<u8>,
     },
-    /// `host`, on the link of `port`, sends to a standby what is for this unit: tell it where the virtual
-    /// addresses are.
+    /// `host`, on the link of `port`, sends to a standby what is for this unit: tell it where the
+    /// virtual addresses are.
     Stray {
         /// Its place among `[[port]]`.
         port: PortId,
@@ -138,8 +138,8 @@ pub enum Output {
         /// Why it failed, if so; this unit has then stayed primary unless a `SetRole` came before.
         result: Result<(), HandoverError>,
     },
-    /// What this unit holds of `group` may be stale: compare it with what `from` has, and say
-    /// `ready` only after that.
+    /// This unit's copy of `group` may be stale: compare it with that of `from`, and say `ready`
+    /// only after that.
     Resync {
         /// Its place among `[[group]]`.
         group: GroupId,
@@ -153,14 +153,15 @@ pub enum Output {
 /// Something that makes it likely, but does not prove, that a peer has died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// The kernel of the peer's machine says that nobody listens there any more. Anybody on the link
-    /// can forge it, so checks that get no answer decide only once the hold time is over.
+    /// The kernel of the peer's machine says that nobody listens there any more. Anybody on the
+    /// link can forge it, so checks that get no answer decide only once the hold time is over.
     Refused {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
     },
     /// The connection that the peer's process held for this purpose has ended without a word: the
-    /// kernel closes it for a process that is no more. Stronger than a refusal, and so the check is shorter.
+    /// kernel closes it for a process that is no more. Stronger than a refusal, and so the check is
+    /// shorter.
     Ended {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
@@ -400,7 +401,7 @@ impl Ha {
         }
     }
 
-    /// What replication has reached with `peer`, whenever that changes.
+    /// The progress of replication with `peer`, whenever it changes.
     pub(crate) fn handle_sync(&mut self, now: Time, peer: PeerId, state: SyncState) {
         let Some(known) = self.peers.get_mut(peer.index()) else {
             return;
@@ -413,23 +414,23 @@ impl Ha {
         }
     }
 
-    /// What this unit holds of `group`, whenever that changes.
+    /// This unit's evidence for `group`, whenever it changes.
     pub(crate) fn handle_holding(&mut self, group: GroupId, held: Holding) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
             state.held = as_sent(held);
         }
     }
 
-    /// When packets of the sessions of `group` last went through this unit in both directions; as often as the
-    /// caller likes.
+    /// When packets of the sessions of `group` last went through this unit in both directions; as
+    /// often as the caller likes.
     pub(crate) fn handle_traffic(&mut self, group: GroupId, carried: Option<Time>) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
             state.carried = carried;
         }
     }
 
-    /// Lets another unit take over from this one if its priority is higher, and this unit, when it has been
-    /// fit for so long, from others; for all groups.
+    /// Lets another unit take over from this one if its priority is higher, and this unit, when it
+    /// has been fit for so long, from others; for all groups.
     pub(crate) fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
         (self.override_, self.override_wait) = (override_, wait);
         self.settings_changed(now);
@@ -521,7 +522,8 @@ impl Ha {
         self.interval.max(peer.interval) * self.threshold
     }
 
-    /// Queues an effect; those that are repeated anyway are dropped if the caller has fallen behind.
+    /// Queues an effect; those that are repeated anyway are dropped if the caller has fallen
+    /// behind.
     fn push_output(&mut self, output: Output) {
         let repeated = matches!(
             output,

@@ -15,7 +15,7 @@ pub(super) struct Candidate<'a> {
     pub ready: bool,
     /// It is to stay standby, if another unit can be primary.
     pub maintenance: bool,
-    /// What it holds of them.
+    /// The evidence it has of them.
     pub held: Holding,
     /// How many of its monitored ports are up.
     pub ports_up: u8,
@@ -31,12 +31,12 @@ pub(super) struct Candidate<'a> {
 
 /// The index of the best of `candidates`.
 ///
-/// First who can serve anybody at all; then ready before unready; then who is not in maintenance; then who
-/// holds more; then more monitored ports up; then, if any unit has `override`, the higher priority, else the older (with a
-/// margin) and then the higher priority; then the smaller name.
+/// First who can serve anybody at all; then ready before unready; then who is not in maintenance;
+/// then who holds more; then more monitored ports up; then, if any unit has `override`, the higher
+/// priority, else the older (with a margin) and then the higher priority; then the smaller name.
 ///
-/// Ages are compared with that of the oldest, not with each other: with a margin, pairwise comparison
-/// of three units could go round in a circle.
+/// Ages are compared with that of the oldest, not with each other: with a margin, pairwise
+/// comparison of three units could go round in a circle.
 pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     let longest = candidates.iter().map(|c| c.uptime).max()?;
     let by_priority = candidates.iter().any(|c| c.override_);
@@ -52,8 +52,8 @@ pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     Some(index)
 }
 
-/// How good `up` monitored ports of `all` are, for a heartbeat: their number, and where that does not
-/// fit, how few are down, so that units with as many ports can still be compared.
+/// How good `up` monitored ports of `all` are, for a heartbeat: their number, and where that does
+/// not fit, how few are down, so that units with as many ports can still be compared.
 pub(super) fn rank(up: usize, all: usize) -> u8 {
     const MOST: usize = u8::MAX as usize;
     let rank = match all {

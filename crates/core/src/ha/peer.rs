@@ -1,4 +1,4 @@
-//! What this unit knows of another one.
+//! This unit's knowledge of another one.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(super) struct ElectionPeer {
     pub is_revoked: bool,
     /// The last heartbeat that brought news.
     pub heard: Option<Time>,
-    /// There was a hint that it died. What is heard until then may have been on its way before.
+    /// There was a hint that it died. Heartbeats until then may have been on their way before.
     pub deaf_until: Option<Time>,
     /// When that hint came. An answer on a data port to a later question proves that it lives.
     pub deaf_since: Option<Time>,
@@ -63,7 +63,8 @@ pub(super) struct ElectionPeer {
     named: Vec<u64>,
     /// By group: when it said last that it is not the primary.
     pub not_primary: Vec<Time>,
-    /// By group: when it last held all that this unit held the time before, and what this unit held then.
+    /// By group: when it last held all that this unit held the time before, and what this unit held
+    /// then.
     abreast: Vec<(Time, Holding)>,
     /// By group: the priority that it has in common with this unit, of which the log was told.
     equal_priority: Vec<Option<u8>>,
@@ -71,7 +72,7 @@ pub(super) struct ElectionPeer {
     pub interval: Duration,
     pub sync: SyncState,
     boot_id: Option<u64>,
-    /// What replication was told last of [`ElectionPeer::hearing`].
+    /// The state of [`ElectionPeer::hearing`] that replication was last told.
     pub told_heard: Heard,
     previous_boot_id: Option<u64>,
     sequence: u64,
@@ -91,10 +92,10 @@ pub(super) struct PeerLink {
     last: Option<(Time, u64)>,
 }
 
-/// What a heartbeat changed.
+/// The changes in a heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
-    /// What the peer says of itself or a group differs from before.
+    /// The peer's report on itself or a group differs from before.
     pub changed: bool,
     /// The process is another one than before.
     pub restarted: bool,
@@ -180,7 +181,8 @@ impl ElectionPeer {
         }
     }
 
-    /// The same among those that came by links. What was sent with it may have come by a data port first.
+    /// The same among those that came by links. A datagram sent with it may have come by a data
+    /// port first.
     pub(super) fn is_news_by_link(&self, header: &Header<'_>) -> bool {
         let (boot_id, sequence) = self.link_sequence;
         if Some(header.boot_id) != self.boot_id {
@@ -261,8 +263,8 @@ impl ElectionPeer {
         News { changed, restarted }
     }
 
-    /// Applies a part of the last heartbeat that was overtaken by another part of it; returns whether it has
-    /// changed anything. Nothing else that is not news counts.
+    /// Applies a part of the last heartbeat that was overtaken by another part of it; returns
+    /// whether it has changed anything. Nothing else that is not news counts.
     pub(super) fn update_overtaken(
         &mut self,
         now: Time,
@@ -316,7 +318,8 @@ impl ElectionPeer {
         else {
             return;
         };
-        // What this unit held when the heartbeat before came: the last changes may be under way to it.
+        // This unit's evidence when the previous heartbeat came: the last changes may be under way
+        // to it.
         if theirs.held.covers(&abreast.1) || theirs.held.covers(&ours) {
             *abreast = (now, ours);
         }
@@ -360,7 +363,7 @@ impl ElectionPeer {
 }
 
 impl PeerLink {
-    /// What comes next follows on nothing: the link was down meanwhile.
+    /// The next heartbeat follows on nothing: the link was down meanwhile.
     pub(super) fn forget_sequence(&mut self) {
         self.sequence = None;
     }

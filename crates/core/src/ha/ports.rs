@@ -1,9 +1,10 @@
 //! Units recognise each other on the data ports, whatever has become of the links.
 //!
-//! A unit asks each peer on each port (`frame.rs`); an answer is a heartbeat, signed, that proves that the
-//! peer lives and that the port carries both ways. On a port where a peer is heard it is asked once a
-//! second; as often as heartbeats are sent while no link to it works; and where it is not heard it is
-//! searched for by broadcast. What is heard on a port counts for that port, and for the peer's life.
+//! A unit asks each peer on each port (`frame.rs`); an answer is a heartbeat, signed, that proves
+//! that the peer lives and that the port carries both ways. On a port where a peer is heard it is
+//! asked once a second; as often as heartbeats are sent while no link to it works; and where it is
+//! not heard it is searched for by broadcast. An answer on a port counts for that port, and for the
+//! peer's life.
 
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ const CALM: Duration = Duration::from_secs(1);
 const SEARCH: Duration = Duration::from_millis(500);
 /// A port on which a peer has answered within this time leads to it.
 pub(super) const HEARD: Duration = Duration::from_secs(3);
-/// Questions to a peer in one go on ports where it is heard, and as many on others; they take turns.
+/// Questions to a peer in one go on ports where it is heard, and as many on others; they take
+/// turns.
 const MOST_ASKED: usize = 16;
 
 /// The way to a peer by a data port.
@@ -72,8 +74,8 @@ impl Ha {
         }
     }
 
-    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by `port`
-    /// from the hardware address `source`.
+    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by
+    /// `port` from the hardware address `source`.
     ///
     /// # Errors
     /// If it was ignored.
@@ -122,7 +124,7 @@ impl Ha {
         paths.any(|path| path.mac == Some(mac))
     }
 
-    /// What stands for a unit in a frame: clusters on one link may have units of the same names.
+    /// Identifies a unit in a frame: clusters on one link may have units of the same names.
     fn label(&self, hash: u32) -> u32 {
         hash ^ u32::from(self.group_id) << 24
     }
@@ -135,7 +137,7 @@ impl Ha {
                 continue;
             }
             (own.up_since, own.carried) = (now, false);
-            // What was heard by it says nothing any more.
+            // Earlier answers by this port prove nothing any more.
             for peer in &mut self.peers {
                 peer.ports[index] = PortPath::default();
             }
@@ -253,8 +255,8 @@ impl Ha {
         Ok(())
     }
 
-    /// Names a host that sends to this unit, on the link of `port`, to the primary of `group`, if that is heard
-    /// there.
+    /// Names a host that sends to this unit, on the link of `port`, to the primary of `group`, if
+    /// that is heard there.
     pub(crate) fn name_stray(&mut self, now: Time, group: GroupId, port: PortId, host: Addr) {
         let Some(id) = self.alive_primary(usize::from(group.0)) else {
             return;

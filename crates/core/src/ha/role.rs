@@ -1,6 +1,6 @@
-//! What a group is to a unit.
+//! A unit's role in a group.
 
-/// What a group is to this unit.
+/// This unit's role in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Answers for the group's addresses and forwards its packets.

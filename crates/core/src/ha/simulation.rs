@@ -2,8 +2,8 @@
 //! long, and exactly one when all is quiet.
 //!
 //! The model: datagrams between two units are lost and delayed, links and the data network can be
-//! cut, units crash, restart and are stopped. Frames on the data ports reach the units of the same segment
-//! whose port is up. A unit that is running and primary answers ARP, and so may a stranger.
+//! cut, units crash, restart and are stopped. Frames on the data ports reach the units of the same
+//! segment whose port is up. A unit that is running and primary answers ARP, and so may a stranger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

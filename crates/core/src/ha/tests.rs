@@ -78,7 +78,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
     config
 }
 
-/// What a peer says in its next heartbeat.
+/// The next heartbeat of a peer.
 #[derive(Clone)]
 struct Voice {
     id: PeerId,
@@ -378,7 +378,7 @@ fn a_hint_costs_the_check_alone() {
         let mut voices = [b()];
         let mut bench = Bench::standby(&mut voices);
         bench.ha.handle_hint(bench.now, hint);
-        // What the dead process sent before is still in the socket.
+        // Heartbeats that the dead process sent before are still in the socket.
         bench.hear(&mut voices[0]);
         let took = bench.time_to_primary(ms(100), &mut []);
         let check = if hint == ended {

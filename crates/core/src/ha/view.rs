@@ -1,4 +1,4 @@
-//! What the operator sees of the cluster.
+//! The operator's view of the cluster.
 
 use std::time::Duration;
 
@@ -53,23 +53,23 @@ pub struct PeerView<'a> {
     pub groups: Vec<PeerGroup>,
     /// How long it has been running, if it was ever heard.
     pub uptime: Option<Duration>,
-    /// What replication said last.
+    /// The last report from replication.
     pub sync: SyncState,
     /// Each link to it, in the order of the config.
     pub links: Vec<LinkView>,
 }
 
-/// What a peer said of a group in its last heartbeat.
+/// A peer's last report on a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerGroup {
     /// Whether its config has the group.
     pub known: bool,
-    /// What it takes itself for; a unit that was cut off may still say primary.
+    /// Its role by its own account; a unit that was cut off may still say primary.
     pub role: Role,
     /// Whether it holds all sessions of the group.
     pub ready: bool,
-    /// It holds what this unit holds of the group, but for the last changes. Says nothing if this unit is primary:
-    /// then replication knows it.
+    /// It holds what this unit holds of the group, but for the last changes. Says nothing if this
+    /// unit is primary: then replication knows it.
     pub keeps_up: bool,
     /// 0 to 255; the highest wins.
     pub priority: u8,
@@ -160,7 +160,7 @@ impl Ha {
         self.peers.get(peer.index()).is_some_and(|peer| peer.alive)
     }
 
-    /// What replication has told last of `peer`.
+    /// The last report of replication about `peer`.
     pub(crate) fn reached(&self, peer: PeerId) -> Option<SyncState> {
         self.peers.get(peer.index()).map(|peer| peer.sync)
     }

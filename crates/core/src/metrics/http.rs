@@ -1,4 +1,5 @@
-//! The little of HTTP/1.1 that a scrape needs (RFC 9112): requests without a body, one a connection.
+//! The little of HTTP/1.1 that a scrape needs (RFC 9112): requests without a body, one a
+//! connection.
 
 use std::fmt::Write;
 
@@ -8,16 +9,16 @@ pub const MAX_REQUEST: usize = 8 * 1024;
 /// Header lines of a request.
 const MAX_HEADERS: usize = 64;
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is to be answered.
+    /// The requested page.
     pub target: Target,
     /// Only the head of the answer is wanted (`HEAD`).
     pub head_only: bool,
 }
 
-/// What is to be answered.
+/// The requested page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The page of metrics: `GET /metrics`.

@@ -23,12 +23,12 @@ use page::Page;
 /// A piece of the page ends when it is longer than this, in bytes: some 20 µs.
 const PIECE: usize = 16 * 1024;
 
-/// What the metrics are read from.
+/// The sources of the metrics.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// The core, from which nearly all samples come.
     pub gateway: &'a Gateway,
-    /// What only the shell knows.
+    /// The facts that only the shell knows.
     pub shell: &'a ShellView,
     /// The kernel's statistics about the process.
     pub process: &'a Process,

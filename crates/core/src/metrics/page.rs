@@ -13,7 +13,7 @@ pub struct Metric {
     pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it means, in a sentence.
+    /// Its meaning, in a sentence.
     pub help: &'static str,
 }
 

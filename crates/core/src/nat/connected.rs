@@ -6,8 +6,8 @@ use crate::session::{Session, Table, TranslatedAddr};
 /// Places that are counted in; several ports share one.
 const PLACES: usize = 65_536;
 
-/// How many TCP sessions have each external port, or one with the same hash. It never says that a port is
-/// unused which is used.
+/// How many TCP sessions have each external port, or one with the same hash. It never says that a
+/// port is unused which is used.
 pub(super) struct Connected(Vec<u32>);
 
 impl Default for Connected {

@@ -1,5 +1,5 @@
-//! Where no port was found: how far the search has come, so that the next one goes on there, or does not
-//! begin at all.
+//! Where no port was found: how far the search has come, so that the next one goes on there, or
+//! does not begin at all.
 
 use std::hash::{Hash, Hasher};
 
@@ -9,7 +9,7 @@ use super::range::Range;
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::session::TranslatedAddr;
 
-/// What ports are taken of: an external address, and the destination that tells sessions apart (TCP);
+/// The scope of a port: an external address, and the destination that tells sessions apart (TCP);
 /// mappings take a port whatever the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Scope {
@@ -20,8 +20,8 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// The scope in which a session with `key` takes a port of `external` out of `range`. `key` is that
-    /// after destination translation.
+    /// The scope in which a session with `key` takes a port of `external` out of `range`. `key` is
+    /// that after destination translation.
     pub(super) fn new(external: TranslatedAddr, key: &FlowKey, range: Range) -> Scope {
         let mut scope = Scope::of_mappings(external, key.protocol, range);
         if !super::is_mapped(key.protocol) {
@@ -50,9 +50,11 @@ pub(super) struct Progress {
     pub(super) seen: u32,
 }
 
-/// Remembers a bounded number of crowded scopes; a newer one takes the place of one with the same hash.
+/// Remembers a bounded number of crowded scopes; a newer one takes the place of one with the same
+/// hash.
 ///
-/// What is forgotten costs a search. What is remembered is true until a port becomes free, and then
+/// A forgotten scope costs a search. A remembered one is true until a port becomes free, and then
+/// [`Crowded::freed`] is called. What is remembered is true until a port becomes free, and then
 /// [`Crowded::freed`] is called.
 pub(super) struct Crowded {
     places: Vec<Place>,

@@ -18,10 +18,11 @@ pub struct Destination {
     pub forward: u16,
 }
 
-/// All forwards, sorted for binary search: by what comes from outside, and by what comes from inside.
+/// All forwards, sorted for binary search: by what comes from outside, and by what comes from
+/// inside.
 pub(super) struct Forwards {
-    /// By external address, protocol, first port and port of entry. Ranges are equal or disjoint, so those
-    /// that differ only in the port of entry stand together.
+    /// By external address, protocol, first port and port of entry. Ranges are equal or disjoint,
+    /// so those that differ only in the port of entry stand together.
     inward: Vec<Inward>,
     /// By internal address and protocol.
     outward: Vec<ExternalEnd>,

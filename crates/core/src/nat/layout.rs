@@ -1,4 +1,5 @@
-//! The pools and forwards of a configuration, worked out beside the translator that is to have them.
+//! The pools and forwards of a configuration, worked out beside the translator that is to have
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub struct Layout {
     pub(super) groups: BTreeMap<Addr, GroupId>,
     /// All addresses. Their numbers there are those that pools and forwards have so far.
     addrs: AddressBook,
-    /// Their numbers in the book of the sessions, of the first ones; none if they are not in it yet.
+    /// Their numbers in the book of the sessions, of the first ones; none if they are not in it
+    /// yet.
     numbers: Vec<Option<TranslatedAddr>>,
     /// How many of the first numbers are known to be there.
     numbered: usize,
@@ -49,7 +51,8 @@ impl Layout {
         &self.groups
     }
 
-    /// Gives some more of the addresses, up to `most`, a place in the `book`; returns whether all have one.
+    /// Gives some more of the addresses, up to `most`, a place in the `book`; returns whether all
+    /// have one.
     ///
     /// # Errors
     /// If there is no room for all, and then none has been given one.

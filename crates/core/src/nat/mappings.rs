@@ -66,8 +66,8 @@ impl Mappings {
         Some(mapping.port)
     }
 
-    /// Puts a session into the list of its mapping; returns whether the mapping is new. Without room
-    /// in the index, which a table of more sessions than configured would need, there is none.
+    /// Puts a session into the list of its mapping; returns whether the mapping is new. Without
+    /// room in the index, which a table of more sessions than configured would need, there is none.
     pub(super) fn add(&mut self, table: &mut Table, id: SessionId, mapping: &Mapping) -> bool {
         let hash = self.endpoint_hash(&mapping.endpoint);
         let Some((head, _)) = self.find(table, hash, |other| other == mapping) else {

@@ -6,13 +6,13 @@
 //! and prefixes never one to one.
 //!
 //! UDP and ICMP queries have endpoint-independent *mappings* (RFC 4787, REQ-1; RFC 5508, REQ-1): as
-//! long as any session of an internal endpoint lives, its other sessions get the same external port,
-//! which belongs to that endpoint alone. TCP may use an external port for as many endpoints as
-//! destinations tell apart: one address serves more than 64 512 connections.
+//! long as any session of an internal endpoint lives, its other sessions get the same external
+//! port, which belongs to that endpoint alone. TCP may use an external port for as many endpoints
+//! as destinations tell apart: one address serves more than 64 512 connections.
 //!
 //! *Filtering* is address-and-port-dependent for all: only packets of a session come in. A mapping
-//! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in a
-//! firewall, and each packet let in then has a session that a policy accepted and peers know.
+//! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in
+//! a firewall, and each packet let in then has a session that a policy accepted and peers know.
 
 mod connected;
 mod crowded;
@@ -50,7 +50,7 @@ const SAMPLES: usize = 8;
 /// Addresses of these in which a port is looked for, since it is not known that there is none.
 const SEARCHED_ADDRESSES: usize = 4;
 
-/// What a source is translated to.
+/// The translation of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The external address.
@@ -71,9 +71,9 @@ pub struct NatExhausted {
 
 /// Chooses and keeps the external addresses and ports of translated sessions (RFC 4787, RFC 5382).
 ///
-/// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`], insert
-/// it into the table, `attach`. Nothing is taken before `attach`. Before a session is removed
-/// from the table: `release`. A session that a peer sent is only attached: its port is
+/// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`],
+/// insert it into the table, `attach`. Nothing is taken before `attach`. Before a session is
+/// removed from the table: `release`. A session that a peer sent is only attached: its port is
 /// reserved thereby.
 ///
 /// On a new configuration: [`Nat::reconfigure`]. Mappings stay as they are, since they belong to
@@ -83,18 +83,19 @@ pub struct Nat {
     pools: Pools,
     groups: BTreeMap<Addr, GroupId>,
     mappings: Mappings,
-    /// Ports of mappings on addresses that are in no pool: of a configuration before this one, or of
-    /// that of a peer. At most [`MAX_STRANGERS`], and those of a configuration before.
+    /// Ports of mappings on addresses that are in no pool: of a configuration before this one, or
+    /// of that of a peer. At most [`MAX_STRANGERS`], and those of a configuration before.
     strangers: BTreeMap<TranslatedAddr, Taken>,
-    /// How many owners too many a port has; it is free after the last one. Two units that were primary
-    /// at once may have given a port to different endpoints.
+    /// How many owners too many a port has; it is free after the last one. Two units that were
+    /// primary at once may have given a port to different endpoints.
     shared: BTreeMap<Place, u32>,
     crowded: Crowded,
     connected: Connected,
 }
 
 /// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
-/// further one does not keep its port from others if a later configuration has that address in a pool.
+/// further one does not keep its port from others if a later configuration has that address in a
+/// pool.
 const MAX_STRANGERS: usize = 4096;
 
 impl NatExhausted {
@@ -129,12 +130,12 @@ impl Nat {
         }
     }
 
-    /// Takes over the pools and forwards of another configuration with the same ports and groups. All of
-    /// its addresses must have numbers: see [`Layout::number_some`].
+    /// Takes over the pools and forwards of another configuration with the same ports and groups.
+    /// All of its addresses must have numbers: see [`Layout::number_some`].
     ///
-    /// Sessions keep their translation, and mappings their ports, even on addresses that are in no pool
-    /// any more: the caller ends those. Takes time for addresses, not for sessions. Returns what is no longer
-    /// needed, which takes long to drop.
+    /// Sessions keep their translation, and mappings their ports, even on addresses that are in no
+    /// pool any more: the caller ends those. Takes time for addresses, not for sessions. Returns
+    /// what is no longer needed, which takes long to drop.
     pub fn reconfigure(&mut self, mut layout: Layout) -> Layout {
         layout.renumber();
         std::mem::swap(&mut self.forwards, &mut layout.forwards);
@@ -145,9 +146,9 @@ impl Nat {
         layout
     }
 
-    /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is for
-    /// it. A forward is meant for packets of its own port, but applies to others too, so that hosts
-    /// inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
+    /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is
+    /// for it. A forward is meant for packets of its own port, but applies to others too, so that
+    /// hosts inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
     pub fn destination(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
         self.forwards.find(in_port, key)
     }
@@ -159,13 +160,15 @@ impl Nat {
         in_port == out_port
     }
 
-    /// The pool that `nat` means for a session that leaves by `out_port`; none for [`config::Nat::Off`].
+    /// The pool that `nat` means for a session that leaves by `out_port`; none for
+    /// [`config::Nat::Off`].
     pub fn pool(&self, nat: config::Nat, out_port: PortId) -> Option<PoolId> {
         self.pools.id(nat, out_port)
     }
 
-    /// The groups that have an address of `family` on a port which has addresses of several groups, in the order of
-    /// these, and the pool of each. None if the port has one group: then [`Nat::pool`] is all there is.
+    /// The groups that have an address of `family` on a port which has addresses of several groups,
+    /// in the order of these, and the pool of each. None if the port has one group: then
+    /// [`Nat::pool`] is all there is.
     pub fn groups_on(
         &self,
         port: PortId,
@@ -175,8 +178,8 @@ impl Nat {
         shared.filter(move |(_, pool)| self.first_address(*pool, family).is_some())
     }
 
-    /// The first address of `family` in a pool. All addresses of a pool move with one group, but for the pool of a
-    /// port that [`Nat::groups_on`] has groups for.
+    /// The first address of `family` in a pool. All addresses of a pool move with one group, but
+    /// for the pool of a port that [`Nat::groups_on`] has groups for.
     pub fn first_address(&self, pool: PoolId, family: Family) -> Option<Addr> {
         self.pools.first_address(pool, family)
     }
@@ -191,8 +194,8 @@ impl Nat {
         self.groups.get(addr).copied()
     }
 
-    /// Whether the source of some session is translated to this port. Of TCP, others with the same hash
-    /// count too.
+    /// Whether the source of some session is translated to this port. Of TCP, others with the same
+    /// hash count too.
     pub fn is_used_port(
         &self,
         book: &AddressBook,
@@ -222,8 +225,8 @@ impl Nat {
     /// Chooses the translation for the source of a new session.
     ///
     /// `key` is that of its first packet after destination translation. All sessions of a host get
-    /// the same address of the pool as long as it has free ports (RFC 4787, REQ-2). The port is kept
-    /// if it is free and of the pool; else it is as random as `random` is (RFC 6056).
+    /// the same address of the pool as long as it has free ports (RFC 4787, REQ-2). The port is
+    /// kept if it is free and of the pool; else it is as random as `random` is (RFC 6056).
     ///
     /// # Errors
     ///
@@ -345,17 +348,17 @@ impl Nat {
         })
     }
 
-    /// Remembers how far a search has come that found nothing, so that the next one does not begin from
-    /// the start. It holds until a port becomes free.
+    /// Remembers how far a search has come that found nothing, so that the next one does not begin
+    /// from the start. It holds until a port becomes free.
     pub fn note_exhausted(&mut self, exhausted: &NatExhausted) {
         for (scope, progress) in exhausted.progress.iter().flatten() {
             self.crowded.note(scope, *progress);
         }
     }
 
-    /// The external end of the forward to the endpoint that `key` comes from: it has the same one in both
-    /// directions (RFC 4787, REQ-1). Only where the end is one that the pool may mean, so that the session
-    /// moves with the same group.
+    /// The external end of the forward to the endpoint that `key` comes from: it has the same one
+    /// in both directions (RFC 4787, REQ-1). Only where the end is one that the pool may mean, so
+    /// that the session moves with the same group.
     fn forwarded_source(
         &self,
         table: &Table,
@@ -425,8 +428,8 @@ impl Nat {
         }
     }
 
-    /// How many external ports of a pool are taken for `protocol`, by mappings and forwards, and how many
-    /// there are. TCP has no mappings: it uses a port again for each destination.
+    /// How many external ports of a pool are taken for `protocol`, by mappings and forwards, and
+    /// how many there are. TCP has no mappings: it uses a port again for each destination.
     pub fn pool_usage(&self, pool: PoolId, protocol: Protocol) -> (u64, u64) {
         self.pools.usage(pool, protocol)
     }
@@ -827,7 +830,7 @@ mod tests {
             }
             let one_more = key(protocol, host(1), 9999, 53);
             assert!((0..20).all(|_| gateway.open(POOL, &one_more).is_err()));
-            // What is known to be exhausted is not searched.
+            // A pool known to be exhausted is not searched.
             let known = gateway.open(POOL, &one_more).unwrap_err();
             assert!(known.is_certain() && known.progress == [None; SEARCHED_ADDRESSES]);
             gateway.check();

@@ -24,15 +24,17 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolId(u16);
 
-/// All pools: one for each port, with the first virtual address of each of its groups and families, then the
-/// configured ones, then one for each group of a port that has several.
+/// All pools: one for each port, with the first virtual address of each of its groups and families,
+/// then the configured ones, then one for each group of a port that has several.
 pub(super) struct Pools {
     pools: Vec<Pool>,
     ports: usize,
-    /// By port: its groups, in the order of its addresses, and the pool of each. Empty if it has only one.
+    /// By port: its groups, in the order of its addresses, and the pool of each. Empty if it has
+    /// only one.
     shared: Vec<Vec<(GroupId, PoolId)>>,
     pub(super) externals: Vec<External>,
-    /// The external of each number of an address, or [`NONE`]: read for each session, and quick to build.
+    /// The external of each number of an address, or [`NONE`]: read for each session, and quick to
+    /// build.
     by_translated: Vec<u32>,
     pairing: KeyedHash,
 }
@@ -127,8 +129,8 @@ impl Pools {
         }
     }
 
-    /// Takes over what is in use: from `before`, and of addresses that were strangers so far. What is in
-    /// use of addresses that are in no pool any more is put among the `strangers`.
+    /// Takes over what is in use: from `before`, and of addresses that were strangers so far. Ports
+    /// in use of addresses that are in no pool any more are put among the `strangers`.
     pub(super) fn inherit(
         &mut self,
         before: &mut Pools,

@@ -45,7 +45,8 @@ impl PortSet {
     }
 }
 
-/// The first port of `first..=last` that is in none of the sets. Reads a word of each at a time: 1024 at most.
+/// The first port of `first..=last` that is in none of the sets. Reads a word of each at a time:
+/// 1024 at most.
 pub(super) fn next_missing(sets: &[&PortSet], first: u16, last: u16) -> Option<u16> {
     if first > last {
         return None;

@@ -7,8 +7,8 @@ pub(super) struct Range {
     pub(super) last: u16,
 }
 
-/// What a source port says of its sender: that it is privileged, or reserved for `rresvport` (NFS, rsh), or
-/// neither. Translation keeps that (RFC 4787, REQ-3a).
+/// The classes of source ports: privileged, reserved for `rresvport` (NFS, rsh), or neither.
+/// Translation keeps that (RFC 4787, REQ-3a).
 const CLASSES: [Range; 3] = [
     Range::new(1, 511),
     Range::new(512, 1023),
@@ -29,8 +29,8 @@ impl Range {
         u32::from(self.last.saturating_sub(self.first)) + 1
     }
 
-    /// The ports in which one is looked for in place of `wanted`: those of its class, and then those that
-    /// any sender may have. Where the range has none of either, all of it.
+    /// The ports in which one is looked for in place of `wanted`: those of its class, and then
+    /// those that any sender may have. Where the range has none of either, all of it.
     pub(super) fn candidates(self, wanted: u16) -> impl Iterator<Item = Range> {
         let class = CLASSES.iter().find(|class| class.contains(wanted));
         let same = class.and_then(|class| self.and(*class));
@@ -39,7 +39,8 @@ impl Range {
         [same, ordinary, all].into_iter().flatten()
     }
 
-    /// The range in which the search for a port in place of `wanted` ends: the last of the candidates.
+    /// The range in which the search for a port in place of `wanted` ends: the last of the
+    /// candidates.
     pub(super) fn last_candidate(self, wanted: u16) -> Range {
         self.candidates(wanted).last().unwrap_or(self)
     }
@@ -50,7 +51,7 @@ impl Range {
         first.filter(|first| *first != self.last_candidate(wanted))
     }
 
-    /// What [`Range::last_candidate`] gives for some source port.
+    /// The values of [`Range::last_candidate`] for all source ports.
     pub(super) fn last_candidates(self) -> impl Iterator<Item = Range> {
         let ordinary = self.and(CLASSES[2]);
         let low = ordinary.is_none().then(|| {

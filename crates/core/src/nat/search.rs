@@ -9,12 +9,13 @@ use crate::flow::FlowKey;
 use crate::random::SplitMix64;
 use crate::session::{AddressBook, SessionId, Table};
 
-/// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all but one
-/// session in 1000 where two thirds of the ports towards a destination are in use.
+/// Ports drawn at random for a TCP session before a scan (RFC 6056, section 3.3.2): enough for all
+/// but one session in 1000 where two thirds of the ports towards a destination are in use.
 const RANDOM_ATTEMPTS: u32 = 16;
 
-/// Ports tried for one session, over all addresses. Each is a lookup of some 100 ns. Where a session gets
-/// none of them though there are some, the next try goes on from there: hosts repeat a SYN.
+/// Ports tried for one session, over all addresses. Each is a lookup of some 100 ns. Where a
+/// session gets none of them though there are some, the next try goes on from there: hosts repeat a
+/// SYN.
 const MAX_ATTEMPTS: u32 = 64;
 
 /// A session that wants a port of an external address.

@@ -138,7 +138,8 @@ pub fn opening_packet(key: &FlowKey) -> Option<Vec<u8>> {
 /// An ICMP error from `from` to the source of `original`, which is unchanged since it was received.
 ///
 /// It quotes as much as RFC 1812, section 4.3.2.3 (576 bytes in all) and RFC 4443, section 2.4(c)
-/// (1280 in all) allow. If the original had a partial checksum, so has the quotation; nobody checks it.
+/// (1280 in all) allow. If the original had a partial checksum, so has the quotation; nobody checks
+/// it.
 ///
 /// None if no error may be sent about the packet, or `from` is of the other family. The caller must
 /// limit the rate (RFC 4443, section 2.4(f)).
@@ -210,8 +211,9 @@ impl Header {
         }
     }
 
-    /// The packet with a transport header and what follows it. The checksum field in `transport` is 0 and gets
-    /// filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for IP.
+    /// The packet with a transport header and what follows it. The checksum field in `transport` is
+    /// 0 and gets filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for
+    /// IP.
     pub(super) fn packet(self, transport: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
         let family = self.src.family();
         let protocol = wire_protocol(self.protocol, family);

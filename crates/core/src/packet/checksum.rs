@@ -26,8 +26,8 @@ impl Sum {
         self.0 += u64::from(u32::from_ne_bytes(last));
     }
 
-    /// Adds the pseudo-header of a transport packet of `len` bytes (RFC 9293, section 3.1; RFC 8200,
-    /// section 8.1). `protocol` is the number on the wire.
+    /// Adds the pseudo-header of a transport packet of `len` bytes (RFC 9293, section 3.1; RFC
+    /// 8200, section 8.1). `protocol` is the number on the wire.
     pub fn add_pseudo_header(&mut self, src: Addr, dst: Addr, protocol: Protocol, len: usize) {
         self.add(src.wire());
         self.add(dst.wire());
@@ -53,7 +53,8 @@ impl Sum {
     }
 }
 
-/// What an edit adds to a one's complement sum: the terms `~m + m'` of RFC 1624, section 3.
+/// The change that an edit makes to a one's complement sum: the terms `~m + m'` of RFC 1624,
+/// section 3.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Change(Sum);
 

@@ -53,8 +53,8 @@ fn place_of_identification(bytes: &[u8], parsed: &Parsed) -> Option<usize> {
     None
 }
 
-/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293, section 3.7.1). A SYN without the
-/// option offers 536 or 1220 bytes, and stays as it is.
+/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293, section 3.7.1). A SYN
+/// without the option offers 536 or 1220 bytes, and stays as it is.
 pub fn clamp_mss(bytes: &mut [u8], parsed: &Parsed, offload: Offload, most: u16) {
     let PacketKind::Tcp(_) = parsed.kind else {
         return;

@@ -13,14 +13,14 @@ pub struct Quoted {
     /// The flow of the quoted packet, in the direction in which it was sent: the error goes to its
     /// source.
     pub key: FlowKey,
-    /// What happened to the quoted packet.
+    /// The error that the quoted packet caused.
     pub error: ErrorKind,
     /// Sequence number of the quoted segment, if it is TCP. One outside the range sent and not yet
     /// acknowledged is a forgery (RFC 5927, section 4.1).
     pub tcp_seq: Option<u32>,
 }
 
-/// What an ICMP error says.
+/// The kinds of ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// Fragmentation needed, or packet too big.
@@ -40,9 +40,10 @@ pub enum ErrorKind {
 ///
 /// # Errors
 /// - [`DropReason::Truncated`]: less is quoted than RFC 792 and RFC 4443 require;
-/// - [`DropReason::IcmpUnrelated`]: not an ICMP error, or it quotes a later fragment or another ICMP
-///   error, which belong to no session;
-/// - [`DropReason::Malformed`], [`DropReason::Martian`]: as [`super::parse`], for the quoted header.
+/// - [`DropReason::IcmpUnrelated`]: not an ICMP error, or it quotes a later fragment or another
+///   ICMP error, which belong to no session;
+/// - [`DropReason::Malformed`], [`DropReason::Martian`]: as [`super::parse`], for the quoted
+///   header.
 pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, DropReason> {
     let located = locate(bytes, parsed)?;
     Ok(Quoted {
@@ -52,8 +53,8 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, DropReason> {
     })
 }
 
-/// Translates an ICMP error: its own addresses become `src` and `dst`, and the packet that it quotes
-/// gets the addresses and ports (or ICMP identifier) of `quoted`, all of the same family.
+/// Translates an ICMP error: its own addresses become `src` and `dst`, and the packet that it
+/// quotes gets the addresses and ports (or ICMP identifier) of `quoted`, all of the same family.
 ///
 /// All checksums that are within the message are updated incrementally. Nothing is changed if the
 /// quoted packet can't be read ([`quoted`] says why).

@@ -10,8 +10,8 @@ use crate::flow::{Addr, Family, Protocol};
 /// Where a fragment belongs in its datagram.
 ///
 /// Fragments are of one datagram if addresses and `id` are equal, and for IPv4 also the protocol
-/// (RFC 791, section 3.2). The protocol of IPv6 is that of the first fragment alone: in later ones it
-/// may be an extension header (RFC 8200, section 4.5).
+/// (RFC 791, section 3.2). The protocol of IPv6 is that of the first fragment alone: in later ones
+/// it may be an extension header (RFC 8200, section 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     /// Identification; 16 bits of it in IPv4.
@@ -67,7 +67,7 @@ fn is_later(fragment: Option<Fragment>) -> bool {
 
 /// How far the headers of an IPv6 packet are read, and what they say so far.
 struct Chain {
-    /// What comes next.
+    /// The next header.
     protocol: Protocol,
     header_len: usize,
     fragment: Option<Fragment>,
@@ -322,8 +322,8 @@ fn check_hop_by_hop(mut options: &[u8]) -> Result<(), DropReason> {
     }
 }
 
-/// `payload` begins with the routing type. Says whether segments are left: the destination isn't the
-/// final one then.
+/// `payload` begins with the routing type. Says whether segments are left: the destination isn't
+/// the final one then.
 fn check_routing(payload: &[u8]) -> Result<bool, DropReason> {
     match *payload {
         [0, ..] => Err(DropReason::RoutingHeader),

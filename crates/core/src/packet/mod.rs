@@ -40,7 +40,7 @@ pub struct Parsed {
     pub key: FlowKey,
     /// The IP version.
     pub family: Family,
-    /// What the packet is above IP.
+    /// The kind of packet above IP.
     pub kind: PacketKind,
     /// Offset of the transport header (of the fragment's data, if a later fragment), in bytes.
     pub header_len: u16,
@@ -64,7 +64,7 @@ impl Parsed {
     }
 }
 
-/// What a packet is above IP.
+/// The kind of a packet above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketKind {
     /// TCP, with the fields that a tracker needs.
@@ -161,14 +161,14 @@ impl std::ops::BitOr for TcpFlags {
 
 /// Validates the IP packet at the start of `bytes`; bytes beyond its length are allowed.
 ///
-/// The IPv4 header checksum is not verified (the kernel has done it), nor is the transport checksum:
-/// see [`checksum_ok`]. [`martian`] checks the addresses.
+/// The IPv4 header checksum is not verified (the kernel has done it), nor is the transport
+/// checksum: see [`checksum_ok`]. [`martian`] checks the addresses.
 ///
 /// # Errors
 /// - [`DropReason::Truncated`]: shorter than its headers say; a first fragment without its whole
 ///   transport header (RFC 1858, RFC 7112);
-/// - [`DropReason::Malformed`]: a field that no sender may use; a jumbogram; an extension header chain of
-///   more than 8;
+/// - [`DropReason::Malformed`]: a field that no sender may use; a jumbogram; an extension header
+///   chain of more than 8;
 /// - [`DropReason::RoutingHeader`]: an IPv6 routing header of type 0 (RFC 5095);
 /// - [`DropReason::Martian`]: IPv4 source route; an IPv4-mapped address in IPv6;
 /// - [`DropReason::TcpFlags`]: a combination of TCP flags that nothing sends;
@@ -207,9 +207,9 @@ fn parse_transport(bytes: &[u8], offload: Offload, ip: ip::Ip) -> Result<Parsed,
 
 /// Whether the transport checksum is right, as far as this packet alone can tell.
 ///
-/// True for fragments, for packets with segments left, and for protocols whose checksum the gateway doesn't know; for a packet whose
-/// checksum the kernel has verified or is still to complete; and for UDP without checksum, which
-/// RFC 6936, section 5 has middleboxes forward over IPv6 too.
+/// True for fragments, for packets with segments left, and for protocols whose checksum the gateway
+/// doesn't know; for a packet whose checksum the kernel has verified or is still to complete; and
+/// for UDP without checksum, which RFC 6936, section 5 has middleboxes forward over IPv6 too.
 pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
     // With segments left, the checksum is that for the final destination (RFC 8200, section 8.1).
     if offload.checksum_verified || parsed.fragment.is_some() || parsed.has_segments_left {
@@ -244,8 +244,8 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
     sum.fold() == 0xffff
 }
 
-/// Adds a transport packet that carries another, whose checksum is not finished. Once it is, all that it
-/// covers sums up to the complement of what the field holds now (Linux,
+/// Adds a transport packet that carries another, whose checksum is not finished. Once it is, all
+/// that it covers sums up to the complement of what the field holds now (Linux,
 /// `Documentation/networking/checksum-offloads.rst`, "LCO").
 #[cold]
 fn add_with_unfinished(
@@ -266,8 +266,8 @@ fn add_with_unfinished(
     }
 }
 
-/// Completes the checksum of a packet that had a partial one, its own or that of a packet inside, so that
-/// it can be sent without offload. Nothing to do for other packets.
+/// Completes the checksum of a packet that had a partial one, its own or that of a packet inside,
+/// so that it can be sent without offload. Nothing to do for other packets.
 pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
     let Some(partial) = offload.partial_checksum else {
         return;
@@ -305,8 +305,8 @@ pub fn martian_source(addr: Addr) -> bool {
     never_on_the_wire(addr) || multicast(addr) || broadcast(addr)
 }
 
-/// Whether the address is of 240.0.0.0/4, which RFC 6890 reserves (section 2.2.2, table 15: neither source
-/// nor destination), and which some networks use internally nevertheless.
+/// Whether the address is of 240.0.0.0/4, which RFC 6890 reserves (section 2.2.2, table 15: neither
+/// source nor destination), and which some networks use internally nevertheless.
 #[inline]
 pub fn reserved(addr: Addr) -> bool {
     addr.is_v4() && addr.last4()[0] >= 240 && !broadcast(addr)

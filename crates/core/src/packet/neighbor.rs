@@ -13,7 +13,7 @@ use crate::flow::{Addr, Family, Protocol};
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// What a frame says about neighbours.
+/// A frame's information about neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbor {
     /// Somebody asks who has an address.
@@ -36,8 +36,8 @@ pub struct Solicit {
 }
 
 impl Solicit {
-    /// Whether it asks only to see if the address is free: an ARP probe (RFC 5227, section 2.1.1) or
-    /// duplicate address detection (RFC 4862, section 5.4.2).
+    /// Whether it asks only to see if the address is free: an ARP probe (RFC 5227, section 2.1.1)
+    /// or duplicate address detection (RFC 4862, section 5.4.2).
     pub fn is_probe(&self) -> bool {
         self.sender == Addr::unspecified(self.target.family())
     }
@@ -56,8 +56,8 @@ pub struct Advertise {
 ///
 /// # Errors
 /// - [`DropReason::Truncated`]: shorter than its headers say;
-/// - [`DropReason::Malformed`]: against the rules of RFC 826, or of RFC 4861, sections 7.1.1 and 7.1.2
-///   (among them: the hop limit must be 255, so that it can't come from beyond the link);
+/// - [`DropReason::Malformed`]: against the rules of RFC 826, or of RFC 4861, sections 7.1.1 and
+///   7.1.2 (among them: the hop limit must be 255, so that it can't come from beyond the link);
 /// - [`DropReason::BadChecksum`]: of ICMPv6;
 /// - [`DropReason::Martian`]: about an address that no host has.
 pub fn parse_frame(frame: &[u8]) -> Result<Neighbor, DropReason> {
@@ -72,7 +72,8 @@ pub fn parse_frame(frame: &[u8]) -> Result<Neighbor, DropReason> {
     }
 }
 
-/// The IP packet in a frame, if its hop limit is at its end. That of ND never is (RFC 4861, section 7.1).
+/// The IP packet in a frame, if its hop limit is at its end. That of ND never is (RFC 4861, section
+/// 7.1).
 pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
     const TTL: usize = 8;
     const HOP_LIMIT: usize = 7;
@@ -86,8 +87,8 @@ pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
     left.is_some_and(|left| *left <= 1).then_some(payload)
 }
 
-/// The echo request to a link-local address in a frame, and the hardware address of its sender. Other packets to such
-/// an address are none.
+/// The echo request to a link-local address in a frame, and the hardware address of its sender.
+/// Other packets to such an address are none.
 pub fn link_local_ping(frame: &[u8]) -> Option<(&[u8], Mac)> {
     const NEXT_HEADER: usize = 6;
     const DESTINATION: usize = 24;
@@ -110,8 +111,8 @@ pub fn ipv6_frame(to: Mac, mac: Mac, packet: &[u8]) -> Vec<u8> {
     [&to[..], &mac, &ethertype, packet].concat()
 }
 
-/// The answer to `solicit`: `mac` has its target. A probe for an IPv6 address is answered to all nodes
-/// (RFC 4861, section 7.2.4).
+/// The answer to `solicit`: `mac` has its target. A probe for an IPv6 address is answered to all
+/// nodes (RFC 4861, section 7.2.4).
 pub fn reply(solicit: &Solicit, mac: Mac) -> Vec<u8> {
     let target = solicit.target;
     match target.family() {
@@ -180,8 +181,8 @@ pub fn announce_to(addr: Addr, mac: Mac, neighbor: Addr, neighbor_mac: Mac) -> V
     }
 }
 
-/// Asks whether anybody has `addr`, without claiming it: an ARP probe (RFC 5227, section 2.1.1) or the
-/// solicitation of duplicate address detection (RFC 4862, section 5.4.2).
+/// Asks whether anybody has `addr`, without claiming it: an ARP probe (RFC 5227, section 2.1.1) or
+/// the solicitation of duplicate address detection (RFC 4862, section 5.4.2).
 pub fn probe(addr: Addr, mac: Mac) -> Vec<u8> {
     solicit(addr, Addr::unspecified(addr.family()), mac)
 }

@@ -8,16 +8,17 @@ use crate::flow::{Family, FlowKey};
 
 /// Gives the packet the addresses and ports (or ICMP identifier) of `to`, of the same family.
 ///
-/// Checksums are updated incrementally (RFC 1624), so one that was wrong stays wrong and the receiver
-/// still notices. Later fragments and protocols without ports get the addresses only. `parsed` must
-/// come from the same bytes. For ICMP errors see [`super::icmp_error::translate_error`].
+/// Checksums are updated incrementally (RFC 1624), so one that was wrong stays wrong and the
+/// receiver still notices. Later fragments and protocols without ports get the addresses only.
+/// `parsed` must come from the same bytes. For ICMP errors see
+/// [`super::icmp_error::translate_error`].
 #[inline]
 pub fn translate(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
     Place::of(parsed).translate(bytes, offload, to, Edited::default());
 }
 
-/// Gives the packet what [`translate`] and [`add_hop_limit`] give it, with one update of the IPv4 header's
-/// checksum.
+/// Gives the packet what [`translate`] and [`add_hop_limit`] give it, with one update of the IPv4
+/// header's checksum.
 #[inline]
 pub fn translate_with_hop(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
     let edited = Edited {
@@ -133,8 +134,8 @@ fn give_back_route(option: &mut [u8]) {
     }
 }
 
-/// Of the three forms, the one with prespecified addresses is left as it is: a machine that finds itself
-/// in it once does not do so again.
+/// Of the three forms, the one with prespecified addresses is left as it is: a machine that finds
+/// itself in it once does not do so again.
 fn give_back_timestamp(option: &mut [u8]) {
     const FIRST: u8 = 5;
     const FLAGS: usize = 3;
@@ -176,7 +177,7 @@ pub(super) struct Place {
     pub fields: Option<Fields>,
 }
 
-/// What was already changed in a packet that is to be translated.
+/// The edits already made in a packet that is to be translated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Edited {
     /// In the IP header.
@@ -197,8 +198,8 @@ impl Place {
         }
     }
 
-    /// Rewrites the packet, and updates its checksums by this and by what was `edited` before. Returns the
-    /// change of all bytes from the IP header on, that edit left out.
+    /// Rewrites the packet, and updates its checksums by this and by what was `edited` before.
+    /// Returns the change of all bytes from the IP header on, that edit left out.
     ///
     /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
     #[inline(always)]

@@ -72,7 +72,8 @@ impl Fields {
         ..Self::TCP
     };
     const ICMP_IDENTIFIER: usize = 4;
-    /// UDP-Lite (RFC 3828) and DCCP (RFC 4340), whose ports stay: their checksums cover the addresses.
+    /// UDP-Lite (RFC 3828) and DCCP (RFC 4340), whose ports stay: their checksums cover the
+    /// addresses.
     const CHECKSUM_ONLY: Fields = Fields {
         src_port: None,
         dst_port: None,
@@ -80,7 +81,8 @@ impl Fields {
         ..Self::TCP
     };
 
-    /// What a translation of the packet edits; none if there is nothing to edit above IP.
+    /// The fields that a translation of the packet edits; none if there is nothing to edit above
+    /// IP.
     #[inline]
     pub(super) fn to_translate(parsed: &Parsed) -> Option<Fields> {
         match parsed.kind {
@@ -97,7 +99,8 @@ impl Fields {
             .then_some(Self::CHECKSUM_ONLY)
     }
 
-    /// The same for those protocols whose whole header the gateway knows. None if there is nothing to edit above IP.
+    /// The same for those protocols whose whole header the gateway knows. None if there is nothing
+    /// to edit above IP.
     #[inline]
     pub(super) fn of(kind: PacketKind, family: Family) -> Option<Fields> {
         // RFC 4443, section 2.3; ICMP for IPv4 has no pseudo-header (RFC 792).
@@ -208,15 +211,15 @@ pub(super) fn parse(ip: &Ip, bytes: &[u8], offload: Offload) -> Result<Transport
     }
 }
 
-/// What an ICMP message is, by its type.
+/// The kind of an ICMP message, by its type.
 pub(super) fn icmp_kind(family: Family, icmp_type: u8) -> PacketKind {
     match (family, icmp_type) {
-        // Echo, and of IPv4 the requests for a timestamp, for information and for an address mask, which have an
-        // identifier in the same place (RFC 792, RFC 950; RFC 5508, REQ-1).
+        // Echo, and of IPv4 the requests for a timestamp, for information and for an address mask,
+        // which have an identifier in the same place (RFC 792, RFC 950; RFC 5508, REQ-1).
         (Family::V4, 8 | 13 | 15 | 17) | (Family::V6, 128) => PacketKind::IcmpRequest,
         (Family::V4, 0 | 14 | 16 | 18) | (Family::V6, 129) => PacketKind::IcmpReply,
-        // RFC 792 and RFC 4443. Redirect and source quench are errors too (RFC 1122, section 3.2.2),
-        // but not to be forwarded (RFC 1812, section 5.2.7.2; RFC 6633, section 4).
+        // RFC 792 and RFC 4443. Redirect and source quench are errors too (RFC 1122, section
+        // 3.2.2), but not to be forwarded (RFC 1812, section 5.2.7.2; RFC 6633, section 4).
         (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => PacketKind::IcmpError,
         _ => PacketKind::IcmpOther,
     }

@@ -160,7 +160,8 @@ impl Census {
         census
     }
 
-    /// The condition of `policy` whose most frequent value is the rarest. An empty list means any value.
+    /// The condition of `policy` whose most frequent value is the rarest. An empty list means any
+    /// value.
     fn best_for(&self, policy: &Policy) -> Condition {
         let of = |counts: &BTreeMap<(Length, u128), u32>, networks: &[IpNet]| {
             let counts = networks.iter().map(|net| counts.get(&network_key(net)));

@@ -44,8 +44,9 @@ impl KeyedHash {
         }
     }
 
-    /// The hash of a message of so many words, of which the last one ends with its length. Every packet needs
-    /// it, and a message whose length is known beforehand takes half the instructions of one of any length.
+    /// The hash of a message of so many words, of which the last one ends with its length. Every
+    /// packet needs it, and a message whose length is known beforehand takes half the instructions
+    /// of one of any length.
     #[inline]
     fn words<const N: usize>(&self, words: [u64; N]) -> u32 {
         let mut state = self.start;
@@ -90,7 +91,7 @@ impl KeyedHash {
     }
 }
 
-/// What was worked out last, and for what: a packet without a session asks for the same several times.
+/// The last result, and its key: a packet without a session asks for the same several times.
 #[derive(Debug)]
 pub(crate) struct Last<K: Copy, V: Copy>(Cell<Option<(K, V)>>);
 
@@ -99,7 +100,7 @@ impl<K: Copy + PartialEq, V: Copy> Last<K, V> {
         Last(Cell::new(None))
     }
 
-    /// What belongs to `key`, which `work_out` says if it was not asked for last.
+    /// The value for `key`: the last result, or that of `work_out`.
     #[inline]
     pub(crate) fn get(&self, key: K, work_out: impl FnOnce() -> V) -> V {
         match self.0.get() {

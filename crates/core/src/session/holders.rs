@@ -1,8 +1,8 @@
 //! Who holds how much: sessions, half-open sessions and external ports, by source host.
 //!
-//! A *host* is an IPv4 address. Of IPv6 it is an address on the link of a port, and elsewhere the /64 that
-//! one can pick addresses from. Hosts share a fixed number of places under a keyed hash, so that nobody can
-//! aim at the place of another; an unlucky few share one.
+//! A *host* is an IPv4 address. Of IPv6 it is an address on the link of a port, and elsewhere the
+//! /64 that one can pick addresses from. Hosts share a fixed number of places under a keyed hash,
+//! so that nobody can aim at the place of another; an unlucky few share one.
 
 use super::ranking::Ranking;
 use super::{KeyedHash, Last, Session, SessionFlags, SessionId};
@@ -18,7 +18,7 @@ pub struct SourceLimits {
     pub half_open: u32,
 }
 
-/// What a host has.
+/// The sessions of a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// All that it has opened, and that still are in the table.
@@ -184,15 +184,16 @@ impl Holders {
         (limit > 0 && list.len >= limit).then_some(SessionId(list.first))
     }
 
-    /// Whether the /64 of a host that is counted by address has as many half-open sessions as it may.
+    /// Whether the /64 of a host that is counted by address has as many half-open sessions as it
+    /// may.
     pub(super) fn is_wide_full(&self, source: &Addr, limit: u32) -> bool {
         let limit = limit.saturating_mul(WIDE_FACTOR);
         let wide = self.whose(source).wide;
         wide.is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
     }
 
-    /// Of the host that has the most sessions, those that may give: half-open ones first, the oldest
-    /// first. Empty if that host is `source`, or has hardly more.
+    /// Of the host that has the most sessions, those that may give: half-open ones first, the
+    /// oldest first. Empty if that host is `source`, or has hardly more.
     pub(super) fn of_largest(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
         self.of_ranking(&self.sessions, source)
     }

@@ -7,9 +7,9 @@ use crate::memory::Reserved;
 /// Maps 32-bit hashes to 32-bit payloads; the caller says which payload is the right one.
 ///
 /// Open addressing with linear probing, entries of a run kept in the order of their home positions
-/// (Robin Hood hashing), and removal by shifting back. An entry is eight bytes, hash and payload; the
-/// home position follows from the hash, so no key is ever read but to compare it. A lookup that finds
-/// nothing ends as soon as it meets an entry nearer to its home, so a load of 7/8 is fine.
+/// (Robin Hood hashing), and removal by shifting back. An entry is eight bytes, hash and payload;
+/// the home position follows from the hash, so no key is ever read but to compare it. A lookup that
+/// finds nothing ends as soon as it meets an entry nearer to its home, so a load of 7/8 is fine.
 ///
 /// The hash must be keyed ([`super::KeyedHash`]): it is what keeps runs short. Memory is zeroed by
 /// the system: at once where there are huge pages, lazily otherwise.

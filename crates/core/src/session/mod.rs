@@ -47,7 +47,7 @@ pub struct Session {
     pub src: Addr,
     /// Destination of that packet, as it came in.
     pub dst: Addr,
-    /// What only some protocols need.
+    /// The state that only some protocols need.
     pub tracker: Tracker,
     /// When a packet was last accepted.
     pub last_seen: Tick,
@@ -67,7 +67,7 @@ pub struct Session {
     pub nat_dst_port: u16,
     /// The policy that accepted it.
     pub policy: PolicyId,
-    /// What has happened to it.
+    /// Facts about its past.
     pub flags: SessionFlags,
     /// The protocol of both flows.
     pub protocol: Protocol,
@@ -79,7 +79,8 @@ pub struct Session {
     pub group: GroupId,
 }
 
-/// Peers are told the numbers of a connection each time that this many bytes have passed in one direction.
+/// Peers are told the numbers of a connection each time that this many bytes have passed in one
+/// direction.
 pub const TOLD_EACH: u64 = 1 << 20;
 
 /// Two cache lines; 2 bytes of it are still free.
@@ -259,8 +260,8 @@ impl SessionFlags {
     pub const REMOTE: SessionFlags = SessionFlags(1 << 4);
     /// Its first packet waits for the peers to have it.
     pub const WAITING: SessionFlags = SessionFlags(1 << 5);
-    /// Its destination is an external address of the gateway: what it sends comes back, to another session
-    /// (a hairpin, RFC 4787, REQ-9).
+    /// Its destination is an external address of the gateway: what it sends comes back, to another
+    /// session (a hairpin, RFC 4787, REQ-9).
     pub const TURNS_BACK: SessionFlags = SessionFlags(1 << 6);
     /// Its last packet did more than most: the store looks at it, and clears the mark.
     pub const NOTABLE: SessionFlags = SessionFlags(1 << 7);

@@ -6,7 +6,8 @@ const LEVELS: usize = 256;
 
 /// Counters of a fixed number of members, in the order of their counts to an eighth.
 ///
-/// Each member is in the list of the level of its count, so a change costs a few writes, and mostly one.
+/// Each member is in the list of the level of its count, so a change costs a few writes, and mostly
+/// one.
 #[derive(Debug)]
 pub(super) struct Ranking {
     members: Vec<Member>,

@@ -1,8 +1,9 @@
-//! Who gives way when there is no room: quotas by source, and fairness between sources (RFC 6888, REQ-4).
+//! Who gives way when there is no room: quotas by source, and fairness between sources (RFC 6888,
+//! REQ-4).
 //!
-//! A host above its limit of half-open sessions loses its own oldest, so that a flood in its name does not
-//! keep it from opening new ones. Where the table is full, what nobody would miss goes first, and then the
-//! largest holder gives.
+//! A host above its limit of half-open sessions loses its own oldest, so that a flood in its name
+//! does not keep it from opening new ones. Where the table is full, what nobody would miss goes
+//! first, and then the largest holder gives.
 
 use super::table::Recent;
 use super::{Holdings, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table};
@@ -17,25 +18,26 @@ impl Table {
         self.holders.limits()
     }
 
-    /// Changes how much a source may have. What there is stays.
+    /// Changes how much a source may have. Existing sessions stay.
     pub fn set_source_limits(&mut self, limits: SourceLimits) {
         self.holders.set_limits(limits);
     }
 
-    /// Has the IPv6 hosts of a network counted by address, since they are on the link of a port. Others are
-    /// counted by their /64. To be called before there are sessions.
+    /// Has the IPv6 hosts of a network counted by address, since they are on the link of a port.
+    /// Others are counted by their /64. To be called before there are sessions.
     pub fn count_by_address(&mut self, network: &ipnet::Ipv6Net) {
         let bits = |addr: std::net::Ipv6Addr| u128::from_be_bytes(addr.octets());
         self.holders
             .add_network(bits(network.network()), bits(network.netmask()));
     }
 
-    /// What a source has.
+    /// The sessions of a source.
     pub fn holdings(&self, source: &Addr) -> Holdings {
         self.holders.holdings(source)
     }
 
-    /// A source address of each host and what that has, those with the most sessions first, to an eighth.
+    /// A source address of each host and what that has, those with the most sessions first, to an
+    /// eighth.
     pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
         let all = self.holders.largest_first();
         all.filter_map(|(id, holdings)| Some((self.get(id)?.src, holdings)))
@@ -51,8 +53,9 @@ impl Table {
         self.holders.remove_port(id);
     }
 
-    /// Whether there is room for one more session of `source`, which may have as much as `limits` says, and which one must end first: one that
-    /// `may` end. A copy of another unit's session may not, since that unit counts on it.
+    /// Whether there is room for one more session of `source`, which may have as much as `limits`
+    /// says, and which one must end first: one that `may` end. A copy of another unit's session may
+    /// not, since that unit counts on it.
     ///
     /// # Errors
     ///
@@ -94,8 +97,8 @@ impl Table {
             .map(Some)
     }
 
-    /// The same as [`Table::room`], to be called if that session will be ended: the next call looks at
-    /// others.
+    /// The same as [`Table::room`], to be called if that session will be ended: the next call looks
+    /// at others.
     ///
     /// # Errors
     ///
@@ -113,16 +116,16 @@ impl Table {
         room
     }
 
-    /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go. Looks at 64 at
-    /// most; those that may not go stay for later.
+    /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go. Looks at
+    /// 64 at most; those that may not go stay for later.
     pub fn early_drop_candidate(&mut self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
         let oldest = self.oldest_dispensable(may);
         self.pass_recent(oldest);
         oldest
     }
 
-    /// Has the next search among the sessions opened lately begin behind `found`, or behind those that were
-    /// looked at. What may still give way to another search stays for later.
+    /// Has the next search among the sessions opened lately begin behind `found`, or behind those
+    /// that were looked at. Sessions that may still give way to another search stay for later.
     fn pass_recent(&mut self, found: Option<SessionId>) {
         for _ in 0..Recent::POPS {
             let Some(id) = self.recent.pop() else { return };
@@ -135,8 +138,8 @@ impl Table {
         }
     }
 
-    /// Sessions of the host that has the most external ports, if that is not `source`: those that give way
-    /// first come first.
+    /// Sessions of the host that has the most external ports, if that is not `source`: those that
+    /// give way first come first.
     pub fn of_largest_port_holder(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
         self.holders.of_largest_port_holder(source)
     }

@@ -46,8 +46,8 @@ impl Table {
     ///
     /// Returns true if it stopped at one of its bounds: then call it again, at once or after other
     /// work. Called until it returns false at each [`Table::next_sweep`], it reports no session
-    /// early, and each about a second after its deadline at the latest. A session that is not removed
-    /// is reported again by the next pass.
+    /// early, and each about a second after its deadline at the latest. A session that is not
+    /// removed is reported again by the next pass.
     pub fn sweep(&mut self, now: Tick, expired: &mut Vec<SessionId>) -> bool {
         self.add_due(now);
         let (mut found, mut looks) = (0, 0);
@@ -105,7 +105,8 @@ impl Table {
         self.quiet = Some(Vec::new());
     }
 
-    /// To be called when a quiet connection has data again: it will be looked at when it may be quiet again.
+    /// To be called when a quiet connection has data again: it will be looked at when it may be
+    /// quiet again.
     pub(crate) fn watch(&mut self, id: SessionId) {
         let at = id.0 as usize;
         if let Some(Slot::Used(session)) = self.slots.get_mut(at) {
@@ -264,8 +265,8 @@ mod tests {
     }
 
     proptest! {
-        /// Packets, answers and new sessions at random times: none goes early, each within a second and
-        /// what a pass is prolonged by while the table grows.
+        /// Packets, answers and new sessions at random times: none goes early, each within a second
+        /// and what a pass is prolonged by while the table grows.
         #[test]
         fn sessions_expire_on_time(
             events in proptest::collection::vec((0..15u32, 0..4u8, 0..40u32), 1..200),

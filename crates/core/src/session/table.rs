@@ -62,7 +62,8 @@ pub struct Table {
     pub(super) check_at: Vec<Tick>,
     pub(super) timeouts: Timeouts,
     pub(super) sweep: Sweep,
-    /// Connections that were found quiet, and that nobody has asked for yet; none if nobody wants to know.
+    /// Connections that were found quiet, and that nobody has asked for yet; none if nobody wants
+    /// to know.
     pub(super) quiet: Option<Vec<SessionId>>,
     /// No session of a group counts as last seen before this.
     pub(super) renewed: [Tick; MAX_GROUPS],
@@ -148,7 +149,8 @@ impl Table {
         self.index.touch(hash);
     }
 
-    /// Has the session that a lookup of `hash` finds brought near; returns whether there may be one.
+    /// Has the session that a lookup of `hash` finds brought near; returns whether there may be
+    /// one.
     #[inline]
     pub fn touch_session(&self, hash: u32) -> bool {
         let session = self
@@ -241,8 +243,8 @@ impl Table {
 
     /// The session with this id, to be changed.
     ///
-    /// For the [store](crate::store) and the translator, which keep all else in step: after a change of its
-    /// [`SessionState`], [`Table::moved`] is to be called.
+    /// For the [store](crate::store) and the translator, which keep all else in step: after a
+    /// change of its [`SessionState`], [`Table::moved`] is to be called.
     #[inline]
     pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         match self.slots.get_mut(id.0 as usize) {
@@ -366,8 +368,8 @@ impl Table {
         assert_eq!(free + self.len() as usize, self.slots.len());
     }
 
-    /// The hash and key of each direction; only one if both have the same key, as a flow between two
-    /// equal endpoints has.
+    /// The hash and key of each direction; only one if both have the same key, as a flow between
+    /// two equal endpoints has.
     fn entries(&self, session: &Session, book: &AddressBook) -> Entries {
         let original = session.key(Direction::Original, book);
         let reply = session.key(Direction::Reply, book);
@@ -430,7 +432,7 @@ fn count_of(counts: &mut SessionCounts, protocol: Protocol) -> &mut u32 {
     }
 }
 
-/// What the index holds: 31 bits of id, one of direction.
+/// An entry of the index: 31 bits of id, one of direction.
 #[inline]
 fn payload(id: SessionId, direction: Direction) -> u32 {
     id.0 << 1 | direction as u32

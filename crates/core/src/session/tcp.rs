@@ -1,26 +1,29 @@
 //! Follows a TCP connection from between its ends, to know how long its session must live and which
 //! segments cannot be its own.
 //!
-//! The window checks are those of Guido van Rooij, "Real Stateful TCP Packet Filtering in IP Filter"
-//! (2000), which pf and conntrack use too. The rule where ends and middle may disagree: what could
-//! kill or shift the connection in the eyes of the tracker must prove that its sender sees the
-//! connection; what the end can judge better is let through and changes nothing here
+//! The window checks are those of Guido van Rooij, "Real Stateful TCP Packet Filtering in IP
+//! Filter" (2000), which pf and conntrack use too. The rule where ends and middle may disagree:
+//! what could kill or shift the connection in the eyes of the tracker must prove that its sender
+//! sees the connection; what the end can judge better is let through and changes nothing here
 //! ([`Change::Ignored`]).
 //!
 //! - A reset ends the session only if its sequence number is exactly the next that the receiver has
-//!   acknowledged (RFC 5961, section 3). Elsewhere in the window it passes: the receiver answers with a
-//!   challenge ACK, whose answer is exact. With data under way, a reset right after that data is exact for
-//!   the receiver if it has the data, and not if the data was forged. So that one shortens the life of
-//!   the session until a segment shows that both ends are still there ([`Change::Doubted`]).
-//! - A FIN counts once it is acknowledged. Until then it may be a forgery that the receiver ignores.
-//! - The numbers of a side come from its own segments. What the other side says of them counts as far
-//!   as the two agree, so nobody who can forge the segments of one side can move the other.
-//! - A SYN from the client in a live connection passes (RFC 5961, section 4). If the server still has
-//!   the connection, it sends a challenge ACK, and the client a reset that is exact. If the server has
-//!   lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session starts again, or
-//!   with a reset that does (RFC 9293, section 3.10.7), which passes. A SYN may carry data, of which the
-//!   answer acknowledges as much as the server took (Fast Open, RFC 7413).
-//! - An acknowledgment must lie between the oldest and the newest that can be (RFC 5961, section 5).
+//!   acknowledged (RFC 5961, section 3). Elsewhere in the window it passes: the receiver answers
+//!   with a challenge ACK, whose answer is exact. With data under way, a reset right after that
+//!   data is exact for the receiver if it has the data, and not if the data was forged. So that one
+//!   shortens the life of the session until a segment shows that both ends are still there
+//!   ([`Change::Doubted`]).
+//! - A FIN counts once it is acknowledged. Until then it may be a forgery that the receiver
+//!   ignores.
+//! - The numbers of a side come from its own segments. What the other side says of them counts as
+//!   far as the two agree, so nobody who can forge the segments of one side can move the other.
+//! - A SYN from the client in a live connection passes (RFC 5961, section 4). If the server still
+//!   has the connection, it sends a challenge ACK, and the client a reset that is exact. If the
+//!   server has lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session
+//!   starts again, or with a reset that does (RFC 9293, section 3.10.7), which passes. A SYN may
+//!   carry data, of which the answer acknowledges as much as the server took (Fast Open, RFC 7413).
+//! - An acknowledgment must lie between the oldest and the newest that can be (RFC 5961, section
+//!   5).
 
 use crate::event::DropReason;
 use crate::flow::Direction;
@@ -45,7 +48,7 @@ impl Segment {
     }
 }
 
-/// What an accepted segment did.
+/// The effect of an accepted segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It belongs to the connection; the state is as before.
@@ -54,9 +57,11 @@ pub enum Change {
     State,
     /// It begins a new connection in place of the old: the state has gone back.
     Reopened,
-    /// It may pass, but it proves nothing: it must not keep the session alive, nor count as a reply.
+    /// It may pass, but it proves nothing: it must not keep the session alive, nor count as a
+    /// reply.
     Ignored,
-    /// The same, but its receiver may have taken it for a reset: unless more comes, the session ends early.
+    /// The same, but its receiver may have taken it for a reset: unless more comes, the session
+    /// ends early.
     Doubted,
 }
 
@@ -74,8 +79,8 @@ pub struct Tracker {
     /// The number after the last SYN of [`Direction::Original`] that was let through in a live
     /// connection, without its data; valid if `fresh` is not [`NO_SYN`].
     pub(crate) fresh_start: u32,
-    /// Of that SYN: in the lower half the window scale (a shift or [`NO_SCALE`]), in the upper half how
-    /// many bits the length of its data has. Or [`NO_SYN`], with doubts in the lower half.
+    /// Of that SYN: in the lower half the window scale (a shift or [`NO_SCALE`]), in the upper half
+    /// how many bits the length of its data has. Or [`NO_SYN`], with doubts in the lower half.
     pub(crate) fresh: u8,
     /// The shifts of both directions, four bits each; [`NO_SCALE`] where none was offered.
     pub(crate) scales: u8,
@@ -85,7 +90,7 @@ pub struct Tracker {
     pub(crate) state: TcpState,
 }
 
-/// The highest number that was seen of it is a FIN. What counts is a FIN that is acknowledged too.
+/// The highest number that was seen of it is a FIN. Only a FIN that is also acknowledged counts.
 pub(super) const FIN: u8 = 1;
 /// Its SYN was acknowledged.
 pub(super) const SYN_ACKED: u8 = 2;
@@ -104,8 +109,9 @@ pub(super) const NO_SYN: u8 = 0xf0;
 /// The largest window (RFC 7323, section 2.3), except the half of it that the margin takes.
 const MAX_WINDOW: u32 = 1 << 29;
 
-/// What a unit that takes a connection over may not have been told of, of one direction: what passes between
-/// two [reports](crate::session::TOLD_EACH), and as much for each of some that were under way.
+/// The data of one direction that a unit which takes a connection over may not know of: that
+/// between two [reports](crate::session::TOLD_EACH), and as much for each of some that were under
+/// way.
 const UNTOLD: u32 = 4 * crate::session::TOLD_EACH as u32;
 
 /// Acknowledgments may be this much older than the newest even if windows are small: a super-packet
@@ -192,8 +198,8 @@ impl Tracker {
         (TcpState::Established..TcpState::TimeWait).contains(&self.state)
     }
 
-    /// Whether it was picked up in its middle, and nothing of the other direction was seen since that
-    /// agrees.
+    /// Whether it was picked up in its middle, and nothing of the other direction was seen since
+    /// that agrees.
     pub fn is_one_sided(&self) -> bool {
         self.has(Direction::Reply, ONE_SIDED)
     }
@@ -205,9 +211,9 @@ impl Tracker {
         self.marks & (UNSEEN | UNSEEN << 4) != 0
     }
 
-    /// Whether `sender` can have sent a segment with `seq` that nobody has acknowledged: what an ICMP
-    /// error may quote (RFC 5927, section 4.1). `is_taken_up`: another unit has seen packets that this one
-    /// has not, and [`Tracker::resume`] was not called yet.
+    /// Whether `sender` can have sent a segment with `seq` that nobody has acknowledged: what an
+    /// ICMP error may quote (RFC 5927, section 4.1). `is_taken_up`: another unit has seen packets
+    /// that this one has not, and [`Tracker::resume`] was not called yet.
     pub fn is_in_flight(&self, sender: Direction, seq: u32, is_taken_up: bool) -> bool {
         let s = sender as usize;
         let (mut sent, mut margin) = (self.in_flight(s), self.margin(sender));
@@ -271,8 +277,8 @@ impl Tracker {
                 let sent = self.end[sender as usize];
                 let is_again = segment.seq.wrapping_add(1) == self.acked[sender as usize];
                 self.start(sender, segment);
-                // Fast Open sends it again without its data, which the answer may acknowledge all the
-                // same (RFC 7413, section 4.1.3).
+                // Fast Open sends it again without its data, which the answer may acknowledge all
+                // the same (RFC 7413, section 4.1.3).
                 if is_again {
                     self.note_sent(sender, sent);
                 }
@@ -353,8 +359,8 @@ impl Tracker {
         if exact {
             return Ok(self.advance(TcpState::Closed));
         }
-        // The server has lost the connection and has nothing that listens. Nothing more than that is
-        // known here, and the client's next SYN starts the session again.
+        // The server has lost the connection and has nothing that listens. Nothing more than that
+        // is known here, and the client's next SYN starts the session again.
         let refuses_fresh_syn = segment.has(TcpFlags::ACK)
             && segment.seq == 0
             && self.answers_fresh_syn(sender, segment);
@@ -381,8 +387,9 @@ impl Tracker {
         self.advance(self.reached())
     }
 
-    /// Takes note of how far a segment goes. A FIN is the last that its side sends, and has a number that
-    /// nothing else had: where data was seen, before it or after it, one of them is forged.
+    /// Takes note of how far a segment goes. A FIN is the last that its side sends, and has a
+    /// number that nothing else had: where data was seen, before it or after it, one of them is
+    /// forged.
     #[inline]
     fn note_end(&mut self, sender: Direction, segment: &Segment) {
         let (s, end) = (sender as usize, segment.end());
@@ -470,9 +477,9 @@ impl Tracker {
         is_within(last, expected, window + 2 + margin, ahead + margin)
     }
 
-    /// How far off the acknowledged number of `sender` may be: where part of the history is missing, two
-    /// windows, since data may be under way that was sent through another unit, and what is known of it
-    /// is only what both sides agree on.
+    /// How far off the acknowledged number of `sender` may be: where part of the history is
+    /// missing, two windows, since data may be under way that was sent through another unit, and
+    /// what is known of it is only what both sides agree on.
     #[inline]
     fn margin(&self, sender: Direction) -> u32 {
         match self.has(Direction::Original, INCOMPLETE) {
@@ -481,8 +488,8 @@ impl Tracker {
         }
     }
 
-    /// What a side has sent and the other one has not acknowledged, below 2^31. While the numbers are not
-    /// known they may contradict each other, which counts as nothing.
+    /// The data that a side has sent and the other one has not acknowledged, below 2^31. While the
+    /// numbers are not known they may contradict each other, which counts as nothing.
     #[inline]
     fn in_flight(&self, side: usize) -> u32 {
         let sent = self.end[side].wrapping_sub(self.acked[side]) as i32;
@@ -904,7 +911,8 @@ mod tests {
         assert_eq!(t.state(), TcpState::Closed);
     }
 
-    /// An end that aborts sends no more, and the other, which has all of its data, sends nothing at all.
+    /// An end that aborts sends no more, and the other, which has all of its data, sends nothing at
+    /// all.
     #[test]
     fn a_reset_after_data_that_is_not_acknowledged_is_believed_until_more_comes() {
         let reset = |number| c(RST_ACK, number, 1, 0);
@@ -934,7 +942,8 @@ mod tests {
                 (TcpState::Established, is_believed)
             );
         }
-        // The receiver challenges it, acknowledges the data, or goes on; or so does its supposed sender.
+        // The receiver challenges it, acknowledges the data, or goes on; or so does its supposed
+        // sender.
         for life in [
             (Reply, s(ACK, 1, 1, 0), Ok(Same)),
             (Reply, s(ACK, 1, 501, 0), Ok(Same)),
@@ -959,7 +968,7 @@ mod tests {
             ],
         );
         assert!(t.is_doubted());
-        // What was sent through another unit is not known here.
+        // Data sent through another unit is not known here.
         let mut t = established();
         run(&mut t, &[data(1, 500)]);
         t.resume();
@@ -1217,7 +1226,7 @@ mod tests {
                 ],
             );
         }
-        // What an earlier SYN of another number carried counts for nothing.
+        // Data that an earlier SYN of another number carried does not count.
         let mut t = opened();
         run(
             &mut t,
@@ -1381,8 +1390,8 @@ mod tests {
     }
 
     proptest! {
-        /// Segments are lost and sent again, a blind attacker joins in; whatever the ends send passes,
-        /// and the attacker can neither kill nor shift the connection.
+        /// Segments are lost and sent again, a blind attacker joins in; whatever the ends send
+        /// passes, and the attacker can neither kill nor shift the connection.
         #[test]
         fn honest_ends_are_never_hindered(
             isns in any::<[u32; 2]>(),
@@ -1432,8 +1441,9 @@ mod tests {
             }
         }
 
-        /// Somebody who knows the windows forges segments of one side, before and after the connection
-        /// is taken over. Whatever the ends send passes, and nothing ends or shortens the connection.
+        /// Somebody who knows the windows forges segments of one side, before and after the
+        /// connection is taken over. Whatever the ends send passes, and nothing ends or shortens
+        /// the connection.
         #[test]
         fn forged_segments_of_one_side_neither_end_nor_move_the_other(
             isns in any::<[u32; 2]>(),
@@ -1475,8 +1485,9 @@ mod tests {
                         let seq = near(ends[me].next, random[0]);
                         let ack = near(ends[1 - me].next, random[1]);
                         let len = if flags == RST { 0 } else { random[2] % 1460 };
-                        // What the other end has acknowledged is not known to one who sees nothing of it.
-                        // And what comes right after the end of what is sent, it can only guess.
+                        // What the other end has acknowledged is not known to one who sees nothing
+                        // of it. And what comes right after the end of what is sent, it can only
+                        // guess.
                         if seq != ends[1 - me].received && seq != t.acked[me] && seq != t.end[me] {
                             let _ = t.handle(from, &seg(flags, seq, ack, len));
                             prop_assert_eq!(t.state(), TcpState::Established);

@@ -1,12 +1,14 @@
 //! Resets that may or may not have ended a connection.
 //!
-//! A reset right after data that nobody has acknowledged yet is exact for the receiver if it has the data, and not
-//! if the data was forged. Which of the two, its receiver shows: it sends no more, or it goes on.
+//! A reset right after data that nobody has acknowledged yet is exact for the receiver if it has
+//! the data, and not if the data was forged. Which of the two, its receiver shows: it sends no
+//! more, or it goes on.
 
 use super::tcp::{Change, NO_SYN, Segment, Tracker, is_before};
 use crate::flow::Direction;
 
-/// (A doubt, shifted by the direction.) Between what is acknowledged and the end, something may be missing.
+/// (A doubt, shifted by the direction.) Between what is acknowledged and the end, something may be
+/// missing.
 const HOLE: u8 = 1;
 /// (A doubt, shifted by the direction.) A reset came right after the end, and nothing since.
 const RESET: u8 = 4;
@@ -14,14 +16,14 @@ const RESET: u8 = 4;
 pub(super) const NOTHING_KNOWN: u8 = NO_SYN | HOLE | HOLE << 1;
 
 impl Tracker {
-    /// Whether one side may have ended the connection by a reset, and nothing has come since that shows the
-    /// contrary.
+    /// Whether one side may have ended the connection by a reset, and nothing has come since that
+    /// shows the contrary.
     pub fn is_doubted(&self) -> bool {
         self.fresh & (NO_SYN | RESET | RESET << 1) > NO_SYN
     }
 
-    /// Takes note of a reset that is not exact, but may be so for the receiver: it comes right after data that
-    /// has no hole.
+    /// Takes note of a reset that is not exact, but may be so for the receiver: it comes right
+    /// after data that has no hole.
     #[cold]
     pub(super) fn doubt(&mut self, sender: Direction, seq: u32) -> Change {
         let [hole, reset] = [HOLE, RESET].map(|doubt| doubt << sender as u8);
@@ -48,8 +50,8 @@ impl Tracker {
         }
     }
 
-    /// A segment shows that a reset has not ended the connection: its receiver goes on, or its supposed sender
-    /// has more to send.
+    /// A segment shows that a reset has not ended the connection: its receiver goes on, or its
+    /// supposed sender has more to send.
     #[cold]
     pub(super) fn note_life(&mut self, sender: Direction, segment: &Segment) {
         self.fresh &= !(RESET << sender.flip() as u8);

@@ -2,11 +2,11 @@
 //! unit that has seen more of them.
 //!
 //! What is known may be old, and a segment may be forged. So each segment passes, for the ends to
-//! judge, and is kept as what its side *claims*: the end of its own data ([`Tracker::end`]) and what it
-//! acknowledges of the other's ([`Tracker::acked`]). The fields are by the side that they are *about*;
-//! who claims them is what matters here, and a claim of one side never overwrites one of the other. Once
-//! a segment agrees with what the other side has claimed, in both numbers, the two see the same
-//! connection, and from then on segments are judged strictly.
+//! judge, and is kept as what its side *claims*: the end of its own data ([`Tracker::end`]) and
+//! what it acknowledges of the other's ([`Tracker::acked`]). The fields are by the side that they
+//! are *about*; who claims them is what matters here, and a claim of one side never overwrites one
+//! of the other. Once a segment agrees with what the other side has claimed, in both numbers, the
+//! two see the same connection, and from then on segments are judged strictly.
 //!
 //! Somebody who can forge the segments of one side only can't make the other side agree. While the
 //! numbers are not known nothing but an exact reset ends the connection, and its timeout stays.
@@ -60,8 +60,8 @@ impl Tracker {
         }
     }
 
-    /// What the other side says that it has of `sender` counts as far as the two agree: no more than was
-    /// sent, and no less than a window before.
+    /// Acknowledgments by the other side count for `sender` as far as the two agree: no more than
+    /// was sent, and no less than a window before.
     fn reconcile(&mut self, sender: Direction) {
         let (s, r) = (sender as usize, sender.flip() as usize);
         let least = self.end[s].wrapping_sub(self.max_window[r]);

@@ -15,9 +15,9 @@ const KEY: [u8; 16] = *b"tandemgw/1digest";
 
 /// The sums of all groups.
 ///
-/// A session is hashed by what peers must agree on: its keys, its TCP state, and whether it was replied
-/// to; not by times, counters, windows or policies. The hash is added to the sum of its bucket, which
-/// its original key decides.
+/// A session is hashed by what peers must agree on: its keys, its TCP state, and whether it was
+/// replied to; not by times, counters, windows or policies. The hash is added to the sum of its
+/// bucket, which its original key decides.
 #[derive(Debug)]
 pub struct Digest {
     hash: SipHasher13,
@@ -26,9 +26,10 @@ pub struct Digest {
     counts: Vec<u32>,
 }
 
-/// What of a session changes during its life and counts for the digest.
+/// The part of a session that changes during its life and counts for the digest.
 ///
-/// Taken before and after each edit of a session; if they differ, counts, sums and peers have to follow.
+/// Taken before and after each edit of a session; if they differ, counts, sums and peers have to
+/// follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionPhase {
     /// The TCP state; 255 if it has none.
@@ -191,8 +192,8 @@ impl Digest {
     }
 }
 
-/// The hash of a session; `identity` is one of its keys already, so mixing is enough (the finalizer of
-/// MurmurHash3: a bijection).
+/// The hash of a session; `identity` is one of its keys already, so mixing is enough (the finalizer
+/// of MurmurHash3: a bijection).
 #[inline]
 fn element(identity: u64, phase: SessionPhase) -> u64 {
     let step = 1 + 2 * u64::from(phase.progress) + u64::from(phase.replied);

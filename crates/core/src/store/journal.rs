@@ -1,4 +1,5 @@
-//! What peers have to learn of the sessions: which are shared, in which order they changed, and their sums.
+//! The changes to sessions that peers must learn: which are shared, in which order they changed,
+//! and their sums.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,8 +17,9 @@ const ENTRIES_PER_CALL: usize = 1024;
 
 /// The change log, the digest, and what decides what enters them.
 ///
-/// Only the [`SessionStore`](super::SessionStore) writes into it what happens to sessions. Replication reads
-/// it, moves the places of its readers, and says who they are and which groups this unit sends.
+/// Only the [`SessionStore`](super::SessionStore) writes into it what happens to sessions.
+/// Replication reads it, moves the places of its readers, and says who they are and which groups
+/// this unit sends.
 ///
 /// A unit without `[ha]` has one that nothing enters.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Journal {
         self.log.seq_of(id)
     }
 
-    /// What the peer with index `peer` does not hold.
+    /// The sessions that the peer with index `peer` has refused.
     pub fn refused(&self, peer: usize) -> Option<&Refused> {
         self.refused.get(peer)
     }
@@ -125,8 +127,8 @@ impl Journal {
         self.refused.get_mut(peer)
     }
 
-    /// The peer with index `peer` holds those sessions of `group` that `held` says, which is told their last
-    /// change, and all that it refused without a name.
+    /// The peer with index `peer` holds those sessions of `group` that `held` says, which is told
+    /// their last change, and all that it refused without a name.
     pub fn forgive(&mut self, peer: usize, group: GroupId, held: impl Fn(SessionId, Seq) -> bool) {
         let log = &self.log;
         if let Some(refused) = self.refused.get_mut(peer) {
@@ -136,7 +138,8 @@ impl Journal {
         }
     }
 
-    /// A session goes to the peer with index `peer`, which knows of it from now on and has not refused it.
+    /// A session goes to the peer with index `peer`, which knows of it from now on and has not
+    /// refused it.
     pub fn sent(&mut self, peer: usize, id: SessionId, group: GroupId) {
         self.log.mark_shared(id);
         if let Some(refused) = self.refused.get_mut(peer) {
@@ -154,8 +157,8 @@ impl Journal {
         self.sending.get(usize::from(group.0)).copied().flatten()
     }
 
-    /// Says whether this unit sends the sessions of `group`, and as primary of which term. Returns the term
-    /// that ends thereby, if a session of the group was opened or changed here in it.
+    /// Says whether this unit sends the sessions of `group`, and as primary of which term. Returns
+    /// the term that ends thereby, if a session of the group was opened or changed here in it.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>) -> Option<u64> {
         let index = usize::from(group.0);
         let before = std::mem::replace(self.sending.get_mut(index)?, term);
@@ -216,8 +219,8 @@ impl Journal {
         }
     }
 
-    /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
-    /// whether others may have to be now.
+    /// Changes the switches of session pickup; sessions that are replicated already stay so.
+    /// Returns whether others may have to be now.
     pub(super) fn set_pickup(&mut self, ha: &Ha) -> bool {
         let before = std::mem::replace(&mut self.pickup, Pickup::new(ha));
         let after = &self.pickup;
@@ -241,7 +244,8 @@ impl Journal {
         if is_old || self.delayed.len() >= self.max_delayed {
             self.enter(id, session, book);
         } else {
-            // The queue stays ordered when sessions come to it late, because a switch was off before.
+            // The queue stays ordered when sessions come to it late, because a switch was off
+            // before.
             let last = self.delayed.back().map_or(Tick(0), |(since, _)| *since);
             self.delayed.push_back((session.created.max(last), id));
         }

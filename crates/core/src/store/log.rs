@@ -15,9 +15,9 @@ pub type Seq = u64;
 /// Every replicated session once, in the order of its last change, and the removed ones.
 ///
 /// A reader's place is an element of the list like the sessions, so that nothing has to be fixed up
-/// when a session moves or goes: each operation is O(1) whatever the number of readers. The log holds
-/// no state of sessions; a reader takes the state that a session has when its turn comes. So the
-/// backlog of the slowest reader is the number of sessions at most.
+/// when a session moves or goes: each operation is O(1) whatever the number of readers. The log
+/// holds no state of sessions; a reader takes the state that a session has when its turn comes. So
+/// the backlog of the slowest reader is the number of sessions at most.
 #[derive(Debug)]
 pub struct ChangeLog {
     /// The end of the ring, the readers, then by [`SessionId`].
@@ -37,8 +37,8 @@ pub struct ChangeLog {
 struct Node {
     prev: u32,
     next: u32,
-    /// The number of the change, twice, plus one if a peer may know of the session; zero if the node
-    /// is in no list. Readers have none.
+    /// The number of the change, twice, plus one if a peer may know of the session; zero if the
+    /// node is in no list. Readers have none.
     stamp: u64,
 }
 
@@ -63,7 +63,7 @@ pub struct Tombstone {
     pub group: GroupId,
 }
 
-/// What a reader comes upon.
+/// An entry that a reader comes upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A session that was added or changed.
@@ -145,8 +145,8 @@ impl ChangeLog {
         }
     }
 
-    /// Notes that what peers know of a session that stays is void, so that they forget it before they
-    /// get its next state.
+    /// Notes that what peers know of a session that stays is void, so that they forget it before
+    /// they get its next state.
     pub(super) fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
         if self.is_shared(id) {
             self.leave_tombstone(key, group);
@@ -459,7 +459,7 @@ mod tests {
         }
     }
 
-    /// What a reader believes: session → version of its state. A model of a peer.
+    /// A reader's belief: session → version of its state. A model of a peer.
     type Belief = BTreeMap<u32, u64>;
 
     fn read(log: &mut ChangeLog, reader: usize, live: &Belief, belief: &mut Belief) -> bool {
@@ -484,7 +484,7 @@ mod tests {
             let (mut live, mut version) = (Belief::new(), 0);
             // By reader: its belief, and whether it may have missed something.
             let mut readers = vec![(Belief::new(), false); 3];
-            // What a reader believed after each change that it read.
+            // The reader's belief after each change that it read.
             let mut history = vec![BTreeMap::from([(0, Belief::new())]); 3];
             for op in ops {
                 version += 1;

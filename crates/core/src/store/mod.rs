@@ -1,11 +1,13 @@
-//! A session's life as one object's business: the [`SessionStore`] keeps the table, the ports that sessions
-//! take, and the [journal](Journal) from which peers learn of them, and keeps the three in step.
+//! A session's life as one object's business: the [`SessionStore`] keeps the table, the ports that
+//! sessions take, and the [journal](Journal) from which peers learn of them, and keeps the three in
+//! step.
 //!
-//! Nobody else can change a session: the store lends the table, the address book and the translator for
-//! reading only. So there is no order of calls to keep when a session changes; what a change means for
-//! counts, deadlines, sums and peers is found out here.
+//! Nobody else can change a session: the store lends the table, the address book and the translator
+//! for reading only. So there is no order of calls to keep when a session changes; what a change
+//! means for counts, deadlines, sums and peers is found out here.
 //!
-//! The [change log](log) holds each replicated session once, in the order of the last changes, and the
+//! The [change log](log) holds each replicated session once, in the order of the last changes, and
+//! the
 //! [digest] says in a few numbers which sessions there are.
 
 pub mod digest;
@@ -47,15 +49,16 @@ pub struct Keys {
     pub table: [u8; 16],
 }
 
-/// What an edit may want to know beside the session.
+/// The surroundings that an edit may need beside the session.
 pub struct Around<'a> {
     /// The addresses that sessions are translated to.
     pub book: &'a AddressBook,
-    /// No packet of the session was seen here since its group's leases were [renewed](SessionStore::renew).
+    /// No packet of the session was seen here since its group's leases were
+    /// [renewed](SessionStore::renew).
     pub is_stale: bool,
 }
 
-/// What of a session others keep account of: if an edit changes it, they are told.
+/// The part of a session that others keep account of: if an edit changes it, they are told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Noted {
     phase: SessionPhase,
@@ -110,7 +113,7 @@ impl SessionStore {
         &self.nat
     }
 
-    /// What peers have to learn.
+    /// The changes that peers must learn.
     #[inline]
     pub fn journal(&self) -> &Journal {
         &self.journal
@@ -121,7 +124,8 @@ impl SessionStore {
         &mut self.journal
     }
 
-    /// What a reader of the journal needs: the state of sessions, and the journal to read on in.
+    /// The parts that a reader of the journal needs: the state of sessions, and the journal to read
+    /// on in.
     pub fn to_read(&mut self) -> (&Table, &AddressBook, &mut Journal) {
         (&self.table, &self.book, &mut self.journal)
     }
@@ -138,8 +142,8 @@ impl SessionStore {
         self.table.get(id)
     }
 
-    /// Adds a session that was opened here at `now`, takes its external port, and has peers told of it, if
-    /// session pickup covers it.
+    /// Adds a session that was opened here at `now`, takes its external port, and has peers told of
+    /// it, if session pickup covers it.
     ///
     /// # Errors
     /// [`InsertError`], with nothing changed.
@@ -170,8 +174,8 @@ impl SessionStore {
         count.copied().unwrap_or(0)
     }
 
-    /// Changes a session that this unit follows; none if it does not exist. What its key is made of must stay
-    /// as it is, and its times only go forward.
+    /// Changes a session that this unit follows; none if it does not exist. The parts of its key
+    /// must stay as they are, and its times only go forward.
     ///
     /// For what a packet does, see [`SessionStore::follow`].
     pub fn edit<R>(
@@ -192,8 +196,8 @@ impl SessionStore {
         Some(result)
     }
 
-    /// Changes a session as a packet of it does: its counts and times, and of what others keep account of its
-    /// phase alone, so that no more is compared.
+    /// Changes a session as a packet of it does: its counts and times, and of what others keep
+    /// account of its phase alone, so that no more is compared.
     #[inline(always)]
     pub fn follow<R>(
         &mut self,
@@ -217,8 +221,8 @@ impl SessionStore {
         Some(result)
     }
 
-    /// Tells those who keep account of a session that it has changed. Apart from the way of all those packets
-    /// that change nothing.
+    /// Tells those who keep account of a session that it has changed. Apart from the way of all
+    /// those packets that change nothing.
     #[inline(never)]
     fn note_edit(&mut self, id: SessionId, before: Noted) {
         let Some(session) = self.table.get(id) else {
@@ -239,7 +243,8 @@ impl SessionStore {
         }
     }
 
-    /// Sees to a session that is [notable](SessionFlags::NOTABLE). Returns whether peers are to be told.
+    /// Sees to a session that is [notable](SessionFlags::NOTABLE). Returns whether peers are to be
+    /// told.
     fn take_notable(&mut self, id: SessionId) -> bool {
         let Some(session) = self.table.get_mut(id) else {
             return false;
@@ -256,16 +261,16 @@ impl SessionStore {
         true
     }
 
-    /// Gives a session another policy, of the same meaning, under which this unit knows it. Peers have names
-    /// of their own for it.
+    /// Gives a session another policy, of the same meaning, under which this unit knows it. Peers
+    /// have names of their own for it.
     pub fn rename_policy(&mut self, id: SessionId, policy: PolicyId) {
         if let Some(session) = self.table.get_mut(id) {
             session.policy = policy;
         }
     }
 
-    /// Ends a session: it gives back what it holds, and peers are told if this unit sends its group. Returns
-    /// what it was.
+    /// Ends a session: it gives back what it holds, and peers are told if this unit sends its
+    /// group. Returns what it was.
     pub fn end(&mut self, id: SessionId) -> Option<Session> {
         self.nat.release(&mut self.table, id);
         let session = self.table.remove(id, &self.book)?;
@@ -276,7 +281,8 @@ impl SessionStore {
         Some(session)
     }
 
-    /// Has peers told of a session from now on, if session pickup covers it and they are not already.
+    /// Has peers told of a session from now on, if session pickup covers it and they are not
+    /// already.
     pub fn replicate(&mut self, id: SessionId, now: Time) {
         if self.journal.seq_of(id).is_none()
             && let Some(session) = self.table.get(id)
@@ -298,8 +304,8 @@ impl SessionStore {
         Ok(id)
     }
 
-    /// Brings a session to what a peer has sent of it; its times may go back. What its key is made of must
-    /// stay as it is.
+    /// Brings a session to what a peer has sent of it; its times may go back. The parts of its key
+    /// must stay as they are.
     pub fn edit_from_peer(&mut self, id: SessionId, edit: impl FnOnce(&mut Session)) {
         let Some(session) = self.table.get_mut(id) else {
             return;
@@ -338,7 +344,8 @@ impl SessionStore {
         self.table.make_room(source, limits, may)
     }
 
-    /// See [`Table::early_drop_candidate`]. `may` is also told how many replicated sessions a group has.
+    /// See [`Table::early_drop_candidate`]. `may` is also told how many replicated sessions a group
+    /// has.
     pub fn early_drop_candidate(
         &mut self,
         may: impl Fn(&Session, &Journal) -> bool,
@@ -428,13 +435,15 @@ impl SessionStore {
         self.nat.reconfigure(layout)
     }
 
-    /// Changes the switches of session pickup; sessions that are replicated already stay so. Returns
-    /// whether there may be others that are to be now: call [`SessionStore::replicate`] for these.
+    /// Changes the switches of session pickup; sessions that are replicated already stay so.
+    /// Returns whether there may be others that are to be now: call [`SessionStore::replicate`] for
+    /// these.
     pub fn set_pickup(&mut self, ha: &Ha) -> bool {
         self.journal.set_pickup(ha)
     }
 
-    /// A table of another size, in place of one that is empty or whose sessions are not to count any more.
+    /// A table of another size, in place of one that is empty or whose sessions are not to count
+    /// any more.
     #[cfg(test)]
     pub(crate) fn set_table(&mut self, table: Table) {
         self.table = table;

@@ -1,9 +1,9 @@
-//! What a peer does not hold of the sessions that it was sent.
+//! The sessions that a peer was sent and does not hold.
 
 use crate::flow::GroupId;
 use crate::session::SessionId;
 
-/// What a peer has refused of this unit's sessions: one bit a slot of the table.
+/// The sessions of this unit that a peer has refused: one bit a slot of the table.
 #[derive(Debug, Default)]
 pub struct Refused {
     slots: Vec<u64>,
@@ -23,7 +23,8 @@ impl Refused {
         }
     }
 
-    /// Whether the peer has said that it does not hold a session of `group`: by name, or as one of others.
+    /// Whether the peer has said that it does not hold a session of `group`: by name, or as one of
+    /// others.
     #[inline]
     pub fn contains(&self, id: SessionId, group: GroupId) -> bool {
         self.is_named(id) || self.has_unnamed(group)
@@ -61,8 +62,8 @@ impl Refused {
         }
     }
 
-    /// The peer has refused sessions of a group that it did not name. No effect for a group that does not
-    /// exist.
+    /// The peer has refused sessions of a group that it did not name. No effect for a group that
+    /// does not exist.
     pub fn add_unnamed(&mut self, group: GroupId) {
         if let Some(unnamed) = self.unnamed.get_mut(usize::from(group.0)) {
             *unnamed = true;

@@ -1,4 +1,4 @@
-//! What can be wrong with the stream of a peer.
+//! The errors in the stream of a peer.
 
 use std::fmt;
 

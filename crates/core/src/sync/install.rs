@@ -1,4 +1,4 @@
-//! What a record of a peer does to the table.
+//! The effect of a peer's record on the table.
 
 use super::message::{Record, Refusal};
 use super::peer::Authority;
@@ -20,7 +20,8 @@ const REPLICATED: [SessionFlags; 3] = [
 
 impl Replicator {
     /// Applies a record to a session, or refuses it, and counts that. A session that is new takes
-    /// the place of those that its packets belong to so far, if the peer's word counts more than theirs.
+    /// the place of those that its packets belong to so far, if the peer's word counts more than
+    /// theirs.
     pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         let Some(group) = self.group_of(at, record.group) else {
             return self.refuse(at, record, Refusal::Unknown);
@@ -111,7 +112,8 @@ impl Replicator {
         }
     }
 
-    /// Group, ports and policy of a record in this unit's terms; none if the first three are not known.
+    /// Group, ports and policy of a record in this unit's terms; none if the first three are not
+    /// known.
     fn names_of(&self, at: usize, record: &Record) -> Option<(GroupId, PortId, PortId, PolicyId)> {
         let remote = self.peers[at].remote.as_ref()?;
         let port = |index: u16| remote.ports.get(usize::from(index)).copied().flatten();

@@ -1,4 +1,4 @@
-//! What units tell each other, version 2.
+//! The messages between units, version 2.
 //!
 //! A stream of frames `length: u32 | type: u8 | body`, numbers in network order, the length that of
 //! type and body. Types that a unit does not know, and what follows the known part of a body, are
@@ -42,8 +42,8 @@ pub enum Message<'a> {
     },
     /// 4: some buckets are sent again from here on, among other changes.
     Begin,
-    /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; what was not named since
-    /// [`Message::Begin`] does not exist.
+    /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; what was not named
+    /// since [`Message::Begin`] does not exist.
     End(Vec<(u8, Buckets)>),
     /// 6, `seq: u64 | group: u8 | 256 × u64`: the sums of the group's buckets here.
     Mark {
@@ -63,14 +63,14 @@ pub enum Message<'a> {
         /// The buckets that differ.
         differing: Buckets,
     },
-    /// 8, `group: u8 | term: u64 | held term: u64 | held epoch: u64 | held position: u64`: the sender
-    /// is primary of the group, and sends its sessions.
+    /// 8, `group: u8 | term: u64 | held term: u64 | held epoch: u64 | held position: u64`: the
+    /// sender is primary of the group, and sends its sessions.
     Claim {
         /// Its place in the list of the sender of this frame.
         group: u8,
         /// The term with which the sender is primary.
         term: u64,
-        /// What the sender held of the group when that term began.
+        /// The sender's evidence for the group when that term began.
         basis: Holding,
     },
     /// 9, `group: u8`: the sender sends no more sessions of the group.
@@ -85,8 +85,8 @@ pub enum Message<'a> {
         /// The new term.
         term: u64,
     },
-    /// 11, `group: u8 | operations`: sessions that the sender, a standby, has and that the receiver, the
-    /// primary, may lack. Only [`Operation::Put`] counts.
+    /// 11, `group: u8 | operations`: sessions that the sender, a standby, has and that the
+    /// receiver, the primary, may lack. Only [`Operation::Put`] counts.
     Offer {
         /// The group, in the list of the sender of this frame.
         group: u8,
@@ -103,8 +103,9 @@ pub enum Message<'a> {
         /// The group.
         group: u8,
     },
-    /// 14, `group: u8 | reason: u8 | named: u8 (0, 1) | family and key`: the sender does not hold a session
-    /// of the receiver's, although it will acknowledge the change. Not named: there are more.
+    /// 14, `group: u8 | reason: u8 | named: u8 (0, 1) | family and key`: the sender does not hold a
+    /// session of the receiver's, although it will acknowledge the change. Not named: there are
+    /// more.
     Refuse {
         /// The group, in the list of the receiver of this frame.
         group: u8,
@@ -113,8 +114,8 @@ pub enum Message<'a> {
         /// The key of its original direction.
         key: Option<FlowKey>,
     },
-    /// 15, nothing more: an operator asks by way of the sender that the receiver begins a maintenance. A unit that
-    /// does not know this passes over it.
+    /// 15, nothing more: an operator asks by way of the sender that the receiver begins a
+    /// maintenance. A unit that does not know this passes over it.
     Drain,
     /// Of a newer version.
     Unknown,
@@ -154,11 +155,11 @@ impl Refusal {
     }
 }
 
-/// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq: u64 |
-/// ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a name is `length: u8
-/// | UTF-8`, a list `count: u16 | names`. After the program, which may be empty: `complete: u8 (0, 1) | count:
-/// u16 | count × (name | hash: u32)`, the settings; then `units`, a list. Units up to 0.1.0 do not send the program and
-/// what follows.
+/// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq:
+/// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
+/// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be empty:
+/// `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then `units`, a
+/// list. Units up to 0.1.0 do not send the program and the fields after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit of another one is not talked to.
@@ -186,7 +187,8 @@ pub struct Hello {
     pub program: Option<String>,
     /// The items of the digest, by name.
     pub settings: Settings,
-    /// The names of all units of the cluster that the sender knows, itself among them; empty if it does not say.
+    /// The names of all units of the cluster that the sender knows, itself among them; empty if it
+    /// does not say.
     pub units: Vec<String>,
 }
 
@@ -207,10 +209,10 @@ pub enum Operation {
 /// `marks: u8 | group: u8 | in~ | out~ | policy~ | key | [outgoing source | its port] | [outgoing
 /// destination | its port] | idle~ | age~ | packets~ × 2 | bytes~ × 2 | [tcp]`
 ///
-/// Marks: 1 IPv6, 2 source translated, 4 destination translated, 8 tracked TCP, 16 replied, 32 picked
-/// up, 64 to be logged. Key: `protocol: u8 | source | destination | source port: u16 | destination
-/// port: u16`. TCP: `state: u8 | scales: u8 | marks: u8 | 2 × (acked: u32 | (end - acked)~ | window~)`;
-/// a SYN that is not answered yet is left out, its sender repeats it.
+/// Marks: 1 IPv6, 2 source translated, 4 destination translated, 8 tracked TCP, 16 replied, 32
+/// picked up, 64 to be logged. Key: `protocol: u8 | source | destination | source port: u16 |
+/// destination port: u16`. TCP: `state: u8 | scales: u8 | marks: u8 | 2 × (acked: u32 | (end -
+/// acked)~ | window~)`; a SYN that is not answered yet is left out, its sender repeats it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The group, in the sender's list.

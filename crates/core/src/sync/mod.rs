@@ -1,15 +1,16 @@
-//! Replication: every unit has the sessions of all groups, and those of a group come from its primary.
+//! Replication: every unit has the sessions of all groups, and those of a group come from its
+//! primary.
 //!
-//! State, not events: the [change log](crate::store::log) holds each session once, in the order of the last
-//! changes, and each peer reads it at its own pace, taking the state that a session has by then. Whether
-//! two units agree is known from [digests](crate::store::digest) of each group that are compared once a
-//! second; where they differ, the bucket concerned is sent again. That is also how a unit that joins gets
-//! everything, and how anything heals that went wrong: resuming a stream after a lost link is an
-//! optimization.
+//! State, not events: the [change log](crate::store::log) holds each session once, in the order of
+//! the last changes, and each peer reads it at its own pace, taking the state that a session has by
+//! then. Whether two units agree is known from [digests](crate::store::digest) of each group that
+//! are compared once a second; where they differ, the bucket concerned is sent again. That is also
+//! how a unit that joins gets everything, and how anything heals that went wrong: resuming a stream
+//! after a lost link is an optimization.
 //!
-//! Modules in reading order: [`message`], [`codec`], then the two directions (`transmit`, `receive`), what
-//! a record does to the table (`install`), and what units that were apart do before anything is removed
-//! (`union`).
+//! Modules in reading order: [`message`], [`codec`], then the two directions (`transmit`,
+//! `receive`), what a record does to the table (`install`), and what units that were apart do
+//! before anything is removed (`union`).
 
 pub mod codec;
 pub mod message;
@@ -47,7 +48,7 @@ use progress::Untold;
 /// How long a peer whose connection was lost can take it up where it was.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
 
-/// What the replicator may change besides itself.
+/// The state that the replicator may change beside its own.
 pub struct Context<'a> {
     /// Sessions that peers send go here, and what has changed is read from here.
     pub store: &'a mut SessionStore,
@@ -55,7 +56,7 @@ pub struct Context<'a> {
     pub now: Time,
 }
 
-/// What the owner should know.
+/// News for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncEvent {
     /// The Hello of a peer has come.
@@ -65,7 +66,8 @@ pub enum SyncEvent {
         /// It goes on where the last connection was lost.
         resumed: bool,
     },
-    /// A peer has other settings, of those that must be the same on all units: it does not count as ready.
+    /// A peer has other settings, of those that must be the same on all units: it does not count as
+    /// ready.
     PeerConfigDiffers(PeerId),
     /// A peer does not take sessions of a group.
     PeerRefuses {
@@ -87,11 +89,11 @@ pub enum SyncEvent {
     PeerReady(PeerId, GroupId),
     /// This unit has all sessions of a group that the peer sends.
     Ready(PeerId, GroupId),
-    /// A standby has offered all that this unit, the primary of the group, lacked. Its rules may have been others
-    /// than those of this unit when it got them.
+    /// A standby has offered all that this unit, the primary of the group, lacked. Its rules may
+    /// have been others than those of this unit when it got them.
     Merged(PeerId, GroupId),
-    /// A peer that had all sessions of a group no longer has, or sending them again has not helped. The
-    /// buckets that differ are sent again.
+    /// A peer that had all sessions of a group no longer has, or sending them again has not helped.
+    /// The buckets that differ are sent again.
     DigestDiffers {
         /// The standby whose sums differ.
         peer: PeerId,
@@ -100,9 +102,9 @@ pub enum SyncEvent {
         /// How many of the group's 256 buckets differ.
         buckets: u32,
     },
-    /// What this unit and a peer have of each other's sessions, each time that it changes.
+    /// The sync state between this unit and a peer, each time that it changes.
     Reached(PeerId, SyncState),
-    /// What this unit holds of a group, each time that it changes.
+    /// This unit's evidence for a group, each time that it changes.
     Holds(GroupId, Holding),
     /// An operator asks by way of a peer that this unit begins a maintenance.
     DrainAsked(PeerId),
@@ -117,7 +119,7 @@ pub enum SyncEvent {
     },
 }
 
-/// What became of received bytes.
+/// The outcome for received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     /// How many were taken; the others must come again.
@@ -128,8 +130,8 @@ pub struct Received {
 
 /// Replicates sessions to all peers, and keeps those that they replicate here.
 ///
-/// What happens to sessions it reads in the [`Journal`] of the store that the owner passes to each call. For
-/// each peer: [`Replicator::peer_connected`] when its stream is open, then
+/// What happens to sessions it reads in the [`Journal`] of the store that the owner passes to each
+/// call. For each peer: [`Replicator::peer_connected`] when its stream is open, then
 /// [`Replicator::receive`] with what it brings and [`Replicator::poll_transmit`] whenever it takes
 /// something, until [`Replicator::peer_disconnected`]. After each round of calls
 /// [`Replicator::poll_event`] until there is none.
@@ -139,7 +141,7 @@ pub struct Replicator {
     peers: Vec<SyncPeer>,
     /// Groups of which this unit has all sessions.
     ready: Vec<bool>,
-    /// What this unit holds of each group; as primary, what it held when its term began.
+    /// This unit's evidence for each group; as primary, that from when its term began.
     held: Vec<Holding>,
     events: VecDeque<SyncEvent>,
     untold: Untold,
@@ -149,7 +151,8 @@ pub struct Replicator {
 impl Replicator {
     /// The replicator of a unit with `[ha]`; none without. It sends no group yet.
     ///
-    /// `epoch` is random, another one in each process, and the boot identifier of its heartbeats; `ruleset` is that of `config`.
+    /// `epoch` is random, another one in each process, and the boot identifier of its heartbeats;
+    /// `ruleset` is that of `config`.
     pub fn new(config: &Config, epoch: u64, ruleset: &Ruleset) -> Option<Replicator> {
         let ha = config.ha.as_ref()?;
         let groups = config.groups.len();
@@ -169,8 +172,8 @@ impl Replicator {
         })
     }
 
-    /// Takes over the policies of a changed configuration. Returns whether streams that are open must be
-    /// closed, since their Hello has what was before.
+    /// Takes over the policies of a changed configuration. Returns whether streams that are open
+    /// must be closed, since their Hello has what was before.
     pub(crate) fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
         let told = told_names(ruleset.names());
         self.identity.settings = Settings::new(ruleset.items());
@@ -179,11 +182,11 @@ impl Replicator {
         !is_same
     }
 
-    /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
-    /// changed until then is still sent when it stops.
+    /// Says whether this unit sends the sessions of `group`, and as primary of which term. Changes
+    /// until then are still sent when it stops.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>, journal: &mut Journal) {
         if journal.term(group) != term {
-            // What a comparison found counts for the term in which it was made.
+            // The result of a comparison counts for the term in which it was made.
             self.forget_comparisons(group);
         }
         if let Some(ended) = journal.set_sending(group, term) {
@@ -201,7 +204,7 @@ impl Replicator {
         self.untold.note_all_peers();
     }
 
-    /// What this unit holds of `group` may be stale: it counts as complete only after another
+    /// This unit's copy of `group` may be stale: it counts as complete only after another
     /// comparison with the primary.
     pub(crate) fn doubt(&mut self, group: GroupId) {
         let group = usize::from(group.0);
@@ -262,8 +265,8 @@ impl Replicator {
         }
     }
 
-    /// The stream to a peer takes nothing now. [`Replicator::poll_transmit`] is called when it does, so no
-    /// timer runs until then.
+    /// The stream to a peer takes nothing now. [`Replicator::poll_transmit`] is called when it
+    /// does, so no timer runs until then.
     pub(crate) fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.sender.blocked = true;

@@ -1,4 +1,4 @@
-//! What is remembered of each peer.
+//! The state kept for each peer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::store::digest::Buckets;
 use crate::store::{Journal, Seq};
 use crate::time::Time;
 
-/// What went to a peer and came from it, since the start of the process.
+/// Traffic to and from a peer, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// States and ends of sessions that were sent.
@@ -35,7 +35,7 @@ pub(super) struct SyncPeer {
     /// Until when a peer that was lost may take up its stream where it was.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
-    /// What its Hello said; none before that.
+    /// The peer's Hello; none before that.
     pub(super) remote: Option<Remote>,
     /// Its last Hello named other policies, pools or forwards.
     pub(super) other_rules: bool,
@@ -57,7 +57,7 @@ pub(super) struct Remote {
     pub(super) ruleset: [u8; 16],
     /// The names of those that differ from this unit's.
     pub(super) differing: Vec<String>,
-    /// What differs keeps either from taking over.
+    /// A difference here keeps either from taking over.
     pub(super) conflicts: bool,
     /// The version of its program.
     pub(super) program: Option<String>,
@@ -65,7 +65,7 @@ pub(super) struct Remote {
     pub(super) has: Vec<bool>,
 }
 
-/// What a connected peer said of itself.
+/// A connected peer's report on itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct About<'a> {
     /// The digest of its settings: virtual addresses, groups, policies, pools and forwards.
@@ -78,14 +78,14 @@ pub struct About<'a> {
     pub program: Option<&'a str>,
 }
 
-/// What goes to a peer. Lists are by own [`GroupId`].
+/// The state of sending to a peer. Lists are by own [`GroupId`].
 #[derive(Debug)]
 pub(super) struct Sender {
     /// The terms with which the peer was told that this unit sends a group.
     pub(super) told: Vec<Option<u64>>,
     /// The change that the last batch brought the peer to.
     pub(super) sent: Seq,
-    /// What the peer has acknowledged of that.
+    /// The part that the peer has acknowledged.
     pub(super) confirmed: Seq,
     /// All up to here is at the peer, or none of its business.
     pub(super) acked: Seq,
@@ -128,7 +128,7 @@ pub(super) struct Mark {
     pub(super) strikes: u32,
 }
 
-/// What comes from a peer. Lists are by own [`GroupId`].
+/// The state of receiving from a peer. Lists are by own [`GroupId`].
 #[derive(Debug)]
 pub(super) struct Receiver {
     /// Of the peer's process.
@@ -155,7 +155,7 @@ pub(super) struct Receiver {
     pub(super) offering: Option<Offering>,
     /// Groups of which the peer has offered all, to be answered.
     pub(super) taken: Vec<GroupId>,
-    /// What was not taken, and is to be told.
+    /// Refused sessions that the peer is still to be told of.
     pub(super) refusals: Refusals,
 }
 
@@ -165,7 +165,7 @@ pub(super) enum Union {
     /// Nothing is to be offered, or the primary has taken it: comparisons count.
     #[default]
     Done,
-    /// What differs at the next comparison is offered.
+    /// Differences found by the next comparison are offered.
     Due,
     /// These buckets are being offered.
     Offering(Buckets),
@@ -191,7 +191,7 @@ pub(super) struct Sweep {
     pub(super) found: Vec<SessionId>,
 }
 
-/// What a peer may do to the sessions of a group here.
+/// A peer's rights over the sessions of a group here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Authority {
     /// Nothing: it does not send the group, or another unit has a higher term.
@@ -298,12 +298,14 @@ impl SyncPeer {
         self.heard.by_link == Some(self.receiver.epoch)
     }
 
-    /// Whether the process that its last stream led to is known to live, if only from the data ports.
+    /// Whether the process that its last stream led to is known to live, if only from the data
+    /// ports.
     pub(super) fn lives(&self) -> bool {
         self.heard.at_all == Some(self.receiver.epoch)
     }
 
-    /// Whether it has all of a group that it was told of, and no more than the newest changes is under way.
+    /// Whether it has all of a group that it was told of, and no more than the newest changes is
+    /// under way.
     #[inline]
     pub(super) fn is_in_sync_for(&self, group: GroupId) -> bool {
         let index = usize::from(group.0);
@@ -312,7 +314,8 @@ impl SyncPeer {
         self.connected && self.is_heard() && told && joined
     }
 
-    /// Whether it has all groups that it was told of, and no more than the newest changes is under way.
+    /// Whether it has all groups that it was told of, and no more than the newest changes is under
+    /// way.
     pub(super) fn is_in_sync(&self) -> bool {
         let told = || {
             self.sender
@@ -329,7 +332,7 @@ impl SyncPeer {
 }
 
 impl Replicator {
-    /// What of [`Replicator::lag`] costs nothing to tell: the sequence gap and the oldest age.
+    /// The cheap part of [`Replicator::lag`]: the sequence gap and the oldest age.
     pub fn backlog(&self, peer: PeerId, journal: &Journal, now: Time) -> (u64, Duration) {
         let Some(SyncPeer { sender, .. }) = self.peers.get(peer.index()) else {
             return Default::default();
@@ -340,8 +343,8 @@ impl Replicator {
         }
     }
 
-    /// Whether the settings of `peer` agree with those of this unit, as far as it is known. One that lacks a
-    /// group may lack what that group needs; all else must be the same.
+    /// Whether the settings of `peer` agree with those of this unit, as far as it is known. One
+    /// that lacks a group may lack what that group needs; all else must be the same.
     pub(crate) fn agrees(&self, peer: PeerId) -> bool {
         let remote = self.peers.get(peer.index()).map(|peer| &peer.remote);
         !matches!(remote, Some(Some(remote)) if remote.conflicts)
@@ -352,7 +355,7 @@ impl Replicator {
         self.peers.iter().any(|peer| peer.other_rules)
     }
 
-    /// What a peer said of itself when its stream began; none while there is no stream.
+    /// A peer's report on itself when its stream began; none while there is no stream.
     pub fn about(&self, peer: PeerId) -> Option<About<'_>> {
         let remote = self.peers.get(peer.index())?.remote.as_ref()?;
         Some(About {
@@ -368,16 +371,16 @@ impl Replicator {
         self.identity.ruleset
     }
 
-    /// What went to a peer and came from it.
+    /// Traffic to and from a peer.
     pub fn traffic(&self, peer: PeerId) -> Traffic {
         let peer = self.peers.get(peer.index());
         peer.map_or_else(Traffic::default, |peer| peer.traffic)
     }
 
-    /// Which process of `peer` the election hears, whenever that changes. A peer
-    /// that it does not hear by a link is not in sync: nobody waits for it. Nor is one whose process is another
-    /// than the stream leads to: it has restarted, and holds nothing yet. A process has one number, which its
-    /// heartbeats and its Hello carry, so it does not matter which of them come first.
+    /// Which process of `peer` the election hears, whenever that changes. A peer that it does not
+    /// hear by a link is not in sync: nobody waits for it. Nor is one whose process is another than
+    /// the stream leads to: it has restarted, and holds nothing yet. A process has one number,
+    /// which its heartbeats and its Hello carry, so it does not matter which of them come first.
     pub fn set_heard(&mut self, peer: PeerId, heard: Heard) {
         if let Some(known) = self.peers.get_mut(peer.index()) {
             known.heard = heard;
@@ -393,7 +396,7 @@ impl Sender {
         self.watch = (seq, now);
     }
 
-    /// What was read up to `read` and not sent was none of the peer's business.
+    /// Changes up to `read` that were not sent don't concern the peer.
     pub(super) fn settle(&mut self, read: Seq, last: Seq, now: Time) {
         self.acked = if self.confirmed == self.sent {
             read
@@ -405,7 +408,7 @@ impl Sender {
         }
     }
 
-    /// What was found to differ in a former term is void in the next one.
+    /// Differences found in a former term are void in the next one.
     pub(super) fn forget_repairs(&mut self, group: usize) {
         self.pending[group] = Buckets::default();
         if let Some(scan) = &mut self.scan {
@@ -418,8 +421,8 @@ impl Sender {
         self.scan.is_some() || self.pending.iter().any(|buckets| !buckets.is_empty())
     }
 
-    /// How long to wait with the next mark after buckets were sent: not at all at first, then longer
-    /// and longer, since what the peer can't take it won't take the next time either.
+    /// How long to wait with the next mark after buckets were sent: not at all at first, then
+    /// longer and longer, since what the peer can't take it won't take the next time either.
     pub(super) fn patience(&self) -> Duration {
         let strikes = self
             .marks

@@ -1,13 +1,14 @@
-//! What the election is told: how far this unit and each peer are with the sessions of the groups.
+//! News for the election: how far this unit and each peer are with the sessions of the groups.
 //!
-//! Whatever changes an answer here says so, and [`Replicator::poll_event`] tells the election once for all
-//! changes since the last time. `Gateway::check_invariants` compares what it was told with what holds.
+//! Whatever changes an answer here says so, and [`Replicator::poll_event`] tells the election once
+//! for all changes since the last time. `Gateway::check_invariants` compares what it was told with
+//! what holds.
 
 use super::{Replicator, SyncEvent};
 use crate::evidence::{Heard, SyncState};
 use crate::flow::{GroupId, GroupSet, PeerId};
 
-/// What has changed since the election was told.
+/// Changes since the last news to the election.
 #[derive(Debug)]
 pub(super) struct Untold {
     peers: Vec<bool>,
@@ -23,7 +24,7 @@ impl Untold {
         }
     }
 
-    /// What this unit and a peer have of each other has changed.
+    /// The sync state between this unit and a peer has changed.
     pub(super) fn note_peer(&mut self, at: usize) {
         self.peers[at] = true;
     }
@@ -33,7 +34,7 @@ impl Untold {
         self.peers.fill(true);
     }
 
-    /// What this unit holds of a group has changed.
+    /// This unit's evidence for a group has changed.
     pub(super) fn note_group(&mut self, group: usize) {
         self.groups[group] = true;
     }
@@ -47,7 +48,7 @@ fn take(marked: &mut [bool]) -> Option<u8> {
 }
 
 impl Replicator {
-    /// What the election is to be told next.
+    /// The next news for the election.
     pub(super) fn poll_untold(&mut self) -> Option<SyncEvent> {
         if let Some(group) = take(&mut self.untold.groups).map(GroupId) {
             return Some(SyncEvent::Holds(group, self.held(group)));
@@ -66,12 +67,13 @@ impl Replicator {
         (0..self.ready.len()).map(|group| GroupId(group as u8))
     }
 
-    /// What the election has told last of a peer.
+    /// The election's last news of a peer.
     pub(crate) fn heard(&self, peer: PeerId) -> Option<Heard> {
         self.peers.get(peer.index()).map(|peer| peer.heard)
     }
 
-    /// What this unit and a peer have of each other. Nothing that counts, if their settings contradict each other.
+    /// The sync state between this unit and a peer. Zero if their settings contradict each other.
+    /// Nothing that counts, if their settings contradict each other.
     pub(crate) fn reached(&self, peer: PeerId) -> SyncState {
         let set = |is_in: &dyn Fn(GroupId) -> bool| {
             let mut set = GroupSet::default();

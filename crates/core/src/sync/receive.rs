@@ -1,5 +1,5 @@
-//! What comes from a peer. The peer is authenticated, and yet nothing that it sends may crash this
-//! unit, fill its memory, keep it busy, or change a group that is not the peer's.
+//! Handles received messages. The peer is authenticated, and yet nothing that it sends may crash
+//! this unit, fill its memory, keep it busy, or change a group that is not the peer's.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,8 @@ impl From<Malformed> for ProtocolError {
 }
 
 impl Replicator {
-    /// Handles bytes of a peer's stream: a bounded piece of work, so that forwarding is not held up.
+    /// Handles bytes of a peer's stream: a bounded piece of work, so that forwarding is not held
+    /// up.
     ///
     /// # Errors
     ///
@@ -139,7 +140,7 @@ impl Replicator {
         Ok(true)
     }
 
-    /// What a Hello says, in the terms of this unit.
+    /// A Hello, in the terms of this unit.
     fn remote(&self, hello: &Hello) -> Remote {
         Remote {
             ports: translate(&hello.ports, &self.identity.ports, |i| {
@@ -254,8 +255,8 @@ impl Replicator {
         Ok(is_done)
     }
 
-    /// Has the operations of a frame applied, from where the last call ended, while there is budget; returns
-    /// whether all are. One of an unknown kind is `None`.
+    /// Has the operations of a frame applied, from where the last call ended, while there is
+    /// budget; returns whether all are. One of an unknown kind is `None`.
     pub(super) fn each_operation(
         &mut self,
         at: usize,

@@ -1,5 +1,5 @@
-//! What must be the same on all units, told in the Hello item by item, so that each can say by name what
-//! differs: virtual addresses of ports, groups, pools, forwards, policies.
+//! The settings that must be the same on all units, sent in the Hello item by item, so that each
+//! unit can name the differences: virtual addresses of ports, groups, pools, forwards, policies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +39,8 @@ impl Settings {
         self.items.iter().map(|(name, _)| size(name)).sum()
     }
 
-    /// Whether something that both have is not the same, or policies that both have are in another order.
+    /// Whether something that both have is not the same, or policies that both have are in another
+    /// order.
     pub(super) fn contradicts(&self, other: &Settings) -> bool {
         let common = |these: &Settings, those: &Settings| -> Vec<(String, u32)> {
             let names: BTreeSet<&str> = those.items.iter().map(|(name, _)| name.as_str()).collect();
@@ -50,8 +51,9 @@ impl Settings {
         common(self, other) != common(other, self)
     }
 
-    /// The names of what differs from `other`, at most eight, and then how many more there are. Empty if it
-    /// is none that was told: then it is the order of policies, or one of those without room.
+    /// The names of what differs from `other`, at most eight, and then how many more there are.
+    /// Empty if it is none that was told: then it is the order of policies, or one of those without
+    /// room.
     pub(super) fn differing(&self, other: &Settings) -> Vec<String> {
         let [ours, theirs] = [self, other].map(|it| {
             let items = it.items.iter();

@@ -419,7 +419,7 @@ proptest! {
         world.calm(2);
         let mut good = Vec::new();
         for _ in 0..rounds {
-            // What unit a sends, to be played back to it, with damage.
+            // The stream of unit a, to be played back to it, with damage.
             world.transmit(0, 1, 5000);
             good.extend(world.pipes[&(0, 1)].iter());
             world.act(0);
@@ -730,7 +730,7 @@ fn a_changed_delay_holds_for_those_that_wait() {
     assert_eq!(unit.sync.poll_timeout(unit.store.journal()), Some(at(5)));
     unit.sync.handle_timeout(at(5), &mut unit.store);
     assert_eq!(seqs(&unit), [Some(1), None]);
-    // What has come to be excluded does not enter, until it is not so any more.
+    // A newly excluded session does not enter, until it is no longer excluded.
     assert!(!set(&mut unit, "session-pickup = false"));
     unit.sync.handle_timeout(at(9), &mut unit.store);
     assert_eq!(seqs(&unit), [Some(1), None]);
@@ -957,7 +957,8 @@ fn a_removal_is_kept_for_the_slowest_peer() {
     assert_eq!(world.units[2].sync.counters().removed, 1);
 }
 
-/// A unit that takes over says that it holds everything, and has lost it: others keep theirs, and it gets them back.
+/// A unit that takes over says that it holds everything, and has lost it: others keep theirs, and
+/// it gets them back.
 #[test]
 fn a_primary_that_lacks_what_it_claims_ends_nothing() {
     let mut world = World::new(3, 1);

@@ -1,4 +1,4 @@
-//! What goes to a peer, in this order: control messages, changes, buckets that are sent again, marks.
+//! Sends to a peer, in this order: control messages, changes, buckets that are sent again, marks.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const SLOTS_PER_STEP: u32 = 64;
 /// How often sums are compared.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is read from, when, and how much.
+/// The source of records: from when, and how much.
 struct Source<'a> {
     store: &'a mut SessionStore,
     now: Time,

@@ -1,11 +1,12 @@
-//! What units that were apart do before anything is removed.
+//! How units that were apart merge their sessions before anything is removed.
 //!
-//! A unit that becomes primary may lack sessions that a standby has: the last changes of the one before
-//! it came to the standby alone, or both were primary for a while without knowing. So the first
-//! comparison under a new term never removes: the standby offers what differs, the primary takes what
-//! it lacks, and only a later comparison counts. Nor does it matter what the primary says that it holds: one that
-//! is wrong about that has lost its own copies, and must not end those of others. The price is small: a session
-//! whose end only the primary has seen comes back, and ends when it times out.
+//! A unit that becomes primary may lack sessions that a standby has: the last changes of the one
+//! before it came to the standby alone, or both were primary for a while without knowing. So the
+//! first comparison under a new term never removes: the standby offers what differs, the primary
+//! takes what it lacks, and only a later comparison counts. Nor does it matter what the primary
+//! says that it holds: one that is wrong about that has lost its own copies, and must not end those
+//! of others. The price is small: a session whose end only the primary has seen comes back, and
+//! ends when it times out.
 
 use super::codec::{self, Malformed};
 use super::message::{Message, Operation};
@@ -23,14 +24,15 @@ const SLOTS_PER_CALL: u32 = 2048;
 const SLOTS_PER_STEP: u32 = 64;
 
 impl Replicator {
-    /// What this unit holds of a group; as primary, what it held when its term began.
+    /// This unit's evidence for a group; as primary, that from when its term began.
     pub fn held(&self, group: GroupId) -> Holding {
         let held = self.held.get(usize::from(group.0));
         held.copied().unwrap_or_default()
     }
 
-    /// A term of this unit as primary, in which sessions of `group` were opened or changed here, has ended:
-    /// what it holds by then. A term in which nothing happened adds nothing to what was held before it.
+    /// A term of this unit as primary, in which sessions of `group` were opened or changed here,
+    /// has ended: what it holds by then. A term in which nothing happened adds nothing to what was
+    /// held before it.
     pub(super) fn end_term(&mut self, group: GroupId, term: u64, journal: &Journal) {
         if let Some(held) = self.held.get_mut(usize::from(group.0)) {
             *held = Holding {
@@ -56,8 +58,9 @@ impl Replicator {
         }
     }
 
-    /// A comparison with the primary at its change `seq` found no difference. The last changes before that may have
-    /// been none of this unit's business: they count too, so that all units that hold the same say the same.
+    /// A comparison with the primary at its change `seq` found no difference. The last changes
+    /// before that may have been none of this unit's business: they count too, so that all units
+    /// that hold the same say the same.
     pub(super) fn hold_all(&mut self, at: usize, group: usize, seq: Seq) {
         let receiver = &self.peers[at].receiver;
         if let Some(term) = receiver.claims[group] {
@@ -70,8 +73,8 @@ impl Replicator {
         }
     }
 
-    /// A peer says that it is primary. If this unit does not follow it under that term already, it offers what
-    /// differs.
+    /// A peer says that it is primary. If this unit does not follow it under that term already, it
+    /// offers what differs.
     pub(super) fn plan_union(&mut self, at: usize, group: usize, term: u64) {
         let held = &self.held[group];
         let receiver = &mut self.peers[at].receiver;

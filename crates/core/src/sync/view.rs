@@ -1,4 +1,4 @@
-//! What replication says of itself: how far each peer is, and what has happened.
+//! A view of replication: how far each peer is, and recent events.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Lag {
     pub would_be_lost: u32,
 }
 
-/// What has happened, counted.
+/// Counters of past events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Sessions of peers that were new here.
@@ -70,11 +70,11 @@ impl Replicator {
         }
     }
 
-    /// Sessions of a group that the peer would not have, or not as they are, if this unit died now. None if this
-    /// unit is not primary of the group.
+    /// Sessions of a group that the peer would not have, or not as they are, if this unit died now.
+    /// None if this unit is not primary of the group.
     ///
-    /// All of them if it is not known what the peer holds, or that its process still lives. Those that are never
-    /// replicated, or not yet, are lost as well.
+    /// All of them if it is not known what the peer holds, or that its process still lives. Those
+    /// that are never replicated, or not yet, are lost as well.
     pub fn would_be_lost(&self, peer: PeerId, group: GroupId, store: &SessionStore) -> Option<u32> {
         let (index, journal) = (usize::from(group.0), store.journal());
         journal.term(group)?;
@@ -166,7 +166,7 @@ impl Replicator {
             .map_or(0, |peer| peer.receiver.applied)
     }
 
-    /// What has happened so far.
+    /// Totals so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }

@@ -9,7 +9,7 @@ use super::namespace::Namespace;
 use super::traffic::{FIRST_SOURCE, HELLO, SOURCES};
 use super::worker::{Result, Worker};
 
-/// What forwards between client and server.
+/// The forwarder between client and server.
 ///
 /// The kernel forwards on the CPU of the sender, and pays for sending too; the other CPU is idle
 /// then. Moved to the other one (receive packet steering) it was slower.

@@ -1,4 +1,5 @@
-//! Tests of the shell against a kernel: each test runs alone in a process and a network namespace of its own.
+//! Tests of the shell against a kernel: each test runs alone in a process and a network namespace
+//! of its own.
 
 use std::net::IpAddr;
 use std::process::Command;

@@ -211,8 +211,8 @@ impl Drop for Namespace {
 /// Lets `command` start in the namespaces of the process behind `pidfd`, and end with our thread.
 fn enter(command: &mut Command, pidfd: RawFd, namespaces: libc::c_int) {
     command.env("PATH", search_path());
-    // SAFETY: between fork and exec only system calls are made, on a descriptor that the parent keeps
-    // open until then; nothing allocates or takes a lock.
+    // SAFETY: between fork and exec only system calls are made, on a descriptor that the parent
+    // keeps open until then; nothing allocates or takes a lock.
     unsafe {
         command.pre_exec(move || {
             if libc::setns(pidfd, namespaces) != 0 {

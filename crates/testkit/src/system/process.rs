@@ -68,12 +68,12 @@ impl Process {
             .expect("stdin is a pipe, and not taken yet")
     }
 
-    /// What it has written to stdout until now.
+    /// Its stdout so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// What it has written to stderr until now.
+    /// Its stderr so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }

@@ -81,7 +81,7 @@ pub struct Packet<'a> {
     pub data: Cow<'a, str>,
 }
 
-/// What was seen at a port.
+/// Packet counts of a port.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Statistics<'a> {
     /// When the capture ended, in nanoseconds since boot.

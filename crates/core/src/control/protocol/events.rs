@@ -27,7 +27,7 @@ pub struct Event {
     pub peer: Option<String>,
     /// The port that it concerns; `null` if none.
     pub port: Option<String>,
-    /// What has happened, in a sentence.
+    /// The event, in a sentence.
     pub what: String,
     /// Why; `null` if that is not known.
     pub why: Option<String>,
@@ -39,7 +39,7 @@ pub struct Event {
 pub enum EventState {
     /// It lasts from now on.
     Begin,
-    /// What began with an event of the same `id` is over.
+    /// The condition that began with the event of the same `id` is over.
     End,
 }
 

@@ -1,4 +1,4 @@
-//! What would happen to a packet, as the protocol tells it.
+//! The explanation of a packet, as sent over the protocol.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,8 @@ pub struct ExplainRequest {
     pub in_port: String,
 }
 
-/// What would happen to a packet, and why. A step that it does not reach is `null`.
+/// The fate of a packet, step by step. A step that it does not reach is `null`. A step that it does
+/// not reach is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The unit that answers.
@@ -27,7 +28,7 @@ pub struct Explanation {
     pub flow: Flow,
     /// The assumed kind of packet, in words.
     pub explained_as: Option<String>,
-    /// What the packet belongs to.
+    /// The session or connection that the packet belongs to.
     pub matches: Option<Matches>,
     /// Its session, as `sessions` lists it; `null` if there is none.
     pub session: Option<Session<'static>>,
@@ -59,9 +60,9 @@ pub struct Explanation {
     pub owner: Option<String>,
     /// Whether this unit is that primary.
     pub primary_here: Option<bool>,
-    /// What the primary does with it.
+    /// The primary's verdict.
     pub verdict: Verdict,
-    /// What this unit does with it, if different.
+    /// This unit's verdict, if different.
     pub verdict_here: Option<Verdict>,
     /// Whether its session would survive a takeover.
     pub survives: Option<Survival>,
@@ -82,7 +83,7 @@ pub struct Flow {
     pub r#in: String,
 }
 
-/// What a packet belongs to.
+/// The session, address or flow that a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Matches {
@@ -184,15 +185,15 @@ pub enum Mismatch {
     Destination,
     /// `service`.
     Service,
-    /// `forwarded`: a forward has translated the destination, or it has not, or the packet is for the own
-    /// address of a forward's server.
+    /// `forwarded`: a forward has translated the destination, or it has not, or the packet is for
+    /// the own address of a forward's server.
     Forwarded,
     /// A key that this version does not know.
     #[serde(other)]
     Unknown,
 }
 
-/// What a policy does.
+/// The action of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyAction {
@@ -250,7 +251,7 @@ pub struct Translated {
     pub dst: Endpoint,
 }
 
-/// What happens to a packet.
+/// The outcome for a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {

@@ -35,7 +35,8 @@ pub struct MaintenanceDone {
     pub on: bool,
     /// When that ends by itself, in seconds since 1970; `null` if it does not.
     pub until: Option<f64>,
-    /// Groups that it is still primary of. It hands them over as soon as another unit can take them.
+    /// Groups that it is still primary of. It hands them over as soon as another unit can take
+    /// them.
     pub primary_of: Vec<String>,
 }
 
@@ -61,7 +62,8 @@ pub struct SwitchDone {
     pub config: PathBuf,
     /// Groups with their own priority, which a change of `priority` does not affect.
     pub groups_with_their_own: Vec<String>,
-    /// Whether the client wrote the value to the config file. Only `tandemgw ha set --save --json` says so.
+    /// Whether the client wrote the value to the config file. Only `tandemgw ha set --save --json`
+    /// says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saved: Option<bool>,
 }
@@ -100,6 +102,6 @@ pub struct ReloadDone {
 pub struct Change {
     /// The key, or the table with its name.
     pub key: String,
-    /// What is different, such as `20 → 30` or `added`.
+    /// The difference, such as `20 → 30` or `added`.
     pub what: String,
 }

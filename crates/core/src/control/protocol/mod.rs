@@ -1,17 +1,19 @@
 //! The admin protocol: requests, answers and errors, as both sides of the control socket know them.
 //!
-//! A client writes a [`Request`] as one line of JSON. The gateway answers with lines of JSON. Their type
-//! depends on the request, and docs/admin-protocol.md lists it. The last line of an answer is either
-//! [`DONE`] or a [`Failure`]. While an answer takes long, the gateway writes [`SIGN_OF_LIFE`] lines in
-//! between, but not in a capture, which is as silent as the network.
+//! A client writes a [`Request`] as one line of JSON. The gateway answers with lines of JSON. Their
+//! type depends on the request, and docs/admin-protocol.md lists it. The last line of an answer is
+//! either [`DONE`] or a [`Failure`]. While an answer takes long, the gateway writes
+//! [`SIGN_OF_LIFE`] lines in between, but not in a capture, which is as silent as the network.
 //!
 //! Rules that keep clients and gateways of different versions working together:
 //!
-//! - A field never changes its name or its meaning. [`VERSION`] rises when fields or requests are added.
+//! - A field never changes its name or its meaning. [`VERSION`] rises when fields or requests are
+//!   added.
 //! - A reader ignores fields that it does not know.
 //! - A field that came after version 0 is an `Option`: an older gateway does not send it.
 //! - What is not known is `null`, never 0 or `true`.
-//! - A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its name says.
+//! - A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its
+//!   name says.
 
 pub mod capture;
 mod events;
@@ -51,7 +53,7 @@ pub const SIGN_OF_LIFE: &str = r#"{"working":true}"#;
 /// The longest request, in bytes with its newline.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// What a client asks.
+/// A client's request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -72,8 +74,8 @@ pub enum Request {
         #[serde(default)]
         filter: Vec<String>,
     },
-    /// What the policies have decided. The answer is a [`PolicyRow`] per policy, in their order, and one for
-    /// packets that no policy matches.
+    /// The decisions of the policies. The answer is a [`PolicyRow`] per policy, in their order, and
+    /// one for packets that no policy matches.
     Policies,
     /// The hosts with the most sessions, the largest first. The answer is a [`HostRow`] per host.
     Hosts {
@@ -81,8 +83,8 @@ pub enum Request {
         #[serde(default)]
         limit: Option<u64>,
     },
-    /// What has happened to this unit, the oldest first. The answer is an [`Event`] per line. With `follow` it
-    /// goes on until the client ends its side of the connection.
+    /// Past events of this unit, oldest first. The answer is an [`Event`] per line. With `follow`
+    /// it goes on until the client ends its side of the connection.
     Events {
         /// Only those after this number.
         #[serde(default)]
@@ -103,7 +105,7 @@ pub enum Request {
         #[serde(default)]
         all: bool,
     },
-    /// What would happen to a packet. The answer is one [`Explanation`].
+    /// The fate of a packet. The answer is one [`Explanation`].
     Explain(ExplainRequest),
     /// A planned handover. The answer is a [`HandoverDone`] per group.
     Failover {
@@ -117,8 +119,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
-    /// Begins or ends the maintenance of this unit: it hands its groups over and stays standby, unless it is
-    /// the only one that can have them. The answer is one [`MaintenanceDone`].
+    /// Begins or ends the maintenance of this unit: it hands its groups over and stays standby,
+    /// unless it is the only one that can have them. The answer is one [`MaintenanceDone`].
     Maintenance {
         /// Whether it is to be in maintenance.
         on: bool,
@@ -133,7 +135,7 @@ pub enum Request {
     Reload,
     /// The config in force. The answer is a [`ConfigPart`] per table.
     ConfigShow {
-        /// What has its default value, too.
+        /// Includes options with their default value.
         #[serde(default)]
         full: bool,
     },
@@ -165,7 +167,7 @@ pub enum Request {
     },
 }
 
-/// What a client may do.
+/// The rights of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
     /// Ask what is there.

@@ -14,8 +14,8 @@ use super::PolicyAction;
 /// A host that has sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRow {
-    /// An address of it. Hosts of a /64 that is on no link of the gateway count as one, and an unlucky few share a
-    /// place.
+    /// An address of it. Hosts of a /64 that is on no link of the gateway count as one, and an
+    /// unlucky few share a place.
     pub source: String,
     /// Sessions that it has opened.
     pub sessions: u32,
@@ -53,8 +53,8 @@ pub struct Session<'a> {
     pub group: Cow<'a, str>,
     /// The node that handles its packets; `null` if none is known to.
     pub owner: Option<Cow<'a, str>>,
-    /// On the primary, whether the peers have acknowledged its present state; on a standby, whether that has
-    /// all sessions of the group.
+    /// On the primary, whether the peers have acknowledged its present state; on a standby, whether
+    /// that has all sessions of the group.
     pub synced: bool,
     /// Seconds since it was opened.
     pub age_s: u64,
@@ -93,12 +93,12 @@ pub struct SessionCount {
     pub bytes: u64,
 }
 
-/// What a policy has decided, since the start or since it was added.
+/// How often a policy decided, since the start or since it was added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyRow {
     /// Its name; `null` for the drop of packets that no policy matches.
     pub name: Option<String>,
-    /// What it does with a packet that would open a session.
+    /// Its action on a packet that would open a session.
     pub action: PolicyAction,
     /// Packets that would open a session and matched this policy.
     pub hits: u64,
@@ -132,7 +132,8 @@ pub struct Skipped {
     pub sessions: u64,
 }
 
-/// An end of a flow: `10.0.0.1:80`, `[fd00::1]:80`, or an address alone if the protocol has no ports.
+/// An end of a flow: `10.0.0.1:80`, `[fd00::1]:80`, or an address alone if the protocol has no
+/// ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// Without a zone, as in an IP header.

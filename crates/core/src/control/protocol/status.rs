@@ -44,7 +44,7 @@ pub struct Status {
 pub struct HealthStatus {
     /// The state of the worst trouble.
     pub state: HealthState,
-    /// What is wrong, in one sentence; `null` if nothing is.
+    /// The problem, in one sentence; `null` if there is none.
     pub reason: Option<String>,
     /// For how many seconds that has been so.
     pub since: f64,
@@ -57,7 +57,7 @@ pub struct HealthStatus {
 pub struct TroubleStatus {
     /// How bad it is.
     pub state: HealthState,
-    /// What is wrong, in one sentence.
+    /// The problem, in one sentence.
     pub reason: String,
     /// For how many seconds that has been so.
     pub since: f64,
@@ -98,7 +98,8 @@ pub struct ConfigStatus {
 /// How the config of a peer compares with that of this unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerConfig {
-    /// The checksum of its virtual addresses, groups, policies, pools and forwards; `null` while there is no stream from it.
+    /// The checksum of its virtual addresses, groups, policies, pools and forwards; `null` while
+    /// there is no stream from it.
     pub checksum: Option<String>,
     /// Whether this unit has the same; `null` while that is not known.
     pub equal: Option<bool>,
@@ -180,8 +181,8 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Why it is not connected, as far as that is known.
     pub gone: Option<String>,
-    /// Why its heartbeats or its stream were refused last, such as another version of a protocol; `null` once they are
-    /// accepted.
+    /// Why its heartbeats or its stream were refused last, such as another version of a protocol;
+    /// `null` once they are accepted.
     #[serde(default)]
     pub refused: Option<String>,
     /// The ports of this unit on which it was heard in the last 3 s, whatever the links do.
@@ -201,10 +202,11 @@ pub struct PeerStatus {
     pub config: Option<PeerConfig>,
     /// Its state for each group.
     pub groups: Option<Vec<PeerGroup>>,
-    /// Whether each has the sessions that the other sends. Of groups that neither sends, the peer's own word counts.
+    /// Whether each has the sessions that the other sends. Of groups that neither sends, the peer's
+    /// own word counts.
     pub in_sync: bool,
-    /// Whether both had exactly the same at the last comparison; `null` if it is not connected, or neither of them
-    /// is primary of any group.
+    /// Whether both had exactly the same at the last comparison; `null` if it is not connected, or
+    /// neither of them is primary of any group.
     pub digest_equal: Option<bool>,
     /// How far it is behind.
     pub lag: LagStatus,
@@ -219,8 +221,8 @@ pub struct LagStatus {
     pub sequence_gap: Option<u64>,
     /// The age of the oldest of them, in milliseconds; `null` if it is not connected.
     pub oldest_unacked_ms: Option<u64>,
-    /// Sessions of this unit that would end if it died now: those that the peer does not hold, and those that are not
-    /// replicated. All if it is not known whether the peer lives.
+    /// Sessions of this unit that would end if it died now: those that the peer does not hold, and
+    /// those that are not replicated. All if it is not known whether the peer lives.
     pub would_be_lost: Option<u64>,
 }
 
@@ -328,7 +330,8 @@ pub struct CounterStatus {
     pub forwarded: u64,
     /// Bytes of IP forwarded.
     pub bytes: u64,
-    /// Packets dropped, by reason; see docs/drop-reasons.md. Reasons that never occurred are left out.
+    /// Packets dropped, by reason; see docs/drop-reasons.md. Reasons that never occurred are left
+    /// out.
     pub dropped: BTreeMap<String, u64>,
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
@@ -340,7 +343,8 @@ pub struct CounterStatus {
     pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
-    /// Datagrams from a peer's address that may begin a handshake on a link, and were too many; none without `[ha]`.
+    /// Datagrams from a peer's address that may begin a handshake on a link, and were too many;
+    /// none without `[ha]`.
     #[serde(default)]
     pub handshakes_limited: Option<u64>,
     /// First packets of sessions with `pickup-guarantee`.
@@ -390,7 +394,7 @@ pub struct EventStatus {
     pub at: f64,
     /// How many seconds ago.
     pub ago_s: f64,
-    /// What happened, in a sentence.
+    /// The event, in a sentence.
     pub what: String,
     /// Why; empty if that is not known.
     pub why: String,

@@ -13,7 +13,8 @@ const PLAIN: Offload = Offload {
     segment_size: 0,
 };
 
-/// What the kernel says of a packet without extension headers whose transport checksum is not finished.
+/// The kernel's description of a packet without extension headers whose transport checksum is not
+/// finished.
 fn partial(bytes: &[u8], sort: Sort) -> Offload {
     partial_at(header_len(bytes), checksum_at(bytes, sort))
 }
@@ -183,7 +184,7 @@ fn checksums_right(bytes: &[u8]) -> bool {
         && naive_sum(&[&pseudo, &bytes[header.len()..]]) == 0xffff
 }
 
-/// What the kernel hands over of a packet whose checksum is left to the hardware.
+/// Leaves the checksum of a packet to the hardware, as the kernel does.
 fn make_partial(bytes: &mut [u8], sort: Sort) {
     let sum = naive_sum(&[&naive_pseudo_header(bytes)]);
     let at = checksum_at(bytes, sort);

@@ -162,7 +162,8 @@ proptest! {
         payload in payloads(),
     ) {
         let whole = sample(inner, &carried, &payload);
-        // Finished without knowing the protocol, 0 becomes 0xffff, which is equal in one's complement.
+        // Finished without knowing the protocol, 0 becomes 0xffff, which is equal in one's
+        // complement.
         prop_assume!(u16_at(&whole, checksum_at(&whole, inner)) != Some(0));
         let mut unfinished = whole.clone();
         make_partial(&mut unfinished, inner);
