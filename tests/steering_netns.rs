@@ -250,7 +250,8 @@ fn repairs_what_the_kernel_drops() {
     });
 }
 
-/// The kernel drops routes of an interface by itself. That is no excuse for what somebody does at the same time.
+/// The kernel drops routes of an interface by itself. That is no excuse for what somebody does at
+/// the same time.
 #[test]
 fn what_somebody_changed_is_told_from_what_the_kernel_dropped() {
     in_namespace(

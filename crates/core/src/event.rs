@@ -1,4 +1,4 @@
-//! The whole boundary between core and shell on one page: what goes in, what comes out.
+//! The whole boundary between core and shell on one page: inputs and outputs.
 
 use crate::flow::{Addr, LinkId, PeerId, PortId};
 
@@ -70,17 +70,17 @@ pub enum Output {
         peer: PeerId,
         /// Its place among `[[ha.link]]`.
         link: LinkId,
-        /// The payload, of at most 1100 bytes; nobody sends it again if it is lost.
+        /// The payload, of at most 1100 bytes; if it is lost, it is not sent again.
         bytes: Vec<u8>,
     },
-    /// Have the kernel resolve the hardware address of a neighbour, unless it knows it.
+    /// Make the kernel resolve the hardware address of a neighbour, unless it knows it.
     Resolve {
         /// The port on whose link it is.
         port: PortId,
         /// On a network of that port.
         addr: Addr,
     },
-    /// Ask a target of `[[link-monitor]]` from an address that the kernel has on its port; the
+    /// Probe a target of `[[link-monitor]]` from an address that the kernel has on its port; the
     /// answer goes to
     /// [`Gateway::handle_target_answer`](crate::gateway::Gateway::handle_target_answer).
     Probe {
@@ -137,19 +137,19 @@ pub struct Route {
     pub target: RouteTarget,
     /// The route's own MTU, if it sets one.
     pub mtu: Option<u32>,
-    /// Of a route with next hops on several links, those on ports; empty if it has one way only.
+    /// For a route with next hops on several links, those on ports; empty if it has a single one.
     /// The target is the first.
     pub hops: Vec<PortHop>,
 }
 
-/// A next hop of a route that has several.
+/// One of several next hops of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortHop {
     /// The port that it is on.
     pub port: PortId,
     /// The next hop; none if the destination is on the link.
     pub gateway: Option<Addr>,
-    /// Its share, beside those of the others; 1 at least.
+    /// Its share, relative to those of the others; at least 1.
     pub weight: u32,
 }
 
@@ -168,7 +168,7 @@ impl PortHop {
 pub enum RouteTarget {
     /// Out of the interface of a port.
     Port {
-        /// The one whose interface the route names.
+        /// The port whose interface the route names.
         port: PortId,
         /// The next hop; none if the destination is on the link.
         gateway: Option<Addr>,
@@ -249,8 +249,8 @@ drop_reasons! {
     IcmpUnsupported = "icmp-unsupported",
     /// An echo request to a virtual address, beyond the budget for replies.
     EchoLimit = "echo-limit",
-    /// The session table is full, nobody holds many more sessions than the source, and no unreplied
-    /// session could be removed early.
+    /// The session table is full, no source holds many more sessions than this one, and no
+    /// unreplied session could be removed early.
     TableFull = "table-full",
     /// The hosts of an IPv6 network have too many half-open sessions together.
     HalfOpenLimit = "half-open-limit",
@@ -261,7 +261,8 @@ drop_reasons! {
     NeighborLimit = "neighbor-limit",
     /// No free port or identifier to translate to.
     NatExhausted = "nat-exhausted",
-    /// Bigger than the MTU of the way out, and must not be fragmented; the sender was notified.
+    /// Bigger than the MTU towards the destination, and must not be fragmented; the sender was
+    /// notified.
     TooBig = "too-big",
     /// A fragment that overlaps another (RFC 5722; RFC 1858).
     FragmentOverlap = "fragment-overlap",

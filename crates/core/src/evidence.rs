@@ -1,5 +1,5 @@
-//! Evidence of how complete a unit's copy of a group's sessions is. Units are ranked by this
-//! evidence before anything that an administrator has set.
+//! Evidence of how complete a unit's copy of a group's sessions is. Units are ranked by this before
+//! any setting of an administrator.
 
 use crate::flow::GroupSet;
 
@@ -14,7 +14,7 @@ pub struct Holding {
     pub term: u64,
     /// The random number of the primary's process, from its Hello.
     pub epoch: u64,
-    /// The last change that is applied.
+    /// The last applied change.
     pub position: u64,
 }
 
@@ -30,22 +30,21 @@ impl Holding {
 pub struct SyncState {
     /// The groups of which this unit has received from the peer all that the peer has.
     ///
-    /// A stream that breaks does not take that back, for what was received may soon be all that is
-    /// left; a new stream of another process of the peer does, and so does the doubt of the
-    /// election, `ha::Output::Resync`.
+    /// A broken stream does not take that back, because the received copies may soon be all that is
+    /// left. A new stream of another process of the peer does, and so does `ha::Output::Resync`.
     pub ready: GroupSet,
-    /// The groups of which this unit is primary and whose sessions the peer held, each of them, at
-    /// the last comparison; the stream to it is up.
+    /// The groups of which this unit is primary and whose sessions the peer all held at the last
+    /// comparison; the stream to it is up.
     pub equal: GroupSet,
     /// The last sequence of the peer that this unit has applied.
     pub applied: u64,
 }
 
-/// Which process of a peer is heard, by its boot identifier.
+/// The process of a peer that is heard, by its boot identifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// The one whose heartbeats come by a link.
+    /// The process whose heartbeats come by a link.
     pub by_link: Option<u64>,
-    /// The one that lives, if only from what comes by the data ports.
+    /// The process that is alive, by heartbeats from anywhere, the data ports included.
     pub at_all: Option<u64>,
 }

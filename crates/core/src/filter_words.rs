@@ -25,7 +25,7 @@ pub enum WordError {
         what: &'static str,
         /// As it was typed.
         value: String,
-        /// The nearest one that exists, or some that do.
+        /// The nearest existing name, or some of them.
         hint: String,
     },
     /// Neither an address nor a network.
@@ -34,7 +34,7 @@ pub enum WordError {
     NotPort(String),
     /// Neither `yes` nor `no`.
     NotYesOrNo(String),
-    /// `id` is followed by this, which is not a number of a slot.
+    /// The value after `id`, which is not the number of a slot.
     NotSessionId(String),
     /// A capture cannot see packets that are dropped for this reason.
     UnseenReason,
@@ -75,7 +75,7 @@ impl fmt::Display for WordError {
 
 impl Error for WordError {}
 
-/// The words, unless they are too many.
+/// The words, if they are not too many.
 pub(crate) fn limited(words: &[String]) -> Result<&[String], WordError> {
     match words.len() {
         0..=MAX_FILTER => Ok(words),
@@ -96,7 +96,7 @@ pub(crate) fn protocol(value: &str) -> Result<Protocol, WordError> {
     protocol.map_err(|_| unknown("protocol", value, names.into_iter()))
 }
 
-/// A network, or a host as one.
+/// A network, or a host as a network of one address.
 pub(crate) fn network(value: &str) -> Result<IpNet, WordError> {
     let host = || value.parse::<IpAddr>().map(IpNet::from);
     let net = value.parse().or_else(|_| host());
@@ -125,7 +125,7 @@ pub(crate) fn known<'a>(
     found.ok_or_else(|| unknown(what, value, names))
 }
 
-/// "unknown port `lna`; did you mean `lan`?", or all of the names, if none is close.
+/// "unknown port `lna`; did you mean `lan`?", or all names, if none is close.
 pub(crate) fn unknown<'a>(
     what: &'static str,
     value: &str,

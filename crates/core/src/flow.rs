@@ -157,7 +157,7 @@ impl fmt::Display for Protocol {
 impl FromStr for Protocol {
     type Err = &'static str;
 
-    /// Reads what `Display` writes: a name or a number.
+    /// Parses the form that `Display` writes: a name or a number.
     fn from_str(text: &str) -> Result<Protocol, &'static str> {
         match text {
             "icmp" => Ok(Protocol::ICMP),
@@ -203,7 +203,7 @@ pub const fn echo_port(identifier: u16) -> u16 {
 }
 
 impl FlowKey {
-    /// Whether it is that of an ICMP echo reply.
+    /// Whether it is the key of an ICMP echo reply.
     pub(crate) fn is_echo_reply(&self) -> bool {
         self.protocol == Protocol::ICMP && self.dst_port != echo_port(self.src_port)
     }
@@ -272,9 +272,9 @@ impl Direction {
 pub struct PortId(pub u16);
 
 impl PortId {
-    /// The port at this place of a list that is parallel to the configured ports.
+    /// The port at `index` in a list that is parallel to the configured ports.
     pub fn from_index(index: usize) -> PortId {
-        // A config has fewer than that.
+        // A config has fewer ports than that.
         PortId(index as u16)
     }
 
@@ -290,7 +290,7 @@ impl PortId {
 pub struct PolicyId(pub u16);
 
 impl PolicyId {
-    /// The session came from a peer, under a policy that is unknown here.
+    /// For a session from a peer, under a policy that is unknown here.
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 

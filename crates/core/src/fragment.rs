@@ -66,7 +66,7 @@ pub struct FragmentKey {
 pub struct Piece {
     /// Offset of its payload, in bytes, a multiple of 8.
     pub offset: u16,
-    /// Bytes of its payload: what follows the IPv4 header, or the fragment header of IPv6.
+    /// Bytes of its payload, which follows the IPv4 header, or the fragment header of IPv6.
     pub len: u16,
     /// Whether more fragments follow.
     pub more: bool,
@@ -75,7 +75,7 @@ pub struct Piece {
 /// The decision about a fragment other than the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup<D> {
-    /// The datagram is decided: it goes the same way.
+    /// The datagram is decided: the fragment goes the same way.
     Known(D),
     /// It waits for the first fragment; a copy was taken.
     Held,
@@ -92,7 +92,7 @@ pub enum Lookup<D> {
 /// [`Fragments::expire`] at the time that [`Fragments::poll_timeout`] returns.
 pub struct Fragments<D> {
     datagrams: HashMap<FragmentKey, Datagram<D>, SipKey>,
-    /// Datagrams without a decision, and those with one, each in the order of their age.
+    /// Datagrams without a decision, and those with one, each sorted by age.
     waiting: BTreeMap<u64, Entry>,
     known: BTreeMap<u64, Entry>,
     next_serial: u64,
@@ -113,8 +113,8 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// Whether a first fragment is consistent with what is known of its datagram, so that it may be
-    /// decided. An overlap poisons the datagram.
+    /// Checks that a first fragment is consistent with the earlier fragments of its datagram, so
+    /// that it may be decided. An overlap poisons the datagram.
     ///
     /// # Errors
     ///
@@ -136,9 +136,9 @@ impl<D: Copy> Fragments<D> {
         self.check_piece(key, piece, now)
     }
 
-    /// Stores the decision about a datagram, made from its first fragment, which
-    /// [`Fragments::check_first`] has found to fit. Returns the copies of the fragments that waited
-    /// for it, to be treated alike, in the order of their arrival.
+    /// Stores the decision about a datagram, made from a first fragment that
+    /// [`Fragments::check_first`] has accepted. Returns the copies of the fragments that waited for
+    /// it, to be treated the same way, in the order of their arrival.
     pub fn first(
         &mut self,
         key: FragmentKey,
@@ -152,8 +152,8 @@ impl<D: Copy> Fragments<D> {
         self.decide(&key, now, decision)
     }
 
-    /// Looks up a fragment other than the first; `bytes` is its whole packet, of which a copy is
-    /// taken if it has to wait.
+    /// Looks up a fragment other than the first; `bytes` is its whole packet, which is copied if it
+    /// has to wait.
     pub fn later(&mut self, key: FragmentKey, piece: Piece, bytes: &[u8], now: Time) -> Lookup<D> {
         if piece.offset == 0 || !piece.is_valid() {
             return Lookup::Drop(DropReason::Malformed);
@@ -184,7 +184,7 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// The decision about a datagram, if there is one yet and it still has fragments to come.
+    /// The decision about a datagram, if it has been made and fragments are still to come.
     pub fn decision(&self, key: &FragmentKey) -> Option<D> {
         match self.datagrams.get(key)?.state {
             State::Known(decision) => Some(decision),
@@ -192,7 +192,7 @@ impl<D: Copy> Fragments<D> {
         }
     }
 
-    /// When [`Fragments::expire`] is to be called next.
+    /// The time of the next [`Fragments::expire`].
     pub fn poll_timeout(&self) -> Option<Time> {
         let deadline = |queue: &BTreeMap<u64, Entry>| Some(queue.first_key_value()?.1.deadline);
         [deadline(&self.waiting), deadline(&self.known)]
@@ -201,8 +201,8 @@ impl<D: Copy> Fragments<D> {
             .min()
     }
 
-    /// Removes expired entries. Returns how many held fragments have been discarded since the last
-    /// call, because of expiry, lack of room, or an overlap: they were not counted yet, and go to
+    /// Removes expired entries. Returns the number of held fragments that were discarded since the
+    /// last call, because of expiry, lack of room, or an overlap: the caller counts them as
     /// [`DropReason::FragmentOrphan`].
     pub fn expire(&mut self, now: Time) -> u32 {
         // Each turn removes a datagram, so the sizes of the tables bound these loops.
@@ -215,7 +215,7 @@ impl<D: Copy> Fragments<D> {
         std::mem::take(&mut self.discarded)
     }
 
-    /// Forgets all decisions, for when sessions end or policies change; later fragments of those
+    /// Forgets all decisions, when sessions end or policies change; later fragments of those
     /// datagrams become orphans. Held fragments stay.
     pub fn forget_decisions(&mut self) {
         while let Some((_, entry)) = self.known.first_key_value() {
@@ -229,7 +229,7 @@ impl<D: Copy> Fragments<D> {
         (self.waiting.len(), self.known.len())
     }
 
-    /// Whether there is no fragmented datagram in flight.
+    /// Whether no fragmented datagram is in flight.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }
@@ -260,7 +260,7 @@ impl<D: Copy> Fragments<D> {
         datagram.is_some_and(|datagram| !matches!(datagram.state, State::Waiting(_)))
     }
 
-    /// Adds a piece to its datagram, which is created if it has none yet.
+    /// Adds a piece to its datagram, which is created if necessary.
     fn add_piece(&mut self, key: &FragmentKey, piece: Piece, now: Time) -> Result<(), DropReason> {
         if !self.datagrams.contains_key(key) {
             self.create(key, now);
@@ -272,8 +272,8 @@ impl<D: Copy> Fragments<D> {
         Ok(())
     }
 
-    /// Whether a piece is consistent with those of its datagram that have passed. After an overlap
-    /// no more may pass.
+    /// Checks that a piece is consistent with those of its datagram that have passed. After an
+    /// overlap no more may pass.
     fn check_piece(
         &mut self,
         key: &FragmentKey,
@@ -441,7 +441,7 @@ struct Datagram<D> {
 }
 
 enum State<D> {
-    /// For the first fragment, holding copies of others.
+    /// Its first fragment is missing; holds copies of others.
     Waiting(Vec<Vec<u8>>),
     Known(D),
     /// Two of its fragments overlap.
@@ -637,7 +637,7 @@ mod tests {
             Err(DropReason::FragmentOverlap)
         );
 
-        // Before the first, the held ones go too.
+        // Before the first one, the held ones leave too.
         assert_eq!(f.later(key(2), MIDDLE, b"m", at(1)), Lookup::Held);
         assert_eq!(f.later(key(2), inside, b"o", at(1)), OVERLAP);
         assert_eq!(

@@ -10,8 +10,8 @@ pub struct Histogram {
     nanos: u64,
 }
 
-/// The upper bounds, in nanoseconds: from a turn with a packet or two to one that delays packets so
-/// long that somebody notices.
+/// The upper bounds, in nanoseconds: from a turn with a packet or two to one that delays packets
+/// noticeably.
 const BOUNDS: [u64; 13] = [
     10_000,
     20_000,
@@ -48,7 +48,7 @@ impl Histogram {
         Duration::from_nanos(self.nanos)
     }
 
-    /// Each upper bound, none being infinity, with the number of those that were not longer.
+    /// Each upper bound, `None` for infinity, with the number of durations up to it.
     pub(crate) fn cumulated(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         let bounds = BOUNDS.iter().copied().map(Duration::from_nanos);
         let bounds = bounds.map(Some).chain([None]);

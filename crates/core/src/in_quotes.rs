@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-/// Shows the value in double quotes; a quote or a backslash in it is escaped with a backslash. The
+/// Shows the value in double quotes; quotes and backslashes in it are escaped with a backslash. The
 /// logger handles newlines and other characters that would break the line.
 pub struct InQuotes<T>(pub T);
 

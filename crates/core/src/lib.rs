@@ -1,30 +1,30 @@
 //! The pure core of tandemgw: everything the gateway decides.
 //!
-//! It makes no system call, reads no clock and rolls no dice. Time, randomness and whatever the
-//! kernel says come in as arguments; packets, frames and other effects go out as data (only log
-//! lines go straight to [`log`]). The shell, in the crate `tandemgw`, carries the effects out. So
-//! the simulator, the tests and the benches run the same core as the gateway does. ARCHITECTURE.md
-//! says how it works and why.
+//! It makes no system calls, reads no clock and draws no random numbers. Time, randomness and the
+//! kernel's reports come in as arguments; packets, frames and other effects go out as data (only
+//! log lines go straight to [`log`]). The shell, in the crate `tandemgw`, carries the effects out.
+//! So the simulator, the tests and the benches run the same core as the gateway does.
+//! ARCHITECTURE.md says how it works and why.
 //!
 //! In reading order:
 //!
 //! - [`flow`]: addresses, flow keys, directions, small ids: the vocabulary.
-//! - [`time`]: the clock that the core is told.
-//! - [`event`]: what goes in and what comes out, on one page; each reason to drop a packet.
+//! - [`time`]: the clock that the core is given.
+//! - [`event`]: inputs and outputs, on one page; each reason to drop a packet.
 //! - [`config`]: TOML → a validated configuration, all mistakes at once.
 //! - [`packet`]: parse once, translate in place; the packets and frames that the gateway makes.
 //! - [`session`]: the table, the TCP tracker, expiry.
-//! - [`policy`], [`route`], [`nat`], [`fragment`]: what a packet without a session needs.
+//! - [`policy`], [`route`], [`nat`], [`fragment`]: decisions about packets without a session.
 //! - [`ha`]: election, heartbeats, planned handover.
 //! - [`store`]: the life of sessions: table, ports, change log and digests in step.
-//! - [`sync`]: replication: wire format, what goes to peers and what their records do.
+//! - [`sync`]: replication: wire format, sending to peers, applying their records.
 //! - [`gateway`]: composes them into one state machine.
 //! - [`pump`]: between the streams to the peers and the gateway.
 //! - [`capture`]: copies of packets for an administrator.
-//! - [`control`]: what an administrator asks, and the answers.
-//! - [`metrics`]: what a Prometheus server scrapes.
-//! - [`shell_view`], [`histogram`]: what the shell tells of itself, for the two before.
-//! - [`filter_words`]: the words of a filter, which listings and captures have in common.
+//! - [`control`]: an administrator's requests, and the answers.
+//! - [`metrics`]: the page that a Prometheus server scrapes.
+//! - [`shell_view`], [`histogram`]: the shell's report about itself, for those two.
+//! - [`filter_words`]: the words of a filter, shared by listings and captures.
 //! - [`identity`]: the public key of a node.
 //! - [`random`]: reproducible numbers.
 //! - [`log_limit`]: how many log lines an event may write.

@@ -1,13 +1,13 @@
 //! Whether the targets of `[[link-monitor]]` answer: a port can have carrier and lead nowhere.
 //!
 //! It sends nothing itself. Each turn: [`LinkMonitors::handle_timeout`], then
-//! [`LinkMonitors::poll_probe`] until there is none, and [`LinkMonitors::handle_answer`] for what
-//! came back, in any order.
+//! [`LinkMonitors::poll_probe`] until there is none, and [`LinkMonitors::handle_answer`] for
+//! answers, in any order.
 //!
-//! A probe that has no answer within a few round trips counts as missed; `failtime` of them in a
-//! row, and the target is dead. So that takes no longer than `failtime` intervals and that time. A
-//! target that has come back counts when it has answered `recoverytime` probes in a row, and the
-//! more of them the sooner it dies again.
+//! A probe without an answer within a few round trips counts as missed; after `failtime` of them in
+//! a row the target is dead. So a death is noticed within `failtime` intervals and that time. A
+//! target that has come back counts once it has answered `recoverytime` probes in a row; if it soon
+//! dies again, it needs more of them.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::config::{Config, LinkMonitor};
 use crate::flow::PortId;
 use crate::time::Time;
 
-/// A probe counts as missed after so many round trips, but not before [`LEAST_WAIT`].
+/// A probe counts as missed after this many round trips, but not before [`LEAST_WAIT`].
 const ROUND_TRIPS: u32 = 4;
-/// A busy host, or a busy gateway, may take so long.
+/// A busy host, or a busy gateway, may take this long.
 const LEAST_WAIT: Duration = Duration::from_millis(6);
-/// A target that dies so soon after it has come back is flapping.
+/// A target that dies this soon after it has come back is flapping.
 const CALM: Duration = Duration::from_secs(300);
-/// How long a dead target counts as dead if it can't be asked any more.
+/// How long a dead target counts as dead if it can't be probed any more.
 const FORGET: Duration = Duration::from_secs(60);
 /// How often the number of answers that a flapping target needs is doubled, at most.
 const MOST_DOUBLINGS: u32 = 6;
@@ -29,7 +29,7 @@ const MOST_DOUBLINGS: u32 = 6;
 /// Whether a target answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetState {
-    /// Not decided yet, or this unit has no address to ask from. Counts as good.
+    /// Not decided yet, or this unit has no address to probe from. Counts as good.
     Unknown,
     /// It counts as reachable: enough probes in a row were answered, and no `failtime` in a row
     /// missed since.
@@ -38,12 +38,12 @@ pub enum TargetState {
     Dead,
 }
 
-/// Why no probe can be sent to a target.
+/// Why a target can't be probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unaskable {
     /// The port that it is behind is down.
     PortDown,
-    /// The address to ask from and that of the target are of different families.
+    /// The address to probe from and that of the target are of different families.
     OtherFamily,
     /// The kernel has no address on the port, and this unit is not primary of a virtual one there.
     NoAddress,
@@ -60,10 +60,10 @@ impl Unaskable {
     }
 }
 
-/// A question to send to a target.
+/// A probe to send to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Which monitor, by its place in the config.
+    /// The monitor, by its place in the config.
     pub monitor: usize,
     /// The number that the answer must name, where it can.
     pub sequence: u16,
@@ -84,7 +84,7 @@ pub struct TargetView<'a> {
     pub sent: u64,
     /// Probes answered.
     pub answered: u64,
-    /// Why no probe can be sent; none if they are.
+    /// Why no probe can be sent; none if probes are sent.
     pub why_not: Option<Unaskable>,
 }
 
@@ -99,25 +99,25 @@ pub struct LinkMonitors {
 struct Target {
     config: LinkMonitor,
     state: TargetState,
-    /// The state that [`LinkMonitors::poll_change`] has told.
+    /// The state last reported by [`LinkMonitors::poll_change`].
     told: TargetState,
     since: Time,
     next: Time,
     sequence: u16,
     /// When the last probe was sent, until it is answered or missed.
     awaited: Option<Time>,
-    /// The last probe was not handed out yet.
+    /// The last probe was not fetched yet.
     due: bool,
-    /// The last probe has got no answer yet, be it missed or not.
+    /// The last probe has no answer yet, missed or not.
     open: bool,
     sent_at: Time,
     missed: u32,
     in_a_row: u32,
     doublings: u32,
-    /// It was dead before its state of now.
+    /// It was dead before its current state.
     came_back: bool,
     rtt: Option<Duration>,
-    /// A mean that follows longer ones at once.
+    /// A mean that follows longer times at once.
     smooth: Option<Duration>,
     sent: u64,
     answered: u64,
@@ -125,14 +125,14 @@ struct Target {
 }
 
 impl LinkMonitors {
-    /// Those of `config`; nothing is known of them.
+    /// The targets of `config`; nothing is known of them.
     pub fn new(config: &Config, now: Time) -> LinkMonitors {
         let mut monitors = LinkMonitors::default();
         monitors.follow(config, now);
         monitors
     }
 
-    /// Follows a changed config; what is known of targets that stay is kept.
+    /// Follows a changed config; targets that stay keep their state.
     pub fn follow(&mut self, config: &Config, now: Time) {
         let mut before = std::mem::take(&mut self.targets);
         let targets = config.link_monitors.iter().map(|wanted| {
@@ -149,7 +149,7 @@ impl LinkMonitors {
         own.eq(&config.link_monitors)
     }
 
-    /// Sends and judges what is due.
+    /// Sends due probes, and judges missed ones.
     pub fn handle_timeout(&mut self, now: Time) {
         for target in &mut self.targets {
             target.handle_timeout(now);

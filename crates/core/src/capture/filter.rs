@@ -14,7 +14,7 @@ use crate::policy::Ruleset;
 
 use super::{CapturedFate, Facts};
 
-/// A conjunction of conditions.
+/// Conditions that must all hold.
 ///
 /// Addresses, protocol and ports are compared with the packet as it came in and as it left: one
 /// match is enough. Ports of the gateway and policies are stored by name, because a reload may give

@@ -30,7 +30,7 @@ pub struct Options {
     pub filter: Filter,
     /// Bytes of each packet, from [`MIN_SNAPSHOT`] to [`MAX_SNAPSHOT`].
     pub snapshot: u32,
-    /// How many packets; a forwarded one counts twice, as it came in and as it left.
+    /// Packets to capture; a forwarded packet counts twice, as it came in and as it left.
     pub count: u64,
 }
 
@@ -91,7 +91,7 @@ pub struct Facts {
     pub out_port: Option<PortId>,
     /// Its outcome, as far as known when the copy is made.
     pub fate: CapturedFate,
-    /// The one that it belongs to, or has opened; none if it has ended by then.
+    /// Its session, or the one that it opened; none if it has ended by then.
     pub session: Option<SessionId>,
     /// The policy that accepted its session, or that refused it.
     pub policy: Option<PolicyId>,
@@ -114,7 +114,7 @@ pub struct Record {
     pub facts: Facts,
     /// The same in both copies of a packet: as it came in, and as it left.
     pub packet: u64,
-    /// The one whose interface it passes.
+    /// The port whose interface it passes.
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,
@@ -124,7 +124,7 @@ pub struct Record {
     pub bytes: Box<[u8]>,
 }
 
-/// How many copies there were at a port.
+/// Numbers of copies at a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Copies that matched the filter.
@@ -135,7 +135,7 @@ pub struct Statistics {
 
 /// A packet to be recorded, as it passes one of the ports.
 pub struct Sight<'a> {
-    /// The one whose interface it passes.
+    /// The port whose interface it passes.
     pub port: PortId,
     /// As it left, rather than as it came in.
     pub outbound: bool,
@@ -193,12 +193,12 @@ impl Capture {
         self.ring.pop()
     }
 
-    /// Whether all that was captured has been fetched.
+    /// Whether all captured packets have been fetched.
     pub(crate) fn is_fetched(&self) -> bool {
         self.ring.is_empty()
     }
 
-    /// How many copies there were, by port.
+    /// Numbers of copies, by port.
     pub fn statistics(&self) -> &[Statistics] {
         &self.statistics
     }

@@ -1,8 +1,8 @@
 //! Compares a changed config file with the config in force: what can be applied at once, and what
 //! waits for a restart.
 //!
-//! That of an option is in its row (see [`super::options()`]). Policies, pools and forwards, links
-//! and peers are compared as wholes.
+//! The row of an option says which applies (see [`super::options()`]). Policies, pools, forwards,
+//! links and peers are compared as wholes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,7 +22,7 @@ pub struct Difference {
     pub what: String,
 }
 
-/// The way from the configuration in force to another one.
+/// The changes from the config in force to another one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// The config to put in force: the new one, except parts that wait for a restart.
@@ -84,7 +84,7 @@ impl Change {
         change
     }
 
-    /// Compares the options of a table; gives `old` with those values of `new` that need no
+    /// Compares the options of a table; returns `old` with those values of `new` that need no
     /// restart.
     fn part<T: Owner + Clone>(&mut self, table: &str, old: &T, new: &T) -> T {
         let mut part = old.clone();
@@ -142,7 +142,7 @@ impl Change {
         self.config.forwards = forwards;
     }
 
-    /// The monitors of ports that run. They have no names: all of them are replaced.
+    /// The link monitors that run. They have no names: all of them are replaced.
     fn link_monitors(&mut self, running: &Config, wanted: &Config) {
         let translate = |monitor: &LinkMonitor| {
             let ports = translate_ports(&[monitor.port], &wanted.ports, &running.ports)?;
@@ -174,7 +174,7 @@ impl Change {
 
     fn ha(&mut self, old: &Ha, new: &Ha, new_ports: &[Port], running: &[Port]) {
         let mut new = new.clone();
-        // Ports are compared by name; their ids may be others.
+        // Ports are compared by name; their ids may differ.
         new.monitor = match translate_ports(&new.monitor, new_ports, running) {
             Ok(monitor) => monitor,
             Err(why) => {
@@ -194,7 +194,7 @@ impl Change {
     }
 }
 
-/// A port of this name does not run.
+/// No port of this name runs.
 struct NoPort(String);
 
 impl fmt::Display for NoPort {
@@ -240,7 +240,8 @@ impl fmt::Display for NotYet {
 
 type Rules = (Vec<Policy>, Vec<Forward>);
 
-/// Policies and forwards of `wanted` in terms of the ports that run, or why that can't be.
+/// Policies and forwards of `wanted` in terms of the ports that run, or the reason why they have to
+/// wait.
 fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
     let translate = |ports: &[PortId]| translate_ports(ports, &wanted.ports, &running.ports);
     let mut policies = wanted.policies.clone();
@@ -275,8 +276,7 @@ fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
     Ok((policies, forwards))
 }
 
-/// The addresses of a pool move with one group: of those that are in force, which the file may not
-/// have.
+/// The addresses of a pool move with one group: one of those in force, which the file may not have.
 fn check_group(running: &Config, pool: &NatPool) -> Result<(), NotYet> {
     let group = |addr: &Addr| group_of(&running.ports, *addr);
     let mut groups = pool.addresses.iter().map(group);
@@ -302,7 +302,7 @@ fn translate_ports(
     ports.iter().map(translate).collect()
 }
 
-/// A table that there can be several of.
+/// A table that can occur several times.
 trait Named {
     fn name(&self) -> &str;
 }
@@ -384,7 +384,8 @@ pub(super) mod tests {
             .0
     }
 
-    /// Every option: what of [`EVERYTHING`] is replaced by what, and the key that is named for it.
+    /// Every option: the text in [`EVERYTHING`] to replace, its replacement, and the key that the
+    /// change is reported under.
     pub(crate) const EDITS: &[(&str, &str, &str, &str)] = &[
         (
             "metrics.listen",
@@ -783,7 +784,7 @@ pub(super) mod tests {
             );
             assert!(EVERYTHING.contains(from), "{option}: no `{from}`");
             if *expected == "?" {
-                // The two say in which group an address is; see the test below.
+                // Both give the group of an address; see the test below.
                 continue;
             }
             let wanted = read(&EVERYTHING.replace(from, to));
@@ -839,8 +840,8 @@ pub(super) mod tests {
             assert!(text.contains(lan));
             read(&text)
         };
-        // The wan is of the group h; the file puts it into that of the lan, and has a pool across
-        // both.
+        // In force, the wan belongs to group h; the file puts it into the group of the lan, and has
+        // a pool across both.
         let running = of_group(EVERYTHING, "ports = [\"wan\"]");
         let text = EVERYTHING.replace("ports = [\"lan\"]", "ports = [\"lan\", \"wan\"]");
         let pool = "addresses = [\"10.0.1.9\", \"10.0.2.9\"]";

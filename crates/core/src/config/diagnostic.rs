@@ -7,7 +7,7 @@ use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
-/// How many problems of one file are reported: each takes some 10 µs, and the file may be something
+/// Problems of one file that are reported: each takes some 10 µs, and the file may be something
 /// else altogether.
 const MOST: usize = 1000;
 
@@ -16,7 +16,7 @@ const MOST: usize = 1000;
 pub enum Severity {
     /// The config is refused.
     Error,
-    /// The config is accepted, but hardly does what its author meant.
+    /// The config is accepted, but is unlikely to do what its author meant.
     Warning,
 }
 
@@ -29,7 +29,7 @@ pub struct Diagnostic {
     pub span: Range<usize>,
     /// One line, which names the key or table; the place is in [`Diagnostic::span`].
     pub message: String,
-    /// What to do about it.
+    /// A suggested fix.
     pub hint: Option<String>,
 }
 
@@ -115,8 +115,7 @@ impl Report {
         self.push(Severity::Warning, span, message.into(), hint.into());
     }
 
-    /// How many errors there are: checks that build on a part of the file are skipped if it has
-    /// some.
+    /// The number of errors: checks that build on a part of the file are skipped if it has some.
     pub(super) fn errors(&self) -> usize {
         self.errors.get()
     }

@@ -15,7 +15,7 @@ use crate::flow::PortId;
 /// The value of an option.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Left out: the default, which is worked out where it is used.
+    /// Left out: the default, which is computed where it is used.
     Absent,
     /// `true` or `false`.
     Bool(bool),
@@ -80,7 +80,7 @@ pub(super) enum Access {
     Limits(Field<Limits>),
     Metrics(Field<Metrics>),
     Ha(Field<Ha>),
-    /// It is a part of tables that are compared and replaced as a whole, such as policies, or that
+    /// Part of tables that are compared and replaced as a whole, such as policies, or the key that
     /// identifies its table: the name of a port.
     Whole,
 }

@@ -172,7 +172,7 @@ fn check_addresses(
     }
 }
 
-/// An address that a unit can have, and that none has yet.
+/// An address that a unit can have, and that nothing else in the file uses yet.
 fn check_endpoint(
     report: &Report,
     endpoint: &At<SocketAddr>,

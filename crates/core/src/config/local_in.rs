@@ -40,8 +40,8 @@ impl LocalIn {
 }
 
 impl Config {
-    /// The policies for what reaches the machine itself by `port`. If there are any, the rest is
-    /// dropped; if there are none, all of it passes.
+    /// The policies for packets to the machine itself that come in by `port`. If there are any, all
+    /// other packets are dropped; if there are none, all pass.
     pub fn local_in_of(&self, port: PortId) -> impl Iterator<Item = &LocalIn> {
         let all = self.local_in.iter();
         all.filter(move |policy| policy.is_for(port))

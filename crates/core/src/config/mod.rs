@@ -74,7 +74,7 @@ pub struct Config {
     pub local_in: Vec<LocalIn>,
     /// `[timeouts]`: how long a session without packets stays.
     pub timeouts: Timeouts,
-    /// `[limits]`: what one source may take, and how much the gateway sends of its own.
+    /// `[limits]`: how much one source may use, and how much the gateway sends of its own.
     pub limits: Limits,
     /// `[metrics]`; without it nothing listens.
     pub metrics: Option<Metrics>,
@@ -95,14 +95,14 @@ impl Config {
         )
     }
 
-    /// Whether TCP connections are taken up in their middle: by default with `[ha]`.
+    /// Whether TCP connections are picked up in the middle: by default with `[ha]`.
     pub fn picks_up_tcp(&self) -> bool {
         self.limits.tcp_pickup.unwrap_or(self.ha.is_some())
     }
 
-    /// The addresses that hosts on `port` find at the gateway: first the virtual ones, then those
-    /// of pools in their networks. A pool address outside of all networks is routed to us by
-    /// others, and asked for by nobody.
+    /// The gateway's addresses for hosts on `port`: first the virtual ones, then those of pools in
+    /// their networks. A pool address outside of all networks is routed to us by others, so no host
+    /// asks for it.
     pub fn addresses_on(&self, port: &Port) -> Vec<Addr> {
         let within = |addr: &&Addr| {
             let ip = IpAddr::from(**addr);
@@ -149,9 +149,9 @@ pub struct Port {
     pub name: String,
     /// `interface`: its name in the kernel, at most 15 bytes.
     pub interface: String,
-    /// `virtual-addresses` with their prefix lengths, but for link-local ones.
+    /// `virtual-addresses` with their prefix lengths, except link-local ones.
     pub virtual_addresses: Vec<VirtualAddress>,
-    /// Those of `virtual-addresses` that are link-local: hosts find their router at them, and
+    /// The link-local ones among `virtual-addresses`: hosts use them to find their router, and
     /// nothing is sent from or to them. Other ports may have the same ones.
     pub link_local: Vec<VirtualAddress>,
     /// `source-check`, default true: drop a packet whose source the routing expects on another
@@ -163,15 +163,15 @@ pub struct Port {
     /// `unsolicited-syn`: whether a SYN to an address of the gateway on which nothing listens is
     /// reset at once; default false (RFC 5382, REQ-4).
     pub rejects_syns: bool,
-    /// `routing-headers`, default true: forward IPv6 packets that are yet to visit other routers.
-    /// Those of type 0 are always dropped (RFC 5095).
+    /// `routing-headers`, default true: forward IPv6 packets whose routing header lists further
+    /// routers. Type 0 is always dropped (RFC 5095).
     pub routing_headers: bool,
     /// `mss-clamp` for the connections that pass the port.
     pub mss_clamp: Option<MssClamp>,
     /// `reserved-addresses`, default false: 240.0.0.0/4 may be a source and destination on this
     /// port.
     pub reserved_addresses: bool,
-    /// How much a source that sends by this port may have, where that is not as in `[limits]`.
+    /// Limits of a source that sends by this port, where they differ from `[limits]`.
     pub quotas: Quotas,
 }
 
@@ -190,7 +190,7 @@ pub struct Quotas {
 /// An address that the gateway answers for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VirtualAddress {
-    /// Which of the two families it has is that of [`VirtualAddress::network`].
+    /// Its family is that of [`VirtualAddress::network`].
     pub addr: Addr,
     /// The network on the link.
     pub network: IpNet,
@@ -207,8 +207,8 @@ pub struct Group {
     pub priority: Option<u8>,
 }
 
-/// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of a session
-/// that exists are not asked again until a reload or a change of routes.
+/// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of an
+/// existing session are not checked again until a reload or a change of routes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// `name`, unique.
@@ -223,9 +223,9 @@ pub struct Policy {
     pub destination: Vec<IpNet>,
     /// `service`; empty means any.
     pub service: Vec<Service>,
-    /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` is either, but
-    /// for a packet that comes in by the port of a forward and is for the address and port of its
-    /// server.
+    /// `forwarded`: whether a `[[forward]]` has translated the destination. `None` matches both,
+    /// except a packet that comes in by the port of a forward and is for the address and port of
+    /// its server.
     pub forwarded: Option<bool>,
     /// `action` on a packet that would open a session.
     pub action: Action,
@@ -310,7 +310,7 @@ pub struct Forward {
     pub protocol: Protocol,
     /// `external`: a virtual address, or one of a pool, and its first port.
     pub external: (Addr, u16),
-    /// `external`: its last port, which is the first one unless there is a range.
+    /// `external`: its last port, the same as the first unless there is a range.
     pub last_external_port: u16,
     /// `internal`: the server, and its port for the first external one. The others follow in order.
     pub internal: (Addr, u16),
@@ -329,11 +329,11 @@ pub struct LinkMonitor {
     pub protocol: MonitorProtocol,
     /// `interval` between two probes, default 500 ms; 20 ms to 1 h.
     pub interval: Duration,
-    /// `failtime`: so many missed probes in a row, and it is dead; default 5.
+    /// `failtime`: missed probes in a row after which it is dead; default 5.
     pub failtime: u32,
-    /// `recoverytime`: so many answers in a row, and it is alive again; default 5.
+    /// `recoverytime`: answers in a row after which it is alive again; default 5.
     pub recoverytime: u32,
-    /// `ha-priority`: what it weighs if it is dead; default 1, 1 to 50.
+    /// `ha-priority`: its weight while it is dead; default 1, 1 to 50.
     pub ha_priority: u32,
 }
 
@@ -347,18 +347,18 @@ impl LinkMonitor {
     }
 }
 
-/// `[[local-in]]`: what may reach the machine itself.
+/// `[[local-in]]`: which packets may reach the machine itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalIn {
     /// `name`, unique.
     pub name: String,
-    /// `from`: ports that it comes in by; empty means any.
+    /// `from`: ports that the packets come in by; empty means any.
     pub from: Vec<PortId>,
     /// `source`; empty means any.
     pub source: Vec<IpNet>,
     /// `service`; empty means any.
     pub service: Vec<Service>,
-    /// `action`: whether it is accepted, or else dropped.
+    /// `action`: whether they are accepted, or else dropped.
     pub accepts: bool,
 }
 
@@ -449,8 +449,8 @@ pub struct Ha {
     pub heartbeat_interval: Duration,
     /// `heartbeat-lost-threshold`, default 5; 2 to 60.
     pub heartbeat_lost_threshold: u32,
-    /// `pingserver-failover-threshold`, default 0: a port is good while its dead targets weigh no
-    /// more.
+    /// `pingserver-failover-threshold`, default 0: a port is good while the weights of its dead
+    /// targets don't exceed this.
     pub failover_threshold: u32,
     /// `monitor`: ports that must be up.
     pub monitor: Vec<PortId>,
@@ -497,15 +497,15 @@ pub struct HaPeer {
     pub public_key: [u8; 32],
 }
 
-/// How long the first packet of a session waits for the peer.
+/// How long the first packet of a session waits for the peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PickupGuarantee {
     /// Not at all.
     #[default]
     Off,
-    /// Until the peer has it or the wait is over; then it goes, and is counted.
+    /// Until the peers have it or the wait is over; then it goes, and is counted.
     Bounded,
-    /// Until the peer has it; dropped when the wait is over.
+    /// Until the peers have it; dropped when the wait is over.
     Strict,
 }
 

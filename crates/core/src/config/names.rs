@@ -20,7 +20,7 @@ impl Names {
         }
     }
 
-    /// Gives `name` to the thing with that index; an error if another one has it.
+    /// Assigns `name` to the thing with that index; an error if it is taken.
     ///
     /// `None`, a name that could not be read, was reported before.
     pub(super) fn declare(&mut self, report: &Report, name: Option<&At<String>>, index: usize) {
@@ -67,7 +67,7 @@ impl Names {
 
 /// "did you mean `x`?", if one of `candidates` is close to `wrong`.
 pub fn did_you_mean<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
-    // Longer ones are not typos, and the distance takes quadratic time.
+    // Longer words are not typos, and the distance takes quadratic time.
     const LONGEST: usize = 64;
     if wrong.len() > LONGEST {
         return None;
@@ -77,7 +77,7 @@ pub fn did_you_mean<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) 
         .filter(|candidate| candidate.len() <= LONGEST)
         .map(|candidate| {
             let distance = strsim::osa_distance(wrong, candidate);
-            // Of two as close, the one of which only the end is missing.
+            // Of two equally close ones, the one that only lacks the end.
             ((distance, !candidate.starts_with(wrong)), candidate)
         })
         .filter(|((distance, _), _)| *distance <= allowed)

@@ -12,12 +12,11 @@ use super::value::{BareAddress, LinkAddress, unusable, unusable_in};
 use super::{Group, Port, VirtualAddress};
 use crate::flow::{Addr, Family, GroupId, PortId};
 
-/// The ports, and what other tables are checked against.
+/// The ports, and facts that other tables are checked against.
 pub(super) struct Network {
     pub ports: Vec<Port>,
     pub port_names: Names,
-    /// Whether all ports could be read: else an address that seems to be missing may be a wrong
-    /// one.
+    /// Whether all ports could be read: otherwise a missing address may be one of a wrong port.
     pub complete: bool,
     /// Where each virtual address stands in the file.
     places: Vec<Place>,
@@ -35,7 +34,7 @@ struct Place {
 }
 
 impl Network {
-    /// Of all ports together.
+    /// The most of all ports together.
     const MOST_ADDRESSES: usize = 4096;
 
     /// Reads the ports.
@@ -62,7 +61,7 @@ impl Network {
         network
     }
 
-    /// Reads the groups and puts each virtual address into its one.
+    /// Reads the groups and puts each virtual address into its group.
     pub(super) fn read_groups(&mut self, root: &mut Table<'_>) -> Vec<Group> {
         let report = root.report;
         let before = report.errors();
@@ -211,7 +210,7 @@ impl Network {
         for place in self.places.iter().filter(|place| place.usable) {
             let VirtualAddress { addr, network, .. } =
                 self.ports[place.port].virtual_addresses[place.index];
-            // Each link has its own.
+            // Each link has link-local addresses of its own.
             if addr.is_link_local() {
                 if !link_local.insert((place.port, addr)) {
                     let message = format!("`{addr}` is a virtual address of this port already");
@@ -291,7 +290,7 @@ impl Network {
 }
 
 /// The group that an address of the gateway moves with: a virtual address with its own, one of a
-/// pool with the first one on whose network it is. So each group can have pools behind a port that
+/// pool with the first one on whose network it is. So each group can have pools on a port that
 /// several groups share.
 pub(crate) fn group_of(ports: &[Port], addr: Addr) -> GroupId {
     let ip = std::net::IpAddr::from(addr);

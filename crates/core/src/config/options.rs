@@ -16,9 +16,9 @@ use super::value::show_duration;
 pub struct TableDoc {
     /// Its path, such as `ha.link`.
     pub name: &'static str,
-    /// Whether there can be several, as in `[[port]]`.
+    /// Whether it can occur several times, as in `[[port]]`.
     pub repeated: bool,
-    /// How many there can be.
+    /// How often it can occur.
     pub most: usize,
     /// Its meaning, in one line.
     pub meaning: &'static str,
@@ -45,14 +45,14 @@ pub struct OptionDoc {
 /// How a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// A reload: it puts this in force, and no session ends for it unless the new rules forbid it.
+    /// By a reload: it puts this in force, and no session ends unless the new rules forbid it.
     Live(Live),
-    /// A restart: a reload leaves the value in force, and says so.
+    /// By a restart: a reload leaves the value in force, and reports that.
     Restart,
 }
 
-/// An option, or a table as a whole, that a reload changes. Who puts a reload in force matches all
-/// of them, so that there is none that changes and does nothing.
+/// An option, or a table as a whole, that a reload changes. The code that puts a reload in force
+/// matches all of them, so a change without an effect can't exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Live {
     /// `source-check` of a `[[port]]`.
@@ -133,8 +133,9 @@ impl OptionDoc {
         }
     }
 
-    /// The value in `config`; of a `[[port]]` or `[[group]]`, that of the one at `index`. `None` if
-    /// there is no such table, or if the option is a part of tables that are compared as a whole.
+    /// The value in `config`; for a `[[port]]` or `[[group]]`, that of the one at `index`. `None`
+    /// if there is no such table, or if the option is a part of tables that are compared as a
+    /// whole.
     pub(crate) fn value_in(&self, config: &Config, index: usize) -> Option<Value> {
         fn of<T>(field: &Field<T>, part: Option<&T>) -> Option<Value> {
             part.map(|part| (field.get)(part))
@@ -175,7 +176,7 @@ pub fn tables() -> &'static [TableDoc] {
     TABLES
 }
 
-/// How many tables of that name there can be.
+/// How often a table of that name can occur.
 pub(super) fn most(table: &str) -> usize {
     let found = TABLES.iter().find(|known| known.name == table);
     found.map_or(0, |known| known.most)
@@ -368,13 +369,13 @@ const RESTART: Reload = Reload::Restart;
 const WHOLE: Access = Access::Whole;
 const S: Duration = s(1);
 
-/// Two fields: the link-local ones are apart.
+/// Two fields: link-local addresses are kept apart.
 const VIRTUAL_ADDRESSES: Access = Access::Port(Field {
     get: |port| {
         let all = port.virtual_addresses.iter().chain(&port.link_local);
         Value::Addresses(all.copied().collect())
     },
-    // They take a restart, and the decoder reads them by itself.
+    // They need a restart, and the decoder reads them itself.
     set: |_, _| {},
 });
 
@@ -571,7 +572,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Every option once.
+    /// The decoder refuses keys that it does not take, and looks up each key that it takes in the
+    /// list.
     pub(crate) const EVERYTHING: &str = r#"
         [node]
         name = "a"

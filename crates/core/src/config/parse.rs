@@ -1,4 +1,4 @@
-//! The whole file, and the tables that need no others.
+//! Reads the whole file, and the tables that depend on no others.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translati
 /// # Errors
 ///
 /// All problems of the text, in its order, warnings among them. If it is not TOML, only syntax
-/// errors. A config that is accepted can have warnings too: they come along with it.
+/// errors. An accepted config can come with warnings too.
 pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
     let report = Report::default();
     let (document, errors) = DeTable::parse_recoverable(text);

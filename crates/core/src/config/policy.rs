@@ -1,4 +1,4 @@
-//! `[[policy]]`: what may pass.
+//! `[[policy]]`: which sessions are allowed.
 
 use ipnet::IpNet;
 
@@ -166,7 +166,7 @@ fn can_match(policy: &Policy, wanted: Family) -> bool {
     allows(&policy.source) && allows(&policy.destination)
 }
 
-/// Whether packets of `family` are to be expected: the prefixes name it, or a port that the
+/// Whether packets of `family` are to be expected: the prefixes include it, or a port that the
 /// policy's sessions come in by has such addresses.
 fn expects(policy: &Policy, network: &Network, wanted: Family) -> bool {
     let named = |nets: &[IpNet]| nets.iter().any(|net| family(net.addr()) == wanted);
@@ -177,7 +177,8 @@ fn expects(policy: &Policy, network: &Network, wanted: Family) -> bool {
             || ingress.iter().any(|port| network.has_family(*port, wanted)))
 }
 
-/// There is an address to translate to: an error if there never is one, a warning if sometimes.
+/// Checks that there is an address to translate to: an error if there never is one, a warning if
+/// sometimes.
 fn check_nat(report: &Report, policy: &Policy, span: &Span, network: &Network, pools: &Pools) {
     match policy.nat {
         Nat::Off => {}
@@ -202,7 +203,8 @@ fn check_nat(report: &Report, policy: &Policy, span: &Span, network: &Network, p
     }
 }
 
-/// `place`, which offers addresses of the families for which `has` holds, suits the policy.
+/// Checks that `place`, which offers addresses of the families for which `has` holds, suits the
+/// policy.
 fn check_families(
     report: &Report,
     policy: &Policy,

@@ -1,6 +1,6 @@
-//! Reads the tables of a parsed TOML document; records each problem and goes on.
+//! Reads the tables of a parsed TOML document; records each problem and continues.
 //!
-//! Types, ranges and defaults come from [`super::options()`], and so do the keys that exist.
+//! Types, ranges, defaults and the keys that exist come from [`super::options()`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -42,7 +42,7 @@ impl<'a> Table<'a> {
         Table::of("", document, report)
     }
 
-    /// A table of that path which is a document of its own.
+    /// A table of that path that is a document of its own.
     pub(super) fn of(name: &'static str, table: &'a DeTable<'a>, report: &'a Report) -> Table<'a> {
         Table::new(name, 0..0, table, report)
     }
@@ -71,7 +71,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The array of subtables of that path, of which there should be at most `most`.
+    /// The array of subtables of that path, of which there may be at most `most`.
     pub(super) fn tables(&mut self, name: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.value(last_segment(name)) else {
             return Vec::new();
@@ -116,7 +116,7 @@ impl<'a> Table<'a> {
         self.decode(value)
     }
 
-    /// The value of a key that must be there. `None` is an error, and recorded.
+    /// The value of a required key. Records an error and returns `None` if it is missing.
     pub(super) fn require<T: FromToml>(&mut self, key: &'static str) -> Option<At<T>> {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
@@ -163,8 +163,8 @@ impl<'a> Table<'a> {
         self.list(key)
     }
 
-    /// Sets the fields of `part` that this table has a plain value for, or a default: what needs no
-    /// other part of the config to be understood.
+    /// Sets those fields of `part` that this table has a plain value for, or a default: those that
+    /// can be understood without other parts of the config.
     pub(super) fn fill<T: Owner>(&mut self, part: &mut T) {
         for (option, field) in T::options() {
             self.fill_one(option, field, part);

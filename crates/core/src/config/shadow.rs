@@ -1,4 +1,4 @@
-//! Policies that are never reached, since one before them matches all that they match.
+//! Finds policies that are never reached, because an earlier one matches all their packets.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use super::{Policy, Service};
 use crate::flow::{PortId, Protocol};
 
 /// Policies that one is compared with at most: there are configs with tens of thousands, and not
-/// every such pair need be found.
+/// every such pair must be found.
 const MOST_COMPARED: usize = 1000;
 
-/// The policies before the one at hand, by a condition that another one must meet to be covered.
+/// The policies before the current one, by a condition that another one must meet to be covered.
 #[derive(Default)]
 pub(super) struct Earlier {
     by_destination: BTreeMap<IpNet, Vec<usize>>,
-    /// Of those for any destination.
+    /// Those for any destination.
     by_source: BTreeMap<IpNet, Vec<usize>>,
-    /// Of those for any source as well.
+    /// Those for any source as well.
     by_protocol: BTreeMap<Protocol, Vec<usize>>,
     for_all: Vec<usize>,
 }
@@ -41,7 +41,7 @@ impl Earlier {
         }
     }
 
-    /// Warns if one of those before matches all that `policy` matches.
+    /// Warns if an earlier one matches everything that `policy` matches.
     pub(super) fn warn_if_shadowed(
         &self,
         report: &Report,
@@ -76,8 +76,7 @@ fn by_network(lists: &mut BTreeMap<IpNet, Vec<usize>>, networks: &[IpNet], place
     }
 }
 
-/// The lists of the networks that contain the first one; that one is any IPv4 address if there is
-/// none.
+/// The lists of the networks that contain the first one; any IPv4 address if there is none.
 fn above<'a>(
     lists: &'a BTreeMap<IpNet, Vec<usize>>,
     networks: &[IpNet],
@@ -101,7 +100,7 @@ fn covers(a: &Policy, b: &Policy) -> bool {
     let services = |a: &[Service], b: &[Service]| {
         a.is_empty() || !b.is_empty() && b.iter().all(|b| a.iter().any(|a| service_covers(a, b)))
     };
-    // Without the key, a policy does not match what goes past a forward.
+    // Without the key, a policy does not match packets that bypass a forward.
     let forwarded = match a.forwarded {
         None => b.forwarded != Some(false),
         some => b.forwarded == some,

@@ -1,4 +1,4 @@
-//! A config as the text of a file, table by table: what is read of it is the same config again.
+//! A config as the text of a file, table by table: reading it gives the same config.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -14,17 +14,17 @@ use super::{
 };
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
-/// Writes a config table by table, so that nobody waits for all of a large one.
+/// Writes a config table by table, so that a large one delays nobody.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigText {
-    /// Which table of [`options::tables`] is next, and which one of those with that name.
+    /// The next table of [`options::tables`], and the index among those with that name.
     table: usize,
     index: usize,
 }
 
 impl ConfigText {
-    /// The text of the next table of `config`, which is the same one in each call. Leaves out what
-    /// has its default value, unless `full`. `None` at the end.
+    /// The text of the next table of `config`, which must be the same in each call. Leaves out
+    /// default values, unless `full`. `None` at the end.
     pub fn next(&mut self, config: &Config, full: bool) -> Option<String> {
         loop {
             let table = options::tables().get(self.table)?;
@@ -41,7 +41,7 @@ impl ConfigText {
     }
 }
 
-/// How many tables of that name a file for `config` has.
+/// How many tables of that name the file for `config` has.
 fn count(config: &Config, table: &str) -> usize {
     let ha = config.ha.as_ref();
     match table {
@@ -69,7 +69,7 @@ fn is_ungrouped(config: &Config) -> bool {
     }
 }
 
-/// A table of the file; empty if it is not repeated and all of it has default values.
+/// A table of the file; empty if it is not repeated and all its values are defaults.
 fn text(config: &Config, table: &'static str, index: usize, full: bool) -> String {
     let doc = options::tables().iter().find(|doc| doc.name == table);
     let repeated = doc.is_some_and(|doc| doc.repeated);
@@ -94,7 +94,7 @@ fn text(config: &Config, table: &'static str, index: usize, full: bool) -> Strin
     }
 }
 
-/// The keys that are no fields on their own.
+/// The keys that have no field of their own.
 fn write_whole(out: &mut String, config: &Config, table: &str, index: usize) {
     match table {
         "port" => write_text(out, "name", &config.ports[index].name),
@@ -214,7 +214,7 @@ fn write_forward(out: &mut String, config: &Config, forward: &Forward) {
     write_text(out, "internal", &end(forward.internal));
 }
 
-/// Addresses in a row as one range.
+/// Consecutive addresses as one range.
 fn ranges(addresses: &[Addr]) -> Vec<String> {
     let number = |addr: Addr| u128::from_be_bytes(*addr.octets());
     let follows = |a: &Addr, b: &Addr| {
@@ -303,7 +303,7 @@ mod tests {
             .0
     }
 
-    /// The whole of `config` as a file, without what has its default value.
+    /// All of `config` as a file, without default values.
     fn text_of(config: &Config) -> String {
         let mut parts = ConfigText::default();
         let parts = std::iter::from_fn(|| parts.next(config, false));

@@ -86,7 +86,7 @@ struct Switch {
     live: Live,
 }
 
-/// The switches: the options of `[ha]` that need no restart and have a single value.
+/// The switches: options of `[ha]` that need no restart and have a single value.
 fn all() -> impl Iterator<Item = Switch> + Clone {
     options::OPTIONS.iter().filter_map(|option| {
         let field = Ha::field(option)?;
@@ -109,7 +109,7 @@ pub fn switch_names() -> impl Iterator<Item = &'static str> + Clone {
 /// Sets `key` of `[ha]` to `value`, which is written as in the file but without quotes.
 ///
 /// # Errors
-/// What is wrong with the key, the value, or the config in force.
+/// The mistake in the key or value, or the state of the config in force that forbids it.
 pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, SwitchError> {
     let Some(Switch {
         option,

@@ -11,7 +11,7 @@ use super::value::{AddressRange, Endpoints, PortRange, unusable, unusable_in};
 use super::{Forward, NatPool};
 use crate::flow::{Addr, Family, PortId, Protocol};
 
-/// The pools, and what other tables are checked against.
+/// The pools, and facts that other tables are checked against.
 pub(super) struct Pools {
     pub pools: Vec<NatPool>,
     pub names: Names,
@@ -70,7 +70,7 @@ impl Pools {
         table.finish();
     }
 
-    /// An address can be in two pools if they share no port of it.
+    /// Checks that two pools with the same address share no port of it.
     fn claim(&mut self, report: &Report, addr: Addr, pool: usize, ports: (u16, u16), span: &Span) {
         let Some((other, taken)) = self.users.insert(addr, (pool, ports)) else {
             return;
@@ -177,7 +177,7 @@ fn check_range(report: &Report, range: AddressRange, span: &Span, network: &Netw
     }
 }
 
-/// A session moves with the address that it is translated to, whichever of the pool that is.
+/// A session moves with its translated address, whichever of the pool that is.
 fn check_group(report: &Report, addresses: &[Addr], new: usize, span: &Span, network: &Network) {
     let Some(first) = addresses.first() else {
         return;
@@ -252,20 +252,20 @@ fn endpoint(ends: Endpoints) -> (Addr, u16) {
     (Addr::from(ends.addr), ends.first)
 }
 
-/// The external ends that forwards have so far, each with the place of its forward.
+/// The external ends of the forwards so far, each with the place of its forward.
 #[derive(Default)]
 struct Taken {
-    /// By protocol, address and first port: the last one, and whose they are.
+    /// By protocol, address and first port: the last port, and the forward.
     ranges: BTreeMap<(Protocol, IpAddr, u16), (u16, usize)>,
     ports: usize,
 }
 
 impl Taken {
-    /// As many ports as an address has: what all forwards together may take of memory and of a
-    /// reload.
+    /// As many ports as an address has: a limit on the memory of all forwards together, and on the
+    /// time of a reload.
     const MOST_PORTS: usize = 65_535;
 
-    /// Adds a range, unless it shares a port with another, whose place it gives then.
+    /// Adds a range, unless it shares a port with another; then returns the place of that one.
     fn insert(&mut self, protocol: Protocol, ends: Endpoints, place: usize) -> Option<usize> {
         let key = |port| (protocol, ends.addr, port);
         let mut before = self.ranges.range(key(0)..=key(ends.last));

@@ -1,4 +1,4 @@
-//! Single values: how each is written, and what to say when it is written otherwise.
+//! Single values: their syntax, and the message for a wrong one.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(super) struct LinkAddress(pub IpNet);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prefix(pub IpNet);
 
-/// An address, with or without a prefix length, which is left away.
+/// An address, with or without a prefix length, which is dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BareAddress(pub IpAddr);
 
@@ -106,7 +106,7 @@ pub(super) fn family(addr: IpAddr) -> Family {
     Addr::from(addr).family()
 }
 
-/// A duration as one writes it, in the largest unit in which people think of it.
+/// A duration as a person would write it, in the largest unit that suits it.
 pub(super) fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     let units = [("d", 86_400_000), ("h", 3_600_000), ("s", 1000)];
@@ -117,7 +117,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
-/// Why no unit may have this address, whatever its network; `None` if it may.
+/// The reason why no unit may have this address, in whatever network; `None` if one may.
 pub(super) fn unusable(addr: IpAddr) -> Option<&'static str> {
     let why = match addr {
         _ if addr.is_unspecified() => "the unspecified address",
@@ -133,7 +133,7 @@ pub(super) fn unusable(addr: IpAddr) -> Option<&'static str> {
     Some(why)
 }
 
-/// Why no host of `network` may have `addr`, which lies in it; `None` if one may.
+/// The reason why no host of `network` may have `addr`, which lies in it; `None` if one may.
 pub(super) fn unusable_in(network: IpNet, addr: IpAddr) -> Option<&'static str> {
     let whole_link = match network {
         // RFC 3021: the two addresses of a /31 are hosts.
@@ -323,7 +323,7 @@ impl FromToml for SocketAddr {
 impl FromToml for Endpoints {
     fn from_toml(value: &DeValue<'_>) -> Result<Endpoints, ValueProblem> {
         let text = text(value, "an address and a port")?;
-        // `[fd00::1]:80-90`: a `-` stands in no address.
+        // `[fd00::1]:80-90`: no address contains a `-`.
         let Some((socket, last)) = text.split_once('-') else {
             let socket = SocketAddr::from_toml(value)?;
             return Ok(Endpoints {

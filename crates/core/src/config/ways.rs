@@ -1,4 +1,4 @@
-//! Whether answers come to the unit that has the session: what a policy lets in by a port of one
+//! Checks that answers come to the unit that has the session: a session let in by a port of one
 //! group must leave by an address of the same group, since groups may be primary on different
 //! units.
 
@@ -9,8 +9,8 @@ use super::translation::Pools;
 use super::{Action, Group, Nat, Policy};
 use crate::flow::{Family, GroupId, PortId};
 
-/// Warns of policies whose answers may come to another unit. Only ports that a policy names are
-/// looked at, and only those whose hosts all use the same group.
+/// Warns of policies whose answers may come to another unit. Checks only ports that a policy names
+/// and whose hosts all use the same group.
 pub(super) fn warn_of_ways(
     report: &Report,
     policies: &[At<Policy>],

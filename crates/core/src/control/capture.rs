@@ -89,7 +89,7 @@ impl Stream {
         Progress::Done
     }
 
-    /// Whether there is nothing to send until packets arrive.
+    /// Whether it can send nothing until packets arrive.
     pub fn is_idle(&self) -> bool {
         self.idle
     }

@@ -9,10 +9,10 @@ use super::listing::{PIECE, owner};
 use super::protocol::{Cleared, ErrorCode, Failure, Skipped, write_line};
 use super::{Filter, Progress, bad_request};
 
-/// Sessions are being ended.
+/// An end of sessions in progress.
 #[derive(Debug)]
 pub struct Clear {
-    /// The next slot of the table to look at.
+    /// The next slot of the table to check.
     cursor: u32,
     filter: Filter,
     /// The filter as it was typed.
@@ -23,7 +23,7 @@ pub struct Clear {
 }
 
 impl Clear {
-    /// Starts to end the sessions that match `filter`; ends all only with `all`.
+    /// Starts to end the sessions that match `filter`; ends all of them only with `all`.
     ///
     /// # Errors
     /// A sentence for the operator: the filter is wrong, or this unit may not end any session.

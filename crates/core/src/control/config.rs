@@ -11,7 +11,7 @@ use super::protocol::{ConfigPart, write_line};
 /// Tables per piece: policies, of which there may be many, take some 2 µs each.
 const PIECE: usize = 32;
 
-/// The rest of the config that was in force when it was asked for.
+/// The rest of the config that was in force when the request came.
 #[derive(Debug)]
 pub struct ConfigShow {
     config: Arc<Config>,

@@ -11,7 +11,7 @@ use super::protocol::{PolicyAction, PolicyRow, SessionCount, write_line};
 use super::status::seconds;
 use super::{Filter, Progress};
 
-/// The sessions that match a filter are being counted.
+/// A count of the sessions that match a filter, in progress.
 #[derive(Debug)]
 pub struct Count {
     /// The next slot of the table to check.
@@ -47,13 +47,13 @@ impl Count {
     }
 }
 
-/// The sessions of each policy are being counted.
+/// A count of the sessions of each policy, in progress.
 #[derive(Debug, Default)]
 pub struct Policies {
     cursor: u32,
     /// By policy id.
     counts: Vec<SessionCount>,
-    /// All are counted: the place of the policy that is written next.
+    /// Once all are counted: the policy to write next.
     next: Option<usize>,
 }
 
@@ -68,7 +68,7 @@ impl Policies {
         let (sessions, next) = gateway.page(self.cursor, PIECE, now);
         for session in sessions {
             let index = usize::from(session.policy.0);
-            // A session from a peer may have a policy that is unknown here.
+            // A session from a peer may have a policy that this unit does not know.
             if gateway.policy(session.policy).is_some() {
                 if index >= self.counts.len() {
                     self.counts.resize(index + 1, SessionCount::default());

@@ -9,17 +9,17 @@ use super::{Progress, ShellView};
 /// Events per piece.
 const PIECE: usize = 64;
 
-/// The rest of the events, and those to come if the client follows.
+/// The rest of the events, and future ones if the client follows.
 #[derive(Debug)]
 pub struct Events {
-    /// The number of the last event that was told.
+    /// The number of the last event that was sent.
     after: u64,
     follow: bool,
     idle: bool,
 }
 
 impl Events {
-    /// From the one after `after` of that run on; of another run, all that are kept.
+    /// Starts with the event after `after` of that run; for another run, with the oldest kept.
     pub fn begin(
         gateway: &Gateway,
         (after, run): (Option<u64>, Option<&str>),
@@ -78,17 +78,17 @@ impl Events {
         Progress::More
     }
 
-    /// Whether it waits for something to happen.
+    /// Whether it waits for an event.
     pub fn is_idle(&self) -> bool {
         self.idle
     }
 
-    /// Whether something has happened since.
+    /// Whether an event has occurred since.
     pub fn has_news(&self, gateway: &Gateway) -> bool {
         !self.follow || gateway.events().last() != self.after
     }
 
-    /// The client has heard enough.
+    /// The client wants no more events.
     pub fn finish(&mut self) {
         self.follow = false;
     }
@@ -114,7 +114,7 @@ mod tests {
         Gateway::new(config, Seed([7; 32]), Time::ZERO)
     }
 
-    /// The port comes up and goes down so often: one event each.
+    /// The port goes up and down this often: one event each.
     fn flap(gateway: &mut Gateway, times: usize) {
         for up in [true, false].into_iter().cycle().take(times) {
             let link = LinkState {

@@ -29,7 +29,7 @@ const USUAL_ID: u16 = 1;
 pub(super) enum ExplainError {
     /// The protocol or the port is wrong.
     Word(WordError),
-    /// No packet can be made of the addresses.
+    /// The addresses can't be those of a packet.
     NoSuchPacket,
     /// Source and destination are of different address families.
     TwoFamilies {
@@ -38,7 +38,7 @@ pub(super) enum ExplainError {
         /// As it was typed.
         destination: String,
     },
-    /// Of ICMP, both ends have an identifier.
+    /// For ICMP, both ends have an identifier.
     TwoIdentifiers,
     /// Not an address, or not one with a port.
     NotEndpoint {
@@ -121,7 +121,7 @@ pub(super) fn explain(
     let bytes = build::opening_packet(&key).ok_or(ExplainError::NoSuchPacket)?;
     Ok(match gateway.explain(now, port, &bytes, Scope::Flow) {
         Ok(explanation) => show(&explanation, port, gateway, now),
-        // As for a header that nobody may send.
+        // As for a header that no sender may use.
         Err(reason) => {
             let reason = reason.unwrap_or(DropReason::Malformed);
             unparsed(&key, port, reason, gateway)
@@ -201,7 +201,7 @@ fn endpoint(
     }
 }
 
-/// A packet whose very header is refused.
+/// A packet whose header alone is refused.
 fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) -> Explanation {
     Explanation {
         node: Some(gateway.config().node.name.clone()),
@@ -309,7 +309,7 @@ fn direction(direction: Direction) -> FlowDirection {
     }
 }
 
-/// Where a forward leads a packet with `key`.
+/// The server to which a forward redirects a packet with `key`.
 fn led_to(forward: &Forward, key: &FlowKey) -> (Addr, u16) {
     let (addr, first) = forward.internal;
     let offset = key.dst_port.wrapping_sub(forward.external.1);
@@ -468,7 +468,7 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
             "this unit has not all sessions of the group yet; see tandemgw status".to_owned()
         }
         Pickup::AtOnce => match peers() {
-            // Only the primary knows who is in sync with it.
+            // Only the primary knows which peers are in sync with it.
             peers if peers.is_empty() => "it is replicated as soon as it is opened".to_owned(),
             peers => format!("{peers} gets it as soon as it is opened"),
         },

@@ -16,7 +16,7 @@ const FAILOVER_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Failover {
     groups: Vec<GroupId>,
-    /// When to give up waiting.
+    /// The time to give up waiting.
     deadline: Time,
 }
 

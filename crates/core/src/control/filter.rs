@@ -12,7 +12,7 @@ use crate::flow::{Addr, GroupId, Protocol};
 use crate::gateway::{Gateway, SessionView};
 use crate::session::tcp::TcpState;
 
-/// A conjunction of conditions.
+/// Conditions that must all hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
     conditions: Vec<Condition>,
@@ -105,7 +105,7 @@ fn condition(word: &str, config: &Config) -> Result<Condition, WordError> {
             let state = known("state", value, tcp.chain(OTHER_STATES));
             state.map(|state| Condition::State(state.to_owned()))
         }
-        // Sessions of a peer may have one that is not known here.
+        // Sessions from a peer may have one that this unit does not know.
         "policy" if value == "-" => Ok(Condition::Policy(value.to_owned())),
         "policy" => {
             let names = config.policies.iter().map(|policy| policy.name.as_str());

@@ -13,7 +13,7 @@ use super::{Progress, ShellView, bad_request};
 /// The current switches, or the requested one.
 ///
 /// # Errors
-/// Why there is none.
+/// Why it can't be answered.
 pub(super) fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>, Failure> {
     let switches = config::switches(gateway.config());
     let switches = switches.ok_or_else(|| bad_request(SwitchError::Standalone))?;
@@ -31,7 +31,7 @@ pub(super) fn get(gateway: &Gateway, key: Option<&str>) -> Result<Vec<SwitchRow>
         .collect())
 }
 
-/// A switch to set at once, or when no reload is being prepared any longer.
+/// A switch to set at once, or as soon as no reload is being prepared.
 #[derive(Debug)]
 pub struct HaSet {
     key: String,
@@ -40,7 +40,7 @@ pub struct HaSet {
 }
 
 impl HaSet {
-    /// Checks whether that is possible.
+    /// Checks whether the switch can be set.
     ///
     /// # Errors
     /// Why it can't.

@@ -14,7 +14,7 @@ pub(super) const PIECE: u32 = 64;
 /// The rest of a listing.
 #[derive(Debug)]
 pub struct Listing {
-    /// The next slot of the table to look at.
+    /// The next slot of the table to list.
     cursor: u32,
     /// Sessions still to be listed.
     left: u64,

@@ -11,25 +11,27 @@ use super::protocol::{ErrorCode, Failure, MaintenanceDone, write_line};
 use super::status::since_1970;
 use super::{Progress, ShellView};
 
-/// The longest time that can be named, in seconds: a year. For longer, name none.
+/// The longest maintenance that can be requested, in seconds: a year. For a longer one, name no
+/// time.
 const LONGEST: u64 = 366 * 86_400;
 
 /// How long the answer waits for the handovers: one takes a second at most, and a peer that has
-/// just come back has to fetch the sessions before.
+/// just come back must fetch the sessions first.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// A maintenance that was set, until its groups are handed over, or it is clear that they are not.
+/// A maintenance that has begun, until its groups are handed over, or it is clear that they can't
+/// be.
 #[derive(Debug)]
 pub struct MaintenanceWait {
     on: bool,
     until: Option<f64>,
     deadline: Time,
-    /// Not this unit, but a peer of it.
+    /// A peer in place of this unit.
     peer: Option<PeerId>,
 }
 
 impl MaintenanceWait {
-    /// Begins or ends that of this unit, or begins that of a peer.
+    /// Begins or ends maintenance of this unit, or begins it on a peer.
     ///
     /// # Errors
     /// Why it can't.
@@ -46,7 +48,7 @@ impl MaintenanceWait {
         }
     }
 
-    /// One of this unit that is under way gets another end.
+    /// If one of this unit is in progress, its end changes.
     fn begin(
         gateway: &mut Gateway,
         shell: &ShellView,
@@ -76,7 +78,7 @@ impl MaintenanceWait {
         })
     }
 
-    /// Has the peer of that name begin one.
+    /// Asks the peer of that name to begin one.
     fn ask(
         gateway: &mut Gateway,
         unit: &str,

@@ -1,7 +1,7 @@
 //! Requests from an administrator to a running gateway, and the answers: JSON lines, no socket.
 //!
 //! [`protocol`] has the types of both, which the commands use too. [`Answer`] produces an answer in
-//! pieces, as fast as its client reads.
+//! pieces, as fast as its client reads them.
 
 mod capture;
 mod clear;
@@ -37,7 +37,7 @@ pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
 pub use reload::{ReloadOutcome, ReloadRefused};
 
-/// Hosts that are told at once: some 100 µs.
+/// Hosts listed in one piece: some 100 µs.
 const MOST_HOSTS: usize = 200;
 
 /// An answer in progress: it is produced in pieces, as fast as the client reads.
@@ -49,11 +49,11 @@ pub enum Answer {
     Events(Events),
     /// The rest of the config.
     Config(ConfigShow),
-    /// The rest of the sessions are still to be counted.
+    /// Sessions are still being counted.
     Count(Count),
     /// The same, by policy.
     Policies(Policies),
-    /// The rest of the sessions are still to be ended.
+    /// Sessions are still being ended.
     Clear(Clear),
     /// Planned handovers in progress.
     Failover(Failover),
@@ -220,7 +220,7 @@ impl Answer {
         }
     }
 
-    /// Whether an answer that waits may have something to say. Cheap: it is asked each turn.
+    /// Whether a waiting answer may have something to send. Cheap: called each turn.
     pub fn has_news(&self, gateway: &Gateway) -> bool {
         match self {
             Answer::Events(events) => events.has_news(gateway),
@@ -228,7 +228,7 @@ impl Answer {
         }
     }
 
-    /// Whether it has no end of its own, and its client can come back and go on.
+    /// Whether it has no end of its own, and its client can come back and continue.
     pub fn is_follower(&self) -> bool {
         matches!(self, Answer::Events(_)) && self.is_waiting()
     }
@@ -239,7 +239,7 @@ impl Answer {
         matches!(self, Answer::Reload(ReloadWait::Next))
     }
 
-    /// A reload begins. No effect on an answer that does not wait for that.
+    /// A reload begins. No effect on an answer that does not wait for one.
     pub fn begin_reload(&mut self) {
         if let Answer::Reload(wait) = self {
             wait.note_begin();
@@ -292,7 +292,7 @@ impl Answer {
         }
     }
 
-    /// Whether all is said.
+    /// Whether the answer is complete.
     pub fn is_done(&self) -> bool {
         matches!(self, Answer::Done)
     }

@@ -1,4 +1,4 @@
-//! The state of the unit, for the protocol.
+//! The state of the unit, in the terms of the protocol.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ fn maintenance(gateway: &Gateway, shell: &ShellView, now: Time) -> Option<Mainte
     })
 }
 
-/// A moment as the protocol tells it.
+/// A moment in the terms of the protocol.
 pub(super) fn since_1970(shell: &ShellView, at: Time) -> f64 {
     seconds(shell.boot + at.since(Time::ZERO))
 }

@@ -1,9 +1,9 @@
 //! Gratuitous ARP and unsolicited neighbor advertisements: when, how often, and how fast.
 //!
-//! Pending announcements are a position in a list, not a queue of frames: however many addresses
-//! and hosts there are, nothing is lost and nothing else waits behind it. The frames are made some
-//! at a time: the virtual addresses of all groups first, then the hosts that are informed by
-//! unicast, then the pools.
+//! Pending announcements are a position in a list, not a queue of frames: with any number of
+//! addresses and hosts, nothing is lost and nothing else waits behind it. The frames are made in
+//! batches: the virtual addresses of all groups first, then the hosts that are informed by unicast,
+//! then the pools.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::time::Time;
 
 use super::Gateway;
 
-/// One defence of an address in this time (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
+/// The least time between two defences of an address (RFC 5227, section 2.4(c): DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Addresses of a port that are announced to each host by unicast; a pool's many addresses are only
@@ -30,16 +30,16 @@ pub(super) struct Announcer {
     pending: Vec<Option<Pending>>,
     /// Announcements in progress, by [`Part`].
     rounds: [VecDeque<Round>; 3],
-    /// Frames that may be sent now, and as of when.
+    /// Frames that may be sent now, and the time of that count.
     allowance: (u32, Time),
     defended: BTreeMap<Addr, Time>,
 }
 
-/// Frames at a time: some 100 µs of system calls.
+/// Frames per batch: some 100 µs of system calls.
 const PIECE: u32 = 64;
 /// Between two pieces.
 const PACE: Duration = Duration::from_micros(500);
-/// Addresses that are looked at for one piece.
+/// Addresses that are checked for one batch.
 const MOST_LOOKED_AT: u32 = 8192;
 
 /// A part of a group's announcement.
@@ -53,7 +53,7 @@ enum Part {
     Pools,
 }
 
-/// How far the announcement of a part of a group is.
+/// The progress of the announcement of a part of a group.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     group: GroupId,
@@ -83,7 +83,7 @@ impl Announcer {
         announcer
     }
 
-    /// Sets how often to announce; announcements in progress continue with the new interval.
+    /// Sets how often to announce; announcements in progress continue at the new interval.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         if let Some(ha) = &config.ha {
             (self.repeats, self.interval) = (ha.gratuitous_arps, ha.gratuitous_arp_interval);
@@ -104,7 +104,7 @@ impl Announcer {
         repeats.chain(piece).min()
     }
 
-    /// Announces a part of a group from its beginning.
+    /// Starts to announce a part of a group.
     fn begin(&mut self, group: GroupId, part: Part) {
         let rounds = &mut self.rounds[part as usize];
         rounds.retain(|round| round.group != group);
@@ -131,7 +131,7 @@ impl Announcer {
         self.rounds.iter_mut().find_map(VecDeque::pop_front)
     }
 
-    /// Plans the repeats of an announcement that is made now.
+    /// Plans the repeats of an announcement made now.
     fn start(&mut self, now: Time, group: GroupId) {
         let left = self.repeats.saturating_sub(1);
         self.pending[usize::from(group.0)] = (left > 0).then_some(Pending {
@@ -211,9 +211,9 @@ impl Gateway {
         self.announce_some(now);
     }
 
-    /// Makes as many of the frames that are due as may be sent now.
+    /// Makes as many of the due frames as may be sent now.
     fn announce_some(&mut self, now: Time) {
-        // The shell is behind: it gets nothing more before it has taken these.
+        // The shell is behind: it gets no more before it has taken these.
         if self.outbox.announcements() >= PIECE as usize {
             return;
         }
@@ -234,7 +234,7 @@ impl Gateway {
         self.hosts.announcer.allowance.0 = left;
     }
 
-    /// Goes on with a round of broadcasts; gives whether it is complete.
+    /// Continues a round of broadcasts; returns whether it is complete.
     fn tell_all(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
         while round.port < self.rules.config().ports.len() {
             let port = PortId::from_index(round.port);
@@ -268,7 +268,7 @@ impl Gateway {
         true
     }
 
-    /// Goes on with a round of unicasts; gives whether it is complete.
+    /// Continues a round of unicasts; returns whether it is complete.
     fn tell_hosts(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
         loop {
             if *left == 0 || *looks == 0 {

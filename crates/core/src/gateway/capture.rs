@@ -1,4 +1,5 @@
-//! Packets while an administrator captures them: copies are taken around the ordinary way.
+//! Packets while an administrator captures them: copies are taken before and after the usual
+//! handling.
 
 use crate::capture::{Capture, CapturedFate, Facts, Options, Sight};
 use crate::event::{DropReason, Offload, Verdict};
@@ -16,7 +17,7 @@ struct Arrival {
     offload: Offload,
     length: usize,
     parsed: Option<Parsed>,
-    /// The key that its session would be found by.
+    /// The key under which its session would be found.
     flow: Option<FlowKey>,
 }
 
@@ -30,18 +31,18 @@ struct Known {
 
 impl Gateway {
     /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs
-    /// at a time: another one ends.
+    /// at a time: an earlier one ends.
     pub fn start_capture(&mut self, now: Time, options: Options) {
         let capture = Capture::new(options, self.rules.config().ports.len(), now);
         self.capture = Some(Box::new(capture));
     }
 
-    /// Ends the capture, with all that was not fetched from it.
+    /// Ends the capture, and discards the copies that were not fetched.
     pub fn end_capture(&mut self) {
         self.capture = None;
     }
 
-    /// The capture that was started and not ended yet.
+    /// The capture in progress.
     pub fn capture(&self) -> Option<&Capture> {
         self.capture.as_deref()
     }
@@ -51,7 +52,7 @@ impl Gateway {
         self.capture.as_deref_mut()
     }
 
-    /// Whether packets should come by [`Gateway::handle_captured_packet`] at present.
+    /// Whether packets should go through [`Gateway::handle_captured_packet`] now.
     pub fn is_capturing(&self) -> bool {
         self.capture
             .as_ref()
@@ -61,8 +62,8 @@ impl Gateway {
     /// As [`Gateway::handle_packet`], with a copy of the packet for the capture as it came in, and
     /// as it left.
     ///
-    /// The shell asks [`Gateway::is_capturing`] once a batch and then calls this one, so that a
-    /// capture that is off costs a packet nothing at all.
+    /// The shell calls [`Gateway::is_capturing`] once a batch and then this function, so that
+    /// packets pay nothing while no capture runs.
     pub fn handle_captured_packet(
         &mut self,
         now: Time,

@@ -1,7 +1,7 @@
 //! The unit among its peers: joins election (`ha`) and replication (`sync`) to the gateway.
 //!
-//! What happens in the cluster goes through [`Gateway::in_cluster`]; whoever only reads asks
-//! [`Gateway::cluster`]. Neither does anything on a standalone gateway.
+//! All changes in the cluster go through [`Gateway::in_cluster`]; readers use [`Gateway::cluster`].
+//! Neither does anything on a standalone gateway.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,24 +20,24 @@ use super::roles::Groups;
 use super::streams::{self, Channel, Paths};
 use super::{Gateway, Role};
 
-/// Election, replication, and the way to each peer.
+/// Election, replication, and the stream to each peer.
 pub struct Cluster {
     pub(super) ha: Ha,
     pub(super) sync: Replicator,
     pub(super) paths: Paths,
     pub(super) waiting: Waiting,
-    /// Ends of planned handovers that somebody may be waiting for.
+    /// Ends of planned handovers that a caller may be waiting for.
     handovers: VecDeque<HandoverEnd>,
     gone: bool,
 }
 
 /// A change that the gateway must carry out.
 pub(super) enum Step {
-    /// Nothing that comes by this stream counts any longer.
+    /// Bytes of this stream no longer count.
     CloseStream(PeerId, LinkId),
-    /// Replication has something to tell.
+    /// Replication reports an event.
     Told(sync::SyncEvent),
-    /// The election has decided something; replication knows.
+    /// The election has decided something; replication knows it already.
     Decided(ha::Output),
 }
 
@@ -65,7 +65,7 @@ impl Cluster {
         now: Time,
         ruleset: &Ruleset,
     ) -> Option<Cluster> {
-        // Heartbeats and streams name the process by the same number.
+        // Heartbeats and streams identify the process by the same number.
         let process = random.next();
         Some(Cluster {
             ha: Ha::new(config, process, now)?,
@@ -95,7 +95,7 @@ impl Cluster {
         Some(Step::Decided(output))
     }
 
-    /// Tells the election what replication has reached.
+    /// Tells the election how far replication is.
     fn tell_election(&mut self, now: Time, event: &sync::SyncEvent) {
         match *event {
             sync::SyncEvent::Reached(peer, state) => self.ha.handle_sync(now, peer, state),
@@ -115,15 +115,15 @@ impl Cluster {
         }
     }
 
-    /// Tells the election of the packets that went through this unit.
+    /// Tells the election which packets went through this unit.
     pub(super) fn tell_traffic(&mut self, groups: &Groups) {
         for (group, traffic) in (0..).map(GroupId).zip(&groups.traffic) {
             self.ha.handle_traffic(group, traffic.carried());
         }
     }
 
-    /// Panics if election and replication know something else of each other than what holds: for
-    /// tests and simulations.
+    /// Panics if election and replication have a wrong picture of each other: for tests and
+    /// simulations.
     pub(super) fn check_invariants(&self, journal: &Journal) {
         self.sync.check_invariants(journal);
         if !self.sync.is_told() || !self.ha.is_drained() {
@@ -186,7 +186,7 @@ impl Cluster {
         self.handovers.push_back(end);
     }
 
-    /// Does what is due at `now`.
+    /// Does the work due at `now`.
     fn handle_timeout(&mut self, now: Time, store: &mut SessionStore) {
         self.ha.handle_timeout(now);
         self.sync.handle_timeout(now, store);
@@ -210,7 +210,7 @@ impl Cluster {
         self.handovers.remove(at)
     }
 
-    /// Follows the options of `ha` that have changed. `up` are the states of the ports, parallel to
+    /// Follows changed options of `[ha]`. `up` are the states of the ports, parallel to
     /// `config.ports`.
     pub(super) fn adopt(&mut self, now: Time, config: &Config, changed: &Effects, up: &[bool]) {
         let Some(ha) = &config.ha else { return };
@@ -250,8 +250,8 @@ impl Gateway {
         self.cluster.as_deref()
     }
 
-    /// To be called first in each turn, before any packet: a unit that was stopped for longer than
-    /// the hold time gives up its roles.
+    /// Must be called first in each turn, before any packet: a unit that was stopped for longer
+    /// than the hold time gives up its roles.
     pub fn handle_wake(&mut self, now: Time) {
         let cluster = self.cluster.as_deref_mut();
         if cluster.is_some_and(|cluster| cluster.ha.handle_wake(now)) {
@@ -271,7 +271,7 @@ impl Gateway {
         });
     }
 
-    /// A connection of `peer` was refused before anything came by it; `why` is for people.
+    /// A connection of `peer` was refused before any data came; `why` is for people.
     pub fn handle_incompatible(&mut self, now: Time, peer: PeerId, channel: Channel, why: &str) {
         self.in_cluster(now, |cluster, _| {
             cluster
@@ -292,7 +292,7 @@ impl Gateway {
         });
     }
 
-    /// Something hints that a peer has died.
+    /// A hint that a peer has died.
     pub fn handle_hint(&mut self, now: Time, hint: Hint) {
         self.in_cluster(now, |cluster, _| cluster.ha.handle_hint(now, hint));
     }
@@ -305,10 +305,10 @@ impl Gateway {
     }
 
     /// Handles bytes of the stream of `peer` over `link`. Returns how many were taken, and whether
-    /// to call again soon; what was not taken must come again.
+    /// to call again soon; the rest must come again.
     ///
     /// # Errors
-    /// What the peer has sent against the protocol. Its stream must be closed.
+    /// The peer violated the protocol. Its stream must be closed.
     pub fn handle_sync_data(
         &mut self,
         now: Time,
@@ -322,19 +322,20 @@ impl Gateway {
         .unwrap_or_else(|| Ok(streams::ignored(bytes)))
     }
 
-    /// The link that the stream to `peer` goes over; `None` if there is none.
+    /// The link that carries the stream to `peer`; `None` if there is no stream.
     pub fn sync_link(&self, peer: PeerId) -> Option<LinkId> {
         self.cluster()?.paths.link(peer)
     }
 
-    /// Appends what `peer` should get now to `out`, to be sent over [`Gateway::sync_link`]. Returns
+    /// Appends the bytes due to `peer` to `out`, to be sent over [`Gateway::sync_link`]. Returns
     /// whether to call again as soon as the stream takes more.
     pub fn poll_sync(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> bool {
         let cluster = self.cluster.as_deref_mut();
         cluster.is_some_and(|cluster| cluster.poll_stream(now, peer, out, &mut self.sessions))
     }
 
-    /// The stream to `peer` takes nothing now; [`Gateway::poll_sync`] is called again when it does.
+    /// The stream to `peer` takes no bytes now; [`Gateway::poll_sync`] is called again when it
+    /// does.
     pub fn handle_sync_blocked(&mut self, peer: PeerId) {
         self.with_cluster(|cluster| cluster.sync.peer_blocked(peer));
     }
@@ -343,7 +344,7 @@ impl Gateway {
     /// [`Gateway::poll_handover`].
     ///
     /// # Errors
-    /// Why it can't be.
+    /// Why it can't be handed over.
     pub fn request_failover(
         &mut self,
         now: Time,
@@ -391,7 +392,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Has a peer begin a maintenance, as an operator there would.
+    /// Makes a peer begin maintenance, as an operator there would.
     ///
     /// # Errors
     /// No stream leads to it.
@@ -403,7 +404,7 @@ impl Gateway {
         }
     }
 
-    /// Before the start: the unit was in maintenance when it ended.
+    /// Before the start: the unit was in maintenance when it last stopped.
     pub fn begin_in_maintenance(&mut self, now: Time, maintenance: Option<Maintenance>) {
         if maintenance.is_some() {
             self.in_cluster(now, |cluster, _| {
@@ -412,7 +413,7 @@ impl Gateway {
         }
     }
 
-    /// The maintenance of this unit, if it is in one.
+    /// The maintenance of this unit, if it is in progress.
     pub fn maintenance(&self) -> Option<Maintenance> {
         self.cluster()?.ha.maintenance()
     }
@@ -447,13 +448,14 @@ impl Gateway {
         self.in_cluster(now, |cluster, _| cluster.ha.handle_ports(now, &up));
     }
 
-    /// By port, whether packets can pass it and lead somewhere, as far as known here.
+    /// By port, whether packets can pass it and reach something, as far as known here.
     pub(super) fn ports_up(&self) -> Vec<bool> {
         let works = |port: PortId| self.links.works(port) && self.leads_on(port.index());
         self.links.ports().map(works).collect()
     }
 
-    /// Whether this unit handles packets of `group`: as primary, or as stragglers after a handover.
+    /// Whether this unit handles packets of `group`: as primary, or because it handed over and
+    /// stragglers still come.
     pub(super) fn carries(&self, now: Time, group: GroupId) -> bool {
         let drains = |cluster: &Cluster| cluster.is_draining(now, group);
         self.is_primary(group) || self.cluster().is_some_and(drains)

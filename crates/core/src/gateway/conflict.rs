@@ -1,7 +1,7 @@
 //! Other machines that claim a virtual address of ours.
 //!
-//! The gateway serves on: hosts are told again where the address is, at most once in 10 s, and
-//! whoever claims it is asked again, so that the operator sees a conflict for as long as it lasts.
+//! The gateway continues to serve: it tells hosts again where the address is, at most once in 10 s,
+//! and probes the claimant again, so that the operator sees a conflict for as long as it lasts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::time::Time;
 
 use super::{Gateway, Role};
 
-/// Between two questions to the one that claims an address.
+/// The time between two probes of the machine that claims an address.
 const ASK: Duration = Duration::from_secs(5);
 /// A conflict is over if nobody has claimed the address for this time.
 const OVER: Duration = Duration::from_secs(15);
-/// Questions in one go.
+/// Probes in one go.
 const MOST_ASKED: usize = 8;
 
-/// The claims of others; there are no more of them than addresses of ours.
+/// The claims of others; no more of them than addresses of ours.
 #[derive(Default)]
 pub(super) struct Conflicts(BTreeMap<(PortId, Addr), Claim>);
 
@@ -45,7 +45,7 @@ pub struct Conflict {
 }
 
 impl Conflict {
-    /// Who claims it, as people write it.
+    /// The hardware address of the claimant, in readable form.
     pub fn mac_text(&self) -> String {
         text(self.mac)
     }
@@ -65,7 +65,7 @@ impl Gateway {
         claim.is_certain |= is_certain;
     }
 
-    /// Says that another machine claims `addr`, which was seen before the start.
+    /// Another machine claims `addr`; this was seen before the start.
     pub fn handle_conflict(&mut self, now: Time, port: PortId, addr: Addr, mac: Mac) {
         self.note_conflict(now, port, addr, mac);
         self.warn_of_conflict(port, addr, mac);
@@ -80,7 +80,7 @@ impl Gateway {
         );
     }
 
-    /// The conflicts that last, of addresses that this unit answers for.
+    /// Lasting conflicts about addresses that this unit answers for.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
         let certain = self
             .hosts
@@ -96,7 +96,7 @@ impl Gateway {
         all.filter(|it| self.defends(it.port, &it.addr))
     }
 
-    /// Forgets conflicts that are over, and asks those that claim an address whether they still do.
+    /// Forgets conflicts that are over, and probes the claimants of the others.
     pub(super) fn review_conflicts(&mut self, now: Time) {
         self.hosts
             .conflicts
@@ -119,19 +119,19 @@ impl Gateway {
         }
     }
 
-    /// Whether `mac` is that of a peer, by what it has signed.
+    /// Whether `mac` is that of a peer, according to frames that it has signed.
     pub(super) fn is_peer(&self, port: PortId, mac: Mac) -> bool {
         self.cluster()
             .is_some_and(|cluster| cluster.ha.is_peer(port, mac))
     }
 
-    /// Whether some group's addresses are served here.
+    /// Whether this unit serves the addresses of any group.
     pub(super) fn forwards(&self) -> bool {
         self.groups().any(|group| self.role(group) == Role::Primary)
     }
 }
 
-/// A hardware address as people write it.
+/// A hardware address in readable form.
 fn text(mac: Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")

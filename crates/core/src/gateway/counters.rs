@@ -13,16 +13,15 @@ pub struct Counters {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Unreplied sessions that made room for new ones in a full table.
     pub dropped_early: u64,
-    /// Sessions ended because a change of routes or of the configuration forbids them, or the
-    /// administrator asked.
+    /// Sessions ended by a change of routes or of the configuration, or by the administrator.
     pub cleared: u64,
     /// Of these, the ones that a change of the configuration forbids.
     pub forbidden: u64,
     /// First packets of sessions that waited for the peers.
     pub guarantee_held: u64,
-    /// Those whose wait was over before the peers had the session, or for which there was no room.
+    /// Those whose wait was over before the peers had the session, or that found no room.
     pub guarantee_expired: u64,
-    /// Sessions opened without the guarantee asked for, since no peer was in sync.
+    /// Sessions opened without the requested guarantee, because no peer was in sync.
     pub guarantee_degraded: u64,
     /// First packets of sessions that the peers in sync have refused.
     pub guarantee_refused: u64,
@@ -35,12 +34,12 @@ pub struct Counters {
 /// Traffic of a port. Bytes are those of IP; a super-packet counts as one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortCounters {
-    /// Packets that came in by it, whatever became of them; see
+    /// Packets that came in by it, whatever their fate; see
     /// [`Gateway::handle_batch`](super::Gateway::handle_batch).
     pub in_packets: u64,
     /// Bytes of `in_packets`.
     pub in_bytes: u64,
-    /// Packets forwarded out of it, as soon as they were translated; not what the gateway says
+    /// Packets forwarded out of it, as soon as they were translated; not packets of the gateway
     /// itself.
     pub out_packets: u64,
     /// Bytes of `out_packets`.

@@ -1,7 +1,7 @@
 //! A numbered log of this unit's events, for outside readers.
 //!
-//! Conditions that last, such as a port that is down, are told when they begin and when they end;
-//! the rest once. The last [`MOST`] are kept, so that a reader who was away finds out what it has
+//! Lasting conditions, such as a port that is down, are logged when they begin and when they end;
+//! other events once. The last [`MOST`] are kept, so that a reader who was away learns what it
 //! missed.
 
 use std::collections::VecDeque;
@@ -14,12 +14,12 @@ use super::health::Severity;
 /// Events that are kept.
 pub(super) const MOST: usize = 1024;
 
-/// From so many dropped packets a second on there is an event.
+/// Dropped packets a second from which on there is an event.
 const MANY_DROPS: u64 = 1000;
-/// It is over when there were fewer than half of that for so long.
+/// It is over after this long with fewer than half as many.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Whether an event is the begin or the end of something.
+/// Whether an event marks the beginning or the end of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// It has no duration.
@@ -30,39 +30,39 @@ pub enum Stage {
     End,
 }
 
-/// Something that has happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedEvent {
     /// Its number: one more than that of the event before.
     pub sequence: u64,
     /// When it was noticed, on the clock of this unit.
     pub at: Time,
-    /// Which kind, by a name that never changes.
+    /// Its kind, by a name that never changes.
     pub id: &'static str,
-    /// Whether it is the begin or the end of something.
+    /// Whether it marks the beginning or the end of a condition.
     pub stage: Stage,
-    /// How urgent it is; none if it is as it should be.
+    /// How urgent it is; none if all is as it should be.
     pub severity: Option<Severity>,
     /// The event, in a sentence.
     pub what: String,
     /// Why; may be empty.
     pub why: String,
-    /// The group, peer or port that it is about.
+    /// The group, peer or port concerned.
     pub subject: Subject,
 }
 
 /// The subject of an event, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// The name of a `[[group]]`; none if it is about no particular one.
+    /// The name of a `[[group]]`; none if it concerns no particular one.
     pub group: Option<String>,
-    /// The node name of a peer; none if it is about no particular one.
+    /// The node name of a peer; none if it concerns no particular one.
     pub peer: Option<String>,
-    /// The name of a `[[port]]`; none if it is about no particular one.
+    /// The name of a `[[port]]`; none if it concerns no particular one.
     pub port: Option<String>,
 }
 
-/// The last events, and the numbers of those that are to come.
+/// The last events, and the numbers of those to come.
 #[derive(Debug)]
 pub struct EventLog {
     ring: VecDeque<LoggedEvent>,
@@ -71,7 +71,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Nothing has happened. `run` is random: another one each time that the process starts.
+    /// Starts empty. `run` is random: another one each time that the process starts.
     pub(super) fn new(run: u64) -> EventLog {
         EventLog {
             ring: VecDeque::new(),
@@ -80,7 +80,7 @@ impl EventLog {
         }
     }
 
-    /// Tells the numbers of this process from those of the one before.
+    /// Identifies this process, since each one starts to number again.
     pub fn run(&self) -> u64 {
         self.run
     }
@@ -90,7 +90,7 @@ impl EventLog {
         self.last
     }
 
-    /// The first event after that number which is still kept.
+    /// The first event after that number that is still kept.
     pub fn after(&self, sequence: u64) -> Option<&LoggedEvent> {
         let oldest = self.ring.front()?.sequence;
         let skipped = (sequence + 1).saturating_sub(oldest);
@@ -113,14 +113,14 @@ impl EventLog {
 /// Watches the number of dropped packets.
 #[derive(Debug, Default)]
 pub(super) struct DropAlarm {
-    /// When it was looked at last, and what was found.
+    /// The time of the last look, and the number then.
     last: Option<(Time, u64)>,
-    /// When there were many last, while the alarm is on.
+    /// When there were last many, while the alarm is on.
     many: Option<Time>,
 }
 
 impl DropAlarm {
-    /// Takes note of the number of all drops so far. `Some` if many begin or end.
+    /// Notes the number of all drops so far. `Some` if many begin or end.
     pub(super) fn look(&mut self, now: Time, total: u64) -> Option<Stage> {
         let (at, before) = self.last.unwrap_or((now, total));
         let passed = now.since(at).as_millis() as u64;

@@ -1,6 +1,6 @@
 //! Carries out on the gateway what election and replication decide.
 //!
-//! The [`Cluster`] takes from both what concerns the other; what is left comes here, one [`Step`]
+//! The [`Cluster`] passes on what concerns the other of the two; the rest comes here, one [`Step`]
 //! at a time.
 
 use std::time::Duration;
@@ -18,9 +18,9 @@ use super::cluster::{Cluster, Step};
 use super::revalidate::Scope;
 
 impl Gateway {
-    /// Has the cluster do something, and carries out what comes of it; none without an `[ha]`.
+    /// Calls `work` on the cluster, and carries out the consequences; none without an `[ha]`.
     ///
-    /// All that happens in the cluster comes this way, so nobody else has to ask whether there is
+    /// All changes in the cluster come this way, so no other code has to check whether there is
     /// one.
     pub(super) fn in_cluster<R>(
         &mut self,
@@ -34,12 +34,12 @@ impl Gateway {
         Some(result)
     }
 
-    /// Tells the cluster what nothing comes of at once.
+    /// Passes news to the cluster that has no immediate consequences.
     pub(super) fn with_cluster(&mut self, act: impl FnOnce(&mut Cluster)) {
         self.cluster.as_deref_mut().map(act);
     }
 
-    /// Carries out what election and replication have decided, until neither has more to say.
+    /// Carries out the decisions of election and replication, until neither has more.
     pub(super) fn settle_cluster(&mut self, now: Time) {
         while let Some(cluster) = self.cluster.as_deref_mut()
             && let Some(step) = cluster.poll_step(now, &mut self.sessions)
@@ -99,7 +99,7 @@ impl Gateway {
                 let what = format!("{name} {what} to {to}");
                 self.log_event(now, "handover", what, &why, Some(group));
             }
-            // The cluster itself has done what they ask for.
+            // The cluster itself has carried them out.
             ha::Output::Handover { .. }
             | ha::Output::Resync { .. }
             | ha::Output::Heard { .. }
@@ -107,7 +107,7 @@ impl Gateway {
         }
     }
 
-    /// Writes into the log what replication has to tell.
+    /// Logs an event of replication.
     fn handle_sync_event(&mut self, event: sync::SyncEvent) {
         let name = |peer: PeerId| self.peer_name(peer).to_owned();
         match event {
@@ -175,14 +175,14 @@ impl Gateway {
                 "maintenance peer={} why=\"an operator asked for it on that unit\"",
                 name(peer)
             ),
-            // The election has it.
+            // The election knows it already.
             sync::SyncEvent::HandoverReceived { .. }
             | sync::SyncEvent::Reached(..)
             | sync::SyncEvent::Holds(..) => {}
         }
     }
 
-    /// The settings of a peer are not those of this unit.
+    /// The settings of a peer differ from those of this unit.
     fn handle_other_config(&mut self, peer: PeerId) {
         let sync = self.cluster().map(Cluster::sync);
         let agrees = sync.is_none_or(|sync| sync.agrees(peer));
@@ -225,7 +225,7 @@ impl Gateway {
         }
     }
 
-    /// An address of a group was claimed by another machine: the election may be asking for that.
+    /// Another machine claimed an address of a group: the election may be waiting for that.
     pub(super) fn note_answer(&mut self, now: Time, port: PortId, addr: Addr) {
         let group = self
             .addresses_on(port)

@@ -1,4 +1,4 @@
-//! Packets whose hop limit ends here. The kernel would answer them with an address of this unit,
+//! Packets whose hop limit expires here. The kernel would answer them with an address of this unit,
 //! which changes with a takeover; so they come as frames, and the gateway answers with the virtual
 //! address of the port.
 
@@ -31,7 +31,7 @@ impl Gateway {
         if !packet::forwardable(dst) || self.is_kernel_address(dst) {
             return Ok(());
         }
-        // A sender on this machine may have left the checksum unfinished, and nobody says so.
+        // A sender on this machine may have left the checksum unfinished, and nothing says so.
         offload.checksum_verified = matches!(parsed.kind, PacketKind::Tcp(_) | PacketKind::Udp);
         let mut packet = Packet {
             now,

@@ -20,17 +20,17 @@ use super::{Gateway, Packet, Role, SessionView, forward};
 pub enum Scope {
     /// As it stands.
     Packet,
-    /// As an example of its flow: in a TCP session, for a segment that the session expects.
+    /// As an example of its flow: in a TCP session, as a segment that the session expects.
     Flow,
 }
 
 /// Policies that are explained: a person reads no more, and each costs the loop some 100 ns, and
-/// more to tell.
+/// more to send.
 const MOST_TRACED: usize = 1000;
 
 /// The fate of a packet, with reasons.
 ///
-/// It follows the packet as far as it comes: what lies beyond its end is `None`. A unit that is not
+/// It follows the packet until it is dropped or leaves: later steps are `None`. A unit that is not
 /// primary of the packet's group explains what the primary does, as far as it knows.
 #[derive(Clone, Debug)]
 pub struct Explanation {
@@ -51,7 +51,7 @@ pub struct Explanation {
     pub decision: Option<Decision>,
     /// The translation of its source; `None` if there is none.
     pub source: Option<SourceTranslation>,
-    /// An unanswered session would have to go, since the table is full.
+    /// An unanswered session would have to end, because the table is full.
     pub makes_room: bool,
     /// The flow as it goes out.
     pub leaves_as: Option<FlowKey>,
@@ -72,7 +72,7 @@ pub enum Matched {
     Session(Box<SessionView>, Direction),
     /// An address of the gateway itself.
     Gateway,
-    /// An address of the machine's kernel, which takes the packet before the gateway could.
+    /// An address of the machine's kernel, which takes the packet before the gateway can.
     Machine,
     /// Nothing: it would open a session.
     Nothing,
@@ -81,9 +81,9 @@ pub enum Matched {
 /// The source translation of a new session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceTranslation {
-    /// Whose address it is.
+    /// The pool or port that it belongs to.
     pub nat: config::Nat,
-    /// A forward to a server behind the same port asks for it, whatever the policy says.
+    /// A forward to a server behind the same port requires it, whatever the policy says.
     pub hairpin: bool,
     /// The address and the port or identifier; `None` if there is none left.
     pub to: Option<(Addr, u16)>,
@@ -94,11 +94,11 @@ pub struct SourceTranslation {
 pub enum PacketFate {
     /// It leaves by [`Explanation::egress`].
     Forward,
-    /// It goes on once the peers have its session; if they have it too late, as the guarantee says.
+    /// It leaves once the peers have its session; if they have it too late, the guarantee decides.
     Wait(PickupGuarantee),
     /// The gateway answers it.
     Answer,
-    /// It does not come to the gateway: the kernel takes it, and no policy applies.
+    /// The kernel handles it instead of the gateway, and no policy applies.
     Kernel,
     /// It ends here, and a counter moves.
     Drop {
@@ -128,11 +128,11 @@ pub enum Pickup {
     Replicated,
     /// This unit is standby, and has all sessions of the group.
     HeldHere,
-    /// This unit is standby, and has not all sessions of the group yet.
+    /// This unit is standby, and does not have all sessions of the group yet.
     NotReady,
     /// It will be sent to the peers as soon as it is opened.
     AtOnce,
-    /// Its first packet waits until the peers have it, at most so long.
+    /// Its first packet waits until the peers have it, at most this long.
     Guaranteed(PickupGuarantee, Duration),
 }
 
@@ -141,9 +141,9 @@ pub enum Pickup {
 pub enum Survives {
     /// At least one unit that may take over holds it as it is now.
     Yes,
-    /// It would not, and waiting does not help.
+    /// No, and waiting does not help.
     No,
-    /// It would not now, but later.
+    /// Not now, but later.
     NotYet,
 }
 
@@ -188,8 +188,8 @@ impl Gateway {
     /// The fate of a packet, if the TUN of `port` delivered it now. Has no effect.
     ///
     /// # Errors
-    /// A packet that is malformed is dropped for that reason. A fragment or an ICMP error is none
-    /// of a flow, and is not explained: there is no reason then.
+    /// A packet that is malformed is dropped for that reason. A fragment or an ICMP error belongs
+    /// to no flow and is not explained: the reason is missing then.
     pub fn explain(
         &self,
         now: Time,
@@ -221,7 +221,7 @@ impl Gateway {
         Ok(explanation)
     }
 
-    /// The way of a packet, were this unit primary of the groups that `is_primary` says.
+    /// The path of a packet, if this unit were primary of the groups for which `is_primary` holds.
     fn follow_through(
         &self,
         packet: &Packet<'_>,
@@ -372,7 +372,7 @@ impl Gateway {
         Ok(self.wait_of(&session))
     }
 
-    /// A session that somebody else has to give its external port for. Which one that is, is known
+    /// Another session that has to give up its external port for this one. Which one is known only
     /// when it has ended.
     fn explain_given_port(
         &self,

@@ -27,7 +27,7 @@ impl Gateway {
                 || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
         };
         let checks_source = || self.rules.port(packet.port).source_check;
-        // Filled in place: it would be copied on its way out of the closure.
+        // Filled in place: otherwise it would be copied out of the closure.
         let mut way = Way::unknown(packet);
         let followed = self.sessions.follow(id, |session, around| {
             way.egress = admit(session, direction, packet.port, checks_source, carries)?;
@@ -54,7 +54,7 @@ impl Gateway {
         }
     }
 
-    /// The way of a packet that its session has taken.
+    /// The path of a packet that its session has accepted.
     #[inline(always)]
     fn go_on(
         &mut self,
@@ -82,7 +82,7 @@ impl Gateway {
         verdict
     }
 
-    /// A SYN that the session does not take. If the connection is over, the side that was its
+    /// A SYN that the session does not accept. If the connection is over, the side that was its
     /// server may open the next one between the same ports (RFC 1122, section 4.2.2.13), where the
     /// policies accept that as they would accept it without the old session.
     #[cold]
@@ -173,7 +173,7 @@ impl Gateway {
         check_link(self.links.link(egress), packet)
     }
 
-    /// The last part of each forwarded packet's way: size, translation, hop count.
+    /// The last steps of each forwarded packet: size, translation, hop count.
     #[inline(always)]
     pub(super) fn send(
         &mut self,
@@ -234,11 +234,12 @@ impl Gateway {
         }
     }
 
-    /// The virtual address as which this unit answers the sender of `packet`; none if it is not the
-    /// router that the sender sees: a standby tells it nothing.
+    /// The virtual address with which this unit answers the sender of `packet`; none if the sender
+    /// sees another router: a standby tells it nothing.
     ///
-    /// A port may have addresses of several groups: that which the packet is for; one of the group
-    /// of its session; one of any group that this unit is primary of.
+    /// A port may have addresses of several groups. Then it is, in this order: the one that the
+    /// packet is for; one of the group of its session; one of any group that this unit is primary
+    /// of.
     fn speaker(&self, packet: &Packet<'_>) -> Option<Addr> {
         let key = &packet.parsed.key;
         if let Some(group) = self.sessions.nat().group(&key.dst)
@@ -272,7 +273,7 @@ impl Gateway {
     }
 }
 
-/// Where a packet of a session goes, and what that means to others.
+/// The exit of a packet of a session, and its meaning for others.
 struct Way {
     to: FlowKey,
     egress: PortId,
@@ -282,12 +283,12 @@ struct Way {
     turns_back: bool,
     /// It goes to a host that has not answered in the session.
     is_unanswered: bool,
-    /// It shows that a host has.
+    /// It shows that a host has answered.
     has_answered: bool,
 }
 
 impl Way {
-    /// That of a packet which its session has not seen.
+    /// The way of a packet that its session has not seen.
     #[inline(always)]
     fn unknown(packet: &Packet<'_>) -> Way {
         Way {
@@ -302,8 +303,8 @@ impl Way {
     }
 }
 
-/// Whether the packet is the SYN of a connection of its own, in the direction that is not that of
-/// the session, which is over.
+/// Whether the packet is the SYN of a new connection, in the direction opposite to that of the
+/// session, which is over.
 pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Packet<'_>) -> bool {
     let Tracker::Tcp(tracker) = &session.tracker else {
         return false;
@@ -313,8 +314,8 @@ pub(super) fn opens_after(session: &Session, direction: Direction, packet: &Pack
     is_syn && direction == Direction::Reply && tracker.state() >= tcp::TcpState::TimeWait
 }
 
-/// Whether the receiver is to put the packet together out of fragments: they are on their way
-/// already, or the kernel makes them.
+/// Whether the receiver must reassemble the packet from fragments: it is fragmented already, or the
+/// kernel will fragment it.
 #[inline]
 pub(super) fn is_reassembled(packet: &Packet<'_>, mtu: u32) -> bool {
     packet.parsed.fragment.is_some() || !packet.parsed.dont_fragment && packet.wire_len() > mtu
@@ -332,7 +333,8 @@ fn check_link(link: &LinkState, packet: &Packet<'_>) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Whether a packet that came in by `port` may go on in its session, and by which port.
+/// Whether a packet that came in by `port` may continue in its session, and by which port it
+/// leaves.
 #[inline(always)]
 fn admit(
     session: &Session,
@@ -354,14 +356,14 @@ fn admit(
     Ok(egress)
 }
 
-/// Whether a session was followed elsewhere since a packet of it was last seen here.
+/// Whether another unit followed the session since its last packet here.
 #[inline]
 pub(super) fn is_taken_up(session: &Session, stale: bool) -> bool {
     stale || session.flags.contains(SessionFlags::REMOTE)
 }
 
-/// Prepares a session that another unit has tracked for tracking here: what was not seen of it
-/// must not be held against it.
+/// Prepares a session that another unit has tracked for tracking here: its unseen segments must not
+/// count against it.
 #[cold]
 fn take_up(session: &mut Session) {
     session.flags.clear(SessionFlags::REMOTE);
@@ -371,9 +373,9 @@ fn take_up(session: &mut Session) {
     }
 }
 
-/// Lets the session's tracker judge the packet, and accounts for it; gives whether it is the first
-/// reply.
-// Always: a packet must not pay for the call that an explanation shares.
+/// Lets the session's tracker judge the packet, and accounts for it; returns whether it is the
+/// first reply.
+// Always inlined: a packet must not pay for a call that only the explanation shares.
 #[inline(always)]
 fn follow(
     session: &mut Session,
@@ -407,7 +409,7 @@ fn follow(
     Ok(is_first_reply)
 }
 
-/// Accounts for a packet of a session that it belongs to; gives whether it is the first reply.
+/// Accounts for a packet that belongs to the session; returns whether it is the first reply.
 #[inline]
 pub(super) fn account(session: &mut Session, packet: &Packet<'_>, direction: Direction) -> bool {
     session.record(direction, packet.parsed.total_len, packet.now.tick());
@@ -419,8 +421,8 @@ pub(super) fn account(session: &mut Session, packet: &Packet<'_>, direction: Dir
     is_first_reply
 }
 
-/// Whether a session has packets of this kind in this direction. Their keys say so too; nothing is
-/// to depend on that alone.
+/// Whether a session has packets of this kind in this direction. Their keys imply it too; nothing
+/// should depend on that alone.
 #[inline]
 fn fits(kind: PacketKind, direction: Direction) -> Result<(), DropReason> {
     match (kind, direction) {
@@ -431,7 +433,7 @@ fn fits(kind: PacketKind, direction: Direction) -> Result<(), DropReason> {
     }
 }
 
-/// Whether a segment can move a connection to another state, so that its checksum is worth a look.
+/// Whether a segment can move a connection to another state, so that its checksum must be verified.
 fn changes_state(flags: TcpFlags) -> bool {
     flags.syn() || flags.fin() || flags.rst()
 }

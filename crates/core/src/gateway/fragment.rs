@@ -84,7 +84,7 @@ impl Gateway {
         piece: Piece,
     ) -> Verdict {
         let (now, port, mut onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
-        // First, so that a dropped packet has opened and counted nothing.
+        // First, so that a dropped packet has neither opened nor counted anything.
         if let Err(reason) = self.fragments.check_first(&key, piece, now) {
             return Verdict::Drop(reason);
         }

@@ -1,8 +1,8 @@
 //! Guaranteed pickup: the first packet of a session waits until as many peers have the session as
 //! `pickup-guarantee-copies` says, or as are in sync.
 //!
-//! Nothing but that packet waits. If no peer is in sync nothing can be guaranteed: the packet goes
-//! at once, and is counted. A peer that refuses the session does not count as a copy.
+//! Only that packet waits. If no peer is in sync, nothing can be guaranteed: the packet leaves at
+//! once, and is counted. A peer that refuses the session does not count as a copy.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -22,7 +22,7 @@ const MAX_PACKETS: usize = 4096;
 /// Their bytes in total.
 const MAX_BYTES: usize = 4 << 20;
 
-/// The packets that wait.
+/// The waiting packets.
 #[derive(Default)]
 pub(super) struct Waiting {
     /// By group, in the order of their sequence numbers and of their deadlines.
@@ -33,7 +33,7 @@ pub(super) struct Waiting {
 
 struct Held {
     id: SessionId,
-    /// The original key of the session: its slot may have another one by now.
+    /// The original key of the session: its slot may hold another session by now.
     key: FlowKey,
     /// The change that the peers must have.
     seq: Seq,
@@ -71,8 +71,8 @@ impl Waiting {
         Some(held)
     }
 
-    /// The first packet of any group whose copies no longer have to be awaited: `wanted` peers hold
-    /// its session, or refuse it, or are gone.
+    /// The first packet of any group that no longer has to wait for copies: `wanted` peers hold its
+    /// session, or refuse it, or are gone.
     fn pop_settled(
         &mut self,
         sync: &Replicator,
@@ -89,7 +89,7 @@ impl Waiting {
 }
 
 impl Gateway {
-    /// Sends the first packet of a session on, or lets it wait.
+    /// Forwards the first packet of a session, or lets it wait.
     pub(super) fn send_first(&mut self, packet: &mut Packet<'_>, id: SessionId) -> Verdict {
         let policy = self.sessions.get(id).map(|session| session.policy);
         let mode = self.guarantee_of(policy.unwrap_or(PolicyId::NONE));
@@ -167,7 +167,7 @@ impl Gateway {
         }
     }
 
-    /// The session of a packet gets no copy: the packet goes without, or the session ends.
+    /// The session of a packet gets no copy: the packet leaves without one, or the session ends.
     fn end_wait(&mut self, now: Time, held: Held) {
         if !held.strict {
             self.release(now, held);
@@ -177,8 +177,8 @@ impl Gateway {
         }
     }
 
-    /// Drops what waits in sessions of a group that this unit is no longer primary of: the sender
-    /// repeats it, to the unit that is.
+    /// Drops the waiting packets of a group that this unit is no longer primary of: their senders
+    /// repeat them, to the unit that is.
     pub(super) fn drop_waiting(&mut self, group: GroupId) {
         while let Some(held) =
             self.pop_waiting(|cluster, _| cluster.waiting.pop_if(|its, _| its == group))
@@ -196,8 +196,8 @@ impl Gateway {
         pop(self.cluster.as_deref_mut()?, self.sessions.journal())
     }
 
-    /// Ends the wait of a session; gives whether it is still there. Its packet must not go without
-    /// it.
+    /// Ends the wait of a session; returns whether it still exists. Its packet must not leave
+    /// without it.
     fn stop_waiting(&mut self, held: &Held) -> bool {
         let stopped = self.sessions.edit(held.id, |session, around| {
             let is_it = session.key(Direction::Original, around.book) == held.key;
@@ -230,7 +230,7 @@ impl Gateway {
         self.send_in_session(packet, id, Direction::Original)
     }
 
-    /// The last change of a session, its group, and how its copies stand; none if it is not
+    /// The last change of a session, its group, and the state of its copies; none if it is not
     /// replicated.
     fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
         let sync = self.cluster()?.sync();

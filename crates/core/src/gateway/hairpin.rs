@@ -22,7 +22,7 @@ pub(super) fn turns_back(session: &Session, direction: Direction) -> bool {
 
 impl Gateway {
     /// The port by which a packet for an external address would leave and come back; none if it
-    /// opens no session of that kind, and is for the gateway itself.
+    /// does not open such a session, and is for the gateway itself.
     pub(super) fn turning_port(&self, packet: &Packet<'_>) -> Option<PortId> {
         let key = &packet.parsed.key;
         let may_open = match packet.parsed.kind {
@@ -30,7 +30,7 @@ impl Gateway {
             PacketKind::Udp => true,
             _ => false,
         };
-        // Else nobody can be behind the port.
+        // Otherwise nobody can be behind the port.
         let (nat, book) = (self.sessions.nat(), self.sessions.book());
         if !may_open || !nat.is_used_port(book, key.dst, key.protocol, key.dst_port) {
             return None;
@@ -54,7 +54,7 @@ impl Gateway {
         to: FlowKey,
         port: PortId,
     ) -> Verdict {
-        // It comes back by another session only, and for the side that opened that: so it ends
+        // It may come back only to another session, and for the side that opened it: so it ends
         // there.
         let Some((id, Direction::Reply)) = self.sessions.lookup(&to) else {
             return Verdict::Drop(DropReason::NoListener);

@@ -1,7 +1,7 @@
-//! The health of this unit and of what it sees of the others: what is wrong, and since when.
+//! The health of this unit, and of the others as far as it knows: the problems, and since when.
 //!
-//! The conditions are looked at each [`INTERVAL`] and when a port changes, so that the time at
-//! which one began is true to that. Nothing here is on the path of a packet.
+//! The conditions are checked each [`INTERVAL`] and when a port changes, so the recorded beginning
+//! of a problem is exact to that. Nothing here is on the path of a packet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::time::Time;
 
 use super::Gateway;
 
-/// How often the conditions are looked at.
+/// How often the conditions are checked.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// From this share of the table on it counts as nearly full, in percent.
+/// The share of the table from which on it counts as nearly full, in percent.
 const NEARLY_FULL: u64 = 90;
 
 /// How urgent a trouble is.
@@ -27,7 +27,7 @@ pub enum Severity {
     Critical,
 }
 
-/// Something that is not as it should be.
+/// A problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     /// No unit is known to be primary of the group.
@@ -38,7 +38,7 @@ pub enum Trouble {
     PortDown(PortId),
     /// A target behind the port does not answer; its place among the monitors.
     TargetDead(usize),
-    /// The kernel has a virtual address of the port, so that packets to it do not come to the
+    /// The kernel has a virtual address of the port, so that packets to it do not reach the
     /// gateway.
     PortFault(PortId),
     /// Another machine claims a virtual address of the port.
@@ -66,7 +66,7 @@ pub enum Trouble {
 /// A trouble and the time at which it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Which trouble, and at what.
+    /// The problem, and the object that has it.
     pub trouble: Trouble,
     /// How urgent it is.
     pub severity: Severity,
@@ -77,9 +77,9 @@ pub struct Standing {
 /// The current problems. Empty means that all is well.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// The most urgent ones first, and of these those that began first.
+    /// The most urgent ones first, and among these the oldest ones.
     standing: Vec<Standing>,
-    /// Since when nothing is wrong.
+    /// Since when there is no problem.
     well_since: Time,
     next: Time,
     /// How each was described when it began.
@@ -87,7 +87,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// All is well as long as nothing else is known.
+    /// All is well until something else is known.
     pub(super) fn new(now: Time) -> Health {
         Health {
             standing: Vec::new(),
@@ -102,12 +102,12 @@ impl Health {
         &self.standing
     }
 
-    /// Since when nothing is wrong; meaningless while something is.
+    /// Since when there is no problem; meaningless while there is one.
     pub fn well_since(&self) -> Time {
         self.well_since
     }
 
-    /// Records what is wrong now. Problems that already existed keep their time.
+    /// Records the current problems. Those that already existed keep their time.
     fn update(&mut self, now: Time, found: Vec<(Trouble, Severity)>) {
         let before = std::mem::take(&mut self.standing);
         let known = before.iter().map(|it| (it.trouble, it.since));
@@ -140,7 +140,7 @@ impl Gateway {
         &self.health
     }
 
-    /// Looks at the conditions if it is time to.
+    /// Checks the conditions if it is time to.
     pub(super) fn check_health_if_due(&mut self, now: Time) {
         if now >= self.health.next {
             self.check_health(now);
@@ -159,7 +159,7 @@ impl Gateway {
         self.check_drops(now);
     }
 
-    /// Writes down what has begun and what has ended since the last time.
+    /// Logs the problems that have begun or ended since the last time.
     fn log_troubles(&mut self, now: Time) {
         let standing = self.health.standing.clone();
         let is_standing: BTreeSet<Trouble> = standing.iter().map(|it| it.trouble).collect();
@@ -243,7 +243,7 @@ impl Gateway {
                 continue;
             };
             if !peer.alive {
-                // All else follows from it.
+                // All other problems of the peer follow from it.
                 found.push((Trouble::PeerGone(id), Severity::Warning));
                 continue;
             }

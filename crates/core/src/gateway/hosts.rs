@@ -9,13 +9,13 @@ use super::port_frames::PortFrames;
 use super::strays::Strays;
 use super::unresolved::Unresolved;
 
-/// The machines on the links. Each part bounds what strangers can make it keep.
+/// The machines on the links. Each part limits the memory that strangers can make it use.
 pub(super) struct Hosts {
     /// Tells them where the virtual addresses are.
     pub announcer: Announcer,
     /// Hosts that were heard, and next hops that are kept resolved.
     pub neighbors: Neighbors,
-    /// Hosts that the kernel looks for.
+    /// Hosts that the kernel is looking for.
     pub unresolved: Unresolved,
     /// Peers, by their frames on the data ports.
     pub port_frames: PortFrames,

@@ -31,8 +31,8 @@ impl Gateway {
             ..
         } = *packet;
         let bytes = &mut *packet.bytes;
-        // The quoted packet proves it. The routers on the way may have addresses that nothing else
-        // may come from (RFC 6890), but not of any kind: a link-local one is not forwarded.
+        // The quoted packet proves it. The routers on the path may have special addresses (RFC
+        // 6890), but not of every kind: a link-local one is not forwarded.
         let from = parsed.key.src;
         let is_martian = packet::martian_source(from) || from == parsed.key.dst;
         if is_martian || from.is_link_local() {
@@ -54,8 +54,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Translates the error by the session of what it quotes. About a hairpin it comes back, and is
-    /// translated by the session of the other side too.
+    /// Translates the error by the session of the quoted packet. An error about a hairpin comes
+    /// back, and is translated by the session of the other side too.
     fn pass_icmp_error(&mut self, packet: Packet<'_>) -> Result<(), DropReason> {
         let Packet {
             now,
@@ -72,7 +72,7 @@ impl Gateway {
             .lookup(&quoted.key.reply())
             .ok_or(DropReason::IcmpUnrelated)?;
         let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
-        // Only the port tells: this kernel reports with any of its own addresses as source.
+        // Only the port tells: this kernel sends errors from any of its own addresses.
         let (ingress, egress) = session.ports(direction);
         if port != ingress && self.rules.port(port).source_check {
             return Err(DropReason::SpoofedSource);
@@ -112,14 +112,14 @@ impl Gateway {
     }
 }
 
-/// The least that "packet too big" may claim where nothing in the quote proves that its author has
+/// The least MTU that "packet too big" may claim if nothing in the quote proves that its author has
 /// seen a packet of the session. Every link of IPv6 carries as much (RFC 8200, section 5), so do
-/// the tunnels of IPv4, and QUIC ends below it (RFC 9000, section 14). A host keeps the value for
-/// all that it sends to that destination.
+/// the tunnels of IPv4, and QUIC stops below it (RFC 9000, section 14). A host keeps the value for
+/// all its packets to that destination.
 const LEAST_MTU: u32 = 1280;
 
 /// Whether `sender` of the session can have sent the packet that an error quotes (RFC 5927, section
-/// 4). The host that the error goes to would check as much, if it does.
+/// 4). The host that the error goes to might check as much.
 fn check_quote(
     session: &Session,
     sender: Direction,

@@ -1,5 +1,5 @@
-//! Identifications of datagrams that are put together out of fragments: hosts behind one address
-//! may have chosen the same, and the receiver would mix their fragments (RFC 6864, section 5.3).
+//! Identifications of datagrams that are reassembled from fragments: hosts behind one address may
+//! have chosen the same one, and the receiver would mix their fragments (RFC 6864, section 5.3).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,16 +14,16 @@ use super::{Gateway, Packet};
 /// section 4.5).
 const REASSEMBLY_TIME: Duration = Duration::from_secs(60);
 
-/// Datagrams that are remembered. Beyond it the oldest are forgotten.
+/// Datagrams that are remembered. Beyond that the oldest are forgotten.
 const MOST: usize = 8192;
 
 /// Identifications tried for a datagram.
 const TRIES: u32 = 16;
 
-/// What a receiver knows a datagram by.
+/// The key by which a receiver reassembles a datagram.
 type Label = (Addr, Addr, Protocol, u32);
 
-/// The datagrams under way, with who has sent them.
+/// The datagrams in flight, with their senders.
 #[derive(Default)]
 pub(super) struct Identifications {
     senders: BTreeMap<Label, Addr>,
@@ -34,7 +34,7 @@ pub(super) struct Identifications {
 impl Identifications {
     /// An identification for a datagram of `sender`, which leaves as `to`: the `wanted` one, or
     /// another if somebody else has that on the way to the same receiver. A host keeps its own
-    /// apart by itself.
+    /// datagrams apart.
     fn choose(
         &mut self,
         now: Time,

@@ -5,37 +5,37 @@ use crate::time::Time;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// What an answer is for. Each has tokens of its own, so that junk can't use up those of the
+/// The purpose of an answer. Each has its own tokens, so that junk can't use up those of the
 /// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Budget {
     /// Errors that keep working connections alive: "packet too big".
     KeepsAlive,
-    /// All that tells of a refusal.
+    /// Refusals of all kinds.
     Refusals,
     /// Echo replies.
     Echo,
-    /// Looks at packets whose hop limit ends here: they share a socket with ARP, which must not
-    /// wait.
+    /// Inspections of packets whose hop limit ends here: they share a socket with ARP, which must
+    /// not wait.
     Expired,
 }
 
 /// Echo replies a second: more than a person or a monitor asks for.
 const ECHO_REPLIES_PER_SECOND: u32 = 50_000;
-/// Packets a second without a hop left that are looked at: several hundred traceroutes at once.
+/// Packets a second without a hop left that are inspected: several hundred traceroutes at once.
 const EXPIRED_PER_SECOND: u32 = 10_000;
 
 /// A limiter for each budget.
 pub(super) struct Budgets([Limiter; 4]);
 
 impl Budgets {
-    /// With `errors` errors a second of each sort.
+    /// With `errors` errors a second of each kind.
     pub(super) fn new(errors: u32) -> Budgets {
         let rates = [errors, errors, ECHO_REPLIES_PER_SECOND, EXPIRED_PER_SECOND];
         Budgets(rates.map(Limiter::new))
     }
 
-    /// Whether these are those of [`Budgets::new`] with `errors`.
+    /// Whether these are the same as [`Budgets::new`] with `errors` makes.
     pub(super) fn are_of(&self, errors: u32) -> bool {
         let rates = self.0.iter().map(|limiter| limiter.per_second);
         let wanted = Budgets::new(errors);

@@ -1,5 +1,4 @@
-//! The ports at run time: the state of their interfaces, which of them work, and what went through
-//! each.
+//! The ports at run time: the state of their interfaces, which of them work, and their traffic.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,9 +14,9 @@ use super::counters::PortCounters;
 /// Why a port does not work although its link is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortFault {
-    /// An address of ours that the kernel has too.
+    /// The kernel also has an address of ours.
     KernelHas(Addr),
-    /// The kernel does not lead packets where they belong; this is what it does, in words.
+    /// The kernel does not route packets to the right place; a description of what it does.
     Detour(String),
 }
 
@@ -45,7 +44,7 @@ pub(super) struct Port {
     link: LinkState,
     /// An address of ours that the kernel has too, so that the port does not work.
     fault: Option<Addr>,
-    /// Where the kernel leads packets instead, so that it does not work either.
+    /// Where the kernel sends packets instead, so that the port does not work.
     detour: Option<String>,
     /// The kernel's addresses on its interface.
     kernel: BTreeSet<Addr>,
@@ -66,7 +65,7 @@ impl Port {
 }
 
 impl Links {
-    /// All of them down, and a kernel without addresses.
+    /// All ports down, and a kernel without addresses.
     pub(super) fn new(ports: usize) -> Links {
         let down = Port {
             link: LinkState {
@@ -85,7 +84,7 @@ impl Links {
         }
     }
 
-    /// The port, to send by it.
+    /// The port, for sending.
     #[inline]
     pub(super) fn port_mut(&mut self, port: PortId) -> &mut Port {
         &mut self.ports[port.index()]
@@ -107,7 +106,7 @@ impl Links {
         self.link(port).up
     }
 
-    /// The interface of `port` has come to be in this state; returns the one before.
+    /// The interface of `port` is now in this state; returns the previous state.
     pub(super) fn set(&mut self, port: PortId, link: LinkState) -> LinkState {
         std::mem::replace(&mut self.ports[port.index()].link, link)
     }
@@ -123,7 +122,7 @@ impl Links {
         (0..self.ports.len()).map(PortId::from_index)
     }
 
-    /// Packets have come in by `port`, with that many bytes in all.
+    /// Packets have come in by `port`, with this many bytes in total.
     pub(super) fn count_in(&mut self, port: PortId, packets: usize, bytes: usize) {
         let counters = &mut self.ports[port.index()].counters;
         counters.in_packets += packets as u64;
@@ -146,13 +145,13 @@ impl Links {
         held.or_else(|| port.detour.clone().map(PortFault::Detour))
     }
 
-    /// Where the kernel leads the packets of `port` instead; none if all is well.
+    /// Where the kernel sends the packets of `port` instead; none if all is well.
     pub(super) fn set_detour(&mut self, port: PortId, detour: Option<String>) {
         self.ports[port.index()].detour = detour;
     }
 
     /// Compares the addresses that the gateway answers for on `port` with the kernel's; returns the
-    /// fault if it is another one than before.
+    /// fault if it has changed.
     pub(super) fn check_fault(
         &mut self,
         port: PortId,
@@ -169,7 +168,7 @@ impl Links {
         (before != fault).then_some(fault)
     }
 
-    /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
+    /// The kernel has gained or lost `addr` on the interface of `port`, or on another one.
     pub(super) fn set_kernel_address(&mut self, addr: Addr, port: Option<PortId>, has_it: bool) {
         let here = port.and_then(|port| self.ports.get_mut(port.index()));
         let here = here.map(|port| &mut port.kernel);
@@ -190,7 +189,7 @@ impl Links {
         self.ports.iter_mut().for_each(|port| port.kernel.clear());
     }
 
-    /// Whether packets for `addr` are the kernel's.
+    /// Whether packets to `addr` are the kernel's.
     pub(super) fn kernel_has(&self, addr: Addr) -> bool {
         let mut from = self.kernel.range((addr, None)..);
         from.next().is_some_and(|(first, _)| *first == addr)
@@ -204,7 +203,7 @@ impl Links {
     /// Whether the kernel has an address in a network on the interface of `port`.
     pub(super) fn kernel_is_in(&self, port: PortId, network: &IpNet) -> bool {
         let here = &self.ports[port.index()].kernel;
-        // The addresses of a network stand together.
+        // The addresses of a network are adjacent.
         let mut from = here.range(Addr::from(network.network())..);
         let first = from.next();
         first.is_some_and(|addr| network.contains(&IpAddr::from(*addr)))

@@ -21,7 +21,7 @@ impl Gateway {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
             }
-            // The sender may be forged, and nobody there.
+            // The sender may be forged, with no host there.
             Ok(_) if !self.looks_for(packet.now, &source, packet.port, source) => {
                 Verdict::Drop(DropReason::NeighborLimit)
             }
@@ -57,7 +57,7 @@ impl Gateway {
         if packet::martian(&key) || packet::reserved(key.src) || !packet::forwardable(key.src) {
             return Err(DropReason::Martian);
         }
-        // To forward it on would be for a router of that kind (RFC 8200, section 4.4).
+        // Forwarding it would be the job of a router of that kind (RFC 8200, section 4.4).
         if packet.parsed.has_segments_left {
             return Err(DropReason::RoutingHeader);
         }
@@ -79,8 +79,8 @@ impl Gateway {
         }
     }
 
-    /// Handles a frame that the interface of `port` received: of ARP or ND, of a peer, or one with
-    /// an IP packet that has no hop left. Others have no effect.
+    /// Handles a frame that the interface of `port` received: ARP or ND, a frame of a peer, or an
+    /// IP packet that has no hop left. Others have no effect.
     pub fn handle_frame(&mut self, now: Time, port: PortId, frame: &[u8]) {
         if let Some(ours) = port_frames::parse(frame) {
             return self.handle_port_frame(now, port, ours);
@@ -107,7 +107,7 @@ impl Gateway {
     }
 
     /// Answers a ping to a link-local address of the port. The kernel routes no packet to such an
-    /// address, so it comes as a frame, and the answer goes back to where it came from.
+    /// address, so it comes as a frame, and the answer goes back to its sender.
     fn answer_link_local(&mut self, now: Time, port: PortId, bytes: &[u8], sender: neighbor::Mac) {
         let parsed = match packet::parse(bytes, Offload::default()) {
             Ok(parsed) => parsed,
@@ -128,7 +128,7 @@ impl Gateway {
         self.push_output(Output::Frame { port, bytes });
     }
 
-    /// Somebody says that `addr` is at `mac`: if it is ours, tell the operator and announce it
+    /// A frame claims that `addr` is at `mac`: if it is ours, tells the operator and announces it
     /// again.
     fn notice_claim(&mut self, now: Time, port: PortId, addr: Addr, mac: [u8; 6]) {
         if mac == self.links.link(port).mac {
@@ -136,7 +136,7 @@ impl Gateway {
         }
         if packet::forwardable(addr) {
             self.hosts.neighbors.hear(port, addr, mac);
-            // Also where so many are remembered that this one is not.
+            // Also if too many hosts are remembered for this one.
             self.hosts.unresolved.answered((port, addr));
         }
         self.note_answer(now, port, addr);
@@ -150,7 +150,7 @@ impl Gateway {
             return;
         }
         // The former primary may still claim the addresses, and is informed; that is not a
-        // conflict. Of two primaries one yields as soon as they hear each other.
+        // conflict. Of two primaries one steps down as soon as they hear each other.
         let is_conflict = !is_peer && !self.was_taken_over_lately(now, &addr);
         self.counters.address_conflicts += u64::from(is_conflict);
         if self.hosts.announcer.may_defend(now, addr) {
@@ -161,7 +161,7 @@ impl Gateway {
         }
     }
 
-    /// Whether a peer may speak for `addr` already, since it is about to take it over.
+    /// Whether a peer may announce `addr` already, because it is about to take it over.
     fn is_handing_over(&self, addr: &Addr) -> bool {
         let group = self.sessions.nat().group(addr);
         let cluster = self.cluster().zip(group);

@@ -2,8 +2,7 @@
 //!
 //! It makes no system call. The shell calls, in any order and as often as it likes:
 //!
-//! - `handle_*` with what happened: a packet, a frame, a link or route change. Each may queue
-//!   outputs.
+//! - `handle_*` for an event: a packet, a frame, a link or route change. Each may queue outputs.
 //! - [`Gateway::poll_output`] until it returns `None`, after each batch of the above.
 //! - [`Gateway::poll_timeout`] for the time to call [`Gateway::handle_timeout`].
 //!
@@ -91,11 +90,11 @@ pub use reload::ReloadError;
 pub use streams::Channel;
 pub use view::{PeerGroupState, PeerState, SessionView};
 
-/// Randomness that the gateway is given once, at creation.
+/// The randomness that the gateway is given once, at creation.
 #[derive(Clone, Copy)]
 pub struct Seed(pub [u8; 32]);
 
-/// The packet at hand: its bytes, and what is known about it.
+/// The current packet: its bytes, and facts about it.
 struct Packet<'a> {
     now: Time,
     port: PortId,
@@ -123,15 +122,15 @@ impl Packet<'_> {
 /// Bytes of a UDP header (RFC 768).
 const UDP_HEADER: u32 = 8;
 
-/// The state machine of one unit: its parts, each of which owns what it keeps.
+/// The state machine of one unit: its parts, each of which owns its state.
 pub struct Gateway {
-    /// What the configuration decides.
+    /// Everything that the configuration decides.
     rules: Rules,
     /// The ports' interfaces.
     links: Links,
-    /// Where packets go on.
+    /// The exits of packets.
     routes: Routes,
-    /// What this unit is for each group.
+    /// This unit's role in each group.
     groups: Groups,
     sessions: SessionStore,
     fragments: Fragments<fragment::Onward>,
@@ -147,7 +146,7 @@ pub struct Gateway {
     /// None on a standalone gateway.
     cluster: Option<Box<Cluster>>,
     health: Health,
-    /// What has happened, for people and programs to follow.
+    /// Past events, for people and programs to follow.
     events: EventLog,
     drop_alarm: event_log::DropAlarm,
     /// What somebody watches.
@@ -191,13 +190,13 @@ impl Gateway {
         }
     }
 
-    /// Counts packets that have come in by `port`, with their bytes: once a batch, since it is only
-    /// for people to read. Call [`Gateway::handle_packet`] for each as well.
+    /// Counts packets that have come in by `port`, with their bytes: once a batch, since only
+    /// people read it. Call [`Gateway::handle_packet`] for each packet as well.
     pub fn handle_batch(&mut self, port: PortId, packets: usize, bytes: usize) {
         self.links.count_in(port, packets, bytes);
     }
 
-    /// Handles an IP packet that the TUN of `port` delivered; edits it in place if it goes on.
+    /// Handles an IP packet that the TUN of `port` delivered; edits it in place if it is forwarded.
     ///
     /// Costs no allocation when the packet belongs to a session.
     pub fn handle_packet(
@@ -250,18 +249,18 @@ impl Gateway {
         }
     }
 
-    /// Counts a packet that was to be forwarded and that the kernel did not take.
+    /// Counts a packet that was to be forwarded and that the kernel did not accept.
     pub fn handle_write_failure(&mut self) {
         self.counters.forwarded = self.counters.forwarded.saturating_sub(1);
         self.count_drop(DropReason::WriteFailed);
     }
 
-    /// Counts an [`Output`] that the kernel did not take.
+    /// Counts an [`Output`] that the kernel did not accept.
     pub fn handle_output_failure(&mut self) {
         self.counters.outputs_lost += 1;
     }
 
-    /// Takes note of the state of a port's interface.
+    /// Notes the state of a port's interface.
     pub fn handle_link(&mut self, now: Time, port: PortId, link: LinkState) {
         let before = self.links.set(port, link);
         if link.up && (!before.up || before.mac != link.mac) {
@@ -274,14 +273,14 @@ impl Gateway {
         self.check_health(now);
     }
 
-    /// Takes note of a change of the kernel's routes.
+    /// Notes a change of the kernel's routes.
     pub fn handle_route(&mut self, change: RouteChange) {
         if self.routes.apply(change) {
             self.revalidate_routes();
         }
     }
 
-    /// Does what is due at `now`: expires sessions and fragments, repeats announcements.
+    /// Does the work due at `now`: expires sessions and fragments, repeats announcements.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_sessions(now);
         let orphans = u64::from(self.fragments.expire(now));
@@ -323,7 +322,7 @@ impl Gateway {
         let mut expired = Vec::new();
         self.sessions.sweep(now.tick(), &mut expired);
         for id in expired {
-            // What another unit is primary for expires there.
+            // Sessions of another primary expire there.
             if self
                 .sessions
                 .get(id)
@@ -347,7 +346,7 @@ impl Gateway {
         is_ours
     }
 
-    /// Removes a session with all that it holds.
+    /// Removes a session with all its resources.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -361,9 +360,9 @@ impl Gateway {
         }
     }
 
-    /// A source address of each host that has sessions, and what it holds: those with the most
-    /// sessions first, to an eighth. Hosts whose addresses share a place under the keyed hash are
-    /// counted together.
+    /// A source address of each host that has sessions, and its holdings: hosts with the most
+    /// sessions first, accurate to an eighth. Hosts whose addresses share an entry of the keyed
+    /// hash are counted together.
     pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
         self.sessions.table().holders()
     }
@@ -376,7 +375,7 @@ impl Gateway {
         self.groups.role(group)
     }
 
-    /// The first virtual address of `family` on `port` whose group is wanted.
+    /// The first virtual address of `family` on `port` whose group qualifies.
     fn own_address(
         &self,
         port: PortId,
@@ -396,7 +395,7 @@ impl Gateway {
         self.sessions.reserved().collect()
     }
 
-    /// Checks what must hold between any two calls; for tests and simulations.
+    /// Checks the invariants between two calls; for tests and simulations.
     ///
     /// # Panics
     /// If it does not hold.
@@ -412,7 +411,7 @@ impl Gateway {
 }
 
 impl Gateway {
-    /// Queues what nothing that strangers cause may delay or displace.
+    /// Queues an output that strangers must not be able to delay or displace.
     fn push_urgent(&mut self, output: Output) {
         let has_room = self.outbox.push_urgent(output);
         self.counters.outputs_lost += u64::from(!has_room);

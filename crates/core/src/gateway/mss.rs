@@ -1,4 +1,4 @@
-//! The maximum segment size that TCP agrees on, where path MTU discovery can't be relied on.
+//! Limits the maximum segment size of TCP, where path MTU discovery can't be relied on.
 
 use crate::config::MssClamp;
 use crate::flow::{FlowKey, PolicyId, PortId};
@@ -7,8 +7,8 @@ use crate::packet::{self, PacketKind};
 use super::{Gateway, Packet};
 
 impl Gateway {
-    /// Lowers the maximum segment size that a SYN offers to what its policy says, or else the ports
-    /// that it passes.
+    /// Lowers the maximum segment size that a SYN offers to the value of its policy, or else of the
+    /// ports that it passes.
     #[inline]
     pub(super) fn clamp_mss(
         &self,
@@ -44,8 +44,8 @@ impl Gateway {
         }
     }
 
-    /// What fits the links and routes of both directions without fragments (RFC 879, RFC 6691: the
-    /// options are the sender's to subtract).
+    /// The largest segment that fits the links and routes of both directions without fragments (RFC
+    /// 879, RFC 6691: the options are the sender's to subtract).
     fn fitting_mss(&self, packet: &Packet<'_>, to: &FlowKey, ports: [PortId; 2]) -> u16 {
         const TCP_HEADER: u32 = 20;
         let headers = packet.parsed.family.header_len() + TCP_HEADER;

@@ -1,9 +1,9 @@
 //! The hosts on the links, as far as a takeover needs them.
 //!
-//! A standby keeps its kernel's neighbour entries of the hosts that its sessions lead to warm, so
-//! that the first packets after a takeover do not wait for ARP or Neighbor Discovery. And it
-//! remembers the hardware addresses of those that it hears, to tell them by unicast too when it
-//! takes over: some switches and hosts are slow to believe a broadcast.
+//! A standby keeps its kernel's neighbour entries warm for the hosts of its sessions, so that the
+//! first packets after a takeover do not wait for ARP or Neighbor Discovery. It also remembers the
+//! hardware addresses of hosts that it hears, to tell them by unicast too when it takes over: some
+//! switches and hosts are slow to believe a broadcast.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,13 +18,14 @@ use super::Gateway;
 
 /// Hosts remembered, of each kind; the first ones stay.
 const MAX_HOSTS: usize = 1024;
-/// An entry of the kernel is used again after this time; it forgets unused ones after a minute.
+/// An entry of the kernel is used again after this time; the kernel forgets unused ones after a
+/// minute.
 const WARM_FOR: Duration = Duration::from_secs(30);
-/// Slots of the table passed in one go, some 200 µs, and how often: a million takes a minute.
+/// Slots of the table checked in one go, some 200 µs, and how often: a million takes a minute.
 const SLOTS: u32 = 2048;
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is known of the hosts on the links.
+/// The known hosts on the links.
 #[derive(Default)]
 pub(super) struct Neighbors {
     /// Next hops of sessions, and when the kernel was last told to resolve them.
@@ -58,7 +59,7 @@ impl Neighbors {
         self.heard.get(&host).copied()
     }
 
-    /// The next host that was heard, in an order that stays.
+    /// The next host that was heard, in a stable order.
     pub(super) fn heard_after(
         &self,
         last: Option<(PortId, Addr)>,
@@ -68,7 +69,7 @@ impl Neighbors {
         rest.next().map(|(host, mac)| (*host, *mac))
     }
 
-    /// Whether to make the kernel resolve a next hop, at `now`.
+    /// Whether the kernel should resolve a next hop, at `now`.
     fn is_cold(&mut self, now: Time, hop: (PortId, Addr)) -> bool {
         let known = self.warm.len();
         match self.warm.get_mut(&hop) {
@@ -87,7 +88,8 @@ impl Neighbors {
 }
 
 impl Gateway {
-    /// Has the kernel resolve the hosts that sessions of other units' groups lead to: a piece.
+    /// Makes the kernel resolve the hosts that sessions of other units' groups lead to, some at a
+    /// time.
     pub(super) fn keep_warm(&mut self, now: Time) {
         let standby = self.groups().any(|group| !self.is_primary(group));
         if !standby || now < self.hosts.neighbors.next {

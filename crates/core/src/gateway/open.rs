@@ -1,4 +1,4 @@
-//! Packets of no session: may they open one, and how is it translated?
+//! Packets without a session: may they open one, and how is it translated?
 
 use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
@@ -31,8 +31,8 @@ impl From<DropReason> for Refused {
     }
 }
 
-/// Where a new session leads, before source translation: filled step by step. Where a step refuses
-/// the packet, those after it are not known.
+/// The way of a new session, before source translation: filled step by step. If a step refuses the
+/// packet, the later ones are unknown.
 pub(super) struct Plan {
     pub ingress: PortId,
     /// The flow, after destination translation once that is decided.
@@ -70,7 +70,7 @@ impl Plan {
         }
     }
 
-    /// Whether client and server are behind the same port, so that answers must be led back here.
+    /// Whether client and server are behind the same port, so that answers must come back here.
     pub(super) fn is_hairpin(&self) -> bool {
         let (Some(egress), Some(_)) = (self.egress, &self.destination) else {
             return false;
@@ -97,7 +97,7 @@ impl Gateway {
 
     fn try_open(&mut self, packet: &Packet<'_>) -> Result<SessionId, Refused> {
         let mut plan = Plan::new(packet);
-        // Not while draining either: nobody would tell the new primary of the session.
+        // Not while draining either: nobody would tell the new primary about the session.
         let decided = self.decide(packet, &mut plan, |group| self.is_primary(group));
         if let Some(decision) = plan.decision {
             self.rules.note_hit(decision.policy, packet.now);
@@ -128,8 +128,8 @@ impl Gateway {
         Ok(id)
     }
 
-    /// Whether the packet may open a session, and how that is tracked: all that is decided without
-    /// a look at the table of sessions.
+    /// Whether the packet may open a session, and how it is tracked: every decision that needs no
+    /// look at the session table.
     pub(super) fn decide(
         &self,
         packet: &Packet<'_>,
@@ -158,8 +158,8 @@ impl Gateway {
     /// Martian, unforwardable and spoofed addresses (RFC 6890, RFC 3704).
     pub(super) fn check_addresses(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let key = &packet.parsed.key;
-        // First, since hosts that have no address yet send from none: DHCP, duplicate address
-        // detection.
+        // First, since hosts that have no address yet send from the unspecified one: DHCP,
+        // duplicate address detection.
         if !packet::forwardable(key.dst) {
             return Err(DropReason::NotForwardable);
         }
@@ -177,7 +177,7 @@ impl Gateway {
         self.check_source(packet)
     }
 
-    /// The source must be one that the routing expects on this port, if the port is to check that.
+    /// The source must be one that the routing expects on this port, if the port checks that.
     pub(super) fn check_source(&self, packet: &Packet<'_>) -> Result<(), DropReason> {
         let port = &self.rules.port(packet.port);
         if port.source_check && !self.is_expected_source(packet.port, &packet.parsed.key) {
@@ -194,7 +194,7 @@ impl Gateway {
         self.routes.by_port(port, &key.src).is_some()
     }
 
-    /// The policy that decides about a packet of no session with this key, if one does.
+    /// The policy that decides about a packet without a session and with this key, if any.
     pub(super) fn policy_for(&self, port: PortId, original: &FlowKey) -> Option<PolicyId> {
         let mut key = *original;
         let destination = self.sessions.nat().destination(Some(port), original);
@@ -239,7 +239,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Whether the packet is one that may open a session, and how that session is tracked.
+    /// Whether the packet may open a session, and how that session is tracked.
     fn start_tracking(&self, packet: &Packet<'_>) -> Result<Tracker, DropReason> {
         match packet.parsed.kind {
             PacketKind::Tcp(segment)
@@ -309,11 +309,11 @@ impl Gateway {
         self.policy(policy).is_some_and(|policy| policy.log)
     }
 
-    /// Ends the session that has to give way to a new one of this source, if one has. Before
-    /// anything is searched: a source above its limits costs only this check.
+    /// Ends the session that has to give way to a new one of this source, if any. Comes before any
+    /// search: a source above its limits costs only this check.
     fn make_room(&mut self, packet: &Packet<'_>, plan: &Plan) -> Result<(), DropReason> {
         let source = packet.parsed.key.src;
-        // What another unit is primary for is a copy, and that unit counts on it.
+        // A session of another primary is a copy, and that unit counts on it.
         let roles = &self.groups.roles;
         let is_own = |it: &Session| roles[usize::from(it.group.0)] == Role::Primary;
         let limits = self.limits_by(packet.port);
@@ -327,7 +327,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// How much a source may have that sends by `port`.
+    /// The limits of a source that sends by `port`.
     pub(super) fn limits_by(&self, port: PortId) -> SourceLimits {
         let quotas = &self.rules.port(port).quotas;
         let all = self.sessions.table().source_limits();
@@ -337,8 +337,8 @@ impl Gateway {
         }
     }
 
-    /// The session of a source that has as many external ports as it may that gives way to a new
-    /// one.
+    /// The session that gives way to a new one of a source that has reached its limit of external
+    /// ports.
     pub(super) fn ports_yield(
         &self,
         plan: &Plan,
@@ -389,8 +389,8 @@ impl Gateway {
         theirs.find(|id| self.frees_a_port(*id, pool))
     }
 
-    /// All ports towards a destination are taken: of some at random, the session of the source that
-    /// holds the most sessions, if it holds more than this one.
+    /// If all ports towards a destination are taken: among some at random, the session of the
+    /// source that holds the most sessions, if it holds more than this one.
     fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
         let own = self.sessions.table().holdings(&key.src).sessions;
         let holders = self.sessions.sample(pool, key, random);
@@ -412,10 +412,10 @@ impl Gateway {
         self.end_session(packet.now, id, "early-drop");
     }
 
-    /// The pool that the source of a session is translated to. Of a port with addresses of several
-    /// groups, it is that of the group by which the packet came, so that answers come to the unit
-    /// that has the session: that of the forward, or of the port that it came in by. If that port
-    /// has several too, one of which this unit is primary.
+    /// The pool for the source of a session. On a port with addresses of several groups, it is that
+    /// of the group by which the packet came, so that answers come to the unit that has the
+    /// session: the group of the forward, or of the port that it came in by. If that port has
+    /// several too, a group that this unit is primary of.
     fn source_pool(&self, packet: &Packet<'_>, plan: &Plan, egress: PortId) -> Option<PoolId> {
         let nat = self.sessions.nat();
         let pool = nat.pool(plan.nat, egress)?;
@@ -459,7 +459,7 @@ impl Gateway {
             .unwrap_or(GroupId(0))
     }
 
-    /// Whether the gateway answers for `addr`, on whatever port.
+    /// Whether the gateway answers for `addr`, on any port.
     pub(super) fn is_own_address(&self, addr: &Addr) -> bool {
         self.sessions.nat().group(addr).is_some()
     }
@@ -468,7 +468,7 @@ impl Gateway {
         self.role(group) == Role::Primary
     }
 
-    /// Whether a packet is for an address of the gateway, and no forward leads it elsewhere.
+    /// Whether a packet is for an address of the gateway, and no forward redirects it.
     pub(super) fn is_for_gateway(&self, packet: &Packet<'_>) -> bool {
         let key = &packet.parsed.key;
         self.is_own_address(&key.dst)
@@ -526,5 +526,5 @@ pub(super) fn no_room(why: NoRoom) -> DropReason {
 /// External ports that one source may have at least, if nothing is configured.
 const LEAST_PORTS: u32 = 1024;
 
-/// Sessions of one source that are looked at for one that gives way.
+/// Sessions of one source that are considered for giving way.
 const SESSIONS_LOOKED_AT: usize = 16;

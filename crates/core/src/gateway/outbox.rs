@@ -10,7 +10,7 @@ const MOST: usize = 4096;
 /// Outputs that wait for the shell.
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// Heartbeats, and what else must not wait behind answers to strangers.
+    /// Heartbeats, and other outputs that must not wait behind answers to strangers.
     urgent: VecDeque<Output>,
     /// Answers to the network, and packets that were held.
     answers: VecDeque<Output>,
@@ -19,8 +19,8 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Queues what nothing that strangers cause may delay or displace; returns whether there was
-    /// room. Only heartbeats, over links or on data ports, can find none: the next ones replace
+    /// Queues an output that strangers must not be able to delay or displace; returns whether there
+    /// was room. Only heartbeats, over links or on data ports, can find none: the next ones replace
     /// them.
     #[must_use]
     pub(super) fn push_urgent(&mut self, output: Output) -> bool {
@@ -34,7 +34,7 @@ impl Outbox {
         push(&mut self.answers, output, false)
     }
 
-    /// Queues a frame of an announcement. The caller asks for [`Outbox::announcements`] before.
+    /// Queues a frame of an announcement. The caller checks [`Outbox::announcements`] before.
     pub(super) fn push_announcement(&mut self, output: Output) {
         self.announcements.push_back(output);
     }
@@ -44,7 +44,7 @@ impl Outbox {
         self.announcements.len()
     }
 
-    /// The next output, the most urgent first.
+    /// The next output, most urgent first.
     pub(super) fn pop(&mut self) -> Option<Output> {
         self.urgent
             .pop_front()
@@ -52,7 +52,7 @@ impl Outbox {
             .or_else(|| self.announcements.pop_front())
     }
 
-    /// Panics if an answer to strangers has found room that there is not.
+    /// Panics if an answer to strangers exceeds its limit.
     pub(super) fn check_invariants(&self) {
         assert!(self.answers.len() <= MOST, "answers are bounded");
     }

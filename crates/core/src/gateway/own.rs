@@ -1,5 +1,5 @@
-//! The addresses that the kernel has: one that is ours makes a port useless, and where it has none
-//! the gateway asks for neighbours in its stead.
+//! The kernel's addresses: one that is ours makes a port useless, and where the kernel has none,
+//! the gateway asks for neighbours in its place.
 
 use std::net::IpAddr;
 
@@ -13,10 +13,10 @@ use super::Gateway;
 use super::links::PortFault;
 
 impl Gateway {
-    /// The kernel has, or has no longer, `addr` on the interface of `port`, or on another one.
+    /// The kernel has gained or lost `addr` on the interface of `port`, or on another one.
     ///
-    /// What it has it keeps for itself: if `addr` is one that the gateway answers for or translates
-    /// to, the packets for it do not come here. The port counts as down for the election then.
+    /// The kernel keeps packets to its addresses: if `addr` is one that the gateway answers for or
+    /// translates to, they do not come here. The port counts as down for the election then.
     pub fn handle_kernel_address(
         &mut self,
         now: Time,
@@ -30,7 +30,7 @@ impl Gateway {
         }
     }
 
-    /// Whether packets for `addr` are the kernel's.
+    /// Whether packets to `addr` are the kernel's.
     pub(super) fn is_kernel_address(&self, addr: Addr) -> bool {
         self.links.kernel_has(addr)
     }
@@ -41,7 +41,7 @@ impl Gateway {
         self.links.forget_kernel_addresses();
     }
 
-    /// All that the kernel has was told.
+    /// All of the kernel's addresses have been reported.
     pub fn check_kernel_addresses(&mut self, now: Time) {
         self.find_faults(now);
     }
@@ -51,8 +51,8 @@ impl Gateway {
         self.links.fault(port)
     }
 
-    /// The kernel does not lead packets of `port` where they belong: this is what it does, in
-    /// words. None if all is well again.
+    /// The kernel does not route packets of `port` to the right place; the text says what it does.
+    /// None if all is well again.
     pub fn handle_detour(&mut self, now: Time, port: PortId, detour: Option<String>) {
         let name = self.port_name(port);
         match &detour {
@@ -99,9 +99,9 @@ impl Gateway {
         networks.any(|network| !self.links.kernel_is_in(port, &network))
     }
 
-    /// The kernel looks for the host `addr` on the link of `port`, and leaves it to us to ask: from
-    /// the virtual address of its network if this unit has that, else from none (RFC 5227, section
-    /// 2.1.1). The kernel learns from the answer by itself.
+    /// The kernel looks for the host `addr` on the link of `port`, and leaves the request to us: we
+    /// ask from the virtual address of its network if this unit has that, else from the unspecified
+    /// address (RFC 5227, section 2.1.1). The kernel learns from the answer.
     pub fn handle_neighbor_request(&mut self, port: PortId, addr: Addr) {
         let Some(link) = self.links.find(port) else {
             return;

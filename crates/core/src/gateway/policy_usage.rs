@@ -1,4 +1,4 @@
-//! How often each policy decided, for administrators who look for the ones that are of no use.
+//! How often each policy decided, for administrators who look for unused ones.
 
 use crate::flow::PolicyId;
 use crate::policy::Ruleset;
@@ -10,9 +10,9 @@ use super::Gateway;
 /// How often a policy decided since the start, or since it was added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyUsage {
-    /// Packets that would open a session, and that it decided.
+    /// Packets that would have opened a session, and that it decided.
     pub hits: u64,
-    /// When it did so last.
+    /// The time of the last one.
     pub last_hit: Option<Time>,
     /// Packets of its sessions that have ended here.
     pub ended_packets: u64,
@@ -33,7 +33,7 @@ impl PolicyUsages {
         }
     }
 
-    /// The policies have changed: there are ids for so many, and some belong to other policies now.
+    /// The policies have changed: there are this many ids, and some belong to other policies now.
     pub(super) fn adopt(&mut self, ids: usize, newcomers: &[PolicyId]) {
         self.usages.resize(ids, PolicyUsage::default());
         for id in newcomers {
@@ -69,7 +69,7 @@ impl PolicyUsages {
 }
 
 impl Gateway {
-    /// The policy at a place in the config, with what it has decided.
+    /// The policy at a place in the config, with its usage.
     pub fn policy_usage(&self, place: usize) -> Option<(PolicyId, PolicyUsage)> {
         self.rules.usage(place)
     }

@@ -8,13 +8,14 @@ use crate::time::Time;
 use super::Gateway;
 use super::limiter::Limiter;
 
-/// Frames a second that a port takes: several times what seven peers send at the shortest interval.
+/// Frames a second that a port accepts: several times what seven peers send at the shortest
+/// interval.
 const FRAMES_PER_SECOND: u32 = 5000;
 
 const ETHERNET_LEN: usize = 14;
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// How many more frames each port takes now.
+/// How many more frames each port accepts now.
 pub(super) struct PortFrames(Vec<Limiter>);
 
 impl PortFrames {

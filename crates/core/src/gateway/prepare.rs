@@ -1,5 +1,5 @@
-//! The part of a reload that takes long, made beside the loop: it reads copies that nobody changes,
-//! and what it makes is only put in place by [`Gateway::install`](super::Gateway::install).
+//! The part of a reload that takes long, prepared beside the loop: it reads copies that nobody
+//! changes, and only [`Gateway::install`](super::Gateway::install) puts the result in force.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::policy::Ruleset;
 use super::reload::{Effects, ReloadError};
 use super::{Gateway, rules};
 
-/// How many differences of each kind are reported: an administrator does not read more.
+/// How many differences of each kind are reported: an administrator reads no more.
 const MOST_TOLD: usize = 1000;
 
 /// The rules in force, as the basis of a reload: a few reference counts.
@@ -22,13 +22,13 @@ pub struct Basis {
     pub(super) ruleset: Arc<Ruleset>,
 }
 
-/// A reload that is worked out.
+/// A prepared reload.
 pub struct Prepared {
     pub(super) basis: Basis,
     pub(super) config: Arc<Config>,
     /// The changes that the parts of the gateway must follow.
     pub(super) effects: Effects,
-    /// None if policies, pools and forwards are as before.
+    /// None if policies, pools and forwards have not changed.
     pub(super) rules: Option<NewRules>,
     pub(super) told: Reloaded,
 }
@@ -38,7 +38,7 @@ pub(super) struct NewRules {
     pub(super) ruleset: Arc<Ruleset>,
     /// The policies whose ids belonged to others before, or to none.
     pub(super) newcomers: Vec<PolicyId>,
-    /// None if pools and forwards are as before.
+    /// None if pools and forwards have not changed.
     pub(super) addresses: Option<Addresses>,
 }
 
@@ -46,9 +46,9 @@ pub(super) struct NewRules {
 pub(super) struct Addresses {
     /// Pools and forwards.
     pub(super) layout: nat::Layout,
-    /// Those to be answered for, by port.
+    /// The addresses that the gateway answers for, by port.
     pub(super) own: Vec<Vec<(Addr, GroupId)>>,
-    /// The groups that have addresses which they did not have before.
+    /// The groups with new addresses.
     pub(super) grown: BTreeSet<GroupId>,
 }
 
@@ -74,23 +74,24 @@ pub struct Reloaded {
     pub applied: Vec<Difference>,
     /// Changes that need a restart, up to a thousand.
     pub waiting: Vec<Difference>,
-    /// How many more have changed, or wait.
+    /// How many more have changed, or need a restart.
     pub more: usize,
-    /// The addresses that the gateway answers for, or translates to, may be other ones.
+    /// The addresses that the gateway answers for, or translates to, may have changed.
     pub addresses_changed: bool,
 }
 
-/// The rules in force before a reload. To drop it takes long where there are many policies.
+/// The rules in force before a reload. Dropping them takes long if there are many policies.
 pub struct Retired {
     _basis: Basis,
     _addresses: Option<FormerAddresses>,
 }
 
-/// The addresses that were in force, by port, and what translated to them.
+/// The addresses that were in force, by port, and the policies and forwards that translated to
+/// them.
 pub(super) type FormerAddresses = (Vec<Vec<(Addr, GroupId)>>, nat::Layout);
 
 impl Prepared {
-    /// Works out what changes if `wanted` is to come after `basis`.
+    /// Works out the changes from `basis` to `wanted`.
     ///
     /// # Errors
     /// If there are too many policies.
@@ -103,7 +104,7 @@ impl Prepared {
             mut waiting,
         } = Change::new(old, wanted);
         let effects = Effects::of(live);
-        // At which port the address of a pool is at home depends on the policies.
+        // The policies decide on which port the address of a pool is at home.
         let addresses_changed = effects.addresses || effects.rules && !config.nat_pools.is_empty();
         let ruleset = effects
             .rules
@@ -150,7 +151,7 @@ impl Gateway {
         self.rules.basis()
     }
 
-    /// Whether a [`Basis`] is still about: no switch can be set then.
+    /// Whether a [`Basis`] is still in use: no switch can be set then.
     pub fn is_lent(&self) -> bool {
         self.rules.is_lent()
     }

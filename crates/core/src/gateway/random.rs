@@ -1,7 +1,7 @@
 //! Unpredictable numbers from a seed: SipHash-2-4 in counter mode.
 //!
-//! Ports that are chosen by it must not be guessed (RFC 6056, section 3.3), yet a replay with the
-//! same seed must choose the same ones.
+//! Ports chosen with it must be unpredictable (RFC 6056, section 3.3), yet a replay with the same
+//! seed must choose the same ones.
 
 use std::hash::Hasher;
 

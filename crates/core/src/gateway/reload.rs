@@ -1,5 +1,5 @@
-//! A changed configuration while the gateway runs: what can be applied is applied at once, and the
-//! sessions are compared with it afterwards, a piece at a time.
+//! Changes the configuration while the gateway runs: applies at once what can be applied, and then
+//! compares the sessions with it, some at a time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ const MOST_LOGGED: usize = 20;
 /// Addresses that are looked up in one piece: some 100 µs.
 const NUMBERED_AT_A_TIME: usize = 512;
 
-/// Why a reload has changed nothing.
+/// Why a reload changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadError {
-    /// Sessions have yet to be compared with the rules in force: see [`Gateway::is_reloading`].
+    /// Sessions are still being compared with the rules in force: see [`Gateway::is_reloading`].
     UnderWay,
     /// The rules changed since it was prepared.
     Superseded,
-    /// The policies of both configs are too many together.
+    /// The policies of both configs together are too many.
     TooManyPolicies(TooManyPolicies),
     /// No number is left for another address of a pool or forward.
     TooManyAddresses,
@@ -52,7 +52,7 @@ impl fmt::Display for ReloadError {
 impl std::error::Error for ReloadError {}
 
 impl Gateway {
-    /// Prepares and installs a reload in one go, for those who have the time.
+    /// Prepares and installs a reload in one go, for callers that have the time.
     ///
     /// # Errors
     /// Why nothing was changed.
@@ -61,9 +61,9 @@ impl Gateway {
         Ok(self.install(now, prepared)?.0)
     }
 
-    /// Puts a reload in force, as far as that can be without a restart. Sessions that it forbids
-    /// end in the next turns, until [`Gateway::is_reloading`] is false; only then may there be
-    /// another reload.
+    /// Puts a reload in force, except parts that need a restart. Sessions that it forbids end in
+    /// the next turns, until [`Gateway::is_reloading`] is false; only then may there be another
+    /// reload.
     ///
     /// # Errors
     /// Why nothing was changed.
@@ -99,7 +99,7 @@ impl Gateway {
         Ok((told, Retired::new(basis, former)))
     }
 
-    /// Does some of what takes long in [`Gateway::install`]; returns whether nothing of it is left.
+    /// Does part of the slow work of [`Gateway::install`]; returns whether none is left.
     ///
     /// # Errors
     /// If there are more addresses in pools and forwards than can be held.
@@ -113,7 +113,7 @@ impl Gateway {
         numbered.map_err(|_| ReloadError::TooManyAddresses)
     }
 
-    /// Whether sessions have yet to be compared with the rules of the last reload.
+    /// Whether sessions are still being compared with the rules of the last reload.
     pub fn is_reloading(&self) -> bool {
         self.revalidation.concerns_rules()
     }
@@ -121,7 +121,7 @@ impl Gateway {
     /// Sets one of [`config::switch_names`], until the next reload or restart.
     ///
     /// # Errors
-    /// Why it can't be.
+    /// Why it can't be set.
     pub fn set_switch(
         &mut self,
         now: Time,
@@ -140,9 +140,8 @@ impl Gateway {
         Ok(switched)
     }
 
-    /// Has the parts follow the options that have changed in the config; with a ruleset if
-    /// policies, pools or forwards are among them. Ports, groups, links and peers are the same as
-    /// before.
+    /// Makes the parts follow the options that have changed in the config; with a ruleset if
+    /// policies, pools or forwards are among them. Ports, groups, links and peers stay the same.
     fn adopt(
         &mut self,
         now: Time,
@@ -198,7 +197,7 @@ impl Gateway {
         former
     }
 
-    /// Checks that each part that keeps an option has the one that is in force.
+    /// Checks that each part that keeps a copy of an option has the value in force.
     pub(super) fn check_options(&self) {
         let config = self.rules.config();
         assert!(self.sessions.follows(config), "the sessions follow");
@@ -245,11 +244,11 @@ impl Gateway {
 /// derived from one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Effects {
-    /// Policies, pools and forwards: there is another ruleset, and sessions are compared with it.
+    /// Policies, pools and forwards: there is a new ruleset, and sessions are compared with it.
     pub rules: bool,
     /// The addresses that the gateway answers for, or translates to: the shell follows.
     pub addresses: bool,
-    /// A port that has come to check sources may have sessions that fail.
+    /// A port that now checks sources may have sessions that fail the check.
     sources: bool,
     timeouts: bool,
     source_limits: bool,
@@ -263,7 +262,7 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    /// Of these options, which have changed.
+    /// The effects of these changed options.
     pub(super) fn of(options: impl IntoIterator<Item = Live>) -> Effects {
         let mut effects = Effects::default();
         for option in options {

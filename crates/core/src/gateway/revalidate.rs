@@ -1,8 +1,8 @@
-//! After a change of routes or of the configuration: may each session still go where it goes, as a
-//! new one would?
+//! After a change of routes or of the configuration: may each session still take its path, as a new
+//! one would?
 //!
-//! Sessions do not look at routes or policies a packet; instead the whole table is passed once
-//! after a change, a bounded piece at a time.
+//! Sessions don't check routes or policies for each packet; instead the whole table is checked once
+//! after a change, some slots at a time.
 
 use crate::config::{Action, Nat};
 use crate::event::RouteTarget;
@@ -13,7 +13,7 @@ use crate::time::Time;
 
 use super::Gateway;
 
-/// Slots looked at in one go: some 50 µs.
+/// Slots checked in one go: some 50 µs.
 const PIECE: u32 = 256;
 
 /// Policies that are compared with sessions in one go: some 100 µs.
@@ -22,17 +22,17 @@ const MATCHES: usize = 16_384;
 /// Policies that a session is compared with at most, as a rule of thumb: see `policy/index.rs`.
 const MOST_COMPARED: usize = 128;
 
-/// Where the pass over the table stands.
+/// The position of the pass over the table.
 #[derive(Default)]
 pub(super) struct Revalidation {
     cursor: Option<u32>,
     scope: Scope,
-    /// Sessions ended by the pass that is under way.
+    /// Sessions ended by the pass in progress.
     ended: u64,
-    /// Another pass is to follow.
+    /// Another pass must follow.
     next: Option<Scope>,
-    /// To do once this unit is primary: sessions of other units' groups were passed over, or come
-    /// from a unit with other rules.
+    /// For when this unit is primary: sessions of other units' groups were skipped, or come from a
+    /// unit with other rules.
     scheduled: Option<Scope>,
 }
 
@@ -45,8 +45,8 @@ pub(super) struct Scope {
     pub rules: bool,
     /// Which sessions are replicated: there may be more now.
     pub pickup: bool,
-    /// This unit is no longer primary of a group: sessions that its peers were not told of have to
-    /// end here, since nobody else can, and a standby lets none expire.
+    /// This unit is no longer primary of a group: sessions that its peers don't know have to end
+    /// here, because no other unit can end them, and a standby lets none expire.
     pub stepped_down: bool,
 }
 
@@ -63,7 +63,7 @@ impl Scope {
 }
 
 impl Revalidation {
-    /// Begins a pass; if one is under way, another follows it.
+    /// Begins a pass; if one is in progress, another follows it.
     pub(super) fn restart(&mut self, scope: Scope) {
         match self.cursor {
             None => self.begin(scope),
@@ -71,8 +71,8 @@ impl Revalidation {
         }
     }
 
-    /// A peer has other rules: sessions that it opens must be checked against those of this unit,
-    /// once that is primary for it.
+    /// A peer has other rules: once this unit is primary, sessions that the peer opened must be
+    /// checked against its own rules.
     pub(super) fn schedule_rules(&mut self) {
         let rules = Scope {
             rules: true,
@@ -81,8 +81,8 @@ impl Revalidation {
         self.scheduled = Some(rules.and(self.scheduled));
     }
 
-    /// Starts a pass over sessions that this unit has just become primary for: its routes may be
-    /// others than those of the unit that opened them.
+    /// Starts a pass over sessions that this unit has just become primary for: its routes may
+    /// differ from those of the unit that opened them.
     pub(super) fn catch_up(&mut self) {
         let routes = Scope {
             routes: true,
@@ -96,7 +96,7 @@ impl Revalidation {
         self.cursor.is_some()
     }
 
-    /// Whether sessions have yet to be compared with the rules.
+    /// Whether sessions are still to be compared with the rules.
     pub(super) fn concerns_rules(&self) -> bool {
         self.is_running() && self.scope.and(self.next).rules
     }
@@ -113,7 +113,7 @@ enum Finding {
         out_port: PortId,
         policy: PolicyId,
     },
-    /// A route leads elsewhere.
+    /// A route leads to another port.
     Astray,
     /// The configuration forbids it, for this reason.
     Forbidden(&'static str),
@@ -125,7 +125,7 @@ impl Gateway {
             return;
         };
         let most = match self.revalidation.scope.rules {
-            // Where there are many, an index leaves few to compare with.
+            // If there are many, an index leaves few to compare.
             true => {
                 let compared = self.rules.config().policies.len().min(MOST_COMPARED);
                 (MATCHES / (compared + 1)).clamp(8, PIECE as usize) as u32
@@ -203,7 +203,8 @@ impl Gateway {
     }
 
     /// Finds the policy of a session of another unit, if it has none that is known here: its id
-    /// would be given to another policy. If that unit has yet to reload, it will tell.
+    /// would be given to another policy. If that unit must still reload, it will report the policy
+    /// then.
     fn rename_policy(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -308,8 +309,8 @@ impl Gateway {
     }
 
     /// Why a session can't keep its translation: its forward was removed or leads elsewhere, or an
-    /// address no longer belongs to the unit, or now does. Another pool is not a reason: the
-    /// session keeps its address, as in conntrack.
+    /// address no longer belongs to the unit, or has come to belong to it. Another pool is no
+    /// reason: the session keeps its address, as in conntrack.
     fn translation_gone(
         &self,
         session: &Session,
@@ -333,7 +334,7 @@ impl Gateway {
         (!has_address).then_some("address-gone")
     }
 
-    /// The port that leads from `from` to `to` now, which was `before`; none if it is beyond all
+    /// The port that now leads from `from` to `to`, before `before`; none if it is beyond all
     /// ports.
     pub(super) fn port_towards(&self, from: &Addr, to: &Addr, before: PortId) -> Option<PortId> {
         match self.way_on(from, to, before) {
@@ -346,7 +347,7 @@ impl Gateway {
     }
 }
 
-/// The flow that the policies judge: to where a forward leads it, from its own source.
+/// The flow that the policies judge: the destination after the forward, and the original source.
 fn judged(original: &FlowKey, leaving: &FlowKey) -> FlowKey {
     FlowKey {
         dst: leaving.dst,

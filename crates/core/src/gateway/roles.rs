@@ -23,7 +23,7 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// When they went both ways: the older of the two.
+    /// The last time that they went both ways: the older of the two.
     pub(super) fn carried(&self) -> Option<Time> {
         let [original, reply] = self.seen;
         Some(original?.min(reply?).time())
@@ -31,7 +31,7 @@ impl Traffic {
 }
 
 impl Groups {
-    /// Standby for all of them.
+    /// Standby for all groups.
     pub(super) fn new(count: usize) -> Groups {
         Groups {
             roles: vec![Role::Standby; count],
@@ -39,7 +39,7 @@ impl Groups {
         }
     }
 
-    /// Takes note of what became of a packet of a session.
+    /// Notes the fate of a packet of a session.
     #[inline]
     pub(super) fn note_traffic(
         &mut self,
@@ -60,7 +60,7 @@ impl Groups {
 }
 
 impl Gateway {
-    /// Begins to work: a standalone gateway is primary of every group at once.
+    /// Begins to work: a standalone gateway becomes primary of every group at once.
     pub fn start(&mut self, now: Time) {
         if self.cluster().is_some() {
             self.handle_wake(now);
@@ -82,7 +82,7 @@ impl Gateway {
         }
     }
 
-    /// Carries out what the election has decided; replication knows already.
+    /// Carries out a decision of the election; replication knows it already.
     pub(super) fn change_role(&mut self, now: Time, group: GroupId, role: Role) {
         if role == Role::Primary {
             self.sessions.renew(group, now.tick());
@@ -112,7 +112,7 @@ impl Gateway {
         }
     }
 
-    /// Asks on all ports who has the addresses of `group`.
+    /// Asks on all ports for the owner of the addresses of `group`.
     pub(super) fn probe_group(&mut self, group: GroupId) {
         for port in self.links.ports() {
             let link = *self.links.link(port);

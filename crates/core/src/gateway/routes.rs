@@ -1,12 +1,12 @@
-//! Where packets go on, and the choice among the next hops of a route that has several on different
-//! ports.
+//! The exits of packets, and the choice among the next hops of a route that has several on
+//! different ports.
 //!
 //! The kernel would choose one of them for each flow by itself, after policies and translation were
-//! decided for another. So the gateway chooses, and the kernel is made to follow: a packet is
-//! written to the TUN of the port that it is to leave by, whose routes with several next hops lead
-//! out there and nowhere else (see the steering's `spread`). The choice goes by source and
-//! destination, so that all connections of a host to a server leave alike; sessions keep their port
-//! while it is up.
+//! decided for another. So the gateway chooses, and makes the kernel follow: a packet is written to
+//! the TUN of the port that it must leave by, whose routes with several next hops lead only there
+//! (see the steering's `spread`). The choice depends on source and destination, so that all
+//! connections of a host to a server leave by the same port; sessions keep their port while it is
+//! up.
 
 use siphasher::sip::SipHasher13;
 
@@ -18,10 +18,10 @@ use super::Gateway;
 use super::links::Links;
 use super::revalidate::Scope;
 
-/// Where packets go on: the kernel's routes, and the choice among several next hops.
+/// The exits of packets: the kernel's routes, and the choice among several next hops.
 pub(super) struct Routes {
     fib: Fib,
-    /// The port by which the packet leaves that was let pass last.
+    /// The exit of the last forwarded packet.
     exit: PortId,
 }
 
@@ -33,7 +33,7 @@ impl Routes {
         }
     }
 
-    /// Takes over a change of the kernel's routes; returns whether it makes a difference.
+    /// Applies a change of the kernel's routes; returns whether it makes a difference.
     pub(super) fn apply(&mut self, change: RouteChange) -> bool {
         let before = self.fib.generation();
         self.fib.apply(change);
@@ -58,13 +58,13 @@ impl Routes {
         self.fib.lookup(addr)
     }
 
-    /// Takes note of the way of a packet that passes.
+    /// Notes the exit of a forwarded packet.
     #[inline(always)]
     pub(super) fn note_exit(&mut self, egress: PortId) {
         self.exit = egress;
     }
 
-    /// Where a new flow goes.
+    /// The exit for a new flow.
     pub(super) fn of_flow(&self, key: &FlowKey, links: &Links) -> Option<Hop> {
         let (hop, all) = self.fib.lookup_all(&key.dst)?;
         let target = choose(all, &key.src, &key.dst, links);
@@ -74,7 +74,7 @@ impl Routes {
         })
     }
 
-    /// Where `port` leads to, on the way to `addr`; none if it is not the way.
+    /// The next hop of `port` towards `addr`; none if the port does not lead there.
     pub(super) fn by_port(&self, port: PortId, addr: &Addr) -> Option<RouteTarget> {
         let (hop, all) = self.fib.lookup_all(addr)?;
         match (all.iter().find(|hop| hop.port == port), hop.target) {
@@ -84,7 +84,7 @@ impl Routes {
         }
     }
 
-    /// Where a session between these goes that left by `before`: by the same port while that is up.
+    /// The exit for a session between these that left by `before`: the same port while that is up.
     fn of_session(
         &self,
         from: &Addr,
@@ -99,13 +99,13 @@ impl Routes {
         kept.or_else(chosen).or(Some(hop.target))
     }
 
-    /// Whether a link that goes or comes changes the choice.
+    /// Whether a change of a link can change the choice.
     pub(super) fn has_choice(&self) -> bool {
         self.fib.is_spread(Family::V4) || self.fib.is_spread(Family::V6)
     }
 }
 
-/// One of those that are up, each in proportion to its weight; none if all are down.
+/// One of those that are up, chosen in proportion to its weight; none if all are down.
 fn choose(all: &[PortHop], src: &Addr, dst: &Addr, links: &Links) -> Option<RouteTarget> {
     if all.is_empty() {
         return None;
@@ -127,7 +127,7 @@ fn choose(all: &[PortHop], src: &Addr, dst: &Addr, links: &Links) -> Option<Rout
 }
 
 impl Gateway {
-    /// Counts changes of the routes: [`Gateway::spread`] may differ if it does.
+    /// Counts changes of the routes, and so of [`Gateway::spread`].
     pub fn routes_generation(&self) -> u32 {
         self.routes.fib.generation()
     }
@@ -138,20 +138,19 @@ impl Gateway {
         self.routes.fib.spread(family)
     }
 
-    /// The port by which the packet leaves that [`Gateway::handle_packet`] has just let pass. It is
-    /// to be written to the TUN of that port: the kernel sends it out there or nowhere (see the
-    /// shell's `barrier`).
+    /// The exit of the packet that [`Gateway::handle_packet`] has just forwarded. Write it to the
+    /// TUN of that port: the kernel sends it out there or nowhere (see the shell's `barrier`).
     #[inline]
     pub fn exit(&self) -> PortId {
         self.routes.exit
     }
 
-    /// Where a new flow goes.
+    /// The exit for a new flow.
     pub(super) fn route_for(&self, key: &FlowKey) -> Option<Hop> {
         self.routes.of_flow(key, &self.links)
     }
 
-    /// Where a session between these goes that left by `before`: by the same uplink while that is
+    /// The exit for a session between these that left by `before`: the same uplink while that is
     /// up.
     pub(super) fn way_on(&self, from: &Addr, to: &Addr, before: PortId) -> Option<RouteTarget> {
         self.routes.of_session(from, to, before, &self.links)
@@ -164,7 +163,7 @@ impl Gateway {
         }
     }
 
-    /// By which port a packet of a session leaves whose port that way is `port`.
+    /// The exit for a packet of a session whose port in that direction is `port`.
     #[inline(always)]
     pub(super) fn way_out(&self, port: PortId, direction: Direction, to: &FlowKey) -> PortId {
         match direction {
@@ -173,9 +172,9 @@ impl Gateway {
         }
     }
 
-    /// By which port a packet from `from` leaves for a host that sends by `port`. Where no source
-    /// is checked, the way back to a host may be another one than it sends by: the one that the
-    /// kernel has.
+    /// The exit for a packet from `from` to a host that sends by `port`. Where sources are not
+    /// checked, the way back to a host may differ from the port that it sends by: it is the
+    /// kernel's.
     #[inline(always)]
     pub(super) fn way_back(&self, port: PortId, from: &Addr, host: &Addr) -> PortId {
         match self.rules.port(port).source_check {
@@ -184,7 +183,7 @@ impl Gateway {
         }
     }
 
-    /// Sessions are to be compared with the routes again.
+    /// Schedules another comparison of the sessions with the routes.
     pub(super) fn revalidate_routes(&mut self) {
         self.revalidation.restart(Scope {
             routes: true,

@@ -15,7 +15,7 @@ use crate::time::Time;
 use super::policy_usage::{PolicyUsage, PolicyUsages};
 use super::prepare::Basis;
 
-/// The config in force, with all that follows from it alone.
+/// The config in force, with everything that follows from it alone.
 pub(super) struct Rules {
     config: Arc<Config>,
     /// The policies of the config, compiled.
@@ -61,7 +61,7 @@ impl Rules {
         &self.ruleset
     }
 
-    /// The rules in force, for those who keep them.
+    /// The rules in force, for callers that keep them.
     pub(super) fn basis(&self) -> Basis {
         Basis {
             config: Arc::clone(&self.config),
@@ -69,7 +69,7 @@ impl Rules {
         }
     }
 
-    /// Whether somebody keeps the config, so that no switch can be set.
+    /// Whether a caller keeps the config, so that no switch can be set.
     pub(super) fn is_lent(&self) -> bool {
         Arc::strong_count(&self.config) > 1
     }
@@ -79,15 +79,15 @@ impl Rules {
         Arc::ptr_eq(&self.config, &basis.config)
     }
 
-    /// Replaces the settings of the cluster; returns false, and does nothing, if somebody keeps the
+    /// Replaces the settings of the cluster; returns false, and does nothing, if a caller keeps the
     /// config.
     pub(super) fn set_ha(&mut self, ha: Ha) -> bool {
         let config = Arc::get_mut(&mut self.config);
         config.map(|config| config.ha = Some(ha)).is_some()
     }
 
-    /// Puts a config in force whose policies, pools and forwards are those of the one before, or
-    /// whose ruleset and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
+    /// Puts a config in force whose policies, pools and forwards have not changed, or whose ruleset
+    /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
         self.broadcasts = broadcasts(&config);
         self.config = config;
@@ -99,7 +99,7 @@ impl Rules {
         self.ruleset = ruleset;
     }
 
-    /// Puts the [`addresses`] of the config in force. Returns those of before.
+    /// Puts the [`addresses`] of the config in force. Returns the previous ones.
     pub(super) fn set_addresses(
         &mut self,
         addresses: Vec<Vec<(Addr, GroupId)>>,
@@ -107,7 +107,7 @@ impl Rules {
         std::mem::replace(&mut self.addresses, addresses)
     }
 
-    /// The configuration of `policy`; none if it was removed, or is a peer's.
+    /// The configuration of `policy`; none if it was removed, or belongs to a peer.
     pub(super) fn policy(&self, policy: PolicyId) -> Option<&Policy> {
         self.config.policies.get(self.ruleset.place(policy)?)
     }
@@ -128,7 +128,7 @@ impl Rules {
         self.addresses.iter().position(has).map(PortId::from_index)
     }
 
-    /// A policy has decided about a packet that would open a session.
+    /// A policy has decided about a packet that would have opened a session.
     #[inline]
     pub(super) fn note_hit(&mut self, policy: PolicyId, now: Time) {
         self.usages.hit(policy, now);
@@ -140,13 +140,13 @@ impl Rules {
         self.usages.note_end(session);
     }
 
-    /// The policy at a place in the config, with what it has decided.
+    /// The policy at a place in the config, with its usage.
     pub(super) fn usage(&self, place: usize) -> Option<(PolicyId, PolicyUsage)> {
         let id = self.ruleset.at(place)?;
         Some((id, self.usages.get(id)?))
     }
 
-    /// Panics if the parts are not those of one config.
+    /// Panics if the parts don't belong to one config.
     pub(super) fn check_invariants(&self, nat: &Nat) {
         let groups = nat::groups(&self.config);
         let follows = |(addr, group): (&Addr, &GroupId)| nat.group(addr) == Some(*group);
@@ -174,8 +174,8 @@ fn broadcasts(config: &Config) -> Vec<Addr> {
     broadcasts.collect()
 }
 
-/// The addresses to be answered for on each port, with their groups. `groups` are those of the
-/// config.
+/// The addresses that the gateway answers for on each port, with their groups. `groups` are those
+/// of the config.
 pub(super) fn addresses(
     config: &Config,
     groups: &BTreeMap<Addr, GroupId>,

@@ -1,4 +1,4 @@
-//! Hosts that still send to a unit that is not primary, since they missed all announcements: the
+//! Hosts that still send to a unit that is not primary, because they missed all announcements: the
 //! unit names them to the primary, which tells each where the address is now.
 
 use std::collections::BTreeMap;
@@ -17,12 +17,12 @@ use super::limiter::Limiter;
 const AGAIN: Duration = Duration::from_millis(500);
 /// Hosts a second that are named, and that are told.
 const PER_SECOND: u32 = 100;
-/// Hosts that are remembered to have been named, or told, just now.
+/// Hosts remembered as named, or told, just now.
 const MOST_HOSTS: usize = 256;
 /// Addresses that a host is told of.
 const MOST_ADDRESSES: usize = 4;
 
-/// Who was named to the primary, or told as primary.
+/// The hosts that were named to the primary, or told as primary.
 pub(super) struct Strays {
     limiter: Limiter,
     lately: BTreeMap<(PortId, Addr), Time>,
@@ -38,7 +38,7 @@ impl Default for Strays {
 }
 
 impl Strays {
-    /// Whether it is the turn of `host`.
+    /// Whether `host` is due.
     fn is_due(&mut self, now: Time, host: (PortId, Addr)) -> bool {
         if self.lately.len() >= MOST_HOSTS {
             self.lately.retain(|_, at| now.since(*at) < AGAIN);
@@ -54,7 +54,7 @@ impl Strays {
 }
 
 impl Gateway {
-    /// A packet came in by `port` that the primary should have got.
+    /// A packet came in by `port` that was meant for the primary.
     #[cold]
     pub(super) fn note_stray(&mut self, now: Time, port: PortId, bytes: &[u8]) {
         if self.cluster().is_none() {
@@ -78,7 +78,7 @@ impl Gateway {
         });
     }
 
-    /// A peer says that `host`, on the link of `port`, sends to it what is for this unit.
+    /// A peer reports that `host`, on the link of `port`, sends this unit's packets to it.
     pub(super) fn tell_stray(&mut self, now: Time, port: PortId, host: Addr) {
         let Some(link) = self.links.find(port).copied() else {
             return;
@@ -98,14 +98,14 @@ impl Gateway {
         let own: Vec<Addr> = own.map(|own| own.addr).take(MOST_ADDRESSES).collect();
         for addr in own {
             if !is_neighbor {
-                // It is behind a router of the link, and that one is to hear of it.
+                // It is behind a router of the link, which has to be told instead.
                 if self.hosts.announcer.may_defend(now, addr) {
                     self.announce_address(port, addr);
                 }
                 continue;
             }
-            // By a question from the address, which whoever is asked believes (RFC 826; RFC 4861,
-            // section 7.2.3), and by unicast if it was heard.
+            // By a question from the address, which updates the receiver's cache (RFC 826; RFC
+            // 4861, section 7.2.3), and by unicast if it was heard.
             let bytes = neighbor::solicit(host, addr, link.mac);
             self.push_output(Output::Frame { port, bytes });
             if let Some(mac) = self.hosts.neighbors.mac_of((port, host)) {

@@ -1,8 +1,8 @@
 //! Which link carries the replication stream to each peer.
 //!
 //! The unit with the smaller node name dials, and decides: it takes the first link on which the
-//! peer answers, stays there as long as it works, and moves on at the first heartbeat that fails to
-//! come by it. The other unit follows to the link on which the stream comes in.
+//! peer answers, stays there as long as it works, and moves on at the first heartbeat that is
+//! missing there. The other unit follows to the link on which the stream comes in.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const SYNC_BUDGET: usize = 256 * 1024;
 /// The streams to all peers.
 pub(super) struct Paths {
     peers: Vec<PeerPath>,
-    /// Streams that are no longer used, for the shell to close. Each was open, and is down now.
+    /// Unused streams for the shell to close. Each was open, and is down now.
     closed: VecDeque<(PeerId, LinkId)>,
 }
 
@@ -31,15 +31,16 @@ pub(super) struct Paths {
 struct PeerPath {
     /// The name of its node, for the log.
     name: String,
-    /// This unit decides which link is used.
+    /// This unit chooses the link.
     decides: bool,
     /// Indexed by [`LinkId`].
     streams: Vec<Stream>,
     /// The link in use.
     link: Option<LinkId>,
-    /// Why a stream was closed last, and when that was logged.
+    /// The reason why a stream was last closed, and the time when that was logged.
     complaint: Option<(Time, ProtocolError)>,
-    /// Why its heartbeats, and its stream, were refused last; none once they are accepted.
+    /// The reasons why its heartbeats, and its stream, were last refused; none once they are
+    /// accepted.
     refused: [Option<String>; 2],
 }
 
@@ -58,9 +59,9 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// The stream to a peer over one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
-    /// There is none, or one that is about to be closed: what still comes by it is void.
+    /// There is none, or it is about to be closed: bytes that still come by it are void.
     Down,
-    /// Open, and nothing has come by it.
+    /// Open, and no bytes have come by it yet.
     Fresh,
     /// Open, and in use.
     Used,
@@ -87,19 +88,19 @@ impl Paths {
         (0..self.peers.len()).map(|peer| PeerId(peer as u8))
     }
 
-    /// The link that the stream to `peer` goes over; none if there is no stream.
+    /// The link that carries the stream to `peer`; none if there is no stream.
     pub(super) fn link(&self, peer: PeerId) -> Option<LinkId> {
         self.peers.get(peer.index())?.link
     }
 
-    /// Takes note of why a peer was refused, or that it was accepted.
+    /// Notes why a peer was refused, or that it was accepted.
     pub(super) fn note_refused(&mut self, peer: PeerId, channel: Channel, why: Option<String>) {
         if let Some(path) = self.peers.get_mut(peer.index()) {
             path.refused[channel as usize] = why;
         }
     }
 
-    /// Why a peer was refused last.
+    /// Why a peer was last refused.
     pub(super) fn refused(&self, peer: PeerId) -> Option<&str> {
         let path = self.peers.get(peer.index())?;
         path.refused.iter().flatten().next().map(String::as_str)
@@ -110,10 +111,10 @@ impl Paths {
         self.closed.pop_front()
     }
 
-    /// Has a stream closed that is no longer used.
+    /// Schedules an unused stream to be closed.
     fn leave(&mut self, peer: PeerId, link: LinkId) {
         let stream = &mut self.peers[peer.index()].streams[link.index()];
-        // One that is down needs no closing, and another may soon be in its place.
+        // One that is down needs no closing, and another may soon replace it.
         if std::mem::replace(stream, Stream::Down) != Stream::Down {
             self.closed.push_back((peer, link));
         }
@@ -155,14 +156,14 @@ impl Cluster {
         };
         *stream = if up { Stream::Fresh } else { Stream::Down };
         if path.link == Some(link) {
-            // A stream that has come up again is another one.
+            // A stream that has come up again is a new one.
             path.link = None;
             self.sync.peer_disconnected(peer, journal, now);
         }
         self.choose_link(now, peer, journal);
     }
 
-    /// Takes what came by the stream of a peer over a link.
+    /// Handles bytes that came by the stream of a peer over a link.
     pub(super) fn receive(
         &mut self,
         now: Time,
@@ -185,8 +186,7 @@ impl Cluster {
         received
     }
 
-    /// Whether bytes that came by a stream count. The peer may have moved to another link with
-    /// them.
+    /// Whether bytes of a stream count. With them, the peer may have moved to another link.
     fn follow_stream(
         &mut self,
         now: Time,
@@ -216,7 +216,7 @@ impl Cluster {
         true
     }
 
-    /// Appends what `peer` should get now to `out`. Returns whether to call again as soon as the
+    /// Appends the bytes due to `peer` to `out`. Returns whether to call again as soon as the
     /// stream takes more.
     pub(super) fn poll_stream(
         &mut self,
@@ -229,7 +229,7 @@ impl Cluster {
         is_open && self.sync.poll_transmit(peer, out, SYNC_BUDGET, store, now)
     }
 
-    /// Takes the best link for the stream to `peer`, if this unit decides that.
+    /// Chooses the best link for the stream to `peer`, if this unit decides that.
     pub(super) fn choose_link(&mut self, now: Time, peer: PeerId, journal: &mut Journal) {
         let path = &mut self.paths.peers[peer.index()];
         if !path.decides {
@@ -264,8 +264,8 @@ impl Cluster {
         }
     }
 
-    /// Tells the peers of the policies in force. If that changes what stands in a Hello, all
-    /// streams are opened again, and resume where they were.
+    /// Tells the peers about the policies in force. If that changes the Hello, all streams are
+    /// opened again, and resume where they were.
     pub(super) fn set_policies(&mut self, now: Time, ruleset: &Ruleset, journal: &mut Journal) {
         if !self.sync.set_policies(ruleset) {
             return;

@@ -1,8 +1,8 @@
 //! Sends the probes of `[[link-monitor]]`, and recognises their answers.
 //!
 //! Probes are sent from an address that the kernel has on the port, through a socket of the shell.
-//! A unit without one asks from its virtual address while it is primary: then its own packets and
-//! their answers take the way of all others.
+//! A unit without one probes from its virtual address while it is primary: then its probes and
+//! their answers take the path of all other packets.
 
 use crate::config::MonitorProtocol;
 use crate::event::Output;
@@ -16,7 +16,7 @@ use super::{Gateway, Packet};
 /// Source ports and echo identifiers of probes from a virtual address begin here.
 const FIRST_PORT: u16 = 0xc000;
 
-/// The targets, and the packets that were sent to them from a virtual address last.
+/// The targets, and the last packets sent to them from a virtual address.
 pub(super) struct Targets {
     pub(super) monitors: LinkMonitors,
     keys: Vec<Option<FlowKey>>,
@@ -42,7 +42,8 @@ impl Gateway {
         self.targets.monitors.targets()
     }
 
-    /// The target of the monitor at this place of the config has answered the probe of that number.
+    /// The target of the monitor at this place of the config has answered the probe with that
+    /// number.
     pub fn handle_target_answer(&mut self, now: Time, monitor: usize, sequence: u16) {
         self.targets
             .monitors
@@ -50,7 +51,7 @@ impl Gateway {
         self.follow_targets(now);
     }
 
-    /// Sends the probes that are due.
+    /// Sends the due probes.
     pub(super) fn probe_targets(&mut self, now: Time) {
         self.targets.monitors.handle_timeout(now);
         while let Some(probe) = self.targets.monitors.poll_probe() {
@@ -61,7 +62,7 @@ impl Gateway {
         self.follow_targets(now);
     }
 
-    /// A host on the link of `port` has said that it is at `addr`: it may be a target.
+    /// A host on the link of `port` claims `addr`: it may be a target.
     pub(super) fn note_target(&mut self, now: Time, port: PortId, addr: Addr) {
         if self.rules.config().link_monitors.is_empty() {
             return;
@@ -76,7 +77,7 @@ impl Gateway {
         self.follow_targets(now);
     }
 
-    /// Whether a packet for a virtual address answers a probe; takes note of it, and ends a
+    /// Whether a packet for a virtual address answers a probe; notes the answer, and ends a
     /// connection that the target has accepted.
     pub(super) fn takes_probe_answer(&mut self, packet: &Packet<'_>) -> bool {
         let reply = packet.parsed.key.reply();
@@ -149,8 +150,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// An address that the kernel has on the port, rather in a network of the port than in another
-    /// one.
+    /// An address that the kernel has on the port, preferably in a network of the port.
     fn probe_source(&self, port: PortId, server: Addr) -> Option<Addr> {
         let networks = &self.rules.port(port).virtual_addresses;
         let is_apart = |addr: &Addr| {
@@ -186,7 +186,7 @@ impl Gateway {
     }
 
     /// Asks on the link for a host, from the virtual address of its network if this unit has that,
-    /// else from none.
+    /// else from the unspecified address.
     fn ask_link(&mut self, port: PortId, server: Addr) {
         let mac = self.links.link(port).mac;
         let ip = std::net::IpAddr::from(server);
@@ -199,13 +199,13 @@ impl Gateway {
         self.push_urgent(Output::Frame { port, bytes });
     }
 
-    /// Whether the targets behind `port` answer, as far as that decides about it.
+    /// Whether the targets behind `port` answer, as far as they decide about it.
     pub(super) fn leads_on(&self, port: usize) -> bool {
         self.targets.monitors.is_good(PortId::from_index(port))
     }
 }
 
-/// Of the family of `server`, and link-local only if that is; not one that the TUN device has.
+/// Of the family of `server`, and link-local only if that is; not an address of the TUN device.
 fn suits(source: Addr, server: Addr) -> bool {
     if std::net::IpAddr::from(source).is_loopback() {
         return false;
@@ -224,7 +224,7 @@ mod tests {
     use crate::event::LinkState;
     use crate::gateway::Seed;
 
-    /// The only monitored port, whose only target weighs more than may be dead.
+    /// The only monitored port, whose only target weighs more than allowed when dead.
     #[test]
     fn the_election_hears_of_dead_targets() {
         let (config, _) = crate::config::parse(Path::new("a.toml"), EVERYTHING).unwrap();

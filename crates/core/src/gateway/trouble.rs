@@ -1,4 +1,4 @@
-//! Describes what is wrong, and writes down when it begins and ends.
+//! Describes problems, and logs when they begin and end.
 
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
 use crate::ha::Role;
@@ -9,7 +9,7 @@ use super::health::{Severity, Trouble};
 use super::{EventLog, Gateway};
 
 impl Trouble {
-    /// The name of events about it, which never changes.
+    /// The id of its events, which never changes.
     pub fn id(self) -> &'static str {
         match self {
             Trouble::NoPrimary(_) => "no-primary",
@@ -61,7 +61,7 @@ impl Gateway {
         words(trouble, self, now)
     }
 
-    /// Something is wrong from now on, or no longer; `what` describes it.
+    /// A problem begins or ends; `what` describes it.
     pub(super) fn log_trouble(
         &mut self,
         now: Time,
@@ -102,7 +102,7 @@ impl Gateway {
         });
     }
 
-    /// Something has happened that is as it should be.
+    /// Logs an event that is not a problem.
     pub(super) fn log_event(
         &mut self,
         now: Time,
@@ -139,7 +139,7 @@ impl Gateway {
         self.log_event(now, "role", what, why, Some(group));
     }
 
-    /// Looks whether many packets are dropped.
+    /// Checks whether many packets are dropped.
     pub(super) fn check_drops(&mut self, now: Time) {
         let total = self.counters.dropped.iter().sum();
         let Some(stage) = self.drop_alarm.look(now, total) else {
@@ -217,7 +217,7 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
     }
 }
 
-/// The same of troubles with peers; empty of others.
+/// The words for problems with peers; empty for others.
 fn words_of_peer(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
     let peer_name = |peer| gateway.peer_name(peer);
     match trouble {

@@ -1,10 +1,10 @@
 //! How many hosts that may not exist the kernel is made to look for (RFC 6583).
 //!
-//! A packet to a host on a link that the kernel does not know takes a place in its neighbour table
-//! for as long as it asks, and there are a thousand or so places for everybody. One sender that
-//! goes through the addresses of a network would fill them all. So of hosts that have never
-//! answered only so many may be waited for, by source and in all; those that have answered are
-//! reached whatever others do.
+//! A packet to a host on a link that the kernel does not know takes an entry in its neighbour table
+//! while the kernel looks for the host, and there are about a thousand entries for everybody. One
+//! sender that scans the addresses of a network would fill them all. So only a limited number of
+//! hosts that have never answered may be waited for, per source and in total; those that have
+//! answered are reached whatever others do.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -18,19 +18,19 @@ use crate::time::Time;
 use super::Gateway;
 use super::hosts::Hosts;
 
-/// Hosts waited for that one source has brought up. A scan of a network goes slower, at some 10 a
+/// Unknown hosts that one source may be waiting for. A scan of a network slows down to some 10 a
 /// second.
 const MOST_BY_SOURCE: u32 = 32;
-/// The same of all sources of one IPv6 /64, in which a host may take any address that it likes.
+/// The same for all sources of one IPv6 /64, in which a host may use any address it likes.
 const MOST_BY_NETWORK: u32 = 128;
-/// In all: well below `gc_thresh3` of the kernel, 1024.
+/// In total: well below `gc_thresh3` of the kernel, 1024.
 const MOST: usize = 384;
 /// The kernel gives up after three attempts, a second apart (arp(7), `mcast_solicit`).
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// No link has a network of a shorter prefix, IPv4 and IPv6. A default route without a next hop, or
-/// its halves, is that of a link between two ends, where nobody is looked for.
+/// its halves, belongs to a point-to-point link, where no host is looked for.
 const LEAST_PREFIX: [u8; 2] = [8, 32];
-/// Hosts remembered that have answered; the oldest go.
+/// Remembered hosts that have answered; the oldest are forgotten first.
 const MOST_KNOWN: usize = 8192;
 
 /// A host on the link of a port.
@@ -40,12 +40,11 @@ pub(super) type Host = (PortId, Addr);
 #[derive(Default)]
 pub(super) struct Unresolved {
     waiting: BTreeMap<Host, Attempt>,
-    /// In the order in which the attempts end; those of hosts that have answered meanwhile
-    /// included.
+    /// Sorted by the end of the attempt; includes those of hosts that have answered meanwhile.
     ends: VecDeque<(Time, Host)>,
     by_source: BTreeMap<Addr, u32>,
     known: BTreeSet<Host>,
-    /// In the order in which they came to be known.
+    /// In the order in which they became known.
     oldest: VecDeque<Host>,
 }
 
@@ -60,7 +59,7 @@ impl Unresolved {
         self.known.contains(host) || self.waiting.get(host).is_some_and(|it| now < it.until)
     }
 
-    /// Whether a packet of `source` may make the kernel look for one more host.
+    /// Whether a packet from `source` may make the kernel look for one more host.
     pub(super) fn allows(&self, now: Time, source: &Addr) -> bool {
         let over = self.over(now);
         let taken = |counted: Addr, most: u32| {
@@ -76,7 +75,7 @@ impl Unresolved {
             && !network.is_some_and(|addr| taken(addr, MOST_BY_NETWORK))
     }
 
-    /// The sources of attempts that are over, and have yet to be taken out.
+    /// The sources of attempts that are over, and still to be removed.
     fn over(&self, now: Time) -> Vec<Addr> {
         let over = self.ends.iter().take_while(|(until, _)| *until <= now);
         let waiting = over.filter_map(|(until, host)| {
@@ -86,7 +85,7 @@ impl Unresolved {
         waiting.collect()
     }
 
-    /// Takes note that the kernel may look for `host` from now on.
+    /// Notes that the kernel may look for `host` from now on.
     pub(super) fn begin(&mut self, now: Time, host: Host, source: Addr) {
         self.expire(now);
         if self.has(now, &host) {
@@ -123,7 +122,7 @@ impl Unresolved {
         }
     }
 
-    /// Takes note that `host` has answered, if it was waited for.
+    /// Notes that `host` has answered, if it was waited for.
     pub(super) fn answered(&mut self, host: Host) {
         if !self.waiting.contains_key(&host) {
             return;
@@ -137,7 +136,7 @@ impl Unresolved {
         {
             self.known.remove(&oldest);
         }
-        // An answer leaves its entry behind; there must not be more of those than of answers in the
+        // An answer leaves its entry behind; there must not be more of those than answers in that
         // time.
         if self.ends.len() > 2 * MOST {
             let waiting = &self.waiting;
@@ -151,7 +150,7 @@ impl Unresolved {
 fn counts_under(source: &Addr) -> [Option<Addr>; 2] {
     let network = (source.family() == Family::V6).then(|| {
         let mut octets = *source.octets();
-        // Not an address of a host: it can't be taken for the count of one.
+        // Not the address of a host, so it can't be mistaken for the count of one.
         octets[8..].fill(0xff);
         Addr::v6(octets)
     });
@@ -160,8 +159,7 @@ fn counts_under(source: &Addr) -> [Option<Addr>; 2] {
 
 impl Gateway {
     /// The host that a packet to `to` on the link of `port` would make the kernel look for. None if
-    /// somebody has answered from there, if the kernel looks for it already, or if it is not on the
-    /// link.
+    /// a host there has answered, if the kernel is looking already, or if it is not on the link.
     pub(super) fn unresolved(&self, now: Time, port: PortId, to: Addr) -> Option<Host> {
         let host = self.not_known(now, port, to)?;
         let hop = self.routes.lookup(&to)?;
@@ -190,14 +188,14 @@ impl Gateway {
         (!neighbors.has_heard(&host) && !unresolved.has(now, &host)).then_some(host)
     }
 
-    /// Whether a packet of `source` may go to `to` on the link of `port`, for which the kernel may
-    /// have to look.
+    /// Whether a packet from `source` may go to `to` on the link of `port`, for which the kernel
+    /// may have to look.
     pub(super) fn may_look_for(&self, now: Time, source: &Addr, port: PortId, to: Addr) -> bool {
         self.unresolved(now, port, to).is_none() || self.hosts.unresolved.allows(now, source)
     }
 
-    /// The same, and takes note that such a packet goes there if it may.
-    // Rare for a packet of a session, whose way must stay short.
+    /// The same, and notes that such a packet goes there if it may.
+    // Rare for packets of a session, whose path must stay short.
     #[inline(never)]
     pub(super) fn looks_for(&mut self, now: Time, source: &Addr, port: PortId, to: Addr) -> bool {
         let Some(host) = self.unresolved(now, port, to) else {
@@ -210,7 +208,7 @@ impl Gateway {
         allowed
     }
 
-    /// Takes note of which ends of a session have answered.
+    /// Notes which ends of a session have answered.
     pub(super) fn note_neighbors_of(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -219,7 +217,7 @@ impl Gateway {
             .translated(Direction::Original, self.sessions.book())
             .dst;
         let (server, client) = ((session.out_port, to), (session.in_port, session.src));
-        // Of TCP the client has answered too, or it would not be established.
+        // With TCP the client has answered too, or it would not be established.
         let settled = matches!(session.tracker, Tracker::Tcp(_)) && session.is_settled();
         if session.flags.contains(SessionFlags::REPLIED) {
             self.hosts.unresolved.answered(server);
@@ -249,8 +247,8 @@ pub(super) fn is_unanswered(session: &Session, direction: Direction) -> bool {
         && !(direction == Direction::Original && replied)
 }
 
-/// Who makes the kernel look for the destination of a packet: its sender, or whoever opened the
-/// session that it is a reply in.
+/// Who makes the kernel look for the destination of a packet: its sender, or the opener of the
+/// session if it is a reply.
 pub(super) fn asks_for(source: &Addr, to: &Addr, direction: Direction) -> Addr {
     match direction {
         Direction::Original => *source,

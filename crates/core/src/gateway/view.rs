@@ -13,29 +13,28 @@ use crate::time::Time;
 
 use super::{Cluster, Counters, Gateway, PortCounters, Role};
 
-/// How a peer stands to this unit.
+/// The state of a peer, as this unit sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerState {
     /// It was heard within the hold time.
     pub connected: bool,
     /// Each has the sessions that the other sends.
     pub in_sync: bool,
-    /// Both had exactly the same at the last comparison, in all groups of which one of them is
-    /// primary; none if there is no such group, or the peer is not connected.
+    /// Both had exactly the same sessions at the last comparison, in all groups of which one of
+    /// them is primary; none if there is no such group, or the peer is not connected.
     pub digest_equal: Option<bool>,
 }
 
-/// How a peer stands to this unit in one group. The state of a peer in one group. Unknown is
-/// `None`.
+/// The state of a peer in one group. Unknown is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerGroupState {
-    /// The primary of the two has sent all, and the other holds it.
+    /// The primary of the two has sent all sessions, and the other holds them.
     pub in_sync: Option<bool>,
-    /// Both had exactly the same at the last comparison.
+    /// Both had exactly the same sessions at the last comparison.
     pub digest_equal: Option<bool>,
     /// The last change of the primary that the other has applied.
     pub applied: Option<u64>,
-    /// Sessions that the peer would not have if this unit, the primary, died now.
+    /// Sessions that the peer would lack if this unit, the primary, died now.
     pub would_be_lost: Option<u32>,
 }
 
@@ -44,20 +43,20 @@ pub struct PeerGroupState {
 pub struct SessionView {
     /// Its slot in the table.
     pub id: u32,
-    /// As the first packet came in.
+    /// As its first packet came in.
     pub original: FlowKey,
     /// As it left.
     pub translated: FlowKey,
     /// Port of the first packet.
     pub in_port: PortId,
-    /// Port that it left by.
+    /// The port that it left by.
     pub out_port: PortId,
     /// The policy that accepted it.
     pub policy: PolicyId,
     /// The group that it moves with.
     pub group: GroupId,
     /// On the primary, whether the peers have acknowledged its current state; on a standby, whether
-    /// that holds all of the group's sessions.
+    /// it holds all of the group's sessions.
     pub synced: bool,
     /// State in the words of the protocol.
     pub state: &'static str,
@@ -67,7 +66,7 @@ pub struct SessionView {
     pub bytes: [u64; 2],
     /// Seconds since it was opened.
     pub age_s: u64,
-    /// Seconds until it expires if nothing more comes.
+    /// Seconds until it expires if no more packets come.
     pub expires_s: u64,
 }
 
@@ -77,7 +76,8 @@ impl Gateway {
         &self.counters
     }
 
-    /// The digest of the policies, pools and forwards in force: equal on units that decide alike.
+    /// The digest of the policies, pools and forwards in force: equal on units that decide the same
+    /// way.
     pub fn rules_digest(&self) -> [u8; 16] {
         self.rules.ruleset().digest()
     }
@@ -87,7 +87,7 @@ impl Gateway {
         self.rules.config()
     }
 
-    /// The same, for those who keep it.
+    /// The same, for callers that keep it.
     pub fn shared_config(&self) -> std::sync::Arc<Config> {
         self.rules.basis().config
     }
@@ -127,7 +127,7 @@ impl Gateway {
         self.policy(policy).map_or("-", |policy| &policy.name)
     }
 
-    /// The configuration of `policy`; none if it was removed, or is a peer's.
+    /// The configuration of `policy`; none if it was removed, or belongs to a peer.
     pub fn policy(&self, policy: PolicyId) -> Option<&Policy> {
         self.rules.policy(policy)
     }
@@ -152,8 +152,8 @@ impl Gateway {
         self.sessions.table().states()
     }
 
-    /// How many external ports of the pool that `nat` means are taken for `protocol`, by mappings
-    /// and forwards, and how many there are.
+    /// How many external ports of the pool of `nat` are taken for `protocol`, by mappings and
+    /// forwards, and how many there are.
     pub fn pool_usage(&self, nat: Nat, egress: PortId, protocol: Protocol) -> (u64, u64) {
         let pool = self.sessions.nat().pool(nat, egress);
         pool.map_or((0, 0), |pool| {
@@ -183,7 +183,7 @@ impl Gateway {
         }
     }
 
-    /// How `peer` stands to this unit.
+    /// The state of `peer`, as this unit sees it.
     pub fn peer_state(&self, now: Time, peer: PeerId) -> PeerState {
         let Some(cluster) = self.cluster().filter(|it| it.ha().is_linked(peer)) else {
             return PeerState::default();
@@ -205,7 +205,7 @@ impl Gateway {
         }
     }
 
-    /// How `peer` stands to this unit in `group`.
+    /// The state of `peer` in `group`, as this unit sees it.
     pub fn peer_group_state(&self, now: Time, peer: PeerId, group: GroupId) -> PeerGroupState {
         self.cluster()
             .map(|it| self.peer_group_state_in(it, now, peer, group))
@@ -233,9 +233,9 @@ impl Gateway {
         let view = ha.group(now, group);
         let primary = view.as_ref().and_then(|view| view.primary);
         let follows = heard && primary == Some(self.peer_name(peer));
-        // This unit knows what the primary has.
+        // This unit knows which sessions the primary has.
         let is_fresh = sync.is_ready(group) && view.as_ref().is_some_and(|view| !view.degraded);
-        // Of two standbys, one knows what the other says that it holds.
+        // Of two standbys, one knows the other's own report.
         let said = || {
             let view = ha.peer(now, peer).filter(|view| view.alive)?;
             let said = view
@@ -276,8 +276,8 @@ impl Gateway {
         })
     }
 
-    /// The number of the last change of the session in slot `id`, by which peers count what they
-    /// have applied; none if it is not replicated.
+    /// The number of the last change of the session in slot `id`, by which peers count the applied
+    /// changes; none if it is not replicated.
     pub fn last_change(&self, id: u32) -> Option<Seq> {
         self.sessions.journal().seq_of(SessionId(id))
     }
@@ -329,7 +329,7 @@ impl Gateway {
 
     /// A session in one line of `key=value`, for the log.
     ///
-    /// It is made only when it is written: a line that is left out costs nothing.
+    /// It is formatted only when it is written: a suppressed line costs nothing.
     pub(super) fn describe<'a>(
         &'a self,
         id: SessionId,

@@ -1,12 +1,12 @@
 //! Two primaries that hear each other: who stays.
 //!
 //! Both were primary while they did not hear each other, and the one whose reign was worth more
-//! stays: sessions went through it, or others followed it, in that time. Only then does the higher
-//! term decide. So a unit that was cut off from everything and promoted itself yields when it comes
-//! back, whatever its term.
+//! stays: sessions went through it, or others followed it, in that time. The higher term decides
+//! only if both were worth the same. So a unit that was cut off from everything and promoted itself
+//! steps down when it comes back, whatever its term.
 //!
-//! Each unit judges its own reign, once, when it first hears the other, and says so in its
-//! heartbeats. Both compare the same two words, and so they agree, whenever each of them judges.
+//! Each unit judges its own reign, once, when it first hears the other, and reports the result in
+//! its heartbeats. Both compare the same two reports, so they agree, whenever each of them judges.
 
 use std::cmp::Ordering;
 
@@ -24,7 +24,7 @@ pub(super) struct Rivalry {
     since: Time,
     /// The worth of this unit's reign until then.
     pub worth: Worth,
-    /// This unit is to stay, by what both have said.
+    /// This unit stays primary, according to both reports.
     won: bool,
 }
 
@@ -45,7 +45,7 @@ impl Ha {
             won: true,
             ..rivalry
         });
-        // Others go by the term.
+        // Otherwise the term decides.
         let rival = &self.peers[peer.index()].groups[group];
         let theirs = rival.term;
         let by_worth = rival.worth.is_some_and(|worth| rivalry.worth > worth);
@@ -58,8 +58,8 @@ impl Ha {
         });
     }
 
-    /// Whether this unit has the higher claim; `None` while the other one has not said what its
-    /// reign was worth.
+    /// Whether this unit has the higher claim; `None` while the other one has not reported the
+    /// worth of its reign.
     fn verdict(
         &self,
         now: Time,
@@ -81,8 +81,8 @@ impl Ha {
                 _ => Ordering::Greater,
             }
         };
-        // One that does not hear this unit never says anything, and terms decide. If both think
-        // that they are the better one, their names do.
+        // A rival that does not hear this unit never reports anything; then terms decide. If both
+        // think that they are the better one, their names do.
         match now >= rivalry.since + self.hold() * 2 {
             false => by_worth.map(|worth| worth.then(by_term).then_with(by_rank)),
             true => {
@@ -92,8 +92,8 @@ impl Ha {
         }
     }
 
-    /// Primary without a rival: a unit that was primary with a higher term has yielded before this
-    /// one heard of it. Others go by the term, so this one takes a higher one.
+    /// Primary without a rival: a unit that was primary with a higher term stepped down before this
+    /// one heard of it. Others compare terms, so this unit takes a higher one.
     pub(super) fn rise_above_yielded(&mut self, group: usize) {
         if self.groups[group].handover.is_some() {
             return;
@@ -116,7 +116,7 @@ impl Ha {
         });
     }
 
-    /// The rivalry with `peer`, which begins now if it is not under way.
+    /// The rivalry with `peer`; begins now if there is none.
     fn rivalry_with(&mut self, now: Time, group: usize, peer: PeerId) -> Rivalry {
         if let Some(rivalry) = self.groups[group].rivalry {
             return rivalry;
@@ -134,7 +134,7 @@ impl Ha {
             false => format!("{terms}, and carried nothing and was not followed meanwhile"),
         };
         self.events.warn(now, what, why);
-        // The other one judges when it knows this.
+        // The other one judges when it learns this.
         self.urgent = true;
         let rivalry = Rivalry {
             since: now,
@@ -153,7 +153,7 @@ impl Ha {
         let alone = rival.not_primary[group] + self.hold_of(rival);
         let recent = Time::ZERO + now.since(Time::ZERO).saturating_sub(self.hold());
         let since = alone.min(recent).max(state.since);
-        // It is known to a tick.
+        // It is known to the tick.
         let carried_until = |at: Time| at + Tick::DURATION;
         Worth {
             carried: state.carried.is_some_and(|at| carried_until(at) > since),
@@ -161,8 +161,8 @@ impl Ha {
         }
     }
 
-    /// Takes note of whether a peer follows this unit. One that has just begun to, since it hears
-    /// two primaries, says nothing of what the reign was worth.
+    /// Notes whether a peer follows this unit. One that has only just begun to, because it hears
+    /// two primaries, proves nothing about the worth of the reign.
     pub(super) fn note_followers(&mut self, now: Time, group: usize) {
         let own = heartbeat::hash(&self.name);
         let mut peers = self.peers.iter();

@@ -19,36 +19,36 @@ use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
-/// One group, as this unit takes part in it.
+/// One group, as this unit takes part in its election.
 #[derive(Debug)]
 pub(super) struct Group {
     pub name: String,
     pub hash: u32,
     pub state: State,
-    /// As primary its own term, else the highest that is known.
+    /// As primary its own term, otherwise the highest that it knows.
     pub term: u64,
     pub since: Time,
     pub ready: bool,
     pub priority: u8,
     pub degraded: bool,
     pub handover: Option<Handover>,
-    /// No planned handover starts by itself before.
+    /// No planned handover starts on its own before this.
     pub handover_after: Time,
     pub draining_until: Option<Time>,
     /// The operator moved the group away: do not ask for it back.
     pub given_away: bool,
-    /// How often this unit has lost the group to its own ports lately, and when last.
+    /// How often this unit has recently lost the group to its own ports, and the last time.
     pub losses: (u32, Option<Time>),
-    /// The unit that handed the group to this one may say that it is primary until it has heard.
+    /// The unit that handed the group to this one may still claim to be primary until it has heard.
     pub expected: Option<(PeerId, Time)>,
-    /// The primary that was seen last.
+    /// The primary that was last seen.
     pub primary: Option<PeerId>,
     pub takeovers: Takeovers,
     /// The evidence of this unit; as primary, that from when its term began.
     pub held: Holding,
-    /// As primary: when sessions went through it last, in both directions.
+    /// As primary: the last time that sessions went through it in both directions.
     pub carried: Option<Time>,
-    /// As primary: when a peer last said that it follows, and since when one does.
+    /// As primary: when a peer last reported that it follows, and since when one does.
     pub followed: Option<Time>,
     pub followed_since: Option<Time>,
     pub vacancy: Option<Vacancy>,
@@ -56,13 +56,14 @@ pub(super) struct Group {
     pub fit_since: Option<Time>,
     /// Another primary is heard.
     pub rivalry: Option<Rivalry>,
-    /// The group is left to that unit until then, and so not taken back.
+    /// The group is left to that unit until then, and not taken back.
     pub given: Option<(PeerId, Time)>,
-    /// Since when somebody answers for the group's addresses, who may be the primary or a stranger.
+    /// Since when a machine answers for the group's addresses, which may be the primary or a
+    /// stranger.
     pub claimed_since: Option<Time>,
 }
 
-/// Where this unit is in the election.
+/// The state of this unit in the election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Listens for a primary, until it has heard all peers.
@@ -74,7 +75,7 @@ pub(super) enum State {
     },
     /// Follows a primary, or waits for one.
     Standby,
-    /// Asks the data ports whether there is a primary.
+    /// Asks on the data ports whether there is a primary.
     Checking { probes: u32, next: Time },
     /// Is the primary.
     Primary,
@@ -84,7 +85,7 @@ pub(super) enum State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vacancy {
     since: Time,
-    /// No check before; later than `since` if one was answered.
+    /// No check before this; later than `since` if one was answered.
     check_after: Time,
     /// The primary said goodbye: no check is needed.
     certain: bool,
@@ -94,12 +95,11 @@ pub(super) struct Vacancy {
 const PROBES: u32 = 3;
 const LEAST_PROBE_WAIT: Duration = Duration::from_millis(1);
 const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
-/// The same if the connection that the primary's process held has ended: its kernel closes it for a
-/// process that has ended. One that still runs answers a probe within a turn of its loop, some 100
-/// µs.
+/// The same if the connection of the primary's process has ended: its kernel closes it when the
+/// process ends. A running process answers a probe within a turn of its loop, some 100 µs.
 const LEAST_LAST_WAIT: Duration = Duration::from_micros(500);
 const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
-/// The time for which an answer that nobody has signed can hold up a takeover.
+/// The longest time for which an unsigned answer can delay a takeover.
 const CLAIM_BOUND: Duration = Duration::from_secs(3);
 
 impl Group {
@@ -146,7 +146,7 @@ impl Group {
 }
 
 impl Ha {
-    /// Applies the rules to all groups. Does nothing where nothing has changed.
+    /// Applies the rules to all groups. Does nothing if nothing has changed.
     pub(super) fn evaluate_all(&mut self, now: Time) {
         for group in 0..self.groups.len() {
             self.learn_term(group);
@@ -159,7 +159,7 @@ impl Ha {
         }
     }
 
-    /// When [`Ha::evaluate_all`] has something to do for `group` if nothing happens before.
+    /// The time at which [`Ha::evaluate_all`] has work for `group` if nothing happens before.
     pub(super) fn group_timeout(&self, now: Time, group: usize) -> Option<Time> {
         let state = &self.groups[group];
         match state.state {
@@ -199,7 +199,7 @@ impl Ha {
         }
     }
 
-    /// The peer that is primary of `group` and alive; that of the highest term if there are
+    /// The peer that is primary of `group` and alive; the one with the highest term if there are
     /// several.
     pub(super) fn alive_primary(&self, group: usize) -> Option<PeerId> {
         let peers = self.peers.iter().enumerate();
@@ -222,9 +222,9 @@ impl Ha {
         }
     }
 
-    /// Somebody answers for the group's addresses. A peer that speaks on the data ports would have
-    /// said so there; only one that never did may be meant, and that holds the takeover up for a
-    /// while, not for ever.
+    /// A machine answers for the group's addresses. A peer that speaks on the data ports would have
+    /// answered there; it can only be one that never did, and that delays the takeover for a while,
+    /// not forever.
     pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {
         let (hold, span) = (self.hold(), CLAIM_BOUND.max(self.hold()));
         let may_be_peer = self.peers.iter().any(|peer| !peer.alive && !peer.spoke);
@@ -247,7 +247,7 @@ impl Ha {
         }
     }
 
-    /// This unit was stopped: another one may have taken over, and all that is known is old.
+    /// This unit was stopped: another one may have taken over, and all its knowledge is old.
     pub(super) fn resume_after_pause(&mut self, now: Time, pause: Duration) {
         let why = format!("paused for {} ms", pause.as_millis());
         self.events.warn(now, why.clone(), "this unit did not run");
@@ -268,7 +268,7 @@ impl Ha {
                 continue;
             }
             let state = &mut self.groups[group];
-            // The new primary may have ended sessions, and given their ports to others.
+            // The new primary may have ended sessions, and reused their ports.
             state.draining_until = None;
             match &mut state.state {
                 State::Init { until, .. } => *until = (*until).max(now + hold),
@@ -317,7 +317,7 @@ impl Ha {
         });
     }
 
-    /// Turns this unit from primary to standby; what it holds counts as complete for now.
+    /// Turns this unit from primary to standby; its copies count as complete for now.
     pub(super) fn step_down(&mut self, now: Time, group: usize, why: String) {
         self.fail_handover(now, group, &why);
         let state = &mut self.groups[group];
@@ -358,7 +358,7 @@ impl Ha {
         }
     }
 
-    /// The primary of `group` that was seen last.
+    /// The primary of `group` that was last seen.
     fn last_primary(&self, group: usize) -> Option<&ElectionPeer> {
         self.peers.get(self.groups[group].primary?.index())
     }
@@ -367,7 +367,7 @@ impl Ha {
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let highest = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
         let state = &mut self.groups[group];
-        // A primary keeps its own until another primary comes with a higher one.
+        // A primary keeps its own term until another primary comes with a higher one.
         if state.state != State::Primary {
             state.term = state.term.max(highest);
         }
@@ -410,7 +410,7 @@ impl Ha {
             check_after: now,
             certain: false,
         };
-        // The peers learn what exactly this unit holds before any of them takes over.
+        // The peers learn exactly what this unit holds before any of them takes over.
         self.urgent |= state.vacancy.is_none();
         let vacancy = *state.vacancy.get_or_insert(vacant);
         if let State::Checking { probes, next } = state.state {
@@ -460,13 +460,13 @@ impl Ha {
         }
     }
 
-    /// When this unit may check whether it is to take over; `None` while it may not.
+    /// When this unit may check whether to take over; `None` while it may not.
     fn check_due(&self, now: Time, group: usize) -> Option<Time> {
         let vacancy = self.groups[group].vacancy?;
         if !self.may_promote() {
             return None;
         }
-        // Others wait for the best one, and not all equally long in case that it does not come.
+        // Others wait for the best one, for different times in case that it does not come.
         let wait = match self.is_best(now, group) {
             true => Duration::ZERO,
             false => self.hold() * (1 + self.rank_by_name()),
@@ -474,7 +474,7 @@ impl Ha {
         Some((vacancy.since + wait).max(vacancy.check_after))
     }
 
-    /// Sends the next probe, or takes over if the last one has got no answer.
+    /// Sends the next probe, or takes over if the last one was not answered.
     fn continue_check(&mut self, now: Time, group: usize, probes: u32) {
         if self.check_due(now, group).is_none_or(|due| now < due) {
             self.groups[group].state = State::Standby;
@@ -526,7 +526,7 @@ impl Ha {
 
     /// The first term above `known` that belongs to the unit of this name.
     ///
-    /// Terms are dealt out to the units by turns, in the order of their names. So two units that do
+    /// The units take turns in using the terms, in the order of their names. So two units that do
     /// not hear each other never take the same one, and a contest always has a winner.
     pub(super) fn term_above(&self, known: u64, name: &str) -> u64 {
         let names = || {
@@ -545,7 +545,7 @@ impl Ha {
         (next + wait).min(MAX_TERM)
     }
 
-    /// Primary: contest with other primaries, and hand over to where the group belongs.
+    /// Primary: contest with other primaries, and hand over to the unit that should have the group.
     fn defend(&mut self, now: Time, group: usize) {
         self.note_followers(now, group);
         let state = &self.groups[group];
@@ -575,7 +575,7 @@ impl Ha {
         }
     }
 
-    /// How many units that are alive come before this one by name.
+    /// How many living units come before this one by name.
     fn rank_by_name(&self) -> u32 {
         let before = self
             .peers

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use crate::in_quotes::InQuotes;
 use crate::time::Time;
 
-/// Something that an operator may want to know of.
+/// An event that may interest an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElectionEvent {
     /// When it was noticed, on the clock of this unit.
     pub at: Time,
     /// Whether somebody should look at it.
     pub warn: bool,
-    /// What, in a few words.
+    /// The event, in a few words.
     pub what: String,
     /// Why; may be empty.
     pub why: String,
@@ -28,7 +28,7 @@ pub(super) struct Events {
 pub(super) const MOST_EVENTS: usize = 64;
 
 impl Events {
-    /// Notes something that is as it should be.
+    /// Notes an event that is not a problem.
     pub(super) fn info(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.push(ElectionEvent {
             at,
@@ -38,7 +38,7 @@ impl Events {
         });
     }
 
-    /// Notes something that somebody should look at.
+    /// Notes an event that somebody should look at.
     pub(super) fn warn(&mut self, at: Time, what: impl Into<String>, why: impl Into<String>) {
         self.push(ElectionEvent {
             at,
@@ -48,7 +48,7 @@ impl Events {
         });
     }
 
-    /// Notes how many of the monitored ports are up; fewer are something to look at.
+    /// Notes how many of the monitored ports are up; fewer are a warning.
     pub(super) fn ports(&mut self, at: Time, up: usize, all: usize, fewer: bool) {
         let what = format!("monitored ports up: {up} of {all}");
         match fewer {

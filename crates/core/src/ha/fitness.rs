@@ -1,8 +1,8 @@
 //! Whether this unit is fit to take a group over from one that runs well (`override`).
 //!
-//! A port that is up need not carry: a switch keeps one that has just come up blocked for up to 50
-//! s (spanning tree, IEEE 802.1D). So a port counts only when something came in by it: an answer of
-//! a peer, or ARP or Neighbor Discovery of any host.
+//! A port that is up may not carry traffic yet: a switch blocks one that has just come up for up to
+//! 50 s (spanning tree, IEEE 802.1D). So a port counts only once something came in by it: an answer
+//! of a peer, or ARP or Neighbor Discovery of any host.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::election::{Group, State};
 use crate::flow::{GroupId, PeerId, PortId};
 use crate::time::Time;
 
-/// No switch blocks a port for longer; what is silent then is a network without hosts.
+/// No switch blocks a port for longer; silence after that means a network without hosts.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(60);
 
-/// A loss that long after the one before is the first again.
+/// A loss this long after the previous one counts as the first again.
 const LATELY: Duration = Duration::from_secs(600);
-/// How long a unit must be fit that has lost a group twice lately; twice as long with each loss
-/// more.
+/// How long a unit that has recently lost a group twice must be fit; doubles with each further
+/// loss.
 const CALM: Duration = Duration::from_secs(10);
 /// The longest such time.
 const MOST_CALM: Duration = Duration::from_secs(300);
@@ -31,8 +31,8 @@ impl Group {
         self.losses = (count, Some(now));
     }
 
-    /// How long this unit must be fit before it asks for the group, so that one that flaps does not
-    /// take the group to and fro.
+    /// How long this unit must be fit before it asks for the group, so that a flapping unit does
+    /// not move the group to and fro.
     fn calm_wait(&self) -> Duration {
         match self.losses.0 {
             0 | 1 => Duration::ZERO,
@@ -49,7 +49,7 @@ impl Ha {
         }
     }
 
-    /// Takes over what replication says about this unit being ready for the groups of `peer`.
+    /// Notes replication's report that this unit is ready, or not, for the groups of `peer`.
     pub(super) fn learn_ready(&mut self, now: Time, peer: PeerId) {
         let known = &self.peers[peer.index()];
         for (index, group) in self.groups.iter_mut().enumerate() {
@@ -66,7 +66,7 @@ impl Ha {
         }
     }
 
-    /// Whether this unit asks for a group that one of lower priority has.
+    /// Whether this unit asks for a group that a unit of lower priority has.
     pub(super) fn asks_for(&self, now: Time, group: usize) -> bool {
         let state = &self.groups[group];
         let wait = self.override_wait.max(state.calm_wait());
@@ -74,7 +74,7 @@ impl Ha {
         state.fit_since.is_some_and(waited) && !state.given_away
     }
 
-    /// Takes note of since when this unit has been fit for a group.
+    /// Notes since when this unit has been fit for a group.
     pub(super) fn note_fitness(&mut self, now: Time, group: usize) {
         let state = &self.groups[group];
         let is_standby = state.state != State::Primary;

@@ -1,4 +1,4 @@
-//! When heartbeats are due, and what stands in them.
+//! When heartbeats are due, and their content.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ impl Ha {
         }
     }
 
-    /// Tells replication whom this unit hears, where that has changed.
+    /// Tells replication which peers this unit hears, where that has changed.
     fn tell_heard(&mut self) {
         for (peer, known) in (0..).map(PeerId).zip(&mut self.peers) {
             let heard = known.hearing();

@@ -1,7 +1,7 @@
 //! The frame by which two units recognise each other on the data ports: a question, and its answer.
 //! A third kind names a host to the primary.
 //!
-//! It is what follows the Ethernet header, whose type is [`ETHERTYPE`]. All numbers are big-endian:
+//! It follows the Ethernet header, whose type is [`ETHERTYPE`]. All numbers are big-endian:
 //!
 //! | bytes | field |
 //! |---|---|
@@ -16,9 +16,9 @@
 //! | … | the body: none of a question, a heartbeat of an answer, 16 bytes of a stray: the host's address, mapped if IPv4 |
 //! | 16 | tag: SipHash-2-4 with 128 bits of all that precedes, under the key of the pair and direction |
 //!
-//! An answer proves that its sender lives now: it names a boot and a moment of the receiver, so one
-//! that was recorded is worth nothing later. A question proves nothing; it costs whoever gets it
-//! one answer.
+//! An answer proves that its sender is alive now: it names a boot and a moment of the receiver, so
+//! a recorded answer is worthless later. A question proves nothing; it costs its receiver one
+//! answer.
 
 use std::hash::Hasher;
 use std::time::Duration;
@@ -39,9 +39,9 @@ const TAG: usize = 16;
 /// The keys that this unit shares with one peer for the frames on the data ports.
 #[derive(Clone)]
 pub struct PortKeys {
-    /// Of what this unit sends.
+    /// The key for frames from this unit.
     pub send: [u8; 16],
-    /// Of what the peer sends.
+    /// The key for frames from the peer.
     pub receive: [u8; 16],
 }
 
@@ -56,20 +56,19 @@ impl std::fmt::Debug for PortKeys {
 pub enum FrameError {
     /// Shorter than its fields say, or of a version that this unit does not speak.
     Malformed,
-    /// From or to a unit that is not configured, or for another one. Frames that are broadcast
-    /// reach all.
+    /// From or to a unit that is not configured, or for another one. Broadcast frames reach all.
     NotForUs,
     /// The peer has not signed it.
     NotSigned,
     /// It was sent from a port of another name: the networks of two ports are joined.
     OtherPort,
-    /// It answers no question of late: it was recorded, or held up on its way.
+    /// It answers no recent question: it was recorded, or delayed.
     Old,
     /// The heartbeat in it was refused.
     Heartbeat(super::HeartbeatError),
 }
 
-/// Which of the three.
+/// The three kinds of frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameKind {
     Question,
@@ -78,7 +77,7 @@ pub(super) enum FrameKind {
     Stray,
 }
 
-/// All of a frame but its body.
+/// The fields of a frame except its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Envelope {
     pub kind: FrameKind,
@@ -88,7 +87,7 @@ pub(super) struct Envelope {
     pub asked: Asked,
 }
 
-/// The moment at which a unit asked.
+/// The moment of a unit's question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// The boot of the unit that asks.
@@ -98,7 +97,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Whether that was this boot, within `span` before `now`, and after `since`.
+    /// Whether that was in this boot, within `span` before `now`, and after `since`.
     pub(super) fn is_fresh(
         &self,
         boot_id: u64,
@@ -135,7 +134,7 @@ pub(super) fn seal(envelope: &Envelope, body: &[u8], key: &[u8; 16]) -> Vec<u8> 
     out
 }
 
-/// The envelope of a frame, which may have padding at its end; nothing of it is verified.
+/// The envelope of a frame, which may have padding at its end; nothing in it is verified.
 pub(super) fn peek(frame: &[u8]) -> Result<Envelope, FrameError> {
     let header: &[u8; HEADER] = frame.first_chunk().ok_or(FrameError::Malformed)?;
     let number = |at: usize| {
@@ -171,7 +170,7 @@ pub(super) fn open<'a>(frame: &'a [u8], key: &[u8; 16]) -> Result<&'a [u8], Fram
         .split_at_checked(signed)
         .ok_or(FrameError::Malformed)?;
     let given: &[u8; TAG] = rest.first_chunk().ok_or(FrameError::Malformed)?;
-    // Without a branch for each byte, so that the time tells nothing of the right one.
+    // Without a branch for each byte, so that the time reveals nothing about the right one.
     let differs = tag(signed, key)
         .iter()
         .zip(given)

@@ -1,7 +1,7 @@
 //! Planned handover: a group moves to a peer that holds all of its sessions, and none is lost.
 //!
-//! The peer becomes primary when it has applied all that was sent before the message. Until this
-//! unit hears so it stays primary; after that it forwards stragglers for a while.
+//! The peer becomes primary when it has applied everything that was sent before the message. Until
+//! this unit learns of that it stays primary; then it forwards stragglers for a while.
 
 use std::fmt;
 use std::iter::repeat;
@@ -46,15 +46,15 @@ pub enum HandoverError {
     NoPeer(Vec<HandoverError>),
     /// The peer does not exist.
     NoSuchPeer,
-    /// The peer of this name is not heard.
+    /// The peer of this name is not alive.
     NotAlive(String),
-    /// The peer of this name is heard on the data ports alone.
+    /// The peer of this name is heard only on the data ports.
     NoLink(String),
     /// The peer of this name is not ready to be primary.
     NotReady(String),
     /// The peer of this name has not confirmed that it holds the same sessions.
     NotEqual(String),
-    /// The peer of this name is in maintenance, and so to stay standby.
+    /// The peer of this name is in maintenance, and so should stay standby.
     InMaintenance(String),
     /// The peer would give the group back at once.
     FewerPorts {
@@ -65,7 +65,7 @@ pub enum HandoverError {
         /// Those of this unit.
         own: u8,
     },
-    /// It began, and did not come to its end.
+    /// It began, and was not completed.
     Failed(String),
 }
 
@@ -105,27 +105,27 @@ impl fmt::Display for HandoverError {
 
 impl std::error::Error for HandoverError {}
 
-/// The time that the peer has.
+/// The time limit for the peer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long stragglers are forwarded after it.
 const DRAIN: Duration = Duration::from_secs(2);
 /// The same for a unit that is shutting down.
 const DRAIN_AT_EXIT: Duration = Duration::from_millis(500);
-/// Between a takeover and the next handover that nobody asked for.
+/// The time between a takeover and the next unrequested handover.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
-/// Between a handover that failed and the next that nobody asked for.
+/// The time between a failed handover and the next unrequested one.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// How long a unit waits, beyond two hold times, for the one that it leaves a group to.
+/// How long a unit waits, beyond two hold times, for the unit that it leaves a group to.
 const GIVEN: Duration = Duration::from_millis(500);
-/// Until then the old primary must have heard of the new one.
+/// By then the old primary must have heard of the new one.
 const EXPECTED: Duration = Duration::from_secs(1);
 
 impl Ha {
-    /// Starts a planned handover of `group`, to the best peer if `to` does not name one. Its end is
-    /// told by [`Output::HandoverDone`].
+    /// Starts a planned handover of `group`, to the best peer if `to` does not name one.
+    /// [`Output::HandoverDone`] reports its end.
     ///
     /// # Errors
-    /// Why it can't be.
+    /// Why it can't start.
     pub fn request_failover(
         &mut self,
         now: Time,
@@ -139,7 +139,7 @@ impl Ha {
     /// has to be alive; sessions that it does not hold end.
     ///
     /// # Errors
-    /// As of [`Ha::request_failover`].
+    /// As for [`Ha::request_failover`].
     pub fn force_failover(
         &mut self,
         now: Time,
@@ -183,7 +183,8 @@ impl Ha {
         Ok(())
     }
 
-    /// A peer hands `group` over to this unit, which has applied all that the peer sent before.
+    /// A peer hands `group` over to this unit, which has applied everything that the peer sent
+    /// before.
     ///
     /// Ignored, with an event, if it is out of date or this unit can't be primary.
     pub(crate) fn handle_handover(&mut self, now: Time, group: GroupId, from: PeerId, term: u64) {
@@ -237,7 +238,7 @@ impl Ha {
                         self.step_down(now, group, "shutting down".to_owned());
                     }
                 }
-                // Long enough for a second goodbye, should the first be lost.
+                // Long enough for a second goodbye, in case the first is lost.
                 let linger = match drains {
                     true => DRAIN_AT_EXIT,
                     false => (self.interval * 2).min(DRAIN_AT_EXIT / 10),
@@ -253,8 +254,8 @@ impl Ha {
         }
     }
 
-    /// Starts a handover that nobody asked for, if another unit should have the group; fails one
-    /// that takes too long.
+    /// Starts an unrequested handover, if another unit should have the group; fails one that takes
+    /// too long.
     pub(super) fn plan_handover(&mut self, now: Time, group: usize) {
         if let Some(handover) = &self.groups[group].handover {
             let peer = &self.peers[handover.to.index()];
@@ -274,7 +275,7 @@ impl Ha {
         let (ports_up, priority) = (self.ports_up, state.priority);
         let better_connected = |peer: PeerId| {
             let peer = &self.peers[peer.index()];
-            // One that is being worked on is still better than one that reaches nobody.
+            // A unit in maintenance is still better than one that reaches nobody.
             peer.ports_up > ports_up && (!peer.maintenance || ports_up == 0)
         };
         let replaces = |peer: PeerId| {
@@ -299,13 +300,13 @@ impl Ha {
         }
     }
 
-    /// The best of the peers that no link leads to and that have more ports up: nothing can be
+    /// The best of the peers that no link reaches and that have more ports up: nothing can be
     /// handed over to it, but hosts that this unit does not reach are better served there.
     fn better_off(&self, now: Time, group: usize) -> Option<PeerId> {
         self.best_of(now, group, |id| {
             let peer = &self.peers[id.index()];
             let state = &peer.groups[group];
-            // With one port, nothing is forwarded here. With more, sessions count for something.
+            // With one port, nothing is forwarded here. With more, sessions count too.
             let is_worth_it = state.ready || self.ports_up <= 1;
             let is_heard = peer.alive && !peer.linked && state.known;
             let may = !peer.maintenance || self.ports_up == 0;
@@ -325,7 +326,7 @@ impl Ha {
         state.handover_after = until + PAUSE_AFTER_FAILURE;
     }
 
-    /// Until when this unit leaves `group` to another one, if it does.
+    /// The time until which this unit leaves `group` to another one, if it does.
     pub(super) fn given_until(&self, now: Time, group: usize) -> Option<Time> {
         let (to, until) = self.groups[group].given?;
         (now < until && self.peers[to.index()].alive).then_some(until)
@@ -377,7 +378,7 @@ impl Ha {
         });
     }
 
-    /// Ends a handover under way, if there is one, without success.
+    /// Ends a handover in progress, if there is one, without success.
     pub(super) fn fail_handover(&mut self, now: Time, group: usize, why: &str) {
         let state = &mut self.groups[group];
         let Some(handover) = state.handover.take() else {
@@ -404,8 +405,8 @@ impl Ha {
         why: &str,
         by_operator: bool,
     ) {
-        // Others may know of a higher term than this primary's own, that of one which is gone: they
-        // would refuse one that is not beyond it.
+        // Others may know of a higher term than this primary's own, from a unit that is gone: they
+        // would refuse any term that is not beyond it.
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let known = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
         let known = known.max(self.groups[group].term);
@@ -433,7 +434,7 @@ impl Ha {
         });
     }
 
-    /// The best of the peers that can take over and fulfil `wanted`.
+    /// The best of the peers that can take over and satisfy `wanted`.
     fn best_successor(
         &self,
         now: Time,
@@ -451,7 +452,7 @@ impl Ha {
             .map(|peer| PeerId(peer as u8))
             .filter(|peer| suits(*peer))
             .collect();
-        // Each of them gets all that this unit holds before it takes over.
+        // Each of them gets everything that this unit holds before it takes over.
         let candidates: Vec<_> = peers
             .iter()
             .map(|peer| order::Candidate {

@@ -48,7 +48,7 @@ impl Ha {
         }
     }
 
-    /// Takes over what a heartbeat says that proves that the peer lives: by a link, or by a data
+    /// Applies the part of a heartbeat that proves that the peer is alive: by a link, or by a data
     /// port.
     pub(super) fn take_heartbeat(
         &mut self,
@@ -60,7 +60,7 @@ impl Ha {
     ) {
         let own = of_ours(&self.groups, records);
         let peer = &mut self.peers[id.index()];
-        // Another path may have brought it before.
+        // Another path may have delivered it before.
         let news = match peer.is_news(header) {
             true => peer.update(now, header, own),
             false => News {
@@ -119,7 +119,7 @@ impl Ha {
         }
     }
 
-    /// Finds the peers of which nothing was heard for too long.
+    /// Finds the peers that were silent for too long.
     pub(super) fn expire_peers(&mut self, now: Time) {
         for peer in &mut self.peers {
             let is_dead = peer.alive && now >= peer.alive_until;
@@ -141,7 +141,7 @@ impl Ha {
     }
 }
 
-/// Those of the groups named by a heartbeat that this unit has.
+/// The groups named by a heartbeat that this unit has too.
 fn of_ours(
     groups: &[Group],
     records: impl Iterator<Item = (u32, GroupState)>,

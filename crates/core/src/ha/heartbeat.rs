@@ -108,12 +108,12 @@ impl fmt::Display for HeartbeatError {
     }
 }
 
-/// All of a heartbeat but its groups.
+/// The fields of a heartbeat except its groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header<'a> {
     pub group_id: u8,
     pub goodbye: bool,
-    /// The unit is to stay standby.
+    /// The unit should stay standby.
     pub maintenance: bool,
     pub ports_up: u8,
     pub boot_id: u64,
@@ -127,7 +127,7 @@ pub(super) struct Header<'a> {
     pub echo_age: Duration,
     pub applied: u64,
     pub name: &'a str,
-    /// How many datagrams it takes to name all groups.
+    /// How many datagrams are needed to name all groups.
     pub parts: u8,
 }
 
@@ -141,16 +141,16 @@ pub(super) struct GroupState {
     pub override_: bool,
     /// The unit would take the group over from one of lower priority.
     pub asks: bool,
-    /// The unit was primary, and leaves the group to the one that it sees.
+    /// The unit was primary, and leaves the group to the primary that it sees.
     pub gives: bool,
     pub priority: u8,
-    /// Its own term as primary, else the highest that it knows of.
+    /// Its own term as primary, otherwise the highest that it knows.
     pub term: u64,
     /// Hash of the name of the primary that it sees, or 0.
     pub sees: u32,
     /// Its evidence; as primary, that from when its term began. Epochs have 32 bits here.
     pub held: Holding,
-    /// As primary that hears another one: what its reign was worth until it heard that one.
+    /// As primary that hears another one: the worth of its reign until it heard that one.
     pub worth: Option<Worth>,
 }
 

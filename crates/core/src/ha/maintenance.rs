@@ -4,10 +4,10 @@
 use super::{Ha, election::State};
 use crate::time::Time;
 
-/// A maintenance that is under way.
+/// A maintenance in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maintenance {
-    /// Since when; after a restart, since that.
+    /// Its beginning; after a restart, that of the process.
     pub since: Time,
     /// When it ends by itself.
     pub until: Option<Time>,
@@ -27,13 +27,13 @@ impl Ha {
             _ => {}
         }
         for group in &mut self.groups {
-            // Asked for, and so at once.
+            // It was requested, so at once.
             group.handover_after = now;
         }
         self.settings_changed(now);
     }
 
-    /// Begins a maintenance without an end; one that is under way goes on.
+    /// Begins a maintenance without an end; one in progress continues.
     pub(crate) fn begin_maintenance(&mut self, now: Time) {
         let since = now;
         if self.maintenance.is_none() {
@@ -41,12 +41,12 @@ impl Ha {
         }
     }
 
-    /// The maintenance that is under way.
+    /// The maintenance in progress.
     pub fn maintenance(&self) -> Option<Maintenance> {
         self.maintenance
     }
 
-    /// Whether this unit is in maintenance and primary of a group all the same.
+    /// Whether this unit is in maintenance and still primary of a group.
     pub(crate) fn serves_in_maintenance(&self) -> bool {
         let mut groups = self.groups.iter();
         self.maintenance.is_some() && groups.any(|group| group.state == State::Primary)

@@ -2,8 +2,9 @@
 //!
 //! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
 //! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
-//! primary, `contest.rs` those for two of them, `handover.rs` the planned way, `order.rs` who is
-//! best, `heartbeat.rs` the datagram, `ports.rs` how units recognise each other on the data ports.
+//! primary, `contest.rs` those for two primaries, `handover.rs` planned changes, `order.rs` the
+//! ranking of units, `heartbeat.rs` the datagram, and `ports.rs` how units recognise each other on
+//! the data ports.
 
 mod contest;
 mod election;
@@ -57,18 +58,19 @@ pub enum Output {
     SetRole {
         /// Its place among `[[group]]`.
         group: GroupId,
-        /// The new role; never the one before.
+        /// The new role; always a change.
         role: Role,
-        /// The term of the primary that is known now: this unit's own, if it is the primary.
+        /// The term of the primary known now: this unit's own, if it is the primary.
         term: u64,
         /// For the log; it is among the events as well.
         why: String,
     },
-    /// Who is heard of a peer has changed: replication does not count on a process that is not.
+    /// The process of a peer that is heard has changed: replication does not count on a process
+    /// that is not heard.
     Heard {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
-        /// Which process, and how.
+        /// The process, and how it is heard.
         heard: Heard,
     },
     /// Send a datagram to `peer` over the heartbeat connection of `link`; drop it if there is none.
@@ -89,7 +91,7 @@ pub enum Output {
         /// The payload after the Ethernet header, at most 1200 bytes.
         bytes: Vec<u8>,
     },
-    /// `host`, on the link of `port`, sends to a standby what is for this unit: tell it where the
+    /// `host`, on the link of `port`, sends this unit's packets to a standby: tell it where the
     /// virtual addresses are.
     Stray {
         /// Its place among `[[port]]`.
@@ -97,7 +99,8 @@ pub enum Output {
         /// The source of the packet that came astray.
         host: Addr,
     },
-    /// Ask by ARP and Neighbor Discovery on all ports that are up who has the addresses of `group`.
+    /// Ask by ARP and Neighbor Discovery, on all ports that are up, for the owner of the addresses
+    /// of `group`.
     ///
     /// An answer from any hardware address but our own goes to [`Ha::handle_probe_answer`].
     Probe {
@@ -127,11 +130,11 @@ pub enum Output {
         /// To become primary with; higher than that of this unit.
         term: u64,
     },
-    /// A planned handover has ended: the answer to whoever asked for it.
+    /// A planned handover has ended: the answer to its request.
     HandoverDone {
         /// Its place among `[[group]]`.
         group: GroupId,
-        /// The peer that was to take over.
+        /// The peer that should have taken over.
         to: PeerId,
         /// The time from the request to the end.
         took: Duration,
@@ -150,18 +153,17 @@ pub enum Output {
     Gone,
 }
 
-/// Something that makes it likely, but does not prove, that a peer has died.
+/// A sign that a peer has probably died, but no proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// The kernel of the peer's machine says that nobody listens there any more. Anybody on the
-    /// link can forge it, so checks that get no answer decide only once the hold time is over.
+    /// The kernel of the peer's machine reports that nothing listens there any more. Anybody on the
+    /// link can forge this, so unanswered checks decide only once the hold time is over.
     Refused {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
     },
     /// The connection that the peer's process held for this purpose has ended without a word: the
-    /// kernel closes it for a process that is no more. Stronger than a refusal, and so the check is
-    /// shorter.
+    /// kernel closes it when the process ends. Stronger than a refusal, so the check is shorter.
     Ended {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
@@ -176,7 +178,7 @@ pub enum Hint {
 ///
 /// 1. [`Ha::handle_wake`], before any packet is read: a unit that was stopped for too long must not
 ///    forward. Drain the outputs if it says so.
-/// 2. `handle_*` with what happened, [`Ha::request_failover`], `set_*`, in any order; hints before
+/// 2. `handle_*` for events, [`Ha::request_failover`], `set_*`, in any order; hints before
 ///    heartbeats, since what the dead peer sent before may still wait in the socket.
 /// 3. [`Ha::handle_timeout`]; harmless if nothing is due.
 /// 4. [`Ha::poll_output`] until it returns `None`.
@@ -204,7 +206,7 @@ pub struct Ha {
     links: u8,
     sequence: u64,
     next_heartbeat: Time,
-    /// The own state has changed: the peers are to hear of it at once.
+    /// The own state has changed: the peers must hear of it at once.
     urgent: bool,
     last_wake: Time,
     leaving: Option<Leaving>,
@@ -214,7 +216,7 @@ pub struct Ha {
     events: Events,
 }
 
-/// How far a shutdown is.
+/// The progress of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
     /// Groups are being handed over.
@@ -227,7 +229,7 @@ enum Leaving {
 
 /// Outputs that may wait; beyond it heartbeats, probes and announcements are dropped.
 const MAX_OUTPUTS: usize = 1024;
-/// How long a unit that starts waits for its peers, at least.
+/// How long a starting unit waits for its peers, at least.
 const LEAST_INIT_WAIT: Duration = Duration::from_millis(500);
 
 impl Ha {
@@ -284,7 +286,7 @@ impl Ha {
     }
 
     /// Notices whether this unit was stopped for longer than the hold time. If so it gives up its
-    /// roles: the outputs are to be carried out before any packet is handled.
+    /// roles: carry out the outputs before any packet is handled.
     ///
     /// Returns whether it was.
     pub fn handle_wake(&mut self, now: Time) -> bool {
@@ -344,7 +346,7 @@ impl Ha {
         self.flush(now);
     }
 
-    /// Starts a check at once if the peer in question was primary.
+    /// Starts a check at once if the peer was primary.
     pub(crate) fn handle_hint(&mut self, now: Time, hint: Hint) {
         let why = match hint {
             Hint::Refused { .. } | Hint::Ended { .. } => "its process ended",
@@ -421,16 +423,16 @@ impl Ha {
         }
     }
 
-    /// When packets of the sessions of `group` last went through this unit in both directions; as
-    /// often as the caller likes.
+    /// The last time that packets of the sessions of `group` went through this unit in both
+    /// directions; call it as often as you like.
     pub(crate) fn handle_traffic(&mut self, group: GroupId, carried: Option<Time>) {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
             state.carried = carried;
         }
     }
 
-    /// Lets another unit take over from this one if its priority is higher, and this unit, when it
-    /// has been fit for so long, from others; for all groups.
+    /// Lets units of higher priority take over from this one, and lets this unit, when it has been
+    /// fit for that long, take over from others; for all groups.
     pub(crate) fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
         (self.override_, self.override_wait) = (override_, wait);
         self.settings_changed(now);
@@ -472,7 +474,7 @@ impl Ha {
         self.flush(now);
     }
 
-    /// Does what is due at `now`.
+    /// Does the work due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_peers(now);
         self.expire_maintenance(now);
@@ -539,7 +541,7 @@ impl Ha {
     }
 }
 
-/// As it comes from the wire, so that it can be compared with what others hold.
+/// In the form of the wire, so that it can be compared with the holdings of others.
 fn as_sent(held: Holding) -> Holding {
     let epoch = u64::from(held.epoch as u32);
     Holding { epoch, ..held }

@@ -1,4 +1,4 @@
-//! Which unit is the best one to be primary of a group.
+//! Ranks the units that could be primary of a group.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const UPTIME_MARGIN: Duration = Duration::from_secs(300);
 pub(super) struct Candidate<'a> {
     /// It holds all sessions of the group.
     pub ready: bool,
-    /// It is to stay standby, if another unit can be primary.
+    /// It should stay standby, if another unit can be primary.
     pub maintenance: bool,
     /// The evidence it has of them.
     pub held: Holding,
@@ -31,9 +31,10 @@ pub(super) struct Candidate<'a> {
 
 /// The index of the best of `candidates`.
 ///
-/// First who can serve anybody at all; then ready before unready; then who is not in maintenance;
-/// then who holds more; then more monitored ports up; then, if any unit has `override`, the higher
-/// priority, else the older (with a margin) and then the higher priority; then the smaller name.
+/// First, units that can serve anybody at all; then ready ones; then those not in maintenance; then
+/// those that hold more; then those with more monitored ports up; then, if any unit has `override`,
+/// the higher priority, else the older (with a margin) and then the higher priority; then the
+/// smaller name.
 ///
 /// Ages are compared with that of the oldest, not with each other: with a margin, pairwise
 /// comparison of three units could go round in a circle.
@@ -52,8 +53,8 @@ pub(super) fn best(candidates: &[Candidate<'_>]) -> Option<usize> {
     Some(index)
 }
 
-/// How good `up` monitored ports of `all` are, for a heartbeat: their number, and where that does
-/// not fit, how few are down, so that units with as many ports can still be compared.
+/// The rank of `up` monitored ports of `all`, for a heartbeat: their number, or if that does not
+/// fit, how few are down, so that units with as many ports can still be compared.
 pub(super) fn rank(up: usize, all: usize) -> u8 {
     const MOST: usize = u8::MAX as usize;
     let rank = match all {

@@ -1,4 +1,4 @@
-//! Compares this unit with the others, and uses what they hear.
+//! Compares this unit with the others, and uses their reports.
 
 use super::Ha;
 use super::election::State;
@@ -63,7 +63,7 @@ impl Ha {
         Some(PeerId(index as u8))
     }
 
-    /// Who is heard by somebody lives, and only the links to this unit are dead.
+    /// A unit heard by another one is alive, and only the links to this unit are dead.
     pub(super) fn trust_witness(&mut self, now: Time, group: usize, witness: PeerId) {
         let name = &self.peers[witness.index()].name;
         let state = &mut self.groups[group];

@@ -13,10 +13,10 @@ use crate::time::Time;
 
 /// A longer round trip than this is not a valid measurement.
 const LONGEST_RTT: Duration = Duration::from_secs(60);
-/// The longest interval that the config allows, and so that a peer is believed.
+/// The longest interval that the config allows, and so that a peer is believed to have.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A unit that does not catch up for so long is behind.
+/// A unit that has not caught up for this long is behind.
 const BEHIND: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -26,9 +26,9 @@ pub(super) struct ElectionPeer {
     pub links: Vec<PeerLink>,
     /// Heard within the hold time, no goodbye, and no hint that it died.
     pub alive: bool,
-    /// When it counts as dead if nothing more is heard.
+    /// When it counts as dead if no more heartbeats come.
     pub alive_until: Time,
-    /// The same of what came by links alone.
+    /// The same by links alone.
     pub linked: bool,
     pub linked_until: Time,
     /// The last heartbeat by a link that was newer than those before.
@@ -37,11 +37,11 @@ pub(super) struct ElectionPeer {
     pub ports: Vec<PortPath>,
     /// The port at which the next questions begin.
     pub next_port: usize,
-    /// It was heard on a data port once.
+    /// It has been heard on a data port.
     pub spoke: bool,
     /// For the data ports.
     pub keys: Option<PortKeys>,
-    /// The key is not valid any more.
+    /// The key is no longer valid.
     pub is_revoked: bool,
     /// The last heartbeat that brought news.
     pub heard: Option<Time>,
@@ -51,22 +51,22 @@ pub(super) struct ElectionPeer {
     pub deaf_since: Option<Time>,
     /// The connection that its process held has ended; forgotten at the next heartbeat.
     pub ended: bool,
-    /// Only a refusal, which can be forged, says that it died; forgotten at the next heartbeat.
+    /// Only a refusal, which can be forged, suggests that it died; forgotten at the next heartbeat.
     pub refused: bool,
     /// Why it is not alive, as far as it is known.
     pub gone_why: Option<&'static str>,
     pub goodbye: bool,
-    /// It is to stay standby.
+    /// It should stay standby.
     pub maintenance: bool,
     pub groups: Vec<GroupState>,
-    /// By group: the heartbeat that named it last.
+    /// By group: the last heartbeat that named it.
     named: Vec<u64>,
-    /// By group: when it said last that it is not the primary.
+    /// By group: when it last reported that it is not the primary.
     pub not_primary: Vec<Time>,
-    /// By group: when it last held all that this unit held the time before, and what this unit held
-    /// then.
+    /// By group: the last time that it held everything that this unit held the time before, and
+    /// this unit's evidence then.
     abreast: Vec<(Time, Holding)>,
-    /// By group: the priority that it has in common with this unit, of which the log was told.
+    /// By group: the priority that it shares with this unit, as last logged.
     equal_priority: Vec<Option<u8>>,
     pub ports_up: u8,
     pub interval: Duration,
@@ -102,7 +102,7 @@ pub(super) struct News {
 }
 
 impl ElectionPeer {
-    /// A peer that was not heard yet; there are so many links, ports and groups.
+    /// A peer that was not heard yet; with this many links, ports and groups.
     pub(super) fn new(
         config: &HaPeer,
         (links, ports, groups): (usize, usize, usize),
@@ -146,7 +146,7 @@ impl ElectionPeer {
         }
     }
 
-    /// Takes note of a heartbeat's clock, whether or not it brings news; `link` exists.
+    /// Notes a heartbeat's clock, whether or not it brings news; `link` exists.
     pub(super) fn measure(&mut self, now: Time, link: LinkId, header: &Header<'_>) {
         let Some(link) = self.links.get_mut(link.index()) else {
             return;
@@ -194,7 +194,7 @@ impl ElectionPeer {
         }
     }
 
-    /// A heartbeat that is not old has come: the peer lives, or says goodbye.
+    /// A recent heartbeat has come: the peer is alive, or says goodbye.
     pub(super) fn live_on(
         &mut self,
         now: Time,
@@ -248,7 +248,7 @@ impl ElectionPeer {
         for (group, state) in groups {
             changed |= self.name_group(now, header, group, state);
         }
-        // Others may have been lost on their way; those that were not are not there any more.
+        // The others may have been lost; groups that it does not name no longer exist there.
         let lately = match header.parts {
             0 | 1 => header.sequence,
             parts => header.sequence.saturating_sub(u64::from(parts) * 4),
@@ -264,7 +264,7 @@ impl ElectionPeer {
     }
 
     /// Applies a part of the last heartbeat that was overtaken by another part of it; returns
-    /// whether it has changed anything. Nothing else that is not news counts.
+    /// whether anything changed. No other stale heartbeat counts.
     pub(super) fn update_overtaken(
         &mut self,
         now: Time,
@@ -301,7 +301,7 @@ impl ElectionPeer {
         before.essence() != state.essence()
     }
 
-    /// Whether the peer has the priority `own` for a group, and did not before.
+    /// Whether the peer has the priority `own` for a group, and did not have it before.
     pub(super) fn is_newly_equal(&mut self, group: usize, own: u8) -> bool {
         let (Some(state), Some(told)) =
             (self.groups.get(group), self.equal_priority.get_mut(group))
@@ -312,7 +312,7 @@ impl ElectionPeer {
         std::mem::replace(told, equal) != equal && equal.is_some()
     }
 
-    /// A heartbeat has come: compares what it holds of a group with what this unit holds.
+    /// A heartbeat has come: compares its evidence for a group with this unit's.
     pub(super) fn compare_holdings(&mut self, now: Time, group: usize, ours: Holding) {
         let (Some(theirs), Some(abreast)) = (self.groups.get(group), self.abreast.get_mut(group))
         else {
@@ -325,7 +325,7 @@ impl ElectionPeer {
         }
     }
 
-    /// Whether it holds what this unit holds of a group, but for the last changes.
+    /// Whether it holds this unit's sessions of a group, except for the last changes.
     pub(super) fn keeps_up(&self, now: Time, group: usize) -> bool {
         let abreast = self.abreast.get(group);
         abreast.is_some_and(|(at, _)| now.since(*at) < BEHIND)
@@ -342,7 +342,7 @@ impl ElectionPeer {
         self.boot_id
     }
 
-    /// Which process of it is heard.
+    /// The process of it that is heard.
     pub(super) fn hearing(&self) -> Heard {
         Heard {
             by_link: self.boot_id.filter(|_| self.linked),
@@ -363,13 +363,13 @@ impl ElectionPeer {
 }
 
 impl PeerLink {
-    /// The next heartbeat follows on nothing: the link was down meanwhile.
+    /// The next heartbeat has no predecessor: the link was down meanwhile.
     pub(super) fn forget_sequence(&mut self) {
         self.sequence = None;
     }
 
-    /// Counts a heartbeat, and those that are missing before it. One that was overtaken has been
-    /// counted as lost.
+    /// Counts a heartbeat, and those missing before it. One that was overtaken has been counted as
+    /// lost.
     fn count(&mut self, header: &Header<'_>) {
         self.counters.received += 1;
         let last = self

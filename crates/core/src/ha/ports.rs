@@ -3,8 +3,7 @@
 //! A unit asks each peer on each port (`frame.rs`); an answer is a heartbeat, signed, that proves
 //! that the peer lives and that the port carries both ways. On a port where a peer is heard it is
 //! asked once a second; as often as heartbeats are sent while no link to it works; and where it is
-//! not heard it is searched for by broadcast. An answer on a port counts for that port, and for the
-//! peer's life.
+//! not heard, by broadcast. An answer on a port counts for that port, and for the peer's life.
 
 use std::time::Duration;
 
@@ -28,16 +27,16 @@ pub(super) const HEARD: Duration = Duration::from_secs(3);
 /// turns.
 const MOST_ASKED: usize = 16;
 
-/// The way to a peer by a data port.
+/// The path to a peer by a data port.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PortPath {
-    /// When the peer has answered last.
+    /// When the peer last answered.
     heard: Option<Time>,
-    /// Where it answered from.
+    /// The address that it answered from.
     mac: Option<Mac>,
-    /// When it is to be asked again.
+    /// When the next question is due.
     due: Time,
-    /// Its question that was answered last.
+    /// Its last question that was answered.
     answered: Option<Asked>,
 }
 
@@ -51,7 +50,7 @@ impl PortPath {
 /// A port of this unit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnPort {
-    /// By which heartbeats name the port, so that units may list theirs in any order.
+    /// The hash by which heartbeats name the port, so that units may list theirs in any order.
     pub hash: u32,
     pub up: bool,
     pub up_since: Time,
@@ -115,7 +114,7 @@ impl Ha {
         Ok(())
     }
 
-    /// Whether a peer has answered lately from the hardware address `mac` on `port`.
+    /// Whether a peer has recently answered from the hardware address `mac` on `port`.
     pub(crate) fn is_peer(&self, port: PortId, mac: [u8; 6]) -> bool {
         let mut paths = self
             .peers
@@ -129,7 +128,7 @@ impl Ha {
         hash ^ u32::from(self.group_id) << 24
     }
 
-    /// Takes note of which ports are up.
+    /// Notes which ports are up.
     pub(super) fn note_ports(&mut self, now: Time, up: &[bool]) {
         for (index, own) in self.ports.iter_mut().enumerate() {
             let is_up = up.get(index).copied().unwrap_or(false);
@@ -152,7 +151,7 @@ impl Ha {
         }
     }
 
-    /// Asks the peers that are not known to be alive, on all ports: one of them may be primary.
+    /// Asks the peers that may be dead, on all ports: one of them may be primary.
     pub(super) fn ask_the_silent(&mut self, now: Time) {
         for peer in 0..self.peers.len() {
             if !self.peers[peer].alive {
@@ -191,7 +190,7 @@ impl Ha {
             let path = &mut self.peers[index].ports[port];
             let pause = match (path.is_heard(now), linked) {
                 (true, true) => CALM,
-                // Heartbeats are sent as often as that, and not to the microsecond.
+                // Heartbeats are sent that often, but not to the microsecond.
                 (true, false) => interval * 3 / 4,
                 (false, _) => SEARCH,
             };
@@ -247,7 +246,7 @@ impl Ha {
         Ok(())
     }
 
-    /// A peer names a host. One that was recorded does no harm: the host is told the truth.
+    /// A peer names a host. A recorded frame does no harm: the host is told the truth.
     fn hear_stray(&mut self, port: PortId, body: &[u8]) -> Result<(), FrameError> {
         let octets: [u8; 16] = body.try_into().map_err(|_| FrameError::Malformed)?;
         let host = Addr::v6(octets);

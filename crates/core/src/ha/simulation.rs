@@ -1,5 +1,5 @@
-//! Two to four units with bad links, in virtual time: never two primaries that hear each other for
-//! long, and exactly one when all is quiet.
+//! Two to four units with bad links, in virtual time: two primaries never hear each other for long,
+//! and there is exactly one when all is quiet.
 //!
 //! The model: datagrams between two units are lost and delayed, links and the data network can be
 //! cut, units crash, restart and are stopped. Frames on the data ports reach the units of the same
@@ -16,9 +16,9 @@ use crate::flow::GroupSet;
 
 const GROUPS: usize = 2;
 const L: LinkId = LinkId(0);
-/// The time in which two primaries that hear each other must have become one.
+/// The time by which two primaries that hear each other must have become one.
 const SETTLE: Duration = ms(400);
-/// The same where they hear each other on a data port only.
+/// The same if they hear each other only on a data port.
 const SETTLE_ON_PORTS: Duration = ms(2000);
 
 /// The faults that a run may have; chances are per mille.
@@ -48,7 +48,7 @@ struct Unit {
     runs_from: Time,
     /// When its loop wakes next; earlier if a message arrives.
     wakes_at: Time,
-    /// On which part of the data network it is, by port.
+    /// The part of the data network that it is on, by port.
     segment: [usize; 2],
     ports: [bool; 2],
     inbox: BTreeMap<(Time, u64), Message>,
@@ -77,7 +77,7 @@ struct Cluster {
     stranger: bool,
 }
 
-/// The name of unit `i`, and who it is to unit `of`.
+/// The name of unit `i`, and its index as a peer of unit `of`.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn peer_id(of: usize, unit: usize) -> PeerId {
@@ -194,7 +194,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Lets time pass, from one thing that happens to the next, by steps of 500 µs at least.
+    /// Lets time pass, from one event to the next, by steps of 500 µs at least.
     fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         while self.now < end {
@@ -237,7 +237,7 @@ impl Cluster {
                 Message::Heartbeat(peer, bytes) => {
                     ha.handle_heartbeat(now, peer, L, &bytes).unwrap()
                 }
-                // One that was recorded is refused.
+                // A recorded frame is refused.
                 Message::Frame(port, source, bytes) => {
                     let _ = ha.handle_port_frame(now, port, source, &bytes);
                 }
@@ -245,7 +245,7 @@ impl Cluster {
                 Message::Handover(group, from, term) => ha.handle_handover(now, group, from, term),
             }
         }
-        // Replication is in step with whoever is heard.
+        // Replication follows whoever is heard.
         for peer in hears {
             let ready = SyncState {
                 ready: GroupSet::ALL,
@@ -332,7 +332,7 @@ impl Cluster {
         unit.wakes_at = unit.wakes_at.min(at);
     }
 
-    /// No two primaries of a group that hear each other for longer than it takes to settle.
+    /// No two primaries of a group may hear each other for longer than it takes to settle.
     fn check(&mut self) {
         let units = self.units.len();
         for (one, other) in (0..units).flat_map(|i| (i + 1..units).map(move |j| (i, j))) {
@@ -341,7 +341,7 @@ impl Cluster {
             let hear = run && (linked || self.meet(one, other));
             let span = if linked { SETTLE } else { SETTLE_ON_PORTS };
             for group in 0..GROUPS {
-                // They are given their time from the moment at which they hear each other so.
+                // Their time starts when they begin to hear each other.
                 let key = (one, other, group + usize::from(linked) * GROUPS);
                 self.dual
                     .remove(&(one, other, group + usize::from(!linked) * GROUPS));
@@ -394,7 +394,7 @@ impl Cluster {
         }
     }
 
-    /// All units run, all can reach all.
+    /// All units run, and all can reach all.
     fn heal(&mut self) {
         for unit in 0..self.units.len() {
             self.cut[unit].fill(false);
@@ -461,7 +461,7 @@ fn scenario(seed: u64, faults: Faults) -> u64 {
         let wait = ms(cluster.random.next() % 300);
         cluster.run(wait);
     }
-    // A link that loses every tenth heartbeat for ever is not quiet.
+    // A link that loses every tenth heartbeat forever is not quiet.
     cluster.faults.loss = 0;
     cluster.heal();
     cluster.expect_one_primary_each(std::slice::from_ref(&everyone));

@@ -4,9 +4,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Takeover {
-    /// Nobody else was, since this unit follows the group.
+    /// No other unit was, since this unit began to follow the group.
     Start,
-    /// The primary was not heard any more, and did not answer on the data ports.
+    /// The primary was no longer heard, and did not answer on the data ports.
     Silent,
     /// The same, and the kernel of its machine has ended the connection of its process.
     Ended,

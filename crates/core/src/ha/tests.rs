@@ -275,7 +275,7 @@ impl Voice {
         heartbeat::encode(&header, [(heartbeat::hash("g0"), &self.group)].into_iter())
     }
 
-    /// Becomes what a unit is that is ready and holds the same sessions.
+    /// Becomes ready, with the same sessions.
     fn ready(mut self) -> Voice {
         self.group.ready = true;
         self
@@ -523,7 +523,7 @@ fn of_two_primaries_the_higher_term_wins() {
     );
 }
 
-/// The other one may have been primary, and may have yielded before it was heard.
+/// The other one may have been primary, and may have stepped down before it was heard.
 #[test]
 fn a_primary_announces_again_when_a_peer_is_heard_again() {
     let mut voices = [b()];
@@ -938,7 +938,7 @@ fn it_says_goodbye_after_handing_over() {
     assert_eq!(bench.count(|o| *o == Output::Gone), 1);
     bench.outputs.clear();
     bench.run(ms(600), &mut []);
-    // Replication may still hear whom this unit no longer hears.
+    // Replication may still hear a peer that this unit no longer hears.
     let said = bench.count(|output| !matches!(output, Output::Heard { .. }));
     assert_eq!(said, 0, "silent, and no takeover");
 }
@@ -951,7 +951,7 @@ fn a_unit_in_maintenance_hands_over_and_stays_standby() {
         since: bench.now,
         until: Some(bench.now + ms(60_000)),
     };
-    // Nobody else has the sessions: it goes on.
+    // No other unit has the sessions: it continues.
     bench.ha.set_maintenance(bench.now, Some(work));
     bench.run(ms(100), &mut voices);
     assert_eq!(bench.role(), Role::Primary);
@@ -969,13 +969,13 @@ fn a_unit_in_maintenance_hands_over_and_stays_standby() {
     voices[0].primary(2);
     bench.run(ms(100), &mut voices);
     assert_eq!(bench.role(), Role::Standby);
-    // Ports do not call it back.
+    // Ports don't call it back.
     voices[0].ports_up = 1;
     bench.run(ms(3000), &mut voices);
     assert_eq!(bench.role(), Role::Standby);
     // It is the last one.
     bench.time_to_primary(ms(500), &mut []);
-    // The other one has come back, and has all.
+    // The other one has come back, and has all sessions.
     voices[0].group.primary = false;
     voices[0].ports_up = 2;
     bench.outputs.clear();

@@ -24,7 +24,7 @@ pub struct GroupView<'a> {
     pub since: Time,
     /// The name of the primary's node, if one is known to be alive.
     pub primary: Option<&'a str>,
-    /// The primary is not heard over the links, but answers on the data ports.
+    /// This unit still forwards stragglers of a group that it handed over.
     pub degraded: bool,
     /// This unit still forwards stragglers of the group that it handed over.
     pub draining: bool,
@@ -68,7 +68,7 @@ pub struct PeerGroup {
     pub role: Role,
     /// Whether it holds all sessions of the group.
     pub ready: bool,
-    /// It holds what this unit holds of the group, but for the last changes. Says nothing if this
+    /// It holds this unit's sessions of the group, except for the last changes. Meaningless if this
     /// unit is primary: then replication knows it.
     pub keeps_up: bool,
     /// 0 to 255; the highest wins.
@@ -80,7 +80,7 @@ pub struct PeerGroup {
 /// Heartbeats over one link, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// Given to the shell for sending; whether they went out is not known.
+    /// Given to the shell for sending; whether they left is not known.
     pub sent: u64,
     /// Received, whether or not another link brought the same one before.
     pub received: u64,
@@ -145,7 +145,7 @@ impl Ha {
         self.monitor.len()
     }
 
-    /// Whether `peer` said last that fewer ports are up there than this unit monitors.
+    /// Whether `peer` last reported fewer ports up than this unit monitors.
     pub(crate) fn has_ports_down(&self, peer: &PeerView<'_>) -> bool {
         peer.ports_up < order::rank(self.monitor.len(), self.monitor.len())
     }
@@ -165,31 +165,31 @@ impl Ha {
         self.peers.get(peer.index()).map(|peer| peer.sync)
     }
 
-    /// Whether `held` is what replication has told last of `group`.
+    /// Whether `held` is what replication last reported for `group`.
     pub(crate) fn knows_held(&self, group: GroupId, held: Holding) -> bool {
         let group = self.groups.get(usize::from(group.0));
         group.is_some_and(|group| group.held == super::as_sent(held))
     }
 
-    /// Which process of `peer` is heard.
+    /// The process of `peer` that is heard.
     pub(crate) fn hearing(&self, peer: PeerId) -> Option<Heard> {
         self.peers.get(peer.index()).map(|peer| peer.hearing())
     }
 
-    /// Whether all effects were taken.
+    /// Whether all effects were fetched.
     pub(crate) fn is_drained(&self) -> bool {
         self.outputs.is_empty()
     }
 
-    /// This unit's role in `group`; standby of one that does not exist.
+    /// This unit's role in `group`; standby if the group does not exist.
     pub fn role(&self, group: GroupId) -> Role {
         self.groups
             .get(usize::from(group.0))
             .map_or(Role::Standby, super::Group::role)
     }
 
-    /// Whether this unit, now standby, is to go on forwarding packets of the group's sessions that
-    /// hosts still send to it.
+    /// Whether this unit, now standby, should still forward packets of the group's sessions that
+    /// hosts send to it.
     pub fn is_draining(&self, now: Time, group: GroupId) -> bool {
         let group = self.groups.get(usize::from(group.0));
         group.is_some_and(|group| {
@@ -203,7 +203,7 @@ impl Ha {
         group.is_some_and(|group| group.handover.is_some())
     }
 
-    /// Whether this unit has its role in `group` for so short a time that others may not know yet.
+    /// Whether this unit's role in `group` is so recent that others may not know it yet.
     pub(crate) fn is_new(&self, now: Time, group: GroupId) -> bool {
         let group = self.groups.get(usize::from(group.0));
         group.is_some_and(|group| now.since(group.since) < super::handover::SETTLE)

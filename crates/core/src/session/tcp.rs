@@ -1,29 +1,26 @@
-//! Follows a TCP connection from between its ends, to know how long its session must live and which
-//! segments cannot be its own.
+//! Follows a TCP connection from between its ends: how long must its session live, and which
+//! segments can't be its own?
 //!
 //! The window checks are those of Guido van Rooij, "Real Stateful TCP Packet Filtering in IP
-//! Filter" (2000), which pf and conntrack use too. The rule where ends and middle may disagree:
-//! what could kill or shift the connection in the eyes of the tracker must prove that its sender
-//! sees the connection; what the end can judge better is let through and changes nothing here
-//! ([`Change::Ignored`]).
+//! Filter" (2000), which pf and conntrack use too. Where ends and middle may disagree: a segment
+//! that could end or shift the connection here must prove that its sender sees the connection; all
+//! others are left to the ends and change nothing here ([`Change::Ignored`]).
 //!
 //! - A reset ends the session only if its sequence number is exactly the next that the receiver has
 //!   acknowledged (RFC 5961, section 3). Elsewhere in the window it passes: the receiver answers
-//!   with a challenge ACK, whose answer is exact. With data under way, a reset right after that
-//!   data is exact for the receiver if it has the data, and not if the data was forged. So that one
-//!   shortens the life of the session until a segment shows that both ends are still there
+//!   with a challenge ACK, and the answer to that is exact. With data in flight, a reset right
+//!   after that data is exact for a receiver that has the data, unless the data was forged. So it
+//!   only shortens the life of the session until a segment shows that both ends are still there
 //!   ([`Change::Doubted`]).
-//! - A FIN counts once it is acknowledged. Until then it may be a forgery that the receiver
-//!   ignores.
-//! - The numbers of a side come from its own segments. What the other side says of them counts as
-//!   far as the two agree, so nobody who can forge the segments of one side can move the other.
-//! - A SYN from the client in a live connection passes (RFC 5961, section 4). If the server still
-//!   has the connection, it sends a challenge ACK, and the client a reset that is exact. If the
-//!   server has lost it, it answers with a SYN-ACK that acknowledges this SYN, and the session
-//!   starts again, or with a reset that does (RFC 9293, section 3.10.7), which passes. A SYN may
-//!   carry data, of which the answer acknowledges as much as the server took (Fast Open, RFC 7413).
-//! - An acknowledgment must lie between the oldest and the newest that can be (RFC 5961, section
-//!   5).
+//! - A FIN counts once it is acknowledged: until then the receiver may ignore it as a forgery.
+//! - The numbers of a side come from its own segments. Reports of the other side count as far as
+//!   the two agree, so nobody who can forge the segments of one side can move the other.
+//! - A SYN from the client in a live connection passes (RFC 5961, section 4). A server that still
+//!   has the connection sends a challenge ACK, and the client a reset that is exact. A server that
+//!   has lost it answers with a SYN-ACK that acknowledges this SYN, and the session starts again,
+//!   or with a reset that does (RFC 9293, section 3.10.7), which passes. A SYN may carry data, of
+//!   which the answer acknowledges as much as the server took (Fast Open, RFC 7413).
+//! - An acknowledgment must lie between the oldest and the newest possible (RFC 5961, section 5).
 
 use crate::event::DropReason;
 use crate::flow::Direction;

@@ -157,9 +157,9 @@ impl Refusal {
 
 /// `version: u16 | epoch: u64 | group-id: u8 | resume: u8 (0, 1) | resume epoch: u64 | resume seq:
 /// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
-/// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be empty:
-/// `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then `units`, a
-/// list. Units up to 0.1.0 do not send the program and the fields after it.
+/// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be
+/// empty: `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then
+/// `units`, a list. Units up to 0.1.0 do not send the program and the fields after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit of another one is not talked to.

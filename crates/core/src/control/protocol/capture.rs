@@ -1,4 +1,4 @@
-//! A capture as the protocol tells it: each line of the answer is a [`Line`].
+//! A capture in the terms of the protocol: each line of the answer is a [`Line`].
 
 use std::borrow::Cow;
 
@@ -14,15 +14,15 @@ pub enum Line<'a> {
     /// A packet at one of the ports.
     #[serde(borrow)]
     Packet(Packet<'a>),
-    /// At the end: what was seen at a port.
+    /// At the end: the packet counts of a port.
     #[serde(borrow)]
     Statistics(Statistics<'a>),
 }
 
-/// Where and how a capture is made.
+/// The setup of a capture.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Begin<'a> {
-    /// When it began, in nanoseconds since boot, as all times here (`CLOCK_BOOTTIME`).
+    /// When it began, in nanoseconds since boot, like all times here (`CLOCK_BOOTTIME`).
     pub at: u64,
     /// The name of the node.
     pub node: Cow<'a, str>,
@@ -46,7 +46,7 @@ pub struct Port<'a> {
 pub struct Packet<'a> {
     /// When, in nanoseconds since boot.
     pub at: u64,
-    /// The same number for a packet as it came in and as it left.
+    /// The same for both copies of a packet, as it came in and as it left.
     pub id: u64,
     /// The port where it was seen.
     pub port: Cow<'a, str>,
@@ -90,6 +90,6 @@ pub struct Statistics<'a> {
     pub port: Cow<'a, str>,
     /// Packets that matched the filter.
     pub matched: u64,
-    /// Those of them that were lost to the capture, since the client did not keep up.
+    /// Those of them that were lost to the capture, because the client did not keep up.
     pub lost: u64,
 }

@@ -1,23 +1,23 @@
-//! Events as the protocol tells them.
+//! Events in the terms of the protocol.
 
 use serde::{Deserialize, Serialize};
 
 /// Something that has happened. docs/event.schema.json is its JSON schema.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Tells the numbers of this process of the gateway from those of another one.
+    /// Identifies the process that numbered the event: another process starts again.
     pub run: String,
     /// The number of the event: one more than that of the event before.
     pub sequence: u64,
-    /// How many events before it are missing, because the reader was away for too long.
+    /// Events missing before it, because the reader was away for too long.
     pub missed: u64,
     /// When, in seconds since 1970.
     pub at: f64,
-    /// Which kind of event: a name that never changes its meaning.
+    /// The kind of event: a name that never changes its meaning.
     pub id: String,
-    /// Whether something begins or ends; `null` if it has no duration.
+    /// Whether a condition begins or ends; `null` if the event has no duration.
     pub state: Option<EventState>,
-    /// How urgent it is. The end of something is never urgent.
+    /// How urgent it is. The end of a condition is never urgent.
     pub severity: EventSeverity,
     /// The name of the unit that noticed it.
     pub node: String,
@@ -33,7 +33,7 @@ pub struct Event {
     pub why: Option<String>,
 }
 
-/// Whether something begins or ends.
+/// Whether a condition begins or ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventState {
@@ -47,7 +47,7 @@ pub enum EventState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventSeverity {
-    /// It is as it should be.
+    /// All is as it should be.
     Info,
     /// Redundancy or sessions are at risk.
     Warning,

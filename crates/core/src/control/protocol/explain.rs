@@ -18,8 +18,7 @@ pub struct ExplainRequest {
     pub in_port: String,
 }
 
-/// The fate of a packet, step by step. A step that it does not reach is `null`. A step that it does
-/// not reach is `null`.
+/// The fate of a packet, step by step. A step that it does not reach is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The unit that answers.
@@ -104,7 +103,7 @@ pub enum Matches {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowDirection {
-    /// That of the packet that opened it.
+    /// The direction of the packet that opened it.
     Original,
     /// The other one.
     Reply,
@@ -132,7 +131,7 @@ pub struct ForwardStep {
 /// The route to a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteStep {
-    /// The address that was looked up: the one behind a forward, if that applies.
+    /// The address that was looked up: the internal one if a forward applies.
     pub destination: String,
     /// The prefix that matches; `null` if none does.
     pub prefix: Option<String>,
@@ -185,8 +184,8 @@ pub enum Mismatch {
     Destination,
     /// `service`.
     Service,
-    /// `forwarded`: a forward has translated the destination, or it has not, or the packet is for
-    /// the own address of a forward's server.
+    /// `forwarded`: a forward has or has not translated the destination, or the packet is for the
+    /// server's own address.
     Forwarded,
     /// A key that this version does not know.
     #[serde(other)]
@@ -257,14 +256,14 @@ pub struct Translated {
 pub enum Verdict {
     /// It leaves by the port in `out`.
     Forward,
-    /// It goes on once the peers have its session.
+    /// It leaves once the peers have its session.
     Wait {
         /// Which guarantee it waits for.
         guarantee: Guarantee,
     },
     /// The gateway answers it.
     Answer,
-    /// It does not reach the gateway: the machine's kernel handles it, and no policy applies.
+    /// The machine's kernel handles it instead of the gateway, and no policy applies.
     Kernel,
     /// It ends here, and the counter of the reason moves.
     Drop {

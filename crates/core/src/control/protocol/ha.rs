@@ -77,10 +77,10 @@ pub struct ReloadDone {
     /// Changes that are in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<Vec<Change>>,
-    /// Changes in the file that wait for a restart.
+    /// Changes in the file that need a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<Vec<Change>>,
-    /// How many more changes there are in neither list.
+    /// How many more changes there are than these lists have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub more: Option<u64>,
     /// Sessions that ended because the new policies forbid them.

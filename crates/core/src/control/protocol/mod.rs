@@ -11,7 +11,7 @@
 //!   added.
 //! - A reader ignores fields that it does not know.
 //! - A field that came after version 0 is an `Option`: an older gateway does not send it.
-//! - What is not known is `null`, never 0 or `true`.
+//! - An unknown value is `null`, never 0 or `true`.
 //! - A moment is in seconds since 1970 (UTC). A duration is in seconds, or in the unit that its
 //!   name says.
 
@@ -44,7 +44,7 @@ pub use status::{
 /// The version of the protocol. Gateways that do not send theirs have version 0.
 pub const VERSION: u32 = 1;
 
-/// The last line of an answer that is complete. Always these bytes, so that a client can compare.
+/// The last line of a complete answer. Always these bytes, so that a client can compare.
 pub const DONE: &str = r#"{"done":true}"#;
 
 /// The line that says that the gateway is still working on the answer.
@@ -89,10 +89,10 @@ pub enum Request {
         /// Only those after this number.
         #[serde(default)]
         after: Option<u64>,
-        /// The `run` that the number is of; of another one, all events are new.
+        /// The `run` of that number; with another one, all events are new.
         #[serde(default)]
         run: Option<String>,
-        /// Those to come, too.
+        /// Future events, too.
         #[serde(default)]
         follow: bool,
     },
@@ -122,12 +122,12 @@ pub enum Request {
     /// Begins or ends the maintenance of this unit: it hands its groups over and stays standby,
     /// unless it is the only one that can have them. The answer is one [`MaintenanceDone`].
     Maintenance {
-        /// Whether it is to be in maintenance.
+        /// Whether maintenance begins, or else ends.
         on: bool,
-        /// It ends by itself after so many seconds.
+        /// It ends by itself after this many seconds.
         #[serde(default)]
         for_s: Option<u64>,
-        /// Another unit that is to begin one, without an end; without it, this unit.
+        /// The unit that begins maintenance, without an end; without it, this unit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unit: Option<String>,
     },
@@ -170,14 +170,14 @@ pub enum Request {
 /// The rights of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
-    /// Ask what is there.
+    /// Read the state.
     Read,
-    /// That, and change it, and see what is in packets.
+    /// Also change it, and see the content of packets.
     Change,
 }
 
 impl Request {
-    /// The right that it takes.
+    /// The right that it requires.
     pub fn needs(&self) -> Right {
         match self {
             Request::Status
@@ -221,7 +221,7 @@ pub enum ErrorCode {
     UnknownRequest,
     /// The request is longer than 64 KiB.
     TooLong,
-    /// This client may only read: the request takes the user of the gateway, or root.
+    /// This client may only read: the request requires the user of the gateway, or root.
     NotAllowed,
     /// A word of the request is wrong: a filter, a name, a value.
     BadRequest,
@@ -229,9 +229,9 @@ pub enum ErrorCode {
     NotFound,
     /// This unit is not the primary, and only the primary can do this.
     NotPrimary,
-    /// Another such request is in progress, and only one can run at a time.
+    /// Another request of this kind is in progress, and only one can run at a time.
     Busy,
-    /// It cannot be done in the current state; the sentence says why.
+    /// It is impossible in the current state; the sentence says why.
     Refused,
     /// It did not end in time. It may still end.
     Timeout,
@@ -258,7 +258,7 @@ impl Failure {
         }
     }
 
-    /// The failure that a line of an answer is, if it is one.
+    /// The failure in a line of an answer, if it is one.
     pub fn parse(line: &str) -> Option<Failure> {
         // `error` is the first field, so that a client need not parse each line twice.
         if !line.starts_with(r#"{"error":"#) {
@@ -280,12 +280,12 @@ impl Failure {
 
 /// Writes one line of an answer to the end of `out`.
 pub(super) fn write_line(out: &mut String, line: &impl Serialize) {
-    // It fails only if the value cannot be told as JSON, and all types of this module can.
+    // This fails only for a value without a JSON form, and all types of this module have one.
     let _ = serde_json::to_writer(EndOf(out), line);
     out.push('\n');
 }
 
-/// The end of a text, as JSON is written to: no allocation for each line.
+/// The end of a string that JSON is appended to: no allocation for each line.
 struct EndOf<'a>(&'a mut String);
 
 impl std::io::Write for EndOf<'_> {

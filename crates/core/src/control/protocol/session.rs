@@ -1,4 +1,4 @@
-//! Sessions as the protocol tells them.
+//! Sessions in the terms of the protocol.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
@@ -11,11 +11,11 @@ use crate::flow::{Addr, FlowKey, Protocol};
 
 use super::PolicyAction;
 
-/// A host that has sessions.
+/// A host with sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRow {
-    /// An address of it. Hosts of a /64 that is on no link of the gateway count as one, and an
-    /// unlucky few share a place.
+    /// One of its addresses. Hosts of a /64 that is on no link of the gateway count as one, and now
+    /// and then two hosts share an entry.
     pub source: String,
     /// Sessions that it has opened.
     pub sessions: u32,
@@ -25,7 +25,7 @@ pub struct HostRow {
     pub ports: u32,
 }
 
-/// A session. The gateway writes it without an allocation.
+/// A session. The gateway writes it without allocating.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session<'a> {
     /// Its slot in the table. A slot is reused after its session has ended.
@@ -51,10 +51,10 @@ pub struct Session<'a> {
     pub policy: Cow<'a, str>,
     /// The group that it belongs to.
     pub group: Cow<'a, str>,
-    /// The node that handles its packets; `null` if none is known to.
+    /// The node that handles its packets; `null` if none is known.
     pub owner: Option<Cow<'a, str>>,
-    /// On the primary, whether the peers have acknowledged its present state; on a standby, whether
-    /// that has all sessions of the group.
+    /// On the primary, whether the peers have acknowledged its current state; on a standby, whether
+    /// it has all sessions of the group.
     pub synced: bool,
     /// Seconds since it was opened.
     pub age_s: u64,
@@ -108,7 +108,7 @@ pub struct PolicyRow {
     pub sessions: u64,
     /// Packets of its sessions, including those that have ended on this unit.
     pub packets: u64,
-    /// Bytes of IP of these.
+    /// Their bytes of IP.
     pub bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The state of a unit as the protocol tells it.
+//! The state of a unit in the terms of the protocol.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ pub struct Status {
     pub version: String,
     /// Seconds since the gateway was started.
     pub uptime_s: u64,
-    /// Whether all is well with this unit and with what it sees of the others.
+    /// Whether this unit is well, and the others as far as it knows.
     pub health: Option<HealthStatus>,
-    /// The maintenance of this unit; `null` if it is in none.
+    /// The maintenance of this unit; `null` if there is none.
     pub maintenance: Option<MaintenanceStatus>,
     /// The config in force.
     pub config: Option<ConfigStatus>,
@@ -33,7 +33,7 @@ pub struct Status {
     pub counters: CounterStatus,
     /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: Option<BarrierStatus>,
-    /// The capture that runs; `null` if none does.
+    /// The capture in progress; `null` if there is none.
     pub capture: Option<CaptureStatus>,
     /// Recent events, the newest first.
     pub events: Vec<EventStatus>,
@@ -42,17 +42,17 @@ pub struct Status {
 /// Whether all is well.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HealthStatus {
-    /// The state of the worst trouble.
+    /// The state of the worst problem.
     pub state: HealthState,
     /// The problem, in one sentence; `null` if there is none.
     pub reason: Option<String>,
     /// For how many seconds that has been so.
     pub since: f64,
-    /// Everything that is wrong, the worst first.
+    /// All problems, the worst first.
     pub troubles: Vec<TroubleStatus>,
 }
 
-/// Something that is wrong.
+/// A problem.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TroubleStatus {
     /// How bad it is.
@@ -75,7 +75,7 @@ pub enum HealthState {
     Critical,
 }
 
-/// A maintenance that is under way.
+/// A maintenance in progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceStatus {
     /// For how many seconds.
@@ -103,7 +103,8 @@ pub struct PeerConfig {
     pub checksum: Option<String>,
     /// Whether this unit has the same; `null` while that is not known.
     pub equal: Option<bool>,
-    /// The names of what differs, at most eight and how many more; `null` while that is not known.
+    /// The names of the differing settings, at most eight and how many more; `null` while that is
+    /// not known.
     pub differs: Option<Vec<String>>,
 }
 
@@ -124,7 +125,7 @@ pub struct PeerGroup {
     /// The last change of the primary that the other unit has applied.
     #[serde(default)]
     pub applied: Option<u64>,
-    /// Sessions that it would not have if this unit, the primary, died now.
+    /// Sessions that it would lack if this unit, the primary, died now.
     #[serde(default)]
     pub would_be_lost: Option<u32>,
 }
@@ -202,11 +203,11 @@ pub struct PeerStatus {
     pub config: Option<PeerConfig>,
     /// Its state for each group.
     pub groups: Option<Vec<PeerGroup>>,
-    /// Whether each has the sessions that the other sends. Of groups that neither sends, the peer's
-    /// own word counts.
+    /// Whether each has the sessions that the other sends. For groups that neither sends, the
+    /// peer's own report counts.
     pub in_sync: bool,
-    /// Whether both had exactly the same at the last comparison; `null` if it is not connected, or
-    /// neither of them is primary of any group.
+    /// Whether both had exactly the same sessions at the last comparison; `null` if it is not
+    /// connected, or neither of them is primary of any group.
     pub digest_equal: Option<bool>,
     /// How far it is behind.
     pub lag: LagStatus,
@@ -222,7 +223,7 @@ pub struct LagStatus {
     /// The age of the oldest of them, in milliseconds; `null` if it is not connected.
     pub oldest_unacked_ms: Option<u64>,
     /// Sessions of this unit that would end if it died now: those that the peer does not hold, and
-    /// those that are not replicated. All if it is not known whether the peer lives.
+    /// those that are not replicated. All if it is not known whether the peer is alive.
     pub would_be_lost: Option<u64>,
 }
 
@@ -281,7 +282,7 @@ pub struct TargetStatus {
     pub sent: u64,
     /// Probes answered.
     pub answered: u64,
-    /// Why it can't be asked; `null` if it is.
+    /// Why it can't be probed; `null` if it can.
     pub why_not: Option<String>,
 }
 
@@ -317,9 +318,9 @@ pub struct SessionStatus {
     pub icmp: u64,
     /// Those of other protocols.
     pub other: u64,
-    /// How many there is room for.
+    /// How many the table has room for.
     pub max: u64,
-    /// How many packets have opened here since the start; not those that peers opened.
+    /// Sessions opened here since the start; not those that peers opened.
     pub opened: u64,
 }
 
@@ -343,7 +344,7 @@ pub struct CounterStatus {
     pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
-    /// Datagrams from a peer's address that may begin a handshake on a link, and were too many;
+    /// Datagrams from a peer's address that may begin a handshake on a link and exceeded the limit;
     /// none without `[ha]`.
     #[serde(default)]
     pub handshakes_limited: Option<u64>,
@@ -370,13 +371,13 @@ pub struct GuaranteeCounters {
 pub struct BarrierStatus {
     /// Whether they are set.
     pub set: bool,
-    /// Why they are not.
+    /// Why they are not set.
     pub why_not: Option<String>,
     /// Packets that they have stopped.
     pub stopped: u64,
 }
 
-/// A capture that runs.
+/// A capture in progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CaptureStatus {
     /// For how many seconds.
