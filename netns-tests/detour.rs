@@ -52,8 +52,8 @@ const DETOURS: &[(&str, &str, &str)] = &[
 
 const ARP_OFF: (&str, &str) = ("ip link set eth1 arp off", "ip link set eth1 arp on");
 
-/// All is told, and another unit serves, within this time: three answers of the kernel, 400 ms apart, and as much again
-/// for a busy machine.
+/// All is told, and another unit serves, within this time: three answers of the kernel, 400 ms
+/// apart, and as much again for a busy machine.
 const WITHIN: Duration = Duration::from_secs(4);
 
 /// Waits until a port has a fault that is described with `word`.

@@ -68,7 +68,8 @@ impl Siege {
 
     pub fn serves(&self) -> bool {
         SERVER.iter().all(|server| {
-            // A long wait for one that was lost before the repair would count as time of the repair.
+            // A long wait for one that was lost before the repair would count as time of the
+            // repair.
             let ping = format!("ping -c 1 -W 0.2 {server}");
             self.lab.lan1.try_run(&ping).status.success()
         })

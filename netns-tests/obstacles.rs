@@ -33,7 +33,48 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "nft add table inet p; nft 'add chain inet p out { type filter hook postrouting priority 0; }'; \
          nft 'add rule inet p out oifname tgw-* drop'",
         "nft delete table inet p",
-        "before the gateway sees it",
+        "look at nft list ruleset",
+    ),
+    // Of one family, as Docker's.
+    (
+        "nft add table ip filter; nft 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+        "nft delete table ip filter",
+        "chain FORWARD of table ip filter",
+    ),
+    // By a chain that another one leads to, as firewalld's.
+    (
+        "nft add table inet f; nft add chain inet f zone; nft add rule inet f zone reject; \
+         nft 'add chain inet f FWD { type filter hook forward priority 10; }'; nft add rule inet f FWD jump zone",
+        "nft delete table inet f",
+        "chain FWD of table inet f",
+    ),
+    (
+        "nft add table ip6 r; nft 'add chain ip6 r pre { type filter hook prerouting priority -300; }'; \
+         nft add rule ip6 r pre iifname eth0 drop",
+        "nft delete table ip6 r",
+        "chain pre of table ip6 r",
+    ),
+    (
+        "nft add table inet r; nft 'add chain inet r pre { type filter hook prerouting priority -150; }'; \
+         nft add rule inet r pre iifname { eth0, eth1 } drop",
+        "nft delete table inet r",
+        "chain pre of table inet r",
+    ),
+    (
+        "nft add table inet p; nft 'add chain inet p post { type filter hook postrouting priority 100; }'; \
+         nft add rule inet p post oifname eth1 ip version 4 drop",
+        "nft delete table inet p",
+        "chain post of table inet p",
+    ),
+    (
+        "nft add table netdev n; nft 'add chain netdev n in { type filter hook ingress device eth0 priority 0; policy drop; }'",
+        "nft delete table netdev n",
+        "chain in of table netdev n",
+    ),
+    (
+        "ip xfrm policy add dir fwd src 10.77.0.0/16 dst 10.77.0.0/16 action block",
+        "ip xfrm policy flush",
+        "ip xfrm policy",
     ),
     (
         "tc qdisc replace dev tgw-lan root pfifo limit 0",
@@ -172,6 +213,25 @@ fn what_others_look_at_or_drop_a_part_of_is_no_fault() {
         .ns
         .sh("nft 'add rule inet fw FORWARD ct state established accept'");
     std::thread::sleep(Duration::from_millis(2500));
+    for port in lab.unit.status()["ports"].as_array().expect("a list") {
+        assert!(port["fault"].is_null(), "{port}");
+    }
+}
+
+/// What waits for hosts that do not answer has passed every chain, also those that drop something
+/// else.
+#[test]
+fn hosts_that_do_not_answer_are_no_obstacle() {
+    let lab = Lab::started();
+    lab.unit.ns.sh("nft add table inet fw; \
+        nft 'add chain inet fw f { type filter hook forward priority 0; }'; \
+        nft add rule inet fw f tcp dport 9999 drop; \
+        nft 'add chain inet fw p { type filter hook prerouting priority -300; }'; \
+        nft add rule inet fw p tcp dport 9999 drop");
+    let absent = ["10.77.2.77", "fd77:2::77"];
+    let ping = |host: &&str| lab.lan1.spawn(&format!("ping -q -i 0.01 -W 1 {host}"));
+    let _pings: Vec<Process> = absent.iter().map(ping).collect();
+    std::thread::sleep(Duration::from_secs(5));
     for port in lab.unit.status()["ports"].as_array().expect("a list") {
         assert!(port["fault"].is_null(), "{port}");
     }

@@ -40,6 +40,7 @@
 
 mod found;
 mod local_in;
+mod measure;
 mod others;
 mod rules;
 mod watch;
@@ -47,14 +48,15 @@ mod watch;
 use std::collections::BTreeSet;
 
 use super::netlink::{NetlinkError, interface_name};
-use super::nftables::{BRIDGE, Batch, Hook, INET, Nftables, attribute};
+use super::nftables::{Attributes, BRIDGE, Batch, Hook, INET, Nftables, attribute};
 use found::Found;
 use local_in::{LOCAL_IN, LocalPort};
 use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
 use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
-pub use others::DroppingChain;
+pub use measure::{Measurement, Passed};
+pub use others::{DroppingChain, Place};
 pub use watch::BarrierWatch;
 
 /// Before what other programs do there: the sooner a packet is dropped, the less it costs.
@@ -213,10 +215,19 @@ impl Barrier {
         }
     }
 
-    /// A chain of somebody else that drops what is forwarded, and has no rule for the gateway; none
-    /// if the packet filter can't be read.
-    pub fn dropping_chain(&mut self) -> Option<DroppingChain> {
-        others::find(self.nftables().ok()?).ok().flatten()
+    /// The chains of somebody else that drop something, in tables without a rule for the gateway;
+    /// none if the packet filter can't be read.
+    pub fn dropping_chains(&mut self) -> Vec<DroppingChain> {
+        let found = self.nftables().and_then(others::find);
+        found.unwrap_or_default()
+    }
+
+    /// Begins to measure how far the packets of a port come.
+    ///
+    /// # Errors
+    /// What the kernel refuses, such as all of it before Linux 5.12.
+    pub fn measure(&self, post: &Post) -> Result<Measurement, NetlinkError> {
+        Measurement::begin(&self.table, post)
     }
 
     /// Removes it. Call it when forwarding is off, or as it was before the gateway.
@@ -366,6 +377,20 @@ fn prerouting() -> Hook {
         priority: PRIORITY,
         devices: Vec::new(),
     }
+}
+
+/// The devices that a chain is hooked to.
+fn devices_of(chain: Attributes<'_>) -> Vec<String> {
+    let hook = chain.nested(attribute::CHAIN_HOOK);
+    let listed = hook.nested(attribute::HOOK_DEVICES);
+    let several = listed.all(attribute::DEVICE_NAME);
+    // A kernel may list a single device the old way, or both ways.
+    let single = hook.all(attribute::HOOK_DEVICE);
+    let names = several.chain(single).map(|name| {
+        let name = name.strip_suffix(&[0]).unwrap_or(name);
+        String::from_utf8_lossy(name).into_owned()
+    });
+    names.collect()
 }
 
 /// Adds a chain with its rules.

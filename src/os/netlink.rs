@@ -6,6 +6,7 @@
 //! [`super::monitor`] listens to changes.
 
 mod addresses;
+mod ipsec;
 mod objects;
 mod traffic;
 mod wire;
@@ -31,6 +32,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tandemgw_core::flow::Family;
 use tandemgw_core::in_quotes::InQuotes;
 
+pub use ipsec::has_ipsec_policies;
 use objects::address_family;
 pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};

@@ -41,6 +41,9 @@ pub(super) const INET: u8 = libc::NFPROTO_INET as u8;
 /// The family of tables whose chains see what a bridge forwards.
 pub(super) const BRIDGE: u8 = libc::NFPROTO_BRIDGE as u8;
 
+/// The family of tables whose chains see what passes single devices.
+pub(super) const NETDEV: u8 = libc::NFPROTO_NETDEV as u8;
+
 /// Keys in one message: an attribute holds 64 KiB.
 const KEYS_PER_MESSAGE: usize = 1000;
 
@@ -189,8 +192,19 @@ pub(super) struct Batch {
 impl Batch {
     /// Adds the table, unless it is there.
     pub(super) fn add_table(&mut self) {
+        self.add_table_with(0);
+    }
+
+    /// Adds a table that the kernel removes when the socket is closed, and that nobody else may change.
+    pub(super) fn add_table_of_socket(&mut self) {
+        /// `NFT_TABLE_F_OWNER`.
+        const OWNED: u32 = 2;
+        self.add_table_with(OWNED);
+    }
+
+    fn add_table_with(&mut self, flags: u32) {
         self.add(libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, |message| {
-            message.u32(attribute::TABLE_FLAGS, 0);
+            message.u32(attribute::TABLE_FLAGS, flags);
         });
     }
 

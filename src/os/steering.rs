@@ -28,6 +28,7 @@
 mod detour;
 mod error;
 mod forwarding;
+mod gap;
 mod link_local;
 mod obstacle;
 mod parameters;
@@ -95,6 +96,7 @@ pub struct Steering {
     /// Packets that the barrier had let pass to the gateway at its last check.
     let_pass: u64,
     obstacles: obstacle::Obstacles,
+    measurements: gap::Measurements,
     /// Rules of the kernel's own that were there at the start.
     kernel_rules: Vec<Rule>,
     repairs: restore::Repairs,
@@ -124,6 +126,7 @@ impl Steering {
             stopped: restore::Stopped::default(),
             let_pass: 0,
             obstacles: obstacle::Obstacles::default(),
+            measurements: gap::Measurements::default(),
             kernel_rules: Vec::new(),
             repairs: restore::Repairs::default(),
             spread: [None, None],

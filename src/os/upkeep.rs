@@ -357,6 +357,9 @@ impl Keeper {
         {
             let look = watch.look();
             self.barrier_changed = look.more;
+            if look.others_changed {
+                self.steering.note_ruleset_changed();
+            }
             if look.changed {
                 self.repair_barrier();
             }

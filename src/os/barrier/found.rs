@@ -7,7 +7,7 @@ use super::rules::{
     self, ARRIVALS, CHAIN, DETOUR, EXITS, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TO_THE_GATEWAY,
     TUNS,
 };
-use super::{Condition, PRIORITY};
+use super::{Condition, PRIORITY, devices_of};
 use crate::os::netlink::NetlinkError;
 use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
 
@@ -74,7 +74,7 @@ impl Found {
                     found.hook = Some((number, hook.u32(attribute::HOOK_PRIORITY)));
                 }
                 Some(name) if is_ours(&object) && name.starts_with(ARRIVALS) => {
-                    marking.insert(name.to_owned(), devices(object));
+                    marking.insert(name.to_owned(), devices_of(object));
                 }
                 _ => {}
             },
@@ -181,27 +181,13 @@ pub(super) fn keys(
     Ok(keys)
 }
 
-/// The devices that a chain is hooked to.
-fn devices(chain: Attributes<'_>) -> Vec<String> {
-    let hook = chain.nested(attribute::CHAIN_HOOK);
-    let listed = hook.nested(attribute::HOOK_DEVICES);
-    let several = listed.all(attribute::DEVICE_NAME);
-    // A kernel may list a single device the old way, or both ways.
-    let single = hook.all(attribute::HOOK_DEVICE);
-    let names = several.chain(single).map(|name| {
-        let name = name.strip_suffix(&[0]).unwrap_or(name);
-        String::from_utf8_lossy(name).into_owned()
-    });
-    names.collect()
-}
-
 fn comments(rules: &[Rule]) -> Vec<String> {
     let comments = rules.iter().map(|(_, comment)| (*comment).to_owned());
     comments.collect()
 }
 
 /// The comment of a rule: type, length, text with its zero.
-fn comment(rule: Attributes<'_>) -> String {
+pub(super) fn comment(rule: Attributes<'_>) -> String {
     let stored = rule.bytes(attribute::RULE_USER_DATA).unwrap_or_default();
     let text = stored.get(2..).unwrap_or_default();
     String::from_utf8_lossy(text)
@@ -210,7 +196,7 @@ fn comment(rule: Attributes<'_>) -> String {
 }
 
 /// The packets that a rule has counted.
-fn counted(rule: Attributes<'_>) -> u64 {
+pub(super) fn counted(rule: Attributes<'_>) -> u64 {
     let expressions = rule.nested(attribute::RULE_EXPRESSIONS);
     let counters = expressions
         .each(attribute::LIST_ELEMENT)

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::table_name;
+use super::{PREFIX, table_name};
 use crate::os::netlink::{Messages, receive};
 use crate::os::nftables::{Attributes, attribute};
 
@@ -26,6 +26,8 @@ pub struct Look {
     /// Somebody, perhaps this process, has changed the barrier, or may have: more happened than the
     /// kernel's queue holds.
     pub changed: bool,
+    /// Somebody has changed another part of the packet filter, or may have.
+    pub others_changed: bool,
     /// There may be more to read.
     pub more: bool,
 }
@@ -51,32 +53,39 @@ impl BarrierWatch {
 
     /// Reads what has happened, up to a budget.
     pub fn look(&mut self) -> Look {
-        let mut changed = false;
+        let mut seen = Look {
+            changed: false,
+            others_changed: false,
+            more: true,
+        };
         for _ in 0..READ_BUDGET {
             match receive(&self.socket, &mut self.buffer) {
-                Ok(()) => changed |= self.concerns_us(),
+                Ok(()) => self.note(&mut seen),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Look {
-                        changed,
-                        more: false,
-                    };
+                    seen.more = false;
+                    return seen;
                 }
                 // Mostly an overrun.
-                Err(_) => changed = true,
+                Err(_) => (seen.changed, seen.others_changed) = (true, true),
             }
         }
-        Look {
-            changed,
-            more: true,
-        }
+        seen
     }
 
-    /// Whether one of the messages in the buffer is about our table: attribute 1 of all objects.
-    fn concerns_us(&self) -> bool {
-        Messages::new(&self.buffer).any(|raw| {
+    /// Notes what the messages in the buffer are about: the table's name is attribute 1 of all
+    /// objects.
+    fn note(&self, seen: &mut Look) {
+        /// Tells the number of a change, and no table.
+        const GENERATION: u16 = libc::NFT_MSG_NEWGEN as u16;
+        for raw in Messages::new(&self.buffer) {
             let object = Attributes::after_header(raw.body());
-            object.text(attribute::TABLE_NAME) == Some(&self.table)
-        })
+            match object.text(attribute::TABLE_NAME) {
+                _ if raw.kind() & 0xff == GENERATION => {}
+                Some(table) if table == self.table => seen.changed = true,
+                Some(table) if table.starts_with(PREFIX) => {}
+                _ => seen.others_changed = true,
+            }
+        }
     }
 }
 

@@ -3,25 +3,28 @@
 //! A packet filter of somebody else, a queue, or filters of tc may drop what comes for the gateway
 //! or what it has forwarded. Any of these may also be of use and drop nothing that matters. So none
 //! is judged by what it says, but by what the interfaces count: a port has an obstacle if nothing
-//! passes while something should, and a cause is found. It stays until the cause is gone, or
-//! something passes: a unit that has handed over has no traffic.
+//! passes while something should, and a cause is found. Where that is in doubt, or the packet
+//! filter has changed, it is measured between which places packets of one family vanish
+//! ([`super::gap`]). An obstacle stays until the cause is gone, or something passes: a unit that
+//! has handed over has no traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::os::barrier::DroppingChain;
-use crate::os::netlink::{Queue, Traffic, interface_name};
+use crate::os::barrier::{DroppingChain, Passed, Place};
+use crate::os::netlink::{Queue, Traffic, has_ipsec_policies, interface_name};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 
 use super::Steering;
+use super::gap::{Gap, refused_by_policies};
 use super::plan::PortPlan;
 
 /// With fewer packets between two looks, nothing is concluded.
-const LEAST: u64 = 8;
+pub(super) const LEAST: u64 = 8;
 
 /// So many packets between two looks may be errors that this kernel sends to a virtual address
 /// itself.
-const STRAY: u64 = 2;
+pub(super) const STRAY: u64 = 2;
 
 /// As many looks in a row must agree.
 const LOOKS: u32 = 2;
@@ -41,8 +44,10 @@ enum Cause {
     /// An XDP program at an interface.
     Program(u32),
     /// A chain of somebody else.
-    Chain,
-    /// The barrier has let packets pass that the gateway has not seen.
+    Chain(DroppingChain),
+    /// Policies of IPsec.
+    Policies,
+    /// Something that drops packets where the gateway can only count them.
     Unknown,
 }
 
@@ -50,6 +55,8 @@ struct Obstacle {
     cause: Cause,
     /// It stops what comes in, not what goes out.
     is_inward: bool,
+    /// Where the packets of one family vanish, if that is what was found.
+    gap: Option<Gap>,
     /// In how many looks in a row it was there.
     looks: u32,
     text: String,
@@ -62,6 +69,8 @@ pub(super) struct Obstacles {
     queues: Vec<Queue>,
     /// Packets that the barrier has let pass to the gateway.
     let_pass: u64,
+    /// What policies of IPsec have refused.
+    refused: u64,
     /// Ports that the gateway read packets of, at the last look.
     fed: BTreeSet<PortId>,
     /// New readers of the packets of a port that the gateway read until then; and the looks since.
@@ -110,7 +119,11 @@ struct Look<'a> {
     traffic: &'a BTreeMap<u32, Traffic>,
     /// By how much the queues have grown since the last look.
     more: &'a [Queue],
-    chain: Option<&'a DroppingChain>,
+    chains: &'a [DroppingChain],
+    /// How many packets policies of IPsec have refused since then.
+    refused: u64,
+    /// What has passed which place, where that is measured.
+    passed: &'a BTreeMap<PortId, Passed>,
 }
 
 impl Steering {
@@ -119,47 +132,33 @@ impl Steering {
         let (Ok(traffic), Ok(queues)) = (self.netlink.traffic(), self.netlink.queues()) else {
             return;
         };
-        let let_pass = self.let_pass;
-        let mut flows = BTreeMap::new();
-        for port in &self.plan.ports {
-            let link = self.barrier.posts().get(port.id.index());
-            if let Some(link) = link.and_then(|post| post.index) {
-                let since = |number| more(&traffic, &self.obstacles.traffic, number);
-                let (outside, inside) = (since(link), since(port.tun));
-                let flow = Flow {
-                    arrived: outside.received,
-                    delivered: inside.sent,
-                    lost: inside.unsent,
-                    written: inside.received,
-                    left: outside.sent,
-                };
-                flows.insert(port.id, ([link, port.tun], flow));
-            }
-        }
+        let flows = self.flows(&traffic);
+        let passed = self.measurements.read();
+        let refused = refused_by_policies();
         let reached = flows.values().map(|(_, flow)| flow.delivered + flow.lost);
         let reached: u64 = reached.sum();
-        let passed = let_pass.saturating_sub(self.obstacles.let_pass);
-        let more = grown(&queues, &self.obstacles.queues);
-        let stopped = passed.saturating_sub(reached);
+        let stopped = self.let_pass.saturating_sub(self.obstacles.let_pass);
+        let stopped = stopped.saturating_sub(reached);
         let is_deaf = stopped >= LEAST && flows.values().all(|(_, flow)| !flow.passes_inward());
         let is_doubtful = !self.obstacles.found.is_empty()
             || stopped >= LEAST
+            || passed.values().any(|passed| Gap::find(passed).is_some())
             || flows.values().any(|(_, flow)| flow.is_mute());
-        let chain = is_doubtful.then(|| self.barrier.dropping_chain()).flatten();
-        if stopped >= LEAST && chain.is_some() && chain != self.obstacles.told {
-            let what = chain.iter().map(ToString::to_string).collect::<String>();
-            log::warn!(
-                "packets dropped by others count={stopped} why={}",
-                InQuotes(&what)
-            );
-            self.obstacles.told = chain.clone();
+        let chains = match is_doubtful {
+            true => self.barrier.dropping_chains(),
+            false => Vec::new(),
+        };
+        if stopped >= LEAST {
+            self.obstacles.tell_dropped(stopped, &chains);
         }
         let look = Look {
             is_deaf,
             queues: &queues,
             traffic: &traffic,
-            more: &more,
-            chain: chain.as_ref(),
+            more: &grown(&queues, &self.obstacles.queues),
+            chains: &chains,
+            refused: refused.saturating_sub(self.obstacles.refused),
+            passed: &passed,
         };
         for (port, (links, flow)) in &flows {
             for link in links {
@@ -167,6 +166,16 @@ impl Steering {
             }
             self.obstacles.judge(*port, *links, *flow, &look);
         }
+        let is_in_doubt = |flow: &Flow| {
+            let vanishes = stopped >= LEAST || look.refused >= LEAST;
+            flow.is_mute()
+                || flow.arrived >= LEAST && !flow.passes_inward()
+                || flow.arrived > 0 && vanishes
+        };
+        let in_doubt = flows.iter().filter(|(_, (_, flow))| is_in_doubt(flow));
+        let found = &self.obstacles.found;
+        self.measurements.end_some(|port| found.contains_key(&port));
+        self.measure_some(in_doubt.map(|(port, _)| *port));
         let fed = flows.iter().filter(|(_, (_, flow))| flow.passes_inward());
         self.obstacles.fed = fed.map(|(port, _)| *port).collect();
         let gone = |port: &PortPlan| self.barrier.posts()[port.id.index()].index.is_none();
@@ -175,7 +184,28 @@ impl Steering {
         }
         self.obstacles.traffic = traffic;
         self.obstacles.queues = queues;
-        self.obstacles.let_pass = let_pass;
+        self.obstacles.let_pass = self.let_pass;
+        self.obstacles.refused = refused;
+    }
+
+    /// What the ports have done since the last look, with the numbers of their interfaces and TUN
+    /// devices.
+    fn flows(&self, traffic: &BTreeMap<u32, Traffic>) -> BTreeMap<PortId, ([u32; 2], Flow)> {
+        let posts = self.barrier.posts();
+        let flow = |port: &PortPlan| {
+            let link = posts.get(port.id.index())?.index?;
+            let since = |number| more(traffic, &self.obstacles.traffic, number);
+            let (outside, inside) = (since(link), since(port.tun));
+            let flow = Flow {
+                arrived: outside.received,
+                delivered: inside.sent,
+                lost: inside.unsent,
+                written: inside.received,
+                left: outside.sent,
+            };
+            Some((port.id, ([link, port.tun], flow)))
+        };
+        self.plan.ports.iter().filter_map(flow).collect()
     }
 
     /// The obstacle to the packets of a port, in words.
@@ -186,6 +216,19 @@ impl Steering {
 }
 
 impl Obstacles {
+    /// Tells once of a chain that drops some of the packets.
+    fn tell_dropped(&mut self, count: u64, chains: &[DroppingChain]) {
+        let mut chains = chains.iter();
+        let chain = chains.find(|chain| chain.is_at(Place::Forward, ""));
+        if let Some(chain) = chain.filter(|chain| self.told.as_ref() != Some(chain)) {
+            log::warn!(
+                "packets dropped by others count={count} why={}",
+                InQuotes(chain)
+            );
+            self.told = Some(chain.clone());
+        }
+    }
+
     /// Notes what has come to see the packets of a port since the last look.
     fn note_new(&mut self, port: PortId, link: u32, look: &Look<'_>) {
         let before = self.traffic.get(&link);
@@ -219,14 +262,16 @@ impl Obstacles {
         let known = self.found.get_mut(&port);
         if let Some(obstacle) = known.filter(|obstacle| obstacle.looks >= LOOKS) {
             let still_there = match &obstacle.cause {
-                Cause::Chain => look.chain.is_some(),
+                Cause::Chain(chain) => look.chains.contains(chain),
                 Cause::Program(link) => look.traffic.get(link).is_some_and(|it| it.has_xdp),
                 Cause::Queue(link, kind) => find(look.queues, *link, kind).is_some(),
+                Cause::Policies => has_ipsec_policies().unwrap_or(false),
                 Cause::Unknown => obstacle.looks < UNKNOWN_FOR,
             };
-            let passes = match obstacle.is_inward {
-                true => flow.passes_inward(),
-                false => flow.passes_outward(),
+            let passes = match obstacle.gap {
+                Some(gap) => look.passed.get(&port).is_some_and(|it| gap.is_passed(it)),
+                None if obstacle.is_inward => flow.passes_inward(),
+                None => flow.passes_outward(),
             };
             if still_there && !passes {
                 obstacle.looks = obstacle.looks.saturating_add(1);
@@ -239,6 +284,9 @@ impl Obstacles {
         let new = new.filter(|_| stops);
         let new = new.and_then(|cause| Some((cause.clone(), told_of(cause)?)));
         let seen = look.cause(links, flow).or(new);
+        let gap = look.passed.get(&port).and_then(Gap::find);
+        let gap = gap.filter(|_| seen.is_none());
+        let seen = seen.or_else(|| look.cause_of(gap?, links));
         let seen = seen.or_else(|| look.unknown(flow));
         // Until it is told, each look must see it.
         let before = self.found.remove(&port);
@@ -246,7 +294,8 @@ impl Obstacles {
             let before = before.filter(|obstacle| obstacle.cause == cause);
             let obstacle = Obstacle {
                 cause,
-                is_inward: !flow.is_mute(),
+                is_inward: gap.map_or(!flow.is_mute(), |gap| gap.is_inward),
+                gap,
                 looks: before.map_or(1, |obstacle| obstacle.looks + 1),
                 text,
             };
@@ -270,9 +319,32 @@ impl Look<'_> {
             let text = told_of(&cause)?;
             return Some((cause, text));
         }
-        let stops = self.is_deaf && flow.arrived > 0 || flow.is_mute();
-        let chain = self.chain.filter(|_| stops)?;
-        Some((Cause::Chain, chain.to_string()))
+        // What goes out may wait for hosts that do not answer: that is measured.
+        let stops = self.is_deaf && flow.arrived > 0;
+        let mut chains = self.chains.iter();
+        let chain = chains.find(|chain| stops && chain.is_at(Place::Forward, ""))?;
+        Some((Cause::Chain(chain.clone()), chain.to_string()))
+    }
+
+    /// What stops packets in a gap.
+    fn cause_of(&self, gap: Gap, links: [u32; 2]) -> Option<(Cause, String)> {
+        let names = links.map(|link| interface_name(link).unwrap_or_default());
+        if let Some(chain) = gap.chain(self.chains, &names) {
+            return Some((Cause::Chain(chain.clone()), chain.to_string()));
+        }
+        let family = gap.family_name();
+        if self.refused > 0 && gap.may_be_policies() {
+            let text = format!(
+                "policies of IPsec drop what is forwarded ({family}): ip xfrm policy shows them; ip xfrm policy flush \
+                 removes all"
+            );
+            return Some((Cause::Policies, text));
+        }
+        let text = format!(
+            "the kernel drops {family} packets before the gateway sees them, or after: look at nft list ruleset, and \
+             iptables-legacy-save"
+        );
+        gap.is_certain().then_some((Cause::Unknown, text))
     }
 
     /// A certain stop without a known cause.
@@ -287,7 +359,7 @@ impl Look<'_> {
 /// In words, with the remedy; none if the interface is gone, or if the cause is elsewhere.
 fn told_of(cause: &Cause) -> Option<String> {
     match cause {
-        Cause::Chain | Cause::Unknown => None,
+        Cause::Chain(_) | Cause::Policies | Cause::Unknown => None,
         Cause::Program(link) => {
             let name = interface_name(*link)?;
             Some(format!(
@@ -372,7 +444,9 @@ mod tests {
                 queues: more,
                 traffic: &BTreeMap::new(),
                 more,
-                chain: None,
+                chains: &[],
+                refused: 0,
+                passed: &BTreeMap::new(),
             };
             obstacles.judge(PORT, [1, 2], *flow, &look);
             let found = obstacles.found.get(&PORT);

@@ -1,0 +1,296 @@
+//! Between which two places the packets of a port vanish, as measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::obstacle::{LEAST, STRAY};
+use super::{FAMILIES, Steering};
+use crate::os::barrier::{DroppingChain, Measurement, Passed, Place, Post};
+use crate::os::netlink::has_ipsec_policies;
+use tandemgw_core::flow::{Family, PortId};
+use tandemgw_core::in_quotes::InQuotes;
+
+/// Ports that are measured at a time: each costs all packets some 50 ns.
+const MOST_MEASURED: usize = 4;
+
+/// A measurement that has found nothing ends after so many looks, and the next one begins after so
+/// many more.
+const LOOKS: u32 = 6;
+const PAUSE: u32 = 40;
+
+/// Packets of a family that come to one place, and not to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    family: Family,
+    /// It stops what comes in, not what goes out.
+    pub(super) is_inward: bool,
+    /// Where they vanish.
+    place: Place,
+}
+
+impl Gap {
+    /// The first one, of IPv4 before IPv6, inward before outward.
+    pub(super) fn find(passed: &Passed) -> Option<Gap> {
+        let mut all = FAMILIES.iter().flat_map(|family| {
+            let gap = |is_inward, place| Gap {
+                family: *family,
+                is_inward,
+                place,
+            };
+            let at = *family as usize;
+            let came = passed.came[at].saturating_sub(passed.own[at]);
+            let inward = match (passed.arrived[at], came, passed.let_pass[at]) {
+                _ if passed.handed[at] > STRAY => None,
+                (_, _, LEAST..) => Some(gap(true, Place::Forward)),
+                (_, LEAST.., 0..=STRAY) => Some(gap(true, Place::Prerouting)),
+                (LEAST.., _, _) if passed.came[at] == 0 => Some(gap(true, Place::Ingress)),
+                _ => None,
+            };
+            let outward = match (passed.written[at], passed.released[at]) {
+                _ if passed.sent[at] > STRAY => None,
+                (_, LEAST..) => Some(gap(false, Place::Forward)),
+                (LEAST.., 0..=STRAY) => Some(gap(false, Place::Prerouting)),
+                _ => None,
+            };
+            [inward, outward]
+        });
+        all.find_map(|gap| gap)
+    }
+
+    /// Whether packets pass it now.
+    pub(super) fn is_passed(self, passed: &Passed) -> bool {
+        let through = match self.is_inward {
+            true => passed.handed,
+            false => passed.sent,
+        };
+        through[self.family as usize] > STRAY
+    }
+
+    /// The chain that stops them, if there is one; `names` are those of the interface and the TUN
+    /// device.
+    pub(super) fn chain<'a>(
+        self,
+        chains: &'a [DroppingChain],
+        names: &[String; 2],
+    ) -> Option<&'a DroppingChain> {
+        let places = match self.place {
+            Place::Ingress => &[Place::Ingress, Place::Prerouting][..],
+            Place::Forward => &[Place::Forward, Place::Postrouting],
+            _ => &[Place::Prerouting],
+        };
+        let device = &names[usize::from(!self.is_inward)];
+        let is_it = |chain: &&DroppingChain| places.iter().any(|place| chain.is_at(*place, device));
+        chains.iter().find(is_it)
+    }
+
+    /// Whether policies of IPsec may stop them.
+    pub(super) fn may_be_policies(self) -> bool {
+        self.place == Place::Prerouting && has_ipsec_policies().unwrap_or(false)
+    }
+
+    /// Whether something stops them that is not the kernel itself, as it does with sources that
+    /// can't be.
+    pub(super) fn is_certain(self) -> bool {
+        let tables = match self.family {
+            Family::V4 => "/proc/net/ip_tables_names",
+            Family::V6 => "/proc/net/ip6_tables_names",
+        };
+        let has_legacy = || fs::read_to_string(tables).is_ok_and(|names| !names.trim().is_empty());
+        match self.place {
+            Place::Forward => true,
+            place => place == Place::Prerouting && has_legacy(),
+        }
+    }
+
+    /// The family, in words.
+    pub(super) fn family_name(self) -> &'static str {
+        match self.family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+}
+
+/// Packets that policies of IPsec have refused in this network namespace; 0 if the kernel does not
+/// count them.
+pub(super) fn refused_by_policies() -> u64 {
+    const COUNTERS: [&str; 4] = [
+        "XfrmInPolBlock",
+        "XfrmInNoPols",
+        "XfrmOutPolBlock",
+        "XfrmOutNoStates",
+    ];
+    let text = fs::read_to_string("/proc/thread-self/net/xfrm_stat").unwrap_or_default();
+    let counts = text.lines().filter_map(|line| {
+        let (name, count) = line.split_once(char::is_whitespace)?;
+        let is_one = COUNTERS.contains(&name);
+        count.trim().parse::<u64>().ok().filter(|_| is_one)
+    });
+    counts.sum()
+}
+
+/// The measurements under way.
+#[derive(Default)]
+pub(super) struct Measurements {
+    running: BTreeMap<PortId, Running>,
+    /// Ports that are not measured for so many looks.
+    pausing: BTreeMap<PortId, u32>,
+    /// Ports to measure since the packet filter was changed.
+    changed: Vec<PortId>,
+    /// Ports that were in doubt at the last look.
+    doubted: Vec<PortId>,
+}
+
+struct Running {
+    measurement: Measurement,
+    last: Passed,
+    looks: u32,
+}
+
+impl Measurements {
+    /// What has passed since the last look, by port.
+    pub(super) fn read(&mut self) -> BTreeMap<PortId, Passed> {
+        let mut passed = BTreeMap::new();
+        self.running.retain(|port, running| {
+            let Ok(now) = running.measurement.read() else {
+                return false;
+            };
+            passed.insert(*port, now.since(running.last));
+            running.last = now;
+            running.looks += 1;
+            true
+        });
+        passed
+    }
+
+    /// Ends those that are of no further use: what has an obstacle stays in sight.
+    pub(super) fn end_some(&mut self, has_obstacle: impl Fn(PortId) -> bool) {
+        for pause in self.pausing.values_mut() {
+            *pause -= 1;
+        }
+        self.pausing.retain(|_, pause| *pause > 0);
+        let pausing = &mut self.pausing;
+        self.running.retain(|port, running| {
+            let stays = running.looks < LOOKS || has_obstacle(*port);
+            if !stays {
+                pausing.insert(*port, PAUSE);
+            }
+            stays
+        });
+    }
+
+    /// Measures a port, unless that was just done or others are measured already.
+    fn begin(&mut self, port: PortId, begin: impl FnOnce() -> Option<Measurement>) {
+        let is_known = self.running.contains_key(&port) || self.pausing.contains_key(&port);
+        if is_known || self.running.len() >= MOST_MEASURED {
+            return;
+        }
+        self.changed.retain(|other| *other != port);
+        match begin() {
+            Some(measurement) => {
+                let running = Running {
+                    measurement,
+                    last: Passed::default(),
+                    looks: 0,
+                };
+                self.running.insert(port, running);
+            }
+            None => drop(self.pausing.insert(port, PAUSE)),
+        }
+    }
+}
+
+impl Steering {
+    /// Somebody has changed the packet filter: what that does is measured at each port.
+    pub fn note_ruleset_changed(&mut self) {
+        let ports = self.plan.ports.iter().map(|port| port.id);
+        self.measurements.changed = ports.collect();
+        self.measurements.pausing.clear();
+        for running in self.measurements.running.values_mut() {
+            running.looks = 0;
+        }
+    }
+
+    /// Begins to measure ports that are in doubt, and some of those that are due.
+    pub(super) fn measure_some(&mut self, in_doubt: impl Iterator<Item = PortId>) {
+        let mut ports: Vec<PortId> = in_doubt.collect();
+        let doubted = std::mem::replace(&mut self.measurements.doubted, ports.clone());
+        let fresh = ports.iter().filter(|port| !doubted.contains(port));
+        for port in fresh {
+            self.measurements.pausing.remove(port);
+        }
+        ports.extend(&self.measurements.changed);
+        for port in ports {
+            let (barrier, posts) = (&self.barrier, self.barrier.posts());
+            let post: Option<&Post> = posts.get(port.index()).filter(|post| post.index.is_some());
+            self.measurements.begin(port, || {
+                let begun = barrier.measure(post?);
+                let log = |error: &_| log::debug!("port not measured error={}", InQuotes(error));
+                begun.inspect_err(log).ok()
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gap_is_where_packets_of_a_family_come_no_further() {
+        let all = Passed {
+            arrived: [100, 50],
+            came: [100, 50],
+            let_pass: [90, 50],
+            handed: [90, 50],
+            own: [10, 0],
+            written: [80, 0],
+            released: [80, 0],
+            sent: [80, 0],
+        };
+        let gap = |is_inward, place, family| {
+            Some(Gap {
+                family,
+                is_inward,
+                place,
+            })
+        };
+        assert_eq!(Gap::find(&all), None);
+        // Hosts that do not answer: what is sent waits for them in vain, beyond the last place.
+        let no_forward = Passed {
+            handed: [90, 0],
+            ..all
+        };
+        let found = gap(true, Place::Forward, Family::V6);
+        assert_eq!(Gap::find(&no_forward), found);
+        let no_way = Passed {
+            let_pass: [0, 50],
+            handed: [0, 50],
+            ..all
+        };
+        let found = gap(true, Place::Prerouting, Family::V4);
+        assert_eq!(Gap::find(&no_way), found);
+        assert!(found.is_some_and(|gap| gap.is_passed(&all) && !gap.is_passed(&no_way)));
+        let nothing = Passed {
+            came: [0, 50],
+            own: [0, 0],
+            ..no_way
+        };
+        let found = gap(true, Place::Ingress, Family::V4);
+        assert_eq!(Gap::find(&nothing), found);
+        let none_sent = Passed {
+            sent: [0, 0],
+            ..all
+        };
+        let found = gap(false, Place::Forward, Family::V4);
+        assert_eq!(Gap::find(&none_sent), found);
+        // What is for the machine itself is not for the gateway.
+        let own = Passed {
+            arrived: [100, 0],
+            came: [100, 0],
+            own: [100, 0],
+            ..Passed::default()
+        };
+        assert_eq!(Gap::find(&own), None);
+    }
+}
