@@ -195,7 +195,8 @@ impl Batch {
         self.add_table_with(0);
     }
 
-    /// Adds a table that the kernel removes when the socket is closed, and that nobody else may change.
+    /// Adds a table that the kernel removes when the socket is closed, and that nobody else may
+    /// change.
     pub(super) fn add_table_of_socket(&mut self) {
         /// `NFT_TABLE_F_OWNER`.
         const OWNED: u32 = 2;
