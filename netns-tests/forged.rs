@@ -134,26 +134,40 @@ fn junk_to_the_virtual_address_costs_no_error_that_keeps_connections_alive() {
 #[test]
 fn blind_segments_of_a_server_after_a_takeover_end_no_connection() {
     let as_server = |client, server| (server, (ip(WAN_GATEWAY[0]), client));
-    no_connection_ends("eth1", |lab| &lab.server, as_server);
+    no_connection_ends(&[("eth1", |lab| &lab.server, &as_server)]);
 }
 
 /// The same in the name of the client.
 #[test]
 fn blind_segments_of_a_client_after_a_takeover_end_no_connection() {
     let as_client = |client, server| ((ip(LAN1[0]), client), server);
-    no_connection_ends("eth0", |lab| &lab.lan2, as_client);
+    no_connection_ends(&[("eth0", |lab| &lab.lan2, &as_client)]);
+}
+
+/// In the name of both at once.
+#[test]
+fn blind_segments_of_both_sides_after_a_takeover_end_no_connection() {
+    let as_server = |client, server| (server, (ip(WAN_GATEWAY[0]), client));
+    let as_client = |client, server| ((ip(LAN1[0]), client), server);
+    no_connection_ends(&[
+        ("eth1", |lab| &lab.server, &as_server),
+        ("eth0", |lab| &lab.lan2, &as_client),
+    ]);
 }
 
 type End = (Addr, u16);
 
-/// A burst from a host to an interface of gw-b, between the ends that are made of a client's port
-/// and the server.
+/// The interface of the units that a burst goes to, the host that sends it, and how the ends are made of a
+/// client's port and the server.
+type Burst<'a> = (
+    &'static str,
+    fn(&Lab) -> &Namespace,
+    &'a dyn Fn(u16, End) -> (End, End),
+);
+
+/// Bursts of segments to gw-b as it takes over, about connections whose addresses and ports are known.
 #[track_caller]
-fn no_connection_ends(
-    interface: &str,
-    attacker: impl Fn(&Lab) -> &Namespace,
-    ends: impl Fn(u16, End) -> (End, End),
-) {
+fn no_connection_ends(bursts: &[Burst<'_>]) {
     const FIRST: u16 = 41_000;
     let ports = || (FIRST..FIRST + 20).cycle();
     let mut pair = Pair::started();
@@ -164,25 +178,30 @@ fn no_connection_ends(
         .collect();
     pair.a().wait_for_ready_peer();
     pair.wait_for_same_sessions();
-    let mut random = SplitMix64(3);
-    let mut forge = |port| {
-        let (from, to) = ends(port, (ip(SERVER[0]), 7100));
-        let flags = [RST, FIN_ACK, ACK, SYN, SYN_ACK, RST][random.below(6)];
-        let [seq, ack] = [0; 2].map(|_| random.next() as u32);
-        tcp(from, to, flags, seq, ack).payload(b"x")
-    };
-    let host = attacker(&pair.lab);
-    let frames = frames(
-        host,
-        (pair.b(), interface),
-        ports().take(8000).map(&mut forge),
-    );
+    let floods: Vec<(&Namespace, Vec<Vec<u8>>)> = bursts
+        .iter()
+        .map(|(interface, attacker, ends)| {
+            let mut random = SplitMix64(3);
+            let forge = |port| {
+                let (from, to) = ends(port, (ip(SERVER[0]), 7100));
+                let flags = [RST, FIN_ACK, ACK, SYN, SYN_ACK, RST][random.below(6)];
+                let [seq, ack] = [0; 2].map(|_| random.next() as u32);
+                tcp(from, to, flags, seq, ack).payload(b"x")
+            };
+            let host = attacker(&pair.lab);
+            let packets = ports().take(8000).map(forge);
+            (host, frames(host, (pair.b(), interface), packets))
+        })
+        .collect();
     let term = pair.a().term();
-    let flood = Flood::start(host, "eth0", 4000, frames);
+    let start = |(host, frames): (&Namespace, _)| Flood::start(host, "eth0", 4000, frames);
+    let floods: Vec<Flood> = floods.into_iter().map(start).collect();
     pair.a_mut().kill();
     pair.wait_for_takeover_by_b(term);
     thread::sleep(Duration::from_secs(2));
-    flood.stop();
+    floods.into_iter().for_each(|flood| {
+        flood.stop();
+    });
     let alive = pair.b().sessions("proto=tcp state=established");
     assert_eq!(alive.len(), 20);
     for conversation in &mut all {

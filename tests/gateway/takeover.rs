@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tandemgw_core::event::{DropReason, Verdict};
+use tandemgw_core::flow::PortId;
 use tandemgw_core::random::SplitMix64;
 
 use testkit::lab::{LAN, Net, WAN};
@@ -146,13 +147,24 @@ fn the_numbers_of_a_busy_connection_are_known_within_a_few_mebibytes() {
     }
 }
 
-/// A burst of segments in the name of one side right after a takeover; then the hosts go on.
+/// In whose name a burst is forged.
+#[derive(Clone, Copy, Debug)]
+enum As {
+    Client,
+    Server,
+    /// Of both in turn.
+    Both,
+    /// Of both in turn, so that each segment agrees with the one before it.
+    Dialogue,
+}
+
+/// A burst of segments right after a takeover; then the hosts go on.
 #[test]
 fn blind_segments_after_a_takeover_end_no_connection() {
-    let mut random = SplitMix64(5);
-    for (net, as_client) in Net::both()
+    let bursts = [As::Client, As::Server, As::Both, As::Dialogue];
+    for (net, burst) in Net::both()
         .into_iter()
-        .flat_map(|net| [(net, true), (net, false)])
+        .flat_map(|net| bursts.map(|burst| (net, burst)))
     {
         let mut pair = Pair::new();
         let mut connections: Vec<Connection> = (0..20)
@@ -168,36 +180,66 @@ fn blind_segments_after_a_takeover_end_no_connection() {
             connection.download(&mut pair, A, 200_000);
         }
         pair.take_over();
+        let mut random = SplitMix64(5);
         for _ in 0..200 {
             for connection in &connections {
-                let flags = [RST, RST_ACK, FIN_ACK, ACK, SYN, SYN_ACK][random.below(6)];
-                let [seq, ack] = [0; 2].map(|_| random.next() as u32);
-                let (port, base) = match as_client {
-                    true => (LAN, &connection.out),
-                    false => (WAN, &connection.back),
-                };
-                pair.send(
-                    B,
-                    port,
-                    &base.clone().segment(flags, seq, ack).payload(b"x"),
-                );
+                forge(&mut pair, connection, burst, &mut random);
             }
         }
         let is_whole = |(state, expires): &(&str, u64)| *state == "established" && *expires > 7000;
-        assert!(
-            states(&pair, B).iter().all(is_whole),
-            "{:?}",
-            states(&pair, B)
-        );
+        let all_are_whole = |pair: &Pair| {
+            let states = states(pair, B);
+            assert_eq!(states.len(), 20);
+            assert!(states.iter().all(is_whole), "{burst:?}: {states:?}");
+        };
+        all_are_whole(&pair);
         for connection in &mut connections {
             connection.client_sends(&mut pair, B, 300);
             connection.download(&mut pair, B, 5000);
         }
-        assert!(
-            states(&pair, B).iter().all(is_whole),
-            "{:?}",
-            states(&pair, B)
-        );
-        assert_eq!(states(&pair, B).len(), 20);
+        all_are_whole(&pair);
+        // And they end as all do.
+        for connection in &connections {
+            let Connection { client, server, .. } = *connection;
+            let closes = connection.out.clone().segment(FIN_ACK, client, server);
+            let closes_too = connection.back.clone().segment(FIN_ACK, server, client + 1);
+            let last = connection.out.clone().segment(ACK, client + 1, server + 1);
+            for (port, packet) in [(LAN, closes), (WAN, closes_too), (LAN, last)] {
+                assert_eq!(pair.send(B, port, &packet), Verdict::Forward);
+            }
+        }
+        let is_over = |(state, _): &(&str, u64)| *state == "time-wait";
+        assert!(states(&pair, B).iter().all(is_over), "{burst:?}");
     }
+}
+
+/// A forged segment about a connection, or several that agree with each other.
+fn forge(pair: &mut Pair, connection: &Connection, burst: As, random: &mut SplitMix64) {
+    let [seq, ack] = [0; 2].map(|_| random.next() as u32);
+    let as_client = match burst {
+        As::Client => true,
+        As::Server => false,
+        As::Both | As::Dialogue => random.below(2) == 0,
+    };
+    let mut sides = [(LAN, &connection.out), (WAN, &connection.back)];
+    if !as_client {
+        sides.reverse();
+    }
+    let mut send = |(port, base): (PortId, &Pkt), flags, seq, ack, payload: &[u8]| {
+        let segment = base.clone().segment(flags, seq, ack).payload(payload);
+        pair.send(B, port, &segment);
+    };
+    let [one, other] = sides;
+    let As::Dialogue = burst else {
+        let flags = [RST, RST_ACK, FIN_ACK, ACK, SYN, SYN_ACK][random.below(6)];
+        return send(one, flags, seq, ack, b"x");
+    };
+    send(one, ACK, seq, ack, b"x");
+    send(other, ACK, ack, seq.wrapping_add(1), b"");
+    if random.below(2) == 0 {
+        return send(one, RST_ACK, seq.wrapping_add(1), ack, b"");
+    }
+    send(one, FIN_ACK, seq.wrapping_add(1), ack, b"");
+    send(other, FIN_ACK, ack, seq.wrapping_add(2), b"");
+    send(one, ACK, seq.wrapping_add(2), ack.wrapping_add(1), b"");
 }
