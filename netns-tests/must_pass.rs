@@ -1,7 +1,11 @@
 //! Packets that gateways were seen to drop or to spoil, as real programs send them.
 
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::capture::Capture;
 use crate::lab::{LAN1, LAN2, Lab, SERVER, WAN_GATEWAY, bracketed};
@@ -182,5 +186,59 @@ fn two_hosts_inside_talk_by_their_external_endpoints() {
                 }
             }
         }
+    }
+}
+
+/// The same by TCP: both have a connection to a server that tells them their external endpoints, and connect to each
+/// other from the same ports at once (RFC 5382, REQ-8; RFC 6544).
+#[test]
+fn two_hosts_inside_connect_by_their_external_endpoints() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let lab = Lab::started();
+    for family in [0, 1] {
+        let listen = format!("{}:3478", bracketed(SERVER[family]));
+        let server = lab
+            .server
+            .inside(|| TcpListener::bind(&listen))
+            .expect("the port is free");
+        let there = server.local_addr().expect("its address");
+        let connect = |host: &Namespace, from: &str, to: SocketAddr| {
+            let socket = host.inside(|| Socket::new(Domain::for_address(to), Type::STREAM, None));
+            let socket = socket.expect("a socket");
+            socket.set_reuse_address(true).expect("an option");
+            socket.set_reuse_port(true).expect("an option");
+            let local: SocketAddr = format!("{}:5000", bracketed(from))
+                .parse()
+                .expect("an address");
+            socket.bind(&local.into()).expect("the port is free");
+            socket
+                .connect_timeout(&to.into(), PATIENCE)
+                .map(|()| TcpStream::from(socket))
+        };
+        let hosts = [(&lab.lan1, LAN1[family]), (&lab.lan2, LAN2[family])];
+        let known = hosts.map(|(host, address)| {
+            let stream = connect(host, address, there).expect("the server answers");
+            let (_, external) = server.accept().expect("a client");
+            assert_eq!(external.ip().to_string(), WAN_GATEWAY[family]);
+            (stream, external)
+        });
+        assert_ne!(known[0].1, known[1].1);
+        let talk = |me: usize| {
+            let (host, address) = hosts[me];
+            let other = known[1 - me].1;
+            let mut stream = connect(host, address, other).expect("the other one opens too");
+            assert_eq!(stream.peer_addr().expect("an address"), other);
+            stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            stream
+                .write_all(&[me as u8; 5000])
+                .expect("it is connected");
+            let mut heard = vec![9; 5000];
+            stream.read_exact(&mut heard).expect("all arrives");
+            assert!(heard.iter().all(|byte| *byte == 1 - me as u8));
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| talk(0));
+            talk(1);
+        });
     }
 }

@@ -158,7 +158,7 @@ impl Mappings {
 
     /// Of what is internal only, so that it is known before the external address is: an endpoint
     /// has few of these.
-    fn endpoint_hash(&self, endpoint: &Endpoint) -> u32 {
+    pub(super) fn endpoint_hash(&self, endpoint: &Endpoint) -> u32 {
         let Endpoint {
             src,
             src_port,

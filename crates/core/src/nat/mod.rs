@@ -6,9 +6,10 @@
 //! and prefixes never one to one.
 //!
 //! UDP and ICMP queries have endpoint-independent *mappings* (RFC 4787, REQ-1; RFC 5508, REQ-1): as
-//! long as any session of an internal endpoint lives, its other sessions get the same external
-//! port, which belongs to that endpoint alone. TCP may use an external port for as many endpoints
-//! as destinations tell apart: one address serves more than 64 512 connections.
+//! long as any session of an internal endpoint lives, its other sessions get the same external port,
+//! which belongs to that endpoint alone. The connections of a TCP endpoint have one external port too, as long as
+//! there is one that no other endpoint has (RFC 5382, REQ-1). Beyond that, a TCP port is used for as many
+//! endpoints as destinations tell apart: one address serves more than 64 512 connections.
 //!
 //! *Filtering* is address-and-port-dependent for all: only packets of a session come in. A mapping
 //! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in
@@ -246,6 +247,7 @@ impl Nat {
         {
             // The mapping binds: if answers can't be told apart, another port would break it.
             let request = Request {
+                nat: self,
                 table,
                 book,
                 key,
@@ -277,6 +279,7 @@ impl Nat {
                 break;
             };
             let request = Request {
+                nat: self,
                 table,
                 book,
                 key,
@@ -339,6 +342,7 @@ impl Nat {
         std::array::from_fn(|_| {
             let (pool, external) = preferred?;
             let request = Request {
+                nat: self,
                 table,
                 book,
                 key,
@@ -396,7 +400,9 @@ impl Nat {
         let Some(session) = table.get(id) else {
             return;
         };
-        self.connected.add(session);
+        let endpoint = &mappings::mapping_of(session).endpoint;
+        let endpoint = self.mappings.endpoint_hash(endpoint);
+        self.connected.add(session, endpoint);
         if !is_mapped(session.protocol) || session.nat_src == TranslatedAddr::SAME {
             return;
         }
@@ -494,7 +500,6 @@ impl Nat {
             })
     }
 
-    /// The external ends of the forwards on addresses of pools, once each.
     /// A session has gone whose external port nothing else keeps.
     fn note_freed(&mut self, session: &Session) {
         if session.nat_dst != TranslatedAddr::SAME {
@@ -857,6 +862,60 @@ mod tests {
                 .is_err()
         );
         gateway.check();
+    }
+
+    /// RFC 5382, REQ-1: whatever the destination, and whoever else has chosen the same port.
+    #[test]
+    fn a_tcp_endpoint_has_one_port_as_long_as_there_are_enough() {
+        for (nat, wanted) in [(EGRESS, 5000), (EGRESS, 700), (POOL, 80), (POOL, 5000)] {
+            let mut gateway = Gateway::new(config(1, (1024, 65_535)));
+            let mut used = BTreeSet::new();
+            let mut firsts = Vec::new();
+            for n in 1..=30 {
+                let mut external = |dst_port| {
+                    let key = key(Protocol::TCP, host(n), wanted, dst_port);
+                    let id = gateway.open(nat, &key).unwrap();
+                    (id, gateway.external(id))
+                };
+                // Nobody else has the first destination, and then somebody does.
+                let (first, one) = external(1000 + u16::from(n));
+                assert!((1..5).all(|dst_port| external(dst_port).1 == one));
+                assert!(used.insert(one));
+                firsts.push((first, one));
+            }
+            // The first of them, whose port was free at first, goes; the others stay what they are.
+            for (first, _) in &firsts {
+                gateway.close(*first);
+            }
+            for (n, (_, external)) in (1..=30).zip(&firsts) {
+                let key = key(Protocol::TCP, host(n), wanted, 9);
+                let id = gateway.open(nat, &key).unwrap();
+                assert_eq!(gateway.external(id), *external);
+            }
+            gateway.check();
+        }
+    }
+
+    /// After a takeover too: the other unit has other secrets, and the sessions.
+    #[test]
+    fn the_port_of_a_tcp_endpoint_stays_on_another_unit() {
+        let mut gateway = Gateway::new(config(1, (1024, 65_535)));
+        let mut other = Gateway::new(config(1, (1024, 65_535)));
+        other.nat = Nat::new(&other.config, &mut other.book, &[9; 16]);
+        for n in 1..=30 {
+            let first = key(Protocol::TCP, host(n), 5000, 1);
+            let id = gateway.open(POOL, &first).unwrap();
+            let session = gateway.table.get(id).unwrap();
+            let source = Source {
+                addr: session.nat_src,
+                port: session.nat_src_port,
+            };
+            let copy = other.install(&first, source);
+            assert_eq!(other.external(copy), gateway.external(id));
+            let second = key(Protocol::TCP, host(n), 5000, 2);
+            let there = other.open(POOL, &second).unwrap();
+            assert_eq!(other.external(there), gateway.external(id));
+        }
     }
 
     #[test]

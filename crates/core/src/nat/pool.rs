@@ -7,7 +7,7 @@ use super::mappings::Endpoint;
 use super::port_set::{PortSet, next_missing};
 use super::range::Range;
 use crate::config::{self, Config, Nat};
-use crate::flow::{Addr, Family, GroupId, PortId, Protocol};
+use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, TranslatedAddr};
 
 /// The ports of the pool that every port has.
@@ -328,6 +328,12 @@ impl Pools {
             list.push(index);
         }
         self.pools.push(pool);
+    }
+
+    /// A number for the endpoint that `key` comes from, the same on all units.
+    pub(super) fn preference(&self, key: &FlowKey) -> u64 {
+        let hash = self.pairing.endpoint(&key.src, key.src_port, key.protocol);
+        u64::from(hash)
     }
 
     /// Where in a list of `len` addresses the search for `src` starts.

@@ -2,9 +2,10 @@
 //! taken.
 
 use super::crowded::Progress;
-use super::is_mapped;
+use super::mappings::Endpoint;
 use super::pool::{External, Pool};
 use super::range::Range;
+use super::{Nat, is_mapped};
 use crate::flow::FlowKey;
 use crate::random::SplitMix64;
 use crate::session::{AddressBook, SessionId, Table};
@@ -18,12 +19,25 @@ const RANDOM_ATTEMPTS: u32 = 16;
 /// SYN.
 const MAX_ATTEMPTS: u32 = 64;
 
+/// Ports of which a TCP endpoint has one for all its connections, if one of them is no other endpoint's: its own and
+/// some that follow from it. Where half of all ports are somebody's, all are in one of 100 000 cases.
+const CANDIDATES: usize = 17;
+
 /// A session that wants a port of an external address.
 pub(super) struct Request<'a> {
+    pub(super) nat: &'a Nat,
     pub(super) table: &'a Table,
     pub(super) book: &'a AddressBook,
     pub(super) key: &'a FlowKey,
     pub(super) external: &'a External,
+}
+
+/// Who has a port, as far as TCP goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ownership {
+    Own,
+    Other,
+    Nobody,
 }
 
 impl Request<'_> {
@@ -44,6 +58,21 @@ impl Request<'_> {
         };
         let found = self.table.lookup(&outgoing.reply(), self.book);
         found.map(|(id, _)| id)
+    }
+
+    /// Whose a port is: that of the source of the session, another endpoint's, or nobody's.
+    fn ownership(&self, port: u16) -> Ownership {
+        let endpoint = Endpoint {
+            src: self.key.src,
+            src_port: self.key.src_port,
+            protocol: self.key.protocol,
+            external: self.external.translated,
+        };
+        match self.nat.connected.owner(endpoint.external, port) {
+            None => Ownership::Nobody,
+            Some(owner) if owner == self.nat.mappings.endpoint_hash(&endpoint) => Ownership::Own,
+            Some(_) => Ownership::Other,
+        }
     }
 
     fn is_taken(&self, port: u16) -> bool {
@@ -84,6 +113,11 @@ impl Search {
         if !request.key.protocol.has_ports() {
             return self.try_port(request, wanted).ok_or(nothing);
         }
+        if !is_mapped(request.key.protocol)
+            && let Some(port) = self.port_of_endpoint(request, pool.range)
+        {
+            return Ok(port);
+        }
         if pool.range.contains(wanted)
             && let Some(port) = self.try_port(request, wanted)
         {
@@ -96,6 +130,26 @@ impl Search {
         }
         let range = pool.range.last_candidate(wanted);
         self.port_in(request, range, before, 0)
+    }
+
+    /// A port that other connections of the endpoint have (RFC 5382, REQ-1), or else one that no other endpoint has. No
+    /// list says which port an endpoint has: it is one of a few that follow from the endpoint, on all units the same.
+    fn port_of_endpoint(&mut self, request: &Request<'_>, all: Range) -> Option<u16> {
+        let wanted = request.key.src_port;
+        let range = all.candidates(wanted).next().unwrap_or(all);
+        let mut random = SplitMix64(request.nat.pools.preference(request.key));
+        let mut ports = [wanted; CANDIDATES];
+        for port in &mut ports[1..] {
+            *port = random_port(&mut random, range);
+        }
+        let ports = &ports[usize::from(!all.contains(wanted))..];
+        [Ownership::Own, Ownership::Nobody]
+            .iter()
+            .find_map(|ownership| {
+                let of = |port: &&u16| request.ownership(**port) == *ownership;
+                let mut ports = ports.iter().filter(of);
+                ports.find_map(|port| self.try_port(request, *port))
+            })
     }
 
     /// A port of a range; leaves `spare` of the attempts.
