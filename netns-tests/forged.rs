@@ -157,15 +157,16 @@ fn blind_segments_of_both_sides_after_a_takeover_end_no_connection() {
 
 type End = (Addr, u16);
 
-/// The interface of the units that a burst goes to, the host that sends it, and how the ends are made of a
-/// client's port and the server.
+/// The interface of the units that a burst goes to, the host that sends it, and how the ends are
+/// made of a client's port and the server.
 type Burst<'a> = (
     &'static str,
     fn(&Lab) -> &Namespace,
     &'a dyn Fn(u16, End) -> (End, End),
 );
 
-/// Bursts of segments to gw-b as it takes over, about connections whose addresses and ports are known.
+/// Bursts of segments to gw-b as it takes over, about connections whose addresses and ports are
+/// known.
 #[track_caller]
 fn no_connection_ends(bursts: &[Burst<'_>]) {
     const FIRST: u16 = 41_000;

@@ -189,8 +189,8 @@ fn two_hosts_inside_talk_by_their_external_endpoints() {
     }
 }
 
-/// The same by TCP: both have a connection to a server that tells them their external endpoints, and connect to each
-/// other from the same ports at once (RFC 5382, REQ-8; RFC 6544).
+/// The same by TCP: both have a connection to a server that tells them their external endpoints,
+/// and connect to each other from the same ports at once (RFC 5382, REQ-8; RFC 6544).
 #[test]
 fn two_hosts_inside_connect_by_their_external_endpoints() {
     const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,5 +1,5 @@
-//! External ports that TCP sessions have: a port may serve many endpoints, so they are counted. While there are
-//! enough, each belongs to the endpoint that had it first.
+//! External ports that TCP sessions have: a port may serve many endpoints, so they are counted.
+//! While there are enough, each belongs to the endpoint that had it first.
 
 use crate::flow::Protocol;
 use crate::session::{Session, Table, TranslatedAddr};
@@ -7,8 +7,8 @@ use crate::session::{Session, Table, TranslatedAddr};
 /// Places that are counted in; several ports share one.
 const PLACES: usize = 65_536;
 
-/// How many TCP sessions have each external port, or one with the same hash. It never says that a port is
-/// unused which is used.
+/// How many TCP sessions have each external port, or one with the same hash. It never says that a
+/// port is unused which is used.
 pub(super) struct Connected(Vec<Place>);
 
 #[derive(Clone, Copy, Default)]
@@ -25,7 +25,8 @@ impl Default for Connected {
 }
 
 impl Connected {
-    /// Counts a session that was inserted. `endpoint` is the hash of its source, under a secret key.
+    /// Counts a session that was inserted. `endpoint` is the hash of its source, under a secret
+    /// key.
     pub(super) fn add(&mut self, session: &Session, endpoint: u32) {
         let Some(place) = place_of(session).map(|place| &mut self.0[place]) else {
             return;

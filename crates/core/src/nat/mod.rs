@@ -6,10 +6,11 @@
 //! and prefixes never one to one.
 //!
 //! UDP and ICMP queries have endpoint-independent *mappings* (RFC 4787, REQ-1; RFC 5508, REQ-1): as
-//! long as any session of an internal endpoint lives, its other sessions get the same external port,
-//! which belongs to that endpoint alone. The connections of a TCP endpoint have one external port too, as long as
-//! there is one that no other endpoint has (RFC 5382, REQ-1). Beyond that, a TCP port is used for as many
-//! endpoints as destinations tell apart: one address serves more than 64 512 connections.
+//! long as any session of an internal endpoint lives, its other sessions get the same external
+//! port, which belongs to that endpoint alone. The connections of a TCP endpoint have one external
+//! port too, as long as there is one that no other endpoint has (RFC 5382, REQ-1). Beyond that, a
+//! TCP port is used for as many endpoints as destinations tell apart: one address serves more than
+//! 64 512 connections.
 //!
 //! *Filtering* is address-and-port-dependent for all: only packets of a session come in. A mapping
 //! opens nothing to third parties. RFC 4787, REQ-8 permits this where security matters most, as in

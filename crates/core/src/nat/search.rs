@@ -19,8 +19,9 @@ const RANDOM_ATTEMPTS: u32 = 16;
 /// SYN.
 const MAX_ATTEMPTS: u32 = 64;
 
-/// Ports of which a TCP endpoint has one for all its connections, if one of them is no other endpoint's: its own and
-/// some that follow from it. Where half of all ports are somebody's, all are in one of 100 000 cases.
+/// Ports of which a TCP endpoint has one for all its connections, if one of them is no other
+/// endpoint's: its own and some that follow from it. Where half of all ports are somebody's, all
+/// are in one of 100 000 cases.
 const CANDIDATES: usize = 17;
 
 /// A session that wants a port of an external address.
@@ -132,8 +133,9 @@ impl Search {
         self.port_in(request, range, before, 0)
     }
 
-    /// A port that other connections of the endpoint have (RFC 5382, REQ-1), or else one that no other endpoint has. No
-    /// list says which port an endpoint has: it is one of a few that follow from the endpoint, on all units the same.
+    /// A port that other connections of the endpoint have (RFC 5382, REQ-1), or else one that no
+    /// other endpoint has. No list says which port an endpoint has: it is one of a few that follow
+    /// from the endpoint, on all units the same.
     fn port_of_endpoint(&mut self, request: &Request<'_>, all: Range) -> Option<u16> {
         let wanted = request.key.src_port;
         let range = all.candidates(wanted).next().unwrap_or(all);

@@ -8,10 +8,11 @@
 //! of the other. Once a segment agrees with what the other side has claimed, in both numbers, the
 //! two see the same connection, and from then on segments are judged strictly.
 //!
-//! Somebody who can forge the segments of one side only can't make the other side agree. Who forges both sides makes
-//! them agree about numbers of his own. So a segment must also be near what was known before: farther than what
-//! peers may not have been told yet, it passes and is not kept. While the numbers are not known nothing but an
-//! exact reset ends the connection, and its timeout stays.
+//! Somebody who can forge the segments of one side only can't make the other side agree. Who forges
+//! both sides makes them agree about numbers of his own. So a segment must also be near what was
+//! known before: farther than what peers may not have been told yet, it passes and is not kept.
+//! While the numbers are not known nothing but an exact reset ends the connection, and its timeout
+//! stays.
 
 use super::tcp::{
     Change, FIN, INCOMPLETE, MAX_SCALE, MAX_WINDOW, MIN_ACK_RANGE, ONE_SIDED, SYN_ACKED, Segment,
@@ -27,7 +28,8 @@ impl Tracker {
     pub(super) fn handle_unsure(&mut self, sender: Direction, segment: &Segment) -> Change {
         let other = sender.flip();
         if !self.is_one_sided() && !self.is_near(sender, segment) {
-            // Forged, or peers were told nothing for long: then the connection must go on, and can't be followed.
+            // Forged, or peers were told nothing for long: then the connection must go on, and
+            // can't be followed.
             return Change::Same;
         }
         let agrees = self.agrees(sender, segment);
@@ -74,8 +76,9 @@ impl Tracker {
         self.acked[s] = later(self.agreed(sender.flip(), self.acked[s]), least);
     }
 
-    /// Whether both numbers of a segment are as near to what is known as the reports to peers allow. Each is compared
-    /// with what the other side claims, which nobody moves who forges this side only.
+    /// Whether both numbers of a segment are as near to what is known as the reports to peers
+    /// allow. Each is compared with what the other side claims, which nobody moves who forges this
+    /// side only.
     fn is_near(&self, sender: Direction, segment: &Segment) -> bool {
         let (s, r) = (sender as usize, sender.flip() as usize);
         let is_near = |number, known, window: u32| {
