@@ -200,8 +200,13 @@ impl Stream {
         let mut stdin = client.stdin();
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
+        // The server makes another socket for whoever sends first, and may lose what comes meanwhile.
+        writeln!(stdin, "{:07}", 1).expect("the client takes a line");
+        wait_until("the first datagram comes back", || {
+            client.stdout().lines().count() == 1
+        });
         let sender = thread::spawn(move || {
-            let mut sent = 0;
+            let mut sent = 1;
             let start = Instant::now();
             while !told.load(Ordering::Relaxed) {
                 if writeln!(stdin, "{:07}", sent + 1).is_err() {

@@ -111,10 +111,11 @@ impl Pair {
         begin.elapsed()
     }
 
-    /// Another key for gw-b, unknown to gw-a.
-    pub fn change_key_of_b(&mut self) {
-        make_key(&self.lab, &self.b, "-other");
+    /// Another key for gw-b, unknown to gw-a; returns its public part.
+    pub fn change_key_of_b(&mut self) -> String {
+        let key = make_key(&self.lab, &self.b, "-other");
         self.b.edit("gw-b.key", "gw-b-other.key");
+        key
     }
 
     /// Cuts a synchronisation link so that no unit sees a loss of carrier.

@@ -74,32 +74,19 @@ fn rolling_upgrade_loses_nothing() {
     }
 }
 
-/// A unit gets another key by coming back as another node, which its peer already knows.
+/// A unit gets another key while it is off: its peer reads the new one, and goes on meanwhile.
 #[test]
 fn key_is_changed_without_loss() {
     let mut pair = Pair::started();
     let mut sessions = Conversations::start(&pair.lab);
-    let file = pair.lab.dir().join("gw-b2.key");
-    let made = pair
-        .b()
-        .tandemgw(&format!("keygen --out {}", file.display()));
-    let key = made.ok().stdout.trim().to_owned();
     pair.a().wait_for_ready_peer();
-    // gw-a learns of the node to come.
-    hand_over(pair.a());
-    pair.a_mut().stop();
-    pair.lab.unit.config.push_str(&format!(
-        "\n[[ha.peer]]\nname = \"gw-b2\"\naddresses = [\"10.77.9.2:7031\"]\npublic-key = \"{key}\"\n"
-    ));
-    pair.a_mut().start();
-    wait_until_ready(&pair, pair.a());
-    sessions.go_on();
-    hand_over(pair.b());
-    // gw-b comes back as that node.
     pair.b.stop();
-    pair.b.edit("name = \"gw-b\"", "name = \"gw-b2\"");
-    pair.b.edit("key = \"gw-b.key\"", "key = \"gw-b2.key\"");
-    pair.b.edit("10.77.9.2:7030", "10.77.9.2:7031");
+    let key = pair.change_key_of_b();
+    let old = public_key_in(&pair.a().config);
+    pair.a_mut().edit(&old, &key);
+    let answer = pair.a().reload();
+    assert!(answer["restart"].as_array().is_some_and(Vec::is_empty), "{answer}");
+    assert!(pair.a().is_primary());
     pair.b.start();
     wait_until_ready(&pair, pair.b());
     sessions.go_on();
@@ -109,8 +96,81 @@ fn key_is_changed_without_loss() {
     sessions.finish();
 }
 
-/// Four units are restarted one after the other, the primary last, while datagrams pass in both
-/// directions each millisecond: none is lost.
+/// The key of the first peer in a config.
+fn public_key_in(config: &str) -> String {
+    let (_, rest) = config.split_once("public-key = \"").expect("a key");
+    let (key, _) = rest.split_once('"').expect("its end");
+    key.to_owned()
+}
+
+/// A third unit joins a pair that serves, takes over, dies, and is forgotten: nobody restarts, and no session ends.
+#[test]
+fn a_unit_joins_and_leaves_without_a_restart() {
+    let mut cluster = Cluster::new(&[200, 150, 100]);
+    let whole: Vec<String> = (0..2).map(|unit| cluster.unit(unit).config.clone()).collect();
+    for unit in 0..2 {
+        let unit = cluster.unit_mut(unit);
+        unit.config = without_peer(&unit.config, "gw-c");
+        unit.start();
+    }
+    cluster.wait_for_primaries(&[0], &[2]);
+    cluster.wait_until_equal(0, &[]);
+    let mut clients = Clients::start(&cluster.lab, 3);
+    cluster.open_datagrams(0, 400, 0);
+    let streams = Streams::start(&cluster.lab);
+    cluster.wait_until_equal(0, &[]);
+    let held = cluster.held_by(0);
+    // The others first: a unit that nobody knows would be alone.
+    for (unit, config) in whole.iter().enumerate() {
+        cluster.unit_mut(unit).config = config.clone();
+        let answer = cluster.unit(unit).reload();
+        assert_eq!(answer["changed"][0]["key"], "ha.peer.gw-c", "{answer}");
+        assert_eq!(answer["restart"].as_array().map(Vec::len), Some(0), "{answer}");
+    }
+    cluster.unit_mut(2).start();
+    cluster.wait_until_equal(0, &[]);
+    assert_eq!(cluster.wait_for_one_primary(), 0);
+    assert_eq!(cluster.held_by(2), held);
+    let to = "failover --to gw-c";
+    wait_until("it is handed over", || {
+        cluster.unit(0).tandemgw(to).status.success()
+    });
+    cluster.wait_for_primaries(&[2], &[]);
+    streams.wait_for_more();
+    streams.assert_whole();
+    cluster.wait_until_equal(2, &[]);
+    cluster.unit_mut(2).kill();
+    wait_until("another one is primary", || {
+        (0..2).any(|unit| cluster.unit(unit).is_primary())
+    });
+    clients.go_on();
+    for unit in 0..2 {
+        let config = without_peer(&cluster.unit(unit).config, "gw-c");
+        cluster.unit_mut(unit).config = config;
+        cluster.unit(unit).reload();
+        let status = cluster.unit(unit).status();
+        assert_eq!(status["peers"].as_array().map(Vec::len), Some(1), "{status}");
+    }
+    let primary = usize::from(cluster.unit(1).is_primary());
+    cluster.wait_until_equal(primary, &[]);
+    cluster.assert_holds(primary, &held);
+    cluster.unit_mut(primary).kill();
+    cluster.wait_for_primaries(&[1 - primary], &[primary, 2]);
+    cluster.assert_holds(1 - primary, &held);
+    clients.go_on();
+    clients.finish();
+}
+
+/// A config without one of its `[[ha.peer]]` tables.
+fn without_peer(config: &str, name: &str) -> String {
+    let table = format!("[[ha.peer]]\nname = \"{name}\"\n");
+    let (before, after) = config.split_once(&table).expect("the peer is there");
+    let end = after.find("\n[").map_or(after.len(), |at| at + 1);
+    format!("{before}{}", &after[end..])
+}
+
+/// Four units are restarted one after the other, the primary last, while datagrams pass in both directions each
+/// millisecond: none is lost.
 #[test]
 fn rolling_restart_of_four_units_loses_no_packet() {
     let mut cluster = Cluster::started(&[200, 150, 120, 100]);

@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 
 use super::private_file;
 use crate::node_key::NodeKey;
+use tandemgw_core::config::HaPeer;
+use tandemgw_core::ha::PortKeys;
 use tandemgw_core::identity::PublicKey;
 
 /// Far more than a key file has.
@@ -35,6 +37,19 @@ pub fn generate(path: &Path) -> io::Result<PublicKey> {
     file.write_all(key.to_file_text().as_bytes())?;
     file.sync_all()?;
     Ok(key.public())
+}
+
+/// The keys that this unit shares with a peer for the data ports. It is logged if there are none.
+pub fn port_keys(key: &NodeKey, peer: &HaPeer) -> Option<PortKeys> {
+    let keys = key.port_keys(PublicKey(peer.public_key));
+    if keys.is_none() {
+        log::warn!(
+            "public key is not usable on the data ports peer={} effect=\"the peer is not recognised there\" \
+             remedy=\"set the key that `tandemgw pubkey` prints on that unit\"",
+            peer.name
+        );
+    }
+    keys
 }
 
 /// Reads the key in `path`.

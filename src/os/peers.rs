@@ -9,7 +9,7 @@ use bytes::Bytes;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use tandemgw_core::config::Config;
+use tandemgw_core::config::{Config, HaPeer};
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::in_quotes::InQuotes;
@@ -93,7 +93,7 @@ impl Peers {
         });
         let places: Vec<Place> = places.collect();
         Ok(Some(Peers {
-            pump: Pump::new(ha.peers.len(), ha.links.len()),
+            pump: Pump::new(ha.links.len()),
             wires: Wires {
                 transport,
                 watch,
@@ -233,18 +233,34 @@ impl Peers {
         self.pump.close_stream(peer, link, &mut self.wires);
     }
 
-    /// After a reload, ends the connections of peers whose keys the config no longer lists.
-    pub fn revoke(&mut self, wanted: &Config, gateway: &mut Gateway) {
-        let valid = wanted.ha.as_ref().map_or(&[][..], |ha| &ha.peers);
-        for (peer, revoked) in self.wires.transport.revoke(valid, Instant::now()) {
-            gateway.set_revoked(&peer, revoked);
-            match revoked {
-                true => log::warn!(
-                    "peer revoked peer={peer} why=\"its key is not in the config\" effect=\"its connections end at once\""
-                ),
-                false => log::info!("peer valid peer={peer} why=\"its key is in the config\""),
-            }
+    /// Whether a config names or identifies two units alike.
+    ///
+    /// # Errors
+    /// Which.
+    pub fn check(&self, wanted: &Config) -> io::Result<()> {
+        let ha = wanted.ha.as_ref();
+        ha.map_or(Ok(()), |ha| self.wires.transport.check(ha))
+    }
+
+    /// After a reload, follows the peers that are in force: those that are gone, or have another key, lose their
+    /// connections at once; new ones are dialled.
+    ///
+    /// # Errors
+    /// If a key can't be used: then the connections are as before.
+    pub fn follow(&mut self, gateway: &mut Gateway) -> io::Result<()> {
+        let mut places: Vec<Option<&HaPeer>> = Vec::new();
+        for peer in gateway.peers() {
+            places.resize(peer.index() + 1, None);
+            places[peer.index()] = gateway.peer_settings(peer);
         }
+        let known = self.wires.transport.places();
+        places.resize(places.len().max(known), None);
+        let transport = &mut self.wires.transport;
+        transport.set_peers(&places, Instant::now())?;
+        self.wires.watch.set_peers(&places);
+        let keys = transport.port_keys(&places);
+        gateway.set_port_keys(keys);
+        Ok(())
     }
 
     /// The transport, for the status.

@@ -8,7 +8,6 @@ use tandemgw_core::config::{Config, Port as PortConfig};
 use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::gateway::{Conflict, Gateway, Seed};
 use tandemgw_core::ha::PortKeys;
-use tandemgw_core::identity::PublicKey;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::packet::neighbor::{self, Neighbor};
 
@@ -233,17 +232,7 @@ fn port_keys(config: &Config) -> Result<Vec<Option<PortKeys>>, StartError> {
     let key = key_file::load(path)
         .map_err(doing("reading the key of this unit"))
         .map_err(unfit)?;
-    let keys = ha.peers.iter().map(|peer| {
-        let keys = key.port_keys(PublicKey(peer.public_key));
-        if keys.is_none() {
-            log::warn!(
-                "public key is not usable on the data ports peer={} effect=\"the peer is not recognised there\" \
-                 remedy=\"set the key that `tandemgw pubkey` prints on that unit\"",
-                peer.name
-            );
-        }
-        keys
-    });
+    let keys = ha.peers.iter().map(|peer| key_file::port_keys(&key, peer));
     Ok(keys.collect())
 }
 

@@ -14,7 +14,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use tandemgw_core::config::{Ha, HaLink};
+use tandemgw_core::config::{Ha, HaLink, HaPeer};
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::in_quotes::InQuotes;
 
@@ -30,10 +30,14 @@ pub struct Watch {
     links: Vec<HaLink>,
     /// By link; `None` if its port is taken.
     listeners: Vec<Option<TcpListener>>,
+    /// By place; one without a name if nobody has it.
     peers: Vec<WatchedPeer>,
+    node: String,
 }
 
+#[derive(Default)]
 struct WatchedPeer {
+    name: String,
     /// This unit dials.
     dialled: bool,
     /// By link.
@@ -63,26 +67,45 @@ impl Watch {
     /// If the kernel can't create a poll; a port that is taken is only logged.
     pub fn open(ha: &Ha, node: &str) -> io::Result<Watch> {
         let poll = Poll::new()?;
-        let peer = |peer: &tandemgw_core::config::HaPeer| WatchedPeer {
-            dialled: node < peer.name.as_str(),
-            addresses: peer.addresses.clone(),
-            lines: ha.links.iter().map(|_| None).collect(),
-        };
         let mut watch = Watch {
             poll,
             events: Events::with_capacity(MAX_EVENTS),
             links: ha.links.clone(),
             listeners: ha.links.iter().map(|_| None).collect(),
-            peers: ha.peers.iter().map(peer).collect(),
+            peers: Vec::new(),
+            node: node.to_owned(),
         };
+        let places: Vec<Option<&HaPeer>> = ha.peers.iter().map(Some).collect();
+        watch.set_peers(&places);
         for link in 0..watch.links.len() {
             watch.listen(link);
         }
         Ok(watch)
     }
 
-    /// Listens on `link`, once more if it does already: call it when the interface or the address
-    /// is there again.
+    /// Follows the peers after a reload, by their places: who is gone, or has other addresses, is watched no longer.
+    pub fn set_peers(&mut self, places: &[Option<&HaPeer>]) {
+        let (node, links) = (&self.node, self.links.len());
+        self.peers.resize_with(places.len().max(self.peers.len()), WatchedPeer::default);
+        for (known, peer) in self.peers.iter_mut().zip(places) {
+            let (name, addresses) = peer.map_or_else(Default::default, |peer| {
+                (peer.name.clone(), peer.addresses.clone())
+            });
+            if (&known.name, &known.addresses) == (&name, &addresses) {
+                continue;
+            }
+            let lines = known.lines.iter_mut();
+            lines.filter_map(Option::take).for_each(Line::hang_up);
+            *known = WatchedPeer {
+                dialled: *node < name,
+                name,
+                addresses,
+                lines: (0..links).map(|_| None).collect(),
+            };
+        }
+    }
+
+    /// Listens on `link`, once more if it does already: call it when the interface or the address is there again.
     pub fn listen(&mut self, link: usize) {
         let Some(settings) = self.links.get(link) else {
             return;

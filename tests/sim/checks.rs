@@ -314,7 +314,7 @@ impl World {
     /// All units agree, after all was quiet for a while.
     pub fn check_agreement(&self) {
         self.check_one_primary();
-        for (unit, name) in NAMES.iter().enumerate().take(self.shape.units) {
+        for (unit, name) in NAMES.iter().enumerate().take(self.members()) {
             let gateway = self.units[unit].gateway.as_ref().expect("all units run");
             gateway.check_invariants();
             assert!(
@@ -336,7 +336,7 @@ impl World {
                     );
                     continue;
                 }
-                for peer in (0..self.shape.units).filter(|peer| *peer != unit) {
+                for peer in (0..self.members()).filter(|peer| *peer != unit) {
                     let (of, to) = (name, NAMES[peer]);
                     let peer = peer_id(unit, peer);
                     assert!(
@@ -355,7 +355,7 @@ impl World {
                 }
             }
         }
-        let tables: Vec<_> = (0..self.shape.units).map(|unit| self.table(unit)).collect();
+        let tables: Vec<_> = (0..self.members()).map(|unit| self.table(unit)).collect();
         for (unit, table) in tables.iter().enumerate() {
             let differs = |(key, value): &(&(u8, String), &String)| table.get(*key) != Some(value);
             let missing = tables[0].iter().find(differs);

@@ -49,7 +49,7 @@ pub fn open_flows(world: &mut World, count: usize) {
 }
 
 impl World {
-    fn check_agreement_soon(&mut self) {
+    pub fn check_agreement_soon(&mut self) {
         self.silent = true;
         self.run(ms(2500));
         self.check_agreement();

@@ -87,6 +87,9 @@ impl World {
             let is_primary = turn.gateway.role_of(group) == Role::Primary;
             for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
                 let id = peer_id(turn.unit, peer);
+                if !turn.gateway.peers().any(|known| known == id) {
+                    continue;
+                }
                 let state = turn.gateway.peer_group_state(turn.now, id, group);
                 self.figures += 1;
                 match is_primary {

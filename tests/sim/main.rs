@@ -16,6 +16,7 @@ mod groups;
 mod guarantee;
 mod hosts;
 mod liar;
+mod members;
 mod links;
 mod reigns;
 mod reload;

@@ -8,7 +8,7 @@ use tandemgw_core::random::SplitMix64;
 
 use crate::checks::views;
 use crate::faults::Faults;
-use crate::setup::{NAMES, Shape};
+use crate::setup::{NAMES, Shape, port_keys};
 use crate::world::World;
 
 /// The size of a table that is smaller than those of the peers.
@@ -37,6 +37,8 @@ pub struct Rules {
     pub brief: bool,
     /// The table has room for [`SMALL_TABLE`] sessions; read at a start.
     pub small_table: bool,
+    /// The last unit is not among the peers.
+    pub without_last: bool,
 }
 
 impl Rules {
@@ -110,7 +112,9 @@ impl World {
             assert_eq!(reloaded.waiting, [], "all of it can be applied");
             assert_eq!(*gateway.config(), config);
         }
+        gateway.set_port_keys(port_keys(unit, self.shape.peers_of(unit, &rules)));
         let done = result.map(|_| ());
+        self.close_to_strangers(unit);
         self.note(|| format!("{} reads {rules:?}: {done:?}", NAMES[unit]));
         self.wake(unit);
         done.is_ok()

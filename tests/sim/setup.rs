@@ -151,7 +151,7 @@ impl Shape {
                 endpoint(unit, link)
             );
         }
-        for peer in (0..self.units).filter(|peer| *peer != unit) {
+        for peer in self.peers_of(unit, rules) {
             let addresses: Vec<String> = (0..self.links)
                 .map(|link| format!("\"{}\"", endpoint(peer, link)))
                 .collect();
@@ -163,6 +163,12 @@ impl Shape {
             );
         }
         text
+    }
+
+    /// The peers in the file of a unit.
+    pub fn peers_of(&self, unit: usize, rules: &Rules) -> Vec<usize> {
+        let units = self.units - usize::from(rules.without_last);
+        (0..units).filter(|peer| *peer != unit).collect()
     }
 
     fn rules(&self, unit: usize, group: usize, rules: &Rules) -> String {
@@ -277,11 +283,10 @@ pub fn route(segment: usize, port: usize, family: Family) -> Route {
     )
 }
 
-/// The keys that a unit shares with each of its peers.
-pub fn port_keys(unit: usize, units: usize) -> Vec<Option<PortKeys>> {
+/// The keys that a unit shares with each of its `peers`.
+pub fn port_keys(unit: usize, peers: Vec<usize>) -> Vec<Option<PortKeys>> {
     let key = |from: usize, to: usize| [(from * 16 + to + 1) as u8; 16];
-    let peers = (0..units).filter(|peer| *peer != unit);
-    let keys = peers.map(|peer| PortKeys {
+    let keys = peers.into_iter().map(|peer| PortKeys {
         send: key(unit, peer),
         receive: key(peer, unit),
     });

@@ -118,8 +118,27 @@ impl World {
         let [one, other] = conn.units;
         self.is_alive(one)
             && self.is_alive(other)
+            && self.lists(one, other)
+            && self.lists(other, one)
             && self.passes(conn.link, one, other)
             && self.passes(conn.link, other, one)
+    }
+
+    /// Whether the file of a unit names another one.
+    fn lists(&self, unit: usize, other: usize) -> bool {
+        let peers = self.shape.peers_of(unit, &self.units[unit].rules);
+        peers.contains(&other)
+    }
+
+    /// After a reload: connections to those that are no longer peers end at once.
+    pub fn close_to_strangers(&mut self, unit: usize) {
+        for at in 0..self.conns.len() {
+            let Conn { units, up, .. } = self.conns[at];
+            let other = units[usize::from(units[0] == unit)];
+            if up && units.contains(&unit) && !self.lists(unit, other) {
+                self.end(at, Duration::from_millis(2));
+            }
+        }
     }
 
     /// Whether heartbeats go both ways between two units.

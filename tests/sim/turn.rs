@@ -44,7 +44,7 @@ impl World {
         let Some(gateway) = self.units[unit].gateway.take() else {
             return;
         };
-        let pump = std::mem::replace(&mut self.units[unit].pump, Pump::new(0, 0));
+        let pump = std::mem::replace(&mut self.units[unit].pump, Pump::new(0));
         let last_turn = std::mem::replace(&mut self.units[unit].last_turn, self.now);
         let mut turn = Turn {
             unit,

@@ -183,7 +183,7 @@ impl World {
             runs_from: Time::ZERO,
             rules: Rules::default(),
             switched: false,
-            pump: Pump::new(0, 0),
+            pump: Pump::new(0),
             wakes_at: Time::ZERO,
             last_turn: Time::ZERO,
             inbox: BTreeMap::new(),
@@ -255,7 +255,8 @@ impl World {
         machine.clock = clock;
         let now = Time::from_nanos(clock + self.now.as_nanos());
         let mut gateway = Gateway::new(config, seed, now);
-        gateway.set_port_keys(port_keys(unit, self.shape.units));
+        let peers = self.shape.peers_of(unit, &machine.rules);
+        gateway.set_port_keys(port_keys(unit, peers));
         for (port, state) in machine.ports.iter().enumerate() {
             gateway.handle_link(now, PortId(port as u16), link_state(unit, port, state.up));
         }
@@ -268,7 +269,7 @@ impl World {
         gateway.start(now);
         machine.alive = true;
         machine.forget_arrivals();
-        machine.pump = Pump::new(self.shape.units - 1, self.shape.links);
+        machine.pump = Pump::new(self.shape.links);
         for (link, up) in machine.carrier.iter().enumerate() {
             let link = LinkId(link as u8);
             machine.pump.handle_carrier(now, link, *up, &mut gateway);

@@ -317,12 +317,16 @@ impl GroupSet {
     }
 }
 
-/// A peer: the index of its `[[ha.peer]]` table in the config.
+/// The most `[[ha.peer]]` tables.
+pub const MAX_PEERS: usize = 15;
+
+/// A peer: its place, below [`MAX_PEERS`], which it keeps until a reload removes it. At the start that is the index
+/// of its `[[ha.peer]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u8);
 
 impl PeerId {
-    /// As an index into a list that is parallel to the configured peers.
+    /// As an index into a list by place.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::flow::{LinkId, PeerId};
+use crate::flow::{LinkId, MAX_PEERS, PeerId};
 use crate::gateway::{Channel, Gateway};
 use crate::ha::Hint;
 use crate::in_quotes::InQuotes;
@@ -193,10 +193,10 @@ struct Outgoing {
 }
 
 impl Pump {
-    /// A pump for `peers` peers (at most 64) and `links` links, all assumed to have carrier.
-    pub fn new(peers: usize, links: usize) -> Pump {
+    /// A pump for any number of peers and `links` links, all assumed to have carrier.
+    pub fn new(links: usize) -> Pump {
         Pump {
-            outgoing: vec![Outgoing::default(); peers],
+            outgoing: vec![Outgoing::default(); MAX_PEERS],
             unfinished: 0,
             carrier: vec![true; links],
             busy: true,
@@ -340,7 +340,7 @@ impl Pump {
 
     /// Continues with earlier input that was more than one turn's work.
     fn go_on(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
-        for peer in gateway.peers() {
+        for peer in (0..MAX_PEERS as u8).map(PeerId) {
             if self.unfinished & (1 << peer.0) == 0 {
                 continue;
             }

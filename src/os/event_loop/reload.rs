@@ -158,22 +158,13 @@ impl Shell {
                     warnings,
                 });
             }
-            Ok((prepared, wanted)) => match self.gateway.install(now, prepared) {
-                Ok((reloaded, retired)) => {
-                    if let Some(peers) = &mut self.peers {
-                        peers.revoke(&wanted, &mut self.gateway);
-                    }
-                    worker::discard(&self.waker, (retired, wanted));
-                    if reloaded.addresses_changed {
-                        self.order(Order::Readdress(self.gateway.shared_config()));
-                        routes_follow = true;
-                    }
-                    Ok(reloaded)
-                }
-                Err(why) => Err(refused(why.to_string())),
-            },
+            Ok((prepared, wanted)) => self.put_in_force(now, prepared, wanted),
             Err(refused) => Err(refused),
         };
+        if matches!(&result, Ok(reloaded) if reloaded.addresses_changed) {
+            self.order(Order::Readdress(self.gateway.shared_config()));
+            routes_follow = true;
+        }
         log_outcome(&result, &warnings);
         let outcome = ReloadOutcome {
             config_file: self.view.config_file.clone(),
@@ -186,6 +177,26 @@ impl Shell {
             forbidden_before,
             routes_follow,
         })
+    }
+
+    fn put_in_force(
+        &mut self,
+        now: Time,
+        prepared: Prepared,
+        wanted: Config,
+    ) -> Result<Reloaded, ReloadRefused> {
+        if let Some(peers) = &self.peers {
+            let checked = peers.check(&wanted);
+            checked.map_err(|error| refused(error.to_string()))?;
+        }
+        let installed = self.gateway.install(now, prepared);
+        let (reloaded, retired) = installed.map_err(|why| refused(why.to_string()))?;
+        worker::discard(&self.waker, (retired, wanted));
+        if let Some(peers) = self.peers.as_mut().filter(|_| reloaded.peers_changed) {
+            let followed = peers.follow(&mut self.gateway);
+            followed.map_err(|error| refused(format!("a peer can't be connected to: {error}")))?;
+        }
+        Ok(reloaded)
     }
 
     fn end_following(&mut self, unfinished: Unfinished) -> State {

@@ -183,6 +183,11 @@ impl Gate {
         }
     }
 
+    /// There are so many places for peers.
+    pub(super) fn set_peers(&mut self, peers: usize) {
+        self.buckets.resize(peers, Buckets::default());
+    }
+
     /// Whether a datagram from an address of `sender` may pass; `all` is the bucket of all links.
     pub(super) fn admits(
         &mut self,

@@ -107,6 +107,15 @@ impl QuicLink {
         }
     }
 
+    /// Follows the peers after a reload. Those that have lost their places have no connection any more.
+    pub(super) fn set_peers(&mut self, shared: &Shared, remotes: Vec<Option<SocketAddr>>) {
+        let [server, _] = &shared.servers;
+        self.endpoint.set_server_config(Some(server.clone()));
+        self.slots.resize(shared.peers.len(), Default::default());
+        self.gate.set_peers(shared.peers.len());
+        self.remotes = remotes;
+    }
+
     /// Reads datagrams up to the budget; returns whether there may be more.
     pub(super) fn receive(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> bool {
         self.take_errors(cx);
@@ -332,7 +341,7 @@ impl QuicLink {
         let peer = cx.shared.peers.get(index)?;
         let remote = self.remotes.get(index).copied().flatten()?;
         let can_dial = self.socket.is_bound() && !cx.out.leaving;
-        (peer.dialled && !peer.revoked && can_dial).then_some(remote)
+        (peer.dialled && !peer.removed && can_dial).then_some(remote)
     }
 
     fn dial(&mut self, cx: &mut Context<'_>) {
@@ -450,7 +459,7 @@ impl QuicLink {
             .shared
             .peers
             .iter()
-            .position(|peer| Some(peer.key) == key && !peer.revoked);
+            .position(|peer| Some(peer.key) == key && !peer.removed);
         let expected = index.filter(|&index| {
             let address = self.remotes.get(index).copied().flatten();
             !cx.shared.peers[index].dialled && address.is_some_and(|a| a.ip() == remote.ip())

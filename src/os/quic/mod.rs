@@ -18,11 +18,12 @@ mod tuning;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mio::{Registry, Token};
-use quinn_proto::ConnectionError;
+use quinn_proto::{ConnectionError, ServerConfig};
 
 use self::gate::{Gate, Mark};
 use self::link::QuicLink;
@@ -31,9 +32,11 @@ use self::shared::{Context, QuicPeer, Shared, code};
 use self::socket::{RECEIVE_BATCH, RECEIVE_BUFFER};
 use self::tls::Credentials;
 use self::tuning::{Role, Timeouts};
+use super::key_file;
 use crate::node_key::NodeKey;
 use tandemgw_core::config::{Ha, HaPeer};
 use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::ha::PortKeys;
 use tandemgw_core::identity::PublicKey;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::pump::{DownReason, PeerEvent};
@@ -93,6 +96,7 @@ pub struct Counters {
 /// QUIC, and the rest at the peer.
 pub struct Transport {
     links: Vec<QuicLink>,
+    own: OwnIdentity,
     shared: Shared,
     out: Outbox,
     buffer: Vec<u8>,
@@ -110,11 +114,11 @@ impl Transport {
     /// `seed` varies the pauses between attempts; it need not be secret.
     pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
         check_peers(ha, node_name, key)?;
-        let shared = shared(ha, node_name, key).map_err(io::Error::other)?;
+        let own = OwnIdentity::new(ha, node_name, key).map_err(io::Error::other)?;
+        let shared = shared(&own, ha).map_err(io::Error::other)?;
+        let places: Vec<Option<&HaPeer>> = ha.peers.iter().map(Some).collect();
         let links = ha.links.iter().zip(0..);
         let links = links.map(|(config, id)| {
-            let remotes = ha.peers.iter();
-            let remotes = remotes.map(|peer| peer.addresses.get(usize::from(id)).copied());
             let endpoint = tuning::endpoint(key);
             let gate = Gate::new(&key.derive(tuning::OWN_IDS), ha.peers.len());
             QuicLink::new(
@@ -123,7 +127,7 @@ impl Transport {
                 endpoint,
                 gate,
                 &shared,
-                remotes.collect(),
+                remotes(&places, usize::from(id)),
             )
         });
         let mut links: Vec<QuicLink> = links.collect();
@@ -141,6 +145,7 @@ impl Transport {
         }
         Ok(Transport {
             links,
+            own,
             shared,
             out: Outbox::new(seed),
             buffer: vec![0; RECEIVE_BATCH * RECEIVE_BUFFER],
@@ -323,26 +328,90 @@ impl Transport {
         }
     }
 
-    /// Closes the connections to peers whose keys `valid` no longer lists under their names, and
-    /// admits none of these until it does. Returns the names of those that lose, or regain, their
-    /// place.
-    pub fn revoke(&mut self, valid: &[HaPeer], now: Instant) -> Vec<(String, bool)> {
-        let mut changed = Vec::new();
-        for (peer, id) in self.shared.peers.iter_mut().zip(0..) {
-            let named = valid
-                .iter()
-                .any(|other| other.name == peer.name && other.public_key == peer.key.0);
-            if std::mem::replace(&mut peer.revoked, !named) == named {
-                changed.push((PeerId(id), peer.name.clone(), !named));
+    /// Follows the peers after a reload, by their places: connections to those that are gone, or that have another key
+    /// or other addresses, end at once, and the new ones are dialled.
+    ///
+    /// # Errors
+    /// If a key can't be used; then nothing has changed.
+    pub fn set_peers(&mut self, places: &[Option<&HaPeer>], now: Instant) -> io::Result<()> {
+        let mut changes = Vec::new();
+        for (place, settings) in places.iter().enumerate() {
+            if !self.is_unchanged(place, *settings) {
+                let peer = settings.map(|it| self.own.peer(it).map_err(io::Error::other));
+                changes.push((place, peer.transpose()?));
             }
         }
-        for (peer, _, _) in changed.iter().filter(|(_, _, revoked)| *revoked) {
+        for (place, peer) in changes {
+            self.log_change(place, peer.as_ref());
             for link in 0..self.links.len() {
-                self.close(*peer, LinkId(link as u8), now);
+                self.close(PeerId(place as u8), LinkId(link as u8), now);
+            }
+            match (peer, self.shared.peers.get_mut(place)) {
+                (Some(peer), Some(former)) => *former = peer,
+                (Some(peer), None) => self.shared.peers.push(peer),
+                (None, Some(former)) => former.removed = true,
+                (None, None) => {}
             }
         }
-        let named = changed.into_iter();
-        named.map(|(_, name, revoked)| (name, revoked)).collect()
+        let valid = self.shared.peers.iter().filter(|peer| !peer.removed);
+        let keys = valid.map(|peer| peer.key).collect();
+        self.shared.servers = self.own.servers(keys).map_err(io::Error::other)?;
+        for (link, at) in self.links.iter_mut().zip(0..) {
+            link.set_peers(&self.shared, remotes(places, at));
+        }
+        Ok(())
+    }
+
+    fn log_change(&self, place: usize, to: Option<&QuicPeer>) {
+        let from = self.shared.peers.get(place).filter(|peer| !peer.removed);
+        match (from, to) {
+            (Some(from), to) if to.is_none_or(|to| to.key != from.key || to.name != from.name) => {
+                log::warn!(
+                    "peer revoked peer={} why=\"its key is not in the config\" effect=\"its connections end at once\"",
+                    from.name
+                );
+            }
+            (None, Some(to)) => log::info!("peer added peer={}", to.name),
+            (Some(_), Some(to)) => log::info!("peer has other addresses peer={}", to.name),
+            (_, None) => {}
+        }
+    }
+
+    /// Whether who has a place is known here by the same name, key and addresses.
+    fn is_unchanged(&self, place: usize, settings: Option<&HaPeer>) -> bool {
+        let known = self.shared.peers.get(place).filter(|peer| !peer.removed);
+        match (known, settings) {
+            (None, None) => true,
+            (Some(known), Some(settings)) => {
+                let mut links = self.links.iter().enumerate();
+                known.name == settings.name
+                    && known.key.0 == settings.public_key
+                    && links.all(|(at, link)| {
+                        link.remotes.get(place).copied().flatten()
+                            == settings.addresses.get(at).copied()
+                    })
+            }
+            _ => false,
+        }
+    }
+
+    /// How many places for peers there are.
+    pub fn places(&self) -> usize {
+        self.shared.peers.len()
+    }
+
+    /// The keys for the data ports, by place. Each that can't be made is logged.
+    pub fn port_keys(&self, places: &[Option<&HaPeer>]) -> Vec<Option<PortKeys>> {
+        let keys = |peer: &HaPeer| key_file::port_keys(&self.own.key, peer);
+        places.iter().map(|peer| peer.and_then(keys)).collect()
+    }
+
+    /// Whether a config names or identifies two units alike.
+    ///
+    /// # Errors
+    /// Which.
+    pub fn check(&self, ha: &Ha) -> io::Result<()> {
+        check_peers(ha, &self.own.name, &self.own.key)
     }
 
     /// Says goodbye to all peers before it returns, and closes everything permanently.
@@ -390,34 +459,64 @@ fn check_peers(ha: &Ha, node_name: &str, key: &NodeKey) -> io::Result<()> {
     Ok(())
 }
 
-fn shared(ha: &Ha, node_name: &str, key: &NodeKey) -> Result<Shared, rustls::Error> {
-    let credentials = Credentials::new(key)?;
-    let timeouts = Timeouts::new(ha);
-    let keys: Vec<_> = ha
-        .peers
-        .iter()
-        .map(|peer| PublicKey(peer.public_key))
-        .collect();
-    let server = |role| tuning::server(&credentials, keys.clone(), key, role, timeouts);
-    let [heartbeat, sync] = Role::ALL;
-    let mut peers = Vec::new();
-    for peer in &ha.peers {
-        let (own, theirs) = (key.public(), PublicKey(peer.public_key));
+/// By place: the address on the link `at`.
+fn remotes(places: &[Option<&HaPeer>], at: usize) -> Vec<Option<SocketAddr>> {
+    let remote = |peer: &Option<&HaPeer>| peer.and_then(|peer| peer.addresses.get(at).copied());
+    places.iter().map(remote).collect()
+}
+
+/// This unit, as it proves itself to its peers.
+struct OwnIdentity {
+    name: String,
+    key: NodeKey,
+    credentials: Credentials,
+    timeouts: Timeouts,
+}
+
+impl OwnIdentity {
+    fn new(ha: &Ha, name: &str, key: &NodeKey) -> Result<OwnIdentity, rustls::Error> {
+        Ok(OwnIdentity {
+            name: name.to_owned(),
+            key: key.clone(),
+            credentials: Credentials::new(key)?,
+            timeouts: Timeouts::new(ha),
+        })
+    }
+
+    /// By role: what lets in those that hold one of `keys`.
+    fn servers(&self, keys: Vec<PublicKey>) -> Result<[Arc<ServerConfig>; 2], rustls::Error> {
+        let server = |role| {
+            let (credentials, keys) = (&self.credentials, keys.clone());
+            tuning::server(credentials, keys, &self.key, role, self.timeouts)
+        };
+        let [heartbeat, sync] = Role::ALL;
+        Ok([server(heartbeat)?.into(), server(sync)?.into()])
+    }
+
+    /// What dials and recognises a peer.
+    fn peer(&self, peer: &HaPeer) -> Result<QuicPeer, rustls::Error> {
+        let (own, theirs) = (self.key.public(), PublicKey(peer.public_key));
         let client = |role| {
             let mark = Mark::new(own, theirs);
-            tuning::client(&credentials, theirs, mark, role, timeouts)
+            tuning::client(&self.credentials, theirs, mark, role, self.timeouts)
         };
-        peers.push(QuicPeer {
+        let [heartbeat, sync] = Role::ALL;
+        Ok(QuicPeer {
             name: peer.name.clone(),
             key: theirs,
-            revoked: false,
-            dialled: node_name < peer.name.as_str(),
+            removed: false,
+            dialled: self.name < peer.name,
             mark: Mark::new(theirs, own),
             clients: [client(heartbeat)?, client(sync)?],
-        });
+        })
     }
+}
+
+fn shared(own: &OwnIdentity, ha: &Ha) -> Result<Shared, rustls::Error> {
+    let keys = ha.peers.iter().map(|peer| PublicKey(peer.public_key));
+    let peers = ha.peers.iter().map(|peer| own.peer(peer));
     Ok(Shared {
-        peers,
-        servers: [server(heartbeat)?.into(), server(sync)?.into()],
+        servers: own.servers(keys.collect())?,
+        peers: peers.collect::<Result<_, _>>()?,
     })
 }

@@ -22,8 +22,8 @@ pub(super) mod code {
 pub(super) struct QuicPeer {
     pub(super) name: String,
     pub(super) key: PublicKey,
-    /// A reload has taken its key out of the config: it is neither dialled nor let in.
-    pub(super) revoked: bool,
+    /// A reload has taken it out of the config: it is neither dialled nor let in.
+    pub(super) removed: bool,
     /// Whether we dial, or it does.
     pub(super) dialled: bool,
     /// On the first packets of what it dials.

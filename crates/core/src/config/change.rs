@@ -71,7 +71,12 @@ impl Change {
             (None, None) => {}
             (Some(old), Some(new)) => change.ha(old, new, ports, &running.ports),
             (None, Some(_)) => change.wait("ha", "added"),
-            (Some(_), None) => change.wait("ha", "removed"),
+            (Some(old), None) => {
+                change.wait("ha", "removed");
+                change.list(Live::Peers, "ha.peer", &old.peers, &[]);
+                let peers = Vec::new();
+                change.config.ha = Some(Ha { peers, ..old.clone() });
+            }
         }
         match (&running.metrics, metrics) {
             (None, None) => {}
@@ -185,8 +190,28 @@ impl Change {
         if old.links != new.links {
             self.wait("ha.link", "changed");
         }
-        compare_lists(&mut self.waiting, "ha.peer", &old.peers, &new.peers);
-        self.config.ha = Some(self.part("ha", old, &new));
+        let peers = self.peers(old, &new);
+        let ha = self.part("ha", old, &new);
+        self.config.ha = Some(Ha { peers, ..ha });
+    }
+
+    /// The peers to put in force. Their addresses are those on the links, and their names differ from that of this
+    /// unit: if links or the name wait for a restart, peers that are new or moved wait too. One that has
+    /// lost its place, or its key, loses it at once.
+    fn peers(&mut self, old: &Ha, new: &Ha) -> Vec<HaPeer> {
+        let name_waits = self.waiting.iter().any(|it| it.key == "node.name");
+        if old.links == new.links && !name_waits {
+            self.list(Live::Peers, "ha.peer", &old.peers, &new.peers);
+            return new.peers.clone();
+        }
+        let is_valid = |peer: &&HaPeer| {
+            let mut listed = new.peers.iter();
+            listed.any(|it| it.name == peer.name && it.public_key == peer.public_key)
+        };
+        let kept: Vec<HaPeer> = old.peers.iter().filter(is_valid).cloned().collect();
+        self.list(Live::Peers, "ha.peer", &old.peers, &kept);
+        compare_lists(&mut self.waiting, "ha.peer", &kept, &new.peers);
+        kept
     }
 
     fn wait(&mut self, key: impl Into<String>, what: &str) {

@@ -10,6 +10,7 @@ use super::Config;
 use super::field::{Access, Field, Value, field};
 pub use super::kind::{DefaultValue, OptionKind};
 use super::value::show_duration;
+use crate::flow::MAX_PEERS;
 
 /// A table of the config file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +116,8 @@ pub enum Live {
     GratuitousArps,
     /// `gratuitous-arp-interval` of `[ha]`.
     GratuitousArpInterval,
+    /// `[[ha.peer]]`
+    Peers,
 }
 
 impl OptionDoc {
@@ -249,7 +252,7 @@ const TABLES: &[TableDoc] = &[
         8,
         "a link for heartbeats and replication; several for redundancy",
     ),
-    tables_of("ha.peer", 15, "another unit"),
+    tables_of("ha.peer", MAX_PEERS, "another unit"),
 ];
 
 /// Every option. One row each: read as a table.
@@ -356,9 +359,9 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("ha.link", "interface", "interface", DefaultValue::Required, WHOLE, RESTART, "the interface of the link"),
     text("ha.link", "listen", "address:port", DefaultValue::Required, WHOLE, RESTART, "this unit's address on the link"),
 
-    text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, RESTART, "the name of the peer's node"),
-    list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, RESTART, "the peer's addresses, one per link, in the order of the links"),
-    text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, WHOLE, RESTART, "what `tandemgw pubkey` prints on the peer"),
+    text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the name of the peer's node"),
+    list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the peer's addresses, one per link, in the order of the links"),
+    text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "what `tandemgw pubkey` prints on the peer"),
 ];
 
 const ACTIONS: &[&str] = &["accept", "drop", "reject"];

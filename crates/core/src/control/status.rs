@@ -291,7 +291,7 @@ fn links(
     now: Time,
 ) -> Vec<LinkStatus> {
     let view = cluster.ha().peer(now, id);
-    let addresses = config.peers.get(id.index()).map(|peer| &peer.addresses);
+    let addresses = gateway.peer_settings(id).map(|peer| &peer.addresses);
     let links = view.iter().flat_map(|view| &view.links).enumerate();
     links
         .map(|(index, link)| {

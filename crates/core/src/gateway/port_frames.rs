@@ -43,11 +43,6 @@ impl Gateway {
         self.with_cluster(|cluster| cluster.ha.set_port_keys(keys));
     }
 
-    /// The key of the peer `name` is no longer in the config, or is again.
-    pub fn set_revoked(&mut self, name: &str, is_revoked: bool) {
-        self.with_cluster(|cluster| cluster.ha.set_revoked(name, is_revoked));
-    }
-
     pub(super) fn handle_port_frame(
         &mut self,
         now: Time,

@@ -78,6 +78,8 @@ pub struct Reloaded {
     pub more: usize,
     /// The addresses that the gateway answers for, or translates to, may have changed.
     pub addresses_changed: bool,
+    /// There may be other peers, or they have other addresses or keys: see [`Gateway::peer_settings`].
+    pub peers_changed: bool,
 }
 
 /// The rules in force before a reload. Dropping them takes long if there are many policies.
@@ -124,6 +126,7 @@ impl Prepared {
             applied,
             waiting,
             addresses_changed,
+            peers_changed: effects.peers,
         };
         Ok(Prepared {
             basis,

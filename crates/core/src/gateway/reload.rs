@@ -140,8 +140,8 @@ impl Gateway {
         Ok(switched)
     }
 
-    /// Makes the parts follow the options that have changed in the config; with a ruleset if
-    /// policies, pools or forwards are among them. Ports, groups, links and peers stay the same.
+    /// Has the parts follow the options that have changed in the config; with a ruleset if policies, pools or
+    /// forwards are among them. Ports, groups and links are the same as before.
     fn adopt(
         &mut self,
         now: Time,
@@ -161,6 +161,7 @@ impl Gateway {
             priorities: _,
             override_: _,
             monitor: _,
+            peers,
             pickup,
         } = effects;
         if targets {
@@ -183,6 +184,11 @@ impl Gateway {
         let Basis { config, .. } = self.rules.basis();
         let up = self.ports_up();
         self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
+        if peers {
+            self.in_cluster(now, |cluster, store| {
+                cluster.set_peers(now, &config, store.journal_mut());
+            });
+        }
         let replicated = config.ha.as_ref().filter(|_| pickup);
         let more_are_replicated = replicated.is_some_and(|ha| self.sessions.set_pickup(ha));
         if rules || sources || more_are_replicated {
@@ -258,6 +264,8 @@ pub(super) struct Effects {
     pub override_: bool,
     pub monitor: bool,
     pub targets: bool,
+    /// There may be other peers, or they have other addresses or keys: the shell follows.
+    pub peers: bool,
     pickup: bool,
 }
 
@@ -283,6 +291,7 @@ impl Effects {
             Live::GroupPriority | Live::Priority => self.priorities = true,
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
+            Live::Peers => self.peers = true,
             Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
                 self.pickup = true;
@@ -390,6 +399,7 @@ mod tests {
             Live::NatPools => format!("{:?}", config.nat_pools),
             Live::Forwards => format!("{:?}", config.forwards),
             Live::LinkMonitors => format!("{:?}", config.link_monitors),
+            Live::Peers => format!("{:?}", config.ha.as_ref().map(|ha| &ha.peers)),
             other => panic!("{other:?} has a value of its own"),
         }
     }
@@ -414,10 +424,10 @@ mod tests {
         let mut gateway = Gateway::new(first, Seed([7; 32]), Time::ZERO);
         let told = gateway.reload(Time::ZERO, &text(1_000_000, false)).unwrap();
         let keys: Vec<_> = told.waiting.iter().map(|d| d.key.as_str()).collect();
-        assert_eq!(
-            (keys, told.applied),
-            (vec!["node.max-sessions", "ha"], vec![])
-        );
+        assert_eq!(keys, ["node.max-sessions", "ha"]);
+        // Who is no longer named is cut off at once.
+        let applied: Vec<_> = told.applied.iter().map(|d| d.key.as_str()).collect();
+        assert_eq!(applied, ["ha.peer.b"]);
         gateway.check_invariants();
         let limits = gateway.sessions.table().source_limits();
         assert_eq!((limits.sessions, limits.half_open), (50_000, 6250));

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::{Config, Ha, HaPeer};
-use crate::flow::{LinkId, PeerId};
+use crate::flow::{LinkId, MAX_PEERS, PeerId};
 use crate::in_quotes::InQuotes;
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
@@ -29,7 +29,7 @@ pub(super) struct Paths {
 
 /// The replication streams to one peer.
 struct PeerPath {
-    /// The name of its node, for the log.
+    /// The name of its node; empty if nobody has this place.
     name: String,
     /// This unit chooses the link.
     decides: bool,
@@ -69,23 +69,35 @@ enum Stream {
 
 impl Paths {
     pub(super) fn new(config: &Config, ha: &Ha) -> Paths {
-        let path = |peer: &HaPeer| PeerPath {
-            name: peer.name.clone(),
-            decides: config.node.name < peer.name,
-            streams: vec![Stream::Down; ha.links.len()],
-            link: None,
-            complaint: None,
-            refused: [None, None],
-        };
+        let path = |peer: &HaPeer| PeerPath::new(config, ha, peer);
         Paths {
             peers: ha.peers.iter().map(path).collect(),
             closed: VecDeque::new(),
         }
     }
 
-    /// The peers, in the order of the config.
+    /// The peers, by their places.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
-        (0..self.peers.len()).map(|peer| PeerId(peer as u8))
+        let mut known = 0u32;
+        for (place, peer) in self.peers.iter().enumerate() {
+            known |= u32::from(!peer.name.is_empty()) << place;
+        }
+        (0..MAX_PEERS as u8)
+            .filter(move |place| known & 1 << place != 0)
+            .map(PeerId)
+    }
+
+    /// The name of a peer; none if nobody has the place.
+    pub(super) fn name(&self, peer: PeerId) -> Option<&str> {
+        let path = self.peers.get(peer.index())?;
+        Some(&*path.name).filter(|name| !name.is_empty())
+    }
+
+    /// The places that are empty, or do not exist yet.
+    fn free(&self) -> impl Iterator<Item = PeerId> + use<> {
+        let taken: Vec<PeerId> = self.peers().collect();
+        let places = (0..MAX_PEERS as u8).map(PeerId);
+        places.filter(move |place| !taken.contains(place))
     }
 
     /// The link that carries the stream to `peer`; none if there is no stream.
@@ -122,6 +134,17 @@ impl Paths {
 }
 
 impl PeerPath {
+    fn new(config: &Config, ha: &Ha, peer: &HaPeer) -> PeerPath {
+        PeerPath {
+            name: peer.name.clone(),
+            decides: config.node.name < peer.name,
+            streams: vec![Stream::Down; ha.links.len()],
+            link: None,
+            complaint: None,
+            refused: [None, None],
+        }
+    }
+
     /// The stream was closed for `error`: logged unless that was just logged.
     fn complain(&mut self, now: Time, error: &ProtocolError) {
         self.refused[Channel::Stream as usize] = Some(error.to_string());
@@ -267,9 +290,56 @@ impl Cluster {
     /// Tells the peers about the policies in force. If that changes the Hello, all streams are
     /// opened again, and resume where they were.
     pub(super) fn set_policies(&mut self, now: Time, ruleset: &Ruleset, journal: &mut Journal) {
-        if !self.sync.set_policies(ruleset) {
-            return;
+        if self.sync.set_policies(ruleset) {
+            self.greet_again(now, journal);
         }
+    }
+
+    /// Follows the peers of a config: those that are no longer in it lose their places, and new ones get some.
+    pub(super) fn set_peers(&mut self, now: Time, config: &Config, journal: &mut Journal) {
+        let Some(ha) = &config.ha else { return };
+        let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);
+        for peer in self.paths.peers() {
+            if !self.paths.name(peer).is_some_and(is_listed) {
+                self.remove_peer(now, peer, journal);
+            }
+        }
+        let names: Vec<PeerId> = self.paths.peers().collect();
+        let is_new = |peer: &&HaPeer| {
+            let mut known = names.iter().map(|place| self.paths.name(*place));
+            !known.any(|name| name == Some(&*peer.name))
+        };
+        let new: Vec<&HaPeer> = ha.peers.iter().filter(is_new).collect();
+        for (peer, place) in new.into_iter().zip(self.paths.free()) {
+            let path = PeerPath::new(config, ha, peer);
+            match self.paths.peers.get_mut(place.index()) {
+                Some(empty) => *empty = path,
+                None => self.paths.peers.push(path),
+            }
+            self.sync.reset_peer(place, Some(&peer.name), journal);
+            self.ha.reset_peer(now, place, Some(&peer.name));
+        }
+        if self.sync.set_units(config, ha) {
+            self.greet_again(now, journal);
+        }
+    }
+
+    fn remove_peer(&mut self, now: Time, peer: PeerId, journal: &mut Journal) {
+        let path = &mut self.paths.peers[peer.index()];
+        path.name.clear();
+        path.decides = false;
+        if path.link.take().is_some() {
+            self.sync.peer_disconnected(peer, journal, now);
+        }
+        for link in 0..self.paths.peers[peer.index()].streams.len() {
+            self.paths.leave(peer, LinkId(link as u8));
+        }
+        self.sync.reset_peer(peer, None, journal);
+        self.ha.reset_peer(now, peer, None);
+    }
+
+    /// Opens all streams again, since their Hello has what was before.
+    fn greet_again(&mut self, now: Time, journal: &mut Journal) {
         for peer in self.paths.peers() {
             if let Some(link) = self.paths.peers[peer.index()].link.take() {
                 self.sync.peer_disconnected(peer, journal, now);

@@ -285,8 +285,8 @@ fn maintenance(gateway: &Gateway, now: Time) -> String {
 fn link_name(peer: PeerId, link: LinkId, gateway: &Gateway) -> String {
     let ha = gateway.config().ha.as_ref();
     let local = ha.and_then(|ha| ha.links.get(link.index()));
-    let peer_config = ha.and_then(|ha| ha.peers.get(peer.index()));
-    let remote = peer_config.and_then(|peer| peer.addresses.get(link.index()));
+    let settings = gateway.peer_settings(peer);
+    let remote = settings.and_then(|peer| peer.addresses.get(link.index()));
     let name = gateway.peer_name(peer);
     match (local, remote) {
         (Some(local), Some(remote)) => format!("{} - {remote} to {name}", local.listen),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::{Config, Nat, Policy};
+use crate::config::{Config, HaPeer, Nat, Policy};
 use crate::event::LinkState;
 use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
 use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
@@ -161,7 +161,7 @@ impl Gateway {
         })
     }
 
-    /// The peers, in the order of the config; none without `[ha]`.
+    /// The peers, by their places, which are in the order of the config at the start; none without `[ha]`.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
         let peers = self.cluster().map(|cluster| cluster.paths.peers());
         peers.into_iter().flatten()
@@ -169,8 +169,14 @@ impl Gateway {
 
     /// The name of a peer's node.
     pub fn peer_name(&self, peer: PeerId) -> &str {
-        let peers = self.rules.ha().map_or(&[][..], |ha| &ha.peers);
-        peers.get(peer.index()).map_or("?", |peer| &peer.name)
+        let name = self.cluster().and_then(|it| it.paths.name(peer));
+        name.unwrap_or("?")
+    }
+
+    /// The settings of a peer.
+    pub fn peer_settings(&self, peer: PeerId) -> Option<&HaPeer> {
+        let name = self.cluster()?.paths.name(peer)?;
+        self.rules.ha()?.peers.iter().find(|it| it.name == name)
     }
 
     /// The settings that differ between `peer` and this unit, in words.

@@ -227,7 +227,8 @@ impl Ha {
     /// not forever.
     pub(super) fn note_probe_answer(&mut self, now: Time, group: usize) {
         let (hold, span) = (self.hold(), CLAIM_BOUND.max(self.hold()));
-        let may_be_peer = self.peers.iter().any(|peer| !peer.alive && !peer.spoke);
+        let silent = |peer: &ElectionPeer| !peer.alive && !peer.spoke;
+        let may_be_peer = self.known_peers().any(silent);
         let state = &mut self.groups[group];
         if !matches!(state.state, State::Checking { .. }) || !may_be_peer {
             return;
@@ -387,14 +388,11 @@ impl Ha {
             return;
         }
         self.groups[group].given = None;
-        if self.groups[group].degraded
-            && let Some(witness) = self.witness(group)
-        {
+        if let Some(witness) = self.witness(group) {
             return self.trust_witness(now, group, witness);
         }
         let all_heard = |from| {
-            self.peers
-                .iter()
+            self.known_peers()
                 .all(|p| p.heard.is_some_and(|at| at > from))
         };
         let state = &self.groups[group];
@@ -530,8 +528,7 @@ impl Ha {
     /// not hear each other never take the same one, and a contest always has a winner.
     pub(super) fn term_above(&self, known: u64, name: &str) -> u64 {
         let names = || {
-            self.peers
-                .iter()
+            self.known_peers()
                 .map(|peer| &*peer.name)
                 .chain([&*self.name])
         };

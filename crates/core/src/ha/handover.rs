@@ -20,7 +20,7 @@ use crate::time::Time;
 #[derive(Clone, Debug)]
 pub(super) struct Handover {
     pub deadline: Time,
-    to: PeerId,
+    pub to: PeerId,
     term: u64,
     started: Time,
     by_operator: bool,
@@ -173,7 +173,7 @@ impl Ha {
                 let suits = |peer| suits(self, index, peer);
                 let best = self.best_of(now, index, |peer| suits(peer).is_ok());
                 best.ok_or_else(|| {
-                    let peers = (0..self.peers.len()).map(|peer| PeerId(peer as u8));
+                    let peers = self.known_places();
                     HandoverError::NoPeer(peers.filter_map(|peer| suits(peer).err()).collect())
                 })?
             }
@@ -448,8 +448,8 @@ impl Ha {
 
     /// The best of the peers that `suits` admits.
     fn best_of(&self, now: Time, group: usize, suits: impl Fn(PeerId) -> bool) -> Option<PeerId> {
-        let peers: Vec<PeerId> = (0..self.peers.len())
-            .map(|peer| PeerId(peer as u8))
+        let peers: Vec<PeerId> = self
+            .known_places()
             .filter(|peer| suits(*peer))
             .collect();
         // Each of them gets everything that this unit holds before it takes over.
@@ -486,7 +486,8 @@ impl Ha {
     }
 
     fn is_reachable(&self, _group: usize, peer: PeerId) -> Result<(), HandoverError> {
-        match self.peers.get(peer.index()) {
+        let known = self.peers.get(peer.index());
+        match known.filter(|peer| peer.is_somebody()) {
             None => Err(HandoverError::NoSuchPeer),
             Some(peer) if peer.linked => Ok(()),
             Some(peer) if peer.alive => Err(HandoverError::NoLink(peer.name.clone())),

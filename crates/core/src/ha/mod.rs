@@ -244,7 +244,7 @@ impl Ha {
             .iter()
             .map(|peer| {
                 let counts = (usize::from(links), config.ports.len(), config.groups.len());
-                ElectionPeer::new(peer, counts)
+                ElectionPeer::new(&peer.name, counts)
             })
             .collect();
         let mut unit = Ha {
@@ -460,7 +460,10 @@ impl Ha {
         let Some(ha) = &config.ha else { return false };
         let priority = |group: &crate::config::Group| group.priority.unwrap_or(ha.priority);
         let priorities = config.groups.iter().map(priority);
+        let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);
         self.override_ == ha.override_
+            && self.known_peers().count() == ha.peers.len()
+            && self.known_peers().all(|peer| is_listed(&peer.name))
             && self.monitor == ha.monitor
             && priorities.eq(self.groups.iter().map(|group| group.priority))
     }

@@ -6,7 +6,6 @@ use super::frame::PortKeys;
 use super::heartbeat::{self, GroupState, Header};
 use super::ports::PortPath;
 use super::{LinkCounters, LinkView};
-use crate::config::HaPeer;
 use crate::evidence::{Heard, Holding, SyncState};
 use crate::flow::{GroupId, LinkId};
 use crate::time::Time;
@@ -21,6 +20,7 @@ const BEHIND: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct ElectionPeer {
+    /// Empty if nobody has this place among the peers.
     pub name: String,
     pub hash: u32,
     pub links: Vec<PeerLink>,
@@ -41,8 +41,6 @@ pub(super) struct ElectionPeer {
     pub spoke: bool,
     /// For the data ports.
     pub keys: Option<PortKeys>,
-    /// The key is no longer valid.
-    pub is_revoked: bool,
     /// The last heartbeat that brought news.
     pub heard: Option<Time>,
     /// There was a hint that it died. Heartbeats until then may have been on their way before.
@@ -102,14 +100,14 @@ pub(super) struct News {
 }
 
 impl ElectionPeer {
-    /// A peer that was not heard yet; with this many links, ports and groups.
+    /// A peer that was not heard yet; there are so many links, ports and groups. Nobody if the name is empty.
     pub(super) fn new(
-        config: &HaPeer,
+        name: &str,
         (links, ports, groups): (usize, usize, usize),
     ) -> ElectionPeer {
         ElectionPeer {
-            name: config.name.clone(),
-            hash: heartbeat::hash(&config.name),
+            name: name.to_owned(),
+            hash: heartbeat::hash(name),
             links: vec![PeerLink::default(); links],
             alive: false,
             alive_until: Time::ZERO,
@@ -120,7 +118,6 @@ impl ElectionPeer {
             next_port: 0,
             spoke: false,
             keys: None,
-            is_revoked: false,
             heard: None,
             deaf_until: None,
             deaf_since: None,
@@ -146,7 +143,12 @@ impl ElectionPeer {
         }
     }
 
-    /// Notes a heartbeat's clock, whether or not it brings news; `link` exists.
+    /// Whether a unit has this place among the peers.
+    pub(super) fn is_somebody(&self) -> bool {
+        !self.name.is_empty()
+    }
+
+    /// Takes note of a heartbeat's clock, whether or not it brings news; `link` exists.
     pub(super) fn measure(&mut self, now: Time, link: LinkId, header: &Header<'_>) {
         let Some(link) = self.links.get_mut(link.index()) else {
             return;

@@ -66,15 +66,8 @@ impl Ha {
         }
     }
 
-    /// The key of the peer `name` is no longer valid, or is again.
-    pub fn set_revoked(&mut self, name: &str, is_revoked: bool) {
-        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
-            peer.is_revoked = is_revoked;
-        }
-    }
-
-    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by
-    /// `port` from the hardware address `source`.
+    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by `port`
+    /// from the hardware address `source`.
     ///
     /// # Errors
     /// If it was ignored.
@@ -95,7 +88,8 @@ impl Ha {
             return Err(FrameError::NotForUs);
         }
         let keys = self.peers[index]
-            .valid_keys()
+            .keys
+            .as_ref()
             .ok_or(FrameError::NotSigned)?;
         let body = frame::open(bytes, &keys.receive)?;
         let own = self.ports.get(port.index());
@@ -163,7 +157,7 @@ impl Ha {
     fn ask(&mut self, now: Time, index: usize, wanted: impl Fn(&PortPath) -> bool) {
         let (interval, count) = (self.interval, self.ports.len());
         let peer = &mut self.peers[index];
-        let Some(keys) = peer.valid_keys().cloned() else {
+        let Some(keys) = peer.keys.clone() else {
             return;
         };
         let linked = peer.is_linked_lately(now, interval);
@@ -226,7 +220,7 @@ impl Ha {
             return Err(FrameError::Old);
         }
         let known = &self.peers[peer.index()];
-        let Some(keys) = known.valid_keys().cloned() else {
+        let Some(keys) = known.keys.clone() else {
             return Err(FrameError::NotSigned);
         };
         let envelope = Envelope {
@@ -265,7 +259,7 @@ impl Ha {
         else {
             return;
         };
-        let (Some(keys), true) = (peer.valid_keys(), path.is_heard(now)) else {
+        let (Some(keys), true) = (&peer.keys, path.is_heard(now)) else {
             return;
         };
         let envelope = Envelope {
@@ -312,10 +306,6 @@ impl Ha {
 }
 
 impl ElectionPeer {
-    fn valid_keys(&self) -> Option<&PortKeys> {
-        self.keys.as_ref().filter(|_| !self.is_revoked)
-    }
-
     /// Whether heartbeats come by a link as often as they should.
     fn is_linked_lately(&self, now: Time, interval: Duration) -> bool {
         let interval = interval.max(self.interval);

@@ -120,7 +120,8 @@ impl Ha {
 
     /// The peer as this unit sees it; `None` if there is no such peer.
     pub fn peer(&self, now: Time, id: PeerId) -> Option<PeerView<'_>> {
-        let peer = self.peers.get(id.index())?;
+        let peer = self.peers.get(id.index());
+        let peer = peer.filter(|peer| peer.is_somebody())?;
         let hold = self.hold_of(peer);
         Some(PeerView {
             name: &peer.name,
@@ -238,7 +239,8 @@ impl Ha {
             .map(|peer| peer.groups[group].sees)
             .filter(|sees| *sees != 0)
             .collect();
-        let named = self.peers.iter().find(|peer| seen.contains(&peer.hash));
+        let mut peers = self.known_peers();
+        let named = peers.find(|peer| seen.contains(&peer.hash));
         named.map(|peer| peer.name.as_str())
     }
 }

@@ -91,6 +91,21 @@ impl Journal {
         }
     }
 
+    /// Whoever has the place `peer` is another one from now on, who knows nothing. Places are given in order.
+    pub fn reset_peer(&mut self, peer: usize) {
+        let fresh = Refused::new(self.sending.len());
+        match self.refused.get_mut(peer) {
+            Some(refused) => {
+                *refused = fresh;
+                self.log.skip_to_end(peer);
+            }
+            None => {
+                self.refused.push(fresh);
+                self.log.add_reader();
+            }
+        }
+    }
+
     /// Whether there is anybody to tell, now or later.
     pub(super) fn has_peers(&self) -> bool {
         !self.refused.is_empty()

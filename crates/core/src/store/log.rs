@@ -2,12 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::flow::{FlowKey, GroupId};
+use crate::flow::{FlowKey, GroupId, MAX_PEERS};
 use crate::memory::Reserved;
 use crate::session::SessionId;
-
-/// The most peers that a log can have readers for.
-pub const MAX_READERS: usize = 15;
 
 /// The number of a change; every change has a higher one than those before. 0 is before the first.
 pub type Seq = u64;
@@ -74,7 +71,7 @@ pub enum Entry {
 
 /// The node that is both ends of the ring.
 const END: u32 = 0;
-const FIRST_SESSION: u32 = 1 + MAX_READERS as u32;
+const FIRST_SESSION: u32 = 1 + MAX_PEERS as u32;
 const NOWHERE: Node = Node {
     prev: END,
     next: END,
@@ -82,10 +79,10 @@ const NOWHERE: Node = Node {
 };
 
 impl ChangeLog {
-    /// An empty log for a table of `max_sessions`, with `readers` (at most [`MAX_READERS`]) readers
+    /// An empty log for a table of `max_sessions`, with `readers` (at most [`MAX_PEERS`]) readers
     /// at its end.
     pub fn new(max_sessions: u32, readers: usize) -> ChangeLog {
-        let readers = readers.min(MAX_READERS);
+        let readers = readers.min(MAX_PEERS);
         let mut nodes = Vec::with_capacity(FIRST_SESSION as usize + max_sessions as usize);
         nodes.resize(FIRST_SESSION as usize, NOWHERE);
         let mut log = ChangeLog {
@@ -199,6 +196,16 @@ impl ChangeLog {
     pub fn mark_shared(&mut self, id: SessionId) {
         if let Some(node) = self.node_mut(id) {
             node.stamp |= u64::from(node.stamp != 0);
+        }
+    }
+
+    /// Adds a reader at the end; none beyond [`MAX_PEERS`].
+    pub(super) fn add_reader(&mut self) {
+        if self.readers.len() < MAX_PEERS {
+            let reader = self.readers.len();
+            self.readers.push(Reader::default());
+            self.link_last(node_of_reader(reader));
+            self.skip_to_end(reader);
         }
     }
 

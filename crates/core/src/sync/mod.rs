@@ -182,8 +182,32 @@ impl Replicator {
         !is_same
     }
 
-    /// Says whether this unit sends the sessions of `group`, and as primary of which term. Changes
-    /// until then are still sent when it stops.
+    /// Takes over which units there are from a changed configuration. Returns whether streams that are open must be
+    /// closed, since their Hello has what was before.
+    pub(crate) fn set_units(&mut self, config: &Config, ha: &Ha) -> bool {
+        let units = units(config, ha);
+        let is_same = self.identity.units == units;
+        self.identity.units = units;
+        !is_same
+    }
+
+    /// Whoever has the place `peer` from now on is another one, by the name of `name`; nobody if that is none. There is no
+    /// stream to it. Places are given in order.
+    pub(crate) fn reset_peer(&mut self, peer: PeerId, name: Option<&str>, journal: &mut Journal) {
+        let at = peer.index();
+        let fresh = SyncPeer::new(name.unwrap_or_default(), self.ready.len());
+        match self.peers.get_mut(at) {
+            Some(place) => *place = fresh,
+            None => self.peers.push(fresh),
+        }
+        journal.reset_peer(at);
+        self.untold.note_peer(at);
+        self.compare_claims(journal);
+        self.purge(journal);
+    }
+
+    /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
+    /// changed until then is still sent when it stops.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>, journal: &mut Journal) {
         if journal.term(group) != term {
             // The result of a comparison counts for the term in which it was made.

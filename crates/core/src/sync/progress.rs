@@ -26,6 +26,9 @@ impl Untold {
 
     /// The sync state between this unit and a peer has changed.
     pub(super) fn note_peer(&mut self, at: usize) {
+        if at >= self.peers.len() {
+            self.peers.resize(at + 1, false);
+        }
         self.peers[at] = true;
     }
 
