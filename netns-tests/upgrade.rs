@@ -85,7 +85,10 @@ fn key_is_changed_without_loss() {
     let old = public_key_in(&pair.a().config);
     pair.a_mut().edit(&old, &key);
     let answer = pair.a().reload();
-    assert!(answer["restart"].as_array().is_some_and(Vec::is_empty), "{answer}");
+    assert!(
+        answer["restart"].as_array().is_some_and(Vec::is_empty),
+        "{answer}"
+    );
     assert!(pair.a().is_primary());
     pair.b.start();
     wait_until_ready(&pair, pair.b());
@@ -107,7 +110,9 @@ fn public_key_in(config: &str) -> String {
 #[test]
 fn a_unit_joins_and_leaves_without_a_restart() {
     let mut cluster = Cluster::new(&[200, 150, 100]);
-    let whole: Vec<String> = (0..2).map(|unit| cluster.unit(unit).config.clone()).collect();
+    let whole: Vec<String> = (0..2)
+        .map(|unit| cluster.unit(unit).config.clone())
+        .collect();
     for unit in 0..2 {
         let unit = cluster.unit_mut(unit);
         unit.config = without_peer(&unit.config, "gw-c");
@@ -125,7 +130,11 @@ fn a_unit_joins_and_leaves_without_a_restart() {
         cluster.unit_mut(unit).config = config.clone();
         let answer = cluster.unit(unit).reload();
         assert_eq!(answer["changed"][0]["key"], "ha.peer.gw-c", "{answer}");
-        assert_eq!(answer["restart"].as_array().map(Vec::len), Some(0), "{answer}");
+        assert_eq!(
+            answer["restart"].as_array().map(Vec::len),
+            Some(0),
+            "{answer}"
+        );
     }
     cluster.unit_mut(2).start();
     cluster.wait_until_equal(0, &[]);
@@ -149,7 +158,11 @@ fn a_unit_joins_and_leaves_without_a_restart() {
         cluster.unit_mut(unit).config = config;
         cluster.unit(unit).reload();
         let status = cluster.unit(unit).status();
-        assert_eq!(status["peers"].as_array().map(Vec::len), Some(1), "{status}");
+        assert_eq!(
+            status["peers"].as_array().map(Vec::len),
+            Some(1),
+            "{status}"
+        );
     }
     let primary = usize::from(cluster.unit(1).is_primary());
     cluster.wait_until_equal(primary, &[]);

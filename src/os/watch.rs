@@ -86,7 +86,8 @@ impl Watch {
     /// Follows the peers after a reload, by their places: who is gone, or has other addresses, is watched no longer.
     pub fn set_peers(&mut self, places: &[Option<&HaPeer>]) {
         let (node, links) = (&self.node, self.links.len());
-        self.peers.resize_with(places.len().max(self.peers.len()), WatchedPeer::default);
+        self.peers
+            .resize_with(places.len().max(self.peers.len()), WatchedPeer::default);
         for (known, peer) in self.peers.iter_mut().zip(places) {
             let (name, addresses) = peer.map_or_else(Default::default, |peer| {
                 (peer.name.clone(), peer.addresses.clone())

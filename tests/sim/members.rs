@@ -46,7 +46,9 @@ impl World {
     fn peers_of(&self, unit: usize) -> Vec<String> {
         let gateway = self.units[unit].gateway.as_ref().unwrap();
         let peers = gateway.peers();
-        peers.map(|peer| gateway.peer_name(peer).to_owned()).collect()
+        peers
+            .map(|peer| gateway.peer_name(peer).to_owned())
+            .collect()
     }
 
     fn hand_over_to(&mut self, from: usize, to: usize) {

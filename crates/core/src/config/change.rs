@@ -75,7 +75,10 @@ impl Change {
                 change.wait("ha", "removed");
                 change.list(Live::Peers, "ha.peer", &old.peers, &[]);
                 let peers = Vec::new();
-                change.config.ha = Some(Ha { peers, ..old.clone() });
+                change.config.ha = Some(Ha {
+                    peers,
+                    ..old.clone()
+                });
             }
         }
         match (&running.metrics, metrics) {
@@ -916,6 +919,48 @@ pub(super) mod tests {
             assert_eq!(change.config.forwards, running.forwards);
             assert_eq!(change.applied[0].what, "5s to 9s", "the rest is applied");
         }
+    }
+
+    /// What waits for a restart keeps no key alive that the file no longer has.
+    #[test]
+    fn a_peer_that_loses_its_key_loses_its_place_whatever_waits() {
+        let running = read(EVERYTHING);
+        let end = EVERYTHING.find("[ha]").expect("it has one");
+        let other_key = ("AAECAw", "BBECAw");
+        let cases = [
+            (
+                EVERYTHING.replace("10.0.9.1:7030", "10.0.9.1:7031"),
+                "ha.link",
+            ),
+            (
+                EVERYTHING.replace("name = \"a\"", "name = \"z\""),
+                "node.name",
+            ),
+            (EVERYTHING[..end].to_owned(), "ha"),
+        ];
+        for (text, waits) in cases {
+            let text = text.replace(other_key.0, other_key.1);
+            let change = Change::new(&running, &read(&text));
+            let keys = |list: &[Difference]| -> Vec<String> {
+                list.iter().map(|d| d.key.clone()).collect()
+            };
+            assert!(
+                keys(&change.waiting).contains(&waits.to_owned()),
+                "{change:?}"
+            );
+            assert_eq!(keys(&change.applied), ["ha.peer.b"], "{waits}");
+            let ha = change.config.ha.expect("there is one until the restart");
+            assert_eq!(ha.peers, [], "{waits}");
+        }
+        // With its old key it stays, at its old addresses.
+        let moved = EVERYTHING.replace("10.0.9.1:7030", "10.0.9.1:7031");
+        let moved = moved.replace("10.0.9.2:7030", "10.0.9.2:7031");
+        let change = Change::new(&running, &read(&moved));
+        assert_eq!(change.config, running);
+        assert!(
+            change.waiting.iter().any(|d| d.key == "ha.peer.b"),
+            "{change:?}"
+        );
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Gateway {
         name.unwrap_or("?")
     }
 
-    /// The settings of a peer.
+    /// What the config in force says of a peer; none of a place that nobody has.
     pub fn peer_settings(&self, peer: PeerId) -> Option<&HaPeer> {
         let name = self.cluster()?.paths.name(peer)?;
         self.rules.ha()?.peers.iter().find(|it| it.name == name)

@@ -448,11 +448,8 @@ impl Ha {
 
     /// The best of the peers that `suits` admits.
     fn best_of(&self, now: Time, group: usize, suits: impl Fn(PeerId) -> bool) -> Option<PeerId> {
-        let peers: Vec<PeerId> = self
-            .known_places()
-            .filter(|peer| suits(*peer))
-            .collect();
-        // Each of them gets everything that this unit holds before it takes over.
+        let peers: Vec<PeerId> = self.known_places().filter(|peer| suits(*peer)).collect();
+        // Each of them gets all that this unit holds before it takes over.
         let candidates: Vec<_> = peers
             .iter()
             .map(|peer| order::Candidate {

@@ -101,10 +101,7 @@ pub(super) struct News {
 
 impl ElectionPeer {
     /// A peer that was not heard yet; there are so many links, ports and groups. Nobody if the name is empty.
-    pub(super) fn new(
-        name: &str,
-        (links, ports, groups): (usize, usize, usize),
-    ) -> ElectionPeer {
+    pub(super) fn new(name: &str, (links, ports, groups): (usize, usize, usize)) -> ElectionPeer {
         ElectionPeer {
             name: name.to_owned(),
             hash: heartbeat::hash(name),
