@@ -200,7 +200,8 @@ impl Stream {
         let mut stdin = client.stdin();
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
-        // The server makes another socket for whoever sends first, and may lose what comes meanwhile.
+        // The server makes another socket for whoever sends first, and may lose what comes
+        // meanwhile.
         writeln!(stdin, "{:07}", 1).expect("the client takes a line");
         wait_until("the first datagram comes back", || {
             client.stdout().lines().count() == 1

@@ -106,7 +106,8 @@ fn public_key_in(config: &str) -> String {
     key.to_owned()
 }
 
-/// A third unit joins a pair that serves, takes over, dies, and is forgotten: nobody restarts, and no session ends.
+/// A third unit joins a pair that serves, takes over, dies, and is forgotten: nobody restarts, and
+/// no session ends.
 #[test]
 fn a_unit_joins_and_leaves_without_a_restart() {
     let mut cluster = Cluster::new(&[200, 150, 100]);
@@ -182,8 +183,8 @@ fn without_peer(config: &str, name: &str) -> String {
     format!("{before}{}", &after[end..])
 }
 
-/// Four units are restarted one after the other, the primary last, while datagrams pass in both directions each
-/// millisecond: none is lost.
+/// Four units are restarted one after the other, the primary last, while datagrams pass in both
+/// directions each millisecond: none is lost.
 #[test]
 fn rolling_restart_of_four_units_loses_no_packet() {
     let mut cluster = Cluster::started(&[200, 150, 120, 100]);

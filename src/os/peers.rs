@@ -242,8 +242,8 @@ impl Peers {
         ha.map_or(Ok(()), |ha| self.wires.transport.check(ha))
     }
 
-    /// After a reload, follows the peers that are in force: those that are gone, or have another key, lose their
-    /// connections at once; new ones are dialled.
+    /// After a reload, follows the peers that are in force: those that are gone, or have another
+    /// key, lose their connections at once; new ones are dialled.
     ///
     /// # Errors
     /// If a key can't be used: then the connections are as before.

@@ -83,7 +83,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Follows the peers after a reload, by their places: who is gone, or has other addresses, is watched no longer.
+    /// Follows the peers after a reload, by their places: who is gone, or has other addresses, is
+    /// watched no longer.
     pub fn set_peers(&mut self, places: &[Option<&HaPeer>]) {
         let (node, links) = (&self.node, self.links.len());
         self.peers
@@ -106,7 +107,8 @@ impl Watch {
         }
     }
 
-    /// Listens on `link`, once more if it does already: call it when the interface or the address is there again.
+    /// Listens on `link`, once more if it does already: call it when the interface or the address
+    /// is there again.
     pub fn listen(&mut self, link: usize) {
         let Some(settings) = self.links.get(link) else {
             return;

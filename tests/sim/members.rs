@@ -28,7 +28,8 @@ fn pair_without_the_third(seed: u64) -> (World, usize) {
 }
 
 impl World {
-    /// Both files of the pair name the third unit, or no longer do; the units read them some time apart.
+    /// Both files of the pair name the third unit, or no longer do; the units read them some time
+    /// apart.
     fn name_the_third(&mut self, named: bool) {
         for unit in 0..NEWCOMER {
             self.units[unit].rules.without_last = !named;
@@ -101,8 +102,8 @@ fn a_unit_joins_and_leaves_a_running_pair() {
     }
 }
 
-/// One unit knows of the new one and hands the group to it; the other one has yet to be told, and does not
-/// take over beside it.
+/// One unit knows of the new one and hands the group to it; the other one has yet to be told, and
+/// does not take over beside it.
 #[test]
 fn a_primary_that_is_not_in_the_file_yet_is_believed_from_its_follower() {
     for seed in 0..SEEDS {
@@ -125,7 +126,8 @@ fn a_primary_that_is_not_in_the_file_yet_is_believed_from_its_follower() {
     }
 }
 
-/// The primary that one unit no longer has in its file lives on for the other: there is no second one beside it.
+/// The primary that one unit no longer has in its file lives on for the other: there is no second
+/// one beside it.
 #[test]
 fn a_live_primary_that_one_file_no_longer_names_stays() {
     for seed in 0..SEEDS {

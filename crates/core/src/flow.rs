@@ -320,8 +320,8 @@ impl GroupSet {
 /// The most `[[ha.peer]]` tables.
 pub const MAX_PEERS: usize = 15;
 
-/// A peer: its place, below [`MAX_PEERS`], which it keeps until a reload removes it. At the start that is the index
-/// of its `[[ha.peer]]` table in the config.
+/// A peer: its place, below [`MAX_PEERS`], which it keeps until a reload removes it. At the start
+/// that is the index of its `[[ha.peer]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u8);
 

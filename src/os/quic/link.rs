@@ -107,7 +107,8 @@ impl QuicLink {
         }
     }
 
-    /// Follows the peers after a reload. Those that have lost their places have no connection any more.
+    /// Follows the peers after a reload. Those that have lost their places have no connection any
+    /// more.
     pub(super) fn set_peers(&mut self, shared: &Shared, remotes: Vec<Option<SocketAddr>>) {
         let [server, _] = &shared.servers;
         self.endpoint.set_server_config(Some(server.clone()));

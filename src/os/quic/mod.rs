@@ -328,8 +328,8 @@ impl Transport {
         }
     }
 
-    /// Follows the peers after a reload, by their places: connections to those that are gone, or that have another key
-    /// or other addresses, end at once, and the new ones are dialled.
+    /// Follows the peers after a reload, by their places: connections to those that are gone, or
+    /// that have another key or other addresses, end at once, and the new ones are dialled.
     ///
     /// # Errors
     /// If a key can't be used; then nothing has changed.

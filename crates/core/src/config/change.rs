@@ -198,9 +198,9 @@ impl Change {
         self.config.ha = Some(Ha { peers, ..ha });
     }
 
-    /// The peers to put in force. Their addresses are those on the links, and their names differ from that of this
-    /// unit: if links or the name wait for a restart, peers that are new or moved wait too. One that has
-    /// lost its place, or its key, loses it at once.
+    /// The peers to put in force. Their addresses are those on the links, and their names differ
+    /// from that of this unit: if links or the name wait for a restart, peers that are new or moved
+    /// wait too. One that has lost its place, or its key, loses it at once.
     fn peers(&mut self, old: &Ha, new: &Ha) -> Vec<HaPeer> {
         let name_waits = self.waiting.iter().any(|it| it.key == "node.name");
         if old.links == new.links && !name_waits {

@@ -78,7 +78,8 @@ pub struct Reloaded {
     pub more: usize,
     /// The addresses that the gateway answers for, or translates to, may have changed.
     pub addresses_changed: bool,
-    /// There may be other peers, or they have other addresses or keys: see [`Gateway::peer_settings`].
+    /// There may be other peers, or they have other addresses or keys: see
+    /// [`Gateway::peer_settings`].
     pub peers_changed: bool,
 }
 

@@ -140,8 +140,8 @@ impl Gateway {
         Ok(switched)
     }
 
-    /// Has the parts follow the options that have changed in the config; with a ruleset if policies, pools or
-    /// forwards are among them. Ports, groups and links are the same as before.
+    /// Has the parts follow the options that have changed in the config; with a ruleset if
+    /// policies, pools or forwards are among them. Ports, groups and links are the same as before.
     fn adopt(
         &mut self,
         now: Time,

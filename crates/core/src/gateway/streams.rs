@@ -295,7 +295,8 @@ impl Cluster {
         }
     }
 
-    /// Follows the peers of a config: those that are no longer in it lose their places, and new ones get some.
+    /// Follows the peers of a config: those that are no longer in it lose their places, and new
+    /// ones get some.
     pub(super) fn set_peers(&mut self, now: Time, config: &Config, journal: &mut Journal) {
         let Some(ha) = &config.ha else { return };
         let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);

@@ -161,7 +161,8 @@ impl Gateway {
         })
     }
 
-    /// The peers, by their places, which are in the order of the config at the start; none without `[ha]`.
+    /// The peers, by their places, which are in the order of the config at the start; none without
+    /// `[ha]`.
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + use<> {
         let peers = self.cluster().map(|cluster| cluster.paths.peers());
         peers.into_iter().flatten()

@@ -62,8 +62,8 @@ impl Ha {
             .map(|(place, _)| place)
     }
 
-    /// A peer that is alive and hears a primary of `group` which this unit does not hear: one that the links to
-    /// this unit no longer reach, or one that is not in its config (yet).
+    /// A peer that is alive and hears a primary of `group` which this unit does not hear: one that
+    /// the links to this unit no longer reach, or one that is not in its config (yet).
     pub(super) fn witness(&self, group: usize) -> Option<(PeerId, Unheard)> {
         let own = heartbeat::hash(&self.name);
         let unheard = |peer: &ElectionPeer| {
@@ -105,8 +105,8 @@ impl Ha {
         }
     }
 
-    /// The places of the peers, as they are after a reload: whoever has the place `id` from now on is another one, by
-    /// the name of `name`; nobody if that is none. Places are given in order.
+    /// The places of the peers, as they are after a reload: whoever has the place `id` from now on
+    /// is another one, by the name of `name`; nobody if that is none. Places are given in order.
     pub(crate) fn reset_peer(&mut self, now: Time, id: PeerId, name: Option<&str>) {
         let counts = (usize::from(self.links), self.ports.len(), self.groups.len());
         let fresh = ElectionPeer::new(name.unwrap_or_default(), counts);

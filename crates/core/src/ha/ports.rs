@@ -66,8 +66,8 @@ impl Ha {
         }
     }
 
-    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by `port`
-    /// from the hardware address `source`.
+    /// Handles a frame of type [`frame::ETHERTYPE`], without its Ethernet header, that came in by
+    /// `port` from the hardware address `source`.
     ///
     /// # Errors
     /// If it was ignored.

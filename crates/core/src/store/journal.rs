@@ -91,7 +91,8 @@ impl Journal {
         }
     }
 
-    /// Whoever has the place `peer` is another one from now on, who knows nothing. Places are given in order.
+    /// Whoever has the place `peer` is another one from now on, who knows nothing. Places are given
+    /// in order.
     pub fn reset_peer(&mut self, peer: usize) {
         let fresh = Refused::new(self.sending.len());
         match self.refused.get_mut(peer) {

@@ -182,8 +182,8 @@ impl Replicator {
         !is_same
     }
 
-    /// Takes over which units there are from a changed configuration. Returns whether streams that are open must be
-    /// closed, since their Hello has what was before.
+    /// Takes over which units there are from a changed configuration. Returns whether streams that
+    /// are open must be closed, since their Hello has what was before.
     pub(crate) fn set_units(&mut self, config: &Config, ha: &Ha) -> bool {
         let units = units(config, ha);
         let is_same = self.identity.units == units;
@@ -191,8 +191,8 @@ impl Replicator {
         !is_same
     }
 
-    /// Whoever has the place `peer` from now on is another one, by the name of `name`; nobody if that is none. There is no
-    /// stream to it. Places are given in order.
+    /// Whoever has the place `peer` from now on is another one, by the name of `name`; nobody if
+    /// that is none. There is no stream to it. Places are given in order.
     pub(crate) fn reset_peer(&mut self, peer: PeerId, name: Option<&str>, journal: &mut Journal) {
         let at = peer.index();
         let fresh = SyncPeer::new(name.unwrap_or_default(), self.ready.len());
