@@ -1,5 +1,6 @@
 //! Synchronisation links that are missing at the start, or that go and come back.
 
+use crate::conversation::Conversations;
 use crate::lab::{SERVER, plug};
 use crate::pair::Pair;
 use crate::unit::Unit;
@@ -109,6 +110,24 @@ fn link_comes_back_by_itself() {
 }
 
 /// The least MTU of a link, according to doctor and the book.
+/// The units believe in jumbo frames, and the switch between them drops those without a word.
+#[test]
+fn pair_works_where_jumbo_frames_get_lost() {
+    let mut pair = Pair::new();
+    for unit in [pair.a(), pair.b()] {
+        unit.ns.run("ip link set sync0 mtu 9000");
+    }
+    pair.start();
+    pair.a().wait_for_ready_peer();
+    let mut sessions = Conversations::start(&pair.lab);
+    pair.wait_for_same_sessions();
+    let term = pair.a().term();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(term);
+    sessions.go_on();
+    sessions.finish();
+}
+
 #[test]
 fn pair_works_over_a_link_with_the_least_mtu() {
     let mut pair = Pair::new();

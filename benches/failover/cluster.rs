@@ -117,6 +117,11 @@ impl Cluster {
                 host.path()
             ))?;
             host.ip_batch(&format!("link set lo up\nlink set {interface} up"))?;
+            if bridge == "sync" {
+                host.ip_batch(&format!("link set {interface} mtu 9000"))?;
+                let port = format!("link set {bridge}-{name} mtu 9000");
+                self.switch.ip_batch(&port)?;
+            }
         }
         let mac = self.client.mac_text("eth0");
         let sources = (0..SOURCES).map(|n| std::net::Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));

@@ -403,7 +403,7 @@ fn connect(
     ))?;
     for (unit, host) in [(a, 2), (b, 3)] {
         unit.ip_batch(&format!(
-            "link set sync0 up
+            "link set sync0 up mtu 9000
              addr add 10.77.9.{sync}/24 dev sync0
              addr add 10.77.1.{host}/24 dev eth0
              addr add 10.77.2.{host}/24 dev eth1",

@@ -351,7 +351,7 @@ fn set_nonblocking(fd: RawFd) -> io::Result<()> {
 }
 
 /// An `ifreq` for the interface `name`, all else zero.
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+pub(super) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain old data, for which all zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte must remain for the final zero, and `%` would make the kernel choose a name.

@@ -566,3 +566,15 @@ fn a_healed_link_is_up_again_soon() {
         healed.elapsed()
     );
 }
+
+/// Jumbo frames carry six times as many sessions a packet; the loopback interface takes them.
+#[test]
+fn the_stream_finds_out_how_much_a_packet_may_hold() {
+    let mut net = Net::pair("gw-a", "gw-b");
+    net.run_until_up(SOON);
+    let end = Instant::now() + SOON;
+    while (0..2).any(|unit| net.unit(unit).payload(PEER, LINK) < Some(8900)) {
+        assert!(Instant::now() < end, "it stays at what Ethernet carries");
+        net.pass(Duration::from_millis(20));
+    }
+}

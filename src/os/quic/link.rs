@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Event as QuicEvent,
-    Incoming,
+    Incoming, ServerConfig, TransportConfig,
 };
 use quinn_udp::RecvMeta;
 
@@ -16,7 +16,7 @@ use super::connection::{Conn, Phase, Streams};
 use super::gate::{self, Gate, Sender};
 use super::shared::{Context, Shared, code};
 use super::socket::{RECEIVE_BATCH, RECEIVE_BUFFER, Socket};
-use super::tuning::Role;
+use super::tuning::{self, Role};
 use super::{SendError, down_reason, refusal, tls};
 use tandemgw_core::config::HaLink;
 use tandemgw_core::flow::{LinkId, PeerId};
@@ -321,7 +321,9 @@ impl QuicLink {
             return;
         }
         let role = Role::of_initial_id(incoming.orig_dst_cid());
-        let server = cx.shared.servers[role as usize].clone();
+        let mut server = ServerConfig::clone(&cx.shared.servers[role as usize]);
+        server.transport_config(self.transport(role, cx));
+        let server = Arc::new(server);
         match self
             .endpoint
             .accept(incoming, cx.now, &mut self.response, Some(server))
@@ -351,11 +353,13 @@ impl QuicLink {
                 continue;
             };
             for role in Role::ALL {
-                let slot = &mut self.slots[index][role as usize];
+                let slot = self.slots[index][role as usize];
                 if slot.current.is_some() || slot.retry.is_some_and(|at| at > cx.now) {
                     continue;
                 }
-                let config = cx.shared.peers[index].clients[role as usize].clone();
+                let mut config = cx.shared.peers[index].clients[role as usize].clone();
+                config.transport_config(self.transport(role, cx));
+                let slot = &mut self.slots[index][role as usize];
                 // The name is not sent; the key says who the other side is.
                 match self.endpoint.connect(cx.now, config, remote, "tandemgw") {
                     Ok((handle, quic)) => {
@@ -370,6 +374,12 @@ impl QuicLink {
                 }
             }
         }
+    }
+
+    /// The parameters of a new connection: the interface may have another MTU than before.
+    fn transport(&self, role: Role, cx: &Context<'_>) -> Arc<TransportConfig> {
+        let (timeouts, largest) = (cx.shared.timeouts, self.socket.payload());
+        Arc::new(tuning::transport(role, timeouts, largest))
     }
 
     fn insert(&mut self, handle: ConnectionHandle, conn: Conn) {

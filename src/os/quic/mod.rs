@@ -114,7 +114,7 @@ impl Transport {
     /// `seed` varies the pauses between attempts; it need not be secret.
     pub fn new(ha: &Ha, node_name: &str, key: &NodeKey, seed: u64) -> io::Result<Transport> {
         check_peers(ha, node_name, key)?;
-        let own = OwnIdentity::new(ha, node_name, key).map_err(io::Error::other)?;
+        let own = OwnIdentity::new(node_name, key).map_err(io::Error::other)?;
         let shared = shared(&own, ha).map_err(io::Error::other)?;
         let places: Vec<Option<&HaPeer>> = ha.peers.iter().map(Some).collect();
         let links = ha.links.iter().zip(0..);
@@ -278,6 +278,13 @@ impl Transport {
     /// Whether the streams are open.
     pub fn is_sync_up(&mut self, peer: PeerId, link: LinkId) -> bool {
         self.up(peer, link, Role::Sync).is_some()
+    }
+
+    /// The largest UDP payload that is known to get through to the peer, as the stream has found
+    /// out (RFC 9000, section 14.3). `None` without a stream.
+    pub fn payload(&mut self, peer: PeerId, link: LinkId) -> Option<u16> {
+        self.up(peer, link, Role::Sync)
+            .map(|conn| conn.quic.current_mtu())
     }
 
     /// The smoothed round-trip time of heartbeats (RFC 9002, section 5.3), with the time that the
@@ -470,16 +477,14 @@ struct OwnIdentity {
     name: String,
     key: NodeKey,
     credentials: Credentials,
-    timeouts: Timeouts,
 }
 
 impl OwnIdentity {
-    fn new(ha: &Ha, name: &str, key: &NodeKey) -> Result<OwnIdentity, rustls::Error> {
+    fn new(name: &str, key: &NodeKey) -> Result<OwnIdentity, rustls::Error> {
         Ok(OwnIdentity {
             name: name.to_owned(),
             key: key.clone(),
             credentials: Credentials::new(key)?,
-            timeouts: Timeouts::new(ha),
         })
     }
 
@@ -487,7 +492,7 @@ impl OwnIdentity {
     fn servers(&self, keys: Vec<PublicKey>) -> Result<[Arc<ServerConfig>; 2], rustls::Error> {
         let server = |role| {
             let (credentials, keys) = (&self.credentials, keys.clone());
-            tuning::server(credentials, keys, &self.key, role, self.timeouts)
+            tuning::server(credentials, keys, &self.key, role)
         };
         let [heartbeat, sync] = Role::ALL;
         Ok([server(heartbeat)?.into(), server(sync)?.into()])
@@ -498,7 +503,7 @@ impl OwnIdentity {
         let (own, theirs) = (self.key.public(), PublicKey(peer.public_key));
         let client = |role| {
             let mark = Mark::new(own, theirs);
-            tuning::client(&self.credentials, theirs, mark, role, self.timeouts)
+            tuning::client(&self.credentials, theirs, mark, role)
         };
         let [heartbeat, sync] = Role::ALL;
         Ok(QuicPeer {
@@ -516,6 +521,7 @@ fn shared(own: &OwnIdentity, ha: &Ha) -> Result<Shared, rustls::Error> {
     let keys = ha.peers.iter().map(|peer| PublicKey(peer.public_key));
     let peers = ha.peers.iter().map(|peer| own.peer(peer));
     Ok(Shared {
+        timeouts: Timeouts::new(ha),
         servers: own.servers(keys.collect())?,
         peers: peers.collect::<Result<_, _>>()?,
     })

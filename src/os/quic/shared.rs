@@ -7,6 +7,7 @@ use quinn_proto::{ClientConfig, ServerConfig};
 
 use super::gate::Mark;
 use super::outbox::Outbox;
+use super::tuning::Timeouts;
 use tandemgw_core::identity::PublicKey;
 
 /// Application error codes (RFC 9000, section 20.2).
@@ -35,6 +36,7 @@ pub(super) struct QuicPeer {
 /// The parts that all links share; no link changes them.
 pub(super) struct Shared {
     pub(super) peers: Vec<QuicPeer>,
+    pub(super) timeouts: Timeouts,
     /// By role.
     pub(super) servers: [Arc<ServerConfig>; 2],
 }

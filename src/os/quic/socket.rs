@@ -10,6 +10,8 @@ use quinn_proto::{Connection, Transmit};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
+use super::super::ethtool;
+use super::tuning;
 use tandemgw_core::config::HaLink;
 use tandemgw_core::in_quotes::InQuotes;
 
@@ -17,8 +19,10 @@ use tandemgw_core::in_quotes::InQuotes;
 pub(super) const RECEIVE_BATCH: usize = 4;
 /// Bytes of one of them.
 pub(super) const RECEIVE_BUFFER: usize = 64 << 10;
-/// Datagrams in one send call: 32 of 1452 bytes stay below the 64 KiB that the kernel takes.
-const MAX_SEGMENTS: usize = 32;
+/// The MTU of Ethernet.
+const ETHERNET_MTU: u32 = 1500;
+/// Bytes in one send call, below the 64 KiB that the kernel takes.
+const MOST_SENT: usize = 32 * 1452;
 /// Received bytes that the kernel may keep: a burst of stream data must not push out heartbeats
 /// while the loop forwards packets. The send buffer stays as it is, since a heartbeat waits behind
 /// it.
@@ -82,6 +86,12 @@ impl Socket {
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
         let bound = self.bound.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         bound.io.local_addr()
+    }
+
+    /// The largest UDP payload that fits the interface now, as far as that is known.
+    pub(super) fn payload(&self) -> u16 {
+        let mtu = ethtool::mtu(&self.link.interface).unwrap_or(ETHERNET_MTU);
+        tuning::payload(mtu, self.link.listen.is_ipv6())
     }
 
     /// Whether a datagram may be fragmented on its way, so that MTU discovery makes no sense.
@@ -149,7 +159,8 @@ impl Socket {
             self.buffer.clear();
             let bound = self.bound.as_ref();
             let segments = bound.map_or(1, |bound| bound.state.max_gso_segments());
-            let segments = segments.clamp(1, MAX_SEGMENTS);
+            let most = MOST_SENT / usize::from(connection.current_mtu());
+            let segments = segments.clamp(1, most.max(1));
             match connection.poll_transmit(now, segments, &mut self.buffer) {
                 Some(transmit) => self.send_buffer(transmit),
                 None => return false,

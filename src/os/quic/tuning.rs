@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::{
-    ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, ConnectionId, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use ring::{hkdf, hmac};
 
@@ -32,6 +33,12 @@ const DATAGRAM_SEND_BUFFER: usize = 8 << 10;
 const INITIAL_RTT: Duration = Duration::from_millis(20);
 /// Bytes of heartbeats in flight, whatever is lost (see [`FixedWindow`]).
 const HEARTBEAT_WINDOW: u64 = 1 << 20;
+
+/// The largest UDP payload that is sent or taken, on interfaces with jumbo frames (an MTU of 9000).
+const LARGEST_PAYLOAD: u16 = 9000 - 28;
+/// Packets of the stream for which a peer need not send an acknowledgement of QUIC at once. What
+/// counts as a copy is acknowledged on the stream.
+const UNACKNOWLEDGED: VarInt = VarInt::from_u32(8);
 
 /// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,34 +100,42 @@ pub(super) fn endpoint(key: &NodeKey) -> EndpointConfig {
     let secret = key.derive(OWN_IDS);
     config.cid_generator(move || Box::new(OwnIds::new(&secret)));
     config.min_reset_interval(Duration::from_millis(5));
+    let set = config.max_udp_payload_size(LARGEST_PAYLOAD);
+    set.expect("a size that QUIC allows");
     config
 }
 
+/// The largest UDP payload to try on an interface with this MTU; discovery finds what gets through
+/// (RFC 9000, section 14.3).
+pub(super) fn payload(mtu: u32, is_ipv6: bool) -> u16 {
+    let headers = if is_ipv6 { 48 } else { 28 };
+    let room = mtu.saturating_sub(headers).min(LARGEST_PAYLOAD.into());
+    u16::try_from(room).unwrap_or(LARGEST_PAYLOAD)
+}
+
+/// What dials; with [`transport`], which depends on the link.
 pub(super) fn client(
     credentials: &Credentials,
     peer: PublicKey,
     mark: Mark,
     role: Role,
-    timeouts: Timeouts,
 ) -> Result<ClientConfig, rustls::Error> {
     let crypto = credentials.client(peer, role.alpn())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(role, timeouts)));
     config.initial_dst_cid_provider(Arc::new(move || mark.initial_id(role)));
     Ok(config)
 }
 
+/// What accepts; with [`transport`], which depends on the link.
 pub(super) fn server(
     credentials: &Credentials,
     peers: Vec<PublicKey>,
     key: &NodeKey,
     role: Role,
-    timeouts: Timeouts,
 ) -> Result<ServerConfig, rustls::Error> {
     let crypto = credentials.server(peers, role.alpn())?;
     let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&key.derive("quic token")[..]);
     let mut config = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
-    config.transport_config(Arc::new(transport(role, timeouts)));
     config.migration(false);
     config.max_incoming(64);
     config.incoming_buffer_size(64 << 10);
@@ -128,8 +143,13 @@ pub(super) fn server(
     Ok(config)
 }
 
-fn transport(role: Role, timeouts: Timeouts) -> TransportConfig {
+/// The parameters of a connection over a link that carries payloads of `largest` bytes.
+pub(super) fn transport(role: Role, timeouts: Timeouts, largest: u16) -> TransportConfig {
     let idle = timeouts.of(role);
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(largest);
+    let mut acknowledgements = AckFrequencyConfig::default();
+    acknowledgements.ack_eliciting_threshold(UNACKNOWLEDGED);
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(IdleTimeout::try_from(idle).ok())
@@ -155,6 +175,8 @@ fn transport(role: Role, timeouts: Timeouts) -> TransportConfig {
                 .receive_window(VarInt::from_u32(SYNC_RECEIVE_WINDOW))
                 .send_window(SYNC_SEND_WINDOW)
                 .datagram_receive_buffer_size(None)
+                .mtu_discovery_config(Some(discovery))
+                .ack_frequency_config(Some(acknowledgements))
                 .congestion_controller_factory(Arc::new(cubic))
         }
     };
@@ -215,9 +237,12 @@ mod tests {
         let keys = [1, 2].map(|seed| NodeKey::from_seed([seed; 32]));
         let [ours, theirs] = keys.each_ref().map(|key| Credentials::new(key).unwrap());
         let timeouts = Timeouts([Duration::from_secs(1); 2]);
-        let server = server(&theirs, vec![keys[0].public()], &keys[1], role, timeouts).unwrap();
+        let transport = Arc::new(transport(role, timeouts, 1452));
+        let mut server = server(&theirs, vec![keys[0].public()], &keys[1], role).unwrap();
+        server.transport_config(transport.clone());
         let mark = Mark::new(keys[0].public(), keys[1].public());
-        let client = client(&ours, keys[1].public(), mark, role, timeouts).unwrap();
+        let mut client = client(&ours, keys[1].public(), mark, role).unwrap();
+        client.transport_config(transport);
         let mut near = Endpoint::new(Arc::new(endpoint(&keys[0])), None, false, None);
         let server = Some(Arc::new(server));
         let mut far = Endpoint::new(Arc::new(endpoint(&keys[1])), server, false, None);
