@@ -35,6 +35,50 @@ const MACHINE: &[Breakage] = &[
         "ipv4/conf/eth0/forwarding",
     ),
     (
+        "tc qdisc add dev eth1 clsact; tc filter add dev eth1 egress bpf da bytecode '1,6 0 0 0'",
+        "tc qdisc del dev eth1 clsact",
+        "filters",
+        "warning",
+        "filters of tc see the packets of eth1",
+        "tc qdisc del dev eth1 clsact",
+    ),
+    (
+        "ip xfrm policy add dir fwd src 10.77.0.0/16 dst 10.77.0.0/16 action block",
+        "ip xfrm policy flush",
+        "filters",
+        "warning",
+        "a policy of IPsec blocks",
+        "ip xfrm policy",
+    ),
+    (
+        "nft add table netdev n; \
+         nft 'add chain netdev n in { type filter hook ingress device eth0 priority 0; policy drop; }'",
+        "nft delete table netdev n",
+        "firewall",
+        "warning",
+        "chain in of table netdev n drops what a port brings",
+        "nft list chain netdev n in",
+    ),
+    (
+        "nft add table inet f; \
+         nft 'add chain inet f pre { type filter hook prerouting priority -300; policy drop; }'",
+        "nft delete table inet f",
+        "firewall",
+        "warning",
+        "chain pre of table inet f drops what the gateway forwards",
+        "insert rule inet f pre iifname",
+    ),
+    (
+        "nft add table inet f; \
+         nft 'add chain inet f input { type filter hook input priority 0; policy drop; }'; \
+         nft add rule inet f input ct state established,related accept",
+        "nft delete table inet f",
+        "firewall",
+        "warning",
+        "chain input of table inet f drops neighbour advertisements",
+        "nd-neighbor-advert",
+    ),
+    (
         "ip link set eth0 mtu 1400",
         "ip link set eth0 mtu 1500",
         "mtu",
@@ -224,6 +268,21 @@ impl Findings {
     fn expect_ok(&self, check: &str, found: &str) {
         self.expect(check, "ok", found, "");
     }
+}
+
+/// A chain that knows neighbour discovery, and a place for filters without any, are no problem.
+#[test]
+fn what_drops_nothing_that_matters_is_no_problem() {
+    let lab = Lab::started();
+    lab.unit.ns.sh("tc qdisc add dev eth1 clsact; nft add table inet f; \
+        nft 'add chain inet f input { type filter hook input priority 0; policy drop; }'; \
+        nft add rule inet f input icmpv6 type '{ nd-neighbor-solicit, nd-neighbor-advert }' accept");
+    let found = doctor(&lab.unit);
+    found.expect_ok("filters", "no program");
+    found.expect_ok("firewall", "no chain drops");
+    let program = testkit::system::xdp::drop_all(&lab.unit.ns, "eth1");
+    doctor(&lab.unit).expect("filters", "warning", "XDP program is at eth1", "xdp off");
+    drop(program);
 }
 
 #[test]

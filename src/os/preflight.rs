@@ -9,6 +9,7 @@ mod link;
 mod machine;
 mod memory;
 mod neighbors;
+mod others;
 mod peer;
 mod port;
 mod services;
@@ -99,6 +100,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
     checks.push(firewall::connection_tracking());
     if let Ok(network) = &network {
         checks.push(barrier::check(config, network, is_running));
+        checks.push(others::check(config, network));
         checks.push(services::check(config, |port| {
             let link = network.link(&port.interface);
             let own = link.iter().flat_map(|link| network.addresses_of(link));
@@ -133,7 +135,7 @@ fn essentials(
         machine::tun_driver(),
         memory::check(config, is_running),
         machine::rp_filter(config, network.as_ref().ok()),
-        firewall::check(),
+        firewall::check(config),
     ];
     match network {
         Ok(network) => {

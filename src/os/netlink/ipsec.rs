@@ -13,11 +13,38 @@ const GET_POLICY: u16 = 0x15;
 /// The length of `struct nlmsghdr` with `struct xfrm_userpolicy_id`.
 const REQUEST: u32 = 16 + 64;
 
-/// Whether there are any, in the network namespace of the calling thread.
+/// In `struct xfrm_userpolicy_info`: which packets a policy is for, and what happens to them.
+const DIRECTION: usize = 160;
+const ACTION: usize = 161;
+/// `XFRM_POLICY_IN`: what is for the machine itself.
+const IN: u8 = 0;
+/// `XFRM_POLICY_BLOCK`.
+const BLOCK: u8 = 1;
+
+/// Whether there are any policies, in the network namespace of the calling thread.
 ///
 /// # Errors
 /// What the kernel says; it may have no IPsec.
 pub fn has_ipsec_policies() -> io::Result<bool> {
+    let mut any = false;
+    list(|_| any = true)?;
+    Ok(any)
+}
+
+/// How many of them block packets that are forwarded.
+///
+/// # Errors
+/// What the kernel says; it may have no IPsec.
+pub fn blocking_ipsec_policies() -> io::Result<usize> {
+    let mut count = 0;
+    list(|policy| {
+        let blocks = policy.get(ACTION) == Some(&BLOCK) && policy.get(DIRECTION) != Some(&IN);
+        count += usize::from(blocks);
+    })?;
+    Ok(count)
+}
+
+fn list(mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -29,14 +56,14 @@ pub fn has_ipsec_policies() -> io::Result<bool> {
     request.resize(REQUEST as usize, 0);
     socket.send(&request, 0)?;
     let mut buffer = Vec::new();
-    // One of the list is enough.
-    receive(&socket, &mut buffer)?;
-    match Messages::new(&buffer)
-        .next()
-        .map(|message| message.answer())
-    {
-        Some(Answer::Data(_)) => Ok(true),
-        Some(Answer::Error(errno, _)) => Err(io::Error::from_raw_os_error(errno)),
-        _ => Ok(false),
+    loop {
+        receive(&socket, &mut buffer)?;
+        for message in Messages::new(&buffer) {
+            match message.answer() {
+                Answer::Data(policy) => take(policy),
+                Answer::Done => return Ok(()),
+                Answer::Error(errno, _) => return Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{Check, MachineProblem};
+use tandemgw_core::config::Config;
 
 /// A rule that names the gateway's devices was made for it, whatever it says.
 const DEVICES: &str = "tgw-";
@@ -29,13 +30,15 @@ const TRACKING: [&str; 9] = [
 ];
 
 /// Chains that drop what is forwarded.
-pub(super) fn check() -> Check {
+pub(super) fn check(config: &Config) -> Check {
     let ruleset = nft_ruleset();
     let found = match ruleset {
         Some(_) => "no chain drops what is forwarded",
         None => "can't tell: nft (of nftables) is not installed",
     };
-    let mut problems = ruleset.map_or_else(Vec::new, |json| nftables(&json));
+    let interfaces = config.ports.iter().map(|port| port.interface.as_str());
+    let interfaces: Vec<&str> = interfaces.collect();
+    let mut problems = ruleset.map_or_else(Vec::new, |json| nftables(&json, &interfaces));
     for (tool, tables) in [
         ("iptables-legacy", "/proc/net/ip_tables_names"),
         ("ip6tables-legacy", "/proc/net/ip6_tables_names"),
@@ -107,12 +110,17 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     String::from_utf8(output.stdout).ok()
 }
 
-fn nftables(json: &str) -> Vec<MachineProblem> {
+fn nftables(json: &str, interfaces: &[&str]) -> Vec<MachineProblem> {
     let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
     let Some(objects) = ruleset["nftables"].as_array() else {
         return Vec::new();
     };
     let rules = || objects.iter().map(|object| &object["rule"]);
+    let names = |chain: &Value, word: &str| {
+        let mut of_table = rules()
+            .filter(|rule| rule["family"] == chain["family"] && rule["table"] == chain["table"]);
+        of_table.any(|rule| rule["expr"].to_string().contains(word))
+    };
     let drops = |chain: &&Value| {
         let is_of = |rule: &&Value, keys: [&str; 3], names: [&str; 3]| {
             (0..3).all(|i| rule[keys[i]] == chain[names[i]])
@@ -120,31 +128,92 @@ fn nftables(json: &str) -> Vec<MachineProblem> {
         let keys = ["family", "table", "chain"];
         let mut own = rules().filter(|rule| is_of(rule, keys, ["family", "table", "name"]));
         let last = own.next_back();
-        let mut of_table = rules()
-            .filter(|rule| rule["family"] == chain["family"] && rule["table"] == chain["table"]);
-        let knows_us = of_table.any(|rule| rule["expr"].to_string().contains(DEVICES));
-        let is_hook = chain["type"] == "filter" && chain["hook"] == "forward";
-        let of_ip = ["ip", "ip6", "inet"].iter().any(|f| chain["family"] == *f);
-        of_ip && is_hook && !knows_us && (chain["policy"] == "drop" || last.is_some_and(is_drop))
+        chain["type"] == "filter" && (chain["policy"] == "drop" || last.is_some_and(is_drop))
     };
     let chains = objects.iter().map(|object| &object["chain"]);
     let problem = |chain: &Value| {
-        let text = |key: &str| chain[key].as_str().unwrap_or("?").to_owned();
-        let [family, table, name] = ["family", "table", "name"].map(text);
-        let rule =
-            |key| format!("nft 'insert rule {family} {table} {name} {key} \"{DEVICES}*\" accept'");
-        MachineProblem::warning(
-            format!(
-                "the nftables chain {name} of table {family} {table} drops what the gateway forwards, unless a rule accepts it"
-            ),
-            format!(
-                "{} and {}, or do the same in the firewall that made the chain",
-                rule("iifname"),
-                rule("oifname")
-            ),
-        )
+        let hook = chain["hook"].as_str()?;
+        let of_ip = ["ip", "ip6", "inet"].iter().any(|f| chain["family"] == *f);
+        match hook {
+            "forward" | "prerouting" | "postrouting" if of_ip => {
+                (!names(chain, DEVICES)).then(|| drops_forwarded(chain))
+            }
+            "ingress" | "egress" => {
+                let devices = devices_of(chain);
+                let is_ours = |name: &&str| devices.contains(&format!("\"{name}\""));
+                interfaces.iter().any(is_ours).then(|| drops_device(chain))
+            }
+            "input" if of_ip && chain["family"] != "ip" => {
+                let knows_neighbors = ["icmpv6", "ipv6-icmp", "icmp6"];
+                let knows = knows_neighbors.iter().any(|word| names(chain, word));
+                (!knows).then(|| drops_neighbors(chain))
+            }
+            _ => None,
+        }
     };
-    chains.filter(drops).map(problem).collect()
+    chains.filter(drops).filter_map(problem).collect()
+}
+
+/// Family, table and name of a chain.
+fn place(chain: &Value) -> [String; 3] {
+    ["family", "table", "name"].map(|key| chain[key].as_str().unwrap_or("?").to_owned())
+}
+
+/// The devices that a chain is at, in quotes. Some versions of nft leave them out of their JSON.
+fn devices_of(chain: &Value) -> String {
+    if !chain["dev"].is_null() {
+        return chain["dev"].to_string();
+    }
+    let [family, table, name] = place(chain);
+    let listed = output("nft", &["--terse", "list", "chain", &family, &table, &name]);
+    listed.unwrap_or_default()
+}
+
+fn drops_forwarded(chain: &Value) -> MachineProblem {
+    let [family, table, name] = place(chain);
+    let rule =
+        |key| format!("nft 'insert rule {family} {table} {name} {key} \"{DEVICES}*\" accept'");
+    MachineProblem::warning(
+        format!(
+            "the nftables chain {name} of table {family} {table} drops what the gateway forwards, \
+             unless a rule accepts it"
+        ),
+        format!(
+            "{} and {}, or do the same in the firewall that made the chain",
+            rule("iifname"),
+            rule("oifname")
+        ),
+    )
+}
+
+fn drops_device(chain: &Value) -> MachineProblem {
+    let [family, table, name] = place(chain);
+    MachineProblem::warning(
+        format!(
+            "the nftables chain {name} of table {family} {table} drops what a port brings or sends, \
+             unless a rule accepts it"
+        ),
+        format!(
+            "nft list chain {family} {table} {name}: let it accept what the gateway needs, or remove \
+             it"
+        ),
+    )
+}
+
+/// The kernel learns where IPv6 hosts are from packets that come in as its own.
+fn drops_neighbors(chain: &Value) -> MachineProblem {
+    let [family, table, name] = place(chain);
+    MachineProblem::warning(
+        format!(
+            "the nftables chain {name} of table {family} {table} drops neighbour advertisements: the \
+             kernel finds no IPv6 host on the ports"
+        ),
+        format!(
+            "nft 'insert rule {family} {table} {name} icmpv6 type {{ nd-neighbor-solicit, \
+             nd-neighbor-advert, nd-router-advert }} accept', or the same in the firewall that made \
+             the chain"
+        ),
+    )
 }
 
 /// Whether a rule drops or rejects everything that reaches it.
@@ -200,7 +269,7 @@ mod tests {
             ("accept", &[REJECT], true),
             ("accept", &[OURS, REJECT], false),
         ] {
-            let problems = nftables(&ruleset(policy, rules));
+            let problems = nftables(&ruleset(policy, rules), &[]);
             assert_eq!(problems.len(), usize::from(is_told), "{policy} {rules:?}");
             assert!(
                 problems
@@ -208,7 +277,7 @@ mod tests {
                     .all(|p| !p.fatal && p.what.contains("ip filter"))
             );
         }
-        assert_eq!(nftables("no JSON"), []);
+        assert_eq!(nftables("no JSON", &[]), []);
     }
 
     #[test]

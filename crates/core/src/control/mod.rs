@@ -32,6 +32,7 @@ use listing::Listing;
 use maintenance::MaintenanceWait;
 use protocol::{DONE, ErrorCode, Failure, HostRow, Request, Right, SIGN_OF_LIFE, write_line};
 use reload::ReloadWait;
+use status::StatusAnswer;
 
 pub use crate::shell_view::{BarrierView, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
@@ -43,6 +44,8 @@ const MOST_HOSTS: usize = 200;
 /// An answer in progress: it is produced in pieces, as fast as the client reads.
 #[derive(Debug)]
 pub enum Answer {
+    /// The rest of the ports of a status.
+    Status(StatusAnswer),
     /// The rest of a listing.
     Listing(Listing),
     /// The rest of the events, and those to come.
@@ -114,8 +117,11 @@ impl Answer {
     ) -> Result<Answer, Failure> {
         Ok(match request {
             Request::Status => {
-                write_line(out, &status::status(gateway, shell, now));
-                Answer::Done
+                let mut status = StatusAnswer::begin(gateway, shell, now);
+                match status.go_on(gateway, shell, now, out) {
+                    Progress::Done => Answer::Done,
+                    Progress::More => Answer::Status(status),
+                }
             }
             Request::Sessions { limit, filter } => {
                 Answer::Listing(Listing::begin(limit, &filter, gateway).map_err(bad_request)?)
@@ -184,6 +190,7 @@ impl Answer {
     /// Writes the next piece to `out`, if there is one yet; does nothing after the end.
     pub fn go_on(&mut self, gateway: &mut Gateway, shell: &ShellView, now: Time, out: &mut String) {
         let progress = match self {
+            Answer::Status(status) => Ok(status.go_on(gateway, shell, now, out)),
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Config(config) => Ok(config.go_on(out)),
             Answer::Events(events) => Ok(events.go_on(gateway, shell, out)),
@@ -211,7 +218,8 @@ impl Answer {
             Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Events(events) => events.is_idle(),
-            Answer::Listing(_)
+            Answer::Status(_)
+            | Answer::Listing(_)
             | Answer::Config(_)
             | Answer::Count(_)
             | Answer::Policies(_)
@@ -257,7 +265,8 @@ impl Answer {
     pub fn give_sign_of_life(&self, out: &mut String) {
         match self {
             Answer::Capture(_) | Answer::Done => {}
-            Answer::Listing(_)
+            Answer::Status(_)
+            | Answer::Listing(_)
             | Answer::Config(_)
             | Answer::Count(_)
             | Answer::Events(_)
@@ -333,6 +342,38 @@ mod tests {
 
     use super::*;
     use crate::gateway::Seed;
+
+    /// A status of many ports is one line all the same, of which each piece makes a part.
+    #[test]
+    fn a_status_of_many_ports_comes_in_pieces() {
+        const PORTS: usize = 512;
+        let mut config = "[node]\nname = \"a\"\n".to_owned();
+        for port in 0..PORTS {
+            config += &format!("[[port]]\nname = \"p{port}\"\ninterface = \"eth{port}\"\n");
+        }
+        let (config, _) = crate::config::parse(Path::new("a.toml"), &config).unwrap();
+        let mut gateway = Gateway::new(config, Seed([7; 32]), Time::ZERO);
+        let shell = ShellView {
+            ports: vec![PortIo { offload: "none" }; PORTS],
+            ..ShellView::default()
+        };
+        let mut out = String::new();
+        let request = (r#"{"command":"status"}"#, Right::Read);
+        let mut answer = Answer::begin(request, &mut gateway, &shell, Time::ZERO, &mut out);
+        let mut pieces = 1;
+        while !answer.is_done() {
+            assert_eq!(out, "", "no part of a line");
+            answer.go_on(&mut gateway, &shell, Time::ZERO, &mut out);
+            pieces += 1;
+        }
+        assert_eq!(pieces, PORTS / 64);
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines.len(), 2, "the status, and the end");
+        let status: protocol::Status = serde_json::from_str(lines[0]).unwrap();
+        let names: Vec<String> = status.ports.into_iter().map(|port| port.name).collect();
+        let wanted: Vec<String> = (0..PORTS).map(|port| format!("p{port}")).collect();
+        assert_eq!(names, wanted);
+    }
 
     #[test]
     fn who_may_only_read_changes_nothing() {

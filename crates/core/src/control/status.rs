@@ -9,19 +9,76 @@ use crate::gateway::{self, Cluster, Gateway};
 use crate::ha::PeerView;
 use crate::time::Time;
 
-use super::ShellView;
 use super::protocol::{
     BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
     GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus,
-    PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION,
+    PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION, write_line,
 };
-use super::{health, protocol};
+use super::{Progress, ShellView, health, protocol};
 
-pub(super) fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
+/// Ports per piece, of some 3 µs each.
+const PORTS_AT_A_TIME: usize = 64;
+
+/// A status in progress: the ports, of which there may be many, come piece by piece.
+#[derive(Debug)]
+pub struct StatusAnswer {
+    /// What is before the next port.
+    text: String,
+    /// What is after the last one.
+    rest: String,
+    next: usize,
+}
+
+impl StatusAnswer {
+    pub(super) fn begin(gateway: &mut Gateway, shell: &ShellView, now: Time) -> StatusAnswer {
+        /// The list of the ports, which is empty. In a string the quotes would be escaped.
+        const PORTS: &str = "\"ports\":[";
+        let mut line = String::new();
+        write_line(&mut line, &status_without_ports(gateway, shell, now));
+        let end = line.find(PORTS).map_or(line.len(), |at| at + PORTS.len());
+        let rest = line.split_off(end);
+        StatusAnswer {
+            text: line,
+            rest,
+            next: 0,
+        }
+    }
+
+    /// Adds some ports; writes all of it to `out` when none is left: it is one line.
+    pub(super) fn go_on(
+        &mut self,
+        gateway: &Gateway,
+        shell: &ShellView,
+        now: Time,
+        out: &mut String,
+    ) -> Progress {
+        let count = gateway.config().ports.len();
+        let until = count.min(self.next + PORTS_AT_A_TIME);
+        for index in self.next..until {
+            if index > 0 {
+                self.text.push(',');
+            }
+            write_line(
+                &mut self.text,
+                &port(gateway, shell, PortId::from_index(index), now),
+            );
+            // It is a part of a line.
+            self.text.pop();
+        }
+        self.next = until;
+        if until < count {
+            return Progress::More;
+        }
+        out.push_str(&self.text);
+        out.push_str(&self.rest);
+        Progress::Done
+    }
+}
+
+fn status_without_ports(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Status {
     gateway.health(now);
     let gateway = &*gateway;
     let config = gateway.config();
-    let ports = (0..config.ports.len()).map(PortId::from_index);
     let cluster = gateway.cluster().zip(config.ha.as_ref());
     let peers = gateway
         .peers()
@@ -39,7 +96,7 @@ pub(super) fn status(gateway: &mut Gateway, shell: &ShellView, now: Time) -> Sta
         }),
         groups: gateway.groups().map(|id| group(gateway, id, now)).collect(),
         peers: peers.collect(),
-        ports: ports.map(|id| port(gateway, shell, id, now)).collect(),
+        ports: Vec::new(),
         sessions: sessions(gateway),
         counters: counters(gateway, shell),
         barrier: Some(BarrierStatus {
