@@ -165,8 +165,8 @@ impl LinkMonitors {
         Some(Probe { monitor, sequence })
     }
 
-    /// The probe that was handed out last could not be sent: nothing follows from its silence. A
-    /// target that was dead stays so for a while, else two units would pass a group to and fro.
+    /// The last fetched probe could not be sent: its silence proves nothing. A dead target stays
+    /// dead for a while, or else two units would pass a group to and fro.
     pub(crate) fn cannot_send(&mut self, now: Time, monitor: usize, why: Unaskable) {
         if let Some(target) = self.targets.get_mut(monitor) {
             target.cannot_send(now, why);
@@ -188,13 +188,13 @@ impl LinkMonitors {
         Some((index, target.state))
     }
 
-    /// When to call [`LinkMonitors::handle_timeout`] next.
+    /// The time of the next [`LinkMonitors::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Time> {
         self.targets.iter().map(Target::timeout).min()
     }
 
-    /// Whether enough of the targets behind `port` answer: the `ha-priority` of those that are dead
-    /// is no more than `pingserver-failover-threshold`.
+    /// Whether enough of the targets behind `port` answer: the `ha-priority` of the dead ones adds
+    /// up to no more than `pingserver-failover-threshold`.
     pub fn is_good(&self, port: PortId) -> bool {
         let own = self.targets.iter().filter(|it| it.config.port == port);
         let dead = own.filter(|it| it.state == TargetState::Dead);
@@ -246,7 +246,7 @@ impl Target {
         missed.map_or(self.next, |at| at.min(self.next))
     }
 
-    /// The time that an answer may take.
+    /// The time allowed for an answer.
     fn wait(&self) -> Duration {
         let most = self.config.interval;
         let round_trips = self.smooth.map(|rtt| rtt * ROUND_TRIPS);
@@ -300,7 +300,7 @@ impl Target {
         if u32::from(age) > self.config.failtime {
             return;
         }
-        // One that comes late still shows that the target lives.
+        // A late answer still shows that the target is alive.
         self.missed = 0;
         if !is_last || !std::mem::take(&mut self.open) {
             return;
@@ -319,7 +319,7 @@ impl Target {
         }
     }
 
-    /// Answers in a row until a dead target counts as alive.
+    /// Answers in a row after which a dead target counts as alive.
     fn needed(&self) -> u32 {
         let doubled = self.config.recoverytime.saturating_mul(1 << self.doublings);
         doubled.max(1)
@@ -386,7 +386,7 @@ mod tests {
             self.monitors.targets[0].state
         }
 
-        /// Lets time pass as the loop does; at each step either time or an answer comes.
+        /// Lets time pass as the loop does; at each step either a timeout or an answer comes.
         fn run(&mut self, span: Duration) {
             let end = self.now + span;
             while self.now < end {

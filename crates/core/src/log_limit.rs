@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::time::Time;
 
-/// Kinds that are counted separately; any more share one entry. A kind is a place in the source, so
+/// Kinds that are counted separately; the rest share one entry. A kind is a place in the source, so
 /// this is more than there are.
 const MAX_KINDS: usize = 256;
 /// How often suppressed lines of a kind are reported.

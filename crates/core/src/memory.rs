@@ -7,13 +7,13 @@ use std::ops::Range;
 pub struct Reserved {
     /// The addresses, used or not yet.
     pub addresses: Range<usize>,
-    /// Even few entries are spread over all of it, as in a hash index. Else it fills from its
-    /// beginning.
+    /// Even a few entries are spread over all of it, as in a hash index. Otherwise it fills from
+    /// its beginning.
     pub is_scattered: bool,
 }
 
 impl Reserved {
-    /// That of a list which fills from its beginning.
+    /// The memory of a list that fills from its beginning.
     pub(crate) fn of_list<T>(entries: &Vec<T>) -> Reserved {
         let start = entries.as_ptr().addr();
         Reserved {
@@ -22,7 +22,7 @@ impl Reserved {
         }
     }
 
-    /// That of a hash index.
+    /// The memory of a hash index.
     pub(crate) fn of_index<T>(entries: &Vec<T>) -> Reserved {
         Reserved {
             is_scattered: true,

@@ -1,4 +1,4 @@
-//! The ordered policies: which new session may pass, and how it is translated.
+//! The ordered policies: which new sessions may pass, and how they are translated.
 //!
 //! Policies are checked once, for the packet that opens a session. They see the original source
 //! and, if a forward applies, the internal destination.
@@ -45,15 +45,15 @@ pub enum Mismatch {
     Forwarded,
 }
 
-/// How a packet came to its destination.
+/// How a packet reached its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// By its own address.
     Direct,
     /// A forward has translated the destination.
     Forwarded,
-    /// By its own address, although it came in by the port of a forward to that server and port:
-    /// somebody who publishes a server through a forward may not want its own address to be
+    /// By its own address, although it came in by the port of a forward to that server and port: an
+    /// administrator who publishes a server through a forward may not want its own address to be
     /// reachable too.
     PastForward,
 }
@@ -77,23 +77,23 @@ fn servers(config: &Config) -> Servers {
 
 /// The policies in order, compiled for matching.
 ///
-/// Sessions hold the [`PolicyId`] of the policy that accepted them. It must not come to mean
-/// another policy when the policies change, so an id belongs to a name. At the start it is the
-/// place in the config.
+/// Sessions hold the [`PolicyId`] of the policy that accepted them. An id must not change its
+/// meaning when the policies change, so it belongs to a name. At the start it is the place in the
+/// config.
 pub struct Ruleset {
     rules: Vec<Rule>,
-    /// None where a scan is as fast.
+    /// None if a scan is as fast.
     index: Option<Index>,
     servers: Servers,
     digest: [u8; 16],
-    /// All that must be the same on all units, by name, with a hash.
+    /// Everything that must be the same on all units, by name, with a hash.
     items: Vec<(String, u32)>,
     /// By [`PolicyId`]: the name, and the place in the config; empty and none for a removed policy.
     /// Its id is reused at the next change.
     names: Vec<(String, Option<usize>)>,
 }
 
-/// The policies of before and those that are new need more ids than there are.
+/// The previous and the new policies need more ids than there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyPolicies;
 
@@ -125,11 +125,11 @@ impl Ruleset {
         nothing.succeeded_by(config).unwrap_or(nothing)
     }
 
-    /// Compiles the policies of a changed config. By then no session may have an id that this
+    /// Compiles the policies of a changed config. No session may have an id by then that this
     /// ruleset lacks: see [`Ruleset::place`].
     ///
     /// # Errors
-    /// If there are not enough ids for the policies of before and those that are new.
+    /// If there are not enough ids for the previous and the new policies.
     pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, TooManyPolicies> {
         let items = canonical(config);
         let mut all = SipHasher24::new();
@@ -179,12 +179,12 @@ impl Ruleset {
         self.rules.get(place).map(|rule| rule.id)
     }
 
-    /// How many ids there are, those of removed policies too.
+    /// How many ids there are, including those of removed policies.
     pub fn ids(&self) -> usize {
         self.names.len()
     }
 
-    /// The ids that belong to other policies than `before`.
+    /// The ids that belonged to other policies in `before`.
     pub fn newcomers(&self, before: &Ruleset) -> Vec<PolicyId> {
         let known = before.names().map(Some).chain(std::iter::repeat(None));
         let ids = (0..).map(PolicyId).zip(self.names().zip(known));
@@ -258,16 +258,16 @@ impl Ruleset {
         }
     }
 
-    /// All that must be the same on all units: virtual addresses of ports, groups, pools, forwards,
-    /// and policies, by name, each with a hash.
+    /// Everything that must be the same on all units: virtual addresses of ports, groups, pools,
+    /// forwards, and policies, by name, each with a hash.
     pub fn items(&self) -> &[(String, u32)] {
         &self.items
     }
 
     /// A digest of the same.
     ///
-    /// It is equal on units that would decide alike: it covers the names of ports and pools, not
-    /// their numbers or interfaces. It detects differences; it does not authenticate.
+    /// It is equal on units that would decide the same way: it covers the names of ports and pools,
+    /// not their numbers or interfaces. It detects differences; it does not authenticate.
     pub fn digest(&self) -> [u8; 16] {
         self.digest
     }
@@ -278,7 +278,7 @@ impl Ruleset {
 pub struct Trace {
     /// The place in [`Config::policies`] of the first one that is listed.
     pub first: usize,
-    /// One for each policy from there on, up to the one that decides.
+    /// One for each policy from there on, up to the deciding one.
     pub mismatches: Vec<Mismatch>,
 }
 
@@ -391,9 +391,9 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
             .is_none_or(|(first, last)| (first..=last).contains(&key.dst_port))
 }
 
-/// All that must be the same on all units, each item with its name and a text in which everything
-/// has one spelling: no ids, no interfaces, and lists whose order has no meaning are sorted. Names
-/// are quoted, so no name can imitate another field.
+/// Everything that must be the same on all units, each item with its name and a canonical text: no
+/// ids, no interfaces, and lists whose order has no meaning are sorted. Names are quoted, so no
+/// name can imitate another field.
 fn canonical(config: &Config) -> Vec<(String, String)> {
     let ports = config.ports.iter();
     let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
@@ -430,7 +430,7 @@ fn canonical(config: &Config) -> Vec<(String, String)> {
     });
     let mut items: Vec<_> = ports.chain(groups).chain(pools).chain(forwards).collect();
     items.sort_unstable();
-    // Of policies alone the order has a meaning.
+    // Only for policies does the order matter.
     items.extend(config.policies.iter().map(|policy| {
         let name = format!("policy {}", policy.name);
         (name, canonical_policy(config, policy))
@@ -740,8 +740,8 @@ pub(crate) mod tests {
             Ruleset::new(&config)
         };
         let web = |port| key(Protocol::TCP, "192.0.2.9", "10.0.0.1", port);
-        // By the forward, past it, past it from another port than that of the forward, another
-        // service.
+        // Through the forward, past it, past it from another port than that of the forward, to
+        // another service.
         for (forwarded, expected) in [
             (None, [true, false, true, true]),
             (Some(true), [true, false, false, false]),
@@ -794,8 +794,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_digest_is_the_same_in_every_build() {
-        // Units of neighbouring versions compare it: a change of this value is a change of
-        // protocol.
+        // Units of neighbouring versions compare it: changing this value changes the protocol.
         let mut config = config(vec![Policy {
             from: vec![WAN, LAN],
             source: nets(&["fd00::/8", "10.0.0.0/8"]),

@@ -22,14 +22,14 @@ const EVENTS_PER_CALL: usize = 64;
 pub enum PeerEvent {
     /// Heartbeats can be sent; the peer has proved its key, and has accepted ours.
     HeartbeatUp {
-        /// Who is at the other end.
+        /// The peer at the other end.
         peer: PeerId,
         /// The link that the connection goes over.
         link: LinkId,
     },
     /// Heartbeats can no longer be sent. A new connection is tried automatically.
     HeartbeatDown {
-        /// Who was at the other end.
+        /// The peer at the other end.
         peer: PeerId,
         /// The link that the connection went over.
         link: LinkId,
@@ -47,7 +47,7 @@ pub enum PeerEvent {
     },
     /// The streams for replication are open, and empty.
     SyncUp {
-        /// Who is at the other end.
+        /// The peer at the other end.
         peer: PeerId,
         /// The link that the streams go over.
         link: LinkId,
@@ -55,7 +55,7 @@ pub enum PeerEvent {
     /// The streams are gone, with everything written and not yet received. A new connection is
     /// tried automatically.
     SyncDown {
-        /// Who was at the other end.
+        /// The peer at the other end.
         peer: PeerId,
         /// The link that the streams went over.
         link: LinkId,
@@ -73,7 +73,7 @@ pub enum PeerEvent {
     },
     /// There is room again after [`Streams::write_sync`] took less than it was given.
     SyncWritable {
-        /// Whose stream has room.
+        /// The peer whose stream has room.
         peer: PeerId,
         /// The link that the stream goes over.
         link: LinkId,
@@ -81,7 +81,7 @@ pub enum PeerEvent {
     /// A handshake with the peer's address ended because the two have no version of the protocol in
     /// common.
     Incompatible {
-        /// Who seems to be at that address.
+        /// The peer that seems to be at that address.
         peer: PeerId,
         /// The purpose of the connection.
         channel: Channel,
@@ -91,7 +91,7 @@ pub enum PeerEvent {
     /// A kernel at the peer's address reports that no process listens there. Anyone on the link can
     /// forge that: it is a reason to check, never a verdict.
     Refused {
-        /// Who seems to be gone.
+        /// The peer that seems to be gone.
         peer: PeerId,
         /// The link that the refusal came by.
         link: LinkId,
@@ -107,7 +107,7 @@ pub enum DownReason {
     Reset,
     /// The peer announced that it shuts down.
     Goodbye,
-    /// The peer has said that no more bytes come; what came before counts.
+    /// The peer has announced that no more bytes come; earlier ones count.
     ClosedByPeer,
     /// We closed it.
     Closed,
@@ -139,15 +139,15 @@ pub trait Streams {
     /// The peers whose process is known to have ended since the last call.
     fn ended(&mut self) -> Vec<PeerId>;
 
-    /// Reads incoming data, and lets the connections do what is due.
+    /// Reads incoming data, and lets the connections do their due work.
     fn receive(&mut self);
 
     /// The next event. Heartbeat events overtake replication events; each kind is in chronological
     /// order.
     fn poll_event(&mut self) -> Option<PeerEvent>;
 
-    /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it is the
-    /// next event again, except for those of heartbeats.
+    /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it becomes
+    /// the next event again, after those of heartbeats.
     fn put_back(&mut self, peer: PeerId, link: LinkId, rest: Bytes);
 
     /// Appends to the stream to `peer`, and returns how many bytes were taken. If not all were

@@ -29,7 +29,7 @@ impl SplitMix64 {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 
-    /// Whether something happens that happens `per_mille` times in a thousand.
+    /// True with a probability of `per_mille` in a thousand.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.next() % 1000 < per_mille
     }

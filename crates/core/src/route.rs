@@ -20,8 +20,8 @@ use crate::flow::{Addr, Family};
 /// then the worst are dropped.
 const MAX_ROUTES_PER_PREFIX: usize = 8;
 
-/// Routes with one way each that are told as exceptions from those with several, for a family. Each
-/// is a route in a table of the kernel, for each port.
+/// Single routes that are listed as exceptions from those with several next hops, for a family.
+/// Each is a route in a table of the kernel, for each port.
 const MOST_EXCEPTIONS: usize = 16_384;
 
 /// The rules and tables that the kernel needs to send each packet out of the port that the gateway
@@ -32,7 +32,7 @@ pub struct Spread {
     pub routes: Vec<(IpNet, Vec<PortHop>)>,
     /// Longer prefixes of other routes within those, except within a default route.
     pub exceptions: Vec<IpNet>,
-    /// Routes left out, since there are too many exceptions from them.
+    /// Routes left out, because they have too many exceptions.
     pub left_out: Vec<IpNet>,
 }
 
@@ -61,7 +61,7 @@ pub struct Fib {
     spread: [BTreeSet<Prefix>; 2],
     generation: u32,
     /// Counts the dumps that have begun. Unless one is in progress, all routes are from the last
-    /// one, but those that the sweep has not reached.
+    /// one, except those that the sweep has not reached.
     dump: u16,
     /// How many of the first `prefixes` are still to be swept.
     unswept: usize,
@@ -70,7 +70,7 @@ pub struct Fib {
     recent: Recent,
 }
 
-/// Destinations that were looked up lately, and where they lead: hosts and servers return. Walking
+/// Destinations that were recently looked up, and their routes: hosts and servers return. Walking
 /// the trie takes 300 to 800 instructions, this 40.
 struct Recent {
     /// Changes with every route. Results from before are not used again.
@@ -86,7 +86,7 @@ struct Found {
 }
 
 impl Recent {
-    /// Of two destinations with the same one, the later stays. Some 20 KiB in all.
+    /// Of two destinations with the same place, the later one stays. Some 20 KiB in total.
     #[inline]
     fn place(&self, destination: &Addr) -> Option<&Cell<Option<Found>>> {
         let bits = u128::from_ne_bytes(*destination.octets());
@@ -133,8 +133,8 @@ impl Fib {
     /// An added route replaces one with the same destination and metric. A route is removed only if
     /// destination, metric and target all match, so that a late notification about a replaced route
     /// does no harm. During a dump the old routes stay valid, so that there is always a route.
-    /// Those that it has not confirmed go at its end; [`Fib::sweep`] removes them, if there are
-    /// many prefixes.
+    /// Those that it has not confirmed are removed at its end, by [`Fib::sweep`] if there are many
+    /// prefixes.
     pub fn apply(&mut self, change: RouteChange) {
         let changed = match change {
             RouteChange::BeginDump => {
@@ -249,7 +249,7 @@ impl Fib {
         self.len() == 0
     }
 
-    /// Whether [`Fib::sweep`] has something to do.
+    /// Whether [`Fib::sweep`] has work to do.
     pub fn is_sweeping(&self) -> bool {
         self.unswept > 0
     }
@@ -261,8 +261,7 @@ impl Fib {
             let Some(place) = self.unswept.checked_sub(1) else {
                 break;
             };
-            // From the end, where the place of one that is removed is filled with one that was
-            // swept.
+            // From the end: the place of a removed one is filled with one that was swept.
             self.unswept = place;
             let (family, prefix) = self.prefixes[place];
             let dump = self.dump;
@@ -570,7 +569,7 @@ mod tests {
         fib.apply(RouteChange::Add(route("10.2.0.0/16", 1, 2)));
         fib.apply(RouteChange::Add(route("10.2.0.0/16", 9, 9)));
         fib.apply(RouteChange::Add(route("fd00::/8", 1, 3)));
-        // One that is broken off, and another one.
+        // An interrupted dump, and another one.
         for change in [
             RouteChange::BeginDump,
             RouteChange::Add(route("10.1.0.0/16", 1, 1)),
@@ -639,7 +638,7 @@ mod tests {
         fib.apply(RouteChange::EndDump);
         let (mut pieces, mut generation) = (1, fib.generation());
         while fib.is_sweeping() {
-            // Meanwhile one comes, and one that was confirmed goes.
+            // Meanwhile one is added, and a confirmed one is removed.
             fib.apply(RouteChange::Add(route(&net(many + pieces), 0, 2)));
             fib.apply(RouteChange::Remove(route(&net(4 * pieces), 0, 1)));
             generation = generation.wrapping_add(2);

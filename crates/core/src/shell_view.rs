@@ -18,7 +18,7 @@ pub struct ShellView {
     pub turns: Histogram,
     /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: BarrierView,
-    /// Why what the unit remembers over restarts is not in its file; none if it is.
+    /// Why the state that the unit remembers over restarts is not in its file; none if it is.
     pub state_not_saved: Option<String>,
     /// Refusals on the links to the peers; none without `[ha]`.
     pub refused: Option<LinkRefusals>,
@@ -27,7 +27,8 @@ pub struct ShellView {
 /// Connection attempts refused on the links to the peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkRefusals {
-    /// Datagrams that may begin a handshake, from the address of a peer, and were too many.
+    /// Datagrams that may begin a handshake, came from the address of a peer, and exceeded the
+    /// limit.
     pub handshakes_limited: u64,
     /// Handshakes that failed, mostly because of a key that is not in the config.
     pub handshakes_failed: u64,

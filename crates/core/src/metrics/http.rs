@@ -1,4 +1,4 @@
-//! The little of HTTP/1.1 that a scrape needs (RFC 9112): requests without a body, one a
+//! The part of HTTP/1.1 that a scrape needs (RFC 9112): requests without a body, one per
 //! connection.
 
 use std::fmt::Write;
@@ -14,7 +14,7 @@ const MAX_HEADERS: usize = 64;
 pub struct Request {
     /// The requested page.
     pub target: Target,
-    /// Only the head of the answer is wanted (`HEAD`).
+    /// Only the head of the answer is requested (`HEAD`).
     pub head_only: bool,
 }
 
@@ -23,9 +23,9 @@ pub struct Request {
 pub enum Target {
     /// The page of metrics: `GET /metrics`.
     Metrics,
-    /// A few words on where they are.
+    /// A short text that says where the metrics are.
     Index,
-    /// Only a status line, and then the connection is closed.
+    /// Only a status line; then the connection is closed.
     Error(Status),
 }
 
@@ -36,7 +36,7 @@ pub enum Status {
     Ok,
     /// 400: no HTTP.
     BadRequest,
-    /// 404: nothing is there.
+    /// 404: there is nothing at that path.
     NotFound,
     /// 405: neither GET nor HEAD.
     MethodNotAllowed,

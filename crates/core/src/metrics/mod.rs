@@ -32,7 +32,7 @@ pub struct View<'a> {
     pub shell: &'a ShellView,
     /// The kernel's statistics about the process.
     pub process: &'a Process,
-    /// The moment of the scrape: ages are told relative to it.
+    /// The moment of the scrape: ages are relative to it.
     pub now: Time,
 }
 
@@ -53,7 +53,7 @@ pub struct Process {
     pub max_fds: Option<u64>,
 }
 
-/// A page that is being written: [`Exposition::go_on`] until it is complete.
+/// A page in progress: call [`Exposition::go_on`] until it is complete.
 #[derive(Debug, Default)]
 pub struct Exposition {
     /// Of [`PARTS`], how many are written.
@@ -80,7 +80,7 @@ const PARTS: &[Part] = &[
 ];
 
 impl Exposition {
-    /// Appends the next piece to `out`; gives whether there is more.
+    /// Appends the next piece to `out`; returns whether there is more.
     pub fn go_on(&mut self, view: &View<'_>, out: &mut String) -> bool {
         let end = out.len().saturating_add(PIECE);
         while let Some(part) = PARTS.get(self.written).filter(|_| out.len() < end) {

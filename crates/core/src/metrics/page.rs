@@ -9,7 +9,7 @@ use super::Histogram;
 pub struct Metric {
     /// The name, with the unit at its end, and `_total` if it is a counter.
     pub name: &'static str,
-    /// How to read its values.
+    /// How to interpret its values.
     pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
@@ -106,7 +106,7 @@ impl Samples<'_> {
     }
 }
 
-/// A label's value may hold anything but these three as they are.
+/// A label's value may contain anything except these three unescaped.
 fn escape(out: &mut String, value: &str) {
     for c in value.chars() {
         match c {

@@ -4,11 +4,11 @@
 use crate::flow::Protocol;
 use crate::session::{Session, Table, TranslatedAddr};
 
-/// Places that are counted in; several ports share one.
+/// Counters; several ports share one.
 const PLACES: usize = 65_536;
 
-/// How many TCP sessions have each external port, or one with the same hash. It never says that a
-/// port is unused which is used.
+/// How many TCP sessions have each external port, or one with the same hash. It never reports a
+/// used port as unused.
 pub(super) struct Connected(Vec<Place>);
 
 #[derive(Clone, Copy, Default)]
@@ -37,7 +37,7 @@ impl Connected {
         place.sessions += 1;
     }
 
-    /// Counts a session no longer that is about to be removed.
+    /// Stops counting a session that is about to be removed.
     pub(super) fn remove(&mut self, session: &Session) {
         if let Some(place) = place_of(session) {
             let sessions = &mut self.0[place].sessions;

@@ -1,5 +1,5 @@
-//! Where no port was found: how far the search has come, so that the next one goes on there, or
-//! does not begin at all.
+//! Remembers where no port was found, and how far the search went, so that the next one continues
+//! there, or does not begin at all.
 
 use std::hash::{Hash, Hasher};
 
@@ -44,28 +44,26 @@ impl Scope {
 /// How far the search for a port has come in a scope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    /// The port at which the next search goes on.
+    /// The port at which the next search continues.
     pub(super) next: u16,
     /// Ports that were found taken one after the other, before `next`.
     pub(super) seen: u32,
 }
 
-/// Remembers a bounded number of crowded scopes; a newer one takes the place of one with the same
-/// hash.
+/// Remembers a bounded number of crowded scopes; a newer one replaces one with the same hash.
 ///
 /// A forgotten scope costs a search. A remembered one is true until a port becomes free, and then
-/// [`Crowded::freed`] is called. What is remembered is true until a port becomes free, and then
 /// [`Crowded::freed`] is called.
 pub(super) struct Crowded {
     places: Vec<Place>,
-    /// Nothing was noted yet, as is usual.
+    /// Nothing was noted yet, which is usual.
     is_empty: bool,
     hasher: SipHasher13,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Place {
-    /// 0 where there is nothing.
+    /// 0 in an unused entry.
     tag: u32,
     progress: Progress,
 }
@@ -73,7 +71,7 @@ struct Place {
 const PLACES: usize = 4096;
 
 impl Crowded {
-    /// Nothing is crowded. `key` is random and secret, so that nobody can aim at a place.
+    /// Nothing is crowded. `key` is random and secret, so that nobody can target an entry.
     pub(super) fn new(key: &[u8; 16]) -> Crowded {
         Crowded {
             places: vec![Place::default(); PLACES],
@@ -92,7 +90,7 @@ impl Crowded {
         (place.tag == tag).then_some(place.progress)
     }
 
-    /// Notes how far a search has come that found nothing.
+    /// Notes the progress of a search that found nothing.
     pub(super) fn note(&mut self, scope: &Scope, progress: Progress) {
         let (place, tag) = self.find(scope);
         self.places[place] = Place { tag, progress };
@@ -114,7 +112,7 @@ impl Crowded {
         }
     }
 
-    /// Forgets all: after a change of the pools.
+    /// Forgets everything: after a change of the pools.
     pub(super) fn clear(&mut self) {
         self.places.fill(Place::default());
         self.is_empty = true;

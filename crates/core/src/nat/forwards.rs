@@ -5,12 +5,12 @@ use crate::config::{Config, Forward};
 use crate::flow::{Addr, FlowKey, PortId, Protocol};
 use crate::session::{AddressBook, TranslatedAddr};
 
-/// Where a forward leads.
+/// The destination of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The internal address.
     pub addr: Addr,
-    /// The internal address as sessions hold it.
+    /// The internal address in the form that sessions hold.
     pub translated: TranslatedAddr,
     /// The internal port.
     pub port: u16,
@@ -18,8 +18,7 @@ pub struct Destination {
     pub forward: u16,
 }
 
-/// All forwards, sorted for binary search: by what comes from outside, and by what comes from
-/// inside.
+/// All forwards, sorted for binary search: by external and by internal address.
 pub(super) struct Forwards {
     /// By external address, protocol, first port and port of entry. Ranges are equal or disjoint,
     /// so those that differ only in the port of entry stand together.
@@ -38,14 +37,14 @@ struct Inward {
     destination: Destination,
 }
 
-/// Where the forward to an internal endpoint begins.
+/// The beginning of the range of a forward to an internal endpoint.
 pub(super) struct ExternalEnd {
     /// The server; its ports follow those of the external range in order.
     internal: (Addr, Protocol),
     internal_ports: Range,
     /// The external address.
     pub(super) addr: Addr,
-    /// The same as sessions hold it.
+    /// The same in the form that sessions hold.
     pub(super) translated: TranslatedAddr,
     /// The external port of the first internal one.
     first: u16,
@@ -54,7 +53,7 @@ pub(super) struct ExternalEnd {
 }
 
 impl ExternalEnd {
-    /// The external port for an internal one, if the forward leads there.
+    /// The external port for an internal one, if the forward covers it.
     pub(super) fn external_port(&self, internal: u16) -> Option<u16> {
         let offset = internal.checked_sub(self.internal_ports.first)?;
         let is_inside = self.internal_ports.contains(internal);
@@ -80,7 +79,7 @@ impl Forwards {
         forwards
     }
 
-    /// Has addresses stand in a book at these numbers, each at the place that it has had so far.
+    /// Sets the numbers of the addresses in a book, each in the place of its former number.
     pub(super) fn renumber(&mut self, numbers: &[TranslatedAddr]) {
         let renumber = |addr: &mut TranslatedAddr| *addr = numbers[usize::from(addr.0)];
         for inward in &mut self.inward {
@@ -121,8 +120,8 @@ impl Forwards {
         Some(())
     }
 
-    /// The forward for a packet that came in by `in_port`. Those of that port go before others,
-    /// which apply as well, so that an external address works from everywhere.
+    /// The forward for a packet that came in by `in_port`. Those of that port come first; others
+    /// apply as well, so that an external address works from everywhere.
     pub(super) fn find(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
         let wanted = (key.dst, key.protocol, key.dst_port);
         let end = self

@@ -1,5 +1,4 @@
-//! The pools and forwards of a configuration, worked out beside the translator that is to have
-//! them.
+//! The pools and forwards of a configuration, prepared beside the translator that will use them.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +10,16 @@ use crate::session::{AddressBook, TranslatedAddr};
 
 /// The pools and forwards of a configuration, for [`Nat::reconfigure`](super::Nat::reconfigure).
 ///
-/// Before that, [`Layout::number_some`] until all addresses stand in the book of the sessions.
+/// Call [`Layout::number_some`] before, until all addresses are in the book of the sessions.
 pub struct Layout {
     pub(super) forwards: Forwards,
     pub(super) pools: Pools,
     pub(super) groups: BTreeMap<Addr, GroupId>,
-    /// All addresses. Their numbers there are those that pools and forwards have so far.
+    /// All addresses. Pools and forwards use these numbers for now.
     addrs: AddressBook,
-    /// Their numbers in the book of the sessions, of the first ones; none if they are not in it
-    /// yet.
+    /// The numbers of the first ones in the book of the sessions; none if they are not in it yet.
     numbers: Vec<Option<TranslatedAddr>>,
-    /// How many of the first numbers are known to be there.
+    /// How many of the first numbers are known to be in it.
     numbered: usize,
 }
 
@@ -51,11 +49,10 @@ impl Layout {
         &self.groups
     }
 
-    /// Gives some more of the addresses, up to `most`, a place in the `book`; returns whether all
-    /// have one.
+    /// Adds some more of the addresses, up to `most`, to the `book`; returns whether all are in it.
     ///
     /// # Errors
-    /// If there is no room for all, and then none has been given one.
+    /// If there is no room for all; then none was added.
     pub fn number_some(&mut self, book: &mut AddressBook, most: usize) -> Result<bool, BookFull> {
         let known = self.numbers.len();
         let more = (known..self.addrs.len()).take(most);

@@ -1,4 +1,4 @@
-//! Endpoint-independent mappings, made of nothing but the sessions that share them.
+//! Endpoint-independent mappings, kept only in the sessions that share them.
 
 use crate::flow::{Addr, FlowKey, Protocol};
 use crate::memory::Reserved;
@@ -52,7 +52,7 @@ impl Mappings {
         self.index.reserved()
     }
 
-    /// Has what [`Mappings::port_of`] reads for the source of `key` brought near.
+    /// Prefetches the memory that [`Mappings::port_of`] reads for the source of `key`.
     #[inline]
     pub(super) fn touch(&self, key: &FlowKey) {
         let hash = self.hash.endpoint(&key.src, key.src_port, key.protocol);
@@ -66,8 +66,8 @@ impl Mappings {
         Some(mapping.port)
     }
 
-    /// Puts a session into the list of its mapping; returns whether the mapping is new. Without
-    /// room in the index, which a table of more sessions than configured would need, there is none.
+    /// Adds a session to the list of its mapping; returns whether the mapping is new. If the index
+    /// has no room, which would need a table with more sessions than configured, there is none.
     pub(super) fn add(&mut self, table: &mut Table, id: SessionId, mapping: &Mapping) -> bool {
         let hash = self.endpoint_hash(&mapping.endpoint);
         let Some((head, _)) = self.find(table, hash, |other| other == mapping) else {
@@ -88,7 +88,7 @@ impl Mappings {
         false
     }
 
-    /// Takes a session out of the list of its mapping; returns whether it was the last one.
+    /// Removes a session from the list of its mapping; returns whether it was the last one.
     pub(super) fn remove(
         &mut self,
         table: &mut Table,
@@ -156,8 +156,8 @@ impl Mappings {
         Some((SessionId(id), mapping(id)?))
     }
 
-    /// Of what is internal only, so that it is known before the external address is: an endpoint
-    /// has few of these.
+    /// Covers only the internal endpoint, so that it is known before the external address is: an
+    /// endpoint has few of these.
     pub(super) fn endpoint_hash(&self, endpoint: &Endpoint) -> u32 {
         let Endpoint {
             src,
@@ -170,7 +170,7 @@ impl Mappings {
     }
 }
 
-/// The mapping that a session would be of.
+/// The mapping that a session would belong to.
 pub(super) fn mapping_of(session: &Session) -> Mapping {
     let endpoint = Endpoint {
         src: session.src,

@@ -49,7 +49,7 @@ const MAX_ADDRESSES: usize = 64;
 /// Sessions in [`Nat::sample`].
 const SAMPLES: usize = 8;
 
-/// Addresses of these in which a port is looked for, since it is not known that there is none.
+/// Addresses among these in which a port is searched, because they are not known to be full.
 const SEARCHED_ADDRESSES: usize = 4;
 
 /// The translation of a source.
@@ -57,14 +57,14 @@ const SEARCHED_ADDRESSES: usize = 4;
 pub struct Source {
     /// The external address.
     pub addr: TranslatedAddr,
-    /// The external port or identifier; 0 for a protocol without.
+    /// The external port or identifier; 0 for a protocol without ports.
     pub port: u16,
 }
 
 /// There is no external port left that would tell the session from others, or none was found in
 /// bounded time, or the pool has no address of the family.
 ///
-/// Holds how far the search has come: see [`Nat::note_exhausted`].
+/// Holds the progress of the search: see [`Nat::note_exhausted`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatExhausted {
     progress: [Option<(Scope, Progress)>; SEARCHED_ADDRESSES],
@@ -75,8 +75,8 @@ pub struct NatExhausted {
 ///
 /// For a new session: [`Nat::destination`], policies, [`Nat::pool`], [`Nat::allocate_source`],
 /// insert it into the table, `attach`. Nothing is taken before `attach`. Before a session is
-/// removed from the table: `release`. A session that a peer sent is only attached: its port is
-/// reserved thereby.
+/// removed from the table: `release`. A session that a peer sent is only attached: this reserves
+/// its port.
 ///
 /// On a new configuration: [`Nat::reconfigure`]. Mappings stay as they are, since they belong to
 /// sessions and not to pools.
@@ -85,19 +85,18 @@ pub struct Nat {
     pools: Pools,
     groups: BTreeMap<Addr, GroupId>,
     mappings: Mappings,
-    /// Ports of mappings on addresses that are in no pool: of a configuration before this one, or
-    /// of that of a peer. At most [`MAX_STRANGERS`], and those of a configuration before.
+    /// Ports of mappings on addresses that are in no pool: from an earlier configuration, or from
+    /// that of a peer. At most [`MAX_STRANGERS`], and those of an earlier configuration.
     strangers: BTreeMap<TranslatedAddr, Taken>,
-    /// How many owners too many a port has; it is free after the last one. Two units that were
+    /// How many excess owners a port has; it is free after the last one. Two units that were
     /// primary at once may have given a port to different endpoints.
     shared: BTreeMap<Place, u32>,
     crowded: Crowded,
     connected: Connected,
 }
 
-/// Addresses of peers' pools whose ports are kept account of, each 8 KiB a protocol. A mapping on a
-/// further one does not keep its port from others if a later configuration has that address in a
-/// pool.
+/// Addresses of peers' pools whose ports are tracked, each 8 KiB a protocol. A mapping on a further
+/// one does not keep its port from others if a later configuration has that address in a pool.
 const MAX_STRANGERS: usize = 4096;
 
 impl NatExhausted {
@@ -111,7 +110,7 @@ impl Nat {
     /// The translator of `config`, with no mappings. `key` is random and secret.
     pub fn new(config: &Config, book: &mut AddressBook, key: &[u8; 16]) -> Nat {
         let mut layout = Layout::new(config);
-        // There is room for all that a layout can have in a book that is empty.
+        // An empty book has room for everything in a layout.
         while layout.number_some(book, AddressBook::CAPACITY) == Ok(false) {}
         layout.renumber();
         let Layout {
@@ -132,12 +131,12 @@ impl Nat {
         }
     }
 
-    /// Takes over the pools and forwards of another configuration with the same ports and groups.
-    /// All of its addresses must have numbers: see [`Layout::number_some`].
+    /// Applies the pools and forwards of another configuration with the same ports and groups. All
+    /// of its addresses must have numbers: see [`Layout::number_some`].
     ///
     /// Sessions keep their translation, and mappings their ports, even on addresses that are in no
     /// pool any more: the caller ends those. Takes time for addresses, not for sessions. Returns
-    /// what is no longer needed, which takes long to drop.
+    /// the parts that are no longer needed, which take long to drop.
     pub fn reconfigure(&mut self, mut layout: Layout) -> Layout {
         layout.renumber();
         std::mem::swap(&mut self.forwards, &mut layout.forwards);
@@ -148,9 +147,10 @@ impl Nat {
         layout
     }
 
-    /// Where a forward leads a packet with `key` that came in by `in_port`; none if no forward is
-    /// for it. A forward is meant for packets of its own port, but applies to others too, so that
-    /// hosts inside reach a server by its external address (RFC 4787, REQ-9; RFC 5382, REQ-8).
+    /// The destination to which a forward redirects a packet with `key` that came in by `in_port`;
+    /// none if no forward matches. A forward is meant for packets of its own port, but applies to
+    /// others too, so that hosts inside reach a server by its external address (RFC 4787, REQ-9;
+    /// RFC 5382, REQ-8).
     pub fn destination(&self, in_port: Option<PortId>, key: &FlowKey) -> Option<Destination> {
         self.forwards.find(in_port, key)
     }
@@ -162,7 +162,7 @@ impl Nat {
         in_port == out_port
     }
 
-    /// The pool that `nat` means for a session that leaves by `out_port`; none for
+    /// The pool selected by `nat` for a session that leaves by `out_port`; none for
     /// [`config::Nat::Off`].
     pub fn pool(&self, nat: config::Nat, out_port: PortId) -> Option<PoolId> {
         self.pools.id(nat, out_port)
@@ -170,7 +170,7 @@ impl Nat {
 
     /// The groups that have an address of `family` on a port which has addresses of several groups,
     /// in the order of these, and the pool of each. None if the port has one group: then
-    /// [`Nat::pool`] is all there is.
+    /// [`Nat::pool`] is enough.
     pub fn groups_on(
         &self,
         port: PortId,
@@ -180,8 +180,8 @@ impl Nat {
         shared.filter(move |(_, pool)| self.first_address(*pool, family).is_some())
     }
 
-    /// The first address of `family` in a pool. All addresses of a pool move with one group, but
-    /// for the pool of a port that [`Nat::groups_on`] has groups for.
+    /// The first address of `family` in a pool. All addresses of a pool move with one group, except
+    /// in the pool of a port for which [`Nat::groups_on`] has groups.
     pub fn first_address(&self, pool: PoolId, family: Family) -> Option<Addr> {
         self.pools.first_address(pool, family)
     }
@@ -196,7 +196,7 @@ impl Nat {
         self.groups.get(addr).copied()
     }
 
-    /// Whether the source of some session is translated to this port. Of TCP, others with the same
+    /// Whether the source of any session is translated to this port. For TCP, others with the same
     /// hash count too.
     pub fn is_used_port(
         &self,
@@ -216,7 +216,7 @@ impl Nat {
         }
     }
 
-    /// Has what [`Nat::allocate_source`] reads for a packet with `key` brought near.
+    /// Prefetches the memory that [`Nat::allocate_source`] reads for a packet with `key`.
     #[inline]
     pub fn touch_source(&self, key: &FlowKey) {
         if is_mapped(key.protocol) {
@@ -228,7 +228,7 @@ impl Nat {
     ///
     /// `key` is that of its first packet after destination translation. All sessions of a host get
     /// the same address of the pool as long as it has free ports (RFC 4787, REQ-2). The port is
-    /// kept if it is free and of the pool; else it is as random as `random` is (RFC 6056).
+    /// kept if it is free and in the pool; otherwise it is as random as `random` is (RFC 6056).
     ///
     /// # Errors
     ///
@@ -246,7 +246,7 @@ impl Nat {
         if is_mapped(key.protocol)
             && let Some((external, port)) = self.mapped_source(table, pool, key)
         {
-            // The mapping binds: if answers can't be told apart, another port would break it.
+            // The mapping is binding: if answers can't be told apart, another port would break it.
             let request = Request {
                 nat: self,
                 table,
@@ -304,7 +304,7 @@ impl Nat {
         Err(exhausted)
     }
 
-    /// Whether sessions of `protocol` take an external port whatever their destination.
+    /// Whether sessions of `protocol` take an external port regardless of their destination.
     pub fn has_mappings(protocol: Protocol) -> bool {
         is_mapped(protocol)
     }
@@ -315,7 +315,7 @@ impl Nat {
         pool.is_some_and(|pool| self.mapped_source(table, pool, key).is_some())
     }
 
-    /// Whether an external address is one of a pool.
+    /// Whether an external address is in a pool.
     pub fn is_in_pool(&self, pool: PoolId, addr: TranslatedAddr) -> bool {
         self.pools.contains(pool, addr)
     }
@@ -325,7 +325,7 @@ impl Nat {
         self.pools.get(pool).map_or(0, Pool::ports)
     }
 
-    /// Of the sessions that take the ports that one with `key` could have, some at random.
+    /// Some random ones among the sessions that hold the ports that one with `key` could have.
     pub fn sample(
         &self,
         table: &Table,
@@ -353,8 +353,8 @@ impl Nat {
         })
     }
 
-    /// Remembers how far a search has come that found nothing, so that the next one does not begin
-    /// from the start. It holds until a port becomes free.
+    /// Remembers the progress of a failed search, so that the next one does not start from the
+    /// beginning. Valid until a port becomes free.
     pub fn note_exhausted(&mut self, exhausted: &NatExhausted) {
         for (scope, progress) in exhausted.progress.iter().flatten() {
             self.crowded.note(scope, *progress);
@@ -362,8 +362,8 @@ impl Nat {
     }
 
     /// The external end of the forward to the endpoint that `key` comes from: it has the same one
-    /// in both directions (RFC 4787, REQ-1). Only where the end is one that the pool may mean, so
-    /// that the session moves with the same group.
+    /// in both directions (RFC 4787, REQ-1). Only if the pool may use that address, so that the
+    /// session moves with the same group.
     fn forwarded_source(
         &self,
         table: &Table,
@@ -395,8 +395,8 @@ impl Nat {
             })
     }
 
-    /// Makes a session that was inserted part of its mapping, which comes into being with its first
-    /// session. No effect on sessions without a mapping.
+    /// Adds an inserted session to its mapping, which begins to exist with its first session. No
+    /// effect on sessions without a mapping.
     pub(crate) fn attach(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
@@ -415,8 +415,8 @@ impl Nat {
         }
     }
 
-    /// Takes a session that will be removed out of its mapping, which ends with its last session.
-    /// No effect on sessions without a mapping.
+    /// Removes a session that is about to be removed from its mapping, which ends with its last
+    /// session. No effect on sessions without a mapping.
     pub(crate) fn release(&mut self, table: &mut Table, id: SessionId) {
         let Some(session) = table.get(id) else {
             return;
@@ -472,7 +472,7 @@ impl Nat {
         assert!(self.shared.keys().all(|place| owners.contains_key(place)));
     }
 
-    /// How many mappings each external port has that has any.
+    /// How many mappings each external port has, if any.
     fn port_owners(&self, table: &Table) -> BTreeMap<Place, u32> {
         let mut owners = BTreeMap::new();
         for mapping in self.mappings.check_invariants(table) {
@@ -504,7 +504,7 @@ impl Nat {
     /// A session has gone whose external port nothing else keeps.
     fn note_freed(&mut self, session: &Session) {
         if session.nat_dst != TranslatedAddr::SAME {
-            // A hairpin: rare, and what it leads to is not at hand.
+            // A hairpin: rare, and its destination is not at hand.
             self.crowded.clear();
             return;
         }
@@ -828,7 +828,7 @@ mod tests {
             let mut used = BTreeSet::new();
             let mut ids = Vec::new();
             for n in 0..600 {
-                // TCP repeats a SYN, and the search goes on where it was.
+                // TCP repeats a SYN, and the search continues where it was.
                 let key = key(protocol, host(n as u8), 3000 + n, 53);
                 let id = (0..20).find_map(|_| gateway.open(POOL, &key).ok()).unwrap();
                 assert!(used.insert(gateway.external(id)));
@@ -947,7 +947,7 @@ mod tests {
             addrs.insert(own);
         }
         assert_eq!(addrs.len(), 8);
-        // Another unit, with other secrets, chooses the same.
+        // Another unit, with other secrets, makes the same choice.
         let mut book = AddressBook::new();
         let other = Nat::new(&gateway.config, &mut book, &[9; 16]);
         let pool = other.pool(POOL, WAN).unwrap();
@@ -1205,7 +1205,7 @@ mod tests {
                     Op::Close(_) if live.is_empty() => {}
                     Op::Close(at) => gateway.close(live.swap_remove(at % live.len())),
                 }
-                // It looks at each port of each pool.
+                // It checks each port of each pool.
                 if step.is_multiple_of(10) {
                     gateway.nat.check_invariants(&gateway.table);
                 }

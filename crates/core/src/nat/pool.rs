@@ -10,12 +10,12 @@ use crate::config::{self, Config, Nat};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
 use crate::session::{AddressBook, KeyedHash, TranslatedAddr};
 
-/// The ports of the pool that every port has.
+/// The ports of the pool that every gateway port has.
 const IMPLICIT_RANGE: (u16, u16) = (1, 65_535);
 
 /// Hosts are spread over the addresses of a pool under this key, which is not secret: after a
-/// takeover, the other unit has to choose the same address for a host (RFC 4787, REQ-2). All that
-/// one gains by knowing it is to pick internal addresses that share an external one.
+/// takeover, the other unit has to choose the same address for a host (RFC 4787, REQ-2). Whoever
+/// knows it can only pick internal addresses that share an external one.
 const PAIRING_KEY: [u8; 16] = *b"tandemgw pairing";
 
 const NONE: u32 = u32::MAX;
@@ -33,8 +33,8 @@ pub(super) struct Pools {
     /// only one.
     shared: Vec<Vec<(GroupId, PoolId)>>,
     pub(super) externals: Vec<External>,
-    /// The external of each number of an address, or [`NONE`]: read for each session, and quick to
-    /// build.
+    /// The external address for each number of an address, or [`NONE`]: read for each session, and
+    /// quick to build.
     by_translated: Vec<u32>,
     pairing: KeyedHash,
 }
@@ -43,10 +43,10 @@ pub(super) struct Pools {
 pub(super) struct Pool {
     /// Indices of externals, by family.
     addresses: [Vec<usize>; 2],
-    /// The ports that may be allocated, first and last. A unit that shares the pool with others
-    /// would have a slice of it here.
+    /// The ports that may be allocated, first and last. If the pool were shared with other units,
+    /// this would be a slice of it.
     pub(super) range: Range,
-    /// How far from the address that its hash names a mapping of any host is at most.
+    /// How far a mapping of any host is at most from the address that its hash selects.
     reach: usize,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct External {
     pub(super) taken: Taken,
     /// The ports of forwards, which no mapping gets.
     forwarded: Taken,
-    /// The pools that it is in, and where in their lists.
+    /// The pools that it is in, and its places in their lists.
     memberships: Vec<(usize, usize)>,
 }
 
@@ -116,7 +116,7 @@ impl Pools {
         }
     }
 
-    /// Has addresses stand in a book at these numbers, each at the place that it has had so far.
+    /// Sets the numbers of the addresses in a book, each in the place of its former number.
     pub(super) fn renumber(&mut self, numbers: &[TranslatedAddr]) {
         self.by_translated.clear();
         for (index, external) in (0..).zip(&mut self.externals) {
@@ -129,8 +129,8 @@ impl Pools {
         }
     }
 
-    /// Takes over what is in use: from `before`, and of addresses that were strangers so far. Ports
-    /// in use of addresses that are in no pool any more are put among the `strangers`.
+    /// Takes over the ports in use: from `before`, and from addresses that were strangers so far.
+    /// Ports in use of addresses that are in no pool any more are put among the `strangers`.
     pub(super) fn inherit(
         &mut self,
         before: &mut Pools,
@@ -139,7 +139,7 @@ impl Pools {
         let Pools {
             pools, externals, ..
         } = before;
-        // A pool of the same addresses has its hosts where they were.
+        // A pool with the same addresses keeps its hosts where they were.
         let addresses = |pool: &Pool| {
             let lists = pool.addresses.iter().flatten();
             lists.map(|index| externals[*index].addr).collect()
@@ -356,7 +356,7 @@ fn groups_of(port: &config::Port) -> Vec<GroupId> {
     groups
 }
 
-/// The first virtual address of each family that a port has of a group.
+/// The first virtual address of each family that a port has in a group.
 fn first_of(port: &config::Port, group: GroupId) -> impl Iterator<Item = Addr> {
     let first = move |family| {
         let own = port.virtual_addresses.iter().filter(|it| it.group == group);
@@ -366,7 +366,7 @@ fn first_of(port: &config::Port, group: GroupId) -> impl Iterator<Item = Addr> {
 }
 
 impl Pool {
-    /// How many ports all addresses have, of the family that has more.
+    /// How many ports all addresses have together, for the family that has more.
     pub(super) fn ports(&self) -> u32 {
         let most = self.addresses.iter().map(Vec::len).max().unwrap_or(0);
         (most as u32).saturating_mul(self.range.size())
@@ -385,12 +385,12 @@ impl External {
             .filter_map(move |taken| taken.ports(protocol))
     }
 
-    /// Whether a mapping or a forward has a port.
+    /// Whether a mapping or a forward holds a port.
     pub(super) fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
         self.ports(protocol).any(|ports| ports.contains(port))
     }
 
-    /// Whether a forward has a port.
+    /// Whether a forward holds a port.
     pub(super) fn is_forwarded(&self, protocol: Protocol, port: u16) -> bool {
         self.forwarded.contains(protocol, port)
     }

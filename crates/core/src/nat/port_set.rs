@@ -58,7 +58,7 @@ pub(super) fn next_missing(sets: &[&PortSet], first: u16, last: u16) -> Option<u
             false => 0,
         };
         let missing = !sets.iter().fold(before, |all, set| all | set.words[word]);
-        // Less than 65 536, for the word and the bit are in range.
+        // Less than 65 536, because the word and the bit are in range.
         let port = || (word * 64 + missing.trailing_zeros() as usize) as u16;
         (missing != 0).then(port).filter(|port| *port <= last)
     })

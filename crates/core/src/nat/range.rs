@@ -1,4 +1,4 @@
-//! Ranges of external ports, and which of them are for which source port.
+//! Ranges of external ports, and which of them suit which source port.
 
 /// Ports from the first to the last, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,8 +29,8 @@ impl Range {
         u32::from(self.last.saturating_sub(self.first)) + 1
     }
 
-    /// The ports in which one is looked for in place of `wanted`: those of its class, and then
-    /// those that any sender may have. Where the range has none of either, all of it.
+    /// The ports to search in place of `wanted`: those of its class, and then those that any sender
+    /// may have. All of the range if it has none of either.
     pub(super) fn candidates(self, wanted: u16) -> impl Iterator<Item = Range> {
         let class = CLASSES.iter().find(|class| class.contains(wanted));
         let same = class.and_then(|class| self.and(*class));
@@ -45,7 +45,7 @@ impl Range {
         self.candidates(wanted).last().unwrap_or(self)
     }
 
-    /// The smaller range in which the search begins, where that is another one than it ends in.
+    /// The smaller range in which the search begins, if that differs from the last one.
     pub(super) fn first_candidate(self, wanted: u16) -> Option<Range> {
         let first = self.candidates(wanted).next();
         first.filter(|first| *first != self.last_candidate(wanted))

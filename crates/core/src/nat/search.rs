@@ -1,5 +1,5 @@
-//! The search for an external port: it costs no more than an ordinary packet, however many are
-//! taken.
+//! The search for an external port: it costs no more than an ordinary packet, however many ports
+//! are taken.
 
 use super::crowded::Progress;
 use super::mappings::Endpoint;
@@ -14,9 +14,8 @@ use crate::session::{AddressBook, SessionId, Table};
 /// but one session in 1000 where two thirds of the ports towards a destination are in use.
 const RANDOM_ATTEMPTS: u32 = 16;
 
-/// Ports tried for one session, over all addresses. Each is a lookup of some 100 ns. Where a
-/// session gets none of them though there are some, the next try goes on from there: hosts repeat a
-/// SYN.
+/// Ports tried for one session, over all addresses. Each is a lookup of some 100 ns. If a session
+/// finds none although some exist, the next try continues from there: hosts repeat a SYN.
 const MAX_ATTEMPTS: u32 = 64;
 
 /// Ports of which a TCP endpoint has one for all its connections, if one of them is no other
@@ -42,7 +41,7 @@ enum Ownership {
 }
 
 impl Request<'_> {
-    /// Whether answers to `port` would be told from packets of all other sessions.
+    /// Whether answers to `port` could be told from packets of all other sessions.
     pub(super) fn tells_apart(&self, port: u16) -> bool {
         let outgoing = FlowKey {
             src: self.external.addr,
@@ -102,7 +101,7 @@ impl Search {
         request.holder(random_port(&mut self.random, range))
     }
 
-    /// A port of one address, or how far the search has come. `before` is how far it had come.
+    /// A port of one address, or the progress of the search. `before` is its progress so far.
     pub(super) fn port(
         &mut self,
         request: &Request<'_>,
@@ -196,8 +195,8 @@ impl Search {
         })
     }
 
-    /// A port that tells the session from others with the same destination: some at random, then
-    /// one after the other, from where the last search has ended or a port has become free.
+    /// A port that distinguishes the session from others with the same destination: first some at
+    /// random, then one after the other, from where the last search ended or a port became free.
     fn distinct_port(
         &mut self,
         request: &Request<'_>,

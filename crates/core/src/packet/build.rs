@@ -16,7 +16,8 @@ const UDP_HEADER_LEN: u16 = 8;
 pub enum IcmpProblem {
     /// Fragmentation needed (RFC 1191) or packet too big (RFC 4443, section 3.2).
     TooBig {
-        /// MTU of the next hop in bytes of IP. IPv4 can say at most 65535, IPv6 no less than 1280.
+        /// MTU of the next hop in bytes of IP. IPv4 can express at most 65535, IPv6 no less than
+        /// 1280.
         mtu: u32,
     },
     /// A policy rejects it (RFC 1812, section 5.2.7.1; RFC 4443, section 3.1).
@@ -193,7 +194,7 @@ impl IcmpProblem {
 pub(super) struct Header {
     pub src: Addr,
     pub dst: Addr,
-    /// As in a key: ICMP is that of either family.
+    /// As in a key: ICMP stands for that of either family.
     pub protocol: Protocol,
     pub traffic_class: u8,
     pub hop_limit: u8,
@@ -211,9 +212,8 @@ impl Header {
         }
     }
 
-    /// The packet with a transport header and what follows it. The checksum field in `transport` is
-    /// 0 and gets filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for
-    /// IP.
+    /// The packet with a transport header and its payload. The checksum field in `transport` is 0
+    /// and gets filled in, if it is one of TCP, UDP or ICMP. None if the packet is too big for IP.
     pub(super) fn packet(self, transport: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
         let family = self.src.family();
         let protocol = wire_protocol(self.protocol, family);

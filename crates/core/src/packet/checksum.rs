@@ -10,7 +10,7 @@ use crate::flow::{Addr, Protocol};
 pub struct Sum(u64);
 
 impl Sum {
-    /// Adds bytes that begin at an even offset of what is summed; the last byte may be odd.
+    /// Adds bytes that begin at an even offset of the summed data; the last byte may be odd.
     ///
     /// The total added to one sum must be less than 8 GiB.
     #[inline]
@@ -68,7 +68,7 @@ impl Change {
         }
     }
 
-    /// Adds what another edit changed.
+    /// Adds the change of another edit.
     #[inline]
     pub fn and(mut self, other: Change) -> Change {
         self.0.0 += other.0.0;
@@ -161,7 +161,7 @@ mod tests {
             let mut change = Change::default();
             change.replace(<[u8; 4]>::try_from(&bytes[at..at + 4]).unwrap(), new);
             bytes[at..at + 4].copy_from_slice(&new);
-            // Any edit of a sum that isn't zero gives the very bits of the recomputation.
+            // Any edit of a nonzero sum gives exactly the bits of the recomputation.
             prop_assume!(naive(&bytes) != 0);
             prop_assert_eq!(change.apply(before), !naive(&bytes));
         }

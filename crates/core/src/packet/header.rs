@@ -17,7 +17,7 @@ pub fn identification(bytes: &[u8], parsed: &Parsed) -> Option<u32> {
     }
 }
 
-/// Gives the packet another [`identification`], of which IPv4 takes the lower half.
+/// Sets the packet's [`identification`], of which IPv4 takes the lower half.
 pub fn set_identification(bytes: &mut [u8], parsed: &Parsed, id: u32) {
     let Some(at) = place_of_identification(bytes, parsed) else {
         return;
@@ -41,7 +41,7 @@ fn place_of_identification(bytes: &[u8], parsed: &Parsed) -> Option<usize> {
         return Some(V4);
     }
     let (mut next, mut at) = (*bytes.get(6)?, V6_HEADER);
-    // The headers before it have been parsed, so they are extension headers that say their length.
+    // The headers before it have been parsed, so they are extension headers with a length.
     while at < usize::from(parsed.header_len) {
         if next == FRAGMENT {
             return Some(at + IN_FRAGMENT_HEADER);
@@ -85,7 +85,7 @@ pub fn clamp_mss(bytes: &mut [u8], parsed: &Parsed, offload: Offload, most: u16)
     }
 }
 
-/// Where the value of the option is.
+/// The place of the option's value.
 fn place_of_mss(bytes: &[u8], header: usize) -> Option<usize> {
     const OPTIONS: usize = 20;
     const END: u8 = 0;

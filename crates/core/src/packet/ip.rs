@@ -7,7 +7,7 @@ use etherparse::{
 use crate::event::DropReason;
 use crate::flow::{Addr, Family, Protocol};
 
-/// Where a fragment belongs in its datagram.
+/// The place of a fragment in its datagram.
 ///
 /// Fragments are of one datagram if addresses and `id` are equal, and for IPv4 also the protocol
 /// (RFC 791, section 3.2). The protocol of IPv6 is that of the first fragment alone: in later ones
@@ -50,7 +50,7 @@ pub(super) struct Ip {
     pub hop_limit: u8,
     pub dont_fragment: bool,
     pub fragment: Option<Fragment>,
-    /// Whether a routing header names addresses that the packet is yet to visit.
+    /// Whether a routing header lists addresses that the packet must still visit.
     pub has_segments_left: bool,
 }
 
@@ -65,7 +65,7 @@ fn is_later(fragment: Option<Fragment>) -> bool {
     fragment.is_some_and(|fragment| fragment.offset > 0)
 }
 
-/// How far the headers of an IPv6 packet are read, and what they say so far.
+/// The progress of reading the headers of an IPv6 packet, and their content so far.
 struct Chain {
     /// The next header.
     protocol: Protocol,
@@ -82,7 +82,7 @@ pub(super) fn parse(bytes: &[u8], length: Length) -> Result<Ip, DropReason> {
     }
 }
 
-/// The family that the packet says it is of.
+/// The family that the packet claims.
 #[inline]
 pub(super) fn version(bytes: &[u8]) -> Result<Family, DropReason> {
     match bytes.first().ok_or(DropReason::Truncated)? >> 4 {
@@ -322,8 +322,8 @@ fn check_hop_by_hop(mut options: &[u8]) -> Result<(), DropReason> {
     }
 }
 
-/// `payload` begins with the routing type. Says whether segments are left: the destination isn't
-/// the final one then.
+/// `payload` begins with the routing type. Returns whether segments are left: then the destination
+/// isn't the final one.
 fn check_routing(payload: &[u8]) -> Result<bool, DropReason> {
     match *payload {
         [0, ..] => Err(DropReason::RoutingHeader),

@@ -29,7 +29,7 @@ use checksum::Sum;
 use crate::event::{DropReason, Offload, PartialChecksum};
 use crate::flow::{Addr, Family, FlowKey, Protocol};
 
-/// Everything that the core needs to know about a packet, validated against its bytes.
+/// All facts about a packet that the core needs, validated against its bytes.
 ///
 /// It describes only the bytes that it was parsed from: edit them only with the functions of this
 /// module. After a translation the key is the old one; everything else still holds.
@@ -57,7 +57,7 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// The transport header and what follows it, to the end of the packet.
+    /// The transport header and its payload, to the end of the packet.
     pub fn transport<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let end = bytes.len().min(self.total_len as usize);
         bytes.get(usize::from(self.header_len)..end).unwrap_or(&[])
@@ -181,7 +181,7 @@ pub fn parse(bytes: &[u8], offload: Offload) -> Result<Parsed, DropReason> {
     } else {
         ip::Length::Super
     };
-    // Each family goes all the way: a header that may be of either would be copied byte by byte.
+    // Each family has its own path: a header that may be of either would be copied byte by byte.
     match ip::version(bytes)? {
         Family::V4 => parse_transport(bytes, offload, ip::parse_v4(bytes, length)?),
         Family::V6 => parse_transport(bytes, offload, ip::parse_v6(bytes, length)?),
@@ -244,8 +244,8 @@ pub fn checksum_ok(bytes: &[u8], parsed: &Parsed, offload: Offload) -> bool {
     sum.fold() == 0xffff
 }
 
-/// Adds a transport packet that carries another, whose checksum is not finished. Once it is, all
-/// that it covers sums up to the complement of what the field holds now (Linux,
+/// Adds a transport packet that carries another one with an unfinished checksum. Once finished, the
+/// bytes that it covers sum up to the complement of the current value of the field (Linux,
 /// `Documentation/networking/checksum-offloads.rst`, "LCO").
 #[cold]
 fn add_with_unfinished(
@@ -277,7 +277,7 @@ pub fn complete_checksum(bytes: &mut [u8], parsed: &Parsed, offload: Offload) {
     let Some(covered) = bytes.get(start..end) else {
         return;
     };
-    // The field holds the sum of the pseudo-header, so it is part of what is summed up.
+    // The field holds the sum of the pseudo-header, so it is included in the sum.
     let mut sum = Sum::default();
     sum.add(covered);
     let checksum = match sum.checksum() {

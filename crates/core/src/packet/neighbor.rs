@@ -16,15 +16,15 @@ pub type Mac = [u8; 6];
 /// A frame's information about neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbor {
-    /// Somebody asks who has an address.
+    /// A machine asks for the owner of an address.
     Solicit(Solicit),
-    /// Somebody says that it has an address, asked or not.
+    /// A machine claims an address, asked or not.
     Advertise(Advertise),
-    /// It is not about the resolution of an address.
+    /// It is not about address resolution.
     Other,
 }
 
-/// Somebody asks who has an address: an ARP request or a neighbor solicitation.
+/// A machine asks for the owner of an address: an ARP request or a neighbor solicitation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Solicit {
     /// The address to resolve.
@@ -43,12 +43,12 @@ impl Solicit {
     }
 }
 
-/// Somebody says that it has an address: an ARP reply or announcement, or a neighbor advertisement.
+/// A machine claims an address: an ARP reply or announcement, or a neighbor advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertise {
-    /// The one that the sender claims as its own.
+    /// The address that the sender claims as its own.
     pub addr: Addr,
-    /// The hardware address that is said to have it.
+    /// The hardware address for it.
     pub mac: Mac,
 }
 
@@ -72,7 +72,7 @@ pub fn parse_frame(frame: &[u8]) -> Result<Neighbor, DropReason> {
     }
 }
 
-/// The IP packet in a frame, if its hop limit is at its end. That of ND never is (RFC 4861, section
+/// The IP packet in a frame, if its hop limit has run out. That of ND never has (RFC 4861, section
 /// 7.1).
 pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
     const TTL: usize = 8;
@@ -88,11 +88,11 @@ pub fn expired_packet(frame: &[u8]) -> Option<&[u8]> {
 }
 
 /// The echo request to a link-local address in a frame, and the hardware address of its sender.
-/// Other packets to such an address are none.
+/// None for other packets.
 pub fn link_local_ping(frame: &[u8]) -> Option<(&[u8], Mac)> {
     const NEXT_HEADER: usize = 6;
     const DESTINATION: usize = 24;
-    /// After the header; one with extensions is not for us.
+    /// After the header; a packet with extensions is not for us.
     const MESSAGE: usize = 40;
     const ECHO_REQUEST: u8 = 128;
     let (header, payload) = frame.split_first_chunk::<ETHERNET_LEN>()?;
@@ -139,7 +139,7 @@ pub fn reply(solicit: &Solicit, mac: Mac) -> Vec<u8> {
     }
 }
 
-/// The frames that tell everybody on the link that `mac` now has `addr`.
+/// The frames that announce on the link that `mac` now has `addr`.
 ///
 /// For IPv4 both forms of gratuitous ARP: the request of RFC 5227, section 3, which most hosts
 /// accept, and the reply of RFC 5944, section 4.6, because some equipment updates its cache only
@@ -187,7 +187,7 @@ pub fn probe(addr: Addr, mac: Mac) -> Vec<u8> {
     solicit(addr, Addr::unspecified(addr.family()), mac)
 }
 
-/// Asks everybody on the link who has `target`, on behalf of `sender` of the same family.
+/// Asks everybody on the link for `target`, on behalf of `sender` of the same family.
 pub fn solicit(target: Addr, sender: Addr, mac: Mac) -> Vec<u8> {
     match target.family() {
         Family::V4 => arp(

@@ -17,8 +17,8 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowK
     Place::of(parsed).translate(bytes, offload, to, Edited::default());
 }
 
-/// Gives the packet what [`translate`] and [`add_hop_limit`] give it, with one update of the IPv4
-/// header's checksum.
+/// Makes the edits of [`translate`] and [`add_hop_limit`], with one update of the IPv4 header's
+/// checksum.
 #[inline]
 pub fn translate_with_hop(bytes: &mut [u8], parsed: &Parsed, offload: Offload, to: &FlowKey) {
     let edited = Edited {
@@ -30,7 +30,8 @@ pub fn translate_with_hop(bytes: &mut [u8], parsed: &Parsed, offload: Offload, t
 
 /// Gives the packet one hop more, at most 255.
 ///
-/// The kernel takes a hop on the way into the gateway and one on the way out; a router takes one.
+/// The kernel takes one hop on the way into the gateway and one on the way out; a router takes only
+/// one.
 #[inline]
 pub fn add_hop_limit(bytes: &mut [u8], family: Family) {
     edit_hop_limit(bytes, family, |hops| hops.saturating_add(1));
@@ -50,7 +51,7 @@ fn edit_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) {
     }
 }
 
-/// Edits the hop limit, and not the checksum.
+/// Edits the hop limit, but not the checksum.
 #[inline]
 fn put_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) -> Change {
     // The 16-bit word that holds the hop limit, and where in it.
@@ -71,7 +72,7 @@ fn put_hop_limit(bytes: &mut [u8], family: Family, edit: impl Fn(u8) -> u8) -> C
 /// it again on the way out: a slot of record route (RFC 791, section 3.1), a slot or a count of the
 /// timestamp option. A router adds one.
 ///
-/// Where a slot of record route was the last one, nothing is taken on the way out, and it stays.
+/// If that slot was the last one, the machine takes none on the way out, and it stays.
 #[inline]
 pub fn give_back_options(bytes: &mut [u8], parsed: &Parsed) {
     const SHORTEST_HEADER: u8 = 5;
@@ -108,7 +109,7 @@ fn edit_options(bytes: &mut [u8]) {
             Some(_) => break,
         };
     }
-    // Nothing on the way in has changed it since the kernel computed it, but these edits.
+    // Since the kernel computed it on the way in, only these edits have changed it.
     header[V4_CHECKSUM..V4_CHECKSUM + 2].fill(0);
     let mut sum = Sum::default();
     sum.add(header);
@@ -120,7 +121,7 @@ const NO_OPERATION: u8 = 1;
 const RECORD_ROUTE: u8 = 7;
 const TIMESTAMP: u8 = 68;
 
-/// Where an option says which byte of it, counted from 1, is the first that is free.
+/// The byte of an option that holds the place, counted from 1, of its first free byte.
 const POINTER: usize = 2;
 
 fn give_back_route(option: &mut [u8]) {
@@ -128,7 +129,7 @@ fn give_back_route(option: &mut [u8]) {
     let Some(&pointer) = option.get(POINTER) else {
         return;
     };
-    // With no room left the machine takes no other slot, and one that it took is to stay.
+    // Without room the machine takes no other slot, and the one that it took must stay.
     if usize::from(pointer) + 3 <= option.len() && pointer >= FIRST + 4 {
         free_slot(option, pointer - 4, 4);
     }
@@ -165,7 +166,7 @@ fn free_slot(option: &mut [u8], pointer: u8, len: u8) {
 
 pub(super) const V4_CHECKSUM: usize = 10;
 
-/// Where the headers of a packet are in a buffer: it may be quoted in another.
+/// The place of a packet's headers in a buffer: it may be quoted in another one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// Offset of the IP header.
@@ -187,7 +188,7 @@ pub(super) struct Edited {
 }
 
 impl Place {
-    /// That of a packet at the start of its buffer.
+    /// The place of a packet at the start of its buffer.
     #[inline]
     pub(super) fn of(parsed: &Parsed) -> Place {
         Place {
@@ -198,8 +199,8 @@ impl Place {
         }
     }
 
-    /// Rewrites the packet, and updates its checksums by this and by what was `edited` before.
-    /// Returns the change of all bytes from the IP header on, that edit left out.
+    /// Rewrites the packet, and updates its checksums by this and by the earlier edits, `edited`.
+    /// Returns the change of all bytes from the IP header on, without those edits.
     ///
     /// Fields beyond the end of the buffer are left out: a quoted packet may be cut off.
     #[inline(always)]
@@ -287,7 +288,7 @@ pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], cha
     }
 }
 
-/// Replaces the checksum at `at`; returns what that changed.
+/// Replaces the checksum at `at`; returns the change.
 #[inline]
 pub(super) fn update_checksum(bytes: &mut [u8], at: usize, update: impl Fn(u16) -> u16) -> Change {
     let mut change = Change::default();

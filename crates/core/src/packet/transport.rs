@@ -37,7 +37,7 @@ impl Transport {
     }
 }
 
-/// Where a transport header has the fields that a translation edits, as offsets into it.
+/// The fields of a transport header that a translation edits, as offsets into it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields {
     /// The source port, or the identifier of an echo request.
@@ -125,7 +125,7 @@ impl Fields {
     }
 }
 
-/// A transport header that is quoted in an ICMP error, of which only 8 bytes need be there.
+/// A transport header that is quoted in an ICMP error; only 8 bytes of it need exist.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QuotedTransport {
     pub fields: Option<Fields>,
@@ -226,7 +226,8 @@ pub(super) fn icmp_kind(family: Family, icmp_type: u8) -> PacketKind {
 }
 
 fn parse_later_fragment(ip: &Ip) -> Result<Transport, DropReason> {
-    // RFC 1858, section 3.2.2: such a fragment is only made to overwrite the flags of the first.
+    // RFC 1858, section 3.2.2: the only purpose of such a fragment is to overwrite the flags of the
+    // first.
     if ip.protocol == Protocol::TCP && ip.fragment.is_some_and(|fragment| fragment.offset < 20) {
         return Err(DropReason::FragmentOverlap);
     }

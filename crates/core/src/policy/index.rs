@@ -32,7 +32,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// The index of `policies`; none if there are so few that it is not worth it.
+    /// The index of `policies`; none if there are so few that an index does not pay.
     pub(super) fn new(policies: &[Policy]) -> Option<Index> {
         if policies.len() < WORTHWHILE {
             return None;

@@ -13,9 +13,9 @@ impl TranslatedAddr {
     pub const SAME: TranslatedAddr = TranslatedAddr(u16::MAX);
 }
 
-/// Addresses that stand in packets after translation: virtual addresses, pools, internal servers.
+/// Addresses of translated packets: virtual addresses, pools, internal servers.
 ///
-/// An address that is in the book stays in it, so that an index is valid for good.
+/// An address in the book stays in it, so that an index stays valid.
 #[derive(Clone, Debug, Default)]
 pub struct AddressBook {
     addrs: Vec<Addr>,
@@ -31,7 +31,7 @@ impl AddressBook {
         AddressBook::default()
     }
 
-    /// The index of `addr`, which is added if need be; none if the book is full.
+    /// The index of `addr`, which is added if necessary; none if the book is full.
     pub fn intern(&mut self, addr: Addr) -> Option<TranslatedAddr> {
         if let Some(&known) = self.index.get(&addr) {
             return Some(TranslatedAddr(known));
@@ -65,7 +65,8 @@ impl AddressBook {
         Self::CAPACITY - self.addrs.len()
     }
 
-    /// The address at `index`; none for [`TranslatedAddr::SAME`] and what was never interned.
+    /// The address at `index`; none for [`TranslatedAddr::SAME`] and for indices that were never
+    /// interned.
     #[inline]
     pub fn get(&self, index: TranslatedAddr) -> Option<Addr> {
         self.addrs.get(usize::from(index.0)).copied()

@@ -44,9 +44,8 @@ impl KeyedHash {
         }
     }
 
-    /// The hash of a message of so many words, of which the last one ends with its length. Every
-    /// packet needs it, and a message whose length is known beforehand takes half the instructions
-    /// of one of any length.
+    /// The hash of a message of this many words, the last of which ends with its length. Every
+    /// packet needs it, and with the length known in advance it takes half the instructions.
     #[inline]
     fn words<const N: usize>(&self, words: [u64; N]) -> u32 {
         let mut state = self.start;
@@ -91,7 +90,7 @@ impl KeyedHash {
     }
 }
 
-/// The last result, and its key: a packet without a session asks for the same several times.
+/// The last result, and its key: a packet without a session asks for the same one several times.
 #[derive(Debug)]
 pub(crate) struct Last<K: Copy, V: Copy>(Cell<Option<(K, V)>>);
 

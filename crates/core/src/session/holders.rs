@@ -1,18 +1,18 @@
 //! Who holds how much: sessions, half-open sessions and external ports, by source host.
 //!
-//! A *host* is an IPv4 address. Of IPv6 it is an address on the link of a port, and elsewhere the
-//! /64 that one can pick addresses from. Hosts share a fixed number of places under a keyed hash,
-//! so that nobody can aim at the place of another; an unlucky few share one.
+//! A *host* is an IPv4 address. For IPv6 it is an address on the link of a port, and elsewhere a
+//! /64, from which a host can pick any address. Hosts share a fixed number of entries under a keyed
+//! hash, so that nobody can aim at the entry of another host; now and then two hosts share one.
 
 use super::ranking::Ranking;
 use super::{KeyedHash, Last, Session, SessionFlags, SessionId};
 use crate::flow::Addr;
 use crate::memory::Reserved;
 
-/// How much one host may have; 0 means no limit.
+/// The limits for one host; 0 means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceLimits {
-    /// All that it has opened, and that still are in the table.
+    /// All sessions that it has opened and that are still in the table.
     pub sessions: u32,
     /// Sessions without an answer yet.
     pub half_open: u32,
@@ -21,7 +21,7 @@ pub struct SourceLimits {
 /// The sessions of a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
-    /// All that it has opened, and that still are in the table.
+    /// All sessions that it has opened and that are still in the table.
     pub sessions: u32,
     /// Those without an answer yet.
     pub half_open: u32,
@@ -51,11 +51,11 @@ struct Place {
     settled: List,
 }
 
-/// Where the host is counted that has an address.
+/// The entry in which a host is counted.
 #[derive(Clone, Copy, Debug)]
 struct Whose {
     place: u32,
-    /// The place of its /64, if the hosts of that are counted by address.
+    /// The entry of its /64, if the hosts of that are counted by address.
     wide: Option<usize>,
 }
 
@@ -81,7 +81,7 @@ const EMPTY: List = List {
 };
 const MOST_PLACES: usize = 65_536;
 const WIDE_PLACES: usize = 4096;
-/// How much more than a host a /64 of hosts may have half open.
+/// How many times the half-open limit of a host applies to a /64 of hosts.
 const WIDE_FACTOR: u32 = 4;
 
 impl Holders {
@@ -123,8 +123,8 @@ impl Holders {
         self.limits
     }
 
-    /// Has the hosts of a network counted by address: base and mask of an IPv6 prefix. To be called
-    /// before there are sessions.
+    /// Counts the hosts of a network by address: base and mask of an IPv6 prefix. Call it before
+    /// there are sessions.
     pub(super) fn add_network(&mut self, base: u128, mask: u128) {
         self.networks.push((base, mask));
         self.last.clear();
@@ -157,7 +157,7 @@ impl Holders {
         self.narrow(session);
     }
 
-    /// To be called before a session loses its mark of being half open.
+    /// Call it before a session loses its mark of being half open.
     pub(super) fn settle(&mut self, id: SessionId, session: &Session) {
         self.take_out(id.0, true);
         self.append(id.0, false);
@@ -177,28 +177,28 @@ impl Holders {
         self.holdings_of(self.place(source))
     }
 
-    /// The session of a host that was opened first of those without an answer, if it has as many as
-    /// `limit` says; 0 is none.
+    /// The unanswered session that a host opened first, if it has reached `limit`; 0 means no
+    /// limit.
     pub(super) fn half_open_too_many(&self, source: &Addr, limit: u32) -> Option<SessionId> {
         let list = self.places[self.place(source) as usize].half_open;
         (limit > 0 && list.len >= limit).then_some(SessionId(list.first))
     }
 
-    /// Whether the /64 of a host that is counted by address has as many half-open sessions as it
-    /// may.
+    /// Whether the /64 of a host that is counted by address has reached its limit of half-open
+    /// sessions.
     pub(super) fn is_wide_full(&self, source: &Addr, limit: u32) -> bool {
         let limit = limit.saturating_mul(WIDE_FACTOR);
         let wide = self.whose(source).wide;
         wide.is_some_and(|wide| limit > 0 && self.wide[wide] >= limit)
     }
 
-    /// Of the host that has the most sessions, those that may give: half-open ones first, the
-    /// oldest first. Empty if that host is `source`, or has hardly more.
+    /// The sessions of the host with the most that may give way: half-open ones first, the oldest
+    /// first. Empty if that host is `source`, or has hardly more.
     pub(super) fn of_largest(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
         self.of_ranking(&self.sessions, source)
     }
 
-    /// The same of the host that has the most external ports.
+    /// The same for the host with the most external ports.
     pub(super) fn of_largest_port_holder(&self, source: &Addr) -> impl Iterator<Item = SessionId> {
         self.of_ranking(&self.ports, source)
     }
@@ -208,7 +208,8 @@ impl Holders {
         self.of_place(Some(self.place(source)))
     }
 
-    /// A session of each host, and what it has, those with the most sessions first, to an eighth.
+    /// A session of each host, and its holdings, hosts with the most sessions first, accurate to an
+    /// eighth.
     pub(super) fn largest_first(&self) -> impl Iterator<Item = (SessionId, Holdings)> {
         self.sessions.largest_first().filter_map(|place| {
             let id = self.of_place(Some(place)).next()?;
@@ -218,8 +219,7 @@ impl Holders {
 
     fn of_ranking(&self, ranking: &Ranking, source: &Addr) -> impl Iterator<Item = SessionId> {
         let own = self.place(source);
-        // An eighth more, as the ranking is not more exact than that: otherwise two would take
-        // turns.
+        // An eighth more, since the ranking is no more accurate: otherwise two would take turns.
         let enough = ranking.count(own) + ranking.count(own) / 7 + 1;
         let largest = ranking.largest();
         self.of_place(largest.filter(|it| *it != own && ranking.count(*it) > enough))

@@ -8,8 +8,8 @@ use crate::memory::Reserved;
 ///
 /// Open addressing with linear probing, entries of a run kept in the order of their home positions
 /// (Robin Hood hashing), and removal by shifting back. An entry is eight bytes, hash and payload;
-/// the home position follows from the hash, so no key is ever read but to compare it. A lookup that
-/// finds nothing ends as soon as it meets an entry nearer to its home, so a load of 7/8 is fine.
+/// the home position follows from the hash, so keys are read only to compare them. A failed lookup
+/// ends as soon as it meets an entry nearer to its home, so a load of 7/8 is fine.
 ///
 /// The hash must be keyed ([`super::KeyedHash`]): it is what keeps runs short. Memory is zeroed by
 /// the system: at once where there are huge pages, lazily otherwise.
@@ -49,8 +49,8 @@ impl Index {
     /// Touches the memory that a [`find`](Index::find) of `hash` reads first, so that it is in the
     /// cache.
     ///
-    /// Nothing depends on what is read: the processor goes on meanwhile, and reads that follow each
-    /// other closely wait for memory together.
+    /// Nothing depends on the value: the processor continues meanwhile, and adjacent reads wait for
+    /// memory together.
     #[inline]
     pub fn touch(&self, hash: u32) {
         black_box(self.slots.get(self.home(stored(hash))).copied());

@@ -33,10 +33,10 @@ pub use timeouts::Timeouts;
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::time::Tick;
 
-/// Two flows, one a direction, that belong together, and all that is known about them.
+/// Two flows, one per direction, that belong together, and everything known about them.
 ///
-/// The fields are public for those who fill and show them, except for one rule: once a session is
-/// in a [`Table`], what [`Session::key`] is made of must not change.
+/// The fields are public for code that fills and shows them, with one rule: once a session is in a
+/// [`Table`], the parts of [`Session::key`] must not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Packets seen, by [`Direction`].
@@ -79,8 +79,7 @@ pub struct Session {
     pub group: GroupId,
 }
 
-/// Peers are told the numbers of a connection each time that this many bytes have passed in one
-/// direction.
+/// Bytes in one direction after which peers are told the numbers of a connection again.
 pub const TOLD_EACH: u64 = 1 << 20;
 
 /// Two cache lines; 2 bytes of it are still free.
@@ -153,7 +152,7 @@ impl Session {
         self.bytes[direction as usize] += u64::from(bytes);
     }
 
-    /// Takes note that the packet of `bytes` bytes which was recorded last has moved TCP's numbers.
+    /// Notes that the last recorded packet, of `bytes` bytes, has moved TCP's numbers.
     ///
     /// The session becomes notable if it was quiet, and each [`TOLD_EACH`] bytes.
     #[inline]
@@ -164,8 +163,8 @@ impl Session {
         }
     }
 
-    /// Whether nobody would miss it: no answer yet, a TCP handshake that is not complete, or a
-    /// connection that is over.
+    /// Whether it may be dropped first: no answer yet, an incomplete TCP handshake, or a connection
+    /// that is over.
     pub fn is_dispensable(&self) -> bool {
         match &self.tracker {
             Tracker::Tcp(tcp) => !tcp.is_alive() || tcp.is_one_sided(),
@@ -252,7 +251,7 @@ impl SessionFlags {
     pub const REPLIED: SessionFlags = SessionFlags(1 << 0);
     /// Counted against the half-open limit of its source. Only [`Table`] clears it.
     pub const HALF_OPEN: SessionFlags = SessionFlags(1 << 1);
-    /// Taken up in its middle.
+    /// Picked up in the middle.
     pub const PICKED_UP: SessionFlags = SessionFlags(1 << 2);
     /// Its policy wants its end logged.
     pub const LOG: SessionFlags = SessionFlags(1 << 3);
@@ -260,10 +259,10 @@ impl SessionFlags {
     pub const REMOTE: SessionFlags = SessionFlags(1 << 4);
     /// Its first packet waits for the peers to have it.
     pub const WAITING: SessionFlags = SessionFlags(1 << 5);
-    /// Its destination is an external address of the gateway: what it sends comes back, to another
+    /// Its destination is an external address of the gateway: its packets come back, to another
     /// session (a hairpin, RFC 4787, REQ-9).
     pub const TURNS_BACK: SessionFlags = SessionFlags(1 << 6);
-    /// Its last packet did more than most: the store looks at it, and clears the mark.
+    /// Its last packet needs the store's attention: the store checks it, and clears the mark.
     pub const NOTABLE: SessionFlags = SessionFlags(1 << 7);
     /// It carries no data, and peers have its numbers or will soon: the next data is notable.
     pub const QUIET: SessionFlags = SessionFlags(1 << 8);

@@ -1,4 +1,4 @@
-//! Who has the most of something, without a search.
+//! Finds the member with the highest count, without a search.
 
 const NOBODY: u32 = u32::MAX;
 /// Counts below 16 have a level each; above, eight levels share a power of two.
@@ -37,7 +37,7 @@ impl Ranking {
         }
     }
 
-    /// How many a member has.
+    /// The count of a member.
     pub(super) fn count(&self, member: u32) -> u32 {
         self.members[member as usize].count
     }
@@ -55,14 +55,14 @@ impl Ranking {
         self.set(member, count.saturating_sub(1));
     }
 
-    /// A member that has the most, or not less than seven eighths of that; none if nobody has any.
+    /// A member with the highest count, or at least seven eighths of that; none if all are zero.
     pub(super) fn largest(&self) -> Option<u32> {
         let word = self.occupied.iter().rposition(|word| *word != 0)?;
         let level = word * 64 + 63 - self.occupied[word].leading_zeros() as usize;
         Some(self.first[level])
     }
 
-    /// The members that have any, those with the most first, to an eighth.
+    /// The members with a nonzero count, the highest first, accurate to an eighth.
     pub(super) fn largest_first(&self) -> impl Iterator<Item = u32> {
         let levels = (1..LEVELS).rev();
         levels.flat_map(move |level| {

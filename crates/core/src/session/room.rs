@@ -2,29 +2,29 @@
 //! REQ-4).
 //!
 //! A host above its limit of half-open sessions loses its own oldest, so that a flood in its name
-//! does not keep it from opening new ones. Where the table is full, what nobody would miss goes
-//! first, and then the largest holder gives.
+//! does not keep it from opening new ones. If the table is full, expendable sessions go first, and
+//! then those of the largest holder.
 
 use super::table::Recent;
 use super::{Holdings, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table};
 use crate::flow::Addr;
 
-/// Sessions of one holder that are looked at for the one that gives way.
+/// Sessions of one holder that are considered for giving way.
 const LOOKED_AT: usize = 16;
 
 impl Table {
-    /// How much a source may have.
+    /// The limits of a source.
     pub fn source_limits(&self) -> SourceLimits {
         self.holders.limits()
     }
 
-    /// Changes how much a source may have. Existing sessions stay.
+    /// Changes the limits of a source. Existing sessions stay.
     pub fn set_source_limits(&mut self, limits: SourceLimits) {
         self.holders.set_limits(limits);
     }
 
-    /// Has the IPv6 hosts of a network counted by address, since they are on the link of a port.
-    /// Others are counted by their /64. To be called before there are sessions.
+    /// Counts the IPv6 hosts of a network by address, because they are on the link of a port.
+    /// Others are counted by their /64. Call it before there are sessions.
     pub fn count_by_address(&mut self, network: &ipnet::Ipv6Net) {
         let bits = |addr: std::net::Ipv6Addr| u128::from_be_bytes(addr.octets());
         self.holders
@@ -36,26 +36,26 @@ impl Table {
         self.holders.holdings(source)
     }
 
-    /// A source address of each host and what that has, those with the most sessions first, to an
-    /// eighth.
+    /// A source address of each host, and its holdings, hosts with the most sessions first,
+    /// accurate to an eighth.
     pub fn holders(&self) -> impl Iterator<Item = (Addr, Holdings)> {
         let all = self.holders.largest_first();
         all.filter_map(|(id, holdings)| Some((self.get(id)?.src, holdings)))
     }
 
-    /// Counts an external port that the source of a session has from now on.
+    /// Counts an external port that the source of a session now holds.
     pub(crate) fn note_port(&mut self, id: SessionId) {
         self.holders.add_port(id);
     }
 
-    /// Counts an external port that the source of a session has no more.
+    /// Stops counting an external port that the source of a session no longer holds.
     pub(crate) fn forget_port(&mut self, id: SessionId) {
         self.holders.remove_port(id);
     }
 
-    /// Whether there is room for one more session of `source`, which may have as much as `limits`
-    /// says, and which one must end first: one that `may` end. A copy of another unit's session may
-    /// not, since that unit counts on it.
+    /// Whether there is room for one more session of `source`, within `limits`, and which session
+    /// must end first: one that `may` end. A copy of another unit's session may not, since that
+    /// unit counts on it.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl Table {
             .map(Some)
     }
 
-    /// The same as [`Table::room`], to be called if that session will be ended: the next call looks
-    /// at others.
+    /// The same as [`Table::room`], for a caller that will end that session: the next call
+    /// considers others.
     ///
     /// # Errors
     ///
@@ -116,16 +116,16 @@ impl Table {
         room
     }
 
-    /// Of the sessions opened lately, the oldest that nobody would miss and that `may` go. Looks at
-    /// 64 at most; those that may not go stay for later.
+    /// Of the sessions opened recently, the oldest expendable one that `may` end. Checks 64 at
+    /// most; those that may not end stay for later.
     pub fn early_drop_candidate(&mut self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
         let oldest = self.oldest_dispensable(may);
         self.pass_recent(oldest);
         oldest
     }
 
-    /// Has the next search among the sessions opened lately begin behind `found`, or behind those
-    /// that were looked at. Sessions that may still give way to another search stay for later.
+    /// Makes the next search among the recently opened sessions begin behind `found`, or behind
+    /// those that were checked. Sessions that may still give way to another search stay for later.
     fn pass_recent(&mut self, found: Option<SessionId>) {
         for _ in 0..Recent::POPS {
             let Some(id) = self.recent.pop() else { return };
@@ -149,7 +149,7 @@ impl Table {
         self.holders.of_source(source)
     }
 
-    /// Of the sessions opened lately, the oldest that nobody would miss. Looks at 64 at most.
+    /// Of the sessions opened recently, the oldest expendable one. Checks 64 at most.
     fn oldest_dispensable(&self, may: impl Fn(&Session) -> bool) -> Option<SessionId> {
         let mut oldest = self.recent.oldest_first().take(Recent::POPS);
         oldest.find(|id| {
@@ -158,7 +158,7 @@ impl Table {
         })
     }
 
-    /// Of the first of some sessions, the one that its host would miss least.
+    /// Among the first few sessions, the one that its host would miss least.
     fn least_used(
         &self,
         sessions: impl Iterator<Item = SessionId>,
@@ -291,7 +291,7 @@ mod tests {
             answer_all(&mut table);
         }
         assert_eq!(table.holdings(&v4(1)).sessions, 40);
-        // Not until all have the same: those who have much more give.
+        // Not until all are equal: those who have much more give way.
         let mut refused = 0;
         for port in 20..60 {
             refused += u32::from(open(&mut table, v4(3), port).is_err());
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(table.holdings(&v6(0x88, 5)).half_open, 10);
         // Many addresses of a link together have four times as much as one.
         let refused = (100..500).filter(|host| open(&mut table, v6(0x77, *host), 1).is_err());
-        // While the sessions that are looked at are all of others.
+        // While the considered sessions all belong to others.
         assert!(refused.count() < 20);
         let link = |src: Addr| src.octets()[1] == 0x77;
         let half_open = table.iter().filter(|(_, it)| link(it.src)).count();

@@ -1,15 +1,15 @@
-//! How far sessions are, in the words of their protocols, and how many are how far.
+//! The progress of sessions, in the words of their protocols, and counts by it.
 
 use super::{Session, SessionFlags, Tracker, tcp::TcpState};
 use crate::flow::Protocol;
 
-/// How far a session is: the state of a TCP connection; of the others, whether it was replied to.
+/// The progress of a session: the state of a TCP connection; for others, whether it was replied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionState(u8);
 
 /// States of all protocols together.
 const COUNT: usize = TcpState::COUNT + 2 * OTHERS.len();
-/// The protocols but TCP, which comes first.
+/// The protocols except TCP, which comes first.
 const OTHERS: [&str; 3] = ["udp", "icmp", "other"];
 
 impl SessionState {

@@ -14,17 +14,17 @@ pub const SLOTS_PER_SWEEP: usize = 65_536;
 const LOOKS_PER_SWEEP: usize = 1024;
 const TICKS_PER_PASS: usize = 10;
 
-/// Without a packet for so long, a connection counts as quiet: 2 s.
+/// A connection without a packet for this long counts as quiet: 2 s.
 const QUIET_AFTER: u32 = 20;
 
-/// How far the sweep has come.
+/// The progress of the sweep.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     /// The next slot.
     cursor: usize,
-    /// Slots to be passed before the sweep is up to date.
+    /// Slots still to be passed before the sweep is up to date.
     due: usize,
-    /// Slots to be looked at whatever their deadline says.
+    /// Slots to be checked whatever their deadline.
     recheck: usize,
     /// When `due` was last updated.
     at: Tick,
@@ -35,7 +35,7 @@ impl Sweep {
         self.recheck > 0
     }
 
-    /// A slot was added: a pass that looks at each has one more to go.
+    /// A slot was added: a pass over all slots is one longer.
     pub(super) fn grown(&mut self) {
         self.recheck += usize::from(self.recheck > 0);
     }
@@ -45,8 +45,8 @@ impl Table {
     /// Appends sessions whose time is over to `expired`; the caller removes them.
     ///
     /// Returns true if it stopped at one of its bounds: then call it again, at once or after other
-    /// work. Called until it returns false at each [`Table::next_sweep`], it reports no session
-    /// early, and each about a second after its deadline at the latest. A session that is not
+    /// work. If it is called until it returns false at each [`Table::next_sweep`], it reports no
+    /// session early, and each at most about a second after its deadline. A session that is not
     /// removed is reported again by the next pass.
     pub fn sweep(&mut self, now: Tick, expired: &mut Vec<SessionId>) -> bool {
         self.add_due(now);
@@ -83,7 +83,7 @@ impl Table {
         self.sweep.due > 0
     }
 
-    /// A connection that has had data: is it quiet now? If not, it is looked at again.
+    /// A connection that has had data: is it quiet now? If not, it is checked again.
     fn look_again(&mut self, id: SessionId, now: Tick) {
         let at = id.0 as usize;
         let Slot::Used(session) = &mut self.slots[at] else {
@@ -100,13 +100,12 @@ impl Table {
         }
     }
 
-    /// From now on [`Table::pop_quiet`] tells of connections that become quiet.
+    /// From now on [`Table::pop_quiet`] reports connections that become quiet.
     pub(crate) fn report_quiet(&mut self) {
         self.quiet = Some(Vec::new());
     }
 
-    /// To be called when a quiet connection has data again: it will be looked at when it may be
-    /// quiet again.
+    /// Call it when a quiet connection has data again: it is checked again when it may be quiet.
     pub(crate) fn watch(&mut self, id: SessionId) {
         let at = id.0 as usize;
         if let Some(Slot::Used(session)) = self.slots.get_mut(at) {
@@ -120,7 +119,7 @@ impl Table {
         self.quiet.as_mut()?.pop()
     }
 
-    /// When to call [`Table::sweep`] next; [`Tick::NEVER`] if there is nothing to expire.
+    /// The time of the next [`Table::sweep`]; [`Tick::NEVER`] if nothing can expire.
     pub fn next_sweep(&self, now: Tick) -> Tick {
         match (self.is_empty(), self.sweep.due) {
             (true, _) => Tick::NEVER,
@@ -129,12 +128,12 @@ impl Table {
         }
     }
 
-    /// When the session expires if nothing more comes.
+    /// When the session expires if no more packets come.
     pub fn deadline(&self, id: SessionId) -> Option<Tick> {
         self.get(id).map(|session| self.deadline_of(session))
     }
 
-    /// To be called when a session has changed to a state whose timeout may be shorter.
+    /// Call it when a session has changed to a state whose timeout may be shorter.
     #[inline]
     pub(crate) fn reschedule(&mut self, id: SessionId) {
         let Some(deadline) = self.deadline(id) else {
@@ -146,7 +145,7 @@ impl Table {
     }
 
     /// Gives every session of `group` a fresh lease, as if a packet of each had arrived at `now`:
-    /// what another unit has seen of them is not known here.
+    /// packets that another unit has seen are not known here.
     pub fn renew(&mut self, group: GroupId, now: Tick) {
         self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
     }
@@ -177,13 +176,14 @@ impl Table {
         &self.timeouts
     }
 
-    /// Changes the timeouts, for the sessions that exist too: the next pass looks at each.
+    /// Changes the timeouts, also for existing sessions: the next pass checks each.
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
         self.timeouts = timeouts;
         self.sweep.recheck = self.slots.len();
     }
 
-    /// Adds the slots that are due since the last call: a tenth of all a tick, one pass at most.
+    /// Adds the slots that have become due since the last call: a tenth of all a tick, one pass at
+    /// most.
     fn add_due(&mut self, now: Tick) {
         let ticks = now.0.saturating_sub(self.sweep.at.0) as usize;
         if ticks == 0 {

@@ -13,7 +13,7 @@ use crate::time::Tick;
 
 /// The number of a slot of the [`Table`].
 ///
-/// A slot is used again, so an id that was kept may lead to nothing or to another session.
+/// Slots are reused, so an old id may lead to nothing or to another session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u32);
 
@@ -29,9 +29,10 @@ pub enum InsertError {
 /// Why there is no room for a session of a source, and no other session has to give way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoom {
-    /// The table is full, and no source has so much more than this one that it must give.
+    /// The table is full, and no source has so many more sessions than this one that it must give
+    /// way.
     Full,
-    /// The source has as many sessions as one may have, and all are in use.
+    /// The source has reached its limit of sessions, and all are in use.
     SourceLimit,
     /// The hosts of its /64 have too many half-open sessions.
     HalfOpenLimit,
@@ -52,8 +53,8 @@ pub struct SessionCounts {
 
 /// All sessions of a gateway, at most as many as it was made for.
 ///
-/// No operation allocates, rehashes or copies what it did not come for; memory is reserved at the
-/// start and touched as the table grows.
+/// No operation allocates, rehashes or copies anything else; memory is reserved at the start and
+/// touched as the table grows.
 #[derive(Debug)]
 pub struct Table {
     pub(super) slots: Vec<Slot>,
@@ -62,8 +63,7 @@ pub struct Table {
     pub(super) check_at: Vec<Tick>,
     pub(super) timeouts: Timeouts,
     pub(super) sweep: Sweep,
-    /// Connections that were found quiet, and that nobody has asked for yet; none if nobody wants
-    /// to know.
+    /// Quiet connections that were found and not fetched yet; none if nobody asks for them.
     pub(super) quiet: Option<Vec<SessionId>>,
     /// No session of a group counts as last seen before this.
     pub(super) renewed: [Tick; MAX_GROUPS],
@@ -143,14 +143,13 @@ impl Table {
         self.hash.flow(key)
     }
 
-    /// Has the part of the index that a lookup of `hash` reads brought near: see [`Index::touch`].
+    /// Prefetches the part of the index that a lookup of `hash` reads: see [`Index::touch`].
     #[inline]
     pub fn touch_index(&self, hash: u32) {
         self.index.touch(hash);
     }
 
-    /// Has the session that a lookup of `hash` finds brought near; returns whether there may be
-    /// one.
+    /// Prefetches the session that a lookup of `hash` finds; returns whether there may be one.
     #[inline]
     pub fn touch_session(&self, hash: u32) -> bool {
         let session = self
@@ -243,8 +242,8 @@ impl Table {
 
     /// The session with this id, to be changed.
     ///
-    /// For the [store](crate::store) and the translator, which keep all else in step: after a
-    /// change of its [`SessionState`], [`Table::moved`] is to be called.
+    /// For the [store](crate::store) and the translator, which keep everything else in step: call
+    /// [`Table::moved`] after a change of its [`SessionState`].
     #[inline]
     pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         match self.slots.get_mut(id.0 as usize) {
@@ -253,7 +252,7 @@ impl Table {
         }
     }
 
-    /// To be called when a session may have come to another state than `before`.
+    /// Call it when the state of a session may have changed from `before`.
     #[inline]
     pub(crate) fn moved(&mut self, id: SessionId, before: SessionState) {
         if let Some(session) = self.get(id) {
@@ -264,8 +263,8 @@ impl Table {
         self.reschedule(id);
     }
 
-    /// Takes a session out of the count of the half-open ones of its source, if it is in it: to be
-    /// called when it is replied to (TCP: established).
+    /// Stops counting a session among the half-open ones of its source, if it is one of them: call
+    /// it when it is replied to (TCP: established).
     pub(crate) fn settle(&mut self, id: SessionId) {
         if let Some(Slot::Used(session)) = self.slots.get_mut(id.0 as usize)
             && session.flags.contains(SessionFlags::HALF_OPEN)
@@ -321,7 +320,7 @@ impl Table {
         let size = self.slots.len() as u32;
         let start = cursor.min(size);
         let end = start.saturating_add(slots.max(1)).min(size);
-        // The deadlines tell the free slots without a cache miss each.
+        // The deadlines show the free slots without a cache miss each.
         let used = (start..end).filter(|&i| self.check_at[i as usize] != Tick::NEVER);
         let sessions = used.filter_map(|i| Some((SessionId(i), self.get(SessionId(i))?)));
         (sessions, (end < size).then_some(end))
@@ -368,8 +367,8 @@ impl Table {
         assert_eq!(free + self.len() as usize, self.slots.len());
     }
 
-    /// The hash and key of each direction; only one if both have the same key, as a flow between
-    /// two equal endpoints has.
+    /// The hash and key of each direction; only one if both keys are equal, as for a flow between
+    /// two equal endpoints.
     fn entries(&self, session: &Session, book: &AddressBook) -> Entries {
         let original = session.key(Direction::Original, book);
         let reply = session.key(Direction::Reply, book);
@@ -447,7 +446,7 @@ fn parts(payload: u32) -> (SessionId, Direction) {
     (SessionId(payload >> 1), direction)
 }
 
-/// The sessions opened last, oldest first: where a flood of unanswered ones is found.
+/// The sessions opened last, oldest first: a flood of unanswered ones is found here.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     /// A ring, grown to its full size by the first sessions.

@@ -48,7 +48,7 @@ impl Segment {
 /// The effect of an accepted segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It belongs to the connection; the state is as before.
+    /// It belongs to the connection; the state has not changed.
     Same,
     /// It belongs to the connection and moved it to another state, perhaps of a shorter timeout.
     State,
@@ -57,14 +57,14 @@ pub enum Change {
     /// It may pass, but it proves nothing: it must not keep the session alive, nor count as a
     /// reply.
     Ignored,
-    /// The same, but its receiver may have taken it for a reset: unless more comes, the session
-    /// ends early.
+    /// The same, but its receiver may have taken it for a reset: unless more segments come, the
+    /// session ends early.
     Doubted,
 }
 
 /// The state of one connection. Arrays are by [`Direction`] of the sender that they are about.
 ///
-/// The fields are open to replication, which copies them.
+/// The fields are visible to replication, which copies them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracker {
     /// The sequence number after the highest byte sent.
@@ -83,7 +83,7 @@ pub struct Tracker {
     pub(crate) scales: u8,
     /// The marks below, for [`Direction::Reply`] shifted by four.
     pub(crate) marks: u8,
-    /// How far the connection is.
+    /// The progress of the connection.
     pub(crate) state: TcpState,
 }
 
@@ -91,8 +91,8 @@ pub struct Tracker {
 pub(super) const FIN: u8 = 1;
 /// Its SYN was acknowledged.
 pub(super) const SYN_ACKED: u8 = 2;
-/// Since the session was picked up or taken over, nothing of this direction was seen that the other
-/// direction agrees with.
+/// Since the session was picked up or taken over, no segment of this direction has agreed with the
+/// other direction.
 pub(super) const UNSEEN: u8 = 4;
 /// (For both, in the original's half.) Part of the history is missing.
 pub(super) const INCOMPLETE: u8 = 8;
@@ -155,7 +155,7 @@ impl Tracker {
         Ok(Tracker::assume(Direction::Original, segment))
     }
 
-    /// The tracker of a connection that another unit has told of, with no fresh SYN.
+    /// The tracker of a connection that another unit has reported, with no fresh SYN.
     pub(crate) fn restore(
         state: TcpState,
         scales: u8,
@@ -176,7 +176,7 @@ impl Tracker {
         }
     }
 
-    /// To be called when another unit has seen packets that this one has not, as after a takeover:
+    /// Call it when another unit has seen packets that this one has not, as after a takeover:
     /// liberal until segments of both directions agree with each other.
     pub fn resume(&mut self) {
         self.mark(Direction::Original, UNSEEN | INCOMPLETE);
@@ -184,7 +184,7 @@ impl Tracker {
         self.fresh = NOTHING_KNOWN;
     }
 
-    /// How far the connection is.
+    /// The progress of the connection.
     #[inline]
     pub fn state(&self) -> TcpState {
         self.state
@@ -195,14 +195,14 @@ impl Tracker {
         (TcpState::Established..TcpState::TimeWait).contains(&self.state)
     }
 
-    /// Whether it was picked up in its middle, and nothing of the other direction was seen since
-    /// that agrees.
+    /// Whether it was picked up in the middle, and no segment of the other direction has agreed
+    /// since.
     pub fn is_one_sided(&self) -> bool {
         self.has(Direction::Reply, ONE_SIDED)
     }
 
-    /// Whether the numbers are not known: since the session was picked up or taken over, the two
-    /// directions have not agreed.
+    /// Whether the numbers are unknown: the two directions have not agreed since the session was
+    /// picked up or taken over.
     #[inline]
     pub(super) fn is_unsure(&self) -> bool {
         self.marks & (UNSEEN | UNSEEN << 4) != 0
@@ -269,7 +269,7 @@ impl Tracker {
         let acks_syn = segment.has(TcpFlags::ACK) && self.acks_exactly(sender, segment);
         match (sender, syn) {
             (Direction::Original, true) if segment.has(TcpFlags::ACK) => Err(DropReason::TcpFlags),
-            // Sent again, or another one: the last counts, so that nobody else's can block it.
+            // Sent again, or another one: the last counts, so that a forged one can't block it.
             (Direction::Original, true) => {
                 let sent = self.end[sender as usize];
                 let is_again = segment.seq.wrapping_add(1) == self.acked[sender as usize];
@@ -356,8 +356,8 @@ impl Tracker {
         if exact {
             return Ok(self.advance(TcpState::Closed));
         }
-        // The server has lost the connection and has nothing that listens. Nothing more than that
-        // is known here, and the client's next SYN starts the session again.
+        // The server has lost the connection and does not listen. That proves nothing more, and the
+        // client's next SYN starts the session again.
         let refuses_fresh_syn = segment.has(TcpFlags::ACK)
             && segment.seq == 0
             && self.answers_fresh_syn(sender, segment);
@@ -384,9 +384,8 @@ impl Tracker {
         self.advance(self.reached())
     }
 
-    /// Takes note of how far a segment goes. A FIN is the last that its side sends, and has a
-    /// number that nothing else had: where data was seen, before it or after it, one of them is
-    /// forged.
+    /// Notes how far a segment goes. A FIN is the last that its side sends, and has a number of its
+    /// own: if data was seen before and after it, one of them is forged.
     #[inline]
     fn note_end(&mut self, sender: Direction, segment: &Segment) {
         let (s, end) = (sender as usize, segment.end());
@@ -447,7 +446,7 @@ impl Tracker {
             return Change::Same;
         }
         self.state = state;
-        // A SYN that came until now was of this connection.
+        // Any SYN until now belonged to this connection.
         if self.has_fresh_syn() {
             self.fresh = NOTHING_KNOWN;
         }
@@ -465,7 +464,7 @@ impl Tracker {
         let expected = self.acked[sender as usize];
         // At least one byte, for the zero-window probe (RFC 9293, section 3.8.6.1).
         let window = self.max_window[sender.flip() as usize].max(1);
-        // A FIN takes a number but no room; what comes after it may be one number ahead.
+        // A FIN takes a number but no room; the segment after it may be one number ahead.
         let ahead = window + u32::from(segment.payload_len == 0);
         let last = segment.seq.wrapping_add(segment.payload_len);
         // A keep-alive is one number before what the sender knows to be acknowledged, and the other
@@ -939,8 +938,8 @@ mod tests {
                 (TcpState::Established, is_believed)
             );
         }
-        // The receiver challenges it, acknowledges the data, or goes on; or so does its supposed
-        // sender.
+        // The receiver challenges it, acknowledges the data, or continues; or its supposed sender
+        // does.
         for life in [
             (Reply, s(ACK, 1, 1, 0), Ok(Same)),
             (Reply, s(ACK, 1, 501, 0), Ok(Same)),
@@ -1381,7 +1380,7 @@ mod tests {
         }
     }
 
-    /// The next step: who acts, what it does, how much it sends.
+    /// The next step: who acts, how, and how much it sends.
     fn step() -> impl Strategy<Value = (bool, u8, u32, [u32; 3])> {
         (any::<bool>(), 0..12u8, 1..70_000u32, any::<[u32; 3]>())
     }
@@ -1418,7 +1417,7 @@ mod tests {
                         let flags = [ACK, RST, SYN, SYN_ACK, FIN, RST_ACK][what as usize % 6];
                         let forged = seg(flags, random[0], random[1], random[2] % 1460);
                         // Blind: a hit by chance is what RFC 5961 leaves. When both have closed,
-                        // there is nothing left to protect, and a SYN may start over.
+                        // nothing is left to protect, and a SYN may start over.
                         let near = |x: u32, y: u32| is_within(x, y, 200_000, 200_000);
                         if t.state() < TcpState::TimeWait && !near(forged.seq, end.next) && !near(forged.ack, ends[1 - me].next) {
                             let _ = t.handle(from, &forged);
@@ -1482,9 +1481,9 @@ mod tests {
                         let seq = near(ends[me].next, random[0]);
                         let ack = near(ends[1 - me].next, random[1]);
                         let len = if flags == RST { 0 } else { random[2] % 1460 };
-                        // What the other end has acknowledged is not known to one who sees nothing
-                        // of it. And what comes right after the end of what is sent, it can only
-                        // guess.
+                        // An attacker who sees none of its segments does not know the
+                        // acknowledgments of the other end, and can only guess the number that
+                        // follows the data.
                         if seq != ends[1 - me].received && seq != t.acked[me] && seq != t.end[me] {
                             let _ = t.handle(from, &seg(flags, seq, ack, len));
                             prop_assert_eq!(t.state(), TcpState::Established);

@@ -1,8 +1,8 @@
 //! Resets that may or may not have ended a connection.
 //!
 //! A reset right after data that nobody has acknowledged yet is exact for the receiver if it has
-//! the data, and not if the data was forged. Which of the two, its receiver shows: it sends no
-//! more, or it goes on.
+//! the data, and not if the data was forged. Its receiver shows which: it sends no more, or it
+//! continues.
 
 use super::tcp::{Change, NO_SYN, Segment, Tracker, is_before};
 use crate::flow::Direction;
@@ -16,14 +16,13 @@ const RESET: u8 = 4;
 pub(super) const NOTHING_KNOWN: u8 = NO_SYN | HOLE | HOLE << 1;
 
 impl Tracker {
-    /// Whether one side may have ended the connection by a reset, and nothing has come since that
-    /// shows the contrary.
+    /// Whether one side may have reset the connection, and no segment since shows the contrary.
     pub fn is_doubted(&self) -> bool {
         self.fresh & (NO_SYN | RESET | RESET << 1) > NO_SYN
     }
 
-    /// Takes note of a reset that is not exact, but may be so for the receiver: it comes right
-    /// after data that has no hole.
+    /// Notes a reset that is not exact, but may be so for the receiver: it comes right after data
+    /// without a hole.
     #[cold]
     pub(super) fn doubt(&mut self, sender: Direction, seq: u32) -> Change {
         let [hole, reset] = [HOLE, RESET].map(|doubt| doubt << sender as u8);
@@ -35,7 +34,7 @@ impl Tracker {
         Change::Doubted
     }
 
-    /// Takes note whether new data, which begins at `seq`, leaves a hole.
+    /// Notes whether new data, which begins at `seq`, leaves a hole.
     #[inline]
     pub(super) fn note_holes(&mut self, sender: Direction, seq: u32) {
         let (s, hole) = (sender as usize, HOLE << sender as u8);
@@ -50,7 +49,7 @@ impl Tracker {
         }
     }
 
-    /// A segment shows that a reset has not ended the connection: its receiver goes on, or its
+    /// A segment shows that a reset has not ended the connection: its receiver continues, or its
     /// supposed sender has more to send.
     #[cold]
     pub(super) fn note_life(&mut self, sender: Direction, segment: &Segment) {

@@ -1,4 +1,4 @@
-//! A SYN of the client in a live connection: what of it is kept until the server has answered.
+//! A SYN of the client in a live connection: the facts kept until the server has answered.
 
 use super::tcp::{MAX_SCALE, NO_SCALE, NO_SYN, Segment, Tracker, is_within};
 use crate::flow::Direction;
@@ -38,7 +38,7 @@ impl Tracker {
         self.marks = 0;
         self.end[original as usize] = syn_ack.ack;
         self.acked[original as usize] = syn_ack.ack;
-        // Of the SYN, its window was not kept; it can't have been larger.
+        // The window of the SYN was not kept; it can't have been larger.
         self.max_window[original as usize] = u32::from(u16::MAX);
         self.set_scale(original, self.fresh & 15);
         self.fresh = NO_SYN;

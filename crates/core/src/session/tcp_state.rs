@@ -1,6 +1,6 @@
 //! The states of a TCP connection, as the gateway sees it.
 
-/// How far a connection is. A connection only goes forward in this order.
+/// The progress of a connection, which only moves forward in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum TcpState {

@@ -23,7 +23,7 @@ use crate::event::DropReason;
 use crate::flow::Direction;
 
 impl Tracker {
-    /// A segment, neither SYN nor RST, while the numbers are not known.
+    /// A segment, neither SYN nor RST, while the numbers are unknown.
     #[cold]
     pub(super) fn handle_unsure(&mut self, sender: Direction, segment: &Segment) -> Change {
         let other = sender.flip();
@@ -38,7 +38,7 @@ impl Tracker {
         }
         self.unmark(sender, UNSEEN);
         if !agrees {
-            // One of them is forged, or the state known of the other is old.
+            // One of them is forged, or the known state of the other is old.
             self.mark(other, UNSEEN);
             return match self.is_one_sided() {
                 true => Change::Same,
@@ -53,7 +53,7 @@ impl Tracker {
         self.follow(sender, segment)
     }
 
-    /// A reset while the numbers are not known: it must prove that its sender sees both sides.
+    /// A reset while the numbers are unknown: it must prove that its sender sees both sides.
     pub(super) fn handle_reset_unsure(
         &mut self,
         sender: Direction,
@@ -89,7 +89,7 @@ impl Tracker {
             && is_near(segment.ack, self.end[r], self.max_window[s])
     }
 
-    /// Whether a segment of `sender` fits to what the other side claims of both.
+    /// Whether a segment of `sender` agrees with the other side's claims about both.
     fn agrees(&self, sender: Direction, segment: &Segment) -> bool {
         let (s, r) = (sender as usize, sender.flip() as usize);
         let window = self.max_window[r].max(1);
@@ -105,7 +105,7 @@ impl Tracker {
             )
     }
 
-    /// Takes a segment for what `sender` claims from now on.
+    /// Records a segment as the current claim of `sender`.
     fn claim(&mut self, sender: Direction, segment: &Segment) {
         let (s, r) = (sender as usize, sender.flip() as usize);
         self.end[s] = segment.end();
@@ -136,7 +136,7 @@ impl Tracker {
         Ok(Change::State)
     }
 
-    /// An established connection, all that is known of which is one segment.
+    /// An established connection, known only from one segment.
     pub(super) fn assume(sender: Direction, segment: &Segment) -> Tracker {
         let (s, r) = (sender as usize, sender.flip() as usize);
         let mut tracker = Tracker {

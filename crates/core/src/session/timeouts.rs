@@ -35,7 +35,7 @@ impl From<&config::Timeouts> for Timeouts {
 }
 
 impl Timeouts {
-    /// How long `session` lives after its last packet as things are, in ticks.
+    /// How long `session` now lives after its last packet, in ticks.
     #[inline]
     pub fn timeout(&self, session: &Session) -> u32 {
         match (&session.tracker, session.protocol) {
@@ -43,13 +43,13 @@ impl Timeouts {
             (_, Protocol::UDP) if session.flags.contains(SessionFlags::REPLIED) => self.udp,
             (_, Protocol::UDP) => self.udp_unreplied,
             (_, Protocol::ICMP) => self.icmp,
-            // TCP that nobody tracks has no state to earn more.
+            // TCP without a tracker has no state that would earn it more.
             (_, Protocol::TCP) => self.tcp[TcpState::SynReceived as usize],
             _ => self.other,
         }
     }
 
-    /// When `session` expires if nothing more comes; it counts as seen at `renewed` at least.
+    /// When `session` expires if no more packets come; it counts as seen at `renewed` at least.
     #[inline]
     pub fn deadline(&self, session: &Session, renewed: Tick) -> Tick {
         session.last_seen.max(renewed).after(self.timeout(session))

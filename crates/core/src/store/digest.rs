@@ -8,16 +8,16 @@ use crate::session::{AddressBook, Session, SessionFlags, SessionState, Tracker};
 /// Buckets of a group.
 pub const SUMS: usize = 256;
 
-/// Part of the protocol: units that compare must hash alike. It need not be secret: anybody who
-/// makes sessions collide on purpose would hide a difference of his own sessions, and only if he
-/// also caused it.
+/// Part of the protocol: units that compare must hash the same way. It need not be secret: whoever
+/// makes sessions collide on purpose hides only differences between his own sessions, which he also
+/// has to cause.
 const KEY: [u8; 16] = *b"tandemgw/1digest";
 
 /// The sums of all groups.
 ///
-/// A session is hashed by what peers must agree on: its keys, its TCP state, and whether it was
-/// replied to; not by times, counters, windows or policies. The hash is added to the sum of its
-/// bucket, which its original key decides.
+/// The hash of a session covers the facts that peers must agree on: its keys, its TCP state, and
+/// whether it was replied to; not by times, counters, windows or policies. The hash is added to the
+/// sum of its bucket, which its original key decides.
 #[derive(Debug)]
 pub struct Digest {
     hash: SipHasher13,
@@ -61,7 +61,7 @@ impl SessionPhase {
         (self.progress, self.replied) > (other.progress, other.replied)
     }
 
-    /// Whether a session has begun again, if it was in phase `before`.
+    /// Whether a session in this phase has begun again, if it was in phase `before`.
     #[inline]
     pub fn is_restart_of(self, before: SessionPhase) -> bool {
         self.progress < before.progress
@@ -90,14 +90,14 @@ impl Digest {
         self.exchange(session, book, (Some(SessionPhase::of(session)), None));
     }
 
-    /// Takes note that a session which was in phase `before` has changed.
+    /// Notes that a session that was in phase `before` has changed.
     #[inline]
     pub(super) fn change(&mut self, session: &Session, book: &AddressBook, before: SessionPhase) {
         let phase = SessionPhase::of(session);
         self.exchange(session, book, (Some(before), Some(phase)));
     }
 
-    /// Puts the session in its new phase in the place of that in its old one; `None` is no session.
+    /// Replaces the session's old phase by its new one; `None` is no session.
     #[inline]
     fn exchange(
         &mut self,
@@ -131,7 +131,7 @@ impl Digest {
         self.groups.get(usize::from(group.0))
     }
 
-    /// The sums of a group, as they stand in a message.
+    /// The sums of a group, in the form of a message.
     pub fn bytes(&self, group: GroupId) -> Option<[u8; SUMS * 8]> {
         let mut bytes = [0; SUMS * 8];
         for (place, sum) in bytes.chunks_exact_mut(8).zip(self.sums(group)?) {
@@ -140,7 +140,7 @@ impl Digest {
         Some(bytes)
     }
 
-    /// The buckets of a group whose sums are not those of a message.
+    /// The buckets of a group whose sums differ from those of a message.
     pub fn compare(&self, group: GroupId, sums: &[u8]) -> Buckets {
         let mut differing = Buckets::default();
         let Some(own) = self.sums(group) else {
@@ -238,7 +238,7 @@ impl Buckets {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// As it stands in a message.
+    /// The form in a message.
     pub fn to_bytes(self) -> [u8; SUMS / 8] {
         let mut bytes = [0; SUMS / 8];
         for (place, word) in bytes.chunks_exact_mut(8).zip(self.0) {

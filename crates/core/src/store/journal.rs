@@ -15,13 +15,13 @@ use crate::time::{Tick, Time};
 /// Delayed sessions that enter the log in one go.
 const ENTRIES_PER_CALL: usize = 1024;
 
-/// The change log, the digest, and what decides what enters them.
+/// The change log, the digest, and the settings that decide which sessions enter them.
 ///
-/// Only the [`SessionStore`](super::SessionStore) writes into it what happens to sessions.
-/// Replication reads it, moves the places of its readers, and says who they are and which groups
-/// this unit sends.
+/// Only the [`SessionStore`](super::SessionStore) records changes of sessions in it. Replication
+/// reads it, moves the positions of its readers, and sets who they are and which groups this unit
+/// sends.
 ///
-/// A unit without `[ha]` has one that nothing enters.
+/// A unit without `[ha]` has one that stays empty.
 #[derive(Debug)]
 pub struct Journal {
     pickup: Pickup,
@@ -33,9 +33,9 @@ pub struct Journal {
     sending: Vec<Option<u64>>,
     /// Groups in which this unit has opened or changed a session since its term began.
     touched: Vec<bool>,
-    /// Whether removals must be remembered for anybody.
+    /// Whether removals must be remembered for any peer.
     has_readers: bool,
-    /// Sessions that are too young yet, in the order of the times at which they were opened.
+    /// Sessions that are still too young, sorted by the time when they were opened.
     delayed: VecDeque<(Tick, SessionId)>,
     max_delayed: usize,
 }
@@ -107,7 +107,7 @@ impl Journal {
         }
     }
 
-    /// Whether there is anybody to tell, now or later.
+    /// Whether there is a peer to tell, now or later.
     pub(super) fn has_peers(&self) -> bool {
         !self.refused.is_empty()
     }
@@ -117,7 +117,7 @@ impl Journal {
         &self.log
     }
 
-    /// The same, to move the places of its readers.
+    /// The same, to move the positions of its readers.
     pub fn log_mut(&mut self) -> &mut ChangeLog {
         &mut self.log
     }
@@ -143,8 +143,8 @@ impl Journal {
         self.refused.get_mut(peer)
     }
 
-    /// The peer with index `peer` holds those sessions of `group` that `held` says, which is told
-    /// their last change, and all that it refused without a name.
+    /// The peer with index `peer` holds the sessions of `group` for which `held`, given their last
+    /// change, returns true, and all that it refused without naming them.
     pub fn forgive(&mut self, peer: usize, group: GroupId, held: impl Fn(SessionId, Seq) -> bool) {
         let log = &self.log;
         if let Some(refused) = self.refused.get_mut(peer) {
@@ -154,8 +154,8 @@ impl Journal {
         }
     }
 
-    /// A session goes to the peer with index `peer`, which knows of it from now on and has not
-    /// refused it.
+    /// A session goes to the peer with index `peer`, which knows it from now on and has not refused
+    /// it.
     pub fn sent(&mut self, peer: usize, id: SessionId, group: GroupId) {
         self.log.mark_shared(id);
         if let Some(refused) = self.refused.get_mut(peer) {
@@ -173,8 +173,8 @@ impl Journal {
         self.sending.get(usize::from(group.0)).copied().flatten()
     }
 
-    /// Says whether this unit sends the sessions of `group`, and as primary of which term. Returns
-    /// the term that ends thereby, if a session of the group was opened or changed here in it.
+    /// Sets whether this unit sends the sessions of `group`, and as primary of which term. Returns
+    /// the term that ends with this, if a session of the group was opened or changed here in it.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>) -> Option<u64> {
         let index = usize::from(group.0);
         let before = std::mem::replace(self.sending.get_mut(index)?, term);
@@ -182,7 +182,8 @@ impl Journal {
         before.filter(|_| touched)
     }
 
-    /// Says what all peers know for whom removals are remembered: none if there is no such peer.
+    /// Sets the last change known to all peers for which removals are remembered; none if there is
+    /// no such peer.
     pub fn set_known(&mut self, known: Option<Seq>) {
         self.has_readers = known.is_some();
         self.log.purge(known.unwrap_or(self.log.last()));
@@ -243,7 +244,7 @@ impl Journal {
         after.connections && !before.connections || after.connectionless && !before.connectionless
     }
 
-    /// A session was opened here, or is to be replicated from now on.
+    /// A session was opened here, or must be replicated from now on.
     #[inline]
     pub(super) fn opened(
         &mut self,
@@ -256,7 +257,7 @@ impl Journal {
             return;
         }
         let is_old = session.created.after(self.pickup.delay) <= now.tick();
-        // Too many that wait: replicating one early does no harm.
+        // Too many are waiting: replicating one early does no harm.
         if is_old || self.delayed.len() >= self.max_delayed {
             self.enter(id, session, book);
         } else {
@@ -267,7 +268,7 @@ impl Journal {
         }
     }
 
-    /// Lets the delayed sessions enter whose time has come, some at a time.
+    /// Lets delayed sessions enter whose time has come, some at a time.
     pub(super) fn enter_delayed(&mut self, table: &Table, book: &AddressBook, now: Time) {
         for _ in 0..ENTRIES_PER_CALL {
             let Some(&(since, id)) = self.delayed.front() else {
@@ -277,7 +278,7 @@ impl Journal {
                 break;
             }
             self.delayed.pop_front();
-            // The slot may have another session by now, which waits in its own right.
+            // The slot may hold another session by now, which waits on its own.
             if let Some(session) = table.get(id)
                 && session.created.after(self.pickup.delay) <= now.tick()
                 && self.pickup.covers(session.protocol)
@@ -345,14 +346,14 @@ impl Journal {
         self.log.touch(id, true);
     }
 
-    /// A peer has an older state of a session: it is sent again.
+    /// A peer has an older state of a session: the session is sent again.
     pub(super) fn send_again(&mut self, id: SessionId) {
         if self.log.seq_of(id).is_some() {
             self.log.touch(id, true);
         }
     }
 
-    /// Makes a session one of those that are replicated.
+    /// Adds a session to the replicated ones.
     fn enter(&mut self, id: SessionId, session: &Session, book: &AddressBook) {
         if self.log.seq_of(id).is_none() {
             self.digest.add(session, book);

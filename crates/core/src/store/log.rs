@@ -1,4 +1,4 @@
-//! Which sessions changed in which order: one list for all peers.
+//! The order in which sessions changed: one list for all peers.
 
 use std::collections::VecDeque;
 
@@ -11,10 +11,10 @@ pub type Seq = u64;
 
 /// Every replicated session once, in the order of its last change, and the removed ones.
 ///
-/// A reader's place is an element of the list like the sessions, so that nothing has to be fixed up
-/// when a session moves or goes: each operation is O(1) whatever the number of readers. The log
-/// holds no state of sessions; a reader takes the state that a session has when its turn comes. So
-/// the backlog of the slowest reader is the number of sessions at most.
+/// A reader's position is an element of the list like the sessions, so that nothing must be
+/// adjusted when a session moves or ends: each operation is O(1) whatever the number of readers.
+/// The log holds no state of sessions; a reader takes the state that a session has when its turn
+/// comes. So the backlog of the slowest reader is the number of sessions at most.
 #[derive(Debug)]
 pub struct ChangeLog {
     /// The end of the ring, the readers, then by [`SessionId`].
@@ -52,7 +52,7 @@ struct Reader {
 /// A session that was removed after a peer may have got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tombstone {
-    /// When it was removed: what is read up to here knows of it.
+    /// The change of its removal: a reader that has read this far knows of it.
     pub seq: Seq,
     /// The key of its original direction.
     pub key: FlowKey,
@@ -142,8 +142,8 @@ impl ChangeLog {
         }
     }
 
-    /// Notes that what peers know of a session that stays is void, so that they forget it before
-    /// they get its next state.
+    /// Notes that the peers' knowledge of an existing session is void, so that they forget it
+    /// before they get its next state.
     pub(super) fn restart(&mut self, id: SessionId, key: FlowKey, group: GroupId) {
         if self.is_shared(id) {
             self.leave_tombstone(key, group);
@@ -209,7 +209,7 @@ impl ChangeLog {
         }
     }
 
-    /// Puts a reader behind all that is.
+    /// Moves a reader to the end.
     pub fn skip_to_end(&mut self, reader: usize) {
         let place = node_of_reader(reader);
         self.unlink(place);
@@ -221,8 +221,8 @@ impl ChangeLog {
         };
     }
 
-    /// Puts a reader back to where it had read up to `seq` and no further. Returns false, with the
-    /// reader where it was, if that is too long ago, or was never.
+    /// Moves a reader back to `seq`, the last change that it has read. Returns false, with the
+    /// reader where it was, if that is too long ago, or never was.
     pub fn rewind(&mut self, reader: usize, seq: Seq) -> bool {
         if seq < self.purged || seq > self.readers[reader].read {
             return false;
@@ -245,7 +245,8 @@ impl ChangeLog {
         false
     }
 
-    /// Sessions passed by [`ChangeLog::rewind`] at most: what can be under way, with some reserve.
+    /// Sessions passed by [`ChangeLog::rewind`] at most: as many as can be in flight, with some
+    /// reserve.
     const MOST_REWOUND: usize = 100_000;
 
     fn is_session_up_to(&self, node: u32, seq: Seq) -> bool {
@@ -521,7 +522,7 @@ mod tests {
                     }
                     Op::Skip(reader) => {
                         log.skip_to_end(reader);
-                        // As the digest would have it.
+                        // In the form of the digest.
                         live.keys().for_each(|id| log.mark_shared(SessionId(*id)));
                         readers[reader] = (live.clone(), false);
                         history[reader] = BTreeMap::from([(log.last(), live.clone())]);

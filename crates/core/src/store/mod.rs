@@ -2,13 +2,13 @@
 //! sessions take, and the [journal](Journal) from which peers learn of them, and keeps the three in
 //! step.
 //!
-//! Nobody else can change a session: the store lends the table, the address book and the translator
-//! for reading only. So there is no order of calls to keep when a session changes; what a change
-//! means for counts, deadlines, sums and peers is found out here.
+//! No other code can change a session: the store lends the table, the address book and the
+//! translator for reading only. So callers need no particular order of calls when a session
+//! changes; the store finds out the consequences for counts, deadlines, sums and peers.
 //!
 //! The [change log](log) holds each replicated session once, in the order of the last changes, and
 //! the
-//! [digest] says in a few numbers which sessions there are.
+//! [digest] describes the set of sessions in a few numbers.
 
 pub mod digest;
 pub mod log;
@@ -31,7 +31,7 @@ use crate::session::{
 };
 use crate::time::{Tick, Time};
 
-/// All sessions of a unit, with what they hold and what peers have to learn of them.
+/// All sessions of a unit, with their resources and the changes that peers must learn.
 pub struct SessionStore {
     table: Table,
     book: AddressBook,
@@ -83,7 +83,7 @@ impl Noted {
 }
 
 impl SessionStore {
-    /// An empty store for what `config` allows.
+    /// An empty store for the limits of `config`.
     pub fn new(config: &Config, keys: &Keys) -> SessionStore {
         let mut book = AddressBook::new();
         SessionStore {
@@ -196,8 +196,8 @@ impl SessionStore {
         Some(result)
     }
 
-    /// Changes a session as a packet of it does: its counts and times, and of what others keep
-    /// account of its phase alone, so that no more is compared.
+    /// Changes a session as a packet does: its counts and times, and, of the state that others
+    /// track, only its phase, so that no more is compared.
     #[inline(always)]
     pub fn follow<R>(
         &mut self,
@@ -221,8 +221,8 @@ impl SessionStore {
         Some(result)
     }
 
-    /// Tells those who keep account of a session that it has changed. Apart from the way of all
-    /// those packets that change nothing.
+    /// Tells the parts that track a session that it has changed. Kept apart from the path of
+    /// packets that change nothing.
     #[inline(never)]
     fn note_edit(&mut self, id: SessionId, before: Noted) {
         let Some(session) = self.table.get(id) else {
@@ -243,7 +243,7 @@ impl SessionStore {
         }
     }
 
-    /// Sees to a session that is [notable](SessionFlags::NOTABLE). Returns whether peers are to be
+    /// Handles a session that is [notable](SessionFlags::NOTABLE). Returns whether peers must be
     /// told.
     fn take_notable(&mut self, id: SessionId) -> bool {
         let Some(session) = self.table.get_mut(id) else {
@@ -261,16 +261,16 @@ impl SessionStore {
         true
     }
 
-    /// Gives a session another policy, of the same meaning, under which this unit knows it. Peers
-    /// have names of their own for it.
+    /// Gives a session another policy, with the same meaning, under which this unit knows it. Peers
+    /// have their own names for it.
     pub fn rename_policy(&mut self, id: SessionId, policy: PolicyId) {
         if let Some(session) = self.table.get_mut(id) {
             session.policy = policy;
         }
     }
 
-    /// Ends a session: it gives back what it holds, and peers are told if this unit sends its
-    /// group. Returns what it was.
+    /// Ends a session: its resources are released, and peers are told if this unit sends its group.
+    /// Returns its last state.
     pub fn end(&mut self, id: SessionId) -> Option<Session> {
         self.nat.release(&mut self.table, id);
         let session = self.table.remove(id, &self.book)?;
@@ -281,8 +281,7 @@ impl SessionStore {
         Some(session)
     }
 
-    /// Has peers told of a session from now on, if session pickup covers it and they are not
-    /// already.
+    /// Starts to replicate a session, if session pickup covers it and peers don't know it already.
     pub fn replicate(&mut self, id: SessionId, now: Time) {
         if self.journal.seq_of(id).is_none()
             && let Some(session) = self.table.get(id)
@@ -321,7 +320,7 @@ impl SessionStore {
         }
     }
 
-    /// A peer has sent an older state of a session than it has here: it gets that again.
+    /// A peer has sent an older state of a session than this unit has: it gets the newer one again.
     pub fn send_again(&mut self, id: SessionId) {
         self.journal.send_again(id);
     }
@@ -417,7 +416,7 @@ impl SessionStore {
         self.table.set_timeouts(timeouts);
     }
 
-    /// Takes over the limits for sources of a changed configuration.
+    /// Applies the source limits of a changed configuration.
     pub fn set_limits(&mut self, config: &Config) {
         self.table.set_source_limits(source_limits(config));
     }
@@ -442,8 +441,7 @@ impl SessionStore {
         self.journal.set_pickup(ha)
     }
 
-    /// A table of another size, in place of one that is empty or whose sessions are not to count
-    /// any more.
+    /// A table of another size, in place of one that is empty or whose sessions no longer count.
     #[cfg(test)]
     pub(crate) fn set_table(&mut self, table: Table) {
         self.table = table;

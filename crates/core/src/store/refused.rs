@@ -9,12 +9,12 @@ pub struct Refused {
     slots: Vec<u64>,
     /// By own group.
     counts: Vec<u32>,
-    /// By own group: some are refused that the peer did not name.
+    /// By own group: some sessions are refused that the peer did not name.
     unnamed: Vec<bool>,
 }
 
 impl Refused {
-    /// Nothing, of `groups` groups.
+    /// Empty, for `groups` groups.
     pub(super) fn new(groups: usize) -> Refused {
         Refused {
             slots: Vec::new(),
@@ -81,7 +81,8 @@ impl Refused {
         }
     }
 
-    /// The peer holds those sessions of `group` that `held` says, and all that it did not name.
+    /// The peer holds the sessions of `group` for which `held` returns true, and all that it did
+    /// not name.
     pub fn forgive(&mut self, group: GroupId, held: impl Fn(SessionId) -> bool) {
         if self.is_empty(group) {
             return;

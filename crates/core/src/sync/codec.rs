@@ -78,7 +78,7 @@ impl FrameBuffer {
             .map(|(kind, body)| (*kind, body)))
     }
 
-    /// Goes on to the frame after the one that [`FrameBuffer::frame`] gives.
+    /// Continues with the frame after the one that [`FrameBuffer::frame`] returns.
     pub(crate) fn next(&mut self) {
         if let Ok(Some((_, body))) = self.frame() {
             self.start += HEADER + body.len();
@@ -241,7 +241,7 @@ pub(crate) fn end_offer(out: &mut [u8], start: usize) {
     end_frame(out, start);
 }
 
-/// Ends the batch that begins at `start`, and says how far it brings the receiver.
+/// Ends the batch that begins at `start`, and sets the change that it brings the receiver to.
 pub(crate) fn end_batch(out: &mut [u8], start: usize, seq: u64) {
     if let Some(place) = out.get_mut(start + HEADER..start + HEADER + 8) {
         place.copy_from_slice(&seq.to_be_bytes());

@@ -9,7 +9,7 @@ use super::message;
 pub enum ProtocolError {
     /// Bytes that make no sense.
     Malformed,
-    /// A frame that is not allowed there, as one before Hello.
+    /// A frame that is not allowed there, such as one before Hello.
     Unexpected,
     /// Another version of the protocol.
     Version(u16),

@@ -19,9 +19,8 @@ const REPLICATED: [SessionFlags; 3] = [
 ];
 
 impl Replicator {
-    /// Applies a record to a session, or refuses it, and counts that. A session that is new takes
-    /// the place of those that its packets belong to so far, if the peer's word counts more than
-    /// theirs.
+    /// Applies a record to a session, or refuses it, and counts that. A new session replaces those
+    /// that its packets belonged to so far, if the peer's claim is stronger than theirs.
     pub(super) fn install(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         let Some(group) = self.group_of(at, record.group) else {
             return self.refuse(at, record, Refusal::Unknown);
@@ -33,8 +32,8 @@ impl Replicator {
         self.place(at, record, authority, context);
     }
 
-    /// Takes sessions that a standby offers to this unit, the primary: it may add sessions and move
-    /// them forward.
+    /// Handles sessions that a standby offers to this unit, the primary: the offer may add sessions
+    /// and move them forward.
     pub(super) fn merge(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
         self.place(at, record, Authority::Shared { theirs_win: false }, context);
     }
@@ -157,8 +156,8 @@ impl Replicator {
         store.edit_from_peer(id, |session| copy_state(session, theirs));
     }
 
-    /// Whether a peer's session may take the place of `other`: if the peer has the last word in the
-    /// groups of both, or in that of the new one while nobody else has it in that of the old.
+    /// Whether a peer's session may replace `other`: if the peer has authority over the groups of
+    /// both, or over that of the new one while nobody else has it over that of the old.
     fn may_displace(
         &self,
         at: usize,
@@ -224,7 +223,7 @@ fn is_same_flow(id: SessionId, theirs: &Session, record: &Record, store: &Sessio
     })
 }
 
-/// Takes over what may change in a session's life.
+/// Copies the parts that may change during a session's life.
 fn copy_state(session: &mut Session, theirs: Session) {
     if let Tracker::Tcp(tcp) = theirs.tracker {
         session.tracker = Tracker::Tcp(tcp);

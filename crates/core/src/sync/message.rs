@@ -1,9 +1,9 @@
 //! The messages between units, version 2.
 //!
 //! A stream of frames `length: u32 | type: u8 | body`, numbers in network order, the length that of
-//! type and body. Types that a unit does not know, and what follows the known part of a body, are
-//! passed over: they are of a newer version. [`Message::Hello`] is the first frame each way; ports,
-//! groups and policies are named by their place in the sender's lists from then on.
+//! type and body. Unknown types, and bytes after the known part of a body, are skipped: they come
+//! from a newer version. [`Message::Hello`] is the first frame each way; ports, groups and policies
+//! are named by their place in the sender's lists from then on.
 //!
 //! `~` below is a number in LEB128. Times are durations, in units of 100 ms: clocks differ.
 
@@ -28,12 +28,12 @@ pub enum Message<'a> {
     /// 2, `seq: u64 | operations`: brings the receiver to `seq`. Operations are read with
     /// [`super::codec::next_operation`].
     Batch {
-        /// The change that the receiver has arrived at after the operations.
+        /// The change that the operations bring the receiver to.
         seq: Seq,
         /// [`Operation`]s.
         operations: &'a [u8],
     },
-    /// 3, `epoch: u64 | seq: u64`: all up to `seq` is applied.
+    /// 3, `epoch: u64 | seq: u64`: everything up to `seq` is applied.
     Ack {
         /// Of the receiver of this frame.
         epoch: u64,
@@ -42,8 +42,8 @@ pub enum Message<'a> {
     },
     /// 4: some buckets are sent again from here on, among other changes.
     Begin,
-    /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; what was not named
-    /// since [`Message::Begin`] does not exist.
+    /// 5, `count: u8 | count × (group: u8 | 256 bits)`: these are complete; a session that was not
+    /// named since [`Message::Begin`] does not exist.
     End(Vec<(u8, Buckets)>),
     /// 6, `seq: u64 | group: u8 | 256 × u64`: the sums of the group's buckets here.
     Mark {
@@ -78,7 +78,7 @@ pub enum Message<'a> {
         /// Its place in the list of the sender of this frame.
         group: u8,
     },
-    /// 10, `group: u8 | term: u64`: the receiver is to be primary with this term.
+    /// 10, `group: u8 | term: u64`: the receiver must become primary with this term.
     Handover {
         /// Its place in the list of the sender of this frame.
         group: u8,
@@ -93,7 +93,7 @@ pub enum Message<'a> {
         /// [`Operation`]s.
         operations: &'a [u8],
     },
-    /// 12, `group: u8`: all is offered.
+    /// 12, `group: u8`: everything is offered.
     OfferEnd {
         /// The group, in the list of the sender of this frame.
         group: u8,
@@ -114,8 +114,8 @@ pub enum Message<'a> {
         /// The key of its original direction.
         key: Option<FlowKey>,
     },
-    /// 15, nothing more: an operator asks by way of the sender that the receiver begins a
-    /// maintenance. A unit that does not know this passes over it.
+    /// 15, no body: an operator asks through the sender that the receiver begins a maintenance. A
+    /// unit that does not know this skips it.
     Drain,
     /// Of a newer version.
     Unknown,
@@ -144,7 +144,7 @@ impl Refusal {
         Refusal::NotPrimary,
     ];
 
-    /// As logs and events put it, after `since`.
+    /// For logs and events, after `since`.
     pub fn text(self) -> &'static str {
         match self {
             Refusal::Full => "its table is full",
@@ -162,7 +162,7 @@ impl Refusal {
 /// `units`, a list. Units up to 0.1.0 do not send the program and the fields after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// [`VERSION`]; a unit of another one is not talked to.
+    /// [`VERSION`]; a unit refuses others.
     pub version: u16,
     /// The random number of the process, as in its heartbeats: changes are counted from 0 in each.
     pub epoch: u64,
@@ -170,9 +170,9 @@ pub struct Hello {
     pub group_id: u8,
     /// The receiver's epoch and the last change that was applied of it.
     pub resume: Option<(u64, Seq)>,
-    /// The digest of all that must be the same on all units.
+    /// The digest of everything that must be the same on all units.
     pub ruleset: [u8; 16],
-    /// `max-sessions`: what does not fit there is refused.
+    /// `max-sessions`: sessions beyond that are refused.
     pub max_sessions: u32,
     /// The name of the node.
     pub node: String,
@@ -183,16 +183,16 @@ pub struct Hello {
     /// The names of its policies, empty for removed ones; the last ones are left out if the
     /// frame would get too long.
     pub policies: Vec<String>,
-    /// The version of the program; none if the sender does not say it.
+    /// The version of the program; none if the sender does not report it.
     pub program: Option<String>,
     /// The items of the digest, by name.
     pub settings: Settings,
-    /// The names of all units of the cluster that the sender knows, itself among them; empty if it
-    /// does not say.
+    /// The names of all units of the cluster that the sender knows, itself included; empty if it
+    /// does not report them.
     pub units: Vec<String>,
 }
 
-/// `type: u8 | length: u8 | body`; other types are passed over.
+/// `type: u8 | length: u8 | body`; other types are skipped.
 #[derive(Debug, PartialEq)]
 pub enum Operation {
     /// 1: a session as it is now.

@@ -5,12 +5,12 @@
 //! the last changes, and each peer reads it at its own pace, taking the state that a session has by
 //! then. Whether two units agree is known from [digests](crate::store::digest) of each group that
 //! are compared once a second; where they differ, the bucket concerned is sent again. That is also
-//! how a unit that joins gets everything, and how anything heals that went wrong: resuming a stream
-//! after a lost link is an optimization.
+//! how a joining unit gets everything, and how any error is repaired: resuming a stream after a
+//! lost link is an optimization.
 //!
 //! Modules in reading order: [`message`], [`codec`], then the two directions (`transmit`,
-//! `receive`), what a record does to the table (`install`), and what units that were apart do
-//! before anything is removed (`union`).
+//! `receive`), the effect of a record on the table (`install`), and how units that were apart merge
+//! their sessions (`union`).
 
 pub mod codec;
 pub mod message;
@@ -45,12 +45,12 @@ use crate::time::Time;
 use peer::{Authority, SyncPeer};
 use progress::Untold;
 
-/// How long a peer whose connection was lost can take it up where it was.
+/// How long a peer whose connection was lost can resume its stream.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
 
 /// The state that the replicator may change beside its own.
 pub struct Context<'a> {
-    /// Sessions that peers send go here, and what has changed is read from here.
+    /// Sessions from peers go here, and changes are read from here.
     pub store: &'a mut SessionStore,
     /// When the bytes have come.
     pub now: Time,
@@ -59,19 +59,19 @@ pub struct Context<'a> {
 /// News for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncEvent {
-    /// The Hello of a peer has come.
+    /// The Hello of a peer has arrived.
     PeerKnown {
         /// The sender of the Hello.
         peer: PeerId,
-        /// It goes on where the last connection was lost.
+        /// It resumes where the last connection was lost.
         resumed: bool,
     },
-    /// A peer has other settings, of those that must be the same on all units: it does not count as
-    /// ready.
+    /// A peer has different settings, of those that must be the same on all units: it does not
+    /// count as ready.
     PeerConfigDiffers(PeerId),
     /// A peer does not take sessions of a group.
     PeerRefuses {
-        /// Who does not hold the sessions.
+        /// The peer that does not hold the sessions.
         peer: PeerId,
         /// One of which this unit is primary.
         group: GroupId,
@@ -80,7 +80,7 @@ pub enum SyncEvent {
     },
     /// A peer's table is smaller than this unit's.
     PeerTableSmaller {
-        /// Who can't hold all that this unit may send.
+        /// The peer that can't hold all sessions that this unit may send.
         peer: PeerId,
         /// How many sessions it can hold.
         max_sessions: u32,
@@ -90,7 +90,7 @@ pub enum SyncEvent {
     /// This unit has all sessions of a group that the peer sends.
     Ready(PeerId, GroupId),
     /// A standby has offered all that this unit, the primary of the group, lacked. Its rules may
-    /// have been others than those of this unit when it got them.
+    /// have differed from this unit's when it got them.
     Merged(PeerId, GroupId),
     /// A peer that had all sessions of a group no longer has, or sending them again has not helped.
     /// The buckets that differ are sent again.
@@ -106,9 +106,9 @@ pub enum SyncEvent {
     Reached(PeerId, SyncState),
     /// This unit's evidence for a group, each time that it changes.
     Holds(GroupId, Holding),
-    /// An operator asks by way of a peer that this unit begins a maintenance.
+    /// An operator asks through a peer that this unit begins a maintenance.
     DrainAsked(PeerId),
-    /// A peer hands a group over; all that it sent before is applied.
+    /// A peer hands a group over; everything that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
         peer: PeerId,
@@ -124,17 +124,17 @@ pub enum SyncEvent {
 pub struct Received {
     /// How many were taken; the others must come again.
     pub taken: usize,
-    /// More is to be done: call [`Replicator::receive`] again soon, with or without bytes.
+    /// There is more to do: call [`Replicator::receive`] again soon, with or without bytes.
     pub more: bool,
 }
 
 /// Replicates sessions to all peers, and keeps those that they replicate here.
 ///
-/// What happens to sessions it reads in the [`Journal`] of the store that the owner passes to each
+/// It reads the changes of sessions in the [`Journal`] of the store that the owner passes to each
 /// call. For each peer: [`Replicator::peer_connected`] when its stream is open, then
-/// [`Replicator::receive`] with what it brings and [`Replicator::poll_transmit`] whenever it takes
-/// something, until [`Replicator::peer_disconnected`]. After each round of calls
-/// [`Replicator::poll_event`] until there is none.
+/// [`Replicator::receive`] with its bytes and [`Replicator::poll_transmit`] whenever it has room,
+/// until [`Replicator::peer_disconnected`]. After each round of calls [`Replicator::poll_event`]
+/// until there is none.
 pub struct Replicator {
     identity: message::Hello,
     epoch: u64,
@@ -172,8 +172,8 @@ impl Replicator {
         })
     }
 
-    /// Takes over the policies of a changed configuration. Returns whether streams that are open
-    /// must be closed, since their Hello has what was before.
+    /// Applies the policies of a changed configuration. Returns whether open streams must be
+    /// closed, because their Hello has the previous ones.
     pub(crate) fn set_policies(&mut self, ruleset: &Ruleset) -> bool {
         let told = told_names(ruleset.names());
         self.identity.settings = Settings::new(ruleset.items());
@@ -261,12 +261,12 @@ impl Replicator {
         }
     }
 
-    /// Asks a peer to take over a group with `term`, after all that has changed until now.
+    /// Asks a peer to take over a group with `term`, after everything that has changed until now.
     pub(crate) fn send_handover(&mut self, peer: PeerId, group: GroupId, term: u64) {
         self.plan_handover(peer, group, Some(term));
     }
 
-    /// Has a peer asked to begin a maintenance; returns whether a stream leads there.
+    /// Asks a peer to begin a maintenance; returns whether a stream leads there.
     pub(crate) fn send_drain(&mut self, peer: PeerId) -> bool {
         let peer = self.peers.get_mut(peer.index());
         let Some(peer) = peer.filter(|peer| peer.connected && peer.remote.is_some()) else {
@@ -276,7 +276,7 @@ impl Replicator {
         true
     }
 
-    /// Does not ask any more, if that was not sent yet: the handover has failed.
+    /// Withdraws the request, if it was not sent yet: the handover has failed.
     pub(crate) fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
         self.plan_handover(peer, group, None);
     }
@@ -289,7 +289,7 @@ impl Replicator {
         }
     }
 
-    /// The stream to a peer takes nothing now. [`Replicator::poll_transmit`] is called when it
+    /// The stream to a peer takes no bytes now. [`Replicator::poll_transmit`] is called when it
     /// does, so no timer runs until then.
     pub(crate) fn peer_blocked(&mut self, peer: PeerId) {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
@@ -302,7 +302,7 @@ impl Replicator {
         self.events.pop_front().or_else(|| self.poll_untold())
     }
 
-    /// Does what is due. To be followed by [`Replicator::poll_transmit`] for each peer.
+    /// Does the due work. Call [`Replicator::poll_transmit`] for each peer afterwards.
     pub fn handle_timeout(&mut self, now: Time, store: &mut SessionStore) {
         store.enter_delayed(now);
         for peer in self.peers.iter_mut().filter(|peer| !peer.connected) {
@@ -311,11 +311,11 @@ impl Replicator {
         self.purge(store.journal_mut());
     }
 
-    /// When [`Replicator::handle_timeout`] is to be called next.
+    /// The time of the next [`Replicator::handle_timeout`].
     pub fn poll_timeout(&self, journal: &Journal) -> Option<Time> {
         let peers = self.peers.iter().filter_map(|peer| {
             let sends = peer.connected && peer.sender.told.iter().any(Option::is_some);
-            // With more to send, it is the stream that says when.
+            // With more to send, the stream sets the pace.
             let marks = (sends && !peer.sender.blocked).then_some(peer.sender.next_mark);
             let resume = peer.resumable_until.filter(|_| !peer.connected);
             marks.into_iter().chain(resume).min()
@@ -323,7 +323,7 @@ impl Replicator {
         peers.chain(journal.poll_timeout()).min()
     }
 
-    /// Forgets removals that all know of whom they concern.
+    /// Forgets removals that are known to all peers concerned.
     fn purge(&self, journal: &mut Journal) {
         let counting = self.peers.iter().filter(|peer| peer.counts());
         journal.set_known(counting.map(|peer| peer.sender.acked).min());

@@ -30,9 +30,9 @@ pub struct Traffic {
 pub(super) struct SyncPeer {
     pub(super) name: String,
     pub(super) connected: bool,
-    /// Which process of it the election hears: a connection takes longer to end.
+    /// The process of it that the election hears: a connection takes longer to end.
     pub(super) heard: Heard,
-    /// Until when a peer that was lost may take up its stream where it was.
+    /// Until when a lost peer may resume its stream.
     pub(super) resumable_until: Option<Time>,
     pub(super) hello_sent: bool,
     /// The peer's Hello; none before that.
@@ -43,7 +43,7 @@ pub(super) struct SyncPeer {
     pub(super) incoming: FrameBuffer,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
-    /// By own group: what it held when it was last in sync, in this unit's changes.
+    /// By own group: the change up to which it held the sessions when it was last in sync.
     pub(super) kept: Vec<Option<Seq>>,
 }
 
@@ -72,7 +72,7 @@ pub struct About<'a> {
     pub ruleset: [u8; 16],
     /// Whether that is the digest of this unit too.
     pub rules_equal: bool,
-    /// The names of what differs, as far as it was told.
+    /// The names of the differences, as far as they were reported.
     pub differing: &'a [String],
     /// The version of its program; none if it does not say it.
     pub program: Option<&'a str>,
@@ -87,18 +87,18 @@ pub(super) struct Sender {
     pub(super) sent: Seq,
     /// The part that the peer has acknowledged.
     pub(super) confirmed: Seq,
-    /// All up to here is at the peer, or none of its business.
+    /// Everything up to here is at the peer, or does not concern it.
     pub(super) acked: Seq,
-    /// All up to here was done at this time.
+    /// Everything up to here was done at this time.
     pub(super) watch: (Seq, Time),
     /// Buckets that differ, and are not being sent yet.
     pub(super) pending: Vec<Buckets>,
     pub(super) scan: Option<Scan>,
     pub(super) marks: Vec<Mark>,
     pub(super) next_mark: Time,
-    /// The terms of handovers that are to be sent after all changes.
+    /// The terms of handovers to send after all changes.
     pub(super) handovers: Vec<Option<u64>>,
-    /// It is to be asked to begin a maintenance.
+    /// It must be asked to begin a maintenance.
     pub(super) drain: bool,
     /// There was more to send than the stream took.
     pub(super) blocked: bool,

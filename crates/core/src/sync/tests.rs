@@ -752,9 +752,9 @@ fn wrong_peers_are_refused() {
         codec::encode(&mut bytes, &message::Message::Hello(Box::new(hello)));
         bytes
     };
-    let ack = |seq| {
+    let ack = |epoch, seq| {
         let mut bytes = hello(|_| {});
-        codec::encode(&mut bytes, &message::Message::Ack { epoch: 1, seq });
+        codec::encode(&mut bytes, &message::Message::Ack { epoch, seq });
         bytes
     };
     let mut end = hello(|_| {});
@@ -767,7 +767,9 @@ fn wrong_peers_are_refused() {
             hello(|h| h.node = "x".into()),
             ProtocolError::WrongNode("x".into()),
         ),
-        (ack(1), ProtocolError::FutureAck),
+        (ack(1, 1), ProtocolError::FutureAck),
+        // Of changes that another process of this unit has sent.
+        (ack(2, 0), ProtocolError::FutureAck),
         (end, ProtocolError::Unexpected),
         (twice, ProtocolError::Unexpected),
         (vec![0, 0, 0, 1, 4], ProtocolError::Unexpected),

@@ -1,4 +1,4 @@
-//! One packet a rule: what is refused, with which reason, and what is just within the rules.
+//! One packet per rule: each is just outside or just within the rule, with the reason for the drop.
 
 use super::*;
 

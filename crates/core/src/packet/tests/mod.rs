@@ -1,4 +1,4 @@
-//! Tests of the whole module: packets made by etherparse's builders, against which all is compared.
+//! Tests of the whole module: everything is compared with packets made by etherparse's builders.
 
 mod cases;
 mod properties;

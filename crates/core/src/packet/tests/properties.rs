@@ -182,7 +182,7 @@ proptest! {
         complete_checksum(&mut bytes, &parsed, offload);
         prop_assert_eq!(&bytes, &wrap(&to, &whole));
 
-        // And one that is wrong is seen to be wrong.
+        // A wrong one is detected.
         if outer != Sort::UdpWithoutChecksum {
             bytes[start..].copy_from_slice(&unfinished);
             bytes[start - 1] ^= 1;
