@@ -9,7 +9,7 @@ use tandemgw_core::random::SplitMix64;
 
 use testkit::lab::{LAN, Net, WAN};
 use testkit::packets::ErrorCode::TooBig;
-use testkit::packets::{ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, icmp_error, tcp};
+use testkit::packets::{ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, icmp_error, tcp};
 use testkit::pair::Pair;
 
 const RST_ACK: tandemgw_core::packet::TcpFlags = tandemgw_core::packet::TcpFlags(RST.0 | ACK.0);
@@ -113,6 +113,23 @@ fn the_numbers_of_a_quiet_connection_are_known_after_a_takeover() {
             assert_eq!(pair.send(B, port, &exact), Verdict::Forward);
             assert_eq!(states(&pair, B)[0].0, "closed");
         }
+    }
+}
+
+/// It sees no packets of them; the primary does.
+#[test]
+fn a_standby_lets_no_session_expire() {
+    for net in Net::both() {
+        let mut pair = Pair::new();
+        let ping = echo_request((net.host, 7), net.server);
+        // The timeout is 60 s.
+        for _ in 0..5 {
+            assert_eq!(pair.send(A, LAN, &ping), Verdict::Forward);
+            pair.pass(Duration::from_secs(25));
+        }
+        assert_eq!(states(&pair, B).len(), 1);
+        let cluster = pair.units[B].cluster().unwrap();
+        assert_eq!(cluster.sync().counters().installed, 1, "not sent again");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::time::Time;
 
 use super::listing::PIECE;
 use super::protocol::{PolicyAction, PolicyRow, SessionCount, write_line};
-use super::status::seconds;
+use super::seconds;
 use super::{Filter, Progress};
 
 /// A count of the sessions that match a filter, in progress.

@@ -4,7 +4,7 @@ use crate::gateway::{Gateway, Severity};
 use crate::time::Time;
 
 use super::protocol::{HealthState, HealthStatus, TroubleStatus};
-use super::status::seconds;
+use super::seconds;
 
 /// Problems found at the gateway's last health check.
 pub(super) fn health(gateway: &Gateway, now: Time) -> HealthStatus {

@@ -19,6 +19,8 @@ pub mod protocol;
 mod reload;
 mod status;
 
+use std::time::Duration;
+
 use crate::gateway::Gateway;
 use crate::time::Time;
 
@@ -334,6 +336,11 @@ fn not_allowed() -> Failure {
 /// The request is wrong in itself.
 fn bad_request(why: impl std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::BadRequest, why.to_string())
+}
+
+/// In seconds, to the millisecond: as the protocol has durations.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
 #[cfg(test)]

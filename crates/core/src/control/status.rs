@@ -1,7 +1,5 @@
 //! The state of the unit, in the terms of the protocol.
 
-use std::time::Duration;
-
 use crate::config::Ha;
 use crate::event::DropReason;
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
@@ -14,7 +12,7 @@ use super::protocol::{
     GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus,
     PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION, write_line,
 };
-use super::{Progress, ShellView, health, protocol};
+use super::{Progress, ShellView, health, protocol, seconds};
 
 /// Ports per piece, of some 3 µs each.
 const PORTS_AT_A_TIME: usize = 64;
@@ -381,10 +379,6 @@ fn events(gateway: &Gateway, shell: &ShellView, now: Time) -> Vec<EventStatus> {
             warn: Some(event.warn),
         })
         .collect()
-}
-
-pub(super) fn seconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e3).round() / 1e3
 }
 
 fn counters(gateway: &Gateway, shell: &ShellView) -> CounterStatus {

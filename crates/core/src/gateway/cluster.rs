@@ -14,8 +14,8 @@ use crate::store::{Journal, SessionStore};
 use crate::sync::{self, Replicator};
 use crate::time::Time;
 
+use super::effects::Effects;
 use super::guarantee::Waiting;
-use super::reload::Effects;
 use super::roles::Groups;
 use super::streams::{self, Channel, Paths};
 use super::{Gateway, Role};

@@ -16,6 +16,7 @@ mod capture;
 mod cluster;
 mod conflict;
 mod counters;
+mod effects;
 mod event_log;
 mod events;
 mod expired;
@@ -85,8 +86,8 @@ pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTransla
 pub use health::{Health, Severity, Standing, Trouble};
 pub use links::PortFault;
 pub use policy_usage::PolicyUsage;
-pub use prepare::{Basis, Prepared, Reloaded, Retired};
-pub use reload::ReloadError;
+pub use prepare::{Prepared, ReloadError, Reloaded, Retired};
+pub use rules::Basis;
 pub use streams::Channel;
 pub use view::{PeerGroupState, PeerState, SessionView};
 

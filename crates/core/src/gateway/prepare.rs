@@ -2,25 +2,50 @@
 //! changes, and only [`Gateway::install`](super::Gateway::install) puts the result in force.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::config::{Change, Config, Difference};
 use crate::flow::{Addr, GroupId, PolicyId};
 use crate::nat;
-use crate::policy::Ruleset;
+use crate::policy::{Ruleset, TooManyPolicies};
 
-use super::reload::{Effects, ReloadError};
-use super::{Gateway, rules};
+use super::Gateway;
+use super::effects::Effects;
+use super::rules::{self, Basis};
 
 /// How many differences of each kind are reported: an administrator reads no more.
 const MOST_TOLD: usize = 1000;
 
-/// The rules in force, as the basis of a reload: a few reference counts.
-#[derive(Clone)]
-pub struct Basis {
-    pub(super) config: Arc<Config>,
-    pub(super) ruleset: Arc<Ruleset>,
+/// Why a reload changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadError {
+    /// Sessions are still being compared with the rules in force: see [`Gateway::is_reloading`].
+    UnderWay,
+    /// The rules changed since it was prepared.
+    Superseded,
+    /// The policies of both configs together are too many.
+    TooManyPolicies(TooManyPolicies),
+    /// No number is left for another address of a pool or forward.
+    TooManyAddresses,
 }
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReloadError::UnderWay => f.write_str("a reload is under way: try again in a moment"),
+            ReloadError::Superseded => {
+                f.write_str("the configuration in force has changed meanwhile: try again")
+            }
+            ReloadError::TooManyPolicies(error) => error.fmt(f),
+            ReloadError::TooManyAddresses => f.write_str(
+                "there were too many addresses in pools and forwards since the start: restart",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
 
 /// A prepared reload.
 pub struct Prepared {

@@ -1,18 +1,20 @@
 //! Changes the configuration while the gateway runs: applies at once what can be applied, and then
 //! compares the sessions with it, some at a time.
 
-use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{self, Config, Difference, Live, SwitchError, Switched};
+use crate::config::{self, Config, Difference, SwitchError, Switched};
 use crate::in_quotes::InQuotes;
-use crate::policy::TooManyPolicies;
 use crate::session::Timeouts;
 use crate::time::Time;
 
+use super::effects::Effects;
 use super::limiter::Budgets;
-use super::prepare::{Addresses, Basis, FormerAddresses, NewRules, Prepared, Reloaded, Retired};
+use super::prepare::{
+    Addresses, FormerAddresses, NewRules, Prepared, ReloadError, Reloaded, Retired,
+};
 use super::revalidate::Scope;
+use super::rules::Basis;
 use super::{Cluster, Gateway};
 
 /// Differences that are named in one line of the log.
@@ -20,36 +22,6 @@ const MOST_LOGGED: usize = 20;
 
 /// Addresses that are looked up in one piece: some 100 µs.
 const NUMBERED_AT_A_TIME: usize = 512;
-
-/// Why a reload changed nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReloadError {
-    /// Sessions are still being compared with the rules in force: see [`Gateway::is_reloading`].
-    UnderWay,
-    /// The rules changed since it was prepared.
-    Superseded,
-    /// The policies of both configs together are too many.
-    TooManyPolicies(TooManyPolicies),
-    /// No number is left for another address of a pool or forward.
-    TooManyAddresses,
-}
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReloadError::UnderWay => f.write_str("a reload is under way: try again in a moment"),
-            ReloadError::Superseded => {
-                f.write_str("the configuration in force has changed meanwhile: try again")
-            }
-            ReloadError::TooManyPolicies(error) => error.fmt(f),
-            ReloadError::TooManyAddresses => f.write_str(
-                "there were too many addresses in pools and forwards since the start: restart",
-            ),
-        }
-    }
-}
-
-impl std::error::Error for ReloadError {}
 
 impl Gateway {
     /// Prepares and installs a reload in one go, for callers that have the time.
@@ -246,71 +218,6 @@ impl Gateway {
     }
 }
 
-/// The changes that parts of the gateway must follow, because they keep an option or a value
-/// derived from one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Effects {
-    /// Policies, pools and forwards: there is a new ruleset, and sessions are compared with it.
-    pub rules: bool,
-    /// The addresses that the gateway answers for, or translates to: the shell follows.
-    pub addresses: bool,
-    /// A port that now checks sources may have sessions that fail the check.
-    sources: bool,
-    timeouts: bool,
-    source_limits: bool,
-    icmp_errors: bool,
-    announcements: bool,
-    pub priorities: bool,
-    pub override_: bool,
-    pub monitor: bool,
-    pub targets: bool,
-    /// There may be other peers, or they have other addresses or keys: the shell follows.
-    pub peers: bool,
-    pickup: bool,
-}
-
-impl Effects {
-    /// The effects of these changed options.
-    pub(super) fn of(options: impl IntoIterator<Item = Live>) -> Effects {
-        let mut effects = Effects::default();
-        for option in options {
-            effects.add(option);
-        }
-        effects
-    }
-
-    fn add(&mut self, option: Live) {
-        match option {
-            Live::Policies => self.rules = true,
-            Live::NatPools | Live::Forwards => (self.rules, self.addresses) = (true, true),
-            Live::SourceCheck => self.sources = true,
-            Live::Timeouts => self.timeouts = true,
-            Live::SessionsPerSource | Live::HalfOpenPerSource => self.source_limits = true,
-            Live::IcmpErrorsPerSecond => self.icmp_errors = true,
-            Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
-            Live::GroupPriority | Live::Priority => self.priorities = true,
-            Live::Override | Live::OverrideWaitTime => self.override_ = true,
-            Live::Monitor => self.monitor = true,
-            Live::Peers => self.peers = true,
-            Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
-            Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
-                self.pickup = true;
-            }
-            // Read from the config where they are used.
-            Live::UnsolicitedSyn
-            | Live::RoutingHeaders
-            | Live::ReservedAddresses
-            | Live::MssClamp
-            | Live::PortQuotas
-            | Live::PortsPerSource
-            | Live::TcpPickup
-            | Live::PickupGuarantee
-            | Live::PickupGuaranteeWait
-            | Live::PickupGuaranteeCopies => {}
-        }
-    }
-}
-
 fn log_differences(told: &Reloaded) {
     let shown: Vec<String> = told
         .applied
@@ -334,6 +241,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::Live;
     use crate::config::samples::{EDITS, EVERYTHING};
     use crate::config::{OptionDoc, Reload, options, switch_names, switches};
     use crate::gateway::Seed;

@@ -13,7 +13,13 @@ use crate::session::Session;
 use crate::time::Time;
 
 use super::policy_usage::{PolicyUsage, PolicyUsages};
-use super::prepare::Basis;
+
+/// The rules in force, as the basis of a reload: a few reference counts.
+#[derive(Clone)]
+pub struct Basis {
+    pub(super) config: Arc<Config>,
+    pub(super) ruleset: Arc<Ruleset>,
+}
 
 /// The config in force, with everything that follows from it alone.
 pub(super) struct Rules {

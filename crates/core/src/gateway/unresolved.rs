@@ -16,7 +16,6 @@ use crate::session::{Session, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
 
 use super::Gateway;
-use super::hosts::Hosts;
 
 /// Unknown hosts that one source may be waiting for. A scan of a network slows down to some 10 a
 /// second.
@@ -180,11 +179,7 @@ impl Gateway {
 
     fn not_known(&self, now: Time, port: PortId, to: Addr) -> Option<Host> {
         let host = (port, to);
-        let Hosts {
-            neighbors,
-            unresolved,
-            ..
-        } = &self.hosts;
+        let (neighbors, unresolved) = (&self.hosts.neighbors, &self.hosts.unresolved);
         (!neighbors.has_heard(&host) && !unresolved.has(now, &host)).then_some(host)
     }
 

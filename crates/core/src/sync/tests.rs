@@ -655,6 +655,59 @@ fn a_lower_term_has_no_say() {
     assert!(counters.refused_not_primary >= 2);
 }
 
+/// A standby that hears two primaries goes by the one with the higher term.
+#[test]
+fn the_higher_of_two_primaries_has_the_say() {
+    let mut world = World::new(3, 1);
+    world.disconnect(0, 1);
+    world.units[0].set_sending(G, Some(4));
+    world.units[1].set_sending(G, Some(5));
+    for unit in [0, 1] {
+        let (host, port) = (unit as u8 + 1, unit as u16 + 1);
+        let key = key(Protocol::TCP, host, port);
+        world.units[unit]
+            .open(key, (NAT.0, port), world.now)
+            .unwrap();
+    }
+    world.calm(1);
+    let held = world.units[2].view();
+    assert_eq!(held, world.units[1].view());
+    assert!(world.units[2].sync.counters().refused_not_primary >= 1);
+}
+
+/// Who is primary of one group ends no session of another.
+#[test]
+fn a_removal_counts_for_its_group_only() {
+    let groups = "[[group]]\nname = \"lan\"\nports = [\"lan\"]\n\
+                  [[group]]\nname = \"wan\"\nports = [\"wan\"]\n";
+    let mut world = World::new(2, 1);
+    world.disconnect(0, 1);
+    for (me, unit) in world.units.iter_mut().enumerate() {
+        *unit = Unit::new(2, me, me as u64 + 1, groups);
+    }
+    world.connect(0, 1);
+    world.units[0].set_sending(G, Some(1));
+    world.units[1].set_sending(GroupId(1), Some(1));
+    let session = key(Protocol::TCP, 1, 1);
+    world.units[0].open(session, NAT, world.now).unwrap();
+    world.calm(1);
+    let mut bytes = Vec::new();
+    for group in [1, 0] {
+        let start = bytes.len();
+        codec::begin_batch(&mut bytes, 9);
+        codec::write_removal(&mut bytes, &session, group);
+        codec::end_batch(&mut bytes, start, 9);
+    }
+    let Unit { store, sync, .. } = &mut world.units[0];
+    let mut context = Context {
+        store,
+        now: world.now,
+    };
+    sync.receive(PeerId(0), &bytes, &mut context).unwrap();
+    assert!(store.lookup(&session).is_some());
+    assert_eq!(sync.counters().removed, 0);
+}
+
 #[test]
 fn a_full_table_refuses() {
     let mut world = pair();

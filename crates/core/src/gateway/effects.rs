@@ -1,0 +1,68 @@
+//! The parts of the gateway that a change of options concerns.
+
+use crate::config::Live;
+
+/// The changes that parts of the gateway must follow, because they keep an option or a value
+/// derived from one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Effects {
+    /// Policies, pools and forwards: there is a new ruleset, and sessions are compared with it.
+    pub rules: bool,
+    /// The addresses that the gateway answers for, or translates to: the shell follows.
+    pub addresses: bool,
+    /// A port that now checks sources may have sessions that fail the check.
+    pub sources: bool,
+    pub timeouts: bool,
+    pub source_limits: bool,
+    pub icmp_errors: bool,
+    pub announcements: bool,
+    pub priorities: bool,
+    pub override_: bool,
+    pub monitor: bool,
+    pub targets: bool,
+    /// There may be other peers, or they have other addresses or keys: the shell follows.
+    pub peers: bool,
+    pub pickup: bool,
+}
+
+impl Effects {
+    /// The effects of these changed options.
+    pub(super) fn of(options: impl IntoIterator<Item = Live>) -> Effects {
+        let mut effects = Effects::default();
+        for option in options {
+            effects.add(option);
+        }
+        effects
+    }
+
+    fn add(&mut self, option: Live) {
+        match option {
+            Live::Policies => self.rules = true,
+            Live::NatPools | Live::Forwards => (self.rules, self.addresses) = (true, true),
+            Live::SourceCheck => self.sources = true,
+            Live::Timeouts => self.timeouts = true,
+            Live::SessionsPerSource | Live::HalfOpenPerSource => self.source_limits = true,
+            Live::IcmpErrorsPerSecond => self.icmp_errors = true,
+            Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
+            Live::GroupPriority | Live::Priority => self.priorities = true,
+            Live::Override | Live::OverrideWaitTime => self.override_ = true,
+            Live::Monitor => self.monitor = true,
+            Live::Peers => self.peers = true,
+            Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
+            Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
+                self.pickup = true;
+            }
+            // Read from the config where they are used.
+            Live::UnsolicitedSyn
+            | Live::RoutingHeaders
+            | Live::ReservedAddresses
+            | Live::MssClamp
+            | Live::PortQuotas
+            | Live::PortsPerSource
+            | Live::TcpPickup
+            | Live::PickupGuarantee
+            | Live::PickupGuaranteeWait
+            | Live::PickupGuaranteeCopies => {}
+        }
+    }
+}
