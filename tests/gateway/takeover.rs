@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use tandemgw_core::event::{DropReason, Verdict};
+use tandemgw_core::event::{DropReason, Output, Verdict};
 use tandemgw_core::flow::PortId;
+use tandemgw_core::packet::neighbor::{self, Mac};
 use tandemgw_core::random::SplitMix64;
 
-use testkit::lab::{LAN, Net, WAN};
+use testkit::lab::{LAN, Net, WAN, link};
 use testkit::packets::ErrorCode::TooBig;
 use testkit::packets::{ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, icmp_error, tcp};
 use testkit::pair::Pair;
@@ -89,7 +90,7 @@ fn the_numbers_of_a_quiet_connection_are_known_after_a_takeover() {
         for from_client in [true, false] {
             let mut pair = Pair::new();
             let mut connection = Connection::open(&mut pair, &net, 40000);
-            connection.download(&mut pair, A, 70_000);
+            connection.download(&mut pair, A, 700_000);
             connection.client_sends(&mut pair, A, 300);
             connection.server_sends(&mut pair, A, 0);
             // It counts as quiet after 2 s, and is found to be so within another.
@@ -113,6 +114,39 @@ fn the_numbers_of_a_quiet_connection_are_known_after_a_takeover() {
             assert_eq!(pair.send(B, port, &exact), Verdict::Forward);
             assert_eq!(states(&pair, B)[0].0, "closed");
         }
+    }
+}
+
+/// By broadcast, several times, and by unicast to each host that was heard.
+#[test]
+fn a_takeover_is_announced_to_the_links_and_to_each_host() {
+    for net in Net::both() {
+        let host: Mac = [2, 0, 0, 0, 7, 7];
+        let mut pair = Pair::new();
+        for frame in neighbor::announce(net.host, host) {
+            pair.units[B].handle_frame(pair.now, LAN, &frame);
+        }
+        pair.connect(false);
+        let mut frames = Vec::new();
+        let end = pair.now + Duration::from_secs(4);
+        let unit = &mut pair.units[B];
+        let mut now = pair.now;
+        while now < end {
+            unit.handle_wake(now);
+            unit.handle_timeout(now);
+            frames.extend(std::iter::from_fn(|| unit.poll_output()));
+            now = unit.poll_timeout(now).unwrap_or(end).max(now);
+        }
+        let sent = |wanted: Vec<u8>| {
+            let is_it = |output: &&Output| matches!(output, Output::Frame { port: LAN, bytes } if *bytes == wanted);
+            frames.iter().filter(is_it).count()
+        };
+        let mac = link(LAN).mac;
+        for frame in neighbor::announce(net.lan_vip, mac) {
+            assert!(sent(frame) >= 2, "repeated");
+        }
+        let told = neighbor::announce_to(net.lan_vip, mac, net.host, host);
+        assert!(sent(told) >= 1);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::flow::Addr;
 const LOOKED_AT: usize = 16;
 
 impl Table {
-    /// The limits of a source.
+    /// How much one source may use, unless its port says otherwise.
     pub fn source_limits(&self) -> SourceLimits {
         self.holders.limits()
     }
