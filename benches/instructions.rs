@@ -19,6 +19,19 @@ struct Workload {
     port: PortId,
     verdict: Verdict,
     packet: fn(&mut Lab, &Net, u16) -> Pkt,
+    /// The policies before the last one, which is for all that leaves; none for those of the lab.
+    policies: Option<fn(u16) -> String>,
+}
+
+/// A workload of new sessions under many policies, of which the last one is for them.
+const fn policies(name: &'static str, policies: fn(u16) -> String) -> Workload {
+    Workload {
+        name,
+        port: LAN,
+        verdict: Verdict::Forward,
+        packet: udp_new,
+        policies: Some(policies),
+    }
 }
 
 const WORKLOADS: &[Workload] = &[
@@ -27,43 +40,76 @@ const WORKLOADS: &[Workload] = &[
         port: LAN,
         verdict: Verdict::Forward,
         packet: udp_out,
+        policies: None,
     },
     Workload {
         name: "UDP answer",
         port: WAN,
         verdict: Verdict::Forward,
         packet: udp_back,
+        policies: None,
     },
     Workload {
         name: "TCP of a session",
         port: LAN,
         verdict: Verdict::Forward,
         packet: tcp_out,
+        policies: None,
     },
     Workload {
         name: "TCP answer, 1000 bytes",
         port: WAN,
         verdict: Verdict::Forward,
         packet: tcp_back,
+        policies: None,
     },
     Workload {
         name: "new UDP session",
         port: LAN,
         verdict: Verdict::Forward,
         packet: udp_new,
+        policies: None,
     },
     Workload {
         name: "ping answered",
         port: LAN,
         verdict: Verdict::Consumed,
         packet: ping,
+        policies: None,
     },
     Workload {
         name: "dropped: no policy",
         port: WAN,
         verdict: Verdict::Drop(tandemgw_core::event::DropReason::NoPolicy),
         packet: unwanted,
+        policies: None,
     },
+    Workload {
+        name: "SYN, all ports taken",
+        port: LAN,
+        verdict: Verdict::Drop(tandemgw_core::event::DropReason::NatExhausted),
+        packet: syn_in_vain,
+        policies: Some(|_| String::new()),
+    },
+    policies("1 policy", |_| String::new()),
+    policies("5000: a source each", |n| {
+        format!("source = [\"10.9.{}.{}\"]", n / 256, n % 256)
+    }),
+    policies("5000: a port each", |n| {
+        format!("service = [\"udp/{}\"]", n + 1000)
+    }),
+    policies("5000: 8 ports each", |n| {
+        format!("service = [\"udp/{}-{}\"]", 8 * n + 1000, 8 * n + 1007)
+    }),
+    policies("5000: pairs of networks", |n| {
+        format!(
+            "source = [\"10.{}.0.0/16\", \"fd77:{:x}::/32\"]\ndestination = [\"198.{}.0.0/16\", \"2001:{:x}::/32\"]\nservice = [\"udp/1\"]",
+            70 + n / 71,
+            n / 71,
+            1 + n % 71,
+            n % 71,
+        )
+    }),
 ];
 
 fn udp_out(lab: &mut Lab, net: &Net, index: u16) -> Pkt {
@@ -127,11 +173,53 @@ fn main() -> ExitCode {
     }
 }
 
+/// A SYN towards a port of the server to which all ports of the pool are taken.
+fn syn_in_vain(lab: &mut Lab, net: &Net, index: u16) -> Pkt {
+    let syn = |host, port| tcp((host, port), (net.server, 9), SYN, 1, 0);
+    if index == 0 {
+        // The second search sees that the first one has seen all there are.
+        let all = (0..FEW_PORTS + 400).map(|port| syn(net.neighbor, 30_000 + port));
+        for packet in all {
+            lab.send(LAN, &packet);
+        }
+    }
+    syn(net.neighbor, 20_000 + index)
+}
+
+/// Ports of the pool of [`syn_in_vain`].
+const FEW_PORTS: u16 = 256;
+
+/// The config for a workload.
+fn config(workload: &Workload) -> String {
+    let all = CONFIG.replace("max-sessions = 1024", "max-sessions = 8192");
+    let Some(conditions) = workload.policies else {
+        return all;
+    };
+    let (before, _) = all.split_once("[[policy]]").expect("policies");
+    let mut config = before.to_owned();
+    let count = if conditions(0).is_empty() { 0 } else { 4999 };
+    for number in 0..count {
+        config += &format!(
+            "[[policy]]\nname = \"{number}\"\naction = \"drop\"\n{}\n",
+            conditions(number)
+        );
+    }
+    if workload.name.starts_with("SYN") {
+        config += &format!(
+            "[[nat-pool]]\nname = \"few\"\naddresses = [\"10.77.2.9\", \"fd77:2::9\"]\nports = \"20000-{}\"\n\
+             [[policy]]\nname = \"few\"\nto = [\"wan\"]\nservice = [\"tcp/9\"]\naction = \"accept\"\nnat-pool = \"few\"\n",
+            20_000 + FEW_PORTS - 1
+        );
+    }
+    config
+        + "[[policy]]\nname = \"out\"\nfrom = [\"lan\"]\nto = [\"wan\"]\naction = \"accept\"\nnat = true\n"
+}
+
 /// One workload, with the counting around [`counted_packets`] only.
 fn run(workload: usize, v6: bool) {
     let workload = &WORKLOADS[workload];
     let net = Net::of(if v6 { Family::V6 } else { Family::V4 });
-    let mut lab = Lab::of(&CONFIG.replace("max-sessions = 1024", "max-sessions = 4096"));
+    let mut lab = Lab::of(&config(workload));
     let mut packets: Vec<Vec<u8>> = (0..PACKETS as u16)
         .map(|index| (workload.packet)(&mut lab, &net, index).bytes())
         .collect();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tandemgw::node_key::NodeKey;
 use tandemgw::os::quic::Transport;
+use tandemgw_core::random::SplitMix64;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 use testkit::system::transport::{free_address, ha, peer};
@@ -128,6 +129,55 @@ fn forged_handshakes_move_no_role_and_keep_no_peer_out() {
     assert!(pair.a().is_primary());
     let refused = pair.a().status()["counters"]["handshakes_limited"].as_u64();
     assert!(refused > Some(1000), "{refused:?}");
+}
+
+/// Datagrams that a unit has no connection for, each in some way like one of a connection: what
+/// could be a stateless reset (RFC 9000, section 10.3), a negotiation of versions, a version that
+/// nobody has, later packets of a handshake, and no QUIC at all.
+fn junk_datagrams(count: usize) -> Vec<Vec<u8>> {
+    let mut random = SplitMix64(7);
+    let long = |first: u8, version: u32| {
+        let mut head = vec![first];
+        head.extend(version.to_be_bytes());
+        head.push(8);
+        head
+    };
+    let datagram = |number| {
+        let (mut head, len) = match number % 6 {
+            0 => (vec![0x41], 21),
+            1 => (vec![0x5c], 1200),
+            2 => (long(0xc0, 0), 40),
+            3 => (long(0xc3, 0x0a1a_2a3a), 1200),
+            4 => (long(0xe0, 1), 1200),
+            _ => (Vec::new(), number % 30),
+        };
+        while head.len() < len {
+            head.push(random.next() as u8);
+        }
+        head
+    };
+    (0..count).map(datagram).collect()
+}
+
+#[test]
+fn stateless_resets_and_other_junk_on_a_link_move_no_role() {
+    let pair = Pair::started();
+    let frames = frames_for_links(&pair, &junk_datagrams(3000));
+    let term = pair.a().term();
+    let flood = Flood::start(pair.link(0), "br0", 20_000, frames);
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        assert!(pair.a().is_primary() && !pair.b().is_primary());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let sent = flood.stop();
+    assert!(sent > 20_000, "only {sent} were sent");
+    assert_eq!(pair.a().term(), term, "the role moved");
+    for unit in [pair.a(), pair.b()] {
+        assert_eq!(losses(unit), 0, "{:#?}", unit.events());
+        assert_eq!(unit.peer()["connected"], true);
+    }
+    pair.wait_for_same_sessions();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tandemgw_core::packet::TcpFlags;
 use tandemgw_core::packet::checksum::Sum;
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, hex, link};
-use testkit::packets::ErrorCode::{TimeExceeded, TooBig};
+use testkit::packets::ErrorCode::{HostUnreachable, TimeExceeded, TooBig};
 use testkit::packets::{
     ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, fragments, icmp_error, other, tcp,
     udp,
@@ -426,5 +426,38 @@ fn too_big_about_a_fragment() {
         tandemgw_core::packet::add_hop_limit(&mut inside, net.family);
         let expected = icmp_error(TooBig(1280), net.router, net.host, &inside);
         lab.forwards(WAN, &error, &expected, "");
+    }
+}
+
+/// A source above its limit costs no search, also where there is nothing left to find.
+#[test]
+fn limits_are_checked_before_a_port_is_looked_for() {
+    for net in Net::both() {
+        let few = "[[nat-pool]]\nname = \"few\"\naddresses = [\"10.77.2.9\", \"fd77:2::9\"]\n\
+                   ports = \"20000-20001\"\n\
+                   [limits]\nsessions-per-source = 2\n\
+                   [[policy]]\nname = \"few\"\nto = [\"wan\"]\nservice = [\"tcp/9\"]\n\
+                   action = \"accept\"\nnat-pool = \"few\"\n\
+                   [[policy]]";
+        let mut lab = Lab::of(&CONFIG.replacen("[[policy]]", few, 1));
+        let syn = |port| tcp((net.host, port), (net.server, 9), SYN, 100, 0);
+        for port in [30_000, 30_001] {
+            let seen = lab.send(LAN, &syn(port));
+            let parsed = tandemgw_core::packet::parse(&seen.bytes, Offload::default()).unwrap();
+            let outside = tcp(
+                (parsed.key.src, parsed.key.src_port),
+                (net.server, 9),
+                SYN,
+                100,
+                0,
+            );
+            lab.send(WAN, &outside.answer().segment(SYN_ACK, 500, 101));
+            lab.send(LAN, &syn(port).segment(ACK, 101, 501));
+        }
+        // Its own two are connections, and stay.
+        let third = syn(30_002);
+        let told = icmp_error(HostUnreachable, net.lan_vip, net.host, &third.bytes());
+        lab.refuses(LAN, &third, DropReason::SourceLimit, &told.own_error());
+        assert_eq!(lab.sessions(), 2);
     }
 }

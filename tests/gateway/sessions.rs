@@ -5,7 +5,7 @@ use std::time::Duration;
 use tandemgw_core::event::{DropReason, Offload, PartialChecksum, Verdict};
 
 use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, WAN, hex};
-use testkit::packets::ErrorCode::PortUnreachable;
+use testkit::packets::ErrorCode::{HostUnreachable, PortUnreachable};
 use testkit::packets::{
     ACK, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_reply, echo_request, icmp_error, other, tcp, udp,
 };
@@ -434,11 +434,9 @@ fn a_table_full_of_live_sessions_takes_no_more() {
         }));
         // A call looks at 64 candidates, and each is looked at once.
         for port in 30000..30017 {
-            lab.drops(
-                LAN,
-                &udp((net.host, port), (net.server, 53)),
-                DropReason::TableFull,
-            );
+            let query = udp((net.host, port), (net.server, 53));
+            let told = icmp_error(HostUnreachable, net.lan_vip, net.host, &query.bytes());
+            lab.refuses(LAN, &query, DropReason::TableFull, &told.own_error());
         }
         assert_eq!(lab.sessions(), 1024);
     }

@@ -213,7 +213,10 @@ impl Ruleset {
         let matches = |rule: &Rule| rule.mismatch(from, to, key, way).is_none();
         let rule = match &self.index {
             None => self.rules.iter().find(|rule| matches(rule))?,
-            Some(index) => &self.rules[index.find(key, |place| matches(&self.rules[place]))?],
+            Some(index) => {
+                let found = index.find(from, to, key, |place| matches(&self.rules[place]));
+                &self.rules[found?]
+            }
         };
         Some(Decision {
             policy: rule.id,
@@ -859,8 +862,9 @@ pub(crate) mod tests {
             destination in some_networks(),
             service in some_services(),
             from in prop::collection::vec((0u16..3).prop_map(PortId), 0..3),
+            to in prop::collection::vec((0u16..3).prop_map(PortId), 0..3),
         ) -> Policy {
-            Policy { source, destination, service, from, ..policy("") }
+            Policy { source, destination, service, from, to, ..policy("") }
         }
     }
 
@@ -876,7 +880,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn index_finds_what_a_scan_finds(
-            mut policies in prop::collection::vec(some_policy(), 32..120),
+            mut policies in prop::collection::vec(some_policy(), 32..400),
             flows in prop::collection::vec((some_addr(), some_addr(), 0u16..6, 0u16..3), 20),
         ) {
             for (number, policy) in policies.iter_mut().enumerate() {
@@ -893,6 +897,76 @@ pub(crate) mod tests {
                     prop_assert_eq!(decided.map(|it| it.policy), first.map(|rule| rule.id));
                 }
             }
+        }
+    }
+
+    /// Policies of which each tells flows apart by other conditions, and how many of them a
+    /// decision about a flow that none accepts looks at.
+    #[test]
+    fn a_decision_looks_at_few_of_many_policies() {
+        let net = |text: String| vec![text.parse().unwrap()];
+        let tcp = |first, last| Service {
+            protocol: Protocol::TCP,
+            ports: Some((first, last)),
+        };
+        let [high, low] = [|n: u16| n / 71, |n: u16| n % 71];
+        type Condition<'a> = &'a dyn Fn(u16) -> Policy;
+        let kinds: [(&str, Condition<'_>); 8] = [
+            ("sources", &|n| Policy {
+                source: net(format!("10.1.{}.{}/32", n / 256, n % 256)),
+                ..policy("")
+            }),
+            ("sources of IPv6", &|n| Policy {
+                source: net(format!("fd00:{n:x}::/32")),
+                ..policy("")
+            }),
+            ("services", &|n| Policy {
+                service: vec![tcp(n + 1, n + 1)],
+                ..policy("")
+            }),
+            ("ranges of ports", &|n| Policy {
+                service: vec![tcp(8 * n + 1, 8 * n + 8)],
+                ..policy("")
+            }),
+            ("ranges within each other", &|n| Policy {
+                destination: net("198.51.100.0/24".into()),
+                service: vec![tcp(1 + n, 20_000 - n)],
+                ..policy("")
+            }),
+            ("pairs of networks", &|n| Policy {
+                source: net(format!("10.1.{}.0/24", high(n))),
+                destination: net(format!("198.51.{}.0/24", low(n))),
+                ..policy("")
+            }),
+            ("pairs of gateway ports", &|n| Policy {
+                from: vec![PortId(high(n))],
+                to: vec![PortId(low(n))],
+                ..policy("")
+            }),
+            ("networks within each other, by pairs", &|n| Policy {
+                source: net(format!("10.1.2.3/{}", 8 + high(n) % 25)),
+                destination: net(format!("198.51.{}.0/24", low(n))),
+                service: vec![tcp(n + 1, n + 1)],
+                ..policy("")
+            }),
+        ];
+        for (what, condition) in kinds {
+            let policies: Vec<Policy> = (0..5000).map(condition).collect();
+            let index = Index::new(&policies).unwrap();
+            let key = FlowKey {
+                src: "10.1.2.3".parse::<IpAddr>().unwrap().into(),
+                dst: "198.51.7.7".parse::<IpAddr>().unwrap().into(),
+                src_port: 40_000,
+                dst_port: 10_000,
+                protocol: Protocol::TCP,
+            };
+            let mut looked_at = 0;
+            let found = index.find(PortId(2), PortId(7), &key, |_| {
+                looked_at += 1;
+                false
+            });
+            assert_eq!(found, None);
+            assert!(looked_at <= 64, "{looked_at} of 5000: {what}");
         }
     }
 

@@ -115,6 +115,7 @@ pub fn other(protocol: u8, src: Addr, dst: Addr) -> Pkt {
 pub fn icmp_error(kind: ErrorCode, from: Addr, to: Addr, quoted: &[u8]) -> Pkt {
     let (v4, v6) = match kind {
         ErrorCode::PortUnreachable => ((3, 3, 0), (1, 4, 0)),
+        ErrorCode::HostUnreachable => ((3, 1, 0), (1, 3, 0)),
         ErrorCode::NoRoute => ((3, 0, 0), (1, 0, 0)),
         ErrorCode::AdminProhibited => ((3, 13, 0), (1, 1, 0)),
         ErrorCode::TimeExceeded => ((11, 0, 0), (3, 0, 0)),
@@ -135,6 +136,7 @@ pub fn icmp_error(kind: ErrorCode, from: Addr, to: Addr, quoted: &[u8]) -> Pkt {
 #[derive(Clone, Copy, Debug)]
 pub enum ErrorCode {
     PortUnreachable,
+    HostUnreachable,
     NoRoute,
     AdminProhibited,
     TimeExceeded,

@@ -332,8 +332,9 @@ impl Gateway {
             .sessions
             .table()
             .room(&source, self.limits_by(packet.port), is_own)
-            .map_err(no_room)?;
-        let port_gives_way = self.ports_yield(&plan, &source)?;
+            .map_err(|why| Refused::shortage(no_room(why)))?;
+        let port_gives_way = self.ports_yield(&plan, &source);
+        let port_gives_way = port_gives_way.map_err(Refused::shortage)?;
         explanation.makes_room = gives_way.or(port_gives_way).is_some();
         // The random numbers that the packet would draw.
         let mut random = self.random.clone();
@@ -342,7 +343,7 @@ impl Gateway {
             Err(exhausted) => {
                 let giver = self.port_giver(&plan, &source, random.next());
                 if giver.is_none() || !exhausted.is_certain() {
-                    return Err(DropReason::NatExhausted.into());
+                    return Err(Refused::exhausted(&exhausted).into());
                 }
                 return self.explain_given_port(packet, plan, tracker, explanation);
             }

@@ -213,9 +213,11 @@ impl Gateway {
         }
     }
 
-    /// Refuses a packet the way its protocol expects: a TCP reset, or an ICMP error.
+    /// Refuses a packet the way its protocol expects: a TCP reset, or an ICMP error. A reset would
+    /// mean that the server has refused, which nobody knows where there was no room.
     pub(super) fn answer_refusal(&mut self, packet: &Packet<'_>, problem: IcmpProblem) {
-        if packet.parsed.key.protocol != Protocol::TCP {
+        let is_shortage = problem == IcmpProblem::HostUnreachable;
+        if packet.parsed.key.protocol != Protocol::TCP || is_shortage {
             return self.answer_error(packet, problem);
         }
         if let Some(reset) = build::tcp_reset(&packet.parsed) {

@@ -22,6 +22,26 @@ pub(super) struct Refused {
     pub answer: Option<IcmpProblem>,
 }
 
+impl Refused {
+    /// There is no room for one more session. The sender is told that the destination can't be
+    /// reached, so that it need not wait (RFC 5508, REQ-8; RFC 6888, REQ-11).
+    pub(super) fn shortage(reason: DropReason) -> Refused {
+        Refused {
+            reason,
+            answer: Some(IcmpProblem::HostUnreachable),
+        }
+    }
+
+    /// No external port was found. Where there may be one, the sender's next try goes on with the
+    /// search.
+    pub(super) fn exhausted(exhausted: &NatExhausted) -> Refused {
+        match exhausted.is_certain() {
+            true => Refused::shortage(DropReason::NatExhausted),
+            false => DropReason::NatExhausted.into(),
+        }
+    }
+}
+
 impl From<DropReason> for Refused {
     fn from(reason: DropReason) -> Refused {
         Refused {
@@ -103,7 +123,7 @@ impl Gateway {
             self.rules.note_hit(decision.policy, packet.now);
         }
         let tracker = decided?;
-        self.make_room(packet, &plan)?;
+        self.make_room(packet, &plan).map_err(Refused::shortage)?;
         let random = match plan.source {
             Some(_) => self.random.next(),
             None => 0,
@@ -115,7 +135,8 @@ impl Gateway {
                 let chance = self.random.next();
                 let giver = self.port_giver(&plan, &packet.parsed.key.src, chance);
                 let giver = giver.filter(|_| exhausted.is_certain());
-                self.end_early(packet, giver.ok_or(DropReason::NatExhausted)?);
+                let giver = giver.ok_or_else(|| Refused::exhausted(&exhausted))?;
+                self.end_early(packet, giver);
                 self.draft(packet, &plan, tracker, random)
                     .map_err(|_| DropReason::NatExhausted)?
             }

@@ -69,6 +69,7 @@ pub struct Source {
 pub struct NatExhausted {
     progress: [Option<(Scope, Progress)>; SEARCHED_ADDRESSES],
     is_certain: bool,
+    lookups: u32,
 }
 
 /// Chooses and keeps the external addresses and ports of translated sessions (RFC 4787, RFC 5382).
@@ -103,6 +104,11 @@ impl NatExhausted {
     /// Whether it is known that all ports are taken.
     pub fn is_certain(&self) -> bool {
         self.is_certain
+    }
+
+    /// How many ports were looked up.
+    pub fn lookups(&self) -> u32 {
+        self.lookups
     }
 }
 
@@ -301,6 +307,7 @@ impl Nat {
             }
         }
         exhausted.is_certain = any_full && all_full;
+        exhausted.lookups = search.lookups();
         Err(exhausted)
     }
 
@@ -845,6 +852,35 @@ mod tests {
             let id = gateway.open(POOL, &one_more).unwrap();
             assert_eq!(gateway.external(id), freed);
             gateway.check();
+        }
+    }
+
+    /// A search costs no more than an ordinary packet or two, and is not made again in vain.
+    #[test]
+    fn a_search_looks_up_few_ports_however_many_are_taken() {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP] {
+            let mut gateway = Gateway::new(config(3, (1024, 1223)));
+            for n in 0..600 {
+                let key = key(protocol, host(n as u8), 3000 + n, 53);
+                while let Err(exhausted) = gateway.open(POOL, &key) {
+                    assert!(exhausted.lookups() <= 64, "{}", exhausted.lookups());
+                }
+            }
+            for other in 0..100 {
+                let mut lookups = 0;
+                loop {
+                    let key = key(protocol, host(other), 40_000 + u16::from(other), 53);
+                    let exhausted = gateway.open(POOL, &key).unwrap_err();
+                    assert!(exhausted.lookups() <= 64, "{}", exhausted.lookups());
+                    lookups += exhausted.lookups();
+                    if exhausted.is_certain() {
+                        break;
+                    }
+                }
+                // The first one looks at all of them once, or at none if a list says so.
+                let most = if other == 0 { 1000 } else { 0 };
+                assert!(lookups <= most, "{lookups} for {protocol} by host {other}");
+            }
         }
     }
 

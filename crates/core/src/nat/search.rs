@@ -95,6 +95,11 @@ impl Search {
         }
     }
 
+    /// How many ports were looked up.
+    pub(super) fn lookups(&self) -> u32 {
+        MAX_ATTEMPTS - self.attempts
+    }
+
     /// The session that has a port of a pool's address, drawn at random.
     pub(super) fn holder(&mut self, request: &Request<'_>, pool: &Pool) -> Option<SessionId> {
         let range = pool.range.last_candidate(request.key.src_port);

@@ -1,32 +1,34 @@
 //! Finds the rules that may match a flow, without checking all of them.
 //!
-//! A rule is indexed under one of its conditions: its source networks, its destination networks or
-//! its services, whichever it shares with the fewest other rules. Rules without a condition are
-//! checked always. A lookup merges, in order, the lists that the flow's values select: one for each
-//! prefix length in use, one or two for the service. So the cost of a decision grows with the
-//! number of similar rules, not with all rules.
+//! A rule is indexed by one of its conditions: the one whose values the fewest other rules accept.
+//! A condition is a set of intervals of numbers (addresses, ports of a protocol, ports of the
+//! gateway). Those of one kind form a segment tree, in which a value is on the way through a list
+//! for each level: 14 with 5000 rules, most of them empty. A list that is long is indexed in turn,
+//! by the other conditions. So the cost of a decision hardly grows with the number of rules.
 
-use std::collections::BTreeMap;
+use crate::config::Policy;
+use crate::flow::{FlowKey, PortId, Protocol};
 
-use ipnet::IpNet;
-
-use crate::config::{Policy, Service};
-use crate::flow::{Addr, FlowKey, Protocol};
-
-use super::bits;
+use super::{Network, bits};
 
 /// Places of rules, in order.
 type Places = Vec<u32>;
+
+/// First and last value.
+type Interval = (u128, u128);
+
+/// Kinds of conditions: source, destination, service, `from`, `to`.
+const KINDS: usize = 5;
+
+/// The intervals that a rule accepts, by kind; none if it accepts any value.
+type Conditions = [Vec<Interval>; KINDS];
 
 /// Below this number of rules a scan is as fast.
 const WORTHWHILE: usize = 32;
 
 /// The rules by the condition that they are indexed under.
-#[derive(Default)]
 pub(super) struct Index {
-    sources: Networks,
-    destinations: Networks,
-    services: BTreeMap<(Protocol, Option<u16>), Places>,
+    trees: Vec<(usize, Tree)>,
     /// Those without a condition.
     always: Places,
 }
@@ -37,172 +39,258 @@ impl Index {
         if policies.len() < WORTHWHILE {
             return None;
         }
-        let census = Census::of(policies);
-        let mut index = Index::default();
-        for (place, policy) in (0..).zip(policies) {
-            index.add(place, policy, census.best_for(policy));
-        }
-        index.sources.compact();
-        index.destinations.compact();
-        Some(index)
+        let all: Vec<Conditions> = policies.iter().map(conditions).collect();
+        let places = (0..).zip(&all).map(|(place, _)| place);
+        Some(Index::of(
+            &places.collect::<Places>(),
+            &all,
+            &[0, 1, 2, 3, 4],
+        ))
     }
 
-    fn add(&mut self, place: u32, policy: &Policy, condition: Condition) {
-        match condition {
-            Condition::Source => self.sources.add(place, &policy.source),
-            Condition::Destination => self.destinations.add(place, &policy.destination),
-            Condition::Service => {
-                for service in &policy.service {
-                    push(
-                        self.services.entry(service_key(service)).or_default(),
-                        place,
-                    );
-                }
-            }
-            Condition::None => self.always.push(place),
+    /// The index of the rules at `places` by conditions of some kinds.
+    fn of(places: &[u32], all: &[Conditions], kinds: &[usize]) -> Index {
+        let of_kind = |places: &[u32], kind: usize| {
+            let all = places
+                .iter()
+                .map(|place| (*place, &all[*place as usize][kind]));
+            all.collect::<Vec<_>>()
+        };
+        let counts = kinds
+            .iter()
+            .map(|kind| (*kind, Counts::of(&of_kind(places, *kind))));
+        let counts: Vec<(usize, Counts)> = counts.collect();
+        let mut parts: [Places; KINDS] = Default::default();
+        let mut always = Places::new();
+        for place in places {
+            let conditions = &all[*place as usize];
+            let set = counts
+                .iter()
+                .filter(|(kind, _)| !conditions[*kind].is_empty());
+            let rarest = set.min_by_key(|(kind, counts)| counts.most(&conditions[*kind]));
+            rarest
+                .map_or(&mut always, |(kind, _)| &mut parts[*kind])
+                .push(*place);
+        }
+        let used = kinds.iter().filter(|kind| !parts[**kind].is_empty());
+        let trees = used.map(|kind| {
+            let others: Vec<usize> = kinds.iter().copied().filter(|it| it != kind).collect();
+            let tree = Tree::of(&of_kind(&parts[*kind], *kind), |list| {
+                Index::of(list, all, &others)
+            });
+            (*kind, tree)
+        });
+        Index {
+            trees: trees.collect(),
+            always,
         }
     }
 
-    /// The first place that `matches`, of those that a flow with `key` may match.
+    /// The first place that `matches`, of those that a flow with `key` may match which comes in by
+    /// `from` and leaves by `to`.
     pub(super) fn find(
         &self,
+        from: PortId,
+        to: PortId,
         key: &FlowKey,
         mut matches: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
-        let mut best = u32::MAX;
-        let mut look_at = |places: &[u32]| {
-            // Rules after the best so far need not be checked.
-            let mut before = places.iter().copied().take_while(|place| *place < best);
-            if let Some(place) = before.find(|place| matches(*place as usize)) {
-                best = place;
-            }
-        };
-        look_at(&self.always);
-        for service in [Some(key.dst_port), None] {
-            if let Some(places) = self.services.get(&(key.protocol, service)) {
-                look_at(places);
-            }
-        }
-        self.destinations.visit(&key.dst, &mut look_at);
-        self.sources.visit(&key.src, &mut look_at);
+        let values = [
+            bits(&key.src),
+            bits(&key.dst),
+            service(key.protocol, key.dst_port),
+            port(from),
+            port(to),
+        ];
+        let best = self.first_before(u32::MAX, &values, &mut matches);
         (best != u32::MAX).then_some(best as usize)
     }
+
+    /// The first place that matches, or `best` if that comes before it.
+    fn first_before(
+        &self,
+        mut best: u32,
+        values: &[u128; KINDS],
+        matches: &mut impl FnMut(usize) -> bool,
+    ) -> u32 {
+        best = first_in(&self.always, best, matches);
+        for (kind, tree) in &self.trees {
+            for list in tree.lists(values[*kind]) {
+                best = match list {
+                    List::Places(places) => first_in(places, best, matches),
+                    List::Index(index) => index.first_before(best, values, matches),
+                };
+            }
+        }
+        best
+    }
 }
 
-/// Rules by a network.
-#[derive(Default)]
-struct Networks {
-    /// The rules by network, for each family and prefix length (of the mapped address) in use.
-    lengths: Vec<(Length, BTreeMap<u128, Places>)>,
-    growing: BTreeMap<Length, BTreeMap<u128, Places>>,
+/// The first of some places that matches, or `best`: those after that need not be checked.
+fn first_in(places: &[u32], best: u32, matches: &mut impl FnMut(usize) -> bool) -> u32 {
+    let mut before = places.iter().copied().take_while(|place| *place < best);
+    before
+        .find(|place| matches(*place as usize))
+        .unwrap_or(best)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Length {
-    v4: bool,
-    mask: u128,
+/// The pieces that the ends of intervals divide all numbers into.
+struct Pieces {
+    /// The first number of each; before the first piece there is no interval.
+    firsts: Vec<u128>,
 }
 
-impl Networks {
-    fn add(&mut self, place: u32, networks: &[IpNet]) {
-        for network in networks {
-            let (length, base) = network_key(network);
-            let networks = self.growing.entry(length).or_default();
-            push(networks.entry(base).or_default(), place);
+impl Pieces {
+    fn of<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Pieces {
+        let ends = intervals.flat_map(|(first, last)| [Some(*first), last.checked_add(1)]);
+        let mut firsts: Vec<u128> = ends.flatten().collect();
+        firsts.sort_unstable();
+        firsts.dedup();
+        Pieces { firsts }
+    }
+
+    fn count(&self) -> usize {
+        self.firsts.len()
+    }
+
+    /// The pieces of an interval, as nodes of a binary tree: each piece is a leaf, its parent has
+    /// half its number.
+    fn leaves(&self, (first, last): &Interval) -> (usize, usize) {
+        let before = |number: u128| self.firsts.partition_point(|it| *it < number);
+        let end = last.checked_add(1).map_or(self.count(), before);
+        (self.count() + before(*first), self.count() + end)
+    }
+
+    /// The leaf of the piece that a number is in.
+    fn leaf(&self, number: u128) -> Option<usize> {
+        let after = self.firsts.partition_point(|it| *it <= number);
+        after.checked_sub(1).map(|piece| self.count() + piece)
+    }
+}
+
+/// The fewest nodes whose leaves are those from `start` up to `end`.
+fn cover((mut start, mut end): (usize, usize)) -> Vec<usize> {
+    let mut nodes = Vec::new();
+    while start < end {
+        if start % 2 == 1 {
+            nodes.push(start);
+            start += 1;
+        }
+        if end % 2 == 1 {
+            end -= 1;
+            nodes.push(end);
+        }
+        (start, end) = (start / 2, end / 2);
+    }
+    nodes
+}
+
+/// How many rules accept each number.
+struct Counts {
+    pieces: Pieces,
+    /// By node: the most of its leaves.
+    most: Vec<u32>,
+}
+
+impl Counts {
+    fn of(rules: &[(u32, &Vec<Interval>)]) -> Counts {
+        let intervals = || rules.iter().flat_map(|(_, intervals)| *intervals);
+        let pieces = Pieces::of(intervals());
+        let count = pieces.count();
+        let mut changes = vec![0i64; count + 1];
+        for interval in intervals() {
+            let (start, end) = pieces.leaves(interval);
+            changes[start - count] += 1;
+            changes[end - count] -= 1;
+        }
+        let mut most = vec![0; 2 * count];
+        let mut sum = 0;
+        for (leaf, change) in most[count..].iter_mut().zip(changes) {
+            sum += change;
+            *leaf = sum as u32;
+        }
+        for node in (1..count).rev() {
+            most[node] = most[2 * node].max(most[2 * node + 1]);
+        }
+        Counts { pieces, most }
+    }
+
+    /// How many rules accept the number in `intervals` that most of them accept.
+    fn most(&self, intervals: &[Interval]) -> u32 {
+        let nodes = intervals
+            .iter()
+            .flat_map(|it| cover(self.pieces.leaves(it)));
+        nodes.map(|node| self.most[node]).max().unwrap_or(0)
+    }
+}
+
+/// Rules by intervals of one kind.
+struct Tree {
+    pieces: Pieces,
+    /// By node: the rules that accept all numbers of its leaves, and not all of its parent's.
+    lists: Vec<List>,
+}
+
+enum List {
+    Places(Box<[u32]>),
+    /// Where there are many.
+    Index(Box<Index>),
+}
+
+impl Tree {
+    /// `index` makes the index of a long list.
+    fn of(rules: &[(u32, &Vec<Interval>)], index: impl Fn(&[u32]) -> Index) -> Tree {
+        let pieces = Pieces::of(rules.iter().flat_map(|(_, intervals)| *intervals));
+        let mut lists = vec![Places::new(); 2 * pieces.count()];
+        for (place, intervals) in rules {
+            for node in intervals.iter().flat_map(|it| cover(pieces.leaves(it))) {
+                // Intervals of a rule may overlap.
+                if lists[node].last() != Some(place) {
+                    lists[node].push(*place);
+                }
+            }
+        }
+        let lists = lists.into_iter().map(|places| match places.len() {
+            0..WORTHWHILE => List::Places(places.into()),
+            _ => List::Index(Box::new(index(&places))),
+        });
+        Tree {
+            pieces,
+            lists: lists.collect(),
         }
     }
 
-    fn compact(&mut self) {
-        self.lengths = std::mem::take(&mut self.growing).into_iter().collect();
-    }
-
-    fn visit(&self, addr: &Addr, look_at: &mut impl FnMut(&[u32])) {
-        let (bits, v4) = (bits(addr), addr.is_v4());
-        for (length, networks) in self.lengths.iter().filter(|(length, _)| length.v4 == v4) {
-            if let Some(places) = networks.get(&(bits & length.mask)) {
-                look_at(places);
-            }
-        }
+    /// The lists of the rules that accept a number.
+    fn lists(&self, number: u128) -> impl Iterator<Item = &List> {
+        let leaf = self.pieces.leaf(number);
+        let up = |node: &usize| Some(node / 2).filter(|node| *node > 0);
+        std::iter::successors(leaf, up).filter_map(|node| self.lists.get(node))
     }
 }
 
-/// The condition that a rule is indexed under.
-#[derive(Clone, Copy)]
-enum Condition {
-    Source,
-    Destination,
-    Service,
-    None,
-}
-
-/// How many rules have each network and service.
-#[derive(Default)]
-struct Census {
-    sources: BTreeMap<(Length, u128), u32>,
-    destinations: BTreeMap<(Length, u128), u32>,
-    services: BTreeMap<(Protocol, Option<u16>), u32>,
-}
-
-impl Census {
-    fn of(policies: &[Policy]) -> Census {
-        let mut census = Census::default();
-        for policy in policies {
-            for network in &policy.source {
-                *census.sources.entry(network_key(network)).or_default() += 1;
-            }
-            for network in &policy.destination {
-                *census.destinations.entry(network_key(network)).or_default() += 1;
-            }
-            for service in &policy.service {
-                *census.services.entry(service_key(service)).or_default() += 1;
-            }
-        }
-        census
-    }
-
-    /// The condition of `policy` whose most frequent value is the rarest. An empty list means any
-    /// value.
-    fn best_for(&self, policy: &Policy) -> Condition {
-        let of = |counts: &BTreeMap<(Length, u128), u32>, networks: &[IpNet]| {
-            let counts = networks.iter().map(|net| counts.get(&network_key(net)));
-            counts.flatten().copied().max()
-        };
-        let services = policy.service.iter();
-        let services = services.filter_map(|service| self.services.get(&service_key(service)));
-        let candidates = [
-            (
-                of(&self.destinations, &policy.destination),
-                Condition::Destination,
-            ),
-            (of(&self.sources, &policy.source), Condition::Source),
-            (services.copied().max(), Condition::Service),
-        ];
-        let counted = candidates
-            .into_iter()
-            .filter_map(|(count, condition)| Some((count?, condition)));
-        let best = counted.min_by_key(|(count, _)| *count);
-        best.map_or(Condition::None, |(_, condition)| condition)
-    }
-}
-
-fn network_key(network: &IpNet) -> (Length, u128) {
-    let network = super::Network::new(network);
-    let length = Length {
-        v4: network.v4,
-        mask: network.mask,
+fn conditions(policy: &Policy) -> Conditions {
+    let networks = |networks: &[ipnet::IpNet]| {
+        let networks = networks.iter().map(Network::new);
+        networks.map(|it| (it.base, it.base | !it.mask)).collect()
     };
-    (length, network.base)
+    let ports = |ports: &[PortId]| ports.iter().map(|it| (port(*it), port(*it))).collect();
+    let services = policy.service.iter().map(|it| {
+        let (first, last) = it.ports.unwrap_or((0, u16::MAX));
+        (service(it.protocol, first), service(it.protocol, last))
+    });
+    [
+        networks(&policy.source),
+        networks(&policy.destination),
+        services.collect(),
+        ports(&policy.from),
+        ports(&policy.to),
+    ]
 }
 
-/// The protocol, and the port if it is a single one.
-fn service_key(service: &Service) -> (Protocol, Option<u16>) {
-    let single = service.ports.filter(|(first, last)| first == last);
-    (service.protocol, single.map(|(port, _)| port))
+fn service(protocol: Protocol, port: u16) -> u128 {
+    u128::from(protocol.0) << 16 | u128::from(port)
 }
 
-/// Adds a place to a list that does not have it yet.
-fn push(places: &mut Places, place: u32) {
-    if places.last() != Some(&place) {
-        places.push(place);
-    }
+fn port(port: PortId) -> u128 {
+    u128::from(port.0)
 }
