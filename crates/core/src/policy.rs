@@ -900,6 +900,30 @@ pub(crate) mod tests {
         }
     }
 
+    /// Wide policies that overlap in all conditions would need thousands of entries each.
+    #[test]
+    fn the_index_of_wide_policies_has_a_bounded_size() {
+        let wide = |n: u16| {
+            let ports = |step: u16| (0..40).map(|i| PortId((n + i * step) % 120)).collect();
+            let services = (1..20).map(|i| {
+                let first = n.wrapping_mul(i) % 60_000;
+                Service {
+                    protocol: Protocol::TCP,
+                    ports: Some((first, first + 3000)),
+                }
+            });
+            Policy {
+                from: ports(3),
+                to: ports(1),
+                service: services.collect(),
+                ..policy("")
+            }
+        };
+        let policies: Vec<Policy> = (0..2000).map(wide).collect();
+        let entries = Index::new(&policies).unwrap().size();
+        assert!(entries < 2000 * 500, "{entries}");
+    }
+
     /// Policies of which each tells flows apart by other conditions, and how many of them a
     /// decision about a flow that none accepts looks at.
     #[test]

@@ -4,7 +4,11 @@
 //! A condition is a set of intervals of numbers (addresses, ports of a protocol, ports of the
 //! gateway). Those of one kind form a segment tree, in which a value is on the way through a list
 //! for each level: 14 with 5000 rules, most of them empty. A list that is long is indexed in turn,
-//! by the other conditions. So the cost of a decision hardly grows with the number of rules.
+//! by the other conditions. So the cost of a decision hardly grows with the number of rules. The
+//! size of the index is bounded: where rules are so many and so wide that it would outgrow that,
+//! long lists stay lists.
+
+use std::cell::Cell;
 
 use crate::config::Policy;
 use crate::flow::{FlowKey, PortId, Protocol};
@@ -26,6 +30,9 @@ type Conditions = [Vec<Interval>; KINDS];
 /// Below this number of rules a scan is as fast.
 const WORTHWHILE: usize = 32;
 
+/// Entries a rule that the indexes of long lists may have in all, of 16 bytes at most.
+const ENTRIES_A_RULE: usize = 128;
+
 /// The rules by the condition that they are indexed under.
 pub(super) struct Index {
     trees: Vec<(usize, Tree)>,
@@ -41,15 +48,14 @@ impl Index {
         }
         let all: Vec<Conditions> = policies.iter().map(conditions).collect();
         let places = (0..).zip(&all).map(|(place, _)| place);
-        Some(Index::of(
-            &places.collect::<Places>(),
-            &all,
-            &[0, 1, 2, 3, 4],
-        ))
+        let room = Cell::new(policies.len() * ENTRIES_A_RULE);
+        let places: Places = places.collect();
+        Some(Index::of(&places, &all, &[0, 1, 2, 3, 4], &room))
     }
 
-    /// The index of the rules at `places` by conditions of some kinds.
-    fn of(places: &[u32], all: &[Conditions], kinds: &[usize]) -> Index {
+    /// The index of the rules at `places` by conditions of some kinds. `room` is what is left for
+    /// the indexes of long lists.
+    fn of(places: &[u32], all: &[Conditions], kinds: &[usize], room: &Cell<usize>) -> Index {
         let of_kind = |places: &[u32], kind: usize| {
             let all = places
                 .iter()
@@ -75,8 +81,8 @@ impl Index {
         let used = kinds.iter().filter(|kind| !parts[**kind].is_empty());
         let trees = used.map(|kind| {
             let others: Vec<usize> = kinds.iter().copied().filter(|it| it != kind).collect();
-            let tree = Tree::of(&of_kind(&parts[*kind], *kind), |list| {
-                Index::of(list, all, &others)
+            let tree = Tree::of(&of_kind(&parts[*kind], *kind), room, |list| {
+                Index::of(list, all, &others, room)
             });
             (*kind, tree)
         });
@@ -84,6 +90,17 @@ impl Index {
             trees: trees.collect(),
             always,
         }
+    }
+
+    /// How many entries it has, in all of its trees.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        let of_list = |list: &List| match list {
+            List::Places(places) => 1 + places.len(),
+            List::Index(index) => 1 + index.size(),
+        };
+        let trees = self.trees.iter().flat_map(|(_, tree)| &tree.lists);
+        self.always.len() + trees.map(of_list).sum::<usize>()
     }
 
     /// The first place that `matches`, of those that a flow with `key` may match which comes in by
@@ -238,8 +255,12 @@ enum List {
 }
 
 impl Tree {
-    /// `index` makes the index of a long list.
-    fn of(rules: &[(u32, &Vec<Interval>)], index: impl Fn(&[u32]) -> Index) -> Tree {
+    /// `index` makes the index of a long list, as long as there is `room`.
+    fn of(
+        rules: &[(u32, &Vec<Interval>)],
+        room: &Cell<usize>,
+        index: impl Fn(&[u32]) -> Index,
+    ) -> Tree {
         let pieces = Pieces::of(rules.iter().flat_map(|(_, intervals)| *intervals));
         let mut lists = vec![Places::new(); 2 * pieces.count()];
         for (place, intervals) in rules {
@@ -250,9 +271,13 @@ impl Tree {
                 }
             }
         }
-        let lists = lists.into_iter().map(|places| match places.len() {
-            0..WORTHWHILE => List::Places(places.into()),
-            _ => List::Index(Box::new(index(&places))),
+        let entries: usize = lists.iter().map(|list| 1 + list.len()).sum();
+        room.set(room.get().saturating_sub(entries));
+        let lists = lists.into_iter().map(|places| {
+            match places.len() < WORTHWHILE || places.len() > room.get() {
+                true => List::Places(places.into()),
+                false => List::Index(Box::new(index(&places))),
+            }
         });
         Tree {
             pieces,
