@@ -10,7 +10,7 @@ use crate::os::netlink::has_ipsec_policies;
 use tandemgw_core::flow::{Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 
-/// Ports that are measured at a time: each costs all packets some 50 ns.
+/// Ports that are measured at a time: each costs all packets a little.
 const MOST_MEASURED: usize = 4;
 
 /// A measurement that has found nothing ends after so many looks, and the next one begins after so
