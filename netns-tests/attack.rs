@@ -99,15 +99,9 @@ fn losses(unit: &Unit) -> usize {
     unit.events().iter().filter(lost).count()
 }
 
-#[test]
-fn forged_handshakes_move_no_role_and_keep_no_peer_out() {
-    let mut pair = Pair::new();
-    pair.edit("\"50ms\"", "\"20ms\"");
-    pair.edit("lost-threshold = 20", "lost-threshold = 10");
-    pair.start();
-    let frames = frames_for_links(&pair, &forged_initials(2000));
-    let term = pair.a().term();
-    let flood = Flood::start(pair.link(0), "br0", 5000, frames);
+/// For 4 s gw-a stays primary in its `term`, and neither unit misses the other.
+#[track_caller]
+fn assert_roles_stay(pair: &Pair, term: u64) {
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {
         assert!(pair.a().is_primary() && !pair.b().is_primary());
@@ -118,6 +112,18 @@ fn forged_handshakes_move_no_role_and_keep_no_peer_out() {
         assert_eq!(losses(unit), 0, "{:#?}", unit.events());
         assert_eq!(unit.peer()["connected"], true);
     }
+}
+
+#[test]
+fn forged_handshakes_move_no_role_and_keep_no_peer_out() {
+    let mut pair = Pair::new();
+    pair.edit("\"50ms\"", "\"20ms\"");
+    pair.edit("lost-threshold = 20", "lost-threshold = 10");
+    pair.start();
+    let frames = frames_for_links(&pair, &forged_initials(2000));
+    let term = pair.a().term();
+    let flood = Flood::start(pair.link(0), "br0", 5000, frames);
+    assert_roles_stay(&pair, term);
     // While it goes on, a unit that was away finds its way back.
     pair.b.kill();
     wait_until("gw-b is missed", || losses(pair.a()) > 0);
@@ -165,18 +171,9 @@ fn stateless_resets_and_other_junk_on_a_link_move_no_role() {
     let frames = frames_for_links(&pair, &junk_datagrams(3000));
     let term = pair.a().term();
     let flood = Flood::start(pair.link(0), "br0", 20_000, frames);
-    let end = Instant::now() + Duration::from_secs(4);
-    while Instant::now() < end {
-        assert!(pair.a().is_primary() && !pair.b().is_primary());
-        thread::sleep(Duration::from_millis(100));
-    }
+    assert_roles_stay(&pair, term);
     let sent = flood.stop();
     assert!(sent > 20_000, "only {sent} were sent");
-    assert_eq!(pair.a().term(), term, "the role moved");
-    for unit in [pair.a(), pair.b()] {
-        assert_eq!(losses(unit), 0, "{:#?}", unit.events());
-        assert_eq!(unit.peer()["connected"], true);
-    }
     pair.wait_for_same_sessions();
 }
 

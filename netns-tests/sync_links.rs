@@ -110,14 +110,21 @@ fn link_comes_back_by_itself() {
 }
 
 /// The least MTU of a link, according to doctor and the book.
+/// A pair whose units have this MTU on the link; what is between them has that of Ethernet.
+#[track_caller]
+fn pair_with_mtu(mtu: u32) -> Pair {
+    let mut pair = Pair::new();
+    for unit in [pair.a(), pair.b()] {
+        unit.ns.run(&format!("ip link set sync0 mtu {mtu}"));
+    }
+    pair.start();
+    pair
+}
+
 /// The units believe in jumbo frames, and the switch between them drops those without a word.
 #[test]
 fn pair_works_where_jumbo_frames_get_lost() {
-    let mut pair = Pair::new();
-    for unit in [pair.a(), pair.b()] {
-        unit.ns.run("ip link set sync0 mtu 9000");
-    }
-    pair.start();
+    let mut pair = pair_with_mtu(9000);
     pair.a().wait_for_ready_peer();
     let mut sessions = Conversations::start(&pair.lab);
     pair.wait_for_same_sessions();
@@ -130,9 +137,5 @@ fn pair_works_where_jumbo_frames_get_lost() {
 
 #[test]
 fn pair_works_over_a_link_with_the_least_mtu() {
-    let mut pair = Pair::new();
-    for unit in [pair.a(), pair.b()] {
-        unit.ns.run("ip link set sync0 mtu 1228");
-    }
-    pair.start();
+    pair_with_mtu(1228);
 }

@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use tandemgw_core::config::{Config, HaPeer};
-use tandemgw_core::flow::{LinkId, PeerId};
+use tandemgw_core::flow::{LinkId, MAX_PEERS, PeerId};
 use tandemgw_core::gateway::Gateway;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::pump::{PeerEvent, Pump, Streams};
@@ -248,13 +248,8 @@ impl Peers {
     /// # Errors
     /// If a key can't be used: then the connections are as before.
     pub fn follow(&mut self, gateway: &mut Gateway) -> io::Result<()> {
-        let mut places: Vec<Option<&HaPeer>> = Vec::new();
-        for peer in gateway.peers() {
-            places.resize(peer.index() + 1, None);
-            places[peer.index()] = gateway.peer_settings(peer);
-        }
-        let known = self.wires.transport.places();
-        places.resize(places.len().max(known), None);
+        let places = (0..MAX_PEERS as u8).map(|place| gateway.peer_settings(PeerId(place)));
+        let places: Vec<Option<&HaPeer>> = places.collect();
         let transport = &mut self.wires.transport;
         transport.set_peers(&places, Instant::now())?;
         self.wires.watch.set_peers(&places);

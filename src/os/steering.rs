@@ -79,8 +79,6 @@ pub(super) const METRIC: u32 = 1024;
 
 pub(super) const METRIC_BLACKHOLE: u32 = u32::MAX;
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 /// The routes, rules and devices in place while the gateway runs.
 ///
 /// Legal calls: [`set_up`](Self::set_up), then [`disturb`](Self::disturb) and

@@ -14,7 +14,7 @@ use tandemgw_core::gateway::{Explanation, Matched, PacketFate, Role, Scope};
 use tandemgw_core::packet::{self, PacketKind, Parsed, icmp_error as errors, neighbor};
 use tandemgw_core::random::SplitMix64;
 
-use testkit::lab::{CONFIG, DMZ, FAMILIES, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
+use testkit::lab::{CONFIG, DMZ, LAN, Lab, Net, PORTS, WAN, ip, link, route, to_port};
 use testkit::packets::{
     ACK, Body, ErrorCode, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, fragments, icmp_error,
     other, tcp, udp,
@@ -120,7 +120,7 @@ impl World {
     }
 
     fn net(&mut self) -> Net {
-        Net::of(self.random.of(&FAMILIES))
+        Net::of(self.random.of(&Family::ALL))
     }
 
     fn host_sends(&mut self) {

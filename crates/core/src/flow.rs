@@ -111,6 +111,17 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both, IPv4 first.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+
     /// Bytes of an IP header without options or extension headers.
     pub const fn header_len(self) -> u32 {
         match self {

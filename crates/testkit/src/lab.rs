@@ -20,7 +20,6 @@ pub const LAN: PortId = PortId(0);
 pub const WAN: PortId = PortId(1);
 pub const DMZ: PortId = PortId(2);
 pub const PORTS: [PortId; 3] = [LAN, WAN, DMZ];
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The config that most tests use. Additions of a test go to the end.
 pub const CONFIG: &str = r#"
@@ -127,7 +126,7 @@ impl Net {
     }
 
     pub fn both() -> [Net; 2] {
-        FAMILIES.map(Net::of)
+        Family::ALL.map(Net::of)
     }
 }
 

@@ -8,6 +8,7 @@
 use super::{NF_INET_INGRESS, PRIORITY, Post, found, rules};
 use crate::os::netlink::{NetlinkError, interface_name};
 use crate::os::nftables::{Expression, Hook, INET, Message, Nftables, attribute};
+use tandemgw_core::flow::Family;
 
 /// Before everybody else, and after.
 const FIRST: i32 = -2_000_000_000;
@@ -71,7 +72,7 @@ impl Passed {
             "sent" => &mut self.sent,
             _ => return None,
         };
-        counts.get_mut(usize::from(family == "IPv6"))
+        counts.get_mut(usize::from(family == Family::V6.name()))
     }
 }
 
@@ -106,14 +107,17 @@ impl Measurement {
                 vlans.for_each(|(steps, comment)| batch.add_rule(chain, &steps, comment));
             }
             for (name, condition) in conditions {
-                for (family, text) in [(libc::NFPROTO_IPV4, "IPv4"), (libc::NFPROTO_IPV6, "IPv6")] {
-                    let family = [family as u8];
-                    let mut steps = vec![load(libc::NFT_META_NFPROTO), Expression::Is(&family)];
+                for family in Family::ALL {
+                    let number = [match family {
+                        Family::V4 => libc::NFPROTO_IPV4 as u8,
+                        Family::V6 => libc::NFPROTO_IPV6 as u8,
+                    }];
+                    let mut steps = vec![load(libc::NFT_META_NFPROTO), Expression::Is(&number)];
                     for (key, value) in &condition {
                         steps.extend([load(*key), Expression::Is(value)]);
                     }
                     steps.push(Expression::Count);
-                    batch.add_rule(chain, &steps, &format!("{name} {text}"));
+                    batch.add_rule(chain, &steps, &format!("{name} {}", family.name()));
                 }
             }
         }

@@ -22,7 +22,7 @@ impl Shell {
     pub(super) fn follow_routes(&mut self) {
         let is_new = self.followed.generation != self.gateway.routes_generation();
         if is_new && !self.monitor.is_dumping() {
-            for family in [Family::V4, Family::V6] {
+            for family in Family::ALL {
                 if let Some(spread) = self.note_spread(family) {
                     self.order(Order::Follow(family, spread));
                 }
@@ -32,7 +32,7 @@ impl Shell {
 
     /// The same at the start, before the first packet arrives.
     pub(super) fn follow_first(&mut self, steering: &mut Steering) {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             let spread = self.note_spread(family).unwrap_or_default();
             if let Err(error) = steering.follow(family, &spread) {
                 tell_not_followed(&error);

@@ -185,7 +185,7 @@ pub(super) fn forwarding(config: &Config, network: &Network, is_running: bool) -
             let mut addresses = port.virtual_addresses.iter();
             addresses.any(|a| a.addr.family() == *family)
         };
-        [Family::V4, Family::V6].into_iter().filter(has).collect()
+        Family::ALL.into_iter().filter(has).collect()
     };
     let mut problems = Vec::new();
     for port in &config.ports {

@@ -16,7 +16,7 @@ type Thresholds = [u64; 3];
 /// The room in the neighbour tables, against the networks of the ports.
 pub(super) fn neighbors(config: &Config) -> Check {
     let check = |family| (family, hosts(config, family), thresholds(family));
-    room([Family::V4, Family::V6].map(check))
+    room(Family::ALL.map(check))
 }
 
 fn room(families: [(Family, Option<u64>, Option<Thresholds>); 2]) -> Check {
@@ -109,8 +109,8 @@ fn thresholds(family: Family) -> Option<Thresholds> {
 
 fn names(family: Family) -> (&'static str, &'static str) {
     match family {
-        Family::V4 => ("IPv4", "ipv4"),
-        Family::V6 => ("IPv6", "ipv6"),
+        Family::V4 => (family.name(), "ipv4"),
+        Family::V6 => (family.name(), "ipv6"),
     }
 }
 

@@ -183,7 +183,7 @@ impl Gate {
         }
     }
 
-    /// There are so many places for peers.
+    /// Sets the number of places for peers.
     pub(super) fn set_peers(&mut self, peers: usize) {
         self.buckets.resize(peers, Buckets::default());
     }

@@ -384,7 +384,7 @@ impl Transport {
         }
     }
 
-    /// Whether who has a place is known here by the same name, key and addresses.
+    /// Whether the peer in a place has the same name, key and addresses as before.
     fn is_unchanged(&self, place: usize, settings: Option<&HaPeer>) -> bool {
         let known = self.shared.peers.get(place).filter(|peer| !peer.removed);
         match (known, settings) {
@@ -400,11 +400,6 @@ impl Transport {
             }
             _ => false,
         }
-    }
-
-    /// How many places for peers there are.
-    pub fn places(&self) -> usize {
-        self.shared.peers.len()
     }
 
     /// The keys for the data ports, by place. Each that can't be made is logged.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use super::Steering;
 use super::obstacle::{LEAST, STRAY};
-use super::{FAMILIES, Steering};
 use crate::os::barrier::{DroppingChain, Measurement, Passed, Place, Post};
 use crate::os::netlink::has_ipsec_policies;
 use tandemgw_core::flow::{Family, PortId};
@@ -21,7 +21,7 @@ const PAUSE: u32 = 40;
 /// Packets of a family that come to one place, and not to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gap {
-    family: Family,
+    pub(super) family: Family,
     /// It stops what comes in, not what goes out.
     pub(super) is_inward: bool,
     /// Where they vanish.
@@ -31,13 +31,13 @@ pub(super) struct Gap {
 impl Gap {
     /// The first one, of IPv4 before IPv6, inward before outward.
     pub(super) fn find(passed: &Passed) -> Option<Gap> {
-        let mut all = FAMILIES.iter().flat_map(|family| {
+        let mut all = Family::ALL.into_iter().flat_map(|family| {
             let gap = |is_inward, place| Gap {
-                family: *family,
+                family,
                 is_inward,
                 place,
             };
-            let at = *family as usize;
+            let at = family as usize;
             let came = passed.came[at].saturating_sub(passed.own[at]);
             let inward = match (passed.arrived[at], came, passed.let_pass[at]) {
                 _ if passed.handed[at] > STRAY => None,
@@ -99,14 +99,6 @@ impl Gap {
         match self.place {
             Place::Forward => true,
             place => place == Place::Prerouting && has_legacy(),
-        }
-    }
-
-    /// The family, in words.
-    pub(super) fn family_name(self) -> &'static str {
-        match self.family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
         }
     }
 }
@@ -248,42 +240,40 @@ mod tests {
             released: [80, 0],
             sent: [80, 0],
         };
-        let gap = |is_inward, place, family| {
-            Some(Gap {
-                family,
-                is_inward,
-                place,
-            })
-        };
         assert_eq!(Gap::find(&all), None);
         // Hosts that do not answer: what is sent waits for them in vain, beyond the last place.
         let no_forward = Passed {
             handed: [90, 0],
             ..all
         };
-        let found = gap(true, Place::Forward, Family::V6);
-        assert_eq!(Gap::find(&no_forward), found);
         let no_way = Passed {
             let_pass: [0, 50],
             handed: [0, 50],
             ..all
         };
-        let found = gap(true, Place::Prerouting, Family::V4);
-        assert_eq!(Gap::find(&no_way), found);
-        assert!(found.is_some_and(|gap| gap.is_passed(&all) && !gap.is_passed(&no_way)));
         let nothing = Passed {
             came: [0, 50],
             own: [0, 0],
             ..no_way
         };
-        let found = gap(true, Place::Ingress, Family::V4);
-        assert_eq!(Gap::find(&nothing), found);
         let none_sent = Passed {
             sent: [0, 0],
             ..all
         };
-        let found = gap(false, Place::Forward, Family::V4);
-        assert_eq!(Gap::find(&none_sent), found);
+        for (passed, is_inward, place, family) in [
+            (no_forward, true, Place::Forward, Family::V6),
+            (no_way, true, Place::Prerouting, Family::V4),
+            (nothing, true, Place::Ingress, Family::V4),
+            (none_sent, false, Place::Forward, Family::V4),
+        ] {
+            let gap = Gap {
+                family,
+                is_inward,
+                place,
+            };
+            assert_eq!(Gap::find(&passed), Some(gap));
+            assert!(gap.is_passed(&all) && !gap.is_passed(&passed), "{gap:?}");
+        }
         // What is for the machine itself is not for the gateway.
         let own = Passed {
             arrived: [100, 0],

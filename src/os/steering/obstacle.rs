@@ -332,7 +332,7 @@ impl Look<'_> {
         if let Some(chain) = gap.chain(self.chains, &names) {
             return Some((Cause::Chain(chain.clone()), chain.to_string()));
         }
-        let family = gap.family_name();
+        let family = gap.family.name();
         if self.refused > 0 && gap.may_be_policies() {
             let text = format!(
                 "policies of IPsec drop what is forwarded ({family}): ip xfrm policy shows them; ip xfrm policy flush \

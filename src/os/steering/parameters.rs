@@ -132,7 +132,7 @@ fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
         let found = sysctl::get(*family, &port.interface, MCAST_SOLICIT);
         matches!(found, Ok(Some(0)))
     };
-    let families = [Family::V4, Family::V6].into_iter();
+    let families = Family::ALL.into_iter();
     families.filter(has_hosts).filter(asks_none)
 }
 

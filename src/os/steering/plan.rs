@@ -9,9 +9,8 @@ use super::detour::IPV6_MTU;
 use super::forwarding::is_forwarding;
 use super::survey::Survey;
 use super::{
-    FAMILIES, KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL,
-    PROTOCOL_FORWARDING_WAS_OFF, Rule, SysctlError, TABLE_MAIN, TABLES, default_network, is_ours,
-    net_family, sysctl,
+    KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL, PROTOCOL_FORWARDING_WAS_OFF, Rule,
+    SysctlError, TABLE_MAIN, TABLES, default_network, is_ours, net_family, sysctl,
 };
 use crate::os::netlink::Address;
 use tandemgw_core::config::{Config, Nat};
@@ -70,7 +69,7 @@ impl Plan {
         };
         Plan {
             first_table: config.node.routing_table,
-            families: FAMILIES
+            families: Family::ALL
                 .into_iter()
                 .filter(|f| sysctl::has_family(*f))
                 .collect(),
@@ -113,7 +112,7 @@ impl Plan {
     pub(super) fn destinations(&self) -> impl Iterator<Item = (IpNet, u32)> {
         self.ports.iter().flat_map(|port| {
             let main = port.addresses.iter().chain(&port.networks);
-            let table = FAMILIES.map(|family| (default_network(family), port.table));
+            let table = Family::ALL.map(|family| (default_network(family), port.table));
             main.map(|network| (*network, TABLE_MAIN)).chain(table)
         })
     }

@@ -83,10 +83,7 @@ fn read_policy(
         pickup_guarantee: pickup_guarantee.and_then(|word| PickupGuarantee::of_word(word.value)),
         mss_clamp,
     };
-    if ![Family::V4, Family::V6]
-        .into_iter()
-        .any(|f| can_match(&policy, f))
-    {
+    if !Family::ALL.into_iter().any(|f| can_match(&policy, f)) {
         let hint = "`source` and `destination` share no address family";
         report.warn(
             &span,
@@ -213,11 +210,8 @@ fn check_families(
     place: &str,
     has: impl Fn(Family) -> bool,
 ) {
-    const FAMILIES: [(Family, &str); 2] = [(Family::V4, "IPv4"), (Family::V6, "IPv6")];
-    if !FAMILIES
-        .iter()
-        .any(|(family, _)| can_match(policy, *family) && has(*family))
-    {
+    let serves = |family: Family| can_match(policy, family) && has(family);
+    if !Family::ALL.into_iter().any(serves) {
         let message = format!("{place} has no address that sessions of the policy could get");
         report.error(
             span,
@@ -226,9 +220,9 @@ fn check_families(
         );
         return;
     }
-    for (family, text) in FAMILIES {
+    for [family, other] in [[Family::V4, Family::V6], [Family::V6, Family::V4]] {
         if expects(policy, network, family) && !has(family) {
-            let other = if family == Family::V4 { "IPv6" } else { "IPv4" };
+            let (text, other) = (family.name(), other.name());
             let message = format!("{place} has no {text} address: {text} sessions are dropped");
             let hint = format!("add one, or limit `source` to {other} prefixes");
             report.warn(span, message, hint);

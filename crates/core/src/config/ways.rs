@@ -72,13 +72,13 @@ fn problem_of(
             is_other.then(|| format!("pool `{}` to another one", pool.name))
         }
         Nat::Egress => {
-            let families = [(Family::V4, "IPv4"), (Family::V6, "IPv6")].into_iter();
+            let families = Family::ALL.into_iter();
             let lacks = |family| {
                 let used = [from, to].iter().all(|it| network.has_family(*it, family));
                 used && !has(family)
             };
-            let missing = families.filter(|(family, _)| lacks(*family));
-            let missing: Vec<&str> = missing.map(|(_, name)| name).collect();
+            let missing = families.filter(|family| lacks(*family));
+            let missing: Vec<&str> = missing.map(Family::name).collect();
             let all = missing.join(" or ");
             (!missing.is_empty()).then(|| format!("port `{port}` has no {all} address of it"))
         }

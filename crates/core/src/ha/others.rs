@@ -105,8 +105,8 @@ impl Ha {
         }
     }
 
-    /// The places of the peers, as they are after a reload: whoever has the place `id` from now on
-    /// is another one, by the name of `name`; nobody if that is none. Places are given in order.
+    /// Gives the place `id` to a peer called `name` that nothing is known of, or empties it. Places
+    /// are given in order.
     pub(crate) fn reset_peer(&mut self, now: Time, id: PeerId, name: Option<&str>) {
         let counts = (usize::from(self.links), self.ports.len(), self.groups.len());
         let fresh = ElectionPeer::new(name.unwrap_or_default(), counts);

@@ -100,8 +100,8 @@ pub(super) struct News {
 }
 
 impl ElectionPeer {
-    /// A peer that was not heard yet; there are so many links, ports and groups. Nobody if the name
-    /// is empty.
+    /// A peer that was not heard yet, with this many links, ports and groups; an empty place if the
+    /// name is empty.
     pub(super) fn new(name: &str, (links, ports, groups): (usize, usize, usize)) -> ElectionPeer {
         ElectionPeer {
             name: name.to_owned(),

@@ -362,7 +362,7 @@ fn first_of(port: &config::Port, group: GroupId) -> impl Iterator<Item = Addr> {
         let own = port.virtual_addresses.iter().filter(|it| it.group == group);
         own.map(|it| it.addr).find(|addr| addr.family() == family)
     };
-    [Family::V4, Family::V6].into_iter().filter_map(first)
+    Family::ALL.into_iter().filter_map(first)
 }
 
 impl Pool {

@@ -91,8 +91,7 @@ impl Journal {
         }
     }
 
-    /// Whoever has the place `peer` is another one from now on, who knows nothing. Places are given
-    /// in order.
+    /// Another peer has the place `peer` from now on, and knows nothing. Places are given in order.
     pub fn reset_peer(&mut self, peer: usize) {
         let fresh = Refused::new(self.sending.len());
         match self.refused.get_mut(peer) {

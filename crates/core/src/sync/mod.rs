@@ -191,8 +191,8 @@ impl Replicator {
         !is_same
     }
 
-    /// Whoever has the place `peer` from now on is another one, by the name of `name`; nobody if
-    /// that is none. There is no stream to it. Places are given in order.
+    /// Gives the place `peer` to a peer called `name` that holds nothing, or empties it. No stream
+    /// leads to it. Places are given in order.
     pub(crate) fn reset_peer(&mut self, peer: PeerId, name: Option<&str>, journal: &mut Journal) {
         let at = peer.index();
         let fresh = SyncPeer::new(name.unwrap_or_default(), self.ready.len());
