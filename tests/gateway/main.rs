@@ -12,6 +12,7 @@ mod icmp_errors;
 mod must_pass;
 mod neighbors;
 mod odd_packets;
+mod pump;
 mod random;
 mod refusals;
 mod reload;

@@ -200,6 +200,36 @@ fn a_unit_that_only_hears_hosts_has_carried_nothing() {
     }
 }
 
+/// A standby is stopped for longer than its copies would live without packets. It could not see
+/// their packets, so it ends none of them, whether the primary is gone when it goes on, or leaves
+/// the group to it.
+#[test]
+fn a_standby_that_was_stopped_for_long_ends_nothing() {
+    const STOPPED: Duration = ms(400_000);
+    for (seed, leaves) in [(0, false), (1, true)] {
+        let (mut world, primary) = calm(seed, shape(2));
+        let standby = 1 - primary;
+        world.silent = true;
+        let held = |world: &World| {
+            let unit = &world.units[standby];
+            let gateway = unit.gateway.as_ref().expect("it lives");
+            views(gateway, world.local_time(standby))
+        };
+        let before = held(&world);
+        let would_expire = |seconds: u64| seconds < STOPPED.as_secs();
+        assert!(before.iter().any(|view| would_expire(view.expires_s)));
+        world.pause(standby, STOPPED);
+        match leaves {
+            true => world.stop(primary),
+            false => world.die(primary, Death::PowerLoss),
+        }
+        world.run(STOPPED + ms(1000));
+        assert_eq!(world.primaries(0), [standby], "seed {seed}");
+        let (before, after) = (before.len(), held(&world).len());
+        assert_eq!(after, before, "seed {seed}");
+    }
+}
+
 /// A standby restarts twice in a short time: its heartbeats and its streams come in any order, and
 /// it is a copy again.
 #[test]

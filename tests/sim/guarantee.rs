@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tandemgw_core::event::DropReason;
 use tandemgw_core::random::SplitMix64;
 
 use crate::faults::Faults;
@@ -10,6 +11,7 @@ use crate::hosts::Stage;
 use crate::reload::Rules;
 use crate::scenario;
 use crate::setup::Shape;
+use crate::turn::sessions;
 use crate::world::World;
 
 const fn ms(ms: u64) -> Duration {
@@ -91,6 +93,42 @@ fn two_copies_are_two() {
     assert_eq!(world.forwarded_many, 50);
 }
 
+/// The only standby reads nothing for longer than first packets wait. Under `strict` they never
+/// leave, and their sessions end.
+#[test]
+fn what_waited_in_vain_is_not_sent() {
+    let (mut world, first) = pair(37, false);
+    world.units[1 - first].reads_from = world.now + ms(50);
+    world.open_many(first, 10_000..10_050);
+    world.run(ms(40));
+    assert_eq!(world.held(first), 50);
+    let count = |world: &World, unit: usize| sessions(world.units[unit].gateway.as_ref().unwrap());
+    assert_eq!(count(&world, first), 0, "they have ended");
+    world.run(ms(500));
+    assert_eq!(world.forwarded_many, 0);
+    assert_eq!(count(&world, 1 - first), 0);
+}
+
+/// Later packets of a session do not pass the first one, which waits.
+#[test]
+fn nothing_passes_the_first_packet_while_it_waits() {
+    let (mut world, first) = pair(38, true);
+    world.units[1 - first].reads_from = world.now + ms(120);
+    for _ in 0..3 {
+        world.open_many(first, 10_000..10_050);
+        world.run(ms(30));
+        assert_eq!(world.forwarded_many, 0);
+    }
+    world.run(ms(100));
+    assert_eq!(world.forwarded_many, 50, "the first of each");
+    let gateway = world.units[first].gateway.as_ref().unwrap();
+    let dropped = gateway.counters().dropped[DropReason::WaitsForPeer as usize];
+    assert_eq!(dropped, 100);
+    world.open_many(first, 10_000..10_050);
+    world.run(ms(5));
+    assert_eq!(world.forwarded_many, 100);
+}
+
 /// One standby of two does not run, and is not missed yet: nothing waits for it.
 #[test]
 fn a_frozen_standby_of_two_holds_nothing_up() {
@@ -154,6 +192,29 @@ fn what_waits_is_not_sent_after_a_step_down() {
     world.silent = true;
     world.run(ms(4000));
     world.check_agreement();
+}
+
+/// A pair in sync under `strict`, whose first packets wait 200 ms if it is patient, and which of
+/// the two is primary.
+fn pair(seed: u64, patient: bool) -> (World, usize) {
+    crate::install_logger();
+    let shape = Shape {
+        units: 2,
+        guarantee: "strict",
+        ..SHAPE
+    };
+    let mut world = World::new(seed, shape, Faults::NONE);
+    for unit in 0..2 {
+        world.units[unit].rules = Rules {
+            patient,
+            ..Rules::default()
+        };
+        assert!(world.reload(unit));
+    }
+    world.run(ms(3500));
+    world.check_agreement();
+    let first = world.primaries(0)[0];
+    (world, first)
 }
 
 impl World {

@@ -265,7 +265,7 @@ impl World {
         self.units[unit].runs_from = self.now + pause;
     }
 
-    fn stop(&mut self, unit: usize) {
+    pub fn stop(&mut self, unit: usize) {
         self.note(|| format!("{} is to end", NAMES[unit]));
         let now = self.local_time(unit);
         if let Some(gateway) = &mut self.units[unit].gateway {

@@ -207,6 +207,7 @@ fn configs() -> &'static [Config; 2] {
         [("gw-a", "gw-b", 1, 200), ("gw-b", "gw-a", 2, 100)].map(|(name, other, number, priority)| {
             let named = format!("name = \"{name}\"\nkey = \"{name}.key\"");
             let base = CONFIG.replacen("name = \"gw\"", &named, 1);
+            let base = base.replacen("max-sessions = 1024", "max-sessions = 8192", 1);
             let ha = format!(
                 "[ha]\ngroup-id = 7\npriority = {priority}\nheartbeat-interval = \"200ms\"\nheartbeat-lost-threshold = 3\n\
                  [[ha.link]]\ninterface = \"sync0\"\nlisten = \"10.77.9.{number}:7030\"\n\

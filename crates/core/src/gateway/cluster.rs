@@ -138,6 +138,8 @@ impl Cluster {
         for group in self.sync.groups() {
             let held = self.sync.held(group);
             assert!(self.ha.knows_held(group, held), "of group {}", group.0);
+            let term = journal.term(group);
+            assert_eq!(term, self.ha.term_as_primary(group), "of group {}", group.0);
         }
     }
 

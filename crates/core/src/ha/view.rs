@@ -172,6 +172,12 @@ impl Ha {
         group.is_some_and(|group| group.held == super::as_sent(held))
     }
 
+    /// The term in which this unit is primary of `group`; none if it is standby.
+    pub(crate) fn term_as_primary(&self, group: GroupId) -> Option<u64> {
+        let group = self.groups.get(usize::from(group.0))?;
+        (group.state == State::Primary).then_some(group.term)
+    }
+
     /// The process of `peer` that is heard.
     pub(crate) fn hearing(&self, peer: PeerId) -> Option<Heard> {
         self.peers.get(peer.index()).map(|peer| peer.hearing())

@@ -76,7 +76,18 @@ impl Unit {
     }
 
     fn open(&mut self, key: FlowKey, nat: (Addr, u16), now: Time) -> Option<SessionId> {
+        self.open_in(G, key, nat, now)
+    }
+
+    fn open_in(
+        &mut self,
+        group: GroupId,
+        key: FlowKey,
+        nat: (Addr, u16),
+        now: Time,
+    ) -> Option<SessionId> {
         let mut session = Session::new(&key, now.tick());
+        session.group = group;
         session.nat_src = self.store.intern(nat.0)?;
         session.nat_src_port = nat.1;
         // The ports of unit b are in another order, but tests open with those of unit a.
@@ -176,9 +187,14 @@ fn peer(of: usize, other: usize) -> PeerId {
 
 impl World {
     fn new(units: usize, seed: u64) -> World {
+        World::with(units, seed, "")
+    }
+
+    /// Units whose configs also have the lines `extra`, from `[ha]` on.
+    fn with(units: usize, seed: u64, extra: &str) -> World {
         let mut world = World {
             units: (0..units)
-                .map(|me| Unit::new(units, me, me as u64 + 1, ""))
+                .map(|me| Unit::new(units, me, me as u64 + 1, extra))
                 .collect(),
             pipes: BTreeMap::new(),
             random: SplitMix64(seed | 1),
@@ -313,6 +329,16 @@ impl World {
                 let state = TcpState::ALL[self.random.below(7)];
                 self.units[unit].advance(*id, state);
             }
+        }
+    }
+
+    /// The state of the connection that `host` opened from the port of its own number.
+    fn state_of(&self, unit: usize, host: u8) -> Option<TcpState> {
+        let store = &self.units[unit].store;
+        let (id, _) = store.lookup(&key(Protocol::TCP, host, host.into()))?;
+        match &store.get(id)?.tracker {
+            Tracker::Tcp(tracker) => Some(tracker.state()),
+            _ => None,
         }
     }
 
@@ -531,17 +557,20 @@ fn a_lost_connection_is_resumed() {
     let mut world = pair();
     (0..50).for_each(|_| world.open(0));
     world.calm(2);
-    world.disconnect(0, 1);
     let before = world.units[0].sync.counters().sent;
     for _ in 0..3 {
         let id = world.units[0].ids()[0];
         world.units[0].close(id);
     }
     world.units[0].open(key(Protocol::TCP, 99, 9), NAT, world.now);
+    // This is lost on the way.
+    world.transmit(0, 1, 100_000);
+    world.disconnect(0, 1);
+    world.units[0].open(key(Protocol::TCP, 99, 10), (NAT.0, 6000), world.now);
     world.connect(0, 1);
     world.calm(1);
     world.assert_equal();
-    assert_eq!(world.units[0].sync.counters().sent - before, 1);
+    assert_eq!(world.units[0].sync.counters().sent - before, 3);
     assert_eq!(world.units[1].sync.counters().swept, 0);
     assert!(world.units[0].events.contains(&SyncEvent::PeerKnown {
         peer: PeerId(0),
@@ -608,18 +637,10 @@ fn two_primaries_merge_what_can_be_merged() {
         .open(key(Protocol::TCP, 3, 3), nat, world.now)
         .unwrap();
     world.calm(1);
-    let phase = |world: &World, unit: usize, host| {
-        let store = &world.units[unit].store;
-        let (id, _) = store.lookup(&key(Protocol::TCP, host, host.into()))?;
-        match &store.get(id)?.tracker {
-            Tracker::Tcp(tracker) => Some(tracker.state()),
-            _ => None,
-        }
-    };
-    assert_eq!(phase(&world, 0, 1), Some(TcpState::FinWait));
-    assert_eq!(phase(&world, 1, 1), Some(TcpState::FinWait));
+    assert_eq!(world.state_of(0, 1), Some(TcpState::FinWait));
+    assert_eq!(world.state_of(1, 1), Some(TcpState::FinWait));
     assert!(
-        phase(&world, 0, 2).is_some() && phase(&world, 1, 3).is_some(),
+        world.state_of(0, 2).is_some() && world.state_of(1, 3).is_some(),
         "equal terms: each keeps its own"
     );
     world.units[1].set_sending(G, Some(2));
@@ -627,11 +648,29 @@ fn two_primaries_merge_what_can_be_merged() {
     let id = world.units[1].ids()[1];
     world.units[1].advance(id, TcpState::SynReceived);
     world.calm(1);
-    assert!(phase(&world, 0, 2).is_none() && phase(&world, 0, 3).is_some());
+    assert!(world.state_of(0, 2).is_none() && world.state_of(0, 3).is_some());
     assert_eq!(world.units[0].sync.counters().conflicts_lost, 1);
     world.units[0].set_sending(G, None);
     world.calm(3);
     world.assert_equal();
+}
+
+/// A client opens a connection again from the ports of one that has closed, while another unit is
+/// primary too, for which the old one still closes: nobody takes the new one for the old.
+#[test]
+fn a_connection_that_opens_again_is_not_the_one_before() {
+    let mut world = pair();
+    let id = open_numbered(&mut world, 1);
+    world.units[0].advance(id, TcpState::TimeWait);
+    world.calm(2);
+    world.units[0].set_sending(G, Some(3));
+    world.units[1].set_sending(G, Some(2));
+    world.calm(1);
+    world.units[0].advance(id, TcpState::SynSent);
+    world.calm(2);
+    for unit in [0, 1] {
+        assert_eq!(world.state_of(unit, 1), Some(TcpState::SynSent), "{unit}");
+    }
 }
 
 #[test]
@@ -867,6 +906,77 @@ fn work_a_call_is_bounded() {
     world.assert_equal();
 }
 
+/// However the calls cut the work, what is acknowledged is in the table, and no sums are sent of
+/// changes that are not.
+#[test]
+fn what_is_acknowledged_is_applied() {
+    let mut world = pair();
+    world.calm(3);
+    for n in 0..1000 {
+        open_numbered(&mut world, n);
+    }
+    // Sums are due.
+    world.now = world.now + Duration::from_secs(2);
+    let mut cut = 0;
+    loop {
+        // A batch is more sessions than one call handles.
+        let mut busy = world.transmit(0, 1, 20_000);
+        busy |= world.deliver(0, 1, 100_000);
+        cut += usize::from(world.units[1].sync.peers[0].receiver.offset > 0);
+        world.transmit(1, 0, 10_000);
+        busy |= world.deliver(1, 0, 10_000);
+        let Unit { store, sync, .. } = &world.units[0];
+        let unacknowledged = sync.lag(PeerId(0), store, world.now).sequence_gap;
+        let held = world.units[1].store.table().len() as u64;
+        assert!(unacknowledged + held >= 1000, "{unacknowledged} and {held}");
+        assert!(world.units[1].sync.is_ready(G), "sums of what is to come");
+        if !busy {
+            break;
+        }
+    }
+    assert!(cut > 0, "a batch was handled in pieces");
+    world.assert_equal();
+    let is_repair = |event: &SyncEvent| matches!(event, SyncEvent::DigestDiffers { .. });
+    assert!(!world.units[0].events.iter().any(is_repair));
+}
+
+/// A table full of one group's replicas: a replica of another group finds no room, and takes none.
+#[test]
+fn a_replica_takes_no_place_of_another() {
+    const OTHER: GroupId = GroupId(1);
+    let groups = "[[group]]\nname = \"a\"\nports = [\"lan\"]\n\
+                  [[group]]\nname = \"b\"\nports = [\"wan\"]\n";
+    let mut world = World::with(2, 1, groups);
+    world.units[0].set_sending(G, Some(1));
+    world.units[0].set_sending(OTHER, Some(1));
+    world.calm(3);
+    let config = config(2, 1, groups);
+    let small = Table::new(4, &[5; 16], Timeouts::from(&config.timeouts), 0);
+    world.units[1].store.set_table(small);
+    for n in 0..4 {
+        open_numbered(&mut world, n);
+    }
+    world.calm(1);
+    let held = world.units[1].view();
+    assert_eq!(held.len(), 4);
+    let now = world.now;
+    let late = key(Protocol::TCP, 9, 9);
+    world.units[0].open_in(OTHER, late, NAT, now).unwrap();
+    world.calm(1);
+    assert_eq!(world.units[1].view(), held);
+    let counters = world.units[1].sync.counters();
+    assert!(counters.refused_full > 0);
+    assert_eq!(counters.made_room, 0);
+
+    // It may have the place of one that this unit itself may lose.
+    world.units[0].set_sending(G, None);
+    world.calm(1);
+    world.units[1].set_sending(G, Some(2));
+    world.calm(12);
+    assert_eq!(world.units[1].sync.counters().made_room, 1);
+    assert!(world.units[1].store.lookup(&late).is_some());
+}
+
 #[test]
 fn what_a_peer_refuses_is_no_copy() {
     let mut world = pair_with_small_table();
@@ -977,13 +1087,16 @@ fn a_stream_of_another_process_is_not_resumed() {
     world.calm(2);
     world.restart(0);
     world.units[0].set_sending(G, Some(4));
-    // More changes than the process before has made.
+    // More changes than the process before has made; they are lost on the way.
     (0..200).for_each(|_| world.act(0));
     world.transmit(1, 0, 10_000);
     world.deliver(1, 0, 10_000);
-    // The stream ends before unit 1 hears of the other process.
+    while world.transmit(0, 1, 10_000) {}
+    // The stream ends before unit 1 hears of the other process. Its Hello of the next stream tells
+    // where it was with the former one.
     world.disconnect(0, 1);
     world.connect(0, 1);
+    world.transmit(1, 0, 10_000);
     world.calm(4);
     assert!(!world.units[0].events.contains(&SyncEvent::PeerKnown {
         peer: PeerId(0),
