@@ -75,5 +75,22 @@ mod tests {
         assert_eq!(random.below(0), 0);
         let seen: std::collections::BTreeSet<usize> = (0..200).map(|_| random.below(7)).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+        let most = Duration::from_micros(7);
+        let seen: std::collections::BTreeSet<Duration> =
+            (0..200).map(|_| random.up_to(most)).collect();
+        assert!(seen.into_iter().eq((0..7).map(Duration::from_micros)));
+        assert_eq!(random.up_to(Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn chances_and_bytes_are_spread_evenly() {
+        let mut random = SplitMix64(4);
+        for per_mille in [0, 250, 1000] {
+            let hits = (0..4000).filter(|_| random.chance(per_mille)).count() as u64;
+            assert!(hits.abs_diff(per_mille * 4) < 120, "{hits} at {per_mille}");
+        }
+        let bytes: [u8; 4000] = random.bytes();
+        let seen: std::collections::BTreeSet<u8> = bytes.into_iter().collect();
+        assert_eq!(seen.len(), 256);
     }
 }

@@ -426,6 +426,21 @@ mod tests {
         encode(header, groups.iter().map(|(name, group)| (*name, group)))
     }
 
+    /// Other versions and peers use the same ones.
+    #[test]
+    fn names_have_the_hash_of_fnv_1a() {
+        assert_eq!(hash("a"), 0xe40c_292c);
+        assert_eq!(hash("foobar"), 0xbf9c_f968);
+    }
+
+    #[test]
+    fn each_error_has_a_counter_of_its_own() {
+        let names = HeartbeatError::ALL.map(HeartbeatError::name);
+        let different: std::collections::BTreeSet<_> = names.into_iter().collect();
+        assert_eq!(different.len(), HeartbeatError::ALL.len());
+        assert_eq!(HeartbeatError::WrongName.name(), "wrong-name");
+    }
+
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(

@@ -178,4 +178,20 @@ mod tests {
     fn nobody_is_best_of_none() {
         assert_eq!(best(&[]), None);
     }
+
+    #[test]
+    fn many_monitored_ports_are_compared_by_those_that_are_down() {
+        for (up, all, is) in [
+            (0, 0, 0),
+            (2, 2, 2),
+            (255, 255, 255),
+            (300, 300, 255),
+            (299, 300, 254),
+            (512, 512, 255),
+            (1, 512, 1),
+            (0, 512, 0),
+        ] {
+            assert_eq!(rank(up, all), is, "{up} of {all}");
+        }
+    }
 }

@@ -32,6 +32,7 @@ pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::time::Tick;
+use tcp::TOLD_EACH;
 
 /// Two flows, one per direction, that belong together, and everything known about them.
 ///
@@ -78,9 +79,6 @@ pub struct Session {
     /// The group of virtual addresses that it moves with.
     pub group: GroupId,
 }
-
-/// Bytes in one direction after which peers are told the numbers of a connection again.
-pub const TOLD_EACH: u64 = 1 << 20;
 
 /// Two cache lines; 2 bytes of it are still free.
 const _: () = assert!(size_of::<Session>() == 128);
