@@ -351,9 +351,11 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - A service is a protocol with an optional destination port or range: `"tcp/443"`, `"tcp/8000-8099"`,
   `"tcp"`, `"udp/53"`, `"icmp"` (ICMP and ICMPv6), `"gre"`, `"esp"`, `"proto/47"`, `"any"`.
 - Names refer to each other: a policy names ports and pools, a group names ports and addresses.
+- An `[[address]]` or a `[[service]]` is a name for a list. Write it in place of an address or a service, as in
+  `source = ["office", "10.9.0.1"]` or `internal = "web:8080"`. A list may name lists above it.
 - "takes a" says how a changed value comes into force: by a [reload](reload.md) or a restart.
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
-  only for `[[policy]]`, where the first match wins.
+  only for `[[policy]]`, where the first match wins, and for names that other names use.
 
 The [examples](examples.md) have one use each and are checked by the tests.
 "#;

@@ -526,11 +526,16 @@ pub(super) mod tests {
         ("policy.source", "source = [\"10.0.0.0/8\"]", "", "policy.p"),
         (
             "policy.destination",
-            "destination = [\"10.0.0.0/8\"]",
+            "destination = [\"10.0.0.0/8\", \"servers\"]",
             "",
             "policy.p",
         ),
         ("policy.service", "tcp/80", "tcp/81", "policy.p"),
+        // Their members are part of what uses them, and the names are of no account.
+        ("address.name", "servers", "hosts", "?"),
+        ("address.member", "10.7.1.0/28", "10.7.1.0/29", "policy.p"),
+        ("service.name", "web", "http", "?"),
+        ("service.member", "tcp/443", "tcp/444", "policy.p"),
         ("policy.action", "accept", "drop", "policy.p"),
         (
             "policy.nat",
@@ -812,7 +817,7 @@ pub(super) mod tests {
             );
             assert!(EVERYTHING.contains(from), "{option}: no `{from}`");
             if *expected == "?" {
-                // Both give the group of an address; see the test below.
+                // Others tell it; see the test below.
                 continue;
             }
             let wanted = read(&EVERYTHING.replace(from, to));

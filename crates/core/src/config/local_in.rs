@@ -1,5 +1,6 @@
 //! `[[local-in]]`: what may reach the machine itself.
 
+use super::aliases::Aliases;
 use super::names::{Names, check_name};
 use super::network::Network;
 use super::policy::{prefixes, services};
@@ -8,7 +9,7 @@ use super::{Config, LocalIn};
 use crate::flow::PortId;
 
 /// Reads them, in order.
-pub(super) fn read(root: &mut Table<'_>, network: &Network) -> Vec<LocalIn> {
+pub(super) fn read(root: &mut Table<'_>, network: &Network, aliases: &Aliases) -> Vec<LocalIn> {
     let mut names = Names::new("local-in policy");
     let mut policies = Vec::new();
     for mut table in root.tables("local-in") {
@@ -17,8 +18,8 @@ pub(super) fn read(root: &mut Table<'_>, network: &Network) -> Vec<LocalIn> {
         check_name(report, name.as_ref());
         names.declare(report, name.as_ref(), policies.len());
         let from = table.any_or_list::<String>("from");
-        let source = prefixes(report, &table.any_or_list("source"));
-        let service = services(&table.any_or_list("service"));
+        let source = prefixes(report, &aliases.any_or_list(&mut table, "source"));
+        let service = services(&aliases.any_or_list(&mut table, "service"));
         let action = table.choice("action");
         policies.push(LocalIn {
             name: name.map_or_else(String::new, |name| name.value),

@@ -6,6 +6,7 @@
 //! to a person. [`options()`] and [`tables`] describe every key, and the decoder takes its defaults
 //! and ranges from there, so that generated documentation can't drift from what it does.
 
+mod aliases;
 mod change;
 mod diagnostic;
 mod field;

@@ -38,7 +38,7 @@ impl Names {
     pub(super) fn resolve(&self, report: &Report, name: &At<String>) -> Option<usize> {
         let found = self.known.get(&name.value).copied();
         if found.is_none() {
-            let hint = match did_you_mean(&name.value, self.known.keys().map(String::as_str)) {
+            let hint = match self.similar(&name.value) {
                 Some(hint) => hint,
                 None if self.known.is_empty() => format!("there is no {} at all", self.kind),
                 None => format!("known: {}", list(self.known.keys())),
@@ -47,6 +47,16 @@ impl Names {
             report.error(&name.span, message, hint);
         }
         found
+    }
+
+    /// The index of the thing with that name, if there is one.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.known.get(name).copied()
+    }
+
+    /// "did you mean `x`?", if one of the names is close to `wrong`.
+    pub(super) fn similar(&self, wrong: &str) -> Option<String> {
+        did_you_mean(wrong, self.known.keys().map(String::as_str))
     }
 
     /// As [`Names::resolve`] for a list, in which a name should stand once.

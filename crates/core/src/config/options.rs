@@ -221,6 +221,16 @@ const TABLES: &[TableDoc] = &[
         50_000,
         "what may pass; the first match wins, no match is a drop",
     ),
+    tables_of(
+        "address",
+        4096,
+        "a name for addresses, in place of which policies, pools and forwards can write it",
+    ),
+    tables_of(
+        "service",
+        4096,
+        "a name for services, in place of which policies can write it",
+    ),
     tables_of("nat-pool", 64, "addresses for source translation"),
     tables_of(
         "forward",
@@ -296,6 +306,12 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     flag("policy", "log", false, WHOLE, Reload::Live(Live::Policies), "log the start and the end of each session"),
     option("policy", "mss-clamp", OptionKind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),
     choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), WHOLE, Reload::Live(Live::Policies), "how long the first packet of a session waits for the peer"),
+
+    text("address", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name: it stands for all members; in a forward, as in `web:80`, for the only one"),
+    list("address", "member", "prefix, range: 10.0.0.10-10.0.0.12, or the name of an address above", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the addresses"),
+
+    text("service", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name: it stands for all members"),
+    list("service", "member", "service, as of a policy, or the name of a service above", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the services"),
 
     text("nat-pool", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the name of the pool"),
     list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the addresses, 4096 at most; the gateway answers for them"),
@@ -613,8 +629,8 @@ pub(super) mod tests {
         from = ["lan"]
         to = ["lan"]
         source = ["10.0.0.0/8"]
-        destination = ["10.0.0.0/8"]
-        service = ["tcp/80"]
+        destination = ["10.0.0.0/8", "servers"]
+        service = ["tcp/80", "web"]
         forwarded = false
         action = "accept"
         nat = true
@@ -622,6 +638,12 @@ pub(super) mod tests {
         log = true
         pickup-guarantee = "off"
         mss-clamp = 1300
+        [[address]]
+        name = "servers"
+        member = ["10.7.1.0/28"]
+        [[service]]
+        name = "web"
+        member = ["tcp/443"]
         [[nat-pool]]
         name = "n"
         addresses = ["10.0.1.9"]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, Error as TomlError};
 
+use super::aliases::Aliases;
 use super::diagnostic::{Diagnostic, Report};
 use super::field::Owner;
 use super::names::check_name;
@@ -40,11 +41,12 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let (node, node_name) = read_node(root.table("node"), folder);
     let mut network = Network::read(&mut root);
     let groups = network.read_groups(&mut root);
-    let pools = translation::read_pools(&mut root, &network);
-    let policies = policy::read(&mut root, &network, &pools);
-    let forwards = translation::read_forwards(&mut root, &network, &pools);
+    let aliases = Aliases::read(&mut root);
+    let pools = translation::read_pools(&mut root, &network, &aliases);
+    let policies = policy::read(&mut root, &network, &pools, &aliases);
+    let forwards = translation::read_forwards(&mut root, &network, &pools, &aliases);
     let link_monitors = link_monitor::read(&mut root, &network);
-    let local_in = local_in::read(&mut root, &network);
+    let local_in = local_in::read(&mut root, &network, &aliases);
     let timeouts = read_plain(root.table("timeouts"));
     let limits = read_plain(root.table("limits"));
     let ha = root.optional_table("ha").map(|table| {

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::aliases::Aliases;
 use super::diagnostic::Report;
 use super::names::{Names, check_name};
 use super::network::Network;
@@ -13,14 +14,20 @@ use super::{Action, Nat, PickupGuarantee, Policy, Service};
 use crate::flow::{Family, PortId};
 
 /// Reads the policies, each with the place of its name.
-pub(super) fn read(root: &mut Table<'_>, network: &Network, pools: &Pools) -> Vec<At<Policy>> {
+pub(super) fn read(
+    root: &mut Table<'_>,
+    network: &Network,
+    pools: &Pools,
+    aliases: &Aliases,
+) -> Vec<At<Policy>> {
     let report = root.report;
     let mut names = Names::new("policy");
     let mut policies: Vec<At<Policy>> = Vec::new();
     let mut earlier = Earlier::default();
     let before = report.errors();
     for table in root.tables("policy") {
-        let policy = read_policy(table, network, pools, &mut names, policies.len());
+        let of = (network, pools, aliases);
+        let policy = read_policy(table, of, &mut names, policies.len());
         // An earlier policy that can't be read would seem to match anything.
         if report.errors() == before {
             earlier.warn_if_shadowed(report, &policies, &policy);
@@ -46,8 +53,7 @@ pub(super) fn warn_of_guarantees(report: &Report, policies: &[At<Policy>]) {
 
 fn read_policy(
     mut table: Table<'_>,
-    network: &Network,
-    pools: &Pools,
+    (network, pools, aliases): (&Network, &Pools, &Aliases),
     names: &mut Names,
     index: usize,
 ) -> At<Policy> {
@@ -57,9 +63,9 @@ fn read_policy(
     names.declare(report, name.as_ref(), index);
     let from = table.any_or_list::<String>("from");
     let to = table.any_or_list::<String>("to");
-    let source = prefixes(report, &table.any_or_list("source"));
-    let destination = prefixes(report, &table.any_or_list("destination"));
-    let service = services(&table.any_or_list("service"));
+    let source = prefixes(report, &aliases.any_or_list(&mut table, "source"));
+    let destination = prefixes(report, &aliases.any_or_list(&mut table, "destination"));
+    let service = services(&aliases.any_or_list(&mut table, "service"));
     let forwarded = table.take("forwarded").map(|at| at.value);
     let action = action(&mut table);
     let nat = read_nat(&mut table, pools);

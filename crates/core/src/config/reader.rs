@@ -128,12 +128,21 @@ impl<'a> Table<'a> {
 
     /// The elements of a list that can be read; none if it is left out.
     pub(super) fn list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
+        let values = self.elements(key);
+        values
+            .iter()
+            .filter_map(|value| self.decode(value))
+            .collect()
+    }
+
+    /// The elements of a list as they are written; none if it is left out.
+    pub(super) fn elements(&mut self, key: &'static str) -> &'a [Spanned<DeValue<'a>>] {
         let option = self.option(key);
         let Some(value) = self.value(key) else {
             if option.default == DefaultValue::Required {
                 self.missing(option);
             }
-            return Vec::new();
+            return &[];
         };
         let DeValue::Array(array) = value.get_ref() else {
             let found = kind_of(value.get_ref());
@@ -143,16 +152,19 @@ impl<'a> Table<'a> {
             };
             let message = format!("expected an array, found {found}");
             self.report.error(&value.span(), message, hint);
-            return Vec::new();
+            return &[];
         };
         array
-            .iter()
-            .filter_map(|value| self.decode(value))
-            .collect()
     }
 
     /// As [`Table::list`], for a list of which the absence means "any": it must not be empty.
     pub(super) fn any_or_list<T: FromToml>(&mut self, key: &'static str) -> Vec<At<T>> {
+        self.refuse_empty(key);
+        self.list(key)
+    }
+
+    /// An error if a list of which the absence means "any" is there and empty.
+    pub(super) fn refuse_empty(&self, key: &str) {
         if let Some((_, value)) = self.left.get(key)
             && matches!(value.get_ref(), DeValue::Array(array) if array.is_empty())
         {
@@ -160,7 +172,6 @@ impl<'a> Table<'a> {
             let message = format!("`{key}` is empty");
             self.report.error(&value.span(), message, hint);
         }
-        self.list(key)
     }
 
     /// Sets those fields of `part` that this table has a plain value for, or a default: those that
@@ -320,10 +331,21 @@ impl<'a> Table<'a> {
     }
 
     fn decode<T: FromToml>(&self, value: &Spanned<DeValue<'_>>) -> Option<At<T>> {
+        self.decode_with_hint(value, None)
+    }
+
+    /// Reads a value; `hint` is a better one than that of its type.
+    pub(super) fn decode_with_hint<T: FromToml>(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        hint: Option<String>,
+    ) -> Option<At<T>> {
         let span = value.span();
         match T::from_toml(value.get_ref()) {
             Ok(value) => Some(At { value, span }),
-            Err(ValueProblem { message, hint }) => {
+            Err(problem) => {
+                let ValueProblem { message, .. } = problem;
+                let hint = hint.unwrap_or(problem.hint);
                 self.report.error(&span, message, hint);
                 None
             }

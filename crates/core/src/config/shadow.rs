@@ -1,5 +1,6 @@
 //! Finds policies that are never reached, because an earlier one matches all their packets.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -13,8 +14,10 @@ use crate::flow::{PortId, Protocol};
 /// every such pair must be found.
 const MOST_COMPARED: usize = 1000;
 
+/// Networks and services of two policies that are compared, in the whole file: half a second.
+const MOST_WORK: usize = 50_000_000;
+
 /// The policies before the current one, by a condition that another one must meet to be covered.
-#[derive(Default)]
 pub(super) struct Earlier {
     by_destination: BTreeMap<IpNet, Vec<usize>>,
     /// Those for any destination.
@@ -22,6 +25,20 @@ pub(super) struct Earlier {
     /// Those for any source as well.
     by_protocol: BTreeMap<Protocol, Vec<usize>>,
     for_all: Vec<usize>,
+    /// What is left of [`MOST_WORK`].
+    left: Cell<usize>,
+}
+
+impl Default for Earlier {
+    fn default() -> Earlier {
+        Earlier {
+            by_destination: BTreeMap::new(),
+            by_source: BTreeMap::new(),
+            by_protocol: BTreeMap::new(),
+            for_all: Vec::new(),
+            left: Cell::new(MOST_WORK),
+        }
+    }
 }
 
 impl Earlier {
@@ -48,7 +65,12 @@ impl Earlier {
         policies: &[At<Policy>],
         policy: &At<Policy>,
     ) {
-        let covering = |place: &&usize| covers(&policies[**place].value, &policy.value);
+        let covering = |place: &&usize| {
+            let other = &policies[**place].value;
+            let left = self.left.get().checked_sub(work(other, &policy.value));
+            self.left.set(left.unwrap_or(0));
+            left.is_some() && covers(other, &policy.value)
+        };
         let candidates = self.candidates(&policy.value).take(MOST_COMPARED);
         let Some(by) = candidates.filter(covering).min() else {
             return;
@@ -85,6 +107,14 @@ fn above<'a>(
     let first = networks.first().copied().unwrap_or(any).trunc();
     let above = std::iter::successors(Some(first), IpNet::supernet);
     above.filter_map(|network| lists.get(&network))
+}
+
+/// How many comparisons [`covers`] may take.
+fn work(a: &Policy, b: &Policy) -> usize {
+    let pairs = |a: usize, b: usize| a.saturating_mul(b.max(1));
+    1 + pairs(a.source.len(), b.source.len())
+        + pairs(a.destination.len(), b.destination.len())
+        + pairs(a.service.len(), b.service.len())
 }
 
 /// Whether `a` matches everything that `b` matches.

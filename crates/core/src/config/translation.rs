@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::aliases::Aliases;
 use super::diagnostic::Report;
 use super::names::{Names, check_name};
 use super::network::{Network, port_id};
@@ -30,7 +31,13 @@ impl Pools {
         pool.is_some_and(|pool| pool.addresses.iter().any(|addr| addr.family() == family))
     }
 
-    fn read_pool(&mut self, mut table: Table<'_>, network: &Network, left: &mut u128) {
+    fn read_pool(
+        &mut self,
+        mut table: Table<'_>,
+        network: &Network,
+        aliases: &Aliases,
+        left: &mut u128,
+    ) {
         let report = table.report;
         let index = self.pools.len();
         let name = table.require::<String>("name");
@@ -39,7 +46,7 @@ impl Pools {
         let ports = table.take::<PortRange>("ports");
         let ports = ports.map_or((1, 1), |at| (at.value.0, at.value.1));
         let before = report.errors();
-        let ranges = table.list::<AddressRange>("addresses");
+        let ranges = aliases.list::<AddressRange>(&mut table, "addresses");
         if ranges.is_empty() && report.errors() == before {
             report.error(&table.header, "the pool has no addresses", "");
         }
@@ -86,7 +93,7 @@ impl Pools {
 }
 
 /// Reads the pools.
-pub(super) fn read_pools(root: &mut Table<'_>, network: &Network) -> Pools {
+pub(super) fn read_pools(root: &mut Table<'_>, network: &Network, aliases: &Aliases) -> Pools {
     let before = root.report.errors();
     let mut pools = Pools {
         pools: Vec::new(),
@@ -96,7 +103,7 @@ pub(super) fn read_pools(root: &mut Table<'_>, network: &Network) -> Pools {
     };
     let mut left = Pools::MOST_ADDRESSES;
     for table in root.tables("nat-pool") {
-        pools.read_pool(table, network, &mut left);
+        pools.read_pool(table, network, aliases, &mut left);
     }
     pools.complete = root.report.errors() == before;
     pools
@@ -107,6 +114,7 @@ pub(super) fn read_forwards(
     root: &mut Table<'_>,
     network: &Network,
     pools: &Pools,
+    aliases: &Aliases,
 ) -> Vec<Forward> {
     let mut names = Names::new("forward");
     let mut taken = Taken::default();
@@ -122,8 +130,8 @@ pub(super) fn read_forwards(
             "udp" => Protocol::UDP,
             _ => Protocol::TCP,
         });
-        let external = table.require::<Endpoints>("external");
-        let internal = table.require::<Endpoints>("internal");
+        let external = aliases.endpoints(&mut table, "external");
+        let internal = aliases.endpoints(&mut table, "internal");
         table.finish();
         if let (Some(external), Some(port)) = (&external, port) {
             check_external(report, external, port_id(port), network, pools);
