@@ -112,6 +112,20 @@ mod tests {
     }
 
     #[test]
+    fn a_low_rate_lets_one_through_at_once() {
+        let mut limiter = Limiter::new(1);
+        let now = Time::from_nanos(1);
+        assert!(limiter.allow(now) && !limiter.allow(now));
+        assert!(limiter.allow(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn budgets_are_of_the_rate_that_they_were_made_with() {
+        let budgets = Budgets::new(100);
+        assert!(budgets.are_of(100) && !budgets.are_of(101));
+    }
+
+    #[test]
     fn a_limit_of_zero_lets_nothing_through() {
         let mut limiter = Limiter::new(0);
         assert!(!limiter.allow(Time::from_nanos(u64::MAX)));

@@ -102,6 +102,20 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The carry of a carry of a carry.
+    #[test]
+    fn a_sum_is_folded_until_nothing_is_left_to_carry() {
+        for (sum, folded) in [
+            (0, 0),
+            (0xffff, 0xffff),
+            (0x1_0000, 1),
+            (0x0001_0000_ffff_ffff, 1),
+            (u64::MAX, 0xffff),
+        ] {
+            assert_eq!(Sum(sum).fold().to_be(), folded, "{sum:x}");
+        }
+    }
     use proptest::prelude::*;
 
     /// RFC 1071, section 4.1, word by word.

@@ -182,6 +182,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_field_of_an_endpoint_counts() {
+        let hash = KeyedHash::new(&[7; 16]);
+        let endpoint = |addr: Addr, port, protocol| hash.endpoint(&addr, port, protocol);
+        for addr in [Addr::v4([10, 0, 0, 1]), Addr::v6([1; 16])] {
+            let one = endpoint(addr, 1, Protocol::TCP);
+            let high_byte = endpoint(addr, 257, Protocol::TCP);
+            let others = [
+                endpoint(Addr::v4([10, 0, 0, 2]), 1, Protocol::TCP),
+                endpoint(addr, 2, Protocol::TCP),
+                high_byte,
+                endpoint(addr, 1, Protocol::UDP),
+            ];
+            assert!(others.iter().all(|other| *other != one), "{addr}");
+        }
+        let bytes = [10, 0, 0, 1, 0, 1, Protocol::TCP.0];
+        let addr = Addr::v4([10, 0, 0, 1]);
+        assert_eq!(endpoint(addr, 1, Protocol::TCP), hash.bytes(&bytes));
+    }
+
+    #[test]
+    fn the_last_result_is_for_its_key_until_it_is_cleared() {
+        let last = Last::new();
+        let times = Cell::new(0);
+        let get = |key: u8| {
+            last.get(key, || {
+                times.set(times.get() + 1);
+                u32::from(key) * 10
+            })
+        };
+        assert_eq!(
+            [get(1), get(1), get(2), get(2), get(1)],
+            [10, 10, 20, 20, 10]
+        );
+        assert_eq!(times.get(), 3);
+        last.clear();
+        assert_eq!((get(1), times.get()), (10, 4));
+    }
+
     proptest! {
         #[test]
         fn a_flow_is_hashed_as_its_bytes(

@@ -717,6 +717,296 @@ mod tests {
     }
 
     #[test]
+    fn each_state_has_a_name() {
+        let names = TcpState::ALL.map(TcpState::name);
+        let different: std::collections::BTreeSet<_> = names.into_iter().collect();
+        assert_eq!(different.len(), TcpState::ALL.len());
+        assert_eq!(TcpState::FinWait.name(), "fin-wait");
+        let alive = TcpState::ALL.map(|state| Tracker { state, ..opened() }.is_alive());
+        assert_eq!(alive, [false, false, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn what_is_known_after_one_segment() {
+        let t = Tracker::open(&scaled(c(SYN, 0, 0, 0), 1000, 7)).unwrap();
+        assert_eq!((t.scale(Original), t.scale(Reply)), (7, NO_SCALE));
+        // All of it was seen, so nothing is missing.
+        assert_eq!(established().fresh, NO_SYN);
+
+        let t = Tracker::pick_up(&c(ACK, 1, 1, 500)).unwrap();
+        assert_eq!((t.scale(Original), t.scale(Reply)), (MAX_SCALE, MAX_SCALE));
+        assert_eq!(t.max_window, [1000 << MAX_SCALE, 500]);
+        assert!(t.has(Original, SYN_ACKED) && t.has(Reply, SYN_ACKED));
+        assert!(t.has(Original, INCOMPLETE) && t.has(Reply, ONE_SIDED));
+        assert!(t.has(Reply, UNSEEN) && !t.has(Original, UNSEEN));
+    }
+
+    /// What an ICMP error may quote: 500 bytes are under way.
+    #[test]
+    fn in_flight_is_what_nobody_has_acknowledged() {
+        let mut t = established();
+        run(&mut t, &[(Original, c(ACK, 1, 1, 500), Ok(Same))]);
+        let first = C.wrapping_add(1);
+        let is = |t: &Tracker, seq, is_taken_up| t.is_in_flight(Original, seq, is_taken_up);
+        let bounds = |t: &Tracker, is_taken_up, before: u32, after: u32| {
+            let (least, most) = (first.wrapping_sub(before), first.wrapping_add(after));
+            assert!(is(t, least, is_taken_up) && is(t, most, is_taken_up));
+            assert!(!is(t, least.wrapping_sub(1), is_taken_up));
+            assert!(!is(t, most.wrapping_add(1), is_taken_up));
+        };
+        bounds(&t, false, 1, 500);
+        // Two windows, and what peers may not have been told.
+        let margin = 2 * 1000 + 4 * (1 << 20);
+        bounds(&t, true, 1 + margin, 500 + margin);
+        t.resume();
+        bounds(&t, false, 1 + margin, 500 + margin);
+        assert_eq!(UNTOLD, 4 << 20);
+    }
+
+    #[test]
+    fn a_syn_is_a_repetition_if_its_numbers_are_those_of_the_connection() {
+        let far = |segment: Segment| Segment {
+            ack: 0x4000_0000,
+            ..segment
+        };
+        run(
+            &mut opened(),
+            &[(Original, c(SYN_ACK, 0, 1, 0), Err(BadFlags))],
+        );
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                // Without ACK, the number has no meaning.
+                (Reply, far(s(SYN, 0, 0, 0)), Ok(Ignored)),
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(Ignored)),
+                (Reply, far(s(SYN_ACK, 0, 1, 0)), Err(TcpUnexpectedSyn)),
+                (
+                    Reply,
+                    s(SYN_ACK, 0u32.wrapping_sub(5000), 1, 0),
+                    Err(TcpUnexpectedSyn),
+                ),
+                (Reply, s(SYN_ACK, 1, 1, 0), Err(TcpUnexpectedSyn)),
+                (Reply, s(FIN, 1, 1, 0), Ok(Same)),
+                (Original, c(FIN, 1, 2, 0), Ok(State)),
+                (Reply, s(ACK, 2, 2, 0), Ok(State)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::TimeWait);
+        run(
+            &mut t,
+            &[(Reply, s(SYN_ACK, 0, 1, 0), Err(TcpUnexpectedSyn))],
+        );
+    }
+
+    #[test]
+    fn an_acknowledgment_from_before_the_syn_completes_no_handshake() {
+        let mut t = opened();
+        run(
+            &mut t,
+            &[
+                (Reply, s(SYN_ACK, 0, 1, 0), Ok(State)),
+                (Original, c(ACK, 1, 0, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.state(), TcpState::SynReceived);
+    }
+
+    /// The server has lost the connection, and answers the client's next SYN.
+    #[test]
+    fn a_connection_that_begins_again_has_the_scale_of_its_syn() {
+        let mut t = established();
+        let syn = scaled(c(SYN, 5000, 0, 0), 1000, 7);
+        let answer = scaled(s(SYN_ACK, 90_000, 5001, 0), 2000, 3);
+        run(
+            &mut t,
+            &[(Original, syn, Ok(Ignored)), (Reply, answer, Ok(Reopened))],
+        );
+        assert_eq!((t.scale(Original), t.scale(Reply)), (7, 3));
+        assert_eq!(t.fresh, NO_SYN);
+    }
+
+    /// A connection of which another unit has seen all, with 500 bytes of the client acknowledged.
+    fn taken_over() -> Tracker {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 1, 1, 500), Ok(Same)),
+                (Reply, s(ACK, 1, 501, 0), Ok(Same)),
+            ],
+        );
+        t.resume();
+        t
+    }
+
+    /// Who claims numbers that are far from those known is forged or can't be followed.
+    #[test]
+    fn far_claims_pass_and_are_not_kept() {
+        // A window, and what peers may not have been told.
+        let most = 1000 + 4 * (1 << 20);
+        for (near, far) in [
+            (c(ACK, 501 + most, 1, 0), c(ACK, 502 + most, 1, 0)),
+            (c(ACK, 501, 1 + most, 0), c(ACK, 501, 2 + most, 0)),
+        ] {
+            let before = taken_over();
+            let mut t = before.clone();
+            run(&mut t, &[(Original, far, Ok(Same))]);
+            assert_eq!(t, before);
+            run(&mut t, &[(Original, near, Ok(Ignored))]);
+            assert_eq!(t.end[0], near.seq);
+            assert_eq!(t.acked[1], near.ack);
+        }
+        // Of one that was picked up nothing is known.
+        let mut t = Tracker::pick_up(&c(ACK, 1, 1, 0)).unwrap();
+        run(&mut t, &[(Original, c(ACK, 50_000_000, 1, 0), Ok(Same))]);
+        assert_eq!(t.end[0], C.wrapping_add(50_000_000));
+    }
+
+    /// A window before and after what the other side claims, and one number for a FIN.
+    #[test]
+    fn claims_agree_within_a_window() {
+        for (segment, agrees) in [
+            (c(ACK, 1502, 1, 0), true),
+            (c(ACK, 1503, 1, 0), false),
+            (c(ACK, 1401, 1, 100), true),
+            (c(ACK, 1402, 1, 100), false),
+            (c(ACK, 501u32.wrapping_sub(1002), 1, 0), true),
+            (c(ACK, 501u32.wrapping_sub(1003), 1, 0), false),
+            (c(ACK, 501, 1001, 0), true),
+            (c(ACK, 501, 1002, 0), false),
+            (c(ACK, 501, 1u32.wrapping_sub(66_000), 0), true),
+            (c(ACK, 501, 1u32.wrapping_sub(66_001), 0), false),
+        ] {
+            let mut t = taken_over();
+            let verdict = if agrees { Same } else { Ignored };
+            run(&mut t, &[(Original, segment, Ok(verdict))]);
+        }
+    }
+
+    #[test]
+    fn a_claim_is_kept_until_the_sides_agree() {
+        let mut t = taken_over();
+        run(&mut t, &[(Original, c(ACK, 501, 1, 0), Ok(Same))]);
+        // Sent again: it agrees too, and takes nothing back.
+        run(&mut t, &[(Original, c(ACK, 1, 1, 100), Ok(Same))]);
+        assert_eq!(t.end[0], C.wrapping_add(501));
+        // It does not agree, and is the newest claim.
+        run(&mut t, &[(Original, c(ACK, 100_001, 1, 0), Ok(Ignored))]);
+        assert_eq!(t.end[0], C.wrapping_add(100_001));
+
+        // The server acknowledges more than the client then has sent.
+        let mut t = taken_over();
+        run(
+            &mut t,
+            &[
+                (Reply, s(ACK, 1, 5001, 0), Ok(Ignored)),
+                (Original, c(ACK, 4001, 1, 0), Ok(Same)),
+            ],
+        );
+        assert_eq!(t.acked[0], C.wrapping_add(4001));
+    }
+
+    #[test]
+    fn while_numbers_are_unknown_a_reset_must_prove_both() {
+        for (reset, verdict) in [
+            (s(RST, 1, 501, 0), Ignored),
+            (s(RST_ACK, 1, 500, 0), Ignored),
+            (s(RST_ACK, 2, 501, 0), Ignored),
+            (s(RST_ACK, 1, 501, 0), State),
+        ] {
+            run(&mut taken_over(), &[(Reply, reset, Ok(verdict))]);
+        }
+    }
+
+    /// Data that went through another unit may be under way: two windows more.
+    #[test]
+    fn a_gap_in_the_history_widens_the_window() {
+        for (seq, verdict) in [(2500, Ok(Same)), (2501, Err(TcpWindow))] {
+            let mut t = established();
+            t.resume();
+            run(
+                &mut t,
+                &[
+                    (Original, c(ACK, 1, 1, 0), Ok(Same)),
+                    (Reply, s(ACK, 1, 1, 0), Ok(Same)),
+                    (Original, c(ACK, seq, 1, 501), verdict),
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn data_of_the_server_before_a_reset_counts_as_that_of_the_client() {
+        let reset = |number| s(RST_ACK, number, 1, 0);
+        let data = |seq, len| (Reply, s(ACK, seq, 1, len), Ok(Same));
+        let acked = |number| (Original, c(ACK, 1, number, 0), Ok(Same));
+        let doubted = |number| (Reply, reset(number), Ok(Doubted));
+        let ignored = |number| (Reply, reset(number), Ok(Ignored));
+        // Each ends with a segment that shows life, or with none.
+        let scripts: [&[_]; 5] = [
+            &[data(1, 500), doubted(501), ignored(501), acked(501)],
+            &[data(101, 1), ignored(102)],
+            // The hole is filled, and the next data leaves none.
+            &[
+                data(101, 100),
+                data(1, 100),
+                acked(201),
+                data(201, 100),
+                doubted(301),
+                acked(301),
+            ],
+            // Its sender goes on, and resets again.
+            &[
+                data(1, 500),
+                doubted(501),
+                data(501, 100),
+                doubted(601),
+                acked(601),
+            ],
+            // What its sender has sent before shows nothing.
+            &[data(1, 500), doubted(501), data(1, 200)],
+        ];
+        for (at, script) in scripts.iter().enumerate() {
+            let mut t = established();
+            run(&mut t, script);
+            assert_eq!(t.is_doubted(), at == 4, "script {at}");
+        }
+        // Data sent through another unit is not known here.
+        let mut t = established();
+        run(&mut t, &[data(1, 500)]);
+        t.resume();
+        run(
+            &mut t,
+            &[
+                data(501, 100),
+                (Original, c(ACK, 1, 1, 0), Ok(Same)),
+                ignored(601),
+                acked(601),
+                data(601, 100),
+                doubted(701),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_hole_of_the_client_is_filled() {
+        let mut t = established();
+        run(
+            &mut t,
+            &[
+                (Original, c(ACK, 101, 1, 100), Ok(Same)),
+                (Original, c(ACK, 1, 1, 100), Ok(Same)),
+                (Reply, s(ACK, 1, 201, 0), Ok(Same)),
+                (Original, c(ACK, 201, 1, 100), Ok(Same)),
+                (Original, c(RST_ACK, 301, 1, 0), Ok(Doubted)),
+                (Original, c(ACK, 301, 1, 100), Ok(Same)),
+                (Original, c(RST_ACK, 401, 1, 0), Ok(Doubted)),
+            ],
+        );
+    }
+
+    #[test]
     fn data_both_ways_then_client_closes_first() {
         let mut t = established();
         run(
