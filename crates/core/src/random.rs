@@ -85,9 +85,9 @@ mod tests {
     #[test]
     fn chances_and_bytes_are_spread_evenly() {
         let mut random = SplitMix64(4);
-        for per_mille in [0, 250, 1000] {
+        for (per_mille, off) in [(0, 0), (250, 120), (1000, 0)] {
             let hits = (0..4000).filter(|_| random.chance(per_mille)).count() as u64;
-            assert!(hits.abs_diff(per_mille * 4) < 120, "{hits} at {per_mille}");
+            assert!(hits.abs_diff(per_mille * 4) <= off, "{hits} at {per_mille}");
         }
         let bytes: [u8; 4000] = random.bytes();
         let seen: std::collections::BTreeSet<u8> = bytes.into_iter().collect();
