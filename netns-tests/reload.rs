@@ -27,6 +27,47 @@ fn keys(answer: &Value, list: &str) -> Vec<String> {
         .collect()
 }
 
+/// A file that the config includes comes, has a mistake, changes and goes.
+#[test]
+fn a_reload_reads_the_included_files() {
+    let mut lab = Lab::started();
+    let path = lab.unit.config_path().to_owned();
+    let included = path.with_file_name("more.d").join("10-mail.toml");
+    fs::create_dir(included.parent().expect("a folder")).expect("making the folder");
+    lab.unit.config = format!("include = [\"more.d/*.toml\"]\n{}", lab.unit.config);
+    let write = |action: &str| {
+        let policy = format!("[[policy]]\nname = \"no-smtp\"\naction = \"{action}\"\n");
+        fs::write(&included, policy).expect("writing the included file");
+    };
+    write("reject");
+    let answer = lab.unit.reload();
+    assert_eq!(keys(&answer, "changed"), ["policy.no-smtp"]);
+
+    write("refuse");
+    let refused = lab.unit.tandemgw("reload").code(2);
+    let place = format!(
+        "{}:3:10: error: unknown action `refuse`",
+        included.display()
+    );
+    assert!(refused.stderr.contains(&place), "{}", refused.stderr);
+    let check = format!("check --config {}", path.display());
+    let checked = lab.unit.tandemgw(&check).code(2);
+    assert!(checked.stderr.contains(&place), "{}", checked.stderr);
+    let shown = lab.unit.tandemgw("config show").ok().stdout;
+    assert!(shown.contains("name = \"no-smtp\""), "{shown}");
+    assert!(shown.contains("it has mistakes"), "{shown}");
+
+    write("drop");
+    let shown = lab.unit.tandemgw("config show").ok().stdout;
+    assert!(shown.contains("policy.no-smtp"), "{shown}");
+    let answer = lab.unit.reload();
+    assert_eq!(keys(&answer, "changed"), ["policy.no-smtp"]);
+    fs::remove_file(&included).expect("removing the included file");
+    let answer = lab.unit.reload();
+    assert_eq!(keys(&answer, "changed"), ["policy.no-smtp"]);
+    assert_eq!(answer["changed"][0]["what"], "removed");
+}
+
 #[test]
 fn reloads_lose_no_packet_and_no_session() {
     let mut lab = Lab::started();

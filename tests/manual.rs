@@ -148,9 +148,10 @@ Configs to start with.
 "#;
 
 fn describe(page: &mut String, table: &TableDoc) {
-    let heading = match table.repeated {
-        true => format!("[[{}]]", table.name),
-        false => format!("[{}]", table.name),
+    let heading = match (table.name, table.repeated) {
+        ("", _) => "ABOVE THE FIRST TABLE".to_owned(),
+        (name, true) => format!("[[{name}]]"),
+        (name, false) => format!("[{name}]"),
     };
     let _ = writeln!(
         page,

@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw_core::config::{self, Config, Diagnostic};
+use tandemgw::os::config_files::add_included;
+use tandemgw_core::config::{self, Config, Diagnostic, Sources};
 
 use super::{EXIT_CONFIG, fail, say};
 
@@ -12,22 +13,24 @@ use super::{EXIT_CONFIG, fail, say};
 pub fn load(path: &Path) -> Result<Config, ExitCode> {
     let bytes = std::fs::read(path)
         .map_err(|error| fail(EXIT_CONFIG, format!("{}: {error}", path.display())))?;
-    let render = |diagnostics: &[Diagnostic], text: &str| {
+    let show = |diagnostics: &[Diagnostic], sources: &Sources| {
         let color = std::io::stderr().is_terminal();
-        say(config::render(diagnostics, path, text, color));
+        say(config::render(diagnostics, sources, color));
     };
     let text = config::decode(bytes).map_err(|(problem, shown)| {
-        render(&[problem], &shown);
+        show(&[problem], &Sources::new(path, &shown));
         ExitCode::from(EXIT_CONFIG)
     })?;
-    let show = |diagnostics: &[Diagnostic]| render(diagnostics, &text);
-    match config::parse(path, &text) {
+    let mut sources = Sources::new(path, &text);
+    let read = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
+    let added = add_included(&mut sources, read);
+    match added.and_then(|()| config::parse_all(&sources)) {
         Ok((config, warnings)) => {
-            show(&warnings);
+            show(&warnings, &sources);
             Ok(config)
         }
         Err(problems) => {
-            show(&problems);
+            show(&problems, &sources);
             Err(ExitCode::from(EXIT_CONFIG))
         }
     }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tandemgw::os::config_files::add_included;
 use tandemgw::os::config_terms::with_absolute_paths;
-use tandemgw_core::config::{self, Change, Config, Difference};
+use tandemgw_core::config::{self, Change, Config, Difference, Sources};
 use tandemgw_core::control::protocol::{ConfigPart, Request};
 
 use super::client::{Client, ClientError, PATIENCE, parse};
@@ -71,16 +72,19 @@ fn ask(socket: Option<&Path>, full: bool) -> Result<Shown, ClientError> {
 
 /// The changes that the file would make to the config in force.
 fn compare(running: &str, file: &Path) -> Result<Change, String> {
-    let read = |name: &Path, text: &str| -> Result<Config, String> {
-        let mistakes = |_| "it has mistakes, which `tandemgw check` shows".to_owned();
-        let (config, _) = config::parse(name, text).map_err(mistakes)?;
+    let mistakes = |_| "it has mistakes, which `tandemgw check` shows".to_owned();
+    let read = |sources: &Sources| -> Result<Config, String> {
+        let (config, _) = config::parse_all(sources).map_err(mistakes)?;
         with_absolute_paths(config).map_err(|error| error.to_string())
     };
     let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
     let wanted = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-    let running = read(file, running)
+    let mut wanted = Sources::new(file, &wanted);
+    let included = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
+    add_included(&mut wanted, included).map_err(mistakes)?;
+    let running = read(&Sources::new(file, running))
         .map_err(|_| "the running gateway is of another version: use its own program".to_owned())?;
-    Ok(Change::new(&running, &read(file, &wanted)?))
+    Ok(Change::new(&running, &read(&wanted)?))
 }
 
 fn rows(change: &Change) -> Vec<Row> {

@@ -7,8 +7,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
+use tandemgw::os::config_files::add_included;
 use tandemgw::os::file_lock::lock_folder;
-use tandemgw_core::config;
+use tandemgw_core::config::{self, Sources};
 use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
 use toml_edit::{DocumentMut, TomlError};
 
@@ -140,7 +141,10 @@ fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> 
     if saved == Saved::Already {
         return Ok(saved);
     }
-    if config::parse(&file, &new).is_err() {
+    let mut sources = Sources::new(&file, &new);
+    let read = |file: &Path| fs::read(file).map_err(|error| error.to_string());
+    let added = add_included(&mut sources, read);
+    if added.and_then(|()| config::parse_all(&sources)).is_err() {
         return Err(SaveError::Mistakes);
     }
     replace(&file, &new)?;

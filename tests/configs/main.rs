@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tandemgw_core::config::{Config, Ha, Nat, Severity, parse, render};
+use tandemgw_core::config::{Config, Ha, Nat, Severity, Sources, parse, render};
 
 mod wrong;
 use wrong::{BASE, BASE_HA, HA, WRONG};
@@ -19,7 +19,11 @@ fn every_example_loads_without_a_warning() {
     assert!(examples.len() >= 13, "only {}", examples.len());
     for (file, text) in examples {
         let (Ok((_, found)) | Err(found)) = parse(&file, &text);
-        assert!(found.is_empty(), "{}", render(&found, &file, &text, false));
+        assert!(
+            found.is_empty(),
+            "{}",
+            render(&found, &Sources::new(&file, &text), false)
+        );
     }
 }
 
@@ -199,7 +203,7 @@ from = ["lam"]
 udp = "5 minutes"
 "#;
     let found = parse(Path::new("etc/gw.toml"), text).unwrap_err();
-    let shown = render(&found, Path::new("etc/gw.toml"), text, false);
+    let shown = render(&found, &Sources::new(Path::new("etc/gw.toml"), text), false);
     let expected = r#"etc/gw.toml:3:8: error: the name contains ' '
   |
 3 | name = "gw a"
@@ -308,7 +312,7 @@ fn check(text: &str) {
         }
     };
     assert!(found.is_sorted_by_key(|d| d.span.start));
-    let shown = render(&found, file, text, false);
+    let shown = render(&found, &Sources::new(file, text), false);
     assert!(shown.matches("f.toml:").count() >= found.len());
 }
 
@@ -336,7 +340,10 @@ fn problems(text: &str, skip: usize) -> Vec<String> {
 fn accepted(text: &str) -> Config {
     match parse(Path::new("f.toml"), text) {
         Ok((config, _)) => config,
-        Err(found) => panic!("{}", render(&found, Path::new("f.toml"), text, false)),
+        Err(found) => panic!(
+            "{}",
+            render(&found, &Sources::new(Path::new("f.toml"), text), false)
+        ),
     }
 }
 

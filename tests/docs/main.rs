@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use tandemgw_core::config::{OptionDoc, Reload, TableDoc, options, parse, render, tables};
+use tandemgw_core::config::{OptionDoc, Reload, Sources, TableDoc, options, parse, render, tables};
 use tandemgw_core::control::protocol::{Event, EventSeverity};
 use tandemgw_core::event::DropReason;
 use tandemgw_core::metrics::catalog;
@@ -218,7 +218,11 @@ fn configs_in_the_documents_are_right() {
         for block in blocks.chain(here.filter_map(|rest| rest.split("\nCONFIG").next())) {
             if block.contains("[node]") && block.contains("[[port]]") {
                 let (Ok((_, found)) | Err(found)) = parse(&file, block);
-                assert!(found.is_empty(), "{}", render(&found, &file, block, false));
+                assert!(
+                    found.is_empty(),
+                    "{}",
+                    render(&found, &Sources::new(&file, block), false)
+                );
                 checked += 1;
             }
         }
@@ -342,7 +346,7 @@ fn configuration() -> String {
 
 const CONFIGURATION_INTRODUCTION: &str = r#"# Configuration reference
 
-The configuration is one TOML file. An unknown key or table is an error, never ignored; all errors of a
+The configuration is one TOML file, which can [include](#above-the-first-table) others. An unknown key or table is an error, never ignored; all errors of a
 file are shown at once, each with its line and a hint: `tandemgw check --config FILE`.
 
 - Paths are relative to the folder of the file.
@@ -360,17 +364,23 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 The [examples](examples.md) have one use each and are checked by the tests.
 "#;
 
+/// How a table is written, or its place.
+fn heading(table: &TableDoc) -> String {
+    match (table.name, table.repeated) {
+        ("", _) => "Above the first table".to_owned(),
+        (name, true) => format!("`[[{name}]]`"),
+        (name, false) => format!("`[{name}]`"),
+    }
+}
+
 fn describe(out: &mut String, table: &TableDoc) {
-    let heading = match table.repeated {
-        true => format!("[[{}]]", table.name),
-        false => format!("[{}]", table.name),
-    };
+    let heading = heading(table);
     let most = match table.repeated {
         true => format!(" There can be {} at most.", table.most),
         false => String::new(),
     };
     let meaning = sentence(table.meaning);
-    let _ = write!(out, "\n## `{heading}`\n\n{meaning}.{most}\n\n");
+    let _ = write!(out, "\n## {heading}\n\n{meaning}.{most}\n\n");
     out.push_str("| key | value | default | takes a | meaning |\n|---|---|---|---|---|\n");
     for option in options().iter().filter(|option| option.table == table.name) {
         let (kind, default) = (option.kind_text(), option.default_text());
@@ -414,11 +424,8 @@ fn reload_classes() -> String {
             }
             _ => (keys(&live), keys(&restart)),
         };
-        let name = match table.repeated {
-            true => format!("[[{}]]", table.name),
-            false => format!("[{}]", table.name),
-        };
-        let _ = writeln!(out, "| `{name}` | {live} | {restart} |");
+        let name = heading(table);
+        let _ = writeln!(out, "| {name} | {live} | {restart} |");
     }
     out
 }

@@ -1,16 +1,18 @@
 //! Reloads of the config file, for SIGHUP and for `tandemgw reload`: one state machine, [`State`].
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use tandemgw_core::config::{self, Config, Diagnostic};
+use tandemgw_core::config::{self, Config, Diagnostic, Sources};
 use tandemgw_core::control::{ReloadOutcome, ReloadRefused};
 use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::config_files::add_included;
 use super::super::config_terms::with_absolute_paths;
 use super::super::upkeep::Order;
 use super::super::worker::{self, Job, Progress};
@@ -259,55 +261,66 @@ fn prepare(basis: Basis, wanted: Config) -> Result<Box<(Prepared, Config)>, Relo
     }
 }
 
-/// The config in the file, and its warnings.
+/// The config in the file and those that it includes, and its warnings.
 fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     let unreadable = |error| refused(format!("{}: {error}", file.display()));
-    let mut options = OpenOptions::new();
-    // A pipe, or what else may be there by mistake, is not waited for.
-    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(file);
-    let opened = opened.map_err(|error| unreadable(error.to_string()))?;
-    let kind = opened
-        .metadata()
-        .map_err(|error| unreadable(error.to_string()))?;
-    if !kind.is_file() {
-        return Err(unreadable("it is not a regular file".to_owned()));
-    }
-    if kind.len() > MAX_FILE {
-        return Err(unreadable(format!(
-            "it is longer than {MAX_FILE} bytes: restart to apply it"
-        )));
-    }
-    let mut bytes = Vec::new();
-    let read = opened.take(MAX_FILE).read_to_end(&mut bytes);
-    read.map_err(|error| unreadable(error.to_string()))?;
-    let text = config::decode(bytes).map_err(|(problem, shown)| ReloadRefused {
+    let has_mistakes = |problems: Vec<Diagnostic>, sources: &Sources| ReloadRefused {
         why: format!("{} has mistakes", file.display()),
-        problems: vec![problem.line(file, &shown)],
-        text: render(&[problem], file, &shown),
-    })?;
-    let lines = |found: &[Diagnostic]| -> Vec<String> {
-        let shown = found.iter().take(MOST_SHOWN);
-        let more = found.len().saturating_sub(MOST_SHOWN);
-        let more = (more > 0).then(|| format!("{more} more; `tandemgw check` shows all"));
-        shown.map(|d| d.line(file, &text)).chain(more).collect()
+        problems: lines(&problems, sources),
+        text: render(&problems, sources),
     };
-    match config::parse(file, &text) {
+    // Of all files together.
+    let left = Cell::new(MAX_FILE);
+    let bytes = read_bytes(file, &left).map_err(unreadable)?;
+    let text = config::decode(bytes)
+        .map_err(|(problem, shown)| has_mistakes(vec![problem], &Sources::new(file, &shown)))?;
+    let mut sources = Sources::new(file, &text);
+    let added = add_included(&mut sources, |file| read_bytes(file, &left));
+    match added.and_then(|()| config::parse_all(&sources)) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
-            Ok(config) => Ok((config, lines(&warnings))),
+            Ok(config) => Ok((config, lines(&warnings, &sources))),
             Err(error) => Err(unreadable(error.to_string())),
         },
-        Err(problems) => Err(ReloadRefused {
-            why: format!("{} has mistakes", file.display()),
-            problems: lines(&problems),
-            text: render(&problems, file, &text),
-        }),
+        Err(problems) => Err(has_mistakes(problems, &sources)),
     }
 }
 
+/// The content of a file of no more than `left` bytes, which are used up.
+fn read_bytes(file: &Path, left: &Cell<u64>) -> Result<Vec<u8>, String> {
+    let mut options = OpenOptions::new();
+    // A pipe, or what else may be there by mistake, is not waited for.
+    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(file);
+    let opened = opened.map_err(|error| error.to_string())?;
+    let kind = opened.metadata().map_err(|error| error.to_string())?;
+    if !kind.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let Some(rest) = left.get().checked_sub(kind.len()) else {
+        return Err(format!(
+            "the config is longer than {MAX_FILE} bytes: restart to apply it"
+        ));
+    };
+    left.set(rest);
+    let mut bytes = Vec::new();
+    let read = opened.take(kind.len() + 1).read_to_end(&mut bytes);
+    let read = read.map_err(|error| error.to_string())?;
+    match read as u64 == kind.len() {
+        true => Ok(bytes),
+        false => Err("somebody writes it: reload once that is done".to_owned()),
+    }
+}
+
+fn lines(found: &[Diagnostic], sources: &Sources) -> Vec<String> {
+    let shown = found.iter().take(MOST_SHOWN);
+    let more = found.len().saturating_sub(MOST_SHOWN);
+    let more = (more > 0).then(|| format!("{more} more; `tandemgw check` shows all"));
+    shown.map(|it| it.line(sources)).chain(more).collect()
+}
+
 /// The problems for a person, with no more of them than anybody reads.
-fn render(problems: &[Diagnostic], file: &Path, text: &str) -> String {
+fn render(problems: &[Diagnostic], sources: &Sources) -> String {
     let shown = &problems[..problems.len().min(MOST_SHOWN)];
-    let mut out = config::render(shown, file, text, false);
+    let mut out = config::render(shown, sources, false);
     if shown.len() < problems.len() {
         let more = problems.len() - shown.len();
         out.push_str(&format!("{more} more; `tandemgw check` shows all\n"));

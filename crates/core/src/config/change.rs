@@ -531,7 +531,8 @@ pub(super) mod tests {
             "policy.p",
         ),
         ("policy.service", "tcp/80", "tcp/81", "policy.p"),
-        // Their members are part of what uses them, and the names are of no account.
+        // What they stand for is part of the config, and the names are of no account.
+        (".include", "policies.d", "rules.d", "?"),
         ("address.name", "servers", "hosts", "?"),
         ("address.member", "10.7.1.0/28", "10.7.1.0/29", "policy.p"),
         ("service.name", "web", "http", "?"),

@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+use super::sources::Sources;
 
 /// Problems of one file that are reported: each takes some 10 µs, and the file may be something
 /// else altogether.
@@ -54,8 +55,9 @@ pub fn decode(bytes: Vec<u8>) -> Result<String, (Diagnostic, String)> {
 
 impl Diagnostic {
     /// The problem in one line: `FILE:LINE:COL: message; hint`.
-    pub fn line(&self, file: &Path, text: &str) -> String {
-        let place = Place::of(&self.span, text);
+    pub fn line(&self, sources: &Sources) -> String {
+        let (file, text, span) = sources.place(&self.span);
+        let place = Place::of(&span, text);
         let hint = self.hint.as_ref().map(|hint| format!("; {hint}"));
         format!(
             "{}:{}:{}: {}{}",
@@ -68,18 +70,18 @@ impl Diagnostic {
     }
 }
 
-/// Shows `diagnostics` about `text`, the content of `file`, to a person.
+/// Shows `diagnostics` about the texts of a config to a person.
 ///
 /// Each begins with `FILE:LINE:COL: ` (lines and columns from 1, columns in characters) and shows
 /// the line with a caret and the hint. `color` adds ANSI escapes.
-pub fn render(diagnostics: &[Diagnostic], file: &Path, text: &str, color: bool) -> String {
+pub fn render(diagnostics: &[Diagnostic], sources: &Sources, color: bool) -> String {
     let renderer = match color {
         true => Renderer::styled(),
         false => Renderer::plain(),
     };
     let mut out = String::new();
     for diagnostic in diagnostics {
-        render_one(&mut out, &renderer, diagnostic, file, text, color);
+        render_one(&mut out, &renderer, diagnostic, sources, color);
     }
     out
 }
@@ -157,11 +159,11 @@ fn render_one(
     out: &mut String,
     renderer: &Renderer,
     diagnostic: &Diagnostic,
-    file: &Path,
-    text: &str,
+    sources: &Sources,
     color: bool,
 ) {
-    let place = Place::of(&diagnostic.span, text);
+    let (file, text, span) = sources.place(&diagnostic.span);
+    let place = Place::of(&span, text);
     let (level, word, style) = match diagnostic.severity {
         Severity::Error => (Level::ERROR, "error", "\x1b[1;31m"),
         Severity::Warning => (Level::WARNING, "warning", "\x1b[1;33m"),
@@ -220,6 +222,8 @@ fn char_boundary(text: &str, at: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -228,7 +232,7 @@ mod tests {
         let text = "no toml\n".repeat(20_000);
         let found = crate::config::parse(Path::new("f"), &text).unwrap_err();
         assert_eq!(found.len(), MOST + 1);
-        let last = found[MOST].line(Path::new("f"), &text);
+        let last = found[MOST].line(&Sources::new(Path::new("f"), &text));
         assert_eq!(last, "f:20001:1: 19000 more problems are not shown");
     }
 
@@ -241,7 +245,11 @@ mod tests {
             message: "no".into(),
             hint: Some("try `a`".into()),
         };
-        let shown = render(&[problem], Path::new("a/b.toml"), text, false);
+        let shown = render(
+            &[problem],
+            &Sources::new(Path::new("a/b.toml"), text),
+            false,
+        );
         let expected = "a/b.toml:2:8: error: no\n  |\n2 | name = \"ä\" # x\n  |        ^^^\n  |\n  = help: try `a`\n";
         assert_eq!(shown, expected);
     }
@@ -255,7 +263,7 @@ mod tests {
                 message: "m".into(),
                 hint: None,
             };
-            let shown = render(&[problem], Path::new("f"), &text, true);
+            let shown = render(&[problem], &Sources::new(Path::new("f"), &text), true);
             prop_assert!(shown.starts_with("f:"));
         }
     }

@@ -23,6 +23,7 @@ mod policy;
 mod reader;
 mod shadow;
 mod show;
+mod sources;
 mod switch;
 mod translation;
 mod value;
@@ -50,8 +51,9 @@ pub use field::Value;
 pub use names::did_you_mean;
 pub(crate) use network::group_of;
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
-pub use parse::parse;
+pub use parse::{parse, parse_all};
 pub use show::ConfigText;
+pub use sources::{Include, Sources};
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 
 /// The whole configuration of one unit.

@@ -199,12 +199,13 @@ pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static str> {
         .map(|option| option.key);
     let below = TABLES.iter().filter_map(move |sub| {
         let (parent, key) = sub.name.rsplit_once('.').unwrap_or(("", sub.name));
-        (parent == table).then_some(key)
+        (parent == table && !key.is_empty()).then_some(key)
     });
     own.chain(below)
 }
 
 const TABLES: &[TableDoc] = &[
+    table("", "keys that stand above the first table"),
     table("node", "this unit"),
     tables_of(
         "port",
@@ -268,6 +269,8 @@ const TABLES: &[TableDoc] = &[
 /// Every option. One row each: read as a table.
 #[rustfmt::skip]
 pub(super) const OPTIONS: &[OptionDoc] = &[
+    list("", "include", "path, relative to this file; `*` in the name of the file stands for any characters", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "files with more tables, which are read after this one, those of a pattern by name; each begins with a table, and includes no others"),
+
     text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
     text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "the socket through which `tandemgw status` and other commands reach this unit"),
@@ -594,6 +597,7 @@ pub(super) mod tests {
     /// The decoder refuses keys that it does not take, and looks up each key that it takes in the
     /// list.
     pub(crate) const EVERYTHING: &str = r#"
+        include = ["policies.d/*.toml"]
         [node]
         name = "a"
         key = "a.key"

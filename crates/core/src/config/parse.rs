@@ -10,16 +10,30 @@ use super::field::Owner;
 use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
+use super::sources::Sources;
 use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation, ways};
 
-/// Reads `text`, the content of `file`. Paths in it are relative to the folder of `file`, which
-/// itself is not opened.
+/// Reads `text`, the content of `file`, as [`parse_all`] does: no included file is read.
 ///
 /// # Errors
 ///
-/// All problems of the text, in its order, warnings among them. If it is not TOML, only syntax
-/// errors. An accepted config can come with warnings too.
+/// As of [`parse_all`].
 pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    parse_text(file, text)
+}
+
+/// Reads the texts of a config. Paths in it are relative to the folder of its own file. No file is
+/// opened.
+///
+/// # Errors
+///
+/// All problems of the texts, in their order, warnings among them. If one is not TOML, only syntax
+/// errors. An accepted config can come with warnings too.
+pub fn parse_all(sources: &Sources) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    parse_text(sources.main(), sources.text())
+}
+
+fn parse_text(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
     let report = Report::default();
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -38,6 +52,7 @@ pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<D
 }
 
 fn read(mut root: Table<'_>, folder: &Path) -> Config {
+    check_includes(&mut root);
     let (node, node_name) = read_node(root.table("node"), folder);
     let mut network = Network::read(&mut root);
     let groups = network.read_groups(&mut root);
@@ -82,6 +97,23 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         limits,
         metrics,
         ha,
+    }
+}
+
+/// Checks the paths of included files. Whoever has read the file has added their texts.
+fn check_includes(root: &mut Table<'_>) {
+    for At { value, span } in root.list::<String>("include") {
+        let path = Path::new(&value);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if path.file_name().is_none() {
+            let hint = "name a file, as in \"policies.d/*.toml\"";
+            root.report
+                .error(&span, format!("`{value}` is not a file"), hint);
+        } else if folder.to_string_lossy().contains('*') {
+            let hint = "it stands for any characters of a file's name";
+            root.report
+                .error(&span, "`*` in the name of a folder", hint);
+        }
     }
 }
 
@@ -135,7 +167,7 @@ fn read_plain<T: Owner + Default>(mut table: Table<'_>) -> T {
     part
 }
 
-fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
+pub(super) fn report_syntax(report: &Report, text: &str, errors: &[TomlError]) {
     // At line ends: a file that is not TOML at all has an error in each line.
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
     let mut last_line = None;

@@ -50,8 +50,8 @@ fn count(config: &Config, table: &str) -> usize {
         "group" if is_ungrouped(config) => 0,
         "group" => config.groups.len(),
         "policy" => config.policies.len(),
-        // What uses a name has its members.
-        "address" | "service" => 0,
+        // Included files are part of the config, and what uses a name has its members.
+        "" | "address" | "service" => 0,
         "nat-pool" => config.nat_pools.len(),
         "forward" => config.forwards.len(),
         "link-monitor" => config.link_monitors.len(),

@@ -32,7 +32,7 @@ pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::time::Tick;
-use tcp::TOLD_EACH;
+use tcp_unsure::TOLD_EACH;
 
 /// Two flows, one per direction, that belong together, and everything known about them.
 ///

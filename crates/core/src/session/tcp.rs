@@ -27,6 +27,7 @@ use crate::flow::Direction;
 
 use super::tcp_doubt::NOTHING_KNOWN;
 pub use super::tcp_state::TcpState;
+use super::tcp_unsure::UNTOLD;
 pub use crate::packet::{TcpFlags, TcpSegment as Segment};
 
 impl Segment {
@@ -105,14 +106,6 @@ pub(super) const NO_SCALE: u8 = 15;
 pub(super) const NO_SYN: u8 = 0xf0;
 /// The largest window (RFC 7323, section 2.3), except the half of it that the margin takes.
 pub(super) const MAX_WINDOW: u32 = 1 << 29;
-
-/// Bytes in one direction after which peers are told the numbers of a connection again.
-pub const TOLD_EACH: u64 = 1 << 20;
-
-/// The data of one direction that a unit which takes a connection over may not know of: that
-/// between two [reports](TOLD_EACH), and as much for each of some that were under
-/// way.
-pub(super) const UNTOLD: u32 = 4 * TOLD_EACH as u32;
 
 /// Acknowledgments may be this much older than the newest even if windows are small: a super-packet
 /// that was overtaken. It is what conntrack allows.

@@ -16,11 +16,18 @@
 
 use super::tcp::{
     Change, FIN, INCOMPLETE, MAX_SCALE, MAX_WINDOW, MIN_ACK_RANGE, ONE_SIDED, SYN_ACKED, Segment,
-    TcpFlags, TcpState, Tracker, UNSEEN, UNTOLD, is_within, later,
+    TcpFlags, TcpState, Tracker, UNSEEN, is_within, later,
 };
 use super::tcp_doubt::NOTHING_KNOWN;
 use crate::event::DropReason;
 use crate::flow::Direction;
+
+/// Bytes in one direction after which peers are told the numbers of a connection again.
+pub(super) const TOLD_EACH: u64 = 1 << 20;
+
+/// The data of one direction that a unit which takes a connection over may not know of: that
+/// between two [reports](TOLD_EACH), and as much for each of some that were under way.
+pub(super) const UNTOLD: u32 = 4 * TOLD_EACH as u32;
 
 impl Tracker {
     /// A segment, neither SYN nor RST, while the numbers are unknown.

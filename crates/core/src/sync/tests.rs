@@ -49,7 +49,11 @@ fn config(units: usize, me: usize, extra: &str) -> Config {
         Ok((config, _)) => config,
         Err(found) => panic!(
             "{}",
-            crate::config::render(&found, Path::new("test.toml"), &text, false)
+            crate::config::render(
+                &found,
+                &crate::config::Sources::new(Path::new("test.toml"), &text),
+                false
+            )
         ),
     }
 }

@@ -1,0 +1,153 @@
+//! The files that a config includes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tandemgw_core::config::{self, Diagnostic, Include, Sources};
+
+/// Files that one config includes at most.
+const MOST_FILES: usize = 1024;
+
+/// Adds the texts of all files that a config includes, each once, as `read` reads them.
+///
+/// # Errors
+/// What is wrong with the first that can't be added.
+pub fn add_included(
+    sources: &mut Sources,
+    read: impl Fn(&Path) -> Result<Vec<u8>, String>,
+) -> Result<(), Vec<Diagnostic>> {
+    let folder = sources.main().parent().unwrap_or(Path::new("")).to_owned();
+    // A pattern may match the config itself.
+    let mut known = BTreeSet::from([identity(sources.main())]);
+    for include in sources.includes() {
+        let fail = |why| vec![sources.unreadable(&include, why)];
+        let files = files_of(&folder, &include).map_err(fail)?;
+        for file in files {
+            if !known.insert(identity(&file)) {
+                continue;
+            }
+            let fail = |why| vec![sources.unreadable(&include, why)];
+            if known.len() > MOST_FILES {
+                return Err(fail(format!("more than {MOST_FILES} files are included")));
+            }
+            let name = file.display();
+            let bytes = read(&file).map_err(|why| fail(format!("{name}: {why}")))?;
+            let text = config::decode(bytes).map_err(|(problem, shown)| {
+                let line = problem.line(&Sources::new(&file, &shown));
+                fail(line)
+            })?;
+            sources.include(&file, &text)?;
+        }
+    }
+    Ok(())
+}
+
+/// The files that are meant, by name; a pattern may match none.
+fn files_of(folder: &Path, include: &Include) -> Result<Vec<PathBuf>, String> {
+    let folder = folder.join(&include.folder);
+    if !include.is_pattern() {
+        return Ok(vec![folder.join(&include.name)]);
+    }
+    let unreadable = |error: io::Error| format!("{}: {error}", folder.display());
+    // An empty path is this folder.
+    let listed = match folder.as_os_str().is_empty() {
+        true => fs::read_dir("."),
+        false => fs::read_dir(&folder),
+    };
+    let mut names = Vec::new();
+    for entry in listed.map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        if name.to_str().is_some_and(|name| include.matches(name)) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names.iter().map(|name| folder.join(name)).collect())
+}
+
+/// The same for each path to a file.
+fn identity(file: &Path) -> PathBuf {
+    fs::canonicalize(file).unwrap_or_else(|_| file.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of its own, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("tgw-{name}-{}", std::process::id()));
+            fs::create_dir_all(path.join("policies.d")).unwrap();
+            Folder(path)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.0.join(name), text).unwrap();
+        }
+
+        fn read(&self, include: &str) -> Result<Vec<String>, Vec<String>> {
+            let text = format!(
+                "include = {include}\n[node]\nname = \"a\"\n[[port]]\nname = \"lan\"\n\
+                 interface = \"eth0\"\n"
+            );
+            self.write("gw.toml", &text);
+            let mut sources = Sources::new(&self.0.join("gw.toml"), &text);
+            let read = |file: &Path| fs::read(file).map_err(|error| error.to_string());
+            let added = add_included(&mut sources, read);
+            let lines = |found: Vec<Diagnostic>| -> Vec<String> {
+                found.iter().map(|it| it.line(&sources)).collect()
+            };
+            added.map_err(lines)?;
+            let (config, _) = config::parse_all(&sources).map_err(lines)?;
+            Ok(config.policies.into_iter().map(|it| it.name).collect())
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn policy(name: &str) -> String {
+        format!("[[policy]]\nname = \"{name}\"\naction = \"drop\"\n")
+    }
+
+    #[test]
+    fn a_pattern_is_read_by_name_and_each_file_once() {
+        let folder = Folder::new("includes");
+        folder.write("policies.d/20-b.toml", &policy("b"));
+        folder.write("policies.d/10-a.toml", &policy("a"));
+        folder.write("policies.d/10-a.toml.bak", &policy("bak"));
+        folder.write("policies.d/.hidden.toml", &policy("hidden"));
+        folder.write("z.toml", &policy("z"));
+        let include = "[\"policies.d/*.toml\", \"*.toml\", \"policies.d/10-a.toml\"]";
+        assert_eq!(folder.read(include).unwrap(), ["a", "b", "z"]);
+        assert!(folder.read("[\"policies.d/*.none\"]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_told_where_it_is_included() {
+        let folder = Folder::new("unreadable");
+        folder.write("policies.d/latin.toml", "x");
+        fs::write(folder.0.join("policies.d/latin.toml"), b"# \xe9\n").unwrap();
+        for (include, expected) in [
+            ("[\"absent.toml\"]", "gw.toml:1:12: "),
+            ("[\"absent.d/*.toml\"]", "absent.d: No such file"),
+            (
+                "[\"policies.d/latin.toml\"]",
+                "latin.toml:1:3: the byte 0xe9 is not UTF-8",
+            ),
+            ("[\"*/x.toml\"]", ""),
+            ("[\"..\"]", "`..` is not a file"),
+        ] {
+            let found = folder.read(include).unwrap_err().join("\n");
+            assert!(found.contains(expected), "{found}");
+        }
+    }
+}
