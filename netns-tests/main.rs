@@ -7,6 +7,7 @@
 //!
 //! `scripts/test` installs the programs that the tests use.
 
+mod asymmetric;
 mod capture;
 mod cluster;
 mod conversation;

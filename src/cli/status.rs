@@ -350,6 +350,18 @@ fn totals(out: &mut String, status: &Status) {
             counters.handshakes_limited.unwrap_or(0),
             "handshakes on the links refused: too many",
         ),
+        (
+            counters.asymmetric_flows.stood_in,
+            "packets of other units' sessions forwarded",
+        ),
+        (
+            counters.asymmetric_flows.passed_on,
+            "packets passed on to the primary",
+        ),
+        (
+            counters.asymmetric_flows.received,
+            "packets received from other units",
+        ),
         (counters.outputs_lost, "answers and announcements not sent"),
     ] {
         if number > 0 {

@@ -471,11 +471,25 @@ impl Shell {
     fn drain_outputs(&mut self) {
         while let Some(output) = self.gateway.poll_output() {
             let sent = match &output {
-                Output::Packet { port, bytes } => self.ports[port.index()].tun.write_packet(bytes),
+                Output::Packet {
+                    port,
+                    bytes,
+                    offload,
+                } => self.ports[port.index()].tun.write_packet(bytes, *offload),
                 Output::Frame { port, bytes } => self.ports[port.index()].socket.send(bytes),
                 Output::Heartbeat { peer, link, bytes } => {
                     if let Some(peers) = &mut self.peers {
                         peers.send_heartbeat(*peer, *link, bytes);
+                    }
+                    Ok(())
+                }
+                Output::PassOn { peer, link, bytes } => {
+                    let sent = match &mut self.peers {
+                        Some(peers) => peers.pass_on(*peer, *link, bytes.clone()),
+                        None => true,
+                    };
+                    if !sent {
+                        self.gateway.handle_not_passed_on();
                     }
                     Ok(())
                 }

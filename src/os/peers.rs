@@ -228,6 +228,14 @@ impl Peers {
         let _ = transport.send_datagram(peer, link, bytes, Instant::now());
     }
 
+    /// Sends a packet that is for another unit, or a piece of it, with the next [`Peers::send`].
+    /// Returns false if that was not possible.
+    pub fn pass_on(&mut self, peer: PeerId, link: LinkId, bytes: Vec<u8>) -> bool {
+        self.pump.expect_flush();
+        let sent = self.wires.transport.pass_on(peer, link, bytes);
+        sent.is_ok()
+    }
+
     /// Ends a stream that is no longer used; a fresh one replaces it.
     pub fn close_stream(&mut self, peer: PeerId, link: LinkId) {
         self.pump.close_stream(peer, link, &mut self.wires);

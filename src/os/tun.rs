@@ -139,17 +139,20 @@ impl Tun {
         Ok(())
     }
 
-    /// Hands a packet that the gateway made, with complete checksums, to the kernel. Tried once.
+    /// Hands a packet that was not read from a TUN to the kernel. Tried once.
     ///
     /// # Errors
     ///
     /// As for [`Tun::write`].
-    pub fn write_packet(&self, packet: &[u8]) -> io::Result<()> {
+    pub fn write_packet(&self, packet: &[u8], offload: Offload) -> io::Result<()> {
         if self.level == Level::Plain {
+            if offload.partial_checksum.is_some() || offload.segment_size > 0 {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             self.iface.send(packet)?;
             return Ok(());
         }
-        let header = [0u8; Buffer::HEADER];
+        let header = header(packet, offload);
         let part = |bytes: &[u8]| libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
@@ -297,6 +300,47 @@ impl Level {
     }
 }
 
+/// The virtio-net header of a packet (VIRTIO 1.2, section 5.1.6).
+fn header(packet: &[u8], offload: Offload) -> [u8; Buffer::HEADER] {
+    let mut header = [0; Buffer::HEADER];
+    let Some(PartialChecksum { start, field }) = offload.partial_checksum else {
+        return header;
+    };
+    let place = |at: usize| at - Buffer::FLAGS;
+    let mut set = |at: usize, value: u16| {
+        header[place(at)..place(at) + 2].copy_from_slice(&value.to_ne_bytes());
+    };
+    let offset = field.saturating_sub(start);
+    set(Buffer::CSUM_START, start);
+    set(Buffer::CSUM_OFFSET, offset);
+    set(Buffer::GSO_SIZE, offload.segment_size);
+    let is_tcp = offset == TCP_CHECKSUM;
+    let transport = match packet.get(usize::from(start) + 12) {
+        Some(data_offset) if is_tcp => u16::from(data_offset >> 4) * 4,
+        _ => 8,
+    };
+    set(Buffer::GSO_TYPE + 1, start + transport);
+    header[place(Buffer::FLAGS)] = Buffer::NEEDS_CSUM;
+    let is_v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    header[place(Buffer::GSO_TYPE)] = match (offload.segment_size, is_tcp, is_v6) {
+        (0, ..) => Buffer::GSO_NONE,
+        (_, true, false) => GSO_TCPV4,
+        (_, true, true) => GSO_TCPV6,
+        (_, false, _) => GSO_UDP_L4,
+    };
+    if header[place(Buffer::GSO_TYPE)] == Buffer::GSO_NONE {
+        header[2..6].fill(0);
+    }
+    header
+}
+
+/// Where the checksum is in a TCP header (RFC 9293, section 3.1).
+const TCP_CHECKSUM: u16 = 16;
+/// Kinds of super-packets (`VIRTIO_NET_HDR_GSO_*`).
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+
 /// Reattaches the descriptor with a vnet header, which tun-tap can't request, and turns on what
 /// offloads are wanted and the kernel has. The device must be persistent meanwhile, or it would
 /// vanish.
@@ -439,7 +483,7 @@ mod tests {
         // The same as a packet of our own; zero means that UDP has no checksum.
         let mut packet = buffer.packet().to_vec();
         packet[26..28].fill(0);
-        tun.write_packet(&packet).unwrap();
+        tun.write_packet(&packet, Offload::default()).unwrap();
         assert_eq!(socket.recv(&mut answer).unwrap(), length);
     }
 
@@ -519,10 +563,12 @@ mod tests {
             let mut tun = Tun::open("tgw-test", Offloads::Auto).unwrap();
             let mut buffer = Buffer::new();
             assert_eq!(tun.read(&mut buffer).unwrap(), None);
-            let error = tun.write_packet(&[0x45; 20]).unwrap_err();
+            let error = tun
+                .write_packet(&[0x45; 20], Offload::default())
+                .unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EIO), "the device is down");
             ip("link set tgw-test up");
-            assert!(tun.write_packet(&[]).is_err());
+            assert!(tun.write_packet(&[], Offload::default()).is_err());
             ip("link del tgw-test");
             assert!(tun.read(&mut buffer).is_err());
         });

@@ -542,6 +542,12 @@ fn advice(reason: DropReason) -> &'static str {
         DropReason::NotPrimary => {
             "On a standby unit: hosts still send to it; they learn the new address from the announcements."
         }
+        DropReason::PassedOnTwice => {
+            "A few during a takeover are normal. Otherwise two units disagree about who is primary: compare `tandemgw status` on both."
+        }
+        DropReason::NotPassedOn => {
+            "50 000 packets a second are passed on. Routers that keep each flow on one unit pass fewer; look at the links in `tandemgw status` if few are."
+        }
         DropReason::NotReplicated => {
             "The peer did not acknowledge within `pickup-guarantee-wait`. Look at the lag and the links in `tandemgw status`."
         }

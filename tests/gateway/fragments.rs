@@ -72,10 +72,7 @@ fn out_of_order() {
         }
         let seen = lab.send_bytes(LAN, arriving[0].clone(), PLAIN);
         forwarded(&seen, &leaving[0], "forwarded+3 udp+1");
-        let held = [2, 1].map(|i| Output::Packet {
-            port: WAN,
-            bytes: leaving[i].clone(),
-        });
+        let held = [2, 1].map(|i| testkit::lab::plain_packet(WAN, leaving[i].clone()));
         assert_eq!(seen.outputs, held);
         let seen = lab.send_bytes(LAN, arriving[3].clone(), PLAIN);
         forwarded(&seen, &leaving[3], "forwarded+1");

@@ -741,7 +741,6 @@ fn frame(packet: &Pkt) -> Vec<u8> {
 /// The kernel does not see to these: the virtual address answers, whichever unit has it.
 #[test]
 fn the_hop_limit_ends_at_the_virtual_address() {
-    use tandemgw_core::event::Output;
     for net in Net::both() {
         let mut lab = Lab::new();
         let mut hands = |port, packet: &Pkt| {
@@ -757,10 +756,7 @@ fn the_hop_limit_ends_at_the_virtual_address() {
             ] {
                 let packet = packet.hops(hops);
                 let told = icmp_error(TimeExceeded, net.lan_vip, net.host, &packet.bytes());
-                let told = Output::Packet {
-                    port: LAN,
-                    bytes: told.own_error().bytes(),
-                };
+                let told = testkit::lab::plain_packet(LAN, told.own_error().bytes());
                 assert_eq!(
                     hands(LAN, &packet),
                     (vec![told], "drop.hop-limit+1".to_owned())
@@ -769,10 +765,7 @@ fn the_hop_limit_ends_at_the_virtual_address() {
             // A ping to the virtual address has arrived.
             let ping = echo_request((net.host, 7), net.wan_vip).hops(hops);
             let reply = ping.answer().hops(64).dont_fragment();
-            let reply = Output::Packet {
-                port: LAN,
-                bytes: reply.bytes(),
-            };
+            let reply = testkit::lab::plain_packet(LAN, reply.bytes());
             assert_eq!(hands(LAN, &ping), (vec![reply], String::new()));
             let spoofed = udp((net.dmz_host, 40000), (net.server, 33434)).hops(hops);
             let nothing = |reason: DropReason| (Vec::new(), format!("drop.{}+1", reason.name()));

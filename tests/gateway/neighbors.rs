@@ -267,13 +267,7 @@ fn each_link_has_its_link_local_router() {
         &lost.bytes(),
     );
     let error = error.own_error().bytes();
-    assert_eq!(
-        told,
-        [Output::Packet {
-            port: LAN,
-            bytes: error
-        }]
-    );
+    assert_eq!(told, [testkit::lab::plain_packet(LAN, error)]);
 }
 
 /// A host of the DMZ's network that does not exist.

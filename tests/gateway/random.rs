@@ -512,7 +512,7 @@ impl World {
     /// goes where the kernel leads it.
     fn check_outputs(&mut self, from: Option<PortId>) {
         for output in self.lab.outputs() {
-            let Output::Packet { port, bytes } = output else {
+            let Output::Packet { port, bytes, .. } = output else {
                 assert!(self.primary);
                 continue;
             };

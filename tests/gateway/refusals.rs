@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandemgw_core::event::{DropReason, LinkState, Offload, Output, Verdict};
+use tandemgw_core::event::{DropReason, LinkState, Offload, Verdict};
 use tandemgw_core::flow::{Addr, Family};
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, ip, link};
@@ -131,10 +131,8 @@ fn what_comes_for_the_gateway_itself() {
             let ping = echo_request((net.host, 7), vip).payload(&[0xa5; 1000]);
             let seen = lab.send(LAN, &ping);
             assert_eq!((seen.verdict, seen.moved.as_str()), (Verdict::Consumed, ""));
-            let reply = Output::Packet {
-                port: LAN,
-                bytes: ping.answer().hops(64).dont_fragment().bytes(),
-            };
+            let reply =
+                testkit::lab::plain_packet(LAN, ping.answer().hops(64).dont_fragment().bytes());
             assert_eq!(seen.outputs, [reply]);
 
             let syn = tcp((net.host, 40000), (vip, 22), SYN, 100, 0);

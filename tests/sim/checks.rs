@@ -142,7 +142,9 @@ impl World {
         let asked = self.asked.get(&(turn.unit, view.original.to_string()));
         let waited = asked.map(|at| self.now.since(*at));
         let wait = (turn.gateway.config().ha.as_ref()).map(|ha| ha.pickup_guarantee_wait);
-        if self.shape.guarantee == "bounded" && waited >= wait {
+        // When a packet came that was passed on is not known here.
+        let is_passed_on = self.shape.asymmetric && waited.is_none();
+        if self.shape.guarantee == "bounded" && (waited >= wait || is_passed_on) {
             return;
         }
         if self.was_dual(usize::from(view.group.0)) {

@@ -15,7 +15,7 @@ use tandemgw_core::time::Time;
 
 use crate::attack::is_forged;
 use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, unit_mac, vip};
-use crate::world::{Event, World};
+use crate::world::{Event, Spread, World};
 use testkit::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 
 /// A host on a segment.
@@ -190,6 +190,7 @@ impl World {
                 continue;
             }
             flow.repeats = if first { 0 } else { flow.repeats + 1 };
+            self.repeated += u64::from(!first);
             flow.last_sent = now.max(flow.ask_at);
             if flow.repeats > MOST_REPEATS {
                 flow.stage = Stage::Broken;
@@ -241,13 +242,35 @@ impl World {
     /// Sends a packet to the gateway, or asks first where that is: the packet is repeated anyway.
     fn host_sends(&mut self, (segment, host): (usize, usize), packet: &Pkt) {
         let family = packet.src.family();
-        let known = self.hosts[segment][host].gateway[family_index(family)];
+        let known = match self.router_of((segment, host)) {
+            Some(unit) => Some(self.macs(unit, segment)),
+            None => self.hosts[segment][host].gateway[family_index(family)],
+        };
         match known {
             Some(mac) => self.carry_packet((segment, host), mac, packet.bytes()),
             None => {
                 let (own, mac) = (host_address(segment, host, family), host_mac(segment, host));
                 let frame = neighbor::solicit(vip(segment, family), own, mac);
                 self.carry_frame(segment, mac, frame);
+            }
+        }
+    }
+
+    /// The unit that the routers choose, if there are any.
+    fn router_of(&mut self, (segment, host): (usize, usize)) -> Option<usize> {
+        if self.spread == Spread::Gateway {
+            return None;
+        }
+        let part = self.hosts[segment][host].part;
+        let units = (0..self.shape.units).filter(|unit| self.runs(*unit));
+        let there: Vec<usize> = units
+            .filter(|unit| self.hears(*unit, segment, part))
+            .collect();
+        match self.spread {
+            Spread::To(unit) if there.contains(&unit) => Some(unit),
+            _ => {
+                let at = self.random.below(there.len().max(1));
+                there.get(at).copied()
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::faults::Faults;
 use crate::hosts::Stage;
 use crate::setup::peer_id;
 use crate::setup::{HOSTS, NAMES, Shape};
-use crate::world::{Death, News, World};
+use crate::world::{Death, News, Spread, World};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -93,6 +93,9 @@ pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> u64 {
     let faults = some_of(&mut random);
     let mut world = World::new(seed, shape, faults);
     world.note(|| format!("{shape:?} {faults:?}"));
+    if shape.asymmetric {
+        world.spread = Spread::EachPacket;
+    }
     world.run(ms(1500));
     for _ in 0..MOMENTS {
         world.change_something();

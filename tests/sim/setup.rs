@@ -31,6 +31,8 @@ pub struct Shape {
     pub small: Option<usize>,
     /// The unit that does not have the last group, nor addresses on its ports.
     pub lacks: Option<usize>,
+    /// Packets may come to any unit.
+    pub asymmetric: bool,
 }
 
 impl Shape {
@@ -46,6 +48,7 @@ impl Shape {
         max_sessions: 256,
         small: None,
         lacks: None,
+        asymmetric: false,
     };
 
     pub fn ports(&self) -> usize {
@@ -127,13 +130,14 @@ impl Shape {
         } else if rules.short {
             text += "[timeouts]\nudp = \"200s\"\ntcp-established = \"3000s\"\n";
         }
+        let asymmetric = self.asymmetric;
         let monitor: Vec<String> = (0..self.ports())
             .map(|port| format!("\"p{port}\""))
             .collect();
         text += &format!(
             "[ha]\ngroup-id = 7\npriority = {}\noverride = {}\nheartbeat-interval = \"20ms\"\n\
              heartbeat-lost-threshold = 3\nmonitor = [{}]\npickup-guarantee = \"{}\"\n\
-             gratuitous-arps = 2\ngratuitous-arp-interval = \"300ms\"\n",
+             gratuitous-arps = 2\ngratuitous-arp-interval = \"300ms\"\nasymmetric-flows = {asymmetric}\n",
             100 + unit,
             self.override_,
             monitor.join(", "),

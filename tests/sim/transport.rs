@@ -12,7 +12,7 @@ use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::time::Time;
 
 use crate::liar::emptied;
-use crate::setup::{peer_id, unit_of};
+use crate::setup::{NAMES, peer_id, unit_of};
 use crate::world::{Death, News, World};
 
 /// The purpose of a connection.
@@ -271,6 +271,26 @@ impl World {
             };
             self.tell_soon(to, news);
         }
+    }
+
+    /// Passes a packet on, or a piece of one. It is lost if there is no connection, and none goes
+    /// through more than two units.
+    pub fn pass_on(&mut self, unit: usize, peer: PeerId, link: LinkId, bytes: Vec<u8>) {
+        const HEADER: usize = 13;
+        let lately = self.passed[unit].get(&bytes[HEADER..]);
+        assert!(
+            lately.is_none_or(|at| self.now.since(*at) > Duration::from_millis(50)),
+            "{} passes on what it was passed",
+            NAMES[unit]
+        );
+        let at = self.find(Kind::Sync, unit, peer, link);
+        let to = unit_of(unit, peer);
+        if !self.conns[at].up || !self.passes(link.index(), unit, to) {
+            return;
+        }
+        self.passed[to].insert(bytes[HEADER..].to_vec(), self.now);
+        let peer = peer_id(to, unit);
+        self.tell_soon(to, News::PassedOn { peer, bytes });
     }
 
     /// Appends to the stream; returns how many bytes it took.

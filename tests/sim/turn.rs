@@ -194,7 +194,9 @@ impl World {
             Verdict::Forward => {
                 self.check_awake(turn, &bytes);
                 if let Some(group) = group_of(&bytes).filter(|it| *it < self.shape.groups) {
-                    self.check_role(turn, group);
+                    if !self.shape.asymmetric {
+                        self.check_role(turn, group);
+                    }
                     self.note_carried(turn.unit, group, asks);
                 }
                 if turn.gateway.counters().opened > known {
@@ -222,6 +224,9 @@ impl World {
                 }
                 Output::Heartbeat { peer, link, bytes } => {
                     self.send_datagram(turn.unit, peer, link, &bytes);
+                }
+                Output::PassOn { peer, link, bytes } => {
+                    self.pass_on(turn.unit, peer, link, bytes);
                 }
                 // The kernels of this world know their neighbours.
                 Output::Resolve { .. } | Output::Probe { .. } => {}

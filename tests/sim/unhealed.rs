@@ -74,6 +74,7 @@ fn run(seed: u64) {
         max_sessions: if is_full { 2 * SMALL_TABLE } else { 256 },
         small,
         lacks: None,
+        asymmetric: false,
     };
     let mut world = World::new(seed, shape, Faults::NONE);
     world.note(|| format!("{shape:?}"));

@@ -15,6 +15,7 @@ use crate::world::{News, World};
 pub struct Heard {
     heartbeats: VecDeque<News>,
     streams: VecDeque<News>,
+    passed_on: VecDeque<News>,
     /// The rest of a piece.
     rest: Option<PeerEvent>,
     ended: Vec<PeerId>,
@@ -63,6 +64,7 @@ impl Wires<'_> {
             match &news {
                 News::Ended(peer) => heard.ended.push(*peer),
                 News::Datagram { .. } | News::Refused(_) => heard.heartbeats.push_back(news),
+                News::PassedOn { .. } => heard.passed_on.push_back(news),
                 News::Bytes { .. } => heard.streams.push_back(news),
                 News::Up(conn, _) | News::Down(conn) | News::Writable(conn, _) => {
                     match conns[*conn].kind {
@@ -82,6 +84,10 @@ impl Wires<'_> {
             News::Datagram { peer, link, bytes } => {
                 let bytes = bytes.into();
                 return Some(PeerEvent::Datagram { peer, link, bytes });
+            }
+            News::PassedOn { peer, bytes } => {
+                let bytes = bytes.into();
+                return Some(PeerEvent::PassedOn { peer, bytes });
             }
             News::Refused(peer) => {
                 let link = LinkId(0);
@@ -118,7 +124,9 @@ impl Wires<'_> {
                 let bytes = bytes.into();
                 PeerEvent::SyncData { peer, link, bytes }
             }
-            News::Datagram { .. } | News::Refused(_) | News::Ended(_) => return None,
+            News::Datagram { .. } | News::PassedOn { .. } | News::Refused(_) | News::Ended(_) => {
+                return None;
+            }
         })
     }
 }
@@ -138,12 +146,15 @@ impl Streams for Wires<'_> {
             let now = self.world.now;
             let machine = &mut self.world.units[self.unit];
             let heard = &mut machine.heard;
+            let reads = now >= machine.reads_from;
+            if heard.heartbeats.is_empty() && reads && heard.rest.is_some() {
+                return heard.rest.take();
+            }
             let news = match heard.heartbeats.pop_front() {
-                Some(news) => news,
-                None if now < machine.reads_from => return None,
-                None if heard.rest.is_some() => return heard.rest.take(),
-                None => heard.streams.pop_front()?,
-            };
+                None if reads && !heard.streams.is_empty() => heard.streams.pop_front(),
+                None => heard.passed_on.pop_front(),
+                news => news,
+            }?;
             if let Some(event) = self.event(news) {
                 return Some(event);
             }

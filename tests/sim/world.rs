@@ -44,6 +44,10 @@ pub enum News {
         link: LinkId,
         bytes: Vec<u8>,
     },
+    PassedOn {
+        peer: PeerId,
+        bytes: Vec<u8>,
+    },
     Refused(PeerId),
     Ended(PeerId),
 }
@@ -70,6 +74,17 @@ pub enum Event {
         place: (usize, usize),
         frame: Vec<u8>,
     },
+}
+
+/// The unit that a packet of a host goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// The one that announces the gateway's address.
+    Gateway,
+    /// Each packet to any one that is there.
+    EachPacket,
+    /// This one, while it is there.
+    To(usize),
 }
 
 /// A machine with its process, if that runs.
@@ -147,6 +162,12 @@ pub struct World {
     pub asked: BTreeMap<(usize, String), Time>,
     /// Hosts are silent.
     pub silent: bool,
+    /// Who gets the packets of hosts, which are routers then.
+    pub spread: Spread,
+    /// By unit: pieces of packets that it got from peers, and when.
+    pub passed: Vec<BTreeMap<Vec<u8>, Time>>,
+    /// How often hosts have sent something again.
+    pub repeated: u64,
     /// The first port of clients: a connection that was given up may live on in the tables.
     pub client_ports: u16,
     /// A hash of all that has happened.
@@ -214,6 +235,9 @@ impl World {
             refusals: Vec::new(),
             asked: BTreeMap::new(),
             silent: false,
+            spread: Spread::Gateway,
+            passed: vec![BTreeMap::new(); shape.units],
+            repeated: 0,
             client_ports: 40_000,
             trace: 0,
             verbose: std::env::var("TANDEMGW_SEED").is_ok(),

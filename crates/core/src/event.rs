@@ -50,12 +50,14 @@ pub enum Verdict {
 /// An effect that the shell carries out; drained by `Gateway::poll_output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// An IP packet without offloads, to be written to the TUN of `port`.
+    /// An IP packet to be written to the TUN of `port`.
     Packet {
         /// The port whose TUN takes it.
         port: PortId,
         /// The packet from its IP header on.
         bytes: Vec<u8>,
+        /// Only a packet that a peer has passed on has any.
+        offload: Offload,
     },
     /// An Ethernet frame to be sent out of the interface of `port`.
     Frame {
@@ -66,6 +68,16 @@ pub enum Output {
     },
     /// A datagram for the heartbeat connection to a peer.
     Heartbeat {
+        /// Its place among `[[ha.peer]]`.
+        peer: PeerId,
+        /// Its place among `[[ha.link]]`.
+        link: LinkId,
+        /// The payload, of at most 1100 bytes; if it is lost, it is not sent again.
+        bytes: Vec<u8>,
+    },
+    /// A datagram for the replication connection to a peer: a packet that the peer is to handle, or
+    /// a piece of one.
+    PassOn {
         /// Its place among `[[ha.peer]]`.
         peer: PeerId,
         /// Its place among `[[ha.link]]`.
@@ -272,6 +284,11 @@ drop_reasons! {
     HopLimit = "hop-limit",
     /// This unit is not primary for the address.
     NotPrimary = "not-primary",
+    /// A peer has passed it on to this unit, which is not primary for it either: it goes to no
+    /// third one.
+    PassedOnTwice = "passed-on-twice",
+    /// For another unit, and there were too many such packets, or no connection to that unit.
+    NotPassedOn = "not-passed-on",
     /// With `pickup-guarantee = "strict"`: the peers did not get the session in time.
     NotReplicated = "not-replicated",
     /// A repetition of the session's first packet, which still waits for the peers.

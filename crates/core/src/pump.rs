@@ -45,6 +45,14 @@ pub enum PeerEvent {
         /// The payload, as the peer sent it.
         bytes: Bytes,
     },
+    /// A packet, or a piece of one, that the peer has passed on over the replication connection.
+    /// Such datagrams may be lost, and are the last events.
+    PassedOn {
+        /// Who sent it.
+        peer: PeerId,
+        /// The payload, as the peer sent it.
+        bytes: Bytes,
+    },
     /// The streams for replication are open, and empty.
     SyncUp {
         /// The peer at the other end.
@@ -142,8 +150,8 @@ pub trait Streams {
     /// Reads incoming data, and lets the connections do their due work.
     fn receive(&mut self);
 
-    /// The next event. Heartbeat events overtake replication events; each kind is in chronological
-    /// order.
+    /// The next event. Heartbeat events overtake replication events, and these overtake packets
+    /// that were passed on; each kind is in chronological order.
     fn poll_event(&mut self) -> Option<PeerEvent>;
 
     /// Takes back the rest of a [`PeerEvent::SyncData`] that could not be handled whole: it becomes
@@ -179,6 +187,8 @@ pub struct Pump {
     /// By link: its interface has carrier.
     carrier: Vec<bool>,
     busy: bool,
+    /// Datagrams were written that [`Streams::flush`] sends.
+    unflushed: bool,
 }
 
 /// Bytes that a peer's stream has not taken yet.
@@ -200,7 +210,13 @@ impl Pump {
             unfinished: 0,
             carrier: vec![true; links],
             busy: true,
+            unflushed: false,
         }
+    }
+
+    /// A datagram was written: the next [`send`](Self::send) flushes.
+    pub fn expect_flush(&mut self) {
+        self.unflushed = true;
     }
 
     /// Whether there is work that no event will announce.
@@ -232,7 +248,7 @@ impl Pump {
 
     /// Second half of a turn: output.
     pub fn send(&mut self, now: Time, gateway: &mut Gateway, streams: &mut impl Streams) {
-        let mut wrote = false;
+        let mut wrote = std::mem::take(&mut self.unflushed);
         for peer in gateway.peers() {
             wrote |= self.fill(now, peer, gateway, streams);
         }
@@ -285,6 +301,7 @@ impl Pump {
             PeerEvent::Datagram { peer, link, bytes } => {
                 gateway.handle_heartbeat(now, peer, link, &bytes);
             }
+            PeerEvent::PassedOn { peer, bytes } => gateway.handle_passed_on(now, peer, &bytes),
             PeerEvent::SyncUp { peer, link } => gateway.handle_sync_link(now, peer, link, true),
             PeerEvent::SyncDown { peer, link, reason } => {
                 log_down("stream down", peer, link, &reason);

@@ -300,10 +300,7 @@ impl Lab {
     /// `packet` is dropped, and its sender is notified.
     #[track_caller]
     pub fn refuses(&mut self, port: PortId, packet: &Pkt, reason: DropReason, answer: &Pkt) {
-        let output = Output::Packet {
-            port,
-            bytes: answer.bytes(),
-        };
+        let output = plain_packet(port, answer.bytes());
         self.drops_and_sends(port, packet, reason, &[output]);
     }
 
@@ -409,6 +406,15 @@ fn with_moved(first: &str, more: &str) -> String {
     all.join(" ")
 }
 
+/// A packet of the gateway itself.
+pub fn plain_packet(port: PortId, bytes: Vec<u8>) -> Output {
+    Output::Packet {
+        port,
+        bytes,
+        offload: Offload::default(),
+    }
+}
+
 #[track_caller]
 pub fn assert_same(seen: &Seen, expected: &Seen) {
     assert_eq!(
@@ -422,7 +428,7 @@ pub fn assert_same(seen: &Seen, expected: &Seen) {
 
 fn show(output: &Output) -> String {
     match output {
-        Output::Packet { port, bytes } => format!("packet to {} {}", port.0, hex(bytes)),
+        Output::Packet { port, bytes, .. } => format!("packet to {} {}", port.0, hex(bytes)),
         Output::Frame { port, bytes } => format!("frame to {} {}", port.0, hex(bytes)),
         other => panic!("a standalone gateway has no peers: {other:?}"),
     }

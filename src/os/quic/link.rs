@@ -220,6 +220,14 @@ impl QuicLink {
         Ok(())
     }
 
+    /// Sends a datagram over the replication connection with the next poll.
+    pub(super) fn pass_on(&mut self, peer: PeerId, bytes: Vec<u8>) -> Result<(), SendError> {
+        let conn = self.up(peer, Role::Sync).ok_or(SendError::NotConnected)?;
+        // What waits is not dropped in its favour: a peer needs all pieces of a packet.
+        let sent = conn.quic.datagrams().send(bytes.into(), false);
+        sent.map_err(|_| SendError::TooLarge)
+    }
+
     /// Closes both connections of `peer`, and tells it.
     pub(super) fn close(&mut self, peer: PeerId, roles: &[Role], code: u32, cx: &mut Context<'_>) {
         for &role in roles {
@@ -395,6 +403,9 @@ impl QuicLink {
                 cx.out.push(PeerEvent::Datagram { peer, link, bytes });
             }
             return;
+        }
+        while let Some(bytes) = conn.quic.datagrams().recv() {
+            cx.out.push(PeerEvent::PassedOn { peer, bytes });
         }
         let budget = cx.out.room().min(READ_BUDGET);
         let streams = conn.read(budget, |bytes| {

@@ -250,6 +250,17 @@ impl Transport {
             .send_datagram(peer, bytes, now)
     }
 
+    /// Sends a datagram over the replication connection to a peer, with the next poll. It may be
+    /// lost.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] also if too many of them wait, or if the peer takes none, as earlier
+    /// releases.
+    pub fn pass_on(&mut self, peer: PeerId, link: LinkId, bytes: Vec<u8>) -> Result<(), SendError> {
+        let link = self.links.get_mut(link.index());
+        link.ok_or(SendError::NotConnected)?.pass_on(peer, bytes)
+    }
+
     /// Appends to the stream to the peer, to be sent with the next poll. Returns how many bytes
     /// were taken; if not all, [`PeerEvent::SyncWritable`] follows when there is room (or
     /// [`PeerEvent::SyncDown`]).

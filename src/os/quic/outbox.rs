@@ -27,6 +27,8 @@ pub(super) struct Outbox {
     /// These come first: a heartbeat must not wait for stream data.
     heartbeat: VecDeque<PeerEvent>,
     sync: VecDeque<PeerEvent>,
+    /// These come last.
+    passed_on: VecDeque<PeerEvent>,
     /// Stream bytes in `sync`.
     bytes: usize,
     /// By peer and link: how many [`PeerEvent::SyncUp`] are in `sync`.
@@ -55,6 +57,12 @@ impl Outbox {
             | PeerEvent::Datagram { .. }
             | PeerEvent::Incompatible { .. }
             | PeerEvent::Refused { .. } => return self.heartbeat.push_back(event),
+            PeerEvent::PassedOn { .. } => {
+                if self.passed_on.len() < MAX_EVENTS {
+                    self.passed_on.push_back(event);
+                }
+                return;
+            }
             PeerEvent::SyncData { bytes, .. } => self.bytes += bytes.len(),
             PeerEvent::SyncUp { peer, link } => {
                 *self.unheard.entry((*peer, *link)).or_default() += 1;
@@ -68,7 +76,8 @@ impl Outbox {
         let event = self
             .heartbeat
             .pop_front()
-            .or_else(|| self.sync.pop_front())?;
+            .or_else(|| self.sync.pop_front())
+            .or_else(|| self.passed_on.pop_front())?;
         match &event {
             PeerEvent::SyncData { bytes, .. } => self.bytes -= bytes.len(),
             PeerEvent::SyncUp { peer, link } => self.note_heard((*peer, *link)),

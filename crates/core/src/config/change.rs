@@ -770,6 +770,12 @@ pub(super) mod tests {
             "ha.pickup-guarantee",
         ),
         (
+            "ha.asymmetric-flows",
+            "asymmetric-flows = true",
+            "asymmetric-flows = false",
+            "ha.asymmetric-flows",
+        ),
+        (
             "ha.pickup-guarantee-wait",
             "guarantee-wait = \"1ms",
             "guarantee-wait = \"2ms",

@@ -470,6 +470,8 @@ pub struct Ha {
     pub pickup_guarantee_wait: Duration,
     /// `pickup-guarantee-copies`: how many peers must hold the session, default 1.
     pub pickup_guarantee_copies: u32,
+    /// `asymmetric-flows`, default false: packets may come to any unit.
+    pub asymmetric_flows: bool,
     /// `gratuitous-arps`: repeats of the announcement, default 5; 1 to 60.
     pub gratuitous_arps: u32,
     /// `gratuitous-arp-interval`, default 1 s.

@@ -112,6 +112,8 @@ pub enum Live {
     PickupGuaranteeWait,
     /// `pickup-guarantee-copies` of `[ha]`.
     PickupGuaranteeCopies,
+    /// `asymmetric-flows` of `[ha]`.
+    AsymmetricFlows,
     /// `gratuitous-arps` of `[ha]`.
     GratuitousArps,
     /// `gratuitous-arp-interval` of `[ha]`.
@@ -372,6 +374,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
     int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
+    flag("ha", "asymmetric-flows", false, field!(Ha.asymmetric_flows), Reload::Live(Live::AsymmetricFlows), "packets may come to any unit: one that is not primary forwards those of the sessions that it has, and passes the others on to the primary; the same on all units"),
     int("ha", "gratuitous-arps", 1, 60, 5, field!(Ha.gratuitous_arps), Reload::Live(Live::GratuitousArps), "how often a takeover is announced to the hosts"),
     time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), field!(Ha.gratuitous_arp_interval), Reload::Live(Live::GratuitousArpInterval), "time between two such announcements"),
 
@@ -705,6 +708,7 @@ pub(super) mod tests {
         pickup-guarantee = "off"
         pickup-guarantee-wait = "1ms"
         pickup-guarantee-copies = 1
+        asymmetric-flows = true
         gratuitous-arps = 1
         gratuitous-arp-interval = "1s"
         [[ha.link]]

@@ -8,9 +8,10 @@ use crate::ha::PeerView;
 use crate::time::Time;
 
 use super::protocol::{
-    BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
-    GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus,
-    PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION, write_line,
+    AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
+    GroupStatus, GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig,
+    PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION,
+    write_line,
 };
 use super::{Progress, ShellView, health, protocol, seconds};
 
@@ -403,6 +404,11 @@ fn counters(gateway: &Gateway, shell: &ShellView) -> CounterStatus {
             expired: counters.guarantee_expired,
             degraded: counters.guarantee_degraded,
             refused: counters.guarantee_refused,
+        },
+        asymmetric_flows: AsymmetricCounters {
+            stood_in: counters.stood_in,
+            passed_on: counters.passed_on,
+            received: counters.received_from_peers,
         },
     }
 }

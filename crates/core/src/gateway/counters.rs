@@ -29,6 +29,12 @@ pub struct Counters {
     pub outputs_lost: u64,
     /// Frames in which another machine claimed a virtual address of ours.
     pub address_conflicts: u64,
+    /// Packets passed on to the primary of their group.
+    pub passed_on: u64,
+    /// Packets that peers have passed on to this unit.
+    pub received_from_peers: u64,
+    /// Packets of another unit's sessions that were forwarded in its place.
+    pub stood_in: u64,
 }
 
 /// Traffic of a port. Bytes are those of IP; a super-packet counts as one packet.
@@ -69,6 +75,9 @@ impl Default for Counters {
             guarantee_refused: 0,
             outputs_lost: 0,
             address_conflicts: 0,
+            passed_on: 0,
+            received_from_peers: 0,
+            stood_in: 0,
         }
     }
 }

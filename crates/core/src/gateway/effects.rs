@@ -60,6 +60,7 @@ impl Effects {
             | Live::PortQuotas
             | Live::PortsPerSource
             | Live::TcpPickup
+            | Live::AsymmetricFlows
             | Live::PickupGuarantee
             | Live::PickupGuaranteeWait
             | Live::PickupGuaranteeCopies => {}

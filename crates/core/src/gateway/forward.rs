@@ -1,6 +1,6 @@
 //! Packets of known sessions: the hot path.
 
-use crate::event::{DropReason, LinkState, Verdict};
+use crate::event::{DropReason, LinkState, Offload, Output, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::packet::build::{self, IcmpProblem};
 use crate::packet::{self, PacketKind, TcpFlags};
@@ -49,6 +49,11 @@ impl Gateway {
                 self.go_on(packet, id, direction, &way)
             }
             Some(Err(DropReason::TcpUnexpectedSyn)) => self.give_way(packet, id, direction),
+            Some(Err(DropReason::NotPrimary)) => self.stand_in(packet, id, direction),
+            // Once doubted, numbers are not judged, so this ends.
+            Some(Err(DropReason::TcpWindow)) if self.doubt_numbers(id) => {
+                self.forward_in_session(packet, id, direction)
+            }
             Some(Err(reason)) => Verdict::Drop(reason),
             None => Verdict::Drop(DropReason::SessionGone),
         }
@@ -271,7 +276,11 @@ impl Gateway {
 
     pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {
         self.capture_answer(now, port, &bytes);
-        self.push_output(crate::event::Output::Packet { port, bytes });
+        self.push_output(Output::Packet {
+            port,
+            bytes,
+            offload: Offload::default(),
+        });
     }
 }
 
@@ -436,6 +445,6 @@ fn fits(kind: PacketKind, direction: Direction) -> Result<(), DropReason> {
 }
 
 /// Whether a segment can move a connection to another state, so that its checksum must be verified.
-fn changes_state(flags: TcpFlags) -> bool {
+pub(super) fn changes_state(flags: TcpFlags) -> bool {
     flags.syn() || flags.fin() || flags.rst()
 }

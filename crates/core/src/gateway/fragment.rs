@@ -61,6 +61,9 @@ impl Gateway {
         packet: &mut Packet<'_>,
         fragment: Fragment,
     ) -> Verdict {
+        if self.is_for_another(packet) {
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
         let key = key(&packet.parsed, &fragment, packet.port);
         let piece = Piece {
             offset: fragment.offset,
@@ -89,7 +92,9 @@ impl Gateway {
             return Verdict::Drop(reason);
         }
         let verdict = self.handle_whole(packet);
-        if verdict == Verdict::Forward {
+        let is_passed_on =
+            verdict == Verdict::Drop(DropReason::NotPrimary) && self.has_asymmetric_flows();
+        if verdict == Verdict::Forward || is_passed_on {
             onward.identification = packet::identification(packet.bytes, &packet.parsed);
             for bytes in self.fragments.first(key, piece, now, onward) {
                 self.release_fragment(now, port, bytes, onward);
@@ -120,7 +125,18 @@ impl Gateway {
                 self.counters.forwarded += 1;
                 self.capture_released(now, &onward.flow, &bytes);
                 let port = self.exit();
-                self.push_output(Output::Packet { port, bytes });
+                self.push_output(Output::Packet {
+                    port,
+                    bytes,
+                    offload,
+                });
+            }
+            Verdict::Drop(DropReason::NotPrimary) => {
+                if let Verdict::Drop(reason) =
+                    self.handle_for_another(now, port, &mut bytes, offload)
+                {
+                    self.count_drop(reason);
+                }
             }
             Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}

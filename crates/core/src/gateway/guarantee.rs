@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::PickupGuarantee;
-use crate::event::{DropReason, Output, Verdict};
+use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::packet;
 use crate::session::{SessionFlags, SessionId};
@@ -218,6 +218,7 @@ impl Gateway {
         self.push_output(Output::Packet {
             port: held.port,
             bytes: held.bytes,
+            offload: Offload::default(),
         });
     }
 

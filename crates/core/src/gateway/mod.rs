@@ -37,6 +37,8 @@ mod neighbors;
 mod open;
 mod outbox;
 mod own;
+mod pass_on;
+mod passed;
 mod policy_usage;
 mod port_frames;
 mod prepare;
@@ -46,6 +48,7 @@ mod revalidate;
 mod roles;
 mod routes;
 mod rules;
+mod stand_in;
 mod strays;
 mod streams;
 mod targets;
@@ -71,6 +74,7 @@ use identification::Identifications;
 use limiter::Budgets;
 use links::Links;
 use outbox::Outbox;
+use pass_on::PassingOn;
 use random::Random;
 use roles::Groups;
 use routes::Routes;
@@ -153,6 +157,8 @@ pub struct Gateway {
     /// What somebody watches.
     capture: Option<Box<Capture>>,
     outbox: Outbox,
+    /// Packets that go from unit to unit.
+    passing_on: PassingOn,
     started: Time,
 }
 
@@ -185,6 +191,7 @@ impl Gateway {
             health: Health::new(now),
             drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
+            passing_on: PassingOn::default(),
             started: now,
             rules: Rules::new(config, ruleset),
             sessions,
@@ -220,12 +227,14 @@ impl Gateway {
         };
         match verdict {
             Verdict::Forward => self.counters.forwarded += 1,
-            Verdict::Drop(reason) => {
-                self.counters.dropped[reason as usize] += 1;
-                if reason == DropReason::NotPrimary {
-                    self.note_stray(now, port, bytes);
+            Verdict::Drop(DropReason::NotPrimary) => {
+                let verdict = self.handle_for_another(now, port, bytes, offload);
+                if let Verdict::Drop(reason) = verdict {
+                    self.count_drop(reason);
                 }
+                return verdict;
             }
+            Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}
         }
         verdict

@@ -101,6 +101,9 @@ impl Plan {
 
 impl Gateway {
     pub(super) fn open_session(&mut self, packet: &mut Packet<'_>) -> Verdict {
+        if self.is_for_another(packet) {
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
         if self.is_for_gateway(packet) {
             return self.handle_local(packet);
         }

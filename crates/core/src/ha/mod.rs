@@ -209,6 +209,8 @@ pub struct Ha {
     /// The own state has changed: the peers must hear of it at once.
     urgent: bool,
     last_wake: Time,
+    /// When this unit last went on after it had been stopped for longer than the hold time.
+    resumed: Time,
     leaving: Option<Leaving>,
     maintenance: Option<Maintenance>,
     rejected: [u64; HeartbeatError::ALL.len()],
@@ -270,6 +272,7 @@ impl Ha {
             next_heartbeat: now,
             urgent: false,
             last_wake: now,
+            resumed: now,
             leaving: None,
             maintenance: None,
             rejected: [0; HeartbeatError::ALL.len()],
@@ -294,6 +297,7 @@ impl Ha {
         self.last_wake = now;
         let paused = pause > self.hold();
         if paused {
+            self.resumed = now;
             self.resume_after_pause(now, pause);
             self.flush(now);
         }

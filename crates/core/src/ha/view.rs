@@ -151,6 +151,16 @@ impl Ha {
         peer.ports_up < order::rank(self.monitor.len(), self.monitor.len())
     }
 
+    /// The peer that is primary of `group`, if it is heard over a link, and was heard since this
+    /// unit was last stopped for a while: not by a heartbeat that had waited for it.
+    pub(crate) fn owner(&self, group: GroupId) -> Option<PeerId> {
+        let id = self.alive_primary(usize::from(group.0))?;
+        let peer = self.peers.get(id.index())?;
+        // By then all that had waited is read.
+        let fresh = self.resumed + self.interval;
+        (peer.linked && peer.link_heard > Some(fresh)).then_some(id)
+    }
+
     /// Whether `peer` was heard over a link within the hold time.
     pub(crate) fn is_linked(&self, peer: PeerId) -> bool {
         self.peers.get(peer.index()).is_some_and(|peer| peer.linked)

@@ -105,6 +105,9 @@ metrics! {
     GUARANTEE = Counter "tandemgw_pickup_guarantee_total" ["outcome"]
         "Sessions under pickup-guarantee: held until the peers had them, expired before that, or degraded because no peer was in sync.";
 
+    ASYMMETRIC = Counter "tandemgw_asymmetric_packets_total" ["way"]
+        "Packets that came to a unit which is not primary, with asymmetric-flows: forwarded in the primary's place (stood-in), passed on to it, or received from peers.";
+
     HANDSHAKES_LIMITED = Counter "tandemgw_link_handshakes_limited_total" []
         "Datagrams that may begin a handshake, from the address of a peer, refused because there were too many.";
     HANDSHAKES_FAILED = Counter "tandemgw_link_handshakes_failed_total" []

@@ -110,6 +110,10 @@ pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {
     guarantee.add(&["held"], counters.guarantee_held);
     guarantee.add(&["expired"], counters.guarantee_expired);
     guarantee.add(&["degraded"], counters.guarantee_degraded);
+    let mut asymmetric = page.begin(&catalog::ASYMMETRIC);
+    asymmetric.add(&["stood-in"], counters.stood_in);
+    asymmetric.add(&["passed-on"], counters.passed_on);
+    asymmetric.add(&["received"], counters.received_from_peers);
 }
 
 pub(super) fn links(view: &View<'_>, page: &mut Page<'_>) {

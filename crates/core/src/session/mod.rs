@@ -32,7 +32,7 @@ pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::time::Tick;
-use tcp_unsure::TOLD_EACH;
+pub(crate) use tcp_unsure::TOLD_EACH;
 
 /// Two flows, one per direction, that belong together, and everything known about them.
 ///
@@ -264,6 +264,8 @@ impl SessionFlags {
     pub const NOTABLE: SessionFlags = SessionFlags(1 << 7);
     /// It carries no data, and peers have its numbers or will soon: the next data is notable.
     pub const QUIET: SessionFlags = SessionFlags(1 << 8);
+    /// Other units forward some of its packets, so that this one does not see all of them.
+    pub const SPREAD: SessionFlags = SessionFlags(1 << 9);
 
     /// Whether any mark of `other` is set.
     #[inline]

@@ -200,7 +200,7 @@ impl Tracker {
     /// Whether the numbers are unknown: the two directions have not agreed since the session was
     /// picked up or taken over.
     #[inline]
-    pub(super) fn is_unsure(&self) -> bool {
+    pub(crate) fn is_unsure(&self) -> bool {
         self.marks & (UNSEEN | UNSEEN << 4) != 0
     }
 

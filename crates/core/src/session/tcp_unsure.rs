@@ -23,7 +23,7 @@ use crate::event::DropReason;
 use crate::flow::Direction;
 
 /// Bytes in one direction after which peers are told the numbers of a connection again.
-pub(super) const TOLD_EACH: u64 = 1 << 20;
+pub(crate) const TOLD_EACH: u64 = 1 << 20;
 
 /// The data of one direction that a unit which takes a connection over may not know of: that
 /// between two [reports](TOLD_EACH), and as much for each of some that were under way.

@@ -52,7 +52,20 @@ impl Timeouts {
     /// When `session` expires if no more packets come; it counts as seen at `renewed` at least.
     #[inline]
     pub fn deadline(&self, session: &Session, renewed: Tick) -> Tick {
-        session.last_seen.max(renewed).after(self.timeout(session))
+        let timeout = self.timeout(session);
+        let margin = match session.flags.contains(SessionFlags::SPREAD) {
+            // Packets that other units forward are not seen here, see `report_after`.
+            true => timeout / 2,
+            false => 0,
+        };
+        session.last_seen.max(renewed).after(timeout + margin)
+    }
+
+    /// After how many ticks a unit that forwards packets of another one's session reports that the
+    /// session is in use. The owner gives it half of its timeout more, so that it outlives its last
+    /// packet by the whole timeout, even if one report in a row is lost.
+    pub fn report_after(&self, session: &Session) -> u32 {
+        self.timeout(session) / 4
     }
 
     fn tcp(&self, tcp: &tcp::Tracker) -> u32 {

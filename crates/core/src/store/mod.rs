@@ -69,7 +69,8 @@ struct Noted {
 
 impl Noted {
     /// The marks that peers are told of, but for what is in the phase.
-    const TOLD: SessionFlags = SessionFlags(SessionFlags::PICKED_UP.0 | SessionFlags::LOG.0);
+    const TOLD: SessionFlags =
+        SessionFlags(SessionFlags::PICKED_UP.0 | SessionFlags::LOG.0 | SessionFlags::SPREAD.0);
 
     #[inline(always)]
     fn of(session: &Session) -> Noted {

@@ -24,10 +24,12 @@ const V6: u8 = 1;
 const NAT_SRC: u8 = 2;
 const NAT_DST: u8 = 4;
 const TCP: u8 = 8;
-const FLAGS: [(u8, SessionFlags); 3] = [
+const FLAGS: [(u8, SessionFlags); 4] = [
     (16, SessionFlags::REPLIED),
     (32, SessionFlags::PICKED_UP),
     (64, SessionFlags::LOG),
+    // A release that does not know this mark ignores it.
+    (128, SessionFlags::SPREAD),
 ];
 
 /// The largest window that there is (RFC 7323, section 2.3).
@@ -619,7 +621,7 @@ mod tests {
             (session.group, session.policy) = (GroupId(group), PolicyId(policy));
             (session.in_port, session.out_port) = (PortId(in_port), PortId(out_port));
             (session.packets, session.bytes) = (packets, bytes);
-            session.flags = SessionFlags(flags & 0b1101);
+            session.flags = SessionFlags(flags & 0b10_0000_1101);
             if translated.0 {
                 session.nat_src = book.intern(nat_src).unwrap();
                 session.nat_src_port = nat_src_port;

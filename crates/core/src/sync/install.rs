@@ -12,10 +12,11 @@ use crate::time::Tick;
 const MOST_CONFLICTS: usize = 2;
 
 /// The marks of a session that come from the peer.
-const REPLICATED: [SessionFlags; 3] = [
+const REPLICATED: [SessionFlags; 4] = [
     SessionFlags::REPLIED,
     SessionFlags::PICKED_UP,
     SessionFlags::LOG,
+    SessionFlags::SPREAD,
 ];
 
 impl Replicator {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Replicator;
 use super::peer::SyncPeer;
-use crate::flow::{GroupId, PeerId};
+use crate::flow::{GroupId, PeerId, PortId};
 use crate::store::{Journal, Seq, SessionStore};
 use crate::time::Time;
 
@@ -157,6 +157,13 @@ impl Replicator {
         self.ready
             .get(usize::from(group.0))
             .is_some_and(|ready| *ready)
+    }
+
+    /// The port of this unit that a peer lists in a place of its Hello.
+    pub(crate) fn port(&self, peer: PeerId, place: u16) -> Option<PortId> {
+        let peer = self.peers.get(peer.index()).filter(|peer| peer.connected)?;
+        let ports = &peer.remote.as_ref()?.ports;
+        ports.get(usize::from(place)).copied().flatten()
     }
 
     /// Changes of a peer that are applied here: for heartbeats.

@@ -18,6 +18,7 @@ pub const LINK: LinkId = LinkId(0);
 /// A config with one link on the loopback interface.
 pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
     Ha {
+        asymmetric_flows: false,
         group_id: 1,
         priority: 128,
         override_: false,

@@ -35,10 +35,10 @@ pub use ha::{
 };
 pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
-    BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus, GroupStatus,
-    GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus, MaintenanceStatus,
-    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetState,
-    TargetStatus, Traffic, TroubleStatus,
+    AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
+    GroupStatus, GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus,
+    MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status,
+    TargetState, TargetStatus, Traffic, TroubleStatus,
 };
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.

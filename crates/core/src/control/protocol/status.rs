@@ -350,6 +350,20 @@ pub struct CounterStatus {
     pub handshakes_limited: Option<u64>,
     /// First packets of sessions with `pickup-guarantee`.
     pub pickup_guarantee: GuaranteeCounters,
+    /// Packets that came to a unit which is not primary, with `asymmetric-flows`.
+    #[serde(default)]
+    pub asymmetric_flows: AsymmetricCounters,
+}
+
+/// Packets that came to a unit which is not primary, with `asymmetric-flows`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsymmetricCounters {
+    /// Packets of another unit's sessions that this one has forwarded.
+    pub stood_in: u64,
+    /// Packets that this unit has passed on to the primary.
+    pub passed_on: u64,
+    /// Packets that peers have passed on to this unit.
+    pub received: u64,
 }
 
 /// First packets of sessions with `pickup-guarantee`.

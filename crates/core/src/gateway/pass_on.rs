@@ -1,0 +1,253 @@
+//! Packets that come to a unit which is not primary of their group, where routers spread them over
+//! the units (`asymmetric-flows`).
+//!
+//! The primary is the *owner* of a group's sessions: it opens and ends them, and follows TCP. A
+//! unit that has a copy of a session forwards its packets in the owner's place (`stand_in.rs`).
+//! Everything else goes on to the owner, over the replication connection: packets of sessions that
+//! are not here, segments that change the state of a connection, first answers, fragments. A packet
+//! that a peer has passed on ends here, so none goes to a third unit.
+//!
+//! The owner marks a session of which a packet was passed on as [`SessionFlags::SPREAD`]: from then
+//! on it does not drop what is outside of the windows that it knows, and the others may stand in.
+
+use crate::event::{DropReason, Offload, Output, Verdict};
+use crate::flow::{FlowKey, GroupId, LinkId, MAX_PEERS, PeerId, PortId};
+use crate::packet::{self, Parsed, icmp_error};
+use crate::session::{SessionFlags, SessionId, Tracker};
+use crate::time::Time;
+
+use super::limiter::Limiter;
+use super::open::Plan;
+use super::passed::{self, Assembly, Passed};
+use super::{Gateway, Packet};
+
+/// Packets a second that are passed on. They share links with replication, which must not starve.
+const PER_SECOND: u32 = 50_000;
+
+/// The packets that go from unit to unit.
+pub(super) struct PassingOn {
+    limiter: Limiter,
+    /// The number of the last packet that was passed on.
+    number: u32,
+    /// Parts of packets, by the peer that has passed them on.
+    assemblies: Vec<Assembly>,
+    /// A packet that a peer has passed on is being handled.
+    is_receiving: bool,
+}
+
+impl Default for PassingOn {
+    fn default() -> PassingOn {
+        PassingOn {
+            limiter: Limiter::new(PER_SECOND),
+            number: 0,
+            assemblies: vec![Assembly::default(); MAX_PEERS],
+            is_receiving: false,
+        }
+    }
+}
+
+impl Gateway {
+    /// Whether packets may come to any unit.
+    #[inline]
+    pub(super) fn has_asymmetric_flows(&self) -> bool {
+        self.rules.ha().is_some_and(|ha| ha.asymmetric_flows)
+    }
+
+    /// A packet of a group that this unit is not primary of: passes it on, if that is wanted.
+    #[cold]
+    pub(super) fn handle_for_another(
+        &mut self,
+        now: Time,
+        port: PortId,
+        bytes: &mut [u8],
+        offload: Offload,
+    ) -> Verdict {
+        if !self.has_asymmetric_flows() {
+            self.note_stray(now, port, bytes);
+            return Verdict::Drop(DropReason::NotPrimary);
+        }
+        match self.pass_on(now, port, bytes, offload) {
+            Ok(()) => Verdict::Consumed,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    fn pass_on(
+        &mut self,
+        now: Time,
+        port: PortId,
+        bytes: &mut [u8],
+        offload: Offload,
+    ) -> Result<(), DropReason> {
+        if self.passing_on.is_receiving {
+            return Err(DropReason::PassedOnTwice);
+        }
+        let parsed = packet::parse(bytes, offload)?;
+        let packet = Packet {
+            now,
+            port,
+            bytes,
+            offload,
+            parsed,
+            identification: None,
+        };
+        let group = self.group_of_any(&packet);
+        let (peer, link) = self.owner(group).ok_or(DropReason::NotPrimary)?;
+        if !self.passing_on.limiter.allow(now) {
+            return Err(DropReason::NotPassedOn);
+        }
+        self.passing_on.number = self.passing_on.number.wrapping_add(1);
+        let number = self.passing_on.number;
+        self.counters.passed_on += 1;
+        for bytes in passed::pieces(port, offload, packet.bytes, number) {
+            self.push_output(Output::PassOn { peer, link, bytes });
+        }
+        Ok(())
+    }
+
+    /// An [`Output::PassOn`] was not sent: the packet is lost.
+    pub fn handle_not_passed_on(&mut self) {
+        self.count_drop(DropReason::NotPassedOn);
+    }
+
+    /// The peer that is primary of a group, and the link to it.
+    pub(super) fn owner(&self, group: GroupId) -> Option<(PeerId, LinkId)> {
+        let peer = self.cluster()?.ha.owner(group)?;
+        Some((peer, self.sync_link(peer)?))
+    }
+
+    /// The group of a packet that may belong to no session, and have no ports.
+    fn group_of_any(&self, packet: &Packet<'_>) -> GroupId {
+        if let Some(group) = self.group_of_session(packet) {
+            return group;
+        }
+        if self.sessions.nat().group(&packet.parsed.key.dst).is_none()
+            && packet.parsed.fragment.is_none()
+        {
+            let mut plan = Plan::new(packet);
+            // Whether it may pass is up to the owner.
+            let _ = self.decide(packet, &mut plan, |_| true);
+            if plan.source.is_some() {
+                return plan.group;
+            }
+        }
+        self.group_by_addresses(packet)
+    }
+
+    fn group_of_session(&self, packet: &Packet<'_>) -> Option<GroupId> {
+        let key = self.session_key(packet.bytes, &packet.parsed, packet.port)?;
+        let (id, _) = self.sessions.lookup(&key)?;
+        Some(self.sessions.get(id)?.group)
+    }
+
+    /// The key under which the session of a packet would be found.
+    fn session_key(&self, bytes: &[u8], parsed: &Parsed, port: PortId) -> Option<FlowKey> {
+        match (parsed.kind, parsed.fragment) {
+            (packet::PacketKind::IcmpError, _) => {
+                Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply())
+            }
+            (packet::PacketKind::LaterFragment, Some(fragment)) => {
+                let key = super::fragment::key(parsed, &fragment, port);
+                Some(self.fragments.decision(&key)?.flow)
+            }
+            _ => Some(parsed.key),
+        }
+    }
+
+    /// The group of a packet as far as its addresses and its port tell: all fragments of a datagram
+    /// have the same.
+    fn group_by_addresses(&self, packet: &Packet<'_>) -> GroupId {
+        let nat = self.sessions.nat();
+        let family = packet.parsed.family;
+        nat.group(&packet.parsed.key.dst)
+            .or_else(|| {
+                let own = self
+                    .own_address(packet.port, family, |group| self.is_primary(group))
+                    .or_else(|| self.own_address(packet.port, family, |_| true));
+                nat.group(&own?)
+            })
+            .unwrap_or(GroupId(0))
+    }
+
+    /// Whether a packet without a session, or a fragment, is for another unit to judge.
+    pub(super) fn is_for_another(&self, packet: &Packet<'_>) -> bool {
+        self.has_asymmetric_flows() && !self.carries(packet.now, self.group_by_addresses(packet))
+    }
+
+    /// Handles a datagram in which `peer` passes on a packet, or a piece of one.
+    pub fn handle_passed_on(&mut self, now: Time, peer: PeerId, bytes: &[u8]) {
+        let Some(assembly) = self.passing_on.assemblies.get_mut(peer.index()) else {
+            return;
+        };
+        // A unit without the option takes them too, as while a changed config reaches one after the
+        // other.
+        let Some(passed) = assembly.add(bytes) else {
+            return;
+        };
+        let port = self
+            .cluster()
+            .and_then(|it| it.sync.port(peer, passed.port));
+        if let Some(port) = port {
+            self.counters.received_from_peers += 1;
+            self.handle_passed(now, port, passed);
+        }
+    }
+
+    fn handle_passed(&mut self, now: Time, port: PortId, passed: Passed) {
+        let Passed {
+            offload, mut bytes, ..
+        } = passed;
+        let key = match packet::parse(&bytes, offload) {
+            Ok(parsed) => self.session_key(&bytes, &parsed, port),
+            Err(_) => None,
+        };
+        self.passing_on.is_receiving = true;
+        let verdict = match self.is_capturing() {
+            true => self.handle_captured_packet(now, port, &mut bytes, offload),
+            false => self.handle_packet(now, port, &mut bytes, offload),
+        };
+        self.passing_on.is_receiving = false;
+        if let Some(key) = key {
+            self.mark_spread(&key);
+        }
+        if verdict == Verdict::Forward {
+            let port = self.exit();
+            self.push_output(Output::Packet {
+                port,
+                bytes,
+                offload,
+            });
+        }
+    }
+
+    /// Notes that other units see packets of a session. Peers are told.
+    fn mark_spread(&mut self, key: &FlowKey) {
+        let Some((id, _)) = self.sessions.lookup(key) else {
+            return;
+        };
+        let is_owner = |group| self.is_primary(group);
+        let session = self.sessions.get(id);
+        if session.is_some_and(|session| is_owner(session.group)) {
+            self.sessions.edit(id, |session, _| {
+                session.flags.set(SessionFlags::SPREAD);
+            });
+        }
+    }
+
+    /// A segment outside of the window that is known, in a session of which other units forward
+    /// packets: its numbers are unknown, as after a takeover. Returns whether that is so.
+    #[cold]
+    pub(super) fn doubt_numbers(&mut self, id: SessionId) -> bool {
+        let doubted = self.sessions.edit(id, |session, _| {
+            let may = session.flags.contains(SessionFlags::SPREAD) && session.is_settled();
+            match &mut session.tracker {
+                Tracker::Tcp(tracker) if may && !tracker.is_unsure() => {
+                    tracker.resume();
+                    true
+                }
+                _ => false,
+            }
+        });
+        doubted == Some(true)
+    }
+}
