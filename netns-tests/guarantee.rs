@@ -2,7 +2,7 @@
 
 use crate::lab::{SERVER, bracketed};
 use crate::pair::Pair;
-use crate::services::{Http, whoami};
+use crate::services::{Http, udp_echo, udp_echoes, whoami};
 use crate::unit::Unit;
 use testkit::system::process::wait_until;
 
@@ -46,6 +46,25 @@ fn waits_for_the_peer(mode: &str) {
         connect(&pair);
         counter(pair.a(), "held") >= held + 2
     });
+}
+
+/// A session may begin with a datagram in fragments: they wait together.
+#[test]
+fn the_fragments_of_a_first_datagram_wait_with_it() {
+    let mut pair = Pair::new();
+    pair.edit(
+        "group-id = 7",
+        "group-id = 7\npickup-guarantee = \"strict\"\npickup-guarantee-wait = \"1s\"",
+    );
+    pair.start();
+    for server in SERVER {
+        let _server = udp_echo(&pair.lab.server, server);
+        assert!(
+            udp_echoes(&pair.lab, &pair.lab.lan1, server, 8000),
+            "{server}"
+        );
+    }
+    assert!(counter(pair.a(), "held") >= 2, "no session has waited");
 }
 
 #[test]

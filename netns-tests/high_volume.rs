@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::conversation::{Conversation, line_server};
-use crate::lab::LAN1;
+use crate::lab::{LAN1, SERVER};
 use testkit::system::process::wait_until;
 
 /// Groups, as many as units.
@@ -145,5 +145,46 @@ fn three_units_share_the_work_and_none_is_missed() {
     cluster.unit(2).tandemgw("maintenance off").ok();
     wait_until_each_has_its_group(&cluster);
     clients.iter_mut().for_each(Conversation::go_on);
+    clients.into_iter().for_each(Conversation::finish);
+}
+
+/// Hosts of one LAN use the addresses of several groups as default gateway. A unit that has taken
+/// over the group of such a host can't tell that it uses this one: it opens the host's sessions in
+/// the group that it has had before. When the other group goes back, the host's packets come to the
+/// other unit, which forwards them for the owner.
+#[test]
+fn a_session_of_a_shared_lan_lives_on_when_its_hosts_gateway_goes_back() {
+    let mut cluster = high_volume();
+    cluster.edit(
+        "override = true",
+        "override = true\nasymmetric-flows = true",
+    );
+    cluster.start();
+    wait_until_each_has_its_group(&cluster);
+    let lab = &cluster.lab;
+    let _servers = SERVER.map(|address| line_server(&lab.server, address));
+    for gateway in [
+        format!("10.77.1.{}", last(1)),
+        format!("fd77:1::{}", last(1)),
+    ] {
+        lab.lan1
+            .run(&format!("ip route replace default via {gateway}"));
+    }
+    cluster.unit_mut(1).kill();
+    wait_until_others_have_all(&cluster, 1);
+    let lan = &cluster.lab.lan1;
+    let mut clients = SERVER.map(|address| Conversation::start(lan, address));
+    let sessions = cluster.unit(0).sessions("port=7100");
+    assert!(
+        sessions.iter().any(|it| it["group"] != "g1"),
+        "{sessions:#?}"
+    );
+    cluster.unit_mut(1).start();
+    wait_until_each_has_its_group(&cluster);
+    for _ in 0..3 {
+        clients.iter_mut().for_each(Conversation::go_on);
+    }
+    let counters = &cluster.unit(1).status()["counters"]["asymmetric_flows"];
+    assert!(counters["passed_on"].as_u64() > Some(0), "{counters:#}");
     clients.into_iter().for_each(Conversation::finish);
 }

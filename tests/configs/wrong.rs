@@ -277,6 +277,43 @@ action = "accept"
         r#"22:8 warning: sessions of policy `out` from port `dmz` belong to group `two`, but port `wan` has no IPv4 address of it: if another unit has that, their answers go there and are lost | give port `wan` an address of group `two`"#,
         r#"28:8 warning: sessions of policy `plain` from port `dmz` belong to group `two`, but port `lan` has no address of it that answers could be sent to: if another unit has that, their answers go there and are lost | give port `lan` an address of group `two`"#,
     ]),
+    // Hosts of one port that may use addresses of several groups; servers of forwards are not such.
+    (&[BASE_HA, HA], r#"[[port]]
+name = "dmz"
+interface = "eth2"
+virtual-addresses = ["10.0.3.1/24", "10.0.3.2/24"]
+[[port]]
+name = "inside"
+interface = "eth3"
+virtual-addresses = ["10.0.4.1/24", "10.0.4.2/24"]
+[[group]]
+name = "one"
+ports = ["lan", "wan"]
+virtual-addresses = ["10.0.3.1", "10.0.4.1"]
+[[group]]
+name = "two"
+virtual-addresses = ["10.0.3.2", "10.0.4.2"]
+[[policy]]
+name = "out"
+from = ["lan", "dmz"]
+to = ["wan"]
+action = "accept"
+nat = true
+[[policy]]
+name = "in"
+from = ["inside"]
+to = ["lan"]
+action = "accept"
+nat = true
+[[forward]]
+name = "web"
+port = "inside"
+protocol = "tcp"
+external = "10.0.4.2:80"
+internal = "10.0.1.9:80"
+"#, &[
+        r#"17:8 warning: sessions of policy `out` may be lost when a group moves: port `dmz` has addresses of several groups, and a unit that has two of them can't tell which one a host uses | say `asymmetric-flows = true` in `[ha]`, or give the hosts of each group a port of their own"#,
+    ]),
     // Policies.
     (&[BASE], r#"[[policy]]
 name = "a"

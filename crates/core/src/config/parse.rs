@@ -76,8 +76,11 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
     link_monitor::warn_of_ports(&root, &link_monitors, ha.as_ref(), &network);
-    if ha.is_some() {
+    if let Some(ha) = &ha {
         ways::warn_of_ways(root.report, &policies, &groups, &network, &pools);
+        if !ha.asymmetric_flows {
+            ways::warn_of_shared_ports(root.report, &policies, &network, &forwards);
+        }
     }
     if ha.is_none() {
         policy::warn_of_guarantees(root.report, &policies);

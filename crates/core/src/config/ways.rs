@@ -6,7 +6,7 @@ use super::diagnostic::Report;
 use super::network::Network;
 use super::reader::At;
 use super::translation::Pools;
-use super::{Action, Group, Nat, Policy};
+use super::{Action, Forward, Group, Nat, Policy};
 use crate::flow::{Family, GroupId, PortId};
 
 /// Warns of policies whose answers may come to another unit. Checks only ports that a policy names
@@ -51,6 +51,42 @@ pub(super) fn warn_of_ways(
                 report.warn(span, message, hint);
             }
         }
+    }
+}
+
+/// Warns of policies for hosts that may use addresses of several groups as default gateway. A unit
+/// that has two of these groups can't tell which one a host uses, and takes its sessions for the
+/// first; when the other group moves, the host's packets come to a unit that is not primary for
+/// them. What comes in by a forward has the group of that.
+pub(super) fn warn_of_shared_ports(
+    report: &Report,
+    policies: &[At<Policy>],
+    network: &Network,
+    forwards: &[Forward],
+) {
+    if !network.complete {
+        return;
+    }
+    for At {
+        value: policy,
+        span,
+    } in policies
+    {
+        let shared = |from: &&PortId| {
+            network.has_several_groups(**from) && !forwards.iter().any(|it| it.port == **from)
+        };
+        let shared = policy.from.iter().find(shared);
+        let Some(from) = shared.filter(|_| policy.action == Action::Accept) else {
+            continue;
+        };
+        let from = &network.ports[from.index()].name;
+        let message = format!(
+            "sessions of policy `{}` may be lost when a group moves: port `{from}` has addresses of several \
+             groups, and a unit that has two of them can't tell which one a host uses",
+            policy.name
+        );
+        let hint = "say `asymmetric-flows = true` in `[ha]`, or give the hosts of each group a port of their own";
+        report.warn(span, message, hint);
     }
 }
 
@@ -100,6 +136,14 @@ impl Network {
             .iter()
             .all(|it| it.group == first)
             .then_some(first)
+    }
+
+    fn has_several_groups(&self, port: PortId) -> bool {
+        let port = self.ports.get(port.index());
+        let addresses = port.map_or(&[][..], |port| &port.virtual_addresses[..]);
+        let mut groups = addresses.iter().map(|it| it.group);
+        let first = groups.next();
+        groups.any(|group| Some(group) != first)
     }
 
     fn has_in_group(&self, port: PortId, group: GroupId, family: Family) -> bool {

@@ -40,6 +40,14 @@ impl Onward {
     }
 }
 
+/// A first fragment, and how the others of its datagram follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FirstFragment {
+    key: FragmentKey,
+    piece: Piece,
+    onward: Onward,
+}
+
 /// The key that all fragments of a datagram share.
 pub(super) fn key(parsed: &Parsed, fragment: &Fragment, in_port: PortId) -> FragmentKey {
     FragmentKey {
@@ -86,21 +94,34 @@ impl Gateway {
         key: FragmentKey,
         piece: Piece,
     ) -> Verdict {
-        let (now, port, mut onward) = (packet.now, packet.port, Onward::of(&packet.parsed));
+        let (now, held) = (packet.now, self.counters.guarantee_held);
+        let mut first = FirstFragment {
+            key,
+            piece,
+            onward: Onward::of(&packet.parsed),
+        };
         // First, so that a dropped packet has neither opened nor counted anything.
         if let Err(reason) = self.fragments.check_first(&key, piece, now) {
             return Verdict::Drop(reason);
         }
         let verdict = self.handle_whole(packet);
+        first.onward.identification = packet::identification(packet.bytes, &packet.parsed);
         let is_passed_on =
             verdict == Verdict::Drop(DropReason::NotPrimary) && self.has_asymmetric_flows();
-        if verdict == Verdict::Forward || is_passed_on {
-            onward.identification = packet::identification(packet.bytes, &packet.parsed);
-            for bytes in self.fragments.first(key, piece, now, onward) {
-                self.release_fragment(now, port, bytes, onward);
-            }
+        if self.counters.guarantee_held > held {
+            self.wait_with_fragments(&packet.parsed.key, first);
+        } else if verdict == Verdict::Forward || is_passed_on {
+            self.release_fragments(now, first);
         }
         verdict
+    }
+
+    /// The first fragment of a datagram is on its way: sends those that have waited for it.
+    pub(super) fn release_fragments(&mut self, now: Time, first: FirstFragment) {
+        let FirstFragment { key, piece, onward } = first;
+        for bytes in self.fragments.first(key, piece, now, onward) {
+            self.release_fragment(now, key.in_port, bytes, onward);
+        }
     }
 
     /// Sends a fragment that had waited for the first one.

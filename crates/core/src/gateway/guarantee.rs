@@ -15,6 +15,7 @@ use crate::store::{Journal, Seq};
 use crate::sync::{Copies, Replicator};
 use crate::time::Time;
 
+use super::fragment::FirstFragment;
 use super::{Cluster, Gateway, Packet};
 
 /// Packets that may wait at a time: 40 ms of 100 000 new sessions a second.
@@ -41,6 +42,8 @@ struct Held {
     strict: bool,
     port: PortId,
     bytes: Vec<u8>,
+    /// If it is the first fragment of a datagram: the others wait with it.
+    fragment: Option<FirstFragment>,
 }
 
 impl Waiting {
@@ -58,6 +61,14 @@ impl Waiting {
         self.count += 1;
         self.bytes += held.bytes.len();
         self.queues.entry(group).or_default().push_back(held);
+    }
+
+    /// The last packet that began to wait in `group` is the first fragment of a datagram.
+    fn note_fragment(&mut self, group: GroupId, first: FirstFragment) {
+        let queue = self.queues.get_mut(&group);
+        if let Some(held) = queue.and_then(VecDeque::back_mut) {
+            held.fragment = Some(first);
+        }
     }
 
     /// The first packet of any group that fulfils a condition.
@@ -136,6 +147,7 @@ impl Gateway {
             strict,
             port,
             bytes,
+            fragment: None,
         };
         self.with_cluster(|cluster| cluster.waiting.push(group, held));
         self.counters.guarantee_held += 1;
@@ -189,6 +201,15 @@ impl Gateway {
         }
     }
 
+    /// The packet that has just begun to wait is the first fragment of a datagram.
+    pub(super) fn wait_with_fragments(&mut self, key: &FlowKey, first: FirstFragment) {
+        let session = self.sessions.lookup(key);
+        let group = session.and_then(|(id, _)| Some(self.sessions.get(id)?.group));
+        if let Some(group) = group {
+            self.with_cluster(|cluster| cluster.waiting.note_fragment(group, first));
+        }
+    }
+
     fn pop_waiting<H>(
         &mut self,
         pop: impl FnOnce(&mut Cluster, &Journal) -> Option<H>,
@@ -220,6 +241,9 @@ impl Gateway {
             bytes: held.bytes,
             offload: Offload::default(),
         });
+        if let Some(first) = held.fragment {
+            self.release_fragments(now, first);
+        }
     }
 
     fn give_up(&mut self, packet: &mut Packet<'_>, id: SessionId, strict: bool) -> Verdict {
