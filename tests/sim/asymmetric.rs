@@ -185,9 +185,7 @@ fn nothing_is_passed_on_twice() {
 /// Everything that can go wrong, behind routers that spread each packet over the units.
 #[test]
 fn sessions_survive_whatever_happens_behind_routers() {
-    crate::install_logger();
-    let first = crate::number("TANDEMGW_FIRST").unwrap_or(0);
-    for seed in first..first + crate::number("TANDEMGW_SEEDS").unwrap_or(4) {
+    crate::try_seeds(4, |seed| {
         let mut random = SplitMix64(seed ^ 0xa5e);
         let shape = Shape {
             links: 1 + random.below(2),
@@ -195,5 +193,5 @@ fn sessions_survive_whatever_happens_behind_routers() {
             ..asymmetric([2, 2, 3, 4, 6][random.below(5)], 1 + random.below(3))
         };
         scenario::run_with(seed, shape, random);
-    }
+    });
 }

@@ -63,6 +63,9 @@ impl World {
     /// A process that starts remembers no reign of its own.
     pub fn forget_reigns(&mut self, unit: usize) {
         self.reigns.last.retain(|(_, owner), _| *owner != unit);
+        // What another process of it has won binds this one to nothing.
+        let risings = &mut self.reigns.risings;
+        risings.retain(|(_, winner, ..)| *winner != unit);
     }
 
     /// After a turn: a term has one owner, terms rise from reign to reign, and who yields in a
