@@ -22,8 +22,7 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
         ExitCode::from(EXIT_CONFIG)
     })?;
     let mut sources = Sources::new(path, &text);
-    let read = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
-    let added = add_included(&mut sources, read);
+    let added = add_included(&mut sources, |file| std::fs::read(file));
     match added.and_then(|()| config::parse_all(&sources)) {
         Ok((config, warnings)) => {
             show(&warnings, &sources);

@@ -80,8 +80,7 @@ fn compare(running: &str, file: &Path) -> Result<Change, String> {
     let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
     let wanted = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let mut wanted = Sources::new(file, &wanted);
-    let included = |file: &Path| std::fs::read(file).map_err(|error| error.to_string());
-    add_included(&mut wanted, included).map_err(mistakes)?;
+    add_included(&mut wanted, |file| std::fs::read(file)).map_err(mistakes)?;
     let running = read(&Sources::new(file, running))
         .map_err(|_| "the running gateway is of another version: use its own program".to_owned())?;
     Ok(Change::new(&running, &read(&wanted)?))

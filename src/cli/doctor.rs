@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 use tandemgw::os::preflight::{self, Check, MachineProblem};
 use tandemgw_core::config::Config;
 use tandemgw_core::control::protocol::{LinkStatus, PeerStatus, Status};
@@ -27,12 +27,15 @@ pub fn doctor(path: &Path, json: bool) -> ExitCode {
         Err(code) => return code,
     };
     let checks = examine(&config);
-    let output = if json {
-        format!("{}\n", to_json(&checks))
-    } else {
-        render(&checks, terminal_width(), paint::is_wanted())
+    let written = match json {
+        true => serde_json::to_string(&Report::of(&checks))
+            .map_err(io::Error::from)
+            .and_then(|line| query::print_line(&line)),
+        false => {
+            let text = render(&checks, terminal_width(), paint::is_wanted());
+            io::stdout().lock().write_all(text.as_bytes())
+        }
     };
-    let written = io::stdout().lock().write_all(output.as_bytes());
     match written {
         Ok(()) if is_fit(&checks) => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(EXIT_CONFIG),
@@ -146,16 +149,37 @@ fn lines(check: &Check) -> Vec<Line<'_>> {
         .collect()
 }
 
-fn to_json(checks: &[Check]) -> Value {
-    let results: Vec<Value> = checks
-        .iter()
-        .flat_map(|check| {
-            lines(check).into_iter().map(|(result, _, found, remedy)| {
-                json!({ "check": check.name, "result": result, "found": found, "remedy": remedy })
-            })
-        })
-        .collect();
-    json!({ "fit": is_fit(checks), "checks": results })
+/// All checks, for programs.
+#[derive(Serialize)]
+struct Report<'a> {
+    checks: Vec<ReportRow<'a>>,
+    fit: bool,
+}
+
+#[derive(Serialize)]
+struct ReportRow<'a> {
+    check: &'a str,
+    found: &'a str,
+    remedy: Option<&'a str>,
+    result: &'a str,
+}
+
+impl Report<'_> {
+    fn of(checks: &[Check]) -> Report<'_> {
+        let rows = checks.iter().flat_map(|check| {
+            let row = |(result, _, found, remedy)| ReportRow {
+                check: &check.name,
+                found,
+                remedy,
+                result,
+            };
+            lines(check).into_iter().map(row)
+        });
+        Report {
+            checks: rows.collect(),
+            fit: is_fit(checks),
+        }
+    }
 }
 
 fn render(checks: &[Check], width: Option<usize>, color: bool) -> String {
@@ -261,7 +285,8 @@ not fit: 1 error, 1 warning
 
     #[test]
     fn programs_get_one_object() {
-        let json = to_json(&checks());
+        let checks = checks();
+        let json = serde_json::to_value(Report::of(&checks)).unwrap();
         assert_eq!(json["fit"], false);
         assert_eq!(json["checks"][0]["result"], "ok");
         assert_eq!(json["checks"][2]["remedy"], "use br0");

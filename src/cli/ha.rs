@@ -142,8 +142,7 @@ fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> 
         return Ok(saved);
     }
     let mut sources = Sources::new(&file, &new);
-    let read = |file: &Path| fs::read(file).map_err(|error| error.to_string());
-    let added = add_included(&mut sources, read);
+    let added = add_included(&mut sources, |file| fs::read(file));
     if added.and_then(|()| config::parse_all(&sources)).is_err() {
         return Err(SaveError::Mistakes);
     }

@@ -16,7 +16,7 @@ const MOST_FILES: usize = 1024;
 /// What is wrong with the first that can't be added.
 pub fn add_included(
     sources: &mut Sources,
-    read: impl Fn(&Path) -> Result<Vec<u8>, String>,
+    read: impl Fn(&Path) -> io::Result<Vec<u8>>,
 ) -> Result<(), Vec<Diagnostic>> {
     let folder = sources.main().parent().unwrap_or(Path::new("")).to_owned();
     // A pattern may match the config itself.
@@ -33,7 +33,7 @@ pub fn add_included(
                 return Err(fail(format!("more than {MOST_FILES} files are included")));
             }
             let name = file.display();
-            let bytes = read(&file).map_err(|why| fail(format!("{name}: {why}")))?;
+            let bytes = read(&file).map_err(|error| fail(format!("{name}: {error}")))?;
             let text = config::decode(bytes).map_err(|(problem, shown)| {
                 let line = problem.line(&Sources::new(&file, &shown));
                 fail(line)
@@ -97,8 +97,7 @@ mod tests {
             );
             self.write("gw.toml", &text);
             let mut sources = Sources::new(&self.0.join("gw.toml"), &text);
-            let read = |file: &Path| fs::read(file).map_err(|error| error.to_string());
-            let added = add_included(&mut sources, read);
+            let added = add_included(&mut sources, |file| fs::read(file));
             let lines = |found: Vec<Diagnostic>| -> Vec<String> {
                 found.iter().map(|it| it.line(&sources)).collect()
             };

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -271,7 +271,7 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     };
     // Of all files together.
     let left = Cell::new(MAX_FILE);
-    let bytes = read_bytes(file, &left).map_err(unreadable)?;
+    let bytes = read_bytes(file, &left).map_err(|error| unreadable(error.to_string()))?;
     let text = config::decode(bytes)
         .map_err(|(problem, shown)| has_mistakes(vec![problem], &Sources::new(file, &shown)))?;
     let mut sources = Sources::new(file, &text);
@@ -286,27 +286,29 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
 }
 
 /// The content of a file of no more than `left` bytes, which are used up.
-fn read_bytes(file: &Path, left: &Cell<u64>) -> Result<Vec<u8>, String> {
+fn read_bytes(file: &Path, left: &Cell<u64>) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     // A pipe, or what else may be there by mistake, is not waited for.
-    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(file);
-    let opened = opened.map_err(|error| error.to_string())?;
-    let kind = opened.metadata().map_err(|error| error.to_string())?;
+    let opened = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file)?;
+    let kind = opened.metadata()?;
     if !kind.is_file() {
-        return Err("it is not a regular file".to_owned());
+        return Err(io::Error::other("it is not a regular file"));
     }
     let Some(rest) = left.get().checked_sub(kind.len()) else {
-        return Err(format!(
-            "the config is longer than {MAX_FILE} bytes: restart to apply it"
-        ));
+        let why = format!("the config is longer than {MAX_FILE} bytes: restart to apply it");
+        return Err(io::Error::other(why));
     };
     left.set(rest);
     let mut bytes = Vec::new();
-    let read = opened.take(kind.len() + 1).read_to_end(&mut bytes);
-    let read = read.map_err(|error| error.to_string())?;
+    let read = opened.take(kind.len() + 1).read_to_end(&mut bytes)?;
     match read as u64 == kind.len() {
         true => Ok(bytes),
-        false => Err("somebody writes it: reload once that is done".to_owned()),
+        false => Err(io::Error::other(
+            "somebody writes it: reload once that is done",
+        )),
     }
 }
 
