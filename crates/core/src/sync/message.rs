@@ -1,4 +1,4 @@
-//! The messages between units, version 2.
+//! The messages between units.
 //!
 //! A stream of frames `length: u32 | type: u8 | body`, numbers in network order, the length that of
 //! type and body. Unknown types, and bytes after the known part of a body, are skipped: they come
