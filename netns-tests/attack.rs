@@ -2,7 +2,7 @@
 
 use std::net::{Ipv6Addr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tandemgw::os::quic::Transport;
 use tandemgw_core::random::SplitMix64;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
-use testkit::system::transport::{free_address, ha, peer};
+use testkit::system::transport::{ha, peer};
 
 use crate::frame::{Ends, FrameSocket, fix_ipv4_checksum};
 use crate::lab::{LAN_GATEWAY, LAN2, Lab, SERVER};
@@ -27,7 +27,11 @@ fn forged_initials(count: usize) -> Vec<Vec<u8>> {
         .expect("a timeout");
     let there = target.local_addr().expect("its address");
     let other = NodeKey::from_seed([98; 32]).public();
-    let ha = ha(free_address(), vec![peer("gw-b", there, other)]);
+    // Bound again for each unit: other tests would get a port that is free in between.
+    static UNITS: AtomicU8 = AtomicU8::new(0);
+    let number = UNITS.fetch_add(1, Ordering::Relaxed);
+    let here = ([127, 77, std::process::id() as u8, number], 7030).into();
+    let ha = ha(here, vec![peer("gw-b", there, other)]);
     let mut initials = Vec::new();
     while initials.len() < count {
         let seed = initials.len() as u64;

@@ -87,12 +87,17 @@ impl World {
         }
     }
 
-    /// Which of these sessions no primary holds.
+    /// Which of these sessions no primary holds, not even closed: hosts may end them.
     fn missing(&self, sessions: &[(FlowKey, FlowKey)]) -> Vec<(FlowKey, FlowKey)> {
-        let held: Vec<_> = self
-            .primaries(0)
-            .into_iter()
-            .flat_map(|unit| self.held_by(unit))
+        let of_unit = |unit: usize| {
+            let gateway = self.units[unit].gateway.as_ref();
+            gateway.map(|gateway| views(gateway, self.local_time(unit)))
+        };
+        let primaries = self.primaries(0).into_iter();
+        let held: Vec<_> = primaries
+            .filter_map(of_unit)
+            .flatten()
+            .map(|view| (view.original, view.translated))
             .collect();
         let missing = sessions.iter().filter(|session| !held.contains(session));
         missing.cloned().collect()
@@ -102,7 +107,11 @@ impl World {
     fn clashes(&self, (original, translated): &(FlowKey, FlowKey)) -> bool {
         let primaries = self.primaries(0).into_iter();
         let mut held = primaries.flat_map(|unit| self.held_by(unit));
-        held.any(|(from, to)| from == *original || to.reply() == translated.reply())
+        held.any(|(from, to)| {
+            // Its answers may have come to the other unit first, which then took them up by themselves.
+            let is_reverse = from == translated.reply() && to == original.reply();
+            from == *original || to.reply() == translated.reply() || is_reverse
+        })
     }
 
     /// Answers the datagrams of [`World::open_many`] once.
