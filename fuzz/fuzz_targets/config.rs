@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use tandemgw_core::config::{Severity, parse, render};
+use tandemgw_core::config::{Severity, Sources, parse, render};
 
 fuzz_target!(|text: &str| {
     let file = Path::new("fuzz.toml");
@@ -19,6 +19,6 @@ fuzz_target!(|text: &str| {
             found
         }
     };
-    let shown = render(&found, file, text, false);
+    let shown = render(&found, &Sources::new(file, text), false);
     assert!(shown.matches("fuzz.toml:").count() >= found.len());
 });

@@ -108,7 +108,8 @@ impl World {
         let primaries = self.primaries(0).into_iter();
         let mut held = primaries.flat_map(|unit| self.held_by(unit));
         held.any(|(from, to)| {
-            // Its answers may have come to the other unit first, which then took them up by themselves.
+            // Its answers may have come to the other unit first, which then took them up by
+            // themselves.
             let is_reverse = from == translated.reply() && to == original.reply();
             from == *original || to.reply() == translated.reply() || is_reverse
         })
