@@ -27,14 +27,19 @@ fn forged_initials(count: usize) -> Vec<Vec<u8>> {
         .expect("a timeout");
     let there = target.local_addr().expect("its address");
     let other = NodeKey::from_seed([98; 32]).public();
-    // Bound again for each unit: other tests would get a port that is free in between.
-    static UNITS: AtomicU8 = AtomicU8::new(0);
-    let number = UNITS.fetch_add(1, Ordering::Relaxed);
-    let here = ([127, 77, std::process::id() as u8, number], 7030).into();
-    let ha = ha(here, vec![peer("gw-b", there, other)]);
+    static FLOODS: AtomicU8 = AtomicU8::new(0);
+    let number = FLOODS.fetch_add(1, Ordering::Relaxed);
     let mut initials = Vec::new();
     while initials.len() < count {
         let seed = initials.len() as u64;
+        // An address for each: a process that another test starts has a copy of the socket before
+        // it until it runs its program.
+        let here = (
+            [127, 77, std::process::id() as u8, number],
+            2000 + seed as u16,
+        )
+            .into();
+        let ha = ha(here, vec![peer("gw-b", there, other)]);
         let mut unit = Transport::new(&ha, "gw-a", &key, seed).expect("a unit");
         unit.poll(Instant::now());
         // One for each role.
