@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::os::config_files::add_included;
+use tandemgw::os::config_files::parse_with_included;
 use tandemgw_core::config::{self, Config, Diagnostic, Sources};
 
 use super::{EXIT_CONFIG, fail, say};
@@ -22,8 +22,7 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
         ExitCode::from(EXIT_CONFIG)
     })?;
     let mut sources = Sources::new(path, &text);
-    let added = add_included(&mut sources, |file| std::fs::read(file));
-    match added.and_then(|()| config::parse_all(&sources)) {
+    match parse_with_included(&mut sources, |file| std::fs::read(file)) {
         Ok((config, warnings)) => {
             show(&warnings, &sources);
             Ok(config)

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tandemgw::os::config_files::add_included;
+use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::config_terms::with_absolute_paths;
-use tandemgw_core::config::{self, Change, Config, Difference, Sources};
+use tandemgw_core::config::{Change, Config, Difference, Sources};
 use tandemgw_core::control::protocol::{ConfigPart, Request};
 
 use super::client::{Client, ClientError, PATIENCE, parse};
@@ -73,17 +73,18 @@ fn ask(socket: Option<&Path>, full: bool) -> Result<Shown, ClientError> {
 /// The changes that the file would make to the config in force.
 fn compare(running: &str, file: &Path) -> Result<Change, String> {
     let mistakes = |_| "it has mistakes, which `tandemgw check` shows".to_owned();
-    let read = |sources: &Sources| -> Result<Config, String> {
-        let (config, _) = config::parse_all(sources).map_err(mistakes)?;
+    let read = |name: &Path, text: &str| -> Result<Config, String> {
+        let mut sources = Sources::new(name, text);
+        let parsed = parse_with_included(&mut sources, |file| std::fs::read(file));
+        let (config, _) = parsed.map_err(mistakes)?;
         with_absolute_paths(config).map_err(|error| error.to_string())
     };
     let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
     let wanted = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-    let mut wanted = Sources::new(file, &wanted);
-    add_included(&mut wanted, |file| std::fs::read(file)).map_err(mistakes)?;
-    let running = read(&Sources::new(file, running))
+    // What is in force is whole: `config show` writes no `include`.
+    let running = read(file, running)
         .map_err(|_| "the running gateway is of another version: use its own program".to_owned())?;
-    Ok(Change::new(&running, &read(&wanted)?))
+    Ok(Change::new(&running, &read(file, &wanted)?))
 }
 
 fn rows(change: &Change) -> Vec<Row> {

@@ -7,9 +7,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
-use tandemgw::os::config_files::add_included;
+use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::file_lock::lock_folder;
-use tandemgw_core::config::{self, Sources};
+use tandemgw_core::config::Sources;
 use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
 use toml_edit::{DocumentMut, TomlError};
 
@@ -142,8 +142,7 @@ fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> 
         return Ok(saved);
     }
     let mut sources = Sources::new(&file, &new);
-    let added = add_included(&mut sources, |file| fs::read(file));
-    if added.and_then(|()| config::parse_all(&sources)).is_err() {
+    if parse_with_included(&mut sources, |file| fs::read(file)).is_err() {
         return Err(SaveError::Mistakes);
     }
     replace(&file, &new)?;

@@ -5,16 +5,25 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tandemgw_core::config::{self, Diagnostic, Include, Sources};
+use tandemgw_core::config::{self, Config, Diagnostic, Include, Sources};
 
 /// Files that one config includes at most.
 const MOST_FILES: usize = 1024;
 
-/// Adds the texts of all files that a config includes, each once, as `read` reads them.
+/// Parses a config with all files that it includes, whose texts are added to `sources`, each once,
+/// as `read` reads them.
 ///
 /// # Errors
-/// What is wrong with the first that can't be added.
-pub fn add_included(
+/// What is wrong with the first file that can't be added, or with the texts.
+pub fn parse_with_included(
+    sources: &mut Sources,
+    read: impl Fn(&Path) -> io::Result<Vec<u8>>,
+) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    add_included(sources, read)?;
+    config::parse_all(sources)
+}
+
+fn add_included(
     sources: &mut Sources,
     read: impl Fn(&Path) -> io::Result<Vec<u8>>,
 ) -> Result<(), Vec<Diagnostic>> {
@@ -22,13 +31,12 @@ pub fn add_included(
     // A pattern may match the config itself.
     let mut known = BTreeSet::from([identity(sources.main())]);
     for include in sources.includes() {
-        let fail = |why| vec![sources.unreadable(&include, why)];
+        let fail = |why| vec![include.unreadable(why)];
         let files = files_of(&folder, &include).map_err(fail)?;
         for file in files {
             if !known.insert(identity(&file)) {
                 continue;
             }
-            let fail = |why| vec![sources.unreadable(&include, why)];
             if known.len() > MOST_FILES {
                 return Err(fail(format!("more than {MOST_FILES} files are included")));
             }
@@ -97,12 +105,11 @@ mod tests {
             );
             self.write("gw.toml", &text);
             let mut sources = Sources::new(&self.0.join("gw.toml"), &text);
-            let added = add_included(&mut sources, |file| fs::read(file));
+            let parsed = parse_with_included(&mut sources, |file| fs::read(file));
             let lines = |found: Vec<Diagnostic>| -> Vec<String> {
                 found.iter().map(|it| it.line(&sources)).collect()
             };
-            added.map_err(lines)?;
-            let (config, _) = config::parse_all(&sources).map_err(lines)?;
+            let (config, _) = parsed.map_err(lines)?;
             Ok(config.policies.into_iter().map(|it| it.name).collect())
         }
     }

@@ -12,7 +12,7 @@ use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::config_files::add_included;
+use super::super::config_files::parse_with_included;
 use super::super::config_terms::with_absolute_paths;
 use super::super::upkeep::Order;
 use super::super::worker::{self, Job, Progress};
@@ -275,8 +275,7 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     let text = config::decode(bytes)
         .map_err(|(problem, shown)| has_mistakes(vec![problem], &Sources::new(file, &shown)))?;
     let mut sources = Sources::new(file, &text);
-    let added = add_included(&mut sources, |file| read_bytes(file, &left));
-    match added.and_then(|()| config::parse_all(&sources)) {
+    match parse_with_included(&mut sources, |file| read_bytes(file, &left)) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
             Ok(config) => Ok((config, lines(&warnings, &sources))),
             Err(error) => Err(unreadable(error.to_string())),

@@ -19,7 +19,7 @@ use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translati
 ///
 /// As of [`parse_all`].
 pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
-    parse_text(file, text)
+    parse_all(&Sources::new(file, text))
 }
 
 /// Reads the texts of a config. Paths in it are relative to the folder of its own file. No file is
@@ -30,10 +30,7 @@ pub fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<D
 /// All problems of the texts, in their order, warnings among them. If one is not TOML, only syntax
 /// errors. An accepted config can come with warnings too.
 pub fn parse_all(sources: &Sources) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
-    parse_text(sources.main(), sources.text())
-}
-
-fn parse_text(file: &Path, text: &str) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let (file, text) = (sources.main(), sources.text());
     let report = Report::default();
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {

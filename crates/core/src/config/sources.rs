@@ -43,6 +43,16 @@ impl Include {
             false => self.name == name,
         }
     }
+
+    /// The problem that it can't be read.
+    pub fn unreadable(&self, why: String) -> Diagnostic {
+        Diagnostic {
+            severity: Severity::Error,
+            span: self.span.clone(),
+            message: why,
+            hint: None,
+        }
+    }
 }
 
 /// Whether `name` is `pattern` with something in place of each `*`.
@@ -142,16 +152,6 @@ impl Sources {
             problem
         });
         Err(moved.collect())
-    }
-
-    /// A problem with an included file that can't be read.
-    pub fn unreadable(&self, include: &Include, why: String) -> Diagnostic {
-        Diagnostic {
-            severity: Severity::Error,
-            span: include.span.clone(),
-            message: why,
-            hint: None,
-        }
     }
 
     /// The file in which a place of the text is, the file's text, and the place in that.
