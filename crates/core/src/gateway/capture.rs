@@ -4,11 +4,11 @@
 use crate::capture::{Capture, CapturedFate, Facts, Options, Sight};
 use crate::event::{DropReason, Offload, Verdict};
 use crate::flow::{Direction, FlowKey, PolicyId, PortId};
-use crate::packet::{self, PacketKind, Parsed, icmp_error};
+use crate::packet::{self, Parsed};
 use crate::session::SessionId;
 use crate::time::Time;
 
-use super::{Gateway, fragment};
+use super::Gateway;
 
 /// Facts about a packet before it is handled.
 struct Arrival {
@@ -83,14 +83,8 @@ impl Gateway {
 
     fn arrival(&self, now: Time, port: PortId, bytes: &[u8], offload: Offload) -> Arrival {
         let parsed = packet::parse(bytes, offload).ok();
-        let flow = parsed.as_ref().and_then(|parsed| match parsed.kind {
-            PacketKind::IcmpError => Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply()),
-            PacketKind::LaterFragment => {
-                let key = fragment::key(parsed, &parsed.fragment?, port);
-                Some(self.fragments.decision(&key)?.flow)
-            }
-            _ => Some(parsed.key),
-        });
+        let parsed_flow = |parsed| self.flow_of(bytes, parsed, port);
+        let flow = parsed.as_ref().and_then(parsed_flow);
         Arrival {
             now,
             port,

@@ -3,7 +3,7 @@
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{Family, FlowKey, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
-use crate::packet::{self, Fragment, PacketKind, Parsed};
+use crate::packet::{self, Fragment, PacketKind, Parsed, icmp_error};
 use crate::session::Tracker;
 use crate::time::Time;
 
@@ -124,6 +124,19 @@ impl Gateway {
         }
     }
 
+    /// The flow that a packet belongs to, or that an ICMP error is about; none for a later fragment
+    /// whose first one was not seen.
+    pub(super) fn flow_of(&self, bytes: &[u8], parsed: &Parsed, port: PortId) -> Option<FlowKey> {
+        match parsed.kind {
+            PacketKind::IcmpError => Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply()),
+            PacketKind::LaterFragment => {
+                let key = key(parsed, &parsed.fragment?, port);
+                Some(self.fragments.decision(&key)?.flow)
+            }
+            _ => Some(parsed.key),
+        }
+    }
+
     /// Sends a fragment that had waited for the first one.
     fn release_fragment(&mut self, now: Time, port: PortId, mut bytes: Vec<u8>, onward: Onward) {
         let offload = Offload::default();
@@ -153,11 +166,7 @@ impl Gateway {
                 });
             }
             Verdict::Drop(DropReason::NotPrimary) => {
-                if let Verdict::Drop(reason) =
-                    self.handle_for_another(now, port, &mut bytes, offload)
-                {
-                    self.count_drop(reason);
-                }
+                self.handle_for_another(now, port, &mut bytes, offload);
             }
             Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}

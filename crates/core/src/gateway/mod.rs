@@ -228,11 +228,7 @@ impl Gateway {
         match verdict {
             Verdict::Forward => self.counters.forwarded += 1,
             Verdict::Drop(DropReason::NotPrimary) => {
-                let verdict = self.handle_for_another(now, port, bytes, offload);
-                if let Verdict::Drop(reason) = verdict {
-                    self.count_drop(reason);
-                }
-                return verdict;
+                return self.handle_for_another(now, port, bytes, offload);
             }
             Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}

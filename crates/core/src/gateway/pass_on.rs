@@ -12,8 +12,8 @@
 
 use crate::event::{DropReason, Offload, Output, Verdict};
 use crate::flow::{FlowKey, GroupId, LinkId, MAX_PEERS, PeerId, PortId};
-use crate::packet::{self, Parsed, icmp_error};
-use crate::session::{SessionFlags, SessionId, Tracker};
+use crate::packet;
+use crate::session::{Session, SessionFlags, SessionId, Tracker};
 use crate::time::Time;
 
 use super::limiter::Limiter;
@@ -54,6 +54,7 @@ impl Gateway {
     }
 
     /// A packet of a group that this unit is not primary of: passes it on, if that is wanted.
+    /// Otherwise it is counted as dropped.
     #[cold]
     pub(super) fn handle_for_another(
         &mut self,
@@ -62,13 +63,19 @@ impl Gateway {
         bytes: &mut [u8],
         offload: Offload,
     ) -> Verdict {
-        if !self.has_asymmetric_flows() {
-            self.note_stray(now, port, bytes);
-            return Verdict::Drop(DropReason::NotPrimary);
-        }
-        match self.pass_on(now, port, bytes, offload) {
+        let passed_on = match self.has_asymmetric_flows() {
+            true => self.pass_on(now, port, bytes, offload),
+            false => {
+                self.note_stray(now, port, bytes);
+                Err(DropReason::NotPrimary)
+            }
+        };
+        match passed_on {
             Ok(()) => Verdict::Consumed,
-            Err(reason) => Verdict::Drop(reason),
+            Err(reason) => {
+                self.count_drop(reason);
+                Verdict::Drop(reason)
+            }
         }
     }
 
@@ -135,23 +142,9 @@ impl Gateway {
     }
 
     fn group_of_session(&self, packet: &Packet<'_>) -> Option<GroupId> {
-        let key = self.session_key(packet.bytes, &packet.parsed, packet.port)?;
+        let key = self.flow_of(packet.bytes, &packet.parsed, packet.port)?;
         let (id, _) = self.sessions.lookup(&key)?;
         Some(self.sessions.get(id)?.group)
-    }
-
-    /// The key under which the session of a packet would be found.
-    fn session_key(&self, bytes: &[u8], parsed: &Parsed, port: PortId) -> Option<FlowKey> {
-        match (parsed.kind, parsed.fragment) {
-            (packet::PacketKind::IcmpError, _) => {
-                Some(icmp_error::quoted(bytes, parsed).ok()?.key.reply())
-            }
-            (packet::PacketKind::LaterFragment, Some(fragment)) => {
-                let key = super::fragment::key(parsed, &fragment, port);
-                Some(self.fragments.decision(&key)?.flow)
-            }
-            _ => Some(parsed.key),
-        }
     }
 
     /// The group of a packet as far as its addresses and its port tell: all fragments of a datagram
@@ -198,7 +191,7 @@ impl Gateway {
             offload, mut bytes, ..
         } = passed;
         let key = match packet::parse(&bytes, offload) {
-            Ok(parsed) => self.session_key(&bytes, &parsed, port),
+            Ok(parsed) => self.flow_of(&bytes, &parsed, port),
             Err(_) => None,
         };
         self.passing_on.is_receiving = true;
@@ -225,9 +218,10 @@ impl Gateway {
         let Some((id, _)) = self.sessions.lookup(key) else {
             return;
         };
-        let is_owner = |group| self.is_primary(group);
-        let session = self.sessions.get(id);
-        if session.is_some_and(|session| is_owner(session.group)) {
+        let is_news = |session: &Session| {
+            self.is_primary(session.group) && !session.flags.contains(SessionFlags::SPREAD)
+        };
+        if self.sessions.get(id).is_some_and(is_news) {
             self.sessions.edit(id, |session, _| {
                 session.flags.set(SessionFlags::SPREAD);
             });
@@ -238,16 +232,21 @@ impl Gateway {
     /// packets: its numbers are unknown, as after a takeover. Returns whether that is so.
     #[cold]
     pub(super) fn doubt_numbers(&mut self, id: SessionId) -> bool {
-        let doubted = self.sessions.edit(id, |session, _| {
-            let may = session.flags.contains(SessionFlags::SPREAD) && session.is_settled();
-            match &mut session.tracker {
-                Tracker::Tcp(tracker) if may && !tracker.is_unsure() => {
+        let may = |session: &Session| {
+            session.flags.contains(SessionFlags::SPREAD) && session.is_settled()
+        };
+        if !self.sessions.get(id).is_some_and(may) {
+            return false;
+        }
+        let doubted = self
+            .sessions
+            .edit(id, |session, _| match &mut session.tracker {
+                Tracker::Tcp(tracker) if !tracker.is_unsure() => {
                     tracker.resume();
                     true
                 }
                 _ => false,
-            }
-        });
+            });
         doubted == Some(true)
     }
 }

@@ -8,7 +8,7 @@
 use crate::event::{DropReason, Verdict};
 use crate::flow::Direction;
 use crate::packet::PacketKind;
-use crate::session::{Session, SessionFlags, SessionId, TOLD_EACH, Tracker};
+use crate::session::{Session, SessionFlags, SessionId, Tracker};
 use crate::time::Tick;
 
 use super::forward::changes_state;
@@ -84,8 +84,8 @@ fn note(
     let at = direction as usize;
     session.packets[at] += 1;
     session.bytes[at] += u64::from(bytes);
-    let is_far = session.bytes[at] % TOLD_EACH < u64::from(bytes);
-    let is_due = is_far || now >= session.last_seen.after(report_after);
+    let is_due =
+        session.is_report_due(direction, bytes) || now >= session.last_seen.after(report_after);
     if is_due {
         session.last_seen = now;
     }

@@ -32,7 +32,7 @@ pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::time::Tick;
-pub(crate) use tcp_unsure::TOLD_EACH;
+use tcp_unsure::TOLD_EACH;
 
 /// Two flows, one per direction, that belong together, and everything known about them.
 ///
@@ -155,10 +155,16 @@ impl Session {
     /// The session becomes notable if it was quiet, and each [`TOLD_EACH`] bytes.
     #[inline]
     pub fn note_data(&mut self, direction: Direction, bytes: u32) {
-        let beyond = self.bytes[direction as usize] % TOLD_EACH;
-        if beyond < u64::from(bytes) || self.flags.contains(SessionFlags::QUIET) {
+        if self.is_report_due(direction, bytes) || self.flags.contains(SessionFlags::QUIET) {
             self.flags.set(SessionFlags::NOTABLE);
         }
+    }
+
+    /// Whether the last packet that was counted, of `bytes` bytes, has reached a multiple of
+    /// [`TOLD_EACH`].
+    #[inline]
+    pub fn is_report_due(&self, direction: Direction, bytes: u32) -> bool {
+        self.bytes[direction as usize] % TOLD_EACH < u64::from(bytes)
     }
 
     /// Whether it may be dropped first: no answer yet, an incomplete TCP handshake, or a connection
