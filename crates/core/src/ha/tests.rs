@@ -496,6 +496,19 @@ fn a_primary_that_a_third_unit_hears_is_alive() {
     bench.time_to_primary(HOLD * 2, third);
 }
 
+/// What a unit hears itself counts for more than what a third one still says of it.
+#[test]
+fn a_unit_that_is_heard_to_be_standby_is_not_named_as_primary() {
+    let mut voices = [b().ready(), c().ready()];
+    let mut bench = Bench::standby(&mut voices);
+    assert_eq!(bench.view().primary, Some("b"));
+    // It handed the group to a unit that neither this one nor c hears.
+    voices[0].group.primary = false;
+    voices[1].group.sees = heartbeat::hash("b");
+    bench.run(INTERVAL, &mut voices);
+    assert_ne!(bench.view().primary, Some("b"));
+}
+
 #[test]
 fn without_a_monitored_port_it_does_not_take_over() {
     let mut voices = [b()];

@@ -249,14 +249,15 @@ impl Ha {
         if let Some(peer) = self.alive_primary(group) {
             return Some(&self.peers[peer.index()].name);
         }
-        // Not heard by this unit, but perhaps by another one.
+        // Not heard by this unit, but perhaps by another one. Who is heard speaks for itself: what
+        // others say of it may be older.
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let seen: Vec<u32> = alive
             .map(|peer| peer.groups[group].sees)
             .filter(|sees| *sees != 0)
             .collect();
-        let mut peers = self.known_peers();
-        let named = peers.find(|peer| seen.contains(&peer.hash));
+        let mut unheard = self.known_peers().filter(|peer| !peer.alive);
+        let named = unheard.find(|peer| seen.contains(&peer.hash));
         named.map(|peer| peer.name.as_str())
     }
 }
