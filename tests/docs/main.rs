@@ -357,7 +357,8 @@ file are shown at once, each with its line and a hint: `tandemgw check --config 
 - Names refer to each other: a policy names ports and pools, a group names ports and addresses.
 - An `[[address]]` or a `[[service]]` is a name for a list. Write it in place of an address or a service, as in
   `source = ["office", "10.9.0.1"]` or `internal = "web:8080"`. A list may name lists above it.
-- "takes a" says how a changed value comes into force: by a [reload](reload.md) or a restart.
+- "takes a" says how a changed value comes into force: by a [reload](reload.md) or a restart; "as used" means
+  as the options that its contents end up in.
 - `[name]` is a table that occurs once, `[[name]]` one that can occur several times; their order counts
   only for `[[policy]]`, where the first match wins, and for names that other names use.
 
@@ -401,6 +402,7 @@ fn class(option: &OptionDoc) -> &'static str {
     match option.reload {
         Reload::Live(_) => "reload",
         Reload::Restart => "restart",
+        Reload::AsUsed => "as used",
     }
 }
 
@@ -409,6 +411,11 @@ fn reload_classes() -> String {
     let mut out = String::from("| table | at once | after a restart |\n|---|---|---|\n");
     for table in tables() {
         let rows = options().iter().filter(|option| option.table == table.name);
+        let name = heading(table);
+        if rows.clone().all(|row| row.reload == Reload::AsUsed) {
+            let _ = writeln!(out, "| {name} | as the options that it is used in | |");
+            continue;
+        }
         let (live, restart): (Vec<_>, Vec<_>) = rows.partition(|row| class(row) == "reload");
         let keys = |rows: &[&OptionDoc]| {
             let keys = rows.iter().filter(|row| row.key != "name");
@@ -424,7 +431,6 @@ fn reload_classes() -> String {
             }
             _ => (keys(&live), keys(&restart)),
         };
-        let name = heading(table);
         let _ = writeln!(out, "| {name} | {live} | {restart} |");
     }
     out

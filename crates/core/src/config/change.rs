@@ -108,7 +108,7 @@ impl Change {
                     self.live.insert(live);
                     (field.set)(&mut part, after);
                 }
-                Reload::Restart => self.wait(key, &what),
+                Reload::Restart | Reload::AsUsed => self.wait(key, &what),
             }
         }
         part

@@ -50,6 +50,8 @@ pub enum Reload {
     Live(Live),
     /// By a restart: a reload leaves the value in force, and reports that.
     Restart,
+    /// As the options that its contents end up in: it has no effect of its own.
+    AsUsed,
 }
 
 /// An option, or a table as a whole, that a reload changes. The code that puts a reload in force
@@ -271,7 +273,7 @@ const TABLES: &[TableDoc] = &[
 /// Every option. One row each: read as a table.
 #[rustfmt::skip]
 pub(super) const OPTIONS: &[OptionDoc] = &[
-    list("", "include", "path, relative to this file; `*` in the name of the file stands for any characters", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Policies), "files with more tables, which are read after this one, those of a pattern by name; each begins with a table, and includes no others"),
+    list("", "include", "path, relative to this file; `*` in the name of the file stands for any characters", DefaultValue::Absent("none"), WHOLE, AS_USED, "files with more tables, which are read after this one, those of a pattern by name; each begins with a table, and includes no others"),
 
     text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
     text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
@@ -312,11 +314,11 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     option("policy", "mss-clamp", OptionKind::MssClamp, DefaultValue::Absent("that of the ports"), WHOLE, Reload::Live(Live::Policies), "lower the maximum segment size of connections that the policy accepts; takes precedence over that of the ports"),
     choice("policy", "pickup-guarantee", GUARANTEES, DefaultValue::Absent("that of [ha]"), WHOLE, Reload::Live(Live::Policies), "how long the first packet of a session waits for the peer"),
 
-    text("address", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name: it stands for all members; in a forward, as in `web:80`, for the only one"),
-    list("address", "member", "prefix, range: 10.0.0.10-10.0.0.12, or the name of an address above", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the addresses"),
+    text("address", "name", "name", DefaultValue::Required, WHOLE, AS_USED, "the name: it stands for all members; in a forward, as in `web:80`, for the only one"),
+    list("address", "member", "prefix, range: 10.0.0.10-10.0.0.12, or the name of an address above", DefaultValue::Required, WHOLE, AS_USED, "the addresses"),
 
-    text("service", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name: it stands for all members"),
-    list("service", "member", "service, as of a policy, or the name of a service above", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the services"),
+    text("service", "name", "name", DefaultValue::Required, WHOLE, AS_USED, "the name: it stands for all members"),
+    list("service", "member", "service, as of a policy, or the name of a service above", DefaultValue::Required, WHOLE, AS_USED, "the services"),
 
     text("nat-pool", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the name of the pool"),
     list("nat-pool", "addresses", "address or range: 10.0.0.10-10.0.0.12", DefaultValue::Required, WHOLE, Reload::Live(Live::NatPools), "the addresses, 4096 at most; the gateway answers for them"),
@@ -391,6 +393,7 @@ const MONITOR_PROTOCOLS: &[&str] = &["ping", "arp", "tcp"];
 const LOCAL_ACTIONS: &[&str] = &["accept", "drop"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
 const RESTART: Reload = Reload::Restart;
+const AS_USED: Reload = Reload::AsUsed;
 const WHOLE: Access = Access::Whole;
 const S: Duration = s(1);
 

@@ -91,7 +91,8 @@ fn all() -> impl Iterator<Item = Switch> + Clone {
     options::OPTIONS.iter().filter_map(|option| {
         let field = Ha::field(option)?;
         match (option.kind, option.reload) {
-            (OptionKind::Text(_) | OptionKind::List(_), _) | (_, Reload::Restart) => None,
+            (OptionKind::Text(_) | OptionKind::List(_), _) => None,
+            (_, Reload::Restart | Reload::AsUsed) => None,
             (_, Reload::Live(live)) => Some(Switch {
                 option,
                 field,

@@ -275,7 +275,7 @@ mod tests {
             let [before, asked, now] = values;
             assert!(asked.is_none() || before != asked, "{name}: another value");
             let (list, expected) = match row.reload {
-                Reload::Live(_) => (&told.applied, asked),
+                Reload::Live(_) | Reload::AsUsed => (&told.applied, asked),
                 Reload::Restart => (&told.waiting, before),
             };
             assert!(list.iter().any(|d| d.key == *key), "{name}: {told:?}");
