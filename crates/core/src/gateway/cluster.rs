@@ -16,8 +16,8 @@ use crate::time::Time;
 
 use super::effects::Effects;
 use super::guarantee::Waiting;
+use super::paths::{self, Channel, Paths};
 use super::roles::Groups;
-use super::streams::{self, Channel, Paths};
 use super::{Gateway, Role};
 
 /// Election, replication, and the stream to each peer.
@@ -321,7 +321,7 @@ impl Gateway {
         self.in_cluster(now, |cluster, store| {
             cluster.receive(now, (peer, link), bytes, store)
         })
-        .unwrap_or_else(|| Ok(streams::ignored(bytes)))
+        .unwrap_or_else(|| Ok(paths::ignored(bytes)))
     }
 
     /// The link that carries the stream to `peer`; `None` if there is no stream.
