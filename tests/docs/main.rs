@@ -346,8 +346,9 @@ fn configuration() -> String {
 
 const CONFIGURATION_INTRODUCTION: &str = r#"# Configuration reference
 
-The configuration is one TOML file, which can [include](#above-the-first-table) others. An unknown key or table is an error, never ignored; all errors of a
-file are shown at once, each with its line and a hint: `tandemgw check --config FILE`.
+The configuration is one TOML file, which can [include](#above-the-first-table) others. An unknown key or table
+is an error, never ignored; all errors of a file are shown at once, each with its line and a hint: `tandemgw
+check --config FILE`.
 
 - Paths are relative to the folder of the file.
 - Durations are strings of a number and a unit: `"50ms"`, `"2s"`, `"5m"`, `"2h"`, `"1d"`.
