@@ -169,6 +169,23 @@ const EXAMPLES: &[Examples] = &[
         ],
     ),
     (
+        "tandemgw-config-history",
+        &[(
+            "What came in force, when, and by whom?",
+            "tandemgw config history",
+        )],
+    ),
+    (
+        "tandemgw-config-rollback",
+        &[
+            (
+                "What would version 3 change?",
+                "tandemgw config show --version 3",
+            ),
+            ("Return to it.", "tandemgw config rollback 3"),
+        ],
+    ),
+    (
         "tandemgw-events",
         &[
             ("What happens, as it happens?", "tandemgw events --follow"),

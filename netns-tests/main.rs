@@ -34,6 +34,7 @@ mod guarantee;
 mod handover;
 mod health;
 mod high_volume;
+mod history;
 mod hostile;
 mod interference;
 mod lifecycle;

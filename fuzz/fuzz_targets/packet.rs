@@ -187,6 +187,7 @@ fn shell() -> ShellView {
         turns: Histogram::default(),
         barrier: BarrierView::default(),
         state_not_saved: None,
+        history: Vec::new(),
         refused: None,
     }
 }

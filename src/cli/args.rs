@@ -186,7 +186,7 @@ pub enum Command {
         #[command(subcommand)]
         command: HaCommand,
     },
-    /// Show the config in force, and what differs from the file
+    /// Show the config in force, list those before it, or return to one
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
@@ -228,6 +228,24 @@ pub enum ConfigCommand {
         /// Include options with their default value, too
         #[arg(long)]
         full: bool,
+        /// A version of `config history`, as it was in its files, instead of what is in force
+        #[arg(long, value_name = "VERSION", conflicts_with = "full")]
+        version: Option<u64>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the last 20 configs that were in force: when, who, and how
+    History {
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the files of a version back, and reload
+    Rollback {
+        /// A version of `config history`
+        #[arg(value_name = "VERSION")]
+        version: u64,
         /// As one JSON object
         #[arg(long)]
         json: bool,

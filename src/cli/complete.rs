@@ -329,7 +329,8 @@ mod tests {
                 vec!["reason=no-policy"],
             ),
             ("tandemgw --socket /run/x.sock conf", vec!["config"]),
-            ("tandemgw config ", vec!["show"]),
+            ("tandemgw config ", vec!["history", "rollback", "show"]),
+            ("tandemgw config rollback ", vec![]),
         ] {
             assert_eq!(completed(line), wanted, "{line}");
         }

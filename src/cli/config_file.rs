@@ -11,6 +11,11 @@ use super::{EXIT_CONFIG, fail, say};
 
 /// Reads and validates a config; prints all its problems.
 pub fn load(path: &Path) -> Result<Config, ExitCode> {
+    load_with_sources(path).map(|(config, _)| config)
+}
+
+/// As [`load`], with the texts.
+pub fn load_with_sources(path: &Path) -> Result<(Config, Sources), ExitCode> {
     let bytes = std::fs::read(path)
         .map_err(|error| fail(EXIT_CONFIG, format!("{}: {error}", path.display())))?;
     let show = |diagnostics: &[Diagnostic], sources: &Sources| {
@@ -25,7 +30,7 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
     match parse_with_included(&mut sources, |file| std::fs::read(file)) {
         Ok((config, warnings)) => {
             show(&warnings, &sources);
-            Ok(config)
+            Ok((config, sources))
         }
         Err(problems) => {
             show(&problems, &sources);

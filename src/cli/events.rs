@@ -169,7 +169,7 @@ fn run(program: &Path, event: &Event, line: &str) {
 }
 
 /// Seconds since 1970 as `2026-11-26T21:13:21Z`.
-fn utc(at: f64) -> String {
+pub fn utc(at: f64) -> String {
     let seconds = at.max(0.0) as u64;
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days from 1 March of year 0, in eras of 400 years: leap days come at their ends.

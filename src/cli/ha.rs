@@ -1,14 +1,14 @@
 //! `tandemgw ha`.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
 use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::file_lock::lock_folder;
+use tandemgw::os::replace_file::{folder, replace};
 use tandemgw_core::config::Sources;
 use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
 use toml_edit::{DocumentMut, TomlError};
@@ -184,46 +184,6 @@ fn lock(file: &Path) -> Result<File, SaveError> {
         io::ErrorKind::WouldBlock => SaveError::UnderWay,
         _ => SaveError::Io(error),
     })
-}
-
-fn folder(file: &Path) -> &Path {
-    file.parent().unwrap_or(Path::new("/"))
-}
-
-/// Replaces a file, keeping its mode and owner: a reader sees either the old or the new one.
-fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let metadata = fs::metadata(file)?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = file.with_file_name(format!(".{name}.new"));
-    // Left by a killed save; a running one would hold the lock.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let written =
-        write_like(&temporary, &metadata, text).and_then(|()| fs::rename(&temporary, file));
-    if written.is_err() {
-        // It may never have been created.
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    File::open(folder(file))?.sync_all()
-}
-
-fn write_like(file: &Path, like: &fs::Metadata, text: &str) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut new = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(file)?;
-    new.write_all(text.as_bytes())?;
-    let own = new.metadata()?;
-    if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-        std::os::unix::fs::fchown(&new, Some(like.uid()), Some(like.gid()))?;
-    }
-    new.set_permissions(fs::Permissions::from_mode(like.mode() & 0o7777))?;
-    new.sync_all()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod check_plugin;
 mod client;
 mod complete;
 mod config_file;
+mod config_history;
 mod config_show;
 mod doctor;
 mod events;
@@ -95,9 +96,7 @@ pub fn main() -> ExitCode {
             maintenance::set(socket, json, state, time.as_deref())
         }
         Command::Ha { command } => run_ha(socket, command),
-        Command::Config {
-            command: ConfigCommand::Show { full, json },
-        } => config_show::show(socket, full, json),
+        Command::Config { command } => run_config(socket, command),
         Command::Reload { json } => reload::reload(socket, json),
         Command::Complete { line } => complete::complete(&line),
         Command::Capture {
@@ -119,6 +118,22 @@ fn run_ha(socket: Option<&Path>, command: HaCommand) -> ExitCode {
             save,
             json,
         } => ha::set(socket, json, key, value, save),
+    }
+}
+
+/// The forms of `config`.
+fn run_config(socket: Option<&Path>, command: ConfigCommand) -> ExitCode {
+    match command {
+        ConfigCommand::Show {
+            version: Some(version),
+            json,
+            ..
+        } => config_history::show(socket, version, json),
+        ConfigCommand::Show { full, json, .. } => config_show::show(socket, full, json),
+        ConfigCommand::History { json } => config_history::list(socket, json),
+        ConfigCommand::Rollback { version, json } => {
+            config_history::rollback(socket, version, json)
+        }
     }
 }
 

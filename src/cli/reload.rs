@@ -11,7 +11,7 @@ use super::{EXIT_CONFIG, query, say};
 
 pub fn reload(socket: Option<&Path>, json: bool) -> ExitCode {
     let mut has_mistakes = false;
-    let code = query::ask_lines(socket, &Request::Reload, |line| {
+    let code = query::ask_lines(socket, &Request::Reload { note: None }, |line| {
         let done: ReloadDone = parse(line)?;
         has_mistakes |= done.problems.is_some();
         match json {
@@ -26,7 +26,7 @@ pub fn reload(socket: Option<&Path>, json: bool) -> ExitCode {
     }
 }
 
-fn print(done: &ReloadDone, out: &mut impl Write) -> io::Result<()> {
+pub fn print(done: &ReloadDone, out: &mut impl Write) -> io::Result<()> {
     if done.problems.is_some() {
         // Before the reason, which is an error too.
         say(done.text.as_deref().unwrap_or_default());

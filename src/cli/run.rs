@@ -16,8 +16,8 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(1, format!("catching signals: {error}")),
     };
-    let config = match config_file::load(path) {
-        Ok(config) => config,
+    let (config, sources) = match config_file::load_with_sources(path) {
+        Ok(loaded) => loaded,
         Err(code) => return code,
     };
     log::info!(
@@ -29,7 +29,7 @@ pub fn run(path: &Path) -> ExitCode {
     if !check::can_start(&config) {
         return ExitCode::from(EXIT_CONFIG);
     }
-    let result = startup::run(config, path, signals);
+    let result = startup::run(config, sources, signals);
     match &result {
         Ok(()) => log::info!("end"),
         Err(error) => log::error!("end error={}", InQuotes(&error)),

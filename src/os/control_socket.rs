@@ -56,6 +56,8 @@ pub struct ControlSocket {
 struct Client {
     stream: UnixStream,
     right: Right,
+    /// The user, if the kernel knows.
+    user: Option<u32>,
     /// When it last sent or read something.
     heard: Time,
     /// When something was last sent to it.
@@ -196,11 +198,14 @@ impl ControlSocket {
     }
 
     /// Tells the clients that want a reload that it has begun: those that come later want another
-    /// one.
-    pub fn begin_reload(&mut self) {
+    /// one. Returns the user of one of them, if the kernel knows, and what it calls the reload.
+    pub fn begin_reload(&mut self) -> Option<(Option<u32>, String)> {
+        let mut asked = None;
         for client in self.slots.iter_mut() {
-            client.answer.begin_reload();
+            let how = client.answer.begin_reload();
+            asked = asked.or(how.map(|how| (client.user, how)));
         }
+        asked
     }
 
     /// Reports the result of a reload to the clients that wait for it: see [`Answer::end_reload`].
@@ -232,8 +237,18 @@ impl ControlSocket {
     }
 }
 
-/// The rights of the user at the other end, according to the kernel (unix(7), `SO_PEERCRED`).
-fn right_of(stream: &UnixStream) -> Right {
+/// The rights of a user, or of nobody that the kernel knows.
+fn right_of(user: Option<u32>) -> Right {
+    // SAFETY: geteuid can't fail.
+    let own = unsafe { libc::geteuid() };
+    match user {
+        Some(user) if user == 0 || user == own => Right::Change,
+        _ => Right::Read,
+    }
+}
+
+/// The user at the other end, according to the kernel (unix(7), `SO_PEERCRED`).
+fn user_of(stream: &UnixStream) -> Option<u32> {
     let mut peer = libc::ucred {
         pid: 0,
         uid: u32::MAX,
@@ -251,12 +266,7 @@ fn right_of(stream: &UnixStream) -> Right {
             &raw mut length,
         )
     };
-    // SAFETY: geteuid can't fail.
-    let own = unsafe { libc::geteuid() };
-    match result == 0 && (peer.uid == 0 || peer.uid == own) {
-        true => Right::Change,
-        false => Right::Read,
-    }
+    (result == 0).then_some(peer.uid)
 }
 
 /// Removes the leftover of a dead gateway at `path`.
@@ -287,8 +297,10 @@ impl Drop for ControlSocket {
 
 impl Client {
     fn new(stream: UnixStream, now: Time) -> Client {
+        let user = user_of(&stream);
         Client {
-            right: right_of(&stream),
+            right: right_of(user),
+            user,
             stream,
             heard: now,
             told: now,
@@ -438,7 +450,7 @@ mod tests {
     #[test]
     fn this_user_may_change_things() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert_eq!(right_of(&ours), Right::Change);
+        assert_eq!(right_of(user_of(&ours)), Right::Change);
     }
 
     #[test]

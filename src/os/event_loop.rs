@@ -22,7 +22,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use tandemgw_core::config::Config;
-use tandemgw_core::control::{BarrierView, PortIo, ShellView};
+use tandemgw_core::control::{BarrierView, KeptConfig, PortIo, ShellView};
 use tandemgw_core::event::{Output, Verdict};
 use tandemgw_core::flow::{LinkId, PortId};
 use tandemgw_core::gateway::{Gateway, READ_AHEAD};
@@ -175,6 +175,7 @@ impl Shell {
                 barrier: BarrierView::default(),
                 boot: Duration::ZERO,
                 state_not_saved: None,
+                history: Vec::new(),
                 refused: None,
             },
             monitor,
@@ -196,6 +197,11 @@ impl Shell {
             upkeep: None,
             stops: 0,
         })
+    }
+
+    /// The configs that are kept, the last one first.
+    pub fn set_history(&mut self, kept: Vec<KeptConfig>) {
+        self.view.history = kept;
     }
 
     /// Runs until a signal ends it. Without `[ha]` it is primary from the start. A thread keeps the

@@ -1,10 +1,10 @@
 //! From a valid config to a running loop: opens everything in an order that fails closed.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
-use tandemgw_core::config::{Config, Port as PortConfig};
+use tandemgw_core::config::{Config, Port as PortConfig, Sources};
+use tandemgw_core::control::KeptConfig;
 use tandemgw_core::flow::{Addr, PortId};
 use tandemgw_core::gateway::{Conflict, Gateway, Seed};
 use tandemgw_core::ha::PortKeys;
@@ -15,6 +15,7 @@ use super::capabilities;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
 use super::event_loop::{Port, Shell};
+use super::history::{self, Origin};
 use super::key_file;
 use super::memory;
 use super::monitor::{Monitor, Notice};
@@ -75,7 +76,7 @@ fn unfit(error: StartError) -> StartError {
 ///
 /// # Errors
 /// What failed; everything added to the kernel until then is removed again.
-pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartError> {
+pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), StartError> {
     if let Err(error) = priority::raise(config.ha.is_some()) {
         log::warn!(
             "priority not raised error={} effect=\"heartbeats may be late on a busy machine\"",
@@ -92,7 +93,8 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
             InQuotes(&error)
         );
     }
-    let file = std::path::absolute(file).map_err(doing("finding the working directory"))?;
+    let file = std::path::absolute(sources.main());
+    let file = file.map_err(doing("finding the working directory"))?;
     let config = with_absolute_paths(config).map_err(doing("finding the working directory"))?;
     let ports = open_ports(&config)?;
     let groups = join_groups(&config).map_err(unfit)?;
@@ -107,6 +109,8 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
     let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals, state)
         .map_err(doing("opening links and sockets"))
         .map_err(unfit)?;
+    shell.set_history(keep(&config, &sources));
+    drop(sources);
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
     let steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))
@@ -128,6 +132,17 @@ pub fn run(config: Config, file: &Path, signals: Signals) -> Result<(), StartErr
         None => Ok(()),
     };
     result.and(removed)
+}
+
+/// Adds the config to those that are kept; returns these.
+fn keep(config: &Config, sources: &Sources) -> Vec<KeptConfig> {
+    let origin = Origin {
+        user: None,
+        how: "start".to_owned(),
+    };
+    let kept = history::try_record(&history::folder(config), sources, &origin);
+    // It is logged, and stops nobody.
+    kept.unwrap_or_default()
 }
 
 fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {

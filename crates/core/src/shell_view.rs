@@ -20,8 +20,29 @@ pub struct ShellView {
     pub barrier: BarrierView,
     /// Why the state that the unit remembers over restarts is not in its file; none if it is.
     pub state_not_saved: Option<String>,
+    /// The configs that are kept, the last one first.
+    pub history: Vec<KeptConfig>,
     /// Refusals on the links to the peers; none without `[ha]`.
     pub refused: Option<LinkRefusals>,
+}
+
+/// A config that was in force, and is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptConfig {
+    /// Its number, which no other one gets.
+    pub version: u64,
+    /// When it came in force, in seconds since 1970.
+    pub at: f64,
+    /// The user who asked for it, or `file` if nobody known did.
+    pub who: String,
+    /// How it came in force: `start`, `reload`, `SIGHUP`, `rollback to 3`.
+    pub how: String,
+    /// The length of its texts, in bytes.
+    pub bytes: u64,
+    /// How many files it has.
+    pub files: u64,
+    /// Where it is kept.
+    pub kept_in: PathBuf,
 }
 
 /// Connection attempts refused on the links to the peers.

@@ -7,13 +7,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tandemgw_core::config::{self, Config, Diagnostic, Sources};
-use tandemgw_core::control::{ReloadOutcome, ReloadRefused};
+use tandemgw_core::control::{KeptConfig, ReloadOutcome, ReloadRefused};
 use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::config_files::parse_with_included;
 use super::super::config_terms::with_absolute_paths;
+use super::super::history::{self, Origin};
 use super::super::upkeep::Order;
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
@@ -29,6 +30,8 @@ const MOST_SHOWN: usize = 20;
 pub(super) struct Reloading {
     /// A signal asked for one since the last one began.
     wanted: bool,
+    /// Who asked for the one that is under way.
+    origin: Option<Origin>,
     state: State,
 }
 
@@ -50,8 +53,16 @@ enum State {
 
 /// A config file that a job has read, with warnings.
 struct Draft {
-    result: Result<Box<(Prepared, Config)>, ReloadRefused>,
+    result: Result<Box<Ready>, ReloadRefused>,
     warnings: Vec<String>,
+}
+
+/// A config that can be put in force.
+struct Ready {
+    prepared: Prepared,
+    wanted: Config,
+    /// What it was read from.
+    sources: Sources,
 }
 
 /// A reload that is in force, or refused, and not told yet.
@@ -61,6 +72,8 @@ struct Unfinished {
     forbidden_before: u64,
     /// The thread that keeps rules and routes in place has yet to change those to addresses.
     routes_follow: bool,
+    /// The config is being added to the history.
+    recording: Option<Job<Result<Vec<KeptConfig>, String>>>,
 }
 
 impl Shell {
@@ -96,7 +109,10 @@ impl Shell {
             // The job wakes the loop.
             State::Preparing(_) => false,
             State::Following(unfinished) => !unfinished.routes_follow,
-            State::Prepared(_) | State::Comparing(_) => !self.gateway.is_reloading(),
+            State::Prepared(_) => !self.gateway.is_reloading(),
+            State::Comparing(unfinished) => {
+                unfinished.recording.is_none() && !self.gateway.is_reloading()
+            }
         }
     }
 
@@ -107,11 +123,13 @@ impl Shell {
     fn begin_reload(&mut self) -> State {
         self.reloading.wanted = false;
         self.service.reloading();
-        self.control.begin_reload();
+        let asked = self.control.begin_reload();
+        let (user, how) = asked.unwrap_or((None, "SIGHUP".to_owned()));
+        self.reloading.origin = Some(Origin { user, how });
         let (basis, file) = (self.gateway.basis(), self.view.config_file.clone());
         self.prepare(move || {
             let (result, warnings) = match read(&file) {
-                Ok((config, warnings)) => (prepare(basis, config), warnings),
+                Ok((wanted, warnings, sources)) => (prepare(basis, wanted, sources), warnings),
                 Err(refused) => (Err(refused), Vec::new()),
             };
             Draft { result, warnings }
@@ -134,7 +152,7 @@ impl Shell {
     /// Puts in force what was prepared, if there is room for its addresses; otherwise makes some.
     fn install_if_ready(&mut self, now: Time, mut draft: Draft) -> State {
         let room = match &mut draft.result {
-            Ok(ready) => self.gateway.number_some(&mut ready.0),
+            Ok(ready) => self.gateway.number_some(&mut ready.prepared),
             Err(_) => Ok(true),
         };
         match room {
@@ -151,16 +169,20 @@ impl Shell {
     fn install(&mut self, now: Time, draft: Draft) -> State {
         let Draft { result, warnings } = draft;
         let forbidden_before = self.gateway.counters().forbidden;
-        let mut routes_follow = false;
+        let (mut routes_follow, mut recording) = (false, None);
         let result = match result.map(|ready| *ready) {
-            Ok((prepared, wanted)) if !self.gateway.is_current(&prepared) => {
+            Ok(ready) if !self.gateway.is_current(&ready.prepared) => {
                 let basis = self.gateway.basis();
                 return self.prepare(move || Draft {
-                    result: prepare(basis, wanted),
+                    result: prepare(basis, ready.wanted, ready.sources),
                     warnings,
                 });
             }
-            Ok((prepared, wanted)) => self.put_in_force(now, prepared, wanted),
+            Ok(ready) => {
+                let result = self.put_in_force(now, ready.prepared, ready.wanted);
+                recording = result.is_ok().then(|| self.record(ready.sources)).flatten();
+                result
+            }
             Err(refused) => Err(refused),
         };
         if matches!(&result, Ok(reloaded) if reloaded.addresses_changed) {
@@ -178,7 +200,22 @@ impl Shell {
             outcome,
             forbidden_before,
             routes_follow,
+            recording,
         })
+    }
+
+    /// Begins to add a config that is in force to the history.
+    fn record(&mut self, sources: Sources) -> Option<Job<Result<Vec<KeptConfig>, String>>> {
+        let origin = self.reloading.origin.take()?;
+        let folder = history::folder(self.gateway.config());
+        let record = move || history::try_record(&folder, &sources, &origin);
+        match Job::begin(&self.waker, record) {
+            Ok(job) => Some(job),
+            Err(error) => {
+                log::warn!("config not kept error={}", InQuotes(&error));
+                None
+            }
+        }
     }
 
     fn put_in_force(
@@ -210,6 +247,17 @@ impl Shell {
     }
 
     fn end_if_compared(&mut self, mut unfinished: Unfinished) -> State {
+        if let Some(job) = unfinished.recording.take() {
+            match job.progress() {
+                Progress::UnderWay => unfinished.recording = Some(job),
+                Progress::Done(Ok(kept)) => self.view.history = kept,
+                Progress::Done(Err(why)) => unfinished.outcome.warnings.push(why),
+                Progress::Failed => {}
+            }
+        }
+        if unfinished.recording.is_some() {
+            return State::Comparing(unfinished);
+        }
         if self.gateway.is_reloading() && unfinished.outcome.result.is_ok() {
             return State::Comparing(unfinished);
         }
@@ -254,15 +302,19 @@ fn log_outcome(result: &Result<Reloaded, ReloadRefused>, warnings: &[String]) {
     }
 }
 
-fn prepare(basis: Basis, wanted: Config) -> Result<Box<(Prepared, Config)>, ReloadRefused> {
+fn prepare(basis: Basis, wanted: Config, sources: Sources) -> Result<Box<Ready>, ReloadRefused> {
     match Prepared::new(basis, &wanted) {
-        Ok(prepared) => Ok(Box::new((prepared, wanted))),
+        Ok(prepared) => Ok(Box::new(Ready {
+            prepared,
+            wanted,
+            sources,
+        })),
         Err(why) => Err(refused(why.to_string())),
     }
 }
 
-/// The config in the file and those that it includes, and its warnings.
-fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
+/// The config in the file and those that it includes, its warnings, and what was read.
+fn read(file: &Path) -> Result<(Config, Vec<String>, Sources), ReloadRefused> {
     let unreadable = |error| refused(format!("{}: {error}", file.display()));
     let has_mistakes = |problems: Vec<Diagnostic>, sources: &Sources| ReloadRefused {
         why: format!("{} has mistakes", file.display()),
@@ -277,7 +329,10 @@ fn read(file: &Path) -> Result<(Config, Vec<String>), ReloadRefused> {
     let mut sources = Sources::new(file, &text);
     match parse_with_included(&mut sources, |file| read_bytes(file, &left)) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
-            Ok(config) => Ok((config, lines(&warnings, &sources))),
+            Ok(config) => {
+                let warnings = lines(&warnings, &sources);
+                Ok((config, warnings, sources))
+            }
             Err(error) => Err(unreadable(error.to_string())),
         },
         Err(problems) => Err(has_mistakes(problems, &sources)),

@@ -15,8 +15,8 @@ use super::parse::report_syntax;
 #[derive(Clone, Debug)]
 pub struct Sources {
     text: String,
-    /// The files, each with the offset of its text; at least one.
-    files: Vec<(PathBuf, usize)>,
+    /// The files, each with the place of its text; at least one.
+    files: Vec<(PathBuf, Range<usize>)>,
 }
 
 /// A path that a config includes.
@@ -82,13 +82,20 @@ impl Sources {
     pub fn new(file: &Path, text: &str) -> Sources {
         Sources {
             text: text.to_owned(),
-            files: vec![(file.to_owned(), 0)],
+            files: vec![(file.to_owned(), 0..text.len())],
         }
     }
 
     /// The config's own file.
     pub fn main(&self) -> &Path {
         &self.files[0].0
+    }
+
+    /// The files, each with its text; the config's own is the first.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.files
+            .iter()
+            .map(|(file, place)| (file.as_path(), &self.text[place.clone()]))
     }
 
     /// All texts.
@@ -124,7 +131,8 @@ impl Sources {
         }
         let start = self.text.len();
         self.text.push_str(text);
-        self.files.push((file.to_owned(), start));
+        self.files
+            .push((file.to_owned(), start..start + text.len()));
         let report = Report::default();
         let (_, errors) = DeTable::parse_recoverable(text);
         report_syntax(&report, text, &errors);
@@ -158,9 +166,11 @@ impl Sources {
     pub(super) fn place(&self, span: &Range<usize>) -> (&Path, &str, Range<usize>) {
         let next = self
             .files
-            .partition_point(|(_, start)| *start <= span.start);
-        let (file, start) = &self.files[next.max(1) - 1];
-        let end = self.files.get(next).map_or(self.text.len(), |(_, at)| *at);
+            .partition_point(|(_, place)| place.start <= span.start);
+        let (file, place) = &self.files[next.max(1) - 1];
+        let start = &place.start;
+        let after = self.files.get(next);
+        let end = after.map_or(self.text.len(), |(_, place)| place.start);
         let moved = span.start - start..span.end.saturating_sub(*start);
         (file, &self.text[*start..end], moved)
     }

@@ -1,12 +1,14 @@
-//! The config in force, in pieces.
+//! The config in force, in pieces, and those before it.
 
 use std::sync::Arc;
 
 use crate::config::{Config, ConfigText};
 use crate::gateway::Gateway;
 
+use crate::shell_view::ShellView;
+
 use super::Progress;
-use super::protocol::{ConfigPart, write_line};
+use super::protocol::{ConfigPart, ConfigVersion, write_line};
 
 /// Tables per piece: policies, of which there may be many, take some 2 µs each.
 const PIECE: usize = 32;
@@ -36,5 +38,21 @@ impl ConfigShow {
             }
         }
         Progress::More
+    }
+}
+
+/// Writes a row for each config that is kept: the shell keeps no more than some dozens.
+pub(super) fn write_history(shell: &ShellView, out: &mut String) {
+    for kept in &shell.history {
+        let row = ConfigVersion {
+            version: kept.version,
+            at: kept.at,
+            who: kept.who.clone(),
+            how: kept.how.clone(),
+            bytes: kept.bytes,
+            files: kept.files,
+            kept_in: kept.kept_in.clone(),
+        };
+        write_line(out, &row);
     }
 }

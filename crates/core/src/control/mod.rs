@@ -36,7 +36,7 @@ use protocol::{DONE, ErrorCode, Failure, HostRow, Request, Right, SIGN_OF_LIFE, 
 use reload::ReloadWait;
 use status::StatusAnswer;
 
-pub use crate::shell_view::{BarrierView, PortIo, ShellView};
+pub use crate::shell_view::{BarrierView, KeptConfig, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
 pub use reload::{ReloadOutcome, ReloadRefused};
 
@@ -137,16 +137,7 @@ impl Answer {
                 Answer::Events(Events::begin(gateway, since, follow))
             }
             Request::Hosts { limit } => {
-                let most = limit.map_or(MOST_HOSTS, |limit| MOST_HOSTS.min(limit as usize));
-                for (source, held) in gateway.holders().take(most) {
-                    let row = HostRow {
-                        source: source.to_string(),
-                        sessions: held.sessions,
-                        half_open: held.half_open,
-                        ports: held.ports,
-                    };
-                    write_line(out, &row);
-                }
+                write_hosts(limit, gateway, out);
                 Answer::Done
             }
             Request::Policies => Answer::Policies(Policies::default()),
@@ -165,7 +156,11 @@ impl Answer {
             Request::Maintenance { on, for_s, unit } => {
                 Answer::Maintenance(MaintenanceWait::of(gateway, shell, unit, (on, for_s), now)?)
             }
-            Request::Reload => Answer::Reload(ReloadWait::Next),
+            Request::ConfigHistory => {
+                config::write_history(shell, out);
+                Answer::Done
+            }
+            Request::Reload { note } => Answer::Reload(ReloadWait::Next(note)),
             Request::HaGet { key } => {
                 for row in ha_set::get(gateway, key.as_deref())? {
                     write_line(out, &row);
@@ -246,13 +241,15 @@ impl Answer {
     /// Whether the shell should start a reload as soon as none is in progress. It then calls
     /// [`Answer::begin_reload`], and [`Answer::end_reload`] at the end.
     pub fn wants_reload(&self) -> bool {
-        matches!(self, Answer::Reload(ReloadWait::Next))
+        matches!(self, Answer::Reload(ReloadWait::Next(_)))
     }
 
-    /// A reload begins. No effect on an answer that does not wait for one.
-    pub fn begin_reload(&mut self) {
-        if let Answer::Reload(wait) = self {
-            wait.note_begin();
+    /// A reload begins; returns how the client calls it. No effect on an answer that does not wait
+    /// for one.
+    pub fn begin_reload(&mut self) -> Option<String> {
+        match self {
+            Answer::Reload(wait) => wait.note_begin(),
+            _ => None,
         }
     }
 
@@ -306,6 +303,19 @@ impl Answer {
     /// Whether the answer is complete.
     pub fn is_done(&self) -> bool {
         matches!(self, Answer::Done)
+    }
+}
+
+fn write_hosts(limit: Option<u64>, gateway: &Gateway, out: &mut String) {
+    let most = limit.map_or(MOST_HOSTS, |limit| MOST_HOSTS.min(limit as usize));
+    for (source, held) in gateway.holders().take(most) {
+        let row = HostRow {
+            source: source.to_string(),
+            sessions: held.sessions,
+            half_open: held.half_open,
+            ports: held.ports,
+        };
+        write_line(out, &row);
     }
 }
 

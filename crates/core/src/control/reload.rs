@@ -35,8 +35,9 @@ pub struct ReloadRefused {
 /// The reload that a client waits for.
 #[derive(Debug)]
 pub enum ReloadWait {
-    /// The next one: the current one may have read the file before the client asked.
-    Next,
+    /// The next one: the current one may have read the file before the client asked. With what the
+    /// client calls it.
+    Next(Option<String>),
     /// The current one.
     Current,
     /// It has ended, and the client must be informed.
@@ -44,9 +45,14 @@ pub enum ReloadWait {
 }
 
 impl ReloadWait {
-    pub(crate) fn note_begin(&mut self) {
-        if matches!(self, ReloadWait::Next) {
-            *self = ReloadWait::Current;
+    /// The next one begins; returns what the client calls it.
+    pub(crate) fn note_begin(&mut self) -> Option<String> {
+        if !matches!(self, ReloadWait::Next(_)) {
+            return None;
+        }
+        match std::mem::replace(self, ReloadWait::Current) {
+            ReloadWait::Next(note) => Some(note.unwrap_or_else(|| "reload".to_owned())),
+            _ => None,
         }
     }
 

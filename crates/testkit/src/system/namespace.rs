@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::process::{Finished, Process};
 
-/// The holder's script: `/run` becomes private, IPv6 addresses are usable at once, and settings
-/// that new namespaces copy from the machine get the kernel's defaults. Then it waits for the end
-/// of its stdin, which is the end of the test.
+/// The holder's script: `/run` and `/var/lib` become private, IPv6 addresses are usable at once,
+/// and settings that new namespaces copy from the machine get the kernel's defaults. Then it waits
+/// for the end of its stdin, which is the end of the test.
 const HOLDER: &str = "set -e
 mount -t tmpfs -o mode=0755 tmpfs /run
+mount -t tmpfs -o mode=0755 tmpfs /var/lib
 cd /proc/sys/net
 for scope in all default; do
     echo 0 > ipv4/conf/$scope/rp_filter

@@ -47,6 +47,25 @@ pub struct ConfigPart {
     pub text: String,
 }
 
+/// A config that was in force: the texts of its file and of the files that it includes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigVersion {
+    /// Its number, which no other one gets.
+    pub version: u64,
+    /// When it came in force.
+    pub at: f64,
+    /// The user who asked for it, or `file` if nobody known did.
+    pub who: String,
+    /// How: `start`, `reload`, `SIGHUP`, `rollback to 3`.
+    pub how: String,
+    /// The length of its texts, in bytes.
+    pub bytes: u64,
+    /// How many files it has.
+    pub files: u64,
+    /// Where it is kept, on the unit.
+    pub kept_in: PathBuf,
+}
+
 /// A switch of `[ha]` was set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchDone {

@@ -31,7 +31,8 @@ pub use explain::{
     Verdict,
 };
 pub use ha::{
-    Change, ConfigPart, HandoverDone, MaintenanceDone, ReloadDone, SwitchDone, SwitchRow,
+    Change, ConfigPart, ConfigVersion, HandoverDone, MaintenanceDone, ReloadDone, SwitchDone,
+    SwitchRow,
 };
 pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
@@ -132,13 +133,20 @@ pub enum Request {
         unit: Option<String>,
     },
     /// Reads the config file again. The answer is one [`ReloadDone`].
-    Reload,
+    Reload {
+        /// What the history of configs says in place of `reload`, such as `rollback to 3`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    },
     /// The config in force. The answer is a [`ConfigPart`] per table.
     ConfigShow {
         /// Includes options with their default value.
         #[serde(default)]
         full: bool,
     },
+    /// The configs that were in force, the last one first. The answer is a [`ConfigVersion`] for
+    /// each that is kept.
+    ConfigHistory,
     /// The current switches of `[ha]`. The answer is a [`SwitchRow`] per switch.
     HaGet {
         /// Only this one.
@@ -188,11 +196,12 @@ impl Request {
             | Request::Events { .. }
             | Request::Explain(_)
             | Request::ConfigShow { .. }
+            | Request::ConfigHistory
             | Request::HaGet { .. } => Right::Read,
             Request::Clear { .. }
             | Request::Failover { .. }
             | Request::Maintenance { .. }
-            | Request::Reload
+            | Request::Reload { .. }
             | Request::HaSet { .. }
             | Request::Capture { .. } => Right::Change,
         }
