@@ -18,7 +18,7 @@ const CORE: &[&[&str]] = &[
         "route",
         "shell_view",
     ],
-    &["fragment", "ha", "session"],
+    &["fragment", "ha", "multicast", "session"],
     &["capture", "nat"],
     &["store"],
     &["sync"],

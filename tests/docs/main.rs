@@ -489,7 +489,7 @@ fn advice(reason: DropReason) -> &'static str {
             "If the traffic is legitimate, routing is asymmetric: the route back to the source (`ip route get SOURCE`) must lead out of the port that the packet came in by. Add the route, or set `source-check = false` on that port."
         }
         DropReason::NotForwardable => {
-            "Normal: hosts send broadcasts and multicasts, which a router keeps on their link."
+            "Normal: hosts send broadcasts and multicasts, which a router keeps on their link. Multicast to other groups passes where a `[[multicast-policy]]` says so."
         }
         DropReason::NoPolicy => {
             "If the traffic is wanted, add a `[[policy]]` with `action = \"accept\"`. `source`, `destination` and `service` are matched after a forward and before source translation."
@@ -569,6 +569,30 @@ fn advice(reason: DropReason) -> &'static str {
         }
         DropReason::SessionGone => {
             "Should stay at 0: the gateway looked the session up for this very packet. Please report it."
+        }
+        DropReason::ReversePath => {
+            "Routing is asymmetric, or there is a loop: `ip route get SOURCE` must lead out of the port that the stream comes in by. Add the route."
+        }
+        DropReason::NoMember => {
+            "Normal: senders do not wait for receivers. If a host should get it: does it join, and does a switch between let its reports through (`tandemgw_multicast_groups` in the metrics)?"
+        }
+        DropReason::MulticastLimit => {
+            "Somebody sends from many addresses or to many groups: 4096 sessions may come in by a port. Narrow `source` and `group` of the `[[multicast-policy]]`."
+        }
+        DropReason::MembershipMalformed => {
+            "A few: hosts from another network on the same link. Many: somebody forges reports; find the sender with tcpdump (`igmp or icmp6`)."
+        }
+        DropReason::MembershipRate => {
+            "A flood of reports: 2000 a second are looked at. Find the sender with tcpdump (`igmp or icmp6`)."
+        }
+        DropReason::MembershipGroups => {
+            "The hosts of a port want more than 4096 groups of a family: `tandemgw_multicast_groups` in the metrics counts them, and tcpdump (`igmp or icmp6`) shows who asks for them."
+        }
+        DropReason::MembershipSources => {
+            "Hosts name more than 128 sources of a group, or 8192 on a port: `tandemgw_multicast_sources` in the metrics counts them."
+        }
+        DropReason::MembershipHost => {
+            "A host wants more than 512 groups that no other host wants: it is broken, or attacks."
         }
         DropReason::WriteFailed => {
             "The queue or the interface behind it is full or down. Normal for a moment when a link goes down; otherwise look at `ip -s link` of the port and its `tgw-` device."

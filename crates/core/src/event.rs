@@ -301,4 +301,20 @@ drop_reasons! {
     SessionGone = "session-gone",
     /// The kernel refused the packet.
     WriteFailed = "write-failed",
+    /// Multicast from a source whose route leads by another port than the one it came in by.
+    ReversePath = "reverse-path",
+    /// Multicast that a policy would accept, and that no host on its ports wants.
+    NoMember = "no-member",
+    /// Multicast of a new source or to a new group, beyond the sessions that a port may have.
+    MulticastLimit = "multicast-limit",
+    /// A packet of IGMP or MLD that is malformed, or was not sent by a host or router of this link.
+    MembershipMalformed = "membership-malformed",
+    /// A packet of IGMP or MLD, beyond the number that a port accepts per second.
+    MembershipRate = "membership-rate",
+    /// The hosts of the port want too many groups.
+    MembershipGroups = "membership-groups",
+    /// The hosts of the port name too many sources, of the group or in total.
+    MembershipSources = "membership-sources",
+    /// The host wants too many groups that no other host wanted before.
+    MembershipHost = "membership-host",
 }

@@ -61,6 +61,36 @@ impl Addr {
         }
     }
 
+    /// Whether it is a multicast address (RFC 5771; RFC 4291, section 2.7).
+    #[inline]
+    pub fn is_group(&self) -> bool {
+        match self.family() {
+            Family::V4 => self.last4()[0] & 0xf0 == 0xe0,
+            Family::V6 => self.0[0] == 0xff,
+        }
+    }
+
+    /// Whether packets to this group may leave the link that they were sent on.
+    ///
+    /// Not those of the local network block (RFC 5771, section 4), nor of the scopes up to
+    /// realm-local and the reserved one (RFC 7346, section 2). The boundaries of the larger scopes
+    /// are where an administrator draws them (RFC 2365; RFC 6308, section 2.4): policies decide.
+    pub fn leaves_link(&self) -> bool {
+        match self.family() {
+            Family::V4 => self.last4()[..3] != [224, 0, 0],
+            Family::V6 => (4..0xf).contains(&(self.0[1] & 0xf)),
+        }
+    }
+
+    /// Whether it is of the range in which a host must name the sources that it wants (RFC 4607,
+    /// section 1): 232.0.0.0/8, ff3x::/32.
+    pub fn is_source_specific(&self) -> bool {
+        match self.family() {
+            Family::V4 => self.last4()[0] == 232,
+            Family::V6 => self.0[0] == 0xff && self.0[1] >> 4 == 3 && self.0[2..4] == [0, 0],
+        }
+    }
+
     /// The unspecified address of `family` (0.0.0.0 or ::).
     pub const fn unspecified(family: Family) -> Addr {
         match family {
@@ -351,5 +381,47 @@ impl LinkId {
     /// As an index into a list that is parallel to the configured links.
     pub fn index(self) -> usize {
         usize::from(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn scopes_as_in_the_rfcs() {
+        for link in [
+            "224.0.0.1",
+            "224.0.0.251",
+            "ff02::1",
+            "ff12::5",
+            "ff01::1",
+            "ff03::1",
+            "ff0f::1",
+        ] {
+            assert!(addr(link).is_group() && !addr(link).leaves_link(), "{link}");
+        }
+        for far in [
+            "224.0.1.1",
+            "239.1.2.3",
+            "232.0.0.1",
+            "ff05::2",
+            "ff08::1",
+            "ff3e::1",
+        ] {
+            assert!(addr(far).is_group() && addr(far).leaves_link(), "{far}");
+        }
+        for none in ["10.0.0.1", "255.255.255.255", "fe80::1", "2001:db8::1"] {
+            assert!(!addr(none).is_group(), "{none}");
+        }
+        assert!(
+            addr("232.1.2.3").is_source_specific() && addr("ff3e::8000:1").is_source_specific()
+        );
+        assert!(!addr("239.232.0.1").is_source_specific());
+        assert!(!addr("ff3e:40::1").is_source_specific(), "RFC 3306");
     }
 }

@@ -15,6 +15,7 @@
 //! - [`packet`]: parse once, translate in place; the packets and frames that the gateway makes.
 //! - [`session`]: the table, the TCP tracker, expiry.
 //! - [`policy`], [`route`], [`nat`], [`fragment`]: decisions about packets without a session.
+//! - [`multicast`]: IGMP and MLD, and who wants which group.
 //! - [`ha`]: election, heartbeats, planned handover.
 //! - [`store`]: the life of sessions: table, ports, change log and digests in step.
 //! - [`sync`]: replication: wire format, sending to peers, applying their records.
@@ -51,6 +52,7 @@ pub mod link_monitor;
 pub mod log_limit;
 pub mod memory;
 pub mod metrics;
+pub mod multicast;
 pub mod nat;
 pub mod packet;
 pub mod policy;
