@@ -44,6 +44,7 @@ mod links;
 mod local_in;
 mod metrics;
 mod mtu;
+mod multicast;
 mod must_pass;
 mod nat;
 mod neighbor;

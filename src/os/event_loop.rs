@@ -10,6 +10,7 @@ mod ready;
 mod reload;
 mod sockets;
 mod spread;
+mod streams;
 mod upkeep;
 
 use std::io;
@@ -101,6 +102,7 @@ pub struct Shell {
     /// Notices that the monitor has read, still to be handled.
     notices: std::vec::IntoIter<Notice>,
     ready: Ready,
+    streams: streams::Streams,
     chores: sockets::Chores,
     reloading: reload::Reloading,
     state: StateFile,
@@ -162,6 +164,7 @@ impl Shell {
             .collect();
         let waker = Arc::new(Waker::new(registry, WORKER)?);
         let ready = Ready::new(ports.len());
+        let streams = streams::Streams::open(config, registry)?;
         let chores = sockets::Chores::new(ports.len());
         Ok(Shell {
             poll,
@@ -191,6 +194,7 @@ impl Shell {
             buffers: std::array::from_fn(|_| Buffer::new()),
             notices: Vec::new().into_iter(),
             ready,
+            streams,
             chores,
             reloading: reload::Reloading::default(),
             state,
@@ -282,6 +286,7 @@ impl Shell {
         self.ready.any()
             || self.is_reload_due()
             || self.chores.is_busy()
+            || self.streams.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
             || self.http.as_ref().is_some_and(HttpServer::is_busy)
     }
@@ -306,6 +311,7 @@ impl Shell {
             }
             token if self.control.owns(token) => self.control.mark(token),
             token if self.probes.mark(token) => {}
+            token if self.streams.mark(token) => {}
             token if token.0 < PORTS => {
                 if let Some(http) = &mut self.http {
                     http.mark(token);
@@ -354,6 +360,7 @@ impl Shell {
             self.read_packets(now, index);
             next = self.ready.tuns.next(index + 1);
         }
+        self.read_streams(now);
         let registry = self.poll.registry();
         self.control
             .serve(registry, &mut self.gateway, &mut self.view, now);

@@ -18,6 +18,7 @@ pub mod logging;
 pub mod memory;
 pub mod monitor;
 pub mod multicast;
+pub mod multicast_socket;
 mod neighbor_requests;
 pub mod netlink;
 mod nftables;

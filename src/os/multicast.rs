@@ -37,6 +37,15 @@ pub struct Groups {
     is_refused: bool,
     /// Groups yet to be joined (true) or left.
     pending: VecDeque<(Ipv6Addr, bool)>,
+    /// Whether the interface is to receive frames to all groups, and does not yet.
+    all: Option<AllGroups>,
+}
+
+/// Whether frames to all groups come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AllGroups {
+    Wanted,
+    Received,
 }
 
 impl Groups {
@@ -49,6 +58,7 @@ impl Groups {
             listener: None,
             is_refused: false,
             pending: VecDeque::new(),
+            all: None,
         }
     }
 
@@ -60,13 +70,22 @@ impl Groups {
     /// Joins all groups once more: the interface was recreated, and the memberships went with it.
     pub fn rejoin(&mut self) {
         let groups = std::mem::take(&mut self.groups);
-        *self = Groups::new(&self.interface);
+        *self = Groups {
+            all: self.all.map(|_| AllGroups::Wanted),
+            ..Groups::new(&self.interface)
+        };
         self.set(groups);
     }
 
     /// Whether there are groups to be joined or left.
     pub fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || self.all == Some(AllGroups::Wanted)
+    }
+
+    /// Has the interface receive frames to all groups, since hosts may want any;
+    /// [`change_some`](Self::change_some) does it.
+    pub fn receive_all(&mut self) {
+        self.all = Some(AllGroups::Wanted);
     }
 
     /// Replaces the groups; [`change_some`](Self::change_some) joins and leaves them.
@@ -93,7 +112,7 @@ impl Groups {
     ///
     /// The kernel's error; then the remaining groups are given up.
     pub fn change_some(&mut self, most: usize) -> io::Result<bool> {
-        if self.pending.is_empty() {
+        if !self.is_pending() {
             return Ok(false);
         }
         let pending = std::mem::take(&mut self.pending);
@@ -104,6 +123,10 @@ impl Groups {
             None => new_socket(libc::AF_PACKET, libc::SOCK_RAW)?,
         };
         let member = self.member.insert(member);
+        if self.all == Some(AllGroups::Wanted) {
+            self.all = Some(AllGroups::Received);
+            join_all(member, index)?;
+        }
         let (mut left, mut reports) = (pending, Vec::new());
         for (group, joins) in left.drain(..most.min(left.len())) {
             let operation = match joins {
@@ -182,6 +205,18 @@ fn join_hardware(
         mr_alen: 6,
         mr_address: [0x33, 0x33, a, b, c, d, 0, 0],
     };
+    set_option(socket, libc::SOL_PACKET, operation, &request)
+}
+
+/// Has the interface receive frames to all groups.
+fn join_all(socket: &OwnedFd, index: libc::c_int) -> io::Result<()> {
+    let request = libc::packet_mreq {
+        mr_ifindex: index,
+        mr_type: libc::PACKET_MR_ALLMULTI as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    let operation = libc::PACKET_ADD_MEMBERSHIP;
     set_option(socket, libc::SOL_PACKET, operation, &request)
 }
 

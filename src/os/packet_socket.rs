@@ -217,7 +217,7 @@ fn filter() -> [libc::sock_filter; 29] {
     ]
 }
 
-fn jump(code: u32, k: u32, if_true: u8, if_false: u8) -> libc::sock_filter {
+pub(super) fn jump(code: u32, k: u32, if_true: u8, if_false: u8) -> libc::sock_filter {
     libc::sock_filter {
         code: code as u16,
         jt: if_true,

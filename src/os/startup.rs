@@ -151,13 +151,17 @@ fn open_ports(config: &Config) -> Result<Vec<Port>, StartError> {
 
 /// Joins the multicast groups of all ports.
 fn join_groups(config: &Config) -> Result<Vec<Groups>, StartError> {
-    let join = |port: &PortConfig| {
+    let join = |(index, port): (usize, &PortConfig)| {
         let mut groups = Groups::new(&port.interface);
         groups.set(solicited_groups(config, port));
+        if config.has_multicast(PortId::from_index(index)) {
+            groups.receive_all();
+        }
         while groups.change_some(usize::MAX)? {}
         Ok(groups)
     };
-    let joined: Result<Vec<Groups>, std::io::Error> = config.ports.iter().map(join).collect();
+    let joined: Result<Vec<Groups>, std::io::Error> =
+        config.ports.iter().enumerate().map(join).collect();
     joined.map_err(doing("joining the multicast groups of the addresses"))
 }
 

@@ -9,6 +9,7 @@ mod explain;
 mod forwarded;
 mod fragments;
 mod icmp_errors;
+mod multicast;
 mod must_pass;
 mod neighbors;
 mod odd_packets;

@@ -544,6 +544,8 @@ pub(crate) mod tests {
             forwards: Vec::new(),
             link_monitors: Vec::new(),
             local_in: Vec::new(),
+            multicast_policies: Vec::new(),
+            multicast_joins: Vec::new(),
             timeouts: Timeouts {
                 tcp_established: second,
                 tcp_transitory: second,

@@ -37,8 +37,17 @@ impl Default for Pair {
 impl Pair {
     /// gw-a is primary, and gw-b follows it.
     pub fn new() -> Pair {
+        static CONFIGS: OnceLock<[Config; 2]> = OnceLock::new();
+        Pair::of(CONFIGS.get_or_init(|| configs("")))
+    }
+
+    /// With additions to the usual config, before `[ha]`.
+    pub fn with(more: &str) -> Pair {
+        Pair::of(&configs(more))
+    }
+
+    fn of([a, b]: &[Config; 2]) -> Pair {
         let now = Time::from_nanos(1 << 40);
-        let [a, b] = configs();
         let units = [a, b].map(|config| {
             let mut gateway = Gateway::new(config.clone(), Seed([7; 32]), now);
             for port in PORTS {
@@ -201,10 +210,8 @@ const ROUTES: &[(&str, PortId)] = &[
     ("2001:db8:7::/48", WAN),
 ];
 
-fn configs() -> &'static [Config; 2] {
-    static CONFIGS: OnceLock<[Config; 2]> = OnceLock::new();
-    CONFIGS.get_or_init(|| {
-        [("gw-a", "gw-b", 1, 200), ("gw-b", "gw-a", 2, 100)].map(|(name, other, number, priority)| {
+fn configs(more: &str) -> [Config; 2] {
+    [("gw-a", "gw-b", 1, 200), ("gw-b", "gw-a", 2, 100)].map(|(name, other, number, priority)| {
             let named = format!("name = \"{name}\"\nkey = \"{name}.key\"");
             let base = CONFIG.replacen("name = \"gw\"", &named, 1);
             let base = base.replacen("max-sessions = 1024", "max-sessions = 8192", 1);
@@ -215,10 +222,9 @@ fn configs() -> &'static [Config; 2] {
                  public-key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n",
                 3 - number
             );
-            match config::parse(Path::new("pair.toml"), &format!("{base}{ha}")) {
+            match config::parse(Path::new("pair.toml"), &format!("{base}{more}{ha}")) {
                 Ok((config, _)) => config,
                 Err(found) => panic!("{found:?}"),
             }
         })
-    })
 }

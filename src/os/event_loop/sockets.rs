@@ -61,6 +61,7 @@ impl Shell {
                 InQuotes(&error)
             ),
         }
+        self.reopen_stream(index);
         self.order(Order::Rejoin(PortId::from_index(index)));
         // There is no event for frames that arrived before it was registered.
         self.ready.sockets.insert(index);

@@ -10,7 +10,10 @@ use std::fmt;
 use super::field::Owner;
 use super::network::group_of;
 use super::options::{Live, Reload};
-use super::{Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, NatPool, Policy, Port};
+use super::{
+    Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastPolicy, NatPool, Policy,
+    Port,
+};
 use crate::flow::{Addr, PortId};
 
 /// A changed key.
@@ -48,6 +51,8 @@ impl Change {
             forwards: _,
             link_monitors: _,
             local_in,
+            multicast_policies,
+            multicast_joins,
             timeouts,
             limits,
             ha,
@@ -67,6 +72,16 @@ impl Change {
         compare_lists(&mut change.waiting, "local-in", &running.local_in, local_in);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
         change.config.limits = change.part("limits", &running.limits, limits);
+        let before = &running.multicast_policies;
+        compare_lists(
+            &mut change.waiting,
+            "multicast-policy",
+            before,
+            multicast_policies,
+        );
+        if running.multicast_joins != *multicast_joins {
+            change.wait("multicast-join", "changed");
+        }
         match (&running.ha, ha) {
             (None, None) => {}
             (Some(old), Some(new)) => change.ha(old, new, ports, &running.ports),
@@ -345,7 +360,16 @@ macro_rules! named {
     };
 }
 
-named!(Port, Group, LocalIn, Policy, NatPool, Forward, HaPeer);
+named!(
+    Port,
+    Group,
+    LocalIn,
+    MulticastPolicy,
+    Policy,
+    NatPool,
+    Forward,
+    HaPeer
+);
 
 fn names<T: Named>(tables: &[T]) -> Vec<&str> {
     tables.iter().map(Named::name).collect()
@@ -589,6 +613,78 @@ pub(super) mod tests {
             "action = \"drop\"",
             "action = \"accept\"",
             "local-in.ssh",
+        ),
+        (
+            "multicast-policy.name",
+            "\"tv\"",
+            "\"radio\"",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.from",
+            "from = [ \"wan\" ]",
+            "from = [ \"lan\" ]",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.to",
+            "to = [ \"lan\" ]\n        source = [\"10.8.0.0/16\"]\n        group = [\"239.1.0.0/16\"]\n        action = \"drop\"\n        log=true\n        snat = true",
+            "to = [ \"wan\" ]\n        source = [\"10.8.0.0/16\"]\n        group = [\"239.1.0.0/16\"]\n        action = \"drop\"\n        log=true\n        snat = false",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.source",
+            "10.8.0.0/16",
+            "10.8.0.0/15",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.group",
+            "239.1.0.0/16",
+            "239.1.0.0/17",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.action",
+            "action = \"drop\"\n        log=true\n        snat",
+            "action = \"accept\"\n        log=true\n        snat",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.log",
+            "log=true\n        snat",
+            "log=false\n        snat",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-policy.snat",
+            "snat = true",
+            "",
+            "multicast-policy.tv",
+        ),
+        (
+            "multicast-join.port",
+            "port = \"lan\"\n        group",
+            "port = \"wan\"\n        group",
+            "multicast-join",
+        ),
+        (
+            "multicast-join.group",
+            "239.1.2.3",
+            "239.1.2.4",
+            "multicast-join",
+        ),
+        (
+            "multicast-join.source",
+            "10.8.1.1",
+            "10.8.1.2",
+            "multicast-join",
+        ),
+        (
+            "ha.multicast-ttl",
+            "ttl = \"7s",
+            "ttl = \"8s",
+            "ha.multicast-ttl",
         ),
         (
             "link-monitor.port",

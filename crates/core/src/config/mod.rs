@@ -15,6 +15,7 @@ mod kind;
 mod link_monitor;
 mod local_in;
 mod metrics;
+mod multicast;
 mod names;
 mod network;
 mod options;
@@ -75,6 +76,10 @@ pub struct Config {
     pub link_monitors: Vec<LinkMonitor>,
     /// `[[local-in]]`; the first match wins.
     pub local_in: Vec<LocalIn>,
+    /// `[[multicast-policy]]`; the first match wins.
+    pub multicast_policies: Vec<MulticastPolicy>,
+    /// `[[multicast-join]]`, in the order of the file.
+    pub multicast_joins: Vec<MulticastJoin>,
     /// `[timeouts]`: how long a session without packets stays.
     pub timeouts: Timeouts,
     /// `[limits]`: how much one source may use, and how much the gateway sends of its own.
@@ -365,6 +370,38 @@ pub struct LocalIn {
     pub accepts: bool,
 }
 
+/// `[[multicast-policy]]`: what is sent on to the members of groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MulticastPolicy {
+    /// `name`, unique.
+    pub name: String,
+    /// `from`: ports that the stream comes in by.
+    pub from: Vec<PortId>,
+    /// `to`: ports that it leaves by, where hosts want it.
+    pub to: Vec<PortId>,
+    /// `source`: who sends it; empty means any.
+    pub source: Vec<IpNet>,
+    /// `group`: where it is sent to.
+    pub group: Vec<IpNet>,
+    /// `action`: whether it is accepted, or else dropped.
+    pub accepts: bool,
+    /// `log`: the start and the end of each session are logged.
+    pub log: bool,
+    /// `snat`: the source becomes the virtual address of the port that it leaves by.
+    pub snat: bool,
+}
+
+/// `[[multicast-join]]`: a group that is wanted on a port without a host that asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MulticastJoin {
+    /// `port`: where it is wanted.
+    pub port: PortId,
+    /// `group`.
+    pub group: Addr,
+    /// `source`: only what this host sends; none means any.
+    pub source: Option<Addr>,
+}
+
 /// How a target is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MonitorProtocol {
@@ -464,6 +501,8 @@ pub struct Ha {
     pub session_pickup_connectionless: bool,
     /// `session-pickup-delay`, default 0: replicate only sessions that live longer.
     pub session_pickup_delay: Duration,
+    /// `multicast-ttl`, default 600 s: how long a standby keeps what it was told of multicast.
+    pub multicast_ttl: Duration,
     /// `pickup-guarantee`, default off.
     pub pickup_guarantee: PickupGuarantee,
     /// `pickup-guarantee-wait`, default 10 ms.

@@ -208,65 +208,27 @@ pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static str> {
     own.chain(below)
 }
 
+/// Every table. One row each, as of [`OPTIONS`].
+#[rustfmt::skip]
 const TABLES: &[TableDoc] = &[
     table("", "keys that stand above the first table"),
     table("node", "this unit"),
-    tables_of(
-        "port",
-        512,
-        "an interface whose packets the gateway handles",
-    ),
-    tables_of(
-        "group",
-        64,
-        "virtual addresses that move as one; without any, all of them do",
-    ),
-    tables_of(
-        "policy",
-        50_000,
-        "what may pass; the first match wins, no match is a drop",
-    ),
-    tables_of(
-        "address",
-        4096,
-        "a name for addresses, in place of which policies, pools and forwards can write it",
-    ),
-    tables_of(
-        "service",
-        4096,
-        "a name for services, in place of which policies can write it",
-    ),
+    tables_of("port", 512, "an interface whose packets the gateway handles"),
+    tables_of("group", 64, "virtual addresses that move as one; without any, all of them do"),
+    tables_of("policy", 50_000, "what may pass; the first match wins, no match is a drop"),
+    tables_of("address", 4096, "a name for addresses, in place of which policies, pools and forwards can write it"),
+    tables_of("service", 4096, "a name for services, in place of which policies can write it"),
     tables_of("nat-pool", 64, "addresses for source translation"),
-    tables_of(
-        "forward",
-        4096,
-        "destination translation; the policies then see the internal address",
-    ),
-    tables_of(
-        "link-monitor",
-        64,
-        "a target that must answer behind a port: one with carrier can lead nowhere",
-    ),
-    tables_of(
-        "local-in",
-        256,
-        "what may reach the machine itself; a port that none of them names stays open",
-    ),
+    tables_of("forward", 4096, "destination translation; the policies then see the internal address"),
+    tables_of("link-monitor", 64, "a target that must answer behind a port: one with carrier can lead nowhere"),
+    tables_of("local-in", 256, "what may reach the machine itself; a port that none of them names stays open"),
+    tables_of("multicast-policy", 256, "what is sent on to the hosts that want it; without any, multicast stays on its link"),
+    tables_of("multicast-join", 1024, "a group that is wanted on a port even if no host asks for it"),
     table("timeouts", "how long a session lives without a packet"),
     table("limits", "protection against floods"),
-    table(
-        "metrics",
-        "metrics for Prometheus over HTTP; without it nothing listens",
-    ),
-    table(
-        "ha",
-        "high availability; without it the gateway is standalone",
-    ),
-    tables_of(
-        "ha.link",
-        8,
-        "a link for heartbeats and replication; several for redundancy",
-    ),
+    table("metrics", "metrics for Prometheus over HTTP; without it nothing listens"),
+    table("ha", "high availability; without it the gateway is standalone"),
+    tables_of("ha.link", 8, "a link for heartbeats and replication; several for redundancy"),
     tables_of("ha.peer", MAX_PEERS, "another unit"),
 ];
 
@@ -344,6 +306,19 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("local-in", "service", "service, as of a policy", DefaultValue::Absent("any"), WHOLE, RESTART, "protocols and ports of the machine"),
     choice("local-in", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, RESTART, "what happens to the packet"),
 
+    text("multicast-policy", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the policy"),
+    list("multicast-policy", "from", "port name", DefaultValue::Required, WHOLE, RESTART, "ports that a stream may come in by: the routes to its source lead there"),
+    list("multicast-policy", "to", "port name", DefaultValue::Required, WHOLE, RESTART, "ports that it may leave by, if hosts there want it"),
+    list("multicast-policy", "source", "prefix", DefaultValue::Absent("any"), WHOLE, RESTART, "who sends it"),
+    list("multicast-policy", "group", "prefix", DefaultValue::Required, WHOLE, RESTART, "where it is sent to; groups that are valid on their link only never pass"),
+    choice("multicast-policy", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, RESTART, "what happens to it"),
+    flag("multicast-policy", "log", false, WHOLE, RESTART, "log the start and the end of each session"),
+    flag("multicast-policy", "snat", false, WHOLE, RESTART, "translate the source to the virtual address of the port that the stream leaves by; the ports stay"),
+
+    text("multicast-join", "port", "port name", DefaultValue::Required, WHOLE, RESTART, "where the group is wanted"),
+    text("multicast-join", "group", "address", DefaultValue::Required, WHOLE, RESTART, "the group"),
+    text("multicast-join", "source", "address", DefaultValue::Absent("any"), WHOLE, RESTART, "only what this host sends to it"),
+
     time("timeouts", "tcp-established", S, d(7), s(7440), field!(Timeouts.tcp_established), Reload::Live(Live::Timeouts), "an open TCP connection (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-transitory", S, d(1), s(240), field!(Timeouts.tcp_transitory), Reload::Live(Live::Timeouts), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-syn", S, d(1), s(240), field!(Timeouts.tcp_syn), Reload::Live(Live::Timeouts), "a SYN without an answer"),
@@ -373,6 +348,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP and other connection-oriented sessions"),
     flag("ha", "session-pickup-connectionless", true, field!(Ha.session_pickup_connectionless), Reload::Live(Live::SessionPickupConnectionless), "replicate UDP and ICMP sessions as well"),
     time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.session_pickup_delay), Reload::Live(Live::SessionPickupDelay), "replicate only sessions that live longer than this"),
+    time("ha", "multicast-ttl", s(5), h(1), s(600), field!(Ha.multicast_ttl), RESTART, "how long a standby keeps what the primary has told it of multicast and not told again"),
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
     int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
@@ -678,6 +654,19 @@ pub(super) mod tests {
         source = ["10.9.0.0/16"]
         service = ["tcp/22"]
         action = "drop"
+        [[multicast-policy]]
+        name = "tv"
+        from = [ "wan" ]
+        to = [ "lan" ]
+        source = ["10.8.0.0/16"]
+        group = ["239.1.0.0/16"]
+        action = "drop"
+        log=true
+        snat = true
+        [[multicast-join]]
+        port = "lan"
+        group = "239.1.2.3"
+        source = "10.8.1.1"
         [timeouts]
         tcp-established = "1h"
         tcp-transitory = "60s"
@@ -708,6 +697,7 @@ pub(super) mod tests {
         session-pickup = true
         session-pickup-connectionless = false
         session-pickup-delay = "1s"
+        multicast-ttl = "7s"
         pickup-guarantee = "off"
         pickup-guarantee-wait = "1ms"
         pickup-guarantee-copies = 1

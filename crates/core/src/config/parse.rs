@@ -11,7 +11,9 @@ use super::names::check_name;
 use super::network::Network;
 use super::reader::{At, Table};
 use super::sources::Sources;
-use super::{Config, Node, ha, link_monitor, local_in, metrics, policy, translation, ways};
+use super::{
+    Config, Node, ha, link_monitor, local_in, metrics, multicast, policy, translation, ways,
+};
 
 /// Reads `text`, the content of `file`, as [`parse_all`] does: no included file is read.
 ///
@@ -59,6 +61,8 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let forwards = translation::read_forwards(&mut root, &network, &pools, &aliases);
     let link_monitors = link_monitor::read(&mut root, &network);
     let local_in = local_in::read(&mut root, &network, &aliases);
+    let multicast_policies = multicast::read_policies(&mut root, &network, &aliases);
+    let multicast_joins = multicast::read_joins(&mut root, &network, &multicast_policies);
     let timeouts = read_plain(root.table("timeouts"));
     let limits = read_plain(root.table("limits"));
     let ha = root.optional_table("ha").map(|table| {
@@ -93,6 +97,8 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         forwards,
         link_monitors,
         local_in,
+        multicast_policies,
+        multicast_joins,
         timeouts,
         limits,
         metrics,

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use super::field::Value;
 use super::options::{self, DefaultValue, OptionDoc};
 use super::{
-    Action, Config, Forward, LocalIn, MssClamp, Nat, NatPool, Policy, Service, VirtualAddress,
+    Action, Config, Forward, LocalIn, MssClamp, MulticastPolicy, Nat, NatPool, Policy, Service,
+    VirtualAddress,
 };
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
@@ -56,6 +57,8 @@ fn count(config: &Config, table: &str) -> usize {
         "forward" => config.forwards.len(),
         "link-monitor" => config.link_monitors.len(),
         "local-in" => config.local_in.len(),
+        "multicast-policy" => config.multicast_policies.len(),
+        "multicast-join" => config.multicast_joins.len(),
         "metrics" => usize::from(config.metrics.is_some()),
         "ha" => usize::from(ha.is_some()),
         "ha.link" => ha.map_or(0, |ha| ha.links.len()),
@@ -118,6 +121,15 @@ fn write_whole(out: &mut String, config: &Config, table: &str, index: usize) {
             write_text(out, "protocol", monitor.protocol.word());
         }
         "local-in" => write_local_in(out, config, &config.local_in[index]),
+        "multicast-policy" => write_multicast(out, config, &config.multicast_policies[index]),
+        "multicast-join" => {
+            let join = &config.multicast_joins[index];
+            write_text(out, "port", &config.ports[join.port.index()].name);
+            write_text(out, "group", &join.group.to_string());
+            if let Some(source) = join.source {
+                write_text(out, "source", &source.to_string());
+            }
+        }
         "ha.link" => {
             if let Some(link) = config.ha.as_ref().and_then(|ha| ha.links.get(index)) {
                 write_text(out, "interface", &link.interface);
@@ -193,6 +205,23 @@ fn write_local_in(out: &mut String, config: &Config, policy: &LocalIn) {
     }
     let action = if policy.accepts { "accept" } else { "drop" };
     write_text(out, "action", action);
+}
+
+fn write_multicast(out: &mut String, config: &Config, policy: &MulticastPolicy) {
+    write_text(out, "name", &policy.name);
+    write_list(out, "from", names(config, &policy.from));
+    write_list(out, "to", names(config, &policy.to));
+    if !policy.source.is_empty() {
+        write_list(out, "source", policy.source.iter().map(IpNet::to_string));
+    }
+    write_list(out, "group", policy.group.iter().map(IpNet::to_string));
+    let action = if policy.accepts { "accept" } else { "drop" };
+    write_text(out, "action", action);
+    for (key, value) in [("log", policy.log), ("snat", policy.snat)] {
+        if value {
+            write_value(out, config, key, &Value::Bool(value));
+        }
+    }
 }
 
 fn write_pool(out: &mut String, pool: &NatPool) {

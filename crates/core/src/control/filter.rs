@@ -38,7 +38,7 @@ pub const KEYS: [&str; 10] = [
 ];
 
 /// States of sessions that have no TCP state.
-const OTHER_STATES: [&str; 2] = ["replied", "unreplied"];
+const OTHER_STATES: [&str; 3] = ["replied", "unreplied", "multicast"];
 
 impl Filter {
     /// Parses `key=value` words; matches everything if there are none.

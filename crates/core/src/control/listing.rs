@@ -1,7 +1,7 @@
 //! The session table, in pieces.
 
 use crate::filter_words::WordError;
-use crate::flow::GroupId;
+use crate::flow::{Addr, GroupId};
 use crate::gateway::{Gateway, SessionView};
 use crate::time::Time;
 
@@ -19,6 +19,8 @@ pub struct Listing {
     /// Sessions still to be listed.
     left: u64,
     filter: Filter,
+    /// The table is listed: multicast sessions follow, after this one.
+    multicast: Option<Option<(Addr, Addr)>>,
 }
 
 impl Listing {
@@ -31,10 +33,14 @@ impl Listing {
             cursor: 0,
             left: limit.unwrap_or(u64::MAX),
             filter: Filter::parse(filter, gateway.config())?,
+            multicast: None,
         })
     }
 
     pub fn go_on(&mut self, gateway: &Gateway, now: Time, out: &mut String) -> Progress {
+        if let Some(after) = self.multicast {
+            return self.list_multicast(after, gateway, now, out);
+        }
         let (sessions, next) = gateway.page(self.cursor, PIECE, now);
         let owners = owners(gateway, now);
         for session in sessions.filter(|session| self.filter.matches(session, gateway)) {
@@ -50,7 +56,52 @@ impl Listing {
                 self.cursor = next;
                 Progress::More
             }
+            _ if self.left > 0 && gateway.multicast_count() > 0 => {
+                self.multicast = Some(None);
+                Progress::More
+            }
             _ => Progress::Done,
+        }
+    }
+
+    /// One row for each port that a multicast session leaves by.
+    fn list_multicast(
+        &mut self,
+        after: Option<(Addr, Addr)>,
+        gateway: &Gateway,
+        now: Time,
+        out: &mut String,
+    ) -> Progress {
+        let owners = owners(gateway, now);
+        let mut last = None;
+        for (at, views) in gateway.multicast_page(after, PIECE as usize, now) {
+            last = Some(at);
+            let wanted = views
+                .iter()
+                .filter(|(view, _)| self.filter.matches(view, gateway));
+            for (view, policy) in wanted {
+                if self.left == 0 {
+                    return Progress::Done;
+                }
+                self.left -= 1;
+                let owner = owners.get(usize::from(view.group.0)).copied().flatten();
+                // It is of all ports.
+                let end = |addr| Endpoint { addr, port: None };
+                let row = Session {
+                    src: end(view.original.src),
+                    dst: end(view.original.dst),
+                    nat_src: end(view.translated.src),
+                    nat_dst: end(view.translated.dst),
+                    policy: (*policy).into(),
+                    ..row(view, gateway, owner)
+                };
+                write_line(out, &row);
+            }
+        }
+        self.multicast = Some(last);
+        match last {
+            Some(_) => Progress::More,
+            None => Progress::Done,
         }
     }
 }

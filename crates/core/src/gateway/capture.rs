@@ -184,6 +184,68 @@ impl Gateway {
         self.capture_sent(facts, known.out_port, bytes);
     }
 
+    /// Captures a packet to many as it came in; it leaves by `judged` first, or not.
+    #[cold]
+    pub(super) fn capture_stream(
+        &mut self,
+        now: Time,
+        port: PortId,
+        (bytes, offload): (&[u8], Offload),
+        judged: Result<Option<PortId>, DropReason>,
+    ) {
+        let verdict = match judged {
+            Ok(_) => Verdict::Forward,
+            Err(reason) => Verdict::Drop(reason),
+        };
+        let arrival = Arrival {
+            now,
+            port,
+            offload,
+            length: bytes.len(),
+            parsed: packet::parse(bytes, offload).ok(),
+            flow: None,
+        };
+        let facts = Facts {
+            in_port: Some(port),
+            out_port: judged.ok().flatten(),
+            before: arrival.parsed.map(|parsed| parsed.key),
+            segment_size: offload.segment_size,
+            ..facts(now, verdict.into(), None)
+        };
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        if capture.wants(&facts, self.rules.config(), self.rules.ruleset()) {
+            let mut copy = capture.copy(bytes);
+            complete(&mut copy, &arrival);
+            let sight = Sight {
+                port,
+                outbound: false,
+                bytes: &copy,
+                length: bytes.len(),
+            };
+            capture.record(facts, capture.place(), &[sight]);
+            capture.take_back(copy);
+        }
+    }
+
+    /// Captures a copy of a packet to many as it leaves.
+    pub(super) fn capture_copy(
+        &mut self,
+        now: Time,
+        port: PortId,
+        (before, translated): (FlowKey, bool),
+        bytes: &[u8],
+    ) {
+        let facts = Facts {
+            before: Some(before),
+            out_port: Some(port),
+            translated,
+            ..facts(now, CapturedFate::Forward, None)
+        };
+        self.capture_sent(facts, port, bytes);
+    }
+
     /// Captures a packet that the gateway has made.
     pub(super) fn capture_answer(&mut self, now: Time, port: PortId, bytes: &[u8]) {
         if self.is_capturing() {

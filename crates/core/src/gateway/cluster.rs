@@ -111,7 +111,8 @@ impl Cluster {
             | sync::SyncEvent::PeerReady(..)
             | sync::SyncEvent::Ready(..)
             | sync::SyncEvent::Merged(..)
-            | sync::SyncEvent::DigestDiffers { .. } => {}
+            | sync::SyncEvent::DigestDiffers { .. }
+            | sync::SyncEvent::Multicast { .. } => {}
         }
     }
 
@@ -333,7 +334,11 @@ impl Gateway {
     /// whether to call again as soon as the stream takes more.
     pub fn poll_sync(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> bool {
         let cluster = self.cluster.as_deref_mut();
-        cluster.is_some_and(|cluster| cluster.poll_stream(now, peer, out, &mut self.sessions))
+        let Some(cluster) = cluster else {
+            return false;
+        };
+        let more = cluster.poll_stream(now, peer, out, &mut self.sessions);
+        self.poll_multicast(now, peer, out) || more
     }
 
     /// The stream to `peer` takes no bytes now; [`Gateway::poll_sync`] is called again when it

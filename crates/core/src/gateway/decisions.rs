@@ -48,6 +48,11 @@ impl Gateway {
                 Step::CloseStream(peer, link) => {
                     self.push_urgent(Output::CloseStream { peer, link });
                 }
+                Step::Told(sync::SyncEvent::Multicast {
+                    group,
+                    port,
+                    record,
+                }) => self.handle_multicast_record(now, group, port, &record),
                 Step::Told(event) => self.handle_sync_event(event),
                 Step::Decided(output) => self.handle_decision(now, output),
             }
@@ -112,11 +117,9 @@ impl Gateway {
         let name = |peer: PeerId| self.peer_name(peer).to_owned();
         match event {
             sync::SyncEvent::PeerKnown { peer, resumed } => {
-                let link = self.sync_link(peer).map_or(0, |link| link.0);
-                log::info!(
-                    "replication started peer={} link={link} resumed={resumed}",
-                    name(peer)
-                );
+                let (link, name) = (self.sync_link(peer).map_or(0, |link| link.0), name(peer));
+                log::info!("replication started peer={name} link={link} resumed={resumed}");
+                self.tell_multicast_again(peer);
             }
             sync::SyncEvent::PeerConfigDiffers(peer) => self.handle_other_config(peer),
             sync::SyncEvent::PeerRefuses {
@@ -177,6 +180,7 @@ impl Gateway {
             ),
             // The election knows it already.
             sync::SyncEvent::HandoverReceived { .. }
+            | sync::SyncEvent::Multicast { .. }
             | sync::SyncEvent::Reached(..)
             | sync::SyncEvent::Holds(..) => {}
         }

@@ -12,6 +12,7 @@ use crate::session::{InsertError, Session, SessionId, Tracker};
 use crate::time::Time;
 
 use super::hairpin::turns_back;
+use super::multicast::check_addresses;
 use super::open::{Plan, Refused, no_room, refusal};
 use super::{Gateway, Packet, Role, SessionView, forward};
 
@@ -261,6 +262,8 @@ impl Gateway {
         } else if let Some((id, direction)) = known.filter(|it| !gives_way(*it)) {
             let carries = |group| is_primary(group) || self.carries(packet.now, group);
             self.explain_session(packet, scope, (id, direction), carries, &mut explanation)
+        } else if key.dst.is_group() && self.multicast.is_used() {
+            self.explain_multicast(packet, is_primary, &mut explanation)
         } else if self.is_for_gateway(packet) {
             explanation.matched = Matched::Gateway;
             explanation.group = self.sessions.nat().group(&key.dst);
@@ -278,6 +281,36 @@ impl Gateway {
             fate.unwrap_or_else(|refused| refused)
         };
         explanation
+    }
+
+    /// A packet to many: the first port that it leaves by, if any.
+    fn explain_multicast(
+        &self,
+        packet: &Packet<'_>,
+        is_primary: impl Fn(GroupId) -> bool,
+        explanation: &mut Explanation,
+    ) -> PacketFate {
+        let key = packet.parsed.key;
+        let group = self.multicast_group(packet.port, key.dst.family());
+        explanation.group = Some(group);
+        if let Err(reason) = check_addresses(&key) {
+            return reason.into();
+        }
+        if !is_primary(group) {
+            return DropReason::NotPrimary.into();
+        }
+        match self.exits_of(packet.port, (key.dst, key.src)) {
+            Err(reason) => reason.into(),
+            Ok((exits, _)) => {
+                explanation.egress = exits.first().map(|exit| exit.port);
+                let src = exits.first().and_then(|exit| exit.source);
+                explanation.leaves_as = Some(FlowKey {
+                    src: src.unwrap_or(key.src),
+                    ..key
+                });
+                PacketFate::Forward
+            }
+        }
     }
 
     fn explain_session(

@@ -33,6 +33,10 @@ mod limiter;
 mod links;
 mod local;
 mod mss;
+mod multicast;
+mod multicast_members;
+mod multicast_pickup;
+mod multicast_view;
 mod neighbors;
 mod open;
 mod outbox;
@@ -89,6 +93,7 @@ pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
 pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTranslation, Survives};
 pub use health::{Health, Severity, Standing, Trouble};
 pub use links::PortFault;
+pub use multicast_view::{MembersView, MulticastPort};
 pub use paths::Channel;
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Prepared, ReloadError, Reloaded, Retired};
@@ -159,6 +164,8 @@ pub struct Gateway {
     outbox: Outbox,
     /// Packets that go from unit to unit.
     passing_on: PassingOn,
+    /// What goes to many.
+    multicast: multicast::Multicast,
     started: Time,
 }
 
@@ -192,6 +199,7 @@ impl Gateway {
             drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
             passing_on: PassingOn::default(),
+            multicast: multicast::Multicast::new(&config),
             started: now,
             rules: Rules::new(config, ruleset),
             sessions,
@@ -275,6 +283,7 @@ impl Gateway {
         if link.up != before.up && self.routes.has_choice() {
             self.revalidate_routes();
         }
+        self.follow_multicast_link(now, port, link.up && !before.up);
         self.tell_ports(now);
         self.check_health(now);
     }
@@ -282,6 +291,7 @@ impl Gateway {
     /// Notes a change of the kernel's routes.
     pub fn handle_route(&mut self, change: RouteChange) {
         if self.routes.apply(change) {
+            self.multicast.doubt_sessions();
             self.revalidate_routes();
         }
     }
@@ -295,6 +305,7 @@ impl Gateway {
         self.sweep_routes();
         self.revalidate_some(now);
         self.probe_targets(now);
+        self.multicast_timeout(now);
         self.cluster_timeout(now);
         self.check_health_if_due(now);
     }
@@ -312,6 +323,7 @@ impl Gateway {
             self.fragments.poll_timeout(),
             self.hosts.announcer.poll_timeout(),
             self.targets.monitors.poll_timeout(),
+            self.multicast.poll_timeout(),
             self.poll_cluster_timeout(now),
         ]
         .into_iter()

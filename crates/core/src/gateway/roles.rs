@@ -80,6 +80,7 @@ impl Gateway {
             (Role::Primary, Role::Standby) => self.hosts.announcer.cancel(group),
             _ => {}
         }
+        self.follow_multicast_roles(now);
     }
 
     /// Carries out a decision of the election; replication knows it already.

@@ -159,6 +159,7 @@ impl Gateway {
     /// Removes some of the routes that the kernel has not dumped again.
     pub(super) fn sweep_routes(&mut self) {
         if self.routes.is_sweeping() && self.routes.sweep() {
+            self.multicast.doubt_sessions();
             self.revalidate_routes();
         }
     }

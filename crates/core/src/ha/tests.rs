@@ -57,6 +57,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
         session_pickup: true,
         session_pickup_connectionless: true,
         session_pickup_delay: Duration::ZERO,
+        multicast_ttl: Duration::from_secs(600),
         pickup_guarantee: PickupGuarantee::Off,
         pickup_guarantee_wait: ms(10),
         pickup_guarantee_copies: 1,

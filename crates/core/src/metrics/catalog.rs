@@ -57,6 +57,14 @@ metrics! {
         "Sessions in the table.";
     SESSIONS_MAX = Gauge "tandemgw_sessions_max" []
         "Sessions that the table can hold.";
+    MULTICAST_SESSIONS = Gauge "tandemgw_multicast_sessions" []
+        "Sources and groups whose streams are forwarded.";
+    MULTICAST_GROUPS = Gauge "tandemgw_multicast_groups" ["port", "family"]
+        "Groups that the hosts of a port want.";
+    MULTICAST_SOURCES = Gauge "tandemgw_multicast_sources" ["port", "family"]
+        "Sources that they name, in all groups together.";
+    MULTICAST_QUERIER = Gauge "tandemgw_multicast_querier" ["port", "family"]
+        "Whether this unit asks the hosts of the port; 0 on a standby, and beside a router with a lower address.";
     SESSIONS_OPENED = Counter "tandemgw_sessions_opened_total" []
         "Sessions opened by a packet on this unit; those opened by peers are not counted.";
     SESSIONS_DROPPED_EARLY = Counter "tandemgw_sessions_dropped_early_total" []

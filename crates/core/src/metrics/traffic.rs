@@ -3,7 +3,7 @@
 use crate::config::Nat;
 use crate::event::DropReason;
 use crate::flow::{PortId, Protocol};
-use crate::gateway::{Gateway, PortCounters, Severity};
+use crate::gateway::{Gateway, MulticastPort, PortCounters, Severity};
 use crate::link_monitor::{TargetState, TargetView};
 use crate::session::SessionState;
 
@@ -92,6 +92,20 @@ pub(super) fn sessions(view: &View<'_>, page: &mut Page<'_>) {
         sessions.add(&[state.protocol(), state.name()], states.get(state));
     }
     page.one(&catalog::SESSIONS_MAX, gateway.config().node.max_sessions);
+    page.one(
+        &catalog::MULTICAST_SESSIONS,
+        gateway.multicast_count() as u64,
+    );
+    let mut each = |metric, value: fn(&MulticastPort) -> u64| {
+        let mut samples = page.begin(metric);
+        for side in gateway.multicast_ports() {
+            let labels = [gateway.port_name(side.port), side.family.name()];
+            samples.add(&labels, value(&side));
+        }
+    };
+    each(&catalog::MULTICAST_GROUPS, |side| side.groups as u64);
+    each(&catalog::MULTICAST_SOURCES, |side| side.sources as u64);
+    each(&catalog::MULTICAST_QUERIER, |side| side.is_querier.into());
     page.one(&catalog::SESSIONS_OPENED, counters.opened);
     page.one(&catalog::SESSIONS_DROPPED_EARLY, counters.dropped_early);
     page.one(&catalog::SESSIONS_CLEARED, counters.cleared);

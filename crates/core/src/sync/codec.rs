@@ -151,6 +151,11 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
             Message::Refuse { group, reason, key }
         }
         15 => Message::Drain,
+        16 => Message::Multicast {
+            group: from.u8()?,
+            port: from.u16()?,
+            record: from.0,
+        },
         _ => Message::Unknown,
     })
 }
@@ -213,6 +218,7 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         Message::OfferEnd { group } => write_group(out, 12, *group),
         Message::OfferTaken { group } => write_group(out, 13, *group),
         Message::Drain => begin_frame(out, 15),
+        Message::Multicast { .. } => write_multicast(out, message),
         Message::Refuse { group, reason, key } => {
             write_group(out, 14, *group);
             out.extend_from_slice(&[*reason as u8, u8::from(key.is_some())]);
@@ -225,6 +231,19 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         Message::Unknown => begin_frame(out, u8::MAX),
     }
     end_frame(out, start);
+}
+
+fn write_multicast(out: &mut Vec<u8>, message: &Message<'_>) {
+    if let Message::Multicast {
+        group,
+        port,
+        record,
+    } = message
+    {
+        write_group(out, 16, *group);
+        out.extend_from_slice(&port.to_be_bytes());
+        out.extend_from_slice(record);
+    }
 }
 
 /// Begins a batch at the end of `out`: operations and [`end_batch`] are to follow.
@@ -723,6 +742,7 @@ mod tests {
                 Message::OfferEnd { group: c },
                 Message::OfferTaken { group: c },
                 Message::Drain,
+                Message::Multicast { group: c, port: a as u16, record: &operations },
                 Message::Refuse { group: c, reason: Refusal::Conflict, key: None },
             ];
             let mut bytes = Vec::new();
@@ -740,7 +760,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_panics(kind in 0..16_u8, body in vec(any::<u8>(), 0..300)) {
+        fn nothing_panics(kind in 0..17_u8, body in vec(any::<u8>(), 0..300)) {
             if let Ok(Message::Batch { operations, .. }) = decode(kind, &body) {
                 let mut rest = operations;
                 while let Ok((_, length)) = next_operation(rest) {

@@ -117,6 +117,16 @@ pub enum Message<'a> {
     /// 15, no body: an operator asks through the sender that the receiver begins a maintenance. A
     /// unit that does not know this skips it.
     Drain,
+    /// 16, `group: u8 | port: u16 | record`: what the primary of the group knows of multicast on a
+    /// port; see [`crate::multicast::record`]. A unit that does not know this skips it.
+    Multicast {
+        /// The group, in the list of the sender of this frame.
+        group: u8,
+        /// The port, in the list of the sender of this frame.
+        port: u16,
+        /// A [`Record`](crate::multicast::record::Record).
+        record: &'a [u8],
+    },
     /// Of a newer version.
     Unknown,
 }

@@ -38,7 +38,7 @@ pub use view::{Counters, Lag};
 
 use crate::config::{Config, Ha};
 use crate::evidence::{Holding, SyncState};
-use crate::flow::{GroupId, PeerId};
+use crate::flow::{GroupId, PeerId, PortId};
 use crate::policy::Ruleset;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
@@ -108,6 +108,15 @@ pub enum SyncEvent {
     Holds(GroupId, Holding),
     /// An operator asks through a peer that this unit begins a maintenance.
     DrainAsked(PeerId),
+    /// The primary of a group tells something of multicast on a port.
+    Multicast {
+        /// The group whose primary it is.
+        group: GroupId,
+        /// The port that it is about.
+        port: PortId,
+        /// A [`Record`](crate::multicast::record::Record).
+        record: Vec<u8>,
+    },
     /// A peer hands a group over; everything that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
@@ -295,6 +304,14 @@ impl Replicator {
         if let Some(peer) = self.peers.get_mut(peer.index()) {
             peer.sender.blocked = true;
         }
+    }
+
+    /// Whether a peer is told of a group, of which this unit is primary.
+    pub(crate) fn tells(&self, peer: PeerId, group: GroupId) -> bool {
+        self.peers.get(peer.index()).is_some_and(|peer| {
+            let told = peer.sender.told.get(usize::from(group.0));
+            peer.connected && peer.remote.is_some() && told.is_some_and(Option::is_some)
+        })
     }
 
     /// The next event.

@@ -135,9 +135,33 @@ impl Replicator {
             }
             Message::Handover { group, term } => self.handle_handover(at, group, term),
             Message::Drain => (self.events).push_back(SyncEvent::DrainAsked(PeerId(at as u8))),
+            Message::Multicast {
+                group,
+                port,
+                record,
+            } => self.handle_multicast(at, group, port, record),
             Message::Unknown => {}
         }
         Ok(true)
+    }
+
+    /// The primary of a group tells something of multicast. Others are not believed.
+    fn handle_multicast(&mut self, at: usize, group: u8, port: u16, record: &[u8]) {
+        let Some(remote) = &self.peers[at].remote else {
+            return;
+        };
+        let group = remote.groups.get(usize::from(group)).copied().flatten();
+        let port = remote.ports.get(usize::from(port)).copied().flatten();
+        let Some((group, port)) = group.zip(port) else {
+            return;
+        };
+        if self.peers[at].receiver.authority[usize::from(group.0)] == Authority::Owner {
+            self.events.push_back(SyncEvent::Multicast {
+                group,
+                port,
+                record: record.to_vec(),
+            });
+        }
     }
 
     /// A Hello, in the terms of this unit.

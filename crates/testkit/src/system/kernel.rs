@@ -107,6 +107,8 @@ pub fn config() -> Config {
         nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],
         link_monitors: Vec::new(),
         local_in: Vec::new(),
+        multicast_policies: Vec::new(),
+        multicast_joins: Vec::new(),
         forwards: vec![Forward {
             name: "web".into(),
             port: PortId(0),

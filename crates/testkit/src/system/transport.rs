@@ -30,6 +30,7 @@ pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
         session_pickup: true,
         session_pickup_connectionless: true,
         session_pickup_delay: Duration::ZERO,
+        multicast_ttl: Duration::from_secs(600),
         pickup_guarantee: PickupGuarantee::Off,
         pickup_guarantee_wait: Duration::from_millis(10),
         pickup_guarantee_copies: 1,

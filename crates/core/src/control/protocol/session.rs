@@ -28,7 +28,8 @@ pub struct HostRow {
 /// A session. The gateway writes it without allocating.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session<'a> {
-    /// Its slot in the table. A slot is reused after its session has ended.
+    /// Its slot in the table. A slot is reused after its session has ended. 4294967295 for a
+    /// multicast session, which has one row for each port that it leaves by.
     pub id: u32,
     /// `tcp`, `udp`, `icmp` or the number of the IP protocol.
     #[serde(with = "text")]
@@ -45,7 +46,7 @@ pub struct Session<'a> {
     pub nat_src: Endpoint,
     /// Destination of its first packet, as it left.
     pub nat_dst: Endpoint,
-    /// The TCP state, or `replied` or `unreplied`.
+    /// The TCP state, or `replied` or `unreplied`; `multicast` for a multicast session.
     pub state: Cow<'a, str>,
     /// The policy that accepted it; `-` if it is not known here.
     pub policy: Cow<'a, str>,

@@ -1,0 +1,198 @@
+//! Multicast survives the unit: members and sessions go to the peers, beside the sessions of the
+//! table.
+//!
+//! It is soft state: each record is told when it changes, all of them to a peer that connects, and
+//! again in a while. A peer keeps what it was told for `multicast-ttl`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::config::Ha;
+use crate::flow::{Addr, Family, GroupId, PeerId, PortId};
+use crate::multicast::record::Record;
+use crate::sync::{codec, message};
+use crate::time::Time;
+
+use super::Gateway;
+use super::multicast::Multicast;
+
+/// The longest time until everything is told again; sooner if `multicast-ttl` is short.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Records written in one call.
+const MOST_RECORDS: usize = 256;
+
+/// What a peer is not told yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Untold {
+    /// What the hosts of a port want of a group.
+    Members(PortId, Addr),
+    /// A stream that came in by a port, by group and source.
+    Session(PortId, Addr, Addr),
+}
+
+/// What each peer is not told yet, by place.
+#[derive(Default)]
+pub(super) struct Untolds {
+    peers: Vec<BTreeSet<Untold>>,
+    next_refresh: Option<Time>,
+}
+
+impl Untolds {
+    /// Something has changed.
+    pub(super) fn note(&mut self, what: Untold) {
+        for peer in &mut self.peers {
+            peer.insert(what);
+        }
+    }
+
+    /// When everything is told again.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.next_refresh
+    }
+}
+
+impl Multicast {
+    /// Everything that there is to tell.
+    fn all(&self) -> BTreeSet<Untold> {
+        let members = self
+            .members()
+            .map(|(port, group, _)| Untold::Members(port, group));
+        let sessions = self.sessions_by_port();
+        let sessions = sessions.map(|(port, group, source)| Untold::Session(port, group, source));
+        members.chain(sessions).collect()
+    }
+}
+
+impl Gateway {
+    /// A peer has connected: it is told everything.
+    pub(super) fn tell_multicast_again(&mut self, peer: PeerId) {
+        if !self.multicast.is_used() {
+            return;
+        }
+        let all = self.multicast.all();
+        let peers = &mut self.multicast.untold.peers;
+        if peers.len() <= peer.index() {
+            peers.resize(peer.index() + 1, BTreeSet::new());
+        }
+        peers[peer.index()] = all;
+    }
+
+    /// Tells all peers everything again if that is due.
+    pub(super) fn refresh_multicast(&mut self, now: Time) {
+        let Some(ttl) = self.rules.ha().map(|ha| ha.multicast_ttl) else {
+            return;
+        };
+        if self
+            .multicast
+            .untold
+            .next_refresh
+            .is_some_and(|at| now < at)
+        {
+            return;
+        }
+        self.multicast.untold.next_refresh = Some(now + (ttl / 3).min(REFRESH));
+        let all = self.multicast.all();
+        for peer in &mut self.multicast.untold.peers {
+            peer.extend(&all);
+        }
+    }
+
+    /// Writes what a peer is to be told of multicast to its stream; returns whether there is more.
+    pub(super) fn poll_multicast(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> bool {
+        let picks_up = self.rules.ha().is_some_and(|ha: &Ha| ha.session_pickup);
+        let Some(untold) = self.multicast.untold.peers.get_mut(peer.index()) else {
+            return false;
+        };
+        if untold.is_empty() {
+            return false;
+        }
+        let mut records = Vec::new();
+        while records.len() < MOST_RECORDS
+            && let Some(what) = untold.pop_first()
+        {
+            records.push(what);
+        }
+        let more = !untold.is_empty();
+        let mut body = Vec::new();
+        for what in records.into_iter().filter(|_| picks_up) {
+            let (port, record) = self.multicast_record(now, what);
+            let group = self.multicast_group(port, family_of(&record));
+            let sync = self.cluster().map(super::Cluster::sync);
+            if !self.is_primary(group) || sync.is_none_or(|sync| !sync.tells(peer, group)) {
+                continue;
+            }
+            body.clear();
+            record.write(&mut body);
+            let message = message::Message::Multicast {
+                group: group.0,
+                port: port.0,
+                record: &body,
+            };
+            codec::encode(out, &message);
+        }
+        more
+    }
+
+    fn multicast_record(&self, now: Time, what: Untold) -> (PortId, Record) {
+        match what {
+            Untold::Members(port, group) => {
+                let wanted = self.multicast.wanted_on(port, &group);
+                (port, Record::Members { group, wanted })
+            }
+            Untold::Session(port, group, source) => {
+                let state = self.multicast.state_of(now, port, (group, source));
+                let record = Record::Session {
+                    group,
+                    source,
+                    state,
+                };
+                (port, record)
+            }
+        }
+    }
+
+    /// The primary of `group` tells something of multicast on `port`.
+    pub(super) fn handle_multicast_record(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        port: PortId,
+        bytes: &[u8],
+    ) {
+        let ttl = self
+            .rules
+            .ha()
+            .map_or(Duration::ZERO, |ha| ha.multicast_ttl);
+        // A unit that was upgraded first may tell more than this one knows.
+        let Some(record) = Record::read(bytes) else {
+            return;
+        };
+        let own = self.multicast_group(port, family_of(&record));
+        if own != group || self.is_primary(own) {
+            return;
+        }
+        match record {
+            Record::Members { group, wanted } => {
+                self.multicast
+                    .install(now, port, group, wanted.as_ref(), ttl);
+                self.settle_multicast(now, Some(port));
+            }
+            Record::Session {
+                group,
+                source,
+                state: None,
+            } => self.end_multicast(now, (group, source), "ended by the primary"),
+            Record::Session {
+                group,
+                source,
+                state: Some(state),
+            } => self.install_multicast(now, port, (group, source), state),
+        }
+    }
+}
+
+fn family_of(record: &Record) -> Family {
+    match record {
+        Record::Members { group, .. } | Record::Session { group, .. } => group.family(),
+    }
+}
