@@ -61,6 +61,7 @@ mod reverse_path;
 mod robust;
 mod service;
 mod sessions;
+mod slots;
 mod soak;
 mod split;
 mod strangers;

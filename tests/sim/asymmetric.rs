@@ -44,7 +44,7 @@ impl World {
         gateways.map(|gateway| of(gateway.counters())).sum()
     }
 
-    fn moves(&self) -> BTreeMap<usize, u32> {
+    pub fn moves(&self) -> BTreeMap<usize, u32> {
         let flows = self.flows.iter().enumerate();
         flows.map(|(id, flow)| (id, flow.moves)).collect()
     }

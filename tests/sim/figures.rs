@@ -62,7 +62,7 @@ impl World {
 
     /// The same of who is primary of what; not in the middle of a turn.
     pub fn note_primaries(&mut self) {
-        let groups = 0..self.shape.groups;
+        let groups = 0..self.shape.all_groups();
         let primaries: Vec<_> = groups.map(|group| self.primaries(group)).collect();
         if primaries != self.seen_primaries {
             self.seen_primaries = primaries;
@@ -80,7 +80,7 @@ impl World {
         if !self.is_calm(CALM) || self.liar.is_some() || self.shape.lacks.is_some() {
             return;
         }
-        for group in (0..self.shape.groups).map(|group| GroupId(group as u8)) {
+        for group in (0..self.shape.all_groups()).map(|group| GroupId(group as u8)) {
             if self.was_dual(usize::from(group.0)) {
                 continue;
             }
@@ -192,7 +192,7 @@ impl World {
         for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
             let id = peer_id(turn.unit, peer);
             let whole = turn.gateway.peer_state(turn.now, id);
-            let groups = (0..self.shape.groups).map(|group| GroupId(group as u8));
+            let groups = (0..self.shape.all_groups()).map(|group| GroupId(group as u8));
             let groups: Vec<PeerGroupState> = groups
                 .map(|group| turn.gateway.peer_group_state(turn.now, id, group))
                 .collect();

@@ -23,6 +23,7 @@ mod reigns;
 mod reload;
 mod scenario;
 mod setup;
+mod slots;
 mod spanning_tree;
 mod transport;
 mod turn;

@@ -183,7 +183,7 @@ impl World {
                     }
                     (true, true) => {
                         let since = known.map_or(self.now, |it| it.since);
-                        let work = (0..self.shape.groups)
+                        let work = (0..self.shape.all_groups())
                             .map(|group| [one, other].map(|unit| self.work(unit, group, since)));
                         let ended = Some((self.now, work.collect()));
                         self.reigns.apart.insert(key, Apart { since, ended });
@@ -229,7 +229,7 @@ impl World {
 
     /// The role of the unit in each group, and the highest term that it knows.
     pub fn reigns_of(&self, turn: &Turn) -> Vec<(Role, u64)> {
-        (0..self.shape.groups)
+        (0..self.shape.all_groups())
             .map(|group| reign(&turn.gateway, turn.now, group))
             .collect()
     }

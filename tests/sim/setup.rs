@@ -33,6 +33,8 @@ pub struct Shape {
     pub lacks: Option<usize>,
     /// Packets may come to any unit.
     pub asymmetric: bool,
+    /// Each group is cut into so many slots; 0 if it is not. Needs `asymmetric`.
+    pub slots: usize,
 }
 
 impl Shape {
@@ -49,7 +51,13 @@ impl Shape {
         small: None,
         lacks: None,
         asymmetric: false,
+        slots: 0,
     };
+
+    /// The groups with their slots, which come after all groups.
+    pub fn all_groups(&self) -> usize {
+        self.groups * (1 + self.slots)
+    }
 
     pub fn ports(&self) -> usize {
         match self.shared_wan {
@@ -219,7 +227,7 @@ impl Shape {
         text += &format!(
             "[[forward]]\nname = \"web{group}\"\nport = \"p{outer}\"\nprotocol = \"tcp\"\nexternal = \"{outside}:8080\"\ninternal = \"{web}:80\"\n"
         );
-        if self.groups > 1 || self.shared_wan {
+        if self.groups > 1 || self.shared_wan || self.slots > 0 {
             let what = match self.shared_wan {
                 false => format!("ports = [\"p{inner}\", \"p{outer}\"]"),
                 true => {
@@ -228,6 +236,9 @@ impl Shape {
                 }
             };
             text += &format!("[[group]]\nname = \"g{group}\"\n{what}\n");
+        }
+        if self.slots > 0 {
+            text += &format!("distribute = {}\n", self.slots);
         }
         if self.groups > 1 && self.spread {
             let priority = 100 + (unit + group) % self.units;

@@ -197,7 +197,9 @@ impl World {
                     if !self.shape.asymmetric {
                         self.check_role(turn, group);
                     }
-                    self.note_carried(turn.unit, group, asks);
+                    if self.shape.slots == 0 {
+                        self.note_carried(turn.unit, group, asks);
+                    }
                 }
                 if turn.gateway.counters().opened > known {
                     self.check_guarantee(turn, &bytes);

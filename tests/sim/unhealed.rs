@@ -75,6 +75,7 @@ fn run(seed: u64) {
         small,
         lacks: None,
         asymmetric: false,
+        slots: 0,
     };
     let mut world = World::new(seed, shape, Faults::NONE);
     world.note(|| format!("{shape:?}"));

@@ -185,6 +185,8 @@ pub struct World {
     pub figures: u64,
     /// By group: when there were two primaries last, whether they heard each other or not.
     pub last_dual: Vec<Option<Time>>,
+    /// Packets that sessions of two slots have, and since when.
+    pub clashes: BTreeMap<String, Time>,
     events: BTreeMap<(Time, u64), Event>,
     serial: u64,
     next_tick: Time,
@@ -248,7 +250,8 @@ impl World {
             seen_primaries: Vec::new(),
             calm_since: Time::ZERO,
             figures: 0,
-            last_dual: vec![None; shape.groups],
+            last_dual: vec![None; shape.all_groups()],
+            clashes: BTreeMap::new(),
             events: BTreeMap::new(),
             serial: 0,
             next_tick: Time::ZERO,

@@ -361,6 +361,9 @@ impl GroupSet {
 /// The most `[[ha.peer]]` tables.
 pub const MAX_PEERS: usize = 15;
 
+/// Groups of a cluster, slots included, at most.
+pub const MAX_GROUPS: usize = 64;
+
 /// A peer: its place, below [`MAX_PEERS`], which it keeps until a reload removes it. At the start
 /// that is the index of its `[[ha.peer]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

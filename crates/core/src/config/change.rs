@@ -138,10 +138,31 @@ impl Change {
     }
 
     fn groups(&mut self, old: &[Group], new: &[Group]) {
-        let same = compare_names(&mut self.waiting, "group", names(old), names(new));
+        let declared = |groups: &[Group]| -> Vec<Group> {
+            let own = groups.iter().filter(|group| group.part_of.is_none());
+            own.cloned().collect()
+        };
+        let (declared_old, declared_new) = (declared(old), declared(new));
+        let names_of = (names(&declared_old), names(&declared_new));
+        let same = compare_names(&mut self.waiting, "group", names_of.0, names_of.1);
         for (old_at, new_at) in same {
             let (old, new) = (&old[old_at], &new[new_at]);
             self.config.groups[old_at] = self.part(&format!("group.{}", old.name), old, new);
+        }
+        // The priorities for slots follow from which units there are.
+        for (at, group) in old
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| it.part_of.is_some())
+        {
+            let wanted = new.iter().find(|it| it.name == group.name);
+            if let Some(priority) = wanted
+                .map(|it| it.priority)
+                .filter(|it| *it != group.priority)
+            {
+                self.config.groups[at].priority = priority;
+                self.live.insert(Live::GroupPriority);
+            }
         }
     }
 
@@ -543,6 +564,12 @@ pub(super) mod tests {
             "priority = 3",
             "priority = 4",
             "group.g.priority",
+        ),
+        (
+            "group.distribute",
+            "distribute = 4",
+            "distribute = 5",
+            "group.g.distribute",
         ),
         ("policy.name", "\"p\"", "\"q\"", "policy.p"),
         ("policy.from", "from = [\"lan\"]", "", "policy.p"),

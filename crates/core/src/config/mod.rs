@@ -24,6 +24,7 @@ mod policy;
 mod reader;
 mod shadow;
 mod show;
+mod slots;
 mod sources;
 mod switch;
 mod translation;
@@ -91,6 +92,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether packets may come to any unit: by `asymmetric-flows`, or since a group is cut.
+    pub fn passes_on(&self) -> bool {
+        let is_cut = || self.groups.iter().any(|group| group.slots.is_some());
+        let ha = self.ha.as_ref();
+        ha.is_some_and(|ha| ha.asymmetric_flows || is_cut())
+    }
+
     /// Most sessions of one source, and most of them without an answer; 0 means no limit. An
     /// omitted value follows `max-sessions`, and so the table in force.
     pub fn source_limits(&self) -> (u32, u32) {
@@ -213,6 +221,21 @@ pub struct Group {
     pub name: String,
     /// `priority`, overriding that of `[ha]`.
     pub priority: Option<u8>,
+    /// `distribute`: into how many slots it is cut, so that the units share its hosts.
+    pub distribute: Option<u8>,
+    /// Its slots, which are groups of their own after all others; none without `distribute`.
+    pub slots: Option<Slots>,
+    /// Of a slot, the group that was cut.
+    pub part_of: Option<GroupId>,
+}
+
+/// The slots of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The first one; the others follow.
+    pub first: GroupId,
+    /// How many there are: 2 to 32.
+    pub count: u8,
 }
 
 /// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of an

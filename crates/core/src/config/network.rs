@@ -9,7 +9,7 @@ use super::diagnostic::Report;
 use super::names::{Names, check_interface, check_name, check_port_name};
 use super::reader::{At, Span, Table};
 use super::value::{BareAddress, LinkAddress, unusable, unusable_in};
-use super::{Group, Port, VirtualAddress};
+use super::{Group, Ha, NatPool, Port, VirtualAddress, slots};
 use crate::flow::{Addr, Family, GroupId, PortId};
 
 /// The ports, and facts that other tables are checked against.
@@ -82,9 +82,10 @@ impl Network {
             table.finish();
         }
         if groups.is_empty() {
-            let name = "default".to_owned();
-            let priority = None;
-            return vec![Group { name, priority }];
+            return vec![Group {
+                name: "default".to_owned(),
+                ..Group::default()
+            }];
         }
         if report.errors() == before && self.complete {
             for place in self.places.iter().filter(|place| place.group.is_none()) {
@@ -94,6 +95,18 @@ impl Network {
             }
         }
         groups
+    }
+
+    /// Adds the slots of the groups that are cut.
+    pub(super) fn cut(
+        &self,
+        report: &Report,
+        groups: &mut Vec<Group>,
+        pools: &[NatPool],
+        unit: (&str, Option<&Ha>),
+    ) {
+        slots::expand(report, groups, &self.group_headers, unit);
+        slots::check_pools(report, groups, &self.group_headers, pools, &self.ports);
     }
 
     /// Warns of groups in a config without `[ha]`.

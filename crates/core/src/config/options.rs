@@ -261,6 +261,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
     option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
+    option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), RESTART, "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
 
     text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),
     list("policy", "from", "port name", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "ports that a session may come in by"),
@@ -607,6 +608,7 @@ pub(super) mod tests {
         name = "g"
         ports = ["lan"]
         priority = 3
+        distribute = 4
         [[group]]
         name = "h"
         virtual-addresses = []

@@ -54,7 +54,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     check_includes(&mut root);
     let (node, node_name) = read_node(root.table("node"), folder);
     let mut network = Network::read(&mut root);
-    let groups = network.read_groups(&mut root);
+    let mut groups = network.read_groups(&mut root);
     let aliases = Aliases::read(&mut root);
     let pools = translation::read_pools(&mut root, &network, &aliases);
     let policies = policy::read(&mut root, &network, &pools, &aliases);
@@ -73,13 +73,20 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         }
         ha::read(table, node_name.as_ref(), &network)
     });
+    network.cut(
+        root.report,
+        &mut groups,
+        &pools.pools,
+        (&node.name, ha.as_ref()),
+    );
     let metrics = root
         .optional_table("metrics")
         .and_then(|table| metrics::read(table, &network));
     link_monitor::warn_of_ports(&root, &link_monitors, ha.as_ref(), &network);
     if let Some(ha) = &ha {
         ways::warn_of_ways(root.report, &policies, &groups, &network, &pools);
-        if !ha.asymmetric_flows {
+        let is_cut = groups.iter().any(|group| group.slots.is_some());
+        if !ha.asymmetric_flows && !is_cut {
             ways::warn_of_shared_ports(root.report, &policies, &network, &forwards);
         }
     }

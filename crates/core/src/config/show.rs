@@ -49,7 +49,11 @@ fn count(config: &Config, table: &str) -> usize {
         "port" => config.ports.len(),
         // The only group of a config without groups.
         "group" if is_ungrouped(config) => 0,
-        "group" => config.groups.len(),
+        // Slots follow from their group.
+        "group" => {
+            let declared = config.groups.iter().filter(|it| it.part_of.is_none());
+            declared.count()
+        }
         "policy" => config.policies.len(),
         // Included files are part of the config, and what uses a name has its members.
         "" | "address" | "service" => 0,

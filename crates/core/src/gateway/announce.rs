@@ -203,6 +203,10 @@ impl Gateway {
     fn begin_announcement(&mut self, group: GroupId) {
         self.hosts.announcer.begin(group, Part::Own);
         self.hosts.announcer.begin(group, Part::Pools);
+        if self.rules.is_cut(group) {
+            // What has just been broadcast is right for some of the hosts only.
+            self.hosts.announcer.begin(group, Part::Hosts);
+        }
     }
 
     /// Tells all hosts that were heard where the addresses of `group` are now.
@@ -224,7 +228,7 @@ impl Gateway {
                 break;
             };
             let done = match round.part {
-                Part::Hosts => self.tell_hosts(&mut round, &mut left, &mut looks),
+                Part::Hosts => self.tell_hosts(now, &mut round, &mut left, &mut looks),
                 Part::Own | Part::Pools => self.tell_all(&mut round, &mut left, &mut looks),
             };
             if !done {
@@ -269,7 +273,14 @@ impl Gateway {
     }
 
     /// Continues a round of unicasts; returns whether it is complete.
-    fn tell_hosts(&mut self, round: &mut Round, left: &mut u32, looks: &mut u32) -> bool {
+    fn tell_hosts(
+        &mut self,
+        now: Time,
+        round: &mut Round,
+        left: &mut u32,
+        looks: &mut u32,
+    ) -> bool {
+        let whole = self.rules.whole(round.group);
         loop {
             if *left == 0 || *looks == 0 {
                 return false;
@@ -280,10 +291,19 @@ impl Gateway {
             *looks -= 1;
             round.host = Some((port, host));
             let link = *self.links.link(port);
+            // The round of a slot is for its own hosts, that of the whole group for all.
+            if whole != round.group && self.rules.slot_of(whole, &host) != round.group {
+                continue;
+            }
+            let at = self.place_for(now, port, whole, &host);
             let own = self.rules.addresses(port).iter();
-            let own = own.filter(|(addr, g)| *g == round.group && addr.family() == host.family());
+            let own = own.filter(|(addr, g)| *g == whole && addr.family() == host.family());
             for (addr, _) in own.filter(|_| link.up).take(MAX_UNICAST) {
-                let bytes = neighbor::announce_to(*addr, link.mac, host, mac);
+                let bytes = match self.rules.is_cut(whole) {
+                    true => neighbor::correct(*addr, at, host, mac),
+                    false => neighbor::announce_to(*addr, at, host, mac),
+                };
+                let bytes = neighbor::sent_by(link.mac, bytes);
                 *left = left.saturating_sub(1);
                 self.outbox.push_announcement(Output::Frame { port, bytes });
             }

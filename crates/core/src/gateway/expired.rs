@@ -40,6 +40,7 @@ impl Gateway {
             offload,
             parsed,
             identification: None,
+            group: None,
         };
         let is_in_session = self.sessions.lookup(&parsed.key).is_some();
         let is_error = parsed.kind == PacketKind::IcmpError;

@@ -211,6 +211,7 @@ impl Gateway {
             offload,
             parsed,
             identification: None,
+            group: None,
         };
         let here = self.follow_through(&packet, scope, |group| self.is_primary(group));
         let mut explanation = match here.fate.is_not_primary() {

@@ -259,14 +259,14 @@ impl Gateway {
             let family = packet.parsed.family;
             return self
                 .own_address(packet.port, family, |it| it == group)
-                .or_else(|| self.own_address(packet.port, family, |it| self.is_primary(it)))
-                .filter(|_| self.is_primary(group));
+                .or_else(|| self.own_address(packet.port, family, |it| self.serves(it)))
+                .filter(|_| self.serves(group));
         }
         let session = self.sessions.lookup(key);
         let session = session.and_then(|(id, _)| self.sessions.get(id));
         let address = |wanted: &dyn Fn(GroupId) -> bool| {
             self.own_address(packet.port, packet.parsed.family, |group| {
-                self.is_primary(group) && wanted(group)
+                self.serves(group) && wanted(group)
             })
         };
         session

@@ -1,7 +1,7 @@
 //! Fragments: the first one is handled like a whole packet, and the others follow it.
 
 use crate::event::{DropReason, Offload, Output, Verdict};
-use crate::flow::{Family, FlowKey, PortId, Protocol};
+use crate::flow::{Family, FlowKey, GroupId, PortId, Protocol};
 use crate::fragment::{FragmentKey, Lookup, Piece};
 use crate::packet::{self, Fragment, PacketKind, Parsed, icmp_error};
 use crate::session::Tracker;
@@ -19,6 +19,8 @@ pub(super) struct Onward {
     base: Option<u32>,
     /// The identification that the datagram has on its way out.
     identification: Option<u32>,
+    /// The group to whose owner the first fragment went: its session may not be known here.
+    passed_to: Option<GroupId>,
 }
 
 impl Onward {
@@ -36,6 +38,7 @@ impl Onward {
             flow: parsed.key,
             base,
             identification: None,
+            passed_to: None,
         }
     }
 }
@@ -69,7 +72,7 @@ impl Gateway {
         packet: &mut Packet<'_>,
         fragment: Fragment,
     ) -> Verdict {
-        if self.is_for_another(packet) {
+        if self.is_fragment_for_another(packet) {
             return Verdict::Drop(DropReason::NotPrimary);
         }
         let key = key(&packet.parsed, &fragment, packet.port);
@@ -111,6 +114,7 @@ impl Gateway {
         if self.counters.guarantee_held > held {
             self.wait_with_fragments(&packet.parsed.key, first);
         } else if verdict == Verdict::Forward || is_passed_on {
+            first.onward.passed_to = is_passed_on.then(|| self.group_of_any(packet));
             self.release_fragments(now, first);
         }
         verdict
@@ -140,21 +144,20 @@ impl Gateway {
     /// Sends a fragment that had waited for the first one.
     fn release_fragment(&mut self, now: Time, port: PortId, mut bytes: Vec<u8>, onward: Onward) {
         let offload = Offload::default();
-        let verdict = match packet::parse(&bytes, offload) {
-            Ok(parsed) => self.send_onward(
-                &mut Packet {
-                    now,
-                    port,
-                    bytes: &mut bytes,
-                    offload,
-                    parsed,
-                    identification: None,
-                },
-                onward,
-            ),
-            Err(reason) => Verdict::Drop(reason),
+        let parsed = match packet::parse(&bytes, offload) {
+            Ok(parsed) => parsed,
+            Err(reason) => return self.count_drop(reason),
         };
-        match verdict {
+        let mut packet = Packet {
+            now,
+            port,
+            bytes: &mut bytes,
+            offload,
+            parsed,
+            identification: None,
+            group: None,
+        };
+        match self.send_onward(&mut packet, onward) {
             Verdict::Forward => {
                 self.counters.forwarded += 1;
                 self.capture_released(now, &onward.flow, &bytes);
@@ -166,7 +169,7 @@ impl Gateway {
                 });
             }
             Verdict::Drop(DropReason::NotPrimary) => {
-                self.handle_for_another(now, port, &mut bytes, offload);
+                self.handle_for_another(&packet);
             }
             Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}
@@ -177,8 +180,13 @@ impl Gateway {
         let known = self.sessions.lookup(&onward.flow);
         let known = known.and_then(|it| Some((it, self.sessions.get(it.0)?.group)));
         let Some(((id, direction), group)) = known else {
-            return Verdict::Drop(DropReason::FragmentOrphan);
+            packet.group = onward.passed_to;
+            return Verdict::Drop(match onward.passed_to {
+                Some(_) => DropReason::NotPrimary,
+                None => DropReason::FragmentOrphan,
+            });
         };
+        packet.group = Some(group);
         if !self.carries(packet.now, group) {
             return Verdict::Drop(DropReason::NotPrimary);
         }

@@ -72,6 +72,7 @@ impl Gateway {
             offload: packet.offload,
             parsed,
             identification: packet.identification,
+            group: None,
         };
         self.forward_in_session(&mut again, id, Direction::Reply)
     }

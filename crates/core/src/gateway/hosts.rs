@@ -1,6 +1,7 @@
 //! Facts about the machines on the links, and limits on how often each is notified.
 
 use crate::config::Config;
+use crate::flow::PeerId;
 
 use super::announce::Announcer;
 use super::conflict::Conflicts;
@@ -23,6 +24,8 @@ pub(super) struct Hosts {
     pub conflicts: Conflicts,
     /// Hosts that send to a unit which is not primary.
     pub strays: Strays,
+    /// The peers that were alive when they were last looked at.
+    pub units: Vec<PeerId>,
 }
 
 impl Hosts {
@@ -34,6 +37,7 @@ impl Hosts {
             port_frames: PortFrames::new(config.ports.len()),
             conflicts: Conflicts::default(),
             strays: Strays::default(),
+            units: Vec::new(),
         }
     }
 }

@@ -48,6 +48,7 @@ impl Gateway {
             offload,
             parsed,
             identification: None,
+            group: None,
         })?;
         packet::give_back_options(bytes, &parsed);
         packet::add_hop_limit(bytes, parsed.family);
@@ -104,6 +105,7 @@ impl Gateway {
                 offload,
                 parsed,
                 identification: None,
+                group: None,
             });
         }
         self.links.port_mut(egress).count_out(bytes.len());

@@ -17,7 +17,7 @@ impl Gateway {
             return Verdict::Consumed;
         }
         let source = packet.parsed.key.src;
-        match self.judge_local(packet, |group| self.is_primary(group)) {
+        match self.judge_local(packet, |group| self.serves(group)) {
             Ok(_) if !self.budgets.allow(Budget::Echo, packet.now) => {
                 Verdict::Drop(DropReason::EchoLimit)
             }
@@ -94,8 +94,10 @@ impl Gateway {
         match neighbor::parse_frame(frame) {
             Ok(Neighbor::Solicit(solicit)) => {
                 let mac = self.links.link(port).mac;
-                if self.defends(port, &solicit.target) && solicit.sender_mac != mac {
-                    let bytes = neighbor::reply(&solicit, mac);
+                let is_unicast = neighbor::recipient(frame) == Some(mac);
+                let at = self.answer_to(now, port, &solicit, is_unicast);
+                if let Some(at) = at.filter(|_| solicit.sender_mac != mac) {
+                    let bytes = neighbor::sent_by(mac, neighbor::reply(&solicit, at));
                     self.push_output(Output::Frame { port, bytes });
                 }
                 self.notice_claim(now, port, solicit.sender, solicit.sender_mac);

@@ -53,6 +53,7 @@ mod revalidate;
 mod roles;
 mod routes;
 mod rules;
+mod slots;
 mod stand_in;
 mod strays;
 mod targets;
@@ -77,6 +78,7 @@ use hosts::Hosts;
 use identification::Identifications;
 use limiter::Budgets;
 use links::Links;
+use open::Plan;
 use outbox::Outbox;
 use pass_on::PassingOn;
 use random::Random;
@@ -114,6 +116,8 @@ struct Packet<'a> {
     /// The identification that the datagram has on its way out, if its first fragment was given
     /// one.
     identification: Option<u32>,
+    /// The group of a later fragment, by its first one.
+    group: Option<GroupId>,
 }
 
 impl Packet<'_> {
@@ -222,22 +226,26 @@ impl Gateway {
         bytes: &mut [u8],
         offload: Offload,
     ) -> Verdict {
-        let verdict = match packet::parse(bytes, offload) {
-            Ok(parsed) => self.handle_parsed(&mut Packet {
-                now,
-                port,
-                bytes,
-                offload,
-                parsed,
-                identification: None,
-            }),
-            Err(reason) => Verdict::Drop(reason),
+        let parsed = match packet::parse(bytes, offload) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                self.count_drop(reason);
+                return Verdict::Drop(reason);
+            }
         };
+        let mut packet = Packet {
+            now,
+            port,
+            bytes,
+            offload,
+            parsed,
+            identification: None,
+            group: None,
+        };
+        let verdict = self.handle_parsed(&mut packet);
         match verdict {
             Verdict::Forward => self.counters.forwarded += 1,
-            Verdict::Drop(DropReason::NotPrimary) => {
-                return self.handle_for_another(now, port, bytes, offload);
-            }
+            Verdict::Drop(DropReason::NotPrimary) => return self.handle_for_another(&packet),
             Verdict::Drop(reason) => self.count_drop(reason),
             Verdict::Consumed => {}
         }
@@ -307,6 +315,7 @@ impl Gateway {
         self.probe_targets(now);
         self.multicast_timeout(now);
         self.cluster_timeout(now);
+        self.gather_hosts(now);
         self.check_health_if_due(now);
     }
 

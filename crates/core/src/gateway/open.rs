@@ -4,7 +4,7 @@ use crate::config::{self, Action};
 use crate::event::{DropReason, RouteTarget, Verdict};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::log_limit::SESSION_TARGET;
-use crate::nat::{Destination, Nat, NatExhausted, PoolId};
+use crate::nat::{Destination, Nat, NatExhausted, PoolId, Slice};
 use crate::packet::build::IcmpProblem;
 use crate::packet::{self, PacketKind};
 use crate::policy::Decision;
@@ -109,6 +109,7 @@ impl Gateway {
         }
         match self.try_open(packet) {
             Ok(id) => self.send_first(packet, id),
+            Err(_) if self.is_answer_for_another(packet) => Verdict::Drop(DropReason::NotPrimary),
             Err(Refused { reason, answer }) => {
                 if let Some(kind) = answer {
                     self.answer_refusal(packet, kind);
@@ -259,7 +260,7 @@ impl Gateway {
             false => nat,
         };
         plan.source = self.source_pool(packet, plan, egress);
-        plan.group = self.group_of(packet, plan);
+        plan.group = self.slot_for(self.group_of(packet, plan), packet, plan);
         Ok(())
     }
 
@@ -310,7 +311,8 @@ impl Gateway {
             session.nat_dst_port = destination.port;
         }
         if let Some(pool) = plan.source {
-            let source = self.sessions.allocate_source(pool, &plan.key, random)?;
+            let slice = self.rules.slice(pool, plan.group);
+            let source = self.sessions.allocate_source(slice, &plan.key, random)?;
             let outgoing = plan.key.with_source_port(source.port);
             (session.nat_src, session.nat_src_port) = (source.addr, source.port);
             session.nat_dst_port = outgoing.dst_port;
@@ -387,16 +389,17 @@ impl Gateway {
             .table()
             .of_source(source)
             .take(SESSIONS_LOOKED_AT);
-        own.find(|id| self.frees_a_port(*id, pool))
+        own.find(|id| self.frees_a_port(*id, pool, plan.group))
             .ok_or(DropReason::SourceLimit)
             .map(Some)
     }
 
-    /// Whether the end of a session may free a port of `pool`, and nobody waits for its answer.
-    fn frees_a_port(&self, id: SessionId, pool: PoolId) -> bool {
+    /// Whether the end of a session may free a port of `pool` for one of `group`.
+    fn frees_a_port(&self, id: SessionId, pool: PoolId, group: GroupId) -> bool {
         self.sessions.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
                 && self.is_primary(session.group)
+                && (session.group == group || !self.rules.is_cut(self.rules.whole(group)))
                 && self.sessions.nat().is_in_pool(pool, session.nat_src)
         })
     }
@@ -406,18 +409,19 @@ impl Gateway {
     pub(super) fn port_giver(&self, plan: &Plan, source: &Addr, random: u64) -> Option<SessionId> {
         let pool = plan.source?;
         if !Nat::has_mappings(plan.key.protocol) {
-            return self.tuple_holder(pool, &plan.key, random);
+            let slice = self.rules.slice(pool, plan.group);
+            return self.tuple_holder(slice, &plan.key, random);
         }
         let theirs = self.sessions.table().of_largest_port_holder(source);
         let mut theirs = theirs.take(SESSIONS_LOOKED_AT);
-        theirs.find(|id| self.frees_a_port(*id, pool))
+        theirs.find(|id| self.frees_a_port(*id, pool, plan.group))
     }
 
     /// If all ports towards a destination are taken: among some at random, the session of the
     /// source that holds the most sessions, if it holds more than this one.
-    fn tuple_holder(&self, pool: PoolId, key: &FlowKey, random: u64) -> Option<SessionId> {
+    fn tuple_holder(&self, slice: Slice, key: &FlowKey, random: u64) -> Option<SessionId> {
         let own = self.sessions.table().holdings(&key.src).sessions;
-        let holders = self.sessions.sample(pool, key, random);
+        let holders = self.sessions.sample(slice, key, random);
         let excess = |id: SessionId| {
             let session = self
                 .sessions
@@ -505,7 +509,7 @@ impl Gateway {
     }
 }
 
-fn egress(hop: Option<Hop>) -> Result<PortId, Refused> {
+pub(super) fn egress(hop: Option<Hop>) -> Result<PortId, Refused> {
     match hop.map(|hop| hop.target) {
         Some(RouteTarget::Port { port, .. }) => Ok(port),
         Some(RouteTarget::Elsewhere) => Err(DropReason::NotAPort.into()),

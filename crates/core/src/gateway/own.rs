@@ -111,7 +111,7 @@ impl Gateway {
             return;
         }
         let own = self.rules.port(port).virtual_addresses.iter();
-        let mut own = own.filter(|own| own.network.contains(&ip) && self.is_primary(own.group));
+        let mut own = own.filter(|own| own.network.contains(&ip) && self.serves(own.group));
         let sender = own.next().map(|own| own.addr);
         let bytes = match sender {
             Some(sender) => neighbor::solicit(addr, sender, mac),

@@ -10,7 +10,7 @@
 //! The owner marks a session of which a packet was passed on as [`SessionFlags::SPREAD`]: from then
 //! on it does not drop what is outside of the windows that it knows, and the others may stand in.
 
-use crate::event::{DropReason, Offload, Output, Verdict};
+use crate::event::{DropReason, Output, Verdict};
 use crate::flow::{FlowKey, GroupId, LinkId, MAX_PEERS, PeerId, PortId};
 use crate::packet;
 use crate::session::{Session, SessionFlags, SessionId, Tracker};
@@ -50,23 +50,17 @@ impl Gateway {
     /// Whether packets may come to any unit.
     #[inline]
     pub(super) fn has_asymmetric_flows(&self) -> bool {
-        self.rules.ha().is_some_and(|ha| ha.asymmetric_flows)
+        self.rules.passes_on()
     }
 
     /// A packet of a group that this unit is not primary of: passes it on, if that is wanted.
     /// Otherwise it is counted as dropped.
     #[cold]
-    pub(super) fn handle_for_another(
-        &mut self,
-        now: Time,
-        port: PortId,
-        bytes: &mut [u8],
-        offload: Offload,
-    ) -> Verdict {
+    pub(super) fn handle_for_another(&mut self, packet: &Packet<'_>) -> Verdict {
         let passed_on = match self.has_asymmetric_flows() {
-            true => self.pass_on(now, port, bytes, offload),
+            true => self.pass_on(packet),
             false => {
-                self.note_stray(now, port, bytes);
+                self.note_stray(packet.now, packet.port, packet.parsed.key.src);
                 Err(DropReason::NotPrimary)
             }
         };
@@ -79,34 +73,19 @@ impl Gateway {
         }
     }
 
-    fn pass_on(
-        &mut self,
-        now: Time,
-        port: PortId,
-        bytes: &mut [u8],
-        offload: Offload,
-    ) -> Result<(), DropReason> {
-        if self.passing_on.is_receiving {
+    fn pass_on(&mut self, packet: &Packet<'_>) -> Result<(), DropReason> {
+        if self.is_passed_on() {
             return Err(DropReason::PassedOnTwice);
         }
-        let parsed = packet::parse(bytes, offload)?;
-        let packet = Packet {
-            now,
-            port,
-            bytes,
-            offload,
-            parsed,
-            identification: None,
-        };
-        let group = self.group_of_any(&packet);
+        let group = self.group_of_any(packet);
         let (peer, link) = self.owner(group).ok_or(DropReason::NotPrimary)?;
-        if !self.passing_on.limiter.allow(now) {
+        if !self.passing_on.limiter.allow(packet.now) {
             return Err(DropReason::NotPassedOn);
         }
         self.passing_on.number = self.passing_on.number.wrapping_add(1);
         let number = self.passing_on.number;
         self.counters.passed_on += 1;
-        for bytes in passed::pieces(port, offload, packet.bytes, number) {
+        for bytes in passed::pieces(packet.port, packet.offload, packet.bytes, number) {
             self.push_output(Output::PassOn { peer, link, bytes });
         }
         Ok(())
@@ -117,6 +96,11 @@ impl Gateway {
         self.count_drop(DropReason::NotPassedOn);
     }
 
+    /// Whether the packet that is being handled came from another unit.
+    pub(super) fn is_passed_on(&self) -> bool {
+        self.passing_on.is_receiving
+    }
+
     /// The peer that is primary of a group, and the link to it.
     pub(super) fn owner(&self, group: GroupId) -> Option<(PeerId, LinkId)> {
         let peer = self.cluster()?.ha.owner(group)?;
@@ -124,8 +108,9 @@ impl Gateway {
     }
 
     /// The group of a packet that may belong to no session, and have no ports.
-    fn group_of_any(&self, packet: &Packet<'_>) -> GroupId {
-        if let Some(group) = self.group_of_session(packet) {
+    pub(super) fn group_of_any(&self, packet: &Packet<'_>) -> GroupId {
+        let known = packet.group.or_else(|| self.group_of_session(packet));
+        if let Some(group) = known {
             return group;
         }
         if self.sessions.nat().group(&packet.parsed.key.dst).is_none()
@@ -133,9 +118,14 @@ impl Gateway {
         {
             let mut plan = Plan::new(packet);
             // Whether it may pass is up to the owner.
-            let _ = self.decide(packet, &mut plan, |_| true);
+            let decided = self.decide(packet, &mut plan, |_| true);
             if plan.source.is_some() {
                 return plan.group;
+            }
+            if decided.is_err()
+                && let Some(slot) = self.slot_if_answer(packet)
+            {
+                return slot;
             }
         }
         self.group_by_addresses(packet)
@@ -152,19 +142,28 @@ impl Gateway {
     fn group_by_addresses(&self, packet: &Packet<'_>) -> GroupId {
         let nat = self.sessions.nat();
         let family = packet.parsed.family;
-        nat.group(&packet.parsed.key.dst)
-            .or_else(|| {
-                let own = self
-                    .own_address(packet.port, family, |group| self.is_primary(group))
-                    .or_else(|| self.own_address(packet.port, family, |_| true));
-                nat.group(&own?)
-            })
-            .unwrap_or(GroupId(0))
+        let group = nat.group(&packet.parsed.key.dst).or_else(|| {
+            let own = self
+                .own_address(packet.port, family, |group| self.is_primary(group))
+                .or_else(|| self.own_address(packet.port, family, |_| true));
+            nat.group(&own?)
+        });
+        self.slot_by_packet(group.unwrap_or(GroupId(0)), packet)
     }
 
-    /// Whether a packet without a session, or a fragment, is for another unit to judge.
+    /// Whether a packet without a session is for another unit to judge.
     pub(super) fn is_for_another(&self, packet: &Packet<'_>) -> bool {
         self.has_asymmetric_flows() && !self.carries(packet.now, self.group_by_addresses(packet))
+    }
+
+    /// Whether a fragment is, by its addresses, which all fragments of its datagram have. Not if
+    /// these do not tell the slot: then the others follow the first one.
+    pub(super) fn is_fragment_for_another(&self, packet: &Packet<'_>) -> bool {
+        if !self.has_asymmetric_flows() {
+            return false;
+        }
+        let group = self.group_by_addresses(packet);
+        !self.rules.is_cut(self.rules.whole(group)) && !self.carries(packet.now, group)
     }
 
     /// Handles a datagram in which `peer` passes on a packet, or a piece of one.
@@ -202,6 +201,7 @@ impl Gateway {
         self.passing_on.is_receiving = false;
         if let Some(key) = key {
             self.mark_spread(&key);
+            self.tell_host(now, port, key.src);
         }
         if verdict == Verdict::Forward {
             let port = self.exit();

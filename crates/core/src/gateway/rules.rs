@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, Ha, Policy, Port};
+use crate::config::{Config, Group, Ha, Policy, Port};
 use crate::flow::{Addr, GroupId, PolicyId, PortId};
 use crate::nat::{self, Nat};
 use crate::policy::Ruleset;
@@ -30,6 +30,8 @@ pub(super) struct Rules {
     addresses: Vec<Vec<(Addr, GroupId)>>,
     /// The broadcast addresses of the ports' networks.
     broadcasts: Vec<Addr>,
+    /// Packets may come to any unit.
+    passes_on: bool,
     /// One for each policy of the ruleset.
     usages: PolicyUsages,
 }
@@ -40,6 +42,7 @@ impl Rules {
         Rules {
             addresses: addresses(&config, &nat::groups(&config)),
             broadcasts: broadcasts(&config),
+            passes_on: config.passes_on(),
             usages: PolicyUsages::new(&ruleset),
             ruleset: Arc::new(ruleset),
             config: Arc::new(config),
@@ -55,6 +58,18 @@ impl Rules {
     #[inline]
     pub(super) fn port(&self, port: PortId) -> &Port {
         &self.config.ports[port.index()]
+    }
+
+    /// Whether packets may come to any unit.
+    #[inline]
+    pub(super) fn passes_on(&self) -> bool {
+        self.passes_on
+    }
+
+    /// The settings of a group.
+    #[inline]
+    pub(super) fn group(&self, group: GroupId) -> &Group {
+        &self.config.groups[usize::from(group.0)]
     }
 
     /// The settings of the cluster; none without `[ha]`.
@@ -89,13 +104,16 @@ impl Rules {
     /// config.
     pub(super) fn set_ha(&mut self, ha: Ha) -> bool {
         let config = Arc::get_mut(&mut self.config);
-        config.map(|config| config.ha = Some(ha)).is_some()
+        let set = config.map(|config| config.ha = Some(ha)).is_some();
+        self.passes_on = self.config.passes_on();
+        set
     }
 
     /// Puts a config in force whose policies, pools and forwards have not changed, or whose ruleset
     /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
         self.broadcasts = broadcasts(&config);
+        self.passes_on = config.passes_on();
         self.config = config;
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::event::{Offload, Output};
+use crate::event::Output;
 use crate::flow::{Addr, PortId};
 use crate::packet::{self, neighbor};
 use crate::time::Time;
@@ -39,7 +39,7 @@ impl Default for Strays {
 
 impl Strays {
     /// Whether `host` is due.
-    fn is_due(&mut self, now: Time, host: (PortId, Addr)) -> bool {
+    pub(super) fn is_due(&mut self, now: Time, host: (PortId, Addr)) -> bool {
         if self.lately.len() >= MOST_HOSTS {
             self.lately.retain(|_, at| now.since(*at) < AGAIN);
         }
@@ -54,16 +54,12 @@ impl Strays {
 }
 
 impl Gateway {
-    /// A packet came in by `port` that was meant for the primary.
+    /// `host` has sent a packet by `port` that was meant for the primary.
     #[cold]
-    pub(super) fn note_stray(&mut self, now: Time, port: PortId, bytes: &[u8]) {
+    pub(super) fn note_stray(&mut self, now: Time, port: PortId, host: Addr) {
         if self.cluster().is_none() {
             return;
         }
-        let Ok(parsed) = packet::parse(bytes, Offload::default()) else {
-            return;
-        };
-        let host = parsed.key.src;
         if !packet::forwardable(host) || !self.hosts.strays.is_due(now, (port, host)) {
             return;
         }

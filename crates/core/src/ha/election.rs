@@ -30,6 +30,9 @@ pub(super) struct Group {
     pub since: Time,
     pub ready: bool,
     pub priority: u8,
+    /// Of a slot, the group that was cut. It goes back to the unit of the highest priority whatever
+    /// `override` says.
+    pub part_of: Option<GroupId>,
     pub degraded: bool,
     pub handover: Option<Handover>,
     /// No planned handover starts on its own before this.
@@ -116,6 +119,7 @@ impl Group {
             since: now,
             ready: false,
             priority,
+            part_of: None,
             degraded: false,
             handover: None,
             handover_after: now,
@@ -188,7 +192,7 @@ impl Ha {
             known: true,
             primary,
             ready: state.ready,
-            override_: self.override_,
+            override_: self.overrides(group),
             asks: !primary && self.asks_for(now, group),
             gives: !primary && given.is_some(),
             priority: state.priority,

@@ -74,11 +74,16 @@ impl Ha {
         state.fit_since.is_some_and(waited) && !state.given_away
     }
 
+    /// Whether this unit takes a group from a healthy unit of lower priority.
+    pub(super) fn overrides(&self, group: usize) -> bool {
+        self.override_ || self.groups[group].part_of.is_some()
+    }
+
     /// Notes since when this unit has been fit for a group.
     pub(super) fn note_fitness(&mut self, now: Time, group: usize) {
         let state = &self.groups[group];
         let is_standby = state.state != State::Primary;
-        let is_fit = self.override_ && is_standby && state.ready && self.may_promote();
+        let is_fit = self.overrides(group) && is_standby && state.ready && self.may_promote();
         let is_fit = is_fit && self.maintenance.is_none() && self.monitored_ports_carry(now);
         let since = state.fit_since.unwrap_or(now);
         self.groups[group].fit_since = is_fit.then_some(since);

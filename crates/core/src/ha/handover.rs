@@ -296,8 +296,22 @@ impl Ha {
         } else if let Some(to) = self.best_successor(now, group, overrides) {
             self.start_handover(now, group, to, "its priority is higher", false);
         } else if let Some(to) = self.better_off(now, group) {
-            self.leave_to(now, group, to);
+            self.leave_to(now, group, to, "has more ports up");
+        } else if let Some(to) = self.gatherer(group) {
+            self.leave_to(now, group, to, "answers for the addresses");
+            // If that fails, hosts can reach nothing behind another unit until it is repeated.
+            let given = self.groups[group].given;
+            self.groups[group].handover_after = given.map_or(now, |(_, until)| until);
         }
+    }
+
+    /// For a slot, the primary of the whole group if no link leads there: packets can't be passed
+    /// on, so all that hosts send to one unit has to be served there.
+    fn gatherer(&self, group: usize) -> Option<PeerId> {
+        let whole = usize::from(self.groups[group].part_of?.0);
+        let id = self.alive_primary(whole)?;
+        let peer = &self.peers[id.index()];
+        (!peer.linked && peer.groups[group].known).then_some(id)
     }
 
     /// The best of the peers that no link reaches and that have more ports up: nothing can be
@@ -315,9 +329,9 @@ impl Ha {
     }
 
     /// Gives a group up in favour of a peer that is heard on data ports only.
-    fn leave_to(&mut self, now: Time, group: usize, to: PeerId) {
+    fn leave_to(&mut self, now: Time, group: usize, to: PeerId, why: &str) {
         let name = &self.peers[to.index()].name;
-        let why = format!("{name} has more ports up, and no link leads there");
+        let why = format!("{name} {why}, and no link leads there");
         self.step_down(now, group, why);
         let until = now + self.hold() * 2 + GIVEN;
         let state = &mut self.groups[group];

@@ -565,5 +565,8 @@ fn own_port(port: &config::Port, now: Time) -> OwnPort {
 
 fn new_group(ha: &config::Ha, group: &config::Group, now: Time, until: Time) -> Group {
     let priority = group.priority.unwrap_or(ha.priority);
-    Group::new(&group.name, priority, now, until)
+    Group {
+        part_of: group.part_of,
+        ..Group::new(&group.name, priority, now, until)
+    }
 }

@@ -16,7 +16,7 @@ impl Ha {
             maintenance: self.maintenance.is_some(),
             held: state.held,
             ports_up: self.ports_up,
-            override_: self.override_,
+            override_: self.overrides(group),
             uptime: now.since(self.started),
             priority: state.priority,
             name: &self.name,

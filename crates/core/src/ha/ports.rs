@@ -117,6 +117,12 @@ impl Ha {
         paths.any(|path| path.mac == Some(mac))
     }
 
+    /// The hardware address of a peer on `port`, if it is heard there.
+    pub(crate) fn mac_of(&self, now: Time, peer: PeerId, port: PortId) -> Option<Mac> {
+        let path = self.peers.get(peer.index())?.ports.get(port.index())?;
+        path.mac.filter(|_| path.is_heard(now))
+    }
+
     /// Identifies a unit in a frame: clusters on one link may have units of the same names.
     fn label(&self, hash: u32) -> u32 {
         hash ^ u32::from(self.group_id) << 24

@@ -40,7 +40,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
     config.groups = (0..groups)
         .map(|i| config::Group {
             name: format!("g{i}"),
-            priority: None,
+            ..config::Group::default()
         })
         .collect();
     let address = |i: usize| ([10, 77, 9, i as u8], 7030).into();

@@ -25,12 +25,14 @@ mod pool;
 mod port_set;
 mod range;
 mod search;
+mod slots;
 
 use std::collections::BTreeMap;
 
 pub use forwards::Destination;
 pub use layout::{BookFull, Layout};
 pub use pool::{PoolId, groups};
+pub use slots::Slice;
 
 use crate::config::{self, Config};
 use crate::flow::{Addr, Family, FlowKey, GroupId, PortId, Protocol};
@@ -243,12 +245,14 @@ impl Nat {
         &self,
         table: &Table,
         book: &AddressBook,
-        pool: PoolId,
+        slice: impl Into<Slice>,
         key: &FlowKey,
         random: u64,
     ) -> Result<Source, NatExhausted> {
         let mut exhausted = NatExhausted::default();
-        let (id, pool) = (pool, self.pools.get(pool).ok_or(exhausted)?);
+        let Slice { pool: id, slot } = slice.into();
+        let pool = self.pools.get(id).ok_or(exhausted)?;
+        let all = pool.range_of(slot);
         if is_mapped(key.protocol)
             && let Some((external, port)) = self.mapped_source(table, pool, key)
         {
@@ -270,14 +274,14 @@ impl Nat {
             return Ok(source);
         }
         let mut search = Search::new(random);
-        let range = pool.range.last_candidate(key.src_port);
+        let range = all.last_candidate(key.src_port);
         let mut notes = exhausted.progress.iter_mut();
         let (mut any_full, mut all_full) = (false, true);
         for external in self.pools.addresses_for(pool, &key.src).take(MAX_ADDRESSES) {
             let scope = Scope::new(external.translated, key, range);
             let before = self.crowded.progress(&scope);
             let is_full = before.is_some_and(|progress| progress.seen >= range.size());
-            if is_full && pool.range.first_candidate(key.src_port).is_none() {
+            if is_full && all.first_candidate(key.src_port).is_none() {
                 any_full = true;
                 continue;
             }
@@ -292,7 +296,7 @@ impl Nat {
                 key,
                 external,
             };
-            match search.port(&request, pool, before) {
+            match search.port(&request, all, before) {
                 Ok(port) => {
                     return Ok(Source {
                         addr: external.translated,
@@ -327,7 +331,8 @@ impl Nat {
         self.pools.contains(pool, addr)
     }
 
-    /// How many external ports a pool has for one protocol, of the family that has more.
+    /// How many external ports of a pool a session may get, for one protocol, of the family that
+    /// has more.
     pub fn pool_ports(&self, pool: PoolId) -> u32 {
         self.pools.get(pool).map_or(0, Pool::ports)
     }
@@ -337,18 +342,18 @@ impl Nat {
         &self,
         table: &Table,
         book: &AddressBook,
-        pool: PoolId,
+        slice: Slice,
         key: &FlowKey,
         random: u64,
     ) -> [Option<SessionId>; SAMPLES] {
-        let pool = self.pools.get(pool);
+        let pool = self.pools.get(slice.pool);
         let preferred = pool.and_then(|pool| {
             let external = self.pools.addresses_for(pool, &key.src).next()?;
-            Some((pool, external))
+            Some((pool.range_of(slice.slot), external))
         });
         let mut search = Search::new(random);
         std::array::from_fn(|_| {
-            let (pool, external) = preferred?;
+            let (all, external) = preferred?;
             let request = Request {
                 nat: self,
                 table,
@@ -356,7 +361,7 @@ impl Nat {
                 key,
                 external,
             };
-            search.holder(&request, pool)
+            search.holder(&request, all)
         })
     }
 
@@ -523,7 +528,7 @@ impl Nat {
             protocol: session.protocol,
         };
         let port = session.nat_src_port;
-        for range in self.pools.ranges_of(session.nat_src) {
+        for range in self.pools.ranges_with(session.nat_src, port) {
             for range in range.last_candidates().filter(|range| range.contains(port)) {
                 let scope = Scope::new(session.nat_src, &key, range);
                 self.crowded.freed(&scope, port);
@@ -563,7 +568,7 @@ impl Nat {
             if external.is_forwarded(Protocol(protocol), port) {
                 return;
             }
-            for range in self.pools.ranges_of(addr) {
+            for range in self.pools.ranges_with(addr, port) {
                 for range in range.last_candidates().filter(|range| range.contains(port)) {
                     let scope = Scope::of_mappings(addr, Protocol(protocol), range);
                     self.crowded.freed(&scope, port);

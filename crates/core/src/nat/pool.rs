@@ -43,9 +43,10 @@ pub(super) struct Pools {
 pub(super) struct Pool {
     /// Indices of externals, by family.
     addresses: [Vec<usize>; 2],
-    /// The ports that may be allocated, first and last. If the pool were shared with other units,
-    /// this would be a slice of it.
-    pub(super) range: Range,
+    /// The ports that may be allocated, first and last.
+    range: Range,
+    /// How many slots share them; 1 if the group of its addresses is not cut.
+    slots: u8,
     /// How far a mapping of any host is at most from the address that its hash selects.
     reach: usize,
 }
@@ -93,6 +94,12 @@ impl Pools {
                 pools.add(first_of(port, *group), IMPLICIT_RANGE, book);
                 pools.shared[index].push((*group, id));
             }
+        }
+        for pool in &mut pools.pools {
+            let first = pool.addresses.iter().flatten().next();
+            let group = first.map(|it| config::group_of(&config.ports, pools.externals[*it].addr));
+            let group = group.and_then(|it| config.groups.get(usize::from(it.0)));
+            pool.slots = group.and_then(|it| it.slots).map_or(1, |slots| slots.count);
         }
         pools
     }
@@ -270,16 +277,32 @@ impl Pools {
         memberships.any(|(pool, _)| *pool == usize::from(id.0))
     }
 
-    /// The ports of the pools that an address is in.
-    pub(super) fn ranges_of(
-        &self,
-        translated: TranslatedAddr,
-    ) -> impl Iterator<Item = Range> + use<'_> {
+    /// The pools that an address is in.
+    fn pools_of(&self, translated: TranslatedAddr) -> impl Iterator<Item = &Pool> {
         let external = self
             .index_of(translated)
             .map(|index| &self.externals[index]);
         let memberships = external.into_iter().flat_map(|it| &it.memberships);
-        memberships.filter_map(|(pool, _)| Some(self.pools.get(*pool)?.range))
+        memberships.filter_map(|(pool, _)| self.pools.get(*pool))
+    }
+
+    /// The ranges out of which sessions may have got `port` of an address, by the pools that it is
+    /// in.
+    pub(super) fn ranges_with(
+        &self,
+        translated: TranslatedAddr,
+        port: u16,
+    ) -> impl Iterator<Item = Range> {
+        let pools = self.pools_of(translated);
+        let pools = pools.filter(move |pool| pool.range.contains(port));
+        pools.map(move |pool| pool.range_of(Some(pool.slot_of(port))))
+    }
+
+    /// The slot whose sessions may get `port` of an address.
+    pub(super) fn slot_of(&self, translated: TranslatedAddr, port: u16) -> Option<u8> {
+        let mut pools = self.pools_of(translated).filter(|pool| pool.slots > 1);
+        let pool = pools.find(|pool| pool.range.contains(port))?;
+        Some(pool.slot_of(port))
     }
 
     pub(super) fn index_of(&self, translated: TranslatedAddr) -> Option<usize> {
@@ -298,6 +321,7 @@ impl Pools {
         let mut pool = Pool {
             addresses: [Vec::new(), Vec::new()],
             range: Range::new(range.0, range.1),
+            slots: 1,
             reach: 0,
         };
         for addr in addrs {
@@ -366,10 +390,22 @@ fn first_of(port: &config::Port, group: GroupId) -> impl Iterator<Item = Addr> {
 }
 
 impl Pool {
-    /// How many ports all addresses have together, for the family that has more.
+    /// How many ports all addresses have together for one session, for the family that has more.
     pub(super) fn ports(&self) -> u32 {
         let most = self.addresses.iter().map(Vec::len).max().unwrap_or(0);
-        (most as u32).saturating_mul(self.range.size())
+        (most as u32).saturating_mul(self.range_of(Some(0)).size())
+    }
+
+    /// The ports that sessions of a slot may get.
+    pub(super) fn range_of(&self, slot: Option<u8>) -> Range {
+        match slot {
+            Some(slot) if slot < self.slots && self.slots > 1 => self.range.slice(slot, self.slots),
+            _ => self.range,
+        }
+    }
+
+    fn slot_of(&self, port: u16) -> u8 {
+        self.range.slot_of(port, self.slots)
     }
 
     fn list(&self, family: Family) -> &[usize] {

@@ -63,6 +63,23 @@ impl Range {
         ordinary.into_iter().chain(low.into_iter().flatten())
     }
 
+    /// The part of a slot, of `count` parts as equal as possible. The range has at least as many
+    /// ports.
+    pub(super) fn slice(self, slot: u8, count: u8) -> Range {
+        let start = |slot: u32| slot * self.size() / u32::from(count);
+        let (from, to) = (start(u32::from(slot)), start(u32::from(slot) + 1));
+        Range {
+            first: self.first + from as u16,
+            last: self.first + (to - 1) as u16,
+        }
+    }
+
+    /// The slot whose slice has `port`, a port of the range.
+    pub(super) fn slot_of(self, port: u16, count: u8) -> u8 {
+        let place = u32::from(port - self.first);
+        (((place + 1) * u32::from(count) - 1) / self.size()) as u8
+    }
+
     fn and(self, other: Range) -> Option<Range> {
         let (first, last) = (self.first.max(other.first), self.last.min(other.last));
         (first <= last).then_some(Range { first, last })
@@ -79,6 +96,27 @@ mod tests {
             let range = Range::new(first, last);
             assert_eq!(range.size(), size);
             assert!(range.contains(first) && range.contains(last));
+        }
+    }
+
+    #[test]
+    fn slices_divide_a_range() {
+        for (first, last) in [(1, u16::MAX), (0, u16::MAX), (1024, 1055), (40_000, 40_033)] {
+            let all = Range::new(first, last);
+            for count in 2..=32 {
+                let mut next = u32::from(first);
+                for slot in 0..count {
+                    let slice = all.slice(slot, count);
+                    assert_eq!(u32::from(slice.first), next);
+                    next = u32::from(slice.last) + 1;
+                    let (least, most) = (all.size() / u32::from(count), slice.size());
+                    assert!((least..=least + 1).contains(&most));
+                    for port in [slice.first, slice.last] {
+                        assert_eq!(all.slot_of(port, count), slot, "{all:?} {count} {port}");
+                    }
+                }
+                assert_eq!(next, u32::from(last) + 1);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::crowded::Progress;
 use super::mappings::Endpoint;
-use super::pool::{External, Pool};
+use super::pool::External;
 use super::range::Range;
 use super::{Nat, is_mapped};
 use crate::flow::FlowKey;
@@ -100,17 +100,18 @@ impl Search {
         MAX_ATTEMPTS - self.attempts
     }
 
-    /// The session that has a port of a pool's address, drawn at random.
-    pub(super) fn holder(&mut self, request: &Request<'_>, pool: &Pool) -> Option<SessionId> {
-        let range = pool.range.last_candidate(request.key.src_port);
+    /// The session that has a port of an address, drawn at random out of `all`.
+    pub(super) fn holder(&mut self, request: &Request<'_>, all: Range) -> Option<SessionId> {
+        let range = all.last_candidate(request.key.src_port);
         request.holder(random_port(&mut self.random, range))
     }
 
-    /// A port of one address, or the progress of the search. `before` is its progress so far.
+    /// A port of one address out of `all`, or the progress of the search. `before` is its progress
+    /// so far.
     pub(super) fn port(
         &mut self,
         request: &Request<'_>,
-        pool: &Pool,
+        all: Range,
         before: Option<Progress>,
     ) -> Result<u16, Progress> {
         let wanted = request.key.src_port;
@@ -119,21 +120,21 @@ impl Search {
             return self.try_port(request, wanted).ok_or(nothing);
         }
         if !is_mapped(request.key.protocol)
-            && let Some(port) = self.port_of_endpoint(request, pool.range)
+            && let Some(port) = self.port_of_endpoint(request, all)
         {
             return Ok(port);
         }
-        if pool.range.contains(wanted)
+        if all.contains(wanted)
             && let Some(port) = self.try_port(request, wanted)
         {
             return Ok(port);
         }
-        if let Some(range) = pool.range.first_candidate(wanted)
+        if let Some(range) = all.first_candidate(wanted)
             && let Ok(port) = self.port_in(request, range, None, self.attempts / 2)
         {
             return Ok(port);
         }
-        let range = pool.range.last_candidate(wanted);
+        let range = all.last_candidate(wanted);
         self.port_in(request, range, before, 0)
     }
 

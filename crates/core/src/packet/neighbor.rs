@@ -181,6 +181,30 @@ pub fn announce_to(addr: Addr, mac: Mac, neighbor: Addr, neighbor_mac: Mac) -> V
     }
 }
 
+/// Tells one neighbour, right after everybody was told something else, that `mac` now has `addr`.
+/// An ordinary reply would be ignored for a second (Linux: `locktime`), an announcement is not.
+pub fn correct(addr: Addr, mac: Mac, neighbor: Addr, neighbor_mac: Mac) -> Vec<u8> {
+    if addr.family() == Family::V6 {
+        return announce_to(addr, mac, neighbor, neighbor_mac);
+    }
+    let ends = (addr, mac);
+    arp(ArpOperation::REPLY, ends, ends, neighbor_mac)
+}
+
+/// The hardware address that a frame is for.
+pub fn recipient(frame: &[u8]) -> Option<Mac> {
+    array_at(frame, 0)
+}
+
+/// A frame that speaks for another unit, as sent by `mac`: switches learn where that is from the
+/// frame, and must not look for the other unit here.
+pub fn sent_by(mac: Mac, mut frame: Vec<u8>) -> Vec<u8> {
+    if let Some(sender) = frame.get_mut(6..12) {
+        sender.copy_from_slice(&mac);
+    }
+    frame
+}
+
 /// Asks whether anybody has `addr`, without claiming it: an ARP probe (RFC 5227, section 2.1.1) or
 /// the solicitation of duplicate address detection (RFC 4862, section 5.4.2).
 pub fn probe(addr: Addr, mac: Mac) -> Vec<u8> {

@@ -1,8 +1,9 @@
 //! Expiry: one pass a second over the deadlines, a slice at a time.
 
-use super::table::{MAX_GROUPS, Slot};
+use super::table::Slot;
 use super::{Session, SessionFlags, SessionId, Table, Timeouts};
 use crate::flow::GroupId;
+use crate::flow::MAX_GROUPS;
 use crate::time::Tick;
 
 /// The most sessions that one call of [`Table::sweep`] reports.

@@ -7,7 +7,7 @@ use super::sweep::Sweep;
 use super::{
     AddressBook, Index, KeyedHash, Session, SessionFlags, SessionState, StateCounts, Timeouts,
 };
-use crate::flow::{Direction, FlowKey, Protocol};
+use crate::flow::{Direction, FlowKey, MAX_GROUPS, Protocol};
 use crate::memory::Reserved;
 use crate::time::Tick;
 
@@ -86,9 +86,6 @@ pub(super) enum Slot {
 
 /// The hash and key of each direction.
 type Entries = [Option<(u32, FlowKey, Direction)>; 2];
-
-/// Groups that a config can have.
-pub(super) const MAX_GROUPS: usize = 64;
 
 const NO_SLOT: u32 = u32::MAX;
 const _: () = assert!(size_of::<Slot>() == size_of::<Session>());

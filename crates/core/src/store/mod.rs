@@ -24,7 +24,7 @@ pub use refused::Refused;
 use crate::config::{Config, Ha};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId};
 use crate::memory::Reserved;
-use crate::nat::{BookFull, Layout, Nat, NatExhausted, PoolId, Source};
+use crate::nat::{BookFull, Layout, Nat, NatExhausted, PoolId, Slice, Source};
 use crate::session::{
     AddressBook, InsertError, NoRoom, Session, SessionFlags, SessionId, SourceLimits, Table,
     Timeouts, TranslatedAddr,
@@ -361,12 +361,12 @@ impl SessionStore {
     /// [`NatExhausted`]
     pub fn allocate_source(
         &self,
-        pool: PoolId,
+        slice: Slice,
         key: &FlowKey,
         random: u64,
     ) -> Result<Source, NatExhausted> {
         self.nat
-            .allocate_source(&self.table, &self.book, pool, key, random)
+            .allocate_source(&self.table, &self.book, slice, key, random)
     }
 
     /// See [`Nat::has_mapping`].
@@ -377,11 +377,11 @@ impl SessionStore {
     /// See [`Nat::sample`].
     pub fn sample(
         &self,
-        pool: PoolId,
+        slice: Slice,
         key: &FlowKey,
         random: u64,
     ) -> impl Iterator<Item = SessionId> {
-        let sample = self.nat.sample(&self.table, &self.book, pool, key, random);
+        let sample = self.nat.sample(&self.table, &self.book, slice, key, random);
         sample.into_iter().flatten()
     }
 

@@ -72,7 +72,7 @@ impl Replicator {
                     return;
                 }
                 Err(InsertError::Conflict(other)) => {
-                    if !self.may_displace(at, other, authority, store) {
+                    if !self.may_displace(at, group, other, authority, store) {
                         return self.refuse(at, record, Refusal::Conflict);
                     }
                     self.counters.conflicts_lost += 1;
@@ -157,11 +157,15 @@ impl Replicator {
         store.edit_from_peer(id, |session| copy_state(session, theirs));
     }
 
-    /// Whether a peer's session may replace `other`: if the peer has authority over the groups of
-    /// both, or over that of the new one while nobody else has it over that of the old.
+    /// Whether a peer's session of `group` may replace `other`: if the peer has authority over the
+    /// groups of both, or over that of the new one while nobody else has it over that of the old.
+    ///
+    /// Two units may each have opened a session for the same packets, in slots of one group: an
+    /// answer had overtaken the session that it is for. Then all units keep that of the lower slot.
     fn may_displace(
         &self,
         at: usize,
+        group: GroupId,
         other: SessionId,
         authority: Authority,
         store: &SessionStore,
@@ -181,7 +185,16 @@ impl Replicator {
                 .peers
                 .iter()
                 .any(|peer| peer.receiver.claims[index].is_some());
-        wins(authority) && (wins(self.authority(at, other.group)) || !owned)
+        let comes_first = || group < other.group && self.are_slots_of_one(group, other.group);
+        wins(authority) && (wins(self.authority(at, other.group)) || !owned || comes_first())
+    }
+
+    fn are_slots_of_one(&self, one: GroupId, other: GroupId) -> bool {
+        let whole = |group: GroupId| {
+            let name = self.identity.groups.get(usize::from(group.0))?;
+            name.split_once('/').map(|(whole, _)| whole)
+        };
+        whole(one).is_some() && whole(one) == whole(other)
     }
 }
 

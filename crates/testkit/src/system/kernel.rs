@@ -102,6 +102,7 @@ pub fn config() -> Config {
         groups: vec![Group {
             name: "default".into(),
             priority: None,
+            ..Group::default()
         }],
         policies: vec![policy()],
         nat_pools: vec![pool("near", &["10.77.2.10"]), pool("far", &["192.0.2.7"])],

@@ -1,0 +1,134 @@
+//! Groups that are cut into slots: all units forward, and a host uses the unit that has its slot.
+
+use tandemgw_core::flow::GroupId;
+use tandemgw_core::random::SplitMix64;
+
+use crate::checks::views;
+use crate::compound::{ms, open_flows, shape};
+use crate::faults::Faults;
+use crate::hosts::Stage;
+use crate::scenario;
+use crate::setup::Shape;
+use crate::world::{Death, Spread, World};
+
+const SEEDS: u64 = 2;
+const SLOTS: usize = 6;
+
+fn cut(units: usize, groups: usize) -> Shape {
+    Shape {
+        asymmetric: true,
+        slots: SLOTS,
+        groups,
+        shared_wan: groups > 1,
+        guarantee: "off",
+        ..shape(units)
+    }
+}
+
+/// A cluster in which each unit has its slots.
+fn started(seed: u64, shape: Shape) -> World {
+    crate::install_logger();
+    let mut world = World::new(seed, shape, Faults::NONE);
+    world.run(ms(5000));
+    world.check_one_primary();
+    world
+}
+
+impl World {
+    /// How many slots each unit is primary of.
+    fn shares(&self) -> Vec<usize> {
+        let slots = self.shape.groups..self.shape.all_groups();
+        let of = |unit: usize| {
+            slots
+                .clone()
+                .filter(|it| self.is_primary(unit, *it))
+                .count()
+        };
+        (0..self.shape.units).map(of).collect()
+    }
+
+    fn opened(&self) -> Vec<u64> {
+        let gateways = self.units.iter().filter_map(|unit| unit.gateway.as_ref());
+        gateways.map(|it| it.counters().opened).collect()
+    }
+
+    fn check_whole(&self, seed: u64) {
+        let broken = self.flows.iter().find(|flow| flow.stage == Stage::Broken);
+        assert!(broken.is_none(), "seed {seed}: {}", broken.unwrap());
+        assert_eq!(self.crossed, 0, "answers reached other flows");
+    }
+}
+
+/// Each unit has its share of the slots and opens sessions; each session is in a slot, on a port of
+/// its slice. A unit that dies takes none with it, and gets its slots back when it returns.
+#[test]
+fn units_share_the_hosts_of_a_group() {
+    for units in [2, 3, 4] {
+        for spread in [Spread::Gateway, Spread::EachPacket] {
+            for seed in 0..SEEDS {
+                let mut world = started(seed, cut(units, 1));
+                let shares = world.shares();
+                assert!(shares.iter().all(|it| *it >= SLOTS / units), "{shares:?}");
+                // A host that does not know the gateway's hardware address yet sends twice.
+                open_flows(&mut world, 12);
+                (world.spread, world.repeated) = (spread, 0);
+                open_flows(&mut world, 20);
+                world.run(ms(2000));
+                world.check_whole(seed);
+                assert_eq!(world.repeated, 0, "seed {seed}, {units} units, {spread:?}");
+                let busy = world.opened().iter().filter(|it| **it > 0).count();
+                assert!(busy > 1, "all hosts are at one unit");
+                world.check_slots();
+                let (open, moves) = (world.progress(), world.moves());
+                world.silent = true;
+                world.run(ms(500));
+                let held = world.acknowledged();
+                world.silent = false;
+                let victim = (seed as usize + 1) % units;
+                world.die(victim, Death::PowerLoss);
+                world.run(ms(3000));
+                world.check_one_primary();
+                world.check_kept(&held);
+                world.check_flows(&open, &moves);
+                world.start(victim);
+                world.run(ms(6000));
+                assert_eq!(world.shares(), shares, "they come back");
+                world.check_flows(&open, &moves);
+                world.check_agreement_soon();
+            }
+        }
+    }
+}
+
+impl World {
+    /// All sessions are in slots, and no two slots have sessions on the same external port.
+    fn check_slots(&self) {
+        let gateway = self.units[0].gateway.as_ref().unwrap();
+        let mut ports = std::collections::BTreeMap::new();
+        for view in views(gateway, self.local_time(0)) {
+            assert!(usize::from(view.group.0) >= self.shape.groups, "in a slot");
+            if view.translated.src == view.original.src || view.translated.src_port == 0 {
+                continue;
+            }
+            let place = (view.translated.src.to_string(), view.translated.src_port);
+            let owner: GroupId = *ports.entry(place.clone()).or_insert(view.group);
+            assert_eq!(owner, view.group, "{place:?} is of two slots");
+        }
+        assert!(!ports.is_empty());
+    }
+}
+
+/// Everything that can go wrong, with hosts that use the unit of their slot, and behind routers
+/// that spread each packet.
+#[test]
+fn sessions_survive_whatever_happens_to_slots() {
+    crate::try_seeds(4, |seed| {
+        let mut random = SplitMix64(seed ^ 0x510);
+        let shape = Shape {
+            links: 1 + random.below(2),
+            guarantee: ["off", "bounded", "strict"][random.below(3)],
+            ..cut([2, 2, 3, 4][random.below(4)], 1 + random.below(2))
+        };
+        scenario::run_with(seed, shape, random);
+    });
+}
