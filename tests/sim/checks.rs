@@ -163,6 +163,10 @@ impl World {
         if self.shape.guarantee == "bounded" && (waited >= wait || is_passed_on) {
             return;
         }
+        // Nor which peers were in sync then.
+        if self.shape.slots > 0 && is_passed_on {
+            return;
+        }
         if self.was_dual(usize::from(view.group.0)) {
             return;
         }

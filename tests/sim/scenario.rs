@@ -94,7 +94,7 @@ pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> u64 {
     let mut world = World::new(seed, shape, faults);
     world.note(|| format!("{shape:?} {faults:?}"));
     // Hosts of slots use the unit that they are told.
-    if shape.asymmetric && (shape.slots == 0 || seed % 2 == 0) {
+    if shape.asymmetric && shape.slots == 0 {
         world.spread = Spread::EachPacket;
     }
     world.run(ms(1500));

@@ -231,9 +231,10 @@ impl Cluster {
         }
     }
 
-    /// Whether this unit still handles stragglers of a group that it handed over.
-    pub(super) fn is_draining(&self, now: Time, group: GroupId) -> bool {
-        self.ha.is_draining(now, group)
+    /// Whether this unit still handles stragglers of a group that it handed over. Not where they
+    /// can be passed on: the new primary must see what changes a session, and knows newer ones.
+    pub(super) fn carries_stragglers(&self, now: Time, group: GroupId, passes_on: bool) -> bool {
+        self.ha.is_draining(now, group) && !(passes_on && self.ha.owner(group).is_some())
     }
 
     /// Who is primary of which group, and which peers are alive.
@@ -464,7 +465,8 @@ impl Gateway {
     /// Whether this unit handles packets of `group`: as primary, or because it handed over and
     /// stragglers still come.
     pub(super) fn carries(&self, now: Time, group: GroupId) -> bool {
-        let drains = |cluster: &Cluster| cluster.is_draining(now, group);
+        let passes_on = self.rules.passes_on();
+        let drains = |cluster: &Cluster| cluster.carries_stragglers(now, group, passes_on);
         self.is_primary(group) || self.cluster().is_some_and(drains)
     }
 }

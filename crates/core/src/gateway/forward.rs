@@ -22,9 +22,10 @@ impl Gateway {
         direction: Direction,
     ) -> Verdict {
         let (roles, cluster) = (&self.groups.roles, self.cluster.as_deref());
+        let passes_on = self.rules.passes_on();
         let carries = |group: GroupId| {
             roles[usize::from(group.0)] == Role::Primary
-                || cluster.is_some_and(|cluster| cluster.is_draining(packet.now, group))
+                || cluster.is_some_and(|it| it.carries_stragglers(packet.now, group, passes_on))
         };
         let checks_source = || self.rules.port(packet.port).source_check;
         // Filled in place: otherwise it would be copied out of the closure.
