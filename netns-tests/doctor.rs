@@ -75,8 +75,17 @@ const MACHINE: &[Breakage] = &[
         "nft delete table inet f",
         "firewall",
         "warning",
-        "chain input of table inet f drops neighbour advertisements",
+        "chain input of table inet f drops neighbour discovery",
         "nd-neighbor-advert",
+    ),
+    (
+        "nft add table arp a; \
+         nft 'add chain arp a o { type filter hook output priority 0; policy drop; }'",
+        "nft delete table arp a",
+        "firewall",
+        "warning",
+        "chain o of table arp a drops ARP",
+        "insert rule arp a o accept",
     ),
     (
         "ip link set eth0 mtu 1400",

@@ -33,6 +33,7 @@ mod forward;
 mod guarantee;
 mod handover;
 mod health;
+mod hidden_hosts;
 mod high_volume;
 mod history;
 mod hostile;

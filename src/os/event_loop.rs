@@ -335,10 +335,10 @@ impl Shell {
             self.read_monitor(now);
         }
         if std::mem::take(&mut self.ready.neighbors) {
-            self.read_neighbor_requests();
+            self.read_neighbor_requests(now);
         }
         self.read_reports(now)?;
-        self.ask_some();
+        self.ask_some(now);
         self.do_chores();
         // The answers to a check before what comes by the links, of which there may be a flood.
         let mut next = self.ready.sockets.next(0);
@@ -508,6 +508,10 @@ impl Shell {
                 }
                 Output::Resolve { port, addr } => {
                     self.resolve(*port, *addr);
+                    Ok(())
+                }
+                Output::Neighbor { port, addr, mac } => {
+                    self.tell_neighbor(*port, *addr, *mac);
                     Ok(())
                 }
                 Output::Probe {

@@ -245,19 +245,27 @@ impl Netlink {
     /// Has the kernel resolve the hardware address of a neighbour on a link, if it does not know
     /// it, as if there were a packet for it (`NTF_USE`). Does not wait for the result.
     pub fn resolve(&mut self, link: u32, addr: IpAddr) -> Result<(), NetlinkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = link;
+        let mut message = neighbour(link, addr);
         message.header.flags = NeighbourFlags::Use;
-        let (family, address) = match addr {
-            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
-            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
-        };
-        message.header.family = family;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(address));
         let request = RouteNetlinkMessage::NewNeighbour(message);
         self.change("resolve the neighbour", &addr, request, NLM_F_CREATE)
+    }
+
+    /// Tells the kernel the hardware address of a neighbour on a link, as if it had answered
+    /// (`NUD_REACHABLE`).
+    pub fn set_neighbour(
+        &mut self,
+        link: u32,
+        addr: IpAddr,
+        mac: [u8; 6],
+    ) -> Result<(), NetlinkError> {
+        let mut message = neighbour(link, addr);
+        message.header.state = NeighbourState::Reachable;
+        let mac = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
+        message.attributes.push(mac);
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change("set the neighbour", &addr, request, flags)
     }
 
     /// The route that a packet of this machine to `addr` would take; none if there is no route.
@@ -540,6 +548,20 @@ pub fn interface_name(number: u32) -> Option<String> {
     }
     let bytes = name.iter().take_while(|c| **c != 0).map(|c| *c as u8);
     String::from_utf8(bytes.collect()).ok()
+}
+
+/// A message about the neighbour with that address on a link.
+fn neighbour(link: u32, addr: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = link;
+    let (family, address) = match addr {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    message.header.family = family;
+    let destination = NeighbourAttribute::Destination(address);
+    message.attributes.push(destination);
+    message
 }
 
 /// The state of the neighbour if it is the one on `link` with `addr`.

@@ -81,6 +81,8 @@ pub(super) enum Order {
     Rejoin(PortId),
     /// Keep this neighbour at the interface of that number warm.
     Resolve(u32, IpAddr),
+    /// A neighbour at the interface of that number has this hardware address.
+    Neighbor(u32, IpAddr, [u8; 6]),
 }
 
 /// The result of an order or of a check.
@@ -171,7 +173,7 @@ impl Upkeep {
 
     /// Sends an order. Orders are carried out in the order of the calls.
     pub(super) fn order(&self, order: Order) {
-        if matches!(order, Order::Resolve(..)) {
+        if matches!(order, Order::Resolve(..) | Order::Neighbor(..)) {
             if self.resolving.load(Ordering::Relaxed) >= MOST_RESOLVED {
                 return;
             }
@@ -345,6 +347,12 @@ impl Keeper {
                 self.resolving.fetch_sub(1, Ordering::Relaxed);
                 if let Err(error) = self.netlink.resolve(link, addr) {
                     log::debug!("neighbour not resolved error={}", InQuotes(&error));
+                }
+            }
+            Order::Neighbor(link, addr, mac) => {
+                self.resolving.fetch_sub(1, Ordering::Relaxed);
+                if let Err(error) = self.netlink.set_neighbour(link, addr, mac) {
+                    log::debug!("neighbour not set error={}", InQuotes(&error));
                 }
             }
         }

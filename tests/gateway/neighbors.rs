@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandemgw_core::event::{DropReason, LinkState, Output, Verdict};
+use tandemgw_core::event::{DropReason, KernelLookup, LinkState, Output, Verdict};
 use tandemgw_core::flow::{Addr, Family, PortId};
 use tandemgw_core::gateway::Role;
 use tandemgw_core::packet::neighbor::{self, Neighbor, Solicit};
@@ -425,4 +425,117 @@ fn answers_to_forged_senders_make_the_kernel_look_for_few_of_them() {
         .filter(|it| lab.send(DMZ, it).verdict == Verdict::Forward);
     // One place is that of the server, until it had answered.
     assert!((127..=128).contains(&passed.count()));
+}
+
+/// A lab whose gateway has announced its addresses.
+fn quiet() -> Lab {
+    let mut lab = Lab::new();
+    lab.pass(Duration::from_secs(10));
+    lab.outputs();
+    lab
+}
+
+/// A host on the link of the WAN.
+fn on_wan(net: &Net) -> Addr {
+    match net.family {
+        Family::V4 => ip("10.77.2.99"),
+        Family::V6 => ip("fd77:2::99"),
+    }
+}
+
+const LOOKUPS: [KernelLookup; 3] = [
+    KernelLookup::Wanted,
+    KernelLookup::Doubted,
+    KernelLookup::Missed,
+];
+
+/// What the gateway does after a host on the WAN has told where it is.
+fn told(lab: &mut Lab, net: &Net, host: Addr) -> Vec<Output> {
+    let frame = neighbor::announce_to(host, THEIRS, net.wan_vip, mac(WAN));
+    ask(lab, WAN, &frame).0
+}
+
+#[test]
+fn a_host_that_the_kernel_does_not_hear_is_found_for_it() {
+    for net in Net::both() {
+        let host = on_wan(&net);
+        let asks = neighbor::solicit(host, net.wan_vip, mac(WAN));
+        let asks = Output::Frame {
+            port: WAN,
+            bytes: asks,
+        };
+        let tells = Output::Neighbor {
+            port: WAN,
+            addr: host,
+            mac: THEIRS,
+        };
+        for lookup in LOOKUPS {
+            let mut lab = quiet();
+            let begin = |lab: &mut Lab| {
+                lab.gateway.handle_kernel_lookup(lab.now, WAN, host, lookup);
+            };
+            // The kernel asks a host itself that it knows, so that has time to answer first.
+            begin(&mut lab);
+            let at_once = lookup != KernelLookup::Doubted;
+            assert_eq!(lab.outputs().contains(&asks), at_once, "{lookup:?}");
+            lab.pass(Duration::from_millis(299));
+            assert_eq!(lab.outputs(), []);
+            lab.pass(Duration::from_millis(1));
+            assert_eq!(lab.outputs().contains(&asks), !at_once, "{lookup:?}");
+            // It is told of the answer unless it has heard it as well.
+            assert_eq!(told(&mut lab, &net, host), []);
+            lab.gateway
+                .handle_kernel_lookup(lab.now, WAN, host, KernelLookup::Found);
+            lab.pass(Duration::from_secs(5));
+            assert_eq!(lab.outputs(), [], "{lookup:?}");
+            let asks_us = |lab: &Lab| lab.gateway.asks_for_neighbors(lab.now, WAN, net.family);
+            let before = asks_us(&lab);
+            for _ in 0..2 {
+                begin(&mut lab);
+                lab.outputs();
+                assert_eq!(told(&mut lab, &net, host), []);
+                lab.pass(Duration::from_millis(50));
+                assert_eq!(lab.outputs(), std::slice::from_ref(&tells), "{lookup:?}");
+            }
+            // After the second time it is told at once, and leaves the question to the gateway.
+            assert!(asks_us(&lab));
+            begin(&mut lab);
+            lab.outputs();
+            assert_eq!(told(&mut lab, &net, host), std::slice::from_ref(&tells));
+            lab.pass(Duration::from_secs(301));
+            assert_eq!(asks_us(&lab), before);
+        }
+    }
+}
+
+#[test]
+fn a_host_that_nobody_looks_for_is_not_told_of_and_one_that_is_silent_is_forgotten() {
+    for net in Net::both() {
+        let mut lab = quiet();
+        let host = on_wan(&net);
+        assert_eq!(told(&mut lab, &net, host), []);
+        lab.pass(Duration::from_secs(5));
+        assert_eq!(lab.outputs(), []);
+        // Of a host that was known it asks twice; the kernel gives up after three seconds.
+        lab.gateway
+            .handle_kernel_lookup(lab.now, WAN, host, KernelLookup::Doubted);
+        lab.pass(Duration::from_secs(10));
+        assert_eq!(lab.outputs().len(), 2);
+        assert_eq!(told(&mut lab, &net, host), []);
+        // Any number of hosts; each is asked for once, as often as the kernel says so.
+        for number in 0..3000u16 {
+            let [high, low] = number.to_be_bytes();
+            let mut octets = *host.octets();
+            octets[14..].copy_from_slice(&[high, low]);
+            let host = match net.family {
+                Family::V4 => ip(&format!("10.77.{}.{low}", 128 + high)),
+                Family::V6 => Addr::v6(octets),
+            };
+            lab.gateway
+                .handle_kernel_lookup(lab.now, WAN, host, KernelLookup::Missed);
+        }
+        assert_eq!(lab.outputs().len(), 3000);
+        lab.pass(Duration::from_secs(4));
+        assert_eq!(told(&mut lab, &net, host), []);
+    }
 }

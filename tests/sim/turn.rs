@@ -231,7 +231,7 @@ impl World {
                     self.pass_on(turn.unit, peer, link, bytes);
                 }
                 // The kernels of this world know their neighbours.
-                Output::Resolve { .. } | Output::Probe { .. } => {}
+                Output::Resolve { .. } | Output::Neighbor { .. } | Output::Probe { .. } => {}
                 Output::CloseStream { peer, link } => {
                     self.note(|| {
                         format!(

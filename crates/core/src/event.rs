@@ -92,6 +92,15 @@ pub enum Output {
         /// On a network of that port.
         addr: Addr,
     },
+    /// Tell the kernel where a neighbour is, as if it had heard its answer.
+    Neighbor {
+        /// The port on whose link it is.
+        port: PortId,
+        /// Its address.
+        addr: Addr,
+        /// Its hardware address.
+        mac: [u8; 6],
+    },
     /// Probe a target of `[[link-monitor]]` from an address that the kernel has on its port; the
     /// answer goes to
     /// [`Gateway::handle_target_answer`](crate::gateway::Gateway::handle_target_answer).
@@ -122,6 +131,19 @@ pub struct LinkState {
     pub mtu: u32,
     /// The hardware address.
     pub mac: [u8; 6],
+}
+
+/// How far the kernel is in looking for a host on the link of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelLookup {
+    /// It has a packet for it, and leaves the question to the gateway (`app_solicit`, arp(7)).
+    Wanted,
+    /// It knows where it was, and has asked whether it is still there (`NUD_PROBE`).
+    Doubted,
+    /// It has had no answer, and has given up (`NUD_FAILED`).
+    Missed,
+    /// It knows where it is (`NUD_REACHABLE`).
+    Found,
 }
 
 /// A change of the kernel's routing that the core mirrors.

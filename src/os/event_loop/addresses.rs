@@ -6,18 +6,22 @@ use mio::{Interest, Registry};
 use std::io;
 use std::os::fd::AsRawFd;
 
-use tandemgw_core::flow::PortId;
+use tandemgw_core::flow::{Addr, Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
+use super::super::clock;
 use super::super::monitor::OwnAddress;
 use super::super::neighbor_requests::NeighborRequests;
 use super::super::steering::Disturbance;
+use super::super::upkeep::Order;
 use super::ready::Bits;
 use super::{NEIGHBORS, Shell};
 
 /// Ports that [`Shell::ask_some`] looks at in a turn, some 10 µs each.
 const ASKED_AT_A_TIME: usize = 8;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Opens the socket for neighbours; without it the kernel resolves all of them.
 pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
@@ -80,7 +84,7 @@ impl Shell {
     }
 
     /// Does what [`Shell::ask_for`] says for some ports: each costs a file in `/proc`.
-    pub(super) fn ask_some(&mut self) {
+    pub(super) fn ask_some(&mut self, now: Time) {
         let Some(requests) = &mut self.neighbors else {
             self.ready.asking = Bits::default();
             return;
@@ -90,18 +94,38 @@ impl Shell {
                 return;
             };
             self.ready.asking.remove(index);
-            let asks_us = self.gateway.asks_for_neighbors(PortId::from_index(index));
             let interface = &self.gateway.config().ports[index].interface;
-            if let Err(error) = requests.set(interface, asks_us) {
-                log::debug!(
-                    "neighbour requests not set interface={interface} error={}",
-                    InQuotes(&error)
-                );
+            for family in FAMILIES {
+                let port = PortId::from_index(index);
+                let asks_us = self.gateway.asks_for_neighbors(now, port, family);
+                if let Err(error) = requests.set(interface, family, asks_us) {
+                    log::debug!(
+                        "neighbour requests not set interface={interface} error={}",
+                        InQuotes(&error)
+                    );
+                }
             }
         }
     }
 
-    pub(super) fn read_neighbor_requests(&mut self) {
+    /// Tells the kernel where a neighbour is that it does not hear.
+    pub(super) fn tell_neighbor(&mut self, port: PortId, addr: Addr, mac: [u8; 6]) {
+        let interface = &self.gateway.config().ports[port.index()].interface;
+        let family = addr.family();
+        let asks_us = self.gateway.asks_for_neighbors(clock::now(), port, family);
+        let was_told = self
+            .neighbors
+            .as_ref()
+            .is_none_or(|requests| requests.is_set(interface, family) == asks_us);
+        if let Some(link) = self.monitor.index_of(interface) {
+            self.order(Order::Neighbor(link, addr.into(), mac));
+        }
+        if !was_told {
+            self.ask_for(port);
+        }
+    }
+
+    pub(super) fn read_neighbor_requests(&mut self, now: Time) {
         let Some(requests) = &mut self.neighbors else {
             return;
         };
@@ -109,8 +133,9 @@ impl Shell {
         self.ready.neighbors = requests.read(&mut wanted);
         for request in wanted {
             if let Some(port) = self.monitor.port_at(request.link) {
+                let addr = request.addr.into();
                 self.gateway
-                    .handle_neighbor_request(port, request.addr.into());
+                    .handle_kernel_lookup(now, port, addr, request.lookup);
             }
         }
     }

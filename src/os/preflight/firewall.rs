@@ -143,7 +143,8 @@ fn nftables(json: &str, interfaces: &[&str]) -> Vec<MachineProblem> {
                 let is_ours = |name: &&str| devices.contains(&format!("\"{name}\""));
                 interfaces.iter().any(is_ours).then(|| drops_device(chain))
             }
-            "input" if of_ip && chain["family"] != "ip" => {
+            "input" | "output" if chain["family"] == "arp" => Some(drops_neighbors(chain)),
+            "input" | "output" if of_ip && chain["family"] != "ip" => {
                 let knows_neighbors = ["icmpv6", "ipv6-icmp", "icmp6"];
                 let knows = knows_neighbors.iter().any(|word| names(chain, word));
                 (!knows).then(|| drops_neighbors(chain))
@@ -200,18 +201,25 @@ fn drops_device(chain: &Value) -> MachineProblem {
     )
 }
 
-/// The kernel learns where IPv6 hosts are from packets that come in as its own.
+/// The kernel looks for hosts with packets that pass these hooks as its own.
 fn drops_neighbors(chain: &Value) -> MachineProblem {
     let [family, table, name] = place(chain);
+    let (what, hosts, accepted) = match family.as_str() {
+        "arp" => ("ARP", "IPv4 hosts", "accept"),
+        _ => (
+            "neighbour discovery",
+            "IPv6 hosts",
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept",
+        ),
+    };
     MachineProblem::warning(
         format!(
-            "the nftables chain {name} of table {family} {table} drops neighbour advertisements: the \
-             kernel finds no IPv6 host on the ports"
+            "the nftables chain {name} of table {family} {table} drops {what}, unless a rule accepts \
+             it: the kernel does not find {hosts} by itself, and the gateway has to tell it"
         ),
         format!(
-            "nft 'insert rule {family} {table} {name} icmpv6 type {{ nd-neighbor-solicit, \
-             nd-neighbor-advert, nd-router-advert }} accept', or the same in the firewall that made \
-             the chain"
+            "nft 'insert rule {family} {table} {name} {accepted}', or the same in the firewall that \
+             made the chain"
         ),
     )
 }

@@ -5,6 +5,7 @@ use crate::flow::PeerId;
 
 use super::announce::Announcer;
 use super::conflict::Conflicts;
+use super::lookups::Lookups;
 use super::neighbors::Neighbors;
 use super::port_frames::PortFrames;
 use super::strays::Strays;
@@ -16,8 +17,10 @@ pub(super) struct Hosts {
     pub announcer: Announcer,
     /// Hosts that were heard, and next hops that are kept resolved.
     pub neighbors: Neighbors,
-    /// Hosts that the kernel is looking for.
+    /// Hosts that the kernel is looking for because of packets of the gateway.
     pub unresolved: Unresolved,
+    /// Hosts that it looks for in vain.
+    pub lookups: Lookups,
     /// Peers, by their frames on the data ports.
     pub port_frames: PortFrames,
     /// Machines that claim a virtual address.
@@ -34,6 +37,7 @@ impl Hosts {
             announcer: Announcer::new(config),
             neighbors: Neighbors::default(),
             unresolved: Unresolved::default(),
+            lookups: Lookups::default(),
             port_frames: PortFrames::new(config.ports.len()),
             conflicts: Conflicts::default(),
             strays: Strays::default(),

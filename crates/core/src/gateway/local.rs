@@ -141,6 +141,7 @@ impl Gateway {
             // Also if too many hosts are remembered for this one.
             self.hosts.unresolved.answered((port, addr));
         }
+        self.note_for_kernel(now, port, addr, mac);
         self.note_answer(now, port, addr);
         self.note_target(now, port, addr);
         let is_ours = self.addresses_on(port).any(|(own, _)| own == addr);

@@ -32,6 +32,7 @@ mod identification;
 mod limiter;
 mod links;
 mod local;
+mod lookups;
 mod mss;
 mod multicast;
 mod multicast_members;
@@ -314,6 +315,7 @@ impl Gateway {
         self.revalidate_some(now);
         self.probe_targets(now);
         self.multicast_timeout(now);
+        self.continue_lookups(now);
         self.cluster_timeout(now);
         self.gather_hosts(now);
         self.check_health_if_due(now);
@@ -331,6 +333,7 @@ impl Gateway {
             sweep,
             self.fragments.poll_timeout(),
             self.hosts.announcer.poll_timeout(),
+            self.hosts.lookups.poll_timeout(),
             self.targets.monitors.poll_timeout(),
             self.multicast.poll_timeout(),
             self.poll_cluster_timeout(now),

@@ -1,12 +1,8 @@
-//! The kernel's addresses: one that is ours makes a port useless, and where the kernel has none,
-//! the gateway asks for neighbours in its place.
+//! The kernel's addresses, and where it leads packets: one that is ours, or a detour, makes a port
+//! useless.
 
-use std::net::IpAddr;
-
-use crate::event::Output;
-use crate::flow::{Addr, Family, PortId};
+use crate::flow::{Addr, PortId};
 use crate::in_quotes::InQuotes;
-use crate::packet::neighbor;
 use crate::time::Time;
 
 use super::Gateway;
@@ -86,37 +82,5 @@ impl Gateway {
         if changed {
             self.tell_ports(now);
         }
-    }
-
-    /// Whether the kernel has no address in an IPv4 network of `port`, so that it would ask for
-    /// hosts (ARP) from an address of another network, which strict hosts do not answer. IPv6 asks
-    /// from the link-local address.
-    pub fn asks_for_neighbors(&self, port: PortId) -> bool {
-        let networks = self.rules.port(port).virtual_addresses.iter();
-        let mut networks = networks
-            .map(|own| own.network)
-            .filter(|network| network.addr().is_ipv4() && network.prefix_len() < 32);
-        networks.any(|network| !self.links.kernel_is_in(port, &network))
-    }
-
-    /// The kernel looks for the host `addr` on the link of `port`, and leaves the request to us: we
-    /// ask from the virtual address of its network if this unit has that, else from the unspecified
-    /// address (RFC 5227, section 2.1.1). The kernel learns from the answer.
-    pub fn handle_neighbor_request(&mut self, port: PortId, addr: Addr) {
-        let Some(link) = self.links.find(port) else {
-            return;
-        };
-        let (mac, ip) = (link.mac, IpAddr::from(addr));
-        if addr.family() != Family::V4 || !link.up {
-            return;
-        }
-        let own = self.rules.port(port).virtual_addresses.iter();
-        let mut own = own.filter(|own| own.network.contains(&ip) && self.serves(own.group));
-        let sender = own.next().map(|own| own.addr);
-        let bytes = match sender {
-            Some(sender) => neighbor::solicit(addr, sender, mac),
-            None => neighbor::probe(addr, mac),
-        };
-        self.push_output(Output::Frame { port, bytes });
     }
 }
