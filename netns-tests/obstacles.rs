@@ -72,6 +72,17 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "chain in of table netdev n",
     ),
     (
+        "nft add table netdev n; nft 'add chain netdev n out { type filter hook egress device eth1 priority 0; policy drop; }'",
+        "nft delete table netdev n",
+        "chain out of table netdev n",
+    ),
+    (
+        "nft add table netdev n; nft 'add chain netdev n out { type filter hook egress device eth0 priority 0; }'; \
+         nft add rule netdev n out meta protocol ip6 drop",
+        "nft delete table netdev n",
+        "chain out of table netdev n",
+    ),
+    (
         "ip xfrm policy add dir fwd src 10.77.0.0/16 dst 10.77.0.0/16 action block",
         "ip xfrm policy flush",
         "ip xfrm policy",
@@ -95,6 +106,11 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "tc qdisc add dev eth0 ingress; tc filter add dev eth0 ingress bpf da bytecode '1,6 0 0 2'",
         "tc qdisc del dev eth0 ingress",
         "tc qdisc del dev eth0 ingress",
+    ),
+    (
+        "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress protocol ipv6 bpf da bytecode '1,6 0 0 2'",
+        "tc qdisc del dev eth0 clsact",
+        "tc qdisc del dev eth0 clsact",
     ),
     (
         "tc qdisc add dev eth1 clsact; tc filter add dev eth1 ingress bpf da bytecode '1,6 0 0 2'",
@@ -235,6 +251,21 @@ fn hosts_that_do_not_answer_are_no_obstacle() {
     for port in lab.unit.status()["ports"].as_array().expect("a list") {
         assert!(port["fault"].is_null(), "{port}");
     }
+}
+
+/// No change of the packet filter tells of it, and the port is not silent.
+#[test]
+fn a_family_that_was_dropped_before_the_start_is_told() {
+    let mut lab = Lab::new();
+    lab.unit.ns.sh("nft add table ip6 r; \
+        nft 'add chain ip6 r pre { type filter hook prerouting priority -300; }'; \
+        nft add rule ip6 r pre iifname eth0 drop");
+    lab.unit.start();
+    let _pings = traffic(&lab);
+    expect_fault(&lab.unit, "chain pre of table ip6 r");
+    lab.unit.ns.sh("nft delete table ip6 r");
+    expect_no_fault(&lab.unit);
+    wait_until("hosts are served", || serves(&lab));
 }
 
 /// As Docker does, whose chain is for IPv4 alone.

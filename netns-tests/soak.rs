@@ -107,6 +107,37 @@ const CHANGES: &[Change] = &[
         "nft 'add table inet other; add chain inet other f { type filter hook forward priority 0; }; add rule inet other f accept'",
         "nft delete table inet other",
     ),
+    change(
+        Part::Neither,
+        "nft 'add table ip6 other6; add chain ip6 other6 p { type filter hook prerouting priority -300; }; add rule ip6 other6 p iifname eth0 drop'",
+        "nft delete table ip6 other6",
+    ),
+    change(
+        Part::Neither,
+        "nft 'add table inet closed; add chain inet closed f { type filter hook forward priority 0; policy drop; }'",
+        "nft delete table inet closed",
+    ),
+    change(
+        Part::Neither,
+        "nft 'add table netdev other; add chain netdev other o { type filter hook egress device eth1 priority 0; policy drop; }'",
+        "nft delete table netdev other",
+    ),
+    change(
+        Part::Neither,
+        "nft 'add table arp other; add chain arp other i { type filter hook input priority 0; policy drop; }'",
+        "nft delete table arp other",
+    ),
+    // IPsec.
+    change(
+        Part::Neither,
+        "ip xfrm policy add dir fwd src 10.77.0.0/16 dst 10.77.0.0/16 action block",
+        "ip xfrm policy flush",
+    ),
+    change(
+        Part::Neither,
+        "ip xfrm policy add dir out src fd77::/16 dst fd77::/16 action block",
+        "ip xfrm policy flush",
+    ),
     // TUN devices.
     change(Part::Neither, "ip link set tgw-lan down", ""),
     change(

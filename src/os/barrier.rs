@@ -44,6 +44,7 @@ mod measure;
 mod others;
 mod rules;
 mod watch;
+mod wire;
 
 use std::collections::BTreeSet;
 

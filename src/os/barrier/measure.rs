@@ -5,14 +5,19 @@
 //! at each hook, before and after all others. It drops nothing, and belongs to the socket that made
 //! it: the kernel removes it with that, also after a crash.
 
+use super::wire::Wire;
 use super::{NF_INET_INGRESS, PRIORITY, Post, found, rules};
 use crate::os::netlink::{NetlinkError, interface_name};
-use crate::os::nftables::{Expression, Hook, INET, Message, Nftables, attribute};
+use crate::os::nftables::{Expression, Hook, INET, Message, NETDEV, Nftables, attribute};
 use tandemgw_core::flow::Family;
+use tandemgw_core::in_quotes::InQuotes;
 
 /// Before everybody else, and after.
 const FIRST: i32 = -2_000_000_000;
 const LAST: i32 = 2_000_000_000;
+
+/// `NF_NETDEV_EGRESS` (linux/netfilter_netdev.h).
+const EGRESS: u32 = 1;
 
 /// Packets for this host's MAC address.
 const FOR_US: [u8; 1] = [libc::PACKET_HOST];
@@ -23,7 +28,9 @@ type ByFamily = [u64; 2];
 /// How many packets have come how far, in the order of their way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
-    /// In by the port, before anybody's chains.
+    /// In by the port, before filters of tc.
+    pub wire: ByFamily,
+    /// The same, after these, and before anybody's chains.
     pub arrived: ByFamily,
     /// The same, before they are routed.
     pub came: ByFamily,
@@ -39,6 +46,10 @@ pub struct Passed {
     pub released: ByFamily,
     /// After these.
     pub sent: ByFamily,
+    /// Out by the port, also from others, before anybody's chains there.
+    pub leaving: ByFamily,
+    /// After these.
+    pub left: ByFamily,
 }
 
 impl Passed {
@@ -48,6 +59,7 @@ impl Passed {
             [0, 1].map(|family: usize| now[family].saturating_sub(then[family]))
         };
         Passed {
+            wire: minus(self.wire, before.wire),
             arrived: minus(self.arrived, before.arrived),
             came: minus(self.came, before.came),
             own: minus(self.own, before.own),
@@ -56,6 +68,8 @@ impl Passed {
             written: minus(self.written, before.written),
             released: minus(self.released, before.released),
             sent: minus(self.sent, before.sent),
+            leaving: minus(self.leaving, before.leaving),
+            left: minus(self.left, before.left),
         }
     }
 
@@ -70,6 +84,8 @@ impl Passed {
             "written" => &mut self.written,
             "released" => &mut self.released,
             "sent" => &mut self.sent,
+            "leaving" => &mut self.leaving,
+            "left" => &mut self.left,
             _ => return None,
         };
         counts.get_mut(usize::from(family == Family::V6.name()))
@@ -80,6 +96,7 @@ impl Passed {
 pub struct Measurement {
     nftables: Nftables,
     table: String,
+    wire: Option<Wire>,
 }
 
 impl Measurement {
@@ -122,7 +139,17 @@ impl Measurement {
             }
         }
         nftables.commit(batch)?;
-        Ok(Measurement { nftables, table })
+        // Before Linux 5.16 nobody's chains see that.
+        if let Err(error) = measure_egress(&mut nftables, &table, post) {
+            log::debug!("egress not measured error={}", InQuotes(&error));
+        }
+        let wire = post.index.map(Wire::open).transpose();
+        let log = |error: &_| log::debug!("wire not measured error={}", InQuotes(error));
+        Ok(Measurement {
+            nftables,
+            table,
+            wire: wire.inspect_err(log).unwrap_or_default(),
+        })
     }
 
     /// What it has counted until now.
@@ -130,20 +157,54 @@ impl Measurement {
     /// # Errors
     /// If the packet filter can't be read.
     pub fn read(&mut self) -> Result<Passed, NetlinkError> {
-        let mut passed = Passed::default();
+        let mut passed = Passed {
+            wire: self.wire.as_mut().map_or([0; 2], Wire::read),
+            ..Passed::default()
+        };
         let table = self.table.clone();
         let of_table = |message: &mut Message| {
             message.text(attribute::TABLE_NAME, &table);
         };
-        self.nftables
-            .list(libc::NFT_MSG_GETRULE, INET, of_table, |rule| {
-                let is_ours = rule.text(attribute::TABLE_NAME) == Some(&table);
-                if let Some(count) = passed.counter(&found::comment(rule)).filter(|_| is_ours) {
-                    *count = found::counted(rule);
-                }
-            })?;
+        for family in [INET, NETDEV] {
+            self.nftables
+                .list(libc::NFT_MSG_GETRULE, family, of_table, |rule| {
+                    let is_ours = rule.text(attribute::TABLE_NAME) == Some(&table);
+                    if let Some(count) = passed.counter(&found::comment(rule)).filter(|_| is_ours) {
+                        *count = found::counted(rule);
+                    }
+                })?;
+        }
         Ok(passed)
     }
+}
+
+/// Counts what leaves by the interface of a port, before and after the chains of others there.
+fn measure_egress(nftables: &mut Nftables, table: &str, post: &Post) -> Result<(), NetlinkError> {
+    let device = post.index.and_then(interface_name);
+    let mut batch = nftables.batch(NETDEV, table);
+    batch.add_table_of_socket();
+    for (chain, priority) in [("leaving", FIRST), ("left", LAST)] {
+        let hook = Hook {
+            number: EGRESS,
+            priority,
+            devices: device.iter().cloned().collect(),
+        };
+        batch.add_chain(chain, &hook);
+        for family in Family::ALL {
+            let ethertype = match family {
+                Family::V4 => libc::ETH_P_IP,
+                Family::V6 => libc::ETH_P_IPV6,
+            };
+            let ethertype = (ethertype as u16).to_be_bytes();
+            let steps = [
+                load(libc::NFT_META_PROTOCOL),
+                Expression::Is(&ethertype),
+                Expression::Count,
+            ];
+            batch.add_rule(chain, &steps, &format!("{chain} {}", family.name()));
+        }
+    }
+    nftables.commit(batch)
 }
 
 /// What a packet must be to be counted.

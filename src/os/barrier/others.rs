@@ -26,7 +26,9 @@ const ELSEWHERE: [u32; 2] = [-3_i32 as u32, -4_i32 as u32];
 /// Where a chain sees packets, in the order of their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// As they come in by an interface.
+    /// As they come in by an interface, where only filters of tc see them.
+    Wire,
+    /// The same, after these.
     Ingress,
     /// Before they are routed.
     Prerouting,
@@ -91,7 +93,7 @@ impl fmt::Display for DroppingChain {
                 "comes for the gateway, or from it: nft list chain {chain} shows its rules; let it accept what the ports \
                  bring, and nft 'insert rule {chain} iifname \"tgw-*\" accept'"
             ),
-            Place::Ingress | Place::Egress => write!(
+            Place::Wire | Place::Ingress | Place::Egress => write!(
                 f,
                 "passes {}: nft list chain {chain} shows its rules; nft delete chain {chain} removes it",
                 self.devices.join(", ")

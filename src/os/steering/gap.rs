@@ -18,6 +18,10 @@ const MOST_MEASURED: usize = 4;
 const LOOKS: u32 = 6;
 const PAUSE: u32 = 40;
 
+/// A port that is not in doubt is measured again after so many looks: one family may vanish while
+/// the other passes.
+const PATROL: u32 = 120;
+
 /// Packets of a family that come to one place, and not to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gap {
@@ -44,10 +48,14 @@ impl Gap {
                 (_, _, LEAST..) => Some(gap(true, Place::Forward)),
                 (_, LEAST.., 0..=STRAY) => Some(gap(true, Place::Prerouting)),
                 (LEAST.., _, _) if passed.came[at] == 0 => Some(gap(true, Place::Ingress)),
+                (0, 0, 0) if passed.wire[at] >= LEAST => Some(gap(true, Place::Wire)),
                 _ => None,
             };
             let outward = match (passed.written[at], passed.released[at]) {
-                _ if passed.sent[at] > STRAY => None,
+                _ if passed.sent[at] > STRAY => {
+                    let vanishes = passed.leaving[at] >= LEAST && passed.left[at] <= STRAY;
+                    vanishes.then(|| gap(false, Place::Egress))
+                }
                 (_, LEAST..) => Some(gap(false, Place::Forward)),
                 (LEAST.., 0..=STRAY) => Some(gap(false, Place::Prerouting)),
                 _ => None,
@@ -59,9 +67,10 @@ impl Gap {
 
     /// Whether packets pass it now.
     pub(super) fn is_passed(self, passed: &Passed) -> bool {
-        let through = match self.is_inward {
-            true => passed.handed,
-            false => passed.sent,
+        let through = match (self.is_inward, self.place) {
+            (true, _) => passed.handed,
+            (false, Place::Egress) => passed.left,
+            (false, _) => passed.sent,
         };
         through[self.family as usize] > STRAY
     }
@@ -76,11 +85,18 @@ impl Gap {
         let places = match self.place {
             Place::Ingress => &[Place::Ingress, Place::Prerouting][..],
             Place::Forward => &[Place::Forward, Place::Postrouting],
+            Place::Egress => &[Place::Egress],
             _ => &[Place::Prerouting],
         };
-        let device = &names[usize::from(!self.is_inward)];
+        let by_port = self.is_inward || self.place == Place::Egress;
+        let device = &names[usize::from(!by_port)];
         let is_it = |chain: &&DroppingChain| places.iter().any(|place| chain.is_at(*place, device));
         chains.iter().find(is_it)
+    }
+
+    /// Whether filters of tc stop them.
+    pub(super) fn is_of_filters(self) -> bool {
+        self.place == Place::Wire
     }
 
     /// Whether policies of IPsec may stop them.
@@ -97,7 +113,7 @@ impl Gap {
         };
         let has_legacy = || fs::read_to_string(tables).is_ok_and(|names| !names.trim().is_empty());
         match self.place {
-            Place::Forward => true,
+            Place::Forward | Place::Egress => true,
             place => place == Place::Prerouting && has_legacy(),
         }
     }
@@ -131,12 +147,16 @@ pub(super) struct Measurements {
     changed: Vec<PortId>,
     /// Ports that were in doubt at the last look.
     doubted: Vec<PortId>,
+    /// The last port that was measured without a doubt.
+    patrolled: Option<PortId>,
 }
 
 struct Running {
     measurement: Measurement,
     last: Passed,
     looks: u32,
+    /// For so many looks it is not measured again, if nothing is found.
+    pause: u32,
 }
 
 impl Measurements {
@@ -165,14 +185,14 @@ impl Measurements {
         self.running.retain(|port, running| {
             let stays = running.looks < LOOKS || has_obstacle(*port);
             if !stays {
-                pausing.insert(*port, PAUSE);
+                pausing.insert(*port, running.pause);
             }
             stays
         });
     }
 
     /// Measures a port, unless that was just done or others are measured already.
-    fn begin(&mut self, port: PortId, begin: impl FnOnce() -> Option<Measurement>) {
+    fn begin(&mut self, port: PortId, pause: u32, begin: impl FnOnce() -> Option<Measurement>) {
         let is_known = self.running.contains_key(&port) || self.pausing.contains_key(&port);
         if is_known || self.running.len() >= MOST_MEASURED {
             return;
@@ -184,6 +204,7 @@ impl Measurements {
                     measurement,
                     last: Passed::default(),
                     looks: 0,
+                    pause,
                 };
                 self.running.insert(port, running);
             }
@@ -203,8 +224,9 @@ impl Steering {
         }
     }
 
-    /// Begins to measure ports that are in doubt, and some of those that are due.
-    pub(super) fn measure_some(&mut self, in_doubt: impl Iterator<Item = PortId>) {
+    /// Begins to measure ports that are in doubt, some of those that are due, and if there are
+    /// none, one of those with traffic.
+    pub(super) fn measure_some(&mut self, in_doubt: impl Iterator<Item = PortId>, busy: &[PortId]) {
         let mut ports: Vec<PortId> = in_doubt.collect();
         let doubted = std::mem::replace(&mut self.measurements.doubted, ports.clone());
         let fresh = ports.iter().filter(|port| !doubted.contains(port));
@@ -212,10 +234,23 @@ impl Steering {
             self.measurements.pausing.remove(port);
         }
         ports.extend(&self.measurements.changed);
+        let mut pause = PAUSE;
+        if ports.is_empty() && self.measurements.running.is_empty() {
+            let last = self.measurements.patrolled;
+            let is_due = |port: &&PortId| !self.measurements.pausing.contains_key(port);
+            let due: Vec<&PortId> = busy.iter().filter(is_due).collect();
+            let next = due
+                .iter()
+                .find(|port| last.is_none_or(|last| last < ***port));
+            let next = next.or(due.first()).map(|port| **port);
+            self.measurements.patrolled = next.or(last);
+            ports.extend(next);
+            pause = PATROL;
+        }
         for port in ports {
             let (barrier, posts) = (&self.barrier, self.barrier.posts());
             let post: Option<&Post> = posts.get(port.index()).filter(|post| post.index.is_some());
-            self.measurements.begin(port, || {
+            self.measurements.begin(port, pause, || {
                 let begun = barrier.measure(post?);
                 let log = |error: &_| log::debug!("port not measured error={}", InQuotes(error));
                 begun.inspect_err(log).ok()
@@ -228,43 +263,67 @@ impl Steering {
 mod tests {
     use super::*;
 
+    /// Everything passes.
+    const ALL: Passed = Passed {
+        wire: [100, 50],
+        arrived: [100, 50],
+        came: [100, 50],
+        let_pass: [90, 50],
+        handed: [90, 50],
+        own: [10, 0],
+        written: [80, 0],
+        released: [80, 0],
+        sent: [80, 0],
+        leaving: [81, 1],
+        left: [81, 1],
+    };
+
     #[test]
     fn the_gap_is_where_packets_of_a_family_come_no_further() {
-        let all = Passed {
-            arrived: [100, 50],
-            came: [100, 50],
-            let_pass: [90, 50],
-            handed: [90, 50],
-            own: [10, 0],
-            written: [80, 0],
-            released: [80, 0],
-            sent: [80, 0],
-        };
-        assert_eq!(Gap::find(&all), None);
+        assert_eq!(Gap::find(&ALL), None);
         // Hosts that do not answer: what is sent waits for them in vain, beyond the last place.
         let no_forward = Passed {
             handed: [90, 0],
-            ..all
+            ..ALL
         };
         let no_way = Passed {
             let_pass: [0, 50],
             handed: [0, 50],
-            ..all
+            ..ALL
         };
         let nothing = Passed {
             came: [0, 50],
             own: [0, 0],
             ..no_way
         };
+        let none_arrived = Passed {
+            arrived: [0, 50],
+            ..nothing
+        };
         let none_sent = Passed {
             sent: [0, 0],
-            ..all
+            leaving: [1, 1],
+            left: [1, 1],
+            ..ALL
         };
+        let none_left = Passed {
+            left: [0, 0],
+            ..ALL
+        };
+        // A kernel that can't count there.
+        let uncounted = Passed {
+            leaving: [0, 0],
+            left: [0, 0],
+            ..ALL
+        };
+        assert_eq!(Gap::find(&uncounted), None);
         for (passed, is_inward, place, family) in [
             (no_forward, true, Place::Forward, Family::V6),
             (no_way, true, Place::Prerouting, Family::V4),
             (nothing, true, Place::Ingress, Family::V4),
+            (none_arrived, true, Place::Wire, Family::V4),
             (none_sent, false, Place::Forward, Family::V4),
+            (none_left, false, Place::Egress, Family::V4),
         ] {
             let gap = Gap {
                 family,
@@ -272,10 +331,11 @@ mod tests {
                 place,
             };
             assert_eq!(Gap::find(&passed), Some(gap));
-            assert!(gap.is_passed(&all) && !gap.is_passed(&passed), "{gap:?}");
+            assert!(gap.is_passed(&ALL) && !gap.is_passed(&passed), "{gap:?}");
         }
         // What is for the machine itself is not for the gateway.
         let own = Passed {
+            wire: [100, 0],
             arrived: [100, 0],
             came: [100, 0],
             own: [100, 0],

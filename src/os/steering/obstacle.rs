@@ -33,8 +33,10 @@ const LOOKS: u32 = 2;
 /// Most count nothing.
 const NEW_FOR: u32 = 8;
 
-/// For so many looks without traffic, what has no known cause is taken to be there still.
+/// For so many looks without traffic, what has no known cause is taken to be there still. Each time
+/// that this was wrong, for twice as many, up to the second number: ten minutes.
 const UNKNOWN_FOR: u32 = 40;
+const UNKNOWN_AT_MOST: u32 = 1280;
 
 /// Something that stops packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub(super) struct Obstacles {
     /// A chain of somebody else that drops some of the packets, already told.
     told: Option<DroppingChain>,
     found: BTreeMap<PortId, Obstacle>,
+    /// For how many looks something unknown is taken to be there, where that has come back.
+    unknown_for: BTreeMap<PortId, u32>,
 }
 
 /// The traffic of a port since the last look.
@@ -115,6 +119,8 @@ struct Look<'a> {
     /// The barrier has let packets pass to the gateway, which has read none of any port. Where it
     /// reads some, others may be on their way, or came too fast.
     is_deaf: bool,
+    /// It is known what stops the packets of some port.
+    is_explained: bool,
     queues: &'a [Queue],
     traffic: &'a BTreeMap<u32, Traffic>,
     /// By how much the queues have grown since the last look.
@@ -151,8 +157,12 @@ impl Steering {
         if stopped >= LEAST {
             self.obstacles.tell_dropped(stopped, &chains);
         }
+        let found = self.obstacles.found.values();
         let look = Look {
             is_deaf,
+            is_explained: found
+                .into_iter()
+                .any(|it| it.is_inward && it.cause != Cause::Unknown),
             queues: &queues,
             traffic: &traffic,
             more: &grown(&queues, &self.obstacles.queues),
@@ -172,10 +182,18 @@ impl Steering {
                 || flow.arrived >= LEAST && !flow.passes_inward()
                 || flow.arrived > 0 && vanishes
         };
-        let in_doubt = flows.iter().filter(|(_, (_, flow))| is_in_doubt(flow));
+        let new: BTreeSet<PortId> = self.obstacles.new.keys().copied().collect();
+        let in_doubt = flows
+            .iter()
+            .filter(|(port, (_, flow))| is_in_doubt(flow) || new.contains(port));
         let found = &self.obstacles.found;
         self.measurements.end_some(|port| found.contains_key(&port));
-        self.measure_some(in_doubt.map(|(port, _)| *port));
+        let in_doubt = in_doubt.map(|(port, _)| *port);
+        let busy = flows
+            .iter()
+            .filter(|(_, (_, flow))| flow.arrived >= LEAST || flow.written >= LEAST);
+        let busy: Vec<PortId> = busy.map(|(port, _)| *port).collect();
+        self.measure_some(in_doubt, &busy);
         let fed = flows.iter().filter(|(_, (_, flow))| flow.passes_inward());
         self.obstacles.fed = fed.map(|(port, _)| *port).collect();
         let gone = |port: &PortPlan| self.barrier.posts()[port.id.index()].index.is_none();
@@ -259,6 +277,8 @@ impl Obstacles {
     }
 
     fn judge(&mut self, port: PortId, links: [u32; 2], flow: Flow, look: &Look<'_>) {
+        let unknown_for = self.unknown_for.get(&port).copied();
+        let unknown_for = unknown_for.unwrap_or(UNKNOWN_FOR);
         let known = self.found.get_mut(&port);
         if let Some(obstacle) = known.filter(|obstacle| obstacle.looks >= LOOKS) {
             let still_there = match &obstacle.cause {
@@ -266,7 +286,7 @@ impl Obstacles {
                 Cause::Program(link) => look.traffic.get(link).is_some_and(|it| it.has_xdp),
                 Cause::Queue(link, kind) => find(look.queues, *link, kind).is_some(),
                 Cause::Policies => has_ipsec_policies().unwrap_or(false),
-                Cause::Unknown => obstacle.looks < UNKNOWN_FOR,
+                Cause::Unknown => obstacle.looks < unknown_for,
             };
             let passes = match obstacle.gap {
                 Some(gap) => look.passed.get(&port).is_some_and(|it| gap.is_passed(it)),
@@ -276,6 +296,12 @@ impl Obstacles {
             if still_there && !passes {
                 obstacle.looks = obstacle.looks.saturating_add(1);
                 return;
+            }
+            if passes {
+                self.unknown_for.remove(&port);
+            } else if obstacle.cause == Cause::Unknown {
+                let longer = (2 * unknown_for).min(UNKNOWN_AT_MOST);
+                self.unknown_for.insert(port, longer);
             }
             self.found.remove(&port);
         }
@@ -332,6 +358,13 @@ impl Look<'_> {
         if let Some(chain) = gap.chain(self.chains, &names) {
             return Some((Cause::Chain(chain.clone()), chain.to_string()));
         }
+        if gap.is_of_filters() {
+            let mut filters = self.queues.iter().filter(|queue| queue.is_filter);
+            let filter = filters.find(|queue| queue.link == links[0])?;
+            let cause = Cause::Queue(filter.link, filter.kind.clone());
+            let text = told_of(&cause)?;
+            return Some((cause, text));
+        }
         let family = gap.family.name();
         if self.refused > 0 && gap.may_be_policies() {
             let text = format!(
@@ -351,7 +384,7 @@ impl Look<'_> {
     fn unknown(&self, flow: Flow) -> Option<(Cause, String)> {
         let text = "the kernel drops what comes in by it before the gateway sees it: look at nft list ruleset, \
                     and iptables-legacy-save";
-        let stops = self.is_deaf && flow.arrived > 0;
+        let stops = self.is_deaf && flow.arrived > 0 && !self.is_explained;
         stops.then(|| (Cause::Unknown, text.to_owned()))
     }
 }
@@ -441,6 +474,7 @@ mod tests {
         let judge = |(flow, more): &(Flow, &[Queue])| {
             let look = Look {
                 is_deaf,
+                is_explained: false,
                 queues: more,
                 traffic: &BTreeMap::new(),
                 more,
@@ -496,6 +530,50 @@ mod tests {
             told_if(true, &[(arrives, &[]), (calm, &[])]),
             [false, false]
         );
+    }
+
+    #[test]
+    fn what_is_unknown_and_comes_back_is_believed_gone_later_each_time() {
+        let arrives = (
+            Flow {
+                arrived: 100,
+                ..Flow::default()
+            },
+            true,
+        );
+        let passes = (
+            Flow {
+                delivered: 90,
+                ..arrives.0
+            },
+            false,
+        );
+        let calm = (Flow::default(), false);
+        let mut obstacles = Obstacles::default();
+        let mut told = |(flow, is_deaf): (Flow, bool)| {
+            let look = Look {
+                is_deaf,
+                is_explained: false,
+                queues: &[],
+                traffic: &BTreeMap::new(),
+                more: &[],
+                chains: &[],
+                refused: 0,
+                passed: &BTreeMap::new(),
+            };
+            obstacles.judge(PORT, [1, 2], flow, &look);
+            let found = obstacles.found.get(&PORT);
+            found.is_some_and(|obstacle| obstacle.looks >= LOOKS)
+        };
+        let lasts = |told: &mut dyn FnMut((Flow, bool)) -> bool| {
+            assert!(!told(arrives) && told(arrives));
+            (0..).take_while(|_| told(calm)).count()
+        };
+        let times: Vec<usize> = (0..7).map(|_| lasts(&mut told)).collect();
+        assert_eq!(times, [38, 78, 158, 318, 638, 1278, 1278]);
+        // Until something passes.
+        assert!(!told(arrives) && told(arrives) && !told(passes));
+        assert_eq!(lasts(&mut told), 38);
     }
 
     #[test]
