@@ -43,6 +43,7 @@ mod limits;
 mod link_monitor;
 mod links;
 mod local_in;
+mod meddling;
 mod metrics;
 mod mtu;
 mod multicast;

@@ -48,20 +48,8 @@ const HARMLESS: &[(&str, &str)] = &[
         "ip rule del priority 1000; ip -6 rule del priority 1000",
     ),
     (
-        "ip rule add priority 32000 lookup 99; ip route add 10.77.2.0/24 dev eth0 table 99",
-        "ip rule del priority 32000; ip route flush table 99",
-    ),
-    (
         "ip link add link eth0 name mv0 type macvlan mode bridge; ip link set mv0 up",
         "ip link del mv0",
-    ),
-    (
-        "ip link add link eth0 name iv0 type ipvlan mode l2; ip link set iv0 up",
-        "ip link del iv0",
-    ),
-    (
-        "ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 up",
-        "ip link del eth0.5",
     ),
     (
         "ethtool -K eth0 gro off tso off gso off tx off rx off",
@@ -76,7 +64,7 @@ const HARMLESS: &[(&str, &str)] = &[
         "tc qdisc del dev eth0 clsact; tc qdisc del dev eth1 clsact",
     ),
     (
-        "tc qdisc replace dev eth1 root netem delay 5ms",
+        "tc qdisc replace dev eth1 root pfifo limit 500",
         "tc qdisc del dev eth1 root",
     ),
     (
@@ -126,7 +114,7 @@ const HARMLESS: &[(&str, &str)] = &[
         "nft delete table inet m",
     ),
     (
-        "for n in $(seq 200); do ip link add d$n type dummy; done",
+        "for n in $(seq 200); do ip link add d$n type veth peer name p$n; done",
         "for n in $(seq 200); do ip link del d$n; done",
     ),
 ];
@@ -134,20 +122,8 @@ const HARMLESS: &[(&str, &str)] = &[
 /// These stop the gateway until they are undone, or change what hosts must know.
 const HARMFUL: &[(&str, &str)] = &[
     (
-        "ip link add vrf0 type vrf table 10; ip link set vrf0 up; ip link set eth0 master vrf0",
-        "ip link del vrf0; ip -6 addr replace fd77:1::2/64 dev eth0 nodad",
-    ),
-    (
-        "ip link add vrf0 type vrf table 10; ip link set vrf0 up; ip link set tgw-lan master vrf0",
-        "ip link del vrf0",
-    ),
-    (
-        "ip link add vrf0 type vrf table 10; ip link set vrf0 up; for port in eth0 eth1 tgw-lan tgw-wan; do ip link set $port master vrf0; done; ip route add 10.77.2.0/24 dev eth1 table 10; ip route add 10.77.1.0/24 dev eth0 table 10",
-        "ip link del vrf0; ip -6 addr replace fd77:1::2/64 dev eth0 nodad; ip -6 addr replace fd77:2::2/64 dev eth1 nodad",
-    ),
-    (
-        "ip link add b0 type bond; ip link set eth0 down; ip link set eth0 master b0; ip link set b0 up",
-        "ip link del b0; ip link set eth0 up; ip -6 addr replace fd77:1::2/64 dev eth0 nodad; ip addr replace 10.77.1.2/24 dev eth0",
+        "ip rule add priority 32000 lookup 99; ip route add 10.77.2.0/24 dev eth0 table 99",
+        "ip rule del priority 32000; ip route flush table 99",
     ),
     (
         "ip route replace 10.77.2.0/24 dev eth0",
@@ -174,7 +150,7 @@ const HARMFUL: &[(&str, &str)] = &[
         "ip addr flush dev eth0 scope global; ip addr flush dev eth1 scope global; ip addr add 10.77.1.2/24 dev eth0; ip addr add 10.77.2.2/24 dev eth1; ip -6 addr replace fd77:1::2/64 dev eth0 nodad; ip -6 addr replace fd77:2::2/64 dev eth1 nodad",
     ),
     (
-        "ip link set tgw-lan name x; ip link set tgw-wan name tgw-lan; ip link set x name tgw-wan",
+        "for names in tgw-lan:x tgw-wan:tgw-lan x:tgw-wan; do ip link set ${names%:*} name ${names#*:} || true; done",
         "",
     ),
     (
