@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tandemgw_core::capture::{CapturedFate, Filter, MAX_SNAPSHOT, Options, Record as Sight};
-use tandemgw_core::event::{DropReason, LinkState, Offload, Output};
+use tandemgw_core::event::{DropReason, LinkState, Offload, Output, RouteTarget};
 use tandemgw_core::flow::{Addr, Family, PortId};
 use tandemgw_core::gateway::{Gateway, PacketFate, Scope};
 use tandemgw_core::multicast::ethernet;
@@ -299,6 +299,22 @@ fn what_must_not_pass_does_not_and_says_why() {
 }
 
 #[test]
+fn what_another_unit_has_translated_is_not_sent_on() {
+    for net in nets() {
+        let mut lab = lab();
+        joins(&mut lab, LAN, net.host, net.group);
+        let vip = if net.family == Family::V4 {
+            "10.77.2.1"
+        } else {
+            "fd77:2::1"
+        };
+        let echo = stream(ip(vip), net.group);
+        assert!(exits(&mut lab, WAN, &echo, net.group).is_empty());
+        assert_eq!(dropped(&lab, DropReason::SpoofedSource), 1);
+    }
+}
+
+#[test]
 fn a_translated_stream_comes_from_the_virtual_address() {
     for net in nets() {
         let mut lab = lab();
@@ -470,6 +486,11 @@ fn a_flood_of_groups_and_reports_is_bounded() {
     );
     let far = ip("203.0.113.5");
     lab.pass(Duration::from_secs(1));
+    let behind = RouteTarget::Port {
+        port: LAN,
+        gateway: Some(ip("10.77.1.9")),
+    };
+    lab.route("203.0.113.0/24", behind);
     joins(&mut lab, LAN, far, ip("239.1.1.1"));
     assert_eq!(
         dropped(&lab, DropReason::MembershipMalformed),

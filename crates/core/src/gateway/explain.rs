@@ -12,7 +12,6 @@ use crate::session::{InsertError, Session, SessionId, Tracker};
 use crate::time::Time;
 
 use super::hairpin::turns_back;
-use super::multicast::check_addresses;
 use super::open::{Plan, Refused, no_room, refusal};
 use super::{Gateway, Packet, Role, SessionView, forward};
 
@@ -294,7 +293,7 @@ impl Gateway {
         let key = packet.parsed.key;
         let group = self.multicast_group(packet.port, key.dst.family());
         explanation.group = Some(group);
-        if let Err(reason) = check_addresses(&key) {
+        if let Err(reason) = self.check_stream(&key) {
             return reason.into();
         }
         if !is_primary(group) {

@@ -237,17 +237,6 @@ impl Multicast {
     }
 }
 
-/// Whether a stream from and to these addresses may leave its link at all.
-pub(super) fn check_addresses(key: &FlowKey) -> Result<(), DropReason> {
-    if !key.dst.is_group() || !key.dst.leaves_link() || key.src.is_link_local() {
-        return Err(DropReason::NotForwardable);
-    }
-    match packet::martian_source(key.src) {
-        true => Err(DropReason::Martian),
-        false => Ok(()),
-    }
-}
-
 impl Gateway {
     /// Handles a frame to many that the interface of `port` received, from its destination address
     /// on; `offload` is counted from its IP header. Returns how many copies go out: call
@@ -271,6 +260,7 @@ impl Gateway {
             }
             return 0;
         }
+        self.links.count_in(port, 1, bytes.len());
         let before = self.is_capturing().then(|| bytes.to_vec());
         let judged = self.judge_multicast(now, port, bytes, offload);
         if let Some(before) = before {
@@ -319,6 +309,21 @@ impl Gateway {
         Some(exit.port)
     }
 
+    /// Whether a stream from and to these addresses may leave its link at all.
+    pub(super) fn check_stream(&self, key: &FlowKey) -> Result<(), DropReason> {
+        if !key.dst.is_group() || !key.dst.leaves_link() || key.src.is_link_local() {
+            return Err(DropReason::NotForwardable);
+        }
+        if packet::martian_source(key.src) {
+            return Err(DropReason::Martian);
+        }
+        // What the primary has translated comes by here if this unit takes itself for one too.
+        match self.is_own_address(&key.src) {
+            true => Err(DropReason::SpoofedSource),
+            false => Ok(()),
+        }
+    }
+
     fn judge_multicast(
         &mut self,
         now: Time,
@@ -328,14 +333,13 @@ impl Gateway {
     ) -> Result<usize, DropReason> {
         let parsed = packet::parse(bytes, offload)?;
         let (src, dst) = (parsed.key.src, parsed.key.dst);
-        check_addresses(&parsed.key)?;
+        self.check_stream(&parsed.key)?;
         if !self.is_primary(self.multicast_group(port, dst.family())) {
             return Err(DropReason::NotPrimary);
         }
         if parsed.hop_limit <= 1 {
             return Err(DropReason::HopLimit);
         }
-        self.links.count_in(port, 1, bytes.len());
         let (at, epoch) = ((dst, src), self.multicast.epoch);
         let known = self.multicast.sessions.get(&at);
         if known.is_none_or(|session| (session.port, session.epoch) != (port, epoch)) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::config::{Config, MulticastPolicy};
-use crate::event::{DropReason, Output};
+use crate::event::{DropReason, Output, RouteTarget};
 use crate::flow::{Addr, Family, GroupId, PortId};
 use crate::multicast::membership::Wanted;
 use crate::multicast::message::{self, Message, Query, Sender};
@@ -101,11 +101,12 @@ impl Gateway {
         let received = message::parse(bytes)?;
         let family = received.from.family();
         // RFC 9776, section 9.2: only hosts of the link.
+        let route = |addr: &Addr| self.routes.by_port(port, addr);
         let is_near = |addr: &Addr| {
             let ip = IpAddr::from(*addr);
             let own = &self.rules.port(port).virtual_addresses;
             own.iter().any(|own| own.network.contains(&ip))
-                || self.routes.by_port(port, addr).is_some()
+                || matches!(route(addr), Some(RouteTarget::Port { gateway: None, .. }))
         };
         let unspecified = received.from == Addr::unspecified(Family::V4);
         if family == Family::V4 && !unspecified && !is_near(&received.from) {
