@@ -169,6 +169,17 @@ const EXAMPLES: &[Examples] = &[
         ],
     ),
     (
+        "tandemgw-push",
+        &[
+            (
+                "Put a config in force on all units, for a minute unless it is confirmed.",
+                "tandemgw push gateways.toml --confirm 60s",
+            ),
+            ("Keep it.", "tandemgw push --accept"),
+            ("Which config has each unit?", "tandemgw push --status"),
+        ],
+    ),
+    (
         "tandemgw-config-history",
         &[(
             "What came in force, when, and by whom?",

@@ -52,6 +52,7 @@ mod nat;
 mod neighbor;
 mod obstacles;
 mod offload;
+mod one_config;
 mod operate;
 mod own_address;
 mod pcapng;

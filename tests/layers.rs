@@ -20,7 +20,7 @@ const CORE: &[&[&str]] = &[
     ],
     &["fragment", "ha", "multicast", "session"],
     &["capture", "nat"],
-    &["store"],
+    &["store", "push"],
     &["sync"],
     &["gateway"],
     &["control", "metrics", "pump"],

@@ -30,12 +30,18 @@ pub enum Command {
         /// The config file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// This unit, if the config is for several [default: the name of this host]
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
     },
     /// Check a config file, and with --system the machine too
     Check {
         /// The config file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// This unit, if the config is for several [default: the name of this host]
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// Check the machine as well: interfaces, rights, kernel settings
         #[arg(long)]
         system: bool,
@@ -45,6 +51,9 @@ pub enum Command {
         /// The config file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// This unit, if the config is for several [default: the name of this host]
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// As one JSON object
         #[arg(long)]
         json: bool,
@@ -190,6 +199,33 @@ pub enum Command {
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Put a config in force on all units, or on none: shows what it changes on each, and asks
+    Push {
+        /// The config: one for all units
+        #[arg(value_name = "FILE", required_unless_present_any = ["accept", "abort", "status"])]
+        file: Option<PathBuf>,
+        /// All go back unless `push --accept` comes in this time, such as 60s or 10m
+        #[arg(long, value_name = "TIME", requires = "file")]
+        confirm: Option<String>,
+        /// Do not ask
+        #[arg(long, requires = "file")]
+        yes: bool,
+        /// Only show what it would change
+        #[arg(long, requires = "file", conflicts_with = "yes")]
+        check: bool,
+        /// Confirm the config that is in force until then
+        #[arg(long, conflicts_with_all = ["file", "abort", "status"])]
+        accept: bool,
+        /// Return to the config before, on all units
+        #[arg(long, conflicts_with_all = ["file", "status"])]
+        abort: bool,
+        /// Show which config each unit has
+        #[arg(long, conflicts_with = "file")]
+        status: bool,
+        /// As one JSON object a line
+        #[arg(long)]
+        json: bool,
     },
     /// Reread the config file, as SIGHUP does; keeps sessions that the new policies allow
     Reload {

@@ -8,8 +8,8 @@ use tandemgw_core::config::Config;
 
 use super::{EXIT_CONFIG, config_file, doctor, say};
 
-pub fn check(path: &Path, system: bool) -> ExitCode {
-    let config = match config_file::load(path) {
+pub fn check(path: &Path, node: Option<String>, system: bool) -> ExitCode {
+    let config = match config_file::load(path, node) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -5,17 +5,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tandemgw::os::config_files::parse_with_included;
-use tandemgw_core::config::{self, Config, Diagnostic, Sources};
+use tandemgw::os::process::host_name;
+use tandemgw_core::config::{self, Config, Diagnostic, Sources, ThisUnit};
 
 use super::{EXIT_CONFIG, fail, say};
 
 /// Reads and validates a config; prints all its problems.
-pub fn load(path: &Path) -> Result<Config, ExitCode> {
-    load_with_sources(path).map(|(config, _)| config)
+pub fn load(path: &Path, node: Option<String>) -> Result<Config, ExitCode> {
+    load_with_sources(path, node).map(|(config, _)| config)
 }
 
 /// As [`load`], with the texts.
-pub fn load_with_sources(path: &Path) -> Result<(Config, Sources), ExitCode> {
+pub fn load_with_sources(path: &Path, node: Option<String>) -> Result<(Config, Sources), ExitCode> {
     let bytes = std::fs::read(path)
         .map_err(|error| fail(EXIT_CONFIG, format!("{}: {error}", path.display())))?;
     let show = |diagnostics: &[Diagnostic], sources: &Sources| {
@@ -26,8 +27,15 @@ pub fn load_with_sources(path: &Path) -> Result<(Config, Sources), ExitCode> {
         show(&[problem], &Sources::new(path, &shown));
         ExitCode::from(EXIT_CONFIG)
     })?;
-    let mut sources = Sources::new(path, &text);
+    let host = || ThisUnit::Host(host_name());
+    let unit = node.clone().map_or_else(host, ThisUnit::Named);
+    let mut sources = Sources::new(path, &text).of_unit(Some(unit));
     match parse_with_included(&mut sources, |file| std::fs::read(file)) {
+        Ok((config, _)) if node.as_ref().is_some_and(|node| *node != config.node.name) => {
+            let (file, name) = (path.display(), config.node.name);
+            let why = format!("{file} is for {name} alone: leave --node out");
+            Err(fail(EXIT_CONFIG, why))
+        }
         Ok((config, warnings)) => {
             show(&warnings, &sources);
             Ok((config, sources))

@@ -10,7 +10,7 @@ use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::file_lock::lock_folder;
 use tandemgw::os::history;
 use tandemgw::os::replace_file::{folder, replace_all};
-use tandemgw_core::config::{self, Config, Diagnostic, Sources};
+use tandemgw_core::config::{self, Config, Diagnostic, Sources, ThisUnit};
 use tandemgw_core::control::protocol::{ConfigVersion, ReloadDone, Request};
 
 use super::client::{Client, ClientError, PATIENCE, parse};
@@ -60,6 +60,8 @@ pub fn show(socket: Option<&Path>, version: u64, json: bool) -> ExitCode {
     let shown = Client::connect(socket, PATIENCE).and_then(|mut client| {
         let (kept, texts) = find(&mut client, version)?;
         let sources = sources_of(&texts)?;
+        let node = client.status()?.node;
+        let sources = sources.of_unit(Some(ThisUnit::Named(node)));
         let differs = match config::parse_all(&sources) {
             Ok((wanted, _)) => config_show::differences(&mut client, &wanted),
             Err(_) => Err("this version of the program finds mistakes in it".to_owned()),
@@ -81,7 +83,8 @@ pub fn rollback(socket: Option<&Path>, version: u64, json: bool) -> ExitCode {
 
 fn try_rollback(socket: Option<&Path>, version: u64, json: bool) -> Result<ExitCode, ClientError> {
     let mut client = Client::connect(socket, PATIENCE)?;
-    let file = client.status()?.config.map(|it| PathBuf::from(it.file));
+    let status = client.status()?;
+    let file = status.config.map(|it| PathBuf::from(it.file));
     let (_, texts) = find(&mut client, version)?;
     let own = &texts[0].0;
     if file.as_ref() != Some(own) {
@@ -91,7 +94,7 @@ fn try_rollback(socket: Option<&Path>, version: u64, json: bool) -> Result<ExitC
              show --version {version}`"
         )));
     }
-    if let Err((problems, sources)) = check(&texts, version) {
+    if let Err((problems, sources)) = check(&texts, version, status.node) {
         say(config::render(&problems, &sources, false));
         return Ok(ExitCode::from(EXIT_CONFIG));
     }
@@ -167,12 +170,13 @@ fn sources_of(texts: &Texts) -> Result<Sources, ClientError> {
 }
 
 /// Whether the version would be read as it was: a pattern may match files that it did not have.
-fn check(texts: &Texts, version: u64) -> Result<Config, (Vec<Diagnostic>, Sources)> {
+fn check(texts: &Texts, version: u64, node: String) -> Result<Config, (Vec<Diagnostic>, Sources)> {
     let known: BTreeMap<PathBuf, &String> = texts
         .iter()
         .map(|(path, text)| (identity(path), text))
         .collect();
-    let mut sources = Sources::new(&texts[0].0, &texts[0].1);
+    let unit = Some(ThisUnit::Named(node));
+    let mut sources = Sources::new(&texts[0].0, &texts[0].1).of_unit(unit);
     let read = |file: &Path| match known.get(&identity(file)) {
         Some(text) => Ok(text.as_bytes().to_vec()),
         None => Err(io::Error::other(format!(

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::config_terms::with_absolute_paths;
-use tandemgw_core::config::{self, Change, Config, Difference, Sources};
+use tandemgw_core::config::{self, Change, Config, Difference, Sources, ThisUnit};
 use tandemgw_core::control::protocol::{ConfigPart, ConfigVersion, Request};
 
 use super::client::{Client, ClientError, PATIENCE, parse};
@@ -53,7 +53,7 @@ fn ask(socket: Option<&Path>, full: bool) -> Result<Shown, ClientError> {
     let status = client.status()?;
     let config = in_force(&mut client, full)?;
     let file = PathBuf::from(status.config.map_or_else(String::new, |it| it.file));
-    let compared = compare(&config, &file);
+    let compared = compare(&config, &file, status.node);
     Ok(Shown {
         config,
         version: None,
@@ -81,11 +81,11 @@ pub fn differences(client: &mut Client, wanted: &Config) -> Result<Vec<Row>, Str
 }
 
 /// The changes that the file would make to the config in force.
-fn compare(running: &str, file: &Path) -> Result<Change, String> {
+fn compare(running: &str, file: &Path, node: String) -> Result<Change, String> {
     let mistakes = |_| "it has mistakes, which `tandemgw check` shows".to_owned();
     let bytes = std::fs::read(file).map_err(|error| error.to_string())?;
     let wanted = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-    let mut sources = Sources::new(file, &wanted);
+    let mut sources = Sources::new(file, &wanted).of_unit(Some(ThisUnit::Named(node)));
     let parsed = parse_with_included(&mut sources, |file| std::fs::read(file));
     let (wanted, _) = parsed.map_err(mistakes)?;
     let wanted = with_absolute_paths(wanted).map_err(|error| error.to_string())?;

@@ -21,8 +21,8 @@ const INDENT: usize = 30;
 /// With less room than this for the text, it is not indented.
 const NARROWEST: usize = 30;
 
-pub fn doctor(path: &Path, json: bool) -> ExitCode {
-    let config = match config_file::load(path) {
+pub fn doctor(path: &Path, node: Option<String>, json: bool) -> ExitCode {
+    let config = match config_file::load(path, node) {
         Ok(config) => config,
         Err(code) => return code,
     };

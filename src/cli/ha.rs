@@ -9,11 +9,11 @@ use std::process::ExitCode;
 use tandemgw::os::config_files::parse_with_included;
 use tandemgw::os::file_lock::lock_folder;
 use tandemgw::os::replace_file::{folder, replace};
-use tandemgw_core::config::Sources;
+use tandemgw_core::config::{Sources, ThisUnit};
 use tandemgw_core::control::protocol::{Request, SwitchDone, SwitchRow};
 use toml_edit::{DocumentMut, TomlError};
 
-use super::client::parse;
+use super::client::{Client, PATIENCE, parse};
 use super::{fail, query};
 
 pub fn get(socket: Option<&Path>, json: bool, key: Option<String>) -> ExitCode {
@@ -30,11 +30,14 @@ pub fn get(socket: Option<&Path>, json: bool, key: Option<String>) -> ExitCode {
 
 pub fn set(socket: Option<&Path>, json: bool, key: String, value: String, save: bool) -> ExitCode {
     let mut failed = None;
+    // Whose table the value belongs to, in a config for several units.
+    let status = || Client::connect(socket, PATIENCE).and_then(|mut it| it.status());
+    let node = save.then(status).and_then(Result::ok).map(|it| it.node);
     let code = query::ask_lines(socket, &Request::HaSet { key, value }, |line| {
         let mut done: SwitchDone = parse(line)?;
         let saved = save.then(|| {
             let file = &done.config;
-            let saved = write_switch(file, &done.key, &done.toml);
+            let saved = write_switch(file, node.as_deref(), &done.key, &done.toml);
             saved.map_err(|why| format!("{}: {why}", file.display()))
         });
         done.saved = saved.as_ref().map(Result::is_ok);
@@ -132,16 +135,22 @@ impl fmt::Display for SaveError {
 }
 
 /// Sets `key` of `[ha]` in a config file, whose comments and order stay.
-fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> {
+fn write_switch(
+    file: &Path,
+    node: Option<&str>,
+    key: &str,
+    toml: &str,
+) -> Result<Saved, SaveError> {
     // A link is to stay one.
     let file = fs::canonicalize(file)?;
     let _lock = lock(&file)?;
     let text = fs::read_to_string(&file)?;
-    let (new, saved) = edit(&text, key, toml)?;
+    let (new, saved) = edit(&text, node, key, toml)?;
     if saved == Saved::Already {
         return Ok(saved);
     }
-    let mut sources = Sources::new(&file, &new);
+    let unit = node.map(|node| ThisUnit::Named(node.to_owned()));
+    let mut sources = Sources::new(&file, &new).of_unit(unit);
     if parse_with_included(&mut sources, |file| fs::read(file)).is_err() {
         return Err(SaveError::Mistakes);
     }
@@ -149,12 +158,23 @@ fn write_switch(file: &Path, key: &str, toml: &str) -> Result<Saved, SaveError> 
     Ok(saved)
 }
 
-/// The text with another value of a key of `[ha]`.
-fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), SaveError> {
+/// The text with another value of a key of `[ha]`, or of the table that `node` has in its place.
+fn edit(
+    text: &str,
+    node: Option<&str>,
+    key: &str,
+    toml: &str,
+) -> Result<(String, Saved), SaveError> {
     let mut document: DocumentMut = text.parse()?;
     let value: toml_edit::Value = toml.parse()?;
-    let table = document
-        .get_mut("ha")
+    let own = node.filter(|node| has_own(&document, node, key));
+    let place = match own {
+        Some(node) => document
+            .get_mut("node")
+            .and_then(|it| it.get_mut(node)?.get_mut("ha")),
+        None => document.get_mut("ha"),
+    };
+    let table = place
         .and_then(|item| item.as_table_like_mut())
         .ok_or(SaveError::NoHa)?;
     let saved = match table.get_mut(key).and_then(|item| item.as_value_mut()) {
@@ -175,6 +195,12 @@ fn edit(text: &str, key: &str, toml: &str) -> Result<(String, Saved), SaveError>
         }
     };
     Ok((document.to_string(), saved))
+}
+
+/// Whether a unit has a value of its own for a key of `[ha]`.
+fn has_own(document: &DocumentMut, node: &str, key: &str) -> bool {
+    let unit = document.get("node").and_then(|it| it.get(node));
+    unit.and_then(|it| it.get("ha")?.get(key)).is_some()
 }
 
 /// Keeps other saves away from a file, until the lock is dropped or the process ends: that of its
@@ -202,29 +228,38 @@ mod tests {
 
     #[test]
     fn a_value_is_replaced_and_all_else_stays() {
-        let (text, saved) = edit(FILE, "priority", "200").unwrap();
+        let (text, saved) = edit(FILE, None, "priority", "200").unwrap();
         assert_eq!(saved, Saved::Changed("100".into()));
         assert_eq!(text, FILE.replace("priority = 100 ", "priority = 200 "));
-        let (text, saved) = edit(FILE, "pickup-guarantee", "\"strict\"").unwrap();
+        let (text, saved) = edit(FILE, None, "pickup-guarantee", "\"strict\"").unwrap();
         assert_eq!(saved, Saved::Changed("'off'".into()));
         assert_eq!(text, FILE.replace("'off'", "\"strict\""));
     }
 
     #[test]
+    fn a_unit_of_several_has_its_own_value() {
+        let file = "[node.a.ha]\npriority = 200\n[node.b]\n[ha]\npriority = 100\n";
+        let (text, _) = edit(file, Some("a"), "priority", "150").unwrap();
+        assert_eq!(text, file.replace("200", "150"));
+        let (text, _) = edit(file, Some("b"), "priority", "150").unwrap();
+        assert_eq!(text, file.replace("100", "150"));
+    }
+
+    #[test]
     fn a_key_that_is_missing_is_added_to_its_table() {
-        let (text, saved) = edit(FILE, "override", "true").unwrap();
+        let (text, saved) = edit(FILE, None, "override", "true").unwrap();
         assert_eq!(saved, Saved::Added);
         assert_eq!(text, FILE.replace("'off'\n", "'off'\noverride = true\n"));
         let inline = "ha = { priority = 1 }\n";
-        let (text, _) = edit(inline, "override", "true").unwrap();
+        let (text, _) = edit(inline, None, "override", "true").unwrap();
         assert_eq!(text, "ha = { priority = 1 , override = true }\n");
     }
 
     #[test]
     fn a_value_that_is_there_already_changes_nothing() {
-        let (text, saved) = edit(FILE, "priority", "100").unwrap();
+        let (text, saved) = edit(FILE, None, "priority", "100").unwrap();
         assert_eq!((text.as_str(), saved), (FILE, Saved::Already));
-        let error = edit("[node]\n", "priority", "1").unwrap_err();
+        let error = edit("[node]\n", None, "priority", "1").unwrap_err();
         assert!(matches!(error, SaveError::NoHa), "{error:?}");
     }
 }

@@ -15,7 +15,7 @@ use super::{EXIT_USAGE, fail, query, say};
 
 pub fn set(socket: Option<&Path>, json: bool, state: OnOff, time: Option<&str>) -> ExitCode {
     let on = state == OnOff::On;
-    let for_s = match time.map(seconds).transpose() {
+    let for_s = match time.map(|text| seconds("--for", text)).transpose() {
         Ok(for_s) => for_s,
         Err(why) => return fail(EXIT_USAGE, why),
     };
@@ -167,8 +167,8 @@ fn report(
 }
 
 /// `90s`, `30m`, `2h`, `1d` in seconds.
-fn seconds(text: &str) -> Result<u64, String> {
-    let wrong = || format!("--for {text}: write a number and a unit, such as 30m, 2h or 1d");
+pub fn seconds(option: &str, text: &str) -> Result<u64, String> {
+    let wrong = || format!("{option} {text}: write a number and a unit, such as 30m, 2h or 1d");
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(at);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn a_time_is_a_number_and_a_unit() {
         for (text, wanted) in [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86_400)] {
-            assert_eq!(seconds(text), Ok(wanted));
+            assert_eq!(seconds("--for", text), Ok(wanted));
         }
         for text in [
             "",
@@ -204,7 +204,7 @@ mod tests {
             "2h30m",
             "99999999999999999999d",
         ] {
-            let why = seconds(text).unwrap_err();
+            let why = seconds("--for", text).unwrap_err();
             assert!(why.contains("such as 30m"), "{text}: {why}");
         }
     }

@@ -18,6 +18,7 @@ mod maintenance;
 mod paint;
 mod pcapng;
 mod policies;
+mod push;
 mod query;
 mod reload;
 mod run;
@@ -53,9 +54,13 @@ pub fn main() -> ExitCode {
     };
     let socket = cli.global.socket.as_deref();
     match cli.command {
-        Command::Run { config } => run::run(&config),
-        Command::Check { config, system } => check::check(&config, system),
-        Command::Doctor { config, json } => doctor::doctor(&config, json),
+        Command::Run { config, node } => run::run(&config, node),
+        Command::Check {
+            config,
+            node,
+            system,
+        } => check::check(&config, node, system),
+        Command::Doctor { config, node, json } => doctor::doctor(&config, node, json),
         Command::Keygen { out } => key::generate(&out),
         Command::Pubkey { key } => key::show(&key),
         Command::Status { check: true, .. } => check_plugin::check(socket),
@@ -97,6 +102,7 @@ pub fn main() -> ExitCode {
         }
         Command::Ha { command } => run_ha(socket, command),
         Command::Config { command } => run_config(socket, command),
+        push @ Command::Push { .. } => push::run(socket, push),
         Command::Reload { json } => reload::reload(socket, json),
         Command::Complete { line } => complete::complete(&line),
         Command::Capture {

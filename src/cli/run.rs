@@ -9,14 +9,14 @@ use tandemgw_core::in_quotes::InQuotes;
 
 use super::{EXIT_CONFIG, check, config_file, fail};
 
-pub fn run(path: &Path) -> ExitCode {
+pub fn run(path: &Path, node: Option<String>) -> ExitCode {
     logging::init();
     // Before everything else: an early SIGHUP must not end the process.
     let signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return fail(1, format!("catching signals: {error}")),
     };
-    let (config, sources) = match config_file::load_with_sources(path) {
+    let (config, sources) = match config_file::load_with_sources(path, node) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };

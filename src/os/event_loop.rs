@@ -6,6 +6,7 @@
 
 mod addresses;
 mod notices;
+mod push;
 mod ready;
 mod reload;
 mod sockets;
@@ -50,6 +51,7 @@ use super::timer::Timer;
 use super::tun::{Buffer, Tun};
 use super::upkeep::Upkeep;
 
+pub use push::recall;
 use ready::Ready;
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
@@ -105,6 +107,7 @@ pub struct Shell {
     streams: streams::Streams,
     chores: sockets::Chores,
     reloading: reload::Reloading,
+    pushing: push::Pushing,
     state: StateFile,
     /// None until the loop runs.
     upkeep: Option<Upkeep>,
@@ -197,6 +200,7 @@ impl Shell {
             streams,
             chores,
             reloading: reload::Reloading::default(),
+            pushing: push::Pushing::default(),
             state,
             upkeep: None,
             stops: 0,
@@ -285,6 +289,7 @@ impl Shell {
     fn is_busy(&self) -> bool {
         self.ready.any()
             || self.is_reload_due()
+            || self.is_push_due()
             || self.chores.is_busy()
             || self.streams.is_busy()
             || self.peers.as_ref().is_some_and(Peers::is_busy)
@@ -367,6 +372,7 @@ impl Shell {
         if let Some(http) = &mut self.http {
             http.serve(now, registry, &self.gateway, &self.view);
         }
+        self.push_some(now);
         self.reload_some(now);
         let state = self.state.follow(self.gateway.maintenance(), &self.waker);
         if self.view.state_not_saved.as_deref() != state {

@@ -50,6 +50,8 @@ struct HeadFile {
 pub struct Origin {
     /// The user; none if it is not known who edited the file.
     pub user: Option<u32>,
+    /// An operator or a unit, by name, in place of the user.
+    pub name: Option<String>,
     /// `start`, `reload`, `SIGHUP`, `rollback to 3`.
     pub how: String,
 }
@@ -178,7 +180,11 @@ fn write(
     };
     let head = Head {
         at: since_1970(clock::now()),
-        who: origin.user.map_or_else(|| "file".to_owned(), name_of),
+        who: match (&origin.name, origin.user) {
+            (Some(name), _) => name.clone(),
+            (None, Some(user)) => name_of(user),
+            (None, None) => "file".to_owned(),
+        },
         how: origin.how.clone(),
         files: sources.files().map(file).collect(),
     };
@@ -221,7 +227,7 @@ fn since_1970(at: Time) -> f64 {
 
 /// The name of a user, of those in /etc/passwd (passwd(5)): what a name service knows may take
 /// seconds to tell.
-fn name_of(user: u32) -> String {
+pub fn name_of(user: u32) -> String {
     let file = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let named = file.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -250,6 +256,7 @@ mod tests {
                 .unwrap();
             let origin = Origin {
                 user: Some(0),
+                name: None,
                 how: "reload".to_owned(),
             };
             record(&self.0, &sources, &origin).unwrap()

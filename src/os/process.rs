@@ -95,6 +95,18 @@ pub fn raise_file_limit() -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
 }
 
+/// The user that this process runs as.
+pub fn user() -> u32 {
+    // SAFETY: getuid takes nothing, and can't fail.
+    unsafe { libc::getuid() }
+}
+
+/// The name of this machine; empty if the kernel does not tell it.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

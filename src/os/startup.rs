@@ -10,11 +10,12 @@ use tandemgw_core::gateway::{Conflict, Gateway, Seed};
 use tandemgw_core::ha::PortKeys;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::packet::neighbor::{self, Neighbor};
+use tandemgw_core::push::Text;
 
 use super::capabilities;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
-use super::event_loop::{Port, Shell};
+use super::event_loop::{Port, Shell, recall};
 use super::history::{self, Origin};
 use super::key_file;
 use super::memory;
@@ -103,6 +104,13 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
     for claim in claims {
         gateway.handle_conflict(clock::now(), claim.port, claim.addr, claim.mac);
     }
+    if let Some((generation, sum)) = recall(&config) {
+        gateway.push_mut().recall(generation, sum);
+    }
+    let is_whole = sources.files().count() == 1;
+    gateway
+        .push_mut()
+        .set_config(Text::new(sources.text(), is_whole));
     let (state, maintenance) = StateFile::open(&config);
     gateway.begin_in_maintenance(clock::now(), maintenance);
     let tuns = tun_indices(&ports)?;
@@ -138,6 +146,7 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
 fn keep(config: &Config, sources: &Sources) -> Vec<KeptConfig> {
     let origin = Origin {
         user: None,
+        name: None,
         how: "start".to_owned(),
     };
     let kept = history::try_record(&history::folder(config), sources, &origin);

@@ -9,12 +9,13 @@ use syn::{Attribute, Expr, Fields, GenericArgument, Item, Lit, Meta, PathArgumen
 use tandemgw_core::control::protocol::VERSION;
 
 /// The files and the headings of their types, in the order of the chapter.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("mod.rs", "Requests and failures"),
     ("status.rs", "Status"),
     ("session.rs", "Sessions"),
     ("explain.rs", "Explanations"),
     ("ha.rs", "The pair and its config"),
+    ("push.rs", "Pushed configs"),
     ("events.rs", "Events"),
     ("capture.rs", "Captures"),
 ];

@@ -57,6 +57,7 @@ pub mod nat;
 pub mod packet;
 pub mod policy;
 pub mod pump;
+pub mod push;
 pub mod random;
 pub mod route;
 pub mod session;

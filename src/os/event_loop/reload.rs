@@ -5,11 +5,13 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use tandemgw_core::config::{self, Config, Diagnostic, Sources};
+use tandemgw_core::config::{self, Config, Diagnostic, Sources, ThisUnit};
 use tandemgw_core::control::{KeptConfig, ReloadOutcome, ReloadRefused};
 use tandemgw_core::gateway::{Basis, Prepared, Reloaded};
 use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::push::Text;
 use tandemgw_core::time::Time;
 
 use super::super::config_files::parse_with_included;
@@ -30,9 +32,19 @@ const MOST_SHOWN: usize = 20;
 pub(super) struct Reloading {
     /// A signal asked for one since the last one began.
     wanted: bool,
+    /// What a push wants.
+    pushed: Option<Pushed>,
     /// Who asked for the one that is under way.
     origin: Option<Origin>,
     state: State,
+}
+
+/// What a push puts in force.
+pub(super) enum Pushed {
+    /// A text that no file has yet, and what the push calls it.
+    Trial(u64, Arc<str>),
+    /// The file again, which is as it was before.
+    Before,
 }
 
 /// How far the reload that is under way is. One turn of the loop makes at most one step.
@@ -42,7 +54,7 @@ enum State {
     #[default]
     Idle,
     /// A job beside the loop reads and compiles the file.
-    Preparing(Job<Draft>),
+    Preparing(Job<Draft>, Source),
     /// It is compiled, and put in force as soon as the gateway compares no sessions with its rules.
     Prepared(Draft),
     /// It is in force, or refused; routes and multicast groups of addresses follow.
@@ -54,7 +66,16 @@ enum State {
 /// A config file that a job has read, with warnings.
 struct Draft {
     result: Result<Box<Ready>, ReloadRefused>,
+    source: Source,
     warnings: Vec<String>,
+}
+
+/// Where a text comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    File,
+    /// From a push, which is told the result.
+    Push(u64),
 }
 
 /// A config that can be put in force.
@@ -63,6 +84,8 @@ struct Ready {
     wanted: Config,
     /// What it was read from.
     sources: Sources,
+    /// Its text for the peers.
+    text: Text,
 }
 
 /// A reload that is in force, or refused, and not told yet.
@@ -76,6 +99,16 @@ struct Unfinished {
     recording: Option<Job<Result<Vec<KeptConfig>, String>>>,
 }
 
+impl Draft {
+    fn refused(why: String, source: Source) -> Draft {
+        Draft {
+            result: Err(refused(why)),
+            source,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 impl Shell {
     /// Takes note of a signal.
     pub(super) fn want_reload(&mut self) {
@@ -87,13 +120,13 @@ impl Shell {
         self.reloading.state = match std::mem::take(&mut self.reloading.state) {
             State::Idle if self.is_reload_wanted() => self.begin_reload(),
             State::Idle => State::Idle,
-            State::Preparing(job) => match job.progress() {
-                Progress::UnderWay => State::Preparing(job),
+            State::Preparing(job, source) => match job.progress() {
+                Progress::UnderWay => State::Preparing(job, source),
                 Progress::Done(draft) => State::Prepared(draft),
-                Progress::Failed => State::Prepared(Draft {
-                    result: Err(refused("reading it failed: see the log".to_owned())),
-                    warnings: Vec::new(),
-                }),
+                Progress::Failed => {
+                    let why = "reading it failed: see the log".to_owned();
+                    State::Prepared(Draft::refused(why, source))
+                }
             },
             State::Prepared(draft) if self.gateway.is_reloading() => State::Prepared(draft),
             State::Prepared(draft) => self.install_if_ready(now, draft),
@@ -107,7 +140,7 @@ impl Shell {
         match &self.reloading.state {
             State::Idle => self.is_reload_wanted(),
             // The job wakes the loop.
-            State::Preparing(_) => false,
+            State::Preparing(..) => false,
             State::Following(unfinished) => !unfinished.routes_follow,
             State::Prepared(_) => !self.gateway.is_reloading(),
             State::Comparing(unfinished) => {
@@ -117,34 +150,88 @@ impl Shell {
     }
 
     fn is_reload_wanted(&self) -> bool {
-        self.reloading.wanted || self.control.wants_reload()
+        let pushed = self.reloading.pushed.is_some();
+        pushed || self.reloading.wanted || self.control.wants_reload()
+    }
+
+    /// Puts a text in force as soon as no reload is under way.
+    pub(super) fn reload_text(&mut self, pushed: Pushed) {
+        self.reloading.pushed = Some(pushed);
+    }
+
+    /// Whether no reload is under way, and none is wanted.
+    pub(super) fn is_reload_idle(&self) -> bool {
+        matches!(self.reloading.state, State::Idle) && self.reloading.pushed.is_none()
     }
 
     fn begin_reload(&mut self) -> State {
-        self.reloading.wanted = false;
         self.service.reloading();
+        if let Some(pushed) = self.reloading.pushed.take() {
+            return self.begin_pushed(pushed);
+        }
+        self.reloading.wanted = false;
         let asked = self.control.begin_reload();
         let (user, how) = asked.unwrap_or((None, "SIGHUP".to_owned()));
-        self.reloading.origin = Some(Origin { user, how });
+        let name = None;
+        self.reloading.origin = Some(Origin { user, name, how });
+        if self.gateway.push().is_on_trial() {
+            let why = "a pushed config is on trial: confirm it by `tandemgw push --accept`, or end \
+                       it by `push --abort`";
+            return State::Prepared(Draft::refused(why.to_owned(), Source::File));
+        }
+        self.begin_from_file()
+    }
+
+    fn begin_from_file(&mut self) -> State {
         let (basis, file) = (self.gateway.basis(), self.view.config_file.clone());
-        self.prepare(move || {
-            let (result, warnings) = match read(&file) {
-                Ok((wanted, warnings, sources)) => (prepare(basis, wanted, sources), warnings),
-                Err(refused) => (Err(refused), Vec::new()),
-            };
-            Draft { result, warnings }
+        let node = self.gateway.config().node.name.clone();
+        self.prepare(Source::File, move || match read(&file, node) {
+            Ok((wanted, warnings, sources)) => (prepare(basis, wanted, sources), warnings),
+            Err(refused) => (Err(refused), Vec::new()),
         })
     }
 
-    fn prepare(&mut self, work: impl FnOnce() -> Draft + Send + 'static) -> State {
-        match Job::begin(&self.waker, work) {
-            Ok(job) => State::Preparing(job),
+    fn begin_pushed(&mut self, pushed: Pushed) -> State {
+        let (id, text) = match pushed {
+            Pushed::Trial(id, text) => (id, text),
+            Pushed::Before => {
+                // It is the last one of the history already, unless somebody has edited it.
+                self.reloading.origin = Some(Origin {
+                    user: None,
+                    name: None,
+                    how: "return after a push".to_owned(),
+                });
+                return self.begin_from_file();
+            }
+        };
+        let (basis, file) = (self.gateway.basis(), self.view.config_file.clone());
+        let node = self.gateway.config().node.name.clone();
+        self.prepare(Source::Push(id), move || {
+            match parse_pushed(&file, &text, node) {
+                Ok((wanted, warnings, sources)) => (prepare(basis, wanted, sources), warnings),
+                Err(refused) => (Err(refused), Vec::new()),
+            }
+        })
+    }
+
+    fn prepare(
+        &mut self,
+        source: Source,
+        work: impl FnOnce() -> (Result<Box<Ready>, ReloadRefused>, Vec<String>) + Send + 'static,
+    ) -> State {
+        let draft = move || {
+            let (result, warnings) = work();
+            Draft {
+                result,
+                source,
+                warnings,
+            }
+        };
+        match Job::begin(&self.waker, draft) {
+            Ok(job) => State::Preparing(job, source),
             Err(error) => {
                 let why = format!("there is no thread to read the file: {error}");
-                State::Prepared(Draft {
-                    result: Err(refused(why)),
-                    warnings: Vec::new(),
-                })
+                State::Prepared(Draft::refused(why, source))
             }
         }
     }
@@ -167,24 +254,37 @@ impl Shell {
 
     /// Puts in force what was prepared: what is left to do by now is a swap.
     fn install(&mut self, now: Time, draft: Draft) -> State {
-        let Draft { result, warnings } = draft;
+        let Draft {
+            result,
+            source,
+            warnings,
+        } = draft;
         let forbidden_before = self.gateway.counters().forbidden;
         let (mut routes_follow, mut recording) = (false, None);
         let result = match result.map(|ready| *ready) {
             Ok(ready) if !self.gateway.is_current(&ready.prepared) => {
                 let basis = self.gateway.basis();
-                return self.prepare(move || Draft {
-                    result: prepare(basis, ready.wanted, ready.sources),
-                    warnings,
+                return self.prepare(source, move || {
+                    (prepare(basis, ready.wanted, ready.sources), warnings)
                 });
             }
             Ok(ready) => {
                 let result = self.put_in_force(now, ready.prepared, ready.wanted);
-                recording = result.is_ok().then(|| self.record(ready.sources)).flatten();
+                if result.is_ok() && source == Source::File {
+                    self.gateway.push_mut().set_config(ready.text);
+                    recording = self.record(ready.sources);
+                }
                 result
             }
             Err(refused) => Err(refused),
         };
+        if let Source::Push(id) = source {
+            let told = result
+                .as_ref()
+                .map(|_| ())
+                .map_err(|refused| refused.why.clone());
+            self.gateway.push_mut().applied(now, id, told);
+        }
         if matches!(&result, Ok(reloaded) if reloaded.addresses_changed) {
             self.order(Order::Readdress(self.gateway.shared_config()));
             routes_follow = true;
@@ -307,35 +407,56 @@ fn prepare(basis: Basis, wanted: Config, sources: Sources) -> Result<Box<Ready>,
         Ok(prepared) => Ok(Box::new(Ready {
             prepared,
             wanted,
+            text: Text::new(sources.text(), sources.files().count() == 1),
             sources,
         })),
         Err(why) => Err(refused(why.to_string())),
     }
 }
 
-/// The config in the file and those that it includes, its warnings, and what was read.
-fn read(file: &Path) -> Result<(Config, Vec<String>, Sources), ReloadRefused> {
-    let unreadable = |error| refused(format!("{}: {error}", file.display()));
-    let has_mistakes = |problems: Vec<Diagnostic>, sources: &Sources| ReloadRefused {
-        why: format!("{} has mistakes", file.display()),
-        problems: lines(&problems, sources),
-        text: render(&problems, sources),
-    };
+/// A config, its warnings, and what it was read from.
+pub(super) type Parsed = Result<(Config, Vec<String>, Sources), ReloadRefused>;
+
+/// The config of the unit `node` in the file and those that it includes.
+fn read(file: &Path, node: String) -> Parsed {
     // Of all files together.
     let left = Cell::new(MAX_FILE);
-    let bytes = read_bytes(file, &left).map_err(|error| unreadable(error.to_string()))?;
+    let bytes =
+        read_bytes(file, &left).map_err(|error| refused(format!("{}: {error}", file.display())))?;
     let text = config::decode(bytes)
-        .map_err(|(problem, shown)| has_mistakes(vec![problem], &Sources::new(file, &shown)))?;
-    let mut sources = Sources::new(file, &text);
-    match parse_with_included(&mut sources, |file| read_bytes(file, &left)) {
+        .map_err(|(problem, shown)| has_mistakes(&[problem], &Sources::new(file, &shown)))?;
+    let sources = Sources::new(file, &text).of_unit(Some(ThisUnit::Named(node)));
+    parse(sources, |file| read_bytes(file, &left))
+}
+
+/// A pushed text as the config of the unit `node`.
+pub(super) fn parse_pushed(file: &Path, text: &str, node: String) -> Parsed {
+    let sources = Sources::new(file, text).of_unit(Some(ThisUnit::Named(node)));
+    parse(sources, |_| {
+        Err(io::Error::other(
+            "a config that is pushed includes no other files",
+        ))
+    })
+}
+
+fn parse(mut sources: Sources, read: impl Fn(&Path) -> io::Result<Vec<u8>>) -> Parsed {
+    match parse_with_included(&mut sources, read) {
         Ok((config, warnings)) => match with_absolute_paths(config) {
             Ok(config) => {
                 let warnings = lines(&warnings, &sources);
                 Ok((config, warnings, sources))
             }
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(refused(error.to_string())),
         },
-        Err(problems) => Err(has_mistakes(problems, &sources)),
+        Err(problems) => Err(has_mistakes(&problems, &sources)),
+    }
+}
+
+fn has_mistakes(problems: &[Diagnostic], sources: &Sources) -> ReloadRefused {
+    ReloadRefused {
+        why: format!("{} has mistakes", sources.main().display()),
+        problems: lines(problems, sources),
+        text: render(problems, sources),
     }
 }
 

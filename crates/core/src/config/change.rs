@@ -588,7 +588,7 @@ pub(super) mod tests {
         ("address.member", "10.7.1.0/28", "10.7.1.0/29", "policy.p"),
         ("service.name", "web", "http", "?"),
         ("service.member", "tcp/443", "tcp/444", "policy.p"),
-        ("policy.action", "accept", "drop", "policy.p"),
+        ("policy.action", "= \"accept\"", "= \"drop\"", "policy.p"),
         (
             "policy.nat",
             "nat = true\n        nat-pool = \"n\"",
@@ -891,6 +891,12 @@ pub(super) mod tests {
             "\"off\"\n        pickup-guarantee-wait",
             "\"strict\"\npickup-guarantee-wait",
             "ha.pickup-guarantee",
+        ),
+        (
+            "ha.accept-push",
+            "accept-push = [\"b\"]",
+            "accept-push = []",
+            "ha.accept-push",
         ),
         (
             "ha.asymmetric-flows",

@@ -31,6 +31,8 @@ pub enum Value {
     Text(String),
     /// Ports of the config that holds the value.
     Ports(Vec<PortId>),
+    /// Names of nodes.
+    Names(Vec<String>),
     /// Addresses with networks and groups.
     Addresses(Vec<VirtualAddress>),
 }
@@ -48,6 +50,8 @@ impl Value {
             Value::MssClamp(MssClamp::To(size)) => size.to_string(),
             Value::Text(text) => text.clone(),
             Value::Ports(ports) => format!("{} ports", ports.len()),
+            Value::Names(names) if names.is_empty() => "none".to_owned(),
+            Value::Names(names) => names.join(", "),
             Value::Addresses(addresses) => format!("{} addresses", addresses.len()),
         }
     }
@@ -175,6 +179,7 @@ stored! {
     PathBuf: Text => |value| value.display().to_string(), |value: String| Some(value.into());
     SocketAddr: Text => SocketAddr::to_string, |value: String| value.parse().ok();
     Vec<PortId>: Ports => Vec::clone, Some;
+    Vec<String>: Names => Vec::clone, Some;
 }
 
 impl<T: Stored> Stored for Option<T> {

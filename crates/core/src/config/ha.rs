@@ -17,10 +17,12 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
     let links = read_links(&mut table, network);
     let peers = read_peers(&mut table, node, &links);
     let monitor = table.list::<String>("monitor");
+    let accept_push = read_accepted(&mut table, node, &peers);
     let guarantee = table.span_of("pickup-guarantee");
     let copies = table.span_of("pickup-guarantee-copies");
     let mut ha = Ha {
         monitor: network.resolve(report, &monitor),
+        accept_push,
         links: links.into_iter().map(|link| link.value).collect(),
         peers,
         ..Ha::default()
@@ -40,6 +42,26 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
     }
     table.finish();
     ha
+}
+
+/// The names in `accept-push`, of peers or of this unit: the list may be the same on all.
+fn read_accepted(
+    table: &mut Table<'_>,
+    node: Option<&At<String>>,
+    peers: &[HaPeer],
+) -> Vec<String> {
+    let names = table.list::<String>("accept-push");
+    let own = node.map(|node| node.value.as_str());
+    for At { value, span } in &names {
+        let mut known = peers.iter().map(|peer| peer.name.as_str()).chain(own);
+        if !known.any(|name| name == value) {
+            let hint = "name units of `[[ha.peer]]`";
+            table
+                .report
+                .error(span, format!("unknown peer `{value}`"), hint);
+        }
+    }
+    names.into_iter().map(|name| name.value).collect()
 }
 
 fn warn_of_contradiction(report: &Report, ha: &Ha, span: &Span) {

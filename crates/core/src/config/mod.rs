@@ -18,10 +18,12 @@ mod metrics;
 mod multicast;
 mod names;
 mod network;
+mod nodes;
 mod options;
 mod parse;
 mod policy;
 mod reader;
+mod rows;
 mod shadow;
 mod show;
 mod slots;
@@ -52,6 +54,7 @@ pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use field::Value;
 pub use names::did_you_mean;
 pub(crate) use network::group_of;
+pub use nodes::{ThisUnit, unit_names};
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::{parse, parse_all};
 pub use show::ConfigText;
@@ -534,6 +537,8 @@ pub struct Ha {
     pub pickup_guarantee_copies: u32,
     /// `asymmetric-flows`, default false: packets may come to any unit.
     pub asymmetric_flows: bool,
+    /// `accept-push`: names of units that may give this one another config.
+    pub accept_push: Vec<String>,
     /// `gratuitous-arps`: repeats of the announcement, default 5; 1 to 60.
     pub gratuitous_arps: u32,
     /// `gratuitous-arp-interval`, default 1 s.

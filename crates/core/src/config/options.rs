@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Config;
 use super::field::{Access, Field, Value, field};
 pub use super::kind::{DefaultValue, OptionKind};
+use super::rows::{choice, flag, int, list, option, own, text, time};
 use super::value::show_duration;
 use crate::flow::MAX_PEERS;
 
@@ -38,6 +39,9 @@ pub struct OptionDoc {
     pub default: DefaultValue,
     /// Whether a change needs a restart.
     pub reload: Reload,
+    /// Whether it is each unit's own: in a config for several units it can stand in `[node.NAME]`.
+    /// All others are the same on all units.
+    pub is_own: bool,
     pub(super) access: Access,
     /// Its meaning, in one line.
     pub meaning: &'static str,
@@ -116,6 +120,8 @@ pub enum Live {
     PickupGuaranteeCopies,
     /// `asymmetric-flows` of `[ha]`.
     AsymmetricFlows,
+    /// `accept-push` of `[ha]`.
+    AcceptPush,
     /// `gratuitous-arps` of `[ha]`.
     GratuitousArps,
     /// `gratuitous-arp-interval` of `[ha]`.
@@ -195,6 +201,14 @@ pub(super) fn find(table: &str, key: &str) -> Option<&'static OptionDoc> {
         .find(|option| option.table == table && option.key == key)
 }
 
+/// The keys of `table` that are each unit's own.
+pub(super) fn own_keys(table: &str) -> impl Iterator<Item = &'static str> {
+    let own = OPTIONS
+        .iter()
+        .filter(move |option| option.table == table && option.is_own);
+    own.map(|option| option.key)
+}
+
 /// The keys that `table` (empty: the document) can have, tables included.
 pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static str> {
     let own = OPTIONS
@@ -238,14 +252,14 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("", "include", "path, relative to this file; `*` in the name of the file stands for any characters", DefaultValue::Absent("none"), WHOLE, AS_USED, "files with more tables, which are read after this one, those of a pattern by name; each begins with a table, and includes no others"),
 
     text("node", "name", "name", DefaultValue::Required, field!(Node.name), RESTART, "the name of this unit; the peers know it by that"),
-    text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`"),
-    text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "the socket through which `tandemgw status` and other commands reach this unit"),
-    text("node", "state-directory", "path, relative to this file", DefaultValue::Text("/var/lib/tandemgw"), field!(Node.state_directory), RESTART, "where this unit keeps what it remembers over restarts, such as that it is in maintenance"),
+    own(text("node", "key", "path, relative to this file", DefaultValue::Absent("none; needed with [ha]"), field!(Node.key), RESTART, "the private key of this unit, made by `tandemgw keygen`")),
+    own(text("node", "control-socket", "path, relative to this file", DefaultValue::Absent("/run/tandemgw/<name>.sock"), field!(Node.control_socket), RESTART, "the socket through which `tandemgw status` and other commands reach this unit")),
+    own(text("node", "state-directory", "path, relative to this file", DefaultValue::Text("/var/lib/tandemgw"), field!(Node.state_directory), RESTART, "where this unit keeps what it remembers over restarts, such as that it is in maintenance")),
     int("node", "max-sessions", 1024, 16_777_216, 1_048_576, field!(Node.max_sessions), RESTART, "size of the session table; memory is reserved at the start and used as the table fills"),
     int("node", "routing-table", 256, 32_000, 7700, field!(Node.routing_table), RESTART, "first number of the routing tables and rule priorities that steer packets: one per port, at least 64"),
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, WHOLE, RESTART, "the name by which policies and peers know the port"),
-    text("port", "interface", "interface", DefaultValue::Required, field!(Port.interface), RESTART, "the kernel's interface that the hosts are on"),
+    own(text("port", "interface", "interface", DefaultValue::Required, field!(Port.interface), RESTART, "the kernel's interface that the hosts are on")),
     list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, RESTART, "addresses that the gateway answers for, at most 4096 on all ports together; never addresses of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
     flag("port", "source-check", true, field!(Port.source_check), Reload::Live(Live::SourceCheck), "drop a packet whose source the routing expects on another port (RFC 3704)"),
     choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), UNSOLICITED_SYN, Reload::Live(Live::UnsolicitedSyn), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
@@ -260,7 +274,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
     list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
-    option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary"),
+    own(option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary")),
     option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), RESTART, "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
 
     text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),
@@ -336,10 +350,10 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     int("limits", "icmp-errors-per-second", 0, 1_000_000, 1000, field!(Limits.icmp_errors_per_second), Reload::Live(Live::IcmpErrorsPerSecond), "ICMP errors that the gateway itself sends per second"),
     option("limits", "tcp-pickup", OptionKind::Bool, DefaultValue::Absent("true with [ha], else false"), field!(Limits.tcp_pickup), Reload::Live(Live::TcpPickup), "pick up TCP connections in the middle"),
 
-    text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to anybody who can reach it: loopback or a management network"),
+    own(text("metrics", "listen", "address:port", DefaultValue::Text("127.0.0.1:10747"), field!(Metrics.listen), RESTART, "where they are served, at /metrics, to anybody who can reach it: loopback or a management network")),
 
     option("ha", "group-id", OptionKind::Integer { min: 1, max: 255 }, DefaultValue::Required, field!(Ha.group_id), RESTART, "units with the same id belong together"),
-    int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest priority is primary, subject to `override`"),
+    own(int("ha", "priority", 0, 255, 128, field!(Ha.priority), Reload::Live(Live::Priority), "the unit with the highest priority is primary, subject to `override`")),
     flag("ha", "override", false, field!(Ha.override_), Reload::Live(Live::Override), "take over from a healthy unit of lower priority"),
     time("ha", "override-wait-time", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.override_wait), Reload::Live(Live::OverrideWaitTime), "how long a unit must be ready, with ports that carry traffic, before it takes over by `override`"),
     time("ha", "heartbeat-interval", ms(1), s(10), ms(20), field!(Ha.heartbeat_interval), RESTART, "time between two heartbeats"),
@@ -354,11 +368,12 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
     int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
     flag("ha", "asymmetric-flows", false, field!(Ha.asymmetric_flows), Reload::Live(Live::AsymmetricFlows), "packets may come to any unit: one that is not primary forwards those of the sessions that it has, and passes the others on to the primary; the same on all units"),
+    list("ha", "accept-push", "node name", DefaultValue::Absent("none"), field!(Ha.accept_push), Reload::Live(Live::AcceptPush), "units that may give this one another config, by `tandemgw push`; who may do that on one of them decides what passes here"),
     int("ha", "gratuitous-arps", 1, 60, 5, field!(Ha.gratuitous_arps), Reload::Live(Live::GratuitousArps), "how often a takeover is announced to the hosts"),
     time("ha", "gratuitous-arp-interval", ms(10), s(60), s(1), field!(Ha.gratuitous_arp_interval), Reload::Live(Live::GratuitousArpInterval), "time between two such announcements"),
 
-    text("ha.link", "interface", "interface", DefaultValue::Required, WHOLE, RESTART, "the interface of the link"),
-    text("ha.link", "listen", "address:port", DefaultValue::Required, WHOLE, RESTART, "this unit's address on the link"),
+    own(text("ha.link", "interface", "interface", DefaultValue::Required, WHOLE, RESTART, "the interface of the link")),
+    own(text("ha.link", "listen", "address:port", DefaultValue::Required, WHOLE, RESTART, "this unit's address on the link")),
 
     text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the name of the peer's node"),
     list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the peer's addresses, one per link, in the order of the links"),
@@ -427,145 +442,6 @@ const fn tables_of(name: &'static str, most: usize, meaning: &'static str) -> Ta
         most,
         meaning,
     }
-}
-
-const fn option(
-    table: &'static str,
-    key: &'static str,
-    kind: OptionKind,
-    default: DefaultValue,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    OptionDoc {
-        table,
-        key,
-        kind,
-        default,
-        reload,
-        access,
-        meaning,
-    }
-}
-
-const fn text(
-    table: &'static str,
-    key: &'static str,
-    form: &'static str,
-    default: DefaultValue,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    option(
-        table,
-        key,
-        OptionKind::Text(form),
-        default,
-        access,
-        reload,
-        meaning,
-    )
-}
-
-const fn list(
-    table: &'static str,
-    key: &'static str,
-    form: &'static str,
-    default: DefaultValue,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    option(
-        table,
-        key,
-        OptionKind::List(form),
-        default,
-        access,
-        reload,
-        meaning,
-    )
-}
-
-const fn flag(
-    table: &'static str,
-    key: &'static str,
-    default: bool,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    let default = DefaultValue::Bool(default);
-    let kind = OptionKind::Bool;
-    option(table, key, kind, default, access, reload, meaning)
-}
-
-#[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
-const fn int(
-    table: &'static str,
-    key: &'static str,
-    min: u64,
-    max: u64,
-    default: u64,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    let default = DefaultValue::Integer(default);
-    option(
-        table,
-        key,
-        OptionKind::Integer { min, max },
-        default,
-        access,
-        reload,
-        meaning,
-    )
-}
-
-#[expect(clippy::too_many_arguments, reason = "they are the cells of a row")]
-const fn time(
-    table: &'static str,
-    key: &'static str,
-    min: Duration,
-    max: Duration,
-    default: Duration,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    let default = DefaultValue::Duration(default);
-    option(
-        table,
-        key,
-        OptionKind::Duration { min, max },
-        default,
-        access,
-        reload,
-        meaning,
-    )
-}
-
-const fn choice(
-    table: &'static str,
-    key: &'static str,
-    words: &'static [&'static str],
-    default: DefaultValue,
-    access: Access,
-    reload: Reload,
-    meaning: &'static str,
-) -> OptionDoc {
-    option(
-        table,
-        key,
-        OptionKind::Choice(words),
-        default,
-        access,
-        reload,
-        meaning,
-    )
 }
 
 #[cfg(test)]
@@ -704,6 +580,7 @@ pub(super) mod tests {
         pickup-guarantee-wait = "1ms"
         pickup-guarantee-copies = 1
         asymmetric-flows = true
+        accept-push = ["b"]
         gratuitous-arps = 1
         gratuitous-arp-interval = "1s"
         [[ha.link]]

@@ -12,7 +12,7 @@ use super::network::Network;
 use super::reader::{At, Table};
 use super::sources::Sources;
 use super::{
-    Config, Node, ha, link_monitor, local_in, metrics, multicast, policy, translation, ways,
+    Config, Node, ha, link_monitor, local_in, metrics, multicast, nodes, policy, translation, ways,
 };
 
 /// Reads `text`, the content of `file`, as [`parse_all`] does: no included file is read.
@@ -40,7 +40,12 @@ pub fn parse_all(sources: &Sources) -> Result<(Config, Vec<Diagnostic>), Vec<Dia
         return Err(report.into_sorted());
     }
     let folder = file.parent().unwrap_or(Path::new(""));
-    let config = read(Table::root(document.get_ref(), &report), folder);
+    let mut document = document.into_inner();
+    nodes::select(&mut document, sources.unit(), &report);
+    if report.errors() > 0 {
+        return Err(report.into_sorted());
+    }
+    let config = read(Table::root(&document, &report), folder);
     let accepted = report.errors() == 0;
     let found = report.into_sorted();
     if accepted {

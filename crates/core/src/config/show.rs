@@ -290,6 +290,7 @@ fn is_default(option: &OptionDoc, value: &Value) -> bool {
         (DefaultValue::Text(default), Value::Word(value)) => default == *value,
         (DefaultValue::Text(default), Value::Text(value)) => default == value,
         (_, Value::Ports(ports)) => ports.is_empty(),
+        (_, Value::Names(names)) => names.is_empty(),
         (_, Value::Addresses(addresses)) => addresses.is_empty(),
         _ => false,
     }
@@ -307,6 +308,7 @@ fn write_value(out: &mut String, config: &Config, key: &str, value: &Value) {
             write_text(out, key, &value.show());
         }
         Value::Ports(ports) => write_list(out, key, names(config, ports)),
+        Value::Names(names) => write_list(out, key, names),
         Value::Addresses(addresses) => write_list(out, key, addresses.iter().map(link)),
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Report, Severity};
+use super::nodes::ThisUnit;
 use super::parse::report_syntax;
 
 /// The files of a config and their texts.
@@ -17,6 +18,7 @@ pub struct Sources {
     text: String,
     /// The files, each with the place of its text; at least one.
     files: Vec<(PathBuf, Range<usize>)>,
+    unit: Option<ThisUnit>,
 }
 
 /// A path that a config includes.
@@ -83,7 +85,18 @@ impl Sources {
         Sources {
             text: text.to_owned(),
             files: vec![(file.to_owned(), 0..text.len())],
+            unit: None,
         }
+    }
+
+    /// The same, for this unit of a config for several.
+    pub fn of_unit(self, unit: Option<ThisUnit>) -> Sources {
+        Sources { unit, ..self }
+    }
+
+    /// Which unit of a config for several this is.
+    pub fn unit(&self) -> Option<&ThisUnit> {
+        self.unit.as_ref()
     }
 
     /// The config's own file.

@@ -7,8 +7,8 @@ use crate::gateway::Gateway;
 
 use crate::shell_view::ShellView;
 
-use super::Progress;
 use super::protocol::{ConfigPart, ConfigVersion, write_line};
+use super::{Answer, Progress};
 
 /// Tables per piece: policies, of which there may be many, take some 2 µs each.
 const PIECE: usize = 32;
@@ -42,7 +42,7 @@ impl ConfigShow {
 }
 
 /// Writes a row for each config that is kept: the shell keeps no more than some dozens.
-pub(super) fn write_history(shell: &ShellView, out: &mut String) {
+pub(super) fn write_history(shell: &ShellView, out: &mut String) -> Answer {
     for kept in &shell.history {
         let row = ConfigVersion {
             version: kept.version,
@@ -55,4 +55,5 @@ pub(super) fn write_history(shell: &ShellView, out: &mut String) {
         };
         write_line(out, &row);
     }
+    Answer::Done
 }

@@ -16,6 +16,7 @@ mod health;
 mod listing;
 mod maintenance;
 pub mod protocol;
+mod push;
 mod reload;
 mod status;
 
@@ -33,6 +34,7 @@ use ha_set::HaSet;
 use listing::Listing;
 use maintenance::MaintenanceWait;
 use protocol::{DONE, ErrorCode, Failure, HostRow, Request, Right, SIGN_OF_LIFE, write_line};
+use push::PushWait;
 use reload::ReloadWait;
 use status::StatusAnswer;
 
@@ -66,6 +68,8 @@ pub enum Answer {
     Maintenance(MaintenanceWait),
     /// A reload that is requested or in progress.
     Reload(ReloadWait),
+    /// A config that is pushed to all units.
+    Push(PushWait),
     /// A switch that waits for a reload to be prepared.
     HaSet(HaSet),
     /// A capture that runs.
@@ -156,10 +160,13 @@ impl Answer {
             Request::Maintenance { on, for_s, unit } => {
                 Answer::Maintenance(MaintenanceWait::of(gateway, shell, unit, (on, for_s), now)?)
             }
-            Request::ConfigHistory => {
-                config::write_history(shell, out);
-                Answer::Done
-            }
+            Request::ConfigHistory => config::write_history(shell, out),
+            push @ (Request::PushPart { .. }
+            | Request::PushCheck
+            | Request::PushApply { .. }
+            | Request::PushAccept
+            | Request::PushAbort
+            | Request::PushStatus) => push::answer(push, gateway, shell, now, out)?,
             Request::Reload { note } => Answer::Reload(ReloadWait::Next(note)),
             Request::HaGet { key } => {
                 for row in ha_set::get(gateway, key.as_deref())? {
@@ -198,6 +205,7 @@ impl Answer {
             Answer::Maintenance(wait) => Ok(wait.go_on(gateway, now, out)),
             Answer::Reload(reload) => reload.go_on(out),
             Answer::HaSet(set) => set.go_on(gateway, now, out),
+            Answer::Push(push) => push.go_on(gateway, shell, out),
             Answer::Capture(stream) => Ok(stream.go_on(gateway, now, out)),
             Answer::Done => return,
         };
@@ -212,7 +220,9 @@ impl Answer {
     pub fn is_waiting(&self) -> bool {
         match self {
             Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
-            Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) => true,
+            Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) | Answer::Push(_) => {
+                true
+            }
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Events(events) => events.is_idle(),
             Answer::Status(_)
@@ -274,6 +284,7 @@ impl Answer {
             | Answer::Failover(_)
             | Answer::Maintenance(_)
             | Answer::Reload(_)
+            | Answer::Push(_)
             | Answer::HaSet(_) => {
                 out.push_str(SIGN_OF_LIFE);
                 out.push('\n');

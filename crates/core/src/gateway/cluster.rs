@@ -105,6 +105,7 @@ impl Cluster {
             }
             sync::SyncEvent::DrainAsked(_) => self.ha.begin_maintenance(now),
             sync::SyncEvent::PeerKnown { .. }
+            | sync::SyncEvent::Push(..)
             | sync::SyncEvent::PeerConfigDiffers(_)
             | sync::SyncEvent::PeerRefuses { .. }
             | sync::SyncEvent::PeerTableSmaller { .. }
@@ -339,7 +340,9 @@ impl Gateway {
             return false;
         };
         let more = cluster.poll_stream(now, peer, out, &mut self.sessions);
-        self.poll_multicast(now, peer, out) || more
+        let more = self.poll_multicast(now, peer, out) || more;
+        // After all else.
+        more | self.write_push(peer, !more, out)
     }
 
     /// The stream to `peer` takes no bytes now; [`Gateway::poll_sync`] is called again when it

@@ -53,7 +53,13 @@ impl Gateway {
                     port,
                     record,
                 }) => self.handle_multicast_record(now, group, port, &record),
-                Step::Told(event) => self.handle_sync_event(event),
+                Step::Told(sync::SyncEvent::Push(peer, message)) => {
+                    self.push.handle_message(now, peer, message);
+                }
+                Step::Told(event) => {
+                    self.greet_push(now, &event);
+                    self.handle_sync_event(event);
+                }
                 Step::Decided(output) => self.handle_decision(now, output),
             }
         }
@@ -139,13 +145,11 @@ impl Gateway {
                 name(peer),
                 self.rules.config().node.max_sessions
             ),
-            sync::SyncEvent::PeerReady(peer, group) => {
-                log::info!(
-                    "peer ready peer={} group={}",
-                    name(peer),
-                    self.group_name(group)
-                );
-            }
+            sync::SyncEvent::PeerReady(peer, group) => log::info!(
+                "peer ready peer={} group={}",
+                name(peer),
+                self.group_name(group)
+            ),
             sync::SyncEvent::Merged(peer, group) => {
                 log::info!(
                     "sessions merged peer={} group={}",
@@ -181,6 +185,7 @@ impl Gateway {
             // The election knows it already.
             sync::SyncEvent::HandoverReceived { .. }
             | sync::SyncEvent::Multicast { .. }
+            | sync::SyncEvent::Push(..)
             | sync::SyncEvent::Reached(..)
             | sync::SyncEvent::Holds(..) => {}
         }

@@ -23,6 +23,8 @@ pub(super) struct Effects {
     /// There may be other peers, or they have other addresses or keys: the shell follows.
     pub peers: bool,
     pub pickup: bool,
+    /// Other units may configure this one.
+    pub pushers: bool,
 }
 
 impl Effects {
@@ -47,7 +49,8 @@ impl Effects {
             Live::GroupPriority | Live::Priority => self.priorities = true,
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
-            Live::Peers => self.peers = true,
+            Live::Peers => (self.peers, self.pushers) = (true, true),
+            Live::AcceptPush => self.pushers = true,
             Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {
                 self.pickup = true;

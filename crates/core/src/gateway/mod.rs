@@ -48,6 +48,7 @@ mod paths;
 mod policy_usage;
 mod port_frames;
 mod prepare;
+mod pushing;
 mod random;
 mod reload;
 mod revalidate;
@@ -71,6 +72,7 @@ use crate::log_limit::SESSION_TARGET;
 use crate::memory::Reserved;
 use crate::packet::{self, PacketKind, Parsed};
 use crate::policy::Ruleset;
+use crate::push::Push;
 use crate::session::{Holdings, SessionFlags, SessionId};
 use crate::store::{Keys, SessionStore};
 use crate::time::{Tick, Time};
@@ -171,6 +173,8 @@ pub struct Gateway {
     passing_on: PassingOn,
     /// What goes to many.
     multicast: multicast::Multicast,
+    /// One config for all units.
+    push: Push,
     started: Time,
 }
 
@@ -185,7 +189,7 @@ impl Gateway {
             table: random.key(),
         };
         let sessions = SessionStore::new(&config, &keys);
-        Gateway {
+        let mut gateway = Gateway {
             links: Links::new(config.ports.len()),
             routes: Routes::new(),
             groups: Groups::new(config.groups.len()),
@@ -205,10 +209,13 @@ impl Gateway {
             outbox: Outbox::default(),
             passing_on: PassingOn::default(),
             multicast: multicast::Multicast::new(&config),
+            push: Push::default(),
             started: now,
             rules: Rules::new(config, ruleset),
             sessions,
-        }
+        };
+        gateway.set_pushers();
+        gateway
     }
 
     /// Counts packets that have come in by `port`, with their bytes: once a batch, since only
@@ -318,6 +325,7 @@ impl Gateway {
         self.continue_lookups(now);
         self.cluster_timeout(now);
         self.gather_hosts(now);
+        self.push.handle_timeout(now);
         self.check_health_if_due(now);
     }
 
@@ -337,6 +345,7 @@ impl Gateway {
             self.targets.monitors.poll_timeout(),
             self.multicast.poll_timeout(),
             self.poll_cluster_timeout(now),
+            self.push.poll_timeout(),
         ]
         .into_iter()
         .flatten()

@@ -135,6 +135,7 @@ impl Gateway {
             monitor: _,
             peers,
             pickup,
+            pushers,
         } = effects;
         if targets {
             self.targets.follow(self.rules.config(), now);
@@ -160,6 +161,9 @@ impl Gateway {
             self.in_cluster(now, |cluster, store| {
                 cluster.set_peers(now, &config, store.journal_mut());
             });
+        }
+        if pushers {
+            self.set_pushers();
         }
         let replicated = config.ha.as_ref().filter(|_| pickup);
         let more_are_replicated = replicated.is_some_and(|ha| self.sessions.set_pickup(ha));

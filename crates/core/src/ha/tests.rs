@@ -46,6 +46,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
     let address = |i: usize| ([10, 77, 9, i as u8], 7030).into();
     config.ha = Some(HaConfig {
         asymmetric_flows: false,
+        accept_push: Vec::new(),
         group_id: 7,
         priority: 128,
         override_: false,

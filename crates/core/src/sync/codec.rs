@@ -2,6 +2,7 @@
 
 use super::hello::write_hello;
 use super::message::{Hello, MAX_FRAME, Message, Operation, Record, Refusal};
+use super::push_frame;
 use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::Direction;
@@ -156,6 +157,7 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
             port: from.u16()?,
             record: from.0,
         },
+        17 => Message::Push(push_frame::read(from.0)?),
         _ => Message::Unknown,
     })
 }
@@ -219,6 +221,7 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         Message::OfferTaken { group } => write_group(out, 13, *group),
         Message::Drain => begin_frame(out, 15),
         Message::Multicast { .. } => write_multicast(out, message),
+        Message::Push(message) => push_frame::write(out, message),
         Message::Refuse { group, reason, key } => {
             write_group(out, 14, *group);
             out.extend_from_slice(&[*reason as u8, u8::from(key.is_some())]);
@@ -344,7 +347,7 @@ pub(crate) fn next_operation(operations: &[u8]) -> Result<(Option<Operation>, us
     Ok((operation, 2 + length))
 }
 
-fn begin_frame(out: &mut Vec<u8>, kind: u8) {
+pub(super) fn begin_frame(out: &mut Vec<u8>, kind: u8) {
     out.extend_from_slice(&[0, 0, 0, 0, kind]);
 }
 
@@ -577,6 +580,7 @@ impl<'a> Reader<'a> {
             program: self.name().ok().filter(|name| !name.is_empty()),
             settings: self.settings().unwrap_or_default(),
             units: self.names().unwrap_or_default(),
+            takes_configs: self.u8().is_ok_and(|features| features & 1 != 0),
         })
     }
 
@@ -720,6 +724,7 @@ mod tests {
                 groups: names.clone(),
                 policies: names.clone(),
                 units: names.iter().take(2).cloned().collect(),
+                takes_configs: true,
                 settings: Settings {
                     is_complete: set.contains(2),
                     items: names.into_iter().map(|name| (name, a as u32)).collect(),

@@ -41,6 +41,7 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
     for name in &hello.units {
         write_name(out, name);
     }
+    out.push(u8::from(hello.takes_configs));
 }
 
 fn size_of_names(names: &[String]) -> usize {

@@ -10,6 +10,7 @@
 use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::FlowKey;
+use crate::push::message as push;
 use crate::session::{SessionFlags, tcp};
 use crate::store::Seq;
 use crate::store::digest::Buckets;
@@ -127,6 +128,9 @@ pub enum Message<'a> {
         /// A [`Record`](crate::multicast::record::Record).
         record: &'a [u8],
     },
+    /// 17, `body`: about the configs of the units, see [`crate::push::message`]. It waits for all
+    /// else; a unit that does not know it skips it.
+    Push(push::Message),
     /// Of a newer version.
     Unknown,
 }
@@ -169,7 +173,8 @@ impl Refusal {
 /// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
 /// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be
 /// empty: `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then
-/// `units`, a list. Units up to 0.1.0 do not send the program and the fields after it.
+/// `units`, a list, and `features: u8` (1: it takes configs). Units up to 0.1.0 do not send the
+/// program and the fields after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit refuses others.
@@ -200,6 +205,8 @@ pub struct Hello {
     /// The names of all units of the cluster that the sender knows, itself included; empty if it
     /// does not report them.
     pub units: Vec<String>,
+    /// The sender takes configs from peers: it knows [`Message::Push`].
+    pub takes_configs: bool,
 }
 
 /// `type: u8 | length: u8 | body`; other types are skipped.

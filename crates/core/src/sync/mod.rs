@@ -20,6 +20,7 @@ mod hello;
 mod install;
 mod peer;
 mod progress;
+mod push_frame;
 mod receive;
 mod refusal;
 mod settings;
@@ -40,6 +41,7 @@ use crate::config::{Config, Ha};
 use crate::evidence::{Holding, SyncState};
 use crate::flow::{GroupId, PeerId, PortId};
 use crate::policy::Ruleset;
+use crate::push::message as push;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
 use peer::{Authority, SyncPeer};
@@ -117,6 +119,8 @@ pub enum SyncEvent {
         /// A [`Record`](crate::multicast::record::Record).
         record: Vec<u8>,
     },
+    /// A peer says something about the configs of the units.
+    Push(PeerId, push::Message),
     /// A peer hands a group over; everything that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
@@ -285,6 +289,13 @@ impl Replicator {
         true
     }
 
+    /// Whether a stream leads to a peer that knows messages about configs.
+    pub(crate) fn takes_configs(&self, peer: PeerId) -> bool {
+        let peer = self.peers.get(peer.index()).filter(|peer| peer.connected);
+        let remote = peer.and_then(|peer| peer.remote.as_ref());
+        remote.is_some_and(|remote| remote.takes_configs)
+    }
+
     /// Withdraws the request, if it was not sent yet: the handover has failed.
     pub(crate) fn cancel_handover(&mut self, peer: PeerId, group: GroupId) {
         self.plan_handover(peer, group, None);
@@ -411,6 +422,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
             .collect(),
         policies: told_names(config.policies.iter().map(|policy| policy.name.as_str())),
         program: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        takes_configs: true,
     }
 }
 

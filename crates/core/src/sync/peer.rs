@@ -61,6 +61,8 @@ pub(super) struct Remote {
     pub(super) conflicts: bool,
     /// The version of its program.
     pub(super) program: Option<String>,
+    /// It knows messages about configs.
+    pub(super) takes_configs: bool,
     /// By own group: the peer has it too.
     pub(super) has: Vec<bool>,
 }

@@ -140,6 +140,10 @@ impl Replicator {
                 port,
                 record,
             } => self.handle_multicast(at, group, port, record),
+            Message::Push(message) => {
+                let event = SyncEvent::Push(PeerId(at as u8), message);
+                self.events.push_back(event);
+            }
             Message::Unknown => {}
         }
         Ok(true)
@@ -193,6 +197,7 @@ impl Replicator {
                 names
             },
             program: hello.program.clone(),
+            takes_configs: hello.takes_configs,
             has: (self.identity.groups.iter())
                 .map(|group| hello.groups.contains(group))
                 .collect(),

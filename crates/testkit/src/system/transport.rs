@@ -19,6 +19,7 @@ pub const LINK: LinkId = LinkId(0);
 pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
     Ha {
         asymmetric_flows: false,
+        accept_push: Vec::new(),
         group_id: 1,
         priority: 128,
         override_: false,

@@ -19,6 +19,7 @@ pub mod capture;
 mod events;
 mod explain;
 mod ha;
+mod push;
 mod session;
 mod status;
 
@@ -34,6 +35,7 @@ pub use ha::{
     Change, ConfigPart, ConfigVersion, HandoverDone, MaintenanceDone, ReloadDone, SwitchDone,
     SwitchRow,
 };
+pub use push::{PushReport, PushState, PushUnit, PushUnitState};
 pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
@@ -138,6 +140,32 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         note: Option<String>,
     },
+    /// A piece of the text of a config that is to be pushed to all units. The answer is empty.
+    PushPart {
+        /// The length of the pieces before, in bytes; at 0 the text begins.
+        at: u64,
+        /// The piece.
+        text: String,
+    },
+    /// Asks all units what they think of that config. The answer is one [`PushReport`].
+    PushCheck,
+    /// Puts it in force on all units. The answer is one [`PushReport`].
+    PushApply {
+        /// The `push` of the report.
+        push: String,
+        /// All go back unless it is accepted in so many seconds; without it, it stays.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// The operator, for the history.
+        #[serde(default)]
+        by: Option<String>,
+    },
+    /// Confirms the config that is in force on trial. The answer is one [`PushReport`].
+    PushAccept,
+    /// Returns to the config before on all units. The answer is one [`PushReport`].
+    PushAbort,
+    /// The last push, and which config each unit has. The answer is one [`PushReport`].
+    PushStatus,
     /// The config in force. The answer is a [`ConfigPart`] per table.
     ConfigShow {
         /// Includes options with their default value.
@@ -197,11 +225,17 @@ impl Request {
             | Request::Explain(_)
             | Request::ConfigShow { .. }
             | Request::ConfigHistory
+            | Request::PushStatus
             | Request::HaGet { .. } => Right::Read,
             Request::Clear { .. }
             | Request::Failover { .. }
             | Request::Maintenance { .. }
             | Request::Reload { .. }
+            | Request::PushPart { .. }
+            | Request::PushCheck
+            | Request::PushApply { .. }
+            | Request::PushAccept
+            | Request::PushAbort
             | Request::HaSet { .. }
             | Request::Capture { .. } => Right::Change,
         }

@@ -1,0 +1,280 @@
+//! One config for all units: `[node.NAME]` tables, and `tandemgw push`.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::pair::Pair;
+use crate::unit::Unit;
+use testkit::system::process::wait_until;
+
+/// The configs of both units as one.
+fn one_text(pair: &Pair) -> String {
+    let parts = |unit: &Unit| {
+        let (shared, rest) = unit.config.split_once("[[ha.link]]").expect("a link");
+        let (link, peer) = rest.split_once("[[ha.peer]]").expect("a peer");
+        (shared.to_owned(), link.to_owned(), peer.to_owned())
+    };
+    let (shared, link_a, peer_b) = parts(pair.a());
+    let (_, link_b, peer_a) = parts(pair.b());
+    let shared = shared.replace("key = \"gw-a.key\"\n", "");
+    let shared = shared.replace("name = \"gw-a\"\n", "");
+    let shared = shared.replace("priority = 200\n", "accept-push = [\"gw-a\", \"gw-b\"]\n");
+    let unit = |name: &str, priority: u8, link: &str| {
+        format!(
+            "[node.{name}]\nkey = \"{name}.key\"\n[node.{name}.ha]\npriority = {priority}\n\
+             [[node.{name}.ha.link]]{link}\n"
+        )
+    };
+    let units = unit("gw-a", 200, &link_a) + &unit("gw-b", 100, &link_b);
+    format!("{shared}\n[[ha.peer]]{peer_a}\n[[ha.peer]]{peer_b}\n{units}")
+}
+
+/// A pair that runs from two copies of one text.
+fn started() -> (Pair, String) {
+    let mut pair = Pair::new();
+    let text = one_text(&pair);
+    pair.a_mut().config = text.clone();
+    pair.b.config = text.clone();
+    for unit in [&mut pair.lab.unit, &mut pair.b] {
+        let name = unit.ns.name().to_owned();
+        unit.launch_by(&format!("exec \"$@\" --node {name}"));
+    }
+    pair.start();
+    (pair, text)
+}
+
+fn report(unit: &Unit) -> Value {
+    let said = unit.tandemgw("push --status --json").ok().stdout;
+    serde_json::from_str(&said).unwrap_or_else(|e| panic!("not JSON: {e}\n{said}"))
+}
+
+/// The texts in force and in the file of a unit, as far as they tell whether ICMP is dropped.
+fn drops(unit: &Unit) -> (bool, bool) {
+    let shown = unit.tandemgw("config show").ok().stdout;
+    let file = fs::read_to_string(unit.config_path()).expect("the config");
+    let has = |text: &str| text.contains("name = \"no-ping\"");
+    (has(&shown), has(&file))
+}
+
+fn with_policy(text: &str) -> String {
+    let policy = "[[policy]]\nname = \"no-ping\"\nservice = [\"icmp\"]\naction = \"drop\"\n\n";
+    text.replacen("[[policy]]", &format!("{policy}[[policy]]"), 1)
+}
+
+/// Writes a config that is to be pushed.
+fn stage(pair: &Pair, text: &str) -> String {
+    let path = pair.lab.dir().join("wanted.toml");
+    fs::write(&path, text).expect("writing the config");
+    path.display().to_string()
+}
+
+#[test]
+fn one_file_runs_a_pair() {
+    let (pair, text) = started();
+    pair.lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+    assert_eq!(pair.a().peer()["name"], "gw-b");
+    let path = pair.a().config_path().display().to_string();
+    // Each command reads it in the same way.
+    for command in ["check", "doctor"] {
+        let said = pair
+            .a()
+            .tandemgw(&format!("{command} --config {path} --node gw-c"));
+        let said = said.code(2).stderr;
+        assert!(
+            said.contains("there is no unit `gw-c` here, but `gw-a`, `gw-b`"),
+            "{said}"
+        );
+    }
+    pair.a()
+        .tandemgw(&format!("check --config {path} --node gw-b"))
+        .ok();
+    let said = pair
+        .a()
+        .tandemgw(&format!("check --config {path}"))
+        .code(2)
+        .stderr;
+    assert!(said.contains("this host is `"), "{said}");
+    let shown = pair.b().tandemgw("config show").ok().stdout;
+    assert!(
+        shown.contains("says the same") && shown.contains("priority = 100"),
+        "{shown}"
+    );
+    assert!(!shown.contains("node.gw-a"), "{shown}");
+    let changed = text.replace("priority = 100", "priority = 90");
+    fs::write(pair.b().config_path(), changed).expect("writing the config");
+    let said = pair.b().tandemgw("reload").ok().stdout;
+    assert!(said.contains("100 to 90"), "{said}");
+    pair.a().tandemgw("ha set priority 210 --save").ok();
+    let file = fs::read_to_string(&path).expect("the config");
+    assert!(
+        file.contains("priority = 210") && file.contains("priority = 100"),
+        "{file}"
+    );
+}
+
+#[test]
+fn a_push_is_in_force_on_both_or_on_none() {
+    let (pair, text) = started();
+    let ping = "ping -c 1 -W 1 10.77.2.100";
+    pair.lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+    let path = stage(&pair, &with_policy(&text));
+    let said = pair
+        .a()
+        .tandemgw(&format!("push --check {path}"))
+        .ok()
+        .stdout;
+    assert_eq!(said.matches("policy.no-ping  added").count(), 2, "{said}");
+    assert_eq!([drops(pair.a()), drops(pair.b())], [(false, false); 2]);
+
+    // Nobody confirms it.
+    let said = pair
+        .a()
+        .tandemgw(&format!("push --yes --confirm 3s {path}"))
+        .ok()
+        .stdout;
+    assert!(said.contains("is in force on all units until"), "{said}");
+    assert_eq!(
+        [drops(pair.a()), drops(pair.b())],
+        [(true, false); 2],
+        "on trial"
+    );
+    pair.lab.lan1.try_run(ping).code(1);
+    let said = pair.b().tandemgw("reload").code(2).stderr;
+    assert!(said.contains("a pushed config is on trial"), "{said}");
+    wait_until("both go back", || {
+        [drops(pair.a()), drops(pair.b())] == [(false, false); 2]
+    });
+    pair.lab.lan1.run("ping -c 1 -W 2 10.77.2.100");
+
+    // Somebody does, after which it survives a restart.
+    pair.a().wait_for_ready_peer();
+    pair.a()
+        .tandemgw(&format!("push --yes --confirm 60s {path}"))
+        .ok();
+    let said = pair.a().tandemgw("push --accept").ok().stdout;
+    assert!(said.contains("is in force, and in the files"), "{said}");
+    assert_eq!([drops(pair.a()), drops(pair.b())], [(true, true); 2]);
+    let said = pair.b().tandemgw("config history").ok().stdout;
+    assert!(said.contains("push from gw-a"), "{said}");
+    wait_until("they say that they have the same", || {
+        report(pair.b())["units"][1]["compared"] == "same"
+    });
+}
+
+#[test]
+fn a_unit_that_can_not_have_it_stops_the_push_for_all() {
+    let (pair, text) = started();
+    let other = with_policy(&text).replace(
+        "[node.gw-b]\n",
+        "[node.gw-b]\nport.wan.interface = \"eth7\"\n",
+    );
+    let path = stage(&pair, &other);
+    let said = pair.a().tandemgw(&format!("push --yes {path}")).code(1);
+    assert!(
+        said.stdout.contains("gw-b:") && said.stdout.contains("eth7"),
+        "{}",
+        said.stdout
+    );
+    assert!(
+        said.stderr.contains("nothing has changed"),
+        "{}",
+        said.stderr
+    );
+    let path = stage(
+        &pair,
+        &with_policy(&text).replace("action = \"drop\"", "action = \"dorp\""),
+    );
+    pair.a().tandemgw(&format!("push --yes {path}")).code(1);
+    assert_eq!([drops(pair.a()), drops(pair.b())], [(false, false); 2]);
+    // A unit that lets nobody configure it.
+    let mut pair = pair;
+    pair.b.config = text.replace("accept-push = [\"gw-a\", \"gw-b\"]", "accept-push = []");
+    pair.b.reload();
+    pair.a().wait_for_ready_peer();
+    let path = stage(&pair, &with_policy(&text));
+    let said = pair
+        .a()
+        .tandemgw(&format!("push --yes {path}"))
+        .code(1)
+        .stdout;
+    assert!(said.contains("it takes no config from gw-a"), "{said}");
+}
+
+#[test]
+fn a_leader_that_dies_on_trial_leaves_the_old_config() {
+    let (mut pair, text) = started();
+    let path = stage(&pair, &with_policy(&text));
+    pair.a()
+        .tandemgw(&format!("push --yes --confirm 2s {path}"))
+        .ok();
+    assert_eq!(drops(pair.b()), (true, false));
+    pair.a_mut().kill();
+    wait_until("gw-b goes back by itself", || {
+        drops(pair.b()) == (false, false)
+    });
+    pair.a_mut().start();
+    assert_eq!(drops(pair.a()), (false, false));
+}
+
+#[test]
+fn a_unit_that_was_away_gets_it_and_a_conflict_is_shown() {
+    let (mut pair, text) = started();
+    let path = stage(&pair, &text);
+    pair.a().tandemgw(&format!("push --yes {path}")).ok();
+    pair.b.kill();
+    wait_until("gw-b is gone", || pair.a().peer()["connected"] == false);
+    let wanted = with_policy(&text);
+    let path = stage(&pair, &wanted);
+    let said = pair.a().tandemgw(&format!("push --yes {path}")).ok().stdout;
+    assert!(said.contains("gw-b: away"), "{said}");
+    pair.b.start();
+    wait_until("gw-b has it", || drops(pair.b()) == (true, true));
+    // Both are changed while they do not hear each other.
+    pair.b.kill();
+    wait_until("gw-b is gone", || pair.a().peer()["connected"] == false);
+    let path = stage(&pair, &text);
+    pair.a().tandemgw(&format!("push --yes {path}")).ok();
+    pair.b.config = format!("{wanted}# by hand\n");
+    pair.b.start();
+    wait_until("the conflict is shown", || {
+        report(pair.a())["units"][1]["compared"] == "conflict"
+            && report(pair.b())["units"][1]["compared"] == "conflict"
+    });
+    assert_eq!(
+        [drops(pair.a()), drops(pair.b())],
+        [(false, false), (true, true)]
+    );
+    let said = pair.a().tandemgw("events").ok().stdout;
+    let conflict = "the config differs from that of gw-b, and both were changed";
+    assert!(said.contains(conflict), "{said}");
+}
+
+/// The figure of the book: 1000 policies to two units, within a second, without a lost packet.
+#[test]
+fn a_thousand_policies_are_pushed_while_packets_flow() {
+    let (pair, text) = started();
+    let mut many = String::new();
+    for n in 0..1000 {
+        let (high, low) = (n / 250, n % 250);
+        many += &format!(
+            "[[policy]]\nname = \"p{n}\"\nfrom = [\"lan\"]\nto = [\"wan\"]\n\
+             destination = [\"10.9.{high}.{low}/32\"]\nservice = [\"tcp/443\"]\naction = \"drop\"\n\n"
+        );
+    }
+    let path = stage(
+        &pair,
+        &text.replacen("[[policy]]", &format!("{many}[[policy]]"), 1),
+    );
+    let pings = pair.lab.lan1.spawn("ping -i 0.01 -c 400 -W 2 10.77.2.100");
+    let begin = Instant::now();
+    pair.a().tandemgw(&format!("push --yes {path}")).ok();
+    let took = begin.elapsed();
+    let said = pings.finish(Duration::from_secs(30)).ok().stdout;
+    println!("pushed in {took:?}: {said}");
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let shown = pair.b().tandemgw("config show").ok().stdout;
+    assert!(shown.contains("name = \"p999\""), "not in force on gw-b");
+}
