@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(texts[0].1, "[node]\nname = \"a\"");
         assert_eq!(texts[1].1, "[[policy]]\nname = \"b\"");
         // The same one again is no version.
-        assert_eq!(folder.record("[node]\nname = \"a\""), kept);
+        assert_eq!(versions(&folder.record("[node]\nname = \"a\"")), [1]);
         assert_eq!(versions(&folder.record("x = 1")), [2, 1]);
         assert_eq!(
             versions(&folder.record("[node]\nname = \"a\"")),
