@@ -115,6 +115,32 @@ fn assert_none(problems: &[String], rule: &str) {
     assert!(problems.is_empty(), "{rule}:\n{}", problems.join("\n"));
 }
 
+/// Text of the book and of the files beside it: tables, code and links may be longer.
+#[test]
+fn the_book_is_within_its_width() {
+    const WIDTH: usize = 120;
+    let mut problems = Vec::new();
+    for path in files(&root()) {
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        if !name.ends_with(".md") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        if text.starts_with("<!-- Generated") {
+            continue;
+        }
+        let mut is_code = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            is_code ^= line.trim_start().starts_with("```");
+            let is_prose = !is_code && !line.starts_with(['|', '#', '<']);
+            if is_prose && line.chars().count() > WIDTH && line.trim().contains(' ') {
+                problems.push(format!("{name}:{number}"));
+            }
+        }
+    }
+    assert_none(&problems, "break the line");
+}
+
 #[test]
 fn only_the_shell_uses_the_system() {
     let mut problems = Vec::new();
