@@ -21,11 +21,14 @@ impl Gateway {
         id: SessionId,
         direction: Direction,
     ) -> Verdict {
-        let (roles, cluster) = (&self.groups.roles, self.cluster.as_deref());
-        let passes_on = self.rules.passes_on();
+        let (roles, rules) = (&self.groups.roles, &self.rules);
+        let cluster = self.cluster.as_deref();
+        let stragglers = |group| {
+            let cluster = cluster?;
+            Some(cluster.carries_stragglers(packet.now, group, rules.passes_on()))
+        };
         let carries = |group: GroupId| {
-            roles[usize::from(group.0)] == Role::Primary
-                || cluster.is_some_and(|it| it.carries_stragglers(packet.now, group, passes_on))
+            roles[usize::from(group.0)] == Role::Primary || stragglers(group) == Some(true)
         };
         let checks_source = || self.rules.port(packet.port).source_check;
         // Filled in place: otherwise it would be copied out of the closure.

@@ -72,6 +72,9 @@ impl Gateway {
 
     /// The group of the session that a packet would open with `plan`, by addresses of `group`.
     pub(super) fn slot_for(&self, group: GroupId, packet: &Packet<'_>, plan: &Plan) -> GroupId {
+        if !self.rules.is_cut(group) {
+            return group;
+        }
         // Without ports, only the destination tells translated sessions apart: one unit must see
         // all that have the same one. The server of a forward has the same external port in all
         // sessions, also in those of its clients.
@@ -151,8 +154,11 @@ impl Gateway {
     /// Whether a packet that may not open a session here may be an answer that another unit knows.
     #[cold]
     pub(super) fn is_answer_for_another(&self, packet: &Packet<'_>) -> bool {
+        if !self.rules.passes_on() || self.is_passed_on() {
+            return false;
+        }
         let slot = self.slot_if_answer(packet);
-        slot.is_some_and(|slot| !self.is_passed_on() && !self.carries(packet.now, slot))
+        slot.is_some_and(|slot| !self.carries(packet.now, slot))
     }
 
     /// The hardware address at which `host`, on the link of `port`, finds the addresses of `group`:
