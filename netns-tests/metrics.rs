@@ -227,7 +227,8 @@ fn every_metric_is_there_and_dashboard_and_alerts_use_no_other() {
     let mut pair = Pair::new();
     // A standby without an address of its own can ask by ARP alone.
     let more = format!(
-        "\n[metrics]\n\n[[link-monitor]]\nport = \"wan\"\nserver = \"{}\"\nprotocol = \"arp\"\ninterval = \"50ms\"\n",
+        "\n[metrics]\n\n[[link-monitor]]\nport = \"wan\"\nserver = \"{}\"\nprotocol = \"arp\"\ninterval = \"50ms\"\n\n\
+         [[multicast-policy]]\nname = \"tv\"\nfrom = [\"wan\"]\nto = [\"lan\"]\ngroup = [\"239.1.0.0/16\"]\naction = \"accept\"\n",
         SERVER[0]
     );
     pair.lab.unit.config.push_str(&more);
