@@ -152,6 +152,30 @@ fn a_session_lives_while_another_unit_forwards_it() {
     }
 }
 
+/// Right after a handover, hosts still send to the former primary. It does not follow connections
+/// in the place of the new one, which would miss how they go on.
+#[test]
+fn what_a_new_primary_opens_is_followed_there() {
+    for seed in 0..SEEDS {
+        let mut world = started(seed, asymmetric(2, 1));
+        world.spread = Spread::Gateway;
+        let old = world.primaries(0)[0];
+        assert_eq!(world.hand_over(old, 0), Ok(()));
+        world.run(ms(100));
+        assert_eq!(world.primaries(0), [1 - old]);
+        world.spread = Spread::To(old);
+        open_flows(&mut world, 20);
+        // Until it drains no longer.
+        world.run(ms(4000));
+        world.check_none_broken();
+        let (open, moves) = (world.progress(), world.moves());
+        assert!(open.len() > 10, "{}", open.len());
+        world.run(ms(2000));
+        world.check_flows(&open, &moves);
+        assert_eq!(world.repeated, 0, "seed {seed}");
+    }
+}
+
 /// What a peer has passed on ends at a unit that is not primary either.
 #[test]
 fn nothing_is_passed_on_twice() {

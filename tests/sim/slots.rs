@@ -1,5 +1,7 @@
 //! Groups that are cut into slots: all units forward, and a host uses the unit that has its slot.
 
+use std::collections::BTreeSet;
+
 use tandemgw_core::flow::GroupId;
 use tandemgw_core::random::SplitMix64;
 
@@ -79,6 +81,8 @@ fn units_share_the_hosts_of_a_group() {
                 let busy = world.opened().iter().filter(|it| **it > 0).count();
                 assert!(busy > 1, "all hosts are at one unit");
                 world.check_slots();
+                let places = world.places_of_gateway();
+                assert!(places.len() > 1, "all hosts use one unit");
                 let (open, moves) = (world.progress(), world.moves());
                 world.silent = true;
                 world.run(ms(500));
@@ -101,6 +105,12 @@ fn units_share_the_hosts_of_a_group() {
 }
 
 impl World {
+    /// The hardware addresses at which hosts believe the gateway to be.
+    fn places_of_gateway(&self) -> BTreeSet<[u8; 6]> {
+        let hosts = self.hosts.iter().flatten();
+        hosts.flat_map(|host| host.gateway).flatten().collect()
+    }
+
     /// All sessions are in slots, and no two slots have sessions on the same external port.
     fn check_slots(&self) {
         let gateway = self.units[0].gateway.as_ref().unwrap();

@@ -617,6 +617,40 @@ fn a_handover_comes_after_everything_before_it() {
     assert!(world.units[1].sync.digest_equal(PeerId(0), G));
 }
 
+/// Two units have opened sessions with the same answers, in slots of one group: all keep that of
+/// the lower slot. Groups that are not slots keep their own.
+#[test]
+fn of_two_slots_with_the_same_packets_the_lower_keeps_its_session() {
+    let cut = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\"]\ndistribute = 2\n";
+    let apart = "[[group]]\nname = \"in\"\nports = [\"lan\"]\n\
+                 [[group]]\nname = \"out\"\nports = [\"wan\"]\n";
+    for (extra, first, left) in [(cut, 1, [1, 1]), (apart, 0, [0, 1])] {
+        let mut world = World::with(2, 1, extra);
+        let groups = [GroupId(first), GroupId(first + 1)];
+        for (unit, group) in groups.into_iter().enumerate() {
+            world.units[unit].set_sending(group, Some(1));
+        }
+        world.calm(3);
+        let now = world.now;
+        for (unit, group) in groups.into_iter().enumerate() {
+            let n = unit as u8 + 1;
+            let key = key(Protocol::TCP, n, n.into());
+            let opened = world.units[unit].open_in(group, key, (NAT.0, 6000), now);
+            opened.expect("there is room");
+        }
+        world.calm(3);
+        for (unit, group) in left.into_iter().enumerate() {
+            let unit = &world.units[unit];
+            let kept: Vec<GroupId> = unit
+                .ids()
+                .into_iter()
+                .map(|id| unit.store.get(id).unwrap().group)
+                .collect();
+            assert_eq!(kept, [GroupId(group)], "{extra}");
+        }
+    }
+}
+
 /// Both are primary: states only go forward, and the higher term wins where sessions exclude each
 /// other.
 #[test]
