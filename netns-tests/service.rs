@@ -291,10 +291,10 @@ fn sandbox() -> String {
     let nice = 20 - unit_value("LimitNICE").parse::<i32>().expect("a number");
     format!(
         "binary=$1; config=$4; folder=/run/tandemgw-test
-        mkdir -p $folder /run/tandemgw
+        mkdir -p $folder /run/tandemgw /var/lib/tandemgw
         cp \"${{config%/*}}\"/*.toml $folder; chmod 644 $folder/*.toml
         for key in \"${{config%/*}}\"/*.key; do [ ! -e \"$key\" ] || cp \"$key\" $folder; done
-        chown -R {user} /run/tandemgw $folder
+        chown -R {user} /run/tandemgw /var/lib/tandemgw $folder
         [ -e /run/tandemgw-binary ] || {{ touch /run/tandemgw-binary; mount --bind \"$binary\" /run/tandemgw-binary; }}
         # With the mode that udev gives it, whatever the mode is here.
         [ {user} = 0 ] || {{ mknod -m 0666 /run/tun c 10 200; mount --bind /run/tun /dev/net/tun; }}
