@@ -1,4 +1,4 @@
-//! The cells of the rows in [`super::options`], by the kind of option.
+//! The cells of the rows in `options.rs`, by the kind of option.
 
 use std::time::Duration;
 
