@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use ipnet::IpNet;
 
 use super::check;
-use super::packet_socket::{interface_index, jump, new_socket, set_option};
+use super::packet_socket::{self, interface_index, jump, new_socket, set_option};
 use tandemgw_core::config::Config;
 use tandemgw_core::event::{Offload, PartialChecksum};
 use tandemgw_core::flow::PortId;
@@ -114,13 +114,7 @@ impl MulticastSocket {
     /// The frame is lost and to be counted: `ENOBUFS` or `WouldBlock` if the queue is full,
     /// `ENETDOWN` if the interface is down, `ENXIO` if it is gone.
     pub fn send(&self, buffer: &FrameBuffer) -> io::Result<()> {
-        let frame = &buffer.bytes[..FrameBuffer::HEADER + buffer.length];
-        let flags = libc::MSG_DONTWAIT;
-        // SAFETY: `frame` is readable for `frame.len()` bytes, and borrowed only for the call.
-        match unsafe { libc::send(self.as_raw_fd(), frame.as_ptr().cast(), frame.len(), flags) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+        packet_socket::send(self, &buffer.bytes[..FrameBuffer::HEADER + buffer.length])
     }
 }
 

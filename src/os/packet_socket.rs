@@ -90,12 +90,24 @@ impl PacketSocket {
     /// The frame is lost and to be counted: `ENOBUFS` or `WouldBlock` if the queue is full,
     /// `ENETDOWN` if the interface is down, `ENXIO` if it is gone.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let flags = libc::MSG_DONTWAIT;
-        // SAFETY: `frame` is readable for `frame.len()` bytes, and borrowed only for the call.
-        match unsafe { libc::send(self.as_raw_fd(), frame.as_ptr().cast(), frame.len(), flags) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+        send(self, frame)
+    }
+}
+
+/// Sends bytes to a socket of packets, tried once.
+pub(super) fn send(socket: &impl AsRawFd, bytes: &[u8]) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT;
+    // SAFETY: `bytes` is readable for `bytes.len()` bytes, and borrowed only for the call.
+    match unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            flags,
+        )
+    } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
