@@ -110,7 +110,7 @@ impl Gateway {
         let verdict = self.handle_whole(packet);
         first.onward.identification = packet::identification(packet.bytes, &packet.parsed);
         let is_passed_on =
-            verdict == Verdict::Drop(DropReason::NotPrimary) && self.has_asymmetric_flows();
+            verdict == Verdict::Drop(DropReason::NotPrimary) && self.rules.passes_on();
         if self.counters.guarantee_held > held {
             self.wait_with_fragments(&packet.parsed.key, first);
         } else if verdict == Verdict::Forward || is_passed_on {

@@ -47,17 +47,11 @@ impl Default for PassingOn {
 }
 
 impl Gateway {
-    /// Whether packets may come to any unit.
-    #[inline]
-    pub(super) fn has_asymmetric_flows(&self) -> bool {
-        self.rules.passes_on()
-    }
-
     /// A packet of a group that this unit is not primary of: passes it on, if that is wanted.
     /// Otherwise it is counted as dropped.
     #[cold]
     pub(super) fn handle_for_another(&mut self, packet: &Packet<'_>) -> Verdict {
-        let passed_on = match self.has_asymmetric_flows() {
+        let passed_on = match self.rules.passes_on() {
             true => self.pass_on(packet),
             false => {
                 self.note_stray(packet.now, packet.port, packet.parsed.key.src);
@@ -153,13 +147,13 @@ impl Gateway {
 
     /// Whether a packet without a session is for another unit to judge.
     pub(super) fn is_for_another(&self, packet: &Packet<'_>) -> bool {
-        self.has_asymmetric_flows() && !self.carries(packet.now, self.group_by_addresses(packet))
+        self.rules.passes_on() && !self.carries(packet.now, self.group_by_addresses(packet))
     }
 
     /// Whether a fragment is, by its addresses, which all fragments of its datagram have. Not if
     /// these do not tell the slot: then the others follow the first one.
     pub(super) fn is_fragment_for_another(&self, packet: &Packet<'_>) -> bool {
-        if !self.has_asymmetric_flows() {
+        if !self.rules.passes_on() {
             return false;
         }
         let group = self.group_by_addresses(packet);

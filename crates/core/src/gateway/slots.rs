@@ -217,7 +217,7 @@ impl Gateway {
     /// When a unit dies, its hosts must not wait until they look for it: the primary of a group
     /// that is cut announces itself to all of them, and then spreads them again.
     pub(super) fn gather_hosts(&mut self, now: Time) {
-        let Some(cluster) = self.cluster() else {
+        let Some(cluster) = self.cluster().filter(|_| self.rules.passes_on()) else {
             return;
         };
         let alive = |peer: &PeerId| cluster.ha.is_alive(*peer);

@@ -26,7 +26,7 @@ impl Gateway {
         direction: Direction,
     ) -> Verdict {
         let refused = Verdict::Drop(DropReason::NotPrimary);
-        if !self.has_asymmetric_flows() {
+        if !self.rules.passes_on() {
             return refused;
         }
         let Some(session) = self.sessions.get(id) else {
