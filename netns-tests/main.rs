@@ -8,6 +8,7 @@
 //! `scripts/test` installs the programs that the tests use.
 
 mod asymmetric;
+mod browser;
 mod capture;
 mod cluster;
 mod conversation;

@@ -1,7 +1,11 @@
 //! `tandemgw web`: the page, its stream, and who is refused.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::Value;
 
+use crate::browser::Browser;
+use crate::lab::SERVER;
 use crate::pair::Pair;
 use testkit::system::process::wait_until;
 
@@ -76,4 +80,60 @@ fn the_page_shows_the_pair_as_it_changes_and_lets_nobody_else_in() {
     });
     let refused = pair.b().tandemgw("web --listen 0.0.0.0:8749").code(2);
     assert!(refused.stderr.contains("ssh -L"), "{}", refused.stderr);
+}
+
+/// Notes in `window.turned` when the page shows this unit as primary.
+const NOTE_TURN: &str = "
+    window.turned = 0;
+    const units = document.getElementById('units');
+    new MutationObserver(() => {
+      const role = units.querySelector('tbody tr td:nth-child(2)');
+      if (!window.turned && role && role.textContent === 'primary') window.turned = Date.now();
+    }).observe(units, { childList: true, subtree: true });";
+
+#[test]
+fn a_browser_shows_the_takeover_within_a_second() {
+    let mut pair = Pair::started();
+    wait_until("all is well", || {
+        pair.b().status()["health"]["state"] == "good"
+    });
+    let _pings = pair
+        .lab
+        .lan1
+        .spawn(&format!("ping -q -i 0.01 {}", SERVER[0]));
+    wait_until("the session is on both", || {
+        !pair.b().sessions("proto=icmp").is_empty()
+    });
+    let page = pair.b().spawn_tandemgw("web --listen 127.0.0.1:8748");
+    page.expect_stderr("address", |line| line.contains("http://127.0.0.1:8748/"));
+    let browser = Browser::start(&pair.b.ns, pair.lab.dir());
+    browser.open("http://127.0.0.1:8748/");
+    browser.wait_until(
+        "the page is complete",
+        "document.querySelector('#units tbody tr:nth-child(2)') && document.querySelector('#hosts table')",
+    );
+    browser.picture_for_book("web.png", 1280, "light");
+    browser.picture_for_book("web-phone.png", 390, "dark");
+    let shown = browser.script("return document.body.innerText;");
+    let shown = shown.as_str().expect("text");
+    assert!(
+        shown.contains("gw-a") && shown.contains("lan-out"),
+        "{shown}"
+    );
+
+    browser.script(NOTE_TURN);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let killed = now.expect("after 1970").as_millis() as i64;
+    pair.lab.unit.kill();
+    browser.wait_until("the page turns", "window.turned");
+    let turned = browser.script("return window.turned;");
+    let took = turned.as_i64().expect("a time") - killed;
+    println!("the page turned {took} ms after the death of the primary");
+    assert!((0..=1000).contains(&took), "{took} ms");
+    browser.wait_until(
+        "it says what is wrong",
+        "document.getElementById('health').textContent.includes('gw-a is gone')",
+    );
+    let console = browser.console();
+    assert!(console.is_empty(), "{console:#?}");
 }

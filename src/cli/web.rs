@@ -13,7 +13,7 @@ use tandemgw::os::web::{self, File};
 use tandemgw_core::control::protocol::{Event, Request};
 use tandemgw_core::time::Time;
 
-use super::client::{Client, ClientError, parse};
+use super::client::{self, Client, ClientError, parse};
 use super::{EXIT_USAGE, fail, say};
 
 /// How long the page may wait for the gateway.
@@ -53,10 +53,30 @@ pub fn web(socket: Option<&Path>, listen: SocketAddr) -> ExitCode {
         Err(error) => return fail(error.code(), error),
     };
     say(format_args!("http://{listen}/\n"));
-    match web::serve(listen, FILES, move || source.ask()) {
+    let path = source.path.clone();
+    let watch = move |news: &dyn Fn()| watch(&path, news);
+    match web::serve(listen, FILES, move || source.ask(), watch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, format!("--listen {listen}: {error}")),
     }
+}
+
+/// Follows the events of the gateway, until it ends: that is news, too.
+fn watch(path: &Path, news: &dyn Fn()) {
+    let events = Request::Events {
+        after: None,
+        run: None,
+        follow: true,
+    };
+    let followed = Client::connect(Some(path), client::PATIENCE).and_then(|mut client| {
+        client.ask(&events, |_| {
+            news();
+            Ok(())
+        })
+    });
+    // The page says why there is no answer.
+    drop(followed);
+    news();
 }
 
 /// The gateway that is shown. It may end and come back.

@@ -4,7 +4,8 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 /// Connections at a time.
@@ -16,8 +17,11 @@ const MOST_HEAD: usize = 8 * 1024;
 /// How long a client may take to ask, or to read a piece.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Between two questions to the gateway.
+/// Between two questions to the gateway, if there is no news.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between two questions at least, however much news there is.
+const CALM: Duration = Duration::from_millis(100);
 
 /// Headers of every answer: the page loads nothing from elsewhere, runs no script but its own, and
 /// can't be framed.
@@ -66,24 +70,20 @@ impl Latest {
 }
 
 /// Serves until the process ends. `ask` is called once a second, however many clients there are,
-/// and gives one line.
+/// and gives one line. `watch` follows the gateway, and says when there is news: then `ask` is
+/// called at once. It is called again after it has returned.
 ///
 /// # Errors
 /// If it can't listen there.
 pub fn serve(
     listen: SocketAddr,
     files: &'static [File],
-    mut ask: impl FnMut() -> String + Send + 'static,
+    ask: impl FnMut() -> String + Send + 'static,
+    watch: impl FnMut(&dyn Fn()) + Send + 'static,
 ) -> io::Result<()> {
     let listener = TcpListener::bind(listen)?;
     let latest = Arc::new(Latest::default());
-    let asked = Arc::clone(&latest);
-    std::thread::Builder::new().spawn(move || {
-        loop {
-            asked.set(ask());
-            std::thread::sleep(INTERVAL);
-        }
-    })?;
+    follow(Arc::clone(&latest), ask, watch)?;
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         // One that is gone already.
@@ -94,7 +94,7 @@ pub fn serve(
         }
         let place = Place::take(&open);
         let latest = Arc::clone(&latest);
-        let begun = std::thread::Builder::new().spawn(move || {
+        let begun = thread::Builder::new().spawn(move || {
             let _place = place;
             // The client is gone, or too slow.
             let _ = handle(stream, listen.ip(), files, &latest);
@@ -102,6 +102,33 @@ pub fn serve(
         // The machine has no more threads: the connection is closed.
         drop(begun);
     }
+    Ok(())
+}
+
+/// Keeps the answer of the gateway up to date.
+fn follow(
+    latest: Arc<Latest>,
+    mut ask: impl FnMut() -> String + Send + 'static,
+    mut watch: impl FnMut(&dyn Fn()) + Send + 'static,
+) -> io::Result<()> {
+    let (tell, news) = mpsc::sync_channel(1);
+    thread::Builder::new().spawn(move || {
+        loop {
+            latest.set(ask());
+            thread::sleep(CALM);
+            // The sender lives as long as the process.
+            let _ = news.recv_timeout(INTERVAL - CALM);
+        }
+    })?;
+    thread::Builder::new().spawn(move || {
+        loop {
+            // If it is full, there is news already.
+            watch(&|| {
+                let _ = tell.try_send(());
+            });
+            thread::sleep(INTERVAL);
+        }
+    })?;
     Ok(())
 }
 

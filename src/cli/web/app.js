@@ -14,6 +14,12 @@ function duration(seconds) {
   return `${Math.floor(s / 86400)}d ${Math.floor((s % 86400) / 3600)}h`;
 }
 
+// The time, with the day if that is not today.
+function moment(seconds) {
+  const at = new Date(seconds * 1000);
+  return at.toDateString() === new Date().toDateString() ? at.toLocaleTimeString() : at.toLocaleString();
+}
+
 function bytes(value) {
   let unit = 0;
   while (value >= 1024 && unit < 5) {
@@ -105,7 +111,7 @@ function showTables(data) {
   const drops = Object.entries(status.counters.dropped).sort((a, b) => b[1] - a[1]);
   table("drops", ["Reason", "Packets"], drops.map(([reason, count]) => [reason, number(count)]));
   table("events", ["When", "Event", "What"], data.events.map((event) => [
-    new Date(event.at * 1000).toLocaleString(), [event.id, event.severity],
+    moment(event.at), [event.id, event.severity],
     event.why ? `${event.what} (${event.why})` : event.what,
   ]));
 }
