@@ -75,3 +75,4 @@ mod top;
 mod upgrade;
 mod uplinks;
 mod web;
+mod web_login;

@@ -32,7 +32,7 @@ fn one_text(pair: &Pair) -> String {
 }
 
 /// A pair that runs from two copies of one text.
-fn started() -> (Pair, String) {
+pub fn started() -> (Pair, String) {
     let mut pair = Pair::new();
     let text = one_text(&pair);
     pair.a_mut().config = text.clone();

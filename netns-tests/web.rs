@@ -7,7 +7,42 @@ use serde_json::Value;
 use crate::browser::Browser;
 use crate::lab::SERVER;
 use crate::pair::Pair;
+use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
+
+/// The page and its files, and what is none.
+fn assert_files(ns: &Namespace) {
+    let curl = |arguments: &str| ns.sh(&format!("curl -s -i --max-time 5 {arguments} || true"));
+    let html = curl("http://127.0.0.1:8748/");
+    assert!(
+        html.contains("Content-Security-Policy: default-src 'none'; script-src 'self'"),
+        "{html}"
+    );
+    assert!(
+        !html.contains("<script>") && !html.contains("onclick"),
+        "{html}"
+    );
+    for (path, part) in [
+        ("app.js", "TextDecoderStream"),
+        ("actions.js", "FORMS"),
+        ("style.css", "color-scheme"),
+    ] {
+        let file = curl(&format!("http://localhost:8748/{path}"));
+        assert!(file.contains("200 OK") && file.contains(part), "{file}");
+        assert!(
+            !file.contains("http://") && !file.contains("https://"),
+            "nothing from elsewhere: {path}"
+        );
+    }
+    for (refused, status) in [
+        ("-H 'Host: evil.example' http://127.0.0.1:8748/", "403"),
+        ("-X PUT http://127.0.0.1:8748/", "405"),
+        ("http://127.0.0.1:8748/etc/passwd", "404"),
+    ] {
+        let said = curl(refused);
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{said}");
+    }
+}
 
 #[test]
 fn the_page_shows_the_pair_as_it_changes_and_lets_nobody_else_in() {
@@ -19,31 +54,7 @@ fn the_page_shows_the_pair_as_it_changes_and_lets_nobody_else_in() {
     wait_until("it listens", || {
         curl("http://127.0.0.1:8748/").contains("200 OK")
     });
-    let html = curl("http://127.0.0.1:8748/");
-    assert!(
-        html.contains("Content-Security-Policy: default-src 'none'; script-src 'self'"),
-        "{html}"
-    );
-    assert!(
-        !html.contains("<script>") && !html.contains("onclick"),
-        "{html}"
-    );
-    for (path, part) in [("app.js", "EventSource"), ("style.css", "color-scheme")] {
-        let file = curl(&format!("http://localhost:8748/{path}"));
-        assert!(file.contains("200 OK") && file.contains(part), "{file}");
-        assert!(
-            !file.contains("http://") && !file.contains("https://"),
-            "nothing from elsewhere: {path}"
-        );
-    }
-    for (refused, status) in [
-        ("-H 'Host: evil.example' http://127.0.0.1:8748/", "403"),
-        ("-X POST http://127.0.0.1:8748/", "405"),
-        ("http://127.0.0.1:8748/etc/passwd", "404"),
-    ] {
-        let said = curl(refused);
-        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{said}");
-    }
+    assert_files(ns);
     let stream = pair.b().ns.spawn("curl -s -N http://127.0.0.1:8748/stream");
     let last = || -> Option<Value> {
         let stdout = stream.stdout();

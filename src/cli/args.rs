@@ -130,11 +130,32 @@ pub enum Command {
     },
     /// Watch roles, throughput, sessions, lag and drops in the terminal
     Top,
-    /// Serve a page that shows the pair, on loopback
+    /// Serve a page that shows the pair, and changes it for those who log in
     Web {
-        /// Where to listen; a loopback address
+        /// Where to listen; beyond loopback with a certificate and a password only
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10748")]
         listen: SocketAddr,
+        /// Who knows the password of this file may log in: `web-password` makes it
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// TLS with this certificate and those that sign it, as PEM
+        #[arg(long, value_name = "FILE", requires = "key")]
+        certificate: Option<PathBuf>,
+        /// The key of the certificate, as PEM
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        key: Option<PathBuf>,
+        /// A name of this host in the address of the page, beside its addresses
+        #[arg(long = "host", value_name = "NAME")]
+        hosts: Vec<String>,
+    },
+    /// Make a password for the page: prints it, and writes its hash to a file
+    WebPassword {
+        /// The file, which must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Take the password from the first line of stdin
+        #[arg(long)]
+        stdin: bool,
     },
     /// Say what would happen to a packet, and why
     Explain {

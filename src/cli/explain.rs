@@ -19,7 +19,7 @@ pub fn explain(socket: Option<&Path>, json: bool, request: ExplainRequest) -> Ex
 }
 
 /// Writes the explanation to `out`, one step per line.
-fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+pub fn print(explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
     let flow = &explanation.flow;
     let (proto, src, dst) = (&flow.proto, &flow.src, &flow.dst);
     writeln!(out, "{proto} {src} -> {dst}, in by {}", flow.r#in)?;

@@ -85,6 +85,26 @@ fn print(done: &SwitchDone, saved: Option<&Saved>) -> io::Result<()> {
     }
 }
 
+/// A value of a switch as TOML.
+pub fn as_toml(value: &str) -> String {
+    let is_plain = value.parse::<bool>().is_ok() || value.parse::<i64>().is_ok();
+    match is_plain {
+        true => value.to_owned(),
+        false => toml_edit::Value::from(value).to_string(),
+    }
+}
+
+/// The text of a config with another value of a switch, as TOML: of the unit `node`, if that has a
+/// value of its own, or else of all.
+pub fn with_switch(
+    text: &str,
+    node: &str,
+    key: &str,
+    toml: &str,
+) -> Result<String, impl fmt::Display> {
+    edit(text, Some(node), key, toml).map(|(text, _)| text)
+}
+
 /// The change that saving made to the file.
 #[derive(Debug, PartialEq)]
 enum Saved {

@@ -74,7 +74,8 @@ pub fn main() -> ExitCode {
             json,
         } => events::events(socket, (follow, exec.as_deref()), after, json),
         Command::Top => top::top(socket),
-        Command::Web { listen } => web::web(socket, listen),
+        page @ Command::Web { .. } => web::web(socket, page),
+        Command::WebPassword { out, stdin } => web::make_password(&out, stdin),
         Command::Explain {
             protocol,
             source,

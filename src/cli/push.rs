@@ -122,7 +122,7 @@ fn push(socket: Option<&Path>, wanted: &Wanted<'_>) -> Result<ExitCode, ClientEr
 }
 
 /// Sends the text in pieces.
-fn send(client: &mut Client, text: &str) -> Result<(), ClientError> {
+pub fn send(client: &mut Client, text: &str) -> Result<(), ClientError> {
     let mut at = 0;
     loop {
         let piece = cut(&text[at..], PIECE);
@@ -165,7 +165,7 @@ fn is_agreed(wanted: &Wanted<'_>) -> Result<bool, ClientError> {
 }
 
 /// What the config would change on each unit.
-fn differences(report: &PushReport) -> String {
+pub fn differences(report: &PushReport) -> String {
     let mut out = String::new();
     for unit in &report.units {
         let what = match unit.state {

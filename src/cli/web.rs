@@ -1,17 +1,24 @@
-//! `tandemgw web`: the state of the pair in a browser, to look at.
+//! `tandemgw web`: the pair in a browser, to look at, and to change for those who log in.
 //!
-//! It only asks what a member of the gateway's group may ask, so a fault in it can change nothing.
+//! The gateway decides what this process may do, by its user. The page may ask for a part of that.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tandemgw::os::clock;
-use tandemgw::os::web::{self, File};
-use tandemgw_core::control::protocol::{Event, Request};
+use tandemgw::os::web::{self, Acted, Door, File, Login, Password, SHORTEST, Site};
+use tandemgw_core::control::protocol::{Event, Request, Right};
 use tandemgw_core::time::Time;
+
+mod action;
+
+use action::Action;
+
+use super::args::Command;
 
 use super::client::{self, Client, ClientError, parse};
 use super::{EXIT_USAGE, fail, say};
@@ -37,52 +44,117 @@ const FILES: &[File] = &[
         text: include_str!("web/app.js"),
     },
     File {
+        path: "/actions.js",
+        kind: "text/javascript",
+        text: include_str!("web/actions.js"),
+    },
+    File {
         path: "/style.css",
         kind: "text/css",
         text: include_str!("web/style.css"),
     },
 ];
 
-pub fn web(socket: Option<&Path>, listen: SocketAddr) -> ExitCode {
-    if !listen.ip().is_loopback() {
-        let why = "the page is plain HTTP, and so on loopback only; from elsewhere: ssh -L";
-        return fail(EXIT_USAGE, format!("--listen {listen}: {why}"));
-    }
-    let mut source = match Source::new(socket) {
-        Ok(source) => source,
+pub fn web(socket: Option<&Path>, command: Command) -> ExitCode {
+    let site = match site(command) {
+        Ok(site) => site,
+        Err(why) => return fail(EXIT_USAGE, why),
+    };
+    let gateway = match Gateway::new(socket) {
+        Ok(gateway) => gateway,
         Err(error) => return fail(error.code(), error),
     };
-    say(format_args!("http://{listen}/\n"));
-    let path = source.path.clone();
-    let watch = move |news: &dyn Fn()| watch(&path, news);
-    match web::serve(listen, FILES, move || source.ask(), watch) {
+    let (scheme, listen) = (site.door.scheme(), site.listen);
+    say(format_args!("{scheme}://{listen}/\n"));
+    match web::serve(site, gateway) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, format!("--listen {listen}: {error}")),
     }
 }
 
-/// Follows the events of the gateway, until it ends: that is news, too.
-fn watch(path: &Path, news: &dyn Fn()) {
-    let events = Request::Events {
-        after: None,
-        run: None,
-        follow: true,
+/// What the command line asks for, if it is safe.
+fn site(command: Command) -> Result<Site, String> {
+    let Command::Web {
+        listen,
+        password_file,
+        certificate,
+        key,
+        hosts,
+    } = command
+    else {
+        return Err("`web` is expected".to_owned());
     };
-    let followed = Client::connect(Some(path), client::PATIENCE).and_then(|mut client| {
-        client.ask(&events, |_| {
-            news();
-            Ok(())
-        })
+    let password = password_file.map(|file| {
+        Password::load(&file)
+            .map_err(|error| format!("--password-file {}: {error}", file.display()))
     });
-    // The page says why there is no answer.
-    drop(followed);
-    news();
+    let password = password.transpose()?;
+    let door = match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            Door::tls(&certificate, &key).map_err(|error| error.to_string())?
+        }
+        _ => Door::Plain,
+    };
+    if !listen.ip().is_loopback() {
+        let why = match (&door, &password) {
+            (Door::Plain, _) => {
+                "plain HTTP is for loopback only: use ssh -L, or give it --certificate and --key"
+            }
+            (Door::Tls(_), None) => {
+                "beyond loopback it needs --password-file, which `tandemgw web-password` makes"
+            }
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(format!("--listen {listen}: {why}"));
+        }
+    }
+    Ok(Site {
+        listen,
+        door,
+        hosts,
+        login: Login::new(password),
+        files: FILES,
+    })
+}
+
+/// `tandemgw web-password`: makes one, unless it comes from stdin.
+pub fn make_password(out: &Path, stdin: bool) -> ExitCode {
+    let password = match stdin {
+        false => Password::random(),
+        true => {
+            let mut line = String::new();
+            let read = io::stdin().lock().read_line(&mut line);
+            read.map(|_| line.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    };
+    let made = password.and_then(|password| {
+        if password.chars().count() < SHORTEST {
+            let why = format!("a password has at least {SHORTEST} characters");
+            return Err(io::Error::other(why));
+        }
+        Password::write(out, &password)?;
+        if !stdin {
+            writeln!(io::stdout(), "{password}")?;
+        }
+        Ok(())
+    });
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, format!("{}: {error}", out.display())),
+    }
 }
 
 /// The gateway that is shown. It may end and come back.
-struct Source {
+struct Gateway {
     path: PathBuf,
-    policies: String,
+    shown: Mutex<Shown>,
+}
+
+/// What the page was told.
+#[derive(Default)]
+struct Shown {
+    policies: Option<String>,
     policies_due: Time,
     /// The last events, the newest first.
     events: VecDeque<String>,
@@ -90,38 +162,79 @@ struct Source {
     place: (Option<String>, Option<u64>),
 }
 
-impl Source {
-    fn new(socket: Option<&Path>) -> Result<Source, ClientError> {
+impl Gateway {
+    fn new(socket: Option<&Path>) -> Result<Gateway, ClientError> {
         let client = Client::connect(socket, PATIENCE)?;
-        Ok(Source {
+        Ok(Gateway {
             path: client.path().to_owned(),
-            policies: "[]".to_owned(),
-            policies_due: Time::ZERO,
-            events: VecDeque::new(),
-            place: (None, None),
+            shown: Mutex::default(),
         })
     }
+}
 
-    /// The content of the page, as one line of JSON.
-    fn ask(&mut self) -> String {
-        match self.ask_gateway() {
+impl web::Source for Gateway {
+    fn look(&self) -> String {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match shown.ask(&self.path) {
             Ok(text) => text,
-            Err(error) => serde_json::json!({ "error": error.to_string() }).to_string(),
+            Err(error) => error_of(&error),
         }
     }
 
-    fn ask_gateway(&mut self) -> Result<String, ClientError> {
-        let mut client = Client::connect(Some(&self.path), PATIENCE)?;
+    fn watch(&self, news: &dyn Fn()) {
+        let events = Request::Events {
+            after: None,
+            run: None,
+            follow: true,
+        };
+        let connected = Client::connect(Some(&self.path), client::PATIENCE);
+        let followed = connected.and_then(|mut client| {
+            client.ask(&events, |_| {
+                news();
+                Ok(())
+            })
+        });
+        // The page says why there is no answer.
+        drop(followed);
+        news();
+    }
+
+    fn act(&self, body: &str, may_change: bool) -> Acted {
+        let action = serde_json::from_str::<Action>(body).ok();
+        let Some((action, right)) = action.and_then(|it| it.needs().map(|right| (it, right)))
+        else {
+            let why = "the page does not ask for this";
+            return Acted::Done(serde_json::json!({ "error": why }).to_string());
+        };
+        if right == Right::Change && !may_change {
+            return Acted::NeedsLogin;
+        }
+        Acted::Done(match action.run(&self.path) {
+            Ok(value) => value.to_string(),
+            Err(error) => error_of(&error),
+        })
+    }
+}
+
+fn error_of(error: &ClientError) -> String {
+    serde_json::json!({ "error": error.to_string() }).to_string()
+}
+
+impl Shown {
+    /// The content of the page, as one line of JSON.
+    fn ask(&mut self, path: &Path) -> Result<String, ClientError> {
+        let mut client = Client::connect(Some(path), PATIENCE)?;
         let now = clock::now();
         if now >= self.policies_due {
-            self.policies = list(lines(&mut client, &Request::Policies)?.iter());
+            self.policies = Some(list(lines(&mut client, &Request::Policies)?.iter()));
             self.policies_due = now + POLICIES;
         }
         let status = lines(&mut client, &Request::Status)?;
         let hosts = lines(&mut client, &Request::Hosts { limit: Some(20) })?;
         self.learn_events(&mut client)?;
-        let (policies, hosts) = (&self.policies, list(hosts.iter()));
-        let (status, events) = (status.concat(), list(self.events.iter()));
+        let policies = self.policies.as_deref().unwrap_or("[]");
+        let (status, hosts) = (status.concat(), list(hosts.iter()));
+        let events = list(self.events.iter());
         Ok(format!(
             r#"{{"status":{status},"policies":{policies},"hosts":{hosts},"events":{events}}}"#
         ))

@@ -1,21 +1,31 @@
 //! The HTTP server of `tandemgw web`: a process of its own, with a thread for each connection. It
-//! serves files from the binary, and one stream of server-sent events to all clients.
+//! serves files from the binary, one stream of server-sent events to all clients, and passes on
+//! what is to be changed from those who have logged in.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// Connections at a time.
+use serde::Deserialize;
+
+use super::clock;
+
+mod door;
+mod login;
+mod request;
+
+use door::Connection;
+pub use door::Door;
+use login::Refused;
+pub use login::{Login, Password, SHORTEST};
+use request::{Ask, Names};
+
+/// Connections at a time; and those that read the stream, so that they leave room for others.
 const MOST_CONNECTIONS: usize = 64;
-
-/// The longest head of a request, in bytes.
-const MOST_HEAD: usize = 8 * 1024;
-
-/// How long a client may take to ask, or to read a piece.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MOST_STREAMS: usize = 32;
 
 /// Between two questions to the gateway, if there is no news.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -41,8 +51,40 @@ pub struct File {
     pub text: &'static str,
 }
 
-/// The path of the stream.
-pub const STREAM: &str = "/stream";
+/// What is served, where, and to whom.
+pub struct Site {
+    /// The address of the page.
+    pub listen: SocketAddr,
+    /// How connections are made.
+    pub door: Door,
+    /// Its host names.
+    pub hosts: Vec<String>,
+    /// Who may change something.
+    pub login: Login,
+    /// The page.
+    pub files: &'static [File],
+}
+
+/// What an action comes to.
+pub enum Acted {
+    /// The answer, as JSON.
+    Done(String),
+    /// It changes something: only who has logged in may do it.
+    NeedsLogin,
+}
+
+/// Where the content comes from.
+pub trait Source: Send + Sync + 'static {
+    /// The content of the page, as one line of JSON. It is called once a second, and when there is
+    /// news, however many clients there are.
+    fn look(&self) -> String;
+
+    /// Follows the gateway, and says when there is news. It is called again after it has returned.
+    fn watch(&self, news: &dyn Fn());
+
+    /// Does what the page asks for, with the rights of the client.
+    fn act(&self, body: &str, may_change: bool) -> Acted;
+}
 
 /// The last answer of the gateway, and its number.
 #[derive(Default)]
@@ -69,35 +111,41 @@ impl Latest {
     }
 }
 
-/// Serves until the process ends. `ask` is called once a second, however many clients there are,
-/// and gives one line. `watch` follows the gateway, and says when there is news: then `ask` is
-/// called at once. It is called again after it has returned.
+/// What all connections share.
+struct Server<S> {
+    site: Site,
+    source: Arc<S>,
+    latest: Arc<Latest>,
+    connections: Arc<AtomicUsize>,
+    streams: Arc<AtomicUsize>,
+}
+
+/// Serves until the process ends.
 ///
 /// # Errors
 /// If it can't listen there.
-pub fn serve(
-    listen: SocketAddr,
-    files: &'static [File],
-    ask: impl FnMut() -> String + Send + 'static,
-    watch: impl FnMut(&dyn Fn()) + Send + 'static,
-) -> io::Result<()> {
-    let listener = TcpListener::bind(listen)?;
-    let latest = Arc::new(Latest::default());
-    follow(Arc::clone(&latest), ask, watch)?;
-    let open = Arc::new(AtomicUsize::new(0));
+pub fn serve(site: Site, source: impl Source) -> io::Result<()> {
+    let listener = TcpListener::bind(site.listen)?;
+    let (source, latest) = (Arc::new(source), Arc::new(Latest::default()));
+    follow(&source, &latest)?;
+    let server = Arc::new(Server {
+        site,
+        source,
+        latest,
+        connections: Arc::default(),
+        streams: Arc::default(),
+    });
     for stream in listener.incoming() {
         // One that is gone already.
         let Ok(stream) = stream else { continue };
-        if open.load(Ordering::Relaxed) >= MOST_CONNECTIONS {
-            drop(stream);
+        let Some(place) = Place::take(&server.connections, MOST_CONNECTIONS) else {
             continue;
-        }
-        let place = Place::take(&open);
-        let latest = Arc::clone(&latest);
+        };
+        let server = Arc::clone(&server);
         let begun = thread::Builder::new().spawn(move || {
             let _place = place;
             // The client is gone, or too slow.
-            let _ = handle(stream, listen.ip(), files, &latest);
+            let _ = server.handle(stream);
         });
         // The machine has no more threads: the connection is closed.
         drop(begun);
@@ -106,15 +154,13 @@ pub fn serve(
 }
 
 /// Keeps the answer of the gateway up to date.
-fn follow(
-    latest: Arc<Latest>,
-    mut ask: impl FnMut() -> String + Send + 'static,
-    mut watch: impl FnMut(&dyn Fn()) + Send + 'static,
-) -> io::Result<()> {
+fn follow<S: Source>(source: &Arc<S>, latest: &Arc<Latest>) -> io::Result<()> {
     let (tell, news) = mpsc::sync_channel(1);
+    let (looking, watching) = (Arc::clone(source), Arc::clone(source));
+    let latest = Arc::clone(latest);
     thread::Builder::new().spawn(move || {
         loop {
-            latest.set(ask());
+            latest.set(looking.look());
             thread::sleep(CALM);
             // The sender lives as long as the process.
             let _ = news.recv_timeout(INTERVAL - CALM);
@@ -123,7 +169,7 @@ fn follow(
     thread::Builder::new().spawn(move || {
         loop {
             // If it is full, there is news already.
-            watch(&|| {
+            watching.watch(&|| {
                 let _ = tell.try_send(());
             });
             thread::sleep(INTERVAL);
@@ -136,9 +182,9 @@ fn follow(
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Place {
-        open.fetch_add(1, Ordering::Relaxed);
-        Place(Arc::clone(open))
+    fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
+        let place = Place(Arc::clone(taken));
+        (taken.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
     }
 }
 
@@ -148,142 +194,136 @@ impl Drop for Place {
     }
 }
 
-fn handle(mut stream: TcpStream, own: IpAddr, files: &[File], latest: &Latest) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let head = read_head(&mut stream)?;
-    match judge(&head, own) {
-        Err((status, why)) => answer(&mut stream, status, "text/plain", why),
-        Ok(path) if path == STREAM => tell(&mut stream, latest),
-        Ok(path) => match files.iter().find(|file| file.path == path) {
-            Some(file) => answer(&mut stream, "200 OK", file.kind, file.text),
-            None => answer(
-                &mut stream,
-                "404 Not Found",
-                "text/plain",
-                "there is no such page\n",
-            ),
-        },
-    }
+/// An answer: its status, its type, and its text.
+type Answer<'a> = (&'a str, &'a str, &'a str);
+
+const OK: &str = "200 OK";
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
+const NOT_LOGGED_IN: Answer<'_> = (
+    "401 Unauthorized",
+    JSON,
+    "{\"error\":\"log in first: the session has ended, or there was none\"}",
+);
+
+/// The body of a log-in.
+#[derive(Deserialize)]
+struct Credentials {
+    password: String,
 }
 
-fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    let mut piece = [0; 1024];
-    while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") && head.len() < MOST_HEAD {
-        match stream.read(&mut piece)? {
-            0 => break,
-            length => head.extend_from_slice(&piece[..length]),
+impl<S: Source> Server<S> {
+    fn handle(&self, stream: TcpStream) -> io::Result<()> {
+        let (own, client) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
+        let mut stream = self.site.door.let_in(stream)?;
+        let names = Names {
+            scheme: self.site.door.scheme(),
+            own,
+            hosts: &self.site.hosts,
+        };
+        match request::read(&mut stream, &names)? {
+            Err((status, why)) => answer(&mut stream, (status, TEXT, why)),
+            Ok(ask) => self.reply(&mut stream, &ask, client),
         }
     }
-    Ok(head)
-}
 
-/// Why a request is refused: the status, and a sentence.
-type Refusal = (&'static str, &'static str);
-
-/// The path that is asked for. A page of another origin whose name leads to this address is
-/// refused, for its requests name that origin as the host.
-fn judge(head: &[u8], own: IpAddr) -> Result<String, Refusal> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut request = httparse::Request::new(&mut headers);
-    let is_whole = request.parse(head).is_ok_and(|status| status.is_complete());
-    let (Some(method), Some(path), true) = (request.method, request.path, is_whole) else {
-        return Err(("400 Bad Request", "this is not a request\n"));
-    };
-    if method != "GET" {
-        return Err(("405 Method Not Allowed", "this page only shows\n"));
+    fn reply(&self, stream: &mut Connection, ask: &Ask, client: IpAddr) -> io::Result<()> {
+        match (ask.is_post, ask.path.as_str()) {
+            (false, "/stream") => self.tell(stream, ask),
+            (false, "/session") => {
+                let text = serde_json::json!({
+                    "login": self.site.login.is_possible(),
+                    "look": self.may_look(ask),
+                    "change": self.may_change(ask, false),
+                });
+                answer(stream, (OK, JSON, &text.to_string()))
+            }
+            (true, "/login") => self.log_in(stream, ask, client),
+            (true, "/logout") => {
+                self.site.login.leave(ask.secret.as_deref());
+                answer(stream, (OK, JSON, "{}"))
+            }
+            (true, "/act") if !self.may_look(ask) => answer(stream, NOT_LOGGED_IN),
+            (true, "/act") => match self.source.act(&ask.body, self.may_change(ask, true)) {
+                Acted::Done(text) => answer(stream, (OK, JSON, &text)),
+                Acted::NeedsLogin => answer(stream, NOT_LOGGED_IN),
+            },
+            (is_post, path) => {
+                let mut files = self.site.files.iter();
+                let status = match files.find(|file| file.path == path) {
+                    Some(file) if !is_post => return answer(stream, (OK, file.kind, file.text)),
+                    Some(_) => "405 Method Not Allowed",
+                    None => "404 Not Found",
+                };
+                answer(stream, (status, TEXT, "there is no such page\n"))
+            }
+        }
     }
-    let named = request
-        .headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("host"));
-    let named: Vec<&str> = named
-        .map(|header| std::str::from_utf8(header.value).unwrap_or_default())
-        .collect();
-    match named.as_slice() {
-        [host] if is_own(host, own) => Ok(path.split('?').next().unwrap_or(path).to_owned()),
-        _ => Err((
-            "403 Forbidden",
-            "this host is not called so: use localhost\n",
-        )),
+
+    fn may_change(&self, ask: &Ask, uses: bool) -> bool {
+        let secret = ask.secret.as_deref();
+        self.site.login.knows(secret, clock::now(), uses)
+    }
+
+    /// On loopback all users of this machine may look.
+    fn may_look(&self, ask: &Ask) -> bool {
+        self.site.listen.ip().is_loopback() || self.may_change(ask, false)
+    }
+
+    fn log_in(&self, stream: &mut Connection, ask: &Ask, client: IpAddr) -> io::Result<()> {
+        let Ok(Credentials { password }) = serde_json::from_str(&ask.body) else {
+            return answer(
+                stream,
+                ("400 Bad Request", TEXT, "a password is expected\n"),
+            );
+        };
+        let say = |why: &str| serde_json::json!({ "error": why }).to_string();
+        let entered = self.site.login.enter(client, &password, clock::now());
+        let (status, text) = match entered {
+            Ok(secret) => (OK, serde_json::json!({ "secret": secret }).to_string()),
+            Err(Refused::Wrong) => ("401 Unauthorized", say("this is not the password")),
+            Err(Refused::TooOften(wait)) => {
+                let seconds = wait.as_secs() + 1;
+                let why = format!("too many attempts: try again in {seconds} s");
+                ("429 Too Many Requests", say(&why))
+            }
+            Err(Refused::NoPassword) => {
+                let why = "nobody can log in: it was started without --password-file";
+                ("403 Forbidden", say(why))
+            }
+            Err(Refused::NoRandom) => ("500 Internal Server Error", say("no random numbers")),
+        };
+        answer(stream, (status, JSON, &text))
+    }
+
+    /// Server-sent events (HTML, section 9.2), until the client is gone or may look no longer.
+    fn tell(&self, stream: &mut Connection, ask: &Ask) -> io::Result<()> {
+        if !self.may_look(ask) {
+            return answer(stream, NOT_LOGGED_IN);
+        }
+        let Some(_place) = Place::take(&self.streams, MOST_STREAMS) else {
+            let busy = "too many pages are open\n";
+            return answer(stream, ("503 Service Unavailable", TEXT, busy));
+        };
+        let head = format!("HTTP/1.1 200 OK\r\n{HEADERS}Content-Type: text/event-stream\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+        let mut number = 0;
+        while self.may_look(ask) {
+            let (next, text) = self.latest.after(number);
+            number = next;
+            stream.write_all(format!("id: {number}\ndata: {text}\n\n").as_bytes())?;
+            stream.flush()?;
+        }
+        stream.finish()
     }
 }
 
-/// Whether a `Host` names this server.
-fn is_own(host: &str, own: IpAddr) -> bool {
-    let name = match host.parse::<SocketAddr>() {
-        Ok(end) => return end.ip() == own || end.ip().is_loopback(),
-        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    let addr = name.parse::<IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || addr.is_ok_and(|it| it == own || it.is_loopback())
-}
-
-fn answer(stream: &mut TcpStream, status: &str, kind: &str, text: &str) -> io::Result<()> {
+fn answer(stream: &mut Connection, (status, kind, text): Answer<'_>) -> io::Result<()> {
     let length = text.len();
     let head = format!(
         "HTTP/1.1 {status}\r\n{HEADERS}Content-Type: {kind}; charset=utf-8\r\nContent-Length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes())?;
-    stream.write_all(text.as_bytes())
-}
-
-/// Server-sent events (HTML, section 9.2), until the client is gone.
-fn tell(stream: &mut TcpStream, latest: &Latest) -> io::Result<()> {
-    let head = format!("HTTP/1.1 200 OK\r\n{HEADERS}Content-Type: text/event-stream\r\n\r\n");
-    stream.write_all(head.as_bytes())?;
-    let mut number = 0;
-    loop {
-        let (next, text) = latest.after(number);
-        number = next;
-        stream.write_all(format!("id: {number}\ndata: {text}\n\n").as_bytes())?;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_request_for_a_page_of_this_host_is_answered() {
-        let own = IpAddr::from([127, 0, 0, 1]);
-        let ask =
-            |line: &str, host: &str| judge(format!("{line}\r\n{host}\r\n\r\n").as_bytes(), own);
-        for host in [
-            "localhost",
-            "localhost:10748",
-            "127.0.0.1:80",
-            "[::1]:10748",
-            "LOCALHOST",
-        ] {
-            let path = ask("GET /app.js?v=1 HTTP/1.1", &format!("Host: {host}"));
-            assert_eq!(path.as_deref(), Ok("/app.js"), "{host}");
-        }
-        for host in [
-            "Host: evil.example",
-            "Host: 10.0.0.1",
-            "X: y",
-            "Host: a\r\nHost: localhost",
-        ] {
-            let refused = ask("GET / HTTP/1.1", host).unwrap_err();
-            assert!(refused.0.starts_with("403"), "{host}");
-        }
-        let refused = ask("POST / HTTP/1.1", "Host: localhost").unwrap_err();
-        assert!(refused.0.starts_with("405"));
-        for head in [
-            "",
-            "GET",
-            "GET / HTTP/1.1\r\nHost: localhost\r\n",
-            "\u{1}\r\n\r\n",
-        ] {
-            assert!(
-                judge(head.as_bytes(), own)
-                    .unwrap_err()
-                    .0
-                    .starts_with("400")
-            );
-        }
-    }
+    stream.write_all(text.as_bytes())?;
+    stream.finish()
 }

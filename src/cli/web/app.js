@@ -152,9 +152,7 @@ function lose(why) {
   document.title = "tandemgw: no answer";
 }
 
-const stream = new EventSource("stream");
-stream.onmessage = (message) => {
-  const data = JSON.parse(message.data);
+function show(data) {
   if (data.error) {
     lose(data.error);
     return;
@@ -163,5 +161,35 @@ stream.onmessage = (message) => {
   showUnits(data.status);
   showTables(data);
   showTraffic(data.status);
-};
-stream.onerror = () => lose("tandemgw web does not answer");
+  offer(data.status);
+}
+
+// Server-sent events, with the secret of the session in a header: an EventSource can't send one.
+async function follow() {
+  const answer = await fetch("stream", { headers: credentials() });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const messages = (rest + value).split("\n\n");
+    rest = messages.pop();
+    for (const message of messages) {
+      const data = message.split("\n").find((line) => line.startsWith("data: "));
+      if (data) show(JSON.parse(data.slice(6)));
+    }
+  }
+}
+
+const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
+
+async function main() {
+  for (;;) {
+    try {
+      if (await learnSession()) await follow();
+    } catch {
+      lose("tandemgw web does not answer");
+    }
+    await pause(1000);
+  }
+}

@@ -1,0 +1,417 @@
+//! Changes by the page of `tandemgw web`: what a browser does after the log-in, and what nobody can
+//! do who has not logged in.
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use crate::browser::Browser;
+use crate::lab::SERVER;
+use crate::one_config;
+use crate::pair::Pair;
+use crate::unit::Unit;
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Process, wait_until};
+
+const PAGE: &str = "http://127.0.0.1:8748/";
+
+/// A password file of a unit; returns the file and the password.
+fn password(pair: &Pair, unit: &Unit) -> (String, String) {
+    let file = pair.lab.dir().join("web-password").display().to_string();
+    let made = unit.tandemgw(&format!("web-password --out {file}"));
+    (file, made.ok().stdout.trim().to_owned())
+}
+
+/// The page of a unit, with a log-in.
+fn page(unit: &Unit, arguments: &str) -> Process {
+    let page = unit.spawn_tandemgw(&format!("web {arguments}"));
+    page.expect_stderr("address", |line| line.contains("://"));
+    page
+}
+
+/// Types values into a form, and asks for its effect.
+fn check(browser: &Browser<'_>, form: &str, values: &[(&str, &str)]) -> String {
+    for (name, value) in values {
+        browser.script(&format!(
+            "const input = document.forms['{form}'].elements['{name}']; input.value = '{value}';
+             input.dispatchEvent(new Event('input', {{ bubbles: true }}));"
+        ));
+    }
+    browser.script(&format!(
+        "document.forms['{form}'].querySelector('pre').textContent = '…';
+         document.forms['{form}'].requestSubmit();"
+    ));
+    result(browser, form)
+}
+
+/// Applies what was checked.
+fn apply(browser: &Browser<'_>, form: &str) -> String {
+    browser.script(&format!(
+        "const button = document.forms['{form}'].querySelector('.apply');
+         if (button.disabled) throw new Error('nothing to apply');
+         document.forms['{form}'].querySelector('pre').textContent = '…'; button.click();"
+    ));
+    result(browser, form)
+}
+
+fn result(browser: &Browser<'_>, form: &str) -> String {
+    let shown = format!("document.forms['{form}'].querySelector('pre').textContent");
+    browser.wait_until(form, &format!("{shown} !== '…'"));
+    text(browser, &shown)
+}
+
+fn text(browser: &Browser<'_>, expression: &str) -> String {
+    let value = browser.script(&format!("return {expression};"));
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn switch(unit: &Unit, key: &str) -> String {
+    let said = unit.tandemgw(&format!("ha get {key}"));
+    said.ok().stdout.trim().to_owned()
+}
+
+fn log_in(browser: &Browser<'_>, password: &str) {
+    browser.wait_until("the log-in", "!document.getElementById('login').hidden");
+    browser.script(&format!(
+        "document.forms.login.elements.password.value = '{password}'; document.forms.login.requestSubmit();"
+    ));
+}
+
+#[test]
+fn a_browser_changes_the_pair_after_the_log_in() {
+    let (pair, _) = one_config::started();
+    let (file, password) = password(&pair, pair.a());
+    let _page = page(
+        pair.a(),
+        &format!("--listen 127.0.0.1:8748 --password-file {file}"),
+    );
+    let browser = Browser::start(&pair.a().ns, pair.lab.dir());
+    browser.open(PAGE);
+    log_in(&browser, &password);
+    browser.wait_until(
+        "the forms",
+        "!document.getElementById('changes').hidden && document.forms.switch.elements.key.options.length
+         && document.forms.failover.elements.to.options.length > 1",
+    );
+
+    switches(&pair, &browser);
+    sessions_and_packets(&pair, &browser);
+
+    roles(&pair, &browser);
+
+    browser.script("document.getElementById('logout').click();");
+    browser.wait_until("it is over", "document.getElementById('changes').hidden");
+    let console = browser.console();
+    assert!(console.is_empty(), "{console:#?}");
+    log_in(&browser, "not the password");
+    browser.wait_until(
+        "it is refused",
+        "document.getElementById('login-result').textContent.includes('not the password')",
+    );
+}
+
+fn switches(pair: &Pair, browser: &Browser<'_>) {
+    // A switch, on all units and in their files: shown before, and seen on both.
+    assert_eq!(switch(pair.b(), "session-pickup"), "true");
+    for value in ["false", "true"] {
+        let values = [
+            ("key", "session-pickup"),
+            ("value", value),
+            ("scope", "all"),
+        ];
+        let shown = check(browser, "switch", &values);
+        for part in ["gw-a:", "gw-b:", "session-pickup"] {
+            assert!(shown.contains(part), "{shown}");
+        }
+        assert_ne!(switch(pair.a(), "session-pickup"), value, "not yet");
+        let done = apply(browser, "switch");
+        assert!(done.contains("in force on all units"), "{done}");
+        for unit in [pair.a(), pair.b()] {
+            assert_eq!(switch(unit, "session-pickup"), value);
+        }
+    }
+    let history = pair.a().tandemgw("config history").ok().stdout;
+    assert!(history.contains("tandemgw web"), "{history}");
+    // One on this unit only.
+    let shown = check(
+        browser,
+        "switch",
+        &[("key", "priority"), ("value", "210"), ("scope", "unit")],
+    );
+    assert!(
+        shown.contains("gw-a: priority 200 → 210") && shown.contains("gw-b: no change"),
+        "{shown}"
+    );
+    let command = text(
+        browser,
+        "document.forms.switch.querySelector('code').textContent",
+    );
+    assert_eq!(command, "tandemgw ha set priority 210");
+    browser.picture_for_book("web-changes.png", 1280, "light");
+    apply(browser, "switch");
+    assert_eq!(switch(pair.a(), "priority"), "210");
+    let wrong = check(browser, "switch", &[("value", "much"), ("scope", "all")]);
+    assert!(
+        wrong.contains("gw-a") || wrong.contains("priority"),
+        "{wrong}"
+    );
+}
+
+fn roles(pair: &Pair, browser: &Browser<'_>) {
+    let shown = check(browser, "failover", &[("to", "gw-b")]);
+    assert!(shown.contains("gw-b: in sync"), "{shown}");
+    let done = apply(browser, "failover");
+    assert!(
+        done.contains("gw-b is now primary of group default"),
+        "{done}"
+    );
+    assert!(pair.b().is_primary());
+    check(
+        browser,
+        "maintenance",
+        &[("state", "on"), ("minutes", "30")],
+    );
+    let done = apply(browser, "maintenance");
+    assert!(done.contains("standby of all groups"), "{done}");
+    assert!(!pair.a().status()["maintenance"].is_null());
+    check(browser, "maintenance", &[("state", "off")]);
+    apply(browser, "maintenance");
+    assert!(pair.a().status()["maintenance"].is_null());
+}
+
+fn sessions_and_packets(pair: &Pair, browser: &Browser<'_>) {
+    pair.lab.lan1.run(&format!("ping -c 1 -W 2 {}", SERVER[0]));
+    let shown = check(browser, "clear", &[("filter", "proto=icmp")]);
+    assert!(shown.starts_with("1 sessions match"), "{shown}");
+    assert_eq!(pair.a().sessions("proto=icmp").len(), 1, "not yet");
+    assert_eq!(apply(browser, "clear"), "1 sessions ended");
+    assert!(pair.a().sessions("proto=icmp").is_empty());
+    let packet = [
+        ("source", "10.77.1.100:4000"),
+        ("destination", "10.77.2.100:80"),
+        ("port", "lan"),
+    ];
+    let shown = check(browser, "explain", &packet);
+    let same = pair
+        .a()
+        .tandemgw("explain tcp 10.77.1.100:4000 10.77.2.100:80 --in lan");
+    assert_eq!(
+        shown.lines().next(),
+        same.ok().stdout.lines().next(),
+        "{shown}"
+    );
+}
+
+/// What curl is told: the whole answer, with its head.
+fn curl(ns: &Namespace, arguments: &str) -> String {
+    ns.sh(&format!("curl -s -k -i --max-time 5 {arguments} || true"))
+}
+
+fn post(ns: &Namespace, url: &str, headers: &str, body: &Value) -> String {
+    let json = "-H 'Content-Type: application/json'";
+    curl(ns, &format!("{json} {headers} -d '{body}' {url}"))
+}
+
+/// Logs in and returns the secret.
+fn secret(ns: &Namespace, url: &str, password: &str) -> String {
+    let said = post(
+        ns,
+        &format!("{url}login"),
+        "",
+        &json!({ "password": password }),
+    );
+    let body = said.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let value: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {said}"));
+    value["secret"].as_str().expect("a secret").to_owned()
+}
+
+fn set_priority(value: u8) -> Value {
+    json!({"ask": {"command": "ha-set", "key": "priority", "value": value.to_string()}})
+}
+
+#[track_caller]
+fn assert_status(said: &str, status: &str) {
+    assert!(
+        said.starts_with(&format!("HTTP/1.1 {status}")),
+        "{status}: {said}"
+    );
+}
+
+#[test]
+fn nobody_changes_anything_without_the_secret_of_a_session() {
+    let pair = Pair::started();
+    let (file, password) = password(&pair, pair.b());
+    let _page = page(
+        pair.b(),
+        &format!("--listen 127.0.0.1:8748 --password-file {file}"),
+    );
+    let ns = &pair.b().ns;
+    let act = format!("{PAGE}act");
+    wait_until("it listens", || curl(ns, PAGE).contains("200 OK"));
+    let before = pair.b().tandemgw("ha get").ok().stdout;
+    let secret = secret(ns, PAGE, &password);
+    let bearer = format!("-H 'Authorization: Bearer {secret}'");
+    let change = set_priority(7);
+    let all: [(String, &str); 10] = [
+        (String::new(), "401"),
+        ("-H 'Authorization: Bearer x'".into(), "401"),
+        (format!("-H 'Cookie: tandemgw={secret}'"), "401"),
+        (format!("-H 'Authorization: Basic {secret}'"), "401"),
+        (format!("{bearer} {bearer}"), "400"),
+        // A page of another origin, even if it had the secret; a name that leads here.
+        (format!("{bearer} -H 'Origin: http://evil.example'"), "403"),
+        (format!("{bearer} -H 'Origin: http://127.0.0.1:9'"), "403"),
+        (format!("{bearer} -H 'Origin: null'"), "403"),
+        (format!("{bearer} -H 'Host: evil.example:8748'"), "403"),
+        (format!("{bearer} -H 'Transfer-Encoding: chunked'"), "501"),
+    ];
+    for (headers, status) in &all {
+        assert_status(&post(ns, &act, headers, &change), status);
+    }
+    // What a form of another page can send, and a request that the page has no use for.
+    for kind in ["text/plain", "application/x-www-form-urlencoded"] {
+        let form = format!("-H 'Content-Type: {kind}' {bearer} -d '{change}' {act}");
+        assert_status(&curl(ns, &form), "415");
+    }
+    let reload = json!({"ask": {"command": "reload"}});
+    assert!(post(ns, &act, &bearer, &reload).contains("does not ask for this"));
+    assert_status(&curl(ns, &format!("{bearer} {act}?{}", "x=1")), "404");
+    let preflight = curl(
+        ns,
+        &format!("-X OPTIONS -H 'Origin: http://evil.example' {act}"),
+    );
+    assert!(
+        !preflight.to_lowercase().contains("access-control-allow"),
+        "{preflight}"
+    );
+    assert_eq!(
+        pair.b().tandemgw("ha get").ok().stdout,
+        before,
+        "nothing has changed"
+    );
+
+    // With it, and until its end.
+    assert_status(&post(ns, &act, &bearer, &change), "200");
+    assert_eq!(switch(pair.b(), "priority"), "7");
+    assert_status(
+        &post(ns, &format!("{PAGE}logout"), &bearer, &json!({})),
+        "200",
+    );
+    assert_status(&post(ns, &act, &bearer, &set_priority(8)), "401");
+    assert_eq!(switch(pair.b(), "priority"), "7");
+
+    // Guesses are few, and then not even the right one is looked at.
+    let guess = |word: &str| {
+        post(
+            ns,
+            &format!("{PAGE}login"),
+            "",
+            &json!({ "password": word }),
+        )
+    };
+    let said: Vec<String> = (0..8).map(|_| guess("wrong")).collect();
+    assert_status(&said[0], "401");
+    assert_status(&said[7], "429");
+    assert_status(&guess(&password), "429");
+    assert!(!said.concat().contains("secret"), "{said:?}");
+}
+
+#[test]
+fn the_file_of_the_password_is_for_its_owner_only() {
+    let pair = Pair::started();
+    let (file, password) = password(&pair, pair.b());
+    let text = std::fs::read_to_string(&file).expect("the file");
+    assert!(password.len() >= 20 && !text.contains(&password), "{text}");
+    let again = pair
+        .b()
+        .tandemgw(&format!("web-password --out {file}"))
+        .code(1);
+    assert!(again.stderr.contains("exists"), "{}", again.stderr);
+    pair.b().ns.run(&format!("chmod 644 {file}"));
+    let command = format!("web --listen 127.0.0.1:8748 --password-file {file}");
+    let refused = pair.b().tandemgw(&command).code(2);
+    assert!(refused.stderr.contains("chmod 600"), "{}", refused.stderr);
+    let short = format!("{file}-short");
+    let script = format!(
+        "echo short | {} web-password --stdin --out {short}",
+        env!("CARGO_BIN_EXE_tandemgw")
+    );
+    let said = pair.b().ns.sh(&format!("({script}) 2>&1 || true"));
+    assert!(said.contains("at least 12 characters"), "{said}");
+}
+
+#[test]
+fn beyond_loopback_it_speaks_tls_to_those_who_log_in() {
+    let pair = Pair::started();
+    let (file, password) = password(&pair, pair.b());
+    let dir = pair.lab.dir().display();
+    pair.b().ns.sh(&format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=gw-b \
+         -keyout {dir}/web.key -out {dir}/web.crt 2>&1"
+    ));
+    let tls = format!("--certificate {dir}/web.crt --key {dir}/web.key");
+    let refused = |arguments: &str, part: &str| {
+        let said = pair
+            .b()
+            .tandemgw(&format!("web {arguments}"))
+            .code(2)
+            .stderr;
+        assert!(said.contains(part) && said.lines().count() == 1, "{said}");
+    };
+    refused("--listen 0.0.0.0:8749", "plain HTTP is for loopback only");
+    refused(
+        &format!("--listen [::]:8749 --password-file {file}"),
+        "plain HTTP is for loopback only",
+    );
+    refused(&format!("--listen 0.0.0.0:8749 {tls}"), "--password-file");
+    let swapped = format!("--certificate {dir}/web.key --key {dir}/web.crt");
+    refused(
+        &format!("--listen 0.0.0.0:8749 --password-file {file} {swapped}"),
+        "web.key",
+    );
+
+    let _page = page(
+        pair.b(),
+        &format!("--listen 0.0.0.0:8749 --password-file {file} {tls} --host gw-b.example"),
+    );
+    // From the other unit, over the link.
+    let (ns, page) = (&pair.a().ns, "https://10.77.9.2:8749/");
+    wait_until("it listens", || curl(ns, page).contains("200 OK"));
+    let plain = curl(ns, "http://10.77.9.2:8749/");
+    assert!(!plain.contains("html"), "{plain}");
+    let read = json!({"ask": {"command": "status"}});
+    let act = format!("{page}act");
+    assert_status(&curl(ns, &format!("{page}stream")), "401");
+    assert_status(&post(ns, &act, "", &read), "401");
+    assert_status(&curl(ns, &format!("-H 'Host: localhost' {page}")), "403");
+    assert_status(
+        &curl(ns, &format!("-H 'Host: gw-b.example:8749' {page}")),
+        "200",
+    );
+    let bearer = format!("-H 'Authorization: Bearer {}'", secret(ns, page, &password));
+    let said = post(ns, &act, &bearer, &read);
+    assert!(said.contains("\"node\":\"gw-b\""), "{said}");
+    assert_status(
+        &post(
+            ns,
+            &act,
+            &format!("{bearer} -H 'Origin: http://10.77.9.2:8749'"),
+            &read,
+        ),
+        "403",
+    );
+
+    // Those who connect and say nothing keep nobody out, and are sent away.
+    let slow: Vec<_> = ns.inside(|| {
+        let one = |_| TcpStream::connect("10.77.9.2:8749").expect("connecting");
+        (0..60).map(one).collect()
+    });
+    assert_status(&curl(ns, page), "200");
+    wait_until("the slow ones are sent away", || {
+        slow.iter().all(|mut stream| {
+            let _ = stream.set_nonblocking(true);
+            stream.read(&mut [0; 64]).is_ok_and(|length| length == 0)
+        })
+    });
+}
