@@ -19,7 +19,7 @@ const CORE: &[&[&str]] = &[
         "shell_view",
     ],
     &["fragment", "ha", "multicast", "session"],
-    &["capture", "nat"],
+    &["capture", "fast_path", "nat"],
     &["store", "push"],
     &["sync"],
     &["gateway"],

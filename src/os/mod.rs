@@ -9,6 +9,7 @@ pub mod config_terms;
 pub mod control_socket;
 mod ethtool;
 pub mod event_loop;
+pub mod fast_path;
 pub mod file_lock;
 pub mod history;
 pub mod hook;

@@ -19,6 +19,7 @@
 //! - [`ha`]: election, heartbeats, planned handover.
 //! - [`store`]: the life of sessions: table, ports, change log and digests in step.
 //! - [`sync`]: replication: wire format, sending to peers, applying their records.
+//! - [`fast_path`]: what the gateway shares with the program in the kernel that forwards for it.
 //! - [`gateway`]: composes them into one state machine.
 //! - [`pump`]: between the streams to the peers and the gateway.
 //! - [`capture`]: copies of packets for an administrator.
@@ -40,6 +41,7 @@ pub mod config;
 pub mod control;
 pub mod event;
 pub mod evidence;
+pub mod fast_path;
 pub mod filter_words;
 pub mod flow;
 pub mod fragment;

@@ -60,7 +60,7 @@ pub struct Change(Sum);
 
 impl Change {
     /// Notes that `old` is replaced by `new`, of the same length, at an even offset.
-    #[inline]
+    #[inline(always)]
     pub fn replace<const N: usize>(&mut self, old: [u8; N], new: [u8; N]) {
         if old != new {
             self.0.add(&old.map(|byte| !byte));
@@ -73,6 +73,11 @@ impl Change {
     pub fn and(mut self, other: Change) -> Change {
         self.0.0 += other.0.0;
         self
+    }
+
+    /// The change as one term, in the order of the wire; 0 if no edit was noted.
+    pub fn sum(self) -> u16 {
+        self.0.fold()
     }
 
     /// Whether no edit was noted.

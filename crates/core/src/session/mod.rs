@@ -15,6 +15,7 @@ mod state;
 mod sweep;
 mod table;
 mod tcp_doubt;
+mod tcp_fast;
 mod tcp_fresh;
 mod tcp_state;
 mod tcp_unsure;
@@ -28,6 +29,7 @@ pub use index::Index;
 pub use state::{SessionState, StateCounts};
 pub use sweep::{EXPIRED_PER_SWEEP, SLOTS_PER_SWEEP};
 pub use table::{InsertError, NoRoom, SessionCounts, SessionId, Table};
+pub use tcp_fast::Numbers;
 pub use timeouts::Timeouts;
 
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
@@ -272,6 +274,8 @@ impl SessionFlags {
     pub const QUIET: SessionFlags = SessionFlags(1 << 8);
     /// Other units forward some of its packets, so that this one does not see all of them.
     pub const SPREAD: SessionFlags = SessionFlags(1 << 9);
+    /// It has a place in the fast path, which may have seen packets that this record does not know.
+    pub const OFFLOADED: SessionFlags = SessionFlags(1 << 10);
 
     /// Whether any mark of `other` is set.
     #[inline]

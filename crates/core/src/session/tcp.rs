@@ -531,7 +531,7 @@ impl Tracker {
 
     /// The shift of the windows that `sender` advertises: none unless both offered one.
     #[inline]
-    fn shift(&self, sender: Direction) -> u8 {
+    pub(super) fn shift(&self, sender: Direction) -> u8 {
         match (self.scale(sender), self.scale(sender.flip())) {
             (NO_SCALE, _) | (_, NO_SCALE) => 0,
             (shift, _) => shift,

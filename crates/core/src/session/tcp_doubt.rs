@@ -9,7 +9,7 @@ use crate::flow::Direction;
 
 /// (A doubt, shifted by the direction.) Between what is acknowledged and the end, something may be
 /// missing.
-const HOLE: u8 = 1;
+pub(super) const HOLE: u8 = 1;
 /// (A doubt, shifted by the direction.) A reset came right after the end, and nothing since.
 const RESET: u8 = 4;
 /// No SYN, and nothing is known of holes.

@@ -1,0 +1,209 @@
+//! The program in the kernel that forwards packets of established sessions, and the memory that it
+//! shares with the gateway. What it does is up to the gateway (`tandemgw_core::fast_path`).
+//!
+//! `program.bpf.c` is the source. `scripts/fast-path` builds the object beside it, which is kept
+//! there so that a build needs no compiler for BPF.
+//!
+//! Nothing is pinned: program, maps and links go with the process.
+
+mod bpf;
+mod elf;
+mod mapping;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use tandemgw_core::fast_path::{Change, ENTRY_LEN, FLOW_LEN, GroupCell, Memory, SessionCell};
+
+use bpf::MapShape;
+pub use bpf::Run;
+
+const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
+const SECTION: &str = "tc";
+
+/// What the program returns for a packet that it leaves to the process.
+pub const GO_ON: i32 = -1;
+/// What it returns for one that it has forwarded.
+pub const FORWARDED: i32 = 7;
+
+/// Why there is no fast path.
+#[derive(Debug)]
+pub struct Unavailable {
+    what: &'static str,
+    error: io::Error,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.error)?;
+        match self.error.raw_os_error() {
+            Some(libc::EPERM) => f.write_str(" (it needs CAP_BPF and CAP_NET_ADMIN)"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
+    move |error| Unavailable { what, error }
+}
+
+/// The loaded program with its maps.
+pub struct FastPath {
+    flows: OwnedFd,
+    program: Program,
+    memory: Memory,
+    counts: &'static mapping::Counts,
+}
+
+/// The program alone: another thread may put it at an interface.
+#[derive(Clone)]
+pub struct Program(Arc<OwnedFd>);
+
+impl Program {
+    /// Puts the program at the ingress of an interface. Waits for the kernel's lock on interfaces.
+    ///
+    /// # Errors
+    /// If there is no such interface; before Linux 6.6.
+    pub fn attach(&self, interface: u32) -> Result<Attached, Unavailable> {
+        let link = bpf::attach(&self.0, interface);
+        let what = "attaching the program (tcx, from Linux 6.6)";
+        link.map(|_link| Attached { _link })
+            .map_err(unavailable(what))
+    }
+}
+
+/// A program at the ingress of an interface, for as long as this lives.
+#[derive(Debug)]
+pub struct Attached {
+    _link: OwnedFd,
+}
+
+impl FastPath {
+    /// Loads the program, with room for so many sessions of so many groups.
+    ///
+    /// # Errors
+    /// [`Unavailable`], for an operator to read.
+    pub fn load(sessions: u32, groups: u32) -> Result<FastPath, Unavailable> {
+        let array = |name, value, entries| {
+            let shape = MapShape {
+                kind: bpf::ARRAY,
+                key: 4,
+                value,
+                entries,
+                flags: bpf::MMAPABLE,
+            };
+            bpf::create_map(name, shape).map_err(unavailable("making a map"))
+        };
+        let group_map = array("groups", size_of::<GroupCell>(), groups)?;
+        let session_map = array("sessions", size_of::<SessionCell>(), sessions)?;
+        let count_map = array("counts", size_of::<u64>(), mapping::REASONS.len() as u32)?;
+        let shape = MapShape {
+            kind: bpf::HASH,
+            key: FLOW_LEN,
+            value: ENTRY_LEN,
+            entries: sessions.saturating_mul(2),
+            flags: 0,
+        };
+        let flows = bpf::create_map("flows", shape).map_err(unavailable("making a map"))?;
+        let maps = [
+            ("flows", &flows),
+            ("groups", &group_map),
+            ("sessions", &session_map),
+            ("counts", &count_map),
+        ];
+        let code = linked(&maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+        let code = code.map_err(unavailable("reading the program"))?;
+        let program = bpf::load_program("fast_path", &code, c"Dual MIT/GPL")
+            .map_err(unavailable("loading the program"))?;
+        let map = unavailable("mapping memory");
+        let memory = mapping::shared(&group_map, groups, &session_map, sessions, &count_map);
+        let (memory, counts) = memory.map_err(map)?;
+        Ok(FastPath {
+            flows,
+            program: Program(Arc::new(program)),
+            memory,
+            counts,
+        })
+    }
+
+    /// The memory that the program shares.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// How many packets the program has left to the process, by reason.
+    pub fn counts(&self) -> [(&'static str, u64); mapping::REASONS.len()] {
+        self.counts.read()
+    }
+
+    /// The program, to put it at interfaces.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Carries out changes of the entries, in their order.
+    ///
+    /// # Errors
+    /// If an entry found no room; those after it are not tried.
+    pub fn change(&self, changes: &[Change]) -> io::Result<()> {
+        let is_same = |a: &Change, b: &Change| {
+            matches!(a, Change::Insert { .. }) == matches!(b, Change::Insert { .. })
+        };
+        for run in changes.chunk_by(is_same) {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for change in run {
+                match change {
+                    Change::Insert { flow, entry } => {
+                        keys.extend(flow);
+                        values.extend(entry);
+                    }
+                    Change::Remove { flow } => keys.extend(flow),
+                }
+            }
+            match values.is_empty() {
+                true => self.remove(&keys, run.len()),
+                false => bpf::update(&self.flows, &keys, &values, run.len()).map(|_| ())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A batch ends at an entry that does not exist: it goes on after that.
+    fn remove(&self, keys: &[u8], count: usize) {
+        let mut done = 0;
+        while done < count {
+            done += bpf::delete(&self.flows, &keys[done * FLOW_LEN..], count - done);
+            done += usize::from(done < count);
+        }
+    }
+
+    /// Runs the program with a frame, as if it came in as `context` says (`struct __sk_buff`). With
+    /// `complete`, as if the hardware had summed it up, and the kernel checks that the sum is right
+    /// afterwards (Linux 6.17).
+    ///
+    /// # Errors
+    /// If the kernel does not accept the frame, or the sum is wrong (`EBADMSG`).
+    pub fn test_run(&self, frame: &[u8], context: &[u8], complete: bool) -> io::Result<Run> {
+        const CHECKSUM_COMPLETE: u32 = 1 << 2;
+        let flags = if complete { CHECKSUM_COMPLETE } else { 0 };
+        bpf::test_run(&self.program.0, frame, context, flags)
+    }
+}
+
+/// The code of the program, with the numbers of its maps.
+fn linked(maps: &[(&str, &OwnedFd)]) -> Option<Vec<u8>> {
+    /// `BPF_PSEUDO_MAP_FD`, in the upper half of the byte for registers.
+    const MAP: u8 = 1 << 4;
+    let mut program = elf::program(OBJECT, SECTION)?;
+    for (at, name) in &program.maps {
+        let (_, map) = maps.iter().find(|(known, _)| known == name)?;
+        let instruction = program.code.get_mut(*at..at + 8)?;
+        instruction[1] = instruction[1] & 15 | MAP;
+        instruction[4..8].copy_from_slice(&map.as_raw_fd().to_ne_bytes());
+    }
+    Some(program.code)
+}

@@ -1,0 +1,300 @@
+//! The calls of bpf(2) that the fast path needs.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const MAP_CREATE: libc::c_int = 0;
+const PROG_LOAD: libc::c_int = 5;
+const PROG_TEST_RUN: libc::c_int = 10;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+const MAP_DELETE_BATCH: libc::c_int = 27;
+const LINK_CREATE: libc::c_int = 28;
+
+/// Room for what the verifier says.
+const LOG_SIZE: usize = 1 << 20;
+const SCHED_CLS: u32 = 3;
+const TCX_INGRESS: u32 = 46;
+/// The flag of a map that can be mapped into memory.
+pub(super) const MMAPABLE: u32 = 1 << 10;
+pub(super) const HASH: u32 = 1;
+pub(super) const ARRAY: u32 = 2;
+
+/// The sizes of a map.
+#[derive(Clone, Copy)]
+pub(super) struct MapShape {
+    pub(super) kind: u32,
+    pub(super) key: usize,
+    pub(super) value: usize,
+    pub(super) entries: u32,
+    pub(super) flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    interface: u32,
+    attach: u32,
+    flags: u32,
+    relative: u32,
+    padding: u32,
+    revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    padding: u32,
+}
+
+/// Makes a call of bpf(2).
+///
+/// # Safety
+/// `T` is the part of `union bpf_attr` that `command` reads, and each address in it is that of
+/// memory which the kernel may read or write as far as the lengths beside it say.
+unsafe fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: `attributes` is valid for its size; the rest is the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result as libc::c_int),
+    }
+}
+
+fn owned(descriptor: libc::c_int) -> OwnedFd {
+    // SAFETY: the kernel has just made it for the caller (close-on-exec), and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// 0 if there are none: the kernel takes any other address for something to read.
+fn address(bytes: &[u8]) -> u64 {
+    match bytes.is_empty() {
+        true => 0,
+        false => bytes.as_ptr() as u64,
+    }
+}
+
+fn number(fd: &OwnedFd) -> u32 {
+    // A descriptor is never negative.
+    fd.as_raw_fd() as u32
+}
+
+/// Makes a map.
+///
+/// # Errors
+/// Without `CAP_BPF`; without memory; on a kernel without such maps.
+pub(super) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate {
+        kind: shape.kind,
+        key: shape.key as u32,
+        value: shape.value as u32,
+        entries: shape.entries,
+        flags: shape.flags,
+        name: name_of(name),
+        ..MapCreate::default()
+    };
+    // SAFETY: that is what MAP_CREATE reads, and it holds no address.
+    unsafe { call(MAP_CREATE, &mut attributes) }.map(owned)
+}
+
+/// Loads a program for tc.
+///
+/// # Errors
+/// As the verifier says; without `CAP_BPF` and `CAP_NET_ADMIN`.
+pub(super) fn load_program(name: &str, code: &[u8], license: &CStr) -> io::Result<OwnedFd> {
+    let mut attributes = ProgLoad {
+        kind: SCHED_CLS,
+        instructions: (code.len() / 8) as u32,
+        code: address(code),
+        license: address(license.to_bytes_with_nul()),
+        name: name_of(name),
+        ..ProgLoad::default()
+    };
+    // SAFETY: that is what PROG_LOAD reads; the addresses are those of slices that live until the
+    // call returns, of the length given and with a nul at the end.
+    let loaded = unsafe { call(PROG_LOAD, &mut attributes) };
+    let Err(error) = loaded else {
+        return loaded.map(owned);
+    };
+    let mut log = vec![0; LOG_SIZE];
+    attributes.log = log.as_mut_ptr() as u64;
+    (attributes.log_level, attributes.log_size) = (1, LOG_SIZE as u32);
+    // SAFETY: as before; the log may be written.
+    match unsafe { call(PROG_LOAD, &mut attributes) } {
+        Ok(program) => Ok(owned(program)),
+        Err(_) => Err(with_reason(error, &log)),
+    }
+}
+
+/// Adds what the verifier says last, before its statistics.
+fn with_reason(error: io::Error, log: &[u8]) -> io::Error {
+    // What the verifier had said of earlier paths may stand behind the nul.
+    let log = CStr::from_bytes_until_nul(log).unwrap_or_default();
+    let log = log.to_string_lossy();
+    let mut lines = log.lines().rev();
+    let reason = lines.find(|line| !line.is_empty() && !line.starts_with("processed "));
+    match reason {
+        Some(reason) => io::Error::new(error.kind(), format!("{error}: {reason}")),
+        None => error,
+    }
+}
+
+/// Attaches a program to the ingress of an interface (tcx, Linux 6.6), as long as the result lives.
+///
+/// # Errors
+/// If there is no such interface; on an older kernel.
+pub(super) fn attach(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreate {
+        program: number(program),
+        interface,
+        attach: TCX_INGRESS,
+        ..LinkCreate::default()
+    };
+    // SAFETY: that is what LINK_CREATE reads, and it holds no address.
+    unsafe { call(LINK_CREATE, &mut attributes) }.map(owned)
+}
+
+/// Adds or replaces entries. Returns how many were done.
+///
+/// # Errors
+/// If not all were: the map is full.
+pub(super) fn update(map: &OwnedFd, keys: &[u8], values: &[u8], count: usize) -> io::Result<usize> {
+    let mut batch = batch(map, keys, values, count);
+    // SAFETY: that is what MAP_UPDATE_BATCH reads; the caller's slices hold `count` keys and
+    // values.
+    let result = unsafe { call(MAP_UPDATE_BATCH, &mut batch) };
+    result.map(|_| batch.count as usize)
+}
+
+/// Removes entries. Returns how many were done: up to the first that does not exist.
+pub(super) fn delete(map: &OwnedFd, keys: &[u8], count: usize) -> usize {
+    let mut batch = batch(map, keys, &[], count);
+    // SAFETY: that is what MAP_DELETE_BATCH reads; the caller's slice holds `count` keys.
+    let _ = unsafe { call(MAP_DELETE_BATCH, &mut batch) };
+    batch.count as usize
+}
+
+fn batch(map: &OwnedFd, keys: &[u8], values: &[u8], count: usize) -> Batch {
+    Batch {
+        keys: address(keys),
+        values: address(values),
+        count: count as u32,
+        map: number(map),
+        ..Batch::default()
+    }
+}
+
+/// What a run of the program with one frame gave.
+#[derive(Debug)]
+pub struct Run {
+    /// What the program returned.
+    pub verdict: i32,
+    /// The frame after it.
+    pub frame: Vec<u8>,
+}
+
+/// Runs the program once with a frame that comes in as `context` says (`struct __sk_buff`). What it
+/// returns is not carried out.
+///
+/// # Errors
+/// If the kernel does not accept the frame or the flags.
+pub(super) fn test_run(
+    program: &OwnedFd,
+    frame: &[u8],
+    context: &[u8],
+    flags: u32,
+) -> io::Result<Run> {
+    let mut out = vec![0; frame.len() + 256];
+    let mut attributes = TestRun {
+        program: number(program),
+        size_in: frame.len() as u32,
+        size_out: out.len() as u32,
+        data_in: address(frame),
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        context_size_in: context.len() as u32,
+        context_in: address(context),
+        flags,
+        ..TestRun::default()
+    };
+    // SAFETY: that is what PROG_TEST_RUN reads; the addresses are those of slices that live until
+    // the call returns, of the lengths given, and `out` may be written.
+    unsafe { call(PROG_TEST_RUN, &mut attributes) }?;
+    out.truncate(attributes.size_out as usize);
+    Ok(Run {
+        verdict: attributes.result as i32,
+        frame: out,
+    })
+}
+
+fn name_of(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}

@@ -1,0 +1,577 @@
+//! The program of the fast path in the kernel's test runs, beside the core: it forwards what the
+//! core would forward, byte by byte, and leaves everything else alone.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use tandemgw::os::clock;
+use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON};
+use tandemgw_core::event::Offload;
+use tandemgw_core::fast_path::{Change, Entry, Flow, SessionCell};
+use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
+use tandemgw_core::packet::{self, PacketKind, TcpFlags};
+use tandemgw_core::session::{Numbers, tcp};
+use tandemgw_core::time::Time;
+use testkit::packets::{self, Pkt};
+
+/// The loopback interface, by which test runs come in.
+const LOOPBACK: u32 = 1;
+const SERIAL: u32 = 7;
+const MTU: u32 = 1500;
+const ETHERNET: usize = 14;
+
+/// None in a user namespace, where nobody may load programs.
+fn load() -> Option<FastPath> {
+    match FastPath::load(4, 2) {
+        Ok(fast_path) => {
+            fast_path.memory().groups[1].lease(Time::from_nanos(u64::MAX));
+            Some(fast_path)
+        }
+        Err(error) if is_in_user_namespace() => {
+            eprintln!("not tested in a user namespace: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn is_in_user_namespace() -> bool {
+    let ids = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    ids.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+}
+
+fn entry(to: FlowKey, direction: Direction) -> Entry {
+    Entry {
+        to,
+        next_hop: to.dst,
+        interface: LOOPBACK,
+        mtu: MTU,
+        group: GroupId(1),
+        epoch: 0,
+        session: 3,
+        serial: SERIAL,
+        direction,
+        shift: 0,
+        is_incomplete: false,
+    }
+}
+
+fn enter(fast_path: &FastPath, key: FlowKey, entry: &Entry) {
+    let flow = Flow {
+        key,
+        interface: LOOPBACK,
+    };
+    let change = Change::Insert {
+        flow: flow.encode(),
+        entry: entry.encode(&key),
+    };
+    fast_path.change(&[change]).unwrap();
+}
+
+fn leave(fast_path: &FastPath, key: FlowKey) {
+    let flow = Flow {
+        key,
+        interface: LOOPBACK,
+    };
+    let unknown = Flow {
+        key: key.reply(),
+        interface: 99,
+    };
+    let remove = |flow: Flow| Change::Remove {
+        flow: flow.encode(),
+    };
+    // One that does not exist does not stop the others.
+    fast_path.change(&[remove(unknown), remove(flow)]).unwrap();
+}
+
+fn cell(fast_path: &FastPath) -> &'static SessionCell {
+    &fast_path.memory().sessions[3]
+}
+
+/// The frame that brings an IP packet to the loopback interface.
+fn frame(ip: &[u8]) -> Vec<u8> {
+    let kind: [u8; 2] = if ip[0] >> 4 == 4 {
+        [8, 0]
+    } else {
+        [0x86, 0xdd]
+    };
+    [&[0; 12][..], &kind, ip].concat()
+}
+
+/// What a run makes of an IP packet; none if it goes on to the process, which must not change it.
+fn run(fast_path: &FastPath, ip: &[u8], complete: bool) -> Option<Vec<u8>> {
+    let before = frame(ip);
+    let run = match fast_path.test_run(&before, &[], complete) {
+        // The kernel runs nothing with less than an IP header.
+        Err(error) if error.raw_os_error() == Some(22) && ip.len() < 40 => return None,
+        run => run.unwrap(),
+    };
+    match run.verdict {
+        FORWARDED => Some(run.frame[ETHERNET..].to_vec()),
+        GO_ON => {
+            assert_eq!(run.frame, before, "a packet for the process was changed");
+            None
+        }
+        other => panic!("verdict {other}"),
+    }
+}
+
+/// What kernel and gateway make of it without a fast path.
+fn expected(ip: &[u8], to: &FlowKey) -> Vec<u8> {
+    let mut bytes = ip.to_vec();
+    let offload = Offload::default();
+    let parsed = packet::parse(&bytes, offload).unwrap();
+    packet::take_hop_limit(&mut bytes, parsed.family);
+    packet::translate_with_hop(&mut bytes, &parsed, offload, to);
+    packet::take_hop_limit(&mut bytes, parsed.family);
+    bytes
+}
+
+fn address(v6: bool) -> BoxedStrategy<Addr> {
+    match v6 {
+        true => any::<[u8; 13]>()
+            .prop_map(|rest| {
+                let mut octets = [0x20, 1, 0xd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                octets[3..].copy_from_slice(&rest);
+                Addr::v6(octets)
+            })
+            .boxed(),
+        false => any::<[u8; 3]>()
+            .prop_map(|[a, b, c]| Addr::v4([10, a, b, c]))
+            .boxed(),
+    }
+}
+
+fn key(v6: bool, protocol: Protocol) -> impl Strategy<Value = FlowKey> {
+    let port = prop_oneof![any::<u16>(), Just(0), Just(0xffff)];
+    let ports = (port.clone(), port);
+    (address(v6), address(v6), ports).prop_map(move |(src, dst, ports)| FlowKey {
+        src,
+        dst,
+        src_port: ports.0,
+        dst_port: ports.1,
+        protocol,
+    })
+}
+
+/// A flow, and its translation: often only of one side.
+fn translation() -> impl Strategy<Value = (FlowKey, FlowKey)> {
+    (any::<bool>(), any::<bool>()).prop_flat_map(|(v6, is_tcp)| {
+        let protocol = if is_tcp { Protocol::TCP } else { Protocol::UDP };
+        let keys = (key(v6, protocol), key(v6, protocol));
+        (keys, any::<[bool; 4]>()).prop_map(|((from, other), changes)| {
+            let mut to = from;
+            if changes[0] {
+                to.src = other.src;
+            }
+            if changes[1] {
+                to.dst = other.dst;
+            }
+            if changes[2] {
+                to.src_port = other.src_port;
+            }
+            if changes[3] {
+                to.dst_port = other.dst_port;
+            }
+            (from, to)
+        })
+    })
+}
+
+fn packet(key: &FlowKey, payload: &[u8]) -> Pkt {
+    let ends = ((key.src, key.src_port), (key.dst, key.dst_port));
+    match key.protocol {
+        Protocol::UDP => packets::udp(ends.0, ends.1).payload(payload),
+        _ => packets::tcp(ends.0, ends.1, TcpFlags::ACK, 100, 200).payload(payload),
+    }
+}
+
+/// Numbers with which the segments of [`packet`] fit.
+fn numbers() -> Numbers {
+    Numbers {
+        end: [100, 200],
+        acked: [100, 200],
+        window: [60_000; 2],
+        hole: [false; 2],
+    }
+}
+
+fn checksum_at(ip: &[u8]) -> usize {
+    let (start, protocol) = if ip[0] >> 4 == 4 {
+        (20, ip[9])
+    } else {
+        (40, ip[6])
+    };
+    start + if protocol == Protocol::TCP.0 { 16 } else { 6 }
+}
+
+/// A sum of zero has two forms, 0 and 0xffff, which mean the same to TCP (RFC 1071, section 2). The
+/// kernel and the core may choose differently. To UDP they are not the same: 0 is none.
+fn with_one_zero(mut ip: Vec<u8>) -> Vec<u8> {
+    let at = checksum_at(&ip);
+    let is_tcp = ip[if ip[0] >> 4 == 4 { 9 } else { 6 }] == Protocol::TCP.0;
+    if is_tcp && ip[at..at + 2] == [0xff; 2] {
+        ip[at..at + 2].fill(0);
+    }
+    ip
+}
+
+/// Whether the kernel can run a program with a frame that the hardware has summed up.
+fn knows_complete(fast_path: &FastPath) -> bool {
+    let key = FlowKey {
+        src: Addr::v4([10, 0, 0, 1]),
+        dst: Addr::v4([10, 0, 0, 2]),
+        src_port: 1,
+        dst_port: 2,
+        protocol: Protocol::UDP,
+    };
+    let frame = frame(&packet(&key, b"x").bytes());
+    fast_path.test_run(&frame, &[], true).is_ok()
+}
+
+#[test]
+fn what_it_forwards_is_what_the_gateway_would_send() {
+    let Some(fast_path) = load() else { return };
+    let complete = knows_complete(&fast_path);
+    let checksum = prop_oneof![
+        Just(None),
+        Just(Some(0_u16)),
+        Just(Some(0xffff)),
+        any::<u16>().prop_map(Some)
+    ];
+    let payload = proptest::collection::vec(any::<u8>(), 0..300);
+    let strategy = (translation(), payload, checksum, any::<bool>());
+    let mut runner = TestRunner::new(Config::with_cases(2000));
+    let result = runner.run(&strategy, |((from, to), payload, checksum, summed)| {
+        let mut ip = packet(&from, &payload).bytes();
+        if let Some(checksum) = checksum {
+            let at = checksum_at(&ip);
+            ip[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        }
+        enter(&fast_path, from, &entry(to, Direction::Original));
+        cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+        let out = run(&fast_path, &ip, complete && summed);
+        leave(&fast_path, from);
+        let expected = expected(&ip, &to);
+        prop_assert_eq!(out.map(with_one_zero), Some(with_one_zero(expected)));
+        let taken = cell(&fast_path).take(Direction::Original);
+        prop_assert_eq!(taken, (1, ip.len() as u64));
+        prop_assert_eq!(run(&fast_path, &ip, false), None, "it has left");
+        Ok(())
+    });
+    result.unwrap();
+}
+
+/// A connection between two random beginnings, with these windows.
+fn connection(start: [u32; 2], window: [u16; 2]) -> tcp::Tracker {
+    let segment = |flags, seq, ack, window| tcp::Segment {
+        seq,
+        ack,
+        payload_len: 0,
+        window,
+        flags,
+        window_scale: Some(2),
+    };
+    let syn = segment(TcpFlags::SYN, start[0], 0, window[0]);
+    let mut tracker = tcp::Tracker::open(&syn).unwrap();
+    let next = start.map(|seq| seq.wrapping_add(1));
+    let answer = segment(TcpFlags::SYN | TcpFlags::ACK, start[1], next[0], window[1]);
+    tracker.handle(Direction::Reply, &answer).unwrap();
+    let ack = segment(TcpFlags::ACK, next[0], next[1], window[0]);
+    tracker.handle(Direction::Original, &ack).unwrap();
+    tracker
+}
+
+/// As after a takeover, when a segment of each side has been seen again.
+fn take_over(tracker: &mut tcp::Tracker, start: [u32; 2], window: [u16; 2]) {
+    tracker.resume();
+    for direction in [Direction::Original, Direction::Reply] {
+        let at = direction as usize;
+        let next = [start[at], start[1 - at]].map(|seq| seq.wrapping_add(1));
+        let ack = tcp::Segment {
+            seq: next[0],
+            ack: next[1],
+            payload_len: 0,
+            window: window[at],
+            flags: TcpFlags::ACK,
+            window_scale: None,
+        };
+        tracker.handle(direction, &ack).unwrap();
+    }
+}
+
+/// Whether it is of the reply direction; sequence number and acknowledgment, relative to what was
+/// sent; payload; window.
+type Step = (bool, i64, i64, usize, u16);
+
+fn compare_judgement(
+    fast_path: &FastPath,
+    tracker: &mut tcp::Tracker,
+    key: &FlowKey,
+    (is_reply, seq, ack, length, window): Step,
+) -> Result<(), TestCaseError> {
+    let (direction, from) = match is_reply {
+        true => (Direction::Reply, key.reply()),
+        false => (Direction::Original, *key),
+    };
+    let known = tracker.numbers().unwrap();
+    let (own, other) = (direction as usize, 1 - direction as usize);
+    let seq = known.end[own].wrapping_add(seq as u32);
+    let ack = known.end[other].wrapping_add(ack as u32);
+    let ends = ((from.src, from.src_port), (from.dst, from.dst_port));
+    let pkt = packets::tcp(ends.0, ends.1, TcpFlags::ACK, seq, ack);
+    let mut ip = pkt.payload(&vec![0; length]).bytes();
+    ip[34..36].copy_from_slice(&window.to_be_bytes());
+    let parsed = packet::parse(&ip, Offload::default()).unwrap();
+    let PacketKind::Tcp(segment) = parsed.kind else {
+        panic!("no segment");
+    };
+    let accepted = tracker.handle(direction, &segment).is_ok();
+    let forwarded = run(fast_path, &ip, false).is_some();
+    prop_assert_eq!(
+        forwarded,
+        accepted,
+        "{:?} of {:?} after {:?}",
+        segment,
+        direction,
+        known
+    );
+    prop_assert_eq!(cell(fast_path).numbers(), tracker.numbers().unwrap());
+    // What was taken over again changes nothing.
+    let mut again = tracker.clone();
+    again.catch_up(&cell(fast_path).numbers());
+    prop_assert_eq!(&again, &*tracker);
+    Ok(())
+}
+
+/// Segments in and around the windows: each is judged, and moves the numbers, as by the tracker.
+#[test]
+fn it_follows_connections_like_the_tracker() {
+    let Some(fast_path) = load() else { return };
+    let key = FlowKey {
+        src: Addr::v4([10, 1, 2, 3]),
+        dst: Addr::v4([10, 9, 8, 7]),
+        src_port: 4000,
+        dst_port: 80,
+        protocol: Protocol::TCP,
+    };
+    let offset = prop_oneof![
+        -3000_i64..3000,
+        prop_oneof![Just(0_i64), Just(66_000), Just(-66_000)],
+        -300_000_i64..300_000,
+        any::<i32>().prop_map(i64::from)
+    ];
+    let offset = || (prop_oneof![Just(0_i64), offset.clone()], -2_i64..3).prop_map(|(a, b)| a + b);
+    let segment = (
+        any::<bool>(),
+        offset(),
+        offset(),
+        0..1400_usize,
+        any::<u16>(),
+    );
+    let segments = proptest::collection::vec(segment, 1..40);
+    let strategy = (
+        any::<[u32; 2]>(),
+        any::<[u16; 2]>(),
+        any::<bool>(),
+        segments,
+    );
+    let mut runner = TestRunner::new(Config::with_cases(500));
+    let result = runner.run(&strategy, |(start, window, taken_over, segments)| {
+        let mut tracker = connection(start, window);
+        if taken_over {
+            take_over(&mut tracker, start, window);
+        }
+        let Some(numbers) = tracker.numbers() else {
+            return Ok(());
+        };
+        cell(&fast_path).begin(clock::now(), SERIAL, &numbers);
+        for direction in [Direction::Original, Direction::Reply] {
+            let from = if direction == Direction::Original {
+                key
+            } else {
+                key.reply()
+            };
+            let entry = Entry {
+                shift: tracker.shift_of(direction),
+                is_incomplete: tracker.is_incomplete(),
+                ..entry(from, direction)
+            };
+            enter(&fast_path, from, &entry);
+        }
+        for segment in segments {
+            compare_judgement(&fast_path, &mut tracker, &key, segment)?;
+        }
+        Ok(())
+    });
+    result.unwrap();
+}
+
+fn example(v6: bool, protocol: Protocol) -> (FlowKey, FlowKey) {
+    let addr = |last| match v6 {
+        true => Addr::v6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]),
+        false => Addr::v4([10, 0, 0, last]),
+    };
+    let from = FlowKey {
+        src: addr(1),
+        dst: addr(2),
+        src_port: 1000,
+        dst_port: 2000,
+        protocol,
+    };
+    let to = FlowKey {
+        src: addr(9),
+        src_port: 5555,
+        ..from
+    };
+    (from, to)
+}
+
+#[test]
+fn one_store_ends_what_an_entry_allows() {
+    let Some(fast_path) = load() else { return };
+    let (from, to) = example(false, Protocol::UDP);
+    let ip = packet(&from, b"hello").bytes();
+    let forwards = || run(&fast_path, &ip, false).is_some();
+    let (group, session) = (&fast_path.memory().groups[1], cell(&fast_path));
+    enter(&fast_path, from, &entry(to, Direction::Original));
+    assert!(!forwards(), "the session has another serial");
+    session.begin(clock::now(), SERIAL, &numbers());
+    assert!(forwards());
+    session.stop();
+    assert!(!forwards(), "the session was stopped");
+    session.begin(clock::now(), SERIAL, &numbers());
+    group.lease(clock::now());
+    assert!(!forwards(), "the lease is over");
+    group.lease(clock::now() + std::time::Duration::from_secs(60));
+    assert!(forwards());
+    assert_eq!(group.next_epoch(), 1);
+    assert!(!forwards(), "the group has another epoch");
+    let later = Entry {
+        epoch: 1,
+        ..entry(to, Direction::Original)
+    };
+    enter(&fast_path, from, &later);
+    assert!(forwards());
+    let counts = fast_path.counts();
+    assert!(counts.contains(&("not-in-force", 4)), "{counts:?}");
+    assert!(session.last() <= clock::now() && session.last().as_nanos() > 0);
+}
+
+#[test]
+fn the_unusual_is_the_gateways() {
+    let Some(fast_path) = load() else { return };
+    for v6 in [false, true] {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let (from, to) = example(v6, protocol);
+            enter(&fast_path, from, &entry(to, Direction::Original));
+            cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+            let header = if v6 { 40 } else { 20 };
+            let usual = packet(&from, b"some data");
+            let forwards = |ip: &[u8]| run(&fast_path, ip, false).is_some();
+            assert!(forwards(&usual.clone().bytes()));
+            assert!(forwards(&usual.clone().hops(2).bytes()));
+            assert!(
+                !forwards(&usual.clone().hops(1).bytes()),
+                "its hops end here"
+            );
+            let long = vec![0; MTU as usize];
+            assert!(!forwards(&packet(&from, &long).bytes()), "it is too long");
+            let whole = usual.bytes();
+            for cut in 0..whole.len() {
+                assert!(!forwards(&whole[..cut.max(1)]), "{cut} bytes of it");
+            }
+            let padded = [&whole[..], &[0; 20]].concat();
+            assert!(forwards(&padded), "short frames are padded");
+            for flags in (0..=0xff).filter(|_| protocol == Protocol::TCP) {
+                let mut ip = whole.clone();
+                ip[header + 13] = flags;
+                let is_usual = flags & 0b11_0111 == 0b01_0000;
+                assert_eq!(forwards(&ip), is_usual, "flags {flags:#x}");
+            }
+            if !v6 {
+                let mut wrong = whole.clone();
+                wrong[10] ^= 1;
+                assert!(!forwards(&wrong), "its header's checksum is wrong");
+                for bits in [0x20, 0x01] {
+                    let cut = packets::fragment(&whole[..20], 1, 0, &whole[20..36], true);
+                    assert!(!forwards(&cut), "a fragment: {bits}");
+                }
+            }
+            let other = FlowKey {
+                src_port: 1001,
+                ..from
+            };
+            assert!(
+                !forwards(&packet(&other, b"x").bytes()),
+                "it is of another flow"
+            );
+            leave(&fast_path, from);
+        }
+    }
+}
+
+/// An IPv4-mapped address on the wire is not that of an IPv4 session.
+#[test]
+fn families_are_kept_apart() {
+    let Some(fast_path) = load() else { return };
+    let (from, to) = example(false, Protocol::UDP);
+    enter(&fast_path, from, &entry(to, Direction::Original));
+    cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+    let (six, _) = example(true, Protocol::UDP);
+    let mut ip = packet(&six, b"x").bytes();
+    ip[8..24].copy_from_slice(from.src.octets());
+    ip[24..40].copy_from_slice(from.dst.octets());
+    assert_eq!(run(&fast_path, &ip, false), None);
+}
+
+/// Damaged packets of known flows: what is forwarded is what the gateway would have sent.
+#[test]
+fn damaged_packets_are_forwarded_as_by_the_gateway_or_not_at_all() {
+    let Some(fast_path) = load() else { return };
+    let damage = proptest::collection::vec((0..80_usize, any::<u8>()), 1..4);
+    let strategy = (
+        any::<bool>(),
+        any::<bool>(),
+        damage,
+        0..60_usize,
+        any::<bool>(),
+    );
+    let mut runner = TestRunner::new(Config::with_cases(4000));
+    let result = runner.run(&strategy, |(v6, is_tcp, damage, length, repair)| {
+        let protocol = if is_tcp { Protocol::TCP } else { Protocol::UDP };
+        let (from, to) = example(v6, protocol);
+        enter(&fast_path, from, &entry(to, Direction::Original));
+        cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+        let mut ip = packet(&from, &vec![1; length]).bytes();
+        for (at, byte) in damage {
+            if let Some(place) = ip.get_mut(at) {
+                *place ^= byte;
+            }
+        }
+        if repair && ip[0] == 0x45 {
+            ip[10..12].fill(0);
+            let mut sum = packet::checksum::Sum::default();
+            sum.add(&ip[..20]);
+            ip[10..12].copy_from_slice(&sum.checksum().to_be_bytes());
+        }
+        let Some(out) = run(&fast_path, &ip, false) else {
+            return Ok(());
+        };
+        let parsed = packet::parse(&ip, Offload::default());
+        prop_assert_eq!(parsed.map(|parsed| parsed.key), Ok(from));
+        prop_assert_eq!(out, expected(&ip, &to));
+        Ok(())
+    });
+    result.unwrap();
+    let lost = fast_path
+        .counts()
+        .into_iter()
+        .find(|(why, _)| *why == "lost");
+    assert_eq!(lost, Some(("lost", 0)));
+    assert!(cell(&fast_path).serial.load(Ordering::Relaxed) == SERIAL);
+}
