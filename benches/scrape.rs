@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tandemgw::os::{clock, process};
-use tandemgw_core::control::{PortIo, ShellView};
+use tandemgw_core::control::{FastPathState, PortIo, ShellView};
 use tandemgw_core::event::{Offload, Verdict};
 use tandemgw_core::flow::Family;
 use tandemgw_core::metrics::{Exposition, Histogram, View};
@@ -53,7 +53,12 @@ fn scrape(lab: &Lab) {
     let ports = lab.gateway.config().ports.iter();
     let shell = ShellView {
         config_file: PathBuf::new(),
-        ports: ports.map(|_| PortIo { offload: "tso" }).collect(),
+        ports: ports
+            .map(|_| PortIo {
+                offload: "tso",
+                fast_path: FastPathState::Off,
+            })
+            .collect(),
         ..ShellView::default()
     };
     let (mut whole, mut pieces) = (Vec::new(), Vec::new());

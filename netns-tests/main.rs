@@ -29,6 +29,7 @@ mod doctor;
 mod events;
 mod examples;
 mod explain;
+mod fast_path;
 mod forged;
 mod forward;
 mod guarantee;

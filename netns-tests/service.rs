@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::fast_path::{self, want_ebpf};
 use crate::frame::{Ends, FrameSocket};
 use crate::lab::{Lab, SERVER};
 use crate::pair::Pair;
@@ -311,6 +312,8 @@ fn sandbox() -> String {
 #[test]
 fn rights_of_the_unit_file_are_enough() {
     let mut pair = Pair::new();
+    want_ebpf(pair.a_mut());
+    want_ebpf(&mut pair.b);
     pair.a_mut().launch_by(&sandbox());
     pair.b.launch_by(&sandbox());
     let before = pair.a().ns.sh("ip rule; ip -6 rule");
@@ -340,6 +343,11 @@ fn rights_of_the_unit_file_are_enough() {
     pair.a().wait_until_ready();
     pair.a().ns.run("ip link del eth1");
     pair.lab.attach_wan();
+    if is_root_of_the_machine() {
+        wait_until("the fast path is at the new eth1", || {
+            fast_path::is_at_all_ports(pair.a())
+        });
+    }
     wait_until("the kernel has the address of the new eth1", || {
         let routes = pair.a().ns.run("ip -6 route show table local");
         routes.contains("fd77:2::2 ")
@@ -459,6 +467,8 @@ fn system_calls_are_those_of_the_unit_file() {
     let mut pair = Pair::new();
     let trace = pair.lab.dir().join("trace");
     pair.a_mut().config.push_str("\n[metrics]\n");
+    want_ebpf(pair.a_mut());
+    want_ebpf(&mut pair.b);
     // -D: the process stays our child, and strace is its descendant.
     pair.a_mut().launch_by(&format!(
         "exec strace -D -f -qq -o {} \"$@\"",

@@ -79,7 +79,14 @@ impl Unit {
 
     /// Writes the config to its file.
     pub fn write_config(&self) {
-        fs::write(&self.path, &self.config).expect("writing the config");
+        let mut config = self.config.clone();
+        // The whole suite can be run in another mode of the ports.
+        if let Ok(offload) = std::env::var("TANDEMGW_TEST_OFFLOAD")
+            && !config.contains("offload")
+        {
+            config = config.replace("[[port]]", &format!("[[port]]\noffload = \"{offload}\""));
+        }
+        fs::write(&self.path, config).expect("writing the config");
     }
 
     /// Writes the config to its file and reloads the gateway; returns its output.

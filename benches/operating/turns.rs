@@ -13,7 +13,7 @@ use tandemgw::os::clock;
 use tandemgw::os::control_socket::ControlSocket;
 use tandemgw::os::monitor::{Monitor, Notice};
 use tandemgw_core::config;
-use tandemgw_core::control::{PortIo, ShellView};
+use tandemgw_core::control::{FastPathState, PortIo, ShellView};
 use tandemgw_core::event::{LinkState, Offload, RouteChange, Verdict};
 use tandemgw_core::flow::{Addr, FlowKey, PortId, Protocol};
 use tandemgw_core::gateway::{Gateway, Seed};
@@ -210,7 +210,13 @@ fn large_gateway() -> Result<Gateway> {
 
 fn view() -> ShellView {
     ShellView {
-        ports: vec![PortIo { offload: "tso" }; PORTS],
+        ports: vec![
+            PortIo {
+                offload: "tso",
+                fast_path: FastPathState::Off
+            };
+            PORTS
+        ],
         ..ShellView::default()
     }
 }

@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use tandemgw_core::control::protocol::Right;
-use tandemgw_core::control::{Answer, BarrierView, PortIo, ShellView};
+use tandemgw_core::control::{Answer, FastPathState, PortIo, ShellView};
 use tandemgw_core::event::{Offload, PartialChecksum};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::gateway::Gateway;
-use tandemgw_core::metrics::Histogram;
 use testkit::lab::{LAN, Net, PORTS, WAN};
 use testkit::packets::{
     ACK, ErrorCode, SYN, SYN_ACK, echo_request, fragments, icmp_error, tcp, udp,
@@ -182,13 +181,14 @@ impl World {
 fn shell() -> ShellView {
     ShellView {
         config_file: PathBuf::from("/fuzz.toml"),
-        ports: vec![PortIo { offload: "none" }; PORTS.len()],
-        boot: Duration::ZERO,
-        turns: Histogram::default(),
-        barrier: BarrierView::default(),
-        state_not_saved: None,
-        history: Vec::new(),
-        refused: None,
+        ports: vec![
+            PortIo {
+                offload: "none",
+                fast_path: FastPathState::Off
+            };
+            PORTS.len()
+        ],
+        ..ShellView::default()
     }
 }
 

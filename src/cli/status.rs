@@ -330,6 +330,7 @@ fn totals(out: &mut String, status: &Status) {
         count(dropped),
         count(status.sessions.opened),
     );
+    fast_path(out, status);
     if let Some(barrier) = &status.barrier {
         self::barrier(out, barrier);
     }
@@ -366,6 +367,24 @@ fn totals(out: &mut String, status: &Status) {
     ] {
         if number > 0 {
             let _ = writeln!(out, "{words}: {number}");
+        }
+    }
+}
+
+/// The fast path, if there is or should be one.
+fn fast_path(out: &mut String, status: &Status) {
+    if let Some(fast) = &status.fast_path {
+        let _ = writeln!(
+            out,
+            "ebpf      {} sessions; {} packets, {} forwarded by the kernel",
+            count(fast.sessions),
+            count(fast.packets),
+            bytes(fast.bytes)
+        );
+    }
+    for port in &status.ports {
+        if let Some(why) = &port.why_no_ebpf {
+            let _ = writeln!(out, "ebpf      not at port {}: {why}", port.name);
         }
     }
 }

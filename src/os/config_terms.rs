@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use tandemgw_core::config::{Config, Port as PortConfig};
+use tandemgw_core::config::{Config, Port as PortConfig, PortOffload};
 
 use super::multicast::solicited_node;
 use super::tun::Offloads;
@@ -23,8 +23,8 @@ pub fn with_absolute_paths(mut config: Config) -> io::Result<Config> {
 /// The offloads that the config wants for a port.
 pub fn offloads(port: &PortConfig) -> Offloads {
     match port.offload {
-        true => Offloads::Auto,
-        false => Offloads::Off,
+        PortOffload::Tun | PortOffload::Ebpf => Offloads::Auto,
+        PortOffload::Plain => Offloads::Off,
     }
 }
 

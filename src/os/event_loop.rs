@@ -5,6 +5,7 @@
 //! that was not read until empty stays marked ready, and the next wait returns at once.
 
 mod addresses;
+mod fast_path;
 mod notices;
 mod push;
 mod ready;
@@ -24,12 +25,11 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use tandemgw_core::config::Config;
-use tandemgw_core::control::{BarrierView, KeptConfig, PortIo, ShellView};
+use tandemgw_core::control::{FastPathState, KeptConfig, PortIo, ShellView};
 use tandemgw_core::event::{Output, Verdict};
 use tandemgw_core::flow::{LinkId, PortId};
 use tandemgw_core::gateway::{Gateway, READ_AHEAD};
 use tandemgw_core::in_quotes::InQuotes;
-use tandemgw_core::metrics::Histogram;
 use tandemgw_core::time::Time;
 
 use super::client_slots::MAX_CLIENTS;
@@ -51,6 +51,7 @@ use super::timer::Timer;
 use super::tun::{Buffer, Tun};
 use super::upkeep::Upkeep;
 
+pub use fast_path::FastPorts;
 pub use push::recall;
 use ready::Ready;
 
@@ -98,6 +99,8 @@ pub struct Shell {
     signals: Signals,
     timer: Timer,
     service: ServiceManager,
+    /// The kernel's part in forwarding.
+    fast: FastPorts,
     peers: Option<Peers>,
     probes: Probes,
     buffers: [Buffer; READ_AHEAD],
@@ -163,6 +166,7 @@ impl Shell {
             .iter()
             .map(|port| PortIo {
                 offload: port.tun.offload(),
+                fast_path: FastPathState::Off,
             })
             .collect();
         let waker = Arc::new(Waker::new(registry, WORKER)?);
@@ -177,12 +181,7 @@ impl Shell {
             view: ShellView {
                 config_file,
                 ports: port_io,
-                turns: Histogram::default(),
-                barrier: BarrierView::default(),
-                boot: Duration::ZERO,
-                state_not_saved: None,
-                history: Vec::new(),
-                refused: None,
+                ..ShellView::default()
             },
             monitor,
             followed: spread::Followed::default(),
@@ -192,6 +191,7 @@ impl Shell {
             signals,
             timer,
             service: ServiceManager::from_environment(),
+            fast: FastPorts::default(),
             peers,
             probes: Probes::new(PROBES),
             buffers: std::array::from_fn(|_| Buffer::new()),
@@ -345,6 +345,7 @@ impl Shell {
         self.read_reports(now)?;
         self.ask_some(now);
         self.do_chores();
+        self.attach_some();
         // The answers to a check before what comes by the links, of which there may be a flood.
         let mut next = self.ready.sockets.next(0);
         while let Some(index) = next {
@@ -366,6 +367,7 @@ impl Shell {
             next = self.ready.tuns.next(index + 1);
         }
         self.read_streams(now);
+        self.read_fast_counts();
         let registry = self.poll.registry();
         self.control
             .serve(registry, &mut self.gateway, &mut self.view, now);
@@ -381,6 +383,7 @@ impl Shell {
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
+        self.change_fast_path(now);
         // Routes that the gateway has just learned or removed.
         self.follow_routes();
         self.drain_outputs();

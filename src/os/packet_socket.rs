@@ -57,6 +57,11 @@ impl PacketSocket {
         u32::try_from(self.index) == Ok(number)
     }
 
+    /// The number of the interface that it was last attached to; 0 if that is gone.
+    pub fn interface(&self) -> u32 {
+        u32::try_from(self.index).unwrap_or(0)
+    }
+
     /// Reads the next frame, from its destination address on, into `frame`; gives its length, cut
     /// to that of `frame`, or `None` if none waits.
     ///

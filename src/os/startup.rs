@@ -15,7 +15,7 @@ use tandemgw_core::push::Text;
 use super::capabilities;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups, with_absolute_paths};
-use super::event_loop::{Port, Shell, recall};
+use super::event_loop::{FastPorts, Port, Shell, recall};
 use super::history::{self, Origin};
 use super::key_file;
 use super::memory;
@@ -114,11 +114,13 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
     let (state, maintenance) = StateFile::open(&config);
     gateway.begin_in_maintenance(clock::now(), maintenance);
     let tuns = tun_indices(&ports)?;
+    let fast = FastPorts::open(&config);
     let mut shell = Shell::new(&config, file, gateway, ports, monitor, signals, state)
         .map_err(doing("opening links and sockets"))
         .map_err(unfit)?;
     shell.set_history(keep(&config, &sources));
     drop(sources);
+    shell.use_fast_path(fast);
     let netlink = Netlink::open().map_err(doing("opening netlink"))?;
     let steering = Steering::set_up(netlink, &config, &tuns)
         .map_err(doing("steering packets"))

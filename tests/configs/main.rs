@@ -131,7 +131,12 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.timeouts.udp_unreplied, Duration::from_secs(120));
     assert_eq!(config.source_limits().1, 65_535);
     assert!(config.ports.iter().all(|port| port.source_check));
-    assert!(config.ports.iter().all(|port| port.offload));
+    assert!(
+        config
+            .ports
+            .iter()
+            .all(|port| port.offload == tandemgw_core::config::PortOffload::Tun)
+    );
     assert_eq!(config.groups.len(), 1);
     assert_eq!(config.groups[0].name, "default");
     assert!(config.policies.is_empty() && config.ha.is_none());

@@ -6,6 +6,7 @@ mod announce;
 mod capture;
 mod corners;
 mod explain;
+mod fast_path;
 mod forwarded;
 mod fragments;
 mod icmp_errors;

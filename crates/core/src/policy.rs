@@ -495,7 +495,7 @@ pub(crate) mod tests {
             virtual_addresses: Vec::new(),
             link_local: Vec::new(),
             source_check: true,
-            offload: true,
+            offload: crate::config::PortOffload::Tun,
             rejects_syns: false,
             mss_clamp: None,
             routing_headers: true,

@@ -22,6 +22,8 @@ pub struct ShellView {
     pub state_not_saved: Option<String>,
     /// The configs that are kept, the last one first.
     pub history: Vec<KeptConfig>,
+    /// Packets that the fast path has left to the process, by reason.
+    pub fast_path: Vec<(&'static str, u64)>,
     /// Refusals on the links to the peers; none without `[ha]`.
     pub refused: Option<LinkRefusals>,
 }
@@ -71,4 +73,18 @@ pub struct BarrierView {
 pub struct PortIo {
     /// Offloads in use: `tso+uso`, `tso` or `none`.
     pub offload: &'static str,
+    /// Whether a program in the kernel forwards packets that come in by it.
+    pub fast_path: FastPathState,
+}
+
+/// Whether a port is in the fast path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FastPathState {
+    /// The config does not want it.
+    #[default]
+    Off,
+    /// It is.
+    On,
+    /// Why it is not, although the config wants it.
+    Unavailable(String),
 }

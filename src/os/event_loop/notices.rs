@@ -66,6 +66,7 @@ impl Shell {
                 if let Some(port) = port {
                     self.handle_link(now, port, state, detached.as_ref());
                     self.note_number(port, index);
+                    self.note_fast_number(port, index);
                 }
                 self.note_interface(now, &name, Some(index), state.up);
             }

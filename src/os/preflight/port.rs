@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Check, KernelLink, MachineProblem, Network, interface};
 use crate::os::{ethtool, sysctl};
-use tandemgw_core::config::{Config, Port};
+use tandemgw_core::config::{Config, Port, PortOffload};
 use tandemgw_core::flow::Family;
 
 /// The least MTU that IPv6 works with (RFC 8200, section 5).
@@ -79,7 +79,8 @@ pub(super) fn mtus(config: &Config, network: &Network) -> Check {
 
 /// Whether the kernel merges the packets that come in, which decides the throughput.
 pub(super) fn receive_offload(config: &Config) -> Check {
-    let wanted = config.ports.iter().filter(|port| port.offload);
+    let is_wanted = |port: &&Port| port.offload != PortOffload::Plain;
+    let wanted = config.ports.iter().filter(is_wanted);
     let off: Vec<&str> = wanted
         .map(|port| port.interface.as_str())
         .filter(|name| ethtool::receives_merged(name) == Some(false))

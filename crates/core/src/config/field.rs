@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::options::{OPTIONS, OptionDoc};
 use super::value::show_duration;
 use super::{
-    Group, Ha, Limits, LinkMonitor, Metrics, MssClamp, Node, PickupGuarantee, Port, Timeouts,
-    VirtualAddress,
+    Group, Ha, Limits, LinkMonitor, Metrics, MssClamp, Node, PickupGuarantee, Port, PortOffload,
+    Timeouts, VirtualAddress,
 };
 use crate::flow::PortId;
 
@@ -174,6 +174,7 @@ stored! {
     u32: Integer => |value| u64::from(*value), |value| u32::try_from(value).ok();
     Duration: Duration => |value| *value, Some;
     MssClamp: MssClamp => |value| *value, Some;
+    PortOffload: Word => |value| value.word(), PortOffload::of_word;
     PickupGuarantee: Word => |value| value.word(), PickupGuarantee::of_word;
     String: Text => String::clone, Some;
     PathBuf: Text => |value| value.display().to_string(), |value: String| Some(value.into());

@@ -29,6 +29,8 @@ pub enum OptionKind {
     Choice(&'static [&'static str]),
     /// `"auto"`, or a number of bytes.
     MssClamp,
+    /// One of the words of [`super::PortOffload`], or `true` or `false`.
+    Offload,
 }
 
 /// The value of an option that is left out.
@@ -44,6 +46,7 @@ pub enum DefaultValue {
     Integer(u64),
     /// For [`OptionKind::Duration`].
     Duration(Duration),
-    /// For [`OptionKind::Text`] and [`OptionKind::Choice`], as it would stand in the file.
+    /// For [`OptionKind::Text`], [`OptionKind::Choice`] and [`OptionKind::Offload`], as it would
+    /// stand in the file.
     Text(&'static str),
 }

@@ -19,6 +19,7 @@ mod multicast;
 mod names;
 mod network;
 mod nodes;
+mod offload;
 mod options;
 mod parse;
 mod policy;
@@ -55,6 +56,7 @@ pub use field::Value;
 pub use names::did_you_mean;
 pub(crate) use network::group_of;
 pub use nodes::{ThisUnit, unit_names};
+pub use offload::PortOffload;
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::{parse, parse_all};
 pub use show::ConfigText;
@@ -176,9 +178,8 @@ pub struct Port {
     /// `source-check`, default true: drop a packet whose source the routing expects on another
     /// port.
     pub source_check: bool,
-    /// `offload`, default true: take super-packets and unfinished checksums from the kernel where
-    /// it offers them.
-    pub offload: bool,
+    /// `offload`: how its packets go on, as far as the machine can.
+    pub offload: PortOffload,
     /// `unsolicited-syn`: whether a SYN to an address of the gateway on which nothing listens is
     /// reset at once; default false (RFC 5382, REQ-4).
     pub rejects_syns: bool,

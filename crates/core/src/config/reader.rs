@@ -9,12 +9,12 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::MssClamp;
 use super::diagnostic::Report;
 use super::field::{Field, Owner, Value};
 use super::names::did_you_mean;
 use super::options::{self, DefaultValue, OptionDoc, OptionKind};
 use super::value::{FromToml, ValueProblem, kind_of, show_duration};
+use super::{MssClamp, PortOffload};
 
 /// A byte range of the file's text.
 pub(super) type Span = Range<usize>;
@@ -203,6 +203,10 @@ impl<'a> Table<'a> {
             OptionKind::MssClamp => self
                 .take::<MssClamp>(key)
                 .map_or(Value::Absent, |size| Value::MssClamp(size.value)),
+            OptionKind::Offload => {
+                let given = self.take::<PortOffload>(key).map(|offload| offload.value);
+                Value::Word(given.unwrap_or_default().word())
+            }
         };
         (field.set)(part, value);
     }

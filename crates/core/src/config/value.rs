@@ -20,7 +20,7 @@ pub(super) struct ValueProblem {
 }
 
 impl ValueProblem {
-    fn new(message: impl Into<String>, hint: impl Into<String>) -> ValueProblem {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> ValueProblem {
         ValueProblem {
             message: message.into(),
             hint: hint.into(),

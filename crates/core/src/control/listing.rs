@@ -141,6 +141,7 @@ pub(super) fn row<'a>(
         group: gateway.group_name(view.group).into(),
         owner: owner.map(Into::into),
         synced: view.synced,
+        offloaded: Some(view.offloaded),
         age_s: view.age_s,
         expires_s: view.expires_s,
         packets: view.packets.iter().sum(),
@@ -182,6 +183,7 @@ virtual-addresses = ["10.77.1.1/24"]
             policy: PolicyId::NONE,
             group: GroupId(0),
             synced: false,
+            offloaded: true,
             state: "replied",
             packets: [1, 2],
             bytes: [100, 200],
@@ -197,7 +199,8 @@ virtual-addresses = ["10.77.1.1/24"]
                 r#"{{"id":7,"proto":"udp","in":"lan","out":"lan","src":"10.0.0.1:4000","dst":"{v6}","#
             ) + &format!(
                 r#""nat_src":"10.0.0.1:4000","nat_dst":"{v6}","state":"replied","policy":"-","#
-            ) + r#""group":"default","owner":null,"synced":false,"age_s":3,"expires_s":297,"#
+            ) + r#""group":"default","owner":null,"synced":false,"offloaded":true,"#
+                + r#""age_s":3,"expires_s":297,"#
                 + "\"packets\":3,\"bytes\":300}\n"
         );
     }

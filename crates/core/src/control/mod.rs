@@ -38,7 +38,7 @@ use push::PushWait;
 use reload::ReloadWait;
 use status::StatusAnswer;
 
-pub use crate::shell_view::{BarrierView, KeptConfig, PortIo, ShellView};
+pub use crate::shell_view::{BarrierView, FastPathState, KeptConfig, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
 pub use reload::{ReloadOutcome, ReloadRefused};
 
@@ -372,6 +372,13 @@ mod tests {
     use crate::gateway::Seed;
 
     /// A status of many ports is one line all the same, of which each piece makes a part.
+    fn port_io() -> PortIo {
+        PortIo {
+            offload: "none",
+            fast_path: FastPathState::Off,
+        }
+    }
+
     #[test]
     fn a_status_of_many_ports_comes_in_pieces() {
         const PORTS: usize = 512;
@@ -382,7 +389,7 @@ mod tests {
         let (config, _) = crate::config::parse(Path::new("a.toml"), &config).unwrap();
         let mut gateway = Gateway::new(config, Seed([7; 32]), Time::ZERO);
         let shell = ShellView {
-            ports: vec![PortIo { offload: "none" }; PORTS],
+            ports: vec![port_io(); PORTS],
             ..ShellView::default()
         };
         let mut out = String::new();
@@ -409,7 +416,7 @@ mod tests {
         let (config, _) = crate::config::parse(Path::new("a.toml"), config).unwrap();
         let mut gateway = Gateway::new(config, Seed([7; 32]), Time::ZERO);
         let shell = ShellView {
-            ports: vec![PortIo { offload: "none" }],
+            ports: vec![port_io()],
             ..ShellView::default()
         };
         let mut ask = |line: &str, right| {

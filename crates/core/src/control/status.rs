@@ -9,11 +9,11 @@ use crate::time::Time;
 
 use super::protocol::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
-    GroupStatus, GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus, PeerConfig,
-    PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetStatus, Traffic, VERSION,
-    write_line,
+    FastPathStatus, GroupStatus, GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus,
+    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetStatus,
+    Traffic, VERSION, write_line,
 };
-use super::{Progress, ShellView, health, protocol, seconds};
+use super::{FastPathState, PortIo, Progress, ShellView, health, protocol, seconds};
 
 /// Ports per piece, of some 3 µs each.
 const PORTS_AT_A_TIME: usize = 64;
@@ -103,9 +103,29 @@ fn status_without_ports(gateway: &mut Gateway, shell: &ShellView, now: Time) -> 
             why_not: shell.barrier.why_not.clone(),
             stopped: shell.barrier.stopped,
         }),
+        fast_path: fast_path(gateway, shell),
         capture: capture(gateway, now),
         events: events(gateway, shell, now),
     }
+}
+
+fn fast_path(gateway: &Gateway, shell: &ShellView) -> Option<FastPathStatus> {
+    let is_on = |port: &PortIo| port.fast_path == FastPathState::On;
+    if !shell.ports.iter().any(is_on) {
+        return None;
+    }
+    let counters = gateway.fast_counters();
+    let left = shell.fast_path.iter();
+    Some(FastPathStatus {
+        sessions: gateway.fast_sessions() as u64,
+        entered: counters.entered,
+        no_room: counters.no_room,
+        packets: counters.packets,
+        bytes: counters.bytes,
+        left: left
+            .map(|(why, count)| ((*why).to_owned(), *count))
+            .collect(),
+    })
 }
 
 fn maintenance(gateway: &Gateway, shell: &ShellView, now: Time) -> Option<MaintenanceStatus> {
@@ -187,6 +207,7 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId, now: Time) -> PortStat
     let port = &gateway.config().ports[id.index()];
     let link = gateway.link(id);
     let counters = gateway.port_counters(id);
+    let io = &shell.ports[id.index()];
     PortStatus {
         name: port.name.clone(),
         interface: port.interface.clone(),
@@ -194,7 +215,15 @@ fn port(gateway: &Gateway, shell: &ShellView, id: PortId, now: Time) -> PortStat
         fault: gateway.fault(id).map(|fault| fault.to_string()),
         targets: Some(targets(gateway, id, now)),
         mtu: link.mtu,
-        offload: shell.ports[id.index()].offload.to_owned(),
+        offload: match io.fast_path {
+            FastPathState::On => "ebpf",
+            _ => io.offload,
+        }
+        .to_owned(),
+        why_no_ebpf: match &io.fast_path {
+            FastPathState::Unavailable(why) => Some(why.clone()),
+            _ => None,
+        },
         r#in: Traffic {
             packets: counters.in_packets,
             bytes: counters.in_bytes,

@@ -33,6 +33,8 @@ impl Gateway {
     /// Starts to capture the packets of [`Gateway::handle_captured_packet`]. Only one capture runs
     /// at a time: an earlier one ends.
     pub fn start_capture(&mut self, now: Time, options: Options) {
+        // It sees all packets from here on.
+        self.fast_path.stop_all();
         let capture = Capture::new(options, self.rules.config().ports.len(), now);
         self.capture = Some(Box::new(capture));
     }

@@ -7,6 +7,7 @@ use crate::packet::{self, PacketKind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
 use crate::time::Time;
 
+use super::fast_path::{EARNS_EACH, FastPath};
 use super::hairpin::turns_back;
 use super::limiter::Budget;
 use super::open::Plan;
@@ -31,12 +32,13 @@ impl Gateway {
             roles[usize::from(group.0)] == Role::Primary || stragglers(group) == Some(true)
         };
         let checks_source = || self.rules.port(packet.port).source_check;
+        let fast_path = &mut self.fast_path;
         // Filled in place: otherwise it would be copied out of the closure.
         let mut way = Way::unknown(packet);
         let followed = self.sessions.follow(id, |session, around| {
             way.egress = admit(session, direction, packet.port, checks_source, carries)?;
-            if is_taken_up(session, around.is_stale) {
-                take_up(session);
+            if is_behind(session, around.is_stale) {
+                way.is_to_note = fast_path.take_up(id, session, around.is_stale);
             }
             way.to = session.translated(direction, around.book);
             (way.policy, way.group) = (session.policy, session.group);
@@ -45,6 +47,7 @@ impl Gateway {
             let was_settled = session.is_settled();
             let is_first_reply = follow(session, packet, direction)?;
             way.has_answered = is_first_reply || session.is_settled() != was_settled;
+            way.is_to_note |= session.packets[direction as usize].is_multiple_of(EARNS_EACH);
             Ok(())
         });
         match followed {
@@ -74,6 +77,9 @@ impl Gateway {
     ) -> Verdict {
         if way.has_answered {
             self.note_neighbors_of(id);
+        }
+        if way.is_to_note {
+            self.note_fast(id);
         }
         if way.turns_back {
             return self.turn_back(packet, way.to, way.egress);
@@ -161,6 +167,11 @@ impl Gateway {
         let egress = admit(session, direction, port, checks_source, carries)?;
         let egress = self.way_out(egress, direction, &to);
         let mut copy = session.clone();
+        if session.flags.contains(SessionFlags::OFFLOADED)
+            && let Some((id, _)) = self.sessions.lookup(&packet.parsed.key)
+        {
+            self.fast_path.peek(id, &mut copy);
+        }
         if is_taken_up(session, self.sessions.table().is_stale(session)) {
             take_up(&mut copy);
         }
@@ -300,6 +311,8 @@ struct Way {
     is_unanswered: bool,
     /// It shows that a host has answered.
     has_answered: bool,
+    /// It may give the session entries in the fast path, or take them.
+    is_to_note: bool,
 }
 
 impl Way {
@@ -314,6 +327,7 @@ impl Way {
             turns_back: false,
             is_unanswered: false,
             has_answered: false,
+            is_to_note: false,
         }
     }
 }
@@ -375,6 +389,29 @@ fn admit(
 #[inline]
 pub(super) fn is_taken_up(session: &Session, stale: bool) -> bool {
     stale || session.flags.contains(SessionFlags::REMOTE)
+}
+
+/// The same, or whether the fast path may have seen packets that the session does not know of.
+#[inline]
+fn is_behind(session: &Session, stale: bool) -> bool {
+    let behind = SessionFlags(SessionFlags::REMOTE.0 | SessionFlags::OFFLOADED.0);
+    stale || session.flags.intersects(behind)
+}
+
+impl FastPath {
+    /// Prepares a session that [is behind](is_behind) for a packet. Returns whether it has entries
+    /// in the fast path.
+    #[cold]
+    fn take_up(&mut self, id: SessionId, session: &mut Session, stale: bool) -> bool {
+        if is_taken_up(session, stale) {
+            take_up(session);
+        }
+        let is_offloaded = session.flags.contains(SessionFlags::OFFLOADED);
+        if is_offloaded {
+            self.absorb(id, session);
+        }
+        is_offloaded
+    }
 }
 
 /// Prepares a session that another unit has tracked for tracking here: its unseen segments must not

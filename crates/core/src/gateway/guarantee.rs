@@ -257,7 +257,7 @@ impl Gateway {
 
     /// The last change of a session, its group, and the state of its copies; none if it is not
     /// replicated.
-    fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
+    pub(super) fn copies_of(&self, id: SessionId) -> Option<(Seq, GroupId, Copies)> {
         let sync = self.cluster()?.sync();
         let group = self.sessions.get(id)?.group;
         let journal = self.sessions.journal();

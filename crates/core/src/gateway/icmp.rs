@@ -72,6 +72,7 @@ impl Gateway {
             .sessions
             .lookup(&quoted.key.reply())
             .ok_or(DropReason::IcmpUnrelated)?;
+        self.absorb_session(id);
         let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
         // Only the port tells: this kernel sends errors from any of its own addresses.
         let (ingress, egress) = session.ports(direction);

@@ -129,6 +129,13 @@ impl Links {
         counters.in_bytes += bytes as u64;
     }
 
+    /// Packets have left by `port`, with this many bytes in total.
+    pub(super) fn count_out(&mut self, port: PortId, packets: u64, bytes: u64) {
+        let counters = &mut self.ports[port.index()].counters;
+        counters.out_packets += packets;
+        counters.out_bytes += bytes;
+    }
+
     pub(super) fn counters(&self, port: PortId) -> &PortCounters {
         &self.ports[port.index()].counters
     }

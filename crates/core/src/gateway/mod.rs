@@ -21,6 +21,7 @@ mod effects;
 mod event_log;
 mod expired;
 mod explain;
+mod fast_path;
 mod forward;
 mod fragment;
 mod guarantee;
@@ -96,6 +97,7 @@ pub use conflict::Conflict;
 pub use counters::{Counters, PortCounters};
 pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
 pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTranslation, Survives};
+pub use fast_path::FastCounters;
 pub use health::{Health, Severity, Standing, Trouble};
 pub use links::PortFault;
 pub use multicast_view::{MembersView, MulticastPort};
@@ -169,6 +171,8 @@ pub struct Gateway {
     /// What somebody watches.
     capture: Option<Box<Capture>>,
     outbox: Outbox,
+    /// The sessions that the kernel forwards.
+    fast_path: fast_path::FastPath,
     /// Packets that go from unit to unit.
     passing_on: PassingOn,
     /// What goes to many.
@@ -207,6 +211,7 @@ impl Gateway {
             health: Health::new(now),
             drop_alarm: event_log::DropAlarm::default(),
             outbox: Outbox::default(),
+            fast_path: fast_path::FastPath::default(),
             passing_on: PassingOn::default(),
             multicast: multicast::Multicast::new(&config),
             push: Push::default(),
@@ -293,6 +298,9 @@ impl Gateway {
     /// Notes the state of a port's interface.
     pub fn handle_link(&mut self, now: Time, port: PortId, link: LinkState) {
         let before = self.links.set(port, link);
+        if before != link {
+            self.fast_path.stop_all();
+        }
         if link.up && (!before.up || before.mac != link.mac) {
             self.announce_port(now, port);
         }
@@ -308,6 +316,7 @@ impl Gateway {
     pub fn handle_route(&mut self, change: RouteChange) {
         if self.routes.apply(change) {
             self.multicast.doubt_sessions();
+            self.fast_path.look_again();
             self.revalidate_routes();
         }
     }
@@ -326,6 +335,7 @@ impl Gateway {
         self.cluster_timeout(now);
         self.gather_hosts(now);
         self.push.handle_timeout(now);
+        self.look_at_fast_path(now);
         self.check_health_if_due(now);
     }
 
@@ -346,6 +356,7 @@ impl Gateway {
             self.multicast.poll_timeout(),
             self.poll_cluster_timeout(now),
             self.push.poll_timeout(),
+            self.poll_fast_timeout(now),
         ]
         .into_iter()
         .flatten()
@@ -366,6 +377,7 @@ impl Gateway {
                 .sessions
                 .get(id)
                 .is_some_and(|session| self.is_primary(session.group))
+                && !self.lives_on(now, id)
             {
                 self.end_session(now, id, "expired");
             }
@@ -385,8 +397,14 @@ impl Gateway {
         is_ours
     }
 
+    /// Whether the fast path has seen packets of a session, without which it would have expired.
+    fn lives_on(&mut self, now: Time, id: SessionId) -> bool {
+        self.absorb_session(id) > 0 && self.sessions.table().deadline(id) > Some(now.tick())
+    }
+
     /// Removes a session with all its resources.
     fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
+        self.leave_fast_path(now, id);
         let Some(session) = self.sessions.get(id) else {
             return;
         };

@@ -90,6 +90,7 @@ impl Gateway {
             state: "multicast",
             packets: [session.packets, 0],
             bytes: [session.bytes, 0],
+            offloaded: false,
             age_s: now.since(session.started).as_secs(),
             expires_s: IDLE.saturating_sub(now.since(session.last_seen)).as_secs(),
         };

@@ -55,6 +55,7 @@ impl Gateway {
             Some(what) => log::error!("port does not work port={name} why={}", InQuotes(what)),
             None => log::info!("port works again port={name}"),
         }
+        self.fast_path.stop_all();
         self.links.set_detour(port, detour);
         self.tell_ports(now);
         self.check_health(now);
@@ -69,6 +70,7 @@ impl Gateway {
                 continue;
             };
             changed = true;
+            self.fast_path.stop_all();
             let name = self.port_name(port);
             match fault {
                 Some(addr) => log::error!(

@@ -58,6 +58,7 @@ impl Gateway {
             rules,
             told,
         } = prepared;
+        self.fast_path.stop_all();
         self.rules.set_config(config);
         let former = self.adopt(now, effects, rules);
         log_differences(&told);

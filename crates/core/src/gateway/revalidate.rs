@@ -167,7 +167,7 @@ impl Gateway {
                 out_port,
                 policy,
             } => {
-                self.change_session(id, in_port, out_port, policy);
+                self.change_session(now, id, (in_port, out_port), policy);
                 None
             }
             Finding::Astray => Some("route-changed"),
@@ -228,14 +228,15 @@ impl Gateway {
 
     fn change_session(
         &mut self,
+        now: Time,
         id: SessionId,
-        in_port: PortId,
-        out_port: PortId,
+        ports: (PortId, PortId),
         policy: PolicyId,
     ) {
+        self.leave_fast_path(now, id);
         let log = self.is_logged(policy);
         self.sessions.edit(id, |session, _| {
-            (session.in_port, session.out_port) = (in_port, out_port);
+            (session.in_port, session.out_port) = ports;
             session.policy = policy;
             match log {
                 true => session.flags.set(SessionFlags::LOG),

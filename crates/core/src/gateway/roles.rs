@@ -74,6 +74,10 @@ impl Gateway {
 
     /// Makes this unit primary or standby for `group`.
     pub fn set_role(&mut self, now: Time, group: GroupId, role: Role) {
+        if role == Role::Standby {
+            // Before anything else: the program may be forwarding.
+            self.fast_path.stop_group(group);
+        }
         let before = std::mem::replace(&mut self.groups.roles[usize::from(group.0)], role);
         match (before, role) {
             (Role::Standby, Role::Primary) => self.announce_group(now, group),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, HaPeer, Nat, Policy};
 use crate::event::LinkState;
 use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
-use crate::session::{Session, SessionCounts, SessionId, SessionState, StateCounts};
+use crate::session::{Session, SessionCounts, SessionFlags, SessionId, SessionState, StateCounts};
 use crate::store::Seq;
 use crate::sync;
 use crate::time::Time;
@@ -64,6 +64,8 @@ pub struct SessionView {
     pub packets: [u64; 2],
     /// Bytes of IP, original direction first.
     pub bytes: [u64; 2],
+    /// Whether the fast path forwards its packets.
+    pub offloaded: bool,
     /// Seconds since it was opened.
     pub age_s: u64,
     /// Seconds until it expires if no more packets come.
@@ -308,6 +310,14 @@ impl Gateway {
     pub(super) fn view(&self, id: SessionId, session: &Session, now: Time) -> SessionView {
         let tick = now.tick();
         let deadline = self.sessions.table().deadline(id).unwrap_or(tick);
+        let mut copy = session.clone();
+        let session = match session.flags.contains(SessionFlags::OFFLOADED) {
+            true => {
+                self.fast_path.peek(id, &mut copy);
+                &copy
+            }
+            false => session,
+        };
         SessionView {
             id: id.0,
             policy: session.policy,
@@ -329,6 +339,7 @@ impl Gateway {
             state: SessionState::of(session).name(),
             packets: session.packets,
             bytes: session.bytes,
+            offloaded: session.flags.contains(SessionFlags::OFFLOADED),
             age_s: tick.since(session.created).as_secs(),
             expires_s: deadline.since(tick).as_secs(),
         }

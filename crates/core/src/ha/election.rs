@@ -352,7 +352,12 @@ impl Ha {
 
     /// The length of a check.
     pub(super) fn probe_wait(&self) -> Duration {
-        self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
+        Self::check_of(self.interval)
+    }
+
+    /// The same for a unit that sends heartbeats at this interval.
+    pub(super) fn check_of(interval: Duration) -> Duration {
+        interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
     }
 
     /// The length of a check of `group`.

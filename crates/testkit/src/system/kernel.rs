@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tandemgw_core::config::{
-    Action, Config, Forward, Group, Limits, Nat, NatPool, Node, Policy, Port, Timeouts,
-    VirtualAddress,
+    Action, Config, Forward, Group, Limits, Nat, NatPool, Node, Policy, Port, PortOffload,
+    Timeouts, VirtualAddress,
 };
 use tandemgw_core::flow::{GroupId, PortId, Protocol};
 
@@ -74,7 +74,7 @@ pub fn config() -> Config {
             })
             .collect(),
         source_check: true,
-        offload: true,
+        offload: PortOffload::Tun,
         routing_headers: true,
         ..Port::default()
     };

@@ -39,9 +39,9 @@ pub use push::{PushReport, PushState, PushUnit, PushUnitState};
 pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
 pub use status::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
-    GroupStatus, GuaranteeCounters, HealthState, HealthStatus, LagStatus, LinkStatus,
-    MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status,
-    TargetState, TargetStatus, Traffic, TroubleStatus,
+    FastPathStatus, GroupStatus, GuaranteeCounters, HealthState, HealthStatus, LagStatus,
+    LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role,
+    SessionStatus, Status, TargetState, TargetStatus, Traffic, TroubleStatus,
 };
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.

@@ -57,6 +57,8 @@ pub struct Session<'a> {
     /// On the primary, whether the peers have acknowledged its current state; on a standby, whether
     /// it has all sessions of the group.
     pub synced: bool,
+    /// Whether the fast path forwards its packets; `null` from gateways without one.
+    pub offloaded: Option<bool>,
     /// Seconds since it was opened.
     pub age_s: u64,
     /// Seconds until it expires if no more packets arrive.

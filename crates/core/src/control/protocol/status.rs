@@ -33,6 +33,8 @@ pub struct Status {
     pub counters: CounterStatus,
     /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: Option<BarrierStatus>,
+    /// The fast path; `null` if no port is in it.
+    pub fast_path: Option<FastPathStatus>,
     /// The capture in progress; `null` if there is none.
     pub capture: Option<CaptureStatus>,
     /// Recent events, the newest first.
@@ -257,8 +259,11 @@ pub struct PortStatus {
     pub targets: Option<Vec<TargetStatus>>,
     /// The MTU of the interface.
     pub mtu: u32,
-    /// Offloads in use: `tso+uso`, `tso` or `none`.
+    /// Offloads in use: `ebpf` if a program in the kernel forwards packets that come in by it, else
+    /// `tso+uso`, `tso` or `none`.
     pub offload: String,
+    /// Why it has no `ebpf` although the config wants it; `null` if it has, or need not.
+    pub why_no_ebpf: Option<String>,
     /// Traffic that came in by it.
     pub r#in: Traffic,
     /// Traffic forwarded out of it.
@@ -389,6 +394,24 @@ pub struct BarrierStatus {
     pub why_not: Option<String>,
     /// Packets that they have stopped.
     pub stopped: u64,
+}
+
+/// What the program in the kernel forwards. Its packets and bytes are among those of the ports, as
+/// far as they were counted within the last second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPathStatus {
+    /// Sessions that it forwards now.
+    pub sessions: u64,
+    /// Sessions that have come to it since the start.
+    pub entered: u64,
+    /// How often a session found no room in it.
+    pub no_room: u64,
+    /// Packets that it has forwarded.
+    pub packets: u64,
+    /// Their bytes of IP.
+    pub bytes: u64,
+    /// Packets that it has left to the process, by reason.
+    pub left: BTreeMap<String, u64>,
 }
 
 /// A capture in progress.

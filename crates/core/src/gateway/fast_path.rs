@@ -1,0 +1,299 @@
+//! Which sessions the program in the kernel forwards ([`crate::fast_path`]), and what it has seen
+//! of them.
+//!
+//! A session earns its entries by its packets (`note_fast`). They are made between packets
+//! ([`Gateway::poll_fast_path`]), and hold as long as [`Gateway::fast_ways`] says so: that is asked
+//! again after each of its packets that comes here, and each second (`look_at_fast_path`). What
+//! concerns many sessions, such as a change of role, ends all entries of a group first, by a new
+//! epoch, and is done afterwards; the places of those sessions are found to be out of force later.
+//!
+//! Before a session is judged, shown or ended, it takes over what the program has seen (`absorb`).
+
+mod entries;
+mod seen;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::fast_path::{Change, Flow, Memory};
+use crate::flow::{Addr, Direction, GroupId, PortId};
+use crate::session::{Numbers, Session, SessionId, Tracker};
+use crate::time::{Tick, Time};
+
+use super::Gateway;
+
+/// How many packets of a direction lie between two times that a session asks for entries. The first
+/// packets of a connection, and short ones, stay here.
+pub(super) const EARNS_EACH: u64 = 16;
+
+/// Sessions that wait for entries, and those that get them in one go: some 100 µs.
+const MOST_CANDIDATES: usize = 1024;
+const ENTERED_AT_A_TIME: usize = 64;
+/// Places that are looked at in one go: some 100 µs.
+const LOOKED_AT: u32 = 512;
+/// A place is looked at this often; a tenth of all each tick.
+const LOOKS_EACH: u32 = 10;
+/// So long may entries last without a word of a gateway without peers.
+const LEASE: Duration = Duration::from_secs(1);
+/// A packet that was in the program when its entry ended has been counted by then.
+const SETTLES_AFTER: Duration = Duration::from_millis(200);
+/// A session without a packet for so many ticks makes room for another.
+const IDLE: u32 = 20;
+/// With peers, busy connections are looked at this often: peers must not be told too late where
+/// their numbers are (see [`crate::session::tcp`]).
+const HOT_EACH: Duration = Duration::from_millis(1);
+/// Bytes since the last look that make a connection busy, and below which it is no longer.
+const HOT_FROM: u64 = 1 << 20;
+const HOT_UNTIL: u64 = 4096;
+const MOST_HOT: usize = 256;
+
+const DIRECTIONS: [Direction; 2] = [Direction::Original, Direction::Reply];
+
+/// The sessions in the fast path.
+#[derive(Default)]
+pub(super) struct FastPath {
+    /// None where there is no program.
+    memory: Option<Memory>,
+    /// By port: the interface whose packets the program sees.
+    interfaces: Vec<Option<u32>>,
+    /// By place in the memory.
+    places: Vec<Option<Place>>,
+    free: Vec<u32>,
+    /// Places whose entries were ended, and when: packets may be in the program still.
+    settling: VecDeque<(Time, u32)>,
+    by_session: BTreeMap<u32, u32>,
+    candidates: Vec<SessionId>,
+    changes: Vec<Change>,
+    serial: u32,
+    cursor: u32,
+    /// Places still to be looked at.
+    due: u32,
+    next_look: Time,
+    next_lease: Time,
+    hot: Vec<u32>,
+    next_hot: Time,
+    tally: Vec<Tally>,
+    /// By group: when packets of its sessions were last forwarded, by direction.
+    carried: Vec<[Option<Tick>; 2]>,
+    counters: FastCounters,
+}
+
+/// What the fast path has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastCounters {
+    /// Packets that it has forwarded.
+    pub packets: u64,
+    /// Their bytes of IP.
+    pub bytes: u64,
+    /// Sessions that have got entries.
+    pub entered: u64,
+    /// Sessions that found no room.
+    pub no_room: u64,
+}
+
+/// Packets that were forwarded from a port to another, still to be counted there.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    packets_in: u64,
+    bytes_in: u64,
+    packets_out: u64,
+    bytes_out: u64,
+}
+
+struct Place {
+    id: SessionId,
+    group: GroupId,
+    epoch: u32,
+    /// By direction.
+    ways: [Way; 2],
+    is_stopped: bool,
+}
+
+/// The entry of one direction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    flow: Flow,
+    next_hop: Addr,
+    interface: u32,
+    mtu: u32,
+}
+
+impl FastPath {
+    /// From this instant no entry of `group` is in force.
+    pub(super) fn stop_group(&mut self, group: GroupId) {
+        if let Some(cell) = self.group_cell(group) {
+            cell.next_epoch();
+        }
+        self.due = self.places.len() as u32;
+    }
+
+    /// The same for all groups.
+    pub(super) fn stop_all(&mut self) {
+        let groups = self.memory.map_or(0, |memory| memory.groups.len());
+        for group in 0..groups {
+            self.stop_group(GroupId(group as u8));
+        }
+    }
+
+    /// Soon looks at all sessions: something may have changed for some of them.
+    pub(super) fn look_again(&mut self) {
+        self.due = self.places.len() as u32;
+    }
+
+    fn group_cell(&self, group: GroupId) -> Option<&'static crate::fast_path::GroupCell> {
+        self.memory?.groups.get(usize::from(group.0))
+    }
+
+    fn place_of(&self, id: SessionId) -> Option<u32> {
+        self.by_session.get(&id.0).copied()
+    }
+
+    /// Ends the entries of a session at once. They are removed later.
+    fn stop(&mut self, number: u32) {
+        if let Some(memory) = self.memory {
+            memory.sessions[number as usize].stop();
+        }
+        if let Some(Some(place)) = self.places.get_mut(number as usize)
+            && !std::mem::replace(&mut place.is_stopped, true)
+        {
+            let flows = place.ways.map(|way| way.flow.encode());
+            self.changes
+                .extend(flows.map(|flow| Change::Remove { flow }));
+        }
+    }
+
+    /// Brings a session up to what the program has seen of it. Returns the bytes that it forwarded.
+    pub(super) fn absorb(&mut self, id: SessionId, session: &mut Session) -> u64 {
+        let Some(number) = self.place_of(id) else {
+            return 0;
+        };
+        let Some(memory) = self.memory else { return 0 };
+        let cell = &memory.sessions[number as usize];
+        let (last, numbers) = (cell.last().tick(), cell.numbers());
+        let taken = DIRECTIONS.map(|direction| cell.take(direction));
+        catch_up(session, last, &numbers, taken);
+        for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(taken) {
+            if packets > 0 {
+                self.count(session, direction, packets, bytes, last);
+            }
+        }
+        taken.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn count(
+        &mut self,
+        session: &Session,
+        direction: Direction,
+        packets: u64,
+        bytes: u64,
+        at: Tick,
+    ) {
+        let (ingress, egress) = session.ports(direction);
+        if let Some(tally) = self.tally.get_mut(ingress.index()) {
+            tally.packets_in += packets;
+            tally.bytes_in += bytes;
+        }
+        if let Some(tally) = self.tally.get_mut(egress.index()) {
+            tally.packets_out += packets;
+            tally.bytes_out += bytes;
+        }
+        if let Some(carried) = self.carried.get_mut(usize::from(session.group.0)) {
+            carried[direction as usize] = Some(at);
+        }
+        self.counters.packets += packets;
+        self.counters.bytes += bytes;
+    }
+
+    /// What [`FastPath::absorb`] would find, without taking it.
+    pub(super) fn peek(&self, id: SessionId, session: &mut Session) {
+        let (Some(number), Some(memory)) = (self.place_of(id), self.memory) else {
+            return;
+        };
+        let cell = &memory.sessions[number as usize];
+        let seen = DIRECTIONS.map(|direction| cell.peek(direction));
+        catch_up(session, cell.last().tick(), &cell.numbers(), seen);
+    }
+
+    fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+}
+
+fn catch_up(session: &mut Session, last: Tick, numbers: &Numbers, seen: [(u64, u64); 2]) {
+    /// Segments without data are no longer than this, as a rule.
+    const BARE: u64 = 80;
+    session.last_seen = session.last_seen.max(last);
+    for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(seen) {
+        session.packets[direction as usize] += packets;
+        session.bytes[direction as usize] += bytes;
+        if session.is_connection() && bytes > packets * BARE {
+            session.note_data(direction, u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
+    }
+    if let Tracker::Tcp(tracker) = &mut session.tracker {
+        tracker.catch_up(numbers);
+    }
+}
+
+impl Gateway {
+    /// From now on there is a program in the kernel that shares this memory, with a place for as
+    /// many sessions as that has.
+    pub fn use_fast_path(&mut self, memory: Memory) {
+        let sessions = memory.sessions.len();
+        let ports = self.rules.config().ports.len();
+        self.fast_path = FastPath {
+            memory: Some(memory),
+            interfaces: vec![None; ports],
+            places: (0..sessions).map(|_| None).collect(),
+            free: (0..sessions as u32).rev().collect(),
+            tally: vec![Tally::default(); ports],
+            carried: vec![[None; 2]; memory.groups.len()],
+            ..FastPath::default()
+        };
+    }
+
+    /// The program sees the packets that come in by this interface of `port`, or no longer sees
+    /// those of the port.
+    pub fn set_fast_interface(&mut self, port: PortId, interface: Option<u32>) {
+        self.fast_path.stop_all();
+        if let Some(place) = self.fast_path.interfaces.get_mut(port.index()) {
+            *place = interface;
+        }
+    }
+
+    /// The entries could not be changed: there is no fast path from now on.
+    pub fn give_up_fast_path(&mut self) {
+        self.fast_path.stop_all();
+        self.fast_path.interfaces.fill(None);
+    }
+
+    /// How many sessions have entries.
+    pub fn fast_sessions(&self) -> usize {
+        self.fast_path.by_session.len()
+    }
+
+    /// What the fast path has done, as far as it was looked at.
+    pub fn fast_counters(&self) -> FastCounters {
+        self.fast_path.counters
+    }
+
+    /// The changes of the entries to carry out now, in this order. Call it after packets and after
+    /// [`Gateway::handle_timeout`].
+    pub fn poll_fast_path(&mut self, now: Time) -> Vec<Change> {
+        let from = self
+            .fast_path
+            .candidates
+            .len()
+            .saturating_sub(ENTERED_AT_A_TIME);
+        for id in self.fast_path.candidates.split_off(from) {
+            self.enter(now, id);
+        }
+        std::mem::take(&mut self.fast_path.changes)
+    }
+
+    /// Whether [`Gateway::poll_fast_path`] has something to do.
+    #[inline]
+    pub fn has_fast_changes(&self) -> bool {
+        !self.fast_path.candidates.is_empty() || !self.fast_path.changes.is_empty()
+    }
+}

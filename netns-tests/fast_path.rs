@@ -1,0 +1,270 @@
+//! `offload = "ebpf"`: the kernel forwards established sessions, and no longer than it may.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::capture::Capture;
+use crate::conversation::{Conversations, Streams};
+use crate::lab::{Lab, SERVER, bracketed};
+use crate::pair::Pair;
+use crate::services::{self, Http};
+use crate::unit::Unit;
+use testkit::system::namespace::is_root_of_the_machine;
+use testkit::system::process::wait_until;
+
+const EBPF: &str = "offload = \"ebpf\"";
+/// Without peers: how long the kernel forwards for a process that says nothing.
+const LEASE: Duration = Duration::from_secs(1);
+
+pub fn want_ebpf(unit: &mut Unit) {
+    for port in ["lan", "wan"] {
+        let name = format!("name = \"{port}\"");
+        unit.edit(&name, &format!("{name}\n{EBPF}"));
+    }
+}
+
+/// A lab whose gateway has a fast path; none where this machine lets nobody load programs.
+fn started() -> Option<Lab> {
+    let mut lab = Lab::new();
+    want_ebpf(&mut lab.unit);
+    lab.unit.start();
+    can_load(&lab.unit).then_some(lab)
+}
+
+fn can_load(unit: &Unit) -> bool {
+    if !is_root_of_the_machine() {
+        eprintln!("not tested: nobody may load programs in a user namespace");
+        return false;
+    }
+    wait_until("the program is at all ports", || is_at_all_ports(unit));
+    true
+}
+
+pub fn is_at_all_ports(unit: &Unit) -> bool {
+    let status = unit.status();
+    let ports = status["ports"].as_array().expect("ports");
+    ports.iter().all(|port| port["offload"] == "ebpf")
+}
+
+fn pair() -> Option<Pair> {
+    let mut pair = Pair::new();
+    want_ebpf(&mut pair.lab.unit);
+    want_ebpf(&mut pair.b);
+    pair.start();
+    can_load(pair.a()).then_some(pair)
+}
+
+fn packets(unit: &Unit) -> u64 {
+    let status = unit.status();
+    status["fast_path"]["packets"].as_u64().expect("a number")
+}
+
+fn wait_for_offload(unit: &Unit) {
+    wait_until("sessions are offloaded", || {
+        let sessions = unit.sessions("proto=udp");
+        !sessions.is_empty() && sessions.iter().all(|session| session["offloaded"] == true)
+    });
+    let before = packets(unit);
+    wait_until("the kernel forwards", || packets(unit) > before + 100);
+}
+
+/// Transfers are whole, most of their packets are the kernel's, and the connections end for the
+/// gateway when they end.
+#[test]
+fn connections_are_forwarded_by_the_kernel_and_end_in_order() {
+    let Some(lab) = started() else { return };
+    let http = Http::start(&lab, &lab.server, 16);
+    for server in SERVER {
+        http.assert_download(&lab.lan1, &bracketed(server));
+        services::assert_upload(&lab, &lab.lan1, &lab.server, server);
+    }
+    wait_until("all connections are over", || {
+        let sessions = lab.unit.sessions("proto=tcp");
+        let is_over = |session: &Value| session["state"] != "established";
+        sessions.len() >= 4 && sessions.iter().all(is_over)
+    });
+    let status = lab.unit.status();
+    let fast = status["fast_path"]["bytes"].as_u64().expect("a number");
+    let sum = |of: &str| -> u64 {
+        let ports = status["ports"].as_array().expect("ports");
+        ports
+            .iter()
+            .filter_map(|port| port[of]["bytes"].as_u64())
+            .sum()
+    };
+    assert!(
+        fast * 10 > sum("out") * 9,
+        "{fast} of {}: {status}",
+        sum("out")
+    );
+    let sessions = lab.unit.sessions("proto=tcp");
+    let bytes: u64 = sessions.iter().filter_map(|it| it["bytes"].as_u64()).sum();
+    assert!(
+        bytes >= fast && bytes <= sum("in"),
+        "{bytes}, {fast}: {status}"
+    );
+}
+
+#[test]
+fn datagrams_are_forwarded_and_counted() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    streams.wait_for_more();
+    streams.assert_whole();
+    thread::sleep(Duration::from_millis(1200));
+    let sessions = lab.unit.sessions("proto=udp");
+    let status = lab.unit.status();
+    let of_sessions: u64 = sessions
+        .iter()
+        .filter_map(|it| it["packets"].as_u64())
+        .sum();
+    assert_eq!(
+        status["counters"]["forwarded"].as_u64(),
+        Some(of_sessions),
+        "{status}"
+    );
+}
+
+/// They see, or end, everything from then on.
+#[test]
+fn captures_clearing_and_reloads_end_entries_first() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    let line = |what: &str| {
+        let file = lab.dir().join(format!("{}.pcapng", what.len()));
+        format!("capture --write {} {what}", file.display())
+    };
+    let capture = lab.unit.spawn_tandemgw(&line("--count 400 proto=udp"));
+    capture.finish(Duration::from_secs(30)).ok();
+    let capture = lab.unit.spawn_tandemgw(&line("proto=icmp"));
+    wait_until("it captures", || lab.unit.status()["capture"].is_object());
+    thread::sleep(Duration::from_millis(1200));
+    let before = packets(&lab.unit);
+    streams.wait_for_more();
+    assert_eq!(packets(&lab.unit), before, "a capture sees all packets");
+    drop(capture);
+    wait_for_offload(&lab.unit);
+    lab.unit.tandemgw("sessions clear proto=udp").ok();
+    streams.wait_for_more();
+    wait_for_offload(&lab.unit);
+    streams.assert_whole();
+}
+
+#[test]
+fn a_reload_that_forbids_a_session_ends_it() {
+    let Some(mut lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    lab.unit
+        .prepend_policy("name = \"no-udp\"\nservice = [\"udp\"]\naction = \"drop\"");
+    lab.unit.reload();
+    wait_until("they have ended", || {
+        lab.unit.sessions("proto=udp").is_empty()
+    });
+    let capture = Capture::start(
+        &lab.server,
+        "eth0",
+        "udp port 7101 and not src host 10.77.2.100 \
+                                 and not src host fd77:2::100",
+    );
+    thread::sleep(Duration::from_millis(500));
+    capture.assert_empty();
+    drop(streams);
+}
+
+/// The program comes back where the interface does.
+#[test]
+fn an_interface_made_again_is_in_the_fast_path_again() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    lab.unit.ns.run("ip link del eth1");
+    lab.attach_wan();
+    wait_until("the program is at the new interface", || {
+        is_at_all_ports(&lab.unit)
+    });
+    wait_for_offload(&lab.unit);
+    drop(streams);
+}
+
+/// Nothing is forwarded for a process that is gone, and not for long for one that hangs.
+#[test]
+fn the_kernel_does_not_forward_for_a_dead_process() {
+    for signal in [libc::SIGKILL, libc::SIGSTOP] {
+        let Some(mut lab) = started() else { return };
+        let _streams = Streams::start(&lab);
+        wait_for_offload(&lab.unit);
+        if signal == libc::SIGKILL {
+            lab.unit.kill();
+        } else {
+            lab.unit.signal(signal);
+            thread::sleep(LEASE);
+        }
+        thread::sleep(Duration::from_millis(100));
+        let capture = Capture::start(
+            &lab.server,
+            "eth0",
+            "udp port 7101 and src host (10.77.2.1 or fd77:2::1)",
+        );
+        thread::sleep(Duration::from_secs(1));
+        capture.assert_empty();
+        if signal == libc::SIGSTOP {
+            lab.unit.signal(libc::SIGCONT);
+        }
+    }
+}
+
+#[test]
+fn sessions_survive_a_takeover_from_the_fast_path() {
+    for how in ["kill", "freeze", "handover"] {
+        let Some(mut pair) = pair() else { return };
+        let mut sessions = Conversations::start(&pair.lab);
+        for _ in 0..20 {
+            sessions.go_on();
+        }
+        let streams = Streams::start(&pair.lab);
+        wait_for_offload(pair.a());
+        pair.a().wait_for_ready_peer();
+        match how {
+            "kill" => pair.a_mut().kill(),
+            "freeze" => pair.a().signal(libc::SIGSTOP),
+            _ => {
+                pair.a().tandemgw("failover").ok();
+            }
+        }
+        wait_until("gw-b is primary", || pair.b().is_primary());
+        let link = pair.a().ns.run("ip -br link show dev eth1");
+        let mac = link.split_whitespace().nth(2).expect("an address");
+        let filter = format!("udp port 7101 and ether src {}", mac);
+        if how == "freeze" {
+            let capture = Capture::start(&pair.lab.server, "eth0", &filter);
+            streams.wait_for_more();
+            capture.assert_empty();
+        } else {
+            streams.wait_for_more();
+        }
+        for _ in 0..20 {
+            sessions.go_on();
+        }
+        sessions.finish();
+        wait_until("all connections are over", || {
+            let sessions = pair.b().sessions("proto=tcp");
+            sessions
+                .iter()
+                .all(|session| session["state"] != "established")
+        });
+        if how == "handover" {
+            streams.assert_whole();
+            wait_until("gw-a forwards nothing", || {
+                pair.a().status()["fast_path"]["sessions"] == 0
+            });
+        }
+        if how == "freeze" {
+            pair.a().signal(libc::SIGCONT);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Carries out what the gateway decides about the fast path.
+
+use std::collections::BTreeMap;
+
+use tandemgw_core::config::{Config, PortOffload};
+use tandemgw_core::control::FastPathState;
+use tandemgw_core::flow::PortId;
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
+
+use super::super::fast_path::{Attached, FastPath, Unavailable};
+use super::super::worker::{self, Job, Progress};
+use super::Shell;
+
+/// The most sessions that the program forwards; some 500 bytes of the kernel's memory each.
+const MOST_SESSIONS: u32 = 65_536;
+
+/// The program, and the interfaces that it is at.
+#[derive(Default)]
+pub struct FastPorts {
+    /// None if no port wants it, or why there is none.
+    kernel: Option<Result<FastPath, String>>,
+    /// By the number of the interface.
+    at: BTreeMap<u32, Attached>,
+    /// By port; none if the config does not ask for the program there.
+    ports: Vec<Option<FastPort>>,
+    attaching: Option<Attaching>,
+}
+
+/// A port that wants the program.
+#[derive(Clone, Copy, Default)]
+struct FastPort {
+    /// The number of its interface; 0, which no interface has, if none was seen yet.
+    interface: u32,
+    /// The program can't be there.
+    has_failed: bool,
+}
+
+/// The program is being put at an interface, which waits for the kernel's lock on interfaces.
+struct Attaching {
+    interface: u32,
+    job: Job<Result<Attached, Unavailable>>,
+}
+
+impl FastPorts {
+    /// Loads the program if a port of `config` wants it.
+    ///
+    /// It must come before the sockets to the peers: a process that is killed closes its
+    /// descriptors in the order of their numbers, and the program must be gone before a peer hears
+    /// of that.
+    pub fn open(config: &Config) -> FastPorts {
+        let wants = |offload| offload == PortOffload::Ebpf;
+        if !config.ports.iter().any(|port| wants(port.offload)) {
+            return FastPorts::default();
+        }
+        let sessions = config.node.max_sessions.min(MOST_SESSIONS);
+        let kernel = FastPath::load(sessions, config.groups.len() as u32);
+        let ports = config.ports.iter();
+        FastPorts {
+            kernel: Some(kernel.map_err(|error| error.to_string())),
+            ports: ports
+                .map(|port| wants(port.offload).then(FastPort::default))
+                .collect(),
+            ..FastPorts::default()
+        }
+    }
+
+    /// An interface of a port where the program is missing.
+    fn missing(&self) -> Option<u32> {
+        let mut ports = self.ports.iter().flatten();
+        let is_missing = |port: &&FastPort| {
+            port.interface != 0 && !port.has_failed && !self.at.contains_key(&port.interface)
+        };
+        ports.find(is_missing).map(|port| port.interface)
+    }
+
+    /// Takes out the programs at interfaces that no port has any more.
+    fn take_unused(&mut self) -> Vec<Attached> {
+        let is_used = |number: &u32| {
+            let mut ports = self.ports.iter().flatten();
+            ports.any(|port| port.interface == *number)
+        };
+        let all = std::mem::take(&mut self.at);
+        let (used, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(number, _)| is_used(number));
+        self.at = used;
+        unused.into_values().collect()
+    }
+}
+
+impl Shell {
+    /// Begins to use the fast path where there is one. Call it before [`Shell::run`].
+    pub fn use_fast_path(&mut self, fast: FastPorts) {
+        self.fast = fast;
+        let why = match &self.fast.kernel {
+            None => return,
+            Some(Ok(kernel)) => {
+                self.gateway.use_fast_path(kernel.memory());
+                "it is not attached yet".to_owned()
+            }
+            Some(Err(why)) => {
+                log::warn!(
+                    "no fast path why={} effect=\"all packets go through the process\"",
+                    InQuotes(why)
+                );
+                why.clone()
+            }
+        };
+        for (index, wanted) in self.fast.ports.iter_mut().enumerate() {
+            if let Some(port) = wanted {
+                port.interface = self.ports[index].socket.interface();
+                self.view.ports[index].fast_path = FastPathState::Unavailable(why.clone());
+            }
+        }
+    }
+
+    /// Carries out the changes of the entries.
+    pub(super) fn change_fast_path(&mut self, now: Time) {
+        if !self.gateway.has_fast_changes() {
+            return;
+        }
+        let changes = self.gateway.poll_fast_path(now);
+        let Some(Ok(kernel)) = &self.fast.kernel else {
+            return;
+        };
+        if let Err(error) = kernel.change(&changes) {
+            self.give_up_fast_path(format!("its entries could not be changed: {error}"));
+        }
+    }
+
+    fn give_up_fast_path(&mut self, why: String) {
+        self.gateway.give_up_fast_path();
+        log::error!(
+            "fast path given up why={} effect=\"all packets go through the process\" \
+             remedy=\"restart the gateway\"",
+            InQuotes(&why)
+        );
+        for port in &mut self.view.ports {
+            if port.fast_path != FastPathState::Off {
+                port.fast_path = FastPathState::Unavailable(why.clone());
+            }
+        }
+        self.fast.kernel = Some(Err(why));
+    }
+
+    /// The interface of a port has this number now.
+    pub(super) fn note_fast_number(&mut self, port: PortId, number: u32) {
+        let Some(Some(known)) = self.fast.ports.get_mut(port.index()) else {
+            return;
+        };
+        if known.interface == number || !matches!(self.fast.kernel, Some(Ok(_))) {
+            return;
+        }
+        *known = FastPort {
+            interface: number,
+            has_failed: false,
+        };
+        self.gateway.set_fast_interface(port, None);
+        if self.fast.at.contains_key(&number) {
+            self.note_attached(number);
+        }
+    }
+
+    /// The program is at an interface: its port is in the fast path.
+    fn note_attached(&mut self, number: u32) {
+        for (index, port) in self.fast.ports.iter().enumerate() {
+            if port.is_some_and(|port| port.interface == number) {
+                let port = PortId::from_index(index);
+                self.gateway.set_fast_interface(port, Some(number));
+                self.view.ports[index].fast_path = FastPathState::On;
+            }
+        }
+    }
+
+    /// Puts the program at the interfaces where it is missing, one at a time.
+    pub(super) fn attach_some(&mut self) {
+        let Some(Ok(kernel)) = &self.fast.kernel else {
+            return;
+        };
+        if let Some(Attaching { interface, job }) = &self.fast.attaching {
+            let (interface, progress) = (*interface, job.progress());
+            let attached = match progress {
+                Progress::UnderWay => return,
+                Progress::Done(attached) => attached.map_err(|error| error.to_string()),
+                Progress::Failed => Err("attaching the program failed".to_owned()),
+            };
+            self.fast.attaching = None;
+            return self.end_attaching(interface, attached);
+        }
+        let Some(interface) = self.fast.missing() else {
+            return;
+        };
+        let program = kernel.program().clone();
+        match Job::begin(&self.waker, move || program.attach(interface)) {
+            Ok(job) => self.fast.attaching = Some(Attaching { interface, job }),
+            Err(error) => self.end_attaching(interface, Err(error.to_string())),
+        }
+        let unused = self.fast.take_unused();
+        if !unused.is_empty() {
+            worker::discard(&self.waker, unused);
+        }
+    }
+
+    fn end_attaching(&mut self, interface: u32, attached: Result<Attached, String>) {
+        match attached {
+            Ok(attached) => {
+                self.fast.at.insert(interface, attached);
+                self.note_attached(interface);
+            }
+            Err(why) => {
+                for (index, port) in self.fast.ports.iter_mut().enumerate() {
+                    let Some(port) = port.as_mut().filter(|it| it.interface == interface) else {
+                        continue;
+                    };
+                    // It is not tried again until the interface has another number.
+                    port.has_failed = true;
+                    log::warn!(
+                        "no fast path port={} why={} effect=\"its packets go through the process\"",
+                        self.gateway.port_name(PortId::from_index(index)),
+                        InQuotes(&why)
+                    );
+                    self.view.ports[index].fast_path = FastPathState::Unavailable(why.clone());
+                }
+            }
+        }
+    }
+
+    /// What the program counts, for whoever asks.
+    pub(super) fn read_fast_counts(&mut self) {
+        if let Some(Ok(kernel)) = &self.fast.kernel {
+            self.view.fast_path.clear();
+            self.view.fast_path.extend(kernel.counts());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Which sessions the gateway gives to the fast path, what ends their entries, and what the gateway
+//! learns from it.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tandemgw_core::capture::{Filter, MAX_SNAPSHOT, Options};
+use tandemgw_core::event::Verdict;
+use tandemgw_core::fast_path::{Change, ENTRY_LEN, Memory};
+use tandemgw_core::flow::{GroupId, PortId};
+use tandemgw_core::gateway::Role;
+
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link};
+use testkit::packets::{ACK, FIN_ACK, Pkt, SYN, SYN_ACK, tcp, udp};
+
+const ROOM: usize = 4;
+
+/// A gateway whose ports are all in the fast path, and the entries that it has asked for.
+struct Fast {
+    lab: Lab,
+    memory: Memory,
+    entries: Vec<[u8; ENTRY_LEN]>,
+}
+
+impl Fast {
+    fn new() -> Fast {
+        let mut lab = Lab::of(CONFIG);
+        let memory = Memory::unshared(1, ROOM);
+        lab.gateway.use_fast_path(memory);
+        for (number, port) in [(2, LAN), (3, WAN)] {
+            lab.gateway.set_fast_interface(port, Some(number));
+        }
+        Fast {
+            lab,
+            memory,
+            entries: Vec::new(),
+        }
+    }
+
+    fn poll(&mut self) {
+        for change in self.lab.gateway.poll_fast_path(self.lab.now) {
+            if let Change::Insert { entry, .. } = change {
+                self.entries.push(entry);
+            }
+        }
+    }
+
+    /// How many of all entries made so far are in force: as `program.bpf.c` decides it.
+    fn in_force(&self) -> usize {
+        let number =
+            |entry: &[u8], at: usize| u32::from_ne_bytes(entry[at..at + 4].try_into().unwrap());
+        let is_in_force = |entry: &&[u8; ENTRY_LEN]| {
+            let group = &self.memory.groups[usize::from(entry[76])];
+            let session = &self.memory.sessions[number(&entry[..], 68) as usize];
+            group.epoch() == number(&entry[..], 64)
+                && group.lease.load(Ordering::Relaxed) >= self.lab.now.as_nanos()
+                && session.serial.load(Ordering::Relaxed) == number(&entry[..], 72)
+        };
+        self.entries.iter().filter(is_in_force).count()
+    }
+
+    #[track_caller]
+    fn send(&mut self, port: PortId, packet: &Pkt) {
+        assert_eq!(self.lab.send(port, packet).verdict, Verdict::Forward);
+        self.poll();
+    }
+
+    /// Sends queries and answers until the session has entries.
+    fn converse(&mut self, net: &Net, port: u16) -> Pkt {
+        let query = udp((net.host, port), (net.server, 53));
+        let answer = query.clone().src(net.wan_vip).answer();
+        for _ in 0..16 {
+            self.send(LAN, &query);
+            self.send(WAN, &answer);
+        }
+        query
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        self.lab.pass(duration);
+        self.poll();
+    }
+}
+
+#[test]
+fn a_session_earns_its_entries_by_packets_both_ways() {
+    for net in Net::both() {
+        let mut fast = Fast::new();
+        let query = udp((net.host, 4000), (net.server, 53));
+        for _ in 0..100 {
+            fast.send(LAN, &query);
+        }
+        assert_eq!(fast.entries.len(), 0, "nobody has answered");
+        fast.send(WAN, &query.clone().src(net.wan_vip).answer());
+        for _ in 0..16 {
+            fast.send(LAN, &query);
+        }
+        assert_eq!((fast.entries.len(), fast.in_force()), (2, 2));
+        fast.converse(&net, 5000);
+        assert_eq!((fast.entries.len(), fast.in_force()), (4, 4));
+        assert_eq!(fast.lab.gateway.fast_sessions(), 2);
+    }
+}
+
+#[test]
+fn what_concerns_a_session_ends_its_entries_at_once() {
+    type End = fn(&mut Fast);
+    let ends: [(&str, End); 7] = [
+        ("role", |fast| {
+            let lab = &mut fast.lab;
+            lab.gateway.set_role(lab.now, GroupId(0), Role::Standby);
+        }),
+        ("capture", |fast| {
+            let options = Options {
+                filter: Filter::parse(&[], fast.lab.gateway.config()).unwrap(),
+                snapshot: MAX_SNAPSHOT,
+                count: u64::MAX,
+            };
+            fast.lab.gateway.start_capture(fast.lab.now, options);
+        }),
+        ("clear", |fast| {
+            assert!(fast.lab.gateway.clear_session(fast.lab.now, 0));
+        }),
+        ("link", |fast| {
+            let down = tandemgw_core::event::LinkState {
+                up: false,
+                ..link(WAN)
+            };
+            fast.lab.gateway.handle_link(fast.lab.now, WAN, down);
+        }),
+        ("detour", |fast| {
+            let what = Some("elsewhere".to_owned());
+            fast.lab.gateway.handle_detour(fast.lab.now, LAN, what);
+        }),
+        ("interface", |fast| {
+            fast.lab.gateway.set_fast_interface(LAN, None)
+        }),
+        ("reload", |fast| {
+            let mut config = fast.lab.gateway.config().clone();
+            config.policies.retain(|policy| policy.name != "dmz");
+            fast.lab.gateway.reload(fast.lab.now, &config).unwrap();
+        }),
+    ];
+    for net in Net::both() {
+        for (what, end) in ends {
+            let mut fast = Fast::new();
+            fast.converse(&net, 4000);
+            assert_eq!(fast.in_force(), 2, "before {what}");
+            end(&mut fast);
+            assert_eq!(fast.in_force(), 0, "after {what}");
+            fast.lab.gateway.check_invariants();
+        }
+    }
+}
+
+/// A lease is renewed by a gateway that runs, and by no other.
+#[test]
+fn entries_do_not_outlive_a_gateway_that_hangs() {
+    let net = Net::both()[0];
+    let mut fast = Fast::new();
+    let query = fast.converse(&net, 4000);
+    for _ in 0..50 {
+        fast.pass(Duration::from_millis(200));
+        assert_eq!(fast.in_force(), 2);
+    }
+    fast.lab.now = fast.lab.now + Duration::from_millis(1101);
+    assert_eq!(fast.in_force(), 0);
+    fast.send(LAN, &query);
+}
+
+/// What the program has counted is the session's, at once in a listing, and keeps it alive.
+#[test]
+fn what_the_fast_path_forwards_counts() {
+    for net in Net::both() {
+        let mut fast = Fast::new();
+        fast.converse(&net, 4000);
+        let views = |fast: &Fast| {
+            let (page, _) = fast.lab.gateway.page(0, u32::MAX, fast.lab.now);
+            page.collect::<Vec<_>>()
+        };
+        let before = views(&fast)[0].packets;
+        let forwarded = fast.lab.gateway.counters().forwarded;
+        let mut total = 0;
+        for _ in 0..600 {
+            let cell = &fast
+                .memory
+                .sessions
+                .iter()
+                .find(|cell| cell.serial.load(Ordering::Relaxed) != 0);
+            let cell = cell.unwrap();
+            cell.last.store(fast.lab.now.as_nanos(), Ordering::Relaxed);
+            cell.sides[0].packets.fetch_add(3, Ordering::Relaxed);
+            cell.sides[0].bytes.fetch_add(300, Ordering::Relaxed);
+            total += 3;
+            let [view] = &views(&fast)[..] else { panic!() };
+            assert_eq!(view.packets, [before[0] + total, before[1]]);
+            assert!(view.offloaded);
+            fast.pass(Duration::from_secs(1));
+        }
+        assert_eq!(fast.lab.gateway.counters().forwarded, forwarded + total);
+        assert_eq!(fast.lab.gateway.fast_counters().packets, total);
+        fast.pass(Duration::from_secs(400));
+        assert_eq!(fast.lab.sessions(), 0, "and then it expires");
+        assert_eq!(fast.in_force(), 0);
+    }
+}
+
+/// A stream moves the windows far beyond what the gateway has seen; its end is still believed, and
+/// a forged end is not.
+#[test]
+fn a_connection_ends_after_the_fast_path_has_moved_its_numbers() {
+    for net in Net::both() {
+        let mut fast = Fast::new();
+        let out = tcp((net.host, 4000), (net.server, 443), SYN, 100, 0);
+        let back = out.clone().src(net.wan_vip).answer();
+        fast.send(LAN, &out);
+        fast.send(WAN, &back.clone().segment(SYN_ACK, 900, 101));
+        for _ in 0..40 {
+            fast.send(LAN, &out.clone().segment(ACK, 101, 901));
+        }
+        assert_eq!(fast.in_force(), 2);
+        let cell = fast
+            .memory
+            .sessions
+            .iter()
+            .find(|cell| cell.serial.load(Ordering::Relaxed) != 0);
+        let cell = cell.unwrap();
+        let end = 901_u32.wrapping_add(3_000_000_000);
+        for step in 1..=6_u32 {
+            let seen = 901_u32.wrapping_add(step.wrapping_mul(500_000_000));
+            cell.sides[1].end.store(seen, Ordering::Relaxed);
+            cell.sides[1].acked.store(seen, Ordering::Relaxed);
+            cell.sides[1]
+                .bytes
+                .fetch_add(500_000_000, Ordering::Relaxed);
+            cell.sides[1].packets.fetch_add(10_000, Ordering::Relaxed);
+            cell.last.store(fast.lab.now.as_nanos(), Ordering::Relaxed);
+            fast.pass(Duration::from_millis(1200));
+        }
+        let forged = back.clone().segment(FIN_ACK, 901, 101);
+        fast.lab.send(WAN, &forged);
+        assert_eq!(fast.lab.state(), "established");
+        fast.send(LAN, &out.clone().segment(FIN_ACK, 101, end));
+        assert_eq!(fast.in_force(), 0, "its end is the gateway's");
+        fast.send(WAN, &back.clone().segment(FIN_ACK, end, 102));
+        fast.send(LAN, &out.clone().segment(ACK, 102, end.wrapping_add(1)));
+        assert_eq!(fast.lab.state(), "time-wait");
+        fast.lab.gateway.check_invariants();
+    }
+}
+
+/// Places are bounded; sessions that are quiet leave first.
+#[test]
+fn quiet_sessions_make_room() {
+    let net = Net::both()[0];
+    let mut fast = Fast::new();
+    for port in 0..6 {
+        fast.converse(&net, 4000 + port);
+    }
+    assert_eq!(fast.lab.gateway.fast_sessions(), ROOM);
+    assert!(fast.lab.gateway.fast_counters().no_room > 0);
+    fast.pass(Duration::from_secs(4));
+    fast.pass(Duration::from_secs(1));
+    let left = fast.lab.gateway.fast_sessions();
+    assert!(left < ROOM, "{left}");
+    assert_eq!(fast.in_force(), 2 * left);
+    fast.converse(&net, 5000);
+    assert_eq!(fast.in_force(), 2 * (left + 1));
+}
