@@ -16,13 +16,14 @@ use tandemgw_core::config::Config;
 const DEVICES: &str = "tgw-";
 
 /// The tables of a firewall that track connections do it twice for each packet that the gateway
-/// forwards, once on each side of it.
+/// forwards, once on each side of it. Words of nft(8) have their colon: a rule may also name one as
+/// a value, such as the ICMP type `redirect`.
 const TRACKING: [&str; 9] = [
-    "\"ct\"",
-    "\"masquerade\"",
-    "\"snat\"",
-    "\"dnat\"",
-    "\"redirect\"",
+    "\"ct\":",
+    "\"masquerade\":",
+    "\"snat\":",
+    "\"dnat\":",
+    "\"redirect\":",
     "\"conntrack\"",
     "\"MASQUERADE\"",
     "\"SNAT\"",
@@ -294,6 +295,8 @@ mod tests {
             r#"[{"match":{"left":{"ct":{"key":"state"}},"right":"invalid"}},{"drop":null}]"#;
         const MASQUERADE: &str = r#"[{"masquerade":null}]"#;
         const XTABLES: &str = r#"[{"xt":{"type":"target","name":"MASQUERADE"}}]"#;
+        const REDIRECTED: &str = r#"[{"redirect":{"port":80}}]"#;
+        const ICMP: &str = r#"[{"match":{"op":"==","right":"redirect"}},{"drop":null}]"#;
         const EXEMPT: &str = r#"[{"match":{"op":"==","right":"tgw-*"}},{"notrack":null}]"#;
         const OTHER: &str = r#"[{"counter":{"packets":0,"bytes":0}},{"accept":null}]"#;
         for (rules, is_told) in [
@@ -302,6 +305,8 @@ mod tests {
             (&[STATE], true),
             (&[OTHER, MASQUERADE], true),
             (&[XTABLES], true),
+            (&[REDIRECTED], true),
+            (&[ICMP], false),
             (&[EXEMPT, STATE], false),
         ] {
             let problem = tracking(&ruleset("accept", rules));
