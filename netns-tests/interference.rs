@@ -16,8 +16,7 @@ use crate::pair::Pair;
 use crate::services::Http;
 
 /// A packet that reaches the WAN with the address of a LAN host has bypassed the gateway. The
-/// units' own addresses are below 16: their kernels say from there that they have no route, to
-/// those who send while a port has lost its address.
+/// units' own addresses are below 16: what those send, nobody has forwarded.
 pub const LEAKED_OUT: &str = "(src net 10.77.1.0/24 and not src net 10.77.1.0/28) or \
     (ip6 src net fd77:1::/64 and not ip6 src net fd77:1::/124)";
 

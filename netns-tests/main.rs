@@ -40,6 +40,7 @@ mod high_volume;
 mod history;
 mod hostile;
 mod interference;
+mod kernel_errors;
 mod lifecycle;
 mod limits;
 mod link_monitor;

@@ -24,6 +24,10 @@
 //! then ([`super::packet_socket`]) and answers with the virtual one. What is for the machine itself
 //! stays.
 //!
+//! A third chain, at the output hook, drops what the kernel would say to hosts by itself about
+//! packets that are the gateway's: that it has no route, that a redirect is better, that no
+//! connection exists at a virtual address that somebody has given it ([`rules::replies`]).
+//!
 //! A device above a port (a bridge, a bond, a macvlan) takes its packets, which then come in by
 //! that device: nothing tells any more that they are of a port. So a chain at the ingress hook of
 //! each port marks what comes in, and one at the prerouting hook drops what has that mark and comes
@@ -47,12 +51,13 @@ mod watch;
 mod wire;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::netlink::{NetlinkError, interface_name};
 use super::nftables::{Attributes, BRIDGE, Batch, Hook, INET, Nftables, attribute};
 use found::Found;
 use local_in::{LOCAL_IN, LocalPort};
-use rules::{CHAIN, DETOUR, HOPS, NAMES, Rule, Sets, arrivals};
+use rules::{CHAIN, DETOUR, HOPS, NAMES, REPLIES, Rule, Sets, arrivals};
 use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
@@ -83,6 +88,8 @@ pub struct Post {
     pub tun_name: String,
     /// The number of its TUN device.
     pub tun: u32,
+    /// The addresses that the gateway translates to, or answers for, at this port.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The condition of the barrier.
@@ -295,6 +302,14 @@ impl Barrier {
         }
         for (steps, comment) in rules {
             batch.add_rule(CHAIN, &steps, comment);
+        }
+        if family == INET {
+            let hook = Hook {
+                number: libc::NF_INET_LOCAL_OUT as u32,
+                devices: Vec::new(),
+                ..hook
+            };
+            add_chain(&mut batch, REPLIES, &hook, rules::replies());
         }
         if family == INET && !local.is_empty() {
             let hook = Hook {

@@ -32,6 +32,8 @@ pub(super) struct Set<'a> {
     pub data_type: u32,
     /// The length of a key in bytes.
     pub key_length: usize,
+    /// Whether the keys are addresses, in network byte order.
+    pub is_address: bool,
     pub keys: &'a [Vec<u8>],
 }
 
@@ -247,7 +249,9 @@ impl Batch {
             message.nest(attribute::SET_DESCRIPTION, |message| {
                 message.u32(attribute::SET_SIZE, set.keys.len().max(1) as u32);
             });
-            message.bytes(attribute::SET_USER_DATA, &message::HOST_BYTE_ORDER);
+            if !set.is_address {
+                message.bytes(attribute::SET_USER_DATA, &message::HOST_BYTE_ORDER);
+            }
         });
         for keys in set.keys.chunks(KEYS_PER_MESSAGE) {
             self.add(libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, |message| {

@@ -44,6 +44,31 @@ fn from_a_router_or_the_destination_outside_to_the_host_inside() {
     }
 }
 
+/// Hosts would get to know an address of this unit, which changes with a takeover.
+#[test]
+fn this_kernel_speaks_for_the_gateway_except_about_itself() {
+    for net in Net::both() {
+        for kind in KINDS {
+            let mut lab = Lab::new();
+            let gateway = net.lan_vip;
+            for (inside, outside) in sent(&net) {
+                let mut first = inside.clone();
+                first.hop_limit -= 1;
+                lab.send(LAN, &first);
+                for (kernel, author) in [(net.router, gateway), (net.server, net.server)] {
+                    lab.gateway
+                        .handle_kernel_address(lab.now, kernel, Some(WAN), true);
+                    let error = icmp_error(kind, kernel, net.wan_vip, &outside.bytes());
+                    let seen_inside = icmp_error(kind, author, net.host, &inside.bytes());
+                    lab.forwards(WAN, &error, &seen_inside, "");
+                    lab.gateway
+                        .handle_kernel_address(lab.now, kernel, Some(WAN), false);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn from_inside_about_an_answer() {
     for net in Net::both() {

@@ -4,22 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::local_in::LOCAL_IN;
 use super::rules::{
-    self, ARRIVALS, CHAIN, DETOUR, EXITS, HOPS, NAMES, PAIRS, PORTS, Rule, Sets, TO_THE_GATEWAY,
-    TUNS,
+    self, ARRIVALS, CHAIN, DETOUR, HOPS, REPLIES, Rule, SETS, Sets, TO_THE_GATEWAY,
 };
 use super::{Condition, PRIORITY, devices_of};
 use crate::os::netlink::NetlinkError;
-use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
+use crate::os::nftables::{Attributes, INET, Message, Nftables, Set, attribute};
 
 /// The content of the table, as far as it matters.
 pub(super) struct Found {
     table_flags: Option<u32>,
     /// Hook and priority of the chain.
     hook: Option<(Option<u32>, Option<u32>)>,
+    /// The same of the chain for what this machine sends.
+    replies_hook: Option<(Option<u32>, Option<u32>)>,
     /// The comments of the rules, in order.
     comments: Vec<String>,
     /// The same of the chain for packets whose hop limit ends here.
     hops: Vec<String>,
+    /// The same of the chain for what this machine sends.
+    replies: Vec<String>,
     /// The same of the chain for marked packets.
     detour: Vec<String>,
     /// The same of the chain for what reaches the machine itself.
@@ -30,7 +33,7 @@ pub(super) struct Found {
     arrivals: BTreeMap<String, Vec<String>>,
     stopped: u64,
     let_pass: u64,
-    keys: [BTreeSet<Vec<u8>>; 5],
+    keys: [BTreeSet<Vec<u8>>; 7],
 }
 
 impl Found {
@@ -39,6 +42,8 @@ impl Found {
         let mut found = Found {
             table_flags: None,
             hook: None,
+            replies_hook: None,
+            replies: Vec::new(),
             comments: Vec::new(),
             hops: Vec::new(),
             detour: Vec::new(),
@@ -68,11 +73,8 @@ impl Found {
             INET,
             |_| {},
             |object| match object.text(attribute::CHAIN_NAME) {
-                Some(CHAIN) if is_ours(&object) => {
-                    let hook = object.nested(attribute::CHAIN_HOOK);
-                    let number = hook.u32(attribute::HOOK_NUMBER);
-                    found.hook = Some((number, hook.u32(attribute::HOOK_PRIORITY)));
-                }
+                Some(CHAIN) if is_ours(&object) => found.hook = Some(hook_of(object)),
+                Some(REPLIES) if is_ours(&object) => found.replies_hook = Some(hook_of(object)),
                 Some(name) if is_ours(&object) && name.starts_with(ARRIVALS) => {
                     marking.insert(name.to_owned(), devices_of(object));
                 }
@@ -80,11 +82,7 @@ impl Found {
             },
         )?;
         found.read_rules(nftables, table, marking)?;
-        for (keys, set) in found
-            .keys
-            .iter_mut()
-            .zip([PAIRS, EXITS, PORTS, TUNS, NAMES])
-        {
+        for (keys, set) in found.keys.iter_mut().zip(SETS) {
             *keys = self::keys(nftables, table, set)?;
         }
         Ok(found)
@@ -112,6 +110,7 @@ impl Found {
                 self.comments.push(comment);
             }
             Some(LOCAL_IN) if is_ours(&object) => self.local.push(comment(object)),
+            Some(REPLIES) if is_ours(&object) => self.replies.push(comment(object)),
             Some(HOPS) if is_ours(&object) => self.hops.push(comment(object)),
             Some(DETOUR) if is_ours(&object) => {
                 self.detour.push(comment(object));
@@ -133,22 +132,29 @@ impl Found {
     }
 
     pub(super) fn judge(self, sets: &Sets) -> Condition {
-        let hook = (Some(libc::NF_INET_FORWARD as u32), Some(PRIORITY as u32));
+        let hook = |number| Some((Some(number as u32), Some(PRIORITY as u32)));
         let broken = |what: &str| Condition::Broken(what.to_owned());
         match self.table_flags {
             None => return broken("the table is missing"),
             Some(0) => {}
             Some(_) => return broken("the table is dormant"),
         }
-        if self.hook != Some(hook) {
+        if self.hook != hook(libc::NF_INET_FORWARD) {
             return broken("the chain is missing, or at another hook");
+        }
+        if self.replies_hook != hook(libc::NF_INET_LOCAL_OUT)
+            || self.replies != comments(&rules::replies())
+        {
+            return broken("the chain for what the kernel says is missing, or changed");
         }
         if self.comments != comments(&rules::forward()) {
             return broken("rules are missing, or others are among them");
         }
+        // Who only looks at it may not know the addresses in force.
+        let is_known = |set: &Set<'_>| !set.is_address || sets.has_addresses();
         let mut sets = sets.each().into_iter().zip(&self.keys);
-        if !sets.all(|((_, keys), found)| keys.iter().eq(found)) {
-            return broken("it is for other interfaces");
+        if !sets.all(|((set, keys), found)| !is_known(&set) || keys.iter().eq(found)) {
+            return broken("it is for other interfaces or addresses");
         }
         Condition::Whole {
             stopped: self.stopped,
@@ -157,6 +163,15 @@ impl Found {
             detour: self.detour == comments(&rules::detour()),
         }
     }
+}
+
+/// Hook and priority of a chain.
+fn hook_of(chain: Attributes<'_>) -> (Option<u32>, Option<u32>) {
+    let hook = chain.nested(attribute::CHAIN_HOOK);
+    (
+        hook.u32(attribute::HOOK_NUMBER),
+        hook.u32(attribute::HOOK_PRIORITY),
+    )
 }
 
 pub(super) fn keys(

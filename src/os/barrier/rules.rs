@@ -1,6 +1,7 @@
 //! The rules in the tables of the barrier.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::Post;
 use crate::os::nftables::{Expression, Set};
@@ -10,6 +11,9 @@ pub(super) const CHAIN: &str = "forward";
 
 /// The chain for packets whose hop limit ends here.
 pub(super) const HOPS: &str = "hops";
+
+/// The chain for what this machine itself sends.
+pub(super) const REPLIES: &str = "replies";
 
 /// The chain for packets that a device above a port has taken.
 pub(super) const DETOUR: &str = "detour";
@@ -22,8 +26,10 @@ const MARK: u32 = 1 << 30;
 const MARKED: [u8; 4] = MARK.to_ne_bytes();
 const ALL_BUT_MARK: [u8; 4] = (!MARK).to_ne_bytes();
 
-/// The type of a destination that is not of this machine, nor of a group.
-const UNICAST: [u8; 4] = (libc::RTN_UNICAST as u32).to_ne_bytes();
+const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
+const IPV6: &[u8] = &[libc::NFPROTO_IPV6 as u8];
+const ICMP: &[u8] = &[libc::IPPROTO_ICMP as u8];
+const ICMPV6: &[u8] = &[libc::IPPROTO_ICMPV6 as u8];
 
 /// `IFNAMSIZ`: how the kernel compares names.
 const NAME_LENGTH: usize = libc::IFNAMSIZ;
@@ -32,12 +38,19 @@ const NAME_LENGTH: usize = libc::IFNAMSIZ;
 const TYPE_INTERFACE: u32 = 20;
 const TYPE_NAME: u32 = 41;
 const TYPE_PAIR: u32 = (TYPE_INTERFACE << 6) | TYPE_INTERFACE;
+const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
 
 pub(super) const PAIRS: &str = "port-and-its-tun";
 pub(super) const EXITS: &str = "tun-and-its-port";
 pub(super) const PORTS: &str = "ports";
 pub(super) const TUNS: &str = "tuns";
 pub(super) const NAMES: &str = "names";
+pub(super) const VIRTUAL_IPV4: &str = "virtual-ipv4";
+pub(super) const VIRTUAL_IPV6: &str = "virtual-ipv6";
+
+/// All sets.
+pub(super) const SETS: [&str; 7] = [PAIRS, EXITS, PORTS, TUNS, NAMES, VIRTUAL_IPV4, VIRTUAL_IPV6];
 
 /// The keys of the sets.
 pub(super) struct Sets {
@@ -48,6 +61,8 @@ pub(super) struct Sets {
     ports: Vec<Vec<u8>>,
     tuns: Vec<Vec<u8>>,
     names: Vec<Vec<u8>>,
+    /// Addresses of the gateway, by family.
+    addresses: [Vec<Vec<u8>>; 2],
 }
 
 impl Sets {
@@ -69,15 +84,21 @@ impl Sets {
             ports: sorted(present.map(|(port, _)| number(port)).collect()),
             tuns: sorted(posts.iter().map(|post| number(post.tun)).collect()),
             names: names(posts),
+            addresses: addresses(posts),
         }
     }
 
-    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 5] {
+    pub(super) fn has_addresses(&self) -> bool {
+        self.addresses.iter().any(|keys| !keys.is_empty())
+    }
+
+    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 7] {
         let set = |name, data_type, key_length, keys| {
             let set = Set {
                 name,
                 data_type,
                 key_length,
+                is_address: matches!(data_type, TYPE_IPV4 | TYPE_IPV6),
                 keys,
             };
             (set, keys)
@@ -88,8 +109,22 @@ impl Sets {
             set(PORTS, TYPE_INTERFACE, 4, &self.ports),
             set(TUNS, TYPE_INTERFACE, 4, &self.tuns),
             set(NAMES, TYPE_NAME, NAME_LENGTH, &self.names),
+            set(VIRTUAL_IPV4, TYPE_IPV4, 4, &self.addresses[0]),
+            set(VIRTUAL_IPV6, TYPE_IPV6, 16, &self.addresses[1]),
         ]
     }
+}
+
+/// The addresses of the gateway, by family.
+fn addresses(posts: &[Post]) -> [Vec<Vec<u8>>; 2] {
+    let mut keys = [BTreeSet::new(), BTreeSet::new()];
+    for address in posts.iter().flat_map(|post| &post.addresses) {
+        match address {
+            IpAddr::V4(address) => keys[0].insert(address.octets().to_vec()),
+            IpAddr::V6(address) => keys[1].insert(address.octets().to_vec()),
+        };
+    }
+    keys.map(|keys| keys.into_iter().collect())
 }
 
 /// The names of all interfaces and TUN devices, as the kernel compares them.
@@ -150,9 +185,7 @@ pub(super) fn forward() -> Vec<Rule> {
 /// Packets that come in by a port, are not for this machine, and that the kernel would answer: they
 /// have no hop left, or are for a link-local address.
 pub(super) fn hops() -> Vec<Rule> {
-    use Expression::{Change, Drop, Is, IsAtMost, IsIn, LoadByte, LoadDestinationType, LoadHalf};
-    const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
-    const IPV6: &[u8] = &[libc::NFPROTO_IPV6 as u8];
+    use Expression::{Change, Drop, Is, IsAtMost, IsIn, LoadByte, LoadHalf};
     /// Of the destination.
     const IPV6_PREFIX: Expression<'_> = LoadHalf(24);
     const FIRST_TEN_BITS: Expression<'_> = Change {
@@ -162,14 +195,9 @@ pub(super) fn hops() -> Vec<Rule> {
     let rule = |family, condition: Vec<Expression<'static>>| {
         let mut steps = vec![load(libc::NFT_META_NFPROTO), Is(family)];
         steps.extend(condition);
-        let for_others = [
-            load(libc::NFT_META_IIF),
-            IsIn(PORTS),
-            LoadDestinationType,
-            Is(&UNICAST),
-            Drop,
-        ];
-        steps.extend(for_others);
+        steps.extend([load(libc::NFT_META_IIF), IsIn(PORTS)]);
+        steps.extend(is_for_others());
+        steps.push(Drop);
         steps
     };
     let ends = |hop_limit| vec![LoadByte(hop_limit), IsAtMost(&[1])];
@@ -182,6 +210,116 @@ pub(super) fn hops() -> Vec<Rule> {
             "the gateway answers link-local pings",
         ),
     ]
+}
+
+/// Continues if the packet is neither for this machine nor for a group. Where it would go does not
+/// matter: the kernel answers too if it has no route.
+fn is_for_others() -> Vec<Expression<'static>> {
+    const LOCAL: [u8; 4] = (libc::RTN_LOCAL as u32).to_ne_bytes();
+    const BROADCAST: [u8; 4] = (libc::RTN_BROADCAST as u32).to_ne_bytes();
+    const ANYCAST: [u8; 4] = (libc::RTN_ANYCAST as u32).to_ne_bytes();
+    const MULTICAST: [u8; 4] = (libc::RTN_MULTICAST as u32).to_ne_bytes();
+    let mut steps = vec![Expression::LoadDestinationType];
+    steps.extend([&LOCAL, &BROADCAST, &ANYCAST, &MULTICAST].map(|kind| Expression::IsNot(kind)));
+    steps
+}
+
+/// What this machine sends by itself to the hosts of the ports, and must not: that it has no route
+/// or no hop left for a packet, that another way is better, and, if somebody gives the kernel an
+/// address of the gateway, that it has no such connection. Hosts would learn an address of this
+/// unit, and give up connections that the other unit serves.
+///
+/// What concerns packets for the machine itself passes, and so does what only the kernel can know:
+/// that a host does not answer, and the MTU of a path.
+pub(super) fn replies() -> Vec<Rule> {
+    use Expression::{Accept, Change, Is, IsAtMost, IsIn, IsNot, IsNotIn};
+    const TCP: &[u8] = &[libc::IPPROTO_TCP as u8];
+    const RESET: Expression<'_> = Change {
+        keep: &[4],
+        flip: &[0],
+    };
+    let resets = || vec![transport(13, 1), RESET, IsNot(&[0])];
+    let not_to_a_port = vec![
+        load(libc::NFT_META_OIF),
+        IsNotIn(PORTS),
+        load(libc::NFT_META_OIFNAME),
+        IsNotIn(NAMES),
+        Accept,
+    ];
+    let to_the_tun = vec![load(libc::NFT_META_OIF), IsIn(TUNS), Accept];
+    let says = |family, protocol, what: &'static [u8]| {
+        let starts = vec![transport(0, what.len() as u32), Is(what)];
+        silenced(family, protocol, starts)
+    };
+    let as_gateway = |family, protocol, mut what: Vec<_>| {
+        what.extend(is_from_the_gateway(family));
+        silenced(family, protocol, what)
+    };
+    vec![
+        (not_to_a_port, "not to a port"),
+        (to_the_tun, "to the gateway"),
+        (says(IPV4, ICMP, &[3, 0]), "no route"),
+        (says(IPV4, ICMP, &[5]), "a redirect"),
+        (says(IPV4, ICMP, &[11, 0]), "no hop left"),
+        (says(IPV6, ICMPV6, &[1, 0]), "no route of IPv6"),
+        (says(IPV6, ICMPV6, &[1, 2]), "beyond the scope"),
+        (says(IPV6, ICMPV6, &[3, 0]), "no hop left of IPv6"),
+        (says(IPV6, ICMPV6, &[137]), "a redirect of IPv6"),
+        (as_gateway(IPV4, TCP, resets()), "a reset for the gateway"),
+        (
+            as_gateway(IPV6, TCP, resets()),
+            "a reset of IPv6 for the gateway",
+        ),
+        // All but echoes.
+        (
+            as_gateway(IPV4, ICMP, vec![transport(0, 1), IsNot(&[0]), IsNot(&[8])]),
+            "an error for the gateway",
+        ),
+        (
+            as_gateway(IPV6, ICMPV6, vec![transport(0, 1), IsAtMost(&[127])]),
+            "an error of IPv6 for the gateway",
+        ),
+    ]
+}
+
+/// Drops the packets of a family and protocol that a condition is true of.
+fn silenced(
+    family: &'static [u8],
+    protocol: &'static [u8],
+    condition: Vec<Expression<'static>>,
+) -> Vec<Expression<'static>> {
+    let mut steps = vec![
+        load(libc::NFT_META_NFPROTO),
+        Expression::Is(family),
+        load(libc::NFT_META_L4PROTO),
+        Expression::Is(protocol),
+    ];
+    steps.extend(condition);
+    steps.extend([Expression::Count, Expression::Drop]);
+    steps
+}
+
+/// Continues if the source is an address of the gateway.
+fn is_from_the_gateway(family: &[u8]) -> [Expression<'static>; 2] {
+    let (offset, length, set) = match family {
+        IPV4 => (12, 4, VIRTUAL_IPV4),
+        _ => (8, 16, VIRTUAL_IPV6),
+    };
+    let source = Expression::LoadPayload {
+        base: libc::NFT_PAYLOAD_NETWORK_HEADER,
+        offset,
+        length,
+    };
+    [source, Expression::IsIn(set)]
+}
+
+/// Loads bytes of the transport header.
+fn transport(offset: u32, length: u32) -> Expression<'static> {
+    Expression::LoadPayload {
+        base: libc::NFT_PAYLOAD_TRANSPORT_HEADER,
+        offset,
+        length,
+    }
 }
 
 /// The name of one of the chains that mark what comes in.
@@ -226,7 +364,7 @@ pub(super) fn arrivals_of_a_port() -> Vec<Rule> {
 /// At the prerouting hook: what is marked must have come in by a port itself, or be for this
 /// machine.
 pub(super) fn detour() -> Vec<Rule> {
-    use Expression::{Change, Count, Drop, Is, IsNotIn, LoadDestinationType, SetMark};
+    use Expression::{Change, Count, Drop, Is, IsNotIn, SetMark};
     const NOTHING: [u8; 4] = [0; 4];
     let is_marked = || {
         let only = Change {
@@ -236,14 +374,9 @@ pub(super) fn detour() -> Vec<Rule> {
         vec![load(libc::NFT_META_MARK), only, Is(&MARKED)]
     };
     let (mut stop, mut unmark) = (is_marked(), is_marked());
-    stop.extend([
-        load(libc::NFT_META_IIF),
-        IsNotIn(PORTS),
-        LoadDestinationType,
-        Is(&UNICAST),
-        Count,
-        Drop,
-    ]);
+    stop.extend([load(libc::NFT_META_IIF), IsNotIn(PORTS)]);
+    stop.extend(is_for_others());
+    stop.extend([Count, Drop]);
     let without = Change {
         keep: &ALL_BUT_MARK,
         flip: &NOTHING,

@@ -16,6 +16,7 @@ fn posts() -> Vec<Post> {
         index: Some(index(port)),
         tun_name: format!("tgw-{port}"),
         tun: index(&format!("tgw-{port}")),
+        addresses: vec!["10.7.7.7".parse().unwrap(), "fd77::7".parse().unwrap()],
     };
     ["lan", "wan"].map(post).into()
 }
@@ -48,8 +49,13 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
             "oif @ports counter packets 0 bytes 0 drop",
             "iifname @names counter packets 0 bytes 0 drop",
             "\"lan\" . \"tgw-lan\"",
+            "10.7.7.7",
+            "fd77::7",
+            "type filter hook output priority -350; policy accept;",
+            "icmpv6 type nd-redirect counter packets 0 bytes 0 drop",
+            "ip saddr @virtual-ipv4 counter packets 0 bytes 0 drop",
             "meta mark set meta mark | 0x40000000",
-            "meta mark & 0x40000000 == 0x40000000 iif != @ports fib daddr type unicast counter packets 0 bytes 0 drop",
+            "meta mark & 0x40000000 == 0x40000000 iif != @ports fib daddr type != local fib daddr type != broadcast fib daddr type != anycast fib daddr type != multicast counter packets 0 bytes 0 drop",
         ] {
             assert!(shown.contains(line), "{line}: {shown}");
         }
@@ -75,6 +81,8 @@ fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
             "flush chain inet tandemgw-a forward",
             "insert rule inet tandemgw-a forward accept",
             "add rule inet tandemgw-a forward accept",
+            "flush chain inet tandemgw-a replies",
+            "insert rule inet tandemgw-a replies accept",
             "flush chain inet tandemgw-a arrivals",
             "insert rule inet tandemgw-a arrivals accept",
             "flush chain inet tandemgw-a detour",
@@ -105,7 +113,7 @@ fn is_for_the_interfaces_that_are_there() {
         ip("link add wan type veth peer name to-wan");
         let mut seen = Barrier::new("a");
         seen.posts = posts();
-        let other = Condition::Broken("it is for other interfaces".to_owned());
+        let other = Condition::Broken("it is for other interfaces or addresses".to_owned());
         assert_eq!(seen.examine().unwrap(), other);
         barrier.set(posts()).unwrap();
         assert_eq!(seen.examine().unwrap(), whole());
@@ -116,6 +124,7 @@ fn is_for_the_interfaces_that_are_there() {
             index: None,
             tun_name: "tgw-dmz".to_owned(),
             tun: 99,
+            addresses: Vec::new(),
         }];
         Barrier::new("c").set(others.to_vec()).unwrap();
         let tables = nft("list tables");
@@ -183,6 +192,7 @@ fn as_many_ports_as_there_may_be_are_marked() {
             ));
         }
         let post = |name: &String| Post {
+            addresses: Vec::new(),
             interface: name.clone(),
             index: Some(index(name)),
             tun_name: format!("tgw-{name}"),
@@ -200,6 +210,7 @@ fn as_many_ports_as_there_may_be_are_marked() {
 fn many_ports_are_no_problem() {
     in_namespace(|| {
         let post = |number: u32| Post {
+            addresses: Vec::new(),
             interface: format!("eth0.{number}"),
             index: Some(1000 + number),
             tun_name: format!("tgw-v{number}"),

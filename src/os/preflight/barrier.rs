@@ -76,6 +76,7 @@ fn posts(config: &Config, network: &Network) -> Vec<Post> {
             index: index(&port.interface),
             tun: index(&tun_name).unwrap_or(0),
             tun_name,
+            addresses: Vec::new(),
         }
     };
     config.ports.iter().map(post).collect()

@@ -44,6 +44,13 @@ impl Steering {
         for (port, wanted) in plan.ports.iter_mut().zip(wanted.ports) {
             port.addresses = wanted.addresses;
         }
+        let indexes: BTreeMap<String, u32> = self
+            .barrier
+            .posts()
+            .iter()
+            .filter_map(|post| Some((post.interface.clone(), post.index?)))
+            .collect();
+        self.raise_barrier(|name| indexes.get(name).copied());
         changes
     }
 

@@ -233,6 +233,7 @@ impl Steering {
             interface: port.interface.clone(),
             tun_name: port.tun_name.clone(),
             tun: port.tun,
+            addresses: port.addresses.iter().map(IpNet::addr).collect(),
         };
         let posts: Vec<Post> = self.plan.ports.iter().map(post).collect();
         if self.barrier.posts() == posts && self.barrier_fault.is_none() {

@@ -1,7 +1,7 @@
 //! ICMP errors that others send about packets of our sessions (RFC 5508, section 4).
 
 use crate::event::{DropReason, Verdict};
-use crate::flow::Direction;
+use crate::flow::{Addr, Direction, GroupId, PortId};
 use crate::packet::{
     self,
     icmp_error::{self, ErrorKind, Quoted},
@@ -94,7 +94,10 @@ impl Gateway {
         let as_sent = session.key(direction.flip(), self.sessions.book());
         // A router on the inside must not show its address (RFC 5508, section 4.2).
         let hidden = as_received.src != as_sent.dst;
-        let outer_src = if hidden { as_sent.dst } else { parsed.key.src };
+        let outer_src = match hidden {
+            true => as_sent.dst,
+            false => self.author(parsed.key.src, as_received.src, egress, session.group),
+        };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         if turns_back {
             let mut parsed = parsed;
@@ -112,6 +115,21 @@ impl Gateway {
         self.links.port_mut(egress).count_out(bytes.len());
         self.routes.note_exit(egress);
         Ok(())
+    }
+}
+
+impl Gateway {
+    /// Who a host that `egress` leads to sees as the author of an error from `from` about packets
+    /// to `to`. The kernel of this unit speaks for the gateway, unless they were for itself: then
+    /// it is a virtual address, which is the same after a takeover.
+    fn author(&self, from: Addr, to: Addr, egress: PortId, group: GroupId) -> Addr {
+        if from == to || !self.is_kernel_address(from) {
+            return from;
+        }
+        let family = from.family();
+        self.own_address(egress, family, |it| it == group)
+            .or_else(|| self.own_address(egress, family, |it| self.serves(it)))
+            .unwrap_or(from)
     }
 }
 
