@@ -122,6 +122,10 @@ impl Push {
             let own = self.held.generation;
             return Some(format!("it has a config of generation {own} already"));
         }
+        if !self.can_be(offer.generation) {
+            let claimed = offer.generation;
+            return Some(format!("no config can be of generation {claimed} yet"));
+        }
         let is_behind = self.relation(peer) == Relation::Ahead;
         if offer.is_returning && !is_behind {
             return Some("its config was changed on it, or never pushed".to_owned());
@@ -154,6 +158,10 @@ impl Push {
         let text: Arc<str> = text.into();
         following.text = Some(Arc::clone(&text));
         following.step = Step::Checking;
+        // Of several that the leader has offered since, only this one waits for its check.
+        let led = self.leading.as_ref().map(|it| it.id);
+        self.tasks
+            .retain(|it| !matches!(it, Task::Check { id, .. } if Some(*id) != led));
         self.tasks.push_back(Task::Check { id, text });
     }
 

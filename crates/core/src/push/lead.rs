@@ -46,10 +46,13 @@ impl Push {
         if self.upload.is_empty() {
             return Err("there is no config to push".to_owned());
         }
-        let text: Arc<str> = std::mem::take(&mut self.upload).into();
         let theirs = self.peers.iter().filter_map(|peer| peer.held);
-        let highest = theirs.map(|held| held.generation).max().unwrap_or(0);
-        let generation = highest.max(self.held.generation) + 1;
+        let theirs = theirs.map(|held| held.generation);
+        let highest = theirs.filter(|it| self.can_be(*it)).max().unwrap_or(0);
+        let Some(generation) = highest.max(self.held.generation).checked_add(1) else {
+            return Err("the numbers of configs are used up".to_owned());
+        };
+        let text: Arc<str> = std::mem::take(&mut self.upload).into();
         let everyone = (0..self.peers.len()).map(|at| Some(PeerId(at as u8)));
         let units = [None].into_iter().chain(everyone);
         let units: Vec<Option<PeerId>> = units.filter(|it| self.is_unit(*it)).collect();

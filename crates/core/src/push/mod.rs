@@ -57,6 +57,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Without a confirmation by an operator: how long a peer waits for the leader's.
 const UNATTENDED: Duration = Duration::from_secs(30);
 
+/// How far above this unit's own a generation may be: each is one push by an operator. A peer that
+/// claims more is mistaken or lies, and would use them up.
+const REACH: u64 = 1 << 32;
+
 /// Messages that wait for a peer's stream; a peer that takes none gets the last state again when
 /// its stream opens.
 const MOST_WAITING: usize = 32;
@@ -427,13 +431,16 @@ impl Push {
     /// A peer says what it has.
     fn handle_state(&mut self, now: Time, peer: PeerId, theirs: Held) {
         self.peers[peer.index()].held = Some(theirs);
-        let newer = theirs.generation > self.held.generation;
-        if newer && theirs.sum == self.held.sum && !theirs.is_changed {
+        let newer = theirs.generation > self.held.generation && self.can_be(theirs.generation);
+        let is_heard = newer && self.peers[peer.index()].may_lead;
+        if is_heard && theirs.sum == self.held.sum && !theirs.is_changed {
             // Somebody has copied the file, or this unit died while it wrote it.
             self.held.generation = theirs.generation;
             self.held.is_changed = false;
             let (generation, sum) = (theirs.generation, theirs.sum);
             self.pushed = sum;
+            // Only the last one counts, however fast they come.
+            self.tasks.retain(|it| !matches!(it, Task::Remember { .. }));
             self.tasks.push_back(Task::Remember { generation, sum });
             self.tell_state();
         }
@@ -447,6 +454,11 @@ impl Push {
         }
         place.is_conflict_known = is_conflict;
         self.lead_next_returned(now);
+    }
+
+    /// Whether there can be a config of that generation.
+    fn can_be(&self, generation: u64) -> bool {
+        generation <= self.held.generation.saturating_add(REACH)
     }
 
     /// Tells all peers what this unit has.

@@ -505,3 +505,76 @@ fn a_link_may_be_cut_at_any_moment() {
 fn a_stream_may_be_lost_with_its_messages_at_any_moment() {
     survives(|world| world.connect(0, 1), nothing);
 }
+
+/// A unit with a peer that is authenticated, but whose words are forged.
+fn beside_a_liar(may_lead: bool) -> Push {
+    let mut push = Push::default();
+    push.set_peers([("liar", may_lead)].into_iter());
+    push.set_config(Text::new(OLD, true));
+    push.handle_up(Time::ZERO, PeerId(0), true);
+    push
+}
+
+fn claims(push: &mut Push, generation: u64) {
+    let held = Held {
+        generation,
+        sum: sum(OLD),
+        is_changed: false,
+    };
+    push.handle_message(Time::ZERO, PeerId(0), Message::State(held));
+}
+
+fn offers(push: &mut Push, id: u64, generation: u64) {
+    let offer = Offer {
+        id,
+        generation,
+        length: NEW.len() as u32,
+        is_returning: false,
+    };
+    push.handle_message(Time::ZERO, PeerId(0), Message::Offer(offer));
+    let bytes = NEW.as_bytes().to_vec();
+    push.handle_message(Time::ZERO, PeerId(0), Message::Part { id, bytes });
+}
+
+#[test]
+fn a_peer_can_not_use_up_the_generations() {
+    for may_lead in [false, true] {
+        for claimed in [u64::MAX, u64::MAX - 1, REACH + 1] {
+            let mut push = beside_a_liar(may_lead);
+            claims(&mut push, claimed);
+            assert_eq!(push.held().generation, 0, "it is not believed");
+            offers(&mut push, 1, claimed);
+            assert_eq!(push.poll_task(), None, "it is not looked at");
+            push.upload(0, NEW).unwrap();
+            push.begin(Time::ZERO, 7).unwrap();
+            assert_eq!(push.generation(), Some(1));
+        }
+    }
+}
+
+/// What a peer says of its own counts for this unit only if that peer may configure it.
+#[test]
+fn a_peer_without_the_right_changes_no_generation() {
+    let mut push = beside_a_liar(false);
+    claims(&mut push, 5);
+    assert_eq!((push.held().generation, push.poll_task()), (0, None));
+    let mut push = beside_a_liar(true);
+    claims(&mut push, 5);
+    assert_eq!(push.held().generation, 5);
+}
+
+#[test]
+fn what_waits_for_the_shell_has_a_bound() {
+    let mut push = beside_a_liar(true);
+    for n in 1..1000 {
+        claims(&mut push, n);
+        offers(&mut push, n, 2000 + n);
+    }
+    let tasks: Vec<Task> = std::iter::from_fn(|| push.poll_task()).collect();
+    assert!(tasks.len() <= 2, "{} tasks", tasks.len());
+    let last = Task::Check {
+        id: 999,
+        text: NEW.into(),
+    };
+    assert_eq!(tasks.last(), Some(&last));
+}
