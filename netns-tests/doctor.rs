@@ -43,6 +43,14 @@ const MACHINE: &[Breakage] = &[
         "tc qdisc del dev eth1 clsact",
     ),
     (
+        "tc qdisc add dev eth1 root pfifo limit 0; ping -c 1 -W 0.1 10.77.2.100 || true",
+        "tc qdisc del dev eth1 root",
+        "filters",
+        "warning",
+        "the queue of eth1 (pfifo) has dropped all that was sent",
+        "tc qdisc del dev eth1 root",
+    ),
+    (
         "ip xfrm policy add dir fwd src 10.77.0.0/16 dst 10.77.0.0/16 action block",
         "ip xfrm policy flush",
         "filters",
