@@ -12,7 +12,7 @@ use crate::pair::Pair;
 use testkit::system::process::{Process, wait_until};
 
 /// ICMP errors and redirects from an address of a unit that is not a virtual one.
-const SAID: &str = "((src net 10.77.1.0/28 or src net 10.77.2.0/28) and not src host 10.77.1.1 and \
+pub const SAID: &str = "((src net 10.77.1.0/28 or src net 10.77.2.0/28) and not src host 10.77.1.1 and \
     not src host 10.77.2.1 and (icmp[0] == 3 or icmp[0] == 5 or icmp[0] == 11 or icmp[0] == 12)) or \
     ((ip6 src net fd77:1::/124 or ip6 src net fd77:2::/124 or ip6 src net fe80::/10) and not \
     ip6 src host fd77:1::1 and not ip6 src host fd77:2::1 and icmp6 and \

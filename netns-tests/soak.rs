@@ -3,7 +3,8 @@
 //! Each round does one to three things to one of the two machines, undoes what an administrator
 //! would have to undo, and asks three oracles:
 //!
-//! - *nothing leaked*: no packet came untranslated out on either side, in either family;
+//! - *nothing leaked*: no packet came untranslated out on either side, in either family, and no
+//!   kernel told hosts by itself what became of theirs;
 //! - *recovered*: both families pass within 2 s after the last change;
 //! - *sessions live*: a TCP connection of each family that was opened at the start still answers.
 //!
@@ -20,6 +21,7 @@ use testkit::system::process::{Process, wait_until};
 
 use crate::capture::Capture;
 use crate::interference::{LEAKED_IN, LEAKED_OUT, forward_everywhere};
+use crate::kernel_errors::SAID;
 use crate::lab::{LAN1, SERVER, bracketed};
 use crate::pair::Pair;
 
@@ -360,7 +362,7 @@ fn machines_that_change_at_random_leak_nothing_and_recover() {
 struct Soak {
     pair: Pair,
     lines: Vec<Line>,
-    leaks: [Capture; 2],
+    leaks: [Capture; 4],
     _pings: Vec<Process>,
 }
 
@@ -385,6 +387,8 @@ impl Soak {
         let leaks = [
             Capture::start(&pair.lab.server, "eth0", LEAKED_OUT),
             Capture::start(&pair.lab.lan1, "eth0", LEAKED_IN),
+            Capture::start(&pair.lab.server, "eth0", SAID),
+            Capture::start(&pair.lab.lan1, "eth0", SAID),
         ];
         let ping = |host: &Namespace, to: &str| host.spawn(&format!("ping -q -i 0.005 -W 1 {to}"));
         let outward = SERVER.iter().map(|server| ping(&pair.lab.lan1, server));

@@ -351,8 +351,9 @@ impl Gateway {
             .get_mut(&at)
             .ok_or(DropReason::SessionGone)?;
         session.last_seen = now;
-        session.packets += 1;
-        session.bytes += bytes.len() as u64;
+        // A peer may have told any number.
+        session.packets = session.packets.saturating_add(1);
+        session.bytes = session.bytes.saturating_add(bytes.len() as u64);
         session.protocol = parsed.key.protocol;
         multicast.exits.clear();
         multicast.exits.extend_from_slice(&session.exits);

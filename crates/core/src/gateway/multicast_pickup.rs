@@ -21,6 +21,10 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// Records written in one call.
 const MOST_RECORDS: usize = 256;
 
+/// News that wait for one peer. One that reads no more of them is told everything instead; what has
+/// ended meanwhile runs out there.
+const MOST_UNTOLD: usize = 16_384;
+
 /// What a peer is not told yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Untold {
@@ -33,15 +37,32 @@ pub(super) enum Untold {
 /// What each peer is not told yet, by place.
 #[derive(Default)]
 pub(super) struct Untolds {
-    peers: Vec<BTreeSet<Untold>>,
+    peers: Vec<Backlog>,
     next_refresh: Option<Time>,
+}
+
+#[derive(Clone, Default)]
+struct Backlog {
+    news: BTreeSet<Untold>,
+    /// Everything is to be told, beside the news.
+    all: bool,
+}
+
+impl Backlog {
+    fn tell_all(&mut self) {
+        self.news.clear();
+        self.all = true;
+    }
 }
 
 impl Untolds {
     /// Something has changed.
     pub(super) fn note(&mut self, what: Untold) {
         for peer in &mut self.peers {
-            peer.insert(what);
+            if peer.news.len() >= MOST_UNTOLD {
+                peer.tell_all();
+            }
+            peer.news.insert(what);
         }
     }
 
@@ -69,12 +90,11 @@ impl Gateway {
         if !self.multicast.is_used() {
             return;
         }
-        let all = self.multicast.all();
         let peers = &mut self.multicast.untold.peers;
         if peers.len() <= peer.index() {
-            peers.resize(peer.index() + 1, BTreeSet::new());
+            peers.resize(peer.index() + 1, Backlog::default());
         }
-        peers[peer.index()] = all;
+        peers[peer.index()].tell_all();
     }
 
     /// Tells all peers everything again if that is due.
@@ -91,9 +111,8 @@ impl Gateway {
             return;
         }
         self.multicast.untold.next_refresh = Some(now + (ttl / 3).min(REFRESH));
-        let all = self.multicast.all();
         for peer in &mut self.multicast.untold.peers {
-            peer.extend(&all);
+            peer.all = true;
         }
     }
 
@@ -103,16 +122,22 @@ impl Gateway {
         let Some(untold) = self.multicast.untold.peers.get_mut(peer.index()) else {
             return false;
         };
-        if untold.is_empty() {
+        let is_all = std::mem::take(&mut untold.all);
+        let mut news = std::mem::take(&mut untold.news);
+        if is_all {
+            news.extend(self.multicast.all());
+        }
+        if news.is_empty() {
             return false;
         }
         let mut records = Vec::new();
         while records.len() < MOST_RECORDS
-            && let Some(what) = untold.pop_first()
+            && let Some(what) = news.pop_first()
         {
             records.push(what);
         }
-        let more = !untold.is_empty();
+        let more = !news.is_empty();
+        self.multicast.untold.peers[peer.index()].news = news;
         let mut body = Vec::new();
         for what in records.into_iter().filter(|_| picks_up) {
             let (port, record) = self.multicast_record(now, what);
@@ -194,5 +219,27 @@ impl Gateway {
 fn family_of(record: &Record) -> Family {
     match record {
         Record::Members { group, .. } | Record::Session { group, .. } => group.family(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hosts may want one group after the other, while no stream leads to a peer.
+    #[test]
+    fn what_a_peer_is_not_told_has_a_bound() {
+        let mut untold = Untolds {
+            peers: vec![Backlog::default()],
+            next_refresh: None,
+        };
+        for number in 0..200_000_u32 {
+            let [_, a, b, c] = number.to_be_bytes();
+            let group = Addr::v4([239, a, b, c]);
+            untold.note(Untold::Members(PortId(0), group));
+        }
+        let backlog = &untold.peers[0];
+        assert!(backlog.news.len() <= MOST_UNTOLD, "{}", backlog.news.len());
+        assert!(backlog.all, "what was left out is told again");
     }
 }

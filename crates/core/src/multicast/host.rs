@@ -17,6 +17,10 @@ const OLDER_QUERIER: Duration = Duration::from_secs(260);
 /// one host answers for all.
 const LONGEST_ANSWER: Duration = Duration::from_millis(500);
 
+/// Time between two answers for all groups: whoever asks more often hears the next one. A question
+/// may ask for an answer at once, and each costs as many records as there are groups.
+const BETWEEN_ANSWERS: Duration = Duration::from_millis(250);
+
 /// What is wanted upstream of one port, in one family.
 #[derive(Debug, Default)]
 pub struct Host {
@@ -27,6 +31,8 @@ pub struct Host {
     changes: BTreeMap<Addr, (u8, Time)>,
     /// When to say what is wanted, of all groups or of these.
     answer: Option<Time>,
+    /// No answer for all groups is given before.
+    next_answer: Time,
     asked: VecDeque<Addr>,
     speaks: bool,
 }
@@ -87,7 +93,7 @@ impl Host {
                 }
             }
             _ => {
-                let at = now + within;
+                let at = (now + within).max(self.next_answer);
                 self.answer = Some(self.answer.map_or(at, |before| before.min(at)));
             }
         }
@@ -105,6 +111,7 @@ impl Host {
         }
         if self.answer.is_some_and(|at| at <= now) {
             self.answer = None;
+            self.next_answer = now + BETWEEN_ANSWERS;
             records.extend(
                 self.wanted
                     .keys()
@@ -289,5 +296,28 @@ mod tests {
         host.set_speaking(now, true);
         let end = now + Duration::from_secs(5);
         assert_eq!(heard(&mut host, &mut now, end).len(), 2000);
+    }
+
+    /// Each answer has as many frames as there are groups, if the router is of an old version.
+    #[test]
+    fn a_flood_of_questions_is_answered_now_and_then() {
+        let (mut host, mut now) = (Host::default(), Time::from_nanos(1));
+        host.set_speaking(now, true);
+        (0..100).for_each(|number| host.set(now, group(number), Some(ALL)));
+        let end = now + Duration::from_secs(5);
+        heard(&mut host, &mut now, end);
+        let urgent = Query {
+            max_response: Duration::ZERO,
+            ..general()
+        };
+        let mut answers = 0;
+        for _ in 0..2000 {
+            host.handle_query(now, Version::Groups, &urgent);
+            let end = now + Duration::from_micros(500);
+            answers += heard(&mut host, &mut now, end).len();
+        }
+        assert!((400..=500).contains(&answers), "{answers} in a second");
+        let end = now + BETWEEN_ANSWERS;
+        assert_eq!(heard(&mut host, &mut now, end).len(), 100, "the last one too");
     }
 }

@@ -396,20 +396,22 @@ impl Membership {
             .groups
             .get(&addr)
             .map_or(0, |group| group.sources.len());
-        let sources = self.sources - known + wanted.sources.len();
-        let fits = sources <= MOST_SOURCES && wanted.sources.len() <= MOST_SOURCES_OF_GROUP;
+        let listed = (!wanted.excludes).then_some(until).flatten();
+        // A peer may name one twice.
+        let named: BTreeMap<Addr, Option<Time>> = wanted
+            .sources
+            .iter()
+            .map(|source| (*source, listed))
+            .collect();
+        let sources = self.sources - known + named.len();
+        let fits = sources <= MOST_SOURCES && named.len() <= MOST_SOURCES_OF_GROUP;
         if !fits || !addr.leaves_link() || (is_new && self.groups.len() >= MOST_GROUPS) {
             return;
         }
-        let listed = (!wanted.excludes).then_some(until).flatten();
         let group = Group {
             host: self.groups.get(&addr).and_then(|group| group.host),
             all_until: wanted.excludes.then_some(until).flatten(),
-            sources: wanted
-                .sources
-                .iter()
-                .map(|source| (*source, listed))
-                .collect(),
+            sources: named,
             ..Group::default()
         };
         self.sources = sources;

@@ -419,3 +419,20 @@ proptest! {
         prop_assert_eq!(port.membership.count(), (0, 0));
     }
 }
+
+/// The sources count against a bound, so each counts once.
+#[test]
+fn a_source_that_a_peer_names_twice_counts_once() {
+    let mut port = Port::new();
+    let twice = Wanted {
+        excludes: false,
+        sources: addrs(&[S, T, S, S]),
+    };
+    for _ in 0..3 {
+        port.membership.install(port.now, addr(G), Some(&twice), TTL);
+        assert_eq!(port.membership.count(), (1, 2));
+        port.membership.check_invariants();
+    }
+    port.membership.install(port.now, addr(G), None, TTL);
+    assert_eq!(port.membership.count(), (0, 0));
+}
