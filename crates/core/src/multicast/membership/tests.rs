@@ -429,7 +429,8 @@ fn a_source_that_a_peer_names_twice_counts_once() {
         sources: addrs(&[S, T, S, S]),
     };
     for _ in 0..3 {
-        port.membership.install(port.now, addr(G), Some(&twice), TTL);
+        port.membership
+            .install(port.now, addr(G), Some(&twice), TTL);
         assert_eq!(port.membership.count(), (1, 2));
         port.membership.check_invariants();
     }
