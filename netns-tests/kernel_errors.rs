@@ -91,6 +91,52 @@ fn the_kernel_leaves_it_to_the_gateway_to_speak() {
     assert!(some.is_empty(), "said by the kernel itself: {some:#?}");
 }
 
+/// The kernel knows nothing of translation: it would tell the client the address of the host inside
+/// that is gone, and of the unit.
+#[test]
+fn a_client_outside_learns_no_address_inside_from_a_host_that_is_gone() {
+    let mut lab = Lab::new();
+    lab.unit
+        .prepend_policy("name = \"in\"\nfrom = [\"wan\"]\nto = [\"lan\"]\naction = \"accept\"");
+    lab.unit.config += r#"
+[[forward]]
+name = "gone"
+port = "wan"
+protocol = "udp"
+external = "10.77.2.1:8080"
+internal = "10.77.1.77:80"
+
+[[forward]]
+name = "gone6"
+port = "wan"
+protocol = "udp"
+external = "[fd77:2::1]:8080"
+internal = "[fd77:1::77]:80"
+"#;
+    lab.unit.start();
+    let said = Capture::start(
+        &lab.server,
+        "eth0",
+        "icmp[0] == 3 or (icmp6 and ip6[40] == 1)",
+    );
+    let asked = Capture::start(
+        &lab.lan1,
+        "eth0",
+        "arp host 10.77.1.77 or (icmp6 and ip6[40] == 135)",
+    );
+    for _ in 0..5 {
+        for to in ["10.77.2.1:8080", "[fd77:2::1]:8080"] {
+            lab.server.sh(&format!("echo hello | socat -u - UDP:{to}"));
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    asked.expect(&["10.77.1.77"]);
+    asked.expect(&["fd77:1::77"]);
+    // The kernel gives up after three requests, a second apart.
+    thread::sleep(Duration::from_millis(1500));
+    said.assert_empty();
+}
+
 /// It is the gateway's address that hosts get to know, before and after a takeover.
 #[test]
 fn the_gateway_tells_of_a_host_that_does_not_answer() {

@@ -229,8 +229,11 @@ fn is_for_others() -> Vec<Expression<'static>> {
 /// address of the gateway, that it has no such connection. Hosts would learn an address of this
 /// unit, and give up connections that the other unit serves.
 ///
-/// What concerns packets for the machine itself passes, and so does what only the kernel can know:
-/// that a host does not answer, and the MTU of a path.
+/// Nor that a host does not answer: it would quote the packet as the gateway has translated it, and
+/// so tell clients outside the address of a host inside. About packets with a translated source it
+/// says so to the virtual address, that is, to the gateway.
+///
+/// What concerns packets for the machine itself passes, and so does the MTU of a path.
 pub(super) fn replies() -> Vec<Rule> {
     use Expression::{Accept, Change, Is, IsAtMost, IsIn, IsNot, IsNotIn};
     const TCP: &[u8] = &[libc::IPPROTO_TCP as u8];
@@ -259,10 +262,12 @@ pub(super) fn replies() -> Vec<Rule> {
         (not_to_a_port, "not to a port"),
         (to_the_tun, "to the gateway"),
         (says(IPV4, ICMP, &[3, 0]), "no route"),
+        (says(IPV4, ICMP, &[3, 1]), "a silent host"),
         (says(IPV4, ICMP, &[5]), "a redirect"),
         (says(IPV4, ICMP, &[11, 0]), "no hop left"),
         (says(IPV6, ICMPV6, &[1, 0]), "no route of IPv6"),
         (says(IPV6, ICMPV6, &[1, 2]), "beyond the scope"),
+        (says(IPV6, ICMPV6, &[1, 3]), "a silent host of IPv6"),
         (says(IPV6, ICMPV6, &[3, 0]), "no hop left of IPv6"),
         (says(IPV6, ICMPV6, &[137]), "a redirect of IPv6"),
         (as_gateway(IPV4, TCP, resets()), "a reset for the gateway"),
