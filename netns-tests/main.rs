@@ -40,6 +40,7 @@ mod high_volume;
 mod history;
 mod hostile;
 mod interference;
+mod ipfix;
 mod kernel_errors;
 mod lifecycle;
 mod limits;

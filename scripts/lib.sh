@@ -19,7 +19,7 @@ LAB_PROGRAMS=(
     nginx=nginx-light iperf3=iperf3 tcpdump=tcpdump traceroute=traceroute mtr=mtr-tiny dig=dnsutils
     dnsmasq=dnsmasq-base socat=socat ethtool=ethtool cmp=diffutils jq=jq tshark=tshark
     mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus
-    chromium=chromium chromedriver=chromium-driver openssl=openssl
+    chromium=chromium chromedriver=chromium-driver openssl=openssl nfcapd=nfdump
 )
 
 # need WHY PROGRAM=PACKAGE…: installs the packages whose program is missing.

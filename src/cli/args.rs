@@ -148,6 +148,15 @@ pub enum Command {
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
     },
+    /// Send sessions that begin and end to an IPFIX collector, over UDP
+    Ipfix {
+        /// The collector
+        #[arg(long, value_name = "HOST:PORT")]
+        collector: String,
+        /// The number of this unit's observation domain
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        domain: u32,
+    },
     /// Make a password for the page: prints it, and writes its hash to a file
     WebPassword {
         /// The file, which must not exist

@@ -13,6 +13,7 @@ mod doctor;
 mod events;
 mod explain;
 mod ha;
+mod ipfix;
 mod key;
 mod maintenance;
 mod paint;
@@ -76,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Top => top::top(socket),
         page @ Command::Web { .. } => web::web(socket, page),
         Command::WebPassword { out, stdin } => web::make_password(&out, stdin),
+        Command::Ipfix { collector, domain } => ipfix::ipfix(socket, &collector, domain),
         Command::Explain {
             protocol,
             source,

@@ -4,6 +4,7 @@ pub mod barrier;
 pub mod capabilities;
 pub mod client_slots;
 pub mod clock;
+pub mod collector;
 pub mod config_files;
 pub mod config_terms;
 pub mod control_socket;

@@ -18,6 +18,7 @@ mod maintenance;
 pub mod protocol;
 mod push;
 mod reload;
+mod session_events;
 mod status;
 
 use std::time::Duration;
@@ -36,6 +37,7 @@ use maintenance::MaintenanceWait;
 use protocol::{DONE, ErrorCode, Failure, HostRow, Request, Right, SIGN_OF_LIFE, write_line};
 use push::PushWait;
 use reload::ReloadWait;
+use session_events::SessionEvents;
 use status::StatusAnswer;
 
 pub use crate::shell_view::{BarrierView, FastPathState, KeptConfig, PortIo, ShellView};
@@ -54,6 +56,8 @@ pub enum Answer {
     Listing(Listing),
     /// The rest of the events, and those to come.
     Events(Events),
+    /// Sessions that begin and end.
+    SessionEvents(SessionEvents),
     /// The rest of the config.
     Config(ConfigShow),
     /// Sessions are still being counted.
@@ -140,6 +144,7 @@ impl Answer {
                 let since = (after, run.as_deref());
                 Answer::Events(Events::begin(gateway, since, follow))
             }
+            Request::SessionEvents => Answer::SessionEvents(SessionEvents::begin(gateway)),
             Request::Hosts { limit } => {
                 write_hosts(limit, gateway, out);
                 Answer::Done
@@ -198,6 +203,7 @@ impl Answer {
             Answer::Listing(listing) => Ok(listing.go_on(gateway, now, out)),
             Answer::Config(config) => Ok(config.go_on(out)),
             Answer::Events(events) => Ok(events.go_on(gateway, shell, out)),
+            Answer::SessionEvents(events) => Ok(events.go_on(gateway, shell, now, out)),
             Answer::Count(count) => Ok(count.go_on(gateway, now, out)),
             Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
@@ -225,6 +231,7 @@ impl Answer {
             }
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Events(events) => events.is_idle(),
+            Answer::SessionEvents(events) => events.is_idle(),
             Answer::Status(_)
             | Answer::Listing(_)
             | Answer::Config(_)
@@ -239,13 +246,14 @@ impl Answer {
     pub fn has_news(&self, gateway: &Gateway) -> bool {
         match self {
             Answer::Events(events) => events.has_news(gateway),
+            Answer::SessionEvents(events) => events.has_news(gateway),
             _ => true,
         }
     }
 
     /// Whether it has no end of its own, and its client can come back and continue.
     pub fn is_follower(&self) -> bool {
-        matches!(self, Answer::Events(_)) && self.is_waiting()
+        matches!(self, Answer::Events(_) | Answer::SessionEvents(_)) && self.is_waiting()
     }
 
     /// Whether the shell should start a reload as soon as none is in progress. It then calls
@@ -279,6 +287,7 @@ impl Answer {
             | Answer::Config(_)
             | Answer::Count(_)
             | Answer::Events(_)
+            | Answer::SessionEvents(_)
             | Answer::Policies(_)
             | Answer::Clear(_)
             | Answer::Failover(_)
@@ -297,6 +306,9 @@ impl Answer {
         if let Answer::Events(events) = self {
             events.finish();
         }
+        if let Answer::SessionEvents(events) = self {
+            events.finish();
+        }
         if let Answer::Capture(_) = self
             && let Some(capture) = gateway.capture_mut()
         {
@@ -306,8 +318,11 @@ impl Answer {
 
     /// The client is gone: releases what the answer holds.
     pub fn abandon(self, gateway: &mut Gateway) {
-        if let Answer::Capture(_) = self {
+        if let Answer::Capture(_) = &self {
             capture::end(gateway);
+        }
+        if let Answer::SessionEvents(_) = self {
+            SessionEvents::end(gateway);
         }
     }
 

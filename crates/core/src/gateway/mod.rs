@@ -56,6 +56,7 @@ mod revalidate;
 mod roles;
 mod routes;
 mod rules;
+mod session_log;
 mod slots;
 mod stand_in;
 mod strays;
@@ -105,6 +106,7 @@ pub use paths::Channel;
 pub use policy_usage::PolicyUsage;
 pub use prepare::{Prepared, ReloadError, Reloaded, Retired};
 pub use rules::Basis;
+pub use session_log::{SessionChange, SessionLog};
 pub use view::{PeerGroupState, PeerState, SessionView};
 
 /// The randomness that the gateway is given once, at creation.
@@ -168,6 +170,8 @@ pub struct Gateway {
     /// Past events, for people and programs to follow.
     events: EventLog,
     drop_alarm: event_log::DropAlarm,
+    /// Sessions that begin and end, while somebody wants to know.
+    session_log: Option<Box<SessionLog>>,
     /// What somebody watches.
     capture: Option<Box<Capture>>,
     outbox: Outbox,
@@ -210,6 +214,7 @@ impl Gateway {
             capture: None,
             health: Health::new(now),
             drop_alarm: event_log::DropAlarm::default(),
+            session_log: None,
             outbox: Outbox::default(),
             fast_path: fast_path::FastPath::default(),
             passing_on: PassingOn::default(),
@@ -403,8 +408,11 @@ impl Gateway {
     }
 
     /// Removes a session with all its resources.
-    fn end_session(&mut self, now: Time, id: SessionId, why: &str) {
+    fn end_session(&mut self, now: Time, id: SessionId, why: &'static str) {
         self.leave_fast_path(now, id);
+        if self.session_log.is_some() {
+            self.log_session(now, id, Some(why));
+        }
         let Some(session) = self.sessions.get(id) else {
             return;
         };

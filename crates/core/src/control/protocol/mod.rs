@@ -36,7 +36,9 @@ pub use ha::{
     SwitchRow,
 };
 pub use push::{PushReport, PushState, PushUnit, PushUnitState};
-pub use session::{Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, Skipped};
+pub use session::{
+    Cleared, Endpoint, HostRow, PolicyRow, Session, SessionCount, SessionEvent, Skipped,
+};
 pub use status::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
     FastPathStatus, GroupStatus, GuaranteeCounters, HealthState, HealthStatus, LagStatus,
@@ -99,6 +101,10 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// Sessions that begin and end on this unit from now on, until the client ends its side of the
+    /// connection. The answer is a [`SessionEvent`] per line. It is about the sessions that this
+    /// unit is primary of; those of multicast are not in it.
+    SessionEvents,
     /// Ends sessions. The answer is one [`Cleared`].
     Clear {
         /// Only those that match all of these, `key=value` each.
@@ -222,6 +228,7 @@ impl Request {
             | Request::Policies
             | Request::Hosts { .. }
             | Request::Events { .. }
+            | Request::SessionEvents
             | Request::Explain(_)
             | Request::ConfigShow { .. }
             | Request::ConfigHistory

@@ -85,6 +85,23 @@ impl Session<'_> {
     }
 }
 
+/// A session that has begun or ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionEvent<'a> {
+    /// Events missing before it, because the reader was too slow: the gateway keeps 16 384.
+    pub missed: u64,
+    /// When, in seconds since 1970.
+    pub at: f64,
+    /// Why it has ended, such as `expired`, `cleared` or `early-drop`; `null` if it has begun.
+    pub end: Option<Cow<'a, str>>,
+    /// Packets in the direction of the answers; `packets` of the session includes them.
+    pub packets_back: u64,
+    /// Bytes of IP in that direction; `bytes` of the session includes them.
+    pub bytes_back: u64,
+    /// The session, in its last state if it has ended.
+    pub session: Session<'a>,
+}
+
 /// How many sessions there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCount {
