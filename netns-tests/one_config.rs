@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::pair::Pair;
+use crate::service::sandbox;
 use crate::unit::Unit;
 use testkit::system::process::wait_until;
 
@@ -33,13 +34,18 @@ fn one_text(pair: &Pair) -> String {
 
 /// A pair that runs from two copies of one text.
 pub fn started() -> (Pair, String) {
+    started_by("exec \"$@\"")
+}
+
+/// The same, with a launcher.
+fn started_by(launcher: &str) -> (Pair, String) {
     let mut pair = Pair::new();
     let text = one_text(&pair);
     pair.a_mut().config = text.clone();
     pair.b.config = text.clone();
     for unit in [&mut pair.lab.unit, &mut pair.b] {
         let name = unit.ns.name().to_owned();
-        unit.launch_by(&format!("exec \"$@\" --node {name}"));
+        unit.launch_by(&format!("{launcher} --node {name}"));
     }
     pair.start();
     (pair, text)
@@ -112,6 +118,27 @@ fn one_file_runs_a_pair() {
         file.contains("priority = 210") && file.contains("priority = 100"),
         "{file}"
     );
+}
+
+/// With the rights of the unit file, and a config of root in a folder of root that the group of the
+/// service may write to.
+#[test]
+fn a_push_reaches_the_files_of_the_packaged_service() {
+    let launcher = sandbox().replace(
+        "exec $limits",
+        "chown root \"$folder\" $folder/*.toml; chgrp 65534 $folder || true; chmod 2770 $folder; exec $limits",
+    );
+    let (pair, text) = started_by(&launcher);
+    let path = stage(&pair, &with_policy(&text));
+    pair.a().tandemgw(&format!("push --yes {path}")).ok();
+    for unit in [pair.a(), pair.b()] {
+        let file = format!("/run/tandemgw-test/{}.toml", unit.ns.name());
+        wait_until("the file follows", || {
+            unit.ns.run(&format!("cat {file}")).contains("no-ping")
+        });
+        assert_eq!(unit.ns.run(&format!("stat -c %a {file}")), "644\n");
+        assert!(!unit.log().contains("ERROR"), "{}", unit.log());
+    }
 }
 
 #[test]

@@ -277,7 +277,7 @@ fn assert_memory_is_private(pid: u32) {
 
 /// Starts the gateway as the unit file has it: with its capabilities and limits only, and, where
 /// the tests run as root, as an ordinary user.
-fn sandbox() -> String {
+pub fn sandbox() -> String {
     let capabilities = unit_value("AmbientCapabilities");
     assert_eq!(capabilities, unit_value("CapabilityBoundingSet"));
     let names = capabilities.split_whitespace();
@@ -765,4 +765,5 @@ fn unit_file_and_package_agree() {
         unit_value("ExecStart").starts_with("/usr/bin/tandemgw run --config /etc/tandemgw/%i.toml")
     );
     assert_eq!(unit_value("RuntimeDirectory"), "tandemgw");
+    assert_eq!(unit_value("ReadWritePaths"), "-/etc/tandemgw");
 }

@@ -238,6 +238,23 @@ fn assert_status(said: &str, status: &str) {
     );
 }
 
+fn guess_often(ns: &Namespace, password: &str) {
+    // Guesses are few, and then not even the right one is looked at.
+    let guess = |word: &str| {
+        post(
+            ns,
+            &format!("{PAGE}login"),
+            "",
+            &json!({ "password": word }),
+        )
+    };
+    let said: Vec<String> = (0..8).map(|_| guess("wrong")).collect();
+    assert_status(&said[0], "401");
+    assert_status(&said[7], "429");
+    assert_status(&guess(password), "429");
+    assert!(!said.concat().contains("secret"), "{said:?}");
+}
+
 #[test]
 fn nobody_changes_anything_without_the_secret_of_a_session() {
     let pair = Pair::started();
@@ -276,6 +293,10 @@ fn nobody_changes_anything_without_the_secret_of_a_session() {
     }
     let reload = json!({"ask": {"command": "reload"}});
     assert!(post(ns, &act, &bearer, &reload).contains("does not ask for this"));
+    // A key of the config that is no switch.
+    let other = json!({"check-switch": {"key": "group-id", "value": "9"}});
+    let said = post(ns, &act, &bearer, &other);
+    assert!(said.contains("error") && said.contains("switch"), "{said}");
     assert_status(&curl(ns, &format!("{bearer} {act}?{}", "x=1")), "404");
     let preflight = curl(
         ns,
@@ -300,21 +321,7 @@ fn nobody_changes_anything_without_the_secret_of_a_session() {
     );
     assert_status(&post(ns, &act, &bearer, &set_priority(8)), "401");
     assert_eq!(switch(pair.b(), "priority"), "7");
-
-    // Guesses are few, and then not even the right one is looked at.
-    let guess = |word: &str| {
-        post(
-            ns,
-            &format!("{PAGE}login"),
-            "",
-            &json!({ "password": word }),
-        )
-    };
-    let said: Vec<String> = (0..8).map(|_| guess("wrong")).collect();
-    assert_status(&said[0], "401");
-    assert_status(&said[7], "429");
-    assert_status(&guess(&password), "429");
-    assert!(!said.concat().contains("secret"), "{said:?}");
+    guess_often(ns, &password);
 }
 
 #[test]

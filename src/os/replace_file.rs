@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Replaces a file, keeping its mode and owner; a new one gets those of `like`.
+/// Replaces a file, keeping its mode, and its owner and group as far as this user may give files
+/// away: a service that is not root, but may write to the folder, becomes the owner.
 ///
 /// # Errors
 /// What the kernel says; the file is as before then.
@@ -100,10 +101,24 @@ fn write_like(file: &Path, like: &fs::Metadata, text: &str) -> io::Result<()> {
     new.write_all(text.as_bytes())?;
     let own = new.metadata()?;
     if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-        std::os::unix::fs::fchown(&new, Some(like.uid()), Some(like.gid()))?;
+        give_away(&new, like)?;
     }
     new.set_permissions(fs::Permissions::from_mode(like.mode() & 0o7777))?;
     new.sync_all()
+}
+
+/// Only root may give a file to another user; to a group, its members may.
+fn give_away(file: &File, like: &fs::Metadata) -> io::Result<()> {
+    for (user, group) in [
+        (Some(like.uid()), Some(like.gid())),
+        (None, Some(like.gid())),
+    ] {
+        match std::os::unix::fs::fchown(file, user, group) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            done => return done,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tandemgw_core::config;
 use tandemgw_core::control::protocol::{
     Explanation, PushReport, PushUnitState, Request, Right, Status,
 };
@@ -105,8 +106,12 @@ fn explained(line: &str) -> Result<String, ClientError> {
 
 /// Sends the config with another value of the switch to all units, which say what they think of it.
 fn check_switch(client: &mut Client, key: &str, value: &str) -> Result<Value, ClientError> {
-    let status: Status = client.status()?;
     let why_not = |why: String| ClientError::Failed(why);
+    // Any other key of the config is not for this page to change.
+    if !config::switch_names().any(|known| known == key) {
+        return Err(why_not(format!("there is no switch `{key}`")));
+    }
+    let status: Status = client.status()?;
     let file = status.config.map(|it| it.file).unwrap_or_default();
     let read = fs::read_to_string(&file).map_err(|error| why_not(format!("{file}: {error}")))?;
     let toml = ha::as_toml(value);
