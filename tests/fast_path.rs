@@ -11,11 +11,12 @@ use proptest::test_runner::{Config, TestRunner};
 use tandemgw::os::clock;
 use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON};
 use tandemgw_core::event::Offload;
-use tandemgw_core::fast_path::{Change, Entry, Flow, SessionCell};
+use tandemgw_core::fast_path::{Change, Entry, Flow, Memory, SessionCell};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
 use tandemgw_core::packet::{self, PacketKind, TcpFlags};
 use tandemgw_core::session::{Numbers, tcp};
 use tandemgw_core::time::Time;
+use testkit::fast_path::Program;
 use testkit::packets::{self, Pkt};
 
 /// The loopback interface, by which test runs come in.
@@ -60,16 +61,19 @@ fn entry(to: FlowKey, direction: Direction) -> Entry {
     }
 }
 
-fn enter(fast_path: &FastPath, key: FlowKey, entry: &Entry) {
+fn insertion(key: FlowKey, entry: &Entry) -> Change {
     let flow = Flow {
         key,
         interface: LOOPBACK,
     };
-    let change = Change::Insert {
+    Change::Insert {
         flow: flow.encode(),
         entry: entry.encode(&key),
-    };
-    fast_path.change(&[change]).unwrap();
+    }
+}
+
+fn enter(fast_path: &FastPath, key: FlowKey, entry: &Entry) {
+    fast_path.change(&[insertion(key, entry)]).unwrap();
 }
 
 fn leave(fast_path: &FastPath, key: FlowKey) {
@@ -309,7 +313,7 @@ fn take_over(tracker: &mut tcp::Tracker, start: [u32; 2], window: [u16; 2]) {
 type Step = (bool, i64, i64, usize, u16);
 
 fn compare_judgement(
-    fast_path: &FastPath,
+    (fast_path, model): (&FastPath, &Program),
     tracker: &mut tcp::Tracker,
     key: &FlowKey,
     (is_reply, seq, ack, length, window): Step,
@@ -332,6 +336,10 @@ fn compare_judgement(
     };
     let accepted = tracker.handle(direction, &segment).is_ok();
     let forwarded = run(fast_path, &ip, false).is_some();
+    let modelled = model.run(LOOPBACK, &ip, clock::now()).map(|it| it.bytes);
+    prop_assert_eq!(modelled.is_some(), forwarded, "the model of testkit");
+    let followed = model.memory.sessions[3].numbers();
+    prop_assert_eq!(followed, cell(fast_path).numbers());
     prop_assert_eq!(
         forwarded,
         accepted,
@@ -389,7 +397,11 @@ fn it_follows_connections_like_the_tracker() {
         let Some(numbers) = tracker.numbers() else {
             return Ok(());
         };
-        cell(&fast_path).begin(clock::now(), SERIAL, &numbers);
+        let mut model = Program::new(Memory::unshared(2, 4));
+        model.memory.groups[1].lease(Time::from_nanos(u64::MAX));
+        for memory in [fast_path.memory(), model.memory] {
+            memory.sessions[3].begin(clock::now(), SERIAL, &numbers);
+        }
         for direction in [Direction::Original, Direction::Reply] {
             let from = if direction == Direction::Original {
                 key
@@ -402,9 +414,10 @@ fn it_follows_connections_like_the_tracker() {
                 ..entry(from, direction)
             };
             enter(&fast_path, from, &entry);
+            model.change(&[insertion(from, &entry)]);
         }
         for segment in segments {
-            compare_judgement(&fast_path, &mut tracker, &key, segment)?;
+            compare_judgement((&fast_path, &model), &mut tracker, &key, segment)?;
         }
         Ok(())
     });

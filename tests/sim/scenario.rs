@@ -66,6 +66,11 @@ const FAILURE_KINDS: [Failure; 13] = [
 
 /// A whole run; returns the hash of its trace.
 pub fn run(seed: u64) -> u64 {
+    run_in(seed, false).trace
+}
+
+/// A whole run, with or without the fast path.
+pub fn run_in(seed: u64, fast: bool) -> World {
     let mut random = SplitMix64(seed ^ 0x5eed);
     let units = [2, 2, 2, 3, 3, 4, 4, 5 + random.below(4)][random.below(8)];
     let groups = [1, 1, 2, 2, 3, 4][random.below(6)];
@@ -83,13 +88,14 @@ pub fn run(seed: u64) -> u64 {
         } else {
             ROOMY
         },
+        fast,
         ..Shape::PAIR
     };
     run_with(seed, shape, random)
 }
 
 /// A whole run of that shape.
-pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> u64 {
+pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> World {
     let faults = some_of(&mut random);
     let mut world = World::new(seed, shape, faults);
     world.note(|| format!("{shape:?} {faults:?}"));
@@ -114,7 +120,7 @@ pub fn run_with(seed: u64, shape: Shape, mut random: SplitMix64) -> u64 {
         world.survive_a_failure();
     }
     world.note(|| "end".into());
-    world.trace
+    world
 }
 
 /// Each kind of fault is left out of some runs, so that others come to the fore.

@@ -35,6 +35,8 @@ pub struct Shape {
     pub asymmetric: bool,
     /// Each group is cut into so many slots; 0 if it is not. Needs `asymmetric`.
     pub slots: usize,
+    /// Kernels forward what the units enter there.
+    pub fast: bool,
 }
 
 impl Shape {
@@ -52,6 +54,7 @@ impl Shape {
         lacks: None,
         asymmetric: false,
         slots: 0,
+        fast: false,
     };
 
     /// The groups with their slots, which come after all groups.

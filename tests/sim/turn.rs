@@ -78,6 +78,7 @@ impl World {
         if turn.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             turn.gateway.handle_timeout(now);
         }
+        self.change_program(&mut turn);
         self.drain(&mut turn);
         let mut wires = Wires::of(self, unit);
         turn.pump.send(now, &mut turn.gateway, &mut wires);

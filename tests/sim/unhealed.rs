@@ -73,9 +73,8 @@ fn run(seed: u64) {
         override_: random.chance(300),
         max_sessions: if is_full { 2 * SMALL_TABLE } else { 256 },
         small,
-        lacks: None,
-        asymmetric: false,
-        slots: 0,
+        fast: random.chance(300),
+        ..Shape::PAIR
     };
     let mut world = World::new(seed, shape, Faults::NONE);
     world.note(|| format!("{shape:?}"));

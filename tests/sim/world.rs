@@ -9,7 +9,9 @@ use tandemgw_core::gateway::{Gateway, Role, Seed};
 use tandemgw_core::pump::Pump;
 use tandemgw_core::random::SplitMix64;
 use tandemgw_core::time::Time;
+use testkit::fast_path::Program;
 
+use crate::fast::program_for;
 use crate::faults::Faults;
 use crate::hosts::{Flow, Host};
 use crate::reigns::Reigns;
@@ -91,6 +93,8 @@ pub enum Spread {
 pub struct Unit {
     /// None while it is dead, or at work.
     pub gateway: Option<Gateway>,
+    /// The program in its kernel, if there is one.
+    pub program: Option<Program>,
     pub alive: bool,
     /// The reading of its clock at the start of the world: each boot has another one.
     clock: u64,
@@ -183,6 +187,8 @@ pub struct World {
     pub calm_since: Time,
     /// How often a peer's figures were compared with what it holds.
     pub figures: u64,
+    /// Packets that programs in kernels have forwarded.
+    pub fast_packets: u64,
     /// By group: when there were two primaries last, whether they heard each other or not.
     pub last_dual: Vec<Option<Time>>,
     /// Packets that sessions of two slots have, and since when.
@@ -201,6 +207,7 @@ impl World {
     pub fn new(seed: u64, shape: Shape, faults: Faults) -> World {
         let unit = || Unit {
             gateway: None,
+            program: None,
             alive: false,
             clock: 0,
             runs_from: Time::ZERO,
@@ -250,6 +257,7 @@ impl World {
             seen_primaries: Vec::new(),
             calm_since: Time::ZERO,
             figures: 0,
+            fast_packets: 0,
             last_dual: vec![None; shape.all_groups()],
             clashes: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -301,6 +309,7 @@ impl World {
             let link = LinkId(link as u8);
             machine.pump.handle_carrier(now, link, *up, &mut gateway);
         }
+        machine.program = self.shape.fast.then(|| program_for(&mut gateway));
         machine.gateway = Some(gateway);
         (machine.runs_from, machine.wakes_at) = (self.now, self.now);
         machine.reads_from = self.now;
@@ -312,6 +321,7 @@ impl World {
     pub fn die(&mut self, unit: usize, death: Death) {
         self.note(|| format!("{} dies: {death:?}", NAMES[unit]));
         self.units[unit].gateway = None;
+        self.units[unit].program = None;
         self.units[unit].alive = false;
         self.units[unit].forget_arrivals();
         self.break_connections_of(unit, death);
@@ -396,6 +406,11 @@ impl World {
 
     pub fn arrive(&mut self, unit: usize, when: Time, arrival: Arrival) {
         if !self.is_alive(unit) {
+            return;
+        }
+        if let Arrival::Packet { port, bytes } = &arrival
+            && self.kernel_forwards(unit, *port, bytes)
+        {
             return;
         }
         self.serial += 1;

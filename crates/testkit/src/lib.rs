@@ -1,5 +1,6 @@
 //! Helpers shared by tests, benches and the simulator.
 //!
+//! - [`fast_path`]: the program in the kernel, as a model.
 //! - [`lab`]: a gateway's core with its network; each step names every counter that moves.
 //! - [`packets`]: packets described by their meaning, built by etherparse.
 //! - [`pair`]: two units that follow each other in memory.
@@ -8,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![warn(unreachable_pub)]
 
+pub mod fast_path;
 pub mod lab;
 pub mod packets;
 pub mod pair;
