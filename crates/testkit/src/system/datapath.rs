@@ -23,6 +23,17 @@ pub enum Forwarder {
     Masquerade,
     /// `tandemgw run` with source NAT.
     Tandemgw,
+    /// The same, with `offload = "ebpf"` on both ports.
+    FastPath,
+    /// A redirect by tc, without routing, NAT or a hop: the limit of what a program there can do.
+    Redirect,
+}
+
+impl Forwarder {
+    /// Whether it is a process of tandemgw.
+    fn is_tandemgw(self) -> bool {
+        matches!(self, Forwarder::Tandemgw | Forwarder::FastPath)
+    }
 }
 
 /// A client at 10.77.1.100, a gateway, and a server at 10.77.2.100.
@@ -86,7 +97,7 @@ impl Lab {
             binary: launch.binary.clone(),
         };
         // The kernel does not have tandemgw's virtual addresses.
-        let host = if kind == Forwarder::Tandemgw { 2 } else { 1 };
+        let host = if kind.is_tandemgw() { 2 } else { 1 };
         lab.gateway.ip_batch(&format!(
             "link set lo up
              link add lan type veth peer name eth0 netns {client}
@@ -105,6 +116,13 @@ impl Lab {
                  addr add 10.77.{network}.100/24 dev eth0
                  route add default via 10.77.{network}.1"
             ))?;
+        }
+        if kind == Forwarder::Redirect {
+            // Frames arrive as they are sent, so each host has the address of the port beyond.
+            for (host, port) in [(&lab.client, "wan"), (&lab.server, "lan")] {
+                let mac = lab.gateway.mac_text(port);
+                host.ip_batch(&format!("link set eth0 address {mac}"))?;
+            }
         }
         let mac = lab.client.mac_text("eth0");
         let sources = (0..SOURCES).map(|n| Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));
@@ -140,20 +158,29 @@ impl Lab {
     /// The sessions in the gateway's table; `None` if it has none.
     pub fn sessions(&self) -> Result<Option<u64>> {
         match self.kind {
-            Forwarder::Bare | Forwarder::Kernel => Ok(None),
+            Forwarder::Bare | Forwarder::Kernel | Forwarder::Redirect => Ok(None),
             Forwarder::Masquerade => {
                 let count = "/proc/sys/net/netfilter/nf_conntrack_count";
                 let text = self.gateway.inside(|| std::fs::read_to_string(count))?;
                 Ok(Some(text.trim().parse()?))
             }
-            Forwarder::Tandemgw => {
-                let mut command = Command::new(&self.binary);
-                command.arg("--socket").arg(&self.control_socket);
-                let output = command.args(["status", "--json"]).output()?;
-                let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-                Ok(status["sessions"]["total"].as_u64())
+            Forwarder::Tandemgw | Forwarder::FastPath => {
+                Ok(self.status()?["sessions"]["total"].as_u64())
             }
         }
+    }
+
+    /// The sessions whose packets the kernel forwards.
+    pub fn fast_sessions(&self) -> Result<u64> {
+        let status = self.status()?;
+        Ok(status["fast_path"]["sessions"].as_u64().unwrap_or(0))
+    }
+
+    fn status(&self) -> Result<serde_json::Value> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--socket").arg(&self.control_socket);
+        let output = command.args(["status", "--json"]).output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     fn start(
@@ -164,12 +191,21 @@ impl Lab {
         launch: &Launch,
     ) -> Result<()> {
         let gateway = &self.gateway;
-        if kind != Forwarder::Tandemgw {
+        if !kind.is_tandemgw() {
             gateway.sysctl("ipv4/ip_forward", "1");
             gateway.sysctl("ipv4/conf/all/rp_filter", "0");
         }
         match kind {
             Forwarder::Kernel => {}
+            Forwarder::Redirect => {
+                for (from, to) in [("lan", "wan"), ("wan", "lan")] {
+                    let redirect = format!(
+                        "tc qdisc add dev {from} clsact; tc filter add dev {from} ingress \
+                         protocol ip matchall action mirred egress redirect dev {to}"
+                    );
+                    gateway.input("sh", &["-e"], &redirect)?;
+                }
+            }
             Forwarder::Masquerade => gateway.nft(
                 "table ip nat {
                    chain post {
@@ -197,9 +233,14 @@ impl Lab {
                     }
                 }
             }
-            Forwarder::Tandemgw => {
+            Forwarder::Tandemgw | Forwarder::FastPath => {
                 let config = folder.join("gw.toml");
-                std::fs::write(&config, configuration(folder) + launch.config)?;
+                let mut text = configuration(folder) + launch.config;
+                if kind == Forwarder::FastPath {
+                    let ports = "virtual-addresses";
+                    text = text.replace(ports, &format!("offload = \"ebpf\"\n{ports}"));
+                }
+                std::fs::write(&config, text)?;
                 let mut words = launch.launcher.iter().map(PathBuf::from);
                 let first = words.next().unwrap_or_else(|| launch.binary.clone());
                 let mut command = Command::new(&first);
@@ -213,6 +254,9 @@ impl Lab {
                 self.wait_for_tuns()?;
                 // It comes up before it has read all routes.
                 std::thread::sleep(Duration::from_millis(500));
+                if kind == Forwarder::FastPath && self.status()?["fast_path"].is_null() {
+                    return Err("there is no fast path on this machine".into());
+                }
             }
         }
         Ok(())

@@ -36,6 +36,11 @@ pub enum Worker {
     TcpBlast { to: SocketAddr, seconds: f64 },
     /// Receives one TCP stream.
     TcpSink { at: SocketAddr },
+    /// Sends a byte, waits for it to come back, and so on; prints the time that half and 99 % of
+    /// the rounds took at most, in µs.
+    TcpPing { to: SocketAddr, seconds: f64 },
+    /// Sends back what it receives by one connection.
+    TcpEcho { at: SocketAddr },
     /// Answers UDP packets. The lab lets only packets that ask for an answer through to it.
     UdpEcho { at: Ipv4Addr },
     /// Sends small UDP packets as raw frames, so that sending is cheaper than forwarding.
@@ -77,6 +82,8 @@ impl Worker {
             Worker::BareLoop { devices } => bare_loop(&devices),
             Worker::TcpBlast { to, seconds } => tcp_blast(to, Duration::from_secs_f64(seconds)),
             Worker::TcpSink { at } => tcp_sink(at),
+            Worker::TcpPing { to, seconds } => tcp_ping(to, Duration::from_secs_f64(seconds)),
+            Worker::TcpEcho { at } => tcp_echo(at),
             Worker::UdpEcho { at } => udp_echo(at),
             Worker::UdpBlast(blast) => udp_blast(&blast),
         }
@@ -150,6 +157,37 @@ fn tcp_sink(at: SocketAddr) -> Result<(), Box<dyn Error>> {
     let gbit = received as f64 * 8e-9 / start.elapsed().as_secs_f64();
     print(&[("bytes", received as f64), ("gbit_s", gbit)], start);
     Ok(())
+}
+
+fn tcp_ping(to: SocketAddr, duration: Duration) -> Result<(), Box<dyn Error>> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    stream.set_nodelay(true)?;
+    let start = Instant::now();
+    let mut rounds = Vec::new();
+    while start.elapsed() < duration {
+        let sent = Instant::now();
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        rounds.push(sent.elapsed().as_secs_f64() * 1e6);
+    }
+    rounds.sort_by(f64::total_cmp);
+    let at = |share: f64| rounds[(rounds.len() as f64 * share) as usize];
+    print(&[("p50", at(0.5)), ("p99", at(0.99))], start);
+    Ok(())
+}
+
+fn tcp_echo(at: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind(at)?;
+    println!("ready");
+    let (mut stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    let mut bytes = [0; 64];
+    loop {
+        match stream.read(&mut bytes)? {
+            0 => return Ok(()),
+            length => stream.write_all(&bytes[..length])?,
+        }
+    }
 }
 
 fn udp_echo(at: Ipv4Addr) -> Result<(), Box<dyn Error>> {
