@@ -2,9 +2,11 @@
 
 use serde_json::Value;
 
+use crate::fast_path::want_ebpf;
 use crate::lab::Lab;
 use crate::pair::Pair;
 use crate::unit::Unit;
+use testkit::system::namespace::is_root_of_the_machine;
 use testkit::system::process::wait_until;
 
 /// A breakage, its repair, and the report: check, result, parts of the finding and of the remedy.
@@ -495,5 +497,26 @@ fn gateway_of_another_namespace_is_no_concern() {
     assert!(
         other.contains(&format!("in use by process {}", a.pid())),
         "{other}"
+    );
+}
+
+/// What the fast path needs, and what it skips.
+#[test]
+fn chains_that_the_fast_path_skips_are_named() {
+    let mut lab = Lab::new();
+    want_ebpf(&mut lab.unit);
+    if !is_root_of_the_machine() {
+        doctor(&lab.unit).expect("fast-path", "warning", "can't be loaded", "CAP_BPF");
+        return;
+    }
+    doctor(&lab.unit).expect_ok("fast-path", "the kernel can forward");
+    lab.unit.ns.sh("nft add table inet f; \
+        nft 'add chain inet f gate { type filter hook forward priority 0; policy accept; }'; \
+        nft add rule inet f gate tcp dport 25 drop");
+    doctor(&lab.unit).expect(
+        "fast-path",
+        "warning",
+        "skip the nftables chain gate of table inet f",
+        "policies",
     );
 }

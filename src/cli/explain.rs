@@ -80,6 +80,11 @@ fn print_session(explanation: &Explanation, out: &mut impl Write) -> io::Result<
         session.expires_s,
     );
     step(out, "", &counters)?;
+    if session.offloaded == Some(true) {
+        step(out, "fast path", "the kernel forwards its packets")?;
+    } else if let Some(why) = &explanation.why_not_offloaded {
+        step(out, "fast path", &format!("no: {why}"))?;
+    }
     step(out, "policy", &format!("{} accepted it", session.policy))?;
     print_exit(explanation, out)
 }

@@ -130,6 +130,15 @@ impl FastPath {
         })
     }
 
+    /// Whether the kernel can have such a program at an interface (tcx, from Linux 6.6): the call
+    /// is known there, and finds that there is no such interface.
+    pub fn can_attach() -> bool {
+        FastPath::load(1, 1).is_ok_and(|loaded| {
+            let attached = bpf::attach(&loaded.program.0, 0);
+            attached.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+        })
+    }
+
     /// The memory that the program shares.
     pub fn memory(&self) -> Memory {
         self.memory

@@ -2,6 +2,7 @@
 //! --system` and for `tandemgw doctor`.
 
 mod barrier;
+mod fast_path;
 mod files;
 mod firewall;
 mod interface;
@@ -109,6 +110,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
         checks.push(machine::forwarding(config, network, is_running));
         checks.push(port::mtus(config, network));
         checks.push(port::receive_offload(config));
+        checks.extend(fast_path::check(config));
     }
     checks.push(neighbors::neighbors(config));
     checks.push(machine::clock());

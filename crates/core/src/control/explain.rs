@@ -12,6 +12,7 @@ use crate::gateway::{
 };
 use crate::packet::build;
 use crate::policy;
+use crate::session::SessionId;
 use crate::time::Time;
 
 use super::count::action;
@@ -216,6 +217,7 @@ fn unparsed(key: &FlowKey, port: PortId, reason: DropReason, gateway: &Gateway) 
         policies: Vec::new(),
         nat: None,
         makes_room: false,
+        why_not_offloaded: None,
         out: None,
         leaves_as: None,
         group: None,
@@ -263,6 +265,7 @@ fn show(
             Matched::Machine => Matches::Machine,
             Matched::Nothing => Matches::Nothing,
         }),
+        why_not_offloaded: why_not_offloaded(explanation, gateway),
         session,
         direction,
         forward: forward.map(|forward| ForwardStep {
@@ -290,6 +293,16 @@ fn show(
         verdict_here: here,
         survives: explanation.pickup.map(|pickup| survives(pickup.survives())),
         why: explanation.pickup.map(|pickup| why(pickup, gateway)),
+    }
+}
+
+fn why_not_offloaded(explanation: &gateway::Explanation, gateway: &Gateway) -> Option<String> {
+    match &explanation.matched {
+        Matched::Session(view, _) if !view.offloaded => {
+            let why = gateway.why_not_offloaded(SessionId(view.id))?;
+            Some(why.to_owned())
+        }
+        _ => None,
     }
 }
 

@@ -104,6 +104,8 @@ struct Place {
     id: SessionId,
     group: GroupId,
     epoch: u32,
+    /// Where packets of the original direction come in, and go out.
+    ports: (PortId, PortId),
     /// By direction.
     ways: [Way; 2],
     is_stopped: bool,
@@ -174,21 +176,21 @@ impl FastPath {
         catch_up(session, last, &numbers, taken);
         for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(taken) {
             if packets > 0 {
-                self.count(session, direction, packets, bytes, last);
+                let (ports, group) = (session.ports(direction), session.group);
+                self.count(ports, group, (direction, packets, bytes), last);
             }
         }
         taken.iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Counts packets of a session: where they came in and went out, and how many.
     fn count(
         &mut self,
-        session: &Session,
-        direction: Direction,
-        packets: u64,
-        bytes: u64,
+        (ingress, egress): (PortId, PortId),
+        group: GroupId,
+        (direction, packets, bytes): (Direction, u64, u64),
         at: Tick,
     ) {
-        let (ingress, egress) = session.ports(direction);
         if let Some(tally) = self.tally.get_mut(ingress.index()) {
             tally.packets_in += packets;
             tally.bytes_in += bytes;
@@ -197,7 +199,7 @@ impl FastPath {
             tally.packets_out += packets;
             tally.bytes_out += bytes;
         }
-        if let Some(carried) = self.carried.get_mut(usize::from(session.group.0)) {
+        if let Some(carried) = self.carried.get_mut(usize::from(group.0)) {
             carried[direction as usize] = Some(at);
         }
         self.counters.packets += packets;

@@ -72,6 +72,21 @@ metrics! {
     SESSIONS_CLEARED = Counter "tandemgw_sessions_cleared_total" []
         "Sessions ended because a change of routes or policies forbids them.";
 
+    FAST_ATTACHED = Gauge "tandemgw_fast_path_attached" ["port"]
+        "Whether the program of the fast path is at the port's interface; absent without offload = \"ebpf\".";
+    FAST_SESSIONS = Gauge "tandemgw_fast_path_sessions" []
+        "Sessions whose packets the kernel forwards.";
+    FAST_ENTERED = Counter "tandemgw_fast_path_entered_total" []
+        "Sessions that came into the fast path.";
+    FAST_NO_ROOM = Counter "tandemgw_fast_path_no_room_total" []
+        "Sessions that found no room there.";
+    FAST_PACKETS = Counter "tandemgw_fast_path_packets_total" []
+        "Packets that the kernel forwarded; tandemgw_packets_forwarded_total includes them.";
+    FAST_BYTES = Counter "tandemgw_fast_path_bytes_total" []
+        "Their bytes of IP.";
+    FAST_LEFT = Counter "tandemgw_fast_path_left_total" ["reason"]
+        "Packets that the program left to the process.";
+
     NAT_USED = Gauge "tandemgw_nat_pool_ports_used" ["pool", "protocol"]
         "External ports in use by mappings and forwards; port:NAME is the implicit pool of a port. TCP reuses a port for each destination, and is not counted.";
     NAT_SIZE = Gauge "tandemgw_nat_pool_ports_size" ["pool", "protocol"]

@@ -70,6 +70,7 @@ const PARTS: &[Part] = &[
     traffic::ports,
     traffic::targets,
     traffic::sessions,
+    traffic::fast_path,
     traffic::pools,
     cluster::groups,
     cluster::peers,

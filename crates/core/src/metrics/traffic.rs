@@ -6,6 +6,7 @@ use crate::flow::{PortId, Protocol};
 use crate::gateway::{Gateway, MulticastPort, PortCounters, Severity};
 use crate::link_monitor::{TargetState, TargetView};
 use crate::session::SessionState;
+use crate::shell_view::{FastPathState, PortIo};
 
 use super::page::Page;
 use super::{Metric, View, catalog};
@@ -109,6 +110,30 @@ pub(super) fn sessions(view: &View<'_>, page: &mut Page<'_>) {
     page.one(&catalog::SESSIONS_OPENED, counters.opened);
     page.one(&catalog::SESSIONS_DROPPED_EARLY, counters.dropped_early);
     page.one(&catalog::SESSIONS_CLEARED, counters.cleared);
+}
+
+/// Nothing where no port asks for it.
+pub(super) fn fast_path(view: &View<'_>, page: &mut Page<'_>) {
+    let ports = || (0..).map(PortId::from_index).zip(&view.shell.ports);
+    let is_off = |io: &PortIo| io.fast_path == FastPathState::Off;
+    if ports().all(|(_, io)| is_off(io)) {
+        return;
+    }
+    let mut attached = page.begin(&catalog::FAST_ATTACHED);
+    for (port, io) in ports().filter(|(_, io)| !is_off(io)) {
+        let is_on = io.fast_path == FastPathState::On;
+        attached.add(&[view.gateway.port_name(port)], u8::from(is_on));
+    }
+    let counters = view.gateway.fast_counters();
+    page.one(&catalog::FAST_SESSIONS, view.gateway.fast_sessions() as u64);
+    page.one(&catalog::FAST_ENTERED, counters.entered);
+    page.one(&catalog::FAST_NO_ROOM, counters.no_room);
+    page.one(&catalog::FAST_PACKETS, counters.packets);
+    page.one(&catalog::FAST_BYTES, counters.bytes);
+    let mut left = page.begin(&catalog::FAST_LEFT);
+    for (reason, count) in &view.shell.fast_path {
+        left.add(&[reason], *count);
+    }
 }
 
 pub(super) fn pools(view: &View<'_>, page: &mut Page<'_>) {

@@ -201,7 +201,7 @@ impl Lab {
                 for (from, to) in [("lan", "wan"), ("wan", "lan")] {
                     let redirect = format!(
                         "tc qdisc add dev {from} clsact; tc filter add dev {from} ingress \
-                         protocol ip matchall action mirred egress redirect dev {to}"
+                         protocol ip u32 match u32 0 0 action mirred egress redirect dev {to}"
                     );
                     gateway.input("sh", &["-e"], &redirect)?;
                 }

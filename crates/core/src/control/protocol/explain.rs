@@ -31,6 +31,9 @@ pub struct Explanation {
     pub matches: Option<Matches>,
     /// Its session, as `sessions` lists it; `null` if there is none.
     pub session: Option<Session<'static>>,
+    /// Why the kernel does not forward the packets of that session; `null` if it does, or if there
+    /// is no fast path.
+    pub why_not_offloaded: Option<String>,
     /// Its direction in the session.
     pub direction: Option<FlowDirection>,
     /// The forward that applies.

@@ -36,7 +36,7 @@ impl Gateway {
         let Some(number) = self.fast_path.place_of(id) else {
             return;
         };
-        let ways = self.fast_ways(id);
+        let ways = self.fast_ways(id).ok();
         let Some(Some(place)) = self.fast_path.places.get(number as usize) else {
             return;
         };
@@ -62,67 +62,107 @@ impl Gateway {
         }
     }
 
-    /// The ways of a session's packets, by direction, if the program may forward them.
-    pub(in crate::gateway) fn fast_ways(&self, id: SessionId) -> Option<[Way; 2]> {
-        let session = self.sessions.get(id)?;
-        let is_held = match self.guarantee_of(session.policy) {
+    /// The ways of a session's packets, by direction, if the program may forward them; otherwise
+    /// why not.
+    pub(in crate::gateway) fn fast_ways(&self, id: SessionId) -> Result<[Way; 2], &'static str> {
+        let session = self.sessions.get(id).ok_or("it has ended")?;
+        if let Some(why) = self.why_slow(id, session) {
+            return Err(why);
+        }
+        let [out, back] = DIRECTIONS.map(|direction| self.fast_way(session, direction));
+        Ok([out?, back?])
+    }
+
+    /// Why the kernel does not forward the packets of a session; none where there is no fast path.
+    pub fn why_not_offloaded(&self, id: SessionId) -> Option<&'static str> {
+        self.fast_path.memory?;
+        let way = self.fast_ways(id);
+        Some(
+            way.err()
+                .unwrap_or("it has had few packets, or found no room"),
+        )
+    }
+
+    /// Why a session stays with the process, whatever its ways are.
+    fn why_slow(&self, id: SessionId, session: &Session) -> Option<&'static str> {
+        let is_held = || match self.guarantee_of(session.policy) {
             PickupGuarantee::Off => true,
             _ => self
                 .copies_of(id)
                 .is_some_and(|(_, _, copies)| copies == Copies::Held),
         };
-        let barred = SessionFlags(
-            SessionFlags::WAITING.0
-                | SessionFlags::TURNS_BACK.0
-                | SessionFlags::SPREAD.0
-                | SessionFlags::REMOTE.0,
-        );
         let is_simple = match (&session.tracker, session.protocol) {
             (Tracker::Tcp(tracker), _) => tracker.numbers().is_some(),
             (_, protocol) => protocol == Protocol::UDP,
         };
-        let may = is_held
-            && is_simple
-            && session.flags.contains(SessionFlags::REPLIED)
-            && !session.flags.intersects(barred)
-            && self.role(session.group) == Role::Primary
-            && !self.sessions.table().is_stale(session)
-            && !self.is_capturing()
-            && !self.rules.passes_on();
-        if !may {
-            return None;
-        }
-        let [out, back] = DIRECTIONS.map(|direction| self.fast_way(session, direction));
-        Some([out?, back?])
+        let has = |flag| session.flags.contains(flag);
+        let reasons = [
+            (self.fast_path.memory.is_none(), "there is no fast path"),
+            (
+                self.role(session.group) != Role::Primary,
+                "this unit is not primary",
+            ),
+            (self.rules.passes_on(), "its packets may come to any unit"),
+            (self.is_capturing(), "a capture sees all packets"),
+            (
+                has(SessionFlags::TURNS_BACK),
+                "it turns back at the port that it comes by",
+            ),
+            (has(SessionFlags::SPREAD), "its way is chosen among several"),
+            (!has(SessionFlags::REPLIED), "nobody has answered yet"),
+            (
+                has(SessionFlags::REMOTE) || self.sessions.table().is_stale(session),
+                "it came from a peer, and had no packet here since",
+            ),
+            (!is_simple, "not TCP in full flow, nor UDP"),
+            (
+                has(SessionFlags::WAITING) || !is_held(),
+                "the peers do not hold it yet",
+            ),
+        ];
+        let first = reasons.into_iter().find(|(holds, _)| *holds);
+        first.map(|(_, why)| why)
     }
 
-    fn fast_way(&self, session: &Session, direction: Direction) -> Option<Way> {
+    fn fast_way(&self, session: &Session, direction: Direction) -> Result<Way, &'static str> {
         let book = self.sessions.book();
         let (ingress, egress) = session.ports(direction);
-        let interface = |port: PortId| *self.fast_path.interfaces.get(port.index())?;
-        let works = |port| self.rules.port(port).source_check && self.links.works(port);
+        let interface = |port: PortId| {
+            let interfaces = &self.fast_path.interfaces;
+            let number = interfaces.get(port.index()).copied().flatten();
+            number.ok_or("a port is not in the fast path")
+        };
+        let interfaces = (interface(ingress)?, interface(egress)?);
+        let works = |port| self.links.works(port);
         if !works(ingress) || !works(egress) {
-            return None;
+            return Err("a port does not work");
+        }
+        let checks = |port| self.rules.port(port).source_check;
+        if !checks(ingress) || !checks(egress) {
+            return Err("a port has source-check = false");
         }
         let to = session.translated(direction, book);
-        // What this machine itself receives does not leave by a port.
         if self.links.kernel_has(to.dst) || self.is_own_address(&to.dst) {
-            return None;
+            return Err("it ends at this machine");
         }
-        let RouteTarget::Port { gateway, .. } = self.routes.by_port(egress, &to.dst)? else {
-            return None;
+        const NO_ROUTE: &str = "there is no route by its port";
+        let route = self.routes.by_port(egress, &to.dst).ok_or(NO_ROUTE)?;
+        let RouteTarget::Port { gateway, .. } = route else {
+            return Err(NO_ROUTE);
         };
         let next_hop = gateway.unwrap_or(to.dst);
-        let mtu = self.routes.lookup(&to.dst)?.mtu.unwrap_or(u32::MAX);
-        let flow = Flow {
-            key: session.key(direction, book),
-            interface: interface(ingress)?,
-        };
-        (next_hop.family() == to.dst.family()).then_some(Way {
-            flow,
+        if next_hop.family() != to.dst.family() {
+            return Err("its next hop is of the other family");
+        }
+        let mtu = self.routes.lookup(&to.dst).ok_or(NO_ROUTE)?.mtu;
+        Ok(Way {
+            flow: Flow {
+                key: session.key(direction, book),
+                interface: interfaces.0,
+            },
             next_hop,
-            interface: interface(egress)?,
-            mtu: mtu.min(self.links.link(egress).mtu),
+            interface: interfaces.1,
+            mtu: mtu.unwrap_or(u32::MAX).min(self.links.link(egress).mtu),
         })
     }
 
@@ -131,7 +171,7 @@ impl Gateway {
         if self.fast_path.place_of(id).is_some() {
             return;
         }
-        let Some(ways) = self.fast_ways(id) else {
+        let Ok(ways) = self.fast_ways(id) else {
             return;
         };
         self.settle_places(now);
@@ -148,6 +188,7 @@ impl Gateway {
         };
         self.fast_path.serial = self.fast_path.serial.wrapping_add(1).max(1);
         let (serial, epoch, group) = (self.fast_path.serial, cell.epoch(), session.group);
+        let ports = session.ports(Direction::Original);
         let numbers = match &session.tracker {
             Tracker::Tcp(tracker) => tracker.numbers().unwrap_or_default(),
             _ => Numbers::default(),
@@ -180,6 +221,7 @@ impl Gateway {
             id,
             group,
             epoch,
+            ports,
             ways,
             is_stopped: false,
         });
@@ -246,21 +288,24 @@ impl Gateway {
             return;
         };
         let cell = &memory.sessions[number as usize];
-        let taken = DIRECTIONS.map(|direction| cell.take(direction));
         let (last, original) = (cell.last().tick(), place.ways[0].flow.key);
-        if taken == [(0, 0); 2] {
-            return;
+        for direction in DIRECTIONS {
+            let (packets, bytes) = cell.take(direction);
+            if packets == 0 {
+                continue;
+            }
+            let ports = match direction {
+                Direction::Original => place.ports,
+                Direction::Reply => (place.ports.1, place.ports.0),
+            };
+            let counted = (direction, packets, bytes);
+            self.fast_path.count(ports, place.group, counted, last);
+            self.sessions.edit(place.id, |session, around| {
+                if session.key(Direction::Original, around.book) == original {
+                    session.packets[direction as usize] += packets;
+                    session.bytes[direction as usize] += bytes;
+                }
+            });
         }
-        let fast_path = &mut self.fast_path;
-        self.sessions.edit(place.id, |session, around| {
-            if session.key(Direction::Original, around.book) != original {
-                return;
-            }
-            for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(taken) {
-                session.packets[direction as usize] += packets;
-                session.bytes[direction as usize] += bytes;
-                fast_path.count(session, direction, packets, bytes, last);
-            }
-        });
     }
 }
