@@ -17,8 +17,9 @@ use crate::{SEEDS, try_seeds};
 const ROOM: usize = 24;
 /// The number of the interface of port 0.
 const FIRST: u32 = 10;
-/// Entries are in force so long after the last turn, at most: half a check (20 ms, see `setup.rs`).
-const LEASE: Duration = Duration::from_millis(10);
+/// Entries are in force so long after the last turn, at most: half of the shortest check, which
+/// takes a quarter of an interval (20 ms, see `setup.rs`).
+const LEASE: Duration = Duration::from_micros(2500);
 
 /// The program in the kernel of a unit that starts.
 pub fn program_for(gateway: &mut Gateway) -> Program {

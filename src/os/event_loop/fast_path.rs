@@ -43,11 +43,8 @@ struct Attaching {
 }
 
 impl FastPorts {
-    /// Loads the program if a port of `config` wants it.
-    ///
-    /// It must come before the sockets to the peers: a process that is killed closes its
-    /// descriptors in the order of their numbers, and the program must be gone before a peer hears
-    /// of that.
+    /// Loads the program if a port of `config` wants it: that needs a right which is given up
+    /// afterwards.
     pub fn open(config: &Config) -> FastPorts {
         let wants = |offload| offload == PortOffload::Ebpf;
         if !config.ports.iter().any(|port| wants(port.offload)) {

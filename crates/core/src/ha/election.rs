@@ -352,20 +352,21 @@ impl Ha {
 
     /// The length of a check.
     pub(super) fn probe_wait(&self) -> Duration {
-        Self::check_of(self.interval)
-    }
-
-    /// The same for a unit that sends heartbeats at this interval.
-    pub(super) fn check_of(interval: Duration) -> Duration {
-        interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
+        self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
     }
 
     /// The length of a check of `group`.
     fn probe_wait_for(&self, group: usize) -> Duration {
         match self.last_primary(group).is_some_and(|peer| peer.ended) {
-            true => (self.interval / 4).clamp(LEAST_LAST_WAIT, MOST_LAST_WAIT),
+            true => Self::last_check_of(self.interval),
             false => self.probe_wait(),
         }
+    }
+
+    /// The length of a check of a unit whose process has ended, by one that sends heartbeats at
+    /// this interval: the shortest of all.
+    pub(super) fn last_check_of(interval: Duration) -> Duration {
+        (interval / 4).clamp(LEAST_LAST_WAIT, MOST_LAST_WAIT)
     }
 
     /// The primary of `group` that was last seen.

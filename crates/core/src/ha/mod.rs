@@ -527,11 +527,11 @@ impl Ha {
     }
 
     /// How long it surely takes from the last turn of this unit's loop until a peer has taken over:
-    /// half a check, which a running loop answers. Peers may have other intervals.
+    /// half of the shortest check, which a running loop answers. Peers may have other intervals.
     pub(crate) fn undisputed_for(&self) -> Duration {
         let intervals = self.known_peers().map(|peer| peer.interval);
         let least = intervals.filter(|it| !it.is_zero()).min();
-        Self::check_of(least.map_or(self.interval, |least| least.min(self.interval))) / 2
+        Self::last_check_of(least.map_or(self.interval, |least| least.min(self.interval))) / 2
     }
 
     /// The time after which `peer`, which may send more rarely, counts as dead.
