@@ -178,6 +178,11 @@ struct Stream {
     _server: Process,
 }
 
+/// A line in one piece: a client that reads half of it sends it in two datagrams.
+fn numbered(number: u32) -> Vec<u8> {
+    format!("{number:07}\n").into_bytes()
+}
+
 impl Stream {
     /// Starts it; returns once the first lines have come back.
     #[track_caller]
@@ -202,7 +207,9 @@ impl Stream {
         let told = Arc::clone(&end);
         // The server makes another socket for whoever sends first, and may lose what comes
         // meanwhile.
-        writeln!(stdin, "{:07}", 1).expect("the client takes a line");
+        stdin
+            .write_all(&numbered(1))
+            .expect("the client takes a line");
         wait_until("the first datagram comes back", || {
             client.stdout().lines().count() == 1
         });
@@ -210,7 +217,7 @@ impl Stream {
             let mut sent = 1;
             let start = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                if writeln!(stdin, "{:07}", sent + 1).is_err() {
+                if stdin.write_all(&numbered(sent + 1)).is_err() {
                     // The client has ended, which is found out below.
                     break;
                 }
