@@ -55,9 +55,8 @@ impl Siege {
             Capture::start(&lab.server, "eth0", LEAKED_OUT),
             Capture::start(&lab.lan1, "eth0", LEAKED_IN),
         ];
-        let ping = |host: &Namespace, to: &str| host.spawn(&format!("ping -q -i 0.002 -W 1 {to}"));
-        let outward = SERVER.iter().map(|server| ping(&lab.lan1, server));
-        let inward = LAN1.iter().map(|host| ping(&lab.server, host));
+        let outward = SERVER.iter().flat_map(|server| pings(&lab.lan1, server));
+        let inward = LAN1.iter().flat_map(|host| pings(&lab.server, host));
         let pings = outward.chain(inward).collect();
         let siege = Siege {
             lab,
@@ -117,6 +116,14 @@ impl Siege {
         }
         self.lab
     }
+}
+
+/// A packet each 2 ms or so. A single ping(8) that sends faster than each 10 ms never sleeps, but
+/// calls sched_yield(2) all the time: two of them on a CPU kept the kernel's own workers there from
+/// running, and with them whoever waits for these, such as nft(8), for many seconds (Linux 6.18).
+pub fn pings(host: &Namespace, to: &str) -> Vec<Process> {
+    let ping = |_| host.spawn(&format!("ping -q -i 0.01 -W 1 {to}"));
+    (0..5).map(ping).collect()
 }
 
 /// Makes a machine forward by itself wherever nothing stops it.

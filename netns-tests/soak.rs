@@ -20,7 +20,7 @@ use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
 
 use crate::capture::Capture;
-use crate::interference::{LEAKED_IN, LEAKED_OUT, forward_everywhere};
+use crate::interference::{LEAKED_IN, LEAKED_OUT, forward_everywhere, pings};
 use crate::kernel_errors::SAID;
 use crate::lab::{LAN1, SERVER, bracketed};
 use crate::pair::Pair;
@@ -390,9 +390,10 @@ impl Soak {
             Capture::start(&pair.lab.server, "eth0", SAID),
             Capture::start(&pair.lab.lan1, "eth0", SAID),
         ];
-        let ping = |host: &Namespace, to: &str| host.spawn(&format!("ping -q -i 0.005 -W 1 {to}"));
-        let outward = SERVER.iter().map(|server| ping(&pair.lab.lan1, server));
-        let inward = LAN1.iter().map(|host| ping(&pair.lab.server, host));
+        let outward = SERVER
+            .iter()
+            .flat_map(|server| pings(&pair.lab.lan1, server));
+        let inward = LAN1.iter().flat_map(|host| pings(&pair.lab.server, host));
         let pings = outward.chain(inward).collect();
         let lines = SERVER
             .iter()
