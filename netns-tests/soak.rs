@@ -384,11 +384,14 @@ impl Soak {
                 .server
                 .run(&format!("ip route add {network} {hops}"));
         }
+        // Where the barrier is gone for a moment, the kernel takes neighbour discovery for a
+        // virtual address for a packet beyond its scope. No session hears of that.
+        let said = format!("({SAID}) and not (icmp6 and ip6[40] == 1 and ip6[41] == 2)");
         let leaks = [
             Capture::start(&pair.lab.server, "eth0", LEAKED_OUT),
             Capture::start(&pair.lab.lan1, "eth0", LEAKED_IN),
-            Capture::start(&pair.lab.server, "eth0", SAID),
-            Capture::start(&pair.lab.lan1, "eth0", SAID),
+            Capture::start(&pair.lab.server, "eth0", &said),
+            Capture::start(&pair.lab.lan1, "eth0", &said),
         ];
         let outward = SERVER
             .iter()
