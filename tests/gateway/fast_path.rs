@@ -205,6 +205,33 @@ fn what_the_fast_path_forwards_counts() {
     }
 }
 
+/// A packet that the program forwards in the last moment counts, however long ago the gateway has
+/// looked.
+#[test]
+fn a_session_in_use_does_not_expire_between_two_looks() {
+    let net = Net::both()[0];
+    let mut expired = 0;
+    for moment in 0..20 {
+        let mut fast = Fast::new();
+        fast.converse(&net, 4000);
+        fast.pass(Duration::from_millis(299_000 + moment * 100));
+        if fast.lab.sessions() == 0 {
+            expired += 1;
+            continue;
+        }
+        let mut cells = fast.memory.sessions.iter();
+        let cell = cells.find(|cell| cell.serial.load(Ordering::Relaxed) != 0);
+        let cell = cell.expect("it has entries");
+        cell.last.store(fast.lab.now.as_nanos(), Ordering::Relaxed);
+        cell.sides[0].packets.fetch_add(1, Ordering::Relaxed);
+        cell.sides[0].bytes.fetch_add(100, Ordering::Relaxed);
+        fast.lab.now = fast.lab.now + Duration::from_millis(2000);
+        fast.lab.gateway.handle_timeout(fast.lab.now);
+        assert_eq!(fast.lab.sessions(), 1, "in use, {moment}");
+    }
+    assert!(expired > 0, "the moments are around the end of its time");
+}
+
 /// A stream moves the windows far beyond what the gateway has seen; its end is still believed, and
 /// a forged end is not.
 #[test]
