@@ -352,6 +352,11 @@ impl GroupSet {
         self.0 |= 1 << (group.0 & 63);
     }
 
+    /// Takes a group out.
+    pub fn remove(&mut self, group: GroupId) {
+        self.0 &= !(1 << (group.0 & 63));
+    }
+
     /// Whether `group` is in it.
     pub fn contains(self, group: GroupId) -> bool {
         self.0 & (1 << (group.0 & 63)) != 0

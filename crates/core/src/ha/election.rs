@@ -474,10 +474,11 @@ impl Ha {
         if !self.may_promote() {
             return None;
         }
-        // Others wait for the best one, for different times in case that it does not come.
+        // Others wait for the best one, which may hear of the death a hold time later and then has
+        // to check; for different times in case that it does not come.
         let wait = match self.is_best(now, group) {
             true => Duration::ZERO,
-            false => self.hold() * (1 + self.rank_by_name()),
+            false => self.hold() * (2 + self.rank_by_name()),
         };
         Some((vacancy.since + wait).max(vacancy.check_after))
     }

@@ -6,7 +6,7 @@ use super::Replicator;
 use super::codec::FrameBuffer;
 use super::refusal::Refusals;
 use crate::evidence::Heard;
-use crate::flow::{GroupId, PeerId, PolicyId, PortId};
+use crate::flow::{GroupId, GroupSet, PeerId, PolicyId, PortId};
 use crate::session::SessionId;
 use crate::store::digest::Buckets;
 use crate::store::{Journal, Seq};
@@ -159,6 +159,8 @@ pub(super) struct Receiver {
     pub(super) taken: Vec<GroupId>,
     /// Refused sessions that the peer is still to be told of.
     pub(super) refusals: Refusals,
+    /// Groups of which a session was refused since the last comparison without a difference.
+    pub(super) lacks: GroupSet,
 }
 
 /// How far the union of what two units hold is, which follows each change of primary.
@@ -249,6 +251,7 @@ impl SyncPeer {
                 offering: None,
                 taken: Vec::new(),
                 refusals: Refusals::default(),
+                lacks: GroupSet::default(),
             },
             kept: vec![None; groups],
         }

@@ -106,6 +106,12 @@ impl Replicator {
             Refusal::Conflict => &mut self.counters.conflicts_won,
             Refusal::NotPrimary => &mut self.counters.refused_not_primary,
         } += 1;
+        // What others may hold and this unit does not: it can't claim to hold all up to here.
+        if matches!(reason, Refusal::Full | Refusal::Unknown)
+            && let Some(group) = self.group_of(at, record.group)
+        {
+            self.peers[at].receiver.lacks.insert(group);
+        }
         let receiver = &mut self.peers[at].receiver;
         receiver.refusals.push(record.group, reason, record.key);
     }

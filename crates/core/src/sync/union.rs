@@ -44,14 +44,15 @@ impl Replicator {
         }
     }
 
-    /// A batch of a peer is applied: so much more is held of the groups that it sends.
+    /// A batch of a peer is applied: so much more is held of the groups that it sends, but for
+    /// those of which something was refused.
     pub(super) fn hold_more(&mut self, at: usize) {
         let receiver = &self.peers[at].receiver;
         for (group, held) in self.held.iter_mut().enumerate() {
             let follows = receiver.authority[group] == Authority::Owner
                 && receiver.claims[group] == Some(held.term)
                 && receiver.epoch == held.epoch;
-            if follows {
+            if follows && !receiver.lacks.contains(GroupId(group as u8)) {
                 held.position = held.position.max(receiver.applied);
                 self.untold.note_group(group);
             }
@@ -62,7 +63,8 @@ impl Replicator {
     /// before that may have been none of this unit's business: they count too, so that all units
     /// that hold the same say the same.
     pub(super) fn hold_all(&mut self, at: usize, group: usize, seq: Seq) {
-        let receiver = &self.peers[at].receiver;
+        let receiver = &mut self.peers[at].receiver;
+        receiver.lacks.remove(GroupId(group as u8));
         if let Some(term) = receiver.claims[group] {
             self.held[group] = Holding {
                 term,
