@@ -86,7 +86,8 @@ fn assert_found(filters: &[&str]) {
         wait_until("unknown hosts are served", || serves(&lab, SERVER2));
         let took = begin.elapsed();
         assert!(took < Duration::from_secs(15), "{filter}: it took {took:?}");
-        lab.unit.ns.run("ip neigh flush all");
+        // It fails if entries come back while it looks, which under traffic they do.
+        lab.unit.ns.sh("ip neigh flush all || true");
         let begin = Instant::now();
         wait_until("forgotten hosts are served", || serves(&lab, SERVER));
         let took = begin.elapsed();
