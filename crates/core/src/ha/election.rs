@@ -474,11 +474,13 @@ impl Ha {
         if !self.may_promote() {
             return None;
         }
-        // Others wait for the best one, which may hear of the death a hold time later and then has
-        // to check; for different times in case that it does not come.
+        // Others wait for the best one, for different times in case that it does not come. If this
+        // one had a hint, that one may notice the death a hold time later, and then has to check.
+        let was_hinted = |peer: &ElectionPeer| peer.deaf_since.is_some();
+        let later = u32::from(self.last_primary(group).is_some_and(was_hinted));
         let wait = match self.is_best(now, group) {
             true => Duration::ZERO,
-            false => self.hold() * (2 + self.rank_by_name()),
+            false => self.hold() * (1 + later + self.rank_by_name()),
         };
         Some((vacancy.since + wait).max(vacancy.check_after))
     }
