@@ -42,7 +42,7 @@ impl Memory {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct GroupCell {
-    /// The [`Time`](crate::time::Time), in nanoseconds, after which nothing is forwarded.
+    /// The [`Time`], in nanoseconds, after which nothing is forwarded.
     pub lease: AtomicU64,
     /// Entries with another epoch are not in force.
     pub epoch: AtomicU32,
@@ -53,7 +53,7 @@ pub struct GroupCell {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct SessionCell {
-    /// The [`Time`](crate::time::Time) of the last packet, in nanoseconds.
+    /// The [`Time`] of the last packet, in nanoseconds.
     pub last: AtomicU64,
     /// Entries with another serial are not in force. Only the gateway writes it.
     pub serial: AtomicU32,

@@ -1,7 +1,8 @@
 //! Units in one process, each with its own transport, in one mio loop over the loopback interface.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
@@ -53,10 +54,19 @@ pub fn peer(name: &str, address: SocketAddr, key: PublicKey) -> HaPeer {
     }
 }
 
-/// An address of the loopback interface whose port is free.
+/// An address of the loopback interface whose port is free, for UDP and TCP. It is below those that
+/// the kernel gives to anybody, who would otherwise get it before it is used.
 pub fn free_address() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Tests in other processes begin elsewhere.
+        let port = 10_000 + (std::process::id() as u16 % 200 * 100 + number) % 20_000;
+        let at = SocketAddr::from(([127, 0, 0, 1], port));
+        if UdpSocket::bind(at).is_ok() && TcpListener::bind(at).is_ok() {
+            return at;
+        }
+    }
 }
 
 pub struct Unit {
