@@ -52,8 +52,7 @@ impl Encode for Encoder {
 
 /// Seconds since 1970.
 fn now_s() -> u32 {
-    let boot = Duration::from_nanos(clock::offset_since_1970());
-    (boot + clock::now().since(Time::ZERO)).as_secs() as u32
+    clock::since_1970(clock::now()).as_secs() as u32
 }
 
 pub fn ipfix(socket: Option<&Path>, collector: &str, domain: u32) -> ExitCode {

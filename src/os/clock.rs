@@ -20,6 +20,11 @@ pub fn offset_since_1970() -> u64 {
     offset.as_nanos() as u64
 }
 
+/// A time of [`now`] as one since 1970, by the current clock.
+pub fn since_1970(at: Time) -> Duration {
+    Duration::from_nanos(offset_since_1970()) + at.since(Time::ZERO)
+}
+
 /// The time since boot without suspension, as service managers count it.
 pub fn monotonic() -> Duration {
     read(libc::CLOCK_MONOTONIC)

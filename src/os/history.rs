@@ -7,13 +7,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tandemgw_core::config::{Config, Sources};
 use tandemgw_core::control::KeptConfig;
 use tandemgw_core::in_quotes::InQuotes;
-use tandemgw_core::time::Time;
 
 use super::clock;
 
@@ -179,7 +177,7 @@ fn write(
         bytes: text.len() as u64,
     };
     let head = Head {
-        at: since_1970(clock::now()),
+        at: clock::since_1970(clock::now()).as_secs_f64(),
         who: match (&origin.name, origin.user) {
             (Some(name), _) => name.clone(),
             (None, Some(user)) => name_of(user),
@@ -218,11 +216,6 @@ fn row(version: u64, kept_in: PathBuf, head: Head) -> KeptConfig {
 
 fn pair((path, text): &(PathBuf, String)) -> (&Path, &str) {
     (path, text)
-}
-
-fn since_1970(at: Time) -> f64 {
-    let offset = Duration::from_nanos(clock::offset_since_1970());
-    (offset + at.since(Time::ZERO)).as_secs_f64()
 }
 
 /// The name of a user, of those in /etc/passwd (passwd(5)): what a name service knows may take

@@ -73,7 +73,7 @@ impl StateFile {
             }
         }
         let wanted = maintenance.map(|it| Saved {
-            maintenance_until: it.until.map(since_1970),
+            maintenance_until: it.until.map(|at| clock::since_1970(at).as_secs_f64()),
         });
         if self.job.is_none() && !same(wanted, self.saved) {
             self.saved = wanted;
@@ -101,7 +101,8 @@ impl Saved {
         let until = match self.maintenance_until {
             None => None,
             Some(at) => {
-                let left = Duration::try_from_secs_f64(at - since_1970(now)).ok()?;
+                let left =
+                    Duration::try_from_secs_f64(at - clock::since_1970(now).as_secs_f64()).ok()?;
                 Some(now + left)
             }
         };
@@ -118,11 +119,6 @@ fn same(a: Option<Saved>, b: Option<Saved>) -> bool {
         },
         (a, b) => a == b,
     }
-}
-
-fn since_1970(at: Time) -> f64 {
-    let offset = Duration::from_nanos(clock::offset_since_1970());
-    (offset + at.since(Time::ZERO)).as_secs_f64()
 }
 
 fn read(path: &Path) -> io::Result<Option<Saved>> {
@@ -180,7 +176,7 @@ mod tests {
     fn a_maintenance_whose_time_is_over_is_not_under_way() {
         let now = clock::now();
         let ends = |seconds: f64| Saved {
-            maintenance_until: Some(since_1970(now) + seconds),
+            maintenance_until: Some(clock::since_1970(now).as_secs_f64() + seconds),
         };
         assert_eq!(ends(-1.0).under_way(now), None);
         let left = ends(60.0).under_way(now).and_then(|it| it.until).unwrap();
