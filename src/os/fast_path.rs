@@ -83,7 +83,7 @@ pub struct Attached {
 }
 
 impl FastPath {
-    /// Loads the program, with room for so many sessions of so many groups.
+    /// Loads the program, with room for this number of sessions and groups.
     ///
     /// # Errors
     /// [`Unavailable`], for an operator to read.

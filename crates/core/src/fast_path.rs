@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::flow::{Addr, Direction, Family, FlowKey, GroupId};
 use crate::packet::checksum::Change as SumChange;
 use crate::session::Numbers;
+use crate::session::tcp::is_before;
 use crate::time::Time;
 
 /// What the program and the gateway share. The shell maps it; it lives as long as the process.
@@ -183,11 +184,6 @@ fn forward(cell: &AtomicU32, new: u32, is_earlier: fn(u32, u32) -> bool) -> bool
     let order = Ordering::Relaxed;
     let stored = cell.fetch_update(order, order, |old| is_earlier(old, new).then_some(new));
     stored.is_ok()
-}
-
-/// Whether sequence number `a` comes before `b`: they wrap.
-fn is_before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
 }
 
 const _: () = assert!(size_of::<GroupCell>() == 16);

@@ -299,6 +299,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Direction; 2] = [Direction::Original, Direction::Reply];
+
     /// The other direction.
     pub fn flip(self) -> Direction {
         match self {

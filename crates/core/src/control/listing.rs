@@ -152,7 +152,7 @@ pub(super) fn row<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{Addr, FlowKey, PolicyId, PortId, Protocol};
+    use crate::flow::{Addr, FlowKey, Protocol};
 
     #[test]
     fn a_session_is_told_as_json() {
@@ -174,22 +174,7 @@ virtual-addresses = ["10.77.1.1/24"]
             dst_port: 53,
             protocol: Protocol::UDP,
         };
-        let view = SessionView {
-            id: 7,
-            original: key,
-            translated: key,
-            in_port: PortId(0),
-            out_port: PortId(0),
-            policy: PolicyId::NONE,
-            group: GroupId(0),
-            synced: false,
-            offloaded: true,
-            state: "replied",
-            packets: [1, 2],
-            bytes: [100, 200],
-            age_s: 3,
-            expires_s: 297,
-        };
+        let view = SessionView::example(key);
         let mut text = String::new();
         write_line(&mut text, &row(&view, &gateway, None));
         let v6 = "[fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd]:53";

@@ -33,11 +33,11 @@ const ENTERED_AT_A_TIME: usize = 64;
 const LOOKED_AT: u32 = 512;
 /// A place is looked at this often; a tenth of all each tick.
 const LOOKS_EACH: u32 = 10;
-/// So long may entries last without a word of a gateway without peers.
+/// How long entries stay in force while a gateway without peers does nothing.
 const LEASE: Duration = Duration::from_secs(1);
 /// A packet that was in the program when its entry ended has been counted by then.
 const SETTLES_AFTER: Duration = Duration::from_millis(200);
-/// A session without a packet for so many ticks makes room for another.
+/// A session that had no packet for this many ticks makes room for another.
 const IDLE: u32 = 20;
 /// With peers, busy connections are looked at this often: peers must not be told too late where
 /// their numbers are (see [`crate::session::tcp`]).
@@ -46,8 +46,6 @@ const HOT_EACH: Duration = Duration::from_millis(1);
 const HOT_FROM: u64 = 1 << 20;
 const HOT_UNTIL: u64 = 4096;
 const MOST_HOT: usize = 256;
-
-const DIRECTIONS: [Direction; 2] = [Direction::Original, Direction::Reply];
 
 /// The sessions in the fast path.
 #[derive(Default)]
@@ -126,7 +124,7 @@ impl FastPath {
         if let Some(cell) = self.group_cell(group) {
             cell.next_epoch();
         }
-        self.due = self.places.len() as u32;
+        self.look_again();
     }
 
     /// The same for all groups.
@@ -172,9 +170,9 @@ impl FastPath {
         let Some(memory) = self.memory else { return 0 };
         let cell = &memory.sessions[number as usize];
         let (last, numbers) = (cell.last().tick(), cell.numbers());
-        let taken = DIRECTIONS.map(|direction| cell.take(direction));
+        let taken = Direction::ALL.map(|direction| cell.take(direction));
         catch_up(session, last, &numbers, taken);
-        for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(taken) {
+        for (direction, (packets, bytes)) in Direction::ALL.into_iter().zip(taken) {
             if packets > 0 {
                 let (ports, group) = (session.ports(direction), session.group);
                 self.count(ports, group, (direction, packets, bytes), last);
@@ -212,8 +210,15 @@ impl FastPath {
             return;
         };
         let cell = &memory.sessions[number as usize];
-        let seen = DIRECTIONS.map(|direction| cell.peek(direction));
+        let seen = Direction::ALL.map(|direction| cell.peek(direction));
         catch_up(session, cell.last().tick(), &cell.numbers(), seen);
+    }
+
+    /// A session no longer has its place, which is used again when no packet can be in the program
+    /// for it.
+    fn part(&mut self, now: Time, id: SessionId, number: u32) {
+        self.by_session.remove(&id.0);
+        self.settling.push_back((now + SETTLES_AFTER, number));
     }
 
     fn has_room(&self) -> bool {
@@ -225,7 +230,7 @@ fn catch_up(session: &mut Session, last: Tick, numbers: &Numbers, seen: [(u64, u
     /// Segments without data are no longer than this, as a rule.
     const BARE: u64 = 80;
     session.last_seen = session.last_seen.max(last);
-    for (direction, (packets, bytes)) in DIRECTIONS.into_iter().zip(seen) {
+    for (direction, (packets, bytes)) in Direction::ALL.into_iter().zip(seen) {
         session.packets[direction as usize] += packets;
         session.bytes[direction as usize] += bytes;
         if session.is_connection() && bytes > packets * BARE {

@@ -99,7 +99,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
+    use crate::flow::{Addr, FlowKey, Protocol};
     use crate::gateway::Seed;
 
     fn gateway() -> Gateway {
@@ -116,22 +116,7 @@ mod tests {
             dst_port: 2,
             protocol: Protocol::UDP,
         };
-        SessionView {
-            id: 7,
-            original: key,
-            translated: key,
-            in_port: PortId(0),
-            out_port: PortId(0),
-            policy: PolicyId::NONE,
-            group: GroupId(0),
-            synced: false,
-            offloaded: false,
-            state: "replied",
-            packets: [1, 2],
-            bytes: [100, 200],
-            age_s: 3,
-            expires_s: 297,
-        }
+        SessionView::example(key)
     }
 
     #[test]

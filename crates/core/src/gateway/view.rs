@@ -72,6 +72,29 @@ pub struct SessionView {
     pub expires_s: u64,
 }
 
+#[cfg(test)]
+impl SessionView {
+    /// One for the tests of what shows it.
+    pub(crate) fn example(key: FlowKey) -> SessionView {
+        SessionView {
+            id: 7,
+            original: key,
+            translated: key,
+            in_port: PortId(0),
+            out_port: PortId(0),
+            policy: PolicyId::NONE,
+            group: GroupId(0),
+            synced: false,
+            offloaded: true,
+            state: "replied",
+            packets: [1, 2],
+            bytes: [100, 200],
+            age_s: 3,
+            expires_s: 297,
+        }
+    }
+}
+
 impl Gateway {
     /// Totals since the start of the process.
     pub fn counters(&self) -> &Counters {

@@ -578,7 +578,7 @@ fn check_flags(segment: &Segment) -> Result<(), DropReason> {
 
 /// Whether `a` comes before `b` (RFC 9293, section 3.4: numbers wrap).
 #[inline]
-pub(super) fn is_before(a: u32, b: u32) -> bool {
+pub(crate) fn is_before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 

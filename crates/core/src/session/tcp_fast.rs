@@ -18,13 +18,11 @@ pub struct Numbers {
     pub hole: [bool; 2],
 }
 
-const SIDES: [Direction; 2] = [Direction::Original, Direction::Reply];
-
 impl Tracker {
     /// The numbers, if all that a segment without SYN, FIN and RST can do is to move them; none
     /// while more depends on it.
     pub fn numbers(&self) -> Option<Numbers> {
-        let has_fin = SIDES.iter().any(|side| self.has(*side, FIN));
+        let has_fin = Direction::ALL.iter().any(|side| self.has(*side, FIN));
         let is_plain = self.state == TcpState::Established
             && !has_fin
             && !self.is_unsure()
@@ -35,14 +33,14 @@ impl Tracker {
             end: self.end,
             acked: self.acked,
             window: self.max_window,
-            hole: SIDES.map(|side| self.fresh & HOLE << side as u8 != 0),
+            hole: Direction::ALL.map(|side| self.fresh & HOLE << side as u8 != 0),
         })
     }
 
     /// Follows what the fast path has seen, which began with [`Tracker::numbers`]. Numbers only go
     /// forward, so segments that were handled here meanwhile count too.
     pub fn catch_up(&mut self, seen: &Numbers) {
-        for (s, side) in SIDES.into_iter().enumerate() {
+        for (s, side) in Direction::ALL.into_iter().enumerate() {
             let known = self.end[s];
             self.note_sent(side, seen.end[s]);
             self.acked[s] = later(self.acked[s], seen.acked[s]);

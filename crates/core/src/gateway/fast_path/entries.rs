@@ -8,7 +8,7 @@ use crate::session::{Numbers, Session, SessionFlags, SessionId, Tracker};
 use crate::sync::Copies;
 use crate::time::Time;
 
-use super::{DIRECTIONS, MOST_CANDIDATES, MOST_HOT, Place, SETTLES_AFTER, Way};
+use super::{MOST_CANDIDATES, MOST_HOT, Place, Way};
 use crate::gateway::{Gateway, Role};
 
 impl Gateway {
@@ -69,7 +69,7 @@ impl Gateway {
         if let Some(why) = self.why_slow(id, session) {
             return Err(why);
         }
-        let [out, back] = DIRECTIONS.map(|direction| self.fast_way(session, direction));
+        let [out, back] = Direction::ALL.map(|direction| self.fast_way(session, direction));
         Ok([out?, back?])
     }
 
@@ -194,7 +194,7 @@ impl Gateway {
             _ => Numbers::default(),
         };
         memory.sessions[number as usize].begin(now, serial, &numbers);
-        for (direction, way) in DIRECTIONS.into_iter().zip(ways) {
+        for (direction, way) in Direction::ALL.into_iter().zip(ways) {
             let (shift, is_incomplete) = match &session.tracker {
                 Tracker::Tcp(tracker) => (tracker.shift_of(direction), tracker.is_incomplete()),
                 _ => (0, false),
@@ -262,10 +262,7 @@ impl Gateway {
         self.sessions.edit(id, |session, _| {
             session.flags.clear(SessionFlags::OFFLOADED);
         });
-        self.fast_path.by_session.remove(&id.0);
-        self.fast_path
-            .settling
-            .push_back((now + SETTLES_AFTER, number));
+        self.fast_path.part(now, id, number);
     }
 
     /// Places whose sessions have left some time ago can be used again. What was counted since
@@ -283,13 +280,13 @@ impl Gateway {
         }
     }
 
-    pub(super) fn count_late(&mut self, place: &Place, number: u32) {
+    fn count_late(&mut self, place: &Place, number: u32) {
         let Some(memory) = self.fast_path.memory else {
             return;
         };
         let cell = &memory.sessions[number as usize];
         let (last, original) = (cell.last().tick(), place.ways[0].flow.key);
-        for direction in DIRECTIONS {
+        for direction in Direction::ALL {
             let (packets, bytes) = cell.take(direction);
             if packets == 0 {
                 continue;

@@ -4,10 +4,7 @@ use crate::flow::{Direction, PortId};
 use crate::session::{Session, SessionFlags, SessionId};
 use crate::time::{Tick, Time};
 
-use super::{
-    HOT_EACH, HOT_FROM, HOT_UNTIL, IDLE, LEASE, LOOKED_AT, LOOKS_EACH, MOST_HOT, Place,
-    SETTLES_AFTER,
-};
+use super::{HOT_EACH, HOT_FROM, HOT_UNTIL, IDLE, LEASE, LOOKED_AT, LOOKS_EACH, MOST_HOT, Place};
 use crate::gateway::{Gateway, Role};
 
 impl Gateway {
@@ -66,10 +63,7 @@ impl Gateway {
         if session.is_none() {
             // A peer has removed it.
             self.fast_path.stop(number);
-            self.fast_path.by_session.remove(&id.0);
-            self.fast_path
-                .settling
-                .push_back((now + SETTLES_AFTER, number));
+            self.fast_path.part(now, id, number);
             return;
         }
         let bytes = self.absorb_session(id);
