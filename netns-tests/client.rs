@@ -203,7 +203,7 @@ fn status_for_people_has_the_most_important_first_and_fits() {
         "LINK TO",
         "PORT  INTERFACE",
         "sessions  0 of",
-        "TIME",
+        "TIME (UTC)",
     ];
     assert!(order.map(place).is_sorted(), "{status}");
     assert!(

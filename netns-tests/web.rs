@@ -102,6 +102,31 @@ const NOTE_TURN: &str = "
       if (!window.turned && role && role.textContent === 'primary') window.turned = Date.now();
     }).observe(units, { childList: true, subtree: true });";
 
+/// The graphs are drawn from what the process has seen.
+fn shows_the_last_hour(browser: &Browser<'_>) {
+    wait_until("the hour has a point", || {
+        let hour = browser.script("return post('act', 'history');");
+        let last = |graph: &str| hour[graph][359].as_u64();
+        assert!(hour["bits"][0].is_null(), "nobody looked an hour ago");
+        // This unit is the standby: nothing passes by it.
+        last("bits") == Some(0) && last("packets") == Some(0) && last("sessions") >= Some(1)
+    });
+    browser.script("historyDue = 0;");
+    let drawn = |id: &str| {
+        format!(
+            "document.getElementById('{id}').getContext('2d').getImageData(0, 0, 720, 120).data.some(Boolean)"
+        )
+    };
+    for id in ["graph-bits", "graph-sessions"] {
+        browser.wait_until(id, &drawn(id));
+    }
+    browser.wait_until(
+        "the words below",
+        "document.getElementById('most-sessions').textContent === 'sessions, at most 1'
+         && document.getElementById('most-bits').textContent.includes('0 bit/s')",
+    );
+}
+
 #[test]
 fn a_browser_shows_the_takeover_within_a_second() {
     let mut pair = Pair::started();
@@ -123,6 +148,7 @@ fn a_browser_shows_the_takeover_within_a_second() {
         "the page is complete",
         "document.querySelector('#units tbody tr:nth-child(2)') && document.querySelector('#hosts table')",
     );
+    shows_the_last_hour(&browser);
     browser.picture_for_book("web.png", 1280, "light");
     browser.picture_for_book("web-phone.png", 390, "dark");
     let shown = browser.script("return document.body.innerText;");
@@ -141,6 +167,11 @@ fn a_browser_shows_the_takeover_within_a_second() {
     let took = turned.as_i64().expect("a time") - killed;
     println!("the page turned {took} ms after the death of the primary");
     assert!((0..=1000).contains(&took), "{took} ms");
+    // The traffic of the other unit comes by this one now.
+    wait_until("the hour shows it", || {
+        let hour = browser.script("return post('act', 'history');");
+        hour["bits"][359].as_u64().is_some_and(|bits| bits > 1000)
+    });
     browser.wait_until(
         "it says what is wrong",
         "document.getElementById('health').textContent.includes('gw-a is gone')",

@@ -187,6 +187,7 @@ fn sessions_and_packets(pair: &Pair, browser: &Browser<'_>) {
     assert_eq!(pair.a().sessions("proto=icmp").len(), 1, "not yet");
     assert_eq!(apply(browser, "clear"), "1 sessions ended");
     assert!(pair.a().sessions("proto=icmp").is_empty());
+    searches(pair, browser);
     let packet = [
         ("source", "10.77.1.100:4000"),
         ("destination", "10.77.2.100:80"),
@@ -201,6 +202,29 @@ fn sessions_and_packets(pair: &Pair, browser: &Browser<'_>) {
         same.ok().stdout.lines().next(),
         "{shown}"
     );
+}
+
+/// Sessions are found, in an order, and summed up, as by the command that is shown.
+fn searches(pair: &Pair, browser: &Browser<'_>) {
+    for count in [1, 3] {
+        let ping = format!("ping -c {count} -i 0.01 -W 2 {}", SERVER[0]);
+        pair.lab.lan1.run(&ping);
+    }
+    let rows = "[...document.querySelectorAll('#found tbody tr')].map((row) => row.innerText)";
+    let packets = format!("{rows}.map((row) => row.split('\\t')[9]).join(' ')");
+    let values = [("filter", "proto=icmp"), ("what", "sort packets")];
+    assert_eq!(check(browser, "search", &values), "2 of 2 sessions");
+    assert_eq!(text(browser, &packets), "6 2");
+    let command = "document.forms.search.querySelector('code').textContent";
+    let same = "tandemgw sessions proto=icmp --limit 200 --sort packets";
+    assert_eq!(text(browser, command), same);
+    let values = [("filter", ""), ("what", "by source")];
+    assert!(check(browser, "search", &values).starts_with("1 of 1"));
+    let sums = text(browser, &format!("{rows}.join()"));
+    assert!(sums.starts_with("10.77.1.100\t2\t8\t"), "{sums}");
+    let wrong = check(browser, "search", &[("filter", "prot=tcp"), ("what", "")]);
+    assert!(wrong.contains("did you mean `proto`?"), "{wrong}");
+    assert_eq!(text(browser, &format!("{rows}.join()")), "", "nothing old");
 }
 
 /// What curl is told: the whole answer, with its head.

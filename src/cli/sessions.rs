@@ -109,24 +109,13 @@ fn sorted(
     filter: Vec<String>,
     mut each: impl FnMut(&str) -> Result<(), ClientError>,
 ) -> ExitCode {
-    let limit = limit.map_or(usize::MAX, |limit| {
-        usize::try_from(limit).unwrap_or(usize::MAX)
-    });
-    // The last one in the order is on top.
-    let mut first = BinaryHeap::new();
+    let mut first = First::new(key, limit);
     let request = Request::Sessions {
         limit: None,
         filter,
     };
-    let code = ask_lines(socket, &request, |line| {
-        let session: Session = parse(line)?;
-        first.push((rank(key, &session), session.id, line.to_owned()));
-        if first.len() > limit {
-            first.pop();
-        }
-        Ok(())
-    });
-    for (_, _, line) in first.into_sorted_vec() {
+    let code = ask_lines(socket, &request, |line| first.add(line));
+    for line in first.into_lines() {
         match each(&line) {
             Ok(()) => {}
             Err(ClientError::Output(error)) => return finish(Err(error), code),
@@ -134,6 +123,43 @@ fn sorted(
         }
     }
     code
+}
+
+/// The first sessions in an order.
+pub struct First {
+    key: SortKey,
+    limit: usize,
+    /// The last one in the order is on top.
+    lines: BinaryHeap<(u64, u32, String)>,
+}
+
+impl First {
+    /// Keeps `limit` of them.
+    pub fn new(key: SortKey, limit: Option<u64>) -> First {
+        let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        First {
+            key,
+            limit: limit.unwrap_or(usize::MAX),
+            lines: BinaryHeap::new(),
+        }
+    }
+
+    /// Looks at the line of a session.
+    pub fn add(&mut self, line: &str) -> Result<(), ClientError> {
+        let session: Session = parse(line)?;
+        let rank = rank(self.key, &session);
+        self.lines.push((rank, session.id, line.to_owned()));
+        if self.lines.len() > self.limit {
+            self.lines.pop();
+        }
+        Ok(())
+    }
+
+    /// Their lines, in order.
+    pub fn into_lines(self) -> impl Iterator<Item = String> {
+        let sorted = self.lines.into_sorted_vec();
+        sorted.into_iter().map(|(.., line)| line)
+    }
 }
 
 /// Smaller ones come first.

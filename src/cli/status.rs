@@ -207,27 +207,55 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
     table(limit, headers, status.peers.iter().map(row))
 }
 
-/// The peers' reports about themselves; nothing if the gateway is too old to send them.
+/// The units side by side, this one first; nothing if the gateway is too old to send it, or alone.
 fn units(status: &Status, limit: Option<usize>) -> Option<Table> {
     status.protocol?;
+    if status.peers.is_empty() {
+        return None;
+    }
     let headers = [
-        "UNIT", "ROLE", "PRIORITY", "PORTS UP", "VERSION", "CONFIG", "CHECKSUM",
+        "UNIT", "ROLE", "PRIORITY", "PORTS UP", "UPTIME", "VERSION", "CONFIG", "CHECKSUM",
     ];
-    let row = |peer: &PeerStatus| {
+    let peers = status.peers.iter().map(|peer| {
         let config = peer.config.as_ref();
         [
             peer.name.clone(),
             known(peer.role, |role| role.name().to_owned()),
             or_dash(peer.priority),
             or_dash(peer.ports_up),
+            known(peer.uptime_s, duration),
             or_dash(peer.version.as_ref()),
             known(config.and_then(|config| config.equal), |equal| {
                 choose(equal, "equal", "DIFFERS")
             }),
             or_dash(config.and_then(|config| config.checksum.as_ref())),
         ]
-    };
-    table(limit, headers, status.peers.iter().map(row))
+    });
+    let own = [
+        status.node.clone(),
+        known(common(&status.groups, |group| Some(group.role)), |role| {
+            role.name().to_owned()
+        }),
+        or_dash(common(&status.groups, |group| group.priority)),
+        known(status.monitored, |ports| {
+            format!("{} of {}", ports.up, ports.all)
+        }),
+        duration(status.uptime_s),
+        status.version.clone(),
+        "-".to_owned(),
+        or_dash(status.config.as_ref().map(|config| &config.checksum)),
+    ];
+    table(limit, headers, [own].into_iter().chain(peers))
+}
+
+/// What all groups have alike.
+fn common<T: PartialEq>(
+    groups: &[GroupStatus],
+    of: impl Fn(&GroupStatus) -> Option<T>,
+) -> Option<T> {
+    let first = of(groups.first()?);
+    let is_common = groups.iter().all(|group| of(group) == first);
+    first.filter(|_| is_common)
 }
 
 fn links(status: &Status, limit: Option<usize>) -> Option<Table> {

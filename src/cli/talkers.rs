@@ -63,6 +63,11 @@ impl Sums {
         sum.bytes += session.bytes;
     }
 
+    /// How many sources, destinations, policies or services there are.
+    pub fn len(&self) -> usize {
+        self.sums.len()
+    }
+
     /// Those with the most bytes, largest first; and the total number.
     pub fn largest(self, count: usize) -> (Vec<Sum>, usize) {
         let all = self.sums.len();

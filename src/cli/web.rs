@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tandemgw::os::clock;
@@ -15,8 +15,10 @@ use tandemgw_core::control::protocol::{Event, Request, Right};
 use tandemgw_core::time::Time;
 
 mod action;
+mod history;
 
 use action::Action;
+use history::History;
 
 use super::args::Command;
 
@@ -160,6 +162,7 @@ struct Shown {
     events: VecDeque<String>,
     /// The run and the number of the newest.
     place: (Option<String>, Option<u64>),
+    history: History,
 }
 
 impl Gateway {
@@ -170,12 +173,16 @@ impl Gateway {
             shown: Mutex::default(),
         })
     }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl web::Source for Gateway {
     fn look(&self) -> String {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        match shown.ask(&self.path) {
+        let answer = self.shown().ask(&self.path);
+        match answer {
             Ok(text) => text,
             Err(error) => error_of(&error),
         }
@@ -209,7 +216,7 @@ impl web::Source for Gateway {
         if right == Right::Change && !may_change {
             return Acted::NeedsLogin;
         }
-        Acted::Done(match action.run(&self.path) {
+        Acted::Done(match action.run(self) {
             Ok(value) => value.to_string(),
             Err(error) => error_of(&error),
         })
@@ -229,12 +236,12 @@ impl Shown {
             self.policies = Some(list(lines(&mut client, &Request::Policies)?.iter()));
             self.policies_due = now + POLICIES;
         }
-        let status = lines(&mut client, &Request::Status)?;
+        let status = lines(&mut client, &Request::Status)?.concat();
+        self.history.learn(clock::now(), &parse(&status)?);
         let hosts = lines(&mut client, &Request::Hosts { limit: Some(20) })?;
         self.learn_events(&mut client)?;
         let policies = self.policies.as_deref().unwrap_or("[]");
-        let (status, hosts) = (status.concat(), list(hosts.iter()));
-        let events = list(self.events.iter());
+        let (hosts, events) = (list(hosts.iter()), list(self.events.iter()));
         Ok(format!(
             r#"{{"status":{status},"policies":{policies},"hosts":{hosts},"events":{events}}}"#
         ))

@@ -41,13 +41,15 @@ async function learnSession() {
   return session.look;
 }
 
+// Whether there was something new.
 function fill(select, values) {
   const wanted = values.map(([value, text]) => `${value} ${text}`).join("\n");
-  if (select.dataset.values === wanted) return;
+  if (select.dataset.values === wanted) return false;
   select.dataset.values = wanted;
   const chosen = select.value;
   select.replaceChildren(...values.map(([value, text]) => new Option(text, value)));
   if (values.some(([value]) => value === chosen)) select.value = chosen;
+  return true;
 }
 
 const switches = new Map();
@@ -66,16 +68,38 @@ function offer(status) {
   units = { node: status.node, peers: status.peers };
   fill(form("failover").to, [["", "the best one"], ...status.peers.map((peer) => [peer.name, peer.name])]);
   fill(form("failover").group, [["", "all groups"], ...status.groups.map((group) => [group.name, group.name])]);
-  fill(form("explain").port, status.ports.map((port) => [port.name, port.name]));
+  if (fill(form("explain").port, status.ports.map((port) => [port.name, port.name]))) {
+    form("explain").dispatchEvent(new Event("input"));
+  }
   byId("maintenance-now").textContent = status.maintenance ? "This unit is in maintenance." : "";
 }
 
-const firstWords = (filter) => filter.trim().split(/\s+/).filter(Boolean);
+const words = (filter) => filter.trim().split(/\s+/).filter(Boolean);
 
 function peerState(peer) {
   if (!peer.connected) return `${peer.name}: not connected`;
   const state = peer.maintenance ? "in maintenance" : peer.in_sync ? "in sync" : "not in sync";
   return `${peer.name}: ${state}, ports up: ${dash(peer.ports_up)}, would be lost: ${number(peer.lag.would_be_lost)} sessions`;
+}
+
+function translated({ src, dst, nat_src, nat_dst }) {
+  const parts = [nat_src === src ? "" : `from ${nat_src}`, nat_dst === dst ? "" : `to ${nat_dst}`];
+  return parts.filter(Boolean).join(" ") || "-";
+}
+
+function showSessions({ rows, all }) {
+  const headers = ["Protocol", "Source", "Destination", "Translated", "State", "Policy", "On peers", "Age", "Expires", "Packets", "Bytes"];
+  table("found", headers, rows.map((row) => [
+    row.proto, row.src, row.dst, translated(row), row.state, row.policy, row.synced ? "yes" : "no",
+    duration(row.age_s), duration(row.expires_s), number(row.packets), bytes(row.bytes),
+  ]));
+  return `${number(rows.length)} of ${number(all)} sessions`;
+}
+
+function showTalkers({ rows, all }, by) {
+  const headers = [by[0].toUpperCase() + by.slice(1), "Sessions", "Packets", "Bytes"];
+  table("found", headers, rows.map((row) => [row.name, number(row.sessions), number(row.packets), bytes(row.bytes)]));
+  return `${number(rows.length)} of ${number(all)}, those with the most bytes first`;
 }
 
 // Each form: its command, what it would do, and what does it. `check` returns the text that is shown,
@@ -141,19 +165,36 @@ const FORMS = {
     },
   },
   clear: {
-    command: ({ filter }) => command("sessions", "clear", ...firstWords(filter.value)),
+    command: ({ filter }) => command("sessions", "clear", ...words(filter.value)),
     async check({ filter }) {
-      const words = firstWords(filter.value);
-      const { lines: [found] } = await ask({ command: "count", filter: words });
+      const wanted = words(filter.value);
+      const { lines: [found] } = await ask({ command: "count", filter: wanted });
       return {
         text: `${number(found.sessions)} sessions match: they end, on all units`,
-        apply: found.sessions ? () => ask({ command: "clear", filter: words }) : null,
+        apply: found.sessions ? () => ask({ command: "clear", filter: wanted }) : null,
       };
     },
     done: ([line]) => [
       `${number(line.cleared)} sessions ended`,
       ...line.skipped.map((left) => `${number(left.sessions)} of group ${left.group} are left: end them on its primary`),
     ].join("\n"),
+  },
+  search: {
+    command({ filter, what }) {
+      const [order, key] = words(what.value);
+      const asked = order === "by" ? ["--top", "200", "--by", key] : ["--limit", "200", ...(order ? ["--sort", key] : [])];
+      return command("sessions", ...words(filter.value), ...asked);
+    },
+    async check({ filter, what }) {
+      const [order, key] = words(what.value);
+      const wanted = words(filter.value);
+      byId("found").replaceChildren();
+      return {
+        text: order === "by"
+          ? showTalkers(await post("act", { talkers: { filter: wanted, by: key } }), key)
+          : showSessions(await post("act", { sessions: { filter: wanted, sort: key ?? null } })),
+      };
+    },
   },
   explain: {
     command: ({ protocol, source, destination, port }) =>

@@ -4,7 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const dash = (value) => (value === null || value === undefined || value === "" ? "-" : String(value));
 const number = (value) => (value === null || value === undefined ? "-" : value.toLocaleString("en"));
-const MOST_SAMPLES = 3600;
+const HISTORY_MS = 10000;
 
 function duration(seconds) {
   const s = Math.floor(seconds);
@@ -27,6 +27,15 @@ function bytes(value) {
     unit += 1;
   }
   return `${unit === 0 ? value : value.toFixed(1)} ${["B", "KiB", "MiB", "GiB", "TiB", "PiB"][unit]}`;
+}
+
+function bits(value) {
+  let unit = 0;
+  while (value >= 1000 && unit < 4) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 ? Math.round(value) : value.toFixed(1)} ${["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"][unit]}`;
 }
 
 // Each cell is a text, or a pair of a text and a class.
@@ -69,20 +78,25 @@ function showHealth(status) {
 }
 
 function showUnits(status) {
-  const roles = new Set(status.groups.map((group) => group.role));
+  // What all groups have alike.
+  const common = (of) => {
+    const values = new Set(status.groups.map(of));
+    return values.size === 1 ? [...values][0] : null;
+  };
   const own = [
-    status.node, roles.size === 1 ? [...roles][0] : "several roles", dash(status.groups[0]?.priority),
-    ["this unit", "good"], `${status.ports.filter((port) => port.up).length} of ${status.ports.length}`,
-    status.version, dash(status.config?.checksum), "-",
+    status.node, dash(common((group) => group.role)), dash(common((group) => group.priority)),
+    ["this unit", "good"], status.monitored ? `${status.monitored.up} of ${status.monitored.all}` : "-",
+    duration(status.uptime_s), status.version, dash(status.config?.checksum), "-", "-",
   ];
   const peers = status.peers.map((peer) => [
     peer.name, dash(peer.role), dash(peer.priority),
     peer.maintenance ? ["MAINTENANCE", "bad"] : tone(peer.connected, peer.in_sync ? "in sync" : "not in sync", "not connected"),
-    dash(peer.ports_up), dash(peer.version),
+    dash(peer.ports_up), peer.uptime_s === null ? "-" : duration(peer.uptime_s), dash(peer.version),
     peer.config?.equal === false ? ["DIFFERS", "bad"] : dash(peer.config?.checksum),
+    peer.connected ? `${number(peer.lag.sequence_gap)} changes, ${peer.lag.oldest_unacked_ms} ms` : "-",
     number(peer.lag.would_be_lost),
   ]);
-  const headers = ["Unit", "Role", "Priority", "State", "Ports up", "Version", "Config", "Would be lost"];
+  const headers = ["Unit", "Role", "Priority", "State", "Ports up", "Uptime", "Version", "Config", "Lag", "Would be lost"];
   table("units", headers, [own, ...peers]);
 }
 
@@ -116,34 +130,58 @@ function showTables(data) {
   ]));
 }
 
-const samples = [];
 let before = null;
 
+// What passes now, from two looks.
 function showTraffic(status) {
-  const now = { at: Date.now(), packets: status.counters.forwarded, uptime: status.uptime_s };
-  if (before && now.uptime >= before.uptime && now.at > before.at) {
-    samples.push(((now.packets - before.packets) * 1000) / (now.at - before.at));
-    if (samples.length > MOST_SAMPLES) samples.shift();
-  }
-  before = now;
   const sessions = status.sessions;
   byId("sessions").textContent =
-    `${number(sessions.total)} of ${number(sessions.max)} sessions: tcp ${number(sessions.tcp)}, udp ${number(sessions.udp)}, icmp ${number(sessions.icmp)}`;
-  const last = samples.at(-1);
-  byId("rate").textContent = last === undefined ? "" : `${number(Math.round(last))} packets/s, over the last ${duration(samples.length)}`;
-  const canvas = byId("graph");
+    `${number(sessions.total)} of ${number(sessions.max)} sessions: tcp ${number(sessions.tcp)}, udp ${number(sessions.udp)}, icmp ${number(sessions.icmp)}, other ${number(sessions.other)}`;
+  const now = { at: Date.now(), packets: status.counters.forwarded, bytes: status.counters.bytes };
+  const passed = before === null ? 0 : now.at - before.at;
+  if (before !== null && passed < 900) return;
+  if (before !== null && now.packets >= before.packets) {
+    const rate = (of) => ((now[of] - before[of]) * 1000) / passed;
+    byId("rate").textContent = `${bits(rate("bytes") * 8)}, ${number(Math.round(rate("packets")))} packets/s now`;
+  }
+  before = now;
+}
+
+// A graph from zero to the largest of the values; a gap where there is none.
+function draw(id, values) {
+  const canvas = byId(id);
   const context = canvas.getContext("2d");
-  const top = Math.max(1, ...samples);
+  const top = Math.max(1, ...values);
+  const x = (index) => (index * canvas.width) / (values.length - 1);
+  const y = (value) => canvas.height - 2 - (value / top) * (canvas.height - 4);
   context.clearRect(0, 0, canvas.width, canvas.height);
-  context.strokeStyle = getComputedStyle(document.body).color;
-  context.beginPath();
-  samples.forEach((value, index) => {
-    const x = samples.length < 2 ? 0 : (index * canvas.width) / (samples.length - 1);
-    const y = canvas.height - 2 - (value / top) * (canvas.height - 4);
-    if (index === 0) context.moveTo(x, y);
-    else context.lineTo(x, y);
+  context.strokeStyle = context.fillStyle = getComputedStyle(canvas).color;
+  context.lineWidth = 2;
+  values.forEach((value, index) => {
+    if (value === null) return;
+    const from = index > 0 && values[index - 1] !== null ? index - 1 : index;
+    context.globalAlpha = 0.15;
+    context.fillRect(x(from), y(value), x(index) - x(from), canvas.height - y(value));
+    context.globalAlpha = 1;
+    context.beginPath();
+    context.moveTo(x(from) - (from === index ? 1 : 0), y(values[from]));
+    context.lineTo(x(index), y(value));
+    context.stroke();
   });
-  context.stroke();
+}
+
+let historyDue = 0;
+
+// The last hour, which the process keeps that serves this page.
+async function showHistory() {
+  if (Date.now() < historyDue) return;
+  historyDue = Date.now() + HISTORY_MS;
+  const hour = await post("act", "history");
+  const most = (values) => Math.max(0, ...values);
+  draw("graph-bits", hour.bits);
+  draw("graph-sessions", hour.sessions);
+  byId("most-bits").textContent = `throughput, at most ${bits(most(hour.bits))} and ${number(most(hour.packets))} packets/s`;
+  byId("most-sessions").textContent = `sessions, at most ${number(most(hour.sessions))}`;
 }
 
 function lose(why) {
@@ -162,6 +200,8 @@ function show(data) {
   showTables(data);
   showTraffic(data.status);
   offer(data.status);
+  // It is asked for again.
+  showHistory().catch(() => {});
 }
 
 // Server-sent events, with the secret of the session in a header: an EventSource can't send one.

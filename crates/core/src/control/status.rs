@@ -10,8 +10,8 @@ use crate::time::Time;
 use super::protocol::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
     FastPathStatus, GroupStatus, GuaranteeCounters, LagStatus, LinkStatus, MaintenanceStatus,
-    PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status, TargetStatus,
-    Traffic, VERSION, write_line,
+    MonitoredStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role, SessionStatus, Status,
+    TargetStatus, Traffic, VERSION, write_line,
 };
 use super::{FastPathState, PortIo, Progress, ShellView, health, protocol, seconds};
 
@@ -92,6 +92,13 @@ fn status_without_ports(gateway: &mut Gateway, shell: &ShellView, now: Time) -> 
         config: Some(ConfigStatus {
             file: shell.config_file.display().to_string(),
             checksum: checksum(gateway.rules_digest()),
+        }),
+        monitored: cluster.map(|(cluster, _)| {
+            let (up, all) = cluster.ha().monitored();
+            MonitoredStatus {
+                up,
+                all: all as u32,
+            }
         }),
         groups: gateway.groups().map(|id| group(gateway, id, now)).collect(),
         peers: peers.collect(),
@@ -265,6 +272,7 @@ fn peer(
 ) -> PeerStatus {
     let state = gateway.peer_state(now, id);
     let view = cluster.ha().peer(now, id);
+    let alive = view.as_ref().filter(|view| view.alive);
     let about = cluster.sync().about(id).filter(|_| state.connected);
     let groups = peer_groups(gateway, id, view.as_ref(), now);
     let same = |of: fn(&PeerGroup) -> Option<u64>| {
@@ -293,14 +301,9 @@ fn peer(
         }),
         priority: same(|group| group.priority.map(u64::from)).map(|priority| priority as u8),
         version: about.and_then(|about| about.program).map(str::to_owned),
-        ports_up: view
-            .as_ref()
-            .filter(|view| view.alive)
-            .map(|view| view.ports_up),
-        maintenance: view
-            .as_ref()
-            .filter(|view| view.alive)
-            .map(|view| view.maintenance),
+        uptime_s: alive.and_then(|view| Some(view.uptime?.as_secs())),
+        ports_up: alive.map(|view| view.ports_up),
+        maintenance: alive.map(|view| view.maintenance),
         config: Some(PeerConfig {
             checksum: about.map(|about| checksum(about.ruleset)),
             equal: about.map(|about| about.rules_equal),

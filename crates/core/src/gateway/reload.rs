@@ -64,10 +64,10 @@ impl Gateway {
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
         let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();
-        let what = format!(
-            "config: {} changes in force",
-            told.applied.len() + told.more
-        );
+        let what = match told.applied.len() + told.more {
+            1 => "config: 1 change in force".to_owned(),
+            changes => format!("config: {changes} changes in force"),
+        };
         self.log_event(now, "config", what, &keys.join(", "), None);
         Ok((told, Retired::new(basis, former)))
     }

@@ -141,6 +141,12 @@ impl Ha {
         })
     }
 
+    /// How many of the monitored ports of this unit are up, as its heartbeats say; and how many
+    /// there are.
+    pub fn monitored(&self) -> (u8, usize) {
+        (self.ports_up, self.monitor.len())
+    }
+
     /// How many ports this unit monitors.
     pub(crate) fn monitored_ports(&self) -> usize {
         self.monitor.len()

@@ -42,8 +42,8 @@ pub use session::{
 pub use status::{
     AsymmetricCounters, BarrierStatus, CaptureStatus, ConfigStatus, CounterStatus, EventStatus,
     FastPathStatus, GroupStatus, GuaranteeCounters, HealthState, HealthStatus, LagStatus,
-    LinkStatus, MaintenanceStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus, Role,
-    SessionStatus, Status, TargetState, TargetStatus, Traffic, TroubleStatus,
+    LinkStatus, MaintenanceStatus, MonitoredStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus,
+    Role, SessionStatus, Status, TargetState, TargetStatus, Traffic, TroubleStatus,
 };
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.

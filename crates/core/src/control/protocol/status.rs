@@ -21,6 +21,8 @@ pub struct Status {
     pub maintenance: Option<MaintenanceStatus>,
     /// The config in force.
     pub config: Option<ConfigStatus>,
+    /// The ports of this unit that `monitor` names; `null` without `[ha]`.
+    pub monitored: Option<MonitoredStatus>,
     /// The groups of virtual addresses.
     pub groups: Vec<GroupStatus>,
     /// The other units.
@@ -152,6 +154,15 @@ impl Role {
     }
 }
 
+/// The ports that decide which unit is the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitoredStatus {
+    /// How many of them are up, as the peers hear it.
+    pub up: u8,
+    /// How many there are.
+    pub all: u32,
+}
+
 /// A group of virtual addresses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupStatus {
@@ -197,6 +208,8 @@ pub struct PeerStatus {
     /// The version of its program; `null` while there is no stream from it, or if it does not send
     /// it.
     pub version: Option<String>,
+    /// For how many seconds it has been running; `null` if it is not connected.
+    pub uptime_s: Option<u64>,
     /// How many of its monitored ports are up; `null` if it is not connected.
     pub ports_up: Option<u8>,
     /// Whether it is in maintenance; `null` if it is not connected.
