@@ -15,6 +15,9 @@ use super::Gateway;
 /// How often the conditions are checked.
 const INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long a start may take before what is wrong is told.
+const SETTLING: Duration = Duration::from_secs(3);
+
 /// The share of the table from which on it counts as nearly full, in percent.
 const NEARLY_FULL: u64 = 90;
 
@@ -84,6 +87,8 @@ pub struct Health {
     next: Time,
     /// How each was described when it began.
     described: BTreeMap<Trouble, String>,
+    /// All was well once, or the start is over: troubles are told.
+    is_settled: bool,
 }
 
 impl Health {
@@ -94,6 +99,7 @@ impl Health {
             well_since: now,
             next: now,
             described: BTreeMap::new(),
+            is_settled: false,
         }
     }
 
@@ -162,6 +168,12 @@ impl Gateway {
     /// Logs the problems that have begun or ended since the last time.
     fn log_troubles(&mut self, now: Time) {
         let standing = self.health.standing.clone();
+        // Until the ports are known and the others were heard, much seems wrong. It is told if it
+        // lasts.
+        self.health.is_settled |= standing.is_empty() || self.uptime(now) >= SETTLING;
+        if !self.health.is_settled {
+            return;
+        }
         let is_standing: BTreeSet<Trouble> = standing.iter().map(|it| it.trouble).collect();
         let known = std::mem::take(&mut self.health.described);
         let (mut known, ended): (BTreeMap<_, _>, BTreeMap<_, _>) = known
