@@ -446,3 +446,103 @@ fn beyond_loopback_it_speaks_tls_to_those_who_log_in() {
         })
     });
 }
+
+/// Makes certificates in `dir` of a unit: `ca`, `web` for the page, `client` signed by the CA, and
+/// `other`, which signs itself.
+fn make_certificates(unit: &Unit, dir: &str) {
+    let new = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    let own = |name: &str| {
+        format!(
+            "openssl req -x509 {new} -days 2 -subj /CN={name} -keyout {dir}/{name}.key -out {dir}/{name}.crt\n"
+        )
+    };
+    unit.ns.sh(&format!(
+        "({} {} {} openssl req {new} -subj /CN=admin -keyout {dir}/client.key -out {dir}/client.csr\n\
+         openssl x509 -req -in {dir}/client.csr -CA {dir}/ca.crt -CAkey {dir}/ca.key -CAcreateserial \
+         -days 2 -out {dir}/client.crt) 2>&1",
+        own("ca"),
+        own("web"),
+        own("other"),
+    ));
+}
+
+#[test]
+fn a_certificate_takes_the_place_of_the_password() {
+    let pair = Pair::started();
+    let dir = pair.lab.dir().display().to_string();
+    make_certificates(pair.b(), &dir);
+    let (file, password) = password(&pair, pair.b());
+    let tls = format!("--certificate {dir}/web.crt --key {dir}/web.key --client-ca {dir}/ca.crt");
+    let url = |port: u16| format!("https://10.77.9.2:{port}/");
+    let shown = |name: &str| format!("--cert {dir}/{name}.crt --key {dir}/{name}.key");
+    let ns = &pair.a().ns;
+    let log_in = |port: u16, options: &str, body: &Value| {
+        post(ns, &format!("{}login", url(port)), options, body)
+    };
+
+    // Without a password nobody else gets a word.
+    let _page = page(pair.b(), &format!("--listen 10.77.9.2:8749 {tls}"));
+    let client = shown("client");
+    wait_until("it listens", || {
+        curl(ns, &format!("{client} {}", url(8749))).contains("200 OK")
+    });
+    for nobody in ["", &shown("other")] {
+        assert_eq!(curl(ns, &format!("{nobody} {}", url(8749))), "", "{nobody}");
+    }
+    // It is no session yet: what a page of another origin makes the browser send has no effect.
+    let act = format!("{}act", url(8749));
+    assert_status(&post(ns, &act, &client, &set_priority(7)), "401");
+    assert_status(&log_in(8749, &client, &json!({ "password": "" })), "403");
+    let said = log_in(8749, &client, &json!({}));
+    let secret = said.rsplit('"').nth(1).expect("a secret");
+    let bearer = format!("{client} -H 'Authorization: Bearer {secret}'");
+    assert_status(&post(ns, &act, &bearer, &set_priority(7)), "200");
+    assert_eq!(switch(pair.b(), "priority"), "7");
+
+    // With one, both ways lead in.
+    let _both = page(
+        pair.b(),
+        &format!("--listen 10.77.9.2:8750 {tls} --password-file {file}"),
+    );
+    wait_until("it listens", || curl(ns, &url(8750)).contains("200 OK"));
+    assert_status(&log_in(8750, "", &json!({})), "401");
+    assert_status(&log_in(8750, "", &json!({ "password": password })), "200");
+    assert_status(&log_in(8750, &client, &json!({})), "200");
+    assert_eq!(curl(ns, &format!("{} {}", shown("other"), url(8750))), "");
+    let refused = pair.b().tandemgw("web --client-ca x.crt").code(2);
+    assert!(refused.stderr.contains("--certificate"), "{}", refused.stderr);
+}
+
+#[test]
+fn the_page_can_be_a_socket_that_is_a_file() {
+    let pair = Pair::started();
+    let socket = pair.lab.dir().join("web.sock").display().to_string();
+    let listen = format!("--listen {socket}");
+    let first = page_at(pair.b(), &socket);
+    let ns = &pair.b().ns;
+    let ask = |options: &str| curl(ns, &format!("--unix-socket {socket} {options}"));
+    wait_until("it listens", || {
+        ask("http://localhost:10748/").contains("200 OK")
+    });
+    let mode = ns.sh(&format!("stat -c %a {socket}"));
+    assert_eq!(mode.trim(), "660", "who may write it may look");
+    assert_status(&ask("http://evil.example/"), "403");
+    let shown = ask("-N --max-time 3 http://localhost/stream");
+    assert!(shown.contains("\"node\":\"gw-b\""), "{shown}");
+    // Another one there is refused; what a dead one has left is not.
+    let second = pair.b().tandemgw(&format!("web {listen}")).code(1);
+    assert!(second.stderr.contains("answers there"), "{}", second.stderr);
+    drop(first);
+    let _again = page_at(pair.b(), &socket);
+    wait_until("it listens again", || {
+        ask("http://localhost/").contains("200 OK")
+    });
+    let wrong = pair.b().tandemgw("web --listen here").code(2).stderr;
+    assert!(wrong.contains("the path of a socket"), "{wrong}");
+}
+
+fn page_at(unit: &Unit, socket: &str) -> Process {
+    let page = unit.spawn_tandemgw(&format!("web --listen {socket}"));
+    page.expect_stderr("path", |line| line.contains(socket));
+    page
+}

@@ -1,8 +1,9 @@
-//! The cost of an administrator's commands for the packets: status, a listing and the end of a
-//! million sessions, asked of the real binary between a client and a server.
+//! The cost of an administrator's commands for the packets: status, a listing, the page and the end
+//! of a million sessions, asked of the real binary between a client and a server.
 //!
 //! `cargo bench --bench operating`; root, or in `unshare -rn`.
 
+mod page;
 mod turns;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -77,6 +78,7 @@ fn measure(folder: &Path) -> Result<()> {
     bench.fill()?;
     bench.status()?;
     bench.listing()?;
+    page::measure(&bench, folder)?;
     bench.silent_client()?;
     bench.clear()
 }

@@ -132,9 +132,10 @@ pub enum Command {
     Top,
     /// Serve a page that shows the pair, and changes it for those who log in
     Web {
-        /// Where to listen; beyond loopback with a certificate and a password only
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10748")]
-        listen: SocketAddr,
+        /// Where to listen: an address, beyond loopback with a certificate and a log-in only, or the
+        /// path of a socket
+        #[arg(long, value_name = "ADDRESS:PORT|FILE", default_value = "127.0.0.1:10748")]
+        listen: String,
         /// Who knows the password of this file may log in: `web-password` makes it
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
@@ -144,6 +145,9 @@ pub enum Command {
         /// The key of the certificate, as PEM
         #[arg(long, value_name = "FILE", requires = "certificate")]
         key: Option<PathBuf>,
+        /// Who has a certificate that one of these signs (PEM) may log in without a password
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        client_ca: Option<PathBuf>,
         /// A name of this host in the address of the page, beside its addresses
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tandemgw::os::clock;
-use tandemgw::os::web::{self, Acted, Door, File, Login, Password, SHORTEST, Site};
+use tandemgw::os::web::{self, Acted, Door, File, Listen, Login, Password, SHORTEST, Site, TlsFiles};
 use tandemgw_core::control::protocol::{Event, Request, Right};
 use tandemgw_core::time::Time;
 
@@ -66,12 +66,13 @@ pub fn web(socket: Option<&Path>, command: Command) -> ExitCode {
         Ok(gateway) => gateway,
         Err(error) => return fail(error.code(), error),
     };
-    let (scheme, listen) = (site.door.scheme(), site.listen);
-    say(format_args!("{scheme}://{listen}/\n"));
-    match web::serve(site, gateway) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, format!("--listen {listen}: {error}")),
+    let listen = site.listen.clone();
+    match &listen {
+        Listen::Address(address) => say(format_args!("{}://{address}/\n", site.door.scheme())),
+        Listen::File(path) => say(format_args!("{}\n", path.display())),
     }
+    let Err(error) = web::serve(site, gateway);
+    fail(1, format!("--listen {listen}: {error}"))
 }
 
 /// What the command line asks for, if it is safe.
@@ -81,11 +82,15 @@ fn site(command: Command) -> Result<Site, String> {
         password_file,
         certificate,
         key,
+        client_ca,
         hosts,
     } = command
     else {
         return Err("`web` is expected".to_owned());
     };
+    let listen: Listen = listen
+        .parse()
+        .map_err(|why| format!("--listen {listen}: {why}"))?;
     let password = password_file.map(|file| {
         Password::load(&file)
             .map_err(|error| format!("--password-file {}: {error}", file.display()))
@@ -93,17 +98,23 @@ fn site(command: Command) -> Result<Site, String> {
     let password = password.transpose()?;
     let door = match (certificate, key) {
         (Some(certificate), Some(key)) => {
-            Door::tls(&certificate, &key).map_err(|error| error.to_string())?
+            let files = TlsFiles {
+                certificate: &certificate,
+                key: &key,
+                client_ca: client_ca.as_deref(),
+                lets_others_in: password.is_some(),
+            };
+            Door::tls(&files).map_err(|error| error.to_string())?
         }
         _ => Door::Plain,
     };
-    if !listen.ip().is_loopback() {
-        let why = match (&door, &password) {
+    if !listen.is_local() {
+        let why = match (&door, password.is_some() || client_ca.is_some()) {
             (Door::Plain, _) => {
                 "plain HTTP is for loopback only: use ssh -L, or give it --certificate and --key"
             }
-            (Door::Tls(_), None) => {
-                "beyond loopback it needs --password-file, which `tandemgw web-password` makes"
+            (Door::Tls(_), false) => {
+                "beyond loopback it needs --password-file, which `tandemgw web-password` makes, or --client-ca"
             }
             _ => "",
         };

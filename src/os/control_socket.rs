@@ -8,7 +8,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tandemgw_core::time::Time;
 
 use super::client_slots::{Accepted, ClientSlots, Rank, Turn};
 use super::clock;
+use super::socket_file;
 
 /// The time after which a client that does not read its answer may have to make room for another
 /// one. Until then it stays: a person may be viewing the answer in a pager.
@@ -73,22 +73,12 @@ impl ControlSocket {
     /// Listens at `path`, after removing the leftover of a dead gateway.
     ///
     /// # Errors
-    /// `AddrInUse` if a running gateway answers there, `AlreadyExists` if there is a file that is
-    /// not a socket; otherwise the kernel's error.
+    /// Those of [`socket_file::listen`].
     pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        make_room(path)?;
-        // The mode is set by the mask, so that there is no moment at which others could connect.
-        // SAFETY: umask only swaps a number of this process, and no other thread creates files
-        // here.
-        let mask = unsafe { libc::umask(0o117) };
-        let listener = UnixListener::bind(path);
-        // SAFETY: as above.
-        unsafe { libc::umask(mask) };
-        let mut listener = listener?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        let mut listener = UnixListener::from_std(socket_file::listen(path)?);
         registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(ControlSocket {
             listener,
@@ -267,26 +257,6 @@ fn user_of(stream: &UnixStream) -> Option<u32> {
         )
     };
     (result == 0).then_some(peer.uid)
-}
-
-/// Removes the leftover of a dead gateway at `path`.
-fn make_room(path: &Path) -> io::Result<()> {
-    // It never waits, not even for a gateway that is stopped and has too many clients.
-    match UnixStream::connect(path) {
-        Ok(_) => Err(()),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(()),
-        Err(_) => Ok(()),
-    }
-    .map_err(|()| io::Error::new(ErrorKind::AddrInUse, "a running gateway answers there"))?;
-    match std::fs::symlink_metadata(path) {
-        Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path),
-        Ok(_) => Err(io::Error::new(
-            ErrorKind::AlreadyExists,
-            "there is a file that is not a socket; remove it, or choose another `control-socket`",
-        )),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 impl Drop for ControlSocket {

@@ -2,8 +2,9 @@
 //! serves files from the binary, one stream of server-sent events to all clients, and passes on
 //! what is to be changed from those who have logged in.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -14,11 +15,14 @@ use serde::Deserialize;
 use super::clock;
 
 mod door;
+mod listen;
 mod login;
 mod request;
 
 use door::Connection;
-pub use door::Door;
+pub use door::{Door, TlsFiles};
+use listen::Client;
+pub use listen::Listen;
 use login::Refused;
 pub use login::{Login, Password, SHORTEST};
 use request::{Ask, Names};
@@ -53,8 +57,8 @@ pub struct File {
 
 /// What is served, where, and to whom.
 pub struct Site {
-    /// The address of the page.
-    pub listen: SocketAddr,
+    /// Where it is.
+    pub listen: Listen,
     /// How connections are made.
     pub door: Door,
     /// Its host names.
@@ -124,8 +128,8 @@ struct Server<S> {
 ///
 /// # Errors
 /// If it can't listen there.
-pub fn serve(site: Site, source: impl Source) -> io::Result<()> {
-    let listener = TcpListener::bind(site.listen)?;
+pub fn serve(site: Site, source: impl Source) -> io::Result<Infallible> {
+    let listener = site.listen.open()?;
     let (source, latest) = (Arc::new(source), Arc::new(Latest::default()));
     follow(&source, &latest)?;
     let server = Arc::new(Server {
@@ -135,9 +139,11 @@ pub fn serve(site: Site, source: impl Source) -> io::Result<()> {
         connections: Arc::default(),
         streams: Arc::default(),
     });
-    for stream in listener.incoming() {
+    loop {
         // One that is gone already.
-        let Ok(stream) = stream else { continue };
+        let Ok(client) = listener.accept() else {
+            continue;
+        };
         let Some(place) = Place::take(&server.connections, MOST_CONNECTIONS) else {
             continue;
         };
@@ -145,12 +151,11 @@ pub fn serve(site: Site, source: impl Source) -> io::Result<()> {
         let begun = thread::Builder::new().spawn(move || {
             let _place = place;
             // The client is gone, or too slow.
-            let _ = server.handle(stream);
+            let _ = server.handle(client);
         });
         // The machine has no more threads: the connection is closed.
         drop(begun);
     }
-    Ok(())
 }
 
 /// Keeps the answer of the gateway up to date.
@@ -209,13 +214,18 @@ const NOT_LOGGED_IN: Answer<'_> = (
 /// The body of a log-in.
 #[derive(Deserialize)]
 struct Credentials {
-    password: String,
+    /// None: the certificate of the client.
+    password: Option<String>,
 }
 
 impl<S: Source> Server<S> {
-    fn handle(&self, stream: TcpStream) -> io::Result<()> {
-        let (own, client) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
-        let mut stream = self.site.door.let_in(stream)?;
+    fn handle(&self, client: Client) -> io::Result<()> {
+        let Client {
+            socket,
+            own,
+            source,
+        } = client;
+        let mut stream = self.site.door.let_in(socket)?;
         let names = Names {
             scheme: self.site.door.scheme(),
             own,
@@ -223,7 +233,7 @@ impl<S: Source> Server<S> {
         };
         match request::read(&mut stream, &names)? {
             Err((status, why)) => answer(&mut stream, (status, TEXT, why)),
-            Ok(ask) => self.reply(&mut stream, &ask, client),
+            Ok(ask) => self.reply(&mut stream, &ask, source),
         }
     }
 
@@ -233,6 +243,7 @@ impl<S: Source> Server<S> {
             (false, "/session") => {
                 let text = serde_json::json!({
                     "login": self.site.login.is_possible(),
+                    "certificate": stream.has_certificate(),
                     "look": self.may_look(ask),
                     "change": self.may_change(ask, false),
                 });
@@ -265,9 +276,9 @@ impl<S: Source> Server<S> {
         self.site.login.knows(secret, clock::now(), uses)
     }
 
-    /// On loopback all users of this machine may look.
+    /// On loopback all users of this machine may look, and at a file those who may write it.
     fn may_look(&self, ask: &Ask) -> bool {
-        self.site.listen.ip().is_loopback() || self.may_change(ask, false)
+        self.site.listen.is_local() || self.may_change(ask, false)
     }
 
     fn log_in(&self, stream: &mut Connection, ask: &Ask, client: IpAddr) -> io::Result<()> {
@@ -277,8 +288,13 @@ impl<S: Source> Server<S> {
                 ("400 Bad Request", TEXT, "a password is expected\n"),
             );
         };
+        let now = clock::now();
         let say = |why: &str| serde_json::json!({ "error": why }).to_string();
-        let entered = self.site.login.enter(client, &password, clock::now());
+        let entered = match password {
+            Some(password) => self.site.login.enter(client, &password, now),
+            None if stream.has_certificate() => self.site.login.begin(now),
+            None => Err(Refused::Wrong),
+        };
         let (status, text) = match entered {
             Ok(secret) => (OK, serde_json::json!({ "secret": secret }).to_string()),
             Err(Refused::Wrong) => ("401 Unauthorized", say("this is not the password")),

@@ -28,8 +28,9 @@ async function learnSession() {
   const answer = await fetch("session", { headers: credentials() });
   const session = await answer.json();
   byId("login").hidden = !session.login || session.change;
+  byId("by-certificate").hidden = !session.certificate || session.change;
   byId("logout").hidden = !session.change;
-  byId("readonly").hidden = session.login;
+  byId("readonly").hidden = session.login || session.certificate;
   byId("changes").hidden = !session.change;
   byId("look").hidden = !session.look;
   byId("do").hidden = !session.look;
@@ -253,20 +254,27 @@ for (const [name, action] of Object.entries(FORMS)) {
   change();
 }
 
-form("login").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const { password } = form("login").elements;
+async function logIn(credentials) {
   const result = byId("login-result");
   try {
-    const { secret } = await post("login", { password: password.value });
+    const { secret } = await post("login", credentials);
     sessionStorage.setItem(SECRET, secret);
     result.textContent = "";
   } catch (error) {
     result.textContent = error.message;
   }
-  password.value = "";
   await learnSession();
+}
+
+form("login").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const { password } = form("login").elements;
+  const tried = logIn({ password: password.value });
+  password.value = "";
+  await tried;
 });
+
+byId("by-certificate").addEventListener("click", () => logIn({}));
 
 byId("logout").addEventListener("click", async () => {
   await post("logout", {});

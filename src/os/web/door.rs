@@ -1,7 +1,7 @@
 //! Connections to the page: plain on loopback, TLS elsewhere.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,27 @@ use std::time::Duration;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use socket2::Socket;
 
 use crate::os::clock;
 use tandemgw_core::time::Time;
 
 /// How long a client may take to ask, its handshake included; or to read a piece.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The files of TLS, as PEM.
+pub struct TlsFiles<'a> {
+    /// The certificate, and those that sign it.
+    pub certificate: &'a Path,
+    /// Its key.
+    pub key: &'a Path,
+    /// Who signs the certificates of clients, if they may have some.
+    pub client_ca: Option<&'a Path>,
+    /// Whether clients may have none.
+    pub lets_others_in: bool,
+}
 
 /// How connections are made.
 pub enum Door {
@@ -26,26 +40,40 @@ pub enum Door {
 }
 
 impl Door {
-    /// TLS with the certificates and the key of these files (PEM).
+    /// TLS with these files.
     ///
     /// # Errors
     /// What is wrong with which file.
-    pub fn tls(certificate: &Path, key: &Path) -> io::Result<Door> {
-        let named = |file: &Path, why: &dyn std::fmt::Display| {
-            io::Error::other(format!("{}: {why}", file.display()))
-        };
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect)
-            .map_err(|error| named(certificate, &error))?;
-        if chain.is_empty() {
-            return Err(named(certificate, &"there is no certificate in it"));
-        }
+    pub fn tls(files: &TlsFiles<'_>) -> io::Result<Door> {
+        let TlsFiles {
+            certificate, key, ..
+        } = *files;
+        let chain = certificates(certificate)?;
         let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| named(key, &error))?;
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        let provider = Arc::new(default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .and_then(|it| it.with_no_client_auth().with_single_cert(chain, secret))
             .map_err(|error| named(certificate, &error))?;
-        Ok(Door::Tls(Arc::new(config)))
+        let builder = match files.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(file) => {
+                let mut roots = RootCertStore::empty();
+                for root in certificates(file)? {
+                    roots.add(root).map_err(|error| named(file, &error))?;
+                }
+                let known =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let known = match files.lets_others_in {
+                    true => known.allow_unauthenticated(),
+                    false => known,
+                };
+                builder.with_client_cert_verifier(known.build().map_err(|error| named(file, &error))?)
+            }
+        };
+        let config = builder.with_single_cert(chain, secret);
+        Ok(Door::Tls(Arc::new(
+            config.map_err(|error| named(certificate, &error))?,
+        )))
     }
 
     /// The scheme of its addresses.
@@ -60,7 +88,7 @@ impl Door {
     ///
     /// # Errors
     /// If it is gone already.
-    pub fn let_in(&self, stream: TcpStream) -> io::Result<Connection> {
+    pub fn let_in(&self, stream: Socket) -> io::Result<Connection> {
         stream.set_write_timeout(Some(PATIENCE))?;
         let stream = Timed {
             stream,
@@ -76,6 +104,20 @@ impl Door {
     }
 }
 
+fn certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let all: Vec<_> = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| named(file, &error))?;
+    match all.is_empty() {
+        true => Err(named(file, &"there is no certificate in it")),
+        false => Ok(all),
+    }
+}
+
+fn named(file: &Path, why: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {why}", file.display()))
+}
+
 /// A connection with a client.
 pub enum Connection {
     Plain(Timed),
@@ -83,6 +125,15 @@ pub enum Connection {
 }
 
 impl Connection {
+    /// Whether the client has shown a certificate that is known here. It has, if it has asked for
+    /// something: it shows it before.
+    pub fn has_certificate(&self) -> bool {
+        match self {
+            Connection::Plain(_) => false,
+            Connection::Tls(tls) => tls.conn.peer_certificates().is_some(),
+        }
+    }
+
     /// Says that nothing more comes: an answer that was cut off is not taken for a whole one.
     pub fn finish(&mut self) -> io::Result<()> {
         let stream = match self {
@@ -124,7 +175,7 @@ impl Write for Connection {
 
 /// A stream whose client must have asked by a point in time, however slowly it sends.
 pub struct Timed {
-    stream: TcpStream,
+    stream: Socket,
     until: Time,
 }
 

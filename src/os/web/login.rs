@@ -202,11 +202,18 @@ impl Login {
         if !is_right {
             return Err(Refused::Wrong);
         }
+        self.state().sources.remove(&owner(source));
+        self.begin(now)
+    }
+
+    /// Begins a session of somebody who needs no password, and returns its secret.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn begin(&self, now: Time) -> Result<String, Refused> {
         let secret = clock::random_bytes::<32>().map_err(|_| Refused::NoRandom)?;
         let secret = URL_SAFE_NO_PAD.encode(secret);
-        let mut state = self.state();
-        state.sources.remove(&owner(source));
-        state.begin(&secret, now);
+        self.state().begin(&secret, now);
         Ok(secret)
     }
 
