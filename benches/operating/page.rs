@@ -30,7 +30,10 @@ impl Web {
         let mut command = Command::new(tandemgw());
         // SAFETY: plain system calls, which allocate nothing and take no lock.
         unsafe { command.pre_exec(ordinary_priority) };
-        command.arg("--socket").arg(gateway).args(["web", "--listen"]);
+        command
+            .arg("--socket")
+            .arg(gateway)
+            .args(["web", "--listen"]);
         let process = command.arg(&socket).stderr(Stdio::null()).spawn()?;
         let web = Web { process, socket };
         while UnixStream::connect(&web.socket).is_err() {
@@ -100,12 +103,22 @@ pub(super) fn measure(bench: &Bench, folder: &Path) -> Result<()> {
     let web = Web::start(&bench.socket, folder)?;
     web.open()?;
     let first = millis(start.elapsed());
-    show("page, from the start of its process", first, "ms", Some(1000.0));
+    show(
+        "page, from the start of its process",
+        first,
+        "ms",
+        Some(1000.0),
+    );
     let opened = times(20, || web.open())?;
     let worst = millis(opened[opened.len() - 1]);
     show("page complete, worst", worst, "ms", Some(1000.0));
     let searched = times(3, || web.search())?;
-    show("page, the largest sessions", millis(searched[1]), "ms", None);
+    show(
+        "page, the largest sessions",
+        millis(searched[1]),
+        "ms",
+        None,
+    );
     drop(web);
     let mut best = Best::default();
     for _ in 0..ROUNDS {
