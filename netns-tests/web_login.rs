@@ -458,7 +458,8 @@ fn make_certificates(unit: &Unit, dir: &str) {
     };
     unit.ns.sh(&format!(
         "({} {} {} openssl req {new} -subj /CN=admin -keyout {dir}/client.key -out {dir}/client.csr\n\
-         openssl x509 -req -in {dir}/client.csr -CA {dir}/ca.crt -CAkey {dir}/ca.key -CAcreateserial \
+         echo extendedKeyUsage=clientAuth > {dir}/client.ext\n\
+         openssl x509 -req -extfile {dir}/client.ext -in {dir}/client.csr -CA {dir}/ca.crt -CAkey {dir}/ca.key -CAcreateserial \
          -days 2 -out {dir}/client.crt) 2>&1",
         own("ca"),
         own("web"),
@@ -510,7 +511,11 @@ fn a_certificate_takes_the_place_of_the_password() {
     assert_status(&log_in(8750, &client, &json!({})), "200");
     assert_eq!(curl(ns, &format!("{} {}", shown("other"), url(8750))), "");
     let refused = pair.b().tandemgw("web --client-ca x.crt").code(2);
-    assert!(refused.stderr.contains("--certificate"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("--certificate"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

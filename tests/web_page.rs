@@ -16,6 +16,7 @@ const SCRIPT: &[&str] = &[
     "bits",
     "body",
     "cancel",
+    "certificate",
     "catch",
     "change",
     "check",

@@ -1,7 +1,6 @@
 //! The definition of the command line. The build generates the man pages and the shell completion
 //! from this file, so it uses only clap.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -132,9 +131,13 @@ pub enum Command {
     Top,
     /// Serve a page that shows the pair, and changes it for those who log in
     Web {
-        /// Where to listen: an address, beyond loopback with a certificate and a log-in only, or the
-        /// path of a socket
-        #[arg(long, value_name = "ADDRESS:PORT|FILE", default_value = "127.0.0.1:10748")]
+        /// Where to listen: an address, beyond loopback with a certificate and a log-in only; or
+        /// the path of a socket
+        #[arg(
+            long,
+            value_name = "ADDRESS:PORT|FILE",
+            default_value = "127.0.0.1:10748"
+        )]
         listen: String,
         /// Who knows the password of this file may log in: `web-password` makes it
         #[arg(long, value_name = "FILE")]

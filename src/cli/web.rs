@@ -10,7 +10,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tandemgw::os::clock;
-use tandemgw::os::web::{self, Acted, Door, File, Listen, Login, Password, SHORTEST, Site, TlsFiles};
+use tandemgw::os::web::{
+    self, Acted, Door, File, Listen, Login, Password, SHORTEST, Site, TlsFiles,
+};
 use tandemgw_core::control::protocol::{Event, Request, Right};
 use tandemgw_core::time::Time;
 

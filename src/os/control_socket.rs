@@ -73,7 +73,8 @@ impl ControlSocket {
     /// Listens at `path`, after removing the leftover of a dead gateway.
     ///
     /// # Errors
-    /// Those of [`socket_file::listen`].
+    /// `AddrInUse` if somebody answers there, `AlreadyExists` if there is a file that is not a
+    /// socket; otherwise the kernel's error.
     pub fn open(path: &Path, registry: &Registry, first: Token) -> io::Result<ControlSocket> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;

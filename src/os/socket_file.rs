@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 /// `AddrInUse` if somebody answers there, `AlreadyExists` if there is a file that is not a socket;
 /// otherwise the kernel's error.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     make_room(path)?;
     // The mode is set by the mask, so that there is no moment at which others could connect.
     // SAFETY: umask only swaps a number of this process, and no other thread creates files here.

@@ -61,13 +61,13 @@ impl Door {
                 for root in certificates(file)? {
                     roots.add(root).map_err(|error| named(file, &error))?;
                 }
-                let known =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let known = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 let known = match files.lets_others_in {
                     true => known.allow_unauthenticated(),
                     false => known,
                 };
-                builder.with_client_cert_verifier(known.build().map_err(|error| named(file, &error))?)
+                builder
+                    .with_client_cert_verifier(known.build().map_err(|error| named(file, &error))?)
             }
         };
         let config = builder.with_single_cert(chain, secret);
