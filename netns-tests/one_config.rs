@@ -43,6 +43,7 @@ fn started_by(launcher: &str) -> (Pair, String) {
     let text = one_text(&pair);
     pair.a_mut().config = text.clone();
     pair.b.config = text.clone();
+    let launcher = launcher.replace("DIR", &pair.lab.dir().display().to_string());
     for unit in [&mut pair.lab.unit, &mut pair.b] {
         let name = unit.ns.name().to_owned();
         unit.launch_by(&format!("{launcher} --node {name}"));
@@ -227,6 +228,75 @@ fn a_unit_that_can_not_have_it_stops_the_push_for_all() {
         .code(1)
         .stdout;
     assert!(said.contains("it takes no config from gw-a"), "{said}");
+}
+
+/// Each unit has a folder `policies.d` of its own: `own-gw-a`, `own-gw-b`.
+const OWN_FOLDERS: &str = "exec unshare --mount sh -ec '
+    for name; do true; done
+    mkdir -p DIR/policies.d DIR/own-$name
+    mount --bind DIR/own-$name DIR/policies.d
+    exec \"$@\"' sh \"$@\"";
+
+#[test]
+fn files_that_are_included_are_pushed_too() {
+    let (mut pair, text) = started_by(OWN_FOLDERS);
+    let staged = pair.lab.dir().join("staged");
+    fs::create_dir_all(staged.join("policies.d")).expect("a folder");
+    let write = |name: &str, text: &str| fs::write(staged.join(name), text).expect("writing");
+    let policy = |name: &str| format!("[[policy]]\nname = \"{name}\"\naction = \"drop\"\n");
+    write(
+        "wanted.toml",
+        &format!("include = [\"policies.d/*.toml\"]\n{text}"),
+    );
+    write("policies.d/10-ping.toml", &policy("no-ping"));
+    write("policies.d/20-web.toml", &policy("no-web"));
+    let own = |name: &str, file: &str| pair.lab.dir().join(format!("own-{name}/{file}"));
+    // What a pattern would include in addition at the next start goes.
+    fs::write(own("gw-b", "99-old.toml"), policy("old")).expect("writing");
+    fs::write(own("gw-b", "README"), "kept").expect("writing");
+    let push = format!("push --yes {}", staged.join("wanted.toml").display());
+    let said = pair.a().tandemgw(&push).ok().stdout;
+    assert!(
+        said.contains("policy.no-ping") && said.contains("gw-b"),
+        "{said}"
+    );
+    for unit in [pair.a(), pair.b()] {
+        let name = unit.ns.name();
+        wait_until("the files follow", || {
+            let read = fs::read_to_string(own(name, "20-web.toml"));
+            read.is_ok_and(|text| text == policy("no-web")) && drops(unit).0
+        });
+    }
+    wait_until("the other is gone", || !own("gw-b", "99-old.toml").exists());
+    assert!(own("gw-b", "README").exists());
+    // After a restart it is still the config that was pushed.
+    pair.b.kill();
+    pair.b.config = fs::read_to_string(pair.b.config_path()).expect("the config");
+    pair.b.start();
+    wait_until("it has the same config", || {
+        report(pair.a())["units"][1]["compared"] == "same"
+    });
+    // One file less, on trial: back at the end, with its file.
+    fs::remove_file(staged.join("policies.d/20-web.toml")).expect("removing");
+    pair.a().tandemgw(&format!("{push} --confirm 1s")).ok();
+    assert!(
+        own("gw-b", "20-web.toml").exists(),
+        "not before it is confirmed"
+    );
+    wait_until("they go back", || {
+        let shown = pair.b().tandemgw("config show").ok().stdout;
+        shown.contains("no-web") && report(pair.a())["state"] == "failed"
+    });
+    pair.a().tandemgw(&push).ok();
+    wait_until("it is gone", || !own("gw-b", "20-web.toml").exists());
+    // Only what may go there.
+    write("../outside.toml", &policy("outside"));
+    write(
+        "wanted.toml",
+        &format!("include = [\"../outside.toml\"]\n{text}"),
+    );
+    let refused = pair.a().tandemgw(&push).code(1).stderr;
+    assert!(refused.contains("only files in the folder"), "{refused}");
 }
 
 #[test]

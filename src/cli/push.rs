@@ -5,9 +5,10 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use tandemgw::os::config_files::add_included;
 use tandemgw::os::history::name_of;
 use tandemgw::os::process;
-use tandemgw_core::config;
+use tandemgw_core::config::{self, Sources};
 use tandemgw_core::control::protocol::{
     Change, PushReport, PushState, PushUnit, PushUnitState, Request,
 };
@@ -85,6 +86,7 @@ fn push(socket: Option<&Path>, wanted: &Wanted<'_>) -> Result<ExitCode, ClientEr
     let text =
         read.and_then(|bytes| config::decode(bytes).map_err(|_| "it is not UTF-8".to_owned()));
     let text = text.map_err(|why| ClientError::Failed(format!("{}: {why}", file.display())))?;
+    let text = whole(file, &text)?;
     let mut client = Client::connect(socket, PATIENCE)?;
     send(&mut client, &text)?;
     let checked = ask(&mut client, &Request::PushCheck, json)?;
@@ -119,6 +121,17 @@ fn push(socket: Option<&Path>, wanted: &Wanted<'_>) -> Result<ExitCode, ClientEr
         write!(io::stdout(), "{}", told(&report))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The text of a config together with the files that it includes.
+pub fn whole(file: &Path, text: &str) -> Result<String, ClientError> {
+    let mut sources = Sources::new(file, text);
+    let added = add_included(&mut sources, |file| std::fs::read(file));
+    added.map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|it| it.line(&sources)).collect();
+        ClientError::Failed(lines.join("; "))
+    })?;
+    config::bundle(&sources).map_err(ClientError::Failed)
 }
 
 /// Sends the text in pieces.

@@ -1,11 +1,11 @@
 //! The files that a config includes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use tandemgw_core::config::{self, Config, Diagnostic, Include, Sources};
+use tandemgw_core::config::{self, Config, Diagnostic, Include, Severity, Sources};
 
 /// Files that one config includes at most.
 const MOST_FILES: usize = 1024;
@@ -23,11 +23,92 @@ pub fn parse_with_included(
     config::parse_all(sources)
 }
 
-fn add_included(
+/// Parses a config with the files of a [bundle](config::unbundle), in the same order as from the
+/// disk.
+///
+/// # Errors
+/// What is wrong with the first file that can't be added, or with the texts.
+pub fn parse_unbundled(
+    sources: &mut Sources,
+    mut files: BTreeMap<PathBuf, &str>,
+) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let folder = folder_of(sources);
+    if files.len() > MOST_FILES {
+        return Err(vec![whole(format!(
+            "more than {MOST_FILES} files are included"
+        ))]);
+    }
+    for include in sources.includes() {
+        let from = plain(&include.folder);
+        let is_meant = |file: &Path| {
+            let name = file.file_name().and_then(|name| name.to_str());
+            file.parent() == Some(&from) && name.is_some_and(|name| include.matches(name))
+        };
+        let meant: Vec<PathBuf> = files.keys().filter(|it| is_meant(it)).cloned().collect();
+        for file in meant {
+            if identity(&folder.join(&file)) == identity(sources.main()) {
+                let why = format!("{} is the config itself here", file.display());
+                return Err(vec![include.unreadable(why)]);
+            }
+            let text = files.remove(&file).unwrap_or_default();
+            sources.include(&folder.join(&file), text)?;
+        }
+        let named = folder.join(from).join(&include.name);
+        if !include.is_pattern() && !sources.files().any(|(file, _)| file == named) {
+            let why = format!("{} is not among the files that were pushed", include.name);
+            return Err(vec![include.unreadable(why)]);
+        }
+    }
+    if let Some(file) = files.keys().next() {
+        let why = format!("`include` asks for no file {}", file.display());
+        return Err(vec![whole(why)]);
+    }
+    config::parse_all(sources)
+}
+
+/// A problem of all files together.
+fn whole(why: String) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        span: 0..0,
+        message: why,
+        hint: None,
+    }
+}
+
+/// Files on the disk that the config would include too, if it were read from there.
+pub fn left_over(sources: &Sources) -> Vec<PathBuf> {
+    let known: BTreeSet<PathBuf> = sources.files().map(|(file, _)| identity(file)).collect();
+    let includes = sources.includes().into_iter();
+    let found = includes
+        .filter(Include::is_pattern)
+        .filter_map(|include| files_of(&folder_of(sources), &include).ok());
+    let is_left = |file: &PathBuf| {
+        let is_config = file.extension().is_some_and(|ending| ending == "toml");
+        is_config && !known.contains(&identity(file))
+    };
+    found.flatten().filter(is_left).collect()
+}
+
+fn folder_of(sources: &Sources) -> PathBuf {
+    sources.main().parent().unwrap_or(Path::new("")).to_owned()
+}
+
+/// Without `.`, as the names in a bundle are.
+fn plain(path: &Path) -> PathBuf {
+    let parts = path.components();
+    parts.filter(|part| *part != Component::CurDir).collect()
+}
+
+/// Adds the texts of all files that a config includes, each once, as `read` reads them.
+///
+/// # Errors
+/// What is wrong with the first file that can't be added.
+pub fn add_included(
     sources: &mut Sources,
     read: impl Fn(&Path) -> io::Result<Vec<u8>>,
 ) -> Result<(), Vec<Diagnostic>> {
-    let folder = sources.main().parent().unwrap_or(Path::new("")).to_owned();
+    let folder = folder_of(sources);
     // A pattern may match the config itself.
     let mut known = BTreeSet::from([identity(sources.main())]);
     for include in sources.includes() {
@@ -135,6 +216,60 @@ mod tests {
         let include = "[\"policies.d/*.toml\", \"*.toml\", \"policies.d/10-a.toml\"]";
         assert_eq!(folder.read(include).unwrap(), ["a", "b", "z"]);
         assert!(folder.read("[\"policies.d/*.none\"]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_bundle_is_read_as_the_files_are() {
+        let folder = Folder::new("bundle");
+        for name in ["policies.d/20-z.toml", "policies.d/10-a.toml", "more.toml"] {
+            let policy = name.trim_end_matches(".toml").replace(['/', '.'], "-");
+            folder.write(
+                name,
+                &format!("[[policy]]\nname = \"{policy}\"\naction = \"drop\"\n"),
+            );
+        }
+        let main = |include: &str| {
+            format!(
+                "include = {include}\n[node]\nname = \"a\"\n[[port]]\nname = \"lan\"\n\
+                 interface = \"eth0\"\nvirtual-addresses = [\"10.0.0.1/24\"]\n"
+            )
+        };
+        let file = folder.0.join("gw.toml");
+        let text = main(r#"["more.toml", "./policies.d/*.toml"]"#);
+        let mut sources = Sources::new(&file, &text);
+        add_included(&mut sources, |file| fs::read(file)).unwrap();
+        let bundle = config::bundle(&sources).unwrap();
+        let read = |text: &str| {
+            let (own, files) = config::unbundle(text).unwrap();
+            let mut sources = Sources::new(&file, own);
+            let parsed = parse_unbundled(&mut sources, files);
+            parsed.map_err(|problems| problems[0].line(&sources))?;
+            Ok::<_, String>(sources)
+        };
+        let again = read(&bundle).unwrap();
+        assert!(again.files().eq(sources.files()), "{bundle}");
+        assert_eq!(config::bundle(&again).unwrap(), bundle);
+        assert_eq!(left_over(&again), Vec::<PathBuf>::new());
+        folder.write("policies.d/30-old.toml", "");
+        folder.write("policies.d/key", "");
+        let old = folder.0.join("./policies.d/30-old.toml");
+        assert_eq!(left_over(&again), [old]);
+
+        for (text, expected) in [
+            (main(r#"["more.toml"]"#), "more.toml is not among the files"),
+            (
+                format!("{}#:file x.toml\n", main("[]")),
+                "asks for no file x.toml",
+            ),
+            (
+                format!("{}#:file gw.toml\n", main(r#"["*.toml"]"#)),
+                "is the config itself here",
+            ),
+        ] {
+            folder.write("gw.toml", "");
+            let found = read(&text).unwrap_err();
+            assert!(found.contains(expected), "{found}");
+        }
     }
 
     #[test]

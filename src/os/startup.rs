@@ -107,10 +107,7 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
     if let Some((generation, sum)) = recall(&config) {
         gateway.push_mut().recall(generation, sum);
     }
-    let is_whole = sources.files().count() == 1;
-    gateway
-        .push_mut()
-        .set_config(Text::new(sources.text(), is_whole));
+    gateway.push_mut().set_config(Text::of(&sources));
     let (state, maintenance) = StateFile::open(&config);
     gateway.begin_in_maintenance(clock::now(), maintenance);
     let tuns = tun_indices(&ports)?;

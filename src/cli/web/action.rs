@@ -2,6 +2,7 @@
 //! passed on, and a switch for all units.
 
 use std::fs;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use clap::ValueEnum;
@@ -219,7 +220,7 @@ fn check_switch(client: &mut Client, key: &str, value: &str) -> Result<Value, Cl
     let toml = ha::as_toml(value);
     let text = ha::with_switch(&read, &status.node, key, &toml)
         .map_err(|error| why_not(format!("{file}: {error}")))?;
-    push::send(client, &text)?;
+    push::send(client, &push::whole(Path::new(&file), &text)?)?;
     let mut report = None;
     client.ask(&Request::PushCheck, |line| {
         report = Some(parse::<PushReport>(line)?);

@@ -1,5 +1,6 @@
 //! Carries out what a push wants of this unit: checks a config, puts it in force, writes the file.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,10 +14,11 @@ use tandemgw_core::push::message::{Changed, MOST_CHANGES, Sum, Verdict};
 use tandemgw_core::push::{Task, sum};
 use tandemgw_core::time::Time;
 
+use super::super::config_files;
 use super::super::file_lock::lock_folder;
 use super::super::history::{self, Origin};
 use super::super::preflight;
-use super::super::replace_file::{folder, replace};
+use super::super::replace_file::{folder, replace_all};
 use super::super::worker::{Job, Progress};
 use super::Shell;
 use super::reload::{Pushed, parse_pushed};
@@ -155,8 +157,8 @@ fn check(running: &Config, file: &Path, text: &str) -> Verdict {
         verdict.why_not = Some(why.to_owned());
         return verdict;
     }
-    let wanted = match parse_pushed(file, text, node.clone()) {
-        Ok((wanted, ..)) => wanted,
+    let (wanted, sources) = match parse_pushed(file, text, node.clone()) {
+        Ok((wanted, _, sources)) => (wanted, sources),
         Err(refused) => {
             let first = refused.problems.into_iter().next();
             verdict.why_not = Some(first.unwrap_or(refused.why));
@@ -171,7 +173,7 @@ fn check(running: &Config, file: &Path, text: &str) -> Verdict {
     let fatal = problems.into_iter().find(|problem| problem.fatal);
     verdict.why_not = fatal.map(|problem| format!("{}; {}", problem.what, problem.remedy));
     if verdict.why_not.is_none() {
-        verdict.why_not = can_write(file).err();
+        verdict.why_not = can_write(&sources).err();
     }
     let change = Change::new(running, &wanted);
     let changed = |needs_restart| {
@@ -191,22 +193,28 @@ fn check(running: &Config, file: &Path, text: &str) -> Verdict {
     verdict
 }
 
-/// Whether the file could be replaced.
-fn can_write(file: &Path) -> Result<(), String> {
-    let folder = folder(file);
-    let probe = folder.join(format!(".tandemgw-{}", std::process::id()));
-    let made = File::create(&probe);
-    // It may never have been created.
-    let _ = fs::remove_file(&probe);
-    made.map(|_| ()).map_err(|error| {
-        format!(
-            "its gateway can't write to {}: {error}; give it that folder, see the chapter on pushes",
-            folder.display()
-        )
-    })
+/// Whether the files could be replaced.
+fn can_write(sources: &Sources) -> Result<(), String> {
+    let folders: BTreeSet<&Path> = sources.files().map(|(file, _)| folder(file)).collect();
+    for folder in folders {
+        // One that is missing is made.
+        let there = folder.ancestors().find(|it| it.exists()).unwrap_or(folder);
+        let probe = there.join(format!(".tandemgw-{}", std::process::id()));
+        let made = File::create(&probe);
+        // It may never have been created.
+        let _ = fs::remove_file(&probe);
+        made.map_err(|error| {
+            format!(
+                "its gateway can't write to {}: {error}; give it that folder, see the chapter on \
+                 pushes",
+                there.display()
+            )
+        })?;
+    }
+    Ok(())
 }
 
-/// Writes the file, and what is remembered with it.
+/// Writes the files, and what is remembered with them.
 fn commit(
     config: &Config,
     file: &Path,
@@ -215,14 +223,30 @@ fn commit(
     origin: &Origin,
 ) -> Result<(Sum, Vec<KeptConfig>), String> {
     let sum = sum(text);
-    let written = lock_folder(folder(file)).and_then(|_lock| replace(file, text));
+    let parsed = parse_pushed(file, text, config.node.name.clone());
+    let (.., sources) = parsed.map_err(|refused| refused.why)?;
+    let written = lock_folder(folder(file)).and_then(|_lock| write(&sources));
     written.map_err(|error| format!("{}: {error}", file.display()))?;
     // If this fails, or the machine ends here, the peers tell the generation of this file.
     if let Err(error) = remember(config, generation, sum) {
         log::warn!("push not remembered error={}", InQuotes(&error));
     }
-    let kept = history::try_record(&history::folder(config), &Sources::new(file, text), origin);
+    let kept = history::try_record(&history::folder(config), &sources, origin);
     Ok((sum, kept.unwrap_or_default()))
+}
+
+/// Replaces the files, and removes those that a pattern would include in addition.
+fn write(sources: &Sources) -> io::Result<()> {
+    let owned = |(file, text): (&Path, &str)| (file.to_owned(), text.to_owned());
+    let files: Vec<(PathBuf, String)> = sources.files().map(owned).collect();
+    for (file, _) in &files {
+        fs::create_dir_all(folder(file))?;
+    }
+    replace_all(&files)?;
+    for file in config_files::left_over(sources) {
+        fs::remove_file(file)?;
+    }
+    Ok(())
 }
 
 fn remember(config: &Config, generation: u64, sum: Sum) -> io::Result<()> {

@@ -14,7 +14,7 @@ use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::push::Text;
 use tandemgw_core::time::Time;
 
-use super::super::config_files::parse_with_included;
+use super::super::config_files::{self, parse_with_included};
 use super::super::config_terms::with_absolute_paths;
 use super::super::history::{self, Origin};
 use super::super::upkeep::Order;
@@ -407,7 +407,7 @@ fn prepare(basis: Basis, wanted: Config, sources: Sources) -> Result<Box<Ready>,
         Ok(prepared) => Ok(Box::new(Ready {
             prepared,
             wanted,
-            text: Text::new(sources.text(), sources.files().count() == 1),
+            text: Text::of(&sources),
             sources,
         })),
         Err(why) => Err(refused(why.to_string())),
@@ -417,6 +417,14 @@ fn prepare(basis: Basis, wanted: Config, sources: Sources) -> Result<Box<Ready>,
 /// A config, its warnings, and what it was read from.
 pub(super) type Parsed = Result<(Config, Vec<String>, Sources), ReloadRefused>;
 
+/// A pushed text as the config of the unit `node`.
+pub(super) fn parse_pushed(file: &Path, text: &str, node: String) -> Parsed {
+    let (own, included) = config::unbundle(text).map_err(refused)?;
+    let mut sources = Sources::new(file, own).of_unit(Some(ThisUnit::Named(node)));
+    let parsed = config_files::parse_unbundled(&mut sources, included);
+    finish(parsed, sources)
+}
+
 /// The config of the unit `node` in the file and those that it includes.
 fn read(file: &Path, node: String) -> Parsed {
     // Of all files together.
@@ -425,22 +433,13 @@ fn read(file: &Path, node: String) -> Parsed {
         read_bytes(file, &left).map_err(|error| refused(format!("{}: {error}", file.display())))?;
     let text = config::decode(bytes)
         .map_err(|(problem, shown)| has_mistakes(&[problem], &Sources::new(file, &shown)))?;
-    let sources = Sources::new(file, &text).of_unit(Some(ThisUnit::Named(node)));
-    parse(sources, |file| read_bytes(file, &left))
+    let mut sources = Sources::new(file, &text).of_unit(Some(ThisUnit::Named(node)));
+    let parsed = parse_with_included(&mut sources, |file| read_bytes(file, &left));
+    finish(parsed, sources)
 }
 
-/// A pushed text as the config of the unit `node`.
-pub(super) fn parse_pushed(file: &Path, text: &str, node: String) -> Parsed {
-    let sources = Sources::new(file, text).of_unit(Some(ThisUnit::Named(node)));
-    parse(sources, |_| {
-        Err(io::Error::other(
-            "a config that is pushed includes no other files",
-        ))
-    })
-}
-
-fn parse(mut sources: Sources, read: impl Fn(&Path) -> io::Result<Vec<u8>>) -> Parsed {
-    match parse_with_included(&mut sources, read) {
+fn finish(parsed: Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>, sources: Sources) -> Parsed {
+    match parsed {
         Ok((config, warnings)) => match with_absolute_paths(config) {
             Ok(config) => {
                 let warnings = lines(&warnings, &sources);

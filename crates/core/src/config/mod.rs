@@ -7,6 +7,7 @@
 //! and ranges from there, so that generated documentation can't drift from what it does.
 
 mod aliases;
+mod bundle;
 mod change;
 mod diagnostic;
 mod field;
@@ -43,6 +44,7 @@ use ipnet::IpNet;
 
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
+pub use bundle::{Unbundled, bundle, unbundle};
 pub use change::{Change, Difference};
 /// A config with every option, and another value for each.
 #[cfg(test)]

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher};
 
+use crate::config::{Sources, bundle};
 use crate::flow::PeerId;
 use crate::time::Time;
 
@@ -81,7 +82,15 @@ pub struct Text {
 }
 
 impl Text {
-    /// The text of a config in one file (`is_whole`), or of several.
+    /// That of a config and the files that it includes.
+    pub fn of(sources: &Sources) -> Text {
+        match bundle(sources) {
+            Ok(text) => Text::new(&text, true),
+            Err(_) => Text::new(sources.text(), false),
+        }
+    }
+
+    /// One that can be offered to others (`is_whole`), or not.
     pub fn new(text: &str, is_whole: bool) -> Text {
         Text {
             sum: sum(text),
