@@ -193,22 +193,27 @@ impl Gateway {
 
     /// The settings of a peer differ from those of this unit.
     fn handle_other_config(&mut self, peer: PeerId) {
+        log::warn!(
+            "peer config differs peer={} what=\"{}\" effect=\"{}\" remedy=\"make them the same on both units\"",
+            self.peer_name(peer),
+            self.differing_settings(peer),
+            self.effect_of_other_config(peer)
+        );
+        self.revalidation.schedule_rules();
+    }
+
+    /// What it means that the settings of a peer differ from those of this unit.
+    pub(super) fn effect_of_other_config(&self, peer: PeerId) -> &'static str {
         let sync = self.cluster().map(Cluster::sync);
         let agrees = sync.is_none_or(|sync| sync.agrees(peer));
         let about = sync.and_then(|sync| sync.about(peer));
-        let effect = match (agrees, about.is_some_and(|about| about.rules_equal)) {
+        match (agrees, about.is_some_and(|about| about.rules_equal)) {
             (false, _) => "neither counts as ready to take over from the other",
             (true, false) => "groups that only one unit has stay there",
             (true, true) => {
                 "a unit that only one of them knows may become primary beside the other"
             }
-        };
-        log::warn!(
-            "peer config differs peer={} what=\"{}\" effect=\"{effect}\" remedy=\"make them the same on both units\"",
-            self.peer_name(peer),
-            self.differing_settings(peer)
-        );
-        self.revalidation.schedule_rules();
+        }
     }
 
     fn log_handover(

@@ -254,9 +254,10 @@ fn words_of_peer(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
             )
         }
         Trouble::ConfigDiffers(peer) => format!(
-            "{} has another config than this unit: {}",
+            "{} has another config than this unit: {}; {}",
             peer_name(peer),
-            gateway.differing_settings(peer)
+            gateway.differing_settings(peer),
+            gateway.effect_of_other_config(peer)
         ),
         Trouble::LinkDown(peer, link) => {
             format!("the link {} is down", link_name(peer, link, gateway))

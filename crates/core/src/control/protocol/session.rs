@@ -158,19 +158,30 @@ pub struct Skipped {
 pub struct Endpoint {
     /// Without a zone, as in an IP header.
     pub addr: Addr,
-    /// The port, or the identifier of ICMP.
+    /// The port, or the identifier of an ICMP echo at the end that asks.
     pub port: Option<u16>,
 }
 
 impl Endpoint {
-    /// The source of a flow; its port only if the protocol has ports.
+    /// The source of a flow; its port only if the protocol has ports. Of the ends of an ICMP echo
+    /// that is the one that asks.
     pub fn source(key: &FlowKey) -> Endpoint {
-        Endpoint::new(key.src, key.src_port, key.protocol)
+        match key.is_echo_reply() {
+            true => Endpoint::without_port(key.src),
+            false => Endpoint::new(key.src, key.src_port, key.protocol),
+        }
     }
 
-    /// The destination of a flow; its port only if the protocol has ports.
+    /// The destination of a flow, likewise.
     pub fn destination(key: &FlowKey) -> Endpoint {
-        Endpoint::new(key.dst, key.dst_port, key.protocol)
+        match key.protocol == Protocol::ICMP && !key.is_echo_reply() {
+            true => Endpoint::without_port(key.dst),
+            false => Endpoint::new(key.dst, key.dst_port, key.protocol),
+        }
+    }
+
+    fn without_port(addr: Addr) -> Endpoint {
+        Endpoint { addr, port: None }
     }
 
     /// An end of a flow of `protocol`.
@@ -253,6 +264,34 @@ mod tests {
         }
         for text in ["", "10.0.0.1:", "[fd00::1]", "lan", "10.0.0.1:65536"] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_echo_has_its_identifier_where_it_is_asked() {
+        let [here, there] =
+            ["10.0.0.1", "10.0.0.2"].map(|ip| Addr::from(ip.parse::<IpAddr>().unwrap()));
+        for identifier in [0, 1, 2, 700] {
+            let request = FlowKey {
+                src: here,
+                dst: there,
+                src_port: identifier,
+                dst_port: crate::flow::echo_port(identifier),
+                protocol: Protocol::ICMP,
+            };
+            let reply = FlowKey {
+                src: there,
+                dst: here,
+                src_port: request.dst_port,
+                dst_port: identifier,
+                ..request
+            };
+            let ends = |key: &FlowKey| {
+                [Endpoint::source(key), Endpoint::destination(key)].map(|end| end.to_string())
+            };
+            let asks = format!("10.0.0.1:{identifier}");
+            assert_eq!(ends(&request), [asks.clone(), "10.0.0.2".to_owned()]);
+            assert_eq!(ends(&reply), ["10.0.0.2".to_owned(), asks]);
         }
     }
 }
