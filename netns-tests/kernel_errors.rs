@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::capture::Capture;
 use crate::conversation::{Conversation, line_server};
 use crate::interference::forward_everywhere;
-use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER};
+use crate::lab::{LAN_GATEWAY, LAN1, LAN2, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
+use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
 
 /// ICMP errors and redirects from an address of a unit that is not a virtual one.
@@ -19,7 +20,8 @@ pub const SAID: &str = "((src net 10.77.1.0/28 or src net 10.77.2.0/28) and not 
     (ip6[40] < 5 or ip6[40] == 137))";
 
 /// Takes all rules of the gateway away, again and again.
-const RULES_GO: &str = "for n in $(seq 200); do for table in 7700 7701; do for family in -4 -6; do
+const RULES_GO: &str =
+    "for n in $(seq 200); do for table in 7699 7700 7701; do for family in -4 -6; do
     ip $family rule del priority $table 2> /dev/null || true; done; done; done;";
 
 /// Addresses in the LAN that its hosts send to through the gateway, so that a router would tell
@@ -38,7 +40,10 @@ fn talkative() -> (Lab, Vec<Process>) {
     unit.sysctl("ipv6/icmp/ratelimit", "0");
     lab.server.run("ip route add 10.77.1.0/24 via 10.77.2.2");
     lab.server.run("ip route add fd77:1::/64 via fd77:2::2");
+    lab.unit.prepend_policy(ACCEPTED_IN);
+    lab.unit.config += INWARD;
     lab.unit.start();
+    narrow_ways(&lab.unit.ns);
     let mac = lab.unit.ns.mac_text("eth0");
     for (gateway, around) in LAN_GATEWAY.iter().zip(AROUND) {
         // Hosts go on sending to a gateway that is gone.
@@ -59,8 +64,26 @@ fn talkative() -> (Lab, Vec<Process>) {
             traffic.push(host.spawn(&format!("ping -q -i 0.02 -W 1 -t {hops} {to}")));
         }
     }
+    for (host, to) in [(&lab.lan1, SERVER), (&lab.server, WAN_GATEWAY)] {
+        // IP_MTU_DISCOVER, IPV6_MTU_DISCOVER: each is sent whole, whatever the host has learned.
+        for (to, option) in to.iter().zip(["0:10:3", "41:23:3"]) {
+            let to = bracketed(to);
+            let mut datagrams = host.command("sh");
+            datagrams.arg("-c").arg(format!(
+                "while sleep 0.03 && kill -0 $$; do head -c 1400 /dev/zero; done | \
+                 while kill -0 $$ && ! socat -b 1400 -u - UDP:{to}:8080,setsockopt-int={option}; do :; done"
+            ));
+            traffic.push(Process::spawn(datagrams, "long datagrams"));
+        }
+    }
     (lab, traffic)
 }
+
+/// A policy for what comes by a forward.
+const ACCEPTED_IN: &str = r#"name = "in"
+from = ["wan"]
+to = ["lan"]
+action = "accept""#;
 
 #[test]
 fn the_kernel_leaves_it_to_the_gateway_to_speak() {
@@ -92,49 +115,39 @@ fn the_kernel_leaves_it_to_the_gateway_to_speak() {
 }
 
 /// The kernel knows nothing of translation: it would tell the client the address of the host inside
-/// that is gone, and of the unit.
+/// that is gone, and of the unit. The gateway tells it that its own address does not answer.
 #[test]
 fn a_client_outside_learns_no_address_inside_from_a_host_that_is_gone() {
     let mut lab = Lab::new();
     lab.unit
         .prepend_policy("name = \"in\"\nfrom = [\"wan\"]\nto = [\"lan\"]\naction = \"accept\"");
-    lab.unit.config += r#"
-[[forward]]
-name = "gone"
-port = "wan"
-protocol = "udp"
-external = "10.77.2.1:8080"
-internal = "10.77.1.77:80"
-
-[[forward]]
-name = "gone6"
-port = "wan"
-protocol = "udp"
-external = "[fd77:2::1]:8080"
-internal = "[fd77:1::77]:80"
-"#;
+    lab.unit.config += &INWARD
+        .replace("10.77.1.100", "10.77.1.77")
+        .replace("fd77:1::100", "fd77:1::77");
     lab.unit.start();
     let said = Capture::start(
         &lab.server,
         "eth0",
         "icmp[0] == 3 or (icmp6 and ip6[40] == 1)",
     );
-    let asked = Capture::start(
-        &lab.lan1,
-        "eth0",
-        "arp host 10.77.1.77 or (icmp6 and ip6[40] == 135)",
-    );
-    for _ in 0..5 {
-        for to in ["10.77.2.1:8080", "[fd77:2::1]:8080"] {
-            lab.server.sh(&format!("echo hello | socat -u - UDP:{to}"));
-        }
-        thread::sleep(Duration::from_secs(1));
+    for gateway in WAN_GATEWAY {
+        wait_until("the client is told", || {
+            let to = bracketed(gateway);
+            lab.server
+                .sh(&format!("echo hello | socat -u - UDP:{to}:8080"));
+            said.seen()
+                .contains(&format!("unreachable address {gateway}"))
+                || said.seen().contains(&format!("host {gateway} unreachable"))
+        });
     }
-    asked.expect(&["10.77.1.77"]);
-    asked.expect(&["fd77:1::77"]);
-    // The kernel gives up after three requests, a second apart.
-    thread::sleep(Duration::from_millis(1500));
-    said.assert_empty();
+    for line in said.stop().lines() {
+        let by_gateway = WAN_GATEWAY.map(|by| line.contains(&format!(" {by} > ")));
+        assert!(by_gateway.contains(&true), "{line}");
+        assert!(
+            !line.contains("77:1::") && !line.contains("10.77.1."),
+            "{line}"
+        );
+    }
 }
 
 /// It is the gateway's address that hosts get to know, before and after a takeover.
@@ -165,5 +178,151 @@ fn connections_outlive_a_kernel_that_gets_the_virtual_address() {
         talk.go_on();
         wait_until("gw-b is primary", || pair.b().is_primary());
         talk.go_on();
+    }
+}
+
+/// Forwards to a host inside, for clients outside.
+const INWARD: &str = r#"
+[[forward]]
+name = "in"
+port = "wan"
+protocol = "udp"
+external = "10.77.2.1:8080"
+internal = "10.77.1.100:8080"
+
+[[forward]]
+name = "in6"
+port = "wan"
+protocol = "udp"
+external = "[fd77:2::1]:8080"
+internal = "[fd77:1::100]:8080"
+
+[[forward]]
+name = "tcp"
+port = "wan"
+protocol = "tcp"
+external = "10.77.2.1:8080"
+internal = "10.77.1.100:8080"
+
+[[forward]]
+name = "tcp6"
+port = "wan"
+protocol = "tcp"
+external = "[fd77:2::1]:8080"
+internal = "[fd77:1::100]:8080"
+"#;
+
+/// The kernel of the unit knows a smaller MTU on the way to a host than the port has. It would tell
+/// the sender from its own address, with a quote of what the gateway has made of the packet.
+fn narrow_ways(unit: &Namespace) {
+    for (to, port) in [(SERVER, "eth1"), (LAN1, "eth0"), (LAN2, "eth0")] {
+        unit.run(&format!("ip route add {}/32 dev {port} mtu 1300", to[0]));
+        unit.run(&format!(
+            "ip route add {}/128 dev {port} mtu lock 1300",
+            to[1]
+        ));
+    }
+}
+
+/// Sends a datagram that is too long for a narrow way, until the sender has learned the MTU.
+#[track_caller]
+fn learns_the_mtu(host: &Namespace, from: &str, to: &str) {
+    let (target, own) = (bracketed(to), bracketed(from));
+    wait_until(&format!("{} learns the MTU to {to}", host.name()), || {
+        host.sh(&format!(
+            "head -c 1400 /dev/zero | socat -b 1400 -t 0.3 - UDP:{target}:8080,bind={own} || true"
+        ));
+        let route = host.run(&format!("ip route get {to} from {from}"));
+        route.contains("mtu 1300")
+    });
+}
+
+/// What tells of the first host inside: packets from and to it, and quotes of packets to it.
+const TELLS_OF_INSIDE: &str = "net 10.77.1.0/24 or net fd77:1::/64 or \
+    (icmp[0] != 0 and icmp[0] != 8 and icmp[24:4] == 0x0a4d0164) or \
+    (icmp6 and ip6[40] < 128 and ip6[72:4] == 0xfd770001 and ip6[84:4] == 0x100)";
+
+/// Somebody's packet filter rejects what the gateway has translated, as firewalld does.
+#[test]
+fn rejections_of_others_tell_no_address() {
+    let mut lab = Lab::new();
+    lab.unit.prepend_policy(ACCEPTED_IN);
+    lab.unit.config += INWARD;
+    lab.unit.start();
+    let outside = Capture::start(&lab.server, "eth0", TELLS_OF_INSIDE);
+    let said = [&lab.lan1, &lab.server].map(|host| Capture::start(host, "eth0", SAID));
+    for direction in ["iifname", "oifname"] {
+        for how in [
+            "icmpx type admin-prohibited",
+            "icmpx type port-unreachable",
+            "tcp reset",
+        ] {
+            let protocol = match how {
+                "tcp reset" => "meta l4proto tcp",
+                _ => "meta l4proto { tcp, udp }",
+            };
+            lab.unit.ns.sh(&format!(
+                "nft 'table inet other {{ chain forward {{ type filter hook forward priority 0; \
+                 {direction} \"tgw-*\" {protocol} counter reject with {how}; }}; }}'"
+            ));
+            for family in 0..2 {
+                let [to, from] = [WAN_GATEWAY, SERVER].map(|all| bracketed(all[family]));
+                for (host, to) in [(&lab.server, &to), (&lab.lan1, &from)] {
+                    for kind in ["TCP", "UDP"] {
+                        host.sh(&format!(
+                            "echo hello | timeout 0.3 socat -t 0.2 - {kind}:{to}:8080 || true"
+                        ));
+                    }
+                }
+            }
+            let counted = lab.unit.ns.sh("nft list table inet other");
+            assert!(
+                !counted.contains("packets 0 "),
+                "rejected nothing: {counted}"
+            );
+            lab.unit.ns.sh("nft delete table inet other");
+        }
+    }
+    outside.assert_empty();
+    said.into_iter().for_each(Capture::assert_empty);
+}
+
+const TOO_BIG: &str = "(icmp[0] == 3 and icmp[1] == 4) or (icmp6 and ip6[40] == 2)";
+
+/// Too-big of packets to the first host inside.
+const TOO_BIG_INSIDE: &str = "(icmp[0] == 3 and icmp[1] == 4 and icmp[24:4] == 0x0a4d0164) or \
+    (icmp6 and ip6[40] == 2 and ip6[72:4] == 0xfd770001 and ip6[84:4] == 0x100)";
+
+#[test]
+fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
+    for translated in [true, false] {
+        let mut lab = Lab::new();
+        lab.unit.prepend_policy(ACCEPTED_IN);
+        lab.unit.config += INWARD;
+        if !translated {
+            lab.unit.edit("nat = true", "nat = false");
+            for (net, gateway) in ["10.77.1.0/24", "fd77:1::/64"].iter().zip(WAN_GATEWAY) {
+                lab.server.run(&format!("ip route add {net} via {gateway}"));
+            }
+        }
+        lab.unit.start();
+        narrow_ways(&lab.unit.ns);
+        let seen = [&lab.lan1, &lab.server].map(|host| Capture::start(host, "eth0", TOO_BIG));
+        let inside = Capture::start(&lab.server, "eth0", TOO_BIG_INSIDE);
+        for family in 0..2 {
+            learns_the_mtu(&lab.lan1, LAN1[family], SERVER[family]);
+            learns_the_mtu(&lab.server, SERVER[family], WAN_GATEWAY[family]);
+            if !translated {
+                learns_the_mtu(&lab.server, SERVER[family], LAN2[family]);
+            }
+        }
+        for (seen, gateway) in seen.into_iter().zip([LAN_GATEWAY, WAN_GATEWAY]) {
+            let authors = gateway.map(|gateway| format!(" {gateway} > "));
+            for line in seen.stop().lines() {
+                assert!(authors.iter().any(|by| line.contains(by)), "{line}");
+            }
+        }
+        let inside = inside.stop();
+        assert!(!translated || inside.is_empty(), "told outside: {inside}");
     }
 }

@@ -26,7 +26,8 @@
 //!
 //! A third chain, at the output hook, drops what the kernel would say to hosts by itself about
 //! packets that are the gateway's: that it has no route, that a redirect is better, that no
-//! connection exists at a virtual address that somebody has given it ([`rules::replies`]).
+//! connection exists at a virtual address that somebody has given it ([`rules::replies`]). What
+//! hosts need to know, the MTU of a route for instance, goes to the gateway ([`errors`]).
 //!
 //! A device above a port (a bridge, a bond, a macvlan) takes its packets, which then come in by
 //! that device: nothing tells any more that they are of a port. So a chain at the ingress hook of
@@ -42,6 +43,7 @@
 //! The tables outlive the process, are replaced as a whole by the next start, and go with a clean
 //! end.
 
+mod errors;
 mod found;
 mod local_in;
 mod measure;
@@ -55,12 +57,14 @@ use std::net::IpAddr;
 
 use super::netlink::{NetlinkError, interface_name};
 use super::nftables::{Attributes, BRIDGE, Batch, Hook, INET, Nftables, attribute};
+use errors::{ASTRAY, ERRORS, LATE};
 use found::Found;
 use local_in::{LOCAL_IN, LocalPort};
 use rules::{CHAIN, DETOUR, HOPS, NAMES, REPLIES, Rule, Sets, arrivals};
 use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
+pub use errors::error_mark;
 pub use measure::{Measurement, Passed};
 pub use others::{DroppingChain, Place};
 pub use watch::BarrierWatch;
@@ -101,6 +105,8 @@ pub enum Condition {
         stopped: u64,
         /// Packets that it has let pass to the gateway.
         let_pass: u64,
+        /// Errors of the kernel that it has led there.
+        led: u64,
         /// Whether the kernel is kept from answering packets whose hop limit ends here.
         hops: bool,
         /// Whether packets that a device above a port takes are stopped too.
@@ -119,6 +125,10 @@ pub struct Barrier {
     nftables: Option<Nftables>,
     table: String,
     posts: Vec<Post>,
+    /// The addresses of this machine: errors about packets to them are its own matter.
+    own: BTreeSet<IpAddr>,
+    /// What errors of the kernel are marked with.
+    error_mark: u32,
     /// The policies for packets to the machine itself, by port.
     local: Vec<LocalPort>,
     /// Whether the kernel has taken the chain for hop limits.
@@ -134,6 +144,8 @@ impl Barrier {
             nftables: None,
             table: table_name(node),
             posts: Vec::new(),
+            own: BTreeSet::new(),
+            error_mark: error_mark(0),
             local: Vec::new(),
             has_hops: false,
             has_detour: false,
@@ -141,17 +153,20 @@ impl Barrier {
     }
 
     /// From the next call of [`Barrier::set`] on, only what the config allows may reach the machine
-    /// itself.
-    pub fn limit_local(&mut self, config: &Config) {
+    /// itself, and errors of the kernel are marked for its tables.
+    pub fn follow(&mut self, config: &Config) {
+        self.error_mark = error_mark(config.node.routing_table);
         self.local = local_in::ports(config);
     }
 
-    /// Sets the barrier for these ports, in place of what was there, in one step.
+    /// Sets the barrier for these ports, on a machine with these addresses, in place of what was
+    /// there, in one step.
     ///
     /// # Errors
     /// What the kernel refuses, such as all of it if it has no nf_tables. Nothing is changed then.
-    pub fn set(&mut self, posts: Vec<Post>) -> Result<(), NetlinkError> {
+    pub fn set(&mut self, posts: Vec<Post>, own: BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
         self.posts = posts;
+        self.own = own;
         self.remove_stale()?;
         self.restore()
     }
@@ -159,6 +174,11 @@ impl Barrier {
     /// The ports that it was set for.
     pub fn posts(&self) -> &[Post] {
         &self.posts
+    }
+
+    /// The addresses of this machine that it was set for.
+    pub fn own(&self) -> &BTreeSet<IpAddr> {
+        &self.own
     }
 
     /// Sets it once more as it was, after somebody has removed or changed it.
@@ -208,7 +228,7 @@ impl Barrier {
         let local = local_in::rules(&self.local, &self.posts);
         let is_local =
             self.local.is_empty() || local.iter().map(|rule| &rule.comment).eq(&found.local);
-        match found.judge(&Sets::of(&self.posts)) {
+        match found.judge(&Sets::of(&self.posts, &self.own)) {
             Condition::Whole { hops: false, .. } if self.has_hops => {
                 broken("the chain for hop limits is missing, or changed")
             }
@@ -223,8 +243,7 @@ impl Barrier {
         }
     }
 
-    /// The chains of somebody else that drop something, in tables without a rule for the gateway;
-    /// none if the packet filter can't be read.
+    /// The chains of somebody else that drop something; none if the packet filter can't be read.
     pub fn dropping_chains(&mut self) -> Vec<DroppingChain> {
         let found = self.nftables().and_then(others::find);
         found.unwrap_or_default()
@@ -282,8 +301,9 @@ impl Barrier {
         }
     }
 
-    fn replace_table(&mut self, family: u8, rules: Vec<Rule>) -> Result<(), NetlinkError> {
-        let (table, sets) = (self.table.clone(), Sets::of(&self.posts));
+    fn replace_table(&mut self, family: u8, rules: Vec<Rule<'_>>) -> Result<(), NetlinkError> {
+        let (table, sets) = (self.table.clone(), Sets::of(&self.posts, &self.own));
+        let error_mark = self.error_mark;
         let local = local_in::rules(&self.local, &self.posts);
         let nftables = self.nftables()?;
         let mut batch = nftables.batch(family, &table);
@@ -310,6 +330,7 @@ impl Barrier {
                 ..hook
             };
             add_chain(&mut batch, REPLIES, &hook, rules::replies());
+            add_errors(&mut batch, error_mark.to_ne_bytes());
         }
         if family == INET && !local.is_empty() {
             let hook = Hook {
@@ -386,6 +407,22 @@ pub fn table_name(node: &str) -> String {
     format!("{PREFIX}{node}")
 }
 
+/// Adds the chains that lead errors of the kernel to the gateway.
+fn add_errors(batch: &mut Batch, mark: [u8; 4]) {
+    let hook = |number: i32, priority| Hook {
+        number: number as u32,
+        priority,
+        devices: Vec::new(),
+    };
+    let output = hook(libc::NF_INET_LOCAL_OUT, LATE);
+    batch.add_rerouting_chain(ERRORS, &output);
+    for (steps, comment) in errors::errors(&mark) {
+        batch.add_rule(ERRORS, &steps, comment);
+    }
+    let postrouting = hook(libc::NF_INET_POST_ROUTING, PRIORITY);
+    add_chain(batch, ASTRAY, &postrouting, errors::astray(&mark));
+}
+
 /// Where packets are that come in, before they are routed.
 fn prerouting() -> Hook {
     Hook {
@@ -410,7 +447,7 @@ fn devices_of(chain: Attributes<'_>) -> Vec<String> {
 }
 
 /// Adds a chain with its rules.
-fn add_chain(batch: &mut Batch, chain: &str, hook: &Hook, rules: Vec<Rule>) {
+fn add_chain(batch: &mut Batch, chain: &str, hook: &Hook, rules: Vec<Rule<'_>>) {
     batch.add_chain(chain, hook);
     for (steps, comment) in rules {
         batch.add_rule(chain, &steps, comment);

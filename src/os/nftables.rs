@@ -218,10 +218,19 @@ impl Batch {
 
     /// Adds a chain that sees packets at `hook`, and accepts packets that none of its rules drops.
     pub(super) fn add_chain(&mut self, name: &str, hook: &Hook) {
+        self.add_chain_of("filter", name, hook);
+    }
+
+    /// The same at the output hook; packets whose mark changes there are routed once more.
+    pub(super) fn add_rerouting_chain(&mut self, name: &str, hook: &Hook) {
+        self.add_chain_of("route", name, hook);
+    }
+
+    fn add_chain_of(&mut self, kind: &str, name: &str, hook: &Hook) {
         const ACCEPT: u32 = 1;
         self.add(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, |message| {
             message.text(attribute::CHAIN_NAME, name);
-            message.text(attribute::CHAIN_TYPE, "filter");
+            message.text(attribute::CHAIN_TYPE, kind);
             message.u32(attribute::CHAIN_POLICY, ACCEPT);
             message.nest(attribute::CHAIN_HOOK, |message| {
                 message.u32(attribute::HOOK_NUMBER, hook.number);

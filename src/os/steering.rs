@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! T: iif eth0 lookup T                         rule, priority T
+//! iif lo fwmark 0x74671e14 lookup 7700         rule, priority 7699: errors that this kernel makes
 //! default dev tgw-lan metric 1024              in table T
 //! blackhole default metric 4294967295          in table T
 //! VIRTUAL-ADDRESS dev tgw-lan metric 1024      in main: errors that this kernel makes
@@ -39,6 +40,7 @@ mod spread;
 mod survey;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -88,11 +90,15 @@ pub struct Steering {
     netlink: Netlink,
     plan: Plan,
     barrier: Barrier,
+    /// The addresses of this machine.
+    own: BTreeSet<IpAddr>,
     /// Why there is no barrier.
     barrier_fault: Option<String>,
     stopped: restore::Stopped,
     /// Packets that the barrier had let pass to the gateway at its last check.
     let_pass: u64,
+    /// Errors of the kernel that it had led there.
+    led: u64,
     obstacles: obstacle::Obstacles,
     measurements: gap::Measurements,
     /// Rules of the kernel's own that were there at the start.
@@ -115,14 +121,16 @@ impl Steering {
     /// kernel refuses.
     pub fn set_up(netlink: Netlink, config: &Config, tuns: &[u32]) -> Result<Steering, SetupError> {
         let mut barrier = Barrier::new(&config.node.name);
-        barrier.limit_local(config);
+        barrier.follow(config);
         let mut steering = Steering {
             netlink,
             plan: Plan::new(config, tuns),
             barrier,
+            own: BTreeSet::new(),
             barrier_fault: None,
             stopped: restore::Stopped::default(),
             let_pass: 0,
+            led: 0,
             obstacles: obstacle::Obstacles::default(),
             measurements: gap::Measurements::default(),
             kernel_rules: Vec::new(),
@@ -156,6 +164,8 @@ impl Steering {
             return Err(error);
         }
         steering.disturb(Disturbance::KernelRules);
+        // Some may have come before anybody listened.
+        steering.disturb(Disturbance::OwnAddresses);
         Ok(steering)
     }
 
@@ -211,6 +221,7 @@ impl Steering {
 
     /// Adds what is missing, in an order that never lets a packet bypass the gateway.
     fn apply(&mut self, survey: &Survey) -> Result<(), SetupError> {
+        self.own = survey.addresses.iter().map(|own| own.addr).collect();
         self.raise_barrier(|name| Some(survey.links.get(name)?.index));
         let Steering { netlink, plan, .. } = self;
         for port in &plan.ports {
@@ -236,6 +247,9 @@ impl Steering {
                 ensure_route(netlink, survey, &route)?;
             }
         }
+        for family in &plan.families {
+            ensure_rule(netlink, survey, &plan.rule_for_errors(*family))?;
+        }
         for port in &plan.ports {
             for family in &plan.families {
                 forward(*family, &port.interface)?;
@@ -248,7 +262,7 @@ impl Steering {
     fn remove_stale(&mut self, survey: &Survey) -> Result<(), SetupError> {
         let Steering { netlink, plan, .. } = self;
         for rule in survey.rules.iter().filter(|rule| is_ours(rule)) {
-            if !plan.ports.iter().any(|port| port.is_my_rule(rule)) {
+            if !plan.is_rule(rule) {
                 log::info!(
                     "rule removed rule={} why=\"an earlier process left it\"",
                     InQuotes(&rule)

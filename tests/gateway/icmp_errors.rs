@@ -2,7 +2,7 @@
 
 use tandemgw_core::event::{DropReason, Offload, Verdict};
 
-use testkit::lab::{DMZ, LAN, Lab, Net, WAN};
+use testkit::lab::{DMZ, LAN, Lab, Net, WAN, ip};
 use testkit::packets::ErrorCode::{PortUnreachable, TimeExceeded, TooBig};
 use testkit::packets::{
     ACK, ErrorCode, Pkt, SYN, SYN_ACK, echo_request, icmp_error, other, tcp, udp,
@@ -65,6 +65,37 @@ fn this_kernel_speaks_for_the_gateway_except_about_itself() {
                         .handle_kernel_address(lab.now, kernel, Some(WAN), false);
                 }
             }
+        }
+    }
+}
+
+/// The kernel's errors about untranslated senders come by the first port, from any address that the
+/// kernel has. It needs no proof, and from others they would be drops.
+#[test]
+fn this_kernel_speaks_by_the_first_port_about_any_other() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.dmz_host, 53));
+        lab.send(LAN, &first);
+        let as_sent = first.forwarded();
+        let link_local = ip("fe80::7");
+        let loopback = ip("127.77.0.1");
+        let odd = [loopback, link_local][net.family as usize];
+        for kernel in [net.router, odd] {
+            // Less than any host outside may claim.
+            let error = icmp_error(TooBig(700), kernel, net.host, &as_sent.bytes());
+            let refused = match kernel == net.router {
+                true => DropReason::SpoofedSource,
+                false => DropReason::Martian,
+            };
+            lab.drops(LAN, &error, refused);
+            lab.gateway
+                .handle_kernel_address(lab.now, kernel, Some(WAN), true);
+            let expected = icmp_error(TooBig(700), net.lan_vip, net.host, &as_sent.bytes());
+            lab.forwards(LAN, &error, &expected, "");
+            lab.drops(WAN, &error, DropReason::SpoofedSource);
+            lab.gateway
+                .handle_kernel_address(lab.now, kernel, Some(WAN), false);
         }
     }
 }

@@ -2,27 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::errors::{self, ASTRAY, ERRORS, LATE};
 use super::local_in::LOCAL_IN;
 use super::rules::{
-    self, ARRIVALS, CHAIN, DETOUR, HOPS, REPLIES, Rule, SETS, Sets, TO_THE_GATEWAY,
+    self, ARRIVALS, CHAIN, COUNT, DETOUR, HOPS, REPLIES, Rule, SETS, Sets, TO_THE_GATEWAY,
 };
 use super::{Condition, PRIORITY, devices_of};
 use crate::os::netlink::NetlinkError;
-use crate::os::nftables::{Attributes, INET, Message, Nftables, Set, attribute};
+use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
 
 /// The content of the table, as far as it matters.
 pub(super) struct Found {
     table_flags: Option<u32>,
     /// Hook and priority of the chain.
     hook: Option<(Option<u32>, Option<u32>)>,
-    /// The same of the chain for what this machine sends.
+    /// The same of the chain for what this machine sends, and of those for errors.
     replies_hook: Option<(Option<u32>, Option<u32>)>,
+    errors_hook: Option<(Option<u32>, Option<u32>)>,
+    astray_hook: Option<(Option<u32>, Option<u32>)>,
     /// The comments of the rules, in order.
     comments: Vec<String>,
     /// The same of the chain for packets whose hop limit ends here.
     hops: Vec<String>,
     /// The same of the chain for what this machine sends.
     replies: Vec<String>,
+    /// The same of the chains for errors.
+    errors: Vec<String>,
+    astray: Vec<String>,
     /// The same of the chain for marked packets.
     detour: Vec<String>,
     /// The same of the chain for what reaches the machine itself.
@@ -33,7 +39,8 @@ pub(super) struct Found {
     arrivals: BTreeMap<String, Vec<String>>,
     stopped: u64,
     let_pass: u64,
-    keys: [BTreeSet<Vec<u8>>; 7],
+    led: u64,
+    keys: [BTreeSet<Vec<u8>>; COUNT],
 }
 
 impl Found {
@@ -43,7 +50,11 @@ impl Found {
             table_flags: None,
             hook: None,
             replies_hook: None,
+            errors_hook: None,
+            astray_hook: None,
             replies: Vec::new(),
+            errors: Vec::new(),
+            astray: Vec::new(),
             comments: Vec::new(),
             hops: Vec::new(),
             detour: Vec::new(),
@@ -52,6 +63,7 @@ impl Found {
             arrivals: BTreeMap::new(),
             stopped: 0,
             let_pass: 0,
+            led: 0,
             keys: Default::default(),
         };
         nftables.list(
@@ -75,6 +87,8 @@ impl Found {
             |object| match object.text(attribute::CHAIN_NAME) {
                 Some(CHAIN) if is_ours(&object) => found.hook = Some(hook_of(object)),
                 Some(REPLIES) if is_ours(&object) => found.replies_hook = Some(hook_of(object)),
+                Some(ERRORS) if is_ours(&object) => found.errors_hook = Some(hook_of(object)),
+                Some(ASTRAY) if is_ours(&object) => found.astray_hook = Some(hook_of(object)),
                 Some(name) if is_ours(&object) && name.starts_with(ARRIVALS) => {
                     marking.insert(name.to_owned(), devices_of(object));
                 }
@@ -111,6 +125,11 @@ impl Found {
             }
             Some(LOCAL_IN) if is_ours(&object) => self.local.push(comment(object)),
             Some(REPLIES) if is_ours(&object) => self.replies.push(comment(object)),
+            Some(ERRORS) if is_ours(&object) => {
+                self.errors.push(comment(object));
+                self.led += counted(object);
+            }
+            Some(ASTRAY) if is_ours(&object) => self.astray.push(comment(object)),
             Some(HOPS) if is_ours(&object) => self.hops.push(comment(object)),
             Some(DETOUR) if is_ours(&object) => {
                 self.detour.push(comment(object));
@@ -132,7 +151,8 @@ impl Found {
     }
 
     pub(super) fn judge(self, sets: &Sets) -> Condition {
-        let hook = |number| Some((Some(number as u32), Some(PRIORITY as u32)));
+        let hook_at = |number, priority| Some((Some(number as u32), Some(priority as u32)));
+        let hook = |number| hook_at(number, PRIORITY);
         let broken = |what: &str| Condition::Broken(what.to_owned());
         match self.table_flags {
             None => return broken("the table is missing"),
@@ -147,18 +167,24 @@ impl Found {
         {
             return broken("the chain for what the kernel says is missing, or changed");
         }
+        if self.errors_hook != hook_at(libc::NF_INET_LOCAL_OUT, LATE)
+            || self.errors != comments(&errors::errors(&[0; 4]))
+            || self.astray_hook != hook(libc::NF_INET_POST_ROUTING)
+            || self.astray != comments(&errors::astray(&[0; 4]))
+        {
+            return broken("a chain for errors of the kernel is missing, or changed");
+        }
         if self.comments != comments(&rules::forward()) {
             return broken("rules are missing, or others are among them");
         }
-        // Who only looks at it may not know the addresses in force.
-        let is_known = |set: &Set<'_>| !set.is_address || sets.has_addresses();
-        let mut sets = sets.each().into_iter().zip(&self.keys);
-        if !sets.all(|((set, keys), found)| !is_known(&set) || keys.iter().eq(found)) {
+        let mut each = sets.each().into_iter().zip(&self.keys);
+        if !each.all(|((set, keys), found)| !sets.knows(set.name) || keys.iter().eq(found)) {
             return broken("it is for other interfaces or addresses");
         }
         Condition::Whole {
             stopped: self.stopped,
             let_pass: self.let_pass,
+            led: self.led,
             hops: self.hops == comments(&rules::hops()),
             detour: self.detour == comments(&rules::detour()),
         }
@@ -196,7 +222,7 @@ pub(super) fn keys(
     Ok(keys)
 }
 
-fn comments(rules: &[Rule]) -> Vec<String> {
+fn comments(rules: &[Rule<'_>]) -> Vec<String> {
     let comments = rules.iter().map(|(_, comment)| (*comment).to_owned());
     comments.collect()
 }

@@ -26,10 +26,13 @@ const MARK: u32 = 1 << 30;
 const MARKED: [u8; 4] = MARK.to_ne_bytes();
 const ALL_BUT_MARK: [u8; 4] = (!MARK).to_ne_bytes();
 
-const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
-const IPV6: &[u8] = &[libc::NFPROTO_IPV6 as u8];
-const ICMP: &[u8] = &[libc::IPPROTO_ICMP as u8];
-const ICMPV6: &[u8] = &[libc::IPPROTO_ICMPV6 as u8];
+pub(super) const IPV4: &[u8] = &[libc::NFPROTO_IPV4 as u8];
+pub(super) const IPV6: &[u8] = &[libc::NFPROTO_IPV6 as u8];
+pub(super) const ICMP: &[u8] = &[libc::IPPROTO_ICMP as u8];
+pub(super) const ICMPV6: &[u8] = &[libc::IPPROTO_ICMPV6 as u8];
+
+/// An address of this machine.
+const LOCAL: [u8; 4] = (libc::RTN_LOCAL as u32).to_ne_bytes();
 
 /// `IFNAMSIZ`: how the kernel compares names.
 const NAME_LENGTH: usize = libc::IFNAMSIZ;
@@ -48,9 +51,24 @@ pub(super) const TUNS: &str = "tuns";
 pub(super) const NAMES: &str = "names";
 pub(super) const VIRTUAL_IPV4: &str = "virtual-ipv4";
 pub(super) const VIRTUAL_IPV6: &str = "virtual-ipv6";
+pub(super) const OWN_IPV4: &str = "own-ipv4";
+pub(super) const OWN_IPV6: &str = "own-ipv6";
+
+/// How many sets there are.
+pub(super) const COUNT: usize = 9;
 
 /// All sets.
-pub(super) const SETS: [&str; 7] = [PAIRS, EXITS, PORTS, TUNS, NAMES, VIRTUAL_IPV4, VIRTUAL_IPV6];
+pub(super) const SETS: [&str; COUNT] = [
+    PAIRS,
+    EXITS,
+    PORTS,
+    TUNS,
+    NAMES,
+    VIRTUAL_IPV4,
+    VIRTUAL_IPV6,
+    OWN_IPV4,
+    OWN_IPV6,
+];
 
 /// The keys of the sets.
 pub(super) struct Sets {
@@ -63,10 +81,12 @@ pub(super) struct Sets {
     names: Vec<Vec<u8>>,
     /// Addresses of the gateway, by family.
     addresses: [Vec<Vec<u8>>; 2],
+    /// Addresses of this machine, by family.
+    own: [Vec<Vec<u8>>; 2],
 }
 
 impl Sets {
-    pub(super) fn of(posts: &[Post]) -> Sets {
+    pub(super) fn of(posts: &[Post], own: &BTreeSet<IpAddr>) -> Sets {
         let number = |number: u32| number.to_ne_bytes().to_vec();
         let present = posts
             .iter()
@@ -84,15 +104,23 @@ impl Sets {
             ports: sorted(present.map(|(port, _)| number(port)).collect()),
             tuns: sorted(posts.iter().map(|post| number(post.tun)).collect()),
             names: names(posts),
-            addresses: addresses(posts),
+            addresses: by_family(posts.iter().flat_map(|post| &post.addresses)),
+            own: by_family(own),
         }
     }
 
-    pub(super) fn has_addresses(&self) -> bool {
-        self.addresses.iter().any(|keys| !keys.is_empty())
+    /// Whether the keys of a set are known to those who only look at it: they may not know the
+    /// addresses in force.
+    pub(super) fn knows(&self, set: &str) -> bool {
+        let is_known = |keys: &[Vec<Vec<u8>>; 2]| keys.iter().any(|keys| !keys.is_empty());
+        match set {
+            VIRTUAL_IPV4 | VIRTUAL_IPV6 => is_known(&self.addresses),
+            OWN_IPV4 | OWN_IPV6 => is_known(&self.own),
+            _ => true,
+        }
     }
 
-    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); 7] {
+    pub(super) fn each(&self) -> [(Set<'_>, &[Vec<u8>]); COUNT] {
         let set = |name, data_type, key_length, keys| {
             let set = Set {
                 name,
@@ -111,14 +139,16 @@ impl Sets {
             set(NAMES, TYPE_NAME, NAME_LENGTH, &self.names),
             set(VIRTUAL_IPV4, TYPE_IPV4, 4, &self.addresses[0]),
             set(VIRTUAL_IPV6, TYPE_IPV6, 16, &self.addresses[1]),
+            set(OWN_IPV4, TYPE_IPV4, 4, &self.own[0]),
+            set(OWN_IPV6, TYPE_IPV6, 16, &self.own[1]),
         ]
     }
 }
 
-/// The addresses of the gateway, by family.
-fn addresses(posts: &[Post]) -> [Vec<Vec<u8>>; 2] {
+/// Addresses as keys, by family.
+fn by_family<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> [Vec<Vec<u8>>; 2] {
     let mut keys = [BTreeSet::new(), BTreeSet::new()];
-    for address in posts.iter().flat_map(|post| &post.addresses) {
+    for address in addresses {
         match address {
             IpAddr::V4(address) => keys[0].insert(address.octets().to_vec()),
             IpAddr::V6(address) => keys[1].insert(address.octets().to_vec()),
@@ -144,10 +174,10 @@ pub(super) fn names(posts: &[Post]) -> Vec<Vec<u8>> {
 /// The comment of the rule that counts what it lets pass.
 pub(super) const TO_THE_GATEWAY: &str = "to the gateway";
 
-pub(super) type Rule = (Vec<Expression<'static>>, &'static str);
+pub(super) type Rule<'a> = (Vec<Expression<'a>>, &'static str);
 
 /// The first two are for what the gateway forwards, the rest for what must not pass.
-pub(super) fn forward() -> Vec<Rule> {
+pub(super) fn forward() -> Vec<Rule<'static>> {
     use Expression::{Accept, Count, Drop, IsIn};
     let drop_if = |key, set| vec![load(key), IsIn(set), Count, Drop];
     let second = || Expression::Load {
@@ -183,8 +213,9 @@ pub(super) fn forward() -> Vec<Rule> {
 }
 
 /// Packets that come in by a port, are not for this machine, and that the kernel would answer: they
-/// have no hop left, or are for a link-local address.
-pub(super) fn hops() -> Vec<Rule> {
+/// have no hop left, or are for a link-local address. And ICMP of others from an address of this
+/// machine, which IPv6 lets in.
+pub(super) fn hops() -> Vec<Rule<'static>> {
     use Expression::{Change, Drop, Is, IsAtMost, IsIn, LoadByte, LoadHalf};
     /// Of the destination.
     const IPV6_PREFIX: Expression<'_> = LoadHalf(24);
@@ -201,6 +232,12 @@ pub(super) fn hops() -> Vec<Rule> {
         steps
     };
     let ends = |hop_limit| vec![LoadByte(hop_limit), IsAtMost(&[1])];
+    // The gateway believes what this machine says of packets.
+    let from_here = |protocol| {
+        let is_local = [Expression::LoadSourceType, Is(&LOCAL)];
+        let protocol = [load(libc::NFT_META_L4PROTO), Is(protocol)];
+        protocol.into_iter().chain(is_local).collect()
+    };
     let link_local = vec![IPV6_PREFIX, FIRST_TEN_BITS, Is(&[0xfe, 0x80])];
     vec![
         (rule(IPV4, ends(8)), "the gateway answers IPv4"),
@@ -209,13 +246,17 @@ pub(super) fn hops() -> Vec<Rule> {
             rule(IPV6, link_local),
             "the gateway answers link-local pings",
         ),
+        (rule(IPV4, from_here(ICMP)), "as if from this machine"),
+        (
+            rule(IPV6, from_here(ICMPV6)),
+            "as if from this machine, IPv6",
+        ),
     ]
 }
 
 /// Continues if the packet is neither for this machine nor for a group. Where it would go does not
 /// matter: the kernel answers too if it has no route.
 fn is_for_others() -> Vec<Expression<'static>> {
-    const LOCAL: [u8; 4] = (libc::RTN_LOCAL as u32).to_ne_bytes();
     const BROADCAST: [u8; 4] = (libc::RTN_BROADCAST as u32).to_ne_bytes();
     const ANYCAST: [u8; 4] = (libc::RTN_ANYCAST as u32).to_ne_bytes();
     const MULTICAST: [u8; 4] = (libc::RTN_MULTICAST as u32).to_ne_bytes();
@@ -229,12 +270,10 @@ fn is_for_others() -> Vec<Expression<'static>> {
 /// address of the gateway, that it has no such connection. Hosts would learn an address of this
 /// unit, and give up connections that the other unit serves.
 ///
-/// Nor that a host does not answer: it would quote the packet as the gateway has translated it, and
-/// so tell clients outside the address of a host inside. About packets with a translated source it
-/// says so to the virtual address, that is, to the gateway.
-///
-/// What concerns packets for the machine itself passes, and so does the MTU of a path.
-pub(super) fn replies() -> Vec<Rule> {
+/// Nor does it answer as another host, which is how others' filters reject connections: the answer
+/// would have an address inside. All other errors about packets that are not for this machine are
+/// led to the gateway ([`super::errors`]).
+pub(super) fn replies() -> Vec<Rule<'static>> {
     use Expression::{Accept, Change, Is, IsAtMost, IsIn, IsNot, IsNotIn};
     const TCP: &[u8] = &[libc::IPPROTO_TCP as u8];
     const RESET: Expression<'_> = Change {
@@ -258,16 +297,19 @@ pub(super) fn replies() -> Vec<Rule> {
         what.extend(is_from_the_gateway(family));
         silenced(family, protocol, what)
     };
+    let as_another = |family, set| {
+        let mut what = resets();
+        what.extend([source(family), IsNotIn(set)]);
+        silenced(family, TCP, what)
+    };
     vec![
         (not_to_a_port, "not to a port"),
         (to_the_tun, "to the gateway"),
         (says(IPV4, ICMP, &[3, 0]), "no route"),
-        (says(IPV4, ICMP, &[3, 1]), "a silent host"),
         (says(IPV4, ICMP, &[5]), "a redirect"),
         (says(IPV4, ICMP, &[11, 0]), "no hop left"),
         (says(IPV6, ICMPV6, &[1, 0]), "no route of IPv6"),
         (says(IPV6, ICMPV6, &[1, 2]), "beyond the scope"),
-        (says(IPV6, ICMPV6, &[1, 3]), "a silent host of IPv6"),
         (says(IPV6, ICMPV6, &[3, 0]), "no hop left of IPv6"),
         (says(IPV6, ICMPV6, &[137]), "a redirect of IPv6"),
         (as_gateway(IPV4, TCP, resets()), "a reset for the gateway"),
@@ -275,6 +317,8 @@ pub(super) fn replies() -> Vec<Rule> {
             as_gateway(IPV6, TCP, resets()),
             "a reset of IPv6 for the gateway",
         ),
+        (as_another(IPV4, OWN_IPV4), "a reset as another host"),
+        (as_another(IPV6, OWN_IPV6), "a reset as another host, IPv6"),
         // All but echoes.
         (
             as_gateway(IPV4, ICMP, vec![transport(0, 1), IsNot(&[0]), IsNot(&[8])]),
@@ -306,20 +350,28 @@ fn silenced(
 
 /// Continues if the source is an address of the gateway.
 fn is_from_the_gateway(family: &[u8]) -> [Expression<'static>; 2] {
-    let (offset, length, set) = match family {
-        IPV4 => (12, 4, VIRTUAL_IPV4),
-        _ => (8, 16, VIRTUAL_IPV6),
+    let set = match family {
+        IPV4 => VIRTUAL_IPV4,
+        _ => VIRTUAL_IPV6,
     };
-    let source = Expression::LoadPayload {
+    [source(family), Expression::IsIn(set)]
+}
+
+/// Loads the source address.
+pub(super) fn source<'a>(family: &[u8]) -> Expression<'a> {
+    let (offset, length) = match family {
+        IPV4 => (12, 4),
+        _ => (8, 16),
+    };
+    Expression::LoadPayload {
         base: libc::NFT_PAYLOAD_NETWORK_HEADER,
         offset,
         length,
-    };
-    [source, Expression::IsIn(set)]
+    }
 }
 
 /// Loads bytes of the transport header.
-fn transport(offset: u32, length: u32) -> Expression<'static> {
+pub(super) fn transport<'a>(offset: u32, length: u32) -> Expression<'a> {
     Expression::LoadPayload {
         base: libc::NFT_PAYLOAD_TRANSPORT_HEADER,
         offset,
@@ -337,7 +389,7 @@ pub(super) fn arrivals(number: usize) -> String {
 
 /// At the ingress hook, before a bridge, a bond or a macvlan takes the packet: marks it. A packet
 /// with a VLAN tag is of another network, which may be forwarded without us.
-pub(super) fn arrivals_of_a_port() -> Vec<Rule> {
+pub(super) fn arrivals_of_a_port() -> Vec<Rule<'static>> {
     use Expression::{Accept, Change, Is, IsNot, LoadLink, SetMark};
     const NOTHING: [u8; 4] = [0; 4];
     const ETHERTYPE: u32 = 12;
@@ -368,7 +420,7 @@ pub(super) fn arrivals_of_a_port() -> Vec<Rule> {
 
 /// At the prerouting hook: what is marked must have come in by a port itself, or be for this
 /// machine.
-pub(super) fn detour() -> Vec<Rule> {
+pub(super) fn detour() -> Vec<Rule<'static>> {
     use Expression::{Change, Count, Drop, Is, IsNotIn, SetMark};
     const NOTHING: [u8; 4] = [0; 4];
     let is_marked = || {
@@ -394,7 +446,7 @@ pub(super) fn detour() -> Vec<Rule> {
 }
 
 /// Packets from one port to another within a bridge.
-pub(super) fn bridge() -> Vec<Rule> {
+pub(super) fn bridge() -> Vec<Rule<'static>> {
     use Expression::{Count, Drop, IsIn};
     let between = |iif, oif, set| vec![load(iif), IsIn(set), load(oif), IsIn(set), Count, Drop];
     vec![
@@ -409,7 +461,7 @@ pub(super) fn bridge() -> Vec<Rule> {
     ]
 }
 
-fn load(key: libc::c_int) -> Expression<'static> {
+pub(super) fn load<'a>(key: libc::c_int) -> Expression<'a> {
     Expression::Load {
         key,
         register: Expression::FIRST,

@@ -42,6 +42,7 @@ pub(super) fn open_requests(registry: &Registry) -> Option<NeighborRequests> {
 
 impl Shell {
     pub(super) fn handle_address(&mut self, now: Time, own: OwnAddress) {
+        self.disturb(Disturbance::OwnAddresses);
         if let Some(peers) = &mut self.peers {
             peers.note_address(own.addr, true, now);
         }
@@ -53,6 +54,7 @@ impl Shell {
     /// With an address of an interface its network's route goes, and with the last IPv4 address all
     /// its IPv4 routes, ours too; the kernel does not say so.
     pub(super) fn handle_address_gone(&mut self, now: Time, gone: OwnAddress) {
+        self.disturb(Disturbance::OwnAddresses);
         self.gateway
             .handle_kernel_address(now, gone.addr.into(), gone.port, false);
         if let Some(port) = gone.port {

@@ -133,7 +133,9 @@ impl Monitor {
     fn of_lost_rule(&self, rule: &Rule) -> Option<Disturbance> {
         let of_tun = rule.interface.as_ref().filter(|_| is_ours(rule));
         let of_tun = of_tun.and_then(|name| self.tuns.get(name)).copied();
-        if let Some(port) = self.port_of_table(rule.priority).or(of_tun) {
+        let of_table = is_ours(rule).then(|| self.port_of_table(rule.table));
+        let of_rule = self.port_of_table(rule.priority).or(of_tun);
+        if let Some(port) = of_rule.or(of_table.flatten()) {
             return Some(Disturbance::Port(port));
         }
         KERNEL_TABLES

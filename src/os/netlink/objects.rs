@@ -340,7 +340,9 @@ pub struct Rule {
     pub table: u32,
     /// Who made it (`FRA_PROTOCOL`).
     pub protocol: u8,
-    /// It has conditions other than the interface, or an action other than a table.
+    /// The mark that the packet has, if that matters.
+    pub mark: Option<u32>,
+    /// It has conditions other than interface and mark, or an action other than a table.
     pub special: bool,
 }
 
@@ -353,6 +355,7 @@ impl Rule {
             interface: None,
             table: u32::from(header.table),
             protocol: 0,
+            mark: None,
             special: header.action != RuleAction::ToTable || header.tos != 0,
         };
         for attribute in &message.attributes {
@@ -361,6 +364,8 @@ impl Rule {
                 RuleAttribute::Iifname(name) => rule.interface = Some(name.clone()),
                 RuleAttribute::Table(table) => rule.table = *table,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
+                RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
+                RuleAttribute::FwMask(u32::MAX) => {}
                 // "-1": reported for each rule, without effect.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.special = true,
@@ -380,6 +385,10 @@ impl Rule {
         if let Some(name) = &self.interface {
             attributes.push(RuleAttribute::Iifname(name.clone()));
         }
+        if let Some(mark) = self.mark {
+            attributes.push(RuleAttribute::FwMark(mark));
+            attributes.push(RuleAttribute::FwMask(u32::MAX));
+        }
         message
     }
 }
@@ -389,6 +398,9 @@ impl fmt::Display for Rule {
         let family = if self.family == Family::V4 { 4 } else { 6 };
         write!(f, "{}: iif ", self.priority)?;
         f.write_str(self.interface.as_deref().unwrap_or("any"))?;
+        if let Some(mark) = self.mark {
+            write!(f, " fwmark {mark:#x}")?;
+        }
         write!(f, " lookup {} (IPv{family})", self.table)
     }
 }

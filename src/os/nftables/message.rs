@@ -89,6 +89,8 @@ pub(in crate::os) enum Expression<'a> {
     },
     /// Loads the type of the destination address for this machine (`RTN_*`).
     LoadDestinationType,
+    /// The same of the source address.
+    LoadSourceType,
     /// Continues if the first register equals these bytes.
     Is(&'a [u8]),
     /// Continues if the first register differs from these bytes.
@@ -151,7 +153,7 @@ impl Message {
             | Expression::LoadHalf(_)
             | Expression::LoadLink(_)
             | Expression::LoadPayload { .. } => "payload",
-            Expression::LoadDestinationType => "fib",
+            Expression::LoadDestinationType | Expression::LoadSourceType => "fib",
             Expression::Change { .. } => "bitwise",
             Expression::Is(_)
             | Expression::IsNot(_)
@@ -197,12 +199,9 @@ impl Message {
                     message.nest(4, |message| message.bytes(1, keep));
                     message.nest(5, |message| message.bytes(1, flip));
                 }
-                // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR)
-                Expression::LoadDestinationType => {
-                    message.u32(1, Expression::FIRST);
-                    message.u32(2, 3);
-                    message.u32(3, 2);
-                }
+                // NFTA_FIB_F_DADDR, NFTA_FIB_F_SADDR
+                Expression::LoadDestinationType => message.load_address_type(2),
+                Expression::LoadSourceType => message.load_address_type(1),
                 Expression::Is(bytes) => message.compare(libc::NFT_CMP_EQ, bytes),
                 Expression::IsNot(bytes) => message.compare(libc::NFT_CMP_NEQ, bytes),
                 Expression::IsAtLeast(bytes) => message.compare(libc::NFT_CMP_GTE, bytes),
@@ -235,6 +234,13 @@ impl Message {
         self.u32(2, base as u32);
         self.u32(3, offset);
         self.u32(4, length);
+    }
+
+    /// NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS
+    fn load_address_type(&mut self, of: u32) {
+        self.u32(1, Expression::FIRST);
+        self.u32(2, 3);
+        self.u32(3, of);
     }
 
     /// NFTA_CMP_SREG, NFTA_CMP_OP, and NFTA_CMP_DATA with a value in it.

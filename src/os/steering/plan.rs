@@ -12,6 +12,7 @@ use super::{
     KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL, PROTOCOL_FORWARDING_WAS_OFF, Rule,
     SysctlError, TABLE_MAIN, TABLES, default_network, is_ours, net_family, sysctl,
 };
+use crate::os::barrier::error_mark;
 use crate::os::netlink::Address;
 use tandemgw_core::config::{Config, Nat};
 use tandemgw_core::flow::{Addr, Family, PortId};
@@ -102,6 +103,26 @@ impl Plan {
         Ok(())
     }
 
+    /// Leads what the kernel says about packets of the gateway to the gateway, by the TUN device of
+    /// the first port.
+    pub(super) fn rule_for_errors(&self, family: Family) -> Rule {
+        Rule {
+            family,
+            priority: self.first_table.saturating_sub(1).max(1),
+            // Packets of this machine itself.
+            interface: Some("lo".to_owned()),
+            table: self.first_table,
+            protocol: PROTOCOL,
+            mark: Some(error_mark(self.first_table)),
+            special: false,
+        }
+    }
+
+    pub(super) fn is_rule(&self, rule: &Rule) -> bool {
+        self.ports.iter().any(|port| port.is_my_rule(rule))
+            || *rule == self.rule_for_errors(rule.family)
+    }
+
     pub(super) fn is_table(&self, number: u32) -> bool {
         number
             .checked_sub(self.first_table)
@@ -131,6 +152,7 @@ impl PortPlan {
             interface: Some(self.interface.clone()),
             table: self.table,
             protocol: self.marks[family as usize],
+            mark: None,
             special: false,
         }
     }
@@ -170,6 +192,7 @@ impl PortPlan {
         rule.interface.as_ref() == Some(&self.interface)
             && rule.table == self.table
             && rule.priority == self.table
+            && rule.mark.is_none()
             && !rule.special
     }
 

@@ -4,7 +4,7 @@
 //! kernel itself says whether it was missing. One step takes some 100 µs, regardless of the number
 //! of ports and routes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -39,6 +39,8 @@ pub enum Disturbance {
     Addresses(PortId),
     /// Any of these, at any port.
     All,
+    /// The addresses of this machine.
+    OwnAddresses,
     /// A rule that leads to the kernel's own tables. Without it the kernel forwards nothing.
     KernelRules,
 }
@@ -83,6 +85,7 @@ pub(super) struct Repairs {
     /// Also the address to continue from.
     addresses: VecDeque<(PortId, usize)>,
     kernel_rules: bool,
+    own_addresses: bool,
 }
 
 impl Steering {
@@ -102,6 +105,10 @@ impl Steering {
             }
             Disturbance::KernelRules => {
                 repairs.kernel_rules = true;
+                return;
+            }
+            Disturbance::OwnAddresses => {
+                repairs.own_addresses = true;
                 return;
             }
         };
@@ -130,8 +137,9 @@ impl Steering {
             ports,
             addresses,
             kernel_rules,
+            own_addresses,
         } = &self.repairs;
-        *kernel_rules || !ports.is_empty() || !addresses.is_empty()
+        *kernel_rules || *own_addresses || !ports.is_empty() || !addresses.is_empty()
     }
 
     /// Checks one of the items that may be gone, restores it if it is, and reports it: also what
@@ -149,6 +157,12 @@ impl Steering {
     fn repair_into(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
         if std::mem::take(&mut self.repairs.kernel_rules) {
             return Ok(self.restore_kernel_rules(&mut restored.what)?);
+        }
+        if std::mem::take(&mut self.repairs.own_addresses) {
+            let addresses = self.netlink.addresses()?;
+            self.own = addresses.iter().map(|address| address.addr).collect();
+            self.raise_barrier_again();
+            return Ok(());
         }
         if let Some((port, is_expected)) = self.repairs.ports.pop_front() {
             restored.port = Some(port);
@@ -196,10 +210,14 @@ impl Steering {
         };
         let wrong = match condition {
             Ok(Condition::Whole {
-                stopped, let_pass, ..
+                stopped,
+                let_pass,
+                led,
+                ..
             }) => {
                 self.stopped.by_this_one = stopped;
                 self.let_pass = let_pass;
+                self.led = led;
                 return None;
             }
             Ok(Condition::Broken(wrong)) => wrong,
@@ -236,12 +254,13 @@ impl Steering {
             addresses: port.addresses.iter().map(IpNet::addr).collect(),
         };
         let posts: Vec<Post> = self.plan.ports.iter().map(post).collect();
-        if self.barrier.posts() == posts && self.barrier_fault.is_none() {
+        let is_same = self.barrier.posts() == posts && *self.barrier.own() == self.own;
+        if is_same && self.barrier_fault.is_none() {
             return;
         }
         let had_fault = self.barrier_fault.take();
         self.stopped.reset();
-        if let Err(error) = self.barrier.set(posts) {
+        if let Err(error) = self.barrier.set(posts, self.own.clone()) {
             let fault = error.to_string();
             if had_fault.as_ref() != Some(&fault) {
                 log::warn!(
@@ -286,6 +305,9 @@ impl Steering {
         parameters::prepare(netlink, port, &device, families, restored)?;
         for family in families {
             put_back_route(netlink, port, &port.default_route(*family), restored)?;
+            if index == 0 {
+                put_back_rule(netlink, &plan.rule_for_errors(*family), restored)?;
+            }
         }
         Ok(())
     }
@@ -343,18 +365,25 @@ impl Steering {
     /// Tells the barrier that a port's interface now has another number, or none.
     fn renumber(&mut self, changed: usize, index: Option<u32>) {
         let interface = self.plan.ports[changed].interface.clone();
-        let known: Vec<(String, Option<u32>)> = self
-            .barrier
-            .posts()
-            .iter()
-            .map(|post| (post.interface.clone(), post.index))
-            .collect();
-        self.raise_barrier(|name| {
-            if name == interface {
-                return index;
-            }
-            known.iter().find(|(other, _)| other == name)?.1
+        let known = self.known_numbers();
+        self.raise_barrier(|name| match name == interface {
+            true => index,
+            false => *known.get(name)?,
         });
+    }
+
+    /// Sets the barrier for what else has changed than the numbers of the interfaces.
+    fn raise_barrier_again(&mut self) {
+        let known = self.known_numbers();
+        self.raise_barrier(|name| *known.get(name)?);
+    }
+
+    /// The numbers of the interfaces as the barrier knows them.
+    fn known_numbers(&self) -> BTreeMap<String, Option<u32>> {
+        let posts = self.barrier.posts().iter();
+        posts
+            .map(|post| (post.interface.clone(), post.index))
+            .collect()
     }
 
     fn restore_addresses(
@@ -418,6 +447,7 @@ pub(super) fn kernel_rules(
                 interface: None,
                 table: TABLE_MAIN,
                 protocol: RouteProtocol::Kernel.into(),
+                mark: None,
                 special: false,
             });
         }
@@ -427,7 +457,7 @@ pub(super) fn kernel_rules(
 }
 
 fn is_for_all(rule: &Rule) -> bool {
-    !rule.special && rule.interface.is_none()
+    !rule.special && rule.mark.is_none() && rule.interface.is_none()
 }
 
 /// Whether the kernel takes a network to be on a link. Some of its hosts may have routes of their

@@ -235,6 +235,7 @@ fn rules(port: &PortPlan, family: Family) -> [Rule; 3] {
         interface: Some(port.tun_name.clone()),
         table,
         protocol: PROTOCOL,
+        mark: None,
         special: false,
     })
 }

@@ -38,11 +38,13 @@ impl Survey {
             tuns.chain(interfaces.map(|link| link.index)).collect()
         };
         let devices = of_ports(&survey);
+        let leads_errors = |rule: &Rule| is_ours(rule) && rule.mark.is_some();
         for family in &plan.families {
             let relevant = |rule: &Rule| {
                 plan.is_table(rule.priority)
                     || plan.is_table(rule.table)
                     || (is_ours(rule) && is_port(rule))
+                    || leads_errors(rule)
             };
             survey
                 .rules
@@ -56,7 +58,18 @@ impl Survey {
             let mine = |route: &KernelRoute| route.hops.iter().all(|h| devices.contains(&h.link));
             survey.routes.extend(main.into_iter().filter(mine));
         }
+        survey.forget_errors_of_others(plan);
         Ok(survey)
+    }
+
+    /// Of the rules for errors of the kernel, those of another gateway on this machine lead to
+    /// tables that nothing else here is about.
+    fn forget_errors_of_others(&mut self, plan: &Plan) {
+        let tables = self.rules.iter().filter(|rule| rule.mark.is_none());
+        let tables: BTreeSet<u32> = tables.map(|rule| rule.table).collect();
+        self.rules.retain(|rule| {
+            rule.mark.is_none() || plan.is_table(rule.table) || tables.contains(&rule.table)
+        });
     }
 
     /// Tables and rule priorities of the ports that something else uses.
@@ -102,8 +115,8 @@ pub(super) fn ensure_rule(
         is_ours(other)
             && !other.special
             && other.family == rule.family
-            && (other.priority, other.table, &other.interface)
-                == (rule.priority, rule.table, &rule.interface)
+            && (other.priority, other.table, &other.interface, other.mark)
+                == (rule.priority, rule.table, &rule.interface, rule.mark)
     };
     if survey.rules.iter().any(is_same) {
         return Ok(());

@@ -12,6 +12,9 @@ use super::forward::is_taken_up;
 use super::hairpin::turns_back;
 use super::{Gateway, Packet};
 
+/// By whose TUN device errors of this kernel come that are not for a virtual address.
+pub const PORT_OF_ERRORS: PortId = PortId(0);
+
 impl Gateway {
     /// Finds the session of the packet that the error quotes, and passes the error to the sender of
     /// that packet, with all addresses as the sender knows them.
@@ -34,8 +37,8 @@ impl Gateway {
         // The quoted packet proves it. The routers on the path may have special addresses (RFC
         // 6890), but not of every kind: a link-local one is not forwarded.
         let from = parsed.key.src;
-        let is_martian = packet::martian_source(from) || from == parsed.key.dst;
-        if is_martian || from.is_link_local() {
+        let is_martian = packet::martian_source(from) || from.is_link_local();
+        if is_martian && !self.is_kernel_address(from) || from == parsed.key.dst {
             return Err(DropReason::Martian);
         }
         if !packet::checksum_ok(bytes, &parsed, offload) {
@@ -74,16 +77,21 @@ impl Gateway {
             .ok_or(DropReason::IcmpUnrelated)?;
         self.absorb_session(id);
         let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
-        // Only the port tells: this kernel sends errors from any of its own addresses.
+        // Only the port tells who speaks: this kernel sends errors from any of its own addresses.
+        // Nobody else's come in from these (the barrier's chain `hops`).
         let (ingress, egress) = session.ports(direction);
-        if port != ingress && self.rules.port(port).source_check {
+        let is_by_kernel = self.is_kernel_address(parsed.key.src);
+        let is_led = is_by_kernel && port == PORT_OF_ERRORS;
+        if port != ingress && !is_led && self.rules.port(port).source_check {
             return Err(DropReason::SpoofedSource);
         }
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
         let is_taken_up = is_taken_up(session, self.sessions.table().is_stale(session));
-        check_quote(session, direction.flip(), &quoted, is_taken_up)?;
+        if !is_by_kernel {
+            check_quote(session, direction.flip(), &quoted, is_taken_up)?;
+        }
         let to = session.translated(direction, self.sessions.book());
         let egress = self.way_out(egress, direction, &to);
         if !self.links.is_up(egress) {
