@@ -33,7 +33,7 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "nft add table inet p; nft 'add chain inet p out { type filter hook postrouting priority 0; }'; \
          nft 'add rule inet p out oifname tgw-* drop'",
         "nft delete table inet p",
-        "look at nft list ruleset",
+        "chain out of table inet p",
     ),
     // Of one family, as Docker's.
     (
@@ -47,6 +47,25 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
          nft 'add chain inet f FWD { type filter hook forward priority 10; }'; nft add rule inet f FWD jump zone",
         "nft delete table inet f",
         "chain FWD of table inet f",
+    ),
+    // firewalld trusts ports and TUN devices, but its filter of the reverse path does not.
+    (
+        "nft add table inet fd; nft add chain inet fd nothing; nft add rule inet fd nothing counter; \
+         nft 'add chain inet fd mangle { type filter hook prerouting priority -140; }'; nft add rule inet fd mangle jump nothing; \
+         nft add chain inet fd zones; nft add rule inet fd zones iifname tgw-* accept; nft add rule inet fd zones iifname eth* accept; \
+         nft 'add chain inet fd FWD { type filter hook forward priority 10; }'; nft add rule inet fd FWD goto zones; \
+         nft 'add chain inet fd PRE { type filter hook prerouting priority 10; }'; \
+         nft add rule inet fd PRE meta nfproto ipv6 fib saddr . mark . iif oif missing drop",
+        "nft delete table inet fd",
+        "chain PRE of table inet fd",
+    ),
+    // It trusts the TUN devices, and not the ports.
+    (
+        "nft add table inet fd; nft add chain inet fd zones; nft add rule inet fd zones iifname tgw-* accept; \
+         nft 'add chain inet fd FWD { type filter hook forward priority 10; }'; nft add rule inet fd FWD jump zones; \
+         nft add rule inet fd FWD reject",
+        "nft delete table inet fd",
+        "chain FWD of table inet fd",
     ),
     (
         "nft add table ip6 r; nft 'add chain ip6 r pre { type filter hook prerouting priority -300; }'; \

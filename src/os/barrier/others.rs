@@ -1,5 +1,6 @@
 //! Chains of somebody else that may drop what the gateway forwards.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::os::netlink::NetlinkError;
@@ -40,7 +41,8 @@ pub enum Place {
     Egress,
 }
 
-/// A chain that drops or rejects something, by its policy or by a rule.
+/// A chain that drops or rejects something, by its policy, by a rule, or by a chain that it leads
+/// to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DroppingChain {
     family: &'static str,
@@ -50,22 +52,31 @@ pub struct DroppingChain {
     /// The interfaces whose packets it sees; of all if there are none.
     devices: Vec<String>,
     may_drop: bool,
-    leads_on: bool,
-}
-
-/// What is known of a table of somebody else.
-#[derive(Default)]
-struct Table {
-    /// A chain that others lead to drops something.
-    may_drop: bool,
     knows_us: bool,
 }
+
+/// What the rules of a chain do.
+#[derive(Default)]
+struct Deeds {
+    drops: bool,
+    knows_us: bool,
+    leads_to: BTreeSet<String>,
+}
+
+/// By table and chain.
+type Chains = BTreeMap<(String, String), Deeds>;
 
 impl DroppingChain {
     /// Whether it sees what passes this place at the interface of that name.
     pub fn is_at(&self, place: Place, device: &str) -> bool {
         let sees = self.devices.is_empty() || self.devices.iter().any(|it| it == device);
         self.place == place && sees
+    }
+
+    /// Whether a rule of it names the gateway's devices: it was made with the gateway in mind, and
+    /// lets pass what it should, or is meant to drop.
+    pub fn knows_us(&self) -> bool {
+        self.knows_us
     }
 }
 
@@ -102,8 +113,7 @@ impl fmt::Display for DroppingChain {
     }
 }
 
-/// The chains of somebody else that drop something, in tables without a rule that names our
-/// devices.
+/// The chains of somebody else that drop something.
 ///
 /// # Errors
 /// If the packet filter can't be read.
@@ -116,51 +126,53 @@ pub(super) fn find(nftables: &mut Nftables) -> Result<Vec<DroppingChain>, Netlin
             chains.extend(chain_of(family, object));
         })?;
         if !chains.is_empty() {
-            let tables = read_rules(nftables, number, &mut chains)?;
-            chains.retain(|chain| {
-                let table = tables.iter().find(|(name, _)| *name == chain.table);
-                let (may_drop, knows_us) =
-                    table.map_or((false, false), |(_, it)| (it.may_drop, it.knows_us));
-                (chain.may_drop || chain.leads_on && may_drop) && !knows_us
-            });
-            found.extend(chains);
+            let all = read_rules(nftables, number)?;
+            for chain in &mut chains {
+                let (drops, knows_us) = total(&all, &chain.table, &chain.name);
+                chain.may_drop |= drops;
+                chain.knows_us = knows_us;
+            }
+            found.extend(chains.into_iter().filter(|chain| chain.may_drop));
         }
     }
     Ok(found)
 }
 
-/// Notes what the rules of the chains do, and of the tables that they are in.
-fn read_rules(
-    nftables: &mut Nftables,
-    family: u8,
-    chains: &mut [DroppingChain],
-) -> Result<Vec<(String, Table)>, NetlinkError> {
-    let mut tables: Vec<(String, Table)> = Vec::new();
+/// Whether a chain, or one that it leads to, drops something; and names our devices.
+fn total(all: &Chains, table: &str, chain: &str) -> (bool, bool) {
+    let (mut drops, mut knows_us) = (false, false);
+    let mut seen = BTreeSet::new();
+    let mut next = vec![chain.to_owned()];
+    while let Some(name) = next.pop() {
+        let deeds = all.get(&(table.to_owned(), name.clone()));
+        if let Some(deeds) = deeds.filter(|_| seen.insert(name)) {
+            drops |= deeds.drops;
+            knows_us |= deeds.knows_us;
+            next.extend(deeds.leads_to.iter().cloned());
+        }
+    }
+    (drops, knows_us)
+}
+
+/// What the rules of a family do.
+fn read_rules(nftables: &mut Nftables, family: u8) -> Result<Chains, NetlinkError> {
+    let mut chains = Chains::new();
     let all = |_: &mut Message| {};
     nftables.list(libc::NFT_MSG_GETRULE, family, all, |rule| {
-        let Some(name) = rule.text(attribute::TABLE_NAME) else {
+        let table = rule.text(attribute::TABLE_NAME);
+        let (Some(table), Some(chain)) = (table, rule.text(attribute::RULE_CHAIN)) else {
             return;
         };
-        if tables.last().is_none_or(|(last, _)| last != name) {
-            // Rules are listed table by table.
-            tables.push((name.to_owned(), Table::default()));
+        let key = (table.to_owned(), chain.to_owned());
+        let deeds = chains.entry(key).or_default();
+        let steps = rule.nested(attribute::RULE_EXPRESSIONS);
+        for step in steps.each(attribute::LIST_ELEMENT) {
+            deeds.drops |= drops(step);
+            deeds.leads_to.extend(leads_to(step).map(str::to_owned));
         }
-        let Some((_, table)) = tables.last_mut() else {
-            return;
-        };
-        table.knows_us |= names_us(rule);
-        let is_of = |chain: &&mut DroppingChain| {
-            chain.table == name && rule.text(attribute::RULE_CHAIN) == Some(&chain.name)
-        };
-        match chains.iter_mut().find(is_of) {
-            Some(chain) => {
-                chain.may_drop |= has_step(rule, drops);
-                chain.leads_on |= has_step(rule, leads_on);
-            }
-            None => table.may_drop |= has_step(rule, drops),
-        }
+        deeds.knows_us |= names_us(rule);
     })?;
-    Ok(tables)
+    Ok(chains)
 }
 
 /// A chain of somebody else at one of the places.
@@ -192,13 +204,8 @@ fn chain_of(family: &'static str, object: Attributes<'_>) -> Option<DroppingChai
         place,
         devices,
         may_drop: object.u32(attribute::CHAIN_POLICY) == Some(DROP),
-        leads_on: false,
+        knows_us: false,
     })
-}
-
-fn has_step(rule: Attributes<'_>, is_it: fn(Attributes<'_>) -> bool) -> bool {
-    let steps = rule.nested(attribute::RULE_EXPRESSIONS);
-    steps.each(attribute::LIST_ELEMENT).any(is_it)
 }
 
 /// Whether a step drops or rejects; or may, as a map of verdicts.
@@ -211,21 +218,26 @@ fn drops(step: Attributes<'_>) -> bool {
         Some("reject") => true,
         Some("lookup") => data.u32(LOOKUP_RESULT) == Some(libc::NFT_REG_VERDICT as u32),
         Some("target") => data.text(TARGET_NAME) == Some("REJECT"),
-        Some("immediate") => verdict(step) == Some(DROP),
+        Some("immediate") => {
+            verdict(step).and_then(|it| it.u32(attribute::VERDICT_CODE)) == Some(DROP)
+        }
         _ => false,
     }
 }
 
-fn leads_on(step: Attributes<'_>) -> bool {
-    verdict(step).is_some_and(|code| ELSEWHERE.contains(&code))
+/// The chain that a step jumps or goes to.
+fn leads_to(step: Attributes<'_>) -> Option<&str> {
+    let verdict = verdict(step)?;
+    let code = verdict.u32(attribute::VERDICT_CODE)?;
+    let chain = verdict.text(attribute::VERDICT_CHAIN);
+    chain.filter(|_| ELSEWHERE.contains(&code))
 }
 
-fn verdict(step: Attributes<'_>) -> Option<u32> {
+fn verdict(step: Attributes<'_>) -> Option<Attributes<'_>> {
     let data = step.nested(attribute::EXPRESSION_DATA);
     let verdict = data.nested(attribute::IMMEDIATE_DATA);
-    let verdict = verdict.nested(attribute::DATA_VERDICT);
     let is_verdict = step.text(attribute::EXPRESSION_NAME) == Some("immediate");
-    verdict.u32(attribute::VERDICT_CODE).filter(|_| is_verdict)
+    is_verdict.then(|| verdict.nested(attribute::DATA_VERDICT))
 }
 
 fn names_us(rule: Attributes<'_>) -> bool {

@@ -40,6 +40,7 @@ pub(in crate::os) mod attribute {
     pub(crate) const DATA_VALUE: u16 = 1;
     pub(crate) const DATA_VERDICT: u16 = 2;
     pub(crate) const VERDICT_CODE: u16 = 1;
+    pub(crate) const VERDICT_CHAIN: u16 = 2;
     pub(crate) const IMMEDIATE_DATA: u16 = 2;
     pub(crate) const EXPRESSION_NAME: u16 = 1;
     pub(crate) const EXPRESSION_DATA: u16 = 2;

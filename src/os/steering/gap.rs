@@ -90,8 +90,15 @@ impl Gap {
         };
         let by_port = self.is_inward || self.place == Place::Egress;
         let device = &names[usize::from(!by_port)];
-        let is_it = |chain: &&DroppingChain| places.iter().any(|place| chain.is_at(*place, device));
-        chains.iter().find(is_it)
+        // Those that know the gateway last: they should know what they do.
+        let at = |place: &Place, knows_us| {
+            let is_it = |chain: &&DroppingChain| {
+                chain.is_at(*place, device) && chain.knows_us() == knows_us
+            };
+            chains.iter().find(is_it)
+        };
+        let mut each = [false, true].into_iter();
+        each.find_map(|knows_us| places.iter().find_map(|place| at(place, knows_us)))
     }
 
     /// Whether filters of tc stop them.

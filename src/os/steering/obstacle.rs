@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::os::barrier::{DroppingChain, Passed, Place};
 use crate::os::netlink::{Queue, Traffic, has_ipsec_policies, interface_name};
 use tandemgw_core::flow::PortId;
+use tandemgw_core::gateway::PORT_OF_ERRORS;
 use tandemgw_core::in_quotes::InQuotes;
 
 use super::Steering;
@@ -71,6 +72,8 @@ pub(super) struct Obstacles {
     queues: Vec<Queue>,
     /// Packets that the barrier has let pass to the gateway.
     let_pass: u64,
+    /// Errors of the kernel that it has led there, by the first port.
+    led: u64,
     /// What policies of IPsec have refused.
     refused: u64,
     /// Ports that the gateway read packets of, at the last look.
@@ -203,6 +206,7 @@ impl Steering {
         self.obstacles.traffic = traffic;
         self.obstacles.queues = queues;
         self.obstacles.let_pass = self.let_pass;
+        self.obstacles.led = self.led;
         self.obstacles.refused = refused;
     }
 
@@ -214,9 +218,13 @@ impl Steering {
             let link = posts.get(port.id.index())?.index?;
             let since = |number| more(traffic, &self.obstacles.traffic, number);
             let (outside, inside) = (since(link), since(port.tun));
+            let led = match port.id {
+                PORT_OF_ERRORS => self.led.saturating_sub(self.obstacles.led),
+                _ => 0,
+            };
             let flow = Flow {
                 arrived: outside.received,
-                delivered: inside.sent,
+                delivered: inside.sent.saturating_sub(led),
                 lost: inside.unsent,
                 written: inside.received,
                 left: outside.sent,
@@ -237,7 +245,7 @@ impl Obstacles {
     /// Tells once of a chain that drops some of the packets.
     fn tell_dropped(&mut self, count: u64, chains: &[DroppingChain]) {
         let mut chains = chains.iter();
-        let chain = chains.find(|chain| chain.is_at(Place::Forward, ""));
+        let chain = chains.find(|chain| chain.is_at(Place::Forward, "") && !chain.knows_us());
         if let Some(chain) = chain.filter(|chain| self.told.as_ref() != Some(chain)) {
             log::warn!(
                 "packets dropped by others count={count} why={}",
@@ -348,7 +356,8 @@ impl Look<'_> {
         // What goes out may wait for hosts that do not answer: that is measured.
         let stops = self.is_deaf && flow.arrived > 0;
         let mut chains = self.chains.iter();
-        let chain = chains.find(|chain| stops && chain.is_at(Place::Forward, ""))?;
+        let is_it = |chain: &&DroppingChain| chain.is_at(Place::Forward, "") && !chain.knows_us();
+        let chain = chains.find(|chain| stops && is_it(chain))?;
         Some((Cause::Chain(chain.clone()), chain.to_string()))
     }
 
