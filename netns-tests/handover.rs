@@ -124,3 +124,18 @@ fn primary_that_loses_a_port_hands_over() {
     assert!(pair.b().is_primary());
     sessions.finish();
 }
+
+/// What the other unit has seen meanwhile counts, however little time it had.
+#[test]
+fn roles_that_move_there_and_back_at_once_end_no_connection() {
+    let pair = Pair::started();
+    let mut sessions = Conversations::start(&pair.lab);
+    for _ in 0..10 {
+        for (unit, to) in [(pair.a(), "gw-b"), (pair.b(), "gw-a")] {
+            unit.wait_for_ready_peer();
+            unit.tandemgw(&format!("failover --to {to}")).ok();
+            sessions.go_on();
+        }
+    }
+    sessions.finish();
+}

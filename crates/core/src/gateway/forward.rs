@@ -5,7 +5,7 @@ use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol}
 use crate::packet::build::{self, IcmpProblem};
 use crate::packet::{self, PacketKind, TcpFlags};
 use crate::session::{Session, SessionFlags, SessionId, Tracker, tcp};
-use crate::time::Time;
+use crate::time::{Tick, Time};
 
 use super::fast_path::{EARNS_EACH, FastPath};
 use super::hairpin::turns_back;
@@ -38,7 +38,8 @@ impl Gateway {
         let followed = self.sessions.follow(id, |session, around| {
             way.egress = admit(session, direction, packet.port, checks_source, carries)?;
             if is_behind(session, around.is_stale) {
-                way.is_to_note = fast_path.take_up(id, session, around.is_stale);
+                let now = packet.now.tick();
+                way.is_to_note = fast_path.take_up(now, id, session, around.is_stale);
             }
             way.to = session.translated(direction, around.book);
             (way.policy, way.group) = (session.policy, session.group);
@@ -173,7 +174,7 @@ impl Gateway {
             self.fast_path.peek(id, &mut copy);
         }
         if is_taken_up(session, self.sessions.table().is_stale(session)) {
-            take_up(&mut copy);
+            take_up(packet.now.tick(), &mut copy);
         }
         if !(any_segment && matches!(copy.tracker, Tracker::Tcp(_))) {
             follow(&mut copy, packet, direction)?;
@@ -402,9 +403,9 @@ impl FastPath {
     /// Prepares a session that [is behind](is_behind) for a packet. Returns whether it has entries
     /// in the fast path.
     #[cold]
-    fn take_up(&mut self, id: SessionId, session: &mut Session, stale: bool) -> bool {
+    fn take_up(&mut self, now: Tick, id: SessionId, session: &mut Session, stale: bool) -> bool {
         if is_taken_up(session, stale) {
-            take_up(session);
+            take_up(now, session);
         }
         let is_offloaded = session.flags.contains(SessionFlags::OFFLOADED);
         if is_offloaded {
@@ -415,9 +416,10 @@ impl FastPath {
 }
 
 /// Prepares a session that another unit has tracked for tracking here: its unseen segments must not
-/// count against it.
+/// count against it. It is done once: see [`Table::renew`](crate::session::Table::renew).
 #[cold]
-fn take_up(session: &mut Session) {
+fn take_up(now: Tick, session: &mut Session) {
+    session.last_seen = now.after(1);
     session.flags.clear(SessionFlags::REMOTE);
     session.flags.set(SessionFlags::QUIET);
     if let Tracker::Tcp(tracker) = &mut session.tracker {

@@ -147,7 +147,7 @@ impl Session {
     /// Counts a packet of `bytes` bytes of IP that was accepted at `now`.
     #[inline]
     pub fn record(&mut self, direction: Direction, bytes: u32, now: Tick) {
-        self.last_seen = now;
+        self.last_seen = self.last_seen.max(now);
         self.packets[direction as usize] += 1;
         self.bytes[direction as usize] += u64::from(bytes);
     }

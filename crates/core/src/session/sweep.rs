@@ -147,8 +147,11 @@ impl Table {
 
     /// Gives every session of `group` a fresh lease, as if a packet of each had arrived at `now`:
     /// packets that another unit has seen are not known here.
+    ///
+    /// A tick is long: another unit may have followed a session that was seen here in this very
+    /// one. So only what is seen in a later one is not stale.
     pub fn renew(&mut self, group: GroupId, now: Tick) {
-        self.renewed[usize::from(group.0) % MAX_GROUPS] = now;
+        self.renewed[usize::from(group.0) % MAX_GROUPS] = now.after(1);
     }
 
     /// The session with this id, to be changed, and whether it is stale: not seen here since its
@@ -246,6 +249,20 @@ mod tests {
         table
             .insert(Session::new(&key, now), &AddressBook::new())
             .unwrap()
+    }
+
+    /// Another unit may have had the group for a part of the tick.
+    #[test]
+    fn what_was_seen_in_the_tick_of_a_renewal_is_stale() {
+        let mut table = table(1, 30, 30);
+        let id = add(&mut table, 1, Tick(7));
+        let is_stale = |table: &Table| table.is_stale(table.get(id).unwrap());
+        assert!(!is_stale(&table));
+        table.renew(GroupId(0), Tick(7));
+        assert!(is_stale(&table));
+        let (session, _) = table.get_mut_with_staleness(id).unwrap();
+        session.last_seen = Tick(8);
+        assert!(!is_stale(&table));
     }
 
     /// Sweeps as the event loop does, and removes what has expired.
