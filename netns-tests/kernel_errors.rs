@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::capture::Capture;
-use crate::conversation::{Conversation, line_server};
+use crate::conversation::{Conversation, Conversations, line_server};
 use crate::interference::forward_everywhere;
 use crate::lab::{LAN_GATEWAY, LAN1, LAN2, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
@@ -28,16 +28,20 @@ const RULES_GO: &str =
 /// them a better way.
 const AROUND: [&str; 2] = ["10.77.1.200", "fd77:1::200"];
 
-/// A unit that says as much as a kernel can, under packets of all kinds.
-fn talkative() -> (Lab, Vec<Process>) {
-    let mut lab = Lab::new();
-    let unit = &lab.unit.ns;
+/// Lets a unit say as much as a kernel can.
+fn let_it_talk(unit: &Namespace) {
     forward_everywhere(unit);
     for place in ["all", "default", "eth0", "eth1"] {
         unit.sysctl(&format!("ipv4/conf/{place}/send_redirects"), "1");
     }
     unit.sysctl("ipv4/icmp_ratemask", "0");
     unit.sysctl("ipv6/icmp/ratelimit", "0");
+}
+
+/// A unit that does, under packets of all kinds.
+fn talkative() -> (Lab, Vec<Process>) {
+    let mut lab = Lab::new();
+    let_it_talk(&lab.unit.ns);
     lab.server.run("ip route add 10.77.1.0/24 via 10.77.2.2");
     lab.server.run("ip route add fd77:1::/64 via fd77:2::2");
     lab.unit.prepend_policy(ACCEPTED_IN);
@@ -53,6 +57,12 @@ fn talkative() -> (Lab, Vec<Process>) {
         lab.lan1
             .run(&format!("ip route add {around} via {gateway}"));
     }
+    let traffic = traffic(&lab);
+    (lab, traffic)
+}
+
+/// Packets of which a kernel has something to say.
+fn traffic(lab: &Lab) -> Vec<Process> {
     let nowhere = ["198.51.100.1", "2001:db8::1"];
     let silent = ["10.77.2.77", "fd77:2::77"];
     let outward = [SERVER, nowhere, silent, AROUND, LAN_GATEWAY];
@@ -76,7 +86,7 @@ fn talkative() -> (Lab, Vec<Process>) {
             traffic.push(Process::spawn(datagrams, "long datagrams"));
         }
     }
-    (lab, traffic)
+    traffic
 }
 
 /// A policy for what comes by a forward.
@@ -287,6 +297,47 @@ fn rejections_of_others_tell_no_address() {
     said.into_iter().for_each(Capture::assert_empty);
 }
 
+/// Marks of others lead what the kernel says elsewhere, before our own mark or after it.
+#[test]
+fn marks_of_others_tell_no_address() {
+    let mut lab = Lab::new();
+    let_it_talk(&lab.unit.ns);
+    lab.unit.prepend_policy(ACCEPTED_IN);
+    lab.unit.config += INWARD;
+    lab.unit.start();
+    narrow_ways(&lab.unit.ns);
+    let outside = Capture::start(&lab.server, "eth0", TELLS_OF_INSIDE);
+    let mark = |priority: i32| {
+        lab.unit.ns.sh(&format!(
+            "nft 'table inet other {{ chain out {{ type route hook output priority {priority}; \
+             icmp type destination-unreachable counter mark set 5; \
+             icmpv6 type packet-too-big counter mark set 5; }}; }}'; \
+             for family in -4 -6; do ip $family rule add pref 100 fwmark 5 lookup main; done"
+        ));
+    };
+    mark(2000);
+    for gateway in WAN_GATEWAY.map(bracketed) {
+        for _ in 0..5 {
+            lab.server.sh(&format!(
+                "head -c 1400 /dev/zero | socat -b 1400 -t 0.1 - UDP:{gateway}:8080 || true"
+            ));
+        }
+    }
+    let counted = lab.unit.ns.sh("nft list table inet other");
+    assert!(
+        !counted.contains("packets 0 "),
+        "nothing to mark: {counted}"
+    );
+    lab.unit.ns.sh(
+        "nft delete table inet other; for family in -4 -6; do ip $family rule del pref 100; done",
+    );
+    mark(-150);
+    for (from, to) in SERVER.iter().zip(WAN_GATEWAY) {
+        learns_the_mtu(&lab.server, from, to);
+    }
+    outside.assert_empty();
+}
+
 const TOO_BIG: &str = "(icmp[0] == 3 and icmp[1] == 4) or (icmp6 and ip6[40] == 2)";
 
 /// Too-big of packets to the first host inside.
@@ -295,7 +346,8 @@ const TOO_BIG_INSIDE: &str = "(icmp[0] == 3 and icmp[1] == 4 and icmp[24:4] == 0
 
 #[test]
 fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
-    for translated in [true, false] {
+    // Without an address of its own, a kernel says nothing over IPv4.
+    for (translated, has_own) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut lab = Lab::new();
         lab.unit.prepend_policy(ACCEPTED_IN);
         lab.unit.config += INWARD;
@@ -305,11 +357,17 @@ fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
                 lab.server.run(&format!("ip route add {net} via {gateway}"));
             }
         }
+        if !has_own {
+            for port in ["eth0", "eth1"] {
+                let ns = &lab.unit.ns;
+                ns.run(&format!("ip addr flush dev {port} scope global"));
+            }
+        }
         lab.unit.start();
         narrow_ways(&lab.unit.ns);
         let seen = [&lab.lan1, &lab.server].map(|host| Capture::start(host, "eth0", TOO_BIG));
         let inside = Capture::start(&lab.server, "eth0", TOO_BIG_INSIDE);
-        for family in 0..2 {
+        for family in usize::from(!has_own)..2 {
             learns_the_mtu(&lab.lan1, LAN1[family], SERVER[family]);
             learns_the_mtu(&lab.server, SERVER[family], WAN_GATEWAY[family]);
             if !translated {
@@ -325,4 +383,80 @@ fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
         let inside = inside.stop();
         assert!(!translated || inside.is_empty(), "told outside: {inside}");
     }
+}
+
+/// Each standby gets packets that are not for it: of a host that knows an old address for good, and
+/// of a server that sends to the unit itself.
+fn talkative_pair() -> (Pair, Vec<Process>) {
+    let mut pair = Pair::new();
+    let policy = format!("[[policy]]\n{ACCEPTED_IN}\n\n[[policy]]");
+    pair.edit("[[policy]]", &policy);
+    for unit in [&mut pair.lab.unit, &mut pair.b] {
+        unit.config += INWARD;
+        let_it_talk(&unit.ns);
+    }
+    for (net, by) in [("10.77.1.0/24", "10.77.2.3"), ("fd77:1::/64", "fd77:2::2")] {
+        pair.lab.server.run(&format!("ip route add {net} via {by}"));
+    }
+    pair.start();
+    let of_b = pair.b().ns.mac_text("eth0");
+    for (gateway, around) in LAN_GATEWAY.iter().zip(AROUND) {
+        pair.lab.lan2.run(&format!(
+            "ip neigh replace {gateway} lladdr {of_b} nud permanent dev eth0"
+        ));
+        for host in [&pair.lab.lan1, &pair.lab.lan2] {
+            host.run(&format!("ip route add {around} via {gateway}"));
+        }
+    }
+    for unit in [pair.a(), pair.b()] {
+        narrow_ways(&unit.ns);
+    }
+    let mut traffic = traffic(&pair.lab);
+    let nowhere = ["198.51.100.1", "2001:db8::1"];
+    for to in [SERVER, nowhere, AROUND].as_flattened() {
+        for hops in [1, 64] {
+            let ping = format!("ping -q -i 0.02 -s 1400 -M probe -W 1 -t {hops} {to}");
+            traffic.push(pair.lab.lan2.spawn(&ping));
+        }
+    }
+    (pair, traffic)
+}
+
+#[test]
+fn kernels_say_nothing_at_a_standby_and_while_roles_move() {
+    let (mut pair, _traffic) = talkative_pair();
+    let resets = format!("({SAID}) or tcp[13] & 4 != 0");
+    let hosts = [&pair.lab.lan1, &pair.lab.lan2, &pair.lab.server];
+    let said = hosts.map(|host| Capture::start(host, "eth0", &resets));
+    // The server pings the host inside by its address too, which the policy accepts.
+    let inside = "((src net 10.77.1.0/24 or src net fd77:1::/64) and not icmp and not icmp6) or \
+        (icmp[0] != 0 and icmp[0] != 8 and icmp[17] == 17 and icmp[24:4] == 0x0a4d0164) or \
+        (icmp6 and ip6[40] < 128 and ip6[54] == 17 and ip6[72:4] == 0xfd770001 and ip6[84:4] == 0x100)";
+    let inside = Capture::start(&pair.lab.server, "eth0", inside);
+    let mut talks = Conversations::start(&pair.lab);
+    thread::sleep(Duration::from_secs(4));
+    // The standby's rules go, and come back.
+    pair.b().ns.sh(&RULES_GO.replace("200", "20"));
+    talks.go_on();
+    for (from, to) in [("gw-a", "gw-b"), ("gw-b", "gw-a")] {
+        let unit = if from == "gw-a" { pair.a() } else { pair.b() };
+        unit.wait_for_ready_peer();
+        unit.tandemgw(&format!("failover --to {to}")).ok();
+        talks.go_on();
+    }
+    pair.a().wait_for_ready_peer();
+    let term = pair.a().term();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(term);
+    talks.go_on();
+    pair.a_mut().start();
+    pair.b().wait_for_ready_peer();
+    talks.go_on();
+    talks.finish();
+    for said in said {
+        let seen = said.stop();
+        let some: Vec<&str> = seen.lines().take(20).collect();
+        assert!(some.is_empty(), "said by a kernel itself: {some:#?}");
+    }
+    inside.assert_empty();
 }
