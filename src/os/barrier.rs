@@ -186,7 +186,25 @@ impl Barrier {
     /// # Errors
     /// What the kernel refuses.
     pub fn restore(&mut self) -> Result<(), NetlinkError> {
-        self.replace_table(INET, rules::forward())?;
+        // In one step, so that nothing passes while parts are missing.
+        let is_whole = self.replace_table(INET, rules::forward(), true).is_ok();
+        (self.has_detour, self.has_hops) = (is_whole, is_whole);
+        if !is_whole {
+            self.restore_in_parts()?;
+        }
+        if let Err(error) = self.replace_table(BRIDGE, rules::bridge(), false) {
+            log::debug!(
+                "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
+                InQuotes(&error)
+            );
+        }
+        Ok(())
+    }
+
+    /// Sets what this kernel takes. It may lack what some chains need, or an interface has just
+    /// gone.
+    fn restore_in_parts(&mut self) -> Result<(), NetlinkError> {
+        self.replace_table(INET, rules::forward(), false)?;
         let detour = self.add_detour();
         self.has_detour = detour.is_ok();
         if let Err(error) = detour {
@@ -203,12 +221,6 @@ impl Barrier {
             log::warn!(
                 "hop limits left to the kernel error={} \
                  effect=\"traceroute shows an address of this unit beside the virtual one\"",
-                InQuotes(&error)
-            );
-        }
-        if let Err(error) = self.replace_table(BRIDGE, rules::bridge()) {
-            log::debug!(
-                "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
                 InQuotes(&error)
             );
         }
@@ -301,7 +313,14 @@ impl Barrier {
         }
     }
 
-    fn replace_table(&mut self, family: u8, rules: Vec<Rule<'_>>) -> Result<(), NetlinkError> {
+    /// `is_whole`: with the chains that a kernel may lack the means for.
+    fn replace_table(
+        &mut self,
+        family: u8,
+        rules: Vec<Rule<'_>>,
+        is_whole: bool,
+    ) -> Result<(), NetlinkError> {
+        let devices = self.devices();
         let (table, sets) = (self.table.clone(), Sets::of(&self.posts, &self.own));
         let error_mark = self.error_mark;
         let local = local_in::rules(&self.local, &self.posts);
@@ -342,11 +361,14 @@ impl Barrier {
                 batch.add_rule(LOCAL_IN, &rule.expressions(), &rule.comment);
             }
         }
+        if is_whole {
+            add_detour_to(&mut batch, &devices);
+            add_chain(&mut batch, HOPS, &prerouting(), rules::hops());
+        }
         nftables.commit(batch)
     }
 
-    /// Adds the chain for packets whose hop limit ends here. Apart from the others: a kernel may
-    /// lack what its rules need.
+    /// Adds the chain for packets whose hop limit ends here.
     fn add_hops(&mut self) -> Result<(), NetlinkError> {
         let table = self.table.clone();
         let nftables = self.nftables()?;
@@ -356,25 +378,12 @@ impl Barrier {
     }
 
     /// Adds the chains that mark what comes in by the ports, and that drop what is marked and comes
-    /// by another device. Apart from the others for the same reason.
+    /// by another device.
     fn add_detour(&mut self) -> Result<(), NetlinkError> {
         let (table, devices) = (self.table.clone(), self.devices());
         let nftables = self.nftables()?;
         let mut batch = nftables.batch(INET, &table);
-        add_chain(&mut batch, DETOUR, &prerouting(), rules::detour());
-        for (number, devices) in devices.chunks(DEVICES_PER_CHAIN).enumerate() {
-            let hook = Hook {
-                number: NF_INET_INGRESS,
-                priority: PRIORITY,
-                devices: devices.to_vec(),
-            };
-            add_chain(
-                &mut batch,
-                &arrivals(number),
-                &hook,
-                rules::arrivals_of_a_port(),
-            );
-        }
+        add_detour_to(&mut batch, &devices);
         nftables.commit(batch)
     }
 
@@ -405,6 +414,19 @@ pub fn examine(node: &str, posts: &[Post]) -> Result<Condition, NetlinkError> {
 /// The name of the tables of a node.
 pub fn table_name(node: &str) -> String {
     format!("{PREFIX}{node}")
+}
+
+/// Adds the chains for what a device above a port takes.
+fn add_detour_to(batch: &mut Batch, devices: &[String]) {
+    add_chain(batch, DETOUR, &prerouting(), rules::detour());
+    for (number, devices) in devices.chunks(DEVICES_PER_CHAIN).enumerate() {
+        let hook = Hook {
+            number: NF_INET_INGRESS,
+            priority: PRIORITY,
+            devices: devices.to_vec(),
+        };
+        add_chain(batch, &arrivals(number), &hook, rules::arrivals_of_a_port());
+    }
 }
 
 /// Adds the chains that lead errors of the kernel to the gateway.
