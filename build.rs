@@ -225,6 +225,32 @@ const EXAMPLES: &[Examples] = &[
         )],
     ),
     (
+        "tandemgw-web-password",
+        &[(
+            "For the gateway's user, as the page needs it.",
+            "sudo -u tandemgw tandemgw web-password --out /var/lib/tandemgw/web-password",
+        )],
+    ),
+    (
+        "tandemgw-ipfix",
+        &[(
+            "To nfcapd of nfdump on another machine.",
+            "tandemgw ipfix --collector 192.0.2.50:4739",
+        )],
+    ),
+    (
+        "tandemgw-drain",
+        &[("Empty a unit of the cluster.", "tandemgw drain gw-b")],
+    ),
+    (
+        "tandemgw-ha",
+        &[("All switches of the pair.", "tandemgw ha get")],
+    ),
+    (
+        "tandemgw-config",
+        &[("What is in force?", "tandemgw config show")],
+    ),
+    (
         "tandemgw-reload",
         &[(
             "Put a changed file in force; keeps the old config if it has mistakes.",
@@ -351,11 +377,11 @@ fn page(command: &Command, name: &str, folder: &Path) -> Result<(), Box<dyn Erro
     if ["tandemgw", "tandemgw-run"].contains(&name) {
         text.write_all(RUN_SECTIONS.as_bytes())?;
     }
-    if let Some((_, examples)) = EXAMPLES.iter().find(|(command, _)| *command == name) {
-        writeln!(text, ".SH EXAMPLES")?;
-        for (what, typed) in *examples {
-            writeln!(text, ".TP\n{what}\n\\fB{}\\fR", typed.replace('-', "\\-"))?;
-        }
+    let examples = EXAMPLES.iter().find(|(command, _)| *command == name);
+    let (_, examples) = examples.ok_or_else(|| format!("no example of {name}"))?;
+    writeln!(text, ".SH EXAMPLES")?;
+    for (what, typed) in *examples {
+        writeln!(text, ".TP\n{what}\n\\fB{}\\fR", typed.replace('-', "\\-"))?;
     }
     text.write_all(SECTIONS.as_bytes())?;
     let mut related: Vec<String> = visible()

@@ -1,5 +1,7 @@
 //! Planned handovers: on request, at the end of a unit, for a better unit. Nothing is lost.
 
+use std::time::{Duration, Instant};
+
 use crate::conversation::{Conversations, Streams};
 use crate::lab::{SERVER, bracketed};
 use crate::pair::{Pair, set_port};
@@ -101,6 +103,27 @@ fn unit_with_override_takes_back_and_loses_nothing() {
     streams.wait_for_more();
     streams.assert_whole();
     sessions.finish();
+}
+
+#[test]
+fn unit_that_returns_waits_for_its_time_before_it_takes_back() {
+    let mut pair = Pair::new();
+    let wait = "group-id = 7\noverride = true\noverride-wait-time = \"3s\"";
+    pair.edit("group-id = 7", wait);
+    pair.start();
+    pair.a().wait_for_ready_peer();
+    pair.a_mut().kill();
+    pair.wait_for_takeover_by_b(1);
+    let returned = Instant::now();
+    pair.a_mut().start();
+    pair.a().wait_until_ready();
+    assert!(pair.b().is_primary(), "it is ready, and waits");
+    wait_until("gw-a has taken back", || pair.a().is_primary());
+    let waited = returned.elapsed();
+    println!("taken back after {waited:?}");
+    // Half a second for the handover, and the rest for a busy machine.
+    let allowed = Duration::from_secs(3)..Duration::from_secs(6);
+    assert!(allowed.contains(&waited), "{waited:?}");
 }
 
 #[test]

@@ -13,13 +13,16 @@ die() {
     exit 1
 }
 
-# The programs that the tests and the demo use, each with the Debian package that has it.
+# The programs that the labs and the demo use, each with the Debian package that has it; and those that only tests
+# and benches use.
 LAB_PROGRAMS=(
-    ip=iproute2 ss=iproute2 nft=nftables unshare=util-linux ping=iputils-ping curl=curl
-    nginx=nginx-light iperf3=iperf3 tcpdump=tcpdump traceroute=traceroute mtr=mtr-tiny dig=dnsutils
-    dnsmasq=dnsmasq-base socat=socat ethtool=ethtool cmp=diffutils jq=jq tshark=tshark
-    mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus
-    chromium=chromium chromedriver=chromium-driver openssl=openssl nfcapd=nfdump
+    ip=iproute2 nft=nftables unshare=util-linux ping=iputils-ping curl=curl nginx=nginx-light iperf3=iperf3
+    traceroute=traceroute socat=socat cmp=diffutils jq=jq
+)
+TEST_PROGRAMS=(
+    ss=iproute2 tcpdump=tcpdump mtr=mtr-tiny dig=dnsutils dnsmasq=dnsmasq-base ethtool=ethtool tshark=tshark
+    mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus chromium=chromium
+    chromedriver=chromium-driver openssl=openssl nfcapd=nfdump
 )
 
 # need WHY PROGRAM=PACKAGE…: installs the packages whose program is missing.
@@ -75,8 +78,13 @@ need_rust() {
     need "links what Rust compiles" cc=build-essential
 }
 
+need_tests() {
+    need "the tests use" "${TEST_PROGRAMS[@]}"
+    need_lab
+}
+
 need_lab() {
-    need "the network tests use" "${LAB_PROGRAMS[@]}"
+    need "the network in namespaces uses" "${LAB_PROGRAMS[@]}"
     [ -e /dev/net/tun ] || as_root "modprobe tun" || true
     [ -e /dev/net/tun ] || die "/dev/net/tun is missing: load the module tun, or in a container pass --device /dev/net/tun"
     if ! { [ -r /dev/net/tun ] && [ -w /dev/net/tun ]; }; then
