@@ -98,7 +98,7 @@ pub fn measure(folder: &Path) -> Result<()> {
         ("listing", r#"{"command":"sessions"}"#, Some(SESSIONS + 1)),
         (
             "listing of few",
-            r#"{"command":"sessions","filter":["src","192.0.2.9"]}"#,
+            r#"{"command":"sessions","filter":["src=192.0.2.9"]}"#,
             None,
         ),
         ("count", r#"{"command":"count"}"#, None),
@@ -264,6 +264,9 @@ fn serve(
             line.clear();
             if reader.read_until(b'\n', &mut line)? == 0 {
                 break;
+            }
+            if line.starts_with(b"{\"error\"") {
+                return Err(std::io::Error::other(String::from_utf8_lossy(&line)));
             }
             count += 1;
         }
