@@ -12,6 +12,7 @@ use tandemgw_core::gateway::Role;
 
 use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link};
 use testkit::packets::{ACK, FIN_ACK, Pkt, SYN, SYN_ACK, tcp, udp};
+use testkit::pair::Pair;
 
 const ROOM: usize = 4;
 
@@ -293,4 +294,37 @@ fn quiet_sessions_make_room() {
     assert_eq!(fast.in_force(), 2 * left);
     fast.converse(&net, 5000);
     assert_eq!(fast.in_force(), 2 * (left + 1));
+}
+
+/// With a guarantee, a session that the kernel forwards is one that a peer holds.
+#[test]
+fn a_session_is_not_entered_before_a_peer_holds_it() {
+    let name = "name = \"lan-out\"\n";
+    let guaranteed = format!("{name}pickup-guarantee = \"bounded\"\n");
+    let config = CONFIG.replacen(name, &guaranteed, 1);
+    for net in Net::both() {
+        let mut pair = Pair::of_config(&config);
+        pair.units[0].use_fast_path(Memory::unshared(1, ROOM));
+        for (number, port) in [(2, LAN), (3, WAN)] {
+            pair.units[0].set_fast_interface(port, Some(number));
+        }
+        let query = udp((net.host, 4000), (net.server, 53));
+        let answer = query.clone().src(net.wan_vip).answer();
+        assert_eq!(pair.send(0, LAN, &query), Verdict::Consumed, "it waits");
+        // The wait ends, and the peer has been told nothing: the stream stands still.
+        pair.now = pair.now + Duration::from_millis(20);
+        pair.units[0].handle_timeout(pair.now);
+        let converse = |pair: &mut Pair| {
+            for _ in 0..16 {
+                assert_eq!(pair.send(0, LAN, &query), Verdict::Forward);
+                assert_eq!(pair.send(0, WAN, &answer), Verdict::Forward);
+            }
+            let changes = pair.units[0].poll_fast_path(pair.now);
+            let entered = |change: &&Change| matches!(change, Change::Insert { .. });
+            changes.iter().filter(entered).count()
+        };
+        assert_eq!(converse(&mut pair), 0);
+        pair.exchange();
+        assert_eq!(converse(&mut pair), 2);
+    }
 }

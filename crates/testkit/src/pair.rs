@@ -38,12 +38,17 @@ impl Pair {
     /// gw-a is primary, and gw-b follows it.
     pub fn new() -> Pair {
         static CONFIGS: OnceLock<[Config; 2]> = OnceLock::new();
-        Pair::of(CONFIGS.get_or_init(|| configs("")))
+        Pair::of(CONFIGS.get_or_init(|| configs("", CONFIG)))
     }
 
     /// With additions to the usual config, before `[ha]`.
     pub fn with(more: &str) -> Pair {
-        Pair::of(&configs(more))
+        Pair::of(&configs(more, CONFIG))
+    }
+
+    /// With this config in place of the usual one, for both.
+    pub fn of_config(config: &str) -> Pair {
+        Pair::of(&configs("", config))
     }
 
     fn of([a, b]: &[Config; 2]) -> Pair {
@@ -210,10 +215,10 @@ const ROUTES: &[(&str, PortId)] = &[
     ("2001:db8:7::/48", WAN),
 ];
 
-fn configs(more: &str) -> [Config; 2] {
+fn configs(more: &str, config: &str) -> [Config; 2] {
     [("gw-a", "gw-b", 1, 200), ("gw-b", "gw-a", 2, 100)].map(|(name, other, number, priority)| {
             let named = format!("name = \"{name}\"\nkey = \"{name}.key\"");
-            let base = CONFIG.replacen("name = \"gw\"", &named, 1);
+            let base = config.replacen("name = \"gw\"", &named, 1);
             let base = base.replacen("max-sessions = 1024", "max-sessions = 8192", 1);
             let ha = format!(
                 "[ha]\ngroup-id = 7\npriority = {priority}\nheartbeat-interval = \"200ms\"\nheartbeat-lost-threshold = 3\n\
