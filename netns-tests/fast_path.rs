@@ -191,6 +191,38 @@ fn an_interface_made_again_is_in_the_fast_path_again() {
     drop(streams);
 }
 
+/// Packets to it go through the process again, as long as it does not answer.
+#[test]
+fn a_host_that_is_gone_has_no_fast_path() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    for family in ["arp", "inet"] {
+        lab.server.sh(&format!(
+            "nft add table {family} f; \
+             nft 'add chain {family} f i {{ type filter hook input priority 0; policy drop; }}'"
+        ));
+    }
+    // It knows for up to 45 s that they answered.
+    lab.unit.ns.sh("ip neigh flush dev eth1");
+    wait_until("no session is offloaded", || {
+        let sessions = lab.unit.sessions("proto=udp");
+        sessions.iter().all(|session| session["offloaded"] == false)
+    });
+    let session = lab.unit.sessions("proto=udp").remove(0);
+    let (src, dst) = (session["src"].as_str(), session["dst"].as_str());
+    let packet = format!("udp {} {}", src.expect("a source"), dst.expect("a target"));
+    let explained = lab
+        .unit
+        .tandemgw(&format!("explain {packet} --in lan --json"))
+        .ok();
+    let why = "\"why_not_offloaded\":\"its next hop does not answer\"";
+    assert!(explained.stdout.contains(why), "{}", explained.stdout);
+    lab.server.sh("nft flush ruleset");
+    wait_for_offload(&lab.unit);
+    drop(streams);
+}
+
 /// Nothing is forwarded for a process that is gone, and not for long for one that hangs.
 #[test]
 fn the_kernel_does_not_forward_for_a_dead_process() {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandemgw_core::capture::{Filter, MAX_SNAPSHOT, Options};
-use tandemgw_core::event::Verdict;
+use tandemgw_core::event::{KernelLookup, Verdict};
 use tandemgw_core::fast_path::{Change, ENTRY_LEN, Memory};
 use tandemgw_core::flow::{GroupId, PortId};
 use tandemgw_core::gateway::Role;
@@ -151,6 +151,30 @@ fn what_concerns_a_session_ends_its_entries_at_once() {
             assert_eq!(fast.in_force(), 0, "after {what}");
             fast.lab.gateway.check_invariants();
         }
+    }
+}
+
+/// The process hears from the kernel that a host is gone, and its sender is told.
+#[test]
+fn a_next_hop_that_does_not_answer_takes_its_sessions_out() {
+    for net in Net::both() {
+        let mut fast = Fast::new();
+        let query = fast.converse(&net, 4000);
+        let tell = |fast: &mut Fast, lookup| {
+            let lab = &mut fast.lab;
+            lab.gateway
+                .handle_kernel_lookup(lab.now, WAN, net.server, lookup);
+        };
+        tell(&mut fast, KernelLookup::Missed);
+        fast.pass(Duration::from_millis(1100));
+        assert_eq!(fast.in_force(), 0);
+        for _ in 0..32 {
+            fast.send(LAN, &query);
+        }
+        assert_eq!(fast.in_force(), 0);
+        tell(&mut fast, KernelLookup::Found);
+        fast.converse(&net, 4000);
+        assert_eq!(fast.in_force(), 2);
     }
 }
 

@@ -12,7 +12,7 @@
 mod entries;
 mod seen;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::fast_path::{Change, Flow, Memory};
@@ -46,6 +46,8 @@ const HOT_EACH: Duration = Duration::from_millis(1);
 const HOT_FROM: u64 = 1 << 20;
 const HOT_UNTIL: u64 = 4096;
 const MOST_HOT: usize = 256;
+/// Next hops that do not answer, and are remembered. Packets to others are lost in the kernel.
+const MOST_LOST: usize = 1024;
 
 /// The sessions in the fast path.
 #[derive(Default)]
@@ -70,6 +72,8 @@ pub(super) struct FastPath {
     next_lease: Time,
     hot: Vec<u32>,
     next_hot: Time,
+    /// Next hops that the kernel has looked for in vain.
+    lost: BTreeSet<(PortId, Addr)>,
     tally: Vec<Tally>,
     /// By group: when packets of its sessions were last forwarded, by direction.
     carried: Vec<[Option<Tick>; 2]>,
@@ -219,6 +223,19 @@ impl FastPath {
     fn part(&mut self, now: Time, id: SessionId, number: u32) {
         self.by_session.remove(&id.0);
         self.settling.push_back((now + SETTLES_AFTER, number));
+    }
+
+    /// The kernel has looked for a next hop in vain. Its sessions go back to the process within a
+    /// second, where their senders are told.
+    pub(super) fn lose_next_hop(&mut self, port: PortId, addr: Addr) {
+        if self.memory.is_some() && self.lost.len() < MOST_LOST {
+            self.lost.insert((port, addr));
+        }
+    }
+
+    /// A next hop answers, or is looked for again from the start.
+    pub(super) fn find_next_hop(&mut self, port: PortId, addr: Addr) {
+        self.lost.remove(&(port, addr));
     }
 
     fn has_room(&self) -> bool {

@@ -131,7 +131,11 @@ impl Gateway {
         let is_up = self.links.find(port).is_some_and(|link| link.up);
         if !is_up || lookup == KernelLookup::Found {
             self.hosts.lookups.hosts.remove(&host);
+            self.fast_path.find_next_hop(port, addr);
             return;
+        }
+        if lookup == KernelLookup::Missed {
+            self.fast_path.lose_next_hop(port, addr);
         }
         let (wait, asks) = match lookup {
             // It asks again by itself.

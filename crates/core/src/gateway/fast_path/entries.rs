@@ -154,6 +154,9 @@ impl Gateway {
         if next_hop.family() != to.dst.family() {
             return Err("its next hop is of the other family");
         }
+        if self.fast_path.lost.contains(&(egress, next_hop)) {
+            return Err("its next hop does not answer");
+        }
         let mtu = self.routes.lookup(&to.dst).ok_or(NO_ROUTE)?.mtu;
         Ok(Way {
             flow: Flow {
