@@ -48,6 +48,17 @@ pub fn is_at_all_ports(unit: &Unit) -> bool {
     ports.iter().all(|port| port["offload"] == "ebpf")
 }
 
+/// Waits until the program is at the ports, or can't be there.
+#[track_caller]
+pub fn wait_until_attached(unit: &Unit) {
+    wait_until("the program is at the ports, or can't be", || {
+        let status = unit.status();
+        let ports = status["ports"].as_array().expect("ports");
+        let waits = |port: &Value| port["why_no_ebpf"] == "it is not attached yet";
+        !ports.iter().any(waits)
+    });
+}
+
 fn pair() -> Option<Pair> {
     let mut pair = Pair::new();
     want_ebpf(&mut pair.lab.unit);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::fast_path::wait_until_attached;
 use crate::lab::Lab;
 use crate::pair::Pair;
 use crate::service::open_sessions;
@@ -80,6 +81,7 @@ const STATUS: &str = "{\"command\":\"status\"}\n";
 fn clients_of_the_control_socket_keep_nobody_out_and_cost_no_packet() {
     let lab = Lab::started();
     let unit = &lab.unit;
+    wait_until_attached(unit);
     let before = (unit.memory(), descriptors(unit));
     let pings = Pings::start(&lab);
     // Garbage of all kinds is answered, if at all, with one line.
@@ -181,7 +183,7 @@ fn two_clients_that_end_all_sessions_end_each_once() {
 fn descriptors_that_run_out_neither_spin_nor_last() {
     let mut lab = Lab::new();
     lab.unit.config.push_str("\n[metrics]\n");
-    lab.unit.launch_by("ulimit -n 30; exec \"$@\"");
+    lab.unit.launch_by("ulimit -n 40; exec \"$@\"");
     lab.unit.start();
     let page = "curl -sS -m 20 -f -o /dev/null http://127.0.0.1:10747/metrics";
     lab.unit.ns.run(page);
