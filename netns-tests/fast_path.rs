@@ -234,6 +234,26 @@ fn a_host_that_is_gone_has_no_fast_path() {
     drop(streams);
 }
 
+/// What comes to the process is little then, and that is no sign of a filter that drops the rest.
+#[test]
+fn a_harmless_filter_is_not_blamed_for_what_the_kernel_forwards() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    lab.lan1.run("ping -c 20 -i 0.1 -W 2 10.77.2.100");
+    for port in ["eth0", "eth1"] {
+        lab.unit.ns.run(&format!("tc qdisc add dev {port} clsact"));
+    }
+    thread::sleep(Duration::from_secs(6));
+    let status = lab.unit.status();
+    for port in status["ports"].as_array().expect("ports") {
+        assert_eq!(port["fault"], Value::Null, "{port}");
+    }
+    let log = lab.unit.log();
+    assert!(!log.contains("port does not work"), "{log}");
+    drop(streams);
+}
+
 /// Nothing is forwarded for a process that is gone, and not for long for one that hangs.
 #[test]
 fn the_kernel_does_not_forward_for_a_dead_process() {

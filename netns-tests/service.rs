@@ -196,6 +196,8 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
     let mut lab = Lab::new();
     let before = lab.unit.ns.run("ip rule");
     lab.unit.start();
+    // A thread that ends puts the program of the fast path at the ports.
+    fast_path::wait_until_attached(&lab.unit);
     for (key, value) in [
         ("CapEff", NET_ADMIN_AND_RAW),
         ("CapPrm", NET_ADMIN_AND_RAW),

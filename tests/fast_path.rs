@@ -475,6 +475,37 @@ fn one_store_ends_what_an_entry_allows() {
     assert!(session.last() <= clock::now() && session.last().as_nanos() > 0);
 }
 
+/// By interface and family; what goes on to the process does not count.
+#[test]
+fn what_it_takes_is_counted() {
+    let Some(fast_path) = load() else { return };
+    cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+    let packets = [false, true].map(|v6| {
+        let (from, to) = example(v6, Protocol::UDP);
+        enter(&fast_path, from, &entry(to, Direction::Original));
+        packet(&from, b"hello").bytes()
+    });
+    let (stranger, _) = example(false, Protocol::TCP);
+    let counts = || [LOOPBACK, 99].map(|interface| fast_path.taken().of(interface));
+    let before = counts();
+    for (ip, times) in packets.iter().zip([3, 2]) {
+        for _ in 0..times {
+            assert!(run(&fast_path, ip, false).is_some());
+        }
+    }
+    assert_eq!(
+        run(&fast_path, &packet(&stranger, b"").bytes(), false),
+        None
+    );
+    let ([here, elsewhere], [before, _]) = (counts(), before);
+    let taken = [0, 1].map(|at: usize| {
+        let packets = here[at].packets_since(before[at]);
+        (packets, here[at].segments_since(before[at]))
+    });
+    assert_eq!(taken, [(3, 3), (2, 2)]);
+    assert_eq!(elsewhere, [Default::default(); 2]);
+}
+
 #[test]
 fn the_unusual_is_the_gateways() {
     let Some(fast_path) = load() else { return };

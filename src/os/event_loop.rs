@@ -225,6 +225,9 @@ impl Shell {
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
         self.follow_first(&mut steering);
+        if let Some(taken) = self.fast.taken() {
+            steering.set_taken(taken);
+        }
         match Upkeep::begin(steering, groups, self.gateway.config(), &self.waker) {
             Ok(upkeep) => self.upkeep = Some(upkeep),
             Err(error) => return (Err(error), None),

@@ -19,6 +19,7 @@ use tandemgw_core::fast_path::{Change, ENTRY_LEN, FLOW_LEN, GroupCell, Memory, S
 
 use bpf::MapShape;
 pub use bpf::Run;
+pub use mapping::{Taken, TakenCount};
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
@@ -57,6 +58,7 @@ pub struct FastPath {
     program: Program,
     memory: Memory,
     counts: &'static mapping::Counts,
+    taken: Taken,
 }
 
 /// The program alone: another thread may put it at an interface.
@@ -101,6 +103,7 @@ impl FastPath {
         let group_map = array("groups", size_of::<GroupCell>(), groups)?;
         let session_map = array("sessions", size_of::<SessionCell>(), sessions)?;
         let count_map = array("counts", size_of::<u64>(), mapping::REASONS.len() as u32)?;
+        let taken_map = array("taken", size_of::<u64>(), mapping::TAKEN_PLACES as u32)?;
         let shape = MapShape {
             kind: bpf::HASH,
             key: FLOW_LEN,
@@ -114,19 +117,26 @@ impl FastPath {
             ("groups", &group_map),
             ("sessions", &session_map),
             ("counts", &count_map),
+            ("taken", &taken_map),
         ];
         let code = linked(&maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
         let code = code.map_err(unavailable("reading the program"))?;
         let program = bpf::load_program("fast_path", &code, c"Dual MIT/GPL")
             .map_err(unavailable("loading the program"))?;
         let map = unavailable("mapping memory");
-        let memory = mapping::shared(&group_map, groups, &session_map, sessions, &count_map);
-        let (memory, counts) = memory.map_err(map)?;
+        let memory = mapping::shared(
+            (&group_map, groups),
+            (&session_map, sessions),
+            &count_map,
+            &taken_map,
+        );
+        let (memory, counts, taken) = memory.map_err(map)?;
         Ok(FastPath {
             flows,
             program: Program(Arc::new(program)),
             memory,
             counts,
+            taken,
         })
     }
 
@@ -147,6 +157,11 @@ impl FastPath {
     /// How many packets the program has left to the process, by reason.
     pub fn counts(&self) -> [(&'static str, u64); mapping::REASONS.len()] {
         self.counts.read()
+    }
+
+    /// What the program has forwarded.
+    pub fn taken(&self) -> Taken {
+        self.taken
     }
 
     /// The program, to put it at interfaces.

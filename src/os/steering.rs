@@ -45,6 +45,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::barrier::Barrier;
+use super::fast_path::Taken;
 use super::netlink::{
     KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_MAIN, default_network, net_family,
 };
@@ -99,6 +100,8 @@ pub struct Steering {
     let_pass: u64,
     /// Errors of the kernel that it had led there.
     led: u64,
+    /// What the fast path takes of the packets of the ports; none without it.
+    taken: Option<Taken>,
     obstacles: obstacle::Obstacles,
     measurements: gap::Measurements,
     /// Rules of the kernel's own that were there at the start.
@@ -131,6 +134,7 @@ impl Steering {
             stopped: restore::Stopped::default(),
             let_pass: 0,
             led: 0,
+            taken: None,
             obstacles: obstacle::Obstacles::default(),
             measurements: gap::Measurements::default(),
             kernel_rules: Vec::new(),

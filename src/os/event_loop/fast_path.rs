@@ -8,7 +8,7 @@ use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::fast_path::{Attached, FastPath, Unavailable};
+use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
 
@@ -60,6 +60,12 @@ impl FastPorts {
                 .collect(),
             ..FastPorts::default()
         }
+    }
+
+    /// What the program takes of the packets of the ports.
+    pub(super) fn taken(&self) -> Option<Taken> {
+        let kernel = self.kernel.as_ref()?.as_ref();
+        kernel.ok().map(FastPath::taken)
     }
 
     /// An interface of a port where the program is missing.

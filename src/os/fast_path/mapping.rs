@@ -30,28 +30,68 @@ impl Counts {
     }
 }
 
+/// What the program has forwarded, by the interface that it came in by (`TAKEN_PLACE`).
+#[derive(Clone, Copy, Debug)]
+pub struct Taken(&'static [AtomicU64]);
+
+/// How much the program has forwarded since some time. Only differences of it mean something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TakenCount(u64);
+
+const CPUS: usize = 16;
+const INTERFACES: usize = 1024;
+
+/// How many places for counts there are.
+pub(super) const TAKEN_PLACES: usize = CPUS * INTERFACES * 2;
+
+impl Taken {
+    /// By family, IPv4 first. Interfaces whose numbers differ by a multiple of 1024 share a count.
+    pub fn of(self, interface: u32) -> [TakenCount; 2] {
+        let interface = interface as usize % INTERFACES;
+        [0, 1].map(|family: usize| {
+            let places = (0..CPUS).map(|cpu| (cpu * INTERFACES + interface) * 2 + family);
+            let counts = places.map(|place| self.0[place].load(Ordering::Relaxed));
+            TakenCount(counts.fold(0, u64::wrapping_add))
+        })
+    }
+}
+
+impl TakenCount {
+    /// Packets since then as the kernel hands them on: several of the wire may be one. Right up to
+    /// 4 G of either.
+    pub fn packets_since(self, before: TakenCount) -> u64 {
+        self.0.wrapping_sub(before.0) >> 32
+    }
+
+    /// Packets of the wire since then.
+    pub fn segments_since(self, before: TakenCount) -> u64 {
+        self.0.wrapping_sub(before.0) & 0xffff_ffff
+    }
+}
+
 /// Maps the arrays, for as long as the process lives.
 ///
 /// # Errors
 /// If the kernel has no room.
 pub(super) fn shared(
-    groups: &OwnedFd,
-    group_count: u32,
-    sessions: &OwnedFd,
-    session_count: u32,
+    (groups, group_count): (&OwnedFd, u32),
+    (sessions, session_count): (&OwnedFd, u32),
     counts: &OwnedFd,
-) -> io::Result<(Memory, &'static Counts)> {
-    // SAFETY: all three types are made of atomic integers, for which all bytes are valid, and have
+    taken: &OwnedFd,
+) -> io::Result<(Memory, &'static Counts, Taken)> {
+    // SAFETY: all four types are made of atomic integers, for which all bytes are valid, and have
     // the size that their map's values were made with (a multiple of 8, as the kernel lays them
     // out).
-    let (groups, sessions, counts) = unsafe {
+    let (groups, sessions, counts, taken) = unsafe {
         (
             map::<GroupCell>(groups, group_count as usize)?,
             map::<SessionCell>(sessions, session_count as usize)?,
             map::<Counts>(counts, 1)?,
+            map::<AtomicU64>(taken, TAKEN_PLACES)?,
         )
     };
-    Ok((Memory { groups, sessions }, &counts[0]))
+    let memory = Memory { groups, sessions };
+    Ok((memory, &counts[0], Taken(taken)))
 }
 
 /// Maps an array of `count` values.

@@ -55,6 +55,12 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counts SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} taken SEC(".maps");
 
 struct packet {
 	struct flow flow;
@@ -72,6 +78,15 @@ ALWAYS void count(enum why why)
 	__u64 *count = bpf_map_lookup_elem(&counts, &key);
 	if (count)
 		__sync_fetch_and_add(count, 1);
+}
+
+/* Who looks for what vanishes between a port and the process must know what did not go there. */
+ALWAYS void count_taken(struct __sk_buff *skb, bool is_v6)
+{
+	__u32 key = TAKEN_PLACE(bpf_get_smp_processor_id(), skb->ifindex, is_v6);
+	__u64 *taken_here = bpf_map_lookup_elem(&taken, &key);
+	if (taken_here)
+		__sync_fetch_and_add(taken_here, 1ULL << 32 | (skb->gso_segs ? skb->gso_segs : 1));
 }
 
 ALWAYS int go_on(enum why why)
@@ -316,6 +331,7 @@ int fast_path(struct __sk_buff *skb)
 	int verdict = translate(skb, action, &p);
 	if (verdict != TC_ACT_REDIRECT)
 		return verdict;
+	count_taken(skb, p.flow.family == 6);
 	session->last = now;
 	__sync_fetch_and_add(&session->side[reply].packets, 1);
 	__sync_fetch_and_add(&session->side[reply].bytes, total);

@@ -6,6 +6,7 @@ use std::fs;
 use super::Steering;
 use super::obstacle::{LEAST, STRAY};
 use crate::os::barrier::{DroppingChain, Measurement, Passed, Place, Post};
+use crate::os::fast_path::{Taken, TakenCount};
 use crate::os::netlink::has_ipsec_policies;
 use tandemgw_core::flow::{Family, PortId};
 use tandemgw_core::in_quotes::InQuotes;
@@ -160,20 +161,33 @@ pub(super) struct Measurements {
 
 struct Running {
     measurement: Measurement,
+    interface: u32,
+    /// What the fast path had taken when it began, by family.
+    taken: [TakenCount; 2],
     last: Passed,
     looks: u32,
     /// For so many looks it is not measured again, if nothing is found.
     pause: u32,
 }
 
+/// A measurement of an interface, and what the fast path had taken of its packets before.
+type Begun = (Measurement, u32, [TakenCount; 2]);
+
 impl Measurements {
     /// What has passed since the last look, by port.
-    pub(super) fn read(&mut self) -> BTreeMap<PortId, Passed> {
+    pub(super) fn read(&mut self, taken: Option<Taken>) -> BTreeMap<PortId, Passed> {
         let mut passed = BTreeMap::new();
         self.running.retain(|port, running| {
-            let Ok(now) = running.measurement.read() else {
+            let Ok(mut now) = running.measurement.read() else {
                 return false;
             };
+            if let Some(taken) = taken {
+                let all = taken.of(running.interface);
+                for (wire, (now, before)) in now.wire.iter_mut().zip(all.iter().zip(running.taken))
+                {
+                    *wire = wire.saturating_sub(now.packets_since(before));
+                }
+            }
             passed.insert(*port, now.since(running.last));
             running.last = now;
             running.looks += 1;
@@ -199,16 +213,18 @@ impl Measurements {
     }
 
     /// Measures a port, unless that was just done or others are measured already.
-    fn begin(&mut self, port: PortId, pause: u32, begin: impl FnOnce() -> Option<Measurement>) {
+    fn begin(&mut self, port: PortId, pause: u32, begin: impl FnOnce() -> Option<Begun>) {
         let is_known = self.running.contains_key(&port) || self.pausing.contains_key(&port);
         if is_known || self.running.len() >= MOST_MEASURED {
             return;
         }
         self.changed.retain(|other| *other != port);
         match begin() {
-            Some(measurement) => {
+            Some((measurement, interface, taken)) => {
                 let running = Running {
                     measurement,
+                    interface,
+                    taken,
                     last: Passed::default(),
                     looks: 0,
                     pause,
@@ -257,10 +273,13 @@ impl Steering {
         for port in ports {
             let (barrier, posts) = (&self.barrier, self.barrier.posts());
             let post: Option<&Post> = posts.get(port.index()).filter(|post| post.index.is_some());
+            let taken = self.taken;
             self.measurements.begin(port, pause, || {
+                let interface = post?.index?;
+                let taken = taken.map(|taken| taken.of(interface)).unwrap_or_default();
                 let begun = barrier.measure(post?);
                 let log = |error: &_| log::debug!("port not measured error={}", InQuotes(error));
-                begun.inspect_err(log).ok()
+                Some((begun.inspect_err(log).ok()?, interface, taken))
             });
         }
     }

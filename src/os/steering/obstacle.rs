@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::os::barrier::{DroppingChain, Passed, Place};
+use crate::os::fast_path::{Taken, TakenCount};
 use crate::os::netlink::{Queue, Traffic, has_ipsec_policies, interface_name};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::gateway::PORT_OF_ERRORS;
@@ -70,6 +71,8 @@ struct Obstacle {
 pub(super) struct Obstacles {
     traffic: BTreeMap<u32, Traffic>,
     queues: Vec<Queue>,
+    /// By interface: what the fast path has taken of its packets.
+    taken: BTreeMap<u32, [TakenCount; 2]>,
     /// Packets that the barrier has let pass to the gateway.
     let_pass: u64,
     /// Errors of the kernel that it has led there, by the first port.
@@ -90,7 +93,7 @@ pub(super) struct Obstacles {
 /// The traffic of a port since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
-    /// Packets that came in by its interface.
+    /// Packets that came in by its interface, except those that the fast path took.
     arrived: u64,
     /// Those of them that the gateway has read.
     delivered: u64,
@@ -135,6 +138,13 @@ struct Look<'a> {
     passed: &'a BTreeMap<PortId, Passed>,
 }
 
+/// What has counted at a look: interfaces, their queues, and the fast path.
+type Seen = (
+    BTreeMap<u32, Traffic>,
+    Vec<Queue>,
+    BTreeMap<u32, [TakenCount; 2]>,
+);
+
 impl Steering {
     /// Looks for obstacles at all ports.
     pub fn look_for_obstacles(&mut self) {
@@ -142,7 +152,7 @@ impl Steering {
             return;
         };
         let flows = self.flows(&traffic);
-        let passed = self.measurements.read();
+        let passed = self.measurements.read(self.taken);
         let refused = refused_by_policies();
         let reached = flows.values().map(|(_, flow)| flow.delivered + flow.lost);
         let reached: u64 = reached.sum();
@@ -203,11 +213,10 @@ impl Steering {
         for port in self.plan.ports.iter().filter(|port| gone(port)) {
             self.obstacles.found.remove(&port.id);
         }
-        self.obstacles.traffic = traffic;
-        self.obstacles.queues = queues;
-        self.obstacles.let_pass = self.let_pass;
-        self.obstacles.led = self.led;
-        self.obstacles.refused = refused;
+        let links = flows.values().map(|([link, _], _)| *link);
+        let taken = links.map(|link| (link, self.taken(link))).collect();
+        self.obstacles
+            .end_look((traffic, queues, taken), (self.let_pass, self.led), refused);
     }
 
     /// What the ports have done since the last look, with the numbers of their interfaces and TUN
@@ -222,8 +231,11 @@ impl Steering {
                 PORT_OF_ERRORS => self.led.saturating_sub(self.obstacles.led),
                 _ => 0,
             };
+            // Where several packets of the wire are one to the kernel, not all drivers count alike:
+            // rather too few.
+            let forwarded = self.taken_since_last_look(link);
             let flow = Flow {
-                arrived: outside.received,
+                arrived: outside.received.saturating_sub(forwarded),
                 delivered: inside.sent.saturating_sub(led),
                 lost: inside.unsent,
                 written: inside.received,
@@ -234,6 +246,23 @@ impl Steering {
         self.plan.ports.iter().filter_map(flow).collect()
     }
 
+    /// From now on the program of the fast path takes some of what comes in by the ports.
+    pub fn set_taken(&mut self, taken: Taken) {
+        self.taken = Some(taken);
+    }
+
+    /// What it has taken of the packets of an interface until now, by family.
+    pub(super) fn taken(&self, link: u32) -> [TakenCount; 2] {
+        self.taken.map(|taken| taken.of(link)).unwrap_or_default()
+    }
+
+    fn taken_since_last_look(&self, link: u32) -> u64 {
+        let before = self.obstacles.taken.get(&link).copied();
+        let (now, before) = (self.taken(link), before.unwrap_or_default());
+        let each = now.iter().zip(before);
+        each.map(|(now, before)| now.segments_since(before)).sum()
+    }
+
     /// The obstacle to the packets of a port, in words.
     pub(super) fn obstacle(&self, port: PortId) -> Option<String> {
         let obstacle = self.obstacles.found.get(&port)?;
@@ -242,6 +271,17 @@ impl Steering {
 }
 
 impl Obstacles {
+    /// The next look compares with this.
+    fn end_look(
+        &mut self,
+        (traffic, queues, taken): Seen,
+        (let_pass, led): (u64, u64),
+        refused: u64,
+    ) {
+        (self.traffic, self.queues, self.taken) = (traffic, queues, taken);
+        (self.let_pass, self.led, self.refused) = (let_pass, led, refused);
+    }
+
     /// Tells once of a chain that drops some of the packets.
     fn tell_dropped(&mut self, count: u64, chains: &[DroppingChain]) {
         let mut chains = chains.iter();
