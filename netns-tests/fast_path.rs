@@ -54,7 +54,10 @@ pub fn wait_until_attached(unit: &Unit) {
     wait_until("the program is at the ports, or can't be", || {
         let status = unit.status();
         let ports = status["ports"].as_array().expect("ports");
-        let waits = |port: &Value| port["why_no_ebpf"] == "it is not attached yet";
+        let waits = |port: &Value| {
+            let why = port["why_no_ebpf"].as_str();
+            why.is_some_and(|why| why.contains(" yet"))
+        };
         !ports.iter().any(waits)
     });
 }
@@ -251,6 +254,40 @@ fn a_harmless_filter_is_not_blamed_for_what_the_kernel_forwards() {
     }
     let log = lab.unit.log();
     assert!(!log.contains("port does not work"), "{log}");
+    drop(streams);
+}
+
+/// The kernel does more with packets than forward them: the fast path would skip that.
+#[test]
+fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {
+    let policy = "10.77.2.100 dir out tmpl src 10.77.2.1 dst 10.77.2.254 proto esp mode tunnel";
+    let policy = |what: &str| format!("ip xfrm policy {what} dst {policy}");
+    let rule = |what: &str| format!("ip rule {what} pref 20000 from 10.77.1.0/24 lookup 100");
+    let cases = [
+        (policy("add"), "ip xfrm policy flush".to_owned(), "IPsec"),
+        (rule("add"), rule("del"), "rules"),
+    ];
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    for (add, remove, said) in cases {
+        wait_for_offload(&lab.unit);
+        lab.unit.ns.run(&add);
+        wait_until("no session is offloaded", || {
+            let sessions = lab.unit.sessions("proto=udp");
+            sessions.iter().all(|session| session["offloaded"] == false)
+        });
+        let port = &lab.unit.status()["ports"][0];
+        assert_ne!(port["offload"], "ebpf");
+        let why = port["why_no_ebpf"].as_str().expect("a reason");
+        assert!(why.contains(said), "{why}");
+        if said == "IPsec" {
+            let capture = Capture::start(&lab.server, "eth0", "udp port 7101 and dst 10.77.2.100");
+            thread::sleep(Duration::from_millis(300));
+            capture.assert_empty();
+        }
+        lab.unit.ns.run(&remove);
+    }
+    wait_for_offload(&lab.unit);
     drop(streams);
 }
 

@@ -35,6 +35,7 @@ pub mod quic;
 pub mod replace_file;
 pub mod service_manager;
 pub mod signal;
+mod skipped;
 mod socket_file;
 pub mod startup;
 pub mod state_file;

@@ -32,7 +32,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tandemgw_core::flow::Family;
 use tandemgw_core::in_quotes::InQuotes;
 
-pub use ipsec::{blocking_ipsec_policies, has_ipsec_policies};
+pub use ipsec::{blocking_ipsec_policies, has_forwarding_ipsec_policies, has_ipsec_policies};
 use objects::address_family;
 pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};

@@ -47,7 +47,8 @@ use ipnet::IpNet;
 use super::barrier::Barrier;
 use super::fast_path::Taken;
 use super::netlink::{
-    KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_MAIN, default_network, net_family,
+    KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_LOCAL, TABLE_MAIN, default_network,
+    net_family,
 };
 use super::sysctl::{self, SysctlError};
 use forwarding::{forward, restore_forwarding};
@@ -286,6 +287,28 @@ impl Steering {
         }
         Ok(())
     }
+
+    /// Whether rules of others come before the main table for packets of the gateway.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn has_foreign_rules(&mut self) -> Result<bool, NetlinkError> {
+        for family in self.plan.families.clone() {
+            let of_gateway =
+                |name: &String| self.plan.ports.iter().any(|port| port.tun_name == *name);
+            let rules = self.netlink.rules(family)?;
+            let is_foreign = |rule: &Rule| {
+                rule.priority < PRIORITY_MAIN
+                    && rule.table != TABLE_LOCAL
+                    && !is_ours(rule)
+                    && rule.interface.as_ref().is_none_or(of_gateway)
+            };
+            if rules.iter().any(is_foreign) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// Which tables and rule priorities of `config` are used by something else; each as a sentence.
@@ -293,6 +316,9 @@ pub fn taken(netlink: &mut Netlink, config: &Config) -> Result<Vec<String>, Netl
     let plan = Plan::new(config, &vec![0; config.ports.len()]);
     Ok(Survey::take(netlink, &plan)?.taken(&plan))
 }
+
+/// A rule before that of the main table is also the kernel's own way for packets of a VRF.
+const PRIORITY_MAIN: u32 = 32766;
 
 /// Whether a gateway has made the rule.
 pub(super) fn is_ours(rule: &Rule) -> bool {

@@ -31,8 +31,9 @@ use super::barrier::BarrierWatch;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups};
 use super::multicast::Groups;
-use super::netlink::{KernelRoute, Netlink, NetlinkError};
+use super::netlink::{KernelRoute, Netlink, NetlinkError, has_forwarding_ipsec_policies};
 use super::priority;
+use super::skipped::{self, PolicyWatch};
 use super::steering::{Disturbance, Restored, SetupError, Steering};
 use super::tun::{Offloads, Tun};
 
@@ -65,6 +66,7 @@ const MOST_RESOLVED: usize = 256;
 
 const ORDERS: Token = Token(0);
 const BARRIER: Token = Token(1);
+const IPSEC: Token = Token(2);
 
 /// An order from the loop.
 #[derive(Debug)]
@@ -108,6 +110,8 @@ pub(super) enum Report {
     /// The kernel has come to lead the packets of a port elsewhere, in these words, or no longer
     /// does.
     Detour(PortId, Option<String>),
+    /// Why no packet may take the fast path; none if all may.
+    FastPathBarred(Option<&'static str>),
     /// Multicast groups of a recreated interface can't be joined, for this reason.
     NotJoined(String),
 }
@@ -143,6 +147,8 @@ impl Upkeep {
             readdressing: None,
             netlink: Netlink::open()?,
             watch: watch_barrier(&poll, &config.node.name),
+            policies: watch_policies(&poll),
+            skipped: Some(skipped::UNKNOWN),
             poll,
             orders: ordered,
             resolving: Arc::clone(&resolving),
@@ -230,6 +236,19 @@ fn watch_barrier(poll: &Poll, node: &str) -> Option<BarrierWatch> {
     opened.inspect_err(log).ok()
 }
 
+/// None on a kernel without IPsec.
+fn watch_policies(poll: &Poll) -> Option<PolicyWatch> {
+    let opened = PolicyWatch::open().and_then(|watch| {
+        let mut source = SourceFd(&watch.as_raw_fd());
+        poll.registry()
+            .register(&mut source, IPSEC, Interest::READABLE)?;
+        Ok(watch)
+    });
+    let log =
+        |error: &io::Error| log::debug!("policies of IPsec not watched error={}", InQuotes(error));
+    opened.inspect_err(log).ok()
+}
+
 /// The thread's end.
 struct Keeper {
     steering: Steering,
@@ -240,6 +259,9 @@ struct Keeper {
     netlink: Netlink,
     poll: Poll,
     watch: Option<BarrierWatch>,
+    policies: Option<PolicyWatch>,
+    /// Why no packet may take the fast path, as told last.
+    skipped: Option<&'static str>,
     orders: Receiver<Order>,
     resolving: Arc<AtomicUsize>,
     reports: Sender<Report>,
@@ -270,6 +292,7 @@ impl Keeper {
             log::debug!("priority of upkeep not lowered error={}", InQuotes(&error));
         }
         let mut events = Events::with_capacity(4);
+        self.look_for_skipped();
         loop {
             // Orders first: a repair must know everything that was lost.
             loop {
@@ -304,6 +327,28 @@ impl Keeper {
             _ => {}
         }
         self.barrier_changed |= events.iter().any(|event| event.token() == BARRIER);
+        if events.iter().any(|event| event.token() == IPSEC) {
+            self.policies.iter_mut().for_each(PolicyWatch::clear);
+            self.look_for_skipped();
+        }
+    }
+
+    /// Looks for what the fast path would skip, and tells if that has changed.
+    fn look_for_skipped(&mut self) {
+        if !self.steering.has_fast_path() {
+            return;
+        }
+        let is_ipsec = has_forwarding_ipsec_policies()
+            .unwrap_or_else(|error| error.raw_os_error() != Some(libc::EPROTONOSUPPORT));
+        let found = match self.steering.has_foreign_rules() {
+            _ if is_ipsec => Some(skipped::IPSEC),
+            Ok(true) => Some(skipped::RULES),
+            Ok(false) => None,
+            Err(_) => self.skipped,
+        };
+        if found != std::mem::replace(&mut self.skipped, found) {
+            self.tell(Report::FastPathBarred(found));
+        }
     }
 
     fn tell(&self, report: Report) {
@@ -444,6 +489,7 @@ impl Keeper {
         if audits.is_multiple_of(BARRIER_AUDITS) {
             self.repair_barrier();
             self.steering.look_for_obstacles();
+            self.look_for_skipped();
         }
     }
 

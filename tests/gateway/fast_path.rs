@@ -106,7 +106,10 @@ fn a_session_earns_its_entries_by_packets_both_ways() {
 #[test]
 fn what_concerns_a_session_ends_its_entries_at_once() {
     type End = fn(&mut Fast);
-    let ends: [(&str, End); 7] = [
+    let ends: [(&str, End); 8] = [
+        ("bar", |fast| {
+            fast.lab.gateway.bar_fast_path(Some("of a test"));
+        }),
         ("role", |fast| {
             let lab = &mut fast.lab;
             lab.gateway.set_role(lab.now, GroupId(0), Role::Standby);

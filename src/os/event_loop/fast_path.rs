@@ -9,6 +9,7 @@ use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
+use super::super::skipped;
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
 
@@ -25,15 +26,17 @@ pub struct FastPorts {
     /// By port; none if the config does not ask for the program there.
     ports: Vec<Option<FastPort>>,
     attaching: Option<Attaching>,
+    /// Why no packet may take it.
+    barred: Option<&'static str>,
 }
 
 /// A port that wants the program.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct FastPort {
     /// The number of its interface; 0, which no interface has, if none was seen yet.
     interface: u32,
-    /// The program can't be there.
-    has_failed: bool,
+    /// Why the program can't be there.
+    failed: Option<String>,
 }
 
 /// The program is being put at an interface, which waits for the kernel's lock on interfaces.
@@ -72,9 +75,29 @@ impl FastPorts {
     fn missing(&self) -> Option<u32> {
         let mut ports = self.ports.iter().flatten();
         let is_missing = |port: &&FastPort| {
-            port.interface != 0 && !port.has_failed && !self.at.contains_key(&port.interface)
+            port.interface != 0 && port.failed.is_none() && !self.at.contains_key(&port.interface)
         };
         ports.find(is_missing).map(|port| port.interface)
+    }
+
+    /// The state of a port.
+    fn state(&self, port: PortId) -> FastPathState {
+        let Some(Some(wanted)) = self.ports.get(port.index()) else {
+            return FastPathState::Off;
+        };
+        let why = match &self.kernel {
+            None => return FastPathState::Off,
+            Some(Err(why)) => why.as_str(),
+            Some(Ok(_)) => match (&wanted.failed, self.barred) {
+                (Some(why), _) => why.as_str(),
+                (None, Some(why)) => why,
+                (None, None) if self.at.contains_key(&wanted.interface) => {
+                    return FastPathState::On;
+                }
+                (None, None) => "it is not attached yet",
+            },
+        };
+        FastPathState::Unavailable(why.to_owned())
     }
 
     /// Takes out the programs at interfaces that no port has any more.
@@ -95,26 +118,44 @@ impl Shell {
     /// Begins to use the fast path where there is one. Call it before [`Shell::run`].
     pub fn use_fast_path(&mut self, fast: FastPorts) {
         self.fast = fast;
-        let why = match &self.fast.kernel {
+        match &self.fast.kernel {
             None => return,
-            Some(Ok(kernel)) => {
-                self.gateway.use_fast_path(kernel.memory());
-                "it is not attached yet".to_owned()
-            }
-            Some(Err(why)) => {
-                log::warn!(
-                    "no fast path why={} effect=\"all packets go through the process\"",
-                    InQuotes(why)
-                );
-                why.clone()
-            }
-        };
+            Some(Ok(kernel)) => self.gateway.use_fast_path(kernel.memory()),
+            Some(Err(why)) => log::warn!(
+                "no fast path why={} effect=\"all packets go through the process\"",
+                InQuotes(why)
+            ),
+        }
+        // Until it is known what it would skip.
+        self.fast.barred = Some(skipped::UNKNOWN);
+        self.gateway.bar_fast_path(self.fast.barred);
         for (index, wanted) in self.fast.ports.iter_mut().enumerate() {
             if let Some(port) = wanted {
                 port.interface = self.ports[index].socket.interface();
-                self.view.ports[index].fast_path = FastPathState::Unavailable(why.clone());
             }
         }
+        self.show_fast_ports();
+    }
+
+    fn show_fast_ports(&mut self) {
+        for (index, port) in self.view.ports.iter_mut().enumerate() {
+            port.fast_path = self.fast.state(PortId::from_index(index));
+        }
+    }
+
+    /// The kernel does something with forwarded packets that the program would skip, or no longer.
+    pub(super) fn bar_fast_path(&mut self, why: Option<&'static str>) {
+        self.gateway.bar_fast_path(why);
+        match (why, self.fast.barred) {
+            (Some(why), _) => log::warn!(
+                "no fast path why={} effect=\"all packets go through the process\"",
+                InQuotes(why)
+            ),
+            (None, Some(skipped::UNKNOWN)) => {}
+            (None, _) => log::info!("fast path is used again"),
+        }
+        self.fast.barred = why;
+        self.show_fast_ports();
     }
 
     /// Carries out the changes of the entries.
@@ -138,12 +179,8 @@ impl Shell {
              remedy=\"restart the gateway\"",
             InQuotes(&why)
         );
-        for port in &mut self.view.ports {
-            if port.fast_path != FastPathState::Off {
-                port.fast_path = FastPathState::Unavailable(why.clone());
-            }
-        }
         self.fast.kernel = Some(Err(why));
+        self.show_fast_ports();
     }
 
     /// The interface of a port has this number now.
@@ -156,7 +193,7 @@ impl Shell {
         }
         *known = FastPort {
             interface: number,
-            has_failed: false,
+            failed: None,
         };
         self.gateway.set_fast_interface(port, None);
         if self.fast.at.contains_key(&number) {
@@ -167,12 +204,12 @@ impl Shell {
     /// The program is at an interface: its port is in the fast path.
     fn note_attached(&mut self, number: u32) {
         for (index, port) in self.fast.ports.iter().enumerate() {
-            if port.is_some_and(|port| port.interface == number) {
+            if port.as_ref().is_some_and(|port| port.interface == number) {
                 let port = PortId::from_index(index);
                 self.gateway.set_fast_interface(port, Some(number));
-                self.view.ports[index].fast_path = FastPathState::On;
             }
         }
+        self.show_fast_ports();
     }
 
     /// Puts the program at the interfaces where it is missing, one at a time.
@@ -216,14 +253,14 @@ impl Shell {
                         continue;
                     };
                     // It is not tried again until the interface has another number.
-                    port.has_failed = true;
+                    port.failed = Some(why.clone());
                     log::warn!(
                         "no fast path port={} why={} effect=\"its packets go through the process\"",
                         self.gateway.port_name(PortId::from_index(index)),
                         InQuotes(&why)
                     );
-                    self.view.ports[index].fast_path = FastPathState::Unavailable(why.clone());
                 }
+                self.show_fast_ports();
             }
         }
     }

@@ -58,6 +58,7 @@ impl Shell {
             Report::ForeignRemoved(route, error) => tell_foreign(&route, error.as_ref()),
             Report::NotFollowed(error) => spread::tell_not_followed(&error),
             Report::Readdressed(warnings) => self.routes_followed(warnings),
+            Report::FastPathBarred(why) => self.bar_fast_path(why),
             Report::NotJoined(warning) => {
                 log::warn!("groups not joined why={}", InQuotes(&warning))
             }

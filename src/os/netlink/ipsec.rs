@@ -18,6 +18,9 @@ const DIRECTION: usize = 160;
 const ACTION: usize = 161;
 /// `XFRM_POLICY_IN`: what is for the machine itself.
 const IN: u8 = 0;
+/// `XFRM_POLICY_OUT` and `XFRM_POLICY_FWD`. Larger numbers are of single sockets.
+const OUT: u8 = 1;
+const FORWARD: u8 = 2;
 /// `XFRM_POLICY_BLOCK`.
 const BLOCK: u8 = 1;
 
@@ -28,6 +31,20 @@ const BLOCK: u8 = 1;
 pub fn has_ipsec_policies() -> io::Result<bool> {
     let mut any = false;
     list(|_| any = true)?;
+    Ok(any)
+}
+
+/// Whether there are any for packets that are forwarded, in the network namespace of the calling
+/// thread.
+///
+/// # Errors
+/// What the kernel says; it may have no IPsec.
+pub fn has_forwarding_ipsec_policies() -> io::Result<bool> {
+    let mut any = false;
+    list(|policy| {
+        let direction = policy.get(DIRECTION);
+        any |= direction.is_some_and(|direction| [OUT, FORWARD].contains(direction));
+    })?;
     Ok(any)
 }
 

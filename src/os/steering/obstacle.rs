@@ -251,6 +251,11 @@ impl Steering {
         self.taken = Some(taken);
     }
 
+    /// Whether there is such a program.
+    pub fn has_fast_path(&self) -> bool {
+        self.taken.is_some()
+    }
+
     /// What it has taken of the packets of an interface until now, by family.
     pub(super) fn taken(&self, link: u32) -> [TakenCount; 2] {
         self.taken.map(|taken| taken.of(link)).unwrap_or_default()

@@ -54,6 +54,8 @@ const MOST_LOST: usize = 1024;
 pub(super) struct FastPath {
     /// None where there is no program.
     memory: Option<Memory>,
+    /// Why no session may have entries, whatever it is.
+    barred: Option<&'static str>,
     /// By port: the interface whose packets the program sees.
     interfaces: Vec<Option<u32>>,
     /// By place in the memory.
@@ -282,6 +284,15 @@ impl Gateway {
         self.fast_path.stop_all();
         if let Some(place) = self.fast_path.interfaces.get_mut(port.index()) {
             *place = interface;
+        }
+    }
+
+    /// The kernel does something with forwarded packets that the program would skip, so that none
+    /// may take it; or nothing any longer.
+    pub fn bar_fast_path(&mut self, why: Option<&'static str>) {
+        if self.fast_path.barred != why {
+            self.fast_path.stop_all();
+            self.fast_path.barred = why;
         }
     }
 

@@ -99,6 +99,10 @@ impl Gateway {
         let reasons = [
             (self.fast_path.memory.is_none(), "there is no fast path"),
             (
+                self.fast_path.barred.is_some(),
+                self.fast_path.barred.unwrap_or_default(),
+            ),
+            (
                 self.role(session.group) != Role::Primary,
                 "this unit is not primary",
             ),
@@ -130,6 +134,10 @@ impl Gateway {
         let interface = |port: PortId| {
             let interfaces = &self.fast_path.interfaces;
             let number = interfaces.get(port.index()).copied().flatten();
+            // The program reads a header of Ethernet.
+            if self.links.link(port).mac == [0; 6] {
+                return Err("a port is not Ethernet");
+            }
             number.ok_or("a port is not in the fast path")
         };
         let interfaces = (interface(ingress)?, interface(egress)?);
