@@ -519,4 +519,19 @@ fn chains_that_the_fast_path_skips_are_named() {
         "skip the nftables chain gate of table inet f",
         "policies",
     );
+    for (cause, text) in [
+        (
+            "nft 'add chain inet f out { type nat hook postrouting priority 100; }'; \
+             nft add rule inet f out oifname eth1 masquerade",
+            "skip the nftables chain out of table inet f",
+        ),
+        ("ip rule add from 10.77.1.0/24 lookup 100", "(ip rule)"),
+        (
+            "ip xfrm policy add dst 10.99.0.0/16 dir out",
+            "(ip xfrm policy)",
+        ),
+    ] {
+        lab.unit.ns.sh(cause);
+        doctor(&lab.unit).expect("fast-path", "warning", text, "offload = \"tun\"");
+    }
 }

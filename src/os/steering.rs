@@ -293,22 +293,32 @@ impl Steering {
     /// # Errors
     /// What the kernel says.
     pub(super) fn has_foreign_rules(&mut self) -> Result<bool, NetlinkError> {
-        for family in self.plan.families.clone() {
-            let of_gateway =
-                |name: &String| self.plan.ports.iter().any(|port| port.tun_name == *name);
-            let rules = self.netlink.rules(family)?;
-            let is_foreign = |rule: &Rule| {
-                rule.priority < PRIORITY_MAIN
-                    && rule.table != TABLE_LOCAL
-                    && !is_ours(rule)
-                    && rule.interface.as_ref().is_none_or(of_gateway)
-            };
-            if rules.iter().any(is_foreign) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        are_any_foreign(&mut self.netlink, &self.plan)
     }
+}
+
+/// Whether rules of others come before the main table for packets of a gateway of `config`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn has_foreign_rules(netlink: &mut Netlink, config: &Config) -> Result<bool, NetlinkError> {
+    are_any_foreign(netlink, &Plan::new(config, &vec![0; config.ports.len()]))
+}
+
+fn are_any_foreign(netlink: &mut Netlink, plan: &Plan) -> Result<bool, NetlinkError> {
+    let of_gateway = |name: &String| plan.ports.iter().any(|port| port.tun_name == *name);
+    let is_foreign = |rule: &Rule| {
+        rule.priority < PRIORITY_MAIN
+            && rule.table != TABLE_LOCAL
+            && !is_ours(rule)
+            && rule.interface.as_ref().is_none_or(of_gateway)
+    };
+    for family in &plan.families {
+        if netlink.rules(*family)?.iter().any(is_foreign) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Which tables and rule priorities of `config` are used by something else; each as a sentence.
@@ -317,7 +327,7 @@ pub fn taken(netlink: &mut Netlink, config: &Config) -> Result<Vec<String>, Netl
     Ok(Survey::take(netlink, &plan)?.taken(&plan))
 }
 
-/// A rule before that of the main table is also the kernel's own way for packets of a VRF.
+/// The priority of the rule that leads to the main table.
 const PRIORITY_MAIN: u32 = 32766;
 
 /// Whether a gateway has made the rule.

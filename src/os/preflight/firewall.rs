@@ -69,14 +69,15 @@ pub(super) fn connection_tracking() -> Check {
     Check::new("conntrack", found, problem)
 }
 
-/// The chains of others with rules for what is forwarded, which packets of the fast path skip.
-pub(super) fn chains_at_forward(config: &Config) -> impl Iterator<Item = String> {
+/// The chains of others with rules that filter or translate what is forwarded, which packets of the
+/// fast path skip.
+pub(super) fn skipped_chains(config: &Config) -> impl Iterator<Item = String> {
     let json = nft_ruleset().unwrap_or_default();
     let own = barrier::table_name(&config.node.name);
-    with_rules_at_forward(&json, &own).into_iter()
+    skipped_with_rules(&json, &own).into_iter()
 }
 
-fn with_rules_at_forward(json: &str, own: &str) -> Vec<String> {
+fn skipped_with_rules(json: &str, own: &str) -> Vec<String> {
     let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
     let objects = || ruleset["nftables"].as_array().into_iter().flatten();
     let has_rules = |chain: &[String; 3]| {
@@ -89,15 +90,16 @@ fn with_rules_at_forward(json: &str, own: &str) -> Vec<String> {
         rules.any(|rule| of(rule) == *chain && is_foreign(rule))
     };
     let chains = objects().map(|object| &object["chain"]);
-    let at_forward = chains.filter(|chain| {
+    let skipped = chains.filter(|chain| {
         let of_ip = ["ip", "ip6", "inet"].iter().any(|f| chain["family"] == *f);
         // The barrier has a table for each TUN device.
         let is_own = chain["table"]
             .as_str()
             .is_some_and(|it| it.starts_with(own));
-        of_ip && chain["hook"] == "forward" && !is_own
+        let translates = chain["hook"] == "postrouting" && chain["type"] == "nat";
+        of_ip && (chain["hook"] == "forward" || translates) && !is_own
     });
-    let places = at_forward.map(place).filter(has_rules);
+    let places = skipped.map(place).filter(has_rules);
     places
         .map(|[family, table, name]| format!("{name} of table {family} {table}"))
         .collect()
