@@ -318,6 +318,36 @@ fn the_kernel_does_not_forward_for_a_dead_process() {
     }
 }
 
+/// Before Linux 6.6 the program is a filter of tc, which a killed process leaves behind.
+#[test]
+fn an_older_kernel_has_a_fast_path_too() {
+    let mut lab = Lab::new();
+    lab.unit.without_tcx = true;
+    lab.unit.start();
+    if !can_load(&lab.unit) {
+        return;
+    }
+    let filters = |lab: &Lab| lab.unit.ns.run("tc filter show dev eth1 ingress");
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    assert_eq!(filters(&lab).matches("tandemgw").count(), 1);
+    lab.unit.kill();
+    assert_eq!(filters(&lab).matches("tandemgw").count(), 1);
+    // The lease of a gateway without peers is over by then.
+    thread::sleep(LEASE);
+    let capture = Capture::start(&lab.server, "eth0", "udp port 7101");
+    thread::sleep(Duration::from_millis(500));
+    capture.assert_empty();
+    drop(streams);
+    lab.unit.start();
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    assert_eq!(filters(&lab).matches("tandemgw").count(), 1);
+    drop(streams);
+    lab.unit.stop();
+    assert_eq!(filters(&lab), "");
+}
+
 #[test]
 fn sessions_survive_a_takeover_from_the_fast_path() {
     for how in ["kill", "freeze", "handover"] {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use testkit::system::namespace::Namespace;
+use testkit::system::old_kernel;
 use testkit::system::process::{Finished, PATIENCE, Process, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tandemgw");
@@ -42,6 +43,8 @@ pub struct Unit {
     pub config: String,
     /// Words before the command line of the gateway, which must end by executing it.
     pub launcher: Vec<String>,
+    /// It finds a kernel before Linux 6.6.
+    pub without_tcx: bool,
     path: PathBuf,
     process: Option<Process>,
 }
@@ -55,6 +58,7 @@ impl Unit {
             ns,
             config,
             launcher: Vec::new(),
+            without_tcx: false,
             path,
             process: None,
         }
@@ -271,6 +275,9 @@ impl Unit {
             .arg("--config")
             .arg(&self.path);
         command.env("RUST_BACKTRACE", "1");
+        if self.without_tcx {
+            old_kernel::without_tcx(&mut command);
+        }
         Process::spawn(command, &format!("{}# tandemgw run", self.ns.name()))
     }
 }

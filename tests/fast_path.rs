@@ -18,6 +18,7 @@ use tandemgw_core::session::{Numbers, tcp};
 use tandemgw_core::time::Time;
 use testkit::fast_path::Program;
 use testkit::packets::{self, Pkt};
+use testkit::system::namespace::Namespace;
 
 /// The loopback interface, by which test runs come in.
 const LOOPBACK: u32 = 1;
@@ -504,6 +505,51 @@ fn what_it_takes_is_counted() {
     });
     assert_eq!(taken, [(3, 3), (2, 2)]);
     assert_eq!(elsewhere, [Default::default(); 2]);
+}
+
+/// Before Linux 6.6 it is a filter of tc. One that a killed process has left is replaced, and what
+/// others have there stays.
+#[test]
+fn as_a_filter_of_tc_it_sees_packets_and_leaves_nothing_behind() {
+    if load().is_none() {
+        return;
+    }
+    let namespace = Namespace::first("gateway");
+    let host = namespace.sibling("host");
+    namespace.sh(&format!(
+        "ip link add v0 type veth peer name v0 netns {}; ip addr add 10.9.0.1/24 dev v0; \
+         ip link set v0 up",
+        host.path()
+    ));
+    host.sh("ip addr add 10.9.0.2/24 dev v0; ip link set v0 up");
+    let shown = namespace.run("ip -o link show dev v0");
+    let (interface, _) = shown.split_once(':').unwrap();
+    let interface: u32 = interface.parse().unwrap();
+    let filters = || namespace.run("tc filter show dev v0 ingress");
+    namespace.inside(|| {
+        let left = load().unwrap().program().attach_as_filter(interface);
+        std::mem::forget(left.unwrap());
+    });
+    assert!(
+        filters().contains("tandemgw direct-action"),
+        "{}",
+        filters()
+    );
+    namespace.inside(|| {
+        let fast_path = load().unwrap();
+        let attached = fast_path.program().attach_as_filter(interface).unwrap();
+        assert_eq!(filters().matches("tandemgw").count(), 1, "{}", filters());
+        host.run("ping -c 1 -W 2 10.9.0.1");
+        let counts = fast_path.counts();
+        assert!(counts.contains(&("unusual", 1)), "{counts:?}");
+        drop(attached);
+    });
+    assert_eq!(filters(), "");
+    // The second process did not make the place for filters, so others may rely on it.
+    assert!(namespace.run("tc qdisc show dev v0").contains("clsact"));
+    namespace.sh("tc qdisc del dev v0 clsact");
+    namespace.inside(|| drop(load().unwrap().program().attach_as_filter(interface)));
+    assert!(!namespace.run("tc qdisc show dev v0").contains("clsact"));
 }
 
 #[test]

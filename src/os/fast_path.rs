@@ -4,7 +4,8 @@
 //! `program.bpf.c` is the source. `scripts/fast-path` builds the object beside it, which is kept
 //! there so that a build needs no compiler for BPF.
 //!
-//! Nothing is pinned: program, maps and links go with the process.
+//! Nothing is pinned: program, maps and links go with the process. Before Linux 6.6 the program is a
+//! filter of tc, which stays if the process is killed; there the lease is what ends its work.
 
 mod bpf;
 mod elf;
@@ -17,9 +18,11 @@ use std::sync::Arc;
 
 use tandemgw_core::fast_path::{Change, ENTRY_LEN, FLOW_LEN, GroupCell, Memory, SessionCell};
 
+use super::netlink::{Netlink, NetlinkError};
 use bpf::MapShape;
 pub use bpf::Run;
 pub use mapping::{Taken, TakenCount};
+use tandemgw_core::in_quotes::InQuotes;
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
@@ -69,19 +72,65 @@ impl Program {
     /// Puts the program at the ingress of an interface. Waits for the kernel's lock on interfaces.
     ///
     /// # Errors
-    /// If there is no such interface; before Linux 6.6.
+    /// If there is no such interface, or the kernel refuses.
     pub fn attach(&self, interface: u32) -> Result<Attached, Unavailable> {
-        let link = bpf::attach(&self.0, interface);
-        let what = "attaching the program (tcx, from Linux 6.6)";
-        link.map(|_link| Attached { _link })
-            .map_err(unavailable(what))
+        match bpf::attach(&self.0, interface) {
+            Ok(link) => Ok(Attached(At::Link { _link: link })),
+            // Before Linux 6.6.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.attach_as_filter(interface)
+            }
+            Err(error) => Err(unavailable("attaching the program")(error)),
+        }
+    }
+
+    /// The same as a filter of tc, which older kernels have too. It stays where it is when the
+    /// process is killed; then the lease is what ends its work, until the next process replaces it.
+    ///
+    /// # Errors
+    /// If there is no such interface, or the kernel refuses.
+    pub fn attach_as_filter(&self, interface: u32) -> Result<Attached, Unavailable> {
+        let opened = Netlink::open().map_err(NetlinkError::on_open);
+        let added = opened.and_then(|mut it| it.add_program(interface, &self.0));
+        let what = "attaching the program as a filter of tc";
+        let added = added.map_err(|error| unavailable(what)(io::Error::other(error)))?;
+        Ok(Attached(At::Filter {
+            interface,
+            made_place: added,
+        }))
     }
 }
 
 /// A program at the ingress of an interface, for as long as this lives.
 #[derive(Debug)]
-pub struct Attached {
-    _link: OwnedFd,
+pub struct Attached(At);
+
+#[derive(Debug)]
+enum At {
+    /// By tcx: it goes with the descriptor.
+    Link { _link: OwnedFd },
+    /// By a filter of tc.
+    Filter { interface: u32, made_place: bool },
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let At::Filter {
+            interface,
+            made_place,
+        } = self.0
+        else {
+            return;
+        };
+        let opened = Netlink::open().map_err(NetlinkError::on_open);
+        let removed = opened.and_then(|mut it| it.remove_program(interface, made_place));
+        if let Err(error) = removed {
+            log::warn!(
+                "filter of the fast path not removed error={}",
+                InQuotes(&error)
+            );
+        }
+    }
 }
 
 impl FastPath {
@@ -137,15 +186,6 @@ impl FastPath {
             memory,
             counts,
             taken,
-        })
-    }
-
-    /// Whether the kernel can have such a program at an interface (tcx, from Linux 6.6): the call
-    /// is known there, and finds that there is no such interface.
-    pub fn can_attach() -> bool {
-        FastPath::load(1, 1).is_ok_and(|loaded| {
-            let attached = bpf::attach(&loaded.program.0, 0);
-            attached.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
         })
     }
 

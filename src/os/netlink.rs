@@ -6,6 +6,7 @@
 //! [`super::monitor`] listens to changes.
 
 mod addresses;
+mod filters;
 mod ipsec;
 mod objects;
 mod traffic;

@@ -21,11 +21,6 @@ pub(super) fn check(config: &Config) -> Option<Check> {
             "run it as root, or with CAP_BPF in its systemd unit; or offload = \"tun\", which is \
              what it falls back to",
         ));
-    } else if !FastPath::can_attach() {
-        problems.push(MachineProblem::warning(
-            "this kernel can't have the program of the fast path at an interface (tcx)",
-            "use Linux 6.6 or newer; or offload = \"tun\", which is what it falls back to",
-        ));
     }
     let skipped = [
         (

@@ -2,6 +2,7 @@
 //!
 //! - [`kernel`]: tests of the shell that need no other machine.
 //! - [`namespace`]: a network namespace, held by a process that ends with the test.
+//! - [`old_kernel`]: what an older kernel lacks.
 //! - [`process`]: child processes whose output is available while they run.
 //! - [`worker`]: processes of a benchmark, bound to a CPU.
 //! - [`cpu_clock`]: what a thread has used, on a machine that others use too.
@@ -12,6 +13,7 @@ pub mod cpu_clock;
 pub mod datapath;
 pub mod kernel;
 pub mod namespace;
+pub mod old_kernel;
 pub mod process;
 pub mod traffic;
 pub mod transport;
