@@ -26,6 +26,9 @@ struct Options {
     /// Length of a measurement.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
+    /// Only figures whose name contains this.
+    #[arg(default_value = "")]
+    only: String,
     /// Established UDP sessions.
     #[arg(long, default_value_t = 10_000)]
     flows: u64,
@@ -45,47 +48,86 @@ const KINDS: [Forwarder; 4] = [
 struct Figure {
     name: &'static str,
     measure: fn(&Lab, &Options) -> Result<f64>,
-    /// The goal for the ratio of the fast path to masquerade.
+    /// The goal for the ratio of the fast path to `peer`, one of [`KINDS`].
     goal: f64,
+    peer: usize,
     more_is_better: bool,
 }
 
-const FIGURES: [Figure; 6] = [
+/// Places in [`KINDS`].
+const MASQUERADE: usize = 0;
+const TUN: usize = 2;
+
+const FIGURES: [Figure; 10] = [
     Figure {
         name: "one TCP stream, Gbit/s",
         measure: |lab, options| Ok(streams(lab, 1, options.seconds)?.0),
         goal: 1.0,
+        peer: MASQUERADE,
         more_is_better: true,
     },
     Figure {
         name: "four TCP streams, Gbit/s",
         measure: |lab, options| Ok(streams(lab, 4, options.seconds)?.0),
         goal: 1.0,
+        peer: MASQUERADE,
         more_is_better: true,
     },
     Figure {
         name: "CPU of one stream, ms a Gbit",
         measure: |lab, options| Ok(streams(lab, 1, options.seconds)?.1),
         goal: 1.0,
+        peer: MASQUERADE,
         more_is_better: false,
     },
     Figure {
         name: "small UDP packets, established, kpps",
         measure: small_packets,
         goal: 1.35,
+        peer: MASQUERADE,
         more_is_better: true,
     },
     Figure {
         name: "round trip p50, µs",
         measure: |lab, options| round_trip(lab, options, "p50"),
         goal: 1.0,
+        peer: MASQUERADE,
         more_is_better: false,
     },
     Figure {
         name: "round trip p99, µs",
         measure: |lab, options| round_trip(lab, options, "p99"),
         goal: 1.0,
+        peer: MASQUERADE,
         more_is_better: false,
+    },
+    Figure {
+        name: "new UDP sessions, k/s",
+        measure: new_sessions,
+        goal: 1.0,
+        peer: MASQUERADE,
+        more_is_better: true,
+    },
+    Figure {
+        name: "connections of 1 byte each way, /s (peer: TUN)",
+        measure: |lab, options| short(lab, options, 1),
+        goal: 1.0,
+        peer: TUN,
+        more_is_better: true,
+    },
+    Figure {
+        name: "connections of 10 bytes one by one, /s (peer: TUN)",
+        measure: |lab, options| short(lab, options, 10),
+        goal: 1.0,
+        peer: TUN,
+        more_is_better: true,
+    },
+    Figure {
+        name: "connections of 100 bytes one by one, /s (peer: TUN)",
+        measure: |lab, options| short(lab, options, 100),
+        goal: 1.0,
+        peer: TUN,
+        more_is_better: true,
     },
 ];
 
@@ -124,9 +166,9 @@ fn drive(options: &Options) -> Result<()> {
 fn measure_all(options: &Options, folder: &Path) -> Result<()> {
     print!("| |");
     KINDS.iter().for_each(|kind| print!(" {kind:?} |"));
-    println!(" fast path / masquerade | goal | fast path / redirect |");
+    println!(" fast path / masquerade, or the peer named | goal | fast path / redirect |");
     println!("|---|{}---:|---:|---:|", "---:|".repeat(KINDS.len()));
-    for figure in &FIGURES {
+    for figure in FIGURES.iter().filter(|it| it.name.contains(&options.only)) {
         let mut rounds = Vec::new();
         for _ in 0..options.rounds {
             let mut round = [0.0; KINDS.len()];
@@ -153,7 +195,7 @@ fn report(figure: &Figure, rounds: &[[f64; KINDS.len()]]) {
     for kind in 0..KINDS.len() {
         print!(" {:.1} |", of(&|round| round[kind]));
     }
-    let ratio = of(&|round| round[3] / round[0]);
+    let ratio = of(&|round| round[3] / round[figure.peer]);
     let is_met = match figure.more_is_better {
         true => ratio >= figure.goal,
         false => ratio <= figure.goal,
@@ -233,6 +275,40 @@ fn small_packets(lab: &Lab, options: &Options) -> Result<f64> {
     let (after, elapsed) = (received()?, start.elapsed());
     sender.line()?;
     Ok((after - before) as f64 / elapsed.as_secs_f64() / 1e3)
+}
+
+/// Thousands of sessions a second, each opened by one packet that arrives, over the first 200 000.
+/// A redirect opens none: it is the limit.
+fn new_sessions(lab: &Lab, options: &Options) -> Result<f64> {
+    const FIRST: u64 = 1000;
+    const SESSIONS: u64 = 200_000;
+    let to = SERVER.to_string();
+    let mac = lab.gateway.mac_text("lan");
+    let flows = u64::MAX.to_string();
+    let seconds = (options.seconds * 4.0).to_string();
+    let blast = ["udp-blast", "eth0", &mac, &to, "--flows", &flows];
+    let arguments = [&blast[..], &["--seconds", &seconds]].concat();
+    let received = || lab.server.received("eth0").ok_or("no such interface");
+    let before = received()?;
+    let mut sender = lab.client.worker(&arguments, Some(SENDER_CPU))?;
+    while received()? - before < FIRST && sender.runs()? {}
+    let start = Instant::now();
+    while received()? - before < FIRST + SESSIONS && sender.runs()? {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let opened = received()? - before - FIRST;
+    Ok(opened as f64 / start.elapsed().as_secs_f64() / 1e3)
+}
+
+/// Connections a second, each of as many exchanges of a byte.
+fn short(lab: &Lab, options: &Options, bytes: u64) -> Result<f64> {
+    let at = format!("{SERVER}:5001");
+    let mut echo = lab.server.worker(&["tcp-echo", &at], None)?;
+    echo.line()?;
+    let (seconds, bytes) = (options.seconds.to_string(), bytes.to_string());
+    let arguments = ["tcp-short", &at, &seconds, &bytes];
+    let mut client = lab.client.worker(&arguments, None)?;
+    client.result("connections_s")
 }
 
 fn round_trip(lab: &Lab, options: &Options, of: &str) -> Result<f64> {

@@ -21,7 +21,7 @@ pub enum Forwarder {
     Kernel,
     /// The kernel with nftables masquerade and conntrack.
     Masquerade,
-    /// `tandemgw run` with source NAT.
+    /// `tandemgw run` with source NAT, all packets through the process.
     Tandemgw,
     /// The same, with `offload = "ebpf"` on both ports.
     FastPath,
@@ -235,11 +235,13 @@ impl Lab {
             }
             Forwarder::Tandemgw | Forwarder::FastPath => {
                 let config = folder.join("gw.toml");
-                let mut text = configuration(folder) + launch.config;
-                if kind == Forwarder::FastPath {
-                    let ports = "virtual-addresses";
-                    text = text.replace(ports, &format!("offload = \"ebpf\"\n{ports}"));
-                }
+                let text = configuration(folder) + launch.config;
+                let offload = match kind {
+                    Forwarder::FastPath => "ebpf",
+                    _ => "tun",
+                };
+                let ports = "virtual-addresses";
+                let text = text.replace(ports, &format!("offload = \"{offload}\"\n{ports}"));
                 std::fs::write(&config, text)?;
                 let mut words = launch.launcher.iter().map(PathBuf::from);
                 let first = words.next().unwrap_or_else(|| launch.binary.clone());

@@ -39,8 +39,15 @@ pub enum Worker {
     /// Sends a byte, waits for it to come back, and so on; prints the time that half and 99 % of
     /// the rounds took at most, in µs.
     TcpPing { to: SocketAddr, seconds: f64 },
-    /// Sends back what it receives by one connection.
+    /// Sends back what it receives, by one connection after the other.
     TcpEcho { at: SocketAddr },
+    /// Opens a connection, has as many bytes sent back one by one, closes it, and so on; prints how
+    /// many connections a second that were.
+    TcpShort {
+        to: SocketAddr,
+        seconds: f64,
+        bytes: u64,
+    },
     /// Answers UDP packets. The lab lets only packets that ask for an answer through to it.
     UdpEcho { at: Ipv4Addr },
     /// Sends small UDP packets as raw frames, so that sending is cheaper than forwarding.
@@ -84,6 +91,9 @@ impl Worker {
             Worker::TcpSink { at } => tcp_sink(at),
             Worker::TcpPing { to, seconds } => tcp_ping(to, Duration::from_secs_f64(seconds)),
             Worker::TcpEcho { at } => tcp_echo(at),
+            Worker::TcpShort { to, seconds, bytes } => {
+                tcp_short(to, Duration::from_secs_f64(seconds), bytes)
+            }
             Worker::UdpEcho { at } => udp_echo(at),
             Worker::UdpBlast(blast) => udp_blast(&blast),
         }
@@ -179,15 +189,34 @@ fn tcp_ping(to: SocketAddr, duration: Duration) -> Result<(), Box<dyn Error>> {
 fn tcp_echo(at: SocketAddr) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(at)?;
     println!("ready");
-    let (mut stream, _) = listener.accept()?;
-    stream.set_nodelay(true)?;
-    let mut bytes = [0; 64];
     loop {
-        match stream.read(&mut bytes)? {
-            0 => return Ok(()),
-            length => stream.write_all(&bytes[..length])?,
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        let mut bytes = [0; 64];
+        loop {
+            match stream.read(&mut bytes)? {
+                0 => break,
+                length => stream.write_all(&bytes[..length])?,
+            }
         }
     }
+}
+
+fn tcp_short(to: SocketAddr, duration: Duration, bytes: u64) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let mut connections = 0;
+    while start.elapsed() < duration {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+        stream.set_nodelay(true)?;
+        for _ in 0..bytes {
+            stream.write_all(b"x")?;
+            stream.read_exact(&mut [0])?;
+        }
+        connections += 1;
+    }
+    let rate = f64::from(connections) / start.elapsed().as_secs_f64();
+    print(&[("connections_s", rate)], start);
+    Ok(())
 }
 
 fn udp_echo(at: Ipv4Addr) -> Result<(), Box<dyn Error>> {
