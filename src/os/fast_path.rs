@@ -4,8 +4,8 @@
 //! `program.bpf.c` is the source. `scripts/fast-path` builds the object beside it, which is kept
 //! there so that a build needs no compiler for BPF.
 //!
-//! Nothing is pinned: program, maps and links go with the process. Before Linux 6.6 the program is a
-//! filter of tc, which stays if the process is killed; there the lease is what ends its work.
+//! Nothing is pinned: program, maps and links go with the process. Before Linux 6.6 the program is
+//! a filter of tc, which stays if the process is killed; there the lease is what ends its work.
 
 mod bpf;
 mod elf;
