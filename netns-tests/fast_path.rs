@@ -263,9 +263,11 @@ fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {
     let policy = "10.77.2.100 dir out tmpl src 10.77.2.1 dst 10.77.2.254 proto esp mode tunnel";
     let policy = |what: &str| format!("ip xfrm policy {what} dst {policy}");
     let rule = |what: &str| format!("ip rule {what} pref 20000 from 10.77.1.0/24 lookup 100");
+    let of_port = |what: &str| format!("ip rule {what} pref 100 iif eth0 to 10.9.9.9 prohibit");
     let cases = [
         (policy("add"), "ip xfrm policy flush".to_owned(), "IPsec"),
         (rule("add"), rule("del"), "rules"),
+        (of_port("add"), of_port("del"), "rules"),
     ];
     let Some(lab) = started() else { return };
     let streams = Streams::start(&lab);
@@ -322,6 +324,7 @@ fn the_kernel_does_not_forward_for_a_dead_process() {
 #[test]
 fn an_older_kernel_has_a_fast_path_too() {
     let mut lab = Lab::new();
+    want_ebpf(&mut lab.unit);
     lab.unit.without_tcx = true;
     lab.unit.start();
     if !can_load(&lab.unit) {

@@ -552,6 +552,20 @@ fn as_a_filter_of_tc_it_sees_packets_and_leaves_nothing_behind() {
     assert!(!namespace.run("tc qdisc show dev v0").contains("clsact"));
 }
 
+/// Since Linux 6.16; what comes before has no translated IPv6 in the fast path.
+#[test]
+fn whether_the_kernel_translates_ipv6_is_found_by_trying() {
+    let Some(fast_path) = load() else { return };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map_while(|it| it.parse::<u32>().ok());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    assert_eq!(fast_path.knows_ipv6(), version >= (6, 16), "{release}");
+    // Nothing of it stays.
+    assert!(cell(&fast_path).take(Direction::Original) == (0, 0));
+    let (from, _) = example(true, Protocol::UDP);
+    assert_eq!(run(&fast_path, &packet(&from, b"x").bytes(), false), None);
+}
+
 #[test]
 fn the_unusual_is_the_gateways() {
     let Some(fast_path) = load() else { return };

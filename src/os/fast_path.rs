@@ -13,10 +13,16 @@ mod mapping;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use tandemgw_core::fast_path::{Change, ENTRY_LEN, FLOW_LEN, GroupCell, Memory, SessionCell};
+use tandemgw_core::fast_path::{
+    Change, ENTRY_LEN, Entry, FLOW_LEN, Flow, GroupCell, Memory, SessionCell,
+};
+use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
+use tandemgw_core::session::Numbers;
+use tandemgw_core::time::Time;
 
 use super::netlink::{Netlink, NetlinkError};
 use bpf::MapShape;
@@ -189,6 +195,54 @@ impl FastPath {
         })
     }
 
+    /// Whether the kernel can keep the checksums of translated IPv6 right (`BPF_F_IPV6`, from Linux
+    /// 6.16): whether the program forwards such a packet. Call it before the memory is used.
+    pub fn knows_ipv6(&self) -> bool {
+        const LOOPBACK: u32 = 1;
+        let [src, dst, other] =
+            [1, 2, 3].map(|n| Addr::from(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n])));
+        let key = FlowKey {
+            src,
+            dst,
+            src_port: 1,
+            dst_port: 2,
+            protocol: Protocol::UDP,
+        };
+        let flow = Flow {
+            key,
+            interface: LOOPBACK,
+        };
+        let entry = Entry {
+            to: FlowKey { src: other, ..key },
+            next_hop: dst,
+            interface: LOOPBACK,
+            mtu: 1500,
+            group: GroupId(0),
+            epoch: 0,
+            session: 0,
+            serial: 1,
+            direction: Direction::Original,
+            shift: 0,
+            is_incomplete: false,
+        };
+        let (Some(group), Some(cell)) = (self.memory.groups.first(), self.memory.sessions.first())
+        else {
+            return false;
+        };
+        let (flow, entry) = (flow.encode(), entry.encode(&key));
+        group.lease(Time::from_nanos(u64::MAX));
+        cell.begin(Time::ZERO, 1, &Numbers::default());
+        let entered = self.change(&[Change::Insert { flow, entry }]);
+        let run = self.test_run(&datagram(src, dst), &[], false);
+        let _ = self.change(&[Change::Remove { flow }]);
+        cell.stop();
+        group.lease(Time::ZERO);
+        for direction in Direction::ALL {
+            cell.take(direction);
+        }
+        entered.is_ok() && run.is_ok_and(|run| run.verdict == FORWARDED)
+    }
+
     /// The memory that the program shares.
     pub fn memory(&self) -> Memory {
         self.memory
@@ -256,6 +310,14 @@ impl FastPath {
         let flags = if complete { CHECKSUM_COMPLETE } else { 0 };
         bpf::test_run(&self.program.0, frame, context, flags)
     }
+}
+
+/// A frame with an empty datagram from port 1 to port 2, whose checksum does not matter.
+fn datagram(src: Addr, dst: Addr) -> Vec<u8> {
+    const IP: [u8; 8] = [0x60, 0, 0, 0, 0, 8, 17, 64];
+    const UDP: [u8; 8] = [0, 1, 0, 2, 0, 8, 1, 1];
+    let ethernet = [&[0; 12][..], &[0x86, 0xdd]].concat();
+    [&ethernet[..], &IP, src.octets(), dst.octets(), &UDP].concat()
 }
 
 /// The code of the program, with the numbers of its maps.

@@ -437,6 +437,7 @@ impl Monitor {
             metric: route.metric,
             target,
             mtu: route.mtu,
+            is_special: route.is_special || route.hops.len() > 1,
             hops,
         })
     }

@@ -12,14 +12,14 @@ use super::netlink::receive;
 /// `XFRMNLGRP_POLICY` (linux/xfrm.h).
 const POLICIES: u32 = 4;
 
-/// Notices taken in at a time; more wake the thread again.
+/// Notices taken in at a time; the next one wakes the thread for the rest.
 const MOST_AT_A_TIME: usize = 1000;
 
 /// Why the fast path is not used.
 pub(super) const IPSEC: &str = "policies of IPsec may concern forwarded packets (ip xfrm policy)";
 /// The same.
 pub(super) const RULES: &str = "rules of others may lead packets elsewhere (ip rule)";
-/// The same, at the start.
+/// The same, at the start or if the kernel does not tell.
 pub(super) const UNKNOWN: &str = "it is not known yet what the kernel does with forwarded packets";
 
 /// Tells when policies of IPsec change.

@@ -306,12 +306,19 @@ pub fn has_foreign_rules(netlink: &mut Netlink, config: &Config) -> Result<bool,
 }
 
 fn are_any_foreign(netlink: &mut Netlink, plan: &Plan) -> Result<bool, NetlinkError> {
-    let of_gateway = |name: &String| plan.ports.iter().any(|port| port.tun_name == *name);
+    // Before ours, a rule also decides what comes to the gateway.
+    let concerns = |rule: &Rule, name: &String| {
+        let mut ports = plan.ports.iter();
+        ports.any(|port| {
+            port.tun_name == *name || port.interface == *name && rule.priority <= port.table
+        })
+    };
     let is_foreign = |rule: &Rule| {
+        let interface = rule.interface.as_ref();
         rule.priority < PRIORITY_MAIN
             && rule.table != TABLE_LOCAL
             && !is_ours(rule)
-            && rule.interface.as_ref().is_none_or(of_gateway)
+            && interface.is_none_or(|name| concerns(rule, name))
     };
     for family in &plan.families {
         if netlink.rules(*family)?.iter().any(is_foreign) {

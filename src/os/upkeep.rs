@@ -64,6 +64,9 @@ const GROUPS_AT_A_TIME: usize = 16;
 /// Neighbours that wait to be resolved; any more are skipped and requested again later.
 const MOST_RESOLVED: usize = 256;
 
+/// How often a kernel without IPsec is asked whether it has it now, in audits: a minute.
+const POLICY_AUDITS: u32 = 600;
+
 const ORDERS: Token = Token(0);
 const BARRIER: Token = Token(1);
 const IPSEC: Token = Token(2);
@@ -147,7 +150,8 @@ impl Upkeep {
             readdressing: None,
             netlink: Netlink::open()?,
             watch: watch_barrier(&poll, &config.node.name),
-            policies: watch_policies(&poll),
+            policies: None,
+            is_ipsec: false,
             skipped: Some(skipped::UNKNOWN),
             poll,
             orders: ordered,
@@ -259,7 +263,10 @@ struct Keeper {
     netlink: Netlink,
     poll: Poll,
     watch: Option<BarrierWatch>,
+    /// None on a kernel without IPsec, until it has some.
     policies: Option<PolicyWatch>,
+    /// There may be policies of IPsec.
+    is_ipsec: bool,
     /// Why no packet may take the fast path, as told last.
     skipped: Option<&'static str>,
     orders: Receiver<Order>,
@@ -292,6 +299,7 @@ impl Keeper {
             log::debug!("priority of upkeep not lowered error={}", InQuotes(&error));
         }
         let mut events = Events::with_capacity(4);
+        self.watch_for_policies();
         self.look_for_skipped();
         loop {
             // Orders first: a repair must know everything that was lost.
@@ -329,7 +337,30 @@ impl Keeper {
         self.barrier_changed |= events.iter().any(|event| event.token() == BARRIER);
         if events.iter().any(|event| event.token() == IPSEC) {
             self.policies.iter_mut().for_each(PolicyWatch::clear);
+            self.ask_for_policies();
             self.look_for_skipped();
+        }
+    }
+
+    /// Watches policies of IPsec from now on, if the kernel has any.
+    fn watch_for_policies(&mut self) {
+        if self.policies.is_none() && self.steering.has_fast_path() {
+            self.policies = watch_policies(&self.poll);
+            self.ask_for_policies();
+        }
+    }
+
+    /// Asks for policies of IPsec. Unless they are watched, the kernel has none: asking it would
+    /// try to load a module each time.
+    fn ask_for_policies(&mut self) {
+        self.is_ipsec = self.policies.is_some() && has_forwarding_ipsec_policies().unwrap_or(true);
+    }
+
+    fn look_for_rules(&mut self) -> Option<&'static str> {
+        match self.steering.has_foreign_rules() {
+            Ok(true) => Some(skipped::RULES),
+            Ok(false) => None,
+            Err(_) => Some(skipped::UNKNOWN),
         }
     }
 
@@ -338,13 +369,9 @@ impl Keeper {
         if !self.steering.has_fast_path() {
             return;
         }
-        let is_ipsec = has_forwarding_ipsec_policies()
-            .unwrap_or_else(|error| error.raw_os_error() != Some(libc::EPROTONOSUPPORT));
-        let found = match self.steering.has_foreign_rules() {
-            _ if is_ipsec => Some(skipped::IPSEC),
-            Ok(true) => Some(skipped::RULES),
-            Ok(false) => None,
-            Err(_) => self.skipped,
+        let found = match self.is_ipsec {
+            true => Some(skipped::IPSEC),
+            false => self.look_for_rules(),
         };
         if found != std::mem::replace(&mut self.skipped, found) {
             self.tell(Report::FastPathBarred(found));
@@ -490,6 +517,9 @@ impl Keeper {
             self.repair_barrier();
             self.steering.look_for_obstacles();
             self.look_for_skipped();
+        }
+        if audits.is_multiple_of(POLICY_AUDITS) {
+            self.watch_for_policies();
         }
     }
 

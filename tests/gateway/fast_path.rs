@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandemgw_core::capture::{Filter, MAX_SNAPSHOT, Options};
-use tandemgw_core::event::{KernelLookup, Verdict};
+use tandemgw_core::event::{KernelLookup, Route, RouteChange, Verdict};
 use tandemgw_core::fast_path::{Change, ENTRY_LEN, Memory};
 use tandemgw_core::flow::{GroupId, PortId};
 use tandemgw_core::gateway::Role;
 
-use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link};
+use testkit::lab::{CONFIG, LAN, Lab, Net, WAN, link, route, to_port};
 use testkit::packets::{ACK, FIN_ACK, Pkt, SYN, SYN_ACK, tcp, udp};
 use testkit::pair::Pair;
 
@@ -27,7 +27,7 @@ impl Fast {
     fn new() -> Fast {
         let mut lab = Lab::of(CONFIG);
         let memory = Memory::unshared(1, ROOM);
-        lab.gateway.use_fast_path(memory);
+        lab.gateway.use_fast_path(memory, true);
         for (number, port) in [(2, LAN), (3, WAN)] {
             lab.gateway.set_fast_interface(port, Some(number));
         }
@@ -39,7 +39,7 @@ impl Fast {
     }
 
     fn poll(&mut self) {
-        for change in self.lab.gateway.poll_fast_path(self.lab.now) {
+        for change in self.lab.gateway.poll_fast_path(self.lab.now, true) {
             if let Change::Insert { entry, .. } = change {
                 self.entries.push(entry);
             }
@@ -103,6 +103,25 @@ fn a_session_earns_its_entries_by_packets_both_ways() {
     }
 }
 
+/// Those that wait would be overtaken; but they may never end.
+#[test]
+fn entries_wait_until_the_process_has_no_packets() {
+    let net = Net::both()[0];
+    let mut fast = Fast::new();
+    let query = udp((net.host, 4000), (net.server, 53));
+    let answer = query.clone().src(net.wan_vip).answer();
+    for _ in 0..16 {
+        fast.lab.send(LAN, &query);
+        fast.lab.send(WAN, &answer);
+    }
+    let mut entered = |after: u64, is_drained| {
+        let now = fast.lab.now + Duration::from_millis(after);
+        fast.lab.gateway.poll_fast_path(now, is_drained).len()
+    };
+    assert_eq!([entered(0, false), entered(9, false)], [0, 0]);
+    assert_eq!([entered(10, false), entered(10, true)], [2, 0]);
+}
+
 #[test]
 fn what_concerns_a_session_ends_its_entries_at_once() {
     type End = fn(&mut Fast);
@@ -154,6 +173,32 @@ fn what_concerns_a_session_ends_its_entries_at_once() {
             assert_eq!(fast.in_force(), 0, "after {what}");
             fast.lab.gateway.check_invariants();
         }
+    }
+}
+
+/// It chooses among several next hops, or encapsulates.
+#[test]
+fn routes_by_which_the_kernel_does_more_have_no_fast_path() {
+    for net in Net::both() {
+        let mut fast = Fast::new();
+        fast.converse(&net, 4000);
+        assert_eq!(fast.in_force(), 2);
+        let length = if net.server.is_v4() { 24 } else { 48 };
+        let route = Route {
+            is_special: true,
+            ..route(&format!("{}/{length}", net.server), to_port(WAN))
+        };
+        let old = RouteChange::Remove(Route {
+            is_special: false,
+            ..route.clone()
+        });
+        fast.lab.gateway.handle_route(old);
+        fast.lab.gateway.handle_route(RouteChange::Add(route));
+        fast.lab.settle();
+        fast.pass(Duration::from_millis(1100));
+        assert_eq!(fast.in_force(), 0);
+        fast.converse(&net, 5000);
+        assert_eq!(fast.in_force(), 0);
     }
 }
 
@@ -331,7 +376,7 @@ fn a_session_is_not_entered_before_a_peer_holds_it() {
     let config = CONFIG.replacen(name, &guaranteed, 1);
     for net in Net::both() {
         let mut pair = Pair::of_config(&config);
-        pair.units[0].use_fast_path(Memory::unshared(1, ROOM));
+        pair.units[0].use_fast_path(Memory::unshared(1, ROOM), true);
         for (number, port) in [(2, LAN), (3, WAN)] {
             pair.units[0].set_fast_interface(port, Some(number));
         }
@@ -346,7 +391,7 @@ fn a_session_is_not_entered_before_a_peer_holds_it() {
                 assert_eq!(pair.send(0, LAN, &query), Verdict::Forward);
                 assert_eq!(pair.send(0, WAN, &answer), Verdict::Forward);
             }
-            let changes = pair.units[0].poll_fast_path(pair.now);
+            let changes = pair.units[0].poll_fast_path(pair.now, true);
             let entered = |change: &&Change| matches!(change, Change::Insert { .. });
             changes.iter().filter(entered).count()
         };

@@ -24,7 +24,7 @@ const LEASE: Duration = Duration::from_micros(2500);
 /// The program in the kernel of a unit that starts.
 pub fn program_for(gateway: &mut Gateway) -> Program {
     let memory = Memory::unshared(gateway.config().groups.len(), ROOM);
-    gateway.use_fast_path(memory);
+    gateway.use_fast_path(memory, true);
     for port in 0..gateway.config().ports.len() {
         let interface = Some(FIRST + port as u32);
         gateway.set_fast_interface(PortId(port as u16), interface);
@@ -38,7 +38,7 @@ impl World {
         if let Some(program) = &mut self.units[turn.unit].program
             && turn.gateway.has_fast_changes()
         {
-            program.change(&turn.gateway.poll_fast_path(turn.now));
+            program.change(&turn.gateway.poll_fast_path(turn.now, turn.unit != 0));
         }
     }
 

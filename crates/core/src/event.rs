@@ -171,6 +171,9 @@ pub struct Route {
     pub target: RouteTarget,
     /// The route's own MTU, if it sets one.
     pub mtu: Option<u32>,
+    /// The kernel does more than to send a packet to one next hop: it chooses among several on the
+    /// link, or encapsulates.
+    pub is_special: bool,
     /// For a route with next hops on several links, those on ports; empty if it has a single one.
     /// The target is the first.
     pub hops: Vec<PortHop>,

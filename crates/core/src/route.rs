@@ -43,6 +43,8 @@ pub struct Hop {
     pub target: RouteTarget,
     /// The MTU that the route itself sets; without one, the link's MTU applies.
     pub mtu: Option<u32>,
+    /// See [`Route::is_special`].
+    pub is_special: bool,
     /// Length of the prefix that matched: 0 to 32 for IPv4, 0 to 128 for IPv6.
     pub prefix_len: u8,
 }
@@ -190,6 +192,7 @@ impl Fib {
         };
         let best = entry.candidates.first()?;
         let hop = Hop {
+            is_special: best.is_special,
             target: best.target,
             mtu: best.mtu,
             prefix_len,
@@ -297,6 +300,7 @@ impl Fib {
             metric: route.metric,
             mtu: route.mtu,
             target: route.target,
+            is_special: route.is_special,
             hops,
             dump: self.dump,
         };
@@ -417,6 +421,7 @@ struct Candidate {
     metric: u32,
     mtu: Option<u32>,
     target: RouteTarget,
+    is_special: bool,
     /// Its next hops, if there are several. A pointer: nearly no route has any.
     hops: Option<Arc<Vec<PortHop>>>,
     /// The last dump in or since which it was added.
@@ -470,6 +475,7 @@ mod tests {
 
     fn route(net: &str, metric: u32, port: u16) -> Route {
         Route {
+            is_special: false,
             hops: Vec::new(),
             destination: net.parse().unwrap(),
             metric,

@@ -152,6 +152,7 @@ pub fn route(destination: &str, target: RouteTarget) -> Route {
         metric: 0,
         target,
         mtu: None,
+        is_special: false,
         hops: Vec::new(),
     }
 }

@@ -9,6 +9,7 @@ use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
+use super::super::netlink::Netlink;
 use super::super::skipped;
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
@@ -118,9 +119,13 @@ impl Shell {
     /// Begins to use the fast path where there is one. Call it before [`Shell::run`].
     pub fn use_fast_path(&mut self, fast: FastPorts) {
         self.fast = fast;
+        self.remove_left_filters();
         match &self.fast.kernel {
             None => return,
-            Some(Ok(kernel)) => self.gateway.use_fast_path(kernel.memory()),
+            Some(Ok(kernel)) => {
+                let knows_ipv6 = kernel.knows_ipv6();
+                self.gateway.use_fast_path(kernel.memory(), knows_ipv6);
+            }
             Some(Err(why)) => log::warn!(
                 "no fast path why={} effect=\"all packets go through the process\"",
                 InQuotes(why)
@@ -134,6 +139,33 @@ impl Shell {
                 port.interface = self.ports[index].socket.interface();
             }
         }
+        self.show_fast_ports();
+    }
+
+    /// A process that was killed may have left the program as a filter of tc, where none is wanted
+    /// now.
+    fn remove_left_filters(&self) {
+        let Ok(mut netlink) = Netlink::open() else {
+            return;
+        };
+        for port in &self.ports {
+            if let Err(error) = netlink.remove_program(port.socket.interface(), false) {
+                log::debug!("left filter not removed error={}", InQuotes(&error));
+            }
+        }
+    }
+
+    /// The interface of a port is gone; another one may come with its number, or this one without
+    /// the program.
+    pub(super) fn lose_fast_number(&mut self, port: PortId) {
+        let Some(Some(known)) = self.fast.ports.get_mut(port.index()) else {
+            return;
+        };
+        let gone = std::mem::take(known).interface;
+        if let Some(attached) = self.fast.at.remove(&gone) {
+            worker::discard(&self.waker, vec![attached]);
+        }
+        self.gateway.set_fast_interface(port, None);
         self.show_fast_ports();
     }
 
@@ -152,7 +184,10 @@ impl Shell {
                 InQuotes(why)
             ),
             (None, Some(skipped::UNKNOWN)) => {}
-            (None, _) => log::info!("fast path is used again"),
+            (None, _) if matches!(self.fast.kernel, Some(Ok(_))) => {
+                log::info!("fast path is used again");
+            }
+            (None, _) => {}
         }
         self.fast.barred = why;
         self.show_fast_ports();
@@ -163,7 +198,8 @@ impl Shell {
         if !self.gateway.has_fast_changes() {
             return;
         }
-        let changes = self.gateway.poll_fast_path(now);
+        let is_drained = self.ready.tuns.next(0).is_none();
+        let changes = self.gateway.poll_fast_path(now, is_drained);
         let Some(Ok(kernel)) = &self.fast.kernel else {
             return;
         };

@@ -159,6 +159,7 @@ impl Shell {
         self.gateway.handle_link(now, port, gone);
         // It may come back with the same number, and the kernel has taken the socket off it.
         self.ports[port.index()].socket.lose();
+        self.lose_fast_number(port);
         self.disturb(Disturbance::Port(port));
     }
 

@@ -43,8 +43,11 @@ impl Netlink {
         message.attributes.push(TcAttribute::Options(options));
         let request = RouteNetlinkMessage::NewTrafficFilter(message);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change("add the filter", &object, request, flags)?;
-        Ok(made)
+        let added = self.change("add the filter", &object, request, flags);
+        if added.is_err() {
+            let _ = self.remove_program(link, made);
+        }
+        added.map(|()| made)
     }
 
     /// Removes what [`Netlink::add_program`] has added, and the place for filters if it `made` that

@@ -1,6 +1,7 @@
 //! Policies of IPsec (linux/xfrm.h).
 
 use std::io;
+use std::ops::ControlFlow;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
@@ -30,7 +31,10 @@ const BLOCK: u8 = 1;
 /// What the kernel says; it may have no IPsec.
 pub fn has_ipsec_policies() -> io::Result<bool> {
     let mut any = false;
-    list(|_| any = true)?;
+    list(|_| {
+        any = true;
+        is_enough(any)
+    })?;
     Ok(any)
 }
 
@@ -44,6 +48,7 @@ pub fn has_forwarding_ipsec_policies() -> io::Result<bool> {
     list(|policy| {
         let direction = policy.get(DIRECTION);
         any |= direction.is_some_and(|direction| [OUT, FORWARD].contains(direction));
+        is_enough(any)
     })?;
     Ok(any)
 }
@@ -57,11 +62,20 @@ pub fn blocking_ipsec_policies() -> io::Result<usize> {
     list(|policy| {
         let blocks = policy.get(ACTION) == Some(&BLOCK) && policy.get(DIRECTION) != Some(&IN);
         count += usize::from(blocks);
+        ControlFlow::Continue(())
     })?;
     Ok(count)
 }
 
-fn list(mut take: impl FnMut(&[u8])) -> io::Result<()> {
+fn is_enough(found: bool) -> ControlFlow<()> {
+    match found {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// Passes the policies to `take`, until that has enough: there may be many thousands.
+fn list(mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -77,7 +91,8 @@ fn list(mut take: impl FnMut(&[u8])) -> io::Result<()> {
         receive(&socket, &mut buffer)?;
         for message in Messages::new(&buffer) {
             match message.answer() {
-                Answer::Data(policy) => take(policy),
+                Answer::Data(policy) if take(policy).is_break() => return Ok(()),
+                Answer::Data(_) => {}
                 Answer::Done => return Ok(()),
                 Answer::Error(errno, _) => return Err(io::Error::from_raw_os_error(errno)),
             }

@@ -184,6 +184,9 @@ pub struct KernelRoute {
     pub cloned: bool,
     /// The MTU that the route sets.
     pub mtu: Option<u32>,
+    /// It encapsulates packets (`RTA_ENCAP`), or is for packets from some sources only
+    /// (`RTA_SRC`).
+    pub is_special: bool,
     /// Where it leads; several if it is a multipath route, none if it leads nowhere.
     pub hops: Vec<NextHop>,
 }
@@ -205,6 +208,7 @@ impl KernelRoute {
             tos: 0,
             cloned: false,
             mtu: None,
+            is_special: false,
             hops: vec![hop],
         }
     }
@@ -235,6 +239,7 @@ impl KernelRoute {
         let mut table = u32::from(header.table);
         let mut metric = 0;
         let mut mtu = None;
+        let mut is_special = header.source_prefix_length > 0;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => destination = ip_of(address)?,
@@ -244,11 +249,17 @@ impl KernelRoute {
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => {
                     single.gateway = gateway_of(attribute);
                 }
-                RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(|path| NextHop {
-                    link: path.interface_index,
-                    gateway: path.attributes.iter().find_map(gateway_of),
-                    weight: u32::from(path.hops) + 1,
-                })),
+                RouteAttribute::Encap(_) => is_special = true,
+                RouteAttribute::MultiPath(paths) => {
+                    let is_encap = |it: &RouteAttribute| matches!(it, RouteAttribute::Encap(_));
+                    let mut all = paths.iter().flat_map(|path| &path.attributes);
+                    is_special |= all.any(is_encap);
+                    hops.extend(paths.iter().map(|path| NextHop {
+                        link: path.interface_index,
+                        gateway: path.attributes.iter().find_map(gateway_of),
+                        weight: u32::from(path.hops) + 1,
+                    }));
+                }
                 RouteAttribute::Metrics(metrics) => {
                     mtu = metrics.iter().find_map(|metric| match metric {
                         RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -270,6 +281,7 @@ impl KernelRoute {
             tos: header.tos,
             cloned: header.flags.contains(RouteFlags::Cloned),
             mtu,
+            is_special,
             hops,
         })
     }

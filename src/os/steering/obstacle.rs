@@ -95,6 +95,8 @@ pub(super) struct Obstacles {
 struct Flow {
     /// Packets that came in by its interface, except those that the fast path took.
     arrived: u64,
+    /// What the fast path took instead.
+    forwarded: u64,
     /// Those of them that the gateway has read.
     delivered: u64,
     /// Those of them that came too fast for it.
@@ -111,8 +113,12 @@ impl Flow {
         self.written >= LEAST && self.left <= self.written / 4
     }
 
-    fn passes_inward(self) -> bool {
+    fn is_read(self) -> bool {
         self.delivered > STRAY
+    }
+
+    fn passes_inward(self) -> bool {
+        self.is_read() || self.forwarded > STRAY
     }
 
     fn passes_outward(self) -> bool {
@@ -151,14 +157,16 @@ impl Steering {
         let (Ok(traffic), Ok(queues)) = (self.netlink.traffic(), self.netlink.queues()) else {
             return;
         };
-        let flows = self.flows(&traffic);
+        let links = self.barrier.posts().iter().filter_map(|post| post.index);
+        let taken = links.map(|link| (link, self.taken(link))).collect();
+        let flows = self.flows(&traffic, &taken);
         let passed = self.measurements.read(self.taken);
         let refused = refused_by_policies();
         let reached = flows.values().map(|(_, flow)| flow.delivered + flow.lost);
         let reached: u64 = reached.sum();
         let stopped = self.let_pass.saturating_sub(self.obstacles.let_pass);
         let stopped = stopped.saturating_sub(reached);
-        let is_deaf = stopped >= LEAST && flows.values().all(|(_, flow)| !flow.passes_inward());
+        let is_deaf = stopped >= LEAST && flows.values().all(|(_, flow)| !flow.is_read());
         let is_doubtful = !self.obstacles.found.is_empty()
             || stopped >= LEAST
             || passed.values().any(|passed| Gap::find(passed).is_some())
@@ -213,15 +221,17 @@ impl Steering {
         for port in self.plan.ports.iter().filter(|port| gone(port)) {
             self.obstacles.found.remove(&port.id);
         }
-        let links = flows.values().map(|([link, _], _)| *link);
-        let taken = links.map(|link| (link, self.taken(link))).collect();
         self.obstacles
             .end_look((traffic, queues, taken), (self.let_pass, self.led), refused);
     }
 
     /// What the ports have done since the last look, with the numbers of their interfaces and TUN
     /// devices.
-    fn flows(&self, traffic: &BTreeMap<u32, Traffic>) -> BTreeMap<PortId, ([u32; 2], Flow)> {
+    fn flows(
+        &self,
+        traffic: &BTreeMap<u32, Traffic>,
+        taken: &BTreeMap<u32, [TakenCount; 2]>,
+    ) -> BTreeMap<PortId, ([u32; 2], Flow)> {
         let posts = self.barrier.posts();
         let flow = |port: &PortPlan| {
             let link = posts.get(port.id.index())?.index?;
@@ -231,11 +241,13 @@ impl Steering {
                 PORT_OF_ERRORS => self.led.saturating_sub(self.obstacles.led),
                 _ => 0,
             };
-            // Where several packets of the wire are one to the kernel, not all drivers count alike:
-            // rather too few.
-            let forwarded = self.taken_since_last_look(link);
+            let forwarded = self.taken_since_last_look(link, taken);
+            // Where several packets of the wire are one to the kernel, not all drivers count alike,
+            // and the counters are not read at the same instant: rather too few.
+            let others = forwarded.saturating_add(forwarded / 16);
             let flow = Flow {
-                arrived: outside.received.saturating_sub(forwarded),
+                arrived: outside.received.saturating_sub(others),
+                forwarded,
                 delivered: inside.sent.saturating_sub(led),
                 lost: inside.unsent,
                 written: inside.received,
@@ -261,10 +273,11 @@ impl Steering {
         self.taken.map(|taken| taken.of(link)).unwrap_or_default()
     }
 
-    fn taken_since_last_look(&self, link: u32) -> u64 {
-        let before = self.obstacles.taken.get(&link).copied();
-        let (now, before) = (self.taken(link), before.unwrap_or_default());
-        let each = now.iter().zip(before);
+    fn taken_since_last_look(&self, link: u32, now: &BTreeMap<u32, [TakenCount; 2]>) -> u64 {
+        let at = |looked: &BTreeMap<u32, [TakenCount; 2]>| looked.get(&link).copied();
+        let (now, before) = (at(now).unwrap_or_default(), at(&self.obstacles.taken));
+        let before = before.unwrap_or_default();
+        let each = now.into_iter().zip(before);
         each.map(|(now, before)| now.segments_since(before)).sum()
     }
 

@@ -10,9 +10,9 @@ pub enum PortOffload {
     /// `"plain"`, or `false`: each packet goes through the process alone, as it is on the wire.
     Plain,
     /// `"tun"`, or `true`: the kernel leaves super-packets and unfinished checksums to the process.
+    #[default]
     Tun,
     /// `"ebpf"`: as `Tun`; and a program in the kernel forwards packets of established sessions.
-    #[default]
     Ebpf,
 }
 

@@ -12,7 +12,7 @@
 mod entries;
 mod seen;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::fast_path::{Change, Flow, Memory};
@@ -29,6 +29,7 @@ pub(super) const EARNS_EACH: u64 = 16;
 /// Sessions that wait for entries, and those that get them in one go: some 100 µs.
 const MOST_CANDIDATES: usize = 1024;
 const ENTERED_AT_A_TIME: usize = 64;
+const ENTERS_AFTER: Duration = Duration::from_millis(10);
 /// Places that are looked at in one go: some 100 µs.
 const LOOKED_AT: u32 = 512;
 /// A place is looked at this often; a tenth of all each tick.
@@ -48,12 +49,15 @@ const HOT_UNTIL: u64 = 4096;
 const MOST_HOT: usize = 256;
 /// Next hops that do not answer, and are remembered. Packets to others are lost in the kernel.
 const MOST_LOST: usize = 1024;
+const LOST_FOR: Duration = Duration::from_secs(60);
 
 /// The sessions in the fast path.
 #[derive(Default)]
 pub(super) struct FastPath {
     /// None where there is no program.
     memory: Option<Memory>,
+    /// The program can translate IPv6.
+    knows_ipv6: bool,
     /// Why no session may have entries, whatever it is.
     barred: Option<&'static str>,
     /// By port: the interface whose packets the program sees.
@@ -65,6 +69,8 @@ pub(super) struct FastPath {
     settling: VecDeque<(Time, u32)>,
     by_session: BTreeMap<u32, u32>,
     candidates: Vec<SessionId>,
+    /// How long candidates have waited for the process to have no packets.
+    waiting_since: Option<Time>,
     changes: Vec<Change>,
     serial: u32,
     cursor: u32,
@@ -74,8 +80,9 @@ pub(super) struct FastPath {
     next_lease: Time,
     hot: Vec<u32>,
     next_hot: Time,
-    /// Next hops that the kernel has looked for in vain.
-    lost: BTreeSet<(PortId, Addr)>,
+    /// Next hops that the kernel has looked for in vain, and when. It says so again as long as
+    /// there are packets for them.
+    lost: BTreeMap<(PortId, Addr), Time>,
     tally: Vec<Tally>,
     /// By group: when packets of its sessions were last forwarded, by direction.
     carried: Vec<[Option<Tick>; 2]>,
@@ -229,10 +236,16 @@ impl FastPath {
 
     /// The kernel has looked for a next hop in vain. Its sessions go back to the process within a
     /// second, where their senders are told.
-    pub(super) fn lose_next_hop(&mut self, port: PortId, addr: Addr) {
+    pub(super) fn lose_next_hop(&mut self, now: Time, port: PortId, addr: Addr) {
         if self.memory.is_some() && self.lost.len() < MOST_LOST {
-            self.lost.insert((port, addr));
+            self.lost.insert((port, addr), now);
         }
+    }
+
+    /// Those of which nothing was heard for long: nobody sends to them any more, or they have an
+    /// entry of somebody else by now.
+    fn forget_lost(&mut self, now: Time) {
+        self.lost.retain(|_, at| now.since(*at) < LOST_FOR);
     }
 
     /// A next hop answers, or is looked for again from the start.
@@ -263,12 +276,13 @@ fn catch_up(session: &mut Session, last: Tick, numbers: &Numbers, seen: [(u64, u
 
 impl Gateway {
     /// From now on there is a program in the kernel that shares this memory, with a place for as
-    /// many sessions as that has.
-    pub fn use_fast_path(&mut self, memory: Memory) {
+    /// many sessions as that has. It may not be able to translate IPv6.
+    pub fn use_fast_path(&mut self, memory: Memory, knows_ipv6: bool) {
         let sessions = memory.sessions.len();
         let ports = self.rules.config().ports.len();
         self.fast_path = FastPath {
             memory: Some(memory),
+            knows_ipv6,
             interfaces: vec![None; ports],
             places: (0..sessions).map(|_| None).collect(),
             free: (0..sessions as u32).rev().collect(),
@@ -314,7 +328,18 @@ impl Gateway {
 
     /// The changes of the entries to carry out now, in this order. Call it after packets and after
     /// [`Gateway::handle_timeout`].
-    pub fn poll_fast_path(&mut self, now: Time) -> Vec<Change> {
+    ///
+    /// Packets of a session that wait for the process when its entries are made are overtaken by
+    /// those that come next, which a TCP sender takes for losses. So sessions get their entries
+    /// when no packets wait (`is_drained`), or at last after 10 ms.
+    pub fn poll_fast_path(&mut self, now: Time, is_drained: bool) -> Vec<Change> {
+        if !is_drained && !self.fast_path.candidates.is_empty() {
+            let since = *self.fast_path.waiting_since.get_or_insert(now);
+            if now.since(since) < ENTERS_AFTER {
+                return std::mem::take(&mut self.fast_path.changes);
+            }
+        }
+        self.fast_path.waiting_since = None;
         let from = self
             .fast_path
             .candidates

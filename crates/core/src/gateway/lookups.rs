@@ -135,7 +135,7 @@ impl Gateway {
             return;
         }
         if lookup == KernelLookup::Missed {
-            self.fast_path.lose_next_hop(port, addr);
+            self.fast_path.lose_next_hop(now, port, addr);
         }
         let (wait, asks) = match lookup {
             // It asks again by itself.

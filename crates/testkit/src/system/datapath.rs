@@ -235,14 +235,7 @@ impl Lab {
             }
             Forwarder::Tandemgw | Forwarder::FastPath => {
                 let config = folder.join("gw.toml");
-                let text = configuration(folder) + launch.config;
-                let offload = match kind {
-                    Forwarder::FastPath => "ebpf",
-                    _ => "tun",
-                };
-                let ports = "virtual-addresses";
-                let text = text.replace(ports, &format!("offload = \"{offload}\"\n{ports}"));
-                std::fs::write(&config, text)?;
+                std::fs::write(&config, configuration(folder, kind) + launch.config)?;
                 let mut words = launch.launcher.iter().map(PathBuf::from);
                 let first = words.next().unwrap_or_else(|| launch.binary.clone());
                 let mut command = Command::new(&first);
@@ -280,7 +273,11 @@ impl Lab {
     }
 }
 
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, kind: Forwarder) -> String {
+    let offload = match kind {
+        Forwarder::FastPath => "ebpf",
+        _ => "tun",
+    };
     format!(
         r#"
 [node]
@@ -290,11 +287,13 @@ control-socket = "{folder}/control.sock"
 [[port]]
 name = "lan"
 interface = "lan"
+offload = "{offload}"
 virtual-addresses = ["10.77.1.1/24"]
 
 [[port]]
 name = "wan"
 interface = "wan"
+offload = "{offload}"
 virtual-addresses = ["10.77.2.1/24"]
 
 [[nat-pool]]

@@ -3,7 +3,7 @@
 use crate::config::PickupGuarantee;
 use crate::event::RouteTarget;
 use crate::fast_path::{Change, Entry, Flow};
-use crate::flow::{Direction, PortId, Protocol};
+use crate::flow::{Direction, Family, PortId, Protocol};
 use crate::session::{Numbers, Session, SessionFlags, SessionId, Tracker};
 use crate::sync::Copies;
 use crate::time::Time;
@@ -140,11 +140,11 @@ impl Gateway {
             }
             number.ok_or("a port is not in the fast path")
         };
-        let interfaces = (interface(ingress)?, interface(egress)?);
         let works = |port| self.links.works(port);
         if !works(ingress) || !works(egress) {
             return Err("a port does not work");
         }
+        let interfaces = (interface(ingress)?, interface(egress)?);
         let checks = |port| self.rules.port(port).source_check;
         if !checks(ingress) || !checks(egress) {
             return Err("a port has source-check = false");
@@ -159,13 +159,20 @@ impl Gateway {
             return Err(NO_ROUTE);
         };
         let next_hop = gateway.unwrap_or(to.dst);
+        let is_translated = to != session.key(direction, book);
+        if next_hop.family() == Family::V6 && is_translated && !self.fast_path.knows_ipv6 {
+            return Err("translated IPv6 needs Linux 6.16");
+        }
         if next_hop.family() != to.dst.family() {
             return Err("its next hop is of the other family");
         }
-        if self.fast_path.lost.contains(&(egress, next_hop)) {
+        if self.fast_path.lost.contains_key(&(egress, next_hop)) {
             return Err("its next hop does not answer");
         }
-        let mtu = self.routes.lookup(&to.dst).ok_or(NO_ROUTE)?.mtu;
+        let hop = self.routes.lookup(&to.dst).ok_or(NO_ROUTE)?;
+        if hop.is_special {
+            return Err("the kernel chooses among next hops, or encapsulates");
+        }
         Ok(Way {
             flow: Flow {
                 key: session.key(direction, book),
@@ -173,7 +180,7 @@ impl Gateway {
             },
             next_hop,
             interface: interfaces.1,
-            mtu: mtu.unwrap_or(u32::MAX).min(self.links.link(egress).mtu),
+            mtu: hop.mtu.unwrap_or(u32::MAX).min(self.links.link(egress).mtu),
         })
     }
 

@@ -36,6 +36,7 @@ impl Gateway {
             let share = places.div_ceil(LOOKS_EACH);
             self.fast_path.due = (self.fast_path.due + share).min(places);
             self.settle_places(now);
+            self.fast_path.forget_lost(now);
         }
         let count = self.fast_path.due.min(LOOKED_AT);
         self.fast_path.due -= count;
