@@ -84,6 +84,13 @@ fn wait_for_offload(unit: &Unit) {
     wait_until("the kernel forwards", || packets(unit) > before + 100);
 }
 
+fn wait_for_no_offload(unit: &Unit) {
+    wait_until("no session is offloaded", || {
+        let sessions = unit.sessions("proto=udp");
+        sessions.iter().all(|session| session["offloaded"] == false)
+    });
+}
+
 /// Transfers are whole, most of their packets are the kernel's, and the connections end for the
 /// gateway when they end.
 #[test]
@@ -219,10 +226,7 @@ fn a_host_that_is_gone_has_no_fast_path() {
     }
     // It knows for up to 45 s that they answered.
     lab.unit.ns.sh("ip neigh flush dev eth1");
-    wait_until("no session is offloaded", || {
-        let sessions = lab.unit.sessions("proto=udp");
-        sessions.iter().all(|session| session["offloaded"] == false)
-    });
+    wait_for_no_offload(&lab.unit);
     let session = lab.unit.sessions("proto=udp").remove(0);
     let (src, dst) = (session["src"].as_str(), session["dst"].as_str());
     let packet = format!("udp {} {}", src.expect("a source"), dst.expect("a target"));
@@ -274,10 +278,7 @@ fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {
     for (add, remove, said) in cases {
         wait_for_offload(&lab.unit);
         lab.unit.ns.run(&add);
-        wait_until("no session is offloaded", || {
-            let sessions = lab.unit.sessions("proto=udp");
-            sessions.iter().all(|session| session["offloaded"] == false)
-        });
+        wait_for_no_offload(&lab.unit);
         let port = &lab.unit.status()["ports"][0];
         assert_ne!(port["offload"], "ebpf");
         let why = port["why_no_ebpf"].as_str().expect("a reason");

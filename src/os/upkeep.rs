@@ -149,7 +149,11 @@ impl Upkeep {
             groups,
             readdressing: None,
             netlink: Netlink::open()?,
-            watch: watch_barrier(&poll, &config.node.name),
+            watch: watched(
+                &poll,
+                (BARRIER, "barrier"),
+                BarrierWatch::open(&config.node.name),
+            ),
             policies: None,
             is_ipsec: false,
             skipped: Some(skipped::UNKNOWN),
@@ -227,30 +231,20 @@ impl Upkeep {
     }
 }
 
-/// Listens for changes to the barrier of the node with that name; none if the kernel has no packet
-/// filter.
-fn watch_barrier(poll: &Poll, node: &str) -> Option<BarrierWatch> {
-    let opened = BarrierWatch::open(node).and_then(|watch| {
+/// Has the poll wake the thread for a watch of `what`; none if the kernel has nothing of it.
+fn watched<W: AsRawFd>(
+    poll: &Poll,
+    (token, what): (Token, &str),
+    opened: io::Result<W>,
+) -> Option<W> {
+    let registered = opened.and_then(|watch| {
         let mut source = SourceFd(&watch.as_raw_fd());
         poll.registry()
-            .register(&mut source, BARRIER, Interest::READABLE)?;
+            .register(&mut source, token, Interest::READABLE)?;
         Ok(watch)
     });
-    let log = |error: &io::Error| log::debug!("barrier not watched error={}", InQuotes(error));
-    opened.inspect_err(log).ok()
-}
-
-/// None on a kernel without IPsec.
-fn watch_policies(poll: &Poll) -> Option<PolicyWatch> {
-    let opened = PolicyWatch::open().and_then(|watch| {
-        let mut source = SourceFd(&watch.as_raw_fd());
-        poll.registry()
-            .register(&mut source, IPSEC, Interest::READABLE)?;
-        Ok(watch)
-    });
-    let log =
-        |error: &io::Error| log::debug!("policies of IPsec not watched error={}", InQuotes(error));
-    opened.inspect_err(log).ok()
+    let log = |error: &io::Error| log::debug!("{what} not watched error={}", InQuotes(error));
+    registered.inspect_err(log).ok()
 }
 
 /// The thread's end.
@@ -345,7 +339,11 @@ impl Keeper {
     /// Watches policies of IPsec from now on, if the kernel has any.
     fn watch_for_policies(&mut self) {
         if self.policies.is_none() && self.steering.has_fast_path() {
-            self.policies = watch_policies(&self.poll);
+            self.policies = watched(
+                &self.poll,
+                (IPSEC, "policies of IPsec"),
+                PolicyWatch::open(),
+            );
             self.ask_for_policies();
         }
     }
