@@ -14,6 +14,7 @@ use tandemgw_core::time::Time;
 const TEXT: &str = r#"
 [node]
 name = "gw"
+max-sessions = 1024
 [[port]]
 name = "lan"
 interface = "eth0"

@@ -20,6 +20,7 @@ fn servers(net: &Net) -> &'static str {
 const PLAIN: &str = r#"
 [node]
 name = "gw"
+max-sessions = 1024
 [[port]]
 name = "lan"
 interface = "eth0"
