@@ -15,7 +15,8 @@ use tandemgw_core::time::Time;
 
 use crate::attack::is_forged;
 use crate::setup::{HOSTS, WEB, host_address, host_mac, place_of, unit_mac, vip};
-use crate::world::{Event, Spread, World};
+use crate::streams::is_stream;
+use crate::world::{Arrival, Event, Spread, World};
 use testkit::packets::{ACK, Body, FIN_ACK, Pkt, RST, SYN, SYN_ACK, echo_request, tcp, udp};
 
 /// A host on a segment.
@@ -277,6 +278,9 @@ impl World {
 
     /// A frame of a unit or another host.
     pub fn host_hears(&mut self, (segment, host): (usize, usize), frame: &[u8]) {
+        if is_stream(frame) {
+            return self.host_hears_stream((segment, host), frame);
+        }
         let (addr, mac) = match neighbor::parse_frame(frame) {
             Ok(Neighbor::Advertise(claim)) => (claim.addr, claim.mac),
             Ok(Neighbor::Solicit(solicit)) => (solicit.sender, solicit.sender_mac),
@@ -472,7 +476,7 @@ impl World {
             return;
         }
         let port = self.shape.port_of(segment);
-        let arrival = crate::world::Arrival::Packet { port, bytes };
+        let arrival = Arrival::Packet { port, bytes };
         self.arrive_soon(unit, arrival);
     }
 
@@ -543,7 +547,11 @@ impl World {
             let is_reached = state.up && state.part == part && !state.deaf;
             if mac != from && (is_group || mac == to) && is_reached {
                 let bytes = frame.clone();
-                self.arrive_soon(unit, crate::world::Arrival::Frame { port, bytes });
+                let arrival = match is_stream(&frame) {
+                    true => Arrival::Stream { port, bytes },
+                    false => Arrival::Frame { port, bytes },
+                };
+                self.arrive_soon(unit, arrival);
             }
         }
     }

@@ -26,6 +26,7 @@ mod scenario;
 mod setup;
 mod slots;
 mod spanning_tree;
+mod streams;
 mod transport;
 mod turn;
 mod unhealed;

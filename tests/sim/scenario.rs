@@ -48,7 +48,7 @@ pub enum Failure {
     Reload,
 }
 
-const FAILURE_KINDS: [Failure; 13] = [
+pub const FAILURE_KINDS: [Failure; 13] = [
     Failure::Kill,
     Failure::PowerLoss,
     Failure::Restart,
@@ -74,7 +74,7 @@ pub fn run_in(seed: u64, fast: bool) -> World {
     let mut random = SplitMix64(seed ^ 0x5eed);
     let units = [2, 2, 2, 3, 3, 4, 4, 5 + random.below(4)][random.below(8)];
     let groups = [1, 1, 2, 2, 3, 4][random.below(6)];
-    let shape = Shape {
+    let mut shape = Shape {
         units,
         groups,
         shared_wan: random.chance(400),
@@ -91,6 +91,8 @@ pub fn run_in(seed: u64, fast: bool) -> World {
         fast,
         ..Shape::PAIR
     };
+    // By a number of its own, so that a seed gives the same faults with streams and without.
+    shape.multicast = !shape.shared_wan && SplitMix64(seed ^ 0x0ca57).chance(300);
     run_with(seed, shape, random)
 }
 
@@ -334,6 +336,7 @@ impl World {
             ..Faults::NONE
         };
         self.let_hosts_notice_outage();
+        self.repeat_reports();
         self.cut_off.iter_mut().for_each(|row| row.fill(false));
         self.cuts
             .iter_mut()
@@ -388,6 +391,9 @@ impl World {
         }
         self.run(ms(4000));
         self.check_agreement();
+        if self.shape.multicast {
+            self.check_members();
+        }
         self.forget_switches();
         self.silent = false;
     }
@@ -402,6 +408,7 @@ impl World {
         self.flows.clear();
         self.client_ports += 100;
         self.crossed = 0;
+        self.change_members();
         for _ in 0..12 {
             self.open_flow();
         }
@@ -425,8 +432,10 @@ impl World {
         let group = self.random.below(self.shape.groups);
         self.note(|| format!("single failure: {failure:?} of the primary of group {group}"));
         let unit = self.primaries(group)[0];
+        let began = self.now;
         self.fail(failure, unit, group);
         self.run(ms(3000));
+        self.check_streams(began + ms(1000), began + ms(1900));
         self.check_one_primary();
         self.check_kept(&sessions);
         self.check_flows(&flows, &moves);

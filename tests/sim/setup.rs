@@ -9,6 +9,7 @@ use tandemgw_core::flow::{Addr, Family, PeerId, PortId};
 use tandemgw_core::ha::PortKeys;
 
 use crate::reload::{Rules, SMALL_TABLE};
+use crate::streams;
 
 pub const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
@@ -37,6 +38,8 @@ pub struct Shape {
     pub slots: usize,
     /// Kernels forward what the units enter there.
     pub fast: bool,
+    /// Each WAN has a sender to many, each LAN hosts that want it. Not with `shared_wan`.
+    pub multicast: bool,
 }
 
 impl Shape {
@@ -55,6 +58,7 @@ impl Shape {
         asymmetric: false,
         slots: 0,
         fast: false,
+        multicast: false,
     };
 
     /// The groups with their slots, which come after all groups.
@@ -108,6 +112,11 @@ impl Shape {
         self.groups - usize::from(self.lacks == Some(unit))
     }
 
+    /// Whether a unit has the streams of a group.
+    pub fn multicast_at(&self, unit: usize, group: usize) -> bool {
+        self.multicast && group < self.groups_of(unit)
+    }
+
     fn text(&self, unit: usize, rules: &Rules) -> String {
         let groups = self.groups_of(unit);
         let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
@@ -125,22 +134,12 @@ impl Shape {
         }
         for group in 0..groups {
             text += &self.rules(unit, group, rules);
-        }
-        if rules.brief {
-            text += "[timeouts]\n";
-            for key in [
-                "tcp-transitory",
-                "tcp-time-wait",
-                "udp",
-                "udp-unreplied",
-                "icmp",
-            ] {
-                text += &format!("{key} = \"3s\"\n");
+            if self.multicast_at(unit, group) {
+                text +=
+                    &streams::policy(group, self.port_of(2 * group + 1), self.port_of(2 * group));
             }
-            text += "tcp-reset = \"1s\"\n";
-        } else if rules.short {
-            text += "[timeouts]\nudp = \"200s\"\ntcp-established = \"3000s\"\n";
         }
+        text += &timeouts(rules);
         let asymmetric = self.asymmetric;
         let monitor: Vec<String> = (0..self.ports())
             .map(|port| format!("\"p{port}\""))
@@ -255,6 +254,27 @@ impl Shape {
 pub const WEB: usize = 0;
 /// Hosts on each segment.
 pub const HOSTS: usize = 3;
+
+/// The timeouts of the config.
+fn timeouts(rules: &Rules) -> String {
+    let mut text = String::new();
+    if rules.brief {
+        text += "[timeouts]\n";
+        for key in [
+            "tcp-transitory",
+            "tcp-time-wait",
+            "udp",
+            "udp-unreplied",
+            "icmp",
+        ] {
+            text += &format!("{key} = \"3s\"\n");
+        }
+        text += "tcp-reset = \"1s\"\n";
+    } else if rules.short {
+        text += "[timeouts]\nudp = \"200s\"\ntcp-established = \"3000s\"\n";
+    }
+    text
+}
 
 fn endpoint(unit: usize, link: usize) -> String {
     format!("10.99.{link}.{}:7030", unit + 1)

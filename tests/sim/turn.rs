@@ -59,10 +59,12 @@ impl World {
         let due = self.due(unit);
         let mut packets = Vec::new();
         let mut frames = Vec::new();
+        let mut streams = Vec::new();
         for arrival in due {
             match arrival {
                 Arrival::Packet { .. } => packets.push(arrival),
                 Arrival::Frame { .. } => frames.push(arrival),
+                Arrival::Stream { .. } => streams.push(arrival),
                 Arrival::Link { .. } | Arrival::Carrier { .. } => self.handle(&mut turn, arrival),
             }
         }
@@ -72,7 +74,7 @@ impl World {
             self.handle(&mut turn, arrival);
         }
         self.drain(&mut turn);
-        for arrival in packets {
+        for arrival in packets.into_iter().chain(streams) {
             self.handle(&mut turn, arrival);
         }
         if turn.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
@@ -134,6 +136,7 @@ impl World {
         }
         for (group, ((old, _), (new, term))) in before.iter().zip(after).enumerate() {
             if *old != new {
+                self.last_move[group] = Some(self.now);
                 self.note(|| format!("{} is {new:?} of group {group}, term {term}", NAMES[unit]));
             }
         }
@@ -171,6 +174,7 @@ impl World {
                 turn.pump.handle_carrier(now, link, up, &mut turn.gateway);
             }
             Arrival::Packet { port, bytes } => self.handle_packet(turn, port, bytes),
+            Arrival::Stream { port, bytes } => self.handle_stream(turn, port, bytes),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::hosts::{Flow, Host};
 use crate::reigns::Reigns;
 use crate::reload::Rules;
 use crate::setup::{HOSTS, NAMES, Shape, port_keys, route, unit_mac};
+use crate::streams::{Stream, link_local, streams_of};
 use crate::transport::{Conn, connections};
 use crate::turn::link_state;
 use crate::wires::Heard;
@@ -24,10 +25,27 @@ use crate::wires::Heard;
 /// A packet or frame on the ports of a unit.
 #[derive(Clone, Debug)]
 pub enum Arrival {
-    Frame { port: usize, bytes: Vec<u8> },
-    Packet { port: usize, bytes: Vec<u8> },
-    Link { port: usize, up: bool },
-    Carrier { link: usize, up: bool },
+    Frame {
+        port: usize,
+        bytes: Vec<u8>,
+    },
+    Packet {
+        port: usize,
+        bytes: Vec<u8>,
+    },
+    /// A frame to many, other than those of ARP and neighbor discovery.
+    Stream {
+        port: usize,
+        bytes: Vec<u8>,
+    },
+    Link {
+        port: usize,
+        up: bool,
+    },
+    Carrier {
+        link: usize,
+        up: bool,
+    },
 }
 
 /// News of a peer, or of the connections to it.
@@ -191,6 +209,9 @@ pub struct World {
     pub fast_packets: u64,
     /// By group: when there were two primaries last, whether they heard each other or not.
     pub last_dual: Vec<Option<Time>>,
+    /// By group: when a unit has changed its role last.
+    pub last_move: Vec<Option<Time>>,
+    pub streams: Vec<Stream>,
     /// Packets that sessions of two slots have, and since when.
     pub clashes: BTreeMap<String, Time>,
     events: BTreeMap<(Time, u64), Event>,
@@ -259,6 +280,8 @@ impl World {
             figures: 0,
             fast_packets: 0,
             last_dual: vec![None; shape.all_groups()],
+            last_move: vec![None; shape.all_groups()],
+            streams: streams_of(&shape),
             clashes: BTreeMap::new(),
             events: BTreeMap::new(),
             serial: 0,
@@ -294,6 +317,10 @@ impl World {
         gateway.set_port_keys(port_keys(unit, peers));
         for (port, state) in machine.ports.iter().enumerate() {
             gateway.handle_link(now, PortId(port as u16), link_state(unit, port, state.up));
+        }
+        for port in (0..self.shape.ports()).filter(|_| self.shape.multicast) {
+            let own = link_local(2, port, unit);
+            gateway.handle_kernel_address(now, own, Some(PortId(port as u16)), true);
         }
         for segment in 0..self.shape.segments() {
             let port = self.shape.port_of(segment);
@@ -467,6 +494,7 @@ impl World {
         if self.now >= self.next_tick {
             self.next_tick = self.now + TICK;
             self.tend_connections();
+            self.tend_streams();
             if !self.silent {
                 self.tend_flows();
                 if self.random.chance(self.faults.attacks) {
