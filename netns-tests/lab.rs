@@ -47,7 +47,8 @@ pub struct Lab {
 /// Networks beyond the WAN: `sw-wan ── r1 ──narrow link── r2 ── far`.
 pub struct FarNetwork {
     pub far: Namespace,
-    _routers: [Namespace; 2],
+    /// From the WAN on.
+    pub routers: [Namespace; 2],
 }
 
 impl Lab {
@@ -141,7 +142,7 @@ impl Lab {
         self.unit.ns.run("ip route add fd77:3::/64 via fd77:2::254");
         FarNetwork {
             far,
-            _routers: [r1, r2],
+            routers: [r1, r2],
         }
     }
 }

@@ -51,6 +51,7 @@ mod meddling;
 mod metrics;
 mod mtu;
 mod multicast;
+mod multicast_programs;
 mod must_pass;
 mod nat;
 mod neighbor;

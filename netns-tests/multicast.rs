@@ -17,7 +17,7 @@ use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
 const PORT: u16 = 5004;
-const GROUPS: [&str; 2] = ["239.1.2.3", "ff05::1:2:3"];
+pub const GROUPS: [&str; 2] = ["239.1.2.3", "ff05::1:2:3"];
 
 /// From the servers to the hosts. MLD needs a link-local address, which the units share.
 const POLICY: &str = r#"
@@ -74,14 +74,14 @@ fn any(group: &IpAddr, port: u16) -> SocketAddr {
 }
 
 /// A server that sends numbered datagrams to a group until this is dropped.
-struct Stream {
+pub struct Stream {
     ends: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Stream {
-    fn start(server: &Namespace, from: &str, group: &str, each: Duration) -> Stream {
+    pub fn start(server: &Namespace, from: &str, group: &str, each: Duration) -> Stream {
         let group: IpAddr = group.parse().unwrap();
         let from: IpAddr = from.parse().unwrap();
         let index = index(server);

@@ -22,7 +22,7 @@ LAB_PROGRAMS=(
 TEST_PROGRAMS=(
     ss=iproute2 tcpdump=tcpdump mtr=mtr-tiny dig=dnsutils dnsmasq=dnsmasq-base ethtool=ethtool tshark=tshark
     mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus chromium=chromium
-    chromedriver=chromium-driver openssl=openssl nfcapd=nfdump
+    chromedriver=chromium-driver openssl=openssl nfcapd=nfdump smcrouted=smcroute ssmping=ssmping
 )
 
 # need WHY PROGRAM=PACKAGE…: installs the packages whose program is missing.

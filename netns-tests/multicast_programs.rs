@@ -1,0 +1,88 @@
+//! Multicast with programs of others: routers that run smcroute; ssmping and mcfirst at the hosts.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::lab::{FAR, Lab, SERVER};
+use crate::multicast::{GROUPS, Stream};
+use testkit::system::namespace::Namespace;
+use testkit::system::process::{Process, wait_until};
+
+const POLICIES: &str = r#"
+[[multicast-policy]]
+name = "tv"
+from = ["wan"]
+to = ["lan"]
+group = ["239.1.0.0/16", "ff05::1:0:0/96"]
+action = "accept"
+
+[[multicast-policy]]
+name = "of-one-source"
+from = ["wan"]
+to = ["lan"]
+group = ["232.0.0.0/8", "ff3e::/16"]
+action = "accept"
+"#;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Has a router send on what comes in by `eth1`.
+fn smcroute(router: &Namespace, folder: &Path) -> Process {
+    let lines = GROUPS.map(|group| {
+        format!("mgroup from eth1 group {group}\nmroute from eth1 group {group} to eth0\n")
+    });
+    let file = |what: &str| folder.join(format!("{}.{what}", router.name()));
+    std::fs::write(file("conf"), lines.concat()).unwrap();
+    let daemon = router.spawn(&format!(
+        "smcrouted -n -s -f {} -P {} -u {}",
+        file("conf").display(),
+        file("pid").display(),
+        file("sock").display()
+    ));
+    wait_until("smcroute has started", || file("pid").exists());
+    daemon
+}
+
+/// A sender two routers away, which know nothing of members: their routes are static.
+#[test]
+fn a_stream_comes_through_routers_of_others() {
+    let mut lab = Lab::new();
+    let network = lab.add_far_network(1500);
+    let _daemons = network
+        .routers
+        .each_ref()
+        .map(|router| smcroute(router, lab.dir()));
+    lab.unit.config += POLICIES;
+    lab.unit.start();
+    for (group, from) in GROUPS.into_iter().zip(FAR) {
+        let _stream = Stream::start(&network.far, from, group, Duration::from_millis(5));
+        let first = lab
+            .lan1
+            .spawn(&format!("mcfirst -c 20 -t 20 -I eth0 {group} 5004"));
+        let heard = first.finish(PATIENCE).ok().stdout;
+        assert!(heard.contains(from), "{heard}");
+        let rows = lab.unit.sessions("state=multicast");
+        assert_eq!((rows.len(), &rows[0]["src"]), (1, &from.into()), "{rows:?}");
+        wait_until("the session ends with its member", || {
+            lab.unit.sessions("state=multicast").is_empty()
+        });
+    }
+}
+
+/// The host asks a server, which answers it and a group of which the host wants this source only.
+#[test]
+fn ssmping_gets_its_answers() {
+    let mut lab = Lab::new();
+    lab.unit.config += POLICIES;
+    lab.unit.start();
+    let _server = lab.server.spawn("ssmpingd");
+    for (family, server) in [4, 6].into_iter().zip(SERVER) {
+        let ping = lab
+            .lan1
+            .spawn(&format!("ssmping -{family} -I eth0 -c 5 {server}"));
+        let heard = ping.finish(PATIENCE).stdout;
+        let answers = heard.lines().filter(|line| line.contains("multicast from"));
+        assert!(answers.count() >= 3, "{heard}");
+    }
+}
