@@ -6,7 +6,7 @@
 //! the rounds is printed.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use etherparse::PacketBuilder;
 use tandemgw::node_key::NodeKey;
 use tandemgw::os::packet_socket::PacketSocket;
 use tandemgw::os::quic::Transport;
+use tandemgw_core::multicast::ethernet;
+use tandemgw_core::multicast::message::{Record, RecordKind, Sender, report_frame};
 use testkit::system::namespace::Namespace;
 use testkit::system::transport::{free_address, ha, peer};
 use testkit::system::worker::{Result, Worker};
@@ -28,6 +30,9 @@ const ATTACKS: &[(&str, u64, &str)] = &[
     ("half-open sessions in the victim's name", 4_000, "lan"),
     ("half-open sessions of a whole IPv6 /64", 4_000, "lan"),
     ("packets without a hop left", 20_000, "lan"),
+    ("hosts that join groups", 20_000, "lan"),
+    ("a stream that nobody wants", 40_000, "lan"),
+    ("streams of many groups that a host wants", 40_000, "lan"),
     ("handshakes forged from the peer's address", 5_000, "sync"),
 ];
 
@@ -258,6 +263,8 @@ fn start(gateway: &Namespace, folder: &Path) -> Result<Worker> {
 
 fn configuration(folder: &Path) -> String {
     let other = NodeKey::from_seed([1; 32]).public();
+    let join = |n: u8| format!("[[multicast-join]]\nport = \"wan\"\ngroup = \"239.3.0.{n}\"\n");
+    let joins: String = (0..=255).map(join).collect();
     format!(
         r#"
 [node]
@@ -293,6 +300,21 @@ to = ["wan"]
 action = "accept"
 nat = true
 
+[[multicast-policy]]
+name = "streams"
+from = ["lan"]
+to = ["wan"]
+group = ["239.0.0.0/8"]
+action = "accept"
+
+[[multicast-policy]]
+name = "back"
+from = ["wan"]
+to = ["lan"]
+group = ["239.0.0.0/8"]
+action = "accept"
+
+{joins}
 [ha]
 group-id = 7
 heartbeat-interval = "20ms"
@@ -306,7 +328,8 @@ name = "gw-a"
 addresses = ["10.77.9.2:7030"]
 public-key = "{other}"
 "#,
-        folder = folder.display()
+        folder = folder.display(),
+        joins = joins
     )
 }
 
@@ -442,9 +465,41 @@ fn frames(attack: &str, mac: [u8; 6]) -> Result<Vec<Vec<u8>>> {
         "packets without a hop left" => numbers
             .map(|n| udp(mac, ATTACKER, SERVER, 1, 1024 + n as u16))
             .collect(),
+        "hosts that join groups" => numbers
+            .map(|n| {
+                let [_, _, high, low] = n.to_be_bytes();
+                let host = Ipv4Addr::new(10, 77, 1, 16 + (n % 200) as u8);
+                join(host, Ipv4Addr::new(239, 1, high, low))
+            })
+            .collect(),
+        "a stream that nobody wants" => numbers
+            .map(|n| to_many(Ipv4Addr::new(239, 2, 0, 0), n))
+            .collect(),
+        "streams of many groups that a host wants" => numbers
+            .map(|n| to_many(Ipv4Addr::new(239, 3, 0, n as u8), n))
+            .collect(),
         _ => initials(mac)?,
     };
     Ok(made)
+}
+
+/// A report of IGMPv3.
+fn join(host: Ipv4Addr, group: Ipv4Addr) -> Vec<u8> {
+    let record = Record {
+        kind: RecordKind::ToExclude,
+        group: IpAddr::V4(group).into(),
+        sources: Vec::new(),
+    };
+    let sender = Sender {
+        mac: OTHER,
+        addr: IpAddr::V4(host).into(),
+    };
+    report_frame(&[record], sender)
+}
+
+fn to_many(group: Ipv4Addr, number: u32) -> Vec<u8> {
+    let mac = ethernet(&IpAddr::V4(group).into());
+    udp(mac, ATTACKER, group, 64, 1024 + number as u16)
 }
 
 const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 0x66];

@@ -9,6 +9,7 @@ mod cluster;
 mod compound;
 mod keepalived;
 mod load;
+mod multicast;
 mod pair;
 mod takeover;
 mod workers;
@@ -86,6 +87,8 @@ enum Row {
     Rolling,
     /// The cost of more peers for the owner of a session.
     Copies,
+    /// A stream to many while the primary ends.
+    Multicast,
 }
 
 /// A line of the table.
@@ -179,6 +182,7 @@ fn measure(row: Row, options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         Row::Groups => compound::groups(options, folder),
         Row::Rolling => compound::rolling(options, folder),
         Row::Copies => compound::copies(options, folder),
+        Row::Multicast => multicast::gaps(options, folder),
     }
 }
 

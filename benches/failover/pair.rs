@@ -40,6 +40,8 @@ pub struct Settings {
     pub max_sessions: u32,
     /// Whether the second unit starts with the first.
     pub both: bool,
+    /// More of the config.
+    pub more: &'static str,
 }
 
 impl Settings {
@@ -53,6 +55,7 @@ impl Settings {
             pickup_guarantee: "off",
             max_sessions: 1 << 20,
             both: true,
+            more: "",
         }
     }
 
@@ -73,7 +76,7 @@ pub struct Pair {
     pub units: [Unit; 2],
     settings: Settings,
     folder: PathBuf,
-    _switch: Namespace,
+    switch: Namespace,
 }
 
 /// A machine.
@@ -116,7 +119,7 @@ impl Pair {
             units,
             settings,
             folder: folder.to_owned(),
-            _switch: switch,
+            switch,
         };
         pair.configure()?;
         pair.start(0)?;
@@ -131,6 +134,35 @@ impl Pair {
             std::thread::sleep(Duration::from_millis(300));
         }
         Ok(pair)
+    }
+
+    /// One more host on the LAN.
+    pub fn host(&self, number: usize) -> Result<Namespace> {
+        let host = Namespace::first("host");
+        self.switch.ip_batch(&format!(
+            "link add lan-{number} type veth peer name eth0 netns {}
+             link set lan-{number} master lan
+             link set lan-{number} up",
+            host.path()
+        ))?;
+        host.ip_batch(&format!(
+            "link set lo up
+             link set eth0 up
+             addr add 10.77.1.{}/24 dev eth0",
+            110 + number
+        ))?;
+        Ok(host)
+    }
+
+    /// Whether a unit has a multicast session.
+    pub fn has_stream(&self, unit: usize) -> Result<bool> {
+        let mut command = Command::new(crate::tandemgw());
+        let socket = self.folder.join(format!("{}.sock", NAMES[unit]));
+        command.arg("--socket").arg(socket);
+        let output = command
+            .args(["sessions", "state=multicast", "--json"])
+            .output()?;
+        Ok(String::from_utf8(output.stdout)?.contains("239.1.1.1"))
     }
 
     /// Starts what runs on a unit.
@@ -494,6 +526,7 @@ udp-unreplied = "600s"
 half-open-per-source = 0
 "#
     );
+    let gateway = gateway + settings.more;
     match settings.ha {
         true => gateway + &ha_configuration(settings, name, peer, public),
         false => gateway,

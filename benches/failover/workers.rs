@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use clap::Parser;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use serde_json::json;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use tandemgw::os::packet_socket::PacketSocket;
 use tandemgw_core::flow::Addr;
@@ -50,6 +50,10 @@ pub enum Worker {
     Hosts { interface: String, count: u16 },
     /// Notes when each address is first announced by ARP.
     Announcements { interface: String, seconds: f64 },
+    /// Sends numbered datagrams to a group, 1000 a second.
+    ToMany { group: Ipv4Addr, seconds: f64 },
+    /// Joins a group; once told to end on stdin, prints what came and when.
+    Member { group: Ipv4Addr, own: Ipv4Addr },
     #[command(flatten)]
     Traffic(traffic::Worker),
 }
@@ -87,6 +91,8 @@ impl Worker {
             },
             Worker::Hosts { interface, count } => hosts(&interface, count),
             Worker::Announcements { interface, seconds } => announcements(&interface, seconds),
+            Worker::ToMany { group, seconds } => to_many(group, seconds),
+            Worker::Member { group, own } => member(group, own),
             Worker::Traffic(worker) => worker.run(),
         }
     }
@@ -209,6 +215,53 @@ fn echo(to: SocketAddr, seconds: f64, rate: u32) -> Result<()> {
         wait_readable(&socket, until - monotonic());
     }
     println!("{}", json!({ "sent": sent, "received": received }));
+    Ok(())
+}
+
+/// The port of streams to many.
+const STREAM_PORT: u16 = 5004;
+
+fn to_many(group: Ipv4Addr, seconds: f64) -> Result<()> {
+    const INTERVAL: f64 = 0.001;
+    let own: Ipv4Addr = crate::pair::SERVER.parse()?;
+    let socket = UdpSocket::bind((own, 0))?;
+    SockRef::from(&socket).set_multicast_if_v4(&own)?;
+    socket.set_multicast_ttl_v4(8)?;
+    become_real_time();
+    println!("ready");
+    let start = monotonic();
+    for number in 0..(seconds / INTERVAL) as u32 {
+        let due = start + f64::from(number) * INTERVAL;
+        let wait = (due - monotonic()).max(0.0);
+        std::thread::sleep(Duration::from_secs_f64(wait));
+        let _ = socket.send_to(&number.to_be_bytes(), (group, STREAM_PORT));
+    }
+    println!("{}", json!({ "end": monotonic() }));
+    Ok(())
+}
+
+fn member(group: Ipv4Addr, own: Ipv4Addr) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, STREAM_PORT))?;
+    socket.join_multicast_v4(&group, &own)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    become_real_time();
+    println!("ready");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stdin().lock().read_line(&mut String::new());
+        tell.send(())
+    });
+    let mut received = Vec::new();
+    let mut buffer = [0; 64];
+    while told.try_recv().is_err() {
+        let Ok(length) = socket.recv(&mut buffer) else {
+            continue;
+        };
+        if let Ok(number) = <[u8; 4]>::try_from(&buffer[..length]) {
+            received.push((u32::from_be_bytes(number), monotonic()));
+        }
+    }
+    println!("{}", json!({ "sent": [], "received": received }));
     Ok(())
 }
 
