@@ -241,13 +241,13 @@ const LINKS: &[Breakage] = &[
 
 /// The results as `(check, result, found, remedy)`, and whether the machine is fit, which the exit
 /// code must say too.
-struct Findings {
+pub struct Findings {
     all: Vec<[String; 4]>,
     is_fit: bool,
 }
 
 #[track_caller]
-fn doctor(unit: &Unit) -> Findings {
+pub fn doctor(unit: &Unit) -> Findings {
     unit.write_config();
     let config = unit.config_path().display();
     let finished = unit.tandemgw(&format!("doctor --json --config {config}"));
@@ -284,7 +284,7 @@ impl Findings {
     }
 
     #[track_caller]
-    fn expect_ok(&self, check: &str, found: &str) {
+    pub fn expect_ok(&self, check: &str, found: &str) {
         self.expect(check, "ok", found, "");
     }
 }
@@ -520,6 +520,17 @@ fn chains_that_the_fast_path_skips_are_named() {
         "policies",
     );
     for (cause, text) in [
+        (
+            "nft 'add chain inet f early { type filter hook prerouting priority 0; }'; \
+             nft add rule inet f early ct state invalid drop",
+            "skip the nftables chain early of table inet f",
+        ),
+        (
+            "nft add table netdev f; \
+             nft 'add chain netdev f wire { type filter hook ingress device eth1 priority 0; }'; \
+             nft add rule netdev f wire udp dport 99 drop",
+            "skip the nftables chain wire of table netdev f",
+        ),
         (
             "nft 'add chain inet f out { type nat hook postrouting priority 100; }'; \
              nft add rule inet f out oifname eth1 masquerade",

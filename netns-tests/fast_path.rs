@@ -1,4 +1,5 @@
-//! `offload = "ebpf"`: the kernel forwards established sessions, and no longer than it may.
+//! `offload = "ebpf"` and `"auto"`: the kernel forwards established sessions, and no longer than it
+//! may.
 
 use std::thread;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use serde_json::Value;
 
 use crate::capture::Capture;
 use crate::conversation::{Conversations, Streams};
+use crate::doctor::doctor;
 use crate::lab::{Lab, SERVER, bracketed};
 use crate::pair::Pair;
 use crate::services::{self, Http};
@@ -15,20 +17,29 @@ use testkit::system::namespace::is_root_of_the_machine;
 use testkit::system::process::wait_until;
 
 const EBPF: &str = "offload = \"ebpf\"";
+const AUTO: &str = "offload = \"auto\"";
 /// Without peers: how long the kernel forwards for a process that says nothing.
 const LEASE: Duration = Duration::from_secs(1);
 
 pub fn want_ebpf(unit: &mut Unit) {
+    want(unit, EBPF);
+}
+
+fn want(unit: &mut Unit, offload: &str) {
     for port in ["lan", "wan"] {
         let name = format!("name = \"{port}\"");
-        unit.edit(&name, &format!("{name}\n{EBPF}"));
+        unit.edit(&name, &format!("{name}\n{offload}"));
     }
 }
 
 /// A lab whose gateway has a fast path; none where this machine lets nobody load programs.
 fn started() -> Option<Lab> {
+    started_with(EBPF)
+}
+
+fn started_with(offload: &str) -> Option<Lab> {
     let mut lab = Lab::new();
-    want_ebpf(&mut lab.unit);
+    want(&mut lab.unit, offload);
     lab.unit.start();
     can_load(&lab.unit).then_some(lab)
 }
@@ -292,6 +303,195 @@ fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {
     }
     wait_for_offload(&lab.unit);
     drop(streams);
+}
+
+fn why_no_ebpf(unit: &Unit, port: usize) -> String {
+    let status = unit.status();
+    let why = status["ports"][port]["why_no_ebpf"].as_str();
+    why.unwrap_or_default().to_owned()
+}
+
+/// Adds a filter: nothing takes the fast path from then on, and everybody says why.
+#[track_caller]
+fn assert_bars(lab: &Lab, streams: &Streams, add: &str, said: &str) {
+    wait_for_offload(&lab.unit);
+    lab.unit.ns.sh(add);
+    wait_for_no_offload(&lab.unit);
+    assert!(why_no_ebpf(&lab.unit, 1).contains(said), "{said}");
+    let session = lab.unit.sessions("proto=udp").remove(0);
+    let (src, dst) = (session["src"].as_str(), session["dst"].as_str());
+    let packet = format!("udp {} {}", src.expect("a source"), dst.expect("a target"));
+    let explain = format!("explain {packet} --in lan");
+    let explained = lab.unit.tandemgw(&explain).ok();
+    assert!(explained.stdout.contains(said), "{}", explained.stdout);
+    doctor(&lab.unit).expect_ok("fast-path", said);
+    let before = packets(&lab.unit);
+    streams.wait_for_more();
+    assert_eq!(packets(&lab.unit), before, "{said}");
+}
+
+/// By default what others filter or translate goes through the process, where they see it.
+#[test]
+fn chains_of_others_bar_what_nobody_has_asked_for() {
+    let chain = |family: &str, kind: &str, rule: &str| {
+        let chain = format!("add chain {family} f gate {{ type {kind}; }}");
+        format!("nft add table {family} f; nft '{chain}'; nft 'add rule {family} f gate {rule}'")
+    };
+    let jump = "nft add table inet f; nft 'add chain inet f deep'; nft add rule inet f deep tcp \
+                dport 25 drop; nft 'add chain inet f gate { type filter hook forward priority 0; \
+                }'; nft add rule inet f gate meta l4proto tcp jump deep";
+    let policy = "nft add table ip6 f; nft 'add chain ip6 f gate { type filter hook forward priority \
+                  0; policy drop; }; insert rule ip6 f gate accept'";
+    let ingress = "filter hook ingress device eth1 priority 0";
+    let cases = [
+        (
+            "inet",
+            "filter hook forward priority 0",
+            "ct state invalid drop",
+        ),
+        (
+            "inet",
+            "filter hook prerouting priority 0",
+            "meta mark set 1",
+        ),
+        (
+            "ip",
+            "filter hook postrouting priority 0",
+            "ip daddr 10.9.9.9 counter",
+        ),
+        (
+            "ip",
+            "nat hook postrouting priority 100",
+            "ip saddr 10.9.9.9 masquerade",
+        ),
+        ("netdev", ingress, "udp dport 99 drop"),
+    ];
+    let mut cases: Vec<(&str, String)> = cases
+        .map(|(family, kind, rule)| (family, chain(family, kind, rule)))
+        .to_vec();
+    cases.extend([("inet", jump.to_owned()), ("ip6", policy.to_owned())]);
+    let Some(lab) = started_with(AUTO) else {
+        return;
+    };
+    let streams = Streams::start(&lab);
+    for (family, add) in &cases {
+        let said = format!("chain gate of table {family} f");
+        assert_bars(&lab, &streams, add, &said);
+        lab.unit.ns.run(&format!("nft delete table {family} f"));
+    }
+    wait_for_offload(&lab.unit);
+    streams.assert_whole();
+    let log = lab.unit.log();
+    let told = log.lines().filter(|line| line.contains("no fast path"));
+    assert_eq!(told.count(), cases.len(), "{log}");
+}
+
+/// The same. A place for filters that comes or goes loses packets by itself: the kernel takes an
+/// interface's queue off for that.
+#[test]
+fn filters_of_tc_bar_what_nobody_has_asked_for() {
+    let Some(lab) = started_with(AUTO) else {
+        return;
+    };
+    let streams = Streams::start(&lab);
+    for device in ["eth1", "tgw-wan"] {
+        let add = format!(
+            "tc qdisc add dev {device} clsact; \
+             tc filter add dev {device} ingress bpf da bytecode '1,6 0 0 4294967295'"
+        );
+        assert_bars(&lab, &streams, &add, &format!("filters of tc at {device}"));
+        lab.unit
+            .ns
+            .run(&format!("tc filter del dev {device} ingress"));
+    }
+    wait_for_offload(&lab.unit);
+    drop(streams);
+}
+
+/// The same, of which the kernel tells nobody.
+#[test]
+fn rules_of_iptables_legacy_bar_what_nobody_has_asked_for() {
+    let Some(lab) = started_with(AUTO) else {
+        return;
+    };
+    if lab
+        .unit
+        .ns
+        .sh("command -v iptables-legacy || true")
+        .is_empty()
+    {
+        eprintln!("not tested: there is no iptables-legacy");
+        return;
+    }
+    let streams = Streams::start(&lab);
+    for tool in ["iptables-legacy", "ip6tables-legacy"] {
+        for (table, chain) in [("filter", "FORWARD"), ("raw", "PREROUTING")] {
+            let add = format!("{tool} -t {table} -A {chain} -p 47 -j DROP");
+            let said = format!("the chain {chain} of table {table} of {tool}");
+            assert_bars(&lab, &streams, &add, &said);
+            lab.unit.ns.run(&format!("{tool} -t {table} -F"));
+        }
+        // A policy drops everything.
+        wait_for_offload(&lab.unit);
+        lab.unit.ns.run(&format!("{tool} -P FORWARD DROP"));
+        let said = format!("the chain FORWARD of table filter of {tool}");
+        wait_until("it is told", || why_no_ebpf(&lab.unit, 0).contains(&said));
+        lab.unit.ns.run(&format!("{tool} -P FORWARD ACCEPT"));
+    }
+    wait_for_offload(&lab.unit);
+    drop(streams);
+}
+
+/// What lets everything pass bars nothing, and neither does what sees the fast path's packets too.
+#[test]
+fn filters_that_miss_nothing_bar_nothing() {
+    let Some(lab) = started_with(AUTO) else {
+        return;
+    };
+    lab.unit.ns.sh("nft add table inet tandemgw; \
+         nft 'add chain inet tandemgw raw { type filter hook prerouting priority raw; }'; \
+         nft 'add rule inet tandemgw raw iifname { eth0, eth1 } notrack'; \
+         nft 'add rule inet tandemgw raw iifname \"tgw-*\" counter notrack'; \
+         nft 'add rule inet tandemgw raw fib daddr type != local notrack'; \
+         nft 'add chain inet tandemgw f { type filter hook forward priority 0; }'; \
+         nft 'add rule inet tandemgw f iifname \"tgw-*\" accept'; \
+         nft 'add chain inet tandemgw i { type filter hook input priority 0; policy drop; }'; \
+         nft 'add rule inet tandemgw i meta l4proto { icmp, icmpv6, tcp } accept'; \
+         nft add table netdev f; \
+         nft 'add chain netdev f o { type filter hook egress device eth1 priority 0; }'; \
+         nft 'add rule netdev f o udp dport 99 drop'; \
+         tc qdisc add dev eth0 clsact; \
+         tc filter add dev eth0 egress bpf da bytecode '1,6 0 0 4294967295'");
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    thread::sleep(Duration::from_millis(1200));
+    wait_for_offload(&lab.unit);
+    assert_eq!(why_no_ebpf(&lab.unit, 0), "");
+    streams.assert_whole();
+}
+
+/// Without the right to load programs everything goes through the process, and says so.
+#[test]
+fn a_gateway_that_may_not_load_programs_does_without() {
+    let mut lab = Lab::new();
+    want(&mut lab.unit, AUTO);
+    let rights = "--bounding-set=-bpf,-sys_admin --inh-caps=-bpf,-sys_admin";
+    lab.unit.launch_by(&format!("exec setpriv {rights} \"$@\""));
+    lab.unit.start();
+    let streams = Streams::start(&lab);
+    streams.wait_for_more();
+    let why = why_no_ebpf(&lab.unit, 0);
+    assert!(why.contains("CAP_BPF"), "{why}");
+    let log = lab.unit.log();
+    let told = log.lines().filter(|line| line.contains("no fast path"));
+    assert_eq!(told.count(), 1, "{log}");
+    streams.assert_whole();
+    assert!(
+        lab.unit
+            .sessions("proto=udp")
+            .iter()
+            .all(|it| it["offloaded"] != true)
+    );
 }
 
 /// Nothing is forwarded for a process that is gone, and not for long for one that hangs.

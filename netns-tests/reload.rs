@@ -305,7 +305,7 @@ fn what_needs_a_restart_is_named_and_the_rest_applied() {
     // The quotas of a source follow the size that the table has, not the one that waits.
     let wanted = "changed:\n  policy.lan-out  changed\n\
                   waits for a restart:\n  node.max-sessions  1048576 to 4096\n  \
-                  port.wan.offload   tun to plain\n";
+                  port.wan.offload   auto to plain\n";
     assert_eq!(said, wanted);
     let log = lab.unit.log();
     let warned = |line: &&str| line.contains("WARN") && line.contains("waits for a restart");

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use tandemgw::os::clock;
-use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON};
+use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON, foreign_programs};
 use tandemgw_core::event::Offload;
 use tandemgw_core::fast_path::{Change, Entry, Flow, Memory, SessionCell};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
@@ -550,6 +550,23 @@ fn as_a_filter_of_tc_it_sees_packets_and_leaves_nothing_behind() {
     namespace.sh("tc qdisc del dev v0 clsact");
     namespace.inside(|| drop(load().unwrap().program().attach_as_filter(interface)));
     assert!(!namespace.run("tc qdisc show dev v0").contains("clsact"));
+}
+
+#[test]
+fn programs_of_others_are_told_from_ours() {
+    let (Some(own), Some(other)) = (load(), load()) else {
+        return;
+    };
+    let number = own.program().number().unwrap();
+    Namespace::first("gateway").inside(|| {
+        let is_foreign = || foreign_programs(LOOPBACK, number);
+        let _attached = own.program().attach(LOOPBACK).unwrap();
+        assert!(!is_foreign());
+        let foreign = other.program().attach(LOOPBACK).unwrap();
+        assert!(is_foreign());
+        drop(foreign);
+        assert!(!is_foreign());
+    });
 }
 
 /// Since Linux 6.16; what comes before has no translated IPv6 in the fast path.

@@ -66,7 +66,8 @@ use tandemgw_core::in_quotes::InQuotes;
 
 pub use errors::error_mark;
 pub use measure::{Measurement, Passed};
-pub use others::{DroppingChain, Place};
+pub(super) use others::acting as acting_chains;
+pub use others::{ForeignChain, Place};
 pub use watch::BarrierWatch;
 
 /// Before what other programs do there: the sooner a packet is dropped, the less it costs.
@@ -256,8 +257,8 @@ impl Barrier {
     }
 
     /// The chains of somebody else that drop something; none if the packet filter can't be read.
-    pub fn dropping_chains(&mut self) -> Vec<DroppingChain> {
-        let found = self.nftables().and_then(others::find);
+    pub fn dropping_chains(&mut self) -> Vec<ForeignChain> {
+        let found = self.nftables().and_then(others::dropping);
         found.unwrap_or_default()
     }
 

@@ -23,7 +23,7 @@ pub fn with_absolute_paths(mut config: Config) -> io::Result<Config> {
 /// The offloads that the config wants for a port.
 pub fn offloads(port: &PortConfig) -> Offloads {
     match port.offload {
-        PortOffload::Tun | PortOffload::Ebpf => Offloads::Auto,
+        PortOffload::Auto | PortOffload::Tun | PortOffload::Ebpf => Offloads::Auto,
         PortOffload::Plain => Offloads::Off,
     }
 }

@@ -228,7 +228,9 @@ impl Shell {
         if let Some(taken) = self.fast.taken() {
             steering.set_taken(taken);
         }
-        match Upkeep::begin(steering, groups, self.gateway.config(), &self.waker) {
+        let config = self.gateway.config();
+        let skipped = self.fast.skipped(config);
+        match Upkeep::begin(steering, skipped, groups, config, &self.waker) {
             Ok(upkeep) => self.upkeep = Some(upkeep),
             Err(error) => return (Err(error), None),
         }

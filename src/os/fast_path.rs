@@ -33,6 +33,9 @@ use tandemgw_core::in_quotes::InQuotes;
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
 
+/// The most sessions that the program forwards; some 500 bytes of the kernel's memory each.
+pub const MOST_SESSIONS: u32 = 65_536;
+
 /// What the program returns for a packet that it leaves to the process.
 pub const GO_ON: i32 = -1;
 /// What it returns for one that it has forwarded.
@@ -75,6 +78,14 @@ pub struct FastPath {
 pub struct Program(Arc<OwnedFd>);
 
 impl Program {
+    /// Its number in the kernel.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn number(&self) -> io::Result<u32> {
+        bpf::number_of(&self.0)
+    }
+
     /// Puts the program at the ingress of an interface. Waits for the kernel's lock on interfaces.
     ///
     /// # Errors
@@ -105,6 +116,14 @@ impl Program {
             made_place: added,
         }))
     }
+}
+
+/// Whether other programs than that of the number `own` are where ours is, at the ingress of an
+/// interface (tcx). Filters of tc are not meant.
+pub fn foreign_programs(interface: u32, own: u32) -> bool {
+    // An error: no such interface, or an older kernel.
+    let found = bpf::programs_at(interface).unwrap_or_default();
+    found.iter().any(|number| *number != own)
 }
 
 /// A program at the ingress of an interface, for as long as this lives.

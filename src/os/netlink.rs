@@ -10,6 +10,7 @@ mod filters;
 mod ipsec;
 mod objects;
 mod traffic;
+mod watch;
 mod wire;
 
 use std::ffi::CString;
@@ -38,6 +39,7 @@ use objects::address_family;
 pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};
 pub use traffic::{Queue, Traffic};
+pub(super) use watch::{Watch, watched};
 use wire::error_detail;
 pub(super) use wire::{Answer, Messages, RawMessage, encode, extended_ack, receive};
 

@@ -110,7 +110,7 @@ pub fn examine(config: &Config, is_running: bool) -> Vec<Check> {
         checks.push(machine::forwarding(config, network, is_running));
         checks.push(port::mtus(config, network));
         checks.push(port::receive_offload(config));
-        checks.extend(fast_path::check(config));
+        checks.extend(fast_path::check(config, network));
     }
     checks.push(neighbors::neighbors(config));
     checks.push(machine::clock());

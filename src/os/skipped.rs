@@ -1,19 +1,20 @@
-//! What the kernel does with forwarded packets that the program of the fast path would skip, and
-//! that matters to where they go: policies of IPsec, and rules of policy routing that are not ours.
-//! While there is any, no packet takes the fast path.
+//! What the kernel does with forwarded packets that the program of the fast path would skip.
+//!
+//! Policies of IPsec, and rules of policy routing that are not ours, decide where packets go: while
+//! there are any, none takes the fast path. Filters and translation of others (`filters.rs`) bar
+//! ports with `offload = "auto"`: there nobody has said that packets may skip them.
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+mod filters;
+mod legacy;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
+use mio::{Registry, Token};
+use tandemgw_core::config::{Config, PortOffload};
+use tandemgw_core::time::Time;
 
-use super::netlink::receive;
+use super::barrier::Post;
+use super::netlink::{NetlinkError, Watch, has_forwarding_ipsec_policies, watched};
 
-/// `XFRMNLGRP_POLICY` (linux/xfrm.h).
-const POLICIES: u32 = 4;
-
-/// Notices taken in at a time; the next one wakes the thread for the rest.
-const MOST_AT_A_TIME: usize = 1000;
+pub(super) use filters::Filters;
 
 /// Why the fast path is not used.
 pub(super) const IPSEC: &str = "policies of IPsec may concern forwarded packets (ip xfrm policy)";
@@ -22,41 +23,107 @@ pub(super) const RULES: &str = "rules of others may lead packets elsewhere (ip r
 /// The same, at the start or if the kernel does not tell.
 pub(super) const UNKNOWN: &str = "it is not known yet what the kernel does with forwarded packets";
 
-/// Tells when policies of IPsec change.
-pub(super) struct PolicyWatch {
-    socket: Socket,
-    buffer: Vec<u8>,
+/// Looks for it, and remembers what it has found.
+pub(super) struct Skipped {
+    /// None on a kernel without IPsec, until it has some.
+    policies: Option<Watch>,
+    /// There may be policies of IPsec.
+    is_ipsec: bool,
+    /// None if no port asks for it.
+    filters: Option<Filters>,
+    filters_watch: Option<Watch>,
+    /// By port: it takes the fast path only if it skips no filters of others.
+    is_auto: Vec<bool>,
+    /// By port: why it may not take the fast path.
+    found: Vec<Option<String>>,
 }
 
-impl PolicyWatch {
-    /// # Errors
-    /// What the kernel says; it may have no IPsec.
-    pub(super) fn open() -> io::Result<PolicyWatch> {
-        let mut socket = Socket::new(NETLINK_XFRM)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.add_membership(POLICIES)?;
-        socket.set_non_blocking(true)?;
-        Ok(PolicyWatch {
-            socket,
-            buffer: Vec::new(),
-        })
-    }
-
-    /// Takes in what the kernel has told: only that something has changed matters.
-    pub(super) fn clear(&mut self) {
-        for _ in 0..MOST_AT_A_TIME {
-            match receive(&self.socket, &mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Another error says that notices were lost.
-                _ => {}
-            }
+impl Skipped {
+    /// Nothing is known yet. `program` is the number of the gateway's own program.
+    pub(super) fn new(config: &Config, program: Option<u32>) -> Skipped {
+        let ports = config.ports.iter();
+        let is_auto: Vec<bool> = ports.map(|it| it.offload == PortOffload::Auto).collect();
+        Skipped {
+            policies: None,
+            is_ipsec: false,
+            filters: is_auto.contains(&true).then(|| Filters::open(program)),
+            filters_watch: None,
+            found: unknown(config),
+            is_auto,
         }
     }
+
+    /// Watches policies of IPsec and filters of tc from now on, if the kernel has any.
+    pub(super) fn watch(&mut self, registry: &Registry, policies: Token, filters: Token) {
+        if self.policies.is_none() {
+            let what = (policies, "policies of IPsec");
+            self.policies = watched(registry, what, Watch::policies());
+            self.ask_for_policies();
+        }
+        if self.filters.is_some() && self.filters_watch.is_none() {
+            self.filters_watch = watched(registry, (filters, "filters of tc"), Watch::filters());
+            self.note_filters_changed();
+        }
+    }
+
+    /// Asks for policies of IPsec. Unless they are watched, the kernel has none: asking it would
+    /// try to load a module each time.
+    fn ask_for_policies(&mut self) {
+        self.is_ipsec = self.policies.is_some() && has_forwarding_ipsec_policies().unwrap_or(true);
+    }
+
+    /// The watch of policies has something to tell.
+    pub(super) fn hear_of_policies(&mut self) {
+        self.policies.iter_mut().for_each(Watch::clear);
+        self.ask_for_policies();
+    }
+
+    /// The watch of filters has something to tell.
+    pub(super) fn hear_of_filters(&mut self) {
+        self.filters_watch.iter_mut().for_each(Watch::clear);
+        self.note_filters_changed();
+    }
+
+    /// Chains or filters of others have changed, or may have.
+    pub(super) fn note_filters_changed(&mut self) {
+        self.filters.iter_mut().for_each(Filters::note_changed);
+    }
+
+    /// Whether there is something new to look at.
+    pub(super) fn is_due(&self, now: Time) -> bool {
+        self.filters.as_ref().is_some_and(|it| it.is_due(now))
+    }
+
+    /// Looks again. The result is, by port, why it may not take the fast path, if that has changed.
+    /// `has_rules` says whether rules of others come before the main table.
+    pub(super) fn look(
+        &mut self,
+        has_rules: Result<bool, NetlinkError>,
+        posts: &[Post],
+    ) -> Option<Vec<Option<String>>> {
+        let barred = match has_rules {
+            _ if self.is_ipsec => Some(IPSEC),
+            Ok(true) => Some(RULES),
+            Ok(false) => None,
+            Err(_) => Some(UNKNOWN),
+        };
+        let found = match (barred, &mut self.filters) {
+            (Some(why), _) => vec![Some(why.to_owned()); posts.len()],
+            (None, None) => vec![None; posts.len()],
+            (None, Some(filters)) => {
+                let bars = filters.bars(posts).into_iter().zip(&self.is_auto);
+                bars.map(|(bar, is_auto)| bar.filter(|_| *is_auto))
+                    .collect()
+            }
+        };
+        (found != self.found).then(|| {
+            self.found.clone_from(&found);
+            found
+        })
+    }
 }
 
-impl AsRawFd for PolicyWatch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
+/// By port: what is said until it has been looked at.
+pub(super) fn unknown(config: &Config) -> Vec<Option<String>> {
+    vec![Some(UNKNOWN.to_owned()); config.ports.len()]
 }

@@ -10,15 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 
 use tandemgw_core::config::Config;
 use tandemgw_core::control::BarrierView;
@@ -31,9 +29,9 @@ use super::barrier::BarrierWatch;
 use super::clock;
 use super::config_terms::{offloads, solicited_groups};
 use super::multicast::Groups;
-use super::netlink::{KernelRoute, Netlink, NetlinkError, has_forwarding_ipsec_policies};
+use super::netlink::{KernelRoute, Netlink, NetlinkError, watched};
 use super::priority;
-use super::skipped::{self, PolicyWatch};
+use super::skipped::Skipped;
 use super::steering::{Disturbance, Restored, SetupError, Steering};
 use super::tun::{Offloads, Tun};
 
@@ -64,12 +62,13 @@ const GROUPS_AT_A_TIME: usize = 16;
 /// Neighbours that wait to be resolved; any more are skipped and requested again later.
 const MOST_RESOLVED: usize = 256;
 
-/// How often a kernel without IPsec is asked whether it has it now, in audits: a minute.
-const POLICY_AUDITS: u32 = 600;
+/// How often it is tried again to watch what the kernel lacks, in audits: a minute.
+const WATCH_AUDITS: u32 = 600;
 
 const ORDERS: Token = Token(0);
 const BARRIER: Token = Token(1);
 const IPSEC: Token = Token(2);
+const FILTERS: Token = Token(3);
 
 /// An order from the loop.
 #[derive(Debug)]
@@ -113,8 +112,8 @@ pub(super) enum Report {
     /// The kernel has come to lead the packets of a port elsewhere, in these words, or no longer
     /// does.
     Detour(PortId, Option<String>),
-    /// Why no packet may take the fast path; none if all may.
-    FastPathBarred(Option<&'static str>),
+    /// By port: why no packet of it may take the fast path; none if they may.
+    FastPathBarred(Vec<Option<String>>),
     /// Multicast groups of a recreated interface can't be joined, for this reason.
     NotJoined(String),
 }
@@ -129,12 +128,14 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Starts the thread, which wakes the poll of `loop_waker` after each report.
+    /// Starts the thread, which wakes the poll of `loop_waker` after each report. Without a fast
+    /// path there is nothing `skipped`.
     ///
     /// # Errors
     /// If the kernel can't create a thread, a descriptor or a netlink socket.
     pub(super) fn begin(
         steering: Steering,
+        skipped: Option<Skipped>,
         groups: Vec<Groups>,
         config: &Config,
         loop_waker: &Arc<Waker>,
@@ -150,13 +151,11 @@ impl Upkeep {
             readdressing: None,
             netlink: Netlink::open()?,
             watch: watched(
-                &poll,
+                poll.registry(),
                 (BARRIER, "barrier"),
                 BarrierWatch::open(&config.node.name),
             ),
-            policies: None,
-            is_ipsec: false,
-            skipped: Some(skipped::UNKNOWN),
+            skipped,
             poll,
             orders: ordered,
             resolving: Arc::clone(&resolving),
@@ -231,22 +230,6 @@ impl Upkeep {
     }
 }
 
-/// Has the poll wake the thread for a watch of `what`; none if the kernel has nothing of it.
-fn watched<W: AsRawFd>(
-    poll: &Poll,
-    (token, what): (Token, &str),
-    opened: io::Result<W>,
-) -> Option<W> {
-    let registered = opened.and_then(|watch| {
-        let mut source = SourceFd(&watch.as_raw_fd());
-        poll.registry()
-            .register(&mut source, token, Interest::READABLE)?;
-        Ok(watch)
-    });
-    let log = |error: &io::Error| log::debug!("{what} not watched error={}", InQuotes(error));
-    registered.inspect_err(log).ok()
-}
-
 /// The thread's end.
 struct Keeper {
     steering: Steering,
@@ -257,12 +240,8 @@ struct Keeper {
     netlink: Netlink,
     poll: Poll,
     watch: Option<BarrierWatch>,
-    /// None on a kernel without IPsec, until it has some.
-    policies: Option<PolicyWatch>,
-    /// There may be policies of IPsec.
-    is_ipsec: bool,
-    /// Why no packet may take the fast path, as told last.
-    skipped: Option<&'static str>,
+    /// None if there is no fast path.
+    skipped: Option<Skipped>,
     orders: Receiver<Order>,
     resolving: Arc<AtomicUsize>,
     reports: Sender<Report>,
@@ -293,7 +272,7 @@ impl Keeper {
             log::debug!("priority of upkeep not lowered error={}", InQuotes(&error));
         }
         let mut events = Events::with_capacity(4);
-        self.watch_for_policies();
+        self.watch_for_skipped();
         self.look_for_skipped();
         loop {
             // Orders first: a repair must know everything that was lost.
@@ -328,50 +307,30 @@ impl Keeper {
             }
             _ => {}
         }
-        self.barrier_changed |= events.iter().any(|event| event.token() == BARRIER);
-        if events.iter().any(|event| event.token() == IPSEC) {
-            self.policies.iter_mut().for_each(PolicyWatch::clear);
-            self.ask_for_policies();
+        let has = |token| events.iter().any(|event| event.token() == token);
+        self.barrier_changed |= has(BARRIER);
+        if has(IPSEC) {
+            self.skipped.iter_mut().for_each(Skipped::hear_of_policies);
             self.look_for_skipped();
         }
-    }
-
-    /// Watches policies of IPsec from now on, if the kernel has any.
-    fn watch_for_policies(&mut self) {
-        if self.policies.is_none() && self.steering.has_fast_path() {
-            self.policies = watched(
-                &self.poll,
-                (IPSEC, "policies of IPsec"),
-                PolicyWatch::open(),
-            );
-            self.ask_for_policies();
+        if has(FILTERS) {
+            self.skipped.iter_mut().for_each(Skipped::hear_of_filters);
         }
     }
 
-    /// Asks for policies of IPsec. Unless they are watched, the kernel has none: asking it would
-    /// try to load a module each time.
-    fn ask_for_policies(&mut self) {
-        self.is_ipsec = self.policies.is_some() && has_forwarding_ipsec_policies().unwrap_or(true);
-    }
-
-    fn look_for_rules(&mut self) -> Option<&'static str> {
-        match self.steering.has_foreign_rules() {
-            Ok(true) => Some(skipped::RULES),
-            Ok(false) => None,
-            Err(_) => Some(skipped::UNKNOWN),
-        }
+    fn watch_for_skipped(&mut self) {
+        let registry = self.poll.registry();
+        let skipped = self.skipped.iter_mut();
+        skipped.for_each(|it| it.watch(registry, IPSEC, FILTERS));
     }
 
     /// Looks for what the fast path would skip, and tells if that has changed.
     fn look_for_skipped(&mut self) {
-        if !self.steering.has_fast_path() {
+        let Some(skipped) = &mut self.skipped else {
             return;
-        }
-        let found = match self.is_ipsec {
-            true => Some(skipped::IPSEC),
-            false => self.look_for_rules(),
         };
-        if found != std::mem::replace(&mut self.skipped, found) {
+        let has_rules = self.steering.has_foreign_rules();
+        if let Some(found) = skipped.look(has_rules, self.steering.posts()) {
             self.tell(Report::FastPathBarred(found));
         }
     }
@@ -437,6 +396,8 @@ impl Keeper {
             self.barrier_changed = look.more;
             if look.others_changed {
                 self.steering.note_ruleset_changed();
+                let skipped = self.skipped.iter_mut();
+                skipped.for_each(Skipped::note_filters_changed);
             }
             if look.changed {
                 self.repair_barrier();
@@ -445,6 +406,9 @@ impl Keeper {
         if now >= self.next_audit {
             self.next_audit = now + AUDIT_INTERVAL;
             self.audit();
+        }
+        if self.skipped.as_ref().is_some_and(|it| it.is_due(now)) {
+            self.look_for_skipped();
         }
         self.change_groups();
         self.truce.take_if(|until| *until <= now);
@@ -516,8 +480,8 @@ impl Keeper {
             self.steering.look_for_obstacles();
             self.look_for_skipped();
         }
-        if audits.is_multiple_of(POLICY_AUDITS) {
-            self.watch_for_policies();
+        if audits.is_multiple_of(WATCH_AUDITS) {
+            self.watch_for_skipped();
         }
     }
 

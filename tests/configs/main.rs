@@ -135,7 +135,7 @@ fn what_is_left_out_has_its_default() {
         config
             .ports
             .iter()
-            .all(|port| port.offload == tandemgw_core::config::PortOffload::Tun)
+            .all(|port| port.offload == tandemgw_core::config::PortOffload::Auto)
     );
     assert_eq!(config.groups.len(), 1);
     assert_eq!(config.groups[0].name, "default");

@@ -127,7 +127,8 @@ fn what_concerns_a_session_ends_its_entries_at_once() {
     type End = fn(&mut Fast);
     let ends: [(&str, End); 8] = [
         ("bar", |fast| {
-            fast.lab.gateway.bar_fast_path(Some("of a test"));
+            let barred = vec![Some("of a test".to_owned()), None];
+            fast.lab.gateway.bar_fast_path(barred);
         }),
         ("role", |fast| {
             let lab = &mut fast.lab;

@@ -1,4 +1,4 @@
-//! Chains of somebody else that may drop what the gateway forwards.
+//! Chains of somebody else that see what the gateway forwards, and may drop it or change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +21,8 @@ const DEVICES: &[u8] = b"tgw-";
 
 /// `NF_DROP`: the verdict, and the policy.
 const DROP: u32 = 0;
+/// `NF_QUEUE`: the lower half of such a verdict.
+const QUEUE: u32 = 3;
 /// `NFT_JUMP` and `NFT_GOTO`.
 const ELSEWHERE: [u32; 2] = [-3_i32 as u32, -4_i32 as u32];
 
@@ -41,10 +43,10 @@ pub enum Place {
     Egress,
 }
 
-/// A chain that drops or rejects something, by its policy, by a rule, or by a chain that it leads
-/// to.
+/// A chain that drops, changes or counts something, by its policy, by a rule, or by a chain that it
+/// leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DroppingChain {
+pub struct ForeignChain {
     family: &'static str,
     table: String,
     name: String,
@@ -52,6 +54,7 @@ pub struct DroppingChain {
     /// The interfaces whose packets it sees; of all if there are none.
     devices: Vec<String>,
     may_drop: bool,
+    acts: bool,
     knows_us: bool,
 }
 
@@ -59,6 +62,8 @@ pub struct DroppingChain {
 #[derive(Default)]
 struct Deeds {
     drops: bool,
+    /// They do more than to let packets pass: a packet that skips them gets something else.
+    acts: bool,
     knows_us: bool,
     leads_to: BTreeSet<String>,
 }
@@ -66,11 +71,35 @@ struct Deeds {
 /// By table and chain.
 type Chains = BTreeMap<(String, String), Deeds>;
 
-impl DroppingChain {
+impl ForeignChain {
     /// Whether it sees what passes this place at the interface of that name.
     pub fn is_at(&self, place: Place, device: &str) -> bool {
         let sees = self.devices.is_empty() || self.devices.iter().any(|it| it == device);
         self.place == place && sees
+    }
+
+    /// Whether it sees packets of a port that take the way through the gateway, and does not see
+    /// them on the fast path: that passes no TUN device, and nothing at the interface until they
+    /// leave.
+    pub fn is_skipped_at(&self, interface: &str, tun: &str) -> bool {
+        match self.place {
+            Place::Wire | Place::Ingress => {
+                self.is_at(self.place, interface) || self.is_at(self.place, tun)
+            }
+            Place::Prerouting | Place::Forward | Place::Postrouting => true,
+            Place::Egress => self.is_at(Place::Egress, tun),
+        }
+    }
+
+    /// The name of it for an operator.
+    pub fn name(&self) -> String {
+        let ForeignChain {
+            family,
+            table,
+            name,
+            ..
+        } = self;
+        format!("the nftables chain {name} of table {family} {table}")
     }
 
     /// Whether a rule of it names the gateway's devices: it was made with the gateway in mind, and
@@ -80,9 +109,9 @@ impl DroppingChain {
     }
 }
 
-impl fmt::Display for DroppingChain {
+impl fmt::Display for ForeignChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DroppingChain {
+        let ForeignChain {
             family,
             table,
             name,
@@ -117,7 +146,23 @@ impl fmt::Display for DroppingChain {
 ///
 /// # Errors
 /// If the packet filter can't be read.
-pub(super) fn find(nftables: &mut Nftables) -> Result<Vec<DroppingChain>, NetlinkError> {
+pub(super) fn dropping(nftables: &mut Nftables) -> Result<Vec<ForeignChain>, NetlinkError> {
+    let mut chains = find(nftables)?;
+    chains.retain(|chain| chain.may_drop);
+    Ok(chains)
+}
+
+/// The chains of somebody else that do more than to let packets pass.
+///
+/// # Errors
+/// If the packet filter can't be read.
+pub(in crate::os) fn acting(nftables: &mut Nftables) -> Result<Vec<ForeignChain>, NetlinkError> {
+    let mut chains = find(nftables)?;
+    chains.retain(|chain| chain.acts);
+    Ok(chains)
+}
+
+fn find(nftables: &mut Nftables) -> Result<Vec<ForeignChain>, NetlinkError> {
     let mut found = Vec::new();
     for (number, family) in FAMILIES {
         let mut chains = Vec::new();
@@ -128,30 +173,32 @@ pub(super) fn find(nftables: &mut Nftables) -> Result<Vec<DroppingChain>, Netlin
         if !chains.is_empty() {
             let all = read_rules(nftables, number)?;
             for chain in &mut chains {
-                let (drops, knows_us) = total(&all, &chain.table, &chain.name);
-                chain.may_drop |= drops;
-                chain.knows_us = knows_us;
+                let total = total(&all, &chain.table, &chain.name);
+                chain.acts = chain.may_drop || total.acts;
+                chain.may_drop |= total.drops;
+                chain.knows_us = total.knows_us;
             }
-            found.extend(chains.into_iter().filter(|chain| chain.may_drop));
+            found.extend(chains);
         }
     }
     Ok(found)
 }
 
-/// Whether a chain, or one that it leads to, drops something; and names our devices.
-fn total(all: &Chains, table: &str, chain: &str) -> (bool, bool) {
-    let (mut drops, mut knows_us) = (false, false);
+/// What the rules of a chain do, and of those that it leads to.
+fn total(all: &Chains, table: &str, chain: &str) -> Deeds {
+    let mut total = Deeds::default();
     let mut seen = BTreeSet::new();
     let mut next = vec![chain.to_owned()];
     while let Some(name) = next.pop() {
         let deeds = all.get(&(table.to_owned(), name.clone()));
         if let Some(deeds) = deeds.filter(|_| seen.insert(name)) {
-            drops |= deeds.drops;
-            knows_us |= deeds.knows_us;
+            total.drops |= deeds.drops;
+            total.acts |= deeds.acts;
+            total.knows_us |= deeds.knows_us;
             next.extend(deeds.leads_to.iter().cloned());
         }
     }
-    (drops, knows_us)
+    total
 }
 
 /// What the rules of a family do.
@@ -170,13 +217,14 @@ fn read_rules(nftables: &mut Nftables, family: u8) -> Result<Chains, NetlinkErro
             deeds.drops |= drops(step);
             deeds.leads_to.extend(leads_to(step).map(str::to_owned));
         }
+        deeds.acts |= acts(steps.each(attribute::LIST_ELEMENT));
         deeds.knows_us |= names_us(rule);
     })?;
     Ok(chains)
 }
 
 /// A chain of somebody else at one of the places.
-fn chain_of(family: &'static str, object: Attributes<'_>) -> Option<DroppingChain> {
+fn chain_of(family: &'static str, object: Attributes<'_>) -> Option<ForeignChain> {
     const INGRESS: u32 = 0;
     const EGRESS: u32 = 1;
     let table = object.text(attribute::TABLE_NAME)?;
@@ -197,13 +245,14 @@ fn chain_of(family: &'static str, object: Attributes<'_>) -> Option<DroppingChai
     let mut devices = devices_of(object);
     devices.sort_unstable();
     devices.dedup();
-    Some(DroppingChain {
+    Some(ForeignChain {
         family,
         table: table.to_owned(),
         name: object.text(attribute::CHAIN_NAME)?.to_owned(),
         place,
         devices,
         may_drop: object.u32(attribute::CHAIN_POLICY) == Some(DROP),
+        acts: false,
         knows_us: false,
     })
 }
@@ -223,6 +272,51 @@ fn drops(step: Attributes<'_>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a rule of these steps does more than to let packets pass: what is not known to be
+/// harmless does. One that only counts does, since a packet that skips it is missing there.
+fn acts<'a>(steps: impl Iterator<Item = Attributes<'a>>) -> bool {
+    const COMPARE: [&str; 6] = ["cmp", "range", "bitwise", "byteorder", "match", "lookup"];
+    /// They write instead where they have no destination (`NFTA_*_DREG`).
+    const LOAD: [&str; 8] = [
+        "meta", "ct", "payload", "exthdr", "fib", "rt", "socket", "numgen",
+    ];
+    const DESTINATION: u16 = 1;
+    const TARGET_NAME: u16 = 1;
+    const XTABLES_HARMLESS: [&str; 3] = ["ACCEPT", "RETURN", "NOTRACK"];
+    let (mut counts, mut decides) = (false, false);
+    for step in steps {
+        let data = step.nested(attribute::EXPRESSION_DATA);
+        let is_harmless = match step.text(attribute::EXPRESSION_NAME) {
+            _ if drops(step) => false,
+            Some(name) if COMPARE.contains(&name) => true,
+            Some(name) if LOAD.contains(&name) => data.bytes(DESTINATION).is_some(),
+            Some("counter") => {
+                counts = true;
+                true
+            }
+            Some("notrack") => {
+                decides = true;
+                true
+            }
+            Some("immediate") => {
+                let code = verdict(step).and_then(|it| it.u32(attribute::VERDICT_CODE));
+                decides |= code.is_some();
+                code.is_none_or(|code| code & 0xff != QUEUE || code > i32::MAX as u32)
+            }
+            Some("target") => {
+                decides = true;
+                let target = data.text(TARGET_NAME);
+                target.is_some_and(|target| XTABLES_HARMLESS.contains(&target))
+            }
+            _ => false,
+        };
+        if !is_harmless {
+            return true;
+        }
+    }
+    counts && !decides
 }
 
 /// The chain that a step jumps or goes to.

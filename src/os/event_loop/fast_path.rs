@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use tandemgw_core::config::{Config, PortOffload};
+use tandemgw_core::config::{Config, Port};
 use tandemgw_core::control::FastPathState;
 use tandemgw_core::flow::PortId;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
+use super::super::fast_path::{Attached, FastPath, MOST_SESSIONS, Taken, Unavailable};
 use super::super::netlink::Netlink;
-use super::super::skipped;
+use super::super::skipped::{self, Skipped};
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
-
-/// The most sessions that the program forwards; some 500 bytes of the kernel's memory each.
-const MOST_SESSIONS: u32 = 65_536;
 
 /// The program, and the interfaces that it is at.
 #[derive(Default)]
@@ -27,8 +24,8 @@ pub struct FastPorts {
     /// By port; none if the config does not ask for the program there.
     ports: Vec<Option<FastPort>>,
     attaching: Option<Attaching>,
-    /// Why no packet may take it.
-    barred: Option<&'static str>,
+    /// By port: why no packet of it may take the fast path.
+    barred: Vec<Option<String>>,
 }
 
 /// A port that wants the program.
@@ -50,8 +47,8 @@ impl FastPorts {
     /// Loads the program if a port of `config` wants it: that needs a right which is given up
     /// afterwards.
     pub fn open(config: &Config) -> FastPorts {
-        let wants = |offload| offload == PortOffload::Ebpf;
-        if !config.ports.iter().any(|port| wants(port.offload)) {
+        let wants = |port: &Port| port.offload.wants_fast_path();
+        if !config.ports.iter().any(wants) {
             return FastPorts::default();
         }
         let sessions = config.node.max_sessions.min(MOST_SESSIONS);
@@ -60,7 +57,7 @@ impl FastPorts {
         FastPorts {
             kernel: Some(kernel.map_err(|error| error.to_string())),
             ports: ports
-                .map(|port| wants(port.offload).then(FastPort::default))
+                .map(|port| wants(port).then(FastPort::default))
                 .collect(),
             ..FastPorts::default()
         }
@@ -70,6 +67,17 @@ impl FastPorts {
     pub(super) fn taken(&self) -> Option<Taken> {
         let kernel = self.kernel.as_ref()?.as_ref();
         kernel.ok().map(FastPath::taken)
+    }
+
+    /// Looks for what the program would skip; none without a program.
+    pub(super) fn skipped(&self, config: &Config) -> Option<Skipped> {
+        let kernel = self.kernel.as_ref()?.as_ref().ok()?;
+        Some(Skipped::new(config, kernel.program().number().ok()))
+    }
+
+    /// Why packets of a port may not take it.
+    fn bar(&self, port: PortId) -> Option<&str> {
+        self.barred.get(port.index())?.as_deref()
     }
 
     /// An interface of a port where the program is missing.
@@ -89,7 +97,7 @@ impl FastPorts {
         let why = match &self.kernel {
             None => return FastPathState::Off,
             Some(Err(why)) => why.as_str(),
-            Some(Ok(_)) => match (&wanted.failed, self.barred) {
+            Some(Ok(_)) => match (&wanted.failed, self.bar(port)) {
                 (Some(why), _) => why.as_str(),
                 (None, Some(why)) => why,
                 (None, None) if self.at.contains_key(&wanted.interface) => {
@@ -132,8 +140,8 @@ impl Shell {
             ),
         }
         // Until it is known what it would skip.
-        self.fast.barred = Some(skipped::UNKNOWN);
-        self.gateway.bar_fast_path(self.fast.barred);
+        self.fast.barred = skipped::unknown(self.gateway.config());
+        self.gateway.bar_fast_path(self.fast.barred.clone());
         for (index, wanted) in self.fast.ports.iter_mut().enumerate() {
             if let Some(port) = wanted {
                 port.interface = self.ports[index].socket.interface();
@@ -176,21 +184,49 @@ impl Shell {
     }
 
     /// The kernel does something with forwarded packets that the program would skip, or no longer.
-    pub(super) fn bar_fast_path(&mut self, why: Option<&'static str>) {
-        self.gateway.bar_fast_path(why);
-        match (why, self.fast.barred) {
-            (Some(why), _) => log::warn!(
-                "no fast path why={} effect=\"all packets go through the process\"",
-                InQuotes(why)
-            ),
-            (None, Some(skipped::UNKNOWN)) => {}
-            (None, _) if matches!(self.fast.kernel, Some(Ok(_))) => {
-                log::info!("fast path is used again");
-            }
-            (None, _) => {}
+    pub(super) fn bar_fast_path(&mut self, barred: Vec<Option<String>>) {
+        self.gateway.bar_fast_path(barred.clone());
+        let before = std::mem::replace(&mut self.fast.barred, barred);
+        if matches!(self.fast.kernel, Some(Ok(_))) {
+            self.tell_barred(&before);
         }
-        self.fast.barred = why;
         self.show_fast_ports();
+    }
+
+    /// Tells what bars ports that was not said of them before: a line for each cause.
+    fn tell_barred(&self, before: &[Option<String>]) {
+        let mut causes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut free = Vec::new();
+        for (index, now) in self.fast.barred.iter().enumerate() {
+            let (port, was) = (PortId::from_index(index), before.get(index));
+            let was = was.and_then(|was| was.as_deref());
+            let is_wanted = self.fast.ports[index].is_some();
+            match now {
+                _ if !is_wanted || was == now.as_deref() => {}
+                Some(why) => causes
+                    .entry(why)
+                    .or_default()
+                    .push(self.gateway.port_name(port)),
+                None if was == Some(skipped::UNKNOWN) => {}
+                None => free.push(self.gateway.port_name(port)),
+            }
+        }
+        for (why, ports) in causes {
+            // What concerns also ports that were put on the fast path expressly.
+            let level = match why {
+                skipped::IPSEC | skipped::RULES | skipped::UNKNOWN => log::Level::Warn,
+                _ => log::Level::Info,
+            };
+            log::log!(
+                level,
+                "no fast path ports={} why={} effect=\"packets go through the process\"",
+                ports.join(","),
+                InQuotes(why)
+            );
+        }
+        if !free.is_empty() {
+            log::info!("fast path is used again ports={}", free.join(","));
+        }
     }
 
     /// Carries out the changes of the entries.

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 const MAP_CREATE: libc::c_int = 0;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_TEST_RUN: libc::c_int = 10;
+const OBJ_GET_INFO: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
@@ -216,6 +218,73 @@ pub(super) fn attach(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
     };
     // SAFETY: that is what LINK_CREATE reads, and it holds no address.
     unsafe { call(LINK_CREATE, &mut attributes) }.map(owned)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    interface: u32,
+    attach: u32,
+    flags: u32,
+    attach_flags: u32,
+    numbers: u64,
+    count: u32,
+    padding: u32,
+    attach_flags_of_each: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// The numbers of the programs at the ingress of an interface (tcx), the first ones of very many.
+///
+/// # Errors
+/// If there is no such interface; on an older kernel; without `CAP_NET_ADMIN`.
+pub(super) fn programs_at(interface: u32) -> io::Result<Vec<u32>> {
+    const MOST: usize = 64;
+    let mut numbers = vec![0; MOST];
+    let mut attributes = Query {
+        interface,
+        attach: TCX_INGRESS,
+        numbers: numbers.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Query::default()
+    };
+    // SAFETY: that is what PROG_QUERY reads and writes; `numbers` has the length given and lives
+    // until the call returns.
+    match unsafe { call(PROG_QUERY, &mut attributes) } {
+        // There are more.
+        Err(error) if error.raw_os_error() != Some(libc::ENOSPC) => return Err(error),
+        _ => {}
+    }
+    numbers.truncate(attributes.count as usize);
+    Ok(numbers)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct GetInfo {
+    program: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The number of a program.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn number_of(program: &OwnedFd) -> io::Result<u32> {
+    // The first two words of `struct bpf_prog_info`: the type and the number.
+    let mut info = [0_u32; 2];
+    let mut attributes = GetInfo {
+        program: number(program),
+        length: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: that is what OBJ_GET_INFO_BY_FD reads; `info` has the length given and lives until
+    // the call returns.
+    unsafe { call(OBJ_GET_INFO, &mut attributes) }?;
+    Ok(info[1])
 }
 
 /// Adds or replaces entries. Returns how many were done.

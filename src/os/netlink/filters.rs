@@ -67,20 +67,33 @@ impl Netlink {
         self.remove("remove the place for filters", &object, request, &gone)
     }
 
-    fn has_filters(&mut self, link: u32) -> Result<bool, NetlinkError> {
-        for hook in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
-            let mut message = TcMessage::default();
-            (message.header.index, message.header.parent) = (link.cast_signed(), parent(hook));
-            let request = RouteNetlinkMessage::GetTrafficFilter(message);
-            let found = self.dump("filters", &request, |message| match message {
-                RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter.header.handle),
-                _ => None,
-            })?;
-            if !found.is_empty() {
-                return Ok(true);
-            }
+    /// Whether others have filters at what comes in by an interface; or, with `both`, at what
+    /// leaves by it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn has_foreign_filters(&mut self, link: u32, both: bool) -> Result<bool, NetlinkError> {
+        let mut found = self.filters(link, TcHandle::MIN_INGRESS)?;
+        if both {
+            found.extend(self.filters(link, TcHandle::MIN_EGRESS)?);
         }
-        Ok(false)
+        Ok(found.iter().any(|priority| *priority != PRIORITY))
+    }
+
+    fn has_filters(&mut self, link: u32) -> Result<bool, NetlinkError> {
+        let inward = self.filters(link, TcHandle::MIN_INGRESS)?;
+        Ok(!inward.is_empty() || !self.filters(link, TcHandle::MIN_EGRESS)?.is_empty())
+    }
+
+    /// The priorities of the filters at a place.
+    fn filters(&mut self, link: u32, hook: u16) -> Result<Vec<u32>, NetlinkError> {
+        let mut message = TcMessage::default();
+        (message.header.index, message.header.parent) = (link.cast_signed(), parent(hook));
+        let request = RouteNetlinkMessage::GetTrafficFilter(message);
+        self.dump("filters", &request, |message| match message {
+            RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter.header.info >> 16),
+            _ => None,
+        })
     }
 }
 

@@ -10,7 +10,6 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{Check, MachineProblem};
-use crate::os::barrier;
 use tandemgw_core::config::Config;
 
 /// A rule that names the gateway's devices was made for it, whatever it says.
@@ -67,42 +66,6 @@ pub(super) fn connection_tracking() -> Check {
         Err(_) => "the kernel does not track connections".to_owned(),
     };
     Check::new("conntrack", found, problem)
-}
-
-/// The chains of others with rules that filter or translate what is forwarded, which packets of the
-/// fast path skip.
-pub(super) fn skipped_chains(config: &Config) -> impl Iterator<Item = String> {
-    let json = nft_ruleset().unwrap_or_default();
-    let own = barrier::table_name(&config.node.name);
-    skipped_with_rules(&json, &own).into_iter()
-}
-
-fn skipped_with_rules(json: &str, own: &str) -> Vec<String> {
-    let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
-    let objects = || ruleset["nftables"].as_array().into_iter().flatten();
-    let has_rules = |chain: &[String; 3]| {
-        let mut rules = objects().map(|object| &object["rule"]);
-        let of = |rule: &Value| {
-            ["family", "table", "chain"].map(|key| rule[key].as_str().unwrap_or("").to_owned())
-        };
-        // One that names the gateway's devices lets its packets pass.
-        let is_foreign = |rule: &Value| !rule["expr"].to_string().contains(DEVICES);
-        rules.any(|rule| of(rule) == *chain && is_foreign(rule))
-    };
-    let chains = objects().map(|object| &object["chain"]);
-    let skipped = chains.filter(|chain| {
-        let of_ip = ["ip", "ip6", "inet"].iter().any(|f| chain["family"] == *f);
-        // The barrier has a table for each TUN device.
-        let is_own = chain["table"]
-            .as_str()
-            .is_some_and(|it| it.starts_with(own));
-        let translates = chain["hook"] == "postrouting" && chain["type"] == "nat";
-        of_ip && (chain["hook"] == "forward" || translates) && !is_own
-    });
-    let places = skipped.map(place).filter(has_rules);
-    places
-        .map(|[family, table, name]| format!("{name} of table {family} {table}"))
-        .collect()
 }
 
 fn nft_ruleset() -> Option<String> {

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{Check, MachineProblem};
+use crate::os::fast_path::MOST_SESSIONS;
 use crate::os::memory;
 use tandemgw_core::config::Config;
 
@@ -11,18 +12,27 @@ use tandemgw_core::config::Config;
 const SESSION: u64 = 162;
 const REPLICATED: u64 = 16;
 
+/// Bytes of a session on the fast path: two entries and a cell in the kernel, and what the process
+/// has of it.
+const FAST: u64 = 730;
+
 /// The size of a full table, compared with the available memory.
 pub(super) fn check(config: &Config, is_running: bool) -> Check {
-    let needed = needed(config);
+    let (table, fast_path) = (table(config), fast_path(config));
+    let needed = table + fast_path;
     let said = format!(
-        "max-sessions = {} takes {} when the table is full",
+        "max-sessions = {} takes {} when the table is full{}",
         config.node.max_sessions,
-        show(needed)
+        show(needed),
+        match fast_path {
+            0 => "",
+            _ => ", with the fast path",
+        }
     );
     let available = available();
     let problem = match available {
         _ if is_running => None,
-        _ if !memory::can_map(needed) => Some(MachineProblem::fatal(
+        _ if !memory::can_map(table) => Some(MachineProblem::fatal(
             format!("{said}: this process can't use as much"),
             "lower `max-sessions` in `[node]`, or raise the limit (ulimit -v, LimitAS=)",
         )),
@@ -36,9 +46,18 @@ pub(super) fn check(config: &Config, is_running: bool) -> Check {
     Check::new("memory", said.clone(), problem)
 }
 
-fn needed(config: &Config) -> u64 {
+fn table(config: &Config) -> u64 {
     let replicated = if config.ha.is_some() { REPLICATED } else { 0 };
     u64::from(config.node.max_sessions) * (SESSION + replicated)
+}
+
+/// What the fast path may take, where a port may have it.
+fn fast_path(config: &Config) -> u64 {
+    let mut ports = config.ports.iter();
+    match ports.any(|port| port.offload.wants_fast_path()) {
+        true => u64::from(config.node.max_sessions.min(MOST_SESSIONS)) * FAST,
+        false => 0,
+    }
 }
 
 /// The memory still available to this process: of the machine, or of its control group if that has

@@ -5,7 +5,7 @@ use std::fs;
 
 use super::Steering;
 use super::obstacle::{LEAST, STRAY};
-use crate::os::barrier::{DroppingChain, Measurement, Passed, Place, Post};
+use crate::os::barrier::{ForeignChain, Measurement, Passed, Place, Post};
 use crate::os::fast_path::{Taken, TakenCount};
 use crate::os::netlink::has_ipsec_policies;
 use tandemgw_core::flow::{Family, PortId};
@@ -80,9 +80,9 @@ impl Gap {
     /// device.
     pub(super) fn chain<'a>(
         self,
-        chains: &'a [DroppingChain],
+        chains: &'a [ForeignChain],
         names: &[String; 2],
-    ) -> Option<&'a DroppingChain> {
+    ) -> Option<&'a ForeignChain> {
         let places = match self.place {
             Place::Ingress => &[Place::Ingress, Place::Prerouting][..],
             Place::Forward => &[Place::Forward, Place::Postrouting],
@@ -93,9 +93,8 @@ impl Gap {
         let device = &names[usize::from(!by_port)];
         // Those that know the gateway last: they should know what they do.
         let at = |place: &Place, knows_us| {
-            let is_it = |chain: &&DroppingChain| {
-                chain.is_at(*place, device) && chain.knows_us() == knows_us
-            };
+            let is_it =
+                |chain: &&ForeignChain| chain.is_at(*place, device) && chain.knows_us() == knows_us;
             chains.iter().find(is_it)
         };
         let mut each = [false, true].into_iter();

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::os::barrier::{DroppingChain, Passed, Place};
+use crate::os::barrier::{ForeignChain, Passed, Place, Post};
 use crate::os::fast_path::{Taken, TakenCount};
 use crate::os::netlink::{Queue, Traffic, has_ipsec_policies, interface_name};
 use tandemgw_core::flow::PortId;
@@ -48,7 +48,7 @@ enum Cause {
     /// An XDP program at an interface.
     Program(u32),
     /// A chain of somebody else.
-    Chain(DroppingChain),
+    Chain(ForeignChain),
     /// Policies of IPsec.
     Policies,
     /// Something that drops packets where the gateway can only count them.
@@ -84,7 +84,7 @@ pub(super) struct Obstacles {
     /// New readers of the packets of a port that the gateway read until then; and the looks since.
     new: BTreeMap<PortId, (Cause, u32)>,
     /// A chain of somebody else that drops some of the packets, already told.
-    told: Option<DroppingChain>,
+    told: Option<ForeignChain>,
     found: BTreeMap<PortId, Obstacle>,
     /// For how many looks something unknown is taken to be there, where that has come back.
     unknown_for: BTreeMap<PortId, u32>,
@@ -137,7 +137,7 @@ struct Look<'a> {
     traffic: &'a BTreeMap<u32, Traffic>,
     /// By how much the queues have grown since the last look.
     more: &'a [Queue],
-    chains: &'a [DroppingChain],
+    chains: &'a [ForeignChain],
     /// How many packets policies of IPsec have refused since then.
     refused: u64,
     /// What has passed which place, where that is measured.
@@ -263,9 +263,9 @@ impl Steering {
         self.taken = Some(taken);
     }
 
-    /// Whether there is such a program.
-    pub fn has_fast_path(&self) -> bool {
-        self.taken.is_some()
+    /// The ports as the barrier knows them.
+    pub(in crate::os) fn posts(&self) -> &[Post] {
+        self.barrier.posts()
     }
 
     /// What it has taken of the packets of an interface until now, by family.
@@ -301,7 +301,7 @@ impl Obstacles {
     }
 
     /// Tells once of a chain that drops some of the packets.
-    fn tell_dropped(&mut self, count: u64, chains: &[DroppingChain]) {
+    fn tell_dropped(&mut self, count: u64, chains: &[ForeignChain]) {
         let mut chains = chains.iter();
         let chain = chains.find(|chain| chain.is_at(Place::Forward, "") && !chain.knows_us());
         if let Some(chain) = chain.filter(|chain| self.told.as_ref() != Some(chain)) {
@@ -414,7 +414,7 @@ impl Look<'_> {
         // What goes out may wait for hosts that do not answer: that is measured.
         let stops = self.is_deaf && flow.arrived > 0;
         let mut chains = self.chains.iter();
-        let is_it = |chain: &&DroppingChain| chain.is_at(Place::Forward, "") && !chain.knows_us();
+        let is_it = |chain: &&ForeignChain| chain.is_at(Place::Forward, "") && !chain.knows_us();
         let chain = chains.find(|chain| stops && is_it(chain))?;
         Some((Cause::Chain(chain.clone()), chain.to_string()))
     }

@@ -143,7 +143,7 @@ impl OptionDoc {
             }
             OptionKind::Choice(words) => words.join(" | "),
             OptionKind::MssClamp => "\"auto\", or an integer, 216 to 65495".to_owned(),
-            OptionKind::Offload => "ebpf | tun | plain".to_owned(),
+            OptionKind::Offload => "auto | ebpf | tun | plain".to_owned(),
         }
     }
 
@@ -270,7 +270,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     option("port", "sessions-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.sessions), Reload::Live(Live::PortQuotas), "sessions that a source which sends by this port may have"),
     option("port", "half-open-per-source", OptionKind::Integer { min: 0, max: 65_535 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.half_open), Reload::Live(Live::PortQuotas), "those of them without an answer yet"),
     option("port", "ports-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.ports), Reload::Live(Live::PortQuotas), "external ports for UDP and ICMP that such a source may have"),
-    option("port", "offload", OptionKind::Offload, DefaultValue::Text("tun"), field!(Port.offload), RESTART, "how packets go on: \"tun\" takes them from the kernel before it segments them and completes their checksums, which \"plain\" does not, at the cost of most of the throughput; with \"ebpf\" a program in the kernel (Linux 5.19) forwards those of established sessions between ports that have it; true and false mean \"tun\" and \"plain\""),
+    option("port", "offload", OptionKind::Offload, DefaultValue::Text("auto"), field!(Port.offload), RESTART, "how packets go on: \"tun\" takes them from the kernel before it segments them and completes their checksums, which \"plain\" does not, at the cost of most of the throughput; with \"ebpf\" a program in the kernel (Linux 5.19) forwards those of established sessions between ports that have it, past packet filters of others; \"auto\" is \"ebpf\" where that can be had and would skip nothing of others, else \"tun\"; true and false mean \"tun\" and \"plain\""),
 
     text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
     list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),

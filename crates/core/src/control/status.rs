@@ -118,10 +118,11 @@ fn status_without_ports(gateway: &mut Gateway, shell: &ShellView, now: Time) -> 
 
 fn fast_path(gateway: &Gateway, shell: &ShellView) -> Option<FastPathStatus> {
     let is_on = |port: &PortIo| port.fast_path == FastPathState::On;
-    if !shell.ports.iter().any(is_on) {
+    let counters = gateway.fast_counters();
+    // What was counted stays to be seen while something bars the ports.
+    if counters.entered == 0 && !shell.ports.iter().any(is_on) {
         return None;
     }
-    let counters = gateway.fast_counters();
     let left = shell.fast_path.iter();
     Some(FastPathStatus {
         sessions: gateway.fast_sessions() as u64,

@@ -58,8 +58,8 @@ pub(super) struct FastPath {
     memory: Option<Memory>,
     /// The program can translate IPv6.
     knows_ipv6: bool,
-    /// Why no session may have entries, whatever it is.
-    barred: Option<&'static str>,
+    /// By port: why no session of it may have entries, whatever it is.
+    barred: Vec<Option<String>>,
     /// By port: the interface whose packets the program sees.
     interfaces: Vec<Option<u32>>,
     /// By place in the memory.
@@ -301,12 +301,12 @@ impl Gateway {
         }
     }
 
-    /// The kernel does something with forwarded packets that the program would skip, so that none
-    /// may take it; or nothing any longer.
-    pub fn bar_fast_path(&mut self, why: Option<&'static str>) {
-        if self.fast_path.barred != why {
+    /// By port: the kernel does something with forwarded packets that the program would skip, so
+    /// that none of the port may take it; or nothing any longer.
+    pub fn bar_fast_path(&mut self, barred: Vec<Option<String>>) {
+        if self.fast_path.barred != barred {
             self.fast_path.stop_all();
-            self.fast_path.barred = why;
+            self.fast_path.barred = barred;
         }
     }
 

@@ -73,7 +73,7 @@ metrics! {
         "Sessions ended because a change of routes or policies forbids them.";
 
     FAST_ATTACHED = Gauge "tandemgw_fast_path_attached" ["port"]
-        "Whether the program of the fast path is at the port's interface; absent without offload = \"ebpf\".";
+        "Whether the port is on the fast path; absent with offload = \"tun\" or \"plain\".";
     FAST_SESSIONS = Gauge "tandemgw_fast_path_sessions" []
         "Sessions whose packets the kernel forwards.";
     FAST_ENTERED = Counter "tandemgw_fast_path_entered_total" []

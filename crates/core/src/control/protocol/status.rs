@@ -35,7 +35,7 @@ pub struct Status {
     pub counters: CounterStatus,
     /// The rules in the kernel's packet filter that keep packets from bypassing the gateway.
     pub barrier: Option<BarrierStatus>,
-    /// The fast path; `null` if no port is in it.
+    /// The fast path; `null` if no port is in it, or was.
     pub fast_path: Option<FastPathStatus>,
     /// The capture in progress; `null` if there is none.
     pub capture: Option<CaptureStatus>,
@@ -275,7 +275,7 @@ pub struct PortStatus {
     /// Offloads in use: `ebpf` if a program in the kernel forwards packets that come in by it, else
     /// `tso+uso`, `tso` or `none`.
     pub offload: String,
-    /// Why it has no `ebpf` although the config wants it; `null` if it has, or need not.
+    /// Why it has no `ebpf` although the config allows it; `null` if it has, or may not.
     pub why_no_ebpf: Option<String>,
     /// Traffic that came in by it.
     pub r#in: Traffic,

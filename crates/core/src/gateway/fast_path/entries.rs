@@ -64,7 +64,7 @@ impl Gateway {
 
     /// The ways of a session's packets, by direction, if the program may forward them; otherwise
     /// why not.
-    pub(in crate::gateway) fn fast_ways(&self, id: SessionId) -> Result<[Way; 2], &'static str> {
+    pub(in crate::gateway) fn fast_ways(&self, id: SessionId) -> Result<[Way; 2], &str> {
         let session = self.sessions.get(id).ok_or("it has ended")?;
         if let Some(why) = self.why_slow(id, session) {
             return Err(why);
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     /// Why the kernel does not forward the packets of a session; none where there is no fast path.
-    pub fn why_not_offloaded(&self, id: SessionId) -> Option<&'static str> {
+    pub fn why_not_offloaded(&self, id: SessionId) -> Option<&str> {
         self.fast_path.memory?;
         let way = self.fast_ways(id);
         Some(
@@ -84,7 +84,12 @@ impl Gateway {
     }
 
     /// Why a session stays with the process, whatever its ways are.
-    fn why_slow(&self, id: SessionId, session: &Session) -> Option<&'static str> {
+    fn why_slow(&self, id: SessionId, session: &Session) -> Option<&str> {
+        let (ingress, egress) = session.ports(Direction::Original);
+        let barred = |port: PortId| self.fast_path.barred.get(port.index())?.as_deref();
+        if let Some(why) = barred(ingress).or_else(|| barred(egress)) {
+            return Some(why);
+        }
         let is_held = || match self.guarantee_of(session.policy) {
             PickupGuarantee::Off => true,
             _ => self
@@ -98,10 +103,6 @@ impl Gateway {
         let has = |flag| session.flags.contains(flag);
         let reasons = [
             (self.fast_path.memory.is_none(), "there is no fast path"),
-            (
-                self.fast_path.barred.is_some(),
-                self.fast_path.barred.unwrap_or_default(),
-            ),
             (
                 self.role(session.group) != Role::Primary,
                 "this unit is not primary",
@@ -128,7 +129,7 @@ impl Gateway {
         first.map(|(_, why)| why)
     }
 
-    fn fast_way(&self, session: &Session, direction: Direction) -> Result<Way, &'static str> {
+    fn fast_way(&self, session: &Session, direction: Direction) -> Result<Way, &str> {
         let book = self.sessions.book();
         let (ingress, egress) = session.ports(direction);
         let interface = |port: PortId| {
