@@ -535,6 +535,11 @@ fn an_older_kernel_has_a_fast_path_too() {
     let streams = Streams::start(&lab);
     wait_for_offload(&lab.unit);
     assert_eq!(filters(&lab).matches("tandemgw").count(), 1);
+    // Somebody else may take it off, with its place.
+    lab.unit.ns.run("tc qdisc del dev eth1 clsact");
+    wait_until("the program is back", || filters(&lab).contains("tandemgw"));
+    wait_for_offload(&lab.unit);
+    assert!(lab.unit.log().contains("fast path attached again port=wan"));
     lab.unit.kill();
     assert_eq!(filters(&lab).matches("tandemgw").count(), 1);
     // The lease of a gateway without peers is over by then.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use tandemgw::os::clock;
-use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON, foreign_programs};
+use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON, programs_at};
 use tandemgw_core::event::Offload;
 use tandemgw_core::fast_path::{Change, Entry, Flow, Memory, SessionCell};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
@@ -559,7 +559,7 @@ fn programs_of_others_are_told_from_ours() {
     };
     let number = own.program().number().unwrap();
     Namespace::first("gateway").inside(|| {
-        let is_foreign = || foreign_programs(LOOPBACK, number);
+        let is_foreign = || programs_at(LOOPBACK) != [number];
         let _attached = own.program().attach(LOOPBACK).unwrap();
         assert!(!is_foreign());
         let foreign = other.program().attach(LOOPBACK).unwrap();

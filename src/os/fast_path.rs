@@ -118,12 +118,11 @@ impl Program {
     }
 }
 
-/// Whether other programs than that of the number `own` are where ours is, at the ingress of an
-/// interface (tcx). Filters of tc are not meant.
-pub fn foreign_programs(interface: u32, own: u32) -> bool {
+/// The numbers of the programs at the ingress of an interface (tcx). Filters of tc are not among
+/// them.
+pub fn programs_at(interface: u32) -> Vec<u32> {
     // An error: no such interface, or an older kernel.
-    let found = bpf::programs_at(interface).unwrap_or_default();
-    found.iter().any(|number| *number != own)
+    bpf::programs_at(interface).unwrap_or_default()
 }
 
 /// A program at the ingress of an interface, for as long as this lives.
@@ -136,6 +135,20 @@ enum At {
     Link { _link: OwnedFd },
     /// By a filter of tc.
     Filter { interface: u32, made_place: bool },
+}
+
+impl Attached {
+    /// Somebody else has taken the program off: there is no filter of ours to remove any more. The
+    /// result is what is left to be closed.
+    pub fn taken_off(self) -> Option<Attached> {
+        match self.0 {
+            At::Link { .. } => Some(self),
+            At::Filter { .. } => {
+                std::mem::forget(self);
+                None
+            }
+        }
+    }
 }
 
 impl Drop for Attached {

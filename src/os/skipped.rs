@@ -7,6 +7,8 @@
 mod filters;
 mod legacy;
 
+use std::collections::BTreeSet;
+
 use mio::{Registry, Token};
 use tandemgw_core::config::{Config, PortOffload};
 use tandemgw_core::time::Time;
@@ -29,13 +31,14 @@ pub(super) struct Skipped {
     policies: Option<Watch>,
     /// There may be policies of IPsec.
     is_ipsec: bool,
-    /// None if no port asks for it.
-    filters: Option<Filters>,
+    filters: Filters,
     filters_watch: Option<Watch>,
     /// By port: it takes the fast path only if it skips no filters of others.
     is_auto: Vec<bool>,
     /// By port: why it may not take the fast path.
     found: Vec<Option<String>>,
+    /// The interfaces of ports where the gateway's program was.
+    attached: BTreeSet<u32>,
 }
 
 impl Skipped {
@@ -46,9 +49,10 @@ impl Skipped {
         Skipped {
             policies: None,
             is_ipsec: false,
-            filters: is_auto.contains(&true).then(|| Filters::open(program)),
+            filters: Filters::open(program),
             filters_watch: None,
             found: unknown(config),
+            attached: BTreeSet::new(),
             is_auto,
         }
     }
@@ -60,9 +64,9 @@ impl Skipped {
             self.policies = watched(registry, what, Watch::policies());
             self.ask_for_policies();
         }
-        if self.filters.is_some() && self.filters_watch.is_none() {
+        if self.filters_watch.is_none() {
             self.filters_watch = watched(registry, (filters, "filters of tc"), Watch::filters());
-            self.note_filters_changed();
+            self.filters.note_changed();
         }
     }
 
@@ -81,17 +85,17 @@ impl Skipped {
     /// The watch of filters has something to tell.
     pub(super) fn hear_of_filters(&mut self) {
         self.filters_watch.iter_mut().for_each(Watch::clear);
-        self.note_filters_changed();
+        self.filters.note_changed();
     }
 
     /// Chains or filters of others have changed, or may have.
     pub(super) fn note_filters_changed(&mut self) {
-        self.filters.iter_mut().for_each(Filters::note_changed);
+        self.filters.note_changed();
     }
 
     /// Whether there is something new to look at.
     pub(super) fn is_due(&self, now: Time) -> bool {
-        self.filters.as_ref().is_some_and(|it| it.is_due(now))
+        self.filters.is_due(now)
     }
 
     /// Looks again. The result is, by port, why it may not take the fast path, if that has changed.
@@ -107,11 +111,11 @@ impl Skipped {
             Ok(false) => None,
             Err(_) => Some(UNKNOWN),
         };
-        let found = match (barred, &mut self.filters) {
-            (Some(why), _) => vec![Some(why.to_owned()); posts.len()],
-            (None, None) => vec![None; posts.len()],
-            (None, Some(filters)) => {
-                let bars = filters.bars(posts).into_iter().zip(&self.is_auto);
+        let found = match barred {
+            Some(why) => vec![Some(why.to_owned()); posts.len()],
+            None if !self.is_auto.contains(&true) => vec![None; posts.len()],
+            None => {
+                let bars = self.filters.bars(posts).into_iter().zip(&self.is_auto);
                 bars.map(|(bar, is_auto)| bar.filter(|_| *is_auto))
                     .collect()
             }
@@ -120,6 +124,18 @@ impl Skipped {
             self.found.clone_from(&found);
             found
         })
+    }
+}
+
+impl Skipped {
+    /// Looks where the gateway's program is. The result are interfaces that had it and have it no
+    /// longer: somebody has taken it off.
+    pub(super) fn look_for_program(&mut self, posts: &[Post]) -> Vec<u32> {
+        let attached = self.filters.attached(posts);
+        let before = std::mem::replace(&mut self.attached, attached);
+        let is_there = |link: &&u32| posts.iter().any(|post| post.index == Some(**link));
+        let gone = before.difference(&self.attached).filter(is_there);
+        gone.copied().collect()
     }
 }
 

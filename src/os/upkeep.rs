@@ -114,6 +114,8 @@ pub(super) enum Report {
     Detour(PortId, Option<String>),
     /// By port: why no packet of it may take the fast path; none if they may.
     FastPathBarred(Vec<Option<String>>),
+    /// Somebody has taken the program of the fast path off the interface of that number.
+    FastProgramGone(u32),
     /// Multicast groups of a recreated interface can't be joined, for this reason.
     NotJoined(String),
 }
@@ -330,8 +332,13 @@ impl Keeper {
             return;
         };
         let has_rules = self.steering.has_foreign_rules();
-        if let Some(found) = skipped.look(has_rules, self.steering.posts()) {
+        let found = skipped.look(has_rules, self.steering.posts());
+        let gone = skipped.look_for_program(self.steering.posts());
+        if let Some(found) = found {
             self.tell(Report::FastPathBarred(found));
+        }
+        for link in gone {
+            self.tell(Report::FastProgramGone(link));
         }
     }
 

@@ -177,6 +177,30 @@ impl Shell {
         self.show_fast_ports();
     }
 
+    /// Somebody has taken the program off an interface: it comes back.
+    pub(super) fn lose_fast_program(&mut self, interface: u32) {
+        let Some(attached) = self.fast.at.remove(&interface) else {
+            return;
+        };
+        if let Some(attached) = attached.taken_off() {
+            worker::discard(&self.waker, vec![attached]);
+        }
+        for (index, port) in self.fast.ports.iter().enumerate() {
+            if port
+                .as_ref()
+                .is_some_and(|port| port.interface == interface)
+            {
+                let port = PortId::from_index(index);
+                self.gateway.set_fast_interface(port, None);
+                log::warn!(
+                    "fast path attached again port={} why=\"somebody else has taken its program off\"",
+                    self.gateway.port_name(port)
+                );
+            }
+        }
+        self.show_fast_ports();
+    }
+
     fn show_fast_ports(&mut self) {
         for (index, port) in self.view.ports.iter_mut().enumerate() {
             port.fast_path = self.fast.state(PortId::from_index(index));

@@ -58,7 +58,8 @@ impl Shell {
             Report::ForeignRemoved(route, error) => tell_foreign(&route, error.as_ref()),
             Report::NotFollowed(error) => spread::tell_not_followed(&error),
             Report::Readdressed(warnings) => self.routes_followed(warnings),
-            Report::FastPathBarred(why) => self.bar_fast_path(why),
+            Report::FastPathBarred(barred) => self.bar_fast_path(barred),
+            Report::FastProgramGone(interface) => self.lose_fast_program(interface),
             Report::NotJoined(warning) => {
                 log::warn!("groups not joined why={}", InQuotes(&warning))
             }

@@ -67,17 +67,18 @@ impl Netlink {
         self.remove("remove the place for filters", &object, request, &gone)
     }
 
-    /// Whether others have filters at what comes in by an interface; or, with `both`, at what
-    /// leaves by it.
+    /// Whether what comes in by an interface has our program as a filter, and whether it has
+    /// others; with `both`, also what leaves by it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn has_foreign_filters(&mut self, link: u32, both: bool) -> Result<bool, NetlinkError> {
+    pub fn has_filters_of(&mut self, link: u32, both: bool) -> Result<(bool, bool), NetlinkError> {
         let mut found = self.filters(link, TcHandle::MIN_INGRESS)?;
         if both {
             found.extend(self.filters(link, TcHandle::MIN_EGRESS)?);
         }
-        Ok(found.iter().any(|priority| *priority != PRIORITY))
+        let is_ours = |priority: &u32| *priority == PRIORITY;
+        Ok((found.iter().any(is_ours), !found.iter().all(is_ours)))
     }
 
     fn has_filters(&mut self, link: u32) -> Result<bool, NetlinkError> {

@@ -1,5 +1,6 @@
 //! Filters and translation of others that packets of the fast path would skip.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tandemgw_core::time::Time;
 
 use crate::os::barrier::{ForeignChain, Post, acting_chains};
 use crate::os::clock;
-use crate::os::fast_path::foreign_programs;
+use crate::os::fast_path::programs_at;
 use crate::os::netlink::Netlink;
 use crate::os::nftables::Nftables;
 
@@ -37,6 +38,8 @@ pub(in crate::os) struct Filters {
     chains: Option<Vec<ForeignChain>>,
     /// Interfaces with filters of tc.
     filtered: Vec<String>,
+    /// The numbers of those that have the gateway's program as such a filter.
+    ours: Vec<u32>,
     /// The interfaces that were looked at.
     links: Vec<[Option<u32>; 2]>,
     /// Something has changed since the last listing.
@@ -53,6 +56,7 @@ impl Filters {
             netlink: opened(Netlink::open()),
             chains: None,
             filtered: Vec::new(),
+            ours: Vec::new(),
             links: Vec::new(),
             is_stale: true,
             next_listing: Time::ZERO,
@@ -82,6 +86,17 @@ impl Filters {
             first.map(|what| format!("its packets would skip {what}"))
         };
         posts.iter().map(bar).collect()
+    }
+
+    /// The interfaces of ports where the gateway's program is.
+    pub(in crate::os) fn attached(&mut self, posts: &[Post]) -> BTreeSet<u32> {
+        self.look(posts);
+        let is_at = |link: &u32| {
+            let own = self.own_program;
+            self.ours.contains(link) || own.is_some_and(|own| programs_at(*link).contains(&own))
+        };
+        let links = posts.iter().filter_map(|post| post.index);
+        links.filter(is_at).collect()
     }
 
     /// All that packets of these ports skip on the fast path, in words.
@@ -117,24 +132,27 @@ impl Filters {
             },
         };
         self.is_stale = self.chains.is_none();
-        self.filtered = posts
-            .iter()
-            .flat_map(|post| self.filtered_at(post))
-            .collect();
+        (self.filtered, self.ours) = (Vec::new(), Vec::new());
+        posts.iter().for_each(|post| self.list_filters(post));
         let end = clock::now();
         self.next_listing = end + REST.max(end.since(now) * REST_FOR_EACH);
     }
 
-    /// The interfaces of a port with filters of tc that see what does not take the fast path.
-    fn filtered_at(&mut self, post: &Post) -> Vec<String> {
+    /// Notes the filters of tc at the interfaces of a port.
+    fn list_filters(&mut self, post: &Post) {
         let Some(netlink) = &mut self.netlink else {
-            return Vec::new();
+            return;
         };
-        let mut has = |link, is_tun| netlink.has_foreign_filters(link, is_tun).unwrap_or(false);
-        let interface = post.index.filter(|link| has(*link, false));
-        let interface = interface.map(|_| post.interface.clone());
-        let tun = has(post.tun, true).then(|| post.tun_name.clone());
-        interface.into_iter().chain(tun).collect()
+        let mut of = |link, is_tun| netlink.has_filters_of(link, is_tun).unwrap_or_default();
+        if let Some(link) = post.index {
+            let (is_ours, is_foreign) = of(link, false);
+            self.ours.extend(is_ours.then_some(link));
+            self.filtered
+                .extend(is_foreign.then(|| post.interface.clone()));
+        }
+        if of(post.tun, true).1 {
+            self.filtered.push(post.tun_name.clone());
+        }
     }
 
     fn skipped_by(&self, post: &Post) -> impl Iterator<Item = String> {
@@ -145,11 +163,10 @@ impl Filters {
             .filtered
             .iter()
             .filter(move |link| names.contains(link));
-        let is_foreign = |link| {
-            self.own_program
-                .is_some_and(|own| foreign_programs(link, own))
-        };
-        let programs = post.index.filter(|link| is_foreign(*link));
+        let own = self.own_program;
+        let has_foreign =
+            |link| own.is_some_and(|own| programs_at(link).iter().any(|it| *it != own));
+        let programs = post.index.filter(|link| has_foreign(*link));
         let chains = chains.map(ForeignChain::name);
         chains
             .chain(filtered.map(|link| format!("filters of tc at {link}")))
