@@ -12,7 +12,7 @@ use super::heartbeat;
 use super::order;
 use super::peer::ElectionPeer;
 use super::{Ha, Leaving, Output, Takeover};
-use crate::evidence::Holding;
+use crate::evidence::{Holding, SyncState};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -193,6 +193,10 @@ impl Ha {
         else {
             return;
         };
+        // It was asked twice, since a stream had ended.
+        if state.state == State::Primary && term == state.term {
+            return;
+        }
         let newer = term > state.term || state.term == super::MAX_TERM;
         if state.state == State::Primary || !newer || !self.may_promote() {
             let what = format!("handover of {} refused", state.name);
@@ -355,6 +359,21 @@ impl Ha {
         };
         let index = self.peers.iter().position(gives)?;
         self.may_promote().then_some(PeerId(index as u8))
+    }
+
+    /// Asks a peer again to take groups over whose handover may have been lost with a stream: both
+    /// units hold the same again, as they did not `before`.
+    pub(super) fn repeat_handovers(&mut self, peer: PeerId, before: SyncState) {
+        let now_equal = self.peers[peer.index()].sync.equal;
+        for index in 0..self.groups.len() {
+            let group = GroupId(index as u8);
+            let handover = self.groups[index].handover.as_ref();
+            let is_again = now_equal.contains(group) && !before.equal.contains(group);
+            if let Some(handover) = handover.filter(|it| is_again && it.to == peer) {
+                let (to, term) = (handover.to, handover.term);
+                self.push_output(Output::Handover { group, to, term });
+            }
+        }
     }
 
     /// Whether a handover in progress waits for `peer` to be primary.

@@ -413,6 +413,7 @@ impl Ha {
             return;
         };
         let before = std::mem::replace(&mut known.sync, state);
+        self.repeat_handovers(peer, before);
         if (before.ready, before.equal) != (state.ready, state.equal) {
             self.learn_ready(now, peer);
             self.evaluate_all(now);

@@ -838,6 +838,35 @@ fn a_handover_that_gets_no_answer_fails() {
     assert_eq!(bench.count(lost), 1);
 }
 
+/// A reload of either unit closes the stream that carries the request.
+#[test]
+fn a_handover_that_was_lost_with_its_stream_is_asked_for_again() {
+    let mut voices = [b().ready()];
+    let mut bench = Bench::primary(&mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.ha.request_failover(bench.now, G, Some(B)).unwrap();
+    bench.run(ms(20), &mut voices);
+    let asked = |o: &Output| matches!(o, Output::Handover { to: B, .. });
+    assert_eq!(bench.count(asked), 1);
+    bench.ha.handle_sync(bench.now, B, SyncState::default());
+    bench.run(ms(20), &mut voices);
+    bench.ha.handle_sync(bench.now, B, READY);
+    bench.drain();
+    assert_eq!(bench.count(asked), 2);
+    let terms = bench.outputs.iter().filter_map(|output| match output {
+        Output::Handover { term, .. } => Some(*term),
+        _ => None,
+    });
+    let terms: Vec<u64> = terms.collect();
+    assert_eq!(terms[0], terms[1], "it is the same handover");
+    // Who has taken over is asked in vain, and does not complain.
+    let mut bench = Bench::standby(&mut [b()]);
+    bench.ha.handle_handover(bench.now, G, B, terms[0] + 6);
+    bench.ha.handle_handover(bench.now, G, B, terms[0] + 6);
+    assert_eq!(bench.role(), Role::Primary);
+    assert!(!bench.has_event("refused"));
+}
+
 #[test]
 fn who_is_handed_a_group_takes_it_at_once() {
     let mut voices = [b()];
