@@ -42,15 +42,12 @@ fn slots_of(cluster: &Cluster, unit: usize) -> Vec<String> {
     names.filter(|name| name.contains('/')).collect()
 }
 
-/// Waits until each unit has the slots whose turn it is.
+/// Waits until each unit has its slots: those for which it has the highest priority.
 fn wait_until_shared(cluster: &Cluster) {
     let units = cluster.len();
     wait_until("each unit has its slots", || {
-        (0..units).all(|unit| {
-            let mine = (0..SLOTS).filter(|slot| slot % units == unit);
-            let mine: BTreeSet<String> = mine.map(|slot| format!("all/{slot}")).collect();
-            slots_of(cluster, unit).into_iter().collect::<BTreeSet<_>>() == mine
-        })
+        let all = (0..units).flat_map(|unit| slots_of(cluster, unit));
+        all.count() == SLOTS && (0..units).all(|unit| has_its_slots(cluster, unit))
     });
     wait_until("all peers are in sync", || {
         (0..units).all(|unit| {
@@ -59,6 +56,14 @@ fn wait_until_shared(cluster: &Cluster) {
             peers.iter().all(|peer| peer["in_sync"] == true)
         })
     });
+}
+
+fn has_its_slots(cluster: &Cluster, unit: usize) -> bool {
+    let status = cluster.unit(unit).status();
+    let groups = status["groups"].as_array().expect("a list").iter();
+    let slots = groups.filter(|group| group["name"].as_str().is_some_and(|it| it.contains('/')));
+    let mut has = slots.map(|slot| (slot["role"] == "primary", slot["priority"] == 255));
+    has.all(|(has, is_its)| has == is_its)
 }
 
 fn wait_until_others_have_all(cluster: &Cluster, gone: usize) {
@@ -143,6 +148,53 @@ fn a_unit_that_dies_or_is_drained_is_not_missed() {
     cluster.unit(2).tandemgw("maintenance off").ok();
     wait_until_shared(&cluster);
     clients.iter_mut().for_each(Conversation::go_on);
+    clients.into_iter().for_each(Conversation::finish);
+}
+
+/// A unit gets twice the hosts by a reload, and none by another one; no session ends. While the
+/// units have different weights, both say so.
+#[test]
+fn slots_follow_the_weights() {
+    let mut cluster = cut(3);
+    let hosts = hosts(&cluster);
+    let _servers = SERVER.map(|address| line_server(&cluster.lab.server, address));
+    let mut clients: Vec<Conversation> = hosts.iter().flat_map(conversations).collect();
+    let mut before = String::new();
+    for (weight, shares) in [(2, [4, 2, 2]), (0, [0, 4, 4])] {
+        let line = format!("weights = [\"gw-a:{weight}\"]\n");
+        for unit in 0..3 {
+            let config = &mut cluster.unit_mut(unit).config;
+            *config = config.replace(&before, "");
+            let at = config.find("distribute = ").expect("it is cut");
+            config.insert_str(at, &line);
+            let answer = cluster.unit(unit).reload();
+            assert_eq!(answer["changed"][0]["key"], "group.all.weights", "{answer}");
+            if unit == 0 {
+                let differs = format!("weight gw-a:{weight} of group all");
+                wait_until("both say what differs", || {
+                    [0, 1].iter().all(|unit| {
+                        let status = cluster.unit(*unit).status();
+                        status["health"].to_string().contains(&differs)
+                    })
+                });
+            }
+        }
+        before = line;
+        wait_until_shared(&cluster);
+        let found = [0, 1, 2].map(|unit| slots_of(&cluster, unit).len());
+        assert_eq!(found, shares);
+        let status = cluster.unit(1).tandemgw("status").ok().stdout;
+        let mut rows = status
+            .lines()
+            .skip_while(|line| !line.starts_with("SHARED GROUP"));
+        let row = rows.find(|line| line.contains("gw-a")).expect("a row");
+        let row: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(
+            row,
+            ["all", "gw-a", &weight.to_string(), &shares[0].to_string()]
+        );
+        clients.iter_mut().for_each(Conversation::go_on);
+    }
     clients.into_iter().for_each(Conversation::finish);
 }
 

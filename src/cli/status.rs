@@ -62,6 +62,7 @@ fn render(status: &Status, limit: Option<usize>) -> String {
     health(&mut out, status);
     for table in [
         groups(status, limit),
+        shares(status, limit),
         peers(status, limit),
         units(status, limit),
         links(status, limit),
@@ -158,6 +159,31 @@ fn groups(status: &Status, limit: Option<usize>) -> Option<Table> {
         ]
     };
     table(limit, headers, status.groups.iter().map(row))
+}
+
+/// By group that is cut into slots and unit, how many of the slots the unit is primary of.
+fn shares(status: &Status, limit: Option<usize>) -> Option<Table> {
+    let rows = status.groups.iter().flat_map(|group| {
+        let of_peer = |peer: &PeerStatus| {
+            let mut groups = peer.groups.iter().flatten();
+            let found = groups.find(|it| it.group == group.name)?;
+            Some((peer.name.clone(), found.weight?))
+        };
+        let own = group.weight.map(|weight| (status.node.clone(), weight));
+        let units = own
+            .into_iter()
+            .chain(status.peers.iter().filter_map(of_peer));
+        units.map(move |(unit, weight)| {
+            let slots = status.groups.iter().filter(|slot| {
+                let is_slot = slot.name.strip_prefix(&group.name);
+                is_slot.is_some_and(|number| number.starts_with('/'))
+                    && slot.primary.as_ref() == Some(&unit)
+            });
+            let has = slots.count().to_string();
+            [group.name.clone(), unit, weight.to_string(), has]
+        })
+    });
+    table(limit, ["SHARED GROUP", "UNIT", "WEIGHT", "SLOTS"], rows)
 }
 
 /// The state of this unit for a group, in one word.

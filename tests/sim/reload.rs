@@ -39,6 +39,8 @@ pub struct Rules {
     pub small_table: bool,
     /// The last unit is not among the peers.
     pub without_last: bool,
+    /// A unit, and its weight where groups are cut into slots.
+    pub weight: Option<(usize, u8)>,
 }
 
 impl Rules {
@@ -59,6 +61,7 @@ impl Rules {
             pooled: random.chance(500),
             renamed: random.chance(500),
             short: random.chance(500),
+            weight: (random.chance(500)).then(|| (random.below(8), random.of(&[0, 2, 3]))),
             ..self
         }
     }

@@ -241,6 +241,10 @@ impl Shape {
         }
         if self.slots > 0 {
             text += &format!("distribute = {}\n", self.slots);
+            if let Some((unit, weight)) = rules.weight {
+                let unit = NAMES[unit % self.units];
+                text += &format!("weights = [\"{unit}:{weight}\"]\n");
+            }
         }
         if self.groups > 1 && self.spread {
             let priority = 100 + (unit + group) % self.units;

@@ -10,7 +10,7 @@ use crate::compound::{ms, open_flows, shape};
 use crate::faults::Faults;
 use crate::hosts::Stage;
 use crate::scenario;
-use crate::setup::Shape;
+use crate::setup::{Shape, peer_id};
 use crate::world::{Death, Spread, World};
 
 const SEEDS: u64 = 2;
@@ -125,6 +125,76 @@ impl World {
             assert_eq!(owner, view.group, "{place:?} is of two slots");
         }
         assert!(!ports.is_empty());
+    }
+}
+
+/// Units get other weights while sessions go on: the slots move by planned handover. While the
+/// units have different ones, both say so, and no slot has two primaries or none.
+#[test]
+fn slots_follow_the_weights_and_no_session_ends() {
+    for seed in 0..SEEDS {
+        let mut world = started(seed, cut(3, 1));
+        open_flows(&mut world, 30);
+        world.run(ms(1000));
+        let (open, moves) = (world.progress(), world.moves());
+        for (weight, shares) in [(2, [3, 2, 1]), (0, [0, 3, 3]), (1, [2, 2, 2])] {
+            for unit in 0..3 {
+                world.units[unit].rules.weight = Some((0, weight));
+                assert!(world.reload(unit));
+                world.run(ms(2000));
+                world.check_one_primary();
+                let told = (unit < 2).then(|| format!("weight a:{weight} of group g0"));
+                world.check_differing(unit, told.as_deref().filter(|_| weight != 1));
+            }
+            world.run(ms(3000));
+            let mut found = world.shares();
+            found[1..].sort_by(|a, b| b.cmp(a));
+            assert_eq!(found, shares, "seed {seed}, weight {weight}");
+            world.check_whole(seed);
+            world.check_flows(&open, &moves);
+        }
+        world.check_agreement_soon();
+    }
+}
+
+/// A unit of weight 0 has the slots when it is the only one left, and gives them back.
+#[test]
+fn a_unit_without_weight_is_the_last_resort() {
+    let mut world = started(1, cut(2, 1));
+    for unit in 0..2 {
+        world.units[unit].rules.weight = Some((0, 0));
+        assert!(world.reload(unit));
+        world.run(ms(500));
+    }
+    world.run(ms(4000));
+    assert_eq!(world.shares(), [0, SLOTS]);
+    open_flows(&mut world, 20);
+    world.run(ms(1000));
+    let (open, moves) = (world.progress(), world.moves());
+    world.die(1, Death::PowerLoss);
+    world.run(ms(3000));
+    assert_eq!(world.shares(), [SLOTS, 0]);
+    world.check_flows(&open, &moves);
+    world.start(1);
+    world.run(ms(6000));
+    assert_eq!(world.shares(), [0, SLOTS]);
+    world.check_flows(&open, &moves);
+}
+
+impl World {
+    /// Whether a unit and the last one tell each other apart, with these words.
+    fn check_differing(&self, unit: usize, told: Option<&str>) {
+        let last = self.shape.units - 1;
+        for (one, other) in [(unit, last), (last, unit)] {
+            if one == other {
+                continue;
+            }
+            let gateway = self.units[one].gateway.as_ref().unwrap();
+            let differing = gateway.differing_settings(peer_id(one, other));
+            if let Some(told) = told {
+                assert!(differing.contains(told), "{told}: {differing}");
+            }
+        }
     }
 }
 

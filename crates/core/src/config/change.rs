@@ -12,7 +12,7 @@ use super::network::group_of;
 use super::options::{Live, Reload};
 use super::{
     Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastPolicy, NatPool, Policy,
-    Port,
+    Port, slots,
 };
 use crate::flow::{Addr, PortId};
 
@@ -104,6 +104,7 @@ impl Change {
             (None, Some(_)) => change.wait("metrics", "added"),
             (Some(_), None) => change.wait("metrics", "removed"),
         }
+        change.slots(running);
         change
     }
 
@@ -149,20 +150,21 @@ impl Change {
             let (old, new) = (&old[old_at], &new[new_at]);
             self.config.groups[old_at] = self.part(&format!("group.{}", old.name), old, new);
         }
-        // The priorities for slots follow from which units there are.
-        for (at, group) in old
+    }
+
+    /// The priorities for slots follow from which units there are, and from their weights: those
+    /// that are in force.
+    fn slots(&mut self, running: &Config) {
+        let Config {
+            node, groups, ha, ..
+        } = &mut self.config;
+        slots::rank(groups, (&node.name, ha.as_ref()));
+        if groups
             .iter()
-            .enumerate()
-            .filter(|(_, it)| it.part_of.is_some())
+            .zip(&running.groups)
+            .any(|(new, old)| new.priority != old.priority)
         {
-            let wanted = new.iter().find(|it| it.name == group.name);
-            if let Some(priority) = wanted
-                .map(|it| it.priority)
-                .filter(|it| *it != group.priority)
-            {
-                self.config.groups[at].priority = priority;
-                self.live.insert(Live::GroupPriority);
-            }
+            self.live.insert(Live::GroupPriority);
         }
     }
 
@@ -570,6 +572,12 @@ pub(super) mod tests {
             "distribute = 4",
             "distribute = 5",
             "group.g.distribute",
+        ),
+        (
+            "group.weights",
+            "weights = [\"a:2\"]",
+            "weights = [\"b:0\"]",
+            "group.g.weights",
         ),
         ("policy.name", "\"p\"", "\"q\"", "policy.p"),
         ("policy.from", "from = [\"lan\"]", "", "policy.p"),

@@ -8,7 +8,7 @@ use super::options::{OPTIONS, OptionDoc};
 use super::value::show_duration;
 use super::{
     Group, Ha, Limits, LinkMonitor, Metrics, MssClamp, Node, PickupGuarantee, Port, PortOffload,
-    Timeouts, VirtualAddress,
+    Timeouts, VirtualAddress, Weight,
 };
 use crate::flow::PortId;
 
@@ -181,6 +181,7 @@ stored! {
     SocketAddr: Text => SocketAddr::to_string, |value: String| value.parse().ok();
     Vec<PortId>: Ports => Vec::clone, Some;
     Vec<String>: Names => Vec::clone, Some;
+    Vec<Weight>: Names => |value| value.iter().map(Weight::to_string).collect(), |value: Vec<String>| Weight::all(&value);
 }
 
 impl<T: Stored> Stored for Option<T> {

@@ -229,10 +229,22 @@ pub struct Group {
     pub priority: Option<u8>,
     /// `distribute`: into how many slots it is cut, so that the units share its hosts.
     pub distribute: Option<u8>,
+    /// `weights`: the shares of units in the slots. A unit that is not named has weight 1.
+    pub weights: Vec<Weight>,
     /// Its slots, which are groups of their own after all others; none without `distribute`.
     pub slots: Option<Slots>,
     /// Of a slot, the group that was cut.
     pub part_of: Option<GroupId>,
+}
+
+/// The weight of a unit among those that share the slots of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// The name of its node.
+    pub unit: String,
+    /// 0 to 100: with twice the weight it has twice the slots; with 0 none, unless all others are
+    /// gone.
+    pub weight: u8,
 }
 
 /// The slots of a group.

@@ -9,7 +9,7 @@ use super::diagnostic::Report;
 use super::names::{Names, check_interface, check_name, check_port_name};
 use super::reader::{At, Span, Table};
 use super::value::{BareAddress, LinkAddress, unusable, unusable_in};
-use super::{Group, Ha, NatPool, Port, VirtualAddress, slots};
+use super::{Group, Ha, NatPool, Port, VirtualAddress, Weight, slots};
 use crate::flow::{Addr, Family, GroupId, PortId};
 
 /// The ports, and facts that other tables are checked against.
@@ -21,6 +21,8 @@ pub(super) struct Network {
     /// Where each virtual address stands in the file.
     places: Vec<Place>,
     group_headers: Vec<Span>,
+    /// Those of each group, where they stand.
+    weights: Vec<Vec<At<Weight>>>,
 }
 
 struct Place {
@@ -47,6 +49,7 @@ impl Network {
             complete: true,
             places: Vec::new(),
             group_headers: Vec::new(),
+            weights: Vec::new(),
         };
         let mut interfaces = BTreeMap::new();
         for table in root.tables("port") {
@@ -77,6 +80,9 @@ impl Network {
                 ..Group::default()
             };
             table.fill(&mut group);
+            let weights = table.list::<Weight>("weights");
+            group.weights = weights.iter().map(|weight| weight.value.clone()).collect();
+            self.weights.push(weights);
             groups.push(group);
             self.group_headers.push(table.header.clone());
             table.finish();
@@ -105,6 +111,7 @@ impl Network {
         pools: &[NatPool],
         unit: (&str, Option<&Ha>),
     ) {
+        slots::check_weights(report, groups, &self.weights, unit);
         slots::expand(report, groups, &self.group_headers, unit);
         slots::check_pools(report, groups, &self.group_headers, pools, &self.ports);
     }

@@ -74,6 +74,8 @@ pub enum Live {
     MssClamp,
     /// `sessions-per-source` and the other quotas of a `[[port]]`.
     PortQuotas,
+    /// `weights` of a `[[group]]`.
+    Weights,
     /// `priority` of a `[[group]]`.
     GroupPriority,
     /// `[[policy]]`
@@ -277,6 +279,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
     own(option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary")),
     option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), RESTART, "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
+    list("group", "weights", "node name:0 to 100", DefaultValue::Absent("1 for each unit"), field!(Group.weights), Reload::Live(Live::Weights), "with `distribute`: the shares of units in the slots, such as `[\"gw-a:2\"]`; the same on all units"),
 
     text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),
     list("policy", "from", "port name", DefaultValue::Absent("any"), WHOLE, Reload::Live(Live::Policies), "ports that a session may come in by"),
@@ -486,6 +489,7 @@ pub(super) mod tests {
         ports = ["lan"]
         priority = 3
         distribute = 4
+        weights = ["a:2"]
         [[group]]
         name = "h"
         virtual-addresses = []

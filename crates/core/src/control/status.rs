@@ -184,6 +184,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
         priority: None,
         degraded: None,
         draining: None,
+        weight: weight(gateway, id, &gateway.config().node.name),
     };
     let ha = gateway.cluster().map(Cluster::ha);
     match ha.and_then(|ha| ha.group(now, id)) {
@@ -202,6 +203,12 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
             ..standalone
         },
     }
+}
+
+/// The weight of a unit in a group that is cut into slots.
+fn weight(gateway: &Gateway, group: GroupId, unit: &str) -> Option<u8> {
+    let group = gateway.config().groups.get(usize::from(group.0))?;
+    group.slots.map(|_| group.weight_of(unit))
 }
 
 pub(super) fn role(role: gateway::Role) -> Role {
@@ -347,6 +354,7 @@ fn peer_groups(
             digest_equal: state.digest_equal,
             applied: state.applied,
             would_be_lost: state.would_be_lost,
+            weight: weight(gateway, id, gateway.peer_name(peer)),
         }
     });
     groups.collect()

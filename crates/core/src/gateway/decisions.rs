@@ -207,12 +207,15 @@ impl Gateway {
         let sync = self.cluster().map(Cluster::sync);
         let agrees = sync.is_none_or(|sync| sync.agrees(peer));
         let about = sync.and_then(|sync| sync.about(peer));
+        let is_of =
+            |kind| about.is_some_and(|it| it.differing.iter().any(|it| it.starts_with(kind)));
         match (agrees, about.is_some_and(|about| about.rules_equal)) {
             (false, _) => "neither counts as ready to take over from the other",
             (true, false) => "groups that only one unit has stay there",
-            (true, true) => {
+            (true, true) if is_of("unit ") => {
                 "a unit that only one of them knows may become primary beside the other"
             }
+            (true, true) => "slots that both units or none of them should have stay where they are",
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Effects {
     pub pickup: bool,
     /// Other units may configure this one.
     pub pushers: bool,
+    /// What the peers are told of weights. The priorities that follow from them change apart.
+    pub weights: bool,
 }
 
 impl Effects {
@@ -47,6 +49,7 @@ impl Effects {
             Live::IcmpErrorsPerSecond => self.icmp_errors = true,
             Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
             Live::GroupPriority | Live::Priority => self.priorities = true,
+            Live::Weights => self.weights = true,
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
             Live::Peers => (self.peers, self.pushers) = (true, true),

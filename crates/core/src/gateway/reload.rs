@@ -137,6 +137,7 @@ impl Gateway {
             peers,
             pickup,
             pushers,
+            weights,
         } = effects;
         if targets {
             self.targets.follow(self.rules.config(), now);
@@ -156,13 +157,14 @@ impl Gateway {
         }
         let former = new_rules.and_then(|rules| self.adopt_rules(now, rules));
         let Basis { config, .. } = self.rules.basis();
-        let up = self.ports_up();
-        self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
-        if peers {
+        if peers || weights {
             self.in_cluster(now, |cluster, store| {
                 cluster.set_peers(now, &config, store.journal_mut());
             });
         }
+        // Streams that were closed are known as such: a handover on one of them would be lost.
+        let up = self.ports_up();
+        self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
         if pushers {
             self.set_pushers();
         }

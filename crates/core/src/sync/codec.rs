@@ -581,6 +581,7 @@ impl<'a> Reader<'a> {
             settings: self.settings().unwrap_or_default(),
             units: self.names().unwrap_or_default(),
             takes_configs: self.u8().is_ok_and(|features| features & 1 != 0),
+            weights: self.names().unwrap_or_default(),
         })
     }
 
@@ -725,6 +726,7 @@ mod tests {
                 policies: names.clone(),
                 units: names.iter().take(2).cloned().collect(),
                 takes_configs: true,
+                weights: names.iter().take(3).cloned().collect(),
                 settings: Settings {
                     is_complete: set.contains(2),
                     items: names.into_iter().map(|name| (name, a as u32)).collect(),

@@ -20,7 +20,11 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
         let mut count: u16 = 0;
         for name in list.iter().take(usize::from(u16::MAX)) {
             // Room for this name, for the counts that follow, for the program and the settings.
-            let after = 16 + 256 + hello.settings.size() + size_of_names(&hello.units);
+            let after = 16
+                + 256
+                + hello.settings.size()
+                + size_of_names(&hello.units)
+                + size_of_names(&hello.weights);
             if out.len() - start + name.len() + after > MAX_FRAME {
                 break;
             }
@@ -42,6 +46,10 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
         write_name(out, name);
     }
     out.push(u8::from(hello.takes_configs));
+    out.extend_from_slice(&(hello.weights.len() as u16).to_be_bytes());
+    for name in &hello.weights {
+        write_name(out, name);
+    }
 }
 
 fn size_of_names(names: &[String]) -> usize {

@@ -173,8 +173,8 @@ impl Refusal {
 /// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
 /// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be
 /// empty: `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then
-/// `units`, a list, and `features: u8` (1: it takes configs). Units up to 0.1.0 do not send the
-/// program and the fields after it.
+/// `units`, a list, `features: u8` (1: it takes configs), and `weights`, a list. Units up to 0.1.0
+/// do not send the program and the fields after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit refuses others.
@@ -207,6 +207,9 @@ pub struct Hello {
     pub units: Vec<String>,
     /// The sender takes configs from peers: it knows [`Message::Push`].
     pub takes_configs: bool,
+    /// The weights of units in groups that are cut, in words and in order. Units that differ in
+    /// them see other owners of some slots.
+    pub weights: Vec<String>,
 }
 
 /// `type: u8 | length: u8 | body`; other types are skipped.

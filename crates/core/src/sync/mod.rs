@@ -37,7 +37,9 @@ pub use refusal::Copies;
 pub use settings::Settings;
 pub use view::{Counters, Lag};
 
-use crate::config::{Config, Ha};
+use siphasher::sip128::SipHasher24;
+
+use crate::config::{self, Config, Ha};
 use crate::evidence::{Holding, SyncState};
 use crate::flow::{GroupId, PeerId, PortId};
 use crate::policy::Ruleset;
@@ -49,6 +51,8 @@ use progress::Untold;
 
 /// How long a peer whose connection was lost can resume its stream.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
+/// Weights that a Hello names; a hash stands for the others.
+const MOST_WEIGHTS: usize = 64;
 
 /// The state that the replicator may change beside its own.
 pub struct Context<'a> {
@@ -195,12 +199,14 @@ impl Replicator {
         !is_same
     }
 
-    /// Takes over which units there are from a changed configuration. Returns whether streams that
-    /// are open must be closed, since their Hello has what was before.
+    /// Takes over which units there are, and their weights, from a changed configuration. Returns
+    /// whether streams that are open must be closed, since their Hello has what was before.
     pub(crate) fn set_units(&mut self, config: &Config, ha: &Ha) -> bool {
-        let units = units(config, ha);
-        let is_same = self.identity.units == units;
-        self.identity.units = units;
+        let told = (units(config, ha), weights(config));
+        let identity = &mut self.identity;
+        let before = (&mut identity.units, &mut identity.weights);
+        let is_same = (&*before.0, &*before.1) == (&told.0, &told.1);
+        (*before.0, *before.1) = told;
         !is_same
     }
 
@@ -403,6 +409,24 @@ fn units(config: &Config, ha: &Ha) -> Vec<String> {
     units
 }
 
+/// The weights that are not 1, as they are told to peers and named among what differs. A name on
+/// the wire has 255 bytes at most: those of a group and a unit fit.
+fn weights(config: &Config) -> Vec<String> {
+    let of = |group: &config::Group| {
+        let all = group.weights.iter().filter(|it| it.weight != 1);
+        let told = all.map(|it| format!("weight {it} of group {}", group.name));
+        told.collect::<Vec<_>>()
+    };
+    let mut weights: Vec<String> = config.groups.iter().flat_map(of).collect();
+    weights.sort();
+    let rest = weights.split_off(weights.len().min(MOST_WEIGHTS));
+    if !rest.is_empty() {
+        let hash = SipHasher24::new().hash(rest.concat().as_bytes()).h1 as u32;
+        weights.push(format!("{} more weights ({hash:08x})", rest.len()));
+    }
+    weights
+}
+
 fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message::Hello {
     message::Hello {
         version: message::VERSION,
@@ -423,6 +447,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
         policies: told_names(config.policies.iter().map(|policy| policy.name.as_str())),
         program: Some(env!("CARGO_PKG_VERSION").to_owned()),
         takes_configs: true,
+        weights: weights(config),
     }
 }
 

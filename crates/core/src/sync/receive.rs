@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::codec::{self, FrameBuffer, Malformed};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
-use super::settings::units_of_one;
+use super::settings::{only_one_has, units_of_one};
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
 use crate::store::digest::Buckets;
@@ -191,6 +191,7 @@ impl Replicator {
             },
             differing: {
                 let mut names = units_of_one(&self.identity.units, &hello.units);
+                names.extend(only_one_has(&self.identity.weights, &hello.weights));
                 if hello.ruleset != self.identity.ruleset {
                     names.extend(self.identity.settings.differing(&hello.settings));
                 }

@@ -86,9 +86,15 @@ pub(super) fn units_of_one(ours: &[String], theirs: &[String]) -> Vec<String> {
     if theirs.is_empty() {
         return Vec::new();
     }
-    let [ours, theirs] = [ours, theirs].map(|units| units.iter().collect::<BTreeSet<_>>());
+    let one = only_one_has(ours, theirs);
+    one.iter().map(|name| format!("unit {name}")).collect()
+}
+
+/// The names that only one of two lists has, at most eight.
+pub(super) fn only_one_has(ours: &[String], theirs: &[String]) -> Vec<String> {
+    let [ours, theirs] = [ours, theirs].map(|names| names.iter().collect::<BTreeSet<_>>());
     let one = ours.symmetric_difference(&theirs).take(MOST_NAMES);
-    one.map(|name| format!("unit {name}")).collect()
+    one.map(ToString::to_string).collect()
 }
 
 fn size(name: &str) -> usize {

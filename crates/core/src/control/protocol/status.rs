@@ -132,6 +132,9 @@ pub struct PeerGroup {
     /// Sessions that it would lack if this unit, the primary, died now.
     #[serde(default)]
     pub would_be_lost: Option<u32>,
+    /// Its weight by the config of this unit; `null` if the group is not cut into slots.
+    #[serde(default)]
+    pub weight: Option<u8>,
 }
 
 /// The role of a unit for a group.
@@ -184,6 +187,9 @@ pub struct GroupStatus {
     pub degraded: Option<bool>,
     /// Whether this unit still forwards stragglers after a handover; `null` without `[ha]`.
     pub draining: Option<bool>,
+    /// The weight of this unit; `null` if the group is not cut into slots.
+    #[serde(default)]
+    pub weight: Option<u8>,
 }
 
 /// Another unit.
