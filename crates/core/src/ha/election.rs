@@ -471,7 +471,7 @@ impl Ha {
     /// When this unit may check whether to take over; `None` while it may not.
     fn check_due(&self, now: Time, group: usize) -> Option<Time> {
         let vacancy = self.groups[group].vacancy?;
-        if !self.may_promote() {
+        if !self.may_promote() || self.is_left_to_another(group) {
             return None;
         }
         // Others wait for the best one, for different times in case that it does not come. If this

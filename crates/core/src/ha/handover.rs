@@ -361,6 +361,16 @@ impl Ha {
         self.may_promote().then_some(PeerId(index as u8))
     }
 
+    /// Whether a peer leaves `group` to another unit than this one, which may not be heard as
+    /// primary yet. It says so for a while only, and not if the other one does not come.
+    pub(super) fn is_left_to_another(&self, group: usize) -> bool {
+        let own = heartbeat::hash(&self.name);
+        self.peers.iter().any(|peer| {
+            let state = &peer.groups[group];
+            peer.alive && state.gives && state.sees != own
+        })
+    }
+
     /// Asks a peer again to take groups over whose handover may have been lost with a stream: both
     /// units hold the same again, as they did not `before`.
     pub(super) fn repeat_handovers(&mut self, peer: PeerId, before: SyncState) {

@@ -838,6 +838,27 @@ fn a_handover_that_gets_no_answer_fails() {
     assert_eq!(bench.count(lost), 1);
 }
 
+/// The best of the others would be there first, and be primary beside the one that is meant.
+#[test]
+fn a_group_that_is_left_to_another_unit_is_not_taken() {
+    let mut voices = [b(), c()];
+    let mut bench = Bench::standby(&mut voices);
+    let left = &mut voices[0].group;
+    (left.primary, left.gives, left.sees) = (false, true, heartbeat::hash("c"));
+    bench.run(HOLD * 4, &mut voices);
+    assert_eq!(bench.role(), Role::Standby);
+    // It did not come.
+    (voices[0].group.gives, voices[0].group.sees) = (false, 0);
+    bench.time_to_primary(HOLD * 8, &mut voices);
+    // Who leaves it dies.
+    let mut voices = [b(), c()];
+    let mut bench = Bench::standby(&mut voices);
+    let left = &mut voices[0].group;
+    (left.primary, left.gives, left.sees) = (false, true, heartbeat::hash("c"));
+    bench.run(HOLD, &mut voices);
+    bench.time_to_primary(HOLD * 8, &mut voices[1..]);
+}
+
 /// A reload of either unit closes the stream that carries the request.
 #[test]
 fn a_handover_that_was_lost_with_its_stream_is_asked_for_again() {
