@@ -272,6 +272,27 @@ fn a_harmless_filter_is_not_blamed_for_what_the_kernel_forwards() {
     drop(streams);
 }
 
+/// What the kernel forwards leaves, and that is no sign that what the process sends does.
+#[test]
+fn what_stops_the_process_is_seen_beside_the_fast_path() {
+    let Some(lab) = started() else { return };
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    let ping = lab.lan1.spawn("ping -i 0.02 10.77.2.100");
+    lab.unit.ns.run("tc qdisc add dev tgw-wan clsact");
+    thread::sleep(Duration::from_secs(1));
+    let drop_all = "bpf da bytecode '1,6 0 0 2'";
+    let add = format!("tc filter add dev tgw-wan ingress {drop_all}");
+    lab.unit.ns.sh(&add);
+    wait_until("the port has a fault", || {
+        let fault = &lab.unit.status()["ports"][1]["fault"];
+        fault
+            .as_str()
+            .is_some_and(|why| why.contains("filters of tc"))
+    });
+    drop((ping, streams));
+}
+
 /// The kernel does more with packets than forward them: the fast path would skip that.
 #[test]
 fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {

@@ -488,7 +488,8 @@ fn what_it_takes_is_counted() {
     });
     let (stranger, _) = example(false, Protocol::TCP);
     let counts = || [LOOPBACK, 99].map(|interface| fast_path.taken().of(interface));
-    let before = counts();
+    let given = || [LOOPBACK, 99].map(|interface| fast_path.taken().given(interface));
+    let (before, given_before) = (counts(), given());
     for (ip, times) in packets.iter().zip([3, 2]) {
         for _ in 0..times {
             assert!(run(&fast_path, ip, false).is_some());
@@ -504,6 +505,8 @@ fn what_it_takes_is_counted() {
         (packets, here[at].segments_since(before[at]))
     });
     assert_eq!(taken, [(3, 3), (2, 2)]);
+    let given = given().map(|now| now.packets_since(given_before[0]));
+    assert_eq!(given, [5, 0]);
     assert_eq!(elsewhere, [Default::default(); 2]);
 }
 

@@ -30,7 +30,8 @@ impl Counts {
     }
 }
 
-/// What the program has forwarded, by the interface that it came in by (`TAKEN_PLACE`).
+/// What the program has forwarded, by the interface that it came in by (`TAKEN_PLACE`), and by that
+/// which it left by (`GIVEN_PLACE`).
 #[derive(Clone, Copy, Debug)]
 pub struct Taken(&'static [AtomicU64]);
 
@@ -42,17 +43,28 @@ const CPUS: usize = 16;
 const INTERFACES: usize = 1024;
 
 /// How many places for counts there are.
-pub(super) const TAKEN_PLACES: usize = CPUS * INTERFACES * 2;
+pub(super) const TAKEN_PLACES: usize = 2 * GIVEN;
+
+/// Where those begin of what left.
+const GIVEN: usize = CPUS * INTERFACES * 2;
 
 impl Taken {
     /// By family, IPv4 first. Interfaces whose numbers differ by a multiple of 1024 share a count.
     pub fn of(self, interface: u32) -> [TakenCount; 2] {
+        [0, 1].map(|family| TakenCount(self.sum(interface, family)))
+    }
+
+    /// What has left by an interface, of both families.
+    pub fn given(self, interface: u32) -> TakenCount {
+        let [v4, v6] = [0, 1].map(|family| self.sum(interface, GIVEN + family));
+        TakenCount(v4.wrapping_add(v6))
+    }
+
+    fn sum(self, interface: u32, from: usize) -> u64 {
         let interface = interface as usize % INTERFACES;
-        [0, 1].map(|family: usize| {
-            let places = (0..CPUS).map(|cpu| (cpu * INTERFACES + interface) * 2 + family);
-            let counts = places.map(|place| self.0[place].load(Ordering::Relaxed));
-            TakenCount(counts.fold(0, u64::wrapping_add))
-        })
+        let places = (0..CPUS).map(|cpu| from + (cpu * INTERFACES + interface) * 2);
+        let counts = places.map(|place| self.0[place].load(Ordering::Relaxed));
+        counts.fold(0, u64::wrapping_add)
     }
 }
 

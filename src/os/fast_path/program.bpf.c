@@ -80,10 +80,10 @@ ALWAYS void count(enum why why)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* Who looks for what vanishes between a port and the process must know what did not go there. */
-ALWAYS void count_taken(struct __sk_buff *skb, bool is_v6)
+/* Who looks for what vanishes between a port and the process must know what did not go there, and what leaves without
+ * having been there. */
+ALWAYS void count_taken(struct __sk_buff *skb, __u32 key)
 {
-	__u32 key = TAKEN_PLACE(bpf_get_smp_processor_id(), skb->ifindex, is_v6);
 	__u64 *taken_here = bpf_map_lookup_elem(&taken, &key);
 	if (taken_here)
 		__sync_fetch_and_add(taken_here, 1ULL << 32 | (skb->gso_segs ? skb->gso_segs : 1));
@@ -331,7 +331,9 @@ int fast_path(struct __sk_buff *skb)
 	int verdict = translate(skb, action, &p);
 	if (verdict != TC_ACT_REDIRECT)
 		return verdict;
-	count_taken(skb, p.flow.family == 6);
+	__u32 cpu = bpf_get_smp_processor_id();
+	count_taken(skb, TAKEN_PLACE(cpu, skb->ifindex, p.flow.family == 6));
+	count_taken(skb, GIVEN_PLACE(cpu, action->ifindex, p.flow.family == 6));
 	session->last = now;
 	__sync_fetch_and_add(&session->side[reply].packets, 1);
 	__sync_fetch_and_add(&session->side[reply].bytes, total);

@@ -43,9 +43,10 @@ struct session {
 	struct side side[2];
 };
 
-/* Where packets are counted that came in by an interface, and were forwarded: as packets << 32 plus segments. CPUs and
- * interfaces may share a place. */
+/* Where packets are counted that came in by an interface, and were forwarded, and those that leave by one: as packets <<
+ * 32 plus segments. CPUs and interfaces may share a place. */
 #define TAKEN_PLACE(cpu, ifindex, is_v6) (((cpu) & 15) << 11 | ((ifindex) & 1023) << 1 | (is_v6))
+#define GIVEN_PLACE(cpu, ifindex, is_v6) (1 << 15 | TAKEN_PLACE(cpu, ifindex, is_v6))
 
 /* Why a packet goes on to the process. */
 enum why { NO_ENTRY, NOT_IN_FORCE, FLAGS, WINDOW, TOO_BIG, ODD, LOST, WHYS };

@@ -73,6 +73,8 @@ pub(super) struct Obstacles {
     queues: Vec<Queue>,
     /// By interface: what the fast path has taken of its packets.
     taken: BTreeMap<u32, [TakenCount; 2]>,
+    /// By interface: what the fast path has sent by it.
+    given: BTreeMap<u32, TakenCount>,
     /// Packets that the barrier has let pass to the gateway.
     let_pass: u64,
     /// Errors of the kernel that it has led there, by the first port.
@@ -103,7 +105,7 @@ struct Flow {
     lost: u64,
     /// Packets that the gateway has written, for the port to send.
     written: u64,
-    /// Packets that its interface has sent.
+    /// Packets that its interface has sent, except those of the fast path.
     left: u64,
 }
 
@@ -154,12 +156,17 @@ type Seen = (
 impl Steering {
     /// Looks for obstacles at all ports.
     pub fn look_for_obstacles(&mut self) {
+        // Before the interfaces are read, and after them for the next look: it is rather too little
+        // then, never more than what the interface has counted.
+        let given = self.given();
         let (Ok(traffic), Ok(queues)) = (self.netlink.traffic(), self.netlink.queues()) else {
             return;
         };
+        let more_of_queues = grown(&queues, &self.obstacles.queues);
+        let given = self.obstacles.given_since(&given, &more_of_queues);
         let links = self.barrier.posts().iter().filter_map(|post| post.index);
         let taken = links.map(|link| (link, self.taken(link))).collect();
-        let flows = self.flows(&traffic, &taken);
+        let flows = self.flows(&traffic, &taken, &given);
         let passed = self.measurements.read(self.taken);
         let refused = refused_by_policies();
         let reached = flows.values().map(|(_, flow)| flow.delivered + flow.lost);
@@ -186,7 +193,7 @@ impl Steering {
                 .any(|it| it.is_inward && it.cause != Cause::Unknown),
             queues: &queues,
             traffic: &traffic,
-            more: &grown(&queues, &self.obstacles.queues),
+            more: &more_of_queues,
             chains: &chains,
             refused: refused.saturating_sub(self.obstacles.refused),
             passed: &passed,
@@ -217,12 +224,18 @@ impl Steering {
         self.measure_some(in_doubt, &busy);
         let fed = flows.iter().filter(|(_, (_, flow))| flow.passes_inward());
         self.obstacles.fed = fed.map(|(port, _)| *port).collect();
+        self.obstacles.given = self.given();
+        self.forget_lost_ports();
+        self.obstacles
+            .end_look((traffic, queues, taken), (self.let_pass, self.led), refused);
+    }
+
+    /// A port without an interface has no obstacle.
+    fn forget_lost_ports(&mut self) {
         let gone = |port: &PortPlan| self.barrier.posts()[port.id.index()].index.is_none();
         for port in self.plan.ports.iter().filter(|port| gone(port)) {
             self.obstacles.found.remove(&port.id);
         }
-        self.obstacles
-            .end_look((traffic, queues, taken), (self.let_pass, self.led), refused);
     }
 
     /// What the ports have done since the last look, with the numbers of their interfaces and TUN
@@ -231,6 +244,7 @@ impl Steering {
         &self,
         traffic: &BTreeMap<u32, Traffic>,
         taken: &BTreeMap<u32, [TakenCount; 2]>,
+        given: &BTreeMap<u32, u64>,
     ) -> BTreeMap<PortId, ([u32; 2], Flow)> {
         let posts = self.barrier.posts();
         let flow = |port: &PortPlan| {
@@ -251,7 +265,9 @@ impl Steering {
                 delivered: inside.sent.saturating_sub(led),
                 lost: inside.unsent,
                 written: inside.received,
-                left: outside.sent,
+                left: outside
+                    .sent
+                    .saturating_sub(given.get(&link).copied().unwrap_or(0)),
             };
             Some((port.id, ([link, port.tun], flow)))
         };
@@ -271,6 +287,17 @@ impl Steering {
     /// What it has taken of the packets of an interface until now, by family.
     pub(super) fn taken(&self, link: u32) -> [TakenCount; 2] {
         self.taken.map(|taken| taken.of(link)).unwrap_or_default()
+    }
+
+    /// What it has sent by the interfaces of ports until now.
+    fn given(&self) -> BTreeMap<u32, TakenCount> {
+        let links = self.barrier.posts().iter().filter_map(|post| post.index);
+        let given = |link| {
+            self.taken
+                .map(|taken| taken.given(link))
+                .unwrap_or_default()
+        };
+        links.map(|link| (link, given(link))).collect()
     }
 
     fn taken_since_last_look(&self, link: u32, now: &BTreeMap<u32, [TakenCount; 2]>) -> u64 {
@@ -298,6 +325,19 @@ impl Obstacles {
     ) {
         (self.traffic, self.queues, self.taken) = (traffic, queues, taken);
         (self.let_pass, self.led, self.refused) = (let_pass, led, refused);
+    }
+
+    /// How many packets the fast path has sent by each interface since the last look: rather too
+    /// few, since what the queues of the interface have dropped may have been of them.
+    fn given_since(&self, now: &BTreeMap<u32, TakenCount>, more: &[Queue]) -> BTreeMap<u32, u64> {
+        let since = |(link, now): (&u32, &TakenCount)| {
+            let before = self.given.get(link);
+            let packets = before.map_or(0, |before| now.packets_since(*before));
+            let queues = more.iter().filter(|queue| queue.link == *link);
+            let dropped: u64 = queues.map(|queue| queue.dropped).sum();
+            (*link, packets.saturating_sub(dropped))
+        };
+        now.iter().map(since).collect()
     }
 
     /// Tells once of a chain that drops some of the packets.
