@@ -65,6 +65,8 @@ enum Row {
     GapKill,
     /// The primary hands over.
     Handover,
+    /// The primary ends while its kernel forwards 50 000 sessions, beside the same without.
+    Offloaded,
     /// Sessions that do not survive the primary.
     Sessions,
     /// The rate at which new sessions reach the other unit, and its cost.
@@ -171,6 +173,7 @@ fn measure(row: Row, options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         Row::GapFreeze => takeover::gap(options, folder, Event::Freeze, "primary is frozen", 10.0),
         Row::GapKill => takeover::gap(options, folder, Event::Kill, "primary is killed", 3.0),
         Row::Handover => takeover::handover(options, folder),
+        Row::Offloaded => takeover::offloaded(options, folder),
         Row::Sessions => takeover::sessions(options, folder, false),
         Row::Strict => takeover::sessions(options, folder, true),
         Row::Replication => load::replication(options, folder),

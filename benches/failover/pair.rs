@@ -40,6 +40,8 @@ pub struct Settings {
     pub max_sessions: u32,
     /// Whether the second unit starts with the first.
     pub both: bool,
+    /// `offload` of both ports.
+    pub offload: &'static str,
     /// More of the config.
     pub more: &'static str,
 }
@@ -55,6 +57,7 @@ impl Settings {
             pickup_guarantee: "off",
             max_sessions: 1 << 20,
             both: true,
+            offload: "auto",
             more: "",
         }
     }
@@ -291,7 +294,8 @@ impl Pair {
         })
     }
 
-    fn wait_for_pair(&self) -> Result<()> {
+    /// Waits until both units are up, and equal.
+    pub fn wait_for_pair(&self) -> Result<()> {
         match self.settings.kind {
             Kind::Tandemgw => self.wait("the pair to be in sync", |pair| {
                 let (a, b) = (pair.status(0)?, pair.status(1)?);
@@ -480,7 +484,7 @@ fn configuration(
     public: &str,
 ) -> String {
     let folder = folder.display();
-    let max_sessions = settings.max_sessions;
+    let (max_sessions, offload) = (settings.max_sessions, settings.offload);
     let gateway = format!(
         r#"
 [node]
@@ -492,11 +496,13 @@ max-sessions = {max_sessions}
 [[port]]
 name = "lan"
 interface = "eth0"
+offload = "{offload}"
 virtual-addresses = ["10.77.1.1/24"]
 
 [[port]]
 name = "wan"
 interface = "eth1"
+offload = "{offload}"
 virtual-addresses = ["10.77.2.1/24"]
 
 # One address has too few ports for a million sessions.

@@ -1,5 +1,6 @@
 //! The end of a primary, as clients notice it.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use crate::pair::{CLIENTS, Event, Kind, Pair, SERVER, Settings};
 use crate::workers::monotonic;
 use crate::{Figure, Options, Target};
 use testkit::system::namespace::Namespace;
+use testkit::system::traffic::{FIRST_PORT, FIRST_SOURCE, PORTS, SOURCES};
 use testkit::system::worker::{Result, Worker};
 
 /// The port of the echo servers.
@@ -16,6 +18,8 @@ pub const PORT: u16 = 7;
 /// Sessions of the row of that name, and how many are opened a second.
 const SESSIONS: usize = 7000;
 const SESSION_RATE: usize = 1000;
+/// Sessions that the kernel forwards in the row of that name.
+const OFFLOADED: u64 = 50_000;
 
 /// Facts from a steady echo, on the monotonic clock in seconds.
 pub struct Echo {
@@ -113,6 +117,111 @@ pub fn gap(
         }
     }
     Ok(vec![gap, before])
+}
+
+/// The longest time without an answer when a primary ends whose kernel forwards its sessions, and
+/// the same when all of them go through its process; the targets are those without.
+pub fn offloaded(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
+    let events = [
+        (Event::Power, "primary loses power", 5.0),
+        (Event::Freeze, "primary is frozen", 10.0),
+        (Event::Kill, "primary is killed", 3.0),
+        (Event::Handover, "planned handover", 3.0),
+    ];
+    let mut figures = Vec::new();
+    for (event, what, target) in events {
+        for offload in ["ebpf", "tun"] {
+            let what = format!("{what}, {OFFLOADED} sessions, `{offload}`");
+            let target = Target::AtMost(target);
+            let mut gap = Figure::new(format!("{what}: longest gap"), "ms", target);
+            let none_lost = match event {
+                Event::Handover => Target::AtMost(0.0),
+                _ => Target::None,
+            };
+            let mut lost = Figure::new(format!("{what}: packets lost"), "", none_lost);
+            for _ in 0..options.runs {
+                let settings = Settings {
+                    offload,
+                    // The peer comes when the sessions are there: it might take over meanwhile.
+                    both: false,
+                    ..Settings::quick(Kind::Tandemgw)
+                };
+                let mut pair = Pair::new(settings, folder)?;
+                let _answers = establish(&pair, offload)?;
+                pair.start(1)?;
+                pair.wait_for_pair()?;
+                let (fast, held) = (in_the_kernel(&pair)?, pair.replicated()?);
+                eprintln!("{fast} sessions are in the kernel, the peer holds {held}");
+                let (echo, at) = echo_while(&mut pair, 3.0, |pair| {
+                    let at = monotonic();
+                    pair.fire(event)?;
+                    Ok(at)
+                })?;
+                let last = echo.received.last().map_or(0.0, |(_, at)| *at);
+                let end = echo.sent.last().copied().unwrap_or_default();
+                let silence = (end - last).max(0.0) * 1e3;
+                gap.add(Kind::Tandemgw, echo.longest_gap(at, end + 1.0).max(silence));
+                lost.add(Kind::Tandemgw, echo.lost() as f64);
+            }
+            figures.extend([gap, lost]);
+        }
+    }
+    Ok(figures)
+}
+
+/// How many sessions the kernel of the first unit forwards.
+fn in_the_kernel(pair: &Pair) -> Result<u64> {
+    let status = pair.status(0)?;
+    Ok(status["fast_path"]["sessions"].as_u64().unwrap_or(0))
+}
+
+/// Has the first unit hold answered sessions, in its kernel if that is wanted; returns who answers.
+fn establish(pair: &Pair, offload: &str) -> Result<Worker> {
+    // Answers must come back, to hosts that are there, but not cost them anything.
+    pair.server.nft("delete table netdev sink")?;
+    let hosts = (0..SOURCES).map(|n| Ipv4Addr::from(u32::from(FIRST_SOURCE) + n));
+    let hosts: String = hosts
+        .map(|ip| format!("addr add {ip}/24 dev eth0\n"))
+        .collect();
+    pair.client.ip_batch(&hosts)?;
+    pair.client.nft(&format!(
+        "table netdev sink {{
+           chain early {{
+             type filter hook ingress device eth0 priority 0
+             udp sport {FIRST_PORT}-{} drop
+           }}
+         }}",
+        FIRST_PORT + PORTS - 1
+    ))?;
+    let mut server = pair.server.worker(&["udp-echo", SERVER], None)?;
+    server.line()?;
+    let mac = pair.units[0].namespace.mac_text("eth0");
+    let flows = OFFLOADED.to_string();
+    // A session asks for its place each 16 packets, and some may be lost on a busy machine, so that
+    // a few never get one.
+    let packets = (OFFLOADED * 17).to_string();
+    for _ in 0..10 {
+        let blast = [
+            "udp-blast",
+            "eth0",
+            &mac,
+            SERVER,
+            "--flows",
+            &flows,
+            "--packets",
+            &packets,
+            "--rate",
+            "60000",
+        ];
+        pair.client.worker(&blast, None)?.line()?;
+        std::thread::sleep(Duration::from_millis(300));
+        let fast = in_the_kernel(pair)?;
+        if pair.opened()? >= OFFLOADED && (offload != "ebpf" || fast >= OFFLOADED / 100 * 99) {
+            return Ok(server);
+        }
+        eprintln!("{fast} of {OFFLOADED} sessions are in the kernel");
+    }
+    Err("the sessions did not get into the kernel".into())
 }
 
 /// The cost of a planned handover.
