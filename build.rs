@@ -232,6 +232,19 @@ const EXAMPLES: &[Examples] = &[
         )],
     ),
     (
+        "tandemgw-witness",
+        &[
+            (
+                "As root or the user of the gateway; the service tandemgw-witness@gw-a does this.",
+                "tandemgw --socket /run/tandemgw/gw-a.sock witness",
+            ),
+            (
+                "Does it answer, and since when?",
+                "tandemgw status --json | jq .witness",
+            ),
+        ],
+    ),
+    (
         "tandemgw-ipfix",
         &[(
             "To nfcapd of nfdump on another machine.",

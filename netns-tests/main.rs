@@ -80,3 +80,4 @@ mod upgrade;
 mod uplinks;
 mod web;
 mod web_login;
+mod witness;

@@ -164,6 +164,8 @@ pub enum Command {
         #[arg(long, value_name = "N", default_value_t = 0)]
         domain: u32,
     },
+    /// Ask the witness of `[ha.witness]` what the gateway wants to know
+    Witness,
     /// Make a password for the page: prints it, and writes its hash to a file
     WebPassword {
         /// The file, which must not exist

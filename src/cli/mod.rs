@@ -32,6 +32,7 @@ mod talkers;
 mod top;
 mod usage;
 mod web;
+mod witness;
 
 use std::io::Write;
 use std::path::Path;
@@ -77,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Top => top::top(socket),
         page @ Command::Web { .. } => web::web(socket, page),
         Command::WebPassword { out, stdin } => web::make_password(&out, stdin),
+        Command::Witness => witness::witness(socket),
         Command::Ipfix { collector, domain } => ipfix::ipfix(socket, &collector, domain),
         Command::Explain {
             protocol,

@@ -16,7 +16,8 @@ use super::table::{Table, bytes, count, duration, terminal_width};
 const EVENTS: usize = 10;
 
 /// Words that are coloured, longer ones before those that they contain.
-const TONES: [(&str, Tone); 20] = [
+const TONES: [(&str, Tone); 21] = [
+    ("UNREACHABLE", Tone::Bad),
     ("DEAD", Tone::Bad),
     ("alive", Tone::Good),
     ("MAINTENANCE", Tone::Bad),
@@ -59,6 +60,7 @@ fn render(status: &Status, limit: Option<usize>) -> String {
         duration(status.uptime_s)
     );
     maintenance(&mut out, status);
+    witness(&mut out, status);
     health(&mut out, status);
     for table in [
         groups(status, limit),
@@ -99,6 +101,20 @@ fn table<const N: usize>(
         table.row(row);
     }
     Some(table)
+}
+
+/// A line about the witness, if there is one.
+fn witness(out: &mut String, status: &Status) {
+    let Some(witness) = &status.witness else {
+        return;
+    };
+    let since = duration(witness.since as u64);
+    let why = witness.why.as_deref().unwrap_or("no reason known");
+    let _ = match witness.answers {
+        None => writeln!(out, "witness not asked yet"),
+        Some(true) => writeln!(out, "witness answers  for {since}"),
+        Some(false) => writeln!(out, "witness UNREACHABLE  for {since}: {why}"),
+    };
 }
 
 /// A line that says that the unit is in maintenance.

@@ -8,6 +8,7 @@ pub mod collector;
 pub mod config_files;
 pub mod config_terms;
 pub mod control_socket;
+pub mod etcd;
 mod ethtool;
 pub mod event_loop;
 pub mod fast_path;

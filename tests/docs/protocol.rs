@@ -9,7 +9,7 @@ use syn::{Attribute, Expr, Fields, GenericArgument, Item, Lit, Meta, PathArgumen
 use tandemgw_core::control::protocol::VERSION;
 
 /// The files and the headings of their types, in the order of the chapter.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("mod.rs", "Requests and failures"),
     ("status.rs", "Status"),
     ("session.rs", "Sessions"),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 8] = [
     ("ha.rs", "The pair and its config"),
     ("push.rs", "Pushed configs"),
     ("events.rs", "Events"),
+    ("witness.rs", "Witness"),
     ("capture.rs", "Captures"),
 ];
 

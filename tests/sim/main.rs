@@ -31,6 +31,7 @@ mod transport;
 mod turn;
 mod unhealed;
 mod wires;
+mod witness;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -113,6 +113,10 @@ impl World {
         let Some(winner) = winner.filter(|winner| self.is_primary(*winner, group)) else {
             return;
         };
+        if why_standby(turn).is_some_and(|why| why.starts_with("the witness says")) {
+            // They do not hear each other.
+            return;
+        }
         let Some(gateway) = &self.units[winner].gateway else {
             return;
         };
@@ -130,11 +134,8 @@ impl World {
     /// whatever the terms.
     fn check_claims(&self, turn: &Turn, group: usize, winner: usize) {
         let loser = turn.unit;
-        let events = turn.gateway.cluster().map(|c| c.ha().events());
-        let why =
-            events.and_then(|mut events| events.rfind(|it| it.what.starts_with("standby of")));
         let by_contest = format!("{} is primary, term", NAMES[winner]);
-        if why.is_none_or(|it| !it.why.starts_with(&by_contest)) {
+        if why_standby(turn).is_none_or(|why| !why.starts_with(&by_contest)) {
             return;
         }
         let apart = self
@@ -233,4 +234,11 @@ impl World {
             .map(|group| reign(&turn.gateway, turn.now, group))
             .collect()
     }
+}
+
+/// Why a unit became standby last.
+fn why_standby(turn: &Turn) -> Option<&str> {
+    let mut events = turn.gateway.cluster()?.ha().events();
+    let last = events.rfind(|it| it.what.starts_with("standby of"));
+    last.map(|it| it.why.as_str())
 }

@@ -40,6 +40,8 @@ pub struct Shape {
     pub fast: bool,
     /// Each WAN has a sender to many, each LAN hosts that want it. Not with `shared_wan`.
     pub multicast: bool,
+    /// There is a witness.
+    pub witness: bool,
 }
 
 impl Shape {
@@ -59,6 +61,7 @@ impl Shape {
         slots: 0,
         fast: false,
         multicast: false,
+        witness: false,
     };
 
     /// The groups with their slots, which come after all groups.
@@ -175,6 +178,9 @@ impl Shape {
                 NAMES[peer],
                 addresses.join(", ")
             );
+        }
+        if self.witness {
+            text += "[ha.witness]\nendpoints = [\"http://10.0.0.9:2379\"]\nlease = \"2s\"\n";
         }
         text
     }

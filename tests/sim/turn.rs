@@ -70,6 +70,7 @@ impl World {
         }
         let mut wires = Wires::of(self, unit);
         turn.pump.receive(now, &mut turn.gateway, &mut wires);
+        self.serve_witness(&mut turn);
         for arrival in frames {
             self.handle(&mut turn, arrival);
         }
@@ -147,7 +148,7 @@ impl World {
         let inbox = machine.inbox.first_key_value().map(|((at, _), _)| *at);
         let news = machine.news.first_key_value().map(|((at, _), _)| *at);
         let reads = machine.heard.has_streams().then_some(machine.reads_from);
-        let next = [inbox, news, reads, timeout, soon]
+        let next = [inbox, news, reads, timeout, soon, machine.asks_at]
             .into_iter()
             .flatten()
             .min();

@@ -21,6 +21,7 @@ use crate::streams::{Stream, link_local, streams_of};
 use crate::transport::{Conn, connections};
 use crate::turn::link_state;
 use crate::wires::Heard;
+use crate::witness::Etcd;
 
 /// A packet or frame on the ports of a unit.
 #[derive(Clone, Debug)]
@@ -123,6 +124,8 @@ pub struct Unit {
     pub switched: bool,
     pub pump: Pump,
     pub wakes_at: Time,
+    /// When the process that speaks to the witness has something to do.
+    pub asks_at: Option<Time>,
     pub last_turn: Time,
     pub inbox: BTreeMap<(Time, u64), Arrival>,
     pub news: BTreeMap<(Time, u64), News>,
@@ -212,6 +215,7 @@ pub struct World {
     /// By group: when a unit has changed its role last.
     pub last_move: Vec<Option<Time>>,
     pub streams: Vec<Stream>,
+    pub etcd: Etcd,
     /// Packets that sessions of two slots have, and since when.
     pub clashes: BTreeMap<String, Time>,
     events: BTreeMap<(Time, u64), Event>,
@@ -236,6 +240,7 @@ impl World {
             switched: false,
             pump: Pump::new(0),
             wakes_at: Time::ZERO,
+            asks_at: None,
             last_turn: Time::ZERO,
             inbox: BTreeMap::new(),
             news: BTreeMap::new(),
@@ -282,6 +287,7 @@ impl World {
             last_dual: vec![None; shape.all_groups()],
             last_move: vec![None; shape.all_groups()],
             streams: streams_of(&shape),
+            etcd: Etcd::new(shape.units),
             clashes: BTreeMap::new(),
             events: BTreeMap::new(),
             serial: 0,
@@ -504,6 +510,7 @@ impl World {
             self.note_condition();
             self.note_primaries();
             self.check_rivals();
+            self.check_leases();
             self.check_owners();
         }
         while let Some(entry) = self.events.first_entry().filter(|e| e.key().0 <= self.now) {

@@ -12,7 +12,7 @@ use super::network::group_of;
 use super::options::{Live, Reload};
 use super::{
     Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastPolicy, NatPool, Policy,
-    Port, slots,
+    Port, Witness, slots,
 };
 use crate::flow::{Addr, PortId};
 
@@ -232,8 +232,25 @@ impl Change {
             self.wait("ha.link", "changed");
         }
         let peers = self.peers(old, &new);
+        let witness = self.witness(old.witness.as_ref(), new.witness.as_ref());
         let ha = self.part("ha", old, &new);
-        self.config.ha = Some(Ha { peers, ..ha });
+        self.config.ha = Some(Ha {
+            peers,
+            witness,
+            ..ha
+        });
+    }
+
+    fn witness(&mut self, old: Option<&Witness>, new: Option<&Witness>) -> Option<Witness> {
+        let what = match (old, new) {
+            (Some(old), Some(new)) => return Some(self.part("ha.witness", old, new)),
+            (None, None) => return None,
+            (None, Some(_)) => "added",
+            (Some(_), None) => "removed",
+        };
+        push(&mut self.applied, "ha.witness", what);
+        self.live.insert(Live::Witness);
+        new.cloned()
     }
 
     /// The peers to put in force. Their addresses are those on the links, and their names differ
@@ -945,6 +962,60 @@ pub(super) mod tests {
             "ha.peer.b",
         ),
         ("ha.peer.public-key", "AAECAw", "BBECAw", "ha.peer.b"),
+        (
+            "ha.witness.endpoints",
+            "10.0.0.1:2379",
+            "10.0.0.2:2379",
+            "ha.witness.endpoints",
+        ),
+        (
+            "ha.witness.ca",
+            "etcd-ca.pem",
+            "other-ca.pem",
+            "ha.witness.ca",
+        ),
+        (
+            "ha.witness.cert",
+            "/etcd.pem",
+            "/other.pem",
+            "ha.witness.cert",
+        ),
+        (
+            "ha.witness.key",
+            "/etcd.key",
+            "/other.key",
+            "ha.witness.key",
+        ),
+        (
+            "ha.witness.user",
+            "user = \"gw\"",
+            "user = \"gx\"",
+            "ha.witness.user",
+        ),
+        (
+            "ha.witness.password-file",
+            "etcd.password",
+            "other.password",
+            "ha.witness.password-file",
+        ),
+        (
+            "ha.witness.prefix",
+            "tandemgw/berlin",
+            "tandemgw/bonn",
+            "ha.witness.prefix",
+        ),
+        (
+            "ha.witness.lease",
+            "lease = \"3s\"",
+            "lease = \"4s\"",
+            "ha.witness.lease",
+        ),
+        (
+            "ha.witness.timeout",
+            "timeout = \"500ms\"",
+            "timeout = \"600ms\"",
+            "ha.witness.timeout",
+        ),
     ];
 
     #[test]

@@ -8,7 +8,7 @@ use super::options::{OPTIONS, OptionDoc};
 use super::value::show_duration;
 use super::{
     Group, Ha, Limits, LinkMonitor, Metrics, MssClamp, Node, PickupGuarantee, Port, PortOffload,
-    Timeouts, VirtualAddress, Weight,
+    Timeouts, VirtualAddress, Weight, Witness,
 };
 use crate::flow::PortId;
 
@@ -84,6 +84,7 @@ pub(super) enum Access {
     Limits(Field<Limits>),
     Metrics(Field<Metrics>),
     Ha(Field<Ha>),
+    Witness(Field<Witness>),
     /// Part of tables that are compared and replaced as a whole, such as policies, or the key that
     /// identifies its table: the name of a port.
     Whole,
@@ -123,7 +124,8 @@ owners!(
     Timeouts,
     Limits,
     Metrics,
-    Ha
+    Ha,
+    Witness
 );
 
 /// The access to a field, as in `field!(Timeouts.udp)`.

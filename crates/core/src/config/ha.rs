@@ -8,8 +8,41 @@ use super::names::{Names, check_interface, check_name};
 use super::network::Network;
 use super::reader::{At, Span, Table};
 use super::value::{PublicKey, unusable};
-use super::{Ha, HaLink, HaPeer, PickupGuarantee};
+use super::{Ha, HaLink, HaPeer, witness};
 use crate::flow::Addr;
+
+/// How long the first packet of a session waits for the peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PickupGuarantee {
+    /// Not at all.
+    #[default]
+    Off,
+    /// Until the peers have it or the wait is over; then it goes, and is counted.
+    Bounded,
+    /// Until the peers have it; dropped when the wait is over.
+    Strict,
+}
+
+impl PickupGuarantee {
+    /// As in the file.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            PickupGuarantee::Off => "off",
+            PickupGuarantee::Bounded => "bounded",
+            PickupGuarantee::Strict => "strict",
+        }
+    }
+
+    /// The meaning of a word in the file.
+    pub(super) fn of_word(word: &str) -> Option<PickupGuarantee> {
+        match word {
+            "off" => Some(PickupGuarantee::Off),
+            "bounded" => Some(PickupGuarantee::Bounded),
+            "strict" => Some(PickupGuarantee::Strict),
+            _ => None,
+        }
+    }
+}
 
 /// Reads `[ha]`; `node` is this unit's name, if it could be read.
 pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Network) -> Ha {
@@ -20,11 +53,13 @@ pub(super) fn read(mut table: Table<'_>, node: Option<&At<String>>, network: &Ne
     let accept_push = read_accepted(&mut table, node, &peers);
     let guarantee = table.span_of("pickup-guarantee");
     let copies = table.span_of("pickup-guarantee-copies");
+    let witness = table.optional_table("ha.witness").and_then(witness::read);
     let mut ha = Ha {
         monitor: network.resolve(report, &monitor),
         accept_push,
         links: links.into_iter().map(|link| link.value).collect(),
         peers,
+        witness,
         ..Ha::default()
     };
     table.fill(&mut ha);

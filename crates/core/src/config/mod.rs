@@ -34,6 +34,7 @@ mod switch;
 mod translation;
 mod value;
 mod ways;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -55,6 +56,7 @@ pub(crate) mod samples {
 
 pub use diagnostic::{Diagnostic, Severity, decode, render};
 pub use field::Value;
+pub use ha::PickupGuarantee;
 pub use names::did_you_mean;
 pub(crate) use network::group_of;
 pub use nodes::{ThisUnit, unit_names};
@@ -64,6 +66,7 @@ pub use parse::{parse, parse_all};
 pub use show::ConfigText;
 pub use sources::{Include, Sources};
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
+pub use witness::Witness;
 
 /// The whole configuration of one unit.
 #[derive(Clone, Debug, PartialEq)]
@@ -562,6 +565,8 @@ pub struct Ha {
     pub links: Vec<HaLink>,
     /// `[[ha.peer]]`, at least one.
     pub peers: Vec<HaPeer>,
+    /// `[ha.witness]`
+    pub witness: Option<Witness>,
 }
 
 /// `[[ha.link]]`: an interface for heartbeats and replication.
@@ -582,37 +587,4 @@ pub struct HaPeer {
     pub addresses: Vec<SocketAddr>,
     /// `public-key`, 32 bytes, as `tandemgw pubkey` prints it (base64).
     pub public_key: [u8; 32],
-}
-
-/// How long the first packet of a session waits for the peers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PickupGuarantee {
-    /// Not at all.
-    #[default]
-    Off,
-    /// Until the peers have it or the wait is over; then it goes, and is counted.
-    Bounded,
-    /// Until the peers have it; dropped when the wait is over.
-    Strict,
-}
-
-impl PickupGuarantee {
-    /// As in the file.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            PickupGuarantee::Off => "off",
-            PickupGuarantee::Bounded => "bounded",
-            PickupGuarantee::Strict => "strict",
-        }
-    }
-
-    /// The meaning of a word in the file.
-    fn of_word(word: &str) -> Option<PickupGuarantee> {
-        match word {
-            "off" => Some(PickupGuarantee::Off),
-            "bounded" => Some(PickupGuarantee::Bounded),
-            "strict" => Some(PickupGuarantee::Strict),
-            _ => None,
-        }
-    }
 }

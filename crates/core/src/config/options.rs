@@ -130,6 +130,8 @@ pub enum Live {
     GratuitousArpInterval,
     /// `[[ha.peer]]`
     Peers,
+    /// `[ha.witness]`
+    Witness,
 }
 
 impl OptionDoc {
@@ -165,6 +167,10 @@ impl OptionDoc {
             Access::Limits(field) => of(field, Some(&config.limits)),
             Access::Metrics(field) => of(field, config.metrics.as_ref()),
             Access::Ha(field) => of(field, config.ha.as_ref()),
+            Access::Witness(field) => {
+                let ha = config.ha.as_ref();
+                of(field, ha.and_then(|ha| ha.witness.as_ref()))
+            }
             Access::Whole => None,
         }
     }
@@ -247,6 +253,7 @@ const TABLES: &[TableDoc] = &[
     table("ha", "high availability; without it the gateway is standalone"),
     tables_of("ha.link", 8, "a link for heartbeats and replication; several for redundancy"),
     tables_of("ha.peer", MAX_PEERS, "another unit"),
+    table("ha.witness", "an etcd cluster that is asked where the units can't tell who lives; `tandemgw witness` speaks to it"),
 ];
 
 /// Every option. One row each: read as a table.
@@ -382,6 +389,16 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     text("ha.peer", "name", "node name", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the name of the peer's node"),
     list("ha.peer", "addresses", "address:port", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "the peer's addresses, one per link, in the order of the links"),
     text("ha.peer", "public-key", "32 bytes as base64", DefaultValue::Required, WHOLE, Reload::Live(Live::Peers), "what `tandemgw pubkey` prints on the peer"),
+
+    list("ha.witness", "endpoints", "URL", DefaultValue::Required, field!(Witness.endpoints), WITNESS, "its members, as in `https://10.0.0.1:2379`; the first that answers is asked"),
+    text("ha.witness", "ca", "absolute path", DefaultValue::Absent("none; needed with https"), field!(Witness.ca), WITNESS, "certificates (PEM) of who signed those of the members"),
+    text("ha.witness", "cert", "absolute path", DefaultValue::Absent("none"), field!(Witness.cert), WITNESS, "this unit's certificate (PEM), if the members ask for one"),
+    text("ha.witness", "key", "absolute path", DefaultValue::Absent("none"), field!(Witness.key), WITNESS, "the private key (PEM) of `cert`"),
+    text("ha.witness", "user", "name", DefaultValue::Absent("none"), field!(Witness.user), WITNESS, "the user of etcd, who may read and write below `prefix`"),
+    text("ha.witness", "password-file", "absolute path", DefaultValue::Absent("none; needed with user"), field!(Witness.password_file), WITNESS, "its first line is the password of `user`"),
+    text("ha.witness", "prefix", "text", DefaultValue::Text("tandemgw"), field!(Witness.prefix), WITNESS, "the keys are `prefix`/`group-id`/group; the same on all units"),
+    time("ha.witness", "lease", s(2), s(60), s(5), field!(Witness.lease), WITNESS, "how long a group stays with a unit that etcd no longer hears from; etcd itself may take longer, but not less than some 2 s"),
+    time("ha.witness", "timeout", ms(100), s(10), s(1), field!(Witness.timeout), WITNESS, "how long an answer is waited for; then the unit decides without a witness"),
 ];
 
 const ACTIONS: &[&str] = &["accept", "drop", "reject"];
@@ -390,6 +407,7 @@ const LOCAL_ACTIONS: &[&str] = &["accept", "drop"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
 const RESTART: Reload = Reload::Restart;
 const AS_USED: Reload = Reload::AsUsed;
+const WITNESS: Reload = Reload::Live(Live::Witness);
 const WHOLE: Access = Access::Whole;
 const S: Duration = s(1);
 
@@ -595,6 +613,16 @@ pub(super) mod tests {
         name = "b"
         addresses = ["10.0.9.2:7030"]
         public-key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+        [ha.witness]
+        endpoints = ["https://10.0.0.1:2379", "https://[2001:db8::1]:2379"]
+        ca = "/etc/tandemgw/etcd-ca.pem"
+        cert = "/etc/tandemgw/etcd.pem"
+        key = "/etc/tandemgw/etcd.key"
+        user = "gw"
+        password-file = "/etc/tandemgw/etcd.password"
+        prefix = "tandemgw/berlin"
+        lease = "3s"
+        timeout = "500ms"
     "#;
 
     /// The decoder refuses a key that it does not take, and asks the list for each that it takes.

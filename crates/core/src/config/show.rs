@@ -67,6 +67,7 @@ fn count(config: &Config, table: &str) -> usize {
         "ha" => usize::from(ha.is_some()),
         "ha.link" => ha.map_or(0, |ha| ha.links.len()),
         "ha.peer" => ha.map_or(0, |ha| ha.peers.len()),
+        "ha.witness" => usize::from(ha.is_some_and(|ha| ha.witness.is_some())),
         _ => 1,
     }
 }

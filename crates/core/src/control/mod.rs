@@ -20,6 +20,7 @@ mod push;
 mod reload;
 mod session_events;
 mod status;
+mod witness;
 
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ use push::PushWait;
 use reload::ReloadWait;
 use session_events::SessionEvents;
 use status::StatusAnswer;
+use witness::Questions;
 
 pub use crate::shell_view::{BarrierView, FastPathState, KeptConfig, PortIo, ShellView};
 pub use filter::{Filter, KEYS as FILTER_KEYS};
@@ -58,6 +60,8 @@ pub enum Answer {
     Events(Events),
     /// Sessions that begin and end.
     SessionEvents(SessionEvents),
+    /// Questions to the witness.
+    Witness(Questions),
     /// The rest of the config.
     Config(ConfigShow),
     /// Sessions are still being counted.
@@ -145,6 +149,9 @@ impl Answer {
                 Answer::Events(Events::begin(gateway, since, follow))
             }
             Request::SessionEvents => Answer::SessionEvents(SessionEvents::begin(gateway)),
+            request @ (Request::Witness | Request::WitnessAnswer { .. }) => {
+                witness::answer(request, gateway, now)?
+            }
             Request::Hosts { limit } => {
                 write_hosts(limit, gateway, out);
                 Answer::Done
@@ -173,12 +180,7 @@ impl Answer {
             | Request::PushAbort
             | Request::PushStatus) => push::answer(push, gateway, shell, now, out)?,
             Request::Reload { note } => Answer::Reload(ReloadWait::Next(note)),
-            Request::HaGet { key } => {
-                for row in ha_set::get(gateway, key.as_deref())? {
-                    write_line(out, &row);
-                }
-                Answer::Done
-            }
+            Request::HaGet { key } => write_switches(key.as_deref(), gateway, out)?,
             Request::HaSet { key, value } => {
                 let mut set = HaSet::begin(gateway, shell, key, value).map_err(bad_request)?;
                 match set.go_on(gateway, now, out)? {
@@ -204,6 +206,7 @@ impl Answer {
             Answer::Config(config) => Ok(config.go_on(out)),
             Answer::Events(events) => Ok(events.go_on(gateway, shell, out)),
             Answer::SessionEvents(events) => Ok(events.go_on(gateway, shell, now, out)),
+            Answer::Witness(questions) => Ok(questions.go_on(gateway, out)),
             Answer::Count(count) => Ok(count.go_on(gateway, now, out)),
             Answer::Policies(policies) => Ok(policies.go_on(gateway, now, out)),
             Answer::Clear(clear) => Ok(clear.go_on(gateway, now, out)),
@@ -226,9 +229,11 @@ impl Answer {
     pub fn is_waiting(&self) -> bool {
         match self {
             Answer::Reload(wait) => !matches!(wait, ReloadWait::Ended(_)),
-            Answer::Failover(_) | Answer::HaSet(_) | Answer::Maintenance(_) | Answer::Push(_) => {
-                true
-            }
+            Answer::Failover(_)
+            | Answer::HaSet(_)
+            | Answer::Maintenance(_)
+            | Answer::Push(_)
+            | Answer::Witness(_) => true,
             Answer::Capture(stream) => stream.is_idle(),
             Answer::Events(events) => events.is_idle(),
             Answer::SessionEvents(events) => events.is_idle(),
@@ -247,6 +252,7 @@ impl Answer {
         match self {
             Answer::Events(events) => events.has_news(gateway),
             Answer::SessionEvents(events) => events.has_news(gateway),
+            Answer::Witness(questions) => questions.has_news(gateway),
             _ => true,
         }
     }
@@ -288,6 +294,7 @@ impl Answer {
             | Answer::Count(_)
             | Answer::Events(_)
             | Answer::SessionEvents(_)
+            | Answer::Witness(_)
             | Answer::Policies(_)
             | Answer::Clear(_)
             | Answer::Failover(_)
@@ -309,6 +316,9 @@ impl Answer {
         if let Answer::SessionEvents(events) = self {
             events.finish();
         }
+        if let Answer::Witness(questions) = self {
+            questions.finish();
+        }
         if let Answer::Capture(_) = self
             && let Some(capture) = gateway.capture_mut()
         {
@@ -324,12 +334,26 @@ impl Answer {
         if let Answer::SessionEvents(_) = self {
             SessionEvents::end(gateway);
         }
+        if let Answer::Witness(_) = &self {
+            Questions::end(gateway);
+        }
     }
 
     /// Whether the answer is complete.
     pub fn is_done(&self) -> bool {
         matches!(self, Answer::Done)
     }
+}
+
+fn write_switches(
+    key: Option<&str>,
+    gateway: &Gateway,
+    out: &mut String,
+) -> Result<Answer, Failure> {
+    for row in ha_set::get(gateway, key)? {
+        write_line(out, &row);
+    }
+    Ok(Answer::Done)
 }
 
 fn write_hosts(limit: Option<u64>, gateway: &Gateway, out: &mut String) {

@@ -100,6 +100,7 @@ fn status_without_ports(gateway: &mut Gateway, shell: &ShellView, now: Time) -> 
                 all: all as u32,
             }
         }),
+        witness: super::witness::status(gateway, now),
         groups: gateway.groups().map(|id| group(gateway, id, now)).collect(),
         peers: peers.collect(),
         ports: Vec::new(),
@@ -185,6 +186,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
         degraded: None,
         draining: None,
         weight: weight(gateway, id, &gateway.config().node.name),
+        lease: None,
     };
     let ha = gateway.cluster().map(Cluster::ha);
     match ha.and_then(|ha| ha.group(now, id)) {
@@ -193,6 +195,9 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
             ..standalone
         },
         Some(view) => GroupStatus {
+            lease: ha
+                .and_then(|ha| ha.lease_holder(now, id))
+                .map(str::to_owned),
             ready: view.ready,
             term: view.term,
             since: seconds(now.since(view.since)),

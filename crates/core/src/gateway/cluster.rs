@@ -227,6 +227,9 @@ impl Cluster {
         if changed.override_ {
             self.ha.set_override(now, ha.override_, ha.override_wait);
         }
+        if changed.witness {
+            self.ha.set_witness(now, ha.witness.as_ref());
+        }
         if changed.monitor || changed.targets {
             self.ha.set_monitor(now, &ha.monitor, up);
         }

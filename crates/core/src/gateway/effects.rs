@@ -27,6 +27,7 @@ pub(super) struct Effects {
     pub pushers: bool,
     /// What the peers are told of weights. The priorities that follow from them change apart.
     pub weights: bool,
+    pub witness: bool,
 }
 
 impl Effects {
@@ -53,6 +54,7 @@ impl Effects {
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
             Live::Peers => (self.peers, self.pushers) = (true, true),
+            Live::Witness => self.witness = true,
             Live::AcceptPush => self.pushers = true,
             Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {

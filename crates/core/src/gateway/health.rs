@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::flow::{GroupId, LinkId, PeerId, PortId};
+use crate::ha::WitnessState;
 use crate::link_monitor::TargetState;
 use crate::time::Time;
 
@@ -62,6 +63,8 @@ pub enum Trouble {
     PeerPortsDown(PeerId),
     /// The peer has other virtual addresses, groups, policies, pools or forwards.
     ConfigDiffers(PeerId),
+    /// The witness does not answer.
+    WitnessSilent,
     /// No heartbeat comes over the link.
     LinkDown(PeerId, LinkId),
 }
@@ -239,6 +242,10 @@ impl Gateway {
         };
         if cluster.ha.maintenance().is_some() {
             found.push((Trouble::Maintenance, Severity::Warning));
+        }
+        let witness = cluster.ha.witness_view();
+        if witness.is_some_and(|view| view.state == WitnessState::Silent) {
+            found.push((Trouble::WitnessSilent, Severity::Warning));
         }
         for group in self.groups() {
             let Some(view) = cluster.ha.group(now, group) else {

@@ -64,6 +64,7 @@ mod targets;
 mod trouble;
 mod unresolved;
 mod view;
+mod witness;
 
 use crate::capture::Capture;
 use crate::config::Config;

@@ -138,6 +138,7 @@ impl Gateway {
             pickup,
             pushers,
             weights,
+            witness: _,
         } = effects;
         if targets {
             self.targets.follow(self.rules.config(), now);

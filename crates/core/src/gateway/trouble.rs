@@ -26,6 +26,7 @@ impl Trouble {
             Trouble::NotInSync(_) => "not-in-sync",
             Trouble::PeerPortsDown(_) => "peer-ports-down",
             Trouble::ConfigDiffers(_) => "config-differs",
+            Trouble::WitnessSilent => "witness-silent",
             Trouble::LinkDown(..) => "link-down",
         }
     }
@@ -208,6 +209,10 @@ fn words(trouble: Trouble, gateway: &Gateway, now: Time) -> String {
         Trouble::TableFull => "the session table is full: new sessions are refused".to_owned(),
         Trouble::TableNearlyFull => "the session table is nearly full".to_owned(),
         Trouble::Maintenance => maintenance(gateway, now),
+        Trouble::WitnessSilent => format!(
+            "the witness does not answer: {}; in doubt this unit decides without it",
+            gateway.witness().map_or("", |view| view.why)
+        ),
         Trouble::PeerGone(_)
         | Trouble::PeerMaintenance(_)
         | Trouble::NotInSync(_)

@@ -14,6 +14,7 @@ use super::contest::Rivalry;
 use super::handover::Handover;
 use super::heartbeat::{self, GroupState, MAX_TERM};
 use super::peer::ElectionPeer;
+use super::witness::Lease;
 use super::{Ha, Output, Takeover, Takeovers};
 use crate::evidence::Holding;
 use crate::flow::{GroupId, PeerId};
@@ -64,6 +65,8 @@ pub(super) struct Group {
     /// Since when a machine answers for the group's addresses, which may be the primary or a
     /// stranger.
     pub claimed_since: Option<Time>,
+    /// What the witness says of it.
+    pub lease: Lease,
 }
 
 /// The state of this unit in the election.
@@ -78,7 +81,7 @@ pub(super) enum State {
     },
     /// Follows a primary, or waits for one.
     Standby,
-    /// Asks on the data ports whether there is a primary.
+    /// Asks on the data ports whether there is a primary; after [`PROBES`], the witness.
     Checking { probes: u32, next: Time },
     /// Is the primary.
     Primary,
@@ -87,21 +90,13 @@ pub(super) enum State {
 /// No primary is alive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vacancy {
-    since: Time,
+    pub since: Time,
     /// No check before this; later than `since` if one was answered.
-    check_after: Time,
+    pub check_after: Time,
     /// The primary said goodbye: no check is needed.
     certain: bool,
 }
 
-/// Probes in one check.
-const PROBES: u32 = 3;
-const LEAST_PROBE_WAIT: Duration = Duration::from_millis(1);
-const MOST_PROBE_WAIT: Duration = Duration::from_millis(20);
-/// The same if the connection of the primary's process has ended: its kernel closes it when the
-/// process ends. A running process answers a probe within a turn of its loop, some 100 µs.
-const LEAST_LAST_WAIT: Duration = Duration::from_micros(500);
-const MOST_LAST_WAIT: Duration = Duration::from_millis(5);
 /// The longest time for which an unsigned answer can delay a takeover.
 const CLAIM_BOUND: Duration = Duration::from_secs(3);
 
@@ -138,6 +133,7 @@ impl Group {
             rivalry: None,
             given: None,
             claimed_since: None,
+            lease: Lease::default(),
         }
     }
 
@@ -152,6 +148,7 @@ impl Group {
 impl Ha {
     /// Applies the rules to all groups. Does nothing if nothing has changed.
     pub(super) fn evaluate_all(&mut self, now: Time) {
+        self.note_agreed(now);
         for group in 0..self.groups.len() {
             self.learn_term(group);
             self.note_fitness(now, group);
@@ -170,7 +167,10 @@ impl Ha {
             State::Init { until, .. } => Some(until),
             State::Standby => self.given_until(now, group).or(self.check_due(now, group)),
             State::Checking { next, .. } => Some(next),
-            State::Primary => state.handover.as_ref().map(|handover| handover.deadline),
+            State::Primary => {
+                let handover = state.handover.as_ref().map(|handover| handover.deadline);
+                handover.into_iter().chain(self.lease_due(group)).min()
+            }
         }
     }
 
@@ -350,30 +350,6 @@ impl Ha {
         self.leaving.is_none() && (self.monitor.is_empty() || self.ports_up > 0)
     }
 
-    /// The length of a check.
-    pub(super) fn probe_wait(&self) -> Duration {
-        self.interval.clamp(LEAST_PROBE_WAIT, MOST_PROBE_WAIT)
-    }
-
-    /// The length of a check of `group`.
-    fn probe_wait_for(&self, group: usize) -> Duration {
-        match self.last_primary(group).is_some_and(|peer| peer.ended) {
-            true => Self::last_check_of(self.interval),
-            false => self.probe_wait(),
-        }
-    }
-
-    /// The length of a check of a unit whose process has ended, by one that sends heartbeats at
-    /// this interval: the shortest of all.
-    pub(super) fn last_check_of(interval: Duration) -> Duration {
-        (interval / 4).clamp(LEAST_LAST_WAIT, MOST_LAST_WAIT)
-    }
-
-    /// The primary of `group` that was last seen.
-    fn last_primary(&self, group: usize) -> Option<&ElectionPeer> {
-        self.peers.get(self.groups[group].primary?.index())
-    }
-
     fn learn_term(&mut self, group: usize) {
         let alive = self.peers.iter().filter(|peer| peer.alive);
         let highest = alive.map(|peer| peer.groups[group].term).max().unwrap_or(0);
@@ -398,8 +374,8 @@ impl Ha {
             return;
         }
         self.groups[group].given = None;
-        if let Some(witness) = self.witness(group) {
-            return self.trust_witness(now, group, witness);
+        if let Some(hearsay) = self.hearsay(group) {
+            return self.trust_hearsay(now, group, hearsay);
         }
         let all_heard = |from| {
             self.known_peers()
@@ -438,6 +414,8 @@ impl Ha {
     }
 
     fn follow(&mut self, now: Time, group: usize, peer: PeerId) {
+        let all_heard = self.known_peers().all(|peer| peer.alive);
+        self.drop_lease(group, all_heard);
         let primary = &self.peers[peer.index()];
         let state = &mut self.groups[group];
         let resumes = matches!(state.state, State::Init { resumes: true, .. });
@@ -468,70 +446,7 @@ impl Ha {
         }
     }
 
-    /// When this unit may check whether to take over; `None` while it may not.
-    fn check_due(&self, now: Time, group: usize) -> Option<Time> {
-        let vacancy = self.groups[group].vacancy?;
-        if !self.may_promote() || self.is_left_to_another(group) {
-            return None;
-        }
-        // Others wait for the best one, for different times in case that it does not come. If this
-        // one had a hint, that one may notice the death a hold time later, and then has to check.
-        let was_hinted = |peer: &ElectionPeer| peer.deaf_since.is_some();
-        let later = u32::from(self.last_primary(group).is_some_and(was_hinted));
-        let wait = match self.is_best(now, group) {
-            true => Duration::ZERO,
-            false => self.hold() * (1 + later + self.rank_by_name()),
-        };
-        Some((vacancy.since + wait).max(vacancy.check_after))
-    }
-
-    /// Sends the next probe, or takes over if the last one was not answered.
-    fn continue_check(&mut self, now: Time, group: usize, probes: u32) {
-        if self.check_due(now, group).is_none_or(|due| now < due) {
-            self.groups[group].state = State::Standby;
-        } else if probes == PROBES
-            && let Some(witness) = self.witness(group)
-        {
-            self.trust_witness(now, group, witness);
-        } else if probes == PROBES && self.was_heard_lately(now, group) {
-            self.continue_check(now, group, 0);
-        } else if probes == PROBES {
-            let term = self.next_term(group);
-            let by = match self.last_primary(group) {
-                None => (Takeover::Start, "there is no primary".to_owned()),
-                Some(peer) => {
-                    let reason = match peer.ended {
-                        true => Takeover::Ended,
-                        false => Takeover::Silent,
-                    };
-                    let why = peer.gone_why.unwrap_or("it gave the group up");
-                    (reason, format!("{} is gone: {why}", peer.name))
-                }
-            };
-            self.promote(now, group, term, by);
-        } else {
-            let next = now + self.probe_wait_for(group) / PROBES;
-            self.groups[group].state = State::Checking {
-                probes: probes + 1,
-                next,
-            };
-            self.ask_the_silent(now);
-            self.push_output(Output::Probe {
-                group: GroupId(group as u8),
-            });
-        }
-    }
-
-    /// Whether heartbeats of the last primary, which are authenticated, are recent, and only a sign
-    /// that anybody can forge says that it died: an answer may just be late on a busy machine.
-    fn was_heard_lately(&self, now: Time, group: usize) -> bool {
-        self.last_primary(group).is_some_and(|peer| {
-            let heard = peer.heard.is_some_and(|at| now < at + self.hold_of(peer));
-            peer.refused && heard
-        })
-    }
-
-    fn next_term(&self, group: usize) -> u64 {
+    pub(super) fn next_term(&self, group: usize) -> u64 {
         self.term_above(self.groups[group].term, &self.name)
     }
 
@@ -583,14 +498,11 @@ impl Ha {
         if self.groups[group].state == State::Primary {
             self.plan_handover(now, group);
         }
-    }
-
-    /// How many living units come before this one by name.
-    fn rank_by_name(&self) -> u32 {
-        let before = self
-            .peers
-            .iter()
-            .filter(|peer| peer.alive && peer.name < self.name);
-        u32::try_from(before.count()).unwrap_or(u32::MAX)
+        if self.groups[group].state == State::Primary
+            && let Some(holder) = self.keep_lease(now, group)
+        {
+            let why = format!("the witness says that {holder} has it");
+            self.step_down(now, group, why);
+        }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! It makes no system call, and knows neither sockets nor packets. All roles are per group. See
 //! [`Ha`] for how to drive it; `election.rs` has the rules by which a group gets and changes its
-//! primary, `contest.rs` those for two primaries, `handover.rs` planned changes, `order.rs` the
-//! ranking of units, `heartbeat.rs` the datagram, and `ports.rs` how units recognise each other on
-//! the data ports.
+//! primary, `check.rs` the check before a takeover, `contest.rs` the rules for two primaries,
+//! `handover.rs` planned changes, `order.rs` the ranking of units, `heartbeat.rs` the datagram,
+//! `ports.rs` how units recognise each other on the data ports, and `witness.rs` who decides where
+//! they can't.
 
+mod check;
 mod contest;
 mod election;
 mod events;
@@ -27,6 +29,7 @@ mod takeover;
 #[cfg(test)]
 mod tests;
 mod view;
+mod witness;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -40,6 +43,7 @@ use election::Group;
 use events::Events;
 use peer::ElectionPeer;
 use ports::OwnPort;
+use witness::Witness;
 
 pub use events::ElectionEvent;
 pub use frame::{ETHERTYPE, FrameError, PortKeys};
@@ -50,6 +54,7 @@ pub use maintenance::Maintenance;
 pub use role::Role;
 pub use takeover::{Takeover, Takeovers};
 pub use view::{GroupView, LinkCounters, LinkView, PeerGroup, PeerView};
+pub use witness::{LeaseWish, WitnessAsk, WitnessResults, WitnessState, WitnessView};
 
 /// An effect that the caller carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,6 +218,7 @@ pub struct Ha {
     resumed: Time,
     leaving: Option<Leaving>,
     maintenance: Option<Maintenance>,
+    witness: Witness,
     rejected: [u64; HeartbeatError::ALL.len()],
     outputs: VecDeque<Output>,
     events: Events,
@@ -275,6 +281,7 @@ impl Ha {
             resumed: now,
             leaving: None,
             maintenance: None,
+            witness: Witness::default(),
             rejected: [0; HeartbeatError::ALL.len()],
             outputs: VecDeque::new(),
             events: Events::default(),
@@ -285,6 +292,9 @@ impl Ha {
             .iter()
             .map(|group| new_group(ha, group, now, until))
             .collect();
+        if ha.witness.is_some() {
+            unit.set_witness(now, ha.witness.as_ref());
+        }
         Some(unit)
     }
 
@@ -293,6 +303,7 @@ impl Ha {
     ///
     /// Returns whether it was.
     pub fn handle_wake(&mut self, now: Time) -> bool {
+        self.witness.fresh = false;
         let pause = now.since(self.last_wake);
         self.last_wake = now;
         let paused = pause > self.hold();
@@ -470,6 +481,7 @@ impl Ha {
             && self.known_peers().count() == ha.peers.len()
             && self.known_peers().all(|peer| is_listed(&peer.name))
             && self.monitor == ha.monitor
+            && self.follows_witness(ha)
             && priorities.eq(self.groups.iter().map(|group| group.priority))
     }
 
@@ -488,6 +500,7 @@ impl Ha {
         self.expire_maintenance(now);
         self.evaluate_all(now);
         self.continue_leaving(now);
+        self.follow_witness(now);
         if now >= self.next_heartbeat {
             self.urgent = true;
         }
@@ -513,6 +526,8 @@ impl Ha {
             .chain(groups)
             .chain(leaving)
             .chain(self.maintenance_until())
+            .chain(self.witness_due())
+            .chain(self.witness.fresh.then_some(now))
             .fold(self.next_heartbeat, Time::min);
         Some(next.max(now))
     }

@@ -64,7 +64,7 @@ impl Ha {
 
     /// A peer that is alive and hears a primary of `group` which this unit does not hear: one that
     /// the links to this unit no longer reach, or one that is not in its config (yet).
-    pub(super) fn witness(&self, group: usize) -> Option<(PeerId, Unheard)> {
+    pub(super) fn hearsay(&self, group: usize) -> Option<(PeerId, Unheard)> {
         let own = heartbeat::hash(&self.name);
         let unheard = |peer: &ElectionPeer| {
             let seen = peer.groups[group].sees;
@@ -82,13 +82,14 @@ impl Ha {
     }
 
     /// Who is heard by somebody lives, and only this unit does not hear it.
-    pub(super) fn trust_witness(
+    pub(super) fn trust_hearsay(
         &mut self,
         now: Time,
         group: usize,
-        (witness, unheard): (PeerId, Unheard),
+        (teller, unheard): (PeerId, Unheard),
     ) {
-        let name = &self.peers[witness.index()].name;
+        self.drop_lease(group, false);
+        let name = &self.peers[teller.index()].name;
         let state = &mut self.groups[group];
         state.state = State::Standby;
         state.vacancy = None;

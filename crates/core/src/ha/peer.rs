@@ -77,6 +77,10 @@ pub(super) struct ElectionPeer {
     /// The process and sequence of the newest heartbeat by a link.
     link_sequence: (u64, u64),
     uptime: Duration,
+    /// It is one of those that this unit last agreed with on who is there: all, at first.
+    pub is_agreed: bool,
+    /// Since when it is not heard.
+    pub silent_since: Option<Time>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,6 +142,8 @@ impl ElectionPeer {
             sequence: 0,
             link_sequence: (0, 0),
             uptime: Duration::ZERO,
+            is_agreed: true,
+            silent_since: None,
         }
     }
 

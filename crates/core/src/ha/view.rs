@@ -110,7 +110,7 @@ impl Ha {
             ready: group.ready,
             term: group.term,
             since: group.since,
-            primary: self.primary_name(usize::from(id.0)),
+            primary: self.primary_name(now, usize::from(id.0)),
             degraded: group.degraded,
             draining: self.is_draining(now, id),
             priority: group.priority,
@@ -247,7 +247,7 @@ impl Ha {
         self.rejected[error as usize]
     }
 
-    fn primary_name(&self, group: usize) -> Option<&str> {
+    fn primary_name(&self, now: Time, group: usize) -> Option<&str> {
         let state = &self.groups[group];
         if state.state == State::Primary {
             return Some(&self.name);
@@ -264,7 +264,9 @@ impl Ha {
             .collect();
         let mut unheard = self.known_peers().filter(|peer| !peer.alive);
         let named = unheard.find(|peer| seen.contains(&peer.hash));
-        named.map(|peer| peer.name.as_str())
+        // Or the witness says so.
+        let holder = self.groups[group].lease.other(now);
+        named.map(|peer| peer.name.as_str()).or(holder)
     }
 }
 

@@ -102,6 +102,10 @@ metrics! {
         "The highest known term of the group; each takeover raises it.";
     TAKEOVERS = Counter "tandemgw_takeovers_total" ["group", "reason"]
         "How often this unit became primary: start, silent, process-ended, goodbye or handover.";
+    WITNESS_UP = Gauge "tandemgw_witness_up" []
+        "Whether the witness has answered the last question; absent without [ha.witness].";
+    WITNESS_DECISIONS = Counter "tandemgw_witness_decisions_total" ["result"]
+        "Groups that the witness gave to this unit, which was in doubt (granted), or to another one that it did not hear (refused); and decisions in doubt without it (without).";
 
     PEER_CONNECTED = Gauge "tandemgw_peer_connected" ["peer"]
         "Whether heartbeats of the peer arrive.";

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use crate::flow::{GroupId, PeerId};
 use crate::gateway::{Cluster, Gateway, Role};
-use crate::ha::{HeartbeatError, LinkView, Takeover};
+use crate::ha::{HeartbeatError, LinkView, Takeover, WitnessState};
 
 use super::page::Page;
 use super::{Metric, View, catalog};
@@ -68,6 +68,19 @@ pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
         let about = gateway.cluster()?.sync().about(peer)?;
         Some(about.rules_equal)
     });
+}
+
+pub(super) fn witness(view: &View<'_>, page: &mut Page<'_>) {
+    let Some(witness) = view.gateway.witness() else {
+        return;
+    };
+    let answers = witness.state == WitnessState::Answers;
+    page.one(&catalog::WITNESS_UP, u8::from(answers));
+    let results = witness.results;
+    let mut decisions = page.begin(&catalog::WITNESS_DECISIONS);
+    decisions.add(&["granted"], results.granted);
+    decisions.add(&["refused"], results.refused);
+    decisions.add(&["without"], results.without);
 }
 
 pub(super) fn replication(view: &View<'_>, page: &mut Page<'_>) {

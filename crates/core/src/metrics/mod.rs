@@ -74,6 +74,7 @@ const PARTS: &[Part] = &[
     traffic::pools,
     cluster::groups,
     cluster::peers,
+    cluster::witness,
     cluster::replication,
     cluster::links,
     traffic::turns,

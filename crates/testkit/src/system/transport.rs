@@ -42,6 +42,7 @@ pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
             interface: "lo".into(),
             listen,
         }],
+        witness: None,
         peers,
     }
 }

@@ -22,6 +22,7 @@ mod ha;
 mod push;
 mod session;
 mod status;
+mod witness;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,7 @@ pub use status::{
     LinkStatus, MaintenanceStatus, MonitoredStatus, PeerConfig, PeerGroup, PeerStatus, PortStatus,
     Role, SessionStatus, Status, TargetState, TargetStatus, Traffic, TroubleStatus,
 };
+pub use witness::{LeaseHolder, LeaseQuestion, WitnessQuestion, WitnessStatus};
 
 /// The version of the protocol. Gateways that do not send theirs have version 0.
 pub const VERSION: u32 = 1;
@@ -105,6 +107,25 @@ pub enum Request {
     /// connection. The answer is a [`SessionEvent`] per line. It is about the sessions that this
     /// unit is primary of; those of multicast are not in it.
     SessionEvents,
+    /// The questions of this unit to the witness, until the client ends its side of the connection.
+    /// The answer is a [`WitnessQuestion`] per line. Who asks this speaks to the witness.
+    Witness,
+    /// What the witness said to a question. The answer is empty.
+    WitnessAnswer {
+        /// The `run` of the question.
+        run: String,
+        /// Its number.
+        number: u64,
+        /// Why there is no answer.
+        #[serde(default)]
+        error: Option<String>,
+        /// For how many seconds the leases of this unit last, from the question on.
+        #[serde(default)]
+        lasts_s: f64,
+        /// Who has each lease that was asked for.
+        #[serde(default)]
+        leases: Vec<LeaseHolder>,
+    },
     /// Ends sessions. The answer is one [`Cleared`].
     Clear {
         /// Only those that match all of these, `key=value` each.
@@ -244,6 +265,8 @@ impl Request {
             | Request::PushAccept
             | Request::PushAbort
             | Request::HaSet { .. }
+            | Request::Witness
+            | Request::WitnessAnswer { .. }
             | Request::Capture { .. } => Right::Change,
         }
     }

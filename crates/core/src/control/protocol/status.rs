@@ -23,6 +23,8 @@ pub struct Status {
     pub config: Option<ConfigStatus>,
     /// The ports of this unit that `monitor` names; `null` without `[ha]`.
     pub monitored: Option<MonitoredStatus>,
+    /// The witness; `null` without `[ha.witness]`.
+    pub witness: Option<super::WitnessStatus>,
     /// The groups of virtual addresses.
     pub groups: Vec<GroupStatus>,
     /// The other units.
@@ -190,6 +192,9 @@ pub struct GroupStatus {
     /// The weight of this unit; `null` if the group is not cut into slots.
     #[serde(default)]
     pub weight: Option<u8>,
+    /// The unit that has the lease of the group, as the witness said last; `null` if nobody has it,
+    /// or while nobody needs it.
+    pub lease: Option<String>,
 }
 
 /// Another unit.
