@@ -23,7 +23,7 @@ TEST_PROGRAMS=(
     ss=iproute2 tcpdump=tcpdump mtr=mtr-tiny dig=dnsutils dnsmasq=dnsmasq-base ethtool=ethtool tshark=tshark
     mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus chromium=chromium
     chromedriver=chromium-driver openssl=openssl nfcapd=nfdump smcrouted=smcroute ssmping=ssmping
-    etcd=etcd-server etcdctl=etcd-client
+    etcd=etcd-server etcdctl=etcd-client iptables-legacy=iptables
 )
 
 # need WHY PROGRAM=PACKAGE…: installs the packages whose program is missing.
