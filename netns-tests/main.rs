@@ -69,6 +69,7 @@ mod reverse_path;
 mod robust;
 mod service;
 mod sessions;
+mod side_by_side;
 mod slots;
 mod soak;
 mod split;
