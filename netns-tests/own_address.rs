@@ -2,7 +2,7 @@
 //! them.
 
 use crate::capture::Capture;
-use crate::lab::{LAN_GATEWAY, LAN1, Lab, SERVER};
+use crate::lab::{LAN1, Lab, SERVER};
 use crate::pair::Pair;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
@@ -57,45 +57,6 @@ fn unit_without_own_addresses_works_as_well() {
         ));
         assert_eq!(left.trim(), "0", "left behind on {port}");
     }
-}
-
-/// What the kernel knows, of hosts that do not answer and of the MTU of routes, comes from the
-/// gateway's address, and never from the one that it had to send it from.
-#[test]
-fn unit_without_own_addresses_tells_what_its_kernel_knows() {
-    let mut lab = Lab::new();
-    for interface in ["eth0", "eth1"] {
-        lab.unit
-            .ns
-            .run(&format!("ip addr flush dev {interface} scope global"));
-    }
-    lab.unit.ns.sysctl("ipv4/icmp_ratemask", "0");
-    lab.unit.start();
-    let odd = Capture::start(&lab.lan1, "eth0", "net 127.0.0.0/8");
-    // Whether a ping is answered by an error, which only the gateway may have sent.
-    let told = |gateway: &str, ping: &str, what: &str| {
-        let heard = lab.lan1.try_run(ping).stdout;
-        let told = heard.lines().find(|line| line.contains(what));
-        let from = format!("From {gateway} ");
-        assert!(told.is_none_or(|line| line.starts_with(&from)), "{told:?}");
-        told.is_some()
-    };
-    for (gateway, silent) in LAN_GATEWAY.iter().zip(["10.77.2.77", "fd77:2::77"]) {
-        let ping = format!("ping -c 1 -W 5 {silent}");
-        wait_until(&format!("{silent} is unreachable"), || {
-            told(gateway, &ping, "nreachable")
-        });
-    }
-    for (gateway, server) in LAN_GATEWAY.iter().zip(SERVER) {
-        lab.unit
-            .ns
-            .run(&format!("ip route replace {server} dev eth1 mtu 1300"));
-        let ping = format!("ping -M do -s 1400 -c 1 -W 1 {server}");
-        wait_until(&format!("the MTU to {server}"), || {
-            told(gateway, &ping, "mtu")
-        });
-    }
-    assert_eq!(odd.stop(), "", "a loopback address on a link");
 }
 
 #[test]

@@ -11,9 +11,8 @@ use sysctl::MCAST_SOLICIT;
 ///
 /// A reverse path filter, even the loose one (`rp_filter=2`), drops everything that comes in by an
 /// interface without an address, unless the source is routed to that very interface. The address
-/// has one other purpose: the kernel of a unit without an IPv4 address of its own has something to
-/// send its errors to the gateway from. All of 127.0.0.0/8 leads to the loopback anyway, no
-/// neighbour can ask for it, and its scope keeps the kernel from sending from it anywhere else.
+/// has no other purpose: all of 127.0.0.0/8 leads to the loopback anyway, no neighbour can ask for
+/// it, and its scope keeps the kernel from sending from it.
 pub const TUN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 1));
 
 /// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
@@ -210,9 +209,8 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
         // With it off the kernel looks each source up once more where there are rules, to refuse
         // its own addresses. The interface that the packet came in by has refused them already.
         (Family::V4, "accept_local", 1),
-        // So that the kernel can send its errors here from the address of the device if it has no
-        // other. The gateway takes and gives nothing else of 127.0.0.0/8.
-        (Family::V4, "route_localnet", 1),
+        // Loopback addresses have no business on a link, in neither direction.
+        (Family::V4, "route_localnet", 0),
     ];
     if families.contains(&Family::V6) {
         parameters.extend([

@@ -104,14 +104,7 @@ impl Gateway {
         let hidden = as_received.src != as_sent.dst;
         let outer_src = match hidden {
             true => as_sent.dst,
-            false => {
-                let author = self.author(parsed.key.src, as_received.src, egress, session.group);
-                // This kernel had none but the address of a TUN device.
-                match packet::martian_source(author) {
-                    true => return Err(DropReason::Martian),
-                    false => author,
-                }
-            }
+            false => self.author(parsed.key.src, as_received.src, egress, session.group),
         };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         if turns_back {
