@@ -229,7 +229,10 @@ fn every_metric_is_there_and_dashboard_and_alerts_use_no_other() {
     // A standby without an address of its own can ask by ARP alone.
     let more = format!(
         "\n[metrics]\n\n[[link-monitor]]\nport = \"wan\"\nserver = \"{}\"\nprotocol = \"arp\"\ninterval = \"50ms\"\n\n\
-         [[multicast-policy]]\nname = \"tv\"\nfrom = [\"wan\"]\nto = [\"lan\"]\ngroup = [\"239.1.0.0/16\"]\naction = \"accept\"\n",
+         [[multicast-policy]]\nname = \"tv\"\nfrom = [\"wan\"]\nto = [\"lan\"]\ngroup = [\"239.1.0.0/16\"]\naction = \"accept\"\n
+[ha.witness]
+endpoints = [\"http://127.0.0.1:2379\"]
+",
         SERVER[0]
     );
     pair.lab.unit.config.push_str(&more);
