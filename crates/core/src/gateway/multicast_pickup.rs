@@ -66,6 +66,13 @@ impl Untolds {
         }
     }
 
+    /// Everything is told to all peers, beside the news.
+    pub(super) fn tell_all_again(&mut self) {
+        for peer in &mut self.peers {
+            peer.all = true;
+        }
+    }
+
     /// When everything is told again.
     pub(super) fn poll_timeout(&self) -> Option<Time> {
         self.next_refresh
@@ -111,14 +118,15 @@ impl Gateway {
             return;
         }
         self.multicast.untold.next_refresh = Some(now + (ttl / 3).min(REFRESH));
-        for peer in &mut self.multicast.untold.peers {
-            peer.all = true;
-        }
+        self.multicast.untold.tell_all_again();
     }
 
     /// Writes what a peer is to be told of multicast to its stream; returns whether there is more.
     pub(super) fn poll_multicast(&mut self, now: Time, peer: PeerId, out: &mut Vec<u8>) -> bool {
-        let picks_up = self.rules.ha().is_some_and(|ha: &Ha| ha.session_pickup);
+        // What is new meanwhile is told when it is switched on.
+        if !self.rules.ha().is_some_and(|ha: &Ha| ha.session_pickup) {
+            return false;
+        }
         let Some(untold) = self.multicast.untold.peers.get_mut(peer.index()) else {
             return false;
         };
@@ -139,7 +147,7 @@ impl Gateway {
         let more = !news.is_empty();
         self.multicast.untold.peers[peer.index()].news = news;
         let mut body = Vec::new();
-        for what in records.into_iter().filter(|_| picks_up) {
+        for what in records {
             let (port, record) = self.multicast_record(now, what);
             let group = self.multicast_group(port, family_of(&record));
             let sync = self.cluster().map(super::Cluster::sync);
