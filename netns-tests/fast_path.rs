@@ -310,11 +310,12 @@ fn what_the_kernel_would_treat_otherwise_takes_no_fast_path() {
     for (add, remove, said) in cases {
         wait_for_offload(&lab.unit);
         lab.unit.ns.run(&add);
+        // Sessions may be in the process for a moment for other reasons.
+        wait_until("it is told why", || {
+            why_no_ebpf(&lab.unit, 0).contains(said)
+        });
         wait_for_no_offload(&lab.unit);
-        let port = &lab.unit.status()["ports"][0];
-        assert_ne!(port["offload"], "ebpf");
-        let why = port["why_no_ebpf"].as_str().expect("a reason");
-        assert!(why.contains(said), "{why}");
+        assert_ne!(lab.unit.status()["ports"][0]["offload"], "ebpf");
         if said == "IPsec" {
             let capture = Capture::start(&lab.server, "eth0", "udp port 7101 and dst 10.77.2.100");
             thread::sleep(Duration::from_millis(300));
