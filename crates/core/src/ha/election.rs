@@ -81,7 +81,7 @@ pub(super) enum State {
     },
     /// Follows a primary, or waits for one.
     Standby,
-    /// Asks on the data ports whether there is a primary; after [`PROBES`], the witness.
+    /// Asks on the data ports whether there is a primary; after the last probe, the witness.
     Checking { probes: u32, next: Time },
     /// Is the primary.
     Primary,
