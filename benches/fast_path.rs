@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use testkit::system::bench;
 use testkit::system::datapath::{Forwarder, Lab, SENDER_CPU, SERVER};
 use testkit::system::worker::Result;
 
@@ -131,36 +132,12 @@ const FIGURES: [Figure; 10] = [
     },
 ];
 
-/// The binary under test.
 fn tandemgw() -> PathBuf {
-    match std::env::var_os("TANDEMGW") {
-        Some(path) => path.into(),
-        None => env!("CARGO_BIN_EXE_tandemgw").into(),
-    }
+    bench::binary(env!("CARGO_BIN_EXE_tandemgw"))
 }
 
 fn main() -> ExitCode {
-    testkit::system::worker::prefer_this_process();
-    let mut arguments = std::env::args().skip(1);
-    let result = match arguments.next().as_deref() {
-        Some("worker") => testkit::system::traffic::Worker::parse_from(arguments).run(),
-        _ => drive(&Options::parse()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fast_path: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn drive(options: &Options) -> Result<()> {
-    let folder = std::env::temp_dir().join(format!("fast-path-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    let result = measure_all(options, &folder);
-    std::fs::remove_dir_all(&folder)?;
-    result
+    bench::run("fast_path", measure_all)
 }
 
 fn measure_all(options: &Options, folder: &Path) -> Result<()> {

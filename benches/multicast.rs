@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use testkit::system::bench;
 use testkit::system::datapath::{Forwarder, Lab, Launch, SENDER_CPU, SERVER};
 use testkit::system::worker::{Result, Worker};
 
@@ -56,34 +57,11 @@ const KINDS: [Kind; 3] = [Kind::Multicast, Kind::Unicast, Kind::Smcroute];
 const RATES: [u64; 2] = [200_000, 0];
 
 fn tandemgw() -> PathBuf {
-    match std::env::var_os("TANDEMGW") {
-        Some(path) => path.into(),
-        None => env!("CARGO_BIN_EXE_tandemgw").into(),
-    }
+    bench::binary(env!("CARGO_BIN_EXE_tandemgw"))
 }
 
 fn main() -> ExitCode {
-    testkit::system::worker::prefer_this_process();
-    let mut arguments = std::env::args().skip(1);
-    let result = match arguments.next().as_deref() {
-        Some("worker") => testkit::system::traffic::Worker::parse_from(arguments).run(),
-        _ => drive(&Options::parse()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("multicast: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn drive(options: &Options) -> Result<()> {
-    let folder = std::env::temp_dir().join(format!("multicast-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    let result = measure_all(options, &folder);
-    std::fs::remove_dir_all(&folder)?;
-    result
+    bench::run("multicast", measure_all)
 }
 
 /// What one forwarder does.

@@ -20,7 +20,7 @@ const PORT: u16 = 5004;
 pub const GROUPS: [&str; 2] = ["239.1.2.3", "ff05::1:2:3"];
 
 /// From the servers to the hosts. MLD needs a link-local address, which the units share.
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 [[multicast-policy]]
 name = "tv"
 from = ["wan"]

@@ -113,10 +113,7 @@ enum Target {
 
 /// The binary under test.
 pub fn tandemgw() -> PathBuf {
-    match std::env::var_os("TANDEMGW") {
-        Some(path) => path.into(),
-        None => env!("CARGO_BIN_EXE_tandemgw").into(),
-    }
+    testkit::system::bench::binary(env!("CARGO_BIN_EXE_tandemgw"))
 }
 
 fn main() -> ExitCode {

@@ -5,10 +5,12 @@
 //! - [`old_kernel`]: what an older kernel lacks.
 //! - [`process`]: child processes whose output is available while they run.
 //! - [`worker`]: processes of a benchmark, bound to a CPU.
+//! - [`bench`]: what benchmarks of the datapath begin and end with.
 //! - [`cpu_clock`]: what a thread has used, on a machine that others use too.
 //! - [`datapath`]: a client, a gateway and a server in a row; [`traffic`]: what they send.
 //! - [`transport`]: QUIC transports of several units in one process.
 
+pub mod bench;
 pub mod cpu_clock;
 pub mod datapath;
 pub mod kernel;
