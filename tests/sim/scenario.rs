@@ -393,6 +393,7 @@ impl World {
         self.check_agreement();
         if self.shape.multicast {
             self.check_members();
+            self.check_stream_sessions();
         }
         self.forget_switches();
         self.silent = false;

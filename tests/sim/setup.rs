@@ -40,6 +40,8 @@ pub struct Shape {
     pub fast: bool,
     /// Each WAN has a sender to many, each LAN hosts that want it. Not with `shared_wan`.
     pub multicast: bool,
+    /// Only the first WAN sends to many, and only hosts of the second LAN want it.
+    pub crossed: bool,
     /// There is a witness.
     pub witness: bool,
 }
@@ -61,6 +63,7 @@ impl Shape {
         slots: 0,
         fast: false,
         multicast: false,
+        crossed: false,
         witness: false,
     };
 
@@ -117,7 +120,17 @@ impl Shape {
 
     /// Whether a unit has the streams of a group.
     pub fn multicast_at(&self, unit: usize, group: usize) -> bool {
-        self.multicast && group < self.groups_of(unit)
+        self.has_streams(group) && group < self.groups_of(unit)
+    }
+
+    /// The segment that the streams of a group lead to.
+    pub fn stream_lan(&self, group: usize) -> usize {
+        2 * (group + usize::from(self.crossed))
+    }
+
+    /// Whether the WAN of a group sends to many.
+    pub fn has_streams(&self, group: usize) -> bool {
+        self.multicast && (group == 0 || !self.crossed)
     }
 
     fn text(&self, unit: usize, rules: &Rules) -> String {
@@ -138,8 +151,9 @@ impl Shape {
         for group in 0..groups {
             text += &self.rules(unit, group, rules);
             if self.multicast_at(unit, group) {
-                text +=
-                    &streams::policy(group, self.port_of(2 * group + 1), self.port_of(2 * group));
+                let wan = self.port_of(2 * group + 1);
+                let lan = self.port_of(self.stream_lan(group));
+                text += &streams::policy(group, wan, lan);
             }
         }
         text += &timeouts(rules);

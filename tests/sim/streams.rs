@@ -17,7 +17,7 @@ use crate::hosts::read_payload;
 use crate::scenario::{FAILURE_KINDS, run_with};
 use crate::setup::{Shape, host_address, host_mac};
 use crate::turn::Turn;
-use crate::world::World;
+use crate::world::{Death, World};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -37,10 +37,12 @@ const ETHERNET: usize = 14;
 /// What one group of addresses carries, and the host that may want it.
 #[derive(Debug)]
 pub struct Stream {
-    /// The group of virtual addresses.
+    /// The group of virtual addresses whose primary sends it on.
     group: usize,
     to: Addr,
-    /// The host on the LAN.
+    /// The segment that it leads to.
+    lan: usize,
+    /// The host there.
     host: usize,
     wanted: bool,
     /// When it reports, once asked or to say it again.
@@ -50,11 +52,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(group: usize, host: usize, family: Family) -> Stream {
+    fn new((group, lan): (usize, usize), host: usize, family: Family) -> Stream {
         let to = group_address(group, host as u8, family);
         Stream {
             group,
             to,
+            lan,
             host,
             wanted: host == 1,
             report_at: (host == 1).then_some(Time::ZERO),
@@ -65,10 +68,13 @@ impl Stream {
 
 /// All streams of a run: one that a host wants throughout, and one that another wants at times.
 pub fn streams_of(shape: &Shape) -> Vec<Stream> {
-    let groups = if shape.multicast { shape.groups } else { 0 };
-    let all = (0..groups).flat_map(|group| [1, 2].map(|host| (group, host)));
-    all.flat_map(|(group, host)| Family::ALL.map(|family| Stream::new(group, host, family)))
-        .collect()
+    let groups = (0..shape.groups).filter(|group| shape.has_streams(*group));
+    let all = groups.flat_map(|group| [1, 2].map(|host| (group, host)));
+    let of = |(group, host)| {
+        let at = (group, shape.stream_lan(group));
+        Family::ALL.map(|family| Stream::new(at, host, family))
+    };
+    all.flat_map(of).collect()
 }
 
 fn group_address(group: usize, last: u8, family: Family) -> Addr {
@@ -136,7 +142,7 @@ impl World {
         let (to, wan) = (stream.to, 2 * stream.group + 1);
         let number = stream.datagrams.len() as u64;
         stream.datagrams.push((self.now, 0));
-        let from = host_address(wan, 0, to.family());
+        let from = self.sender_of(&self.streams[at]);
         let datagram = udp((from, 5004), (to, 5004)).hops(9);
         let datagram = datagram.payload(&number.to_be_bytes()).bytes();
         let ethertype: [u8; 2] = if to.is_v4() { [8, 0] } else { [0x86, 0xdd] };
@@ -149,7 +155,7 @@ impl World {
     fn report(&mut self, at: usize) {
         let stream = &mut self.streams[at];
         stream.report_at = None;
-        let (lan, host, family) = (2 * stream.group, stream.host, stream.to.family());
+        let (lan, host, family) = (stream.lan, stream.host, stream.to.family());
         let record = Record {
             kind: match stream.wanted {
                 true => RecordKind::ToExclude,
@@ -203,7 +209,7 @@ impl World {
         let parsed = parsed.unwrap_or_else(|why| panic!("a bad datagram: {why:?}"));
         assert!(packet::checksum_ok(bytes, &parsed, Offload::default()));
         let is_it = |stream: &Stream| {
-            let place = (2 * stream.group, stream.host);
+            let place = (stream.lan, stream.host);
             (stream.to, place) == (parsed.key.dst, (segment, host))
         };
         let Some(at) = self.streams.iter().position(is_it) else {
@@ -229,7 +235,7 @@ impl World {
         let about = |to: &Addr| query.group.is_none_or(|group| group == *to);
         for at in 0..self.streams.len() {
             let stream = &self.streams[at];
-            let place = (2 * stream.group, stream.host);
+            let place = (stream.lan, stream.host);
             let is_it = place == (segment, host) && stream.to.family() == family;
             if !is_it || !stream.wanted || !about(&stream.to) {
                 continue;
@@ -275,6 +281,32 @@ impl World {
         }
     }
 
+    /// What the primary knows of streams, all others know too.
+    pub fn check_stream_sessions(&self) {
+        let sessions = |unit: usize| {
+            let gateway = self.units[unit].gateway.as_ref().unwrap();
+            let all = gateway.multicast_page(None, usize::MAX, self.now);
+            all.map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        for stream in &self.streams {
+            let (group, source) = (stream.to, self.sender_of(stream));
+            let primary = self.primaries(stream.group)[0];
+            if !sessions(primary).contains(&(group, source)) {
+                assert!(!stream.wanted, "{primary} does not send {group} on");
+                continue;
+            }
+            let others = (0..self.shape.units).filter(|unit| *unit != primary);
+            for unit in others.filter(|unit| self.is_alive(*unit)) {
+                let knows = sessions(unit).contains(&(group, source));
+                assert!(knows, "unit {unit} knows nothing of {group} of {primary}");
+            }
+        }
+    }
+
+    fn sender_of(&self, stream: &Stream) -> Addr {
+        host_address(2 * stream.group + 1, 0, stream.to.family())
+    }
+
     /// What the primary knows of its hosts, all others know too.
     pub fn check_members(&self) {
         let members = |unit: usize| {
@@ -283,9 +315,11 @@ impl World {
             all.map(|member| (member.port, member.group, member.wanted))
                 .collect::<Vec<_>>()
         };
-        for group in 0..self.shape.groups {
-            let lan = PortId(self.shape.port_of(2 * group) as u16);
-            let primary = self.primaries(group)[0];
+        let groups = (0..self.shape.groups).filter(|group| self.shape.has_streams(*group));
+        for group in groups {
+            let segment = self.shape.stream_lan(group);
+            let lan = PortId(self.shape.port_of(segment) as u16);
+            let primary = self.primaries(segment / 2)[0];
             let wanted: Vec<_> = members(primary)
                 .into_iter()
                 .filter(|(port, ..)| *port == lan)
@@ -332,5 +366,57 @@ fn streams_survive_each_failure() {
         let mut world = World::new(seed as u64, shape, Faults::NONE);
         world.run(ms(10_000));
         world.survive(failure);
+    }
+}
+
+/// The primary of the port that a stream comes in by has no hosts of its own to ask.
+#[test]
+fn streams_into_the_ports_of_another_group_survive_each_failure() {
+    crate::install_logger();
+    for (seed, failure) in FAILURE_KINDS.into_iter().enumerate() {
+        let shape = Shape {
+            units: 2 + seed % 2,
+            groups: 2,
+            spread: true,
+            multicast: true,
+            crossed: true,
+            ..Shape::PAIR
+        };
+        let mut world = World::new(seed as u64, shape, Faults::NONE);
+        world.run(ms(10_000));
+        world.survive(failure);
+    }
+}
+
+/// A unit is told of streams by who takes over, though it could not reach who sent them on before.
+#[test]
+fn who_takes_over_tells_units_that_were_told_nothing() {
+    crate::install_logger();
+    let shape = Shape {
+        units: 3,
+        groups: 2,
+        spread: true,
+        multicast: true,
+        crossed: true,
+        ..Shape::PAIR
+    };
+    for seed in 0..4 {
+        let mut world = World::new(seed, shape, Faults::NONE);
+        world.run(ms(10_000));
+        world.check_stream_sessions();
+        // It is the router of the hosts before, and has no members to ask for when it takes over.
+        let [primary, other] = [0, 1].map(|group| world.primaries(group)[0]);
+        let late = 3 - primary - other;
+        world.die(late, Death::Killed);
+        world.run(ms(1000));
+        world.cut_off[late][primary] = true;
+        world.cut_off[primary][late] = true;
+        world.start(late);
+        world.run(ms(3000));
+        assert_eq!(world.primaries(0), [primary]);
+        world.die(primary, Death::Killed);
+        world.run(ms(2000));
+        assert_eq!(world.primaries(0), [other]);
+        world.check_stream_sessions();
     }
 }

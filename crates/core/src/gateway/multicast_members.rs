@@ -220,7 +220,6 @@ impl Gateway {
             return;
         };
         let members = &mut side.downstream[family as usize];
-        let becomes_primary = is_primary && side.is_to && !members.is_running();
         match (is_primary && side.is_to, members.is_running()) {
             (true, false) => members.start(now),
             (false, true) => members.stop(),
@@ -233,10 +232,6 @@ impl Gateway {
                 self.want_upstream(now, &group);
             }
             self.multicast.doubt_sessions();
-        }
-        if becomes_primary {
-            // Who connected while this unit was standby was told nothing.
-            self.multicast.untold.tell_all_again();
         }
     }
 

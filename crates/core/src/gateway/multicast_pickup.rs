@@ -46,12 +46,20 @@ struct Backlog {
     news: BTreeSet<Untold>,
     /// Everything is to be told, beside the news.
     all: bool,
+    /// The groups that this unit tells the peer of.
+    groups: BTreeSet<GroupId>,
 }
 
 impl Backlog {
     fn tell_all(&mut self) {
         self.news.clear();
         self.all = true;
+    }
+
+    /// The groups that this unit tells the peer of are these: of one more, it was told nothing.
+    fn follow(&mut self, groups: BTreeSet<GroupId>) {
+        self.all |= !groups.is_subset(&self.groups);
+        self.groups = groups;
     }
 }
 
@@ -67,7 +75,7 @@ impl Untolds {
     }
 
     /// Everything is told to all peers, beside the news.
-    pub(super) fn tell_all_again(&mut self) {
+    fn tell_all_again(&mut self) {
         for peer in &mut self.peers {
             peer.all = true;
         }
@@ -127,9 +135,13 @@ impl Gateway {
         if !self.rules.ha().is_some_and(|ha: &Ha| ha.session_pickup) {
             return false;
         }
-        let Some(untold) = self.multicast.untold.peers.get_mut(peer.index()) else {
+        if self.multicast.untold.peers.len() <= peer.index() {
             return false;
-        };
+        }
+        let groups = self.groups().filter(|group| self.tells(peer, *group));
+        let groups: BTreeSet<GroupId> = groups.collect();
+        let untold = &mut self.multicast.untold.peers[peer.index()];
+        untold.follow(groups);
         let is_all = std::mem::take(&mut untold.all);
         let mut news = std::mem::take(&mut untold.news);
         if is_all {
@@ -150,8 +162,7 @@ impl Gateway {
         for what in records {
             let (port, record) = self.multicast_record(now, what);
             let group = self.multicast_group(port, family_of(&record));
-            let sync = self.cluster().map(super::Cluster::sync);
-            if !self.is_primary(group) || sync.is_none_or(|sync| !sync.tells(peer, group)) {
+            if !self.tells(peer, group) {
                 continue;
             }
             body.clear();
@@ -164,6 +175,12 @@ impl Gateway {
             codec::encode(out, &message);
         }
         more
+    }
+
+    /// Whether this unit is primary of `group`, and tells a peer of it.
+    fn tells(&self, peer: PeerId, group: GroupId) -> bool {
+        let sync = self.cluster().map(super::Cluster::sync);
+        self.is_primary(group) && sync.is_some_and(|sync| sync.tells(peer, group))
     }
 
     fn multicast_record(&self, now: Time, what: Untold) -> (PortId, Record) {
@@ -249,5 +266,23 @@ mod tests {
         let backlog = &untold.peers[0];
         assert!(backlog.news.len() <= MOST_UNTOLD, "{}", backlog.news.len());
         assert!(backlog.all, "what was left out is told again");
+    }
+
+    /// Whatever it is that makes this unit tell a peer of a group, a role or a connection.
+    #[test]
+    fn of_a_group_that_a_peer_was_told_nothing_of_it_is_told_everything() {
+        let groups = |all: &[u8]| all.iter().map(|group| GroupId(*group)).collect();
+        let mut backlog = Backlog::default();
+        for (told, expected) in [
+            (groups(&[]), false),
+            (groups(&[0]), true),
+            (groups(&[0]), false),
+            (groups(&[0, 3]), true),
+            (groups(&[3]), false),
+            (groups(&[0, 3]), true),
+        ] {
+            backlog.follow(told);
+            assert_eq!(std::mem::take(&mut backlog.all), expected);
+        }
     }
 }
