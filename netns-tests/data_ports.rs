@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::conversation::Conversations;
 use crate::lab::{LAN_GATEWAY, Lab, SERVER, switch_port};
+use crate::multicast::POLICY;
 use crate::pair::{Pair, set_port};
 use crate::unit::Unit;
 use testkit::system::namespace::Namespace;
@@ -193,13 +194,16 @@ fn a_unit_with_another_config_is_not_ready_and_both_say_what_differs() {
     let mut pair = Pair::new();
     pair.b.edit("10.77.2.1/24", "10.77.2.9/24");
     pair.b.edit("nat = true", "nat = false");
+    pair.lab.unit.config += POLICY;
+    pair.b.config += &POLICY.replace("239.1.0.0/16", "239.2.0.0/16");
     pair.lab.unit.start();
     wait_until("gw-a is primary", || pair.a().is_primary());
     pair.b.start();
     for unit in [pair.a(), pair.b()] {
         wait_until("the differences are told", || {
             let differs = unit.peer()["config"]["differs"].to_string();
-            differs.contains("port wan") && differs.contains("policy lan-out")
+            let names = ["port wan", "policy lan-out", "multicast-policy tv"];
+            names.iter().all(|name| differs.contains(name))
         });
         assert!(
             has_trouble(unit, "another config"),

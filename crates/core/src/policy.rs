@@ -12,7 +12,7 @@ use std::hash::Hasher;
 use ipnet::IpNet;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::config::{Action, Config, Nat, Policy, Service};
+use crate::config::{Action, Config, MulticastPolicy, Nat, Policy, Service};
 use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
 
 use index::Index;
@@ -431,18 +431,45 @@ fn canonical(config: &Config) -> Vec<(String, String)> {
         );
         (format!("forward {}", forward.name), text)
     });
-    let mut items: Vec<_> = ports.chain(groups).chain(pools).chain(forwards).collect();
+    let joins = config.multicast_joins.iter().map(|join| {
+        let port = port_names(config, &[join.port]).concat();
+        let source = join.source.map_or("any".to_owned(), |it| it.to_string());
+        let name = format!("multicast-join {port} {} {source}", join.group);
+        (name.clone(), name)
+    });
+    let items = ports.chain(groups).chain(pools).chain(forwards);
+    let mut items: Vec<_> = items.chain(joins).collect();
     items.sort_unstable();
     // Only for policies does the order matter.
     items.extend(config.policies.iter().map(|policy| {
         let name = format!("policy {}", policy.name);
         (name, canonical_policy(config, policy))
     }));
+    items.extend(config.multicast_policies.iter().map(|policy| {
+        let name = format!("multicast-policy {}", policy.name);
+        (name, canonical_multicast(config, policy))
+    }));
     items
 }
 
+fn networks(networks: &[IpNet]) -> Vec<String> {
+    sorted(networks.iter().map(|net| net.trunc().to_string()))
+}
+
+fn canonical_multicast(config: &Config, policy: &MulticastPolicy) -> String {
+    format!(
+        "multicast-policy {:?} from {:?} to {:?} source {:?} group {:?} accepts {} snat {}",
+        policy.name,
+        port_names(config, &policy.from),
+        port_names(config, &policy.to),
+        networks(&policy.source),
+        networks(&policy.group),
+        policy.accepts,
+        policy.snat,
+    )
+}
+
 fn canonical_policy(config: &Config, policy: &Policy) -> String {
-    let networks = |networks: &[IpNet]| sorted(networks.iter().map(|net| net.trunc().to_string()));
     let forwarded = policy.forwarded.map(|it| format!(" forwarded {it}"));
     let services = policy.service.iter();
     let services = services.map(|s| format!("{} {:?}", s.protocol.0, s.ports));
@@ -482,7 +509,7 @@ fn sorted(items: impl Iterator<Item = String>) -> Vec<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::{Forward, Limits, NatPool, Node, Port, Timeouts};
+    use crate::config::{Forward, Limits, MulticastJoin, NatPool, Node, Port, Timeouts};
 
     use proptest::prelude::*;
     use std::net::IpAddr;
@@ -795,6 +822,65 @@ pub(crate) mod tests {
             ports: (1024, 65535),
         }];
         assert_ne!(digest(&one), digest(&pool));
+    }
+
+    #[test]
+    fn the_digest_covers_multicast() {
+        let tv = || MulticastPolicy {
+            name: "tv".into(),
+            from: vec![WAN],
+            to: vec![LAN, DMZ],
+            source: nets(&["198.51.100.0/24"]),
+            group: nets(&["239.1.0.0/16", "ff05::/32"]),
+            accepts: true,
+            log: false,
+            snat: false,
+        };
+        let join = |source| MulticastJoin {
+            port: LAN,
+            group: "239.1.1.1".parse::<IpAddr>().unwrap().into(),
+            source,
+        };
+        let with = |policies, joins| {
+            let mut config = config(vec![policy("a")]);
+            (config.multicast_policies, config.multicast_joins) = (policies, joins);
+            Ruleset::new(&config)
+        };
+        let one = with(vec![tv()], vec![join(None)]);
+        let mut same = tv();
+        (same.to, same.log) = (vec![DMZ, LAN], true);
+        same.group.reverse();
+        assert_eq!(one.digest(), with(vec![same], vec![join(None)]).digest());
+        let source = Some(Addr::v4([198, 51, 100, 7]));
+        let others: [fn(&mut MulticastPolicy); 6] = [
+            |tv| tv.from = vec![DMZ],
+            |tv| tv.to = vec![LAN],
+            |tv| tv.source = Vec::new(),
+            |tv| tv.group.truncate(1),
+            |tv| tv.accepts = false,
+            |tv| tv.snat = true,
+        ];
+        let others = others.map(|change| {
+            let mut other = tv();
+            change(&mut other);
+            with(vec![other], vec![join(None)])
+        });
+        let joins = [vec![], vec![join(source)], vec![join(None), join(source)]];
+        let joins = joins.map(|joins| with(vec![tv()], joins));
+        for other in others.iter().chain(&joins) {
+            assert_ne!(one.digest(), other.digest(), "{:?}", other.items());
+            assert_ne!(one.items(), other.items());
+        }
+        let names: Vec<&str> = one.items().iter().map(|(name, _)| name.as_str()).collect();
+        let expected = [
+            "multicast-join lan 239.1.1.1 any",
+            "policy a",
+            "multicast-policy tv",
+        ];
+        assert!(
+            expected.iter().all(|name| names.contains(name)),
+            "{names:?}"
+        );
     }
 
     #[test]
