@@ -52,6 +52,7 @@ mod metrics;
 mod mtu;
 mod multicast;
 mod multicast_programs;
+mod multicast_reload;
 mod must_pass;
 mod nat;
 mod neighbor;

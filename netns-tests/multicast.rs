@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -34,10 +34,11 @@ fn index(ns: &Namespace) -> u32 {
     text.split(':').next().unwrap().parse().unwrap()
 }
 
-/// A socket on `host` that has joined `group`; of one source only, if it is given.
-fn member(host: &Namespace, group: &str, source: Option<&str>) -> UdpSocket {
+/// A socket on `host` that has joined `group`, and receives nothing else; of one source only, if it
+/// is given.
+pub fn member(host: &Namespace, group: &str, source: Option<&str>) -> UdpSocket {
     let (group, index) = (group.parse::<IpAddr>().unwrap(), index(host));
-    let socket = host.inside(|| UdpSocket::bind(any(&group, PORT)).unwrap());
+    let socket = host.inside(|| UdpSocket::bind((group, PORT)).unwrap());
     host.inside(|| match (group, source) {
         (IpAddr::V4(group), None) => {
             let own = socket2::InterfaceIndexOrAddress::Index(index);
@@ -64,13 +65,6 @@ fn address_of(host: &Namespace) -> Ipv4Addr {
     let text = host.run("ip -4 -o addr show dev eth0");
     let word = text.split_whitespace().nth(3).unwrap();
     word.split('/').next().unwrap().parse().unwrap()
-}
-
-fn any(group: &IpAddr, port: u16) -> SocketAddr {
-    match group {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
-    }
 }
 
 /// A server that sends numbered datagrams to a group until this is dropped.
@@ -118,7 +112,7 @@ impl Stream {
     }
 
     /// How many it has sent.
-    fn sent(&self) -> u64 {
+    pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 }
@@ -131,7 +125,7 @@ impl Drop for Stream {
 }
 
 /// The next number that a member gets, and from whom.
-fn next(member: &UdpSocket) -> Option<(u64, IpAddr)> {
+pub fn next(member: &UdpSocket) -> Option<(u64, IpAddr)> {
     let mut bytes = [0; 64];
     let (length, from) = member.recv_from(&mut bytes).ok()?;
     let number = bytes[..length].try_into().ok()?;
@@ -262,7 +256,10 @@ fn a_translated_stream_and_fragments() {
 }
 
 /// What a member gets: by number how often, and the longest pause between two.
-fn listen(member: UdpSocket, ends: Arc<AtomicBool>) -> JoinHandle<(BTreeMap<u64, u32>, Duration)> {
+pub fn listen(
+    member: UdpSocket,
+    ends: Arc<AtomicBool>,
+) -> JoinHandle<(BTreeMap<u64, u32>, Duration)> {
     thread::spawn(move || {
         let (mut got, mut last, mut gap) = (BTreeMap::new(), None::<Instant>, Duration::ZERO);
         while !ends.load(Ordering::Relaxed) {

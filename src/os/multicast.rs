@@ -37,15 +37,10 @@ pub struct Groups {
     is_refused: bool,
     /// Groups yet to be joined (true) or left.
     pending: VecDeque<(Ipv6Addr, bool)>,
-    /// Whether the interface is to receive frames to all groups, and does not yet.
-    all: Option<AllGroups>,
-}
-
-/// Whether frames to all groups come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AllGroups {
-    Wanted,
-    Received,
+    /// Whether the interface is to receive frames to all groups.
+    wants_all: bool,
+    /// Whether `member` has asked for them.
+    has_all: bool,
 }
 
 impl Groups {
@@ -58,7 +53,8 @@ impl Groups {
             listener: None,
             is_refused: false,
             pending: VecDeque::new(),
-            all: None,
+            wants_all: false,
+            has_all: false,
         }
     }
 
@@ -71,7 +67,7 @@ impl Groups {
     pub fn rejoin(&mut self) {
         let groups = std::mem::take(&mut self.groups);
         *self = Groups {
-            all: self.all.map(|_| AllGroups::Wanted),
+            wants_all: self.wants_all,
             ..Groups::new(&self.interface)
         };
         self.set(groups);
@@ -79,13 +75,13 @@ impl Groups {
 
     /// Whether there are groups to be joined or left.
     pub fn is_pending(&self) -> bool {
-        !self.pending.is_empty() || self.all == Some(AllGroups::Wanted)
+        !self.pending.is_empty() || self.wants_all != self.has_all
     }
 
-    /// Has the interface receive frames to all groups, since hosts may want any;
+    /// Has the interface receive frames to all groups, since hosts may want any, or no longer;
     /// [`change_some`](Self::change_some) does it.
-    pub fn receive_all(&mut self) {
-        self.all = Some(AllGroups::Wanted);
+    pub fn receive_all(&mut self, wanted: bool) {
+        self.wants_all = wanted;
     }
 
     /// Replaces the groups; [`change_some`](Self::change_some) joins and leaves them.
@@ -123,9 +119,9 @@ impl Groups {
             None => new_socket(libc::AF_PACKET, libc::SOCK_RAW)?,
         };
         let member = self.member.insert(member);
-        if self.all == Some(AllGroups::Wanted) {
-            self.all = Some(AllGroups::Received);
-            join_all(member, index)?;
+        if self.wants_all != self.has_all {
+            self.has_all = self.wants_all;
+            change_all(member, index, self.wants_all)?;
         }
         let (mut left, mut reports) = (pending, Vec::new());
         for (group, joins) in left.drain(..most.min(left.len())) {
@@ -208,16 +204,23 @@ fn join_hardware(
     set_option(socket, libc::SOL_PACKET, operation, &request)
 }
 
-/// Has the interface receive frames to all groups.
-fn join_all(socket: &OwnedFd, index: libc::c_int) -> io::Result<()> {
+/// Has the interface receive frames to all groups, or no longer.
+fn change_all(socket: &OwnedFd, index: libc::c_int, wanted: bool) -> io::Result<()> {
     let request = libc::packet_mreq {
         mr_ifindex: index,
         mr_type: libc::PACKET_MR_ALLMULTI as libc::c_ushort,
         mr_alen: 0,
         mr_address: [0; 8],
     };
-    let operation = libc::PACKET_ADD_MEMBERSHIP;
-    set_option(socket, libc::SOL_PACKET, operation, &request)
+    let operation = match wanted {
+        true => libc::PACKET_ADD_MEMBERSHIP,
+        false => libc::PACKET_DROP_MEMBERSHIP,
+    };
+    match set_option(socket, libc::SOL_PACKET, operation, &request) {
+        // The interface was recreated: what was asked for went with it.
+        Err(error) if !wanted && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+        result => result,
+    }
 }
 
 #[cfg(test)]
@@ -254,6 +257,15 @@ mod tests {
                 memberships()
             };
             let mut groups = Groups::new("here");
+            let receives_all = |wanted: bool, groups: &mut Groups| {
+                groups.receive_all(wanted);
+                while groups.change_some(1).unwrap() {}
+                let mut shown = std::process::Command::new("ip");
+                let shown = shown.args(["-d", "link", "show", "here"]).output();
+                String::from_utf8_lossy(&shown.unwrap().stdout).contains("allmulti 1")
+            };
+            assert!(receives_all(true, &mut groups));
+            assert!(!receives_all(false, &mut groups));
             assert_eq!(joined(&[group, group], &mut groups), (1, 1));
             assert_eq!(joined(&[], &mut groups), (0, 0));
             assert_eq!(joined(&[group, group], &mut groups), (1, 1));

@@ -69,6 +69,20 @@ impl MulticastSocket {
         }))
     }
 
+    /// Receives what the policies of `config` may want from now on. Frames that wait are not lost.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error; then it receives what it did before.
+    pub fn follow(&mut self, config: &Config, port: PortId) -> io::Result<()> {
+        let groups: Vec<IpNet> = config.groups_from(port).copied().collect();
+        if groups != self.groups {
+            attach_filter(&self.socket, &groups)?;
+            self.groups = groups;
+        }
+        Ok(())
+    }
+
     /// Attaches to the interface of the same name again after it was recreated; returns the former
     /// socket. Register the socket again afterwards.
     ///
@@ -179,12 +193,7 @@ fn open_socket(interface: &str, groups: &[IpNet]) -> io::Result<OwnedFd> {
     let index = interface_index(interface)?;
     // Protocol 0: it receives nothing before the filter is in place.
     let socket = new_socket(libc::AF_PACKET, libc::SOCK_RAW)?;
-    let filter = filter(groups);
-    let program = libc::sock_fprog {
-        len: filter.len() as libc::c_ushort,
-        filter: filter.as_ptr().cast_mut(),
-    };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+    attach_filter(&socket, groups)?;
     // Beyond `net.core.rmem_max` (socket(7)), which needs a right that a process with this socket
     // may lack.
     let (level, wanted) = (libc::SOL_SOCKET, &RECEIVE_BUFFER);
@@ -206,6 +215,16 @@ fn open_socket(interface: &str, groups: &[IpNet]) -> io::Result<OwnedFd> {
     // SAFETY: `address` is a sockaddr_ll of the given length, and only read.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
     Ok(socket)
+}
+
+/// Has the socket receive what [`filter`] keeps; replaces a filter that it has.
+fn attach_filter(socket: &OwnedFd, groups: &[IpNet]) -> io::Result<()> {
+    let filter = filter(groups);
+    let program = libc::sock_fprog {
+        len: filter.len() as libc::c_ushort,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 fn op(code: u32, k: u32) -> libc::sock_filter {
@@ -346,7 +365,7 @@ mod tests {
             assert!(MulticastSocket::open(&config, PortId(2)).unwrap().is_none());
             let there = PacketSocket::open("there").unwrap();
             let mut groups = crate::os::multicast::Groups::new("here");
-            groups.receive_all();
+            groups.receive_all(true);
             while groups.change_some(1).unwrap() {}
 
             let mut wanted = Vec::new();

@@ -162,9 +162,7 @@ fn join_groups(config: &Config) -> Result<Vec<Groups>, StartError> {
     let join = |(index, port): (usize, &PortConfig)| {
         let mut groups = Groups::new(&port.interface);
         groups.set(solicited_groups(config, port));
-        if config.has_multicast(PortId::from_index(index)) {
-            groups.receive_all();
-        }
+        groups.receive_all(config.has_multicast(PortId::from_index(index)));
         while groups.change_some(usize::MAX)? {}
         Ok(groups)
     };

@@ -79,7 +79,8 @@ pub(super) enum Order {
     RemoveForeign(KernelRoute),
     /// The routes of a family with next hops on several ports are these.
     Follow(Family, Spread),
-    /// Pools and forwards have the addresses of this config: routes and multicast groups follow.
+    /// Pools, forwards and multicast policies are those of this config: routes and multicast groups
+    /// follow.
     Readdress(Arc<Config>),
     /// The interface of this port was recreated: join its multicast groups.
     Rejoin(PortId),
@@ -370,8 +371,10 @@ impl Keeper {
                 self.readdressing
                     .get_or_insert_default()
                     .extend(warnings.collect::<Vec<_>>());
-                for (groups, port) in self.groups.iter_mut().zip(&config.ports) {
+                let ports = config.ports.iter().enumerate();
+                for (groups, (index, port)) in self.groups.iter_mut().zip(ports) {
                     groups.set(solicited_groups(&config, port));
+                    groups.receive_all(config.has_multicast(PortId::from_index(index)));
                 }
             }
             Order::Rejoin(port) => {

@@ -11,6 +11,7 @@ mod forwarded;
 mod fragments;
 mod icmp_errors;
 mod multicast;
+mod multicast_reload;
 mod must_pass;
 mod neighbors;
 mod odd_packets;

@@ -15,7 +15,7 @@ use testkit::lab::{DMZ, LAN, Lab, PORTS, WAN, ip, link, mac};
 use testkit::packets::{Pkt, fragments, udp};
 use testkit::pair::Pair;
 
-const POLICIES: &str = r#"
+pub const POLICIES: &str = r#"
 [[multicast-policy]]
 name = "no-ads"
 from = ["wan"]
@@ -45,17 +45,17 @@ group = "239.1.9.9"
 "#;
 
 /// The addresses of a family.
-struct Net {
-    family: Family,
-    sender: Addr,
-    advertiser: Addr,
-    host: Addr,
-    group: Addr,
-    hidden: Addr,
-    vip: Addr,
+pub struct Net {
+    pub family: Family,
+    pub sender: Addr,
+    pub advertiser: Addr,
+    pub host: Addr,
+    pub group: Addr,
+    pub hidden: Addr,
+    pub vip: Addr,
 }
 
-fn nets() -> [Net; 2] {
+pub fn nets() -> [Net; 2] {
     let of = |family, [sender, advertiser, host, group, hidden, vip]: [&str; 6]| Net {
         family,
         sender: ip(sender),
@@ -92,7 +92,11 @@ fn nets() -> [Net; 2] {
 }
 
 fn lab() -> Lab {
-    let mut lab = Lab::with(POLICIES);
+    lab_of(POLICIES)
+}
+
+pub fn lab_of(policies: &str) -> Lab {
+    let mut lab = Lab::with(policies);
     for port in PORTS {
         // The interfaces' own link-local addresses.
         let own = ip(&format!("fe80::a:{}", port.0 + 1));
@@ -140,17 +144,17 @@ fn copies(
     sent
 }
 
-fn stream(sender: Addr, group: Addr) -> Pkt {
+pub fn stream(sender: Addr, group: Addr) -> Pkt {
     udp((sender, 5004), (group, 5004)).hops(9)
 }
 
 /// Passes a packet to many, and gives the ports that it leaves by.
-fn exits(lab: &mut Lab, port: PortId, packet: &Pkt, group: Addr) -> Vec<PortId> {
+pub fn exits(lab: &mut Lab, port: PortId, packet: &Pkt, group: Addr) -> Vec<PortId> {
     let sent = copies(&mut lab.gateway, lab.now, port, &packet.bytes(), group);
     sent.into_iter().map(|(exit, _)| exit).collect()
 }
 
-fn dropped(lab: &Lab, reason: DropReason) -> u64 {
+pub fn dropped(lab: &Lab, reason: DropReason) -> u64 {
     lab.gateway.counters().dropped[reason as usize]
 }
 
@@ -166,7 +170,7 @@ fn report(gateway: &mut Gateway, now: Time, port: PortId, host: Addr, record: Re
     );
 }
 
-fn joins(lab: &mut Lab, port: PortId, host: Addr, group: Addr) {
+pub fn joins(lab: &mut Lab, port: PortId, host: Addr, group: Addr) {
     says(lab, port, host, RecordKind::ToExclude, group, &[]);
 }
 
@@ -184,7 +188,7 @@ fn says(lab: &mut Lab, port: PortId, host: Addr, kind: RecordKind, group: Addr, 
 }
 
 /// What the gateway has said of memberships since the last call: port, sender, message.
-fn said(outputs: Vec<Output>) -> Vec<(PortId, message::Received)> {
+pub fn said(outputs: Vec<Output>) -> Vec<(PortId, message::Received)> {
     let all = outputs.into_iter().filter_map(|output| match output {
         Output::Frame { port, bytes } if message::is_membership(&bytes[14..]) => {
             Some((port, message::parse(&bytes[14..]).unwrap()))

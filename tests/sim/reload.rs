@@ -21,10 +21,12 @@ pub struct Rules {
     pub pool: bool,
     /// Sources are translated to these, if there are any.
     pub pooled: bool,
-    /// The policies have other names, and another order.
+    /// The policies have other names, and another order; there is one more for streams.
     pub renamed: bool,
     /// A policy forbids DNS.
     pub no_dns: bool,
+    /// No policy lets streams pass.
+    pub no_streams: bool,
     /// The forward leads to another host.
     pub moved_forward: bool,
     /// Idle sessions end earlier.
@@ -47,6 +49,7 @@ impl Rules {
     fn any(random: &mut SplitMix64) -> Rules {
         Rules {
             no_dns: random.chance(300),
+            no_streams: random.chance(300),
             moved_forward: random.chance(200),
             pool: random.chance(500),
             ..Rules::default()
@@ -143,6 +146,7 @@ impl World {
         let first = self.units[0].rules;
         let rules = Rules {
             no_dns: false,
+            no_streams: false,
             moved_forward: false,
             ..first
         };

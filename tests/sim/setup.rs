@@ -150,10 +150,10 @@ impl Shape {
         }
         for group in 0..groups {
             text += &self.rules(unit, group, rules);
-            if self.multicast_at(unit, group) {
+            if self.multicast_at(unit, group) && !rules.no_streams {
                 let wan = self.port_of(2 * group + 1);
                 let lan = self.port_of(self.stream_lan(group));
-                text += &streams::policy(group, wan, lan);
+                text += &streams::policies(group, (wan, lan), rules.renamed);
             }
         }
         text += &timeouts(rules);

@@ -257,7 +257,7 @@ impl Shell {
         let Draft {
             result,
             source,
-            warnings,
+            mut warnings,
         } = draft;
         let forbidden_before = self.gateway.counters().forbidden;
         let (mut routes_follow, mut recording) = (false, None);
@@ -285,7 +285,14 @@ impl Shell {
                 .map_err(|refused| refused.why.clone());
             self.gateway.push_mut().applied(now, id, told);
         }
-        if matches!(&result, Ok(reloaded) if reloaded.addresses_changed) {
+        let [multicast, addresses] = match &result {
+            Ok(reloaded) => [reloaded.multicast_changed, reloaded.addresses_changed],
+            Err(_) => [false; 2],
+        };
+        if multicast {
+            warnings.extend(self.follow_streams());
+        }
+        if multicast || addresses {
             self.order(Order::Readdress(self.gateway.shared_config()));
             routes_follow = true;
         }

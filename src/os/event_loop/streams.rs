@@ -37,24 +37,36 @@ impl Streams {
     /// Opens them.
     pub(super) fn open(config: &Config, registry: &Registry) -> io::Result<Streams> {
         let ports = (0..config.ports.len()).map(PortId::from_index);
-        let mut sockets = Vec::new();
-        for port in ports {
-            let mut socket = MulticastSocket::open(config, port).map_err(|error| {
-                let interface = &config.ports[port.index()].interface;
-                let what = format!("listening for multicast on {interface}: {error}");
-                io::Error::new(error.kind(), what)
-            })?;
-            if let Some(socket) = &mut socket {
-                let token = Token(STREAMS + port.index());
-                registry.register(socket, token, Interest::READABLE)?;
-            }
-            sockets.push(socket);
-        }
+        let sockets = ports.map(|port| open(config, port, registry));
+        let sockets = sockets.collect::<io::Result<Vec<_>>>()?;
         Ok(Streams {
             ready: Bits::new(sockets.len()),
             sockets,
             frame: FrameBuffer::default(),
         })
+    }
+
+    /// Follows policies that have changed: opens sockets, and has those that stay receive what may
+    /// be wanted now. Returns those to be closed, which takes long, and what went wrong.
+    pub(super) fn follow(
+        &mut self,
+        config: &Config,
+        registry: &Registry,
+    ) -> (Vec<MulticastSocket>, Vec<String>) {
+        let (mut closed, mut warnings) = (Vec::new(), Vec::new());
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            let port = PortId::from_index(index);
+            let followed = match socket {
+                Some(socket) if config.has_multicast(port) => socket.follow(config, port),
+                Some(_) => {
+                    closed.extend(socket.take());
+                    Ok(())
+                }
+                None => open(config, port, registry).map(|opened| *socket = opened),
+            };
+            warnings.extend(followed.err().map(|error| error.to_string()));
+        }
+        (closed, warnings)
     }
 
     /// Whether there may be more to read.
@@ -69,7 +81,31 @@ impl Streams {
     }
 }
 
+/// Opens the socket of a port, if a policy names it.
+fn open(config: &Config, port: PortId, registry: &Registry) -> io::Result<Option<MulticastSocket>> {
+    let opened = MulticastSocket::open(config, port).and_then(|mut socket| {
+        if let Some(socket) = &mut socket {
+            let token = Token(STREAMS + port.index());
+            registry.register(socket, token, Interest::READABLE)?;
+        }
+        Ok(socket)
+    });
+    opened.map_err(|error| {
+        let interface = &config.ports[port.index()].interface;
+        let what = format!("listening for multicast on {interface}: {error}");
+        io::Error::new(error.kind(), what)
+    })
+}
+
 impl Shell {
+    /// Multicast policies have changed; returns what went wrong.
+    pub(super) fn follow_streams(&mut self) -> Vec<String> {
+        let config = self.gateway.shared_config();
+        let (closed, warnings) = self.streams.follow(&config, self.poll.registry());
+        worker::discard(&self.waker, closed);
+        warnings
+    }
+
     /// Forwards frames of each ready port, up to its budget.
     pub(super) fn read_streams(&mut self, now: Time) {
         let mut next = self.streams.ready.next(0);
@@ -112,20 +148,24 @@ impl Shell {
 
     /// The interface of a port was recreated.
     pub(super) fn reopen_stream(&mut self, index: usize) {
-        let Some(socket) = &mut self.streams.sockets[index] else {
-            return;
+        let (port, registry) = (PortId::from_index(index), self.poll.registry());
+        let reopened = match &mut self.streams.sockets[index] {
+            Some(socket) => socket.reopen().and_then(|former| {
+                let token = Token(STREAMS + index);
+                registry.register(socket, token, Interest::READABLE)?;
+                Ok(Some(former))
+            }),
+            // It may be missing since a reload, at which there was no such interface.
+            missing => open(self.gateway.config(), port, registry).map(|opened| {
+                *missing = opened;
+                None
+            }),
         };
-        let reopened = socket.reopen().and_then(|former| {
-            let token = Token(STREAMS + index);
-            let registry = self.poll.registry();
-            registry.register(socket, token, Interest::READABLE)?;
-            Ok(former)
-        });
         match reopened {
             Ok(former) => worker::discard(&self.waker, former),
             Err(error) => log::error!(
                 "multicast socket not opened port={} error={}",
-                self.gateway.port_name(PortId::from_index(index)),
+                self.gateway.port_name(port),
                 InQuotes(&error)
             ),
         }

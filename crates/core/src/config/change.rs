@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ipnet::IpNet;
+
 use super::field::Owner;
 use super::network::group_of;
 use super::options::{Live, Reload};
 use super::{
-    Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastPolicy, NatPool, Policy,
-    Port, Witness, slots,
+    Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastJoin, MulticastPolicy,
+    NatPool, Policy, Port, Witness, slots,
 };
 use crate::flow::{Addr, PortId};
 
@@ -51,8 +53,8 @@ impl Change {
             forwards: _,
             link_monitors: _,
             local_in,
-            multicast_policies,
-            multicast_joins,
+            multicast_policies: _,
+            multicast_joins: _,
             timeouts,
             limits,
             ha,
@@ -72,16 +74,7 @@ impl Change {
         compare_lists(&mut change.waiting, "local-in", &running.local_in, local_in);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
         change.config.limits = change.part("limits", &running.limits, limits);
-        let before = &running.multicast_policies;
-        compare_lists(
-            &mut change.waiting,
-            "multicast-policy",
-            before,
-            multicast_policies,
-        );
-        if running.multicast_joins != *multicast_joins {
-            change.wait("multicast-join", "changed");
-        }
+        change.multicast(running, wanted);
         match (&running.ha, ha) {
             (None, None) => {}
             (Some(old), Some(new)) => change.ha(old, new, ports, &running.ports),
@@ -209,6 +202,24 @@ impl Change {
         }
     }
 
+    /// Policies and static members of multicast: all of them or none. The members have no names.
+    fn multicast(&mut self, running: &Config, wanted: &Config) {
+        let (policies, joins) = match translate_multicast(running, wanted) {
+            Ok(multicast) => multicast,
+            Err(why) => {
+                let what = format!("all as before until a restart: {why}");
+                return self.wait("multicast-policy, multicast-join", &what);
+            }
+        };
+        let before = &running.multicast_policies;
+        self.list(Live::Multicast, "multicast-policy", before, &policies);
+        if running.multicast_joins != joins {
+            push(&mut self.applied, "multicast-join", "changed");
+            self.live.insert(Live::Multicast);
+        }
+        (self.config.multicast_policies, self.config.multicast_joins) = (policies, joins);
+    }
+
     /// Compares tables that are replaced as a whole.
     fn list<T: Named + PartialEq>(&mut self, live: Live, table: &str, old: &[T], new: &[T]) {
         let before = self.applied.len();
@@ -298,6 +309,12 @@ enum NotYet {
     Internal(String, Addr),
     /// A pool, by name, has addresses of several groups.
     PoolGroups(String),
+    /// A multicast policy, by name, and what is missing.
+    MulticastPort(String, NoPort),
+    /// A multicast policy, by name, translates to an address of a port that has none yet.
+    NoSource(String, String),
+    /// Static members, and what is missing.
+    Join(NoPort),
 }
 
 impl fmt::Display for NotYet {
@@ -313,6 +330,15 @@ impl fmt::Display for NotYet {
                 f,
                 "forward `{forward}` leads to {addr}, which is a virtual address still"
             ),
+            NotYet::MulticastPort(policy, port) => {
+                write!(f, "multicast policy `{policy}` {port}")
+            }
+            NotYet::NoSource(policy, port) => write!(
+                f,
+                "multicast policy `{policy}` translates on the port `{port}`, which has no address \
+                 of that family yet"
+            ),
+            NotYet::Join(port) => write!(f, "a multicast-join {port}"),
             NotYet::PoolGroups(pool) => write!(
                 f,
                 "nat-pool `{pool}` has addresses of several groups, as these are now"
@@ -357,6 +383,38 @@ fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
         check_group(running, pool)?;
     }
     Ok((policies, forwards))
+}
+
+type Multicast = (Vec<MulticastPolicy>, Vec<MulticastJoin>);
+
+/// Multicast of `wanted` in terms of the ports that run, or the reason why it has to wait.
+fn translate_multicast(running: &Config, wanted: &Config) -> Result<Multicast, NotYet> {
+    let translate = |ports: &[PortId]| translate_ports(ports, &wanted.ports, &running.ports);
+    let mut policies = wanted.multicast_policies.clone();
+    for policy in &mut policies {
+        let said = |port| NotYet::MulticastPort(policy.name.clone(), port);
+        let from = translate(&policy.from).map_err(said)?;
+        let to = translate(&policy.to).map_err(said)?;
+        (policy.from, policy.to) = (from, to);
+        for port in policy.to.iter().filter(|_| policy.snat) {
+            let port = &running.ports[port.index()];
+            let has = |net: &IpNet| {
+                let family = Addr::from(net.addr()).family();
+                let mut own = port.virtual_addresses.iter();
+                own.any(|own| own.addr.family() == family)
+            };
+            if !policy.group.iter().all(has) {
+                return Err(NotYet::NoSource(policy.name.clone(), port.name.clone()));
+            }
+        }
+    }
+    let mut joins = wanted.multicast_joins.clone();
+    for join in &mut joins {
+        for port in translate(&[join.port]).map_err(NotYet::Join)? {
+            join.port = port;
+        }
+    }
+    Ok((policies, joins))
 }
 
 /// The addresses of a pool move with one group: one of those in force, which the file may not have.
@@ -662,8 +720,8 @@ pub(super) mod tests {
         ("local-in.service", "tcp/22", "tcp/23", "local-in.ssh"),
         (
             "local-in.action",
-            "action = \"drop\"",
-            "action = \"accept\"",
+            "action = \"drop\"\n        [[multicast",
+            "action = \"accept\"\n        [[multicast",
             "local-in.ssh",
         ),
         (
@@ -1102,6 +1160,49 @@ pub(super) mod tests {
         let why = "nat-pool `n` has addresses of several groups";
         assert!(rules.is_some_and(|d| d.what.contains(why)), "{change:?}");
         assert_eq!(change.config.nat_pools, running.nat_pools);
+    }
+
+    #[test]
+    fn multicast_for_what_does_not_run_yet_waits_as_a_whole() {
+        let running = read(EVERYTHING);
+        let dmz = "[[port]]\nname = \"dmz\"\ninterface = \"eth5\"\n\
+                   virtual-addresses = [\"10.0.5.1/24\"]\n";
+        let text = EVERYTHING.replace("virtual-addresses = []", "ports = [\"dmz\"]");
+        let text = text.replacen("[[group]]", &format!("{dmz}\n[[group]]"), 1);
+        let cases = [
+            (
+                "from = [ \"wan\" ]",
+                "from = [\"dmz\"]",
+                "multicast policy `tv` names the port `dmz`, which does not run yet",
+            ),
+            (
+                "port = \"lan\"\n        group",
+                "port = \"dmz\"\n group",
+                "a multicast-join names the port `dmz`, which does not run yet",
+            ),
+        ];
+        for (from, to, why) in cases {
+            assert!(text.contains(from));
+            // Another port comes before it: the file has other numbers than those in force.
+            let wanted = read(&text.replace(from, to).replace("10.8.0.0/16", "10.8.0.0/15"));
+            let change = Change::new(&running, &wanted);
+            let waits = change.waiting.iter();
+            let mut waits = waits.filter(|it| it.key == "multicast-policy, multicast-join");
+            let what = waits.next().map(|it| it.what.as_str()).unwrap_or_default();
+            assert!(what.contains(why), "{:?}", change.waiting);
+            assert_eq!(change.config.multicast_policies, running.multicast_policies);
+            assert_eq!(change.config.multicast_joins, running.multicast_joins);
+        }
+        let v6 = "group = [\"239.1.0.0/16\", \"ff05::/16\"]";
+        let wanted = EVERYTHING.replace("group = [\"239.1.0.0/16\"]", v6);
+        let lan = "virtual-addresses = [\"10.0.1.1/24\", \"fd01::1/64\"]";
+        let wanted = wanted.replace("virtual-addresses = [\"10.0.1.1/24\"]", lan);
+        let change = Change::new(&running, &read(&wanted));
+        let why = "translates on the port `lan`, which has no address of that family yet";
+        assert!(
+            change.waiting.iter().any(|it| it.what.contains(why)),
+            "{change:?}"
+        );
     }
 
     #[test]

@@ -132,6 +132,10 @@ pub enum Live {
     Peers,
     /// `[ha.witness]`
     Witness,
+    /// `[[multicast-policy]]` and `[[multicast-join]]`, which are put in force together.
+    Multicast,
+    /// `multicast-ttl` of `[ha]`.
+    MulticastTtl,
 }
 
 impl OptionDoc {
@@ -332,18 +336,18 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("local-in", "service", "service, as of a policy", DefaultValue::Absent("any"), WHOLE, RESTART, "protocols and ports of the machine"),
     choice("local-in", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, RESTART, "what happens to the packet"),
 
-    text("multicast-policy", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the policy"),
-    list("multicast-policy", "from", "port name", DefaultValue::Required, WHOLE, RESTART, "ports that a stream may come in by: the routes to its source lead there"),
-    list("multicast-policy", "to", "port name", DefaultValue::Required, WHOLE, RESTART, "ports that it may leave by, if hosts there want it"),
-    list("multicast-policy", "source", "prefix", DefaultValue::Absent("any"), WHOLE, RESTART, "who sends it"),
-    list("multicast-policy", "group", "prefix", DefaultValue::Required, WHOLE, RESTART, "where it is sent to; groups that are valid on their link only never pass"),
-    choice("multicast-policy", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, RESTART, "what happens to it"),
-    flag("multicast-policy", "log", false, WHOLE, RESTART, "log the start and the end of each session"),
-    flag("multicast-policy", "snat", false, WHOLE, RESTART, "translate the source to the virtual address of the port that the stream leaves by; the ports stay"),
+    text("multicast-policy", "name", "name", DefaultValue::Required, WHOLE, MULTICAST, "the name of the policy"),
+    list("multicast-policy", "from", "port name", DefaultValue::Required, WHOLE, MULTICAST, "ports that a stream may come in by: the routes to its source lead there"),
+    list("multicast-policy", "to", "port name", DefaultValue::Required, WHOLE, MULTICAST, "ports that it may leave by, if hosts there want it"),
+    list("multicast-policy", "source", "prefix", DefaultValue::Absent("any"), WHOLE, MULTICAST, "who sends it"),
+    list("multicast-policy", "group", "prefix", DefaultValue::Required, WHOLE, MULTICAST, "where it is sent to; groups that are valid on their link only never pass"),
+    choice("multicast-policy", "action", LOCAL_ACTIONS, DefaultValue::Required, WHOLE, MULTICAST, "what happens to it"),
+    flag("multicast-policy", "log", false, WHOLE, MULTICAST, "log the start and the end of each session"),
+    flag("multicast-policy", "snat", false, WHOLE, MULTICAST, "translate the source to the virtual address of the port that the stream leaves by; the ports stay"),
 
-    text("multicast-join", "port", "port name", DefaultValue::Required, WHOLE, RESTART, "where the group is wanted"),
-    text("multicast-join", "group", "address", DefaultValue::Required, WHOLE, RESTART, "the group"),
-    text("multicast-join", "source", "address", DefaultValue::Absent("any"), WHOLE, RESTART, "only what this host sends to it"),
+    text("multicast-join", "port", "port name", DefaultValue::Required, WHOLE, MULTICAST, "where the group is wanted"),
+    text("multicast-join", "group", "address", DefaultValue::Required, WHOLE, MULTICAST, "the group"),
+    text("multicast-join", "source", "address", DefaultValue::Absent("any"), WHOLE, MULTICAST, "only what this host sends to it"),
 
     time("timeouts", "tcp-established", S, d(7), s(7440), field!(Timeouts.tcp_established), Reload::Live(Live::Timeouts), "an open TCP connection (RFC 5382, REQ-5)"),
     time("timeouts", "tcp-transitory", S, d(1), s(240), field!(Timeouts.tcp_transitory), Reload::Live(Live::Timeouts), "a TCP connection that opens or closes (RFC 5382, REQ-5)"),
@@ -374,7 +378,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     flag("ha", "session-pickup", true, field!(Ha.session_pickup), Reload::Live(Live::SessionPickup), "replicate TCP and other connection-oriented sessions"),
     flag("ha", "session-pickup-connectionless", true, field!(Ha.session_pickup_connectionless), Reload::Live(Live::SessionPickupConnectionless), "replicate UDP and ICMP sessions as well"),
     time("ha", "session-pickup-delay", Duration::ZERO, h(1), Duration::ZERO, field!(Ha.session_pickup_delay), Reload::Live(Live::SessionPickupDelay), "replicate only sessions that live longer than this"),
-    time("ha", "multicast-ttl", s(5), h(1), s(600), field!(Ha.multicast_ttl), RESTART, "how long a standby keeps what the primary has told it of multicast and not told again"),
+    time("ha", "multicast-ttl", s(5), h(1), s(600), field!(Ha.multicast_ttl), Reload::Live(Live::MulticastTtl), "how long a standby keeps what the primary has told it of multicast and not told again"),
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
     int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
@@ -407,6 +411,7 @@ const LOCAL_ACTIONS: &[&str] = &["accept", "drop"];
 const GUARANTEES: &[&str] = &["off", "bounded", "strict"];
 const RESTART: Reload = Reload::Restart;
 const AS_USED: Reload = Reload::AsUsed;
+const MULTICAST: Reload = Reload::Live(Live::Multicast);
 const WITNESS: Reload = Reload::Live(Live::Witness);
 const WHOLE: Access = Access::Whole;
 const S: Duration = s(1);

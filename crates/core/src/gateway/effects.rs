@@ -6,7 +6,8 @@ use crate::config::Live;
 /// derived from one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Effects {
-    /// Policies, pools and forwards: there is a new ruleset, and sessions are compared with it.
+    /// Policies, pools and forwards, and what peers are told of multicast: there is a new ruleset,
+    /// and sessions are compared with it.
     pub rules: bool,
     /// The addresses that the gateway answers for, or translates to: the shell follows.
     pub addresses: bool,
@@ -28,6 +29,10 @@ pub(super) struct Effects {
     /// What the peers are told of weights. The priorities that follow from them change apart.
     pub weights: bool,
     pub witness: bool,
+    /// Policies and static members of multicast: the shell follows.
+    pub multicast: bool,
+    /// How long a standby keeps what it was told of multicast.
+    pub multicast_ttl: bool,
 }
 
 impl Effects {
@@ -55,6 +60,8 @@ impl Effects {
             Live::Monitor => self.monitor = true,
             Live::Peers => (self.peers, self.pushers) = (true, true),
             Live::Witness => self.witness = true,
+            Live::Multicast => (self.rules, self.multicast) = (true, true),
+            Live::MulticastTtl => self.multicast_ttl = true,
             Live::AcceptPush => self.pushers = true,
             Live::LinkMonitors | Live::FailoverThreshold => self.targets = true,
             Live::SessionPickup | Live::SessionPickupConnectionless | Live::SessionPickupDelay => {

@@ -38,6 +38,7 @@ mod mss;
 mod multicast;
 mod multicast_members;
 mod multicast_pickup;
+mod multicast_reload;
 mod multicast_view;
 mod neighbors;
 mod open;
@@ -348,7 +349,8 @@ impl Gateway {
 
     /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        if self.revalidation.is_running() || self.routes.is_sweeping() {
+        let is_busy = self.revalidation.is_running() || self.multicast.is_comparing();
+        if is_busy || self.routes.is_sweeping() {
             return Some(now);
         }
         let sweep = Some(self.sessions.table().next_sweep(now.tick()))
@@ -473,6 +475,7 @@ impl Gateway {
         }
         self.rules.check_invariants(self.sessions.nat());
         self.outbox.check_invariants();
+        self.multicast.check_invariants();
         self.check_options();
     }
 }

@@ -21,6 +21,7 @@ use crate::time::Time;
 use super::Gateway;
 use super::limiter::Limiter;
 use super::multicast_pickup::{Untold, Untolds};
+use super::multicast_reload::Comparison;
 
 const ETHERNET: usize = 14;
 /// Packets of IGMP and MLD a second that a port accepts.
@@ -35,7 +36,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Everything about multicast. Without policies it is empty, and does nothing.
 #[derive(Default)]
 pub(super) struct Multicast {
-    /// By port: none if no policy names it.
+    /// By port: none if no policy names it, nor has named it.
     pub(super) sides: Vec<Option<Box<Side>>>,
     /// By group and source.
     pub(super) sessions: BTreeMap<(Addr, Addr), Session>,
@@ -49,9 +50,10 @@ pub(super) struct Multicast {
     pub(super) next: Option<Time>,
     /// What peers are not told yet.
     pub(super) untold: Untolds,
+    pub(super) comparison: Option<Comparison>,
 }
 
-/// A port that a policy names.
+/// A port that a policy names, or has named before the config changed.
 pub(super) struct Side {
     /// By family: what its hosts want.
     pub(super) downstream: [Membership; 2],
@@ -64,6 +66,17 @@ pub(super) struct Side {
 }
 
 impl Side {
+    pub(super) fn new() -> Side {
+        Side {
+            downstream: Family::ALL.map(Membership::new),
+            upstream: Default::default(),
+            limiter: Limiter::new(REPORTS_PER_SECOND),
+            sessions: 0,
+            is_to: false,
+            is_from: false,
+        }
+    }
+
     /// Whether there is something to say.
     pub(super) fn has_news(&self, now: Time) -> bool {
         self.downstream.iter().any(Membership::has_query)
@@ -112,36 +125,23 @@ pub(super) struct Exit {
 
 impl Multicast {
     pub(super) fn new(config: &Config) -> Multicast {
-        let policies = &config.multicast_policies;
-        let side = |index| {
-            let port = PortId::from_index(index);
-            let is_to = policies.iter().any(|policy| policy.to.contains(&port));
-            let is_from = policies.iter().any(|policy| policy.from.contains(&port));
-            (is_to || is_from).then(|| {
-                Box::new(Side {
-                    downstream: Family::ALL.map(Membership::new),
-                    upstream: Default::default(),
-                    limiter: Limiter::new(REPORTS_PER_SECOND),
-                    sessions: 0,
-                    is_to,
-                    is_from,
-                })
-            })
-        };
-        Multicast {
-            sides: match policies.is_empty() {
-                true => Vec::new(),
-                false => (0..config.ports.len()).map(side).collect(),
-            },
+        let mut multicast = Multicast {
             // Sessions of a peer have the epoch 0.
             epoch: 1,
             ..Multicast::default()
-        }
+        };
+        multicast.follow(config);
+        multicast
     }
 
     /// Where sessions leave may have changed: it is looked up again with their next packets.
     pub(super) fn doubt_sessions(&mut self) {
         self.epoch += 1;
+    }
+
+    /// Whether nothing has changed since the exits of a session were found.
+    pub(super) fn is_current(&self, session: &Session) -> bool {
+        session.epoch == self.epoch
     }
 
     /// When there is something to do.
@@ -364,7 +364,12 @@ impl Gateway {
     }
 
     /// Finds where a stream leaves, and keeps that as its session.
-    fn find_exits(&mut self, now: Time, port: PortId, at: (Addr, Addr)) -> Result<(), DropReason> {
+    pub(super) fn find_exits(
+        &mut self,
+        now: Time,
+        port: PortId,
+        at: (Addr, Addr),
+    ) -> Result<(), DropReason> {
         let found = self.exits_of(port, at);
         let is_known = self.multicast.sessions.contains_key(&at);
         let (exits, logs) = match found {
@@ -377,6 +382,7 @@ impl Gateway {
                     .get(&at)
                     .is_some_and(|it| it.port == port)
                 {
+                    self.count_forbidden(reason);
                     self.end_multicast(now, at, reason.name());
                 }
                 return Err(reason);
@@ -512,6 +518,7 @@ impl Gateway {
             return;
         }
         self.refresh_multicast(now);
+        self.compare_multicast(now);
         if self.multicast.next.is_none_or(|next| next <= now) {
             self.handle_members_timeout(now);
         }
@@ -536,21 +543,20 @@ impl Gateway {
         (age, packets, bytes): (Duration, u64, u64),
     ) {
         let is_new = !self.multicast.sessions.contains_key(&at);
-        let side = self.multicast.side(port);
-        if is_new && side.is_none_or(|side| side.sessions >= MOST_SESSIONS) {
+        let Some(side) = self.multicast.side(port) else {
+            return;
+        };
+        if is_new && side.sessions >= MOST_SESSIONS {
             return;
         }
         if !is_new {
             self.end_silently(&at);
         }
-        let exits = self
-            .exits_of(port, at)
-            .map_or(Vec::new(), |(exits, _)| exits);
         let nanos = now.as_nanos().saturating_sub(age.as_nanos() as u64);
         let session = Session {
             port,
-            exits,
-            // Its first packet here looks for the exits again.
+            // Its first packet here looks for them.
+            exits: Vec::new(),
             epoch: 0,
             started: Time::from_nanos(nanos),
             last_seen: now,

@@ -166,9 +166,7 @@ impl Gateway {
             while let Some(query) = side.downstream[family as usize].poll_query() {
                 frames.extend(query_frames(&query, sender));
             }
-            if side.is_from {
-                frames.extend(side.upstream[family as usize].poll_frames(now, sender));
-            }
+            frames.extend(side.upstream[family as usize].poll_frames(now, sender));
         }
         for bytes in frames.into_iter().filter(|_| is_heard) {
             self.push_output(Output::Frame { port, bytes });
@@ -190,10 +188,10 @@ impl Gateway {
         }
     }
 
-    fn want_upstream(&mut self, now: Time, group: &Addr) {
+    pub(super) fn want_upstream(&mut self, now: Time, group: &Addr) {
         for from in self.multicast.ports() {
             let wanted = self.multicast.wanted_from(self.rules.config(), from, group);
-            if let Some(side) = self.multicast.side_mut(from).filter(|side| side.is_from) {
+            if let Some(side) = self.multicast.side_mut(from) {
                 side.upstream[group.family() as usize].set(now, *group, wanted);
             }
         }
@@ -226,8 +224,10 @@ impl Gateway {
             _ => {}
         }
         let host = &mut side.upstream[family as usize];
-        if host.is_speaking() != (is_primary && side.is_from) {
-            host.set_speaking(now, is_primary && side.is_from);
+        // Of a port that streams no longer come in by, it says that nothing is wanted.
+        let speaks = is_primary && (side.is_from || host.is_leaving());
+        if host.is_speaking() != speaks {
+            host.set_speaking(now, speaks);
             for group in joined {
                 self.want_upstream(now, &group);
             }

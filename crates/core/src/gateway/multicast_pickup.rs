@@ -81,6 +81,11 @@ impl Untolds {
         }
     }
 
+    /// Everything is told again now: how often that is due has changed.
+    pub(super) fn refresh_at_once(&mut self, now: Time) {
+        self.next_refresh = Some(now);
+    }
+
     /// When everything is told again.
     pub(super) fn poll_timeout(&self) -> Option<Time> {
         self.next_refresh

@@ -1,5 +1,6 @@
 //! Multicast to people and programs.
 
+use std::borrow::Cow;
 use std::ops::Bound;
 
 use crate::flow::{Addr, Family, FlowKey, PolicyId, PortId};
@@ -51,10 +52,22 @@ impl Gateway {
             .range((from, Bound::Unbounded))
             .take(most);
         sessions.map(move |(at, session)| {
-            let views = session.exits.iter();
+            let exits = self.multicast_exits(*at, session);
+            let views = exits.iter();
             let views = views.map(|exit| self.multicast_view(*at, session, exit, now));
             (*at, views.collect())
         })
+    }
+
+    /// Where the next packet of a session would leave.
+    fn multicast_exits<'a>(&self, at: (Addr, Addr), session: &'a Session) -> Cow<'a, [Exit]> {
+        match self.multicast.is_current(session) {
+            true => Cow::Borrowed(&session.exits),
+            false => {
+                let found = self.exits_of(session.port, at);
+                Cow::Owned(found.map_or(Vec::new(), |(exits, _)| exits))
+            }
+        }
     }
 
     fn multicast_view(

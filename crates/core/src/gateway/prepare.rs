@@ -106,6 +106,8 @@ pub struct Reloaded {
     /// There may be other peers, or they have other addresses or keys: see
     /// [`Gateway::peer_settings`].
     pub peers_changed: bool,
+    /// Other ports, or other groups of a port, may have multicast.
+    pub multicast_changed: bool,
 }
 
 /// The rules in force before a reload. Dropping them takes long if there are many policies.
@@ -153,6 +155,7 @@ impl Prepared {
             waiting,
             addresses_changed,
             peers_changed: effects.peers,
+            multicast_changed: effects.multicast,
         };
         Ok(Prepared {
             basis,

@@ -88,7 +88,7 @@ impl Gateway {
 
     /// Whether sessions are still being compared with the rules of the last reload.
     pub fn is_reloading(&self) -> bool {
-        self.revalidation.concerns_rules()
+        self.revalidation.concerns_rules() || self.multicast.is_comparing()
     }
 
     /// Sets one of [`config::switch_names`], until the next reload or restart.
@@ -139,6 +139,8 @@ impl Gateway {
             pushers,
             weights,
             witness: _,
+            multicast,
+            multicast_ttl,
         } = effects;
         if targets {
             self.targets.follow(self.rules.config(), now);
@@ -155,6 +157,12 @@ impl Gateway {
         }
         if announcements {
             self.hosts.announcer.reconfigure(self.rules.config());
+        }
+        if multicast {
+            self.adopt_multicast(now);
+        }
+        if multicast_ttl {
+            self.multicast.untold.refresh_at_once(now);
         }
         let former = new_rules.and_then(|rules| self.adopt_rules(now, rules));
         let Basis { config, .. } = self.rules.basis();
@@ -315,6 +323,12 @@ mod tests {
             Live::NatPools => format!("{:?}", config.nat_pools),
             Live::Forwards => format!("{:?}", config.forwards),
             Live::LinkMonitors => format!("{:?}", config.link_monitors),
+            Live::Multicast => {
+                format!(
+                    "{:?} {:?}",
+                    config.multicast_policies, config.multicast_joins
+                )
+            }
             Live::Peers => format!("{:?}", config.ha.as_ref().map(|ha| &ha.peers)),
             other => panic!("{other:?} has a value of its own"),
         }

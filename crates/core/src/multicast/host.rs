@@ -61,6 +61,11 @@ impl Host {
         self.speaks
     }
 
+    /// Whether it speaks of groups: that it wants them, or no longer does.
+    pub fn is_leaving(&self) -> bool {
+        self.speaks && !(self.wanted.is_empty() && self.changes.is_empty())
+    }
+
     /// What is wanted of `group` from now on; none if nothing is.
     pub fn set(&mut self, now: Time, group: Addr, wanted: Option<Wanted>) {
         if self.wanted.get(&group) == wanted.as_ref() {
