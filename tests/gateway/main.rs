@@ -20,5 +20,6 @@ mod random;
 mod refusals;
 mod reload;
 mod routes;
+mod session_log;
 mod sessions;
 mod takeover;

@@ -14,8 +14,10 @@ const PIECE: usize = 64;
 /// The changes to come, until the client ends its side.
 #[derive(Debug)]
 pub struct SessionEvents {
-    /// The number of the last change that was sent.
+    /// The number of the last change that was looked at.
     after: u64,
+    /// Changes before the next one that the client is not told.
+    missed: u64,
     is_ended: bool,
     idle: bool,
 }
@@ -26,6 +28,7 @@ impl SessionEvents {
     pub fn begin(gateway: &mut Gateway) -> SessionEvents {
         SessionEvents {
             after: gateway.open_session_log(),
+            missed: 0,
             is_ended: false,
             idle: false,
         }
@@ -39,8 +42,7 @@ impl SessionEvents {
         out: &mut String,
     ) -> Progress {
         for _ in 0..PIECE {
-            let log = gateway.session_log();
-            let Some(change) = log.and_then(|log| log.after(self.after)) else {
+            let Some(change) = gateway.session_change_after(self.after) else {
                 self.idle = true;
                 return match self.is_ended {
                     false => Progress::More,
@@ -51,11 +53,14 @@ impl SessionEvents {
                 };
             };
             // Some are missing only if the reader was too slow.
-            let missed = change.sequence - self.after - 1;
+            self.missed += change.sequence - self.after - 1;
             self.after = change.sequence;
-            let session = &change.session;
+            let Some(session) = &change.session else {
+                self.missed += 1;
+                continue;
+            };
             let event = SessionEvent {
-                missed,
+                missed: std::mem::take(&mut self.missed),
                 at: since_1970(shell, change.at),
                 end: change.end.map(Into::into),
                 packets_back: session.packets[1],

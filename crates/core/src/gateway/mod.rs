@@ -415,7 +415,7 @@ impl Gateway {
     fn end_session(&mut self, now: Time, id: SessionId, why: &'static str) {
         self.leave_fast_path(now, id);
         if self.session_log.is_some() {
-            self.log_session(now, id, Some(why));
+            self.log_end(now, id, why);
         }
         let Some(session) = self.sessions.get(id) else {
             return;

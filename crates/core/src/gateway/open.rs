@@ -323,9 +323,7 @@ impl Gateway {
     fn insert(&mut self, packet: &Packet<'_>, session: Session) -> Result<SessionId, DropReason> {
         let id = self.sessions.insert(session, packet.now).map_err(refusal)?;
         self.counters.opened += 1;
-        if self.session_log.is_some() {
-            self.log_session(packet.now, id, None);
-        }
+        self.log_begin(packet.now, id);
         let is_logged = |session: &&Session| session.flags.contains(SessionFlags::LOG);
         if let Some(session) = self.sessions.get(id).filter(is_logged) {
             let line = self.describe(id, session, packet.now);

@@ -98,7 +98,8 @@ pub struct SessionEvent<'a> {
     pub packets_back: u64,
     /// Bytes of IP in that direction; `bytes` of the session includes them.
     pub bytes_back: u64,
-    /// The session, in its last state if it has ended.
+    /// The session, in its last state if it has ended. Of one that has begun, packets and bytes are
+    /// those until the moment that this is told.
     pub session: Session<'a>,
 }
 
