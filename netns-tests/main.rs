@@ -64,6 +64,7 @@ mod own_address;
 mod pcapng;
 mod peers;
 mod policy;
+mod readme;
 mod reload;
 mod replication;
 mod reverse_path;
