@@ -328,6 +328,10 @@ fn a_unit_that_was_away_gets_it_and_a_conflict_is_shown() {
     assert!(said.contains("gw-b: away"), "{said}");
     pair.b.start();
     wait_until("gw-b has it", || drops(pair.b()) == (true, true));
+    // What it remembers of the push comes after the file, and a conflict is one with that.
+    wait_until("both know that they have the same", || {
+        [pair.a(), pair.b()].map(|unit| report(unit)["units"][1]["compared"] == "same") == [true; 2]
+    });
     // Both are changed while they do not hear each other.
     pair.b.kill();
     wait_until("gw-b is gone", || pair.a().peer()["connected"] == false);
