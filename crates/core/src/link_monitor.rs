@@ -195,11 +195,24 @@ impl LinkMonitors {
 
     /// Whether enough of the targets behind `port` answer: the `ha-priority` of the dead ones adds
     /// up to no more than `pingserver-failover-threshold`.
-    pub fn is_good(&self, port: PortId) -> bool {
+    ///
+    /// Units find out one after the other, within an interval. For that time a change speaks for
+    /// the primary: one that no longer reaches what nobody reaches must not hand over, nor one that
+    /// reaches it again a moment later than its peer.
+    pub fn is_good(&self, now: Time, port: PortId, is_primary: bool) -> bool {
         let own = self.targets.iter().filter(|it| it.config.port == port);
-        let dead = own.filter(|it| it.state == TargetState::Dead);
+        let dead = own.filter(|it| match it.state {
+            TargetState::Dead => !is_primary || !it.is_fresh(now),
+            TargetState::Alive => !is_primary && it.came_back && it.is_fresh(now),
+            TargetState::Unknown => false,
+        });
         let penalty: u32 = dead.map(|it| it.config.ha_priority).sum();
         penalty <= self.threshold
+    }
+
+    /// Whether [`LinkMonitors::is_good`] may change with the time.
+    pub fn is_settling(&self, now: Time) -> bool {
+        self.targets.iter().any(|target| target.is_fresh(now))
     }
 
     /// All of them, in the order of the config.
@@ -239,6 +252,11 @@ impl Target {
             answered: 0,
             why_not: None,
         }
+    }
+
+    /// Whether its state is so new that a peer may not know of it yet.
+    fn is_fresh(&self, now: Time) -> bool {
+        now.since(self.since) < self.config.interval
     }
 
     fn timeout(&self) -> Time {
@@ -501,8 +519,9 @@ mod tests {
                 .into(),
             threshold: 2,
         };
-        let good =
-            |monitors: &LinkMonitors| [0, 1].map(|it| monitors.is_good(PortId::from_index(it)));
+        let good = |monitors: &LinkMonitors| {
+            [0, 1].map(|it| monitors.is_good(now, PortId::from_index(it), false))
+        };
         assert_eq!(good(&monitors), [true, true], "unknown is good");
         monitors.targets[1].state = TargetState::Dead;
         assert_eq!(good(&monitors), [true, true]);
@@ -510,6 +529,27 @@ mod tests {
         assert_eq!(good(&monitors), [false, true]);
         monitors.targets[2].state = TargetState::Dead;
         assert_eq!(good(&monitors), [false, false]);
+    }
+
+    /// Units find out one after the other: a group would move, for no better unit, each time.
+    #[test]
+    fn for_an_interval_a_change_speaks_for_the_primary() {
+        let port = PortId::from_index(0);
+        let mut bench = Bench::new(ms(1));
+        let good = |bench: &Bench, after: Duration| {
+            let at = bench.now + after;
+            [true, false].map(|is_primary| bench.monitors.is_good(at, port, is_primary))
+        };
+        bench.run(INTERVAL * 5);
+        assert_eq!(good(&bench, ms(0)), [true, true]);
+        for (lives, state) in [(false, TargetState::Dead), (true, TargetState::Alive)] {
+            bench.lives = lives;
+            bench.time_to(state);
+            assert_eq!(good(&bench, ms(0)), [true, false], "{state:?}");
+            assert!(bench.monitors.is_settling(bench.now));
+            assert_eq!(good(&bench, INTERVAL), [lives, lives], "{state:?}");
+            assert!(!bench.monitors.is_settling(bench.now + INTERVAL));
+        }
     }
 
     #[test]
@@ -527,7 +567,8 @@ mod tests {
             }
             assert_eq!(bench.state(), TargetState::Unknown);
         }
-        assert!(bench.monitors.is_good(PortId::from_index(0)));
+        let port = PortId::from_index(0);
+        assert!(bench.monitors.is_good(bench.now, port, false));
         bench.monitors.targets[0].change(bench.now, TargetState::Dead);
         let later = |seconds| bench.now + Duration::from_secs(seconds);
         let (soon, late) = (later(59), later(61));

@@ -458,13 +458,13 @@ impl Gateway {
     }
 
     pub(super) fn tell_ports(&mut self, now: Time) {
-        let up = self.ports_up();
+        let up = self.ports_up(now);
         self.in_cluster(now, |cluster, _| cluster.ha.handle_ports(now, &up));
     }
 
     /// By port, whether packets can pass it and reach something, as far as known here.
-    pub(super) fn ports_up(&self) -> Vec<bool> {
-        let works = |port: PortId| self.links.works(port) && self.leads_on(port.index());
+    pub(super) fn ports_up(&self, now: Time) -> Vec<bool> {
+        let works = |port: PortId| self.links.works(port) && self.leads_on(now, port);
         self.links.ports().map(works).collect()
     }
 

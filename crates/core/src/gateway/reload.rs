@@ -172,7 +172,7 @@ impl Gateway {
             });
         }
         // Streams that were closed are known as such: a handover on one of them would be lost.
-        let up = self.ports_up();
+        let up = self.ports_up(now);
         self.with_cluster(|cluster| cluster.adopt(now, &config, &effects, &up));
         if pushers {
             self.set_pushers();

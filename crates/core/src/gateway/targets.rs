@@ -20,6 +20,8 @@ const FIRST_PORT: u16 = 0xc000;
 pub(super) struct Targets {
     pub(super) monitors: LinkMonitors,
     keys: Vec<Option<FlowKey>>,
+    /// What the election is told of them may change with the time.
+    is_settling: bool,
 }
 
 impl Targets {
@@ -27,6 +29,7 @@ impl Targets {
         Targets {
             monitors: LinkMonitors::new(config, now),
             keys: Vec::new(),
+            is_settling: false,
         }
     }
 
@@ -58,6 +61,10 @@ impl Gateway {
             if let Err(why) = self.send_probe(now, probe) {
                 self.targets.monitors.cannot_send(now, probe.monitor, why);
             }
+        }
+        if std::mem::take(&mut self.targets.is_settling) {
+            self.targets.is_settling = self.targets.monitors.is_settling(now);
+            self.tell_ports(now);
         }
         self.follow_targets(now);
     }
@@ -116,6 +123,7 @@ impl Gateway {
             }
         }
         if changed {
+            self.targets.is_settling = true;
             self.tell_ports(now);
             self.check_health(now);
         }
@@ -200,8 +208,9 @@ impl Gateway {
     }
 
     /// Whether the targets behind `port` answer, as far as they decide about it.
-    pub(super) fn leads_on(&self, port: usize) -> bool {
-        self.targets.monitors.is_good(PortId::from_index(port))
+    pub(super) fn leads_on(&self, now: Time, port: PortId) -> bool {
+        let is_primary = self.groups().any(|group| self.is_primary(group));
+        self.targets.monitors.is_good(now, port, is_primary)
     }
 }
 
@@ -245,7 +254,7 @@ mod tests {
                 .is_some_and(|it| it.what.ends_with(what))
         };
         assert!(told(&gateway, "1 of 1"));
-        while gateway.leads_on(0) {
+        while gateway.leads_on(now, PortId(0)) {
             now = now + Duration::from_millis(20);
             gateway.handle_wake(now);
             gateway.handle_timeout(now);
@@ -258,7 +267,7 @@ mod tests {
             gateway.handle_timeout(now);
             gateway.note_target(now, PortId(0), target);
         }
-        assert!(gateway.leads_on(0), "it answers again");
+        assert!(gateway.leads_on(now, PortId(0)), "it answers again");
         assert!(told(&gateway, "1 of 1"));
     }
 }
