@@ -240,7 +240,11 @@ fn a_translated_stream_and_fragments() {
                 "UDP4-DATAGRAM:{group}:{PORT},ip-multicast-ttl=8,ip-multicast-if={}",
                 SERVER[0]
             ),
-            _ => continue,
+            // IPV6_MULTICAST_HOPS, for which this program has no name.
+            _ => format!(
+                "UDP6-DATAGRAM:[{group}]:{PORT},setsockopt-int=41:18:8,bind=[{}]",
+                SERVER[1]
+            ),
         };
         let mut bytes = vec![0; 9000];
         // Where the host still has the stream in its queue there may be no room for it.

@@ -79,3 +79,33 @@ fn ssmping_gets_its_answers() {
         assert!(answers.count() >= 3, "{heard}");
     }
 }
+
+/// iperf 2 numbers its datagrams, and its servers say how many are missing.
+#[test]
+fn iperf_misses_nothing_at_two_hosts() {
+    let mut lab = Lab::new();
+    lab.unit.config += POLICY;
+    lab.unit.config += "\n[metrics]\nlisten = \"127.0.0.1:10747\"\n";
+    lab.unit.start();
+    for ((group, server), family) in GROUPS.into_iter().zip(SERVER).zip(["IPv4", "IPv6"]) {
+        let flag = if family == "IPv6" { "-V" } else { "" };
+        let hosts = [&lab.lan1, &lab.lan2];
+        let servers = hosts.map(|host| host.spawn(&format!("iperf -s -u {flag} -B {group}%eth0")));
+        for host in hosts {
+            wait_until("the host has joined", || {
+                host.run("ip maddr show dev eth0").contains(group)
+            });
+        }
+        let wanted = format!("tandemgw_multicast_groups{{port=\"lan\",family=\"{family}\"}} 1");
+        wait_until("the gateway knows of it", || {
+            let scraped = lab.unit.ns.run("curl -s http://127.0.0.1:10747/metrics");
+            scraped.contains(&wanted)
+        });
+        let client = format!("iperf -c {group} -u {flag} -T 8 -B {server} -b 10M -l 1200 -t 2");
+        lab.server.spawn(&client).finish(PATIENCE).ok();
+        for iperf in servers {
+            iperf.expect_stdout("a report without a loss", |line| line.contains(" 0/"));
+            iperf.stop();
+        }
+    }
+}

@@ -128,27 +128,29 @@ fn a_router_starts_and_ends_on_a_port() {
 
 #[test]
 fn static_members_come_and_go() {
-    let mut lab = lab_of(POLICIES);
-    let group = ip("239.1.8.8");
-    let sender = ip("198.51.100.7");
-    let packet = stream(sender, group);
-    assert!(exits(&mut lab, WAN, &packet, group).is_empty());
-    lab.outputs();
-    let join = |source: &str| {
-        let member = format!("[[multicast-join]]\nport = \"lan\"\ngroup = \"{group}\"\n");
-        format!("{POLICIES}\n{member}{source}\n")
-    };
-    reload(&mut lab, &join(""));
-    assert_eq!(told(&mut lab, WAN, group), [RecordKind::ToExclude]);
-    assert_eq!(exits(&mut lab, WAN, &packet, group), [LAN]);
-    reload(&mut lab, &join("source = \"198.51.100.8\""));
-    assert_eq!(count(&lab), 0, "of another source only");
-    assert_eq!(told(&mut lab, WAN, group), [RecordKind::ToInclude]);
-    assert!(exits(&mut lab, WAN, &packet, group).is_empty());
-    reload(&mut lab, &join("source = \"198.51.100.7\""));
-    assert_eq!(exits(&mut lab, WAN, &packet, group), [LAN]);
-    reload(&mut lab, POLICIES);
-    assert_eq!(count(&lab), 0);
+    for net in nets() {
+        let mut lab = lab_of(POLICIES);
+        let (group, sender) = (net.group, net.sender);
+        let packet = stream(sender, group);
+        assert!(exits(&mut lab, WAN, &packet, group).is_empty());
+        lab.outputs();
+        let join = |source: Option<Addr>| {
+            let member = format!("[[multicast-join]]\nport = \"lan\"\ngroup = \"{group}\"\n");
+            let source = source.map_or(String::new(), |it| format!("source = \"{it}\"\n"));
+            format!("{POLICIES}\n{member}{source}")
+        };
+        reload(&mut lab, &join(None));
+        assert_eq!(told(&mut lab, WAN, group), [RecordKind::ToExclude]);
+        assert_eq!(exits(&mut lab, WAN, &packet, group), [LAN]);
+        reload(&mut lab, &join(Some(net.advertiser)));
+        assert_eq!(count(&lab), 0, "of another source only");
+        assert_eq!(told(&mut lab, WAN, group), [RecordKind::ToInclude]);
+        assert!(exits(&mut lab, WAN, &packet, group).is_empty());
+        reload(&mut lab, &join(Some(sender)));
+        assert_eq!(exits(&mut lab, WAN, &packet, group), [LAN]);
+        reload(&mut lab, POLICIES);
+        assert_eq!(count(&lab), 0);
+    }
 }
 
 /// What is listed after a change is what the next packet does, with the name of its policy.
