@@ -142,7 +142,7 @@ function showTraffic(status) {
   if (before !== null && passed < 900) return;
   if (before !== null && now.packets >= before.packets) {
     const rate = (of) => ((now[of] - before[of]) * 1000) / passed;
-    byId("rate").textContent = `${bits(rate("bytes") * 8)}, ${number(Math.round(rate("packets")))} packets/s now`;
+    byId("rate").textContent = `${bits(rate("bytes") * 8)}, ${number(Math.round(rate("packets")))} packets/s now;`;
   }
   before = now;
 }
