@@ -27,6 +27,8 @@ pub struct Setup {
     /// One for each unit.
     pub priorities: &'static [u8],
     pub guarantee: &'static str,
+    /// Peers that hold each group; 0 if all do.
+    pub copies: u8,
     /// Heartbeats that may be missed.
     pub threshold: u32,
     /// Each has an address on either port.
@@ -41,6 +43,7 @@ impl Setup {
         Setup {
             priorities,
             guarantee: "off",
+            copies: 0,
             threshold: 5,
             groups: 1,
             max_sessions: [1 << 20; 4],
@@ -175,6 +178,7 @@ impl Cluster {
         let Setup {
             priorities,
             guarantee,
+            copies,
             threshold,
             groups,
             max_sessions,
@@ -212,7 +216,7 @@ impl Cluster {
              [timeouts]\nudp-unreplied = \"600s\"\n[limits]\nhalf-open-per-source = 0\ntcp-pickup = false\n\
              [ha]\ngroup-id = 7\npriority = {}\nheartbeat-interval = \"20ms\"\n\
              heartbeat-lost-threshold = {threshold}\nmonitor = [\"lan\", \"wan\"]\n\
-             pickup-guarantee = \"{guarantee}\"\npickup-guarantee-wait = \"1s\"\n\
+             pickup-guarantee = \"{guarantee}\"\npickup-guarantee-wait = \"1s\"\ncopies = {copies}\n\
              [[ha.link]]\ninterface = \"sync0\"\nlisten = \"10.77.9.{}:7030\"\n",
             priorities[unit],
             unit + 1
@@ -338,6 +342,16 @@ impl Cluster {
                 let keys = ["connected", "in_sync", "digest_equal"];
                 keys.iter().all(|key| peer[key] == true) && peer["lag"]["sequence_gap"] == 0
             }))
+        })
+    }
+
+    /// Waits until a peer of the first unit is no longer one of those that hold its sessions.
+    pub fn wait_until_relieved(&self, peer: usize) -> Result<()> {
+        self.wait("a peer to hold nothing", |it| {
+            let status = it.status(0)?;
+            let mut peers = status["peers"].as_array().ok_or("no peers")?.iter();
+            let is_relieved = |peer: &Value| peer["groups"][0]["holder"] == false;
+            Ok(peers.any(|it| it["name"] == NAMES[peer] && is_relieved(it)))
         })
     }
 

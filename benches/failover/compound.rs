@@ -260,32 +260,43 @@ pub fn rolling(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
 /// Sessions of one measurement of what a copy costs.
 const COPIED: u64 = 100_000;
 
-/// The cost of a new session for its owner, for each peer beyond the first.
+/// The cost of a new session for its owner, for each peer beyond the first; and for a third one if
+/// two hold it.
 pub fn copies(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let figure = |what: &str| {
         let what = format!("CPU of the owner for the {what} peer");
         Figure::new(what, "µs a session", Target::AtMost(0.5))
     };
     let (mut second, mut third) = (figure("second"), figure("third"));
+    let mut left_out = figure("third, with `copies = 2`,");
     for _ in 0..options.runs {
         let all: [&'static [u8]; 3] = [&[200, 100], &[200, 150, 100], &[200, 150, 100, 50]];
-        let costs = all.map(|priorities| owner_cost(priorities, folder));
+        let costs = all.map(|priorities| owner_cost(priorities, 0, folder));
         let [one, two, three] = costs;
+        let limited = owner_cost(all[2], 2, folder)?;
         let (one, two, three) = (one?, two?, three?);
         second.add(Kind::Tandemgw, two - one);
         third.add(Kind::Tandemgw, three - two);
+        left_out.add(Kind::Tandemgw, limited - two);
     }
-    Ok(vec![second, third])
+    Ok(vec![second, third, left_out])
 }
 
 /// In µs a new session.
-fn owner_cost(priorities: &'static [u8], folder: &Path) -> Result<f64> {
+fn owner_cost(priorities: &'static [u8], copies: u8, folder: &Path) -> Result<f64> {
     let setup = Setup {
+        copies,
         // On a machine with few processors no unit may be missed.
         threshold: 50,
         ..Setup::new(priorities)
     };
     let cluster = Cluster::new(setup, folder)?;
+    // The last one has the lowest priority.
+    let peers = priorities.len() - 1;
+    let left_out: &[usize] = if copies > 0 { &[3] } else { &[] };
+    for peer in left_out {
+        cluster.wait_until_relieved(*peer)?;
+    }
     let mac = cluster.units[0].namespace.mac_text("eth0");
     let (before, start) = (cluster.cpu_time(0)?, Instant::now());
     std::thread::sleep(Duration::from_secs(1));
@@ -306,7 +317,7 @@ fn owner_cost(priorities: &'static [u8], folder: &Path) -> Result<f64> {
     ];
     let (before, start) = (cluster.cpu_time(0)?, Instant::now());
     cluster.client.worker(&blast, None)?.line()?;
-    cluster.wait_until_equal(0, &[])?;
+    cluster.wait_until_equal(0, left_out)?;
     let used = cluster.cpu_time(0)? - before;
     let used = used.saturating_sub(idle.mul_f64(start.elapsed().as_secs_f64()));
     let total = cluster.status(0)?["sessions"]["total"].as_f64();
@@ -315,9 +326,6 @@ fn owner_cost(priorities: &'static [u8], folder: &Path) -> Result<f64> {
         return Err(format!("only {opened} sessions were opened").into());
     }
     let cost = used.as_secs_f64() * 1e6 / opened;
-    eprintln!(
-        "{} peers: {cost:.2} µs a session of {opened}",
-        priorities.len() - 1
-    );
+    eprintln!("{peers} peers, copies {copies}: {cost:.2} µs a session of {opened}",);
     Ok(cost)
 }
